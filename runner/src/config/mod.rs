@@ -1,0 +1,100 @@
+//! `hookrun.toml` -> a checked [`Config`]. Every error names file, line, key and the fix.
+//!
+//! One element a file, with its default and its documentation beside it. Reading is pure: no file that the configuration
+//! names is opened here (secrets least of all); the rooms that use them do that.
+
+mod error;
+pub mod limits;
+mod plugin;
+mod raw;
+mod services;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+pub use error::{ConfigError, nearest, suggestion};
+pub use limits::{Limit, Limits};
+pub use plugin::{Filter, Grant, Plugin, PluginSource, Retry, StoreScope};
+pub use services::{Credentials, MailTransport, Mail, ObjectStore, SigningKey};
+pub use worker::{Builders, Start, Worker};
+
+/// The configuration of an installation without a file: mails about non-reproducible builds into a maildir, and the
+/// speed-factor policy.
+pub const EMBEDDED: &str = include_str!("default.toml");
+
+/// A checked configuration: every name it uses is defined in it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Where it was read from.
+    pub path: PathBuf,
+    /// Is it [`EMBEDDED`], because there is no file at `path`?
+    pub embedded: bool,
+    /// `[worker]`.
+    pub worker: Worker,
+    /// `[builders]`.
+    pub builders: Builders,
+    /// `[plugins.NAME]`, by name.
+    pub plugins: BTreeMap<String, Plugin>,
+    /// `[object-stores.NAME]`.
+    pub object_stores: BTreeMap<String, ObjectStore>,
+    /// `[signing-keys.NAME]`.
+    pub signing_keys: BTreeMap<String, SigningKey>,
+    /// `[mail.NAME]`.
+    pub mail: BTreeMap<String, Mail>,
+    lines: Lines,
+}
+
+impl Config {
+    /// Reads and checks the configuration at `path`, or [`EMBEDDED`] if there is no file.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its line and its fix.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(path, &text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Self::parse(path, EMBEDDED).map(|config| Self { embedded: true, ..config })
+            }
+            Err(error) => Err(ConfigError {
+                path: path.to_owned(),
+                line: None,
+                message: format!("cannot be read ({error}); make it readable for the user that runs hookrun"),
+            }),
+        }
+    }
+
+    /// Checks the text of a configuration.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        raw::parse(path, text)
+    }
+
+    /// The line of a key, such as `["plugins", "cache", "grant"]`, or of its nearest parent that is there.
+    pub fn line_of(&self, keys: &[&str]) -> Option<usize> {
+        self.lines.of(keys)
+    }
+
+    /// An error about the key `keys`.
+    pub fn error(&self, keys: &[&str], message: impl Into<String>) -> ConfigError {
+        ConfigError { path: self.path.clone(), line: self.line_of(keys), message: message.into() }
+    }
+}
+
+/// The lines of all keys, by dotted path.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Lines(BTreeMap<Vec<String>, usize>);
+
+impl Lines {
+    fn of(&self, keys: &[&str]) -> Option<usize> {
+        (1..=keys.len()).rev().find_map(|length| {
+            let path: Vec<String> = keys.iter().take(length).map(|key| (*key).to_owned()).collect();
+            self.0.get(&path).copied()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

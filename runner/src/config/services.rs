@@ -1,0 +1,83 @@
+//! What plugins are given by name: `[object-stores.NAME]`, `[signing-keys.NAME]`, `[mail.NAME]`. Secrets are named by file or
+//! environment variable here and read only by the process that uses them.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+/// `[object-stores.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct ObjectStore {
+    /// `s3://bucket[/prefix]`, `gs://`, `az://`, `http(s)://` or `file:///dir`; absent: a directory below hookrun's state.
+    pub url: Option<String>,
+    /// The S3 region.
+    pub region: Option<String>,
+    /// The S3 endpoint, such as `http://127.0.0.1:9000`.
+    pub endpoint: Option<String>,
+    /// S3 path-style requests (`endpoint/bucket/key`); by default when `endpoint` is set.
+    pub path_style: Option<bool>,
+    /// Where S3 credentials come from.
+    pub credentials: Credentials,
+}
+
+/// Where credentials come from. Without files: the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`), then the
+/// instance's role.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Credentials {
+    /// A file with the access key id.
+    pub access_key_id_file: Option<PathBuf>,
+    /// A file with the secret access key.
+    pub secret_access_key_file: Option<PathBuf>,
+    /// A file with a session token.
+    pub session_token_file: Option<PathBuf>,
+    /// Requests without a signature, for public or inner stores.
+    pub anonymous: bool,
+}
+
+/// `[signing-keys.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SigningKey {
+    /// A file as `nix-store --generate-binary-cache-key` makes it; the name in it must be the NAME of the table.
+    pub file: PathBuf,
+}
+
+/// How mail leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MailTransport {
+    /// Into a maildir.
+    #[default]
+    Maildir,
+    /// To an SMTP server.
+    Smtp,
+    /// By a program such as `/usr/sbin/sendmail -t`.
+    Sendmail,
+}
+
+/// `[mail.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Mail {
+    /// How mail leaves.
+    pub transport: MailTransport,
+    /// For `smtp`: `smtps://host:465` (TLS), `smtp://host:587?tls=required` (STARTTLS), `?tls=opportunistic`, or
+    /// `smtp://host:25` (plain).
+    pub url: Option<String>,
+    /// The sender; by default `hookrun@` and the host name.
+    pub from: Option<String>,
+    /// Recipients that any plugin with this grant may write to.
+    pub to: Vec<String>,
+    /// For `smtp`.
+    pub username: Option<String>,
+    /// For `smtp`: a file with the password.
+    pub password_file: Option<PathBuf>,
+    /// For `smtp`: a file with the certificate authorities to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// For `maildir`; by default below hookrun's state.
+    pub directory: Option<PathBuf>,
+    /// For `sendmail`: the program, by default `/usr/sbin/sendmail`.
+    pub program: Option<PathBuf>,
+}

@@ -1,0 +1,105 @@
+//! Where hookrun keeps its configuration and its state.
+//!
+//! A system installation (root, or a build user called by root's Nix) uses `/etc/hookrun` and `/var/lib/hookrun`; a user
+//! without root uses the XDG directories. `HOOKRUN_CONFIG` and `HOOKRUN_STATE_DIR` override.
+
+use std::path::{Path, PathBuf};
+
+/// The configuration of a system installation.
+pub const SYSTEM_CONFIG: &str = "/etc/hookrun/hookrun.toml";
+/// The state of a system installation.
+pub const SYSTEM_STATE: &str = "/var/lib/hookrun";
+
+/// The directories of one installation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dirs {
+    /// The configuration file; it need not exist.
+    pub config: PathBuf,
+    /// The state directory; it need not exist.
+    pub state: PathBuf,
+}
+
+impl Dirs {
+    /// The directories for this process: from the environment, or from who runs it.
+    pub fn from_env() -> Self {
+        let system = rustix::process::getuid().is_root() || called_by_system_nix();
+        let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let home = || var("HOME").unwrap_or_else(|| PathBuf::from("/"));
+        Self {
+            config: var("HOOKRUN_CONFIG").unwrap_or_else(|| {
+                if system {
+                    PathBuf::from(SYSTEM_CONFIG)
+                } else {
+                    var("XDG_CONFIG_HOME").unwrap_or_else(|| home().join(".config")).join("hookrun/hookrun.toml")
+                }
+            }),
+            state: var("HOOKRUN_STATE_DIR").unwrap_or_else(|| {
+                if system {
+                    PathBuf::from(SYSTEM_STATE)
+                } else {
+                    var("XDG_STATE_HOME").unwrap_or_else(|| home().join(".local/state")).join("hookrun")
+                }
+            }),
+        }
+    }
+
+    /// Events handed over by hooks; see [`crate::queue::spool`].
+    pub fn spool(&self) -> PathBuf {
+        self.state.join("spool")
+    }
+
+    /// Spool files that were set aside, with the reason.
+    pub fn rejected(&self) -> PathBuf {
+        self.state.join("rejected")
+    }
+
+    /// The journal's directory (0700); the database is `journal.sqlite` in it.
+    pub fn journal(&self) -> PathBuf {
+        self.state.join("journal")
+    }
+
+    /// Plugins compiled ahead of time (0700).
+    pub fn artifacts(&self) -> PathBuf {
+        self.state.join("artifacts")
+    }
+
+    /// The `state` capability's stores (0700), one file a plugin.
+    pub fn plugin_state(&self) -> PathBuf {
+        self.state.join("plugin-state")
+    }
+
+    /// Load, health and history of builders.
+    pub fn builders(&self) -> PathBuf {
+        self.state.join("builders")
+    }
+
+    /// Where a mail transport without a setting keeps its maildir.
+    pub fn maildir(&self, transport: &str) -> PathBuf {
+        self.state.join("mail").join(transport)
+    }
+
+    /// Where an object store without a URL keeps its objects.
+    pub fn object_store(&self, name: &str) -> PathBuf {
+        self.state.join("object-stores").join(name)
+    }
+
+    /// Locked by the one worker.
+    pub fn worker_lock(&self) -> PathBuf {
+        self.state.join("worker.lock")
+    }
+
+    /// What a detached worker writes in place of standard error.
+    pub fn worker_log(&self) -> PathBuf {
+        self.state.join("worker.log")
+    }
+}
+
+/// Is this a build user called by root's Nix? Such a user has no home of its own (`/var/empty` and the like), inherits root's
+/// environment, and finds the system's spool writable.
+fn called_by_system_nix() -> bool {
+    use rustix::fs::Access;
+    let spool = Path::new(SYSTEM_STATE).join("spool");
+    let home_is_ours = std::env::var_os("HOME")
+        .is_some_and(|home| rustix::fs::access(Path::new(&home), Access::WRITE_OK | Access::EXEC_OK).is_ok());
+    !home_is_ours && rustix::fs::access(&spool, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+}
