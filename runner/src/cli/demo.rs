@@ -1,0 +1,22 @@
+//! `hookrun demo`.
+
+use std::path::PathBuf;
+
+use super::CliError;
+use crate::exit_code::Exit;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  hookrun demo --dir /tmp/hookrun-demo")]
+pub(super) struct Args {
+    /// Where to work; kept afterwards for a look around [default: a new directory below the temporary directory]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Remove the directory at the end
+    #[arg(long)]
+    remove: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
+    let _ = args;
+    Ok(Exit::Internal)
+}

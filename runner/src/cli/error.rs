@@ -1,0 +1,72 @@
+//! How a command fails: an exit code and one line that ends in the fix.
+
+use crate::config::ConfigError;
+use crate::exit_code::Exit;
+
+/// Why a command did not do its work.
+#[derive(Debug)]
+pub struct CliError {
+    /// What the process returns.
+    pub exit: Exit,
+    /// The chain of causes; the outermost says what was tried.
+    pub source: anyhow::Error,
+}
+
+impl CliError {
+    /// The environment is in the way: no Nix, no permission, no space.
+    pub fn environment(source: impl Into<anyhow::Error>) -> Self {
+        Self { exit: Exit::Environment, source: source.into() }
+    }
+
+    /// The command line asks for something that cannot be.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { exit: Exit::Usage, source: anyhow::Error::msg(message.into()) }
+    }
+
+    /// The configuration is wrong.
+    pub fn configuration(message: impl Into<String>) -> Self {
+        Self { exit: Exit::Configuration, source: anyhow::Error::msg(message.into()) }
+    }
+
+    /// A defect of hookrun.
+    pub fn internal(source: impl Into<anyhow::Error>) -> Self {
+        Self { exit: Exit::Internal, source: source.into() }
+    }
+}
+
+impl std::fmt::Display for CliError {
+    /// One line: the causes joined by colons, what is on several lines folded.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text = format!("{:#}", self.source);
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        if let Some(first) = lines.next() {
+            f.write_str(first)?;
+        }
+        for line in lines {
+            write!(f, " {line}")?;
+        }
+        Ok(())
+    }
+}
+
+impl From<ConfigError> for CliError {
+    fn from(error: ConfigError) -> Self {
+        Self { exit: Exit::Configuration, source: error.into() }
+    }
+}
+
+impl CliError {
+    /// The reader of our output has left, as `head` does; no error for a command line.
+    pub fn is_broken_pipe(&self) -> bool {
+        self.source
+            .chain()
+            .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+            .any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    }
+}
+
+impl From<std::io::Error> for CliError {
+    fn from(error: std::io::Error) -> Self {
+        Self::environment(error)
+    }
+}

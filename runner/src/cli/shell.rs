@@ -1,0 +1,38 @@
+//! `hookrun completions` and `hookrun man`.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::CommandFactory;
+
+use super::{Cli, CliError};
+use crate::exit_code::Exit;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  hookrun completions bash > /usr/share/bash-completion/completions/hookrun")]
+pub(super) struct CompletionsArgs {
+    /// The shell
+    shell: clap_complete::Shell,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  hookrun man /usr/share/man/man1")]
+pub(super) struct ManArgs {
+    /// Where the pages go
+    directory: PathBuf,
+}
+
+pub(super) fn completions(args: &CompletionsArgs) -> Result<Exit, CliError> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "hookrun", &mut script);
+    std::io::Write::write_all(&mut std::io::stdout(), &script)?;
+    Ok(Exit::Done)
+}
+
+pub(super) fn man(args: &ManArgs) -> Result<Exit, CliError> {
+    std::fs::create_dir_all(&args.directory)
+        .and_then(|()| clap_mangen::generate_to(Cli::command(), &args.directory))
+        .with_context(|| format!("cannot write manual pages to {}; name a directory you may write to", args.directory.display()))
+        .map_err(CliError::environment)?;
+    Ok(Exit::Done)
+}
