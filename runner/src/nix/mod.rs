@@ -1,1 +1,3 @@
-//! nix
+//! What Nix says and hears.
+
+pub mod derivation;

@@ -1,0 +1,265 @@
+//! A derivation, as its `.drv` file says: which outputs it has, and what builds them. The hooks read it to learn what Nix did not
+//! tell them (Nix 2.8.0 passes an empty `OUT_PATHS`), and plugins see it through `nix-store.derivation`.
+//!
+//! The file is text in ATerm form, parsed by the `nix-derivation` crate. It is read whole, so its size is bounded; it is
+//! untrusted input in so far as any user may write derivations. Nothing here asks Nix or its database.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use nix_derivation::{Output, StoreDir, StorePath};
+use rustix::fs::{Mode, OFlags};
+
+/// The largest `.drv` that is read. The largest of Nixpkgs have some hundred KiB; Nix itself has no bound.
+pub const MAX_SIZE: u64 = 32 << 20;
+
+/// What a `.drv` file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Derivation {
+    /// Full store path of the `.drv`.
+    pub path: String,
+    /// The name: that of the store path, without `.drv`.
+    pub name: String,
+    /// `x86_64-linux`, ..., or `builtin`.
+    pub system: String,
+    /// The program that builds.
+    pub builder: String,
+    /// By output name.
+    pub outputs: Vec<DerivationOutput>,
+    /// The environment by name, with `__json` for structured attributes; values that are not UTF-8 are left out.
+    pub env: Vec<(String, String)>,
+}
+
+/// One output of a derivation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DerivationOutput {
+    /// `out`, `dev`, ...
+    pub name: String,
+    /// Full store path; none where it is known only after the build (floating content-addressed, impure and deferred
+    /// outputs). Then [`super::database::Database::outputs`] may know it.
+    pub path: Option<String>,
+    /// The name that the output's store path has after its hash: `hello-2.12-dev`.
+    pub path_name: String,
+}
+
+/// Why a derivation could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DerivationError {
+    /// The path is not `<store dir>/<hash>-<name>.drv`.
+    #[error("`{}` is no derivation ({reason}); a derivation's path is <store directory>/<hash>-<name>.drv", path.display())]
+    Path {
+        /// What was given.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The file cannot be read.
+    #[error("derivation {} cannot be read ({error}){}", path.display(), hint(error))]
+    Read {
+        /// The `.drv`.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        error: std::io::Error,
+    },
+    /// The file is larger than [`MAX_SIZE`].
+    #[error("derivation {} has more than {} MiB, which is the most that hookrun reads", path.display(), MAX_SIZE >> 20)]
+    TooLarge {
+        /// The `.drv`.
+        path: PathBuf,
+    },
+    /// The text is not that of a derivation.
+    #[error("derivation {} cannot be parsed ({error}); check it with `nix-store --verify-path {}`", path.display(), path.display())]
+    Parse {
+        /// The `.drv`.
+        path: PathBuf,
+        /// What the parser says.
+        #[source]
+        error: nix_derivation::Error,
+    },
+}
+
+impl Derivation {
+    /// Reads the derivation at `path`, a full store path. The store directory is the one that `path` is in.
+    ///
+    /// # Errors
+    /// If `path` is not that of a derivation, or the file cannot be read, is over [`MAX_SIZE`], or does not parse.
+    pub fn read(path: &Path) -> Result<Self, DerivationError> {
+        let (store_dir, store_path) = split(path)?;
+        let read = |error: std::io::Error| DerivationError::Read { path: path.to_owned(), error };
+        // Store paths of derivations are regular files. NOFOLLOW and NONBLOCK: whatever else lies there neither leads elsewhere
+        // nor makes the hook wait.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| read(error.into()))?;
+        let mut bytes = Vec::new();
+        std::fs::File::from(file).take(MAX_SIZE + 1).read_to_end(&mut bytes).map_err(read)?;
+        if bytes.len() as u64 > MAX_SIZE {
+            return Err(DerivationError::TooLarge { path: path.to_owned() });
+        }
+        parse(path, &store_dir, &store_path, &bytes)
+    }
+
+    /// Parses the text of the derivation whose full store path is `path`.
+    ///
+    /// # Errors
+    /// As [`Derivation::read`].
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, DerivationError> {
+        let (store_dir, store_path) = split(path)?;
+        parse(path, &store_dir, &store_path, bytes)
+    }
+
+    /// The path of the output called `name`, if it is known before the build.
+    pub fn output_path(&self, name: &str) -> Option<&str> {
+        self.outputs.iter().find(|output| output.name == name)?.path.as_deref()
+    }
+}
+
+/// What a reader of a message about a failed read should know.
+fn hint(error: &std::io::Error) -> &'static str {
+    if error.kind() == std::io::ErrorKind::NotFound {
+        "; it was garbage-collected, or it is in another store: see `NIX_STORE_DIR`"
+    } else {
+        "; a derivation is a regular file that anyone may read"
+    }
+}
+
+/// The store directory and the store path that `path` consists of.
+fn split(path: &Path) -> Result<(StoreDir, StorePath), DerivationError> {
+    let wrong = |reason: String| DerivationError::Path { path: path.to_owned(), reason };
+    let text = path.to_str().ok_or_else(|| wrong("it is not UTF-8".into()))?;
+    let (dir, base) = text.rsplit_once('/').ok_or_else(|| wrong("it is not absolute".into()))?;
+    let store_dir = StoreDir::new(if dir.is_empty() { "/" } else { dir }).map_err(|error| wrong(error.to_string()))?;
+    let store_path = StorePath::from_basename(base.as_bytes()).map_err(|error| wrong(error.to_string()))?;
+    if !store_path.is_derivation() {
+        return Err(wrong("its name does not end in .drv".into()));
+    }
+    Ok((store_dir, store_path))
+}
+
+fn parse(path: &Path, store_dir: &StoreDir, store_path: &StorePath, bytes: &[u8]) -> Result<Derivation, DerivationError> {
+    let wrong = |error| DerivationError::Parse { path: path.to_owned(), error };
+    let name = store_path.name().strip_suffix(".drv").unwrap_or_else(|| store_path.name());
+    let parsed = nix_derivation::Derivation::from_aterm_bytes_in(bytes, name, store_dir.clone()).map_err(wrong)?;
+    let outputs = parsed
+        .outputs()
+        .iter()
+        .map(|(output, kind): (&String, &Output)| {
+            Ok(DerivationOutput {
+                name: output.clone(),
+                path: kind.path_in(store_dir, name, output)?.map(|path| store_dir.render_path(&path)),
+                path_name: nix_derivation::store_path::output_path_name(name, output)?,
+            })
+        })
+        .collect::<Result<_, nix_derivation::Error>>()
+        .map_err(wrong)?;
+    let structured = parsed
+        .structured_attrs()
+        .and_then(|attrs| String::from_utf8(attrs.raw_json().to_vec()).ok())
+        .map(|json| ("__json".to_owned(), json));
+    let plain =
+        parsed.environment().iter().filter_map(|(key, value)| Some((key.clone(), String::from_utf8(value.clone()).ok()?)));
+    let mut env: Vec<_> = structured.into_iter().chain(plain).collect();
+    env.sort();
+    Ok(Derivation {
+        path: store_dir.render_path(store_path),
+        name: name.to_owned(),
+        system: parsed.system().to_owned(),
+        builder: parsed.builder().to_owned(),
+        outputs,
+        env,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Written by Nix 2.8.0 with NIX_STORE_DIR=/srv/exp/store, hashes kept as they came.
+    const TWO_OUTPUTS: &str = r#"Derive([("dev","/srv/exp/store/cvar8nqq71gb8af77ichz56mh6f9hd65-b-1.0-dev","",""),("out","/srv/exp/store/h7vfijp7wiaxzqw9rx3rhqqv1h7vf29d-b-1.0","","")],[("/srv/exp/store/ycphy79j1z9kwi7v5rwqz1xz32rp0h5d-a-1.0.drv",["out"])],[],"x86_64-linux","/bin/sh",["-c","echo $a > $out; echo $out $dev > $dev"],[("builder","/bin/sh"),("name","b-1.0"),("system","x86_64-linux")])"#;
+    const FLOATING: &str = r#"Derive([("out","","r:sha256","")],[],[],"x86_64-linux","/bin/sh",[],[("__json","{\"x\":[1,2]}"),("out","/1rz4g4znpzjwh1xymhjpm42vipw92pr73vdgl6xs1hycac8kf2n9")])"#;
+    const FIXED: &str = r#"Derive([("out","/nix/store/r8bawbzz3s5g1hdxgg8i9pliy92w9hg3-fo-1.0","sha256","87428fc522803d31065e7bce3cf03fe475096631e5e07bbd7a0fde60c4cf25c7")],[],[],"x86_64-linux","/bin/sh",[],[])"#;
+    const DRV: &str = "/srv/exp/store/3gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv";
+
+    #[test]
+    fn outputs_of_another_store_directory() {
+        let derivation = Derivation::parse(Path::new(DRV), TWO_OUTPUTS.as_bytes()).unwrap();
+        assert_eq!(derivation.name, "b-1.0");
+        assert_eq!(derivation.system, "x86_64-linux");
+        assert_eq!(derivation.output_path("out"), Some("/srv/exp/store/h7vfijp7wiaxzqw9rx3rhqqv1h7vf29d-b-1.0"));
+        assert_eq!(derivation.output_path("dev"), Some("/srv/exp/store/cvar8nqq71gb8af77ichz56mh6f9hd65-b-1.0-dev"));
+        assert_eq!(derivation.outputs[0].path_name, "b-1.0-dev");
+        assert_eq!(derivation.path, DRV);
+    }
+
+    #[test]
+    fn floating_outputs_have_no_path_and_structured_attributes_are_kept() {
+        let derivation = Derivation::parse(Path::new(DRV), FLOATING.as_bytes()).unwrap();
+        assert_eq!(derivation.outputs[0].path, None);
+        assert_eq!(derivation.env[0], ("__json".into(), "{\"x\":[1,2]}".into()));
+    }
+
+    #[test]
+    fn fixed_outputs_have_the_path_that_their_hash_gives() {
+        let path = Path::new("/nix/store/8x4mdfysilr65fdkbza8g3lljysjvmk0-fo-1.0.drv");
+        let derivation = Derivation::parse(path, FIXED.as_bytes()).unwrap();
+        let expected = StoreDir::default()
+            .build_ca_path(
+                "fo-1.0",
+                &nix_derivation::CAHash::parse("fixed:sha256:1ir5rz261phggayppq7565k0jxg47zq3rkkvbq332gc04b2qyhl7").unwrap(),
+                std::iter::empty::<&StorePath>(),
+                false,
+            )
+            .unwrap();
+        assert_eq!(derivation.output_path("out"), Some(expected.to_string().as_str()));
+    }
+
+    #[test]
+    fn a_file_is_read_and_what_is_wrong_is_said() {
+        let store = tempfile::tempdir().unwrap();
+        let drv = store.path().join("3gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv");
+        std::fs::write(&drv, FLOATING).unwrap();
+        assert_eq!(Derivation::read(&drv).unwrap().name, "b-1.0");
+        std::fs::write(&drv, "Derive(").unwrap();
+        let link = store.path().join("4gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv");
+        std::os::unix::fs::symlink(&drv, &link).unwrap();
+        let errors: Vec<String> = [
+            drv.as_path(),
+            &link,
+            &store.path().join("5gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv"),
+            &store.path().join("5gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0"),
+            Path::new("3gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv"),
+            Path::new("/nix/store/e.drv"),
+        ]
+        .iter()
+        .map(|path| Derivation::read(path).unwrap_err().to_string().replace(&store.path().display().to_string(), "/store"))
+        .collect();
+        insta::assert_snapshot!(errors.join("\n"), @r#"
+        derivation /store/3gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv cannot be parsed (ATerm parse error at byte 7: expected "["); check it with `nix-store --verify-path /store/3gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv`
+        derivation /store/4gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv cannot be read (Too many levels of symbolic links (os error 40)); a derivation is a regular file that anyone may read
+        derivation /store/5gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv cannot be read (No such file or directory (os error 2)); it was garbage-collected, or it is in another store: see `NIX_STORE_DIR`
+        `/store/5gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0` is no derivation (its name does not end in .drv); a derivation's path is <store directory>/<hash>-<name>.drv
+        `3gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv` is no derivation (it is not absolute); a derivation's path is <store directory>/<hash>-<name>.drv
+        `/nix/store/e.drv` is no derivation (store path has no `-` separating digest from name); a derivation's path is <store directory>/<hash>-<name>.drv
+        "#);
+    }
+
+    #[test]
+    fn an_oversized_file_is_refused() {
+        let store = tempfile::tempdir().unwrap();
+        let drv = store.path().join("3gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv");
+        std::fs::File::create(&drv).unwrap().set_len(MAX_SIZE + 1).unwrap();
+        assert!(matches!(Derivation::read(&drv), Err(DerivationError::TooLarge { .. })));
+    }
+
+    proptest::proptest! {
+        /// Any text, and any cut or changed derivation, ends in a value or an error, never in a panic.
+        #[test]
+        fn any_text(bytes: Vec<u8>, cut in 0..TWO_OUTPUTS.len(), byte: u8) {
+            let _ = Derivation::parse(Path::new(DRV), &bytes);
+            let mut changed = TWO_OUTPUTS.as_bytes().to_vec();
+            let _ = Derivation::parse(Path::new(DRV), &changed[..cut]);
+            changed[cut] = byte;
+            let _ = Derivation::parse(Path::new(DRV), &changed);
+        }
+    }
+}
