@@ -114,7 +114,11 @@ impl Limit {
             Unit::Bytes if value.is_multiple_of(MIB) => format!("{} = \"{}MiB\"", self.key(), value / MIB),
             Unit::Bytes => format!("{} = \"{}KiB\"", self.key(), value.div_ceil(KIB)),
             Unit::Time => {
-                format!("{} = \"{}\"", self.key(), humantime::format_duration(Duration::from_millis(value)).to_string().replace(' ', ""))
+                format!(
+                    "{} = \"{}\"",
+                    self.key(),
+                    humantime::format_duration(Duration::from_millis(value)).to_string().replace(' ', "")
+                )
             }
         }
     }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 pub use error::{ConfigError, nearest, suggestion};
 pub use limits::{Limit, Limits};
 pub use plugin::{Filter, Grant, Plugin, PluginSource, Retry, StoreScope};
-pub use services::{Credentials, MailTransport, Mail, ObjectStore, SigningKey};
+pub use services::{Credentials, Mail, MailTransport, ObjectStore, SigningKey};
 pub use worker::{Builders, Start, Worker};
 
 /// The configuration of an installation without a file: mails about non-reproducible builds into a maildir, and the

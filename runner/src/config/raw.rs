@@ -82,9 +82,9 @@ struct Time(Duration);
 impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text)
-            .map(Self)
-            .map_err(|error| serde::de::Error::custom(format!("`{text}` is no duration ({error}); write for example \"15m\"")))
+        humantime::parse_duration(&text).map(Self).map_err(|error| {
+            serde::de::Error::custom(format!("`{text}` is no duration ({error}); write for example \"15m\""))
+        })
     }
 }
 
@@ -152,8 +152,14 @@ fn plugin(config: &Config, name: &str, raw: RawPlugin) -> Result<Plugin, ConfigE
         let keys: Vec<&str> = ["plugins", name].iter().chain(keys).copied().collect();
         Err(config.error(&keys, message))
     };
-    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')) || name.starts_with('.') {
-        return error(&[], format!("the plugin name `{name}` may have letters, digits, `-`, `_` and `.` only; rename the table"));
+    if name.is_empty()
+        || !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        || name.starts_with('.')
+    {
+        return error(
+            &[],
+            format!("the plugin name `{name}` may have letters, digits, `-`, `_` and `.` only; rename the table"),
+        );
     }
     let source = match source.strip_prefix("bundled:") {
         Some(bundled) => {
@@ -211,7 +217,10 @@ fn plugin(config: &Config, name: &str, raw: RawPlugin) -> Result<Plugin, ConfigE
         max_delay: retry.max_delay.map_or(default.max_delay, |time| time.0),
     };
     if retry.attempts == 0 {
-        return error(&["retry", "attempts"], "`attempts` counts the first one too; write at least `attempts = 1`".to_owned());
+        return error(
+            &["retry", "attempts"],
+            "`attempts` counts the first one too; write at least `attempts = 1`".to_owned(),
+        );
     }
     Ok(Plugin {
         name: name.to_owned(),

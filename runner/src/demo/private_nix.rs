@@ -1,0 +1,380 @@
+//! A private Nix: store, state, log and configuration in one directory, nothing below `/nix` and nothing of the user's
+//! touched.
+//!
+//! `hookrun demo` and the end-to-end tests work in one. It is the machine's own Nix program with `NIX_STORE_DIR` and its
+//! companions set; there is no nixpkgs and no network, and derivations run `/bin/sh` with its built-in commands only. It must
+//! never use a substituter, a user's configuration or the machine's daemon.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+/// How long a daemon may take until it listens. It takes milliseconds; a machine under load some more.
+const DAEMON_START: Duration = Duration::from_secs(30);
+/// Between two attempts to reach a starting daemon.
+const DAEMON_POLL: Duration = Duration::from_millis(20);
+/// What a chroot build needs of the host for `/bin/sh`: the shell, its loader and its libraries (`/usr/lib` where `/lib` is a
+/// link to it).
+const SHELL_AND_LIBRARIES: [&str; 6] = ["/bin", "/usr/bin", "/lib", "/lib64", "/usr/lib", "/usr/lib64"];
+/// Users' locks of the machine's own Nix; see [`PrivateNix::share_build_users`].
+const SYSTEM_USER_POOL: &str = "/nix/var/nix/userpool";
+
+/// The version of the Nix in `PATH`, such as `nix-build (Nix) 2.8.0`.
+///
+/// # Errors
+/// There is none: names the program and the command that installs it.
+pub fn nix_version() -> Result<String> {
+    let output = match Command::new("nix-build").arg("--version").output() {
+        Ok(output) => output,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
+            "there is no `nix-build` in PATH; on Debian or Ubuntu run `apt-get install -y nix-bin` as root, elsewhere install \
+             Nix as https://nixos.org/download says"
+        ),
+        Err(error) => return Err(error).context("`nix-build --version` does not start; check the Nix in PATH"),
+    };
+    if !output.status.success() {
+        bail!(
+            "`nix-build --version` fails ({}): {}; install Nix again",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// A private Nix in one directory.
+#[derive(Debug)]
+pub struct PrivateNix {
+    root: PathBuf,
+    settings: Vec<(String, String)>,
+    variables: Vec<(OsString, OsString)>,
+}
+
+impl PrivateNix {
+    /// Makes the directories in `root` and a first `nix.conf`: single-user, no substituters, no sandbox.
+    ///
+    /// `root` should be short (a Unix socket below it must stay under 108 bytes) and reachable for build users.
+    ///
+    /// # Errors
+    /// A directory or the file cannot be made.
+    pub fn create(root: &Path) -> Result<Self> {
+        let nix = Self { root: root.to_owned(), settings: Vec::new(), variables: Vec::new() };
+        for directory in ["store", "var", "log", "etc", "home", "tmp"] {
+            let directory = root.join(directory);
+            std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        }
+        // Build users make their scratch directories here.
+        set_mode(&root.join("tmp"), 0o1777)?;
+        let mut nix = nix;
+        for (name, value) in [
+            ("sandbox", "false"),
+            ("substituters", ""),
+            ("build-users-group", ""),
+            ("experimental-features", "nix-command"),
+            // The store goes when the demo or the test ends: durability would only cost time.
+            ("fsync-metadata", "false"),
+            // Every derivation here takes milliseconds; the default of 5 s between two attempts would be all one waits for.
+            ("build-poll-interval", "1"),
+        ] {
+            nix.set_line(name, value);
+        }
+        // A chroot builder (`remote-store=DIR`) builds in a sandbox even with `sandbox = false`.
+        nix.set_line("sandbox-paths", &sandbox_paths().join(" "));
+        nix.write_settings()?;
+        Ok(nix)
+    }
+
+    /// The directory of it all.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// `NIX_STORE_DIR`.
+    pub fn store_dir(&self) -> PathBuf {
+        self.root.join("store")
+    }
+
+    /// `NIX_STATE_DIR`.
+    pub fn state_dir(&self) -> PathBuf {
+        self.root.join("var")
+    }
+
+    /// `NIX_CONF_DIR`.
+    pub fn conf_dir(&self) -> PathBuf {
+        self.root.join("etc")
+    }
+
+    /// Sets one line of `nix.conf`. A daemon that runs already does not see it.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
+        self.set_line(name, value);
+        self.write_settings()
+    }
+
+    fn set_line(&mut self, name: &str, value: &str) {
+        self.settings.retain(|(known, _)| known != name);
+        self.settings.push((name.to_owned(), value.to_owned()));
+    }
+
+    fn write_settings(&self) -> Result<()> {
+        let text: String = self.settings.iter().map(|(name, value)| format!("{name} = {value}\n")).collect();
+        let path = self.conf_dir().join("nix.conf");
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Sets a variable for Nix and what it starts.
+    pub fn set_variable(&mut self, name: &str, value: impl AsRef<OsStr>) {
+        self.variables.retain(|(known, _)| known != name);
+        self.variables.push((name.into(), value.as_ref().to_owned()));
+    }
+
+    /// The variables that make a Nix program use this Nix, and those of [`PrivateNix::set_variable`].
+    pub fn variables(&self) -> Vec<(OsString, OsString)> {
+        let mut variables: Vec<(OsString, OsString)> = [
+            ("NIX_STORE_DIR", self.store_dir()),
+            ("NIX_STATE_DIR", self.state_dir()),
+            ("NIX_LOG_DIR", self.root.join("log")),
+            ("NIX_CONF_DIR", self.conf_dir()),
+            ("NIX_USER_CONF_FILES", PathBuf::from("/dev/null")),
+            ("HOME", self.root.join("home")),
+            ("TMPDIR", self.root.join("tmp")),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect();
+        variables.extend(self.variables.iter().cloned());
+        variables
+    }
+
+    /// A command that sees this Nix and nothing else: the caller's environment is dropped but for `PATH`.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear();
+        if let Some(path) = std::env::var_os("PATH") {
+            command.env("PATH", path);
+        }
+        command.envs(self.variables()).current_dir(&self.root).stdin(Stdio::null());
+        command
+    }
+
+    /// A command that works on a second store: `directory`, which has the same store paths at another place on the disk and
+    /// is made on first use.
+    pub fn command_on_store(&self, directory: &Path, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.command(program);
+        command.env("NIX_REMOTE", directory);
+        command
+    }
+
+    /// Where a path of this store lies in the second store `directory`.
+    pub fn path_in_store(directory: &Path, store_path: &Path) -> PathBuf {
+        // Nix keeps the objects of a store with a root in `nix/store` below it, whatever the store directory is called
+        // (local-fs-store.hh, `realStoreDir`).
+        directory.join("nix/store").join(store_path.file_name().unwrap_or_default())
+    }
+
+    /// A key pair as `nix-store --generate-binary-cache-key` makes it: `NAME.secret` and `NAME.public` in `directory`. Gives
+    /// the secret key's file and the public key's text.
+    ///
+    /// # Errors
+    /// Nix fails, or the files cannot be written.
+    pub fn generate_key(&self, directory: &Path, name: &str) -> Result<(PathBuf, String)> {
+        std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        let (secret, public) = (directory.join(format!("{name}.secret")), directory.join(format!("{name}.public")));
+        let output = self
+            .command("nix-store")
+            .args(["--generate-binary-cache-key", name])
+            .args([&secret, &public])
+            .output()
+            .context("`nix-store` does not start")?;
+        if !output.status.success() {
+            bail!("`nix-store --generate-binary-cache-key` fails: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        set_mode(&secret, 0o600)?;
+        let public = std::fs::read_to_string(&public).with_context(|| format!("cannot read {}", public.display()))?;
+        Ok((secret, public.trim().to_owned()))
+    }
+
+    /// A line for `builders`: a machine that is a second store on this host. No ssh is involved: Nix runs the host
+    /// `localhost` by `bash -c`, and the rest is what a real `ssh://` builder does. Needs root and mount namespaces.
+    pub fn local_machine(directory: &Path, max_jobs: u32, speed_factor: f32) -> String {
+        format!("ssh://localhost?remote-store={} {} - {max_jobs} {speed_factor}", directory.display(), nix_system())
+    }
+
+    /// Builds run as members of `group` from now on. Needs root.
+    ///
+    /// The users are shared with every other Nix on the machine that knows the group, and Nix kills all processes of a user
+    /// when it takes it. So the locks on the users have to be shared too: with the machine's Nix where there is one, else
+    /// with the other private ones, in `pool`.
+    ///
+    /// # Errors
+    /// The group is not there, or a directory cannot be changed.
+    pub fn share_build_users(&mut self, group: &str, pool: &Path) -> Result<()> {
+        let system = Path::new(SYSTEM_USER_POOL);
+        let pool = if system.is_dir() { system } else { pool };
+        std::fs::create_dir_all(pool).with_context(|| format!("cannot make {}", pool.display()))?;
+        let link = self.state_dir().join("userpool");
+        match std::os::unix::fs::symlink(pool, &link) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(error).with_context(|| format!("cannot make {}", link.display()));
+            }
+            _ => {}
+        }
+        let changed = Command::new("chgrp").arg(group).arg(self.store_dir()).output().context("`chgrp` does not start")?;
+        if !changed.status.success() {
+            bail!("`chgrp {group}` fails: {}", String::from_utf8_lossy(&changed.stderr).trim());
+        }
+        set_mode(&self.store_dir(), 0o1775)?;
+        self.set("build-users-group", group)
+    }
+
+    /// Starts a `nix-daemon`, waits until it listens, and has later commands use it.
+    ///
+    /// # Errors
+    /// It does not start or ends at once: with what it wrote.
+    pub fn start_daemon(&mut self) -> Result<Daemon> {
+        let log_path = self.root.join("daemon.log");
+        let log = std::fs::File::create(&log_path).with_context(|| format!("cannot make {}", log_path.display()))?;
+        let mut child = self
+            .command("nix-daemon")
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("`nix-daemon` does not start; on Debian it is in the package nix-bin")?;
+        let socket = self.state_dir().join("daemon-socket/socket");
+        let deadline = Instant::now() + DAEMON_START;
+        while UnixStream::connect(&socket).is_err() {
+            let ended = child.try_wait()?;
+            if ended.is_some() || Instant::now() > deadline {
+                let said = std::fs::read_to_string(&log_path).unwrap_or_default();
+                let _ = child.kill();
+                let _ = child.wait();
+                bail!("`nix-daemon` does not listen on {}: {}", socket.display(), said.trim());
+            }
+            std::thread::sleep(DAEMON_POLL);
+        }
+        self.set_variable("NIX_REMOTE", "daemon");
+        Ok(Daemon { child, log: log_path })
+    }
+}
+
+/// A running `nix-daemon`; ends when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    /// What it writes, and what hooks write to standard error.
+    pub log: PathBuf,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The system type that Nix calls this machine, such as `x86_64-linux`.
+pub fn nix_system() -> String {
+    // Nix writes 32-bit x86 as `i686`, Rust as `x86`; all others agree.
+    let machine = if std::env::consts::ARCH == "x86" { "i686" } else { std::env::consts::ARCH };
+    format!("{machine}-linux")
+}
+
+/// The directories of [`SHELL_AND_LIBRARIES`] that are here; the system's store where `/bin/sh` comes from it (NixOS).
+fn sandbox_paths() -> Vec<String> {
+    let shell_in_store = std::fs::canonicalize("/bin/sh").is_ok_and(|shell| shell.starts_with("/nix/store"));
+    let paths: &[&str] = if shell_in_store { &["/bin", "/nix/store"] } else { &SHELL_AND_LIBRARIES };
+    paths.iter().filter(|path| Path::new(path).exists()).map(|path| (*path).to_owned()).collect()
+}
+
+/// Puts the program `hookrun` into `directory`, which build users can reach (a target directory below /root they cannot),
+/// with the three links by which it knows its role.
+///
+/// # Errors
+/// The program cannot be linked or copied, or a link cannot be made.
+pub fn install_hookrun(program: &Path, directory: &Path) -> Result<PathBuf> {
+    std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let installed = directory.join("hookrun");
+    // A hard link costs nothing; across file systems it has to be a copy.
+    if std::fs::hard_link(program, &installed).is_err() {
+        std::fs::copy(program, &installed)
+            .with_context(|| format!("cannot copy {} to {}", program.display(), installed.display()))?;
+    }
+    for role in ["hookrun-post-build", "hookrun-diff", "hookrun-build-hook"] {
+        let link = directory.join(role);
+        std::os::unix::fs::symlink("hookrun", &link).with_context(|| format!("cannot make {}", link.display()))?;
+    }
+    Ok(installed)
+}
+
+/// Sets the mode of a file or directory.
+///
+/// # Errors
+/// As chmod(2), with the path.
+pub fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        .with_context(|| format!("cannot set the mode of {}", path.display()))
+}
+
+/// Removes a directory tree with read-only directories in it, as Nix's stores are.
+///
+/// # Errors
+/// The first thing that cannot be removed.
+pub fn remove_tree(root: &Path) -> io::Result<()> {
+    make_writable(root)?;
+    std::fs::remove_dir_all(root)
+}
+
+fn make_writable(directory: &Path) -> io::Result<()> {
+    let mode = std::fs::symlink_metadata(directory)?.permissions().mode();
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(mode | 0o700))?;
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        // `file_type` does not follow links: what they point at is not ours.
+        if entry.file_type()?.is_dir() {
+            make_writable(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn read_only_trees_can_be_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("tree");
+        std::fs::create_dir_all(root.join("store/object/bin")).unwrap();
+        std::fs::write(root.join("store/object/bin/file"), "x").unwrap();
+        for path in ["store/object/bin/file", "store/object/bin", "store/object"] {
+            set_mode(&root.join(path), 0o555).unwrap();
+        }
+        std::os::unix::fs::symlink("/etc", root.join("store/link")).unwrap();
+        remove_tree(&root).unwrap();
+        assert!(!root.exists());
+    }
+
+    #[test]
+    fn a_second_store_keeps_names() {
+        let path = PrivateNix::path_in_store(Path::new("/second"), Path::new("/lab/store/abc-name"));
+        assert_eq!(path, Path::new("/second/nix/store/abc-name"));
+    }
+
+    #[test]
+    fn a_setting_is_written_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut nix = PrivateNix::create(directory.path()).unwrap();
+        nix.set("sandbox", "relaxed").unwrap();
+        let text = std::fs::read_to_string(nix.conf_dir().join("nix.conf")).unwrap();
+        assert_eq!(text.lines().filter(|line| line.starts_with("sandbox =")).collect::<Vec<_>>(), ["sandbox = relaxed"]);
+    }
+}
