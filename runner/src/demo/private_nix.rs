@@ -125,7 +125,8 @@ impl PrivateNix {
     }
 
     fn write_settings(&self) -> Result<()> {
-        let text: String = self.settings.iter().map(|(name, value)| format!("{name} = {value}\n")).collect();
+        let lines: Vec<String> = self.settings.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+        let text = lines.join("\n") + "\n";
         let path = self.conf_dir().join("nix.conf");
         std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     }
