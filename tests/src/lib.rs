@@ -5,7 +5,8 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a library for tests only: what goes wrong has to fail the test"
+    clippy::return_self_not_must_use,
+    reason = "a library for tests only: what goes wrong has to fail the test, and an expectation may be the last word"
 )]
 
 pub mod lab;

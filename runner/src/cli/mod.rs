@@ -1,2 +1,2 @@
 //! cli
-pub mod error; 
+pub mod error;

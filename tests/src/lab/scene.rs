@@ -60,7 +60,6 @@ impl Scene {
     }
 
     /// Writes `hookrun.toml`. `@scene@` stands for the scene's directory.
-    #[must_use]
     pub fn config(self, text: &str) -> Self {
         self.set_config(text);
         self
@@ -72,7 +71,6 @@ impl Scene {
     }
 
     /// Sets a line of `nix.conf`; an empty value removes a hook. `@scene@` stands for the scene's directory.
-    #[must_use]
     pub fn nix_conf(mut self, name: &str, value: &str) -> Self {
         let value = value.replace(SCENE, &self.dir().display().to_string());
         self.nix.set(name, &value).unwrap();
@@ -80,14 +78,12 @@ impl Scene {
     }
 
     /// Adds a variable to the environment of Nix and its hooks.
-    #[must_use]
     pub fn variable(mut self, name: &str, value: &str) -> Self {
         self.nix.set_variable(name, value);
         self
     }
 
     /// Adds a derivation.
-    #[must_use]
     pub fn derivation(mut self, name: &str, script: Script) -> Self {
         self.derivations.insert(name.to_owned(), script);
         let mut text = "let self = {\n".to_owned();
@@ -100,7 +96,6 @@ impl Scene {
     }
 
     /// Makes a key pair: `keys/NAME.secret` in the scene, and [`Scene::public_key`].
-    #[must_use]
     pub fn signing_key(mut self, name: &str) -> Self {
         let (_, public) = self.nix.generate_key(&self.path("keys"), name).unwrap();
         self.keys.insert(name.to_owned(), public);
@@ -115,14 +110,12 @@ impl Scene {
 
     /// Adds a builder that is a store in the scene, `builders/NAME`, and makes hookrun the build-hook. Needs root and mount
     /// namespaces.
-    #[must_use]
     pub fn builder(self, name: &str, max_jobs: u32, speed_factor: f32) -> Self {
         let line = PrivateNix::local_machine(&self.builder_store(name), max_jobs, speed_factor);
         self.machine(&line)
     }
 
     /// Adds a line of any kind to `builders`, and makes hookrun the build-hook. `@scene@` stands for the scene's directory.
-    #[must_use]
     pub fn machine(mut self, line: &str) -> Self {
         self.machines.push(line.replace(SCENE, &self.dir().display().to_string()));
         std::fs::create_dir_all(self.path("builders")).unwrap();
@@ -145,7 +138,6 @@ impl Scene {
 
     /// From here on Nix works through a `nix-daemon` with build users, started now: what the configuration of Nix and the
     /// variables are to be has to be said before. Needs root.
-    #[must_use]
     pub fn through_daemon(mut self) -> Self {
         machine::require_build_users();
         self.nix.share_build_users(machine::BUILD_GROUP, &shared_directory().join("userpool")).unwrap();
@@ -266,8 +258,10 @@ impl Scene {
 
     /// Files of the spool that wait for the worker.
     pub fn spooled(&self) -> Vec<PathBuf> {
-        let events = files_below(&self.state_dir().join("spool"));
-        events.into_iter().filter(|path| !path.file_name().is_some_and(|name| name.as_encoded_bytes()[0] == b'.')).collect()
+        let mut files = files_in(&self.state_dir().join("spool"));
+        // A leading dot is a file that a hook has not finished yet.
+        files.retain(|path| path.file_name().is_some_and(|name| !name.as_encoded_bytes().starts_with(b".")));
+        files
     }
 
     /// The messages of a maildir, by default of the transport `default`.
@@ -278,7 +272,7 @@ impl Scene {
     /// The messages of the maildir of one transport without a directory of its own.
     pub fn mails_of(&self, transport: &str) -> Vec<String> {
         let maildir = self.state_dir().join("mail").join(transport);
-        files_below(&maildir.join("new")).iter().map(|path| std::fs::read_to_string(path).unwrap()).collect()
+        files_in(&maildir.join("new")).iter().map(|path| std::fs::read_to_string(path).unwrap()).collect()
     }
 
     /// An empty second store with the same store paths.
@@ -382,7 +376,7 @@ impl SecondStore<'_> {
 }
 
 /// The files directly in a directory, sorted; none where it is not there.
-fn files_below(directory: &Path) -> Vec<PathBuf> {
+fn files_in(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect();
     files.sort();

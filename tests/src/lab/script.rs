@@ -48,28 +48,24 @@ impl Script {
     }
 
     /// Depends on another derivation of the scene. Its output path is in `$dependencies` and in a variable of its name.
-    #[must_use]
     pub fn uses(mut self, derivation: &str) -> Self {
         self.uses.push(derivation.to_owned());
         self
     }
 
     /// The outputs' names instead of `out`; the script finds their paths in variables of these names.
-    #[must_use]
     pub fn outputs(mut self, names: &[&str]) -> Self {
         self.outputs = names.iter().map(|name| (*name).to_owned()).collect();
         self
     }
 
     /// `requiredSystemFeatures`.
-    #[must_use]
     pub fn requires(self, features: &[&str]) -> Self {
         let list: Vec<String> = features.iter().map(|feature| nix_string(feature)).collect();
         self.attribute("requiredSystemFeatures", &format!("[ {} ]", list.join(" ")))
     }
 
     /// Any attribute of the derivation, its value in the Nix language.
-    #[must_use]
     pub fn attribute(mut self, name: &str, value: &str) -> Self {
         self.attributes.push((name.to_owned(), value.to_owned()));
         self
