@@ -1,0 +1,157 @@
+//! How many slots of a machine are busy, from the lock files of Nix's own build hook, so that builds started by other Nix
+//! processes count too.
+//!
+//! `build-remote.cc` keeps one file a slot, `<state directory>/current-load/<store URI with _ for />-<number>`, and holds an
+//! exclusive `flock` on it while it builds. This module tries each lock without waiting and lets go at once. It never creates
+//! a file, never blocks, and counts what it cannot read as free: the stock hook takes the real lock and has the last word.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+/// The directory, below Nix's state directory.
+const CURRENT_LOAD: &str = "current-load";
+/// Locked by the stock hook while it tries slots and chooses.
+const MAIN_LOCK: &str = "main-lock";
+/// Most slots looked at for one machine; a column 4 beyond it is a slip of the pen.
+const MAX_SLOTS: u32 = 4096;
+/// How long to wait for a stock hook that is choosing. While it chooses, a lock held by this probe would look like a build to
+/// it; after this time the probe is made all the same, since a choice takes less than a millisecond a machine.
+const MAIN_LOCK_PATIENCE: Duration = Duration::from_millis(20);
+
+/// Reads load.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotFiles {
+    directory: PathBuf,
+}
+
+impl SlotFiles {
+    /// The slot files below Nix's state directory.
+    pub fn below(state_dir: &Path) -> Self {
+        Self { directory: state_dir.join(CURRENT_LOAD) }
+    }
+
+    /// Busy slots of each of `machines` (store URI and number of slots), in their order.
+    pub fn loads<'a>(&self, machines: impl IntoIterator<Item = (&'a str, u32)>) -> Vec<u32> {
+        let _quiet = self.while_nobody_chooses();
+        machines.into_iter().map(|(uri, slots)| self.load(uri, slots)).collect()
+    }
+
+    /// Holds off stock hooks that would choose during the probe. Shared, so that probes do not hold off each other.
+    fn while_nobody_chooses(&self) -> Option<OwnedFd> {
+        let main = self.open(MAIN_LOCK)?;
+        let start = Instant::now();
+        loop {
+            if rustix::fs::flock(&main, FlockOperation::NonBlockingLockShared).is_ok() {
+                return Some(main);
+            }
+            if start.elapsed() >= MAIN_LOCK_PATIENCE {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn load(&self, uri: &str, slots: u32) -> u32 {
+        let names = file_names(uri);
+        let mut load = 0;
+        for slot in 0..slots.min(MAX_SLOTS) {
+            let files: Vec<OwnedFd> = names.iter().filter_map(|name| self.open(&format!("{name}-{slot}"))).collect();
+            // The stock hook opens (and so creates) all slots from 0 up whenever it considers a machine: after the first
+            // one that is missing there is none.
+            if files.is_empty() {
+                break;
+            }
+            let busy = |file: &OwnedFd| {
+                rustix::fs::flock(file, FlockOperation::NonBlockingLockShared)
+                    .is_err_and(|error| error == rustix::io::Errno::WOULDBLOCK)
+            };
+            load += u32::from(files.iter().any(busy));
+        }
+        load
+    }
+
+    fn open(&self, name: &str) -> Option<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        rustix::fs::open(self.directory.join(name), flags, Mode::empty()).ok()
+    }
+}
+
+/// The names, without the number, that slot files of `uri` may have: its text up to Nix 2.22, and the form that
+/// `StoreReference::render` gives it from 2.23 on. Builds of both may run at once, so both count.
+fn file_names(uri: &str) -> Vec<String> {
+    let mut names = vec![uri.replace('/', "_")];
+    let normal = normalised(uri).replace('/', "_");
+    if !names.contains(&normal) {
+        names.push(normal);
+    }
+    names
+}
+
+/// `StoreReference::render(StoreReference::parse(uri))` (`libstore/store-reference.cc`, 2.23): scheme, authority, and sorted
+/// parameters.
+fn normalised(uri: &str) -> String {
+    let (base, query) = uri.split_once('?').map_or((uri, None), |(base, query)| (base, Some(query)));
+    let base = match base {
+        "" | "auto" => "auto".to_owned(),
+        "daemon" => "unix://".to_owned(),
+        "local" => "local://".to_owned(),
+        path if path.starts_with('/') => format!("local://{path}"),
+        other => other.to_owned(),
+    };
+    let mut parameters: Vec<&str> =
+        query.into_iter().flat_map(|query| query.split('&')).filter(|word| !word.is_empty()).collect();
+    parameters.sort_unstable();
+    if parameters.is_empty() { base } else { format!("{base}?{}", parameters.join("&")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, read_dir};
+
+    use super::*;
+
+    fn lock(directory: &Path, name: &str) -> File {
+        let file = File::create(directory.join(name)).unwrap();
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
+        file
+    }
+
+    #[test]
+    fn counts_locked_slots_in_both_forms_and_creates_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let slots = SlotFiles::below(state.path());
+        assert_eq!(slots.loads([("ssh://m", 2)]), [0], "no directory yet");
+        assert_eq!(read_dir(state.path()).unwrap().count(), 0);
+
+        let directory = state.path().join(CURRENT_LOAD);
+        std::fs::create_dir(&directory).unwrap();
+        File::create(directory.join(MAIN_LOCK)).unwrap();
+        File::create(directory.join("ssh:__m-0")).unwrap();
+        let _one = lock(&directory, "ssh:__m-1");
+        let _two = lock(&directory, "local:___srv_b-0");
+        let _three = lock(&directory, "_srv_b-1");
+        let _beyond = lock(&directory, "ssh:__m-3");
+        let before = read_dir(&directory).unwrap().count();
+        assert_eq!(slots.loads([("ssh://m", 4), ("/srv/b", 2), ("ssh://other", u32::MAX), ("ssh://m", 1)]), [1, 2, 0, 0]);
+        assert_eq!(read_dir(&directory).unwrap().count(), before);
+
+        // Nothing stays locked.
+        let free = File::open(directory.join("ssh:__m-0")).unwrap();
+        rustix::fs::flock(&free, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let main = File::open(directory.join(MAIN_LOCK)).unwrap();
+        rustix::fs::flock(&main, FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert_eq!(slots.loads([("ssh://m", 4)]), [2], "a stock hook that is choosing does not stop the probe");
+    }
+
+    #[test]
+    fn forms() {
+        let forms =
+            ["ssh://h?remote-store=/b&a=1", "/exp/r", "daemon", "local?root=/x", "auto", "ssh-ng://u@h"].map(normalised);
+        let expected =
+            ["ssh://h?a=1&remote-store=/b", "local:///exp/r", "unix://", "local://?root=/x", "auto", "ssh-ng://u@h"];
+        assert_eq!(forms, expected);
+    }
+}

@@ -1,0 +1,272 @@
+//! The trait of policies, the check of their answers, and the rule of Nix itself, to which every failure of a policy falls
+//! back. Pure: nothing here reads a file or a clock.
+
+use std::cmp::Ordering;
+
+use super::types::{Action, BUILTIN, Candidate, Decision, LocalMachine, Machine};
+
+/// Chooses where to build.
+pub trait Policy: Send {
+    /// Asked once per candidate, with the machines that can take it (never none), full ones included. Called on a thread of
+    /// its own that lives as long as the session; an answer that takes longer than the policy's deadline is not waited for,
+    /// and the policy is not asked again. Standard output is the reply to Nix: nothing may be printed.
+    ///
+    /// # Errors
+    /// Any; the session then says so in one line and uses [`StockRule`].
+    fn select(&self, candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> Result<Decision, PolicyError>;
+}
+
+/// Why a policy gave no usable answer. Every text is a lower-case fragment.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// The policy could not be had: no configuration, no plugin, wrong grants.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It failed, trapped or hit a limit.
+    #[error("{0}")]
+    Failed(String),
+    /// It answered something that cannot be done.
+    #[error("it answered nonsense: {0}")]
+    Invalid(String),
+    /// It did not answer in time.
+    #[error("it did not answer within {0:?}")]
+    TimedOut(std::time::Duration),
+}
+
+/// Checks an answer against what was asked, and removes repeated machines from it.
+///
+/// # Errors
+/// A machine that was not offered, no machine at all, or `local` where this machine cannot build the candidate.
+pub fn checked(decision: Decision, machines: &[Machine], local: &LocalMachine) -> Result<Decision, PolicyError> {
+    let Decision { action, reason } = decision;
+    let action = match action {
+        Action::Machines(uris) => {
+            let mut unique: Vec<String> = Vec::with_capacity(uris.len());
+            for uri in uris {
+                if !machines.iter().any(|machine| machine.uri == uri) {
+                    return Err(PolicyError::Invalid(format!("machine `{uri}` was not offered")));
+                }
+                if !unique.contains(&uri) {
+                    unique.push(uri);
+                }
+            }
+            if unique.is_empty() {
+                return Err(PolicyError::Invalid("action `machines` without a machine".to_owned()));
+            }
+            Action::Machines(unique)
+        }
+        Action::Local if !local.able => {
+            return Err(PolicyError::Invalid("action `local`, but this machine cannot build the derivation".to_owned()));
+        }
+        other @ (Action::Local | Action::Postpone | Action::Decline) => other,
+    };
+    Ok(Decision { action, reason })
+}
+
+/// The rule of Nix's own build hook (`build-remote.cc`, the same from 2.3 to 2.35): lowest load divided by speed factor, then
+/// the higher factor, then the lower load, then the first in the list; only machines with a free slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StockRule {
+    /// How the Nix that asks divides.
+    pub division: Division,
+}
+
+/// How load is divided by speed factor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Division {
+    /// Nix 2.19 and older: factors are unsigned integers (0 counts as 1), and so is the quotient.
+    Integer,
+    /// Nix 2.20 and newer: C++ `float`.
+    #[default]
+    Float,
+}
+
+impl StockRule {
+    /// The machines with a free slot, best first, as indexes into `machines`.
+    pub fn ranked(self, machines: &[Machine]) -> Vec<usize> {
+        let mut free: Vec<(usize, &Machine)> = machines.iter().enumerate().filter(|(_, m)| m.has_free_slot()).collect();
+        free.sort_by(|(_, a), (_, b)| self.compare(a, b));
+        free.into_iter().map(|(index, _)| index).collect()
+    }
+
+    /// `Less` if Nix prefers `a`; `Equal` leaves it to the order of the list.
+    fn compare(self, a: &Machine, b: &Machine) -> Ordering {
+        match self.division {
+            Division::Integer => {
+                let factor = |machine: &Machine| whole_factor(machine.speed_factor);
+                let quotient = |machine: &Machine| machine.load / factor(machine);
+                quotient(a).cmp(&quotient(b)).then(factor(b).cmp(&factor(a)))
+            }
+            Division::Float => {
+                let factor = |machine: &Machine| single(machine.speed_factor);
+                let quotient = |machine: &Machine| single(f64::from(machine.load)) / factor(machine);
+                quotient(a).total_cmp(&quotient(b)).then(factor(b).total_cmp(&factor(a)))
+            }
+        }
+        .then(a.load.cmp(&b.load))
+    }
+
+    /// What Nix's hook answers when no machine is free: `postpone` if there is a machine that fits and this machine cannot
+    /// build right now, else `decline`. `fitting` counts machines that are neither full nor broken as well.
+    pub fn without_machine(candidate: &Candidate, fitting: usize, local: &LocalMachine) -> Decision {
+        // `couldBuildLocally` compares the system with this system and extra-platforms only, so it is false for `builtin`.
+        let here_now = local.able && local.willing && candidate.system != BUILTIN;
+        if fitting > 0 && !here_now {
+            Decision { action: Action::Postpone, reason: "every machine that fits is full".to_owned() }
+        } else {
+            let reason =
+                if fitting > 0 { "every machine that fits is full, and this one is free" } else { "no machine fits" };
+            Decision { action: Action::Decline, reason: reason.to_owned() }
+        }
+    }
+}
+
+impl Policy for StockRule {
+    fn select(&self, candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> Result<Decision, PolicyError> {
+        let ranked: Vec<&Machine> = self.ranked(machines).into_iter().filter_map(|index| machines.get(index)).collect();
+        let Some(best) = ranked.first() else {
+            return Ok(Self::without_machine(candidate, machines.len(), local));
+        };
+        let reason = format!("{}: load {}/{} at factor {}", best.uri, best.load, best.slots, best.speed_factor);
+        Ok(Decision { action: Action::Machines(ranked.iter().map(|machine| machine.uri.clone()).collect()), reason })
+    }
+}
+
+/// The factor as Nix 2.19 and older hold it.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "saturates, and those Nix versions know only integers"
+)]
+fn whole_factor(factor: f64) -> u32 {
+    (factor as u32).max(1)
+}
+
+/// As C++ `float`, which is what Nix computes with.
+#[expect(clippy::cast_possible_truncation, reason = "the precision of Nix")]
+fn single(value: f64) -> f32 {
+    value as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn machine(uri: &str, slots: u32, load: u32, speed_factor: f64) -> Machine {
+        Machine { uri: uri.to_owned(), slots, load, speed_factor, healthy: true, details: Vec::new() }
+    }
+
+    fn candidate(system: &str) -> Candidate {
+        Candidate {
+            drv_path: "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a.drv".to_owned(),
+            name: "a".to_owned(),
+            system: system.to_owned(),
+            required_features: Vec::new(),
+            details: Vec::new(),
+        }
+    }
+
+    fn best(division: Division, machines: &[Machine]) -> Option<&str> {
+        StockRule { division }.ranked(machines).first().map(|index| machines[*index].uri.as_str())
+    }
+
+    #[test]
+    fn the_faster_machine_first_then_the_freer() {
+        let idle = [machine("slow", 4, 0, 1.0), machine("fast", 4, 0, 4.0)];
+        assert_eq!(best(Division::Float, &idle), Some("fast"));
+        let busy = [machine("slow", 4, 0, 1.0), machine("fast", 4, 2, 4.0)];
+        assert_eq!(best(Division::Float, &busy), Some("slow"), "0 is less than 2/4");
+        assert_eq!(best(Division::Integer, &busy), Some("fast"), "2/4 is 0 for integers, so the factor decides");
+        assert_eq!(best(Division::Float, &[machine("full", 2, 2, 9.0), machine("free", 1, 0, 1.0)]), Some("free"));
+        assert_eq!(best(Division::Float, &[machine("first", 2, 0, 1.0), machine("second", 2, 0, 1.0)]), Some("first"));
+        assert_eq!(best(Division::Integer, &[machine("busier", 9, 1, 4.0), machine("freer", 9, 0, 4.0)]), Some("freer"));
+    }
+
+    #[test]
+    fn nothing_free() {
+        let local = |able, willing| LocalMachine { able, willing, slots: 1, details: Vec::new() };
+        let full = [machine("m", 1, 1, 1.0)];
+        let answer = |system: &str, local: &LocalMachine| {
+            StockRule::default().select(&candidate(system), &full, local).unwrap().action
+        };
+        assert_eq!(answer("x86_64-linux", &local(true, true)), Action::Decline);
+        assert_eq!(answer("x86_64-linux", &local(true, false)), Action::Postpone);
+        assert_eq!(answer("x86_64-linux", &local(false, true)), Action::Postpone);
+        assert_eq!(answer(BUILTIN, &local(true, true)), Action::Postpone);
+        assert_eq!(StockRule::without_machine(&candidate("x"), 0, &local(false, false)).action, Action::Decline);
+    }
+
+    #[test]
+    fn answers_are_checked() {
+        let machines = [machine("a", 1, 0, 1.0), machine("b", 1, 0, 1.0)];
+        let able = LocalMachine { able: true, ..LocalMachine::default() };
+        let decision = |action| Decision { action, reason: String::new() };
+        let machines_of = |uris: &[&str]| Action::Machines(uris.iter().map(|uri| (*uri).to_owned()).collect());
+        let ok = checked(decision(machines_of(&["b", "a", "b"])), &machines, &able).unwrap();
+        assert_eq!(ok.action, machines_of(&["b", "a"]));
+        let message = |result: Result<Decision, PolicyError>| result.unwrap_err().to_string();
+        insta::assert_snapshot!(message(checked(decision(machines_of(&["c"])), &machines, &able)), @"it answered nonsense: machine `c` was not offered");
+        insta::assert_snapshot!(message(checked(decision(machines_of(&[])), &machines, &able)), @"it answered nonsense: action `machines` without a machine");
+        insta::assert_snapshot!(message(checked(decision(Action::Local), &machines, &LocalMachine::default())), @"it answered nonsense: action `local`, but this machine cannot build the derivation");
+        insta::assert_snapshot!(Action::from_word("wait", Vec::new()).unwrap_err().to_string(), @"it answered nonsense: action `wait` is none of `machines`, `local`, `postpone`, `decline`");
+    }
+
+    /// `build-remote.cc` of 2.8 and of 2.26, line by line.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        clippy::float_cmp,
+        reason = "what the C++ does"
+    )]
+    fn model(division: Division, machines: &[Machine]) -> Option<usize> {
+        let mut best: Option<usize> = None;
+        for (index, m) in machines.iter().enumerate() {
+            if m.load >= m.slots {
+                continue;
+            }
+            let is_best = match best {
+                None => true,
+                Some(b) => {
+                    let b = &machines[b];
+                    let (less, equal, faster, as_fast) = match division {
+                        Division::Integer => {
+                            let (mf, bf) = ((m.speed_factor as u32).max(1), (b.speed_factor as u32).max(1));
+                            (m.load / mf < b.load / bf, m.load / mf == b.load / bf, mf > bf, mf == bf)
+                        }
+                        Division::Float => {
+                            let (mf, bf) = (m.speed_factor as f32, b.speed_factor as f32);
+                            let (ml, bl) = (m.load as f32 / mf, b.load as f32 / bf);
+                            (ml < bl, ml == bl, mf > bf, mf == bf)
+                        }
+                    };
+                    less || (equal && (faster || (as_fast && m.load < b.load)))
+                }
+            };
+            if is_best {
+                best = Some(index);
+            }
+        }
+        best
+    }
+
+    proptest! {
+        #[test]
+        fn equals_nix(
+            division in prop_oneof![Just(Division::Integer), Just(Division::Float)],
+            machines in prop::collection::vec((0u32..9, 0u32..9, prop_oneof![(0u32..9).prop_map(f64::from), 0.01f64..20.0]), 0..9),
+        ) {
+            let machines: Vec<Machine> = machines
+                .into_iter()
+                .enumerate()
+                .map(|(index, (slots, load, factor))| {
+                    let factor = if factor == 0.0 && division == Division::Float { 1.0 } else { factor };
+                    machine(&index.to_string(), slots, load.min(slots), factor)
+                })
+                .collect();
+            prop_assert_eq!(StockRule { division }.ranked(&machines).first().copied(), model(division, &machines));
+        }
+    }
+}
