@@ -1,1 +1,2 @@
 //! capability
+pub mod mail;

@@ -1,0 +1,80 @@
+//! Why a message was not sent. The words are those of `hookrun:host/types.error`, so that the choke point passes them on as
+//! they are.
+
+/// What kind of failure, as a plugin sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MailErrorKind {
+    /// No line of the configuration allows it.
+    Denied,
+    /// The message cannot be one.
+    Invalid,
+    /// There is no such transport.
+    NotFound,
+    /// A retry may help.
+    Transient,
+    /// A retry cannot help.
+    Permanent,
+}
+
+impl MailErrorKind {
+    /// The word in `hookrun:host/types.error`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::Invalid => "invalid",
+            Self::NotFound => "not-found",
+            Self::Transient => "transient",
+            Self::Permanent => "permanent",
+        }
+    }
+}
+
+/// Why a message was not sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct MailError {
+    /// What kind.
+    pub kind: MailErrorKind,
+    /// A lower-case fragment that names transport and value and ends in the fix. One line; never a password.
+    pub message: String,
+}
+
+impl MailError {
+    pub(super) fn new(kind: MailErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    /// From an operation on a file of transport `name`. What may pass by itself (a full disk, too many open files) is worth a
+    /// retry; what the configuration or the permissions forbid is not.
+    pub(super) fn file(name: &str, what: &str, error: &std::io::Error, fix: &str) -> Self {
+        use std::io::ErrorKind as Io;
+        let kind = match error.kind() {
+            Io::PermissionDenied | Io::NotFound | Io::NotADirectory | Io::ReadOnlyFilesystem | Io::IsADirectory => {
+                MailErrorKind::Permanent
+            }
+            _ => MailErrorKind::Transient,
+        };
+        Self::new(kind, format!("mail transport `{name}`: {what} ({error}); {fix}"))
+    }
+}
+
+/// The longest text of another program or server that is quoted in a message, in characters.
+const QUOTED_LENGTH: usize = 300;
+
+/// Text from outside, made fit for one line: bounded, control characters replaced by blanks.
+pub(super) fn quoted(text: &str) -> String {
+    let line: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(QUOTED_LENGTH).collect();
+    if line.is_empty() { "no further text".to_owned() } else { line }
+}
+
+/// The user this process runs as, for messages about permissions: `hookrun (uid 997)`.
+pub(super) fn current_user() -> String {
+    let uid = rustix::process::geteuid().as_raw();
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then_some(name)
+    });
+    name.map_or_else(|| format!("uid {uid}"), |name| format!("{name} (uid {uid})"))
+}

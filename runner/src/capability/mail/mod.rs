@@ -1,0 +1,293 @@
+//! Mail: the `mail` interface of the host. A plugin says what, this room sends it: it composes the message, holds the
+//! credentials and knows the transports of the configuration (`[mail.NAME]`).
+//!
+//! Called by the choke point for host calls, which has already checked that the plugin's grant names the transport. What is
+//! checked here is the rest: every recipient stands in the configuration, and nothing the plugin hands over can become a
+//! header of its own. A guest never sees an address book, a server or a password.
+
+mod compose;
+mod error;
+mod maildir;
+mod sendmail;
+mod smtp;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+pub use error::{MailError, MailErrorKind};
+use lettre::Address;
+use lettre::message::Mailbox;
+use maildir::Maildir;
+use sendmail::Sendmail;
+use smtp::Smtp;
+
+use crate::config::{self, Config, ConfigError, MailTransport};
+use crate::dirs::Dirs;
+
+/// One message, as a plugin hands it over.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Message {
+    /// One line.
+    pub subject: String,
+    /// The plain text part.
+    pub text: String,
+    /// The HTML part.
+    pub html: Option<String>,
+    /// More headers; names start with `X-`.
+    pub headers: Vec<(String, String)>,
+    /// What makes two messages the same message; empty for a fresh one each time.
+    pub identity: String,
+    /// The identity of the message that this one answers.
+    pub in_reply_to: Option<String>,
+}
+
+/// A message that was taken by a capturing [`Mailer`] instead of being sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Captured {
+    /// The transport's name in the configuration.
+    pub transport: String,
+    /// Where it would have gone.
+    pub recipients: Vec<String>,
+    /// Its Message-ID.
+    pub message_id: String,
+    /// The message as RFC 5322 text, with CR LF line ends.
+    pub raw: Vec<u8>,
+}
+
+/// A composed message with its envelope, ready for any transport.
+#[derive(Debug, Clone)]
+struct Composed {
+    message_id: String,
+    from: Address,
+    to: Vec<Address>,
+    /// RFC 5322 text, CR LF line ends, ASCII only.
+    raw: Vec<u8>,
+}
+
+impl Composed {
+    /// With LF line ends, as programs and maildirs of Unix have it.
+    fn unix_text(&self) -> Vec<u8> {
+        let mut text = Vec::with_capacity(self.raw.len());
+        let mut bytes = self.raw.iter().copied().peekable();
+        while let Some(byte) = bytes.next() {
+            if !(byte == b'\r' && bytes.peek() == Some(&b'\n')) {
+                text.push(byte);
+            }
+        }
+        text
+    }
+}
+
+/// How mail leaves, checked.
+#[derive(Debug, Clone)]
+enum Transport {
+    Maildir(Maildir),
+    Smtp(Smtp),
+    Sendmail(Sendmail),
+}
+
+/// Sends mail through the transports of a configuration.
+#[derive(Debug)]
+pub struct Mailer {
+    transports: BTreeMap<String, config::Mail>,
+    /// Where maildirs without a setting are.
+    dirs: Dirs,
+    /// This machine: the right side of Message-IDs, and of the default sender.
+    host: String,
+    /// Takes the messages instead of the transports.
+    captured: Option<Mutex<Vec<Captured>>>,
+}
+
+impl Mailer {
+    /// A mailer for the transports of `config`. Opens nothing yet.
+    pub fn new(config: &Config, dirs: &Dirs) -> Self {
+        let host = compose::host_name(&rustix::system::uname().nodename().to_string_lossy());
+        Self { transports: config.mail.clone(), dirs: dirs.clone(), host, captured: None }
+    }
+
+    /// A mailer that checks and composes like any other and keeps the messages in memory, for `hookrun test`.
+    pub fn capturing(config: &Config, dirs: &Dirs) -> Self {
+        Self { captured: Some(Mutex::default()), ..Self::new(config, dirs) }
+    }
+
+    /// What a capturing mailer has taken so far, in order.
+    pub fn captured(&self) -> Vec<Captured> {
+        self.captured.as_ref().map_or_else(Vec::new, |taken| taken.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// Sends `message` of `plugin` to `recipients` through `transport` and returns its Message-ID, with angle brackets.
+    ///
+    /// The message counts as sent when the transport has taken responsibility for it: the server's 250 after the data, an
+    /// exit code of 0, or a file durable in the maildir.
+    ///
+    /// # Errors
+    /// `denied` for a recipient that is not in the configuration, `invalid` for what cannot be a message, `not-found` for an
+    /// unknown transport, `transient` or `permanent` from the transport.
+    pub async fn send(
+        &self,
+        plugin: &config::Plugin,
+        transport: &str,
+        recipients: &[String],
+        message: &Message,
+    ) -> Result<String, MailError> {
+        let Some(settings) = self.transports.get(transport) else {
+            let hint = config::suggestion(transport, self.transports.keys().map(String::as_str));
+            return Err(MailError::new(
+                MailErrorKind::NotFound,
+                format!("there is no mail transport `{transport}`; {hint}, or add a table [mail.{transport}]"),
+            ));
+        };
+        let recipients = allowed_recipients(plugin, transport, settings, recipients)?;
+        let from = compose::sender(transport, settings, &self.host)?;
+        let composed = compose::compose(&plugin.name, &self.host, from, &recipients, message, SystemTime::now())?;
+        if let Some(captured) = &self.captured {
+            captured.lock().unwrap_or_else(PoisonError::into_inner).push(Captured {
+                transport: transport.to_owned(),
+                recipients: composed.to.iter().map(ToString::to_string).collect(),
+                message_id: composed.message_id.clone(),
+                raw: composed.raw,
+            });
+            return Ok(composed.message_id);
+        }
+        let checked = checked_transport(transport, settings, &self.dirs)
+            .map_err(|(_, message)| MailError::new(MailErrorKind::Permanent, message))?;
+        match checked {
+            Transport::Maildir(maildir) => maildir.deliver(&composed, &self.host).await?,
+            Transport::Smtp(smtp) => smtp.send(&composed).await?,
+            Transport::Sendmail(sendmail) => sendmail.send(&composed).await?,
+        }
+        Ok(composed.message_id)
+    }
+}
+
+/// Checks every `[mail.NAME]` as far as that goes without opening a file or a socket.
+///
+/// # Errors
+/// The first transport that cannot work as it is written.
+pub fn check(config: &Config, dirs: &Dirs) -> Result<(), ConfigError> {
+    let host = compose::host_name("");
+    for (name, settings) in &config.mail {
+        checked_transport(name, settings, dirs).map_err(|(key, message)| config.error(&["mail", name, key], message))?;
+        compose::sender(name, settings, &host).map_err(|error| config.error(&["mail", name, "from"], error.message))?;
+        for recipient in &settings.to {
+            mailbox(recipient).map_err(|error| config.error(&["mail", name, "to"], error.message))?;
+        }
+    }
+    Ok(())
+}
+
+/// Turns settings into a transport. The error is the key to blame and a sentence.
+fn checked_transport(name: &str, settings: &config::Mail, dirs: &Dirs) -> Result<Transport, (&'static str, String)> {
+    let config::Mail { transport, url, from: _, to: _, username, password_file, ca_file, directory, program } = settings;
+    let unused = |used_by: &str, keys: &[(&'static str, bool)]| {
+        keys.iter().find(|(_, set)| *set).map_or(Ok(()), |(key, _)| {
+            Err((*key, format!("`{key}` of [mail.{name}] is for `transport = \"{used_by}\"` only; write that, or remove `{key}`")))
+        })
+    };
+    let smtp_keys = [
+        ("url", url.is_some()),
+        ("username", username.is_some()),
+        ("password-file", password_file.is_some()),
+        ("ca-file", ca_file.is_some()),
+    ];
+    match transport {
+        MailTransport::Maildir => {
+            unused("smtp", &smtp_keys)?;
+            unused("sendmail", &[("program", program.is_some())])?;
+            Ok(Transport::Maildir(Maildir {
+                name: name.to_owned(),
+                directory: directory.clone().unwrap_or_else(|| dirs.maildir(name)),
+            }))
+        }
+        MailTransport::Smtp => {
+            unused("maildir", &[("directory", directory.is_some())])?;
+            unused("sendmail", &[("program", program.is_some())])?;
+            Smtp::new(name, settings).map(Transport::Smtp)
+        }
+        MailTransport::Sendmail => {
+            unused("smtp", &smtp_keys)?;
+            unused("maildir", &[("directory", directory.is_some())])?;
+            Ok(Transport::Sendmail(Sendmail {
+                name: name.to_owned(),
+                program: program.clone().unwrap_or_else(|| PathBuf::from(sendmail::DEFAULT_PROGRAM)),
+            }))
+        }
+    }
+}
+
+/// An address, with or without a display name.
+fn mailbox(text: &str) -> Result<Mailbox, MailError> {
+    let refuse = |why: &str| {
+        let shown = text.escape_debug();
+        Err(MailError::new(MailErrorKind::Invalid, format!("`{shown}` is no mail address ({why}); write `user@host`")))
+    };
+    if text.chars().any(char::is_control) {
+        return refuse("it holds control characters");
+    }
+    match text.parse::<Mailbox>() {
+        Ok(mailbox) if AsRef::<str>::as_ref(&mailbox.email).starts_with('-') => refuse("it starts with a dash"),
+        Ok(mailbox) => Ok(mailbox),
+        Err(error) => refuse(&error.to_string().to_lowercase()),
+    }
+}
+
+/// The plugin's own recipients: the key `to` of its configuration, a string or a list of strings.
+fn own_recipients(plugin: &config::Plugin) -> Vec<&str> {
+    match plugin.config.get("to") {
+        Some(serde_json::Value::String(one)) => vec![one],
+        Some(serde_json::Value::Array(many)) => many.iter().filter_map(serde_json::Value::as_str).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The mailboxes of `wanted`, if each of them stands in the configuration.
+fn allowed_recipients(
+    plugin: &config::Plugin,
+    transport: &str,
+    settings: &config::Mail,
+    wanted: &[String],
+) -> Result<Vec<Mailbox>, MailError> {
+    let name = &plugin.name;
+    if wanted.is_empty() {
+        return Err(MailError::new(
+            MailErrorKind::Invalid,
+            format!("the message has no recipients; write `to = [\"user@host\"]` under [plugins.{name}.config]"),
+        ));
+    }
+    let allowed: Vec<Address> = settings
+        .to
+        .iter()
+        .map(String::as_str)
+        .chain(own_recipients(plugin))
+        .filter_map(|text| mailbox(text).ok())
+        .map(|mailbox| mailbox.email)
+        .collect();
+    let mut mailboxes: Vec<Mailbox> = Vec::with_capacity(wanted.len());
+    for text in wanted {
+        let mailbox = mailbox(text)?;
+        if !allowed.iter().any(|address| same_address(address, &mailbox.email)) {
+            let address = &mailbox.email;
+            return Err(MailError::new(
+                MailErrorKind::Denied,
+                format!(
+                    "plugin `{name}` may not write to `{address}`; to allow it, write `to = [\"{address}\"]` under \
+                     [plugins.{name}.config] or [mail.{transport}]"
+                ),
+            ));
+        }
+        if !mailboxes.iter().any(|other| same_address(&other.email, &mailbox.email)) {
+            mailboxes.push(mailbox);
+        }
+    }
+    Ok(mailboxes)
+}
+
+/// RFC 5321 section 2.4: the local part is case-sensitive, the domain is not.
+fn same_address(a: &Address, b: &Address) -> bool {
+    a.user() == b.user() && a.domain().eq_ignore_ascii_case(b.domain())
+}
+
+#[cfg(test)]
+mod tests;
