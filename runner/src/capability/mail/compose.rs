@@ -41,8 +41,9 @@ pub(super) fn host_name(name: &str) -> String {
 pub(super) fn sender(name: &str, settings: &config::Mail, host: &str) -> Result<Mailbox, MailError> {
     match &settings.from {
         None => mailbox(&format!("hookrun@{host}")),
-        Some(from) => mailbox(from)
-            .map_err(|error| MailError::new(MailErrorKind::Permanent, format!("`from` of [mail.{name}]: {}", error.message))),
+        Some(from) => mailbox(from).map_err(|error| {
+            MailError::new(MailErrorKind::Permanent, format!("`from` of [mail.{name}]: {}", error.message))
+        }),
     }
 }
 
@@ -122,7 +123,10 @@ fn header_name(name: &str) -> Result<HeaderName, MailError> {
 fn header_text<'a>(what: &str, value: &'a str) -> Result<&'a str, MailError> {
     // Besides CR and LF of RFC 5322: U+2028 and U+2029 break lines in some readers.
     if let Some(bad) = value.chars().find(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')) {
-        return Err(invalid(format!("{what} holds the character `{}`; a header is one line of plain text", bad.escape_debug())));
+        return Err(invalid(format!(
+            "{what} holds the character `{}`; a header is one line of plain text",
+            bad.escape_debug()
+        )));
     }
     if value.len() > MAX_HEADER_LENGTH {
         return Err(invalid(format!("{what} has {} bytes, and {MAX_HEADER_LENGTH} are allowed; shorten it", value.len())));

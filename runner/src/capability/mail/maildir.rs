@@ -32,7 +32,10 @@ impl Maildir {
     pub(super) async fn deliver(&self, message: &Composed, host: &str) -> Result<(), MailError> {
         let (maildir, text, host) = (self.clone(), message.unix_text(), host.to_owned());
         tokio::task::spawn_blocking(move || maildir.deliver_now(&text, &host)).await.unwrap_or_else(|error| {
-            Err(MailError::new(MailErrorKind::Transient, format!("mail transport `{}`: delivery was cut short ({error})", self.name)))
+            Err(MailError::new(
+                MailErrorKind::Transient,
+                format!("mail transport `{}`: delivery was cut short ({error})", self.name),
+            ))
         })
     }
 

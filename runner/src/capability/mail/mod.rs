@@ -183,7 +183,10 @@ fn checked_transport(name: &str, settings: &config::Mail, dirs: &Dirs) -> Result
     let config::Mail { transport, url, from: _, to: _, username, password_file, ca_file, directory, program } = settings;
     let unused = |used_by: &str, keys: &[(&'static str, bool)]| {
         keys.iter().find(|(_, set)| *set).map_or(Ok(()), |(key, _)| {
-            Err((*key, format!("`{key}` of [mail.{name}] is for `transport = \"{used_by}\"` only; write that, or remove `{key}`")))
+            Err((
+                *key,
+                format!("`{key}` of [mail.{name}] is for `transport = \"{used_by}\"` only; write that, or remove `{key}`"),
+            ))
         })
     };
     let smtp_keys = [

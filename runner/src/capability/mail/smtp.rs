@@ -72,7 +72,9 @@ impl Smtp {
         if url.password().is_some() || !url.username().is_empty() {
             return Err((
                 "url",
-                format!("`url` of [mail.{name}] holds a user name or a password; write them as `username` and `password-file`"),
+                format!(
+                    "`url` of [mail.{name}] holds a user name or a password; write them as `username` and `password-file`"
+                ),
             ));
         }
         let mut tls = None;
@@ -80,12 +82,18 @@ impl Smtp {
             match (&*key, &*value) {
                 ("tls", "required") => tls = Some(Security::StartTls),
                 ("tls", "opportunistic") => tls = Some(Security::Opportunistic),
-                _ => return Err(wrong(format!("has the parameter `{key}={value}`, and `tls` is `required` or `opportunistic`"))),
+                _ => {
+                    return Err(wrong(format!(
+                        "has the parameter `{key}={value}`, and `tls` is `required` or `opportunistic`"
+                    )));
+                }
             }
         }
         let security = match (url.scheme(), tls) {
             ("smtps", None) => Security::Tls,
-            ("smtps", Some(_)) => return Err(wrong("is `smtps`, which is encrypted from the start, and takes no `?tls=`".into())),
+            ("smtps", Some(_)) => {
+                return Err(wrong("is `smtps`, which is encrypted from the start, and takes no `?tls=`".into()));
+            }
             ("smtp", tls) => tls.unwrap_or(Security::Plain),
             (other, _) => return Err(wrong(format!("has the scheme `{other}`, and `smtp` and `smtps` are known"))),
         };
@@ -140,7 +148,11 @@ impl Smtp {
     }
 
     fn server(&self) -> String {
-        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 
     fn error(&self, kind: MailErrorKind, what: &str, fix: &str) -> MailError {
@@ -190,7 +202,10 @@ impl Smtp {
                 return Err(self.error(
                     MailErrorKind::Permanent,
                     &format!("{} does not offer STARTTLS, and `?tls=required` wants it", self.server()),
-                    &format!("write `smtps://` and its port in `url` under [mail.{}], or ask the server's operator", self.name),
+                    &format!(
+                        "write `smtps://` and its port in `url` under [mail.{}], or ask the server's operator",
+                        self.name
+                    ),
                 ));
             }
             connection.starttls(tls, client).await.map_err(|error| self.failed(Step::Secure, &error, None))?;
@@ -263,10 +278,15 @@ impl Smtp {
             let kind = if error.is_transient() { Transient } else { Permanent };
             let (what, fix) = match (step, kind) {
                 (Step::Login, Permanent) => (
-                    format!("{server} refused the login of `{}` ({code} {text})", self.username.as_deref().unwrap_or_default()),
+                    format!(
+                        "{server} refused the login of `{}` ({code} {text})",
+                        self.username.as_deref().unwrap_or_default()
+                    ),
                     format!("check `username` and `password-file` under [mail.{name}]"),
                 ),
-                (_, Transient) => (format!("{server} cannot take mail now ({code} {text})"), "it will be tried again".to_owned()),
+                (_, Transient) => {
+                    (format!("{server} cannot take mail now ({code} {text})"), "it will be tried again".to_owned())
+                }
                 (Step::Send, _) => (
                     format!("{server} refused the message ({code} {text})"),
                     format!("check the recipients in `to` and the sender `from` under [mail.{name}]"),

@@ -1,0 +1,309 @@
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::*;
+
+const CONFIGURATION: &str = r#"
+[plugins.nondeterminism]
+source = "bundled:email-on-nondeterminism"
+config = { to = ["builds@example.org", "Ann <ann@example.org>"] }
+grant = { mail = ["default"] }
+[mail.default]
+to = ["root@localhost"]
+from = "hookrun@example.org"
+"#;
+
+struct Scene {
+    mailer: Mailer,
+    plugin: config::Plugin,
+    state: tempfile::TempDir,
+}
+
+fn scene(text: &str, capture: bool) -> Scene {
+    let state = tempfile::tempdir().unwrap();
+    let config = Config::parse(Path::new("/etc/hookrun/hookrun.toml"), text).unwrap();
+    let dirs = Dirs { config: config.path.clone(), state: state.path().to_owned() };
+    let mut mailer = if capture { Mailer::capturing(&config, &dirs) } else { Mailer::new(&config, &dirs) };
+    mailer.host = "build1".to_owned();
+    Scene { mailer, plugin: config.plugins["nondeterminism"].clone(), state }
+}
+
+fn message() -> Message {
+    Message {
+        subject: "not reproducible: grüße-1.0".into(),
+        text: "First line.\nZweite Zeile: ä.\n.\nFrom here on.\n".into(),
+        html: Some("<p>Gr\u{fc}\u{df}e</p>".into()),
+        headers: vec![("X-Hookrun-Derivation".into(), "/nix/store/x.drv".into())],
+        identity: "one".into(),
+        in_reply_to: Some("zero".into()),
+    }
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+impl Scene {
+    fn send(&self, to: &[&str], message: &Message) -> Result<String, MailError> {
+        let to: Vec<String> = to.iter().map(ToString::to_string).collect();
+        run(self.mailer.send(&self.plugin, "default", &to, message))
+    }
+}
+
+/// The boundary of the parts is random; everything else is not.
+fn without_boundary(raw: &[u8]) -> String {
+    let text = String::from_utf8(raw.to_vec()).unwrap().replace("\r\n", "\n");
+    let boundary = text.split("boundary=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().to_owned();
+    text.replace(&boundary, "BOUNDARY")
+}
+
+#[test]
+fn a_composed_message() {
+    let from: Mailbox = "hookrun@example.org".parse().unwrap();
+    let to: Vec<Mailbox> = vec!["Ann <ann@example.org>".parse().unwrap(), "root@localhost".parse().unwrap()];
+    let composed =
+        compose::compose("nondeterminism", "build1", from, &to, &message(), UNIX_EPOCH + Duration::from_secs(1_700_000_000))
+            .unwrap();
+    assert!(composed.raw.is_ascii(), "no server needs 8BITMIME or SMTPUTF8 for it");
+    insta::assert_snapshot!(without_boundary(&composed.raw));
+}
+
+#[test]
+fn message_ids_are_stable_and_thread() {
+    let id = compose::message_id("a", "one", "build1");
+    assert_eq!(id, compose::message_id("a", "one", "build1"));
+    assert_ne!(id, compose::message_id("b", "one", "build1"), "another plugin cannot take part in the thread");
+    assert_ne!(compose::message_id("ab", "c", "h"), compose::message_id("a", "bc", "h"));
+    assert_ne!(compose::message_id("a", "", "h"), compose::message_id("a", "", "h"), "no identity: a fresh one");
+    assert_eq!(compose::host_name("bad host\r\n"), "localhost");
+    assert_eq!(compose::host_name("build1.example.org"), "build1.example.org");
+}
+
+#[test]
+fn a_maildir_as_readers_expect_it() {
+    let scene = scene(CONFIGURATION, false);
+    let id = scene.send(&["builds@example.org"], &message()).unwrap();
+    scene.send(&["builds@example.org"], &message()).unwrap();
+    let maildir = scene.state.path().join("mail/default");
+    for part in ["tmp", "new", "cur"] {
+        assert_eq!(maildir.join(part).metadata().unwrap().permissions().mode() & 0o7777, 0o700, "{part}");
+    }
+    assert_eq!(std::fs::read_dir(maildir.join("tmp")).unwrap().count(), 0);
+    let files: Vec<_> = std::fs::read_dir(maildir.join("new")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 2, "no delivery takes another's name");
+    assert_eq!(files[0].metadata().unwrap().mode() & 0o777, 0o600);
+    let text = std::fs::read_to_string(&files[0]).unwrap();
+    assert!(!text.contains('\r') && text.contains(&format!("Message-ID: {id}\n")), "{text}");
+}
+
+#[test]
+fn a_maildir_that_cannot_be_written() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text =
+        CONFIGURATION.replace("[mail.default]", &format!("[mail.default]\ndirectory = \"{}\"", file.path().display()));
+    let error = scene(&text, false).send(&["root@localhost"], &message()).unwrap_err();
+    assert_eq!(error.kind, MailErrorKind::Permanent);
+    let shown = error.message.replace(&file.path().display().to_string(), "FILE").replace(&error::current_user(), "USER");
+    insta::assert_snapshot!(shown);
+}
+
+#[test]
+fn recipients_stand_in_the_configuration() {
+    let scene = scene(CONFIGURATION, true);
+    scene.send(&["ANN <ann@EXAMPLE.org>", "root@localhost", "ann@example.org"], &message()).unwrap();
+    assert_eq!(scene.mailer.captured()[0].recipients, ["ann@EXAMPLE.org", "root@localhost"]);
+    let errors: Vec<String> = [
+        &["mallory@example.net"][..],
+        &["root@localhost", "Ann@example.org"],
+        &[],
+        &["root@localhost\r\nBcc: mallory@example.net"],
+        &["root"],
+        &["-oQ/tmp@localhost"],
+        &["root@localhost, mallory@example.net"],
+    ]
+    .iter()
+    .map(|to| {
+        let error = scene.send(to, &message()).unwrap_err();
+        format!("{}: {error}", error.kind.as_str())
+    })
+    .collect();
+    assert_eq!(scene.mailer.captured().len(), 1, "nothing refused was taken");
+    insta::assert_snapshot!(errors.join("\n"));
+}
+
+#[test]
+fn a_plugin_cannot_make_headers() {
+    let scene = scene(CONFIGURATION, true);
+    let refused = |change: &dyn Fn(&mut Message)| {
+        let mut message = message();
+        change(&mut message);
+        let error = scene.send(&["root@localhost"], &message).unwrap_err();
+        format!("{}: {error}", error.kind.as_str())
+    };
+    let header = |name: &str, value: &str| {
+        let header = (name.to_owned(), value.to_owned());
+        refused(&move |message| message.headers = vec![header.clone()])
+    };
+    let errors = [
+        refused(&|message| message.subject = "a\r\nBcc: mallory@example.net".into()),
+        refused(&|message| message.subject = "a\nb".into()),
+        refused(&|message| message.subject = " ".into()),
+        refused(&|message| message.subject = "x".repeat(500)),
+        header("Bcc", "mallory@example.net"),
+        header("X-A: b\r\nBcc", "mallory@example.net"),
+        header("X-", "a"),
+        header("X-A", "b\r\n\r\n<script>"),
+        header("X-A", "b\0"),
+    ];
+    insta::assert_snapshot!(errors.join("\n"));
+}
+
+#[test]
+fn the_host_has_the_last_word_on_its_own_header() {
+    let scene = scene(CONFIGURATION, true);
+    let mut message = message();
+    message.headers = vec![("x-hookrun-plugin".into(), "another".into())];
+    scene.send(&["root@localhost"], &message).unwrap();
+    let raw = String::from_utf8(scene.mailer.captured()[0].raw.clone()).unwrap();
+    assert!(raw.contains("X-Hookrun-Plugin: nondeterminism\r\n") && !raw.contains("another"), "{raw}");
+}
+
+#[test]
+fn settings_that_cannot_work() {
+    let errors: Vec<String> = [
+        "transport = \"smtp\"",
+        "transport = \"smtp\"\nurl = \"mail.example.org\"",
+        "transport = \"smtp\"\nurl = \"http://mail.example.org\"",
+        "transport = \"smtp\"\nurl = \"smtp://\"",
+        "transport = \"smtp\"\nurl = \"smtps://u:secret@mail.example.org\"",
+        "transport = \"smtp\"\nurl = \"smtp://mail.example.org?tls=maybe\"",
+        "transport = \"smtp\"\nurl = \"smtps://mail.example.org?tls=required\"",
+        "transport = \"smtp\"\nurl = \"smtps://mail.example.org\"\nusername = \"u\"",
+        "transport = \"smtp\"\nurl = \"smtps://mail.example.org\"\npassword-file = \"/p\"",
+        "transport = \"smtp\"\nurl = \"smtp://mail.example.org\"\nusername = \"u\"\npassword-file = \"/p\"",
+        "url = \"smtps://mail.example.org\"",
+        "transport = \"smtp\"\nurl = \"smtps://mail.example.org\"\ndirectory = \"/m\"",
+        "from = \"nobody\"",
+        "to = [\"root@localhost\", \"a b\"]",
+    ]
+    .iter()
+    .map(|text| {
+        let text = format!("[mail.out]\n{text}\n");
+        let config = Config::parse(Path::new("hookrun.toml"), &text).unwrap();
+        check(&config, &Dirs { config: "hookrun.toml".into(), state: "/state".into() }).expect_err(&text).to_string()
+    })
+    .collect();
+    assert!(!errors.join("").contains("secret"));
+    insta::assert_snapshot!(errors.join("\n"));
+}
+
+#[test]
+fn the_embedded_configuration_can_mail() {
+    let config = Config::parse(Path::new("hookrun.toml"), config::EMBEDDED).unwrap();
+    check(&config, &Dirs { config: "hookrun.toml".into(), state: "/state".into() }).unwrap();
+}
+
+/// A program that does as a mail server's `sendmail` does, with the given exit code.
+fn sendmail_scene(exit: i32) -> (Scene, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let (program, args, body) =
+        (directory.path().join("sendmail"), directory.path().join("args"), directory.path().join("body"));
+    let script = format!(
+        "#!/bin/sh\nprintf '%s\\n' \"$@\" > {}\ncat > {}\necho 'no such\nuser' >&2\nexit {exit}\n",
+        args.display(),
+        body.display()
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let text = CONFIGURATION.replace(
+        "[mail.default]",
+        &format!("[mail.default]\ntransport = \"sendmail\"\nprogram = \"{}\"", program.display()),
+    );
+    (scene(&text, false), directory)
+}
+
+#[test]
+fn sendmail_gets_the_envelope_as_arguments() {
+    let (scene, directory) = sendmail_scene(0);
+    scene.send(&["root@localhost", "Ann <ann@example.org>"], &message()).unwrap();
+    let args = std::fs::read_to_string(directory.path().join("args")).unwrap();
+    assert_eq!(args, "-i\n-f\nhookrun@example.org\n--\nroot@localhost\nann@example.org\n");
+    let body = std::fs::read_to_string(directory.path().join("body")).unwrap();
+    assert!(body.contains("Auto-Submitted: auto-generated\n") && !body.contains('\r'), "{body}");
+}
+
+#[test]
+fn what_sendmail_answers() {
+    for (exit, kind) in [(75, MailErrorKind::Transient), (67, MailErrorKind::Permanent)] {
+        let (scene, directory) = sendmail_scene(exit);
+        let error = scene.send(&["root@localhost"], &message()).unwrap_err();
+        assert_eq!(error.kind, kind, "{error}");
+        let shown = error.message.replace(&directory.path().display().to_string(), "DIR");
+        assert_eq!(
+            shown,
+            format!(
+                "mail transport `default`: DIR/sendmail refused the message (exit status: {exit}: no such user); check its \
+                 configuration, and `from` and `to` under [mail.default]"
+            )
+        );
+    }
+    let text =
+        CONFIGURATION.replace("[mail.default]", "[mail.default]\ntransport = \"sendmail\"\nprogram = \"/nonexistent\"");
+    let error = scene(&text, false).send(&["root@localhost"], &message()).unwrap_err();
+    assert_eq!(error.kind, MailErrorKind::Permanent);
+    assert!(error.message.contains("write the right `program` under [mail.default]"), "{error}");
+}
+
+#[test]
+fn a_server_that_is_down_is_worth_a_retry() {
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let text = CONFIGURATION
+        .replace("[mail.default]", &format!("[mail.default]\ntransport = \"smtp\"\nurl = \"smtp://127.0.0.1:{port}\""));
+    let error = scene(&text, false).send(&["root@localhost"], &message()).unwrap_err();
+    assert_eq!(error.kind, MailErrorKind::Transient);
+    insta::assert_snapshot!(error.message.replace(&port.to_string(), "PORT"));
+}
+
+#[test]
+fn a_password_file_that_is_not_there() {
+    let text = CONFIGURATION.replace(
+        "[mail.default]",
+        "[mail.default]\ntransport = \"smtp\"\nurl = \"smtps://127.0.0.1\"\nusername = \"u\"\npassword-file = \"/nonexistent\"",
+    );
+    let error = scene(&text, false).send(&["root@localhost"], &message()).unwrap_err();
+    assert_eq!(error.kind, MailErrorKind::Permanent);
+    insta::assert_snapshot!(error.message.replace(&error::current_user(), "USER"));
+}
+
+proptest::proptest! {
+    /// Whatever a plugin hands over, the header section holds the headers it should and no other.
+    #[test]
+    fn no_header_by_any_text(
+        subject in "\\PC{0,80}|(?s:.{0,80})",
+        value in "(?s:.{0,80})",
+        name in "X-[A-Za-z]{1,10}|(?s:.{0,10})",
+        text in "(?s:.{0,200})",
+        identity in "(?s:.{0,20})",
+        answered in "(?s:.{0,20})",
+    ) {
+        let message = Message {
+            subject, text, html: None, headers: vec![(name.clone(), value)], identity, in_reply_to: Some(answered),
+        };
+        let from: Mailbox = "hookrun@example.org".parse().unwrap();
+        let to: Mailbox = "root@localhost".parse().unwrap();
+        if let Ok(composed) = compose::compose("p", "h", from, &[to], &message, UNIX_EPOCH) {
+            proptest::prop_assert!(composed.raw.is_ascii());
+            let raw = String::from_utf8(composed.raw).unwrap();
+            let (head, _) = raw.split_once("\r\n\r\n").unwrap();
+            proptest::prop_assert!(!head.replace("\r\n", "").contains(['\r', '\n']));
+            let known = ["From", "To", "Date", "Subject", "Message-ID", "In-Reply-To", "References", "Auto-Submitted",
+                "X-Hookrun-Plugin", "MIME-Version", "Content-Type", "Content-Transfer-Encoding"];
+            for line in head.split("\r\n").filter(|line| !line.starts_with([' ', '\t'])) {
+                let header = line.split(':').next().unwrap();
+                proptest::prop_assert!(known.contains(&header) || header.eq_ignore_ascii_case(&name), "{}", line);
+            }
+        }
+    }
+}
