@@ -53,7 +53,7 @@ pub(super) fn message_id(plugin: &str, identity: &str, host: &str) -> String {
         uuid::Uuid::now_v7().simple().to_string()
     } else {
         let digest = Sha256::new_with_prefix(plugin).chain_update([0]).chain_update(identity).finalize();
-        digest.iter().take(MESSAGE_ID_BYTES).map(|byte| format!("{byte:02x}")).collect()
+        digest.iter().take(MESSAGE_ID_BYTES).fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
     };
     format!("<{left}.hookrun@{host}>")
 }

@@ -341,7 +341,7 @@ fn tls_alert(error: &lettre::transport::smtp::Error) -> bool {
     let mut source = error.source();
     while let Some(cause) = source {
         let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
+        if inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some() {
             return true;
         }
         source = cause.source();
