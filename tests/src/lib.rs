@@ -4,7 +4,6 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    clippy::indexing_slicing,
     clippy::return_self_not_must_use,
     reason = "a library for tests only: what goes wrong has to fail the test, and an expectation may be the last word"
 )]

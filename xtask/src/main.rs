@@ -1,2 +1,67 @@
-//! xtask
-fn main() {}
+//! `cargo xtask`: what people and CI do with this repository, one command each. Prepares the machine where that can be done
+//! (Debian, root) and names the exact command where it cannot.
+
+mod bench;
+mod checks;
+mod dist;
+mod machine;
+mod process;
+mod test;
+
+use std::process::{Command, ExitCode};
+
+use anyhow::Result;
+use clap::Parser;
+
+use machine::Need;
+use process::{CommandExt as _, Failed};
+
+/// Work on this repository.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", max_term_width = 100)]
+enum Task {
+    /// Show hookrun at work on real Nix, in a private store. Installs what is missing, builds, runs `hookrun demo`.
+    Demo {
+        /// For `hookrun demo`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Run all tests, the end-to-end ones with real Nix among them.
+    Test {
+        /// For the test runner, such as a part of a test's name.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Check formatting, lints, documentation, and licences and advisories of dependencies.
+    #[command(visible_alias = "ci")]
+    Checks,
+    /// Measure a release build: the thin hook and an inline plugin against a shell and a disk.
+    Bench(bench::Options),
+    /// Make a release: binary, shell completions and man pages in `target/dist`.
+    Dist,
+}
+
+fn main() -> ExitCode {
+    match run(Task::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            // A command that failed has said why; its code is handed on.
+            error.downcast_ref::<Failed>().map_or(ExitCode::FAILURE, Failed::exit_code)
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
+        Task::Demo { arguments } => {
+            machine::prepare(Need::Nix)?;
+            process::build_workspace()?;
+            Command::new(process::target_directory()?.join("debug/hookrun")).arg("demo").args(arguments).run()
+        }
+        Task::Test { arguments } => test::run(&arguments),
+        Task::Checks => checks::run(),
+        Task::Bench(options) => bench::run(&options),
+        Task::Dist => dist::run(),
+    }
+}

@@ -12,7 +12,7 @@ use hookrun::demo::private_nix;
 pub const BUILD_GROUP: &str = "nixbld";
 /// Build users made where there are none. Each serves one build at a time, on the whole machine.
 const BUILD_USERS: u32 = 4;
-/// What the tests need, one Debian package a line; the same list that `cargo xtask` and CI install.
+/// What the tests need, a Debian package first in each line; the same list that `cargo xtask` and CI install.
 const DEBIAN_PACKAGES: &str = include_str!("../../../xtask/debian-packages.txt");
 
 /// Is this root?
@@ -58,7 +58,8 @@ pub fn require_nix() {
 }
 
 fn install_packages() {
-    let packages = DEBIAN_PACKAGES.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let names = DEBIAN_PACKAGES.lines().filter_map(|line| line.split_whitespace().next());
+    let packages = names.filter(|name| !name.starts_with('#'));
     run(Command::new("apt-get").args(["update", "-qq"]));
     run(Command::new("apt-get").args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages));
 }

@@ -1,0 +1,84 @@
+//! Running commands: shown before they run, their failure handed on with its exit code.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, ExitStatus};
+
+use anyhow::{Context as _, Result};
+
+/// A command that ran and failed.
+#[derive(Debug)]
+pub struct Failed {
+    line: String,
+    status: ExitStatus,
+}
+
+impl Failed {
+    /// Its exit code, or 1 if a signal ended it.
+    pub fn exit_code(&self) -> ExitCode {
+        self.status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
+    }
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "`{}` failed ({})", self.line, self.status)
+    }
+}
+
+impl std::error::Error for Failed {}
+
+/// Ways to run a command.
+pub trait CommandExt {
+    /// Shows the command line, runs it with the terminal's streams, and fails if it does.
+    fn run(&mut self) -> Result<()>;
+    /// Runs it silently and gives its standard output; fails if it does.
+    fn read(&mut self) -> Result<String>;
+}
+
+impl CommandExt for Command {
+    fn run(&mut self) -> Result<()> {
+        let line = line(self);
+        eprintln!("$ {line}");
+        let status = self.status().with_context(|| format!("`{line}` does not start"))?;
+        if status.success() { Ok(()) } else { Err(Failed { line, status }.into()) }
+    }
+
+    fn read(&mut self) -> Result<String> {
+        let line = line(self);
+        let output = self.output().with_context(|| format!("`{line}` does not start"))?;
+        if !output.status.success() {
+            eprint!("{}", String::from_utf8_lossy(&output.stderr));
+            return Err(Failed { line, status: output.status }.into());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+fn line(command: &Command) -> String {
+    let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
+    std::iter::once(program).chain(command.get_args()).map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+/// `cargo` in the repository.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(repository());
+    command
+}
+
+/// Builds everything. Always the whole workspace, so that crates are not built again with other features.
+pub fn build_workspace() -> Result<()> {
+    cargo().args(["build", "--workspace"]).run()
+}
+
+/// The repository's directory.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// The target directory: this program is `debug/xtask` in it.
+pub fn target_directory() -> Result<PathBuf> {
+    let program = std::env::current_exe().context("cannot tell where xtask is")?;
+    let target = program.parent().and_then(Path::parent);
+    target.map(Path::to_owned).context("xtask is in no target directory; run it as `cargo xtask`")
+}
