@@ -1,5 +1,7 @@
 //! What differs between two builds of one output: two trees compared, bounded in time and bytes.
 
+pub mod compare;
+
 use serde::{Deserialize, Serialize};
 
 /// What a comparison found.

@@ -1,0 +1,161 @@
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// A tree in memory.
+#[derive(Debug, Clone, PartialEq)]
+enum Node {
+    File { contents: Vec<u8>, executable: bool },
+    Link(String),
+    Directory(BTreeMap<Vec<u8>, Node>),
+}
+
+fn write(node: &Node, path: &Path) {
+    match node {
+        Node::File { contents, executable } => {
+            std::fs::write(path, contents).unwrap();
+            let mode = if *executable { 0o555 } else { 0o444 };
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        Node::Link(target) => symlink(target, path).unwrap(),
+        Node::Directory(entries) => {
+            std::fs::create_dir(path).unwrap();
+            for (name, node) in entries {
+                write(node, &path.join(OsString::from_vec(name.clone())));
+            }
+        }
+    }
+}
+
+fn found(left: &Node, right: &Node, bounds: Bounds) -> Evidence {
+    let dir = tempfile::tempdir().unwrap();
+    write(left, &dir.path().join("a"));
+    write(right, &dir.path().join("b"));
+    compare(&dir.path().join("a"), &dir.path().join("b"), bounds)
+}
+
+/// No bound on time, so that a slow machine changes nothing.
+fn unbounded() -> Bounds {
+    Bounds { time: Duration::from_hours(1), differences: usize::MAX, ..Bounds::default() }
+}
+
+/// What differs, by the definition: the kinds at each path.
+fn model(left: &Node, right: &Node, path: &Path, into: &mut Vec<(String, &'static str)>) {
+    let mut add = |kind| into.push((path.to_string_lossy().into_owned(), kind));
+    match (left, right) {
+        (Node::File { contents: a, executable: x }, Node::File { contents: b, executable: y }) => {
+            if a != b {
+                add("content");
+            }
+            if x != y {
+                add("mode");
+            }
+            if a.len() != b.len() {
+                add("size");
+            }
+        }
+        (Node::Link(a), Node::Link(b)) => {
+            if a != b {
+                add("link-target");
+            }
+        }
+        (Node::Directory(a), Node::Directory(b)) => {
+            let names: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
+            for name in names {
+                let path = path.join(OsString::from_vec(name.clone()));
+                match (a.get(name), b.get(name)) {
+                    (Some(a), Some(b)) => model(a, b, &path, into),
+                    (Some(_), None) => into.push((path.to_string_lossy().into_owned(), "only-in-previous")),
+                    _ => into.push((path.to_string_lossy().into_owned(), "only-in-current")),
+                }
+            }
+        }
+        _ => add("type"),
+    }
+}
+
+fn tree() -> impl Strategy<Value = Node> {
+    let leaf = prop_oneof![
+        (proptest::collection::vec(any::<u8>(), 0..4), any::<bool>()).prop_map(|(contents, executable)| Node::File { contents, executable }),
+        "[ab/]{1,3}".prop_map(Node::Link),
+    ];
+    leaf.prop_recursive(3, 24, 4, |inner| {
+        let name = prop_oneof![Just(b"a".to_vec()), Just(b"a.b".to_vec()), Just(b"c".to_vec()), Just(vec![0xff, b'x'])];
+        proptest::collection::btree_map(name, inner, 0..4).prop_map(Node::Directory)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn equal_trees_have_no_difference(tree in tree()) {
+        let evidence = found(&tree, &tree, unbounded());
+        prop_assert_eq!(evidence.differences, vec![]);
+        prop_assert_eq!(evidence.incomplete, None);
+    }
+
+    #[test]
+    fn finds_what_the_definition_finds(left in tree(), right in tree()) {
+        let evidence = found(&left, &right, unbounded());
+        let mut expected = Vec::new();
+        model(&left, &right, Path::new(""), &mut expected);
+        expected.sort();
+        let kinds: Vec<_> = evidence.differences.iter().map(|d| (d.path.clone(), d.kind.as_str())).collect();
+        prop_assert_eq!(kinds, expected);
+    }
+
+    #[test]
+    fn offset_is_that_of_the_first_differing_byte(mut bytes in proptest::collection::vec(any::<u8>(), 1..200), at in any::<prop::sample::Index>()) {
+        let left = Node::File { contents: bytes.clone(), executable: false };
+        let at = at.index(bytes.len());
+        bytes[at] ^= 1;
+        let evidence = found(&left, &Node::File { contents: bytes, executable: false }, unbounded());
+        prop_assert_eq!(evidence.differences.len(), 1);
+        prop_assert_eq!(evidence.differences[0].offset, Some(at as u64));
+    }
+}
+
+fn file(contents: &str) -> Node {
+    Node::File { contents: contents.into(), executable: false }
+}
+
+#[test]
+fn context_around_the_first_difference() {
+    let evidence = found(&file("built at 12:00\nby a\n"), &file("built at 12:01\nby a\n"), unbounded());
+    let d = &evidence.differences[0];
+    assert_eq!((d.offset, d.previous.as_str(), d.current.as_str()), (Some(13), r#""built at 12:00\nby a\n""#, r#""built at 12:01\nby a\n""#));
+    let evidence = found(&file("\u{0}\u{1}"), &file("\u{0}\u{2}"), unbounded());
+    assert_eq!((evidence.differences[0].previous.as_str(), evidence.differences[0].current.as_str()), ("00 01", "00 02"));
+}
+
+#[test]
+fn context_reaches_over_a_chunk() {
+    let left = "x".repeat(CHUNK) + "yes";
+    let right = "x".repeat(CHUNK) + "yon";
+    let d = &found(&file(&left), &file(&right), unbounded()).differences[0];
+    assert_eq!(d.offset, Some(CHUNK as u64 + 1));
+    assert_eq!(d.previous, format!("\"{}yes\"", "x".repeat(15)));
+}
+
+#[test]
+fn bounds_end_the_comparison_and_are_named() {
+    let many = |text: &str| Node::Directory((b'a'..b'k').map(|name| (vec![name], file(text))).collect());
+    let (left, right) = (many("one"), many("two"));
+    let with = |bounds: Bounds| found(&left, &right, bounds);
+    let few = with(Bounds { differences: 3, ..unbounded() });
+    assert_eq!(few.differences.len(), 3);
+    insta::assert_snapshot!(few.incomplete.unwrap(), @"the comparison reached more than 3 differences");
+    insta::assert_snapshot!(with(Bounds { files: 4, ..unbounded() }).incomplete.unwrap(), @"the comparison reached its 4 files");
+    insta::assert_snapshot!(with(Bounds { bytes: 4, ..unbounded() }).incomplete.unwrap(), @"the comparison reached its 4 bytes");
+    insta::assert_snapshot!(with(Bounds { time: Duration::ZERO, ..unbounded() }).incomplete.unwrap(), @"the comparison reached its time of 0s");
+}
+
+#[test]
+fn a_tree_that_is_gone_makes_it_incomplete() {
+    let evidence = compare(Path::new("/nonexistent/a"), Path::new("/nonexistent/b"), unbounded());
+    assert!(evidence.differences.is_empty());
+    assert_eq!(evidence.incomplete.unwrap(), "/nonexistent/a cannot be read (No such file or directory (os error 2))");
+}

@@ -1,0 +1,107 @@
+//! What Nix tells its diff hook: four arguments (since 2.3): the previous result, the current one, the derivation, the build
+//! directory.
+//!
+//! Called by the thin hook, as the build user. With `--check` the current result ends in `.check`; in rounds of `repeat` (up to
+//! Nix 2.12) the previous one does. The build directory is not looked at: in a sandbox it is out of reach.
+
+use std::ffi::OsString;
+
+use crate::event::{NixDirs, Output};
+
+use super::{is_store_path, output_name_from_path};
+
+/// The ending that Nix gives the result that it does not register.
+const CHECK: &str = ".check";
+
+/// The call, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// Full store path of the derivation.
+    pub drv_path: String,
+    /// The output that differs.
+    pub output: Output,
+    /// The previous result.
+    pub previous: String,
+    /// The current result.
+    pub current: String,
+}
+
+/// Why Nix's call gives no event.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DiffError {
+    /// Not four arguments.
+    #[error(
+        "the diff hook takes four arguments (previous result, current result, derivation, build directory), and got {0}; \
+         Nix calls it so since 2.3"
+    )]
+    Arguments(usize),
+    /// An argument is not in the store.
+    #[error("`{path}` is no store path below {store}; set NIX_STORE_DIR for Nix and hookrun alike")]
+    NotInStore {
+        /// What was given.
+        path: String,
+        /// The store directory.
+        store: String,
+    },
+}
+
+/// The call that Nix's arguments give. `derivation` reads the outputs that the derivation knows; where it does not tell, the
+/// output's name comes from its path.
+///
+/// # Errors
+/// If the arguments are not Nix's.
+pub fn read<E>(
+    arguments: &[OsString],
+    dirs: &NixDirs,
+    derivation: impl FnOnce(&str) -> Result<Vec<Output>, E>,
+) -> Result<Call, DiffError> {
+    let [previous, current, drv_path, _build_directory] = arguments else { return Err(DiffError::Arguments(arguments.len())) };
+    let store = dirs.store.to_string_lossy();
+    let store_path = |argument: &OsString| {
+        let path = argument.to_string_lossy().into_owned();
+        if is_store_path(&store, &path) { Ok(path) } else { Err(DiffError::NotInStore { path, store: store.clone().into_owned() }) }
+    };
+    let (previous, current, drv_path) = (store_path(previous)?, store_path(current)?, store_path(drv_path)?);
+    // An output's own name may end in `.check`; the derivation knows.
+    let known = derivation(&drv_path).unwrap_or_default();
+    let known = known.into_iter().find(|output| output.path == previous || output.path == current);
+    let output = known.unwrap_or_else(|| {
+        let path = if previous.strip_suffix(CHECK) == Some(&current) { &current } else { &previous };
+        Output { name: output_name_from_path(&drv_path, path).unwrap_or_default().to_owned(), path: path.clone() }
+    });
+    Ok(Call { drv_path, output, previous, current })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DRV: &str = "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-b-1.0.drv";
+    const OUT: &str = "/nix/store/h7vfijp7wiaxzqw9rx3rhqqv1h7vf29d-b-1.0";
+    const DEV: &str = "/nix/store/cvar8nqq71gb8af77ichz56mh6f9hd65-b-1.0-dev";
+
+    fn call(arguments: &[&str], derivation: Option<Vec<Output>>) -> Result<Call, DiffError> {
+        let dirs = NixDirs { store: "/nix/store".into(), state: "/nix/var/nix".into(), conf: "/etc/nix".into() };
+        let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+        read(&arguments, &dirs, |_| derivation.ok_or(()))
+    }
+
+    #[test]
+    fn both_forms() {
+        let check = format!("{DEV}.check");
+        let known = || Some(vec![Output { name: "dev".into(), path: DEV.into() }, Output { name: "out".into(), path: OUT.into() }]);
+        for derivation in [known(), None] {
+            let checked = call(&[DEV, &check, DRV, "/tmp/x"], derivation.clone()).unwrap();
+            assert_eq!(checked.output, Output { name: "dev".into(), path: DEV.into() });
+            assert_eq!((checked.previous.as_str(), checked.current.as_str()), (DEV, check.as_str()));
+            let repeated = call(&[&check, DEV, DRV, "/tmp/x"], derivation).unwrap();
+            assert_eq!(repeated.output, checked.output, "`repeat` has them the other way round");
+        }
+    }
+
+    #[test]
+    fn calls_that_give_no_event() {
+        insta::assert_snapshot!(call(&[OUT], None).unwrap_err(), @"the diff hook takes four arguments (previous result, current result, derivation, build directory), and got 1; Nix calls it so since 2.3");
+        insta::assert_snapshot!(call(&[OUT, "/etc", DRV, "/tmp"], None).unwrap_err(), @"`/etc` is no store path below /nix/store; set NIX_STORE_DIR for Nix and hookrun alike");
+    }
+}

@@ -1,0 +1,105 @@
+//! Garbage-collector roots for the outputs of queued events: symbolic links below Nix's `gcroots`.
+//!
+//! The hook makes them before it commits the event: the build keeps its own roots only while it runs. The worker removes them
+//! when the last task of the event has ended, and makes those that a crash lost again when it takes the event. Names are derived from the
+//! event's id, so nothing has to be remembered. Results of `--check` are not rooted: they are no valid paths, and no root keeps
+//! them.
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use crate::event::{Event, HookEvent};
+
+/// The directory of hookrun's roots, below `gcroots` or a user's own part of it.
+const DIRECTORY: &str = "hookrun";
+
+/// Makes the roots of an event that are not there yet, where this user may: root and the owner of a single-user installation
+/// below `gcroots`, other users below `gcroots/per-user/$USER`. Gives how many of the event's outputs are rooted; those that are
+/// not may be collected before their tasks run.
+pub fn make(event: &Event) -> usize {
+    let outputs = paths(event);
+    if outputs.is_empty() {
+        return 0;
+    }
+    candidates(&event.nix.state).iter().map(|directory| make_in(directory, event, &outputs)).find(|made| *made > 0).unwrap_or(0)
+}
+
+fn make_in(directory: &Path, event: &Event, outputs: &[&str]) -> usize {
+    let mut made = 0;
+    for (number, output) in outputs.iter().enumerate() {
+        let link = directory.join(link_name(&event.id, number));
+        let result = symlink(output, &link).or_else(|error| {
+            if error.kind() == std::io::ErrorKind::NotFound {
+                std::fs::create_dir(directory)?;
+                symlink(output, &link)
+            } else {
+                Err(error)
+            }
+        });
+        match result {
+            Ok(()) => made += 1,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => made += 1,
+            // What stops one stops all.
+            Err(_) => break,
+        }
+    }
+    made
+}
+
+/// Removes the roots of an event.
+pub fn remove(event: &Event) {
+    for directory in candidates(&event.nix.state) {
+        for number in 0..paths(event).len() {
+            // Not there, or not ours: either way nothing is left to do.
+            let _gone = std::fs::remove_file(directory.join(link_name(&event.id, number)));
+        }
+    }
+}
+
+/// How many roots there are below the directories of one Nix.
+pub fn count(nix_state: &Path) -> usize {
+    candidates(nix_state).iter().filter_map(|directory| std::fs::read_dir(directory).ok()).flatten().count()
+}
+
+/// Where roots may be, the best first.
+fn candidates(nix_state: &Path) -> Vec<PathBuf> {
+    let gcroots = nix_state.join("gcroots");
+    let mut directories = vec![gcroots.join(DIRECTORY)];
+    // A user's own directory, made by Nix for those that use profiles.
+    if let Some(user) = std::env::var_os("USER").filter(|user| !user.is_empty() && !rustix::process::getuid().is_root()) {
+        directories.push(gcroots.join("per-user").join(user).join(DIRECTORY));
+    }
+    directories
+}
+
+fn link_name(id: &str, number: usize) -> String {
+    format!("{id}-{number}")
+}
+
+fn paths(event: &Event) -> Vec<&str> {
+    match &event.hook {
+        HookEvent::PostBuild(event) => event.outputs.iter().map(|output| output.path.as_str()).collect(),
+        HookEvent::Diff(_) => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::tests::post_build;
+
+    #[test]
+    fn made_once_and_removed() {
+        let state = tempfile::tempdir().unwrap();
+        std::fs::create_dir(state.path().join("gcroots")).unwrap();
+        let mut event = post_build("hello-1.0");
+        event.nix.state = state.path().to_owned();
+        assert_eq!((make(&event), make(&event), count(state.path())), (1, 1, 1));
+        let link = state.path().join("gcroots/hookrun").join(format!("{}-0", event.id));
+        assert_eq!(std::fs::read_link(link).unwrap().to_str(), paths(&event).first().copied());
+        remove(&event);
+        assert_eq!(count(state.path()), 0);
+        event.nix.state = state.path().join("nowhere");
+        assert_eq!(make(&event), 0, "no Nix there: no root, no error");
+    }
+}

@@ -1,0 +1,97 @@
+//! A hook starts a detached worker when the configuration wants it and none runs.
+//!
+//! Called by the thin hooks after the event is in the spool. Nix waits until its hook's standard output and error are closed by
+//! everybody, kills the hook's process group when the client goes, and asks the kernel to kill the hook with it. So the worker gets a
+//! session of its own and none of the hook's descriptors; the parent-death signal is not inherited over fork (prctl(2)).
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+
+use rustix::fs::Access;
+
+use super::lock;
+use crate::config::{Config, Start};
+use crate::dirs::Dirs;
+use crate::nix;
+
+/// The arguments of a worker that a hook starts; a hidden command, not for people.
+pub const ARGUMENTS: [&str; 2] = ["worker", "--spawned"];
+/// The worker's log is begun anew at this size; one old one is kept.
+const MAX_LOG_SIZE: u64 = 1 << 20;
+/// First descriptor after the standard streams.
+const FIRST_OTHER_FD: libc::c_uint = 3;
+
+/// Starts a worker if the configuration says `start = "spawn"`, none runs and this user may write the journal.
+///
+/// # Errors
+/// If the configuration is broken or the program cannot be started; one line.
+pub fn if_wanted(dirs: &Dirs) -> Result<(), String> {
+    // The cheapest first: mostly a worker runs already.
+    if lock::is_held(&dirs.worker_lock()) || !may_write_journal(dirs) {
+        return Ok(());
+    }
+    match Config::load(&dirs.config).map_err(|error| error.to_string())?.worker.start {
+        Start::Spawn => start(dirs).map_err(|error| format!("cannot start hookrun ({error})")),
+        Start::Service | Start::None => Ok(()),
+    }
+}
+
+/// Not so for build users, whose events wait for the next worker.
+fn may_write_journal(dirs: &Dirs) -> bool {
+    let writable = |path: &std::path::Path| rustix::fs::access(path, Access::WRITE_OK | Access::EXEC_OK);
+    match writable(&dirs.journal()) {
+        Err(rustix::io::Errno::NOENT) => writable(&dirs.state).is_ok(),
+        result => result.is_ok(),
+    }
+}
+
+fn start(dirs: &Dirs) -> std::io::Result<()> {
+    // The very program that runs, even if its file has been replaced or removed meanwhile.
+    let mut command = Command::new("/proc/self/exe");
+    nix::scrub(&mut command);
+    command.arg0("hookrun").args(ARGUMENTS).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
+    match log_file(dirs) {
+        Ok(log) => command.stderr(log),
+        Err(_) => command.stderr(Stdio::null()),
+    };
+    // SAFETY: between fork and exec; both calls are async-signal-safe system calls without pointers.
+    unsafe {
+        command.pre_exec(|| {
+            libc::setsid();
+            // Closed at exec, so that the report of a failed exec still gets through.
+            if libc::syscall(libc::SYS_close_range, FIRST_OTHER_FD, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    // Not waited for: this process ends first, and init takes the worker.
+    command.spawn().map(drop)
+}
+
+fn log_file(dirs: &Dirs) -> std::io::Result<File> {
+    let path = dirs.worker_log();
+    if std::fs::symlink_metadata(&path).is_ok_and(|found| found.len() > MAX_LOG_SIZE) {
+        std::fs::rename(&path, path.with_added_extension("1"))?;
+    }
+    OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_configuration_is_one_line_and_starts_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = Dirs { config: dir.path().join("hookrun.toml"), state: dir.path().to_owned() };
+        std::fs::write(&dirs.config, "[worker]\nstrat = 1\n").unwrap();
+        let error = if_wanted(&dirs).unwrap_err().replace(&dir.path().display().to_string(), "DIR");
+        insta::assert_snapshot!(error, @"DIR/hookrun.toml:2: unknown key `strat`; did you mean `start`?");
+        std::fs::write(&dirs.config, "[worker]\nstart = \"none\"\n").unwrap();
+        assert_eq!(if_wanted(&dirs), Ok(()));
+        assert!(!dirs.worker_log().exists());
+    }
+}

@@ -1,0 +1,92 @@
+use std::os::unix::fs::symlink;
+
+use super::*;
+use crate::queue::tests::post_build;
+
+struct Scene {
+    _dir: tempfile::TempDir,
+    dirs: Dirs,
+    reader: Reader,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = Dirs { config: dir.path().join("hookrun.toml"), state: dir.path().join("a/state") };
+        let reader = Reader::new(&dirs, Trust::from_env());
+        Self { _dir: dir, dirs, reader }
+    }
+
+    fn rejected(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.dirs.rejected()).unwrap();
+        let reasons = entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "reason"));
+        let mut reasons: Vec<String> = reasons.map(|path| std::fs::read_to_string(path).unwrap()).collect();
+        reasons.sort();
+        reasons
+    }
+}
+
+#[test]
+fn what_is_put_is_found_in_order() {
+    let scene = Scene::new();
+    let events: Vec<Event> = ["a", "b", "c"].map(post_build).into();
+    for event in events.iter().rev() {
+        assert_eq!(put(&scene.dirs, event).unwrap(), Place::Spool);
+    }
+    assert_eq!(depth(&scene.dirs), 3);
+    let scan = scene.reader.scan(2);
+    assert_eq!((scan.events.len(), scan.more), (2, true));
+    let scan = scene.reader.scan(10);
+    assert_eq!(scan.events.into_iter().map(|spooled| spooled.event).collect::<Vec<_>>(), events);
+    assert!(scan.rejected.is_empty() && !scan.more);
+}
+
+#[test]
+fn what_is_no_event_is_set_aside_and_in_nobodys_way() {
+    let scene = Scene::new();
+    let good = post_build("good");
+    put(&scene.dirs, &good).unwrap();
+    let spool = scene.dirs.spool();
+    std::fs::write(spool.join("0-short"), "hookrun-event 1 sha").unwrap();
+    std::fs::write(spool.join("0-renamed"), envelope::seal(&good).unwrap()).unwrap();
+    std::fs::create_dir(spool.join("0-directory")).unwrap();
+    symlink("/etc/passwd", spool.join("0-link")).unwrap();
+    std::fs::hard_link(spool.join("0-short"), spool.join("0-hard")).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, spool.join("0-fifo"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    File::create(spool.join("0-large")).unwrap().set_len(envelope::MAX_SIZE + 1).unwrap();
+    std::fs::write(spool.join("0-odd\n\u{1b}[31m"), "").unwrap();
+    std::fs::write(spool.join(".in-the-making"), "").unwrap();
+    let abandoned = File::create(spool.join(".abandoned")).unwrap();
+    abandoned.set_modified(SystemTime::now() - 2 * ABANDONED).unwrap();
+
+    let scan = scene.reader.scan(100);
+    assert_eq!(scan.events.len(), 1);
+    assert_eq!(scan.rejected.len(), 9);
+    let spool = format!("{}/", spool.display());
+    insta::assert_snapshot!(scene.rejected().concat().replace(&spool, ""), @r"
+    ");
+    let again = scene.reader.scan(100);
+    assert_eq!((again.events.len(), again.rejected.len()), (1, 0));
+}
+
+#[test]
+fn a_spool_that_cannot_be_written_is_not_the_end() {
+    let scene = Scene::new();
+    // A file in place of the state directory stops root as well.
+    std::fs::create_dir_all(scene.dirs.state.parent().unwrap()).unwrap();
+    std::fs::write(&scene.dirs.state, "").unwrap();
+    let event = post_build("a");
+    let Place::Fallback { path, reason } = put(&scene.dirs, &event).unwrap() else { panic!("the spool cannot be written") };
+    assert!(reason.contains("cannot be written (Not a directory"), "{reason}");
+    let scan = scene.reader.scan(10);
+    assert_eq!((scan.events[0].path.as_path(), &scan.events[0].event), (path.as_path(), &event));
+    std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+}
+
+#[test]
+fn modes() {
+    let scene = Scene::new();
+    put(&scene.dirs, &post_build("a")).unwrap();
+    let mode = std::fs::metadata(scene.dirs.spool()).unwrap().mode() & 0o7777;
+    assert_eq!(mode, if rustix::process::geteuid().is_root() { SYSTEM_MODE } else { USER_MODE });
+}
