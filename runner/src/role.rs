@@ -12,14 +12,12 @@ use crate::{nix, queue};
 
 /// Link names that give a role outright. Nix starts all three hooks with the link's own name as argv\[0\]: Nix 2.8 to 2.34,
 /// `post-build-hook` and `diff-hook` with the text of the setting, `build-hook` with its last component.
-const LINKS: [(&[u8], Hook); 3] = [
-    (b"hookrun-post-build", Hook::PostBuild),
-    (b"hookrun-diff", Hook::Diff),
-    (b"hookrun-build-hook", Hook::BuildHook),
-];
+const LINKS: [(&[u8], Hook); 3] =
+    [(b"hookrun-post-build", Hook::PostBuild), (b"hookrun-diff", Hook::Diff), (b"hookrun-build-hook", Hook::Selection)];
 
 /// The words after `hookrun hook`.
-const WORDS: [(&[u8], Hook); 3] = [(b"post-build", Hook::PostBuild), (b"diff", Hook::Diff), (b"build-hook", Hook::BuildHook)];
+const WORDS: [(&[u8], Hook); 3] =
+    [(b"post-build", Hook::PostBuild), (b"diff", Hook::Diff), (b"build-hook", Hook::Selection)];
 
 /// Arguments of the diff hook since Nix 2.3: previous result, current result, derivation, build directory.
 pub const DIFF_ARGUMENTS: usize = 4;
@@ -31,7 +29,7 @@ const DEFAULT_VERBOSITY: u64 = 3;
 enum Hook {
     PostBuild,
     Diff,
-    BuildHook,
+    Selection,
 }
 
 /// What this process is.
@@ -74,7 +72,7 @@ impl Role {
         }
         match arguments {
             [] if call.drv_path => Self::PostBuild,
-            [number] if call.stdin_is_pipe && decimal(number).is_some() => Hook::BuildHook.role(arguments),
+            [number] if call.stdin_is_pipe && decimal(number).is_some() => Hook::Selection.role(arguments),
             [hook, word, rest @ ..] if hook == "hook" => match WORDS.iter().find(|(known, _)| *known == word.as_bytes()) {
                 Some((_, hook)) => hook.role(rest),
                 None => Self::CommandLine,
@@ -91,9 +89,9 @@ impl Hook {
             Self::PostBuild => Role::PostBuild,
             Self::Diff => Role::Diff(arguments.to_vec()),
             // Nix appends the verbosity to whatever words the setting has.
-            Self::BuildHook => Role::BuildHook {
-                verbosity: arguments.last().and_then(|word| decimal(word)).unwrap_or(DEFAULT_VERBOSITY),
-            },
+            Self::Selection => {
+                Role::BuildHook { verbosity: arguments.last().and_then(|word| decimal(word)).unwrap_or(DEFAULT_VERBOSITY) }
+            }
         }
     }
 }

@@ -117,7 +117,13 @@ impl Comparison {
                 }
                 FileType::Symlink => match (std::fs::read_link(&left_path), std::fs::read_link(&right_path)) {
                     (Ok(left), Ok(right)) if left != right => {
-                        self.differ(&relative, "link-target", text(left.as_os_str().as_bytes()), text(right.as_os_str().as_bytes()), None)?;
+                        self.differ(
+                            &relative,
+                            "link-target",
+                            text(left.as_os_str().as_bytes()),
+                            text(right.as_os_str().as_bytes()),
+                            None,
+                        )?;
                     }
                     (Ok(_), Ok(_)) => {}
                     (Err(error), _) => self.unreadable(&left_path, &error),
@@ -132,7 +138,12 @@ impl Comparison {
     }
 
     /// Reports what only one side has; gives what both have.
-    fn merge(&mut self, relative: &Path, left: BTreeMap<OsString, FileType>, mut right: BTreeMap<OsString, FileType>) -> Result<Vec<PathBuf>, Ended> {
+    fn merge(
+        &mut self,
+        relative: &Path,
+        left: BTreeMap<OsString, FileType>,
+        mut right: BTreeMap<OsString, FileType>,
+    ) -> Result<Vec<PathBuf>, Ended> {
         let mut both = Vec::new();
         for (name, kind) in left {
             let path = relative.join(&name);
@@ -184,7 +195,11 @@ impl Comparison {
 
     /// The offset of the first byte that differs, and what is around it on both sides.
     #[expect(clippy::type_complexity, reason = "a bound, a failed read, or a finding")]
-    fn contents(&mut self, mut left: impl Read, mut right: impl Read) -> Result<std::io::Result<Option<(u64, String, String)>>, Ended> {
+    fn contents(
+        &mut self,
+        mut left: impl Read,
+        mut right: impl Read,
+    ) -> Result<std::io::Result<Option<(u64, String, String)>>, Ended> {
         let (mut a, mut b) = (Vec::new(), Vec::new());
         let mut offset = 0_u64;
         // The end of the chunk before, for the context of a difference at the beginning of one.
@@ -192,7 +207,11 @@ impl Comparison {
         loop {
             a.clear();
             b.clear();
-            let read = left.by_ref().take(CHUNK as u64).read_to_end(&mut a).and_then(|_| right.by_ref().take(CHUNK as u64).read_to_end(&mut b));
+            let read = left
+                .by_ref()
+                .take(CHUNK as u64)
+                .read_to_end(&mut a)
+                .and_then(|_| right.by_ref().take(CHUNK as u64).read_to_end(&mut b));
             if let Err(error) = read {
                 return Ok(Err(error));
             }
@@ -216,9 +235,16 @@ impl Comparison {
         }
     }
 
-    fn differ(&mut self, path: &Path, kind: &str, previous: String, current: String, offset: Option<u64>) -> Result<(), Ended> {
+    fn differ(
+        &mut self,
+        path: &Path,
+        kind: &str,
+        previous: String,
+        current: String,
+        offset: Option<u64>,
+    ) -> Result<(), Ended> {
         if self.found.differences.len() >= self.bounds.differences {
-            return Err(self.end(format!("more than {} differences", self.bounds.differences)));
+            return Err(self.end(&format!("more than {} differences", self.bounds.differences)));
         }
         let path = truncated(&path.to_string_lossy(), MAX_PATH);
         self.found.differences.push(Difference { path, kind: kind.into(), previous, current, offset });
@@ -234,18 +260,18 @@ impl Comparison {
 
     fn check_bounds(&mut self) -> Result<(), Ended> {
         if self.deadline.is_none_or(|deadline| Instant::now() >= deadline) {
-            return Err(self.end(format!("its time of {}", humantime::format_duration(self.bounds.time))));
+            return Err(self.end(&format!("its time of {}", humantime::format_duration(self.bounds.time))));
         }
         if self.found.compared_files >= self.bounds.files {
-            return Err(self.end(format!("its {} files", self.bounds.files)));
+            return Err(self.end(&format!("its {} files", self.bounds.files)));
         }
         if self.found.compared_bytes >= self.bounds.bytes && self.found.compared_bytes > 0 {
-            return Err(self.end(format!("its {} bytes", self.bounds.bytes)));
+            return Err(self.end(&format!("its {} bytes", self.bounds.bytes)));
         }
         Ok(())
     }
 
-    fn end(&mut self, bound: String) -> Ended {
+    fn end(&mut self, bound: &str) -> Ended {
         self.found.incomplete = Some(format!("the comparison reached {bound}"));
         Ended
     }
@@ -308,7 +334,11 @@ fn text(bytes: &[u8]) -> String {
 }
 
 fn truncated(text: &str, limit: usize) -> String {
-    if text.len() <= limit { text.to_owned() } else { format!("{}...", text.get(..text.floor_char_boundary(limit)).unwrap_or_default()) }
+    if text.len() <= limit {
+        text.to_owned()
+    } else {
+        format!("{}...", text.get(..text.floor_char_boundary(limit)).unwrap_or_default())
+    }
 }
 
 #[cfg(test)]

@@ -55,11 +55,17 @@ pub fn read<E>(
     dirs: &NixDirs,
     derivation: impl FnOnce(&str) -> Result<Vec<Output>, E>,
 ) -> Result<Call, DiffError> {
-    let [previous, current, drv_path, _build_directory] = arguments else { return Err(DiffError::Arguments(arguments.len())) };
+    let [previous, current, drv_path, _build_directory] = arguments else {
+        return Err(DiffError::Arguments(arguments.len()));
+    };
     let store = dirs.store.to_string_lossy();
     let store_path = |argument: &OsString| {
         let path = argument.to_string_lossy().into_owned();
-        if is_store_path(&store, &path) { Ok(path) } else { Err(DiffError::NotInStore { path, store: store.clone().into_owned() }) }
+        if is_store_path(&store, &path) {
+            Ok(path)
+        } else {
+            Err(DiffError::NotInStore { path, store: store.clone().into_owned() })
+        }
     };
     let (previous, current, drv_path) = (store_path(previous)?, store_path(current)?, store_path(drv_path)?);
     // An output's own name may end in `.check`; the derivation knows.
@@ -89,7 +95,8 @@ mod tests {
     #[test]
     fn both_forms() {
         let check = format!("{DEV}.check");
-        let known = || Some(vec![Output { name: "dev".into(), path: DEV.into() }, Output { name: "out".into(), path: OUT.into() }]);
+        let known =
+            || Some(vec![Output { name: "dev".into(), path: DEV.into() }, Output { name: "out".into(), path: OUT.into() }]);
         for derivation in [known(), None] {
             let checked = call(&[DEV, &check, DRV, "/tmp/x"], derivation.clone()).unwrap();
             assert_eq!(checked.output, Output { name: "dev".into(), path: DEV.into() });

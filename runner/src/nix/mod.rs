@@ -100,7 +100,9 @@ mod tests {
     fn store_paths() {
         let is = |rest: &str| is_store_path("/nix/store", &format!("/nix/store/{HASH}{rest}"));
         assert!(is("-hello-2.12.drv") && is("-a") && is("-a.check"));
-        assert!(!is("") && !is("-") && !is("-a/b") && !is("-a b") && !is("-\u{fc}") && !is(&format!("-{}", "a".repeat(212))));
+        assert!(
+            !is("") && !is("-") && !is("-a/b") && !is("-a b") && !is("-\u{fc}") && !is(&format!("-{}", "a".repeat(212)))
+        );
         assert!(!is_store_path("/nix/store", &format!("/nix/storex/{HASH}-a")));
         assert!(!is_store_path("/nix/store", "/nix/store/../../etc/passwd-0000000000000000000000000"));
         assert!(!is_store_path("/nix/store", &format!("/nix/store/{}-a", "e".repeat(32))));
@@ -108,7 +110,8 @@ mod tests {
 
     #[test]
     fn output_names() {
-        let name = |output: &str| output_name_from_path(&format!("/nix/store/{HASH}-b-1.0.drv"), output);
+        let drv_path = format!("/nix/store/{HASH}-b-1.0.drv");
+        let name = |output| output_name_from_path(&drv_path, output);
         assert_eq!(name("/nix/store/cvar8nqq71gb8af77ichz56mh6f9hd65-b-1.0"), Some("out"));
         assert_eq!(name("/nix/store/cvar8nqq71gb8af77ichz56mh6f9hd65-b-1.0-dev"), Some("dev"));
         assert_eq!(name("/nix/store/cvar8nqq71gb8af77ichz56mh6f9hd65-b-1.0x"), None);

@@ -58,23 +58,27 @@ pub fn open(bytes: &[u8]) -> Result<Event, EnvelopeError> {
     let header = std::str::from_utf8(header).map_err(|_| EnvelopeError::Header)?;
     let checksum = match header.split(' ').collect::<Vec<_>>().as_slice() {
         [MAGIC, VERSION, checksum] => *checksum,
-        [MAGIC, version, ..] if *version != VERSION => return Err(EnvelopeError::Version((*version).chars().take(20).collect())),
+        [MAGIC, version, ..] if *version != VERSION => {
+            return Err(EnvelopeError::Version((*version).chars().take(20).collect()));
+        }
         _ => return Err(EnvelopeError::Header),
     };
     if checksum.strip_prefix("sha256:") != Some(&hex(&Sha256::digest(json))) {
         return Err(EnvelopeError::Checksum);
     }
     // The format first: a later one need not have the shape of this one.
-    #[derive(serde::Deserialize)]
-    struct Versioned {
-        format: u32,
-    }
     let wrong = |error: serde_json::Error| EnvelopeError::Json(error.to_string());
     let Versioned { format } = serde_json::from_slice(json).map_err(wrong)?;
     if format != FORMAT {
         return Err(EnvelopeError::Format(format));
     }
     serde_json::from_slice(json).map_err(wrong)
+}
+
+/// Of an event of any release.
+#[derive(serde::Deserialize)]
+struct Versioned {
+    format: u32,
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -114,7 +114,10 @@ fn guarded(hook: &'static str, play: impl FnOnce() -> Option<Event>) -> Option<E
     let watchdog = std::thread::Builder::new().stack_size(WATCHDOG_STACK).spawn(move || {
         std::thread::sleep(CAP);
         if !ENDED.load(Ordering::Acquire) {
-            last_words(&format!("hookrun: {hook} did not end in {} s and was given up; is the state directory's file system hanging?\n", CAP.as_secs()));
+            last_words(&format!(
+                "hookrun: {hook} did not end in {} s and was given up; is the state directory's file system hanging?\n",
+                CAP.as_secs()
+            ));
             // SAFETY: `_exit` takes no pointer and does not return. No destructor of the main thread is owed: it holds nothing
             // that outlives the process but the unfinished file, which the worker recognises.
             unsafe { libc::_exit(0) }

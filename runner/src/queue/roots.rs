@@ -21,7 +21,11 @@ pub fn make(event: &Event) -> usize {
     if outputs.is_empty() {
         return 0;
     }
-    candidates(&event.nix.state).iter().map(|directory| make_in(directory, event, &outputs)).find(|made| *made > 0).unwrap_or(0)
+    candidates(&event.nix.state)
+        .iter()
+        .map(|directory| make_in(directory, event, &outputs))
+        .find(|made| *made > 0)
+        .unwrap_or(0)
 }
 
 fn make_in(directory: &Path, event: &Event, outputs: &[&str]) -> usize {

@@ -70,7 +70,8 @@ pub struct PutError(Vec<String>);
 /// # Errors
 /// If neither can be written.
 pub fn put(dirs: &Dirs, event: &Event) -> Result<Place, PutError> {
-    let bytes = envelope::seal(event).map_err(|error| PutError(vec![format!("the event cannot be written as JSON ({error})")]))?;
+    let bytes =
+        envelope::seal(event).map_err(|error| PutError(vec![format!("the event cannot be written as JSON ({error})")]))?;
     let spool = dirs.spool();
     let first = match write(&spool, &event.id, &bytes) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -205,10 +206,13 @@ impl Reader {
                     Ok(Some(event)) => scan.events.push(Spooled { path, event }),
                     Ok(None) => {}
                     Err(reason) => {
-                        let reason = format!("{}: {reason}", path.display());
+                        // The name is anybody's choice, and the reason is shown on terminals.
+                        let reason = format!("{}: {reason}", path.to_string_lossy().escape_debug());
                         match self.set_aside(&path, &name, &reason) {
                             Ok(()) => scan.rejected.push(reason),
-                            Err(error) => scan.rejected.push(format!("{reason}; and it cannot be set aside ({error}): remove it")),
+                            Err(error) => {
+                                scan.rejected.push(format!("{reason}; and it cannot be set aside ({error}): remove it"));
+                            }
                         }
                     }
                 }
@@ -268,7 +272,8 @@ impl Reader {
     fn set_aside(&self, path: &Path, name: &[u8], reason: &str) -> std::io::Result<()> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.rejected)?;
         // The name is anybody's choice: keep of it what cannot confuse a terminal.
-        let name: String = String::from_utf8_lossy(name).chars().map(|c| if c.is_ascii_graphic() { c } else { '_' }).take(64).collect();
+        let name: String =
+            String::from_utf8_lossy(name).chars().map(|c| if c.is_ascii_graphic() { c } else { '_' }).take(64).collect();
         let target = self.rejected.join(format!("{}-{}", crate::event::now_ms(), name.trim_start_matches('.')));
         match std::fs::rename(path, &target) {
             // From the fallback directory, on another file system.
@@ -284,7 +289,8 @@ impl Reader {
 
 /// How many files wait in the spool.
 pub fn depth(dirs: &Dirs) -> usize {
-    open_directory(&dirs.spool()).map_or(0, |directory| names(&directory).iter().filter(|name| !name.starts_with(b".")).count())
+    open_directory(&dirs.spool())
+        .map_or(0, |directory| names(&directory).iter().filter(|name| !name.starts_with(b".")).count())
 }
 
 fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {

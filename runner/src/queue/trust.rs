@@ -61,7 +61,9 @@ impl Trust {
         } else if self.build_users.contains(&uid) || self.build_group == Some(gid) || AUTO_ALLOCATED.contains(&uid) {
             Ok(Owner::BuildUser)
         } else {
-            Err(format!("its owner, uid {uid}, is neither root nor a build user; if it is one, add it to `build-users-group` of Nix"))
+            Err(format!(
+                "its owner, uid {uid}, is neither root nor a build user; if it is one, add it to `build-users-group` of Nix"
+            ))
         }
     }
 
@@ -119,11 +121,11 @@ fn show(dirs: &NixDirs) -> String {
 
 /// The value of `build-users-group` in the text of a nix.conf; empty if builds have no users.
 fn build_users_group(conf: &str) -> String {
-    let values = conf.lines().filter_map(|line| {
+    let mut values = conf.lines().filter_map(|line| {
         let (key, value) = line.split('#').next()?.split_once('=')?;
         (key.trim() == "build-users-group").then(|| value.trim().to_owned())
     });
-    values.last().unwrap_or_else(|| DEFAULT_GROUP.to_owned())
+    values.next_back().unwrap_or_else(|| DEFAULT_GROUP.to_owned())
 }
 
 /// The gid of a group and the uids of its members; none if there is no such group.

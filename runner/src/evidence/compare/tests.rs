@@ -78,7 +78,8 @@ fn model(left: &Node, right: &Node, path: &Path, into: &mut Vec<(String, &'stati
 
 fn tree() -> impl Strategy<Value = Node> {
     let leaf = prop_oneof![
-        (proptest::collection::vec(any::<u8>(), 0..4), any::<bool>()).prop_map(|(contents, executable)| Node::File { contents, executable }),
+        (proptest::collection::vec(any::<u8>(), 0..4), any::<bool>())
+            .prop_map(|(contents, executable)| Node::File { contents, executable }),
         "[ab/]{1,3}".prop_map(Node::Link),
     ];
     leaf.prop_recursive(3, 24, 4, |inner| {
@@ -126,7 +127,10 @@ fn file(contents: &str) -> Node {
 fn context_around_the_first_difference() {
     let evidence = found(&file("built at 12:00\nby a\n"), &file("built at 12:01\nby a\n"), unbounded());
     let d = &evidence.differences[0];
-    assert_eq!((d.offset, d.previous.as_str(), d.current.as_str()), (Some(13), r#""built at 12:00\nby a\n""#, r#""built at 12:01\nby a\n""#));
+    assert_eq!(
+        (d.offset, d.previous.as_str(), d.current.as_str()),
+        (Some(13), r#""built at 12:00\nby a\n""#, r#""built at 12:01\nby a\n""#)
+    );
     let evidence = found(&file("\u{0}\u{1}"), &file("\u{0}\u{2}"), unbounded());
     assert_eq!((evidence.differences[0].previous.as_str(), evidence.differences[0].current.as_str()), ("00 01", "00 02"));
 }

@@ -19,7 +19,8 @@ impl Scene {
 
     fn rejected(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.dirs.rejected()).unwrap();
-        let reasons = entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "reason"));
+        let reasons =
+            entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "reason"));
         let mut reasons: Vec<String> = reasons.map(|path| std::fs::read_to_string(path).unwrap()).collect();
         reasons.sort();
         reasons
@@ -64,6 +65,15 @@ fn what_is_no_event_is_set_aside_and_in_nobodys_way() {
     assert_eq!(scan.rejected.len(), 9);
     let spool = format!("{}/", spool.display());
     insta::assert_snapshot!(scene.rejected().concat().replace(&spool, ""), @r"
+    .abandoned: it was never completed; its hook was killed
+    0-directory: it is no regular file
+    0-fifo: it is no regular file
+    0-hard: it has 2 links; an event has one
+    0-large: it has more than 4 MiB, the most that an event has
+    0-link: it is no regular file
+    0-odd\n\u{1b}[31m: it does not begin with `hookrun-event 1 sha256:...`
+    0-renamed: its name is not the id of its event
+    0-short: it has 2 links; an event has one
     ");
     let again = scene.reader.scan(100);
     assert_eq!((again.events.len(), again.rejected.len()), (1, 0));
