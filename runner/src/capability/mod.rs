@@ -1,2 +1,56 @@
-//! capability
+//! What plugins are offered: one file for each interface of `hookrun:host`.
+//!
+//! Every capability goes through the same phases: *configure* once per process ([`Services`]), *link* once per engine
+//! (`link` in `plugin/engine.rs`), *grant* per plugin ([`crate::plugin::grants`]), and then the host functions, each of which is one
+//! [`RunState::call`](crate::plugin::host_call::RunState::call). A capability never looks at grants or limits, never counts
+//! and never logs what it was asked: the choke point does that for all of them.
+//!
+//! To add a capability: its interface in `plugin-sdk/wit`, its file here (types, service, `impl Host for RunState`, tests), a
+//! field in [`Services`], a variant in [`Need`](crate::plugin::grants::Need), and a line in the table of `plugin/engine.rs`.
+
+mod config;
+mod error;
+mod log;
 pub mod mail;
+pub mod nix_store;
+pub mod state;
+
+use std::sync::Arc;
+
+pub use error::{CapabilityError, ErrorKind};
+pub use log::RunLog;
+
+use crate::config::Config;
+use crate::dirs::Dirs;
+
+/// What the capabilities have behind them. Made once per process and configuration, shared by all runs.
+#[derive(Debug, Clone)]
+pub struct Services {
+    state: Arc<state::Stores>,
+    mail: Arc<mail::Mailer>,
+}
+
+impl Services {
+    /// The services of an installation. Opens no file and no connection: a service that cannot work says so when it is used.
+    pub fn new(config: &Config, dirs: &Dirs) -> Self {
+        Self {
+            state: Arc::new(state::Stores::durable(dirs.plugin_state())),
+            mail: Arc::new(mail::Mailer::new(config, dirs)),
+        }
+    }
+
+    /// Services that keep everything in memory and send nothing, for `hookrun test`.
+    pub fn in_memory(config: &Config, dirs: &Dirs) -> Self {
+        Self { state: Arc::new(state::Stores::in_memory()), mail: Arc::new(mail::Mailer::capturing(config, dirs)) }
+    }
+
+    /// The plugins' key-value stores.
+    pub fn state(&self) -> &state::Stores {
+        &self.state
+    }
+
+    /// The mail transports.
+    pub fn mail(&self) -> &mail::Mailer {
+        &self.mail
+    }
+}

@@ -48,7 +48,7 @@ impl std::fmt::Display for PluginSource {
 }
 
 /// How much of the Nix store a plugin may read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StoreScope {
     /// Nothing.

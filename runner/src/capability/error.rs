@@ -1,0 +1,89 @@
+//! How a capability says that it has no result. The choke point turns it into the `error` record of `hookrun:host/types`.
+
+use std::time::Duration;
+
+/// The kinds of `hookrun:host/types.error`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// No grant covers the call.
+    Denied,
+    /// A limit was reached.
+    Limit,
+    /// There is no such thing.
+    NotFound,
+    /// An argument is malformed.
+    Invalid,
+    /// A retry may help.
+    Transient,
+    /// A retry cannot help.
+    Permanent,
+}
+
+impl ErrorKind {
+    /// The word in the interface.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::Limit => "limit",
+            Self::NotFound => "not-found",
+            Self::Invalid => "invalid",
+            Self::Transient => "transient",
+            Self::Permanent => "permanent",
+        }
+    }
+}
+
+/// Why a host call gave no result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct CapabilityError {
+    /// What kind of failure.
+    pub kind: ErrorKind,
+    /// What was tried, on what, and what would change it. Never a secret.
+    pub message: String,
+    /// What the other side asked to wait.
+    pub retry_after: Option<Duration>,
+}
+
+impl CapabilityError {
+    /// An error of `kind`.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), retry_after: None }
+    }
+
+    /// No grant covers the call.
+    pub fn denied(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Denied, message)
+    }
+
+    /// A limit was reached.
+    pub fn limit(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Limit, message)
+    }
+
+    /// There is no such thing.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::NotFound, message)
+    }
+
+    /// An argument is malformed.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Invalid, message)
+    }
+
+    /// A retry may help.
+    pub fn transient(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Transient, message)
+    }
+
+    /// A retry cannot help.
+    pub fn permanent(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Permanent, message)
+    }
+
+    /// The same, not before `wait`.
+    #[must_use]
+    pub fn retry_after(self, wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..self }
+    }
+}

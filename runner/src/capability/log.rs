@@ -1,0 +1,97 @@
+//! The `log` interface, and the log of one run: bounded, shared with the guest's standard output and error.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use wasmtime::Result;
+
+use crate::outcome::LogLine;
+use crate::plugin::bindings::hookrun::host::log::{Field, Host, Level};
+use crate::plugin::grants::Need;
+use crate::plugin::host_call::{Crossing, HostCall, RunState};
+
+/// The log of one run. Clones share it.
+#[derive(Debug, Clone)]
+pub struct RunLog(Arc<Mutex<Lines>>);
+
+#[derive(Debug)]
+struct Lines {
+    lines: Vec<LogLine>,
+    /// Bytes taken so far.
+    bytes: u64,
+    /// [`crate::config::Limit::LogBytes`].
+    allowed: u64,
+    /// Messages that did not fit.
+    dropped: u64,
+}
+
+/// What a line costs beside its text, so that empty lines are not free.
+const LINE_COST: u64 = 16;
+
+impl RunLog {
+    /// An empty log of at most `allowed` bytes.
+    pub fn new(allowed: u64) -> Self {
+        Self(Arc::new(Mutex::new(Lines { lines: Vec::new(), bytes: 0, allowed, dropped: 0 })))
+    }
+
+    /// Adds a line, or counts it as dropped if it does not fit.
+    pub fn push(&self, line: LogLine) {
+        let mut log = self.lock();
+        let fields: usize = line.fields.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let cost = LINE_COST + (line.message.len() + fields) as u64;
+        if log.bytes + cost > log.allowed {
+            log.dropped += 1;
+        } else {
+            log.bytes += cost;
+            log.lines.push(line);
+        }
+    }
+
+    /// Bytes taken.
+    pub fn bytes(&self) -> u64 {
+        self.lock().bytes
+    }
+
+    /// Everything, with a last line about what was dropped. `fix` ends that line.
+    pub fn finish(&self, fix: &str) -> Vec<LogLine> {
+        let mut log = self.lock();
+        let mut lines = std::mem::take(&mut log.lines);
+        if log.dropped > 0 {
+            let message = format!("{} more messages were dropped: {fix}", log.dropped);
+            lines.push(LogLine { level: "warn".to_owned(), message, fields: Vec::new() });
+        }
+        lines
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Crossing for Field {
+    fn crossing(&self) -> u64 {
+        self.key.crossing() + self.value.crossing()
+    }
+}
+
+impl Host for RunState {
+    async fn write(&mut self, level: Level, message: String, fields: Vec<Field>) -> Result<()> {
+        let sent = message.crossing() + fields.crossing();
+        let call = HostCall::new(Need::Log, "write", sent);
+        let level = match level {
+            Level::Trace => "trace",
+            Level::Debug => "debug",
+            Level::Info => "info",
+            Level::Warn => "warn",
+            Level::Error => "error",
+        };
+        let fields = fields.into_iter().map(|Field { key, value }| (key, value)).collect();
+        let line = LogLine { level: level.to_owned(), message, fields };
+        self.call_without_error(call, |inside| {
+            Box::pin(async move {
+                inside.log().push(line);
+                Ok(())
+            })
+        })
+        .await
+    }
+}

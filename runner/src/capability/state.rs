@@ -1,0 +1,275 @@
+//! The `state` interface: a small durable key-value store for each plugin.
+//!
+//! A run works on a copy: it reads the whole store at its first call (the store is small, [`Limit::StateBytes`]), sees its own
+//! writes at once, and [`Transaction::commit`] puts them into the store in one SQLite transaction when the run returns. A run
+//! that traps or meets a limit is dropped with its copy. Where two runs of one plugin write the same key, the one that returns
+//! last wins; a key that a run did not write it never changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind as Io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use super::CapabilityError;
+use crate::config::Limit;
+use crate::plugin::bindings::hookrun::host::state::{Error, Host};
+use crate::plugin::grants::Need;
+use crate::plugin::host_call::{Crossing, HostCall, PluginContext, RunState};
+
+/// Longest key, in bytes: `hookrun:host/state.set`.
+pub const MAX_KEY: usize = 512;
+
+/// How long a commit waits for another process's commit. Both take well under a millisecond.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+type Pairs = BTreeMap<String, Vec<u8>>;
+
+/// All plugins' stores of an installation.
+#[derive(Debug)]
+pub struct Stores(Place);
+
+#[derive(Debug, Clone)]
+enum Place {
+    /// One SQLite file for each plugin in this directory.
+    Directory(PathBuf),
+    /// For `hookrun test`.
+    Memory(Arc<Mutex<BTreeMap<String, Pairs>>>),
+}
+
+impl Stores {
+    /// Stores in `directory`, which is made (0700) by the first write.
+    pub fn durable(directory: PathBuf) -> Self {
+        Self(Place::Directory(directory))
+    }
+
+    /// Stores that live as long as this value.
+    pub fn in_memory() -> Self {
+        Self(Place::Memory(Arc::default()))
+    }
+
+    /// A run of `plugin` begins. Reads nothing yet.
+    pub fn begin(&self, plugin: &str) -> Transaction {
+        Transaction { place: self.0.clone(), plugin: plugin.to_owned(), pairs: None, written: BTreeSet::new() }
+    }
+}
+
+/// One run's view of its plugin's store.
+#[derive(Debug)]
+pub struct Transaction {
+    place: Place,
+    plugin: String,
+    /// None: not read yet.
+    pairs: Option<Pairs>,
+    /// Keys set or deleted.
+    written: BTreeSet<String>,
+}
+
+impl Transaction {
+    async fn pairs(&mut self) -> Result<&mut Pairs, CapabilityError> {
+        let pairs = match self.pairs.take() {
+            Some(pairs) => pairs,
+            None => self.place.read(&self.plugin).await?,
+        };
+        Ok(self.pairs.insert(pairs))
+    }
+
+    async fn get(&mut self, key: &str) -> Result<Option<Vec<u8>>, CapabilityError> {
+        check_key(key)?;
+        Ok(self.pairs().await?.get(key).cloned())
+    }
+
+    async fn set(&mut self, key: String, value: Vec<u8>, context: &PluginContext) -> Result<(), CapabilityError> {
+        check_key(&key)?;
+        let allowed = context.plugin.limits.get(Limit::StateBytes);
+        let pairs = self.pairs().await?;
+        let others: u64 = pairs.iter().filter(|(other, _)| **other != key).map(|(key, value)| size(key, value)).sum();
+        let wanted = others + size(&key, &value);
+        if wanted > allowed {
+            return Err(CapabilityError::limit(Limit::StateBytes.reached(&context.plugin.name, allowed, Some(wanted))));
+        }
+        pairs.insert(key.clone(), value);
+        self.written.insert(key);
+        Ok(())
+    }
+
+    async fn delete(&mut self, key: String) -> Result<(), CapabilityError> {
+        check_key(&key)?;
+        self.pairs().await?.remove(&key);
+        self.written.insert(key);
+        Ok(())
+    }
+
+    async fn keys(&mut self, prefix: &str) -> Result<Vec<String>, CapabilityError> {
+        let pairs = self.pairs().await?;
+        Ok(pairs.range(prefix.to_owned()..).map(|(key, _)| key).take_while(|key| key.starts_with(prefix)).cloned().collect())
+    }
+
+    /// Puts what was written into the store.
+    ///
+    /// # Errors
+    /// `transient` if the store cannot be written now.
+    pub async fn commit(&mut self) -> Result<(), CapabilityError> {
+        let written = std::mem::take(&mut self.written);
+        if written.is_empty() {
+            return Ok(());
+        }
+        let pairs = self.pairs.take().unwrap_or_default();
+        let changes =
+            written.into_iter().map(|key| (pairs.get(&key).cloned(), key)).map(|(value, key)| (key, value)).collect();
+        self.place.write(&self.plugin, changes).await
+    }
+}
+
+fn size(key: &str, value: &[u8]) -> u64 {
+    (key.len() + value.len()) as u64
+}
+
+fn check_key(key: &str) -> Result<(), CapabilityError> {
+    match key.len() {
+        0 => Err(CapabilityError::invalid("state: the key is empty; give it a name")),
+        1..=MAX_KEY => Ok(()),
+        length => Err(CapabilityError::invalid(format!("state: a key of {length} bytes; at most {MAX_KEY} are allowed"))),
+    }
+}
+
+impl Place {
+    async fn read(&self, plugin: &str) -> Result<Pairs, CapabilityError> {
+        match self {
+            Self::Memory(stores) => Ok(lock(stores).get(plugin).cloned().unwrap_or_default()),
+            Self::Directory(directory) => {
+                let path = file(directory, plugin);
+                blocking(plugin, move || read_file(&path)).await
+            }
+        }
+    }
+
+    async fn write(&self, plugin: &str, changes: Vec<(String, Option<Vec<u8>>)>) -> Result<(), CapabilityError> {
+        match self {
+            Self::Memory(stores) => {
+                let mut stores = lock(stores);
+                let pairs = stores.entry(plugin.to_owned()).or_default();
+                for (key, value) in changes {
+                    match value {
+                        Some(value) => pairs.insert(key, value),
+                        None => pairs.remove(&key),
+                    };
+                }
+                Ok(())
+            }
+            Self::Directory(directory) => {
+                let (directory, path) = (directory.clone(), file(directory, plugin));
+                blocking(plugin, move || {
+                    make_directory(&directory)?;
+                    write_file(&path, &changes)
+                })
+                .await
+            }
+        }
+    }
+}
+
+fn lock(stores: &Mutex<BTreeMap<String, Pairs>>) -> std::sync::MutexGuard<'_, BTreeMap<String, Pairs>> {
+    stores.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Plugin names have letters, digits, `-`, `_` and `.`, and no leading `.` (checked by the configuration).
+fn file(directory: &Path, plugin: &str) -> PathBuf {
+    directory.join(format!("{plugin}.sqlite"))
+}
+
+fn make_directory(directory: &Path) -> rusqlite::Result<()> {
+    match std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory) {
+        Err(error) if error.kind() != Io::AlreadyExists => {
+            let error = format!("cannot make {}: {error}", directory.display());
+            Err(rusqlite::Error::InvalidPath(PathBuf::from(error)))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn blocking<R: Send + 'static>(
+    plugin: &str,
+    work: impl FnOnce() -> rusqlite::Result<R> + Send + 'static,
+) -> Result<R, CapabilityError> {
+    let transient = |error: &dyn std::fmt::Display| {
+        CapabilityError::transient(format!(
+            "the state of plugin `{plugin}` cannot be used ({error}); see that hookrun's state directory can be written"
+        ))
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(|error| transient(&error)),
+        Err(error) => Err(transient(&error)),
+    }
+}
+
+fn read_file(path: &Path) -> rusqlite::Result<Pairs> {
+    if !path.exists() {
+        return Ok(Pairs::new());
+    }
+    let connection = open(path)?;
+    let mut statement = connection.prepare("SELECT key, value FROM pairs")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    rows.collect()
+}
+
+fn write_file(path: &Path, changes: &[(String, Option<Vec<u8>>)]) -> rusqlite::Result<()> {
+    let mut connection = open(path)?;
+    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    for (key, value) in changes {
+        match value {
+            Some(value) => transaction.execute("INSERT OR REPLACE INTO pairs (key, value) VALUES (?1, ?2)", (key, value))?,
+            None => transaction.execute("DELETE FROM pairs WHERE key = ?1", (key,))?,
+        };
+    }
+    transaction.commit()
+}
+
+/// `user_version` is the format; a later one is refused by the next release instead of being guessed at.
+const FORMAT: i64 = 1;
+
+fn open(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    let format: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if format > FORMAT {
+        let what = format!("{} has format {format}, this hookrun reads up to {FORMAT}", path.display());
+        return Err(rusqlite::Error::InvalidPath(PathBuf::from(what)));
+    }
+    connection.execute_batch(&format!(
+        "CREATE TABLE IF NOT EXISTS pairs (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+         PRAGMA user_version = {FORMAT};"
+    ))?;
+    Ok(connection)
+}
+
+impl Host for RunState {
+    async fn get(&mut self, key: String) -> wasmtime::Result<Result<Option<Vec<u8>>, Error>> {
+        let call = HostCall::new(Need::State, "get", key.crossing());
+        self.call(call, |mut inside| Box::pin(async move { inside.state().get(&key).await })).await
+    }
+
+    async fn set(&mut self, key: String, value: Vec<u8>) -> wasmtime::Result<Result<(), Error>> {
+        let call = HostCall::new(Need::State, "set", key.crossing() + value.crossing());
+        self.call(call, |mut inside| {
+            Box::pin(async move {
+                let plugin = inside.plugin();
+                inside.state().set(key, value, plugin).await
+            })
+        })
+        .await
+    }
+
+    async fn delete(&mut self, key: String) -> wasmtime::Result<Result<(), Error>> {
+        let call = HostCall::new(Need::State, "delete", key.crossing());
+        self.call(call, |mut inside| Box::pin(async move { inside.state().delete(key).await })).await
+    }
+
+    async fn keys(&mut self, prefix: String) -> wasmtime::Result<Result<Vec<String>, Error>> {
+        let call = HostCall::new(Need::State, "keys", prefix.crossing());
+        self.call(call, |mut inside| Box::pin(async move { inside.state().keys(&prefix).await })).await
+    }
+}
