@@ -11,10 +11,10 @@ use crate::plugin::host_call::{Crossing, HostCall, RunState};
 
 /// The log of one run. Clones share it.
 #[derive(Debug, Clone)]
-pub struct RunLog(Arc<Mutex<Lines>>);
+pub struct RunLog(Arc<Mutex<Content>>);
 
 #[derive(Debug)]
-struct Lines {
+struct Content {
     lines: Vec<LogLine>,
     /// Bytes taken so far.
     bytes: u64,
@@ -30,7 +30,7 @@ const LINE_COST: u64 = 16;
 impl RunLog {
     /// An empty log of at most `allowed` bytes.
     pub fn new(allowed: u64) -> Self {
-        Self(Arc::new(Mutex::new(Lines { lines: Vec::new(), bytes: 0, allowed, dropped: 0 })))
+        Self(Arc::new(Mutex::new(Content { lines: Vec::new(), bytes: 0, allowed, dropped: 0 })))
     }
 
     /// Adds a line, or counts it as dropped if it does not fit.
@@ -62,7 +62,7 @@ impl RunLog {
         lines
     }
 
-    fn lock(&self) -> MutexGuard<'_, Lines> {
+    fn lock(&self) -> MutexGuard<'_, Content> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
