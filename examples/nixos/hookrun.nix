@@ -1,0 +1,92 @@
+# A NixOS module. In configuration.nix:
+#
+#   imports = [ ./hookrun.nix ];
+#   services.hookrun = {
+#     enable = true;
+#     package = ...;                       # a package with bin/hookrun
+#     settings.plugins.cache = { source = "bundled:s3-upload"; ... };   # as in hookrun.toml
+#   };
+{ config, lib, pkgs, ... }:
+
+let
+  cfg = config.services.hookrun;
+  format = pkgs.formats.toml { };
+  program = "${cfg.package}/bin/hookrun";
+  version = config.nix.package.version;
+  # These overwrite `build-hook` of the system's nix.conf with their own default.
+  ignoresBuildHook = lib.versionAtLeast version "2.25" && lib.versionOlder version "2.34";
+in
+{
+  options.services.hookrun = {
+    enable = lib.mkEnableOption "hookrun as the hooks of Nix";
+
+    package = lib.mkOption {
+      type = lib.types.package;
+      description = "The package with bin/hookrun.";
+    };
+
+    settings = lib.mkOption {
+      type = format.type;
+      default = { };
+      description = "The contents of hookrun.toml. Secrets are named by file, never written here: the file is in the store.";
+    };
+
+    hooks = lib.mkOption {
+      type = lib.types.listOf (lib.types.enum [ "post-build" "diff" "builder-selection" ]);
+      default = [ "post-build" "diff" ];
+      description = "Which hooks of Nix hookrun serves.";
+    };
+  };
+
+  config = lib.mkIf cfg.enable {
+    services.hookrun.settings.worker.start = lib.mkDefault "service";
+
+    environment.systemPackages = [ cfg.package ];
+    environment.etc."hookrun/hookrun.toml".source = format.generate "hookrun.toml" cfg.settings;
+
+    nix.settings = lib.mkMerge [
+      (lib.mkIf (lib.elem "post-build" cfg.hooks) { post-build-hook = program; })
+      (lib.mkIf (lib.elem "diff" cfg.hooks) { run-diff-hook = true; diff-hook = program; })
+      (lib.mkIf (lib.elem "builder-selection" cfg.hooks && !ignoresBuildHook) { build-hook = program; })
+    ];
+    systemd.services.nix-daemon.environment =
+      lib.mkIf (lib.elem "builder-selection" cfg.hooks && ignoresBuildHook) { NIX_CONFIG = "build-hook = ${program}"; };
+
+    systemd.services.hookrun = lib.mkIf (cfg.settings.worker.start == "service") {
+      description = "hookrun: plugins on what Nix builds";
+      wantedBy = [ "multi-user.target" ];
+      wants = [ "network-online.target" ];
+      after = [ "network-online.target" ];
+      restartTriggers = [ config.environment.etc."hookrun/hookrun.toml".source ];
+      # What each line is for is said in ../systemd/hookrun.service.
+      serviceConfig = {
+        Type = "exec";
+        ExecStart = "${program} daemon";
+        Restart = "on-failure";
+        RestartSec = "5s";
+        TimeoutStopSec = "30s";
+        StateDirectory = "hookrun";
+        StateDirectoryMode = "0755";
+        ProtectSystem = "strict";
+        ReadWritePaths = [ "-/nix/var/nix" "/var/tmp" ];
+        ProtectHome = true;
+        PrivateDevices = true;
+        ProtectClock = true;
+        ProtectControlGroups = true;
+        ProtectHostname = true;
+        ProtectKernelLogs = true;
+        ProtectKernelModules = true;
+        ProtectKernelTunables = true;
+        NoNewPrivileges = true;
+        CapabilityBoundingSet = [ "CAP_CHOWN" "CAP_DAC_OVERRIDE" "CAP_FOWNER" "CAP_SETGID" "CAP_SETUID" ];
+        RestrictAddressFamilies = [ "AF_UNIX" "AF_INET" "AF_INET6" "AF_NETLINK" ];
+        RestrictNamespaces = true;
+        RestrictRealtime = true;
+        RestrictSUIDSGID = true;
+        LockPersonality = true;
+        SystemCallArchitectures = "native";
+        SystemCallFilter = [ "@system-service" ];
+      };
+    };
+  };
+}

@@ -1,0 +1,243 @@
+//! What all steps of the demo work in: the private Nix, hookrun's configuration and state in it, and commands that are shown
+//! before they run.
+
+use std::fmt::Write as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::private_nix::{PrivateNix, install_hookrun, set_mode};
+use super::show::Show;
+
+/// The name of the signing key.
+const KEY: &str = "hookrun-demo-1";
+/// The derivations.
+const EXPRESSION: &str = include_str!("demo.nix");
+
+/// The private Nix, hookrun in it, and how to print.
+pub(super) struct Stage {
+    /// The Nix.
+    pub(super) nix: PrivateNix,
+    /// How to print.
+    pub(super) show: Show,
+    /// The public half of the signing key, as `trusted-public-keys` wants it.
+    pub(super) public_key: String,
+    /// What an earlier step built and uploaded, for the step that takes it back.
+    pub(super) uploaded: Option<PathBuf>,
+}
+
+/// What a command said.
+pub(super) struct Said {
+    /// How it ended.
+    pub(super) status: ExitStatus,
+    /// Standard output, without the last line break.
+    pub(super) stdout: String,
+    /// Standard error.
+    pub(super) stderr: String,
+}
+
+impl Stage {
+    /// Makes the private Nix, the key and hookrun's configuration.
+    pub(super) fn make(directory: &Path, show: Show) -> Result<Self> {
+        // Build users have to reach what is in it.
+        set_mode(directory, 0o755)?;
+        let mut nix = PrivateNix::create(directory)?;
+        let program = std::env::current_exe().context("cannot tell where this program is")?;
+        let hooks = directory.join("bin");
+        install_hookrun(&program, &hooks)?;
+        nix.set_variable("HOOKRUN_CONFIG", directory.join("hookrun.toml"));
+        nix.set_variable("HOOKRUN_STATE_DIR", directory.join("state"));
+        nix.set("post-build-hook", &hooks.join("hookrun-post-build").display().to_string())?;
+        nix.set("run-diff-hook", "true")?;
+        nix.set("diff-hook", &hooks.join("hookrun-diff").display().to_string())?;
+        nix.set("build-hook", &hooks.join("hookrun-build-hook").display().to_string())?;
+        let (secret, public_key) = nix.generate_key(&directory.join("keys"), KEY)?;
+        write(&directory.join("demo.nix"), EXPRESSION)?;
+        write(&directory.join("hookrun.toml"), &configuration(directory, &secret))?;
+        let stage = Self { nix, show, public_key, uploaded: None };
+        write(&directory.join("env"), &stage.environment_file())?;
+        Ok(stage)
+    }
+
+    /// A path in the demo's directory.
+    pub(super) fn path(&self, relative: &str) -> PathBuf {
+        self.nix.root().join(relative)
+    }
+
+    /// The binary cache.
+    pub(super) fn cache(&self) -> PathBuf {
+        self.path("cache")
+    }
+
+    /// Shows the command line and runs it.
+    pub(super) fn run(&self, command: &mut Command) -> Result<Said> {
+        let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let words = command.get_args().map(|word| quoted(&word.to_string_lossy()));
+        let remote = command.get_envs().find(|(name, _)| *name == "NIX_REMOTE").and_then(|(_, value)| value);
+        let remote = remote.map(|value| format!("NIX_REMOTE={} ", value.to_string_lossy())).unwrap_or_default();
+        let line = std::iter::once(program).chain(words).collect::<Vec<_>>().join(" ");
+        self.show.command(&format!("{remote}{line}"));
+        let output = command.output().with_context(|| format!("`{line}` does not start"))?;
+        Ok(Said {
+            status: output.status,
+            stdout: String::from_utf8_lossy(&output.stdout).trim_end().to_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// `nix-build` of an attribute of demo.nix; its words are shown.
+    pub(super) fn build(&self, attribute: &str, arguments: &[&str]) -> Result<Said> {
+        let mut command = self.nix.command("nix-build");
+        command.args(["demo.nix", "--no-out-link", "-A", attribute]).args(arguments);
+        let said = self.run(&mut command)?;
+        self.show.nix(&said.stderr);
+        self.show.nix(&said.stdout);
+        Ok(said)
+    }
+
+    /// `hookrun` in the demo's environment, with its words shown.
+    pub(super) fn hookrun(&self, arguments: &[&str]) -> Result<Said> {
+        let said = self.run(self.nix.command(self.path("bin/hookrun")).args(arguments))?;
+        self.show.hookrun(&said.stderr);
+        self.show.hookrun(&said.stdout);
+        Ok(said)
+    }
+
+    /// Waits until every task of the queue has ended, whoever runs them.
+    pub(super) fn drain(&self) -> Result<()> {
+        let said = self.hookrun(&["drain"])?;
+        if !said.status.success() {
+            bail!("`hookrun drain` {}; `hookrun log` in {} tells more", ended(said.status), self.nix.root().display());
+        }
+        Ok(())
+    }
+
+    /// Waits until no worker holds the state directory, so that it can be removed.
+    pub(super) fn wait_for_worker(&self) {
+        let lock = self.path("state/worker.lock");
+        // A spawned worker leaves after `idle-exit`, which the demo's configuration sets to a second.
+        for _ in 0..WORKER_POLLS {
+            if !crate::queue::lock::is_held(&lock) {
+                return;
+            }
+            std::thread::sleep(WORKER_POLL);
+        }
+    }
+
+    /// The variables of the demo as a shell reads them.
+    fn environment_file(&self) -> String {
+        let mut text = "# `. ./env` makes a shell see the demo's Nix and its hookrun.\n".to_owned();
+        for (name, value) in self.nix.variables() {
+            let _ = writeln!(text, "export {}={}", name.to_string_lossy(), quoted(&value.to_string_lossy()));
+        }
+        let _ = writeln!(text, "export PATH={}:\"$PATH\"", quoted(&self.path("bin").display().to_string()));
+        text
+    }
+
+    /// What there is to see now.
+    pub(super) fn where_to_look(&self) {
+        let show = self.show;
+        println!();
+        show.title("Look around");
+        for (what, place) in [
+            ("configuration", "hookrun.toml, etc/nix.conf, demo.nix"),
+            ("binary cache", "cache"),
+            ("mail", "state/mail/default/new"),
+            ("the worker's log", "state/worker.log"),
+        ] {
+            let places = place.split(", ").map(|place| self.path(place).display().to_string()).collect::<Vec<_>>();
+            show.plain(&format!("   {what}: {}", places.join(", ")));
+        }
+        show.plain("   In a shell of its own:");
+        show.command(&format!("cd {} && . ./env", quoted(&self.nix.root().display().to_string())));
+        for line in ["hookrun status", "hookrun log", "nix-build demo.nix -A dice --check"] {
+            show.command(line);
+        }
+        show.plain("   Stores are read-only; to remove all of it:");
+        let root = quoted(&self.nix.root().display().to_string());
+        show.command(&format!("chmod -R u+w {root} && rm -rf {root}"));
+    }
+}
+
+/// Attempts to see the worker gone, and the time between them: a worker leaves a second after its last task.
+const WORKER_POLLS: u32 = 100;
+const WORKER_POLL: std::time::Duration = std::time::Duration::from_millis(50);
+
+/// hookrun's configuration in the demo.
+fn configuration(directory: &Path, secret: &Path) -> String {
+    format!(
+        r#"# The configuration of `hookrun demo`.
+
+[worker]
+start = "spawn"        # the hook starts a worker when none runs; no service needed
+idle-exit = "1s"
+
+[plugins.cache]
+source = "bundled:s3-upload"
+hooks = ["post-build"]
+config = {{ bucket = "cache", key = "{KEY}" }}
+grant = {{ nix-store = "closure", object-store = ["cache"], signing = ["{KEY}"] }}
+
+[object-stores.cache]
+url = "file://{cache}"
+
+[signing-keys.{KEY}]
+file = "{secret}"
+
+[plugins.nondeterminism]
+source = "bundled:email-on-nondeterminism"
+hooks = ["diff"]
+config = {{ to = ["builds@example.org"] }}
+grant = {{ mail = ["default"], state = true }}
+
+[mail.default]
+transport = "maildir"
+
+[plugins.policy]
+source = "bundled:speed-factor"
+hooks = ["builder-selection"]
+"#,
+        cache = directory.join("cache").display(),
+        secret = secret.display(),
+    )
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// How a process ended, in words.
+pub(super) fn ended(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended with exit code {code}"),
+        (None, Some(signal)) => format!("was ended by signal {signal}"),
+        (None, None) => "ended".to_owned(),
+    }
+}
+
+/// A word as a shell wants it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/-_.:=,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_for_a_shell() {
+        assert_eq!(quoted("/a/b-c.nix"), "/a/b-c.nix");
+        assert_eq!(quoted("ssh://localhost?remote-store=/x - 1"), "'ssh://localhost?remote-store=/x - 1'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+
+    #[test]
+    fn the_configuration_is_valid() {
+        let text = configuration(Path::new("/demo"), Path::new("/demo/keys/key.secret"));
+        crate::config::Config::parse(Path::new("/demo/hookrun.toml"), &text).unwrap();
+    }
+}

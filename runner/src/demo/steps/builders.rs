@@ -1,0 +1,55 @@
+//! Step 4: two builders, one faster; the policy plugin chooses, Nix's own `build-remote` builds there.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::demo::Verdict;
+use crate::demo::private_nix::PrivateNix;
+use crate::demo::stage::{Stage, ended};
+
+/// Builds on one of two stores that stand for machines, and looks in which of them the path is.
+pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
+    if let Some(why) = impossible() {
+        return Ok(Verdict::Impossible(why));
+    }
+    let machines =
+        [("slow", 1.0), ("fast", 4.0)].map(|(name, speed_factor)| (stage.path("builders").join(name), speed_factor));
+    std::fs::create_dir_all(stage.path("builders")).context("cannot make the builders' directory")?;
+    let lines = machines.each_ref().map(|(store, speed_factor)| PrivateNix::local_machine(store, 1, *speed_factor));
+    // `--max-jobs 0`: not here.
+    let said = stage.build("parcel", &["--max-jobs", "0", "--builders", &lines.join(" ; ")])?;
+    if !said.status.success() {
+        return Ok(Verdict::Broken(format!("`nix-build` {}", ended(said.status))));
+    }
+    let path = Path::new(said.stdout.lines().last().unwrap_or_default());
+    let [slow, fast] = machines.map(|(store, _)| PrivateNix::path_in_store(&store, path).exists());
+    if !fast || slow {
+        return Ok(Verdict::Broken(format!("built on the fast machine: {fast}; on the slow one: {slow}")));
+    }
+    Ok(Verdict::Works("built on the machine with speed factor 4, as the policy chose, and copied back".into()))
+}
+
+/// Why builders cannot be had here.
+fn impossible() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some(
+            "the two machines are second stores on this host, which Nix builds for in a chroot, and only root may; run the demo as \
+             root"
+                .into(),
+        );
+    }
+    let tried = Command::new("unshare").args(["--mount", "true"]).output();
+    match tried {
+        Ok(output) if output.status.success() => None,
+        Ok(output) => Some(format!(
+            "the two machines are second stores on this host, which Nix builds for in a chroot, and that needs mount namespaces \
+             ({}); in a container, allow them (CAP_SYS_ADMIN, for example `docker run --privileged`)",
+            String::from_utf8_lossy(&output.stderr).trim()
+        )),
+        Err(error) => {
+            Some(format!("whether mount namespaces work cannot be told without `unshare` ({error}); install util-linux"))
+        }
+    }
+}

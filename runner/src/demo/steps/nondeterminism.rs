@@ -1,0 +1,44 @@
+//! Step 3: a derivation that gives another result with every build is built again with `--check`; Nix calls hookrun as its
+//! diff-hook, and a mail appears.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use crate::demo::Verdict;
+use crate::demo::stage::{Stage, ended};
+
+/// Builds twice, waits for the worker, and shows the mail.
+pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
+    if !rustix::process::geteuid().is_root() {
+        // Before it starts a diff-hook, Nix drops supplementary groups, which only root may (libutil/util.cc, runProgram2).
+        return Ok(Verdict::Impossible(
+            "a Nix that does not run as root cannot start a diff-hook (`setgroups failed: Operation not permitted`); run the demo \
+             as root, or use a Nix with a daemon"
+                .into(),
+        ));
+    }
+    let first = stage.build("dice", &[])?;
+    if !first.status.success() {
+        return Ok(Verdict::Broken(format!("`nix-build` {}", ended(first.status))));
+    }
+    let second = stage.build("dice", &["--check"])?;
+    if second.status.success() || !second.stderr.contains("may not be deterministic") {
+        return Ok(Verdict::Broken("Nix should have said that the derivation may not be deterministic".into()));
+    }
+    stage.drain()?;
+    let maildir = stage.path("state/mail/default/new");
+    let mail = newest_file(&maildir).with_context(|| format!("there should be a mail in {}", maildir.display()))?;
+    stage.show.command(&format!("cat {}", mail.display()));
+    stage.show.file(&std::fs::read_to_string(&mail).with_context(|| format!("cannot read {}", mail.display()))?);
+    Ok(Verdict::Works(format!("a mail is in {}; Nix's own verdict is unchanged", maildir.display())))
+}
+
+fn newest_file(directory: &Path) -> Result<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        files.push((entry.metadata()?.modified()?, entry.path()));
+    }
+    files.into_iter().max().map(|(_, path)| path).context("it is empty")
+}

@@ -1,0 +1,43 @@
+//! Step 2: an empty second store, trusting the demo's key and nothing else, takes the path back from the cache; with another
+//! key it refuses.
+
+use anyhow::Result;
+
+use crate::demo::Verdict;
+use crate::demo::private_nix::PrivateNix;
+use crate::demo::stage::{Said, Stage, ended};
+
+/// Substitutes twice: with a stranger's key, then with the right one.
+pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
+    let Some(path) = stage.uploaded.clone() else {
+        return Ok(Verdict::Broken("there is nothing to take back; see step 1".into()));
+    };
+    let (_, stranger) = stage.nix.generate_key(&stage.path("keys"), "stranger-1")?;
+    let second = stage.path("second");
+    let cache = format!("file://{}", stage.cache().display());
+    let realise = |key: &str| -> Result<Said> {
+        let mut command = stage.nix.command_on_store(&second, "nix-store");
+        command.arg("--realise").arg(&path).args(["--option", "substituters", &cache]);
+        command.args(["--option", "require-sigs", "true", "--option", "trusted-public-keys", key]);
+        let said = stage.run(&mut command)?;
+        stage.show.nix(&said.stderr);
+        stage.show.nix(&said.stdout);
+        Ok(said)
+    };
+    let here = PrivateNix::path_in_store(&second, &path);
+    let refused = realise(&stranger)?;
+    if refused.status.success() || here.exists() {
+        return Ok(Verdict::Broken("Nix took the path with a key that did not sign it".into()));
+    }
+    let taken = realise(&stage.public_key)?;
+    if !taken.status.success() {
+        return Ok(Verdict::Broken(format!("`nix-store --realise` {}", ended(taken.status))));
+    }
+    let (original, copy) = (std::fs::read(&path)?, std::fs::read(&here)?);
+    if original != copy {
+        return Ok(Verdict::Broken(format!("{} and {} differ", path.display(), here.display())));
+    }
+    stage.show.command(&format!("cat {}", here.display()));
+    stage.show.file(&String::from_utf8_lossy(&copy));
+    Ok(Verdict::Works("refused with a stranger's key, taken with the right one, the same bytes".into()))
+}

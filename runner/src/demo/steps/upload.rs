@@ -1,0 +1,38 @@
+//! Step 1: two derivations are built; for each, Nix calls hookrun, whose worker uploads the output with a signature.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::demo::Verdict;
+use crate::demo::stage::{Stage, ended};
+
+/// Builds, waits for the worker, and looks for signed narinfos in the cache.
+pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
+    let said = stage.build("letter", &[])?;
+    if !said.status.success() {
+        return Ok(Verdict::Broken(format!("`nix-build` {}", ended(said.status))));
+    }
+    let letter = PathBuf::from(said.stdout.lines().last().unwrap_or_default());
+    stage.drain()?;
+    stage.hookrun(&["log"])?;
+
+    let narinfo = stage.cache().join(format!("{}.narinfo", hash_part(&letter)));
+    let Ok(text) = std::fs::read_to_string(&narinfo) else {
+        return Ok(Verdict::Broken(format!("there should be {}, and there is not", narinfo.display())));
+    };
+    stage.show.command(&format!("cat {}", narinfo.display()));
+    stage.show.file(&text);
+    let key = stage.public_key.split(':').next().unwrap_or_default();
+    if !text.lines().any(|line| line.starts_with(&format!("Sig: {key}:"))) {
+        return Ok(Verdict::Broken(format!("{} has no signature of {key}", narinfo.display())));
+    }
+    stage.uploaded = Some(letter);
+    Ok(Verdict::Works(format!("both outputs are in {}, signed by {key}", stage.cache().display())))
+}
+
+/// `/store/<hash>-name` -> `<hash>`: what a binary cache files a path under.
+fn hash_part(store_path: &Path) -> String {
+    let base = store_path.file_name().unwrap_or_default().to_string_lossy();
+    base.split('-').next().unwrap_or_default().to_owned()
+}
