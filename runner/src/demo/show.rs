@@ -35,6 +35,7 @@ impl Show {
     }
 
     /// A plain sentence.
+    #[expect(clippy::unused_self, reason = "all that the demo prints goes one way")]
     pub(super) fn plain(self, text: &str) {
         println!("{text}");
     }
