@@ -2,9 +2,11 @@
 //!
 //! Called by the hooks and by whatever must run a program of Nix. Facts about Nix's behaviour are cited where they are used.
 
+pub mod database;
 pub mod derivation;
 pub mod diff;
 pub mod machines;
+pub mod nar;
 pub mod post_build;
 pub mod wire;
 
