@@ -1,0 +1,85 @@
+//! The bindings generated from `wit/`: one world for everything the host offers, and one for each hook, so that a plugin
+//! exports just the hooks it has. The linker merges the worlds a component uses.
+
+pub mod imports {
+    wit_bindgen::generate!({
+        path: ["wit/host-0.1.0"],
+        inline: "
+            package hookrun:sdk-imports;
+
+            world imports {
+                import hookrun:host/log@0.1.0;
+                import hookrun:host/config@0.1.0;
+                import hookrun:host/state@0.1.0;
+                import hookrun:host/nix-store@0.1.0;
+                import hookrun:host/object-store@0.1.0;
+                import hookrun:host/signing@0.1.0;
+                import hookrun:host/mail@0.1.0;
+            }
+        ",
+        world: "hookrun:sdk-imports/imports",
+        generate_all,
+        additional_derives: [PartialEq],
+        runtime_path: "::hookrun_sdk::__private::wit_bindgen::rt",
+    });
+}
+
+pub mod post_build {
+    wit_bindgen::generate!({
+        path: ["wit/post-build-0.1.0"],
+        inline: "
+            package hookrun:sdk-post-build;
+
+            world post-build-hook {
+                export hookrun:post-build/post-build@0.1.0;
+            }
+        ",
+        world: "hookrun:sdk-post-build/post-build-hook",
+        generate_all,
+        additional_derives: [PartialEq],
+        pub_export_macro: true,
+        export_macro_name: "export_post_build",
+        default_bindings_module: "::hookrun_sdk::bindings::post_build",
+        runtime_path: "::hookrun_sdk::__private::wit_bindgen::rt",
+    });
+}
+
+pub mod diff {
+    wit_bindgen::generate!({
+        path: ["wit/diff-0.1.0"],
+        inline: "
+            package hookrun:sdk-diff;
+
+            world diff-hook {
+                export hookrun:diff/diff@0.1.0;
+            }
+        ",
+        world: "hookrun:sdk-diff/diff-hook",
+        generate_all,
+        additional_derives: [PartialEq],
+        pub_export_macro: true,
+        export_macro_name: "export_diff",
+        default_bindings_module: "::hookrun_sdk::bindings::diff",
+        runtime_path: "::hookrun_sdk::__private::wit_bindgen::rt",
+    });
+}
+
+pub mod builder_selection {
+    wit_bindgen::generate!({
+        path: ["wit/builder-selection-0.1.0"],
+        inline: "
+            package hookrun:sdk-builder-selection;
+
+            world builder-selection-hook {
+                export hookrun:builder-selection/builder-selection@0.1.0;
+            }
+        ",
+        world: "hookrun:sdk-builder-selection/builder-selection-hook",
+        generate_all,
+        additional_derives: [PartialEq],
+        pub_export_macro: true,
+        export_macro_name: "export_builder_selection",
+        default_bindings_module: "::hookrun_sdk::bindings::builder_selection",
+        runtime_path: "::hookrun_sdk::__private::wit_bindgen::rt",
+    });
+}

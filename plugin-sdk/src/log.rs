@@ -1,0 +1,47 @@
+//! Messages for the operator: `hookrun log` shows them with the run. Always granted; bounded per run.
+
+use crate::bindings::imports::hookrun::host::log;
+pub use log::Level;
+
+/// Writes a message with details.
+///
+/// ```
+/// use hookrun_sdk::log::{self, Level};
+///
+/// log::write(Level::Info, "uploaded", &[("bytes", "1024")]);
+/// ```
+pub fn write(level: Level, message: impl AsRef<str>, fields: &[(&str, &str)]) {
+    let message = message.as_ref();
+    if cfg!(target_arch = "wasm32") {
+        let fields: Vec<log::Field> =
+            fields.iter().map(|(key, value)| log::Field { key: (*key).to_owned(), value: (*value).to_owned() }).collect();
+        log::write(level, message, &fields);
+    } else {
+        eprintln!("{level:?}: {message} {fields:?}");
+    }
+}
+
+/// For the plugin's author.
+pub fn trace(message: impl AsRef<str>) {
+    write(Level::Trace, message, &[]);
+}
+
+/// For the plugin's author.
+pub fn debug(message: impl AsRef<str>) {
+    write(Level::Debug, message, &[]);
+}
+
+/// What was done.
+pub fn info(message: impl AsRef<str>) {
+    write(Level::Info, message, &[]);
+}
+
+/// What somebody should look at.
+pub fn warn(message: impl AsRef<str>) {
+    write(Level::Warn, message, &[]);
+}
+
+/// What went wrong.
+pub fn error(message: impl AsRef<str>) {
+    write(Level::Error, message, &[]);
+}

@@ -1,0 +1,33 @@
+//! Mail through named transports of the configuration (`[mail.NAME]`). Wants `mail`, grant `mail = ["NAME"]`.
+
+use crate::Error;
+use crate::bindings::imports::hookrun::host::mail;
+use crate::error::host;
+
+/// One message. The host sets From, To, Date, Message-ID and the MIME structure.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Message {
+    /// One line.
+    pub subject: String,
+    /// The plain text part.
+    pub text: String,
+    /// The HTML part.
+    pub html: Option<String>,
+    /// More headers; only names that start with `X-`.
+    pub headers: Vec<(String, String)>,
+    /// What makes this message the same message when it is sent again; empty for a fresh one.
+    pub identity: String,
+    /// The identity of the message this one answers, for threading.
+    pub in_reply_to: Option<String>,
+}
+
+/// Sends `message` to `recipients`, each of which must stand in the configuration: in `[mail.NAME] to` or in this plugin's own
+/// `config.to`. Gives the Message-ID.
+///
+/// # Errors
+/// Not granted, a recipient that is not in the configuration, or the transport does not take it.
+pub fn send(transport: &str, recipients: &[String], message: Message) -> Result<String, Error> {
+    let Message { subject, text, html, headers, identity, in_reply_to } = message;
+    let message = mail::Message { subject, text, html, headers, identity, in_reply_to };
+    host!("mail.send", mail::send(transport, recipients, &message))
+}

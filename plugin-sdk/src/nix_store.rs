@@ -1,0 +1,56 @@
+//! The Nix store, read only. Wants [`Scope::Outputs`](crate::Scope::Outputs) or [`Scope::Closure`](crate::Scope::Closure), grant
+//! `nix-store = "outputs"` or `"closure"`. Paths are full store paths.
+
+use crate::Error;
+use crate::bindings::imports::hookrun::host::nix_store;
+use crate::error::host;
+pub use nix_store::{Derivation, Entry, Nar, PathInfo};
+
+/// Infos of `paths`, in their order; none for a path that is not valid.
+///
+/// # Errors
+/// A path is outside the grant's scope.
+pub fn path_infos(paths: &[String]) -> Result<Vec<Option<PathInfo>>, Error> {
+    host!("nix-store.path-infos", nix_store::path_infos(paths))
+}
+
+/// Everything `paths` reach, references before referrers.
+///
+/// # Errors
+/// A path is outside the grant's scope, or not valid.
+pub fn closure(paths: &[String]) -> Result<Vec<PathInfo>, Error> {
+    host!("nix-store.closure", nix_store::closure(paths))
+}
+
+/// The derivation at `path`.
+///
+/// # Errors
+/// It is outside the grant's scope, or no derivation.
+pub fn derivation(path: &str) -> Result<Derivation, Error> {
+    host!("nix-store.read-derivation", nix_store::read_derivation(path))
+}
+
+/// The entries of the directory `relative` (empty: the path itself) below the store path `path`, sorted by name.
+///
+/// # Errors
+/// It is outside the grant's scope, or no directory.
+pub fn list_directory(path: &str, relative: &str) -> Result<Vec<Entry>, Error> {
+    host!("nix-store.list-directory", nix_store::list_directory(path, relative))
+}
+
+/// At most `length` bytes of the regular file `relative` below `path`, from `offset`. No symlink is followed.
+///
+/// # Errors
+/// It is outside the grant's scope, or no regular file.
+pub fn read_file(path: &str, relative: &str, offset: u64, length: u32) -> Result<Vec<u8>, Error> {
+    host!("nix-store.read-file", nix_store::read_file(path, relative, offset, length))
+}
+
+/// Opens the serialisation of a valid path, to be handed to [`ObjectStore::put_nar`](crate::object_store::ObjectStore::put_nar).
+/// The bytes stay in the host.
+///
+/// # Errors
+/// It is outside the grant's scope, or not valid, or too many are open.
+pub fn open_nar(path: &str) -> Result<Nar, Error> {
+    host!("nix-store.open-nar", nix_store::open_nar(path))
+}

@@ -1,0 +1,88 @@
+//! Named object stores of the configuration (`[object-stores.NAME]`). Wants `object_store`, grant `object-store = ["NAME"]`.
+
+use crate::Error;
+use crate::bindings::imports::hookrun::host::object_store;
+use crate::error::host;
+use crate::nix_store::Nar;
+pub use object_store::StoredNar;
+
+/// How a NAR is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compression {
+    /// As it is.
+    None,
+    /// Zstandard, RFC 8878.
+    #[default]
+    Zstd,
+    /// The .xz format.
+    Xz,
+}
+
+impl Compression {
+    /// The word in a narinfo's `Compression` line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Zstd => "zstd",
+            Self::Xz => "xz",
+        }
+    }
+}
+
+/// One store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectStore {
+    name: String,
+}
+
+impl ObjectStore {
+    /// The store `[object-stores.NAME]`.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into() }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Which of `keys` exist, in their order.
+    ///
+    /// # Errors
+    /// Not granted, or the store does not answer.
+    pub fn exists(&self, keys: &[String]) -> Result<Vec<bool>, Error> {
+        host!("object-store.exists", object_store::exists(&self.name, keys))
+    }
+
+    /// The object under `key`, if there is one and it has at most `max_length` bytes.
+    ///
+    /// # Errors
+    /// Not granted, too long, or the store does not answer.
+    pub fn get(&self, key: &str, max_length: u64) -> Result<Option<Vec<u8>>, Error> {
+        host!("object-store.get", object_store::get(&self.name, key, max_length))
+    }
+
+    /// Writes one small object.
+    ///
+    /// # Errors
+    /// Not granted, or the store does not take it.
+    pub fn put(&self, key: &str, content_type: &str, body: &[u8]) -> Result<(), Error> {
+        host!("object-store.put", object_store::put(&self.name, key, content_type, body))
+    }
+
+    /// Has the host read, hash, compress and send a NAR in one pass. `level`: none for the format's default.
+    ///
+    /// # Errors
+    /// Not granted, the store does not take it, or the path is not what Nix's database says.
+    pub fn put_nar(&self, key: &str, compression: Compression, level: Option<i32>, nar: &Nar) -> Result<StoredNar, Error> {
+        host!("object-store.put-nar", object_store::put_nar(&self.name, key, compression.as_str(), level, nar))
+    }
+
+    /// At most `max` keys that start with `prefix`.
+    ///
+    /// # Errors
+    /// Not granted, or the store does not answer.
+    pub fn list(&self, prefix: &str, max: u32) -> Result<Vec<String>, Error> {
+        host!("object-store.list", object_store::list(&self.name, prefix, max))
+    }
+}

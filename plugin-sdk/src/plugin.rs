@@ -1,0 +1,154 @@
+//! The macro that makes a component of a type.
+
+use std::marker::PhantomData;
+
+use crate::bindings::{builder_selection, diff, post_build};
+use crate::{BuilderSelection, Diff, PostBuild};
+
+/// Makes a plugin of a type: exports its hooks and writes the metadata section.
+///
+/// ```
+/// use hookrun_sdk::{Diff, Failure, Outcome, PostBuild, Want, Wants, diff, post_build};
+///
+/// struct Both;
+///
+/// impl PostBuild for Both {
+///     fn handle(event: post_build::Event) -> Result<Outcome, Failure> {
+///         Ok(Outcome::new(event.name))
+///     }
+/// }
+///
+/// impl Diff for Both {
+///     fn handle(event: diff::Event) -> Result<Outcome, Failure> {
+///         Ok(Outcome::new(event.name))
+///     }
+/// }
+///
+/// hookrun_sdk::plugin! {
+///     plugin: Both,
+///     hooks: [PostBuild, Diff],
+///     wants: Wants { state: Want::Optional, ..Wants::NOTHING },
+///     config_schema: r#"{ "type": "object", "additionalProperties": false }"#,
+/// }
+/// ```
+///
+/// `hooks` names the traits of the type that become hooks. `wants` (default: [`Wants::NOTHING`](crate::Wants::NOTHING)) and
+/// `config_schema` (a JSON schema as a string; default: any table) may be left out. Name, version and description come from the
+/// crate's manifest.
+#[macro_export]
+macro_rules! plugin {
+    (plugin: $plugin:ty, hooks: [$($hook:ident),+ $(,)?] $(,)?) => {
+        $crate::plugin! { plugin: $plugin, hooks: [$($hook),+], wants: $crate::Wants::NOTHING, config_schema: "" }
+    };
+    (plugin: $plugin:ty, hooks: [$($hook:ident),+ $(,)?], wants: $wants:expr $(,)?) => {
+        $crate::plugin! { plugin: $plugin, hooks: [$($hook),+], wants: $wants, config_schema: "" }
+    };
+    (plugin: $plugin:ty, hooks: [$($hook:ident),+ $(,)?], config_schema: $schema:expr $(,)?) => {
+        $crate::plugin! { plugin: $plugin, hooks: [$($hook),+], wants: $crate::Wants::NOTHING, config_schema: $schema }
+    };
+    (
+        plugin: $plugin:ty,
+        hooks: [$($hook:ident),+ $(,)?],
+        wants: $wants:expr,
+        config_schema: $schema:expr $(,)?
+    ) => {
+        const _: () = {
+            const METADATA: $crate::__private::Metadata = $crate::__private::Metadata {
+                name: env!("CARGO_PKG_NAME"),
+                version: env!("CARGO_PKG_VERSION"),
+                description: env!("CARGO_PKG_DESCRIPTION"),
+                hooks: &[$($crate::__hook_name!($hook)),+],
+                wants: $wants,
+                config_schema: $schema,
+            };
+
+            #[cfg_attr(target_arch = "wasm32", unsafe(link_section = "hookrun:metadata"))]
+            #[used]
+            static SECTION: [u8; METADATA.json_length()] = METADATA.json();
+
+            #[allow(dead_code, reason = "used by the exports, which only a component has")]
+            type Plugin = $crate::__private::Adapter<$plugin>;
+
+            $($crate::__export_hook!($hook, $plugin);)+
+        };
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __hook_name {
+    (PostBuild) => {
+        "post-build"
+    };
+    (Diff) => {
+        "diff"
+    };
+    (BuilderSelection) => {
+        "builder-selection"
+    };
+    ($other:ident) => {
+        compile_error!(concat!("unknown hook `", stringify!($other), "`; known: PostBuild, Diff, BuilderSelection"))
+    };
+}
+
+// Exports only in a component: their names (`...@0.1.0#handle`) would be versioned symbols to an ELF linker.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __export_hook {
+    (PostBuild, $plugin:ty) => {
+        const _: fn($crate::post_build::Event) -> Result<$crate::Outcome, $crate::Failure> = <$plugin as $crate::PostBuild>::handle;
+        #[cfg(target_arch = "wasm32")]
+        $crate::bindings::post_build::export_post_build!(Plugin with_types_in $crate::bindings::post_build);
+    };
+    (Diff, $plugin:ty) => {
+        const _: fn($crate::diff::Event) -> Result<$crate::Outcome, $crate::Failure> = <$plugin as $crate::Diff>::handle;
+        #[cfg(target_arch = "wasm32")]
+        $crate::bindings::diff::export_diff!(Plugin with_types_in $crate::bindings::diff);
+    };
+    (BuilderSelection, $plugin:ty) => {
+        const _: fn(
+            $crate::builder_selection::Candidate,
+            Vec<$crate::builder_selection::Machine>,
+            $crate::builder_selection::LocalMachine,
+        ) -> Result<$crate::builder_selection::Decision, String> = <$plugin as $crate::BuilderSelection>::select;
+        #[cfg(target_arch = "wasm32")]
+        $crate::bindings::builder_selection::export_builder_selection!(
+            Plugin with_types_in $crate::bindings::builder_selection
+        );
+    };
+    ($other:ident, $plugin:ty) => {};
+}
+
+/// Turns the SDK's traits into those of the bindings.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Adapter<T>(PhantomData<T>);
+
+impl<T: PostBuild> post_build::exports::hookrun::post_build::post_build::Guest for Adapter<T> {
+    fn handle(
+        event: crate::post_build::Event,
+    ) -> Result<
+        post_build::exports::hookrun::post_build::post_build::Outcome,
+        post_build::exports::hookrun::post_build::post_build::Failure,
+    > {
+        T::handle(event).map(Into::into).map_err(Into::into)
+    }
+}
+
+impl<T: Diff> diff::exports::hookrun::diff::diff::Guest for Adapter<T> {
+    fn handle(
+        event: crate::diff::Event,
+    ) -> Result<diff::exports::hookrun::diff::diff::Outcome, diff::exports::hookrun::diff::diff::Failure> {
+        T::handle(event).map(Into::into).map_err(Into::into)
+    }
+}
+
+impl<T: BuilderSelection> builder_selection::exports::hookrun::builder_selection::builder_selection::Guest for Adapter<T> {
+    fn select(
+        candidate: crate::builder_selection::Candidate,
+        machines: Vec<crate::builder_selection::Machine>,
+        local: crate::builder_selection::LocalMachine,
+    ) -> Result<builder_selection::exports::hookrun::builder_selection::builder_selection::Decision, String> {
+        T::select(candidate, machines, local).map(Into::into)
+    }
+}

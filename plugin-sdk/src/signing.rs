@@ -1,0 +1,22 @@
+//! Signatures by keys of the configuration (`[signing-keys."NAME"]`). Wants `signing`, grant `signing = ["NAME"]`. The key never
+//! enters the plugin.
+
+use crate::Error;
+use crate::bindings::imports::hookrun::host::signing;
+use crate::error::host;
+
+/// The signature of a valid path's fingerprint, `name:base64` as in a narinfo's `Sig` line.
+///
+/// # Errors
+/// Not granted, the path is outside the `nix-store` grant, or the key cannot be used.
+pub fn sign_path(key: &str, path: &str) -> Result<String, Error> {
+    host!("signing.sign-path", signing::sign_path(key, path))
+}
+
+/// The public half, `name:base64`, as in `trusted-public-keys`.
+///
+/// # Errors
+/// Not granted, or the key cannot be used.
+pub fn public_key(key: &str) -> Result<String, Error> {
+    host!("signing.public-key", signing::public_key(key))
+}

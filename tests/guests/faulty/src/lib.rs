@@ -1,0 +1,122 @@
+//! A guest of the tests that misbehaves: `config.fault` says how. Each fault meets one limit, or traps.
+
+use hookrun_sdk::builder_selection::{Candidate, Decision, LocalMachine, Machine};
+use hookrun_sdk::mail::{self, Message};
+use hookrun_sdk::{BuilderSelection, Diff, Failure, Outcome, PostBuild, Want, Wants, config, diff, log, post_build, state};
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Config {
+    fault: Fault,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Fault {
+    /// Never returns.
+    Loop,
+    /// Panics.
+    Trap,
+    /// Leaves with `exit(3)`.
+    Exit,
+    /// Allocates without end.
+    Memory,
+    /// Recurses without end.
+    Stack,
+    /// Calls the host without end.
+    HostCalls,
+    /// Logs without end of sense.
+    Log,
+    /// Hands 64 MiB to the host in one call.
+    CallBytes,
+    /// Returns 8 MiB.
+    Output,
+    /// Fills its state.
+    State,
+    /// Uses a capability its metadata does not want.
+    Unwanted,
+    /// Writes to its state, then traps.
+    StateThenTrap,
+}
+
+struct Faulty;
+
+const MIB: usize = 1 << 20;
+
+#[expect(clippy::panic, reason = "that is the fault")]
+fn misbehave() -> Result<Outcome, Failure> {
+    let config: Config = config()?;
+    match config.fault {
+        Fault::Loop => loop {
+            std::hint::black_box(0);
+        },
+        Fault::Trap => panic!("told to trap"),
+        Fault::Exit => std::process::exit(3),
+        Fault::Memory => {
+            let mut held = Vec::new();
+            loop {
+                held.push(std::hint::black_box(vec![1_u8; MIB]));
+            }
+        }
+        Fault::Stack => Ok(Outcome::new(deeper(1).to_string())),
+        Fault::HostCalls => loop {
+            log::trace("again");
+        },
+        Fault::Log => {
+            for _ in 0..1000 {
+                log::info("x".repeat(10_000));
+            }
+            Ok(Outcome::new("logged"))
+        }
+        Fault::CallBytes => {
+            state::set("big", &vec![0; 64 * MIB])?;
+            Ok(Outcome::new("stored"))
+        }
+        Fault::Output => Ok(Outcome::new("x".repeat(8 * MIB))),
+        Fault::State => {
+            for number in 0..100 {
+                state::set(&format!("key-{number}"), &vec![0; MIB / 10])?;
+            }
+            Ok(Outcome::new("stored"))
+        }
+        Fault::Unwanted => {
+            let message = Message { subject: "no".to_owned(), ..Message::default() };
+            mail::send("default", &["root@localhost".to_owned()], message)?;
+            Ok(Outcome::new("sent"))
+        }
+        Fault::StateThenTrap => {
+            state::set("written", b"yes")?;
+            panic!("told to trap")
+        }
+    }
+}
+
+#[expect(unconditional_recursion, reason = "that is the fault")]
+fn deeper(level: u64) -> u64 {
+    std::hint::black_box([level; 64]);
+    deeper(std::hint::black_box(level + 1)) + 1
+}
+
+impl PostBuild for Faulty {
+    fn handle(_: post_build::Event) -> Result<Outcome, Failure> {
+        misbehave()
+    }
+}
+
+impl Diff for Faulty {
+    fn handle(_: diff::Event) -> Result<Outcome, Failure> {
+        misbehave()
+    }
+}
+
+impl BuilderSelection for Faulty {
+    fn select(_: Candidate, _: Vec<Machine>, _: LocalMachine) -> Result<Decision, String> {
+        misbehave().map(|outcome| Decision::decline(outcome.message)).map_err(|failure| failure.message)
+    }
+}
+
+hookrun_sdk::plugin! {
+    plugin: Faulty,
+    hooks: [PostBuild, Diff, BuilderSelection],
+    wants: Wants { state: Want::Optional, ..Wants::NOTHING },
+}
