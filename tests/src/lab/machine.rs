@@ -91,13 +91,28 @@ fn run(command: &mut Command) {
 }
 
 /// The program under test: `HOOKRUN_BIN`, or the one beside this test in the target directory.
+///
+/// # Panics
+/// If it is not there, or is older than the library in this test: cargo builds the program for no test of another package.
 pub fn hookrun_program() -> PathBuf {
     if let Some(program) = std::env::var_os("HOOKRUN_BIN") {
         return PathBuf::from(program);
     }
     // target/debug/deps/upload-0123456789abcdef
     let test = std::env::current_exe().unwrap();
-    let program = test.parent().and_then(Path::parent).map(|profile| profile.join("hookrun")).unwrap();
+    let dependencies = test.parent().unwrap();
+    let program = dependencies.parent().unwrap().join("hookrun");
     assert!(program.is_file(), "there is no {}: run `cargo build --workspace` first, or set HOOKRUN_BIN", program.display());
+    let libraries = std::fs::read_dir(dependencies).unwrap().flatten().filter(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        name.starts_with("libhookrun-") && name.ends_with(".rlib")
+    });
+    let library = libraries.filter_map(|entry| entry.metadata().ok()?.modified().ok()).max();
+    let linked = program.metadata().unwrap().modified().unwrap();
+    assert!(
+        library.is_none_or(|compiled| compiled <= linked),
+        "{} is older than the library it is made of: run `cargo build --workspace` first",
+        program.display()
+    );
     program
 }
