@@ -4,11 +4,22 @@
 //! to the build hook that Nix ships, so that the transport stays Nix's own. It must never leave a candidate without exactly
 //! one answer, and never start a build by itself.
 //!
-//! * [`types`]: what a policy is told and what it answers. [`policy`]: the trait, and the rule of Nix itself.
+//! * [`types`]: what a policy is told and what it answers. [`policy`]: the trait, and the rule of Nix itself. [`asker`]: asks
+//!   it, with a time limit.
+//! * [`settings`], [`request`]: what Nix says. [`reply`]: the one answer, as a type that must be used up.
+//! * [`session`]: the conversation. [`stock`]: delegation to Nix's own hook, with [`fds`]. [`hook`]: the process.
 //! * [`load`]: busy slots, from Nix's own lock files.
 
+pub mod asker;
+pub mod fds;
+pub mod hook;
 pub mod load;
 pub mod policy;
+pub mod reply;
+pub mod request;
+pub mod session;
+pub mod settings;
+pub mod stock;
 pub mod types;
 
 pub use policy::{Policy, PolicyError, StockRule};

@@ -89,6 +89,16 @@ impl StockRule {
         free.into_iter().map(|(index, _)| index).collect()
     }
 
+    /// What Nix's hook would do.
+    pub fn decide(self, candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> Decision {
+        let ranked: Vec<&Machine> = self.ranked(machines).into_iter().filter_map(|index| machines.get(index)).collect();
+        let Some(best) = ranked.first() else {
+            return Self::without_machine(candidate, machines.len(), local);
+        };
+        let reason = format!("load {}/{} at factor {}", best.load, best.slots, best.speed_factor);
+        Decision { action: Action::Machines(ranked.iter().map(|machine| machine.uri.clone()).collect()), reason }
+    }
+
     /// `Less` if Nix prefers `a`; `Equal` leaves it to the order of the list.
     fn compare(self, a: &Machine, b: &Machine) -> Ordering {
         match self.division {
@@ -107,7 +117,8 @@ impl StockRule {
     }
 
     /// What Nix's hook answers when no machine is free: `postpone` if there is a machine that fits and this machine cannot
-    /// build right now, else `decline`. `fitting` counts machines that are neither full nor broken as well.
+    /// build right now, else `decline`.
+    /// `fitting` is the number of machines that fit and have not failed.
     pub fn without_machine(candidate: &Candidate, fitting: usize, local: &LocalMachine) -> Decision {
         // `couldBuildLocally` compares the system with this system and extra-platforms only, so it is false for `builtin`.
         let here_now = local.able && local.willing && candidate.system != BUILTIN;
@@ -123,12 +134,7 @@ impl StockRule {
 
 impl Policy for StockRule {
     fn select(&self, candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> Result<Decision, PolicyError> {
-        let ranked: Vec<&Machine> = self.ranked(machines).into_iter().filter_map(|index| machines.get(index)).collect();
-        let Some(best) = ranked.first() else {
-            return Ok(Self::without_machine(candidate, machines.len(), local));
-        };
-        let reason = format!("{}: load {}/{} at factor {}", best.uri, best.load, best.slots, best.speed_factor);
-        Ok(Decision { action: Action::Machines(ranked.iter().map(|machine| machine.uri.clone()).collect()), reason })
+        Ok(self.decide(candidate, machines, local))
     }
 }
 

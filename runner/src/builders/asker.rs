@@ -1,0 +1,159 @@
+//! Asks the policy, within a time limit and behind a wall of one thread: a policy that hangs or panics costs its own answer
+//! and nothing else.
+
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
+
+use super::policy::{Policy, PolicyError, checked};
+use super::types::{Candidate, Decision, LocalMachine, Machine};
+
+/// How long a policy may take for one candidate, loading included: Nix's whole command stands still meanwhile.
+pub const DEADLINE: Duration = Duration::from_secs(2);
+
+/// Makes the policy, on its thread, when it is first asked.
+pub type PolicyFactory = Box<dyn FnOnce() -> Result<Box<dyn Policy>, PolicyError> + Send>;
+
+type Question = (Candidate, Vec<Machine>, LocalMachine);
+type Answer = Result<Decision, PolicyError>;
+
+/// A policy and its thread.
+pub struct Asker {
+    deadline: Duration,
+    state: State,
+}
+
+enum State {
+    Unasked(Option<PolicyFactory>),
+    Running(Sender<Question>, Receiver<Answer>),
+    Broken(PolicyError),
+}
+
+impl Asker {
+    /// A policy that is made when it is first asked.
+    pub fn new(factory: PolicyFactory, deadline: Duration) -> Self {
+        Self { deadline, state: State::Unasked(Some(factory)) }
+    }
+
+    /// Its checked answer.
+    ///
+    /// # Errors
+    /// Whatever kept it from a usable one. A policy that could not be made, panicked or did not answer in time is not asked
+    /// again.
+    pub fn ask(
+        &mut self,
+        candidate: &Candidate,
+        machines: &[Machine],
+        local: &LocalMachine,
+    ) -> Result<Decision, PolicyError> {
+        if let State::Unasked(factory) = &mut self.state {
+            self.state = factory.take().map_or_else(|| State::Broken(gone()), start);
+        }
+        let (questions, answers) = match &self.state {
+            State::Running(questions, answers) => (questions, answers),
+            State::Broken(error) => return Err(error.clone()),
+            State::Unasked(_) => return Err(gone()),
+        };
+        let answer = match questions.send((candidate.clone(), machines.to_vec(), local.clone())) {
+            Ok(()) => answers.recv_timeout(self.deadline),
+            Err(_) => Err(RecvTimeoutError::Disconnected),
+        };
+        match answer {
+            Ok(Err(error @ PolicyError::Unavailable(_))) => {
+                self.state = State::Broken(error.clone());
+                Err(error)
+            }
+            Ok(answer) => answer.and_then(|decision| checked(decision, machines, local)),
+            Err(RecvTimeoutError::Timeout) => {
+                let error = PolicyError::TimedOut(self.deadline);
+                self.state = State::Broken(error.clone());
+                Err(error)
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                self.state = State::Broken(gone());
+                Err(gone())
+            }
+        }
+    }
+}
+
+fn gone() -> PolicyError {
+    PolicyError::Failed("it panicked, a defect of hookrun".to_owned())
+}
+
+fn start(factory: PolicyFactory) -> State {
+    let (questions, asked) = mpsc::channel::<Question>();
+    let (answer, answers) = mpsc::channel::<Answer>();
+    let body = move || {
+        let policy = match factory() {
+            Ok(policy) => policy,
+            Err(error) => {
+                // Sent once the first question is there; then this thread is gone, and so is the policy.
+                let _ = answer.send(Err(PolicyError::Unavailable(error.to_string())));
+                return;
+            }
+        };
+        for (candidate, machines, local) in asked {
+            if answer.send(policy.select(&candidate, &machines, &local)).is_err() {
+                return;
+            }
+        }
+    };
+    match std::thread::Builder::new().name("policy".to_owned()).spawn(body) {
+        Ok(_) => State::Running(questions, answers),
+        Err(error) => State::Broken(PolicyError::Failed(format!("it cannot be given a thread ({error})"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builders::StockRule;
+
+    struct Odd(fn() -> Answer);
+    impl Policy for Odd {
+        fn select(&self, _: &Candidate, _: &[Machine], _: &LocalMachine) -> Answer {
+            (self.0)()
+        }
+    }
+
+    fn ask(asker: &mut Asker) -> Answer {
+        let candidate = crate::builders::request::Request::of("a", "x86_64-linux", &[], true).candidate();
+        let machine =
+            Machine { uri: "ssh://m".to_owned(), slots: 1, load: 0, speed_factor: 1.0, healthy: true, details: Vec::new() };
+        asker.ask(&candidate, &[machine], &LocalMachine::default())
+    }
+
+    fn odd(select: fn() -> Answer) -> Asker {
+        Asker::new(Box::new(move || Ok(Box::new(Odd(select)) as Box<dyn Policy>)), Duration::from_millis(50))
+    }
+
+    #[test]
+    fn good_answers_pass() {
+        let mut asker = Asker::new(Box::new(|| Ok(Box::new(StockRule::default()) as Box<dyn Policy>)), DEADLINE);
+        assert!(ask(&mut asker).is_ok());
+        assert!(ask(&mut asker).is_ok(), "asked again");
+    }
+
+    #[test]
+    fn bad_ones_are_errors() {
+        let mut hangs = odd(|| {
+            loop {
+                std::thread::park();
+            }
+        });
+        assert_eq!(ask(&mut hangs), Err(PolicyError::TimedOut(Duration::from_millis(50))));
+        assert_eq!(ask(&mut hangs), Err(PolicyError::TimedOut(Duration::from_millis(50))), "without waiting again");
+        let mut panics = odd(|| panic!("defect"));
+        assert_eq!(ask(&mut panics), Err(gone()));
+        assert_eq!(ask(&mut panics), Err(gone()));
+        let mut fails = odd(|| Err(PolicyError::Failed("trap".to_owned())));
+        assert_eq!(ask(&mut fails), Err(PolicyError::Failed("trap".to_owned())));
+        let mut lies = odd(|| {
+            Ok(Decision { action: crate::builders::Action::Machines(vec!["ssh://x".to_owned()]), reason: String::new() })
+        });
+        assert!(matches!(ask(&mut lies), Err(PolicyError::Invalid(_))));
+        let mut none = Asker::new(Box::new(|| Err(PolicyError::Failed("no plugin".to_owned()))), DEADLINE);
+        assert_eq!(ask(&mut none), Err(PolicyError::Unavailable("no plugin".to_owned())));
+        assert_eq!(ask(&mut none), Err(PolicyError::Unavailable("no plugin".to_owned())));
+    }
+}

@@ -1,0 +1,66 @@
+//! The file descriptors Nix gives its build hook, and children that die with us. The only unsafe code of this room.
+//!
+//! Nix gives 0 (requests), 1 and 2 (one pipe: replies, log), 4 (writing end of the build log) and 5 (its reading end; Nix's
+//! own hook collects ssh's complaints there). The end of a build is the end of 2 or of 4, so neither may leak into a process
+//! that outlives the build, and no file of ours may ever take the number 4 or 5.
+
+use std::os::fd::RawFd;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The descriptors that Nix's own hook expects besides the standard ones.
+const NIXS: [RawFd; 2] = [4, 5];
+
+/// Has [`reserve`] been called? If not, 4 and 5 may be anything of ours, and no child may have them.
+static RESERVED: AtomicBool = AtomicBool::new(false);
+
+/// Keeps 4 and 5 for Nix's own hook: closed on exec from now on, and taken by `/dev/null` where Nix did not give them. Turns
+/// standard output, which is the reply pipe too, into `/dev/null`. To be called before anything is opened.
+pub fn reserve() {
+    for fd in NIXS {
+        // SAFETY: `fcntl` with F_GETFD and F_SETFD takes plain numbers and touches no memory; a number that is not open is
+        // an error value.
+        let open = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
+        if !open && let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
+            use std::os::fd::AsRawFd as _;
+            if null.as_raw_fd() == fd {
+                // Opened right there: it stays. Leaked on purpose, for the life of the process.
+                std::mem::forget(null);
+            } else {
+                // SAFETY: `null` is open; `fd` is not open, as the `fcntl` above found, so nobody else's descriptor is
+                // replaced.
+                unsafe { libc::dup3(null.as_raw_fd(), fd, libc::O_CLOEXEC) };
+            }
+        }
+    }
+    RESERVED.store(true, Ordering::Relaxed);
+    if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
+        // Where it fails, standard output stays what it is, and nothing prints there anyway.
+        let _ = rustix::stdio::dup2_stdout(&null);
+    }
+}
+
+/// Makes `command` inherit 4 and 5, and die when this process dies.
+pub fn bequeath(command: &mut Command) -> &mut Command {
+    let parent = rustix::process::getpid();
+    let reserved = RESERVED.load(Ordering::Relaxed);
+    let before_exec = move || {
+        for fd in NIXS.into_iter().filter(|_| reserved) {
+            // SAFETY: as in `reserve`; async-signal-safe.
+            unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
+        }
+        #[cfg(target_os = "linux")]
+        {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+            // The parent may have died before the line above.
+            if rustix::process::getppid() != Some(parent) {
+                return Err(std::io::ErrorKind::NotFound.into());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are allowed: it makes four system
+    // calls (fcntl twice, prctl, getppid), allocates nothing and takes no lock.
+    unsafe { command.pre_exec(before_exec) }
+}

@@ -1,0 +1,76 @@
+//! The build hook as a process: descriptors, configuration, session, exit code.
+//!
+//! Whatever is wrong with the configuration or with hookrun itself, Nix gets its answers.
+
+use std::io::BufReader;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::asker::{Asker, DEADLINE, PolicyFactory};
+use super::fds;
+use super::policy::PolicyError;
+use super::session::{End, Session};
+use super::stock::{Delegate, StockProgram};
+use crate::config::{self, Config};
+use crate::dirs::Dirs;
+use crate::event::{HookKind, NixDirs};
+use crate::exit_code::Exit;
+
+/// What the configuration says about builder selection.
+pub struct Setup {
+    /// `[builders]`.
+    pub builders: config::Builders,
+    /// Who chooses; none: Nix's own rule.
+    pub policy: Option<PolicyFactory>,
+}
+
+impl Setup {
+    /// From this installation's configuration; `plugin` makes the policy of the plugin with that name.
+    ///
+    /// With several plugins for builder selection the first by name chooses. Without one Nix's own rule does.
+    pub fn load<F>(plugin: F) -> Self
+    where
+        F: FnOnce(Config, &str) -> Result<Box<dyn super::Policy>, PolicyError> + Send + 'static,
+    {
+        let config = match Config::load(&Dirs::from_env().config) {
+            Ok(config) => config,
+            Err(error) => {
+                let policy: PolicyFactory = Box::new(move || Err(PolicyError::Unavailable(error.to_string())));
+                return Self { builders: config::Builders::default(), policy: Some(policy) };
+            }
+        };
+        let builders = config.builders.clone();
+        let chooser = config.plugins.iter().find(|(_, plugin)| plugin.hooks.contains(&HookKind::BuilderSelection));
+        let policy =
+            chooser.map(|(name, _)| name.clone()).map(|name| -> PolicyFactory { Box::new(move || plugin(config, &name)) });
+        Self { builders, policy }
+    }
+}
+
+/// Plays the build hook that Nix started with this verbosity.
+pub fn main(verbosity: u32, setup: impl FnOnce() -> Setup) -> Exit {
+    fds::reserve();
+    let Setup { builders, policy } = catch_unwind(AssertUnwindSafe(setup)).unwrap_or_else(|_| Setup {
+        builders: config::Builders::default(),
+        policy: Some(Box::new(|| {
+            Err(PolicyError::Unavailable("reading the configuration panicked, a defect of hookrun".to_owned()))
+        })),
+    });
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        let mut stock = Delegate { program: StockProgram::of_caller(verbosity), deadline: builders.connect_timeout };
+        let session = Session {
+            input: BufReader::new(std::io::stdin().lock()),
+            reply: std::io::stderr(),
+            stock: &mut stock,
+            policy: policy.map(|factory| Asker::new(factory, DEADLINE)),
+            nix_state: NixDirs::from_env().state,
+        };
+        session.run()
+    }));
+    match ended {
+        Ok(End::Closed | End::Built(0)) => Exit::Done,
+        // After a panic the question, if there was one, is answered; if a build was running, it is lost.
+        Ok(End::Built(1)) | Err(_) => Exit::Failed,
+        // Up to Nix 2.28 the code of a build hook has a meaning (100 permanent failure, 101 time-out): it is passed on.
+        Ok(End::Built(code)) => std::process::exit(i32::from(code)),
+    }
+}

@@ -1,0 +1,106 @@
+use super::*;
+
+/// Offers to a shell script in place of the stock hook; the answer, and what was relayed.
+fn offer(script: &str) -> (Offer, String) {
+    offer_within(script, Duration::from_secs(20))
+}
+
+fn offer_within(script: &str, deadline: Duration) -> (Offer, String) {
+    let mut delegate = Delegate { program: StockProgram::other("/bin/sh", &["-c", script]), deadline };
+    let mut relayed = Vec::new();
+    let settings = Settings::of(&[("builders", "@/etc/nix/machines"), ("cores", "1")]);
+    let request = Request::of("a", "x86_64-linux", &["kvm"], true);
+    let offer = delegate.offer(&settings, "ssh://m - - 1", &request, &mut |line| relayed.extend_from_slice(line));
+    (offer, String::from_utf8(relayed).unwrap())
+}
+
+fn failure(script: &str) -> String {
+    match offer(script).0 {
+        Offer::Failed(why) => why,
+        Offer::Full => "full".to_owned(),
+        Offer::Accepted { .. } => "accepted".to_owned(),
+    }
+}
+
+const REFUSED: &str = r#"@nix {"action":"msg","level":0,"msg":"\u001b[31;1merror:\u001b[0m cannot build on '\u001b[35;1mssh://m\u001b[0m': error: failed to start SSH connection to 'm': ssh:\n connection refused"}"#;
+
+#[test]
+fn answers_of_the_stock_hook() {
+    assert_eq!(failure("echo '# postpone' >&2"), "full");
+    assert_eq!(failure("echo '# decline' >&2"), "full");
+    assert_eq!(
+        failure(&format!("echo \"$0\" >&2 <<'X'\nX\ncat >&2 <<'X'\n{REFUSED}\nX\necho '# decline' >&2")).replace("sh\n", ""),
+        "failed to start SSH connection to 'm': ssh: connection refused"
+    );
+    assert_eq!(failure("exit 3"), "Nix's own build hook ended without an answer");
+    assert_eq!(failure("printf '# acc' >&2"), "Nix's own build hook ended without an answer");
+    assert_eq!(failure("printf '# accept\\nssh://m' >&2"), "Nix's own build hook ended inside its answer");
+    assert_eq!(failure("echo '# decline-permanently' >&2"), "Nix's own build hook answered `decline-permanently`");
+    assert_eq!(failure("kill -9 $$"), "Nix's own build hook ended without an answer");
+}
+
+#[test]
+fn a_machine_that_does_not_answer_is_given_up_with_all_it_started() {
+    let directory = tempfile::tempdir().unwrap();
+    let pid = directory.path().join("pid");
+    // The grandchild stands for an ssh that tries to connect for ever.
+    let script = format!("sleep 1000 & echo $! > {}; wait", pid.display());
+    let (offer, _) = offer_within(&script, Duration::from_millis(500));
+    assert!(matches!(&offer, Offer::Failed(why) if why == "no answer within 500ms (`connect-timeout` in `[builders]`)"));
+    let pid = std::fs::read_to_string(pid).unwrap();
+    let state = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+    assert!(state.is_empty() || state.contains(") Z "), "still there: {state}");
+}
+
+#[test]
+fn a_program_that_is_not_there() {
+    let mut delegate = Delegate { program: StockProgram::other("/nonexistent/nix", &[]), deadline: Duration::from_secs(1) };
+    let request = Request::of("a", "x86_64-linux", &[], true);
+    let Offer::Failed(why) = delegate.offer(&Settings::default(), "m", &request, &mut |_| {}) else { unreachable!() };
+    assert_eq!(
+        why,
+        "Nix's own build hook `/nonexistent/nix` cannot be started (No such file or directory (os error 2)); put `nix` into PATH"
+    );
+}
+
+#[test]
+fn a_build_is_carried_byte_for_byte() {
+    let directory = tempfile::tempdir().unwrap();
+    let heard = directory.path().join("heard");
+    let script = format!(
+        "echo '@nix {{\"action\":\"msg\",\"level\":1,\"msg\":\"careful\"}}' >&2; echo plain >&2; echo '# accept' >&2; echo ssh://m >&2
+         cat > {}; printf 'log \\377 line\\n# accept\\nno end' >&2; exit 7",
+        heard.display()
+    );
+    let (offer, relayed) = offer(&script);
+    let Offer::Accepted { name, build } = offer else { unreachable!("not accepted") };
+    assert_eq!(name, b"ssh://m");
+    assert_eq!(relayed, "plain\n@nix {\"action\":\"msg\",\"level\":1,\"msg\":\"careful\"}\n");
+    let mut reply = Vec::new();
+    let inputs = Inputs::of(&["/nix/store/x", "/nix/store/y"]);
+    assert_eq!(build.run(&inputs, &mut reply), 7);
+    assert_eq!(reply, b"log \xff line\n# accept\nno end");
+
+    let mut expected = Vec::new();
+    let settings = Settings::of(&[("builders", "ssh://m - - 1"), ("cores", "1")]);
+    settings.write(&mut expected, "ssh://m - - 1").unwrap();
+    Request::of("a", "x86_64-linux", &["kvm"], true).write(&mut expected).unwrap();
+    inputs.write(&mut expected).unwrap();
+    assert_eq!(std::fs::read(heard).unwrap(), expected);
+}
+
+#[test]
+fn the_end_of_the_hook_is_the_end_even_if_something_keeps_its_standard_error() {
+    let (offer, _) = offer("printf '# accept\\nm\\n' >&2; cat > /dev/null; echo last >&2; sleep 5 & exit 0");
+    let Offer::Accepted { build, .. } = offer else { unreachable!("not accepted") };
+    let mut reply = Vec::new();
+    assert_eq!(build.run(&Inputs::of(&[]), &mut reply), 0);
+    assert_eq!(reply, b"last\n");
+}
+
+#[test]
+fn plain_words() {
+    assert_eq!(plain("\u{1b}[31;1merror:\u{1b}[0m a\n  b"), "a b");
+    assert_eq!(plain("cannot build on 'ssh://m': error: gone"), "gone");
+    assert_eq!(plain("odd \u{1b}"), "odd");
+}
