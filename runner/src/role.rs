@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 
 use crate::exit_code::Exit;
-use crate::{nix, queue};
+use crate::{builders, nix, queue};
 
 /// Link names that give a role outright. Nix starts all three hooks with the link's own name as argv\[0\]: Nix 2.8 to 2.34,
 /// `post-build-hook` and `diff-hook` with the text of the setting, `build-hook` with its last component.
@@ -126,11 +126,7 @@ pub fn run() -> Exit {
             queue::hand_over::diff(&arguments);
             Exit::Done
         }
-        Role::BuildHook { .. } => {
-            // The one reply after which Nix asks no more and builds as if there were no build hook.
-            eprintln!("# decline-permanently");
-            Exit::Done
-        }
+        Role::BuildHook { verbosity } => builders::hook::main(verbosity, builders::hook::Setup::stock_rule),
         Role::CommandLine => Exit::Usage,
     }
 }

@@ -123,8 +123,8 @@ mod tests {
         asker.ask(&candidate, &[machine], &LocalMachine::default())
     }
 
-    fn odd(select: fn() -> Answer) -> Asker {
-        Asker::new(Box::new(move || Ok(Box::new(Odd(select)) as Box<dyn Policy>)), Duration::from_millis(50))
+    fn odd(select: fn() -> Answer, deadline: Duration) -> Asker {
+        Asker::new(Box::new(move || Ok(Box::new(Odd(select)) as Box<dyn Policy>)), deadline)
     }
 
     #[test]
@@ -136,21 +136,20 @@ mod tests {
 
     #[test]
     fn bad_ones_are_errors() {
-        let mut hangs = odd(|| {
-            loop {
-                std::thread::park();
-            }
-        });
+        let hang = || loop {
+            std::thread::park();
+        };
+        let mut hangs = odd(hang, Duration::from_millis(50));
         assert_eq!(ask(&mut hangs), Err(PolicyError::TimedOut(Duration::from_millis(50))));
         assert_eq!(ask(&mut hangs), Err(PolicyError::TimedOut(Duration::from_millis(50))), "without waiting again");
-        let mut panics = odd(|| panic!("defect"));
+        let mut panics = odd(|| panic!("defect"), Duration::from_mins(1));
         assert_eq!(ask(&mut panics), Err(gone()));
         assert_eq!(ask(&mut panics), Err(gone()));
-        let mut fails = odd(|| Err(PolicyError::Failed("trap".to_owned())));
+        let mut fails = odd(|| Err(PolicyError::Failed("trap".to_owned())), Duration::from_mins(1));
         assert_eq!(ask(&mut fails), Err(PolicyError::Failed("trap".to_owned())));
-        let mut lies = odd(|| {
-            Ok(Decision { action: crate::builders::Action::Machines(vec!["ssh://x".to_owned()]), reason: String::new() })
-        });
+        let lie =
+            || Ok(Decision { action: crate::builders::Action::Machines(vec!["ssh://x".to_owned()]), reason: String::new() });
+        let mut lies = odd(lie, Duration::from_mins(1));
         assert!(matches!(ask(&mut lies), Err(PolicyError::Invalid(_))));
         let mut none = Asker::new(Box::new(|| Err(PolicyError::Failed("no plugin".to_owned()))), DEADLINE);
         assert_eq!(ask(&mut none), Err(PolicyError::Unavailable("no plugin".to_owned())));

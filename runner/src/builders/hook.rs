@@ -24,6 +24,12 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// From this installation's configuration, with Nix's own rule as the policy.
+    pub fn stock_rule() -> Self {
+        let builders = Config::load(&Dirs::from_env().config).map(|config| config.builders).unwrap_or_default();
+        Self { builders, policy: None }
+    }
+
     /// From this installation's configuration; `plugin` makes the policy of the plugin with that name.
     ///
     /// With several plugins for builder selection the first by name chooses. Without one Nix's own rule does.
@@ -47,7 +53,7 @@ impl Setup {
 }
 
 /// Plays the build hook that Nix started with this verbosity.
-pub fn main(verbosity: u32, setup: impl FnOnce() -> Setup) -> Exit {
+pub fn main(verbosity: u64, setup: impl FnOnce() -> Setup) -> Exit {
     fds::reserve();
     let Setup { builders, policy } = catch_unwind(AssertUnwindSafe(setup)).unwrap_or_else(|_| Setup {
         builders: config::Builders::default(),

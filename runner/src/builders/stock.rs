@@ -51,7 +51,7 @@ pub struct StockProgram {
 
 impl StockProgram {
     /// That of the Nix that called this process, or else the `nix` in `PATH`.
-    pub fn of_caller(verbosity: u32) -> Self {
+    pub fn of_caller(verbosity: u64) -> Self {
         let link = rustix::process::getppid().map(|pid| PathBuf::from(format!("/proc/{}/exe", pid.as_raw_nonzero())));
         let is_nix = |link: &PathBuf| {
             let target = std::fs::read_link(link).ok()?;
