@@ -5,6 +5,14 @@ use crate::Error;
 use crate::bindings::imports::hookrun::host::signing;
 use crate::error::host;
 
+/// The names of the keys that this plugin is granted, in the order of the configuration.
+///
+/// # Errors
+/// The plugin's metadata does not ask for `signing`.
+pub fn keys() -> Result<Vec<String>, Error> {
+    host!("signing.keys", signing::keys())
+}
+
 /// The signature of a valid path's fingerprint, `name:base64` as in a narinfo's `Sig` line.
 ///
 /// # Errors

@@ -13,6 +13,8 @@ mod error;
 mod log;
 pub mod mail;
 pub mod nix_store;
+pub mod object_store;
+pub mod signing;
 pub mod state;
 
 use std::sync::Arc;
@@ -28,6 +30,9 @@ use crate::dirs::Dirs;
 pub struct Services {
     state: Arc<state::Stores>,
     mail: Arc<mail::Mailer>,
+    nix_stores: Arc<nix_store::NixStores>,
+    object_stores: Arc<object_store::ObjectStores>,
+    signing_keys: Arc<signing::SigningKeys>,
 }
 
 impl Services {
@@ -36,12 +41,21 @@ impl Services {
         Self {
             state: Arc::new(state::Stores::durable(dirs.plugin_state())),
             mail: Arc::new(mail::Mailer::new(config, dirs)),
+            nix_stores: Arc::new(nix_store::NixStores::real()),
+            object_stores: Arc::new(object_store::ObjectStores::new(config, dirs)),
+            signing_keys: Arc::new(signing::SigningKeys::new(config)),
         }
     }
 
     /// Services that keep everything in memory and send nothing, for `hookrun test`.
     pub fn in_memory(config: &Config, dirs: &Dirs) -> Self {
-        Self { state: Arc::new(state::Stores::in_memory()), mail: Arc::new(mail::Mailer::capturing(config, dirs)) }
+        Self {
+            state: Arc::new(state::Stores::in_memory()),
+            mail: Arc::new(mail::Mailer::capturing(config, dirs)),
+            nix_stores: Arc::new(nix_store::NixStores::sample()),
+            object_stores: Arc::new(object_store::ObjectStores::in_memory(config, dirs)),
+            signing_keys: Arc::new(signing::SigningKeys::throwaway(config)),
+        }
     }
 
     /// The plugins' key-value stores.
@@ -52,5 +66,20 @@ impl Services {
     /// The mail transports.
     pub fn mail(&self) -> &mail::Mailer {
         &self.mail
+    }
+
+    /// The Nix stores.
+    pub fn nix_stores(&self) -> &Arc<nix_store::NixStores> {
+        &self.nix_stores
+    }
+
+    /// The object stores.
+    pub fn object_stores(&self) -> &object_store::ObjectStores {
+        &self.object_stores
+    }
+
+    /// The signing keys.
+    pub fn signing_keys(&self) -> &Arc<signing::SigningKeys> {
+        &self.signing_keys
     }
 }

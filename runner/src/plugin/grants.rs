@@ -49,6 +49,8 @@ pub enum Need<'a> {
     NixStore,
     /// `object-store`, this one.
     ObjectStore(&'a str),
+    /// `signing`, without a key: which are granted.
+    SigningKeys,
     /// `signing`, with this key.
     Signing(&'a str),
     /// `mail`, through this transport.
@@ -64,7 +66,7 @@ impl Need<'_> {
             Self::State => "state",
             Self::NixStore => "nix-store",
             Self::ObjectStore(_) => "object-store",
-            Self::Signing(_) => "signing",
+            Self::SigningKeys | Self::Signing(_) => "signing",
             Self::Mail(_) => "mail",
         }
     }
@@ -145,7 +147,7 @@ impl Effective {
             Need::State => wants.state != Want::No,
             Need::NixStore => wants.nix_store != StoreScope::None,
             Need::ObjectStore(_) => wants.object_store != Want::No,
-            Need::Signing(_) => wants.signing != Want::No,
+            Need::SigningKeys | Need::Signing(_) => wants.signing != Want::No,
             Need::Mail(_) => wants.mail != Want::No,
         };
         if !wanted {
@@ -165,7 +167,7 @@ impl Effective {
         };
         match need {
             Need::State if !self.state => Err(Refusal::Ungranted { interface, name: None, line: "state = true".to_owned() }),
-            Need::Log | Need::Config | Need::State | Need::NixStore => Ok(()),
+            Need::Log | Need::Config | Need::State | Need::NixStore | Need::SigningKeys => Ok(()),
             Need::ObjectStore(name) => named(&self.object_store, name),
             Need::Signing(name) => named(&self.signing, name),
             Need::Mail(name) => named(&self.mail, name),

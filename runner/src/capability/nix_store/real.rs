@@ -1,0 +1,76 @@
+//! The store of a Nix on this machine: its database, and the files below its store directory.
+
+use std::path::{Path, PathBuf};
+
+use super::{Backend, Entry, tree};
+use crate::capability::CapabilityError;
+use crate::event::NixDirs;
+use crate::nix::database::{Database, DatabaseError, PathInfo};
+use crate::nix::derivation::{Derivation, DerivationError};
+use crate::nix::nar::Source;
+
+/// The store of one Nix. Holds nothing open: every call sees the database as it is.
+#[derive(Debug)]
+pub struct Real {
+    dirs: NixDirs,
+}
+
+impl Real {
+    /// The store of the Nix with these directories.
+    pub fn new(dirs: NixDirs) -> Self {
+        Self { dirs }
+    }
+}
+
+impl Backend for Real {
+    fn path_infos(&self, paths: &[String]) -> Result<Vec<Option<PathInfo>>, CapabilityError> {
+        Ok(Database::open(&self.dirs)?.path_infos(paths)?)
+    }
+
+    fn closure(&self, paths: &[String]) -> Result<Vec<PathInfo>, CapabilityError> {
+        Ok(Database::open(&self.dirs)?.closure(paths)?)
+    }
+
+    fn derivation(&self, path: &str) -> Result<Derivation, CapabilityError> {
+        Ok(Derivation::read(Path::new(path))?)
+    }
+
+    fn list_directory(&self, path: &str, relative: &str) -> Result<Vec<Entry>, CapabilityError> {
+        tree::list(Path::new(path), relative)
+    }
+
+    fn read_file(&self, path: &str, relative: &str, offset: u64, length: u64) -> Result<Vec<u8>, CapabilityError> {
+        tree::read(Path::new(path), relative, offset, length)
+    }
+
+    fn nar_source(&self, path: &str) -> Source {
+        Source::Path(PathBuf::from(path))
+    }
+}
+
+impl From<DatabaseError> for CapabilityError {
+    fn from(error: DatabaseError) -> Self {
+        let message = error.to_string();
+        match error {
+            // A Nix that comes back, a restored permission or a finished checkpoint cures these.
+            DatabaseError::Missing { .. } | DatabaseError::Open { .. } | DatabaseError::Query { .. } => {
+                Self::transient(message)
+            }
+            DatabaseError::Row { .. } => Self::permanent(message),
+            DatabaseError::TooLarge => Self::limit(message),
+        }
+    }
+}
+
+impl From<DerivationError> for CapabilityError {
+    fn from(error: DerivationError) -> Self {
+        let message = error.to_string();
+        match error {
+            DerivationError::Path { .. } => Self::invalid(message),
+            DerivationError::Read { error, .. } if error.kind() == std::io::ErrorKind::NotFound => Self::not_found(message),
+            DerivationError::Read { .. } => Self::transient(message),
+            DerivationError::TooLarge { .. } => Self::limit(message),
+            DerivationError::Parse { .. } => Self::permanent(message),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::config::{Config, StoreScope};
+use crate::plugin::grants::{Effective, Wants};
+
+fn reach(granted: StoreScope, paths: &[&str]) -> Reach {
+    let text = "[plugins.reader]\nsource = \"reader.wasm\"\n";
+    let config = Config::parse(Path::new("/etc/hookrun/hookrun.toml"), text).unwrap();
+    let context = PluginContext {
+        plugin: config.plugins["reader"].clone(),
+        config_file: PathBuf::from("/etc/hookrun/hookrun.toml"),
+        config_json: "{}".to_owned(),
+        wants: Wants::default(),
+        effective: Effective { nix_store: granted, ..Effective::default() },
+    };
+    let nix = NixDirs { store: "/nix/store".into(), state: "/nowhere".into(), conf: "/nowhere".into() };
+    let scope = Scope { nix, paths: paths.iter().map(|path| (*path).to_owned()).collect() };
+    Reach::new(&Arc::new(NixStores::sample()), &context, &scope)
+}
+
+#[test]
+fn what_is_out_of_scope_is_refused_with_the_line_to_write() {
+    let (drv, outputs) = sample::Sample::built();
+    let (dev, out) = (outputs[0].path.as_str(), outputs[1].path.as_str());
+    let closure = sample::Sample::new().closure(&[out.to_owned()]).unwrap();
+    let library = closure[1].path.as_str();
+    let check = |granted, path: &str| {
+        let reach = reach(granted, &[&drv, out]);
+        let result = reach.check(&[path.to_owned()]);
+        result.map_or_else(|error| format!("{}: {error}", error.kind.as_str()), |()| "allowed".to_owned())
+    };
+    let table: Vec<String> = [
+        (StoreScope::None, out),
+        (StoreScope::Outputs, out),
+        (StoreScope::Outputs, drv.as_str()),
+        (StoreScope::Outputs, library),
+        (StoreScope::Closure, library),
+        (StoreScope::Closure, dev),
+        (StoreScope::Closure, "/etc/shadow"),
+        (StoreScope::Closure, "/nix/store/../../etc/shadow"),
+        (StoreScope::Closure, &format!("{out}/bin")),
+    ]
+    .iter()
+    .map(|(granted, path)| format!("{granted:?} {path}\n  {}", check(*granted, path)))
+    .collect();
+    insta::assert_snapshot!(table.join("\n"));
+}
+
+#[test]
+fn the_closure_needs_the_grant_of_it() {
+    let (drv, outputs) = sample::Sample::built();
+    let out = outputs[1].path.clone();
+    assert!(reach(StoreScope::Closure, &[&drv, &out]).check_closure(std::slice::from_ref(&out)).is_ok());
+    let error = reach(StoreScope::Outputs, &[&drv, &out]).check_closure(&[out]).unwrap_err();
+    assert_eq!(error.kind.as_str(), "denied");
+}
+
+#[test]
+fn the_sample_is_a_store() {
+    let sample = sample::Sample::new();
+    let (_, outputs) = sample::Sample::built();
+    let roots: Vec<String> = outputs.iter().map(|output| output.path.clone()).collect();
+    let closure = sample.closure(&roots).unwrap();
+    assert_eq!(closure.len(), 4);
+    let position: HashMap<&str, usize> = closure.iter().enumerate().map(|(n, info)| (info.path.as_str(), n)).collect();
+    for info in &closure {
+        assert!(is_store_path(sample::STORE_DIR, &info.path), "{}", info.path);
+        assert!(info.references.iter().all(|reference| position[reference.as_str()] <= position[info.path.as_str()]));
+        let Source::Bytes(nar) = sample.nar_source(&info.path) else { panic!("a sample has its bytes") };
+        nix_archive::nar::decode(&nar).unwrap();
+        assert_eq!(crate::nix::nar::hash(&nar), (info.nar_hash.clone(), info.nar_size));
+    }
+    assert_eq!(sample.read_file(&roots[1], "share/greet.txt", 1, 3).unwrap(), b"ell");
+    assert_eq!(sample.list_directory(&roots[0], "").unwrap().len(), 2);
+}
+
+#[test]
+fn reads_stay_below_the_store_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("path");
+    std::fs::create_dir_all(path.join("bin")).unwrap();
+    std::fs::write(dir.path().join("secret"), "secret").unwrap();
+    std::fs::write(path.join("bin/tool"), "0123456789").unwrap();
+    std::fs::write(path.join(std::ffi::OsString::from_vec(b"\xff".to_vec())), "").unwrap();
+    for (target, link) in [("../secret", "up"), ("/etc/passwd", "away"), ("bin", "inner")] {
+        std::os::unix::fs::symlink(target, path.join(link)).unwrap();
+    }
+    assert_eq!(tree::read(&path, "bin/tool", 2, 3).unwrap(), b"234");
+    assert_eq!(tree::read(&path, "bin/tool", 8, 100).unwrap(), b"89");
+    let names: Vec<String> = tree::list(&path, "").unwrap().into_iter().map(|entry| entry.name).collect();
+    assert_eq!(names, ["away", "bin", "inner", "up", "\u{fffd}"]);
+    let errors: Vec<String> =
+        ["up", "away", "inner/tool", "../secret", "bin/../../secret", "/etc/passwd", "bin", "none", "bin/tool/x"]
+            .iter()
+            .map(|relative| tree::read(&path, relative, 0, 10).unwrap_err())
+            .map(|error| format!("{}: {error}", error.kind.as_str()).replace(&dir.path().display().to_string(), "/s"))
+            .collect();
+    insta::assert_snapshot!(errors.join("\n"));
+    assert_eq!(tree::list(&path, "bin/tool").unwrap_err().kind.as_str(), "invalid");
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    assert_eq!(tree::list(&link, "").unwrap_err().kind.as_str(), "invalid");
+}
+
+use std::os::unix::ffi::OsStringExt as _;
+
+proptest::proptest! {
+    /// Whatever a guest asks for below a store path, it is never what lies beside it.
+    #[test]
+    fn any_relative_path(relative in "(\\.\\./|\\./|/|a/|l/|u/|\\PC){0,6}(secret|tool|up)?") {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p");
+        std::fs::create_dir_all(path.join("a")).unwrap();
+        std::fs::write(dir.path().join("secret"), "secret").unwrap();
+        std::os::unix::fs::symlink("..", path.join("u")).unwrap();
+        std::os::unix::fs::symlink("../secret", path.join("up")).unwrap();
+        proptest::prop_assert!(tree::read(&path, &relative, 0, 100).is_err());
+    }
+}

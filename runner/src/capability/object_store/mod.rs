@@ -1,0 +1,219 @@
+//! The `object-store` interface: the stores that `[object-stores]` names, over one client library for all services.
+//!
+//! A store is opened when it is first used and kept; one whose credentials are refused is opened anew at the next call, so that
+//! changed files take effect. Which store a plugin may use is decided before ([`crate::plugin::grants`]). Every object appears
+//! whole or not at all, and what comes back never holds a secret ([`error`]).
+
+mod error;
+mod host;
+mod open;
+mod put_nar;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use ::object_store::path::Path;
+use ::object_store::{
+    Attribute, Attributes, Error, GetResult, ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload,
+};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+
+use self::error::explain;
+use self::open::Open;
+use super::nix_store::Nar;
+use super::{CapabilityError, ErrorKind};
+use crate::config::{self, Config};
+use crate::dirs::Dirs;
+use crate::nix::nar::{Compression, Written};
+
+/// Questions to one service at once.
+const PARALLEL_REQUESTS: usize = 16;
+
+/// The stores of an installation.
+#[derive(Debug)]
+pub struct ObjectStores {
+    settings: BTreeMap<String, (config::ObjectStore, PathBuf)>,
+    in_memory: bool,
+    open: Mutex<BTreeMap<String, Open>>,
+}
+
+impl ObjectStores {
+    /// The stores that the configuration names. Opens none.
+    pub fn new(config: &Config, dirs: &Dirs) -> Self {
+        let settings = config.object_stores.iter();
+        let settings = settings.map(|(name, store)| (name.clone(), (store.clone(), dirs.object_store(name)))).collect();
+        Self { settings, in_memory: false, open: Mutex::default() }
+    }
+
+    /// Stores of the same names in memory, for `hookrun test`.
+    pub fn in_memory(config: &Config, dirs: &Dirs) -> Self {
+        Self { in_memory: true, ..Self::new(config, dirs) }
+    }
+
+    /// Which of `keys` exist, in their order.
+    ///
+    /// # Errors
+    /// `invalid` keys, or as the store has it.
+    pub async fn exists(&self, name: &str, keys: &[String]) -> Result<Vec<bool>, CapabilityError> {
+        let open = self.open(name)?;
+        let paths: Vec<Path> = keys.iter().map(|key| path(name, key)).collect::<Result<_, _>>()?;
+        let asked = futures_util::stream::iter(paths).map(|path| {
+            let open = &open;
+            async move {
+                match open.store.head(&path).await {
+                    Ok(_) => Ok(true),
+                    Err(Error::NotFound { .. }) => Ok(false),
+                    Err(error) => Err(explain(open, "look for", path.as_ref(), &error)),
+                }
+            }
+        });
+        let result = asked.buffered(PARALLEL_REQUESTS).try_collect().await;
+        self.noticed(name, result)
+    }
+
+    /// The object under `key`, if there is one.
+    ///
+    /// # Errors
+    /// `limit` if it has more than `max_length` bytes, an `invalid` key, or as the store has it.
+    pub async fn get(&self, name: &str, key: &str, max_length: u64) -> Result<Option<Vec<u8>>, CapabilityError> {
+        let open = self.open(name)?;
+        let path = path(name, key)?;
+        let result = match open.store.get(&path).await {
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(explain(&open, "get", key, &error)),
+            Ok(object) => read(&open, key, object, max_length).await.map(Some),
+        };
+        self.noticed(name, result)
+    }
+
+    /// Writes one small object.
+    ///
+    /// # Errors
+    /// An `invalid` key or content type, or as the store has it.
+    pub async fn put(&self, name: &str, key: &str, content_type: &str, body: Vec<u8>) -> Result<(), CapabilityError> {
+        let open = self.open(name)?;
+        let path = path(name, key)?;
+        // It becomes a header.
+        if content_type.is_empty() || !content_type.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            let shown = content_type.escape_debug();
+            return Err(CapabilityError::invalid(format!("`{shown}` is no content type; write for example `text/plain`")));
+        }
+        let stored = open.store.put_opts(&path, PutPayload::from(body), put_options(&open, content_type)).await;
+        self.noticed(name, stored.map(drop).map_err(|error| explain(&open, "put", key, &error)))
+    }
+
+    /// Reads, hashes, compresses and sends a NAR in one pass.
+    ///
+    /// # Errors
+    /// `permanent` if the store path is corrupt, `not-found` if it is gone, an `invalid` key, or as the store has it.
+    pub async fn put_nar(
+        &self,
+        name: &str,
+        key: &str,
+        compression: Compression,
+        nar: Nar,
+    ) -> Result<Written, CapabilityError> {
+        let open = self.open(name)?;
+        let path = path(name, key)?;
+        let result = put_nar::put_nar(&open, &path, compression, nar).await;
+        self.noticed(name, result)
+    }
+
+    /// At most `max` keys that start with `prefix`.
+    ///
+    /// # Errors
+    /// An `invalid` prefix, or as the store has it.
+    pub async fn list(&self, name: &str, prefix: &str, max: u32) -> Result<Vec<String>, CapabilityError> {
+        let open = self.open(name)?;
+        // Services list by whole segments here; what is after the last `/` is compared by us.
+        let directory = match prefix.rsplit_once('/') {
+            Some((directory, _)) => Some(path(name, directory)?),
+            None => None,
+        };
+        let keys = open
+            .store
+            .list(directory.as_ref())
+            .map_ok(|object| object.location.to_string())
+            .try_filter(|key| std::future::ready(key.starts_with(prefix)))
+            .take(usize::try_from(max).unwrap_or(usize::MAX));
+        let result = keys.try_collect().await.map_err(|error| explain(&open, "list", prefix, &error));
+        self.noticed(name, result)
+    }
+
+    /// The store called `name`, opened if it is not yet.
+    fn open(&self, name: &str) -> Result<Open, CapabilityError> {
+        let mut stores = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = stores.get(name) {
+            return Ok(open.clone());
+        }
+        let Some((settings, directory)) = self.settings.get(name) else {
+            return Err(CapabilityError::not_found(format!(
+                "object store `{name}` is not defined; write [object-stores.{name}] in the configuration"
+            )));
+        };
+        let open = if self.in_memory { open::in_memory(name) } else { open::open(name, settings, directory)? };
+        stores.insert(name.to_owned(), open.clone());
+        Ok(open)
+    }
+
+    /// Forgets a client that was refused: the next call reads the credentials again.
+    fn noticed<T>(&self, name: &str, result: Result<T, CapabilityError>) -> Result<T, CapabilityError> {
+        if result.as_ref().is_err_and(|error| error.kind == ErrorKind::Permanent) && !self.in_memory {
+            self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        }
+        result
+    }
+}
+
+/// The body of an object, if it is not too long: what the service says first is not taken on trust.
+async fn read(open: &Open, key: &str, object: GetResult, max_length: u64) -> Result<Vec<u8>, CapabilityError> {
+    let name = &open.name;
+    let too_long = || {
+        CapabilityError::limit(format!(
+            "object store `{name}`: `{key}` has more than the {max_length} bytes that were asked for"
+        ))
+    };
+    if object.meta.size > max_length {
+        return Err(too_long());
+    }
+    let mut body = Vec::new();
+    let mut chunks = object.into_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| explain(open, "get", key, &error))?;
+        if (body.len() as u64).saturating_add(chunk.len() as u64) > max_length {
+            return Err(too_long());
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// A key as a plugin gives it: segments between single slashes, none of them `.` or `..`.
+fn path(name: &str, key: &str) -> Result<Path, CapabilityError> {
+    Path::parse(key).ok().filter(|path| !path.as_ref().is_empty() && path.as_ref() == key).ok_or_else(|| {
+        let shown = key.escape_debug();
+        CapabilityError::invalid(format!(
+            "object store `{name}`: `{shown}` is no key; write it without `.`, `..`, and leading, doubled or trailing slashes"
+        ))
+    })
+}
+
+fn attributes(open: &Open, content_type: &str) -> Attributes {
+    if open.attributes {
+        Attributes::from_iter([(Attribute::ContentType, content_type.to_owned())])
+    } else {
+        Attributes::new()
+    }
+}
+
+fn put_options(open: &Open, content_type: &str) -> PutOptions {
+    PutOptions { attributes: attributes(open, content_type), ..PutOptions::default() }
+}
+
+fn multipart_options(open: &Open, content_type: &str) -> PutMultipartOptions {
+    PutMultipartOptions { attributes: attributes(open, content_type), ..PutMultipartOptions::default() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,215 @@
+//! `[object-stores.NAME]` -> a store that can be used: the settings checked, the credentials read, the client made.
+//!
+//! Secrets are read here, by the process that uses them, and go nowhere but into the client. Messages name files and variables,
+//! never what is in them.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Once};
+use std::time::Duration;
+
+use ::object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use ::object_store::azure::MicrosoftAzureBuilder;
+use ::object_store::gcp::GoogleCloudStorageBuilder;
+use ::object_store::http::HttpBuilder;
+use ::object_store::local::LocalFileSystem;
+use ::object_store::memory::InMemory;
+use ::object_store::prefix::PrefixStore;
+use ::object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
+use url::Url;
+
+use crate::capability::CapabilityError;
+use crate::config;
+
+/// A server that does not take a connection in this time is down.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// One request with its body: a part of [`super::put_nar::PART`] at 70 KB/s. A run has its own limit on wall time.
+const REQUEST_TIMEOUT: Duration = Duration::from_mins(2);
+/// Tries again within one call are for a dropped connection or a single 503; whatever lasts is for the queue, which waits longer
+/// and survives a restart.
+const RETRIES: usize = 3;
+/// As above.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(20);
+/// The region that S3 has where nobody names one; servers other than Amazon's ignore it.
+const DEFAULT_REGION: &str = "us-east-1";
+/// A credential is a line. What is longer is another file.
+const MAX_SECRET: u64 = 64 << 10;
+
+/// A store that can be used.
+#[derive(Debug, Clone)]
+pub struct Open {
+    /// The name in the configuration.
+    pub name: String,
+    /// What is behind it.
+    pub store: Arc<dyn ObjectStore>,
+    /// Does it keep a content type?
+    pub attributes: bool,
+    /// Where it is, for messages.
+    pub place: String,
+}
+
+/// Opens the store called `name`; `default` is its directory if the settings name no URL.
+///
+/// # Errors
+/// `permanent`, with the line to write; `transient` if a directory cannot be made.
+pub fn open(name: &str, settings: &config::ObjectStore, default: &Path) -> Result<Open, CapabilityError> {
+    use_ring();
+    let config::ObjectStore { url, region, endpoint, path_style, credentials } = settings;
+    let wrong =
+        |what: &str| CapabilityError::permanent(format!("object store `{name}`: {what} under [object-stores.{name}]"));
+    let Some(text) = url else { return open_directory(name, default) };
+    let url = Url::parse(text)
+        .map_err(|error| wrong(&format!("`{text}` is no URL ({error}); write for example `url = \"s3://bucket\"`")))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(wrong("`url` holds a user name or a password; write it without, and the credentials in files"));
+    }
+    let is_s3 = url.scheme() == "s3";
+    let only_s3 = [
+        ("region", region.is_some()),
+        ("endpoint", endpoint.is_some()),
+        ("path-style", path_style.is_some()),
+        ("credentials", *credentials != config::Credentials::default()),
+    ];
+    if let Some((key, _)) = only_s3.iter().find(|(_, is_set)| *is_set && !is_s3) {
+        return Err(wrong(&format!("`{key}` is for s3:// only; remove it")));
+    }
+    let place = url.to_string();
+    let build = |error: ::object_store::Error| wrong(&format!("{}; see the keys", one_line(&error.to_string())));
+    let (store, inner): (Arc<dyn ObjectStore>, &str) = match url.scheme() {
+        "file" => {
+            let path = url.to_file_path().map_err(|()| wrong("`url` has a host; write `url = \"file:///directory\"`"))?;
+            return open_directory(name, &path);
+        }
+        "memory" => (Arc::new(InMemory::new()), url.path()),
+        "s3" => (Arc::new(s3(name, &url, settings)?.build().map_err(build)?), url.path()),
+        "gs" => {
+            let builder = GoogleCloudStorageBuilder::from_env().with_url(place.clone());
+            let builder = builder.with_retry(retry()).with_client_options(client());
+            (Arc::new(builder.build().map_err(build)?), url.path())
+        }
+        "az" => {
+            let builder = MicrosoftAzureBuilder::from_env().with_url(place.clone());
+            let builder = builder.with_retry(retry()).with_client_options(client());
+            (Arc::new(builder.build().map_err(build)?), url.path())
+        }
+        // The path is part of the URL that requests are made from.
+        scheme @ ("http" | "https") => {
+            let builder = HttpBuilder::new().with_url(place.clone()).with_retry(retry());
+            let builder = builder.with_client_options(client().with_allow_http(scheme == "http"));
+            (Arc::new(builder.build().map_err(build)?), "")
+        }
+        scheme => return Err(wrong(&format!("`{scheme}://` is unknown; write s3://, gs://, az://, http(s):// or file://"))),
+    };
+    let prefix =
+        ::object_store::path::Path::from_url_path(inner).map_err(|error| wrong(&format!("`url`: {error}; shorten it")))?;
+    let store = if prefix.as_ref().is_empty() { store } else { Arc::new(PrefixStore::new(store, prefix)) };
+    Ok(Open { name: name.to_owned(), store, attributes: url.scheme() != "http" || is_s3, place })
+}
+
+/// A store in memory, for `hookrun test`.
+pub fn in_memory(name: &str) -> Open {
+    Open { name: name.to_owned(), store: Arc::new(InMemory::new()), attributes: true, place: "memory".to_owned() }
+}
+
+fn open_directory(name: &str, path: &Path) -> Result<Open, CapabilityError> {
+    let failed = |error: &dyn std::fmt::Display| {
+        CapabilityError::transient(format!(
+            "object store `{name}`: directory {} cannot be used ({error}); make it, writable for the user that runs plugins",
+            path.display()
+        ))
+    };
+    std::fs::create_dir_all(path).map_err(|error| failed(&error))?;
+    // A written object is on the disk when `put` returns: without this the crate leaves that to the kernel.
+    let store = LocalFileSystem::new_with_prefix(path).map_err(|error| failed(&error))?.with_fsync(true);
+    let place = format!("file://{}", path.display());
+    Ok(Open { name: name.to_owned(), store: Arc::new(store), attributes: false, place })
+}
+
+fn s3(name: &str, url: &Url, settings: &config::ObjectStore) -> Result<AmazonS3Builder, CapabilityError> {
+    let wrong =
+        |what: &str| CapabilityError::permanent(format!("object store `{name}`: {what} under [object-stores.{name}]"));
+    let config::ObjectStore { url: _, region, endpoint, path_style, credentials } = settings;
+    let config::Credentials { access_key_id_file, secret_access_key_file, session_token_file, anonymous } = credentials;
+    let bucket = url.host_str().ok_or_else(|| wrong("`url` names no bucket; write `url = \"s3://bucket\"`"))?;
+    let from_environment = AmazonS3Builder::from_env();
+    let environment = |key| from_environment.get_config_value(&key);
+    let region =
+        region.clone().or_else(|| environment(AmazonS3ConfigKey::Region)).unwrap_or_else(|| DEFAULT_REGION.to_owned());
+    let endpoint = endpoint.clone().or_else(|| environment(AmazonS3ConfigKey::Endpoint));
+    let mut builder = match (access_key_id_file, secret_access_key_file) {
+        (Some(id), Some(secret)) => {
+            let builder = AmazonS3Builder::new()
+                .with_access_key_id(credential(name, "access-key-id-file", id)?)
+                .with_secret_access_key(credential(name, "secret-access-key-file", secret)?);
+            match session_token_file {
+                Some(token) => builder.with_token(credential(name, "session-token-file", token)?),
+                None => builder,
+            }
+        }
+        (None, None) if session_token_file.is_some() => {
+            return Err(wrong(
+                "`session-token-file` needs `access-key-id-file` and `secret-access-key-file`; write all three",
+            ));
+        }
+        (None, None) => from_environment.clone().with_skip_signature(*anonymous),
+        (Some(_), None) => return Err(wrong("`access-key-id-file` needs `secret-access-key-file`; write both")),
+        (None, Some(_)) => return Err(wrong("`secret-access-key-file` needs `access-key-id-file`; write both")),
+    };
+    let path_style = path_style.unwrap_or(endpoint.is_some());
+    builder = builder.with_region(region).with_bucket_name(bucket).with_virtual_hosted_style_request(!path_style);
+    let mut options = client();
+    if let Some(endpoint) = endpoint {
+        let mut parsed = Url::parse(&endpoint)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some())
+            .ok_or_else(|| wrong("`endpoint` is no URL; write for example `endpoint = \"https://s3.example.org\"`"))?;
+        options = options.with_allow_http(parsed.scheme() == "http");
+        if !path_style {
+            let host = format!("{bucket}.{}", parsed.host_str().unwrap_or_default());
+            parsed.set_host(Some(&host)).map_err(|_| wrong("`endpoint` is an address; write `path-style = true`"))?;
+        }
+        builder = builder.with_endpoint(parsed.as_str().trim_end_matches('/'));
+    }
+    Ok(builder.with_retry(retry()).with_client_options(options))
+}
+
+/// The one line of a file with a secret.
+fn credential(name: &str, key: &str, file: &PathBuf) -> Result<String, CapabilityError> {
+    let wrong = |what: &str| {
+        CapabilityError::permanent(format!(
+            "object store `{name}`: `{key}`: {} {what}; it must hold one line and be readable for uid {}, which runs plugins",
+            file.display(),
+            rustix::process::geteuid().as_raw()
+        ))
+    };
+    let metadata = std::fs::metadata(file).map_err(|error| wrong(&format!("cannot be read ({error})")))?;
+    if metadata.len() > MAX_SECRET {
+        return Err(wrong("is too long"));
+    }
+    let text = std::fs::read_to_string(file).map_err(|error| wrong(&format!("cannot be read ({error})")))?;
+    let line = text.trim();
+    if line.is_empty() || line.contains(char::is_whitespace) {
+        return Err(wrong(if line.is_empty() { "is empty" } else { "holds more than one word" }));
+    }
+    Ok(line.to_owned())
+}
+
+fn client() -> ClientOptions {
+    ClientOptions::new().with_connect_timeout(CONNECT_TIMEOUT).with_timeout(REQUEST_TIMEOUT)
+}
+
+fn retry() -> RetryConfig {
+    RetryConfig { backoff: BackoffConfig::default(), max_retries: RETRIES, retry_timeout: RETRY_TIMEOUT }
+}
+
+/// Makes ring the process's TLS provider: the HTTP client was built without one of its own.
+fn use_ring() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // Someone else's choice, made earlier, serves as well.
+        drop(rustls::crypto::ring::default_provider().install_default());
+    });
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,37 @@
+//! The host functions of `signing`.
+
+use wasmtime::Result;
+
+use crate::capability::nix_store::{Reach, blocking};
+use crate::plugin::bindings::hookrun::host::signing::{Error, Host};
+use crate::plugin::grants::Need;
+use crate::plugin::host_call::{Crossing, HostCall, RunState};
+
+impl Host for RunState {
+    async fn keys(&mut self) -> Result<Result<Vec<String>, Error>> {
+        let call = HostCall::new(Need::SigningKeys, "keys", 0);
+        self.call(call, |inside| Box::pin(async move { Ok(inside.plugin().effective.signing.clone()) })).await
+    }
+
+    async fn sign_path(&mut self, key: String, path: String) -> Result<Result<String, Error>> {
+        let name = key.clone();
+        let call = HostCall::new(Need::Signing(&name), "sign-path", key.crossing() + path.crossing());
+        self.call(call, |inside| {
+            let reach = Reach::new(inside.services().nix_stores(), inside.plugin(), inside.scope());
+            let keys = inside.services().signing_keys().clone();
+            let store_dir = inside.scope().nix.store.to_string_lossy().into_owned();
+            Box::pin(blocking(move || keys.sign(&key, &store_dir, &reach.valid(&path)?)))
+        })
+        .await
+    }
+
+    async fn public_key(&mut self, key: String) -> Result<Result<String, Error>> {
+        let name = key.clone();
+        let call = HostCall::new(Need::Signing(&name), "public-key", key.crossing());
+        self.call(call, |inside| {
+            let keys = inside.services().signing_keys().clone();
+            Box::pin(blocking(move || keys.public_key(&key)))
+        })
+        .await
+    }
+}
