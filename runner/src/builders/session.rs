@@ -264,7 +264,10 @@ impl Pool {
         let Candidate { name, system, required_features, .. } = candidate;
         let features = if required_features.is_empty() { "no features".to_owned() } else { required_features.join(", ") };
         let (all, failed) = (self.machines.len(), self.failed.len());
-        format!("no machine can take {name} ({system}, {features}): {failed} of {all} cannot be used, the others do not fit")
+        format!(
+            "no machine can take {name} ({system}, {features}): of {all}, {failed} cannot be used and {} do not fit",
+            all - failed
+        )
     }
 }
 

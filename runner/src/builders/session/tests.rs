@@ -131,7 +131,7 @@ fn all_dead_is_a_decline_and_a_plain_line() {
         Story::machines("dead1 aarch64-linux - - - kvm;dead2 aarch64-linux - - - kvm;good").asks(&other).play();
     assert_eq!(end, End::Closed);
     assert_eq!(answers(&reply), ["# decline"], "so that Nix says itself that it cannot build, and does not wait");
-    insta::assert_snapshot!(reply.lines().rev().nth(1).unwrap(), @r#"@nix {"action":"msg","level":1,"msg":"hookrun: no machine can take a (aarch64-linux, kvm): 2 of 3 cannot be used, the others do not fit"}"#);
+    insta::assert_snapshot!(reply.lines().rev().nth(1).unwrap(), @r#"@nix {"action":"msg","level":1,"msg":"hookrun: no machine can take a (aarch64-linux, kvm): of 3, 2 cannot be used and 1 do not fit"}"#);
 }
 
 #[test]
