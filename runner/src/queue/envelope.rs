@@ -42,7 +42,7 @@ pub enum EnvelopeError {
 /// If the event has no JSON form: a directory that is not UTF-8.
 pub fn seal(event: &Event) -> Result<Vec<u8>, serde_json::Error> {
     let json = serde_json::to_vec(event)?;
-    let mut bytes = format!("{MAGIC} {VERSION} sha256:{}\n", hex(&Sha256::digest(&json))).into_bytes();
+    let mut bytes = format!("{MAGIC} {VERSION} sha256:{}\n", digest(&json)).into_bytes();
     bytes.extend_from_slice(&json);
     Ok(bytes)
 }
@@ -63,7 +63,7 @@ pub fn open(bytes: &[u8]) -> Result<Event, EnvelopeError> {
         }
         _ => return Err(EnvelopeError::Header),
     };
-    if checksum.strip_prefix("sha256:") != Some(&hex(&Sha256::digest(json))) {
+    if checksum.strip_prefix("sha256:") != Some(&digest(json)) {
         return Err(EnvelopeError::Checksum);
     }
     // The format first: a later one need not have the shape of this one.
@@ -81,8 +81,10 @@ struct Versioned {
     format: u32,
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// SHA-256 in hexadecimal.
+pub(super) fn digest(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
+    let bytes = Sha256::digest(bytes);
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
         // Writing to a string does not fail.
         let _ = write!(text, "{byte:02x}");

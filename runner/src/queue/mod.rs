@@ -11,11 +11,14 @@
 
 pub mod envelope;
 pub mod hand_over;
+pub mod journal;
 pub mod lock;
+pub mod retry;
 pub mod roots;
 pub mod spawn;
 pub mod spool;
 pub mod trust;
+pub mod worker;
 
 #[cfg(test)]
 mod tests;

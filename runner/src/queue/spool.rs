@@ -19,6 +19,7 @@
 //! trusted owner ([`super::trust`]), whole, and says what such an owner may say. Anything else is moved to the directory
 //! `rejected` beside the spool, with its reason; it is never deleted and never in the way of others.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
@@ -178,6 +179,7 @@ pub struct Reader {
     directories: Vec<PathBuf>,
     rejected: PathBuf,
     trust: Trust,
+    ignored: BTreeSet<PathBuf>,
 }
 
 impl Reader {
@@ -185,11 +187,11 @@ impl Reader {
     pub fn new(dirs: &Dirs, trust: Trust) -> Self {
         let fallbacks = trust.uids().map(|uid| fallback_directory(dirs, uid));
         let directories = std::iter::once(dirs.spool()).chain(fallbacks).collect();
-        Self { directories, rejected: dirs.rejected(), trust }
+        Self { directories, rejected: dirs.rejected(), trust, ignored: BTreeSet::new() }
     }
 
     /// Takes up to `limit` events, and sets aside what is none.
-    pub fn scan(&self, limit: usize) -> Scan {
+    pub fn scan(&mut self, limit: usize) -> Scan {
         let mut scan = Scan::default();
         for directory in &self.directories {
             let Ok(descriptor) = open_directory(directory) else { continue };
@@ -202,6 +204,9 @@ impl Reader {
                     return scan;
                 }
                 let path = directory.join(std::ffi::OsStr::from_bytes(&name));
+                if self.ignored.contains(&path) {
+                    continue;
+                }
                 match self.read(&descriptor, &name) {
                     Ok(Some(event)) => scan.events.push(Spooled { path, event }),
                     Ok(None) => {}
@@ -212,6 +217,7 @@ impl Reader {
                             Ok(()) => scan.rejected.push(reason),
                             Err(error) => {
                                 scan.rejected.push(format!("{reason}; and it cannot be set aside ({error}): remove it"));
+                                self.ignored.insert(path);
                             }
                         }
                     }
@@ -219,6 +225,11 @@ impl Reader {
             }
         }
         scan
+    }
+
+    /// Looks at a file no more: it can be neither removed nor set aside.
+    pub fn ignore(&mut self, path: PathBuf) {
+        self.ignored.insert(path);
     }
 
     /// The event in one file; none if it is not to be looked at (yet, or any more).

@@ -29,7 +29,7 @@ impl Scene {
 
 #[test]
 fn what_is_put_is_found_in_order() {
-    let scene = Scene::new();
+    let mut scene = Scene::new();
     let events: Vec<Event> = ["a", "b", "c"].map(post_build).into();
     for event in events.iter().rev() {
         assert_eq!(put(&scene.dirs, event).unwrap(), Place::Spool);
@@ -44,7 +44,7 @@ fn what_is_put_is_found_in_order() {
 
 #[test]
 fn what_is_no_event_is_set_aside_and_in_nobodys_way() {
-    let scene = Scene::new();
+    let mut scene = Scene::new();
     let good = post_build("good");
     put(&scene.dirs, &good).unwrap();
     let spool = scene.dirs.spool();
@@ -81,7 +81,7 @@ fn what_is_no_event_is_set_aside_and_in_nobodys_way() {
 
 #[test]
 fn a_spool_that_cannot_be_written_is_not_the_end() {
-    let scene = Scene::new();
+    let mut scene = Scene::new();
     // A file in place of the state directory stops root as well.
     std::fs::create_dir_all(scene.dirs.state.parent().unwrap()).unwrap();
     std::fs::write(&scene.dirs.state, "").unwrap();

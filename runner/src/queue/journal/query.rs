@@ -1,0 +1,230 @@
+//! What `hookrun status` and `hookrun log` ask the journal.
+
+use rusqlite::{Row, ToSql};
+
+use super::{Journal, JournalError, sql_count, sql_time};
+use crate::outcome::{LogLine, Usage};
+
+/// The tasks of one plugin, counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PluginCounts {
+    /// Its name in the configuration.
+    pub plugin: String,
+    /// May run now.
+    pub due: u64,
+    /// Wait for their time.
+    pub waiting: u64,
+    /// Run.
+    pub running: u64,
+    /// Ended well.
+    pub done: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Could not begin.
+    pub refused: u64,
+    /// When Nix called the hook for the oldest that has not ended; milliseconds since 1970.
+    pub oldest_ms: Option<u64>,
+    /// When the first of those that wait may run.
+    pub next_ms: Option<u64>,
+}
+
+/// A task, for people.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TaskRow {
+    /// The event's id.
+    pub event: String,
+    /// `post-build` or `diff`.
+    pub kind: String,
+    /// The derivation's name.
+    pub name: String,
+    /// The derivation's store path.
+    pub drv_path: String,
+    /// The plugin's name.
+    pub plugin: String,
+    /// `pending`, `running`, `done`, `dead` or `refused`.
+    pub state: String,
+    /// Attempts begun.
+    pub attempts: u32,
+    /// When it may run.
+    pub not_before_ms: Option<u64>,
+    /// Class of the last attempt.
+    pub class: Option<String>,
+    /// Sentence of the last attempt.
+    pub message: Option<String>,
+    /// When it last changed.
+    pub updated_ms: u64,
+}
+
+/// One attempt, for people.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct AttemptRow {
+    /// The event's id.
+    pub event: String,
+    /// `post-build` or `diff`.
+    pub kind: String,
+    /// The derivation's name.
+    pub name: String,
+    /// The derivation's store path.
+    pub drv_path: String,
+    /// The plugin's name.
+    pub plugin: String,
+    /// 1 for the first.
+    pub number: u32,
+    /// When it began.
+    pub start_ms: u64,
+    /// When it ended.
+    pub end_ms: u64,
+    /// `done`, `permanent`, `transient`, `trapped`, `limit`, `refused` or `interrupted`.
+    pub class: String,
+    /// Its sentence.
+    pub message: String,
+    /// State of the task now.
+    pub state: String,
+    /// When the task may run again, while it is pending.
+    pub not_before_ms: Option<u64>,
+    /// What it used; none if it was interrupted.
+    pub usage: Option<Usage>,
+    /// What the plugin logged.
+    pub log: Vec<LogLine>,
+}
+
+/// Which attempts are asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LogFilter {
+    /// Part of the derivation's name or store path.
+    pub derivation: Option<String>,
+    /// The plugin's name.
+    pub plugin: Option<String>,
+    /// The class, such as `done`.
+    pub outcome: Option<String>,
+    /// Ended since then; milliseconds since 1970.
+    pub since_ms: Option<u64>,
+    /// The newest so many; all, if none.
+    pub limit: Option<usize>,
+}
+
+impl Journal {
+    /// The tasks of every plugin that has any, counted.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn counts(&self, now_ms: u64) -> Result<Vec<PluginCounts>, JournalError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT plugin,
+                        count(*) FILTER (WHERE state = 'pending' AND not_before_ms <= ?1),
+                        count(*) FILTER (WHERE state = 'pending' AND not_before_ms > ?1),
+                        count(*) FILTER (WHERE state = 'running'), count(*) FILTER (WHERE state = 'done'),
+                        count(*) FILTER (WHERE state = 'dead'), count(*) FILTER (WHERE state = 'refused'),
+                        min(events.time_ms) FILTER (WHERE state IN ('pending', 'running', 'refused')),
+                        min(not_before_ms) FILTER (WHERE state = 'pending' AND not_before_ms > ?1)
+                 FROM tasks JOIN events ON events.id = tasks.event GROUP BY plugin ORDER BY plugin",
+            )?;
+            let rows = statement.query_map([sql_time(now_ms)], |row| {
+                Ok(PluginCounts {
+                    plugin: row.get(0)?,
+                    due: count(row, 1)?,
+                    waiting: count(row, 2)?,
+                    running: count(row, 3)?,
+                    done: count(row, 4)?,
+                    dead: count(row, 5)?,
+                    refused: count(row, 6)?,
+                    oldest_ms: time(row, 7)?,
+                    next_ms: time(row, 8)?,
+                })
+            })?;
+            rows.collect()
+        })
+    }
+
+    /// The tasks in one state, such as `dead`, those that changed last first.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn tasks_in_state(&self, state: &str, limit: usize) -> Result<Vec<TaskRow>, JournalError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT event, kind, name, drv_path, plugin, state, attempts, nullif(not_before_ms, 0), class, message, updated_ms
+                 FROM tasks JOIN events ON events.id = tasks.event WHERE state = ?1 ORDER BY updated_ms DESC, event LIMIT ?2",
+            )?;
+            let rows = statement.query_map(rusqlite::params![state, sql_count(limit)], |row| {
+                Ok(TaskRow {
+                    event: row.get(0)?,
+                    kind: row.get(1)?,
+                    name: row.get(2)?,
+                    drv_path: row.get(3)?,
+                    plugin: row.get(4)?,
+                    state: row.get(5)?,
+                    attempts: row.get(6)?,
+                    not_before_ms: time(row, 7)?,
+                    class: row.get(8)?,
+                    message: row.get(9)?,
+                    updated_ms: count(row, 10)?,
+                })
+            })?;
+            rows.collect()
+        })
+    }
+
+    /// The attempts that the filter admits, oldest first.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn log(&self, filter: &LogFilter) -> Result<Vec<AttemptRow>, JournalError> {
+        let LogFilter { derivation, plugin, outcome, since_ms, limit } = filter;
+        let since = since_ms.map(sql_time);
+        let limit = limit.map_or(-1, sql_count);
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT attempts.event, kind, name, drv_path, attempts.plugin, number, start_ms, end_ms, attempts.class, attempts.message,
+                        state, CASE state WHEN 'pending' THEN nullif(not_before_ms, 0) END, usage, log
+                 FROM attempts JOIN events ON events.id = attempts.event
+                      JOIN tasks ON tasks.event = attempts.event AND tasks.plugin = attempts.plugin
+                 WHERE (?1 IS NULL OR instr(name, ?1) OR instr(drv_path, ?1)) AND (?2 IS NULL OR attempts.plugin = ?2)
+                       AND (?3 IS NULL OR attempts.class = ?3) AND (?4 IS NULL OR end_ms >= ?4)
+                 ORDER BY attempts.id DESC LIMIT ?5",
+            )?;
+            let values: [&dyn ToSql; 5] = [derivation, plugin, outcome, &since, &limit];
+            let rows = statement.query_map(values, |row| {
+                let class: String = row.get(8)?;
+                Ok(AttemptRow {
+                    event: row.get(0)?,
+                    kind: row.get(1)?,
+                    name: row.get(2)?,
+                    drv_path: row.get(3)?,
+                    plugin: row.get(4)?,
+                    number: row.get(5)?,
+                    start_ms: count(row, 6)?,
+                    end_ms: count(row, 7)?,
+                    message: row.get(9)?,
+                    state: row.get(10)?,
+                    not_before_ms: time(row, 11)?,
+                    usage: if class == "interrupted" { None } else { Some(json(row, 12)?) },
+                    log: json(row, 13)?,
+                    class,
+                })
+            })?;
+            let mut rows: Vec<AttemptRow> = rows.collect::<rusqlite::Result<_>>()?;
+            rows.reverse();
+            Ok(rows)
+        })
+    }
+}
+
+/// A count or a time that is never negative.
+pub(super) fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
+}
+
+pub(super) fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>> {
+    Ok(row.get::<_, Option<i64>>(column)?.map(|value| u64::try_from(value).unwrap_or(0)))
+}
+
+pub(super) fn json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+    let text: String = row.get(column)?;
+    serde_json::from_str(&text)
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error)))
+}

@@ -1,0 +1,207 @@
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+use crate::event::HookKind;
+use crate::queue::journal::LogFilter;
+use crate::queue::tests::{diff, post_build};
+
+/// Plugins `cache` (post-build) and `mail` (diff), answering from a script.
+#[derive(Default)]
+struct Script {
+    /// The answers of `cache`, first first; after the last: done.
+    answers: Mutex<VecDeque<Answer>>,
+    ran: Mutex<Vec<(String, String, u32)>>,
+    at_once: AtomicUsize,
+    most_at_once: AtomicUsize,
+}
+
+enum Answer {
+    Outcome(Outcome),
+    Panic,
+    Hang,
+}
+
+fn done() -> Outcome {
+    Outcome::Done { message: "done".into(), details: vec![] }
+}
+
+fn transient() -> Outcome {
+    Outcome::Failed { message: "no answer".into(), transient: true, retry_after_ms: None }
+}
+
+impl Executor for Script {
+    fn wanted(&self, event: &Event) -> Vec<String> {
+        match event.kind() {
+            HookKind::PostBuild => vec!["cache".into()],
+            _ => vec!["mail".into()],
+        }
+    }
+
+    fn retry(&self, _plugin: &str) -> Retry {
+        Retry { attempts: 4, min_delay: Duration::from_millis(1), max_delay: Duration::from_millis(2) }
+    }
+
+    fn run<'a>(&'a self, plugin: &'a str, event: &'a Event, attempt: u32) -> BoxFuture<'a, RunReport> {
+        async move {
+            let now = self.at_once.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most_at_once.fetch_max(now, Ordering::SeqCst);
+            self.ran.lock().unwrap().push((plugin.to_owned(), event.name().to_owned(), attempt));
+            let answer = if plugin == "cache" { self.answers.lock().unwrap().pop_front() } else { None };
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let outcome = match answer {
+                None => done(),
+                Some(Answer::Outcome(outcome)) => outcome,
+                Some(Answer::Panic) => panic!("inside"),
+                Some(Answer::Hang) => std::future::pending().await,
+            };
+            self.at_once.fetch_sub(1, Ordering::SeqCst);
+            RunReport { outcome, usage: Usage::default(), log: vec![] }
+        }
+        .boxed()
+    }
+}
+
+struct Scene {
+    _dir: tempfile::TempDir,
+    dirs: Dirs,
+    script: Arc<Script>,
+}
+
+impl Scene {
+    fn new(answers: impl IntoIterator<Item = Answer>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = Dirs { config: dir.path().join("none"), state: dir.path().to_owned() };
+        let script = Script { answers: Mutex::new(answers.into_iter().collect()), ..Script::default() };
+        Self { _dir: dir, dirs, script: Arc::new(script) }
+    }
+
+    fn put(&self, event: &Event) {
+        spool::put(&self.dirs, event).unwrap();
+    }
+
+    fn run(&self, mode: Mode, stop: impl Future<Output = ()> + Send) -> (Summary, Vec<String>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut notices = Vec::new();
+        let options = Options { mode, concurrency: 2, stop_limit: Duration::from_millis(20) };
+        let executor: Arc<dyn Executor> = Arc::clone(&self.script) as _;
+        let summary = runtime
+            .block_on(run(&self.dirs, executor, options, stop, &mut |notice| notices.push(notice.to_string())))
+            .unwrap();
+        (summary, notices)
+    }
+
+    /// Until nothing is open: what waits for its time is waited for.
+    fn run_until_idle(&self) -> (Summary, Vec<String>) {
+        self.run(Mode::Spawned { idle_exit: Duration::ZERO }, std::future::pending())
+    }
+
+    fn classes(&self) -> Vec<String> {
+        let journal = Journal::open_read_only(&self.dirs).unwrap().unwrap();
+        journal.log(&LogFilter::default()).unwrap().into_iter().map(|row| row.class).collect()
+    }
+}
+
+#[test]
+fn drains_what_is_there() {
+    let scene = Scene::new([]);
+    for event in [post_build("a"), post_build("b"), diff("c")] {
+        scene.put(&event);
+    }
+    let (summary, notices) = scene.run(Mode::Drain, std::future::pending());
+    assert_eq!((summary.taken, summary.attempts["done"], summary.open), (3, 3, Open::default()));
+    assert_eq!(spool::depth(&scene.dirs), 0);
+    assert_eq!(notices.len(), 9, "took, began, ended: {notices:?}");
+    assert!(notices.contains(&"cache on a: attempt 1 done: done".to_owned()));
+    let (summary, _) = scene.run(Mode::Drain, std::future::pending());
+    assert_eq!(summary, Summary::default());
+}
+
+#[test]
+fn failures_are_retried_and_then_given_up() {
+    let scene = Scene::new((0..4).map(|_| Answer::Outcome(transient())));
+    scene.put(&post_build("a"));
+    let (summary, notices) = scene.run_until_idle();
+    assert_eq!(scene.classes(), ["transient"; 4]);
+    assert_eq!((summary.open.dead, summary.open.waiting), (1, 0));
+    assert_eq!(notices.last().unwrap(), "cache on a: attempt 4 transient: no answer; given up");
+}
+
+#[test]
+fn drain_does_not_wait_for_what_is_not_due() {
+    let later = Outcome::Failed { message: "busy".into(), transient: true, retry_after_ms: Some(3_600_000) };
+    let scene = Scene::new([Answer::Outcome(later)]);
+    scene.put(&post_build("a"));
+    let (summary, _) = scene.run(Mode::Drain, std::future::pending());
+    assert_eq!((summary.open.waiting, summary.open.due), (1, 0));
+}
+
+#[test]
+fn a_panic_is_a_trap_and_the_others_go_on() {
+    let scene = Scene::new((0..3).map(|_| Answer::Panic));
+    scene.put(&post_build("a"));
+    scene.put(&diff("b"));
+    let (summary, _) = scene.run_until_idle();
+    assert_eq!(summary.attempts, BTreeMap::from([("done", 1), ("trapped", 3)]));
+    assert_eq!(summary.open.dead, 1);
+}
+
+#[test]
+fn refused_tasks_keep_their_roots_and_run_when_the_next_worker_starts() {
+    let scene = Scene::new([Answer::Outcome(Outcome::Refused { message: "no grant".into() })]);
+    let mut event = post_build("a");
+    event.nix.state = scene.dirs.state.join("nix");
+    std::fs::create_dir_all(event.nix.state.join("gcroots")).unwrap();
+    scene.put(&event);
+    let (summary, _) = scene.run_until_idle();
+    assert_eq!((summary.open.refused, roots::count(&event.nix.state)), (1, 1));
+    let (summary, _) = scene.run_until_idle();
+    assert_eq!((summary.attempts["done"], roots::count(&event.nix.state)), (1, 0));
+}
+
+#[test]
+fn asked_to_stop_it_gives_back_what_does_not_end() {
+    let scene = Scene::new([Answer::Hang]);
+    scene.put(&post_build("a"));
+    let script = Arc::clone(&scene.script);
+    let stop = async move {
+        while script.ran.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let (summary, _) = scene.run(Mode::Daemon, stop);
+    assert_eq!((summary.open.due, summary.open.running), (1, 0));
+    let (summary, _) = scene.run(Mode::Drain, std::future::pending());
+    assert_eq!(summary.attempts, BTreeMap::from([("done", 1)]));
+    assert_eq!(scene.script.ran.lock().unwrap().last().unwrap().2, 1, "the attempt given back is not counted");
+}
+
+#[test]
+fn one_plugin_does_not_take_every_place() {
+    let scene = Scene::new([]);
+    for number in 0..20 {
+        scene.put(&post_build(&format!("a{number}")));
+    }
+    scene.put(&diff("late"));
+    scene.run(Mode::Drain, std::future::pending());
+    let ran = scene.script.ran.lock().unwrap();
+    let position = ran.iter().position(|(plugin, ..)| plugin == "mail").unwrap();
+    assert!(position <= 1, "the other plugin's only task ran first or second, not {position}th");
+    assert!(scene.script.most_at_once.load(Ordering::SeqCst) <= 2);
+}
+
+#[test]
+fn an_event_that_comes_while_it_runs_is_taken() {
+    let scene = Scene::new([]);
+    let script = Arc::clone(&scene.script);
+    let dirs = scene.dirs.clone();
+    let stop = async move {
+        // The worker is at work by now: this is polled in its loop.
+        spool::put(&dirs, &post_build("late")).unwrap();
+        while script.ran.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let (summary, _) = scene.run(Mode::Daemon, stop);
+    assert_eq!(summary.attempts, BTreeMap::from([("done", 1)]));
+}
