@@ -1,0 +1,108 @@
+//! The border: our events to the records of the interfaces, and answers back. Every field is named, so that a new one cannot
+//! be forgotten.
+
+use super::bindings::exports::hookrun::{builder_selection, diff, post_build};
+use crate::builders::{Action, Candidate, Decision, LocalMachine, Machine, PolicyError};
+use crate::event::{self, Event, Output};
+use crate::evidence::{Difference, Evidence};
+use crate::outcome::Outcome;
+
+use builder_selection::builder_selection as selection;
+use diff::diff as wit_diff;
+use post_build::post_build as wit_build;
+
+pub(super) fn post_build(event: &Event, build: &event::PostBuild, attempt: u32) -> wit_build::Event {
+    let event::PostBuild { drv_path, outputs } = build;
+    wit_build::Event {
+        id: event.id.clone(),
+        time_ms: event.time_ms,
+        host: event.host.clone(),
+        store_dir: event.nix.store.to_string_lossy().into_owned(),
+        drv_path: drv_path.clone(),
+        name: event.name().to_owned(),
+        outputs: outputs.iter().map(|Output { name, path }| wit_build::Output { name: name.clone(), path: path.clone() }).collect(),
+        attempt,
+        details: Vec::new(),
+    }
+}
+
+pub(super) fn diff(event: &Event, diff: &event::Diff, attempt: u32) -> wit_diff::Event {
+    let event::Diff { drv_path, output, previous, current, evidence } = diff;
+    let Evidence { differences, incomplete, compared_files, compared_bytes } = evidence;
+    wit_diff::Event {
+        id: event.id.clone(),
+        time_ms: event.time_ms,
+        host: event.host.clone(),
+        store_dir: event.nix.store.to_string_lossy().into_owned(),
+        drv_path: drv_path.clone(),
+        name: event.name().to_owned(),
+        output_name: output.name.clone(),
+        previous_path: previous.clone(),
+        current_path: current.clone(),
+        differences: differences.iter().map(difference).collect(),
+        complete: incomplete.is_none(),
+        compared_files: *compared_files,
+        compared_bytes: *compared_bytes,
+        attempt,
+        details: incomplete.iter().map(|bound| ("incomplete".to_owned(), bound.clone())).collect(),
+    }
+}
+
+fn difference(difference: &Difference) -> wit_diff::Difference {
+    let Difference { path, kind, previous, current, offset } = difference.clone();
+    wit_diff::Difference { path, kind, previous, current, offset }
+}
+
+pub(super) fn candidate(candidate: &Candidate) -> selection::Candidate {
+    let Candidate { drv_path, name, system, required_features, details } = candidate.clone();
+    selection::Candidate { drv_path, name, system, required_features, details }
+}
+
+pub(super) fn machine(machine: &Machine) -> selection::Machine {
+    let Machine { uri, slots, load, speed_factor, healthy, details } = machine.clone();
+    selection::Machine { uri, slots, load, speed_factor, healthy, details }
+}
+
+pub(super) fn local(local: &LocalMachine) -> selection::LocalMachine {
+    let LocalMachine { able, willing, slots, details } = local.clone();
+    selection::LocalMachine { able, willing, slots, details }
+}
+
+pub(super) fn decision(decision: selection::Decision) -> Result<Decision, PolicyError> {
+    let selection::Decision { action, machines, reason } = decision;
+    Ok(Decision { action: Action::from_word(&action, machines)?, reason })
+}
+
+/// The answer of a hook, whose two records are the same in both packages.
+pub(super) trait Answer {
+    /// As an outcome.
+    fn outcome(self) -> Outcome;
+}
+
+macro_rules! answer {
+    ($($wit:ident),+) => {$(
+        impl Answer for Result<$wit::Outcome, $wit::Failure> {
+            fn outcome(self) -> Outcome {
+                match self {
+                    Ok($wit::Outcome { message, details }) => Outcome::Done { message, details },
+                    Err($wit::Failure { message, transient, retry_after_ms }) => {
+                        Outcome::Failed { message, transient, retry_after_ms }
+                    }
+                }
+            }
+        }
+    )+};
+}
+answer!(wit_build, wit_diff);
+
+impl Answer for Result<selection::Decision, String> {
+    fn outcome(self) -> Outcome {
+        match self {
+            Ok(selection::Decision { action, machines, reason }) => {
+                let machines = machines.into_iter().map(|uri| ("machine".to_owned(), uri));
+                Outcome::Done { message: reason, details: [("action".to_owned(), action)].into_iter().chain(machines).collect() }
+            }
+            Err(message) => Outcome::Failed { message, transient: false, retry_after_ms: None },
+        }
+    }
+}

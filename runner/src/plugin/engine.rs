@@ -1,0 +1,86 @@
+//! The engine: how guests are compiled and interrupted, and the one table of what is linked for them.
+//!
+//! Time is bounded by epochs: one thread counts them, every store yields to the executor at each tick, and a time-out around
+//! the run ([`super::run`]) then ends it, wherever it stands. So a loop is stopped, host calls count, and no store's time-out
+//! touches another store.
+
+use std::time::Duration;
+
+use wasmtime::component::{HasSelf, Linker};
+use wasmtime::{Config, Engine, EngineWeak, Result};
+
+use super::bindings::hookrun::host;
+use super::host_call::RunState;
+
+/// How often guests yield. Within the 1 % that epochs cost anyway, and far below any time limit.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Stack for host functions, which run on the same fiber above the guest: wasmtime's default of 2 MiB less the default guest
+/// stack of 512 KiB.
+const HOST_STACK: usize = 1536 << 10;
+
+/// An engine with everything linked. Engines differ only in the guest's stack, which is a setting of the engine and not of the
+/// store.
+pub struct Runtime {
+    engine: Engine,
+    linker: Linker<RunState>,
+}
+
+impl Runtime {
+    /// An engine for guests with `stack` bytes of stack, and its ticker.
+    ///
+    /// # Errors
+    /// This machine cannot run the engine.
+    pub fn new(stack: u64) -> Result<Self> {
+        let engine = Engine::new(&settings(stack))?;
+        let weak = engine.weak();
+        std::thread::Builder::new().name("hookrun-epoch".to_owned()).spawn(move || tick(&weak))?;
+        let linker = link(&engine)?;
+        Ok(Self { engine, linker })
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// What guests are linked with.
+    pub fn linker(&self) -> &Linker<RunState> {
+        &self.linker
+    }
+}
+
+fn settings(stack: u64) -> Config {
+    let stack = usize::try_from(stack).unwrap_or(usize::MAX);
+    let mut config = Config::new();
+    config
+        .wasm_component_model(true)
+        .epoch_interruption(true)
+        .max_wasm_stack(stack)
+        .async_stack_size(stack.saturating_add(HOST_STACK));
+    config
+}
+
+/// Counts epochs until the engine is gone.
+fn tick(engine: &EngineWeak) {
+    loop {
+        std::thread::sleep(TICK);
+        match engine.upgrade() {
+            Some(engine) => engine.increment_epoch(),
+            None => return,
+        }
+    }
+}
+
+/// The table: one line for each interface a guest may import. WASI is here so that ordinary toolchains instantiate; what is
+/// behind it is empty (`wasi` in [`super::run`]).
+fn link(engine: &Engine) -> Result<Linker<RunState>> {
+    type State = HasSelf<RunState>;
+    let mut linker = Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    host::types::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
+    host::log::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
+    host::config::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
+    host::state::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
+    Ok(linker)
+}

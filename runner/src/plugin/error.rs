@@ -1,0 +1,14 @@
+//! Why a plugin cannot be used.
+
+use crate::config::ConfigError;
+
+/// Why a plugin cannot be used. One line that ends in the fix.
+#[derive(Debug, thiserror::Error)]
+pub enum PluginError {
+    /// The plugin, its grants or its configuration are wrong; names file and line.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// This machine cannot run guests.
+    #[error("the WebAssembly engine cannot start ({0}); hookrun needs Linux on x86-64 or aarch64 and address space for 4 GiB reservations")]
+    Engine(String),
+}

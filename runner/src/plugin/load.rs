@@ -1,0 +1,303 @@
+//! From a table of the configuration to a plugin that can run, in stages that are types: an [`Artifact`] was read and checked
+//! without running or compiling anything, a [`LinkedPlugin`] is native code with everything linked. Only the latter runs
+//! ([`super::run`]).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use wasmtime::component::InstancePre;
+
+use super::artifact::{self, Cache, Origin};
+use super::bindings::exports::hookrun::{builder_selection, diff, post_build};
+use super::engine::Runtime;
+use super::error::PluginError;
+use super::grants::{Defined, Effective};
+use super::host_call::{PluginContext, RunState};
+use super::metadata::{self, Description, Metadata};
+use super::{bundled, grants};
+use crate::config::{self, Config, Limit, PluginSource};
+use crate::dirs::Dirs;
+use crate::event::HookKind;
+
+/// The largest component that is read; the largest known toolchain (Python) makes 18 MiB.
+const MAX_COMPONENT: u64 = 256 << 20;
+
+/// A plugin that was read and checked: it is a component, it has the hooks, it accepts its configuration, and everything it
+/// wants is granted.
+#[derive(Debug)]
+pub struct Artifact {
+    wasm: std::borrow::Cow<'static, [u8]>,
+    description: Description,
+    hooks: Vec<HookKind>,
+    context: Arc<PluginContext>,
+}
+
+impl Artifact {
+    /// Reads and checks `plugin`. Compiles nothing, so that `hookrun check` is quick.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with the line of the configuration.
+    pub fn open(plugin: &config::Plugin, config: &Config) -> Result<Self, PluginError> {
+        let name = plugin.name.as_str();
+        let error = |keys: &[&str], message: String| {
+            let keys: Vec<&str> = ["plugins", name].iter().chain(keys).copied().collect();
+            PluginError::Config(config.error(&keys, format!("plugin `{name}`: {message}")))
+        };
+        let source = plugin.source.to_string();
+        let wasm = read(&plugin.source).map_err(|message| error(&["source"], message))?;
+        let description = metadata::describe(&wasm).map_err(|message| error(&["source"], format!("{source} {message}")))?;
+        let hooks = hooks(plugin, &description).map_err(|message| error(&["hooks"], message))?;
+        if let Some(schema) = &description.metadata.config_schema {
+            let violation = metadata::schema_violation(schema, &plugin.config)
+                .map_err(|message| error(&["source"], format!("{source} {message}")))?;
+            if let Some((keys, message)) = violation {
+                let keys: Vec<&str> = ["config"].into_iter().chain(keys.iter().map(String::as_str)).collect();
+                let known = known_keys(schema);
+                return Err(error(&keys, format!("{}: {message}; change it{known}", keys.join("."))));
+            }
+        }
+        let effective = Effective::decide(&description.metadata.wants, &plugin.grant, defined(config)).map_err(|missing| {
+            error(
+                &["grant"],
+                format!(
+                    "it wants `{}` and has no grant for that; write `{}` under [plugins.{name}.grant] in {}",
+                    missing.interface,
+                    missing.line,
+                    config.path.display()
+                ),
+            )
+        })?;
+        let context = PluginContext {
+            plugin: plugin.clone(),
+            config_file: config.path.clone(),
+            config_json: plugin.config.to_string(),
+            wants: description.metadata.wants.clone(),
+            effective,
+        };
+        Ok(Self { wasm, description, hooks, context: Arc::new(context) })
+    }
+
+    /// What it says about itself, and what its bytes say.
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// The hooks it serves: those of the configuration, by default all it exports.
+    pub fn hooks(&self) -> &[HookKind] {
+        &self.hooks
+    }
+
+    /// What it has: wanted and granted.
+    pub fn effective(&self) -> &grants::Effective {
+        &self.context.effective
+    }
+
+    /// SHA-256 of the component, in hexadecimal.
+    pub fn digest(&self) -> String {
+        artifact::digest(&self.wasm)
+    }
+}
+
+/// The bytes of a component.
+///
+/// # Errors
+/// A fragment that names the file.
+pub fn read(source: &PluginSource) -> Result<std::borrow::Cow<'static, [u8]>, String> {
+    match source {
+        PluginSource::Bundled(name) => bundled::component(name)
+            .map(std::borrow::Cow::Borrowed)
+            .ok_or_else(|| format!("no plugin `{name}` is bundled; {}", config::suggestion(name, bundled::NAMES.iter().copied()))),
+        PluginSource::File(path) => {
+            let shown = path.display();
+            let failed = |error: &std::io::Error| match error.kind() {
+                std::io::ErrorKind::NotFound => format!("there is no file {shown}; correct `source`"),
+                _ => format!("{shown} cannot be read ({error}); make it readable for the user that runs plugins"),
+            };
+            let length = std::fs::metadata(path).map_err(|error| failed(&error))?.len();
+            if length > MAX_COMPONENT {
+                return Err(format!("{shown} has {length} bytes; at most {MAX_COMPONENT} are read"));
+            }
+            std::fs::read(path).map(std::borrow::Cow::Owned).map_err(|error| failed(&error))
+        }
+    }
+}
+
+fn hooks(plugin: &config::Plugin, description: &Description) -> Result<Vec<HookKind>, String> {
+    if let Some(missing) = plugin.hooks.iter().find(|hook| !description.exports.contains(hook)) {
+        let has: Vec<String> = description.exports.iter().map(|hook| format!("\"{hook}\"")).collect();
+        return Err(format!("it has no hook `{missing}`; write `hooks = [{}]`", has.join(", ")));
+    }
+    let hooks = if plugin.hooks.is_empty() { description.exports.clone() } else { plugin.hooks.clone() };
+    if plugin.gate && !hooks.contains(&HookKind::PostBuild) {
+        return Err("only a plugin with the hook `post-build` can be a gate; remove `gate = true`".to_owned());
+    }
+    Ok(hooks)
+}
+
+/// `; known keys: a, b`, if the schema names its keys.
+fn known_keys(schema: &serde_json::Value) -> String {
+    let keys = schema.get("properties").and_then(serde_json::Value::as_object).map(|properties| {
+        let keys: Vec<&str> = properties.keys().map(String::as_str).collect();
+        keys.join(", ")
+    });
+    keys.filter(|keys| !keys.is_empty()).map(|keys| format!(" (known keys: {keys})")).unwrap_or_default()
+}
+
+fn defined(config: &Config) -> Defined<'_> {
+    Defined {
+        object_store: config.object_stores.keys().next().map(String::as_str),
+        signing: config.signing_keys.keys().next().map(String::as_str),
+        mail: config.mail.keys().next().map(String::as_str),
+    }
+}
+
+/// What loads plugins: the engines and the cache of a process.
+pub struct Host {
+    cache: Cache,
+    /// By stack size, which is a setting of the engine.
+    runtimes: Mutex<BTreeMap<u64, Arc<Runtime>>>,
+}
+
+impl Host {
+    /// A host with its cache in `dirs`. Starts nothing yet.
+    pub fn new(dirs: &Dirs) -> Self {
+        Self { cache: Cache::new(dirs.artifacts()), runtimes: Mutex::default() }
+    }
+
+    /// Reads, checks, compiles (or maps) and links `plugin`.
+    ///
+    /// # Errors
+    /// What is wrong with the plugin, its grants or its configuration.
+    pub fn load(&self, plugin: &config::Plugin, config: &Config) -> Result<LinkedPlugin, PluginError> {
+        self.link(Artifact::open(plugin, config)?, config)
+    }
+
+    /// Compiles (or maps) and links a checked plugin.
+    ///
+    /// # Errors
+    /// The component is invalid, or imports what this release does not offer.
+    pub fn link(&self, artifact: Artifact, config: &Config) -> Result<LinkedPlugin, PluginError> {
+        let begun = Instant::now();
+        let Artifact { wasm, description, hooks, context } = artifact;
+        let name = context.plugin.name.as_str();
+        let error = |what: &str, error: &wasmtime::Error| {
+            let cause = format!("{error:#}").replace('\n', " ");
+            let message = format!(
+                "plugin `{name}`: {} {what} ({cause}); build it with the SDK of this release",
+                context.plugin.source
+            );
+            PluginError::Config(config.error(&["plugins", name, "source"], message))
+        };
+        let runtime = self.runtime(context.plugin.limits.get(Limit::Stack))?;
+        let (component, origin) =
+            self.cache.component(runtime.engine(), &wasm).map_err(|cause| error("does not compile", &cause))?;
+        if let Origin::NotKept(reason) = &origin {
+            tracing::warn!(plugin = name, reason, "the compiled plugin is not kept; every start compiles it again");
+        }
+        let instance = runtime
+            .linker()
+            .instantiate_pre(&component)
+            .map_err(|cause| error("imports what this hookrun does not offer", &cause))?;
+        let exports = Exports::find(&hooks, &instance).map_err(|cause| error("exports a hook of another type", &cause))?;
+        Ok(LinkedPlugin {
+            digest: artifact::digest(&wasm),
+            metadata: description.metadata,
+            hooks,
+            context,
+            instance,
+            exports,
+            origin,
+            load_time: begun.elapsed(),
+            runtime,
+        })
+    }
+
+    fn runtime(&self, stack: u64) -> Result<Arc<Runtime>, PluginError> {
+        let mut runtimes = self.runtimes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(runtime) = runtimes.get(&stack) {
+            return Ok(Arc::clone(runtime));
+        }
+        let runtime = Arc::new(Runtime::new(stack).map_err(|error| PluginError::Engine(format!("{error:#}")))?);
+        runtimes.insert(stack, Arc::clone(&runtime));
+        Ok(runtime)
+    }
+}
+
+/// Where the hooks are in an instance; those that are not served are none.
+pub(super) struct Exports {
+    pub(super) post_build: Option<post_build::post_build::GuestIndices>,
+    pub(super) diff: Option<diff::diff::GuestIndices>,
+    pub(super) builder_selection: Option<builder_selection::builder_selection::GuestIndices>,
+}
+
+impl Exports {
+    fn find(hooks: &[HookKind], instance: &InstancePre<RunState>) -> wasmtime::Result<Self> {
+        let has = |hook| hooks.contains(&hook);
+        Ok(Self {
+            post_build: has(HookKind::PostBuild).then(|| post_build::post_build::GuestIndices::new(instance)).transpose()?,
+            diff: has(HookKind::Diff).then(|| diff::diff::GuestIndices::new(instance)).transpose()?,
+            builder_selection: has(HookKind::BuilderSelection)
+                .then(|| builder_selection::builder_selection::GuestIndices::new(instance))
+                .transpose()?,
+        })
+    }
+}
+
+/// A plugin that can run. Each run has a fresh instance; runs share nothing but the code.
+pub struct LinkedPlugin {
+    pub(super) context: Arc<PluginContext>,
+    pub(super) instance: InstancePre<RunState>,
+    pub(super) exports: Exports,
+    pub(super) load_time: Duration,
+    metadata: Metadata,
+    digest: String,
+    hooks: Vec<HookKind>,
+    origin: Origin,
+    /// Keeps the engine, and with it the epoch thread, as long as a plugin can run.
+    #[expect(dead_code, reason = "held, not read")]
+    runtime: Arc<Runtime>,
+}
+
+impl std::fmt::Debug for LinkedPlugin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LinkedPlugin").field("name", &self.name()).field("digest", &self.digest).finish_non_exhaustive()
+    }
+}
+
+impl LinkedPlugin {
+    /// Its name in the configuration.
+    pub fn name(&self) -> &str {
+        &self.context.plugin.name
+    }
+
+    /// The hooks it serves.
+    pub fn hooks(&self) -> &[HookKind] {
+        &self.hooks
+    }
+
+    /// What it says about itself.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// SHA-256 of the component, in hexadecimal.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Was it mapped or compiled?
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// How long compiling or mapping, and linking, took.
+    pub fn load_time(&self) -> Duration {
+        self.load_time
+    }
+
+    /// What it has: wanted and granted.
+    pub fn effective(&self) -> &grants::Effective {
+        &self.context.effective
+    }
+}

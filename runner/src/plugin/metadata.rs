@@ -1,0 +1,161 @@
+//! What can be known of a plugin without running it: its metadata section, which hooks it exports and what it imports.
+//!
+//! The section `hookrun:metadata` is JSON. The SDK's macro writes it into the core module; tools for other languages may put it
+//! on the component. It is data from a stranger: bounded, parsed strictly, and it decides nothing by itself
+//! ([`super::grants`]).
+
+use serde::{Deserialize, Serialize};
+use wasmparser::{Encoding, Parser, Payload};
+
+use super::grants::Wants;
+use crate::event::HookKind;
+
+/// The name of the section.
+pub const SECTION: &str = "hookrun:metadata";
+/// The version of its format.
+pub const FORMAT: u32 = 1;
+/// The largest section; a schema of this size describes hundreds of keys.
+const MAX_LENGTH: usize = 256 << 10;
+
+/// What a plugin says about itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Metadata {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Such as `s3-upload`.
+    pub name: String,
+    /// Its own version.
+    pub version: String,
+    /// One sentence.
+    #[serde(default)]
+    pub description: String,
+    /// The hooks it serves.
+    pub hooks: Vec<HookKind>,
+    /// The capabilities it wants.
+    #[serde(default)]
+    pub wants: Wants,
+    /// A JSON schema of its `config` table.
+    #[serde(default)]
+    pub config_schema: Option<serde_json::Value>,
+}
+
+/// A component, as far as its bytes tell.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Description {
+    /// What it says about itself.
+    pub metadata: Metadata,
+    /// The hooks it exports.
+    pub exports: Vec<HookKind>,
+    /// Everything it imports, such as `hookrun:host/log@0.1.0`; an upper bound of what it can use.
+    pub imports: Vec<String>,
+}
+
+/// Only the version, so that a later format is named as such.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+/// The interface that makes a component serve `hook`.
+pub const fn interface(hook: HookKind) -> &'static str {
+    match hook {
+        HookKind::PostBuild => "hookrun:post-build/post-build@0.1.0",
+        HookKind::Diff => "hookrun:diff/diff@0.1.0",
+        HookKind::BuilderSelection => "hookrun:builder-selection/builder-selection@0.1.0",
+    }
+}
+
+/// Reads a component.
+///
+/// # Errors
+/// A fragment that says what is wrong with it and what its author does about it.
+pub fn describe(wasm: &[u8]) -> Result<Description, String> {
+    if !wasm.starts_with(b"\0asm") {
+        return Err("is not WebAssembly; name a component, as `cargo build --target wasm32-wasip2` makes it".to_owned());
+    }
+    let mut depth = 0_usize;
+    let (mut own, mut nested) = (None, None);
+    let (mut exports, mut imports) = (Vec::new(), Vec::new());
+    for payload in Parser::new(0).parse_all(wasm) {
+        match payload.map_err(|error| format!("is damaged ({error}); build it again"))? {
+            Payload::Version { encoding: Encoding::Module, .. } if depth == 0 => {
+                return Err(
+                    "is a core module, not a component; build with --target wasm32-wasip2, or make a component of it with \
+                     `wasm-tools component new`"
+                        .to_owned(),
+                );
+            }
+            Payload::Version { .. } => depth += 1,
+            Payload::End(_) => depth = depth.saturating_sub(1),
+            Payload::CustomSection(section) if section.name() == SECTION => {
+                let place = if depth == 1 { &mut own } else { &mut nested };
+                place.get_or_insert(section.data());
+            }
+            Payload::ComponentExportSection(section) if depth == 1 => {
+                for export in section {
+                    let name = export.map_err(|error| format!("is damaged ({error}); build it again"))?.name.name;
+                    exports.push(name.to_owned());
+                }
+            }
+            Payload::ComponentImportSection(section) if depth == 1 => {
+                for import in section {
+                    let name = import.map_err(|error| format!("is damaged ({error}); build it again"))?.name.name;
+                    imports.push(name.to_owned());
+                }
+            }
+            _ => {}
+        }
+    }
+    let Some(section) = own.or(nested) else {
+        return Err(format!("has no section `{SECTION}`; use `hookrun_sdk::plugin!`, or embed it with your language's tools"));
+    };
+    let metadata = parse(section)?;
+    let hooks: Vec<HookKind> =
+        HookKind::ALL.into_iter().filter(|hook| exports.iter().any(|export| export == interface(*hook))).collect();
+    if let Some(missing) = metadata.hooks.iter().find(|hook| !hooks.contains(hook)) {
+        let near = exports.iter().find(|export| export.starts_with(&format!("hookrun:{missing}/")));
+        let found = near.map_or_else(|| "it does not".to_owned(), |near| format!("it exports `{near}`"));
+        return Err(format!(
+            "names the hook `{missing}` in its metadata and must export `{}`; {found}: build it with the SDK of this release",
+            interface(*missing)
+        ));
+    }
+    if hooks.is_empty() {
+        return Err("exports no hook; implement `post-build`, `diff` or `builder-selection`".to_owned());
+    }
+    Ok(Description { metadata, exports: hooks, imports })
+}
+
+fn parse(section: &[u8]) -> Result<Metadata, String> {
+    if section.len() > MAX_LENGTH {
+        return Err(format!("has metadata of {} bytes; at most {MAX_LENGTH} are read", section.len()));
+    }
+    let wrong = |error: serde_json::Error| format!("has metadata that cannot be read ({error}); build it with the SDK of this release");
+    let Format { format } = serde_json::from_slice(section).map_err(wrong)?;
+    if format != FORMAT {
+        return Err(format!("has metadata of format {format}, and this hookrun reads format {FORMAT}; use a matching release"));
+    }
+    serde_json::from_slice(section).map_err(wrong)
+}
+
+/// The first thing in `table` that the schema does not allow: the path of keys to it, and a fragment.
+///
+/// # Errors
+/// The schema itself is none.
+pub fn schema_violation(
+    schema: &serde_json::Value,
+    table: &serde_json::Value,
+) -> Result<Option<(Vec<String>, String)>, String> {
+    let validator = jsonschema::validator_for(schema)
+        .map_err(|error| format!("has a configuration schema that is none ({error}); its author must correct it"))?;
+    let violation = validator.iter_errors(table).next().map(|error| {
+        let path = error.instance_path().to_string();
+        let keys = path.split('/').skip(1).map(|key| key.replace("~1", "/").replace("~0", "~")).collect();
+        (keys, error.to_string().replace('\n', " "))
+    });
+    Ok(violation)
+}
+
+#[cfg(test)]
+mod tests;

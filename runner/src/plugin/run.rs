@@ -1,0 +1,235 @@
+//! One run of a plugin: a fresh store and instance, one call, and a report whatever happens. Nothing here fails: a trap, a limit
+//! and a refusal are outcomes.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use wasmtime::component::Instance;
+use wasmtime::{Store, Trap, WasmBacktrace};
+use wasmtime_wasi::{I32Exit, WasiCtx};
+
+use super::convert::{self, Answer};
+use super::host_call::{RunState, Scope};
+use super::limits::LimitReached;
+use super::load::LinkedPlugin;
+use super::output::GuestOutput;
+use crate::builders::{Candidate, Decision, LocalMachine, Machine, PolicyError};
+use crate::capability::{RunLog, Services};
+use crate::config::Limit;
+use crate::event::{Event, HookEvent, HookKind, NixDirs};
+use crate::outcome::{Outcome, RunReport, Usage};
+
+/// Ticks between two yields of a guest to the executor.
+const YIELD_TICKS: u64 = 1;
+
+/// Room beside the lists and strings of a call, for the records that hold them.
+const LIFT_MARGIN: u64 = 64 << 10;
+
+/// Frames of a guest's stack in a message.
+const SHOWN_FRAMES: usize = 6;
+
+/// Bytes of randomness a guest gets in one call.
+const MAX_RANDOM: u64 = 64 << 10;
+
+/// What wasmtime says when a guest hands over more than `Store::set_hostcall_fuel` allows. Its type is private
+/// (`HostcallFuelExhausted`, crates/wasmtime/src/runtime/component/func/options.rs in 48.0); a test holds the words.
+const FUEL_EXHAUSTED: &str = "too much data is being copied between the host and the guest";
+
+/// What wasmtime says when a component has too many instances, memories or tables (`bump_resource_counts`,
+/// crates/wasmtime/src/runtime/store.rs in 48.0).
+const COUNT_EXCEEDED: &str = "resource limit exceeded";
+
+/// What a call into a guest looks like to [`LinkedPlugin::run`].
+type Call<'r, R> = BoxFuture<'r, wasmtime::Result<R>>;
+
+impl LinkedPlugin {
+    /// Runs the hook of `event`; `attempt` is 1 the first time.
+    pub async fn run_event(&self, services: &Services, event: &Event, attempt: u32) -> RunReport {
+        let scope = Scope::of(event);
+        let limit = Limit::WallTime;
+        match &event.hook {
+            HookEvent::PostBuild(build) => {
+                let Some(export) = &self.exports.post_build else { return self.has_no(HookKind::PostBuild) };
+                let record = convert::post_build(event, build, attempt);
+                let call = move |store, instance| -> Call<'_, _> {
+                    let (store, instance): (&mut Store<RunState>, &Instance) = (store, instance);
+                    Box::pin(async move { export.load(&mut *store, instance)?.call_handle(store, &record).await })
+                };
+                self.run(services, scope, limit, call).await.1
+            }
+            HookEvent::Diff(diff) => {
+                let Some(export) = &self.exports.diff else { return self.has_no(HookKind::Diff) };
+                let record = convert::diff(event, diff, attempt);
+                let call = move |store, instance| -> Call<'_, _> {
+                    let (store, instance): (&mut Store<RunState>, &Instance) = (store, instance);
+                    Box::pin(async move { export.load(&mut *store, instance)?.call_handle(store, &record).await })
+                };
+                self.run(services, scope, limit, call).await.1
+            }
+        }
+    }
+
+    /// Asks the policy where to build `candidate`.
+    ///
+    /// # Errors
+    /// In the first part: the policy gave no usable answer; the report says how the run ended all the same.
+    pub async fn select(
+        &self,
+        services: &Services,
+        candidate: &Candidate,
+        machines: &[Machine],
+        local: &LocalMachine,
+    ) -> (Result<Decision, PolicyError>, RunReport) {
+        let Some(export) = &self.exports.builder_selection else {
+            let report = self.has_no(HookKind::BuilderSelection);
+            return (Err(PolicyError::Unavailable(report.outcome.message().to_owned())), report);
+        };
+        let scope = Scope { nix: NixDirs::from_env(), paths: Vec::new() };
+        let candidate = convert::candidate(candidate);
+        let machines: Vec<_> = machines.iter().map(convert::machine).collect();
+        let local = convert::local(local);
+        let call = move |store, instance| -> Call<'_, _> {
+            let (store, instance): (&mut Store<RunState>, &Instance) = (store, instance);
+            Box::pin(async move { export.load(&mut *store, instance)?.call_select(store, &candidate, &machines, &local).await })
+        };
+        let (answer, report) = self.run(services, scope, Limit::SelectionTime, call).await;
+        let decision = match answer {
+            Some(Ok(decision)) => convert::decision(decision),
+            Some(Err(message)) => Err(PolicyError::Failed(message)),
+            None => Err(PolicyError::Failed(report.outcome.message().to_owned())),
+        };
+        (decision, report)
+    }
+
+    fn has_no(&self, hook: HookKind) -> RunReport {
+        RunReport::refused(format!(
+            "plugin `{0}` does not serve the hook `{hook}`; add it to `hooks` under [plugins.{0}], or name another plugin",
+            self.name()
+        ))
+    }
+
+    /// One run. The answer is there if the guest gave one within its limits.
+    async fn run<R, F>(&self, services: &Services, scope: Scope, time: Limit, call: F) -> (Option<R>, RunReport)
+    where
+        R: Clone,
+        R: Answer + Send,
+        F: for<'r> FnOnce(&'r mut Store<RunState>, &'r Instance) -> Call<'r, R> + Send,
+    {
+        let limits = &self.context.plugin.limits;
+        let begun = Instant::now();
+        let log = RunLog::new(limits.get(Limit::LogBytes));
+        let (stdout, stderr) = (GuestOutput::stdout(&log), GuestOutput::stderr(&log));
+        let mut store = self.store(services, scope, &log, &stdout, &stderr);
+        let mut start = Duration::ZERO;
+        let allowed = limits.time(time);
+        let run = tokio::time::timeout(allowed, async {
+            let instance = self.instance.instantiate_async(&mut store).await?;
+            start = begun.elapsed();
+            call(&mut store, &instance).await
+        });
+        let ended = run.await;
+        stdout.finish();
+        stderr.finish();
+        let (answer, outcome) = match ended {
+            Ok(Ok(answer)) => self.returned(&mut store, answer).await,
+            Ok(Err(error)) => (None, self.stopped(store.data(), &error)),
+            Err(_) => (None, self.limit_outcome(LimitReached { limit: time, wanted: None })),
+        };
+        let usage = Usage { wall: begun.elapsed(), start: self.load_time + start, ..store.data().usage() };
+        let fix = Limit::LogBytes.reached(self.name(), limits.get(Limit::LogBytes), None);
+        let report = RunReport { outcome, usage, log: log.finish(&fix) };
+        tracing::debug!(plugin = self.name(), class = report.outcome.class(), wall = ?report.usage.wall, "run ended");
+        (answer, report)
+    }
+
+    fn store(
+        &self,
+        services: &Services,
+        scope: Scope,
+        log: &RunLog,
+        stdout: &GuestOutput,
+        stderr: &GuestOutput,
+    ) -> Store<RunState> {
+        let plugin = &self.context.plugin;
+        let state = RunState::new(self.context.clone(), services.clone(), scope, log.clone(), wasi(stdout, stderr));
+        let mut store = Store::new(self.instance.engine(), state);
+        store.limiter(|state| state.allocations());
+        store.set_epoch_deadline(YIELD_TICKS);
+        store.epoch_deadline_async_yield_and_update(YIELD_TICKS);
+        let largest = plugin.limits.get(Limit::CallBytes).max(plugin.limits.get(Limit::OutputBytes));
+        store.set_hostcall_fuel(usize::try_from(largest.saturating_add(LIFT_MARGIN)).unwrap_or(usize::MAX));
+        store.set_max_component_handles(RunState::max_component_handles(plugin));
+        store
+    }
+
+    /// The guest returned: its output is measured, its state made durable.
+    async fn returned<R: Answer + Clone>(&self, store: &mut Store<RunState>, answer: R) -> (Option<R>, Outcome) {
+        let outcome = answer.clone().outcome();
+        let details: usize = match &outcome {
+            Outcome::Done { details, .. } => details.iter().map(|(key, value)| key.len() + value.len()).sum(),
+            _ => 0,
+        };
+        let size = (outcome.message().len() + details) as u64;
+        if size > self.context.plugin.limits.get(Limit::OutputBytes) {
+            return (None, self.limit_outcome(LimitReached { limit: Limit::OutputBytes, wanted: Some(size) }));
+        }
+        match store.data_mut().commit().await {
+            Ok(()) => (Some(answer), outcome),
+            Err(error) => (None, Outcome::Failed { message: error.message, transient: true, retry_after_ms: None }),
+        }
+    }
+
+    /// The guest did not return: which limit or trap it was.
+    fn stopped(&self, state: &RunState, error: &wasmtime::Error) -> Outcome {
+        if let Some(reached) = error.downcast_ref::<LimitReached>().copied().or(state.reached()) {
+            return self.limit_outcome(reached);
+        }
+        if error.downcast_ref::<Trap>() == Some(&Trap::StackOverflow) {
+            return self.limit_outcome(LimitReached { limit: Limit::Stack, wanted: None });
+        }
+        let cause = error.root_cause().to_string().replace('\n', " ");
+        let backtrace = error.downcast_ref::<WasmBacktrace>();
+        if cause.contains(FUEL_EXHAUSTED) {
+            // On the way into the host there are guest frames below; on the way out of a hook there are none.
+            let limit = if backtrace.is_some() { Limit::CallBytes } else { Limit::OutputBytes };
+            return self.limit_outcome(LimitReached { limit, wanted: None });
+        }
+        if cause.contains(COUNT_EXCEEDED) {
+            return self.limit_outcome(LimitReached { limit: Limit::Instances, wanted: None });
+        }
+        let what = match error.downcast_ref::<I32Exit>() {
+            Some(I32Exit(code)) => format!("called exit({code}) instead of returning"),
+            None => format!("trapped: {cause}"),
+        };
+        let stack = backtrace.map(frames).unwrap_or_default();
+        Outcome::Trapped { message: format!("plugin `{}` {what}{stack}", self.name()) }
+    }
+
+    fn limit_outcome(&self, LimitReached { limit, wanted }: LimitReached) -> Outcome {
+        let allowed = self.context.plugin.limits.get(limit);
+        Outcome::LimitReached { limit: limit.key().to_owned(), message: limit.reached(self.name(), allowed, wanted) }
+    }
+}
+
+/// ` (in f, called by g, ...)`
+fn frames(backtrace: &WasmBacktrace) -> String {
+    let names: Vec<String> = backtrace
+        .frames()
+        .iter()
+        .take(SHOWN_FRAMES)
+        .map(|frame| frame.func_name().map_or_else(|| format!("function {}", frame.func_index()), str::to_owned))
+        .collect();
+    if names.is_empty() { String::new() } else { format!(" (in {})", names.join(", called by ")) }
+}
+
+/// WASI with nothing behind it: no arguments, no environment, no directories, no network, standard input closed.
+fn wasi(stdout: &GuestOutput, stderr: &GuestOutput) -> WasiCtx {
+    WasiCtx::builder()
+        .stdout(stdout.clone())
+        .stderr(stderr.clone())
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
+        .max_random_size(MAX_RANDOM)
+        .build()
+}
