@@ -64,10 +64,12 @@ fn build() -> Result<(), String> {
 /// (`CARGO_NET_*`, `CARGO_HTTP_*`, `CARGO_REGISTR*`) stays.
 fn scrub(cargo: &mut Command) {
     const KEPT: &[&str] = &["CARGO_HOME", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_SOURCE_"];
-    const OUTER: &[&str] = &["CARGO", "RUSTFLAGS", "RUSTDOCFLAGS", "RUSTC", "TARGET", "HOST", "PROFILE", "OPT_LEVEL", "DEBUG"];
+    const OUTER: &[&str] =
+        &["CARGO", "RUSTFLAGS", "RUSTDOCFLAGS", "RUSTC", "TARGET", "HOST", "PROFILE", "OPT_LEVEL", "DEBUG"];
     for (name, _) in std::env::vars_os() {
         let Some(text) = name.to_str() else { continue };
-        let outer = OUTER.contains(&text) || text.starts_with("CARGO_") || text.starts_with("RUSTC_") || text.starts_with("DEP_");
+        let outer =
+            OUTER.contains(&text) || text.starts_with("CARGO_") || text.starts_with("RUSTC_") || text.starts_with("DEP_");
         if outer && !KEPT.iter().any(|kept| text.starts_with(kept)) {
             cargo.env_remove(&name);
         }

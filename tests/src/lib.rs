@@ -8,4 +8,5 @@
     reason = "a library for tests only: what goes wrong has to fail the test, and an expectation may be the last word"
 )]
 
+pub mod guests;
 pub mod lab;

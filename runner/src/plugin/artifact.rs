@@ -126,7 +126,8 @@ fn open_directory(path: &Path) -> std::result::Result<OwnedFd, String> {
         return Err(failed(path, &error));
     }
     let mut reached = PathBuf::from("/");
-    let mut directory = rustix::fs::open("/", OFlags::PATH | DIRECTORY, Mode::empty()).map_err(|error| failed(&reached, &error))?;
+    let mut directory =
+        rustix::fs::open("/", OFlags::PATH | DIRECTORY, Mode::empty()).map_err(|error| failed(&reached, &error))?;
     let absolute = std::path::absolute(path).map_err(|error| failed(path, &error))?;
     let mut parts = absolute.components().filter(|part| *part != PathPart::RootDir).peekable();
     while let Some(part) = parts.next() {

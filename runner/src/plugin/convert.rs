@@ -20,7 +20,10 @@ pub(super) fn post_build(event: &Event, build: &event::PostBuild, attempt: u32) 
         store_dir: event.nix.store.to_string_lossy().into_owned(),
         drv_path: drv_path.clone(),
         name: event.name().to_owned(),
-        outputs: outputs.iter().map(|Output { name, path }| wit_build::Output { name: name.clone(), path: path.clone() }).collect(),
+        outputs: outputs
+            .iter()
+            .map(|Output { name, path }| wit_build::Output { name: name.clone(), path: path.clone() })
+            .collect(),
         attempt,
         details: Vec::new(),
     }
@@ -100,7 +103,10 @@ impl Answer for Result<selection::Decision, String> {
         match self {
             Ok(selection::Decision { action, machines, reason }) => {
                 let machines = machines.into_iter().map(|uri| ("machine".to_owned(), uri));
-                Outcome::Done { message: reason, details: [("action".to_owned(), action)].into_iter().chain(machines).collect() }
+                Outcome::Done {
+                    message: reason,
+                    details: [("action".to_owned(), action)].into_iter().chain(machines).collect(),
+                }
             }
             Err(message) => Outcome::Failed { message, transient: false, retry_after_ms: None },
         }

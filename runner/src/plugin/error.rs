@@ -9,6 +9,8 @@ pub enum PluginError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// This machine cannot run guests.
-    #[error("the WebAssembly engine cannot start ({0}); hookrun needs Linux on x86-64 or aarch64 and address space for 4 GiB reservations")]
+    #[error(
+        "the WebAssembly engine cannot start ({0}); hookrun needs Linux on x86-64 or aarch64 and address space for 4 GiB reservations"
+    )]
     Engine(String),
 }

@@ -57,17 +57,18 @@ impl Artifact {
                 return Err(error(&keys, format!("{}: {message}; change it{known}", keys.join("."))));
             }
         }
-        let effective = Effective::decide(&description.metadata.wants, &plugin.grant, defined(config)).map_err(|missing| {
-            error(
-                &["grant"],
-                format!(
-                    "it wants `{}` and has no grant for that; write `{}` under [plugins.{name}.grant] in {}",
-                    missing.interface,
-                    missing.line,
-                    config.path.display()
-                ),
-            )
-        })?;
+        let effective =
+            Effective::decide(&description.metadata.wants, &plugin.grant, defined(config)).map_err(|missing| {
+                error(
+                    &["grant"],
+                    format!(
+                        "it wants `{}` and has no grant for that; write `{}` under [plugins.{name}.grant] in {}",
+                        missing.interface,
+                        missing.line,
+                        config.path.display()
+                    ),
+                )
+            })?;
         let context = PluginContext {
             plugin: plugin.clone(),
             config_file: config.path.clone(),
@@ -105,9 +106,9 @@ impl Artifact {
 /// A fragment that names the file.
 pub fn read(source: &PluginSource) -> Result<std::borrow::Cow<'static, [u8]>, String> {
     match source {
-        PluginSource::Bundled(name) => bundled::component(name)
-            .map(std::borrow::Cow::Borrowed)
-            .ok_or_else(|| format!("no plugin `{name}` is bundled; {}", config::suggestion(name, bundled::NAMES.iter().copied()))),
+        PluginSource::Bundled(name) => bundled::component(name).map(std::borrow::Cow::Borrowed).ok_or_else(|| {
+            format!("no plugin `{name}` is bundled; {}", config::suggestion(name, bundled::NAMES.iter().copied()))
+        }),
         PluginSource::File(path) => {
             let shown = path.display();
             let failed = |error: &std::io::Error| match error.kind() {

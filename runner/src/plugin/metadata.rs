@@ -108,7 +108,9 @@ pub fn describe(wasm: &[u8]) -> Result<Description, String> {
         }
     }
     let Some(section) = own.or(nested) else {
-        return Err(format!("has no section `{SECTION}`; use `hookrun_sdk::plugin!`, or embed it with your language's tools"));
+        return Err(format!(
+            "has no section `{SECTION}`; use `hookrun_sdk::plugin!`, or embed it with your language's tools"
+        ));
     };
     let metadata = parse(section)?;
     let hooks: Vec<HookKind> =
@@ -131,10 +133,14 @@ fn parse(section: &[u8]) -> Result<Metadata, String> {
     if section.len() > MAX_LENGTH {
         return Err(format!("has metadata of {} bytes; at most {MAX_LENGTH} are read", section.len()));
     }
-    let wrong = |error: serde_json::Error| format!("has metadata that cannot be read ({error}); build it with the SDK of this release");
+    let wrong = |error: serde_json::Error| {
+        format!("has metadata that cannot be read ({error}); build it with the SDK of this release")
+    };
     let Format { format } = serde_json::from_slice(section).map_err(wrong)?;
     if format != FORMAT {
-        return Err(format!("has metadata of format {format}, and this hookrun reads format {FORMAT}; use a matching release"));
+        return Err(format!(
+            "has metadata of format {format}, and this hookrun reads format {FORMAT}; use a matching release"
+        ));
     }
     serde_json::from_slice(section).map_err(wrong)
 }

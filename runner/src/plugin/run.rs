@@ -3,11 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
 use wasmtime::component::Instance;
 use wasmtime::{Store, Trap, WasmBacktrace};
 use wasmtime_wasi::{I32Exit, WasiCtx};
 
+use super::bindings::exports::hookrun::builder_selection::builder_selection;
+use super::bindings::exports::hookrun::diff::diff;
+use super::bindings::exports::hookrun::post_build::post_build;
 use super::convert::{self, Answer};
 use super::host_call::{RunState, Scope};
 use super::limits::LimitReached;
@@ -39,8 +41,60 @@ const FUEL_EXHAUSTED: &str = "too much data is being copied between the host and
 /// crates/wasmtime/src/runtime/store.rs in 48.0).
 const COUNT_EXCEEDED: &str = "resource limit exceeded";
 
-/// What a call into a guest looks like to [`LinkedPlugin::run`].
-type Call<'r, R> = BoxFuture<'r, wasmtime::Result<R>>;
+/// One hook's call into a guest, with its arguments.
+trait HookCall: Send {
+    /// What the hook returns.
+    type Answer: Answer + Clone + Send;
+
+    /// Calls it.
+    fn call(
+        self,
+        store: &mut Store<RunState>,
+        instance: &Instance,
+    ) -> impl Future<Output = wasmtime::Result<Self::Answer>> + Send;
+}
+
+struct BuildCall {
+    export: post_build::GuestIndices,
+    event: post_build::Event,
+}
+
+impl HookCall for BuildCall {
+    type Answer = Result<post_build::Outcome, post_build::Failure>;
+
+    async fn call(self, store: &mut Store<RunState>, instance: &Instance) -> wasmtime::Result<Self::Answer> {
+        self.export.load(&mut *store, instance)?.call_handle(store, &self.event).await
+    }
+}
+
+struct DiffCall {
+    export: diff::GuestIndices,
+    event: diff::Event,
+}
+
+impl HookCall for DiffCall {
+    type Answer = Result<diff::Outcome, diff::Failure>;
+
+    async fn call(self, store: &mut Store<RunState>, instance: &Instance) -> wasmtime::Result<Self::Answer> {
+        self.export.load(&mut *store, instance)?.call_handle(store, &self.event).await
+    }
+}
+
+struct SelectCall {
+    export: builder_selection::GuestIndices,
+    candidate: builder_selection::Candidate,
+    machines: Vec<builder_selection::Machine>,
+    local: builder_selection::LocalMachine,
+}
+
+impl HookCall for SelectCall {
+    type Answer = Result<builder_selection::Decision, String>;
+
+    async fn call(self, store: &mut Store<RunState>, instance: &Instance) -> wasmtime::Result<Self::Answer> {
+        let guest = self.export.load(&mut *store, instance)?;
+        guest.call_select(store, &self.candidate, &self.machines, &self.local).await
+    }
+}
 
 impl LinkedPlugin {
     /// Runs the hook of `event`; `attempt` is 1 the first time.
@@ -48,24 +102,20 @@ impl LinkedPlugin {
         let scope = Scope::of(event);
         let limit = Limit::WallTime;
         match &event.hook {
-            HookEvent::PostBuild(build) => {
-                let Some(export) = &self.exports.post_build else { return self.has_no(HookKind::PostBuild) };
-                let record = convert::post_build(event, build, attempt);
-                let call = move |store, instance| -> Call<'_, _> {
-                    let (store, instance): (&mut Store<RunState>, &Instance) = (store, instance);
-                    Box::pin(async move { export.load(&mut *store, instance)?.call_handle(store, &record).await })
-                };
-                self.run(services, scope, limit, call).await.1
-            }
-            HookEvent::Diff(diff) => {
-                let Some(export) = &self.exports.diff else { return self.has_no(HookKind::Diff) };
-                let record = convert::diff(event, diff, attempt);
-                let call = move |store, instance| -> Call<'_, _> {
-                    let (store, instance): (&mut Store<RunState>, &Instance) = (store, instance);
-                    Box::pin(async move { export.load(&mut *store, instance)?.call_handle(store, &record).await })
-                };
-                self.run(services, scope, limit, call).await.1
-            }
+            HookEvent::PostBuild(build) => match self.exports.post_build.clone() {
+                Some(export) => {
+                    let call = BuildCall { export, event: convert::post_build(event, build, attempt) };
+                    self.run(services, scope, limit, call).await.1
+                }
+                None => self.has_no(HookKind::PostBuild),
+            },
+            HookEvent::Diff(diff) => match self.exports.diff.clone() {
+                Some(export) => {
+                    let call = DiffCall { export, event: convert::diff(event, diff, attempt) };
+                    self.run(services, scope, limit, call).await.1
+                }
+                None => self.has_no(HookKind::Diff),
+            },
         }
     }
 
@@ -80,17 +130,16 @@ impl LinkedPlugin {
         machines: &[Machine],
         local: &LocalMachine,
     ) -> (Result<Decision, PolicyError>, RunReport) {
-        let Some(export) = &self.exports.builder_selection else {
+        let Some(export) = self.exports.builder_selection.clone() else {
             let report = self.has_no(HookKind::BuilderSelection);
             return (Err(PolicyError::Unavailable(report.outcome.message().to_owned())), report);
         };
         let scope = Scope { nix: NixDirs::from_env(), paths: Vec::new() };
-        let candidate = convert::candidate(candidate);
-        let machines: Vec<_> = machines.iter().map(convert::machine).collect();
-        let local = convert::local(local);
-        let call = move |store, instance| -> Call<'_, _> {
-            let (store, instance): (&mut Store<RunState>, &Instance) = (store, instance);
-            Box::pin(async move { export.load(&mut *store, instance)?.call_select(store, &candidate, &machines, &local).await })
+        let call = SelectCall {
+            export,
+            candidate: convert::candidate(candidate),
+            machines: machines.iter().map(convert::machine).collect(),
+            local: convert::local(local),
         };
         let (answer, report) = self.run(services, scope, Limit::SelectionTime, call).await;
         let decision = match answer {
@@ -109,12 +158,13 @@ impl LinkedPlugin {
     }
 
     /// One run. The answer is there if the guest gave one within its limits.
-    async fn run<R, F>(&self, services: &Services, scope: Scope, time: Limit, call: F) -> (Option<R>, RunReport)
-    where
-        R: Clone,
-        R: Answer + Send,
-        F: for<'r> FnOnce(&'r mut Store<RunState>, &'r Instance) -> Call<'r, R> + Send,
-    {
+    async fn run<C: HookCall>(
+        &self,
+        services: &Services,
+        scope: Scope,
+        time: Limit,
+        call: C,
+    ) -> (Option<C::Answer>, RunReport) {
         let limits = &self.context.plugin.limits;
         let begun = Instant::now();
         let log = RunLog::new(limits.get(Limit::LogBytes));
@@ -125,7 +175,7 @@ impl LinkedPlugin {
         let run = tokio::time::timeout(allowed, async {
             let instance = self.instance.instantiate_async(&mut store).await?;
             start = begun.elapsed();
-            call(&mut store, &instance).await
+            call.call(&mut store, &instance).await
         });
         let ended = run.await;
         stdout.finish();

@@ -34,7 +34,8 @@ fn leb(mut value: usize) -> Vec<u8> {
     }
 }
 
-const METADATA: &str = r#"{"format":1,"name":"x","version":"1","hooks":["post-build"],"wants":{"nix-store":"closure","mail":"optional"}}"#;
+const METADATA: &str =
+    r#"{"format":1,"name":"x","version":"1","hooks":["post-build"],"wants":{"nix-store":"closure","mail":"optional"}}"#;
 
 #[test]
 fn a_component_says_what_it_is() {
