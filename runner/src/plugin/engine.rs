@@ -82,5 +82,8 @@ fn link(engine: &Engine) -> Result<Linker<RunState>> {
     host::log::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
     host::config::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
     host::state::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
+    host::nix_store::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
+    host::object_store::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
+    host::signing::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
     Ok(linker)
 }
