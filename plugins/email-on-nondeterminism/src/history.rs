@@ -1,0 +1,147 @@
+//! When to write again. One mail a change of state, never "still broken": a mail that says nothing new teaches people to delete
+//! all of them. Pure: the record comes from the `state` capability and goes back there.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::finding::Finding;
+
+/// Longest key that is written out; the `state` capability allows 512 bytes.
+const MAX_KEY: usize = 480;
+
+/// What is known about one output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Record {
+    /// The event that was mailed last.
+    pub event: String,
+    /// [`Finding::fingerprint`] of it.
+    pub fingerprint: String,
+    /// When it was mailed, in milliseconds since 1970.
+    pub mailed_ms: u64,
+    /// Findings since then that were not mailed.
+    #[serde(default)]
+    pub unmailed: u64,
+}
+
+/// What to do about a finding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Write.
+    Mail {
+        /// Why, and what the reader should know about it.
+        reason: Reason,
+    },
+    /// This very event was mailed by an earlier attempt.
+    AlreadyMailed,
+    /// The same was mailed a short time ago.
+    Known {
+        /// The record with this finding counted.
+        record: Record,
+        /// When it would be mailed again, in milliseconds since 1970.
+        again_ms: u64,
+    },
+}
+
+/// Why a mail is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// The first finding about this output, as far as is known.
+    First,
+    /// It differs in other files, or in another way, than before.
+    Changed,
+    /// The same as before, and `repeat-after` has passed.
+    Again {
+        /// Findings in between that were not mailed.
+        unmailed: u64,
+    },
+    /// Nothing is remembered: no `state` grant.
+    Forgetful,
+}
+
+/// Decides about `finding`, given what is known.
+pub fn decide(known: Option<&Record>, finding: &Finding, repeat_after: Duration) -> Decision {
+    let Some(known) = known else {
+        return Decision::Mail { reason: Reason::First };
+    };
+    if known.event == finding.id {
+        return Decision::AlreadyMailed;
+    }
+    if known.fingerprint != finding.fingerprint() {
+        return Decision::Mail { reason: Reason::Changed };
+    }
+    let again_ms = known.mailed_ms.saturating_add(u64::try_from(repeat_after.as_millis()).unwrap_or(u64::MAX));
+    if finding.time_ms >= again_ms {
+        return Decision::Mail { reason: Reason::Again { unmailed: known.unmailed } };
+    }
+    Decision::Known { record: Record { unmailed: known.unmailed.saturating_add(1), ..known.clone() }, again_ms }
+}
+
+/// The record after `finding` was mailed.
+pub fn mailed(finding: &Finding) -> Record {
+    Record { event: finding.id.clone(), fingerprint: finding.fingerprint(), mailed_ms: finding.time_ms, unmailed: 0 }
+}
+
+/// Under which key the record of this output is kept.
+pub fn output_key(finding: &Finding) -> String {
+    bounded(format!("output/{}/{}", finding.name, finding.output))
+}
+
+/// Under which key the first mail about a package is kept, for threading.
+pub fn thread_key(package: &str) -> String {
+    bounded(format!("thread/{package}"))
+}
+
+fn bounded(mut key: String) -> String {
+    key.truncate(key.floor_char_boundary(MAX_KEY));
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::finding::Difference;
+
+    fn finding(id: &str, time_ms: u64, path: &str) -> Finding {
+        let difference = Difference { path: path.into(), kind: "content".into(), ..Difference::default() };
+        Finding { id: id.into(), time_ms, name: "hello-2.12".into(), differences: vec![difference], ..Finding::default() }
+    }
+
+    #[test]
+    fn one_mail_a_change() {
+        let window = Duration::from_secs(1);
+        let first = finding("1", 10_000, "a");
+        let record = mailed(&first);
+        let decide = |known: Option<&Record>, finding: &Finding| decide(known, finding, window);
+        assert_eq!(decide(None, &first), Decision::Mail { reason: Reason::First });
+        assert_eq!(decide(Some(&record), &first), Decision::AlreadyMailed);
+        let known = Record { unmailed: 1, ..record.clone() };
+        assert_eq!(
+            decide(Some(&record), &finding("2", 10_999, "a")),
+            Decision::Known { record: known.clone(), again_ms: 11_000 }
+        );
+        assert_eq!(
+            decide(Some(&known), &finding("3", 11_000, "a")),
+            Decision::Mail { reason: Reason::Again { unmailed: 1 } }
+        );
+        assert_eq!(decide(Some(&record), &finding("2", 10_001, "b")), Decision::Mail { reason: Reason::Changed });
+    }
+
+    #[test]
+    fn values_make_no_new_finding() {
+        let with = |previous: &str| {
+            let mut finding = finding("1", 0, "a");
+            finding.differences[0].previous = previous.into();
+            finding.fingerprint()
+        };
+        assert_eq!(with("1700000000"), with("1700000001"));
+    }
+
+    #[test]
+    fn keys_are_bounded() {
+        let mut long = finding("1", 0, "a");
+        long.name = "ä".repeat(600);
+        assert!(output_key(&long).len() <= MAX_KEY);
+    }
+}

@@ -1,0 +1,107 @@
+//! The plugin's configuration: `[plugins.NAME.config]`. The host has checked it against `schema.json`; what a schema cannot
+//! say is checked here.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// The JSON schema of the configuration, for the plugin's metadata.
+pub const SCHEMA: &str = include_str!("schema.json");
+
+/// A week: whoever fixes a package does not need to hear daily that it is not fixed yet.
+const REPEAT_AFTER: &str = "7days";
+/// More files are not read in a mail.
+const MAX_DIFFERENCES: usize = 20;
+
+/// The configuration, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Who gets the mail.
+    pub to: Vec<String>,
+    /// What the subject begins with.
+    pub subject_prefix: String,
+    /// The same finding is not mailed again before this time.
+    pub repeat_after: Duration,
+    /// The name of the mail transport.
+    pub transport: String,
+    /// Files shown in one mail.
+    pub max_differences: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Raw {
+    #[serde(default)]
+    to: OneOrMany,
+    subject_prefix: Option<String>,
+    repeat_after: Option<String>,
+    transport: Option<String>,
+    max_differences: Option<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Default for OneOrMany {
+    fn default() -> Self {
+        Self::Many(Vec::new())
+    }
+}
+
+impl Settings {
+    /// Reads the `config` table.
+    ///
+    /// # Errors
+    /// A sentence that names the key and the line to write.
+    pub fn parse(json: &str) -> Result<Self, String> {
+        let raw: Raw =
+            serde_json::from_str(json).map_err(|error| format!("the configuration of this plugin is wrong: {error}"))?;
+        let Raw { to, subject_prefix, repeat_after, transport, max_differences } = raw;
+        let to = match to {
+            OneOrMany::One(one) => vec![one],
+            OneOrMany::Many(many) => many,
+        };
+        if to.is_empty() {
+            return Err(
+                "nobody is to be written to; write `to = [\"builds@example.org\"]` in this plugin's `config`".to_owned()
+            );
+        }
+        let repeat_after = repeat_after.unwrap_or_else(|| REPEAT_AFTER.to_owned());
+        let repeat_after = humantime::parse_duration(&repeat_after).map_err(|error| {
+            format!("`repeat-after` is `{repeat_after}` ({error}); write for example `repeat-after = \"7days\"`")
+        })?;
+        Ok(Self {
+            to,
+            subject_prefix: subject_prefix.unwrap_or_else(|| "[hookrun]".to_owned()),
+            repeat_after,
+            transport: transport.unwrap_or_else(|| "default".to_owned()),
+            max_differences: max_differences.unwrap_or(MAX_DIFFERENCES).max(1),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_and_errors() {
+        let settings = Settings::parse(r#"{"to": "ann@example.org"}"#).unwrap();
+        assert_eq!(settings.to, ["ann@example.org"]);
+        assert_eq!(settings.repeat_after, Duration::from_secs(7 * 24 * 3600));
+        let errors = [r"{}", r#"{"to": ["a@b"], "repeat-after": "often"}"#, r#"{"to": ["a@b"], "digest": "15m"}"#]
+            .map(|json| Settings::parse(json).unwrap_err());
+        insta::assert_snapshot!(errors.join("\n"));
+    }
+
+    #[test]
+    fn the_schema_knows_every_key() {
+        let schema: serde_json::Value = serde_json::from_str(SCHEMA).unwrap();
+        let keys: Vec<&str> = schema["properties"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(keys, ["max-differences", "repeat-after", "subject-prefix", "to", "transport"]);
+    }
+}

@@ -1,0 +1,105 @@
+//! Text from a build, made fit to be read: one line, bounded, and nothing in it that a terminal or a mail reader would act on.
+
+/// `text` on one line of at most `limit` characters. Control characters, and those that reorder or hide text (the "Trojan
+/// Source" ones, CVE-2021-42574), are written out.
+pub fn visible(text: &str, limit: usize) -> String {
+    let mut shown = String::with_capacity(text.len().min(limit.saturating_mul(4)));
+    let mut length = 0;
+    for c in text.chars() {
+        if length >= limit {
+            shown.push('\u{2026}');
+            break;
+        }
+        if is_hidden(c) {
+            let escaped = c.escape_default().to_string();
+            length += escaped.len();
+            shown.push_str(&escaped);
+        } else {
+            length += 1;
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// `12,345`.
+pub fn number(value: u64) -> String {
+    let digits = value.to_string();
+    let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+/// `1 file`, `2,000 files`.
+pub fn counted(count: u64, one: &str, many: &str) -> String {
+    format!("{} {}", number(count), if count == 1 { one } else { many })
+}
+
+/// Bytes as people read them: `17 bytes`, `1.2 MiB`.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match UNITS.iter().find(|(_, unit)| bytes >= *unit) {
+        Some((name, unit)) => {
+            let tenths = bytes.saturating_mul(10) / unit;
+            format!("{}.{} {name}", number(tenths / 10), tenths % 10)
+        }
+        None => counted(bytes, "byte", "bytes"),
+    }
+}
+
+/// `2026-11-22 19:47:12 UTC`.
+pub fn time(milliseconds: u64) -> String {
+    // The last second that has a four-digit year.
+    const LAST: u64 = 253_402_300_799;
+    let seconds = (milliseconds / 1000).min(LAST);
+    let text =
+        humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds)).to_string();
+    text.replace('T', " ").replace('Z', " UTC")
+}
+
+/// A duration in its two largest units.
+pub fn duration(duration: std::time::Duration) -> String {
+    let text = humantime::format_duration(duration).to_string();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+/// A word of a shell command, quoted where it has to be.
+pub fn shell_word(word: &str) -> String {
+    let plain =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '-' | '_' | '+' | '=' | ':' | ',' | '%' | '@');
+    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_a_build() {
+        assert_eq!(visible("a\r\nb\u{202e}c\u{1b}[2J", 80), r"a\r\nb\u{202e}c\u{1b}[2J");
+        assert_eq!(visible(&"x".repeat(20), 5), "xxxxx\u{2026}");
+        assert_eq!(visible("gr\u{fc}n", 80), "gr\u{fc}n");
+    }
+
+    #[test]
+    fn figures() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(number), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([1, 1023, 1536, 5 << 30].map(size), ["1 byte", "1,023 bytes", "1.5 KiB", "5.0 GiB"]);
+        assert_eq!(time(1_700_000_000_123), "2023-11-14 22:13:20 UTC");
+        assert_eq!(time(u64::MAX), "9999-12-31 23:59:59 UTC");
+        assert_eq!(shell_word("/nix/store/a-b"), "/nix/store/a-b");
+        assert_eq!(shell_word("a;'b"), r"'a;'\''b'");
+    }
+}
