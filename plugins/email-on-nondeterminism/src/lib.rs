@@ -14,5 +14,82 @@ pub mod settings;
 pub mod shown;
 pub mod text;
 
+use hookrun_sdk::{Diff, Error, Failure, Outcome, Want, Wants, diff, mail, state};
+
+use finding::{Difference, Finding};
+use react::{Mail, Memory, Post};
+use settings::Settings;
+
+struct EmailOnNondeterminism;
+
+impl Diff for EmailOnNondeterminism {
+    fn handle(event: diff::Event) -> Result<Outcome, Failure> {
+        let settings = Settings::parse(&hookrun_sdk::config_json()).map_err(Failure::permanent)?;
+        react::react(&finding(event), &settings, &Host, &Host)
+    }
+}
+
+hookrun_sdk::plugin! {
+    plugin: EmailOnNondeterminism,
+    hooks: [Diff],
+    wants: Wants { mail: Want::Required, state: Want::Optional, ..Wants::NOTHING },
+    config_schema: settings::SCHEMA,
+}
+
+/// The host's capabilities.
+struct Host;
+
+impl Memory for Host {
+    fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
+        state::get(key)
+    }
+    fn set(&self, key: &str, value: &[u8]) -> Result<(), Error> {
+        state::set(key, value)
+    }
+    fn delete(&self, key: &str) -> Result<(), Error> {
+        state::delete(key)
+    }
+    fn keys(&self, prefix: &str) -> Result<Vec<String>, Error> {
+        state::keys(prefix)
+    }
+}
+
+impl Post for Host {
+    fn send(&self, transport: &str, to: &[String], mail: &Mail) -> Result<String, Error> {
+        let Mail { subject, text, html, headers, identity, in_reply_to } = mail.clone();
+        mail::send(transport, to, mail::Message { subject, text, html: Some(html), headers, identity, in_reply_to })
+    }
+}
+
+/// The host's event as this plugin works with it.
+fn finding(event: diff::Event) -> Finding {
+    let incomplete = event.details.iter().find(|(key, _)| key == "incomplete").map(|(_, why)| why.clone());
+    let unknown = || "the comparison did not end".to_owned();
+    Finding {
+        id: event.id,
+        time_ms: event.time_ms,
+        host: event.host,
+        drv_path: event.drv_path,
+        name: event.name,
+        output: event.output_name,
+        previous_path: event.previous_path,
+        current_path: event.current_path,
+        differences: event
+            .differences
+            .into_iter()
+            .map(|diff::Difference { path, kind, previous, current, offset }| Difference {
+                path,
+                kind,
+                previous,
+                current,
+                offset,
+            })
+            .collect(),
+        incomplete: (!event.complete).then(|| incomplete.unwrap_or_else(unknown)),
+        compared_files: event.compared_files,
+        compared_bytes: event.compared_bytes,
+    }
+}
+
 #[cfg(test)]
 mod tests;

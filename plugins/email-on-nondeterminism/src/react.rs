@@ -1,21 +1,12 @@
 //! From a finding to a mail or to none. What the host offers comes in as two small traits, so that this is tested without one.
 
+use hookrun_sdk::{Error, ErrorKind, Failure, Outcome};
+
 use crate::finding::{Finding, package_name};
 use crate::history::{self, Decision, Reason, Record};
 use crate::report::report;
 use crate::settings::Settings;
 use crate::{html, shown, text};
-
-/// Why the host did not do what was asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// A word of `hookrun:host/types.error`.
-    pub kind: String,
-    /// A sentence.
-    pub message: String,
-    /// When to come again.
-    pub retry_after_ms: Option<u64>,
-}
 
 /// What is kept from one run to the next.
 pub trait Memory {
@@ -23,22 +14,22 @@ pub trait Memory {
     ///
     /// # Errors
     /// `denied` without a `state` grant.
-    fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Refusal>;
+    fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Error>;
     /// Puts `value` under `key`.
     ///
     /// # Errors
     /// `limit` when the store is full.
-    fn set(&self, key: &str, value: &[u8]) -> Result<(), Refusal>;
+    fn set(&self, key: &str, value: &[u8]) -> Result<(), Error>;
     /// Removes `key`.
     ///
     /// # Errors
     /// As [`Memory::get`].
-    fn delete(&self, key: &str) -> Result<(), Refusal>;
+    fn delete(&self, key: &str) -> Result<(), Error>;
     /// The keys that start with `prefix`.
     ///
     /// # Errors
     /// As [`Memory::get`].
-    fn keys(&self, prefix: &str) -> Result<Vec<String>, Refusal>;
+    fn keys(&self, prefix: &str) -> Result<Vec<String>, Error>;
 }
 
 /// One mail.
@@ -64,28 +55,19 @@ pub trait Post {
     ///
     /// # Errors
     /// What the host says.
-    fn send(&self, transport: &str, to: &[String], mail: &Mail) -> Result<String, Refusal>;
-}
-
-/// How it ended: a sentence and figures.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Done {
-    /// One sentence.
-    pub message: String,
-    /// Figures.
-    pub details: Vec<(String, String)>,
+    fn send(&self, transport: &str, to: &[String], mail: &Mail) -> Result<String, Error>;
 }
 
 /// Mails about `finding`, unless it has been said before.
 ///
 /// # Errors
 /// When the mail could not be sent, or the state could not be read.
-pub fn react(finding: &Finding, settings: &Settings, memory: &impl Memory, post: &impl Post) -> Result<Done, Refusal> {
+pub fn react(finding: &Finding, settings: &Settings, memory: &impl Memory, post: &impl Post) -> Result<Outcome, Failure> {
     let key = history::output_key(finding);
     let known = match memory.get(&key) {
         Ok(bytes) => Some(bytes.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok())),
-        Err(refusal) if refusal.kind == "denied" => None,
-        Err(refusal) => return Err(refusal),
+        Err(error) if error.kind == ErrorKind::Denied => None,
+        Err(error) => return Err(error.into()),
     };
     let title = finding.title();
     let remembers = known.is_some();
@@ -94,13 +76,13 @@ pub fn react(finding: &Finding, settings: &Settings, memory: &impl Memory, post:
         Some(known) => match history::decide(known.as_ref(), finding, settings.repeat_after) {
             Decision::Mail { reason } => reason,
             Decision::AlreadyMailed => {
-                return Ok(done(format!("{title} was already mailed by an earlier attempt"), &[("mailed", "0")]));
+                return Ok(Outcome::new(format!("{title} was already mailed by an earlier attempt")).detail("mailed", 0));
             }
             Decision::Known { record, again_ms } => {
                 store(memory, &key, &record, finding, settings)?;
                 let again = shown::time(again_ms);
                 let message = format!("{title} differs as before; not mailed again before {again} (`repeat-after`)");
-                return Ok(done(message, &[("mailed", "0"), ("unmailed", &record.unmailed.to_string())]));
+                return Ok(Outcome::new(message).detail("mailed", 0).detail("unmailed", record.unmailed));
             }
         },
     };
@@ -112,17 +94,13 @@ pub fn react(finding: &Finding, settings: &Settings, memory: &impl Memory, post:
         // A full store must not keep the next mail back: what cannot be remembered is mailed again.
         let stored = store(memory, &key, &history::mailed(finding), finding, settings)
             .and_then(|()| if first.is_none() { memory.set(&thread_key, mail.identity.as_bytes()) } else { Ok(()) });
-        if let Err(refusal) = stored {
-            let message = format!("mailed about {title}, and could not remember it: {}", refusal.message);
-            return Ok(done(message, &[("mailed", "1"), ("message-id", &message_id)]));
+        if let Err(error) = stored {
+            let message = format!("mailed about {title}, and could not remember it: {}", error.message);
+            return Ok(Outcome::new(message).detail("mailed", 1).detail("message-id", message_id));
         }
     }
     let recipients = shown::counted(u64::try_from(settings.to.len()).unwrap_or(u64::MAX), "recipient", "recipients");
-    Ok(done(format!("mailed {recipients} about {title}"), &[("mailed", "1"), ("message-id", &message_id)]))
-}
-
-fn done(message: String, details: &[(&str, &str)]) -> Done {
-    Done { message, details: details.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect() }
+    Ok(Outcome::new(format!("mailed {recipients} about {title}")).detail("mailed", 1).detail("message-id", message_id))
 }
 
 /// The mail about `finding`, as an answer to the mail with the identity `first`.
@@ -148,10 +126,10 @@ pub fn compose(finding: &Finding, settings: &Settings, reason: &Reason, first: O
 }
 
 /// Keeps `record`; makes room once if the store is full, by forgetting what would be mailed again anyway.
-fn store(memory: &impl Memory, key: &str, record: &Record, finding: &Finding, settings: &Settings) -> Result<(), Refusal> {
+fn store(memory: &impl Memory, key: &str, record: &Record, finding: &Finding, settings: &Settings) -> Result<(), Error> {
     let bytes = serde_json::to_vec(record).unwrap_or_default();
     match memory.set(key, &bytes) {
-        Err(refusal) if refusal.kind == "limit" => {
+        Err(error) if error.kind == ErrorKind::Limit => {
             let window = u64::try_from(settings.repeat_after.as_millis()).unwrap_or(u64::MAX);
             for old in memory.keys("output/")? {
                 let known = memory.get(&old)?.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());

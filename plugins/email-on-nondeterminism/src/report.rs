@@ -170,13 +170,13 @@ fn facts(finding: &Finding) -> Vec<(&'static str, String)> {
 
 fn compared(finding: &Finding) -> String {
     let seen = format!(
-        "{} and {} of each result were compared",
-        counted(finding.compared_files, "file, directory or link", "files, directories and links"),
+        "{} (files, directories, links) and {} of each result were compared",
+        counted(finding.compared_files, "entry", "entries"),
         size(finding.compared_bytes)
     );
     match &finding.incomplete {
-        None => format!("{seen}, which is all of it."),
-        Some(why) => format!("{seen}, which is not all of it: {}. There may be more.", visible(why, MAX_PATH)),
+        None => format!("{seen}: everything there is."),
+        Some(why) => format!("{seen}, which is not everything: {}. There may be more.", visible(why, MAX_PATH)),
     }
 }
 

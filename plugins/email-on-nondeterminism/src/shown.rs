@@ -69,10 +69,17 @@ pub fn time(milliseconds: u64) -> String {
     text.replace('T', " ").replace('Z', " UTC")
 }
 
-/// A duration in its two largest units.
+/// A duration in its two largest units: `7 days`, `1 day 2 h`.
 pub fn duration(duration: std::time::Duration) -> String {
     let text = humantime::format_duration(duration).to_string();
-    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+    let mut spaced = String::new();
+    for part in text.split(' ').take(2) {
+        let unit = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+        let (number, unit) = part.split_at(unit);
+        let gap = if spaced.is_empty() { "" } else { " " };
+        spaced = format!("{spaced}{gap}{number} {unit}");
+    }
+    spaced
 }
 
 /// A word of a shell command, quoted where it has to be.

@@ -2,11 +2,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hookrun_sdk::{Error, ErrorKind};
 use proptest::prelude::*;
 
 use crate::finding::{Difference, Finding, package_name};
 use crate::history::Reason;
-use crate::react::{Mail, Memory, Post, Refusal, compose, react};
+use crate::react::{Mail, Memory, Post, compose, react};
 use crate::settings::Settings;
 
 fn settings() -> Settings {
@@ -106,36 +107,36 @@ struct Host {
     mail_fails: Cell<bool>,
 }
 
-fn refusal(kind: &str) -> Refusal {
-    Refusal { kind: kind.into(), message: format!("it is {kind}"), retry_after_ms: None }
+fn refusal(kind: ErrorKind) -> Error {
+    Error { kind, message: format!("it is {kind:?}"), retry_after: None }
 }
 
 impl Memory for Host {
-    fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Refusal> {
-        if self.no_state { Err(refusal("denied")) } else { Ok(self.store.borrow().get(key).cloned()) }
+    fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
+        if self.no_state { Err(refusal(ErrorKind::Denied)) } else { Ok(self.store.borrow().get(key).cloned()) }
     }
-    fn set(&self, key: &str, value: &[u8]) -> Result<(), Refusal> {
+    fn set(&self, key: &str, value: &[u8]) -> Result<(), Error> {
         let mut store = self.store.borrow_mut();
         if self.room.get().is_some_and(|room| store.len() >= room && !store.contains_key(key)) {
-            return Err(refusal("limit"));
+            return Err(refusal(ErrorKind::Limit));
         }
         store.insert(key.into(), value.into());
         Ok(())
     }
-    fn delete(&self, key: &str) -> Result<(), Refusal> {
+    fn delete(&self, key: &str) -> Result<(), Error> {
         self.store.borrow_mut().remove(key);
         Ok(())
     }
-    fn keys(&self, prefix: &str) -> Result<Vec<String>, Refusal> {
+    fn keys(&self, prefix: &str) -> Result<Vec<String>, Error> {
         Ok(self.store.borrow().keys().filter(|key| key.starts_with(prefix)).cloned().collect())
     }
 }
 
 impl Post for Host {
-    fn send(&self, transport: &str, to: &[String], mail: &Mail) -> Result<String, Refusal> {
+    fn send(&self, transport: &str, to: &[String], mail: &Mail) -> Result<String, Error> {
         assert_eq!((transport, to), ("default", &["builds@example.org".to_owned()][..]));
         if self.mail_fails.get() {
-            return Err(refusal("transient"));
+            return Err(refusal(ErrorKind::Transient));
         }
         self.sent.borrow_mut().push(mail.clone());
         Ok(format!("<{}@host>", mail.identity))
@@ -144,7 +145,7 @@ impl Post for Host {
 
 impl Host {
     fn react(&self, finding: &Finding) -> String {
-        react(finding, &settings(), self, self).map_or_else(|refusal| refusal.message, |done| done.message)
+        react(finding, &settings(), self, self).map_or_else(|failure| failure.message, |outcome| outcome.message)
     }
     fn sent(&self) -> usize {
         self.sent.borrow().len()
@@ -186,7 +187,7 @@ fn without_state_each_finding_is_mailed() {
 fn a_mail_that_fails_is_not_remembered() {
     let host = Host::default();
     host.mail_fails.set(true);
-    assert_eq!(host.react(&later(0, "a")), "it is transient");
+    assert_eq!(host.react(&later(0, "a")), "it is Transient");
     host.mail_fails.set(false);
     host.react(&later(0, "a"));
     assert_eq!(host.sent(), 1);
@@ -200,7 +201,7 @@ fn a_full_store_makes_room() {
     // The record of old-1 is older than `repeat-after`; there is no room for another thread.
     assert_eq!(
         host.react(&Finding { name: "new-1".into(), ..later(30, "b") }),
-        "mailed about new-1 (out), and could not remember it: it is limit"
+        "mailed about new-1 (out), and could not remember it: it is Limit"
     );
     assert!(host.store.borrow().contains_key("output/new-1/out") && !host.store.borrow().contains_key("output/old-1/out"));
     assert_eq!(host.sent(), 2);
@@ -259,5 +260,5 @@ proptest! {
 
 #[test]
 fn durations_are_short() {
-    assert_eq!(crate::shown::duration(Duration::from_secs(7 * 86_400)), "7days");
+    assert_eq!(crate::shown::duration(Duration::from_secs(7 * 86_400)), "7 days");
 }

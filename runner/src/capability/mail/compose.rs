@@ -9,7 +9,8 @@ use lettre::message::header::{HeaderName, HeaderValue};
 use lettre::message::{Mailbox, MultiPart, SinglePart};
 use sha2::{Digest, Sha256};
 
-use super::{Composed, MailError, MailErrorKind, Message, mailbox};
+use super::{Composed, Message, mailbox};
+use crate::capability::{CapabilityError, ErrorKind};
 use crate::config;
 
 /// RFC 5322 section 2.1.1 allows lines of 998 characters; encoding may make a header longer, so plugins get half.
@@ -24,8 +25,8 @@ const AUTO_SUBMITTED: HeaderName = HeaderName::new_from_ascii_str("Auto-Submitte
 /// Which plugin wrote this; set by the host, whatever the plugin says.
 const PLUGIN: HeaderName = HeaderName::new_from_ascii_str("X-Hookrun-Plugin");
 
-fn invalid(message: impl Into<String>) -> MailError {
-    MailError::new(MailErrorKind::Invalid, message)
+fn invalid(message: impl Into<String>) -> CapabilityError {
+    CapabilityError::new(ErrorKind::Invalid, message)
 }
 
 /// `name` if it can stand on the right side of an address; else `localhost`.
@@ -38,11 +39,11 @@ pub(super) fn host_name(name: &str) -> String {
 }
 
 /// The sender of transport `name`: its `from`, or `hookrun@` and the host name.
-pub(super) fn sender(name: &str, settings: &config::Mail, host: &str) -> Result<Mailbox, MailError> {
+pub(super) fn sender(name: &str, settings: &config::Mail, host: &str) -> Result<Mailbox, CapabilityError> {
     match &settings.from {
         None => mailbox(&format!("hookrun@{host}")),
         Some(from) => mailbox(from).map_err(|error| {
-            MailError::new(MailErrorKind::Permanent, format!("`from` of [mail.{name}]: {}", error.message))
+            CapabilityError::new(ErrorKind::Permanent, format!("`from` of [mail.{name}]: {}", error.message))
         }),
     }
 }
@@ -66,7 +67,7 @@ pub(super) fn compose(
     recipients: &[Mailbox],
     message: &Message,
     date: SystemTime,
-) -> Result<Composed, MailError> {
+) -> Result<Composed, CapabilityError> {
     let Message { subject, text, html, headers, identity, in_reply_to } = message;
     header_text("the subject", subject)?;
     if subject.trim().is_empty() {
@@ -105,7 +106,7 @@ pub(super) fn compose(
 }
 
 /// The name of a header that a plugin may set.
-fn header_name(name: &str) -> Result<HeaderName, MailError> {
+fn header_name(name: &str) -> Result<HeaderName, CapabilityError> {
     let refused = || {
         invalid(format!(
             "`{}` is no header a plugin may set; names start with `X-` and have letters, digits and `-` only",
@@ -120,7 +121,7 @@ fn header_name(name: &str) -> Result<HeaderName, MailError> {
 }
 
 /// `value` if it may stand in a header.
-fn header_text<'a>(what: &str, value: &'a str) -> Result<&'a str, MailError> {
+fn header_text<'a>(what: &str, value: &'a str) -> Result<&'a str, CapabilityError> {
     // Besides CR and LF of RFC 5322: U+2028 and U+2029 break lines in some readers.
     if let Some(bad) = value.chars().find(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')) {
         return Err(invalid(format!(

@@ -1,61 +1,18 @@
-//! Why a message was not sent. The words are those of `hookrun:host/types.error`, so that the choke point passes them on as
-//! they are.
+//! What messages of this room have in common.
 
-/// What kind of failure, as a plugin sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MailErrorKind {
-    /// No line of the configuration allows it.
-    Denied,
-    /// The message cannot be one.
-    Invalid,
-    /// There is no such transport.
-    NotFound,
-    /// A retry may help.
-    Transient,
-    /// A retry cannot help.
-    Permanent,
-}
+use crate::capability::{CapabilityError, ErrorKind};
 
-impl MailErrorKind {
-    /// The word in `hookrun:host/types.error`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Denied => "denied",
-            Self::Invalid => "invalid",
-            Self::NotFound => "not-found",
-            Self::Transient => "transient",
-            Self::Permanent => "permanent",
+/// From an operation on a file of transport `name`. What may pass by itself (a full disk, too many open files) is worth a
+/// retry; what the configuration or the permissions forbid is not.
+pub(super) fn file_error(name: &str, what: &str, error: &std::io::Error, fix: &str) -> CapabilityError {
+    use std::io::ErrorKind as Io;
+    let kind = match error.kind() {
+        Io::PermissionDenied | Io::NotFound | Io::NotADirectory | Io::ReadOnlyFilesystem | Io::IsADirectory => {
+            ErrorKind::Permanent
         }
-    }
-}
-
-/// Why a message was not sent.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct MailError {
-    /// What kind.
-    pub kind: MailErrorKind,
-    /// A lower-case fragment that names transport and value and ends in the fix. One line; never a password.
-    pub message: String,
-}
-
-impl MailError {
-    pub(super) fn new(kind: MailErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
-    }
-
-    /// From an operation on a file of transport `name`. What may pass by itself (a full disk, too many open files) is worth a
-    /// retry; what the configuration or the permissions forbid is not.
-    pub(super) fn file(name: &str, what: &str, error: &std::io::Error, fix: &str) -> Self {
-        use std::io::ErrorKind as Io;
-        let kind = match error.kind() {
-            Io::PermissionDenied | Io::NotFound | Io::NotADirectory | Io::ReadOnlyFilesystem | Io::IsADirectory => {
-                MailErrorKind::Permanent
-            }
-            _ => MailErrorKind::Transient,
-        };
-        Self::new(kind, format!("mail transport `{name}`: {what} ({error}); {fix}"))
-    }
+        _ => ErrorKind::Transient,
+    };
+    CapabilityError::new(kind, format!("mail transport `{name}`: {what} ({error}); {fix}"))
 }
 
 /// The longest text of another program or server that is quoted in a message, in characters.

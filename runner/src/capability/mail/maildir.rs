@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::error::current_user;
-use super::{Composed, MailError, MailErrorKind};
+use super::Composed;
+use super::error::{current_user, file_error};
+use crate::capability::{CapabilityError, ErrorKind};
 
 /// Mail is for its owner only.
 const DIRECTORY_MODE: u32 = 0o700;
@@ -29,17 +30,17 @@ pub(super) struct Maildir {
 }
 
 impl Maildir {
-    pub(super) async fn deliver(&self, message: &Composed, host: &str) -> Result<(), MailError> {
+    pub(super) async fn deliver(&self, message: &Composed, host: &str) -> Result<(), CapabilityError> {
         let (maildir, text, host) = (self.clone(), message.unix_text(), host.to_owned());
         tokio::task::spawn_blocking(move || maildir.deliver_now(&text, &host)).await.unwrap_or_else(|error| {
-            Err(MailError::new(
-                MailErrorKind::Transient,
+            Err(CapabilityError::new(
+                ErrorKind::Transient,
                 format!("mail transport `{}`: delivery was cut short ({error})", self.name),
             ))
         })
     }
 
-    fn deliver_now(&self, text: &[u8], host: &str) -> Result<(), MailError> {
+    fn deliver_now(&self, text: &[u8], host: &str) -> Result<(), CapabilityError> {
         write(&self.directory, text, host).map_err(|error| {
             let shown = self.directory.display();
             let fix = format!(
@@ -47,7 +48,7 @@ impl Maildir {
                 current_user(),
                 self.name
             );
-            MailError::file(&self.name, &format!("cannot deliver into the maildir {shown}"), &error, &fix)
+            file_error(&self.name, &format!("cannot deliver into the maildir {shown}"), &error, &fix)
         })
     }
 }

@@ -7,6 +7,7 @@
 
 mod compose;
 mod error;
+mod host;
 mod maildir;
 mod sendmail;
 mod smtp;
@@ -16,13 +17,13 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
-pub use error::{MailError, MailErrorKind};
 use lettre::Address;
 use lettre::message::Mailbox;
 use maildir::Maildir;
 use sendmail::Sendmail;
 use smtp::Smtp;
 
+use super::{CapabilityError, ErrorKind};
 use crate::config::{self, Config, ConfigError, MailTransport};
 use crate::dirs::Dirs;
 
@@ -131,11 +132,11 @@ impl Mailer {
         transport: &str,
         recipients: &[String],
         message: &Message,
-    ) -> Result<String, MailError> {
+    ) -> Result<String, CapabilityError> {
         let Some(settings) = self.transports.get(transport) else {
             let hint = config::suggestion(transport, self.transports.keys().map(String::as_str));
-            return Err(MailError::new(
-                MailErrorKind::NotFound,
+            return Err(CapabilityError::new(
+                ErrorKind::NotFound,
                 format!("there is no mail transport `{transport}`; {hint}, or add a table [mail.{transport}]"),
             ));
         };
@@ -152,7 +153,7 @@ impl Mailer {
             return Ok(composed.message_id);
         }
         let checked = checked_transport(transport, settings, &self.dirs)
-            .map_err(|(_, message)| MailError::new(MailErrorKind::Permanent, message))?;
+            .map_err(|(_, message)| CapabilityError::new(ErrorKind::Permanent, message))?;
         match checked {
             Transport::Maildir(maildir) => maildir.deliver(&composed, &self.host).await?,
             Transport::Smtp(smtp) => smtp.send(&composed).await?,
@@ -221,10 +222,10 @@ fn checked_transport(name: &str, settings: &config::Mail, dirs: &Dirs) -> Result
 }
 
 /// An address, with or without a display name.
-fn mailbox(text: &str) -> Result<Mailbox, MailError> {
+fn mailbox(text: &str) -> Result<Mailbox, CapabilityError> {
     let refuse = |why: &str| {
         let shown = text.escape_debug();
-        Err(MailError::new(MailErrorKind::Invalid, format!("`{shown}` is no mail address ({why}); write `user@host`")))
+        Err(CapabilityError::new(ErrorKind::Invalid, format!("`{shown}` is no mail address ({why}); write `user@host`")))
     };
     if text.chars().any(char::is_control) {
         return refuse("it holds control characters");
@@ -251,11 +252,11 @@ fn allowed_recipients(
     transport: &str,
     settings: &config::Mail,
     wanted: &[String],
-) -> Result<Vec<Mailbox>, MailError> {
+) -> Result<Vec<Mailbox>, CapabilityError> {
     let name = &plugin.name;
     if wanted.is_empty() {
-        return Err(MailError::new(
-            MailErrorKind::Invalid,
+        return Err(CapabilityError::new(
+            ErrorKind::Invalid,
             format!("the message has no recipients; write `to = [\"user@host\"]` under [plugins.{name}.config]"),
         ));
     }
@@ -272,8 +273,8 @@ fn allowed_recipients(
         let mailbox = mailbox(text)?;
         if !allowed.iter().any(|address| same_address(address, &mailbox.email)) {
             let address = &mailbox.email;
-            return Err(MailError::new(
-                MailErrorKind::Denied,
+            return Err(CapabilityError::new(
+                ErrorKind::Denied,
                 format!(
                     "plugin `{name}` may not write to `{address}`; to allow it, write `to = [\"{address}\"]` under \
                      [plugins.{name}.config] or [mail.{transport}]"

@@ -8,8 +8,9 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
+use super::Composed;
 use super::error::quoted;
-use super::{Composed, MailError, MailErrorKind};
+use crate::capability::{CapabilityError, ErrorKind};
 
 /// Where the Filesystem Hierarchy Standard 3.0 (section 4.10) has it.
 pub(super) const DEFAULT_PROGRAM: &str = "/usr/sbin/sendmail";
@@ -29,22 +30,22 @@ pub(super) struct Sendmail {
 }
 
 impl Sendmail {
-    pub(super) async fn send(&self, message: &Composed) -> Result<(), MailError> {
+    pub(super) async fn send(&self, message: &Composed) -> Result<(), CapabilityError> {
         match tokio::time::timeout(TIMEOUT, self.run(message)).await {
             Ok(result) => result,
             Err(_) => Err(self.error(
-                MailErrorKind::Transient,
+                ErrorKind::Transient,
                 &format!("did not end within {}", humantime::format_duration(TIMEOUT)),
                 "look into its log",
             )),
         }
     }
 
-    fn error(&self, kind: MailErrorKind, what: &str, fix: &str) -> MailError {
-        MailError::new(kind, format!("mail transport `{}`: {} {what}; {fix}", self.name, self.program.display()))
+    fn error(&self, kind: ErrorKind, what: &str, fix: &str) -> CapabilityError {
+        CapabilityError::new(kind, format!("mail transport `{}`: {} {what}; {fix}", self.name, self.program.display()))
     }
 
-    async fn run(&self, message: &Composed) -> Result<(), MailError> {
+    async fn run(&self, message: &Composed) -> Result<(), CapabilityError> {
         let fix_program = format!("write the right `program` under [mail.{}]", self.name);
         // -i: a line with a single dot does not end the message. The recipients come from the envelope, never from the
         // headers (`-t`), so that what is sent is what was checked.
@@ -59,7 +60,7 @@ impl Sendmail {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| self.error(MailErrorKind::Permanent, &format!("cannot be started ({error})"), &fix_program))?;
+            .map_err(|error| self.error(ErrorKind::Permanent, &format!("cannot be started ({error})"), &fix_program))?;
         let stdin = child.stdin.take();
         let text = message.unix_text();
         let write = async move {
@@ -70,16 +71,16 @@ impl Sendmail {
             }
         };
         let ((), output) = tokio::join!(write, child.wait_with_output());
-        let output = output
-            .map_err(|error| self.error(MailErrorKind::Transient, &format!("was lost ({error})"), "look into its log"))?;
+        let output =
+            output.map_err(|error| self.error(ErrorKind::Transient, &format!("was lost ({error})"), "look into its log"))?;
         if output.status.success() {
             return Ok(());
         }
         let said = quoted(&String::from_utf8_lossy(&output.stderr));
         let kind = match output.status.code() {
             // Without a code it was killed by a signal.
-            None | Some(EX_TEMPFAIL | EX_OSERR) => MailErrorKind::Transient,
-            Some(_) => MailErrorKind::Permanent,
+            None | Some(EX_TEMPFAIL | EX_OSERR) => ErrorKind::Transient,
+            Some(_) => ErrorKind::Permanent,
         };
         let fix = format!("check its configuration, and `from` and `to` under [mail.{}]", self.name);
         Err(self.error(kind, &format!("refused the message ({}: {said})", output.status), &fix))

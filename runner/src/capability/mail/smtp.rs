@@ -16,8 +16,9 @@ use lettre::transport::smtp::extension::ClientId;
 use lettre::transport::smtp::{SMTP_PORT, SUBMISSION_PORT, SUBMISSIONS_PORT};
 use url::Url;
 
-use super::error::{current_user, quoted};
-use super::{Composed, MailError, MailErrorKind};
+use super::Composed;
+use super::error::{current_user, file_error, quoted};
+use crate::capability::{CapabilityError, ErrorKind};
 use crate::config;
 
 /// For the connection, TLS included.
@@ -155,25 +156,26 @@ impl Smtp {
         }
     }
 
-    fn error(&self, kind: MailErrorKind, what: &str, fix: &str) -> MailError {
-        MailError::new(kind, format!("mail transport `{}`: {what}; {fix}", self.name))
+    fn error(&self, kind: ErrorKind, what: &str, fix: &str) -> CapabilityError {
+        CapabilityError::new(kind, format!("mail transport `{}`: {what}; {fix}", self.name))
     }
 
-    pub(super) async fn send(&self, message: &Composed) -> Result<(), MailError> {
+    pub(super) async fn send(&self, message: &Composed) -> Result<(), CapabilityError> {
         // Not left to lettre: it bounds the connection, not the commands.
         tokio::time::timeout(TIMEOUT, self.converse(message)).await.unwrap_or_else(|_| {
             let time = humantime::format_duration(TIMEOUT);
             Err(self.error(
-                MailErrorKind::Transient,
+                ErrorKind::Transient,
                 &format!("{} did not take the message within {time}", self.server()),
                 "it will be tried again",
             ))
         })
     }
 
-    async fn converse(&self, message: &Composed) -> Result<(), MailError> {
-        let envelope = Envelope::new(Some(message.from.clone()), message.to.clone())
-            .map_err(|error| MailError::new(MailErrorKind::Invalid, format!("the message cannot be addressed ({error})")))?;
+    async fn converse(&self, message: &Composed) -> Result<(), CapabilityError> {
+        let envelope = Envelope::new(Some(message.from.clone()), message.to.clone()).map_err(|error| {
+            CapabilityError::new(ErrorKind::Invalid, format!("the message cannot be addressed ({error})"))
+        })?;
         // Secrets and certificates first: without them there is no use in a connection.
         let credentials = self.credentials()?;
         let mut tls = self.tls()?;
@@ -196,11 +198,11 @@ impl Smtp {
         credentials: Option<(Credentials, String)>,
         envelope: &Envelope,
         raw: &[u8],
-    ) -> Result<(), MailError> {
+    ) -> Result<(), CapabilityError> {
         if let Some(tls) = tls.filter(|_| self.security == Security::StartTls || connection.can_starttls()) {
             if !connection.can_starttls() {
                 return Err(self.error(
-                    MailErrorKind::Permanent,
+                    ErrorKind::Permanent,
                     &format!("{} does not offer STARTTLS, and `?tls=required` wants it", self.server()),
                     &format!(
                         "write `smtps://` and its port in `url` under [mail.{}], or ask the server's operator",
@@ -213,7 +215,7 @@ impl Smtp {
         if let Some((credentials, password)) = credentials {
             if !connection.is_encrypted() && !self.is_loopback() {
                 return Err(self.error(
-                    MailErrorKind::Permanent,
+                    ErrorKind::Permanent,
                     &format!("{} offers no encryption, and a password is not sent in clear text", self.server()),
                     &format!("write `smtps://` in `url` under [mail.{}], or remove `username`", self.name),
                 ));
@@ -228,7 +230,7 @@ impl Smtp {
     }
 
     /// The credentials, and the password once more so that it can be kept out of messages.
-    fn credentials(&self) -> Result<Option<(Credentials, String)>, MailError> {
+    fn credentials(&self) -> Result<Option<(Credentials, String)>, CapabilityError> {
         let (Some(username), Some(path)) = (&self.username, &self.password_file) else {
             return Ok(None);
         };
@@ -237,14 +239,14 @@ impl Smtp {
         match password.filter(|password| !password.is_empty()) {
             Some(password) => Ok(Some((Credentials::new(username.clone(), password.clone()), password))),
             None => Err(self.error(
-                MailErrorKind::Permanent,
+                ErrorKind::Permanent,
                 &format!("the password file {} is empty or not UTF-8", path.display()),
                 "write the password into it, as one line",
             )),
         }
     }
 
-    fn tls(&self) -> Result<Option<TlsParameters>, MailError> {
+    fn tls(&self) -> Result<Option<TlsParameters>, CapabilityError> {
         if self.security == Security::Plain {
             return Ok(None);
         }
@@ -252,7 +254,7 @@ impl Smtp {
         if let Some(path) = &self.ca_file {
             let certificates = Certificate::from_pem(&self.read("ca-file", path)?).map_err(|error| {
                 self.error(
-                    MailErrorKind::Permanent,
+                    ErrorKind::Permanent,
                     &format!("the ca-file {} holds no certificates ({})", path.display(), quoted(&error.to_string())),
                     "write them in PEM form",
                 )
@@ -262,16 +264,16 @@ impl Smtp {
         builder.build().map(Some).map_err(|error| self.failed(Step::Secure, &error, None))
     }
 
-    fn read(&self, key: &str, path: &Path) -> Result<Vec<u8>, MailError> {
+    fn read(&self, key: &str, path: &Path) -> Result<Vec<u8>, CapabilityError> {
         std::fs::read(path).map_err(|error| {
             let fix = format!("make it readable for user {}, and check `{key}` under [mail.{}]", current_user(), self.name);
-            MailError::file(&self.name, &format!("cannot read {key} {}", path.display()), &error, &fix)
+            file_error(&self.name, &format!("cannot read {key} {}", path.display()), &error, &fix)
         })
     }
 
     /// What an error of lettre means for the operator.
-    fn failed(&self, step: Step, error: &lettre::transport::smtp::Error, password: Option<&str>) -> MailError {
-        use MailErrorKind::{Permanent, Transient};
+    fn failed(&self, step: Step, error: &lettre::transport::smtp::Error, password: Option<&str>) -> CapabilityError {
+        use ErrorKind::{Permanent, Transient};
         let (name, server) = (&self.name, self.server());
         let text = said(error, password);
         if let Some(code) = error.status() {

@@ -45,7 +45,7 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 }
 
 impl Scene {
-    fn send(&self, to: &[&str], message: &Message) -> Result<String, MailError> {
+    fn send(&self, to: &[&str], message: &Message) -> Result<String, CapabilityError> {
         let to: Vec<String> = to.iter().map(ToString::to_string).collect();
         run(self.mailer.send(&self.plugin, "default", &to, message))
     }
@@ -103,7 +103,7 @@ fn a_maildir_that_cannot_be_written() {
     let text =
         CONFIGURATION.replace("[mail.default]", &format!("[mail.default]\ndirectory = \"{}\"", file.path().display()));
     let error = scene(&text, false).send(&["root@localhost"], &message()).unwrap_err();
-    assert_eq!(error.kind, MailErrorKind::Permanent);
+    assert_eq!(error.kind, ErrorKind::Permanent);
     let shown = error.message.replace(&file.path().display().to_string(), "FILE").replace(&error::current_user(), "USER");
     insta::assert_snapshot!(shown);
 }
@@ -235,7 +235,7 @@ fn sendmail_gets_the_envelope_as_arguments() {
 
 #[test]
 fn what_sendmail_answers() {
-    for (exit, kind) in [(75, MailErrorKind::Transient), (67, MailErrorKind::Permanent)] {
+    for (exit, kind) in [(75, ErrorKind::Transient), (67, ErrorKind::Permanent)] {
         let (scene, directory) = sendmail_scene(exit);
         let error = scene.send(&["root@localhost"], &message()).unwrap_err();
         assert_eq!(error.kind, kind, "{error}");
@@ -251,7 +251,7 @@ fn what_sendmail_answers() {
     let text =
         CONFIGURATION.replace("[mail.default]", "[mail.default]\ntransport = \"sendmail\"\nprogram = \"/nonexistent\"");
     let error = scene(&text, false).send(&["root@localhost"], &message()).unwrap_err();
-    assert_eq!(error.kind, MailErrorKind::Permanent);
+    assert_eq!(error.kind, ErrorKind::Permanent);
     assert!(error.message.contains("write the right `program` under [mail.default]"), "{error}");
 }
 
@@ -262,7 +262,7 @@ fn a_server_that_is_down_is_worth_a_retry() {
     let text = CONFIGURATION
         .replace("[mail.default]", &format!("[mail.default]\ntransport = \"smtp\"\nurl = \"smtp://127.0.0.1:{port}\""));
     let error = scene(&text, false).send(&["root@localhost"], &message()).unwrap_err();
-    assert_eq!(error.kind, MailErrorKind::Transient);
+    assert_eq!(error.kind, ErrorKind::Transient);
     insta::assert_snapshot!(error.message.replace(&port.to_string(), "PORT"));
 }
 
@@ -273,7 +273,7 @@ fn a_password_file_that_is_not_there() {
         "[mail.default]\ntransport = \"smtp\"\nurl = \"smtps://127.0.0.1\"\nusername = \"u\"\npassword-file = \"/nonexistent\"",
     );
     let error = scene(&text, false).send(&["root@localhost"], &message()).unwrap_err();
-    assert_eq!(error.kind, MailErrorKind::Permanent);
+    assert_eq!(error.kind, ErrorKind::Permanent);
     insta::assert_snapshot!(error.message.replace(&error::current_user(), "USER"));
 }
 
