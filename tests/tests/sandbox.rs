@@ -1,5 +1,7 @@
 //! The sandbox with real guests: what a good one does, and where each fault of a bad one ends.
 
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "what goes wrong has to fail the test")]
+
 use std::collections::BTreeMap;
 
 use hookrun::builders::{Action, Candidate, LocalMachine, Machine};

@@ -136,8 +136,8 @@ fn open_directory(path: &Path) -> std::result::Result<OwnedFd, String> {
             return Err(format!("{} can be changed by other users", reached.display()));
         }
         reached.push(part);
-        let mode = if parts.peek().is_none() { OFlags::RDONLY } else { OFlags::PATH };
-        directory = rustix::fs::openat(&directory, part.as_os_str(), mode | DIRECTORY, Mode::empty())
+        let access = if parts.peek().is_none() { OFlags::RDONLY } else { OFlags::PATH };
+        directory = rustix::fs::openat(&directory, part.as_os_str(), access | DIRECTORY, Mode::empty())
             .map_err(|error| failed(&reached, &error))?;
     }
     let stat = rustix::fs::fstat(&directory).map_err(|error| failed(path, &error))?;

@@ -85,5 +85,6 @@ fn link(engine: &Engine) -> Result<Linker<RunState>> {
     host::nix_store::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
     host::object_store::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
     host::signing::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
+    host::mail::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
     Ok(linker)
 }
