@@ -171,6 +171,18 @@ mod tests {
         assert_eq!(Limit::WallTime.line(120_000), "wall-time = \"2m\"");
     }
 
+    /// The table of docs/configuration.md is this table.
+    #[test]
+    fn documented() {
+        let page = include_str!("../../../docs/configuration.md");
+        for limit in Limit::ALL {
+            let line = limit.line(limit.default());
+            let (key, value) = line.split_once(" = ").unwrap();
+            let row = format!("| `{key}` | `{value}` | {} |", limit.doc().trim());
+            assert!(page.contains(&row), "docs/configuration.md lacks the row\n{row}");
+        }
+    }
+
     #[test]
     fn values() {
         assert_eq!(Limit::Memory.parse(&toml::Value::String("2MiB".into())), Ok(2 * MIB));

@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     Builders, Config, ConfigError, Filter, Grant, Limit, Limits, Lines, Mail, ObjectStore, Plugin, PluginSource, Retry,
-    SigningKey, Start, Worker, suggestion,
+    SigningKey, Start, Worker, nearest, suggestion,
 };
 use crate::event::HookKind;
 
@@ -189,13 +189,14 @@ fn plugin(config: &Config, name: &str, raw: RawPlugin) -> Result<Plugin, ConfigE
         ("mail", "mail", &grant.mail, known(&mut config.mail.keys())),
     ] {
         if let Some(unknown) = wanted.iter().find(|name| !defined.contains(name)) {
+            let hint = match nearest(unknown, defined.iter().map(String::as_str)) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => "add that table".to_owned(),
+            };
+            let table = toml_key(unknown);
             return error(
                 &["grant", key],
-                format!(
-                    "the grant `{key}` of plugin `{name}` names `{unknown}`, and there is no [{section}.{}]; {}",
-                    toml_key(unknown),
-                    suggestion(unknown, defined.iter().map(String::as_str)),
-                ),
+                format!("the grant `{key}` of plugin `{name}` names `{unknown}`, and there is no [{section}.{table}]; {hint}"),
             );
         }
     }
