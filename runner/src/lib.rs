@@ -27,6 +27,7 @@ pub mod dirs;
 pub mod event;
 pub mod evidence;
 pub mod exit_code;
+pub mod gate;
 pub mod nix;
 pub mod outcome;
 pub mod plugin;

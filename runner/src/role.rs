@@ -8,7 +8,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 
 use crate::exit_code::Exit;
-use crate::{builders, nix, queue};
+use crate::plugin::policy::{self, PluginPolicy};
+use crate::{builders, cli, gate, nix, queue};
 
 /// Link names that give a role outright. Nix starts all three hooks with the link's own name as argv\[0\]: Nix 2.8 to 2.34,
 /// `post-build-hook` and `diff-hook` with the text of the setting, `build-hook` with its last component.
@@ -117,17 +118,16 @@ pub fn run() -> Exit {
     match Role::of(call) {
         // A build that hookrun itself started is not reported again.
         Role::PostBuild | Role::Diff(_) if nix::is_nested() => Exit::Done,
-        Role::PostBuild => {
-            // Only a plugin with `gate = true` may make this anything else, from the event that this returns.
-            let _event = queue::hand_over::post_build();
-            Exit::Done
-        }
+        // Only a plugin with `gate = true` may make this anything but 0.
+        Role::PostBuild => queue::hand_over::post_build().map_or(Exit::Done, |event| gate::run(&event)),
         Role::Diff(arguments) => {
             queue::hand_over::diff(&arguments);
             Exit::Done
         }
-        Role::BuildHook { verbosity } => builders::hook::main(verbosity, builders::hook::Setup::stock_rule),
-        Role::CommandLine => Exit::Usage,
+        Role::BuildHook { verbosity } => builders::hook::main(verbosity, || {
+            builders::hook::Setup::load(policy::chooser, |config, name| PluginPolicy::load(&config, name))
+        }),
+        Role::CommandLine => cli::main(argv.into_iter().skip(1)),
     }
 }
 

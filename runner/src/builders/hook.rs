@@ -12,7 +12,7 @@ use super::session::{End, Session};
 use super::stock::{Delegate, StockProgram};
 use crate::config::{self, Config};
 use crate::dirs::Dirs;
-use crate::event::{HookKind, NixDirs};
+use crate::event::NixDirs;
 use crate::exit_code::Exit;
 
 /// What the configuration says about builder selection.
@@ -24,17 +24,11 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// From this installation's configuration, with Nix's own rule as the policy.
-    pub fn stock_rule() -> Self {
-        let builders = Config::load(&Dirs::from_env().config).map(|config| config.builders).unwrap_or_default();
-        Self { builders, policy: None }
-    }
-
-    /// From this installation's configuration; `plugin` makes the policy of the plugin with that name.
-    ///
-    /// With several plugins for builder selection the first by name chooses. Without one Nix's own rule does.
-    pub fn load<F>(plugin: F) -> Self
+    /// From this installation's configuration; `chooser` names the plugin that chooses, if there is one, and `plugin` makes
+    /// its policy. Without one Nix's own rule chooses.
+    pub fn load<C, F>(chooser: C, plugin: F) -> Self
     where
+        C: FnOnce(&Config) -> Option<String>,
         F: FnOnce(Config, &str) -> Result<Box<dyn super::Policy>, PolicyError> + Send + 'static,
     {
         let config = match Config::load(&Dirs::from_env().config) {
@@ -45,9 +39,7 @@ impl Setup {
             }
         };
         let builders = config.builders.clone();
-        let chooser = config.plugins.iter().find(|(_, plugin)| plugin.hooks.contains(&HookKind::BuilderSelection));
-        let policy =
-            chooser.map(|(name, _)| name.clone()).map(|name| -> PolicyFactory { Box::new(move || plugin(config, &name)) });
+        let policy = chooser(&config).map(|name| -> PolicyFactory { Box::new(move || plugin(config, &name)) });
         Self { builders, policy }
     }
 }

@@ -17,6 +17,6 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
-    let _ = args;
-    Ok(Exit::Internal)
+    let options = crate::demo::DemoOptions { dir: args.dir.clone(), remove: args.remove };
+    crate::demo::run(&options).map_err(CliError::environment)
 }

@@ -75,8 +75,9 @@ pub(super) fn style_of(word: &str) -> Style {
 /// Rows in columns, two blanks between them; the last column is not padded.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let widths: Vec<usize> =
-        (0..columns).map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| width(cell)).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| width(cell)).max().unwrap_or(0))
+        .collect();
     let mut text = String::new();
     for row in rows {
         let mut line = String::new();
@@ -107,7 +108,17 @@ fn width(cell: &str) -> usize {
 
 /// Text from outside (derivation names, plugins' messages) on a terminal: control characters are shown, not obeyed.
 pub(super) fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() && c != '\t' { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+    text.chars()
+        .flat_map(|c| if c.is_control() && c != '\t' { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .collect()
+}
+
+/// The fields of a log line: ` key=value` each.
+pub(super) fn fields(fields: &[(String, String)]) -> String {
+    fields.iter().fold(String::new(), |mut text, (key, value)| {
+        let _ = write!(text, " {}={}", printable(key), printable(value));
+        text
+    })
 }
 
 /// A time in milliseconds since 1970, as local time.
@@ -135,7 +146,10 @@ mod tests {
 
     #[test]
     fn columns_line_up_whatever_the_colours() {
-        let rows = vec![vec!["a".into(), styled("done", Style::Good, true), "x".into()], vec!["bbb".into(), "failed".into(), "y".into()]];
+        let rows = vec![
+            vec!["a".into(), styled("done", Style::Good, true), "x".into()],
+            vec!["bbb".into(), "failed".into(), "y".into()],
+        ];
         assert_eq!(table(&rows), "a    \u{1b}[32mdone\u{1b}[0m    x\nbbb  failed  y\n");
     }
 

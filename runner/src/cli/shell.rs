@@ -32,7 +32,9 @@ pub(super) fn completions(args: &CompletionsArgs) -> Result<Exit, CliError> {
 pub(super) fn man(args: &ManArgs) -> Result<Exit, CliError> {
     std::fs::create_dir_all(&args.directory)
         .and_then(|()| clap_mangen::generate_to(Cli::command(), &args.directory))
-        .with_context(|| format!("cannot write manual pages to {}; name a directory you may write to", args.directory.display()))
+        .with_context(|| {
+            format!("cannot write manual pages to {}; name a directory you may write to", args.directory.display())
+        })
         .map_err(CliError::environment)?;
     Ok(Exit::Done)
 }

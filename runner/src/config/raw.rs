@@ -33,7 +33,7 @@ struct RawWorker {
     user: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 struct RawBuilders {
     connect_timeout: Option<Time>,
@@ -196,7 +196,9 @@ fn plugin(config: &Config, name: &str, raw: RawPlugin) -> Result<Plugin, ConfigE
             let table = toml_key(unknown);
             return error(
                 &["grant", key],
-                format!("the grant `{key}` of plugin `{name}` names `{unknown}`, and there is no [{section}.{table}]; {hint}"),
+                format!(
+                    "the grant `{key}` of plugin `{name}` names `{unknown}`, and there is no [{section}.{table}]; {hint}"
+                ),
             );
         }
     }

@@ -8,6 +8,7 @@
 //! * [`load`]: [`Artifact`] (checked) to [`LinkedPlugin`] (native code). [`artifact`]: the cache of compiled plugins.
 //! * [`engine`]: compilation, interruption, and the table of what is linked. [`bindings`]: generated.
 //! * [`run`]: one run. [`limits`]: what bounds it. [`host_call`]: the choke point that every host call passes.
+//! * [`executor`], [`policy`]: plugins as the queue's and the builder selection's servants.
 //! * [`bundled`]: the plugins inside this binary.
 
 pub mod artifact;
@@ -16,12 +17,14 @@ pub mod bundled;
 mod convert;
 pub mod engine;
 mod error;
+pub mod executor;
 pub mod grants;
 pub mod host_call;
 pub mod limits;
 pub mod load;
 pub mod metadata;
 mod output;
+pub mod policy;
 mod run;
 
 pub use error::PluginError;

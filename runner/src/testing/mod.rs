@@ -1,1 +1,145 @@
-//! testing
+//! `hookrun test`: a plugin runs on sample events, with the engine, the limits and the grants of the real thing and with services that
+//! keep everything in memory.
+//!
+//! Nothing leaves the process and nothing is read from the machine's Nix store: what a plugin did is in the [`TestRun`].
+
+mod samples;
+mod subject;
+
+use serde::Serialize;
+
+pub use subject::{CAPABILITIES, Subject, SubjectError};
+
+use crate::builders::{Action, Candidate, LocalMachine, Machine};
+use crate::capability::Services;
+use crate::dirs::Dirs;
+use crate::event::HookKind;
+use crate::outcome::{Outcome, RunReport};
+use crate::plugin::{Host, LinkedPlugin};
+
+/// Objects of one store that are listed; a sample upload has a dozen.
+const MAX_LISTED: u32 = 1000;
+
+/// A question for a policy.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// In words.
+    pub what: &'static str,
+    /// The derivation to place.
+    pub candidate: Candidate,
+    /// The machines that can take it.
+    pub machines: Vec<Machine>,
+    /// This machine.
+    pub local: LocalMachine,
+}
+
+/// One run on one sample.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TestRun {
+    /// Which hook was called.
+    pub hook: HookKind,
+    /// The sample, in words.
+    pub sample: &'static str,
+    /// How it ended, what it used, what it logged.
+    pub report: RunReport,
+    /// What it did to the services, in words.
+    pub effects: Vec<String>,
+}
+
+impl TestRun {
+    /// Did it end as a run should?
+    pub const fn passed(&self) -> bool {
+        matches!(self.report.outcome, Outcome::Done { .. })
+    }
+}
+
+/// Runs every hook that the subject serves on its samples.
+///
+/// # Errors
+/// The plugin does not load: one line with the fix.
+pub async fn run(subject: &Subject, dirs: &Dirs) -> Result<(LinkedPlugin, Vec<TestRun>), String> {
+    let plugin = Host::new(dirs).load(&subject.plugin, &subject.config).map_err(|error| error.to_string())?;
+    let mut runs = Vec::new();
+    for hook in HookKind::ALL {
+        if !crate::plugin::executor::serves(&subject.plugin, Some(&plugin), hook) {
+            continue;
+        }
+        match samples::event(hook) {
+            Some(event) => {
+                // Services of its own for each run: a sample does not depend on the one before.
+                let services = Services::in_memory(&subject.config, dirs);
+                let report = plugin.run_event(&services, &event, 1).await;
+                let effects = effects(subject, &services).await;
+                let sample =
+                    if hook == HookKind::Diff { "two results of greet-2.12 differ" } else { "greet-2.12 was built" };
+                runs.push(TestRun { hook, sample, report, effects });
+            }
+            None => {
+                for question in samples::questions() {
+                    runs.push(ask(&plugin, subject, dirs, &question).await);
+                }
+            }
+        }
+    }
+    Ok((plugin, runs))
+}
+
+/// A policy's answer as a run: an answer that the build hook would not take is a failure.
+async fn ask(plugin: &LinkedPlugin, subject: &Subject, dirs: &Dirs, question: &Question) -> TestRun {
+    let services = Services::in_memory(&subject.config, dirs);
+    let Question { what, candidate, machines, local } = question;
+    let (decision, mut report) = plugin.select(&services, candidate, machines, local).await;
+    let checked = decision.and_then(|decision| crate::builders::policy::checked(decision, machines, local));
+    let mut effects = Vec::new();
+    match checked {
+        Ok(decision) => effects.push(match decision.action {
+            Action::Machines(uris) => format!("chose {} ({})", uris.join(", then "), decision.reason),
+            other => format!("chose {} ({})", other.as_str(), decision.reason),
+        }),
+        Err(error) if matches!(report.outcome, Outcome::Done { .. }) => {
+            report.outcome = Outcome::Failed { message: error.to_string(), transient: false, retry_after_ms: None };
+        }
+        Err(_) => {}
+    }
+    TestRun { hook: HookKind::BuilderSelection, sample: what, report, effects }
+}
+
+/// What is in the services after a run.
+async fn effects(subject: &Subject, services: &Services) -> Vec<String> {
+    let mut effects = Vec::new();
+    for store in &subject.plugin.grant.object_store {
+        if let Ok(keys) = services.object_stores().list(store, "", MAX_LISTED).await {
+            effects.extend(keys.iter().map(|key| format!("object store {store}: {key}")));
+        }
+    }
+    for mail in services.mail().captured() {
+        effects.push(format!("mail by {} to {}: {}", mail.transport, mail.recipients.join(", "), subject_line(&mail.raw)));
+    }
+    effects
+}
+
+/// The Subject of a composed message, unfolded (RFC 5322 section 2.2.3).
+fn subject_line(raw: &[u8]) -> String {
+    let text = String::from_utf8_lossy(raw);
+    let mut lines = text.lines().skip_while(|line| !line.to_ascii_lowercase().starts_with("subject:"));
+    let mut subject =
+        lines.next().and_then(|line| line.split_once(':')).map_or(String::new(), |(_, rest)| rest.trim().to_owned());
+    for line in lines.take_while(|line| line.starts_with([' ', '\t'])) {
+        subject.push(' ');
+        subject.push_str(line.trim());
+    }
+    subject
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folded_subject_is_one_line() {
+        let raw = b"From: a@b\r\nSubject: one\r\n two\r\nTo: c@d\r\n\r\nSubject: body";
+        assert_eq!(subject_line(raw), "one two");
+        assert_eq!(subject_line(b"From: a@b\r\n\r\n"), "");
+    }
+}

@@ -51,6 +51,14 @@ impl ObjectStores {
         Self { in_memory: true, ..Self::new(config, dirs) }
     }
 
+    /// Reads the settings and the credentials of a store and tells where it is. Sends nothing.
+    ///
+    /// # Errors
+    /// What is wrong with them, with the line to write.
+    pub fn check(&self, name: &str) -> Result<String, CapabilityError> {
+        self.open(name).map(|open| open.place)
+    }
+
     /// Which of `keys` exist, in their order.
     ///
     /// # Errors

@@ -1,0 +1,154 @@
+//! `hookrun check`: does all of the configuration hold? The file, every plugin, every grant, every secret, the state directory.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::output::{self, Format};
+use super::{CliError, Context};
+use crate::capability::Services;
+use crate::config::Config;
+use crate::exit_code::Exit;
+use crate::plugin::Host;
+use crate::queue::spool;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Loads every plugin, reads every key and password, opens every object store's settings, and looks whether the state directory can be written.
+Sends nothing. Run it as the user that runs the worker.
+
+Exit code 0: all holds. 3: the configuration is wrong. 4: the environment is (a directory that cannot be written).
+
+Example:
+  hookrun check --config ./hookrun.toml")]
+pub(super) struct Args {
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Problem {
+    #[serde(skip)]
+    exit: Exit,
+    message: String,
+}
+
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Report {
+    config: String,
+    /// What holds, one line each.
+    good: Vec<String>,
+    problems: Vec<Problem>,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
+    let mut report = Report { config: context.dirs.config.display().to_string(), ..Report::default() };
+    match context.config() {
+        Ok(config) => {
+            let origin = if config.embedded { " (not there: the embedded one)" } else { "" };
+            report.good.push(format!("configuration {}{origin}", config.path.display()));
+            plugins(context, &config, &mut report);
+            services(context, &config, &mut report);
+        }
+        Err(error) => report.problems.push(Problem { exit: error.exit, message: error.to_string() }),
+    }
+    state(context, &mut report);
+    match args.format {
+        Format::Json => output::json(&report)?,
+        Format::Text => {
+            for line in &report.good {
+                output::print(&format!("ok  {line}\n"))?;
+            }
+            for problem in &report.problems {
+                eprintln!("error: {}", problem.message.replace('\n', " "));
+            }
+        }
+    }
+    Ok(report.problems.first().map_or(Exit::Done, |problem| problem.exit))
+}
+
+fn plugins(context: &Context, config: &Config, report: &mut Report) {
+    let host = Host::new(&context.dirs);
+    for (name, plugin) in &config.plugins {
+        match host.load(plugin, config) {
+            Ok(linked) => {
+                let hooks: Vec<&str> = linked.hooks().iter().map(|hook| hook.as_str()).collect();
+                let metadata = linked.metadata();
+                report.good.push(format!("plugin {name}: {} {}, {}", metadata.name, metadata.version, hooks.join(", ")));
+            }
+            Err(error) => report.problems.push(Problem { exit: Exit::Configuration, message: error.to_string() }),
+        }
+    }
+}
+
+fn services(context: &Context, config: &Config, report: &mut Report) {
+    let services = Services::new(config, &context.dirs);
+    let wrong = |keys: &[&str], message: &str| Problem {
+        exit: Exit::Configuration,
+        message: config.error(keys, message).to_string(),
+    };
+    for name in config.signing_keys.keys() {
+        match services.signing_keys().public_key(name) {
+            Ok(public) => report.good.push(format!("signing key {public}")),
+            Err(error) => report.problems.push(wrong(&["signing-keys", name, "file"], &error.message)),
+        }
+    }
+    for name in config.object_stores.keys() {
+        match services.object_stores().check(name) {
+            Ok(place) => report.good.push(format!("object store {name}: {place}")),
+            Err(error) => report.problems.push(wrong(&["object-stores", name], &error.message)),
+        }
+    }
+    if let Err(error) = crate::capability::mail::check(config, &context.dirs) {
+        report.problems.push(Problem { exit: Exit::Configuration, message: error.to_string() });
+    }
+    for (name, mail) in &config.mail {
+        for (key, file) in [("password-file", &mail.password_file), ("ca-file", &mail.ca_file)] {
+            match file.as_deref().map(readable) {
+                Some(Err(error)) => {
+                    let path = file.as_deref().unwrap_or(Path::new("")).display();
+                    let message = format!(
+                        "the {key} {path} cannot be read ({error}); make it readable for the user that runs the worker"
+                    );
+                    report.problems.push(wrong(&["mail", name, key], &message));
+                }
+                Some(Ok(())) => report.good.push(format!("mail {name}: {key} is readable")),
+                None => {}
+            }
+        }
+    }
+}
+
+/// Opened, not read: a check has no use for a secret.
+fn readable(file: &Path) -> std::io::Result<()> {
+    std::fs::File::open(file).map(drop)
+}
+
+fn state(context: &Context, report: &mut Report) {
+    let directory = context.dirs.spool();
+    let probe = || -> std::io::Result<()> {
+        spool::make_directory(&directory)?;
+        // Created and gone at once: nobody else sees it.
+        tempfile_in(&directory)
+    };
+    match probe() {
+        Ok(()) => report.good.push(format!("state directory {}", context.dirs.state.display())),
+        Err(error) => report.problems.push(Problem {
+            exit: Exit::Environment,
+            message: format!(
+                "the state directory {} cannot be written ({error}); run as the user that owns it, or name another with --state-dir or HOOKRUN_STATE_DIR",
+                context.dirs.state.display()
+            ),
+        }),
+    }
+}
+
+fn tempfile_in(directory: &Path) -> std::io::Result<()> {
+    let path = directory.join(format!(".check-{}", std::process::id()));
+    std::fs::OpenOptions::new().write(true).create_new(true).open(&path)?;
+    std::fs::remove_file(&path)
+}

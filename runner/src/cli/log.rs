@@ -1,0 +1,143 @@
+//! `hookrun log`: what happened, attempt by attempt.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::output::{self, Format, Style, printable, style_of, styled};
+use super::{CliError, Context};
+use crate::event::now_ms;
+use crate::exit_code::Exit;
+use crate::queue::journal::{AttemptRow, Journal, LogFilter};
+
+/// The words of `--outcome`: the classes of an attempt, and `dead` for tasks that were given up.
+const OUTCOMES: [&str; 9] =
+    ["done", "transient", "permanent", "trapped", "limit", "refused", "interrupted", "failed", "dead"];
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  hookrun log                                 the newest 50 attempts
+  hookrun log --derivation hello --verbose    with what the plugin logged and used
+  hookrun log --outcome dead --since 1day     what was given up since yesterday
+  hookrun log --all --format json             everything, for a program")]
+pub(super) struct Args {
+    /// Only derivations whose name or store path contains TEXT
+    #[arg(long, value_name = "TEXT")]
+    derivation: Option<String>,
+    /// Only this plugin
+    #[arg(long, value_name = "NAME")]
+    plugin: Option<String>,
+    /// Only attempts that ended so; `failed` is all but `done`, `dead` what was given up
+    #[arg(long, value_parser = OUTCOMES)]
+    outcome: Option<String>,
+    /// Only what ended within this time, such as 90s, 2h or 3days
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    since: Option<Duration>,
+    /// The newest so many
+    #[arg(long, value_name = "COUNT", default_value_t = 50, conflicts_with = "all")]
+    limit: usize,
+    /// All there are
+    #[arg(long)]
+    all: bool,
+    /// Also what the plugin logged, and what it used
+    #[arg(long, short)]
+    verbose: bool,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
+    // These two are no class of an attempt, so they are sifted here, before the limit.
+    let sifted = args.outcome.as_deref().filter(|word| ["failed", "dead"].contains(word));
+    let limit = (!args.all).then_some(args.limit);
+    let filter = LogFilter {
+        derivation: args.derivation.clone(),
+        plugin: args.plugin.clone(),
+        outcome: args.outcome.clone().filter(|_| sifted.is_none()),
+        since_ms: args.since.map(|time| now_ms().saturating_sub(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))),
+        limit: limit.filter(|_| sifted.is_none()),
+    };
+    let mut rows = match Journal::open_read_only(&context.dirs).map_err(CliError::environment)? {
+        Some(journal) => journal.log(&filter).map_err(CliError::environment)?,
+        None => Vec::new(),
+    };
+    match sifted {
+        Some("dead") => rows.retain(|row| row.state == "dead"),
+        Some(_) => rows.retain(|row| row.class != "done"),
+        None => {}
+    }
+    if let Some(limit) = limit {
+        rows.drain(..rows.len().saturating_sub(limit));
+    }
+    match args.format {
+        Format::Json => output::json(&rows)?,
+        Format::Text => output::print(&text(&rows, args.verbose, output::colours()))?,
+    }
+    Ok(Exit::Done)
+}
+
+fn text(rows: &[AttemptRow], verbose: bool, colours: bool) -> String {
+    let mut text = String::new();
+    for row in rows {
+        // An attempt as a line of its own, its message below: messages end in the fix and are long.
+        let _ = write!(
+            text,
+            "{}  {}  {}  {}",
+            styled(&output::time(row.end_ms), Style::Faint, colours),
+            styled(&row.class, style_of(&row.class), colours),
+            styled(&row.plugin, Style::Strong, colours),
+            printable(&row.name),
+        );
+        let _ = write!(text, "  ({}, attempt {}", row.kind, row.number);
+        if let Some(usage) = &row.usage {
+            let _ = write!(text, ", {}", output::duration(u64::try_from(usage.wall.as_millis()).unwrap_or(u64::MAX)));
+        }
+        text.push_str(")\n");
+        let _ = writeln!(text, "    {}", printable(&row.message));
+        match (row.state.as_str(), row.not_before_ms) {
+            ("dead", _) if row.class != "done" => {
+                let _ = writeln!(text, "    given up");
+            }
+            ("refused", _) => {
+                let _ = writeln!(text, "    kept; tried again when a worker starts, as `hookrun drain` does");
+            }
+            ("pending", Some(when)) => {
+                let _ = writeln!(text, "    tried again at {}", output::time(when));
+            }
+            _ => {}
+        }
+        if verbose {
+            details(&mut text, row, colours);
+        }
+    }
+    text
+}
+
+fn details(text: &mut String, row: &AttemptRow, colours: bool) {
+    for line in &row.log {
+        let fields = output::fields(&line.fields);
+        let level = styled(&line.level, level_style(&line.level), colours);
+        let _ = writeln!(text, "    {level}: {}{fields}", printable(&line.message));
+    }
+    if let Some(usage) = &row.usage {
+        let _ = writeln!(
+            text,
+            "    used {} of memory, {} host calls ({} across the border), {} of log",
+            output::bytes(usage.memory),
+            usage.host_calls,
+            output::bytes(usage.host_bytes),
+            output::bytes(usage.log_bytes),
+        );
+    }
+    let _ = writeln!(text, "    event {}, {}", row.event, printable(&row.drv_path));
+}
+
+pub(super) fn level_style(level: &str) -> Style {
+    match level {
+        "error" => Style::Bad,
+        "warn" => Style::Warning,
+        "trace" | "debug" => Style::Faint,
+        _ => Style::Plain,
+    }
+}

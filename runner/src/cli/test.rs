@@ -1,0 +1,142 @@
+//! `hookrun test`: a plugin on sample events.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::log::level_style;
+use super::output::{self, Format, Style, printable, style_of, styled};
+use super::{CliError, Context};
+use crate::config::{Limit, Limits};
+use crate::event::HookKind;
+use crate::exit_code::Exit;
+use crate::outcome::Usage;
+use crate::testing::{self, Subject, SubjectError, TestRun};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+PLUGIN is a file, `bundled:NAME`, or the name of a plugin in the configuration. A file gets everything it wants from services in memory, and the
+first example of its configuration schema; a configured plugin gets its own grants and configuration. Nothing is sent and nothing is kept.
+
+Exit code 0: every hook of the plugin ended well on its samples. 1: one did not, or the plugin does not load.
+
+Examples:
+  hookrun test target/wasm32-wasip2/release/notify.wasm
+  hookrun test bundled:s3-upload --set 'compression = \"xz\"'
+  hookrun test ./notify.wasm --deny mail        does it still give a sane answer?
+  hookrun test cache --format json")]
+pub(super) struct Args {
+    /// What to test
+    plugin: String,
+    /// One key of the plugin's configuration, as TOML
+    #[arg(long, value_name = "KEY = VALUE")]
+    set: Vec<String>,
+    /// A capability that is not granted
+    #[arg(long, value_name = "CAPABILITY", value_parser = testing_capabilities())]
+    deny: Vec<String>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+fn testing_capabilities() -> clap::builder::PossibleValuesParser {
+    testing::CAPABILITIES.into()
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Report<'a> {
+    plugin: &'a str,
+    version: &'a str,
+    digest: &'a str,
+    passed: bool,
+    runs: &'a [TestRun],
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
+    let subject = Subject::find(&args.plugin, &context.dirs.config, &args.set, &args.deny).map_err(subject_error)?;
+    let (plugin, runs) = super::runtime()?
+        .block_on(testing::run(&subject, &context.dirs))
+        .map_err(|message| CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) })?;
+    let passed = runs.iter().all(TestRun::passed);
+    let metadata = plugin.metadata();
+    match args.format {
+        Format::Json => output::json(&Report {
+            plugin: &metadata.name,
+            version: &metadata.version,
+            digest: plugin.digest(),
+            passed,
+            runs: &runs,
+        })?,
+        Format::Text => {
+            let colours = output::colours();
+            let title = styled(&format!("{} {}", metadata.name, metadata.version), Style::Strong, colours);
+            let mut text = format!("{title}  {}\n", styled(plugin.digest(), Style::Faint, colours));
+            for run in &runs {
+                text.push_str(&show(run, &subject.plugin.limits, colours));
+            }
+            let count = runs.iter().filter(|run| run.passed()).count();
+            let verdict =
+                if passed { styled("passed", Style::Good, colours) } else { styled("failed", Style::Bad, colours) };
+            let _ = writeln!(text, "\n{verdict}: {count} of {} runs ended well", runs.len());
+            output::print(&text)?;
+        }
+    }
+    Ok(if passed { Exit::Done } else { Exit::Failed })
+}
+
+/// What it means for a command that there is no such plugin.
+pub(super) fn subject_error(error: SubjectError) -> CliError {
+    let exit = match &error {
+        SubjectError::Missing { .. } | SubjectError::Option(_) => Exit::Usage,
+        SubjectError::Unreadable { .. } => Exit::Environment,
+        SubjectError::NoPlugin { .. } => Exit::Failed,
+        SubjectError::Config(_) => Exit::Configuration,
+    };
+    CliError { exit, source: error.into() }
+}
+
+fn show(run: &TestRun, limits: &Limits, colours: bool) -> String {
+    let TestRun { hook, sample, report, effects } = run;
+    let class = report.outcome.class();
+    let mut text = format!("\n{hook}: {sample}\n");
+    let _ = writeln!(text, "  {}  {}", styled(class, style_of(class), colours), printable(report.outcome.message()));
+    for line in &report.log {
+        let fields = output::fields(&line.fields);
+        let level = styled(&line.level, level_style(&line.level), colours);
+        let _ = writeln!(text, "  logged {level}: {}{fields}", printable(&line.message));
+    }
+    for effect in effects {
+        let _ = writeln!(text, "  did    {}", printable(effect));
+    }
+    for (call, count) in &report.usage.denied {
+        let _ = writeln!(text, "  {}", styled(&format!("denied {call} ({count}x)"), Style::Warning, colours));
+    }
+    for line in card(*hook, &report.usage, limits) {
+        let _ = writeln!(text, "  {}", styled(&format!("used   {line}"), Style::Faint, colours));
+    }
+    text
+}
+
+/// What a run used, beside its limits.
+fn card(hook: HookKind, usage: &Usage, limits: &Limits) -> Vec<String> {
+    let Usage { wall, start, memory, host_calls, host_bytes, log_bytes, calls, denied: _ } = usage;
+    let micros = |time: &std::time::Duration| format!("{:.1} ms", time.as_secs_f64() * 1000.0);
+    let of = |limit: Limit, used: String| format!("{used} of {}", limit.show(limits.get(limit)));
+    let time = if hook == HookKind::BuilderSelection { Limit::SelectionTime } else { Limit::WallTime };
+    let calls: Vec<String> = calls.iter().map(|(name, count)| format!("{name} {count}x")).collect();
+    let mut card = vec![
+        format!("{} (started in {})", of(time, micros(wall)), micros(start)),
+        format!(
+            "memory {}, host calls {}, across the border {}, log {}",
+            of(Limit::Memory, output::bytes(*memory)),
+            of(Limit::HostCalls, host_calls.to_string()),
+            of(Limit::HostBytes, output::bytes(*host_bytes)),
+            of(Limit::LogBytes, output::bytes(*log_bytes)),
+        ),
+    ];
+    if !calls.is_empty() {
+        card.push(format!("calls {}", calls.join(", ")));
+    }
+    card
+}

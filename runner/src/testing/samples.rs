@@ -1,0 +1,103 @@
+//! The sample events of `hookrun test`: one build, one difference, and questions that a policy should have an answer to.
+
+use super::Question;
+use crate::builders::{Candidate, LocalMachine, Machine};
+use crate::capability::nix_store::sample::{STORE_DIR, Sample};
+use crate::event::{Diff, Event, FORMAT, HookEvent, HookKind, NixDirs, PostBuild};
+use crate::evidence::{Difference, Evidence};
+
+/// Samples have one time and one id, so that two runs of a test say the same: 2025-01-01T12:00:00Z.
+const TIME_MS: u64 = 1_735_732_800_000;
+const ID: &str = "01941fd6-4c00-7000-8000-000000000001";
+const HOST: &str = "builder.example.org";
+
+/// The sample event of a hook that is spooled.
+pub fn event(hook: HookKind) -> Option<Event> {
+    let (drv_path, outputs) = Sample::built();
+    let hook = match hook {
+        HookKind::PostBuild => HookEvent::PostBuild(PostBuild { drv_path, outputs }),
+        HookKind::Diff => {
+            let output = outputs.into_iter().find(|output| output.name == "out")?;
+            HookEvent::Diff(Diff {
+                drv_path,
+                previous: output.path.clone(),
+                current: format!("{}.check", output.path),
+                output,
+                evidence: evidence(),
+            })
+        }
+        HookKind::BuilderSelection => return None,
+    };
+    let nix = NixDirs { store: STORE_DIR.into(), state: "/nix/var/nix".into(), conf: "/etc/nix".into() };
+    Some(Event { format: FORMAT, id: ID.to_owned(), time_ms: TIME_MS, host: HOST.to_owned(), nix, hook })
+}
+
+/// Every kind of difference, and one path that tests an author's escaping.
+fn evidence() -> Evidence {
+    let difference = |path: &str, kind: &str, previous: &str, current: &str, offset| Difference {
+        path: path.to_owned(),
+        kind: kind.to_owned(),
+        previous: previous.to_owned(),
+        current: current.to_owned(),
+        offset,
+    };
+    Evidence {
+        differences: vec![
+            difference("bin/greet", "content", "built on Jan 1 2025 11:58:02", "built on Jan 1 2025 12:00:00", Some(5128)),
+            difference("bin/greet-config", "mode", "0444", "0555", None),
+            difference("lib/cache.pyc", "size", "4096", "4112", Some(16)),
+            difference("lib/libgreet.so", "link-target", "libgreet.so.1", "libgreet.so.2", None),
+            difference("share/<b>quoted & odd</b>", "only-in-current", "", "regular", None),
+            difference("share/locale", "type", "directory", "symlink", None),
+        ],
+        incomplete: None,
+        compared_files: 212,
+        compared_bytes: 3_141_592,
+    }
+}
+
+/// Questions for a policy.
+pub fn questions() -> Vec<Question> {
+    let candidate = |name: &str, features: &[&str]| Candidate {
+        drv_path: format!("{STORE_DIR}/2c3k0d1bfkvzvmr9b4xv0yqsxl1a6z4w-{name}.drv"),
+        name: name.to_owned(),
+        system: "x86_64-linux".to_owned(),
+        required_features: features.iter().map(|feature| (*feature).to_owned()).collect(),
+        details: Vec::new(),
+    };
+    let machine = |uri: &str, slots, load, speed_factor, healthy| Machine {
+        uri: uri.to_owned(),
+        slots,
+        load,
+        speed_factor,
+        healthy,
+        details: Vec::new(),
+    };
+    let local = |able, willing| LocalMachine { able, willing, slots: 4, details: Vec::new() };
+    vec![
+        Question {
+            what: "a slow and a fast machine, both idle",
+            candidate: candidate("greet-2.12", &[]),
+            machines: vec![machine("ssh://slow", 4, 0, 1.0, true), machine("ssh://fast", 8, 0, 4.0, true)],
+            local: local(true, true),
+        },
+        Question {
+            what: "the fast machine is full",
+            candidate: candidate("greet-2.12", &[]),
+            machines: vec![machine("ssh://slow", 4, 1, 1.0, true), machine("ssh://fast", 8, 8, 4.0, true)],
+            local: local(true, false),
+        },
+        Question {
+            what: "the only machine has failed lately",
+            candidate: candidate("linux-6.12", &["big-parallel"]),
+            machines: vec![machine("ssh://fast", 8, 0, 4.0, false)],
+            local: local(true, true),
+        },
+        Question {
+            what: "every machine is full and this one cannot build it",
+            candidate: candidate("greet-2.12", &["kvm"]),
+            machines: vec![machine("ssh://fast", 8, 8, 4.0, true)],
+            local: local(false, false),
+        },
+    ]
+}
