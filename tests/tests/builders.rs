@@ -1,11 +1,7 @@
 //! Builder selection, as Nix sees it: machines that are stores of the scene, reached the way ssh machines are but without ssh
 //! (`ssh://localhost?remote-store=...`), and conversations with the hook itself that end or go wrong anywhere.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "functions that only tests call: what goes wrong has to fail the test"
-)]
+#![expect(clippy::unwrap_used, reason = "functions that only tests call: what goes wrong has to fail the test")]
 
 use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
