@@ -212,7 +212,7 @@ fn of_type(value: &str) -> String {
 
 /// Is it the result that only the check has, and the next garbage collection takes?
 fn is_check(path: &str) -> bool {
-    path.ends_with(".check")
+    path.strip_suffix(".check").is_some()
 }
 
 fn steps(finding: &Finding) -> Vec<Step> {
