@@ -19,6 +19,7 @@
 
 mod machine;
 mod ran;
+pub mod s3;
 mod scene;
 mod script;
 
