@@ -1,5 +1,7 @@
 //! The files in `examples/` are valid.
 
+#![allow(clippy::unwrap_used, reason = "what goes wrong has to fail the test")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

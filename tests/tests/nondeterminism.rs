@@ -1,6 +1,13 @@
 //! Another result in a second build: a mail that names derivation, output and files, and Nix's verdict as it would be without
 //! hookrun.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "what goes wrong has to fail the test"
+)]
+
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Command;
 
@@ -88,7 +95,8 @@ fn the_verdict_is_the_same_with_and_without_hookrun() {
         return;
     }
     let with = Scene::new().config(CONFIG).derivation("tree", changing_tree());
-    let without = Scene::new().nix_conf("post-build-hook", "").nix_conf("run-diff-hook", "false").derivation("tree", changing_tree());
+    let without =
+        Scene::new().nix_conf("post-build-hook", "").nix_conf("run-diff-hook", "false").derivation("tree", changing_tree());
     let verdicts = [&with, &without].map(|scene| {
         scene.build("tree").expect_success();
         let ran = scene.check("tree").expect_stderr("may not be deterministic");

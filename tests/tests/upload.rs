@@ -85,7 +85,8 @@ fn a_worker_that_the_hook_starts_needs_no_command() {
     // Waits for the worker that runs; would do the work itself if there were none.
     scene.drain().expect_success();
     scene.expect_tasks(&["alpha cache done", "beta cache done", "gamma cache done"]);
-    let log = std::fs::read_to_string(scene.state_dir().join("worker.log")).expect("the hook starts a worker, which has a log");
+    let log =
+        std::fs::read_to_string(scene.state_dir().join("worker.log")).expect("the hook starts a worker, which has a log");
     let second = scene.second_store();
     let taken = second.substitute(&gamma, &cache_url(&scene), &[scene.public_key("lab-1")]);
     assert!(taken.status.success(), "{}\nworker: {log}", taken.account());
@@ -96,7 +97,10 @@ fn every_output_is_uploaded_in_either_compression() {
     for compression in ["xz", "zstd"] {
         let config = CONFIG.replace("bucket = \"cache\"", &format!("bucket = \"cache\", compression = \"{compression}\""));
         let scene = three_derivations(&config)
-            .derivation("many", Script::new("echo out > $out; echo dev > $dev; echo doc > $doc").outputs(&["out", "dev", "doc"]))
+            .derivation(
+                "many",
+                Script::new("echo out > $out; echo dev > $dev; echo doc > $doc").outputs(&["out", "dev", "doc"]),
+            )
             .derivation("large", Script::large(3_000_000));
         scene.build_with("many", &["-A", "large"]).expect_success();
         scene.drain().expect_success();
