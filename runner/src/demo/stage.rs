@@ -8,6 +8,8 @@ use std::process::{Command, ExitStatus};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::exit_code::Exit;
+
 use super::private_nix::{PrivateNix, install_hookrun, set_mode};
 use super::show::Show;
 
@@ -73,13 +75,14 @@ impl Stage {
 
     /// Shows the command line and runs it.
     pub(super) fn run(&self, command: &mut Command) -> Result<Said> {
-        let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let words = command.get_args().map(|word| quoted(&word.to_string_lossy()));
         let remote = command.get_envs().find(|(name, _)| *name == "NIX_REMOTE").and_then(|(_, value)| value);
         let remote = remote.map(|value| format!("NIX_REMOTE={} ", value.to_string_lossy())).unwrap_or_default();
-        let line = std::iter::once(program).chain(words).collect::<Vec<_>>().join(" ");
-        self.show.command(&format!("{remote}{line}"));
-        let output = command.output().with_context(|| format!("`{line}` does not start"))?;
+        self.show.command(&format!("{remote}{}", line(command)));
+        Self::quietly(command)
+    }
+
+    fn quietly(command: &mut Command) -> Result<Said> {
+        let output = command.output().with_context(|| format!("`{}` does not start", line(command)))?;
         Ok(Said {
             status: output.status,
             stdout: String::from_utf8_lossy(&output.stdout).trim_end().to_owned(),
@@ -105,25 +108,40 @@ impl Stage {
         Ok(said)
     }
 
-    /// Waits until every task of the queue has ended, whoever runs them.
+    /// Waits for the worker that a hook started, then sees to it that no task is left.
     pub(super) fn drain(&self) -> Result<()> {
-        let said = self.hookrun(&["drain"])?;
+        let arguments = ["drain"];
+        let said = loop {
+            let free = self.wait_for_worker();
+            let said = Self::quietly(self.nix.command(self.path("bin/hookrun")).args(arguments))?;
+            // A worker that was only just started may have been quicker.
+            let taken = said.status.code() == Some(i32::from(Exit::Environment as u8)) && self.worker_runs();
+            if !free || !taken {
+                break said;
+            }
+        };
+        self.show.command("hookrun drain");
+        self.show.hookrun(&said.stderr);
+        self.show.hookrun(&said.stdout);
         if !said.status.success() {
             bail!("`hookrun drain` {}; `hookrun log` in {} tells more", ended(said.status), self.nix.root().display());
         }
         Ok(())
     }
 
-    /// Waits until no worker holds the state directory, so that it can be removed.
-    pub(super) fn wait_for_worker(&self) {
-        let lock = self.path("state/worker.lock");
-        // A spawned worker leaves after `idle-exit`, which the demo's configuration sets to a second.
+    /// Waits until no worker holds the state directory; false if one still does.
+    pub(super) fn wait_for_worker(&self) -> bool {
         for _ in 0..WORKER_POLLS {
-            if !crate::queue::lock::is_held(&lock) {
-                return;
+            if !self.worker_runs() {
+                return true;
             }
             std::thread::sleep(WORKER_POLL);
         }
+        false
+    }
+
+    fn worker_runs(&self) -> bool {
+        crate::queue::lock::is_held(&self.path("state/worker.lock"))
     }
 
     /// The variables of the demo as a shell reads them.
@@ -161,8 +179,9 @@ impl Stage {
     }
 }
 
-/// Attempts to see the worker gone, and the time between them: a worker leaves a second after its last task.
-const WORKER_POLLS: u32 = 100;
+/// Attempts to see the worker gone, and the time between them: together a minute, and a worker leaves a second after its last
+/// task.
+const WORKER_POLLS: u32 = 1200;
 const WORKER_POLL: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// hookrun's configuration in the demo.
@@ -215,6 +234,13 @@ pub(super) fn ended(status: ExitStatus) -> String {
         (None, Some(signal)) => format!("was ended by signal {signal}"),
         (None, None) => "ended".to_owned(),
     }
+}
+
+/// The command line as one would type it.
+fn line(command: &Command) -> String {
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let words = command.get_args().map(|word| quoted(&word.to_string_lossy()));
+    std::iter::once(program).chain(words).collect::<Vec<_>>().join(" ")
 }
 
 /// A word as a shell wants it.
