@@ -15,7 +15,7 @@ use super::machine::{self, shared_directory};
 use super::{Attempt, Ran, Script, journal, nix_string};
 
 /// A spawned worker leaves ten seconds after its last task unless `idle-exit` says otherwise; a machine under load needs longer.
-const WORKER_LEAVES: Duration = Duration::from_secs(60);
+const WORKER_LEAVES: Duration = Duration::from_mins(1);
 /// Between two looks at a worker.
 const WORKER_POLL: Duration = Duration::from_millis(20);
 /// `hookrun drain` ends so when another worker runs.
