@@ -1,18 +1,26 @@
 //! Plugins that misbehave: the build succeeds, the other plugins run, and `hookrun log` says which limit and which key.
 
-use hookrun_tests::lab::{Attempt, Scene, Script, guest};
+#![allow(clippy::unwrap_used, reason = "what goes wrong has to fail the test")]
+
+use hookrun_tests::guests;
+use hookrun_tests::lab::{Attempt, Scene, Script};
+
+/// The file of a guest of `tests/guests`.
+fn component(name: &str) -> String {
+    guests::guest(name).unwrap().display().to_string()
+}
 
 /// A configuration of a well-behaved plugin and of the same faulty one in several roles, `(name, fault, limits)`.
 fn config(faults: &[(&str, &str, &str)]) -> String {
     let mut text = format!(
         "[worker]\nstart = \"none\"\n[plugins.good]\nsource = \"{}\"\nhooks = [\"post-build\"]\ngrant = {{ state = true }}\n",
-        guest("good").display()
+        component("good")
     );
     for (name, fault, limits) in faults {
         let table = format!(
             "[plugins.{name}]\nsource = \"{}\"\nhooks = [\"post-build\"]\nretry = {{ attempts = 1 }}\n\
              config = {{ fault = \"{fault}\" }}\ngrant = {{ state = true }}\nlimits = {{ {limits} }}\n",
-            guest("faulty").display()
+            component("faulty")
         );
         text.push_str(&table);
     }
@@ -85,7 +93,7 @@ fn a_plugin_that_only_fails_is_tried_again_and_then_a_dead_letter() {
             "[worker]\nstart = \"none\"\n[plugins.fails]\nsource = \"{}\"\nhooks = [\"post-build\"]\n\
              retry = {{ attempts = 3, min-delay = \"10ms\", max-delay = \"20ms\" }}\nconfig = {{ fail = \"transient\" }}\n\
              grant = {{ state = true }}\n",
-            guest("good").display()
+            component("good")
         ))
         .derivation("alpha", Script::text("hello"));
     scene.build("alpha").expect_success();

@@ -17,14 +17,12 @@
 //! (locks on build users excepted, where the machine's own Nix has the same). A scene's directory goes when it is dropped,
 //! and what still runs in it is ended; `HOOKRUN_LAB_KEEP=1` keeps the directory.
 
-mod guests;
 mod journal;
 mod machine;
 mod ran;
 mod scene;
 mod script;
 
-pub use guests::guest;
 pub use journal::Attempt;
 pub use machine::{BUILD_GROUP, hookrun_program, is_root, require_build_users, require_nix};
 pub use ran::Ran;
