@@ -1,4 +1,5 @@
-//! What Nix builds is uploaded, signed, and can be taken back by whoever trusts the key, and by nobody else.
+//! From Nix's build through hook, spool, worker and plugin to a cache: what Nix builds is uploaded, signed, and can be taken back by
+//! whoever trusts the key, and by nobody else. (`upload.rs` has the upload plugin by itself.)
 
 use hookrun_tests::lab::{Scene, Script};
 
@@ -93,23 +94,15 @@ fn a_worker_that_the_hook_starts_needs_no_command() {
 }
 
 #[test]
-fn every_output_is_uploaded_in_either_compression() {
-    for compression in ["xz", "zstd"] {
-        let config = CONFIG.replace("bucket = \"cache\"", &format!("bucket = \"cache\", compression = \"{compression}\""));
-        let scene = three_derivations(&config)
-            .derivation(
-                "many",
-                Script::new("echo out > $out; echo dev > $dev; echo doc > $doc").outputs(&["out", "dev", "doc"]),
-            )
-            .derivation("large", Script::large(3_000_000));
-        scene.build_with("many", &["-A", "large"]).expect_success();
-        scene.drain().expect_success();
-        let outputs = scene.out_paths("many").into_iter().chain([scene.out_path("large")]);
-        let second = scene.second_store();
-        for path in outputs {
-            second.substitute(&path, &cache_url(&scene), &[scene.public_key("lab-1")]).expect_success();
-            assert_eq!(std::fs::read(second.locate(&path)).unwrap(), std::fs::read(&path).unwrap(), "{}", path.display());
-        }
+fn every_output_is_uploaded() {
+    let scene = three_derivations(CONFIG)
+        .derivation("many", Script::new("echo out > $out; echo dev > $dev; echo doc > $doc").outputs(&["out", "dev", "doc"]));
+    scene.build("many").expect_success();
+    scene.drain().expect_success();
+    let second = scene.second_store();
+    for path in scene.out_paths("many") {
+        second.substitute(&path, &cache_url(&scene), &[scene.public_key("lab-1")]).expect_success();
+        assert_eq!(std::fs::read(second.locate(&path)).unwrap(), std::fs::read(&path).unwrap(), "{}", path.display());
     }
 }
 
