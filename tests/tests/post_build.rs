@@ -95,8 +95,10 @@ fn a_worker_that_the_hook_starts_needs_no_command() {
 
 #[test]
 fn every_output_is_uploaded() {
-    let scene = three_derivations(CONFIG)
-        .derivation("many", Script::new("echo out > $out; echo dev > $dev; echo doc > $doc").outputs(&["out", "dev", "doc"]));
+    let scene = three_derivations(CONFIG).derivation(
+        "many",
+        Script::new("echo out > $out; echo dev > $dev; echo doc > $doc").outputs(&["out", "dev", "doc"]),
+    );
     scene.build("many").expect_success();
     scene.drain().expect_success();
     let second = scene.second_store();

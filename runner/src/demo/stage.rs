@@ -8,8 +8,6 @@ use std::process::{Command, ExitStatus};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::exit_code::Exit;
-
 use super::private_nix::{PrivateNix, install_hookrun, set_mode};
 use super::show::Show;
 
@@ -108,40 +106,27 @@ impl Stage {
         Ok(said)
     }
 
-    /// Waits for the worker that a hook started, then sees to it that no task is left.
+    /// Waits until every task has ended, whoever runs them; shown only if one did not end well.
     pub(super) fn drain(&self) -> Result<()> {
-        let arguments = ["drain"];
-        let said = loop {
-            let free = self.wait_for_worker();
-            let said = Self::quietly(self.nix.command(self.path("bin/hookrun")).args(arguments))?;
-            // A worker that was only just started may have been quicker.
-            let taken = said.status.code() == Some(i32::from(Exit::Environment as u8)) && self.worker_runs();
-            if !free || !taken {
-                break said;
-            }
-        };
-        self.show.command("hookrun drain");
-        self.show.hookrun(&said.stderr);
-        self.show.hookrun(&said.stdout);
+        let said = Self::quietly(self.nix.command(self.path("bin/hookrun")).arg("drain"))?;
         if !said.status.success() {
+            self.show.command("hookrun drain");
+            self.show.hookrun(&said.stderr);
+            self.show.hookrun(&said.stdout);
             bail!("`hookrun drain` {}; `hookrun log` in {} tells more", ended(said.status), self.nix.root().display());
         }
         Ok(())
     }
 
-    /// Waits until no worker holds the state directory; false if one still does.
-    pub(super) fn wait_for_worker(&self) -> bool {
+    /// Waits until no worker holds the state directory, so that it can be removed.
+    pub(super) fn wait_for_worker(&self) {
+        let lock = self.path("state/worker.lock");
         for _ in 0..WORKER_POLLS {
-            if !self.worker_runs() {
-                return true;
+            if !crate::queue::lock::is_held(&lock) {
+                return;
             }
             std::thread::sleep(WORKER_POLL);
         }
-        false
-    }
-
-    fn worker_runs(&self) -> bool {
-        crate::queue::lock::is_held(&self.path("state/worker.lock"))
     }
 
     /// The variables of the demo as a shell reads them.

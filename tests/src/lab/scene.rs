@@ -4,22 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use hookrun::demo::private_nix::{self, Daemon, PrivateNix};
-use hookrun::queue::lock;
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 use super::machine::{self, shared_directory};
 use super::{Attempt, Ran, Script, journal, nix_string};
 
-/// A spawned worker leaves ten seconds after its last task unless `idle-exit` says otherwise; a machine under load needs longer.
-const WORKER_LEAVES: Duration = Duration::from_mins(1);
-/// Between two looks at a worker.
-const WORKER_POLL: Duration = Duration::from_millis(20);
-/// `hookrun drain` ends so when another worker runs.
-const ENVIRONMENT: i32 = 4;
 /// In texts given to a scene this stands for its directory.
 const SCENE: &str = "@scene@";
 
@@ -251,21 +243,10 @@ impl Scene {
         command
     }
 
-    /// Waits for a worker that a hook started, if there is one, then runs `hookrun drain`: every task that may run has run.
+    /// `hookrun drain`: every task that may run has run, by this worker or by one that a hook started.
     #[track_caller]
     pub fn drain(&self) -> Ran {
-        let lock = self.state_dir().join("worker.lock");
-        let deadline = Instant::now() + WORKER_LEAVES;
-        loop {
-            while lock::is_held(&lock) && Instant::now() < deadline {
-                std::thread::sleep(WORKER_POLL);
-            }
-            let ran = self.hookrun(&["drain"]);
-            // A worker that was only just started may have been quicker.
-            if ran.status.code() != Some(ENVIRONMENT) || !lock::is_held(&lock) || Instant::now() > deadline {
-                return ran;
-            }
-        }
+        self.hookrun(&["drain"])
     }
 
     /// What `hookrun log --format json` tells, oldest first.
