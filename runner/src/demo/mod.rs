@@ -63,6 +63,7 @@ pub fn run(options: &DemoOptions) -> Result<Exit> {
         verdicts.push((step.title, verdict));
     }
 
+    show.plain("");
     show.title("Summary");
     for (number, (title, verdict)) in verdicts.iter().enumerate() {
         show.summary(number + 1, title, verdict);

@@ -73,13 +73,14 @@ impl Stage {
 
     /// Shows the command line and runs it.
     pub(super) fn run(&self, command: &mut Command) -> Result<Said> {
-        let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let words = command.get_args().map(|word| quoted(&word.to_string_lossy()));
         let remote = command.get_envs().find(|(name, _)| *name == "NIX_REMOTE").and_then(|(_, value)| value);
         let remote = remote.map(|value| format!("NIX_REMOTE={} ", value.to_string_lossy())).unwrap_or_default();
-        let line = std::iter::once(program).chain(words).collect::<Vec<_>>().join(" ");
-        self.show.command(&format!("{remote}{line}"));
-        let output = command.output().with_context(|| format!("`{line}` does not start"))?;
+        self.show.command(&format!("{remote}{}", line(command)));
+        Self::quietly(command)
+    }
+
+    fn quietly(command: &mut Command) -> Result<Said> {
+        let output = command.output().with_context(|| format!("`{}` does not start", line(command)))?;
         Ok(Said {
             status: output.status,
             stdout: String::from_utf8_lossy(&output.stdout).trim_end().to_owned(),
@@ -105,10 +106,13 @@ impl Stage {
         Ok(said)
     }
 
-    /// Waits until every task of the queue has ended, whoever runs them.
+    /// Waits until every task has ended, whoever runs them; shown only if one did not end well.
     pub(super) fn drain(&self) -> Result<()> {
-        let said = self.hookrun(&["drain"])?;
+        let said = Self::quietly(self.nix.command(self.path("bin/hookrun")).arg("drain"))?;
         if !said.status.success() {
+            self.show.command("hookrun drain");
+            self.show.hookrun(&said.stderr);
+            self.show.hookrun(&said.stdout);
             bail!("`hookrun drain` {}; `hookrun log` in {} tells more", ended(said.status), self.nix.root().display());
         }
         Ok(())
@@ -117,7 +121,6 @@ impl Stage {
     /// Waits until no worker holds the state directory, so that it can be removed.
     pub(super) fn wait_for_worker(&self) {
         let lock = self.path("state/worker.lock");
-        // A spawned worker leaves after `idle-exit`, which the demo's configuration sets to a second.
         for _ in 0..WORKER_POLLS {
             if !crate::queue::lock::is_held(&lock) {
                 return;
@@ -161,8 +164,9 @@ impl Stage {
     }
 }
 
-/// Attempts to see the worker gone, and the time between them: a worker leaves a second after its last task.
-const WORKER_POLLS: u32 = 100;
+/// Attempts to see the worker gone, and the time between them: together a minute, and a worker leaves a second after its last
+/// task.
+const WORKER_POLLS: u32 = 1200;
 const WORKER_POLL: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// hookrun's configuration in the demo.
@@ -215,6 +219,13 @@ pub(super) fn ended(status: ExitStatus) -> String {
         (None, Some(signal)) => format!("was ended by signal {signal}"),
         (None, None) => "ended".to_owned(),
     }
+}
+
+/// The command line as one would type it.
+fn line(command: &Command) -> String {
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let words = command.get_args().map(|word| quoted(&word.to_string_lossy()));
+    std::iter::once(program).chain(words).collect::<Vec<_>>().join(" ")
 }
 
 /// A word as a shell wants it.

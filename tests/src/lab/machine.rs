@@ -28,7 +28,7 @@ pub fn shared_directory() -> PathBuf {
 }
 
 /// Runs `action` while no other test process is in one.
-fn locked<T>(action: impl FnOnce() -> T) -> T {
+pub(super) fn locked<T>(action: impl FnOnce() -> T) -> T {
     let lock = File::create(shared_directory().join("install.lock")).unwrap();
     lock.lock().unwrap();
     action()
@@ -104,8 +104,8 @@ pub fn hookrun_program() -> PathBuf {
     let program = dependencies.parent().unwrap().join("hookrun");
     assert!(program.is_file(), "there is no {}: run `cargo build --workspace` first, or set HOOKRUN_BIN", program.display());
     let libraries = std::fs::read_dir(dependencies).unwrap().flatten().filter(|entry| {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        name.starts_with("libhookrun-") && name.ends_with(".rlib")
+        let name = PathBuf::from(entry.file_name());
+        name.extension().is_some_and(|extension| extension == "rlib") && name.to_string_lossy().starts_with("libhookrun-")
     });
     let library = libraries.filter_map(|entry| entry.metadata().ok()?.modified().ok()).max();
     let linked = program.metadata().unwrap().modified().unwrap();

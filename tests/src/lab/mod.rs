@@ -17,12 +17,14 @@
 //! (locks on build users excepted, where the machine's own Nix has the same). A scene's directory goes when it is dropped,
 //! and what still runs in it is ended; `HOOKRUN_LAB_KEEP=1` keeps the directory.
 
+mod journal;
 mod machine;
 mod ran;
 pub mod s3;
 mod scene;
 mod script;
 
+pub use journal::Attempt;
 pub use machine::{BUILD_GROUP, hookrun_program, is_root, require_build_users, require_nix};
 pub use ran::Ran;
 pub use scene::{Scene, SecondStore};

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 use super::machine::{self, shared_directory};
-use super::{Ran, Script, nix_string};
+use super::{Attempt, Ran, Script, journal, nix_string};
 
 /// In texts given to a scene this stands for its directory.
 const SCENE: &str = "@scene@";
@@ -223,6 +223,13 @@ impl Scene {
         Ran::of(self.nix.command("nix-store").args(["--query", "--outputs"]).arg(drv)).expect_success().path()
     }
 
+    /// The store paths of all of a derivation's outputs, built or not.
+    #[track_caller]
+    pub fn out_paths(&self, derivation: &str) -> Vec<PathBuf> {
+        let drv = self.drv_path(derivation);
+        Ran::of(self.nix.command("nix-store").args(["--query", "--outputs"]).arg(drv)).expect_success().paths()
+    }
+
     /// `hookrun` in the scene's environment.
     #[track_caller]
     pub fn hookrun(&self, arguments: &[&str]) -> Ran {
@@ -236,24 +243,33 @@ impl Scene {
         command
     }
 
-    /// `hookrun drain`: runs all tasks, or waits for the worker that does.
+    /// `hookrun drain`: every task that may run has run, by this worker or by one that a hook started.
     #[track_caller]
     pub fn drain(&self) -> Ran {
         self.hookrun(&["drain"])
     }
 
-    /// What `hookrun log --format json` prints.
+    /// What `hookrun log --format json` tells, oldest first.
     #[track_caller]
-    pub fn log(&self) -> Vec<serde_json::Value> {
+    pub fn attempts(&self) -> Vec<Attempt> {
         let ran = self.hookrun(&["log", "--format", "json"]).expect_success();
-        serde_json::Deserializer::from_str(&ran.stdout)
-            .into_iter::<serde_json::Value>()
-            .flat_map(|value| match value {
-                Ok(serde_json::Value::Array(values)) => values,
-                Ok(value) => vec![value],
-                Err(error) => panic!("not JSON ({error}): {}", ran.account()),
-            })
-            .collect()
+        match serde_json::from_str(&ran.stdout) {
+            Ok(serde_json::Value::Array(values)) => values.iter().map(Attempt::read).collect(),
+            _ => panic!("not a JSON array: {}", ran.account()),
+        }
+    }
+
+    /// The tasks that were tried, as `alpha cache done`: derivation, plugin, class of the last attempt; sorted.
+    #[track_caller]
+    pub fn tasks(&self) -> Vec<String> {
+        journal::tasks(&self.attempts())
+    }
+
+    /// [`Scene::tasks`] are these.
+    #[track_caller]
+    pub fn expect_tasks(&self, expected: &[&str]) {
+        let attempts = self.attempts();
+        assert_eq!(journal::tasks(&attempts), expected, "all attempts: {attempts:#?}");
     }
 
     /// Files of the spool that wait for the worker.

@@ -27,6 +27,7 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
         return Ok(Verdict::Broken("Nix should have said that the derivation may not be deterministic".into()));
     }
     stage.drain()?;
+    stage.hookrun(&["log", "--plugin", "nondeterminism"])?;
     let maildir = stage.path("state/mail/default/new");
     let mail = newest_file(&maildir).with_context(|| format!("there should be a mail in {}", maildir.display()))?;
     stage.show.command(&format!("cat {}", mail.display()));

@@ -15,7 +15,7 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     }
     let letter = PathBuf::from(said.stdout.lines().last().unwrap_or_default());
     stage.drain()?;
-    stage.hookrun(&["log"])?;
+    stage.hookrun(&["log", "--plugin", "cache"])?;
 
     let narinfo = stage.cache().join(format!("{}.narinfo", hash_part(&letter)));
     let Ok(text) = std::fs::read_to_string(&narinfo) else {
