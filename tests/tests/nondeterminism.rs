@@ -31,7 +31,7 @@ transport = "maildir"
 /// A directory: one file the same in every build, one not, and a link that is not.
 fn changing_tree() -> Script {
     Script::new(
-        "PATH=/usr/bin:/bin; read x < /proc/sys/kernel/random/uuid; mkdir $out; echo always > $out/same; echo made $x > \
+        "PATH=/usr/bin:/bin; read x < /proc/sys/kernel/random/uuid; mkdir $out; echo always > $out/steady; echo made $x > \
          $out/stamp; ln -s $x $out/link",
     )
 }
@@ -84,7 +84,7 @@ fn through_a_daemon_the_hook_is_a_build_user_and_a_mail_arrives() {
         for part in [drv.as_str(), "out", "stamp", "link"] {
             assert!(body.contains(part), "`{part}` is not in:\n{body}");
         }
-        assert!(!body.contains("same"), "a file that does not differ is named:\n{body}");
+        assert!(!body.contains("steady"), "a file that does not differ is named:\n{body}");
     }
 }
 

@@ -92,7 +92,7 @@ mod tests {
     fn defaults_and_errors() {
         let settings = Settings::parse(r#"{"to": "ann@example.org"}"#).unwrap();
         assert_eq!(settings.to, ["ann@example.org"]);
-        assert_eq!(settings.repeat_after, Duration::from_secs(7 * 24 * 3600));
+        assert_eq!(settings.repeat_after, Duration::from_hours(7 * 24));
         let errors = [r"{}", r#"{"to": ["a@b"], "repeat-after": "often"}"#, r#"{"to": ["a@b"], "digest": "15m"}"#]
             .map(|json| Settings::parse(json).unwrap_err());
         insta::assert_snapshot!(errors.join("\n"));

@@ -260,5 +260,5 @@ proptest! {
 
 #[test]
 fn durations_are_short() {
-    assert_eq!(crate::shown::duration(Duration::from_secs(7 * 86_400)), "7 days");
+    assert_eq!(crate::shown::duration(Duration::from_hours(7 * 24)), "7 days");
 }

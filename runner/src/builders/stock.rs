@@ -5,7 +5,7 @@
 
 use std::io::{self, Read as _, Write};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
@@ -59,13 +59,18 @@ impl StockProgram {
             let name = target.file_name()?.to_str()?.trim_end_matches(" (deleted)").to_owned();
             NIX_PROGRAMS.contains(&name.as_str()).then_some(())
         };
+        // Since 2.0 the binary plays the role that argv[0] names.
+        let as_build_remote = |program| Self { program, name: "build-remote", arguments: vec![verbosity.to_string()] };
         if let Some(program) = link.filter(|link| is_nix(link).is_some()) {
-            // Since 2.0 the binary plays the role that argv[0] names.
-            Self { program, name: "build-remote", arguments: vec![verbosity.to_string()] }
-        } else {
-            // Since 2.10.
-            let arguments = vec!["__build-remote".to_owned(), verbosity.to_string()];
-            Self { program: PathBuf::from("nix"), name: "nix", arguments }
+            return as_build_remote(program);
+        }
+        match nix_in_path() {
+            Some(program) if !is_script(&program) => as_build_remote(program),
+            // A wrapper script loses argv[0]; `__build-remote` is there since 2.10.
+            program => {
+                let arguments = vec!["__build-remote".to_owned(), verbosity.to_string()];
+                Self { program: program.unwrap_or_else(|| PathBuf::from("nix")), name: "nix", arguments }
+            }
         }
     }
 
@@ -74,6 +79,18 @@ impl StockProgram {
     pub(super) fn other(program: &str, arguments: &[&str]) -> Self {
         Self { program: program.into(), name: "sh", arguments: arguments.iter().map(|word| (*word).to_owned()).collect() }
     }
+}
+
+fn nix_in_path() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let executable =
+        |program: &PathBuf| program.is_file() && rustix::fs::access(program.as_path(), rustix::fs::Access::EXEC_OK).is_ok();
+    std::env::split_paths(&path).map(|directory| directory.join("nix")).find(executable)
+}
+
+fn is_script(program: &Path) -> bool {
+    let mut start = [0; 2];
+    std::fs::File::open(program).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == *b"#!"
 }
 
 /// Starts the stock hook.

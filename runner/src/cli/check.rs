@@ -51,12 +51,14 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         Ok(config) => {
             let origin = if config.embedded { " (not there: the embedded one)" } else { "" };
             report.good.push(format!("configuration {}{origin}", config.path.display()));
+            // Without a state directory services would only say the same in other words.
+            if state(context, &mut report) {
+                services(context, &config, &mut report);
+            }
             plugins(context, &config, &mut report);
-            services(context, &config, &mut report);
         }
         Err(error) => report.problems.push(Problem { exit: error.exit, message: error.to_string() }),
     }
-    state(context, &mut report);
     match args.format {
         Format::Json => output::json(&report)?,
         Format::Text => {
@@ -128,23 +130,27 @@ fn readable(file: &Path) -> std::io::Result<()> {
     std::fs::File::open(file).map(drop)
 }
 
-fn state(context: &Context, report: &mut Report) {
+/// Can the state directory be written?
+fn state(context: &Context, report: &mut Report) -> bool {
     let directory = context.dirs.spool();
     let probe = || -> std::io::Result<()> {
         spool::make_directory(&directory)?;
         // Created and gone at once: nobody else sees it.
         tempfile_in(&directory)
     };
-    match probe() {
-        Ok(()) => report.good.push(format!("state directory {}", context.dirs.state.display())),
+    let writable = probe();
+    let place = context.dirs.state.display();
+    match &writable {
+        Ok(()) => report.good.push(format!("state directory {place}")),
         Err(error) => report.problems.push(Problem {
             exit: Exit::Environment,
             message: format!(
-                "the state directory {} cannot be written ({error}); run as the user that owns it, or name another with --state-dir or HOOKRUN_STATE_DIR",
-                context.dirs.state.display()
+                "the state directory {place} cannot be written ({error}); run as the user that owns it, or name another with \
+                 --state-dir or HOOKRUN_STATE_DIR"
             ),
         }),
     }
+    writable.is_ok()
 }
 
 fn tempfile_in(directory: &Path) -> std::io::Result<()> {

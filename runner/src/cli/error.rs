@@ -35,17 +35,18 @@ impl CliError {
 }
 
 impl std::fmt::Display for CliError {
-    /// One line: the causes joined by colons, what is on several lines folded.
+    /// One line: the causes joined by colons, without those that the text before them tells already; what is on several lines folded.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let text = format!("{:#}", self.source);
-        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-        if let Some(first) = lines.next() {
-            f.write_str(first)?;
+        let mut text = String::new();
+        for cause in self.source.chain() {
+            let cause = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+            if !text.contains(&cause) {
+                let joint = if text.is_empty() { "" } else { ": " };
+                text.push_str(joint);
+                text.push_str(&cause);
+            }
         }
-        for line in lines {
-            write!(f, " {line}")?;
-        }
-        Ok(())
+        f.write_str(&text)
     }
 }
 

@@ -32,6 +32,7 @@ impl PluginExecutor {
     /// Loads every plugin that spooled events may want.
     pub fn new(config: &Config, dirs: &Dirs) -> Self {
         let host = Host::new(dirs);
+        let services = Services::new(config, dirs);
         let mut plugins = BTreeMap::new();
         for (name, settings) in &config.plugins {
             // A gate has run inside the hook, where it can refuse; running it again could change nothing.
@@ -39,10 +40,13 @@ impl PluginExecutor {
             if settings.gate || !queued {
                 continue;
             }
-            let linked = host.load(settings, config).map_err(|error| error.to_string());
+            let linked = host.load(settings, config).map_err(|error| error.to_string()).and_then(|linked| {
+                usable(&services, config, &linked)?;
+                Ok(linked)
+            });
             plugins.insert(name.clone(), Entry { settings: settings.clone(), linked });
         }
-        Self { plugins, services: Services::new(config, dirs) }
+        Self { plugins, services }
     }
 }
 
@@ -73,6 +77,20 @@ impl Executor for PluginExecutor {
             }
         })
     }
+}
+
+/// Can the keys and stores that the plugin has be used? A missing key is put right by the operator, not by time: it refuses the task,
+/// which keeps it, instead of failing it, which would end in a dead letter.
+fn usable(services: &Services, config: &Config, linked: &LinkedPlugin) -> Result<(), String> {
+    let wrong = |keys: &[&str], message: &str| config.error(keys, message).to_string();
+    for key in &linked.effective().signing {
+        let used = services.signing_keys().public_key(key);
+        used.map_err(|error| wrong(&["signing-keys", key, "file"], &error.message))?;
+    }
+    for store in &linked.effective().object_store {
+        services.object_stores().check(store).map_err(|error| wrong(&["object-stores", store], &error.message))?;
+    }
+    Ok(())
 }
 
 /// Does the plugin serve this hook? One that did not load may have any that the configuration does not exclude.

@@ -186,7 +186,10 @@ impl Smtp {
             .await
             .map_err(|error| self.failed(Step::Connect, &error, None))?;
         let sent = self.on_connection(&mut connection, &client, tls, credentials, &envelope, &message.raw).await;
-        connection.abort().await;
+        // A polite end is for a connection in good order: lettre panics on one whose STARTTLS failed halfway. Else it is dropped.
+        if sent.is_ok() {
+            connection.abort().await;
+        }
         sent
     }
 
