@@ -22,7 +22,7 @@ mod ran;
 mod scene;
 mod script;
 
-pub use machine::{BUILD_GROUP, hookrun_program, is_root, require_build_users, require_nix};
+pub use machine::{BUILD_GROUP, hookrun_program, is_root, require_build_users, require_nix, shared_directory};
 pub use ran::Ran;
 pub use scene::{Scene, SecondStore};
 pub use script::{Script, nix_string};
