@@ -10,3 +10,4 @@
 
 pub mod guests;
 pub mod lab;
+pub mod smtp;

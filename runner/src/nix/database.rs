@@ -265,7 +265,7 @@ fn has_log(database: &Path) -> bool {
     std::fs::metadata(log).is_ok_and(|metadata| metadata.len() > 0)
 }
 
-/// A path as it stands in a `file:` URI (https://www.sqlite.org/uri.html).
+/// A path as it stands in a `file:` URI (<https://www.sqlite.org/uri.html>).
 fn uri_path(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt as _;
     path.as_os_str().as_bytes().iter().fold(String::new(), |mut uri, byte| {

@@ -2,7 +2,7 @@
 //! a writer. Called from a blocking thread by [`crate::capability::object_store`].
 //!
 //! Memory does not depend on the path's size. Nothing is trusted to be what the database says until the last byte: a caller
-//! must not publish what it was given before [`write`] returns without an error.
+//! must not publish what it was given before [`write()`] returns without an error.
 
 use std::io::{self, Write};
 use std::path::PathBuf;

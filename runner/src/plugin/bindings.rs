@@ -1,5 +1,5 @@
 //! The component bindings, generated from `plugin-sdk/wit`. One world takes all imports and all hooks; a plugin has some of
-//! the hooks, so the world as a whole is never instantiated: [`super::link`] asks for each interface by itself.
+//! the hooks, so the world as a whole is never instantiated: [`super::load`] asks for each interface by itself.
 //!
 //! Every import is `async` (a guest waits without holding a thread) and `trappable` (a limit can end the run from within a
 //! host call). Only the rooms [`super`] and [`crate::capability`] use this module; everything else sees the types of
