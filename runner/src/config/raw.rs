@@ -24,20 +24,18 @@ struct Raw {
     mail: BTreeMap<String, Mail>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 struct RawWorker {
     start: Start,
     concurrency: Option<usize>,
     idle_exit: Option<Time>,
-    user: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 struct RawBuilders {
     connect_timeout: Option<Time>,
-    retry_after: Option<Time>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -127,23 +125,19 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
 }
 
 fn worker(raw: RawWorker) -> Worker {
-    let RawWorker { start, concurrency, idle_exit, user } = raw;
+    let RawWorker { start, concurrency, idle_exit } = raw;
     let default = Worker::default();
     Worker {
         start,
         concurrency: concurrency.unwrap_or(default.concurrency),
         idle_exit: idle_exit.map_or(default.idle_exit, |time| time.0),
-        user,
     }
 }
 
 fn builders(raw: RawBuilders) -> Builders {
-    let RawBuilders { connect_timeout, retry_after } = raw;
+    let RawBuilders { connect_timeout } = raw;
     let default = Builders::default();
-    Builders {
-        connect_timeout: connect_timeout.map_or(default.connect_timeout, |time| time.0),
-        retry_after: retry_after.map_or(default.retry_after, |time| time.0),
-    }
+    Builders { connect_timeout: connect_timeout.map_or(default.connect_timeout, |time| time.0) }
 }
 
 fn plugin(config: &Config, name: &str, raw: RawPlugin) -> Result<Plugin, ConfigError> {

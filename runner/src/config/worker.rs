@@ -24,13 +24,11 @@ pub struct Worker {
     pub concurrency: usize,
     /// A spawned worker leaves after this long without work.
     pub idle_exit: Duration,
-    /// The user to drop to before guest code is mapped.
-    pub user: Option<String>,
 }
 
 impl Default for Worker {
     fn default() -> Self {
-        Self { start: Start::default(), concurrency: 4, idle_exit: Duration::from_secs(10), user: None }
+        Self { start: Start::default(), concurrency: 4, idle_exit: Duration::from_secs(10) }
     }
 }
 
@@ -39,12 +37,10 @@ impl Default for Worker {
 pub struct Builders {
     /// How long one machine may take to accept before the next is tried.
     pub connect_timeout: Duration,
-    /// How long a machine that failed is left alone.
-    pub retry_after: Duration,
 }
 
 impl Default for Builders {
     fn default() -> Self {
-        Self { connect_timeout: Duration::from_secs(10), retry_after: Duration::from_mins(1) }
+        Self { connect_timeout: Duration::from_secs(10) }
     }
 }

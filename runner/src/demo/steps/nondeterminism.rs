@@ -31,7 +31,10 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     let maildir = stage.path("state/mail/default/new");
     let mail = newest_file(&maildir).with_context(|| format!("there should be a mail in {}", maildir.display()))?;
     stage.show.command(&format!("cat {}", mail.display()));
-    stage.show.file(&std::fs::read_to_string(&mail).with_context(|| format!("cannot read {}", mail.display()))?);
+    let message = std::fs::read_to_string(&mail).with_context(|| format!("cannot read {}", mail.display()))?;
+    // The HTML part says the same again, for a mail program.
+    stage.show.file(message.split("Content-Type: text/html").next().unwrap_or(&message));
+    stage.show.plain("(and an HTML part)");
     Ok(Verdict::Works(format!("a mail is in {}; Nix's own verdict is unchanged", maildir.display())))
 }
 
