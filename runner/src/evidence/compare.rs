@@ -116,7 +116,8 @@ impl Comparison {
                     }
                 }
                 FileType::Symlink => match (std::fs::read_link(&left_path), std::fs::read_link(&right_path)) {
-                    (Ok(left), Ok(right)) if left != right => {
+                    // As bytes: paths that differ in slashes only are equal as `Path`, and not to a NAR.
+                    (Ok(left), Ok(right)) if left.as_os_str() != right.as_os_str() => {
                         self.differ(
                             &relative,
                             "link-target",

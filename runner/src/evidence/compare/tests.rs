@@ -119,6 +119,12 @@ proptest! {
     }
 }
 
+#[test]
+fn link_targets_are_compared_as_bytes() {
+    let evidence = found(&Node::Link("/".into()), &Node::Link("//".into()), unbounded());
+    assert_eq!(evidence.differences.len(), 1, "{evidence:?}");
+}
+
 fn file(contents: &str) -> Node {
     Node::File { contents: contents.into(), executable: false }
 }
