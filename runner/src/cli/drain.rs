@@ -77,6 +77,8 @@ pub(super) fn drain(context: &Context, args: &DrainArgs) -> Result<Exit, CliErro
     };
     progress.finish();
     summary.open = open_tasks(context)?;
+    // What has become due since the worker looked has waited too.
+    summary.open.waiting += summary.open.due;
     match args.format {
         Format::Json => output::json(&report(&summary))?,
         Format::Text => output::print(&text(&summary))?,
