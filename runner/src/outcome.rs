@@ -81,13 +81,16 @@ pub struct Usage {
     pub start: Duration,
     /// Highest size of the linear memories, in bytes.
     pub memory: u64,
-    /// Host calls made.
+    /// Host calls made, those of WASI apart.
     pub host_calls: u64,
+    /// Calls of WASI: clocks, random numbers, polls, streams.
+    #[serde(default)]
+    pub wasi_calls: u64,
     /// Bytes that crossed the border in host calls, both ways.
     pub host_bytes: u64,
     /// Bytes of log messages.
     pub log_bytes: u64,
-    /// Host calls by `interface.function`.
+    /// Host calls by `interface.function`, those of WASI included.
     pub calls: BTreeMap<String, u64>,
     /// Host calls refused for want of a grant, by `interface.function`.
     pub denied: BTreeMap<String, u64>,

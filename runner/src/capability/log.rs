@@ -76,7 +76,7 @@ impl Crossing for Field {
 impl Host for RunState {
     async fn write(&mut self, level: Level, message: String, fields: Vec<Field>) -> Result<()> {
         let sent = message.crossing() + fields.crossing();
-        let call = HostCall::new(Need::Log, "write", sent);
+        let call = HostCall::new(Need::Log, "write", sent).items(fields.len());
         let level = match level {
             Level::Trace => "trace",
             Level::Debug => "debug",

@@ -1,19 +1,22 @@
 //! What plugins are offered: one file for each interface of `hookrun:host`.
 //!
 //! Every capability goes through the same phases: *configure* once per process ([`Services`]), *link* once per engine
-//! (`link` in `plugin/engine.rs`), *grant* per plugin ([`crate::plugin::grants`]), and then the host functions, each of which is one
+//! (the table in `plugin/host_call/imports.rs`), *grant* per plugin ([`crate::plugin::grants`]), and then the host functions, each of which is one
 //! [`RunState::call`](crate::plugin::host_call::RunState::call). A capability never looks at grants or limits, never counts
-//! and never logs what it was asked: the choke point does that for all of them.
+//! and never logs what it was asked: the choke point does that for all of them. Limits that are a capability's own (the size of a mail)
+//! are asked for by name, [`Inside::within`](crate::plugin::host_call::Inside::within).
 //!
 //! To add a capability: its interface in `plugin-sdk/wit`, its file here (types, service, `impl Host for RunState`, tests), a
-//! field in [`Services`], a variant in [`Need`](crate::plugin::grants::Need), and a line in the table of `plugin/engine.rs`.
+//! field in [`Services`], a variant in [`Need`](crate::plugin::grants::Need), and a line in the table of `plugin/host_call/imports.rs`.
 
+pub mod clock;
 mod config;
 mod error;
 mod log;
 pub mod mail;
 pub mod nix_store;
 pub mod object_store;
+pub mod random;
 pub mod signing;
 pub mod state;
 
@@ -28,6 +31,8 @@ use crate::dirs::Dirs;
 /// What the capabilities have behind them. Made once per process and configuration, shared by all runs.
 #[derive(Debug, Clone)]
 pub struct Services {
+    clock: Arc<dyn clock::Clock>,
+    random: Arc<dyn random::Random>,
     state: Arc<state::Stores>,
     mail: Arc<mail::Mailer>,
     nix_stores: Arc<nix_store::NixStores>,
@@ -39,6 +44,8 @@ impl Services {
     /// The services of an installation. Opens no file and no connection: a service that cannot work says so when it is used.
     pub fn new(config: &Config, dirs: &Dirs) -> Self {
         Self {
+            clock: Arc::new(clock::SystemClock::new()),
+            random: Arc::new(random::SystemRandom),
             state: Arc::new(state::Stores::durable(dirs.plugin_state())),
             mail: Arc::new(mail::Mailer::new(config, dirs)),
             nix_stores: Arc::new(nix_store::NixStores::real()),
@@ -50,12 +57,36 @@ impl Services {
     /// Services that keep everything in memory and send nothing, for `hookrun test`.
     pub fn in_memory(config: &Config, dirs: &Dirs) -> Self {
         Self {
+            clock: Arc::new(clock::SystemClock::new()),
+            random: Arc::new(random::SystemRandom),
             state: Arc::new(state::Stores::in_memory()),
             mail: Arc::new(mail::Mailer::capturing(config, dirs)),
             nix_stores: Arc::new(nix_store::NixStores::sample()),
             object_stores: Arc::new(object_store::ObjectStores::in_memory(config, dirs)),
             signing_keys: Arc::new(signing::SigningKeys::throwaway(config)),
         }
+    }
+
+    /// The same with another source of time.
+    #[must_use]
+    pub fn with_clock(self, clock: Arc<dyn clock::Clock>) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// The same with another source of random numbers.
+    #[must_use]
+    pub fn with_random(self, random: Arc<dyn random::Random>) -> Self {
+        Self { random, ..self }
+    }
+
+    /// What guests take for time.
+    pub fn clock(&self) -> &Arc<dyn clock::Clock> {
+        &self.clock
+    }
+
+    /// What guests take for chance.
+    pub fn random(&self) -> &dyn random::Random {
+        &*self.random
     }
 
     /// The plugins' key-value stores.

@@ -20,9 +20,6 @@ use crate::plugin::bindings::hookrun::host::state::{Error, Host};
 use crate::plugin::grants::Need;
 use crate::plugin::host_call::{Crossing, HostCall, PluginContext, RunState};
 
-/// Longest key, in bytes: `hookrun:host/state.set`.
-pub const MAX_KEY: usize = 512;
-
 /// How long a commit waits for another process's commit. Both take well under a millisecond.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -78,26 +75,21 @@ impl Transaction {
     }
 
     async fn get(&mut self, key: &str) -> Result<Option<Vec<u8>>, CapabilityError> {
-        check_key(key)?;
         Ok(self.pairs().await?.get(key).cloned())
     }
 
     async fn set(&mut self, key: String, value: Vec<u8>, context: &PluginContext) -> Result<(), CapabilityError> {
-        check_key(&key)?;
-        let allowed = context.plugin.limits.get(Limit::StateBytes);
         let pairs = self.pairs().await?;
-        let others: u64 = pairs.iter().filter(|(other, _)| **other != key).map(|(key, value)| size(key, value)).sum();
-        let wanted = others + size(&key, &value);
-        if wanted > allowed {
-            return Err(CapabilityError::limit(Limit::StateBytes.reached(&context.plugin.name, allowed, Some(wanted))));
-        }
+        let others = pairs.iter().filter(|(other, _)| **other != key);
+        let (keys, bytes) = others.fold((0_u64, 0_u64), |(keys, bytes), (key, value)| (keys + 1, bytes + size(key, value)));
+        context.within(Limit::StateKeys, keys + 1)?;
+        context.within(Limit::StateBytes, bytes + size(&key, &value))?;
         pairs.insert(key.clone(), value);
         self.written.insert(key);
         Ok(())
     }
 
     async fn delete(&mut self, key: String) -> Result<(), CapabilityError> {
-        check_key(&key)?;
         self.pairs().await?.remove(&key);
         self.written.insert(key);
         Ok(())
@@ -128,12 +120,11 @@ fn size(key: &str, value: &[u8]) -> u64 {
     (key.len() + value.len()) as u64
 }
 
-fn check_key(key: &str) -> Result<(), CapabilityError> {
-    match key.len() {
-        0 => Err(CapabilityError::invalid("state: the key is empty; give it a name")),
-        1..=MAX_KEY => Ok(()),
-        length => Err(CapabilityError::invalid(format!("state: a key of {length} bytes; at most {MAX_KEY} are allowed"))),
+fn check_key(key: &str, context: &PluginContext) -> Result<(), CapabilityError> {
+    if key.is_empty() {
+        return Err(CapabilityError::invalid("state: the key is empty; give it a name"));
     }
+    context.within(Limit::StateKeyBytes, key.len() as u64)
 }
 
 impl Place {
@@ -249,7 +240,13 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
 impl Host for RunState {
     async fn get(&mut self, key: String) -> wasmtime::Result<Result<Option<Vec<u8>>, Error>> {
         let call = HostCall::new(Need::State, "get", key.crossing());
-        self.call(call, |mut inside| Box::pin(async move { inside.state().get(&key).await })).await
+        self.call(call, |mut inside| {
+            Box::pin(async move {
+                check_key(&key, inside.plugin())?;
+                inside.state().get(&key).await
+            })
+        })
+        .await
     }
 
     async fn set(&mut self, key: String, value: Vec<u8>) -> wasmtime::Result<Result<(), Error>> {
@@ -257,6 +254,7 @@ impl Host for RunState {
         self.call(call, |mut inside| {
             Box::pin(async move {
                 let plugin = inside.plugin();
+                check_key(&key, plugin)?;
                 inside.state().set(key, value, plugin).await
             })
         })
@@ -265,7 +263,13 @@ impl Host for RunState {
 
     async fn delete(&mut self, key: String) -> wasmtime::Result<Result<(), Error>> {
         let call = HostCall::new(Need::State, "delete", key.crossing());
-        self.call(call, |mut inside| Box::pin(async move { inside.state().delete(key).await })).await
+        self.call(call, |mut inside| {
+            Box::pin(async move {
+                check_key(&key, inside.plugin())?;
+                inside.state().delete(key).await
+            })
+        })
+        .await
     }
 
     async fn keys(&mut self, prefix: String) -> wasmtime::Result<Result<Vec<String>, Error>> {

@@ -120,17 +120,20 @@ fn show(run: &TestRun, limits: &Limits, colours: bool) -> String {
 
 /// What a run used, beside its limits.
 fn card(hook: HookKind, usage: &Usage, limits: &Limits) -> Vec<String> {
-    let Usage { wall, start, memory, host_calls, host_bytes, log_bytes, calls, denied: _ } = usage;
+    let Usage { wall, start, memory, host_calls, wasi_calls, host_bytes, log_bytes, calls, denied: _ } = usage;
     let micros = |time: &std::time::Duration| format!("{:.1} ms", time.as_secs_f64() * 1000.0);
     let of = |limit: Limit, used: String| format!("{used} of {}", limit.show(limits.get(limit)));
     let time = if hook == HookKind::BuilderSelection { Limit::SelectionTime } else { Limit::WallTime };
-    let calls: Vec<String> = calls.iter().map(|(name, count)| format!("{name} {count}x")).collect();
+    // WASI's are the language runtime's doing, and say little to its user.
+    let calls = calls.iter().filter(|(name, _)| !name.starts_with("wasi:"));
+    let calls: Vec<String> = calls.map(|(name, count)| format!("{name} {count}x")).collect();
     let mut card = vec![
         format!("{} (started in {})", of(time, micros(wall)), micros(start)),
         format!(
-            "memory {}, host calls {}, across the border {}, log {}",
+            "memory {}, host calls {}, WASI calls {}, across the border {}, log {}",
             of(Limit::Memory, output::bytes(*memory)),
             of(Limit::HostCalls, host_calls.to_string()),
+            of(Limit::WasiCalls, wasi_calls.to_string()),
             of(Limit::HostBytes, output::bytes(*host_bytes)),
             of(Limit::LogBytes, output::bytes(*log_bytes)),
         ),

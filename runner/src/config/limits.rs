@@ -38,12 +38,15 @@ macro_rules! limits {
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
 
 limits! {
-    /// Wall time of one run in the worker, host calls included.
+    /// Wall time of one run in the worker, host calls included, streams of NARs not.
     WallTime = "wall-time", Time, 60_000;
     /// Wall time of one builder selection, host calls included; Nix stands still meanwhile.
     SelectionTime = "selection-time", Time, 2_000;
+    /// Time that NAR streams to object stores take in one run; it does not count as `wall-time`.
+    StreamTime = "stream-time", Time, 3_600_000;
     /// Linear memory of the plugin.
     Memory = "memory", Bytes, 128 * MIB;
     /// Elements of all tables.
@@ -54,18 +57,36 @@ limits! {
     Stack = "stack", Bytes, 512 * KIB;
     /// Host calls of one run.
     HostCalls = "host-calls", Count, 10_000;
-    /// Resources (such as NAR handles) open at once.
+    /// Calls of WASI (clocks, random numbers, polls, streams) in one run; language runtimes make many.
+    WasiCalls = "wasi-calls", Count, 100_000;
+    /// Resources (such as NAR handles) open at once; of WASI's streams and pollables four times as many.
     Handles = "handles", Count, 64;
     /// Bytes in one host call, either way.
     CallBytes = "call-bytes", Bytes, 8 * MIB;
     /// Bytes in all host calls of one run; NAR streams stay in the host and do not count.
     HostBytes = "host-bytes", Bytes, 256 * MIB;
-    /// Log messages of one run.
+    /// Items of a list handed over in one host call: paths, keys, recipients, pollables.
+    ListItems = "list-items", Count, 20_000;
+    /// Random bytes in one call.
+    RandomBytes = "random-bytes", Bytes, 64 * KIB;
+    /// Log messages of one run, standard output and error included.
     LogBytes = "log-bytes", Bytes, 256 * KIB;
     /// The result of one run.
     OutputBytes = "output-bytes", Bytes, MIB;
     /// Keys and values in the plugin's state.
     StateBytes = "state-bytes", Bytes, MIB;
+    /// Keys in the plugin's state.
+    StateKeys = "state-keys", Count, 10_000;
+    /// One key of the plugin's state.
+    StateKeyBytes = "state-key-bytes", Bytes, 512;
+    /// Mails of one run.
+    Mails = "mails", Count, 20;
+    /// One mail: subject, text, HTML and headers together.
+    MailBytes = "mail-bytes", Bytes, MIB;
+    /// Time to compile the plugin.
+    CompileTime = "compile-time", Time, 60_000;
+    /// Memory of the process that compiles the plugin.
+    CompileMemory = "compile-memory", Bytes, 2 * GIB;
 }
 
 /// The limits of one plugin: the table's defaults with what the configuration overrides.
@@ -111,7 +132,9 @@ impl Limit {
     pub fn line(self, value: u64) -> String {
         match self.unit() {
             Unit::Count => format!("{} = {value}", self.key()),
+            Unit::Bytes if value.is_multiple_of(GIB) => format!("{} = \"{}GiB\"", self.key(), value / GIB),
             Unit::Bytes if value.is_multiple_of(MIB) => format!("{} = \"{}MiB\"", self.key(), value / MIB),
+            Unit::Bytes if value < KIB => format!("{} = \"{value}B\"", self.key()),
             Unit::Bytes => format!("{} = \"{}KiB\"", self.key(), value.div_ceil(KIB)),
             Unit::Time => {
                 format!(
@@ -125,9 +148,16 @@ impl Limit {
 
     /// The message of a run that reached this limit of `allowed`: names limit, use and the line to write.
     pub fn reached(self, plugin: &str, allowed: u64, used: Option<u64>) -> String {
+        self.reached_in(plugin, allowed, used, None)
+    }
+
+    /// As [`Limit::reached`], of a run that stood in the host call `call`, such as `mail.send`.
+    pub fn reached_in(self, plugin: &str, allowed: u64, used: Option<u64>, call: Option<&str>) -> String {
         let used = used.map(|used| format!(", wanted {}", self.show(used))).unwrap_or_default();
+        let call = call.map(|call| format!(" in the host call `{call}`")).unwrap_or_default();
         format!(
-            "plugin `{plugin}` reached its limit `{}` ({}{used}); to allow more, write `{}` under [plugins.{plugin}.limits]",
+            "plugin `{plugin}` reached its limit `{}` ({}{used}){call}; to allow more, write `{}` under \
+             [plugins.{plugin}.limits]",
             self.key(),
             self.show(allowed),
             self.line(allowed.saturating_mul(2)),

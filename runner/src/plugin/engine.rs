@@ -1,16 +1,14 @@
-//! The engine: how guests are compiled and interrupted, and the one table of what is linked for them.
+//! The engine: how guests are compiled and interrupted.
 //!
 //! Time is bounded by epochs: one thread counts them, every store yields to the executor at each tick, and a time-out around
 //! the run ([`super::run`]) then ends it, wherever it stands. So a loop is stopped, host calls count, and no store's time-out
-//! touches another store.
+//! touches another store. What guests are linked with is the choke point's ([`super::host_call`]).
 
 use std::time::Duration;
 
-use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Config, Engine, EngineWeak, Result};
 
-use super::bindings::hookrun::host;
-use super::host_call::RunState;
+use super::host_call::Imports;
 
 /// How often guests yield. Within the 1 % that epochs cost anyway, and far below any time limit.
 const TICK: Duration = Duration::from_millis(10);
@@ -23,7 +21,7 @@ const HOST_STACK: usize = 1536 << 10;
 /// store.
 pub struct Runtime {
     engine: Engine,
-    linker: Linker<RunState>,
+    imports: Imports,
 }
 
 impl Runtime {
@@ -35,8 +33,8 @@ impl Runtime {
         let engine = Engine::new(&settings(stack))?;
         let weak = engine.weak();
         std::thread::Builder::new().name("hookrun-epoch".to_owned()).spawn(move || tick(&weak))?;
-        let linker = link(&engine)?;
-        Ok(Self { engine, linker })
+        let imports = Imports::new(&engine)?;
+        Ok(Self { engine, imports })
     }
 
     /// The engine.
@@ -45,8 +43,8 @@ impl Runtime {
     }
 
     /// What guests are linked with.
-    pub fn linker(&self) -> &Linker<RunState> {
-        &self.linker
+    pub fn linker(&self) -> &Imports {
+        &self.imports
     }
 }
 
@@ -70,21 +68,4 @@ fn tick(engine: &EngineWeak) {
             None => return,
         }
     }
-}
-
-/// The table: one line for each interface a guest may import. WASI is here so that ordinary toolchains instantiate; what is
-/// behind it is empty (`wasi` in [`super::run`]).
-fn link(engine: &Engine) -> Result<Linker<RunState>> {
-    type State = HasSelf<RunState>;
-    let mut linker = Linker::new(engine);
-    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-    host::types::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
-    host::log::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
-    host::config::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
-    host::state::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
-    host::nix_store::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
-    host::object_store::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
-    host::signing::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
-    host::mail::add_to_linker::<RunState, State>(&mut linker, |state| state)?;
-    Ok(linker)
 }

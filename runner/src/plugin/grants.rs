@@ -55,6 +55,8 @@ pub enum Need<'a> {
     Signing(&'a str),
     /// `mail`, through this transport.
     Mail(&'a str),
+    /// An interface of WASI that every guest has: clocks, random numbers, polls, the streams of what it was given.
+    Wasi(&'static str),
 }
 
 impl Need<'_> {
@@ -68,6 +70,7 @@ impl Need<'_> {
             Self::ObjectStore(_) => "object-store",
             Self::SigningKeys | Self::Signing(_) => "signing",
             Self::Mail(_) => "mail",
+            Self::Wasi(interface) => interface,
         }
     }
 }
@@ -143,7 +146,7 @@ impl Effective {
     pub fn check(&self, wants: &Wants, need: Need<'_>) -> Result<(), Refusal> {
         let interface = need.interface();
         let wanted = match need {
-            Need::Log | Need::Config => true,
+            Need::Log | Need::Config | Need::Wasi(_) => true,
             Need::State => wants.state != Want::No,
             Need::NixStore => wants.nix_store != StoreScope::None,
             Need::ObjectStore(_) => wants.object_store != Want::No,
@@ -167,7 +170,7 @@ impl Effective {
         };
         match need {
             Need::State if !self.state => Err(Refusal::Ungranted { interface, name: None, line: "state = true".to_owned() }),
-            Need::Log | Need::Config | Need::State | Need::NixStore | Need::SigningKeys => Ok(()),
+            Need::Log | Need::Config | Need::State | Need::NixStore | Need::SigningKeys | Need::Wasi(_) => Ok(()),
             Need::ObjectStore(name) => named(&self.object_store, name),
             Need::Signing(name) => named(&self.signing, name),
             Need::Mail(name) => named(&self.mail, name),

@@ -1,34 +1,76 @@
-//! The choke point. Every host function of every capability is one [`RunState::call`]: there the grant is checked, the call
-//! counted, its bytes bounded, its use recorded and traced, and errors become the `error` record of `hookrun:host/types`.
+//! The choke point. Every host function of every capability is one [`RunState::call`], and every function of WASI that does
+//! something its like for WASI ([`wasi`], [`io`]): there the grant is checked, the call counted, its bytes and list items bounded,
+//! its time bounded by what is left of the run's, its use recorded and traced, and errors become the `error` record of
+//! `hookrun:host/types`.
 //!
-//! A host function has no other way to do anything: the fields of [`RunState`] are private to this file, and what a
-//! capability works with ([`Inside`]) is given only to the closure of a call that passed. A refusal is a value for the guest,
-//! never a trap; only a limit on the whole run ([`Limit::HostCalls`], [`Limit::HostBytes`]) ends the run.
+//! A refusal is a value for the guest, never a trap; only a limit on the whole run ends the run. WASI's functions have no room
+//! for a refusal that names a limit, so there a limit ends the run too.
 //!
-//! A host function looks like this:
+//! # What the shape guarantees
+//!
+//! * The fields of [`RunState`] are private to this file and its children. What a capability works with is an [`Inside`], which only a
+//!   call that passed hands out: no host function reaches services, state, log or handles otherwise.
+//!
+//!   ```compile_fail,E0616
+//!   fn around(state: &mut hookrun::plugin::host_call::RunState) {
+//!       let _ = &state.services;
+//!   }
+//!   ```
+//!
+//! * The linker is private to [`imports`]. Nothing else can offer a guest a function, and what leaves that file can only instantiate.
+//!
+//!   ```compile_fail,E0599
+//!   fn around(imports: &mut hookrun::plugin::host_call::Imports) {
+//!       let _ = imports.instance("acme:power/shell");
+//!   }
+//!   ```
+//!
+//! * wasmtime's WASI asks for a `WasiView`, and [`RunState`] is none: no `add_to_linker` of wasmtime's can be given a store of ours, nor
+//!   a [`WasiCtx`] with a directory in it, because only [`wasi`] makes one.
+//!
+//!   ```compile_fail,E0277
+//!   fn around(linker: &mut wasmtime::component::Linker<hookrun::plugin::host_call::RunState>) {
+//!       let _ = wasmtime_wasi::p2::add_to_linker_async(linker);
+//!   }
+//!   ```
+//!
+//! What it does not guarantee: Rust cannot keep the body of a host function from opening a file or a socket by itself, without
+//! what an [`Inside`] holds. That is for the reader of a capability to see, and for the operating system's wall to stop.
+//!
+//! # A host function
 //!
 //! ```ignore
 //! async fn exists(&mut self, store: String, keys: Vec<String>) -> Result<Result<Vec<bool>, Error>> {
-//!     let call = HostCall::new(Need::ObjectStore(&store), "exists", keys.crossing());
+//!     let call = HostCall::new(Need::ObjectStore(&store), "exists", keys.crossing()).items(keys.len());
 //!     let name = store.clone();
 //!     self.call(call, |inside| Box::pin(async move { inside.services().object_store().exists(&name, &keys).await })).await
 //! }
 //! ```
 
+mod crossing;
+mod imports;
+mod io;
+mod wasi;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use wasmtime::Result;
-use wasmtime::component::{Resource, ResourceTable};
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime::component::{Resource, ResourceTable, ResourceTableError};
+use wasmtime_wasi::WasiCtx;
 
+pub use self::crossing::Crossing;
+pub use self::imports::Imports;
 use super::bindings::hookrun::host::types::Error;
-use super::grants::{Effective, Need, Refusal, Wants};
-use super::limits::{Allocations, LimitReached};
+use super::grants::{Effective, Need, Wants};
+use super::limits::{Allocations, CallName, LimitReached};
+use super::output::GuestOutput;
+use super::run_clock::RunClock;
 use crate::capability::state::Transaction;
-use crate::capability::{CapabilityError, ErrorKind, RunLog, Services};
+use crate::capability::{CapabilityError, RunLog, Services};
 use crate::config::{Limit, Plugin};
 use crate::event::{Event, HookEvent, NixDirs};
 use crate::outcome::Usage;
@@ -46,6 +88,21 @@ pub struct PluginContext {
     pub wants: Wants,
     /// What it has.
     pub effective: Effective,
+}
+
+impl PluginContext {
+    /// Is `wanted` within a limit of the plugin?
+    ///
+    /// # Errors
+    /// `limit`, with the line to write.
+    pub fn within(&self, limit: Limit, wanted: u64) -> Result<(), CapabilityError> {
+        let Plugin { name, limits, .. } = &self.plugin;
+        let allowed = limits.get(limit);
+        if wanted > allowed {
+            return Err(CapabilityError::limit(limit.reached(name, allowed, Some(wanted))));
+        }
+        Ok(())
+    }
 }
 
 /// What the event of this run is about: the roots of the `nix-store` grant.
@@ -79,61 +136,38 @@ pub struct HostCall<'a> {
     need: Need<'a>,
     function: &'static str,
     sent: u64,
+    items: usize,
+    streaming: bool,
 }
 
 impl<'a> HostCall<'a> {
     /// The call of `function` with arguments of `sent` bytes, that needs `need`.
     pub fn new(need: Need<'a>, function: &'static str, sent: u64) -> Self {
-        Self { need, function, sent }
+        Self { need, function, sent, items: 0, streaming: false }
     }
-}
 
-/// What crosses the border counts: bytes of the strings and lists in a value, without its fixed part.
-pub trait Crossing {
-    /// The count.
-    fn crossing(&self) -> u64;
-}
-
-macro_rules! free {
-    ($($ty:ty),+) => { $(impl Crossing for $ty { fn crossing(&self) -> u64 { 0 } })+ };
-}
-free!((), bool, u32, u64, i32);
-
-impl Crossing for u8 {
-    fn crossing(&self) -> u64 {
-        1
+    /// The longest list among the arguments has so many items.
+    #[must_use]
+    pub fn items(self, items: usize) -> Self {
+        Self { items: self.items.max(items), ..self }
     }
-}
 
-impl Crossing for String {
-    fn crossing(&self) -> u64 {
-        self.len() as u64
+    /// The time of the call is that of a stream whose length the plugin does not decide: [`Limit::StreamTime`].
+    #[must_use]
+    pub fn streaming(self) -> Self {
+        Self { streaming: true, ..self }
     }
-}
 
-impl<T: Crossing> Crossing for Option<T> {
-    fn crossing(&self) -> u64 {
-        self.as_ref().map_or(0, Crossing::crossing)
+    fn wasi(interface: &'static str, function: &'static str) -> Self {
+        Self::new(Need::Wasi(interface), function, 0)
     }
-}
 
-/// A list costs a word for each element beside the elements, so that a million empty strings are not free.
-impl<T: Crossing> Crossing for Vec<T> {
-    fn crossing(&self) -> u64 {
-        let word = if size_of::<T>() <= 1 { 0 } else { 8 * self.len() as u64 };
-        word + self.iter().map(Crossing::crossing).sum::<u64>()
+    fn sending(self, sent: u64) -> Self {
+        Self { sent, ..self }
     }
-}
 
-impl<A: Crossing, B: Crossing> Crossing for (A, B) {
-    fn crossing(&self) -> u64 {
-        self.0.crossing() + self.1.crossing()
-    }
-}
-
-impl<T: 'static> Crossing for Resource<T> {
-    fn crossing(&self) -> u64 {
-        0
+    fn name(&self) -> CallName {
+        CallName { interface: self.need.interface(), function: self.function }
     }
 }
 
@@ -145,6 +179,9 @@ pub struct Inside<'a> {
     log: &'a RunLog,
     state: &'a mut Transaction,
     handles: &'a mut ResourceTable,
+    table: &'a mut ResourceTable,
+    spent: &'a mut BTreeMap<Limit, u64>,
+    begun: Duration,
 }
 
 impl<'a> Inside<'a> {
@@ -173,6 +210,25 @@ impl<'a> Inside<'a> {
         self.state
     }
 
+    /// Is `wanted` within a limit of the plugin?
+    ///
+    /// # Errors
+    /// `limit`, with the line to write.
+    pub fn within(&self, limit: Limit, wanted: u64) -> Result<(), CapabilityError> {
+        self.plugin.within(limit, wanted)
+    }
+
+    /// Takes `amount` of what the plugin may use in one run.
+    ///
+    /// # Errors
+    /// `limit`: there is not as much left; nothing is taken.
+    pub fn spend(&mut self, limit: Limit, amount: u64) -> Result<(), CapabilityError> {
+        let spent = self.spent.get(&limit).copied().unwrap_or_default().saturating_add(amount);
+        self.within(limit, spent)?;
+        self.spent.insert(limit, spent);
+        Ok(())
+    }
+
     /// Gives the guest a handle to `value`.
     ///
     /// # Errors
@@ -199,40 +255,69 @@ pub struct RunState {
     plugin: Arc<PluginContext>,
     services: Services,
     scope: Scope,
+    clock: RunClock,
     log: RunLog,
     state: Transaction,
     handles: ResourceTable,
     wasi: WasiCtx,
     wasi_table: ResourceTable,
     allocations: Allocations,
-    usage: Usage,
+    calls: BTreeMap<CallName, u64>,
+    denied: BTreeMap<CallName, u64>,
+    spent: BTreeMap<Limit, u64>,
+    host_calls: u64,
+    wasi_calls: u64,
+    host_bytes: u64,
+    /// What the guest's clock said when the run began.
+    begun: Duration,
     reached: Option<LimitReached>,
 }
 
-/// Streams and pollables of WASI that a run may have open; ordinary toolchains need a handful.
-const WASI_HANDLES: usize = 256;
+/// Handles of WASI for each of [`Limit::Handles`]: a pollable is two, and a runtime's standard streams and timers are a dozen.
+const WASI_HANDLES: usize = 4;
+
+/// Why a call did not pass.
+enum Refused {
+    /// For the guest.
+    Denied(String),
+    /// Of this call alone.
+    Limit(LimitReached),
+}
 
 impl RunState {
     /// The state of a run that begins.
-    pub fn new(plugin: Arc<PluginContext>, services: Services, scope: Scope, log: RunLog, wasi: WasiCtx) -> Self {
+    pub(super) fn new(
+        plugin: Arc<PluginContext>,
+        services: Services,
+        scope: Scope,
+        clock: RunClock,
+        log: RunLog,
+        (stdout, stderr): (&GuestOutput, &GuestOutput),
+    ) -> Self {
         let limits = &plugin.plugin.limits;
+        let capacity = usize::try_from(limits.get(Limit::Handles)).unwrap_or(usize::MAX);
         let mut handles = ResourceTable::new();
-        handles.set_max_capacity(usize::try_from(limits.get(Limit::Handles)).unwrap_or(usize::MAX));
+        handles.set_max_capacity(capacity);
         let mut wasi_table = ResourceTable::new();
-        wasi_table.set_max_capacity(WASI_HANDLES);
-        let allocations = Allocations::new(limits);
-        let state = services.state().begin(&plugin.plugin.name);
+        wasi_table.set_max_capacity(capacity.saturating_mul(WASI_HANDLES));
         Self {
+            allocations: Allocations::new(limits),
+            state: services.state().begin(&plugin.plugin.name),
+            begun: services.clock().monotonic(),
             plugin,
             services,
             scope,
+            clock,
             log,
-            state,
             handles,
-            wasi,
+            wasi: wasi::context(stdout, stderr),
             wasi_table,
-            allocations,
-            usage: Usage::default(),
+            calls: BTreeMap::new(),
+            denied: BTreeMap::new(),
+            spent: BTreeMap::new(),
+            host_calls: 0,
+            wasi_calls: 0,
+            host_bytes: 0,
             reached: None,
         }
     }
@@ -240,10 +325,7 @@ impl RunState {
     /// Component handles the engine may hold for a run: those of capabilities and those of WASI, with room for what is being
     /// passed, so that [`Inside::open`] refuses first.
     pub fn max_component_handles(plugin: &Plugin) -> usize {
-        usize::try_from(plugin.limits.get(Limit::Handles))
-            .unwrap_or(usize::MAX)
-            .saturating_mul(2)
-            .saturating_add(WASI_HANDLES)
+        usize::try_from(plugin.limits.get(Limit::Handles)).unwrap_or(usize::MAX).saturating_mul(2 + 2 * WASI_HANDLES)
     }
 
     /// One host call: the only way from a guest into a capability.
@@ -255,7 +337,12 @@ impl RunState {
         R: Crossing + Send,
         F: for<'r> FnOnce(Inside<'r>) -> BoxFuture<'r, Result<R, CapabilityError>> + Send,
     {
-        self.guarded(call, work).await.map(|result| result.map_err(wit_error))
+        let passed = self.guarded(call, work).await?;
+        Ok(match passed {
+            Ok(result) => result,
+            Err(refused) => Err(self.explain(&refused)),
+        }
+        .map_err(wit_error))
     }
 
     /// As [`RunState::call`], for the few functions whose type has no room for an error: what would be one ends the run.
@@ -268,53 +355,173 @@ impl RunState {
         F: for<'r> FnOnce(Inside<'r>) -> BoxFuture<'r, Result<R, CapabilityError>> + Send,
     {
         match self.guarded(call, work).await? {
-            Ok(result) => Ok(result),
-            Err(error) if error.kind == ErrorKind::Limit => Err(self.stop(Limit::CallBytes, None)),
-            Err(error) => Err(wasmtime::Error::msg(error.message)),
+            Ok(result) => result.map_err(|error| wasmtime::Error::msg(error.message)),
+            Err(refused) => Err(self.end(refused)),
         }
     }
 
-    async fn guarded<R, F>(&mut self, call: HostCall<'_>, work: F) -> Result<Result<R, CapabilityError>>
+    /// A call of WASI that does not wait.
+    fn wasi_call<R: Crossing>(&mut self, call: HostCall<'_>, work: impl FnOnce(Inside<'_>) -> Result<R>) -> Result<R> {
+        if let Some(refused) = self.enter(&call)? {
+            return Err(self.end(refused));
+        }
+        let entered = Instant::now();
+        let result = work(self.inside());
+        self.leave_wasi(&call, entered, result)
+    }
+
+    /// A call of WASI that may wait.
+    async fn wasi_waiting<R, F>(&mut self, call: HostCall<'_>, work: F) -> Result<R>
+    where
+        R: Crossing + Send,
+        F: for<'r> FnOnce(&'r mut ResourceTable) -> BoxFuture<'r, Result<R>> + Send,
+    {
+        if let Some(refused) = self.enter(&call)? {
+            return Err(self.end(refused));
+        }
+        let entered = Instant::now();
+        let deadline = self.clock.deadline();
+        match tokio::time::timeout_at(deadline.at, work(&mut self.wasi_table)).await {
+            Ok(result) => self.leave_wasi(&call, entered, result),
+            Err(_) => Err(self.stop_in(call, deadline.limit, None)),
+        }
+    }
+
+    fn leave_wasi<R: Crossing>(&mut self, call: &HostCall<'_>, entered: Instant, result: Result<R>) -> Result<R> {
+        let received = result.as_ref().map_or(0, Crossing::crossing);
+        if let Some(refused) = self.leave(call, entered, received, result.is_err().then_some("failed"))? {
+            return Err(self.end(refused));
+        }
+        result.map_err(|error| match error.downcast_ref() {
+            Some(ResourceTableError::Full) => self.stop_in(*call, Limit::Handles, None),
+            _ => error,
+        })
+    }
+
+    async fn guarded<R, F>(&mut self, call: HostCall<'_>, work: F) -> Result<Result<Result<R, CapabilityError>, Refused>>
     where
         R: Crossing + Send,
         F: for<'r> FnOnce(Inside<'r>) -> BoxFuture<'r, Result<R, CapabilityError>> + Send,
     {
-        let name = format!("{}.{}", call.need.interface(), call.function);
-        self.usage.host_calls += 1;
-        if self.usage.host_calls > self.limit(Limit::HostCalls) {
-            return Err(self.stop(Limit::HostCalls, Some(self.usage.host_calls)));
+        if let Some(refused) = self.enter(&call)? {
+            return Ok(Err(refused));
         }
-        if let Err(refusal) = self.plugin.effective.check(&self.plugin.wants, call.need) {
-            return Ok(Err(self.refuse(&name, &refusal)));
-        }
-        *self.usage.calls.entry(name.clone()).or_default() += 1;
-        if let Some(error) = self.cross(&name, call.sent)? {
-            return Ok(Err(error));
-        }
-        let begun = Instant::now();
-        let result = work(Inside {
+        let entered = Instant::now();
+        let streaming = call.streaming.then(|| self.clock.stream());
+        let deadline = self.clock.deadline();
+        let Ok(result) = tokio::time::timeout_at(deadline.at, work(self.inside())).await else {
+            return Err(self.stop_in(call, deadline.limit, None));
+        };
+        drop(streaming);
+        let (received, error) = match &result {
+            Ok(value) => (value.crossing(), None),
+            Err(error) => (error.message.len() as u64, Some(error.kind.as_str())),
+        };
+        Ok(match self.leave(&call, entered, received, error)? {
+            Some(refused) => Err(refused),
+            None => Ok(result),
+        })
+    }
+
+    fn inside(&mut self) -> Inside<'_> {
+        Inside {
             plugin: &self.plugin,
             services: &self.services,
             scope: &self.scope,
             log: &self.log,
             state: &mut self.state,
             handles: &mut self.handles,
-        })
-        .await;
+            table: &mut self.wasi_table,
+            spent: &mut self.spent,
+            begun: self.begun,
+        }
+    }
+
+    /// The guest is about to enter the host: counts, and asks grants and limits.
+    fn enter(&mut self, call: &HostCall<'_>) -> Result<Option<Refused>> {
+        let (count, limit) = match call.need {
+            Need::Wasi(_) => (&mut self.wasi_calls, Limit::WasiCalls),
+            _ => (&mut self.host_calls, Limit::HostCalls),
+        };
+        *count += 1;
+        let count = *count;
+        if count > self.limit(limit) {
+            return Err(self.stop_in(*call, limit, Some(count)));
+        }
+        let name = call.name();
+        if let Err(refusal) = self.plugin.effective.check(&self.plugin.wants, call.need) {
+            *self.denied.entry(name).or_default() += 1;
+            tracing::debug!(plugin = self.plugin.plugin.name, call = %name, "refused");
+            return Ok(Some(Refused::Denied(refusal.message(&self.plugin.plugin.name, &self.plugin.config_file))));
+        }
+        *self.calls.entry(name).or_default() += 1;
+        let items = call.items as u64;
+        if items > self.limit(Limit::ListItems) {
+            let reached = LimitReached { limit: Limit::ListItems, wanted: Some(items), call: Some(name) };
+            return Ok(Some(Refused::Limit(reached)));
+        }
+        self.cross(call, call.sent)
+    }
+
+    /// The host is about to return to the guest.
+    fn leave(
+        &mut self,
+        call: &HostCall<'_>,
+        entered: Instant,
+        received: u64,
+        error: Option<&'static str>,
+    ) -> Result<Option<Refused>> {
         tracing::trace!(
             plugin = self.plugin.plugin.name,
-            call = name,
-            micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
-            error = result.as_ref().err().map(|error| error.kind.as_str()),
+            call = %call.name(),
+            micros = u64::try_from(entered.elapsed().as_micros()).unwrap_or(u64::MAX),
+            error,
         );
-        let received = match &result {
-            Ok(value) => value.crossing(),
-            Err(error) => error.message.len() as u64,
-        };
-        Ok(match self.cross(&name, received)? {
-            Some(error) => Err(error),
-            None => result,
-        })
+        self.cross(call, received)
+    }
+
+    /// Bytes cross the border: one call may move so many, and a run so many.
+    fn cross(&mut self, call: &HostCall<'_>, bytes: u64) -> Result<Option<Refused>> {
+        self.host_bytes = self.host_bytes.saturating_add(bytes);
+        if self.host_bytes > self.limit(Limit::HostBytes) {
+            return Err(self.stop_in(*call, Limit::HostBytes, Some(self.host_bytes)));
+        }
+        Ok((bytes > self.limit(Limit::CallBytes)).then(|| {
+            let name = Some(call.name());
+            Refused::Limit(LimitReached { limit: Limit::CallBytes, wanted: Some(bytes), call: name })
+        }))
+    }
+
+    /// A refusal as the guest gets it.
+    fn explain(&self, refused: &Refused) -> CapabilityError {
+        match refused {
+            Refused::Denied(message) => CapabilityError::denied(message.clone()),
+            Refused::Limit(reached) => {
+                let Plugin { name, limits, .. } = &self.plugin.plugin;
+                CapabilityError::limit(reached.message(name, limits))
+            }
+        }
+    }
+
+    /// A refusal where the guest cannot be given one.
+    fn end(&mut self, refused: Refused) -> wasmtime::Error {
+        match refused {
+            Refused::Denied(message) => wasmtime::Error::msg(message),
+            Refused::Limit(reached) => self.stop(reached),
+        }
+    }
+
+    fn limit(&self, limit: Limit) -> u64 {
+        self.plugin.plugin.limits.get(limit)
+    }
+
+    fn stop_in(&mut self, call: HostCall<'_>, limit: Limit, wanted: Option<u64>) -> wasmtime::Error {
+        self.stop(LimitReached { limit, wanted, call: Some(call.name()) })
+    }
+
+    fn stop(&mut self, reached: LimitReached) -> wasmtime::Error {
+        self.reached = Some(reached);
+        reached.into()
     }
 
     /// The guest gave a handle back.
@@ -324,36 +531,6 @@ impl RunState {
     pub fn close<T: Send + 'static>(&mut self, handle: Resource<T>) -> Result<()> {
         self.handles.delete(handle)?;
         Ok(())
-    }
-
-    /// Bytes cross the border: one call may move so many, and a run so many.
-    fn cross(&mut self, name: &str, bytes: u64) -> Result<Option<CapabilityError>> {
-        self.usage.host_bytes = self.usage.host_bytes.saturating_add(bytes);
-        if self.usage.host_bytes > self.limit(Limit::HostBytes) {
-            return Err(self.stop(Limit::HostBytes, Some(self.usage.host_bytes)));
-        }
-        let allowed = self.limit(Limit::CallBytes);
-        Ok((bytes > allowed).then(|| {
-            let message = Limit::CallBytes.reached(&self.plugin.plugin.name, allowed, Some(bytes));
-            CapabilityError::limit(format!("{name}: {message}"))
-        }))
-    }
-
-    fn refuse(&mut self, name: &str, refusal: &Refusal) -> CapabilityError {
-        *self.usage.denied.entry(name.to_owned()).or_default() += 1;
-        let message = refusal.message(&self.plugin.plugin.name, &self.plugin.config_file);
-        tracing::debug!(plugin = self.plugin.plugin.name, call = name, "refused");
-        CapabilityError::denied(message)
-    }
-
-    fn limit(&self, limit: Limit) -> u64 {
-        self.plugin.plugin.limits.get(limit)
-    }
-
-    fn stop(&mut self, limit: Limit, wanted: Option<u64>) -> wasmtime::Error {
-        let reached = LimitReached { limit, wanted };
-        self.reached = Some(reached);
-        reached.into()
     }
 
     /// For [`wasmtime::Store::limiter`].
@@ -368,7 +545,17 @@ impl RunState {
 
     /// What was used so far.
     pub fn usage(&self) -> Usage {
-        Usage { memory: self.allocations.peak_memory(), log_bytes: self.log.bytes(), ..self.usage.clone() }
+        let named = |calls: &BTreeMap<CallName, u64>| calls.iter().map(|(name, count)| (name.to_string(), *count)).collect();
+        Usage {
+            memory: self.allocations.peak_memory(),
+            host_calls: self.host_calls,
+            wasi_calls: self.wasi_calls,
+            host_bytes: self.host_bytes,
+            log_bytes: self.log.bytes(),
+            calls: named(&self.calls),
+            denied: named(&self.denied),
+            ..Usage::default()
+        }
     }
 
     /// Makes what the run wrote to its state durable: the run returned.
@@ -377,12 +564,6 @@ impl RunState {
     /// The state cannot be written.
     pub async fn commit(&mut self) -> Result<(), CapabilityError> {
         self.state.commit().await
-    }
-}
-
-impl WasiView for RunState {
-    fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.wasi_table }
     }
 }
 

@@ -1,5 +1,5 @@
 //! Enforcement of [`config::Limit`](crate::config::Limit) inside the engine: memories, tables, instances. Host calls are
-//! bounded in [`super::host_call`], wall time and output in [`super::run`], the stack in [`super::engine`].
+//! bounded in [`super::host_call`], time in [`super::run_clock`], output in [`super::run`], the stack in [`super::engine`].
 //!
 //! A limit ends the run with [`LimitReached`], which [`super::run`] turns into the message that names the key. Growth is
 //! refused with a trap instead of the -1 of `memory.grow`: guests answer that with an abort that says nothing.
@@ -16,6 +16,36 @@ pub struct LimitReached {
     pub limit: Limit,
     /// What was wanted, in the limit's unit, if it is known.
     pub wanted: Option<u64>,
+    /// The host call in which the run stood.
+    pub call: Option<CallName>,
+}
+
+impl LimitReached {
+    /// The guest's own doing, outside of a host call.
+    pub const fn by_guest(limit: Limit, wanted: Option<u64>) -> Self {
+        Self { limit, wanted, call: None }
+    }
+
+    /// The message for the plugin called `plugin`, that has `limits`: names limit, use, host call and the line to write.
+    pub fn message(&self, plugin: &str, limits: &Limits) -> String {
+        let call = self.call.map(|call| call.to_string());
+        self.limit.reached_in(plugin, limits.get(self.limit), self.wanted, call.as_deref())
+    }
+}
+
+/// The name of a host call, as in messages: `mail.send`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CallName {
+    /// The interface, such as `mail` or `wasi:io/poll`.
+    pub interface: &'static str,
+    /// The function.
+    pub function: &'static str,
+}
+
+impl std::fmt::Display for CallName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.interface, self.function)
+    }
 }
 
 /// What a store's instances have, and may have.
@@ -58,7 +88,7 @@ impl Allocations {
     }
 
     fn refuse(&mut self, limit: Limit, wanted: u64) -> Result<bool> {
-        let reached = LimitReached { limit, wanted: Some(wanted) };
+        let reached = LimitReached::by_guest(limit, Some(wanted));
         self.reached = Some(reached);
         Err(reached.into())
     }
@@ -126,7 +156,7 @@ mod tests {
         assert!(allocations.memory_growing(0, PAGE, None).unwrap());
         assert!(allocations.memory_growing(0, 2 * PAGE, None).unwrap());
         let error = allocations.memory_growing(PAGE, 2 * PAGE, None).unwrap_err();
-        let reached = LimitReached { limit: Limit::Memory, wanted: Some(4 * PAGE as u64) };
+        let reached = LimitReached::by_guest(Limit::Memory, Some(4 * PAGE as u64));
         assert_eq!(error.downcast_ref::<LimitReached>(), Some(&reached));
         assert_eq!(allocations.reached(), Some(reached));
         assert_eq!(allocations.peak_memory(), 3 * PAGE as u64);

@@ -7,7 +7,7 @@
 //! * [`metadata`]: what a component says about itself, read without running it. [`grants`]: what it may do; pure.
 //! * [`load`]: [`Artifact`] (checked) to [`LinkedPlugin`] (native code). [`artifact`]: the cache of compiled plugins.
 //! * [`engine`]: compilation, interruption, and the table of what is linked. [`bindings`]: generated.
-//! * [`run`]: one run. [`limits`]: what bounds it. [`host_call`]: the choke point that every host call passes.
+//! * [`run`]: one run. [`limits`], [`run_clock`]: what bounds it. [`host_call`]: the choke point that every host call passes.
 //! * [`executor`], [`policy`]: plugins as the queue's and the builder selection's servants.
 //! * [`bundled`]: the plugins inside this binary.
 
@@ -26,6 +26,7 @@ pub mod metadata;
 mod output;
 pub mod policy;
 mod run;
+mod run_clock;
 
 pub use error::PluginError;
 pub use load::{Artifact, Host, LinkedPlugin};

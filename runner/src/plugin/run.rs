@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use wasmtime::component::Instance;
+use wasmtime::component::{Instance, ResourceTableError};
 use wasmtime::{Store, Trap, WasmBacktrace};
-use wasmtime_wasi::{I32Exit, WasiCtx};
+use wasmtime_wasi::I32Exit;
 
 use super::bindings::exports::hookrun::builder_selection::builder_selection;
 use super::bindings::exports::hookrun::diff::diff;
@@ -15,6 +15,7 @@ use super::host_call::{RunState, Scope};
 use super::limits::LimitReached;
 use super::load::LinkedPlugin;
 use super::output::GuestOutput;
+use super::run_clock::RunClock;
 use crate::builders::{Candidate, Decision, LocalMachine, Machine, PolicyError};
 use crate::capability::{RunLog, Services};
 use crate::config::Limit;
@@ -29,9 +30,6 @@ const LIFT_MARGIN: u64 = 64 << 10;
 
 /// Frames of a guest's stack in a message.
 const SHOWN_FRAMES: usize = 6;
-
-/// Bytes of randomness a guest gets in one call.
-const MAX_RANDOM: u64 = 64 << 10;
 
 /// What wasmtime says when a guest hands over more than `Store::set_hostcall_fuel` allows. Its type is private
 /// (`HostcallFuelExhausted`, crates/wasmtime/src/runtime/component/func/options.rs in 48.0); a test holds the words.
@@ -169,21 +167,26 @@ impl LinkedPlugin {
         let begun = Instant::now();
         let log = RunLog::new(limits.get(Limit::LogBytes));
         let (stdout, stderr) = (GuestOutput::stdout(&log), GuestOutput::stderr(&log));
-        let mut store = self.store(services, scope, &log, &stdout, &stderr);
+        let clock = RunClock::start(limits, time);
+        let mut store = self.store(services, scope, &clock, &log, (&stdout, &stderr));
         let mut start = Duration::ZERO;
-        let allowed = limits.time(time);
-        let run = tokio::time::timeout(allowed, async {
+        let run = async {
             let instance = self.instance.instantiate_async(&mut store).await?;
             start = begun.elapsed();
             call.call(&mut store, &instance).await
-        });
-        let ended = run.await;
+        };
+        let ended = tokio::select! {
+            // The run first: where both are ready, a host call has met its end and says its name.
+            biased;
+            result = run => Ok(result),
+            limit = clock.expired() => Err(limit),
+        };
         stdout.finish();
         stderr.finish();
         let (answer, outcome) = match ended {
             Ok(Ok(answer)) => self.returned(&mut store, answer).await,
             Ok(Err(error)) => (None, self.stopped(store.data(), &error)),
-            Err(_) => (None, self.limit_outcome(LimitReached { limit: time, wanted: None })),
+            Err(limit) => (None, self.limit_outcome(LimitReached::by_guest(limit, None))),
         };
         let usage = Usage { wall: begun.elapsed(), start: self.load_time + start, ..store.data().usage() };
         let fix = Limit::LogBytes.reached(self.name(), limits.get(Limit::LogBytes), None);
@@ -196,12 +199,12 @@ impl LinkedPlugin {
         &self,
         services: &Services,
         scope: Scope,
+        clock: &RunClock,
         log: &RunLog,
-        stdout: &GuestOutput,
-        stderr: &GuestOutput,
+        output: (&GuestOutput, &GuestOutput),
     ) -> Store<RunState> {
         let plugin = &self.context.plugin;
-        let state = RunState::new(self.context.clone(), services.clone(), scope, log.clone(), wasi(stdout, stderr));
+        let state = RunState::new(self.context.clone(), services.clone(), scope, clock.clone(), log.clone(), output);
         let mut store = Store::new(self.instance.engine(), state);
         store.limiter(|state| state.allocations());
         store.set_epoch_deadline(YIELD_TICKS);
@@ -221,7 +224,7 @@ impl LinkedPlugin {
         };
         let size = (outcome.message().len() + details) as u64;
         if size > self.context.plugin.limits.get(Limit::OutputBytes) {
-            return (None, self.limit_outcome(LimitReached { limit: Limit::OutputBytes, wanted: Some(size) }));
+            return (None, self.limit_outcome(LimitReached::by_guest(Limit::OutputBytes, Some(size))));
         }
         match store.data_mut().commit().await {
             Ok(()) => (Some(answer), outcome),
@@ -235,17 +238,20 @@ impl LinkedPlugin {
             return self.limit_outcome(reached);
         }
         if error.downcast_ref::<Trap>() == Some(&Trap::StackOverflow) {
-            return self.limit_outcome(LimitReached { limit: Limit::Stack, wanted: None });
+            return self.limit_outcome(LimitReached::by_guest(Limit::Stack, None));
+        }
+        if matches!(error.downcast_ref(), Some(ResourceTableError::Full)) {
+            return self.limit_outcome(LimitReached::by_guest(Limit::Handles, None));
         }
         let cause = error.root_cause().to_string().replace('\n', " ");
         let backtrace = error.downcast_ref::<WasmBacktrace>();
         if cause.contains(FUEL_EXHAUSTED) {
             // On the way into the host there are guest frames below; on the way out of a hook there are none.
             let limit = if backtrace.is_some() { Limit::CallBytes } else { Limit::OutputBytes };
-            return self.limit_outcome(LimitReached { limit, wanted: None });
+            return self.limit_outcome(LimitReached::by_guest(limit, None));
         }
         if cause.contains(COUNT_EXCEEDED) {
-            return self.limit_outcome(LimitReached { limit: Limit::Instances, wanted: None });
+            return self.limit_outcome(LimitReached::by_guest(Limit::Instances, None));
         }
         let what = match error.downcast_ref::<I32Exit>() {
             Some(I32Exit(code)) => format!("called exit({code}) instead of returning"),
@@ -255,9 +261,9 @@ impl LinkedPlugin {
         Outcome::Trapped { message: format!("plugin `{}` {what}{stack}", self.name()) }
     }
 
-    fn limit_outcome(&self, LimitReached { limit, wanted }: LimitReached) -> Outcome {
-        let allowed = self.context.plugin.limits.get(limit);
-        Outcome::LimitReached { limit: limit.key().to_owned(), message: limit.reached(self.name(), allowed, wanted) }
+    fn limit_outcome(&self, reached: LimitReached) -> Outcome {
+        let message = reached.message(self.name(), &self.context.plugin.limits);
+        Outcome::LimitReached { limit: reached.limit.key().to_owned(), message }
     }
 }
 
@@ -270,16 +276,4 @@ fn frames(backtrace: &WasmBacktrace) -> String {
         .map(|frame| frame.func_name().map_or_else(|| format!("function {}", frame.func_index()), str::to_owned))
         .collect();
     if names.is_empty() { String::new() } else { format!(" (in {})", names.join(", called by ")) }
-}
-
-/// WASI with nothing behind it: no arguments, no environment, no directories, no network, standard input closed.
-fn wasi(stdout: &GuestOutput, stderr: &GuestOutput) -> WasiCtx {
-    WasiCtx::builder()
-        .stdout(stdout.clone())
-        .stderr(stderr.clone())
-        .allow_tcp(false)
-        .allow_udp(false)
-        .allow_ip_name_lookup(false)
-        .max_random_size(MAX_RANDOM)
-        .build()
 }

@@ -109,7 +109,7 @@ async fn ask(plugin: &LinkedPlugin, subject: &Subject, dirs: &Dirs, question: &Q
 async fn effects(subject: &Subject, services: &Services) -> Vec<String> {
     let mut effects = Vec::new();
     for store in &subject.plugin.grant.object_store {
-        if let Ok(keys) = services.object_stores().list(store, "", MAX_LISTED).await {
+        if let Ok(keys) = services.object_stores().list(store, "", MAX_LISTED, u64::MAX).await {
             effects.extend(keys.iter().map(|key| format!("object store {store}: {key}")));
         }
     }

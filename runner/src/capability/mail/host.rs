@@ -3,6 +3,7 @@
 use wasmtime::Result;
 
 use super::Message;
+use crate::config::Limit;
 use crate::plugin::bindings::hookrun::host::mail::{self, Error, Host};
 use crate::plugin::grants::Need;
 use crate::plugin::host_call::{Crossing, HostCall, RunState};
@@ -16,9 +17,12 @@ impl Host for RunState {
     ) -> Result<Result<String, Error>> {
         let sent = transport.crossing() + recipients.crossing() + message.crossing();
         let name = transport.clone();
-        let call = HostCall::new(Need::Mail(&transport), "send", sent);
-        self.call(call, |inside| {
+        let call = HostCall::new(Need::Mail(&transport), "send", sent).items(recipients.len()).items(message.headers.len());
+        let size = message.crossing();
+        self.call(call, |mut inside| {
             Box::pin(async move {
+                inside.within(Limit::MailBytes, size)?;
+                inside.spend(Limit::Mails, 1)?;
                 let mailer = inside.services().mail();
                 mailer.send(&inside.plugin().plugin, &name, &recipients, &message.into()).await
             })

@@ -19,7 +19,7 @@ fn reach(inside: &Inside<'_>) -> Reach {
 
 impl Host for RunState {
     async fn path_infos(&mut self, paths: Vec<String>) -> Result<Result<Vec<Option<PathInfo>>, Error>> {
-        let call = HostCall::new(Need::NixStore, "path-infos", paths.crossing());
+        let call = HostCall::new(Need::NixStore, "path-infos", paths.crossing()).items(paths.len());
         self.call(call, |inside| {
             let reach = reach(&inside);
             Box::pin(blocking(move || {
@@ -31,7 +31,7 @@ impl Host for RunState {
     }
 
     async fn closure(&mut self, paths: Vec<String>) -> Result<Result<Vec<PathInfo>, Error>> {
-        let call = HostCall::new(Need::NixStore, "closure", paths.crossing());
+        let call = HostCall::new(Need::NixStore, "closure", paths.crossing()).items(paths.len());
         self.call(call, |inside| {
             let reach = reach(&inside);
             Box::pin(blocking(move || {

@@ -14,7 +14,7 @@ use crate::plugin::host_call::{Crossing, HostCall, RunState};
 impl Host for RunState {
     async fn exists(&mut self, store: String, keys: Vec<String>) -> Result<Result<Vec<bool>, Error>> {
         let name = store.clone();
-        let call = HostCall::new(Need::ObjectStore(&name), "exists", store.crossing() + keys.crossing());
+        let call = HostCall::new(Need::ObjectStore(&name), "exists", store.crossing() + keys.crossing()).items(keys.len());
         self.call(call, |inside| Box::pin(async move { inside.services().object_stores().exists(&store, &keys).await }))
             .await
     }
@@ -50,7 +50,7 @@ impl Host for RunState {
     ) -> Result<Result<StoredNar, Error>> {
         let name = store.clone();
         let sent = store.crossing() + key.crossing() + compression.crossing();
-        let call = HostCall::new(Need::ObjectStore(&name), "put-nar", sent);
+        let call = HostCall::new(Need::ObjectStore(&name), "put-nar", sent).streaming();
         self.call(call, |inside| {
             Box::pin(async move {
                 let compression = Compression::parse(&compression, level).map_err(CapabilityError::invalid)?;
@@ -66,8 +66,11 @@ impl Host for RunState {
     async fn list(&mut self, store: String, prefix: String, max: u32) -> Result<Result<Vec<String>, Error>> {
         let name = store.clone();
         let call = HostCall::new(Need::ObjectStore(&name), "list", store.crossing() + prefix.crossing());
-        self.call(call, |inside| Box::pin(async move { inside.services().object_stores().list(&store, &prefix, max).await }))
-            .await
+        self.call(call, |inside| {
+            let most = inside.plugin().plugin.limits.get(Limit::CallBytes);
+            Box::pin(async move { inside.services().object_stores().list(&store, &prefix, max, most).await })
+        })
+        .await
     }
 }
 

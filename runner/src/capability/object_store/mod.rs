@@ -128,25 +128,33 @@ impl ObjectStores {
         self.noticed(name, result)
     }
 
-    /// At most `max` keys that start with `prefix`.
+    /// At most `max` keys that start with `prefix`; fewer if they have more than `most` bytes together, which is then exceeded
+    /// by the last of them.
     ///
     /// # Errors
     /// An `invalid` prefix, or as the store has it.
-    pub async fn list(&self, name: &str, prefix: &str, max: u32) -> Result<Vec<String>, CapabilityError> {
+    pub async fn list(&self, name: &str, prefix: &str, max: u32, most: u64) -> Result<Vec<String>, CapabilityError> {
         let open = self.open(name)?;
         // Services list by whole segments here; what is after the last `/` is compared by us.
         let directory = match prefix.rsplit_once('/') {
             Some((directory, _)) => Some(path(name, directory)?),
             None => None,
         };
-        let keys = open
-            .store
-            .list(directory.as_ref())
-            .map_ok(|object| object.location.to_string())
-            .try_filter(|key| std::future::ready(key.starts_with(prefix)))
-            .take(usize::try_from(max).unwrap_or(usize::MAX));
-        let result = keys.try_collect().await.map_err(|error| explain(&open, "list", prefix, &error));
-        self.noticed(name, result)
+        let max = usize::try_from(max).unwrap_or(usize::MAX);
+        let mut objects = open.store.list(directory.as_ref());
+        let (mut keys, mut bytes) = (Vec::new(), 0);
+        while keys.len() < max && bytes <= most {
+            let key = match objects.next().await {
+                None => break,
+                Some(Ok(object)) => object.location.to_string(),
+                Some(Err(error)) => return self.noticed(name, Err(explain(&open, "list", prefix, &error))),
+            };
+            if key.starts_with(prefix) {
+                bytes += key.len() as u64;
+                keys.push(key);
+            }
+        }
+        Ok(keys)
     }
 
     /// The store called `name`, opened if it is not yet.

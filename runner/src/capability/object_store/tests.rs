@@ -62,10 +62,11 @@ async fn small_objects() {
         assert_eq!(stores.get("cache", "a/12", 3).await.unwrap(), Some(b"two".to_vec()));
         assert_eq!(stores.get("cache", "none", 3).await.unwrap(), None);
         assert_eq!(stores.get("cache", "a/12", 2).await.unwrap_err().kind, ErrorKind::Limit);
-        let mut listed = stores.list("cache", "a/1", 10).await.unwrap();
+        let mut listed = stores.list("cache", "a/1", 10, 100).await.unwrap();
         listed.sort();
         assert_eq!(listed, ["a/1", "a/12"]);
-        assert_eq!(stores.list("cache", "", 2).await.unwrap().len(), 2);
+        assert_eq!(stores.list("cache", "", 2, 100).await.unwrap().len(), 2);
+        assert_eq!(stores.list("cache", "", u32::MAX, 4).await.unwrap().len(), 2, "no more is gathered than may cross");
         for key in ["", "/a", "a//b", "../a", "a/", "."] {
             assert_eq!(stores.get("cache", key, 1).await.unwrap_err().kind, ErrorKind::Invalid, "{key}");
         }
