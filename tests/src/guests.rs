@@ -33,6 +33,7 @@ fn build() -> Result<PathBuf> {
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(workspace)
         .args(["build", "--release", "--target", TARGET, "--package", "guest-good", "--package", "guest-faulty"])
+        .args(["--package", "guest-greedy"])
         .args(["--config", "profile.release.lto=false", "--config", "profile.release.build-override.opt-level=0"])
         .arg("--target-dir")
         .arg(&target)

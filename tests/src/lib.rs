@@ -10,4 +10,5 @@
 
 pub mod guests;
 pub mod lab;
+pub mod sandbox;
 pub mod smtp;

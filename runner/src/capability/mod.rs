@@ -79,6 +79,12 @@ impl Services {
         Self { random, ..self }
     }
 
+    /// The same with other object stores.
+    #[must_use]
+    pub fn with_object_stores(self, object_stores: Arc<object_store::ObjectStores>) -> Self {
+        Self { object_stores, ..self }
+    }
+
     /// What guests take for time.
     pub fn clock(&self) -> &Arc<dyn clock::Clock> {
         &self.clock

@@ -188,9 +188,7 @@ impl streams::HostOutputStream for RunState {
         length: u64,
     ) -> StreamResult<u64> {
         let length = self.most(length);
-        self.stream_now("output-stream.splice", 0, |table| {
-            streams::HostOutputStream::splice(table, stream, source, length)
-        })
+        self.stream_now("output-stream.splice", 0, |table| streams::HostOutputStream::splice(table, stream, source, length))
     }
 
     async fn blocking_splice(

@@ -1,0 +1,162 @@
+//! A guest of the tests that wants too much of one thing, over capabilities and over WASI: `config.want` says which, `config.times` how
+//! often. What the host refuses comes back as the failure of the run, in the host's words.
+
+mod wasi;
+
+use hookrun_sdk::mail::{self, Message};
+use hookrun_sdk::object_store::{Compression, ObjectStore};
+use hookrun_sdk::{Diff, Failure, Outcome, PostBuild, Scope, Want, Wants, config, diff, log, nix_store, post_build, state};
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Config {
+    want: Wish,
+    #[serde(default = "many")]
+    times: usize,
+}
+
+/// More than any default limit on a count.
+fn many() -> usize {
+    200_000
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Wish {
+    /// To sleep for a day.
+    Sleep,
+    /// To sleep for a day, as `std` does it.
+    Nap,
+    /// To know the time again and again.
+    Clock,
+    /// So many random bytes at once.
+    Random,
+    /// So many timers at once.
+    Timers,
+    /// So many names of one timer in one poll.
+    Poll,
+    /// So many open NARs.
+    Nars,
+    /// So many answers in one call.
+    Exists,
+    /// So many keys in its state.
+    StateKeys,
+    /// A key of so many bytes.
+    StateKey,
+    /// So many mails.
+    Mails,
+    /// A mail of so many bytes.
+    MailBytes,
+    /// So many lines on standard output.
+    Print,
+    /// So many log messages.
+    Log,
+    /// A NAR in an object store.
+    Upload,
+    /// Everything that WASI offers beside clocks and random numbers.
+    LookAround,
+    /// What the clocks say, and some random numbers.
+    LookUp,
+    /// Each capability once, with what there is to say about it.
+    UseAll,
+}
+
+struct Greedy;
+
+const TRANSPORT: &str = "default";
+const STORE: &str = "cache";
+const KEY: &str = "cache.example.org-1";
+
+fn wish(output: &str) -> Result<Outcome, Failure> {
+    let Config { want, times } = config()?;
+    let recipients = ["root@localhost".to_owned()];
+    match want {
+        Wish::Sleep => wasi::sleep_for_a_day(),
+        Wish::Nap => std::thread::sleep(std::time::Duration::from_hours(24)),
+        Wish::Clock => return Ok(Outcome::new(wasi::clock(times))),
+        Wish::Random => return Ok(Outcome::new(format!("{} random bytes", wasi::random(times as u64)))),
+        Wish::Timers => wasi::timers(times),
+        Wish::Poll => wasi::poll(times),
+        Wish::Nars => {
+            let _open = (0..times).map(|_| nix_store::open_nar(output)).collect::<Result<Vec<_>, _>>()?;
+        }
+        Wish::Exists => drop(ObjectStore::named(STORE).exists(&vec![String::from("a"); times])?),
+        Wish::StateKeys => {
+            for number in 0..times {
+                state::set(&number.to_string(), b"")?;
+            }
+        }
+        Wish::StateKey => state::set(&"k".repeat(times), b"")?,
+        Wish::Mails => {
+            for _ in 0..times {
+                mail::send(TRANSPORT, &recipients, Message { subject: "again".to_owned(), ..Message::default() })?;
+            }
+        }
+        Wish::MailBytes => {
+            let message = Message { subject: "long".to_owned(), text: "x".repeat(times), ..Message::default() };
+            mail::send(TRANSPORT, &recipients, message)?;
+        }
+        Wish::Print => {
+            for _ in 0..times {
+                println!("{}", "x".repeat(1000));
+            }
+        }
+        Wish::Log => {
+            for _ in 0..times {
+                log::info("x");
+            }
+        }
+        Wish::Upload => {
+            let nar = nix_store::open_nar(output)?;
+            let stored = ObjectStore::named(STORE).put_nar("nar/x.nar", Compression::None, None, &nar)?;
+            return Ok(Outcome::new(format!("stored {} bytes", stored.file_size)));
+        }
+        Wish::LookAround => return Ok(Outcome::new(wasi::look_around())),
+        Wish::LookUp => return Ok(Outcome::new(wasi::look_up())),
+        Wish::UseAll => return Ok(Outcome::new(use_all(output))),
+    }
+    Ok(Outcome::new("got it"))
+}
+
+/// `capability: kind of the refusal` for each, or `ok`.
+fn use_all(output: &str) -> String {
+    let store = ObjectStore::named(STORE);
+    let message = Message { subject: "hello".to_owned(), ..Message::default() };
+    let word = |kind: Result<(), hookrun_sdk::Error>| match kind {
+        Ok(()) => "ok".to_owned(),
+        Err(error) => format!("{:?}: {}", error.kind, error.message),
+    };
+    [
+        ("state", word(state::set("a", b"b"))),
+        ("nix-store", word(nix_store::path_infos(&[output.to_owned()]).map(drop))),
+        ("object-store", word(store.put("a", "text/plain", b"b"))),
+        ("signing", word(hookrun_sdk::signing::sign_path(KEY, output).map(drop))),
+        ("mail", word(mail::send(TRANSPORT, &["root@localhost".to_owned()], message).map(drop))),
+    ]
+    .map(|(name, word)| format!("{name}: {word}"))
+    .join("\n")
+}
+
+impl PostBuild for Greedy {
+    fn handle(event: post_build::Event) -> Result<Outcome, Failure> {
+        wish(event.outputs.first().map_or("", |output| &output.path))
+    }
+}
+
+impl Diff for Greedy {
+    fn handle(event: diff::Event) -> Result<Outcome, Failure> {
+        wish(&event.current_path)
+    }
+}
+
+hookrun_sdk::plugin! {
+    plugin: Greedy,
+    hooks: [PostBuild, Diff],
+    wants: Wants {
+        nix_store: Scope::Outputs,
+        object_store: Want::Optional,
+        signing: Want::Optional,
+        mail: Want::Optional,
+        state: Want::Optional,
+    },
+}
