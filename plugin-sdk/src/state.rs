@@ -18,7 +18,7 @@ pub fn get(key: &str) -> Result<Option<Vec<u8>>, Error> {
     host!("state.get", state::get(key))
 }
 
-/// Puts `value` under `key` (at most 512 bytes of UTF-8).
+/// Puts `value` under `key` (at most `limits.state-key-bytes`, 512 unless the configuration says otherwise).
 ///
 /// # Errors
 /// Not granted, or the store would be larger than its limit.

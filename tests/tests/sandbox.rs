@@ -244,7 +244,7 @@ async fn neighbours_are_unharmed() {
 #[test]
 fn what_does_not_load_says_what_to_write() {
     let scene = Scene::new();
-    insta::assert_snapshot!(scene.refused("good", ""), @r#"ROOT/hookrun.toml:1: plugin `x`: it wants `state` and has no grant for that; write `state = true` under [plugins.x.grant] in ROOT/hookrun.toml"#);
+    insta::assert_snapshot!(scene.refused("good", ""), @r#"ROOT/hookrun.toml:1: plugin `x`: it wants `state` and has no grant for that; write `state = true` under [plugins.x.grant] in ROOT/hookrun.toml (there is no such table yet)"#);
     insta::assert_snapshot!(scene.refused("good", "grant = { state = true }\nconfig = { greetin = \"hi\" }"), @r#"ROOT/hookrun.toml:4: plugin `x`: config: Additional properties are not allowed ('greetin' was unexpected); change it (known keys: fail, greeting)"#);
     insta::assert_snapshot!(scene.refused("good", "grant = { state = true }\n[plugins.x.config]\nfail = 1"), @r#"ROOT/hookrun.toml:5: plugin `x`: config.fail: 1 is not one of "transient" or "permanent"; change it (known keys: fail, greeting)"#);
 

@@ -6,8 +6,11 @@ use serde::Serialize;
 
 use super::output::{self, Format, Style, printable, styled};
 use super::{CliError, Context};
-use crate::config::{Config, Limit, StoreScope};
+use crate::config::limits::Unit;
+use crate::config::{Config, Grant, Limit, Plugin, StoreScope};
+use crate::event::HookKind;
 use crate::exit_code::Exit;
+use crate::plugin::grants::{Effective, Want, Wants, word};
 use crate::plugin::{Artifact, metadata};
 use crate::testing::Subject;
 
@@ -33,12 +36,16 @@ struct Report {
     version: String,
     description: String,
     source: String,
+    /// SHA-256, hexadecimal.
     digest: String,
     bytes: usize,
+    /// What it exports.
     hooks: Vec<String>,
+    /// What the configuration lets it serve; all of `hooks` unless it names some.
+    serves: Vec<String>,
     imports: Vec<String>,
-    /// The configuration that decides; none for a plugin that is in no configuration.
-    configured_in: Option<String>,
+    /// Where the plugin's table is; none for a plugin that is in no configuration.
+    configured_in: Option<Place>,
     capabilities: Vec<Capability>,
     limits: Vec<LimitRow>,
     config_keys: Vec<ConfigKey>,
@@ -46,24 +53,74 @@ struct Report {
     problem: Option<String>,
 }
 
+/// A line of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Place {
+    file: String,
+    line: Option<usize>,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}", self.file),
+            None => f.write_str(&self.file),
+        }
+    }
+}
+
+/// Who decided something, and where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "by", rename_all = "kebab-case")]
+enum Decision {
+    /// What hookrun gives everybody, or the default.
+    Hookrun,
+    /// A line of the configuration.
+    Configuration(Place),
+    /// The configuration, by having no such line in the table that is here.
+    NoLine(Place),
+    /// The plugin's metadata does not ask for it.
+    Plugin,
+    /// The plugin is in no configuration.
+    Nobody,
+}
+
+impl std::fmt::Display for Decision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Hookrun => f.write_str("default"),
+            Self::Configuration(place) => place.fmt(f),
+            Self::NoLine(place) => write!(f, "no line at {place}"),
+            Self::Plugin => f.write_str("its metadata"),
+            Self::Nobody => f.write_str("not in a configuration"),
+        }
+    }
+}
+
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Capability {
     name: &'static str,
-    wanted: String,
-    granted: String,
-    effective: String,
-    /// Such as `/etc/hookrun/hookrun.toml:12`.
-    decided_by: String,
+    /// `no`, `optional`, `required`, or a scope.
+    wanted: &'static str,
+    /// Names, or a scope, or `yes`; nothing for what is not granted.
+    granted: Vec<String>,
+    effective: Vec<String>,
+    decided_by: Decision,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct LimitRow {
     key: &'static str,
+    /// Bytes, milliseconds or pieces.
+    unit: &'static str,
     value: u64,
-    shown: String,
-    decided_by: String,
+    default: u64,
+    #[serde(skip)]
+    limit: Limit,
+    decided_by: Decision,
     bounds: &'static str,
 }
 
@@ -94,6 +151,7 @@ fn gather(subject: &Subject, configured: bool) -> Result<Report, CliError> {
         .map_err(|reason| CliError::configuration(format!("plugin `{}` ({}) {reason}", plugin.name, plugin.source)))?;
     let opened = Artifact::open(plugin, config);
     let metadata = &description.metadata;
+    let hooks = |hooks: &[HookKind]| hooks.iter().map(ToString::to_string).collect::<Vec<_>>();
     Ok(Report {
         name: metadata.name.clone(),
         version: metadata.version.clone(),
@@ -101,102 +159,85 @@ fn gather(subject: &Subject, configured: bool) -> Result<Report, CliError> {
         source: plugin.source.to_string(),
         digest: crate::plugin::artifact::digest(&wasm),
         bytes: wasm.len(),
-        hooks: description.exports.iter().map(ToString::to_string).collect(),
+        hooks: hooks(&description.exports),
+        serves: hooks(if plugin.hooks.is_empty() { &description.exports } else { &plugin.hooks }),
         imports: description.imports.clone(),
-        configured_in: configured.then(|| config.path.display().to_string()),
-        capabilities: capabilities(config, plugin, metadata, configured),
+        configured_in: configured.then(|| place(config, &["plugins", &plugin.name])),
+        capabilities: capabilities(config, plugin, &metadata.wants, configured),
         limits: limits(config, plugin),
         config_keys: config_keys(metadata.config_schema.as_ref()),
         problem: opened.err().map(|error| error.to_string()),
     })
 }
 
-fn capabilities(
-    config: &Config,
-    plugin: &crate::config::Plugin,
-    metadata: &metadata::Metadata,
-    configured: bool,
-) -> Vec<Capability> {
-    use crate::plugin::grants::Want;
-    let wants = &metadata.wants;
-    let grant = &plugin.grant;
-    let decided_by = |key: &str| {
-        if !configured {
-            return "nobody yet: not in a configuration".to_owned();
-        }
-        let keys = ["plugins", plugin.name.as_str(), "grant", key];
-        match config.line_of(&keys) {
-            Some(line) => format!("{}:{line}", config.path.display()),
-            None => format!("{} (no such line)", config.path.display()),
-        }
-    };
-    let word = |want: Want| match want {
-        Want::No => "no",
-        Want::Optional => "optional",
-        Want::Required => "yes",
-    };
+/// The line of `keys`, or of the nearest table above.
+fn place(config: &Config, keys: &[&str]) -> Place {
+    Place { file: config.path.display().to_string(), line: config.line_of(keys) }
+}
+
+fn capabilities(config: &Config, plugin: &Plugin, wants: &Wants, configured: bool) -> Vec<Capability> {
+    // A plugin outside of a configuration is granted what it wants to see whether it loads; nobody has granted it anything.
+    let grant = if configured { plugin.grant.clone() } else { Grant::default() };
+    let Effective { nix_store, object_store, signing, mail, state } = Effective::of(wants, &grant);
+    let yes = |granted: bool| if granted { vec!["yes".to_owned()] } else { Vec::new() };
     let scope = |scope: StoreScope| match scope {
-        StoreScope::None => "no",
-        StoreScope::Outputs => "outputs",
-        StoreScope::Closure => "closure",
-    };
-    let names = |names: &[String]| if names.is_empty() { "no".to_owned() } else { names.join(", ") };
-    let named = |name, key, want: Want, granted: &[String]| Capability {
-        name,
-        wanted: word(want).to_owned(),
-        granted: names(granted),
-        effective: if want == Want::No { "no".to_owned() } else { names(granted) },
-        decided_by: decided_by(key),
+        StoreScope::None => Vec::new(),
+        scope => vec![word(scope).to_owned()],
     };
     let always = |name| Capability {
         name,
-        wanted: "yes".to_owned(),
-        granted: "always".to_owned(),
-        effective: "yes".to_owned(),
-        decided_by: "hookrun".to_owned(),
+        wanted: "always",
+        granted: yes(true),
+        effective: yes(true),
+        decided_by: Decision::Hookrun,
     };
-    let reaches = if grant.nix_store == StoreScope::Closure || grant.nix_store == wants.nix_store {
-        wants.nix_store
-    } else {
-        grant.nix_store
+    let want = |want: Want| match want {
+        Want::No => "no",
+        Want::Optional => "optional",
+        Want::Required => "required",
+    };
+    let wanted_scope = if wants.nix_store == StoreScope::None { "no" } else { word(wants.nix_store) };
+    let row = |name, wanted, granted: Vec<String>, effective: Vec<String>| {
+        let keys = ["plugins", plugin.name.as_str(), "grant", name];
+        let decided_by = if wanted == "no" {
+            Decision::Plugin
+        } else if !configured {
+            Decision::Nobody
+        } else if config.exact_line_of(&keys).is_some() {
+            Decision::Configuration(place(config, &keys))
+        } else {
+            Decision::NoLine(place(config, &keys))
+        };
+        Capability { name, wanted, granted, effective, decided_by }
     };
     vec![
         always("log"),
         always("config"),
-        Capability {
-            name: "state",
-            wanted: word(wants.state).to_owned(),
-            granted: if grant.state { "yes" } else { "no" }.to_owned(),
-            effective: if grant.state && wants.state != Want::No { "yes" } else { "no" }.to_owned(),
-            decided_by: decided_by("state"),
-        },
-        Capability {
-            name: "nix-store",
-            wanted: scope(wants.nix_store).to_owned(),
-            granted: scope(grant.nix_store).to_owned(),
-            effective: if wants.nix_store == StoreScope::None { "no" } else { scope(reaches) }.to_owned(),
-            decided_by: decided_by("nix-store"),
-        },
-        named("object-store", "object-store", wants.object_store, &grant.object_store),
-        named("signing", "signing", wants.signing, &grant.signing),
-        named("mail", "mail", wants.mail, &grant.mail),
+        row("state", want(wants.state), yes(grant.state), yes(state)),
+        row("nix-store", wanted_scope, scope(grant.nix_store), scope(nix_store)),
+        row("object-store", want(wants.object_store), grant.object_store, object_store),
+        row("signing", want(wants.signing), grant.signing, signing),
+        row("mail", want(wants.mail), grant.mail, mail),
     ]
 }
 
-fn limits(config: &Config, plugin: &crate::config::Plugin) -> Vec<LimitRow> {
-    let row = |limit: &Limit| {
-        let value = plugin.limits.get(*limit);
-        let line = config.line_of(&["plugins", &plugin.name, "limits", limit.key()]);
-        LimitRow {
-            key: limit.key(),
-            value,
-            shown: limit.show(value),
-            decided_by: match (plugin.limits.is_set(*limit), line) {
-                (true, Some(line)) => format!("{}:{line}", config.path.display()),
-                _ => "default".to_owned(),
-            },
-            bounds: limit.doc().trim(),
-        }
+fn limits(config: &Config, plugin: &Plugin) -> Vec<LimitRow> {
+    let row = |limit: &Limit| LimitRow {
+        key: limit.key(),
+        unit: match limit.unit() {
+            Unit::Bytes => "bytes",
+            Unit::Time => "milliseconds",
+            Unit::Count => "count",
+        },
+        value: plugin.limits.get(*limit),
+        default: limit.default(),
+        limit: *limit,
+        decided_by: if plugin.limits.is_set(*limit) {
+            Decision::Configuration(place(config, &["plugins", &plugin.name, "limits", limit.key()]))
+        } else {
+            Decision::Hookrun
+        },
+        bounds: limit.doc().trim(),
     };
     Limit::ALL.iter().map(row).collect()
 }
@@ -221,41 +262,41 @@ fn text(report: &Report, colours: bool) -> String {
     let mut text = String::new();
     let heading = |words: &str| styled(words, Style::Strong, colours);
     let faint = |words: &str| styled(words, Style::Faint, colours);
-    let _ = writeln!(
-        text,
-        "{} {}  {}",
-        heading(&printable(&report.name)),
-        printable(&report.version),
-        printable(&report.description)
-    );
+    let identity = format!("{} {}", heading(&printable(&report.name)), printable(&report.version));
+    let _ = writeln!(text, "{}", format!("{identity}  {}", printable(&report.description)).trim_end());
     let mut rows = vec![
         vec![faint("source"), report.source.clone()],
         vec![faint("digest"), report.digest.clone()],
         vec![faint("size"), output::bytes(report.bytes as u64)],
-        vec![faint("hooks"), report.hooks.join(", ")],
+        vec![faint("hooks"), hooks(report)],
     ];
-    if let Some(file) = &report.configured_in {
-        rows.push(vec![faint("configured in"), file.clone()]);
+    if let Some(place) = &report.configured_in {
+        rows.push(vec![faint("configured in"), place.to_string()]);
     }
     text.push_str(&output::table(&rows));
     let head = |words: &[&str]| words.iter().map(|word| faint(word)).collect::<Vec<_>>();
     let _ = writeln!(text, "\n{}", heading("capabilities"));
     let mut rows = vec![head(&["", "wanted", "granted", "effective", "decided by"])];
+    let names = |names: &[String]| if names.is_empty() { "no".to_owned() } else { printable(&names.join(", ")) };
     for Capability { name, wanted, granted, effective, decided_by } in &report.capabilities {
-        let style = if effective == "no" { Style::Faint } else { Style::Good };
+        let style = if effective.is_empty() { Style::Faint } else { Style::Good };
         rows.push(vec![
             (*name).to_owned(),
-            wanted.clone(),
-            granted.clone(),
-            styled(effective, style, colours),
-            decided_by.clone(),
+            (*wanted).to_owned(),
+            names(granted),
+            styled(&names(effective), style, colours),
+            decided_by.to_string(),
         ]);
     }
     text.push_str(&output::table(&rows));
     let _ = writeln!(text, "\n{}", heading("limits"));
     let mut rows = vec![head(&["", "value", "decided by", "bounds"])];
-    for LimitRow { key, value: _, shown, decided_by, bounds } in &report.limits {
-        rows.push(vec![(*key).to_owned(), shown.clone(), decided_by.clone(), (*bounds).to_owned()]);
+    for LimitRow { key, unit: _, value, default, limit, decided_by, bounds } in &report.limits {
+        let decided_by = match decided_by {
+            Decision::Hookrun => decided_by.to_string(),
+            _ => format!("{decided_by} (default {})", limit.show(*default)),
+        };
+        rows.push(vec![(*key).to_owned(), limit.show(*value), decided_by, (*bounds).to_owned()]);
     }
     text.push_str(&output::table(&rows));
     if !report.config_keys.is_empty() {
@@ -275,4 +316,57 @@ fn text(report: &Report, colours: bool) -> String {
         let _ = writeln!(text, "\n{}: {}", styled("does not load", Style::Bad, colours), printable(problem));
     }
     text
+}
+
+/// What it exports, and what of that is served if it is not all.
+fn hooks(report: &Report) -> String {
+    let all = report.hooks.join(", ");
+    if report.serves == report.hooks { all } else { format!("{all}; serves {} only", report.serves.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIGURATION: &str = r#"
+[plugins.cache]
+source = "bundled:s3-upload"
+config = { bucket = "cache" }
+[plugins.cache.grant]
+nix-store = "closure"
+object-store = ["cache"]
+mail = ["default"]
+[plugins.cache.limits]
+memory = "64MiB"
+[plugins.bare]
+source = "bundled:email-on-nondeterminism"
+hooks = ["diff"]
+[object-stores.cache]
+[mail.default]
+"#;
+
+    fn report(name: &str) -> Report {
+        let file = std::path::Path::new("/etc/hookrun/hookrun.toml");
+        let config = Config::parse(file, CONFIGURATION).unwrap();
+        let subject = match config.plugins.get(name).cloned() {
+            Some(plugin) => Subject { plugin, config },
+            None => Subject::find(name, file, &[], &[]).unwrap(),
+        };
+        let report = gather(&subject, !name.starts_with("bundled:")).unwrap();
+        // What changes with every build of the plugin.
+        assert_eq!(report.digest.len(), 64);
+        Report { digest: "DIGEST".to_owned(), bytes: 200 << 10, imports: vec!["wasi:io/poll@0.2.12".to_owned()], ..report }
+    }
+
+    #[test]
+    fn for_people() {
+        for name in ["cache", "bare", "bundled:speed-factor"] {
+            insta::assert_snapshot!(format!("{name} for people"), text(&report(name), false));
+        }
+    }
+
+    #[test]
+    fn for_programs() {
+        insta::assert_json_snapshot!(report("cache"));
+    }
 }

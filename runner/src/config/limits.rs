@@ -153,15 +153,28 @@ impl Limit {
 
     /// As [`Limit::reached`], of a run that stood in the host call `call`, such as `mail.send`.
     pub fn reached_in(self, plugin: &str, allowed: u64, used: Option<u64>, call: Option<&str>) -> String {
-        let used = used.map(|used| format!(", wanted {}", self.show(used))).unwrap_or_default();
+        let wanted = used.map(|used| format!(", wanted {}", self.show_beside(used, allowed))).unwrap_or_default();
         let call = call.map(|call| format!(" in the host call `{call}`")).unwrap_or_default();
         format!(
-            "plugin `{plugin}` reached its limit `{}` ({}{used}){call}; to allow more, write `{}` under \
+            "plugin `{plugin}` reached its limit `{}` ({}{wanted}){call}; to allow more, write `{}` under \
              [plugins.{plugin}.limits]",
             self.key(),
             self.show(allowed),
-            self.line(allowed.saturating_mul(2)),
+            self.line(self.enough(allowed, used)),
         )
+    }
+
+    /// `used` as it is shown beside `allowed`, from which rounding must not hide it.
+    fn show_beside(self, used: u64, allowed: u64) -> String {
+        let shown = self.show(used);
+        if self.unit() == Unit::Bytes && shown == self.show(allowed) { format!("{used} bytes") } else { shown }
+    }
+
+    /// A value to write instead of `allowed`: twice as much, or what was wanted if that is more.
+    fn enough(self, allowed: u64, used: Option<u64>) -> u64 {
+        let used = used.unwrap_or_default();
+        let wanted = if self.unit() == Unit::Bytes { used.checked_next_power_of_two().unwrap_or(used) } else { used };
+        allowed.saturating_mul(2).max(wanted)
     }
 
     /// Parses what the configuration says for this limit.
@@ -199,6 +212,12 @@ mod tests {
              under [plugins.greedy.limits]"
         );
         assert_eq!(Limit::WallTime.line(120_000), "wall-time = \"2m\"");
+        // What is written is enough, and rounding hides nothing.
+        let message = Limit::CallBytes.reached_in("greedy", MIB, Some(5 * MIB), Some("mail.send"));
+        assert!(message.contains("in the host call `mail.send`; to allow more, write `call-bytes = \"8MiB\"`"), "{message}");
+        let message = Limit::HostBytes.reached("greedy", MIB, Some(MIB + 1));
+        assert!(message.contains("(1.0 MiB, wanted 1048577 bytes)"), "{message}");
+        assert!(Limit::HostBytes.reached("greedy", u64::MAX, Some(u64::MAX)).contains("host-bytes"));
     }
 
     /// The table of docs/configuration.md is this table.

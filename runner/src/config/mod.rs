@@ -77,6 +77,11 @@ impl Config {
         self.lines.of(keys)
     }
 
+    /// The line of a key, if it is there itself.
+    pub fn exact_line_of(&self, keys: &[&str]) -> Option<usize> {
+        self.lines.at(keys)
+    }
+
     /// An error about the key `keys`.
     pub fn error(&self, keys: &[&str], message: impl Into<String>) -> ConfigError {
         ConfigError { path: self.path.clone(), line: self.line_of(keys), message: message.into() }
@@ -89,10 +94,12 @@ struct Lines(BTreeMap<Vec<String>, usize>);
 
 impl Lines {
     fn of(&self, keys: &[&str]) -> Option<usize> {
-        (1..=keys.len()).rev().find_map(|length| {
-            let path: Vec<String> = keys.iter().take(length).map(|key| (*key).to_owned()).collect();
-            self.0.get(&path).copied()
-        })
+        (1..=keys.len()).rev().find_map(|length| self.at(keys.get(..length)?))
+    }
+
+    fn at(&self, keys: &[&str]) -> Option<usize> {
+        let path: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+        self.0.get(&path).copied()
     }
 }
 

@@ -90,7 +90,7 @@ pub struct Effective {
     pub state: bool,
 }
 
-/// A wanted capability without a grant: the line to write.
+/// A required capability without a grant: the line to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     /// The interface.
@@ -111,32 +111,29 @@ pub struct Defined<'a> {
 }
 
 impl Effective {
-    /// Decides.
-    ///
-    /// # Errors
-    /// The first capability that is required and not granted.
-    pub fn decide(wants: &Wants, grant: &Grant, defined: Defined<'_>) -> Result<Self, Missing> {
+    /// What a plugin has that `wants` this and was granted that. An empty grant grants nothing, and a generous one no more than is
+    /// wanted.
+    pub fn of(wants: &Wants, grant: &Grant) -> Self {
         let Wants { nix_store, object_store, signing, mail, state } = wants;
         let Grant { nix_store: granted_scope, object_store: stores, signing: keys, mail: transports, state: granted_state } =
             grant;
-        if rank(*granted_scope) < rank(*nix_store) {
-            return Err(Missing { interface: "nix-store", line: format!("nix-store = \"{}\"", word(*nix_store)) });
+        let names = |want, granted: &[String]| if want == Want::No { Vec::new() } else { granted.to_vec() };
+        Self {
+            nix_store: if rank(*granted_scope) < rank(*nix_store) { *granted_scope } else { *nix_store },
+            object_store: names(*object_store, stores),
+            signing: names(*signing, keys),
+            mail: names(*mail, transports),
+            state: *state != Want::No && *granted_state,
         }
-        let names = |interface, want, granted: &[String], example: Option<&str>| match want {
-            Want::No => Ok(Vec::new()),
-            Want::Required if granted.is_empty() => {
-                Err(Missing { interface, line: format!("{interface} = [\"{}\"]", example.unwrap_or("NAME")) })
-            }
-            Want::Optional | Want::Required => Ok(granted.to_vec()),
-        };
-        let object_store = names("object-store", *object_store, stores, defined.object_store)?;
-        let signing = names("signing", *signing, keys, defined.signing)?;
-        let mail = names("mail", *mail, transports, defined.mail)?;
-        if *state == Want::Required && !granted_state {
-            return Err(Missing { interface: "state", line: "state = true".to_owned() });
-        }
-        // The lesser of the two: a plugin that wants `outputs` gets no more for a generous grant.
-        Ok(Self { nix_store: *nix_store, object_store, signing, mail, state: *state != Want::No && *granted_state })
+    }
+
+    /// As [`Effective::of`], for a plugin that is to run.
+    ///
+    /// # Errors
+    /// The capabilities that are required and not granted.
+    pub fn decide(wants: &Wants, grant: &Grant, defined: Defined<'_>) -> Result<Self, Vec<Missing>> {
+        let missing = missing(wants, grant, defined);
+        if missing.is_empty() { Ok(Self::of(wants, grant)) } else { Err(missing) }
     }
 
     /// May a plugin with these capabilities, that `wants` and was granted so, make the call?
@@ -170,12 +167,38 @@ impl Effective {
         };
         match need {
             Need::State if !self.state => Err(Refusal::Ungranted { interface, name: None, line: "state = true".to_owned() }),
+            Need::NixStore if self.nix_store == StoreScope::None => {
+                let line = format!("nix-store = \"{}\"", word(wants.nix_store));
+                Err(Refusal::Ungranted { interface, name: None, line })
+            }
             Need::Log | Need::Config | Need::State | Need::NixStore | Need::SigningKeys | Need::Wasi(_) => Ok(()),
             Need::ObjectStore(name) => named(&self.object_store, name),
             Need::Signing(name) => named(&self.signing, name),
             Need::Mail(name) => named(&self.mail, name),
         }
     }
+}
+
+/// The capabilities that are required and not granted.
+fn missing(wants: &Wants, grant: &Grant, defined: Defined<'_>) -> Vec<Missing> {
+    let Wants { nix_store, object_store, signing, mail, state } = wants;
+    let mut missing = Vec::new();
+    if rank(grant.nix_store) < rank(*nix_store) {
+        missing.push(Missing { interface: "nix-store", line: format!("nix-store = \"{}\"", word(*nix_store)) });
+    }
+    for (interface, want, granted, example) in [
+        ("object-store", object_store, &grant.object_store, defined.object_store),
+        ("signing", signing, &grant.signing, defined.signing),
+        ("mail", mail, &grant.mail, defined.mail),
+    ] {
+        if *want == Want::Required && granted.is_empty() {
+            missing.push(Missing { interface, line: format!("{interface} = [\"{}\"]", example.unwrap_or("NAME")) });
+        }
+    }
+    if *state == Want::Required && !grant.state {
+        missing.push(Missing { interface: "state", line: "state = true".to_owned() });
+    }
+    missing
 }
 
 /// Why a host call was refused.

@@ -12,7 +12,7 @@ use super::artifact::{self, Cache, Origin};
 use super::bindings::exports::hookrun::{builder_selection, diff, post_build};
 use super::engine::Runtime;
 use super::error::PluginError;
-use super::grants::{Defined, Effective};
+use super::grants::{Defined, Effective, Missing};
 use super::host_call::{PluginContext, RunState};
 use super::metadata::{self, Description, Metadata};
 use super::{bundled, grants};
@@ -57,18 +57,8 @@ impl Artifact {
                 return Err(error(&keys, format!("{}: {message}; change it{known}", keys.join("."))));
             }
         }
-        let effective =
-            Effective::decide(&description.metadata.wants, &plugin.grant, defined(config)).map_err(|missing| {
-                error(
-                    &["grant"],
-                    format!(
-                        "it wants `{}` and has no grant for that; write `{}` under [plugins.{name}.grant] in {}",
-                        missing.interface,
-                        missing.line,
-                        config.path.display()
-                    ),
-                )
-            })?;
+        let effective = Effective::decide(&description.metadata.wants, &plugin.grant, defined(config))
+            .map_err(|missing| error(&["grant"], ungranted(name, &missing, config)))?;
         let context = PluginContext {
             plugin: plugin.clone(),
             config_file: config.path.clone(),
@@ -143,6 +133,21 @@ fn known_keys(schema: &serde_json::Value) -> String {
         keys.join(", ")
     });
     keys.filter(|keys| !keys.is_empty()).map(|keys| format!(" (known keys: {keys})")).unwrap_or_default()
+}
+
+/// What is missing, and the lines to write where the table of the grants is, or where it has to be.
+fn ungranted(plugin: &str, missing: &[Missing], config: &Config) -> String {
+    let quoted = |words: Vec<&str>| words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
+    let table = ["plugins", plugin, "grant"];
+    let place = match config.exact_line_of(&table) {
+        Some(line) => format!("{}:{line}", config.path.display()),
+        None => format!("{} (there is no such table yet)", config.path.display()),
+    };
+    format!(
+        "it wants {} and has no grant for that; write {} under [plugins.{plugin}.grant] in {place}",
+        quoted(missing.iter().map(|missing| missing.interface).collect()),
+        quoted(missing.iter().map(|missing| missing.line.as_str()).collect()),
+    )
 }
 
 fn defined(config: &Config) -> Defined<'_> {

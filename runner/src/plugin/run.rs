@@ -39,6 +39,9 @@ const FUEL_EXHAUSTED: &str = "too much data is being copied between the host and
 /// crates/wasmtime/src/runtime/store.rs in 48.0).
 const COUNT_EXCEEDED: &str = "resource limit exceeded";
 
+/// What wasmtime says when a guest holds, or lends in one call, more than `Store::set_max_component_handles` allows.
+const HANDLES_EXCEEDED: &str = "store handle limit exceeded";
+
 /// One hook's call into a guest, with its arguments.
 trait HookCall: Send {
     /// What the hook returns.
@@ -249,6 +252,9 @@ impl LinkedPlugin {
             // On the way into the host there are guest frames below; on the way out of a hook there are none.
             let limit = if backtrace.is_some() { Limit::CallBytes } else { Limit::OutputBytes };
             return self.limit_outcome(LimitReached::by_guest(limit, None));
+        }
+        if cause.contains(HANDLES_EXCEEDED) {
+            return self.limit_outcome(LimitReached::by_guest(Limit::Handles, None));
         }
         if cause.contains(COUNT_EXCEEDED) {
             return self.limit_outcome(LimitReached::by_guest(Limit::Instances, None));

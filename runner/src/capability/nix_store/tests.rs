@@ -87,21 +87,113 @@ fn reads_stay_below_the_store_path() {
     for (target, link) in [("../secret", "up"), ("/etc/passwd", "away"), ("bin", "inner")] {
         std::os::unix::fs::symlink(target, path.join(link)).unwrap();
     }
+    // None of these may be waited for, nor read: a FIFO nobody writes to, a socket.
+    let fifo = std::process::Command::new("mkfifo").arg(path.join("bin/fifo")).status().unwrap();
+    assert!(fifo.success());
+    let _socket = std::os::unix::net::UnixListener::bind(path.join("bin/socket")).unwrap();
     assert_eq!(tree::read(&path, "bin/tool", 2, 3).unwrap(), b"234");
     assert_eq!(tree::read(&path, "bin/tool", 8, 100).unwrap(), b"89");
     let names: Vec<String> = tree::list(&path, "").unwrap().into_iter().map(|entry| entry.name).collect();
     assert_eq!(names, ["away", "bin", "inner", "up", "\u{fffd}"]);
-    let errors: Vec<String> =
-        ["up", "away", "inner/tool", "../secret", "bin/../../secret", "/etc/passwd", "bin", "none", "bin/tool/x"]
-            .iter()
-            .map(|relative| tree::read(&path, relative, 0, 10).unwrap_err())
-            .map(|error| format!("{}: {error}", error.kind.as_str()).replace(&dir.path().display().to_string(), "/s"))
-            .collect();
+    let errors: Vec<String> = [
+        "up",
+        "away",
+        "inner/tool",
+        "../secret",
+        "bin/../../secret",
+        "/etc/passwd",
+        "bin",
+        "none",
+        "bin/tool/x",
+        "bin/fifo",
+        "bin/socket",
+        "bin\0/tool",
+        "\0",
+        "bin//tool",
+        "bin/",
+        "./bin/tool",
+        "\u{fffd}",
+        &"x".repeat(300),
+    ]
+    .iter()
+    .map(|relative| tree::read(&path, relative, 0, 10).unwrap_err())
+    .map(|error| format!("{}: {error}", error.kind.as_str()).replace(&dir.path().display().to_string(), "/s"))
+    .collect();
     insta::assert_snapshot!(errors.join("\n"));
-    assert_eq!(tree::list(&path, "bin/tool").unwrap_err().kind.as_str(), "invalid");
+    for none in ["bin/tool", "bin/fifo", "bin/socket", "inner", "up"] {
+        assert_eq!(tree::list(&path, none).unwrap_err().kind.as_str(), "invalid", "{none}");
+    }
+    let names: Vec<String> = tree::list(&path, "bin").unwrap().into_iter().map(|entry| entry.name).collect();
+    assert_eq!(names, ["tool"], "what Nix cannot have made is not shown");
     let link = dir.path().join("link");
     std::os::unix::fs::symlink(&path, &link).unwrap();
     assert_eq!(tree::list(&link, "").unwrap_err().kind.as_str(), "invalid");
+}
+
+/// A store path, or a directory in it, that is exchanged for a link again and again while it is read: what comes is what is in the
+/// store path, or nothing.
+#[test]
+fn a_link_swapped_in_leads_nowhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, aside) = (dir.path().join("path"), dir.path().join("aside"));
+    std::fs::create_dir_all(path.join("sub")).unwrap();
+    std::fs::write(path.join("sub/name"), "public").unwrap();
+    std::fs::create_dir(dir.path().join("private")).unwrap();
+    std::fs::write(dir.path().join("private/name"), "secret").unwrap();
+    std::os::unix::fs::symlink(dir.path().join("private"), &aside).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let exchange = rustix::fs::RenameFlags::EXCHANGE;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                rustix::fs::renameat_with(rustix::fs::CWD, &aside, rustix::fs::CWD, path.join("sub"), exchange).unwrap();
+            }
+        });
+        let (mut read, mut refused) = (0, 0);
+        while read == 0 || refused == 0 || read + refused < 2000 {
+            match tree::read(&path, "sub/name", 0, 10) {
+                Ok(bytes) => {
+                    assert_eq!(bytes, b"public");
+                    read += 1;
+                }
+                Err(error) => {
+                    assert_eq!(error.kind.as_str(), "invalid", "{error}");
+                    refused += 1;
+                }
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+/// Device files need root to make; `/dev` has some, and is a store directory as good as any.
+#[test]
+fn devices_are_no_files() {
+    for device in ["/dev/null", "/dev/zero", "/dev/tty"] {
+        let error = tree::read(Path::new(device), "", 0, 10).unwrap_err();
+        assert!(["invalid", "not-found"].contains(&error.kind.as_str()), "{device}: {error}");
+        assert_eq!(tree::list(Path::new(device), "").unwrap_err().kind.as_str(), "invalid", "{device}");
+    }
+}
+
+/// Names that are not UTF-8 are shown with U+FFFD in lists, and are themselves in NARs.
+#[test]
+fn names_that_are_not_utf_8_stay_themselves_in_nars() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("path");
+    std::fs::create_dir(&path).unwrap();
+    let name = std::ffi::OsString::from_vec(b"caf\xe9".to_vec());
+    std::fs::write(path.join(&name), "x").unwrap();
+    std::os::unix::fs::symlink(&name, path.join("link")).unwrap();
+    let listed = tree::list(&path, "").unwrap();
+    let shown: Vec<(&str, Option<&str>)> =
+        listed.iter().map(|entry| (entry.name.as_str(), entry.target.as_deref())).collect();
+    assert_eq!(shown, [("caf\u{fffd}", None), ("link", Some("caf\u{fffd}"))]);
+    assert_eq!(tree::read(&path, "caf\u{fffd}", 0, 1).unwrap_err().kind.as_str(), "not-found");
+    let mut nar = Vec::new();
+    nix_archive::nar::encode_path(&mut nar, &path, nix_archive::nar::CaseHack::native()).unwrap();
+    let holds = |bytes: &[u8]| nar.windows(bytes.len()).filter(|window| *window == bytes).count();
+    assert_eq!(holds(b"caf\xe9"), 2, "as a name and as a target");
 }
 
 use std::os::unix::ffi::OsStringExt as _;

@@ -45,7 +45,34 @@ fn a_required_capability_without_a_grant_names_the_line() {
         (Grant { mail: Vec::new(), ..full.clone() }, "mail = [\"NAME\"]"),
         (Grant { state: false, ..full.clone() }, "state = true"),
     ] {
-        assert_eq!(Effective::decide(&everything(), &grant, defined).unwrap_err().line, line);
+        let missing = Effective::decide(&everything(), &grant, defined).unwrap_err();
+        assert_eq!(missing.iter().map(|missing| missing.line.as_str()).collect::<Vec<_>>(), [line]);
+    }
+    let missing = Effective::decide(&everything(), &Grant::default(), defined).unwrap_err();
+    let missing: Vec<&str> = missing.iter().map(|missing| missing.interface).collect();
+    assert_eq!(missing, ["nix-store", "object-store", "mail", "state"], "all of it at once");
+}
+
+/// One key alone opens nothing, whichever it is; both open just what both name.
+#[test]
+fn it_takes_two_keys() {
+    let full = Grant {
+        nix_store: StoreScope::Closure,
+        object_store: names(&["a"]),
+        signing: names(&["a"]),
+        mail: names(&["a"]),
+        state: true,
+    };
+    let wanted = Wants { signing: Want::Required, ..everything() };
+    for need in [Need::State, Need::NixStore, Need::ObjectStore("a"), Need::Signing("a"), Need::Mail("a")] {
+        let check = |wants: &Wants, grant: &Grant| Effective::of(wants, grant).check(wants, need);
+        assert_eq!(check(&wanted, &full), Ok(()), "{need:?}");
+        assert!(matches!(check(&Wants::default(), &full), Err(Refusal::Unwanted { .. })), "{need:?}");
+        assert!(matches!(check(&wanted, &Grant::default()), Err(Refusal::Ungranted { .. })), "{need:?}");
+    }
+    let another = |need| Effective::of(&wanted, &full).check(&wanted, need);
+    for need in [Need::ObjectStore("b"), Need::Signing("b"), Need::Mail("b"), Need::ObjectStore("")] {
+        assert!(matches!(another(need), Err(Refusal::Ungranted { .. })), "{need:?}");
     }
 }
 

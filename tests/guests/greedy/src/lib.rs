@@ -51,6 +51,8 @@ enum Wish {
     Print,
     /// So many log messages.
     Log,
+    /// So many refusals.
+    Denied,
     /// A NAR in an object store.
     Upload,
     /// Everything that WASI offers beside clocks and random numbers.
@@ -105,6 +107,10 @@ fn wish(output: &str) -> Result<Outcome, Failure> {
             for _ in 0..times {
                 log::info("x");
             }
+        }
+        Wish::Denied => {
+            let refused = (0..times).filter(|_| state::get("a").is_err()).count();
+            return Ok(Outcome::new(format!("{refused} refusals")));
         }
         Wish::Upload => {
             let nar = nix_store::open_nar(output)?;
