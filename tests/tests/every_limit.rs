@@ -158,7 +158,7 @@ fn slow_server(wait: Option<Duration>) -> u16 {
         let mut held = Vec::new();
         for connection in listener.incoming() {
             let mut connection = connection.unwrap();
-            let _read = connection.read(&mut [0; 64 << 10]);
+            let _read = connection.read(&mut [0; 8 << 10]);
             if let Some(wait) = wait {
                 std::thread::sleep(wait);
                 let answer = b"HTTP/1.1 201 Created\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
@@ -170,10 +170,11 @@ fn slow_server(wait: Option<Duration>) -> u16 {
     port
 }
 
-async fn upload(limits: &str, wait: Option<Duration>) -> Outcome {
+/// How a run ends that does `config` with an object store on [`slow_server`].
+async fn with_slow_store(config: &str, limits: &str, wait: Option<Duration>) -> Outcome {
     let sandbox = Sandbox::new();
     let table = format!(
-        "config = {{ want = \"upload\" }}\n{GRANT}\nlimits = {{ {limits} }}\n[object-stores.cache]\nurl = \"http://127.0.0.1:{}/\"\n",
+        "config = {{ {config} }}\n{GRANT}\nlimits = {{ {limits} }}\n[object-stores.cache]\nurl = \"http://127.0.0.1:{}/\"\n",
         slow_server(wait)
     );
     let config = sandbox.config("greedy", &table);
@@ -185,10 +186,17 @@ async fn upload(limits: &str, wait: Option<Duration>) -> Outcome {
 /// A stream may take longer than all the rest of the run, and no longer than its own limit.
 #[tokio::test]
 async fn streams_have_a_time_of_their_own() {
-    let slow = upload("wall-time = \"1s\"", Some(Duration::from_millis(1500))).await;
+    let slow = with_slow_store("want = \"upload\"", "wall-time = \"1s\"", Some(Duration::from_millis(1500))).await;
     assert_eq!(slow.class(), "done", "{slow:?}");
-    let stuck = upload("stream-time = \"500ms\"", None).await;
+    let stuck = with_slow_store("want = \"upload\"", "stream-time = \"500ms\"", None).await;
     insta::assert_snapshot!(stuck.message(), @r#"plugin `x` reached its limit `stream-time` (500ms) in the host call `object-store.put-nar`; to allow more, write `stream-time = "1s"` under [plugins.x.limits]"#);
+}
+
+/// What else waits for the other side ends with the run, and says where it stood.
+#[tokio::test]
+async fn a_host_call_that_waits_ends_with_the_run() {
+    let stuck = with_slow_store("want = \"exists\", times = 1", "wall-time = \"500ms\"", None).await;
+    insta::assert_snapshot!(stuck.message(), @r#"plugin `x` reached its limit `wall-time` (500ms) in the host call `object-store.exists`; to allow more, write `wall-time = "1s"` under [plugins.x.limits]"#);
 }
 
 /// Sleepers and loops that meet their ends leave their neighbours on the same engine and the same thread alone.
