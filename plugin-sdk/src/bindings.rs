@@ -24,6 +24,23 @@ pub mod imports {
     });
 }
 
+/// Apart from [`imports`], as it is WASI's: a plugin may use any client over `wasi:http`.
+pub mod http {
+    wit_bindgen::generate!({
+        path: ["wit/wasi-http-0.2.12"],
+        inline: "
+            package hookrun:sdk-http;
+
+            world http {
+                import wasi:http/outgoing-handler@0.2.12;
+            }
+        ",
+        world: "hookrun:sdk-http/http",
+        generate_all,
+        runtime_path: "::hookrun_sdk::__private::wit_bindgen::rt",
+    });
+}
+
 pub mod post_build {
     wit_bindgen::generate!({
         path: ["wit/post-build-0.1.0"],

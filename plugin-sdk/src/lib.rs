@@ -39,6 +39,7 @@ pub mod builder_selection;
 mod config;
 pub mod diff;
 mod error;
+pub mod http;
 pub mod log;
 pub mod mail;
 mod metadata;

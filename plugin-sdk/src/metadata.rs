@@ -42,12 +42,20 @@ pub struct Wants {
     pub mail: Want,
     /// [`state`](crate::state).
     pub state: Want,
+    /// [`http`](crate::http), or any other client over `wasi:http`.
+    pub http: Want,
 }
 
 impl Wants {
     /// A plugin that only logs and reads its configuration.
-    pub const NOTHING: Self =
-        Self { nix_store: Scope::None, object_store: Want::No, signing: Want::No, mail: Want::No, state: Want::No };
+    pub const NOTHING: Self = Self {
+        nix_store: Scope::None,
+        object_store: Want::No,
+        signing: Want::No,
+        mail: Want::No,
+        state: Want::No,
+        http: Want::No,
+    };
 }
 
 /// Version of the section's format.
@@ -92,7 +100,7 @@ impl Metadata {
             first = false;
             hooks = rest;
         }
-        let Wants { nix_store, object_store, signing, mail, state } = self.wants;
+        let Wants { nix_store, object_store, signing, mail, state, http } = self.wants;
         let scope = match nix_store {
             Scope::None => "none",
             Scope::Outputs => "outputs",
@@ -100,7 +108,8 @@ impl Metadata {
         };
         let out = out.raw("],\"wants\":{\"nix-store\":").string(scope);
         let out = out.raw(",\"object-store\":").want(object_store).raw(",\"signing\":").want(signing);
-        let out = out.raw(",\"mail\":").want(mail).raw(",\"state\":").want(state).raw("}");
+        let out = out.raw(",\"mail\":").want(mail).raw(",\"state\":").want(state);
+        let out = out.raw(",\"http\":").want(http).raw("}");
         let schema = if self.config_schema.is_empty() { "null" } else { self.config_schema };
         out.raw(",\"config-schema\":").raw(schema).raw("}")
     }
@@ -180,7 +189,7 @@ mod tests {
             serde_json::json!({
                 "format": 1, "name": "a \"quoted\"\n name", "version": "1.2.3", "description": "ünï",
                 "hooks": ["post-build", "diff"],
-                "wants": {"nix-store": "closure", "object-store": "no", "signing": "no", "mail": "no", "state": "optional"},
+                "wants": {"nix-store": "closure", "object-store": "no", "signing": "no", "mail": "no", "state": "optional", "http": "no"},
                 "config-schema": {"type": "object"},
             })
         );

@@ -34,6 +34,7 @@ fn build() -> Result<PathBuf> {
         .current_dir(workspace)
         .args(["build", "--release", "--target", TARGET, "--package", "guest-good", "--package", "guest-faulty"])
         .args(["--package", "guest-greedy"])
+        .args(["--package", "guest-web"])
         .args(["--config", "profile.release.lto=false", "--config", "profile.release.build-override.opt-level=0"])
         .arg("--target-dir")
         .arg(&target)

@@ -12,6 +12,7 @@
 pub mod clock;
 mod config;
 mod error;
+pub mod http;
 mod log;
 pub mod mail;
 pub mod nix_store;
@@ -38,10 +39,12 @@ pub struct Services {
     nix_stores: Arc<nix_store::NixStores>,
     object_stores: Arc<object_store::ObjectStores>,
     signing_keys: Arc<signing::SigningKeys>,
+    http: Arc<http::Client>,
 }
 
 impl Services {
-    /// The services of an installation. Opens no file and no connection: a service that cannot work says so when it is used.
+    /// The services of an installation. Opens no connection, and no file but those that `http` grants name (a process behind its walls
+    /// could not, later): a service that cannot work says so when it is used.
     pub fn new(config: &Config, dirs: &Dirs) -> Self {
         Self {
             clock: Arc::new(clock::SystemClock::new()),
@@ -51,6 +54,7 @@ impl Services {
             nix_stores: Arc::new(nix_store::NixStores::real()),
             object_stores: Arc::new(object_store::ObjectStores::new(config, dirs)),
             signing_keys: Arc::new(signing::SigningKeys::new(config)),
+            http: Arc::new(http::Client::new(config)),
         }
     }
 
@@ -64,6 +68,7 @@ impl Services {
             nix_stores: Arc::new(nix_store::NixStores::sample()),
             object_stores: Arc::new(object_store::ObjectStores::in_memory(config, dirs)),
             signing_keys: Arc::new(signing::SigningKeys::throwaway(config)),
+            http: Arc::new(http::Client::in_memory(config)),
         }
     }
 
@@ -113,6 +118,17 @@ impl Services {
     /// The object stores.
     pub fn object_stores(&self) -> &object_store::ObjectStores {
         &self.object_stores
+    }
+
+    /// The sender of HTTP requests.
+    pub fn http(&self) -> &Arc<http::Client> {
+        &self.http
+    }
+
+    /// The same with another sender, such as one with a resolver of its own.
+    #[must_use]
+    pub fn with_http(self, http: http::Client) -> Self {
+        Self { http: Arc::new(http), ..self }
     }
 
     /// The signing keys.

@@ -105,6 +105,7 @@ fn services(context: &Context, config: &Config, report: &mut Report) {
             Err(error) => report.problems.push(wrong(&["object-stores", name], &error.message)),
         }
     }
+    http(&services, config, report);
     if let Err(error) = crate::capability::mail::check(config, &context.dirs) {
         report.problems.push(Problem { exit: Exit::Configuration, message: error.to_string() });
     }
@@ -120,6 +121,23 @@ fn services(context: &Context, config: &Config, report: &mut Report) {
                 }
                 Some(Ok(())) => report.good.push(format!("mail {name}: {key} is readable")),
                 None => {}
+            }
+        }
+    }
+}
+
+/// The files that the plugins' `http` grants name.
+fn http(services: &Services, config: &Config, report: &mut Report) {
+    for (plugin, settings) in &config.plugins {
+        for grant in &settings.grant.http {
+            let place = grant.place.as_ref().map(ToString::to_string).unwrap_or_default();
+            match services.http().check(plugin, grant) {
+                Ok(()) => report.good.push(format!("plugin {plugin}: http {place}")),
+                Err((keys, message)) => {
+                    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                    let message = config.error(&keys, message).to_string();
+                    report.problems.push(Problem { exit: Exit::Configuration, message });
+                }
             }
         }
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::output::{self, Format, Style, printable, styled};
 use super::{CliError, Context};
 use crate::config::limits::Unit;
-use crate::config::{Config, Grant, Limit, Plugin, StoreScope};
+use crate::config::{Config, Grant, HttpGrant, Limit, Plugin, StoreScope};
 use crate::event::HookKind;
 use crate::exit_code::Exit;
 use crate::plugin::grants::{Effective, Want, Wants, word};
@@ -178,7 +178,8 @@ fn place(config: &Config, keys: &[&str]) -> Place {
 fn capabilities(config: &Config, plugin: &Plugin, wants: &Wants, configured: bool) -> Vec<Capability> {
     // A plugin outside of a configuration is granted what it wants to see whether it loads; nobody has granted it anything.
     let grant = if configured { plugin.grant.clone() } else { Grant::default() };
-    let Effective { nix_store, object_store, signing, mail, state } = Effective::of(wants, &grant);
+    let Effective { nix_store, object_store, signing, mail, state, http } = Effective::of(wants, &grant);
+    let places = |grants: &[HttpGrant]| grants.iter().map(ToString::to_string).collect::<Vec<_>>();
     let yes = |granted: bool| if granted { vec!["yes".to_owned()] } else { Vec::new() };
     let scope = |scope: StoreScope| match scope {
         StoreScope::None => Vec::new(),
@@ -218,6 +219,7 @@ fn capabilities(config: &Config, plugin: &Plugin, wants: &Wants, configured: boo
         row("object-store", want(wants.object_store), grant.object_store, object_store),
         row("signing", want(wants.signing), grant.signing, signing),
         row("mail", want(wants.mail), grant.mail, mail),
+        row("http", want(wants.http), places(&grant.http), places(&http)),
     ]
 }
 

@@ -87,6 +87,20 @@ limits! {
     CompileTime = "compile-time", Time, 60_000;
     /// Memory of the process that compiles the plugin.
     CompileMemory = "compile-memory", Bytes, 2 * GIB;
+    /// HTTP requests of one run under way at once.
+    HttpConnections = "http-connections", Count, 16;
+    /// Header section of one HTTP request or response, and its trailers.
+    HttpHeaderBytes = "http-header-bytes", Bytes, 64 * KIB;
+    /// Body of one HTTP request.
+    HttpRequestBytes = "http-request-bytes", Bytes, 8 * MIB;
+    /// Body of one HTTP response.
+    HttpResponseBytes = "http-response-bytes", Bytes, 32 * MIB;
+    /// Name look-up, connection and TLS of one HTTP request.
+    HttpConnectTime = "http-connect-time", Time, 10_000;
+    /// From an HTTP connection to the header section of the response.
+    HttpFirstByteTime = "http-first-byte-time", Time, 30_000;
+    /// Between two pieces of the body of an HTTP response.
+    HttpBetweenBytesTime = "http-between-bytes-time", Time, 30_000;
 }
 
 /// The limits of one plugin: the table's defaults with what the configuration overrides.

@@ -4,6 +4,7 @@
 //! names is opened here (secrets least of all); the rooms that use them do that.
 
 mod error;
+pub mod http;
 pub mod limits;
 mod plugin;
 mod raw;
@@ -14,6 +15,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use error::{ConfigError, nearest, suggestion};
+pub use http::{HttpCredential, HttpGrant};
 pub use limits::{Limit, Limits};
 pub use plugin::{Filter, Grant, Plugin, PluginSource, Retry, StoreScope};
 pub use services::{Credentials, Mail, MailTransport, ObjectStore, SigningKey};
@@ -42,6 +44,8 @@ pub struct Config {
     pub signing_keys: BTreeMap<String, SigningKey>,
     /// `[mail.NAME]`.
     pub mail: BTreeMap<String, Mail>,
+    /// `[http-credentials.NAME]`.
+    pub http_credentials: BTreeMap<String, HttpCredential>,
     lines: Lines,
 }
 
@@ -80,6 +84,11 @@ impl Config {
     /// The line of a key, if it is there itself.
     pub fn exact_line_of(&self, keys: &[&str]) -> Option<usize> {
         self.lines.at(keys)
+    }
+
+    /// The TCP ports that the `http` grants of all plugins need, for a wall that lets out connections to named ports only.
+    pub fn http_ports(&self) -> std::collections::BTreeSet<u16> {
+        self.plugins.values().flat_map(|plugin| http::ports(&plugin.grant.http)).collect()
     }
 
     /// An error about the key `keys`.

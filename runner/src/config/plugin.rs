@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::http::HttpGrant;
 use super::limits::Limits;
 use crate::event::HookKind;
 
@@ -74,6 +75,8 @@ pub struct Grant {
     pub mail: Vec<String>,
     /// A durable key-value store of its own?
     pub state: bool,
+    /// Where it may send HTTP requests.
+    pub http: Vec<HttpGrant>,
 }
 
 /// Which events a plugin gets.

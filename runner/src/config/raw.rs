@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
+use super::http::RawHttpCredential;
 use super::{
     Builders, Config, ConfigError, Filter, Grant, Limit, Limits, Lines, Mail, ObjectStore, Plugin, PluginSource, Retry,
     SigningKey, Start, Worker, nearest, suggestion,
@@ -22,6 +23,7 @@ struct Raw {
     object_stores: BTreeMap<String, ObjectStore>,
     signing_keys: BTreeMap<String, SigningKey>,
     mail: BTreeMap<String, Mail>,
+    http_credentials: BTreeMap<String, RawHttpCredential>,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
@@ -112,8 +114,14 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
         object_stores: raw.object_stores,
         signing_keys: raw.signing_keys,
         mail: raw.mail,
+        http_credentials: BTreeMap::new(),
         lines,
     };
+    for (name, raw) in raw.http_credentials {
+        let credential =
+            raw.checked(&name).map_err(|(key, message)| config.error(&["http-credentials", &name, key], message))?;
+        config.http_credentials.insert(name, credential);
+    }
     for (name, raw) in raw.plugins {
         let plugin = plugin(&config, &name, raw)?;
         config.plugins.insert(name, plugin);
@@ -177,10 +185,12 @@ fn plugin(config: &Config, name: &str, raw: RawPlugin) -> Result<Plugin, ConfigE
         return error(&["gate"], "only a post-build plugin can be a gate; remove `gate = true`".to_owned());
     }
     let known = |names: &mut dyn Iterator<Item = &String>| names.map(String::as_str).map(str::to_owned).collect::<Vec<_>>();
+    let credentials: Vec<String> = grant.http.iter().filter_map(|grant| grant.credential.clone()).collect();
     for (key, section, wanted, defined) in [
         ("object-store", "object-stores", &grant.object_store, known(&mut config.object_stores.keys())),
         ("signing", "signing-keys", &grant.signing, known(&mut config.signing_keys.keys())),
         ("mail", "mail", &grant.mail, known(&mut config.mail.keys())),
+        ("http", "http-credentials", &credentials, known(&mut config.http_credentials.keys())),
     ] {
         if let Some(unknown) = wanted.iter().find(|name| !defined.contains(name)) {
             let hint = match nearest(unknown, defined.iter().map(String::as_str)) {

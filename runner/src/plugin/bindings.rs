@@ -13,6 +13,28 @@
     reason = "generated code; the documentation is in the WIT"
 )]
 
+/// `wasi:http/outgoing-handler`, whose `handle` is a host call like the others; `wasi:http/types` is wasmtime-wasi-http's.
+pub mod http {
+    wasmtime::component::bindgen!({
+        path: "../plugin-sdk/wit/wasi-http-0.2.12",
+        inline: "
+            package hookrun:sender;
+
+            world sender {
+                import wasi:http/outgoing-handler@0.2.12;
+            }
+        ",
+        world: "hookrun:sender/sender",
+        imports: { default: async | trappable },
+        with: {
+            "wasi:http/types": wasmtime_wasi_http::p2::bindings::http::types,
+            "wasi:io": wasmtime_wasi::p2::bindings::io,
+            "wasi:clocks": wasmtime_wasi::p2::bindings::clocks,
+        },
+        require_store_data_send: true,
+    });
+}
+
 wasmtime::component::bindgen!({
     path: [
         "../plugin-sdk/wit/host-0.1.0",

@@ -79,7 +79,7 @@ impl Executor for PluginExecutor {
     }
 }
 
-/// Can the keys and stores that the plugin has be used? A missing key is put right by the operator, not by time: it refuses the task,
+/// Can the keys, stores and credentials that the plugin has be used? A missing key is put right by the operator, not by time: it refuses the task,
 /// which keeps it, instead of failing it, which would end in a dead letter.
 fn usable(services: &Services, config: &Config, linked: &LinkedPlugin) -> Result<(), String> {
     let wrong = |keys: &[&str], message: &str| config.error(keys, message).to_string();
@@ -89,6 +89,12 @@ fn usable(services: &Services, config: &Config, linked: &LinkedPlugin) -> Result
     }
     for store in &linked.effective().object_store {
         services.object_stores().check(store).map_err(|error| wrong(&["object-stores", store], &error.message))?;
+    }
+    for grant in &linked.effective().http {
+        services.http().check(linked.name(), grant).map_err(|(keys, message)| {
+            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+            wrong(&keys, &message)
+        })?;
     }
     Ok(())
 }

@@ -5,7 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Grant, StoreScope};
+use crate::config::http::{self, HttpMiss, HttpTarget};
+use crate::config::{Grant, HttpGrant, StoreScope};
 
 /// How much a plugin wants a capability.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -34,6 +35,8 @@ pub struct Wants {
     pub mail: Want,
     /// A durable key-value store.
     pub state: Want,
+    /// HTTP requests (`wasi:http`).
+    pub http: Want,
 }
 
 /// What one host call needs. `Log` and `Config` are always granted.
@@ -57,10 +60,14 @@ pub enum Need<'a> {
     Mail(&'a str),
     /// An interface of WASI that every guest has: clocks, random numbers, polls, the streams of what it was given.
     Wasi(&'static str),
+    /// `http`, without a place: whether it is there at all.
+    AnyHttp,
+    /// `http`, this request.
+    Http(&'a HttpTarget),
 }
 
 impl Need<'_> {
-    /// The interface of `hookrun:host`.
+    /// The interface of `hookrun:host`, or `http` for `wasi:http`.
     pub const fn interface(&self) -> &'static str {
         match self {
             Self::Log => "log",
@@ -71,6 +78,7 @@ impl Need<'_> {
             Self::SigningKeys | Self::Signing(_) => "signing",
             Self::Mail(_) => "mail",
             Self::Wasi(interface) => interface,
+            Self::AnyHttp | Self::Http(_) => "http",
         }
     }
 }
@@ -88,6 +96,8 @@ pub struct Effective {
     pub mail: Vec<String>,
     /// Has it a key-value store?
     pub state: bool,
+    /// Where it may send HTTP requests.
+    pub http: Vec<HttpGrant>,
 }
 
 /// A required capability without a grant: the line to write.
@@ -114,9 +124,15 @@ impl Effective {
     /// What a plugin has that `wants` this and was granted that. An empty grant grants nothing, and a generous one no more than is
     /// wanted.
     pub fn of(wants: &Wants, grant: &Grant) -> Self {
-        let Wants { nix_store, object_store, signing, mail, state } = wants;
-        let Grant { nix_store: granted_scope, object_store: stores, signing: keys, mail: transports, state: granted_state } =
-            grant;
+        let Wants { nix_store, object_store, signing, mail, state, http } = wants;
+        let Grant {
+            nix_store: granted_scope,
+            object_store: stores,
+            signing: keys,
+            mail: transports,
+            state: granted_state,
+            http: places,
+        } = grant;
         let names = |want, granted: &[String]| if want == Want::No { Vec::new() } else { granted.to_vec() };
         Self {
             nix_store: if rank(*granted_scope) < rank(*nix_store) { *granted_scope } else { *nix_store },
@@ -124,6 +140,7 @@ impl Effective {
             signing: names(*signing, keys),
             mail: names(*mail, transports),
             state: *state != Want::No && *granted_state,
+            http: if *http == Want::No { Vec::new() } else { places.clone() },
         }
     }
 
@@ -149,6 +166,7 @@ impl Effective {
             Need::ObjectStore(_) => wants.object_store != Want::No,
             Need::SigningKeys | Need::Signing(_) => wants.signing != Want::No,
             Need::Mail(_) => wants.mail != Want::No,
+            Need::AnyHttp | Need::Http(_) => wants.http != Want::No,
         };
         if !wanted {
             return Err(Refusal::Unwanted { interface });
@@ -171,17 +189,24 @@ impl Effective {
                 let line = format!("nix-store = \"{}\"", word(wants.nix_store));
                 Err(Refusal::Ungranted { interface, name: None, line })
             }
-            Need::Log | Need::Config | Need::State | Need::NixStore | Need::SigningKeys | Need::Wasi(_) => Ok(()),
+            Need::Log
+            | Need::Config
+            | Need::State
+            | Need::NixStore
+            | Need::SigningKeys
+            | Need::AnyHttp
+            | Need::Wasi(_) => Ok(()),
             Need::ObjectStore(name) => named(&self.object_store, name),
             Need::Signing(name) => named(&self.signing, name),
             Need::Mail(name) => named(&self.mail, name),
+            Need::Http(target) => http::granting(&self.http, target).map(|_| ()).map_err(Refusal::Http),
         }
     }
 }
 
 /// The capabilities that are required and not granted.
 fn missing(wants: &Wants, grant: &Grant, defined: Defined<'_>) -> Vec<Missing> {
-    let Wants { nix_store, object_store, signing, mail, state } = wants;
+    let Wants { nix_store, object_store, signing, mail, state, http } = wants;
     let mut missing = Vec::new();
     if rank(grant.nix_store) < rank(*nix_store) {
         missing.push(Missing { interface: "nix-store", line: format!("nix-store = \"{}\"", word(*nix_store)) });
@@ -197,6 +222,9 @@ fn missing(wants: &Wants, grant: &Grant, defined: Defined<'_>) -> Vec<Missing> {
     }
     if *state == Want::Required && !grant.state {
         missing.push(Missing { interface: "state", line: "state = true".to_owned() });
+    }
+    if *http == Want::Required && grant.http.is_empty() {
+        missing.push(Missing { interface: "http", line: "http = [{ url = \"https://HOST/\" }]".to_owned() });
     }
     missing
 }
@@ -218,6 +246,8 @@ pub enum Refusal {
         /// The line to write.
         line: String,
     },
+    /// No grant covers an HTTP request.
+    Http(HttpMiss),
 }
 
 impl Refusal {
@@ -235,6 +265,7 @@ impl Refusal {
                     file.display()
                 )
             }
+            Self::Http(miss) => miss.message(plugin, file),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The choke point. Every host function of every capability is one [`RunState::call`], and every function of WASI that does
-//! something its like for WASI ([`wasi`], [`io`]): there the grant is checked, the call counted, its bytes and list items bounded,
+//! something its like for WASI ([`wasi`], [`io`], [`http`]): there the grant is checked, the call counted, its bytes and list items bounded,
 //! its time bounded by what is left of the run's, its use recorded and traced, and errors become the `error` record of
 //! `hookrun:host/types`.
 //!
@@ -48,6 +48,7 @@
 //! ```
 
 mod crossing;
+mod http;
 mod imports;
 mod io;
 mod wasi;
@@ -63,6 +64,7 @@ use wasmtime::component::{Resource, ResourceTable, ResourceTableError};
 use wasmtime_wasi::WasiCtx;
 
 pub use self::crossing::Crossing;
+use self::http::RunHttp;
 pub use self::imports::Imports;
 use super::bindings::hookrun::host::types::Error;
 use super::grants::{Effective, Need, Wants};
@@ -261,6 +263,7 @@ pub struct RunState {
     handles: ResourceTable,
     wasi: WasiCtx,
     wasi_table: ResourceTable,
+    http: RunHttp,
     allocations: Allocations,
     calls: BTreeMap<CallName, u64>,
     denied: BTreeMap<CallName, u64>,
@@ -302,6 +305,7 @@ impl RunState {
         wasi_table.set_max_capacity(capacity.saturating_mul(WASI_HANDLES));
         Self {
             allocations: Allocations::new(limits),
+            http: RunHttp::new(limits),
             state: services.state().begin(&plugin.plugin.name),
             begun: services.clock().monotonic(),
             plugin,

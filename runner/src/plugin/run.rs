@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use wasmtime::component::{Instance, ResourceTableError};
 use wasmtime::{Store, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
+use wasmtime_wasi_http::FieldMapError;
 
 use super::bindings::exports::hookrun::builder_selection::builder_selection;
 use super::bindings::exports::hookrun::diff::diff;
@@ -245,6 +246,9 @@ impl LinkedPlugin {
         }
         if matches!(error.downcast_ref(), Some(ResourceTableError::Full)) {
             return self.limit_outcome(LimitReached::by_guest(Limit::Handles, None));
+        }
+        if let Some(FieldMapError::TotalSizeTooBig | FieldMapError::TooManyFields) = error.downcast_ref::<FieldMapError>() {
+            return self.limit_outcome(LimitReached::by_guest(Limit::HttpHeaderBytes, None));
         }
         let cause = error.root_cause().to_string().replace('\n', " ");
         let backtrace = error.downcast_ref::<WasmBacktrace>();

@@ -11,7 +11,7 @@ use serde::Serialize;
 pub use subject::{CAPABILITIES, Subject, SubjectError};
 
 use crate::builders::{Action, Candidate, LocalMachine, Machine};
-use crate::capability::Services;
+use crate::capability::{Services, http};
 use crate::dirs::Dirs;
 use crate::event::HookKind;
 use crate::outcome::{Outcome, RunReport};
@@ -19,6 +19,8 @@ use crate::plugin::{Host, LinkedPlugin};
 
 /// Objects of one store that are listed; a sample upload has a dozen.
 const MAX_LISTED: u32 = 1000;
+/// Characters of a request's body that are shown; enough to see what it is.
+const MAX_SHOWN_BODY: usize = 200;
 
 /// A question for a policy.
 #[derive(Debug, Clone)]
@@ -115,6 +117,11 @@ async fn effects(subject: &Subject, services: &Services) -> Vec<String> {
     }
     for mail in services.mail().captured() {
         effects.push(format!("mail by {} to {}: {}", mail.transport, mail.recipients.join(", "), subject_line(&mail.raw)));
+    }
+    for http::Requested { method, url, body } in services.http().requested() {
+        let shown: String = String::from_utf8_lossy(&body).chars().take(MAX_SHOWN_BODY).collect();
+        let body = if body.is_empty() { String::new() } else { format!(" with {} bytes: {shown}", body.len()) };
+        effects.push(format!("http {method} {url}{body}"));
     }
     effects
 }

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{Config, ConfigError, Plugin, PluginSource, StoreScope};
+use crate::config::{Config, ConfigError, HttpGrant, Plugin, PluginSource, StoreScope};
 use crate::plugin::grants::Want;
 use crate::plugin::{bundled, metadata};
 
@@ -57,7 +57,7 @@ pub enum SubjectError {
 }
 
 /// Capabilities by the words of `--deny`.
-pub const CAPABILITIES: [&str; 5] = ["nix-store", "object-store", "signing", "mail", "state"];
+pub const CAPABILITIES: [&str; 6] = ["nix-store", "object-store", "signing", "mail", "state", "http"];
 
 impl Subject {
     /// Finds what `name` names. `set` are lines `key = value` (TOML) for the plugin's `config`; `deny` are capabilities
@@ -88,6 +88,7 @@ impl Subject {
                 "signing" => grant.signing.clear(),
                 "mail" => grant.mail.clear(),
                 "state" => grant.state = false,
+                "http" => grant.http.clear(),
                 other => {
                     let known = CAPABILITIES.join(", ");
                     return Err(SubjectError::Option(format!("there is no capability `{other}` to deny; known: {known}")));
@@ -134,6 +135,7 @@ impl Subject {
                 signing: names(metadata.wants.signing, SIGNING_KEY),
                 mail: names(metadata.wants.mail, MAIL),
                 state: metadata.wants.state != Want::No,
+                http: if metadata.wants.http == Want::No { Vec::new() } else { vec![HttpGrant::everything()] },
             },
             limits: crate::config::Limits::default(),
         };

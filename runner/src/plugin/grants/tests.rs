@@ -13,6 +13,7 @@ fn everything() -> Wants {
         signing: Want::Optional,
         mail: Want::Required,
         state: Want::Required,
+        http: Want::Required,
     }
 }
 
@@ -20,7 +21,16 @@ fn everything() -> Wants {
 fn an_empty_grant_grants_nothing() {
     let effective = Effective::decide(&Wants::default(), &Grant::default(), NOTHING).unwrap();
     assert_eq!(effective, Effective::default());
-    for need in [Need::State, Need::NixStore, Need::ObjectStore("a"), Need::Signing("a"), Need::Mail("a")] {
+    let target = HttpTarget { method: "GET".to_owned(), place: http::Place::parse("https://example.org/").unwrap() };
+    for need in [
+        Need::State,
+        Need::NixStore,
+        Need::ObjectStore("a"),
+        Need::Signing("a"),
+        Need::Mail("a"),
+        Need::AnyHttp,
+        Need::Http(&target),
+    ] {
         assert!(effective.check(&Wants::default(), need).is_err(), "{need:?}");
     }
     for need in [Need::Log, Need::Config] {
@@ -36,6 +46,7 @@ fn a_required_capability_without_a_grant_names_the_line() {
         signing: Vec::new(),
         mail: names(&["default"]),
         state: true,
+        http: vec![HttpGrant::everything()],
     };
     assert!(Effective::decide(&everything(), &full, NOTHING).is_ok(), "an optional one may be missing");
     let defined = Defined { object_store: Some("cache"), ..NOTHING };
@@ -44,6 +55,7 @@ fn a_required_capability_without_a_grant_names_the_line() {
         (Grant { object_store: Vec::new(), ..full.clone() }, "object-store = [\"cache\"]"),
         (Grant { mail: Vec::new(), ..full.clone() }, "mail = [\"NAME\"]"),
         (Grant { state: false, ..full.clone() }, "state = true"),
+        (Grant { http: Vec::new(), ..full.clone() }, "http = [{ url = \"https://HOST/\" }]"),
     ] {
         let missing = Effective::decide(&everything(), &grant, defined).unwrap_err();
         assert_eq!(missing.iter().map(|missing| missing.line.as_str()).collect::<Vec<_>>(), [line]);
@@ -84,6 +96,7 @@ fn a_grant_gives_no_more_than_is_wanted() {
         signing: names(&["key"]),
         mail: names(&["default"]),
         state: true,
+        http: vec![HttpGrant::everything()],
     };
     let wants = Wants { nix_store: StoreScope::Outputs, ..Wants::default() };
     let effective = Effective::decide(&wants, &generous, NOTHING).unwrap();

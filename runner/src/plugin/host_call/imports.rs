@@ -7,10 +7,14 @@ use wasmtime_wasi::cli::WasiCli;
 use wasmtime_wasi::filesystem::WasiFilesystem;
 use wasmtime_wasi::p2::bindings::{cli, clocks, filesystem, random, sockets};
 use wasmtime_wasi::sockets::WasiSockets;
+use wasmtime_wasi_http::WasiHttp;
+use wasmtime_wasi_http::p2::bindings::LinkOptions;
+use wasmtime_wasi_http::p2::bindings::http::types as http_types;
 use wasmtime_wasi_io::bindings::wasi::io;
 
-use super::RunState;
+use super::{RunState, http};
 use crate::plugin::bindings::hookrun::host;
+use crate::plugin::bindings::http::wasi::http::outgoing_handler;
 
 /// Everything that guests are linked with.
 pub struct Imports(Linker<RunState>);
@@ -24,6 +28,7 @@ impl Imports {
         let mut linker = Linker::new(engine);
         capabilities(&mut linker)?;
         counted_wasi(&mut linker)?;
+        sending(&mut linker)?;
         empty_wasi(&mut linker)?;
         Ok(Self(linker))
     }
@@ -63,6 +68,14 @@ fn counted_wasi(linker: &mut Linker<RunState>) -> Result<()> {
     io::streams::add_to_linker::<_, Own>(linker, |state| state)?;
     sockets::tcp_create_socket::add_to_linker::<_, Own>(linker, |state| state)?;
     sockets::udp_create_socket::add_to_linker::<_, Own>(linker, |state| state)
+}
+
+/// `wasi:http`, outgoing. Requests are built and responses taken apart by wasmtime-wasi-http in the run's own table; what sends is one
+/// [`RunState::call`] ([`super::http`]).
+fn sending(linker: &mut Linker<RunState>) -> Result<()> {
+    http_types::add_to_linker::<_, WasiHttp>(linker, &LinkOptions::default().into(), RunState::http)?;
+    http::link_error_code(linker)?;
+    outgoing_handler::add_to_linker::<_, Own>(linker, |state| state)
 }
 
 /// WASI that is there so that ordinary toolchains instantiate, with nothing behind it (`super::wasi::context`).

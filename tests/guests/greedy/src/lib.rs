@@ -164,5 +164,6 @@ hookrun_sdk::plugin! {
         signing: Want::Optional,
         mail: Want::Optional,
         state: Want::Optional,
+        ..Wants::NOTHING
     },
 }

@@ -1,0 +1,264 @@
+//! `http` of a grant and `[http-credentials.NAME]`: where a plugin may send requests, and what the host puts into them.
+//!
+//! Pure: whether a request is covered is decided here, from values alone. Files are named, not opened; names are not looked up.
+
+mod credential;
+pub mod url;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde::de::Error as _;
+
+pub(super) use credential::RawHttpCredential;
+pub use credential::{AWS_HEADERS, HttpCredential};
+pub use url::{Flaw, Host, Place, Scheme};
+
+/// One element of `http` in `[plugins.NAME.grant]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpGrant {
+    /// Where. None is everywhere; the configuration cannot say that, only `hookrun test` of a plugin without one can.
+    pub place: Option<Place>,
+    /// Request methods, as they are sent.
+    pub methods: Vec<String>,
+    /// Networks that are reached although they are not public.
+    pub address: Vec<IpNet>,
+    /// A file with the certificate authorities to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// A name of `[http-credentials]`.
+    pub credential: Option<String>,
+}
+
+/// `GET, POST https://api.example.org/v1/`
+impl fmt::Display for HttpGrant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Some(place) => write!(f, "{} {place}", self.methods.join(", ")),
+            None => f.write_str("everything"),
+        }
+    }
+}
+
+/// What is allowed where `methods` is not written: what changes nothing (RFC 9110 section 9.2.1).
+const DEFAULT_METHODS: [&str; 2] = ["GET", "HEAD"];
+
+/// Methods that no grant can give: they turn the connection into something that is no request (CONNECT), or return the request with what
+/// the host put into it (TRACE, RFC 9110 section 9.3.8).
+const NEVER: [&str; 2] = ["CONNECT", "TRACE"];
+
+/// What one request asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpTarget {
+    /// The method, as it is sent.
+    pub method: String,
+    /// The place.
+    pub place: Place,
+}
+
+impl fmt::Display for HttpTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}{}", self.method, self.place.origin(), self.place.path.as_str())
+    }
+}
+
+/// Why no grant covers a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HttpMiss {
+    /// No grant for the place.
+    Place(HttpTarget),
+    /// A grant for the place, without the method.
+    Method {
+        /// What was asked for.
+        target: HttpTarget,
+        /// The place of the grant that is nearest.
+        grant: Place,
+        /// Its methods.
+        methods: Vec<String>,
+    },
+}
+
+impl HttpGrant {
+    /// Everything, for `hookrun test` of a plugin that stands in no configuration; nothing is sent there.
+    pub fn everything() -> Self {
+        Self { place: None, methods: Vec::new(), address: Vec::new(), ca_file: None, credential: None }
+    }
+
+    fn covers(&self, place: &Place) -> bool {
+        self.place.as_ref().is_none_or(|granted| granted.covers(place))
+    }
+
+    fn allows(&self, method: &str) -> bool {
+        self.place.is_none() || self.methods.iter().any(|allowed| allowed == method)
+    }
+
+    fn depth(&self) -> usize {
+        self.place.as_ref().map_or(0, Place::depth)
+    }
+}
+
+/// The grant that covers `target`: of several the one with the longest path, as that one says most about it.
+///
+/// # Errors
+/// None does.
+pub fn granting<'a>(grants: &'a [HttpGrant], target: &HttpTarget) -> Result<&'a HttpGrant, HttpMiss> {
+    let covering = || grants.iter().filter(|grant| grant.covers(&target.place));
+    // `max_by_key` gives the last of equals; the first one written is to count.
+    let narrowest =
+        |grants: &mut dyn DoubleEndedIterator<Item = &'a HttpGrant>| grants.rev().max_by_key(|grant| grant.depth());
+    if let Some(grant) = narrowest(&mut covering().filter(|grant| grant.allows(&target.method))) {
+        return Ok(grant);
+    }
+    Err(match narrowest(&mut covering()).and_then(|grant| Some((grant.place.clone()?, &grant.methods))) {
+        Some((grant, methods)) => HttpMiss::Method { target: target.clone(), grant, methods: methods.clone() },
+        None => HttpMiss::Place(target.clone()),
+    })
+}
+
+impl HttpMiss {
+    /// The message for `plugin`, configured in `file`: what was asked for, and the lines to write.
+    pub fn message(&self, plugin: &str, file: &std::path::Path) -> String {
+        let list = |methods: &[&str]| methods.iter().map(|method| format!("{method:?}")).collect::<Vec<_>>().join(", ");
+        let file = file.display();
+        let (Self::Place(target) | Self::Method { target, .. }) = self;
+        if NEVER.contains(&target.method.as_str()) {
+            return format!(
+                "plugin `{plugin}` asked for http `{target}`, and no grant gives {}; its author must do without",
+                target.method
+            );
+        }
+        match self {
+            Self::Place(target) => {
+                let HttpTarget { method, place } = target;
+                let methods = if DEFAULT_METHODS.contains(&method.as_str()) {
+                    String::new()
+                } else {
+                    format!(" and `methods = [{}]`", list(&[method]))
+                };
+                format!(
+                    "plugin `{plugin}` has no grant for http `{target}`; write `[[plugins.{plugin}.grant.http]]` with \
+                     `url = \"{place}\"`{methods} in {file}"
+                )
+            }
+            Self::Method { target, grant, methods } => {
+                let methods: Vec<&str> = methods.iter().map(String::as_str).chain([target.method.as_str()]).collect();
+                format!(
+                    "plugin `{plugin}` has no grant for the method of http `{target}`; write `methods = [{}]` beside \
+                     `url = \"{grant}\"` under [[plugins.{plugin}.grant.http]] in {file}",
+                    list(&methods)
+                )
+            }
+        }
+    }
+}
+
+/// The TCP ports that these grants need, for a wall that lets out connections to named ports only.
+pub fn ports(grants: &[HttpGrant]) -> BTreeSet<u16> {
+    grants.iter().filter_map(|grant| Some(grant.place.as_ref()?.port)).collect()
+}
+
+/// As it stands in the file, each value checked where its line is known.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct RawHttpGrant {
+    url: RawPlace,
+    #[serde(default)]
+    methods: Option<Vec<RawMethod>>,
+    #[serde(default)]
+    address: Vec<RawNetwork>,
+    #[serde(default)]
+    ca_file: Option<PathBuf>,
+    #[serde(default)]
+    credential: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for HttpGrant {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let RawHttpGrant { url: RawPlace(place), methods, address, ca_file, credential } =
+            RawHttpGrant::deserialize(deserializer)?;
+        let methods: Vec<String> = match methods {
+            Some(methods) => methods.into_iter().map(|RawMethod(method)| method).collect(),
+            None => DEFAULT_METHODS.map(str::to_owned).to_vec(),
+        };
+        if methods.is_empty() {
+            return Err(D::Error::custom(format!(
+                "`methods` of `{place}` is empty; write `methods = [\"GET\"]`, or remove it"
+            )));
+        }
+        if ca_file.is_some() && place.scheme == Scheme::Http {
+            return Err(D::Error::custom(format!(
+                "`ca-file` of `{place}` is for https:// only; write that, or remove `ca-file`"
+            )));
+        }
+        if credential.is_some() && place.scheme == Scheme::Http && !is_loopback(&place.host) {
+            return Err(D::Error::custom(format!(
+                "`{place}` would send a credential over the network in clear text; write `https://`, or remove `credential`"
+            )));
+        }
+        let address = address.into_iter().map(|RawNetwork(network)| network).collect();
+        Ok(Self { place: Some(place), methods, address, ca_file, credential })
+    }
+}
+
+fn is_loopback(host: &Host) -> bool {
+    match host {
+        Host::Name(name) => name == "localhost",
+        Host::Address(address) => address.is_loopback(),
+    }
+}
+
+#[derive(Debug)]
+struct RawPlace(Place);
+
+impl<'de> Deserialize<'de> for RawPlace {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Place::parse(&text).map(Self).map_err(|flaw| {
+            // Never quoted with its user information: repeating a password would spread it.
+            let shown = if flaw == Flaw::UserInformation { String::new() } else { format!(" `{text}`") };
+            D::Error::custom(format!("the url{shown} {flaw}"))
+        })
+    }
+}
+
+#[derive(Debug)]
+struct RawMethod(String);
+
+impl<'de> Deserialize<'de> for RawMethod {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if NEVER.contains(&text.to_ascii_uppercase().as_str()) {
+            return Err(D::Error::custom(format!("the method `{text}` is never granted; remove it")));
+        }
+        let token = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-');
+        if token {
+            Ok(Self(text))
+        } else {
+            Err(D::Error::custom(format!("`{text}` is no method; write it in capitals, such as `GET`")))
+        }
+    }
+}
+
+#[derive(Debug)]
+struct RawNetwork(IpNet);
+
+impl<'de> Deserialize<'de> for RawNetwork {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let network: Option<IpNet> = text.parse().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from));
+        let network = network.ok_or_else(|| {
+            D::Error::custom(format!(
+                "`{text}` is no network; write for example \"10.0.0.0/8\", \"fd00::/8\" or \"192.0.2.1\""
+            ))
+        })?;
+        if network.trunc() != network {
+            return Err(D::Error::custom(format!("`{text}` is an address within a network; write \"{}\"", network.trunc())));
+        }
+        Ok(Self(network))
+    }
+}
+
+#[cfg(test)]
+mod tests;
