@@ -12,3 +12,4 @@ pub mod guests;
 pub mod lab;
 pub mod sandbox;
 pub mod smtp;
+pub mod web;
