@@ -3,6 +3,8 @@
 //! It runs as a task of its own, so that a guest can do other things meanwhile; the task ends with the run at the latest. One
 //! connection carries one request, HTTP/1.1, without a proxy. A redirect is a response like any other: it is never followed.
 
+use std::error::Error as _;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
@@ -185,13 +187,13 @@ impl Exchange {
         Err(match last {
             Some((address, Some(error))) => {
                 let code = match error.kind() {
-                    std::io::ErrorKind::ConnectionRefused => ErrorCode::ConnectionRefused,
-                    std::io::ErrorKind::HostUnreachable | std::io::ErrorKind::NetworkUnreachable => {
+                    ErrorKind::ConnectionRefused => ErrorCode::ConnectionRefused,
+                    ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
                         ErrorCode::DestinationIpUnroutable
                     }
                     _ => ErrorCode::DestinationUnavailable,
                 };
-                self.about.problem(code, &format!("no connection to {address} ({error})"))
+                self.about.problem(code, &format!("no connection to {address} ({error}); see whether the server runs, and what stands between"))
             }
             _ => patience.problem(&self.about, ErrorCode::ConnectionTimeout),
         })
@@ -217,11 +219,11 @@ impl Exchange {
         match unreachable {
             Unreachable::LookUp(error) => Problem::dns(
                 "lookup failed",
-                self.about.problem(ErrorCode::DnsTimeout, &format!("`{host}` cannot be looked up ({error})")).message,
+                self.about.problem(ErrorCode::DnsTimeout, &format!("`{host}` cannot be looked up ({error}); check the name, or this machine's resolver")).message,
             ),
             Unreachable::Nothing => Problem::dns(
                 "no address",
-                self.about.problem(ErrorCode::DnsTimeout, &format!("`{host}` has no address")).message,
+                self.about.problem(ErrorCode::DnsTimeout, &format!("`{host}` has no address; check the name, or this machine's resolver")).message,
             ),
             Unreachable::Prohibited(address, kind) => {
                 let url = self.grant.place.as_ref().map(|place| format!(" beside `url = \"{place}\"`")).unwrap_or_default();
@@ -324,7 +326,12 @@ fn empty() -> WasiBody {
 }
 
 fn response_error(error: &hyper::Error) -> Error {
-    if error.is_incomplete_message() {
+    let io = error.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    // hyper 1.12 says so for a body with a length, and keeps `is_incomplete_message` for heads.
+    let broke = io.is_some_and(|io| {
+        matches!(io.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted)
+    });
+    if error.is_incomplete_message() || broke {
         Error::HttpResponseIncomplete
     } else if error.is_parse_too_large() {
         Error::HttpResponseTrailerSectionSize(None)
