@@ -156,12 +156,26 @@ async fn answer(request: Request<Incoming>, seen: Arc<Mutex<Vec<Seen>>>) -> Resu
     Ok(response)
 }
 
-/// A server that reads the head of a request and answers with these bytes, whatever it was asked; gives its port.
+/// A server that reads the head of a request and answers with these bytes, whatever it was asked, and closes; gives its port.
 pub async fn raw(answer: &'static [u8]) -> u16 {
+    raw_server(answer, false).await
+}
+
+/// The same, and then it holds the connection and says nothing more.
+pub async fn raw_then_silence(answer: &'static [u8]) -> u16 {
+    raw_server(answer, true).await
+}
+
+async fn raw_server(answer: &'static [u8], hold: bool) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
+        let mut held = Vec::new();
         while let Ok((mut stream, _)) = listener.accept().await {
+            if hold && answer.is_empty() {
+                held.push(stream);
+                continue;
+            }
             let mut head = Vec::new();
             while !head.ends_with(b"\r\n\r\n") {
                 match stream.read_u8().await {
@@ -170,6 +184,9 @@ pub async fn raw(answer: &'static [u8]) -> u16 {
                 }
             }
             let _ = stream.write_all(answer).await;
+            if hold {
+                held.push(stream);
+            }
         }
     });
     port

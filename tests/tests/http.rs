@@ -15,7 +15,7 @@ use hookrun::event::{Event, HookEvent, Output, PostBuild};
 use hookrun::outcome::{Outcome, RunReport};
 use hookrun::plugin::Host;
 use hookrun_tests::guests::guest;
-use hookrun_tests::web::{REDIRECT, WebServer, raw};
+use hookrun_tests::web::{REDIRECT, WebServer, raw, raw_then_silence};
 
 /// A secret that must be found nowhere but at the server.
 const SECRET: &str = "s3cret-7d1f0c5a";
@@ -78,10 +78,8 @@ impl Scene {
     /// A configuration whose plugin `x` sends `requests` (a TOML list); `rest` has its grants and whatever else.
     fn config(&self, requests: &str, rest: &str) -> Config {
         let source = guest("web").unwrap();
-        let text = format!(
-            "[plugins.x]\nsource = \"{}\"\n[plugins.x.config]\nrequests = [{requests}]\n{rest}\n",
-            source.display()
-        );
+        let text =
+            format!("[plugins.x]\nsource = \"{}\"\n[plugins.x.config]\nrequests = [{requests}]\n{rest}\n", source.display());
         Config::parse(&self.dirs.config, &text).unwrap()
     }
 
@@ -196,11 +194,9 @@ async fn credentials_reach_the_server_and_nobody_else() {
     ] {
         let server = WebServer::plain().await;
         let base = format!("http://127.0.0.1:{}/", server.port());
-        let rest = format!(
-            "{}[http-credentials.c]\n{table}\n",
-            grant(&base, "methods = [\"POST\"]\ncredential = \"c\"")
-        );
-        let request = |headers: &str| format!("{{ method = \"POST\", url = \"{base}\", body = \"text\", headers = [{headers}] }}");
+        let rest = format!("{}[http-credentials.c]\n{table}\n", grant(&base, "methods = [\"POST\"]\ncredential = \"c\""));
+        let request =
+            |headers: &str| format!("{{ method = \"POST\", url = \"{base}\", body = \"text\", headers = [{headers}] }}");
         let own = format!("[\"{header}\", \"mine\"]");
         let done = scene.run(&format!("{}, {}", request(""), request(&own)), &rest).await;
         let answers = done.answers();
@@ -324,8 +320,16 @@ async fn localhost_is_this_machine() {
     let (scene, server) = (Scene::new(), WebServer::plain().await);
     let url = format!("http://localhost:{}/", server.port());
     let done = scene.run(&get(&url), &grant(&url, "")).await;
-    assert!(done.answer().starts_with("Denied: the address is not reached") || done.answer().contains("Denied: "), "{}", done.answer());
-    assert!(done.log().contains("a loopback address, which is not reached; to allow it, write `address = ["), "{}", done.log());
+    assert!(
+        done.answer().starts_with("Denied: the address is not reached") || done.answer().contains("Denied: "),
+        "{}",
+        done.answer()
+    );
+    assert!(
+        done.log().contains("a loopback address, which is not reached; to allow it, write `address = ["),
+        "{}",
+        done.log()
+    );
     assert_eq!(server.seen(), []);
 }
 
@@ -343,6 +347,10 @@ async fn a_redirect_is_an_answer_and_not_followed() {
 async fn limits_are_codes_for_the_guest_and_keys_for_the_operator() {
     let (scene, server) = (Scene::new(), WebServer::plain().await);
     let base = format!("http://127.0.0.1:{}", server.port());
+    // Takes a connection and never speaks TLS; and one that stops in the middle of its answer.
+    let mute = format!("https://127.0.0.1:{}", raw_then_silence(b"").await);
+    let half = raw_then_silence(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhello").await;
+    let half = format!("http://127.0.0.1:{half}");
     let post = |what: &str| format!("{{ method = \"POST\", url = \"{base}/\", {what} }}");
     for (request, limits, key) in [
         (post("body-bytes = 70000"), "http-request-bytes = \"64KiB\"", "http-request-bytes"),
@@ -350,9 +358,11 @@ async fn limits_are_codes_for_the_guest_and_keys_for_the_operator() {
         (post("fillers = 20"), "http-header-bytes = \"16KiB\"", "http-header-bytes"),
         (get(&format!("{base}/header/20000")), "http-header-bytes = \"16KiB\"", "http-header-bytes"),
         (get(&format!("{base}/never")), "http-first-byte-time = \"100ms\"", "http-first-byte-time"),
+        (get(&format!("{mute}/")), "http-connect-time = \"100ms\"", "http-connect-time"),
+        (get(&format!("{half}/")), "http-between-bytes-time = \"100ms\"", "http-between-bytes-time"),
     ] {
-        let rest = format!("[plugins.x.limits]\n{limits}\n{}", grant(&base, "methods = [\"GET\", \"POST\"]"));
-        let done = scene.run(&request, &rest).await;
+        let grants = format!("{}{}{}", grant(&base, "methods = [\"GET\", \"POST\"]"), grant(&mute, ""), grant(&half, ""));
+        let done = scene.run(&request, &format!("[plugins.x.limits]\n{limits}\n{grants}")).await;
         let kind = if key.ends_with("time") { "Transient: " } else { "Limit: " };
         assert!(done.answer().starts_with(kind), "{key}: {} {}", done.answer(), done.log());
         let log = done.log();
@@ -362,8 +372,25 @@ async fn limits_are_codes_for_the_guest_and_keys_for_the_operator() {
     }
     // As much as is allowed passes.
     let rest = grant(&base, "methods = [\"GET\", \"POST\"]");
-    let done = scene.run(&format!("{}, {}", post("body-bytes = 8388608"), get(&format!("{base}/bytes/4194304"))), &rest).await;
+    let done =
+        scene.run(&format!("{}, {}", post("body-bytes = 8388608"), get(&format!("{base}/bytes/4194304"))), &rest).await;
     assert_eq!(done.answers(), ["200: hello 8388608", "200: 4194304 bytes"], "{}", done.log());
+}
+
+#[tokio::test]
+async fn too_many_requests_at_once() {
+    let (scene, server) = (Scene::new(), WebServer::plain().await);
+    let base = format!("http://127.0.0.1:{}/", server.port());
+    let request = |at_once: u32| format!("{{ url = \"{base}\", at-once = {at_once} }}");
+    let rest = format!("[plugins.x.limits]\nhttp-connections = 3\n{}", grant(&base, ""));
+    let done = scene.run(&format!("{}, {}", request(5), request(3)), &rest).await;
+    assert_eq!(done.answers(), ["3 of 5 were answered", "3 of 3 were answered"], "{}", done.log());
+    let log = done.log();
+    assert_eq!(log.lines().count(), 2, "{log}");
+    assert!(
+        log.contains("plugin `x` reached its limit `http-connections` (3)") && log.contains("write `http-connections = 6`"),
+        "{log}"
+    );
 }
 
 /// A header table far beyond its limit ends the run: the interface has no code for it.
@@ -458,7 +485,9 @@ async fn without_a_grant_the_plugin_does_not_load() {
     let config = scene.config("", "");
     let message = Host::new(&scene.dirs).load(&config.plugins["x"], &config).unwrap_err().to_string();
     assert!(
-        message.contains("it wants `http` and has no grant for that; write `http = [{ url = \"https://HOST/\" }]` under [plugins.x.grant]"),
+        message.contains(
+            "it wants `http` and has no grant for that; write `http = [{ url = \"https://HOST/\" }]` under [plugins.x.grant]"
+        ),
         "{message}"
     );
 }

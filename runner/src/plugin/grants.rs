@@ -189,13 +189,9 @@ impl Effective {
                 let line = format!("nix-store = \"{}\"", word(wants.nix_store));
                 Err(Refusal::Ungranted { interface, name: None, line })
             }
-            Need::Log
-            | Need::Config
-            | Need::State
-            | Need::NixStore
-            | Need::SigningKeys
-            | Need::AnyHttp
-            | Need::Wasi(_) => Ok(()),
+            Need::Log | Need::Config | Need::State | Need::NixStore | Need::SigningKeys | Need::AnyHttp | Need::Wasi(_) => {
+                Ok(())
+            }
             Need::ObjectStore(name) => named(&self.object_store, name),
             Need::Signing(name) => named(&self.signing, name),
             Need::Mail(name) => named(&self.mail, name),
@@ -247,7 +243,7 @@ pub enum Refusal {
         line: String,
     },
     /// No grant covers an HTTP request.
-    Http(HttpMiss),
+    Http(Box<HttpMiss>),
 }
 
 impl Refusal {

@@ -80,16 +80,14 @@ fn v4(address: Ipv4Addr) -> Option<Kind> {
     Some(match (a, b, c) {
         (0, _, _) => Kind::Unspecified,
         (127, _, _) => Kind::Loopback,
-        (10, _, _) | (192, 168, _) => Kind::Private,
-        (172, 16..=31, _) => Kind::Private,
+        (10, _, _) | (192, 168, _) | (172, 16..=31, _) => Kind::Private,
         (169, 254, _) => Kind::LinkLocal,
         (100, 64..=127, _) => Kind::SharedSpace,
         (192, 0, 2) | (198, 51, 100) | (203, 0, 113) => Kind::Documentation,
-        // RFC 6890 protocol assignments, RFC 7526 (6to4 relays), RFC 2544 benchmarking.
-        (192, 0, 0) | (192, 88, 99) | (198, 18..=19, _) => Kind::Reserved,
         (224..=239, _, _) => Kind::Multicast,
-        (240..=255, _, _) if address == Ipv4Addr::BROADCAST => Kind::Broadcast,
-        (240..=255, _, _) => Kind::Reserved,
+        (255, _, _) if address == Ipv4Addr::BROADCAST => Kind::Broadcast,
+        // RFC 6890 protocol assignments, RFC 7526 (6to4 relays), RFC 2544 benchmarking, RFC 1112 section 4.
+        (192, 0, 0) | (192, 88, 99) | (198, 18..=19, _) | (240..=255, _, _) => Kind::Reserved,
         _ => return None,
     })
 }
@@ -108,7 +106,7 @@ fn v6(address: Ipv6Addr) -> Option<Kind> {
     match address.segments() {
         [0xff00..=0xffff, ..] => Some(Kind::Multicast),
         [0xfe80..=0xfebf, ..] => Some(Kind::LinkLocal),
-        [0xfec0..=0xfeff, ..] | [0xfc00..=0xfdff, ..] => Some(Kind::Private),
+        [0xfec0..=0xfeff | 0xfc00..=0xfdff, ..] => Some(Kind::Private),
         [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Some(Kind::Documentation),
         // RFC 2928: protocol assignments, among them ORCHID and benchmarking; Teredo was looked at above.
         [0x2001, 0..=0x1ff, ..] => Some(Kind::Reserved),
@@ -120,22 +118,21 @@ fn v6(address: Ipv6Addr) -> Option<Kind> {
 
 /// The IPv4 addresses that an IPv6 address stands for, in whatever form; all of them have to be public.
 fn carried(address: Ipv6Addr) -> Vec<Ipv4Addr> {
-    let [a, b, c, d, e, f, g, h] = address.segments();
     let v4 = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
-    let mut found = match [a, b, c, d, e, f] {
-        // RFC 4291 section 2.5.5: compatible and mapped; RFC 6145: translated.
-        [0, 0, 0, 0, 0, 0 | 0xffff] | [0, 0, 0, 0, 0xffff, 0] => vec![v4(g, h)],
-        // RFC 6052: NAT64, the well-known prefix.
-        [0x64, 0xff9b, 0, 0, 0, 0] => vec![v4(g, h)],
+    let [.., high, low] = address.segments();
+    let last = v4(high, low);
+    let mut found = match address.segments() {
+        // RFC 4291 section 2.5.5: compatible and mapped; RFC 6145: translated; RFC 6052: NAT64, the well-known prefix.
+        [0, 0, 0, 0, 0, 0 | 0xffff, ..] | [0, 0, 0, 0, 0xffff, 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => vec![last],
         // RFC 3056: 6to4.
-        [0x2002, ..] => vec![v4(b, c)],
+        [0x2002, high, low, ..] => vec![v4(high, low)],
         // RFC 4380 section 4: Teredo has the server's, and the client's inverted.
-        [0x2001, 0, ..] => vec![v4(c, d), v4(!g, !h)],
+        [0x2001, 0, high, low, ..] => vec![v4(high, low), Ipv4Addr::from(!u32::from(last))],
         _ => Vec::new(),
     };
     // RFC 5214 section 6.1: ISATAP, below any prefix.
-    if [0, 0x200].contains(&e) && f == 0x5efe {
-        found.push(v4(g, h));
+    if let [_, _, _, _, 0 | 0x200, 0x5efe, ..] = address.segments() {
+        found.push(last);
     }
     found
 }

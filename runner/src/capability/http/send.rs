@@ -188,12 +188,13 @@ impl Exchange {
             Some((address, Some(error))) => {
                 let code = match error.kind() {
                     ErrorKind::ConnectionRefused => ErrorCode::ConnectionRefused,
-                    ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
-                        ErrorCode::DestinationIpUnroutable
-                    }
+                    ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => ErrorCode::DestinationIpUnroutable,
                     _ => ErrorCode::DestinationUnavailable,
                 };
-                self.about.problem(code, &format!("no connection to {address} ({error}); see whether the server runs, and what stands between"))
+                self.about.problem(
+                    code,
+                    &format!("no connection to {address} ({error}); see whether the server runs, and what stands between"),
+                )
             }
             _ => patience.problem(&self.about, ErrorCode::ConnectionTimeout),
         })
@@ -219,11 +220,21 @@ impl Exchange {
         match unreachable {
             Unreachable::LookUp(error) => Problem::dns(
                 "lookup failed",
-                self.about.problem(ErrorCode::DnsTimeout, &format!("`{host}` cannot be looked up ({error}); check the name, or this machine's resolver")).message,
+                self.about
+                    .problem(
+                        ErrorCode::DnsTimeout,
+                        &format!("`{host}` cannot be looked up ({error}); check the name, or this machine's resolver"),
+                    )
+                    .message,
             ),
             Unreachable::Nothing => Problem::dns(
                 "no address",
-                self.about.problem(ErrorCode::DnsTimeout, &format!("`{host}` has no address; check the name, or this machine's resolver")).message,
+                self.about
+                    .problem(
+                        ErrorCode::DnsTimeout,
+                        &format!("`{host}` has no address; check the name, or this machine's resolver"),
+                    )
+                    .message,
             ),
             Unreachable::Prohibited(address, kind) => {
                 let url = self.grant.place.as_ref().map(|place| format!(" beside `url = \"{place}\"`")).unwrap_or_default();

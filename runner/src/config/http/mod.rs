@@ -103,7 +103,7 @@ impl HttpGrant {
 ///
 /// # Errors
 /// None does.
-pub fn granting<'a>(grants: &'a [HttpGrant], target: &HttpTarget) -> Result<&'a HttpGrant, HttpMiss> {
+pub fn granting<'a>(grants: &'a [HttpGrant], target: &HttpTarget) -> Result<&'a HttpGrant, Box<HttpMiss>> {
     let covering = || grants.iter().filter(|grant| grant.covers(&target.place));
     // `max_by_key` gives the last of equals; the first one written is to count.
     let narrowest =
@@ -111,10 +111,10 @@ pub fn granting<'a>(grants: &'a [HttpGrant], target: &HttpTarget) -> Result<&'a 
     if let Some(grant) = narrowest(&mut covering().filter(|grant| grant.allows(&target.method))) {
         return Ok(grant);
     }
-    Err(match narrowest(&mut covering()).and_then(|grant| Some((grant.place.clone()?, &grant.methods))) {
+    Err(Box::new(match narrowest(&mut covering()).and_then(|grant| Some((grant.place.clone()?, &grant.methods))) {
         Some((grant, methods)) => HttpMiss::Method { target: target.clone(), grant, methods: methods.clone() },
         None => HttpMiss::Place(target.clone()),
-    })
+    }))
 }
 
 impl HttpMiss {

@@ -62,7 +62,7 @@ fn a_required_capability_without_a_grant_names_the_line() {
     }
     let missing = Effective::decide(&everything(), &Grant::default(), defined).unwrap_err();
     let missing: Vec<&str> = missing.iter().map(|missing| missing.interface).collect();
-    assert_eq!(missing, ["nix-store", "object-store", "mail", "state"], "all of it at once");
+    assert_eq!(missing, ["nix-store", "object-store", "mail", "state", "http"], "all of it at once");
 }
 
 /// One key alone opens nothing, whichever it is; both open just what both name.
@@ -74,13 +74,16 @@ fn it_takes_two_keys() {
         signing: names(&["a"]),
         mail: names(&["a"]),
         state: true,
+        http: vec![HttpGrant::everything()],
     };
+    let target = HttpTarget { method: "GET".to_owned(), place: http::Place::parse("https://example.org/").unwrap() };
+    let http = Need::Http(&target);
     let wanted = Wants { signing: Want::Required, ..everything() };
-    for need in [Need::State, Need::NixStore, Need::ObjectStore("a"), Need::Signing("a"), Need::Mail("a")] {
+    for need in [Need::State, Need::NixStore, Need::ObjectStore("a"), Need::Signing("a"), Need::Mail("a"), http] {
         let check = |wants: &Wants, grant: &Grant| Effective::of(wants, grant).check(wants, need);
         assert_eq!(check(&wanted, &full), Ok(()), "{need:?}");
         assert!(matches!(check(&Wants::default(), &full), Err(Refusal::Unwanted { .. })), "{need:?}");
-        assert!(matches!(check(&wanted, &Grant::default()), Err(Refusal::Ungranted { .. })), "{need:?}");
+        assert!(matches!(check(&wanted, &Grant::default()), Err(Refusal::Ungranted { .. } | Refusal::Http(_))), "{need:?}");
     }
     let another = |need| Effective::of(&wanted, &full).check(&wanted, need);
     for need in [Need::ObjectStore("b"), Need::Signing("b"), Need::Mail("b"), Need::ObjectStore("")] {

@@ -150,7 +150,7 @@ impl Host for RunState {
         let headers = HeaderMap::from(request.headers);
         let sent = header_bytes(&headers) + request.path_with_query.as_ref().map_or(0, |path| path.len() as u64);
         let call = HostCall::new(need, "handle", sent);
-        let asked = asked.as_ref().map(Clone::clone).map_err(|odd| format!("plugin `{}`: {odd}", self.plugin.plugin.name));
+        let asked = asked.clone().map_err(|odd| format!("plugin `{}`: {odd}", self.plugin.plugin.name));
         let (body, slot) = (request.body, self.http.slots.clone().try_acquire_owned().ok());
         let passed = self
             .guarded(call, |inside| {

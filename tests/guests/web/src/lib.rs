@@ -1,5 +1,7 @@
 //! A guest of the tests that sends the HTTP requests its configuration names, one after the other, and returns what became of them.
 
+use hookrun_sdk::bindings::http::wasi::http::outgoing_handler;
+use hookrun_sdk::bindings::http::wasi::http::types::{Fields, OutgoingRequest, Scheme};
 use hookrun_sdk::{Error, Failure, Outcome, PostBuild, Want, Wants, config, http, post_build};
 
 #[derive(serde::Deserialize)]
@@ -23,6 +25,9 @@ struct Request {
     /// So many times the header `x-filler`, of 1 KiB each.
     #[serde(default)]
     fillers: usize,
+    /// So many of these requests are under way before the first is looked at.
+    #[serde(default)]
+    at_once: usize,
 }
 
 fn get() -> String {
@@ -47,11 +52,35 @@ fn send(request: Request) -> Result<String, Error> {
     Ok(format!("{}{location}: {text}", response.status))
 }
 
+/// By the standard interface itself, which any language has: the SDK sends one request after the other.
+fn at_once(request: &Request) -> String {
+    let asked = request.at_once;
+    let Some((_, rest)) = request.url.split_once("://") else { return "no URL".to_owned() };
+    let authority = rest.trim_end_matches('/');
+    let started: Vec<_> = (0..asked)
+        .filter_map(|_| {
+            let request = OutgoingRequest::new(Fields::new());
+            request.set_scheme(Some(&Scheme::Http)).ok()?;
+            request.set_authority(Some(authority)).ok()?;
+            outgoing_handler::handle(request, None).ok()
+        })
+        .collect();
+    let answered = started.iter().filter(|coming| {
+        coming.subscribe().block();
+        matches!(coming.get(), Some(Ok(Ok(_))))
+    });
+    format!("{} of {asked} were answered", answered.count())
+}
+
 impl PostBuild for Web {
     fn handle(_: post_build::Event) -> Result<Outcome, Failure> {
         let config: Config = config()?;
         let mut outcome = Outcome::new("sent");
         for request in config.requests {
+            if request.at_once > 0 {
+                outcome = outcome.detail("answer", at_once(&request));
+                continue;
+            }
             let answer = send(request).unwrap_or_else(|error| format!("{:?}: {}", error.kind, error.message));
             outcome = outcome.detail("answer", answer);
         }
