@@ -47,14 +47,16 @@
 //! }
 //! ```
 
+mod call;
+mod context;
 mod crossing;
 mod http;
 mod imports;
+mod inside;
 mod io;
 mod wasi;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -63,194 +65,21 @@ use wasmtime::Result;
 use wasmtime::component::{Resource, ResourceTable, ResourceTableError};
 use wasmtime_wasi::WasiCtx;
 
+pub use self::call::HostCall;
+pub use self::context::{PluginContext, Scope};
 pub use self::crossing::Crossing;
 use self::http::RunHttp;
 pub use self::imports::Imports;
+pub use self::inside::Inside;
 use super::bindings::hookrun::host::types::Error;
-use super::grants::{Effective, Need, Wants};
+use super::grants::Need;
 use super::limits::{Allocations, CallName, LimitReached};
 use super::output::GuestOutput;
 use super::run_clock::RunClock;
 use crate::capability::state::Transaction;
 use crate::capability::{CapabilityError, RunLog, Services};
 use crate::config::{Limit, Plugin};
-use crate::event::{Event, HookEvent, NixDirs};
 use crate::outcome::Usage;
-
-/// A plugin as capabilities see it.
-#[derive(Debug)]
-pub struct PluginContext {
-    /// Its table in the configuration.
-    pub plugin: Plugin,
-    /// The configuration's file, for messages.
-    pub config_file: PathBuf,
-    /// Its `config` table, as JSON.
-    pub config_json: String,
-    /// What its metadata wants.
-    pub wants: Wants,
-    /// What it has.
-    pub effective: Effective,
-}
-
-impl PluginContext {
-    /// Is `wanted` within a limit of the plugin?
-    ///
-    /// # Errors
-    /// `limit`, with the line to write.
-    pub fn within(&self, limit: Limit, wanted: u64) -> Result<(), CapabilityError> {
-        let Plugin { name, limits, .. } = &self.plugin;
-        let allowed = limits.get(limit);
-        if wanted > allowed {
-            return Err(CapabilityError::limit(limit.reached(name, allowed, Some(wanted))));
-        }
-        Ok(())
-    }
-}
-
-/// What the event of this run is about: the roots of the `nix-store` grant.
-#[derive(Debug, Clone)]
-pub struct Scope {
-    /// The Nix that called.
-    pub nix: NixDirs,
-    /// Full store paths: the derivation and its outputs. Empty for builder selection.
-    pub paths: Vec<String>,
-}
-
-impl Scope {
-    /// The scope of `event`.
-    pub fn of(event: &Event) -> Self {
-        let paths = match &event.hook {
-            HookEvent::PostBuild(build) => {
-                let outputs = build.outputs.iter().map(|output| output.path.clone());
-                [build.drv_path.clone()].into_iter().chain(outputs).collect()
-            }
-            HookEvent::Diff(diff) => {
-                vec![diff.drv_path.clone(), diff.output.path.clone(), diff.previous.clone(), diff.current.clone()]
-            }
-        };
-        Self { nix: event.nix.clone(), paths }
-    }
-}
-
-/// One host call, described.
-#[derive(Debug, Clone, Copy)]
-pub struct HostCall<'a> {
-    need: Need<'a>,
-    function: &'static str,
-    sent: u64,
-    items: usize,
-    streaming: bool,
-}
-
-impl<'a> HostCall<'a> {
-    /// The call of `function` with arguments of `sent` bytes, that needs `need`.
-    pub fn new(need: Need<'a>, function: &'static str, sent: u64) -> Self {
-        Self { need, function, sent, items: 0, streaming: false }
-    }
-
-    /// The longest list among the arguments has so many items.
-    #[must_use]
-    pub fn items(self, items: usize) -> Self {
-        Self { items: self.items.max(items), ..self }
-    }
-
-    /// The time of the call is that of a stream whose length the plugin does not decide: [`Limit::StreamTime`].
-    #[must_use]
-    pub fn streaming(self) -> Self {
-        Self { streaming: true, ..self }
-    }
-
-    fn wasi(interface: &'static str, function: &'static str) -> Self {
-        Self::new(Need::Wasi(interface), function, 0)
-    }
-
-    fn sending(self, sent: u64) -> Self {
-        Self { sent, ..self }
-    }
-
-    fn name(&self) -> CallName {
-        CallName { interface: self.need.interface(), function: self.function }
-    }
-}
-
-/// What a host function works with, once its call has passed.
-pub struct Inside<'a> {
-    plugin: &'a PluginContext,
-    services: &'a Services,
-    scope: &'a Scope,
-    log: &'a RunLog,
-    state: &'a mut Transaction,
-    handles: &'a mut ResourceTable,
-    table: &'a mut ResourceTable,
-    spent: &'a mut BTreeMap<Limit, u64>,
-    begun: Duration,
-}
-
-impl<'a> Inside<'a> {
-    /// The plugin that calls.
-    pub fn plugin(&self) -> &'a PluginContext {
-        self.plugin
-    }
-
-    /// What the capabilities have behind them.
-    pub fn services(&self) -> &'a Services {
-        self.services
-    }
-
-    /// What the event is about.
-    pub fn scope(&self) -> &'a Scope {
-        self.scope
-    }
-
-    /// The log of this run.
-    pub fn log(&self) -> &'a RunLog {
-        self.log
-    }
-
-    /// The plugin's key-value store as this run sees it.
-    pub fn state(&mut self) -> &mut Transaction {
-        self.state
-    }
-
-    /// Is `wanted` within a limit of the plugin?
-    ///
-    /// # Errors
-    /// `limit`, with the line to write.
-    pub fn within(&self, limit: Limit, wanted: u64) -> Result<(), CapabilityError> {
-        self.plugin.within(limit, wanted)
-    }
-
-    /// Takes `amount` of what the plugin may use in one run.
-    ///
-    /// # Errors
-    /// `limit`: there is not as much left; nothing is taken.
-    pub fn spend(&mut self, limit: Limit, amount: u64) -> Result<(), CapabilityError> {
-        let spent = self.spent.get(&limit).copied().unwrap_or_default().saturating_add(amount);
-        self.within(limit, spent)?;
-        self.spent.insert(limit, spent);
-        Ok(())
-    }
-
-    /// Gives the guest a handle to `value`.
-    ///
-    /// # Errors
-    /// The limit on handles is reached.
-    pub fn open<T: Send + 'static>(&mut self, value: T) -> Result<Resource<T>, CapabilityError> {
-        let plugin = &self.plugin.plugin;
-        let allowed = plugin.limits.get(Limit::Handles);
-        self.handles.push(value).map_err(|_| {
-            CapabilityError::limit(Limit::Handles.reached(&plugin.name, allowed, Some(allowed.saturating_add(1))))
-        })
-    }
-
-    /// What the guest's handle stands for.
-    ///
-    /// # Errors
-    /// The handle is not open (the engine checks handles before a call, so this is a defect of the host).
-    pub fn resolve<T: Send + 'static>(&self, handle: &Resource<T>) -> Result<&T, CapabilityError> {
-        self.handles.get(handle).map_err(|error| CapabilityError::invalid(format!("handle {}: {error}", handle.rep())))
-    }
-}
 
 /// The data of one run's store: what it may, what it has used. All of it is private to the choke point.
 pub struct RunState {

@@ -1,0 +1,47 @@
+//! One host call, described: what the choke point asks about, and what messages say.
+
+#[cfg(doc)]
+use crate::config::Limit;
+use crate::plugin::grants::Need;
+use crate::plugin::limits::CallName;
+
+/// One host call, described.
+#[derive(Debug, Clone, Copy)]
+pub struct HostCall<'a> {
+    pub(super) need: Need<'a>,
+    function: &'static str,
+    pub(super) sent: u64,
+    pub(super) items: usize,
+    pub(super) streaming: bool,
+}
+
+impl<'a> HostCall<'a> {
+    /// The call of `function` with arguments of `sent` bytes, that needs `need`.
+    pub fn new(need: Need<'a>, function: &'static str, sent: u64) -> Self {
+        Self { need, function, sent, items: 0, streaming: false }
+    }
+
+    /// The longest list among the arguments has so many items.
+    #[must_use]
+    pub fn items(self, items: usize) -> Self {
+        Self { items: self.items.max(items), ..self }
+    }
+
+    /// The time of the call is that of a stream whose length the plugin does not decide: [`Limit::StreamTime`].
+    #[must_use]
+    pub fn streaming(self) -> Self {
+        Self { streaming: true, ..self }
+    }
+
+    pub(super) fn wasi(interface: &'static str, function: &'static str) -> Self {
+        Self::new(Need::Wasi(interface), function, 0)
+    }
+
+    pub(super) fn sending(self, sent: u64) -> Self {
+        Self { sent, ..self }
+    }
+
+    pub(super) fn name(&self) -> CallName {
+        CallName { interface: self.need.interface(), function: self.function }
+    }
+}
