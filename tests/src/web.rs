@@ -1,6 +1,8 @@
 //! Real HTTP servers for tests, on this machine: one that answers by path and keeps what it was sent, with TLS of an authority of its
 //! own if wanted, and one that answers with bytes that no server should send.
 
+mod scene;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,6 +19,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+
+pub use scene::{Done, Scene, get, grant};
 
 /// A request as it arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]

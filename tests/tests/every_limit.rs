@@ -90,13 +90,13 @@ const ELSEWHERE: &[(Limit, &str)] = &[
     (Limit::StreamTime, "streams_have_a_time_of_their_own"),
     (Limit::CompileTime, "the compiling child's own tests"),
     (Limit::CompileMemory, "the compiling child's own tests"),
-    (Limit::HttpConnections, "http.rs: too_many_requests_at_once"),
-    (Limit::HttpHeaderBytes, "http.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator"),
-    (Limit::HttpRequestBytes, "http.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator"),
-    (Limit::HttpResponseBytes, "http.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator"),
-    (Limit::HttpConnectTime, "http.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator"),
-    (Limit::HttpFirstByteTime, "http.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator"),
-    (Limit::HttpBetweenBytesTime, "http.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator"),
+    (Limit::HttpConnections, "http_hostile.rs: too_many_requests_at_once"),
+    (Limit::HttpHeaderBytes, "http_hostile.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator"),
+    (Limit::HttpRequestBytes, "http_hostile.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator"),
+    (Limit::HttpResponseBytes, "http_hostile.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator"),
+    (Limit::HttpConnectTime, "http_hostile.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator"),
+    (Limit::HttpFirstByteTime, "http_hostile.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator"),
+    (Limit::HttpBetweenBytesTime, "http_hostile.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator"),
 ];
 
 /// What [`greedy`](HITS) wants beside what its table says.
