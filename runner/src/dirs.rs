@@ -11,7 +11,7 @@ pub const SYSTEM_CONFIG: &str = "/etc/hookrun/hookrun.toml";
 pub const SYSTEM_STATE: &str = "/var/lib/hookrun";
 
 /// The directories of one installation.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Dirs {
     /// The configuration file; it need not exist.
     pub config: PathBuf,
@@ -66,6 +66,11 @@ impl Dirs {
     /// The `state` capability's stores (0700), one file a plugin.
     pub fn plugin_state(&self) -> PathBuf {
         self.state.join("plugin-state")
+    }
+
+    /// The same for policies of builder selection, whose session writes them: no other user may.
+    pub fn policy_state(&self) -> PathBuf {
+        self.state.join("policy-state")
     }
 
     /// Load, health and history of builders.

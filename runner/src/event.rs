@@ -79,7 +79,7 @@ pub struct Output {
 }
 
 /// Where the Nix that called keeps its things. Nix's own variables, as the hook inherited them, or Nix's defaults.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct NixDirs {
     /// `NIX_STORE_DIR`, by default `/nix/store`.

@@ -13,8 +13,11 @@ use crate::dirs::Dirs;
 use crate::event::{Event, HookKind};
 use crate::exit_code::Exit;
 use crate::outcome::Outcome;
-use crate::plugin::Host;
-use crate::plugin::executor::admits;
+use crate::plugin::{Compiler, Host};
+use crate::supervise::needs;
+use crate::supervise::runner::Readied;
+use crate::supervise::supervisor::admits;
+use crate::wall::Wall;
 
 /// Runs the gates on `event`.
 pub fn run(event: &Event) -> Exit {
@@ -32,33 +35,44 @@ pub fn run(event: &Event) -> Exit {
     if gates.is_empty() {
         return Exit::Done;
     }
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            say(&format!("no gate could run ({error})"));
-            return Exit::Failed;
-        }
-    };
-    let host = Host::new(&dirs);
-    let services = Services::new(&config, &dirs);
-    for gate in gates {
-        let outcome = match host.load(gate, &config) {
-            Ok(plugin) => runtime.block_on(plugin.run_event(&services, event, 1)).outcome,
-            Err(error) => Outcome::Refused { message: error.to_string() },
-        };
-        if !matches!(outcome, Outcome::Done { .. }) {
+    match refusal(event, &config, &dirs, &gates) {
+        Ok(()) => Exit::Done,
+        Err((gate, reason)) => {
             say(&format!(
-                "the gate `{}` stops the build at {}: {} (to build without it, remove `gate = true` under [plugins.{}] in {})",
-                gate.name,
+                "the gate `{gate}` stops the build at {}: {reason} (to build without it, remove `gate = true` under [plugins.{gate}] in {})",
                 event.name(),
-                outcome.message(),
-                gate.name,
                 config.path.display(),
             ));
-            return Exit::Failed;
+            Exit::Failed
         }
     }
-    Exit::Done
+}
+
+/// Runs `gates` one after the other, in this very process: what it still has to do is to return. So it becomes a runner itself, for
+/// good: [`needs`] and [`crate::wall`] as in the worker's. The error is the gate that refuses, and why.
+fn refusal<'a>(event: &Event, config: &Config, dirs: &Dirs, gates: &[&'a Plugin]) -> Result<(), (&'a str, String)> {
+    let first = gates.first().map_or("", |gate| gate.name.as_str());
+    let all = |reason: String| (first, reason);
+    let names: Vec<String> = gates.iter().map(|gate| gate.name.clone()).collect();
+    // Nix waits: nothing is compiled here.
+    let host = Host::new(dirs, Compiler::Nobody);
+    let readied = Readied::new(config.clone(), Services::new(config, dirs), &host, &names, true);
+    readied.compile_for_the_next(dirs);
+    let identity = needs::identity(config).map_err(all)?;
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let wall = needs::wall(&readied.effective(), readied.services(), dirs, &event.nix, identity, variable);
+    needs::make_directories(&wall, dirs).map_err(all)?;
+    Wall { required: config.worker.require_sandbox, ..wall }.raise().map_err(|error| all(error.to_string()))?;
+    let running = readied.link();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| all(format!("it cannot run ({error})")))?;
+    for gate in gates {
+        let outcome = runtime.block_on(running.run(&gate.name, event, 1)).outcome;
+        if !matches!(outcome, Outcome::Done { .. }) {
+            return Err((&gate.name, outcome.message().to_owned()));
+        }
+    }
+    Ok(())
 }
 
 /// One line on standard error, which Nix shows.

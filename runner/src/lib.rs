@@ -11,6 +11,7 @@
 //! * [`evidence`]: what differs between two trees, bounded.
 //! * [`queue`]: spool, journal, worker, roots. An event once handed over is not lost.
 //! * [`plugin`]: the sandbox: engine, artifacts, grants, limits, and the one choke point for host calls.
+//! * [`supervise`]: the worker's second process, in which guests run. [`wall`]: what the operating system refuses to it.
 //! * [`capability`]: one file for each interface that plugins are offered.
 //! * [`builders`]: builder selection: the pool of machines, the policy, delegation to Nix's own hook.
 //! * [`config`]: `hookrun.toml`, checked. [`dirs`]: where things are. [`exit_code`]: what commands return.
@@ -33,7 +34,9 @@ pub mod outcome;
 pub mod plugin;
 pub mod queue;
 pub mod role;
+pub mod supervise;
 pub mod testing;
+pub mod wall;
 
 /// Finds the role, plays it, and returns its exit code.
 pub fn main() -> std::process::ExitCode {

@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 
 use crate::exit_code::Exit;
-use crate::plugin::policy::{self, PluginPolicy};
+use crate::supervise::policy::{self, PluginPolicy};
 use crate::{builders, cli, gate, nix, queue};
 
 /// Link names that give a role outright. Nix starts all three hooks with the link's own name as argv\[0\]: Nix 2.8 to 2.34,

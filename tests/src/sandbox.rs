@@ -10,7 +10,7 @@ use hookrun::config::Config;
 use hookrun::dirs::Dirs;
 use hookrun::event::{Event, HookEvent, PostBuild};
 use hookrun::outcome::RunReport;
-use hookrun::plugin::{Artifact, Host, LinkedPlugin};
+use hookrun::plugin::{Artifact, Compiler, Host, LinkedPlugin};
 
 use crate::guests::guest;
 
@@ -38,7 +38,7 @@ impl Sandbox {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().canonicalize().unwrap();
         let dirs = Dirs { config: root.join("hookrun.toml"), state: root.join("state") };
-        Self { host: Host::new(&dirs), dirs, _directory: directory }
+        Self { host: Host::new(&dirs, Compiler::InProcess), dirs, _directory: directory }
     }
 
     /// A configuration with the plugin `x` from the guest `name`; `rest` is the rest of its table, and more tables.

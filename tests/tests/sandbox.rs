@@ -11,7 +11,7 @@ use hookrun::event::{Diff, Event, HookEvent, HookKind, Output, PostBuild};
 use hookrun::evidence::{Difference, Evidence};
 use hookrun::outcome::{Outcome, RunReport};
 use hookrun::plugin::artifact::Origin;
-use hookrun::plugin::{Artifact, Host, LinkedPlugin};
+use hookrun::plugin::{Artifact, Compiler, Host, LinkedPlugin};
 use hookrun_tests::sandbox::Sandbox;
 
 const DRV: &str = "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-hello-2.12.drv";
@@ -108,7 +108,7 @@ async fn a_good_guest_serves_all_hooks() {
     assert_eq!(decision.unwrap().action, Action::Machines(vec!["ssh://a".to_owned(), "ssh://b".to_owned()]));
     assert_eq!(report.outcome.message(), "as offered");
 
-    let again = Host::new(&scene.0.dirs)
+    let again = Host::new(&scene.0.dirs, Compiler::InProcess)
         .load(&scene.0.config("good", "grant = { state = true }").plugins["x"], &scene.0.config("good", ""));
     assert_eq!(again.unwrap().origin(), &Origin::Mapped, "another process maps what this one compiled");
 }

@@ -10,7 +10,7 @@ use hookrun::config::Config;
 use hookrun::dirs::Dirs;
 use hookrun::event::{Event, HookEvent, NixDirs, Output, PostBuild};
 use hookrun::outcome::{Outcome, RunReport};
-use hookrun::plugin::load::Host;
+use hookrun::plugin::{Compiler, Host};
 use hookrun_tests::lab::s3::{ACCESS_KEY_ID, S3Server, SECRET_ACCESS_KEY};
 use hookrun_tests::lab::{Scene, Script};
 
@@ -61,7 +61,7 @@ fn run(scene: &Scene, event: &Event) -> RunReport {
     let dirs = Dirs { config: scene.config_path(), state: scene.state_dir() };
     let services = Services::new(&config, &dirs);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let plugin = Host::new(&dirs).load(&config.plugins["cache"], &config).unwrap();
+    let plugin = Host::new(&dirs, Compiler::InProcess).load(&config.plugins["cache"], &config).unwrap();
     runtime.block_on(plugin.run_event(&services, event, 1))
 }
 

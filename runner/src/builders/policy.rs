@@ -17,7 +17,7 @@ pub trait Policy: Send {
 }
 
 /// Why a policy gave no usable answer. Every text is a lower-case fragment.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
 pub enum PolicyError {
     /// The policy could not be had: no configuration, no plugin, wrong grants.
     #[error("{0}")]

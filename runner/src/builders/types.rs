@@ -2,7 +2,7 @@
 //! copies fields.
 
 /// The derivation to place.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Candidate {
     /// Full store path of the `.drv`.
     pub drv_path: String,
@@ -20,7 +20,7 @@ pub struct Candidate {
 pub const BUILTIN: &str = "builtin";
 
 /// A machine that can take the candidate: its system and features fit.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Machine {
     /// The store URI of the machines file; names the machine in the answer.
     pub uri: String,
@@ -44,7 +44,7 @@ impl Machine {
 }
 
 /// This machine.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct LocalMachine {
     /// Could it build the candidate at all (system, features, `max-jobs` over 0)?
     pub able: bool,
@@ -57,7 +57,7 @@ pub struct LocalMachine {
 }
 
 /// The answer of a policy.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Decision {
     /// What to do.
     pub action: Action,
@@ -66,7 +66,7 @@ pub struct Decision {
 }
 
 /// What to do with a candidate.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Action {
     /// Try these machines, by URI, in this order.
     Machines(Vec<String>),

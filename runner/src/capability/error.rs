@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 /// The kinds of `hookrun:host/types.error`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ErrorKind {
     /// No grant covers the call.
     Denied,
@@ -34,8 +35,9 @@ impl ErrorKind {
 }
 
 /// Why a host call gave no result.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
 #[error("{message}")]
+#[serde(rename_all = "kebab-case")]
 pub struct CapabilityError {
     /// What kind of failure.
     pub kind: ErrorKind,

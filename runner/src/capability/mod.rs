@@ -21,6 +21,7 @@ pub mod random;
 pub mod signing;
 pub mod state;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use error::{CapabilityError, ErrorKind};
@@ -28,6 +29,36 @@ pub use log::RunLog;
 
 use crate::config::Config;
 use crate::dirs::Dirs;
+use crate::plugin::grants::Effective;
+
+/// What a service needs of the operating system: the wall of its process lets this through.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// Directories in which it writes.
+    pub directories: Vec<PathBuf>,
+    /// TCP ports it connects to, on any machine.
+    pub ports: Vec<u16>,
+}
+
+impl Reach {
+    /// One directory.
+    pub fn directory(path: &Path) -> Self {
+        Self { directories: vec![path.to_owned()], ports: Vec::new() }
+    }
+
+    /// These ports.
+    pub fn ports(ports: impl IntoIterator<Item = u16>) -> Self {
+        Self { directories: Vec::new(), ports: ports.into_iter().collect() }
+    }
+
+    /// This and that.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.directories.extend(other.directories);
+        self.ports.extend(other.ports);
+        self
+    }
+}
 
 /// What the capabilities have behind them. Made once per process and configuration, shared by all runs.
 #[derive(Debug, Clone)]
@@ -56,6 +87,11 @@ impl Services {
             signing_keys: Arc::new(signing::SigningKeys::new(config)),
             http: Arc::new(http::Client::new(config)),
         }
+    }
+
+    /// The services of a policy, whose wall lets nothing through: `state` is what was put into it.
+    pub fn for_policy(config: &Config, dirs: &Dirs) -> Self {
+        Self { state: Arc::new(state::Stores::in_memory()), ..Self::new(config, dirs) }
     }
 
     /// Services that keep everything in memory and send nothing, for `hookrun test`.
@@ -98,6 +134,31 @@ impl Services {
     /// What guests take for chance.
     pub fn random(&self) -> &dyn random::Random {
         &*self.random
+    }
+
+    /// What a plugin that has `effective` needs of the operating system for its services.
+    pub fn reach(&self, effective: &Effective, dirs: &Dirs) -> Reach {
+        let stores = effective.object_store.iter().map(|name| self.object_stores.reach(name));
+        let mails = effective.mail.iter().map(|name| self.mail.reach(name));
+        let state = effective.state.then(|| Reach::directory(&dirs.plugin_state()));
+        stores.chain(mails).chain(state).fold(Reach::default(), Reach::and)
+    }
+
+    /// Reads every secret that a plugin with `effective` uses, and keeps it: this process is about to lose the right to.
+    ///
+    /// # Errors
+    /// The keys of the configuration that name what cannot be used, and why.
+    pub fn hold<'a>(&self, effective: &'a Effective) -> Result<(), ([&'a str; 3], CapabilityError)> {
+        for key in &effective.signing {
+            self.signing_keys.hold(key).map_err(|error| (["signing-keys", key, "file"], error))?;
+        }
+        for store in &effective.object_store {
+            self.object_stores.hold(store).map_err(|error| (["object-stores", store, "url"], error))?;
+        }
+        for transport in &effective.mail {
+            self.mail.hold(transport);
+        }
+        Ok(())
     }
 
     /// The plugins' key-value stores.

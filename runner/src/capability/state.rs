@@ -23,7 +23,11 @@ use crate::plugin::host_call::{Crossing, HostCall, PluginContext, RunState};
 /// How long a commit waits for another process's commit. Both take well under a millisecond.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-type Pairs = BTreeMap<String, Vec<u8>>;
+/// Keys and values of one plugin.
+pub type Pairs = BTreeMap<String, Vec<u8>>;
+
+/// Keys with their new values; none: removed.
+type Changes = Vec<(String, Option<Vec<u8>>)>;
 
 /// All plugins' stores of an installation.
 #[derive(Debug)]
@@ -46,6 +50,47 @@ impl Stores {
     /// Stores that live as long as this value.
     pub fn in_memory() -> Self {
         Self(Place::Memory(Arc::default()))
+    }
+
+    /// Everything that `plugin` has stored, for a process that cannot open its store.
+    ///
+    /// # Errors
+    /// `transient` if the store cannot be read.
+    pub fn load(&self, plugin: &str) -> Result<Pairs, CapabilityError> {
+        match &self.0 {
+            Place::Memory(stores) => Ok(lock(stores).get(plugin).cloned().unwrap_or_default()),
+            Place::Directory(directory) => read_file(&file(directory, plugin)).map_err(|error| unusable(plugin, &error)),
+        }
+    }
+
+    /// Makes durable what such a process has changed from `before` to `after`.
+    ///
+    /// # Errors
+    /// `transient` if the store cannot be written.
+    pub fn save(&self, plugin: &str, before: &Pairs, after: &Pairs) -> Result<(), CapabilityError> {
+        let removed = before.keys().filter(|key| !after.contains_key(*key)).map(|key| (key.clone(), None));
+        let set = after.iter().filter(|(key, value)| before.get(*key) != Some(*value));
+        let set = set.map(|(key, value)| (key.clone(), Some(value.clone())));
+        let changes: Changes = removed.chain(set).collect();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        match &self.0 {
+            Place::Memory(stores) => {
+                change(&mut lock(stores), plugin, changes);
+                Ok(())
+            }
+            Place::Directory(directory) => make_directory(directory)
+                .and_then(|()| write_file(&file(directory, plugin), &changes))
+                .map_err(|error| unusable(plugin, &error)),
+        }
+    }
+
+    /// Puts `pairs` in place of what a store in memory holds for `plugin`.
+    pub fn fill(&self, plugin: &str, pairs: Pairs) {
+        if let Place::Memory(stores) = &self.0 {
+            lock(stores).insert(plugin.to_owned(), pairs);
+        }
     }
 
     /// A run of `plugin` begins. Reads nothing yet.
@@ -138,17 +183,10 @@ impl Place {
         }
     }
 
-    async fn write(&self, plugin: &str, changes: Vec<(String, Option<Vec<u8>>)>) -> Result<(), CapabilityError> {
+    async fn write(&self, plugin: &str, changes: Changes) -> Result<(), CapabilityError> {
         match self {
             Self::Memory(stores) => {
-                let mut stores = lock(stores);
-                let pairs = stores.entry(plugin.to_owned()).or_default();
-                for (key, value) in changes {
-                    match value {
-                        Some(value) => pairs.insert(key, value),
-                        None => pairs.remove(&key),
-                    };
-                }
+                change(&mut lock(stores), plugin, changes);
                 Ok(())
             }
             Self::Directory(directory) => {
@@ -165,6 +203,16 @@ impl Place {
 
 fn lock(stores: &Mutex<BTreeMap<String, Pairs>>) -> std::sync::MutexGuard<'_, BTreeMap<String, Pairs>> {
     stores.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn change(stores: &mut BTreeMap<String, Pairs>, plugin: &str, changes: Changes) {
+    let pairs = stores.entry(plugin.to_owned()).or_default();
+    for (key, value) in changes {
+        match value {
+            Some(value) => pairs.insert(key, value),
+            None => pairs.remove(&key),
+        };
+    }
 }
 
 /// Plugin names have letters, digits, `-`, `_` and `.`, and no leading `.` (checked by the configuration).
@@ -186,15 +234,16 @@ async fn blocking<R: Send + 'static>(
     plugin: &str,
     work: impl FnOnce() -> rusqlite::Result<R> + Send + 'static,
 ) -> Result<R, CapabilityError> {
-    let transient = |error: &dyn std::fmt::Display| {
-        CapabilityError::transient(format!(
-            "the state of plugin `{plugin}` cannot be used ({error}); see that hookrun's state directory can be written"
-        ))
-    };
     match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(|error| transient(&error)),
-        Err(error) => Err(transient(&error)),
+        Ok(result) => result.map_err(|error| unusable(plugin, &error)),
+        Err(error) => Err(unusable(plugin, &error)),
     }
+}
+
+fn unusable(plugin: &str, error: &dyn std::fmt::Display) -> CapabilityError {
+    CapabilityError::transient(format!(
+        "the state of plugin `{plugin}` cannot be used ({error}); see that hookrun's state directory can be written"
+    ))
 }
 
 fn read_file(path: &Path) -> rusqlite::Result<Pairs> {

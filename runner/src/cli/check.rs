@@ -5,11 +5,11 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::output::{self, Format};
-use super::{CliError, Context};
+use super::{CliError, Context, sandbox};
 use crate::capability::Services;
 use crate::config::Config;
 use crate::exit_code::Exit;
-use crate::plugin::Host;
+use crate::plugin::{Compiler, Host};
 use crate::queue::spool;
 
 #[derive(Debug, clap::Args)]
@@ -56,6 +56,11 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
                 services(context, &config, &mut report);
             }
             plugins(context, &config, &mut report);
+            report.good.push(format!("guests run as {}", sandbox::guests(Some(&config))));
+            for message in sandbox::problems(&config) {
+                let exit = if config.worker.require_sandbox { Exit::Environment } else { Exit::Done };
+                report.problems.push(Problem { exit, message });
+            }
         }
         Err(error) => report.problems.push(Problem { exit: error.exit, message: error.to_string() }),
     }
@@ -66,15 +71,16 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
                 output::print(&format!("ok  {line}\n"))?;
             }
             for problem in &report.problems {
-                eprintln!("error: {}", problem.message.replace('\n', " "));
+                let level = if problem.exit == Exit::Done { "warning" } else { "error" };
+                eprintln!("{level}: {}", problem.message.replace('\n', " "));
             }
         }
     }
-    Ok(report.problems.first().map_or(Exit::Done, |problem| problem.exit))
+    Ok(report.problems.iter().map(|problem| problem.exit).find(|exit| *exit != Exit::Done).unwrap_or(Exit::Done))
 }
 
 fn plugins(context: &Context, config: &Config, report: &mut Report) {
-    let host = Host::new(&context.dirs);
+    let host = Host::new(&context.dirs, Compiler::Contained(config.worker.user.clone()));
     for (name, plugin) in &config.plugins {
         match host.load(plugin, config) {
             Ok(linked) => {

@@ -10,11 +10,11 @@ use super::output::{self, Format, printable};
 use super::{CliError, Context};
 use crate::event::now_ms;
 use crate::exit_code::Exit;
-use crate::plugin::executor::PluginExecutor;
 use crate::queue::journal::{Journal, Open};
 use crate::queue::lock::{self, LockError};
 use crate::queue::spool;
 use crate::queue::worker::{self, Mode, Notice, Options, Summary, WorkerError};
+use crate::supervise::supervisor::Supervisor;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -151,7 +151,7 @@ fn open_tasks(context: &Context) -> Result<Open, CliError> {
 fn work(context: &Context, mode: Mode, observer: &mut (dyn FnMut(Notice<'_>) + Send)) -> Result<Summary, Stop> {
     let config = context.config()?;
     let concurrency = config.worker.concurrency;
-    let executor = PluginExecutor::new(&config, &context.dirs);
+    let executor = Supervisor::new(config, &context.dirs);
     super::runtime()?.block_on(async {
         let stop = worker::asked_to_stop().map_err(CliError::environment)?;
         let options = Options { mode, concurrency, stop_limit: worker::STOP_LIMIT };

@@ -4,12 +4,14 @@
 //! before an argument parser is touched.
 
 mod check;
+mod compile;
 mod demo;
 mod drain;
 mod error;
 mod inspect;
 mod log;
 mod output;
+mod sandbox;
 mod shell;
 mod status;
 mod test;
@@ -25,6 +27,8 @@ pub use error::CliError;
 use crate::config::Config;
 use crate::dirs::Dirs;
 use crate::exit_code::Exit;
+use crate::plugin::compile as compiler;
+use crate::supervise;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -64,6 +68,8 @@ enum Command {
     Test(test::Args),
     /// Is the configuration valid, does every plugin load, is every secret readable?
     Check(check::Args),
+    /// Compile the plugins ahead of time, as hooks never do
+    Compile(compile::Args),
     /// Work until nothing can be done now
     Drain(drain::DrainArgs),
     /// Work until told to stop (for a service)
@@ -83,6 +89,12 @@ enum Command {
     /// The worker that a hook starts when none runs
     #[command(hide = true)]
     Worker(drain::WorkerArgs),
+    /// The process that runs plugins for a worker or a build hook
+    #[command(hide = true)]
+    Runner,
+    /// The contained compiler
+    #[command(hide = true, name = compiler::COMMAND)]
+    CompileOne(compiler::Order),
 }
 
 /// Documented here for `--help`; [`crate::role`] acts on it before this parser runs.
@@ -143,9 +155,12 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(context, &args),
         Command::Check(args) => check::run(context, &args),
+        Command::Compile(args) => compile::run(context, &args),
         Command::Drain(args) => drain::drain(context, &args),
         Command::Daemon(args) => drain::daemon(context, &args),
         Command::Worker(args) => drain::worker(context, &args),
+        Command::Runner => Ok(supervise::runner::main()),
+        Command::CompileOne(order) => Ok(compiler::child(&order)),
         Command::Status(args) => status::run(context, &args),
         Command::Log(args) => log::run(context, &args),
         Command::Inspect(args) => inspect::run(context, &args),

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::output::{self, Format, Style, printable, styled};
-use super::{CliError, Context};
+use super::{CliError, Context, sandbox};
 use crate::event::now_ms;
 use crate::exit_code::Exit;
 use crate::queue::journal::{Journal, PluginCounts, TaskRow};
@@ -37,6 +37,8 @@ struct Status {
     state: String,
     /// The worker's process, if one runs; 0 where its number is not visible from here.
     worker: Option<i32>,
+    /// Who guests run as when this user's worker runs them.
+    guests: String,
     /// Events that no worker has taken yet.
     spooled: usize,
     /// Spool files that were set aside.
@@ -62,8 +64,13 @@ fn gather(context: &Context) -> Result<Status, CliError> {
     let dirs = &context.dirs;
     let now = now_ms();
     let mut problems = Vec::new();
+    let mut guests = sandbox::guests(None);
     let embedded = match context.config() {
-        Ok(config) => config.embedded,
+        Ok(config) => {
+            guests = sandbox::guests(Some(&config));
+            problems.extend(sandbox::problems(&config));
+            config.embedded
+        }
         Err(error) => {
             problems.push(format!("{error} (builds go on, events are kept, nothing is done with them)"));
             false
@@ -74,6 +81,7 @@ fn gather(context: &Context) -> Result<Status, CliError> {
         config_is_embedded: embedded,
         state: dirs.state.display().to_string(),
         worker: lock::holder(&dirs.worker_lock()),
+        guests,
         spooled: spool::depth(dirs),
         rejected: rejected(&dirs.rejected()),
         oldest_age_ms: None,
@@ -131,6 +139,7 @@ fn text(status: &Status, colours: bool) -> String {
         None => "does not run".to_owned(),
     };
     let _ = writeln!(text, "{}{worker}", label("worker"));
+    let _ = writeln!(text, "{}{}", label("guests run as"), status.guests);
     let _ = writeln!(text, "{}{}", label("spool"), counted(status.spooled, "event waits", "events wait"));
     if let Some(age) = status.oldest_age_ms {
         let _ = writeln!(text, "{}{}", label("oldest task"), output::duration(age));

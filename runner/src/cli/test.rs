@@ -11,7 +11,9 @@ use crate::config::{Limit, Limits};
 use crate::event::HookKind;
 use crate::exit_code::Exit;
 use crate::outcome::Usage;
+use crate::plugin::Compiler;
 use crate::testing::{self, Subject, SubjectError, TestRun};
+use crate::wall::{Identity, Wall};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -55,9 +57,12 @@ struct Report<'a> {
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let subject = Subject::find(&args.plugin, &context.dirs.config, &args.set, &args.deny).map_err(subject_error)?;
-    let (plugin, runs) = super::runtime()?
-        .block_on(testing::run(&subject, &context.dirs))
-        .map_err(|message| CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) })?;
+    let failed = |message: String| CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) };
+    let ready = testing::prepare(&subject, &context.dirs, Compiler::Contained(None)).map_err(failed)?;
+    // Services are in memory: from here on this process needs nothing of the machine but its native code.
+    let wall = Wall::closed(Identity::Powerless).reading(context.dirs.artifacts());
+    wall.raise().map_err(CliError::environment)?;
+    let (plugin, runs) = super::runtime()?.block_on(testing::run(&subject, ready, &context.dirs)).map_err(failed)?;
     let passed = runs.iter().all(TestRun::passed);
     let metadata = plugin.metadata();
     match args.format {

@@ -32,6 +32,8 @@ pub struct Config {
     pub path: PathBuf,
     /// Is it [`EMBEDDED`], because there is no file at `path`?
     pub embedded: bool,
+    /// What was read, so that another process of hookrun works with the same.
+    pub text: String,
     /// `[worker]`.
     pub worker: Worker,
     /// `[builders]`.

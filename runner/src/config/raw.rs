@@ -26,12 +26,14 @@ struct Raw {
     http_credentials: BTreeMap<String, RawHttpCredential>,
 }
 
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 struct RawWorker {
     start: Start,
     concurrency: Option<usize>,
     idle_exit: Option<Time>,
+    user: Option<String>,
+    require_sandbox: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
@@ -108,6 +110,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
     let mut config = Config {
         path: path.to_owned(),
         embedded: false,
+        text: text.to_owned(),
         worker: worker(raw.worker),
         builders: builders(raw.builders),
         plugins: BTreeMap::new(),
@@ -133,12 +136,14 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
 }
 
 fn worker(raw: RawWorker) -> Worker {
-    let RawWorker { start, concurrency, idle_exit } = raw;
+    let RawWorker { start, concurrency, idle_exit, user, require_sandbox } = raw;
     let default = Worker::default();
     Worker {
         start,
         concurrency: concurrency.unwrap_or(default.concurrency),
         idle_exit: idle_exit.map_or(default.idle_exit, |time| time.0),
+        user,
+        require_sandbox,
     }
 }
 

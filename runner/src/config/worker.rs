@@ -24,11 +24,21 @@ pub struct Worker {
     pub concurrency: usize,
     /// A spawned worker leaves after this long without work.
     pub idle_exit: Duration,
+    /// The user that guests run as where the worker is root.
+    pub user: Option<String>,
+    /// Is a kernel on which the sandbox is not whole an error?
+    pub require_sandbox: bool,
 }
 
 impl Default for Worker {
     fn default() -> Self {
-        Self { start: Start::default(), concurrency: 4, idle_exit: Duration::from_secs(10) }
+        Self {
+            start: Start::default(),
+            concurrency: 4,
+            idle_exit: Duration::from_secs(10),
+            user: None,
+            require_sandbox: false,
+        }
     }
 }
 

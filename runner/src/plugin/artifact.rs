@@ -30,18 +30,30 @@ const KEY_LENGTH: usize = 64;
 /// Key, length and mark.
 const TRAILER_LENGTH: usize = KEY_LENGTH + 8 + MARK.len();
 
+/// Everybody may read an entry who is handed its descriptor: the runner opens it as root and maps it as another user, which opens it
+/// once more through `/proc`. The directory keeps all others away.
+const ENTRY_MODE: Mode = Mode::RUSR.union(Mode::WUSR).union(Mode::RGRP).union(Mode::ROTH);
+
 /// Entries that are kept. Each change of a plugin or of hookrun makes a new one; the oldest go.
 const MAX_ENTRIES: usize = 64;
 
 /// How a component was made ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// Mapped from the cache.
+    /// Found in the cache.
     Mapped,
     /// Compiled and put into the cache.
     Compiled,
     /// Compiled, and not kept: why.
     NotKept(String),
+}
+
+/// Native code that was found or made, open, and not mapped yet.
+#[derive(Debug)]
+pub struct Code {
+    file: File,
+    /// Where it came from.
+    pub origin: Origin,
 }
 
 /// The cache.
@@ -56,26 +68,53 @@ impl Cache {
         Self { directory }
     }
 
-    /// The component whose bytes are `wasm`: mapped if it is there, else compiled and kept.
+    /// The native code of the component whose bytes are `wasm`: from the cache, or from `compile` and kept. Maps nothing.
     ///
     /// # Errors
-    /// The component does not compile.
-    pub fn component(&self, engine: &Engine, wasm: &[u8]) -> Result<(Component, Origin)> {
+    /// What `compile` says, or that there is no memory to hold its result.
+    pub fn code<E: From<std::io::Error>>(
+        &self,
+        engine: &Engine,
+        wasm: &[u8],
+        compile: impl FnOnce() -> std::result::Result<Vec<u8>, E>,
+    ) -> std::result::Result<Code, E> {
         let key = key(engine, wasm);
-        let directory = match open_directory(&self.directory) {
-            Ok(directory) => directory,
-            Err(reason) => return Ok((Component::from_binary(engine, wasm)?, Origin::NotKept(reason))),
-        };
-        if let Some(component) = find(engine, &directory, &key) {
-            return Ok((component, Origin::Mapped));
+        let directory = open_directory(&self.directory);
+        if let Ok(directory) = &directory
+            && let Some(file) = find(directory, &key)
+        {
+            return Ok(Code { file, origin: Origin::Mapped });
         }
-        let component = Component::from_binary(engine, wasm)?;
-        let origin = match keep(&directory, &key, &component.serialize()?) {
-            Ok(()) => Origin::Compiled,
-            Err(error) => Origin::NotKept(format!("{}: {error}", self.directory.display())),
-        };
-        Ok((component, origin))
+        let code = compile()?;
+        let kept = directory.and_then(|directory| {
+            let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", self.directory.display());
+            keep(&directory, &key, &code).map_err(|error| failed(&error))?;
+            find(&directory, &key).ok_or_else(|| failed(&"what was written there is not what is there"))
+        });
+        match kept {
+            Ok(file) => Ok(Code { file, origin: Origin::Compiled }),
+            Err(reason) => Ok(Code { file: in_memory(&code)?, origin: Origin::NotKept(reason) }),
+        }
     }
+}
+
+impl Code {
+    /// Maps the code into `engine`, for which it was made.
+    ///
+    /// # Errors
+    /// The engine refuses it.
+    pub fn map(&self, engine: &Engine) -> Result<Component> {
+        map(engine, &self.file)
+    }
+}
+
+/// Code that could not be kept: a file without a name, which nobody can change.
+fn in_memory(code: &[u8]) -> std::io::Result<File> {
+    use rustix::fs::{MemfdFlags, SealFlags};
+    let mut file = File::from(rustix::fs::memfd_create("hookrun-code", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    file.write_all(code)?;
+    rustix::fs::fcntl_add_seals(&file, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    Ok(file)
 }
 
 /// The SHA-256 of a component, in hexadecimal.
@@ -157,8 +196,8 @@ fn only_ours(stat: &Stat, user: u32, sticky: bool) -> bool {
     owned && closed
 }
 
-/// The entry `key`, mapped, if it is there and fits.
-fn find(engine: &Engine, directory: &OwnedFd, key: &str) -> Option<Component> {
+/// The entry `key`, if it is there and fits.
+fn find(directory: &OwnedFd, key: &str) -> Option<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = File::from(rustix::fs::openat(directory, key, flags, Mode::empty()).ok()?);
     let stat = rustix::fs::fstat(&file).ok()?;
@@ -174,7 +213,14 @@ fn find(engine: &Engine, directory: &OwnedFd, key: &str) -> Option<Component> {
     if found.as_slice() != trailer(key, code) {
         return None;
     }
-    map(engine, &file).ok()
+    // The form of the file; whether the engine can use it, the key says.
+    let form = Engine::detect_precompiled_file(descriptor_path(&file)).ok()?;
+    (form == Some(wasmtime::Precompiled::Component)).then_some(file)
+}
+
+/// By descriptor: the very file that was checked, whatever its name is now.
+fn descriptor_path(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// Maps the code of an entry.
@@ -184,13 +230,11 @@ fn find(engine: &Engine, directory: &OwnedFd, key: &str) -> Option<Component> {
 /// the descriptor is of a regular file that belongs to us and that only we can write, reached through directories that only we
 /// and root can change; this program alone writes there, complete files that appear by rename and are never opened for writing
 /// again; and the key in the trailer says which component and which engine it was made for (the engine compares its own header
-/// too). Deleting an entry leaves the mapped inode as it is.
+/// too). Deleting an entry leaves the mapped inode as it is. Code that could not be kept is in a sealed file in memory.
 #[expect(unsafe_code, reason = "the contract is above")]
 fn map(engine: &Engine, file: &File) -> Result<Component> {
-    // By descriptor: the very file that was checked, whatever its name is now.
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     // SAFETY: see the contract above.
-    unsafe { Component::deserialize_file(engine, path) }
+    unsafe { Component::deserialize_file(engine, descriptor_path(file)) }
 }
 
 fn trailer(key: &str, code: u64) -> Vec<u8> {
@@ -204,7 +248,7 @@ fn keep(directory: &OwnedFd, key: &str, code: &[u8]) -> std::io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     // A file of that name is of a process that died: process numbers come again.
     let _ = rustix::fs::unlinkat(directory, &*temporary, AtFlags::empty());
-    let mut file = File::from(rustix::fs::openat(directory, &*temporary, flags, Mode::RUSR | Mode::WUSR)?);
+    let mut file = File::from(rustix::fs::openat(directory, &*temporary, flags, ENTRY_MODE)?);
     let written = file
         .write_all(code)
         .and_then(|()| file.write_all(&trailer(key, code.len() as u64)))

@@ -4,6 +4,7 @@
 //! the run ([`super::run`]) then ends it, wherever it stands. So a loop is stopped, host calls count, and no store's time-out
 //! touches another store. What guests are linked with is the choke point's ([`super::host_call`]).
 
+use std::sync::Once;
 use std::time::Duration;
 
 use wasmtime::{Config, Engine, EngineWeak, Result};
@@ -22,19 +23,33 @@ const HOST_STACK: usize = 1536 << 10;
 pub struct Runtime {
     engine: Engine,
     imports: Imports,
+    ticking: Once,
 }
 
 impl Runtime {
-    /// An engine for guests with `stack` bytes of stack, and its ticker.
+    /// An engine for guests with `stack` bytes of stack. Its ticker stands still until [`Runtime::start`], so that a process that
+    /// has yet to put up its wall has one thread.
     ///
     /// # Errors
     /// This machine cannot run the engine.
     pub fn new(stack: u64) -> Result<Self> {
         let engine = Engine::new(&settings(stack))?;
-        let weak = engine.weak();
-        std::thread::Builder::new().name("hookrun-epoch".to_owned()).spawn(move || tick(&weak))?;
         let imports = Imports::new(&engine)?;
-        Ok(Self { engine, imports })
+        Ok(Self { engine, imports, ticking: Once::new() })
+    }
+
+    /// Starts to count epochs, once.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn start(&self) -> Result<()> {
+        let mut started = Ok(());
+        self.ticking.call_once(|| {
+            let weak = self.engine.weak();
+            let thread = std::thread::Builder::new().name("hookrun-epoch".to_owned());
+            started = thread.spawn(move || tick(&weak)).map(drop);
+        });
+        Ok(started?)
     }
 
     /// The engine.
@@ -48,7 +63,8 @@ impl Runtime {
     }
 }
 
-fn settings(stack: u64) -> Config {
+/// What code is compiled for: part of the key of an artifact.
+pub(super) fn settings(stack: u64) -> Config {
     let stack = usize::try_from(stack).unwrap_or(usize::MAX);
     let mut config = Config::new();
     config

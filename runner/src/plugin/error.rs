@@ -8,6 +8,9 @@ pub enum PluginError {
     /// The plugin, its grants or its configuration are wrong; names file and line.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// It is not compiled, and this process does not compile.
+    #[error(transparent)]
+    NotAhead(ConfigError),
     /// This machine cannot run guests.
     #[error(
         "the WebAssembly engine cannot start ({0}); hookrun needs Linux on x86-64 or aarch64 and address space for 4 GiB reservations"

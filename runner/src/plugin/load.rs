@@ -1,6 +1,6 @@
 //! From a table of the configuration to a plugin that can run, in stages that are types: an [`Artifact`] was read and checked
-//! without running or compiling anything, a [`LinkedPlugin`] is native code with everything linked. Only the latter runs
-//! ([`super::run`]).
+//! without running or compiling anything, a [`ReadyPlugin`] has its native code open, a [`LinkedPlugin`] is mapped with everything
+//! linked. Only the last one runs ([`super::run`]). A process puts up its wall ([`crate::wall`]) after the second.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use wasmtime::component::InstancePre;
 
-use super::artifact::{self, Cache, Origin};
+use super::artifact::{self, Cache, Code, Origin};
 use super::bindings::exports::hookrun::{builder_selection, diff, post_build};
+use super::compile::{CompileError, Compiler};
 use super::engine::Runtime;
 use super::error::PluginError;
 use super::grants::{Defined, Effective, Missing};
@@ -161,31 +162,62 @@ fn defined(config: &Config) -> Defined<'_> {
 /// What loads plugins: the engines and the cache of a process.
 pub struct Host {
     cache: Cache,
+    compiler: Compiler,
     /// By stack size, which is a setting of the engine.
     runtimes: Mutex<BTreeMap<u64, Arc<Runtime>>>,
 }
 
 impl Host {
     /// A host with its cache in `dirs`. Starts nothing yet.
-    pub fn new(dirs: &Dirs) -> Self {
-        Self { cache: Cache::new(dirs.artifacts()), runtimes: Mutex::default() }
+    pub fn new(dirs: &Dirs, compiler: Compiler) -> Self {
+        Self { cache: Cache::new(dirs.artifacts()), compiler, runtimes: Mutex::default() }
     }
 
-    /// Reads, checks, compiles (or maps) and links `plugin`.
+    /// Reads, checks and makes ready `plugin`. Maps nothing and starts no thread: what a process does before its wall stands.
     ///
     /// # Errors
     /// What is wrong with the plugin, its grants or its configuration.
-    pub fn load(&self, plugin: &config::Plugin, config: &Config) -> Result<LinkedPlugin, PluginError> {
-        self.link(Artifact::open(plugin, config)?, config)
+    pub fn prepare(&self, plugin: &config::Plugin, config: &Config) -> Result<ReadyPlugin, PluginError> {
+        self.ready(Artifact::open(plugin, config)?, config)
     }
 
-    /// Compiles (or maps) and links a checked plugin.
+    /// Finds or makes the native code of a checked plugin.
     ///
     /// # Errors
-    /// The component is invalid, or imports what this release does not offer.
-    pub fn link(&self, artifact: Artifact, config: &Config) -> Result<LinkedPlugin, PluginError> {
+    /// The component is invalid, or takes more than it may to compile.
+    pub fn ready(&self, artifact: Artifact, config: &Config) -> Result<ReadyPlugin, PluginError> {
         let begun = Instant::now();
-        let Artifact { wasm, description, hooks, context } = artifact;
+        let plugin = &artifact.context.plugin;
+        let name = plugin.name.as_str();
+        let runtime = self.runtime(plugin.limits.get(Limit::Stack))?;
+        let compile = || self.compiler.compile(runtime.engine(), plugin, &artifact.wasm);
+        let code = self.cache.code(runtime.engine(), &artifact.wasm, compile).map_err(|error| {
+            let whole = |message: String| config.error(&["plugins", name, "source"], message);
+            let (keys, message) = match error {
+                CompileError::NotAhead => {
+                    return PluginError::NotAhead(whole(format!("plugin `{name}`: {} {error}", plugin.source)));
+                }
+                CompileError::Component(what) => {
+                    ("source", format!("plugin `{name}`: {} {what}; build it with the SDK of this release", plugin.source))
+                }
+                CompileError::Limit(message) => ("limits", message),
+                CompileError::System(_) => ("source", format!("plugin `{name}`: {} {error}", plugin.source)),
+            };
+            PluginError::Config(config.error(&["plugins", name, keys], message))
+        })?;
+        if let Origin::NotKept(reason) = &code.origin {
+            tracing::warn!(plugin = name, reason, "the compiled plugin is not kept; every start compiles it again");
+        }
+        Ok(ReadyPlugin { artifact, code, runtime, time: begun.elapsed() })
+    }
+
+    /// Maps and links a plugin that is ready.
+    ///
+    /// # Errors
+    /// It imports what this release does not offer, or exports a hook of another type.
+    pub fn link(ready: ReadyPlugin, config: &Config) -> Result<LinkedPlugin, PluginError> {
+        let begun = Instant::now();
+        let ReadyPlugin { artifact: Artifact { wasm, description, hooks, context }, code, runtime, time } = ready;
         let name = context.plugin.name.as_str();
         let error = |what: &str, error: &wasmtime::Error| {
             let cause = format!("{error:#}").replace('\n', " ");
@@ -195,12 +227,8 @@ impl Host {
             );
             PluginError::Config(config.error(&["plugins", name, "source"], message))
         };
-        let runtime = self.runtime(context.plugin.limits.get(Limit::Stack))?;
-        let (component, origin) =
-            self.cache.component(runtime.engine(), &wasm).map_err(|cause| error("does not compile", &cause))?;
-        if let Origin::NotKept(reason) = &origin {
-            tracing::warn!(plugin = name, reason, "the compiled plugin is not kept; every start compiles it again");
-        }
+        runtime.start().map_err(|cause| PluginError::Engine(format!("{cause:#}")))?;
+        let component = code.map(runtime.engine()).map_err(|cause| error("cannot be mapped", &cause))?;
         let instance = runtime
             .linker()
             .instantiate_pre(&component)
@@ -213,10 +241,18 @@ impl Host {
             context,
             instance,
             exports,
-            origin,
-            load_time: begun.elapsed(),
+            origin: code.origin,
+            load_time: time + begun.elapsed(),
             runtime,
         })
+    }
+
+    /// All stages at once, for a process that has its wall or needs none.
+    ///
+    /// # Errors
+    /// As [`Host::prepare`] and [`Host::link`].
+    pub fn load(&self, plugin: &config::Plugin, config: &Config) -> Result<LinkedPlugin, PluginError> {
+        Self::link(self.prepare(plugin, config)?, config)
     }
 
     fn runtime(&self, stack: u64) -> Result<Arc<Runtime>, PluginError> {
@@ -227,6 +263,26 @@ impl Host {
         let runtime = Arc::new(Runtime::new(stack).map_err(|error| PluginError::Engine(format!("{error:#}")))?);
         runtimes.insert(stack, Arc::clone(&runtime));
         Ok(runtime)
+    }
+}
+
+/// A plugin whose native code is open, and not mapped yet.
+pub struct ReadyPlugin {
+    artifact: Artifact,
+    code: Code,
+    runtime: Arc<Runtime>,
+    time: Duration,
+}
+
+impl ReadyPlugin {
+    /// What was read and checked.
+    pub fn artifact(&self) -> &Artifact {
+        &self.artifact
+    }
+
+    /// Was the code found or compiled?
+    pub fn origin(&self) -> &Origin {
+        &self.code.origin
     }
 }
 

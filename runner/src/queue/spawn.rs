@@ -48,10 +48,18 @@ fn may_write_journal(dirs: &Dirs) -> bool {
 }
 
 fn start(dirs: &Dirs) -> std::io::Result<()> {
+    detached(dirs, &ARGUMENTS)
+}
+
+/// Starts `hookrun` with `arguments` and nothing of this process: no standard streams but the worker's log, no descriptors, no session.
+///
+/// # Errors
+/// The program cannot be started.
+pub fn detached(dirs: &Dirs, arguments: &[&str]) -> std::io::Result<()> {
     // The very program that runs, even if its file has been replaced or removed meanwhile.
     let mut command = Command::new("/proc/self/exe");
     nix::scrub(&mut command);
-    command.arg0("hookrun").args(ARGUMENTS).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
+    command.arg0("hookrun").args(arguments).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
     match log_file(dirs) {
         Ok(log) => command.stderr(log),
         Err(_) => command.stderr(Stdio::null()),

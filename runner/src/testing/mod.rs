@@ -15,7 +15,8 @@ use crate::capability::{Services, http};
 use crate::dirs::Dirs;
 use crate::event::HookKind;
 use crate::outcome::{Outcome, RunReport};
-use crate::plugin::{Host, LinkedPlugin};
+use crate::plugin::{Compiler, Host, LinkedPlugin, ReadyPlugin};
+use crate::supervise::supervisor::serves;
 
 /// Objects of one store that are listed; a sample upload has a dozen.
 const MAX_LISTED: u32 = 1000;
@@ -56,15 +57,23 @@ impl TestRun {
     }
 }
 
+/// Reads, checks and compiles the subject's plugin. What follows is done behind a wall.
+///
+/// # Errors
+/// It does not load: one line with the fix.
+pub fn prepare(subject: &Subject, dirs: &Dirs, compiler: Compiler) -> Result<ReadyPlugin, String> {
+    Host::new(dirs, compiler).prepare(&subject.plugin, &subject.config).map_err(|error| error.to_string())
+}
+
 /// Runs every hook that the subject serves on its samples.
 ///
 /// # Errors
 /// The plugin does not load: one line with the fix.
-pub async fn run(subject: &Subject, dirs: &Dirs) -> Result<(LinkedPlugin, Vec<TestRun>), String> {
-    let plugin = Host::new(dirs).load(&subject.plugin, &subject.config).map_err(|error| error.to_string())?;
+pub async fn run(subject: &Subject, ready: ReadyPlugin, dirs: &Dirs) -> Result<(LinkedPlugin, Vec<TestRun>), String> {
+    let plugin = Host::link(ready, &subject.config).map_err(|error| error.to_string())?;
     let mut runs = Vec::new();
     for hook in HookKind::ALL {
-        if !crate::plugin::executor::serves(&subject.plugin, Some(&plugin), hook) {
+        if !serves(&subject.plugin, Some(plugin.hooks()), hook) {
             continue;
         }
         match samples::event(hook) {

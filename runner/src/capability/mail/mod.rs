@@ -14,16 +14,17 @@ mod smtp;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
+use futures_util::future::BoxFuture;
 use lettre::Address;
 use lettre::message::Mailbox;
 use maildir::Maildir;
 use sendmail::Sendmail;
 use smtp::Smtp;
 
-use super::{CapabilityError, ErrorKind};
+use super::{CapabilityError, ErrorKind, Reach};
 use crate::config::{self, Config, ConfigError, MailTransport};
 use crate::dirs::Dirs;
 
@@ -67,7 +68,31 @@ struct Composed {
     raw: Vec<u8>,
 }
 
+/// Whom a message goes to, and whom a program is told it comes from.
+#[derive(Debug, Clone)]
+struct Envelope {
+    from: Address,
+    to: Vec<Address>,
+}
+
+/// A composed message as a process that may start the program gets it.
+fn for_program(plugin: &config::Plugin, transport: &str, message: &Composed) -> Result<ForProgram, CapabilityError> {
+    let text = String::from_utf8(message.unix_text())
+        .map_err(|_| CapabilityError::new(ErrorKind::Invalid, "the message is not ASCII, a defect of hookrun"))?;
+    Ok(ForProgram {
+        plugin: plugin.name.clone(),
+        transport: transport.to_owned(),
+        from: message.from.to_string(),
+        to: message.to.iter().map(ToString::to_string).collect(),
+        text,
+    })
+}
+
 impl Composed {
+    fn envelope(&self) -> Envelope {
+        Envelope { from: self.from.clone(), to: self.to.clone() }
+    }
+
     /// With LF line ends, as programs and maildirs of Unix have it.
     fn unix_text(&self) -> Vec<u8> {
         let mut text = Vec::with_capacity(self.raw.len());
@@ -99,13 +124,46 @@ pub struct Mailer {
     host: String,
     /// Takes the messages instead of the transports.
     captured: Option<Mutex<Vec<Captured>>>,
+    /// Transports with their secrets read.
+    held: Mutex<BTreeMap<String, Transport>>,
+    /// Starts `sendmail` where this process may not.
+    programs: OnceLock<Arc<dyn Programs>>,
+}
+
+/// A message for a program with the interface of `sendmail`, which another process starts.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ForProgram {
+    /// The plugin that sends; its recipients are checked once more.
+    pub plugin: String,
+    /// The transport's name in the configuration.
+    pub transport: String,
+    /// The sender of the envelope.
+    pub from: String,
+    /// The recipients of the envelope.
+    pub to: Vec<String>,
+    /// The message with LF line ends.
+    pub text: String,
+}
+
+/// Whoever may start programs, for a process that may not.
+pub trait Programs: std::fmt::Debug + Send + Sync {
+    /// Has the transport's program send the message.
+    fn sendmail(&self, message: ForProgram) -> BoxFuture<'_, Result<(), CapabilityError>>;
 }
 
 impl Mailer {
     /// A mailer for the transports of `config`. Opens nothing yet.
     pub fn new(config: &Config, dirs: &Dirs) -> Self {
         let host = compose::host_name(&rustix::system::uname().nodename().to_string_lossy());
-        Self { transports: config.mail.clone(), dirs: dirs.clone(), host, captured: None }
+        Self {
+            transports: config.mail.clone(),
+            dirs: dirs.clone(),
+            host,
+            captured: None,
+            held: Mutex::default(),
+            programs: OnceLock::new(),
+        }
     }
 
     /// A mailer that checks and composes like any other and keeps the messages in memory, for `hookrun test`.
@@ -152,14 +210,70 @@ impl Mailer {
             });
             return Ok(composed.message_id);
         }
-        let checked = checked_transport(transport, settings, &self.dirs)
-            .map_err(|(_, message)| CapabilityError::new(ErrorKind::Permanent, message))?;
-        match checked {
+        match self.checked(transport, settings)? {
             Transport::Maildir(maildir) => maildir.deliver(&composed, &self.host).await?,
             Transport::Smtp(smtp) => smtp.send(&composed).await?,
-            Transport::Sendmail(sendmail) => sendmail.send(&composed).await?,
+            Transport::Sendmail(sendmail) => match self.programs.get() {
+                None => sendmail.send(&composed.envelope(), &composed.unix_text()).await?,
+                Some(programs) => programs.sendmail(for_program(plugin, transport, &composed)?).await?,
+            },
         }
         Ok(composed.message_id)
+    }
+
+    fn checked(&self, name: &str, settings: &config::Mail) -> Result<Transport, CapabilityError> {
+        if let Some(held) = self.held.lock().unwrap_or_else(PoisonError::into_inner).get(name) {
+            return Ok(held.clone());
+        }
+        checked_transport(name, settings, &self.dirs)
+            .map_err(|(_, message)| CapabilityError::new(ErrorKind::Permanent, message))
+    }
+
+    /// Reads the secrets of a transport now and keeps them. What cannot be read is told when the transport is used.
+    pub fn hold(&self, name: &str) {
+        let Some(settings) = self.transports.get(name) else { return };
+        if let Ok(Transport::Smtp(smtp)) = checked_transport(name, settings, &self.dirs)
+            && let Ok(smtp) = smtp.hold()
+        {
+            self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), Transport::Smtp(smtp));
+        }
+    }
+
+    /// From now on programs are started by somebody else.
+    pub fn delegate(&self, programs: Arc<dyn Programs>) {
+        // Set once, when a runner starts.
+        let _first = self.programs.set(programs);
+    }
+
+    /// What a transport needs of the operating system. A program is not among it: a walled process starts none.
+    pub fn reach(&self, name: &str) -> Reach {
+        let settings = self.transports.get(name).filter(|_| self.captured.is_none());
+        match settings.map(|settings| checked_transport(name, settings, &self.dirs)) {
+            Some(Ok(Transport::Maildir(maildir))) => Reach::directory(&maildir.directory),
+            Some(Ok(Transport::Smtp(smtp))) => Reach::ports([smtp.port()]),
+            Some(Ok(Transport::Sendmail(_)) | Err(_)) | None => Reach::default(),
+        }
+    }
+
+    /// Sends a message that a walled process composed through the program of its transport. Nothing it says is believed: the
+    /// program is the configuration's, and so are the recipients.
+    ///
+    /// # Errors
+    /// `denied` for other recipients, `not-found` for a transport that is no program, or what the program says.
+    pub async fn send_for(&self, plugin: &config::Plugin, message: &ForProgram) -> Result<(), CapabilityError> {
+        let ForProgram { plugin: _, transport, from, to, text } = message;
+        let granted = plugin.grant.mail.iter().any(|granted| granted == transport);
+        let settings = self.transports.get(transport).filter(|_| granted);
+        let Some((settings, Ok(Transport::Sendmail(sendmail)))) =
+            settings.map(|settings| (settings, self.checked(transport, settings)))
+        else {
+            let shown = transport.escape_debug();
+            return Err(CapabilityError::not_found(format!("there is no mail transport `{shown}` that starts a program")));
+        };
+        let recipients = allowed_recipients(plugin, transport, settings, to)?;
+        let from = mailbox(from)?.email;
+        let to = recipients.into_iter().map(|mailbox| mailbox.email).collect();
+        sendmail.send(&Envelope { from, to }, text.as_bytes()).await
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-use super::Composed;
+use super::Envelope;
 use super::error::quoted;
 use crate::capability::{CapabilityError, ErrorKind};
 
@@ -30,8 +30,8 @@ pub(super) struct Sendmail {
 }
 
 impl Sendmail {
-    pub(super) async fn send(&self, message: &Composed) -> Result<(), CapabilityError> {
-        match tokio::time::timeout(TIMEOUT, self.run(message)).await {
+    pub(super) async fn send(&self, envelope: &Envelope, text: &[u8]) -> Result<(), CapabilityError> {
+        match tokio::time::timeout(TIMEOUT, self.run(envelope, text)).await {
             Ok(result) => result,
             Err(_) => Err(self.error(
                 ErrorKind::Transient,
@@ -45,15 +45,15 @@ impl Sendmail {
         CapabilityError::new(kind, format!("mail transport `{}`: {} {what}; {fix}", self.name, self.program.display()))
     }
 
-    async fn run(&self, message: &Composed) -> Result<(), CapabilityError> {
+    async fn run(&self, envelope: &Envelope, text: &[u8]) -> Result<(), CapabilityError> {
         let fix_program = format!("write the right `program` under [mail.{}]", self.name);
         // -i: a line with a single dot does not end the message. The recipients come from the envelope, never from the
         // headers (`-t`), so that what is sent is what was checked.
         let mut child = Command::new(&self.program)
             .args(["-i", "-f"])
-            .arg(AsRef::<str>::as_ref(&message.from))
+            .arg(AsRef::<str>::as_ref(&envelope.from))
             .arg("--")
-            .args(message.to.iter().map(AsRef::<str>::as_ref))
+            .args(envelope.to.iter().map(AsRef::<str>::as_ref))
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -62,11 +62,10 @@ impl Sendmail {
             .spawn()
             .map_err(|error| self.error(ErrorKind::Permanent, &format!("cannot be started ({error})"), &fix_program))?;
         let stdin = child.stdin.take();
-        let text = message.unix_text();
         let write = async move {
             if let Some(mut stdin) = stdin {
                 // A program that reads no further says why by its exit code.
-                let _ = stdin.write_all(&text).await;
+                let _ = stdin.write_all(text).await;
                 let _ = stdin.shutdown().await;
             }
         };

@@ -3,8 +3,10 @@
 //! One connection a message. The steps are walked one by one here, and not left to lettre's pool, so that an error can say
 //! what was being done: connecting, securing, logging in, sending.
 
+use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -15,6 +17,7 @@ use lettre::transport::smtp::client::{AsyncSmtpConnection, Certificate, Certific
 use lettre::transport::smtp::extension::ClientId;
 use lettre::transport::smtp::{SMTP_PORT, SUBMISSION_PORT, SUBMISSIONS_PORT};
 use url::Url;
+use zeroize::Zeroizing;
 
 use super::Composed;
 use super::error::{current_user, file_error, quoted};
@@ -27,7 +30,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const TIMEOUT: Duration = Duration::from_secs(45);
 
 /// One server and how to talk to it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Smtp {
     name: String,
     host: String,
@@ -36,6 +39,15 @@ pub(super) struct Smtp {
     username: Option<String>,
     password_file: Option<PathBuf>,
     ca_file: Option<PathBuf>,
+    /// Files that were read while this process might.
+    held: BTreeMap<PathBuf, Arc<Zeroizing<Vec<u8>>>>,
+}
+
+impl std::fmt::Debug for Smtp {
+    /// Without what was read.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Smtp").field("name", &self.name).field("server", &self.server()).finish_non_exhaustive()
+    }
 }
 
 /// When the connection is encrypted.
@@ -130,6 +142,7 @@ impl Smtp {
             username: settings.username.clone(),
             password_file: settings.password_file.clone(),
             ca_file: settings.ca_file.clone(),
+            held: BTreeMap::new(),
         };
         if smtp.username.is_some() && security == Security::Plain && !smtp.is_loopback() {
             return Err((
@@ -142,6 +155,22 @@ impl Smtp {
             ));
         }
         Ok(smtp)
+    }
+
+    /// The port it connects to.
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The same with its files read.
+    pub(super) fn hold(mut self) -> Result<Self, CapabilityError> {
+        for (key, path) in [("password-file", self.password_file.clone()), ("ca-file", self.ca_file.clone())] {
+            if let Some(path) = path {
+                let text = self.read(key, &path)?;
+                self.held.insert(path, Arc::new(text));
+            }
+        }
+        Ok(self)
     }
 
     fn is_loopback(&self) -> bool {
@@ -238,7 +267,7 @@ impl Smtp {
             return Ok(None);
         };
         let text = self.read("password-file", path)?;
-        let password = String::from_utf8(text).ok().map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
+        let password = std::str::from_utf8(&text).ok().map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
         match password.filter(|password| !password.is_empty()) {
             Some(password) => Ok(Some((Credentials::new(username.clone(), password.clone()), password))),
             None => Err(self.error(
@@ -267,8 +296,11 @@ impl Smtp {
         builder.build().map(Some).map_err(|error| self.failed(Step::Secure, &error, None))
     }
 
-    fn read(&self, key: &str, path: &Path) -> Result<Vec<u8>, CapabilityError> {
-        std::fs::read(path).map_err(|error| {
+    fn read(&self, key: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>, CapabilityError> {
+        if let Some(held) = self.held.get(path) {
+            return Ok(Zeroizing::clone(held));
+        }
+        std::fs::read(path).map(Zeroizing::new).map_err(|error| {
             let fix = format!("make it readable for user {}, and check `{key}` under [mail.{}]", current_user(), self.name);
             file_error(&self.name, &format!("cannot read {key} {}", path.display()), &error, &fix)
         })

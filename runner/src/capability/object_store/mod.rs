@@ -9,7 +9,7 @@ mod host;
 mod open;
 mod put_nar;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
@@ -22,7 +22,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use self::error::explain;
 use self::open::Open;
 use super::nix_store::Nar;
-use super::{CapabilityError, ErrorKind};
+use super::{CapabilityError, ErrorKind, Reach};
 use crate::config::{self, Config};
 use crate::dirs::Dirs;
 use crate::nix::nar::{Compression, Written};
@@ -36,6 +36,8 @@ pub struct ObjectStores {
     settings: BTreeMap<String, (config::ObjectStore, PathBuf)>,
     in_memory: bool,
     open: Mutex<BTreeMap<String, Open>>,
+    /// Those whose credentials cannot be read again.
+    held: Mutex<BTreeSet<String>>,
 }
 
 impl ObjectStores {
@@ -43,7 +45,7 @@ impl ObjectStores {
     pub fn new(config: &Config, dirs: &Dirs) -> Self {
         let settings = config.object_stores.iter();
         let settings = settings.map(|(name, store)| (name.clone(), (store.clone(), dirs.object_store(name)))).collect();
-        Self { settings, in_memory: false, open: Mutex::default() }
+        Self { settings, in_memory: false, open: Mutex::default(), held: Mutex::default() }
     }
 
     /// Stores of the same names in memory, for `hookrun test`.
@@ -57,6 +59,24 @@ impl ObjectStores {
     /// What is wrong with them, with the line to write.
     pub fn check(&self, name: &str) -> Result<String, CapabilityError> {
         self.open(name).map(|open| open.place)
+    }
+
+    /// Opens the store `name` now and keeps its client: this process is about to lose the right to read its credentials.
+    ///
+    /// # Errors
+    /// As [`ObjectStores::check`].
+    pub fn hold(&self, name: &str) -> Result<(), CapabilityError> {
+        self.open(name)?;
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        Ok(())
+    }
+
+    /// What the store `name` needs of the operating system. One whose settings are wrong needs nothing: it cannot be used.
+    pub fn reach(&self, name: &str) -> Reach {
+        match self.settings.get(name) {
+            Some((settings, directory)) if !self.in_memory => open::reach(settings, directory),
+            _ => Reach::default(),
+        }
     }
 
     /// Which of `keys` exist, in their order.
@@ -175,7 +195,8 @@ impl ObjectStores {
 
     /// Forgets a client that was refused: the next call reads the credentials again.
     fn noticed<T>(&self, name: &str, result: Result<T, CapabilityError>) -> Result<T, CapabilityError> {
-        if result.as_ref().is_err_and(|error| error.kind == ErrorKind::Permanent) && !self.in_memory {
+        let held = || self.held.lock().unwrap_or_else(PoisonError::into_inner).contains(name);
+        if result.as_ref().is_err_and(|error| error.kind == ErrorKind::Permanent) && !self.in_memory && !held() {
             self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         }
         result

@@ -17,7 +17,7 @@ use ::object_store::prefix::PrefixStore;
 use ::object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 use url::Url;
 
-use crate::capability::CapabilityError;
+use crate::capability::{CapabilityError, Reach};
 use crate::config;
 
 /// A server that does not take a connection in this time is down.
@@ -33,6 +33,11 @@ const RETRY_TIMEOUT: Duration = Duration::from_secs(20);
 const DEFAULT_REGION: &str = "us-east-1";
 /// A credential is a line. What is longer is another file.
 const MAX_SECRET: u64 = 64 << 10;
+
+/// RFC 9110, section 4.2.
+const HTTP: u16 = 80;
+/// As above.
+const HTTPS: u16 = 443;
 
 /// A store that can be used.
 #[derive(Debug, Clone)]
@@ -103,6 +108,30 @@ pub fn open(name: &str, settings: &config::ObjectStore, default: &Path) -> Resul
         ::object_store::path::Path::from_url_path(inner).map_err(|error| wrong(&format!("`url`: {error}; shorten it")))?;
     let store = if prefix.as_ref().is_empty() { store } else { Arc::new(PrefixStore::new(store, prefix)) };
     Ok(Open { name: name.to_owned(), store, attributes: url.scheme() != "http" || is_s3, place })
+}
+
+/// What a store needs of the operating system.
+pub fn reach(settings: &config::ObjectStore, default: &Path) -> Reach {
+    let config::ObjectStore { url, region: _, endpoint, path_style: _, credentials } = settings;
+    let Some(url) = url else { return Reach::directory(default) };
+    let Ok(url) = Url::parse(url) else { return Reach::default() };
+    match url.scheme() {
+        "file" => url.to_file_path().map_or_else(|()| Reach::default(), |path| Reach::directory(&path)),
+        "s3" => {
+            let from_environment = AmazonS3Builder::from_env();
+            let endpoint = endpoint.clone().or_else(|| from_environment.get_config_value(&AmazonS3ConfigKey::Endpoint));
+            let endpoint = endpoint.and_then(|endpoint| Url::parse(&endpoint).ok());
+            let mut reach = Reach::ports([endpoint.and_then(|url| url.port_or_known_default()).unwrap_or(HTTPS)]);
+            // A role's credentials come from Amazon's token service or from the machine's metadata.
+            if credentials.access_key_id_file.is_none() && !credentials.anonymous {
+                reach.ports.extend([HTTP, HTTPS]);
+            }
+            reach
+        }
+        // The service, and the machine's metadata.
+        "gs" | "az" => Reach::ports([HTTP, HTTPS]),
+        _ => Reach::ports(url.port_or_known_default()),
+    }
 }
 
 /// A store in memory, for `hookrun test`.

@@ -39,7 +39,8 @@ pub struct SigningKeys {
 #[derive(Debug, Clone)]
 struct Loaded {
     key: Arc<ed25519_dalek::SigningKey>,
-    stamp: Stamp,
+    /// None: held for good, because the file cannot be looked at any more.
+    stamp: Option<Stamp>,
 }
 
 /// Tells a file from what it was: device, inode, size, seconds and nanoseconds of the last change.
@@ -86,14 +87,30 @@ impl SigningKeys {
             let seed: [u8; 32] = Sha256::digest(format!("hookrun test: {name}")).into();
             return Ok(Arc::new(ed25519_dalek::SigningKey::from_bytes(&seed)));
         }
-        let stamp = stamp(name, file)?;
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Loaded { key, .. }) = loaded.get(name).filter(|loaded| loaded.stamp == stamp) {
+        if let Some(Loaded { key, stamp: None }) = loaded.get(name) {
+            return Ok(key.clone());
+        }
+        let stamp = stamp(name, file)?;
+        if let Some(Loaded { key, .. }) = loaded.get(name).filter(|loaded| loaded.stamp == Some(stamp)) {
             return Ok(key.clone());
         }
         let key = Arc::new(read(name, file)?);
-        loaded.insert(name.to_owned(), Loaded { key: key.clone(), stamp });
+        loaded.insert(name.to_owned(), Loaded { key: key.clone(), stamp: Some(stamp) });
         Ok(key)
+    }
+
+    /// Reads the key `name` now and keeps it: this process is about to lose the right to read its file.
+    ///
+    /// # Errors
+    /// `permanent` if the key cannot be used.
+    pub fn hold(&self, name: &str) -> Result<(), CapabilityError> {
+        self.key(name)?;
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = loaded.get_mut(name) {
+            loaded.stamp = None;
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,78 @@
+//! `hookrun compile`: every plugin of the configuration is compiled ahead of time.
+
+use serde::Serialize;
+
+use super::output::{self, Format};
+use super::{CliError, Context};
+use crate::exit_code::Exit;
+use crate::plugin::artifact::Origin;
+use crate::plugin::{Compiler, Host};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Hooks never compile: a `gate` that is not compiled refuses the build, and builder selection uses Nix's own rule meanwhile. The worker and
+`hookrun check` compile what they need, and keep it; run this after a change of hookrun or of a plugin, for example from a package's
+installation. Run it as the user that Nix calls hookrun as, which is root for a daemon.
+
+Exit code 0: all plugins are compiled. 3: one does not load.
+
+Examples:
+  hookrun compile
+  hookrun compile cache policy")]
+pub(super) struct Args {
+    /// Only these plugins of the configuration
+    plugins: Vec<String>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// What became of one plugin.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Compiled {
+    plugin: String,
+    /// `found`, `compiled`, `not-kept` or `failed`.
+    result: &'static str,
+    /// Why it was not kept, or what is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
+    let config = context.config()?;
+    let unknown = args.plugins.iter().find(|name| !config.plugins.contains_key(*name));
+    if let Some(name) = unknown {
+        let hint = crate::config::suggestion(name, config.plugins.keys().map(String::as_str));
+        return Err(CliError::usage(format!("there is no [plugins.{name}] in {}; {hint}", config.path.display())));
+    }
+    let host = Host::new(&context.dirs, Compiler::Contained(config.worker.user.clone()));
+    let wanted = config.plugins.values().filter(|plugin| args.plugins.is_empty() || args.plugins.contains(&plugin.name));
+    let results: Vec<Compiled> = wanted
+        .map(|plugin| {
+            let (result, message) = match host.prepare(plugin, &config) {
+                Ok(ready) => match ready.origin() {
+                    Origin::Mapped => ("found", None),
+                    Origin::Compiled => ("compiled", None),
+                    Origin::NotKept(reason) => ("not-kept", Some(reason.clone())),
+                },
+                Err(error) => ("failed", Some(error.to_string())),
+            };
+            Compiled { plugin: plugin.name.clone(), result, message }
+        })
+        .collect();
+    match args.format {
+        Format::Json => output::json(&results)?,
+        Format::Text => {
+            for Compiled { plugin, result, message } in &results {
+                match (*result, message) {
+                    ("failed", Some(message)) => eprintln!("error: {message}"),
+                    ("not-kept", Some(reason)) => eprintln!("plugin {plugin}: compiled, and cannot be kept: {reason}"),
+                    (result, _) => output::print(&format!("plugin {plugin}: {result}\n"))?,
+                }
+            }
+        }
+    }
+    let failed = results.iter().any(|compiled| compiled.result == "failed" || compiled.result == "not-kept");
+    Ok(if failed { Exit::Configuration } else { Exit::Done })
+}

@@ -1,0 +1,96 @@
+//! Messages on a pipe: the length as four bytes, least significant first, then JSON. Both ends are hookrun of the same build.
+
+use std::io::{self, Read, Write};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+/// The longest message: an event, or the report of a run with all its log lines, each far below.
+const MAX: usize = 64 << 20;
+
+fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; 4];
+    serde_json::to_writer(&mut bytes, message)?;
+    let length = bytes.len() - 4;
+    let prefix = u32::try_from(length).ok().filter(|_| length <= MAX).ok_or_else(|| too_long(length))?;
+    bytes.splice(0..4, prefix.to_le_bytes());
+    Ok(bytes)
+}
+
+fn too_long(length: usize) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("a message of {length} bytes; at most {MAX} are taken"))
+}
+
+/// Sends one message.
+pub(super) fn write(to: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+    to.write_all(&encode(message)?)?;
+    to.flush()
+}
+
+/// The next message; none at the end.
+pub(super) fn read<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Option<T>> {
+    let mut prefix = [0; 4];
+    match from.read_exact(&mut prefix) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        other => other?,
+    }
+    let mut body = vec![0; checked(prefix)?];
+    from.read_exact(&mut body)?;
+    Ok(Some(serde_json::from_slice(&body)?))
+}
+
+/// As [`write`].
+pub(super) async fn send(to: &mut (impl AsyncWrite + Unpin), message: &impl Serialize) -> io::Result<()> {
+    to.write_all(&encode(message)?).await?;
+    to.flush().await
+}
+
+/// As [`read`].
+pub(super) async fn receive<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<T>> {
+    let mut prefix = [0; 4];
+    match from.read_exact(&mut prefix).await {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        other => other?,
+    };
+    let mut body = vec![0; checked(prefix)?];
+    from.read_exact(&mut body).await?;
+    Ok(Some(serde_json::from_slice(&body)?))
+}
+
+fn checked(prefix: [u8; 4]) -> io::Result<usize> {
+    let length = usize::try_from(u32::from_le_bytes(prefix)).unwrap_or(usize::MAX);
+    if length > MAX { Err(too_long(length)) } else { Ok(length) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_and_back() {
+        let mut pipe = Vec::new();
+        write(&mut pipe, &"one").unwrap();
+        write(&mut pipe, &vec![1, 2]).unwrap();
+        let mut from = pipe.as_slice();
+        assert_eq!(read::<String>(&mut from).unwrap().as_deref(), Some("one"));
+        assert_eq!(read::<Vec<u8>>(&mut from).unwrap(), Some(vec![1, 2]));
+        assert_eq!(read::<String>(&mut from).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_cut_or_too_long_is_an_error() {
+        let mut pipe = Vec::new();
+        write(&mut pipe, &"message").unwrap();
+        assert!(read::<String>(&mut &pipe[..pipe.len() - 1]).is_err());
+        assert!(read::<String>(&mut [255, 255, 255, 255, b'"'].as_slice()).is_err());
+        assert!(read::<String>(&mut [1, 0, 0, 0, b'!'].as_slice()).is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_answered(bytes: Vec<u8>) {
+            let _answered = read::<String>(&mut bytes.as_slice());
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! What the wall of a runner lets through: from the grants of its plugins, and nothing else. And the directories it writes in, made
+//! and given to its user beforehand.
+
+use std::ffi::OsString;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use url::Url;
+
+use crate::capability::{Reach, Services};
+use crate::config::{Config, StoreScope};
+use crate::dirs::Dirs;
+use crate::event::NixDirs;
+use crate::plugin::grants::Effective;
+use crate::wall::{Identity, User, Wall};
+
+/// Name resolution over TCP, for long answers (RFC 7766).
+const DNS: u16 = 53;
+
+/// What resolving names reads (resolv.conf(5), nsswitch.conf(5), gai.conf(5)); links into other places included.
+const NAMES: [&str; 8] = [
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/nsswitch.conf",
+    "/etc/host.conf",
+    "/etc/gai.conf",
+    "/etc/services",
+    "/run/systemd/resolve",
+    "/run/NetworkManager",
+];
+/// Where distributions keep the certificate authorities they trust.
+const AUTHORITIES: [&str; 8] = [
+    "/etc/ssl/certs",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/certs",
+    "/etc/pki/ca-trust/extracted",
+    "/etc/ca-certificates",
+    "/usr/share/ca-certificates",
+    "/usr/local/share/ca-certificates",
+];
+/// The C library loads the modules of nsswitch.conf when it first resolves a name.
+const LIBRARIES: [&str; 6] = ["/etc/ld.so.cache", "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/run/current-system/sw/lib"];
+/// Variables that name files with certificate authorities.
+const AUTHORITY_VARIABLES: [&str; 3] = ["SSL_CERT_FILE", "SSL_CERT_DIR", "NIX_SSL_CERT_FILE"];
+/// Variables that name a proxy.
+const PROXY_VARIABLES: [&str; 6] = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+
+/// Who guests run as: the user of the configuration where this process is root, else whoever runs it, without capabilities.
+///
+/// # Errors
+/// There is no such user; names the line.
+pub fn identity(config: &Config) -> Result<Identity, String> {
+    match &config.worker.user {
+        Some(name) if rustix::process::geteuid().is_root() => {
+            User::find(name).map(Identity::User).map_err(|error| config.error(&["worker", "user"], error).to_string())
+        }
+        _ => Ok(Identity::Powerless),
+    }
+}
+
+/// The wall of a process that runs plugins with these capabilities on events of the Nix in `nix`.
+pub fn wall(
+    effective: &[&Effective],
+    services: &Services,
+    dirs: &Dirs,
+    nix: &NixDirs,
+    identity: Identity,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Wall {
+    let mut wall = Wall::closed(identity);
+    // Native code is mapped behind the wall.
+    wall.read.insert(dirs.artifacts());
+    if effective.iter().any(|effective| effective.nix_store != StoreScope::None) {
+        wall.read.extend([nix.store.clone(), nix.state.join("db")]);
+    }
+    let reach = effective.iter().map(|effective| services.reach(effective, dirs)).fold(Reach::default(), Reach::and);
+    wall.write.extend(reach.directories);
+    wall.network = !reach.ports.is_empty();
+    if wall.network {
+        wall.connect.extend(reach.ports);
+        wall.connect.insert(DNS);
+        wall.connect.extend(PROXY_VARIABLES.iter().filter_map(|name| proxy_port(&variable(name)?)));
+        wall.read.extend(NAMES.iter().chain(&AUTHORITIES).chain(&LIBRARIES).map(PathBuf::from));
+        wall.read.extend(AUTHORITY_VARIABLES.iter().filter_map(|name| variable(name)).map(PathBuf::from));
+        // The authorities of a NixOS system are links into the store.
+        wall.read.insert(PathBuf::from("/etc/static/ssl"));
+        wall.read.extend(nix_certificates());
+    }
+    wall
+}
+
+/// Where a link to the authorities leads, if into a store: that path alone, not the store.
+fn nix_certificates() -> Option<PathBuf> {
+    std::fs::canonicalize("/etc/ssl/certs/ca-certificates.crt").ok()
+}
+
+/// `http://proxy:3128` -> 3128.
+fn proxy_port(url: &OsString) -> Option<u16> {
+    let text = url.to_str()?;
+    let url = Url::parse(text).or_else(|_| Url::parse(&format!("http://{text}"))).ok()?;
+    url.port_or_known_default()
+}
+
+/// Makes the directories that a process behind `wall` writes in, for its user. Those below hookrun's own state are given to that
+/// user with all they hold; those that somebody named are only made where they are missing. Parents stay root's, so that the user
+/// cannot change what a name means while root acts on it.
+///
+/// # Errors
+/// One of them cannot be made or given; names it and the command that does it.
+pub fn make_directories(wall: &Wall, dirs: &Dirs) -> Result<(), String> {
+    let user = match &wall.identity {
+        Identity::User(user) => Some(user),
+        Identity::Powerless => None,
+    };
+    for directory in &wall.write {
+        let failed = |error: std::io::Error| {
+            let shown = directory.display();
+            let whose = user.map(|user| format!(" && chown -R {} {shown}", user.name)).unwrap_or_default();
+            format!("{shown} cannot be made ready for the user that runs plugins ({error}); `mkdir -p {shown}{whose}`")
+        };
+        let made = make(directory).map_err(failed)?;
+        let Some(user) = user else { continue };
+        let given = if directory.starts_with(&dirs.state) {
+            adopt(directory, user)
+        } else if made {
+            std::os::unix::fs::lchown(directory, Some(user.uid), Some(user.gid))
+        } else {
+            Ok(())
+        };
+        given.map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Makes `directory` (0700) and its missing parents (0755), in a directory that nobody but this user and root can change. Did it have to?
+fn make(directory: &Path) -> std::io::Result<bool> {
+    if directory.is_dir() {
+        return Ok(false);
+    }
+    let parent = directory.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(parent)?;
+    let found = std::fs::metadata(parent)?;
+    let user = rustix::process::geteuid().as_raw();
+    if (found.uid() != user && found.uid() != 0) || found.mode() & 0o022 != 0 {
+        return Err(std::io::Error::other(format!("{} can be changed by other users", parent.display())));
+    }
+    std::fs::DirBuilder::new().mode(0o700).create(directory)?;
+    Ok(true)
+}
+
+/// Gives what root made before there was a user to the user. Looks at nothing that is not root's, so that nobody can have planted it.
+fn adopt(path: &Path, user: &User) -> std::io::Result<()> {
+    let found = std::fs::symlink_metadata(path)?;
+    if found.uid() != 0 {
+        return Ok(());
+    }
+    if found.is_dir() {
+        for entry in std::fs::read_dir(path)? {
+            adopt(&entry?.path(), user)?;
+        }
+    }
+    // Files with more names than one are somebody else's too.
+    if found.is_dir() || found.nlink() == 1 {
+        std::os::unix::fs::lchown(path, Some(user.uid), Some(user.gid))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

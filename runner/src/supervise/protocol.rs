@@ -1,0 +1,78 @@
+//! What supervisor and runner say to each other.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::builders::{Candidate, Decision, LocalMachine, Machine, PolicyError};
+use crate::capability::CapabilityError;
+use crate::capability::mail::ForProgram;
+use crate::capability::state::Pairs;
+use crate::config::{Config, ConfigError};
+use crate::dirs::Dirs;
+use crate::event::{Event, NixDirs};
+use crate::outcome::RunReport;
+use crate::wall::Raised;
+
+/// The hidden command of a runner.
+pub(super) const COMMAND: &str = "runner";
+
+/// The first message to a runner: all it needs to know.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Setup {
+    config: PathBuf,
+    text: String,
+    pub(super) dirs: Dirs,
+    /// The Nix whose events it gets.
+    pub(super) nix: NixDirs,
+    /// The plugins it runs.
+    pub(super) plugins: Vec<String>,
+    pub(super) purpose: Purpose,
+}
+
+/// What a runner is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Purpose {
+    /// Tasks of the queue: its plugins' services are let through its wall.
+    Queue,
+    /// Builder selection: nothing is.
+    Policy,
+}
+
+impl Setup {
+    pub(super) fn new(config: &Config, dirs: &Dirs, nix: NixDirs, plugins: Vec<String>, purpose: Purpose) -> Self {
+        Self { config: config.path.clone(), text: config.text.clone(), dirs: dirs.clone(), nix, plugins, purpose }
+    }
+
+    /// The configuration, as the supervisor read it.
+    pub(super) fn config(&self) -> Result<Config, ConfigError> {
+        Config::parse(&self.config, &self.text)
+    }
+}
+
+/// To a runner.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Order {
+    /// Run a plugin on an event.
+    Run { id: u64, plugin: String, event: Box<Event>, attempt: u32 },
+    /// What became of a message for a program.
+    Mailed { id: u64, result: Result<(), CapabilityError> },
+    /// Ask the policy. Its plugin's state comes along, because it can open no file.
+    Select { candidate: Candidate, machines: Vec<Machine>, local: LocalMachine, state: Pairs },
+}
+
+
+/// From a runner.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Word {
+    /// The wall stands.
+    Ready(Raised),
+    /// It does not, and nothing will run: why.
+    Unwalled(String),
+    /// A run ended.
+    Ended { id: u64, report: Box<RunReport> },
+    /// A message for a program that the runner may not start.
+    Mail { id: u64, message: ForProgram },
+    /// The policy's answer, and its plugin's state after it.
+    Selected { decision: Result<Decision, PolicyError>, state: Pairs },
+}

@@ -1,0 +1,312 @@
+//! The runner: a process that reads what its plugins need, gives up what it is not to have, and runs guests until its supervisor
+//! closes the pipe. Started by [`super::supervisor`] and [`super::policy`] as a hidden command; knows no queue.
+//!
+//! In this order, and on one thread up to the wall: set-up from the pipe, plugins read and compiled (by a contained child), secrets read,
+//! directories made, wall; then native code is mapped and threads are started.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::future::BoxFuture;
+use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
+
+use super::needs;
+use super::protocol::{Order, Purpose, Setup, Word};
+use super::{frame, protocol};
+use crate::capability::mail::{ForProgram, Programs};
+use crate::capability::state::Pairs;
+use crate::capability::{CapabilityError, Services};
+use crate::config::Config;
+use crate::dirs::Dirs;
+use crate::exit_code::Exit;
+use crate::outcome::RunReport;
+use crate::plugin::grants::Effective;
+use crate::plugin::{Compiler, Host, LinkedPlugin, PluginError, ReadyPlugin};
+use crate::queue::spawn;
+use crate::wall::{Identity, Raised, Wall};
+
+/// A plugin at a stage, or why it cannot be used: one line with the fix.
+type OrReason<T> = Result<T, String>;
+
+/// Plugins whose code is open and whose secrets are read, before the wall.
+pub struct Readied {
+    plugins: BTreeMap<String, OrReason<ReadyPlugin>>,
+    /// Those that nobody has compiled, where the host does not.
+    uncompiled: Vec<String>,
+    services: Services,
+    config: Config,
+}
+
+/// Plugins that can run.
+pub struct Running {
+    plugins: BTreeMap<String, OrReason<LinkedPlugin>>,
+    services: Services,
+}
+
+impl Readied {
+    /// Reads the plugins called `names`, and the secrets they use if `secrets`.
+    pub fn new(config: Config, services: Services, host: &Host, names: &[String], secrets: bool) -> Self {
+        let mut uncompiled = Vec::new();
+        let plugins = names
+            .iter()
+            .map(|name| {
+                let settings = config.plugins.get(name).ok_or_else(|| format!("there is no [plugins.{name}]"));
+                let ready = settings.and_then(|settings| {
+                    host.prepare(settings, &config).map_err(|error| {
+                        if matches!(error, PluginError::NotAhead(_)) {
+                            uncompiled.push(name.clone());
+                        }
+                        error.to_string()
+                    })
+                });
+                let held = ready.and_then(|ready| {
+                    if secrets {
+                        // Put right by the operator, not by time: the task is kept, instead of failing until it is given up.
+                        let wrong = |(keys, error): ([&str; 3], CapabilityError)| config.error(&keys, error.message).to_string();
+                        services.hold(ready.artifact().effective()).map_err(wrong)?;
+                    }
+                    Ok(ready)
+                });
+                (name.clone(), held)
+            })
+            .collect();
+        Self { plugins, uncompiled, services, config }
+    }
+
+    /// Has what is not compiled compiled by a process of its own, so that the next hook finds it. Before the wall.
+    pub fn compile_for_the_next(&self, dirs: &Dirs) {
+        if !self.uncompiled.is_empty() {
+            let arguments: Vec<&str> = ["compile"].into_iter().chain(self.uncompiled.iter().map(String::as_str)).collect();
+            // Else the next hook tries again; `hookrun check` says what is wrong.
+            let _started = spawn::detached(dirs, &arguments);
+        }
+    }
+
+    /// What the usable plugins have.
+    pub fn effective(&self) -> Vec<&Effective> {
+        self.plugins.values().flatten().map(|ready| ready.artifact().effective()).collect()
+    }
+
+    /// What they have behind them.
+    pub fn services(&self) -> &Services {
+        &self.services
+    }
+
+    /// Maps and links them: behind the wall.
+    pub fn link(self) -> Running {
+        let Self { plugins, uncompiled: _, services, config } = self;
+        let link = |ready| Host::link(ready, &config).map_err(|error| error.to_string());
+        let plugins = plugins
+            .into_iter()
+            .map(|(name, ready)| {
+                let linked = ready.and_then(link).and_then(|linked| {
+                    writable(&services, linked.effective())?;
+                    Ok(linked)
+                });
+                (name, linked)
+            })
+            .collect();
+        Running { plugins, services }
+    }
+}
+
+/// Can this process write where the plugin's services do? Asked behind the wall: as the user it is now.
+fn writable(services: &Services, effective: &Effective) -> Result<(), String> {
+    use rustix::fs::Access;
+    let stores = effective.object_store.iter().map(|name| ("object store", name, services.object_stores().reach(name)));
+    let mails = effective.mail.iter().map(|name| ("mail transport", name, services.mail().reach(name)));
+    for (what, name, reach) in stores.chain(mails) {
+        for directory in reach.directories {
+            rustix::fs::access(&directory, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| {
+                let shown = directory.display();
+                let user = rustix::process::geteuid().as_raw();
+                format!("{what} `{name}`: {shown} cannot be written by uid {user}, which runs plugins ({error}); `chown -R {user} {shown}`")
+            })?;
+        }
+    }
+    Ok(())
+}
+
+impl Running {
+    /// The plugin called `name`.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub fn get(&self, name: &str) -> Result<&LinkedPlugin, String> {
+        match self.plugins.get(name) {
+            Some(Ok(linked)) => Ok(linked),
+            Some(Err(reason)) => Err(reason.clone()),
+            None => Err(format!("plugin `{name}` is not one of this process, a defect of hookrun")),
+        }
+    }
+
+    /// What the plugins have behind them.
+    pub fn services(&self) -> &Services {
+        &self.services
+    }
+
+    /// Runs a plugin on an event.
+    pub async fn run(&self, name: &str, event: &crate::event::Event, attempt: u32) -> RunReport {
+        match self.get(name) {
+            Ok(linked) => linked.run_event(&self.services, event, attempt).await,
+            Err(reason) => RunReport::refused(reason),
+        }
+    }
+}
+
+/// A runner's life. Standard input and output are the pipes.
+pub fn main() -> Exit {
+    match life() {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            // To the worker's log.
+            let _said = writeln!(io::stderr(), "hookrun: the process that runs plugins ends: {error}");
+            Exit::Internal
+        }
+    }
+}
+
+fn life() -> io::Result<()> {
+    let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
+    let Some(setup) = frame::read::<Setup>(&mut input)? else { return Ok(()) };
+    let (running, raised) = match behind_wall(&setup) {
+        Ok(behind) => behind,
+        Err(reason) => return frame::write(&mut output, &Word::Unwalled(reason)),
+    };
+    frame::write(&mut output, &Word::Ready(raised))?;
+    drop((input, output));
+    match setup.purpose {
+        Purpose::Queue => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(serve(Arc::new(running)))
+        }
+        Purpose::Policy => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(answer(&running, &setup))
+        }
+    }
+}
+
+/// Everything up to the wall and just behind it.
+fn behind_wall(setup: &Setup) -> Result<(Running, Raised), String> {
+    let config = setup.config().map_err(|error| error.to_string())?;
+    let required = config.worker.require_sandbox;
+    let identity = needs::identity(&config)?;
+    let (services, compiler) = match setup.purpose {
+        Purpose::Queue => (Services::new(&config, &setup.dirs), Compiler::Contained(config.worker.user.clone())),
+        // Nix waits.
+        Purpose::Policy => (Services::for_policy(&config, &setup.dirs), Compiler::Nobody),
+    };
+    let host = Host::new(&setup.dirs, compiler);
+    let readied = Readied::new(config, services, &host, &setup.plugins, setup.purpose == Purpose::Queue);
+    readied.compile_for_the_next(&setup.dirs);
+    let wall = match setup.purpose {
+        Purpose::Queue => queue_wall(&readied, setup, identity)?,
+        Purpose::Policy => Wall::closed(identity).reading(setup.dirs.artifacts()),
+    };
+    let raised = Wall { required, ..wall }.raise().map_err(|error| error.to_string())?;
+    Ok((readied.link(), raised))
+}
+
+fn queue_wall(readied: &Readied, setup: &Setup, identity: Identity) -> Result<Wall, String> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let wall = needs::wall(&readied.effective(), readied.services(), &setup.dirs, &setup.nix, identity, variable);
+    needs::make_directories(&wall, &setup.dirs)?;
+    Ok(wall)
+}
+
+type Output = Arc<tokio::sync::Mutex<pipe::Sender>>;
+
+fn pipes() -> io::Result<(pipe::Receiver, Output)> {
+    let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
+    let (input, output): (OwnedFd, OwnedFd) =
+        (own(std::os::fd::AsFd::as_fd(&io::stdin()))?, own(std::os::fd::AsFd::as_fd(&io::stdout()))?);
+    let output = pipe::Sender::from_owned_fd(output)?;
+    Ok((pipe::Receiver::from_owned_fd(input)?, Arc::new(tokio::sync::Mutex::new(output))))
+}
+
+/// Runs what the supervisor orders, all at once (it bounds how much that is), until it closes the pipe.
+async fn serve(running: Arc<Running>) -> io::Result<()> {
+    let (mut input, output) = pipes()?;
+    let post = Arc::new(Post { output: Arc::clone(&output), next: AtomicU64::new(0), waiting: Mutex::default() });
+    running.services().mail().delegate(Arc::clone(&post) as Arc<dyn Programs>);
+    while let Some(order) = frame::receive(&mut input).await? {
+        match order {
+            Order::Run { id, plugin, event, attempt } => {
+                let (running, output) = (Arc::clone(&running), Arc::clone(&output));
+                tokio::spawn(async move {
+                    let report = Box::new(running.run(&plugin, &event, attempt).await);
+                    // Without a supervisor nobody wants to know; the loop above ends then.
+                    let _told = frame::send(&mut *output.lock().await, &Word::Ended { id, report }).await;
+                });
+            }
+            Order::Mailed { id, result } => {
+                let waiting = post.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                if let Some(waiting) = waiting {
+                    // The run may have ended meanwhile.
+                    let _told = waiting.send(result);
+                }
+            }
+            Order::Select { .. } => return Err(io::Error::other("an order for a policy, a defect of hookrun")),
+        }
+    }
+    // Guests that still run have nobody to report to.
+    std::process::exit(0)
+}
+
+/// Messages for programs go to the supervisor.
+#[derive(Debug)]
+struct Post {
+    output: Output,
+    next: AtomicU64,
+    waiting: Mutex<BTreeMap<u64, oneshot::Sender<Result<(), CapabilityError>>>>,
+}
+
+impl Programs for Post {
+    fn sendmail(&self, message: ForProgram) -> BoxFuture<'_, Result<(), CapabilityError>> {
+        Box::pin(async move {
+            let lost = || CapabilityError::transient("the process that starts mail programs is gone; it is tried again");
+            let id = self.next.fetch_add(1, Ordering::Relaxed);
+            let (answer, answered) = oneshot::channel();
+            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id, answer);
+            frame::send(&mut *self.output.lock().await, &Word::Mail { id, message }).await.map_err(|_| lost())?;
+            answered.await.map_err(|_| lost())?
+        })
+    }
+}
+
+/// Answers the session's questions one by one.
+async fn answer(running: &Running, setup: &Setup) -> io::Result<()> {
+    let (mut input, output) = pipes()?;
+    let name = setup.plugins.first().map(String::as_str).unwrap_or_default();
+    while let Some(order) = frame::receive(&mut input).await? {
+        let Order::Select { candidate, machines, local, state } = order else {
+            return Err(io::Error::other("an order that is none for a policy, a defect of hookrun"));
+        };
+        let word = select(running, name, &candidate, &machines, &local, state).await;
+        frame::send(&mut *output.lock().await, &word).await?;
+    }
+    Ok(())
+}
+
+async fn select(
+    running: &Running,
+    name: &str,
+    candidate: &crate::builders::Candidate,
+    machines: &[crate::builders::Machine],
+    local: &crate::builders::LocalMachine,
+    state: Pairs,
+) -> protocol::Word {
+    let stores = running.services().state();
+    stores.fill(name, state);
+    let decision = match running.get(name) {
+        Ok(linked) => linked.select(running.services(), candidate, machines, local).await.0,
+        Err(reason) => Err(crate::builders::PolicyError::Unavailable(reason)),
+    };
+    // A store in memory can be read.
+    Word::Selected { decision, state: stores.load(name).unwrap_or_default() }
+}

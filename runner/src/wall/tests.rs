@@ -1,0 +1,18 @@
+//! The wall itself is tried in processes of their own, by `tests/tests/escape.rs`: it cannot be taken down again.
+
+use super::*;
+
+#[test]
+fn a_process_with_threads_gets_no_wall() {
+    // The test runner has threads.
+    let error = std::thread::spawn(|| Wall::default().raise().unwrap_err()).join().unwrap();
+    assert!(matches!(error, WallError::Threads(2..)), "{error}");
+}
+
+#[test]
+fn users() {
+    let error = User::find("no-such-user").unwrap_err();
+    insta::assert_snapshot!(error, @"there is no user `no-such-user`; make it with `useradd --system --no-create-home no-such-user`");
+    let error = User::find("root").unwrap_err();
+    insta::assert_snapshot!(error, @"`root` is root, which guests never run as; name another user");
+}
