@@ -10,7 +10,9 @@ pub(super) fn guests(config: Option<&Config>) -> String {
         Some(Ok(Identity::User(User { name, uid, .. }))) => format!("{name} (uid {uid})"),
         Some(Err(_)) => "nobody: `user` is wrong".to_owned(),
         Some(Ok(Identity::Powerless)) | None => {
-            format!("uid {} without capabilities", rustix::process::geteuid().as_raw())
+            let user = rustix::process::geteuid();
+            let better = if user.is_root() { "; better `user = \"hookrun\"` under [worker]" } else { "" };
+            format!("uid {} without capabilities{better}", user.as_raw())
         }
     }
 }
@@ -18,13 +20,6 @@ pub(super) fn guests(config: Option<&Config>) -> String {
 /// What is wrong with the wall, each with the fix.
 pub(super) fn problems(config: &Config) -> Vec<String> {
     let mut problems: Vec<String> = needs::identity(config).err().into_iter().collect();
-    if config.worker.user.is_none() && rustix::process::geteuid().is_root() {
-        problems.push(
-            "guests run as root's number, though without its capabilities; make a user with `useradd --system --no-create-home \
-             hookrun`, and write `user = \"hookrun\"` under [worker]"
-                .to_owned(),
-        );
-    }
     let fix = if config.worker.require_sandbox { "nothing runs, because of `require-sandbox = true`" } else { "plugins run all the same" };
     problems.extend(wall::missing().into_iter().map(|lack| format!("sandbox: {lack} ({fix})")));
     problems

@@ -98,8 +98,8 @@ fn nix_certificates() -> Option<PathBuf> {
 /// `http://proxy:3128` -> 3128.
 fn proxy_port(url: &OsString) -> Option<u16> {
     let text = url.to_str()?;
-    let url = Url::parse(text).or_else(|_| Url::parse(&format!("http://{text}"))).ok()?;
-    url.port_or_known_default()
+    let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    Url::parse(&with_scheme).ok()?.port_or_known_default()
 }
 
 /// Makes the directories that a process behind `wall` writes in, for its user. Those below hookrun's own state are given to that
