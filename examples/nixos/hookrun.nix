@@ -39,7 +39,13 @@ in
   };
 
   config = lib.mkIf cfg.enable {
-    services.hookrun.settings.worker.start = lib.mkDefault "service";
+    services.hookrun.settings.worker = {
+      start = lib.mkDefault "service";
+      user = lib.mkDefault "hookrun";
+    };
+    # Plugins run as this user; the service itself is root, who takes events from build users and reads secrets.
+    users.users.hookrun = lib.mkIf (cfg.settings.worker.user == "hookrun") { isSystemUser = true; group = "hookrun"; };
+    users.groups.hookrun = lib.mkIf (cfg.settings.worker.user == "hookrun") { };
 
     environment.systemPackages = [ cfg.package ];
     environment.etc."hookrun/hookrun.toml".source = format.generate "hookrun.toml" cfg.settings;

@@ -35,6 +35,7 @@ fn build() -> Result<PathBuf> {
         .args(["build", "--release", "--target", TARGET, "--package", "guest-good", "--package", "guest-faulty"])
         .args(["--package", "guest-greedy"])
         .args(["--package", "guest-web"])
+        .args(["--package", "guest-escape"])
         .args(["--config", "profile.release.lto=false", "--config", "profile.release.build-override.opt-level=0"])
         .arg("--target-dir")
         .arg(&target)

@@ -63,10 +63,17 @@ impl Place {
 
     /// The hook, as Nix calls it.
     fn hook(&self, program: &Path) -> Command {
+        let mut command = self.hookrun(program, "hook");
+        command.arg("post-build");
+        command
+    }
+
+    /// Another command, in the same environment.
+    fn hookrun(&self, program: &Path, subcommand: &str) -> Command {
         let store = self.directory.join("store");
         let mut command = Command::new(program);
         command
-            .args(["hook", "post-build"])
+            .arg(subcommand)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("HOME", "/nonexistent")
@@ -93,11 +100,24 @@ impl Drop for Place {
 
 /// No worker beside the measured process: it would take its turn on the processor.
 const THIN: &str = "[worker]\nstart = \"service\"\n";
-/// The smallest bundled plugin that can be a gate, in a filter that lets it run.
-const INLINE: &str = "[worker]\nstart = \"service\"\n\
-    [plugins.gate]\nsource = \"bundled:s3-upload\"\nhooks = [\"post-build\"]\ngate = true\n\
-    config = { store = \"cache\" }\ngrant = { nix-store = \"closure\", object-store = [\"cache\"] }\n\
-    [object-stores.cache]\n";
+/// A gate that is content: the guest of the tests that does everything right.
+fn inline(guest: &Path) -> String {
+    format!(
+        "[worker]\nstart = \"service\"\n[plugins.gate]\nsource = \"{}\"\nhooks = [\"post-build\"]\ngate = true\n\
+         grant = {{ state = true }}\n",
+        guest.display()
+    )
+}
+
+/// Builds that guest.
+fn guest(target: &Path) -> Result<PathBuf> {
+    let target = target.join("guests");
+    cargo()
+        .args(["build", "--release", "--target", "wasm32-wasip2", "--package", "guest-good", "--target-dir"])
+        .arg(&target)
+        .run()?;
+    Ok(target.join("wasm32-wasip2/release/guest_good.wasm"))
+}
 
 /// Builds the release and prints a table.
 pub fn run(options: &Options) -> Result<()> {
@@ -143,7 +163,8 @@ pub fn run(options: &Options) -> Result<()> {
     )?;
     expect_spooled(&place, options.runs)?;
 
-    let place = Place::make(&options.tmpfs, "inline", INLINE)?;
+    let place = Place::make(&options.tmpfs, "inline", &inline(&guest(&target_directory()?)?))?;
+    place.hookrun(&program, "compile").run()?;
     compare(
         &mut table,
         options.runs,

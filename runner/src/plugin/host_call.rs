@@ -50,6 +50,8 @@
 mod call;
 mod context;
 mod crossing;
+#[cfg(feature = "escape-drill")]
+mod drill;
 mod http;
 mod imports;
 mod inside;

@@ -30,6 +30,8 @@ impl Imports {
         counted_wasi(&mut linker)?;
         sending(&mut linker)?;
         empty_wasi(&mut linker)?;
+        #[cfg(feature = "escape-drill")]
+        super::drill::add_to_linker(&mut linker)?;
         Ok(Self(linker))
     }
 

@@ -1,0 +1,44 @@
+//! The guest of the escape drill: names attempts, which a host with the feature `escape-drill` makes behind its wall, and logs
+//! what came of each.
+
+use hookrun_sdk::{Failure, Outcome, PostBuild, Want, Wants, config, log, post_build};
+
+#[allow(clippy::all, clippy::pedantic, missing_docs, unsafe_code, reason = "generated code")]
+mod drill {
+    wit_bindgen::generate!({
+        inline: "
+            package hookrun:drill@0.1.0;
+
+            interface attempts {
+                run: func(what: string) -> string;
+            }
+
+            world drill {
+                import attempts;
+            }
+        ",
+    });
+}
+
+#[derive(serde::Deserialize)]
+struct Config {
+    attempts: Vec<String>,
+}
+
+struct Escape;
+
+impl PostBuild for Escape {
+    fn handle(_: post_build::Event) -> Result<Outcome, Failure> {
+        let Config { attempts } = config()?;
+        for what in &attempts {
+            log::info(format!("{what} => {}", drill::hookrun::drill::attempts::run(what)));
+        }
+        Ok(Outcome::new(format!("{} attempts", attempts.len())))
+    }
+}
+
+hookrun_sdk::plugin! {
+    plugin: Escape,
+    hooks: [PostBuild],
+    wants: Wants { state: Want::Optional, object_store: Want::Optional, ..Wants::NOTHING },
+}
