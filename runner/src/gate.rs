@@ -14,6 +14,7 @@ use crate::event::{Event, HookKind};
 use crate::exit_code::Exit;
 use crate::outcome::Outcome;
 use crate::plugin::{Compiler, Host};
+use crate::queue::hand_over;
 use crate::supervise::needs;
 use crate::supervise::runner::Readied;
 use crate::supervise::supervisor::admits;
@@ -51,6 +52,7 @@ pub fn run(event: &Event) -> Exit {
 /// Runs `gates` one after the other, in this very process: what it still has to do is to return. So it becomes a runner itself, for
 /// good: [`needs`] and [`crate::wall`] as in the worker's. The error is the gate that refuses, and why.
 fn refusal<'a>(event: &Event, config: &Config, dirs: &Dirs, gates: &[&'a Plugin]) -> Result<(), (&'a str, String)> {
+    hand_over::dismiss_watchdog();
     let first = gates.first().map_or("", |gate| gate.name.as_str());
     let all = |reason: String| (first, reason);
     let names: Vec<String> = gates.iter().map(|gate| gate.name.clone()).collect();

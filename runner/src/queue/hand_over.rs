@@ -9,7 +9,9 @@ use std::io::Write as _;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::spool::Place;
 use super::{roots, spawn, spool};
@@ -105,14 +107,30 @@ fn say(message: &str) {
     let _said = writeln!(std::io::stderr(), "hookrun: {message}");
 }
 
+static ENDED: AtomicBool = AtomicBool::new(false);
+static WATCHDOG: Mutex<Option<JoinHandle<()>>> = Mutex::new(None);
+
+/// Ends the watchdog of a hook that has ended, for a process that goes on and must have one thread. It has no more to watch.
+pub fn dismiss_watchdog() {
+    let watchdog = WATCHDOG.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(watchdog) = watchdog {
+        watchdog.thread().unpark();
+        // It cannot have panicked, and would be gone all the same.
+        let _gone = watchdog.join();
+    }
+}
+
 /// Runs a hook under the watchdog; a panic in it becomes a line.
 fn guarded(hook: &'static str, play: impl FnOnce() -> Option<Event>) -> Option<Event> {
-    static ENDED: AtomicBool = AtomicBool::new(false);
     // A thread and not an alarm: its `_exit` also ends a main thread that sleeps where only a fatal signal wakes it (NFS, FUSE).
     // A sleep that nothing ends (a local disk that hangs) lasts until the kernel gives up; Nix's own writes hang there too.
     // If the thread cannot be had, the hook goes on without it.
     let watchdog = std::thread::Builder::new().stack_size(WATCHDOG_STACK).spawn(move || {
-        std::thread::sleep(CAP);
+        let begun = Instant::now();
+        // It is woken early when it is dismissed, and may be for no reason.
+        while !ENDED.load(Ordering::Acquire) && begun.elapsed() < CAP {
+            std::thread::park_timeout(CAP.saturating_sub(begun.elapsed()));
+        }
         if !ENDED.load(Ordering::Acquire) {
             last_words(&format!(
                 "hookrun: {hook} did not end in {} s and was given up; is the state directory's file system hanging?\n",
@@ -123,7 +141,7 @@ fn guarded(hook: &'static str, play: impl FnOnce() -> Option<Event>) -> Option<E
             unsafe { libc::_exit(0) }
         }
     });
-    drop(watchdog);
+    *WATCHDOG.lock().unwrap_or_else(PoisonError::into_inner) = watchdog.ok();
     std::panic::set_hook(Box::new(move |panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         say(&format!("{hook} failed inside ({place}); the build is not affected; please report this"));

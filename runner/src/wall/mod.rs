@@ -19,6 +19,7 @@ mod seccomp;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 pub use identity::{Identity, User};
 
@@ -92,10 +93,7 @@ impl Wall {
     /// # Errors
     /// A part of it does not stand; the process must end.
     pub fn raise(&self) -> Result<Raised, WallError> {
-        let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
-        if threads != 1 {
-            return Err(WallError::Threads(threads));
-        }
+        alone()?;
         let missing = missing();
         if self.required && !missing.is_empty() {
             return Err(WallError::Missing(missing));
@@ -109,6 +107,24 @@ impl Wall {
             seccomp::apply(self.network)?;
         }
         Ok(Raised { identity, missing })
+    }
+}
+
+/// How long a thread that has ended may still be seen.
+const THREAD_GONE: Duration = Duration::from_millis(500);
+
+/// Has this process one thread? One that was joined a moment ago may still be on the kernel's list.
+fn alone() -> Result<(), WallError> {
+    let begun = Instant::now();
+    loop {
+        let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+        if threads == 1 {
+            return Ok(());
+        }
+        if begun.elapsed() > THREAD_GONE {
+            return Err(WallError::Threads(threads));
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
