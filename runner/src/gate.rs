@@ -58,7 +58,10 @@ fn refusal<'a>(event: &Event, config: &Config, dirs: &Dirs, gates: &[&'a Plugin]
     let names: Vec<String> = gates.iter().map(|gate| gate.name.clone()).collect();
     // Nix waits: nothing is compiled here.
     let host = Host::new(dirs, Compiler::Nobody);
-    let readied = Readied::new(config.clone(), Services::new(config, dirs), &host, &names, true);
+    let mut own = config.clone();
+    own.plugins.retain(|name, _| names.contains(name));
+    let services = Services::new(&own, dirs);
+    let readied = Readied::new(own, services, &host, &names, true);
     readied.compile_for_the_next(dirs);
     let identity = needs::identity(config).map_err(all)?;
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());

@@ -91,7 +91,9 @@ impl Services {
 
     /// The services of a policy, whose wall lets nothing through: `state` is what was put into it.
     pub fn for_policy(config: &Config, dirs: &Dirs) -> Self {
-        Self { state: Arc::new(state::Stores::in_memory()), ..Self::new(config, dirs) }
+        let mut without_secrets = config.clone();
+        without_secrets.http_credentials.clear();
+        Self { state: Arc::new(state::Stores::in_memory()), ..Self::new(&without_secrets, dirs) }
     }
 
     /// Services that keep everything in memory and send nothing, for `hookrun test`.
@@ -141,24 +143,29 @@ impl Services {
         let stores = effective.object_store.iter().map(|name| self.object_stores.reach(name));
         let mails = effective.mail.iter().map(|name| self.mail.reach(name));
         let state = effective.state.then(|| Reach::directory(&dirs.plugin_state()));
-        stores.chain(mails).chain(state).fold(Reach::default(), Reach::and)
+        let http = (!effective.http.is_empty()).then(|| Reach::ports(crate::config::http::ports(&effective.http)));
+        stores.chain(mails).chain(state).chain(http).fold(Reach::default(), Reach::and)
     }
 
-    /// Reads every secret that a plugin with `effective` uses, and keeps it: this process is about to lose the right to.
+    /// Reads every secret that `plugin`, with `effective`, uses, and keeps it: this process is about to lose the right to.
     ///
     /// # Errors
     /// The keys of the configuration that name what cannot be used, and why.
-    pub fn hold<'a>(&self, effective: &'a Effective) -> Result<(), ([&'a str; 3], CapabilityError)> {
+    pub fn hold(&self, plugin: &str, effective: &Effective) -> Result<(), (Vec<String>, String)> {
+        let keys = |keys: [&str; 3]| keys.map(str::to_owned).to_vec();
         for key in &effective.signing {
-            self.signing_keys.hold(key).map_err(|error| (["signing-keys", key, "file"], error))?;
+            let held = self.signing_keys.hold(key);
+            held.map_err(|error| (keys(["signing-keys", key, "file"]), error.message))?;
         }
         for store in &effective.object_store {
-            self.object_stores.hold(store).map_err(|error| (["object-stores", store, "url"], error))?;
+            let held = self.object_stores.hold(store);
+            held.map_err(|error| (keys(["object-stores", store, "url"]), error.message))?;
         }
         for transport in &effective.mail {
             self.mail.hold(transport);
         }
-        Ok(())
+        // Read when the services were made.
+        effective.http.iter().try_for_each(|grant| self.http.check(plugin, grant))
     }
 
     /// The plugins' key-value stores.

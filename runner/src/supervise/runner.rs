@@ -66,8 +66,10 @@ impl Readied {
                 let held = ready.and_then(|ready| {
                     if secrets {
                         // Put right by the operator, not by time: the task is kept, instead of failing until it is given up.
-                        let wrong = |(keys, error): ([&str; 3], CapabilityError)| config.error(&keys, error.message).to_string();
-                        services.hold(ready.artifact().effective()).map_err(wrong)?;
+                        services.hold(name, ready.artifact().effective()).map_err(|(keys, message)| {
+                            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                            config.error(&keys, message).to_string()
+                        })?;
                     }
                     Ok(ready)
                 });
@@ -193,7 +195,9 @@ fn life() -> io::Result<()> {
 
 /// Everything up to the wall and just behind it.
 fn behind_wall(setup: &Setup) -> Result<(Running, Raised), String> {
-    let config = setup.config().map_err(|error| error.to_string())?;
+    let mut config = setup.config().map_err(|error| error.to_string())?;
+    // The secrets of other plugins are not read here.
+    config.plugins.retain(|name, _| setup.plugins.contains(name));
     let required = config.worker.require_sandbox;
     let identity = needs::identity(&config)?;
     let (services, compiler) = match setup.purpose {
