@@ -91,7 +91,7 @@ in
         RestrictSUIDSGID = true;
         LockPersonality = true;
         SystemCallArchitectures = "native";
-        SystemCallFilter = [ "@system-service" ];
+        SystemCallFilter = [ "@system-service" "seccomp" "landlock_create_ruleset" "landlock_add_rule" "landlock_restrict_self" ];
       };
     };
   };

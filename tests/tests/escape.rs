@@ -24,7 +24,10 @@ fn drill(scene: &Scene, worker: &str, attempts: &[String]) -> Vec<(String, Strin
     scene.drain().expect_success();
     let attempts = scene.attempts();
     let log = &attempts.last().unwrap().log;
-    log.iter().filter_map(|line| line.split_once(" => ")).map(|(what, result)| (what.to_owned(), result.to_owned())).collect()
+    log.iter()
+        .filter_map(|line| line.split_once(" => "))
+        .map(|(what, result)| (what.to_owned(), result.to_owned()))
+        .collect()
 }
 
 /// Everything that has to fail.
@@ -109,7 +112,8 @@ fn nobody_breaks_out_as_another_user() {
     let scene = Scene::new().derivation("alpha", Script::text("hello"));
     std::fs::set_permissions(scene.dir(), std::fs::Permissions::from_mode(0o755)).unwrap();
     stands(&scene, "user = \"nobody\"");
-    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(scene.state_dir().join("object-stores/mine")).unwrap());
+    let owner =
+        std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(scene.state_dir().join("object-stores/mine")).unwrap());
     assert_eq!(owner, 65_534, "its directories are its own");
 }
 

@@ -45,7 +45,9 @@ fn a_gate_that_is_not_compiled_stays_shut_and_is_compiled_for_the_next_build() {
     assert!(ran.account().contains("is not compiled yet, and a hook does not wait for a compiler"), "{}", ran.account());
     let artifacts = scene.state_dir().join("artifacts");
     for _ in 0..600 {
-        if std::fs::read_dir(&artifacts).is_ok_and(|mut entries| entries.any(|entry| !entry.unwrap().file_name().as_encoded_bytes().starts_with(b"."))) {
+        if std::fs::read_dir(&artifacts)
+            .is_ok_and(|mut entries| entries.any(|entry| !entry.unwrap().file_name().as_encoded_bytes().starts_with(b".")))
+        {
             break;
         }
         std::thread::sleep(std::time::Duration::from_millis(100));

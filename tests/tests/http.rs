@@ -10,7 +10,7 @@ use hookrun::capability::Services;
 use hookrun::capability::http::Client;
 use hookrun::capability::http::resolve::Resolve;
 use hookrun::config::Config;
-use hookrun::plugin::Host;
+use hookrun::plugin::{Compiler, Host};
 use hookrun_tests::web::{REDIRECT, Scene, WebServer, get, grant};
 
 /// A secret that must be found nowhere but at the server.
@@ -230,7 +230,7 @@ async fn a_redirect_is_an_answer_and_not_followed() {
 async fn without_a_grant_the_plugin_does_not_load() {
     let scene = Scene::new();
     let config = scene.config("", "");
-    let message = Host::new(&scene.dirs).load(&config.plugins["x"], &config).unwrap_err().to_string();
+    let message = Host::new(&scene.dirs, Compiler::InProcess).load(&config.plugins["x"], &config).unwrap_err().to_string();
     assert!(
         message.contains(
             "it wants `http` and has no grant for that; write `http = [{ url = \"https://HOST/\" }]` under [plugins.x.grant]"

@@ -53,10 +53,9 @@ impl Asker {
             State::Broken(error) => return Err(error.clone()),
             State::Unasked(_) => return Err(gone()),
         };
-        let answer = match questions.send((candidate.clone(), machines.to_vec(), local.clone())) {
-            Ok(()) => answers.recv_timeout(self.deadline),
-            Err(_) => Err(RecvTimeoutError::Disconnected),
-        };
+        // A thread that has ended may have left an answer: why it has.
+        let _asked = questions.send((candidate.clone(), machines.to_vec(), local.clone()));
+        let answer = answers.recv_timeout(self.deadline);
         match answer {
             Ok(Err(error @ PolicyError::Unavailable(_))) => {
                 self.state = State::Broken(error.clone());
@@ -87,7 +86,6 @@ fn start(factory: PolicyFactory) -> State {
         let policy = match factory() {
             Ok(policy) => policy,
             Err(error) => {
-                // Sent once the first question is there; then this thread is gone, and so is the policy.
                 let _ = answer.send(Err(PolicyError::Unavailable(error.to_string())));
                 return;
             }

@@ -20,7 +20,11 @@ pub(super) fn guests(config: Option<&Config>) -> String {
 /// What is wrong with the wall, each with the fix.
 pub(super) fn problems(config: &Config) -> Vec<String> {
     let mut problems: Vec<String> = needs::identity(config).err().into_iter().collect();
-    let fix = if config.worker.require_sandbox { "nothing runs, because of `require-sandbox = true`" } else { "plugins run all the same" };
+    let fix = if config.worker.require_sandbox {
+        "nothing runs, because of `require-sandbox = true`"
+    } else {
+        "plugins run all the same"
+    };
     problems.extend(wall::missing().into_iter().map(|lack| format!("sandbox: {lack} ({fix})")));
     problems
 }

@@ -54,7 +54,9 @@ pub enum CompileError {
     #[error("{0}")]
     Limit(String),
     /// Nobody compiles here.
-    #[error("is not compiled yet, and a hook does not wait for a compiler; it is being compiled now, or run `hookrun compile`")]
+    #[error(
+        "is not compiled yet, and a hook does not wait for a compiler; it is being compiled now, or run `hookrun compile`"
+    )]
     NotAhead,
     /// The child could not be had.
     #[error("cannot be compiled ({0}); see that there is memory, and that /proc is mounted")]
@@ -135,7 +137,8 @@ fn wait(child: &std::process::Child, time: Duration) -> std::io::Result<bool> {
     let process = rustix::process::Pid::from_child(child);
     let ended: OwnedFd = rustix::process::pidfd_open(process, PidfdFlags::empty())?;
     let mut events = [PollFd::new(&ended, PollFlags::IN)];
-    let time = Timespec { tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(time.subsec_nanos()) };
+    let time =
+        Timespec { tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(time.subsec_nanos()) };
     let begun = std::time::Instant::now();
     loop {
         match poll(&mut events, Some(&time)) {

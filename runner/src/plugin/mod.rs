@@ -27,6 +27,6 @@ mod output;
 mod run;
 mod run_clock;
 
-pub use error::PluginError;
 pub use compile::Compiler;
+pub use error::PluginError;
 pub use load::{Artifact, Host, LinkedPlugin, ReadyPlugin};

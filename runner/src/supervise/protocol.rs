@@ -61,7 +61,6 @@ pub(super) enum Order {
     Select { candidate: Candidate, machines: Vec<Machine>, local: LocalMachine, state: Pairs },
 }
 
-
 /// From a runner.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Word {

@@ -87,9 +87,8 @@ impl Supervisor {
 
 impl Executor for Supervisor {
     fn wanted(&self, event: &Event) -> Vec<String> {
-        let wants = |entry: &&Entry| {
-            serves(&entry.settings, entry.hooks.as_deref(), event.kind()) && admits(&entry.settings, event)
-        };
+        let wants =
+            |entry: &&Entry| serves(&entry.settings, entry.hooks.as_deref(), event.kind()) && admits(&entry.settings, event);
         self.plugins.values().filter(wants).map(|entry| entry.settings.name.clone()).collect()
     }
 

@@ -1,8 +1,8 @@
 //! Landlock: which files and which TCP ports (<https://docs.kernel.org/userspace-api/landlock.html>).
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, NetPort, PathBeneath, PathFd,
-    Ruleset, RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, Scope,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, NetPort, PathBeneath, PathFd, Ruleset,
+    RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, Scope,
 };
 
 use super::{Wall, WallError};
@@ -59,9 +59,9 @@ impl Rules {
 pub(super) fn missing() -> Vec<String> {
     let lacks = |what: &str| vec![what.to_owned()];
     match version() {
-        Err(rustix::io::Errno::OPNOTSUPP) => {
-            lacks("files and ports are not restricted: Landlock is not enabled; add `landlock` to the kernel's `lsm=` parameter")
-        }
+        Err(rustix::io::Errno::OPNOTSUPP) => lacks(
+            "files and ports are not restricted: Landlock is not enabled; add `landlock` to the kernel's `lsm=` parameter",
+        ),
         Err(_) | Ok(..1) => lacks("files and ports are not restricted: the kernel has no Landlock (Linux 5.13)"),
         Ok(1..=2) => lacks("truncating files is not restricted, nor are ports: Landlock of Linux 6.7 is needed"),
         Ok(3) => lacks("TCP ports are not restricted: Landlock of Linux 6.7 is needed"),

@@ -5,7 +5,7 @@ use hookrun::config::Config;
 use hookrun::dirs::Dirs;
 use hookrun::event::{Event, HookEvent, Output, PostBuild};
 use hookrun::outcome::{Outcome, RunReport};
-use hookrun::plugin::Host;
+use hookrun::plugin::{Compiler, Host};
 
 use crate::guests::guest;
 
@@ -88,7 +88,7 @@ impl Scene {
 
     /// Runs it with these services.
     pub async fn run_with(&self, config: &Config, services: Services) -> Done {
-        let plugin = Host::new(&self.dirs).load(config.plugins.get("x").unwrap(), config).unwrap();
+        let plugin = Host::new(&self.dirs, Compiler::InProcess).load(config.plugins.get("x").unwrap(), config).unwrap();
         let report = plugin.run_event(&services, &built(), 1).await;
         Done { report, file: self.dirs.config.display().to_string() }
     }

@@ -25,7 +25,9 @@ fn attempt(what: &str) -> String {
     let result = match kind {
         "read" => file(std::fs::File::open(rest).and_then(|mut file| file.read(&mut [0])).map(drop)),
         "list" => file(std::fs::read_dir(rest).map(drop)),
-        "write" => file(std::fs::OpenOptions::new().append(true).create(true).open(rest).and_then(|mut file| file.write_all(b"x"))),
+        "write" => {
+            file(std::fs::OpenOptions::new().append(true).create(true).open(rest).and_then(|mut file| file.write_all(b"x")))
+        }
         "remove" => file(std::fs::remove_file(rest)),
         "connect" => file(TcpStream::connect(rest).map(drop)),
         "listen" => file(TcpListener::bind(rest).map(drop)),
