@@ -15,7 +15,7 @@ fn drill(scene: &Scene, worker: &str, attempts: &[String]) -> Vec<(String, Strin
     let guest = guests::guest("escape").unwrap();
     let listed: Vec<String> = attempts.iter().map(|attempt| format!("{attempt:?}")).collect();
     scene.set_config(&format!(
-        "[worker]\nstart = \"none\"\n{worker}\n[plugins.escape]\nsource = \"{}\"\nretry = {{ attempts = 1 }}\n\
+        "[worker]\nstart = \"none\"\n{worker}\n[plugins.escape]\nsource = \"{}\"\nhooks = [\"post-build\"]\nretry = {{ attempts = 1 }}\n\
          config = {{ attempts = [{}] }}\ngrant = {{ state = true, object-store = [\"mine\"] }}\n[object-stores.mine]\n",
         guest.display(),
         listed.join(", ")
@@ -115,6 +115,36 @@ fn nobody_breaks_out_as_another_user() {
     let owner =
         std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(scene.state_dir().join("object-stores/mine")).unwrap());
     assert_eq!(owner, 65_534, "its directories are its own");
+}
+
+#[test]
+fn a_policy_has_no_file_and_no_network_at_all() {
+    if !is_root() {
+        eprintln!("skipped: machines need root");
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let scene = Scene::new().nix_conf("post-build-hook", "").builder("near", 1, 1.0).derivation("alpha", Script::text("a"));
+    let guest = guests::guest("escape").unwrap();
+    let attempts = [
+        format!("connect:{}", listener.local_addr().unwrap()),
+        format!("list:{}", scene.path("store").display()),
+        format!("write:{}", scene.state_dir().join("policy-state/x").display()),
+        "read:/etc/hosts".to_owned(),
+        "exec:/bin/sh".to_owned(),
+        "fork".to_owned(),
+        "signal-parent".to_owned(),
+    ];
+    scene.set_config(&format!(
+        "[worker]\nstart = \"none\"\n[plugins.escape]\nsource = \"{}\"\nhooks = [\"builder-selection\"]\n\
+         config = {{ attempts = {attempts:?} }}\n",
+        guest.display()
+    ));
+    scene.hookrun(&["compile"]).expect_success();
+    let account = scene.build_with("alpha", &["--max-jobs", "0"]).expect_success().account();
+    for attempt in &attempts {
+        assert!(account.contains(&format!("{attempt} => failed: ")), "{attempt}: {account}");
+    }
 }
 
 #[test]

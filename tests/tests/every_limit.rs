@@ -88,8 +88,8 @@ const HITS: &[Hit] = &[
 const ELSEWHERE: &[(Limit, &str)] = &[
     (Limit::SelectionTime, "a_selection_ends_too"),
     (Limit::StreamTime, "streams_have_a_time_of_their_own"),
-    (Limit::CompileTime, "the compiling child's own tests"),
-    (Limit::CompileMemory, "the compiling child's own tests"),
+    (Limit::CompileTime, "runner.rs: a_compiler_that_takes_too_much_is_stopped"),
+    (Limit::CompileMemory, "runner.rs: a_compiler_that_takes_too_much_is_stopped"),
     (Limit::HttpConnections, "http_hostile.rs: too_many_requests_at_once"),
     (Limit::HttpHeaderBytes, "http_hostile.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator"),
     (Limit::HttpRequestBytes, "http_hostile.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator"),

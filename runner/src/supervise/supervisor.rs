@@ -64,7 +64,7 @@ impl Supervisor {
     }
 
     /// The runner for events of `nix`, started if there is none.
-    async fn runner(&self, nix: &NixDirs) -> Result<Arc<Runner>, String> {
+    async fn runner(&self, nix: &NixDirs) -> Result<Arc<Runner>, NoRunner> {
         let mut runners = self.runners.lock().await;
         if let Some(runner) = runners.get(nix)
             && runner.is_alive()
@@ -106,7 +106,8 @@ impl Executor for Supervisor {
             }
             match self.runner(&event.nix).await {
                 Ok(runner) => runner.run(plugin, event, attempt).await,
-                Err(reason) => RunReport::refused(reason),
+                Err(NoRunner::Refused(reason)) => RunReport::refused(reason),
+                Err(NoRunner::Died(how)) => died(&how),
             }
         })
     }
@@ -148,6 +149,14 @@ fn stamps(config: &Config) -> Vec<Stamp> {
     keys.chain(stores).chain(mails).flatten().map(|path| (path.clone(), stamp(path))).collect()
 }
 
+/// Why there is no runner.
+enum NoRunner {
+    /// It cannot be had until somebody mends something.
+    Refused(String),
+    /// It did not get as far; the next one may.
+    Died(String),
+}
+
 /// One runner.
 struct Runner {
     input: tokio::sync::Mutex<ChildStdin>,
@@ -160,19 +169,19 @@ struct Runner {
 type Runs = Mutex<Option<HashMap<u64, oneshot::Sender<RunReport>>>>;
 
 impl Runner {
-    async fn start(setup: &Setup, secrets: Vec<Stamp>, config: Config, services: Services) -> Result<Arc<Self>, String> {
-        let failed = |error: &std::io::Error| format!("the process that runs plugins cannot be started ({error})");
-        let mut child = spawn().map_err(|error| failed(&error))?;
-        let gone = || failed(&std::io::Error::other("its pipes are gone"));
+    async fn start(setup: &Setup, secrets: Vec<Stamp>, config: Config, services: Services) -> Result<Arc<Self>, NoRunner> {
+        let died = |error: std::io::Error| NoRunner::Died(format!("it cannot be started: {error}"));
+        let mut child = spawn().map_err(died)?;
+        let gone = || died(std::io::Error::other("its pipes are gone"));
         let mut input = child.stdin.take().ok_or_else(gone)?;
         let mut output = child.stdout.take().ok_or_else(gone)?;
-        frame::send(&mut input, setup).await.map_err(|error| failed(&error))?;
-        match frame::receive::<Word>(&mut output).await.map_err(|error| failed(&error))? {
+        frame::send(&mut input, setup).await.map_err(died)?;
+        match frame::receive::<Word>(&mut output).await.map_err(died)? {
             Some(Word::Ready(raised)) => {
                 tracing::debug!(identity = raised.identity, missing = raised.missing.join("; "), "a runner is ready");
             }
-            Some(Word::Unwalled(reason)) => return Err(reason),
-            Some(_) | None => return Err(failed(&std::io::Error::other(how(child.wait().await)))),
+            Some(Word::Unwalled(reason)) => return Err(NoRunner::Refused(reason)),
+            Some(_) | None => return Err(NoRunner::Died(how(child.wait().await))),
         }
         let runner = Arc::new(Self {
             input: tokio::sync::Mutex::new(input),

@@ -1,7 +1,8 @@
 //! The guest of the escape drill: names attempts, which a host with the feature `escape-drill` makes behind its wall, and logs
 //! what came of each.
 
-use hookrun_sdk::{Failure, Outcome, PostBuild, Want, Wants, config, log, post_build};
+use hookrun_sdk::builder_selection::{Candidate, Decision, LocalMachine, Machine};
+use hookrun_sdk::{BuilderSelection, Failure, Outcome, PostBuild, Want, Wants, config, log, post_build};
 
 #[allow(clippy::all, clippy::pedantic, missing_docs, unsafe_code, reason = "generated code")]
 mod drill {
@@ -37,8 +38,17 @@ impl PostBuild for Escape {
     }
 }
 
+impl BuilderSelection for Escape {
+    /// The session shows the reason why a policy has no answer.
+    fn select(_: Candidate, _: Vec<Machine>, _: LocalMachine) -> Result<Decision, String> {
+        let Config { attempts } = config().map_err(|error| error.to_string())?;
+        let results = attempts.iter().map(|what| format!("{what} => {}", drill::hookrun::drill::attempts::run(what)));
+        Err(results.collect::<Vec<_>>().join(" | "))
+    }
+}
+
 hookrun_sdk::plugin! {
     plugin: Escape,
-    hooks: [PostBuild],
+    hooks: [PostBuild, BuilderSelection],
     wants: Wants { state: Want::Optional, object_store: Want::Optional, ..Wants::NOTHING },
 }
