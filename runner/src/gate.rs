@@ -83,5 +83,5 @@ fn refusal<'a>(event: &Event, config: &Config, dirs: &Dirs, gates: &[&'a Plugin]
 /// One line on standard error, which Nix shows.
 fn say(message: &str) {
     // Nobody may be listening.
-    let _said = writeln!(std::io::stderr(), "hookrun: {}", message.replace('\n', " "));
+    let _said = writeln!(std::io::stderr(), "hookrun: {}", crate::terminal::printable(&message.replace('\n', " ")));
 }

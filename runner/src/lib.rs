@@ -15,6 +15,7 @@
 //! * [`capability`]: one file for each interface that plugins are offered.
 //! * [`builders`]: builder selection: the pool of machines, the policy, delegation to Nix's own hook.
 //! * [`config`]: `hookrun.toml`, checked. [`dirs`]: where things are. [`exit_code`]: what commands return.
+//!   [`terminal`]: text from outside, made safe to show.
 //! * [`cli`]: one file a command. [`demo`]: the main job on real Nix in a private store. [`testing`]: `hookrun test`.
 //!
 //! The thin hook is [`role`], [`nix`], [`event`], [`evidence`] and [`queue::spool`]; it touches none of the rest.
@@ -35,6 +36,7 @@ pub mod plugin;
 pub mod queue;
 pub mod role;
 pub mod supervise;
+pub mod terminal;
 pub mod testing;
 pub mod wall;
 

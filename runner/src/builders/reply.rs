@@ -6,6 +6,8 @@
 
 use std::io::{self, Write};
 
+use crate::terminal::printable;
+
 /// Nix's log levels (`libutil/logging.hh`) that are used here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
@@ -113,8 +115,9 @@ fn say(reply: &mut impl Write, text: &[u8]) -> io::Result<()> {
 }
 
 /// A log message in the form that Nix takes from its build hook (`makeJSONLogger`, `libutil/logging.cc`). One line whatever
-/// the text: JSON escapes line ends.
+/// the text, and harmless when Nix has undone JSON's escapes and shows it: it may hold a policy's own words.
 pub fn message(level: Level, text: &str) -> Vec<u8> {
+    let text = printable(text);
     let json = serde_json::json!({ "action": "msg", "level": level as u8, "msg": format!("hookrun: {text}") });
     format!("@nix {json}\n").into_bytes()
 }
@@ -162,7 +165,7 @@ mod tests {
             pending.decline().unwrap();
         });
         insta::assert_snapshot!(text, @r#"
-        @nix {"action":"msg","level":1,"msg":"hookrun: two\nlines # accept"}
+        @nix {"action":"msg","level":1,"msg":"hookrun: two\\nlines # accept"}
         plain
         # decline
         "#);

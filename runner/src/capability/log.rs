@@ -24,7 +24,7 @@ struct Content {
     dropped: u64,
 }
 
-/// What a line costs beside its text, so that empty lines are not free.
+/// What a line, and each of its fields, costs beside its text, so that empty ones are not free.
 const LINE_COST: u64 = 16;
 
 impl RunLog {
@@ -36,8 +36,8 @@ impl RunLog {
     /// Adds a line, or counts it as dropped if it does not fit.
     pub fn push(&self, line: LogLine) {
         let mut log = self.lock();
-        let fields: usize = line.fields.iter().map(|(key, value)| key.len() + value.len()).sum();
-        let cost = LINE_COST + (line.message.len() + fields) as u64;
+        let fields: u64 = line.fields.iter().map(|(key, value)| LINE_COST + (key.len() + value.len()) as u64).sum();
+        let cost = LINE_COST + line.message.len() as u64 + fields;
         if log.bytes + cost > log.allowed {
             log.dropped += 1;
         } else {

@@ -68,11 +68,11 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         Format::Json => output::json(&report)?,
         Format::Text => {
             for line in &report.good {
-                output::print(&format!("ok  {line}\n"))?;
+                output::print(&format!("ok  {}\n", output::printable(line)))?;
             }
             for problem in &report.problems {
                 let level = if problem.exit == Exit::Done { "warning" } else { "error" };
-                eprintln!("{level}: {}", problem.message.replace('\n', " "));
+                eprintln!("{level}: {}", output::printable(&problem.message.replace('\n', " ")));
             }
         }
     }

@@ -144,7 +144,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Err(error) if error.is_broken_pipe() || error.exit == Exit::Done => Exit::Done,
         Err(error) => {
             // Nothing is left to do when standard error is gone too.
-            let _ = writeln!(std::io::stderr(), "error: {error}");
+            let _ = writeln!(std::io::stderr(), "error: {}", output::printable(&error.to_string()));
             error.exit
         }
     }

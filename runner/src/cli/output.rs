@@ -6,6 +6,7 @@ use std::io::{IsTerminal, Write as _};
 use serde::Serialize;
 
 use super::CliError;
+pub(super) use crate::terminal::printable;
 
 /// `--format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -106,13 +107,6 @@ fn width(cell: &str) -> usize {
     count
 }
 
-/// Text from outside (derivation names, plugins' messages) on a terminal: control characters are shown, not obeyed.
-pub(super) fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| if c.is_control() && c != '\t' { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
-        .collect()
-}
-
 /// The fields of a log line: ` key=value` each.
 pub(super) fn fields(fields: &[(String, String)]) -> String {
     fields.iter().fold(String::new(), |mut text, (key, value)| {
@@ -151,10 +145,5 @@ mod tests {
             vec!["bbb".into(), "failed".into(), "y".into()],
         ];
         assert_eq!(table(&rows), "a    \u{1b}[32mdone\u{1b}[0m    x\nbbb  failed  y\n");
-    }
-
-    #[test]
-    fn control_characters_are_shown() {
-        assert_eq!(printable("a\u{1b}[31mb\nc"), "a\\u{1b}[31mb\\nc");
     }
 }

@@ -16,7 +16,7 @@ use super::error::PluginError;
 use super::grants::{Defined, Effective, Missing};
 use super::host_call::{PluginContext, RunState};
 use super::metadata::{self, Description, Metadata};
-use super::{bundled, grants};
+use super::{bundled, config_schema, grants};
 use crate::config::{self, Config, Limit, PluginSource};
 use crate::dirs::Dirs;
 use crate::event::HookKind;
@@ -50,7 +50,7 @@ impl Artifact {
         let description = metadata::describe(&wasm).map_err(|message| error(&["source"], format!("{source} {message}")))?;
         let hooks = hooks(plugin, &description).map_err(|message| error(&["hooks"], message))?;
         if let Some(schema) = &description.metadata.config_schema {
-            let violation = metadata::schema_violation(schema, &plugin.config)
+            let violation = config_schema::violation(schema, &plugin.config)
                 .map_err(|message| error(&["source"], format!("{source} {message}")))?;
             if let Some((keys, message)) = violation {
                 let keys: Vec<&str> = ["config"].into_iter().chain(keys.iter().map(String::as_str)).collect();

@@ -9,6 +9,7 @@ use wasmparser::{Encoding, Parser, Payload};
 
 use super::grants::Wants;
 use crate::event::HookKind;
+use crate::terminal::{obeyed, printable};
 
 /// The name of the section.
 pub const SECTION: &str = "hookrun:metadata";
@@ -142,25 +143,17 @@ fn parse(section: &[u8]) -> Result<Metadata, String> {
             "has metadata of format {format}, and this hookrun reads format {FORMAT}; use a matching release"
         ));
     }
-    serde_json::from_slice(section).map_err(wrong)
-}
-
-/// The first thing in `table` that the schema does not allow: the path of keys to it, and a fragment.
-///
-/// # Errors
-/// The schema itself is none.
-pub fn schema_violation(
-    schema: &serde_json::Value,
-    table: &serde_json::Value,
-) -> Result<Option<(Vec<String>, String)>, String> {
-    let validator = jsonschema::validator_for(schema)
-        .map_err(|error| format!("has a configuration schema that is none ({error}); its author must correct it"))?;
-    let violation = validator.iter_errors(table).next().map(|error| {
-        let path = error.instance_path().to_string();
-        let keys = path.split('/').skip(1).map(|key| key.replace("~1", "/").replace("~0", "~")).collect();
-        (keys, error.to_string().replace('\n', " "))
-    });
-    Ok(violation)
+    let metadata: Metadata = serde_json::from_slice(section).map_err(wrong)?;
+    let Metadata { name, version, description, format: _, hooks: _, wants: _, config_schema: _ } = &metadata;
+    for (key, text) in [("name", name), ("version", version), ("description", description)] {
+        if text.chars().any(obeyed) {
+            let shown = printable(text);
+            return Err(format!(
+                "has metadata whose `{key}` holds control characters (`{shown}`); its author must write plain text"
+            ));
+        }
+    }
+    Ok(metadata)
 }
 
 #[cfg(test)]

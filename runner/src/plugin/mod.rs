@@ -4,7 +4,7 @@
 //! ([`crate::wall`]), and then call [`Host::link`] and [`LinkedPlugin::run_event`] or [`LinkedPlugin::select`]; they see events,
 //! outcomes and reports, never the engine.
 //!
-//! * [`metadata`]: what a component says about itself, read without running it. [`grants`]: what it may do; pure.
+//! * [`metadata`]: what a component says about itself, read without running it. [`config_schema`]: its schema, bounded. [`grants`]: what it may do; pure.
 //! * [`load`]: [`Artifact`] (checked) to [`ReadyPlugin`] (code open) to [`LinkedPlugin`] (mapped). [`artifact`]: the cache of compiled plugins.
 //! * [`engine`]: compilation, interruption, and the table of what is linked. [`bindings`]: generated.
 //! * [`run`]: one run. [`limits`], [`run_clock`]: what bounds it. [`host_call`]: the choke point that every host call passes.
@@ -15,6 +15,7 @@ pub mod artifact;
 pub mod bindings;
 pub mod bundled;
 pub mod compile;
+pub mod config_schema;
 mod convert;
 pub mod engine;
 mod error;

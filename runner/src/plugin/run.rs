@@ -29,6 +29,9 @@ const YIELD_TICKS: u64 = 1;
 /// Room beside the lists and strings of a call, for the records that hold them.
 const LIFT_MARGIN: u64 = 64 << 10;
 
+/// What a detail of a result costs beside its text, so that empty ones are not free.
+const DETAIL_COST: usize = 16;
+
 /// Frames of a guest's stack in a message.
 const SHOWN_FRAMES: usize = 6;
 
@@ -223,7 +226,7 @@ impl LinkedPlugin {
     async fn returned<R: Answer + Clone>(&self, store: &mut Store<RunState>, answer: R) -> (Option<R>, Outcome) {
         let outcome = answer.clone().outcome();
         let details: usize = match &outcome {
-            Outcome::Done { details, .. } => details.iter().map(|(key, value)| key.len() + value.len()).sum(),
+            Outcome::Done { details, .. } => details.iter().map(|(key, value)| DETAIL_COST + key.len() + value.len()).sum(),
             _ => 0,
         };
         let size = (outcome.message().len() + details) as u64;

@@ -9,6 +9,9 @@ use crate::outcome::Outcome;
 /// limit on time may have met a slow moment.
 pub const ATTEMPTS_OF_DEFECTS: u32 = 3;
 
+/// The longest wait that a plugin may ask for: the event's outputs stay rooted in Nix's store as long as a task of it is open.
+pub const LONGEST_WAIT: Duration = Duration::from_hours(7 * 24);
+
 /// What becomes of a task after an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
@@ -28,14 +31,14 @@ pub enum Next {
 
 /// What comes after an attempt that ended with `outcome`, when `attempts` have been made. `random`, from 0 to 1, spreads
 /// tasks that failed together: the delay is between half and all of the doubled one (at most `max_delay`), and never shorter than what the plugin
-/// asked for.
+/// asked for, up to [`LONGEST_WAIT`].
 pub fn next(outcome: &Outcome, attempts: u32, retry: &Retry, random: f64) -> Next {
     let (allowed, asked) = match outcome {
         Outcome::Done { .. } => return Next::Done,
         Outcome::Refused { .. } => return Next::Refused,
         Outcome::Failed { transient: false, .. } => return Next::Dead,
         Outcome::Failed { transient: true, retry_after_ms, .. } => {
-            (retry.attempts, Duration::from_millis(retry_after_ms.unwrap_or(0)))
+            (retry.attempts, Duration::from_millis(retry_after_ms.unwrap_or(0)).min(LONGEST_WAIT))
         }
         Outcome::Trapped { .. } | Outcome::LimitReached { .. } => (retry.attempts.min(ATTEMPTS_OF_DEFECTS), Duration::ZERO),
     };
@@ -73,6 +76,7 @@ mod tests {
         assert_eq!(delays, [Some(1000), Some(2000), Some(4000), Some(5000), Some(5000), None]);
         assert_eq!(after(next(&transient(None), 3, &retry, 0.0)), Some(2000), "half, with no luck");
         assert_eq!(after(next(&transient(Some(60_000)), 1, &retry, 0.5)), Some(60_000), "the plugin knows better");
+        assert_eq!(after(next(&transient(Some(u64::MAX)), 1, &retry, 0.5)), Some(604_800_000), "but not for centuries");
         let message = String::new;
         let trap = Outcome::Trapped { message: message() };
         assert_eq!((after(next(&trap, 2, &retry, 1.0)), next(&trap, 3, &retry, 1.0)), (Some(2000), Next::Dead));

@@ -27,6 +27,9 @@ use crate::config::{self, Config};
 use crate::dirs::Dirs;
 use crate::nix::nar::{Compression, Written};
 
+/// Longest key, in bytes: that of S3 (its user guide, "Naming Amazon S3 objects"); Azure and Google Cloud have the same.
+const MAX_KEY: usize = 1024;
+
 /// Questions to one service at once.
 const PARALLEL_REQUESTS: usize = 16;
 
@@ -228,6 +231,12 @@ async fn read(open: &Open, key: &str, object: GetResult, max_length: u64) -> Res
 
 /// A key as a plugin gives it: segments between single slashes, none of them `.` or `..`.
 fn path(name: &str, key: &str) -> Result<Path, CapabilityError> {
+    if key.len() > MAX_KEY {
+        return Err(CapabilityError::invalid(format!(
+            "object store `{name}`: a key of {} bytes; at most {MAX_KEY} are allowed",
+            key.len()
+        )));
+    }
     Path::parse(key).ok().filter(|path| !path.as_ref().is_empty() && path.as_ref() == key).ok_or_else(|| {
         let shown = key.escape_debug();
         CapabilityError::invalid(format!(
