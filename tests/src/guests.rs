@@ -25,6 +25,23 @@ pub fn guest(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The files of `plugin-sdk/wit` that plugins are made of, and their texts: what the host offers before the hooks.
+///
+/// # Panics
+/// They cannot be read.
+pub fn sdk_interfaces() -> Vec<(PathBuf, String)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugin-sdk/wit");
+    let files = ["host-0.1.0/host", "post-build-0.1.0/post-build", "diff-0.1.0/diff"];
+    let files = files.map(|name| directory.join(name).with_extension("wit"));
+    files
+        .into_iter()
+        .map(|path| {
+            let text = std::fs::read_to_string(&path).unwrap();
+            (path, text)
+        })
+        .collect()
+}
+
 fn build() -> Result<PathBuf> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the tests are in a workspace")?;
     // The tests run from `<target>/<profile>/deps`.
@@ -36,6 +53,7 @@ fn build() -> Result<PathBuf> {
         .args(["--package", "guest-greedy"])
         .args(["--package", "guest-web"])
         .args(["--package", "guest-escape"])
+        .args(["--package", "guest-hostile"])
         .args(["--config", "profile.release.lto=false", "--config", "profile.release.build-override.opt-level=0"])
         .arg("--target-dir")
         .arg(&target)

@@ -8,7 +8,9 @@
     reason = "a library for tests only: what goes wrong has to fail the test, and an expectation may be the last word"
 )]
 
+pub mod canary;
 pub mod guests;
+pub mod hostile;
 pub mod lab;
 pub mod sandbox;
 pub mod smtp;

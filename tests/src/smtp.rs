@@ -42,6 +42,14 @@ impl MailServer {
     /// # Panics
     /// If there is no Exim and it cannot be installed.
     pub fn start() -> Option<Self> {
+        Self::start_with(PASSWORD)
+    }
+
+    /// As [`MailServer::start`], with another password for [`USERNAME`].
+    ///
+    /// # Panics
+    /// As [`MailServer::start`].
+    pub fn start_with(password: &str) -> Option<Self> {
         if !is_root() {
             eprintln!("skipped: a mail server with a user of its own needs root");
             return None;
@@ -58,7 +66,7 @@ impl MailServer {
         make_certificates(path);
         for attempt in 1.. {
             let (port, tls_port) = (free_port(), free_port());
-            std::fs::write(path.join("exim.conf"), configuration(path, port, tls_port)).unwrap();
+            std::fs::write(path.join("exim.conf"), configuration(path, port, tls_port, password)).unwrap();
             for file in ["exim.conf", "key.pem"] {
                 run(Command::new("chown").arg(format!("root:{USER}")).arg(path.join(file)));
                 std::fs::set_permissions(path.join(file), Permissions::from_mode(0o640)).unwrap();
@@ -179,7 +187,7 @@ fn free_port() -> u16 {
 }
 
 /// The Exim specification, chapters 14 (main options), 44 (ACLs), 26 (appendfile) and 34 (plaintext).
-fn configuration(directory: &Path, port: u16, tls_port: u16) -> String {
+fn configuration(directory: &Path, port: u16, tls_port: u16, password: &str) -> String {
     let directory = directory.display();
     format!(
         "primary_hostname = localhost
@@ -233,7 +241,7 @@ plain:
   driver = plaintext
   public_name = PLAIN
   server_prompts = :
-  server_condition = ${{if and{{{{eq{{$auth2}}{{{USERNAME}}}}}{{eq{{$auth3}}{{{PASSWORD}}}}}}}}}
+  server_condition = ${{if and{{{{eq{{$auth2}}{{{USERNAME}}}}}{{eq{{$auth3}}{{{password}}}}}}}}}
   server_set_id = $auth2
 "
     )

@@ -3,12 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "functions that only tests call: what goes wrong has to fail the test")]
 
-use std::io::{Read as _, Write as _};
-use std::process::{Command, Stdio};
+use std::io::Write as _;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use hookrun::nix::wire;
-use hookrun_tests::lab::{Ran, Scene, Script, hookrun_program, is_root};
+use hookrun_tests::lab::{self, Ran, Scene, Script, build_hook, conversation, is_root};
 
 /// A machine that refuses: the port is reserved (RFC 6335: tcpmux) and nothing listens on it.
 const REFUSES: &str = "ssh://127.0.0.1 - - 4 100";
@@ -147,59 +146,17 @@ fn many_builds_over_several_machines() {
     assert_eq!(announced(&ran).len(), 9, "{}", ran.account());
 }
 
-/// The hook alone, with a `nix` in its PATH that is this shell script. This test is no Nix, so the hook looks into PATH.
+/// The hook alone, with a `nix` in its PATH that is this shell script.
 fn hook(stock_hook: &str) -> (tempfile::TempDir, Command) {
     let directory = tempfile::tempdir().unwrap();
-    let nix = directory.path().join("nix");
-    std::fs::write(&nix, format!("#!/bin/sh\n{stock_hook}\n")).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&nix, mode).unwrap();
-    let mut command = Command::new(hookrun_program());
-    command
-        .args(["hook", "build-hook", "3"])
-        .env_clear()
-        .env("PATH", format!("{}:/usr/bin:/bin", directory.path().display()))
-        .env("HOOKRUN_CONFIG", directory.path().join("none.toml"))
-        .env("HOOKRUN_STATE_DIR", directory.path().join("state"))
-        .env("NIX_STATE_DIR", directory.path().join("nix"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
+    let command = build_hook(directory.path(), stock_hook);
     (directory, command)
 }
 
-/// Settings and `count` questions, as Nix writes them; and where each ends.
-fn conversation(builders: &str, count: usize) -> (Vec<u8>, Vec<usize>) {
-    let mut bytes = Vec::new();
-    for (name, value) in [("builders", builders), ("max-jobs", "0"), ("system", "x86_64-linux")] {
-        wire::write_u64(&mut bytes, 1).unwrap();
-        wire::write_bytes(&mut bytes, name.as_bytes()).unwrap();
-        wire::write_bytes(&mut bytes, value.as_bytes()).unwrap();
-    }
-    wire::write_u64(&mut bytes, 0).unwrap();
-    let mut ends = vec![bytes.len()];
-    for number in 0..count {
-        wire::write_bytes(&mut bytes, b"try").unwrap();
-        wire::write_u64(&mut bytes, 0).unwrap();
-        wire::write_bytes(&mut bytes, b"x86_64-linux").unwrap();
-        wire::write_bytes(&mut bytes, format!("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-{number}.drv").as_bytes())
-            .unwrap();
-        wire::write_list::<&str>(&mut bytes, &[]).unwrap();
-        ends.push(bytes.len());
-    }
-    (bytes, ends)
-}
-
-/// What the hook answers to these bytes, and its exit code.
+/// The hook's directives to these bytes, and its exit code.
 fn answers(command: &mut Command, bytes: &[u8]) -> (Vec<String>, Option<i32>) {
-    let mut child = command.spawn().unwrap();
-    // The hook may stop reading when it has answered.
-    let _ = child.stdin.take().unwrap().write_all(bytes);
-    let mut text = Vec::new();
-    child.stderr.take().unwrap().read_to_end(&mut text).unwrap();
-    let text = String::from_utf8_lossy(&text).into_owned();
-    let answers = text.lines().filter(|line| line.starts_with("# ")).map(ToOwned::to_owned).collect();
-    (answers, child.wait().unwrap().code())
+    let answered = lab::answers(command, bytes);
+    (answered.directives, answered.code)
 }
 
 #[test]

@@ -2,10 +2,15 @@
 
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 
 use crate::machine::{self, Need};
 use crate::process::{CommandExt as _, cargo};
+
+/// Installs the check of dependencies.
+const INSTALL: &str = "cargo install --locked cargo-deny";
+/// What cargo-deny says where it cannot have the database of advisories, which is a Git repository.
+const UNREACHABLE: [&str; 2] = ["failed to fetch advisory database", "failed to load advisory database"];
 
 /// Formatting, lints, documentation, dependencies; ends at the first that fails.
 pub fn run() -> Result<()> {
@@ -16,10 +21,23 @@ pub fn run() -> Result<()> {
         .args(["doc", "--workspace", "--no-deps", "--document-private-items"])
         .env("RUSTDOCFLAGS", "-D warnings")
         .run()?;
-    if Command::new("cargo").args(["deny", "--version"]).output().is_ok_and(|output| output.status.success()) {
-        cargo().args(["deny", "check"]).run()
-    } else {
-        eprintln!("note: licences and advisories not checked; `cargo install --locked cargo-deny` brings the check");
-        Ok(())
+    dependencies()
+}
+
+/// Licences, bans and sources of all dependencies; and the advisories about them, where their database can be reached.
+fn dependencies() -> Result<()> {
+    if !Command::new("cargo").args(["deny", "--version"]).output().is_ok_and(|output| output.status.success()) {
+        eprintln!("note: licences, bans, sources and advisories were NOT checked; `{INSTALL}` brings the check");
+        return Ok(());
     }
+    cargo().args(["deny", "check", "licenses", "bans", "sources"]).run()?;
+    eprintln!("$ cargo deny check advisories");
+    let output = cargo().args(["deny", "check", "advisories"]).output().context("`cargo deny` does not start")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() && UNREACHABLE.iter().any(|words| said.contains(words)) {
+        eprintln!("note: advisories were NOT checked: their database cannot be reached from here");
+        return Ok(());
+    }
+    eprint!("{said}");
+    if output.status.success() { Ok(()) } else { bail!("`cargo deny check advisories` failed ({})", output.status) }
 }

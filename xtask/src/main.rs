@@ -4,6 +4,7 @@
 mod bench;
 mod checks;
 mod dist;
+mod fuzz;
 mod machine;
 mod process;
 mod test;
@@ -35,6 +36,8 @@ enum Task {
     /// Check formatting, lints, documentation, and licences and advisories of dependencies.
     #[command(visible_alias = "ci")]
     Checks,
+    /// Fuzz: each target for a bounded time. Exit code 1 if one finds something; what it found is in `fuzz/artifacts`.
+    Fuzz(fuzz::Options),
     /// Measure a release build: the thin hook and an inline plugin against a shell and a disk.
     Bench(bench::Options),
     /// Make a release: binary, shell completions and man pages in `target/dist`.
@@ -61,6 +64,7 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Test { arguments } => test::run(&arguments),
         Task::Checks => checks::run(),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Dist => dist::run(),
     }

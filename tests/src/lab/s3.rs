@@ -27,11 +27,16 @@ pub struct S3Server {
 impl S3Server {
     /// Starts a server that keeps its buckets, these, in `root`.
     pub fn start(root: &Path, buckets: &[&str]) -> Self {
+        Self::start_with(root, buckets, SECRET_ACCESS_KEY)
+    }
+
+    /// As [`S3Server::start`], with another secret.
+    pub fn start_with(root: &Path, buckets: &[&str], secret: &str) -> Self {
         for bucket in buckets {
             std::fs::create_dir_all(root.join(bucket)).unwrap();
         }
         let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(root).unwrap());
-        builder.set_auth(SimpleAuth::from_single(ACCESS_KEY_ID, SECRET_ACCESS_KEY));
+        builder.set_auth(SimpleAuth::from_single(ACCESS_KEY_ID, secret));
         let service = builder.build();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();

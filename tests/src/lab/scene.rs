@@ -252,7 +252,7 @@ impl Scene {
     /// What `hookrun log --format json` tells, oldest first.
     #[track_caller]
     pub fn attempts(&self) -> Vec<Attempt> {
-        let ran = self.hookrun(&["log", "--format", "json"]).expect_success();
+        let ran = self.hookrun(&["log", "--all", "--format", "json"]).expect_success();
         match serde_json::from_str(&ran.stdout) {
             Ok(serde_json::Value::Array(values)) => values.iter().map(Attempt::read).collect(),
             _ => panic!("not a JSON array: {}", ran.account()),

@@ -1,0 +1,99 @@
+//! What Nix says to the build hook: settings, questions, inputs. From a process that may die or be out of step at any byte.
+
+use hookrun::builders::request::{Inputs, Request};
+use hookrun::builders::session::{Build, Offer, Session, StockHook};
+use hookrun::builders::settings::Settings;
+use hookrun::nix::wire;
+
+use crate::Target;
+
+pub(crate) const TARGET: Target = Target {
+    name: "build-hook",
+    about: "the wire between Nix and the build hook: settings and questions",
+    dictionary: &[
+        "\x01\0\0\0\0\0\0\0",
+        "\0\0\0\0\0\0\0\0",
+        "\x03\0\0\0\0\0\0\0try\0\0\0\0\0",
+        "\x08\0\0\0\0\0\0\0builders",
+        "\x0c\0\0\0\0\0\0\0x86_64-linux\0\0\0\0",
+        "ssh://m - - 4 2",
+        "max-jobs",
+    ],
+    run,
+};
+
+/// Refuses every offer, so that no build begins.
+struct Refuses;
+
+impl StockHook for Refuses {
+    fn offer(&mut self, _: &Settings, line: &str, _: &Request, relay: &mut dyn FnMut(&[u8])) -> Offer {
+        relay(b"no\n");
+        match line.len() % 2 {
+            0 => Offer::Full,
+            _ => Offer::Failed("refused".to_owned()),
+        }
+    }
+}
+
+/// Never called: every offer is refused.
+#[expect(dead_code, reason = "shows that the trait can be implemented here")]
+struct NoBuild;
+
+impl Build for NoBuild {
+    fn run(self: Box<Self>, _: &Inputs, _: &mut dyn std::io::Write) -> u8 {
+        0
+    }
+}
+
+fn run(data: &[u8]) {
+    let mut from = data;
+    let settings = match Settings::read(&mut from) {
+        Ok(Some(settings)) => Some(settings),
+        Ok(None) | Err(_) => None,
+    };
+    let mut questions = 0_usize;
+    if let Some(settings) = &settings {
+        let builders = settings.builders().into_owned();
+        let mut again = Vec::new();
+        settings.write(&mut again, &builders).unwrap();
+        let read = Settings::read(&mut again.as_slice()).unwrap().unwrap();
+        assert_eq!(read.builders(), builders);
+        let _ = (settings.system(), settings.division());
+        while let Ok(Some(request)) = Request::read(&mut from) {
+            let mut again = Vec::new();
+            request.write(&mut again).unwrap();
+            assert_eq!(Request::read(&mut again.as_slice()).unwrap().as_ref(), Some(&request));
+            let candidate = request.candidate();
+            let _ = settings.local_machine(&candidate.system, &candidate.required_features, request.am_willing());
+            questions += 1;
+        }
+    }
+    if let Ok(inputs) = Inputs::read(&mut &*data) {
+        let mut again = Vec::new();
+        inputs.write(&mut again).unwrap();
+        assert_eq!(Inputs::read(&mut again.as_slice()).unwrap(), inputs);
+    }
+    let _ = wire::read_list(&mut &*data, "a list");
+    session(data, settings.as_ref(), questions);
+}
+
+/// However the stream goes on, each question has one directive, and what is out of step ends in one more that ends it all.
+fn session(data: &[u8], settings: Option<&Settings>, questions: usize) {
+    // Neither files that the input names, nor another store's locks.
+    if settings.is_some_and(|settings| settings.builders().contains('@') || settings.state_dir_of_store().is_some()) {
+        return;
+    }
+    let mut reply = Vec::new();
+    let mut stock = Refuses;
+    let session =
+        Session { input: data, reply: &mut reply, stock: &mut stock, policy: None, nix_state: "/nonexistent".into() };
+    session.run();
+    let text = String::from_utf8_lossy(&reply);
+    let directives: Vec<&str> = text.lines().filter(|line| line.starts_with("# ")).collect();
+    let known = ["# decline", "# postpone", "# decline-permanently"];
+    assert!(directives.iter().all(|line| known.contains(line)), "{directives:?}");
+    assert!(directives.len() <= questions + 1, "{questions} questions: {directives:?}");
+    let given_up = directives.iter().position(|line| *line == "# decline-permanently");
+    assert!(given_up.is_none_or(|index| index + 1 == directives.len()), "nothing follows: {directives:?}");
+    assert!(given_up.is_some() || directives.len() == questions, "{questions} questions: {directives:?}");
+}

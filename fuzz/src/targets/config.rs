@@ -1,0 +1,62 @@
+//! The configuration: its owner's, but a mistake in it has to be a message.
+
+use std::path::Path;
+
+use hookrun::config::Config;
+use hookrun::dirs::Dirs;
+
+use crate::Target;
+
+pub(crate) const TARGET: Target = Target {
+    name: "config",
+    about: "hookrun.toml",
+    dictionary: &[
+        "[worker]\n",
+        "[builders]\n",
+        "[plugins.x]\n",
+        "[plugins.x.grant]\n",
+        "[plugins.x.limits]\n",
+        "[object-stores.x]\n",
+        "[signing-keys.x]\n",
+        "[mail.x]\n",
+        "source = ",
+        "hooks = [",
+        "\"post-build\"",
+        "bundled:s3-upload",
+        "wall-time = ",
+        "\"128MiB\"",
+        "\"60s\"",
+        "transport = \"smtp\"",
+        "url = ",
+        "{ ",
+        " }",
+    ],
+    run,
+};
+
+fn run(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let path = Path::new("/etc/hookrun/hookrun.toml");
+    let config = match Config::parse(path, &text) {
+        Ok(config) => config,
+        Err(error) => {
+            let said = error.to_string();
+            assert!(said.starts_with("/etc/hookrun/hookrun.toml") && !said.contains('\n'), "one line: {said:?}");
+            return;
+        }
+    };
+    // The same text is the same configuration.
+    assert!(Config::parse(path, &text).is_ok_and(|again| again == config));
+    for (name, plugin) in &config.plugins {
+        // Files are named after plugins.
+        assert!(!name.is_empty() && !name.starts_with('.') && !name.contains('/'), "{name:?}");
+        let _ = (plugin.filter.admits_name("hello-2.12"), config.line_of(&["plugins", name, "grant"]));
+        for limit in hookrun::config::Limit::ALL {
+            assert!(plugin.limits.get(*limit) > 0, "nothing is unlimited, and nothing is zero");
+        }
+    }
+    let dirs = Dirs { config: path.to_owned(), state: "/var/lib/hookrun".into() };
+    if let Err(error) = hookrun::capability::mail::check(&config, &dirs) {
+        assert!(!error.to_string().contains('\n'));
+    }
+}

@@ -1,0 +1,57 @@
+//! Files of the spool: anybody may write one.
+
+use std::sync::LazyLock;
+
+use hookrun::queue::envelope;
+use hookrun::queue::trust::{Owner, Trust};
+use sha2::{Digest as _, Sha256};
+
+use crate::Target;
+
+pub(crate) const TARGET: Target = Target {
+    name: "event",
+    about: "files of the spool: envelope, checksum, event",
+    dictionary: &[
+        "hookrun-event 1 sha256:",
+        "\"format\":1",
+        "\"id\":",
+        "\"time-ms\":",
+        "\"host\":",
+        "\"nix\":",
+        "\"hook\":",
+        "\"kind\":\"post-build\"",
+        "\"kind\":\"diff\"",
+        "\"drv-path\":",
+        "\"outputs\":",
+        "/nix/store/",
+        "../",
+    ],
+    run,
+};
+
+fn run(data: &[u8]) {
+    open(data);
+    // With a checksum that is right: what a build user who means harm would write.
+    let digest = Sha256::digest(data).iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    let sealed = [format!("hookrun-event 1 sha256:{digest}\n").as_bytes(), data].concat();
+    open(&sealed);
+}
+
+fn open(bytes: &[u8]) {
+    static TRUST: LazyLock<Trust> = LazyLock::new(Trust::from_env);
+    let event = match envelope::open(bytes) {
+        Ok(event) => event,
+        Err(error) => return drop(error.to_string()),
+    };
+    // What was read is written and read again as the same.
+    let again = envelope::seal(&event).expect("what came from JSON goes into JSON");
+    assert_eq!(envelope::open(&again).as_ref(), Ok(&event));
+    let _ = (event.name().len(), event.drv_path().len(), event.kind());
+    for owner in [Owner::Trusted, Owner::BuildUser] {
+        match TRUST.admit(owner, &event) {
+            // Files are named after the id, and the store's paths go to plugins.
+            Ok(()) => assert!(event.id.len() == 36 && !event.id.contains('/') && event.drv_path().starts_with('/')),
+            Err(reason) => assert!(!reason.is_empty()),
+        }
+    }
+}

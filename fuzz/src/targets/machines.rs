@@ -1,0 +1,55 @@
+//! Machines files and the `builders` setting.
+
+use std::path::Path;
+
+use hookrun::nix::machines::{self, Machines};
+
+use crate::Target;
+
+pub(crate) const TARGET: Target = Target {
+    name: "machines",
+    about: "machines files and the setting `builders`",
+    dictionary: &[
+        "ssh://",
+        "ssh-ng://",
+        " - ",
+        " x86_64-linux ",
+        "kvm,big-parallel",
+        ";",
+        "#",
+        "@",
+        "\n",
+        "1.5",
+        "c3NoLWVk",
+    ],
+    run,
+};
+
+fn run(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    // `@file` reads what is behind a form feed, so that included files are fuzzed too.
+    let (builders, included) = text.split_once('\u{c}').unwrap_or((&text, ""));
+    let mut reads = 0;
+    let found = machines::parse_with(builders, "x86_64-linux", &mut |path: &Path| {
+        reads += 1;
+        // Files that include a file many times grow with each level; the bound on levels is what is tested, not patience.
+        if reads > 100 || path.as_os_str().is_empty() {
+            return Err(std::io::ErrorKind::NotFound.into());
+        }
+        Ok(included.to_owned())
+    });
+    let Machines { machines, warnings } = found;
+    assert!(warnings.iter().all(|warning| !warning.is_empty()));
+    for machine in machines {
+        let alone = |line: &str| {
+            let found =
+                machines::parse_with(line, "x86_64-linux", &mut |_: &Path| panic!("a line that reads a file: {line}"));
+            assert!(found.warnings.is_empty() && found.machines.len() == 1, "{line:?}: {found:?}");
+            found.machines.into_iter().next().unwrap()
+        };
+        assert_eq!(alone(&machine.to_string()), machine, "what is written is read as the same");
+        // What Nix's own hook is told is this machine and no other.
+        let told = alone(&machine.line_for_stock_hook());
+        assert_eq!((told.uri, told.systems, told.max_jobs), (machine.uri, machine.systems, machine.max_jobs));
+    }
+}

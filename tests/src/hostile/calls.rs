@@ -1,0 +1,44 @@
+//! Guests that call the host too often, and with arguments of any size.
+
+use super::{Row, act};
+
+/// Every host function that takes a list or a string.
+const GIANTS: [&str; 21] = [
+    "log.write",
+    "log.write-fields",
+    "state.get",
+    "state.set",
+    "state.delete",
+    "state.keys",
+    "nix-store.path-infos",
+    "nix-store.closure",
+    "nix-store.read-derivation",
+    "nix-store.list-directory",
+    "nix-store.read-file",
+    "nix-store.open-nar",
+    "object-store.exists",
+    "object-store.get",
+    "object-store.put",
+    "object-store.put-nar",
+    "object-store.list",
+    "signing.sign-path",
+    "signing.public-key",
+    "mail.send-recipients",
+    "mail.send-text",
+];
+
+pub(super) fn rows() -> Vec<Row> {
+    let giants = GIANTS.iter().map(|call| {
+        let name = format!("giant-{}", call.replace('.', "-"));
+        act(&name, &format!("act = \"giant\", call = \"{call}\""))
+            .limits("memory = \"512MiB\"")
+            .ends("limit", "`call-bytes`")
+    });
+    let floods = [
+        act("host-calls", r#"act = "host-calls""#).ends("limit", "`host-calls`"),
+        act("mail-flood", r#"act = "mail-flood", recipient = "ann@example.org""#)
+            .limits("host-calls = 20")
+            .ends("limit", "`host-calls`"),
+    ];
+    giants.chain(floods).collect()
+}

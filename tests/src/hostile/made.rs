@@ -1,0 +1,205 @@
+//! Components by hand: a core module as text, made a component of the interfaces in `plugin-sdk/wit`. What a compiler would
+//! never write: tables that grow without end, an allocator that lies, results that point nowhere.
+
+use std::path::Path;
+
+use wit_component::{ComponentEncoder, StringEncoding};
+use wit_parser::Resolve;
+
+use crate::guests::sdk_interfaces;
+
+/// What a crafted component says about itself, unless it says something else.
+pub const METADATA: &str = r#"{"format":1,"name":"crafted","version":"0.0.1","hooks":["post-build"]}"#;
+
+/// Where the answer is in the guest's memory: `result<outcome, failure>` of the post-build hook, that says `crafted`.
+const ANSWER: u32 = 1024;
+
+/// A component in the making.
+#[derive(Debug, Clone)]
+pub struct Crafted {
+    world: String,
+    packages: Vec<String>,
+    memory: String,
+    more: String,
+    allocator: String,
+    hook: String,
+    answer: String,
+    sections: Vec<(String, Vec<u8>)>,
+}
+
+/// One that does nothing wrong yet: it answers every build with `crafted`.
+pub fn crafted() -> Crafted {
+    Crafted {
+        world: "export hookrun:post-build/post-build@0.1.0;".to_owned(),
+        packages: Vec::new(),
+        memory: "2".to_owned(),
+        more: String::new(),
+        // Takes and never gives back; a word is enough alignment for everything here.
+        allocator: "(local $at i32) (local.set $at (global.get $top))
+            (global.set $top (i32.and (i32.add (i32.add (global.get $top) (local.get 3)) (i32.const 7)) (i32.const -8)))
+            (local.get $at)"
+            .to_owned(),
+        hook: format!("(i32.const {ANSWER})"),
+        // Discriminant 0 (a result), the message at 2048 with 7 bytes, no details.
+        answer: r"\00\00\00\00\00\00\00\00\00\08\00\00\07\00\00\00\00\00\00\00\00\00\00\00".to_owned(),
+        sections: vec![("hookrun:metadata".to_owned(), METADATA.as_bytes().to_vec())],
+    }
+}
+
+impl Crafted {
+    /// The memory's type, such as `1 65536`.
+    pub fn memory(self, pages: &str) -> Self {
+        Self { memory: pages.to_owned(), ..self }
+    }
+
+    /// More of the core module: tables, functions, a start function.
+    pub fn with(self, fields: &str) -> Self {
+        Self { more: format!("{}\n{fields}", self.more), ..self }
+    }
+
+    /// The body of the allocator that the host calls for its arguments: `(param i32 i32 i32 i32) (result i32)`.
+    pub fn allocator(self, body: &str) -> Self {
+        Self { allocator: body.to_owned(), ..self }
+    }
+
+    /// The body of the hook: gives where the answer is.
+    pub fn hook(self, body: &str) -> Self {
+        Self { hook: body.to_owned(), ..self }
+    }
+
+    /// The bytes of the answer, as a string of the text format.
+    pub fn answer(self, bytes: &str) -> Self {
+        Self { answer: bytes.to_owned(), ..self }
+    }
+
+    /// Answers with this text, of at most 255 bytes without quotes.
+    pub fn says(self, text: &str) -> Self {
+        let length = u8::try_from(text.len()).unwrap();
+        self.with(&format!("(data (i32.const 2304) \"{text}\")"))
+            .answer(&format!(r"\00\00\00\00\00\00\00\00\00\09\00\00\{length:02x}\00\00\00\00\00\00\00\00\00\00\00"))
+    }
+
+    /// The items of its world instead of the post-build hook.
+    pub fn world(self, items: &str) -> Self {
+        Self { world: items.to_owned(), ..self }
+    }
+
+    /// A package of its own in WIT, for imports that no host has.
+    pub fn package(mut self, text: &str) -> Self {
+        self.packages.push(text.to_owned());
+        self
+    }
+
+    /// Its metadata.
+    pub fn metadata(mut self, text: impl Into<Vec<u8>>) -> Self {
+        self.sections.retain(|(name, _)| name != "hookrun:metadata");
+        self.section("hookrun:metadata", text)
+    }
+
+    /// No metadata.
+    pub fn without_metadata(mut self) -> Self {
+        self.sections.clear();
+        self
+    }
+
+    /// One more custom section.
+    pub fn section(mut self, name: &str, content: impl Into<Vec<u8>>) -> Self {
+        self.sections.push((name.to_owned(), content.into()));
+        self
+    }
+
+    /// The component.
+    pub fn build(&self) -> Vec<u8> {
+        let Self { world, packages, memory, more, allocator, hook, answer, sections } = self;
+        let mut resolve = Resolve::default();
+        for (path, text) in sdk_interfaces() {
+            // A package of its own takes the place of the SDK's.
+            let name = text.lines().find_map(|line| line.strip_prefix("package ")).unwrap_or_default().to_owned();
+            if !packages.iter().any(|own| own.contains(&format!("package {name}"))) {
+                resolve.push_str(path, &text).unwrap();
+            }
+        }
+        for (number, text) in packages.iter().enumerate() {
+            resolve.push_str(format!("own-{number}.wit"), text).unwrap();
+        }
+        let text = format!("package test:crafted;\nworld crafted {{ {world} }}");
+        let package = resolve.push_str("crafted.wit", &text).unwrap();
+        let world = resolve.select_world(&[package], Some("crafted")).unwrap();
+        // 16 words: `event` without its record, since 16 is the most that goes flat (the canonical ABI's `MAX_FLAT_PARAMS`).
+        let event = "(param i32 i32 i64 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)";
+        let export = if self.world.contains("export hookrun:post-build/post-build") && !self.has_own("hookrun:post-build") {
+            format!("(func (export \"hookrun:post-build/post-build@0.1.0#handle\") {event} {hook})")
+        } else {
+            String::new()
+        };
+        let module = format!(
+            "(module
+               {more}
+               (memory (export \"memory\") {memory})
+               (global $top (mut i32) (i32.const 4096))
+               (data (i32.const {ANSWER}) \"{answer}\")
+               (data (i32.const 2048) \"crafted\")
+               (func (export \"cabi_realloc\") (param i32 i32 i32 i32) (result i32) {allocator})
+               {export})"
+        );
+        let mut module = wat::parse_str(&module).unwrap_or_else(|error| panic!("{error}\n{module}"));
+        wit_component::embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
+        let mut component = ComponentEncoder::default().module(&module).unwrap().encode().unwrap();
+        for (name, content) in sections {
+            component.extend(custom_section(name, content));
+        }
+        component
+    }
+
+    fn has_own(&self, package: &str) -> bool {
+        self.packages.iter().any(|own| own.contains(&format!("package {package}@")))
+    }
+}
+
+/// A custom section of the binary format: id 0, length, name, content.
+pub fn custom_section(name: &str, content: &[u8]) -> Vec<u8> {
+    let mut inner = leb128(name.len());
+    inner.extend_from_slice(name.as_bytes());
+    inner.extend_from_slice(content);
+    let mut section = vec![0];
+    section.extend(leb128(inner.len()));
+    section.extend(inner);
+    section
+}
+
+/// An unsigned number in LEB128.
+fn leb128(mut number: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let low = u8::try_from(number & 0x7f).unwrap_or_default();
+        number >>= 7;
+        if number == 0 {
+            bytes.push(low);
+            return bytes;
+        }
+        bytes.push(low | 0x80);
+    }
+}
+
+/// Components one in the other, this deep: the header of a component, and in it a section (id 4) with a component.
+pub fn nested(depth: usize) -> Vec<u8> {
+    const HEADER: &[u8] = b"\0asm\x0d\0\x01\0";
+    (0..depth).fold(HEADER.to_vec(), |inner, _| {
+        let mut outer = HEADER.to_vec();
+        outer.push(4);
+        outer.extend(leb128(inner.len()));
+        outer.extend(inner);
+        outer
+    })
+}
+
+/// The component at `path` with the byte after the mark of its constructor changed (`tests/guests/hostile/src/startup.rs`).
+pub fn patched(path: &Path, choice: u8) -> Vec<u8> {
+    const MARK: &[u8] = b"hostile-start: ";
+    let mut bytes = std::fs::read(path).unwrap();
+    let places: Vec<usize> =
+        bytes.windows(MARK.len()).enumerate().filter(|(_, window)| *window == MARK).map(|(place, _)| place).collect();
+    let [place] = places.as_slice() else { panic!("{} has {} marks", path.display(), places.len()) };
+    *bytes.get_mut(place + MARK.len()).unwrap() = choice;
+    bytes
+}
