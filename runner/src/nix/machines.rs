@@ -59,14 +59,16 @@ impl MachineLine {
     }
 
     fn render(&self, speed_factor: &str) -> String {
+        // A lone dash is Nix's word for nothing; one that is an element gets a comma in front, which adds no element.
+        let column = |joined: String| if joined == "-" { format!(",{joined}") } else { joined };
         let list = |features: &BTreeSet<String>| {
-            if features.is_empty() { "-".to_owned() } else { features.iter().cloned().collect::<Vec<_>>().join(",") }
+            if features.is_empty() { "-".to_owned() } else { column(features.iter().cloned().collect::<Vec<_>>().join(",")) }
         };
         let or_dash = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
         [
             self.uri.clone(),
             // A lone comma is an empty list; an empty column would shift the others.
-            if self.systems.is_empty() { ",".to_owned() } else { self.systems.join(",") },
+            if self.systems.is_empty() { ",".to_owned() } else { column(self.systems.join(",")) },
             or_dash(&self.ssh_key),
             self.max_jobs.to_string(),
             speed_factor.to_owned(),
