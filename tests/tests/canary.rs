@@ -15,7 +15,7 @@ use hookrun::config::Config;
 use hookrun::dirs::Dirs;
 use hookrun::event::{Diff, Event, HookEvent, NixDirs, Output, PostBuild};
 use hookrun::evidence::{Difference, Evidence};
-use hookrun::plugin::Host;
+use hookrun::plugin::{Compiler, Host};
 use hookrun_tests::canary::{Canary, files_below, guest_memories};
 use hookrun_tests::guests::guest;
 use hookrun_tests::lab::s3::{ACCESS_KEY_ID, S3Server};
@@ -267,7 +267,7 @@ fn no_guest_ever_holds_a_secret() {
     let config = Config::load(&aviary.scene.config_path()).unwrap();
     let dirs = Dirs { config: aviary.scene.config_path(), state: aviary.scene.state_dir() };
     let services = Services::new(&config, &dirs);
-    let host = Host::new(&dirs);
+    let host = Host::new(&dirs, Compiler::InProcess);
     let events = aviary.events();
     // What every guest is told, and so has in its memory.
     let told: Arc<str> = aviary.scene.drv_path("alpha").file_name().unwrap().to_str().unwrap().into();
