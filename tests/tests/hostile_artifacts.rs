@@ -71,8 +71,14 @@ fn said(scene: &Scene) -> BTreeMap<String, String> {
     scene.attempts().into_iter().map(|attempt| (attempt.plugin, format!("{} {}", attempt.class, attempt.message))).collect()
 }
 
-fn expected() -> BTreeMap<String, String> {
-    DAMAGES.iter().map(|(name, _)| ((*name).to_owned(), format!("done I am {name}"))).collect()
+/// Everybody's own words; none from an entry of another engine, which the plugin's file cannot have made.
+#[track_caller]
+fn expect_own_words(scene: &Scene) {
+    for (plugin, said) in said(scene) {
+        let refused = plugin == "stale" && said.contains("incompatible version '47'");
+        assert!(refused || said == format!("done I am {plugin}"), "{plugin}: {said}");
+    }
+    assert_eq!(said(scene).len(), DAMAGES.len());
 }
 
 #[test]
@@ -97,13 +103,13 @@ fn whatever_happens_to_its_artifact_a_plugin_runs_its_own_code() {
         damage(entry, other);
     }
     scene.build("alpha").expect_success();
-    scene.drain().expect_success();
-    assert_eq!(said(&scene), expected());
+    scene.drain();
+    expect_own_words(&scene);
 
     // The directory itself is open to everybody: nothing in it is believed, and the plugins still run.
     let directory = scene.state_dir().join("artifacts");
     std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o777)).unwrap();
     scene.build("beta").expect_success();
-    scene.drain().expect_success();
-    assert_eq!(said(&scene), expected());
+    scene.drain();
+    expect_own_words(&scene);
 }

@@ -52,6 +52,16 @@ pub enum Guest {
     Bytes(fn() -> Vec<u8>),
 }
 
+/// What every hostile guest is granted: things of its own.
+const GRANT: &str = r#"
+grant.nix-store = "outputs"
+grant.object-store = ["own", "tarpit"]
+grant.signing = ["own-1"]
+grant.mail = ["default"]
+grant.state = true
+grant.http = [{ url = "http://granted.example.org/v1/" }, { url = "http://localhost:9/" }]
+"#;
+
 /// One row of the corpus.
 #[derive(Debug, Clone)]
 pub struct Row {
@@ -127,10 +137,10 @@ impl Row {
     pub fn table(&self, component: &Path) -> String {
         let Self { name, hook, config, more, .. } = self;
         let retry = if more.contains("retry") { "" } else { "retry = { attempts = 1 }\n" };
+        // A policy runs where there is neither a file nor a network: there is nothing to grant.
+        let grant = if *hook == Hook::BuilderSelection { "" } else { GRANT };
         format!(
-            "[plugins.{name}]\nsource = \"{}\"\nhooks = [\"{}\"]\nconfig = {{ {config} }}\n{retry}{more}\
-             grant = {{ nix-store = \"outputs\", object-store = [\"own\", \"tarpit\"], signing = [\"own-1\"], mail = [\"default\"], \
-             state = true, http = [{{ url = \"http://granted.example.org/v1/\" }}, {{ url = \"http://localhost:9/\" }}] }}\n",
+            "[plugins.{name}]\nsource = \"{}\"\nhooks = [\"{}\"]\nconfig = {{ {config} }}\n{retry}{more}{grant}",
             component.display(),
             hook.as_str(),
         )
