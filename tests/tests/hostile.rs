@@ -116,6 +116,7 @@ fn steady(scene: &Scene, message: &str) -> String {
         text = before.to_owned();
     }
     text = between(&text, ", wanted ", &[')']);
+    text = between(&text, "hookrun.toml:", &[':']);
     text = between(&text, "offset 0x", &[')', ' ', ',']);
     if text.len() > SHOWN {
         let kept: String = text.chars().take(SHOWN).collect();

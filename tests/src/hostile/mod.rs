@@ -62,6 +62,9 @@ grant.state = true
 grant.http = [{ url = "http://granted.example.org/v1/" }, { url = "http://localhost:9/" }]
 "#;
 
+/// A policy runs where there is neither a file nor a network; this is the least that the crate wants.
+const POLICY_GRANT: &str = "grant.nix-store = \"outputs\"\n";
+
 /// One row of the corpus.
 #[derive(Debug, Clone)]
 pub struct Row {
@@ -137,8 +140,7 @@ impl Row {
     pub fn table(&self, component: &Path) -> String {
         let Self { name, hook, config, more, .. } = self;
         let retry = if more.contains("retry") { "" } else { "retry = { attempts = 1 }\n" };
-        // A policy runs where there is neither a file nor a network: there is nothing to grant.
-        let grant = if *hook == Hook::BuilderSelection { "" } else { GRANT };
+        let grant = if *hook == Hook::BuilderSelection { POLICY_GRANT } else { GRANT };
         format!(
             "[plugins.{name}]\nsource = \"{}\"\nhooks = [\"{}\"]\nconfig = {{ {config} }}\n{retry}{more}{grant}",
             component.display(),
