@@ -9,8 +9,9 @@ use super::{CliError, Context, sandbox};
 use crate::capability::Services;
 use crate::config::Config;
 use crate::exit_code::Exit;
-use crate::plugin::{Compiler, Host};
+use crate::plugin::{Compiler, Host, PluginError};
 use crate::queue::spool;
+use crate::wall::{Identity, Wall};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -55,12 +56,12 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
             if state(context, &mut report) {
                 services(context, &config, &mut report);
             }
-            plugins(context, &config, &mut report);
             report.good.push(format!("guests run as {}", sandbox::guests(Some(&config))));
             for message in sandbox::problems(&config) {
                 let exit = if config.worker.require_sandbox { Exit::Environment } else { Exit::Done };
                 report.problems.push(Problem { exit, message });
             }
+            plugins(context, &config, &mut report);
         }
         Err(error) => report.problems.push(Problem { exit: error.exit, message: error.to_string() }),
     }
@@ -79,16 +80,23 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     Ok(report.problems.iter().map(|problem| problem.exit).find(|exit| *exit != Exit::Done).unwrap_or(Exit::Done))
 }
 
+/// The last thing that is checked: from the middle on this process can open nothing, because guest code is mapped in it, though not run.
 fn plugins(context: &Context, config: &Config, report: &mut Report) {
     let host = Host::new(&context.dirs, Compiler::Contained(config.worker.user.clone()));
-    for (name, plugin) in &config.plugins {
-        match host.load(plugin, config) {
+    let wrong = |error: PluginError| Problem { exit: Exit::Configuration, message: error.to_string() };
+    let ready: Vec<_> = config.plugins.values().map(|plugin| host.prepare(plugin, config)).collect();
+    if let Err(error) = Wall::closed(Identity::Powerless).reading(context.dirs.artifacts()).raise() {
+        report.problems.push(Problem { exit: Exit::Environment, message: error.to_string() });
+        return;
+    }
+    for (name, ready) in config.plugins.keys().zip(ready) {
+        match ready.and_then(|ready| Host::link(ready, config)) {
             Ok(linked) => {
                 let hooks: Vec<&str> = linked.hooks().iter().map(|hook| hook.as_str()).collect();
                 let metadata = linked.metadata();
                 report.good.push(format!("plugin {name}: {} {}, {}", metadata.name, metadata.version, hooks.join(", ")));
             }
-            Err(error) => report.problems.push(Problem { exit: Exit::Configuration, message: error.to_string() }),
+            Err(error) => report.problems.push(wrong(error)),
         }
     }
 }
