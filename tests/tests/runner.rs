@@ -1,7 +1,7 @@
 //! The two processes, as an operator meets them: a runner that dies, programs that the worker starts for it, secrets that stay
 //! root's, a policy in a process of its own, and a compiler that takes too much.
 
-#![allow(clippy::unwrap_used, reason = "what goes wrong has to fail the test")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what goes wrong has to fail the test")]
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;

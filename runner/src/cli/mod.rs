@@ -11,6 +11,7 @@ mod error;
 mod inspect;
 mod log;
 mod output;
+mod queue;
 mod sandbox;
 mod shell;
 mod status;
@@ -37,6 +38,7 @@ Examples:
   hookrun test ./my-plugin.wasm     run a plugin on sample events
   hookrun status                    what runs, what waits, what failed
   hookrun log --outcome dead        what was given up, and why
+  hookrun queue retry --dead        another chance for it
 
 In nix.conf (links to this binary say which hook it is):
   post-build-hook = /usr/lib/hookrun/hookrun-post-build
@@ -78,6 +80,9 @@ enum Command {
     Status(status::Args),
     /// What happened: attempts and their outcomes
     Log(log::Args),
+    /// Tasks one by one: list, show, retry, drop, wait for them
+    #[command(subcommand)]
+    Queue(queue::Command),
     /// A plugin's identity, hooks, wanted and granted capabilities, and limits
     Inspect(inspect::Args),
     /// Completions for a shell, on standard output
@@ -163,6 +168,7 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::CompileOne(order) => Ok(compiler::child(&order)),
         Command::Status(args) => status::run(context, &args),
         Command::Log(args) => log::run(context, &args),
+        Command::Queue(command) => queue::run(context, &command),
         Command::Inspect(args) => inspect::run(context, &args),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),

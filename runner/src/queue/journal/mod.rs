@@ -5,6 +5,7 @@
 //! is the key, so an event that is seen twice is taken once. What an attempt gave is synced later: if it is lost, the attempt
 //! is made again, which plugins must bear anyway.
 
+mod change;
 mod query;
 
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use crate::dirs::Dirs;
 use crate::event::{Event, HookEvent};
 use crate::outcome::RunReport;
 
+pub use change::Selection;
 pub use query::{AttemptRow, LogFilter, PluginCounts, TaskRow};
 
 /// The database's name in [`Dirs::journal`].

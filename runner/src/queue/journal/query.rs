@@ -81,7 +81,7 @@ pub struct AttemptRow {
     pub class: String,
     /// Its sentence.
     pub message: String,
-    /// State of the task now.
+    /// State of the task now; `dropped` if somebody removed it.
     pub state: String,
     /// When the task may run again, while it is pending.
     pub not_before_ms: Option<u64>,
@@ -145,12 +145,24 @@ impl Journal {
     /// # Errors
     /// What SQLite says.
     pub fn tasks_in_state(&self, state: &str, limit: usize) -> Result<Vec<TaskRow>, JournalError> {
+        self.some_tasks("WHERE state = ?1 ORDER BY updated_ms DESC, event LIMIT ?2", &[&state, &sql_count(limit)])
+    }
+
+    /// All tasks, oldest event first.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn tasks(&self) -> Result<Vec<TaskRow>, JournalError> {
+        self.some_tasks("ORDER BY time_ms, event, plugin", &[])
+    }
+
+    fn some_tasks(&self, which: &str, values: &[&dyn ToSql]) -> Result<Vec<TaskRow>, JournalError> {
         self.read(|connection| {
-            let mut statement = connection.prepare_cached(
+            let mut statement = connection.prepare_cached(&format!(
                 "SELECT event, kind, name, drv_path, plugin, state, attempts, nullif(not_before_ms, 0), class, message, updated_ms
-                 FROM tasks JOIN events ON events.id = tasks.event WHERE state = ?1 ORDER BY updated_ms DESC, event LIMIT ?2",
-            )?;
-            let rows = statement.query_map(rusqlite::params![state, sql_count(limit)], |row| {
+                 FROM tasks JOIN events ON events.id = tasks.event {which}"
+            ))?;
+            let rows = statement.query_map(values, |row| {
                 Ok(TaskRow {
                     event: row.get(0)?,
                     kind: row.get(1)?,
@@ -180,9 +192,9 @@ impl Journal {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT attempts.event, kind, name, drv_path, attempts.plugin, number, start_ms, end_ms, attempts.class, attempts.message,
-                        state, CASE state WHEN 'pending' THEN nullif(not_before_ms, 0) END, usage, log
+                        coalesce(state, 'dropped'), CASE state WHEN 'pending' THEN nullif(not_before_ms, 0) END, usage, log
                  FROM attempts JOIN events ON events.id = attempts.event
-                      JOIN tasks ON tasks.event = attempts.event AND tasks.plugin = attempts.plugin
+                      LEFT JOIN tasks ON tasks.event = attempts.event AND tasks.plugin = attempts.plugin
                  WHERE (?1 IS NULL OR instr(name, ?1) OR instr(drv_path, ?1)) AND (?2 IS NULL OR attempts.plugin = ?2)
                        AND (?3 IS NULL OR attempts.class = ?3) AND (?4 IS NULL OR end_ms >= ?4)
                  ORDER BY attempts.id DESC LIMIT ?5",

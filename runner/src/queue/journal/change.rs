@@ -1,0 +1,164 @@
+//! What people change in the journal, beside a worker that runs: dead letters get another chance, or go.
+//!
+//! Only tasks are touched that no worker holds: dead, refused, and those that wait for their time. One transaction each, so that nothing
+//! is half done.
+
+use rusqlite::{Connection, OpenFlags, params};
+
+use super::query::TaskRow;
+use super::{FILE, Journal, JournalError, MIGRATIONS, sql_time, user_version};
+use crate::dirs::Dirs;
+use crate::event::Event;
+
+/// Which tasks are meant. All that is set has to hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Beginnings of event ids; none: all events.
+    pub events: Vec<String>,
+    /// The plugin's name.
+    pub plugin: Option<String>,
+    /// Part of the derivation's name or store path.
+    pub derivation: Option<String>,
+    /// States; none: all.
+    pub states: Vec<&'static str>,
+}
+
+impl Selection {
+    /// Is the task meant?
+    pub fn has(&self, task: &TaskRow) -> bool {
+        let Self { events, plugin, derivation, states } = self;
+        (events.is_empty() || events.iter().any(|event| task.event.starts_with(event.as_str())))
+            && plugin.as_ref().is_none_or(|plugin| *plugin == task.plugin)
+            && derivation.as_ref().is_none_or(|part| task.drv_path.contains(part.as_str()))
+            && (states.is_empty() || states.contains(&task.state.as_str()))
+    }
+}
+
+impl Journal {
+    /// Opens the journal that is there to change tasks in it, beside a worker; none if there is none yet.
+    ///
+    /// # Errors
+    /// If it cannot be opened for writing, or has another version.
+    pub fn open_to_change(dirs: &Dirs) -> Result<Option<Self>, JournalError> {
+        let path = dirs.journal().join(FILE);
+        if std::fs::symlink_metadata(&path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+            return Ok(None);
+        }
+        let sqlite = |error| JournalError::Sqlite { path: path.clone(), error };
+        let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sqlite)?;
+        connection.busy_timeout(super::BUSY_TIMEOUT).map_err(sqlite)?;
+        connection.pragma_update(None, "foreign_keys", true).map_err(sqlite)?;
+        let version = user_version(&connection).map_err(sqlite)?;
+        match version.cmp(&MIGRATIONS.len()) {
+            std::cmp::Ordering::Greater => Err(JournalError::Newer { path, version }),
+            std::cmp::Ordering::Less => Ok(None),
+            std::cmp::Ordering::Equal => Ok(Some(Self { connection, path })),
+        }
+    }
+
+    /// Gives a dead or refused task all its attempts again, and one that waits its time now. The event is open again. False if the
+    /// task is none of these any more.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn revive(&mut self, event: &str, plugin: &str, now_ms: u64) -> Result<bool, JournalError> {
+        self.write(|transaction| {
+            let changed = transaction.execute(
+                "UPDATE tasks SET state = 'pending', not_before_ms = 0, attempts = 0, updated_ms = ?3
+                 WHERE event = ?1 AND plugin = ?2 AND (state IN ('dead', 'refused') OR (state = 'pending' AND not_before_ms > ?3))",
+                params![event, plugin, sql_time(now_ms)],
+            )?;
+            if changed > 0 {
+                transaction.execute("UPDATE events SET ended_ms = NULL WHERE id = ?1", [event])?;
+            }
+            Ok(changed > 0)
+        })
+    }
+
+    /// Removes a task that is dead, refused or waits; its attempts stay in the log. The second value: it was the event's last open one,
+    /// so that its roots may go.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn discard(&mut self, event: &str, plugin: &str, now_ms: u64) -> Result<(bool, bool), JournalError> {
+        self.write(|transaction| {
+            let changed = transaction.execute(
+                "DELETE FROM tasks WHERE event = ?1 AND plugin = ?2
+                 AND (state IN ('dead', 'refused') OR (state = 'pending' AND not_before_ms > ?3))",
+                params![event, plugin, sql_time(now_ms)],
+            )?;
+            let ended = changed > 0 && super::end_event(transaction, event, now_ms)?;
+            Ok((changed > 0, ended))
+        })
+    }
+
+    /// The event called `id`, as the hook handed it over.
+    ///
+    /// # Errors
+    /// What SQLite says; none if there is none, or it cannot be read.
+    pub fn event(&self, id: &str) -> Result<Option<Event>, JournalError> {
+        let body = self.read(|connection| {
+            let mut rows = connection.prepare("SELECT body FROM events WHERE id = ?1")?;
+            let mut rows = rows.query([id])?;
+            rows.next()?.map(|row| row.get::<_, String>(0)).transpose()
+        })?;
+        Ok(body.and_then(|body| serde_json::from_str(&body).ok()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::{Outcome, RunReport, Usage};
+    use crate::queue::journal::{Attempt, Task};
+    use crate::queue::retry::Next;
+    use crate::queue::tests::post_build;
+
+    /// A journal with one task that has been given up.
+    fn with_a_dead_letter() -> (tempfile::TempDir, Dirs, Event) {
+        let directory = tempfile::tempdir().unwrap();
+        let dirs = Dirs { config: directory.path().join("c"), state: directory.path().to_owned() };
+        let (mut journal, _) = Journal::open(&dirs).unwrap();
+        let event = post_build("hello-1.0");
+        journal.take(&[(&event, vec!["cache".to_owned()], 0)], 1).unwrap();
+        let number = journal.begin(&event.id, "cache", 2).unwrap();
+        let outcome = Outcome::Failed { message: "no".to_owned(), transient: false, retry_after_ms: None };
+        let report = RunReport { outcome, usage: Usage::default(), log: Vec::new() };
+        let attempt = Attempt { event: &event.id, plugin: "cache", number, start_ms: 2, end_ms: 3 };
+        assert!(journal.finish(&attempt, &report, Next::Dead).unwrap(), "the event has ended");
+        (directory, dirs, event)
+    }
+
+    fn due(journal: &Journal) -> Vec<Task> {
+        journal.due("cache", 100, 10).unwrap()
+    }
+
+    #[test]
+    fn a_dead_letter_lives_again_once() {
+        let (_directory, dirs, event) = with_a_dead_letter();
+        let mut journal = Journal::open_to_change(&dirs).unwrap().unwrap();
+        assert!(journal.revive(&event.id, "cache", 10).unwrap());
+        assert!(!journal.revive(&event.id, "cache", 10).unwrap(), "it may run already");
+        assert_eq!(due(&journal).len(), 1);
+        assert_eq!(journal.event(&event.id).unwrap(), Some(event.clone()));
+        assert_eq!(journal.begin(&event.id, "cache", 11).unwrap(), 1, "all attempts are there again");
+        assert!(!journal.revive(&event.id, "cache", 12).unwrap(), "what runs is not touched");
+        assert_eq!(journal.discard(&event.id, "cache", 12).unwrap(), (false, false));
+    }
+
+    #[test]
+    fn what_is_dropped_is_gone_and_its_attempts_stay() {
+        let (_directory, dirs, event) = with_a_dead_letter();
+        let mut journal = Journal::open_to_change(&dirs).unwrap().unwrap();
+        assert!(journal.discard(&event.id, "cache", 10).unwrap().0);
+        assert!(due(&journal).is_empty());
+        assert_eq!(journal.open_tasks(10).unwrap().dead, 0);
+    }
+
+    #[test]
+    fn no_journal_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let dirs = Dirs { config: directory.path().join("c"), state: directory.path().to_owned() };
+        assert!(Journal::open_to_change(&dirs).unwrap().is_none());
+    }
+}
