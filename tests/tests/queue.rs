@@ -55,7 +55,10 @@ fn what_waits_for_an_hour_is_done_now() {
     let waited = scene.hookrun(&["queue", "wait", "--timeout", "1s"]);
     waited.expect_exit(4).expect_stderr("no worker runs");
     scene.set_config(&config(""));
-    scene.hookrun(&["queue", "retry", "--plugin", "keeper"]).expect_success().expect_stdout("no worker runs: `hookrun drain`");
+    scene
+        .hookrun(&["queue", "retry", "--plugin", "keeper"])
+        .expect_success()
+        .expect_stdout("no worker runs: `hookrun drain`");
     scene.drain().expect_success();
     assert_eq!(scene.tasks().last().map(String::as_str), Some("alpha keeper done"));
 }

@@ -66,7 +66,9 @@ fn a_runner_that_dies_costs_one_attempt_and_is_replaced() {
     assert_eq!(worker.wait_with_output().unwrap().status.code(), Some(1), "the task was given up");
     let [attempt] = &scene.attempts()[..] else { panic!("{:#?}", scene.attempts()) };
     assert_eq!(attempt.class, "transient");
-    assert!(attempt.message.contains("the process that runs plugins died in this run") && attempt.message.contains("signal: 9"));
+    assert!(
+        attempt.message.contains("the process that runs plugins died in this run") && attempt.message.contains("signal: 9")
+    );
     // The next task finds another.
     scene.set_config(&format!(
         "[worker]\nstart = \"none\"\n[plugins.good]\nsource = \"{}\"\nhooks = [\"post-build\"]\ngrant = {{ state = true }}\n",

@@ -142,8 +142,11 @@ fn table(tasks: &[TaskRow], colours: bool) -> String {
     if tasks.is_empty() {
         return "no tasks\n".to_owned();
     }
-    let mut rows: Vec<Vec<String>> =
-        vec![["event", "state", "plugin", "derivation", "attempts", "last"].map(|head| styled(head, Style::Faint, colours)).to_vec()];
+    let mut rows: Vec<Vec<String>> = vec![
+        ["event", "state", "plugin", "derivation", "attempts", "last"]
+            .map(|head| styled(head, Style::Faint, colours))
+            .to_vec(),
+    ];
     rows.extend(tasks.iter().map(|task| {
         let id = task.event.get(..SHORT_ID).unwrap_or(&task.event);
         vec![
@@ -178,7 +181,9 @@ struct Shown {
 
 fn show(context: &Context, args: &ShowArgs) -> Result<Exit, CliError> {
     let Some(journal) = Journal::open_read_only(&context.dirs).map_err(CliError::environment)? else {
-        return Err(CliError::environment(anyhow::anyhow!("there is no journal yet; a worker makes it, such as `hookrun drain`")));
+        return Err(CliError::environment(anyhow::anyhow!(
+            "there is no journal yet; a worker makes it, such as `hookrun drain`"
+        )));
     };
     let mut tasks = journal.tasks().map_err(CliError::environment)?;
     tasks.retain(|task| task.event.starts_with(&args.event));
@@ -188,7 +193,12 @@ fn show(context: &Context, args: &ShowArgs) -> Result<Exit, CliError> {
         [] => return Err(CliError::usage(format!("no event begins with `{}`; see `hookrun queue list --all`", args.event))),
         [one] => (*one).to_owned(),
         many => {
-            let message = format!("{} events begin with `{}`, such as {}; write more of the id", many.len(), args.event, many.join(", "));
+            let message = format!(
+                "{} events begin with `{}`, such as {}; write more of the id",
+                many.len(),
+                args.event,
+                many.join(", ")
+            );
             return Err(CliError::usage(message));
         }
     };
@@ -301,12 +311,17 @@ fn wait(context: &Context, args: &WaitArgs) -> Result<Exit, CliError> {
         }
         let ended = if open == 0 {
             let failed = dead > dead_before || refused > 0;
-            let verdict = if failed { "something was given up or refused: see `hookrun status`\n" } else { "nothing is left to do\n" };
+            let verdict =
+                if failed { "something was given up or refused: see `hookrun status`\n" } else { "nothing is left to do\n" };
             Some((if failed { Exit::Failed } else { Exit::Done }, verdict.to_owned()))
         } else if args.timeout.is_some_and(|timeout| begun.elapsed() >= timeout) {
-            Some((Exit::Failed, format!("the time is over, and {open} tasks or events are left: see `hookrun queue list`\n")))
+            Some((
+                Exit::Failed,
+                format!("the time is over, and {open} tasks or events are left: see `hookrun queue list`\n"),
+            ))
         } else if !lock::is_held(&context.dirs.worker_lock()) && !has_come(context) {
-            let message = format!("{open} tasks or events are left and no worker runs; run `hookrun drain`, or start the service");
+            let message =
+                format!("{open} tasks or events are left and no worker runs; run `hookrun drain`, or start the service");
             return Err(CliError::environment(anyhow::Error::msg(message)));
         } else {
             None
