@@ -6,7 +6,7 @@
 //! entries are opened relative to its descriptor, without following links, and checked on the descriptor that is mapped. An
 //! entry appears by rename after fsync and is never changed in place. It is found by a key of everything that makes it fit: the digest of the
 //! component, and the engine's compatibility hash, which covers wasmtime's full version, its settings and the target with its
-//! CPU features. The key stands in the entry too. Whatever does not fit is a miss and never an error; a directory
+//! CPU features. The key stands in the entry too, with a checksum of the code. Whatever does not fit is a miss and never an error; a directory
 //! that cannot be trusted only costs time.
 
 use std::ffi::OsString;
@@ -23,12 +23,14 @@ use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 use wasmtime::{Engine, Result};
 
-/// The end of an entry: the key, the length of the code before it, and this mark.
-const MARK: [u8; 16] = *b"hookrun-entry-01";
+/// The end of an entry: the key, the checksum and the length of the code before it, and this mark.
+const MARK: [u8; 16] = *b"hookrun-entry-02";
 /// A key is a SHA-256 in hexadecimal.
 const KEY_LENGTH: usize = 64;
-/// Key, length and mark.
-const TRAILER_LENGTH: usize = KEY_LENGTH + 8 + MARK.len();
+/// BLAKE3: an interpreter's 35 MiB are read in ten milliseconds.
+const CHECKSUM_LENGTH: usize = blake3::OUT_LEN;
+/// Key, checksum, length and mark.
+const TRAILER_LENGTH: usize = KEY_LENGTH + CHECKSUM_LENGTH + 8 + MARK.len();
 
 /// Everybody may read an entry who is handed its descriptor: the runner opens it as root and maps it as another user, which opens it
 /// once more through `/proc`. The directory keeps all others away.
@@ -210,7 +212,7 @@ fn find(directory: &OwnedFd, key: &str) -> Option<File> {
     let code = size.checked_sub(TRAILER_LENGTH as u64)?;
     let mut found = [0; TRAILER_LENGTH];
     file.read_exact_at(&mut found, code).ok()?;
-    if found.as_slice() != trailer(key, code) {
+    if found.as_slice() != trailer(key, &checksum(&file, code)?, code) {
         return None;
     }
     // The form of the file; whether the engine can use it, the key says.
@@ -237,8 +239,18 @@ fn map(engine: &Engine, file: &File) -> Result<Component> {
     unsafe { Component::deserialize_file(engine, descriptor_path(file)) }
 }
 
-fn trailer(key: &str, code: u64) -> Vec<u8> {
-    [key.as_bytes(), &code.to_le_bytes(), &MARK].concat()
+fn trailer(key: &str, checksum: &blake3::Hash, code: u64) -> Vec<u8> {
+    [key.as_bytes(), checksum.as_bytes(), &code.to_le_bytes(), &MARK].concat()
+}
+
+/// Of the first `length` bytes: behind the wall nothing is compiled again, so damage has to be seen before.
+fn checksum(file: &File, length: u64) -> Option<blake3::Hash> {
+    use std::io::{Read as _, Seek as _};
+    let mut file = file;
+    file.rewind().ok()?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(file.take(length)).ok()?;
+    (hasher.count() == length).then(|| hasher.finalize())
 }
 
 /// Puts an entry into the directory: whole or not at all.
@@ -251,7 +263,7 @@ fn keep(directory: &OwnedFd, key: &str, code: &[u8]) -> std::io::Result<()> {
     let mut file = File::from(rustix::fs::openat(directory, &*temporary, flags, ENTRY_MODE)?);
     let written = file
         .write_all(code)
-        .and_then(|()| file.write_all(&trailer(key, code.len() as u64)))
+        .and_then(|()| file.write_all(&trailer(key, &blake3::hash(code), code.len() as u64)))
         .and_then(|()| file.sync_all())
         .and_then(|()| Ok(rustix::fs::renameat(directory, &*temporary, directory, key)?));
     if written.is_err() {

@@ -106,7 +106,12 @@ pub fn read(source: &PluginSource) -> Result<std::borrow::Cow<'static, [u8]>, St
                 std::io::ErrorKind::NotFound => format!("there is no file {shown}; correct `source`"),
                 _ => format!("{shown} cannot be read ({error}); make it readable for the user that runs plugins"),
             };
-            let length = std::fs::metadata(path).map_err(|error| failed(&error))?.len();
+            let found = std::fs::metadata(path).map_err(|error| failed(&error))?;
+            // Reading a FIFO would wait for somebody to write.
+            if !found.is_file() {
+                return Err(format!("{shown} is no regular file; correct `source`"));
+            }
+            let length = found.len();
             if length > MAX_COMPONENT {
                 return Err(format!("{shown} has {length} bytes; at most {MAX_COMPONENT} are read"));
             }

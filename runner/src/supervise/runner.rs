@@ -39,6 +39,8 @@ pub struct Readied {
     uncompiled: Vec<String>,
     services: Services,
     config: Config,
+    /// Does it use its services? A policy does not, whatever it is granted.
+    used: bool,
 }
 
 /// Plugins that can run.
@@ -76,7 +78,7 @@ impl Readied {
                 (name.clone(), held)
             })
             .collect();
-        Self { plugins, uncompiled, services, config }
+        Self { plugins, uncompiled, services, config, used: secrets }
     }
 
     /// Has what is not compiled compiled by a process of its own, so that the next hook finds it. Before the wall.
@@ -100,13 +102,15 @@ impl Readied {
 
     /// Maps and links them: behind the wall.
     pub fn link(self) -> Running {
-        let Self { plugins, uncompiled: _, services, config } = self;
+        let Self { plugins, uncompiled: _, services, config, used } = self;
         let link = |ready| Host::link(ready, &config).map_err(|error| error.to_string());
         let plugins = plugins
             .into_iter()
             .map(|(name, ready)| {
                 let linked = ready.and_then(link).and_then(|linked| {
-                    writable(&services, linked.effective())?;
+                    if used {
+                        writable(&services, linked.effective())?;
+                    }
                     Ok(linked)
                 });
                 (name, linked)

@@ -66,11 +66,13 @@ fn damage_is_a_miss_and_heals() {
     let code = whole.len() - TRAILER_LENGTH;
     let mut no_elf = whole.clone();
     no_elf[0] ^= 1;
+    let mut one_bit = whole.clone();
+    one_bit[code / 2] ^= 1;
     let mut other_key = whole.clone();
     other_key[code] ^= 1;
     let mut shorter = whole.clone();
     shorter.drain(100..200);
-    for damaged in [Vec::new(), whole[..code].to_vec(), whole[1..].to_vec(), shorter, no_elf, other_key] {
+    for damaged in [Vec::new(), whole[..code].to_vec(), whole[1..].to_vec(), shorter, no_elf, one_bit, other_key] {
         std::fs::write(scene.entry(), damaged).unwrap();
         assert_eq!(scene.get(), Origin::Compiled);
         assert_eq!(scene.get(), Origin::Mapped);
