@@ -40,13 +40,13 @@ pub(super) fn read<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Opti
     Ok(Some(serde_json::from_slice(&body)?))
 }
 
-/// As [`write`].
+/// As [`write()`].
 pub(super) async fn send(to: &mut (impl AsyncWrite + Unpin), message: &impl Serialize) -> io::Result<()> {
     to.write_all(&encode(message)?).await?;
     to.flush().await
 }
 
-/// As [`read`].
+/// As [`read()`].
 pub(super) async fn receive<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<T>> {
     let mut prefix = [0; 4];
     match from.read_exact(&mut prefix).await {
