@@ -141,7 +141,8 @@ fn wait_for_other(context: &Context) -> Result<bool, CliError> {
     Ok(false)
 }
 
-fn open_tasks(context: &Context) -> Result<Open, CliError> {
+/// How many tasks are open; none without a journal.
+pub(super) fn open_tasks(context: &Context) -> Result<Open, CliError> {
     match Journal::open_read_only(&context.dirs).map_err(CliError::environment)? {
         Some(journal) => journal.open_tasks(now_ms()).map_err(CliError::environment),
         None => Ok(Open::default()),

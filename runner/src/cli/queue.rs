@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use super::drain::open_tasks;
 use super::output::{self, Format, Style, printable, style_of, styled};
 use super::{CliError, Context};
 use crate::event::{Event, now_ms};
@@ -343,11 +344,4 @@ fn has_come(context: &Context) -> bool {
         std::thread::sleep(LOOK);
         lock::is_held(&context.dirs.worker_lock()) || open_tasks(context).is_ok_and(|open| open == Open::default())
     })
-}
-
-fn open_tasks(context: &Context) -> Result<Open, CliError> {
-    match Journal::open_read_only(&context.dirs).map_err(CliError::environment)? {
-        Some(journal) => journal.open_tasks(now_ms()).map_err(CliError::environment),
-        None => Ok(Open::default()),
-    }
 }
