@@ -93,7 +93,7 @@ pub mod builder_selection {
         ",
         world: "hookrun:sdk-builder-selection/builder-selection-hook",
         generate_all,
-        additional_derives: [PartialEq],
+        additional_derives: [PartialEq, Default],
         pub_export_macro: true,
         export_macro_name: "export_builder_selection",
         default_bindings_module: "::hookrun_sdk::bindings::builder_selection",

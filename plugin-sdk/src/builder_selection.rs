@@ -1,7 +1,9 @@
 //! Builder selection: Nix asks where to build a derivation.
 
+use std::time::Duration;
+
 use crate::bindings::builder_selection::exports::hookrun::builder_selection::builder_selection as wit;
-pub use wit::{Candidate, LocalMachine, Machine};
+pub use wit::{Candidate, LocalMachine, Machine, PastBuilds};
 
 /// A policy that says where a derivation is built.
 ///
@@ -36,12 +38,15 @@ pub struct Decision {
     pub action: Action,
     /// One sentence for people: why.
     pub reason: String,
+    /// The longest to wait before the question is asked again; none: as long as it takes.
+    pub ask_again: Option<Duration>,
 }
 
 /// Where to build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Try these machines in order, by the URIs they were offered with.
+    /// These machines in order, by the URIs they were offered with: the first with a free slot is taken. If all are full, the build waits
+    /// for one of these and for no other.
     Machines(Vec<String>),
     /// Here, now or when a slot is free.
     Local,
@@ -52,35 +57,47 @@ pub enum Action {
 }
 
 impl Decision {
+    fn new(action: Action, reason: impl Into<String>) -> Self {
+        Self { action, reason: reason.into(), ask_again: None }
+    }
+
     /// Try these machines, by URI, best first.
     pub fn machines(uris: impl IntoIterator<Item = impl Into<String>>, reason: impl Into<String>) -> Self {
-        Self { action: Action::Machines(uris.into_iter().map(Into::into).collect()), reason: reason.into() }
+        Self::new(Action::Machines(uris.into_iter().map(Into::into).collect()), reason)
     }
 
     /// Build here.
     pub fn local(reason: impl Into<String>) -> Self {
-        Self { action: Action::Local, reason: reason.into() }
+        Self::new(Action::Local, reason)
     }
 
     /// Ask again later.
     pub fn postpone(reason: impl Into<String>) -> Self {
-        Self { action: Action::Postpone, reason: reason.into() }
+        Self::new(Action::Postpone, reason)
     }
 
     /// No opinion.
     pub fn decline(reason: impl Into<String>) -> Self {
-        Self { action: Action::Decline, reason: reason.into() }
+        Self::new(Action::Decline, reason)
+    }
+
+    /// Asked again after so long at the latest.
+    #[must_use]
+    pub fn ask_again(mut self, within: Duration) -> Self {
+        self.ask_again = Some(within);
+        self
     }
 }
 
 impl From<Decision> for wit::Decision {
-    fn from(Decision { action, reason }: Decision) -> Self {
+    fn from(Decision { action, reason, ask_again }: Decision) -> Self {
         let (action, machines) = match action {
             Action::Machines(uris) => ("machines", uris),
             Action::Local => ("local", Vec::new()),
             Action::Postpone => ("postpone", Vec::new()),
             Action::Decline => ("decline", Vec::new()),
         };
-        Self { action: action.to_owned(), machines, reason }
+        let ask_again_ms = ask_again.map(|within| u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
+        Self { action: action.to_owned(), machines, reason, ask_again_ms }
     }
 }

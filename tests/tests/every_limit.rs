@@ -149,8 +149,7 @@ async fn a_selection_ends_too() {
         drv_path: "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-hello-2.12.drv".to_owned(),
         name: "hello-2.12".to_owned(),
         system: "x86_64-linux".to_owned(),
-        required_features: Vec::new(),
-        details: Vec::new(),
+        ..Candidate::default()
     };
     let (decision, report) = plugin.select(&services, &candidate, &[], &LocalMachine::default()).await;
     assert!(decision.is_err());

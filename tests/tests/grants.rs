@@ -34,7 +34,9 @@ async fn each_capability_needs_its_own_line() {
 #[tokio::test]
 async fn what_the_metadata_does_not_want_is_refused_in_the_call() {
     let sandbox = Sandbox::new();
-    let report = sandbox.run("faulty", "config = { fault = \"unwanted\" }\ngrant = { mail = [\"default\"] }").await;
+    let report = sandbox
+        .run("faulty", "hooks = [\"post-build\"]\nconfig = { fault = \"unwanted\" }\ngrant = { mail = [\"default\"] }")
+        .await;
     assert_eq!(report.outcome.class(), "permanent");
     insta::assert_snapshot!(report.outcome.message(), @"plugin `x` may not use `mail`: its metadata does not ask for it; its author must add `mail` to the plugin's `wants`");
     assert_eq!(report.usage.denied.get("mail.send"), Some(&1));
@@ -46,5 +48,14 @@ fn what_is_wanted_and_not_granted_refuses_the_plugin() {
     let sandbox = Sandbox::new();
     insta::assert_snapshot!(sandbox.refused("greedy", ""), @r#"ROOT/hookrun.toml:1: plugin `x`: it wants `nix-store` and has no grant for that; write `nix-store = "outputs"` under [plugins.x.grant] in ROOT/hookrun.toml (there is no such table yet)"#);
     insta::assert_snapshot!(sandbox.refused("greedy", "[plugins.x.grant]\nstate = true"), @r#"ROOT/hookrun.toml:3: plugin `x`: it wants `nix-store` and has no grant for that; write `nix-store = "outputs"` under [plugins.x.grant] in ROOT/hookrun.toml:3"#);
-    insta::assert_snapshot!(sandbox.refused("good", "grant = { nix-store = \"closure\" }"), @r#"ROOT/hookrun.toml:3: plugin `x`: it wants `state` and has no grant for that; write `state = true` under [plugins.x.grant] in ROOT/hookrun.toml:3"#);
+    insta::assert_snapshot!(sandbox.refused("good", "hooks = [\"post-build\"]\ngrant = { nix-store = \"closure\" }"), @r#"ROOT/hookrun.toml:4: plugin `x`: it wants `state` and has no grant for that; write `state = true` under [plugins.x.grant] in ROOT/hookrun.toml:4"#);
+}
+
+/// A policy answers from what it is asked: it gets `log`, `config` and `state`, and a grant of more is a mistake.
+#[test]
+fn a_policy_that_is_granted_more_than_state_does_not_load() {
+    let sandbox = Sandbox::new();
+    let granted = "grant = { state = true, nix-store = \"closure\", mail = [\"default\"] }";
+    insta::assert_snapshot!(sandbox.refused("good", granted), @r#"ROOT/hookrun.toml:3: plugin `x`: it serves `builder-selection`, where `state` is all that can be granted; write `hooks = ["builder-selection"]` and remove `nix-store`, `mail` under [plugins.x.grant], and give `post-build`, `diff` a table with a name of its own"#);
+    insta::assert_snapshot!(sandbox.refused("good", &format!("hooks = [\"builder-selection\"]\n{granted}")), @"ROOT/hookrun.toml:4: plugin `x`: it serves `builder-selection`, where `state` is all that can be granted; remove `nix-store`, `mail` under [plugins.x.grant]");
 }

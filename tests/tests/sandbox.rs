@@ -92,17 +92,9 @@ async fn a_good_guest_serves_all_hooks() {
         drv_path: DRV.to_owned(),
         name: "hello-2.12".to_owned(),
         system: "x86_64-linux".to_owned(),
-        required_features: Vec::new(),
-        details: Vec::new(),
+        ..Candidate::default()
     };
-    let machine = |uri: &str| Machine {
-        uri: uri.to_owned(),
-        slots: 1,
-        load: 0,
-        speed_factor: 1.5,
-        healthy: true,
-        details: Vec::new(),
-    };
+    let machine = |uri: &str| Machine { uri: uri.to_owned(), speed_factor: 1.5, ..Machine::default() };
     let machines = [machine("ssh://a"), machine("ssh://b")];
     let (decision, report) = plugin.select(&services, &candidate, &machines, &LocalMachine::default()).await;
     assert_eq!(decision.unwrap().action, Action::Machines(vec!["ssh://a".to_owned(), "ssh://b".to_owned()]));

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     fn machine(uri: &str, slots: u32, load: u32, speed_factor: f64, healthy: bool) -> Machine {
-        Machine { uri: uri.to_owned(), slots, load, speed_factor, healthy, details: Vec::new() }
+        Machine { uri: uri.to_owned(), slots, load, speed_factor, healthy, ..Machine::default() }
     }
 
     fn candidate(system: &str) -> Candidate {
@@ -90,13 +90,12 @@ mod tests {
             drv_path: "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a.drv".to_owned(),
             name: "a".to_owned(),
             system: system.to_owned(),
-            required_features: Vec::new(),
-            details: Vec::new(),
+            ..Candidate::default()
         }
     }
 
     fn here(able: bool, willing: bool) -> LocalMachine {
-        LocalMachine { able, willing, slots: 4, details: Vec::new() }
+        LocalMachine { able, willing, slots: 4, ..LocalMachine::default() }
     }
 
     fn told(factor: Option<f64>, machines: &[Machine], local: &LocalMachine) -> String {

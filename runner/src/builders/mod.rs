@@ -6,11 +6,12 @@
 //!
 //! * [`types`]: what a policy is told and what it answers. [`policy`]: the trait, and the rule of Nix itself. [`asker`]: asks
 //!   it, with a time limit.
-//! * [`settings`], [`request`]: what Nix says. [`reply`]: the one answer, as a type that must be used up.
+//! * [`settings`], [`request`]: what Nix says; [`described`]: what the derivation says. [`reply`]: the one answer, as a type that must be used up.
 //! * [`session`]: the conversation. [`stock`]: delegation to Nix's own hook, with [`fds`]. [`hook`]: the process.
 //! * [`load`]: busy slots, from Nix's own lock files.
 
 pub mod asker;
+pub mod described;
 pub mod fds;
 pub mod hook;
 pub mod load;
@@ -23,4 +24,4 @@ pub mod stock;
 pub mod types;
 
 pub use policy::{Policy, PolicyError, StockRule};
-pub use types::{Action, Candidate, Decision, LocalMachine, Machine};
+pub use types::{Action, Candidate, Decision, LocalMachine, Machine, PastBuilds};

@@ -33,12 +33,15 @@ pub enum PolicyError {
     TimedOut(std::time::Duration),
 }
 
+/// A policy cannot have itself asked again sooner than this, in milliseconds: a wish for 0 would keep a processor busy.
+const SOONEST_ASK_AGAIN_MS: u64 = 1000;
+
 /// Checks an answer against what was asked, and removes repeated machines from it.
 ///
 /// # Errors
 /// A machine that was not offered, no machine at all, or `local` where this machine cannot build the candidate.
 pub fn checked(decision: Decision, machines: &[Machine], local: &LocalMachine) -> Result<Decision, PolicyError> {
-    let Decision { action, reason } = decision;
+    let Decision { action, reason, ask_again_ms } = decision;
     let action = match action {
         Action::Machines(uris) => {
             let mut unique: Vec<String> = Vec::with_capacity(uris.len());
@@ -60,7 +63,8 @@ pub fn checked(decision: Decision, machines: &[Machine], local: &LocalMachine) -
         }
         other @ (Action::Local | Action::Postpone | Action::Decline) => other,
     };
-    Ok(Decision { action, reason })
+    let ask_again_ms = ask_again_ms.map(|within| within.max(SOONEST_ASK_AGAIN_MS));
+    Ok(Decision { action, reason, ask_again_ms })
 }
 
 /// The rule of Nix's own build hook (`build-remote.cc`, the same from 2.3 to 2.35): lowest load divided by speed factor, then
@@ -96,7 +100,7 @@ impl StockRule {
             return Self::without_machine(candidate, machines.len(), local);
         };
         let reason = format!("load {}/{} at factor {}", best.load, best.slots, best.speed_factor);
-        Decision { action: Action::Machines(ranked.iter().map(|machine| machine.uri.clone()).collect()), reason }
+        Decision::new(Action::Machines(ranked.iter().map(|machine| machine.uri.clone()).collect()), reason)
     }
 
     /// `Less` if Nix prefers `a`; `Equal` leaves it to the order of the list.
@@ -123,11 +127,11 @@ impl StockRule {
         // `couldBuildLocally` compares the system with this system and extra-platforms only, so it is false for `builtin`.
         let here_now = local.able && local.willing && candidate.system != BUILTIN;
         if fitting > 0 && !here_now {
-            Decision { action: Action::Postpone, reason: "every machine that fits is full".to_owned() }
+            Decision::new(Action::Postpone, "every machine that fits is full")
         } else {
             let reason =
                 if fitting > 0 { "every machine that fits is full, and this one is free" } else { "no machine fits" };
-            Decision { action: Action::Decline, reason: reason.to_owned() }
+            Decision::new(Action::Decline, reason)
         }
     }
 }
@@ -161,7 +165,7 @@ mod tests {
     use super::*;
 
     fn machine(uri: &str, slots: u32, load: u32, speed_factor: f64) -> Machine {
-        Machine { uri: uri.to_owned(), slots, load, speed_factor, healthy: true, details: Vec::new() }
+        Machine { uri: uri.to_owned(), slots, load, speed_factor, ..Machine::default() }
     }
 
     fn candidate(system: &str) -> Candidate {
@@ -169,8 +173,7 @@ mod tests {
             drv_path: "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a.drv".to_owned(),
             name: "a".to_owned(),
             system: system.to_owned(),
-            required_features: Vec::new(),
-            details: Vec::new(),
+            ..Candidate::default()
         }
     }
 
@@ -192,7 +195,7 @@ mod tests {
 
     #[test]
     fn nothing_free() {
-        let local = |able, willing| LocalMachine { able, willing, slots: 1, details: Vec::new() };
+        let local = |able, willing| LocalMachine { able, willing, slots: 1, ..LocalMachine::default() };
         let full = [machine("m", 1, 1, 1.0)];
         let answer = |system: &str, local: &LocalMachine| {
             StockRule::default().select(&candidate(system), &full, local).unwrap().action
@@ -208,7 +211,7 @@ mod tests {
     fn answers_are_checked() {
         let machines = [machine("a", 1, 0, 1.0), machine("b", 1, 0, 1.0)];
         let able = LocalMachine { able: true, ..LocalMachine::default() };
-        let decision = |action| Decision { action, reason: String::new() };
+        let decision = |action| Decision::new(action, "");
         let machines_of = |uris: &[&str]| Action::Machines(uris.iter().map(|uri| (*uri).to_owned()).collect());
         let ok = checked(decision(machines_of(&["b", "a", "b"])), &machines, &able).unwrap();
         assert_eq!(ok.action, machines_of(&["b", "a"]));

@@ -73,7 +73,7 @@ impl Request {
             drv_path,
             system: text(&self.system),
             required_features: self.required_features.iter().map(|feature| text(feature)).collect(),
-            details: Vec::new(),
+            ..Candidate::default()
         }
     }
 }

@@ -9,6 +9,7 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 
 use super::asker::Asker;
+use super::described::described;
 use super::load::SlotFiles;
 use super::policy::StockRule;
 use super::reply::{Level, Pending};
@@ -164,7 +165,7 @@ impl Pool {
         if self.machines.is_empty() {
             return Placed::Never;
         }
-        let candidate = request.candidate();
+        let candidate = described(request.candidate());
         let local = self.settings.local_machine(&candidate.system, &candidate.required_features, request.am_willing());
         // Each round but the last takes at least one machine out.
         loop {
@@ -175,7 +176,7 @@ impl Pool {
             }
             let offered = self.offered(&fitting);
             let decision = self.decide(&candidate, &offered, &local, policy.as_deref_mut(), pending);
-            let Decision { action, reason } = decision;
+            let Decision { action, reason, .. } = decision;
             let uris = match action {
                 Action::Machines(uris) => uris,
                 Action::Local | Action::Decline => {
@@ -233,8 +234,9 @@ impl Pool {
             slots: line.max_jobs,
             load,
             speed_factor: line.speed_factor,
-            healthy: true,
-            details: Vec::new(),
+            supported_features: line.supported_features.iter().cloned().collect(),
+            mandatory_features: line.mandatory_features.iter().cloned().collect(),
+            ..Machine::default()
         };
         lines.into_iter().zip(loads).map(machine).collect()
     }

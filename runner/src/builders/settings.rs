@@ -103,7 +103,13 @@ impl Settings {
             .words("system-features")
             .unwrap_or_else(|| ["benchmark", "big-parallel", "nixos-test"].map(ToOwned::to_owned).into());
         let able = slots > 0 && platform && features.iter().all(|feature| known.contains(feature));
-        LocalMachine { able, willing, slots, details: Vec::new() }
+        LocalMachine {
+            able,
+            willing,
+            slots,
+            whole_speed_factors: self.division() == Division::Integer,
+            ..LocalMachine::default()
+        }
     }
 
     fn max_jobs(&self) -> u32 {

@@ -1,17 +1,46 @@
 //! What a policy is told and what it answers. Mirrors `plugin-sdk/wit/builder-selection-0.1.0`, so that the plugin room only
 //! copies fields.
 
+use serde::{Deserialize, Serialize};
+
+/// Builds that ended well, as this machine remembers them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PastBuilds {
+    /// How many.
+    pub count: u32,
+    /// Median duration in seconds, transfers not counted.
+    pub median_seconds: f64,
+}
+
 /// The derivation to place.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Candidate {
     /// Full store path of the `.drv`.
     pub drv_path: String,
     /// The derivation's name, as in its store path without `.drv`.
     pub name: String,
+    /// Its package name: `pname` of its environment, or its name up to the version.
+    pub pname: String,
+    /// Its version; empty where it has none.
+    pub version: String,
     /// `x86_64-linux`, ..., or [`BUILTIN`].
     pub system: String,
     /// The system features it requires, sorted.
     pub required_features: Vec<String>,
+    /// Is it built by Nix itself?
+    pub builtin: bool,
+    /// Has it a hash that is known before the build?
+    pub fixed_output: bool,
+    /// Did its author set `preferLocalBuild`?
+    pub prefer_local: bool,
+    /// The words of `hookrunHints` in its environment.
+    pub hints: Vec<(String, String)>,
+    /// Seconds that builds of this package name took, on a machine of speed factor 1.
+    pub expected_seconds: Option<f64>,
+    /// Size of its inputs with all they need, where that is known.
+    pub input_bytes: Option<u64>,
+    /// How many derivations stand one after another behind this one, where that is known.
+    pub dependents_depth: Option<u32>,
     /// More, by name.
     pub details: Vec<(String, String)>,
 }
@@ -20,7 +49,7 @@ pub struct Candidate {
 pub const BUILTIN: &str = "builtin";
 
 /// A machine that can take the candidate: its system and features fit.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// The store URI of the machines file; names the machine in the answer.
     pub uri: String,
@@ -30,10 +59,45 @@ pub struct Machine {
     pub load: u32,
     /// Column 5.
     pub speed_factor: f64,
+    /// Column 6.
+    pub supported_features: Vec<String>,
+    /// Column 7.
+    pub mandatory_features: Vec<String>,
     /// False after recent failures to connect.
     pub healthy: bool,
+    /// How long a connection took lately, in milliseconds.
+    pub connect_ms: Option<u32>,
+    /// Builds of this package name on this machine.
+    pub past: Option<PastBuilds>,
+    /// For busy slots whose build has an expected duration: seconds until it should end, the soonest first.
+    pub busy_seconds: Vec<f64>,
+    /// Size of the inputs that are not on that machine yet, where that is known.
+    pub missing_bytes: Option<u64>,
+    /// Bytes a second that copies to it reached lately.
+    pub bytes_per_second: Option<f64>,
     /// More, by name.
     pub details: Vec<(String, String)>,
+}
+
+/// A machine as a line with nothing but a URI describes it: one slot, idle, factor 1.
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            uri: String::new(),
+            slots: 1,
+            load: 0,
+            speed_factor: 1.0,
+            supported_features: Vec::new(),
+            mandatory_features: Vec::new(),
+            healthy: true,
+            connect_ms: None,
+            past: None,
+            busy_seconds: Vec::new(),
+            missing_bytes: None,
+            bytes_per_second: None,
+            details: Vec::new(),
+        }
+    }
 }
 
 impl Machine {
@@ -43,8 +107,8 @@ impl Machine {
     }
 }
 
-/// This machine.
-#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+/// This machine: what it can do, and what waits on it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct LocalMachine {
     /// Could it build the candidate at all (system, features, `max-jobs` over 0)?
     pub able: bool,
@@ -52,23 +116,41 @@ pub struct LocalMachine {
     pub willing: bool,
     /// `max-jobs`.
     pub slots: u32,
+    /// How fast it is, on the scale of column 5; none: nobody said.
+    pub speed_factor: Option<f64>,
+    /// Builds of this package name on this machine.
+    pub past: Option<PastBuilds>,
+    /// Builds of all Nix commands on this machine that wait in hookrun for a machine.
+    pub waiting: u32,
+    /// Does the Nix that asks divide load by speed factor as whole numbers (2.19 and older)?
+    pub whole_speed_factors: bool,
     /// More, by name.
     pub details: Vec<(String, String)>,
 }
 
 /// The answer of a policy.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
     /// What to do.
     pub action: Action,
     /// One sentence for people: why.
     pub reason: String,
+    /// The longest to wait before the question is asked again, in milliseconds; none: as long as it takes.
+    pub ask_again_ms: Option<u64>,
+}
+
+impl Decision {
+    /// Without a bound on waiting.
+    pub fn new(action: Action, reason: impl Into<String>) -> Self {
+        Self { action, reason: reason.into(), ask_again_ms: None }
+    }
 }
 
 /// What to do with a candidate.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
-    /// Try these machines, by URI, in this order.
+    /// These machines, by URI, in this order: the first with a free slot is taken. If all are full, the build waits for one of these and
+    /// for no other.
     Machines(Vec<String>),
     /// Build here, now or when a slot is free.
     Local,

@@ -178,7 +178,7 @@ fn place(config: &Config, keys: &[&str]) -> Place {
 fn capabilities(config: &Config, plugin: &Plugin, wants: &Wants, configured: bool) -> Vec<Capability> {
     // A plugin outside of a configuration is granted what it wants to see whether it loads; nobody has granted it anything.
     let grant = if configured { plugin.grant.clone() } else { Grant::default() };
-    let Effective { nix_store, object_store, signing, mail, state, http } = Effective::of(wants, &grant);
+    let Effective { nix_store, object_store, signing, mail, state, http, policy: _ } = Effective::of(wants, &grant);
     let places = |grants: &[HttpGrant]| grants.iter().map(ToString::to_string).collect::<Vec<_>>();
     let yes = |granted: bool| if granted { vec!["yes".to_owned()] } else { Vec::new() };
     let scope = |scope: StoreScope| match scope {

@@ -2,7 +2,7 @@
 //! be forgotten.
 
 use super::bindings::exports::hookrun::{builder_selection, diff, post_build};
-use crate::builders::{Action, Candidate, Decision, LocalMachine, Machine, PolicyError};
+use crate::builders::{Action, Candidate, Decision, LocalMachine, Machine, PastBuilds, PolicyError};
 use crate::event::{self, Event, Output};
 use crate::evidence::{Difference, Evidence};
 use crate::outcome::Outcome;
@@ -57,23 +57,87 @@ fn difference(difference: &Difference) -> wit_diff::Difference {
 }
 
 pub(super) fn candidate(candidate: &Candidate) -> selection::Candidate {
-    let Candidate { drv_path, name, system, required_features, details } = candidate.clone();
-    selection::Candidate { drv_path, name, system, required_features, details }
+    let Candidate {
+        drv_path,
+        name,
+        pname,
+        version,
+        system,
+        required_features,
+        builtin,
+        fixed_output,
+        prefer_local,
+        hints,
+        expected_seconds,
+        input_bytes,
+        dependents_depth,
+        details,
+    } = candidate.clone();
+    selection::Candidate {
+        drv_path,
+        name,
+        pname,
+        version,
+        system,
+        required_features,
+        builtin,
+        fixed_output,
+        prefer_local,
+        hints,
+        expected_seconds,
+        input_bytes,
+        dependents_depth,
+        details,
+    }
 }
 
 pub(super) fn machine(machine: &Machine) -> selection::Machine {
-    let Machine { uri, slots, load, speed_factor, healthy, details } = machine.clone();
-    selection::Machine { uri, slots, load, speed_factor, healthy, details }
+    let Machine {
+        uri,
+        slots,
+        load,
+        speed_factor,
+        supported_features,
+        mandatory_features,
+        healthy,
+        connect_ms,
+        past: past_builds,
+        busy_seconds,
+        missing_bytes,
+        bytes_per_second,
+        details,
+    } = machine.clone();
+    selection::Machine {
+        uri,
+        slots,
+        load,
+        speed_factor,
+        supported_features,
+        mandatory_features,
+        healthy,
+        connect_ms,
+        past: past_builds.map(past),
+        busy_seconds,
+        missing_bytes,
+        bytes_per_second,
+        details,
+    }
 }
 
 pub(super) fn local(local: &LocalMachine) -> selection::LocalMachine {
-    let LocalMachine { able, willing, slots, details } = local.clone();
-    selection::LocalMachine { able, willing, slots, details }
+    let LocalMachine { able, willing, slots, speed_factor, past: past_builds, waiting, whole_speed_factors, details } =
+        local.clone();
+    let past = past_builds.map(past);
+    selection::LocalMachine { able, willing, slots, speed_factor, past, waiting, whole_speed_factors, details }
+}
+
+fn past(PastBuilds { count, median_seconds }: PastBuilds) -> selection::PastBuilds {
+    selection::PastBuilds { count, median_seconds }
 }
 
 pub(super) fn decision(decision: selection::Decision) -> Result<Decision, PolicyError> {
-    let selection::Decision { action, machines, reason } = decision;
-    Ok(Decision { action: Action::from_word(&action, machines)?, reason })
+    let selection::Decision { action, machines, reason, ask_again_ms } = decision;
+    Ok(Decision { action: Action::from_word(&action, machines)?, reason, ask_again_ms })
 }
 
 /// The answer of a hook, whose two records are the same in both packages.
@@ -101,7 +165,7 @@ answer!(wit_build, wit_diff);
 impl Answer for Result<selection::Decision, String> {
     fn outcome(self) -> Outcome {
         match self {
-            Ok(selection::Decision { action, machines, reason }) => {
+            Ok(selection::Decision { action, machines, reason, ask_again_ms: _ }) => {
                 let machines = machines.into_iter().map(|uri| ("machine".to_owned(), uri));
                 Outcome::Done {
                     message: reason,

@@ -39,6 +39,14 @@ pub struct Wants {
     pub http: Want,
 }
 
+impl Wants {
+    /// What is left of it for a policy of builder selection: [`Effective::policy`].
+    #[must_use]
+    pub fn of_policy(&self) -> Self {
+        Self { state: self.state, ..Self::default() }
+    }
+}
+
 /// What one host call needs. `Log` and `Config` are always granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need<'a> {
@@ -98,6 +106,22 @@ pub struct Effective {
     pub state: bool,
     /// Where it may send HTTP requests.
     pub http: Vec<HttpGrant>,
+    /// Is it a policy of builder selection? Then it gets `log`, `config` and `state` only: Nix stands still while it thinks, and what it
+    /// answers is to follow from what it was asked.
+    pub policy: bool,
+}
+
+/// The interfaces of a grant that a policy of builder selection may not have.
+pub fn beyond_policy(grant: &Grant) -> Vec<&'static str> {
+    let Grant { nix_store, object_store, signing, mail, state: _, http } = grant;
+    let granted = [
+        ("nix-store", *nix_store != StoreScope::None),
+        ("object-store", !object_store.is_empty()),
+        ("signing", !signing.is_empty()),
+        ("mail", !mail.is_empty()),
+        ("http", !http.is_empty()),
+    ];
+    granted.into_iter().filter(|(_, granted)| *granted).map(|(interface, _)| interface).collect()
 }
 
 /// A required capability without a grant: the line to write.
@@ -141,6 +165,7 @@ impl Effective {
             mail: names(*mail, transports),
             state: *state != Want::No && *granted_state,
             http: if *http == Want::No { Vec::new() } else { places.clone() },
+            policy: false,
         }
     }
 
@@ -159,6 +184,9 @@ impl Effective {
     /// A fragment that names the capability and the line to write, without the plugin and the file.
     pub fn check(&self, wants: &Wants, need: Need<'_>) -> Result<(), Refusal> {
         let interface = need.interface();
+        if self.policy && !matches!(need, Need::Log | Need::Config | Need::State | Need::Wasi(_)) {
+            return Err(Refusal::Policy { interface });
+        }
         let wanted = match need {
             Need::Log | Need::Config | Need::Wasi(_) => true,
             Need::State => wants.state != Want::No,
@@ -242,6 +270,11 @@ pub enum Refusal {
         /// The line to write.
         line: String,
     },
+    /// A policy of builder selection may not have it, whatever is granted.
+    Policy {
+        /// The interface.
+        interface: &'static str,
+    },
     /// No grant covers an HTTP request.
     Http(Box<HttpMiss>),
 }
@@ -261,6 +294,10 @@ impl Refusal {
                     file.display()
                 )
             }
+            Self::Policy { interface } => format!(
+                "plugin `{plugin}` may not use `{interface}`: a policy of builder selection has `log`, `config` and `state` only; its \
+                 author must remove the call"
+            ),
             Self::Http(miss) => miss.message(plugin, file),
         }
     }

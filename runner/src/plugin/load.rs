@@ -13,7 +13,7 @@ use super::bindings::exports::hookrun::{builder_selection, diff, post_build};
 use super::compile::{CompileError, Compiler};
 use super::engine::Runtime;
 use super::error::PluginError;
-use super::grants::{Defined, Effective, Missing};
+use super::grants::{Defined, Effective, Missing, beyond_policy};
 use super::host_call::{PluginContext, RunState};
 use super::metadata::{self, Description, Metadata};
 use super::{bundled, config_schema, grants};
@@ -58,13 +58,22 @@ impl Artifact {
                 return Err(error(&keys, format!("{}: {message}; change it{known}", keys.join("."))));
             }
         }
-        let effective = Effective::decide(&description.metadata.wants, &plugin.grant, defined(config))
+        let policy = hooks.contains(&HookKind::BuilderSelection);
+        let mut wants = description.metadata.wants.clone();
+        if policy && hooks.len() == 1 {
+            wants = wants.of_policy();
+        }
+        if policy && !beyond_policy(&plugin.grant).is_empty() {
+            return Err(error(&["grant"], too_much_for_policy(name, &hooks, &beyond_policy(&plugin.grant))));
+        }
+        let mut effective = Effective::decide(&wants, &plugin.grant, defined(config))
             .map_err(|missing| error(&["grant"], ungranted(name, &missing, config)))?;
+        effective.policy = policy;
         let context = PluginContext {
             plugin: plugin.clone(),
             config_file: config.path.clone(),
             config_json: plugin.config.to_string(),
-            wants: description.metadata.wants.clone(),
+            wants,
             effective,
         };
         Ok(Self { wasm, description, hooks, context: Arc::new(context) })
@@ -154,6 +163,25 @@ fn ungranted(plugin: &str, missing: &[Missing], config: &Config) -> String {
         quoted(missing.iter().map(|missing| missing.interface).collect()),
         quoted(missing.iter().map(|missing| missing.line.as_str()).collect()),
     )
+}
+
+/// A policy is granted what policies do not get.
+fn too_much_for_policy(plugin: &str, hooks: &[HookKind], granted: &[&str]) -> String {
+    let quoted =
+        |words: &mut dyn Iterator<Item = &str>| words.map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
+    let others: Vec<&str> =
+        hooks.iter().filter(|hook| **hook != HookKind::BuilderSelection).map(|hook| hook.as_str()).collect();
+    let granted = quoted(&mut granted.iter().copied());
+    let instead = if others.is_empty() {
+        format!("remove {granted} under [plugins.{plugin}.grant]")
+    } else {
+        format!(
+            "write `hooks = [\"builder-selection\"]` and remove {granted} under [plugins.{plugin}.grant], and give {} a table with a name \
+             of its own",
+            quoted(&mut others.into_iter())
+        )
+    };
+    format!("it serves `builder-selection`, where `state` is all that can be granted; {instead}")
 }
 
 fn defined(config: &Config) -> Defined<'_> {

@@ -111,9 +111,9 @@ impl Policy for PluginPolicy {
             None => Pairs::new(),
         };
         let question = Order::Select {
-            candidate: candidate.clone(),
+            candidate: Box::new(candidate.clone()),
             machines: machines.to_vec(),
-            local: local.clone(),
+            local: Box::new(local.clone()),
             state: before.clone(),
         };
         let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);

@@ -58,7 +58,7 @@ pub(super) enum Order {
     /// What became of a message for a program.
     Mailed { id: u64, result: Result<(), CapabilityError> },
     /// Ask the policy. Its plugin's state comes along, because it can open no file.
-    Select { candidate: Candidate, machines: Vec<Machine>, local: LocalMachine, state: Pairs },
+    Select { candidate: Box<Candidate>, machines: Vec<Machine>, local: Box<LocalMachine>, state: Pairs },
 }
 
 /// From a runner.

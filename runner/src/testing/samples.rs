@@ -63,7 +63,7 @@ pub fn questions() -> Vec<Question> {
         name: name.to_owned(),
         system: "x86_64-linux".to_owned(),
         required_features: features.iter().map(|feature| (*feature).to_owned()).collect(),
-        details: Vec::new(),
+        ..Candidate::default()
     };
     let machine = |uri: &str, slots, load, speed_factor, healthy| Machine {
         uri: uri.to_owned(),
@@ -71,9 +71,9 @@ pub fn questions() -> Vec<Question> {
         load,
         speed_factor,
         healthy,
-        details: Vec::new(),
+        ..Machine::default()
     };
-    let local = |able, willing| LocalMachine { able, willing, slots: 4, details: Vec::new() };
+    let local = |able, willing| LocalMachine { able, willing, slots: 4, ..LocalMachine::default() };
     vec![
         Question {
             what: "a slow and a fast machine, both idle",

@@ -62,8 +62,8 @@ grant.state = true
 grant.http = [{ url = "http://granted.example.org/v1/" }, { url = "http://localhost:9/" }]
 "#;
 
-/// A policy runs where there is neither a file nor a network; this is the least that the crate wants.
-const POLICY_GRANT: &str = "grant.nix-store = \"outputs\"\n";
+/// A policy runs where there is neither a file nor a network, and is granted nothing here.
+const POLICY_GRANT: &str = "grant.state = false\n";
 
 /// One row of the corpus.
 #[derive(Debug, Clone)]

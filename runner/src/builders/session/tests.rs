@@ -159,20 +159,20 @@ fn the_policy_decides() {
     assert_eq!(
         decided(|machines| {
             let uris = machines.iter().map(|machine| machine.uri.clone()).collect();
-            Ok(Decision { action: Action::Machines(uris), reason: "in order".to_owned() })
+            Ok(Decision::new(Action::Machines(uris), "in order"))
         }),
         "# accept ssh://m1"
     );
-    assert_eq!(decided(|_| Ok(Decision { action: Action::Local, reason: String::new() })), "# decline ");
-    assert_eq!(decided(|_| Ok(Decision { action: Action::Decline, reason: String::new() })), "# decline ");
-    assert_eq!(decided(|_| Ok(Decision { action: Action::Postpone, reason: String::new() })), "# postpone ");
+    assert_eq!(decided(|_| Ok(Decision::new(Action::Local, ""))), "# decline ");
+    assert_eq!(decided(|_| Ok(Decision::new(Action::Decline, ""))), "# decline ");
+    assert_eq!(decided(|_| Ok(Decision::new(Action::Postpone, ""))), "# postpone ");
 }
 
 #[test]
 fn a_policy_that_fails_is_replaced_by_the_rule_of_nix_with_one_line() {
     let selects: [Select; 3] = [
         |_| Err(PolicyError::Failed("trap: unreachable".to_owned())),
-        |_| Ok(Decision { action: Action::Machines(vec!["ssh://m3".to_owned()]), reason: String::new() }),
+        |_| Ok(Decision::new(Action::Machines(vec!["ssh://m3".to_owned()]), "")),
         |_| panic!("defect"),
     ];
     for select in selects {
