@@ -8,6 +8,7 @@
 //!   it, with a time limit.
 //! * [`settings`], [`request`]: what Nix says; [`described`]: what the derivation says. [`reply`]: the one answer, as a type that must be used up.
 //! * [`session`]: the conversation. [`stock`]: delegation to Nix's own hook, with [`fds`]. [`hook`]: the process.
+//! * [`simulate`]: what would have been, on a recorded or generated trace.
 //! * [`load`]: busy slots, from Nix's own lock files.
 
 pub mod asker;
@@ -20,6 +21,7 @@ pub mod reply;
 pub mod request;
 pub mod session;
 pub mod settings;
+pub mod simulate;
 pub mod stock;
 pub mod types;
 

@@ -2,6 +2,7 @@
 //! back. Pure: nothing here reads a file or a clock.
 
 use std::cmp::Ordering;
+use std::collections::HashSet;
 
 use super::types::{Action, BUILTIN, Candidate, Decision, LocalMachine, Machine};
 
@@ -44,12 +45,14 @@ pub fn checked(decision: Decision, machines: &[Machine], local: &LocalMachine) -
     let Decision { action, reason, ask_again_ms } = decision;
     let action = match action {
         Action::Machines(uris) => {
-            let mut unique: Vec<String> = Vec::with_capacity(uris.len());
+            let offered: HashSet<&str> = machines.iter().map(|machine| machine.uri.as_str()).collect();
+            let mut seen: HashSet<&str> = HashSet::new();
+            let mut unique: Vec<String> = Vec::with_capacity(uris.len().min(offered.len()));
             for uri in uris {
-                if !machines.iter().any(|machine| machine.uri == uri) {
+                let Some(known) = offered.get(uri.as_str()) else {
                     return Err(PolicyError::Invalid(format!("machine `{uri}` was not offered")));
-                }
-                if !unique.contains(&uri) {
+                };
+                if seen.insert(known) {
                     unique.push(uri);
                 }
             }

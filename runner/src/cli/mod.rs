@@ -3,6 +3,7 @@
 //! Data goes to standard output, everything else to standard error. Hooks do not come through here: [`crate::role`] knows them
 //! before an argument parser is touched.
 
+mod builders;
 mod check;
 mod compile;
 mod demo;
@@ -83,6 +84,9 @@ enum Command {
     /// Tasks one by one: list, show, retry, drop, wait for them
     #[command(subcommand)]
     Queue(queue::Command),
+    /// The machines that build for this one, and the policy that chooses
+    #[command(subcommand)]
+    Builders(builders::Command),
     /// A plugin's identity, hooks, wanted and granted capabilities, and limits
     Inspect(inspect::Args),
     /// Completions for a shell, on standard output
@@ -169,6 +173,7 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Status(args) => status::run(context, &args),
         Command::Log(args) => log::run(context, &args),
         Command::Queue(command) => queue::run(context, &command),
+        Command::Builders(command) => builders::run(context, &command),
         Command::Inspect(args) => inspect::run(context, &args),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),

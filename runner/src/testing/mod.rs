@@ -3,11 +3,13 @@
 //!
 //! Nothing leaves the process and nothing is read from the machine's Nix store: what a plugin did is in the [`TestRun`].
 
+mod policy;
 mod samples;
 mod subject;
 
 use serde::Serialize;
 
+pub use policy::PolicyHere;
 pub use subject::{CAPABILITIES, Subject, SubjectError};
 
 use crate::builders::{Action, Candidate, LocalMachine, Machine};

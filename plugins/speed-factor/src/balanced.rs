@@ -1,0 +1,231 @@
+//! Where will it be done first? For every machine: how long until a slot is free, how long the inputs travel, how long the build takes
+//! there; the same for this machine. A machine that would take longer than waiting for a better one is not used, so long builds go to fast
+//! machines, and while much waits every slot is used.
+//!
+//! Pure: no clock, no randomness, no state.
+
+use std::time::Duration;
+
+use hookrun_sdk::builder_selection::{Candidate, Decision, LocalMachine, Machine, PastBuilds};
+
+use crate::Options;
+
+/// How long a build takes that nobody has seen before, in seconds at factor 1. Half of Nixpkgs' derivations are done in 20 s, but the mean,
+/// which is what a slot is held for, is three times that.
+const TYPICAL_SECONDS: f64 = 60.0;
+/// Bytes a second where no copy was measured: a network of 1 Gbit/s.
+const TYPICAL_BYTES_PER_SECOND: f64 = 100e6;
+/// Builds of a package on a machine from which on their median says more than the median over all machines with the speed factor.
+const ENOUGH_PAST: u32 = 3;
+/// A machine is used if it has the build done within this many times the best: estimates are not better than that.
+const SLACK: f64 = 1.1;
+/// How much slower a full machine is than an idle one, in the order of machines only: slots share caches, memory and disks, so of equal
+/// machines the emptier is better.
+const CROWDING: f64 = 0.1;
+/// How much longer a build may take elsewhere if that keeps the last slot of a machine with rare features free.
+const LAST_RARE_SLOT: f64 = 2.0;
+/// The same for the other slots of such a machine: of nearly equal machines the plain one.
+const RARE_SLOT: f64 = 1.05;
+/// How long to wait for machines that are full before the question is asked again, in seconds. Sooner would be worse: the estimate that sent
+/// a long build to a fast machine still holds, and asking again while a slow one happens to be free moves it there.
+const ASK_AGAIN_SECONDS: u64 = 7200;
+
+/// What is expected of one machine, in seconds.
+#[derive(Debug, Clone, Copy)]
+struct Estimate<'a> {
+    machine: &'a Machine,
+    /// Until a slot is free.
+    wait: f64,
+    /// Connection and inputs.
+    transfer: f64,
+    /// The build.
+    build: f64,
+    /// What using it costs others, as a factor.
+    rare: f64,
+}
+
+impl Estimate<'_> {
+    fn run(&self) -> f64 {
+        (self.transfer + self.build) * self.rare
+    }
+
+    fn finish(&self) -> f64 {
+        self.wait + self.run()
+    }
+
+    /// For the order: of equal machines the emptier.
+    fn rank(&self) -> f64 {
+        let Machine { load, slots, .. } = self.machine;
+        self.wait + self.run() * (1.0 + CROWDING * f64::from(*load) / f64::from((*slots).max(1)))
+    }
+}
+
+/// Where to build.
+pub fn decide(options: &Options, candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> Decision {
+    if let Some(decision) = wished(candidate, machines, local) {
+        return decision;
+    }
+    let here_now = local.able && local.willing;
+    // A download is done where its result is wanted: elsewhere it would travel twice.
+    if candidate.fixed_output && here_now {
+        return Decision::local("its result is known by its hash, most often a download, and this machine is free");
+    }
+    let healthy: Vec<&Machine> = machines.iter().filter(|machine| machine.healthy && machine.slots > 0).collect();
+    if healthy.is_empty() {
+        return nobody_healthy(machines, here_now);
+    }
+    let contention = contention(&healthy, local.waiting);
+    let mut estimates: Vec<Estimate<'_>> =
+        healthy.iter().map(|machine| estimate(options, candidate, machine, &healthy, contention)).collect();
+    let best = estimates.iter().map(Estimate::finish).fold(f64::INFINITY, f64::min);
+    let all = estimates.len();
+    estimates.retain(|estimate| estimate.run() <= best * SLACK || estimate.finish() <= best * SLACK);
+    estimates.sort_by(|a, b| a.rank().total_cmp(&b.rank()));
+    let any_free = estimates.iter().any(|estimate| free(estimate.machine));
+
+    if here_now {
+        if let Some(factor) = options.local_speed_factor.or(local.speed_factor) {
+            let here = duration(candidate, local.past, factor);
+            if here <= best {
+                return Decision::local(format!(
+                    "this machine should have it done in {}, {} in {}",
+                    seconds(here),
+                    estimates.first().map_or("the next", |first| first.machine.uri.as_str()),
+                    seconds(best)
+                ));
+            }
+        } else if !any_free {
+            return Decision::local("the machines worth waiting for are full, and this machine is free");
+        }
+    }
+    // The list is in the order of use, so a free machine comes before one that has to be waited for.
+    estimates.sort_by_key(|estimate| !free(estimate.machine));
+    let reason = reason(&estimates, all, any_free);
+    let decision = Decision::machines(estimates.iter().map(|estimate| estimate.machine.uri.as_str()), reason);
+    if any_free { decision } else { decision.ask_again(Duration::from_secs(ASK_AGAIN_SECONDS)) }
+}
+
+/// What the derivation's author wishes.
+fn wished(candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> Option<Decision> {
+    let hint = |name: &str| candidate.hints.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+    if local.able {
+        if hint("local").is_some() {
+            return Some(Decision::local("its `hookrunHints` say `local`"));
+        }
+        if candidate.builtin {
+            return Some(Decision::local("Nix builds it itself, here as well as elsewhere"));
+        }
+        if candidate.prefer_local {
+            return Some(Decision::local("it sets `preferLocalBuild`"));
+        }
+    }
+    let wish = hint("machine")?;
+    let machine = machines.iter().find(|machine| machine.uri == wish || machine.uri.strip_prefix("ssh://") == Some(wish))?;
+    machine.healthy.then(|| Decision::machines([machine.uri.as_str()], format!("its `hookrunHints` say `machine={wish}`")))
+}
+
+/// Every machine has failed lately. They are still better than nothing.
+fn nobody_healthy(machines: &[Machine], here_now: bool) -> Decision {
+    if here_now {
+        return Decision::local("every machine that fits has failed lately, and this machine is free");
+    }
+    let mut machines: Vec<&Machine> = machines.iter().collect();
+    machines.sort_by(|a, b| free(b).cmp(&free(a)).then(b.speed_factor.total_cmp(&a.speed_factor)));
+    Decision::machines(machines.iter().map(|machine| machine.uri.as_str()), "every machine that fits has failed lately")
+}
+
+fn free(machine: &Machine) -> bool {
+    machine.load < machine.slots
+}
+
+/// How long it takes until everything that waits has a slot, in seconds.
+fn contention(machines: &[&Machine], waiting: u32) -> f64 {
+    let capacity: f64 = machines.iter().map(|machine| f64::from(machine.slots) * machine.speed_factor).sum();
+    f64::from(waiting) * TYPICAL_SECONDS / capacity.max(f64::MIN_POSITIVE)
+}
+
+fn estimate<'a>(
+    options: &Options,
+    candidate: &Candidate,
+    machine: &'a Machine,
+    all: &[&Machine],
+    contention: f64,
+) -> Estimate<'a> {
+    let wait = if free(machine) {
+        0.0
+    } else {
+        let slot = machine.busy_seconds.first().copied();
+        slot.unwrap_or(TYPICAL_SECONDS / 2.0 / machine.speed_factor) + contention
+    };
+    let rate = machine.bytes_per_second.filter(|rate| *rate > 0.0).unwrap_or(TYPICAL_BYTES_PER_SECOND);
+    let bytes = machine.missing_bytes.or(candidate.input_bytes).unwrap_or(0);
+    let transfer = f64::from(machine.connect_ms.unwrap_or(0)) / 1000.0 + as_float(bytes) / rate;
+    let build = duration(candidate, machine.past, machine.speed_factor);
+    let rare = match (is_rare(options, candidate, machine, all), machine.slots.saturating_sub(machine.load)) {
+        (false, _) => 1.0,
+        (true, 0 | 1) => LAST_RARE_SLOT,
+        (true, _) => RARE_SLOT,
+    };
+    Estimate { machine, wait, transfer, build, rare }
+}
+
+/// Has it a feature that is to be kept for others, which the candidate does not require and some other machine does without?
+fn is_rare(options: &Options, candidate: &Candidate, machine: &Machine, all: &[&Machine]) -> bool {
+    let has = |machine: &Machine, feature: &String| {
+        machine.supported_features.contains(feature) || machine.mandatory_features.contains(feature)
+    };
+    let kept = |feature: &&String| !candidate.required_features.contains(*feature) && has(machine, feature);
+    options.keep_free.iter().filter(kept).any(|feature| all.iter().any(|other| !has(other, feature)))
+}
+
+/// How long the build takes on a machine, in seconds.
+fn duration(candidate: &Candidate, past: Option<PastBuilds>, factor: f64) -> f64 {
+    if let Some(past) = past.filter(|past| past.count >= ENOUGH_PAST) {
+        return past.median_seconds;
+    }
+    let hinted = || {
+        let hint = candidate.hints.iter().find(|(name, _)| name == "seconds")?;
+        hint.1.parse::<f64>().ok().filter(|seconds| seconds.is_finite() && *seconds >= 0.0)
+    };
+    candidate.expected_seconds.or_else(hinted).unwrap_or(TYPICAL_SECONDS) / factor
+}
+
+#[expect(clippy::cast_precision_loss, reason = "an estimate")]
+fn as_float(bytes: u64) -> f64 {
+    bytes as f64
+}
+
+/// `should be done on ssh://m2 in 12 s (2 s of transfer), on ssh://m1 in 13 s; a slower one is left out`
+fn reason(estimates: &[Estimate<'_>], all: usize, any_free: bool) -> String {
+    let described = |estimate: &Estimate<'_>| {
+        let mut parts = Vec::new();
+        if estimate.wait > 0.0 {
+            parts.push(format!("{} until a slot is free", seconds(estimate.wait)));
+        }
+        if estimate.transfer >= 1.0 {
+            parts.push(format!("{} of transfer", seconds(estimate.transfer)));
+        }
+        let parts = if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) };
+        format!("{} in {}{parts}", estimate.machine.uri, seconds(estimate.wait + estimate.transfer + estimate.build))
+    };
+    let mut text = match estimates {
+        [] => String::new(),
+        [only] => format!("should be done on {}", described(only)),
+        [first, next, ..] => format!("should be done on {}, on {}", described(first), described(next)),
+    };
+    let slower = all.saturating_sub(estimates.len());
+    if slower > 0 {
+        text.push_str(if slower == 1 { "; a slower one is left out" } else { "; slower ones are left out" });
+    }
+    if !any_free {
+        text.push_str("; no slot there is free");
+    }
+    text
+}
+
+fn seconds(seconds: f64) -> String {
+    if seconds < 10.0 { format!("{seconds:.1} s") } else { format!("{seconds:.0} s") }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,151 @@
+//! [`super`]: a question a line, and what is true of every answer.
+
+use hookrun_sdk::builder_selection::Action;
+use proptest::prelude::*;
+
+use super::*;
+
+fn machine(uri: &str, slots: u32, load: u32, speed_factor: f64) -> Machine {
+    Machine { uri: uri.to_owned(), slots, load, speed_factor, healthy: true, ..Machine::default() }
+}
+
+fn taking(expected: f64) -> Candidate {
+    Candidate { system: "x86_64-linux".to_owned(), expected_seconds: Some(expected), ..Candidate::default() }
+}
+
+fn here(able: bool, willing: bool, factor: Option<f64>) -> LocalMachine {
+    LocalMachine { able, willing, slots: 4, speed_factor: factor, ..LocalMachine::default() }
+}
+
+fn told(candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> String {
+    let Decision { action, reason, ask_again } = decide(&Options::default(), candidate, machines, local);
+    let ask_again = ask_again.map(|within| format!(" [again in {within:?}]")).unwrap_or_default();
+    match action {
+        Action::Machines(uris) => format!("{}: {reason}{ask_again}", uris.join(", then ")),
+        other => format!("{other:?}: {reason}{ask_again}"),
+    }
+}
+
+#[test]
+fn reasons() {
+    let nowhere = here(false, false, None);
+    let idle = [machine("slow", 4, 0, 1.0), machine("fast", 4, 0, 4.0)];
+    let equal = [machine("busier", 4, 2, 1.0), machine("emptier", 4, 1, 1.0)];
+    let fast_full = [machine("slow", 4, 0, 1.0), Machine { busy_seconds: vec![5.0, 90.0], ..machine("fast", 2, 2, 4.0) }];
+    let all_full = [
+        Machine { busy_seconds: vec![8.0], ..machine("slow", 1, 1, 1.0) },
+        Machine { busy_seconds: vec![20.0], ..machine("fast", 1, 1, 4.0) },
+    ];
+    let far = [
+        Machine { missing_bytes: Some(3_000_000_000), bytes_per_second: Some(100e6), ..machine("far", 2, 0, 2.0) },
+        Machine { missing_bytes: Some(0), connect_ms: Some(400), ..machine("near", 2, 0, 1.0) },
+    ];
+    let kvm = Machine { supported_features: vec!["kvm".to_owned()], ..machine("kvm", 2, 1, 1.5) };
+    let with_kvm = [machine("plain", 2, 0, 1.0), kvm.clone()];
+    let needs_kvm = Candidate { required_features: vec!["kvm".to_owned()], ..taking(60.0) };
+    let past = Some(PastBuilds { count: 5, median_seconds: 10.0 });
+    let known = [Machine { past, ..machine("known", 2, 0, 1.0) }, machine("said-to-be-fast", 2, 0, 2.0)];
+    let failed = [Machine { healthy: false, ..machine("fast", 2, 0, 4.0) }, machine("slow", 2, 0, 1.0)];
+    let hinted =
+        |hint: &str, value: &str| Candidate { hints: vec![(hint.to_owned(), value.to_owned())], ..Candidate::default() };
+    let waits = |waiting| LocalMachine { waiting, ..nowhere.clone() };
+    let lines = [
+        ("the fast one", told(&taking(60.0), &idle, &nowhere)),
+        ("of equals the emptier", told(&taking(60.0), &equal, &nowhere)),
+        ("a short build takes what is free", told(&taking(4.0), &fast_full, &nowhere)),
+        ("a long one waits for the fast", told(&taking(600.0), &fast_full, &nowhere)),
+        ("unless many wait", told(&taking(600.0), &fast_full, &waits(200))),
+        ("all full", told(&taking(60.0), &all_full, &nowhere)),
+        ("all full, free here", told(&taking(60.0), &all_full, &here(true, true, None))),
+        ("large inputs stay near", told(&taking(20.0), &far, &nowhere)),
+        ("but not for a long build", told(&taking(3000.0), &far, &nowhere)),
+        ("the last slot with kvm is kept", told(&taking(60.0), &with_kvm, &nowhere)),
+        ("for those who need it", told(&needs_kvm, &[kvm], &nowhere)),
+        ("history beats the file", told(&taking(60.0), &known, &nowhere)),
+        ("failed lately", told(&taking(60.0), &failed, &nowhere)),
+        ("all failed lately", told(&taking(60.0), &failed[..1], &nowhere)),
+        ("all failed lately, free here", told(&taking(60.0), &failed[..1], &here(true, true, None))),
+        ("faster here", told(&taking(60.0), &idle[..1], &here(true, true, Some(2.0)))),
+        ("faster there", told(&taking(60.0), &idle, &here(true, true, Some(2.0)))),
+        ("faster here, but busy", told(&taking(60.0), &idle[..1], &here(true, false, Some(2.0)))),
+        ("no history", told(&Candidate::default(), &idle, &nowhere)),
+        ("a hint of time", told(&hinted("seconds", "600"), &idle, &nowhere)),
+        ("a hint of place", told(&hinted("machine", "slow"), &idle, &nowhere)),
+        ("a hint to stay", told(&hinted("local", ""), &idle, &here(true, false, None))),
+        ("a hint to stay where that cannot be", told(&hinted("local", ""), &idle, &nowhere)),
+        ("a download", told(&Candidate { fixed_output: true, ..Candidate::default() }, &idle, &here(true, true, None))),
+        (
+            "preferLocalBuild",
+            told(&Candidate { prefer_local: true, ..Candidate::default() }, &idle, &here(true, false, None)),
+        ),
+        ("builtin", told(&Candidate { builtin: true, ..Candidate::default() }, &idle, &here(true, false, None))),
+    ];
+    let text: Vec<String> = lines.iter().map(|(what, told)| format!("{what}\n    {told}")).collect();
+    insta::assert_snapshot!(text.join("\n"));
+}
+
+prop_compose! {
+    fn any_machine()(
+        slots in 0u32..9,
+        load in 0u32..9,
+        speed_factor in 0.01f64..20.0,
+        healthy: bool,
+        kvm: bool,
+        past in prop::option::of((0u32..9, 0.0f64..1e4)),
+        busy_seconds in prop::collection::vec(0.0f64..1e4, 0..4),
+        missing_bytes in prop::option::of(any::<u64>()),
+        bytes_per_second in prop::option::of(0.0f64..1e9),
+        connect_ms in prop::option::of(any::<u32>()),
+    ) -> Machine {
+        Machine {
+            slots,
+            load: load.min(slots),
+            speed_factor,
+            healthy,
+            supported_features: if kvm { vec!["kvm".to_owned()] } else { Vec::new() },
+            past: past.map(|(count, median_seconds)| PastBuilds { count, median_seconds }),
+            busy_seconds,
+            missing_bytes,
+            bytes_per_second,
+            connect_ms,
+            ..Machine::default()
+        }
+    }
+}
+
+proptest! {
+    /// Whatever is asked: an answer that can be carried out, the same each time, with a reason; a failed machine only where all have.
+    #[test]
+    fn every_answer_can_be_carried_out(
+        machines in prop::collection::vec(any_machine(), 1..9),
+        expected in prop::option::of(0.0f64..1e5),
+        able: bool,
+        willing: bool,
+        factor in prop::option::of(0.01f64..20.0),
+        waiting: u32,
+    ) {
+        let machines: Vec<Machine> = machines
+            .into_iter()
+            .enumerate()
+            .map(|(index, machine)| Machine { uri: format!("ssh://m{index}"), ..machine })
+            .collect();
+        let candidate = Candidate { expected_seconds: expected, ..Candidate::default() };
+        let local = LocalMachine { able, willing, speed_factor: factor, waiting, ..LocalMachine::default() };
+        let decision = decide(&Options::default(), &candidate, &machines, &local);
+        prop_assert_eq!(&decision, &decide(&Options::default(), &candidate, &machines, &local));
+        prop_assert!(!decision.reason.is_empty());
+        match decision.action {
+            Action::Machines(uris) => {
+                let chosen: Vec<&Machine> = uris.iter().map(|uri| machines.iter().find(|m| m.uri == *uri).unwrap()).collect();
+                prop_assert!(!chosen.is_empty());
+                prop_assert!(chosen.is_sorted_by_key(|machine| !free(machine)), "free ones first");
+                let healthy = |machine: &Machine| machine.healthy && machine.slots > 0;
+                if machines.iter().any(healthy) {
+                    prop_assert!(chosen.iter().all(|machine| healthy(machine)));
+                }
+            }
+            Action::Local => prop_assert!(able && willing),
+            other => prop_assert!(false, "{:?}: this rule always has an opinion", other),
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! A trace, played: derivations become ready, are placed, hold a slot for transfer, work and copy back, and set free what waits behind
+//! them. Discrete events, no clock, no I/O, and no choice of its own: that is a [`Rule`]'s.
+//!
+//! A rule sees what a host could know ([`View`]): the machines file's speed factor and what was learned from builds before. What a machine
+//! really does, and how much work a build really is, is read here and nowhere else.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::{BinaryHeap, HashMap};
+
+use super::trace::{Trace, TraceDerivation, TraceMachine};
+
+/// Nix's default of `build-poll-interval`: what was postponed is asked about again at a multiple of this, in seconds.
+pub const POLL_INTERVAL: f64 = 5.0;
+/// Of the time that an overdue build has taken so much is still to come: durations have a long tail.
+const OVERDUE: f64 = 0.25;
+
+/// Who places builds.
+pub trait Rule {
+    /// Nix offers `id`; there may be no free slot. The answer is final unless it is [`Placement::Postpone`].
+    fn offered(&mut self, view: &View<'_>, id: usize) -> Placement;
+
+    /// A slot of `machine` has become free, and nothing else will be started on it before the next event: the waiting build that gets it.
+    fn freed(&mut self, view: &View<'_>, machine: usize) -> Option<usize>;
+}
+
+/// What a rule answers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Placement {
+    /// On this machine, which has a free slot.
+    On(usize),
+    /// The rule keeps it and will say when, or is asked again after so many seconds.
+    Waits(Option<f64>),
+    /// Asked again at the next multiple of [`POLL_INTERVAL`].
+    Postpone,
+}
+
+/// What a rule may look at.
+pub struct View<'a> {
+    /// The trace; a rule keeps its eyes off `work_s`, `speed` and the `out_mb` of what is not built.
+    trace: &'a Trace,
+    now: f64,
+    running: Vec<Vec<Running>>,
+    /// By machine, then by derivation: is its output there?
+    there: Vec<Vec<bool>>,
+    /// By derivation: the longest chain behind it.
+    depth: &'a [u32],
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Running {
+    id: usize,
+    since: f64,
+}
+
+impl View<'_> {
+    /// How many machines there are.
+    pub fn machines(&self) -> usize {
+        self.trace.machines.len()
+    }
+
+    /// Name, slots, speed factor, features, transfer.
+    pub fn machine(&self, machine: usize) -> Option<MachineView<'_>> {
+        let TraceMachine { name, slots, speed_factor, mb_per_s, features, mandatory_features, .. } =
+            self.trace.machines.get(machine)?;
+        let load = u32::try_from(self.running.get(machine)?.len()).unwrap_or(u32::MAX);
+        Some(MachineView {
+            name,
+            slots: *slots,
+            load,
+            speed_factor: *speed_factor,
+            mb_per_s: *mb_per_s,
+            features,
+            mandatory_features,
+        })
+    }
+
+    /// Does it fit there?
+    pub fn fits(&self, machine: usize, id: usize) -> bool {
+        matches!((self.trace.machines.get(machine), self.trace.derivations.get(id)), (Some(machine), Some(derivation)) if machine.fits(derivation))
+    }
+
+    /// Is a slot free?
+    pub fn free(&self, machine: usize) -> bool {
+        self.machine(machine).is_some_and(|machine| machine.load < machine.slots)
+    }
+
+    /// What is known of a derivation.
+    pub fn derivation(&self, id: usize) -> Option<DerivationView<'_>> {
+        let TraceDerivation { pname, history_s, system, features, command, .. } = self.trace.derivations.get(id)?;
+        Some(DerivationView {
+            pname,
+            expected: *history_s,
+            system: system.as_deref(),
+            features,
+            command: command.as_deref(),
+            depth: self.depth.get(id).copied().unwrap_or(0),
+        })
+    }
+
+    /// Size of the direct inputs that are not on `machine`, in MB: they are built, so their size is known.
+    pub fn missing_mb(&self, machine: usize, id: usize) -> f64 {
+        let Some(derivation) = self.trace.derivations.get(id) else { return 0.0 };
+        let missing = |dep: &&usize| !self.there.get(machine).and_then(|there| there.get(**dep)).copied().unwrap_or(false);
+        derivation.deps.iter().filter(missing).filter_map(|dep| self.trace.derivations.get(*dep)).map(|dep| dep.out_mb).sum()
+    }
+
+    /// How many builds each Nix command has running.
+    pub fn running_by_command(&self) -> HashMap<&str, usize> {
+        let mut count = HashMap::new();
+        for running in self.running.iter().flatten() {
+            let derivation = self.trace.derivations.get(running.id);
+            *count.entry(derivation.and_then(|d| d.command.as_deref()).unwrap_or_default()).or_default() += 1;
+        }
+        count
+    }
+
+    /// For each busy slot whose build has an expected duration: seconds until it should end, the soonest first.
+    pub fn busy_seconds(&self, machine: usize) -> Vec<f64> {
+        let (Some(running), Some(factor)) =
+            (self.running.get(machine), self.trace.machines.get(machine).map(|m| m.speed_factor))
+        else {
+            return Vec::new();
+        };
+        let left = |running: &Running| {
+            let expected = self.trace.derivations.get(running.id)?.history_s? / factor;
+            Some(expected_left(expected, self.now - running.since))
+        };
+        let mut busy: Vec<f64> = running.iter().filter_map(left).collect();
+        busy.sort_by(f64::total_cmp);
+        busy
+    }
+}
+
+/// What is left of a build, in seconds, that was expected to take `expected` and has taken `elapsed`. One that is overdue is not about to
+/// end: the longer a build has taken, the longer it is likely to go on.
+pub fn expected_left(expected: f64, elapsed: f64) -> f64 {
+    (expected - elapsed).max(elapsed * OVERDUE)
+}
+
+/// A machine as a host knows it.
+#[derive(Debug, Clone, Copy)]
+pub struct MachineView<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Builds at once.
+    pub slots: u32,
+    /// Builds now.
+    pub load: u32,
+    /// Of the machines file.
+    pub speed_factor: f64,
+    /// As measured lately.
+    pub mb_per_s: f64,
+    /// Supported features.
+    pub features: &'a [String],
+    /// Mandatory features.
+    pub mandatory_features: &'a [String],
+}
+
+/// A derivation as a host knows it.
+#[derive(Debug, Clone, Copy)]
+pub struct DerivationView<'a> {
+    /// Package name.
+    pub pname: &'a str,
+    /// Seconds at speed factor 1.
+    pub expected: Option<f64>,
+    /// Its system.
+    pub system: Option<&'a str>,
+    /// Required features.
+    pub features: &'a [String],
+    /// Which Nix command asked.
+    pub command: Option<&'a str>,
+    /// The longest chain of derivations behind it.
+    pub depth: u32,
+}
+
+/// How it went.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Played {
+    /// When the last build ended.
+    pub makespan: f64,
+    /// From ready to started, of each derivation that was built.
+    pub waits: Vec<f64>,
+    /// Slot-seconds by machine.
+    pub busy: Vec<f64>,
+    /// Builds by machine.
+    pub builds: Vec<u32>,
+    /// Seconds of transfer, of all builds.
+    pub transfer: f64,
+    /// Derivations that fit on no machine, or wait for such.
+    pub never: usize,
+    /// When a slot was held: from, to.
+    pub spans: Vec<(f64, f64)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Event {
+    Done { machine: usize, id: usize },
+    Ready(usize),
+    Again(usize),
+    Poll,
+}
+
+/// In the order of time; at one time in the order in which they were made, so that a trace has one outcome.
+struct Due {
+    at: f64,
+    order: u64,
+    event: Event,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+impl Eq for Due {}
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.at.total_cmp(&other.at).then(self.order.cmp(&other.order))
+    }
+}
+
+struct Player<'a, R: ?Sized> {
+    view: View<'a>,
+    rule: &'a mut R,
+    due: BinaryHeap<Reverse<Due>>,
+    made: u64,
+    /// By derivation: dependencies that are not done.
+    missing: Vec<usize>,
+    dependents: Vec<Vec<usize>>,
+    ready_at: Vec<f64>,
+    started: Vec<bool>,
+    postponed: Vec<usize>,
+    poll_due: bool,
+    played: Played,
+    done: usize,
+}
+
+/// Plays `trace` by `rule`.
+pub fn play<R: Rule + ?Sized>(trace: &Trace, rule: &mut R) -> Played {
+    let (dependents, depth) = behind(trace);
+    let machines = trace.machines.len();
+    let nodes = trace.derivations.len();
+    let view = View {
+        trace,
+        now: 0.0,
+        running: vec![Vec::new(); machines],
+        there: vec![vec![false; nodes]; machines],
+        depth: &depth,
+    };
+    let played = Played { busy: vec![0.0; machines], builds: vec![0; machines], ..Played::default() };
+    let missing = trace.derivations.iter().map(|derivation| derivation.deps.len()).collect();
+    let mut player = Player {
+        view,
+        rule,
+        due: BinaryHeap::new(),
+        made: 0,
+        missing,
+        dependents,
+        ready_at: vec![0.0; nodes],
+        started: vec![false; nodes],
+        postponed: Vec::new(),
+        poll_due: false,
+        played,
+        done: 0,
+    };
+    for derivation in trace.derivations.iter().filter(|derivation| derivation.deps.is_empty()) {
+        player.at(derivation.start_s.unwrap_or(0.0), Event::Ready(derivation.id));
+    }
+    player.run();
+    player.played.never = nodes - player.done;
+    player.played
+}
+
+/// Who needs each derivation, and the longest chain behind it.
+fn behind(trace: &Trace) -> (Vec<Vec<usize>>, Vec<u32>) {
+    let mut dependents: Vec<Vec<usize>> = vec![Vec::new(); trace.derivations.len()];
+    let mut depth = vec![0_u32; trace.derivations.len()];
+    // Dependencies have smaller ids, so from the last to the first every depth is final when it is used.
+    for derivation in trace.derivations.iter().rev() {
+        let own = depth.get(derivation.id).copied().unwrap_or(0);
+        for dep in &derivation.deps {
+            if let (Some(users), Some(deepest)) = (dependents.get_mut(*dep), depth.get_mut(*dep)) {
+                users.push(derivation.id);
+                *deepest = (*deepest).max(own + 1);
+            }
+        }
+    }
+    for users in &mut dependents {
+        users.reverse();
+    }
+    (dependents, depth)
+}
+
+impl<R: Rule + ?Sized> Player<'_, R> {
+    fn at(&mut self, at: f64, event: Event) {
+        self.made += 1;
+        self.due.push(Reverse(Due { at, order: self.made, event }));
+    }
+
+    fn run(&mut self) {
+        while let Some(Reverse(Due { at, event, .. })) = self.due.pop() {
+            self.view.now = at;
+            match event {
+                Event::Done { machine, id } => self.ended(machine, id),
+                Event::Ready(id) => {
+                    if let Some(ready) = self.ready_at.get_mut(id) {
+                        *ready = at;
+                    }
+                    self.offer(id);
+                }
+                Event::Again(id) => {
+                    if self.started.get(id) == Some(&false) {
+                        self.offer(id);
+                    }
+                }
+                Event::Poll => {
+                    self.poll_due = false;
+                    for id in std::mem::take(&mut self.postponed) {
+                        self.offer(id);
+                    }
+                }
+            }
+        }
+    }
+
+    fn offer(&mut self, id: usize) {
+        match self.rule.offered(&self.view, id) {
+            Placement::On(machine) => self.start(machine, id),
+            Placement::Waits(None) => {}
+            Placement::Waits(Some(within)) => self.at(self.view.now + within, Event::Again(id)),
+            Placement::Postpone => {
+                // Nothing is running and nothing fits: nobody will ever change that.
+                if !(0..self.view.machines()).any(|machine| self.view.fits(machine, id)) {
+                    return;
+                }
+                self.postponed.push(id);
+                if !self.poll_due {
+                    self.poll_due = true;
+                    let next = ((self.view.now / POLL_INTERVAL).floor() + 1.0) * POLL_INTERVAL;
+                    self.at(next, Event::Poll);
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, machine: usize, id: usize) {
+        let now = self.view.now;
+        let missing_mb = self.view.missing_mb(machine, id);
+        let (Some(on), Some(derivation)) = (self.view.trace.machines.get(machine), self.view.trace.derivations.get(id))
+        else {
+            return;
+        };
+        let transfer = (missing_mb + derivation.out_mb) / on.mb_per_s;
+        let duration = transfer + derivation.work_s / on.speed;
+        if let Some(there) = self.view.there.get_mut(machine) {
+            for output in derivation.deps.iter().chain([&id]) {
+                if let Some(there) = there.get_mut(*output) {
+                    *there = true;
+                }
+            }
+        }
+        if let Some(started) = self.started.get_mut(id) {
+            *started = true;
+        }
+        if let Some(running) = self.view.running.get_mut(machine) {
+            running.push(Running { id, since: now });
+        }
+        self.played.waits.push(now - self.ready_at.get(id).copied().unwrap_or(now));
+        self.played.transfer += transfer;
+        self.played.spans.push((now, now + duration));
+        if let (Some(busy), Some(builds)) = (self.played.busy.get_mut(machine), self.played.builds.get_mut(machine)) {
+            *busy += duration;
+            *builds += 1;
+        }
+        self.at(now + duration, Event::Done { machine, id });
+    }
+
+    fn ended(&mut self, machine: usize, id: usize) {
+        let now = self.view.now;
+        self.done += 1;
+        self.played.makespan = now;
+        if let Some(running) = self.view.running.get_mut(machine) {
+            running.retain(|running| running.id != id);
+        }
+        // Nix learns of the end of one build, and offers what it set free, after the slot is free for others.
+        if let Some(next) = self.rule.freed(&self.view, machine) {
+            self.start(machine, next);
+        }
+        for dependent in self.dependents.get(id).cloned().unwrap_or_default() {
+            let Some(missing) = self.missing.get_mut(dependent) else { continue };
+            *missing -= 1;
+            if *missing == 0 {
+                let start = self.view.trace.derivations.get(dependent).and_then(|d| d.start_s).unwrap_or(now);
+                self.at(now.max(start), Event::Ready(dependent));
+            }
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! `hookrun builders trace`: what was built where, or a generated stand-in, in the format that `simulate` reads.
+
+use std::io::Write as _;
+
+use super::super::{CliError, Context};
+use crate::builders::simulate::generate::{Fleet, generate};
+use crate::builders::simulate::trace::Trace;
+use crate::exit_code::Exit;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  hookrun builders trace --generate 1,500,four > trace.jsonl
+  hookrun builders simulate --trace trace.jsonl
+
+The format is described in docs/build-traces.md.")]
+pub(in crate::cli) struct Args {
+    /// Generate a trace that looks like building packages: seed, number of derivations, fleet (`four` or `fifty` machines)
+    #[arg(long, value_name = "SEED,NODES,FLEET")]
+    generate: Generated,
+}
+
+/// `1,500,four`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Generated {
+    pub(super) seed: u64,
+    pub(super) nodes: usize,
+    pub(super) fleet: Fleet,
+}
+
+/// Most derivations that are generated; Nixpkgs has a tenth.
+const MAX_NODES: usize = 1 << 20;
+
+impl std::str::FromStr for Generated {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split(',').map(str::trim);
+        let (Some(seed), Some(nodes), Some(fleet), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+            return Err("three parts are needed, such as `1,500,four`".to_owned());
+        };
+        let seed = seed.parse().map_err(|_| format!("seed `{seed}` is no whole number"))?;
+        let nodes = nodes.parse().ok().filter(|nodes| (1..=MAX_NODES).contains(nodes));
+        let nodes = nodes.ok_or_else(|| format!("the number of derivations is a whole number from 1 to {MAX_NODES}"))?;
+        let known = Fleet::ALL.into_iter().find(|known| known.as_str() == fleet);
+        let names = Fleet::ALL.map(Fleet::as_str).join("` or `");
+        let fleet = known.ok_or_else(|| format!("fleet `{fleet}` is not known; write `{names}`"))?;
+        Ok(Self { seed, nodes, fleet })
+    }
+}
+
+impl Generated {
+    pub(super) fn trace(self) -> Trace {
+        generate(self.seed, self.nodes, self.fleet)
+    }
+}
+
+pub(super) fn run(_: &Context, args: &Args) -> Result<Exit, CliError> {
+    write(&args.generate.trace())
+}
+
+fn write(trace: &Trace) -> Result<Exit, CliError> {
+    let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
+    trace.write(&mut stdout)?;
+    stdout.flush()?;
+    Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_three_parts() {
+        assert_eq!("7,500,four".parse(), Ok(Generated { seed: 7, nodes: 500, fleet: Fleet::Four }));
+        let errors: Vec<String> = ["", "1,2", "x,2,four", "1,0,four", "1,2,six", "1,2,four,3"]
+            .map(|text| text.parse::<Generated>().unwrap_err())
+            .into();
+        insta::assert_snapshot!(errors.join("\n"));
+    }
+}

@@ -1,0 +1,42 @@
+//! A plugin as a [`Policy`] in this process, with services that keep everything in memory: for simulations, which ask it thousands of times.
+//! The process has put up its wall before ([`super::prepare`]).
+
+use tokio::runtime::Runtime;
+
+use super::Subject;
+use crate::builders::policy::Policy;
+use crate::builders::{Candidate, Decision, LocalMachine, Machine, PolicyError};
+use crate::capability::Services;
+use crate::dirs::Dirs;
+use crate::event::HookKind;
+use crate::plugin::{Host, LinkedPlugin, ReadyPlugin};
+
+/// A plugin that is asked here.
+pub struct PolicyHere {
+    plugin: LinkedPlugin,
+    services: Services,
+    runtime: Runtime,
+}
+
+impl PolicyHere {
+    /// Maps the subject's plugin.
+    ///
+    /// # Errors
+    /// It does not load, or it is no policy: one line with the fix.
+    pub fn new(subject: &Subject, ready: ReadyPlugin, dirs: &Dirs) -> Result<Self, String> {
+        let plugin = Host::link(ready, &subject.config).map_err(|error| error.to_string())?;
+        if !plugin.hooks().contains(&HookKind::BuilderSelection) {
+            return Err(format!("plugin `{}` is no policy: it has no hook `builder-selection`", subject.plugin.name));
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| format!("the runtime of plugins cannot be started ({error})"))?;
+        Ok(Self { plugin, services: Services::in_memory(&subject.config, dirs), runtime })
+    }
+}
+
+impl Policy for PolicyHere {
+    fn select(&self, candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> Result<Decision, PolicyError> {
+        let answer = self.runtime.block_on(self.plugin.select(&self.services, candidate, machines, local)).0;
+        answer.and_then(|decision| crate::builders::policy::checked(decision, machines, local))
+    }
+}
