@@ -93,6 +93,11 @@ impl Dirs {
         self.state.join("worker.lock")
     }
 
+    /// What the running worker says about itself.
+    pub fn worker_state(&self) -> PathBuf {
+        self.state.join("worker.json")
+    }
+
     /// What a detached worker writes in place of standard error.
     pub fn worker_log(&self) -> PathBuf {
         self.state.join("worker.log")

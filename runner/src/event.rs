@@ -130,6 +130,14 @@ impl Event {
         derivation_name(self.drv_path())
     }
 
+    /// The valid outputs it speaks of. The results of `--check` are none.
+    pub fn output_paths(&self) -> Vec<&str> {
+        match &self.hook {
+            HookEvent::PostBuild(event) => event.outputs.iter().map(|output| output.path.as_str()).collect(),
+            HookEvent::Diff(_) => Vec::new(),
+        }
+    }
+
     /// Which hook this is.
     pub fn kind(&self) -> HookKind {
         match &self.hook {

@@ -150,13 +150,11 @@ pub(super) fn open_tasks(context: &Context) -> Result<Open, CliError> {
 }
 
 fn work(context: &Context, mode: Mode, observer: &mut (dyn FnMut(Notice<'_>) + Send)) -> Result<Summary, Stop> {
-    let config = context.config()?;
-    let concurrency = config.worker.concurrency;
-    let executor = Supervisor::new(config, &context.dirs);
+    let executor = Supervisor::new(context.config()?, &context.dirs);
     super::runtime()?.block_on(async {
         let stop = worker::asked_to_stop().map_err(CliError::environment)?;
-        let options = Options { mode, concurrency, stop_limit: worker::STOP_LIMIT };
-        worker::run(&context.dirs, Arc::new(executor), options, stop, observer).await.map_err(|error| match error {
+        worker::run(&context.dirs, Arc::new(executor), Options::new(mode), stop, observer).await.map_err(|error| match error
+        {
             WorkerError::Lock(held @ LockError::Held { .. }) => Stop::Held(held),
             other => Stop::Failed(CliError::environment(other)),
         })

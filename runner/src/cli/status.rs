@@ -1,7 +1,6 @@
 //! `hookrun status`: what runs, what waits, what failed, and what is wrong.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use serde::Serialize;
 
@@ -83,7 +82,7 @@ fn gather(context: &Context) -> Result<Status, CliError> {
         worker: lock::holder(&dirs.worker_lock()),
         guests,
         spooled: spool::depth(dirs),
-        rejected: rejected(&dirs.rejected()),
+        rejected: spool::count_rejected(&dirs.rejected()),
         oldest_age_ms: None,
         plugins: Vec::new(),
         dead: Vec::new(),
@@ -114,13 +113,6 @@ fn gather(context: &Context) -> Result<Status, CliError> {
         Err(error) => status.problems.push(error.to_string()),
     }
     Ok(status)
-}
-
-/// Set-aside files; each has its reason beside it in a file of its own.
-fn rejected(directory: &Path) -> usize {
-    std::fs::read_dir(directory).map_or(0, |entries| {
-        entries.flatten().filter(|entry| entry.path().extension().is_none_or(|extension| extension != "reason")).count()
-    })
 }
 
 fn text(status: &Status, colours: bool) -> String {

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 pub use error::{ConfigError, nearest, suggestion};
 pub use http::{HttpCredential, HttpGrant};
 pub use limits::{Limit, Limits};
-pub use plugin::{Filter, Grant, Plugin, PluginSource, Retry, StoreScope};
+pub use plugin::{Filter, Grant, Plugin, PluginSource, Retry, StoreScope, TaskOrder};
 pub use services::{Credentials, Mail, MailTransport, ObjectStore, SigningKey};
 pub use worker::{Builders, Start, Worker};
 
@@ -91,6 +91,31 @@ impl Config {
     /// The TCP ports that the `http` grants of all plugins need, for a wall that lets out connections to named ports only.
     pub fn http_ports(&self) -> std::collections::BTreeSet<u16> {
         self.plugins.values().flat_map(|plugin| http::ports(&plugin.grant.http)).collect()
+    }
+
+    /// Every file that the configuration comes from or names: itself, plugins, secrets, certificates. What a process that goes on for
+    /// long looks at for changes.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let plugins = self.plugins.values().filter_map(|plugin| match &plugin.source {
+            PluginSource::File(path) => Some(path),
+            PluginSource::Bundled(_) => None,
+        });
+        let certificates =
+            self.plugins.values().flat_map(|plugin| plugin.grant.http.iter().filter_map(|grant| grant.ca_file.as_ref()));
+        let keys = self.signing_keys.values().map(|key| &key.file);
+        let stores = self.object_stores.values().flat_map(|store| {
+            let from = &store.credentials;
+            [&from.access_key_id_file, &from.secret_access_key_file, &from.session_token_file]
+        });
+        let mails = self.mail.values().flat_map(|mail| [&mail.password_file, &mail.ca_file]);
+        let credentials =
+            self.http_credentials.values().flat_map(|credential| credential.files().into_iter().map(|(_, path)| path));
+        let optional = stores.chain(mails).filter_map(Option::as_ref);
+        let all = plugins.chain(certificates).chain(keys).chain(optional).chain(credentials);
+        let mut files: Vec<PathBuf> = std::iter::once(&self.path).chain(all).cloned().collect();
+        files.sort();
+        files.dedup();
+        files
     }
 
     /// An error about the key `keys`.

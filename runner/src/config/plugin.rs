@@ -20,6 +20,10 @@ pub struct Plugin {
     pub filter: Filter,
     /// How it is retried.
     pub retry: Retry,
+    /// Runs of it at once; none: as many as the worker has places for it.
+    pub concurrency: Option<usize>,
+    /// In which order its tasks run.
+    pub order: TaskOrder,
     /// May its failure fail the build? It then runs inside the hook. Only for post-build.
     pub gate: bool,
     /// Its own table, as JSON.
@@ -130,6 +134,17 @@ fn glob(pattern: &str, text: &str) -> bool {
     pattern.get(p..).is_some_and(|rest| rest.iter().all(|c| *c == '*'))
 }
 
+/// In which order a plugin's tasks run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskOrder {
+    /// As they come, several at once, a failed one later.
+    #[default]
+    Any,
+    /// What a build depends on has ended before the build's own task begins.
+    DependenciesFirst,
+}
+
 /// How a plugin's tasks are retried.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retry {
@@ -139,12 +154,20 @@ pub struct Retry {
     pub min_delay: Duration,
     /// The longest delay.
     pub max_delay: Duration,
+    /// A task whose attempts fail transiently for so long is given up, whatever number is left: while a service is down for all
+    /// of a plugin's tasks, attempts are not counted.
+    pub give_up_after: Duration,
 }
 
 impl Default for Retry {
     fn default() -> Self {
         // 20 attempts with delays up to 15 minutes last about 3.5 hours.
-        Self { attempts: 20, min_delay: Duration::from_secs(1), max_delay: Duration::from_mins(15) }
+        Self {
+            attempts: 20,
+            min_delay: Duration::from_secs(1),
+            max_delay: Duration::from_mins(15),
+            give_up_after: Duration::from_hours(7 * 24),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::http::RawHttpCredential;
 use super::{
     Builders, Config, ConfigError, Filter, Grant, Limit, Limits, Lines, Mail, ObjectStore, Plugin, PluginSource, Retry,
-    SigningKey, Start, Worker, nearest, suggestion,
+    SigningKey, Start, TaskOrder, Worker, nearest, suggestion,
 };
 use crate::event::HookKind;
 
@@ -32,6 +32,11 @@ struct RawWorker {
     start: Start,
     concurrency: Option<usize>,
     idle_exit: Option<Time>,
+    keep: Option<Time>,
+    roots_max_age: Option<Time>,
+    roots_max_size: Option<Size>,
+    max_events_per_user: Option<u64>,
+    max_bytes_per_user: Option<Size>,
     user: Option<String>,
     require_sandbox: bool,
 }
@@ -52,6 +57,9 @@ struct RawPlugin {
     filter: RawFilter,
     #[serde(default)]
     retry: RawRetry,
+    concurrency: Option<usize>,
+    #[serde(default)]
+    order: TaskOrder,
     #[serde(default)]
     gate: bool,
     #[serde(default)]
@@ -75,6 +83,7 @@ struct RawRetry {
     attempts: Option<u32>,
     min_delay: Option<Time>,
     max_delay: Option<Time>,
+    give_up_after: Option<Time>,
 }
 
 /// A duration such as `"15m"`.
@@ -136,12 +145,28 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
 }
 
 fn worker(raw: RawWorker) -> Worker {
-    let RawWorker { start, concurrency, idle_exit, user, require_sandbox } = raw;
+    let RawWorker {
+        start,
+        concurrency,
+        idle_exit,
+        keep,
+        roots_max_age,
+        roots_max_size,
+        max_events_per_user,
+        max_bytes_per_user,
+        user,
+        require_sandbox,
+    } = raw;
     let default = Worker::default();
     Worker {
         start,
         concurrency: concurrency.unwrap_or(default.concurrency),
         idle_exit: idle_exit.map_or(default.idle_exit, |time| time.0),
+        keep: keep.map_or(default.keep, |time| time.0),
+        roots_max_age: roots_max_age.map_or(default.roots_max_age, |time| time.0),
+        roots_max_size: roots_max_size.map_or(default.roots_max_size, |size| size.0),
+        max_events_per_user: max_events_per_user.unwrap_or(default.max_events_per_user),
+        max_bytes_per_user: max_bytes_per_user.map_or(default.max_bytes_per_user, |size| size.0),
         user,
         require_sandbox,
     }
@@ -154,7 +179,7 @@ fn builders(raw: RawBuilders) -> Builders {
 }
 
 fn plugin(config: &Config, name: &str, raw: RawPlugin) -> Result<Plugin, ConfigError> {
-    let RawPlugin { source, hooks, filter, retry, gate, config: table, grant, limits } = raw;
+    let RawPlugin { source, hooks, filter, retry, concurrency, order, gate, config: table, grant, limits } = raw;
     let error = |keys: &[&str], message: String| {
         let keys: Vec<&str> = ["plugins", name].iter().chain(keys).copied().collect();
         Err(config.error(&keys, message))
@@ -227,7 +252,11 @@ fn plugin(config: &Config, name: &str, raw: RawPlugin) -> Result<Plugin, ConfigE
         attempts: retry.attempts.unwrap_or(default.attempts),
         min_delay: retry.min_delay.map_or(default.min_delay, |time| time.0),
         max_delay: retry.max_delay.map_or(default.max_delay, |time| time.0),
+        give_up_after: retry.give_up_after.map_or(default.give_up_after, |time| time.0),
     };
+    if concurrency == Some(0) {
+        return error(&["concurrency"], "`concurrency` must be at least 1; write `concurrency = 1`".to_owned());
+    }
     if retry.attempts == 0 {
         return error(
             &["retry", "attempts"],
@@ -240,6 +269,8 @@ fn plugin(config: &Config, name: &str, raw: RawPlugin) -> Result<Plugin, ConfigE
         hooks,
         filter: Filter { name: filter.name, max_nar_size: filter.max_nar_size.map(|size| size.0) },
         retry,
+        concurrency,
+        order,
         gate,
         config: serde_json::to_value(table).unwrap_or_default(),
         grant,

@@ -24,6 +24,16 @@ pub struct Worker {
     pub concurrency: usize,
     /// A spawned worker leaves after this long without work.
     pub idle_exit: Duration,
+    /// Ended events and their attempts stay in the journal for so long.
+    pub keep: Duration,
+    /// What an event's tasks wait for is kept from the garbage collector for so long at most.
+    pub roots_max_age: Duration,
+    /// And so many bytes of outputs at most, the oldest going first.
+    pub roots_max_size: u64,
+    /// Events that one build user may have in the journal.
+    pub max_events_per_user: u64,
+    /// Their bytes.
+    pub max_bytes_per_user: u64,
     /// The user that guests run as where the worker is root.
     pub user: Option<String>,
     /// Is a kernel on which the sandbox is not whole an error?
@@ -36,6 +46,11 @@ impl Default for Worker {
             start: Start::default(),
             concurrency: 4,
             idle_exit: Duration::from_secs(10),
+            keep: Duration::from_hours(30 * 24),
+            roots_max_age: Duration::from_hours(14 * 24),
+            roots_max_size: 100 << 30,
+            max_events_per_user: 10_000,
+            max_bytes_per_user: 256 << 20,
             user: None,
             require_sandbox: false,
         }

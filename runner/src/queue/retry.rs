@@ -27,12 +27,29 @@ pub enum Next {
         /// Not before this time has passed.
         after: Duration,
     },
+    /// It is tried again, and this attempt is not counted: the service that the plugin needs is down for all its tasks
+    /// ([`super::breaker`]).
+    Again {
+        /// Not before this time has passed.
+        after: Duration,
+    },
 }
 
-/// What comes after an attempt that ended with `outcome`, when `attempts` have been made. `random`, from 0 to 1, spreads
-/// tasks that failed together: the delay is between half and all of the doubled one (at most `max_delay`), and never shorter than what the plugin
-/// asked for, up to [`LONGEST_WAIT`].
-pub fn next(outcome: &Outcome, attempts: u32, retry: &Retry, random: f64) -> Next {
+/// How a task stands when an attempt of it has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Attempts made, this one included.
+    pub attempts: u32,
+    /// Time since the first one began.
+    pub age: Duration,
+    /// Is the plugin's breaker open?
+    pub outage: bool,
+}
+
+/// What comes after an attempt that ended with `outcome`. `random`, from 0 to 1, spreads tasks that failed together: see [`delay`]. It is never
+/// shorter than what the plugin asked for, up to [`LONGEST_WAIT`].
+pub fn next(outcome: &Outcome, standing: Standing, retry: &Retry, random: f64) -> Next {
+    let Standing { attempts, age, outage } = standing;
     let (allowed, asked) = match outcome {
         Outcome::Done { .. } => return Next::Done,
         Outcome::Refused { .. } => return Next::Refused,
@@ -42,14 +59,25 @@ pub fn next(outcome: &Outcome, attempts: u32, retry: &Retry, random: f64) -> Nex
         }
         Outcome::Trapped { .. } | Outcome::LimitReached { .. } => (retry.attempts.min(ATTEMPTS_OF_DEFECTS), Duration::ZERO),
     };
-    if attempts >= allowed {
-        return Next::Dead;
+    let after = delay(retry, attempts, random).max(asked);
+    let transient = matches!(outcome, Outcome::Failed { .. });
+    if transient && age >= retry.give_up_after {
+        Next::Dead
+    } else if transient && outage {
+        Next::Again { after }
+    } else if attempts >= allowed {
+        Next::Dead
+    } else {
+        Next::Retry { after }
     }
-    let doublings = attempts.saturating_sub(1);
+}
+
+/// The wait after `failures` failures in a row: between half and all of a delay that doubles with each, at most `max_delay`.
+pub fn delay(retry: &Retry, failures: u32, random: f64) -> Duration {
+    let doublings = failures.saturating_sub(1);
     let full =
         2_u32.checked_pow(doublings).and_then(|factor| retry.min_delay.checked_mul(factor)).unwrap_or(retry.max_delay);
-    let delay = full.min(retry.max_delay).mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0);
-    Next::Retry { after: delay.max(asked) }
+    full.min(retry.max_delay).mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
 }
 
 #[cfg(test)]
@@ -62,6 +90,10 @@ mod tests {
         Outcome::Failed { message: String::new(), transient: true, retry_after_ms }
     }
 
+    fn next(outcome: &Outcome, attempts: u32, retry: &Retry, random: f64) -> Next {
+        super::next(outcome, Standing { attempts, age: Duration::ZERO, outage: false }, retry, random)
+    }
+
     fn after(next: Next) -> Option<u64> {
         match next {
             Next::Retry { after } => Some(u64::try_from(after.as_millis()).unwrap()),
@@ -71,7 +103,7 @@ mod tests {
 
     #[test]
     fn table() {
-        let retry = Retry { attempts: 6, min_delay: Duration::from_secs(1), max_delay: Duration::from_secs(5) };
+        let retry = Retry { attempts: 6, max_delay: Duration::from_secs(5), ..Retry::default() };
         let delays: Vec<_> = (1..=6).map(|attempts| after(next(&transient(None), attempts, &retry, 1.0))).collect();
         assert_eq!(delays, [Some(1000), Some(2000), Some(4000), Some(5000), Some(5000), None]);
         assert_eq!(after(next(&transient(None), 3, &retry, 0.0)), Some(2000), "half, with no luck");
@@ -86,6 +118,20 @@ mod tests {
         assert_eq!(next(&permanent, 1, &retry, 1.0), Next::Dead);
         assert_eq!(next(&Outcome::Refused { message: message() }, 99, &retry, 1.0), Next::Refused);
         assert_eq!(next(&Outcome::Done { message: message(), details: vec![] }, 99, &retry, 1.0), Next::Done);
+    }
+
+    #[test]
+    fn in_an_outage_attempts_are_free_and_time_is_not() {
+        let retry = Retry::default();
+        let at =
+            |attempts, age, outcome: &Outcome| super::next(outcome, Standing { attempts, age, outage: true }, &retry, 1.0);
+        let second = Duration::from_secs(1);
+        assert_eq!(at(99, Duration::ZERO, &transient(None)), Next::Again { after: retry.max_delay });
+        assert_eq!(at(1, Duration::ZERO, &transient(None)), Next::Again { after: second });
+        assert_eq!(at(1, retry.give_up_after, &transient(None)), Next::Dead);
+        let trap = Outcome::Trapped { message: String::new() };
+        assert_eq!(at(3, Duration::ZERO, &trap), Next::Dead, "a trap is the plugin's own");
+        assert_eq!(at(1, retry.give_up_after, &trap), Next::Retry { after: second });
     }
 
     proptest! {

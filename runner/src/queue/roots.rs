@@ -5,10 +5,12 @@
 //! event's id, so nothing has to be remembered. Results of `--check` are not rooted: they are no valid paths, and no root keeps
 //! them.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
-use crate::event::{Event, HookEvent};
+use crate::event::Event;
 
 /// The directory of hookrun's roots, below `gcroots` or a user's own part of it.
 const DIRECTORY: &str = "hookrun";
@@ -17,7 +19,7 @@ const DIRECTORY: &str = "hookrun";
 /// below `gcroots`, other users below `gcroots/per-user/$USER`. Gives how many of the event's outputs are rooted; those that are
 /// not may be collected before their tasks run.
 pub fn make(event: &Event) -> usize {
-    let outputs = paths(event);
+    let outputs = event.output_paths();
     if outputs.is_empty() {
         return 0;
     }
@@ -53,9 +55,34 @@ fn make_in(directory: &Path, event: &Event, outputs: &[&str]) -> usize {
 /// Removes the roots of an event.
 pub fn remove(event: &Event) {
     for directory in candidates(&event.nix.state) {
-        for number in 0..paths(event).len() {
+        for number in 0..event.output_paths().len() {
             // Not there, or not ours: either way nothing is left to do.
             let _gone = std::fs::remove_file(directory.join(link_name(&event.id, number)));
+        }
+    }
+}
+
+/// The ids of the events that have roots which are older than `age`, below the directories of one Nix: made by a hook that was killed
+/// before it handed over, or left by a worker that was killed before it removed them, unless the event is open.
+pub fn ids(nix_state: &Path, age: Duration) -> BTreeSet<String> {
+    let now = SystemTime::now();
+    let old = |entry: &std::fs::DirEntry| {
+        let made = entry.metadata().and_then(|found| found.modified());
+        made.is_ok_and(|made| now.duration_since(made).is_ok_and(|passed| passed > age))
+    };
+    let entries =
+        candidates(nix_state).into_iter().filter_map(|directory| std::fs::read_dir(directory).ok()).flatten().flatten();
+    let names = entries.filter(old).filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter_map(|name| Some(name.rsplit_once('-')?.0.to_owned())).collect()
+}
+
+/// Removes the roots of the event called `id`, of which nothing else is known.
+pub fn remove_by_id(nix_state: &Path, id: &str) {
+    for directory in candidates(nix_state) {
+        for number in 0.. {
+            if std::fs::remove_file(directory.join(link_name(id, number))).is_err() {
+                break;
+            }
         }
     }
 }
@@ -80,13 +107,6 @@ fn link_name(id: &str, number: usize) -> String {
     format!("{id}-{number}")
 }
 
-fn paths(event: &Event) -> Vec<&str> {
-    match &event.hook {
-        HookEvent::PostBuild(event) => event.outputs.iter().map(|output| output.path.as_str()).collect(),
-        HookEvent::Diff(_) => Vec::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,7 +120,7 @@ mod tests {
         event.nix.state = state.path().to_owned();
         assert_eq!((make(&event), make(&event), count(state.path())), (1, 1, 1));
         let link = state.path().join("gcroots/hookrun").join(format!("{}-0", event.id));
-        assert_eq!(std::fs::read_link(link).unwrap().to_str(), paths(&event).first().copied());
+        assert_eq!(std::fs::read_link(link).unwrap().to_str(), event.output_paths().first().copied());
         remove(&event);
         assert_eq!(count(state.path()), 0);
         event.nix.state = state.path().join("nowhere");

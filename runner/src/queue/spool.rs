@@ -32,7 +32,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 
 use super::envelope;
-use super::trust::Trust;
+use super::trust::{Owner, Trust};
 use crate::dirs::Dirs;
 use crate::event::Event;
 
@@ -160,6 +160,12 @@ pub struct Spooled {
     pub path: PathBuf,
     /// The event.
     pub event: Event,
+    /// The file's owner.
+    pub uid: u32,
+    /// Is that root or the worker's own user?
+    pub is_trusted: bool,
+    /// The file's size.
+    pub bytes: u64,
 }
 
 /// What a look into the spool found.
@@ -207,18 +213,14 @@ impl Reader {
                 if self.ignored.contains(&path) {
                     continue;
                 }
-                match self.read(&descriptor, &name) {
-                    Ok(Some(event)) => scan.events.push(Spooled { path, event }),
+                match self.read(&descriptor, &path, &name) {
+                    Ok(Some(spooled)) => scan.events.push(spooled),
                     Ok(None) => {}
                     Err(reason) => {
-                        // The name is anybody's choice, and the reason is shown on terminals.
-                        let reason = format!("{}: {reason}", path.to_string_lossy().escape_debug());
-                        match self.set_aside(&path, &name, &reason) {
-                            Ok(()) => scan.rejected.push(reason),
-                            Err(error) => {
-                                scan.rejected.push(format!("{reason}; and it cannot be set aside ({error}): remove it"));
-                                self.ignored.insert(path);
-                            }
+                        let (shown, moved) = set_aside(&self.rejected, &path, &reason);
+                        scan.rejected.push(shown);
+                        if !moved {
+                            self.ignored.insert(path);
                         }
                     }
                 }
@@ -232,8 +234,17 @@ impl Reader {
         self.ignored.insert(path);
     }
 
+    /// Sets a file aside that was taken for an event and is not wanted; gives the reason, naming the file.
+    pub fn reject(&mut self, path: &Path, reason: &str) -> String {
+        let (shown, moved) = set_aside(&self.rejected, path, reason);
+        if !moved {
+            self.ignored.insert(path.to_owned());
+        }
+        shown
+    }
+
     /// The event in one file; none if it is not to be looked at (yet, or any more).
-    fn read(&self, directory: &OwnedFd, name: &[u8]) -> Result<Option<Event>, String> {
+    fn read(&self, directory: &OwnedFd, path: &Path, name: &[u8]) -> Result<Option<Spooled>, String> {
         let gone_or = |error: rustix::io::Errno| match error {
             rustix::io::Errno::NOENT => Ok(None),
             error => Err(format!("it cannot be read ({error})")),
@@ -277,24 +288,13 @@ impl Reader {
             return Err("its name is not the id of its event".into());
         }
         self.trust.admit(owner, &event)?;
-        Ok(Some(event))
-    }
-
-    fn set_aside(&self, path: &Path, name: &[u8], reason: &str) -> std::io::Result<()> {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.rejected)?;
-        // The name is anybody's choice: keep of it what cannot confuse a terminal.
-        let name: String =
-            String::from_utf8_lossy(name).chars().map(|c| if c.is_ascii_graphic() { c } else { '_' }).take(64).collect();
-        let target = self.rejected.join(format!("{}-{}", crate::event::now_ms(), name.trim_start_matches('.')));
-        match std::fs::rename(path, &target) {
-            // From the fallback directory, on another file system.
-            Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices && path.is_file() && !path.is_symlink() => {
-                std::fs::copy(path, &target)?;
-                std::fs::remove_file(path)?;
-            }
-            result => result?,
-        }
-        std::fs::write(target.with_added_extension("reason"), format!("{reason}\n"))
+        Ok(Some(Spooled {
+            path: path.to_owned(),
+            event,
+            uid: stat.st_uid,
+            is_trusted: owner == Owner::Trusted,
+            bytes: bytes.len() as u64,
+        }))
     }
 }
 
@@ -313,6 +313,11 @@ fn names(directory: &OwnedFd) -> Vec<Vec<u8>> {
     let names = entries.map_while(Result::ok).map(|entry| entry.file_name().to_bytes().to_vec());
     names.filter(|name| name != b"." && name != b"..").collect()
 }
+
+mod rejected;
+
+pub use rejected::count as count_rejected;
+use rejected::set_aside;
 
 #[cfg(test)]
 mod tests;

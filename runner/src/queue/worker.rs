@@ -3,53 +3,84 @@
 //! Called by `hookrun drain`, `hookrun daemon` and the worker that a hook starts. There is one at a time ([`super::lock`]). It may be
 //! killed at any instruction: what it took is in the journal before the spool file goes, and an attempt that it did not end is
 //! made again. It knows nothing of plugins but their names: an [`Executor`] runs them.
+//!
+//! Here is its loop. `intake`: from the spool into the journal. `turn`: attempts end and begin. `upkeep`: what is done now and then.
 
+mod clock;
+mod intake;
+mod notice;
 mod schedule;
+mod state_file;
+mod turn;
+mod upkeep;
+mod watch;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::panic::AssertUnwindSafe;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
-use notify::Watcher as _;
-use rand::RngExt as _;
-use tokio::sync::mpsc;
 use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
-use super::journal::{Attempt, Journal, JournalError, Open, Taken, Task};
+use super::breaker::Breaker;
+use super::journal::{Journal, JournalError, Open, Task, Wanted};
 use super::lock::{LockError, WorkerLock};
-use super::retry::{self, Next};
-use super::roots;
 use super::spool::{self, Reader};
 use super::trust::Trust;
-use crate::config::Retry;
+use crate::config::{self, Retry};
 use crate::dirs::Dirs;
-use crate::event::{Event, now_ms};
+use crate::event::Event;
 use crate::outcome::{Outcome, RunReport, Usage};
 
-/// Events taken in one transaction: enough to share its sync, few enough to start the first soon.
-const BATCH: usize = 256;
-/// Tasks of one plugin read ahead from the journal.
-const READ_AHEAD: usize = 32;
-/// The spool and the journal are looked at this often even if nobody reports a change: watching may fail, and clocks may be set.
+pub use clock::{Clock, SystemClock};
+pub use notice::Notice;
+pub use state_file::WorkerState;
+use watch::Watch;
+
+/// The spool, the journal and the files of plugins are looked at this often even if nobody reports a change: watching may fail, and clocks
+/// may be set.
 const SAFETY_POLL: Duration = Duration::from_secs(30);
 /// How long runs may still take once the worker is asked to stop. The queue is durable; systemd kills after 90 s.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// A service whose journal cannot be written (a full disk) tries again after this long.
+const JOURNAL_PAUSE: Duration = Duration::from_secs(10);
+/// Changes of files within this time are taken up together: an installation writes more than one.
+const SETTLE: Duration = Duration::from_millis(200);
 
 /// Runs plugins for the worker. The worker calls it from one task and awaits several runs at once.
 pub trait Executor: Send + Sync + 'static {
-    /// The names of the plugins that are to get this event. Called once for each event, when it is taken; no plugin: the event is
-    /// ended at once.
-    fn wanted(&self, event: &Event) -> Vec<String>;
+    /// How the worker works. Asked again after each [`Executor::refresh`] that changed something.
+    fn settings(&self) -> config::Worker;
+
+    /// The plugins that are to get this event. Called once for each event, when it is taken; no plugin: the event is ended at once.
+    fn wanted(&self, event: &Event) -> Vec<Wanted>;
 
     /// How a plugin is retried. Called after each failed attempt.
     fn retry(&self, plugin: &str) -> Retry;
 
+    /// Runs of a plugin at once; none: as many as there are places.
+    fn concurrency(&self, plugin: &str) -> Option<usize>;
+
     /// Runs a plugin on an event; `attempt` counts from 1. It must end by itself (the plugin's limits see to it). A plugin
     /// that is no longer configured is [`Outcome::Refused`]. May be dropped before it ends, when the worker stops.
     fn run<'a>(&'a self, plugin: &'a str, event: &'a Event, attempt: u32) -> BoxFuture<'a, RunReport>;
+
+    /// The files that all this comes from: configuration, plugins, secrets.
+    fn files(&self) -> Vec<std::path::PathBuf>;
+
+    /// Looks at those files, and takes up what has changed and is right: for the runs that begin after it.
+    fn refresh(&self) -> BoxFuture<'_, Refreshed>;
+}
+
+/// What a look at the files of an [`Executor`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Refreshed {
+    /// Was something taken up?
+    pub changed: bool,
+    /// Changes that cannot be taken up, each with the fix; what was before goes on.
+    pub problems: Vec<String>,
 }
 
 /// When the worker ends.
@@ -67,84 +98,20 @@ pub enum Mode {
 }
 
 /// How the worker works.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Options {
     /// When it ends.
     pub mode: Mode,
-    /// Tasks at once; at least 1.
-    pub concurrency: usize,
     /// How long runs may still take once it is asked to stop; [`STOP_LIMIT`].
     pub stop_limit: Duration,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
 }
 
-/// Something happened that a log or a progress bar wants to know.
-#[derive(Debug)]
-pub enum Notice<'a> {
-    /// Something to look at: a file was set aside, the journal was damaged, the spool cannot be watched.
-    Warning(&'a str),
-    /// An event was taken, with so many tasks.
-    Took {
-        /// The event.
-        event: &'a Event,
-        /// Its tasks.
-        tasks: usize,
-    },
-    /// An event was taken that says what an earlier one says.
-    Merged {
-        /// The event.
-        event: &'a Event,
-        /// The earlier one's id.
-        into: &'a str,
-    },
-    /// An attempt begins.
-    Began {
-        /// The event.
-        event: &'a Event,
-        /// The plugin's name.
-        plugin: &'a str,
-        /// 1 for the first.
-        attempt: u32,
-    },
-    /// An attempt ended.
-    Ended {
-        /// The event.
-        event: &'a Event,
-        /// The plugin's name.
-        plugin: &'a str,
-        /// 1 for the first.
-        attempt: u32,
-        /// How.
-        report: &'a RunReport,
-        /// What comes next.
-        next: Next,
-    },
-}
-
-impl std::fmt::Display for Notice<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Warning(message) => write!(f, "{message}"),
-            Self::Took { event, tasks } => write!(f, "{} of {}: {tasks} tasks", event.kind(), event.name()),
-            Self::Merged { event, into } => {
-                write!(f, "{} of {}: the same as {into}, which has not ended", event.kind(), event.name())
-            }
-            Self::Began { event, plugin, attempt } => write!(f, "{plugin} on {}: attempt {attempt}", event.name()),
-            Self::Ended { event, plugin, attempt, report, next } => {
-                write!(
-                    f,
-                    "{plugin} on {}: attempt {attempt} {}: {}",
-                    event.name(),
-                    report.outcome.class(),
-                    report.outcome.message()
-                )?;
-                match next {
-                    Next::Done => Ok(()),
-                    Next::Dead => write!(f, "; given up"),
-                    Next::Refused => write!(f, "; tried again by the next worker"),
-                    Next::Retry { after } => write!(f, "; again in {:.1} s", after.as_secs_f64()),
-                }
-            }
-        }
+impl Options {
+    /// On this machine's clock.
+    pub fn new(mode: Mode) -> Self {
+        Self { mode, stop_limit: STOP_LIMIT, clock: Arc::new(SystemClock) }
     }
 }
 
@@ -170,6 +137,12 @@ pub enum WorkerError {
     /// The journal cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// Somebody has removed the journal while the worker ran.
+    #[error("the journal {} was removed or replaced while the worker ran; what it held unfinished is handed over again", path.display())]
+    Gone {
+        /// Its directory.
+        path: std::path::PathBuf,
+    },
     /// The state directory cannot be made.
     #[error("{} cannot be made ({error}); run the worker as root, or set HOOKRUN_STATE_DIR to a directory that you may write", path.display())]
     State {
@@ -184,7 +157,8 @@ pub enum WorkerError {
 /// Runs a worker until its mode says it is done or `stop` is ready.
 ///
 /// # Errors
-/// If another worker runs, or the state directory or the journal cannot be used.
+/// If another worker runs, or the state directory or the journal cannot be used. A worker in [`Mode::Daemon`] goes on when the journal
+/// cannot be written for a while or is removed.
 pub async fn run(
     dirs: &Dirs,
     executor: Arc<dyn Executor>,
@@ -192,26 +166,61 @@ pub async fn run(
     stop: impl Future<Output = ()> + Send,
     observer: &mut (dyn FnMut(Notice<'_>) + Send),
 ) -> Result<Summary, WorkerError> {
-    spool::make_directory(&dirs.spool()).map_err(|error| WorkerError::State { path: dirs.spool(), error })?;
-    let mut lock = WorkerLock::take(&dirs.worker_lock())?;
-    let mut worker = Worker::open(dirs, executor, options, observer)?;
-    let mut stop = std::pin::pin!(stop);
+    let mut stop = std::pin::pin!(stop.fuse());
+    let mut summary = Summary::default();
+    let daemon = options.mode == Mode::Daemon;
+    let mut begun = false;
     loop {
-        worker.work(stop.as_mut()).await?;
-        drop(lock);
-        // A hook may have handed over while the lock was held, and so have started no other worker.
-        if worker.stopped || !matches!(options.mode, Mode::Spawned { .. }) || spool::depth(dirs) == 0 {
-            break;
-        }
-        match WorkerLock::take(&dirs.worker_lock()) {
-            Ok(again) => lock = again,
-            // Another one has come, and takes it.
-            Err(LockError::Held { .. }) => break,
-            Err(error) => return Err(error.into()),
+        let result = shift(dirs, &executor, &options, stop.as_mut(), observer, &mut summary).await;
+        begun |= !matches!(result, Err(WorkerError::Lock(_) | WorkerError::State { .. }));
+        match result {
+            Ok(Shift::Over) => return Ok(summary),
+            Ok(Shift::Again) => {}
+            // What the hooks' next worker has taken over meanwhile.
+            Err(WorkerError::Lock(LockError::Held { .. })) if begun && !daemon => return Ok(summary),
+            Err(error @ WorkerError::Gone { .. }) => observer(Notice::Warning(&error.to_string())),
+            Err(error) if daemon && begun => {
+                observer(Notice::Warning(&format!("{error}; tried again in {} s", JOURNAL_PAUSE.as_secs())));
+                tokio::select! {
+                    () = options.clock.sleep(JOURNAL_PAUSE) => {}
+                    () = stop.as_mut() => return Ok(summary),
+                }
+            }
+            Err(error) => return Err(error),
         }
     }
-    worker.summary.open = worker.journal.open_tasks(now_ms())?;
-    Ok(worker.summary)
+}
+
+/// How a [`shift`] ended.
+enum Shift {
+    Over,
+    Again,
+}
+
+/// From taking the lock to leaving it.
+async fn shift(
+    dirs: &Dirs,
+    executor: &Arc<dyn Executor>,
+    options: &Options,
+    stop: Pin<&mut (impl Future<Output = ()> + Send)>,
+    observer: &mut (dyn FnMut(Notice<'_>) + Send),
+    summary: &mut Summary,
+) -> Result<Shift, WorkerError> {
+    spool::make_directory(&dirs.spool()).map_err(|error| WorkerError::State { path: dirs.spool(), error })?;
+    let lock = WorkerLock::take(&dirs.worker_lock())?;
+    let mut worker = Worker::open(dirs, Arc::clone(executor), options.clone(), observer, summary)?;
+    let worked = worker.work(stop).await;
+    if let Err(WorkerError::Gone { .. }) = worked {
+        worker.hand_over_again();
+    }
+    worked?;
+    worker.summary.open = worker.journal.open_tasks(worker.now_ms())?;
+    let stopped = worker.stopped;
+    drop(worker);
+    drop(lock);
+    // A hook may have handed over while the lock was held, and so have started no other worker.
+    let again = !stopped && matches!(options.mode, Mode::Spawned { .. }) && spool::depth(dirs) > 0;
+    Ok(if again { Shift::Again } else { Shift::Over })
 }
 
 /// Ready when the process is asked to end: SIGTERM or SIGINT.
@@ -231,27 +240,47 @@ pub fn asked_to_stop() -> std::io::Result<impl Future<Output = ()> + Send> {
 }
 
 struct Worker<'a> {
+    dirs: Dirs,
     executor: Arc<dyn Executor>,
+    settings: config::Worker,
     options: Options,
     observer: &'a mut (dyn FnMut(Notice<'_>) + Send),
+    summary: &'a mut Summary,
     journal: Journal,
     reader: Reader,
-    changes: mpsc::Receiver<()>,
-    /// Keeps the watch; none if the spool cannot be watched.
-    _watcher: Option<notify::RecommendedWatcher>,
+    watch: Watch,
+    state: WorkerState,
+    /// A look at the executor's files, while it lasts.
+    refreshing: Option<BoxFuture<'static, Refreshed>>,
     runs: JoinSet<RunReport>,
     running: HashMap<Id, Run>,
+    /// Runs in flight, by plugin.
+    in_flight: BTreeMap<String, usize>,
+    /// Runs that have ended and are not written down yet.
+    ended: Vec<(Run, RunReport)>,
+    /// Plugins that may have tasks that are due.
+    due: BTreeSet<String>,
     /// Tasks read ahead, by plugin.
     ready: BTreeMap<String, VecDeque<Task>>,
+    breakers: BTreeMap<String, Breaker>,
+    /// The latest time that was seen.
+    latest_ms: u64,
+    upkeep_ms: u64,
+    refresh_ms: u64,
+    idle_since: Option<u64>,
+    service: Service,
     stopped: bool,
-    summary: Summary,
 }
 
 /// A run in flight.
+#[derive(Debug)]
 struct Run {
     task: Task,
     number: u32,
     start_ms: u64,
+    first_ms: u64,
+    /// Does an open breaker wait for it?
+    is_try: bool,
 }
 
 impl<'a> Worker<'a> {
@@ -260,88 +289,114 @@ impl<'a> Worker<'a> {
         executor: Arc<dyn Executor>,
         options: Options,
         observer: &'a mut (dyn FnMut(Notice<'_>) + Send),
+        summary: &'a mut Summary,
     ) -> Result<Self, WorkerError> {
+        let now = options.clock.now_ms();
         let (mut journal, damage) = Journal::open(dirs)?;
         if let Some(damage) = damage {
-            observer(Notice::Warning(&damage));
+            observer(Notice::Warning(&damage.notice));
+            intake::hand_over_again(dirs, &damage.salvaged, observer);
         }
-        let interrupted = journal.resume(now_ms())?;
+        let interrupted = journal.resume(now)?;
         if interrupted > 0 {
             observer(Notice::Warning(&format!(
                 "{interrupted} attempts of the worker before did not end; they are made again"
             )));
         }
-        let (sender, changes) = mpsc::channel(1);
-        let watcher = watch(dirs, sender);
-        if let Err(error) = &watcher {
-            let poll = SAFETY_POLL.as_secs();
-            observer(Notice::Warning(&format!(
-                "the spool cannot be watched ({error}), and is looked at every {poll} s; raise fs.inotify.max_user_watches"
-            )));
-        }
-        Ok(Self {
+        journal.readmit()?;
+        journal.clock_was_set(now, upkeep::CLOCK_SLACK_MS)?;
+        let breakers = journal
+            .breakers()?
+            .into_iter()
+            .map(|open| (open.plugin, Breaker::reopened(open.since_ms, open.until_ms, open.trips)))
+            .collect();
+        let (mut watch, unwatched) = Watch::new(dirs.spool());
+        watch.follow(&executor.files());
+        let mut worker = Self {
+            dirs: dirs.clone(),
+            settings: executor.settings(),
             executor,
+            service: Service::new(options.mode == Mode::Daemon),
             options,
             observer,
+            summary,
             journal,
             reader: Reader::new(dirs, Trust::from_env()),
-            changes,
-            _watcher: watcher.ok(),
+            watch,
+            state: WorkerState {
+                pid: std::process::id(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                started_ms: now,
+                ..WorkerState::default()
+            },
+            refreshing: None,
             runs: JoinSet::new(),
             running: HashMap::new(),
+            in_flight: BTreeMap::new(),
+            ended: Vec::new(),
+            due: BTreeSet::new(),
             ready: BTreeMap::new(),
+            breakers,
+            latest_ms: now,
+            upkeep_ms: 0,
+            refresh_ms: now,
+            idle_since: None,
             stopped: false,
-            summary: Summary::default(),
-        })
+        };
+        worker.unwatched(unwatched);
+        worker.say_state();
+        Ok(worker)
     }
 
-    async fn work(&mut self, mut stop: std::pin::Pin<&mut (impl Future<Output = ()> + Send)>) -> Result<(), WorkerError> {
-        let mut look = true;
-        let mut idle_since = None;
+    fn now_ms(&self) -> u64 {
+        self.options.clock.now_ms()
+    }
+
+    fn warn(&mut self, message: &str) {
+        (self.observer)(Notice::Warning(message));
+    }
+
+    fn unwatched(&mut self, error: Option<String>) {
+        if let Some(error) = error {
+            let poll = SAFETY_POLL.as_secs();
+            self.warn(&format!(
+                "the spool cannot be watched ({error}), and is looked at every {poll} s; raise fs.inotify.max_user_watches"
+            ));
+        }
+    }
+
+    fn say_state(&mut self) {
+        if let Err(error) = self.state.write(&self.dirs) {
+            self.warn(&format!("{} cannot be written ({error}); make space there", self.dirs.worker_state().display()));
+        }
+    }
+
+    async fn work(&mut self, mut stop: Pin<&mut (impl Future<Output = ()> + Send)>) -> Result<(), WorkerError> {
+        self.look()?;
+        self.service.ready();
         loop {
-            if look {
-                self.take_spooled()?;
+            self.turn()?;
+            let Some(sleep) = self.pause()? else { return Ok(()) };
+            self.service.alive(self.in_flight.values().sum());
+            if sleep.is_zero() {
+                continue;
             }
-            self.start_due()?;
-            let mut sleep = SAFETY_POLL;
-            if self.runs.is_empty() {
-                let now = now_ms();
-                let open = self.journal.open_tasks(now)?;
-                let ended = match self.options.mode {
-                    Mode::Drain => open.due == 0,
-                    Mode::Daemon => false,
-                    Mode::Spawned { idle_exit } => {
-                        let idle = open.due == 0 && open.waiting == 0;
-                        let since = idle.then(|| *idle_since.get_or_insert_with(Instant::now));
-                        idle_since = since;
-                        let left = since.map(|since| idle_exit.saturating_sub(since.elapsed()));
-                        sleep = sleep.min(left.unwrap_or(sleep));
-                        left == Some(Duration::ZERO)
-                    }
-                };
-                // Once more into the spool: the last look may be older than the last event.
-                if ended && self.take_spooled()? == 0 {
-                    return Ok(());
-                }
-                if let Some(next) = open.next_ms {
-                    sleep = sleep.min(Duration::from_millis(next.saturating_sub(now)));
-                }
-                if ended || open.due > 0 {
-                    continue;
-                }
-            } else {
-                idle_since = None;
-                if let Some(next) = self.journal.next_due(now_ms())? {
-                    sleep = sleep.min(Duration::from_millis(next.saturating_sub(now_ms())));
-                }
-            }
+            let clock = Arc::clone(&self.options.clock);
             tokio::select! {
-                Some(ended) = self.runs.join_next_with_id() => {
-                    look = false;
-                    self.ended(ended)?;
+                Some(ended) = self.runs.join_next_with_id() => self.ended(ended),
+                changed = self.watch.changed() => {
+                    if changed.spool {
+                        self.look()?;
+                    }
+                    if changed.files {
+                        self.refresh_after(SETTLE);
+                    }
                 }
-                Some(()) = self.changes.recv() => look = true,
-                () = tokio::time::sleep(sleep.max(Duration::from_millis(1))) => look = true,
+                refreshed = or_never(&mut self.refreshing) => {
+                    self.refreshing = None;
+                    self.refreshed(refreshed)?;
+                }
+                () = clock.sleep(sleep) => self.look()?,
                 () = stop.as_mut() => {
                     self.stopped = true;
                     return self.stop().await;
@@ -350,117 +405,183 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Takes what is in the spool into the journal; gives how many events that were.
-    fn take_spooled(&mut self) -> Result<u64, WorkerError> {
-        let mut count = 0;
-        loop {
-            let scan = self.reader.scan(BATCH);
-            for reason in &scan.rejected {
-                self.summary.rejected += 1;
-                (self.observer)(Notice::Warning(&format!("set aside: {reason}")));
-            }
-            if scan.events.is_empty() {
-                return Ok(count);
-            }
-            let rows: Vec<_> = scan
-                .events
-                .iter()
-                // Roots that a crash lost, or that the hook might not make, are made here.
-                .map(|spooled| (&spooled.event, self.executor.wanted(&spooled.event), roots::make(&spooled.event)))
-                .collect();
-            let taken = self.journal.take(&rows, now_ms())?;
-            for (spooled, taken) in scan.events.iter().zip(&taken) {
-                let event = &spooled.event;
-                match taken {
-                    Taken::New(tasks) => {
-                        self.summary.taken += 1;
-                        (self.observer)(Notice::Took { event, tasks: *tasks });
-                    }
-                    Taken::Merged(into) => {
-                        self.summary.taken += 1;
-                        (self.observer)(Notice::Merged { event, into });
-                    }
-                    Taken::Known { .. } => {}
-                }
-                if matches!(taken, Taken::New(0) | Taken::Merged(_) | Taken::Known { ended: true }) {
-                    roots::remove(event);
-                }
-                match std::fs::remove_file(&spooled.path) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        let path = spooled.path.display();
-                        (self.observer)(Notice::Warning(&format!(
-                            "{path} is in the journal and cannot be removed ({error}); remove it"
-                        )));
-                        self.reader.ignore(spooled.path.clone());
-                    }
-                    _ => {}
-                }
-            }
-            count += scan.events.len() as u64;
-            if !scan.more {
-                return Ok(count);
+    /// All that is done now and then, and when something came into the spool.
+    fn look(&mut self) -> Result<(), WorkerError> {
+        let now = self.now_ms();
+        if now.saturating_add(upkeep::CLOCK_SLACK_MS) < self.latest_ms {
+            let back = Duration::from_millis(self.latest_ms.saturating_sub(now)).as_secs();
+            let moved = self.journal.clock_was_set(now, upkeep::CLOCK_SLACK_MS)?;
+            self.warn(&format!("the clock was set back by {back} s; {moved} tasks wait as long as they were to, from now"));
+            self.breakers.values_mut().for_each(|breaker| breaker.clock_was_set(now));
+            self.upkeep_ms = self.upkeep_ms.min(now);
+            self.refresh_ms = self.refresh_ms.min(now);
+        }
+        self.latest_ms = now;
+        if !self.journal.is_in_place() {
+            return Err(WorkerError::Gone { path: self.dirs.journal() });
+        }
+        let unwatched = self.watch.follow_spool();
+        self.unwatched(unwatched);
+        self.take_spooled()?;
+        self.forget_closed_breakers()?;
+        self.due = self.journal.due_plugins(now)?.into_iter().collect();
+        if now.saturating_sub(self.upkeep_ms) >= millis(upkeep::INTERVAL) {
+            self.upkeep_ms = now;
+            for notice in upkeep::run(&mut self.journal, &self.settings, now)? {
+                self.warn(&notice);
             }
         }
-    }
-
-    /// Starts runs until there are as many as may be or no task is due.
-    fn start_due(&mut self) -> Result<(), WorkerError> {
-        while self.runs.len() < self.options.concurrency.max(1) {
-            let Some(task) = self.next_task()? else { return Ok(()) };
-            let start_ms = now_ms();
-            let number = self.journal.begin(&task.event.id, &task.plugin, start_ms)?;
-            (self.observer)(Notice::Began { event: &task.event, plugin: &task.plugin, attempt: number });
-            let executor = Arc::clone(&self.executor);
-            let Task { plugin, event } = task.clone();
-            let run = async move { executor.run(&plugin, &event, number).await };
-            let handle =
-                self.runs.spawn(AssertUnwindSafe(run).catch_unwind().map(|report| report.unwrap_or_else(|_| defect())));
-            self.running.insert(handle.id(), Run { task, number, start_ms });
+        if now.saturating_sub(self.refresh_ms) >= millis(SAFETY_POLL) {
+            // What nobody reported.
+            self.refresh_after(Duration::ZERO);
         }
         Ok(())
     }
 
-    /// The task whose turn it is.
-    fn next_task(&mut self) -> Result<Option<Task>, WorkerError> {
-        let now = now_ms();
-        let due = self.journal.due_plugins(now)?;
-        let mut running: BTreeMap<&str, usize> = BTreeMap::new();
-        for run in self.running.values() {
-            *running.entry(&run.task.plugin).or_default() += 1;
+    fn refresh_after(&mut self, settle: Duration) {
+        self.refresh_ms = self.now_ms();
+        if self.refreshing.is_none() {
+            let (executor, settle) = (Arc::clone(&self.executor), self.options.clock.sleep(settle));
+            self.refreshing = Some(Box::pin(async move {
+                settle.await;
+                executor.refresh().await
+            }));
         }
-        let Some(plugin) = schedule::next_plugin(&due, &running, self.options.concurrency.max(1)) else { return Ok(None) };
-        let ready = self.ready.entry(plugin.to_owned()).or_default();
-        if ready.is_empty() {
-            // What is read ahead is still pending in the journal, so all of it must have been started before more is read.
-            ready.extend(self.journal.due(plugin, now, READ_AHEAD)?);
-        }
-        Ok(ready.pop_front())
     }
 
-    fn ended(&mut self, ended: Result<(Id, RunReport), tokio::task::JoinError>) -> Result<(), WorkerError> {
-        let (id, report) = ended.unwrap_or_else(|error| (error.id(), defect()));
-        let Some(Run { task: Task { plugin, event }, number, start_ms }) = self.running.remove(&id) else { return Ok(()) };
-        let next = retry::next(&report.outcome, number, &self.executor.retry(&plugin), rand::rng().random());
-        let attempt = Attempt { event: &event.id, plugin: &plugin, number, start_ms, end_ms: now_ms().max(start_ms) };
-        if self.journal.finish(&attempt, &report, next)? {
-            roots::remove(&event);
+    fn refreshed(&mut self, refreshed: Refreshed) -> Result<(), WorkerError> {
+        let Refreshed { changed, problems } = refreshed;
+        for problem in problems.iter().filter(|problem| !self.state.problems.contains(problem)).cloned().collect::<Vec<_>>()
+        {
+            self.warn(&problem);
         }
-        *self.summary.attempts.entry(report.outcome.class()).or_default() += 1;
-        (self.observer)(Notice::Ended { event: &event, plugin: &plugin, attempt: number, report: &report, next });
+        if changed {
+            self.settings = self.executor.settings();
+            self.watch.follow(&self.executor.files());
+            let again = self.journal.readmit()?;
+            self.warn(&format!(
+                "configuration or plugins have changed and are taken up; {again} refused tasks may run again"
+            ));
+            self.state.refreshed_ms = self.now_ms();
+            self.due = self.journal.due_plugins(self.now_ms())?.into_iter().collect();
+        }
+        if changed || problems != self.state.problems {
+            self.state.problems = problems;
+            self.say_state();
+        }
         Ok(())
+    }
+
+    /// How long there is nothing to do; none: the worker is to end.
+    fn pause(&mut self) -> Result<Option<Duration>, WorkerError> {
+        let now = self.now_ms();
+        let mut sleep = SAFETY_POLL.min(self.service.interval());
+        if self.in_flight.is_empty() && self.ended.is_empty() {
+            let open = self.journal.open_tasks(now)?;
+            let can_run = open.due > 0 && self.something_can_run(now)?;
+            let ended = match self.options.mode {
+                Mode::Drain => !can_run,
+                Mode::Daemon => false,
+                Mode::Spawned { idle_exit } => {
+                    let idle = open.due == 0 && open.waiting == 0;
+                    let since = idle.then(|| *self.idle_since.get_or_insert(now));
+                    self.idle_since = since;
+                    let idle_for = since.map(|since| Duration::from_millis(now.saturating_sub(since)));
+                    let left = idle_for.map(|passed| idle_exit.saturating_sub(passed));
+                    sleep = sleep.min(left.unwrap_or(sleep));
+                    left == Some(Duration::ZERO)
+                }
+            };
+            // Once more into the spool: the last look may be older than the last event.
+            if ended && self.take_spooled()? == 0 {
+                return Ok(None);
+            }
+            if ended || can_run {
+                self.due = self.journal.due_plugins(now)?.into_iter().collect();
+                return Ok(Some(Duration::ZERO));
+            }
+        } else {
+            self.idle_since = None;
+        }
+        let next = self.journal.next_due(now)?.into_iter().chain(self.next_try(now)?).min();
+        if let Some(next) = next {
+            sleep = sleep.min(Duration::from_millis(next.saturating_sub(now).max(1)));
+        }
+        Ok(Some(sleep.max(Duration::from_millis(1))))
     }
 
     /// Lets what runs end, for a while, and gives the rest back.
     async fn stop(&mut self) -> Result<(), WorkerError> {
+        self.service.stopping();
         let limit = Instant::now() + self.options.stop_limit;
         while let Ok(Some(ended)) = tokio::time::timeout_at(limit, self.runs.join_next_with_id()).await {
-            self.ended(ended)?;
+            self.ended(ended);
         }
         self.runs.shutdown().await;
+        self.settle(&[])?;
+        let now = self.now_ms();
         for (_, run) in self.running.drain() {
-            self.journal.give_back(&run.task.event.id, &run.task.plugin, now_ms())?;
+            self.journal.give_back(&run.task.event.id, &run.task.plugin, now)?;
         }
         Ok(())
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The future's value, if there is one.
+async fn or_never<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What systemd wants to know of a service (sd_notify(3)); nothing where nobody asks.
+#[derive(Debug)]
+struct Service {
+    /// Is this the service's own process?
+    on: bool,
+    watchdog: Option<Duration>,
+    said: Option<(Instant, usize)>,
+}
+
+impl Service {
+    fn new(on: bool) -> Self {
+        Self { on, watchdog: sd_notify::watchdog_enabled().filter(|_| on), said: None }
+    }
+
+    fn say(&self, state: &[sd_notify::NotifyState<'_>]) {
+        if self.on {
+            // A manager that does not listen has to do without.
+            let _said = sd_notify::notify(state);
+        }
+    }
+
+    fn ready(&self) {
+        self.say(&[sd_notify::NotifyState::Ready]);
+    }
+
+    fn stopping(&self) {
+        self.say(&[sd_notify::NotifyState::Stopping]);
+    }
+
+    /// How often the watchdog wants to hear something: twice within its time, as systemd advises.
+    fn interval(&self) -> Duration {
+        self.watchdog.map_or(SAFETY_POLL, |watchdog| watchdog / 2)
+    }
+
+    /// The worker's loop turns, and so many tasks run.
+    fn alive(&mut self, running: usize) {
+        let half = self.interval() / 2;
+        let due = self.said.is_none_or(|(when, said)| when.elapsed() >= half || (said == 0) != (running == 0));
+        if self.on && due {
+            let status = if running == 0 { "idle".to_owned() } else { format!("{running} tasks run") };
+            self.say(&[sd_notify::NotifyState::Watchdog, sd_notify::NotifyState::Status(&status)]);
+            self.said = Some((Instant::now(), running));
+        }
     }
 }
 
@@ -470,15 +591,7 @@ fn defect() -> RunReport {
     RunReport { outcome: Outcome::Trapped { message }, usage: Usage::default(), log: Vec::new() }
 }
 
-/// Sends on every change of the spool; one message stands for many.
-fn watch(dirs: &Dirs, sender: mpsc::Sender<()>) -> notify::Result<notify::RecommendedWatcher> {
-    let mut watcher = notify::recommended_watcher(move |_| {
-        // Full: a message waits already. Closed: the worker has ended.
-        let _sent = sender.try_send(());
-    })?;
-    watcher.watch(&dirs.spool(), notify::RecursiveMode::NonRecursive)?;
-    Ok(watcher)
-}
-
+#[cfg(test)]
+mod outage;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,8 @@
 //! code. The *runner* reads the secrets that its plugins' grants name, puts up its wall ([`crate::wall`]), and only then maps and runs
 //! guests. They talk over two pipes.
 //!
-//! * [`supervisor`]: the queue's executor; keeps one runner for each Nix store, and replaces one that dies.
+//! * [`supervisor`]: the queue's executor; keeps one runner for each Nix store, and takes up changes on disk. `process`: one runner,
+//!   from there.
 //! * [`runner`]: the other process. [`needs`]: what its wall lets through, from the grants.
 //! * [`policy`]: the same for builder selection, with a wall that lets nothing through.
 //! * [`protocol`], [`frame`]: what is said, and how. The supervisor believes nothing a runner says beyond the outcome of a run.
@@ -10,6 +11,7 @@
 mod frame;
 pub mod needs;
 pub mod policy;
+mod process;
 mod protocol;
 pub mod runner;
 pub mod supervisor;

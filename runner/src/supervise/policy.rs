@@ -89,7 +89,7 @@ impl Process {
         frame::write(&mut input, setup).map_err(failed)?;
         let mut process = Self { child, input, output: BufReader::new(output) };
         match frame::read::<Word>(&mut process.output).map_err(failed)? {
-            Some(Word::Ready(_)) => Ok(process),
+            Some(Word::Ready(..)) => Ok(process),
             Some(Word::Unwalled(reason)) => Err(reason),
             Some(_) | None => Err(failed(std::io::Error::other("it ended"))),
         }

@@ -1,5 +1,6 @@
 //! What supervisor and runner say to each other.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -64,8 +65,8 @@ pub(super) enum Order {
 /// From a runner.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Word {
-    /// The wall stands.
-    Ready(Raised),
+    /// The wall stands. Plugins that cannot be used are named, with the reason.
+    Ready(Raised, BTreeMap<String, String>),
     /// It does not, and nothing will run: why.
     Unwalled(String),
     /// A run ended.

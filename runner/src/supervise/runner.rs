@@ -150,6 +150,13 @@ impl Running {
         }
     }
 
+    /// The plugins that cannot be used, each with the reason.
+    pub fn problems(&self) -> BTreeMap<String, String> {
+        let problem =
+            |(name, plugin): (&String, &OrReason<LinkedPlugin>)| Some((name.clone(), plugin.as_ref().err()?.clone()));
+        self.plugins.iter().filter_map(problem).collect()
+    }
+
     /// What the plugins have behind them.
     pub fn services(&self) -> &Services {
         &self.services
@@ -183,7 +190,7 @@ fn life() -> io::Result<()> {
         Ok(behind) => behind,
         Err(reason) => return frame::write(&mut output, &Word::Unwalled(reason)),
     };
-    frame::write(&mut output, &Word::Ready(raised))?;
+    frame::write(&mut output, &Word::Ready(raised, running.problems()))?;
     drop((input, output));
     match setup.purpose {
         Purpose::Queue => {

@@ -127,6 +127,8 @@ impl Subject {
             hooks: Vec::new(),
             filter: crate::config::Filter::default(),
             retry: crate::config::Retry::default(),
+            concurrency: None,
+            order: crate::config::TaskOrder::Any,
             gate: false,
             config: example.unwrap_or_else(|| serde_json::json!({})),
             grant: crate::config::Grant {

@@ -3,11 +3,11 @@
 //! Only tasks are touched that no worker holds: dead, refused, and those that wait for their time. One transaction each, so that nothing
 //! is half done.
 
-use rusqlite::{Connection, OpenFlags, params};
+use rusqlite::params;
 
 use super::query::TaskRow;
-use super::{FILE, Journal, JournalError, MIGRATIONS, sql_time, user_version};
-use crate::dirs::Dirs;
+use super::run::{end_event, unblock};
+use super::{Journal, JournalError, sql_time};
 use crate::event::Event;
 
 /// Which tasks are meant. All that is set has to hold.
@@ -35,27 +35,6 @@ impl Selection {
 }
 
 impl Journal {
-    /// Opens the journal that is there to change tasks in it, beside a worker; none if there is none yet.
-    ///
-    /// # Errors
-    /// If it cannot be opened for writing, or has another version.
-    pub fn open_to_change(dirs: &Dirs) -> Result<Option<Self>, JournalError> {
-        let path = dirs.journal().join(FILE);
-        if std::fs::symlink_metadata(&path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
-            return Ok(None);
-        }
-        let sqlite = |error| JournalError::Sqlite { path: path.clone(), error };
-        let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sqlite)?;
-        connection.busy_timeout(super::BUSY_TIMEOUT).map_err(sqlite)?;
-        connection.pragma_update(None, "foreign_keys", true).map_err(sqlite)?;
-        let version = user_version(&connection).map_err(sqlite)?;
-        match version.cmp(&MIGRATIONS.len()) {
-            std::cmp::Ordering::Greater => Err(JournalError::Newer { path, version }),
-            std::cmp::Ordering::Less => Ok(None),
-            std::cmp::Ordering::Equal => Ok(Some(Self { connection, path })),
-        }
-    }
-
     /// Gives a dead or refused task all its attempts again, and one that waits its time now. The event is open again. False if the
     /// task is none of these any more.
     ///
@@ -64,12 +43,14 @@ impl Journal {
     pub fn revive(&mut self, event: &str, plugin: &str, now_ms: u64) -> Result<bool, JournalError> {
         self.write(|transaction| {
             let changed = transaction.execute(
-                "UPDATE tasks SET state = 'pending', not_before_ms = 0, attempts = 0, updated_ms = ?3
+                "UPDATE tasks SET state = 'pending', not_before_ms = 0, attempts = 0, first_ms = NULL, updated_ms = ?3
                  WHERE event = ?1 AND plugin = ?2 AND (state IN ('dead', 'refused') OR (state = 'pending' AND not_before_ms > ?3))",
                 params![event, plugin, sql_time(now_ms)],
             )?;
             if changed > 0 {
                 transaction.execute("UPDATE events SET ended_ms = NULL WHERE id = ?1", [event])?;
+                // Whoever asks for another attempt has mended something, or wants to know.
+                transaction.execute("DELETE FROM breakers WHERE plugin = ?1", [plugin])?;
             }
             Ok(changed > 0)
         })
@@ -84,10 +65,13 @@ impl Journal {
         self.write(|transaction| {
             let changed = transaction.execute(
                 "DELETE FROM tasks WHERE event = ?1 AND plugin = ?2
-                 AND (state IN ('dead', 'refused') OR (state = 'pending' AND not_before_ms > ?3))",
+                 AND (state IN ('dead', 'refused', 'blocked') OR (state = 'pending' AND not_before_ms > ?3))",
                 params![event, plugin, sql_time(now_ms)],
             )?;
-            let ended = changed > 0 && super::end_event(transaction, event, now_ms)?;
+            if changed > 0 {
+                unblock(transaction, event, plugin)?;
+            }
+            let ended = changed > 0 && end_event(transaction, event, now_ms)?;
             Ok((changed > 0, ended))
         })
     }
@@ -109,8 +93,9 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dirs::Dirs;
     use crate::outcome::{Outcome, RunReport, Usage};
-    use crate::queue::journal::{Attempt, Task};
+    use crate::queue::journal::{Attempt, Ended, Incoming, Order, Task};
     use crate::queue::retry::Next;
     use crate::queue::tests::post_build;
 
@@ -120,17 +105,23 @@ mod tests {
         let dirs = Dirs { config: directory.path().join("c"), state: directory.path().to_owned() };
         let (mut journal, _) = Journal::open(&dirs).unwrap();
         let event = post_build("hello-1.0");
-        journal.take(&[(&event, vec!["cache".to_owned()], 0)], 1).unwrap();
-        let number = journal.begin(&event.id, "cache", 2).unwrap();
+        journal.take(&[Incoming { event: &event, uid: 0, plugins: vec!["cache".into()], rooted: 0 }], 1).unwrap();
+        let number = begin(&mut journal, &event, 2);
         let outcome = Outcome::Failed { message: "no".to_owned(), transient: false, retry_after_ms: None };
         let report = RunReport { outcome, usage: Usage::default(), log: Vec::new() };
         let attempt = Attempt { event: &event.id, plugin: "cache", number, start_ms: 2, end_ms: 3 };
-        assert!(journal.finish(&attempt, &report, Next::Dead).unwrap(), "the event has ended");
+        let ended = Ended { attempt, report: &report, next: Next::Dead };
+        assert_eq!(journal.step(&[ended], &[], 3).unwrap().0, [true], "the event has ended");
         (directory, dirs, event)
     }
 
+    fn begin(journal: &mut Journal, event: &Event, now: u64) -> u32 {
+        let task = Task { plugin: "cache".into(), event: event.clone() };
+        journal.step(&[], &[task], now).unwrap().1.remove(0).unwrap().number
+    }
+
     fn due(journal: &Journal) -> Vec<Task> {
-        journal.due("cache", 100, 10).unwrap()
+        journal.due("cache", 100, 10, Order::Oldest).unwrap()
     }
 
     #[test]
@@ -141,7 +132,7 @@ mod tests {
         assert!(!journal.revive(&event.id, "cache", 10).unwrap(), "it may run already");
         assert_eq!(due(&journal).len(), 1);
         assert_eq!(journal.event(&event.id).unwrap(), Some(event.clone()));
-        assert_eq!(journal.begin(&event.id, "cache", 11).unwrap(), 1, "all attempts are there again");
+        assert_eq!(begin(&mut journal, &event, 11), 1, "all attempts are there again");
         assert!(!journal.revive(&event.id, "cache", 12).unwrap(), "what runs is not touched");
         assert_eq!(journal.discard(&event.id, "cache", 12).unwrap(), (false, false));
     }

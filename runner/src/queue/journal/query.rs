@@ -43,7 +43,7 @@ pub struct TaskRow {
     pub drv_path: String,
     /// The plugin's name.
     pub plugin: String,
-    /// `pending`, `running`, `done`, `dead` or `refused`.
+    /// `pending`, `blocked`, `running`, `done`, `dead` or `refused`.
     pub state: String,
     /// Attempts begun.
     pub attempts: u32,
@@ -116,10 +116,10 @@ impl Journal {
             let mut statement = connection.prepare_cached(
                 "SELECT plugin,
                         count(*) FILTER (WHERE state = 'pending' AND not_before_ms <= ?1),
-                        count(*) FILTER (WHERE state = 'pending' AND not_before_ms > ?1),
+                        count(*) FILTER (WHERE state = 'blocked' OR (state = 'pending' AND not_before_ms > ?1)),
                         count(*) FILTER (WHERE state = 'running'), count(*) FILTER (WHERE state = 'done'),
                         count(*) FILTER (WHERE state = 'dead'), count(*) FILTER (WHERE state = 'refused'),
-                        min(events.time_ms) FILTER (WHERE state IN ('pending', 'running', 'refused')),
+                        min(events.time_ms) FILTER (WHERE state IN ('pending', 'blocked', 'running', 'refused')),
                         min(not_before_ms) FILTER (WHERE state = 'pending' AND not_before_ms > ?1)
                  FROM tasks JOIN events ON events.id = tasks.event GROUP BY plugin ORDER BY plugin",
             )?;

@@ -1,5 +1,10 @@
+use std::path::Path;
+
 use super::*;
-use crate::outcome::{LogLine, Outcome, Usage};
+use crate::dirs::Dirs;
+use crate::event::Event;
+use crate::outcome::{LogLine, Outcome, RunReport, Usage};
+use crate::queue::retry::Next;
 use crate::queue::tests::{diff, post_build};
 
 struct Scene {
@@ -18,7 +23,7 @@ impl Scene {
     }
 
     /// Another worker, after something happened to the file.
-    fn reopen(self, meanwhile: impl FnOnce(&Path)) -> (Self, Option<String>) {
+    fn reopen(self, meanwhile: impl FnOnce(&Path)) -> (Self, Option<Damage>) {
         let Self { dir, dirs, journal } = self;
         drop(journal);
         meanwhile(&dirs.journal().join(FILE));
@@ -27,17 +32,30 @@ impl Scene {
     }
 
     fn take(&mut self, event: &Event, plugins: &[&str]) -> Taken {
-        let plugins = plugins.iter().map(|plugin| (*plugin).to_owned()).collect();
-        self.journal.take(&[(event, plugins, 1)], 1000).unwrap().remove(0)
+        self.take_wanted(event, plugins.iter().map(|plugin| Wanted::from(*plugin)).collect())
+    }
+
+    fn take_wanted(&mut self, event: &Event, plugins: Vec<Wanted>) -> Taken {
+        self.journal.take(&[Incoming { event, uid: 0, plugins, rooted: 1 }], 1000).unwrap().remove(0)
+    }
+
+    fn begin(&mut self, event: &Event, plugin: &str, now: u64) -> Option<u32> {
+        let task = Task { plugin: plugin.into(), event: event.clone() };
+        self.journal.step(&[], &[task], now).unwrap().1.remove(0).map(|begun| begun.number)
+    }
+
+    fn due(&self, plugin: &str, now: u64) -> Vec<String> {
+        let tasks = self.journal.due(plugin, now, 99, Order::Oldest).unwrap();
+        tasks.into_iter().map(|task| task.event.name().to_owned()).collect()
     }
 
     fn attempt(&mut self, event: &Event, plugin: &str, outcome: Outcome, next: Next) -> bool {
-        let number = self.journal.begin(&event.id, plugin, 2000).unwrap();
+        // Whatever it waited for.
+        let number = self.begin(event, plugin, 1_000_000).unwrap();
         let log = vec![LogLine { level: "info".into(), message: "said".into(), fields: vec![] }];
         let report = RunReport { outcome, usage: Usage { memory: 65536, ..Usage::default() }, log };
-        self.journal
-            .finish(&Attempt { event: &event.id, plugin, number, start_ms: 2000, end_ms: 2500 }, &report, next)
-            .unwrap()
+        let attempt = Attempt { event: &event.id, plugin, number, start_ms: 2000, end_ms: 2500 };
+        self.journal.step(&[Ended { attempt, report: &report, next }], &[], 2500).unwrap().0.remove(0)
     }
 
     fn states(&self) -> Vec<(String, String)> {
@@ -67,7 +85,10 @@ fn from_event_to_end() {
         "the worker was killed before the spool file went"
     );
     assert_eq!(scene.journal.due_plugins(1000).unwrap(), ["cache", "mail"]);
-    assert_eq!(scene.journal.due("cache", 1000, 9).unwrap(), [Task { plugin: "cache".into(), event: event.clone() }]);
+    assert_eq!(
+        scene.journal.due("cache", 1000, 9, Order::LongestDue).unwrap(),
+        [Task { plugin: "cache".into(), event: event.clone() }]
+    );
 
     assert!(!scene.attempt(&event, "cache", failed(), Next::Retry { after: Duration::from_secs(1) }));
     assert_eq!(scene.journal.due_plugins(3499).unwrap(), ["mail"], "not before its time");
@@ -134,17 +155,17 @@ fn a_worker_that_was_killed_costs_one_attempt() {
     let mut scene = Scene::new();
     let event = post_build("a");
     scene.take(&event, &["cache", "mail", "other"]);
-    scene.journal.begin(&event.id, "cache", 2000).unwrap();
-    scene.journal.begin(&event.id, "other", 2000).unwrap();
+    scene.begin(&event, "cache", 2000).unwrap();
+    scene.begin(&event, "other", 2000).unwrap();
     scene.journal.give_back(&event.id, "other", 2001).unwrap();
     scene.attempt(&event, "mail", Outcome::Refused { message: "no grant".into() }, Next::Refused);
     let (mut scene, _) = scene.reopen(|_| ());
     let states = |scene: &Scene| scene.states().into_iter().map(|(_, state)| state).collect::<Vec<_>>();
     assert_eq!(states(&scene), ["running", "refused", "pending"]);
-    assert_eq!(scene.journal.resume(5000).unwrap(), 1);
+    assert_eq!((scene.journal.resume(5000).unwrap(), scene.journal.readmit().unwrap()), (1, 1));
     assert_eq!(states(&scene), ["pending", "pending", "pending"]);
-    assert_eq!(scene.journal.begin(&event.id, "cache", 6000).unwrap(), 2);
-    assert_eq!(scene.journal.begin(&event.id, "other", 6000).unwrap(), 1, "given back, not spent");
+    assert_eq!(scene.begin(&event, "cache", 6000), Some(2));
+    assert_eq!(scene.begin(&event, "other", 6000), Some(1), "given back, not spent");
     let rows = scene.journal.log(&LogFilter { outcome: Some("interrupted".into()), ..LogFilter::default() }).unwrap();
     assert_eq!((rows.len(), rows[0].start_ms, rows[0].end_ms, rows[0].usage.is_none()), (1, 2000, 5000, true));
 }
@@ -158,7 +179,10 @@ fn old_events_are_forgotten_and_dead_letters_are_not() {
     }
     scene.attempt(&ended, "cache", done(), Next::Done);
     scene.attempt(&dead, "cache", failed(), Next::Dead);
-    scene.journal.resume(2500 + u64::try_from(RETENTION.as_millis()).unwrap() + 1).unwrap();
+    let keep = Duration::from_hours(1);
+    scene.journal.forget(keep, 2500 + 3_600_000).unwrap();
+    assert_eq!(scene.states().len(), 3);
+    scene.journal.forget(keep, 2500 + 3_600_000 + 1).unwrap();
     assert_eq!(scene.states().len(), 2);
     assert_eq!(scene.journal.log(&LogFilter::default()).unwrap().len(), 1);
 }
@@ -168,13 +192,133 @@ fn a_damaged_journal_is_set_aside() {
     let scene = Scene::new();
     let damage = "this is no database, but it is long enough to be read as one".repeat(99);
     let (mut scene, notice) = scene.reopen(|file| std::fs::write(file, damage).unwrap());
-    let notice = notice.unwrap();
+    let Damage { notice, salvaged } = notice.unwrap();
     assert!(notice.starts_with("the journal was damaged (file is not a database) and is set aside as "), "{notice}");
+    assert_eq!(salvaged, []);
     assert_eq!(scene.take(&post_build("a"), &["cache"]), Taken::New(1));
     let aside = std::fs::read_dir(scene.dirs.journal())
         .unwrap()
         .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().contains("damaged"));
     assert_eq!(aside.count(), 1);
+}
+
+#[test]
+fn what_can_be_read_of_a_damaged_journal_is_taken_again() {
+    let mut scene = Scene::new();
+    let events: Vec<Event> = (0..400).map(|number| post_build(&format!("a{number}"))).collect();
+    for event in &events {
+        scene.take(event, &["cache"]);
+    }
+    scene.attempt(&events[0], "cache", done(), Next::Done);
+    let page = |file: &Path| {
+        use std::os::unix::fs::FileExt as _;
+        Connection::open(file).unwrap().query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+        let size = std::fs::metadata(file).unwrap().len();
+        let file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
+        file.write_all_at(&[0xff; 8192], size / 2).unwrap();
+    };
+    let (scene, damage) = scene.reopen(page);
+    let salvaged = damage.unwrap().salvaged;
+    assert!(!salvaged.contains(&events[0]), "it had ended");
+    assert!(salvaged.len() > 200, "two pages of many: {} are left", salvaged.len());
+    assert!(salvaged.iter().all(|event| events.contains(event)));
+    assert!(scene.journal.is_in_place());
+    std::fs::remove_file(scene.dirs.journal().join(FILE)).unwrap();
+    assert!(!scene.journal.is_in_place());
+}
+
+#[test]
+fn dependencies_first() {
+    let mut scene = Scene::new();
+    let (lib, app, other) = (post_build("lib"), post_build("app"), post_build("other"));
+    let after = |events: &[&Event]| {
+        let paths = events.iter().flat_map(|event| event.output_paths()).map(ToOwned::to_owned).collect();
+        vec![Wanted { plugin: "cache".into(), after: Some(paths) }]
+    };
+    scene.take_wanted(&lib, after(&[]));
+    scene.take_wanted(&app, after(&[&lib]));
+    scene.take_wanted(&other, after(&[]));
+    assert_eq!(scene.due("cache", 2000), ["lib", "other"]);
+    assert_eq!(scene.journal.open_tasks(2000).unwrap(), Open { due: 2, waiting: 1, ..Open::default() });
+    scene.attempt(&lib, "cache", failed(), Next::Retry { after: Duration::from_secs(9) });
+    assert_eq!(scene.due("cache", 2500), ["other"], "it waits for another attempt, too");
+    assert_eq!(scene.begin(&lib, "cache", 11_500), Some(2));
+    let attempt = Attempt { event: &lib.id, plugin: "cache", number: 2, start_ms: 0, end_ms: 12_000 };
+    let report = RunReport { outcome: done(), usage: Usage::default(), log: vec![] };
+    scene.journal.step(&[Ended { attempt, report: &report, next: Next::Done }], &[], 12_000).unwrap();
+    assert_eq!(scene.due("cache", 12_000), ["app", "other"]);
+    // Of one that nobody waits for any more.
+    let later = post_build("later");
+    scene.take_wanted(&later, after(&[&lib, &app]));
+    scene.journal.discard(&app.id, "cache", 1).unwrap();
+    assert_eq!(scene.due("cache", 12_000), ["app", "other"], "what may run is not dropped");
+    scene.attempt(&app, "cache", failed(), Next::Dead);
+    assert_eq!(scene.due("cache", 12_000), ["other", "later"], "a dead letter blocks nobody");
+}
+
+#[test]
+fn what_was_removed_meanwhile_does_not_begin() {
+    let mut scene = Scene::new();
+    let event = post_build("a");
+    scene.take(&event, &["cache"]);
+    scene.attempt(&event, "cache", failed(), Next::Retry { after: Duration::from_secs(9) });
+    assert_eq!(scene.begin(&event, "cache", 3000), None, "not before its time");
+    assert_eq!(scene.journal.discard(&event.id, "cache", 3000).unwrap(), (true, true));
+    assert_eq!(scene.begin(&event, "cache", 99_000), None);
+}
+
+#[test]
+fn uncounted_attempts_and_a_clock_that_was_set_back() {
+    let mut scene = Scene::new();
+    let event = post_build("a");
+    scene.take(&event, &["cache"]);
+    let hour = 3_600_000;
+    assert_eq!(scene.begin(&event, "cache", 2 * hour), Some(1));
+    let attempt = Attempt { event: &event.id, plugin: "cache", number: 1, start_ms: 2 * hour, end_ms: 2 * hour };
+    let report = RunReport { outcome: failed(), usage: Usage::default(), log: vec![] };
+    let next = Next::Again { after: Duration::from_mins(5) };
+    scene.journal.step(&[Ended { attempt, report: &report, next }], &[], 2 * hour).unwrap();
+    assert_eq!(scene.journal.next_due(2 * hour).unwrap(), Some(2 * hour + 300_000));
+    assert_eq!(scene.journal.clock_was_set(2 * hour, 5000).unwrap(), 0);
+    assert_eq!(scene.journal.clock_was_set(hour, 5000).unwrap(), 1);
+    assert_eq!(scene.journal.next_due(hour).unwrap(), Some(hour + 300_000));
+    assert_eq!(scene.begin(&event, "cache", hour + 300_000), Some(1), "the attempt was not counted");
+}
+
+#[test]
+fn a_breaker_outlives_its_worker_and_a_person_closes_it() {
+    let mut scene = Scene::new();
+    let event = post_build("a");
+    scene.take(&event, &["cache"]);
+    scene.attempt(&event, "cache", failed(), Next::Again { after: Duration::from_secs(600) });
+    let breaker = OpenBreaker { plugin: "cache".into(), since_ms: 1, until_ms: 9000, trips: 2, message: "down".into() };
+    scene.journal.keep_breaker(&breaker).unwrap();
+    let (mut scene, _) = scene.reopen(|_| ());
+    assert_eq!(scene.journal.breakers().unwrap(), [breaker.clone()]);
+    scene.journal.close_breaker("cache", 1500).unwrap();
+    assert_eq!(scene.due("cache", 1500), ["a"], "at once, when it closes");
+    scene.attempt(&event, "cache", failed(), Next::Dead);
+    scene.journal.keep_breaker(&breaker).unwrap();
+    assert!(scene.journal.revive(&event.id, "cache", 4000).unwrap());
+    assert_eq!(scene.journal.breakers().unwrap(), []);
+}
+
+#[test]
+fn shares_and_roots() {
+    let mut scene = Scene::new();
+    let (mine, theirs) = (post_build("a"), diff("b"));
+    scene.take(&mine, &["cache"]);
+    scene.journal.take(&[Incoming { event: &theirs, uid: 30001, plugins: vec!["mail".into()], rooted: 0 }], 1).unwrap();
+    let bytes = serde_json::to_string(&theirs).unwrap().len() as u64;
+    assert_eq!(scene.journal.share(30001).unwrap(), Share { events: 1, bytes });
+    assert_eq!(scene.journal.share(30002).unwrap(), Share::default());
+    assert_eq!(scene.journal.roots().unwrap(), Roots { count: 1, bytes: 0 });
+    scene.journal.measured(&[(mine.id.clone(), 77)]).unwrap();
+    assert_eq!(scene.journal.roots().unwrap(), Roots { count: 1, bytes: 77 });
+    assert_eq!(scene.journal.rooted().unwrap(), [Rooted { event: mine.clone(), taken_ms: 1000, nar_size: Some(77) }]);
+    scene.journal.unrooted(&mine.id).unwrap();
+    assert_eq!(scene.journal.roots().unwrap(), Roots::default());
+    assert_eq!((scene.journal.knows(&mine.id).unwrap(), scene.journal.knows("x").unwrap()), (true, false));
 }
 
 #[test]

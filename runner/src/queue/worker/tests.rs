@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::*;
 use crate::event::HookKind;
 use crate::queue::journal::LogFilter;
+use crate::queue::roots;
 use crate::queue::tests::{diff, post_build};
 
 /// Plugins `cache` (post-build) and `mail` (diff), answering from a script.
@@ -31,7 +32,11 @@ fn transient() -> Outcome {
 }
 
 impl Executor for Script {
-    fn wanted(&self, event: &Event) -> Vec<String> {
+    fn settings(&self) -> config::Worker {
+        config::Worker { concurrency: 2, ..config::Worker::default() }
+    }
+
+    fn wanted(&self, event: &Event) -> Vec<Wanted> {
         match event.kind() {
             HookKind::PostBuild => vec!["cache".into()],
             _ => vec!["mail".into()],
@@ -39,7 +44,20 @@ impl Executor for Script {
     }
 
     fn retry(&self, _plugin: &str) -> Retry {
-        Retry { attempts: 4, min_delay: Duration::from_millis(1), max_delay: Duration::from_millis(2) }
+        let (min_delay, max_delay) = (Duration::from_millis(1), Duration::from_millis(2));
+        Retry { attempts: 4, min_delay, max_delay, ..Retry::default() }
+    }
+
+    fn concurrency(&self, _plugin: &str) -> Option<usize> {
+        None
+    }
+
+    fn files(&self) -> Vec<std::path::PathBuf> {
+        Vec::new()
+    }
+
+    fn refresh(&self) -> BoxFuture<'_, Refreshed> {
+        async { Refreshed::default() }.boxed()
     }
 
     fn run<'a>(&'a self, plugin: &'a str, event: &'a Event, attempt: u32) -> BoxFuture<'a, RunReport> {
@@ -59,6 +77,19 @@ impl Executor for Script {
             RunReport { outcome, usage: Usage::default(), log: vec![] }
         }
         .boxed()
+    }
+}
+
+/// Waits a thousandth of the time.
+struct Hasty;
+
+impl Clock for Hasty {
+    fn now_ms(&self) -> u64 {
+        crate::event::now_ms()
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        tokio::time::sleep(duration / 1000).boxed()
     }
 }
 
@@ -83,7 +114,19 @@ impl Scene {
     fn run(&self, mode: Mode, stop: impl Future<Output = ()> + Send) -> (Summary, Vec<String>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut notices = Vec::new();
-        let options = Options { mode, concurrency: 2, stop_limit: Duration::from_millis(20) };
+        let options = Options { stop_limit: Duration::from_millis(20), ..Options::new(mode) };
+        let executor: Arc<dyn Executor> = Arc::clone(&self.script) as _;
+        let summary = runtime
+            .block_on(run(&self.dirs, executor, options, stop, &mut |notice| notices.push(notice.to_string())))
+            .unwrap();
+        (summary, notices)
+    }
+
+    /// With a clock on which half a minute is short.
+    fn run_with_polls(&self, mode: Mode, stop: impl Future<Output = ()> + Send) -> (Summary, Vec<String>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut notices = Vec::new();
+        let options = Options { stop_limit: Duration::from_millis(20), clock: Arc::new(Hasty), ..Options::new(mode) };
         let executor: Arc<dyn Executor> = Arc::clone(&self.script) as _;
         let summary = runtime
             .block_on(run(&self.dirs, executor, options, stop, &mut |notice| notices.push(notice.to_string())))
@@ -204,4 +247,27 @@ fn an_event_that_comes_while_it_runs_is_taken() {
     };
     let (summary, _) = scene.run(Mode::Daemon, stop);
     assert_eq!(summary.attempts, BTreeMap::from([("done", 1)]));
+}
+
+#[test]
+fn a_journal_that_is_removed_under_the_worker_loses_nothing() {
+    let scene = Scene::new([Answer::Outcome(transient()), Answer::Hang]);
+    scene.put(&post_build("a"));
+    let (script, dirs) = (Arc::clone(&scene.script), scene.dirs.clone());
+    let stop = async move {
+        while script.ran.lock().unwrap().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        std::fs::remove_dir_all(&dirs.state).unwrap();
+        // Hooks make the spool again; the worker sees that it is another one.
+        spool::put(&dirs, &post_build("b")).unwrap();
+        while script.ran.lock().unwrap().len() < 4 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let (summary, notices) = scene.run_with_polls(Mode::Daemon, stop);
+    assert!(notices.iter().any(|notice| notice.contains("was removed or replaced while the worker ran")), "{notices:?}");
+    assert_eq!(summary.open.dead, 0);
+    let names: Vec<String> = scene.script.ran.lock().unwrap().iter().map(|(_, name, _)| name.clone()).collect();
+    assert_eq!((names.iter().filter(|name| *name == "a").count(), names.iter().filter(|name| *name == "b").count()), (3, 1));
 }

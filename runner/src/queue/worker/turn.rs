@@ -1,0 +1,235 @@
+//! One turn of the worker: attempts that have ended are written down, and others begin, in one transaction of the journal.
+
+use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::FutureExt as _;
+use rand::RngExt as _;
+use tokio::task::{Id, JoinError};
+
+use super::schedule::{self, Ready};
+use super::{Notice, Run, Worker, WorkerError, defect};
+use crate::outcome::RunReport;
+use crate::queue::breaker::{Admission, Breaker, Change};
+use crate::queue::journal::{Attempt, Ended, OpenBreaker, Order, Task};
+use crate::queue::retry::{self, Next, Standing};
+use crate::queue::roots;
+
+/// Tasks of one plugin read ahead from the journal.
+const READ_AHEAD: usize = 64;
+
+impl Worker<'_> {
+    /// Writes down what has ended, and starts runs until there are as many as may be or no task is due.
+    pub(super) fn turn(&mut self) -> Result<(), WorkerError> {
+        while let Some(ended) = self.runs.try_join_next_with_id() {
+            self.ended(ended);
+        }
+        loop {
+            let begin = self.choose()?;
+            if begin.is_empty() && self.ended.is_empty() {
+                return Ok(());
+            }
+            self.settle(&begin)?;
+        }
+    }
+
+    /// Notes a run that has ended.
+    pub(super) fn ended(&mut self, ended: Result<(Id, RunReport), JoinError>) {
+        let (id, report) = ended.unwrap_or_else(|error| (error.id(), defect()));
+        if let Some(run) = self.running.remove(&id) {
+            let plugin = run.task.plugin.as_str();
+            if let Some(count) = self.in_flight.get_mut(plugin) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    self.in_flight.remove(plugin);
+                }
+            }
+            self.ended.push((run, report));
+        }
+    }
+
+    /// The tasks whose turn it is. What is chosen counts as in flight from here.
+    fn choose(&mut self) -> Result<Vec<Task>, WorkerError> {
+        let now = self.now_ms();
+        let most = self.settings.concurrency.max(1);
+        let mut chosen: Vec<Task> = Vec::new();
+        let mut exhausted: Vec<String> = Vec::new();
+        while self.in_flight.values().sum::<usize>() < most {
+            let ready = self.due.iter().filter(|plugin| !exhausted.contains(plugin)).map(|plugin| {
+                let bound = self.executor.concurrency(plugin).unwrap_or(usize::MAX);
+                Ready { plugin, most: self.places(plugin, bound, now) }
+            });
+            let Some(plugin) = schedule::next_plugin(ready, &self.in_flight, most).map(ToOwned::to_owned) else { break };
+            let already = chosen.iter().any(|task| task.plugin == plugin);
+            match self.next_task(&plugin, already, now)? {
+                Some(task) => {
+                    *self.in_flight.entry(plugin).or_default() += 1;
+                    chosen.push(task);
+                }
+                // What was read is in the journal as it was until this turn is settled.
+                None if already => exhausted.push(plugin),
+                None => drop(self.due.remove(&plugin)),
+            }
+        }
+        Ok(chosen)
+    }
+
+    /// Runs at once that the plugin's bound and its breaker allow.
+    fn places(&self, plugin: &str, bound: usize, now_ms: u64) -> usize {
+        match self.breakers.get(plugin).map_or(Admission::All, |breaker| breaker.admits(now_ms)) {
+            Admission::All => bound,
+            // Beside what was in flight when it opened.
+            Admission::One => self.in_flight.get(plugin).copied().unwrap_or(0).saturating_add(1).min(bound),
+            Admission::Nothing { .. } => 0,
+        }
+    }
+
+    fn next_task(&mut self, plugin: &str, already: bool, now_ms: u64) -> Result<Option<Task>, WorkerError> {
+        if self.breakers.get(plugin).is_some_and(Breaker::is_open) {
+            if already {
+                return Ok(None);
+            }
+            self.ready.remove(plugin);
+            // Not always the same one: it may be the only one that fails.
+            return Ok(self.journal.due(plugin, now_ms, 1, Order::LongestDue)?.pop());
+        }
+        let ready = self.ready.entry(plugin.to_owned()).or_insert_with(VecDeque::new);
+        if ready.is_empty() && !already {
+            ready.extend(self.journal.due(plugin, now_ms, READ_AHEAD, Order::Oldest)?);
+        }
+        Ok(ready.pop_front())
+    }
+
+    /// Writes down what has ended and that `begin` begins, and starts that.
+    pub(super) fn settle(&mut self, begin: &[Task]) -> Result<(), WorkerError> {
+        let now = self.now_ms();
+        let ended = std::mem::take(&mut self.ended);
+        let mut changes = Vec::new();
+        let next: Vec<Next> = ended.iter().map(|(run, report)| self.judge(run, report, now, &mut changes)).collect();
+        let rows: Vec<Ended<'_>> = ended
+            .iter()
+            .zip(&next)
+            .map(|((run, report), next)| Ended { attempt: attempt(run, now), report, next: *next })
+            .collect();
+        let (last, begun) = self.journal.step(&rows, begin, now)?;
+        for (((run, report), next), last) in ended.iter().zip(next).zip(last) {
+            let Run { task: Task { plugin, event }, number, .. } = run;
+            if last {
+                roots::remove(event);
+            }
+            // Another task may be due now: this one again, or one that waited for it.
+            self.due.insert(plugin.clone());
+            *self.summary.attempts.entry(report.outcome.class()).or_default() += 1;
+            (self.observer)(Notice::Ended { event, plugin, attempt: *number, report, next });
+        }
+        for (plugin, change, message) in changes {
+            self.keep_breaker(plugin, change, message, now)?;
+        }
+        for (task, begun) in begin.iter().zip(begun) {
+            match begun {
+                Some(begun) => {
+                    let is_try = self.breakers.get_mut(&task.plugin).is_some_and(Breaker::began);
+                    let run =
+                        Run { task: task.clone(), number: begun.number, start_ms: now, first_ms: begun.first_ms, is_try };
+                    self.start(run);
+                }
+                // Somebody has removed it, or given it another time.
+                None => self.not_begun(&task.plugin),
+            }
+        }
+        Ok(())
+    }
+
+    fn not_begun(&mut self, plugin: &str) {
+        if let Some(count) = self.in_flight.get_mut(plugin) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.in_flight.remove(plugin);
+            }
+        }
+    }
+
+    /// What comes after an attempt; changes of breakers are added to `changes`.
+    fn judge(&mut self, run: &Run, report: &RunReport, now: u64, changes: &mut Vec<(String, Change, String)>) -> Next {
+        let plugin = &run.task.plugin;
+        let retry = self.executor.retry(plugin);
+        let breaker = self.breakers.entry(plugin.clone()).or_default();
+        let age = Duration::from_millis(now.saturating_sub(run.first_ms));
+        let standing = Standing { attempts: run.number, age, outage: breaker.is_open() };
+        let mut random = rand::rng();
+        let next = retry::next(&report.outcome, standing, &retry, random.random());
+        let change = breaker.ended(Some(&report.outcome), run.is_try, now, &retry, random.random());
+        if change != Change::None {
+            changes.push((plugin.clone(), change, report.outcome.message().to_owned()));
+        }
+        next
+    }
+
+    fn keep_breaker(&mut self, plugin: String, change: Change, message: String, now: u64) -> Result<(), WorkerError> {
+        match change {
+            Change::None => {}
+            Change::Open { since_ms, until_ms, trips } => {
+                if trips == 0 {
+                    self.warn(&format!(
+                        "{plugin}: what it needs seems to be down ({message}); its tasks wait, one at a time is tried, and none is given up \
+                         for it"
+                    ));
+                }
+                self.ready.remove(&plugin);
+                self.journal.keep_breaker(&OpenBreaker { plugin, since_ms, until_ms, trips, message })?;
+            }
+            Change::Closed => {
+                self.warn(&format!("{plugin}: what it needs is there again"));
+                self.journal.close_breaker(&plugin, now)?;
+                self.ready.remove(&plugin);
+                self.due.insert(plugin);
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, run: Run) {
+        (self.observer)(Notice::Began { event: &run.task.event, plugin: &run.task.plugin, attempt: run.number });
+        let executor = Arc::clone(&self.executor);
+        let (Task { plugin, event }, number) = (run.task.clone(), run.number);
+        let future = async move { executor.run(&plugin, &event, number).await };
+        let future = AssertUnwindSafe(future).catch_unwind().map(|report| report.unwrap_or_else(|_| defect()));
+        let handle = self.runs.spawn(future);
+        self.running.insert(handle.id(), run);
+    }
+
+    /// May a task that is due begin now, for all its plugin's breaker knows?
+    pub(super) fn something_can_run(&self, now_ms: u64) -> Result<bool, WorkerError> {
+        let admitted = |plugin: &String| self.places(plugin, 1, now_ms) > 0;
+        Ok(self.journal.due_plugins(now_ms)?.iter().any(admitted))
+    }
+
+    /// When the first open breaker of a plugin with due tasks tries again.
+    pub(super) fn next_try(&self, now_ms: u64) -> Result<Option<u64>, WorkerError> {
+        if !self.breakers.values().any(Breaker::is_open) {
+            return Ok(None);
+        }
+        let due = self.journal.due_plugins(now_ms)?;
+        let times = due.iter().filter_map(|plugin| match self.breakers.get(plugin)?.admits(now_ms) {
+            Admission::Nothing { until_ms } if until_ms > now_ms => Some(until_ms),
+            _ => None,
+        });
+        Ok(times.min())
+    }
+
+    /// Somebody has asked for another attempt, and so closed a breaker in the journal.
+    pub(super) fn forget_closed_breakers(&mut self) -> Result<(), WorkerError> {
+        if self.breakers.values().any(Breaker::is_open) {
+            let open = self.journal.breakers()?;
+            self.breakers.retain(|plugin, breaker| !breaker.is_open() || open.iter().any(|open| open.plugin == *plugin));
+        }
+        Ok(())
+    }
+}
+
+fn attempt(run: &Run, now: u64) -> Attempt<'_> {
+    let Run { task: Task { plugin, event }, number, start_ms, .. } = run;
+    Attempt { event: &event.id, plugin, number: *number, start_ms: *start_ms, end_ms: now.max(*start_ms) }
+}

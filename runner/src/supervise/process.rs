@@ -1,0 +1,167 @@
+//! A runner, seen from the supervisor: its process, its pipes, and the runs it was given.
+//!
+//! What it says is bounded and checked: it may have been taken over. A runner that dies costs its running tasks one attempt each.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::unix::process::CommandExt as _;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::oneshot;
+
+use super::frame;
+use super::protocol::{COMMAND, Order, Setup, Word};
+use crate::capability::Services;
+use crate::config::Config;
+use crate::event::Event;
+use crate::outcome::{Outcome, RunReport, Usage};
+
+/// Why there is no runner.
+pub(super) enum NoRunner {
+    /// It cannot be had until somebody mends something.
+    Refused(String),
+    /// It did not get as far; the next one may.
+    Died(String),
+}
+
+/// One runner.
+pub(super) struct Runner {
+    input: tokio::sync::Mutex<ChildStdin>,
+    next: AtomicU64,
+    runs: Arc<Runs>,
+    /// The plugins that it cannot use, each with the reason.
+    problems: BTreeMap<String, String>,
+}
+
+/// The runs of one runner; none once it is gone.
+type Runs = Mutex<Option<HashMap<u64, oneshot::Sender<RunReport>>>>;
+
+impl Runner {
+    pub(super) async fn start(setup: &Setup, config: Config, services: Services) -> Result<Arc<Self>, NoRunner> {
+        let died = |error: std::io::Error| NoRunner::Died(format!("it cannot be started: {error}"));
+        let mut child = spawn().map_err(died)?;
+        let gone = || died(std::io::Error::other("its pipes are gone"));
+        let mut input = child.stdin.take().ok_or_else(gone)?;
+        let mut output = child.stdout.take().ok_or_else(gone)?;
+        frame::send(&mut input, setup).await.map_err(died)?;
+        let problems = match frame::receive::<Word>(&mut output).await.map_err(died)? {
+            Some(Word::Ready(raised, problems)) => {
+                tracing::debug!(identity = raised.identity, missing = raised.missing.join("; "), "a runner is ready");
+                problems
+            }
+            Some(Word::Unwalled(reason)) => return Err(NoRunner::Refused(reason)),
+            Some(_) | None => return Err(NoRunner::Died(how(child.wait().await))),
+        };
+        let runner = Arc::new(Self {
+            input: tokio::sync::Mutex::new(input),
+            next: AtomicU64::new(0),
+            runs: Arc::new(Mutex::new(Some(HashMap::new()))),
+            problems,
+        });
+        let (runs, weak) = (Arc::clone(&runner.runs), Arc::downgrade(&runner));
+        tokio::spawn(async move {
+            let reason = listen(&mut output, &runs, &weak, &config, &services).await;
+            // What cannot be understood is not listened to any more.
+            let _ended = child.start_kill();
+            let ended = child.wait().await;
+            let message = reason.unwrap_or_else(|| how(ended));
+            end(&runs, &message);
+        });
+        Ok(runner)
+    }
+
+    /// The plugins that it cannot use, each with the reason.
+    pub(super) fn problems(&self) -> &BTreeMap<String, String> {
+        &self.problems
+    }
+
+    /// Has it not gone yet?
+    pub(super) fn is_alive(&self) -> bool {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Has it run a plugin on an event.
+    pub(super) async fn run(self: &Arc<Self>, plugin: &str, event: &Event, attempt: u32) -> RunReport {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (report, reported) = oneshot::channel();
+        match self.runs.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            Some(runs) => drop(runs.insert(id, report)),
+            None => return died("it is gone"),
+        }
+        let order = Order::Run { id, plugin: plugin.to_owned(), event: Box::new(event.clone()), attempt };
+        if let Err(error) = frame::send(&mut *self.input.lock().await, &order).await {
+            return died(&error.to_string());
+        }
+        reported.await.unwrap_or_else(|_| died("it is gone"))
+    }
+}
+
+fn spawn() -> std::io::Result<Child> {
+    let mut command = std::process::Command::new("/proc/self/exe");
+    command.arg0("hookrun").arg(COMMAND).current_dir("/");
+    Command::from(command).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()
+}
+
+/// Hears a runner out until it ends; gives a reason if it is the supervisor that ends it.
+async fn listen(
+    output: &mut ChildStdout,
+    runs: &Runs,
+    runner: &std::sync::Weak<Runner>,
+    config: &Config,
+    services: &Services,
+) -> Option<String> {
+    loop {
+        match frame::receive(output).await {
+            Ok(Some(Word::Ended { id, report })) => {
+                let waiting = runs.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(|runs| runs.remove(&id));
+                if let Some(waiting) = waiting {
+                    // A worker that stops does not wait for its runs.
+                    let _told = waiting.send(*report);
+                }
+            }
+            Ok(Some(Word::Mail { id, message })) => {
+                let (services, runner) = (services.clone(), runner.clone());
+                let plugin = config.plugins.get(&message.plugin).cloned();
+                tokio::spawn(async move {
+                    let result = match plugin {
+                        Some(plugin) => services.mail().send_for(&plugin, &message).await,
+                        None => Err(crate::capability::CapabilityError::not_found("there is no such plugin")),
+                    };
+                    if let Some(runner) = runner.upgrade() {
+                        // A runner that is gone is noticed by who listens to it.
+                        let _told = frame::send(&mut *runner.input.lock().await, &Order::Mailed { id, result }).await;
+                    }
+                });
+            }
+            Ok(Some(Word::Ready(..) | Word::Unwalled(_) | Word::Selected { .. })) => {
+                return Some("it said what it should not".to_owned());
+            }
+            Ok(None) => return None,
+            Err(error) => return Some(format!("it cannot be understood: {error}")),
+        }
+    }
+}
+
+/// Nobody waits for ever: every run of a runner that is gone has its report.
+fn end(runs: &Runs, message: &str) {
+    let waiting = runs.lock().unwrap_or_else(PoisonError::into_inner).take();
+    for waiting in waiting.into_iter().flat_map(HashMap::into_values) {
+        let _told = waiting.send(died(message));
+    }
+}
+
+fn how(ended: std::io::Result<std::process::ExitStatus>) -> String {
+    ended.map_or_else(|error| error.to_string(), |status| format!("it ended with {status}"))
+}
+
+/// One attempt is lost; the next one has another process.
+pub(super) fn died(how: &str) -> RunReport {
+    let message = format!(
+        "the process that runs plugins died in this run ({how}); it is tried again; if it happens each time, lower `memory` under \
+         [plugins.NAME.limits] or look into the kernel's log"
+    );
+    let outcome = Outcome::Failed { message, transient: true, retry_after_ms: None };
+    RunReport { outcome, usage: Usage::default(), log: Vec::new() }
+}
