@@ -8,7 +8,8 @@ use super::output::{self, Format, Style, printable, styled};
 use super::{CliError, Context, sandbox};
 use crate::event::now_ms;
 use crate::exit_code::Exit;
-use crate::queue::journal::{Journal, PluginCounts, TaskRow};
+use crate::queue::journal::{Journal, OpenBreaker, PluginCounts, Roots, TaskRow};
+use crate::queue::worker::WorkerState;
 use crate::queue::{lock, spool};
 
 /// Dead letters that are shown one by one; `hookrun log --outcome dead` has all.
@@ -44,7 +45,13 @@ struct Status {
     rejected: usize,
     /// Milliseconds since Nix called the hook for the oldest task that has not ended.
     oldest_age_ms: Option<u64>,
+    /// When the worker last took up a change of configuration, plugins or secrets; milliseconds since 1970.
+    refreshed_ms: Option<u64>,
+    /// What keeps the outputs of unfinished events from the garbage collector.
+    roots: Roots,
     plugins: Vec<PluginCounts>,
+    /// Plugins whose tasks wait together because what they need seems to be down.
+    breakers: Vec<OpenBreaker>,
     dead: Vec<TaskRow>,
     /// What somebody should look at, each with the fix.
     problems: Vec<String>,
@@ -84,7 +91,10 @@ fn gather(context: &Context) -> Result<Status, CliError> {
         spooled: spool::depth(dirs),
         rejected: spool::count_rejected(&dirs.rejected()),
         oldest_age_ms: None,
+        refreshed_ms: None,
+        roots: Roots::default(),
         plugins: Vec::new(),
+        breakers: Vec::new(),
         dead: Vec::new(),
         problems,
     };
@@ -96,8 +106,14 @@ fn gather(context: &Context) -> Result<Status, CliError> {
             place.display()
         ));
     }
+    if let Some(said) = status.worker.and_then(|pid| WorkerState::of(dirs, pid)) {
+        status.refreshed_ms = Some(said.refreshed_ms).filter(|time| *time > 0);
+        status.problems.extend(said.problems.into_iter().map(|problem| format!("worker: {problem}")));
+    }
     match Journal::open_read_only(dirs) {
         Ok(Some(journal)) => {
+            status.roots = journal.roots().map_err(CliError::environment)?;
+            status.breakers = journal.breakers().map_err(CliError::environment)?;
             status.plugins = journal.counts(now).map_err(CliError::environment)?;
             status.dead = journal.tasks_in_state("dead", SHOWN_DEAD).map_err(CliError::environment)?;
             let oldest = status.plugins.iter().filter_map(|plugin| plugin.oldest_ms).min();
@@ -136,6 +152,10 @@ fn text(status: &Status, colours: bool) -> String {
     if let Some(age) = status.oldest_age_ms {
         let _ = writeln!(text, "{}{}", label("oldest task"), output::duration(age));
     }
+    if status.roots.count > 0 {
+        let Roots { count, bytes } = status.roots;
+        let _ = writeln!(text, "{}{count} ({})", label("roots"), bytesize::ByteSize(bytes));
+    }
     if !status.plugins.is_empty() {
         text.push('\n');
         let mut rows = vec![
@@ -158,6 +178,18 @@ fn text(status: &Status, colours: bool) -> String {
             ]);
         }
         text.push_str(&output::table(&rows));
+    }
+    for OpenBreaker { plugin, since_ms, until_ms, trips, message } in &status.breakers {
+        let now = now_ms();
+        let since = output::duration(now.saturating_sub(*since_ms));
+        let next = output::duration(until_ms.saturating_sub(now));
+        let _ = writeln!(
+            text,
+            "\n{}: what {plugin} needs is down since {since}: {}; next try in {next} (failed tries: {trips}); at once: hookrun queue \
+             retry --plugin {plugin}",
+            styled("waits", Style::Warning, colours),
+            printable(message),
+        );
     }
     if !status.dead.is_empty() {
         let _ = writeln!(text, "\n{} (all: hookrun log --outcome dead)", styled("given up", Style::Bad, colours));

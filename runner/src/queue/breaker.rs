@@ -102,10 +102,9 @@ impl Breaker {
                 self.failures = self.failures.saturating_add(1);
                 let trips = match self.open {
                     Some(open) if was_try => open.trips.saturating_add(1),
-                    // Begun before it opened; says nothing new.
-                    Some(_) => return Change::None,
                     None if self.failures >= THRESHOLD => 0,
-                    None => return Change::None,
+                    // Begun before it opened, and says nothing new; or one of few.
+                    Some(_) | None => return Change::None,
                 };
                 let since_ms = self.open.map_or(now_ms, |open| open.since_ms);
                 let wait = retry::delay(retry, THRESHOLD.saturating_add(trips), random).max(Duration::from_millis(1));

@@ -1,6 +1,5 @@
 //! One turn of the worker: attempts that have ended are written down, and others begin, in one transaction of the journal.
 
-use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,7 +94,7 @@ impl Worker<'_> {
             // Not always the same one: it may be the only one that fails.
             return Ok(self.journal.due(plugin, now_ms, 1, Order::LongestDue)?.pop());
         }
-        let ready = self.ready.entry(plugin.to_owned()).or_insert_with(VecDeque::new);
+        let ready = self.ready.entry(plugin.to_owned()).or_default();
         if ready.is_empty() && !already {
             ready.extend(self.journal.due(plugin, now_ms, READ_AHEAD, Order::Oldest)?);
         }
