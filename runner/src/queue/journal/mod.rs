@@ -29,7 +29,7 @@ pub use rooted::{Rooted, Roots};
 pub use run::{Attempt, Begun, Ended, Order, Task};
 pub use take::{Incoming, Share, Taken, Wanted};
 
-/// The database's name in [`Dirs::journal`].
+/// The database's name in [`Dirs::journal`](crate::dirs::Dirs::journal).
 const FILE: &str = "journal.sqlite";
 /// What brings a database from version n to n + 1, in order.
 const MIGRATIONS: [&str; 1] = [include_str!("schema-1.sql")];
