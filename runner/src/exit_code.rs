@@ -3,24 +3,40 @@
 
 /// A documented exit code of `hookrun`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Exit {
-    /// Done.
-    Done = 0,
-    /// The thing tested or awaited failed.
-    Failed = 1,
-    /// The command line is wrong.
-    Usage = 2,
-    /// The configuration is wrong.
-    Configuration = 3,
-    /// The environment is: no Nix, no permission, no space.
-    Environment = 4,
-    /// A defect of hookrun (`EX_SOFTWARE` of sysexits.h).
-    Internal = 70,
+    /// Done: 0.
+    Done,
+    /// The thing tested or awaited failed: 1.
+    Failed,
+    /// The command line is wrong: 2.
+    Usage,
+    /// The configuration is wrong: 3.
+    Configuration,
+    /// The environment is: no Nix, no permission, no space. 4.
+    Environment,
+    /// A defect of hookrun: 70 (`EX_SOFTWARE` of sysexits.h).
+    Internal,
+    /// The code of the command that `hookrun ci` ran.
+    Command(u8),
+}
+
+impl Exit {
+    /// The number.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Configuration => 3,
+            Self::Environment => 4,
+            Self::Internal => 70,
+            Self::Command(code) => code,
+        }
+    }
 }
 
 impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
+        Self::from(exit.code())
     }
 }

@@ -71,3 +71,83 @@ fn somebody_has_to_say_which() {
     scene.hookrun(&["queue", "list"]).expect_success().expect_stdout("no tasks");
     scene.hookrun(&["queue", "wait"]).expect_success();
 }
+
+#[test]
+fn the_log_is_sifted_and_followed() {
+    use std::io::{BufRead as _, BufReader};
+    let scene = Scene::new()
+        .config(&config(BROKEN))
+        .derivation("alpha", Script::text("hello"))
+        .derivation("beta", Script::text("hello again"));
+    scene.build("alpha").expect_success();
+    scene.drain().expect_exit(1);
+    scene.hookrun(&["log", "--outcome", "dead", "--since", "3d"]).expect_success().expect_stdout("told to fail");
+    for nothing in
+        [["--derivation", "beta"], ["--plugin", "other"], ["--outcome", "done"], ["--since", "2099-01-01T00:00:00Z"]]
+    {
+        let mut arguments = vec!["log"];
+        arguments.extend(nothing);
+        assert_eq!(scene.hookrun(&arguments).expect_success().stdout, "", "{nothing:?}");
+    }
+    scene.hookrun(&["log", "--since", "yesterday"]).expect_exit(2).expect_stderr("write `2h` or `3d`");
+    let mut follower = scene
+        .hookrun_command(&["log", "--follow", "--format", "json"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    let mut name = || {
+        let line: serde_json::Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        format!("{} {}", line["name"].as_str().unwrap(), line["class"].as_str().unwrap())
+    };
+    assert_eq!(name(), "alpha permanent");
+    scene.build("beta").expect_success();
+    scene.drain().expect_exit(1);
+    assert_eq!(name(), "beta permanent");
+    // Another journal takes the place of this one.
+    std::fs::remove_dir_all(scene.state_dir().join("journal")).unwrap();
+    scene.set_config(&config(""));
+    let drv = scene.drv_path("beta");
+    let mut hook = scene.private_nix().command(scene.path("bin/hookrun-post-build"));
+    assert!(hook.env("DRV_PATH", drv).status().unwrap().success());
+    scene.drain().expect_success();
+    assert_eq!(name(), "beta done");
+    follower.kill().unwrap();
+    follower.wait().unwrap();
+}
+
+#[test]
+fn status_tells_how_plugins_fare_and_goes_on_telling() {
+    use std::io::{BufRead as _, BufReader};
+    let scene = Scene::new().config(&config("fail = \"transient\"")).derivation("alpha", Script::text("hello"));
+    scene.build("alpha").expect_success();
+    scene.drain().expect_exit(1);
+    let shown = scene.hookrun(&["status"]).expect_success();
+    for part in ["0% of 1", "in 59m", "oldest task", "1 output is kept"] {
+        assert!(shown.stdout.contains(part), "{part}: {}", shown.account());
+    }
+    let mut watcher = scene
+        .hookrun_command(&["status", "--watch", "--interval", "100ms"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(watcher.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert_eq!(lines.filter(|line| line.starts_with("--- ")).take(2).count(), 2, "blocks, since this is no terminal");
+    watcher.kill().unwrap();
+    watcher.wait().unwrap();
+}
+
+#[test]
+fn status_says_what_is_wrong_with_the_spool() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let scene = Scene::new().config(&config("")).derivation("alpha", Script::text("hello"));
+    scene.build("alpha").expect_success();
+    scene.hookrun(&["status"]).expect_success().expect_silent_about("to look at");
+    let spool = scene.state_dir().join("spool");
+    std::fs::set_permissions(&spool, std::fs::Permissions::from_mode(0o777)).unwrap();
+    scene.hookrun(&["status"]).expect_success().expect_stdout("has mode 0777");
+    std::fs::write(spool.join("forged"), "not an event").unwrap();
+    scene.drain();
+    let shown = scene.hookrun(&["status"]).expect_success().expect_stdout("1 spool file was set aside");
+    assert!(shown.stdout.contains("forged: it does not begin with"), "{}", shown.account());
+}

@@ -3,11 +3,14 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::follow::Follower;
 use super::output::{self, Format, Style, printable, style_of, styled};
-use super::{CliError, Context};
-use crate::event::now_ms;
+use super::{CliError, Context, since};
 use crate::exit_code::Exit;
-use crate::queue::journal::{AttemptRow, Journal, LogFilter};
+use crate::queue::journal::{AttemptRow, EndedAs, LogFilter};
+
+/// How often `--follow` looks for new attempts: soon enough for a person, and next to nothing for the machine.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// The words of `--outcome`: the classes of an attempt, and `dead` for tasks that were given up.
 const OUTCOMES: [&str; 9] =
@@ -19,7 +22,10 @@ Examples:
   hookrun log                                 the newest 50 attempts
   hookrun log --derivation hello --verbose    with what the plugin logged and used
   hookrun log --outcome dead --since 1day     what was given up since yesterday
-  hookrun log --all --format json             everything, for a program")]
+  hookrun log --all --format json             everything, for a program
+  hookrun log --follow --plugin cache         what comes from now on, until Ctrl-C
+
+With --follow, --format json prints one JSON object a line. A journal that is set aside and begun anew is followed on.")]
 pub(super) struct Args {
     /// Only derivations whose name or store path contains TEXT
     #[arg(long, value_name = "TEXT")]
@@ -30,15 +36,18 @@ pub(super) struct Args {
     /// Only attempts that ended so; `failed` is all but `done`, `dead` what was given up
     #[arg(long, value_parser = OUTCOMES)]
     outcome: Option<String>,
-    /// Only what ended within this time, such as 90s, 2h or 3days
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-    since: Option<Duration>,
+    /// Only what ended since then: 2h or 3d ago, a date, or a time such as 2026-11-23T06:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = since::parse)]
+    since: Option<u64>,
     /// The newest so many
     #[arg(long, value_name = "COUNT", default_value_t = 50, conflicts_with = "all")]
     limit: usize,
     /// All there are
     #[arg(long)]
     all: bool,
+    /// Go on with what comes, until Ctrl-C
+    #[arg(long, short)]
+    follow: bool,
     /// Also what the plugin logged, and what it used
     #[arg(long, short)]
     verbose: bool,
@@ -48,33 +57,40 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    // These two are no class of an attempt, so they are sifted here, before the limit.
-    let sifted = args.outcome.as_deref().filter(|word| ["failed", "dead"].contains(word));
-    let limit = (!args.all).then_some(args.limit);
     let filter = LogFilter {
         derivation: args.derivation.clone(),
         plugin: args.plugin.clone(),
-        outcome: args.outcome.clone().filter(|_| sifted.is_none()),
-        since_ms: args.since.map(|time| now_ms().saturating_sub(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))),
-        limit: limit.filter(|_| sifted.is_none()),
+        outcome: args.outcome.as_deref().map(|word| match word {
+            "failed" => EndedAs::Failed,
+            "dead" => EndedAs::Dead,
+            class => EndedAs::Class(class.to_owned()),
+        }),
+        since_ms: args.since,
+        after: None,
+        limit: (!args.all).then_some(args.limit),
     };
-    let mut rows = match Journal::open_read_only(&context.dirs).map_err(CliError::environment)? {
-        Some(journal) => journal.log(&filter).map_err(CliError::environment)?,
-        None => Vec::new(),
-    };
-    match sifted {
-        Some("dead") => rows.retain(|row| row.state == "dead"),
-        Some(_) => rows.retain(|row| row.class != "done"),
-        None => {}
-    }
-    if let Some(limit) = limit {
-        rows.drain(..rows.len().saturating_sub(limit));
-    }
+    let mut follower = Follower::new(&context.dirs, filter);
+    let rows = follower.first().map_err(CliError::environment)?;
     match args.format {
+        Format::Json if args.follow => lines(&rows)?,
         Format::Json => output::json(&rows)?,
         Format::Text => output::print(&text(&rows, args.verbose, output::colours()))?,
     }
+    while args.follow {
+        // Ctrl-C ends the process, as it ends `tail -f`: there is nothing to put back.
+        std::thread::sleep(LOOK);
+        let rows = follower.next();
+        match args.format {
+            Format::Json => lines(&rows)?,
+            Format::Text => output::print(&text(&rows, args.verbose, output::colours()))?,
+        }
+    }
     Ok(Exit::Done)
+}
+
+/// Each row as one line of JSON.
+fn lines(rows: &[AttemptRow]) -> Result<(), CliError> {
+    rows.iter().try_for_each(output::json_line)
 }
 
 fn text(rows: &[AttemptRow], verbose: bool, colours: bool) -> String {

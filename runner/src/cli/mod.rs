@@ -5,17 +5,21 @@
 
 mod builders;
 mod check;
+mod ci;
 mod compile;
 mod demo;
 mod drain;
 mod error;
+mod follow;
 mod inspect;
 mod log;
 mod output;
 mod queue;
 mod sandbox;
 mod shell;
+mod since;
 mod status;
+mod sync;
 mod test;
 
 use std::ffi::OsString;
@@ -40,6 +44,8 @@ Examples:
   hookrun status                    what runs, what waits, what failed
   hookrun log --outcome dead        what was given up, and why
   hookrun queue retry --dead        another chance for it
+  hookrun ci -- nix build           report this command's builds, wait for their uploads
+  hookrun sync --since 3d           hand over what no hook reported
 
 In nix.conf (links to this binary say which hook it is):
   post-build-hook = /usr/lib/hookrun/hookrun-post-build
@@ -47,7 +53,7 @@ In nix.conf (links to this binary say which hook it is):
   run-diff-hook   = true
   build-hook      = /usr/lib/hookrun/hookrun-build-hook
 
-Exit codes: 0 done; 1 the thing tested or awaited failed; 2 usage; 3 configuration; 4 environment; 70 internal.";
+Exit codes: 0 done; 1 the thing tested or awaited failed; 2 usage; 3 configuration; 4 environment; 70 internal. `ci`: the command's own if it failed.";
 
 /// One host for Nix's post-build-hook, diff-hook and build-hook, with sandboxed plugins.
 #[derive(Debug, Parser)]
@@ -87,6 +93,10 @@ enum Command {
     /// The machines that build for this one, and the policy that chooses
     #[command(subcommand)]
     Builders(builders::Command),
+    /// Hooks for one command: report its builds, wait for what plugins make of them
+    Ci(ci::Args),
+    /// Hand over valid paths that no hook reported
+    Sync(sync::Args),
     /// A plugin's identity, hooks, wanted and granted capabilities, and limits
     Inspect(inspect::Args),
     /// Completions for a shell, on standard output
@@ -101,6 +111,9 @@ enum Command {
     /// The process that runs plugins for a worker or a build hook
     #[command(hide = true)]
     Runner,
+    /// A hook that `hookrun ci` set
+    #[command(hide = true)]
+    CiHook(ci::HookArgs),
     /// The contained compiler
     #[command(hide = true, name = compiler::COMMAND)]
     CompileOne(compiler::Order),
@@ -174,6 +187,9 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Log(args) => log::run(context, &args),
         Command::Queue(command) => queue::run(context, &command),
         Command::Builders(command) => builders::run(context, &command),
+        Command::Ci(args) => ci::run(context, &args),
+        Command::Sync(args) => sync::run(context, &args),
+        Command::CiHook(args) => Ok(ci::hook(&context.dirs, &args)),
         Command::Inspect(args) => inspect::run(context, &args),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),

@@ -25,6 +25,13 @@ pub(super) fn json(value: &impl Serialize) -> Result<(), CliError> {
     print(&text)
 }
 
+/// Prints `value` as JSON on one line.
+pub(super) fn json_line(value: &impl Serialize) -> Result<(), CliError> {
+    let mut text = serde_json::to_string(value).map_err(CliError::internal)?;
+    text.push('\n');
+    print(&text)
+}
+
 /// Prints `text` as it is.
 pub(super) fn print(text: &str) -> Result<(), CliError> {
     let mut stdout = std::io::stdout().lock();

@@ -1,6 +1,9 @@
 //! `hookrun status`: what runs, what waits, what failed, and what is wrong.
 
 use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -8,24 +11,49 @@ use super::output::{self, Format, Style, printable, styled};
 use super::{CliError, Context, sandbox};
 use crate::event::now_ms;
 use crate::exit_code::Exit;
-use crate::queue::journal::{Journal, OpenBreaker, PluginCounts, Roots, TaskRow};
+use crate::queue::journal::{Journal, OpenBreaker, PluginCounts, PluginRecord, Roots, TaskRow};
 use crate::queue::worker::WorkerState;
-use crate::queue::{lock, spool};
+use crate::queue::{health, lock, spool};
 
 /// Dead letters that are shown one by one; `hookrun log --outcome dead` has all.
 const SHOWN_DEAD: usize = 5;
+/// Reasons of set-aside files that are shown one by one, the newest.
+const SHOWN_REASONS: usize = 3;
+/// How far back a plugin's successes and failures are counted.
+const RECENT: Duration = Duration::from_hours(24);
+/// The shortest time between two looks: a look counts all tasks.
+const SHORTEST: Duration = Duration::from_millis(100);
+/// Home, and clear what is below (ECMA-48 sections 8.3.21 and 8.3.39): what was there stays on the screen when the command is ended.
+const REDRAW: &str = "\u{1b}[H\u{1b}[J";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   hookrun status
+  hookrun status --watch                 again and again, until Ctrl-C
   hookrun status --format json | jq '.plugins[] | select(.dead > 0)'
 
-Exit code 0 whatever the state is; a program reads `problems`.")]
+With --watch, --format json prints one JSON object a line. Exit code 0 whatever the state is; a program reads `problems`.")]
 pub(super) struct Args {
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     format: Format,
+    /// Show it again and again: on a terminal in place, else one block after the other
+    #[arg(long, short)]
+    watch: bool,
+    /// With --watch: the time between two looks, such as 500ms or 10s
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "2s", requires = "watch")]
+    interval: Duration,
+}
+
+/// One plugin: its tasks, and how its newest attempts went.
+#[derive(Debug, Serialize)]
+struct Plugin {
+    #[serde(flatten)]
+    counts: PluginCounts,
+    /// Of the last 24 hours.
+    #[serde(flatten)]
+    record: PluginRecord,
 }
 
 /// All of it, as `--format json` prints it.
@@ -49,7 +77,7 @@ struct Status {
     refreshed_ms: Option<u64>,
     /// What keeps the outputs of unfinished events from the garbage collector.
     roots: Roots,
-    plugins: Vec<PluginCounts>,
+    plugins: Vec<Plugin>,
     /// Plugins whose tasks wait together because what they need seems to be down.
     breakers: Vec<OpenBreaker>,
     dead: Vec<TaskRow>,
@@ -58,12 +86,28 @@ struct Status {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let status = gather(context)?;
-    match args.format {
-        Format::Json => output::json(&status)?,
-        Format::Text => output::print(&text(&status, output::colours()))?,
+    if !args.watch {
+        let status = gather(context)?;
+        match args.format {
+            Format::Json => output::json(&status)?,
+            Format::Text => output::print(&text(&status, output::colours()))?,
+        }
+        return Ok(Exit::Done);
     }
-    Ok(Exit::Done)
+    let terminal = std::io::stdout().is_terminal();
+    loop {
+        let status = gather(context)?;
+        match args.format {
+            Format::Json => output::json_line(&status)?,
+            Format::Text => {
+                let head = output::time(now_ms());
+                let body = text(&status, output::colours());
+                let shown = if terminal { format!("{REDRAW}{head}\n\n{body}") } else { format!("--- {head}\n{body}\n") };
+                output::print(&shown)?;
+            }
+        }
+        std::thread::sleep(args.interval.max(SHORTEST));
+    }
 }
 
 fn gather(context: &Context) -> Result<Status, CliError> {
@@ -82,13 +126,16 @@ fn gather(context: &Context) -> Result<Status, CliError> {
             false
         }
     };
+    let worker = lock::holder(&dirs.worker_lock());
+    let health = health::check(dirs, worker.is_some());
+    problems.extend(health.problems);
     let mut status = Status {
         config: dirs.config.display().to_string(),
         config_is_embedded: embedded,
         state: dirs.state.display().to_string(),
-        worker: lock::holder(&dirs.worker_lock()),
+        worker,
         guests,
-        spooled: spool::depth(dirs),
+        spooled: spool::depth(dirs) + health.elsewhere,
         rejected: spool::count_rejected(&dirs.rejected()),
         oldest_age_ms: None,
         refreshed_ms: None,
@@ -100,11 +147,9 @@ fn gather(context: &Context) -> Result<Status, CliError> {
     };
     if status.rejected > 0 {
         let place = dirs.rejected();
-        status.problems.push(format!(
-            "{} spool files were set aside; the reasons are in {}",
-            status.rejected,
-            place.display()
-        ));
+        let files = counted(status.rejected, "spool file was", "spool files were");
+        status.problems.push(format!("{files} set aside; the reasons are in {}, the newest:", place.display()));
+        status.problems.extend(newest_reasons(&place));
     }
     if let Some(said) = status.worker.and_then(|pid| WorkerState::of(dirs, pid)) {
         status.refreshed_ms = Some(said.refreshed_ms).filter(|time| *time > 0);
@@ -114,9 +159,16 @@ fn gather(context: &Context) -> Result<Status, CliError> {
         Ok(Some(journal)) => {
             status.roots = journal.roots().map_err(CliError::environment)?;
             status.breakers = journal.breakers().map_err(CliError::environment)?;
-            status.plugins = journal.counts(now).map_err(CliError::environment)?;
+            let since = now.saturating_sub(u64::try_from(RECENT.as_millis()).unwrap_or(u64::MAX));
+            let mut records = journal.records(since).map_err(CliError::environment)?;
+            let counts = journal.counts(now).map_err(CliError::environment)?;
+            let with_record = |counts: PluginCounts| {
+                let record = records.remove(&counts.plugin).unwrap_or_default();
+                Plugin { counts, record }
+            };
+            status.plugins = counts.into_iter().map(with_record).collect();
             status.dead = journal.tasks_in_state("dead", SHOWN_DEAD).map_err(CliError::environment)?;
-            let oldest = status.plugins.iter().filter_map(|plugin| plugin.oldest_ms).min();
+            let oldest = status.plugins.iter().filter_map(|plugin| plugin.counts.oldest_ms).min();
             status.oldest_age_ms = oldest.map(|time| now.saturating_sub(time));
             let refused = journal.tasks_in_state("refused", SHOWN_DEAD).map_err(CliError::environment)?;
             let mut messages: Vec<String> = refused.into_iter().filter_map(|task| task.message).collect();
@@ -129,6 +181,17 @@ fn gather(context: &Context) -> Result<Status, CliError> {
         Err(error) => status.problems.push(error.to_string()),
     }
     Ok(status)
+}
+
+/// Why the newest set-aside files were: each has its reason beside it in a file of its own.
+fn newest_reasons(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut files: Vec<PathBuf> =
+        entries.filter(|path| path.extension().is_some_and(|extension| extension == "reason")).collect();
+    // Their names begin with the time.
+    files.sort();
+    let reasons = files.iter().rev().filter_map(|file| std::fs::read_to_string(file).ok());
+    reasons.filter_map(|text| text.lines().next().map(str::to_owned)).take(SHOWN_REASONS).collect()
 }
 
 fn text(status: &Status, colours: bool) -> String {
@@ -150,7 +213,7 @@ fn text(status: &Status, colours: bool) -> String {
     let _ = writeln!(text, "{}{}", label("guests run as"), status.guests);
     let _ = writeln!(text, "{}{}", label("spool"), counted(status.spooled, "event waits", "events wait"));
     if let Some(age) = status.oldest_age_ms {
-        let _ = writeln!(text, "{}{}", label("oldest task"), output::duration(age));
+        let _ = writeln!(text, "{}{}", label("oldest task"), output::duration(seconds(age)));
     }
     if status.roots.count > 0 {
         let Roots { count, bytes } = status.roots;
@@ -159,24 +222,12 @@ fn text(status: &Status, colours: bool) -> String {
     if !status.plugins.is_empty() {
         text.push('\n');
         let mut rows = vec![
-            ["plugin", "due", "waiting", "running", "done", "dead", "refused"]
+            ["plugin", "due", "waiting", "running", "done", "dead", "refused", "success (1 day)", "last success", "next attempt"]
                 .iter()
                 .map(|head| styled(head, Style::Faint, colours))
                 .collect(),
         ];
-        for plugin in &status.plugins {
-            let number =
-                |count: u64, style| if count == 0 { "0".to_owned() } else { styled(&count.to_string(), style, colours) };
-            rows.push(vec![
-                styled(&plugin.plugin, Style::Strong, colours),
-                number(plugin.due, Style::Warning),
-                number(plugin.waiting, Style::Warning),
-                number(plugin.running, Style::Plain),
-                number(plugin.done, Style::Good),
-                number(plugin.dead, Style::Bad),
-                number(plugin.refused, Style::Bad),
-            ]);
-        }
+        rows.extend(status.plugins.iter().map(|plugin| row(plugin, now_ms(), colours)));
         text.push_str(&output::table(&rows));
     }
     for OpenBreaker { plugin, since_ms, until_ms, trips, message } in &status.breakers {
@@ -205,6 +256,39 @@ fn text(status: &Status, colours: bool) -> String {
         }
     }
     text
+}
+
+/// A plugin's line of the table.
+fn row(plugin: &Plugin, now: u64, colours: bool) -> Vec<String> {
+    let Plugin { counts, record } = plugin;
+    let PluginCounts { plugin, due, waiting, running, done, dead, refused, oldest_ms: _, next_ms } = counts;
+    let PluginRecord { succeeded, failed, last_success_ms } = record;
+    let number = |count: u64, style| if count == 0 { "0".to_owned() } else { styled(&count.to_string(), style, colours) };
+    let dash = || "-".to_owned();
+    let attempts = succeeded + failed;
+    let success = if attempts == 0 {
+        dash()
+    } else {
+        let style = if *failed == 0 { Style::Good } else { Style::Warning };
+        styled(&format!("{}% of {attempts}", succeeded.saturating_mul(100) / attempts), style, colours)
+    };
+    vec![
+        styled(plugin, Style::Strong, colours),
+        number(*due, Style::Warning),
+        number(*waiting, Style::Warning),
+        number(*running, Style::Plain),
+        number(*done, Style::Good),
+        number(*dead, Style::Bad),
+        number(*refused, Style::Bad),
+        success,
+        last_success_ms.map_or_else(dash, |when| format!("{} ago", output::duration(seconds(now.saturating_sub(when))))),
+        next_ms.map_or_else(dash, |when| format!("in {}", output::duration(seconds(when.saturating_sub(now))))),
+    ]
+}
+
+/// Milliseconds without a part of a second, where that is enough to know.
+const fn seconds(ms: u64) -> u64 {
+    if ms < 1000 { ms } else { ms / 1000 * 1000 }
 }
 
 fn counted(count: usize, one: &str, many: &str) -> String {

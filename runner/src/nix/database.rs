@@ -45,6 +45,17 @@ pub struct PathInfo {
     pub registration_time: u64,
 }
 
+/// A valid path, as much of it as tells whether it is meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registered {
+    /// Full store path.
+    pub path: String,
+    /// Full store path of the `.drv`; it need not be valid.
+    pub deriver: Option<String>,
+    /// Was it built on this machine?
+    pub ultimate: bool,
+}
+
 /// Why the database gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
@@ -133,6 +144,25 @@ impl Database {
     pub fn path_infos(&self, paths: &[String]) -> Result<Vec<Option<PathInfo>>, DatabaseError> {
         let mut snapshot = self.snapshot()?;
         paths.iter().map(|path| snapshot.path_info(path)).collect()
+    }
+
+    /// All valid paths, or those registered at `since` (seconds since 1970) or later; the earliest registered first.
+    ///
+    /// # Errors
+    /// As [`Database::path_infos`].
+    pub fn registered(&self, since: Option<u64>) -> Result<Vec<Registered>, DatabaseError> {
+        let read = || {
+            let mut statement = self.connection.prepare(
+                "select path, nullif(deriver, ''), coalesce(ultimate, 0) from ValidPaths where registrationTime >= ?1
+                 order by registrationTime, id",
+            )?;
+            let since = i64::try_from(since.unwrap_or(0)).unwrap_or(i64::MAX);
+            let rows = statement.query_map([since], |row| {
+                Ok(Registered { path: row.get(0)?, deriver: row.get(1)?, ultimate: row.get::<_, i64>(2)? == 1 })
+            })?;
+            rows.collect::<rusqlite::Result<_>>()
+        };
+        read().map_err(|error| self.query(error))
     }
 
     /// Everything that `roots` reach, each path once, references before referrers. A root that is not valid is left out.

@@ -6,6 +6,7 @@
 //! * [`spawn`]: a hook starts a detached worker when none runs. [`lock`]: there is one worker.
 //! * [`journal`]: the worker's database: events, tasks, attempts. [`retry`]: when a task is tried again. [`breaker`]: when a plugin's tasks
 //!   wait together.
+//! * [`health`]: what is wrong with the spool, for people.
 //! * [`worker`]: takes the spool into the journal and runs the tasks.
 //!
 //! The hooks use everything above the journal and nothing below; they take no lock that another hook may hold.
@@ -13,6 +14,7 @@
 pub mod breaker;
 pub mod envelope;
 pub mod hand_over;
+pub mod health;
 pub mod journal;
 pub mod lock;
 pub mod retry;
@@ -23,4 +25,4 @@ pub mod trust;
 pub mod worker;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -4,6 +4,7 @@
 //! everybody, kills the hook's process group when the client goes, and asks the kernel to kill the hook with it. So the worker gets a
 //! session of its own and none of the hook's descriptors; the parent-death signal is not inherited over fork (prctl(2)).
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -55,7 +56,7 @@ fn start(dirs: &Dirs) -> std::io::Result<()> {
 ///
 /// # Errors
 /// The program cannot be started.
-pub fn detached(dirs: &Dirs, arguments: &[&str]) -> std::io::Result<()> {
+pub fn detached(dirs: &Dirs, arguments: &[impl AsRef<OsStr>]) -> std::io::Result<()> {
     // The very program that runs, even if its file has been replaced or removed meanwhile.
     let mut command = Command::new("/proc/self/exe");
     nix::scrub(&mut command);

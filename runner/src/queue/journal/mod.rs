@@ -24,7 +24,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 pub use breakers::OpenBreaker;
 pub use change::Selection;
 pub use open::Damage;
-pub use query::{AttemptRow, LogFilter, PluginCounts, TaskRow};
+pub use query::{AttemptRow, EndedAs, FileId, LogFilter, PluginCounts, PluginRecord, TaskRow, file_id};
 pub use rooted::{Rooted, Roots};
 pub use run::{Attempt, Begun, Ended, Order, Task};
 pub use take::{Incoming, Share, Taken, Wanted};

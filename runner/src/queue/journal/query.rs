@@ -1,8 +1,12 @@
 //! What `hookrun status` and `hookrun log` ask the journal.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use rusqlite::{Row, ToSql};
 
-use super::{Journal, JournalError, sql_count, sql_time};
+use super::{FILE, Journal, JournalError, sql_count, sql_time};
+use crate::dirs::Dirs;
+use crate::event::{Event, HookEvent};
 use crate::outcome::{LogLine, Usage};
 
 /// The tasks of one plugin, counted.
@@ -61,6 +65,9 @@ pub struct TaskRow {
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct AttemptRow {
+    /// Its row: later attempts have greater ones.
+    #[serde(skip)]
+    pub id: i64,
     /// The event's id.
     pub event: String,
     /// `post-build` or `diff`.
@@ -91,6 +98,35 @@ pub struct AttemptRow {
     pub log: Vec<LogLine>,
 }
 
+/// How an attempt that is asked for ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EndedAs {
+    /// With this class, such as `done`.
+    Class(String),
+    /// With any class but `done`.
+    Failed,
+    /// Its task was given up.
+    Dead,
+}
+
+/// What a plugin's newest attempts gave.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PluginRecord {
+    /// Attempts that ended well in the time asked for.
+    pub succeeded: u64,
+    /// Attempts that did not; those that a worker's end cut short do not count.
+    pub failed: u64,
+    /// When an attempt last ended well.
+    pub last_success_ms: Option<u64>,
+}
+
+/// A journal's file: device and inode. Another one stands for another journal.
+pub type FileId = (u64, u64);
+
+/// Attempts that [`Journal::records`] looks at, the newest, so that it takes no longer the more there are.
+const RECORD_ROWS: i64 = 20_000;
+
 /// Which attempts are asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LogFilter {
@@ -98,10 +134,12 @@ pub struct LogFilter {
     pub derivation: Option<String>,
     /// The plugin's name.
     pub plugin: Option<String>,
-    /// The class, such as `done`.
-    pub outcome: Option<String>,
+    /// How they ended.
+    pub outcome: Option<EndedAs>,
     /// Ended since then; milliseconds since 1970.
     pub since_ms: Option<u64>,
+    /// Rows after this one.
+    pub after: Option<i64>,
     /// The newest so many; all, if none.
     pub limit: Option<usize>,
 }
@@ -112,6 +150,23 @@ impl Journal {
     /// # Errors
     /// What SQLite says.
     pub fn counts(&self, now_ms: u64) -> Result<Vec<PluginCounts>, JournalError> {
+        self.counts_of(None, now_ms)
+    }
+
+    /// How many events were handed over since `since_ms`, and their tasks, counted by plugin. An event that stands for one of them counts
+    /// in its place.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn since(&self, since_ms: u64, now_ms: u64) -> Result<(u64, Vec<PluginCounts>), JournalError> {
+        let events = self.read(|connection| {
+            connection
+                .query_row("SELECT count(*) FROM events WHERE time_ms >= ?1", [sql_time(since_ms)], |row| count(row, 0))
+        })?;
+        Ok((events, self.counts_of(Some(since_ms), now_ms)?))
+    }
+
+    fn counts_of(&self, since_ms: Option<u64>, now_ms: u64) -> Result<Vec<PluginCounts>, JournalError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT plugin,
@@ -121,9 +176,11 @@ impl Journal {
                         count(*) FILTER (WHERE state = 'dead'), count(*) FILTER (WHERE state = 'refused'),
                         min(events.time_ms) FILTER (WHERE state IN ('pending', 'blocked', 'running', 'refused')),
                         min(not_before_ms) FILTER (WHERE state = 'pending' AND not_before_ms > ?1)
-                 FROM tasks JOIN events ON events.id = tasks.event GROUP BY plugin ORDER BY plugin",
+                 FROM tasks JOIN events ON events.id = tasks.event
+                 WHERE ?2 IS NULL OR events.id IN (SELECT coalesce(merged_into, id) FROM events WHERE time_ms >= ?2)
+                 GROUP BY plugin ORDER BY plugin",
             )?;
-            let rows = statement.query_map([sql_time(now_ms)], |row| {
+            let rows = statement.query_map(rusqlite::params![sql_time(now_ms), since_ms.map(sql_time)], |row| {
                 Ok(PluginCounts {
                     plugin: row.get(0)?,
                     due: count(row, 1)?,
@@ -137,6 +194,26 @@ impl Journal {
                 })
             })?;
             rows.collect()
+        })
+    }
+
+    /// The store paths of outputs that post-build events told of, of all or of those handed over since `since_ms`. An event that this
+    /// release cannot read tells none.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn outputs(&self, since_ms: Option<u64>) -> Result<BTreeSet<String>, JournalError> {
+        self.read(|connection| {
+            let mut statement = connection
+                .prepare_cached("SELECT body FROM events WHERE kind = 'post-build' AND (?1 IS NULL OR time_ms >= ?1)")?;
+            let bodies = statement.query_map([since_ms.map(sql_time)], |row| row.get::<_, String>(0))?;
+            let mut paths = BTreeSet::new();
+            for body in bodies {
+                if let Ok(Event { hook: HookEvent::PostBuild(event), .. }) = serde_json::from_str(&body?) {
+                    paths.extend(event.outputs.into_iter().map(|output| output.path));
+                }
+            }
+            Ok(paths)
         })
     }
 
@@ -186,23 +263,33 @@ impl Journal {
     /// # Errors
     /// What SQLite says.
     pub fn log(&self, filter: &LogFilter) -> Result<Vec<AttemptRow>, JournalError> {
-        let LogFilter { derivation, plugin, outcome, since_ms, limit } = filter;
+        let LogFilter { derivation, plugin, outcome, since_ms, after, limit } = filter;
+        let (class, failed, dead) = match outcome {
+            None => (None, false, false),
+            Some(EndedAs::Class(class)) => (Some(class), false, false),
+            Some(EndedAs::Failed) => (None, true, false),
+            Some(EndedAs::Dead) => (None, false, true),
+        };
         let since = since_ms.map(sql_time);
         let limit = limit.map_or(-1, sql_count);
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT attempts.event, kind, name, drv_path, attempts.plugin, number, start_ms, end_ms, attempts.class, attempts.message,
-                        coalesce(state, 'dropped'), CASE state WHEN 'pending' THEN nullif(not_before_ms, 0) END, usage, log
+                        coalesce(state, 'dropped'), CASE state WHEN 'pending' THEN nullif(not_before_ms, 0) END, usage, log,
+                        attempts.id
                  FROM attempts JOIN events ON events.id = attempts.event
                       LEFT JOIN tasks ON tasks.event = attempts.event AND tasks.plugin = attempts.plugin
                  WHERE (?1 IS NULL OR instr(name, ?1) OR instr(drv_path, ?1)) AND (?2 IS NULL OR attempts.plugin = ?2)
                        AND (?3 IS NULL OR attempts.class = ?3) AND (?4 IS NULL OR end_ms >= ?4)
+                       AND (NOT ?6 OR attempts.class <> 'done') AND (NOT ?7 OR state = 'dead')
+                       AND (?8 IS NULL OR attempts.id > ?8)
                  ORDER BY attempts.id DESC LIMIT ?5",
             )?;
-            let values: [&dyn ToSql; 5] = [derivation, plugin, outcome, &since, &limit];
+            let values: [&dyn ToSql; 8] = [derivation, plugin, &class, &since, &limit, &failed, &dead, after];
             let rows = statement.query_map(values, |row| {
                 let class: String = row.get(8)?;
                 Ok(AttemptRow {
+                    id: row.get(14)?,
                     event: row.get(0)?,
                     kind: row.get(1)?,
                     name: row.get(2)?,
@@ -224,6 +311,49 @@ impl Journal {
             Ok(rows)
         })
     }
+
+    /// What the newest attempts of every plugin gave, counted from `since_ms` on.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn records(&self, since_ms: u64) -> Result<BTreeMap<String, PluginRecord>, JournalError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT plugin, count(*) FILTER (WHERE class = 'done' AND end_ms >= ?1),
+                        count(*) FILTER (WHERE class NOT IN ('done', 'interrupted') AND end_ms >= ?1),
+                        max(end_ms) FILTER (WHERE class = 'done')
+                 FROM attempts WHERE id > (SELECT max(id) FROM attempts) - ?2 GROUP BY plugin",
+            )?;
+            let rows = statement.query_map(rusqlite::params![sql_time(since_ms), RECORD_ROWS], |row| {
+                let record =
+                    PluginRecord { succeeded: count(row, 1)?, failed: count(row, 2)?, last_success_ms: time(row, 3)? };
+                Ok((row.get(0)?, record))
+            })?;
+            rows.collect()
+        })
+    }
+
+    /// The row of the newest attempt; 0 if there is none.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn newest_attempt(&self) -> Result<i64, JournalError> {
+        self.read(|connection| connection.query_row("SELECT coalesce(max(id), 0) FROM attempts", [], |row| row.get(0)))
+    }
+
+    /// A number that changes when another process has changed the journal (<https://www.sqlite.org/pragma.html#pragma_data_version>).
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn data_version(&self) -> Result<i64, JournalError> {
+        self.read(|connection| connection.query_row("PRAGMA data_version", [], |row| row.get(0)))
+    }
+}
+
+/// The journal's file as it is now; none if there is none.
+pub fn file_id(dirs: &Dirs) -> Option<FileId> {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata(dirs.journal().join(FILE)).ok().map(|found| (found.dev(), found.ino()))
 }
 
 /// A count or a time that is never negative.

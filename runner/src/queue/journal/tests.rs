@@ -119,7 +119,10 @@ fn filters_and_counts() {
     assert_eq!(names(LogFilter { limit: Some(1), ..LogFilter::default() }), ["beta"], "the newest");
     assert_eq!(names(LogFilter { derivation: Some("alph".into()), ..LogFilter::default() }), ["alpha"]);
     assert_eq!(names(LogFilter { derivation: Some(b.drv_path().into()), ..LogFilter::default() }), ["beta"]);
-    assert_eq!(names(LogFilter { outcome: Some("done".into()), ..LogFilter::default() }), Vec::<String>::new());
+    assert_eq!(
+        names(LogFilter { outcome: Some(EndedAs::Class("done".into())), ..LogFilter::default() }),
+        Vec::<String>::new()
+    );
     assert_eq!(names(LogFilter { since_ms: Some(2501), ..LogFilter::default() }), Vec::<String>::new());
 
     let counts = scene.journal.counts(3000).unwrap();
@@ -166,7 +169,7 @@ fn a_worker_that_was_killed_costs_one_attempt() {
     assert_eq!(states(&scene), ["pending", "pending", "pending"]);
     assert_eq!(scene.begin(&event, "cache", 6000), Some(2));
     assert_eq!(scene.begin(&event, "other", 6000), Some(1), "given back, not spent");
-    let rows = scene.journal.log(&LogFilter { outcome: Some("interrupted".into()), ..LogFilter::default() }).unwrap();
+    let rows = scene.journal.log(&LogFilter { outcome: Some(EndedAs::Class("interrupted".into())), ..LogFilter::default() }).unwrap();
     assert_eq!((rows.len(), rows[0].start_ms, rows[0].end_ms, rows[0].usage.is_none()), (1, 2000, 5000, true));
 }
 

@@ -1,0 +1,222 @@
+//! The hooks of one command: three small scripts, and the lines of `NIX_CONFIG` that name them.
+//!
+//! Scripts, because a hook has no arguments and a daemon's hooks inherit the daemon's environment: which queue is meant has to stand
+//! in the hook itself. A daemon runs it as root; to hand over to the queue of another user it becomes that user first, so that
+//! nothing in that user's directories is written as root.
+
+use std::ffi::{CString, OsString};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::reach::Reach;
+use crate::cli::CliError;
+use crate::dirs::Dirs;
+use crate::exit_code::Exit;
+use crate::queue::spool;
+
+/// Build users and a daemon's root reach what is below; nobody else lists it.
+const REACHABLE: u32 = 0o711;
+/// Mode of a spool that build users hand over to, as in a system installation; see [`crate::queue::spool`].
+const SHARED_SPOOL: u32 = 0o1733;
+
+/// The hidden command that a hook's script runs.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct HookArgs {
+    /// Become this user, as root
+    #[arg(long, value_name = "UID:GID")]
+    owner: String,
+    /// post-build, diff or build-hook
+    hook: String,
+    /// What Nix passes
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+/// Plays a hook with the directories of `dirs`. Never fails a build by itself.
+pub(in crate::cli) fn hook(dirs: &Dirs, args: &HookArgs) -> Exit {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("hookrun").args(["hook", &args.hook]).args(&args.arguments);
+    command.env("HOOKRUN_CONFIG", &dirs.config).env("HOOKRUN_STATE_DIR", &dirs.state);
+    // A build hook works for Nix itself: slot files, keys of root.
+    let ready = if args.hook == "build-hook" { Ok(()) } else { become_owner(&mut command, &args.owner) };
+    let error = match ready {
+        // Returns only if it fails.
+        Ok(()) => anyhow::Error::from(command.exec()).context("the hook does not start"),
+        Err(error) => error,
+    };
+    super::say(&format!("{error:#}; this build is not reported"));
+    if args.hook == "build-hook" {
+        // Without an answer Nix would fail the build; if it is gone, it needs none.
+        let _answered = writeln!(std::io::stderr(), "# decline-permanently");
+    }
+    Exit::Done
+}
+
+/// Root becomes `owner` (`uid:gid`), with that user's name and home in the environment of `command`.
+fn become_owner(command: &mut Command, owner: &str) -> Result<()> {
+    let ids = owner.split_once(':').and_then(|(uid, gid)| Some((uid.parse::<u32>().ok()?, gid.parse::<u32>().ok()?)));
+    let Some((uid, gid)) = ids else { bail!("`{owner}` is no uid and gid") };
+    if uid == 0 || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    if let Some(user) = uzers::get_user_by_uid(uid) {
+        use uzers::os::unix::UserExt as _;
+        command.env("USER", user.name()).env("LOGNAME", user.name()).env("HOME", user.home_dir());
+    }
+    // SAFETY: no pointer is passed but the empty list; this process has one thread.
+    let became = unsafe { libc::setgroups(0, std::ptr::null()) == 0 && libc::setgid(gid) == 0 && libc::setuid(uid) == 0 };
+    if became { Ok(()) } else { Err(std::io::Error::last_os_error()).with_context(|| format!("cannot become uid {uid}")) }
+}
+
+/// The directory of one `hookrun ci`.
+#[derive(Debug)]
+pub(super) struct WorkDirectory {
+    path: PathBuf,
+}
+
+/// Hooks that are ready for a command.
+#[derive(Debug)]
+pub(super) struct Installed {
+    /// `NIX_CONFIG` for the command.
+    pub(super) nix_config: OsString,
+}
+
+impl WorkDirectory {
+    /// Makes it, in `TMPDIR`.
+    pub(super) fn create() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("hookrun-ci-{}", uuid::Uuid::now_v7().simple()));
+        let path = std::path::absolute(path)?;
+        make(&path)
+            .with_context(|| format!("cannot make {}; set TMPDIR to a directory you may write to", path.display()))?;
+        Ok(Self { path })
+    }
+
+    /// A state directory of its own in it.
+    pub(super) fn private_state(&self) -> Result<PathBuf> {
+        let state = self.path.join("state");
+        make(&state).with_context(|| format!("cannot make {}", state.display()))?;
+        Ok(state)
+    }
+
+    /// Writes the hooks.
+    pub(super) fn install(
+        &self,
+        dirs: &Dirs,
+        reach: Reach,
+        diff: bool,
+        build_hook: bool,
+        private: bool,
+    ) -> Result<Installed, CliError> {
+        let root = rustix::process::geteuid().is_root();
+        let daemon = matches!(reach, Reach::Daemon { .. });
+        if build_hook && daemon && !root {
+            return Err(CliError::usage(
+                "--build-hook needs root where a daemon builds: it runs as root and reads this configuration; set `build-hook` in /etc/nix/nix.conf instead",
+            ));
+        }
+        if diff && daemon && !root && !private {
+            return Err(CliError::usage(
+                "--diff-hook needs --private where a daemon builds: build users cannot reach this user's state directory",
+            ));
+        }
+        if diff && daemon && !root {
+            let spool = dirs.spool();
+            let made = spool::make_directory(&spool)
+                .and_then(|()| std::fs::set_permissions(&spool, std::fs::Permissions::from_mode(SHARED_SPOOL)));
+            made.with_context(|| format!("cannot make {}", spool.display())).map_err(CliError::environment)?;
+        }
+        let mut lines = String::new();
+        let mut hook = |name: &str, setting: &str| -> Result<(), CliError> {
+            let path = self.script(dirs, name).map_err(CliError::environment)?;
+            let _ = writeln!(lines, "{setting} = {}", path.display());
+            Ok(())
+        };
+        hook("post-build", "post-build-hook")?;
+        if diff {
+            hook("diff", "diff-hook")?;
+        }
+        if build_hook {
+            hook("build-hook", "build-hook")?;
+        }
+        if diff {
+            lines.push_str("run-diff-hook = true\n");
+        }
+        // Later lines win.
+        let mut nix_config = std::env::var_os("NIX_CONFIG").unwrap_or_default();
+        if !nix_config.is_empty() {
+            nix_config.push("\n");
+        }
+        nix_config.push(lines);
+        Ok(Installed { nix_config })
+    }
+
+    fn script(&self, dirs: &Dirs, hook: &str) -> Result<PathBuf> {
+        let program = std::fs::read_link("/proc/self/exe").context("cannot tell where this program is; mount /proc")?;
+        let path = self.path.join(hook);
+        let owner = format!("{}:{}", rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let text = script(&program, dirs, &owner, hook)?;
+        std::fs::write(&path, text)
+            .and_then(|()| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Removes it all.
+    pub(super) fn remove(&self) {
+        // What cannot be removed from a temporary directory, its owner clears away.
+        let _gone = std::fs::remove_dir_all(&self.path);
+    }
+}
+
+fn make(path: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().mode(0o700).create(path)?;
+    // Not subject to the umask.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(REACHABLE))
+}
+
+/// A hook as a script. A program that the daemon does not see (another mount namespace) is no failed build.
+fn script(program: &Path, dirs: &Dirs, owner: &str, hook: &str) -> Result<String> {
+    let (program, config, state) = (quoted(program)?, quoted(&dirs.config)?, quoted(&dirs.state)?);
+    let answer = if hook == "build-hook" { "echo '# decline-permanently' >&2\n" } else { "" };
+    Ok(format!(
+        "#!/bin/sh\n\
+         if [ -x {program} ]; then\n  exec {program} --config {config} --state-dir {state} ci-hook --owner {owner} {hook} \"$@\"\nfi\n\
+         echo \"hookrun: \"{program}\" is not there for the Nix that builds; this build is not reported\" >&2\n{answer}exit 0\n"
+    ))
+}
+
+/// `path` as one word of a POSIX shell.
+fn quoted(path: &Path) -> Result<String> {
+    let Some(text) = path.to_str() else { bail!("{} is not UTF-8; move it", path.display()) };
+    CString::new(path.as_os_str().as_bytes())?;
+    Ok(format!("'{}'", text.replace('\'', r"'\''")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script() {
+        let dirs = Dirs { config: "/h/it's.toml".into(), state: "/h/state".into() };
+        insta::assert_snapshot!(script(Path::new("/p/hookrun"), &dirs, "1000:100", "post-build").unwrap());
+        insta::assert_snapshot!(script(Path::new("/p/hookrun"), &dirs, "0:0", "build-hook").unwrap());
+    }
+
+    #[test]
+    fn every_path_is_one_word() {
+        use proptest::prelude::*;
+        proptest!(|(text in "[^\0]{1,40}")| {
+            let word = quoted(Path::new(&text)).unwrap();
+            let output = Command::new("/bin/sh").args(["-c", &format!("printf %s {word}")]).output().unwrap();
+            prop_assert_eq!(output.stdout, text.as_bytes());
+        });
+    }
+}

@@ -1,0 +1,448 @@
+//! `hookrun ci -- CMD`: hooks for this command only, its uploads waited for, and what is unfinished told in the exit code.
+//!
+//! The hooks are set through `NIX_CONFIG` of the command ([`hooks`]), which Nix sends on to a daemon that trusts the user. A daemon that does
+//! not would ignore them without a word: that is found out before ([`reach`]), said, and what was built is looked up in Nix's
+//! database afterwards. Workers are the ones that hooks start too, so nothing is left running when this process is killed. The
+//! command's standard streams are its own: everything here is said on standard error.
+
+mod hooks;
+mod patience;
+mod reach;
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
+use std::io::{IsTerminal as _, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use indicatif::ProgressBar;
+use rustix::process::{Pid, Signal};
+use serde::Serialize;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+pub(super) use hooks::{HookArgs, hook};
+
+use self::hooks::Installed;
+use self::patience::{Patience, Seen, Verdict};
+use self::reach::Reach;
+use super::output::{self, printable};
+use super::{CliError, Context, sync};
+use crate::dirs::Dirs;
+use crate::event::{NixDirs, now_ms};
+use crate::exit_code::Exit;
+use crate::queue::journal::{Journal, PluginCounts};
+use crate::queue::trust::Trust;
+use crate::queue::{health, lock, spawn, spool};
+
+/// How often progress is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+/// A worker that was started has this long to take its lock before another is started.
+const WORKER_START: Duration = Duration::from_secs(5);
+/// How long a worker may take to leave a private state directory: as long as its runs may take once it is asked to stop, and some more.
+const WORKER_STOP: Duration = Duration::from_secs(15);
+/// What shells return for a command that is not there, and for one that a signal ended (POSIX.1-2024, XCU 2.8.2).
+const NOT_FOUND: u8 = 127;
+const SIGNALLED: i32 = 128;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Every build of CMD is handed over; workers run beside it. When CMD has ended, what is left is waited for while there is progress: something is
+taken or ends, or runs. Events stay in the queue, so the next worker goes on with what is unfinished.
+
+A Nix daemon takes hooks from users in `trusted-users` only. For others this says so, and afterwards enqueues what Nix's database says was
+built meanwhile.
+
+Exit code: CMD's own if it failed (128 and the signal's number if one ended it, 127 if it is not there); else 1 if something is unfinished, was
+given up or refused; else 0. 3: the configuration is wrong, and CMD was not run.
+
+Examples:
+  hookrun ci -- nix-build -A everything
+  hookrun ci --wait-idle 20m --report summary.json -- nix build .#checks
+  hookrun ci --private --diff-hook -- nix-build --check -A hello")]
+pub(super) struct Args {
+    /// Also report builds that differ (`nix-build --check`): run-diff-hook and diff-hook
+    #[arg(long)]
+    diff_hook: bool,
+    /// Also choose builders: build-hook
+    #[arg(long)]
+    build_hook: bool,
+    /// A queue of this command's own, in a directory that goes when all is done
+    #[arg(long)]
+    private: bool,
+    /// Stop waiting after this long without progress; 0s: do not wait
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "5m")]
+    wait_idle: Duration,
+    /// Also write the summary as JSON to FILE
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// What came of it, as `--report` writes it.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Summary {
+    /// What the command returned; 128 and the signal's number if one ended it.
+    command_exit: i32,
+    /// Events handed over since the command began.
+    events: u64,
+    /// Of these, found in Nix's database because the daemon ignores this user's hooks.
+    found_afterwards: usize,
+    /// Bytes of their outputs, as Nix's database counts them.
+    output_bytes: Option<u64>,
+    /// Events that no worker has taken.
+    spooled: usize,
+    /// Tasks of these events.
+    plugins: Vec<PluginCounts>,
+    /// Is nothing left that could still be done?
+    finished: bool,
+    /// Where the queue is.
+    state: PathBuf,
+    /// Milliseconds that were spent waiting after the command had ended.
+    waited_ms: u64,
+}
+
+impl Summary {
+    fn count(&self, of: impl Fn(&PluginCounts) -> u64) -> u64 {
+        self.plugins.iter().map(of).sum()
+    }
+
+    fn dead(&self) -> u64 {
+        self.count(|plugin| plugin.dead)
+    }
+
+    fn refused(&self) -> u64 {
+        self.count(|plugin| plugin.refused)
+    }
+
+    fn exit(&self) -> Exit {
+        match u8::try_from(self.command_exit) {
+            Ok(0) if self.finished && self.dead() == 0 && self.refused() == 0 => Exit::Done,
+            Ok(0) | Err(_) => Exit::Failed,
+            Ok(code) => Exit::Command(code),
+        }
+    }
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
+    // What would keep the worker from its work is better known before an hour of building.
+    context.config()?;
+    let work = hooks::WorkDirectory::create().map_err(CliError::environment)?;
+    let mut dirs = context.dirs.clone();
+    if args.private {
+        dirs.state = work.private_state().map_err(CliError::environment)?;
+    }
+    // Hooks run in another directory.
+    for path in [&mut dirs.config, &mut dirs.state] {
+        *path = std::path::absolute(&*path)?;
+    }
+    let reach = reach::find(&NixDirs::from_env());
+    let installed = work.install(&dirs, reach, args.diff_hook, args.build_hook, args.private)?;
+    let session = Session { dirs, begun_ms: now_ms(), trust: Trust::from_env() };
+    let mut summary = super::runtime()?.block_on(session.play(args, &installed, reach))?;
+    summary.output_bytes = session.output_bytes();
+    say(&text(&summary));
+    if let Some(path) = &args.report {
+        let json = serde_json::to_string_pretty(&summary).map_err(CliError::internal)?;
+        std::fs::write(path, json + "\n")
+            .with_context(|| format!("cannot write the summary to {}; name a file you may write to", path.display()))
+            .map_err(CliError::environment)?;
+    }
+    if args.private && session.stop_worker() {
+        if summary.finished && summary.dead() == 0 && summary.refused() == 0 {
+            work.remove();
+        } else {
+            say(&format!("the queue is kept: hookrun --state-dir {} drain goes on with it", session.dirs.state.display()));
+        }
+    } else if !args.private {
+        work.remove();
+    }
+    Ok(summary.exit())
+}
+
+/// One line on standard error, where the command writes too.
+fn say(message: &str) {
+    // Nobody may be listening.
+    let _said = writeln!(std::io::stderr(), "hookrun: {}", printable(message));
+}
+
+/// The queue that this command's events go to.
+struct Session {
+    dirs: Dirs,
+    begun_ms: u64,
+    /// Made before there are other threads.
+    trust: Trust,
+}
+
+impl Session {
+    async fn play(&self, args: &Args, installed: &Installed, reach: Reach) -> Result<Summary, CliError> {
+        let mut signals = Signals::new()?;
+        let mut workers = Workers { session: self, started: None };
+        let Some((program, arguments)) = args.command.split_first() else {
+            return Err(CliError::usage("which command? write it after `--`"));
+        };
+        if reach == (Reach::Daemon { trusted: false }) {
+            say(
+                "the Nix daemon takes no hooks from this user, who is not in `trusted-users`; what is built is looked up in Nix's database \
+                 afterwards. For hooks, add the user to `trusted-users` in /etc/nix/nix.conf and restart nix-daemon, or set post-build-hook there",
+            );
+        }
+        let mut summary = Summary { state: self.dirs.state.clone(), ..Summary::default() };
+        summary.command_exit = match Command::new(program).args(arguments).env("NIX_CONFIG", &installed.nix_config).spawn() {
+            Ok(child) => exit_code(wait_for(child, &mut signals, &mut workers).await?),
+            Err(error) => {
+                say(&format!("`{}` does not start ({error})", program.to_string_lossy()));
+                i32::from(NOT_FOUND)
+            }
+        };
+        if reach == (Reach::Daemon { trusted: false }) {
+            // Nix registers with whole seconds.
+            let wanted =
+                sync::Wanted { since_ms: Some(self.begun_ms / 1000 * 1000), built: true, ..sync::Wanted::default() };
+            match sync::enqueue(&self.dirs, &wanted, sync::Mode::default(), &mut |_| {}) {
+                Ok(report) => summary.found_afterwards = report.enqueued,
+                Err(error) => say(&format!("what was built cannot be looked up: {error}")),
+            }
+        }
+        self.wait(args, &mut signals, &mut workers, &mut summary).await?;
+        Ok(summary)
+    }
+
+    /// Waits while there is progress, or until a signal says that nobody wants to wait any longer.
+    async fn wait(
+        &self,
+        args: &Args,
+        signals: &mut Signals,
+        workers: &mut Workers<'_>,
+        summary: &mut Summary,
+    ) -> Result<(), CliError> {
+        let begun = Instant::now();
+        let bar = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
+        let mut patience = Patience::new(args.wait_idle);
+        let mut look = Instant::now();
+        loop {
+            let seen = self.look(summary)?;
+            let verdict = patience.step(seen, look.elapsed());
+            look = Instant::now();
+            summary.finished = verdict == Verdict::Finished;
+            if verdict != Verdict::Wait {
+                break;
+            }
+            if let Some(bar) = &bar {
+                bar.set_message(format!("{} left, {} running", seen.open + seen.spooled, seen.running));
+                bar.tick();
+            }
+            workers.ensure(&seen);
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                _ = signals.next() => {
+                    say("no longer waited for; what is left stays in the queue");
+                    break;
+                }
+            }
+        }
+        if let Some(bar) = &bar {
+            bar.finish_and_clear();
+        }
+        summary.waited_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Ok(())
+    }
+
+    /// What is to be seen of this command's events.
+    fn look(&self, summary: &mut Summary) -> Result<Seen, CliError> {
+        // The spool first: an event that leaves it is in the journal already.
+        summary.spooled = self.spooled();
+        if let Some(journal) = Journal::open_read_only(&self.dirs).map_err(CliError::environment)? {
+            (summary.events, summary.plugins) = journal.since(self.begun_ms, now_ms()).map_err(CliError::environment)?;
+        }
+        Ok(Seen {
+            spooled: summary.spooled as u64,
+            open: summary.count(|plugin| plugin.due + plugin.waiting + plugin.running),
+            due: summary.count(|plugin| plugin.due),
+            running: summary.count(|plugin| plugin.running),
+            ended: summary.events + summary.count(|plugin| plugin.done + plugin.dead + plugin.refused),
+        })
+    }
+
+    /// Events in the spool and in the fallback directories.
+    fn spooled(&self) -> usize {
+        let elsewhere = health::elsewhere(&self.dirs, &self.trust);
+        spool::depth(&self.dirs) + elsewhere.iter().map(|(_, count)| count).sum::<usize>()
+    }
+
+    /// Bytes of the outputs of this command's events; none if Nix's database does not tell.
+    fn output_bytes(&self) -> Option<u64> {
+        let journal = Journal::open_read_only(&self.dirs).ok()??;
+        let paths: Vec<String> = journal.outputs(Some(self.begun_ms)).ok()?.into_iter().collect();
+        let infos = crate::nix::database::Database::open(&NixDirs::from_env()).ok()?.path_infos(&paths).ok()?;
+        Some(infos.iter().flatten().map(|info| info.nar_size).sum())
+    }
+
+    /// Ends the worker of a private queue; true once it has left.
+    fn stop_worker(&self) -> bool {
+        let path = self.dirs.worker_lock();
+        let begun = Instant::now();
+        let mut asked = false;
+        while let Some(pid) = lock::holder(&path) {
+            if !asked && let Some(pid) = Pid::from_raw(pid) {
+                // It may be gone by now.
+                let _asked = rustix::process::kill_process(pid, Signal::TERM);
+                asked = true;
+            }
+            if begun.elapsed() > WORKER_STOP {
+                return false;
+            }
+            std::thread::sleep(LOOK);
+        }
+        true
+    }
+}
+
+/// Sees to it that a worker runs while there is work, whoever the configuration says starts it: here nobody else may.
+struct Workers<'a> {
+    session: &'a Session,
+    started: Option<Instant>,
+}
+
+impl Workers<'_> {
+    fn ensure(&mut self, seen: &Seen) {
+        let work = seen.spooled + seen.due > 0;
+        let dirs = &self.session.dirs;
+        let starting = self.started.is_some_and(|started| started.elapsed() < WORKER_START);
+        if !work || starting || lock::is_held(&dirs.worker_lock()) {
+            return;
+        }
+        self.started = Some(Instant::now());
+        let mut arguments: Vec<&OsStr> = vec!["--config".as_ref(), dirs.config.as_os_str()];
+        arguments.extend(["--state-dir".as_ref(), dirs.state.as_os_str()]);
+        arguments.extend(spawn::ARGUMENTS.map(OsStr::new));
+        if let Err(error) = spawn::detached(dirs, &arguments) {
+            say(&format!("no worker was started ({error}); what is handed over is kept"));
+        }
+    }
+}
+
+/// Signals that mean the command.
+struct Signals {
+    all: Vec<(Signal, tokio::signal::unix::Signal)>,
+    /// Does the terminal send SIGINT and SIGQUIT to the command as well?
+    terminal: bool,
+}
+
+impl Signals {
+    fn new() -> Result<Self, CliError> {
+        let kinds = [
+            (Signal::INT, SignalKind::interrupt()),
+            (Signal::TERM, SignalKind::terminate()),
+            (Signal::HUP, SignalKind::hangup()),
+            (Signal::QUIT, SignalKind::quit()),
+        ];
+        let all = kinds.into_iter().map(|(number, kind)| Ok((number, signal(kind)?))).collect::<std::io::Result<_>>();
+        // SAFETY: no pointer is passed; without a terminal it gives -1.
+        let foreground = unsafe { libc::tcgetpgrp(libc::STDIN_FILENO) };
+        let own = rustix::process::getpgrp().as_raw_nonzero().get();
+        Ok(Self { all: all.map_err(CliError::environment)?, terminal: foreground == own })
+    }
+
+    async fn next(&mut self) -> Signal {
+        let waits = self.all.iter_mut().map(|(number, stream)| {
+            let number = *number;
+            Box::pin(async move {
+                stream.recv().await;
+                number
+            })
+        });
+        futures_util::future::select_all(waits).await.0
+    }
+}
+
+/// Waits for the command, hands it the signals that this process gets, and keeps a worker at work.
+async fn wait_for(mut child: Child, signals: &mut Signals, workers: &mut Workers<'_>) -> Result<ExitStatus, CliError> {
+    loop {
+        tokio::select! {
+            status = child.wait() => return status.map_err(CliError::environment),
+            signal = signals.next() => {
+                // The terminal's own go to all processes in the foreground; twice would look like an impatient person to Nix.
+                let sent_already = signals.terminal && [Signal::INT, Signal::QUIT].contains(&signal);
+                if !sent_already && let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
+                    // It may be gone by now.
+                    let _sent = rustix::process::kill_process(pid, signal);
+                }
+            }
+            () = tokio::time::sleep(LOOK) => {
+                let spooled = workers.session.spooled() as u64;
+                workers.ensure(&Seen { spooled, ..Seen::default() });
+            }
+        }
+    }
+}
+
+fn exit_code(status: ExitStatus) -> i32 {
+    status.code().unwrap_or_else(|| SIGNALLED + status.signal().unwrap_or_default())
+}
+
+fn text(summary: &Summary) -> String {
+    let Summary { command_exit, events, found_afterwards, output_bytes, spooled, plugins, finished, state: _, waited_ms } =
+        summary;
+    let mut text = match events {
+        0 if *spooled == 0 => "nothing was built that a hook would report".to_owned(),
+        1 => "1 event".to_owned(),
+        events => format!("{events} events"),
+    };
+    if let Some(bytes) = output_bytes.filter(|bytes| *bytes > 0) {
+        let _ = write!(text, " ({} of outputs)", output::bytes(bytes));
+    }
+    if *found_afterwards > 0 {
+        let _ = write!(text, ", {found_afterwards} found in Nix's database");
+    }
+    if *spooled > 0 {
+        let _ = write!(text, ", {spooled} not taken by a worker");
+    }
+    for PluginCounts { plugin, due, waiting, running, done, dead, refused, oldest_ms: _, next_ms: _ } in plugins {
+        let counts = [(*done, "done"), (due + waiting + running, "unfinished"), (*dead, "given up"), (*refused, "refused")];
+        let counts: Vec<String> =
+            counts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")).collect();
+        let _ = write!(text, "; {plugin}: {}", counts.join(", "));
+    }
+    if *waited_ms >= 1000 {
+        let _ = write!(text, "; waited {}", output::duration(waited_ms / 1000 * 1000));
+    }
+    if !finished {
+        text.push_str("; the rest stays in the queue: `hookrun queue list` shows it");
+    }
+    if summary.dead() + summary.refused() > 0 {
+        text.push_str("; `hookrun log --outcome failed` says why");
+    }
+    if *command_exit != 0 {
+        let _ = write!(text, "; the command failed ({command_exit})");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exit_code_is_the_commands_or_tells_of_unfinished_work() {
+        let summary = |command_exit, finished, dead, refused| {
+            let plugins =
+                vec![PluginCounts { plugin: "cache".to_owned(), done: 2, dead, refused, ..PluginCounts::default() }];
+            Summary { command_exit, events: 3, finished, plugins, ..Summary::default() }
+        };
+        assert_eq!(summary(0, true, 0, 0).exit(), Exit::Done);
+        assert_eq!(summary(0, false, 0, 0).exit(), Exit::Failed);
+        assert_eq!(summary(0, true, 1, 0).exit(), Exit::Failed);
+        assert_eq!(summary(0, true, 0, 1).exit(), Exit::Failed);
+        assert_eq!(summary(100, false, 1, 0).exit(), Exit::Command(100));
+        insta::assert_snapshot!(text(&summary(0, true, 0, 0)), @"3 events; cache: 2 done");
+        insta::assert_snapshot!(text(&summary(100, false, 1, 0)), @"3 events; cache: 2 done, 1 given up; the rest stays in the queue: `hookrun queue list` shows it; `hookrun log --outcome failed` says why; the command failed (100)");
+        insta::assert_snapshot!(text(&Summary { finished: true, ..Summary::default() }), @"nothing was built that a hook would report");
+    }
+}

@@ -1,0 +1,133 @@
+//! The journal as it grows, for `hookrun log --follow`: new attempts, also when a worker sets a damaged journal aside and begins another.
+//!
+//! It looks at SQLite's `data_version` a few times a second, which costs a read of shared memory: a watch of the directory would
+//! report every write of the log, and would have to be made again for each new file.
+
+use crate::dirs::Dirs;
+use crate::queue::journal::{self, AttemptRow, FileId, Journal, JournalError, LogFilter};
+
+/// Gives attempts that were not there at the last look.
+pub(super) struct Follower {
+    dirs: Dirs,
+    filter: LogFilter,
+    /// Open while the file is the one that it was opened as.
+    journal: Option<Journal>,
+    file: Option<FileId>,
+    version: Option<i64>,
+    /// The newest row that was looked at.
+    seen: i64,
+}
+
+impl Follower {
+    /// Follows what `filter` admits; its `limit` counts for what is there already, which [`Follower::first`] gives.
+    pub(super) fn new(dirs: &Dirs, filter: LogFilter) -> Self {
+        Self { dirs: dirs.clone(), filter, journal: None, file: None, version: None, seen: 0 }
+    }
+
+    /// What is there already; none without a journal.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub(super) fn first(&mut self) -> Result<Vec<AttemptRow>, JournalError> {
+        let limit = self.filter.limit;
+        let rows = self.look(limit);
+        self.filter.limit = None;
+        rows
+    }
+
+    /// What has come since the last look. A journal that cannot be read just now (it is being set aside, or made) has nothing new.
+    pub(super) fn next(&mut self) -> Vec<AttemptRow> {
+        self.look(None).unwrap_or_else(|_| {
+            // Opened anew at the next look, and read on from where this one was.
+            self.journal = None;
+            self.version = None;
+            Vec::new()
+        })
+    }
+
+    fn look(&mut self, limit: Option<usize>) -> Result<Vec<AttemptRow>, JournalError> {
+        let file = journal::file_id(&self.dirs);
+        if file != self.file {
+            self.journal = None;
+            self.version = None;
+            // A new journal has rows of its own from 1 on.
+            if file.is_some() {
+                self.seen = 0;
+            }
+            self.file = file;
+        }
+        if self.file.is_none() {
+            return Ok(Vec::new());
+        }
+        if self.journal.is_none() {
+            self.journal = Journal::open_read_only(&self.dirs)?;
+        }
+        let Some(journal) = &self.journal else { return Ok(Vec::new()) };
+        let version = journal.data_version()?;
+        if self.version == Some(version) {
+            return Ok(Vec::new());
+        }
+        // Before the rows: what comes in between is found at the next look by its number.
+        let newest = journal.newest_attempt()?;
+        // Row numbers are given again once the newest rows are forgotten.
+        let after = self.seen.min(newest);
+        let rows = journal.log(&LogFilter { after: Some(after), limit, ..self.filter.clone() })?;
+        self.seen = rows.last().map_or(newest, |row| row.id.max(newest));
+        self.version = Some(version);
+        Ok(rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::{Outcome, RunReport, Usage};
+    use crate::queue::journal::{Attempt, Ended, Incoming, Task};
+    use crate::queue::retry::Next;
+    use crate::queue::tests::post_build;
+
+    fn attempt(journal: &mut Journal, name: &str, done: bool) {
+        let event = post_build(name);
+        journal.take(&[Incoming { event: &event, uid: 0, plugins: vec!["cache".into()], rooted: 0 }], 1).unwrap();
+        let task = Task { plugin: "cache".into(), event: event.clone() };
+        let number = journal.step(&[], &[task], 2).unwrap().1.remove(0).unwrap().number;
+        let outcome = if done {
+            Outcome::Done { message: "well".to_owned(), details: Vec::new() }
+        } else {
+            Outcome::Failed { message: "no".to_owned(), transient: false, retry_after_ms: None }
+        };
+        let report = RunReport { outcome, usage: Usage::default(), log: Vec::new() };
+        let attempt = Attempt { event: &event.id, plugin: "cache", number, start_ms: 2, end_ms: 3 };
+        let ended = Ended { attempt, report: &report, next: if done { Next::Done } else { Next::Dead } };
+        journal.step(&[ended], &[], 3).unwrap();
+    }
+
+    fn names(rows: Vec<AttemptRow>) -> Vec<String> {
+        rows.into_iter().map(|row| row.name).collect()
+    }
+
+    #[test]
+    fn new_attempts_once_each_and_those_of_a_journal_that_takes_the_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let dirs = Dirs { config: directory.path().join("c"), state: directory.path().to_owned() };
+        let mut follower = Follower::new(&dirs, LogFilter { limit: Some(1), ..LogFilter::default() });
+        assert!(follower.first().unwrap().is_empty(), "no journal yet");
+        let (mut journal, _) = Journal::open(&dirs).unwrap();
+        attempt(&mut journal, "a", true);
+        attempt(&mut journal, "b", false);
+        assert_eq!(names(follower.next()), ["a", "b"], "the limit is for what was there");
+        assert!(follower.next().is_empty());
+        attempt(&mut journal, "c", true);
+        assert_eq!(names(follower.next()), ["c"]);
+        drop(journal);
+        std::fs::remove_dir_all(dirs.journal()).unwrap();
+        assert!(follower.next().is_empty());
+        let (mut journal, _) = Journal::open(&dirs).unwrap();
+        attempt(&mut journal, "d", true);
+        assert_eq!(names(follower.next()), ["d"]);
+        let mut dead = Follower::new(&dirs, LogFilter { outcome: Some(journal::EndedAs::Dead), ..LogFilter::default() });
+        assert!(dead.first().unwrap().is_empty());
+        attempt(&mut journal, "e", false);
+        assert_eq!(names(dead.next()), ["e"]);
+    }
+}

@@ -1,0 +1,55 @@
+//! `--since`: a point in time as people write it. `hookrun log` and `hookrun sync` ask for one.
+
+use chrono::{DateTime, Local, NaiveDate, NaiveTime, TimeZone as _};
+
+use crate::event::now_ms;
+
+/// Milliseconds since 1970 of `text`: a duration before now (`90s`, `2h`, `3d`), a time as RFC 3339 writes it
+/// (`2026-11-23T06:00:00+01:00`), or a local date (`2026-11-23`).
+///
+/// # Errors
+/// It is none of these.
+pub(super) fn parse(text: &str) -> Result<u64, String> {
+    parse_at(text, now_ms())
+}
+
+fn parse_at(text: &str, now_ms: u64) -> Result<u64, String> {
+    if let Ok(duration) = humantime::parse_duration(text) {
+        return Ok(now_ms.saturating_sub(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)));
+    }
+    let time = DateTime::parse_from_rfc3339(text).map(|time| time.with_timezone(&Local)).ok().or_else(|| {
+        let date = text.parse::<NaiveDate>().ok()?;
+        Local.from_local_datetime(&date.and_time(NaiveTime::MIN)).earliest()
+    });
+    match time {
+        // What lies before 1970 is before everything.
+        Some(time) => Ok(u64::try_from(time.timestamp_millis()).unwrap_or(0)),
+        None => Err("no time: write `2h` or `3d`, a date such as 2026-11-23, or 2026-11-23T06:00:00Z".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_forms() {
+        let now = 1_800_000_000_000;
+        assert_eq!(parse_at("2h", now), Ok(now - 7_200_000));
+        assert_eq!(parse_at("3d", now), Ok(now - 3 * 86_400_000));
+        assert_eq!(parse_at("1970-01-01T01:00:00+01:00", now), Ok(0));
+        assert_eq!(parse_at("2026-11-23T06:00:00Z", now), Ok(1_795_413_600_000));
+        assert_eq!(parse_at("1969-01-01T00:00:00Z", now), Ok(0));
+        assert!(parse_at("2026-11-23", now).is_ok());
+        insta::assert_snapshot!(parse_at("yesterday", now).unwrap_err(), @"no time: write `2h` or `3d`, a date such as 2026-11-23, or 2026-11-23T06:00:00Z");
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_breaks_it(text in ".{0,40}", now in any::<u64>()) {
+            let _ = parse_at(&text, now);
+        }
+    }
+}

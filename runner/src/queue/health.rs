@@ -1,0 +1,205 @@
+//! What is wrong with the place where hooks put events: for `hookrun status` and whoever else tells people.
+//!
+//! Looks and judges, changes nothing. What is seen and what it means are apart: [`Look`] is what the system says, [`judge`] a pure
+//! function of it.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
+
+use super::spool::fallback_directory;
+use super::trust::Trust;
+use crate::dirs::Dirs;
+
+/// Below this much space for ordinary users a spool counts as full soon: a few thousand events, and the journal beside it.
+const LITTLE_SPACE: u64 = 16 << 20;
+/// Below this many free inodes likewise: an event is a file.
+const FEW_INODES: u64 = 1000;
+/// The bits of a mode that chmod(1) sets.
+const PERMISSIONS: u32 = 0o7777;
+
+/// What the system says about one spool.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Look {
+    /// Type and permissions; none: there is nothing.
+    mode: Option<u32>,
+    owner: u32,
+    /// Why its entries cannot be listed, if so.
+    unlistable: Option<rustix::io::Errno>,
+    /// Bytes that ordinary users may still write.
+    free: Option<u64>,
+    /// Inodes that are left; none where the file system has no fixed number.
+    inodes: Option<u64>,
+    read_only: bool,
+}
+
+/// The spool and the places beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// Could the spool be listed? If not, nobody here knows how many events wait.
+    pub listed: bool,
+    /// Events in fallback directories.
+    pub elsewhere: usize,
+    /// One line for each thing that is wrong, with the fix.
+    pub problems: Vec<String>,
+}
+
+/// Looks at the spool of `dirs` and at the fallback directories; `worker`: one runs.
+pub fn check(dirs: &Dirs, worker: bool) -> Health {
+    let spool = dirs.spool();
+    let seen = look(&spool);
+    let mut problems = judge(&spool, &seen, rustix::process::geteuid().as_raw(), worker);
+    let elsewhere = elsewhere(dirs, &Trust::from_env());
+    problems.extend(elsewhere.iter().map(|(directory, count)| {
+        format!(
+            "{count} events are in {} because the spool could not be written; the worker takes them from there",
+            directory.display()
+        )
+    }));
+    let elsewhere = elsewhere.into_iter().map(|(_, count)| count).sum();
+    Health { listed: seen.unlistable.is_none(), elsewhere, problems }
+}
+
+/// The fallback directories that have events, and how many.
+pub fn elsewhere(dirs: &Dirs, trust: &Trust) -> Vec<(PathBuf, usize)> {
+    let directories = trust.uids().map(|uid| fallback_directory(dirs, uid));
+    directories.map(|directory| (directory.clone(), count(&directory))).filter(|(_, count)| *count > 0).collect()
+}
+
+fn look(spool: &Path) -> Look {
+    let found = std::fs::symlink_metadata(spool).ok();
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let unlistable = found.as_ref().filter(|found| found.is_dir());
+    let unlistable = unlistable.and_then(|_| rustix::fs::open(spool, flags, Mode::empty()).err());
+    // Where nothing is yet, the file system that it will be on.
+    let place = spool.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let system = rustix::fs::statvfs(place).ok();
+    Look {
+        mode: found.as_ref().map(std::fs::Metadata::mode),
+        owner: found.as_ref().map_or(0, std::fs::Metadata::uid),
+        unlistable,
+        free: system.as_ref().map(|system| system.f_bavail.saturating_mul(system.f_frsize)),
+        inodes: system.as_ref().filter(|system| system.f_files > 0).map(|system| system.f_favail),
+        read_only: system.is_some_and(|system| system.f_flag.contains(StatVfsMountFlags::RDONLY)),
+    }
+}
+
+fn judge(spool: &Path, look: &Look, me: u32, worker: bool) -> Vec<String> {
+    let Look { mode, owner, unlistable, free, inodes, read_only } = look;
+    let shown = spool.display();
+    let mut problems = Vec::new();
+    match mode {
+        // Before the first event that is how it is.
+        None if !worker => {}
+        None => problems.push(format!(
+            "the spool {shown} is gone while a worker runs: somebody removed it, with what was in it; the next hook of its owner makes it again"
+        )),
+        Some(mode) if mode & libc::S_IFMT != libc::S_IFDIR => {
+            problems.push(format!("the spool {shown} is no directory; remove it, the next hook makes it"));
+        }
+        Some(mode) => problems.extend(wrong_mode(spool, mode & PERMISSIONS, *owner, me)),
+    }
+    if let Some(error) = unlistable {
+        problems.push(if *owner == me {
+            format!("the spool {shown} cannot be read ({error}); run `chmod u+rwx {shown}`")
+        } else {
+            format!("how many events wait in {shown} only its owner can see (uid {owner}); ask as that user")
+        });
+    }
+    if *read_only {
+        problems.push(format!(
+            "the file system of {shown} is mounted read-only, and hooks cannot hand over there; mount it writable, or set HOOKRUN_STATE_DIR to another directory"
+        ));
+    } else if free.is_some_and(|free| free < LITTLE_SPACE) {
+        let free = bytesize::ByteSize(free.unwrap_or_default()).display().iec().to_string();
+        problems.push(format!(
+            "the file system of {shown} has {free} left, too little for events and the journal; make space there"
+        ));
+    } else if let Some(left) = inodes.filter(|left| *left < FEW_INODES) {
+        problems
+            .push(format!("the file system of {shown} has room for {left} files, and every event is one; make space there"));
+    }
+    problems
+}
+
+/// What is wrong with the permissions of a spool directory, which see [`super::spool`].
+fn wrong_mode(spool: &Path, mode: u32, owner: u32, me: u32) -> Option<String> {
+    const STICKY: u32 = 0o1000;
+    let shown = spool.display();
+    let others_write = mode & 0o022 != 0;
+    if owner != 0 && others_write {
+        Some(format!(
+            "the spool {shown} has mode {mode:04o}, so others may hand over events as uid {owner}'s worker takes them; run `chmod 0700 {shown}`"
+        ))
+    } else if others_write && mode & STICKY == 0 {
+        Some(format!(
+            "the spool {shown} has mode {mode:04o}, so anybody may remove events of others; run `chmod 1733 {shown}`"
+        ))
+    } else if owner == 0 && mode & 0o033 == 0 {
+        Some(format!(
+            "the spool {shown} has mode {mode:04o}, so build users cannot hand over what diff hooks find; run `chmod 1733 {shown}`"
+        ))
+    } else if owner == me && mode & 0o700 != 0o700 {
+        Some(format!(
+            "the spool {shown} has mode {mode:04o}, so its owner's hooks cannot write to it; run `chmod u+rwx {shown}`"
+        ))
+    } else {
+        None
+    }
+}
+
+/// Events in a directory: hidden files are not finished.
+fn count(directory: &Path) -> usize {
+    std::fs::read_dir(directory).map_or(0, |entries| {
+        entries.flatten().filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b".")).count()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIRECTORY: u32 = libc::S_IFDIR;
+
+    fn seen(look: &Look, me: u32, worker: bool) -> String {
+        judge(Path::new("/s/spool"), look, me, worker).join("\n")
+    }
+
+    fn directory(mode: u32, owner: u32) -> Look {
+        Look { mode: Some(DIRECTORY | mode), owner, free: Some(u64::MAX), ..Look::default() }
+    }
+
+    #[test]
+    fn what_is_right() {
+        assert_eq!(seen(&directory(0o1733, 0), 0, true), "");
+        assert_eq!(seen(&directory(0o1730, 0), 0, true), "");
+        assert_eq!(seen(&directory(0o700, 1000), 1000, false), "");
+        assert_eq!(seen(&Look { free: Some(u64::MAX), ..Look::default() }, 0, false), "", "nothing has happened yet");
+    }
+
+    #[test]
+    fn what_is_wrong() {
+        let plain = directory(0o1733, 0);
+        insta::assert_snapshot!(seen(&Look { free: Some(u64::MAX), ..Look::default() }, 0, true));
+        insta::assert_snapshot!(seen(&Look { mode: Some(libc::S_IFREG), ..plain.clone() }, 0, false));
+        insta::assert_snapshot!(seen(&directory(0o777, 0), 0, false));
+        insta::assert_snapshot!(seen(&directory(0o755, 0), 0, false));
+        insta::assert_snapshot!(seen(&directory(0o770, 1000), 1000, false));
+        insta::assert_snapshot!(seen(&directory(0o500, 1000), 1000, false));
+        insta::assert_snapshot!(seen(&Look { unlistable: Some(rustix::io::Errno::ACCESS), ..plain.clone() }, 1000, false));
+        insta::assert_snapshot!(seen(&Look { free: Some(4096), ..plain.clone() }, 0, false));
+        insta::assert_snapshot!(seen(&Look { inodes: Some(3), ..plain.clone() }, 0, false));
+        insta::assert_snapshot!(seen(&Look { read_only: true, free: Some(0), ..plain }, 0, false));
+    }
+
+    #[test]
+    fn a_place_as_it_is() {
+        let state = tempfile::tempdir().unwrap();
+        let dirs = Dirs { config: state.path().join("c"), state: state.path().join("not/yet") };
+        let health = check(&dirs, false);
+        assert!(health.listed && health.elsewhere == 0, "{health:?}");
+        std::fs::create_dir_all(dirs.spool()).unwrap();
+        assert!(check(&dirs, true).listed);
+    }
+}
