@@ -185,7 +185,7 @@ fn sync_hands_over_what_no_hook_reported() {
     scene
         .hookrun(&["sync", "--since", "1h"])
         .expect_success()
-        .expect_stdout("1 event handed over, 1 paths are in the journal");
+        .expect_stdout("1 event handed over, 1 path in the journal already");
     scene.drain().expect_success();
     scene.expect_tasks(&["alpha keeper done", "beta keeper done"]);
     scene.hookrun(&["sync", "--all"]).expect_success().expect_stdout("0 events");
@@ -213,7 +213,7 @@ fn a_worker_that_is_killed_meanwhile_is_followed_by_another() {
     let mut child = scene.hookrun_command(&words).stdout(Stdio::null()).spawn().unwrap();
     let begun = Instant::now();
     let lock = scene.state_dir().join("worker.lock");
-    while begun.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none() {
+    while begun.elapsed() < Duration::from_mins(1) && child.try_wait().unwrap().is_none() {
         if let Some(pid) = hookrun::queue::lock::holder(&lock).and_then(rustix::process::Pid::from_raw) {
             // It may have left by itself.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);

@@ -3,6 +3,7 @@
 
 mod bench;
 mod checks;
+mod crash;
 mod dist;
 mod fuzz;
 mod machine;
@@ -38,6 +39,8 @@ enum Task {
     Checks,
     /// Fuzz: each target for a bounded time. Exit code 1 if one finds something; what it found is in `fuzz/artifacts`.
     Fuzz(fuzz::Options),
+    /// The crash test in its long form: hooks and workers killed at every boundary and at random.
+    Crash(crash::Options),
     /// Measure a release build: the thin hook and an inline plugin against a shell and a disk.
     Bench(bench::Options),
     /// Make a release: binary, shell completions and man pages in `target/dist`.
@@ -65,6 +68,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test { arguments } => test::run(&arguments),
         Task::Checks => checks::run(),
         Task::Fuzz(options) => fuzz::run(&options),
+        Task::Crash(options) => crash::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Dist => dist::run(),
     }

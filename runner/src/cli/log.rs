@@ -76,7 +76,10 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         Format::Json => output::json(&rows)?,
         Format::Text => output::print(&text(&rows, args.verbose, output::colours()))?,
     }
-    while args.follow {
+    if !args.follow {
+        return Ok(Exit::Done);
+    }
+    loop {
         // Ctrl-C ends the process, as it ends `tail -f`: there is nothing to put back.
         std::thread::sleep(LOOK);
         let rows = follower.next();
@@ -85,7 +88,6 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
             Format::Text => output::print(&text(&rows, args.verbose, output::colours()))?,
         }
     }
-    Ok(Exit::Done)
 }
 
 /// Each row as one line of JSON.

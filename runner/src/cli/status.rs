@@ -222,10 +222,21 @@ fn text(status: &Status, colours: bool) -> String {
     if !status.plugins.is_empty() {
         text.push('\n');
         let mut rows = vec![
-            ["plugin", "due", "waiting", "running", "done", "dead", "refused", "success (1 day)", "last success", "next attempt"]
-                .iter()
-                .map(|head| styled(head, Style::Faint, colours))
-                .collect(),
+            [
+                "plugin",
+                "due",
+                "waiting",
+                "running",
+                "done",
+                "dead",
+                "refused",
+                "success (1 day)",
+                "last success",
+                "next attempt",
+            ]
+            .iter()
+            .map(|head| styled(head, Style::Faint, colours))
+            .collect(),
         ];
         rows.extend(status.plugins.iter().map(|plugin| row(plugin, now_ms(), colours)));
         text.push_str(&output::table(&rows));
@@ -266,12 +277,9 @@ fn row(plugin: &Plugin, now: u64, colours: bool) -> Vec<String> {
     let number = |count: u64, style| if count == 0 { "0".to_owned() } else { styled(&count.to_string(), style, colours) };
     let dash = || "-".to_owned();
     let attempts = succeeded + failed;
-    let success = if attempts == 0 {
-        dash()
-    } else {
-        let style = if *failed == 0 { Style::Good } else { Style::Warning };
-        styled(&format!("{}% of {attempts}", succeeded.saturating_mul(100) / attempts), style, colours)
-    };
+    let style = if *failed == 0 { Style::Good } else { Style::Warning };
+    let percent = succeeded.saturating_mul(100).checked_div(attempts);
+    let success = percent.map_or_else(dash, |percent| styled(&format!("{percent}% of {attempts}"), style, colours));
     vec![
         styled(plugin, Style::Strong, colours),
         number(*due, Style::Warning),

@@ -221,11 +221,11 @@ fn plan(
             && (ultimate || !built)
             && only.as_ref().is_none_or(|only| only.contains(&path))
             // A derivation is no output.
-            && Path::new(&path).extension().is_none_or(|extension| extension != "drv");
+            && !is_derivation(&path);
         if !meant {
             continue;
         }
-        let Some(deriver) = deriver.filter(|deriver| is_store_path(store, deriver) && deriver.ends_with(".drv")) else {
+        let Some(deriver) = deriver.filter(|deriver| is_store_path(store, deriver) && is_derivation(deriver)) else {
             report.without_derivation += 1;
             continue;
         };
@@ -240,6 +240,10 @@ fn plan(
         }
     }
     plan
+}
+
+fn is_derivation(path: &str) -> bool {
+    Path::new(path).extension().is_some_and(|extension| extension == "drv")
 }
 
 /// The outputs with their names: as the derivation says, or else as their paths do.
@@ -261,7 +265,7 @@ fn named(arguments: &[OsString], nix: &NixDirs) -> Result<BTreeSet<String>, CliE
     for argument in arguments {
         let shown = argument.to_string_lossy();
         let paths = match store_path(argument, nix) {
-            Some(path) if path.ends_with(".drv") => {
+            Some(path) if is_derivation(&path) => {
                 let outputs = nix::outputs_of(&path).map_err(CliError::environment)?;
                 outputs.into_iter().map(|output| output.path).collect()
             }
@@ -310,6 +314,10 @@ fn installable(argument: &OsStr) -> Result<Vec<String>, CliError> {
     Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
 }
 
+fn counted(paths: usize) -> String {
+    if paths == 1 { "1 path".to_owned() } else { format!("{paths} paths") }
+}
+
 fn text(report: &Report, dry_run: bool) -> String {
     let mut text = String::new();
     if dry_run {
@@ -320,10 +328,10 @@ fn text(report: &Report, dry_run: bool) -> String {
     let events = if report.enqueued == 1 { "event" } else { "events" };
     let _ = write!(text, "{} {events} {}", report.enqueued, if dry_run { "would be handed over" } else { "handed over" });
     if report.known > 0 {
-        let _ = write!(text, ", {} paths are in the journal already (--force takes them too)", report.known);
+        let _ = write!(text, ", {} in the journal already (--force takes them too)", counted(report.known));
     }
     if report.without_derivation > 0 {
-        let _ = write!(text, ", {} paths have no derivation", report.without_derivation);
+        let _ = write!(text, ", {} without a derivation", counted(report.without_derivation));
     }
     text.push('\n');
     text

@@ -53,7 +53,7 @@ pub fn check(dirs: &Dirs, worker: bool) -> Health {
     let elsewhere = elsewhere(dirs, &Trust::from_env());
     problems.extend(elsewhere.iter().map(|(directory, count)| {
         format!(
-            "{count} events are in {} because the spool could not be written; the worker takes them from there",
+            "events that the spool could not hold are in {}: {count}; the worker takes them from there",
             directory.display()
         )
     }));
@@ -129,14 +129,12 @@ fn wrong_mode(spool: &Path, mode: u32, owner: u32, me: u32) -> Option<String> {
     let shown = spool.display();
     let others_write = mode & 0o022 != 0;
     if owner != 0 && others_write {
-        Some(format!(
-            "the spool {shown} has mode {mode:04o}, so others may hand over events as uid {owner}'s worker takes them; run `chmod 0700 {shown}`"
-        ))
+        Some(format!("the spool {shown} has mode {mode:04o}, so others may add and remove events; run `chmod 0700 {shown}`"))
     } else if others_write && mode & STICKY == 0 {
         Some(format!(
             "the spool {shown} has mode {mode:04o}, so anybody may remove events of others; run `chmod 1733 {shown}`"
         ))
-    } else if owner == 0 && mode & 0o033 == 0 {
+    } else if owner == 0 && !others_write {
         Some(format!(
             "the spool {shown} has mode {mode:04o}, so build users cannot hand over what diff hooks find; run `chmod 1733 {shown}`"
         ))

@@ -17,6 +17,7 @@
 //! (locks on build users excepted, where the machine's own Nix has the same). A scene's directory goes when it is dropped,
 //! and what still runs in it is ended; `HOOKRUN_LAB_KEEP=1` keeps the directory.
 
+mod boundary;
 mod build_hook;
 mod journal;
 mod machine;
@@ -25,6 +26,7 @@ pub mod s3;
 mod scene;
 mod script;
 
+pub use boundary::{Boundary, Point};
 pub use build_hook::{Answered, answers, build_hook, conversation};
 pub use journal::Attempt;
 pub use machine::{BUILD_GROUP, hookrun_program, is_root, require_build_users, require_nix, shared_directory};

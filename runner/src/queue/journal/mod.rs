@@ -40,7 +40,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// SQLite or the file system says no.
-    #[error("the journal {} cannot be used ({error}); its directory must be writable for the user that runs the worker", path.display())]
+    #[error("the journal {} cannot be used ({error}); {}", path.display(), fix(error))]
     Sqlite {
         /// The database.
         path: PathBuf,
@@ -65,6 +65,14 @@ pub enum JournalError {
         /// Its `user_version`.
         version: usize,
     },
+}
+
+/// What to do about an error of SQLite.
+fn fix(error: &rusqlite::Error) -> &'static str {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DiskFull) => "make space there",
+        _ => "its directory must be writable for the user that runs the worker",
+    }
 }
 
 /// How many tasks are open.

@@ -169,7 +169,10 @@ fn a_worker_that_was_killed_costs_one_attempt() {
     assert_eq!(states(&scene), ["pending", "pending", "pending"]);
     assert_eq!(scene.begin(&event, "cache", 6000), Some(2));
     assert_eq!(scene.begin(&event, "other", 6000), Some(1), "given back, not spent");
-    let rows = scene.journal.log(&LogFilter { outcome: Some(EndedAs::Class("interrupted".into())), ..LogFilter::default() }).unwrap();
+    let rows = scene
+        .journal
+        .log(&LogFilter { outcome: Some(EndedAs::Class("interrupted".into())), ..LogFilter::default() })
+        .unwrap();
     assert_eq!((rows.len(), rows[0].start_ms, rows[0].end_ms, rows[0].usage.is_none()), (1, 2000, 5000, true));
 }
 

@@ -1,0 +1,64 @@
+//! A library that is preloaded into hookrun: it kills the process before or after a chosen `fsync`, `rename` and their like, or gives it
+//! another clock. Compiled once a test with the C compiler that Rust links with.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::Ran;
+
+const SOURCE: &str = include_str!("boundary.c");
+
+/// The library.
+#[derive(Debug, Clone)]
+pub struct Boundary {
+    library: PathBuf,
+}
+
+/// Where to kill a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Point {
+    /// Which boundary of the process, 1 for the first.
+    pub number: usize,
+    /// After it, not before.
+    pub after: bool,
+}
+
+impl Boundary {
+    /// Compiles it into `directory`.
+    ///
+    /// # Panics
+    /// There is no C compiler.
+    #[track_caller]
+    pub fn compile(directory: &Path) -> Self {
+        let (source, library) = (directory.join("boundary.c"), directory.join("boundary.so"));
+        std::fs::write(&source, SOURCE).unwrap();
+        let mut compiler = Command::new("cc");
+        compiler.args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"]).arg(&library).arg(&source).arg("-ldl");
+        Ran::of(&mut compiler).expect_success();
+        Self { library }
+    }
+
+    /// Kills `command` at a point.
+    pub fn kill<'a>(&self, command: &'a mut Command, point: Point) -> &'a mut Command {
+        command.env("LD_PRELOAD", &self.library).env("BOUNDARY_KILL", point.number.to_string());
+        if point.after {
+            command.env("BOUNDARY_AFTER", "1");
+        }
+        command
+    }
+
+    /// Writes the boundaries of `command` to a file, for [`Boundary::seen`].
+    pub fn log<'a>(&self, command: &'a mut Command, file: &Path) -> &'a mut Command {
+        command.env("LD_PRELOAD", &self.library).env("BOUNDARY_LOG", file)
+    }
+
+    /// The boundaries that were met, in order.
+    pub fn seen(file: &Path) -> Vec<String> {
+        std::fs::read_to_string(file).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+
+    /// Shifts the clock of `command`.
+    pub fn shift_clock<'a>(&self, command: &'a mut Command, seconds: i64) -> &'a mut Command {
+        command.env("LD_PRELOAD", &self.library).env("CLOCK_SHIFT", seconds.to_string())
+    }
+}

@@ -1,0 +1,34 @@
+//! `cargo xtask crash`: the crash test in its long form, with its figures.
+
+use anyhow::Result;
+
+use crate::machine::{self, Need};
+use crate::process::{self, CommandExt as _, cargo};
+
+/// Options of `cargo xtask crash`.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Events to hand over.
+    #[arg(long, default_value_t = 10_000)]
+    events: usize,
+    /// Hooks and workers to kill.
+    #[arg(long, default_value_t = 1000)]
+    kills: usize,
+    /// The seed of another run, which it printed.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+/// Runs it.
+pub fn run(options: &Options) -> Result<()> {
+    machine::prepare(Need::Nix)?;
+    process::build_workspace()?;
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--test", "crash", "--", "--ignored", "--nocapture"]);
+    command.env("HOOKRUN_CRASH_EVENTS", options.events.to_string());
+    command.env("HOOKRUN_CRASH_KILLS", options.kills.to_string());
+    if let Some(seed) = options.seed {
+        command.env("HOOKRUN_CRASH_SEED", seed.to_string());
+    }
+    command.run()
+}
