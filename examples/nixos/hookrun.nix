@@ -66,7 +66,8 @@ in
       restartTriggers = [ config.environment.etc."hookrun/hookrun.toml".source ];
       # What each line is for is said in ../systemd/hookrun.service.
       serviceConfig = {
-        Type = "exec";
+        Type = "notify";
+        WatchdogSec = "2min";
         ExecStart = "${program} daemon";
         Restart = "on-failure";
         RestartSec = "5s";

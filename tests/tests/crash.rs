@@ -122,6 +122,8 @@ impl Storm {
 
     /// Kills hooks and workers once before and once after each of their boundaries. Gives the number of kills.
     fn every_boundary(&self) -> usize {
+        // The first one makes directories.
+        self.hand_over(1);
         let log = self.scene.path("boundaries");
         let (number, mut command) = self.hook();
         self.ended(number, &mut self.boundary.log(&mut command, &log).spawn().unwrap());

@@ -43,15 +43,19 @@ fn the_nixos_module_is_the_nix_language() {
 }
 
 #[test]
-fn the_unit_is_one_for_systemd() {
+fn the_units_are_some_for_systemd() {
     if Command::new("systemd-analyze").arg("--version").output().is_err() {
         eprintln!("skipped: there is no systemd-analyze");
         return;
     }
     let scene = Scene::new();
-    let text = std::fs::read_to_string(example("systemd/hookrun.service")).unwrap();
-    let unit = scene.path("hookrun.service");
-    std::fs::write(&unit, text.replace("/usr/local/bin", scene.path("bin").to_str().unwrap())).unwrap();
-    let ran = Ran::of(Command::new("systemd-analyze").arg("verify").arg(&unit)).expect_success();
+    let units = ["hookrun.service", "hookrun.path"].map(|name| {
+        let text = std::fs::read_to_string(example("systemd").join(name)).unwrap();
+        let unit = scene.path(name);
+        std::fs::write(&unit, text.replace("/usr/local/bin", scene.path("bin").to_str().unwrap())).unwrap();
+        unit
+    });
+    // One knows the other from beside it.
+    let ran = Ran::of(Command::new("systemd-analyze").arg("verify").args(&units)).expect_success();
     assert_eq!(ran.stderr, "", "{}", ran.account());
 }
