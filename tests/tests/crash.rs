@@ -75,7 +75,7 @@ struct Storm {
 impl Storm {
     fn new() -> Self {
         let scene = Scene::new().config(&format!(
-            "[worker]\nstart = \"none\"\n[plugins.keeper]\nsource = \"{}\"\nhooks = [\"post-build\"]\ngrant = {{ state = true }}\n\
+            "[worker]\nstart = \"none\"\nroots-max-age = \"1h\"\n[plugins.keeper]\nsource = \"{}\"\nhooks = [\"post-build\"]\ngrant = {{ state = true }}\n\
              limits = {{ state-keys = 100000, state-bytes = \"64MiB\", host-bytes = \"1GiB\", memory = \"512MiB\" }}\n",
             guests::guest("good").unwrap().display()
         ));
@@ -256,7 +256,7 @@ impl Storm {
         for number in handed_over.iter() {
             assert!(effects.contains(&name(*number)), "the plugin never saw {}", name(*number));
         }
-        // What killed hooks and workers left behind is swept an hour later.
+        // What killed hooks and workers left behind is swept later than `roots-max-age`.
         let rooted = || std::fs::read_dir(self.scene.private_nix().state_dir().join("gcroots/hookrun")).unwrap().count();
         let orphans = rooted();
         let mut later = self.scene.hookrun_command(&["drain"]);
