@@ -28,7 +28,7 @@ impl Manager {
             let mut message = [0; 4096];
             match self.socket.recv(&mut message) {
                 Ok(size) => {
-                    self.said.extend(String::from_utf8_lossy(message.get(..size).unwrap()).lines().map(str::to_owned))
+                    self.said.extend(String::from_utf8_lossy(message.get(..size).unwrap()).lines().map(str::to_owned));
                 }
                 Err(error) => panic!("no `{word}` ({error}): {:?}", self.said),
             }
