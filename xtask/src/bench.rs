@@ -2,9 +2,12 @@
 //!
 //! * the thin post-build hook with its state on tmpfs against `sh -c true`: what hookrun adds to starting a process;
 //! * the same on disk against `dd conv=fsync` of 1 KiB: what it adds to making one small file durable;
-//! * an inline (`gate`) plugin with a warm artifact cache against `sh -c true`.
+//! * an inline (`gate`) plugin with a warm artifact cache against `sh -c true`;
+//! * the queue under load (`bench/queue.rs`).
 //!
 //! Nix is not needed: the hook is called as Nix calls it, on a derivation written here.
+
+mod queue;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -25,6 +28,9 @@ pub struct Options {
     /// Where the state directory on disk is to be; by default in the target directory.
     #[arg(long)]
     disk: Option<PathBuf>,
+    /// Events that the worker is to find.
+    #[arg(long, default_value_t = 5000)]
+    events: usize,
     /// A memory file system.
     #[arg(long, default_value = "/dev/shm")]
     tmpfs: PathBuf,
@@ -109,14 +115,14 @@ fn inline(guest: &Path) -> String {
     )
 }
 
-/// Builds that guest.
-fn guest(target: &Path) -> Result<PathBuf> {
+/// Builds a guest of the tests.
+fn guest(target: &Path, name: &str) -> Result<PathBuf> {
     let target = target.join("guests");
     cargo()
-        .args(["build", "--release", "--target", "wasm32-wasip2", "--package", "guest-good", "--target-dir"])
+        .args(["build", "--release", "--target", "wasm32-wasip2", "--package", &format!("guest-{name}"), "--target-dir"])
         .arg(&target)
         .run()?;
-    Ok(target.join("wasm32-wasip2/release/guest_good.wasm"))
+    Ok(target.join(format!("wasm32-wasip2/release/guest_{name}.wasm")))
 }
 
 /// Builds the release and prints a table.
@@ -163,7 +169,7 @@ pub fn run(options: &Options) -> Result<()> {
     )?;
     expect_spooled(&place, options.runs)?;
 
-    let place = Place::make(&options.tmpfs, "inline", &inline(&guest(&target_directory()?)?))?;
+    let place = Place::make(&options.tmpfs, "inline", &inline(&guest(&target_directory()?, "good")?))?;
     place.hookrun(&program, "compile").run()?;
     compare(
         &mut table,
@@ -172,6 +178,10 @@ pub fn run(options: &Options) -> Result<()> {
         ("sh -c true", &shell),
         ("inline plugin, warm artifact", &|| place.hook(&program)),
     )?;
+
+    queue::many_hooks(&mut table, &program, &Place::make(&disk, "many", THIN)?)?;
+    let trivial = queue::trivial(&guest(&target_directory()?, "greedy")?);
+    queue::worker(&mut table, &program, &Place::make(&disk, "queue", &trivial)?, options.events)?;
     print!("{table}");
     Ok(())
 }
