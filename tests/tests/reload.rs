@@ -47,14 +47,14 @@ fn message(scene: &Scene, derivation: &str) -> String {
 fn problems(scene: &Scene) -> Vec<String> {
     let status: serde_json::Value =
         serde_json::from_str(&scene.hookrun(&["status", "--format", "json"]).expect_success().stdout).unwrap();
-    let problems = status["problems"].as_array().unwrap().iter();
+    let problems = status.get("problems").and_then(serde_json::Value::as_array).unwrap().iter();
     problems.map(|problem| problem.as_str().unwrap().to_owned()).filter(|problem| problem.starts_with("worker: ")).collect()
 }
 
 fn refreshed(scene: &Scene) -> Option<u64> {
     let status: serde_json::Value =
         serde_json::from_str(&scene.hookrun(&["status", "--format", "json"]).expect_success().stdout).unwrap();
-    status["refreshed-ms"].as_u64()
+    status.get("refreshed-ms").and_then(serde_json::Value::as_u64)
 }
 
 /// Waits until a change has been taken up.
