@@ -383,7 +383,11 @@ impl<'a> Worker<'a> {
             }
             let clock = Arc::clone(&self.options.clock);
             tokio::select! {
-                Some(ended) = self.runs.join_next_with_id() => self.ended(ended),
+                Some(ended) = self.runs.join_next_with_id() => {
+                    self.ended(ended);
+                    // Runs that end with it share its turn, and so its transaction.
+                    tokio::task::yield_now().await;
+                }
                 changed = self.watch.changed() => {
                     if changed.spool {
                         self.look()?;

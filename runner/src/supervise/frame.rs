@@ -9,6 +9,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 /// The longest message: an event, or the report of a run with all its log lines, each far below.
 const MAX: usize = 64 << 20;
 
+/// Bytes that are read from a pipe at once, as many as it holds (pipe(7)): with many short runs each read brings several messages.
+pub(super) const BUFFER: usize = 64 << 10;
+
 fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 4];
     serde_json::to_writer(&mut bytes, message)?;

@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::io::BufReader;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::oneshot;
 
@@ -44,7 +45,7 @@ impl Runner {
         let mut child = spawn().map_err(died)?;
         let gone = || died(std::io::Error::other("its pipes are gone"));
         let mut input = child.stdin.take().ok_or_else(gone)?;
-        let mut output = child.stdout.take().ok_or_else(gone)?;
+        let mut output = BufReader::with_capacity(frame::BUFFER, child.stdout.take().ok_or_else(gone)?);
         frame::send(&mut input, setup).await.map_err(died)?;
         let problems = match frame::receive::<Word>(&mut output).await.map_err(died)? {
             Some(Word::Ready(raised, problems)) => {
@@ -106,7 +107,7 @@ fn spawn() -> std::io::Result<Child> {
 
 /// Hears a runner out until it ends; gives a reason if it is the supervisor that ends it.
 async fn listen(
-    output: &mut ChildStdout,
+    output: &mut BufReader<ChildStdout>,
     runs: &Runs,
     runner: &std::sync::Weak<Runner>,
     config: &Config,

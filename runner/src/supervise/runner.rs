@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
+use tokio::io::BufReader;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
@@ -236,12 +237,15 @@ fn queue_wall(readied: &Readied, setup: &Setup, identity: Identity) -> Result<Wa
 
 type Output = Arc<tokio::sync::Mutex<pipe::Sender>>;
 
-fn pipes() -> io::Result<(pipe::Receiver, Output)> {
+fn pipes() -> io::Result<(BufReader<pipe::Receiver>, Output)> {
     let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
     let (input, output): (OwnedFd, OwnedFd) =
         (own(std::os::fd::AsFd::as_fd(&io::stdin()))?, own(std::os::fd::AsFd::as_fd(&io::stdout()))?);
     let output = pipe::Sender::from_owned_fd(output)?;
-    Ok((pipe::Receiver::from_owned_fd(input)?, Arc::new(tokio::sync::Mutex::new(output))))
+    Ok((
+        BufReader::with_capacity(frame::BUFFER, pipe::Receiver::from_owned_fd(input)?),
+        Arc::new(tokio::sync::Mutex::new(output)),
+    ))
 }
 
 /// Runs what the supervisor orders, all at once (it bounds how much that is), until it closes the pipe.
