@@ -131,15 +131,16 @@ fn a_difference_is_reported_by_a_hook_of_the_command() {
 /// A plain user of the machine without anything to lose.
 const NOBODY: u32 = 65534;
 
-/// `hookrun ci -- nix-build` by a plain user, through the scene's daemon.
-fn as_a_plain_user(scene: &Scene, derivation: &str) -> Ran {
+/// `hookrun ci ARGUMENTS -- nix-build` by a plain user, through the scene's daemon.
+fn as_a_plain_user(scene: &Scene, arguments: &[&str], derivation: &str, options: &[&str]) -> Ran {
     use std::os::unix::process::CommandExt as _;
     let home = scene.path("plain");
     std::fs::create_dir(&home).unwrap();
     std::os::unix::fs::chown(&home, Some(NOBODY), Some(NOBODY)).unwrap();
-    let build = scene.build_command(derivation, &[]);
-    let mut command = scene.hookrun_command(&["ci", "--", "nix-build"]);
-    command.args(build.get_args()).uid(NOBODY).gid(NOBODY).current_dir(&home);
+    let build = scene.build_command(derivation, options);
+    let mut command = scene.hookrun_command(&["ci"]);
+    command.args(arguments).args(["--", "nix-build"]).args(build.get_args());
+    command.uid(NOBODY).gid(NOBODY).current_dir(&home);
     command.env("HOME", &home).env("TMPDIR", scene.path("tmp")).env("NIX_REMOTE", "daemon");
     command.env("HOOKRUN_STATE_DIR", home.join("state"));
     Ran::of(&mut command)
@@ -152,10 +153,26 @@ fn a_trusted_user_of_a_daemon_has_its_own_queue() {
         return;
     }
     let scene = scene("").nix_conf("trusted-users", "root nobody").through_daemon();
-    let ran = as_a_plain_user(&scene, "beta").expect_success();
+    let ran = as_a_plain_user(&scene, &[], "beta", &[]).expect_success();
     assert!(ran.stderr.contains("keeper: 2 done"), "{}\n{}", ran.account(), scene.daemon_log());
     let owner = |path: &std::path::Path| std::os::unix::fs::MetadataExt::uid(&path.metadata().unwrap());
     assert_eq!(owner(&scene.path("plain/state/spool")), NOBODY, "root's hook wrote nothing as root");
+}
+
+#[test]
+fn a_build_users_difference_reaches_a_trusted_users_private_queue() {
+    if !is_root() {
+        eprintln!("skipped: a daemon with build users needs root");
+        return;
+    }
+    let scene = scene("").derivation("chance", Script::new("read x < /proc/sys/kernel/random/uuid; echo $x > $out"));
+    scene.set_config(&config("").replace("\"post-build\"", "\"diff\""));
+    let scene = scene.nix_conf("trusted-users", "root nobody").through_daemon();
+    scene.build("chance").expect_success();
+    let ran = as_a_plain_user(&scene, &["--private", "--diff-hook"], "chance", &["--check"]).expect_failure();
+    assert!(ran.stderr.contains("1 event; keeper: 1 done"), "{}\n{}", ran.account(), scene.daemon_log());
+    std::fs::remove_dir_all(scene.path("plain")).unwrap();
+    as_a_plain_user(&scene, &["--diff-hook"], "chance", &[]).expect_exit(2).expect_stderr("--diff-hook needs --private");
 }
 
 #[test]
@@ -165,7 +182,7 @@ fn a_user_whom_the_daemon_does_not_trust_is_told_and_served_from_the_database() 
         return;
     }
     let scene = scene("").through_daemon();
-    let ran = as_a_plain_user(&scene, "beta").expect_success().expect_stderr("takes no hooks from this user");
+    let ran = as_a_plain_user(&scene, &[], "beta", &[]).expect_success().expect_stderr("takes no hooks from this user");
     assert!(ran.stderr.contains("2 found in Nix's database; keeper: 2 done"), "{}", ran.account());
 }
 

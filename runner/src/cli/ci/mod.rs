@@ -8,9 +8,9 @@
 mod hooks;
 mod patience;
 mod reach;
+mod summary;
 
 use std::ffi::{OsStr, OsString};
-use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
@@ -20,7 +20,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use indicatif::ProgressBar;
 use rustix::process::{Pid, Signal};
-use serde::Serialize;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -29,12 +28,13 @@ pub(super) use hooks::{HookArgs, hook};
 use self::hooks::Installed;
 use self::patience::{Patience, Seen, Verdict};
 use self::reach::Reach;
-use super::output::{self, printable};
+use self::summary::Summary;
+use super::output::printable;
 use super::{CliError, Context, sync};
 use crate::dirs::Dirs;
 use crate::event::{NixDirs, now_ms};
 use crate::exit_code::Exit;
-use crate::queue::journal::{Journal, PluginCounts};
+use crate::queue::journal::Journal;
 use crate::queue::trust::Trust;
 use crate::queue::{health, lock, spawn, spool};
 
@@ -84,52 +84,6 @@ pub(super) struct Args {
     command: Vec<OsString>,
 }
 
-/// What came of it, as `--report` writes it.
-#[derive(Debug, Default, Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Summary {
-    /// What the command returned; 128 and the signal's number if one ended it.
-    command_exit: i32,
-    /// Events handed over since the command began.
-    events: u64,
-    /// Of these, found in Nix's database because the daemon ignores this user's hooks.
-    found_afterwards: usize,
-    /// Bytes of their outputs, as Nix's database counts them.
-    output_bytes: Option<u64>,
-    /// Events that no worker has taken.
-    spooled: usize,
-    /// Tasks of these events.
-    plugins: Vec<PluginCounts>,
-    /// Is nothing left that could still be done?
-    finished: bool,
-    /// Where the queue is.
-    state: PathBuf,
-    /// Milliseconds that were spent waiting after the command had ended.
-    waited_ms: u64,
-}
-
-impl Summary {
-    fn count(&self, of: impl Fn(&PluginCounts) -> u64) -> u64 {
-        self.plugins.iter().map(of).sum()
-    }
-
-    fn dead(&self) -> u64 {
-        self.count(|plugin| plugin.dead)
-    }
-
-    fn refused(&self) -> u64 {
-        self.count(|plugin| plugin.refused)
-    }
-
-    fn exit(&self) -> Exit {
-        match u8::try_from(self.command_exit) {
-            Ok(0) if self.finished && self.dead() == 0 && self.refused() == 0 => Exit::Done,
-            Ok(0) | Err(_) => Exit::Failed,
-            Ok(code) => Exit::Command(code),
-        }
-    }
-}
-
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     // What would keep the worker from its work is better known before an hour of building.
     context.config()?;
@@ -147,7 +101,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let session = Session { dirs, begun_ms: now_ms(), trust: Trust::from_env() };
     let mut summary = super::runtime()?.block_on(session.play(args, &installed, reach))?;
     summary.output_bytes = session.output_bytes();
-    say(&text(&summary));
+    say(&summary.to_string());
     if let Some(path) = &args.report {
         let json = serde_json::to_string_pretty(&summary).map_err(CliError::internal)?;
         std::fs::write(path, json + "\n")
@@ -155,7 +109,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
             .map_err(CliError::environment)?;
     }
     if args.private && session.stop_worker() {
-        if summary.finished && summary.dead() == 0 && summary.refused() == 0 {
+        if summary.all_done() {
             work.remove();
         } else {
             say(&format!("the queue is kept: hookrun --state-dir {} drain goes on with it", session.dirs.state.display()));
@@ -385,64 +339,4 @@ async fn wait_for(mut child: Child, signals: &mut Signals, workers: &mut Workers
 
 fn exit_code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| SIGNALLED + status.signal().unwrap_or_default())
-}
-
-fn text(summary: &Summary) -> String {
-    let Summary { command_exit, events, found_afterwards, output_bytes, spooled, plugins, finished, state: _, waited_ms } =
-        summary;
-    let mut text = match events {
-        0 if *spooled == 0 => "nothing was built that a hook would report".to_owned(),
-        1 => "1 event".to_owned(),
-        events => format!("{events} events"),
-    };
-    if let Some(bytes) = output_bytes.filter(|bytes| *bytes > 0) {
-        let _ = write!(text, " ({} of outputs)", output::bytes(bytes));
-    }
-    if *found_afterwards > 0 {
-        let _ = write!(text, ", {found_afterwards} found in Nix's database");
-    }
-    if *spooled > 0 {
-        let _ = write!(text, ", {spooled} not taken by a worker");
-    }
-    for PluginCounts { plugin, due, waiting, running, done, dead, refused, oldest_ms: _, next_ms: _ } in plugins {
-        let counts = [(*done, "done"), (due + waiting + running, "unfinished"), (*dead, "given up"), (*refused, "refused")];
-        let counts: Vec<String> =
-            counts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")).collect();
-        let _ = write!(text, "; {plugin}: {}", counts.join(", "));
-    }
-    if *waited_ms >= 1000 {
-        let _ = write!(text, "; waited {}", output::duration(waited_ms / 1000 * 1000));
-    }
-    if !finished {
-        text.push_str("; the rest stays in the queue: `hookrun queue list` shows it");
-    }
-    if summary.dead() + summary.refused() > 0 {
-        text.push_str("; `hookrun log --outcome failed` says why");
-    }
-    if *command_exit != 0 {
-        let _ = write!(text, "; the command failed ({command_exit})");
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_exit_code_is_the_commands_or_tells_of_unfinished_work() {
-        let summary = |command_exit, finished, dead, refused| {
-            let plugins =
-                vec![PluginCounts { plugin: "cache".to_owned(), done: 2, dead, refused, ..PluginCounts::default() }];
-            Summary { command_exit, events: 3, finished, plugins, ..Summary::default() }
-        };
-        assert_eq!(summary(0, true, 0, 0).exit(), Exit::Done);
-        assert_eq!(summary(0, false, 0, 0).exit(), Exit::Failed);
-        assert_eq!(summary(0, true, 1, 0).exit(), Exit::Failed);
-        assert_eq!(summary(0, true, 0, 1).exit(), Exit::Failed);
-        assert_eq!(summary(100, false, 1, 0).exit(), Exit::Command(100));
-        insta::assert_snapshot!(text(&summary(0, true, 0, 0)), @"3 events; cache: 2 done");
-        insta::assert_snapshot!(text(&summary(100, false, 1, 0)), @"3 events; cache: 2 done, 1 given up; the rest stays in the queue: `hookrun queue list` shows it; `hookrun log --outcome failed` says why; the command failed (100)");
-        insta::assert_snapshot!(text(&Summary { finished: true, ..Summary::default() }), @"nothing was built that a hook would report");
-    }
 }
