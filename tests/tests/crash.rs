@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what goes wrong has to fail the test")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -74,11 +75,18 @@ struct Storm {
 
 impl Storm {
     fn new() -> Self {
-        let scene = Scene::new().config(&format!(
-            "[worker]\nstart = \"none\"\nroots-max-age = \"1h\"\n[plugins.keeper]\nsource = \"{}\"\nhooks = [\"post-build\"]\ngrant = {{ state = true }}\n\
-             limits = {{ state-keys = 100000, state-bytes = \"64MiB\", host-bytes = \"1GiB\", memory = \"512MiB\" }}\n",
-            guests::guest("good").unwrap().display()
-        ));
+        let guest = guests::guest("good").unwrap();
+        let mut config = "[worker]\nstart = \"none\"\nroots-max-age = \"1h\"\n".to_owned();
+        for (plugin, digit) in plugins() {
+            write!(
+                config,
+                "[plugins.{plugin}]\nsource = \"{}\"\nhooks = [\"post-build\"]\nfilter = {{ name = \"*{digit}\" }}\n\
+                 grant = {{ state = true }}\nlimits = {{ state-keys = 100000, state-bytes = \"64MiB\" }}\n",
+                guest.display()
+            )
+            .unwrap();
+        }
+        let scene = Scene::new().config(&config);
         scene.hookrun(&["compile"]).expect_success();
         // Nix makes it with its first build; here nothing is built.
         std::fs::create_dir(scene.private_nix().state_dir().join("gcroots")).unwrap();
@@ -271,6 +279,11 @@ impl Storm {
     }
 }
 
+/// The plugins, each with the last digit of the names that it gets: a run reads all that its plugin has stored.
+fn plugins() -> impl Iterator<Item = (String, u8)> {
+    (0..10).map(|digit| (format!("keeper-{digit}"), digit))
+}
+
 fn name(number: usize) -> String {
     format!("crash-{number}")
 }
@@ -283,7 +296,7 @@ fn points(count: usize) -> impl Iterator<Item = Point> {
 /// The keys that the plugin has written: one for each derivation that it has seen.
 fn effects(state: &Path) -> BTreeSet<String> {
     let stores = hookrun::capability::state::Stores::durable(PathBuf::from(state).join("plugin-state"));
-    stores.load("keeper").unwrap().into_keys().collect()
+    plugins().flat_map(|(plugin, _)| stores.load(&plugin).unwrap().into_keys()).collect()
 }
 
 fn crash(events: usize, kills: usize) {
