@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::io::Read as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -71,6 +72,8 @@ struct Storm {
     handed_over: Mutex<BTreeSet<usize>>,
     /// Numbers of events whose hook was killed: there or not, but not twice.
     perhaps: Mutex<BTreeSet<usize>>,
+    /// What hooks said that could not hand over, as after two seconds on a machine under load: these count as killed ones.
+    given_up: Mutex<Vec<String>>,
 }
 
 impl Storm {
@@ -91,7 +94,14 @@ impl Storm {
         // Nix makes it with its first build; here nothing is built.
         std::fs::create_dir(scene.private_nix().state_dir().join("gcroots")).unwrap();
         let boundary = Boundary::compile(scene.dir());
-        Self { scene, boundary, next: AtomicUsize::new(0), handed_over: Mutex::default(), perhaps: Mutex::default() }
+        Self {
+            scene,
+            boundary,
+            next: AtomicUsize::new(0),
+            handed_over: Mutex::default(),
+            perhaps: Mutex::default(),
+            given_up: Mutex::default(),
+        }
     }
 
     /// A hook for a build of its own, and the build's number.
@@ -100,18 +110,25 @@ impl Storm {
         let path = format!("{}/{number:032}-{}", self.scene.private_nix().store_dir().display(), name(number));
         let mut command = self.scene.private_nix().command(self.scene.path("bin/hookrun-post-build"));
         command.env("DRV_PATH", format!("{path}.drv")).env("OUT_PATHS", path);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
         (number, command)
     }
 
     /// Notes how a hook ended; true if it was killed.
     fn ended(&self, number: usize, child: &mut Child) -> bool {
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         let status = child.wait().unwrap();
         if status.signal() == KILLED {
             self.perhaps.lock().unwrap().insert(number);
             return true;
         }
         assert!(status.success(), "a hook fails no build: {status}");
+        if said.contains("was given up") || said.contains("is lost") {
+            self.perhaps.lock().unwrap().insert(number);
+            self.given_up.lock().unwrap().push(said);
+            return false;
+        }
         self.handed_over.lock().unwrap().insert(number);
         false
     }
@@ -270,6 +287,8 @@ impl Storm {
         let mut later = self.scene.hookrun_command(&["drain"]);
         Ran::of(self.boundary.shift_clock(&mut later, 2 * 3600)).expect_success();
         assert_eq!(rooted(), 0, "roots of events that have ended");
+        let given_up = self.given_up.lock().unwrap();
+        eprintln!("{} hooks said that they gave up, the first: {:?}", given_up.len(), given_up.first());
         eprintln!(
             "{} handed over, all done once; {} hooks killed, of which {came} had handed over; {interrupted} attempts made again; {orphans} \
              roots were left and swept",
