@@ -16,6 +16,7 @@
 //! * [`builders`]: builder selection: the pool of machines, the policy, delegation to Nix's own hook.
 //! * [`config`]: `hookrun.toml`, checked. [`dirs`]: where things are. [`exit_code`]: what commands return.
 //!   [`terminal`]: text from outside, made safe to show.
+//! * [`doctor`]: will this Nix really call us?
 //! * [`cli`]: one file a command. [`demo`]: the main job on real Nix in a private store. [`testing`]: `hookrun test`.
 //!
 //! The thin hook is [`role`], [`nix`], [`event`], [`evidence`] and [`queue::spool`]; it touches none of the rest.
@@ -26,6 +27,7 @@ pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod dirs;
+pub mod doctor;
 pub mod event;
 pub mod evidence;
 pub mod exit_code;

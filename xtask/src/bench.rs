@@ -3,10 +3,12 @@
 //! * the thin post-build hook with its state on tmpfs against `sh -c true`: what hookrun adds to starting a process;
 //! * the same on disk against `dd conv=fsync` of 1 KiB: what it adds to making one small file durable;
 //! * an inline (`gate`) plugin with a warm artifact cache against `sh -c true`;
-//! * the queue under load (`bench/queue.rs`).
+//! * the queue under load (`bench/queue.rs`);
+//! * builds placed by the bundled policy against Nix's own rule, simulated (`bench/builders_sim.rs`).
 //!
 //! Nix is not needed: the hook is called as Nix calls it, on a derivation written here.
 
+mod builders_sim;
 mod queue;
 
 use std::fmt::Write as _;
@@ -34,6 +36,21 @@ pub struct Options {
     /// A memory file system.
     #[arg(long, default_value = "/dev/shm")]
     tmpfs: PathBuf,
+    /// Only this part.
+    #[arg(long, value_enum)]
+    part: Option<Part>,
+    /// Generated traces of each kind, for `builders-sim`.
+    #[arg(long, default_value_t = 20)]
+    seeds: u16,
+}
+
+/// A part of the bench.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// The hooks, against a shell and a disk.
+    Hooks,
+    /// The bundled policy in the simulator, against Nix's own rule.
+    BuildersSim,
 }
 
 /// Runs before the measured ones, which fill caches and the artifact cache.
@@ -131,6 +148,12 @@ pub fn run(options: &Options) -> Result<()> {
     cargo().args(["build", "--release", "--package", "hookrun"]).run()?;
     let target = target_directory()?;
     let program = target.join("release/hookrun");
+    if options.part != Some(Part::Hooks) {
+        builders_sim::run(&program, options.seeds)?;
+    }
+    if options.part == Some(Part::BuildersSim) {
+        return Ok(());
+    }
     let disk = options.disk.clone().unwrap_or(target);
     if !options.tmpfs.is_dir() {
         bail!("there is no {}; name a memory file system with --tmpfs DIR", options.tmpfs.display());

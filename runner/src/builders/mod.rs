@@ -9,6 +9,7 @@
 //! * [`settings`], [`request`]: what Nix says; [`described`]: what the derivation says. [`reply`]: the one answer, as a type that must be used up.
 //! * [`session`]: the conversation. [`stock`]: delegation to Nix's own hook, with [`fds`]. [`hook`]: the process.
 //! * [`simulate`]: what would have been, on a recorded or generated trace.
+//! * [`probe`]: can a machine really build for us?
 //! * [`load`]: busy slots, from Nix's own lock files.
 
 pub mod asker;
@@ -17,6 +18,7 @@ pub mod fds;
 pub mod hook;
 pub mod load;
 pub mod policy;
+pub mod probe;
 pub mod reply;
 pub mod request;
 pub mod session;

@@ -8,6 +8,7 @@ mod check;
 mod ci;
 mod compile;
 mod demo;
+mod doctor;
 mod drain;
 mod error;
 mod follow;
@@ -77,6 +78,8 @@ enum Command {
     Test(test::Args),
     /// Is the configuration valid, does every plugin load, is every secret readable?
     Check(check::Args),
+    /// Will this Nix really call us? Versions, settings, users, permissions
+    Doctor(doctor::Args),
     /// Compile the plugins ahead of time, as hooks never do
     Compile(compile::Args),
     /// Work until nothing can be done now
@@ -177,6 +180,7 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(context, &args),
         Command::Check(args) => check::run(context, &args),
+        Command::Doctor(args) => doctor::run(context, &args),
         Command::Compile(args) => compile::run(context, &args),
         Command::Drain(args) => drain::drain(context, &args),
         Command::Daemon(args) => drain::daemon(context, &args),

@@ -2,9 +2,11 @@
 //!
 //! Called by the hooks and by whatever must run a program of Nix. Facts about Nix's behaviour are cited where they are used.
 
+pub mod bounded;
 pub mod database;
 pub mod derivation;
 pub mod diff;
+pub mod installed;
 pub mod machines;
 pub mod nar;
 pub mod post_build;

@@ -11,8 +11,6 @@ use super::trace::{Trace, TraceDerivation, TraceMachine};
 
 /// Nix's default of `build-poll-interval`: what was postponed is asked about again at a multiple of this, in seconds.
 pub const POLL_INTERVAL: f64 = 5.0;
-/// Of the time that an overdue build has taken so much is still to come: durations have a long tail.
-const OVERDUE: f64 = 0.25;
 
 /// Who places builds.
 pub trait Rule {
@@ -123,18 +121,13 @@ impl View<'_> {
         };
         let left = |running: &Running| {
             let expected = self.trace.derivations.get(running.id)?.history_s? / factor;
-            Some(expected_left(expected, self.now - running.since))
+            // As the sessions estimate it.
+            Some((running.since + expected - self.now).max(0.0))
         };
         let mut busy: Vec<f64> = running.iter().filter_map(left).collect();
         busy.sort_by(f64::total_cmp);
         busy
     }
-}
-
-/// What is left of a build, in seconds, that was expected to take `expected` and has taken `elapsed`. One that is overdue is not about to
-/// end: the longer a build has taken, the longer it is likely to go on.
-pub fn expected_left(expected: f64, elapsed: f64) -> f64 {
-    (expected - elapsed).max(elapsed * OVERDUE)
 }
 
 /// A machine as a host knows it.

@@ -39,7 +39,7 @@ pub struct Queued<'a> {
 struct Waiting {
     id: usize,
     depth: u32,
-    expected: f64,
+    expected: Option<f64>,
     arrived: u64,
     command: String,
     machines: Vec<usize>,
@@ -133,7 +133,7 @@ impl Rule for Queued<'_> {
         self.waiting.push(Waiting {
             id,
             depth: candidate.dependents_depth.unwrap_or(0),
-            expected: candidate.expected_seconds.unwrap_or(0.0),
+            expected: candidate.expected_seconds,
             arrived,
             command: view.derivation(id).and_then(|d| d.command).unwrap_or_default().to_owned(),
             machines: wanted,
@@ -141,10 +141,12 @@ impl Rule for Queued<'_> {
         Placement::Waits(decision.ask_again_ms.map(seconds))
     }
 
-    /// The command with the fewest builds running, then the longest chain behind, then the longest build, then the oldest.
+    /// The order of [`crate::builders::queue`]: the command with the fewest builds running, then the longest chain behind, then the longest
+    /// build (an unknown one may be the longest), then the oldest.
     fn freed(&mut self, view: &View<'_>, machine: usize) -> Option<usize> {
         let running = view.running_by_command();
         let of = |command: &str| running.get(command).copied().unwrap_or(0);
+        let expected = |waiting: &Waiting| waiting.expected.unwrap_or(f64::INFINITY);
         let best = self
             .waiting
             .iter()
@@ -154,7 +156,7 @@ impl Rule for Queued<'_> {
                 of(&a.command)
                     .cmp(&of(&b.command))
                     .then(b.depth.cmp(&a.depth))
-                    .then(b.expected.total_cmp(&a.expected))
+                    .then(expected(b).total_cmp(&expected(a)))
                     .then(a.arrived.cmp(&b.arrived))
             })
             .map(|(place, _)| place)?;

@@ -1,0 +1,141 @@
+//! What Nix's words about a machine mean. Pure.
+
+use serde::Serialize;
+
+use super::Is;
+
+/// Why a build did not happen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trouble {
+    /// The user we log in as may not build what it likes there.
+    NotPrivileged,
+    /// The machine has not the system or the features; what it is.
+    Lacks(Is),
+    /// It did not end in time.
+    TooLong,
+    /// In Nix's words.
+    Other(String),
+}
+
+/// What a failed build's messages mean.
+pub fn trouble(messages: &str) -> Trouble {
+    let text = plain(messages);
+    // `libstore/daemon.cc`, `wopBuildDerivation`: a user who is not trusted.
+    if text.contains("you are not privileged to build") {
+        return Trouble::NotPrivileged;
+    }
+    // `LocalDerivationGoal::startBuilder`: "a 'X' with features {..} is required to build '..', but I am a 'Y' with features {..}"; from 2.29 on
+    // "Required system: 'X' with features {..}" and "Current system: 'Y' with features {..}". The last of the two is the machine.
+    if let Some(is) =
+        text.match_indices("' with features {").filter_map(|(at, words)| system_at(&text, at, words.len())).last()
+        && (text.contains("is required to build") || text.contains("Current system:"))
+    {
+        return Trouble::Lacks(is);
+    }
+    Trouble::Other(last_error(messages).unwrap_or_else(|| "Nix says nothing about why".to_owned()))
+}
+
+fn system_at(text: &str, at: usize, length: usize) -> Option<Is> {
+    let system = text.get(..at)?.rsplit_once('\'')?.1;
+    let features = text.get(at + length..)?.split_once('}')?.0;
+    let features = features.split(',').map(str::trim).filter(|feature| !feature.is_empty()).map(ToOwned::to_owned).collect();
+    Some(Is { system: system.to_owned(), features })
+}
+
+/// The last error among messages, on one line, without what only says that something failed because something failed.
+pub fn last_error(messages: &str) -> Option<String> {
+    let text = plain(messages);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let telling = |line: &&&str| {
+        let line = line.to_ascii_lowercase();
+        let empty = line.starts_with("error: unable to start any build")
+            || line.contains("dependencies couldn't be built")
+            || (line.starts_with("error: build of") && line.ends_with("failed"));
+        !empty && ["error", "cannot", "failed", "denied"].iter().any(|word| line.contains(word))
+    };
+    let line = lines.iter().rev().find(telling).or_else(|| lines.last())?;
+    Some(line.strip_prefix("error: ").unwrap_or(line).to_owned())
+}
+
+/// Version and trust, as `nix store ping` tells them: lines in 2.8 (`Version: 2.8.0`, `Trusted: 1` later), or JSON.
+pub fn hello(said: &str) -> (Option<String>, Option<bool>) {
+    for line in said.lines() {
+        if let Ok(value) = serde_json::from_str::<serde_json::Value>(line)
+            && value.is_object()
+        {
+            let version = value.get("version").and_then(serde_json::Value::as_str).map(ToOwned::to_owned);
+            let trusted =
+                value.get("trusted").and_then(|trusted| trusted.as_bool().or_else(|| trusted.as_u64().map(|one| one == 1)));
+            return (version, trusted);
+        }
+    }
+    let after = |name: &str| {
+        said.lines()
+            .find_map(|line| line.trim().strip_prefix(name))
+            .map(|rest| rest.trim().to_owned())
+            .filter(|rest| !rest.is_empty())
+    };
+    (after("Version:"), after("Trusted:").map(|word| word == "1" || word == "true"))
+}
+
+/// Without colours.
+fn plain(text: &str) -> String {
+    let mut bare = String::with_capacity(text.len());
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        if character == '\u{1b}' {
+            // ECMA-48: ESC [ parameters, up to a letter.
+            let _ = characters.by_ref().find(char::is_ascii_alphabetic);
+        } else {
+            bare.push(character);
+        }
+    }
+    bare
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn is(system: &str, features: &[&str]) -> Trouble {
+        let features = features.iter().map(|feature| (*feature).to_owned()).collect();
+        Trouble::Lacks(Is { system: system.to_owned(), features })
+    }
+
+    #[test]
+    fn words_of_several_releases() {
+        let old = "building '/nix/store/x-hookrun-probe.drv' on 'ssh://m'...\n\u{1b}[31;1merror:\u{1b}[0m a '\u{1b}[35;1mx86_64-linux\u{1b}[0m' with \
+                   features {hookrun-probe} is required to build '\u{1b}[35;1m/nix/store/x-hookrun-probe.drv\u{1b}[0m', but I am a \
+                   'x86_64-linux' with features {benchmark, big-parallel}\n";
+        assert_eq!(trouble(old), is("x86_64-linux", &["benchmark", "big-parallel"]));
+        let new = "error: Cannot build '/nix/store/x.drv'.\n       Reason: required system or feature not available\n       Required system: \
+                   'aarch64-linux' with features {}\n       Current system: 'x86_64-linux' with features {kvm}\n";
+        assert_eq!(trouble(new), is("x86_64-linux", &["kvm"]));
+        let untrusted = "error: you are not privileged to build derivations\nerror: build of '/nix/store/x.drv' failed\n";
+        assert_eq!(trouble(untrusted), Trouble::NotPrivileged);
+        let refused = "cannot build on 'ssh://m': error: failed to start SSH connection to 'm'\nerror: unable to start any build; either \
+                       increase '--max-jobs' or enable remote builds.\n";
+        assert_eq!(
+            trouble(refused),
+            Trouble::Other("cannot build on 'ssh://m': error: failed to start SSH connection to 'm'".to_owned())
+        );
+    }
+
+    #[test]
+    fn greetings() {
+        assert_eq!(hello("Store URL: ssh-ng://m\nVersion: 2.8.0\n"), (Some("2.8.0".to_owned()), None));
+        assert_eq!(hello(r#"{"trusted":1,"url":"ssh-ng://m","version":"2.26.3"}"#), (Some("2.26.3".to_owned()), Some(true)));
+        assert_eq!(hello("Store URL: ssh-ng://m\nVersion: 2.20.1\nTrusted: 0\n"), (Some("2.20.1".to_owned()), Some(false)));
+        assert_eq!(hello(""), (None, None));
+    }
+
+    proptest! {
+        #[test]
+        fn any_words(text: String) {
+            let _ = (trouble(&text), hello(&text));
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Which machines there are, for all commands of `hookrun builders`: those of the setting `builders` as Nix reports it, or of a file.
+
+use std::path::{Path, PathBuf};
+
+use super::super::CliError;
+use super::super::output::printable;
+use crate::nix::installed::Installed;
+use crate::nix::machines::{self, MachineLine};
+
+/// `--machines`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Machines {
+    /// A machines file instead of what the setting `builders` of Nix names
+    #[arg(long, value_name = "FILE")]
+    pub(super) machines: Option<PathBuf>,
+}
+
+/// The machines and the Nix that uses them.
+pub(super) struct Listed {
+    pub(super) nix: Installed,
+    pub(super) machines: Vec<MachineLine>,
+}
+
+impl Listed {
+    /// Asks Nix, and reads the file if one is named. Lines that cannot be read are told on standard error.
+    pub(super) fn find(args: &Machines) -> Result<Self, CliError> {
+        let nix = Installed::find().map_err(CliError::environment)?;
+        let builders = match &args.machines {
+            Some(path) => read(path)?,
+            None => nix.setting("builders").to_owned(),
+        };
+        let found = machines::parse(&builders, nix.setting("system"));
+        for warning in &found.warnings {
+            eprintln!("warning: {}", printable(warning));
+        }
+        Ok(Self { nix, machines: found.machines })
+    }
+
+    /// There has to be one.
+    pub(super) fn some(self) -> Result<Self, CliError> {
+        if self.machines.is_empty() {
+            let message = "there are no machines: the setting `builders` of Nix names none; write them into /etc/nix/machines, one a line, or name \
+                           a file with --machines FILE";
+            return Err(CliError::environment(anyhow::Error::msg(message)));
+        }
+        Ok(self)
+    }
+}
+
+/// The text of a file the user names.
+pub(super) fn read(path: &Path) -> Result<String, CliError> {
+    std::fs::read_to_string(path)
+        .map_err(|error| CliError::environment(anyhow::Error::new(error).context(format!("cannot read {}", path.display()))))
+}

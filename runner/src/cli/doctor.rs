@@ -1,0 +1,65 @@
+//! `hookrun doctor`: will this Nix really call us, and will what it calls work?
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::output::{self, Format, Style, printable, styled};
+use super::{CliError, Context};
+use crate::doctor::{Finding, Level, examine, facts};
+use crate::exit_code::Exit;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Looks at the Nix found in PATH and its version's quirks, at the settings that make it call hookrun, at users, groups and permissions, at the
+sandbox and at the worker. Changes nothing, builds nothing. Run it as root to see what the daemon sees. What the configuration names (plugins,
+keys, stores) is tried by `hookrun check`, machines by `hookrun builders check`.
+
+Exit code 0: nothing is wrong. 1: something is, each with the line to write. 4: there is no Nix.")]
+pub(super) struct Args {
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    findings: Vec<Finding>,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
+    let facts = facts(&context.dirs);
+    let findings = examine(&facts);
+    let exit = if facts.nix.is_err() {
+        Exit::Environment
+    } else if findings.iter().any(|finding| finding.level == Level::Problem) {
+        Exit::Failed
+    } else {
+        Exit::Done
+    };
+    match args.format {
+        Format::Json => output::json(&Report { findings })?,
+        Format::Text => output::print(&text(&findings, output::colours()))?,
+    }
+    Ok(exit)
+}
+
+fn text(findings: &[Finding], colours: bool) -> String {
+    let mut text = String::new();
+    for Finding { level, about, text: words } in findings {
+        let (word, style) = match level {
+            Level::Good => ("ok", Style::Good),
+            Level::Note => ("note", Style::Warning),
+            Level::Problem => ("wrong", Style::Bad),
+        };
+        let _ = writeln!(text, "{}  {about}: {}", styled(&format!("{word:<5}"), style, colours), printable(words));
+    }
+    let wrong = findings.iter().filter(|finding| finding.level == Level::Problem).count();
+    let verdict = match wrong {
+        0 => styled("nothing is wrong", Style::Good, colours),
+        1 => styled("1 thing is wrong", Style::Bad, colours),
+        count => styled(&format!("{count} things are wrong"), Style::Bad, colours),
+    };
+    let _ = writeln!(text, "\n{verdict}");
+    text
+}

@@ -1,0 +1,304 @@
+//! What the facts mean. Pure: a table from [`Facts`] to sentences, each with the line to write.
+
+use serde::Serialize;
+
+use super::{Facts, Hook, NixFacts};
+use crate::config::Start;
+use crate::nix::installed::{Flavour, Version};
+
+/// How much a finding matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// All is well.
+    Good,
+    /// Worth knowing.
+    Note,
+    /// Something does not work.
+    Problem,
+}
+
+/// One sentence about this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// How much it matters.
+    pub level: Level,
+    /// What it is about, in a word or two.
+    pub about: &'static str,
+    /// A lower-case fragment that ends in the fix, if there is something to do.
+    pub text: String,
+}
+
+/// The versions that overwrite `build-hook` after nix.conf was read (`nix/main.cc`; NixOS/nix#15083).
+const IGNORES_BUILD_HOOK: (Version, Version) = (Version(2, 25, 0), Version(2, 34, 0));
+/// Passes an empty `OUT_PATHS` to `post-build-hook`.
+const EMPTY_OUT_PATHS: Version = Version(2, 8, 0);
+/// Lix from here on speaks Cap'n Proto with its build hook.
+const LIX_OTHER_PROTOCOL: Version = Version(2, 94, 0);
+/// Nix from here on takes fractions as speed factors.
+const FRACTIONS: Version = Version(2, 20, 0);
+
+/// What is to be said, in the order of a build.
+pub fn examine(facts: &Facts) -> Vec<Finding> {
+    let mut say = Say(Vec::new());
+    match &facts.nix {
+        Ok(nix) => {
+            say.good("Nix", nix.says.clone());
+            post_build(&mut say, facts, nix);
+            diff(&mut say, facts, nix);
+            build_hook(&mut say, facts, nix);
+            machines(&mut say, nix);
+            users(&mut say, facts, nix);
+        }
+        Err(error) => say.problem("Nix", error.clone()),
+    }
+    if facts.daemon_is_older {
+        say.problem(
+            "daemon",
+            format!(
+                "the nix-daemon that runs read {} before it was last changed; restart it: `systemctl restart nix-daemon`",
+                facts.nix_conf.display()
+            ),
+        );
+    }
+    hookrun(&mut say, facts);
+    say.0
+}
+
+struct Say(Vec<Finding>);
+
+impl Say {
+    fn add(&mut self, level: Level, about: &'static str, text: String) {
+        self.0.push(Finding { level, about, text });
+    }
+
+    fn good(&mut self, about: &'static str, text: String) {
+        self.add(Level::Good, about, text);
+    }
+
+    fn note(&mut self, about: &'static str, text: String) {
+        self.add(Level::Note, about, text);
+    }
+
+    fn problem(&mut self, about: &'static str, text: String) {
+        self.add(Level::Problem, about, text);
+    }
+}
+
+/// `write `post-build-hook = /usr/lib/hookrun/hookrun-post-build` in /etc/nix/nix.conf and restart nix-daemon`
+fn write(facts: &Facts, setting: &str, link: &str) -> String {
+    format!(
+        "write `{setting} = {}` in {} and restart nix-daemon",
+        facts.links.join(link).display(),
+        facts.nix_conf.display()
+    )
+}
+
+fn post_build(say: &mut Say, facts: &Facts, nix: &NixFacts) {
+    let about = "post-build-hook";
+    let fix = || write(facts, about, "hookrun-post-build");
+    match &nix.post_build_hook {
+        Hook::Hookrun(text) => {
+            say.good(about, text.clone());
+            if nix.flavour == Flavour::Nix && nix.version == EMPTY_OUT_PATHS {
+                say.note(
+                    about,
+                    "Nix 2.8.0 does not tell the hook which outputs were built; hookrun reads them from the derivation, so nothing is to \
+                     be done"
+                        .to_owned(),
+                );
+            }
+        }
+        Hook::Unset => say.problem(about, format!("it is not set, so nothing is uploaded; {}", fix())),
+        Hook::Other(text) => say.problem(about, format!("it is `{text}`, which is not hookrun; {}", fix())),
+        Hook::Unusable(text, why) => say.problem(about, format!("it is `{text}`, and {why}: every build fails; {}", fix())),
+    }
+}
+
+fn diff(say: &mut Say, facts: &Facts, nix: &NixFacts) {
+    let about = "diff-hook";
+    let conf = facts.nix_conf.display();
+    match (&nix.diff_hook, nix.run_diff_hook) {
+        (Hook::Hookrun(text), true) => say.good(about, text.clone()),
+        (Hook::Hookrun(text), false) => say.problem(
+            about,
+            format!("it is `{text}`, but Nix calls it only with `run-diff-hook = true`; write that in {conf} and restart nix-daemon"),
+        ),
+        (Hook::Unset, true) => say.problem(
+            about,
+            format!("`run-diff-hook` is set, but `diff-hook` is not; {}", write(facts, about, "hookrun-diff")),
+        ),
+        (Hook::Unset, false) => say.note(
+            about,
+            format!(
+                "it is not set, so nobody hears of builds that differ; {}, and `run-diff-hook = true`",
+                write(facts, about, "hookrun-diff")
+            ),
+        ),
+        (Hook::Other(text), _) => say.note(
+            about,
+            format!("it is `{text}`, which is not hookrun; to change that, {}", write(facts, about, "hookrun-diff")),
+        ),
+        (Hook::Unusable(text, why), _) => {
+            say.problem(about, format!("it is `{text}`, and {why}; {}", write(facts, about, "hookrun-diff")));
+        }
+    }
+}
+
+fn build_hook(say: &mut Say, facts: &Facts, nix: &NixFacts) {
+    let about = "build-hook";
+    let link = facts.links.join("hookrun-build-hook");
+    let render = "`hookrun builders render` writes a machines file instead";
+    let in_file = facts.build_hook_in_file.as_deref().is_some_and(|value| value.contains("hookrun"));
+    let is_hookrun = matches!(nix.build_hook, Hook::Hookrun(_));
+    if nix.flavour == Flavour::Lix && nix.version >= LIX_OTHER_PROTOCOL {
+        let text =
+            format!("Lix {} speaks another protocol with its build hook, which hookrun does not; {render}", nix.version);
+        if is_hookrun || in_file {
+            let undo = format!("{text}; remove `build-hook` from {}", facts.nix_conf.display());
+            say.problem(about, undo);
+        } else {
+            say.note(about, text);
+        }
+        return;
+    }
+    let ignores = nix.flavour == Flavour::Nix && (IGNORES_BUILD_HOOK.0..IGNORES_BUILD_HOOK.1).contains(&nix.version);
+    if ignores && !is_hookrun {
+        let text = format!(
+            "Nix {} ignores `build-hook` of {} (2.25 to 2.33 do); write `Environment=\"NIX_CONFIG=build-hook = {}\"` under [Service] in \
+             /etc/systemd/system/nix-daemon.service.d/hookrun.conf, then `systemctl daemon-reload` and `systemctl restart nix-daemon`; \
+             or {render}",
+            nix.version,
+            facts.nix_conf.display(),
+            link.display()
+        );
+        if in_file {
+            say.problem(about, text);
+        } else {
+            say.note(about, format!("it is not set; {text}"));
+        }
+        return;
+    }
+    match &nix.build_hook {
+        Hook::Hookrun(text) => say.good(about, text.clone()),
+        Hook::Unset if in_file => say.problem(
+            about,
+            format!(
+                "{} sets it, but another nix.conf or NIX_CONFIG sets it back; remove it there",
+                facts.nix_conf.display()
+            ),
+        ),
+        Hook::Unset => say.note(
+            about,
+            format!("it is Nix's own, so machines are chosen by Nix's rule; {}", write(facts, about, "hookrun-build-hook")),
+        ),
+        Hook::Other(text) => say.note(
+            about,
+            format!("it is `{text}`, which is not hookrun; to change that, {}", write(facts, about, "hookrun-build-hook")),
+        ),
+        Hook::Unusable(text, why) => say.problem(
+            about,
+            format!(
+                "it is `{text}`, and {why}: no build leaves this machine; {}",
+                write(facts, about, "hookrun-build-hook")
+            ),
+        ),
+    }
+}
+
+fn machines(say: &mut Say, nix: &NixFacts) {
+    let about = "builders";
+    for warning in &nix.machine_warnings {
+        say.problem(about, warning.clone());
+    }
+    let whole = nix.flavour == Flavour::Lix || nix.version < FRACTIONS;
+    let is_hookrun = matches!(nix.build_hook, Hook::Hookrun(_));
+    match nix.machines {
+        0 if is_hookrun => say.problem(
+            about,
+            "no machine is listed, so the build hook has nothing to choose from; write one a line into /etc/nix/machines, such as \
+             `ssh-ng://builder x86_64-linux /root/.ssh/id_ed25519 8 2`"
+                .to_owned(),
+        ),
+        0 => {}
+        1 => say.good(about, "1 machine; `hookrun builders check` tries it".to_owned()),
+        count => say.good(about, format!("{count} machines; `hookrun builders check` tries them")),
+    }
+    if nix.fractions && whole && !is_hookrun {
+        say.problem(
+            about,
+            format!(
+                "a speed factor is a fraction, which {} {} refuses; write whole numbers, or make hookrun the build hook",
+                if nix.flavour == Flavour::Lix { "Lix" } else { "Nix" },
+                nix.version
+            ),
+        );
+    }
+}
+
+fn users(say: &mut Say, facts: &Facts, nix: &NixFacts) {
+    let about = "build users";
+    match &nix.build_users {
+        Some((group, Some(0))) => say.problem(
+            about,
+            format!(
+                "the group `{group}` has no members; add some: `useradd --system --groups {group} --gid {group} nixbld1`"
+            ),
+        ),
+        Some((group, Some(count))) => say.good(about, format!("{count} in the group `{group}`")),
+        Some((group, None)) => say.problem(
+            about,
+            format!(
+                "there is no group `{group}`; make it (`groupadd --system {group}`) or correct `build-users-group` in {}",
+                facts.nix_conf.display()
+            ),
+        ),
+        None if matches!(nix.diff_hook, Hook::Hookrun(_)) && !facts.root => say.note(
+            about,
+            "there are none, and a Nix without build users that is not root cannot start a diff hook".to_owned(),
+        ),
+        None => {}
+    }
+}
+
+fn hookrun(say: &mut Say, facts: &Facts) {
+    match &facts.config_error {
+        Some(error) => {
+            say.problem("configuration", format!("{error} (builds go on, events are kept, nothing is done with them)"));
+        }
+        None => say.good("configuration", format!("{}; `hookrun check` tries what it names", facts.config.display())),
+    }
+    if facts.spool.is_empty() {
+        say.good("state", facts.state.display().to_string());
+    }
+    for problem in &facts.spool {
+        say.problem("state", problem.clone());
+    }
+    for problem in &facts.sandbox {
+        say.problem("sandbox", problem.clone());
+    }
+    let about = "worker";
+    match (facts.start, facts.worker_runs) {
+        (_, true) => say.good(about, "runs".to_owned()),
+        (Start::Spawn, false) => say.good(about, "a hook starts it when there is work".to_owned()),
+        (Start::Service, false) => {
+            let state = facts.service.as_deref().map(|state| format!(" (systemd says `{state}`)")).unwrap_or_default();
+            say.problem(
+                about,
+                format!("`start = \"service\"`, but none runs{state}: events wait; run `systemctl enable --now hookrun`"),
+            );
+        }
+        (Start::None, false) => {
+            say.note(about, "`start = \"none\"`: events wait until somebody runs `hookrun drain`".to_owned());
+        }
+    }
+    if !facts.root {
+        say.note(
+            "this user",
+            "is not root, and sees its own settings of Nix; run `sudo hookrun doctor` for the daemon's".to_owned(),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;

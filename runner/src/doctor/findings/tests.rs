@@ -1,0 +1,132 @@
+//! [`super`]: machines as they are found, and what is said of them.
+
+use super::*;
+
+const DIRECTORY: &str = "/usr/lib/hookrun";
+
+fn nix(says: &str) -> NixFacts {
+    let (flavour, version) = crate::nix::installed::identify(says).unwrap();
+    let link = |name: &str| Hook::Hookrun(format!("{DIRECTORY}/{name}"));
+    NixFacts {
+        says: says.to_owned(),
+        flavour,
+        version,
+        post_build_hook: link("hookrun-post-build"),
+        diff_hook: link("hookrun-diff"),
+        run_diff_hook: true,
+        build_hook: link("hookrun-build-hook"),
+        machines: 2,
+        machine_warnings: Vec::new(),
+        fractions: false,
+        build_users: Some(("nixbld".to_owned(), Some(32))),
+    }
+}
+
+fn facts(nix: NixFacts) -> Facts {
+    Facts {
+        root: true,
+        nix: Ok(nix),
+        nix_conf: "/etc/nix/nix.conf".into(),
+        build_hook_in_file: Some(format!("{DIRECTORY}/hookrun-build-hook")),
+        daemon_is_older: false,
+        config_error: None,
+        config: "/etc/hookrun/hookrun.toml".into(),
+        start: Start::Service,
+        worker_runs: true,
+        service: Some("active".to_owned()),
+        sandbox: Vec::new(),
+        state: "/var/lib/hookrun".into(),
+        spool: Vec::new(),
+        links: DIRECTORY.into(),
+    }
+}
+
+fn told(facts: &Facts) -> String {
+    let line = |Finding { level, about, text }: &Finding| format!("{level:?} {about}: {text}\n");
+    examine(facts).iter().map(line).collect()
+}
+
+/// What is not good.
+fn bad(facts: &Facts) -> String {
+    let line =
+        |Finding { level, about, text }: Finding| (level != Level::Good).then(|| format!("{level:?} {about}: {text}\n"));
+    examine(facts).into_iter().filter_map(line).collect()
+}
+
+#[test]
+fn all_is_well() {
+    insta::assert_snapshot!(told(&facts(nix("nix (Nix) 2.34.8"))));
+}
+
+#[test]
+fn versions_have_quirks() {
+    let unset = |says: &str| NixFacts { build_hook: Hook::Unset, ..nix(says) };
+    let lines = [
+        ("2.8.0", bad(&facts(nix("nix (Nix) 2.8.0")))),
+        ("2.26, line in nix.conf", bad(&facts(unset("nix (Nix) 2.26.3")))),
+        ("2.26, no line", bad(&Facts { build_hook_in_file: None, ..facts(unset("nix (Nix) 2.26.3")) })),
+        ("2.26, through the environment", bad(&facts(nix("nix (Nix) 2.26.3")))),
+        ("2.34, overridden", bad(&facts(unset("nix (Nix) 2.34.8")))),
+        ("Lix 2.94", bad(&facts(nix("nix (Lix, like Nix) 2.94.0")))),
+        ("Lix 2.94, not set", bad(&Facts { build_hook_in_file: None, ..facts(unset("nix (Lix, like Nix) 2.94.0")) })),
+        (
+            "Lix 2.93, fractions",
+            bad(&Facts {
+                build_hook_in_file: None,
+                ..facts(NixFacts { fractions: true, ..unset("nix (Lix, like Nix) 2.93.3") })
+            }),
+        ),
+    ];
+    let text: Vec<String> = lines.iter().map(|(what, told)| format!("{what}\n{told}")).collect();
+    insta::assert_snapshot!(text.join("\n"));
+}
+
+#[test]
+fn what_is_missing_is_told_with_its_line() {
+    let bare = NixFacts {
+        post_build_hook: Hook::Unset,
+        diff_hook: Hook::Unset,
+        run_diff_hook: false,
+        build_hook: Hook::Unset,
+        machines: 0,
+        build_users: Some(("nixbld".to_owned(), Some(0))),
+        ..nix("nix (Nix) 2.34.8")
+    };
+    let half = NixFacts {
+        post_build_hook: Hook::Other("/etc/nix/upload.sh".to_owned()),
+        run_diff_hook: false,
+        build_hook: Hook::Unusable("/usr/lib/hookrun-build-hook".to_owned(), "there is no such file".to_owned()),
+        machine_warnings: vec![
+            "/etc/nix/machines:3: column 4 (maximum number of jobs): `x` is no number of jobs".to_owned(),
+        ],
+        build_users: Some(("nixbld".to_owned(), None)),
+        ..nix("nix (Nix) 2.34.8")
+    };
+    let odd = NixFacts { diff_hook: Hook::Unset, machines: 0, build_users: None, ..nix("nix (Nix) 2.18.1") };
+    let broken = Facts {
+        root: false,
+        daemon_is_older: true,
+        config_error: Some("/etc/hookrun/hookrun.toml:3: unknown key `pluggins`; did you mean `plugins`?".to_owned()),
+        worker_runs: false,
+        service: Some("failed".to_owned()),
+        sandbox: vec!["there is no user `hookrun`; make it with `useradd --system --no-create-home hookrun`".to_owned()],
+        spool: vec![
+            "/var/lib/hookrun has mode 700, so build users cannot reach the spool; `chmod 755 /var/lib/hookrun`".to_owned(),
+        ],
+        ..facts(odd)
+    };
+    let none = Facts {
+        nix: Err("there is no program `nix` in PATH".to_owned()),
+        start: Start::None,
+        worker_runs: false,
+        ..facts(nix("nix (Nix) 2.8.0"))
+    };
+    let lines = [
+        ("nothing set", bad(&Facts { build_hook_in_file: None, ..facts(bare) })),
+        ("half", bad(&facts(half))),
+        ("broken", bad(&broken)),
+        ("no Nix", bad(&none)),
+    ];
+    let text: Vec<String> = lines.iter().map(|(what, told)| format!("{what}\n{told}")).collect();
+    insta::assert_snapshot!(text.join("\n"));
+}

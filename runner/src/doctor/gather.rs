@@ -1,0 +1,222 @@
+//! The facts of this machine. Reads, asks Nix, changes nothing.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::{Facts, Hook, NixFacts};
+use crate::config::Config;
+use crate::dirs::Dirs;
+use crate::event::NixDirs;
+use crate::nix::installed::Installed;
+use crate::nix::{bounded, machines};
+use crate::queue::lock;
+use crate::supervise::needs;
+use crate::wall;
+
+/// How long systemd may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Largest nix.conf that is read.
+const MAX_CONF: u64 = 1 << 20;
+
+/// All of them.
+pub fn facts(dirs: &Dirs) -> Facts {
+    let root = rustix::process::geteuid().is_root();
+    let nix_conf = NixDirs::from_env().conf.join("nix.conf");
+    let config = Config::load(&dirs.config);
+    let nix = Installed::find();
+    let group = nix.as_ref().ok().map(|nix| nix.setting("build-users-group").to_owned()).filter(|group| !group.is_empty());
+    let sandbox = config.as_ref().map(problems_of_sandbox).unwrap_or_default();
+    Facts {
+        root,
+        build_hook_in_file: in_file(&nix_conf, "build-hook"),
+        daemon_is_older: daemon_is_older(&nix_conf),
+        nix: nix.map(|nix| nix_facts(&nix)).map_err(|error| error.to_string()),
+        nix_conf,
+        start: config.as_ref().map(|config| config.worker.start).unwrap_or_default(),
+        config_error: config.err().map(|error| error.to_string()),
+        config: dirs.config.clone(),
+        worker_runs: lock::is_held(&dirs.worker_lock()),
+        service: service(),
+        sandbox,
+        spool: if root { unreachable_for_build_users(dirs, group.as_deref()) } else { unwritable(dirs) },
+        state: dirs.state.clone(),
+        links: std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)).unwrap_or_default(),
+    }
+}
+
+fn problems_of_sandbox(config: &Config) -> Vec<String> {
+    let mut problems: Vec<String> = needs::identity(config).err().into_iter().collect();
+    problems.extend(wall::missing());
+    problems
+}
+
+fn nix_facts(nix: &Installed) -> NixFacts {
+    let found = machines::parse(nix.setting("builders"), nix.setting("system"));
+    let group = nix.setting("build-users-group");
+    let build_users =
+        (!group.is_empty()).then(|| (group.to_owned(), uzers::get_group_by_name(group).map(|group| members(&group))));
+    NixFacts {
+        says: nix.says.clone(),
+        flavour: nix.flavour,
+        version: nix.version,
+        post_build_hook: hook(nix, "post-build-hook"),
+        diff_hook: hook(nix, "diff-hook"),
+        run_diff_hook: nix.setting("run-diff-hook") == "true",
+        build_hook: hook(nix, "build-hook"),
+        machines: found.machines.len(),
+        fractions: found.machines.iter().any(|machine| machine.speed_factor.fract() != 0.0),
+        machine_warnings: found.warnings,
+        build_users,
+    }
+}
+
+fn members(group: &uzers::Group) -> usize {
+    use uzers::os::unix::GroupExt as _;
+    group.members().len()
+}
+
+/// What a hook's setting names.
+fn hook(nix: &Installed, name: &str) -> Hook {
+    let setting = nix.settings.get(name).cloned().unwrap_or_default();
+    let text = setting.value.trim();
+    // The default of `build-hook` is Nix itself.
+    if text.is_empty() || text == setting.default.trim() {
+        return Hook::Unset;
+    }
+    let program = Path::new(text.split_ascii_whitespace().next().unwrap_or(text));
+    let found = match std::fs::metadata(program) {
+        Ok(found) => found,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Hook::Unusable(text.to_owned(), "there is no such file".to_owned());
+        }
+        Err(error) => return Hook::Unusable(text.to_owned(), format!("it cannot be looked at ({error})")),
+    };
+    if !found.is_file() || found.mode() & 0o111 == 0 {
+        return Hook::Unusable(text.to_owned(), format!("it cannot be executed; run `chmod 755 {}`", program.display()));
+    }
+    if is_hookrun(program) { Hook::Hookrun(text.to_owned()) } else { Hook::Other(text.to_owned()) }
+}
+
+/// A link to this very program, or a file of its name: another release of it, or a link to one.
+fn is_hookrun(program: &Path) -> bool {
+    let named = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("hookrun"));
+    let target = std::fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
+    let own = std::env::current_exe().ok().and_then(|exe| std::fs::canonicalize(exe).ok());
+    own.as_deref() == Some(&target) || named(program) || named(&target)
+}
+
+/// The last value of a setting in a nix.conf, `include`s not followed.
+fn in_file(path: &Path, name: &str) -> Option<String> {
+    let length = std::fs::metadata(path).ok()?.len();
+    let text = (length <= MAX_CONF).then(|| std::fs::read_to_string(path).ok()).flatten()?;
+    setting_of(&text, name)
+}
+
+/// The last value of a setting in the text of a nix.conf.
+fn setting_of(text: &str, name: &str) -> Option<String> {
+    let value = |line: &str| {
+        let line = line.split_once('#').map_or(line, |(before, _)| before);
+        let (key, value) = line.split_once('=')?;
+        (key.trim() == name).then(|| value.trim().to_owned())
+    };
+    text.lines().filter_map(value).next_back()
+}
+
+/// Was the file changed after a nix-daemon that runs was started? A daemon reads it once.
+fn daemon_is_older(nix_conf: &Path) -> bool {
+    let Ok(changed) = std::fs::metadata(nix_conf).and_then(|found| found.modified()) else { return false };
+    let started = |entry: std::fs::DirEntry| {
+        let directory: PathBuf = entry.path();
+        let comm = std::fs::read_to_string(directory.join("comm")).ok()?;
+        // A child for a client has its parent's settings, and its own start is later.
+        (comm.trim_end() == "nix-daemon")
+            .then(|| std::fs::metadata(&directory).and_then(|found| found.modified()).ok())
+            .flatten()
+    };
+    let oldest = std::fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(started).min();
+    oldest.is_some_and(|started| started < changed)
+}
+
+/// What systemd says of the service, where there is one.
+fn service() -> Option<String> {
+    if !Path::new("/run/systemd/system").exists() {
+        return None;
+    }
+    let mut command = Command::new("systemctl");
+    let said = bounded::run(command.args(["is-active", "hookrun"]), PATIENCE).ok()?;
+    let state = said.stdout.trim().to_owned();
+    (!state.is_empty()).then_some(state)
+}
+
+/// A plain user's spool: can it be written?
+fn unwritable(dirs: &Dirs) -> Vec<String> {
+    let spool = dirs.spool();
+    let nearest = spool.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let can = rustix::fs::access(nearest, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK);
+    can.err()
+        .map(|error| {
+            format!(
+                "{} cannot be written by this user ({error}); set HOOKRUN_STATE_DIR to a directory of this user's, or run as its owner",
+                nearest.display()
+            )
+        })
+        .into_iter()
+        .collect()
+}
+
+/// Root's spool as a build user sees it, whose diff hook writes there: every directory above can be searched, and the spool be written.
+fn unreachable_for_build_users(dirs: &Dirs, group: Option<&str>) -> Vec<String> {
+    let spool = dirs.spool();
+    let gid = group.and_then(uzers::get_group_by_name).map(|group| group.gid());
+    let mut problems = Vec::new();
+    for (path, needed) in spool.ancestors().skip(1).map(|path| (path, 0o1)).chain([(spool.as_path(), 0o3)]) {
+        let Ok(found) = std::fs::metadata(path) else { continue };
+        let mode = found.mode() & 0o7777;
+        let shift = if Some(found.gid()) == gid { 3 } else { 0 };
+        if (mode >> shift) & needed != needed {
+            let (what, right) = if path == spool { ("write to", 0o1733) } else { ("reach", mode | 0o111) };
+            problems.push(format!(
+                "{0} has mode {mode:o}, so build users cannot {what} the spool and a diff hook loses its event to a fallback; run `chmod \
+                 {right:o} {0}`",
+                path.display()
+            ));
+        }
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_counts() {
+        let text = "# build-hook = /no\nbuild-hook = /one\nx=1\n build-hook= /two # why\nbuild-hook-x = /three\n";
+        assert_eq!(setting_of(text, "build-hook").as_deref(), Some("/two"));
+        assert_eq!(setting_of(text, "diff-hook"), None);
+    }
+
+    #[test]
+    fn what_build_users_cannot_reach() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        let spool = state.join("spool");
+        std::fs::create_dir_all(&spool).unwrap();
+        let set = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let dirs = Dirs { config: PathBuf::new(), state: state.clone() };
+        let own = |problems: Vec<String>| -> Vec<String> {
+            problems.into_iter().filter(|problem| problem.starts_with(&state.display().to_string())).collect()
+        };
+        set(&state, 0o755);
+        set(&spool, 0o1733);
+        assert_eq!(own(unreachable_for_build_users(&dirs, None)), [""; 0]);
+        set(&state, 0o700);
+        set(&spool, 0o755);
+        let problems =
+            own(unreachable_for_build_users(&dirs, None)).join("\n").replace(&state.display().to_string(), "STATE");
+        insta::assert_snapshot!(problems);
+    }
+}

@@ -1,0 +1,87 @@
+//! Will this Nix really call us, and will what it calls work? `hookrun doctor` gathers facts about Nix, its configuration, users and
+//! directories ([`gather`]), and says what follows from them ([`findings`]), each with the line to write and where.
+//!
+//! Nothing is changed and nothing is built.
+
+pub mod findings;
+pub mod gather;
+
+pub use findings::{Finding, Level, examine};
+pub use gather::facts;
+
+use std::path::PathBuf;
+
+use crate::nix::installed::{Flavour, Version};
+
+/// What was found on this machine. Only facts; what they mean is decided in [`findings`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Facts {
+    /// Is this root?
+    pub root: bool,
+    /// What Nix is there; or why none can be asked.
+    pub nix: Result<NixFacts, String>,
+    /// The file that the daemon reads.
+    pub nix_conf: PathBuf,
+    /// The value of `build-hook` in that file, whatever Nix makes of it.
+    pub build_hook_in_file: Option<String>,
+    /// Was `nix.conf` changed after the daemon that runs now read it?
+    pub daemon_is_older: bool,
+    /// hookrun's configuration: what is wrong with it.
+    pub config_error: Option<String>,
+    /// Where it is.
+    pub config: PathBuf,
+    /// `[worker] start`.
+    pub start: crate::config::Start,
+    /// Does a worker run?
+    pub worker_runs: bool,
+    /// What `systemctl is-active hookrun` says, where there is a systemd.
+    pub service: Option<String>,
+    /// What is wrong with the wall round guests, and with `worker.user`; each with its fix.
+    pub sandbox: Vec<String>,
+    /// The state directory.
+    pub state: PathBuf,
+    /// Why a build user cannot reach the spool; each with its fix.
+    pub spool: Vec<String>,
+    /// The directory of this program, where links to it would be.
+    pub links: PathBuf,
+}
+
+/// A Nix.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NixFacts {
+    /// In its own words.
+    pub says: String,
+    /// Whose.
+    pub flavour: Flavour,
+    /// Which.
+    pub version: Version,
+    /// What `post-build-hook` is.
+    pub post_build_hook: Hook,
+    /// What `diff-hook` is.
+    pub diff_hook: Hook,
+    /// `run-diff-hook`.
+    pub run_diff_hook: bool,
+    /// What `build-hook` is.
+    pub build_hook: Hook,
+    /// Machines in `builders`.
+    pub machines: usize,
+    /// What is wrong with them.
+    pub machine_warnings: Vec<String>,
+    /// One of them has a fraction as speed factor.
+    pub fractions: bool,
+    /// `build-users-group`, and how many members it has; none if there is no such group.
+    pub build_users: Option<(String, Option<usize>)>,
+}
+
+/// What a hook's setting names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hook {
+    /// Nothing, or Nix's own.
+    Unset,
+    /// hookrun, as this text.
+    Hookrun(String),
+    /// Another program, as this text.
+    Other(String),
+    /// A file that is not there, or cannot be executed: the text and why.
+    Unusable(String, String),
+}

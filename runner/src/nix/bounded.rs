@@ -1,0 +1,89 @@
+//! Running a program of Nix with a bound on its time and its words. Called by commands that look at Nix or at machines; hooks never come here.
+
+use std::io::{self, Read};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// Most bytes kept of each of a program's two streams; `nix show-config --json` has 100 KiB.
+const MAX_OUTPUT: u64 = 4 << 20;
+/// How often a program is asked whether it ended.
+const TICK: Duration = Duration::from_millis(10);
+
+/// What a program said, and how it ended.
+#[derive(Debug)]
+pub struct Said {
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Runs `command` in a process group of its own, which is killed as a whole after `limit`.
+///
+/// # Errors
+/// It cannot be started, or (`TimedOut`) it did not end in time.
+pub fn run(command: &mut Command, limit: Duration) -> io::Result<Said> {
+    let begun = Instant::now();
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn()?;
+    let stdout = child.stdout.take().map(collect);
+    let stderr = child.stderr.take().map(collect);
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if begun.elapsed() >= limit {
+            let group = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
+            if let Some(group) = group {
+                // ssh and what it started end too.
+                let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            }
+            child.wait()?;
+            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")));
+        }
+        std::thread::sleep(TICK);
+    };
+    let took = begun.elapsed();
+    // A process left behind may keep a pipe open: what has come by now has to do.
+    let text = |stream: Option<std::sync::mpsc::Receiver<String>>| {
+        stream.and_then(|stream| stream.recv_timeout(Duration::from_secs(1)).ok()).unwrap_or_default()
+    };
+    Ok(Said { stdout: text(stdout), stderr: text(stderr), status, took })
+}
+
+fn collect(mut stream: impl Read + Send + 'static) -> std::sync::mpsc::Receiver<String> {
+    let (send, receive) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = stream.by_ref().take(MAX_OUTPUT).read_to_end(&mut bytes);
+        let _ = send.send(String::from_utf8_lossy(&bytes).into_owned());
+        // What is too much is read and dropped, so that nobody waits for a full pipe.
+        let _ = io::copy(&mut stream, &mut io::sink());
+    });
+    receive
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn words_codes_and_bounds() {
+        let said = run(&mut shell("echo out; echo err >&2; exit 3"), Duration::from_mins(1)).unwrap();
+        assert_eq!((said.stdout.as_str(), said.stderr.as_str(), said.status.code()), ("out\n", "err\n", Some(3)));
+        let error = run(&mut shell("sleep 1000 & wait"), Duration::from_millis(100)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let said = run(&mut shell("head -c 6000000 /dev/zero"), Duration::from_mins(1)).unwrap();
+        assert_eq!(said.stdout.len(), 4 << 20);
+    }
+}

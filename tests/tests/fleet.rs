@@ -1,0 +1,105 @@
+//! The commands about machines, and `doctor`, with real Nix: machines that are stores of the scene, one that refuses, one that claims what it
+//! has not.
+
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "functions that only tests call: what goes wrong has to fail the test"
+)]
+
+use hookrun_tests::lab::{Ran, Scene, is_root};
+
+/// A machine that refuses: the port is reserved (RFC 6335: tcpmux) and nothing listens on it.
+const REFUSES: &str = "ssh://127.0.0.1 - - 4 100";
+
+fn scene() -> Scene {
+    Scene::new().variable("NIX_SSHOPTS", "-p 1").config("[worker]\nstart = \"none\"\n")
+}
+
+/// Tests with stores as machines need root and mount namespaces.
+fn skipped() -> bool {
+    let skip = !is_root();
+    if skip {
+        eprintln!("skipped: needs root");
+    }
+    skip
+}
+
+fn json(ran: &Ran) -> serde_json::Value {
+    serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {}", ran.account()))
+}
+
+#[test]
+fn check_says_what_each_machine_lacks() {
+    if skipped() {
+        return;
+    }
+    let scene = scene().builder("plain", 2, 1.0);
+    let plain = scene.builder_store("plain").display().to_string();
+    // This machine's own store behind it, and so its system and its features.
+    let claims = format!("ssh://localhost?remote-store={plain} x86_64-linux,aarch64-linux - 1 1 benchmark,quantum");
+    let scene = scene.machine(&claims).machine(REFUSES);
+    let ran = scene.hookrun(&["builders", "check", "--format", "json"]).expect_exit(1);
+    let checked = json(&ran);
+    let findings = |index: usize| -> Vec<String> {
+        let findings = checked[index]["findings"].as_array().unwrap().clone();
+        findings
+            .iter()
+            .map(|finding| {
+                format!("{} {}", if finding["problem"] == true { "!" } else { "-" }, finding["text"].as_str().unwrap())
+            })
+            .collect()
+    };
+    let has = |index: usize, mark: &str, words: &str| {
+        let all = findings(index);
+        assert!(all.iter().any(|text| text.starts_with(mark) && text.contains(words)), "{words}: {all:#?}");
+    };
+    has(0, "-", "answers in ");
+    has(0, "-", "builds for x86_64-linux");
+    assert!(findings(0).iter().all(|text| text.starts_with('-')), "{:#?}", findings(0));
+    has(1, "!", "claims quantum, but has ");
+    has(1, "-", "builds for x86_64-linux with benchmark");
+    has(1, "!", "claims aarch64-linux, but is x86_64-linux");
+    has(2, "!", "cannot be reached: ");
+    has(2, "!", "try `ssh root@127.0.0.1 nix-store --version`");
+}
+
+#[test]
+fn doctor_finds_nothing_wrong_with_the_lab_and_what_is_broken() {
+    let scene = scene().builder("one", 1, 1.0);
+    let findings = |ran: &Ran| -> Vec<String> {
+        let report = json(ran);
+        let line = |finding: &serde_json::Value| {
+            format!(
+                "{} {}: {}",
+                finding["level"].as_str().unwrap(),
+                finding["about"].as_str().unwrap(),
+                finding["text"].as_str().unwrap()
+            )
+        };
+        report["findings"].as_array().unwrap().iter().map(line).collect()
+    };
+    let ran = scene.hookrun(&["doctor", "--format", "json"]);
+    let all = findings(&ran);
+    let has = |all: &[String], begin: &str| assert!(all.iter().any(|line| line.starts_with(begin)), "{begin}: {all:#?}");
+    has(&all, "good Nix: nix (Nix) ");
+    has(&all, "good post-build-hook: ");
+    has(&all, "good diff-hook: ");
+    has(&all, "good build-hook: ");
+    has(&all, "good builders: 1 machine");
+
+    let broken = scene
+        .nix_conf("post-build-hook", "/nonexistent/hookrun-post-build")
+        .nix_conf("run-diff-hook", "false")
+        .nix_conf("builders", "ssh://m - - many");
+    let ran = broken.hookrun(&["doctor", "--format", "json"]).expect_exit(1);
+    let all = findings(&ran);
+    has(
+        &all,
+        "problem post-build-hook: it is `/nonexistent/hookrun-post-build`, and there is no such file: every build fails",
+    );
+    has(&all, "problem diff-hook: ");
+    has(&all, "problem builders: ");
+    let mut without = broken.hookrun_command(&["doctor"]);
+    Ran::of(without.env("PATH", "/nonexistent")).expect_exit(4).expect_stdout("there is no program `nix` in PATH");
+}
