@@ -25,7 +25,7 @@ pub use breakers::OpenBreaker;
 pub use change::Selection;
 pub use open::Damage;
 pub use query::{AttemptRow, EndedAs, FileId, LogFilter, PluginCounts, PluginRecord, TaskRow, file_id};
-pub use rooted::{Rooted, Roots};
+pub use rooted::Roots;
 pub use run::{Attempt, Begun, Ended, Order, Task};
 pub use take::{Incoming, Share, Taken, Wanted};
 

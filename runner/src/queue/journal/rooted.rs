@@ -2,19 +2,8 @@
 
 use rusqlite::{OptionalExtension as _, params};
 
-use super::{Journal, JournalError, query, sql_time};
-use crate::event::Event;
-
-/// An unfinished event with roots.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rooted {
-    /// The event.
-    pub event: Event,
-    /// When it was taken; milliseconds since 1970.
-    pub taken_ms: u64,
-    /// Bytes of its outputs, where that was found out.
-    pub nar_size: Option<u64>,
-}
+use super::{Journal, JournalError, query, sql_count, sql_time};
+use crate::event::{Event, NixDirs};
 
 /// All roots together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
@@ -27,18 +16,48 @@ pub struct Roots {
 }
 
 impl Journal {
-    /// The unfinished events that have roots, the newest first.
+    /// Up to `limit` unfinished events with roots whose size nobody has found out yet.
     ///
     /// # Errors
     /// What SQLite says.
-    pub fn rooted(&self) -> Result<Vec<Rooted>, JournalError> {
+    pub fn unmeasured(&self, limit: usize) -> Result<Vec<Event>, JournalError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT body, taken_ms, nar_size FROM events WHERE ended_ms IS NULL AND rooted > 0 ORDER BY id DESC",
+                "SELECT body FROM events WHERE ended_ms IS NULL AND rooted > 0 AND nar_size IS NULL LIMIT ?1",
             )?;
-            let rows = statement.query_map([], |row| {
-                Ok(Rooted { event: query::json(row, 0)?, taken_ms: query::count(row, 1)?, nar_size: query::time(row, 2)? })
+            let rows = statement.query_map([sql_count(limit)], |row| query::json(row, 0))?;
+            rows.collect()
+        })
+    }
+
+    /// The unfinished events with roots that are older than `taken_before_ms`, or with which all newer ones are larger than `max_size` bytes
+    /// together; the first value says which: true, too old.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn rooted_beyond(&self, taken_before_ms: u64, max_size: u64) -> Result<Vec<(bool, Event)>, JournalError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT taken_ms < ?1, body FROM
+                     (SELECT taken_ms, body, sum(nar_size) OVER (ORDER BY id DESC) AS size FROM events WHERE ended_ms IS NULL AND rooted > 0)
+                 WHERE taken_ms < ?1 OR size > ?2",
+            )?;
+            let rows = statement.query_map(params![sql_time(taken_before_ms), sql_time(max_size)], |row| {
+                Ok((row.get(0)?, query::json(row, 1)?))
             })?;
+            rows.collect()
+        })
+    }
+
+    /// The stores of unfinished events with roots.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn rooted_stores(&self) -> Result<Vec<NixDirs>, JournalError> {
+        self.read(|connection| {
+            let mut statement = connection
+                .prepare_cached("SELECT DISTINCT body ->> '$.nix' FROM events WHERE ended_ms IS NULL AND rooted > 0")?;
+            let rows = statement.query_map([], |row| query::json(row, 0))?;
             rows.collect()
         })
     }
@@ -78,17 +97,16 @@ impl Journal {
         })
     }
 
-    /// Is an event of this id in the journal?
+    /// Is the event unfinished, and has it roots? None: it is not in the journal.
     ///
     /// # Errors
     /// What SQLite says.
-    pub fn knows(&self, event: &str) -> Result<bool, JournalError> {
+    pub fn is_rooted(&self, event: &str) -> Result<Option<bool>, JournalError> {
         self.read(|connection| {
-            let found: Option<i64> = connection
-                .prepare_cached("SELECT 1 FROM events WHERE id = ?1")?
+            connection
+                .prepare_cached("SELECT ended_ms IS NULL AND rooted > 0 FROM events WHERE id = ?1")?
                 .query_row([event], |row| row.get(0))
-                .optional()?;
-            Ok(found.is_some())
+                .optional()
         })
     }
 }

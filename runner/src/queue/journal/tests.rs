@@ -321,10 +321,33 @@ fn shares_and_roots() {
     assert_eq!(scene.journal.roots().unwrap(), Roots { count: 1, bytes: 0 });
     scene.journal.measured(&[(mine.id.clone(), 77)]).unwrap();
     assert_eq!(scene.journal.roots().unwrap(), Roots { count: 1, bytes: 77 });
-    assert_eq!(scene.journal.rooted().unwrap(), [Rooted { event: mine.clone(), taken_ms: 1000, nar_size: Some(77) }]);
+    assert_eq!(scene.journal.rooted_stores().unwrap(), std::slice::from_ref(&mine.nix));
+    assert_eq!((scene.journal.is_rooted(&mine.id).unwrap(), scene.journal.is_rooted("x").unwrap()), (Some(true), None));
     scene.journal.unrooted(&mine.id).unwrap();
     assert_eq!(scene.journal.roots().unwrap(), Roots::default());
-    assert_eq!((scene.journal.knows(&mine.id).unwrap(), scene.journal.knows("x").unwrap()), (true, false));
+    assert_eq!(scene.journal.is_rooted(&mine.id).unwrap(), Some(false));
+}
+
+#[test]
+fn bounds_on_the_age_and_size_of_roots() {
+    let mut scene = Scene::new();
+    let events = ["old", "mid", "unknown", "new"].map(post_build);
+    for (event, taken_ms) in events.iter().zip([100, 700, 800, 900]) {
+        let incoming = Incoming { event, uid: 0, plugins: vec!["cache".into()], rooted: 1 };
+        scene.journal.take(&[incoming], taken_ms).unwrap();
+    }
+    assert_eq!(scene.journal.unmeasured(9).unwrap().len(), 4);
+    let sizes = [(0, 1), (1, 50), (3, 60)].map(|(number, size): (usize, u64)| (events[number].id.clone(), size));
+    scene.journal.measured(&sizes).unwrap();
+    assert_eq!(scene.journal.unmeasured(9).unwrap(), [events[2].clone()]);
+    let beyond = |before, size| {
+        let mut beyond = scene.journal.rooted_beyond(before, size).unwrap();
+        beyond.sort_by(|a, b| a.1.id.cmp(&b.1.id));
+        beyond.into_iter().map(|(old, event)| (old, event.name().to_owned())).collect::<Vec<_>>()
+    };
+    assert_eq!(beyond(0, 1000), []);
+    assert_eq!(beyond(500, 1000), [(true, "old".to_owned())]);
+    assert_eq!(beyond(500, 100), [(true, "old".to_owned()), (false, "mid".to_owned())], "the newest are kept");
 }
 
 #[test]
