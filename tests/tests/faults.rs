@@ -221,6 +221,19 @@ fn a_clock_that_is_set_back_an_hour() {
 }
 
 #[test]
+fn a_spool_that_hangs() {
+    let scene = scene();
+    let fallback = Fallback::of(&scene, rustix::process::getuid().as_raw());
+    let boundary = Boundary::compile(scene.dir());
+    let built =
+        Ran::of(boundary.hang(&mut scene.build_command("alpha", &[]), &scene.state_dir().join("spool"))).expect_success();
+    built.expect_stderr("did not end in 2 s and was given up; its event is kept in /var/tmp/hookrun-spool-");
+    assert_eq!(fallback.count(), 1);
+    scene.drain().expect_success();
+    assert_eq!((fallback.count(), scene.tasks()), (0, vec!["alpha keeper done".to_owned()]));
+}
+
+#[test]
 fn a_spool_that_is_removed_under_the_worker() {
     let scene = scene();
     let _worker = Worker::start(&scene, scene.hookrun_command(&["daemon"]));

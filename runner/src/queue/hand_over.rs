@@ -7,9 +7,9 @@
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,8 +22,10 @@ use crate::nix;
 
 /// The longest that a hook may take, in all.
 pub const CAP: Duration = Duration::from_secs(2);
-/// Stack of the watchdog thread, which formats one line.
-const WATCHDOG_STACK: usize = 64 << 10;
+/// If the spool has not taken the event by then, the fallback directory is tried, which mostly is on another file system.
+pub const RESCUE: Duration = Duration::from_millis(1500);
+/// Stack of the threads that watch and rescue, which format lines and serialise one event.
+const WATCHDOG_STACK: usize = 256 << 10;
 
 /// Nix's post-build hook. Standard output stays empty. Gives the event, if there is one: plugins that may fail the build run on
 /// it after this.
@@ -65,6 +67,13 @@ pub fn diff(arguments: &[OsString]) {
 
 /// Roots, the event, the worker; true if the event is kept.
 fn hand_over(dirs: &Dirs, event: &Event) -> bool {
+    *lock(&PENDING) = Some((dirs.clone(), event.clone()));
+    let kept = hand_over_in_time(dirs, event);
+    *lock(&PENDING) = None;
+    kept
+}
+
+fn hand_over_in_time(dirs: &Dirs, event: &Event) -> bool {
     // Before the event, so that its outputs are never queued without a root.
     roots::make(event);
     match spool::put(dirs, event) {
@@ -109,10 +118,43 @@ fn say(message: &str) {
 
 static ENDED: AtomicBool = AtomicBool::new(false);
 static WATCHDOG: Mutex<Option<JoinHandle<()>>> = Mutex::new(None);
+/// The event that is being handed over, for the rescue.
+static PENDING: Mutex<Option<(Dirs, Event)>> = Mutex::new(None);
+/// Where the rescue has put it.
+static RESCUED: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// Nothing that holds one of these can leave it half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tries the fallback directory from a thread of its own: it may hang too. If the spool takes the event after all, the worker sees it twice, and
+/// takes it once.
+fn rescue() {
+    let rescuer = std::thread::Builder::new().stack_size(WATCHDOG_STACK).spawn(|| {
+        let pending = lock(&PENDING).clone();
+        let rescued = pending.and_then(|(dirs, event)| spool::rescue(&dirs, &event).ok());
+        *lock(&RESCUED) = rescued;
+    });
+    // Without it the hook ends as it would have.
+    drop(rescuer);
+}
+
+/// What the user is told of a hook that was given up.
+fn given_up(hook: &str, rescued: Option<&Path>) -> String {
+    let what = match rescued {
+        Some(path) => format!("its event is kept in {} and will be found there", path.display()),
+        None => "its event may be lost".to_owned(),
+    };
+    let seconds = CAP.as_secs();
+    format!(
+        "hookrun: {hook} did not end in {seconds} s and was given up; {what}; is the state directory's file system hanging?\n"
+    )
+}
 
 /// Ends the watchdog of a hook that has ended, for a process that goes on and must have one thread. It has no more to watch.
 pub fn dismiss_watchdog() {
-    let watchdog = WATCHDOG.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let watchdog = lock(&WATCHDOG).take();
     if let Some(watchdog) = watchdog {
         watchdog.thread().unpark();
         // It cannot have panicked, and would be gone all the same.
@@ -128,20 +170,22 @@ fn guarded(hook: &'static str, play: impl FnOnce() -> Option<Event>) -> Option<E
     let watchdog = std::thread::Builder::new().stack_size(WATCHDOG_STACK).spawn(move || {
         let begun = Instant::now();
         // It is woken early when it is dismissed, and may be for no reason.
-        while !ENDED.load(Ordering::Acquire) && begun.elapsed() < CAP {
-            std::thread::park_timeout(CAP.saturating_sub(begun.elapsed()));
+        for (until, rescues) in [(RESCUE, true), (CAP, false)] {
+            while !ENDED.load(Ordering::Acquire) && begun.elapsed() < until {
+                std::thread::park_timeout(until.saturating_sub(begun.elapsed()));
+            }
+            if rescues && !ENDED.load(Ordering::Acquire) {
+                rescue();
+            }
         }
         if !ENDED.load(Ordering::Acquire) {
-            last_words(&format!(
-                "hookrun: {hook} did not end in {} s and was given up; is the state directory's file system hanging?\n",
-                CAP.as_secs()
-            ));
+            last_words(&given_up(hook, lock(&RESCUED).as_deref()));
             // SAFETY: `_exit` takes no pointer and does not return. No destructor of the main thread is owed: it holds nothing
             // that outlives the process but the unfinished file, which the worker recognises.
             unsafe { libc::_exit(0) }
         }
     });
-    *WATCHDOG.lock().unwrap_or_else(PoisonError::into_inner) = watchdog.ok();
+    *lock(&WATCHDOG) = watchdog.ok();
     std::panic::set_hook(Box::new(move |panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         say(&format!("{hook} failed inside ({place}); the build is not affected; please report this"));
@@ -189,6 +233,12 @@ mod tests {
         insta::assert_snapshot!(line(&["bin/a", "bin/a", "lib/b"], false, true), @"2 differences, first bin/a in out of hello-1.0; details: hookrun log");
         insta::assert_snapshot!(line(&["a"], true, false), @"at least 1 difference, a in out of hello-1.0; not recorded, see standard error");
         insta::assert_snapshot!(line(&[], true, true), @"differences were not found in the time there was in out of hello-1.0; details: hookrun log");
+    }
+
+    #[test]
+    fn a_hook_that_is_given_up_says_where_its_event_is() {
+        insta::assert_snapshot!(given_up("post-build-hook", None), @"hookrun: post-build-hook did not end in 2 s and was given up; its event may be lost; is the state directory's file system hanging?");
+        insta::assert_snapshot!(given_up("diff-hook", Some(Path::new("/var/tmp/s/1"))), @"hookrun: diff-hook did not end in 2 s and was given up; its event is kept in /var/tmp/s/1 and will be found there; is the state directory's file system hanging?");
     }
 
     #[test]

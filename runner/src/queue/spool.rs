@@ -82,11 +82,25 @@ pub fn put(dirs: &Dirs, event: &Event) -> Result<Place, PutError> {
     };
     let Err(error) = first else { return Ok(Place::Spool) };
     let reason = format!("the spool {} cannot be written ({error}): {}", spool.display(), fix(&error));
-    let fallback = fallback_directory(dirs, rustix::process::getuid().as_raw());
-    match own_directory(&fallback).and_then(|()| write(&fallback, &event.id, &bytes)) {
-        Ok(()) => Ok(Place::Fallback { path: fallback.join(&event.id), reason }),
-        Err(error) => Err(PutError(vec![reason, format!("nor can {} ({error})", fallback.display())])),
+    match put_fallback(dirs, event, &bytes) {
+        Ok(path) => Ok(Place::Fallback { path, reason }),
+        Err(error) => Err(PutError(vec![reason, error])),
     }
+}
+
+/// Puts an event into this user's fallback directory; gives the file. For a hook whose spool does not answer.
+///
+/// # Errors
+/// One line.
+pub fn rescue(dirs: &Dirs, event: &Event) -> Result<PathBuf, String> {
+    let bytes = envelope::seal(event).map_err(|error| error.to_string())?;
+    put_fallback(dirs, event, &bytes)
+}
+
+fn put_fallback(dirs: &Dirs, event: &Event, bytes: &[u8]) -> Result<PathBuf, String> {
+    let fallback = fallback_directory(dirs, rustix::process::getuid().as_raw());
+    let written = own_directory(&fallback).and_then(|()| write(&fallback, &event.id, bytes));
+    written.map(|()| fallback.join(&event.id)).map_err(|error| format!("nor can {} ({error})", fallback.display()))
 }
 
 /// What to do about a spool that cannot be written.

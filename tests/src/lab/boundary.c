@@ -1,8 +1,9 @@
 /* Preloaded into hookrun by the crash tests and the fault tests: kills the process at a chosen boundary (a call after which a crash
- * leaves other things on the disk than before it), or gives it another clock. Production code stays as it is.
+ * leaves other things on the disk than before it), gives it another clock, or lets a file system hang. Production code stays as it is.
  *
  *   BOUNDARY_LOG=FILE        write the name of each boundary, one a line
  *   BOUNDARY_KILL=N          SIGKILL before the N-th; BOUNDARY_AFTER=1: after it
+ *   RENAME_HANGS=TEXT        renaming to a path with TEXT in it takes a minute
  *   CLOCK_SHIFT=SECONDS      added to the time of day; the monotonic clock goes on as it is
  *
  * Boundaries are counted per process. Processes that run or compile plugins are left alone: they write nothing of the queue's. */
@@ -19,7 +20,7 @@
 
 static atomic_int count;
 static int at, after, enabled;
-static const char *log_path;
+static const char *log_path, *hangs;
 static long shift;
 
 static int runs_plugins(void) {
@@ -39,6 +40,7 @@ __attribute__((constructor)) static void begin(void) {
     at = text ? atoi(text) : 0;
     after = getenv("BOUNDARY_AFTER") != NULL;
     log_path = getenv("BOUNDARY_LOG");
+    hangs = getenv("RENAME_HANGS");
     enabled = (at > 0 || log_path) && !runs_plugins();
 }
 
@@ -64,8 +66,8 @@ static void leave(int number) {
     if (enabled && number == at && after) kill(getpid(), SIGKILL);
 }
 
-#define BOUNDARY(name, parameters, arguments)                            \
-    int name parameters {                                                \
+#define BOUNDARY_AS(function, name, parameters, arguments)               \
+    function parameters {                                                \
         static int(*next) parameters;                                    \
         if (!next) next = (int(*) parameters)dlsym(RTLD_NEXT, #name);    \
         int number = enter(#name);                                       \
@@ -73,10 +75,15 @@ static void leave(int number) {
         leave(number);                                                   \
         return result;                                                   \
     }
+#define BOUNDARY(name, parameters, arguments) BOUNDARY_AS(int name, name, parameters, arguments)
 
 BOUNDARY(fsync, (int fd), (fd))
 BOUNDARY(fdatasync, (int fd), (fd))
-BOUNDARY(rename, (const char *from, const char *to), (from, to))
+BOUNDARY_AS(static int rename_boundary, rename, (const char *from, const char *to), (from, to))
+int rename(const char *from, const char *to) {
+    if (hangs && strstr(to, hangs)) sleep(60);
+    return rename_boundary(from, to);
+}
 BOUNDARY(renameat, (int a, const char *from, int b, const char *to), (a, from, b, to))
 BOUNDARY(renameat2, (int a, const char *from, int b, const char *to, unsigned flags), (a, from, b, to, flags))
 BOUNDARY(unlink, (const char *path), (path))

@@ -57,6 +57,11 @@ impl Boundary {
         std::fs::read_to_string(file).unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
+    /// Lets `command` hang for a minute when it renames a file into `directory`.
+    pub fn hang<'a>(&self, command: &'a mut Command, directory: &Path) -> &'a mut Command {
+        command.env("LD_PRELOAD", &self.library).env("RENAME_HANGS", directory)
+    }
+
     /// Shifts the clock of `command`.
     pub fn shift_clock<'a>(&self, command: &'a mut Command, seconds: i64) -> &'a mut Command {
         command.env("LD_PRELOAD", &self.library).env("CLOCK_SHIFT", seconds.to_string())
