@@ -66,6 +66,8 @@ impl Watch {
             Err(error) => (None, Some(error.to_string())),
         };
         let mut watch = Self { flags, watcher, spool, inode: None, directories: BTreeSet::new() };
+        // A spool that somebody removes comes again there.
+        watch.follow(&[]);
         let error = error.or_else(|| watch.follow_spool());
         (watch, error)
     }
@@ -85,11 +87,12 @@ impl Watch {
         watched.err().map(|error| error.to_string())
     }
 
-    /// Watches the directories of these files, and no others but the spool.
+    /// Watches the directories of these files, and no others but the spool and the directory it is in.
     pub(super) fn follow(&mut self, files: &[PathBuf]) {
         let Some(watcher) = self.watcher.as_mut() else { return };
         // The directory and not the file: editors and package managers put a new file in its place.
-        let wanted: BTreeSet<PathBuf> = files.iter().filter_map(|file| file.parent().map(Path::to_owned)).collect();
+        let files = files.iter().chain(std::iter::once(&self.spool));
+        let wanted: BTreeSet<PathBuf> = files.filter_map(|file| file.parent().map(Path::to_owned)).collect();
         for gone in self.directories.difference(&wanted) {
             let _ended = watcher.unwatch(gone);
         }
