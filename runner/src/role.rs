@@ -125,7 +125,7 @@ pub fn run() -> Exit {
             Exit::Done
         }
         Role::BuildHook { verbosity } => builders::hook::main(verbosity, || {
-            builders::hook::Setup::load(policy::chooser, |config, name| PluginPolicy::load(&config, name))
+            builders::hook::Setup::load(policy::chooser, PluginPolicy::load)
         }),
         Role::CommandLine => cli::main(argv.into_iter().skip(1)),
     }

@@ -1,6 +1,7 @@
 //! Asks the policy, within a time limit and behind a wall of one thread: a policy that hangs or panics costs its own answer
 //! and nothing else.
 
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
@@ -10,20 +11,21 @@ use super::types::{Candidate, Decision, LocalMachine, Machine};
 /// How long a policy may take for one candidate, loading included: Nix's whole command stands still meanwhile.
 pub const DEADLINE: Duration = Duration::from_secs(2);
 
-/// Makes the policy, on its thread, when it is first asked.
-pub type PolicyFactory = Box<dyn FnOnce() -> Result<Box<dyn Policy>, PolicyError> + Send>;
+/// Makes the policy, on its thread, when it is first asked, and when it is asked after a rest.
+pub type PolicyFactory = Arc<dyn Fn() -> Result<Box<dyn Policy>, PolicyError> + Send + Sync>;
 
 type Question = (Candidate, Vec<Machine>, LocalMachine);
 type Answer = Result<Decision, PolicyError>;
 
 /// A policy and its thread.
 pub struct Asker {
+    factory: PolicyFactory,
     deadline: Duration,
     state: State,
 }
 
 enum State {
-    Unasked(Option<PolicyFactory>),
+    Resting,
     Running(Sender<Question>, Receiver<Answer>),
     Broken(PolicyError),
 }
@@ -31,7 +33,14 @@ enum State {
 impl Asker {
     /// A policy that is made when it is first asked.
     pub fn new(factory: PolicyFactory, deadline: Duration) -> Self {
-        Self { deadline, state: State::Unasked(Some(factory)) }
+        Self { factory, deadline, state: State::Resting }
+    }
+
+    /// Ends the policy's thread, and its process if it has one, until it is asked again.
+    pub fn rest(&mut self) {
+        if let State::Running(..) = self.state {
+            self.state = State::Resting;
+        }
     }
 
     /// Its checked answer.
@@ -45,13 +54,13 @@ impl Asker {
         machines: &[Machine],
         local: &LocalMachine,
     ) -> Result<Decision, PolicyError> {
-        if let State::Unasked(factory) = &mut self.state {
-            self.state = factory.take().map_or_else(|| State::Broken(gone()), start);
+        if let State::Resting = self.state {
+            self.state = start(Arc::clone(&self.factory));
         }
         let (questions, answers) = match &self.state {
             State::Running(questions, answers) => (questions, answers),
             State::Broken(error) => return Err(error.clone()),
-            State::Unasked(_) => return Err(gone()),
+            State::Resting => return Err(gone()),
         };
         // A thread that has ended may have left an answer: why it has.
         let _asked = questions.send((candidate.clone(), machines.to_vec(), local.clone()));
@@ -121,12 +130,12 @@ mod tests {
     }
 
     fn odd(select: fn() -> Answer, deadline: Duration) -> Asker {
-        Asker::new(Box::new(move || Ok(Box::new(Odd(select)) as Box<dyn Policy>)), deadline)
+        Asker::new(Arc::new(move || Ok(Box::new(Odd(select)) as Box<dyn Policy>)), deadline)
     }
 
     #[test]
     fn good_answers_pass() {
-        let mut asker = Asker::new(Box::new(|| Ok(Box::new(StockRule::default()) as Box<dyn Policy>)), DEADLINE);
+        let mut asker = Asker::new(Arc::new(|| Ok(Box::new(StockRule::default()) as Box<dyn Policy>)), DEADLINE);
         assert!(ask(&mut asker).is_ok());
         assert!(ask(&mut asker).is_ok(), "asked again");
     }
@@ -147,7 +156,7 @@ mod tests {
         let lie = || Ok(Decision::new(crate::builders::Action::Machines(vec!["ssh://x".to_owned()]), ""));
         let mut lies = odd(lie, Duration::from_mins(1));
         assert!(matches!(ask(&mut lies), Err(PolicyError::Invalid(_))));
-        let mut none = Asker::new(Box::new(|| Err(PolicyError::Failed("no plugin".to_owned()))), DEADLINE);
+        let mut none = Asker::new(Arc::new(|| Err(PolicyError::Failed("no plugin".to_owned()))), DEADLINE);
         assert_eq!(ask(&mut none), Err(PolicyError::Unavailable("no plugin".to_owned())));
         assert_eq!(ask(&mut none), Err(PolicyError::Unavailable("no plugin".to_owned())));
     }

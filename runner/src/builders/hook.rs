@@ -3,13 +3,17 @@
 //! Whatever is wrong with the configuration or with hookrun itself, Nix gets its answers.
 
 use std::io::BufReader;
+use std::os::fd::AsFd as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use super::asker::{Asker, DEADLINE, PolicyFactory};
 use super::fds;
 use super::policy::PolicyError;
 use super::session::{End, Session};
-use super::stock::{Delegate, StockProgram};
+use super::program::StockProgram;
+use super::ssh;
+use super::stock::Delegate;
 use crate::config::{self, Config};
 use crate::dirs::Dirs;
 use crate::event::NixDirs;
@@ -29,17 +33,17 @@ impl Setup {
     pub fn load<C, F>(chooser: C, plugin: F) -> Self
     where
         C: FnOnce(&Config) -> Option<String>,
-        F: FnOnce(Config, &str) -> Result<Box<dyn super::Policy>, PolicyError> + Send + 'static,
+        F: Fn(&Config, &str) -> Result<Box<dyn super::Policy>, PolicyError> + Send + Sync + 'static,
     {
         let config = match Config::load(&Dirs::from_env().config) {
             Ok(config) => config,
             Err(error) => {
-                let policy: PolicyFactory = Box::new(move || Err(PolicyError::Unavailable(error.to_string())));
+                let policy: PolicyFactory = Arc::new(move || Err(PolicyError::Unavailable(error.to_string())));
                 return Self { builders: config::Builders::default(), policy: Some(policy) };
             }
         };
         let builders = config.builders.clone();
-        let policy = chooser(&config).map(|name| -> PolicyFactory { Box::new(move || plugin(config, &name)) });
+        let policy = chooser(&config).map(|name| -> PolicyFactory { Arc::new(move || plugin(&config, &name)) });
         Self { builders, policy }
     }
 }
@@ -49,18 +53,26 @@ pub fn main(verbosity: u64, setup: impl FnOnce() -> Setup) -> Exit {
     fds::reserve();
     let Setup { builders, policy } = catch_unwind(AssertUnwindSafe(setup)).unwrap_or_else(|_| Setup {
         builders: config::Builders::default(),
-        policy: Some(Box::new(|| {
+        policy: Some(Arc::new(|| {
             Err(PolicyError::Unavailable("reading the configuration panicked, a defect of hookrun".to_owned()))
         })),
     });
     let ended = catch_unwind(AssertUnwindSafe(|| {
-        let mut stock = Delegate { program: StockProgram::of_caller(verbosity), deadline: builders.connect_timeout };
+        let mut stock = Delegate {
+            program: StockProgram::of_caller(verbosity),
+            deadline: builders.connect_timeout,
+            variables: ssh::variables(&builders, &Dirs::from_env()),
+        };
+        let nix = std::io::stderr();
         let session = Session {
             input: BufReader::new(std::io::stdin().lock()),
             reply: std::io::stderr(),
+            nix: nix.as_fd(),
             stock: &mut stock,
             policy: policy.map(|factory| Asker::new(factory, DEADLINE)),
-            nix_state: NixDirs::from_env().state,
+            nix_dirs: NixDirs::from_env(),
+            builders: Dirs::from_env().builders(),
+            options: builders,
         };
         session.run()
     }));

@@ -39,12 +39,31 @@ impl SlotFiles {
         machines.into_iter().map(|(uri, slots)| self.load(uri, slots)).collect()
     }
 
+    /// Where they are.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Makes the directory, as the stock hook does.
+    pub(super) fn make(&self) -> std::io::Result<()> {
+        std::fs::create_dir_all(&self.directory)
+    }
+
     /// Holds off stock hooks that would choose during the probe. Shared, so that probes do not hold off each other.
     fn while_nobody_chooses(&self) -> Option<OwnedFd> {
+        self.main_lock(FlockOperation::NonBlockingLockShared)
+    }
+
+    /// Holds off stock hooks and probes, whose locks would look like builds to who takes a slot.
+    pub(super) fn while_nobody_looks(&self) -> Option<OwnedFd> {
+        self.main_lock(FlockOperation::NonBlockingLockExclusive)
+    }
+
+    fn main_lock(&self, operation: FlockOperation) -> Option<OwnedFd> {
         let main = self.open(MAIN_LOCK)?;
         let start = Instant::now();
         loop {
-            if rustix::fs::flock(&main, FlockOperation::NonBlockingLockShared).is_ok() {
+            if rustix::fs::flock(&main, operation).is_ok() {
                 return Some(main);
             }
             if start.elapsed() >= MAIN_LOCK_PATIENCE {
@@ -81,7 +100,7 @@ impl SlotFiles {
 
 /// The names, without the number, that slot files of `uri` may have: its text up to Nix 2.22, and the form that
 /// `StoreReference::render` gives it from 2.23 on. Builds of both may run at once, so both count.
-fn file_names(uri: &str) -> Vec<String> {
+pub(super) fn file_names(uri: &str) -> Vec<String> {
     let mut names = vec![uri.replace('/', "_")];
     let normal = normalised(uri).replace('/', "_");
     if !names.contains(&normal) {

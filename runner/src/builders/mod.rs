@@ -7,23 +7,39 @@
 //! * [`types`]: what a policy is told and what it answers. [`policy`]: the trait, and the rule of Nix itself. [`asker`]: asks
 //!   it, with a time limit.
 //! * [`settings`], [`request`]: what Nix says; [`described`]: what the derivation says. [`reply`]: the one answer, as a type that must be used up.
-//! * [`session`]: the conversation. [`stock`]: delegation to Nix's own hook, with [`fds`]. [`hook`]: the process.
+//! * [`session`]: the conversation. [`place`]: where a candidate goes, among the machines of [`pool`]. [`delegation`]: what follows an
+//!   accept, along a [`journey`]. [`stock`]: Nix's own hook, with [`program`], [`fds`], [`ssh`]; [`speech`]: what its words mean.
+//!   [`hook`]: the process.
+//! * [`load`]: busy slots, from Nix's own lock files. [`slots`] takes them. [`queue`]: who gets one; [`lease`]: who waits and builds.
+//! * [`record`]: what is remembered, through [`memory`]; [`health`]: what follows for a machine.
 //! * [`simulate`]: what would have been, on a recorded or generated trace.
 //! * [`probe`]: can a machine really build for us?
-//! * [`load`]: busy slots, from Nix's own lock files.
 
 pub mod asker;
+pub mod delegation;
 pub mod described;
 pub mod fds;
+pub mod health;
 pub mod hook;
+pub mod journey;
+pub mod lease;
 pub mod load;
+pub mod memory;
+pub mod place;
 pub mod policy;
+pub mod pool;
 pub mod probe;
+pub mod program;
+pub mod queue;
+pub mod record;
 pub mod reply;
 pub mod request;
 pub mod session;
 pub mod settings;
 pub mod simulate;
+pub mod slots;
+pub mod speech;
+pub mod ssh;
 pub mod stock;
 pub mod types;
 

@@ -91,9 +91,15 @@ pub enum Division {
 impl StockRule {
     /// The machines with a free slot, best first, as indexes into `machines`.
     pub fn ranked(self, machines: &[Machine]) -> Vec<usize> {
-        let mut free: Vec<(usize, &Machine)> = machines.iter().enumerate().filter(|(_, m)| m.has_free_slot()).collect();
-        free.sort_by(|(_, a), (_, b)| self.compare(a, b));
-        free.into_iter().map(|(index, _)| index).collect()
+        let free = |index: &usize| machines.get(*index).is_some_and(Machine::has_free_slot);
+        self.ranked_with_full(machines).into_iter().filter(free).collect()
+    }
+
+    /// All machines, full ones too, in the same order.
+    pub fn ranked_with_full(self, machines: &[Machine]) -> Vec<usize> {
+        let mut all: Vec<(usize, &Machine)> = machines.iter().enumerate().collect();
+        all.sort_by(|(_, a), (_, b)| self.compare(a, b));
+        all.into_iter().map(|(index, _)| index).collect()
     }
 
     /// What Nix's hook would do.

@@ -11,8 +11,12 @@ use crate::terminal::printable;
 /// Nix's log levels (`libutil/logging.hh`) that are used here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
+    /// `lvlError`.
+    Error = 0,
     /// `lvlWarn`.
     Warn = 1,
+    /// `lvlInfo`: shown by default.
+    Info = 3,
     /// `lvlTalkative`: shown with one `-v`.
     Talkative = 4,
     /// `lvlChatty`: shown with two.
@@ -119,6 +123,16 @@ fn say(reply: &mut impl Write, text: &[u8]) -> io::Result<()> {
 pub fn message(level: Level, text: &str) -> Vec<u8> {
     let text = printable(text);
     let json = serde_json::json!({ "action": "msg", "level": level as u8, "msg": format!("hookrun: {text}") });
+    format!("@nix {json}\n").into_bytes()
+}
+
+/// The beginning of an activity that waits for a build (`actBuildWaiting`, `logging.hh`), in the same form.
+pub fn activity(id: u64, text: &str) -> Vec<u8> {
+    const BUILD_WAITING: u32 = 111;
+    let text = format!("hookrun: {}", printable(text));
+    let json = serde_json::json!({
+        "action": "start", "id": id, "level": Level::Info as u8, "type": BUILD_WAITING, "text": text, "fields": [],
+    });
     format!("@nix {json}\n").into_bytes()
 }
 

@@ -1,21 +1,72 @@
 //! Delegation to Nix's own build hook: `build-remote` of the very Nix that called, with one machine to choose from.
 //!
 //! The stock hook connects, copies, builds and copies back; this file starts it, listens for its answer within a time limit,
-//! and then carries bytes. It changes nothing that the stock hook says after its accept.
+//! and then carries bytes. It changes nothing that the stock hook says after its accept, but for the machine's name, and it keeps its
+//! last error back until it is known whether the build goes on elsewhere ([`super::speech`]).
 
+use std::borrow::Cow;
+use std::ffi::OsString;
 use std::io::{self, Read as _, Write};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, ChildStderr, Stdio};
 use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::fds;
+use super::program::StockProgram;
 use super::request::{Inputs, Request};
-use super::session::{Build, Offer, StockHook};
 use super::settings::Settings;
+use super::slots::Slot;
+use super::speech::{Ending, Listener, Timing, plain};
+use crate::nix::machines::MachineLine;
+
+/// Nix's own build hook, started for one machine.
+pub trait StockHook {
+    /// Offers `request` to the one machine of `target`. Lines that are no answer go to `relay` as they come.
+    fn offer(&mut self, settings: &Settings, target: Target<'_>, request: &Request, relay: &mut dyn FnMut(&[u8])) -> Offer;
+}
+
+/// The machine to offer a build to.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// Its line.
+    pub machine: &'a MachineLine,
+    /// The slot on it that this process holds; without one Nix's own hook takes one itself.
+    pub slot: Option<&'a Slot>,
+}
+
+/// What became of an offer.
+pub enum Offer {
+    /// The machine takes it: the hook waits for the inputs.
+    Accepted(Box<dyn Build>),
+    /// It has no slot free: another Nix was faster.
+    Full,
+    /// It cannot be used; why, as a lower-case fragment.
+    Failed(String),
+}
+
+/// An accepted build.
+pub trait Build {
+    /// Hands over the inputs, relays what the hook says until its end, and reports.
+    fn run(self: Box<Self>, inputs: &Inputs, reply: &mut dyn Write) -> Report;
+}
+
+/// How an accepted build ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// What it means.
+    pub ending: Ending,
+    /// The hook's exit code.
+    pub code: u8,
+    /// Errors that were not relayed, as they came.
+    pub held: Vec<Vec<u8>>,
+    /// What ends the activities that are still open.
+    pub closing: Vec<u8>,
+    /// When things began.
+    pub timing: Timing,
+}
 
 /// Longest line before the answer; the longest known is the list of all machines in a message.
 const MAX_LINE: usize = 4 << 20;
@@ -23,76 +74,6 @@ const MAX_LINE: usize = 4 << 20;
 const REAP_EVERY: Duration = Duration::from_millis(250);
 /// Bytes carried at once: a pipe's capacity on Linux.
 const CHUNK: usize = 64 << 10;
-/// The programs that are one binary, which is `build-remote` too if called so. Others (nix-eval-jobs, Hydra) only use Nix's
-/// library.
-const NIX_PROGRAMS: [&str; 13] = [
-    "nix",
-    "nix-build",
-    "nix-channel",
-    "nix-collect-garbage",
-    "nix-copy-closure",
-    "nix-daemon",
-    "nix-env",
-    "nix-hash",
-    "nix-instantiate",
-    "nix-prefetch-url",
-    "nix-shell",
-    "nix-store",
-    "build-remote",
-];
-
-/// The stock hook as a program.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StockProgram {
-    program: PathBuf,
-    name: &'static str,
-    arguments: Vec<String>,
-}
-
-impl StockProgram {
-    /// That of the Nix that called this process, or else the `nix` in `PATH`.
-    pub fn of_caller(verbosity: u64) -> Self {
-        let link = rustix::process::getppid().map(|pid| PathBuf::from(format!("/proc/{}/exe", pid.as_raw_nonzero())));
-        let is_nix = |link: &PathBuf| {
-            let target = std::fs::read_link(link).ok()?;
-            // A Nix that was upgraded while it runs.
-            let name = target.file_name()?.to_str()?.trim_end_matches(" (deleted)").to_owned();
-            NIX_PROGRAMS.contains(&name.as_str()).then_some(())
-        };
-        // Since 2.0 the binary plays the role that argv[0] names.
-        let as_build_remote = |program| Self { program, name: "build-remote", arguments: vec![verbosity.to_string()] };
-        if let Some(program) = link.filter(|link| is_nix(link).is_some()) {
-            return as_build_remote(program);
-        }
-        match nix_in_path() {
-            Some(program) if !is_script(&program) => as_build_remote(program),
-            // A wrapper script loses argv[0]; `__build-remote` is there since 2.10.
-            program => {
-                let arguments = vec!["__build-remote".to_owned(), verbosity.to_string()];
-                Self { program: program.unwrap_or_else(|| PathBuf::from("nix")), name: "nix", arguments }
-            }
-        }
-    }
-
-    /// For tests: any program.
-    #[cfg(test)]
-    pub(super) fn other(program: &str, arguments: &[&str]) -> Self {
-        Self { program: program.into(), name: "sh", arguments: arguments.iter().map(|word| (*word).to_owned()).collect() }
-    }
-}
-
-fn nix_in_path() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    let executable =
-        |program: &PathBuf| program.is_file() && rustix::fs::access(program.as_path(), rustix::fs::Access::EXEC_OK).is_ok();
-    std::env::split_paths(&path).map(|directory| directory.join("nix")).find(executable)
-}
-
-fn is_script(program: &Path) -> bool {
-    let mut start = [0; 2];
-    std::fs::File::open(program).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == *b"#!"
-}
-
 /// Starts the stock hook.
 #[derive(Debug)]
 pub struct Delegate {
@@ -100,22 +81,28 @@ pub struct Delegate {
     pub program: StockProgram,
     /// How long a machine may take to answer.
     pub deadline: Duration,
+    /// Variables for it, beside its environment.
+    pub variables: Vec<(OsString, OsString)>,
 }
 
 impl StockHook for Delegate {
-    fn offer(&mut self, settings: &Settings, line: &str, request: &Request, relay: &mut dyn FnMut(&[u8])) -> Offer {
+    fn offer(&mut self, settings: &Settings, target: Target<'_>, request: &Request, relay: &mut dyn FnMut(&[u8])) -> Offer {
+        let line = target.slot.map_or_else(|| target.machine.clone(), |slot| slot.line(target.machine));
         let mut words = Vec::new();
         // Writing to memory cannot fail.
-        let _ = settings.write(&mut words, line).and_then(|()| request.write(&mut words));
-        let running = match Running::start(&self.program) {
+        let _ = settings.write(&mut words, &line.line_for_stock_hook()).and_then(|()| request.write(&mut words));
+        let mut running = match Running::start(self) {
             Ok(running) => running,
             Err(error) => {
-                let program = self.program.program.display();
+                let program = self.program.path().display();
                 return Offer::Failed(format!(
                     "Nix's own build hook `{program}` cannot be started ({error}); put `nix` into PATH"
                 ));
             }
         };
+        if line.uri != target.machine.uri {
+            running.renamed = Some((line.uri.into_bytes(), target.machine.uri.clone().into_bytes()));
+        }
         running.tell(words);
         running.answer(Instant::now() + self.deadline, self.deadline, relay)
     }
@@ -129,14 +116,15 @@ struct Running {
     stderr: ChildStderr,
     /// What was read and not yet looked at.
     buffer: Vec<u8>,
+    /// The machine's name for the stock hook, and its name for people.
+    renamed: Option<(Vec<u8>, Vec<u8>)>,
     ended: bool,
 }
 
 impl Running {
-    fn start(program: &StockProgram) -> io::Result<Self> {
-        let StockProgram { program, name, arguments } = program;
-        let mut command = Command::new(program);
-        std::os::unix::process::CommandExt::arg0(&mut command, name).args(arguments);
+    fn start(Delegate { program, variables, .. }: &Delegate) -> io::Result<Self> {
+        let mut command = program.command();
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::piped()).stderr(Stdio::piped()).stdout(reply_stream()?);
         let mut child = fds::bequeath(&mut command).spawn()?;
         let (Some(mut stdin), Some(stderr)) = (child.stdin.take(), child.stderr.take()) else {
@@ -146,7 +134,7 @@ impl Running {
         let (feed, words) = mpsc::channel::<Vec<u8>>();
         let write = move || words.into_iter().try_for_each(|bytes| stdin.write_all(&bytes));
         std::thread::Builder::new().name("stock hook's input".to_owned()).spawn(write)?;
-        Ok(Self { child, feed: Some(feed), stderr, buffer: Vec::new(), ended: false })
+        Ok(Self { child, feed: Some(feed), stderr, buffer: Vec::new(), renamed: None, ended: false })
     }
 
     fn tell(&self, bytes: Vec<u8>) {
@@ -161,7 +149,7 @@ impl Running {
         let mut complaints = Complaints::default();
         loop {
             let line = match self.line(until) {
-                Ok(Some(line)) => line,
+                Ok(Some(line)) => self.as_people_say(line),
                 Ok(None) => return Offer::Failed(complaints.or("Nix's own build hook ended without an answer")),
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                     return Offer::Failed(
@@ -173,10 +161,10 @@ impl Running {
             match line.strip_prefix(b"# ".as_slice()) {
                 Some(b"accept\n") => {
                     return match self.line(until) {
-                        Ok(Some(mut name)) => {
+                        // Its name for the machine is not of interest.
+                        Ok(Some(_)) => {
                             complaints.lines.iter().for_each(|line| relay(line));
-                            name.pop_if(|last| *last == b'\n');
-                            Offer::Accepted { name, build: Box::new(self) }
+                            Offer::Accepted(Box::new(self))
                         }
                         _ => Offer::Failed(complaints.or("Nix's own build hook ended inside its answer")),
                     };
@@ -244,41 +232,85 @@ impl Running {
     }
 
     /// Relays until the end of the stream, or until the child ended and nothing is left in the pipe.
-    fn relay_all(&mut self, reply: &mut dyn Write) -> io::Result<()> {
+    fn relay_all(&mut self, listener: &mut Listener, reply: &mut dyn Write) -> io::Result<()> {
         let mut patience = REAP_EVERY;
         loop {
-            reply.write_all(&self.buffer)?;
-            reply.flush()?;
-            self.buffer.clear();
+            self.relay_lines(listener, reply, false)?;
             if self.readable(patience)? {
                 if self.read_more()? == 0 {
-                    return Ok(());
+                    return self.relay_lines(listener, reply, true);
                 }
             } else if patience.is_zero() {
-                return Ok(());
+                return self.relay_lines(listener, reply, true);
             } else if self.child.try_wait()?.is_some() {
                 // What it wrote before it ended is in the pipe by now.
                 patience = Duration::ZERO;
             }
         }
     }
+
+    /// Relays all whole lines, and at the end what is left.
+    fn relay_lines(&mut self, listener: &mut Listener, reply: &mut dyn Write, all: bool) -> io::Result<()> {
+        let whole = self.buffer.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let end = if all || self.buffer.len() > MAX_LINE { self.buffer.len() } else { whole };
+        let rest = self.buffer.split_off(end);
+        let heard = std::mem::replace(&mut self.buffer, rest);
+        let now = Instant::now();
+        for line in heard.split_inclusive(|byte| *byte == b'\n') {
+            let line = self.renamed_in(line);
+            if listener.hear(&line, now) {
+                reply.write_all(&line)?;
+            }
+        }
+        reply.flush()
+    }
+
+    fn as_people_say(&self, line: Vec<u8>) -> Vec<u8> {
+        match self.renamed_in(&line) {
+            Cow::Borrowed(_) => line,
+            Cow::Owned(renamed) => renamed,
+        }
+    }
+
+    /// `line` with the machine's name for people.
+    fn renamed_in<'l>(&self, line: &'l [u8]) -> Cow<'l, [u8]> {
+        let Some((from, to)) = &self.renamed else { return Cow::Borrowed(line) };
+        let mut rest = line;
+        let mut renamed = Vec::new();
+        while let Some(at) = rest.windows(from.len()).position(|window| window == from) {
+            let (before, after) = rest.split_at(at);
+            renamed.extend_from_slice(before);
+            renamed.extend_from_slice(to);
+            rest = after.get(from.len()..).unwrap_or_default();
+        }
+        if renamed.is_empty() && rest.len() == line.len() {
+            return Cow::Borrowed(line);
+        }
+        renamed.extend_from_slice(rest);
+        Cow::Owned(renamed)
+    }
 }
 
 impl Build for Running {
-    fn run(mut self: Box<Self>, inputs: &Inputs, reply: &mut dyn Write) -> u8 {
+    fn run(mut self: Box<Self>, inputs: &Inputs, reply: &mut dyn Write) -> Report {
         let mut words = Vec::new();
         // Writing to memory cannot fail.
         let _ = inputs.write(&mut words);
         self.tell(words);
         self.feed = None;
-        if self.relay_all(reply).is_err() {
-            // Nix is gone, or the pipe is broken: nobody would learn of the build's end.
-            return 1;
-        }
-        let status = self.child.wait();
-        self.ended = true;
-        // A signal has no code; Nix reports any failure of the stock hook alike.
-        status.ok().and_then(|status| status.code()).and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+        let mut listener = Listener::default();
+        let (ending, code) = if self.relay_all(&mut listener, reply).is_ok() {
+            let status = self.child.wait();
+            self.ended = true;
+            // A signal has no code; Nix reports any failure of the stock hook alike.
+            let code = status.ok().and_then(|status| status.code());
+            (listener.ending(code), code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+        } else {
+            // Nobody would learn of the build's end.
+            (Ending::NixGone, 1)
+        };
+        let (held, timing) = (listener.held().to_vec(), listener.timing());
+        Report { ending, code, held, closing: listener.close_activities(), timing }
     }
 }
 
@@ -346,25 +378,6 @@ impl Complaints {
     fn or(&mut self, otherwise: &str) -> String {
         self.error.take().or_else(|| self.warning.take()).unwrap_or_else(|| otherwise.to_owned())
     }
-}
-
-/// A message of Nix as one plain line: without colours, line ends and the words that only repeat which machine it is.
-fn plain(text: &str) -> String {
-    let mut bare = String::with_capacity(text.len());
-    let mut characters = text.chars();
-    while let Some(character) = characters.next() {
-        if character == '\u{1b}' {
-            // ECMA-48: ESC [ parameters, up to a letter.
-            let _ = characters.by_ref().find(char::is_ascii_alphabetic);
-        } else {
-            bare.push(character);
-        }
-    }
-    let line = bare.split_whitespace().collect::<Vec<_>>().join(" ");
-    let line = line.strip_prefix("error: ").unwrap_or(&line);
-    let reason = line.strip_prefix("cannot build on '").and_then(|rest| rest.split_once("': "));
-    let reason = reason.map_or(line, |(_, reason)| reason);
-    reason.strip_prefix("error: ").unwrap_or(reason).to_owned()
 }
 
 #[cfg(test)]

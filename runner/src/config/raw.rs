@@ -45,6 +45,9 @@ struct RawWorker {
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 struct RawBuilders {
     connect_timeout: Option<Time>,
+    retry_after: Option<Time>,
+    early_accept: Option<bool>,
+    max_waiting: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -173,9 +176,14 @@ fn worker(raw: RawWorker) -> Worker {
 }
 
 fn builders(raw: RawBuilders) -> Builders {
-    let RawBuilders { connect_timeout } = raw;
+    let RawBuilders { connect_timeout, retry_after, early_accept, max_waiting } = raw;
     let default = Builders::default();
-    Builders { connect_timeout: connect_timeout.map_or(default.connect_timeout, |time| time.0) }
+    Builders {
+        connect_timeout: connect_timeout.map_or(default.connect_timeout, |time| time.0),
+        retry_after: retry_after.map_or(default.retry_after, |time| time.0),
+        early_accept: early_accept.unwrap_or(default.early_accept),
+        max_waiting: max_waiting.unwrap_or(default.max_waiting),
+    }
 }
 
 fn plugin(config: &Config, name: &str, raw: RawPlugin) -> Result<Plugin, ConfigError> {

@@ -62,10 +62,21 @@ impl Default for Worker {
 pub struct Builders {
     /// How long one machine may take to accept before the next is tried.
     pub connect_timeout: Duration,
+    /// How long a machine that failed is left alone at first; twice as long after each further failure in a row.
+    pub retry_after: Duration,
+    /// May Nix be told that a build is taken before its machine has answered, or while it waits for a slot?
+    pub early_accept: bool,
+    /// Builds that may wait in hookrun for a slot; for each Nix keeps a process and some file descriptors.
+    pub max_waiting: u32,
 }
 
 impl Default for Builders {
     fn default() -> Self {
-        Self { connect_timeout: Duration::from_secs(10) }
+        Self {
+            connect_timeout: Duration::from_secs(10),
+            retry_after: Duration::from_secs(15),
+            early_accept: true,
+            max_waiting: 64,
+        }
     }
 }

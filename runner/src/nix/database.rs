@@ -5,6 +5,8 @@
 //! `sigs` since 9). Reading it needs no daemon, no root and about a millisecond, and works within a diff hook, where the daemon
 //! refuses the user. Nothing here writes, and nothing here runs Nix.
 
+mod dependents;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -128,7 +130,7 @@ impl Database {
     }
 
     fn try_open(path: &Path, immutable: bool) -> Result<Self, rusqlite::Error> {
-        let uri = format!("file:{}?mode=ro{}", uri_path(path), if immutable { "&immutable=1" } else { "" });
+        let uri = file_uri(path, immutable);
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(uri, flags)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -293,6 +295,11 @@ fn has_log(database: &Path) -> bool {
     let mut log = database.as_os_str().to_owned();
     log.push("-wal");
     std::fs::metadata(log).is_ok_and(|metadata| metadata.len() > 0)
+}
+
+/// The URI that opens an SQLite database to read.
+pub(crate) fn file_uri(path: &Path, immutable: bool) -> String {
+    format!("file:{}?mode=ro{}", uri_path(path), if immutable { "&immutable=1" } else { "" })
 }
 
 /// A path as it stands in a `file:` URI (<https://www.sqlite.org/uri.html>).

@@ -1,16 +1,23 @@
 use super::*;
 
+fn machine() -> MachineLine {
+    crate::nix::machines::parse("ssh://m x86_64-linux", "x86_64-linux").machines.remove(0)
+}
+
 /// Offers to a shell script in place of the stock hook; the answer, and what was relayed.
 fn offer(script: &str) -> (Offer, String) {
     offer_within(script, Duration::from_secs(20))
 }
 
 fn offer_within(script: &str, deadline: Duration) -> (Offer, String) {
-    let mut delegate = Delegate { program: StockProgram::other("/bin/sh", &["-c", script]), deadline };
+    let program = StockProgram::other("/bin/sh", &["-c", script]);
+    let mut delegate = Delegate { program, deadline, variables: Vec::new() };
     let mut relayed = Vec::new();
     let settings = Settings::of(&[("builders", "@/etc/nix/machines"), ("cores", "1")]);
     let request = Request::of("a", "x86_64-linux", &["kvm"], true);
-    let offer = delegate.offer(&settings, "ssh://m - - 1", &request, &mut |line| relayed.extend_from_slice(line));
+    let machine = machine();
+    let target = Target { machine: &machine, slot: None };
+    let offer = delegate.offer(&settings, target, &request, &mut |line| relayed.extend_from_slice(line));
     (offer, String::from_utf8(relayed).unwrap())
 }
 
@@ -18,7 +25,7 @@ fn failure(script: &str) -> String {
     match offer(script).0 {
         Offer::Failed(why) => why,
         Offer::Full => "full".to_owned(),
-        Offer::Accepted { .. } => "accepted".to_owned(),
+        Offer::Accepted(_) => "accepted".to_owned(),
     }
 }
 
@@ -60,9 +67,12 @@ fn a_machine_that_does_not_answer_is_given_up_with_all_it_started() {
 
 #[test]
 fn a_program_that_is_not_there() {
-    let mut delegate = Delegate { program: StockProgram::other("/nonexistent/nix", &[]), deadline: Duration::from_secs(1) };
+    let program = StockProgram::other("/nonexistent/nix", &[]);
+    let mut delegate = Delegate { program, deadline: Duration::from_secs(1), variables: Vec::new() };
+    let machine = machine();
+    let target = Target { machine: &machine, slot: None };
     let request = Request::of("a", "x86_64-linux", &[], true);
-    let Offer::Failed(why) = delegate.offer(&Settings::default(), "m", &request, &mut |_| {}) else { unreachable!() };
+    let Offer::Failed(why) = delegate.offer(&Settings::default(), target, &request, &mut |_| {}) else { unreachable!() };
     assert_eq!(
         why,
         "Nix's own build hook `/nonexistent/nix` cannot be started (No such file or directory (os error 2)); put `nix` into PATH"
@@ -79,17 +89,18 @@ fn a_build_is_carried_byte_for_byte() {
         heard.display()
     );
     let (offer, relayed) = offer(&script);
-    let Offer::Accepted { name, build } = offer else { unreachable!("not accepted") };
-    assert_eq!(name, b"ssh://m");
+    let Offer::Accepted(build) = offer else { unreachable!("not accepted") };
     assert_eq!(relayed, "plain\n@nix {\"action\":\"msg\",\"level\":1,\"msg\":\"careful\"}\n");
     let mut reply = Vec::new();
     let inputs = Inputs::of(&["/nix/store/x", "/nix/store/y"]);
-    assert_eq!(build.run(&inputs, &mut reply), 7);
+    let report = build.run(&inputs, &mut reply);
+    assert_eq!(report.code, 7);
+    assert!(matches!(report.ending, Ending::Failed(_)), "{:?}", report.ending);
     assert_eq!(reply, b"log \xff line\n# accept\nno end");
 
     let mut expected = Vec::new();
-    let settings = Settings::of(&[("builders", "ssh://m - - 1"), ("cores", "1")]);
-    settings.write(&mut expected, "ssh://m - - 1").unwrap();
+    let settings = Settings::of(&[("builders", ""), ("cores", "1")]);
+    settings.write(&mut expected, &machine().line_for_stock_hook()).unwrap();
     Request::of("a", "x86_64-linux", &["kvm"], true).write(&mut expected).unwrap();
     inputs.write(&mut expected).unwrap();
     assert_eq!(std::fs::read(heard).unwrap(), expected);
@@ -98,9 +109,9 @@ fn a_build_is_carried_byte_for_byte() {
 #[test]
 fn the_end_of_the_hook_is_the_end_even_if_something_keeps_its_standard_error() {
     let (offer, _) = offer("printf '# accept\\nm\\n' >&2; cat > /dev/null; echo last >&2; sleep 5 & exit 0");
-    let Offer::Accepted { build, .. } = offer else { unreachable!("not accepted") };
+    let Offer::Accepted(build) = offer else { unreachable!("not accepted") };
     let mut reply = Vec::new();
-    assert_eq!(build.run(&Inputs::of(&[]), &mut reply), 0);
+    assert_eq!(build.run(&Inputs::of(&[]), &mut reply).ending, Ending::Built);
     assert_eq!(reply, b"last\n");
 }
 
@@ -109,4 +120,34 @@ fn plain_words() {
     assert_eq!(plain("\u{1b}[31;1merror:\u{1b}[0m a\n  b"), "a b");
     assert_eq!(plain("cannot build on 'ssh://m': error: gone"), "gone");
     assert_eq!(plain("odd \u{1b}"), "odd");
+}
+
+#[test]
+fn the_other_name_is_never_seen_and_the_last_error_is_held() {
+    let state = tempfile::tempdir().unwrap();
+    let crate::builders::slots::Taken::Slot(slot) =
+        crate::builders::load::SlotFiles::below(state.path()).take("ssh://m", 1)
+    else {
+        unreachable!("a free slot");
+    };
+    let other = slot.uri("ssh://m");
+    let script = format!(
+        "echo 'on {other}!' >&2; printf '# accept\\n{other}\\n' >&2; cat > /dev/null; echo '{other} and {other}' >&2; cat >&2 <<'X'
+@nix {{\"action\":\"msg\",\"level\":0,\"msg\":\"error: x\",\"raw_msg\":\"unexpected end-of-file\"}}
+X
+exit 1"
+    );
+    let program = StockProgram::other("/bin/sh", &["-c", &script]);
+    let mut delegate = Delegate { program, deadline: Duration::from_secs(20), variables: Vec::new() };
+    let mut relayed = Vec::new();
+    let target = Target { machine: &machine(), slot: Some(&slot) };
+    let request = Request::of("a", "x86_64-linux", &[], true);
+    let offer = delegate.offer(&Settings::default(), target, &request, &mut |line| relayed.extend_from_slice(line));
+    assert_eq!(relayed, b"on ssh://m!\n");
+    let Offer::Accepted(build) = offer else { unreachable!("not accepted") };
+    let mut reply = Vec::new();
+    let report = build.run(&Inputs::of(&[]), &mut reply);
+    assert_eq!(reply, b"ssh://m and ssh://m\n");
+    assert_eq!(report.ending, Ending::Lost("unexpected end-of-file".to_owned()));
+    assert_eq!(report.held.len(), 1);
 }

@@ -173,3 +173,24 @@ proptest::proptest! {
         proptest::prop_assert!(seen.contains(&name(root)));
     }
 }
+
+#[test]
+fn what_waits_behind_a_derivation() {
+    let dir = tempfile::tempdir().unwrap();
+    let connection = database(dir.path());
+    // a <- b <- d, a <- c <- d, d <- e: b, c and d are to be built, e is built already.
+    for (id, name, references) in
+        [(1, "a", &[][..]), (2, "b", &[1]), (3, "c", &[1]), (4, "d", &[2, 3]), (5, "e", &[4])]
+    {
+        add(&connection, id, &format!("/s/{name}.drv"), references);
+        connection.execute("insert into DerivationOutputs values (?1, 'out', ?2)", params![id, format!("/s/{name}")]).unwrap();
+    }
+    add(&connection, 6, "/s/e", &[]);
+    let database = Database::open_file(&dir.path().join("db.sqlite")).unwrap();
+    let depth = |path: &str, most| database.dependents_depth(path, most).unwrap();
+    assert_eq!(depth("/s/a.drv", 100), 2);
+    assert_eq!(depth("/s/b.drv", 100), 1);
+    assert_eq!(depth("/s/d.drv", 100), 0);
+    assert_eq!(depth("/s/gone.drv", 100), 0);
+    assert_eq!(depth("/s/a.drv", 1), 1, "it looks no further");
+}

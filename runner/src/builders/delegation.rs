@@ -1,0 +1,337 @@
+//! A build that Nix was told is taken: it waits for a slot, goes to a machine, and if that one is lost, to the next; until it is built,
+//! has failed, or no machine is left.
+//!
+//! Nix has already sent what a machine needs, and waits for the end of this process, so there is no other answer any more than its exit
+//! code and its words. Each move is told in one line.
+
+use std::io::Write;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use super::health::{Standing, standing};
+use super::journey::Journey;
+use super::lease::{Activity, Wanted};
+use super::memory::Memory;
+use super::queue::{Queue, Waited, Waiting};
+use super::record::{Ended, Move, NewBuild, Outcome, now_ms};
+use super::reply::{self, Level};
+use super::request::{Inputs, Request};
+use super::settings::Settings;
+use super::slots::Slot;
+use super::speech::{Ending, Timing};
+use super::stock::{Build, Offer, Report, StockHook, Target};
+use super::types::Candidate;
+use crate::nix::machines::MachineLine;
+
+/// A wait is told when it takes longer than this: most do not.
+const TOLD_AFTER: Duration = Duration::from_secs(1);
+/// A machine whose slot we hold can be full only for as long as a hook that was killed takes to end.
+const FULL_PAUSE: Duration = Duration::from_millis(100);
+/// After so many times it is not that.
+const MOST_FULL: u32 = 20;
+/// How often the health of machines is looked at while a build waits for them.
+const HEALTH_EVERY: Duration = Duration::from_secs(2);
+
+/// Where an accepted build begins.
+pub enum First {
+    /// On this machine, which has accepted, in this slot (none: Nix's own hook holds it).
+    Connected {
+        /// By URI.
+        machine: String,
+        /// Held.
+        slot: Option<Slot>,
+        /// The hook, waiting for inputs.
+        build: Box<dyn Build>,
+    },
+    /// On this machine, which is not connected to yet.
+    Slot {
+        /// By URI.
+        machine: String,
+        /// Held.
+        slot: Slot,
+    },
+    /// Where a slot is free first.
+    Queue,
+}
+
+/// An accepted build.
+pub struct Accepted {
+    /// What is built.
+    pub candidate: Candidate,
+    /// Where it may go.
+    pub journey: Journey,
+    /// Where it begins.
+    pub first: First,
+    /// How it waits.
+    pub waiting: Waiting,
+    /// After how long of waiting the policy wants to be asked again.
+    pub ask_again: Option<Duration>,
+    /// What to call its machine to Nix.
+    pub name: String,
+}
+
+/// Asks the policy once more for an accepted build: other machines to wait for, if it names some.
+pub type AskAgain<'a> = &'a mut dyn FnMut(&mut Memory) -> Option<(Vec<String>, Option<Duration>)>;
+
+/// What it takes to carry one out.
+pub struct Delegation<'a> {
+    /// Nix's settings.
+    pub settings: &'a Settings,
+    /// All machines.
+    pub machines: &'a [MachineLine],
+    /// The question, to be repeated.
+    pub request: &'a Request,
+    /// Nix's own hook.
+    pub stock: &'a mut dyn StockHook,
+    /// What is remembered.
+    pub memory: &'a mut Memory,
+    /// Who else waits.
+    pub queue: &'a Queue,
+    /// Where Nix reads.
+    pub nix: BorrowedFd<'a>,
+    /// Forgets slots' lock files.
+    pub slot_files: &'a super::load::SlotFiles,
+    /// Asks the policy once more.
+    pub ask_again: AskAgain<'a>,
+}
+
+/// What is known at the end.
+struct Story {
+    id: Option<i64>,
+    machine: String,
+    waited: Duration,
+    moves: Vec<Move>,
+    timing: Timing,
+}
+
+impl Delegation<'_> {
+    /// Carries it out; the exit code for Nix.
+    pub fn run(mut self, accepted: Accepted, inputs: &Inputs, reply: &mut dyn Write) -> u8 {
+        let Accepted { candidate, mut journey, first, waiting, mut ask_again, name } = accepted;
+        let command = self.queue.command().to_string();
+        let new = NewBuild { candidate: &candidate, command: &command, machine: &name, accepted_ms: waiting.since_ms };
+        let id = self.memory.began(&new);
+        let mut story =
+            Story { id, machine: name, waited: Duration::ZERO, moves: Vec::new(), timing: Timing::default() };
+        let queued = matches!(first, First::Queue);
+        let mut next = match first {
+            First::Connected { machine, slot, build } => Some((machine, slot, Some(build))),
+            First::Slot { machine, slot } => Some((machine, Some(slot), None)),
+            First::Queue => None,
+        };
+        let mut full = 0;
+        loop {
+            let (machine, slot, build) = match next.take() {
+                Some(first) => first,
+                None if journey.open().is_empty() => return self.nowhere(&candidate, &journey, &story, reply),
+                None => {
+                    let (waited, took) = self.wait(&waiting, &journey, ask_again, reply);
+                    story.waited += took;
+                    match waited {
+                        Waited::Turn(machine, slot) => (machine, slot, None),
+                        Waited::NixGone => return self.end(&story, Outcome::Abandoned, Some("Nix is gone"), 1),
+                        Waited::TimeOver => {
+                            match (self.ask_again)(self.memory) {
+                                Some((machines, again)) => {
+                                    journey.instead(machines);
+                                    ask_again = again;
+                                }
+                                None => ask_again = None,
+                            }
+                            continue;
+                        }
+                    }
+                }
+            };
+            story.machine.clone_from(&machine);
+            let Some(line) = self.machines.iter().find(|line| line.uri == machine).cloned() else {
+                journey.refused(&machine);
+                continue;
+            };
+            let expected = waiting.expected_seconds.map(|seconds| seconds / line.speed_factor);
+            let here = Waiting { expected_seconds: expected, since_ms: now_ms(), ..waiting.clone() };
+            let _lease = self.queue.announce(&here, Activity::Building(machine.clone()));
+            if queued || !story.moves.is_empty() {
+                say(reply, Level::Info, &format!("{} goes to {machine}", candidate.name));
+            }
+            let began = Instant::now();
+            let offer = match build {
+                Some(build) => Offer::Accepted(build),
+                None => self.offer(&line, slot.as_ref(), reply),
+            };
+            let why = match offer {
+                Offer::Accepted(build) => {
+                    self.memory.rest();
+                    let Report { ending, code, held, closing, timing } = build.run(inputs, reply);
+                    story.timing = timing;
+                    if let Some(slot) = &slot {
+                        self.slot_files.forget(&line, slot);
+                    }
+                    match ending {
+                        Ending::Built => return self.end(&story, Outcome::Built, None, 0),
+                        Ending::NixGone => return self.end(&story, Outcome::Abandoned, Some("Nix is gone"), 1),
+                        Ending::Failed(why) => {
+                            held.iter().for_each(|line| write(reply, line));
+                            return self.end(&story, Outcome::Failed, Some(&why), code);
+                        }
+                        Ending::Lost(why) => {
+                            write(reply, &closing);
+                            journey.lost(&machine);
+                            why
+                        }
+                    }
+                }
+                Offer::Full if full < MOST_FULL => {
+                    // Only a hook that is just being killed can hold what is ours; or, without a slot of ours, another Nix was faster.
+                    full += 1;
+                    std::thread::sleep(FULL_PAUSE);
+                    continue;
+                }
+                Offer::Full => {
+                    journey.refused(&machine);
+                    "it is full although it has a free slot".to_owned()
+                }
+                Offer::Failed(why) => {
+                    journey.refused(&machine);
+                    why
+                }
+            };
+            self.memory.failed(&machine, &why, began);
+            let left = if journey.open().is_empty() { "" } else { "; it goes on to another machine" };
+            say(reply, Level::Warn, &format!("{}: machine {machine} is lost ({why}){left}", candidate.name));
+            story.moves.push(Move { machine, why });
+        }
+    }
+
+    fn offer(&mut self, line: &MachineLine, slot: Option<&Slot>, reply: &mut dyn Write) -> Offer {
+        let began = Instant::now();
+        let target = Target { machine: line, slot };
+        let offer = self.stock.offer(self.settings, target, self.request, &mut |line| write(reply, line));
+        if let Offer::Accepted(_) = offer {
+            self.memory.answered(&line.uri, began.elapsed());
+        }
+        offer
+    }
+
+    fn wait(
+        &mut self,
+        waiting: &Waiting,
+        journey: &Journey,
+        ask_again: Option<Duration>,
+        reply: &mut dyn Write,
+    ) -> (Waited, Duration) {
+        let began = Instant::now();
+        let mut looked: Option<(Instant, Vec<Wanted>)> = None;
+        let (memory, machines) = (&mut *self.memory, self.machines);
+        let mut wanted = || match &looked {
+            Some((when, wanted)) if when.elapsed() < HEALTH_EVERY => wanted.clone(),
+            _ => {
+                let now = usable(memory, machines, journey.open());
+                memory.rest();
+                looked = Some((Instant::now(), now.clone()));
+                now
+            }
+        };
+        let mut told = Told::default();
+        let until = ask_again.map(|within| began + within);
+        let mut tell = |machines: &[Wanted], others: usize| {
+            if began.elapsed() >= TOLD_AFTER {
+                told.begin(reply, &waiting.name, machines, others);
+            }
+        };
+        let waited = self.queue.wait(waiting, &mut wanted, until, TOLD_AFTER, self.nix, &mut tell);
+        told.end(reply);
+        (waited, began.elapsed())
+    }
+
+    /// No machine is left.
+    fn nowhere(&mut self, candidate: &Candidate, journey: &Journey, story: &Story, reply: &mut dyn Write) -> u8 {
+        let each: Vec<String> = story.moves.iter().map(|Move { machine, why }| format!("{machine}: {why}")).collect();
+        let each = each.join("; ");
+        let text = if journey.is_the_build() {
+            format!("{} has lost {} machines and is not tried on another: {each}", candidate.name, story.moves.len())
+        } else {
+            format!("{} was taken, and no machine is left to build it: {each}", candidate.name)
+        };
+        say(reply, Level::Error, &text);
+        self.end(story, Outcome::Lost, Some(&each), 1)
+    }
+
+    fn end(&mut self, story: &Story, outcome: Outcome, detail: Option<&str>, code: u8) -> u8 {
+        let speed_factor = self.machines.iter().find(|line| line.uri == story.machine).map_or(1.0, |line| line.speed_factor);
+        let now = now_ms();
+        let ago = |instant: Instant| now.saturating_sub(u64::try_from(instant.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let ended = Ended {
+            machine: &story.machine,
+            speed_factor,
+            waited_ms: u64::try_from(story.waited.as_millis()).unwrap_or(u64::MAX),
+            started_ms: story.timing.started.map(ago),
+            ended_ms: now,
+            seconds: story.timing.building().map(|time| time.as_secs_f64()),
+            outcome,
+            detail,
+            input_bytes: (story.timing.bytes > 0).then_some(story.timing.bytes),
+            moves: &story.moves,
+        };
+        self.memory.ended(story.id, &ended);
+        if let Some(speed) = story.timing.bytes_per_second() {
+            self.memory.copied(&story.machine, speed);
+        }
+        code
+    }
+}
+
+/// Those of `uris` that are not out; all of them if they all are.
+fn usable(memory: &mut Memory, machines: &[MachineLine], uris: &[String]) -> Vec<Wanted> {
+    let known = memory.machines();
+    let now = now_ms();
+    let is_out = |uri: &String| matches!(standing(known.get(uri), now), Standing::Out { .. });
+    let wanted = |uri: &String| {
+        let line = machines.iter().find(|line| line.uri == *uri)?;
+        Some(Wanted { machine: uri.clone(), slots: line.max_jobs })
+    };
+    let inside: Vec<Wanted> = uris.iter().filter(|uri| !is_out(uri)).filter_map(wanted).collect();
+    if inside.is_empty() { uris.iter().filter_map(wanted).collect() } else { inside }
+}
+
+/// The activity that shows that a build waits.
+#[derive(Default)]
+struct Told {
+    text: Option<String>,
+}
+
+impl Told {
+    /// Its number: as Nix makes its own (`logging.cc`, `Activity`), the process in the upper half.
+    fn id() -> u64 {
+        u64::from(std::process::id()) << 32
+    }
+
+    fn begin(&mut self, reply: &mut dyn Write, name: &str, machines: &[Wanted], others: usize) {
+        let names: Vec<&str> = machines.iter().map(|wanted| wanted.machine.as_str()).collect();
+        let others = match others {
+            0 => String::new(),
+            1 => ", as does 1 other build".to_owned(),
+            count => format!(", as do {count} other builds"),
+        };
+        if self.text.is_none() {
+            let text = format!("{name} waits for a slot on {}{others}", names.join(" or "));
+            write(reply, &reply::activity(Self::id(), &text));
+            self.text = Some(text);
+        }
+    }
+
+    fn end(&self, reply: &mut dyn Write) {
+        if self.text.is_some() {
+            write(reply, format!("@nix {{\"action\":\"stop\",\"id\":{}}}\n", Self::id()).as_bytes());
+        }
+    }
+}
+
+fn say(reply: &mut dyn Write, level: Level, text: &str) {
+    write(reply, &reply::message(level, text));
+}
+
+/// What cannot be written changes nothing: that Nix is gone is noticed elsewhere.
+fn write(reply: &mut dyn Write, bytes: &[u8]) {
+    let _ = reply.write_all(bytes).and_then(|()| reply.flush());
+}

@@ -1,0 +1,138 @@
+//! A session's access to what is remembered about machines ([`super::record`]).
+//!
+//! Memory helps and never hurts: what cannot be read is unknown, what cannot be written is forgotten. The database is opened when it is
+//! first needed, and closed while a build waits or runs.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::health;
+use super::record::{DecisionRow, Ended, MachineHealth, NewBuild, Past, Record, RecordError, now_ms};
+
+/// What this session remembers and adds.
+#[derive(Debug)]
+pub struct Memory {
+    /// [`Dirs::builders`](crate::dirs::Dirs::builders).
+    directory: PathBuf,
+    /// How long a machine is out after its first failure.
+    retry_after: Duration,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Closed,
+    Open(Record),
+    /// It could not be opened: not tried again.
+    Unusable,
+}
+
+impl Memory {
+    /// What is in `directory`.
+    pub fn new(directory: PathBuf, retry_after: Duration) -> Self {
+        Self { directory, retry_after, state: State::Closed }
+    }
+
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Frees what an open database takes; the next use opens it again.
+    pub fn rest(&mut self) {
+        if let State::Open(_) = self.state {
+            self.state = State::Closed;
+        }
+    }
+
+    fn with<T: Default>(&mut self, act: impl FnOnce(&mut Record) -> Result<T, RecordError>) -> T {
+        if matches!(self.state, State::Closed) {
+            self.state = Record::open(&self.directory).map_or(State::Unusable, State::Open);
+        }
+        match &mut self.state {
+            State::Open(record) => act(record).unwrap_or_default(),
+            State::Closed | State::Unusable => T::default(),
+        }
+    }
+
+    /// Health of all machines, by URI.
+    pub fn machines(&mut self) -> BTreeMap<String, MachineHealth> {
+        self.with(|record| record.machines())
+    }
+
+    /// Past durations.
+    pub fn past(&mut self, pname: &str, system: &str) -> Past {
+        self.with(|record| record.past(pname, system))
+    }
+
+    /// The machine answered after this time.
+    pub fn answered(&mut self, machine: &str, took: Duration) {
+        let took = u32::try_from(took.as_millis()).unwrap_or(u32::MAX);
+        self.with(|record| record.machine_answered(machine, took, now_ms()));
+    }
+
+    /// The machine failed in an attempt that began then.
+    pub fn failed(&mut self, machine: &str, why: &str, began: Instant) {
+        let (first, chance, now) = (self.retry_after, rand::random::<f64>(), now_ms());
+        let retry = |failures| {
+            let out = health::time_out(failures, first, chance);
+            now.saturating_add(u64::try_from(out.as_millis()).unwrap_or(u64::MAX))
+        };
+        let began = now.saturating_sub(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+        self.with(|record| record.machine_failed(machine, why, began, now, retry));
+    }
+
+    /// Copies to the machine reached this speed.
+    pub fn copied(&mut self, machine: &str, bytes_per_second: f64) {
+        self.with(|record| record.machine_copied(machine, bytes_per_second));
+    }
+
+    /// A build was accepted.
+    pub fn began(&mut self, build: &NewBuild<'_>) -> Option<i64> {
+        self.with(|record| record.begin_build(build).map(Some))
+    }
+
+    /// It has ended.
+    pub fn ended(&mut self, id: Option<i64>, ended: &Ended<'_>) {
+        if let Some(id) = id {
+            self.with(|record| record.end_build(id, ended));
+        }
+    }
+
+    /// An answer to Nix.
+    pub fn decided(&mut self, decision: &DecisionRow) {
+        self.with(|record| record.decided(decision));
+    }
+
+    /// Since when, in milliseconds since 1970, is the derivation postponed? Now is once more.
+    pub fn postponed(&mut self, drv_path: &str) -> Option<u64> {
+        self.with(|record| record.postponed(drv_path, now_ms()).map(Some))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_written_is_forgotten() {
+        let mut memory = Memory::new(PathBuf::from("/proc/nowhere"), Duration::from_secs(1));
+        memory.answered("ssh://m", Duration::ZERO);
+        memory.failed("ssh://m", "x", Instant::now());
+        assert!(memory.machines().is_empty());
+        assert_eq!(memory.postponed("a"), None);
+    }
+
+    #[test]
+    fn what_was_written_is_there_after_a_rest() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut memory = Memory::new(directory.path().to_owned(), Duration::from_secs(10));
+        memory.failed("ssh://m", "x", Instant::now());
+        memory.rest();
+        let machine = memory.machines().remove("ssh://m").unwrap();
+        assert_eq!(machine.failures, 1);
+        let out = machine.retry_ms.unwrap() - machine.failed_ms.unwrap();
+        assert!((7_500..=12_500).contains(&out), "{out}");
+    }
+}

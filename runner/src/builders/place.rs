@@ -1,0 +1,355 @@
+//! Where a candidate goes: asks the policy, takes a slot, connects where that has to be known before the answer.
+//!
+//! An accept before connecting costs Nix no waiting, and ends the way back to a local build. So it is given only where nothing is lost by
+//! it: the machine answered a short while ago, or the build cannot run here and another machine remains; and never against the
+//! configuration ([`config::Builders::early_accept`]).
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::asker::Asker;
+use super::delegation::{Accepted, First};
+use super::described::described;
+use super::journey::Journey;
+use super::lease::Wanted;
+use super::memory::Memory;
+use super::policy::StockRule;
+use super::pool::{Decided, Pool, Standings, decision_row};
+use super::queue::{Queue, Turn, Waiting};
+use super::record::{DecisionRow, now_ms};
+use super::reply::{Level, Pending};
+use super::request::Request;
+use super::slots::Slot;
+use super::stock::{Build, Offer, StockHook, Target};
+use super::types::{Action, Candidate, Decision, LocalMachine, Machine};
+use crate::config;
+use crate::event::NixDirs;
+use crate::nix::database::Database;
+
+/// A derivation that a policy has postponed for so long waits in the queue instead, or is built here.
+const LONGEST_POSTPONED: Duration = Duration::from_mins(10);
+/// Derivations looked at to find what waits behind one. Takes some milliseconds; Nix stands still meanwhile.
+const MOST_DEPENDENTS: usize = 2000;
+
+/// Where a candidate goes.
+pub enum Placed {
+    /// To a machine, now or when one is free.
+    Accepted(Box<Accepted>),
+    /// Not to a machine.
+    Decline,
+    /// Nix asks again.
+    Postpone,
+    /// There are no machines.
+    Never,
+}
+
+/// What it takes to place a candidate.
+pub struct Placing<'a> {
+    /// The machines.
+    pub pool: &'a mut Pool,
+    /// What is remembered.
+    pub memory: &'a mut Memory,
+    /// Who waits.
+    pub queue: &'a Queue,
+    /// `[builders]`.
+    pub options: &'a config::Builders,
+    /// Nix's directories.
+    pub nix_dirs: &'a NixDirs,
+    /// Nix's own hook.
+    pub stock: &'a mut dyn StockHook,
+    /// Who chooses.
+    pub policy: Option<&'a mut Asker>,
+}
+
+/// One candidate on its way.
+struct Case<'r> {
+    request: &'r Request,
+    candidate: Candidate,
+    local: LocalMachine,
+    waiting: Waiting,
+    standings: Standings,
+    /// Machines that were tried in vain, with the reason.
+    skipped: BTreeMap<String, String>,
+}
+
+/// What came of going through the ranked machines.
+enum Gone {
+    To(First),
+    /// All are full.
+    Full,
+    /// All that remained have failed.
+    Failed,
+}
+
+impl Placing<'_> {
+    /// Places one candidate. Every answer is recorded.
+    pub fn place<W: Write>(mut self, request: &Request, pending: &mut Pending<'_, W>) -> Placed {
+        // As Nix's own hook; no policy can change it.
+        if self.pool.machines.is_empty() {
+            return Placed::Never;
+        }
+        let mut case = self.case(request);
+        // Each round but the last takes at least one machine out.
+        loop {
+            let fitting = self.pool.fitting(&case.candidate);
+            if fitting.is_empty() {
+                let level = if case.local.able { Level::Chatty } else { Level::Warn };
+                pending.message(level, &self.pool.nobody(&case.candidate));
+                let none = Decided {
+                    decided_by: "Nix's rule".to_owned(),
+                    decision: Decision::new(Action::Decline, "no machine can take it"),
+                };
+                self.remember(&case, &none, &[], &[], None, "decline");
+                return Placed::Decline;
+            }
+            let past = self.memory.past(&case.candidate.pname, &case.candidate.system);
+            let offered = self.pool.offered(&fitting, &case.standings, &past, self.memory.directory());
+            if offered.iter().all(|machine| !machine.healthy) && case.local.able {
+                return self.all_out(&case, &offered, pending);
+            }
+            let (mut decided, tell) =
+                self.pool.decide(&case.candidate, &offered, &case.local, self.policy.as_deref_mut());
+            if let Some(text) = tell {
+                pending.message(Level::Warn, &text);
+            }
+            let by_policy = decided.decided_by == "policy";
+            self.not_for_ever(&mut decided, &case, &offered);
+            let name = &case.candidate.name;
+            let Decision { action, reason, ask_again_ms } = decided.decision.clone();
+            let uris = match action {
+                Action::Machines(uris) => self.usable_first(&case, uris),
+                Action::Postpone if !by_policy && !case.local.able => self.all_ranked(&case, &offered),
+                Action::Local | Action::Decline => {
+                    pending.message(Level::Talkative, &format!("{name} is left to this machine: {reason}"));
+                    self.remember(&case, &decided, &offered, &[], None, "decline");
+                    return Placed::Decline;
+                }
+                Action::Postpone => {
+                    pending.message(Level::Talkative, &format!("{name} waits: {reason}"));
+                    self.remember(&case, &decided, &offered, &[], None, "postpone");
+                    return Placed::Postpone;
+                }
+            };
+            pending.message(Level::Talkative, &format!("{name} goes to {}: {reason}", uris.join(", then ")));
+            let mut journey = Journey::to(uris.clone());
+            let gone = self.go(&mut case, &fitting, &mut journey, pending);
+            let first = match gone {
+                Gone::Failed => continue,
+                Gone::To(first) => first,
+                Gone::Full if self.may_queue(&case, by_policy) => First::Queue,
+                Gone::Full => {
+                    let action = StockRule::without_machine(&case.candidate, fitting.len(), &case.local).action;
+                    let (answer, placed) = match action {
+                        Action::Postpone => ("postpone: every slot is taken", Placed::Postpone),
+                        _ => ("decline: every slot is taken, and this machine is free", Placed::Decline),
+                    };
+                    self.remember(&case, &decided, &offered, &uris, None, answer);
+                    return placed;
+                }
+            };
+            let (taken, answer) = match &first {
+                First::Connected { machine, .. } => (Some(machine.clone()), "accept, after connecting".to_owned()),
+                First::Slot { machine, .. } => (Some(machine.clone()), "accept, before connecting".to_owned()),
+                First::Queue => (None, "accept: it waits for a slot".to_owned()),
+            };
+            self.remember(&case, &decided, &offered, &uris, taken.as_deref(), &answer);
+            let name = taken.unwrap_or_else(|| match journey.open() {
+                [only] => only.clone(),
+                several => format!("the first free of {}", several.join(", ")),
+            });
+            let Case { candidate, waiting, .. } = case;
+            let ask_again = ask_again_ms.map(Duration::from_millis);
+            return Placed::Accepted(Box::new(Accepted { candidate, journey, first, waiting, ask_again, name }));
+        }
+    }
+
+    fn case<'r>(&mut self, request: &'r Request) -> Case<'r> {
+        let mut candidate = described(request.candidate());
+        let past = self.memory.past(&candidate.pname, &candidate.system);
+        candidate.expected_seconds = past.expected_seconds;
+        let database = Database::open(self.nix_dirs).ok();
+        let depth = database.and_then(|database| database.dependents_depth(&candidate.drv_path, MOST_DEPENDENTS).ok());
+        candidate.dependents_depth = depth;
+        let mut local =
+            self.pool.settings.local_machine(&candidate.system, &candidate.required_features, request.am_willing());
+        local.waiting = u32::try_from(self.queue.waiting()).unwrap_or(u32::MAX);
+        let waiting = Waiting {
+            drv_path: candidate.drv_path.clone(),
+            name: candidate.name.clone(),
+            depth,
+            expected_seconds: candidate.expected_seconds,
+            since_ms: now_ms(),
+        };
+        let fitting = self.pool.fitting(&candidate);
+        let lines = fitting.iter().filter_map(|index| self.pool.machines.get(*index));
+        let standings = Standings::of(lines, self.memory);
+        Case { request, candidate, local, waiting, standings, skipped: BTreeMap::new() }
+    }
+
+    /// Goes through the machines until one has it.
+    fn go<W: Write>(
+        &mut self,
+        case: &mut Case<'_>,
+        fitting: &[usize],
+        journey: &mut Journey,
+        pending: &mut Pending<'_, W>,
+    ) -> Gone {
+        let mut failed = false;
+        // Machines that said they were full although they seemed not to be: not asked again for this candidate.
+        let mut full: Vec<String> = Vec::new();
+        loop {
+            let mut wanted = self.pool.wanted(journey.open(), fitting);
+            wanted.retain(|wanted| !full.contains(&wanted.machine));
+            if wanted.is_empty() {
+                return if failed && full.is_empty() { Gone::Failed } else { Gone::Full };
+            }
+            let (machine, slot) = match self.queue.turn(&case.waiting, &wanted, None) {
+                Turn::Wait { .. } => return Gone::Full,
+                Turn::Slot(machine, slot) => (machine, Some(slot)),
+                Turn::Unheld(machine) => (machine, None),
+            };
+            let slot = match slot {
+                Some(slot) if self.early(case, &machine, journey) => {
+                    case.standings.keep_probe_of(Some(&machine));
+                    return Gone::To(First::Slot { machine, slot });
+                }
+                other => other,
+            };
+            match self.connect(case, &machine, slot, fitting, pending) {
+                Ok(first) => return Gone::To(first),
+                Err(None) => full.push(machine),
+                Err(Some(why)) => {
+                    failed = true;
+                    pending.message(Level::Warn, &format!("machine {machine} skipped: {why}"));
+                    self.pool.failed.extend(self.pool.index_of(&machine, fitting));
+                    case.skipped.insert(machine.clone(), why);
+                    journey.refused(&machine);
+                }
+            }
+        }
+    }
+
+    /// Connects now. `Err(None)`: it is full.
+    fn connect<W: Write>(
+        &mut self,
+        case: &Case<'_>,
+        machine: &str,
+        slot: Option<Slot>,
+        fitting: &[usize],
+        pending: &mut Pending<'_, W>,
+    ) -> Result<First, Option<String>> {
+        let line = self.pool.index_of(machine, fitting).and_then(|index| self.pool.machines.get(index)).ok_or(None)?;
+        let target = Target { machine: line, slot: slot.as_ref() };
+        let began = Instant::now();
+        let offer = self.stock.offer(&self.pool.settings, target, case.request, &mut |line| pending.relay(line));
+        let build: Box<dyn Build> = match offer {
+            Offer::Accepted(build) => build,
+            Offer::Full => return Err(None),
+            Offer::Failed(why) => {
+                self.memory.failed(machine, &why, began);
+                return Err(Some(why));
+            }
+        };
+        self.memory.answered(machine, began.elapsed());
+        Ok(First::Connected { machine: machine.to_owned(), slot, build })
+    }
+
+    /// Is nothing lost by accepting before connecting?
+    fn early(&self, case: &Case<'_>, machine: &str, journey: &Journey) -> bool {
+        let others = || journey.open().iter().filter(|uri| *uri != machine);
+        let safe = case.standings.is_proven(machine) || others().any(|uri| case.standings.is_proven(uri));
+        self.options.early_accept && (safe || (!case.local.able && others().next().is_some()))
+    }
+
+    /// May it wait in the queue of ours?
+    fn may_queue(&self, case: &Case<'_>, by_policy: bool) -> bool {
+        let meant_for_machines = by_policy || !case.local.able;
+        self.options.early_accept && meant_for_machines && case.local.waiting < self.options.max_waiting
+    }
+
+    /// The machines of the answer without those that are out, if others are left.
+    fn usable_first(&self, case: &Case<'_>, uris: Vec<String>) -> Vec<String> {
+        let (usable, out): (Vec<String>, Vec<String>) = uris.into_iter().partition(|uri| case.standings.is_usable(uri));
+        if usable.is_empty() { out } else { usable }
+    }
+
+    /// All usable machines in the order of Nix's rule, full ones too.
+    fn all_ranked(&self, case: &Case<'_>, offered: &[Machine]) -> Vec<String> {
+        let ranked = StockRule { division: self.pool.settings.division() }.ranked_with_full(offered);
+        self.usable_first(case, ranked.into_iter().filter_map(|index| Some(offered.get(index)?.uri.clone())).collect())
+    }
+
+    /// A policy that postpones for too long is overruled.
+    fn not_for_ever(&mut self, decided: &mut Decided, case: &Case<'_>, offered: &[Machine]) {
+        if decided.decided_by != "policy" || decided.decision.action != Action::Postpone {
+            return;
+        }
+        let since = self.memory.postponed(&case.candidate.drv_path);
+        let waited = Duration::from_millis(since.map_or(0, |since| now_ms().saturating_sub(since)));
+        if waited < LONGEST_POSTPONED {
+            return;
+        }
+        let reason = format!("the policy has postponed it for {} minutes", waited.as_secs() / 60);
+        let here = case.local.able && case.local.willing;
+        let action = if here { Action::Local } else { Action::Machines(self.all_ranked(case, offered)) };
+        decided.decision = Decision::new(action, reason);
+    }
+
+    /// No machine may be used now, and this one can build: it does.
+    fn all_out<W: Write>(&mut self, case: &Case<'_>, offered: &[Machine], pending: &mut Pending<'_, W>) -> Placed {
+        let soonest = case.standings.soonest_seconds(offered.iter().map(|machine| machine.uri.as_str())).unwrap_or(0);
+        let reason =
+            format!("all machines that fit have failed lately, the first is tried again in {soonest} s; built here");
+        pending.message(Level::Talkative, &format!("{}: {reason}", case.candidate.name));
+        let decided = Decided {
+            decided_by: "health of machines".to_owned(),
+            decision: Decision::new(Action::Local, reason),
+        };
+        self.remember(case, &decided, offered, &[], None, "decline");
+        Placed::Decline
+    }
+
+    fn remember(
+        &mut self,
+        case: &Case<'_>,
+        decided: &Decided,
+        offered: &[Machine],
+        ranked: &[String],
+        taken: Option<&str>,
+        answer: &str,
+    ) {
+        let command = self.queue.command().to_string();
+        let machines =
+            self.pool.verdicts(&case.candidate, offered, &case.standings, ranked, taken, &case.skipped);
+        let row = decision_row(&case.candidate, command, decided, case.local.willing);
+        self.memory.decided(&DecisionRow { answer: answer.to_owned(), machines, ..row });
+    }
+}
+
+/// Asks the policy again for a build that is accepted and waits: which machines it may wait for now. `None`: those it waits for.
+pub fn ask_again(
+    pool: &mut Pool,
+    policy: &mut Asker,
+    candidate: &Candidate,
+    memory: &mut Memory,
+    builders: &Path,
+) -> Option<(Vec<String>, Option<Duration>)> {
+    let fitting = pool.fitting(candidate);
+    let lines = fitting.iter().filter_map(|index| pool.machines.get(*index));
+    let standings = Standings::of(lines, memory);
+    let past = memory.past(&candidate.pname, &candidate.system);
+    let offered = pool.offered(&fitting, &standings, &past, builders);
+    // It is too late for this machine.
+    let local = LocalMachine::default();
+    let decision = policy.ask(candidate, &offered, &local);
+    policy.rest();
+    match decision.ok()? {
+        Decision { action: Action::Machines(uris), ask_again_ms, .. } => {
+            let wanted: Vec<Wanted> = pool.wanted(&uris, &fitting);
+            Some((wanted.into_iter().map(|wanted| wanted.machine).collect(), ask_again_ms.map(Duration::from_millis)))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,291 @@
+//! The machines of one session: which fit, how they stand, what the policy is told of them, and what it answered.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use super::asker::Asker;
+use super::health::{Probe, Standing, standing};
+use super::lease::{self, Activity, Wanted};
+use super::load::SlotFiles;
+use super::memory::Memory;
+use super::policy::{PolicyError, StockRule};
+use super::record::{DecisionRow, MachineHealth, Past, Verdict, now_ms};
+use super::settings::Settings;
+use super::types::{Candidate, Decision, LocalMachine, Machine};
+use crate::nix::machines::MachineLine;
+
+/// What the settings say, worked out once.
+pub struct Pool {
+    /// Nix's settings.
+    pub settings: Settings,
+    /// All machines.
+    pub machines: Vec<MachineLine>,
+    /// Nix's slot files.
+    pub slot_files: SlotFiles,
+    /// Indexes of machines that failed in this session.
+    pub failed: BTreeSet<usize>,
+    /// The policy's failure has been told.
+    pub told: bool,
+}
+
+/// How machines stand for one candidate.
+pub struct Standings {
+    health: BTreeMap<String, MachineHealth>,
+    standings: BTreeMap<String, Standing>,
+    /// Machines that are due, and that this session may try. Kept until it is known what came of it.
+    probes: BTreeMap<String, Probe>,
+}
+
+impl Standings {
+    /// Of `machines`, now.
+    pub fn of<'a>(machines: impl Iterator<Item = &'a MachineLine>, memory: &mut Memory) -> Self {
+        let (health, now) = (memory.machines(), now_ms());
+        let mut standings = BTreeMap::new();
+        let mut probes = BTreeMap::new();
+        for line in machines {
+            let found = standing(health.get(&line.uri), now);
+            if found == Standing::Due
+                && let Some(probe) = Probe::take(memory.directory(), &line.uri)
+            {
+                probes.insert(line.uri.clone(), probe);
+            }
+            standings.insert(line.uri.clone(), found);
+        }
+        Self { health, standings, probes }
+    }
+
+    fn standing(&self, uri: &str) -> Standing {
+        self.standings.get(uri).copied().unwrap_or(Standing::Unknown)
+    }
+
+    /// May this session use it?
+    pub fn is_usable(&self, uri: &str) -> bool {
+        match self.standing(uri) {
+            Standing::Proven | Standing::Unknown => true,
+            Standing::Due => self.probes.contains_key(uri),
+            Standing::Out { .. } => false,
+        }
+    }
+
+    /// Did it answer a short while ago?
+    pub fn is_proven(&self, uri: &str) -> bool {
+        self.standing(uri) == Standing::Proven
+    }
+
+    /// Gives up the right to try machines other than `uri`.
+    pub fn keep_probe_of(&mut self, uri: Option<&str>) {
+        self.probes.retain(|known, _| Some(known.as_str()) == uri);
+    }
+
+    /// The first time that one of `uris` is tried again, in seconds from now.
+    pub fn soonest_seconds<'a>(&self, uris: impl Iterator<Item = &'a str>) -> Option<u64> {
+        let out = uris.filter_map(|uri| match self.standing(uri) {
+            Standing::Out { ms } => Some(ms.div_ceil(1000)),
+            Standing::Proven | Standing::Unknown | Standing::Due => None,
+        });
+        out.min()
+    }
+
+    fn why_not(&self, uri: &str) -> String {
+        let Some(health) = self.health.get(uri) else { return "out".to_owned() };
+        let why = health.last_error.as_deref().unwrap_or("no reason known");
+        match self.standing(uri) {
+            Standing::Out { ms } => {
+                format!("out for {} s more after {} failures in a row: {why}", ms.div_ceil(1000), health.failures)
+            }
+            _ => format!("another build tries whether it is back: {why}"),
+        }
+    }
+}
+
+/// What the policy was told of the machines, and who decided what.
+pub struct Decided {
+    /// Who.
+    pub decided_by: String,
+    /// What.
+    pub decision: Decision,
+}
+
+impl Pool {
+    /// Indexes of the machines that can take the candidate and have not failed.
+    pub fn fitting(&self, candidate: &Candidate) -> Vec<usize> {
+        let fits = |(index, machine): &(usize, &MachineLine)| {
+            !self.failed.contains(index) && machine.fits(&candidate.system, &candidate.required_features)
+        };
+        self.machines.iter().enumerate().filter(fits).map(|(index, _)| index).collect()
+    }
+
+    /// The same machines, for a question that is asked later.
+    pub fn clone_for_asking(&self) -> Self {
+        Self {
+            settings: self.settings.clone(),
+            machines: self.machines.clone(),
+            slot_files: self.slot_files.clone(),
+            failed: self.failed.clone(),
+            told: true,
+        }
+    }
+
+    /// The first machine with this URI among `fitting`. Two lines with one URI share their slots, in Nix too.
+    pub fn index_of(&self, uri: &str, fitting: &[usize]) -> Option<usize> {
+        fitting.iter().copied().find(|index| self.machines.get(*index).is_some_and(|line| line.uri == uri))
+    }
+
+    /// Machines to wait for, by URI.
+    pub fn wanted(&self, uris: &[String], fitting: &[usize]) -> Vec<Wanted> {
+        let slots = |uri: &String| self.machines.get(self.index_of(uri, fitting)?).map(|line| line.max_jobs);
+        uris.iter().filter_map(|uri| Some(Wanted { machine: uri.clone(), slots: slots(uri)? })).collect()
+    }
+
+    /// Those machines with their load, as a policy sees them.
+    pub fn offered(&self, fitting: &[usize], standings: &Standings, past: &Past, builders: &Path) -> Vec<Machine> {
+        let lines: Vec<&MachineLine> = fitting.iter().filter_map(|index| self.machines.get(*index)).collect();
+        let loads = self.slot_files.loads(lines.iter().map(|line| (line.uri.as_str(), line.max_jobs)));
+        let mut busy = busy_seconds(builders);
+        let machine = |(line, load): (&MachineLine, u32)| {
+            let health = standings.health.get(&line.uri);
+            Machine {
+                uri: line.uri.clone(),
+                slots: line.max_jobs,
+                load,
+                speed_factor: line.speed_factor,
+                supported_features: line.supported_features.iter().cloned().collect(),
+                mandatory_features: line.mandatory_features.iter().cloned().collect(),
+                healthy: standings.is_usable(&line.uri),
+                connect_ms: health.and_then(|health| health.connect_ms),
+                past: past.machines.get(&line.uri).copied(),
+                busy_seconds: busy.remove(&line.uri).unwrap_or_default(),
+                bytes_per_second: health.and_then(|health| health.bytes_per_second),
+                ..Machine::default()
+            }
+        };
+        lines.into_iter().zip(loads).map(machine).collect()
+    }
+
+    /// Asks the policy, or Nix's own rule in its place, which sees only usable machines. The second value is what to tell about a
+    /// policy that failed, once.
+    pub fn decide(
+        &mut self,
+        candidate: &Candidate,
+        offered: &[Machine],
+        local: &LocalMachine,
+        policy: Option<&mut Asker>,
+    ) -> (Decided, Option<String>) {
+        let mut tell = None;
+        let decided_by = match policy.map(|policy| policy.ask(candidate, offered, local)) {
+            Some(Ok(decision)) => return (Decided { decided_by: "policy".to_owned(), decision }, None),
+            Some(Err(error)) => {
+                tell = (!std::mem::replace(&mut self.told, true)).then(|| failed_policy(&error));
+                format!("Nix's rule, because the policy gave no answer ({error})")
+            }
+            None => "Nix's rule".to_owned(),
+        };
+        let healthy: Vec<Machine> = offered.iter().filter(|machine| machine.healthy).cloned().collect();
+        let usable = if healthy.is_empty() { offered } else { &healthy };
+        let decision = StockRule { division: self.settings.division() }.decide(candidate, usable, local);
+        (Decided { decided_by, decision }, tell)
+    }
+
+    /// Why no machine is left, in one line.
+    pub fn nobody(&self, candidate: &Candidate) -> String {
+        let Candidate { name, system, required_features, .. } = candidate;
+        let features = if required_features.is_empty() { "no features".to_owned() } else { required_features.join(", ") };
+        let (all, failed) = (self.machines.len(), self.failed.len());
+        format!(
+            "no machine can take {name} ({system}, {features}): of {all}, {failed} cannot be used and {} do not fit",
+            all - failed
+        )
+    }
+
+    /// All machines with the reason why each was or was not taken.
+    pub fn verdicts(
+        &self,
+        candidate: &Candidate,
+        offered: &[Machine],
+        standings: &Standings,
+        ranked: &[String],
+        taken: Option<&str>,
+        skipped: &BTreeMap<String, String>,
+    ) -> Vec<Verdict> {
+        let verdict = |line: &MachineLine| {
+            let seen = offered.iter().find(|machine| machine.uri == line.uri);
+            let place = ranked.iter().position(|uri| *uri == line.uri);
+            let is_taken = taken == Some(line.uri.as_str());
+            let reason = match (seen, place) {
+                _ if !line.fits(&candidate.system, &candidate.required_features) => misfit(line, candidate),
+                _ if skipped.contains_key(&line.uri) => skipped.get(&line.uri).cloned().unwrap_or_default(),
+                _ if is_taken => "taken".to_owned(),
+                _ if !standings.is_usable(&line.uri) => standings.why_not(&line.uri),
+                (Some(machine), Some(_)) if !machine.has_free_slot() => "full".to_owned(),
+                (_, Some(_)) => "another was better or had its slot first".to_owned(),
+                (Some(machine), None) if !machine.has_free_slot() => "full, and not chosen".to_owned(),
+                (_, None) => "not chosen".to_owned(),
+            };
+            Verdict {
+                machine: line.uri.clone(),
+                slots: line.max_jobs,
+                load: seen.map_or(0, |machine| machine.load),
+                speed_factor: line.speed_factor,
+                rank: place.and_then(|place| u32::try_from(place + 1).ok()),
+                taken: is_taken,
+                reason,
+            }
+        };
+        self.machines.iter().map(verdict).collect()
+    }
+}
+
+/// An answer for the record; who fills in the rest.
+pub fn decision_row(candidate: &Candidate, command: String, decided: &Decided, local_willing: bool) -> DecisionRow {
+    DecisionRow {
+        at_ms: now_ms(),
+        candidate: candidate.clone(),
+        command,
+        local_willing,
+        decided_by: decided.decided_by.clone(),
+        action: decided.decision.action.as_str().to_owned(),
+        reason: decided.decision.reason.clone(),
+        answer: String::new(),
+        machines: Vec::new(),
+    }
+}
+
+fn failed_policy(error: &PolicyError) -> String {
+    format!("the builder-selection policy gave no answer ({error}); Nix's own rule is used")
+}
+
+/// Why a machine does not fit.
+fn misfit(line: &MachineLine, candidate: &Candidate) -> String {
+    let missing: Vec<&str> = candidate
+        .required_features
+        .iter()
+        .filter(|feature| !line.supported_features.contains(*feature) && !line.mandatory_features.contains(*feature))
+        .map(String::as_str)
+        .collect();
+    if !line.fits(&candidate.system, &[]) && line.mandatory_features.is_empty() {
+        format!("it builds {}, not {}", line.systems.join(", "), candidate.system)
+    } else if !missing.is_empty() {
+        format!("it lacks the features {}", missing.join(", "))
+    } else if line.systems.contains(&candidate.system) {
+        let mandatory: Vec<&str> = line.mandatory_features.iter().map(String::as_str).collect();
+        format!("it is kept for derivations that require {}", mandatory.join(", "))
+    } else {
+        format!("it builds {}, not {}", line.systems.join(", "), candidate.system)
+    }
+}
+
+/// Seconds until the builds of sessions should end, by machine, the soonest first.
+fn busy_seconds(builders: &Path) -> BTreeMap<String, Vec<f64>> {
+    let now = now_ms();
+    let mut busy: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for live in lease::live(&lease::directory(builders)) {
+        if let (Activity::Building(machine), Some(expected)) = (live.activity, live.expected_seconds) {
+            let passed = std::time::Duration::from_millis(now.saturating_sub(live.since_ms)).as_secs_f64();
+            busy.entry(machine).or_default().push((expected - passed).max(0.0));
+        }
+    }
+    for seconds in busy.values_mut() {
+        seconds.sort_by(f64::total_cmp);
+    }
+    busy
+}

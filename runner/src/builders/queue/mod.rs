@@ -1,0 +1,214 @@
+//! The queue of builds that wait for a slot, shared by the sessions of all Nix commands on this machine.
+//!
+//! There is no coordinator. Each session announces what it waits for ([`lease`](super::lease)); whenever something ends, each computes,
+//! one at a time, who gets what ([`order`]), and takes what is its own ([`slots`](super::slots)). A session that dies frees its place and
+//! its slot, because the kernel drops its locks. A waiting session is one small process that sleeps; it has no plugin and no database
+//! open.
+
+pub mod order;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use super::lease::{self, Activity, Command, Lease, Live, Wanted};
+use super::load::SlotFiles;
+use super::slots::{Slot, Taken};
+use order::Ticket;
+use watch::{Watch, Woken};
+
+/// Held while one session computes and takes.
+const LOCK: &str = "queue.lock";
+/// The name of a ticket that is not announced yet; a real one has a number in front.
+const NOT_ANNOUNCED: &str = "~";
+
+/// What waits: a build that one session has accepted, or is about to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Waiting {
+    /// Full store path of the `.drv`.
+    pub drv_path: String,
+    /// The derivation's name.
+    pub name: String,
+    /// How many derivations stand one after another behind it.
+    pub depth: Option<u32>,
+    /// How long it should take at speed factor 1.
+    pub expected_seconds: Option<f64>,
+    /// Since when, in milliseconds since 1970.
+    pub since_ms: u64,
+}
+
+/// Whose turn it is.
+#[derive(Debug)]
+pub enum Turn {
+    /// This machine, with a slot that is held from now on.
+    Slot(String, Slot),
+    /// This machine, as far as can be known: only Nix's own hook can take the slot.
+    Unheld(String),
+    /// Wait.
+    Wait {
+        /// Builds that wait for the same machines.
+        others: usize,
+    },
+}
+
+/// How a wait ended.
+#[derive(Debug)]
+pub enum Waited {
+    /// It is our turn.
+    Turn(String, Option<Slot>),
+    /// Nobody reads what we say to Nix.
+    NixGone,
+    /// The time is over.
+    TimeOver,
+}
+
+/// The queue of this machine.
+#[derive(Debug, Clone)]
+pub struct Queue {
+    /// [`Dirs::builders`](crate::dirs::Dirs::builders).
+    builders: PathBuf,
+    slot_files: SlotFiles,
+    command: Command,
+}
+
+impl Queue {
+    /// The queue whose files are in `builders`, for the command that this session belongs to.
+    pub fn new(builders: &Path, slot_files: SlotFiles, command: Command) -> Self {
+        Self { builders: builders.to_owned(), slot_files, command }
+    }
+
+    /// Whose session this is.
+    pub const fn command(&self) -> Command {
+        self.command
+    }
+
+    /// Builds of all commands that wait.
+    pub fn waiting(&self) -> usize {
+        let live = lease::live(&lease::directory(&self.builders));
+        live.iter().filter(|live| matches!(live.activity, Activity::Waiting(_))).count()
+    }
+
+    /// Lets the others know what this session does.
+    pub fn announce(&self, waiting: &Waiting, activity: Activity) -> Option<Lease> {
+        let Waiting { drv_path, name, depth, expected_seconds, since_ms } = waiting.clone();
+        let command = self.command;
+        let live =
+            Live { pid: std::process::id(), command, drv_path, name, depth, expected_seconds, since_ms, activity };
+        // Without it the others know less; the slot file still counts.
+        lease::announce(&lease::directory(&self.builders), &live).ok()
+    }
+
+    /// Is there a slot for `waiting` on one of `wanted`, with respect to all that wait? Takes it.
+    pub fn turn(&self, waiting: &Waiting, wanted: &[Wanted], own: Option<&Lease>) -> Turn {
+        let _one_at_a_time = self.lock();
+        let own = own.map_or_else(|| OsString::from(NOT_ANNOUNCED), |lease| lease.name().to_owned());
+        let sessions = lease::named(&lease::directory(&self.builders));
+        let mut running: BTreeMap<Command, u32> = BTreeMap::new();
+        let mut tickets = vec![Ticket {
+            name: own.clone(),
+            command: self.command,
+            wanted: wanted.to_vec(),
+            depth: waiting.depth,
+            expected_seconds: waiting.expected_seconds,
+            since_ms: waiting.since_ms,
+        }];
+        for (name, Live { command, depth, expected_seconds, since_ms, activity, .. }) in sessions {
+            match activity {
+                Activity::Building(_) => *running.entry(command).or_default() += 1,
+                Activity::Waiting(_) if name == own => {}
+                Activity::Waiting(wanted) => {
+                    tickets.push(Ticket { name, command, wanted, depth, expected_seconds, since_ms });
+                }
+            }
+        }
+        let mut free = self.free(&tickets);
+        loop {
+            let shares = order::shared_out(&tickets, free.clone(), running.clone());
+            let Some((_, machine)) = shares.into_iter().find(|(index, _)| *index == 0) else {
+                let wanted_too = |ticket: &&Ticket| ticket.wanted.iter().any(|machine| wanted.contains(machine));
+                return Turn::Wait { others: tickets.iter().skip(1).filter(wanted_too).count() };
+            };
+            let slots = wanted.iter().find(|wanted| wanted.machine == machine).map_or(1, |wanted| wanted.slots);
+            match self.slot_files.take(&machine, slots) {
+                Taken::Slot(slot) => return Turn::Slot(machine, slot),
+                Taken::Unknown => return Turn::Unheld(machine),
+                // Another Nix was faster.
+                Taken::Full => {
+                    free.insert(machine, 0);
+                }
+            }
+        }
+    }
+
+    /// Waits for its turn, at most until `until`. `wanted` may change meanwhile: machines fail and come back. `told` hears what is waited
+    /// for, at first and after `tell_after`, and then now and again.
+    pub fn wait(
+        &self,
+        waiting: &Waiting,
+        wanted: &mut dyn FnMut() -> Vec<Wanted>,
+        until: Option<Instant>,
+        tell_after: Duration,
+        nix: BorrowedFd<'_>,
+        told: &mut dyn FnMut(&[Wanted], usize),
+    ) -> Waited {
+        let tell = Instant::now() + tell_after;
+        let mut machines = wanted();
+        let mut lease = self.announce(waiting, Activity::Waiting(machines.clone()));
+        // Watched before the first look, so that nothing is missed in between.
+        let sessions = lease::directory(&self.builders);
+        let mut watch = Watch::on(&[self.slot_files.directory(), &sessions]);
+        loop {
+            match self.turn(waiting, &machines, lease.as_ref()) {
+                Turn::Slot(machine, slot) => return Waited::Turn(machine, Some(slot)),
+                Turn::Unheld(machine) => return Waited::Turn(machine, None),
+                Turn::Wait { others } => told(&machines, others),
+            }
+            let within = match until.map(|until| until.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => return Waited::TimeOver,
+                Some(left) => left,
+                None => Duration::MAX,
+            };
+            let within = match tell.saturating_duration_since(Instant::now()) {
+                Duration::ZERO => within,
+                left => within.min(left),
+            };
+            if watch.next(nix, within) == Woken::NixGone {
+                return Waited::NixGone;
+            }
+            let now = wanted();
+            if now != machines {
+                machines = now;
+                lease = self.announce(waiting, Activity::Waiting(machines.clone()));
+            }
+        }
+    }
+
+    /// Free slots of all machines that somebody waits for.
+    fn free(&self, tickets: &[Ticket]) -> BTreeMap<String, u32> {
+        let mut slots: BTreeMap<&str, u32> = BTreeMap::new();
+        for Wanted { machine, slots: count } in tickets.iter().flat_map(|ticket| &ticket.wanted) {
+            let known = slots.entry(machine).or_default();
+            *known = (*known).max(*count);
+        }
+        let loads = self.slot_files.loads(slots.iter().map(|(machine, slots)| (*machine, *slots)));
+        let free = slots.into_iter().zip(loads);
+        free.map(|((machine, slots), load)| (machine.to_owned(), slots.saturating_sub(load))).collect()
+    }
+
+    /// Where it cannot be had, two sessions may want the same slot, and one of them looks again.
+    fn lock(&self) -> Option<OwnedFd> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::open(self.builders.join(LOCK), flags, Mode::from_raw_mode(0o644)).ok()?;
+        rustix::fs::flock(&file, FlockOperation::LockExclusive).ok()?;
+        Some(file)
+    }
+}
+
+#[cfg(test)]
+mod tests;
