@@ -124,9 +124,9 @@ pub fn run() -> Exit {
             queue::hand_over::diff(&arguments);
             Exit::Done
         }
-        Role::BuildHook { verbosity } => builders::hook::main(verbosity, || {
-            builders::hook::Setup::load(policy::chooser, PluginPolicy::load)
-        }),
+        Role::BuildHook { verbosity } => {
+            builders::hook::main(verbosity, || builders::hook::Setup::load(policy::chooser, PluginPolicy::load))
+        }
         Role::CommandLine => cli::main(argv.into_iter().skip(1)),
     }
 }

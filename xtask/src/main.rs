@@ -2,6 +2,7 @@
 //! (Debian, root) and names the exact command where it cannot.
 
 mod bench;
+mod bench_builders;
 mod checks;
 mod crash;
 mod dist;
@@ -43,6 +44,8 @@ enum Task {
     Crash(crash::Options),
     /// Measure a release build: the thin hook and an inline plugin against a shell and a disk.
     Bench(bench::Options),
+    /// Measure builder selection with real Nix, beside Nix's own hook. Needs root.
+    BenchBuilders(bench_builders::Options),
     /// Make a release: binary, shell completions and man pages in `target/dist`.
     Dist,
 }
@@ -70,6 +73,7 @@ fn run(task: Task) -> Result<()> {
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Crash(options) => crash::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::BenchBuilders(options) => bench_builders::run(&options),
         Task::Dist => dist::run(),
     }
 }

@@ -1,8 +1,13 @@
 //! What Nix says to the build hook: settings, questions, inputs. From a process that may die or be out of step at any byte.
 
+use std::os::fd::AsFd as _;
+
 use hookrun::builders::request::{Inputs, Request};
-use hookrun::builders::session::{Build, Offer, Session, StockHook};
+use hookrun::builders::session::Session;
 use hookrun::builders::settings::Settings;
+use hookrun::builders::stock::{Offer, StockHook, Target as Machine};
+use hookrun::config;
+use hookrun::event::NixDirs;
 use hookrun::nix::wire;
 
 use crate::Target;
@@ -26,22 +31,12 @@ pub(crate) const TARGET: Target = Target {
 struct Refuses;
 
 impl StockHook for Refuses {
-    fn offer(&mut self, _: &Settings, line: &str, _: &Request, relay: &mut dyn FnMut(&[u8])) -> Offer {
+    fn offer(&mut self, _: &Settings, target: Machine<'_>, _: &Request, relay: &mut dyn FnMut(&[u8])) -> Offer {
         relay(b"no\n");
-        match line.len() % 2 {
+        match target.machine.uri.len() % 2 {
             0 => Offer::Full,
             _ => Offer::Failed("refused".to_owned()),
         }
-    }
-}
-
-/// Never called: every offer is refused.
-#[expect(dead_code, reason = "shows that the trait can be implemented here")]
-struct NoBuild;
-
-impl Build for NoBuild {
-    fn run(self: Box<Self>, _: &Inputs, _: &mut dyn std::io::Write) -> u8 {
-        0
     }
 }
 
@@ -85,8 +80,19 @@ fn session(data: &[u8], settings: Option<&Settings>, questions: usize) {
     }
     let mut reply = Vec::new();
     let mut stock = Refuses;
-    let session =
-        Session { input: data, reply: &mut reply, stock: &mut stock, policy: None, nix_state: "/nonexistent".into() };
+    let nix = std::io::stderr();
+    // Nothing is remembered, and nothing accepted before it is connected to.
+    let nowhere = std::path::PathBuf::from("/proc/nonexistent");
+    let session = Session {
+        input: data,
+        reply: &mut reply,
+        nix: nix.as_fd(),
+        stock: &mut stock,
+        policy: None,
+        nix_dirs: NixDirs { state: nowhere.clone(), ..NixDirs::from_env() },
+        builders: nowhere,
+        options: config::Builders { early_accept: false, ..config::Builders::default() },
+    };
     session.run();
     let text = String::from_utf8_lossy(&reply);
     let directives: Vec<&str> = text.lines().filter(|line| line.starts_with("# ")).collect();

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use super::health::{Standing, standing};
+use super::health::{Probe, Standing, standing};
 use super::journey::Journey;
 use super::lease::{Activity, Wanted};
 use super::memory::Memory;
@@ -62,6 +62,8 @@ pub struct Accepted {
     pub journey: Journey,
     /// Where it begins.
     pub first: First,
+    /// The right to try that machine, if it had failed.
+    pub probe: Option<Probe>,
     /// How it waits.
     pub waiting: Waiting,
     /// After how long of waiting the policy wants to be asked again.
@@ -107,19 +109,18 @@ struct Story {
 impl Delegation<'_> {
     /// Carries it out; the exit code for Nix.
     pub fn run(mut self, accepted: Accepted, inputs: &Inputs, reply: &mut dyn Write) -> u8 {
-        let Accepted { candidate, mut journey, first, waiting, mut ask_again, name } = accepted;
+        let Accepted { candidate, mut journey, first, mut probe, waiting, mut ask_again, name } = accepted;
         let command = self.queue.command().to_string();
         let new = NewBuild { candidate: &candidate, command: &command, machine: &name, accepted_ms: waiting.since_ms };
         let id = self.memory.began(&new);
-        let mut story =
-            Story { id, machine: name, waited: Duration::ZERO, moves: Vec::new(), timing: Timing::default() };
-        let queued = matches!(first, First::Queue);
+        let mut story = Story { id, machine: name, waited: Duration::ZERO, moves: Vec::new(), timing: Timing::default() };
         let mut next = match first {
             First::Connected { machine, slot, build } => Some((machine, slot, Some(build))),
             First::Slot { machine, slot } => Some((machine, Some(slot), None)),
             First::Queue => None,
         };
         let mut full = 0;
+        let mut lost: Option<String> = None;
         loop {
             let (machine, slot, build) = match next.take() {
                 Some(first) => first,
@@ -143,6 +144,7 @@ impl Delegation<'_> {
                     }
                 }
             };
+            let shown = story.machine == machine;
             story.machine.clone_from(&machine);
             let Some(line) = self.machines.iter().find(|line| line.uri == machine).cloned() else {
                 journey.refused(&machine);
@@ -151,8 +153,10 @@ impl Delegation<'_> {
             let expected = waiting.expected_seconds.map(|seconds| seconds / line.speed_factor);
             let here = Waiting { expected_seconds: expected, since_ms: now_ms(), ..waiting.clone() };
             let _lease = self.queue.announce(&here, Activity::Building(machine.clone()));
-            if queued || !story.moves.is_empty() {
-                say(reply, Level::Info, &format!("{} goes to {machine}", candidate.name));
+            match lost.take() {
+                Some(lost) => say(reply, Level::Warn, &format!("{}: {lost}; it goes on to {machine}", candidate.name)),
+                None if !shown => say(reply, Level::Info, &format!("{} goes to {machine}", candidate.name)),
+                None => {}
             }
             let began = Instant::now();
             let offer = match build {
@@ -161,6 +165,8 @@ impl Delegation<'_> {
             };
             let why = match offer {
                 Offer::Accepted(build) => {
+                    // The machine is back, if it was out.
+                    drop(probe.take());
                     self.memory.rest();
                     let Report { ending, code, held, closing, timing } = build.run(inputs, reply);
                     story.timing = timing;
@@ -197,8 +203,9 @@ impl Delegation<'_> {
                 }
             };
             self.memory.failed(&machine, &why, began);
-            let left = if journey.open().is_empty() { "" } else { "; it goes on to another machine" };
-            say(reply, Level::Warn, &format!("{}: machine {machine} is lost ({why}){left}", candidate.name));
+            drop(probe.take());
+            // Told with the next machine: one line for each move.
+            lost = Some(format!("machine {machine} is lost ({why})"));
             story.moves.push(Move { machine, why });
         }
     }

@@ -12,6 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// The descriptors that Nix's own hook expects besides the standard ones.
 const NIXS: [RawFd; 2] = [4, 5];
 
+/// Signals that ask a process to end.
+const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
 /// Has [`reserve`] been called? If not, 4 and 5 may be anything of ours, and no child may have them.
 static RESERVED: AtomicBool = AtomicBool::new(false);
 
@@ -41,6 +44,47 @@ pub fn reserve() {
     }
 }
 
+/// From here on a signal that asks this process to end (SIGTERM, which Nix sends from 2.35 on, SIGINT, SIGHUP) ends it with an answer
+/// to Nix, if one is owed, and with everything it has started. To be called before any thread is started.
+///
+/// The answer is written whether one is owed or not: where none is, Nix reads on to the end of the stream, or drops it as a line of the
+/// build's hook that is no message. One `write` of so few bytes to a pipe is never mixed with another (pipe(7)).
+pub fn answer_when_told_to_end() {
+    // SAFETY: `sigset_t` is plain data, made valid by `sigemptyset`; the other calls take pointers to it, which live on the stack.
+    let signals = unsafe {
+        let mut signals = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut signals);
+        for signal in ENDING {
+            libc::sigaddset(&raw mut signals, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, std::ptr::null_mut());
+        signals
+    };
+    let waits = move || {
+        let mut signal = 0;
+        // SAFETY: two pointers to values on this stack.
+        while unsafe { libc::sigwait(&raw const signals, &raw mut signal) } != 0 {}
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), b"# decline-permanently\n");
+        super::stock::end_descendants(std::process::id());
+        // SAFETY: ends the process without running anything of ours; what the kernel frees is all there is.
+        unsafe { libc::_exit(1) }
+    };
+    // Without the thread these signals would be ignored: better to die of them.
+    if std::thread::Builder::new().name("signals".to_owned()).spawn(waits).is_err() {
+        unblock_signals();
+    }
+}
+
+/// Lets this thread, or a child, die of the signals again. Async-signal-safe.
+fn unblock_signals() {
+    // SAFETY: as in `answer_when_told_to_end`; all three functions are async-signal-safe (signal-safety(7)).
+    unsafe {
+        let mut none = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut none);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
 /// Makes `command` inherit 4 and 5, and die when this process dies.
 pub fn bequeath(command: &mut Command) -> &mut Command {
     let parent = rustix::process::getpid();
@@ -50,6 +94,7 @@ pub fn bequeath(command: &mut Command) -> &mut Command {
             // SAFETY: as in `reserve`; async-signal-safe.
             unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
         }
+        unblock_signals();
         #[cfg(target_os = "linux")]
         {
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
@@ -60,7 +105,7 @@ pub fn bequeath(command: &mut Command) -> &mut Command {
         }
         Ok(())
     };
-    // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are allowed: it makes four system
-    // calls (fcntl twice, prctl, getppid), allocates nothing and takes no lock.
+    // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are allowed: it makes five system
+    // calls (fcntl twice, sigprocmask, prctl, getppid), allocates nothing and takes no lock.
     unsafe { command.pre_exec(before_exec) }
 }

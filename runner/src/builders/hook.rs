@@ -10,8 +10,8 @@ use std::sync::Arc;
 use super::asker::{Asker, DEADLINE, PolicyFactory};
 use super::fds;
 use super::policy::PolicyError;
-use super::session::{End, Session};
 use super::program::StockProgram;
+use super::session::{End, Session};
 use super::ssh;
 use super::stock::Delegate;
 use crate::config::{self, Config};
@@ -51,6 +51,7 @@ impl Setup {
 /// Plays the build hook that Nix started with this verbosity.
 pub fn main(verbosity: u64, setup: impl FnOnce() -> Setup) -> Exit {
     fds::reserve();
+    fds::answer_when_told_to_end();
     let Setup { builders, policy } = catch_unwind(AssertUnwindSafe(setup)).unwrap_or_else(|_| Setup {
         builders: config::Builders::default(),
         policy: Some(Arc::new(|| {

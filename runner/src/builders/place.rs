@@ -1,8 +1,8 @@
 //! Where a candidate goes: asks the policy, takes a slot, connects where that has to be known before the answer.
 //!
 //! An accept before connecting costs Nix no waiting, and ends the way back to a local build. So it is given only where nothing is lost by
-//! it: the machine answered a short while ago, or the build cannot run here and another machine remains; and never against the
-//! configuration ([`config::Builders::early_accept`]).
+//! it ([`is_safe`]): the machine answered a short while ago, or the build cannot run here anyway; and never against the configuration
+//! ([`config::Builders::early_accept`]).
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::asker::Asker;
 use super::delegation::{Accepted, First};
 use super::described::described;
+use super::health::Standing;
 use super::journey::Journey;
 use super::lease::Wanted;
 use super::memory::Memory;
@@ -109,8 +110,7 @@ impl Placing<'_> {
             if offered.iter().all(|machine| !machine.healthy) && case.local.able {
                 return self.all_out(&case, &offered, pending);
             }
-            let (mut decided, tell) =
-                self.pool.decide(&case.candidate, &offered, &case.local, self.policy.as_deref_mut());
+            let (mut decided, tell) = self.pool.decide(&case.candidate, &offered, &case.local, self.policy.as_deref_mut());
             if let Some(text) = tell {
                 pending.message(Level::Warn, &text);
             }
@@ -159,9 +159,10 @@ impl Placing<'_> {
                 [only] => only.clone(),
                 several => format!("the first free of {}", several.join(", ")),
             });
-            let Case { candidate, waiting, .. } = case;
+            let Case { candidate, waiting, mut standings, .. } = case;
+            let probe = standings.take_probe(&name);
             let ask_again = ask_again_ms.map(Duration::from_millis);
-            return Placed::Accepted(Box::new(Accepted { candidate, journey, first, waiting, ask_again, name }));
+            return Placed::Accepted(Box::new(Accepted { candidate, journey, first, probe, waiting, ask_again, name }));
         }
     }
 
@@ -211,10 +212,7 @@ impl Placing<'_> {
                 Turn::Unheld(machine) => (machine, None),
             };
             let slot = match slot {
-                Some(slot) if self.early(case, &machine, journey) => {
-                    case.standings.keep_probe_of(Some(&machine));
-                    return Gone::To(First::Slot { machine, slot });
-                }
+                Some(slot) if self.early(case, &machine, journey) => return Gone::To(First::Slot { machine, slot }),
                 other => other,
             };
             match self.connect(case, &machine, slot, fitting, pending) {
@@ -258,9 +256,9 @@ impl Placing<'_> {
 
     /// Is nothing lost by accepting before connecting?
     fn early(&self, case: &Case<'_>, machine: &str, journey: &Journey) -> bool {
-        let others = || journey.open().iter().filter(|uri| *uri != machine);
-        let safe = case.standings.is_proven(machine) || others().any(|uri| case.standings.is_proven(uri));
-        self.options.early_accept && (safe || (!case.local.able && others().next().is_some()))
+        let mut others = journey.open().iter().filter(|uri| *uri != machine);
+        let others = (others.clone().next().is_some(), others.any(|uri| case.standings.is_proven(uri)));
+        self.options.early_accept && is_safe(case.local.able, case.standings.standing(machine), others)
     }
 
     /// May it wait in the queue of ours?
@@ -303,10 +301,8 @@ impl Placing<'_> {
         let reason =
             format!("all machines that fit have failed lately, the first is tried again in {soonest} s; built here");
         pending.message(Level::Talkative, &format!("{}: {reason}", case.candidate.name));
-        let decided = Decided {
-            decided_by: "health of machines".to_owned(),
-            decision: Decision::new(Action::Local, reason),
-        };
+        let decided =
+            Decided { decided_by: "health of machines".to_owned(), decision: Decision::new(Action::Local, reason) };
         self.remember(case, &decided, offered, &[], None, "decline");
         Placed::Decline
     }
@@ -321,10 +317,21 @@ impl Placing<'_> {
         answer: &str,
     ) {
         let command = self.queue.command().to_string();
-        let machines =
-            self.pool.verdicts(&case.candidate, offered, &case.standings, ranked, taken, &case.skipped);
+        let machines = self.pool.verdicts(&case.candidate, offered, &case.standings, ranked, taken, &case.skipped);
         let row = decision_row(&case.candidate, command, decided, case.local.willing);
         self.memory.decided(&DecisionRow { answer: answer.to_owned(), machines, ..row });
+    }
+}
+
+/// Is nothing lost by accepting a build that can (`able`) or cannot be built here, for a machine that stands so? `others` says whether it
+/// may go to another machine, and whether one of those is proven.
+fn is_safe(able: bool, standing: Standing, (others, proven): (bool, bool)) -> bool {
+    match standing {
+        Standing::Proven => true,
+        _ if proven => true,
+        // With no other way, a machine that does not answer fails the build either way.
+        Standing::Unknown => !able,
+        Standing::Due | Standing::Out { .. } => !able && others,
     }
 }
 
@@ -348,8 +355,36 @@ pub fn ask_again(
     match decision.ok()? {
         Decision { action: Action::Machines(uris), ask_again_ms, .. } => {
             let wanted: Vec<Wanted> = pool.wanted(&uris, &fitting);
-            Some((wanted.into_iter().map(|wanted| wanted.machine).collect(), ask_again_ms.map(Duration::from_millis)))
+            let machines = wanted.into_iter().map(|wanted| wanted.machine).collect();
+            Some((machines, ask_again_ms.map(Duration::from_millis)))
+                .filter(|(machines, _): &(Vec<String>, _)| !machines.is_empty())
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_nothing_is_lost_by_an_early_accept() {
+        const NONE: (bool, bool) = (false, false);
+        const ANY: (bool, bool) = (true, false);
+        const PROVEN: (bool, bool) = (true, true);
+        let out = Standing::Out { ms: 1 };
+        for (able, standing, others, safe) in [
+            (true, Standing::Proven, NONE, true),
+            (true, Standing::Unknown, NONE, false),
+            (true, Standing::Unknown, ANY, false),
+            (true, Standing::Unknown, PROVEN, true),
+            (true, Standing::Due, PROVEN, true),
+            (false, Standing::Unknown, NONE, true),
+            (false, Standing::Due, NONE, false),
+            (false, Standing::Due, ANY, true),
+            (false, out, NONE, false),
+        ] {
+            assert_eq!(is_safe(able, standing, others), safe, "{able} {standing:?} {others:?}");
+        }
     }
 }

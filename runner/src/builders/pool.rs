@@ -54,7 +54,8 @@ impl Standings {
         Self { health, standings, probes }
     }
 
-    fn standing(&self, uri: &str) -> Standing {
+    /// How it stands.
+    pub fn standing(&self, uri: &str) -> Standing {
         self.standings.get(uri).copied().unwrap_or(Standing::Unknown)
     }
 
@@ -67,14 +68,14 @@ impl Standings {
         }
     }
 
-    /// Did it answer a short while ago?
+    /// Has it answered a short while ago?
     pub fn is_proven(&self, uri: &str) -> bool {
         self.standing(uri) == Standing::Proven
     }
 
-    /// Gives up the right to try machines other than `uri`.
-    pub fn keep_probe_of(&mut self, uri: Option<&str>) {
-        self.probes.retain(|known, _| Some(known.as_str()) == uri);
+    /// The right to try `uri`, if it is due, for who connects to it later.
+    pub fn take_probe(&mut self, uri: &str) -> Option<Probe> {
+        self.probes.remove(uri)
     }
 
     /// The first time that one of `uris` is tried again, in seconds from now.

@@ -76,8 +76,7 @@ impl<R: Read, W: Write> Session<'_, R, W> {
         let slot_files = SlotFiles::below(&state);
         let queue = Queue::new(&self.builders, slot_files.clone(), Command::of_parent());
         let mut memory = Memory::new(self.builders.clone(), self.options.retry_after);
-        let mut pool =
-            Pool { settings, machines: found.machines, slot_files, failed: BTreeSet::new(), told: false };
+        let mut pool = Pool { settings, machines: found.machines, slot_files, failed: BTreeSet::new(), told: false };
         let nix_dirs = NixDirs { state, ..self.nix_dirs.clone() };
         loop {
             let mut pending = Pending::new(&mut self.reply);
@@ -118,8 +117,9 @@ impl<R: Read, W: Write> Session<'_, R, W> {
                     let candidate = accepted.candidate.clone();
                     let mut asked = pool.clone_for_asking();
                     let builders = &self.builders;
-                    let mut ask_again =
-                        |memory: &mut Memory| super::place::ask_again(&mut asked, policy.as_mut()?, &candidate, memory, builders);
+                    let mut ask_again = |memory: &mut Memory| {
+                        super::place::ask_again(&mut asked, policy.as_mut()?, &candidate, memory, builders)
+                    };
                     let delegation = Delegation {
                         settings: &pool.settings,
                         machines: &pool.machines,

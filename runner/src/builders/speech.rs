@@ -45,7 +45,7 @@ const LOST: [&str; 19] = [
     "corrupt daemon response",
 ];
 /// The machine will not build for this user, or cannot build such a thing at all, whatever the machines file says; lower case.
-const REFUSED: [&str; 2] = ["you are not privileged to", "is required to build"];
+const REFUSED: [&str; 3] = ["you are not privileged to", "is required to build", "unable to start any build"];
 
 /// How a delegated build ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

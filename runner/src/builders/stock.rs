@@ -319,19 +319,26 @@ impl Drop for Running {
         if !self.ended {
             // Nix starts ssh so that it survives its parent (`dieWithParent = false`), and an ssh that still tries to connect
             // would keep descriptor 4 open, which Nix takes for a build that goes on.
-            for pid in descendants(self.child.id()) {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
+            end_descendants(self.child.id());
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
     }
 }
 
+/// Kills all processes started by `pid` and by those.
+pub(super) fn end_descendants(pid: u32) {
+    for pid in descendants(pid) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
 /// All processes started by `pid` and by those, deepest first. Linux only; elsewhere none.
 fn descendants(pid: u32) -> Vec<rustix::process::Pid> {
     let mut found = Vec::new();
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let children: String =
+        threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok()).collect();
     for child in children.split_ascii_whitespace().filter_map(|text| text.parse::<u32>().ok()) {
         found.extend(descendants(child));
         found.extend(i32::try_from(child).ok().and_then(rustix::process::Pid::from_raw));

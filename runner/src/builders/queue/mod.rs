@@ -98,8 +98,7 @@ impl Queue {
     pub fn announce(&self, waiting: &Waiting, activity: Activity) -> Option<Lease> {
         let Waiting { drv_path, name, depth, expected_seconds, since_ms } = waiting.clone();
         let command = self.command;
-        let live =
-            Live { pid: std::process::id(), command, drv_path, name, depth, expected_seconds, since_ms, activity };
+        let live = Live { pid: std::process::id(), command, drv_path, name, depth, expected_seconds, since_ms, activity };
         // Without it the others know less; the slot file still counts.
         lease::announce(&lease::directory(&self.builders), &live).ok()
     }

@@ -66,7 +66,14 @@ fn never_more_builds_than_slots() {
             let (queue, nix, busy, most) = (place.queue(number % 2), nix.as_fd(), &busy, &most);
             scope.spawn(move || {
                 let mut machines = || wanted("ssh://m", SLOTS);
-                let waited = queue.wait(&waiting(&format!("b{number}"), number), &mut machines, None, Duration::ZERO, nix, &mut |_, _| {});
+                let waited = queue.wait(
+                    &waiting(&format!("b{number}"), number),
+                    &mut machines,
+                    None,
+                    Duration::ZERO,
+                    nix,
+                    &mut |_, _| {},
+                );
                 let Waited::Turn(_, Some(slot)) = waited else { unreachable!() };
                 most.fetch_max(busy.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                 std::thread::sleep(Duration::from_millis(5));
@@ -92,7 +99,7 @@ fn waiting_ends_when_nix_goes_or_time_is_over() {
         assert!(matches!(over, Waited::TimeOver));
         assert_eq!(heard.first(), Some(&(wanted("ssh://m", 0), 0)));
         drop(reader);
-        let gone = queue.wait(&waiting("a", 0), &mut machines, None, nix.as_fd(), &mut |_, _| {});
+        let gone = queue.wait(&waiting("a", 0), &mut machines, None, Duration::ZERO, nix.as_fd(), &mut |_, _| {});
         assert!(matches!(gone, Waited::NixGone));
         assert_eq!(queue.waiting(), 0, "nobody waits any more");
         return;

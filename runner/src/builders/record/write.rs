@@ -69,11 +69,9 @@ impl Record {
         let write = |connection: &mut rusqlite::Connection| {
             let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             let known: Option<(u32, Option<i64>, Option<i64>)> = transaction
-                .query_row(
-                    "select failures, failed_ms, succeeded_ms from health where machine = ?1",
-                    [machine],
-                    |row| row.try_into(),
-                )
+                .query_row("select failures, failed_ms, succeeded_ms from health where machine = ?1", [machine], |row| {
+                    row.try_into()
+                })
                 .optional()?;
             let (failures, failed, succeeded) = known.unwrap_or_default();
             let began = signed(began_ms);
@@ -133,18 +131,8 @@ impl Record {
     /// # Errors
     /// If the database cannot be written.
     pub fn end_build(&self, id: i64, ended: &Ended<'_>) -> Result<(), RecordError> {
-        let Ended {
-            machine,
-            speed_factor,
-            waited_ms,
-            started_ms,
-            ended_ms,
-            seconds,
-            outcome,
-            detail,
-            input_bytes,
-            moves,
-        } = ended;
+        let Ended { machine, speed_factor, waited_ms, started_ms, ended_ms, seconds, outcome, detail, input_bytes, moves } =
+            ended;
         let detail: Option<String> = detail.map(|text| text.chars().take(MAX_ERROR).collect());
         self.execute(
             "update builds set machine = ?2, speed_factor = ?3, waited_ms = ?4, started_ms = ?5, ended_ms = ?6, seconds = ?7,

@@ -60,11 +60,17 @@ fn errors_are_held_and_activities_closed() {
     let mut listener = Listener::default();
     let now = Instant::now();
     let at = |seconds| now + Duration::from_secs(seconds);
-    assert!(listener.hear(br#"@nix {"action":"start","id":7,"level":4,"text":"copying dependencies to 'ssh://m'","type":0}"#, now));
+    assert!(
+        listener
+            .hear(br#"@nix {"action":"start","id":7,"level":4,"text":"copying dependencies to 'ssh://m'","type":0}"#, now)
+    );
     assert!(listener.hear(br#"@nix {"action":"start","id":8,"level":3,"text":"copying path","type":100}"#, now));
     assert!(listener.hear(br#"@nix {"action":"result","fields":[4194304,4194304,0,0],"id":8,"type":105}"#, now));
     assert!(listener.hear(br#"@nix {"action":"stop","id":7}"#, at(2)));
-    assert!(listener.hear(br#"@nix {"action":"start","id":9,"level":4,"text":"copying outputs from 'ssh://m'","type":0}"#, at(12)));
+    assert!(
+        listener
+            .hear(br#"@nix {"action":"start","id":9,"level":4,"text":"copying outputs from 'ssh://m'","type":0}"#, at(12))
+    );
     assert!(listener.hear(b"anything else", now));
     assert!(!listener.hear(error("unexpected end-of-file").as_bytes(), now));
     assert_eq!(listener.held(), [error("unexpected end-of-file").into_bytes()]);

@@ -125,8 +125,7 @@ fn plain_words() {
 #[test]
 fn the_other_name_is_never_seen_and_the_last_error_is_held() {
     let state = tempfile::tempdir().unwrap();
-    let crate::builders::slots::Taken::Slot(slot) =
-        crate::builders::load::SlotFiles::below(state.path()).take("ssh://m", 1)
+    let crate::builders::slots::Taken::Slot(slot) = crate::builders::load::SlotFiles::below(state.path()).take("ssh://m", 1)
     else {
         unreachable!("a free slot");
     };

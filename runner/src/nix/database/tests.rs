@@ -179,11 +179,11 @@ fn what_waits_behind_a_derivation() {
     let dir = tempfile::tempdir().unwrap();
     let connection = database(dir.path());
     // a <- b <- d, a <- c <- d, d <- e: b, c and d are to be built, e is built already.
-    for (id, name, references) in
-        [(1, "a", &[][..]), (2, "b", &[1]), (3, "c", &[1]), (4, "d", &[2, 3]), (5, "e", &[4])]
-    {
+    for (id, name, references) in [(1, "a", &[][..]), (2, "b", &[1]), (3, "c", &[1]), (4, "d", &[2, 3]), (5, "e", &[4])] {
         add(&connection, id, &format!("/s/{name}.drv"), references);
-        connection.execute("insert into DerivationOutputs values (?1, 'out', ?2)", params![id, format!("/s/{name}")]).unwrap();
+        connection
+            .execute("insert into DerivationOutputs values (?1, 'out', ?2)", params![id, format!("/s/{name}")])
+            .unwrap();
     }
     add(&connection, 6, "/s/e", &[]);
     let database = Database::open_file(&dir.path().join("db.sqlite")).unwrap();
