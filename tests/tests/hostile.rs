@@ -269,7 +269,8 @@ fn a_hostile_policy_costs_its_own_answer_only() {
     let mut account = String::new();
     for row in corpus().iter().filter(|row| row.hook == Hook::BuilderSelection) {
         let table = row.table(&row.component(&scene.path("components")));
-        scene.set_config(&format!("{}{table}", neighbours(&tarpit())));
+        // What a policy answers is to be seen in the answer to Nix.
+        scene.set_config(&format!("{}{table}\n[builders]\nearly-accept = false\n", neighbours(&tarpit())));
         let said = tested(&scene, row);
         // The same configuration and state, and so the plugin that the line before compiled.
         let mut hook = build_hook(&directory, "exit 1");

@@ -177,7 +177,7 @@ impl Delegation<'_> {
                         Ending::Built => return self.end(&story, Outcome::Built, None, 0),
                         Ending::NixGone => return self.end(&story, Outcome::Abandoned, Some("Nix is gone"), 1),
                         Ending::Failed(why) => {
-                            held.iter().for_each(|line| write(reply, line));
+                            write(reply, &held.concat());
                             return self.end(&story, Outcome::Failed, Some(&why), code);
                         }
                         Ending::Lost(why) => {

@@ -119,7 +119,7 @@ impl Placing<'_> {
             let name = &case.candidate.name;
             let Decision { action, reason, ask_again_ms } = decided.decision.clone();
             let uris = match action {
-                Action::Machines(uris) => self.usable_first(&case, uris),
+                Action::Machines(uris) => Self::usable_first(&case, uris),
                 Action::Postpone if !by_policy && !case.local.able => self.all_ranked(&case, &offered),
                 Action::Local | Action::Decline => {
                     pending.message(Level::Talkative, &format!("{name} is left to this machine: {reason}"));
@@ -268,7 +268,7 @@ impl Placing<'_> {
     }
 
     /// The machines of the answer without those that are out, if others are left.
-    fn usable_first(&self, case: &Case<'_>, uris: Vec<String>) -> Vec<String> {
+    fn usable_first(case: &Case<'_>, uris: Vec<String>) -> Vec<String> {
         let (usable, out): (Vec<String>, Vec<String>) = uris.into_iter().partition(|uri| case.standings.is_usable(uri));
         if usable.is_empty() { out } else { usable }
     }
@@ -276,7 +276,7 @@ impl Placing<'_> {
     /// All usable machines in the order of Nix's rule, full ones too.
     fn all_ranked(&self, case: &Case<'_>, offered: &[Machine]) -> Vec<String> {
         let ranked = StockRule { division: self.pool.settings.division() }.ranked_with_full(offered);
-        self.usable_first(case, ranked.into_iter().filter_map(|index| Some(offered.get(index)?.uri.clone())).collect())
+        Self::usable_first(case, ranked.into_iter().filter_map(|index| Some(offered.get(index)?.uri.clone())).collect())
     }
 
     /// A policy that postpones for too long is overruled.

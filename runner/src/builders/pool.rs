@@ -31,7 +31,7 @@ pub struct Pool {
 /// How machines stand for one candidate.
 pub struct Standings {
     health: BTreeMap<String, MachineHealth>,
-    standings: BTreeMap<String, Standing>,
+    by_uri: BTreeMap<String, Standing>,
     /// Machines that are due, and that this session may try. Kept until it is known what came of it.
     probes: BTreeMap<String, Probe>,
 }
@@ -40,7 +40,7 @@ impl Standings {
     /// Of `machines`, now.
     pub fn of<'a>(machines: impl Iterator<Item = &'a MachineLine>, memory: &mut Memory) -> Self {
         let (health, now) = (memory.machines(), now_ms());
-        let mut standings = BTreeMap::new();
+        let mut by_uri = BTreeMap::new();
         let mut probes = BTreeMap::new();
         for line in machines {
             let found = standing(health.get(&line.uri), now);
@@ -49,14 +49,14 @@ impl Standings {
             {
                 probes.insert(line.uri.clone(), probe);
             }
-            standings.insert(line.uri.clone(), found);
+            by_uri.insert(line.uri.clone(), found);
         }
-        Self { health, standings, probes }
+        Self { health, by_uri, probes }
     }
 
     /// How it stands.
     pub fn standing(&self, uri: &str) -> Standing {
-        self.standings.get(uri).copied().unwrap_or(Standing::Unknown)
+        self.by_uri.get(uri).copied().unwrap_or(Standing::Unknown)
     }
 
     /// May this session use it?
@@ -117,6 +117,7 @@ impl Pool {
     }
 
     /// The same machines, for a question that is asked later.
+    #[must_use]
     pub fn clone_for_asking(&self) -> Self {
         Self {
             settings: self.settings.clone(),
