@@ -144,12 +144,14 @@ fn most_at_once(builds: &[&BuildRow]) -> usize {
     builds.iter().map(|build| at(build.ended_ms.unwrap())).max().unwrap_or(0)
 }
 
+/// Machines with their slots.
+const MACHINES: [(&str, usize); 4] = [("a", 1), ("b", 2), ("c", 2), ("d", 3)];
+
 #[test]
 fn forty_builds_of_two_commands_never_take_more_slots_than_there_are() {
     if skipped() {
         return;
     }
-    const MACHINES: [(&str, usize); 4] = [("a", 1), ("b", 2), ("c", 2), ("d", 3)];
     let mut scene = scene();
     for (name, slots) in MACHINES {
         scene = machine(scene, name, slots, 1, GOOD);
