@@ -1,8 +1,7 @@
 //! Which waiting build gets which free slot. Pure: every session computes the same from the same files, and takes what is its own.
 //!
 //! The command with the fewest builds running comes first; within a command the build with the most behind it, then the one that is
-//! expected to take longest, then the oldest. Nothing behind a build that is not known to have something, and an unknown duration counts
-//! as the middle of those that are known, so that a host without history goes by age.
+//! expected to take longest (one that is not known may be the longest), then the oldest. [`crate::builders::simulate`] plays the same order.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -33,9 +32,8 @@ pub fn shared_out(
     mut free: BTreeMap<String, u32>,
     mut running: BTreeMap<Command, u32>,
 ) -> Vec<(usize, String)> {
-    let middle = middle(tickets.iter().filter_map(|ticket| ticket.expected_seconds).collect());
     let mut order: Vec<(usize, &Ticket)> = tickets.iter().enumerate().collect();
-    order.sort_by(|(_, a), (_, b)| compare(a, b, middle));
+    order.sort_by(|(_, a), (_, b)| compare(a, b));
     let mut shares = Vec::new();
     loop {
         let has_slot = |wanted: &&Wanted| free.get(&wanted.machine).is_some_and(|slots| *slots > 0);
@@ -56,19 +54,14 @@ pub fn shared_out(
     }
 }
 
-fn compare(a: &Ticket, b: &Ticket, middle: f64) -> Ordering {
+fn compare(a: &Ticket, b: &Ticket) -> Ordering {
     let depth = |ticket: &Ticket| ticket.depth.unwrap_or(0);
-    let seconds = |ticket: &Ticket| ticket.expected_seconds.unwrap_or(middle);
+    let seconds = |ticket: &Ticket| ticket.expected_seconds.unwrap_or(f64::INFINITY);
     depth(b)
         .cmp(&depth(a))
         .then(seconds(b).total_cmp(&seconds(a)))
         .then(a.since_ms.cmp(&b.since_ms))
         .then(a.name.cmp(&b.name))
-}
-
-fn middle(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 #[cfg(test)]
@@ -107,7 +100,7 @@ mod tests {
             Ticket { since_ms: 8, expected_seconds: Some(1.0), ..ticket("short", 1, &["m"]) },
             Ticket { since_ms: 9, expected_seconds: Some(5.0), ..ticket("middling", 1, &["m"]) },
         ];
-        assert_eq!(shares(&tickets, &[("m", 9)]), ["deep m", "long m", "old m", "middling m", "short m"]);
+        assert_eq!(shares(&tickets, &[("m", 9)]), ["deep m", "old m", "long m", "middling m", "short m"]);
     }
 
     #[test]
