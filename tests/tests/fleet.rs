@@ -7,7 +7,7 @@
     reason = "functions that only tests call: what goes wrong has to fail the test"
 )]
 
-use hookrun_tests::lab::{Ran, Scene, is_root};
+use hookrun_tests::lab::{Ran, Scene, Script, is_root};
 
 /// A machine that refuses: the port is reserved (RFC 6335: tcpmux) and nothing listens on it.
 const REFUSES: &str = "ssh://127.0.0.1 - - 4 100";
@@ -23,6 +23,11 @@ fn skipped() -> bool {
         eprintln!("skipped: needs root");
     }
     skip
+}
+
+/// What a command printed, with the scene's directory as a word.
+fn shown(scene: &Scene, ran: &Ran) -> String {
+    ran.stdout.replace(&scene.dir().display().to_string(), "SCENE")
 }
 
 fn json(ran: &Ran) -> serde_json::Value {
@@ -62,6 +67,68 @@ fn check_says_what_each_machine_lacks() {
     has(1, "!", "claims aarch64-linux, but is x86_64-linux");
     has(2, "!", "cannot be reached: ");
     has(2, "!", "try `ssh root@127.0.0.1 nix-store --version`");
+}
+
+#[test]
+fn list_explain_trace_and_render_tell_what_happened() {
+    if skipped() {
+        return;
+    }
+    let scene = scene()
+        .nix_conf("post-build-hook", "")
+        .builder("slow", 1, 1.0)
+        .builder("fast", 2, 4.0)
+        .machine(REFUSES)
+        .derivation("alpha", Script::text("a"))
+        .derivation("omega", Script::naming(["alpha"]));
+    scene.hookrun(&["builders", "explain", "last"]).expect_exit(1).expect_stderr("no decision is remembered");
+    scene.build_with("omega", &["--max-jobs", "0"]).expect_success();
+
+    let rows = json(&scene.hookrun(&["builders", "list", "--format", "json"]).expect_success());
+    let row = |index: usize, key: &str| rows[index][key].clone();
+    assert_eq!((row(0, "slots"), row(1, "slots"), row(1, "load")), (1.into(), 2.into(), 0.into()));
+    assert_eq!(row(1, "built"), 2, "{rows:#}");
+    assert!(row(2, "failures").as_u64().unwrap() > 0 && row(2, "last_error").is_string(), "{rows:#}");
+    let text = shown(&scene, &scene.hookrun(&["builders", "list"]).expect_success());
+    assert!(text.contains("remote-store=SCENE/builders/fast"), "{text}");
+
+    let text = shown(&scene, &scene.hookrun(&["builders", "explain", "alpha"]).expect_success());
+    assert!(text.contains("decided: machines") && text.contains("taken: ") && text.contains("built on "), "{text}");
+    for machine in ["builders/slow", "builders/fast", "ssh://127.0.0.1"] {
+        assert!(text.contains(machine), "{machine}: {text}");
+    }
+    scene.hookrun(&["builders", "explain", "last"]).expect_success().expect_stdout("omega");
+
+    let trace = scene.hookrun(&["builders", "trace"]).expect_success().stdout;
+    let lines: Vec<serde_json::Value> = trace.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let built: Vec<&serde_json::Value> = lines.iter().filter(|line| line["type"] == "drv").collect();
+    assert_eq!(built.len(), 2, "{trace}");
+    assert_eq!(built[1]["deps"], serde_json::json!([0]), "{trace}");
+    std::fs::write(scene.path("trace.jsonl"), &trace).unwrap();
+    let trace_file = scene.path("trace.jsonl").display().to_string();
+    scene.hookrun(&["builders", "simulate", "--trace", &trace_file]).expect_success().expect_stdout("bundled:speed-factor");
+
+    let rendered = shown(&scene, &scene.hookrun(&["builders", "render"]).expect_success());
+    let machines: Vec<&str> = rendered.lines().filter(|line| !line.starts_with('#')).collect();
+    assert!(machines[0].contains("builders/fast") && !machines.concat().contains("127.0.0.1"), "{rendered}");
+    assert!(rendered.contains("# left out: "), "{rendered}");
+}
+
+#[test]
+fn render_writes_in_one_step_and_not_over_its_source() {
+    let scene = scene();
+    let all = scene.path("machines.all");
+    std::fs::write(&all, "ssh://a - - 2 1.5\nssh://b - - 2 4\n").unwrap();
+    let (all, out) = (all.display().to_string(), scene.path("machines").display().to_string());
+    scene.hookrun(&["builders", "render", "--machines", &all, "--output", &out]).expect_success();
+    let text = std::fs::read_to_string(&out).unwrap();
+    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    assert!(lines[0].starts_with("ssh://b ") && lines[1].starts_with("ssh://a "), "{text}");
+    assert!(lines.iter().all(|line| !line.contains('.')), "Nix 2.8 takes whole numbers: {text}");
+    scene
+        .hookrun(&["builders", "render", "--machines", &all, "--output", &all])
+        .expect_exit(2)
+        .expect_stderr("machines that are left out would be lost");
 }
 
 #[test]

@@ -32,6 +32,7 @@ pub mod probe;
 pub mod program;
 pub mod queue;
 pub mod record;
+pub mod render;
 pub mod reply;
 pub mod request;
 pub mod session;

@@ -125,17 +125,7 @@ impl Settings {
     /// Nix's state directory if the store is another than this machine's own (`store = /srv/x`, `local?root=...`): Nix's hook
     /// keeps its slot files with the store.
     pub fn state_dir_of_store(&self) -> Option<PathBuf> {
-        let store = self.get("store")?;
-        let (base, query) = store.split_once('?').unwrap_or((&store, ""));
-        let parameter = |name: &str| {
-            query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
-        };
-        if let Some(state) = parameter("state") {
-            return Some(PathBuf::from(state));
-        }
-        let root = parameter("root")
-            .or_else(|| base.strip_prefix("local://").or(Some(base)).filter(|path| path.starts_with('/')))?;
-        Some(PathBuf::from(root).join("nix/var/nix"))
+        state_dir_of(&self.get("store")?)
     }
 }
 
@@ -143,6 +133,20 @@ impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.entries.iter().map(|(name, _)| String::from_utf8_lossy(name))).finish()
     }
+}
+
+/// Nix's state directory that belongs to the setting `store`, if that is another store than this machine's own.
+pub fn state_dir_of(store: &str) -> Option<PathBuf> {
+    let (base, query) = store.split_once('?').unwrap_or((store, ""));
+    let parameter = |name: &str| {
+        query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
+    };
+    if let Some(state) = parameter("state") {
+        return Some(PathBuf::from(state));
+    }
+    let root =
+        parameter("root").or_else(|| base.strip_prefix("local://").or(Some(base)).filter(|path| path.starts_with('/')))?;
+    Some(PathBuf::from(root).join("nix/var/nix"))
 }
 
 fn write_setting(to: &mut impl Write, name: &[u8], value: &[u8]) -> io::Result<()> {

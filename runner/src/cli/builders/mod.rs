@@ -1,7 +1,11 @@
 //! `hookrun builders`: the machines that build for this one, and the policy that chooses between them.
 
 mod check;
+mod explain;
 mod fleet;
+mod known;
+mod list;
+mod render;
 mod simulate;
 mod trace;
 
@@ -10,16 +14,25 @@ use crate::exit_code::Exit;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
+    /// The machines: slots, load, health, last error, builds
+    List(list::Args),
+    /// Why a machine was chosen, and every other one was not
+    Explain(explain::Args),
     /// Can each machine really build for us? Tries it
     Check(check::Args),
     /// Play a trace of builds by Nix's own rule and by policies, and compare
     Simulate(simulate::Args),
+    /// A machines file for a Nix that does not call our build hook
+    Render(render::Args),
     /// Export recorded builds, or generate some, as a trace (JSON lines)
     Trace(trace::Args),
 }
 
 pub(super) fn run(context: &Context, command: &Command) -> Result<Exit, CliError> {
     match command {
+        Command::List(args) => list::run(context, args),
+        Command::Explain(args) => explain::run(context, args),
+        Command::Render(args) => render::run(context, args),
         Command::Check(args) => check::run(context, args),
         Command::Simulate(args) => simulate::run(context, args),
         Command::Trace(args) => trace::run(context, args),

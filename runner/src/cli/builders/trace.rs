@@ -3,21 +3,33 @@
 use std::io::Write as _;
 
 use super::super::{CliError, Context};
+use super::fleet::{Listed, Machines};
+use super::known;
+use crate::builders::record::{BuildRow, Selection};
+use crate::builders::simulate::export::{FromNix, export};
 use crate::builders::simulate::generate::{Fleet, generate};
 use crate::builders::simulate::trace::Trace;
+use crate::event::NixDirs;
 use crate::exit_code::Exit;
+use crate::nix::database::Database;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
+  hookrun builders trace > trace.jsonl                            what hookrun's sessions built, the newest 5,000
   hookrun builders trace --generate 1,500,four > trace.jsonl
   hookrun builders simulate --trace trace.jsonl
 
 The format is described in docs/build-traces.md.")]
 pub(in crate::cli) struct Args {
-    /// Generate a trace that looks like building packages: seed, number of derivations, fleet (`four` or `fifty` machines)
-    #[arg(long, value_name = "SEED,NODES,FLEET")]
-    generate: Generated,
+    #[command(flatten)]
+    machines: Machines,
+    /// So many builds, the newest
+    #[arg(long, value_name = "N", default_value_t = known::LOOKED_AT)]
+    last: u32,
+    /// Instead of recorded builds, some that look like building packages: seed, number of derivations, fleet (`four` or `fifty` machines)
+    #[arg(long, value_name = "SEED,NODES,FLEET", conflicts_with_all = ["machines", "last"])]
+    generate: Option<Generated>,
 }
 
 /// `1,500,four`.
@@ -55,8 +67,44 @@ impl Generated {
     }
 }
 
-pub(super) fn run(_: &Context, args: &Args) -> Result<Exit, CliError> {
-    write(&args.generate.trace())
+pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
+    match args.generate {
+        Some(generated) => write(&generated.trace()),
+        None => write(&recorded(context, args)?),
+    }
+}
+
+fn recorded(context: &Context, args: &Args) -> Result<Trace, CliError> {
+    let Listed { machines, .. } = Listed::find(&args.machines)?;
+    let Some(record) = known::record(context)? else {
+        let message = "nothing is recorded yet; builds are written down by hookrun's build hook (`hookrun doctor`), or use --generate 1,500,four";
+        return Err(CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) });
+    };
+    let builds = record.builds(Selection::Last(args.last)).map_err(CliError::environment)?;
+    let health = record.machines().map_err(CliError::environment)?;
+    Ok(export(&builds, &machines, &health, &from_nix(&builds)))
+}
+
+/// References and sizes, as far as the derivations are still there.
+fn from_nix(builds: &[BuildRow]) -> FromNix {
+    let mut found = FromNix::default();
+    let Ok(database) = Database::open(&NixDirs::from_env()) else { return found };
+    for build in builds {
+        if found.references.contains_key(&build.drv_path) {
+            continue;
+        }
+        if let Ok(Some(Some(info))) =
+            database.path_infos(std::slice::from_ref(&build.drv_path)).map(|infos| infos.into_iter().next())
+        {
+            found.references.insert(build.drv_path.clone(), info.references);
+        }
+        let outputs = crate::nix::outputs_of(&build.drv_path).unwrap_or_default();
+        let paths: Vec<String> = outputs.into_iter().map(|output| output.path).collect();
+        let sizes = database.path_infos(&paths).unwrap_or_default();
+        let bytes = sizes.into_iter().flatten().map(|info| info.nar_size).sum();
+        found.output_bytes.insert(build.drv_path.clone(), bytes);
+    }
+    found
 }
 
 fn write(trace: &Trace) -> Result<Exit, CliError> {

@@ -1,0 +1,191 @@
+//! `hookrun builders explain`: why a machine was chosen, and every other one was not.
+
+use std::fmt::Write as _;
+
+use super::super::output::{self, Format, Style, printable, styled};
+use super::super::{CliError, Context};
+use super::known;
+use crate::builders::record::{BuildRow, DecisionRow, Selection, Verdict};
+use crate::exit_code::Exit;
+
+/// Decisions that a name is looked for in.
+const SEARCHED: u32 = 2000;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  hookrun builders explain last
+  hookrun builders explain /nix/store/...-hello-2.12.drv
+  hookrun builders explain hello
+
+Exit code 1: nothing is remembered of it.")]
+pub(in crate::cli) struct Args {
+    /// The store path of a derivation, its name or the begin of it, or `last`
+    #[arg(value_name = "DRV")]
+    derivation: String,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+#[derive(Debug, serde::Serialize)]
+struct Explained<'a> {
+    decision: &'a DecisionRow,
+    builds: &'a [BuildRow],
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
+    let nothing = |what: &str| CliError {
+        exit: Exit::Failed,
+        source: anyhow::anyhow!(
+            "{what}; decisions are written down by hookrun's build hook: is `build-hook` set (`hookrun doctor`), and was something built?"
+        ),
+    };
+    let Some(record) = known::record(context)? else { return Err(nothing("no decision is remembered")) };
+    let wanted = args.derivation.as_str();
+    let decision = if wanted == "last" {
+        record.decisions(Selection::Last(1)).map_err(CliError::environment)?.into_iter().next()
+    } else if wanted.starts_with('/') {
+        record.decisions(Selection::Derivation(wanted)).map_err(CliError::environment)?.into_iter().next()
+    } else {
+        let all = record.decisions(Selection::Last(SEARCHED)).map_err(CliError::environment)?;
+        all.into_iter().find(|decision| decision.candidate.name.starts_with(wanted))
+    };
+    let decision = decision.ok_or_else(|| nothing(&format!("no decision about `{wanted}` is remembered")))?;
+    let mut builds = record.builds(Selection::Derivation(&decision.candidate.drv_path)).map_err(CliError::environment)?;
+    // The build that followed from it.
+    builds.retain(|build| build.command == decision.command);
+    match args.format {
+        Format::Json => output::json(&Explained { decision: &decision, builds: &builds })?,
+        Format::Text => output::print(&text(&decision, &builds, output::colours()))?,
+    }
+    Ok(Exit::Done)
+}
+
+fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
+    let DecisionRow { at_ms, candidate, command: _, local_willing, decided_by, action, reason, answer, machines } = decision;
+    let mut text = format!(
+        "{}  {}\n",
+        styled(&printable(&candidate.name), Style::Strong, colours),
+        styled(&output::time(*at_ms), Style::Faint, colours)
+    );
+    let features =
+        if candidate.required_features.is_empty() { "none".to_owned() } else { candidate.required_features.join(", ") };
+    let mut known = vec![format!("system {}", candidate.system), format!("features {features}")];
+    if let Some(expected) = candidate.expected_seconds {
+        known.push(format!("expected to take {expected:.0} s at factor 1"));
+    }
+    if let Some(depth) = candidate.dependents_depth {
+        known.push(format!("{depth} derivations one after another wait for it"));
+    }
+    if !candidate.hints.is_empty() {
+        let hints: Vec<String> = candidate.hints.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        known.push(format!("hints {}", hints.join(" ")));
+    }
+    known.push(format!("this machine {} a slot free", if *local_willing { "had" } else { "had not" }));
+    let _ = writeln!(text, "  {}", printable(&known.join("; ")));
+    let _ = writeln!(text, "  {} decided: {action}, {}", printable(decided_by), printable(reason));
+    let _ = writeln!(text, "  Nix was told: {}", printable(answer));
+    if !machines.is_empty() {
+        let head = ["machine", "load", "factor", "rank", ""];
+        let mut rows: Vec<Vec<String>> = vec![head.iter().map(|head| styled(head, Style::Faint, colours)).collect()];
+        for Verdict { machine, slots, load, speed_factor, rank, taken, reason } in machines {
+            let style = if *taken { Style::Good } else { Style::Plain };
+            rows.push(vec![
+                styled(&printable(machine), style, colours),
+                format!("{load}/{slots}"),
+                speed_factor.to_string(),
+                rank.map_or_else(|| "-".to_owned(), |rank| rank.to_string()),
+                format!("{}{}", if *taken { "taken: " } else { "" }, printable(reason)),
+            ]);
+        }
+        text.push('\n');
+        text.push_str(&output::table(&rows));
+    }
+    for build in builds {
+        text.push('\n');
+        let outcome = build.outcome.map_or("runs, or its session was killed", |outcome| outcome.as_str());
+        let _ = write!(text, "{} on {}", styled(outcome, Style::Strong, colours), printable(&build.machine));
+        for (what, ms) in [("waited", build.waited_ms), ("took", build.seconds.and_then(ms))] {
+            if let Some(ms) = ms {
+                let _ = write!(text, ", {what} {}", output::duration(ms));
+            }
+        }
+        if let Some(detail) = &build.detail {
+            let _ = write!(text, ": {}", printable(detail));
+        }
+        text.push('\n');
+        for moved in &build.moves {
+            let _ = writeln!(text, "  taken away from {}: {}", printable(&moved.machine), printable(&moved.why));
+        }
+    }
+    text
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates; durations are from 0 on")]
+fn ms(seconds: f64) -> Option<u64> {
+    seconds.is_finite().then_some((seconds * 1000.0) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builders::Candidate;
+    use crate::builders::record::{Move, Outcome};
+
+    #[test]
+    fn every_machine_with_its_reason() {
+        let verdict = |machine: &str, rank, taken, reason: &str| Verdict {
+            machine: machine.to_owned(),
+            slots: 4,
+            load: 1,
+            speed_factor: 2.0,
+            rank,
+            taken,
+            reason: reason.to_owned(),
+        };
+        let decision = DecisionRow {
+            at_ms: 0,
+            candidate: Candidate {
+                name: "hello-2.12".to_owned(),
+                system: "x86_64-linux".to_owned(),
+                expected_seconds: Some(42.0),
+                dependents_depth: Some(3),
+                hints: vec![("seconds".to_owned(), "60".to_owned())],
+                ..Candidate::default()
+            },
+            command: "1-2".to_owned(),
+            local_willing: false,
+            decided_by: "policy".to_owned(),
+            action: "machines".to_owned(),
+            reason: "should be done on ssh://b in 21 s".to_owned(),
+            answer: "accept".to_owned(),
+            machines: vec![
+                verdict("ssh://a", None, false, "its features do not fit"),
+                verdict("ssh://b", Some(1), true, "the policy's first choice"),
+            ],
+        };
+        let build = BuildRow {
+            id: 1,
+            drv_path: String::new(),
+            name: "hello-2.12".to_owned(),
+            pname: "hello".to_owned(),
+            system: "x86_64-linux".to_owned(),
+            command: "1-2".to_owned(),
+            machine: "ssh://b".to_owned(),
+            speed_factor: 2.0,
+            accepted_ms: 0,
+            waited_ms: Some(1200),
+            started_ms: None,
+            ended_ms: Some(9),
+            seconds: Some(20.5),
+            outcome: Some(Outcome::Built),
+            detail: None,
+            input_bytes: None,
+            moves: vec![Move { machine: "ssh://c".to_owned(), why: "it was lost".to_owned() }],
+        };
+        let shown = text(&decision, &[build], false);
+        let (_, rest) = shown.split_once('\n').unwrap();
+        insta::assert_snapshot!(rest);
+    }
+}

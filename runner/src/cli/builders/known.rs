@@ -1,0 +1,69 @@
+//! What `hookrun builders` reads from the record of builder selection.
+
+use std::collections::BTreeMap;
+
+use super::super::{CliError, Context};
+use crate::builders::health::{Standing, standing};
+use crate::builders::record::{BuildRow, Outcome, Record, Selection, now_ms};
+use crate::builders::render::Knowledge;
+
+/// Builds that are looked at, newest first: enough for weeks, little enough for a moment.
+pub(super) const LOOKED_AT: u32 = 5000;
+
+/// The record; none if no session has written one.
+pub(super) fn record(context: &Context) -> Result<Option<Record>, CliError> {
+    Record::read(&context.dirs.builders()).map_err(CliError::environment)
+}
+
+/// What is known of each machine, by URI.
+pub(super) fn knowledge(context: &Context) -> Result<BTreeMap<String, Knowledge>, CliError> {
+    let Some(record) = record(context)? else { return Ok(BTreeMap::new()) };
+    let now = now_ms();
+    let mut knowledge: BTreeMap<String, Knowledge> = BTreeMap::new();
+    for (uri, health) in record.machines().map_err(CliError::environment)? {
+        let out = matches!(standing(Some(&health), now), Standing::Out { .. })
+            .then(|| health.last_error.clone().unwrap_or_else(|| "it failed lately".to_owned()));
+        knowledge.insert(uri, Knowledge { out, ..Knowledge::default() });
+    }
+    let builds = record.builds(Selection::Last(LOOKED_AT)).map_err(CliError::environment)?;
+    for (uri, (builds, factor)) in measured(&builds) {
+        let known = knowledge.entry(uri).or_default();
+        known.builds = builds;
+        known.measured_factor = Some(factor);
+    }
+    Ok(knowledge)
+}
+
+/// How fast machines are, from packages that were built on several: for each build the time that the package takes at factor 1 (a median over
+/// all its builds) over the time it took; of those the median. Packages built in one place say nothing.
+fn measured(builds: &[BuildRow]) -> BTreeMap<String, (u32, f64)> {
+    let mut packages: BTreeMap<(&str, &str), Vec<&BuildRow>> = BTreeMap::new();
+    for build in
+        builds.iter().filter(|build| build.outcome == Some(Outcome::Built) && build.seconds.is_some_and(|s| s > 0.0))
+    {
+        packages.entry((&build.pname, &build.system)).or_default().push(build);
+    }
+    let mut ratios: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for builds in packages.values() {
+        if builds.iter().all(|build| Some(&build.machine) == builds.first().map(|first| &first.machine)) {
+            continue;
+        }
+        let at_one = median(builds.iter().filter_map(|build| Some(build.seconds? * build.speed_factor)).collect());
+        for build in builds {
+            if let (Some(at_one), Some(seconds)) = (at_one, build.seconds) {
+                ratios.entry(build.machine.clone()).or_default().push(at_one / seconds);
+            }
+        }
+    }
+    let counted = |(uri, ratios): (String, Vec<f64>)| {
+        let count = u32::try_from(ratios.len()).unwrap_or(u32::MAX);
+        median(ratios).map(|median| (uri, (count, median)))
+    };
+    ratios.into_iter().filter_map(counted).collect()
+}
+
+pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let (upper, lower) = (values.get(values.len() / 2)?, values.get(values.len().saturating_sub(1) / 2)?);
+    Some(f64::midpoint(*upper, *lower))
+}

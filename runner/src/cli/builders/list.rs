@@ -1,0 +1,190 @@
+//! `hookrun builders list`: the machines, what they do, and how they are.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::super::output::{self, Format, Style, printable, styled};
+use super::super::{CliError, Context};
+use super::fleet::{Listed, Machines};
+use super::known;
+use crate::builders::health::{Standing, standing};
+use crate::builders::load::SlotFiles;
+use crate::builders::record::{BuildRow, MachineHealth, Outcome, Selection, now_ms};
+use crate::event::NixDirs;
+use crate::exit_code::Exit;
+use crate::nix::machines::MachineLine;
+
+/// The time that throughput is counted over.
+const LATELY: Duration = Duration::from_hours(24);
+/// How often `--watch` looks again.
+const WATCH: Duration = Duration::from_secs(1);
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Slots and load are what Nix's own lock files say, builds of every Nix on this machine included. Health, errors, connections and builds are what
+hookrun's sessions wrote down.
+
+Examples:
+  hookrun builders list --watch
+  hookrun builders list --format json | jq '.[] | select(.state == \"out\")'")]
+pub(in crate::cli) struct Args {
+    #[command(flatten)]
+    machines: Machines,
+    /// Look again every second
+    #[arg(long, conflicts_with = "format")]
+    watch: bool,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// One machine, as `--format json` prints it.
+#[derive(Debug, PartialEq, Serialize)]
+struct Row {
+    machine: String,
+    systems: Vec<String>,
+    slots: u32,
+    load: u32,
+    speed_factor: f64,
+    /// `good`, `unknown`, `due` (failed, and may be tried again) or `out`.
+    state: &'static str,
+    /// While it is out: for so many more milliseconds.
+    out_ms: Option<u64>,
+    failures: u32,
+    last_error: Option<String>,
+    connect_ms: Option<u32>,
+    /// Builds of the last day that ended well.
+    built: usize,
+    /// And those that did not.
+    not_built: usize,
+    /// Their median duration.
+    median_seconds: Option<f64>,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
+    let Listed { machines, nix } = Listed::find(&args.machines)?.some()?;
+    let slot_files = SlotFiles::below(&state_dir(nix.setting("store")));
+    loop {
+        let rows = rows(context, &machines, &slot_files)?;
+        match args.format {
+            Format::Json => output::json(&rows)?,
+            Format::Text => {
+                // Home, and clear to the end (ECMA-48, CUP and ED).
+                let clear = if args.watch { "\u{1b}[H\u{1b}[J" } else { "" };
+                output::print(&format!("{clear}{}", text(&rows, output::colours())))?;
+            }
+        }
+        if !args.watch {
+            return Ok(Exit::Done);
+        }
+        std::thread::sleep(WATCH);
+    }
+}
+
+/// Where Nix keeps its slot files: with the store.
+fn state_dir(store: &str) -> std::path::PathBuf {
+    crate::builders::settings::state_dir_of(store).unwrap_or_else(|| NixDirs::from_env().state)
+}
+
+fn rows(context: &Context, machines: &[MachineLine], slot_files: &SlotFiles) -> Result<Vec<Row>, CliError> {
+    let now = now_ms();
+    let (health, builds) = match known::record(context)? {
+        Some(record) => (
+            record.machines().map_err(CliError::environment)?,
+            record.builds(Selection::Last(known::LOOKED_AT)).map_err(CliError::environment)?,
+        ),
+        None => Default::default(),
+    };
+    let since = now.saturating_sub(u64::try_from(LATELY.as_millis()).unwrap_or(u64::MAX));
+    let lately: Vec<BuildRow> =
+        builds.into_iter().filter(|build| build.ended_ms.is_some_and(|ended| ended >= since)).collect();
+    let loads = slot_files.loads(machines.iter().map(|line| (line.uri.as_str(), line.max_jobs)));
+    Ok(machines.iter().zip(loads).map(|(line, load)| row(line, load, health.get(&line.uri), &lately, now)).collect())
+}
+
+fn row(line: &MachineLine, load: u32, health: Option<&MachineHealth>, lately: &[BuildRow], now: u64) -> Row {
+    let (state, out_ms) = match standing(health, now) {
+        Standing::Out { ms } => ("out", Some(ms)),
+        Standing::Due => ("due", None),
+        Standing::Proven => ("good", None),
+        Standing::Unknown => {
+            (if health.is_some_and(|health| health.succeeded_ms.is_some()) { "good" } else { "unknown" }, None)
+        }
+    };
+    let here: Vec<&BuildRow> = lately.iter().filter(|build| build.machine == line.uri).collect();
+    let built: Vec<f64> = here
+        .iter()
+        .filter(|build| build.outcome == Some(Outcome::Built))
+        .map(|build| build.seconds.unwrap_or(0.0))
+        .collect();
+    Row {
+        machine: line.uri.clone(),
+        systems: line.systems.clone(),
+        slots: line.max_jobs,
+        load,
+        speed_factor: line.speed_factor,
+        state,
+        out_ms,
+        failures: health.map_or(0, |health| health.failures),
+        last_error: health.and_then(|health| health.last_error.clone()),
+        connect_ms: health.and_then(|health| health.connect_ms),
+        built: built.len(),
+        not_built: here.len() - built.len(),
+        median_seconds: known::median(built),
+    }
+}
+
+fn text(rows: &[Row], colours: bool) -> String {
+    let head = ["machine", "slots", "factor", "health", "connect", "24 h", "median", "last error"];
+    let mut cells: Vec<Vec<String>> = vec![head.iter().map(|head| styled(head, Style::Faint, colours)).collect()];
+    for row in rows {
+        let (health, style) = match (row.state, row.out_ms) {
+            ("out", Some(ms)) => (format!("out for {}", output::duration(ms / 1000 * 1000)), Style::Bad),
+            ("good", _) => ("good".to_owned(), Style::Good),
+            ("due", _) => ("to be tried".to_owned(), Style::Warning),
+            (other, _) => (other.to_owned(), Style::Plain),
+        };
+        let full = if row.load >= row.slots { Style::Warning } else { Style::Plain };
+        let mut builds = format!("{} builds", row.built);
+        if row.not_built > 0 {
+            let _ = write!(builds, ", {} failed", row.not_built);
+        }
+        cells.push(vec![
+            styled(&printable(&row.machine), Style::Strong, colours),
+            styled(&format!("{}/{}", row.load, row.slots), full, colours),
+            row.speed_factor.to_string(),
+            styled(&health, style, colours),
+            row.connect_ms.map_or_else(|| "-".to_owned(), |ms| output::duration(u64::from(ms))),
+            builds,
+            row.median_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.1} s")),
+            row.last_error.as_deref().filter(|_| row.failures > 0).map(printable).unwrap_or_default(),
+        ]);
+    }
+    output::table(&cells)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nix::machines;
+
+    #[test]
+    fn a_line_a_machine() {
+        let machines = machines::parse("ssh://a - - 4 2 ; ssh://b ; ssh://c ; ssh://d", "x86_64-linux").machines;
+        let now = 10_000_000;
+        let health = |failures, retry_ms, succeeded_ms| MachineHealth {
+            failures,
+            retry_ms,
+            succeeded_ms,
+            last_error: Some("failed to start SSH\u{1b}[31m".to_owned()),
+            connect_ms: Some(340),
+            ..MachineHealth::default()
+        };
+        let known = [health(0, None, Some(now - 5)), health(2, Some(now + 90_000), None), health(1, Some(now - 1), None)];
+        let rows: Vec<Row> =
+            machines.iter().enumerate().map(|(index, line)| row(line, 1, known.get(index), &[], now)).collect();
+        insta::assert_snapshot!(text(&rows, false));
+    }
+}

@@ -1,0 +1,72 @@
+//! `hookrun builders render`: a machines file for a Nix that does not call our build hook.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use super::super::output;
+use super::super::{CliError, Context};
+use super::fleet::{Listed, Machines};
+use crate::builders::render::{Knowledge, render};
+use crate::exit_code::Exit;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+For Lix 2.94 and later, and for Nix 2.25 to 2.33 where `build-hook` cannot be set: what hookrun knows goes into a file that Nix's own rule reads.
+Machines that failed lately are left out (as comments), the fastest come first, and speed factors are what builds really took where enough of
+them are remembered. Whole numbers for a Nix that takes no others. Run it from a timer, every few minutes.
+
+Examples:
+  hookrun builders render --machines /etc/nix/machines.all --output /etc/nix/machines
+  hookrun builders render | less")]
+pub(in crate::cli) struct Args {
+    #[command(flatten)]
+    machines: Machines,
+    /// The file to write, in one step; by default standard output
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Speed factors as whole numbers, whatever the Nix found here takes
+    #[arg(long)]
+    whole_speed_factors: bool,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
+    let Listed { nix, machines } = Listed::find(&args.machines)?.some()?;
+    if let (Some(from), Some(to)) = (&args.machines.machines, &args.output)
+        && std::fs::canonicalize(from).ok() == std::fs::canonicalize(to).ok()
+    {
+        return Err(CliError::usage(
+            "--output names the file of --machines: machines that are left out would be lost; keep two files",
+        ));
+    }
+    let knowledge = super::known::knowledge(context)?;
+    let whole = args.whole_speed_factors || nix.whole_speed_factors();
+    let text = render(&machines, &knowledge, whole);
+    match &args.output {
+        Some(path) => write(path, &text)?,
+        None => output::print(&text)?,
+    }
+    let out =
+        machines.iter().filter(|line| knowledge.get(&line.uri).is_some_and(|known: &Knowledge| known.out.is_some())).count();
+    if out > 0 {
+        eprintln!("{out} of {} machines are left out", machines.len());
+    }
+    Ok(Exit::Done)
+}
+
+/// In one step: Nix reads it whenever it likes.
+fn write(path: &Path, text: &str) -> Result<(), CliError> {
+    let failed = |error: std::io::Error| {
+        CliError::environment(anyhow::Error::new(error).context(format!("cannot write {}", path.display())))
+    };
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    let temporary = path.with_file_name(name);
+    let written = std::fs::File::create(&temporary).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    });
+    written.and_then(|()| std::fs::rename(&temporary, path)).map_err(|error| {
+        let _gone = std::fs::remove_file(&temporary);
+        failed(error)
+    })
+}
