@@ -7,9 +7,12 @@
 //! Here is its loop. `intake`: from the spool into the journal. `turn`: attempts end and begin. `upkeep`: what is done now and then.
 
 mod clock;
+mod executor;
 mod intake;
 mod notice;
+mod options;
 mod schedule;
+mod service;
 mod state_file;
 mod turn;
 mod upkeep;
@@ -25,17 +28,19 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
 use super::breaker::Breaker;
-use super::journal::{Journal, JournalError, Open, Task, Wanted};
+use super::journal::{Journal, Task};
 use super::lock::{LockError, WorkerLock};
 use super::spool::{self, Reader};
 use super::trust::Trust;
-use crate::config::{self, Retry};
+use crate::config;
 use crate::dirs::Dirs;
-use crate::event::Event;
 use crate::outcome::{Outcome, RunReport, Usage};
 
 pub use clock::{Clock, SystemClock};
+pub use executor::{Executor, Refreshed};
 pub use notice::Notice;
+pub use options::{Mode, Options, Summary, WorkerError};
+use service::Service;
 pub use state_file::WorkerState;
 use watch::Watch;
 
@@ -48,111 +53,6 @@ pub const STOP_LIMIT: Duration = Duration::from_secs(10);
 const JOURNAL_PAUSE: Duration = Duration::from_secs(10);
 /// Changes of files within this time are taken up together: an installation writes more than one.
 const SETTLE: Duration = Duration::from_millis(200);
-
-/// Runs plugins for the worker. The worker calls it from one task and awaits several runs at once.
-pub trait Executor: Send + Sync + 'static {
-    /// How the worker works. Asked again after each [`Executor::refresh`] that changed something.
-    fn settings(&self) -> config::Worker;
-
-    /// The plugins that are to get this event. Called once for each event, when it is taken; no plugin: the event is ended at once.
-    fn wanted(&self, event: &Event) -> Vec<Wanted>;
-
-    /// How a plugin is retried. Called after each failed attempt.
-    fn retry(&self, plugin: &str) -> Retry;
-
-    /// Runs of a plugin at once; none: as many as there are places.
-    fn concurrency(&self, plugin: &str) -> Option<usize>;
-
-    /// Runs a plugin on an event; `attempt` counts from 1. It must end by itself (the plugin's limits see to it). A plugin
-    /// that is no longer configured is [`Outcome::Refused`]. May be dropped before it ends, when the worker stops.
-    fn run<'a>(&'a self, plugin: &'a str, event: &'a Event, attempt: u32) -> BoxFuture<'a, RunReport>;
-
-    /// The files that all this comes from: configuration, plugins, secrets.
-    fn files(&self) -> Vec<std::path::PathBuf>;
-
-    /// Looks at those files, and takes up what has changed and is right: for the runs that begin after it.
-    fn refresh(&self) -> BoxFuture<'_, Refreshed>;
-}
-
-/// What a look at the files of an [`Executor`] found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Refreshed {
-    /// Was something taken up?
-    pub changed: bool,
-    /// Changes that cannot be taken up, each with the fix; what was before goes on.
-    pub problems: Vec<String>,
-}
-
-/// When the worker ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// When nothing can run now.
-    Drain,
-    /// When it is told to.
-    Daemon,
-    /// When nothing has been open for this long. Tasks that wait for their time are open.
-    Spawned {
-        /// How long.
-        idle_exit: Duration,
-    },
-}
-
-/// How the worker works.
-#[derive(Clone)]
-pub struct Options {
-    /// When it ends.
-    pub mode: Mode,
-    /// How long runs may still take once it is asked to stop; [`STOP_LIMIT`].
-    pub stop_limit: Duration,
-    /// What time it is.
-    pub clock: Arc<dyn Clock>,
-}
-
-impl Options {
-    /// On this machine's clock.
-    pub fn new(mode: Mode) -> Self {
-        Self { mode, stop_limit: STOP_LIMIT, clock: Arc::new(SystemClock) }
-    }
-}
-
-/// What a worker did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Summary {
-    /// Events taken from the spool.
-    pub taken: u64,
-    /// Spool files set aside.
-    pub rejected: u64,
-    /// Attempts by class.
-    pub attempts: BTreeMap<&'static str, u64>,
-    /// What is left.
-    pub open: Open,
-}
-
-/// Why the worker did not run or could not go on.
-#[derive(Debug, thiserror::Error)]
-pub enum WorkerError {
-    /// Another worker runs, or the lock cannot be taken.
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    /// The journal cannot be used.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// Somebody has removed the journal while the worker ran.
-    #[error("the journal {} was removed or replaced while the worker ran; what it held unfinished is handed over again", path.display())]
-    Gone {
-        /// Its directory.
-        path: std::path::PathBuf,
-    },
-    /// The state directory cannot be made.
-    #[error("{} cannot be made ({error}); run the worker as root, or set HOOKRUN_STATE_DIR to a directory that you may write", path.display())]
-    State {
-        /// The spool.
-        path: std::path::PathBuf,
-        /// What the system says.
-        #[source]
-        error: std::io::Error,
-    },
-}
 
 /// Runs a worker until its mode says it is done or `stop` is ready.
 ///
@@ -540,52 +440,6 @@ async fn or_never<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
     match future {
         Some(future) => future.await,
         None => std::future::pending().await,
-    }
-}
-
-/// What systemd wants to know of a service (sd_notify(3)); nothing where nobody asks.
-#[derive(Debug)]
-struct Service {
-    /// Is this the service's own process?
-    on: bool,
-    watchdog: Option<Duration>,
-    said: Option<(Instant, usize)>,
-}
-
-impl Service {
-    fn new(on: bool) -> Self {
-        Self { on, watchdog: sd_notify::watchdog_enabled().filter(|_| on), said: None }
-    }
-
-    fn say(&self, state: &[sd_notify::NotifyState<'_>]) {
-        if self.on {
-            // A manager that does not listen has to do without.
-            let _said = sd_notify::notify(state);
-        }
-    }
-
-    fn ready(&self) {
-        self.say(&[sd_notify::NotifyState::Ready]);
-    }
-
-    fn stopping(&self) {
-        self.say(&[sd_notify::NotifyState::Stopping]);
-    }
-
-    /// How often the watchdog wants to hear something: twice within its time, as systemd advises.
-    fn interval(&self) -> Duration {
-        self.watchdog.map_or(SAFETY_POLL, |watchdog| watchdog / 2)
-    }
-
-    /// The worker's loop turns, and so many tasks run.
-    fn alive(&mut self, running: usize) {
-        let half = self.interval() / 2;
-        let due = self.said.is_none_or(|(when, said)| when.elapsed() >= half || (said == 0) != (running == 0));
-        if self.on && due {
-            let status = if running == 0 { "idle".to_owned() } else { format!("{running} tasks run") };
-            self.say(&[sd_notify::NotifyState::Watchdog, sd_notify::NotifyState::Status(&status)]);
-            self.said = Some((Instant::now(), running));
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The queue of builds that wait for a slot, shared by the sessions of all Nix commands on this machine.
 //!
-//! There is no coordinator. Each session announces what it waits for ([`lease`](super::lease)); whenever something ends, each computes,
+//! There is no coordinator. Each session announces what it waits for ([`lease`]); whenever something ends, each computes,
 //! one at a time, who gets what ([`order`]), and takes what is its own ([`slots`](super::slots)). A session that dies frees its place and
 //! its slot, because the kernel drops its locks. A waiting session is one small process that sleeps; it has no plugin and no database
 //! open.

@@ -7,7 +7,9 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, FutureExt as _};
 
 use super::*;
-use crate::queue::journal::Incoming;
+use crate::config::Retry;
+use crate::event::Event;
+use crate::queue::journal::{Incoming, Wanted};
 use crate::queue::tests::post_build;
 
 const HOUR_MS: u64 = 3_600_000;

@@ -2,8 +2,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::event::HookKind;
+use crate::config::Retry;
+use crate::event::{Event, HookKind};
 use crate::queue::journal::LogFilter;
+use crate::queue::journal::{Open, Wanted};
 use crate::queue::roots;
 use crate::queue::tests::{diff, post_build};
 
