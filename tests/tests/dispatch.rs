@@ -13,6 +13,10 @@ fn machine(scene: Scene, name: &str, slots: usize, speed_factor: u32, script: &s
     let program = scene.path(format!("serve-{name}"));
     std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // Nix 2.8 does not bear that several processes make one store at the same time.
+    let mut init = scene.private_nix().command_on_store(&scene.builder_store(name), "nix-store");
+    std::fs::create_dir_all(scene.path("builders")).unwrap();
+    Ran::of(init.arg("--init")).expect_success();
     scene.machine(&format!(
         "ssh://localhost?remote-program=@scene@/serve-{name}&remote-store=@scene@/builders/{name} - - {slots} {speed_factor}"
     ))
@@ -162,6 +166,8 @@ fn forty_builds_of_two_commands_never_take_more_slots_than_there_are() {
     let scene = scene
         .derivation("left", Script::naming(left.iter().map(String::as_str)))
         .derivation("right", Script::naming(right.iter().map(String::as_str)));
+    // The same of this machine's own store.
+    scene.drv_path("left");
     let runs = std::thread::scope(|scope| {
         let run = |name: &'static str| {
             scope.spawn({
@@ -196,6 +202,7 @@ fn a_session_that_is_killed_frees_its_slot() {
     }
     let scene =
         machine(scene(), "only", 1, 1, GOOD).derivation("long", taking(600.0)).derivation("short", Script::text("s"));
+    scene.drv_path("short");
     let mut long = scene.build_command("long", &["--max-jobs", "0"]);
     long.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
     let mut long = long.spawn().unwrap();

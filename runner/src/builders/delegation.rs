@@ -158,7 +158,8 @@ impl Delegation<'_> {
                 None if !shown => say(reply, Level::Info, &format!("{} goes to {machine}", candidate.name)),
                 None => {}
             }
-            let began = Instant::now();
+            // A failure tells of the time after this: the machine's own answer must not outdo it.
+            let mut began = Instant::now();
             let offer = match build {
                 Some(build) => Offer::Accepted(build),
                 None => self.offer(&line, slot.as_ref(), reply),
@@ -168,6 +169,7 @@ impl Delegation<'_> {
                     // The machine is back, if it was out.
                     drop(probe.take());
                     self.memory.rest();
+                    began = Instant::now();
                     let Report { ending, code, held, closing, timing } = build.run(inputs, reply);
                     story.timing = timing;
                     if let Some(slot) = &slot {
