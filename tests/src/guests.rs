@@ -25,6 +25,25 @@ pub fn guest(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// As [`guest`], where every user of the machine can read it: a target directory may be below a home that others may not enter.
+///
+/// # Errors
+/// If it cannot be built or copied.
+pub fn guest_for_all(name: &str) -> Result<PathBuf> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let built = guest(name)?;
+    let user = rustix::process::getuid().as_raw();
+    let directory = std::env::temp_dir().join(format!("hookrun-test-guests-{user}"));
+    std::fs::create_dir_all(&directory)?;
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755))?;
+    // Tests run at the same time, each in a process of its own.
+    let (copy, place) = (directory.join(format!(".{name}-{}", std::process::id())), directory.join(format!("{name}.wasm")));
+    std::fs::copy(built, &copy)?;
+    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o644))?;
+    std::fs::rename(&copy, &place)?;
+    Ok(place)
+}
+
 /// The files of `plugin-sdk/wit` that plugins are made of, and their texts: what the host offers before the hooks.
 ///
 /// # Panics

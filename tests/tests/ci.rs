@@ -13,7 +13,7 @@ fn config(extra: &str) -> String {
     format!(
         "[worker]\nstart = \"none\"\nidle-exit = \"1s\"\n[plugins.keeper]\nsource = \"{}\"\nhooks = [\"post-build\"]\n\
          grant = {{ state = true }}\nretry = {{ attempts = 3, min-delay = \"1h\", max-delay = \"1h\" }}\n{extra}",
-        guests::guest("good").unwrap().display()
+        guests::guest_for_all("good").unwrap().display()
     )
 }
 

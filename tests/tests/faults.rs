@@ -22,7 +22,7 @@ fn config(extra: &str) -> String {
     format!(
         "[worker]\nstart = \"none\"\n[plugins.keeper]\nsource = \"{}\"\nhooks = [\"post-build\", \"diff\"]\n\
          grant = {{ state = true }}\n{extra}",
-        guests::guest("good").unwrap().display()
+        guests::guest_for_all("good").unwrap().display()
     )
 }
 
