@@ -13,10 +13,7 @@ fn machine(scene: Scene, name: &str, slots: usize, speed_factor: u32, script: &s
     let program = scene.path(format!("serve-{name}"));
     std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    // Nix 2.8 does not bear that several processes make one store at the same time.
-    let mut init = scene.private_nix().command_on_store(&scene.builder_store(name), "nix-store");
-    std::fs::create_dir_all(scene.path("builders")).unwrap();
-    Ran::of(init.arg("--init")).expect_success();
+    scene.make_builder_store(name);
     scene.machine(&format!(
         "ssh://localhost?remote-program=@scene@/serve-{name}&remote-store=@scene@/builders/{name} - - {slots} {speed_factor}"
     ))

@@ -112,7 +112,16 @@ impl Scene {
     /// namespaces.
     pub fn builder(self, name: &str, max_jobs: u32, speed_factor: f32) -> Self {
         let line = PrivateNix::local_machine(&self.builder_store(name), max_jobs, speed_factor);
+        self.make_builder_store(name);
         self.machine(&line)
+    }
+
+    /// Makes a builder's store before anything uses it: Nix 2.8 does not bear that several processes make one store at the same time
+    /// (`nix/var/nix/db/schema' is corrupt`).
+    pub fn make_builder_store(&self, name: &str) {
+        std::fs::create_dir_all(self.path("builders")).unwrap();
+        let mut init = self.private_nix().command_on_store(&self.builder_store(name), "nix-store");
+        Ran::of(init.arg("--init")).expect_success();
     }
 
     /// Adds a line of any kind to `builders`, and makes hookrun the build-hook. `@scene@` stands for the scene's directory.

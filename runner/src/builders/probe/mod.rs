@@ -81,7 +81,7 @@ pub struct Prober<'a> {
     pub nix: &'a Installed,
     /// The most that one step with one machine takes.
     pub limit: Duration,
-    /// Makes builds unique.
+    /// Makes builds unique, with the machine's place in the list.
     pub nonce: String,
 }
 
@@ -95,7 +95,7 @@ impl Prober<'_> {
                 scope.spawn(|| {
                     while let Some(index) = next.lock().ok().and_then(|mut next| next.next()) {
                         let Some(line) = machines.get(index) else { break };
-                        let one = self.one(line);
+                        let one = self.one(line, index);
                         if let Ok(mut seen) = seen.lock() {
                             seen.push((index, one));
                         }
@@ -108,7 +108,9 @@ impl Prober<'_> {
         seen.into_iter().map(|(_, seen)| seen).collect()
     }
 
-    fn one(&self, line: &MachineLine) -> Seen {
+    fn one(&self, line: &MachineLine, index: usize) -> Seen {
+        // Two lines may name one machine; builds of theirs that were the same would wait for each other, or one would fail for the other.
+        let nonce = format!("{}-{index}", self.nonce);
         let mut seen =
             Seen { line: line.clone(), machine: line.uri.clone(), reached: self.reach(line), is: None, builds: Vec::new() };
         if seen.reached.is_err() {
@@ -118,7 +120,7 @@ impl Prober<'_> {
         let mandatory: Vec<String> = line.mandatory_features.iter().cloned().collect();
         // One that cannot be built tells what the machine is.
         let nothing: Vec<String> = mandatory.iter().cloned().chain([NO_SUCH_FEATURE.to_owned()]).collect();
-        match self.build(line, &first, &nothing) {
+        match self.build(line, &nonce, &first, &nothing) {
             Err(Trouble::Lacks(is)) => seen.is = Some(is),
             Err(trouble @ Trouble::NotPrivileged) => {
                 seen.builds.push(Tried { system: first, features: mandatory, result: Err(trouble) });
@@ -127,15 +129,19 @@ impl Prober<'_> {
             // Whatever else is wrong, the real builds tell.
             Err(_) | Ok(_) => {}
         }
-        // What the machine does not have is told from what it is; with the rest it has to build.
-        let has = |feature: &String| seen.is.as_ref().is_none_or(|is| is.features.contains(feature));
-        let features: Vec<String> =
-            line.supported_features.union(&line.mandatory_features).filter(|feature| has(feature)).cloned().collect();
         let systems = if line.systems.is_empty() { vec![first] } else { line.systems.clone() };
         for (index, system) in systems.into_iter().enumerate() {
-            let features = if index == 0 { features.clone() } else { mandatory.clone() };
-            let result = self.build(line, &system, &features);
-            seen.builds.push(Tried { system, features, result });
+            let ask = |is: Option<&Is>| {
+                let features = if index == 0 { able(line, is) } else { mandatory.clone() };
+                let result = self.build(line, &nonce, &system, &features);
+                Tried { system: system.clone(), features, result }
+            };
+            let mut tried = ask(seen.is.as_ref());
+            if let (None, Err(Trouble::Lacks(is))) = (&seen.is, &tried.result) {
+                seen.is = Some(is.clone());
+                tried = ask(seen.is.as_ref());
+            }
+            seen.builds.push(tried);
         }
         seen
     }
@@ -163,14 +169,14 @@ impl Prober<'_> {
     }
 
     /// A build that takes no time, on this machine and on no other.
-    fn build(&self, line: &MachineLine, system: &str, features: &[String]) -> Result<u64, Trouble> {
+    fn build(&self, line: &MachineLine, nonce: &str, system: &str, features: &[String]) -> Result<u64, Trouble> {
         let mut command = Command::new(self.nix.program.with_file_name("nix-build"));
         let mut claimed = line.clone();
         // The stock hook goes by the line; what it claims here is what is asked for.
         claimed.supported_features.extend(features.iter().cloned());
         claimed.systems = vec![system.to_owned()];
         self.quiet(&mut command, Some(&claimed.line_for_stock_hook()));
-        command.args(["--no-out-link", "--expr", &self.expression(system, features)]);
+        command.args(["--no-out-link", "--expr", &expression(nonce, system, features)]);
         let said = bounded::run(&mut command, self.limit).map_err(|error| match error.kind() {
             std::io::ErrorKind::TimedOut => Trouble::TooLong,
             _ => Trouble::Other(format!("`nix-build` cannot be started ({error})")),
@@ -180,17 +186,6 @@ impl Prober<'_> {
         } else {
             Err(trouble(&said.stderr))
         }
-    }
-
-    fn expression(&self, system: &str, features: &[String]) -> String {
-        let quoted: Vec<String> = features.iter().map(|feature| nix_string(feature)).collect();
-        format!(
-            "derivation {{ name = \"hookrun-probe\"; system = {}; builder = \"/bin/sh\"; args = [ \"-c\" \"echo built > $out\" ]; \
-             requiredSystemFeatures = [ {} ]; nonce = {}; }}",
-            nix_string(system),
-            quoted.join(" "),
-            nix_string(&self.nonce)
-        )
     }
 
     /// Without hooks of ours, substitutes and colours; with `builders` as the only place to build. As arguments: a machine that is reached
@@ -213,6 +208,23 @@ impl Prober<'_> {
         }
         command.env("NO_COLOR", "1").env("TERM", "dumb");
     }
+}
+
+/// The features that a line claims, without those that its machine is known not to have: with these it has to build.
+fn able(line: &MachineLine, is: Option<&Is>) -> Vec<String> {
+    let has = |feature: &&String| is.is_none_or(|is| is.features.contains(feature));
+    line.supported_features.union(&line.mandatory_features).filter(has).cloned().collect()
+}
+
+fn expression(nonce: &str, system: &str, features: &[String]) -> String {
+    let quoted: Vec<String> = features.iter().map(|feature| nix_string(feature)).collect();
+    format!(
+        "derivation {{ name = \"hookrun-probe\"; system = {}; builder = \"/bin/sh\"; args = [ \"-c\" \"echo built > $out\" ]; \
+         requiredSystemFeatures = [ {} ]; nonce = {}; }}",
+        nix_string(system),
+        quoted.join(" "),
+        nix_string(nonce)
+    )
 }
 
 /// The store URI with the keys of columns 3 and 8 (`Machine::openStore`, `libstore/machines.cc`).

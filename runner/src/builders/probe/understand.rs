@@ -43,6 +43,10 @@ fn system_at(text: &str, at: usize, length: usize) -> Option<Is> {
     Some(Is { system: system.to_owned(), features })
 }
 
+/// What makes a line of ssh's or Nix's one that tells of a failure, in lower case.
+const WORDS_OF_FAILURE: [&str; 8] =
+    ["error", "cannot", "could not", "failed", "denied", "refused", "timed out", "not found"];
+
 /// The last error among messages, on one line, without what only says that something failed because something failed.
 pub fn last_error(messages: &str) -> Option<String> {
     let text = plain(messages);
@@ -52,9 +56,14 @@ pub fn last_error(messages: &str) -> Option<String> {
         let empty = line.starts_with("error: unable to start any build")
             || line.contains("dependencies couldn't be built")
             || (line.starts_with("error: build of") && line.ends_with("failed"));
-        !empty && ["error", "cannot", "failed", "denied"].iter().any(|word| line.contains(word))
+        !empty && WORDS_OF_FAILURE.iter().any(|word| line.contains(word))
     };
-    let line = lines.iter().rev().find(telling).or_else(|| lines.last())?;
+    // `LegacySSHStore::openConnection`, `SSHMaster::startCommand`: a line before, of ssh or of the Nix there, tells why.
+    let outcome =
+        |line: &str| line.contains("error: cannot connect to '") || line.contains("failed to start SSH connection to");
+    let found = |wanted: &dyn Fn(&&&str) -> bool| lines.iter().rev().find(|line| wanted(line)).copied();
+    let line =
+        found(&|line| telling(line) && !outcome(line)).or_else(|| found(&telling)).or_else(|| lines.last().copied())?;
     Some(line.strip_prefix("error: ").unwrap_or(line).to_owned())
 }
 
@@ -122,6 +131,15 @@ mod tests {
             trouble(refused),
             Trouble::Other("cannot build on 'ssh://m': error: failed to start SSH connection to 'm'".to_owned())
         );
+    }
+
+    #[test]
+    fn why_there_is_no_connection() {
+        let said = "Store URL: ssh://m\nssh: connect to host m port 22: Connection refused\nerror: cannot connect to 'm'\n";
+        assert_eq!(last_error(said).as_deref(), Some("ssh: connect to host m port 22: Connection refused"));
+        let said = "error: '/nix/var/nix/db/schema' is corrupt\nerror: cannot connect to 'm'\n";
+        assert_eq!(last_error(said).as_deref(), Some("'/nix/var/nix/db/schema' is corrupt"));
+        assert_eq!(last_error("error: cannot connect to 'm'\n").as_deref(), Some("cannot connect to 'm'"));
     }
 
     #[test]
