@@ -33,6 +33,11 @@ fn main() {
 }
 
 fn build() -> Result<(), String> {
+    // A hook is a process of milliseconds, and a good part of them is the loader reading 1.5 MB of relocations: packed (`DT_RELR`, glibc 2.36)
+    // they are 20 KB. Linkers that do not know it warn and go on.
+    if std::env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|env| env == "gnu") {
+        println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    }
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).ok_or_else(|| format!("cargo did not set {name}"));
     let workspace = variable("CARGO_MANIFEST_DIR")?.join("..");
     let out = variable("OUT_DIR")?;

@@ -5,8 +5,6 @@
 //! whatever the gate itself does (refuses, traps, reaches a limit, does not load), open on what is not its doing (no
 //! readable configuration), which `hookrun check` tells.
 
-use std::io::Write as _;
-
 use crate::capability::Services;
 use crate::config::{Config, Plugin};
 use crate::dirs::Dirs;
@@ -82,6 +80,5 @@ fn refusal<'a>(event: &Event, config: &Config, dirs: &Dirs, gates: &[&'a Plugin]
 
 /// One line on standard error, which Nix shows.
 fn say(message: &str) {
-    // Nobody may be listening.
-    let _said = writeln!(std::io::stderr(), "hookrun: {}", crate::terminal::printable(&message.replace('\n', " ")));
+    crate::terminal::say(&crate::terminal::printable(&message.replace('\n', " ")));
 }

@@ -1,6 +1,13 @@
 //! What comes from outside and goes to a terminal: derivation names, plugins' messages, words of their metadata. Used wherever hookrun
 //! prints text that it did not write: commands, the gate, and what Nix shows for the build hook.
 
+/// `message` as one line of hookrun's on standard error, in one write: lines of processes that share it do not mix.
+pub fn say(message: &str) {
+    use std::io::Write as _;
+    // Nobody may be listening.
+    let _said = std::io::stderr().write_all(format!("hookrun: {message}\n").as_bytes());
+}
+
 /// `text` with what a terminal would obey shown instead: control characters, and those that turn the direction of what follows
 /// or break a line (Unicode Technical Report 36, "Bidirectional Text Spoofing").
 pub fn printable(text: &str) -> String {

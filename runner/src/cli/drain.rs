@@ -1,6 +1,6 @@
 //! `hookrun drain`, `hookrun daemon` and the worker that a hook starts: the queue's worker with the plugins of the configuration.
 
-use std::io::{IsTerminal, Write as _};
+use std::io::IsTerminal;
 use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -151,7 +151,9 @@ pub(super) fn open_tasks(context: &Context) -> Result<Open, CliError> {
 
 fn work(context: &Context, mode: Mode, observer: &mut (dyn FnMut(Notice<'_>) + Send)) -> Result<Summary, Stop> {
     let executor = Supervisor::new(context.config()?, &context.dirs);
-    super::runtime()?.block_on(async {
+    // The worker reads pipes and writes its journal; guests run in other processes. With more threads they would only wake each other.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::environment)?;
+    runtime.block_on(async {
         let stop = worker::asked_to_stop().map_err(CliError::environment)?;
         worker::run(&context.dirs, Arc::new(executor), Options::new(mode), stop, observer).await.map_err(|error| match error
         {
@@ -166,8 +168,7 @@ fn say(notice: &Notice<'_>) {
     match notice {
         Notice::Began { .. } | Notice::Took { .. } => {}
         Notice::Warning(_) | Notice::Merged { .. } | Notice::Ended { .. } => {
-            // Nobody may be listening.
-            let _said = writeln!(std::io::stderr(), "hookrun: {}", printable(&notice.to_string()));
+            crate::terminal::say(&printable(&notice.to_string()));
         }
     }
 }

@@ -91,8 +91,11 @@ impl Derivation {
         // nor makes the hook wait.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| read(error.into()))?;
-        let mut bytes = Vec::new();
-        std::fs::File::from(file).take(MAX_SIZE + 1).read_to_end(&mut bytes).map_err(read)?;
+        let file = std::fs::File::from(file);
+        // In one read, and one that finds the end.
+        let size = file.metadata().map_err(read)?.len().min(MAX_SIZE);
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
+        file.take(MAX_SIZE + 1).read_to_end(&mut bytes).map_err(read)?;
         if bytes.len() as u64 > MAX_SIZE {
             return Err(DerivationError::TooLarge { path: path.to_owned() });
         }

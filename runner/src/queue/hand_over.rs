@@ -19,6 +19,7 @@ use crate::dirs::Dirs;
 use crate::event::{Diff, Event, HookEvent, NixDirs};
 use crate::evidence::compare::{Bounds, compare};
 use crate::nix;
+use crate::terminal::say;
 
 /// The longest that a hook may take, in all.
 pub const CAP: Duration = Duration::from_secs(2);
@@ -108,12 +109,6 @@ fn summary(event: &Event, kept: bool) -> String {
     let output = if diff.output.name.is_empty() { &diff.output.path } else { &diff.output.name };
     let details = if kept { "details: hookrun log" } else { "not recorded, see standard error" };
     format!("{what} in {output} of {}; {details}", event.name())
-}
-
-/// One line on standard error. Nix shows it to the client (post-build hook) or writes it to its own log (diff hook).
-fn say(message: &str) {
-    // Nobody may be listening.
-    let _said = writeln!(std::io::stderr(), "hookrun: {message}");
 }
 
 static ENDED: AtomicBool = AtomicBool::new(false);

@@ -291,7 +291,9 @@ impl Reader {
             return Err(format!("it has {} links; an event has one", stat.st_nlink));
         }
         let owner = self.trust.owner(stat.st_uid, stat.st_gid)?;
-        let mut bytes = Vec::new();
+        // One byte more, so that the end is found without another buffer.
+        let size = u64::try_from(stat.st_size).unwrap_or(0).min(envelope::MAX_SIZE);
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
         let read = File::from(file).take(envelope::MAX_SIZE + 1).read_to_end(&mut bytes);
         read.map_err(|error| format!("it cannot be read ({error})"))?;
         if bytes.len() as u64 > envelope::MAX_SIZE {

@@ -54,6 +54,9 @@ const JOURNAL_PAUSE: Duration = Duration::from_secs(10);
 /// Changes of files within this time are taken up together: an installation writes more than one.
 const SETTLE: Duration = Duration::from_millis(200);
 
+/// While many run, those that end within this time are written down together.
+const GATHER: Duration = Duration::from_millis(2);
+
 /// Runs a worker until its mode says it is done or `stop` is ready.
 ///
 /// # Errors
@@ -285,8 +288,7 @@ impl<'a> Worker<'a> {
             tokio::select! {
                 Some(ended) = self.runs.join_next_with_id() => {
                     self.ended(ended);
-                    // Runs that end with it share its turn, and so its transaction.
-                    tokio::task::yield_now().await;
+                    self.gather().await;
                 }
                 changed = self.watch.changed() => {
                     if changed.spool {

@@ -5,7 +5,7 @@
 //! directories made, wall; then native code is mapped and threads are started.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -178,7 +178,7 @@ pub fn main() -> Exit {
         Ok(()) => Exit::Done,
         Err(error) => {
             // To the worker's log.
-            let _said = writeln!(io::stderr(), "hookrun: the process that runs plugins ends: {error}");
+            crate::terminal::say(&format!("the process that runs plugins ends: {error}"));
             Exit::Internal
         }
     }
@@ -196,7 +196,8 @@ fn life() -> io::Result<()> {
     match setup.purpose {
         Purpose::Queue => {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-            runtime.block_on(serve(Arc::new(running)))
+            // On a thread of the runtime's: a run then begins where its order was read, and no thread wakes another for it.
+            runtime.block_on(async { tokio::spawn(serve(Arc::new(running))).await.map_err(io::Error::other)? })
         }
         Purpose::Policy => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

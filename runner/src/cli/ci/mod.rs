@@ -11,7 +11,7 @@ mod reach;
 mod summary;
 
 use std::ffi::{OsStr, OsString};
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -122,8 +122,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
 
 /// One line on standard error, where the command writes too.
 fn say(message: &str) {
-    // Nobody may be listening.
-    let _said = writeln!(std::io::stderr(), "hookrun: {}", printable(message));
+    crate::terminal::say(&printable(message));
 }
 
 /// The queue that this command's events go to.

@@ -146,12 +146,16 @@ fn salvage(connection: &Connection) -> Vec<Event> {
     found.into_values().collect()
 }
 
+/// Pages in the write-ahead log before they go into the database, 16 MiB: a page that changes with every event goes there seldom.
+const CHECKPOINT_PAGES: u32 = 4096;
+
 /// Settings of every connection that writes, and the check; gives the version.
 fn prepare(connection: &Connection) -> rusqlite::Result<usize> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if found != "ok" {
         let error = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);

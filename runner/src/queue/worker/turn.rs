@@ -9,7 +9,7 @@ use rand::RngExt as _;
 use tokio::task::{Id, JoinError};
 
 use super::schedule::{self, Ready};
-use super::{Notice, Run, Worker, WorkerError, defect};
+use super::{GATHER, Notice, Run, Worker, WorkerError, defect};
 use crate::outcome::RunReport;
 use crate::queue::breaker::{Admission, Breaker, Change};
 use crate::queue::journal::{Attempt, Ended, OpenBreaker, Order, Task};
@@ -31,6 +31,19 @@ impl Worker<'_> {
                 return Ok(());
             }
             self.settle(&begin)?;
+        }
+    }
+
+    /// After a run has ended: those that end soon share its turn, and so its transaction, until half of what ran has ended. With one or two
+    /// in flight nothing is waited for.
+    pub(super) async fn gather(&mut self) {
+        let mut over = self.options.clock.sleep(GATHER);
+        while self.ended.len() < self.running.len() {
+            tokio::select! {
+                biased;
+                Some(ended) = self.runs.join_next_with_id() => self.ended(ended),
+                () = &mut over => return,
+            }
         }
     }
 
