@@ -55,7 +55,7 @@ pub use builder_selection::BuilderSelection;
 pub use config::{config, config_json};
 pub use diff::Diff;
 pub use error::{Error, ErrorKind};
-pub use metadata::{Scope, Want, Wants};
+pub use metadata::{Scope, TaskOrder, Want, Wants};
 pub use outcome::{Failure, Outcome};
 pub use post_build::PostBuild;
 

@@ -1,4 +1,4 @@
-//! The metadata section of a plugin: who it is, which hooks it has, what it wants. Written at compile time, read by the host
+//! The metadata section of a plugin: who it is, which hooks it has, what it wants, in which order it works. Written at compile time, read by the host
 //! without running the plugin.
 
 /// How much of the Nix store a plugin wants to read.
@@ -58,6 +58,17 @@ impl Wants {
     };
 }
 
+/// In which order a plugin's tasks run, unless the configuration says otherwise (`order`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TaskOrder {
+    /// As events come, several at once, a failed one later.
+    #[default]
+    Any,
+    /// A task begins when the plugin's tasks for all that the event's outputs reach have ended: for a plugin whose service must know
+    /// dependencies before what depends on them.
+    DependenciesFirst,
+}
+
 /// Version of the section's format.
 const FORMAT: &str = "1";
 
@@ -70,6 +81,7 @@ pub struct Metadata {
     pub description: &'static str,
     pub hooks: &'static [&'static str],
     pub wants: Wants,
+    pub order: TaskOrder,
     /// A JSON schema, or empty.
     pub config_schema: &'static str,
 }
@@ -110,6 +122,10 @@ impl Metadata {
         let out = out.raw(",\"object-store\":").want(object_store).raw(",\"signing\":").want(signing);
         let out = out.raw(",\"mail\":").want(mail).raw(",\"state\":").want(state);
         let out = out.raw(",\"http\":").want(http).raw("}");
+        let out = out.raw(",\"order\":").string(match self.order {
+            TaskOrder::Any => "any",
+            TaskOrder::DependenciesFirst => "dependencies-first",
+        });
         let schema = if self.config_schema.is_empty() { "null" } else { self.config_schema };
         out.raw(",\"config-schema\":").raw(schema).raw("}")
     }
@@ -180,6 +196,7 @@ mod tests {
             description: "ünï",
             hooks: &["post-build", "diff"],
             wants: Wants { nix_store: Scope::Closure, state: Want::Optional, ..Wants::NOTHING },
+            order: TaskOrder::DependenciesFirst,
             config_schema: "{\"type\": \"object\"}",
         };
         const JSON: [u8; METADATA.json_length()] = METADATA.json();
@@ -190,6 +207,7 @@ mod tests {
                 "format": 1, "name": "a \"quoted\"\n name", "version": "1.2.3", "description": "ünï",
                 "hooks": ["post-build", "diff"],
                 "wants": {"nix-store": "closure", "object-store": "no", "signing": "no", "mail": "no", "state": "optional", "http": "no"},
+                "order": "dependencies-first",
                 "config-schema": {"type": "object"},
             })
         );

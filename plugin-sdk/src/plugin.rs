@@ -8,7 +8,7 @@ use crate::{BuilderSelection, Diff, PostBuild};
 /// Makes a plugin of a type: exports its hooks and writes the metadata section.
 ///
 /// ```
-/// use hookrun_sdk::{Diff, Failure, Outcome, PostBuild, Want, Wants, diff, post_build};
+/// use hookrun_sdk::{Diff, Failure, Outcome, PostBuild, TaskOrder, Want, Wants, diff, post_build};
 ///
 /// struct Both;
 ///
@@ -28,29 +28,23 @@ use crate::{BuilderSelection, Diff, PostBuild};
 ///     plugin: Both,
 ///     hooks: [PostBuild, Diff],
 ///     wants: Wants { state: Want::Optional, ..Wants::NOTHING },
+///     order: TaskOrder::DependenciesFirst,
 ///     config_schema: r#"{ "type": "object", "additionalProperties": false }"#,
 /// }
 /// ```
 ///
-/// `hooks` names the traits of the type that become hooks. `wants` (default: [`Wants::NOTHING`](crate::Wants::NOTHING)) and
-/// `config_schema` (a JSON schema as a string; default: any table) may be left out. Name, version and description come from the
-/// crate's manifest.
+/// `hooks` names the traits of the type that become hooks. The rest may be left out: `wants` (default:
+/// [`Wants::NOTHING`](crate::Wants::NOTHING)), `order` (default: [`TaskOrder::Any`](crate::TaskOrder::Any)) and `config_schema` (a JSON
+/// schema as a string; default: any table). Name, version and description come from the crate's manifest.
 #[macro_export]
 macro_rules! plugin {
-    (plugin: $plugin:ty, hooks: [$($hook:ident),+ $(,)?] $(,)?) => {
-        $crate::plugin! { plugin: $plugin, hooks: [$($hook),+], wants: $crate::Wants::NOTHING, config_schema: "" }
-    };
-    (plugin: $plugin:ty, hooks: [$($hook:ident),+ $(,)?], wants: $wants:expr $(,)?) => {
-        $crate::plugin! { plugin: $plugin, hooks: [$($hook),+], wants: $wants, config_schema: "" }
-    };
-    (plugin: $plugin:ty, hooks: [$($hook:ident),+ $(,)?], config_schema: $schema:expr $(,)?) => {
-        $crate::plugin! { plugin: $plugin, hooks: [$($hook),+], wants: $crate::Wants::NOTHING, config_schema: $schema }
-    };
     (
         plugin: $plugin:ty,
-        hooks: [$($hook:ident),+ $(,)?],
-        wants: $wants:expr,
-        config_schema: $schema:expr $(,)?
+        hooks: [$($hook:ident),+ $(,)?]
+        $(, wants: $wants:expr)?
+        $(, order: $order:expr)?
+        $(, config_schema: $schema:expr)?
+        $(,)?
     ) => {
         const _: () = {
             const METADATA: $crate::__private::Metadata = $crate::__private::Metadata {
@@ -58,8 +52,9 @@ macro_rules! plugin {
                 version: env!("CARGO_PKG_VERSION"),
                 description: env!("CARGO_PKG_DESCRIPTION"),
                 hooks: &[$($crate::__hook_name!($hook)),+],
-                wants: $wants,
-                config_schema: $schema,
+                wants: $crate::__or!([$($wants)?] $crate::Wants::NOTHING),
+                order: $crate::__or!([$($order)?] $crate::TaskOrder::Any),
+                config_schema: $crate::__or!([$($schema)?] ""),
             };
 
             #[cfg_attr(target_arch = "wasm32", unsafe(link_section = "hookrun:metadata"))]
@@ -71,6 +66,17 @@ macro_rules! plugin {
 
             $($crate::__export_hook!($hook, $plugin);)+
         };
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __or {
+    ([] $default:expr) => {
+        $default
+    };
+    ([$value:expr] $default:expr) => {
+        $value
     };
 }
 

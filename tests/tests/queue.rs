@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "what goes wrong has to fail the test")]
 
 use hookrun_tests::guests;
+use hookrun_tests::hostile::made::custom_section;
 use hookrun_tests::lab::{Scene, Script};
 
 fn config(fail: &str) -> String {
@@ -33,6 +34,40 @@ fn a_dead_letter_is_listed_shown_and_given_another_chance() {
     scene.hookrun(&["queue", "list", "--all"]).expect_success().expect_stdout("done");
     scene.hookrun(&["queue", "wait"]).expect_success().expect_stdout("nothing is left to do");
     scene.hookrun(&["queue", "retry", "--dead"]).expect_exit(1);
+}
+
+#[test]
+fn a_plugin_asks_for_dependencies_first_and_the_configuration_has_the_last_word() {
+    let directory = tempfile::tempdir().unwrap();
+    let ordered = directory.path().join("ordered.wasm");
+    let mut component = std::fs::read(guests::guest("good").unwrap()).unwrap();
+    // What stands on the component itself counts before what its module says.
+    component.extend(custom_section(
+        "hookrun:metadata",
+        br#"{ "format": 1, "name": "ordered", "version": "1.0.0", "hooks": ["post-build"], "wants": { "state": "required" },
+              "order": "dependencies-first" }"#,
+    ));
+    std::fs::write(&ordered, component).unwrap();
+    let config = |more: &str| {
+        let source = guests::guest("good").unwrap().display().to_string();
+        let config = config("fail = \"transient\"").replace(&source, &ordered.display().to_string());
+        config.replace("[plugins.keeper]\n", &format!("[plugins.keeper]\n{more}\n"))
+    };
+    for (more, tried) in
+        [("", vec!["alpha keeper transient"]), ("order = \"any\"", vec!["alpha keeper transient", "omega keeper transient"])]
+    {
+        let scene = Scene::new()
+            .config(&config(more))
+            .derivation("alpha", Script::text("hello"))
+            .derivation("omega", Script::naming(["alpha"]));
+        scene.build("omega").expect_success();
+        scene.drain().expect_exit(1);
+        assert_eq!(scene.tasks(), tried, "{more}");
+        let inspected = scene.hookrun(&["inspect", "keeper"]).expect_success();
+        if more.is_empty() {
+            inspected.expect_stdout("dependencies-first, by its metadata");
+        }
+    }
 }
 
 #[test]

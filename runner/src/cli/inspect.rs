@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::output::{self, Format, Style, printable, styled};
 use super::{CliError, Context};
 use crate::config::limits::Unit;
-use crate::config::{Config, Grant, HttpGrant, Limit, Plugin, StoreScope};
+use crate::config::{Config, Grant, HttpGrant, Limit, Plugin, StoreScope, TaskOrder};
 use crate::event::HookKind;
 use crate::exit_code::Exit;
 use crate::plugin::grants::{Effective, Want, Wants, word};
@@ -43,6 +43,9 @@ struct Report {
     hooks: Vec<String>,
     /// What the configuration lets it serve; all of `hooks` unless it names some.
     serves: Vec<String>,
+    /// In which order its tasks run.
+    order: TaskOrder,
+    order_decided_by: Decision,
     imports: Vec<String>,
     /// Where the plugin's table is; none for a plugin that is in no configuration.
     configured_in: Option<Place>,
@@ -161,6 +164,11 @@ fn gather(subject: &Subject, configured: bool) -> Result<Report, CliError> {
         bytes: wasm.len(),
         hooks: hooks(&description.exports),
         serves: hooks(if plugin.hooks.is_empty() { &description.exports } else { &plugin.hooks }),
+        order: plugin.order.unwrap_or(metadata.order),
+        order_decided_by: match plugin.order {
+            Some(_) => Decision::Configuration(place(config, &["plugins", &plugin.name, "order"])),
+            None => Decision::Plugin,
+        },
         imports: description.imports.clone(),
         configured_in: configured.then(|| place(config, &["plugins", &plugin.name])),
         capabilities: capabilities(config, plugin, &metadata.wants, configured),
@@ -272,6 +280,9 @@ fn text(report: &Report, colours: bool) -> String {
         vec![faint("size"), output::bytes(report.bytes as u64)],
         vec![faint("hooks"), hooks(report)],
     ];
+    if report.order != TaskOrder::Any {
+        rows.push(vec![faint("order"), format!("{}, by {}", report.order, report.order_decided_by)]);
+    }
     if let Some(place) = &report.configured_in {
         rows.push(vec![faint("configured in"), place.to_string()]);
     }

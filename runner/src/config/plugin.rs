@@ -22,8 +22,8 @@ pub struct Plugin {
     pub retry: Retry,
     /// Runs of it at once; none: as many as the worker has places for it.
     pub concurrency: Option<usize>,
-    /// In which order its tasks run.
-    pub order: TaskOrder,
+    /// In which order its tasks run; none: as it asks for itself.
+    pub order: Option<TaskOrder>,
     /// May its failure fail the build? It then runs inside the hook. Only for post-build.
     pub gate: bool,
     /// Its own table, as JSON.
@@ -143,6 +143,15 @@ pub enum TaskOrder {
     Any,
     /// What a build depends on has ended before the build's own task begins.
     DependenciesFirst,
+}
+
+impl std::fmt::Display for TaskOrder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Any => "any",
+            Self::DependenciesFirst => "dependencies-first",
+        })
+    }
 }
 
 /// How a plugin's tasks are retried.

@@ -61,8 +61,7 @@ struct RawPlugin {
     #[serde(default)]
     retry: RawRetry,
     concurrency: Option<usize>,
-    #[serde(default)]
-    order: TaskOrder,
+    order: Option<TaskOrder>,
     #[serde(default)]
     gate: bool,
     #[serde(default)]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use wasmparser::{Encoding, Parser, Payload};
 
 use super::grants::Wants;
+use crate::config::TaskOrder;
 use crate::event::HookKind;
 use crate::terminal::{obeyed, printable};
 
@@ -36,6 +37,9 @@ pub struct Metadata {
     /// The capabilities it wants.
     #[serde(default)]
     pub wants: Wants,
+    /// In which order its tasks run, unless the configuration says otherwise.
+    #[serde(default)]
+    pub order: TaskOrder,
     /// A JSON schema of its `config` table.
     #[serde(default)]
     pub config_schema: Option<serde_json::Value>,
@@ -144,7 +148,7 @@ fn parse(section: &[u8]) -> Result<Metadata, String> {
         ));
     }
     let metadata: Metadata = serde_json::from_slice(section).map_err(wrong)?;
-    let Metadata { name, version, description, format: _, hooks: _, wants: _, config_schema: _ } = &metadata;
+    let Metadata { name, version, description, format: _, hooks: _, wants: _, order: _, config_schema: _ } = &metadata;
     for (key, text) in [("name", name), ("version", version), ("description", description)] {
         if text.chars().any(obeyed) {
             let shown = printable(text);

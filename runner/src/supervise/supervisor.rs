@@ -48,6 +48,7 @@ struct Entry {
     settings: Plugin,
     /// The hooks it serves; none: it cannot be read, and may serve any.
     hooks: Option<Vec<HookKind>>,
+    order: TaskOrder,
 }
 
 /// What the last look at the files found.
@@ -66,8 +67,11 @@ impl Current {
             if settings.gate || !queued {
                 continue;
             }
-            let hooks = Artifact::open(settings, &config).ok().map(|artifact| artifact.hooks().to_vec());
-            plugins.insert(name.clone(), Entry { settings: settings.clone(), hooks });
+            let artifact = Artifact::open(settings, &config).ok();
+            let hooks = artifact.as_ref().map(|artifact| artifact.hooks().to_vec());
+            let asked = artifact.map(|artifact| artifact.description().metadata.order);
+            let order = settings.order.or(asked).unwrap_or_default();
+            plugins.insert(name.clone(), Entry { settings: settings.clone(), hooks, order });
         }
         let services = Services::new(&config, dirs);
         Self { config, plugins, services }
@@ -195,7 +199,7 @@ impl Executor for Supervisor {
         let mut reached = None;
         let wanted = |entry: &Entry| Wanted {
             plugin: entry.settings.name.clone(),
-            after: (entry.settings.order == TaskOrder::DependenciesFirst)
+            after: (entry.order == TaskOrder::DependenciesFirst)
                 .then(|| reached.get_or_insert_with(|| reaches(event)).clone()),
         };
         current.plugins.values().filter(wants).map(wanted).collect()

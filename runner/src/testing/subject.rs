@@ -128,7 +128,7 @@ impl Subject {
             filter: crate::config::Filter::default(),
             retry: crate::config::Retry::default(),
             concurrency: None,
-            order: crate::config::TaskOrder::Any,
+            order: None,
             gate: false,
             config: example.unwrap_or_else(|| serde_json::json!({})),
             grant: crate::config::Grant {
