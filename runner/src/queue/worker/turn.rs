@@ -34,11 +34,11 @@ impl Worker<'_> {
         }
     }
 
-    /// After a run has ended: those that end soon share its turn, and so its transaction, until half of what ran has ended. With one or two
-    /// in flight nothing is waited for.
+    /// After a run has ended: those that end soon share its turn, and so its transaction, until a quarter of what ran has ended: the others
+    /// keep the runner busy meanwhile. With up to four in flight nothing is waited for.
     pub(super) async fn gather(&mut self) {
         let mut over = self.options.clock.sleep(GATHER);
-        while self.ended.len() < self.running.len() {
+        while self.ended.len().saturating_mul(3) < self.running.len() {
             tokio::select! {
                 biased;
                 Some(ended) = self.runs.join_next_with_id() => self.ended(ended),
