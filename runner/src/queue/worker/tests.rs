@@ -1,12 +1,15 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures_util::future::FutureExt as _;
+
 use super::*;
 use crate::config::Retry;
 use crate::event::{Event, HookKind};
 use crate::queue::journal::LogFilter;
 use crate::queue::journal::{Open, Wanted};
 use crate::queue::roots;
+use crate::queue::spool;
 use crate::queue::tests::{diff, post_build};
 
 /// Plugins `cache` (post-build) and `mail` (diff), answering from a script.
