@@ -169,9 +169,11 @@ impl Drop for Daemon {
     }
 }
 
-/// Puts `count` events into the spool: copies of what a hook writes, each about a derivation of its own.
+/// Puts `count` events into the spool, as hooks leave them: copies of what one writes, each about a derivation of its own, with its root.
 fn fill(program: &Path, place: &Place, count: usize) -> Result<()> {
     let spool = place.directory.join("state/spool");
+    let roots = place.directory.join("var/gcroots/hookrun");
+    std::fs::create_dir_all(&roots)?;
     place.hook(program).run()?;
     let name = std::fs::read_dir(&spool)?.flatten().map(|entry| entry.path()).next().context("the hook left no event")?;
     let text = std::fs::read_to_string(&name)?;
@@ -185,6 +187,8 @@ fn fill(program: &Path, place: &Place, count: usize) -> Result<()> {
         let path = spool.join(&other);
         std::fs::write(&path, sealed)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644))?;
+        let output = place.directory.join("store").join(format!("{number:032}-bench"));
+        std::os::unix::fs::symlink(output, roots.join(format!("{other}-0")))?;
     }
     std::fs::remove_file(name)?;
     Ok(())
