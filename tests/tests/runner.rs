@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hookrun_tests::guests;
 use hookrun_tests::lab::s3::{ACCESS_KEY_ID, S3Server, SECRET_ACCESS_KEY};
-use hookrun_tests::lab::{Scene, Script, is_root};
+use hookrun_tests::lab::{Scene, Script, hookrun_program, is_root};
 
 fn component(name: &str) -> String {
     guests::guest(name).unwrap().display().to_string()
@@ -38,6 +38,27 @@ fn runner_of(worker: u32) -> u32 {
         std::thread::sleep(Duration::from_millis(100));
     }
     panic!("the worker started no runner in a minute");
+}
+
+#[test]
+fn a_runner_dies_of_sigterm_whatever_its_starter_has_blocked() {
+    use std::os::unix::process::ExitStatusExt as _;
+    // A session of builder selection blocks the signals that it answers, and so do some service managers.
+    let mut command = std::process::Command::new("env");
+    command.args(["--block-signal=TERM".into(), hookrun_program().into_os_string(), "runner".into()]);
+    let mut runner = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let blocked = |pid: u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap().trim().to_owned();
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        name.trim() == "env" || u64::from_str_radix(&mask, 16).unwrap() != 0
+    };
+    while blocked(runner.id()) {
+        assert!(runner.try_wait().unwrap().is_none(), "it has ended");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&runner), rustix::process::Signal::TERM).unwrap();
+    assert_eq!(runner.wait().unwrap().signal(), Some(15));
 }
 
 #[test]

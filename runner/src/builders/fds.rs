@@ -75,8 +75,8 @@ pub fn answer_when_told_to_end() {
     }
 }
 
-/// Lets this thread, or a child, die of the signals again. Async-signal-safe.
-fn unblock_signals() {
+/// Lets this thread, or a child, die of the signals again: a process that a session starts has its mask. Async-signal-safe.
+pub fn unblock_signals() {
     // SAFETY: as in `answer_when_told_to_end`; all three functions are async-signal-safe (signal-safety(7)).
     unsafe {
         let mut none = std::mem::zeroed::<libc::sigset_t>();

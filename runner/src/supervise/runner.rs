@@ -174,6 +174,7 @@ impl Running {
 
 /// A runner's life. Standard input and output are the pipes.
 pub fn main() -> Exit {
+    crate::builders::fds::unblock_signals();
     match life() {
         Ok(()) => Exit::Done,
         Err(error) => {
