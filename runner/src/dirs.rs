@@ -10,6 +10,9 @@ pub const SYSTEM_CONFIG: &str = "/etc/hookrun/hookrun.toml";
 /// The state of a system installation.
 pub const SYSTEM_STATE: &str = "/var/lib/hookrun";
 
+/// What a system installation keeps only until the machine stops.
+pub const SYSTEM_RUNTIME: &str = "/run/hookrun";
+
 /// The directories of one installation.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Dirs {
@@ -76,6 +79,20 @@ impl Dirs {
     /// Load, health and history of builders.
     pub fn builders(&self) -> PathBuf {
         self.state.join("builders")
+    }
+
+    /// Shared ssh connections to builders (0700): below `/run` or `$XDG_RUNTIME_DIR`, whose paths are short and which are empty after
+    /// a start; below the state directory if that was chosen, or if there is neither.
+    pub fn connections(&self) -> PathBuf {
+        let user = || std::env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty()).map(PathBuf::from);
+        let runtime = if self.state == Path::new(SYSTEM_STATE) {
+            Some(PathBuf::from(SYSTEM_RUNTIME))
+        } else if std::env::var_os("HOOKRUN_STATE_DIR").is_some_and(|value| !value.is_empty()) {
+            None
+        } else {
+            user().map(|directory| directory.join("hookrun"))
+        };
+        runtime.unwrap_or_else(|| self.state.join("run")).join("ssh")
     }
 
     /// Where a mail transport without a setting keeps its maildir.

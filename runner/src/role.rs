@@ -16,6 +16,9 @@ use crate::{builders, cli, gate, nix, queue};
 const LINKS: [(&[u8], Hook); 3] =
     [(b"hookrun-post-build", Hook::PostBuild), (b"hookrun-diff", Hook::Diff), (b"hookrun-build-hook", Hook::Selection)];
 
+/// The link that Nix's own build hook finds first in its `PATH` ([`builders::ssh`]).
+const SSH: &[u8] = b"ssh";
+
 /// The words after `hookrun hook`.
 const WORDS: [(&[u8], Hook); 3] =
     [(b"post-build", Hook::PostBuild), (b"diff", Hook::Diff), (b"build-hook", Hook::Selection)];
@@ -45,6 +48,8 @@ pub enum Role {
         /// 0 error, 3 info (the default), 7 vomit.
         verbosity: u64,
     },
+    /// The ssh of Nix's own build hook, which hookrun started, with its arguments.
+    Ssh(Vec<OsString>),
     /// A person or a script.
     CommandLine,
 }
@@ -70,6 +75,9 @@ impl Role {
         let name = program.rsplit(|byte| *byte == b'/').next().unwrap_or(program);
         if let Some((_, hook)) = LINKS.iter().find(|(link, _)| *link == name) {
             return hook.role(arguments);
+        }
+        if name == SSH {
+            return Self::Ssh(arguments.to_vec());
         }
         match arguments {
             [] if call.drv_path => Self::PostBuild,
@@ -127,6 +135,7 @@ pub fn run() -> Exit {
         Role::BuildHook { verbosity } => {
             builders::hook::main(verbosity, || builders::hook::Setup::load(policy::chooser, PluginPolicy::load))
         }
+        Role::Ssh(arguments) => builders::ssh::client::main(&arguments),
         Role::CommandLine => cli::main(argv.into_iter().skip(1)),
     }
 }
@@ -154,6 +163,7 @@ mod tests {
         assert_eq!(role(&["hookrun-build-hook", "7"], true, false), Role::BuildHook { verbosity: 7 });
         assert_eq!(role(&["hookrun-build-hook", "word", "4"], false, true), Role::BuildHook { verbosity: 4 });
         assert_eq!(role(&["hookrun-build-hook"], false, true), Role::BuildHook { verbosity: 3 });
+        assert_eq!(role(&["ssh", "m", "true"], false, true), Role::Ssh(vec!["m".into(), "true".into()]));
         assert_eq!(role(&["/hookrun-diff/hookrun"], false, false), Role::CommandLine);
     }
 

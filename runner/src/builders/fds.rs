@@ -85,6 +85,46 @@ pub fn unblock_signals() {
     }
 }
 
+/// Closes all but the standard streams, as ssh itself does first: what Nix leaks to it (4 and 5 among it) must not stay open in what it starts. To
+/// be called before anything is opened.
+pub fn close_others() {
+    const FIRST: libc::c_uint = 3;
+    // SAFETY: nothing is open yet that belongs to a value of this process; the call takes plain numbers. Where the kernel does not
+    // know it (before Linux 5.9), everything stays open, as everything of ours is close-on-exec.
+    #[cfg(target_os = "linux")]
+    unsafe {
+        libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, 0);
+    }
+}
+
+/// The standard streams become `/dev/null`: another process has them now.
+pub fn let_go_of_standard_streams() {
+    let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") else { return };
+    let _ = rustix::stdio::dup2_stdin(&null);
+    let _ = rustix::stdio::dup2_stdout(&null);
+    let _ = rustix::stdio::dup2_stderr(&null);
+}
+
+/// Makes `command` die when this process dies; its own children do not.
+pub fn dies_with_us(command: &mut Command) -> &mut Command {
+    let parent = rustix::process::getpid();
+    // SAFETY: as in `bequeath`, of which this is the last part.
+    unsafe { command.pre_exec(move || die_with(parent)) }
+}
+
+/// Between fork and exec. Async-signal-safe.
+fn die_with(parent: rustix::process::Pid) -> std::io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // The parent may have died before the line above.
+        if rustix::process::getppid() != Some(parent) {
+            return Err(std::io::ErrorKind::NotFound.into());
+        }
+    }
+    Ok(())
+}
+
 /// Makes `command` inherit 4 and 5, and die when this process dies.
 pub fn bequeath(command: &mut Command) -> &mut Command {
     let parent = rustix::process::getpid();
@@ -95,15 +135,7 @@ pub fn bequeath(command: &mut Command) -> &mut Command {
             unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
         }
         unblock_signals();
-        #[cfg(target_os = "linux")]
-        {
-            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-            // The parent may have died before the line above.
-            if rustix::process::getppid() != Some(parent) {
-                return Err(std::io::ErrorKind::NotFound.into());
-            }
-        }
-        Ok(())
+        die_with(parent)
     };
     // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are allowed: it makes five system
     // calls (fcntl twice, sigprocmask, prctl, getppid), allocates nothing and takes no lock.

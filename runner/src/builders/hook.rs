@@ -12,7 +12,7 @@ use super::fds;
 use super::policy::PolicyError;
 use super::program::StockProgram;
 use super::session::{End, Session};
-use super::ssh;
+use super::ssh::{self, Sharing};
 use super::stock::Delegate;
 use crate::config::{self, Config};
 use crate::dirs::Dirs;
@@ -59,10 +59,12 @@ pub fn main(verbosity: u64, setup: impl FnOnce() -> Setup) -> Exit {
         })),
     });
     let ended = catch_unwind(AssertUnwindSafe(|| {
+        let dirs = Dirs::from_env();
         let mut stock = Delegate {
             program: StockProgram::of_caller(verbosity),
             deadline: builders.connect_timeout,
-            variables: ssh::variables(&builders, &Dirs::from_env()),
+            variables: ssh::variables(&builders),
+            sharing: Sharing::prepare(&builders, &dirs),
         };
         let nix = std::io::stderr();
         let session = Session {
@@ -72,7 +74,7 @@ pub fn main(verbosity: u64, setup: impl FnOnce() -> Setup) -> Exit {
             stock: &mut stock,
             policy: policy.map(|factory| Asker::new(factory, DEADLINE)),
             nix_dirs: NixDirs::from_env(),
-            builders: Dirs::from_env().builders(),
+            builders: dirs.builders(),
             options: builders,
         };
         session.run()

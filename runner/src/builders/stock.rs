@@ -20,6 +20,7 @@ use super::request::{Inputs, Request};
 use super::settings::Settings;
 use super::slots::Slot;
 use super::speech::{Ending, Listener, Timing, plain};
+use super::ssh::{Connections, Sharing};
 use crate::nix::machines::MachineLine;
 
 /// Nix's own build hook, started for one machine.
@@ -83,6 +84,8 @@ pub struct Delegate {
     pub deadline: Duration,
     /// Variables for it, beside its environment.
     pub variables: Vec<(OsString, OsString)>,
+    /// Connections that builds share; none: each has its own.
+    pub sharing: Option<Sharing>,
 }
 
 impl StockHook for Delegate {
@@ -91,7 +94,8 @@ impl StockHook for Delegate {
         let mut words = Vec::new();
         // Writing to memory cannot fail.
         let _ = settings.write(&mut words, &line.line_for_stock_hook()).and_then(|()| request.write(&mut words));
-        let mut running = match Running::start(self) {
+        let connections = self.sharing.as_ref().and_then(|sharing| sharing.of(&target.machine.uri));
+        let mut running = match Running::start(self, connections.clone()) {
             Ok(running) => running,
             Err(error) => {
                 let program = self.program.path().display();
@@ -104,7 +108,11 @@ impl StockHook for Delegate {
             running.renamed = Some((line.uri.into_bytes(), target.machine.uri.clone().into_bytes()));
         }
         running.tell(words);
-        running.answer(Instant::now() + self.deadline, self.deadline, relay)
+        let offer = running.answer(Instant::now() + self.deadline, self.deadline, relay);
+        if let (Offer::Failed(_), Some(connections)) = (&offer, connections) {
+            connections.retire();
+        }
+        offer
     }
 }
 
@@ -118,13 +126,15 @@ struct Running {
     buffer: Vec<u8>,
     /// The machine's name for the stock hook, and its name for people.
     renamed: Option<(Vec<u8>, Vec<u8>)>,
+    connections: Option<Connections>,
     ended: bool,
 }
 
 impl Running {
-    fn start(Delegate { program, variables, .. }: &Delegate) -> io::Result<Self> {
+    fn start(Delegate { program, variables, .. }: &Delegate, connections: Option<Connections>) -> io::Result<Self> {
         let mut command = program.command();
-        command.envs(variables.iter().map(|(name, value)| (name, value)));
+        let shared = connections.iter().flat_map(|connections| &connections.variables);
+        command.envs(variables.iter().chain(shared).map(|(name, value)| (name, value)));
         command.stdin(Stdio::piped()).stderr(Stdio::piped()).stdout(reply_stream()?);
         let mut child = fds::bequeath(&mut command).spawn()?;
         let (Some(mut stdin), Some(stderr)) = (child.stdin.take(), child.stderr.take()) else {
@@ -134,7 +144,7 @@ impl Running {
         let (feed, words) = mpsc::channel::<Vec<u8>>();
         let write = move || words.into_iter().try_for_each(|bytes| stdin.write_all(&bytes));
         std::thread::Builder::new().name("stock hook's input".to_owned()).spawn(write)?;
-        Ok(Self { child, feed: Some(feed), stderr, buffer: Vec::new(), renamed: None, ended: false })
+        Ok(Self { child, feed: Some(feed), stderr, buffer: Vec::new(), renamed: None, connections, ended: false })
     }
 
     fn tell(&self, bytes: Vec<u8>) {
@@ -309,6 +319,9 @@ impl Build for Running {
             // Nobody would learn of the build's end.
             (Ending::NixGone, 1)
         };
+        if let (Ending::Lost(_), Some(connections)) = (&ending, &self.connections) {
+            connections.retire();
+        }
         let (held, timing) = (listener.held().to_vec(), listener.timing());
         Report { ending, code, held, closing: listener.close_activities(), timing }
     }

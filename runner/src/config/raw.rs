@@ -48,6 +48,7 @@ struct RawBuilders {
     retry_after: Option<Time>,
     early_accept: Option<bool>,
     max_waiting: Option<u32>,
+    share_connections: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -175,13 +176,14 @@ fn worker(raw: RawWorker) -> Worker {
 }
 
 fn builders(raw: RawBuilders) -> Builders {
-    let RawBuilders { connect_timeout, retry_after, early_accept, max_waiting } = raw;
+    let RawBuilders { connect_timeout, retry_after, early_accept, max_waiting, share_connections } = raw;
     let default = Builders::default();
     Builders {
         connect_timeout: connect_timeout.map_or(default.connect_timeout, |time| time.0),
         retry_after: retry_after.map_or(default.retry_after, |time| time.0),
         early_accept: early_accept.unwrap_or(default.early_accept),
         max_waiting: max_waiting.unwrap_or(default.max_waiting),
+        share_connections: share_connections.unwrap_or(default.share_connections),
     }
 }
 

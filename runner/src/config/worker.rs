@@ -68,6 +68,8 @@ pub struct Builders {
     pub early_accept: bool,
     /// Builds that may wait in hookrun for a slot; for each Nix keeps a process and some file descriptors.
     pub max_waiting: u32,
+    /// May builds on one machine share an ssh connection?
+    pub share_connections: bool,
 }
 
 impl Default for Builders {
@@ -77,6 +79,7 @@ impl Default for Builders {
             retry_after: Duration::from_secs(15),
             early_accept: true,
             max_waiting: 64,
+            share_connections: true,
         }
     }
 }

@@ -57,6 +57,16 @@ pub fn require_nix() {
     }
 }
 
+/// The program is there, or gets installed with the other packages, or the test fails.
+pub(super) fn require_program(program: &Path) {
+    locked(|| {
+        if !program.exists() && is_root() && Path::new("/etc/debian_version").exists() {
+            install_packages();
+        }
+    });
+    assert!(program.exists(), "this test needs {}: install it", program.display());
+}
+
 fn install_packages() {
     let names = DEBIAN_PACKAGES.lines().filter_map(|line| line.split_whitespace().next());
     let packages = names.filter(|name| !name.starts_with('#'));

@@ -25,6 +25,7 @@ mod ran;
 pub mod s3;
 mod scene;
 mod script;
+mod sshd;
 
 pub use boundary::{Boundary, Point};
 pub use build_hook::{Answered, answers, build_hook, conversation};
@@ -33,3 +34,4 @@ pub use machine::{BUILD_GROUP, hookrun_program, is_root, require_build_users, re
 pub use ran::Ran;
 pub use scene::{Scene, SecondStore};
 pub use script::{Script, nix_string};
+pub use sshd::Sshd;

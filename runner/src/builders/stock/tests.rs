@@ -11,7 +11,7 @@ fn offer(script: &str) -> (Offer, String) {
 
 fn offer_within(script: &str, deadline: Duration) -> (Offer, String) {
     let program = StockProgram::other("/bin/sh", &["-c", script]);
-    let mut delegate = Delegate { program, deadline, variables: Vec::new() };
+    let mut delegate = Delegate { program, deadline, variables: Vec::new(), sharing: None };
     let mut relayed = Vec::new();
     let settings = Settings::of(&[("builders", "@/etc/nix/machines"), ("cores", "1")]);
     let request = Request::of("a", "x86_64-linux", &["kvm"], true);
@@ -68,7 +68,7 @@ fn a_machine_that_does_not_answer_is_given_up_with_all_it_started() {
 #[test]
 fn a_program_that_is_not_there() {
     let program = StockProgram::other("/nonexistent/nix", &[]);
-    let mut delegate = Delegate { program, deadline: Duration::from_secs(1), variables: Vec::new() };
+    let mut delegate = Delegate { program, deadline: Duration::from_secs(1), variables: Vec::new(), sharing: None };
     let machine = machine();
     let target = Target { machine: &machine, slot: None };
     let request = Request::of("a", "x86_64-linux", &[], true);
@@ -137,7 +137,7 @@ X
 exit 1"
     );
     let program = StockProgram::other("/bin/sh", &["-c", &script]);
-    let mut delegate = Delegate { program, deadline: Duration::from_secs(20), variables: Vec::new() };
+    let mut delegate = Delegate { program, deadline: Duration::from_secs(20), variables: Vec::new(), sharing: None };
     let mut relayed = Vec::new();
     let target = Target { machine: &machine(), slot: Some(&slot) };
     let request = Request::of("a", "x86_64-linux", &[], true);

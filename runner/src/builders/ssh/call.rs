@@ -1,0 +1,150 @@
+//! How Nix calls `ssh`: which words are options, which is the host, which are the command. Pure.
+//!
+//! Nix 2.3 to 2.35 call `ssh HOST -x [-a] WORDS.. [-i FILE] [-oUserKnownHostsFile=FILE] [-C] [-pPORT] [-oPermitLocalCommand=yes
+//! -oLocalCommand=echo started] [-S SOCKET] [-v] [--] COMMAND..` (`libstore/ssh.cc`), where WORDS are the user's, and `ssh -O check HOST ..`. Only
+//! the first is a [`Call`] that may share a connection; everything else is the affair of the real ssh.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+
+/// Options of ssh with a value (`ssh.c` of 9.2 to 10.2).
+const WITH_VALUE: &[u8] = b"bceilmopBDEFIJLOPQRSwW";
+/// Options without one that change nothing for who shares.
+const PLAIN: &[u8] = b"1246akqxCKTvy";
+/// Options with a value after which nothing is to be shared: a log file, forwardings, a control command or socket, questions.
+const ALONE: &[u8] = b"EDLROQSwW";
+
+/// A command to run on a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// Options, each with its value in one word, without `-v`.
+    pub options: Vec<OsString>,
+    /// `user@host` or `host`.
+    pub host: OsString,
+    /// What to run, as ssh sends it.
+    pub command: Vec<u8>,
+}
+
+impl Call {
+    /// From the arguments of ssh; `None`: nothing that could share a connection.
+    pub fn parse(arguments: &[OsString]) -> Option<Self> {
+        let mut options = Vec::new();
+        let rest = take_options(arguments, &mut options)?;
+        let (host, rest) = rest.split_first()?;
+        // As ssh itself: options may come after the host, too.
+        let command = take_options(rest, &mut options)?;
+        if host.is_empty() || command.is_empty() {
+            return None;
+        }
+        Some(Self { options, host: host.clone(), command: command.join(OsStr::new(" ")).into_vec() })
+    }
+
+    /// The arguments of an ssh that begins with these options; the first value of an option counts.
+    pub fn arguments<'a>(&'a self, first: &'a [OsString]) -> impl Iterator<Item = &'a OsStr> {
+        let options = first.iter().chain(&self.options).map(OsString::as_os_str);
+        options.chain([OsStr::new("--"), self.host.as_os_str()])
+    }
+}
+
+/// Takes options from the beginning, as getopt(3) does; what is left.
+fn take_options<'a>(mut words: &'a [OsString], options: &mut Vec<OsString>) -> Option<&'a [OsString]> {
+    while let Some((word, rest)) = words.split_first() {
+        let mut letters = match word.as_bytes() {
+            b"--" => return Some(rest),
+            [b'-', letters @ ..] if !letters.is_empty() => letters,
+            _ => break,
+        };
+        words = rest;
+        while let Some((letter, after)) = letters.split_first() {
+            letters = after;
+            if WITH_VALUE.contains(letter) {
+                let value = if after.is_empty() {
+                    let (value, rest) = words.split_first()?;
+                    words = rest;
+                    value.as_bytes()
+                } else {
+                    after
+                };
+                if ALONE.contains(letter) {
+                    return None;
+                }
+                options.push(OsString::from_vec([b"-".as_slice(), &[*letter], value].concat()));
+                break;
+            }
+            if !PLAIN.contains(letter) {
+                return None;
+            }
+            if *letter != b'v' {
+                options.push(OsString::from_vec(vec![b'-', *letter]));
+            }
+        }
+    }
+    Some(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn call(words: &str) -> Option<Call> {
+        Call::parse(&words.split(',').map(OsString::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn as_nix_calls() {
+        let old = "root@m,-x,-a,-p,22,-oConnectTimeout=10,-i,/key,-C,-v,nix-store --serve --write";
+        let call_2_8 = call(old).unwrap();
+        assert_eq!(call_2_8.options, ["-x", "-a", "-p22", "-oConnectTimeout=10", "-i/key", "-C"]);
+        assert_eq!(
+            (call_2_8.host.as_os_str(), &*call_2_8.command),
+            (OsStr::new("root@m"), &b"nix-store --serve --write"[..])
+        );
+        let new = "m,-x,-oPermitLocalCommand=yes,-oLocalCommand=echo started,--,nix-store,--serve,--write";
+        let call_2_34 = call(new).unwrap();
+        assert_eq!(call_2_34.options, ["-x", "-oPermitLocalCommand=yes", "-oLocalCommand=echo started"]);
+        assert_eq!(call_2_34.command, b"nix-store --serve --write");
+        let first = ["-f".into()];
+        let words: Vec<_> = call_2_34.arguments(&first).collect();
+        assert_eq!(words, ["-f", "-x", "-oPermitLocalCommand=yes", "-oLocalCommand=echo started", "--", "m"]);
+        assert_eq!(call("-xap22,m,true").unwrap().options, ["-x", "-a", "-p22"]);
+    }
+
+    #[test]
+    fn what_is_left_to_the_real_ssh() {
+        for words in [
+            "-O,check,m",
+            "m",
+            "-V",
+            "m,-S,/socket,-x,true",
+            "-M,-N,m",
+            "m,-W,host:22",
+            "-t,m,true",
+            "m,-p",
+            "--",
+            "",
+            "-L1:m:1,m,true",
+            "-G,m",
+            "m,-n,true",
+            "m,-A,true",
+            "m,-X,true",
+        ] {
+            assert_eq!(call(words), None, "{words}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_words(words in proptest::collection::vec("-{0,2}[a-zA-Z1-9@=. ]{0,6}", 0..8)) {
+            let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
+            if let Some(call) = Call::parse(&words) {
+                // Repeated, they say the same.
+                let again: Vec<OsString> =
+                    call.arguments(&[]).map(OsStr::to_owned).chain(["--".into(), OsString::from_vec(call.command.clone())]).collect();
+                let again = Call::parse(&again);
+                prop_assert_eq!(again, Some(call));
+            }
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! A real ssh server on the loopback, with keys and a configuration of its own, and machines behind it that are stores of a scene. Nothing of
+//! the user's or the system's ssh is read or changed, but for `/run/sshd`, where sshd locks itself up.
+
+use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::{Ran, Scene, machine};
+
+/// Where Debian has it; sshd wants to be called by its full path.
+const PROGRAM: &str = "/usr/sbin/sshd";
+/// The least strange host name that Nix does not take for this very process.
+const HOST: &str = "127.0.0.1";
+
+/// A server that runs until it is dropped. Needs root.
+pub struct Sshd {
+    directory: PathBuf,
+    port: u16,
+    child: Child,
+}
+
+impl Sshd {
+    /// Starts one for `scene`, with more lines of `sshd_config`.
+    pub fn start(scene: &Scene, lines: &str) -> Self {
+        machine::require_program(Path::new(PROGRAM));
+        let directory = scene.path("sshd");
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::create_dir_all("/run/sshd").unwrap();
+        for key in ["host", "user"] {
+            Ran::of(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(directory.join(key)))
+                .expect_success();
+        }
+        // Reserved by nobody, and free a moment ago.
+        let port = std::net::TcpListener::bind((HOST, 0)).unwrap().local_addr().unwrap().port();
+        let path = |name: &str| directory.join(name).display().to_string();
+        let config = format!(
+            "Port {port}\nListenAddress {HOST}\nHostKey {}\nAuthorizedKeysFile {}\nPermitRootLogin yes\nStrictModes no\nUsePAM no\n\
+             PidFile none\n{lines}\n",
+            path("host"),
+            path("user.pub"),
+        );
+        std::fs::write(directory.join("sshd_config"), config).unwrap();
+        let host_key = std::fs::read_to_string(directory.join("host.pub")).unwrap();
+        std::fs::write(directory.join("known_hosts"), format!("[{HOST}]:{port} {host_key}")).unwrap();
+        let child = Command::new(PROGRAM)
+            .args(["-D", "-f", &path("sshd_config"), "-E", &path("log")])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let server = Self { directory, port, child };
+        let start = Instant::now();
+        while std::net::TcpStream::connect((HOST, port)).is_err() {
+            assert!(start.elapsed() < Duration::from_mins(1), "sshd does not listen: {}", server.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        server
+    }
+
+    /// `NIX_SSHOPTS` with which it is reached.
+    pub fn options(&self) -> String {
+        format!(
+            "-F /dev/null -p {} -oUserKnownHostsFile={} -oGlobalKnownHostsFile=/dev/null -oIdentitiesOnly=yes",
+            self.port,
+            self.directory.join("known_hosts").display()
+        )
+    }
+
+    /// A line for `builders`: the store `builders/NAME` of the scene, as seen over ssh. The scene's Nix has to be set up by now.
+    pub fn machine(&self, scene: &Scene, name: &str, slots: u32, speed_factor: u32) -> String {
+        scene.make_builder_store(name);
+        let mut script = "#!/bin/sh\n".to_owned();
+        for (variable, value) in scene.private_nix().variables() {
+            let (variable, value) = (variable.to_str().unwrap(), value.to_str().unwrap());
+            writeln!(script, "export {variable}='{value}'").unwrap();
+        }
+        script.push_str("exec nix-store \"$@\"\n");
+        let program = scene.path(format!("serve-{name}"));
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        format!(
+            "ssh://root@{HOST}?remote-program={}&remote-store={} - {} {slots} {speed_factor}",
+            program.display(),
+            scene.builder_store(name).display(),
+            self.directory.join("user").display()
+        )
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+
+    /// How often somebody has logged in.
+    pub fn logins(&self) -> usize {
+        self.log().matches("Accepted publickey").count()
+    }
+
+    /// The processes of connections that are open now.
+    pub fn connections(&self) -> Vec<rustix::process::Pid> {
+        let children = format!("/proc/{pid}/task/{pid}/children", pid = self.child.id());
+        let children = std::fs::read_to_string(children).unwrap_or_default();
+        children.split_whitespace().filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?)).collect()
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- sshd's log\n{}", self.log());
+        }
+        for connection in self.connections() {
+            // It may have ended by now.
+            let _ = rustix::process::kill_process(connection, rustix::process::Signal::KILL);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
