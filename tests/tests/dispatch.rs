@@ -126,6 +126,45 @@ fn machines_that_hang_or_talk_nonsense_cost_one_attempt() {
     assert!(!ran.account().contains("is lost"), "{}", ran.account());
 }
 
+/// Serves from a file system of this size, which is there for one connection only.
+fn with_disk_of(size: &str, name: &str) -> String {
+    format!(
+        "exec unshare -m sh -c 'mount -t tmpfs -o size={size} tmpfs @scene@/builders/{name} && exec nix-store \"$@\"' nix-store \"$@\""
+    )
+}
+
+#[test]
+fn a_machine_whose_disk_is_full_is_replaced() {
+    if skipped() {
+        return;
+    }
+    // No room for its own database, for the inputs, for the output.
+    let copies = "/bin/dd if=/dev/zero of=$out bs=1M count=4";
+    let careless = format!("{copies} || :");
+    for (size, input, script) in
+        [("64k", 0, "echo x > $out"), ("2m", 4 << 20, "echo x > $out"), ("2m", 0, &careless), ("2m", 0, copies)]
+    {
+        let scene = scene();
+        let serves = with_disk_of(size, "full").replace("@scene@", &scene.dir().display().to_string());
+        let scene = machine(scene, "full", 2, 9, &serves);
+        let scene = machine(scene, "good", 2, 1, GOOD)
+            .derivation("input", Script::large(input))
+            .derivation("alpha", Script::new(script).uses("input"));
+        scene.build_with("input", &["--builders", "", "--max-jobs", "1"]).expect_success();
+        let ran = build(&scene, "alpha");
+        if script == copies {
+            // The builder itself has failed, and nobody knows whether it would elsewhere.
+            let ran = ran.expect_failure();
+            assert_eq!(ran.account().matches("build of '").count(), 1, "{}", ran.account());
+            assert!(!ran.account().contains("is lost"), "{}", ran.account());
+        } else {
+            let ran = ran.expect_success();
+            assert!(scene.on_builder("good", &ran.path()), "{}", ran.account());
+            assert_eq!(ran.account().matches("is lost (").count(), 1, "{}", ran.account());
+        }
+    }
+}
+
 #[test]
 fn no_machine_left_is_a_failure_with_all_reasons() {
     if skipped() {

@@ -208,3 +208,44 @@ fn a_killed_command_leaves_no_session_behind() {
     build(&scene, "short").expect_success();
     assert_eq!(server.logins(), 1);
 }
+
+/// A server that is no ssh server, and what it says to all who connect.
+fn no_sshd(words: &'static [u8]) -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let mut open = Vec::new();
+        for mut stream in listener.incoming().flatten() {
+            // Who has gone by now does not matter.
+            let _ = std::io::Write::write_all(&mut stream, words);
+            open.push(stream);
+        }
+    });
+    port
+}
+
+#[test]
+fn servers_that_say_nothing_or_nonsense_cost_one_attempt() {
+    if skipped() {
+        return;
+    }
+    for words in [&b""[..], b"220 mail.example ESMTP\r\n", b"SSH-2.0-garbage\r\n\x00\x00\x00\x05garbage and more of it"] {
+        let port = no_sshd(words);
+        let scene = Scene::new()
+            .nix_conf("post-build-hook", "")
+            .config("[worker]\nstart = \"none\"\n[builders]\nconnect-timeout = \"3s\"\n")
+            .variable(
+                "NIX_SSHOPTS",
+                &format!("-F /dev/null -p {port} -oStrictHostKeyChecking=no -oUserKnownHostsFile=/dev/null"),
+            )
+            .machine("ssh://root@127.0.0.1 - - 4 9")
+            .builder("good", 2, 1.0);
+        let scene = many(scene, 4, 0.1);
+        let ran = build(&scene, "all").expect_success();
+        assert!(scene.on_builder("good", &ran.path()));
+        let record = hookrun::builders::record::Record::read(&scene.state_dir().join("builders")).unwrap().unwrap();
+        let machines = record.machines().unwrap();
+        let bad = machines.iter().find(|(uri, _)| uri.contains("127.0.0.1")).unwrap().1;
+        assert_eq!(bad.failures, 1, "{bad:?}");
+    }
+}

@@ -46,6 +46,10 @@ const LOST: [&str; 19] = [
 ];
 /// The machine will not build for this user, or cannot build such a thing at all, whatever the machines file says; lower case.
 const REFUSED: [&str; 3] = ["you are not privileged to", "is required to build", "unable to start any build"];
+/// The machine's disk is full, in the words of its own Nix (`strerror(3)`, SQLite); lower case.
+const FULL: [&str; 3] = ["no space left on device", "database or disk is full", "disk quota exceeded"];
+/// What tells the builder's words, which Nix repeats, from its own; lower case. A builder may fail for a full disk of its own making.
+const OF_BUILDER: [&str; 2] = ["exit code", "log lines"];
 
 /// How a delegated build ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -189,11 +193,10 @@ impl Listener {
         }
         if let Some(failed) = self.errors.iter().find(|error| is_failed_build(error)) {
             let why = failed.split_once(" failed: ").map_or(failed.as_str(), |(_, why)| why).to_owned();
-            let refused = REFUSED.iter().any(|words| why.to_lowercase().contains(words));
-            return if refused { Ending::Lost(why) } else { Ending::Failed(why) };
+            let lost = says(&REFUSED, &why) || is_full(&why);
+            return if lost { Ending::Lost(why) } else { Ending::Failed(why) };
         }
-        let says = |words: &[&str], error: &str| words.iter().any(|words| error.to_lowercase().contains(words));
-        let lost = self.errors.iter().find(|error| says(&LOST, error) || says(&REFUSED, error));
+        let lost = self.errors.iter().find(|error| says(&LOST, error) || says(&REFUSED, error) || is_full(error));
         match (lost, self.errors.first(), code) {
             (Some(lost), ..) => Ending::Lost(lost.clone()),
             (None, Some(error), _) => Ending::Failed(error.clone()),
@@ -203,6 +206,16 @@ impl Listener {
             }
         }
     }
+}
+
+fn says(words: &[&str], error: &str) -> bool {
+    let error = error.to_lowercase();
+    words.iter().any(|words| error.contains(words))
+}
+
+/// Has the machine's Nix, and not what it built, found the disk full?
+fn is_full(error: &str) -> bool {
+    says(&FULL, error) && !says(&OF_BUILDER, error)
 }
 
 /// The words of `build-remote.cc` for a build that the machine says has failed.

@@ -94,3 +94,15 @@ proptest! {
         prop_assert!(!matches!(listener.ending(Some(code)), Ending::Lost(_)), "without an exception nothing is lost");
     }
 }
+
+#[test]
+fn a_full_disk_of_the_machine_is_not_the_builds_failure() {
+    let end = |why: &str| {
+        let words = format!("build of '/nix/store/x.drv' on 'ssh://m' failed: {why}");
+        matches!(ending(&[error(&words)], Some(1)), Ending::Lost(_))
+    };
+    assert!(end("error: writing to file '/nix/store/a/b': No space left on device"));
+    assert!(end("error: committing transaction: database or disk is full (in '/nix/var/nix/db/db.sqlite')"));
+    assert!(!end("builder for '/nix/store/x.drv' failed with exit code 1; last 1 log lines: > cp: No space left on device"));
+    assert!(!end("Cannot build '/nix/store/x.drv'. Reason: builder failed with exit code 1. > No space left on device"));
+}
