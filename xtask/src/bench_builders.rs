@@ -2,7 +2,8 @@
 //!
 //! * 16 derivations of one second over machines that take one second to connect, in two ratios: to the ideal of 2 s, and to Nix's hook;
 //! * the same with 8 derivations and a machine first in the list that takes 3 s to fail;
-//! * from a question to its answer on a machine that answers at once.
+//! * from a question to its answer on a machine that answers at once;
+//! * the same with 10 to 5,000 machines, answered before connecting: what hookrun needs to decide, by the stock rule and by the bundled policy.
 //!
 //! Machines are stores in a directory of their own, reached through a script in the place of ssh. Needs root, for chroot builds.
 
@@ -34,6 +35,12 @@ pub struct Options {
 const SANDBOX_PATHS: &str = "/bin /usr/bin /lib /lib64 /usr/lib /usr/lib64";
 /// Questions for the time to an answer.
 const QUESTIONS: usize = 20;
+/// Machines to decide among.
+const MACHINES: [u32; 4] = [10, 100, 1000, 5000];
+/// What a thousand more machines may cost in the host, in milliseconds.
+const AIM_THOUSAND: f64 = 1.0;
+const POLICY: &str =
+    "[worker]\nstart = \"none\"\n[plugins.speed]\nsource = \"bundled:speed-factor\"\ngrant = { state = true }\n";
 
 /// A private Nix.
 struct Place {
@@ -240,7 +247,46 @@ pub fn run(options: &Options) -> Result<()> {
         10.0,
         "ms more",
     )?;
+    decisions(&mut table, &place, &hook, "stock rule", true)?;
+    std::fs::write(place.path("hookrun.toml"), POLICY)?;
+    place.command(&program).arg("compile").run()?;
+    decisions(&mut table, &place, &hook, "bundled policy", false)?;
     print!("{table}");
+    Ok(())
+}
+
+/// Lines about deciding among many machines: nothing forbids any, and Nix is answered before one is connected.
+fn decisions(table: &mut String, place: &Place, hook: &Path, who: &str, has_aim: bool) -> Result<()> {
+    let mut medians = Vec::new();
+    for count in MACHINES {
+        let (script, stores) = (place.path("bin/slow"), place.path("m"));
+        let mut machines = String::new();
+        for number in 0..count {
+            let (script, stores) = (script.display(), stores.display());
+            let factor = 1 + number % 7;
+            writeln!(machines, "ssh://localhost?remote-program={script}&remote-store={stores}/{number} - - 4 {factor}")?;
+        }
+        std::fs::write(place.path("machines"), machines)?;
+        let list = format!("@{}", place.path("machines").display());
+        let mut times = Vec::new();
+        for _ in 0..QUESTIONS {
+            let mut ours = place.command(hook);
+            ours.arg("3");
+            times.push(place.answer(&list, &mut ours)?);
+        }
+        let time = median(times);
+        medians.push(time);
+        writeln!(table, "{:<58} {:>9} {time:>6.2} ms", format!("question to accept, {count} machines, {who}"), "")?;
+    }
+    if let (Some(few), Some(many)) = (medians.first(), medians.last()) {
+        let thousand = (many - few) / f64::from(MACHINES[3] - MACHINES[0]) * 1000.0;
+        let verdict = match has_aim {
+            true if thousand <= AIM_THOUSAND => format!("  at most {AIM_THOUSAND} ms: met"),
+            true => format!("  at most {AIM_THOUSAND} ms: MISSED"),
+            false => String::new(),
+        };
+        writeln!(table, "{:<58} {:>9} {thousand:>6.2} ms{verdict}", format!("of that for a thousand machines, {who}"), "")?;
+    }
     Ok(())
 }
 

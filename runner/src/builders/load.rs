@@ -5,6 +5,8 @@
 //! exclusive `flock` on it while it builds. This module tries each lock without waiting and lets go at once. It never creates
 //! a file, never blocks, and counts what it cannot read as free: the stock hook takes the real lock and has the last word.
 
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -36,7 +38,14 @@ impl SlotFiles {
     /// Busy slots of each of `machines` (store URI and number of slots), in their order.
     pub fn loads<'a>(&self, machines: impl IntoIterator<Item = (&'a str, u32)>) -> Vec<u32> {
         let _quiet = self.while_nobody_chooses();
-        machines.into_iter().map(|(uri, slots)| self.load(uri, slots)).collect()
+        let there = self.names();
+        machines.into_iter().map(|(uri, slots)| self.load(uri, slots, &there)).collect()
+    }
+
+    /// What is in the directory: of thousands of machines few have files, and one look is cheaper than thousands of attempts.
+    fn names(&self) -> HashSet<OsString> {
+        let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name()).collect()
     }
 
     /// Where they are.
@@ -73,8 +82,9 @@ impl SlotFiles {
         }
     }
 
-    fn load(&self, uri: &str, slots: u32) -> u32 {
-        let names = file_names(uri);
+    fn load(&self, uri: &str, slots: u32, there: &HashSet<OsString>) -> u32 {
+        let mut names = file_names(uri);
+        names.retain(|name| there.contains(OsStr::new(&format!("{name}-0"))));
         let mut load = 0;
         for slot in 0..slots.min(MAX_SLOTS) {
             let files: Vec<OwnedFd> = names.iter().filter_map(|name| self.open(&format!("{name}-{slot}"))).collect();

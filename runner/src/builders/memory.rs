@@ -18,6 +18,8 @@ pub struct Memory {
     /// How long a machine is out after its first failure.
     retry_after: Duration,
     state: State,
+    /// Answers that Nix has, or is about to have, and that are not written yet.
+    unsaved: Vec<DecisionRow>,
 }
 
 #[derive(Debug)]
@@ -31,7 +33,7 @@ enum State {
 impl Memory {
     /// What is in `directory`.
     pub fn new(directory: PathBuf, retry_after: Duration) -> Self {
-        Self { directory, retry_after, state: State::Closed }
+        Self { directory, retry_after, state: State::Closed, unsaved: Vec::new() }
     }
 
     /// Where it is.
@@ -41,6 +43,7 @@ impl Memory {
 
     /// Frees what an open database takes; the next use opens it again.
     pub fn rest(&mut self) {
+        self.save();
         if let State::Open(_) = self.state {
             self.state = State::Closed;
         }
@@ -100,9 +103,16 @@ impl Memory {
         }
     }
 
-    /// An answer to Nix.
-    pub fn decided(&mut self, decision: &DecisionRow) {
-        self.with(|record| record.decided(decision));
+    /// An answer to Nix, to be written by [`Memory::save`]: Nix does not wait for that.
+    pub fn decided(&mut self, decision: DecisionRow) {
+        self.unsaved.push(decision);
+    }
+
+    /// Writes down what was decided. To be called once Nix has its answer.
+    pub fn save(&mut self) {
+        for decision in std::mem::take(&mut self.unsaved) {
+            self.with(|record| record.decided(&decision));
+        }
     }
 
     /// Since when, in milliseconds since 1970, is the derivation postponed? Now is once more.

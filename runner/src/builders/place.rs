@@ -29,6 +29,8 @@ use crate::config;
 use crate::event::NixDirs;
 use crate::nix::database::Database;
 
+/// Machines that a line about a build names.
+const SHOWN: usize = 5;
 /// A derivation that a policy has postponed for so long waits in the queue instead, or is built here.
 const LONGEST_POSTPONED: Duration = Duration::from_mins(10);
 /// Derivations looked at to find what waits behind one. Takes some milliseconds; Nix stands still meanwhile.
@@ -132,7 +134,7 @@ impl Placing<'_> {
                     return Placed::Postpone;
                 }
             };
-            pending.message(Level::Talkative, &format!("{name} goes to {}: {reason}", uris.join(", then ")));
+            pending.message(Level::Talkative, &format!("{name} goes to {}: {reason}", Self::in_order(&uris)));
             let mut journey = Journey::to(uris.clone());
             let gone = self.go(&mut case, &fitting, &mut journey, pending);
             let first = match gone {
@@ -254,6 +256,13 @@ impl Placing<'_> {
         Ok(First::Connected { machine: machine.to_owned(), slot, build })
     }
 
+    /// The first machines of an answer, for a line.
+    fn in_order(uris: &[String]) -> String {
+        let shown = uris.get(..SHOWN).unwrap_or(uris).join(", then ");
+        let more = uris.len().saturating_sub(SHOWN);
+        if more == 0 { shown } else { format!("{shown}, then {more} others") }
+    }
+
     /// Is nothing lost by accepting before connecting?
     fn early(&self, case: &Case<'_>, machine: &str, journey: &Journey) -> bool {
         let mut others = journey.open().iter().filter(|uri| *uri != machine);
@@ -319,7 +328,7 @@ impl Placing<'_> {
         let command = self.queue.command().to_string();
         let machines = self.pool.verdicts(&case.candidate, offered, &case.standings, ranked, taken, &case.skipped);
         let row = decision_row(&case.candidate, command, decided, case.local.willing);
-        self.memory.decided(&DecisionRow { answer: answer.to_owned(), machines, ..row });
+        self.memory.decided(DecisionRow { answer: answer.to_owned(), machines, ..row });
     }
 }
 

@@ -1,6 +1,6 @@
 //! The machines of one session: which fit, how they stand, what the policy is told of them, and what it answered.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use super::asker::Asker;
@@ -135,8 +135,12 @@ impl Pool {
 
     /// Machines to wait for, by URI.
     pub fn wanted(&self, uris: &[String], fitting: &[usize]) -> Vec<Wanted> {
-        let slots = |uri: &String| self.machines.get(self.index_of(uri, fitting)?).map(|line| line.max_jobs);
-        uris.iter().filter_map(|uri| Some(Wanted { machine: uri.clone(), slots: slots(uri)? })).collect()
+        let mut slots: HashMap<&str, u32> = HashMap::with_capacity(fitting.len());
+        for line in fitting.iter().filter_map(|index| self.machines.get(*index)) {
+            slots.entry(line.uri.as_str()).or_insert(line.max_jobs);
+        }
+        let wanted = |uri: &String| Some(Wanted { machine: uri.clone(), slots: *slots.get(uri.as_str())? });
+        uris.iter().filter_map(wanted).collect()
     }
 
     /// Those machines with their load, as a policy sees them.
@@ -209,9 +213,13 @@ impl Pool {
         taken: Option<&str>,
         skipped: &BTreeMap<String, String>,
     ) -> Vec<Verdict> {
+        // There may be thousands.
+        let offered: HashMap<&str, &Machine> = offered.iter().rev().map(|machine| (machine.uri.as_str(), machine)).collect();
+        let places: HashMap<&str, usize> =
+            ranked.iter().enumerate().rev().map(|(place, uri)| (uri.as_str(), place)).collect();
         let verdict = |line: &MachineLine| {
-            let seen = offered.iter().find(|machine| machine.uri == line.uri);
-            let place = ranked.iter().position(|uri| *uri == line.uri);
+            let seen = offered.get(line.uri.as_str()).copied();
+            let place = places.get(line.uri.as_str()).copied();
             let is_taken = taken == Some(line.uri.as_str());
             let reason = match (seen, place) {
                 _ if !line.fits(&candidate.system, &candidate.required_features) => misfit(line, candidate),

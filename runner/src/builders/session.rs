@@ -109,6 +109,7 @@ impl<R: Read, W: Write> Session<'_, R, W> {
                     // Nix blocks on writing these until they are read, so they are read whole before anything else. If they do not
                     // come, Nix is gone, or not in step after an accept: there is no build to save. Dropping it ends it.
                     let Ok(inputs) = Inputs::read(&mut self.input) else { return End::Built(1) };
+                    memory.save();
                     let mut policy = self.policy;
                     // Its process is not kept for a build that waits or runs.
                     if let Some(policy) = &mut policy {
@@ -134,6 +135,7 @@ impl<R: Read, W: Write> Session<'_, R, W> {
                     return End::Built(delegation.run(*accepted, &inputs, reply));
                 }
             };
+            memory.save();
             if answered.is_err() {
                 return End::Closed;
             }
