@@ -83,11 +83,12 @@ impl SlotFiles {
     }
 
     fn load(&self, uri: &str, slots: u32, there: &HashSet<OsString>) -> u32 {
-        let mut names = file_names(uri);
-        names.retain(|name| there.contains(OsStr::new(&format!("{name}-0"))));
+        let names = file_names(uri);
         let mut load = 0;
         for slot in 0..slots.min(MAX_SLOTS) {
-            let files: Vec<OwnedFd> = names.iter().filter_map(|name| self.open(&format!("{name}-{slot}"))).collect();
+            let of_slot = names.iter().map(|name| format!("{name}-{slot}"));
+            let files: Vec<OwnedFd> =
+                of_slot.filter(|name| there.contains(OsStr::new(name))).filter_map(|name| self.open(&name)).collect();
             // The stock hook opens (and so creates) all slots from 0 up whenever it considers a machine: after the first
             // one that is missing there is none.
             if files.is_empty() {
