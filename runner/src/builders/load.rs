@@ -112,12 +112,14 @@ impl SlotFiles {
 /// The names, without the number, that slot files of `uri` may have: its text up to Nix 2.22, and the form that
 /// `StoreReference::render` gives it from 2.23 on. Builds of both may run at once, so both count.
 pub(super) fn file_names(uri: &str) -> Vec<String> {
-    let mut names = vec![uri.replace('/', "_")];
-    let normal = normalised(uri).replace('/', "_");
-    if !names.contains(&normal) {
-        names.push(normal);
-    }
-    names
+    forms(uri).into_iter().map(|form| form.replace('/', "_")).collect()
+}
+
+/// `uri` as it was written, and as Nix says it from 2.23 on, if that is another.
+pub(super) fn forms(uri: &str) -> Vec<String> {
+    let mut forms = vec![uri.to_owned(), normalised(uri)];
+    forms.dedup();
+    forms
 }
 
 /// `StoreReference::render(StoreReference::parse(uri))` (`libstore/store-reference.cc`, 2.23): scheme, authority, and sorted

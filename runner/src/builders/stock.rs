@@ -4,7 +4,6 @@
 //! and then carries bytes. It changes nothing that the stock hook says after its accept, but for the machine's name, and it keeps its
 //! last error back until it is known whether the build goes on elsewhere ([`super::speech`]).
 
-use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -22,6 +21,7 @@ use super::slots::Slot;
 use super::speech::{Ending, Listener, Timing, plain};
 use super::ssh::{Connections, Sharing};
 use crate::nix::machines::MachineLine;
+use names::Names;
 
 /// Nix's own build hook, started for one machine.
 pub trait StockHook {
@@ -104,9 +104,7 @@ impl StockHook for Delegate {
                 ));
             }
         };
-        if line.uri != target.machine.uri {
-            running.renamed = Some((line.uri.into_bytes(), target.machine.uri.clone().into_bytes()));
-        }
+        running.names = Names::of(&line.uri, &target.machine.uri);
         running.tell(words);
         let offer = running.answer(Instant::now() + self.deadline, self.deadline, relay);
         if let (Offer::Failed(_), Some(connections)) = (&offer, connections) {
@@ -124,8 +122,7 @@ struct Running {
     stderr: ChildStderr,
     /// What was read and not yet looked at.
     buffer: Vec<u8>,
-    /// The machine's name for the stock hook, and its name for people.
-    renamed: Option<(Vec<u8>, Vec<u8>)>,
+    names: Names,
     connections: Option<Connections>,
     ended: bool,
 }
@@ -144,7 +141,7 @@ impl Running {
         let (feed, words) = mpsc::channel::<Vec<u8>>();
         let write = move || words.into_iter().try_for_each(|bytes| stdin.write_all(&bytes));
         std::thread::Builder::new().name("stock hook's input".to_owned()).spawn(write)?;
-        Ok(Self { child, feed: Some(feed), stderr, buffer: Vec::new(), renamed: None, connections, ended: false })
+        Ok(Self { child, feed: Some(feed), stderr, buffer: Vec::new(), names: Names::default(), connections, ended: false })
     }
 
     fn tell(&self, bytes: Vec<u8>) {
@@ -159,7 +156,7 @@ impl Running {
         let mut complaints = Complaints::default();
         loop {
             let line = match self.line(until) {
-                Ok(Some(line)) => self.as_people_say(line),
+                Ok(Some(line)) => self.names.as_people_say(&line).into_owned(),
                 Ok(None) => return Offer::Failed(complaints.or("Nix's own build hook ended without an answer")),
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                     return Offer::Failed(
@@ -267,37 +264,12 @@ impl Running {
         let heard = std::mem::replace(&mut self.buffer, rest);
         let now = Instant::now();
         for line in heard.split_inclusive(|byte| *byte == b'\n') {
-            let line = self.renamed_in(line);
+            let line = self.names.as_people_say(line);
             if listener.hear(&line, now) {
                 reply.write_all(&line)?;
             }
         }
         reply.flush()
-    }
-
-    fn as_people_say(&self, line: Vec<u8>) -> Vec<u8> {
-        match self.renamed_in(&line) {
-            Cow::Borrowed(_) => line,
-            Cow::Owned(renamed) => renamed,
-        }
-    }
-
-    /// `line` with the machine's name for people.
-    fn renamed_in<'l>(&self, line: &'l [u8]) -> Cow<'l, [u8]> {
-        let Some((from, to)) = &self.renamed else { return Cow::Borrowed(line) };
-        let mut rest = line;
-        let mut renamed = Vec::new();
-        while let Some(at) = rest.windows(from.len()).position(|window| window == from) {
-            let (before, after) = rest.split_at(at);
-            renamed.extend_from_slice(before);
-            renamed.extend_from_slice(to);
-            rest = after.get(from.len()..).unwrap_or_default();
-        }
-        if renamed.is_empty() && rest.len() == line.len() {
-            return Cow::Borrowed(line);
-        }
-        renamed.extend_from_slice(rest);
-        Cow::Owned(renamed)
     }
 }
 
@@ -399,6 +371,8 @@ impl Complaints {
         self.error.take().or_else(|| self.warning.take()).unwrap_or_else(|| otherwise.to_owned())
     }
 }
+
+mod names;
 
 #[cfg(test)]
 mod tests;
