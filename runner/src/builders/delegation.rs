@@ -119,6 +119,9 @@ impl Delegation<'_> {
             First::Slot { machine, slot } => Some((machine, Some(slot), None)),
             First::Queue => None,
         };
+        // When the health of machines was looked at: what has failed by then is known, what fails later is one failure with ours.
+        let age = Duration::from_millis(now_ms().saturating_sub(waiting.since_ms));
+        let mut looked = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
         let mut full = 0;
         let mut lost: Option<String> = None;
         loop {
@@ -126,7 +129,8 @@ impl Delegation<'_> {
                 Some(first) => first,
                 None if journey.open().is_empty() => return self.nowhere(&candidate, &journey, &story, reply),
                 None => {
-                    let (waited, took) = self.wait(&waiting, &journey, ask_again, reply);
+                    let (waited, took, when) = self.wait(&waiting, &journey, ask_again, reply);
+                    looked = when;
                     story.waited += took;
                     match waited {
                         Waited::Turn(machine, slot) => (machine, slot, None),
@@ -159,7 +163,7 @@ impl Delegation<'_> {
                 None => {}
             }
             // A failure tells of the time after this: the machine's own answer must not outdo it.
-            let mut began = Instant::now();
+            let mut began = looked;
             let offer = match build {
                 Some(build) => Offer::Accepted(build),
                 None => self.offer(&line, slot.as_ref(), reply),
@@ -228,7 +232,7 @@ impl Delegation<'_> {
         journey: &Journey,
         ask_again: Option<Duration>,
         reply: &mut dyn Write,
-    ) -> (Waited, Duration) {
+    ) -> (Waited, Duration, Instant) {
         let began = Instant::now();
         let mut looked: Option<(Instant, Vec<Wanted>)> = None;
         let (memory, machines) = (&mut *self.memory, self.machines);
@@ -250,7 +254,7 @@ impl Delegation<'_> {
         };
         let waited = self.queue.wait(waiting, &mut wanted, until, TOLD_AFTER, self.nix, &mut tell);
         told.end(reply);
-        (waited, began.elapsed())
+        (waited, began.elapsed(), looked.map_or(began, |(when, _)| when))
     }
 
     /// No machine is left.
