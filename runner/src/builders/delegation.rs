@@ -120,8 +120,7 @@ impl Delegation<'_> {
             First::Queue => None,
         };
         // When the health of machines was looked at: what has failed by then is known, what fails later is one failure with ours.
-        let age = Duration::from_millis(now_ms().saturating_sub(waiting.since_ms));
-        let mut looked = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
+        let mut looked_ms = waiting.since_ms;
         let mut full = 0;
         let mut lost: Option<String> = None;
         loop {
@@ -130,7 +129,7 @@ impl Delegation<'_> {
                 None if journey.open().is_empty() => return self.nowhere(&candidate, &journey, &story, reply),
                 None => {
                     let (waited, took, when) = self.wait(&waiting, &journey, ask_again, reply);
-                    looked = when;
+                    looked_ms = when;
                     story.waited += took;
                     match waited {
                         Waited::Turn(machine, slot) => (machine, slot, None),
@@ -163,7 +162,7 @@ impl Delegation<'_> {
                 None => {}
             }
             // A failure tells of the time after this: the machine's own answer must not outdo it.
-            let mut began = looked;
+            let mut began_ms = looked_ms;
             let offer = match build {
                 Some(build) => Offer::Accepted(build),
                 None => self.offer(&line, slot.as_ref(), reply),
@@ -173,7 +172,7 @@ impl Delegation<'_> {
                     // The machine is back, if it was out.
                     drop(probe.take());
                     self.memory.rest();
-                    began = Instant::now();
+                    began_ms = now_ms();
                     let Report { ending, code, held, closing, timing } = build.run(inputs, reply);
                     story.timing = timing;
                     if let Some(slot) = &slot {
@@ -208,7 +207,7 @@ impl Delegation<'_> {
                     why
                 }
             };
-            self.memory.failed(&machine, &why, began);
+            self.memory.failed(&machine, &why, began_ms);
             drop(probe.take());
             // Told with the next machine: one line for each move.
             lost = Some(format!("machine {machine} is lost ({why})"));
@@ -232,13 +231,15 @@ impl Delegation<'_> {
         journey: &Journey,
         ask_again: Option<Duration>,
         reply: &mut dyn Write,
-    ) -> (Waited, Duration, Instant) {
+    ) -> (Waited, Duration, u64) {
         let began = Instant::now();
+        let mut looked_ms = now_ms();
         let mut looked: Option<(Instant, Vec<Wanted>)> = None;
         let (memory, machines) = (&mut *self.memory, self.machines);
         let mut wanted = || match &looked {
             Some((when, wanted)) if when.elapsed() < HEALTH_EVERY => wanted.clone(),
             _ => {
+                looked_ms = now_ms();
                 let now = usable(memory, machines, journey.open());
                 memory.rest();
                 looked = Some((Instant::now(), now.clone()));
@@ -254,7 +255,7 @@ impl Delegation<'_> {
         };
         let waited = self.queue.wait(waiting, &mut wanted, until, TOLD_AFTER, self.nix, &mut tell);
         told.end(reply);
-        (waited, began.elapsed(), looked.map_or(began, |(when, _)| when))
+        (waited, began.elapsed(), looked_ms)
     }
 
     /// No machine is left.

@@ -6,6 +6,7 @@
 
 use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -44,12 +45,9 @@ pub fn reserve() {
     }
 }
 
-/// From here on a signal that asks this process to end (SIGTERM, which Nix sends from 2.35 on, SIGINT, SIGHUP) ends it with an answer
-/// to Nix, if one is owed, and with everything it has started. To be called before any thread is started.
-///
-/// The answer is written whether one is owed or not: where none is, Nix reads on to the end of the stream, or drops it as a line of the
-/// build's hook that is no message. One `write` of so few bytes to a pipe is never mixed with another (pipe(7)).
-pub fn answer_when_told_to_end() {
+/// From here on a signal that asks this process to end (SIGTERM, SIGINT, SIGHUP) runs `act` on a thread of its own and then ends the process, with code
+/// 1 and without running anything else. To be called before any thread is started.
+pub fn when_told_to_end(act: impl FnOnce() + Send + 'static) {
     // SAFETY: `sigset_t` is plain data, made valid by `sigemptyset`; the other calls take pointers to it, which live on the stack.
     let signals = unsafe {
         let mut signals = std::mem::zeroed::<libc::sigset_t>();
@@ -64,8 +62,7 @@ pub fn answer_when_told_to_end() {
         let mut signal = 0;
         // SAFETY: two pointers to values on this stack.
         while unsafe { libc::sigwait(&raw const signals, &raw mut signal) } != 0 {}
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), b"# decline-permanently\n");
-        super::stock::end_descendants(std::process::id());
+        let _ = catch_unwind(AssertUnwindSafe(act));
         // SAFETY: ends the process without running anything of ours; what the kernel frees is all there is.
         unsafe { libc::_exit(1) }
     };
@@ -77,7 +74,7 @@ pub fn answer_when_told_to_end() {
 
 /// Lets this thread, or a child, die of the signals again: a process that a session starts has its mask. Async-signal-safe.
 pub fn unblock_signals() {
-    // SAFETY: as in `answer_when_told_to_end`; all three functions are async-signal-safe (signal-safety(7)).
+    // SAFETY: as in `when_told_to_end`; all three functions are async-signal-safe (signal-safety(7)).
     unsafe {
         let mut none = std::mem::zeroed::<libc::sigset_t>();
         libc::sigemptyset(&raw mut none);

@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::asker::{Asker, DEADLINE, PolicyFactory};
+use super::ending::{self, Replies};
 use super::fds;
 use super::policy::PolicyError;
 use super::program::StockProgram;
@@ -51,7 +52,7 @@ impl Setup {
 /// Plays the build hook that Nix started with this verbosity.
 pub fn main(verbosity: u64, setup: impl FnOnce() -> Setup) -> Exit {
     fds::reserve();
-    fds::answer_when_told_to_end();
+    ending::watch();
     let Setup { builders, policy } = catch_unwind(AssertUnwindSafe(setup)).unwrap_or_else(|_| Setup {
         builders: config::Builders::default(),
         policy: Some(Arc::new(|| {
@@ -69,7 +70,7 @@ pub fn main(verbosity: u64, setup: impl FnOnce() -> Setup) -> Exit {
         let nix = std::io::stderr();
         let session = Session {
             input: BufReader::new(std::io::stdin().lock()),
-            reply: std::io::stderr(),
+            reply: Replies,
             nix: nix.as_fd(),
             stock: &mut stock,
             policy: policy.map(|factory| Asker::new(factory, DEADLINE)),

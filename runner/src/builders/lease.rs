@@ -34,7 +34,22 @@ impl Command {
     /// The parent of this process.
     pub fn of_parent() -> Self {
         let pid = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
-        Self { pid, started: started(pid).unwrap_or(0) }
+        Self { pid, started: stat(pid).map_or(0, |(_, started)| started) }
+    }
+
+    /// Has the process ended that `text` names (as this is displayed)? `false` where that cannot be known.
+    pub fn is_gone(text: &str) -> bool {
+        let named = text.split_once('-').and_then(|(pid, start)| Some((pid.parse().ok()?, start.parse::<u64>().ok()?)));
+        match named.map(|(pid, start)| (pid, start, stat(pid))) {
+            None | Some((_, 0, _)) => false,
+            // One that is a zombie is only waited for.
+            Some((_, start, Some((state, now)))) => now != start || matches!(state, 'Z' | 'X'),
+            // It is gone, or other users' processes are not shown here (proc(5), `hidepid`).
+            Some((pid, ..)) => {
+                let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+                pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
+            }
+        }
     }
 }
 
@@ -44,10 +59,11 @@ impl fmt::Display for Command {
     }
 }
 
-/// proc(5): the second field, in parentheses, may hold anything.
-fn started(pid: u32) -> Option<u64> {
+/// State and start of a process. proc(5): the second field, in parentheses, may hold anything.
+fn stat(pid: u32) -> Option<(char, u64)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    Some((fields.next()?.chars().next()?, fields.nth(18)?.parse().ok()?))
 }
 
 /// A machine that a build may go to.
@@ -208,6 +224,9 @@ mod tests {
         let command = Command::of_parent();
         assert!(command.pid > 0);
         assert_eq!(command, Command::of_parent());
-        assert_eq!(started(std::process::id()).is_some(), cfg!(target_os = "linux"));
+        assert!(!Command::is_gone(&command.to_string()));
+        assert_eq!(Command::is_gone(&format!("{}-{}", command.pid, command.started + 1)), command.started != 0);
+        assert!(!Command::is_gone("") && !Command::is_gone("1-0") && !Command::is_gone("another text"));
+        assert_eq!(stat(std::process::id()).is_some(), cfg!(target_os = "linux"));
     }
 }

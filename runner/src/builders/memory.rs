@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::health;
 use super::record::{DecisionRow, Ended, MachineHealth, NewBuild, Past, Record, RecordError, now_ms};
@@ -75,15 +75,14 @@ impl Memory {
         self.with(|record| record.machine_answered(machine, took, now_ms()));
     }
 
-    /// The machine failed in an attempt that began then.
-    pub fn failed(&mut self, machine: &str, why: &str, began: Instant) {
+    /// The machine failed in an attempt that began then, by the clock that its answers are written down by.
+    pub fn failed(&mut self, machine: &str, why: &str, began_ms: u64) {
         let (first, chance, now) = (self.retry_after, rand::random::<f64>(), now_ms());
         let retry = |failures| {
             let out = health::time_out(failures, first, chance);
             now.saturating_add(u64::try_from(out.as_millis()).unwrap_or(u64::MAX))
         };
-        let began = now.saturating_sub(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
-        self.with(|record| record.machine_failed(machine, why, began, now, retry));
+        self.with(|record| record.machine_failed(machine, why, began_ms, now, retry));
     }
 
     /// Copies to the machine reached this speed.
@@ -93,13 +92,16 @@ impl Memory {
 
     /// A build was accepted.
     pub fn began(&mut self, build: &NewBuild<'_>) -> Option<i64> {
-        self.with(|record| record.begin_build(build).map(Some))
+        let id = self.with(|record| record.begin_build(build).map(Some))?;
+        super::ending::taken(&self.directory, id);
+        Some(id)
     }
 
     /// It has ended.
     pub fn ended(&mut self, id: Option<i64>, ended: &Ended<'_>) {
         if let Some(id) = id {
             self.with(|record| record.end_build(id, ended));
+            super::ending::closed();
         }
     }
 
@@ -129,7 +131,7 @@ mod tests {
     fn what_cannot_be_written_is_forgotten() {
         let mut memory = Memory::new(PathBuf::from("/proc/nowhere"), Duration::from_secs(1));
         memory.answered("ssh://m", Duration::ZERO);
-        memory.failed("ssh://m", "x", Instant::now());
+        memory.failed("ssh://m", "x", now_ms());
         assert!(memory.machines().is_empty());
         assert_eq!(memory.postponed("a"), None);
     }
@@ -138,7 +140,7 @@ mod tests {
     fn what_was_written_is_there_after_a_rest() {
         let directory = tempfile::tempdir().unwrap();
         let mut memory = Memory::new(directory.path().to_owned(), Duration::from_secs(10));
-        memory.failed("ssh://m", "x", Instant::now());
+        memory.failed("ssh://m", "x", now_ms());
         memory.rest();
         let machine = memory.machines().remove("ssh://m").unwrap();
         assert_eq!(machine.failures, 1);

@@ -9,7 +9,7 @@
 //! * [`settings`], [`request`]: what Nix says; [`described`]: what the derivation says. [`reply`]: the one answer, as a type that must be used up.
 //! * [`session`]: the conversation. [`place`]: where a candidate goes, among the machines of [`pool`]. [`delegation`]: what follows an
 //!   accept, along a [`journey`]. [`stock`]: Nix's own hook, with [`program`], [`fds`], [`ssh`]; [`speech`]: what its words mean.
-//!   [`hook`]: the process.
+//!   [`hook`]: the process; [`ending`]: what it does when it is asked to end.
 //! * [`load`]: busy slots, from Nix's own lock files. [`slots`] takes them. [`queue`]: who gets one; [`lease`]: who waits and builds.
 //! * [`record`]: what is remembered, through [`memory`]; [`health`]: what follows for a machine.
 //! * [`simulate`]: what would have been, on a recorded or generated trace.
@@ -18,6 +18,7 @@
 pub mod asker;
 pub mod delegation;
 pub mod described;
+pub mod ending;
 pub mod fds;
 pub mod health;
 pub mod hook;

@@ -242,13 +242,13 @@ impl Placing<'_> {
     ) -> Result<First, Option<String>> {
         let line = self.pool.index_of(machine, fitting).and_then(|index| self.pool.machines.get(index)).ok_or(None)?;
         let target = Target { machine: line, slot: slot.as_ref() };
-        let began = Instant::now();
+        let (began, began_ms) = (Instant::now(), now_ms());
         let offer = self.stock.offer(&self.pool.settings, target, case.request, &mut |line| pending.relay(line));
         let build: Box<dyn Build> = match offer {
             Offer::Accepted(build) => build,
             Offer::Full => return Err(None),
             Offer::Failed(why) => {
-                self.memory.failed(machine, &why, began);
+                self.memory.failed(machine, &why, began_ms);
                 return Err(Some(why));
             }
         };

@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::fds;
 use super::program::StockProgram;
 use super::request::{Inputs, Request};
 use super::settings::Settings;
 use super::slots::Slot;
 use super::speech::{Ending, Listener, Timing, plain};
 use super::ssh::{Connections, Sharing};
+use super::{ending, fds};
 use crate::nix::machines::MachineLine;
 use names::Names;
 
@@ -95,6 +95,7 @@ impl StockHook for Delegate {
         // Writing to memory cannot fail.
         let _ = settings.write(&mut words, &line.line_for_stock_hook()).and_then(|()| request.write(&mut words));
         let connections = self.sharing.as_ref().and_then(|sharing| sharing.of(&target.machine.uri));
+        ending::stand_still_if_ending();
         let mut running = match Running::start(self, connections.clone()) {
             Ok(running) => running,
             Err(error) => {
@@ -107,6 +108,7 @@ impl StockHook for Delegate {
         running.names = Names::of(&line.uri, &target.machine.uri);
         running.tell(words);
         let offer = running.answer(Instant::now() + self.deadline, self.deadline, relay);
+        ending::stand_still_if_ending();
         if let (Offer::Failed(_), Some(connections)) = (&offer, connections) {
             connections.retire();
         }
@@ -291,6 +293,7 @@ impl Build for Running {
             // Nobody would learn of the build's end.
             (Ending::NixGone, 1)
         };
+        ending::stand_still_if_ending();
         if let (Ending::Lost(_), Some(connections)) = (&ending, &self.connections) {
             connections.retire();
         }

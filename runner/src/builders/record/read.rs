@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Row, params};
 
+use super::super::lease::Command;
 use super::super::types::PastBuilds;
 use super::rows::{BuildRow, DecisionRow, MachineHealth, Outcome, Past};
 use super::{Record, RecordError};
 
 /// Past builds of one package name that are looked at, newest first: older ones tell of other versions.
 const PAST_BUILDS: i64 = 32;
+/// Why a build was abandoned whose session could not say so.
+const KILLED: &str = "Nix and the build hook were killed";
 
 /// Which rows are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,14 +110,19 @@ fn conditions(selection: Selection<'_>) -> (&'static str, i64, &str) {
 
 fn build(row: &Row<'_>) -> Result<BuildRow, rusqlite::Error> {
     let outcome: Option<String> = row.get(13)?;
+    let outcome = outcome.and_then(|word| Outcome::ALL.into_iter().find(|known| known.as_str() == word));
     let moves: String = row.get(16)?;
+    let command: String = row.get(5)?;
+    // A session that was killed has written nothing more. None of them outlives its Nix.
+    let killed = outcome.is_none() && Command::is_gone(&command);
+    let (outcome, why) = if killed { (Some(Outcome::Abandoned), Some(KILLED.to_owned())) } else { (outcome, None) };
     Ok(BuildRow {
         id: row.get(0)?,
         drv_path: row.get(1)?,
         name: row.get(2)?,
         pname: row.get(3)?,
         system: row.get(4)?,
-        command: row.get(5)?,
+        command,
         machine: row.get(6)?,
         speed_factor: row.get(7)?,
         accepted_ms: time(row, 8)?.unwrap_or_default(),
@@ -122,8 +130,8 @@ fn build(row: &Row<'_>) -> Result<BuildRow, rusqlite::Error> {
         started_ms: time(row, 10)?,
         ended_ms: time(row, 11)?,
         seconds: row.get(12)?,
-        outcome: outcome.and_then(|word| Outcome::ALL.into_iter().find(|known| known.as_str() == word)),
-        detail: row.get(14)?,
+        outcome,
+        detail: row.get::<_, Option<String>>(14)?.or(why),
         input_bytes: time(row, 15)?,
         moves: serde_json::from_str(&moves).unwrap_or_default(),
     })

@@ -153,6 +153,17 @@ impl Record {
         )
     }
 
+    /// Nobody will know how it ended.
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub fn abandon(&self, id: i64, detail: &str, now_ms: u64) -> Result<(), RecordError> {
+        self.execute(
+            "update builds set ended_ms = ?2, outcome = ?3, detail = ?4 where id = ?1 and outcome is null",
+            params![id, signed(now_ms), Outcome::Abandoned.as_str(), detail],
+        )
+    }
+
     /// Remembers an answer and how it came about.
     ///
     /// # Errors
