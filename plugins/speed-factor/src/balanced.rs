@@ -74,9 +74,11 @@ pub fn decide(options: &Options, candidate: &Candidate, machines: &[Machine], lo
     if healthy.is_empty() {
         return nobody_healthy(machines, here_now);
     }
-    let contention = contention(&healthy, local.waiting);
+    let local_factor = options.local_speed_factor.or(local.speed_factor);
+    let candidate = &Candidate { expected_seconds: expected(candidate, local, local_factor), ..candidate.clone() };
+    let fleet = Fleet::of(&healthy, candidate, local);
     let mut estimates: Vec<Estimate<'_>> =
-        healthy.iter().map(|machine| estimate(options, candidate, machine, &healthy, contention)).collect();
+        healthy.iter().map(|machine| estimate(options, candidate, machine, &fleet)).collect();
     let best = estimates.iter().map(Estimate::finish).fold(f64::INFINITY, f64::min);
     let all = estimates.len();
     estimates.retain(|estimate| estimate.run() <= best * SLACK || estimate.finish() <= best * SLACK);
@@ -84,7 +86,7 @@ pub fn decide(options: &Options, candidate: &Candidate, machines: &[Machine], lo
     let any_free = estimates.iter().any(|estimate| free(estimate.machine));
 
     if here_now {
-        if let Some(factor) = options.local_speed_factor.or(local.speed_factor) {
+        if let Some(factor) = local_factor {
             let here = duration(candidate, local.past, factor);
             if here <= best {
                 return Decision::local(format!(
@@ -138,30 +140,42 @@ fn free(machine: &Machine) -> bool {
     machine.load < machine.slots
 }
 
-/// How long it takes until everything that waits has a slot, in seconds.
-fn contention(machines: &[&Machine], waiting: u32) -> f64 {
-    let capacity: f64 = machines.iter().map(|machine| f64::from(machine.slots) * machine.speed_factor).sum();
-    f64::from(waiting) * TYPICAL_SECONDS / capacity.max(f64::MIN_POSITIVE)
+/// How long it should take at factor 1: from the machines, or else from this one.
+fn expected(candidate: &Candidate, local: &LocalMachine, local_factor: Option<f64>) -> Option<f64> {
+    candidate.expected_seconds.or_else(|| Some(local.past?.median_seconds * local_factor?))
 }
 
-fn estimate<'a>(
-    options: &Options,
-    candidate: &Candidate,
-    machine: &'a Machine,
-    all: &[&Machine],
+/// What all estimates have in common.
+struct Fleet<'a> {
+    machines: &'a [&'a Machine],
+    /// How long it takes until everything that waits has a slot, in seconds.
     contention: f64,
-) -> Estimate<'a> {
+    /// Inputs that would be sent to a machine that nothing is known of. As many as to the best of the others: it is worth a try, and then
+    /// it is known.
+    unknown_bytes: u64,
+}
+
+impl<'a> Fleet<'a> {
+    fn of(machines: &'a [&'a Machine], candidate: &Candidate, local: &LocalMachine) -> Self {
+        let capacity: f64 = machines.iter().map(|machine| f64::from(machine.slots) * machine.speed_factor).sum();
+        let contention = f64::from(local.waiting) * TYPICAL_SECONDS / capacity.max(f64::MIN_POSITIVE);
+        let least = machines.iter().filter_map(|machine| machine.missing_bytes).min();
+        Self { machines, contention, unknown_bytes: least.or(candidate.input_bytes).unwrap_or(0) }
+    }
+}
+
+fn estimate<'a>(options: &Options, candidate: &Candidate, machine: &'a Machine, fleet: &Fleet<'_>) -> Estimate<'a> {
     let wait = if free(machine) {
         0.0
     } else {
         let slot = machine.busy_seconds.first().copied();
-        slot.unwrap_or(TYPICAL_SECONDS / 2.0 / machine.speed_factor) + contention
+        slot.unwrap_or(TYPICAL_SECONDS / 2.0 / machine.speed_factor) + fleet.contention
     };
     let rate = machine.bytes_per_second.filter(|rate| *rate > 0.0).unwrap_or(TYPICAL_BYTES_PER_SECOND);
-    let bytes = machine.missing_bytes.or(candidate.input_bytes).unwrap_or(0);
+    let bytes = machine.missing_bytes.unwrap_or(fleet.unknown_bytes);
     let transfer = f64::from(machine.connect_ms.unwrap_or(0)) / 1000.0 + as_float(bytes) / rate;
     let build = duration(candidate, machine.past, machine.speed_factor);
-    let rare = match (is_rare(options, candidate, machine, all), machine.slots.saturating_sub(machine.load)) {
+    let rare = match (is_rare(options, candidate, machine, fleet.machines), machine.slots.saturating_sub(machine.load)) {
         (false, _) => 1.0,
         (true, 0 | 1) => LAST_RARE_SLOT,
         (true, _) => RARE_SLOT,

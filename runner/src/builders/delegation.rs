@@ -8,14 +8,17 @@ use std::io::Write;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use super::described::described;
 use super::health::{Probe, Standing, standing};
 use super::journey::Journey;
 use super::lease::{Activity, Wanted};
 use super::memory::Memory;
+use super::pool::Present;
 use super::queue::{Queue, Waited, Waiting};
 use super::record::{Ended, Move, NewBuild, Outcome, now_ms};
 use super::reply::{self, Level};
 use super::request::{Inputs, Request};
+use super::resources::Hold;
 use super::settings::Settings;
 use super::slots::Slot;
 use super::speech::{Ending, Timing};
@@ -34,12 +37,12 @@ const HEALTH_EVERY: Duration = Duration::from_secs(2);
 
 /// Where an accepted build begins.
 pub enum First {
-    /// On this machine, which has accepted, in this slot (none: Nix's own hook holds it).
+    /// On this machine, which has accepted.
     Connected {
         /// By URI.
         machine: String,
-        /// Held.
-        slot: Option<Slot>,
+        /// Held there.
+        hold: Hold,
         /// The hook, waiting for inputs.
         build: Box<dyn Build>,
     },
@@ -47,8 +50,8 @@ pub enum First {
     Slot {
         /// By URI.
         machine: String,
-        /// Held.
-        slot: Slot,
+        /// Held there.
+        hold: Hold,
     },
     /// Where a slot is free first.
     Queue,
@@ -70,6 +73,8 @@ pub struct Accepted {
     pub ask_again: Option<Duration>,
     /// What to call its machine to Nix.
     pub name: String,
+    /// What it needs.
+    pub present: Present,
 }
 
 /// Asks the policy once more for an accepted build: other machines to wait for, if it names some.
@@ -109,14 +114,16 @@ struct Story {
 impl Delegation<'_> {
     /// Carries it out; the exit code for Nix.
     pub fn run(mut self, accepted: Accepted, inputs: &Inputs, reply: &mut dyn Write) -> u8 {
-        let Accepted { candidate, mut journey, first, mut probe, waiting, mut ask_again, name } = accepted;
+        let Accepted { candidate, mut journey, first, mut probe, waiting, mut ask_again, name, present } = accepted;
         let command = self.queue.command().to_string();
         let new = NewBuild { candidate: &candidate, command: &command, machine: &name, accepted_ms: waiting.since_ms };
         let id = self.memory.began(&new);
+        // Nix was told to build it here, and has asked again.
+        self.memory.not_here(&candidate.drv_path);
         let mut story = Story { id, machine: name, waited: Duration::ZERO, moves: Vec::new(), timing: Timing::default() };
         let mut next = match first {
-            First::Connected { machine, slot, build } => Some((machine, slot, Some(build))),
-            First::Slot { machine, slot } => Some((machine, Some(slot), None)),
+            First::Connected { machine, hold, build } => Some((machine, hold, Some(build))),
+            First::Slot { machine, hold } => Some((machine, hold, None)),
             First::Queue => None,
         };
         // When the health of machines was looked at: what has failed by then is known, what fails later is one failure with ours.
@@ -124,7 +131,7 @@ impl Delegation<'_> {
         let mut full = 0;
         let mut lost: Option<String> = None;
         loop {
-            let (machine, slot, build) = match next.take() {
+            let (machine, hold, build) = match next.take() {
                 Some(first) => first,
                 None if journey.open().is_empty() => return self.nowhere(&candidate, &journey, &story, reply),
                 None => {
@@ -132,7 +139,13 @@ impl Delegation<'_> {
                     looked_ms = when;
                     story.waited += took;
                     match waited {
-                        Waited::Turn(machine, slot) => (machine, slot, None),
+                        Waited::Turn(machine, hold) => (machine, hold, None),
+                        Waited::Unusable(machine, why) => {
+                            journey.refused(&machine);
+                            lost = Some(format!("machine {machine} cannot be used ({why})"));
+                            story.moves.push(Move { machine, why });
+                            continue;
+                        }
                         Waited::NixGone => return self.end(&story, Outcome::Abandoned, Some("Nix is gone"), 1),
                         Waited::TimeOver => {
                             match (self.ask_again)(self.memory) {
@@ -165,7 +178,7 @@ impl Delegation<'_> {
             let mut began_ms = looked_ms;
             let offer = match build {
                 Some(build) => Offer::Accepted(build),
-                None => self.offer(&line, slot.as_ref(), reply),
+                None => self.offer(&line, hold.slot.as_ref(), reply),
             };
             let why = match offer {
                 Offer::Accepted(build) => {
@@ -175,11 +188,14 @@ impl Delegation<'_> {
                     began_ms = now_ms();
                     let Report { ending, code, held, closing, timing } = build.run(inputs, reply);
                     story.timing = timing;
-                    if let Some(slot) = &slot {
+                    if let Some(slot) = &hold.slot {
                         self.slot_files.forget(&line, slot);
                     }
                     match ending {
-                        Ending::Built => return self.end(&story, Outcome::Built, None, 0),
+                        Ending::Built => {
+                            self.brought(&machine, &candidate, &present);
+                            return self.end(&story, Outcome::Built, None, 0);
+                        }
                         Ending::NixGone => return self.end(&story, Outcome::Abandoned, Some("Nix is gone"), 1),
                         Ending::Failed(why) => {
                             write(reply, &held.concat());
@@ -250,12 +266,21 @@ impl Delegation<'_> {
         let until = ask_again.map(|within| began + within);
         let mut tell = |machines: &[Wanted], others: usize| {
             if began.elapsed() >= TOLD_AFTER {
-                told.begin(reply, &waiting.name, machines, others);
+                told.begin(reply, waiting, machines, others);
             }
         };
         let waited = self.queue.wait(waiting, &mut wanted, until, TOLD_AFTER, self.nix, &mut tell);
         told.end(reply);
         (waited, began.elapsed(), looked_ms)
+    }
+
+    /// What a build needed, and what came of it, is on its machine now.
+    fn brought(&mut self, machine: &str, candidate: &Candidate, present: &Present) {
+        let (_, derivation) = described(candidate.clone());
+        let outputs =
+            derivation.iter().flat_map(|derivation| &derivation.outputs).filter_map(|output| output.path.as_deref());
+        let inputs = present.inputs.largest.iter().map(|(path, _)| path.as_str());
+        self.memory.brought(machine, inputs.chain(outputs));
     }
 
     /// No machine is left.
@@ -320,7 +345,7 @@ impl Told {
         u64::from(std::process::id()) << 32
     }
 
-    fn begin(&mut self, reply: &mut dyn Write, name: &str, machines: &[Wanted], others: usize) {
+    fn begin(&mut self, reply: &mut dyn Write, waiting: &Waiting, machines: &[Wanted], others: usize) {
         let names: Vec<&str> = machines.iter().map(|wanted| wanted.machine.as_str()).collect();
         let others = match others {
             0 => String::new(),
@@ -328,7 +353,9 @@ impl Told {
             count => format!(", as do {count} other builds"),
         };
         if self.text.is_none() {
-            let text = format!("{name} waits for a slot on {}{others}", names.join(" or "));
+            let Waiting { name, takes, .. } = waiting;
+            let besides = if takes.is_empty() { String::new() } else { format!(" with {takes}") };
+            let text = format!("{name} waits for a slot{besides} on {}{others}", names.join(" or "));
             write(reply, &reply::activity(Self::id(), &text));
             self.text = Some(text);
         }

@@ -16,10 +16,10 @@ const MAX_HINTS: usize = 32;
 /// Longest hint, in characters.
 const MAX_HINT: usize = 256;
 
-/// `candidate` with what its `.drv` says.
-pub fn described(candidate: Candidate) -> Candidate {
+/// `candidate` with what its `.drv` says, and that.
+pub fn described(candidate: Candidate) -> (Candidate, Option<Derivation>) {
     let derivation = Derivation::read(Path::new(&candidate.drv_path)).ok();
-    with(candidate, derivation.as_ref())
+    (with(candidate, derivation.as_ref()), derivation)
 }
 
 /// `candidate` with what `derivation` says; without one, what its name says.
@@ -145,7 +145,7 @@ mod tests {
     fn without_a_file_the_name_says_what_it_can() {
         let there_is_none =
             Candidate { name: "a-1".to_owned(), drv_path: "/nowhere/a-1.drv".to_owned(), ..Candidate::default() };
-        let told = described(there_is_none);
+        let (told, _) = described(there_is_none);
         assert_eq!((told.pname.as_str(), told.version.as_str()), ("a", "1"));
     }
 

@@ -1,25 +1,20 @@
-//! Who waits and who builds right now: one small file for each session that has accepted a build, locked for as long as the session
-//! lives.
+//! Who waits and who builds right now: one small file for each session that has accepted a build, which counts for as long as the session
+//! lives ([`super::held`]).
 //!
-//! The lock (`flock`) is what counts. The kernel drops it with the process, however that ends, so a dead session frees its place; its
-//! file is swept away by whoever sees it next. A file is locked before it has its name, so nobody sees an unlocked one of the living.
 //! Sessions write; `hookrun builders list` and the policy's busy times read ([`live`]).
 
+use std::ffi::OsString;
 use std::fmt;
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fd::OwnedFd;
-use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
+
+use super::held::{self, Held};
+use crate::config::Amounts;
 
 /// The directory, below [`Dirs::builders`](crate::dirs::Dirs::builders).
 const SESSIONS: &str = "sessions";
-/// What a finished file's name ends in.
-const SUFFIX: &str = ".json";
-/// Largest file that is read; a waiting session names each machine that it waits for.
-const MAX_SIZE: u64 = 1 << 20;
 
 /// The Nix process that asked: what builds are shared out between. Its start makes it unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -102,29 +97,11 @@ pub struct Live {
     pub expected_seconds: Option<f64>,
     /// Since when it waits, or builds; milliseconds since 1970.
     pub since_ms: u64,
+    /// What it takes besides a slot.
+    #[serde(default)]
+    pub takes: Amounts,
     /// What it does.
     pub activity: Activity,
-}
-
-/// This session's file. Dropping it takes it away.
-#[derive(Debug)]
-pub struct Lease {
-    /// Held locked.
-    _file: OwnedFd,
-    path: PathBuf,
-}
-
-impl Lease {
-    /// Its name, which no other one has.
-    pub fn name(&self) -> &std::ffi::OsStr {
-        self.path.file_name().unwrap_or_default()
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let _gone = std::fs::remove_file(&self.path);
-    }
 }
 
 /// The files of the sessions below `builders`, the directory of what is known about machines.
@@ -132,30 +109,12 @@ pub fn directory(builders: &Path) -> PathBuf {
     builders.join(SESSIONS)
 }
 
-/// Lets the others know, for as long as the lease is kept.
+/// Lets the others know, for as long as what is returned is kept.
 ///
 /// # Errors
 /// The directory cannot be written.
-pub fn announce(directory: &Path, live: &Live) -> io::Result<Lease> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let name = format!("{}-{}-{number}", std::process::id(), live.since_ms);
-    let hidden = directory.join(format!(".{name}"));
-    let path = directory.join(name + SUFFIX);
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = rustix::fs::open(&hidden, flags, Mode::from_raw_mode(0o644))?;
-    let publish = || -> io::Result<()> {
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        let text = serde_json::to_vec(live).map_err(io::Error::other)?;
-        std::fs::File::from(file.try_clone()?).write_all(&text)?;
-        std::fs::rename(&hidden, &path)
-    };
-    publish().inspect_err(|_| {
-        let _gone = std::fs::remove_file(&hidden);
-    })?;
-    Ok(Lease { _file: file, path })
+pub fn announce(directory: &Path, live: &Live) -> io::Result<Held> {
+    Held::make(directory, live)
 }
 
 /// All living sessions. What the dead left is swept away where this user may.
@@ -164,23 +123,8 @@ pub fn live(directory: &Path) -> Vec<Live> {
 }
 
 /// The same, each with the name of its file.
-pub(super) fn named(directory: &Path) -> Vec<(std::ffi::OsString, Live)> {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let finished = |entry: &std::fs::DirEntry| entry.file_name().as_encoded_bytes().ends_with(SUFFIX.as_bytes());
-    entries.filter(finished).filter_map(|entry| Some((entry.file_name(), read(&entry.path())?))).collect()
-}
-
-fn read(path: &Path) -> Option<Live> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = rustix::fs::open(path, flags, Mode::empty()).ok()?;
-    // A shared lock: two that look at once do not take each other for the owner.
-    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
-        let _gone = std::fs::remove_file(path);
-        return None;
-    }
-    let mut text = Vec::new();
-    std::fs::File::from(file).take(MAX_SIZE).read_to_end(&mut text).ok()?;
-    serde_json::from_slice(&text).ok()
+pub(super) fn named(directory: &Path) -> Vec<(OsString, Live)> {
+    held::living(directory)
 }
 
 #[cfg(test)]
@@ -196,27 +140,26 @@ mod tests {
             depth: Some(3),
             expected_seconds: None,
             since_ms: 1,
+            takes: Amounts::default(),
             activity: Activity::Waiting(vec![Wanted { machine: "ssh://m".to_owned(), slots: 2 }]),
         }
     }
 
     #[test]
-    fn the_living_are_seen_and_the_dead_swept() {
+    fn the_living_are_seen() {
         let directory = tempfile::tempdir().unwrap();
         let sessions = super::directory(directory.path());
         assert!(live(&sessions).is_empty());
-        let (one, two) = (announce(&sessions, &session("one")).unwrap(), announce(&sessions, &session("two")).unwrap());
+        let (_one, two) = (announce(&sessions, &session("one")).unwrap(), announce(&sessions, &session("two")).unwrap());
         let mut names: Vec<String> = live(&sessions).into_iter().map(|live| live.name).collect();
         names.sort();
         assert_eq!(names, ["one", "two"]);
         drop(two);
         assert_eq!(live(&sessions), [session("one")]);
-        // As if its process had been killed: the lock goes, the file stays.
-        let left = sessions.join("left.json");
-        std::fs::copy(&one.path, &left).unwrap();
-        std::fs::write(sessions.join("not-ours"), "x").unwrap();
-        assert_eq!(live(&sessions).len(), 1);
-        assert!(!left.exists() && sessions.join("not-ours").exists());
+        // As an earlier release wrote it.
+        let mut earlier = serde_json::to_value(session("earlier")).unwrap();
+        earlier.as_object_mut().unwrap().remove("takes");
+        assert_eq!(serde_json::from_value::<Live>(earlier).unwrap(), session("earlier"));
     }
 
     #[test]

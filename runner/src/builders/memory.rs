@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::health;
-use super::record::{DecisionRow, Ended, MachineHealth, NewBuild, Past, Record, RecordError, now_ms};
+use super::record::{DecisionRow, Ended, LocalBuild, MachineHealth, NewBuild, Past, Record, RecordError, now_ms};
+use super::types::{Candidate, PastBuilds};
 
 /// What this session remembers and adds.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub struct Memory {
     state: State,
     /// Answers that Nix has, or is about to have, and that are not written yet.
     unsaved: Vec<DecisionRow>,
+    /// Builds left to this machine by these answers.
+    unsaved_local: Vec<(Candidate, LocalBuild)>,
 }
 
 #[derive(Debug)]
@@ -33,7 +36,7 @@ enum State {
 impl Memory {
     /// What is in `directory`.
     pub fn new(directory: PathBuf, retry_after: Duration) -> Self {
-        Self { directory, retry_after, state: State::Closed, unsaved: Vec::new() }
+        Self { directory, retry_after, state: State::Closed, unsaved: Vec::new(), unsaved_local: Vec::new() }
     }
 
     /// Where it is.
@@ -115,6 +118,44 @@ impl Memory {
         for decision in std::mem::take(&mut self.unsaved) {
             self.with(|record| record.decided(&decision));
         }
+        for (candidate, build) in std::mem::take(&mut self.unsaved_local) {
+            self.with(|record| record.begin_local(&candidate, &build));
+        }
+    }
+
+    /// How long builds of this package took on this machine.
+    pub fn past_local(&mut self, pname: &str, system: &str) -> Option<PastBuilds> {
+        self.with(|record| record.past_local(pname, system))
+    }
+
+    /// Nix is told to build `candidate` here; to be written by [`Memory::save`].
+    pub fn left_here(&mut self, candidate: Candidate, build: LocalBuild) {
+        self.unsaved_local.push((candidate, build));
+    }
+
+    /// Builds left to this machine that are not known to have ended.
+    pub fn open_local(&mut self) -> Vec<LocalBuild> {
+        self.with(|record| record.open_local(now_ms()))
+    }
+
+    /// One of them has ended well, and took so long where that is known.
+    pub fn ended_here(&mut self, drv_path: &str, ended_ms: u64, seconds: Option<f64>) {
+        self.with(|record| record.end_local(drv_path, ended_ms, seconds));
+    }
+
+    /// It goes to a machine after all.
+    pub fn not_here(&mut self, drv_path: &str) {
+        self.with(|record| record.not_local(drv_path));
+    }
+
+    /// `paths` are on `machine` now.
+    pub fn brought<'p>(&mut self, machine: &str, paths: impl IntoIterator<Item = &'p str>) {
+        self.with(|record| record.brought(machine, paths, now_ms()));
+    }
+
+    /// How many bytes of `paths` are on each machine that something is known of, by URI.
+    pub fn bytes_present(&mut self, paths: &[(String, u64)]) -> BTreeMap<String, u64> {
+        self.with(|record| record.bytes_present(paths, now_ms()))
     }
 
     /// Since when, in milliseconds since 1970, is the derivation postponed? Now is once more.

@@ -10,7 +10,9 @@
 //! * [`session`]: the conversation. [`place`]: where a candidate goes, among the machines of [`pool`]. [`delegation`]: what follows an
 //!   accept, along a [`journey`]. [`stock`]: Nix's own hook, with [`program`], [`fds`], [`ssh`]; [`speech`]: what its words mean.
 //!   [`hook`]: the process; [`ending`]: what it does when it is asked to end.
-//! * [`load`]: busy slots, from Nix's own lock files. [`slots`] takes them. [`queue`]: who gets one; [`lease`]: who waits and builds.
+//! * [`load`]: busy slots, from Nix's own lock files. [`slots`] takes them. [`resources`]: what builds take besides. [`queue`]: who gets one;
+//!   [`lease`]: who waits and builds; [`held`]: files that count while their process lives.
+//! * [`local`]: builds that are left to this machine.
 //! * [`record`]: what is remembered, through [`memory`]; [`health`]: what follows for a machine.
 //! * [`simulate`]: what would have been, on a recorded or generated trace.
 //! * [`probe`]: can a machine really build for us?
@@ -21,10 +23,12 @@ pub mod described;
 pub mod ending;
 pub mod fds;
 pub mod health;
+pub mod held;
 pub mod hook;
 pub mod journey;
 pub mod lease;
 pub mod load;
+pub mod local;
 pub mod memory;
 pub mod place;
 pub mod policy;
@@ -36,6 +40,7 @@ pub mod record;
 pub mod render;
 pub mod reply;
 pub mod request;
+pub mod resources;
 pub mod session;
 pub mod settings;
 pub mod simulate;

@@ -15,24 +15,29 @@ use super::described::described;
 use super::health::Standing;
 use super::journey::Journey;
 use super::lease::Wanted;
+use super::local;
 use super::memory::Memory;
 use super::policy::StockRule;
-use super::pool::{Decided, Pool, Standings, decision_row};
+use super::pool::{Decided, Offered, Pool, Present, Standings, decision_row};
 use super::queue::{Queue, Turn, Waiting};
 use super::record::{DecisionRow, now_ms};
 use super::reply::{Level, Pending};
 use super::request::Request;
-use super::slots::Slot;
+use super::resources::Hold;
 use super::stock::{Build, Offer, StockHook, Target};
 use super::types::{Action, Candidate, Decision, LocalMachine, Machine};
 use crate::config;
 use crate::event::NixDirs;
-use crate::nix::database::Database;
+use crate::nix::database::{Database, Inputs};
 
 /// Machines that a line about a build names.
 const SHOWN: usize = 5;
 /// A derivation that a policy has postponed for so long waits in the queue instead, or is built here.
 const LONGEST_POSTPONED: Duration = Duration::from_mins(10);
+/// Paths looked at to find what a build needs; most closures have some hundreds. Takes some milliseconds.
+const MOST_INPUTS: usize = 5000;
+/// Of these the largest are looked for on machines: nearly all bytes are in a few.
+const LARGEST_INPUTS: usize = 64;
 /// Derivations looked at to find what waits behind one. Takes some milliseconds; Nix stands still meanwhile.
 const MOST_DEPENDENTS: usize = 2000;
 
@@ -73,6 +78,9 @@ struct Case<'r> {
     local: LocalMachine,
     waiting: Waiting,
     standings: Standings,
+    present: Present,
+    /// The file that Nix holds locked while it builds it.
+    lock: Option<String>,
     /// Machines that were tried in vain, with the reason.
     skipped: BTreeMap<String, String>,
 }
@@ -104,33 +112,35 @@ impl Placing<'_> {
                     decided_by: "Nix's rule".to_owned(),
                     decision: Decision::new(Action::Decline, "no machine can take it"),
                 };
-                self.remember(&case, &none, &[], &[], None, "decline");
+                self.remember(&case, &none, None, &[], None, "decline");
                 return Placed::Decline;
             }
             let past = self.memory.past(&case.candidate.pname, &case.candidate.system);
-            let offered = self.pool.offered(&fitting, &case.standings, &past, self.memory.directory());
-            if offered.iter().all(|machine| !machine.healthy) && case.local.able {
+            let builders = self.memory.directory();
+            let offered = self.pool.offered(&case.candidate, &fitting, &case.standings, &past, &case.present, builders);
+            if offered.machines.iter().all(|machine| !machine.healthy) && case.local.able {
                 return self.all_out(&case, &offered, pending);
             }
-            let (mut decided, tell) = self.pool.decide(&case.candidate, &offered, &case.local, self.policy.as_deref_mut());
+            let policy = self.policy.as_deref_mut();
+            let (mut decided, tell) = self.pool.decide(&case.candidate, &offered.machines, &case.local, policy);
             if let Some(text) = tell {
                 pending.message(Level::Warn, &text);
             }
             let by_policy = decided.decided_by == "policy";
-            self.not_for_ever(&mut decided, &case, &offered);
+            self.not_for_ever(&mut decided, &case, &offered.machines);
             let name = &case.candidate.name;
             let Decision { action, reason, ask_again_ms } = decided.decision.clone();
             let uris = match action {
                 Action::Machines(uris) => Self::usable_first(&case, uris),
-                Action::Postpone if !by_policy && !case.local.able => self.all_ranked(&case, &offered),
+                Action::Postpone if !by_policy && !case.local.able => self.all_ranked(&case, &offered.machines),
                 Action::Local | Action::Decline => {
                     pending.message(Level::Talkative, &format!("{name} is left to this machine: {reason}"));
-                    self.remember(&case, &decided, &offered, &[], None, "decline");
+                    self.remember(&case, &decided, Some(&offered), &[], None, "decline");
                     return Placed::Decline;
                 }
                 Action::Postpone => {
                     pending.message(Level::Talkative, &format!("{name} waits: {reason}"));
-                    self.remember(&case, &decided, &offered, &[], None, "postpone");
+                    self.remember(&case, &decided, Some(&offered), &[], None, "postpone");
                     return Placed::Postpone;
                 }
             };
@@ -147,7 +157,7 @@ impl Placing<'_> {
                         Action::Postpone => ("postpone: every slot is taken", Placed::Postpone),
                         _ => ("decline: every slot is taken, and this machine is free", Placed::Decline),
                     };
-                    self.remember(&case, &decided, &offered, &uris, None, answer);
+                    self.remember(&case, &decided, Some(&offered), &uris, None, answer);
                     return placed;
                 }
             };
@@ -156,39 +166,63 @@ impl Placing<'_> {
                 First::Slot { machine, .. } => (Some(machine.clone()), "accept, before connecting".to_owned()),
                 First::Queue => (None, "accept: it waits for a slot".to_owned()),
             };
-            self.remember(&case, &decided, &offered, &uris, taken.as_deref(), &answer);
+            self.remember(&case, &decided, Some(&offered), &uris, taken.as_deref(), &answer);
             let name = taken.unwrap_or_else(|| match journey.open() {
                 [only] => only.clone(),
                 several => format!("the first free of {}", several.join(", ")),
             });
-            let Case { candidate, waiting, mut standings, .. } = case;
+            let Case { candidate, waiting, mut standings, present, .. } = case;
             let probe = standings.take_probe(&name);
             let ask_again = ask_again_ms.map(Duration::from_millis);
-            return Placed::Accepted(Box::new(Accepted { candidate, journey, first, probe, waiting, ask_again, name }));
+            return Placed::Accepted(Box::new(Accepted {
+                candidate,
+                journey,
+                first,
+                probe,
+                waiting,
+                ask_again,
+                name,
+                present,
+            }));
         }
     }
 
     fn case<'r>(&mut self, request: &'r Request) -> Case<'r> {
-        let mut candidate = described(request.candidate());
+        let (mut candidate, derivation) = described(request.candidate());
         let past = self.memory.past(&candidate.pname, &candidate.system);
         candidate.expected_seconds = past.expected_seconds;
         let database = Database::open(self.nix_dirs).ok();
-        let depth = database.and_then(|database| database.dependents_depth(&candidate.drv_path, MOST_DEPENDENTS).ok());
+        let drv_path = candidate.drv_path.as_str();
+        let depth = database.as_ref().and_then(|database| database.dependents_depth(drv_path, MOST_DEPENDENTS).ok());
+        let inputs = database.and_then(|database| database.inputs(drv_path, MOST_INPUTS, LARGEST_INPUTS).ok().flatten());
         candidate.dependents_depth = depth;
+        candidate.input_bytes = inputs.as_ref().map(|inputs| inputs.bytes);
+        let command = self.queue.command().to_string();
         let mut local =
             self.pool.settings.local_machine(&candidate.system, &candidate.required_features, request.am_willing());
         local.waiting = u32::try_from(self.queue.waiting()).unwrap_or(u32::MAX);
+        local.past = self.memory.past_local(&candidate.pname, &candidate.system);
+        // Nix asks for all builds that are ready before it starts the first of those that it is to do itself, and says of each that it has
+        // a slot.
+        if local.able && local.willing {
+            local.willing = local::running(self.memory, &command, &candidate.drv_path) < local.slots;
+        }
         let waiting = Waiting {
             drv_path: candidate.drv_path.clone(),
             name: candidate.name.clone(),
             depth,
             expected_seconds: candidate.expected_seconds,
             since_ms: now_ms(),
+            takes: self.queue.limits().takes(&candidate.required_features),
         };
         let fitting = self.pool.fitting(&candidate);
         let lines = fitting.iter().filter_map(|index| self.pool.machines.get(*index));
         let standings = Standings::of(lines, self.memory);
-        Case { request, candidate, local, waiting, standings, skipped: BTreeMap::new() }
+        // A machine that fetches what it needs from elsewhere misses nothing that we would have to send.
+        let inputs = inputs.filter(|_| !self.pool.settings.builders_use_substitutes()).unwrap_or_default();
+        let present = Present::of(inputs, self.memory);
+        let lock = derivation.as_ref().and_then(local::lock_of);
+        Case { request, candidate, local, waiting, standings, present, lock, skipped: BTreeMap::new() }
     }
 
     /// Goes through the machines until one has it.
@@ -208,16 +242,18 @@ impl Placing<'_> {
             if wanted.is_empty() {
                 return if failed && full.is_empty() { Gone::Failed } else { Gone::Full };
             }
-            let (machine, slot) = match self.queue.turn(&case.waiting, &wanted, None) {
+            let (machine, connected) = match self.queue.turn(&case.waiting, &wanted, None) {
                 Turn::Wait { .. } => return Gone::Full,
-                Turn::Slot(machine, slot) => (machine, Some(slot)),
-                Turn::Unheld(machine) => (machine, None),
+                Turn::Yours(machine, hold) if hold.slot.is_some() && self.early(case, &machine, journey) => {
+                    return Gone::To(First::Slot { machine, hold });
+                }
+                Turn::Yours(machine, hold) => {
+                    let connected = self.connect(case, &machine, hold, fitting, pending);
+                    (machine, connected)
+                }
+                Turn::Unusable(machine, why) => (machine, Err(Some(why))),
             };
-            let slot = match slot {
-                Some(slot) if self.early(case, &machine, journey) => return Gone::To(First::Slot { machine, slot }),
-                other => other,
-            };
-            match self.connect(case, &machine, slot, fitting, pending) {
+            match connected {
                 Ok(first) => return Gone::To(first),
                 Err(None) => full.push(machine),
                 Err(Some(why)) => {
@@ -236,12 +272,12 @@ impl Placing<'_> {
         &mut self,
         case: &Case<'_>,
         machine: &str,
-        slot: Option<Slot>,
+        hold: Hold,
         fitting: &[usize],
         pending: &mut Pending<'_, W>,
     ) -> Result<First, Option<String>> {
         let line = self.pool.index_of(machine, fitting).and_then(|index| self.pool.machines.get(index)).ok_or(None)?;
-        let target = Target { machine: line, slot: slot.as_ref() };
+        let target = Target { machine: line, slot: hold.slot.as_ref() };
         let (began, began_ms) = (Instant::now(), now_ms());
         let offer = self.stock.offer(&self.pool.settings, target, case.request, &mut |line| pending.relay(line));
         let build: Box<dyn Build> = match offer {
@@ -253,7 +289,7 @@ impl Placing<'_> {
             }
         };
         self.memory.answered(machine, began.elapsed());
-        Ok(First::Connected { machine: machine.to_owned(), slot, build })
+        Ok(First::Connected { machine: machine.to_owned(), hold, build })
     }
 
     /// The first machines of an answer, for a line.
@@ -305,14 +341,15 @@ impl Placing<'_> {
     }
 
     /// No machine may be used now, and this one can build: it does.
-    fn all_out<W: Write>(&mut self, case: &Case<'_>, offered: &[Machine], pending: &mut Pending<'_, W>) -> Placed {
-        let soonest = case.standings.soonest_seconds(offered.iter().map(|machine| machine.uri.as_str())).unwrap_or(0);
+    fn all_out<W: Write>(&mut self, case: &Case<'_>, offered: &Offered, pending: &mut Pending<'_, W>) -> Placed {
+        let soonest =
+            case.standings.soonest_seconds(offered.machines.iter().map(|machine| machine.uri.as_str())).unwrap_or(0);
         let reason =
             format!("all machines that fit have failed lately, the first is tried again in {soonest} s; built here");
         pending.message(Level::Talkative, &format!("{}: {reason}", case.candidate.name));
         let decided =
             Decided { decided_by: "health of machines".to_owned(), decision: Decision::new(Action::Local, reason) };
-        self.remember(case, &decided, offered, &[], None, "decline");
+        self.remember(case, &decided, Some(offered), &[], None, "decline");
         Placed::Decline
     }
 
@@ -320,13 +357,16 @@ impl Placing<'_> {
         &mut self,
         case: &Case<'_>,
         decided: &Decided,
-        offered: &[Machine],
+        offered: Option<&Offered>,
         ranked: &[String],
         taken: Option<&str>,
         answer: &str,
     ) {
         let command = self.queue.command().to_string();
         let machines = self.pool.verdicts(&case.candidate, offered, &case.standings, ranked, taken, &case.skipped);
+        if answer.starts_with("decline") && case.local.able {
+            local::left(self.memory, &case.candidate, command.clone(), case.lock.clone(), case.local.willing);
+        }
         let row = decision_row(&case.candidate, command, decided, case.local.willing);
         self.memory.decided(DecisionRow { answer: answer.to_owned(), machines, ..row });
     }
@@ -349,6 +389,7 @@ pub fn ask_again(
     pool: &mut Pool,
     policy: &mut Asker,
     candidate: &Candidate,
+    inputs: &Inputs,
     memory: &mut Memory,
     builders: &Path,
 ) -> Option<(Vec<String>, Option<Duration>)> {
@@ -356,10 +397,11 @@ pub fn ask_again(
     let lines = fitting.iter().filter_map(|index| pool.machines.get(*index));
     let standings = Standings::of(lines, memory);
     let past = memory.past(&candidate.pname, &candidate.system);
-    let offered = pool.offered(&fitting, &standings, &past, builders);
+    let present = Present::of(inputs.clone(), memory);
+    let offered = pool.offered(candidate, &fitting, &standings, &past, &present, builders);
     // It is too late for this machine.
     let local = LocalMachine::default();
-    let decision = policy.ask(candidate, &offered, &local);
+    let decision = policy.ask(candidate, &offered.machines, &local);
     policy.rest();
     match decision.ok()? {
         Decision { action: Action::Machines(uris), ask_again_ms, .. } => {

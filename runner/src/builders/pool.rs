@@ -10,8 +10,11 @@ use super::load::SlotFiles;
 use super::memory::Memory;
 use super::policy::{PolicyError, StockRule};
 use super::record::{DecisionRow, MachineHealth, Past, Verdict, now_ms};
+use super::resources::{Account, Left};
 use super::settings::Settings;
 use super::types::{Candidate, Decision, LocalMachine, Machine};
+use crate::config::Resources;
+use crate::nix::database::Inputs;
 use crate::nix::machines::MachineLine;
 
 /// What the settings say, worked out once.
@@ -26,6 +29,39 @@ pub struct Pool {
     pub failed: BTreeSet<usize>,
     /// The policy's failure has been told.
     pub told: bool,
+    /// What builds take besides a slot.
+    pub limits: Resources,
+}
+
+/// What a build needs, and what of it is on which machine.
+#[derive(Debug, Clone, Default)]
+pub struct Present {
+    /// What it needs.
+    pub inputs: Inputs,
+    /// Bytes of the largest of that, by store URI; none of machines that nothing is known of.
+    on: BTreeMap<String, u64>,
+}
+
+impl Present {
+    /// Of `inputs`, as far as it is remembered.
+    pub fn of(inputs: Inputs, memory: &mut Memory) -> Self {
+        let on = if inputs.largest.is_empty() { BTreeMap::new() } else { memory.bytes_present(&inputs.largest) };
+        Self { inputs, on }
+    }
+
+    /// What is not on this machine, in bytes. Small inputs are taken to be where the large ones are.
+    fn missing(&self, uri: &str) -> Option<u64> {
+        let largest: u64 = self.inputs.largest.iter().map(|(_, size)| size).sum();
+        self.on.get(uri).map(|present| largest.saturating_sub(*present))
+    }
+}
+
+/// Machines as a policy sees them.
+pub struct Offered {
+    /// In the order of the setting `builders`.
+    pub machines: Vec<Machine>,
+    /// Those that have a slot free and not what else the build takes: offered as full. With the slots that are busy.
+    short: HashMap<String, (Left, u32)>,
 }
 
 /// How machines stand for one candidate.
@@ -110,8 +146,11 @@ pub struct Decided {
 impl Pool {
     /// Indexes of the machines that can take the candidate and have not failed.
     pub fn fitting(&self, candidate: &Candidate) -> Vec<usize> {
+        let takes = self.limits.takes(&candidate.required_features);
         let fits = |(index, machine): &(usize, &MachineLine)| {
-            !self.failed.contains(index) && machine.fits(&candidate.system, &candidate.required_features)
+            !self.failed.contains(index)
+                && machine.fits(&candidate.system, &candidate.required_features)
+                && self.limits.never(&machine.uri, &takes).is_none()
         };
         self.machines.iter().enumerate().filter(fits).map(|(index, _)| index).collect()
     }
@@ -125,6 +164,7 @@ impl Pool {
             slot_files: self.slot_files.clone(),
             failed: self.failed.clone(),
             told: true,
+            limits: self.limits.clone(),
         }
     }
 
@@ -144,12 +184,30 @@ impl Pool {
     }
 
     /// Those machines with their load, as a policy sees them.
-    pub fn offered(&self, fitting: &[usize], standings: &Standings, past: &Past, builders: &Path) -> Vec<Machine> {
+    pub fn offered(
+        &self,
+        candidate: &Candidate,
+        fitting: &[usize],
+        standings: &Standings,
+        past: &Past,
+        present: &Present,
+        builders: &Path,
+    ) -> Offered {
+        let takes = self.limits.takes(&candidate.required_features);
+        let account = Account::now(&self.limits, builders);
+        let mut short = HashMap::new();
         let lines: Vec<&MachineLine> = fitting.iter().filter_map(|index| self.machines.get(*index)).collect();
         let loads = self.slot_files.loads(lines.iter().map(|line| (line.uri.as_str(), line.max_jobs)));
         let mut busy = busy_seconds(builders);
         let machine = |(line, load): (&MachineLine, u32)| {
             let health = standings.health.get(&line.uri);
+            let load = match account.short(&line.uri, &takes) {
+                Some(left) if load < line.max_jobs => {
+                    short.insert(line.uri.clone(), (left, load));
+                    line.max_jobs
+                }
+                _ => load,
+            };
             Machine {
                 uri: line.uri.clone(),
                 slots: line.max_jobs,
@@ -161,11 +219,13 @@ impl Pool {
                 connect_ms: health.and_then(|health| health.connect_ms),
                 past: past.machines.get(&line.uri).copied(),
                 busy_seconds: busy.remove(&line.uri).unwrap_or_default(),
+                missing_bytes: present.missing(&line.uri),
                 bytes_per_second: health.and_then(|health| health.bytes_per_second),
                 ..Machine::default()
             }
         };
-        lines.into_iter().zip(loads).map(machine).collect()
+        let machines = lines.into_iter().zip(loads).map(machine).collect();
+        Offered { machines, short }
     }
 
     /// Asks the policy, or Nix's own rule in its place, which sees only usable machines. The second value is what to tell about a
@@ -207,25 +267,30 @@ impl Pool {
     pub fn verdicts(
         &self,
         candidate: &Candidate,
-        offered: &[Machine],
+        offered: Option<&Offered>,
         standings: &Standings,
         ranked: &[String],
         taken: Option<&str>,
         skipped: &BTreeMap<String, String>,
     ) -> Vec<Verdict> {
         // There may be thousands.
-        let offered: HashMap<&str, &Machine> = offered.iter().rev().map(|machine| (machine.uri.as_str(), machine)).collect();
+        let machines = offered.into_iter().flat_map(|offered| &offered.machines).rev();
+        let seen: HashMap<&str, &Machine> = machines.map(|machine| (machine.uri.as_str(), machine)).collect();
+        let short = |line: &MachineLine| offered.and_then(|offered| offered.short.get(&line.uri));
+        let takes = self.limits.takes(&candidate.required_features);
         let places: HashMap<&str, usize> =
             ranked.iter().enumerate().rev().map(|(place, uri)| (uri.as_str(), place)).collect();
         let verdict = |line: &MachineLine| {
-            let seen = offered.get(line.uri.as_str()).copied();
+            let seen = seen.get(line.uri.as_str()).copied();
             let place = places.get(line.uri.as_str()).copied();
             let is_taken = taken == Some(line.uri.as_str());
             let reason = match (seen, place) {
                 _ if !line.fits(&candidate.system, &candidate.required_features) => misfit(line, candidate),
+                _ if let Some(why) = self.limits.never(&line.uri, &takes) => why,
                 _ if skipped.contains_key(&line.uri) => skipped.get(&line.uri).cloned().unwrap_or_default(),
                 _ if is_taken => "taken".to_owned(),
                 _ if !standings.is_usable(&line.uri) => standings.why_not(&line.uri),
+                _ if let Some((left, _)) = short(line) => left.why(),
                 (Some(machine), Some(_)) if !machine.has_free_slot() => "full".to_owned(),
                 (_, Some(_)) => "another was better or had its slot first".to_owned(),
                 (Some(machine), None) if !machine.has_free_slot() => "full, and not chosen".to_owned(),
@@ -234,8 +299,9 @@ impl Pool {
             Verdict {
                 machine: line.uri.clone(),
                 slots: line.max_jobs,
-                load: seen.map_or(0, |machine| machine.load),
+                load: short(line).map_or_else(|| seen.map_or(0, |machine| machine.load), |(_, load)| *load),
                 speed_factor: line.speed_factor,
+                missing_bytes: seen.and_then(|machine| machine.missing_bytes),
                 rank: place.and_then(|place| u32::try_from(place + 1).ok()),
                 taken: is_taken,
                 reason,

@@ -14,6 +14,7 @@ use super::asker::Asker;
 use super::delegation::Delegation;
 use super::lease::Command;
 use super::load::SlotFiles;
+use super::local;
 use super::memory::Memory;
 use super::place::{Placed, Placing};
 use super::pool::Pool;
@@ -74,9 +75,10 @@ impl<R: Read, W: Write> Session<'_, R, W> {
         pending.withdraw();
         let state = settings.state_dir_of_store().unwrap_or_else(|| self.nix_dirs.state.clone());
         let slot_files = SlotFiles::below(&state);
-        let queue = Queue::new(&self.builders, slot_files.clone(), Command::of_parent());
+        let limits = self.options.resources.clone();
+        let queue = Queue::new(&self.builders, slot_files.clone(), Command::of_parent(), limits.clone());
         let mut memory = Memory::new(self.builders.clone(), self.options.retry_after);
-        let mut pool = Pool { settings, machines: found.machines, slot_files, failed: BTreeSet::new(), told: false };
+        let mut pool = Pool { settings, machines: found.machines, slot_files, failed: BTreeSet::new(), told: false, limits };
         let nix_dirs = NixDirs { state, ..self.nix_dirs.clone() };
         loop {
             let mut pending = Pending::new(&mut self.reply);
@@ -108,18 +110,18 @@ impl<R: Read, W: Write> Session<'_, R, W> {
                     let Ok(reply) = pending.accept(accepted.name.as_bytes()) else { return End::Closed };
                     // Nix blocks on writing these until they are read, so they are read whole before anything else. If they do not
                     // come, Nix is gone, or not in step after an accept: there is no build to save. Dropping it ends it.
-                    let Ok(inputs) = Inputs::read(&mut self.input) else { return End::Built(1) };
+                    let Ok(wanted) = Inputs::read(&mut self.input) else { return End::Built(1) };
                     memory.save();
                     let mut policy = self.policy;
                     // Its process is not kept for a build that waits or runs.
                     if let Some(policy) = &mut policy {
                         policy.rest();
                     }
-                    let candidate = accepted.candidate.clone();
+                    let (candidate, inputs) = (accepted.candidate.clone(), accepted.present.inputs.clone());
                     let mut asked = pool.clone_for_asking();
                     let builders = &self.builders;
                     let mut ask_again = |memory: &mut Memory| {
-                        super::place::ask_again(&mut asked, policy.as_mut()?, &candidate, memory, builders)
+                        super::place::ask_again(&mut asked, policy.as_mut()?, &candidate, &inputs, memory, builders)
                     };
                     let delegation = Delegation {
                         settings: &pool.settings,
@@ -132,13 +134,16 @@ impl<R: Read, W: Write> Session<'_, R, W> {
                         slot_files: &pool.slot_files,
                         ask_again: &mut ask_again,
                     };
-                    return End::Built(delegation.run(*accepted, &inputs, reply));
+                    let code = delegation.run(*accepted, &wanted, reply);
+                    local::settle(&mut memory, &nix_dirs);
+                    return End::Built(code);
                 }
             };
             memory.save();
             if answered.is_err() {
                 return End::Closed;
             }
+            local::settle(&mut memory, &nix_dirs);
         }
     }
 }

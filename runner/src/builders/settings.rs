@@ -112,6 +112,11 @@ impl Settings {
         }
     }
 
+    /// May machines fetch what they need from their own substituters (`builders-use-substitutes`)?
+    pub fn builders_use_substitutes(&self) -> bool {
+        self.get("builders-use-substitutes").is_some_and(|value| value == "true")
+    }
+
     fn max_jobs(&self) -> u32 {
         match self.get("max-jobs").as_deref().map(str::trim) {
             Some("auto") => {

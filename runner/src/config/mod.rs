@@ -8,6 +8,7 @@ pub mod http;
 pub mod limits;
 mod plugin;
 mod raw;
+pub mod resources;
 mod services;
 mod worker;
 
@@ -18,6 +19,7 @@ pub use error::{ConfigError, nearest, suggestion};
 pub use http::{HttpCredential, HttpGrant};
 pub use limits::{Limit, Limits};
 pub use plugin::{Filter, Grant, Plugin, PluginSource, Retry, StoreScope, TaskOrder};
+pub use resources::{Amounts, Resources};
 pub use services::{Credentials, Mail, MailTransport, ObjectStore, SigningKey};
 pub use worker::{Builders, Start, Worker};
 

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
 use super::http::RawHttpCredential;
+use super::resources::RawResources;
 use super::{
     Builders, Config, ConfigError, Filter, Grant, Limit, Limits, Lines, Mail, ObjectStore, Plugin, PluginSource, Retry,
     SigningKey, Start, TaskOrder, Worker, nearest, suggestion,
@@ -41,7 +42,7 @@ struct RawWorker {
     require_sandbox: bool,
 }
 
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 struct RawBuilders {
     connect_timeout: Option<Time>,
@@ -49,6 +50,9 @@ struct RawBuilders {
     early_accept: Option<bool>,
     max_waiting: Option<u32>,
     share_connections: Option<bool>,
+    machine_resources: BTreeMap<String, toml::Table>,
+    feature_resources: BTreeMap<String, toml::Table>,
+    shared_resources: toml::Table,
 }
 
 #[derive(Debug, Deserialize)]
@@ -124,7 +128,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
         embedded: false,
         text: text.to_owned(),
         worker: worker(raw.worker),
-        builders: builders(raw.builders),
+        builders: Builders::default(),
         plugins: BTreeMap::new(),
         object_stores: raw.object_stores,
         signing_keys: raw.signing_keys,
@@ -132,6 +136,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
         http_credentials: BTreeMap::new(),
         lines,
     };
+    config.builders = builders(&config, raw.builders)?;
     for (name, raw) in raw.http_credentials {
         let credential =
             raw.checked(&name).map_err(|(key, message)| config.error(&["http-credentials", &name, key], message))?;
@@ -175,16 +180,30 @@ fn worker(raw: RawWorker) -> Worker {
     }
 }
 
-fn builders(raw: RawBuilders) -> Builders {
-    let RawBuilders { connect_timeout, retry_after, early_accept, max_waiting, share_connections } = raw;
+fn builders(config: &Config, raw: RawBuilders) -> Result<Builders, ConfigError> {
+    let RawBuilders {
+        connect_timeout,
+        retry_after,
+        early_accept,
+        max_waiting,
+        share_connections,
+        machine_resources: machines,
+        feature_resources: features,
+        shared_resources: shared,
+    } = raw;
+    let resources = RawResources { machines, features, shared }.checked().map_err(|(keys, message)| {
+        let keys: Vec<&str> = std::iter::once("builders").chain(keys.iter().map(String::as_str)).collect();
+        config.error(&keys, message)
+    })?;
     let default = Builders::default();
-    Builders {
+    Ok(Builders {
         connect_timeout: connect_timeout.map_or(default.connect_timeout, |time| time.0),
         retry_after: retry_after.map_or(default.retry_after, |time| time.0),
         early_accept: early_accept.unwrap_or(default.early_accept),
         max_waiting: max_waiting.unwrap_or(default.max_waiting),
         share_connections: share_connections.unwrap_or(default.share_connections),
-    }
+        resources,
+    })
 }
 
 fn plugin(config: &Config, name: &str, raw: RawPlugin) -> Result<Plugin, ConfigError> {

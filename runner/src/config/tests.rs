@@ -34,6 +34,27 @@ fn errors_name_line_key_and_fix() {
 }
 
 #[test]
+fn resources_that_make_no_sense() {
+    let errors: Vec<String> = [
+        "[builders.machine-resources.m]\ngpu = -1\n",
+        "[builders.machine-resources.m]\ngpu = 1.5\n",
+        "[builders.machine-resources.m]\n\"g p u\" = 1\n",
+        "[builders.machine-resources.m]\ngpu = 0\n",
+        "[builders.machine-resources]\nm = 3\n",
+        "[builders.machine-resources.m]\ngpu = 1\n[builders.machine-resources.\"ssh://m\"]\ngpu = 1\n",
+        "[builders.machine-resources.m]\ngpu = 1\n[builders.shared-resources]\ngpu = 1\n",
+        "[builders.machine-resources.m]\nmemory = \"8GiB\"\n[builders.feature-resources.big]\nmemroy = \"4GiB\"\n",
+        "[builders.feature-resources.cuda]\ngpu = 1\n",
+        "[builders.shared-resources]\nlicence = 2\n[builders.feature-resources.matlab]\nlicence = 3\n",
+        "[builders.shared-resource]\nlicence = 2\n",
+    ]
+    .iter()
+    .map(|text| parse(text).expect_err(text))
+    .collect();
+    insta::assert_snapshot!(errors.join("\n"));
+}
+
+#[test]
 fn a_whole_configuration() {
     let config = parse(
         r#"

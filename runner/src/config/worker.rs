@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::resources::Resources;
+
 /// Who starts the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -70,6 +72,8 @@ pub struct Builders {
     pub max_waiting: u32,
     /// May builds on one machine share an ssh connection?
     pub share_connections: bool,
+    /// What builds take besides a slot.
+    pub resources: Resources,
 }
 
 impl Default for Builders {
@@ -80,6 +84,7 @@ impl Default for Builders {
             early_accept: true,
             max_waiting: 64,
             share_connections: true,
+            resources: Resources::default(),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::{Facts, Hook, NixFacts};
+use crate::builders::resources;
 use crate::config::Config;
 use crate::dirs::Dirs;
 use crate::event::NixDirs;
@@ -32,7 +33,7 @@ pub fn facts(dirs: &Dirs) -> Facts {
         root,
         build_hook_in_file: in_file(&nix_conf, "build-hook"),
         daemon_is_older: daemon_is_older(&nix_conf),
-        nix: nix.map(|nix| nix_facts(&nix)).map_err(|error| error.to_string()),
+        nix: nix.map(|nix| nix_facts(&nix, config.as_ref().ok())).map_err(|error| error.to_string()),
         nix_conf,
         start: config.as_ref().map(|config| config.worker.start).unwrap_or_default(),
         config_error: config.err().map(|error| error.to_string()),
@@ -52,8 +53,13 @@ fn problems_of_sandbox(config: &Config) -> Vec<String> {
     problems
 }
 
-fn nix_facts(nix: &Installed) -> NixFacts {
-    let found = machines::parse(nix.setting("builders"), nix.setting("system"));
+fn nix_facts(nix: &Installed, config: Option<&Config>) -> NixFacts {
+    let mut found = machines::parse(nix.setting("builders"), nix.setting("system"));
+    let useless = config.map(|config| resources::useless(&config.builders.resources, &found.machines)).unwrap_or_default();
+    found.warnings.extend(useless.into_iter().map(|(machine, text)| match machine {
+        Some(machine) => format!("{machine}: {text}"),
+        None => text,
+    }));
     let group = nix.setting("build-users-group");
     let build_users =
         (!group.is_empty()).then(|| (group.to_owned(), uzers::get_group_by_name(group).map(|group| members(&group))));

@@ -6,12 +6,14 @@
 //! refuses the user. Nothing here writes, and nothing here runs Nix.
 
 mod dependents;
+mod inputs;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use inputs::Inputs;
 use nix_derivation::{HashAlgorithm, NixHash};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Statement, Transaction};
 

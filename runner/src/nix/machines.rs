@@ -215,7 +215,7 @@ fn base64_like(text: &str) -> bool {
 }
 
 /// A URI without a scheme that is neither a path nor one of Nix's words is a host name.
-fn full_uri(uri: &str) -> String {
+pub fn full_uri(uri: &str) -> String {
     let word = uri.split_once('?').map_or(uri, |(word, _)| word);
     if uri.contains('/') || matches!(word, "auto" | "daemon" | "local" | "") {
         uri.to_owned()

@@ -49,6 +49,9 @@ fn reasons() {
     let hinted =
         |hint: &str, value: &str| Candidate { hints: vec![(hint.to_owned(), value.to_owned())], ..Candidate::default() };
     let waits = |waiting| LocalMachine { waiting, ..nowhere.clone() };
+    let known_here =
+        LocalMachine { past: Some(PastBuilds { count: 1, median_seconds: 3.0 }), ..here(true, true, Some(5.0)) };
+    let half_known = [machine("unknown", 2, 0, 1.0), far[1].clone(), far[0].clone()];
     let lines = [
         ("the fast one", told(&taking(60.0), &idle, &nowhere)),
         ("of equals the emptier", told(&taking(60.0), &equal, &nowhere)),
@@ -66,6 +69,8 @@ fn reasons() {
         ("all failed lately", told(&taking(60.0), &failed[..1], &nowhere)),
         ("all failed lately, free here", told(&taking(60.0), &failed[..1], &here(true, true, None))),
         ("faster here", told(&taking(60.0), &idle[..1], &here(true, true, Some(2.0)))),
+        ("faster here, as it was before", told(&Candidate::default(), &idle, &known_here)),
+        ("nothing known of one's inputs", told(&taking(20.0), &half_known, &nowhere)),
         ("faster there", told(&taking(60.0), &idle, &here(true, true, Some(2.0)))),
         ("faster here, but busy", told(&taking(60.0), &idle[..1], &here(true, false, Some(2.0)))),
         ("no history", told(&Candidate::default(), &idle, &nowhere)),

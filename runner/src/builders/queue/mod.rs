@@ -17,9 +17,13 @@ use std::time::{Duration, Instant};
 use rustix::fd::OwnedFd;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
-use super::lease::{self, Activity, Command, Lease, Live, Wanted};
+use super::held::Held;
+use super::lease::{self, Activity, Command, Live, Wanted};
 use super::load::SlotFiles;
-use super::slots::{Slot, Taken};
+use super::record::now_ms;
+use super::resources::{self, Account, Hold};
+use super::slots::Taken;
+use crate::config::{Amounts, Resources};
 use order::Ticket;
 use watch::{Watch, Woken};
 
@@ -41,15 +45,17 @@ pub struct Waiting {
     pub expected_seconds: Option<f64>,
     /// Since when, in milliseconds since 1970.
     pub since_ms: u64,
+    /// What it takes besides a slot.
+    pub takes: Amounts,
 }
 
 /// Whose turn it is.
 #[derive(Debug)]
 pub enum Turn {
-    /// This machine, with a slot that is held from now on.
-    Slot(String, Slot),
-    /// This machine, as far as can be known: only Nix's own hook can take the slot.
-    Unheld(String),
+    /// This machine, with what is held from now on.
+    Yours(String, Hold),
+    /// This machine has a slot, and it cannot be used; why, as a lower-case fragment.
+    Unusable(String, String),
     /// Wait.
     Wait {
         /// Builds that wait for the same machines.
@@ -61,7 +67,9 @@ pub enum Turn {
 #[derive(Debug)]
 pub enum Waited {
     /// It is our turn.
-    Turn(String, Option<Slot>),
+    Turn(String, Hold),
+    /// It would be, on this machine, and that cannot be used; why.
+    Unusable(String, String),
     /// Nobody reads what we say to Nix.
     NixGone,
     /// The time is over.
@@ -75,12 +83,18 @@ pub struct Queue {
     builders: PathBuf,
     slot_files: SlotFiles,
     command: Command,
+    limits: Resources,
 }
 
 impl Queue {
     /// The queue whose files are in `builders`, for the command that this session belongs to.
-    pub fn new(builders: &Path, slot_files: SlotFiles, command: Command) -> Self {
-        Self { builders: builders.to_owned(), slot_files, command }
+    pub fn new(builders: &Path, slot_files: SlotFiles, command: Command, limits: Resources) -> Self {
+        Self { builders: builders.to_owned(), slot_files, command, limits }
+    }
+
+    /// What builds take besides a slot.
+    pub const fn limits(&self) -> &Resources {
+        &self.limits
     }
 
     /// Whose session this is.
@@ -95,16 +109,17 @@ impl Queue {
     }
 
     /// Lets the others know what this session does.
-    pub fn announce(&self, waiting: &Waiting, activity: Activity) -> Option<Lease> {
-        let Waiting { drv_path, name, depth, expected_seconds, since_ms } = waiting.clone();
+    pub fn announce(&self, waiting: &Waiting, activity: Activity) -> Option<Held> {
+        let Waiting { drv_path, name, depth, expected_seconds, since_ms, takes } = waiting.clone();
         let command = self.command;
-        let live = Live { pid: std::process::id(), command, drv_path, name, depth, expected_seconds, since_ms, activity };
+        let live =
+            Live { pid: std::process::id(), command, drv_path, name, depth, expected_seconds, since_ms, takes, activity };
         // Without it the others know less; the slot file still counts.
         lease::announce(&lease::directory(&self.builders), &live).ok()
     }
 
     /// Is there a slot for `waiting` on one of `wanted`, with respect to all that wait? Takes it.
-    pub fn turn(&self, waiting: &Waiting, wanted: &[Wanted], own: Option<&Lease>) -> Turn {
+    pub fn turn(&self, waiting: &Waiting, wanted: &[Wanted], own: Option<&Held>) -> Turn {
         let _one_at_a_time = self.lock();
         let own = own.map_or_else(|| OsString::from(NOT_ANNOUNCED), |lease| lease.name().to_owned());
         let sessions = lease::named(&lease::directory(&self.builders));
@@ -116,32 +131,39 @@ impl Queue {
             depth: waiting.depth,
             expected_seconds: waiting.expected_seconds,
             since_ms: waiting.since_ms,
+            takes: waiting.takes.clone(),
         }];
-        for (name, Live { command, depth, expected_seconds, since_ms, activity, .. }) in sessions {
+        for (name, Live { command, depth, expected_seconds, since_ms, takes, activity, .. }) in sessions {
             match activity {
                 Activity::Building(_) => *running.entry(command).or_default() += 1,
                 Activity::Waiting(_) if name == own => {}
                 Activity::Waiting(wanted) => {
-                    tickets.push(Ticket { name, command, wanted, depth, expected_seconds, since_ms });
+                    tickets.push(Ticket { name, command, wanted, depth, expected_seconds, since_ms, takes });
                 }
             }
         }
         let mut free = self.free(&tickets);
+        let account = Account::now(&self.limits, &self.builders);
         loop {
-            let shares = order::shared_out(&tickets, free.clone(), running.clone());
+            let shares = order::shared_out(&tickets, free.clone(), account.clone(), running.clone(), now_ms());
             let Some((_, machine)) = shares.into_iter().find(|(index, _)| *index == 0) else {
                 let wanted_too = |ticket: &&Ticket| ticket.wanted.iter().any(|machine| wanted.contains(machine));
                 return Turn::Wait { others: tickets.iter().skip(1).filter(wanted_too).count() };
             };
             let slots = wanted.iter().find(|wanted| wanted.machine == machine).map_or(1, |wanted| wanted.slots);
-            match self.slot_files.take(&machine, slots) {
-                Taken::Slot(slot) => return Turn::Slot(machine, slot),
-                Taken::Unknown => return Turn::Unheld(machine),
+            let slot = match self.slot_files.take(&machine, slots) {
+                Taken::Slot(slot) => Some(slot),
+                Taken::Unknown => None,
                 // Another Nix was faster.
                 Taken::Full => {
                     free.insert(machine, 0);
+                    continue;
                 }
-            }
+            };
+            return match Hold::of(slot, &machine, &waiting.takes, &self.limits, &self.builders) {
+                Ok(hold) => Turn::Yours(machine, hold),
+                Err(why) => Turn::Unusable(machine, why),
+            };
         }
     }
 
@@ -161,11 +183,16 @@ impl Queue {
         let mut lease = self.announce(waiting, Activity::Waiting(machines.clone()));
         // Watched before the first look, so that nothing is missed in between.
         let sessions = lease::directory(&self.builders);
-        let mut watch = Watch::on(&[self.slot_files.directory(), &sessions]);
+        let reserved = resources::directory(&self.builders);
+        let mut watched = vec![self.slot_files.directory(), &sessions];
+        if !self.limits.is_empty() && std::fs::create_dir_all(&reserved).is_ok() {
+            watched.push(&reserved);
+        }
+        let mut watch = Watch::on(&watched);
         loop {
             match self.turn(waiting, &machines, lease.as_ref()) {
-                Turn::Slot(machine, slot) => return Waited::Turn(machine, Some(slot)),
-                Turn::Unheld(machine) => return Waited::Turn(machine, None),
+                Turn::Yours(machine, hold) => return Waited::Turn(machine, hold),
+                Turn::Unusable(machine, why) => return Waited::Unusable(machine, why),
                 Turn::Wait { others } => told(&machines, others),
             }
             let within = match until.map(|until| until.saturating_duration_since(Instant::now())) {

@@ -10,11 +10,18 @@ fn waiting(name: &str, depth: u32) -> Waiting {
         depth: Some(depth),
         expected_seconds: None,
         since_ms: 1,
+        takes: Amounts::default(),
     }
 }
 
 fn wanted(machine: &str, slots: u32) -> Vec<Wanted> {
     vec![Wanted { machine: machine.to_owned(), slots }]
+}
+
+/// One GPU on each of two machines, one of which is not named.
+fn limits() -> Resources {
+    let text = "[builders.machine-resources.\"ssh://m\"]\ngpu = 2\n[builders.feature-resources.cuda]\ngpu = 1";
+    crate::config::Config::parse(Path::new("/etc/hookrun.toml"), text).unwrap().builders.resources
 }
 
 struct Place(tempfile::TempDir);
@@ -28,7 +35,7 @@ impl Place {
 
     fn queue(&self, command: u32) -> Queue {
         let command = Command { pid: command, started: 1 };
-        Queue::new(&self.0.path().join("builders"), SlotFiles::below(&self.0.path().join("nix")), command)
+        Queue::new(&self.0.path().join("builders"), SlotFiles::below(&self.0.path().join("nix")), command, limits())
     }
 }
 
@@ -36,11 +43,11 @@ impl Place {
 fn a_free_slot_is_taken_at_once() {
     let place = Place::new();
     let queue = place.queue(1);
-    let Turn::Slot(machine, slot) = queue.turn(&waiting("a", 0), &wanted("ssh://m", 1), None) else { unreachable!() };
+    let Turn::Yours(machine, slot) = queue.turn(&waiting("a", 0), &wanted("ssh://m", 1), None) else { unreachable!() };
     assert_eq!(machine, "ssh://m");
     assert!(matches!(queue.turn(&waiting("b", 0), &wanted("ssh://m", 1), None), Turn::Wait { others: 0 }));
     drop(slot);
-    assert!(matches!(queue.turn(&waiting("b", 0), &wanted("ssh://m", 1), None), Turn::Slot(..)));
+    assert!(matches!(queue.turn(&waiting("b", 0), &wanted("ssh://m", 1), None), Turn::Yours(..)));
 }
 
 #[test]
@@ -49,9 +56,9 @@ fn who_waits_for_more_goes_first() {
     let queue = place.queue(1);
     let deep = queue.announce(&waiting("deep", 9), Activity::Waiting(wanted("ssh://m", 1))).unwrap();
     assert!(matches!(queue.turn(&waiting("a", 0), &wanted("ssh://m", 1), None), Turn::Wait { others: 1 }));
-    assert!(matches!(queue.turn(&waiting("deep", 9), &wanted("ssh://m", 1), Some(&deep)), Turn::Slot(..)));
+    assert!(matches!(queue.turn(&waiting("deep", 9), &wanted("ssh://m", 1), Some(&deep)), Turn::Yours(..)));
     drop(deep);
-    assert!(matches!(queue.turn(&waiting("a", 0), &wanted("ssh://m", 1), None), Turn::Slot(..)), "and frees its place");
+    assert!(matches!(queue.turn(&waiting("a", 0), &wanted("ssh://m", 1), None), Turn::Yours(..)), "and frees its place");
 }
 
 /// More sessions than slots: each gets one in the end, and never more at once than there are.
@@ -74,7 +81,7 @@ fn never_more_builds_than_slots() {
                     nix,
                     &mut |_, _| {},
                 );
-                let Waited::Turn(_, Some(slot)) = waited else { unreachable!() };
+                let Waited::Turn(_, slot) = waited else { unreachable!() };
                 most.fetch_max(busy.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                 std::thread::sleep(Duration::from_millis(5));
                 busy.fetch_sub(1, Ordering::SeqCst);
@@ -89,7 +96,7 @@ fn never_more_builds_than_slots() {
 fn waiting_ends_when_nix_goes_or_time_is_over() {
     let place = Place::new();
     let queue = place.queue(1);
-    let Turn::Slot(..) = queue.turn(&waiting("a", 0), &wanted("ssh://m", 0), None) else {
+    let Turn::Yours(..) = queue.turn(&waiting("a", 0), &wanted("ssh://m", 0), None) else {
         let (reader, nix) = std::io::pipe().unwrap();
         let mut machines = || wanted("ssh://m", 0);
         let mut heard = Vec::new();

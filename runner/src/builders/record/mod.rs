@@ -12,11 +12,14 @@
 //! * [`Record::past`]: [`Past`] durations of one package name: by machine, and expected at speed factor 1.
 //! * [`Record::builds`]: [`BuildRow`]s, newest first; all of one derivation, or the last so many.
 //! * [`Record::decisions`]: [`DecisionRow`]s, newest first; the same.
+//! * [`Record::open_local`], [`Record::past_local`]: builds that were left to this machine. [`Record::bytes_present`]: what lies on machines.
 //!
 //! Who waits and who builds right now is not here but in [`super::lease::live`], because that ends with its process.
 //!
 //! Nothing here may hurt a build: a session takes every error for "nothing is known".
 
+mod local;
+mod present;
 mod read;
 mod rows;
 mod write;
@@ -26,6 +29,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
+pub use local::LocalBuild;
 pub use read::Selection;
 pub use rows::{BuildRow, DecisionRow, MachineHealth, Move, NewBuild, Outcome, Past, Verdict, now_ms};
 pub use write::Ended;
@@ -33,7 +37,7 @@ pub use write::Ended;
 /// The database's name in its directory.
 const FILE: &str = "builders.sqlite";
 /// What brings a database from version n to n + 1, in order.
-const MIGRATIONS: [&str; 1] = [include_str!("schema-1.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
 /// A session waits this long for another one's write, which takes well under a millisecond. Nix stands still meanwhile.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(500);
 /// Builds kept.
@@ -121,7 +125,7 @@ impl Record {
     /// Opens it to read. `None` if there is none.
     ///
     /// # Errors
-    /// If it cannot be read, or another release wrote it.
+    /// If it cannot be read, or a later release wrote it.
     pub fn read(directory: &Path) -> Result<Option<Self>, RecordError> {
         let path = directory.join(FILE);
         if !path.exists() {
@@ -136,7 +140,8 @@ impl Record {
         };
         match version(&connection).map_err(failed)? {
             0 => Ok(None),
-            version if version == MIGRATIONS.len() => Ok(Some(Self { connection, path })),
+            // What an earlier release wrote has all that is read this way; the next session brings it up to date.
+            version if version <= MIGRATIONS.len() => Ok(Some(Self { connection, path })),
             version => Err(RecordError::Newer { path, version }),
         }
     }

@@ -156,7 +156,7 @@ fn past(builds: &[(String, f64, f64)]) -> Past {
     Past { expected_seconds, machines: machines.collect() }
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let (upper, lower) = (values.get(values.len() / 2)?, values.get(values.len().saturating_sub(1) / 2)?);
     Some(f64::midpoint(*upper, *lower))

@@ -144,6 +144,9 @@ pub struct Verdict {
     pub load: u32,
     /// Column 5.
     pub speed_factor: f64,
+    /// Bytes of inputs that would have to be sent there, where that was known.
+    #[serde(default)]
+    pub missing_bytes: Option<u64>,
     /// Its place in the policy's ranking, from 1.
     pub rank: Option<u32>,
     /// Was it the one?

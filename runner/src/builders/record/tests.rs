@@ -110,6 +110,7 @@ fn decisions_are_a_ring() {
                 slots: 1,
                 load: 0,
                 speed_factor: 1.0,
+                missing_bytes: Some(7),
                 rank: Some(1),
                 taken: true,
                 reason: "ranked first".to_owned(),

@@ -200,17 +200,19 @@ impl Record {
     fn clean(&self, newest: i64, now_ms: u64) -> Result<(), RecordError> {
         let old = signed(now_ms.saturating_sub(u64::try_from(KEPT_FOR.as_millis()).unwrap_or(u64::MAX)));
         self.execute("delete from builds where id <= ?1 or accepted_ms < ?2", params![newest - BUILDS_KEPT, old])?;
+        self.execute("delete from local_builds where declined_ms < ?1", params![old])?;
+        self.forget_present(now_ms)?;
         self.execute("delete from health where max(coalesce(failed_ms, 0), coalesce(succeeded_ms, 0)) < ?1", params![old])
     }
 
-    fn execute(&self, statement: &str, values: impl rusqlite::Params) -> Result<(), RecordError> {
+    pub(super) fn execute(&self, statement: &str, values: impl rusqlite::Params) -> Result<(), RecordError> {
         let executed = self.connection.prepare_cached(statement).and_then(|mut statement| statement.execute(values));
         executed.map(|_rows| ()).map_err(|error| self.failed(error))
     }
 }
 
 /// For what SQLite keeps signed.
-fn signed(value: u64) -> i64 {
+pub(super) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 

@@ -8,6 +8,8 @@ use super::known;
 use crate::builders::record::{BuildRow, DecisionRow, Selection, Verdict};
 use crate::exit_code::Exit;
 
+/// The column of inputs to send follows that of the speed factor.
+const TO_SEND_AFTER: usize = 3;
 /// Decisions that a name is looked for in.
 const SEARCHED: u32 = 2000;
 
@@ -75,6 +77,9 @@ fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
     if let Some(expected) = candidate.expected_seconds {
         known.push(format!("expected to take {expected:.0} s at factor 1"));
     }
+    if let Some(bytes) = candidate.input_bytes {
+        known.push(format!("needs {}", output::bytes(bytes)));
+    }
     if let Some(depth) = candidate.dependents_depth {
         known.push(format!("{depth} derivations one after another wait for it"));
     }
@@ -87,17 +92,25 @@ fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
     let _ = writeln!(text, "  {} decided: {action}, {}", printable(decided_by), printable(reason));
     let _ = writeln!(text, "  Nix was told: {}", printable(answer));
     if !machines.is_empty() {
-        let head = ["machine", "load", "factor", "rank", ""];
+        let sent = machines.iter().any(|verdict| verdict.missing_bytes.is_some());
+        let mut head = vec!["machine", "load", "factor", "rank", ""];
+        if sent {
+            head.insert(TO_SEND_AFTER, "to send");
+        }
         let mut rows: Vec<Vec<String>> = vec![head.iter().map(|head| styled(head, Style::Faint, colours)).collect()];
-        for Verdict { machine, slots, load, speed_factor, rank, taken, reason } in machines {
+        for Verdict { machine, slots, load, speed_factor, missing_bytes, rank, taken, reason } in machines {
             let style = if *taken { Style::Good } else { Style::Plain };
-            rows.push(vec![
+            let mut row = vec![
                 styled(&printable(machine), style, colours),
                 format!("{load}/{slots}"),
                 speed_factor.to_string(),
                 rank.map_or_else(|| "-".to_owned(), |rank| rank.to_string()),
                 format!("{}{}", if *taken { "taken: " } else { "" }, printable(reason)),
-            ]);
+            ];
+            if sent {
+                row.insert(TO_SEND_AFTER, missing_bytes.map_or_else(|| "-".to_owned(), output::bytes));
+            }
+            rows.push(row);
         }
         text.push('\n');
         text.push_str(&output::table(&rows));
@@ -142,6 +155,7 @@ mod tests {
             speed_factor: 2.0,
             rank,
             taken,
+            missing_bytes: None,
             reason: reason.to_owned(),
         };
         let decision = DecisionRow {
@@ -150,6 +164,7 @@ mod tests {
                 name: "hello-2.12".to_owned(),
                 system: "x86_64-linux".to_owned(),
                 expected_seconds: Some(42.0),
+                input_bytes: Some(300 << 20),
                 dependents_depth: Some(3),
                 hints: vec![("seconds".to_owned(), "60".to_owned())],
                 ..Candidate::default()
@@ -162,7 +177,7 @@ mod tests {
             answer: "accept".to_owned(),
             machines: vec![
                 verdict("ssh://a", None, false, "its features do not fit"),
-                verdict("ssh://b", Some(1), true, "the policy's first choice"),
+                Verdict { missing_bytes: Some(12 << 20), ..verdict("ssh://b", Some(1), true, "the policy's first choice") },
             ],
         };
         let build = BuildRow {

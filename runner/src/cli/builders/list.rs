@@ -12,12 +12,15 @@ use super::known;
 use crate::builders::health::{Standing, standing};
 use crate::builders::load::SlotFiles;
 use crate::builders::record::{BuildRow, MachineHealth, Outcome, Selection, now_ms};
+use crate::builders::resources::{Account, Left};
 use crate::event::NixDirs;
 use crate::exit_code::Exit;
 use crate::nix::machines::MachineLine;
 
 /// The time that throughput is counted over.
 const LATELY: Duration = Duration::from_hours(24);
+/// The column of what is counted besides slots follows that of the slots.
+const RESOURCES_AFTER: usize = 2;
 /// How often `--watch` looks again.
 const WATCH: Duration = Duration::from_secs(1);
 
@@ -55,6 +58,8 @@ struct Row {
     failures: u32,
     last_error: Option<String>,
     connect_ms: Option<u32>,
+    /// What builds take of it besides slots, as the configuration counts it.
+    resources: Vec<Left>,
     /// Builds of the last day that ended well.
     built: usize,
     /// And those that did not.
@@ -66,8 +71,10 @@ struct Row {
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let Listed { machines, nix } = Listed::find(&args.machines)?.some()?;
     let slot_files = SlotFiles::below(&state_dir(nix.setting("store")));
+    let limits = context.config()?.builders.resources;
     loop {
-        let rows = rows(context, &machines, &slot_files)?;
+        let account = Account::now(&limits, &context.dirs.builders());
+        let rows = rows(context, &machines, &slot_files, &account)?;
         match args.format {
             Format::Json => output::json(&rows)?,
             Format::Text => {
@@ -88,7 +95,12 @@ fn state_dir(store: &str) -> std::path::PathBuf {
     crate::builders::settings::state_dir_of(store).unwrap_or_else(|| NixDirs::from_env().state)
 }
 
-fn rows(context: &Context, machines: &[MachineLine], slot_files: &SlotFiles) -> Result<Vec<Row>, CliError> {
+fn rows(
+    context: &Context,
+    machines: &[MachineLine],
+    slot_files: &SlotFiles,
+    account: &Account<'_>,
+) -> Result<Vec<Row>, CliError> {
     let now = now_ms();
     let (health, builds) = match known::record(context)? {
         Some(record) => (
@@ -101,7 +113,11 @@ fn rows(context: &Context, machines: &[MachineLine], slot_files: &SlotFiles) -> 
     let lately: Vec<BuildRow> =
         builds.into_iter().filter(|build| build.ended_ms.is_some_and(|ended| ended >= since)).collect();
     let loads = slot_files.loads(machines.iter().map(|line| (line.uri.as_str(), line.max_jobs)));
-    Ok(machines.iter().zip(loads).map(|(line, load)| row(line, load, health.get(&line.uri), &lately, now)).collect())
+    let row = |(line, load): (&MachineLine, u32)| Row {
+        resources: account.of_machine(&line.uri),
+        ..row(line, load, health.get(&line.uri), &lately, now)
+    };
+    Ok(machines.iter().zip(loads).map(row).collect())
 }
 
 fn row(line: &MachineLine, load: u32, health: Option<&MachineHealth>, lately: &[BuildRow], now: u64) -> Row {
@@ -130,6 +146,7 @@ fn row(line: &MachineLine, load: u32, health: Option<&MachineHealth>, lately: &[
         failures: health.map_or(0, |health| health.failures),
         last_error: health.and_then(|health| health.last_error.clone()),
         connect_ms: health.and_then(|health| health.connect_ms),
+        resources: Vec::new(),
         built: built.len(),
         not_built: here.len() - built.len(),
         median_seconds: known::median(built),
@@ -137,7 +154,15 @@ fn row(line: &MachineLine, load: u32, health: Option<&MachineHealth>, lately: &[
 }
 
 fn text(rows: &[Row], colours: bool) -> String {
-    let head = ["machine", "slots", "factor", "health", "connect", "24 h", "median", "last error"];
+    let own = |row: &Row| -> Vec<String> {
+        let own = row.resources.iter().filter(|left| !left.shared);
+        own.map(|left| format!("{} {}", left.name, left.ratio())).collect()
+    };
+    let counted = rows.iter().any(|row| !own(row).is_empty());
+    let mut head = vec!["machine", "slots", "factor", "health", "connect", "24 h", "median", "last error"];
+    if counted {
+        head.insert(RESOURCES_AFTER, "resources");
+    }
     let mut cells: Vec<Vec<String>> = vec![head.iter().map(|head| styled(head, Style::Faint, colours)).collect()];
     for row in rows {
         let (health, style) = match (row.state, row.out_ms) {
@@ -151,7 +176,7 @@ fn text(rows: &[Row], colours: bool) -> String {
         if row.not_built > 0 {
             let _ = write!(builds, ", {} failed", row.not_built);
         }
-        cells.push(vec![
+        let mut line = vec![
             styled(&printable(&row.machine), Style::Strong, colours),
             styled(&format!("{}/{}", row.load, row.slots), full, colours),
             row.speed_factor.to_string(),
@@ -160,9 +185,18 @@ fn text(rows: &[Row], colours: bool) -> String {
             builds,
             row.median_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.1} s")),
             row.last_error.as_deref().filter(|_| row.failures > 0).map(printable).unwrap_or_default(),
-        ]);
+        ];
+        if counted {
+            line.insert(RESOURCES_AFTER, printable(&own(row).join(", ")));
+        }
+        cells.push(line);
     }
-    output::table(&cells)
+    let mut text = output::table(&cells);
+    // The same in each row.
+    for left in rows.first().into_iter().flat_map(|row| &row.resources).filter(|left| left.shared) {
+        let _ = writeln!(text, "all together: {} {}", printable(&left.name), left.ratio());
+    }
+    text
 }
 
 #[cfg(test)]
@@ -183,8 +217,14 @@ mod tests {
             ..MachineHealth::default()
         };
         let known = [health(0, None, Some(now - 5)), health(2, Some(now + 90_000), None), health(1, Some(now - 1), None)];
-        let rows: Vec<Row> =
+        let mut rows: Vec<Row> =
             machines.iter().enumerate().map(|(index, line)| row(line, 1, known.get(index), &[], now)).collect();
+        insta::assert_snapshot!(text(&rows, false));
+        let left = |name: &str, shared| Left { name: name.to_owned(), taken: 1, total: 2, shared };
+        for (index, row) in rows.iter_mut().enumerate() {
+            row.resources.extend((index == 1).then(|| left("gpu", false)));
+            row.resources.push(left("licence", true));
+        }
         insta::assert_snapshot!(text(&rows, false));
     }
 }
