@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use rustix::fd::OwnedFd;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
+use super::slots;
+
 /// The directory, below Nix's state directory.
 const CURRENT_LOAD: &str = "current-load";
 /// Locked by the stock hook while it tries slots and chooses.
@@ -39,6 +41,9 @@ impl SlotFiles {
     pub fn loads<'a>(&self, machines: impl IntoIterator<Item = (&'a str, u32)>) -> Vec<u32> {
         let _quiet = self.while_nobody_chooses();
         let there = self.names();
+        if !there.iter().any(|name| slots::may_be_slot(name.as_encoded_bytes())) {
+            return machines.into_iter().map(|_| 0).collect();
+        }
         machines.into_iter().map(|(uri, slots)| self.load(uri, slots, &there)).collect()
     }
 
@@ -117,9 +122,21 @@ pub(super) fn file_names(uri: &str) -> Vec<String> {
 
 /// `uri` as it was written, and as Nix says it from 2.23 on, if that is another.
 pub(super) fn forms(uri: &str) -> Vec<String> {
-    let mut forms = vec![uri.to_owned(), normalised(uri)];
-    forms.dedup();
+    let mut forms = vec![uri.to_owned()];
+    if !is_normal(uri) {
+        forms.push(normalised(uri));
+        forms.dedup();
+    }
     forms
+}
+
+/// Is [`normalised`] the same for certain? So it is of nearly all, and there may be thousands.
+fn is_normal(uri: &str) -> bool {
+    let (base, query) = uri.split_once('?').map_or((uri, None), |(base, query)| (base, Some(query)));
+    let sorted = |query: &str| {
+        query.split('&').is_sorted_by(|a, b| !a.is_empty() && a <= b) && !query.is_empty() && !query.ends_with('&')
+    };
+    base.contains("://") && query.is_none_or(sorted)
 }
 
 /// `StoreReference::render(StoreReference::parse(uri))` (`libstore/store-reference.cc`, 2.23): scheme, authority, and sorted
@@ -185,5 +202,12 @@ mod tests {
         let expected =
             ["ssh://h?a=1&remote-store=/b", "local:///exp/r", "unix://", "local://?root=/x", "auto", "ssh-ng://u@h"];
         assert_eq!(forms, expected);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_called_normal_is(uri in "(ssh://)?[a-c/]{0,3}(\\?[a-c&=]{0,7})?") {
+            proptest::prop_assert!(!is_normal(&uri) || normalised(&uri) == uri);
+        }
     }
 }

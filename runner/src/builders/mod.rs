@@ -7,7 +7,7 @@
 //! * [`types`]: what a policy is told and what it answers. [`policy`]: the trait, and the rule of Nix itself. [`asker`]: asks
 //!   it, with a time limit.
 //! * [`settings`], [`request`]: what Nix says; [`described`]: what the derivation says. [`reply`]: the one answer, as a type that must be used up.
-//! * [`session`]: the conversation. [`place`]: where a candidate goes, among the machines of [`pool`]. [`delegation`]: what follows an
+//! * [`session`]: the conversation. [`case`], [`place`]: where a candidate goes, among the machines of [`pool`]. [`delegation`]: what follows an
 //!   accept, along a [`journey`]. [`stock`]: Nix's own hook, with [`program`], [`fds`], [`ssh`]; [`speech`]: what its words mean.
 //!   [`hook`]: the process; [`ending`]: what it does when it is asked to end.
 //! * [`load`]: busy slots, from Nix's own lock files. [`slots`] takes them. [`resources`]: what builds take besides. [`queue`]: who gets one;
@@ -18,6 +18,7 @@
 //! * [`probe`]: can a machine really build for us?
 
 pub mod asker;
+pub mod case;
 pub mod delegation;
 pub mod described;
 pub mod ending;

@@ -4,14 +4,13 @@
 //! it ([`is_safe`]): the machine answered a short while ago, or the build cannot run here anyway; and never against the configuration
 //! ([`config::Builders::early_accept`]).
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::asker::Asker;
+use super::case::Case;
 use super::delegation::{Accepted, First};
-use super::described::described;
 use super::health::Standing;
 use super::journey::Journey;
 use super::lease::Wanted;
@@ -19,7 +18,7 @@ use super::local;
 use super::memory::Memory;
 use super::policy::StockRule;
 use super::pool::{Decided, Offered, Pool, Present, Standings, decision_row};
-use super::queue::{Queue, Turn, Waiting};
+use super::queue::{Queue, Turn};
 use super::record::{DecisionRow, now_ms};
 use super::reply::{Level, Pending};
 use super::request::Request;
@@ -28,18 +27,12 @@ use super::stock::{Build, Offer, StockHook, Target};
 use super::types::{Action, Candidate, Decision, LocalMachine, Machine};
 use crate::config;
 use crate::event::NixDirs;
-use crate::nix::database::{Database, Inputs};
+use crate::nix::database::Inputs;
 
 /// Machines that a line about a build names.
 const SHOWN: usize = 5;
 /// A derivation that a policy has postponed for so long waits in the queue instead, or is built here.
 const LONGEST_POSTPONED: Duration = Duration::from_mins(10);
-/// Paths looked at to find what a build needs; most closures have some hundreds. Takes some milliseconds.
-const MOST_INPUTS: usize = 5000;
-/// Of these the largest are looked for on machines: nearly all bytes are in a few.
-const LARGEST_INPUTS: usize = 64;
-/// Derivations looked at to find what waits behind one. Takes some milliseconds; Nix stands still meanwhile.
-const MOST_DEPENDENTS: usize = 2000;
 
 /// Where a candidate goes.
 pub enum Placed {
@@ -69,20 +62,6 @@ pub struct Placing<'a> {
     pub stock: &'a mut dyn StockHook,
     /// Who chooses.
     pub policy: Option<&'a mut Asker>,
-}
-
-/// One candidate on its way.
-struct Case<'r> {
-    request: &'r Request,
-    candidate: Candidate,
-    local: LocalMachine,
-    waiting: Waiting,
-    standings: Standings,
-    present: Present,
-    /// The file that Nix holds locked while it builds it.
-    lock: Option<String>,
-    /// Machines that were tried in vain, with the reason.
-    skipped: BTreeMap<String, String>,
 }
 
 /// What came of going through the ranked machines.
@@ -188,41 +167,7 @@ impl Placing<'_> {
     }
 
     fn case<'r>(&mut self, request: &'r Request) -> Case<'r> {
-        let (mut candidate, derivation) = described(request.candidate());
-        let past = self.memory.past(&candidate.pname, &candidate.system);
-        candidate.expected_seconds = past.expected_seconds;
-        let database = Database::open(self.nix_dirs).ok();
-        let drv_path = candidate.drv_path.as_str();
-        let depth = database.as_ref().and_then(|database| database.dependents_depth(drv_path, MOST_DEPENDENTS).ok());
-        let inputs = database.and_then(|database| database.inputs(drv_path, MOST_INPUTS, LARGEST_INPUTS).ok().flatten());
-        candidate.dependents_depth = depth;
-        candidate.input_bytes = inputs.as_ref().map(|inputs| inputs.bytes);
-        let command = self.queue.command().to_string();
-        let mut local =
-            self.pool.settings.local_machine(&candidate.system, &candidate.required_features, request.am_willing());
-        local.waiting = u32::try_from(self.queue.waiting()).unwrap_or(u32::MAX);
-        local.past = self.memory.past_local(&candidate.pname, &candidate.system);
-        // Nix asks for all builds that are ready before it starts the first of those that it is to do itself, and says of each that it has
-        // a slot.
-        if local.able && local.willing {
-            local.willing = local::running(self.memory, &command, &candidate.drv_path) < local.slots;
-        }
-        let waiting = Waiting {
-            drv_path: candidate.drv_path.clone(),
-            name: candidate.name.clone(),
-            depth,
-            expected_seconds: candidate.expected_seconds,
-            since_ms: now_ms(),
-            takes: self.queue.limits().takes(&candidate.required_features),
-        };
-        let fitting = self.pool.fitting(&candidate);
-        let lines = fitting.iter().filter_map(|index| self.pool.machines.get(*index));
-        let standings = Standings::of(lines, self.memory);
-        // A machine that fetches what it needs from elsewhere misses nothing that we would have to send.
-        let inputs = inputs.filter(|_| !self.pool.settings.builders_use_substitutes()).unwrap_or_default();
-        let present = Present::of(inputs, self.memory);
-        let lock = derivation.as_ref().and_then(local::lock_of);
-        Case { request, candidate, local, waiting, standings, present, lock, skipped: BTreeMap::new() }
+        Case::of(request, self.pool, self.memory, self.queue, self.nix_dirs)
     }
 
     /// Goes through the machines until one has it.

@@ -67,7 +67,8 @@ pub struct Offered {
 /// How machines stand for one candidate.
 pub struct Standings {
     health: BTreeMap<String, MachineHealth>,
-    by_uri: BTreeMap<String, Standing>,
+    /// Of those that something is known of.
+    by_uri: HashMap<String, Standing>,
     /// Machines that are due, and that this session may try. Kept until it is known what came of it.
     probes: BTreeMap<String, Probe>,
 }
@@ -76,10 +77,12 @@ impl Standings {
     /// Of `machines`, now.
     pub fn of<'a>(machines: impl Iterator<Item = &'a MachineLine>, memory: &mut Memory) -> Self {
         let (health, now) = (memory.machines(), now_ms());
-        let mut by_uri = BTreeMap::new();
+        let mut by_uri = HashMap::new();
         let mut probes = BTreeMap::new();
         for line in machines {
-            let found = standing(health.get(&line.uri), now);
+            // There may be thousands, and of most nothing is known.
+            let Some(known) = health.get(&line.uri) else { continue };
+            let found = standing(Some(known), now);
             if found == Standing::Due
                 && let Some(probe) = Probe::take(memory.directory(), &line.uri)
             {
@@ -246,9 +249,14 @@ impl Pool {
             }
             None => "Nix's rule".to_owned(),
         };
-        let healthy: Vec<Machine> = offered.iter().filter(|machine| machine.healthy).cloned().collect();
-        let usable = if healthy.is_empty() { offered } else { &healthy };
-        let decision = StockRule { division: self.settings.division() }.decide(candidate, usable, local);
+        let rule = StockRule { division: self.settings.division() };
+        let healthy = offered.iter().filter(|machine| machine.healthy).count();
+        let decision = if healthy == 0 || healthy == offered.len() {
+            rule.decide(candidate, offered, local)
+        } else {
+            let healthy: Vec<Machine> = offered.iter().filter(|machine| machine.healthy).cloned().collect();
+            rule.decide(candidate, &healthy, local)
+        };
         (Decided { decided_by, decision }, tell)
     }
 

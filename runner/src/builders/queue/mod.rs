@@ -22,7 +22,7 @@ use super::lease::{self, Activity, Command, Live, Wanted};
 use super::load::SlotFiles;
 use super::record::now_ms;
 use super::resources::{self, Account, Hold};
-use super::slots::Taken;
+use super::slots::{Slot, Taken};
 use crate::config::{Amounts, Resources};
 use order::Ticket;
 use watch::{Watch, Woken};
@@ -142,8 +142,11 @@ impl Queue {
                 }
             }
         }
-        let mut free = self.free(&tickets);
         let account = Account::now(&self.limits, &self.builders);
+        if tickets.len() == 1 {
+            return self.first_with_room(waiting, wanted, &account);
+        }
+        let mut free = self.free(&tickets);
         loop {
             let shares = order::shared_out(&tickets, free.clone(), account.clone(), running.clone(), now_ms());
             let Some((_, machine)) = shares.into_iter().find(|(index, _)| *index == 0) else {
@@ -160,10 +163,32 @@ impl Queue {
                     continue;
                 }
             };
-            return match Hold::of(slot, &machine, &waiting.takes, &self.limits, &self.builders) {
-                Ok(hold) => Turn::Yours(machine, hold),
-                Err(why) => Turn::Unusable(machine, why),
-            };
+            return self.hold(slot, &machine, waiting);
+        }
+    }
+
+    /// The same where nobody else waits: there may be thousands of machines, and most often the first has a slot.
+    fn first_with_room(&self, waiting: &Waiting, wanted: &[Wanted], account: &Account<'_>) -> Turn {
+        for Wanted { machine, slots } in wanted {
+            if account.short(machine, &waiting.takes).is_some() {
+                continue;
+            }
+            match self.slot_files.take(machine, *slots) {
+                Taken::Slot(slot) => return self.hold(Some(slot), machine, waiting),
+                // As far as can be seen.
+                Taken::Unknown if self.slot_files.loads([(machine.as_str(), *slots)]).iter().all(|load| load < slots) => {
+                    return self.hold(None, machine, waiting);
+                }
+                Taken::Unknown | Taken::Full => {}
+            }
+        }
+        Turn::Wait { others: 0 }
+    }
+
+    fn hold(&self, slot: Option<Slot>, machine: &str, waiting: &Waiting) -> Turn {
+        match Hold::of(slot, machine, &waiting.takes, &self.limits, &self.builders) {
+            Ok(hold) => Turn::Yours(machine.to_owned(), hold),
+            Err(why) => Turn::Unusable(machine.to_owned(), why),
         }
     }
 
