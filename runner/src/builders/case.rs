@@ -17,6 +17,8 @@ use crate::nix::database::Database;
 const MOST_INPUTS: usize = 5000;
 /// Of these the largest are looked for on machines: nearly all bytes are in a few.
 const LARGEST_INPUTS: usize = 64;
+/// Among more machines than this nobody looks where inputs lie: it would take longer than it saves.
+const MOST_COMPARED: usize = 500;
 /// Derivations looked at to find what waits behind one. Takes some milliseconds; Nix stands still meanwhile.
 const MOST_DEPENDENTS: usize = 2000;
 
@@ -73,7 +75,8 @@ impl<'r> Case<'r> {
         let lines = fitting.iter().filter_map(|index| pool.machines.get(*index));
         let standings = Standings::of(lines, memory);
         // A machine that fetches what it needs from elsewhere misses nothing that we would have to send.
-        let inputs = inputs.filter(|_| !pool.settings.builders_use_substitutes()).unwrap_or_default();
+        let can_tell = !pool.settings.builders_use_substitutes() && fitting.len() <= MOST_COMPARED;
+        let inputs = inputs.filter(|_| can_tell).unwrap_or_default();
         let present = Present::of(inputs, memory);
         let lock = derivation.as_ref().and_then(local::lock_of);
         Self { request, candidate, local, waiting, standings, present, lock, skipped: BTreeMap::new() }

@@ -118,6 +118,7 @@ impl Delegation<'_> {
         let command = self.queue.command().to_string();
         let new = NewBuild { candidate: &candidate, command: &command, machine: &name, accepted_ms: waiting.since_ms };
         let id = self.memory.began(&new);
+        self.memory.take_time();
         // Nix was told to build it here, and has asked again.
         self.memory.not_here(&candidate.drv_path);
         let mut story = Story { id, machine: name, waited: Duration::ZERO, moves: Vec::new(), timing: Timing::default() };

@@ -19,6 +19,8 @@ pub struct Memory {
     /// How long a machine is out after its first failure.
     retry_after: Duration,
     state: State,
+    /// Does Nix wait for nothing any more?
+    has_time: bool,
     /// Answers that Nix has, or is about to have, and that are not written yet.
     unsaved: Vec<DecisionRow>,
     /// Builds left to this machine by these answers.
@@ -36,7 +38,14 @@ enum State {
 impl Memory {
     /// What is in `directory`.
     pub fn new(directory: PathBuf, retry_after: Duration) -> Self {
-        Self { directory, retry_after, state: State::Closed, unsaved: Vec::new(), unsaved_local: Vec::new() }
+        Self {
+            directory,
+            retry_after,
+            state: State::Closed,
+            has_time: false,
+            unsaved: Vec::new(),
+            unsaved_local: Vec::new(),
+        }
     }
 
     /// Where it is.
@@ -52,9 +61,23 @@ impl Memory {
         }
     }
 
+    /// Nix waits for nothing any more: others' writes may take longer.
+    pub fn take_time(&mut self) {
+        self.has_time = true;
+        match &self.state {
+            State::Open(record) => record.take_time(),
+            // It may have been busy.
+            State::Unusable => self.state = State::Closed,
+            State::Closed => {}
+        }
+    }
+
     fn with<T: Default>(&mut self, act: impl FnOnce(&mut Record) -> Result<T, RecordError>) -> T {
         if matches!(self.state, State::Closed) {
             self.state = Record::open(&self.directory).map_or(State::Unusable, State::Open);
+            if let (true, State::Open(record)) = (self.has_time, &self.state) {
+                record.take_time();
+            }
         }
         match &mut self.state {
             State::Open(record) => act(record).unwrap_or_default(),
@@ -145,7 +168,10 @@ impl Memory {
 
     /// It goes to a machine after all.
     pub fn not_here(&mut self, drv_path: &str) {
-        self.with(|record| record.not_local(drv_path));
+        // Most never were: what reads is in nobody's way.
+        if self.open_local().iter().any(|build| build.drv_path == drv_path) {
+            self.with(|record| record.not_local(drv_path));
+        }
     }
 
     /// `paths` are on `machine` now.

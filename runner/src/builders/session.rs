@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use super::asker::Asker;
 use super::delegation::Delegation;
@@ -26,6 +27,9 @@ use super::stock::StockHook;
 use crate::config;
 use crate::event::NixDirs;
 use crate::nix::machines;
+
+/// Builds of this machine are looked after once in so long; the next question waits for it.
+const SETTLE_EVERY: Duration = Duration::from_secs(2);
 
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +84,7 @@ impl<R: Read, W: Write> Session<'_, R, W> {
         let mut memory = Memory::new(self.builders.clone(), self.options.retry_after);
         let mut pool = Pool { settings, machines: found.machines, slot_files, failed: BTreeSet::new(), told: false, limits };
         let nix_dirs = NixDirs { state, ..self.nix_dirs.clone() };
+        let mut settled = None;
         loop {
             let mut pending = Pending::new(&mut self.reply);
             let request = match Request::read(&mut self.input) {
@@ -143,7 +148,10 @@ impl<R: Read, W: Write> Session<'_, R, W> {
             if answered.is_err() {
                 return End::Closed;
             }
-            local::settle(&mut memory, &nix_dirs);
+            if settled.is_none_or(|when: Instant| when.elapsed() >= SETTLE_EVERY) {
+                local::settle(&mut memory, &nix_dirs);
+                settled = Some(Instant::now());
+            }
         }
     }
 }

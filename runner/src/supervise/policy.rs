@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use super::frame;
-use super::protocol::{COMMAND, Order, Purpose, Setup, Word};
+use super::protocol::{COMMAND, Purpose, Question, Setup, Word};
 use crate::builders::{Candidate, Decision, LocalMachine, Machine, Policy, PolicyError};
 use crate::capability::state::{Pairs, Stores};
 use crate::config::{Config, Limit, Plugin};
@@ -95,7 +95,7 @@ impl Process {
         }
     }
 
-    fn ask(&mut self, question: &Order) -> std::io::Result<(Result<Decision, PolicyError>, Pairs)> {
+    fn ask(&mut self, question: &Question<'_>) -> std::io::Result<(Result<Decision, PolicyError>, Pairs)> {
         frame::write(&mut self.input, question)?;
         match frame::read(&mut self.output)? {
             Some(Word::Selected { decision, state }) => Ok((decision, state)),
@@ -110,12 +110,7 @@ impl Policy for PluginPolicy {
             Some((stores, _)) => stores.load(&self.name).map_err(|error| PolicyError::Failed(error.message))?,
             None => Pairs::new(),
         };
-        let question = Order::Select {
-            candidate: Box::new(candidate.clone()),
-            machines: machines.to_vec(),
-            local: Box::new(local.clone()),
-            state: before.clone(),
-        };
+        let question = Question::Select { candidate, machines, local, state: &before };
         let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
         let (decision, after) = process
             .ask(&question)

@@ -62,6 +62,12 @@ pub(super) enum Order {
     Select { candidate: Box<Candidate>, machines: Vec<Machine>, local: Box<LocalMachine>, state: Pairs },
 }
 
+/// [`Order::Select`] as it is sent: there may be thousands of machines, and none is copied.
+#[derive(Debug, Serialize)]
+pub(super) enum Question<'a> {
+    Select { candidate: &'a Candidate, machines: &'a [Machine], local: &'a LocalMachine, state: &'a Pairs },
+}
+
 /// From a runner.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Word {

@@ -40,6 +40,8 @@ const FILE: &str = "builders.sqlite";
 const MIGRATIONS: [&str; 2] = [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
 /// A session waits this long for another one's write, which takes well under a millisecond. Nix stands still meanwhile.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(500);
+/// The same for a session whose build is accepted: Nix waits for nothing any more, and what is not written is forgotten.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Builds kept.
 pub const BUILDS_KEPT: i64 = 20_000;
 /// Decisions kept.
@@ -144,6 +146,12 @@ impl Record {
             version if version <= MIGRATIONS.len() => Ok(Some(Self { connection, path })),
             version => Err(RecordError::Newer { path, version }),
         }
+    }
+
+    /// From here on waits longer for others' writes: Nix does not stand still any more.
+    pub fn take_time(&self) {
+        // Only a handler is set, which cannot fail.
+        let _set = self.connection.busy_timeout(PATIENCE);
     }
 
     fn failed(&self, error: rusqlite::Error) -> RecordError {
