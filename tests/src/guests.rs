@@ -12,6 +12,9 @@ use anyhow::{Context, Result, ensure};
 /// The target of components.
 const TARGET: &str = "wasm32-wasip2";
 
+/// The directory of guests that are built, where there is no cargo (`cargo xtask newer-nix`).
+const BUILT_ELSEWHERE: &str = "HOOKRUN_GUESTS";
+
 /// The guest `name` of `tests/guests`, such as `good`, as a component.
 ///
 /// # Errors
@@ -36,8 +39,9 @@ pub fn guest_for_all(name: &str) -> Result<PathBuf> {
     let directory = std::env::temp_dir().join(format!("hookrun-test-guests-{user}"));
     std::fs::create_dir_all(&directory)?;
     std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755))?;
-    // Tests run at the same time, each in a process of its own.
-    let (copy, place) = (directory.join(format!(".{name}-{}", std::process::id())), directory.join(format!("{name}.wasm")));
+    // Tests run at the same time, in processes or threads.
+    let own = format!(".{name}-{}-{:?}", std::process::id(), std::thread::current().id());
+    let (copy, place) = (directory.join(own), directory.join(format!("{name}.wasm")));
     std::fs::copy(built, &copy)?;
     std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o644))?;
     std::fs::rename(&copy, &place)?;
@@ -62,6 +66,9 @@ pub fn sdk_interfaces() -> Vec<(PathBuf, String)> {
 }
 
 fn build() -> Result<PathBuf> {
+    if let Some(directory) = std::env::var_os(BUILT_ELSEWHERE) {
+        return Ok(PathBuf::from(directory));
+    }
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the tests are in a workspace")?;
     // The tests run from `<target>/<profile>/deps`.
     let program = std::env::current_exe()?;
@@ -82,4 +89,14 @@ fn build() -> Result<PathBuf> {
         .context("cannot run cargo")?;
     ensure!(output.status.success(), "the guests do not build:\n{}", String::from_utf8_lossy(&output.stderr));
     Ok(target.join(TARGET).join("release"))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_guest_is_built() {
+        for name in ["good", "faulty", "greedy", "web", "escape", "hostile"] {
+            super::guest(name).unwrap();
+        }
+    }
 }

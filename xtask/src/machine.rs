@@ -33,6 +33,19 @@ impl Package {
     }
 }
 
+/// The names of all that is needed, on a Debian.
+pub fn debian_packages() -> impl Iterator<Item = &'static str> {
+    packages().map(|package| package.name)
+}
+
+fn packages() -> impl Iterator<Item = Package> {
+    DEBIAN_PACKAGES.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let (name, proof) = (words.next()?, words.next()?);
+        (!name.starts_with('#')).then_some(Package { name, proof })
+    })
+}
+
 /// The first program of this name in `PATH`, or in the directories of root that a plain user's `PATH` lacks.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -46,13 +59,7 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
 /// It cannot be installed here: names the command.
 pub fn prepare(need: Need) -> Result<()> {
     let debian = Path::new("/etc/debian_version").exists();
-    let missing: Vec<Package> = DEBIAN_PACKAGES
-        .lines()
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            let (name, proof) = (words.next()?, words.next()?);
-            (!name.starts_with('#')).then_some(Package { name, proof })
-        })
+    let missing: Vec<Package> = packages()
         // A file tells something on Debian only.
         .filter(|package| debian || !package.proof.starts_with('/'))
         .filter(|package| need == Need::Nix || matches!(package.name, "gcc" | "libc6-dev"))

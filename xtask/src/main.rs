@@ -8,6 +8,7 @@ mod crash;
 mod dist;
 mod fuzz;
 mod machine;
+mod newer_nix;
 mod process;
 mod test;
 
@@ -42,6 +43,8 @@ enum Task {
     Fuzz(fuzz::Options),
     /// The crash test in its long form: hooks and workers killed at every boundary and at random.
     Crash(crash::Options),
+    /// Run the demo and the tests with the Nix of a later Debian, in a root of its own that is made once. Needs root and debootstrap.
+    NewerNix(newer_nix::Options),
     /// Measure a release build: the thin hook and an inline plugin against a shell and a disk.
     Bench(bench::Options),
     /// Measure builder selection with real Nix, beside Nix's own hook. Needs root.
@@ -72,6 +75,7 @@ fn run(task: Task) -> Result<()> {
         Task::Checks => checks::run(),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Crash(options) => crash::run(&options),
+        Task::NewerNix(options) => newer_nix::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::BenchBuilders(options) => bench_builders::run(&options),
         Task::Dist => dist::run(),

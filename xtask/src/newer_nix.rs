@@ -1,0 +1,165 @@
+//! `cargo xtask newer-nix`: `hookrun demo` and the end-to-end tests with the Nix of a later Debian, in a root of its own.
+//!
+//! Programs and tests are built here and run there: a later Debian runs what an earlier one has linked. The tests find everything where they
+//! were built, because the workspace and the target directory are there under the same names. The root is made once and kept.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::machine::{self, Need};
+use crate::process::{self, CommandExt as _, cargo, repository, target_directory};
+
+/// What to run, and with which Nix.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// The Debian whose Nix it is to be: `trixie` has 2.26, `sid` the newest that Debian has.
+    #[arg(long, default_value = "trixie")]
+    suite: String,
+    /// Where roots are kept, one directory a suite: by default `hookrun/roots` in the cache directory. Remove one to have it made anew.
+    #[arg(long, value_name = "DIR")]
+    directory: Option<PathBuf>,
+    /// For the test runner, in place of the tests in which Nix has a say: a part of a test's name, or `-E` and an expression.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+/// The tests in which Nix has a say, for `cargo nextest -E`.
+const TESTS: &str =
+    "package(hookrun-tests) - binary(crash) - binary(fuzz_corpus) - binary(hostile) - binary(hostile_artifacts)";
+/// The test that builds the guests, which need a compiler that the root has not.
+const GUESTS: &str = "package(hookrun-tests) & test(=guests::tests::every_guest_is_built)";
+/// Where programs are in a Debian.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Makes a directory the root of a mount namespace.
+const ENTER: &str = include_str!("newer_nix/enter.sh");
+/// Keeps packages from starting services: the exit code of "forbidden" (invoke-rc.d(8)).
+const NO_SERVICES: &str = "#!/bin/sh\nexit 101\n";
+
+/// Makes the root where it is missing, builds, and runs everything there.
+pub fn run(options: &Options) -> Result<()> {
+    machine::prepare(Need::Nix)?;
+    if !machine::is_root()? {
+        bail!("a root of its own needs root; run `sudo -E cargo xtask newer-nix`");
+    }
+    let nextest = machine::find_program("cargo-nextest")
+        .context("there is no cargo-nextest in PATH; run `cargo install --locked cargo-nextest`")?;
+    let root = Root { directory: options.directory.clone().map_or_else(default_directory, Ok)?.join(&options.suite) };
+    root.make(&options.suite)?;
+    process::build_workspace()?;
+    let metadata = Metadata::write()?;
+    cargo().args(["nextest", "run", "--workspace", "-E", GUESTS]).run()?;
+
+    root.take_in(&nextest)?;
+    let program = target_directory()?.join("debug/hookrun");
+    let version = root.command("nix-build").arg("--version").read()?;
+    let version = version.trim();
+    println!("{version}, in {}", root.directory.display());
+    root.command(program).arg("demo").run()?;
+    let mut tests = root.command("cargo-nextest");
+    tests.args(["nextest", "run", "--no-fail-fast", "--binaries-metadata"]).arg(&metadata.binaries);
+    tests.arg("--cargo-metadata").arg(&metadata.cargo);
+    let chosen =
+        if options.arguments.is_empty() { vec!["-E".to_owned(), TESTS.to_owned()] } else { options.arguments.clone() };
+    let ran = tests.args(chosen).run();
+    // The runner has said which tests failed; this closes the output.
+    let outcome = if ran.is_ok() { "passed" } else { "failed" };
+    println!("{version}: hookrun demo and these tests have {outcome}");
+    ran
+}
+
+/// `$XDG_CACHE_HOME/hookrun/roots`.
+fn default_directory() -> Result<PathBuf> {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path: &PathBuf| path.is_absolute());
+    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
+    Ok(cache.context("there is no HOME; name a place with --directory")?.join("hookrun/roots"))
+}
+
+/// What the test runner has to know where there is no cargo.
+struct Metadata {
+    binaries: PathBuf,
+    cargo: PathBuf,
+}
+
+impl Metadata {
+    /// Builds the tests too.
+    fn write() -> Result<Self> {
+        let target = target_directory()?;
+        let write = |name: &str, arguments: &[&str]| -> Result<PathBuf> {
+            let path = target.join(name);
+            let text = cargo().args(arguments).read()?;
+            std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+            Ok(path)
+        };
+        cargo().args(["nextest", "run", "--workspace", "--no-run"]).run()?;
+        let list = ["nextest", "list", "--workspace", "--list-type", "binaries-only", "--message-format", "json"];
+        Ok(Self {
+            binaries: write("newer-nix-binaries.json", &list)?,
+            cargo: write("newer-nix-cargo.json", &["metadata", "--format-version", "1", "--all-features"])?,
+        })
+    }
+}
+
+/// A Debian in a directory.
+struct Root {
+    directory: PathBuf,
+}
+
+impl Root {
+    /// Makes it, unless it is there.
+    fn make(&self, suite: &str) -> Result<()> {
+        if self.directory.is_dir() {
+            return Ok(());
+        }
+        for program in ["debootstrap", "unshare"] {
+            if machine::find_program(program).is_none() {
+                bail!("there is no {program} in PATH; on Debian run `apt-get install -y debootstrap util-linux`");
+            }
+        }
+        // Under another name until it is whole.
+        let part = self.directory.with_extension("part");
+        if part.exists() {
+            std::fs::remove_dir_all(&part).with_context(|| format!("cannot remove {}", part.display()))?;
+        }
+        std::fs::create_dir_all(&part).with_context(|| format!("cannot make {}", part.display()))?;
+        Command::new("debootstrap").args(["--variant=minbase", "--include=ca-certificates", suite]).arg(&part).run()?;
+        executable(&part.join("usr/sbin/policy-rc.d"), NO_SERVICES.as_bytes())?;
+        let mut install = Command::new("chroot");
+        install.arg(&part).args(["apt-get", "install", "-y", "-qq", "--no-install-recommends"]);
+        install.args(machine::debian_packages()).env("DEBIAN_FRONTEND", "noninteractive").run()?;
+        std::fs::rename(&part, &self.directory).with_context(|| format!("cannot make {}", self.directory.display()))
+    }
+
+    /// Puts a program into it.
+    fn take_in(&self, program: &Path) -> Result<()> {
+        let name = program.file_name().context("a program has a name")?;
+        let bytes = std::fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+        executable(&self.directory.join("usr/local/bin").join(name), &bytes)
+    }
+
+    /// A command that runs in it, in the repository, with nothing of this environment.
+    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let target = target_directory().unwrap_or_default();
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "/bin/sh", "-c", ENTER, "enter"]).arg(&self.directory);
+        command.arg(repository()).arg(&target).args(["--", "env", "-C"]).arg(repository()).arg(program);
+        command.env_clear().env("PATH", PATH).env("HOME", "/root").env("HOOKRUN_GUESTS", target.join(GUESTS_IN_TARGET));
+        // Snapshots are compared and never written.
+        command.env("INSTA_UPDATE", "no").env("TERM", "dumb");
+        command
+    }
+}
+
+/// Where `hookrun_tests::guests` puts them.
+const GUESTS_IN_TARGET: &str = "guests/wasm32-wasip2/release";
+
+fn executable(path: &Path, bytes: &[u8]) -> Result<()> {
+    // A program that runs cannot be written: another takes its place.
+    let _gone = std::fs::remove_file(path);
+    let written = std::fs::write(path, bytes);
+    written
+        .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
