@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hookrun_tests::lab::{Ran, Scene};
+use hookrun_tests::lab::{Ran, Scene, minor_version};
 
 fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("examples").join(name)
@@ -32,7 +32,9 @@ fn nix_knows_every_setting() {
     text.push_str(&std::fs::read_to_string(scene.private_nix().conf_dir().join("nix.conf")).unwrap());
     std::fs::write(scene.private_nix().conf_dir().join("nix.conf"), text).unwrap();
     let shown = scene.nix("nix", &["show-config"]).expect_success().expect_silent_about("unknown setting");
-    assert!(shown.stdout.contains("build-hook = /usr/local/bin/hookrun"), "{}", shown.account());
+    // 2.25 to 2.33 forget what nix.conf says of it, as the file tells.
+    let forgets = (25..=33).contains(&minor_version());
+    assert_eq!(shown.stdout.contains("build-hook = /usr/local/bin/hookrun"), !forgets, "{}", shown.account());
 }
 
 #[test]

@@ -22,6 +22,8 @@ const DAEMON_POLL: Duration = Duration::from_millis(20);
 /// What a chroot build needs of the host for `/bin/sh`: the shell, its loader and its libraries (`/usr/lib` where `/lib` is a
 /// link to it).
 const SHELL_AND_LIBRARIES: [&str; 6] = ["/bin", "/usr/bin", "/lib", "/lib64", "/usr/lib", "/usr/lib64"];
+/// Lines of nix.conf, for one process; known since 2.4.
+const NIX_CONFIG: &str = "NIX_CONFIG";
 /// Users' locks of the machine's own Nix; see [`PrivateNix::share_build_users`].
 const SYSTEM_USER_POOL: &str = "/nix/var/nix/userpool";
 
@@ -151,7 +153,15 @@ impl PrivateNix {
         .into_iter()
         .map(|(name, value)| (name.into(), value.into()))
         .collect();
-        variables.extend(self.variables.iter().cloned());
+        variables.extend(self.variables.iter().filter(|(name, _)| name != NIX_CONFIG).cloned());
+        let given = self.variables.iter().find(|(name, _)| name == NIX_CONFIG).map(|(_, value)| value.clone());
+        // Nix 2.25 to 2.33 forget what nix.conf says of it (`nix/main.cc` sets the default after the file was read; NixOS/nix#15083).
+        let build_hook = self.settings.iter().find(|(name, value)| name == "build-hook" && !value.is_empty());
+        let build_hook = build_hook.map(|(name, value)| OsString::from(format!("{name} = {value}")));
+        let lines: Vec<OsString> = given.into_iter().chain(build_hook).collect();
+        if !lines.is_empty() {
+            variables.push((NIX_CONFIG.into(), lines.join(OsStr::new("\n"))));
+        }
         variables
     }
 
@@ -368,6 +378,21 @@ mod tests {
     fn a_second_store_keeps_names() {
         let path = PrivateNix::path_in_store(Path::new("/second"), Path::new("/lab/store/abc-name"));
         assert_eq!(path, Path::new("/second/nix/store/abc-name"));
+    }
+
+    #[test]
+    fn the_build_hook_is_a_variable_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut nix = PrivateNix::create(directory.path()).unwrap();
+        let variable = |nix: &PrivateNix| {
+            let found = nix.variables().into_iter().filter(|(name, _)| name == NIX_CONFIG).map(|(_, value)| value);
+            found.collect::<Vec<_>>()
+        };
+        assert_eq!(variable(&nix), [""; 0]);
+        nix.set("build-hook", "/hook").unwrap();
+        assert_eq!(variable(&nix), ["build-hook = /hook"]);
+        nix.set_variable(NIX_CONFIG, "cores = 1");
+        assert_eq!(variable(&nix), ["cores = 1\nbuild-hook = /hook"]);
     }
 
     #[test]

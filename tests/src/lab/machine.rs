@@ -57,6 +57,17 @@ pub fn require_nix() {
     }
 }
 
+/// The 8 of 2.8.0: which of Nix's ways a test has to expect.
+///
+/// # Panics
+/// If there is no Nix, or not of version 2.
+pub fn minor_version() -> u32 {
+    require_nix();
+    let text = private_nix::nix_version().unwrap();
+    let minor = text.rsplit_once(' ').and_then(|(_, version)| version.strip_prefix("2."));
+    minor.and_then(|minor| minor.split('.').next()?.parse().ok()).unwrap_or_else(|| panic!("{text} is no Nix 2"))
+}
+
 /// The program is there, or gets installed with the other packages, or the test fails.
 pub(super) fn require_program(program: &Path) {
     locked(|| {

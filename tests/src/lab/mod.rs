@@ -30,7 +30,9 @@ mod sshd;
 pub use boundary::{Boundary, Point};
 pub use build_hook::{Answered, answers, build_hook, conversation};
 pub use journal::Attempt;
-pub use machine::{BUILD_GROUP, hookrun_program, is_root, require_build_users, require_nix, shared_directory};
+pub use machine::{
+    BUILD_GROUP, hookrun_program, is_root, minor_version, require_build_users, require_nix, shared_directory,
+};
 pub use ran::Ran;
 pub use scene::{Scene, SecondStore};
 pub use script::{Script, nix_string};

@@ -97,12 +97,21 @@ impl Sshd {
         self.log().matches("Accepted publickey").count()
     }
 
-    /// The processes of connections that are open now.
+    /// The server's processes of connections that are open now. Since OpenSSH 9.8 a connection has a second one, which is a child of the first.
     pub fn connections(&self) -> Vec<rustix::process::Pid> {
-        let children = format!("/proc/{pid}/task/{pid}/children", pid = self.child.id());
-        let children = std::fs::read_to_string(children).unwrap_or_default();
-        children.split_whitespace().filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?)).collect()
+        sshds_below(self.child.id())
     }
+}
+
+fn sshds_below(pid: u32) -> Vec<rustix::process::Pid> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok());
+    let is_sshd = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("sshd"));
+    let with_its_own = |pid: u32| {
+        let own = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+        own.into_iter().chain(sshds_below(pid))
+    };
+    children.filter(is_sshd).flat_map(with_its_own).collect()
 }
 
 impl Drop for Sshd {

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
+use crate::builders::record::{Record, Selection};
 use crate::demo::Verdict;
 use crate::demo::private_nix::PrivateNix;
 use crate::demo::stage::{Stage, ended};
@@ -30,10 +31,16 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     if !fast || slow {
         return Ok(Verdict::Broken(format!("built on the fast machine: {fast}; on the slow one: {slow}")));
     }
-    if said.stderr.contains("Nix's own rule is used") {
-        return Ok(Verdict::Broken("the policy was not asked: Nix's own rule chose".to_owned()));
+    let record = Record::read(&stage.path("state/builders")).context("cannot read what was decided")?;
+    let decided =
+        record.map(|record| record.decisions(Selection::Last(1))).transpose().context("cannot read what was decided")?;
+    match decided.as_deref().and_then(<[_]>::first) {
+        Some(decision) if decision.decided_by == "policy" => {
+            Ok(Verdict::Works("built on the machine with speed factor 4, as the policy chose, and copied back".into()))
+        }
+        Some(decision) => Ok(Verdict::Broken(format!("the policy was not asked, but {}", decision.decided_by))),
+        None => Ok(Verdict::Broken("hookrun was not asked: Nix has chosen by itself; run `hookrun doctor`".to_owned())),
     }
-    Ok(Verdict::Works("built on the machine with speed factor 4, as the policy chose, and copied back".into()))
 }
 
 /// Why builders cannot be had here.
