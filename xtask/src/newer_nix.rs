@@ -31,6 +31,8 @@ const TESTS: &str =
     "package(hookrun-tests) - binary(crash) - binary(fuzz_corpus) - binary(hostile) - binary(hostile_artifacts)";
 /// The test that builds the guests, which need a compiler that the root has not.
 const GUESTS: &str = "package(hookrun-tests) & test(=guests::tests::every_guest_is_built)";
+/// What tests of mail install where it is not there; the package lists of a root may be too old for that by then.
+const MAIL_SERVER: [&str; 2] = ["exim4-daemon-light", "openssl"];
 /// Where programs are in a Debian.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Makes a directory the root of a mount namespace.
@@ -128,7 +130,7 @@ impl Root {
         executable(&part.join("usr/sbin/policy-rc.d"), NO_SERVICES.as_bytes())?;
         let mut install = Command::new("chroot");
         install.arg(&part).args(["apt-get", "install", "-y", "-qq", "--no-install-recommends"]);
-        install.args(machine::debian_packages()).env("DEBIAN_FRONTEND", "noninteractive").run()?;
+        install.args(machine::debian_packages()).args(MAIL_SERVER).env("DEBIAN_FRONTEND", "noninteractive").run()?;
         std::fs::rename(&part, &self.directory).with_context(|| format!("cannot make {}", self.directory.display()))
     }
 
@@ -146,6 +148,8 @@ impl Root {
         command.args(["--mount", "--propagation", "private", "/bin/sh"]).arg(repository().join(ENTER)).arg(&self.directory);
         command.arg(repository()).arg(&target).args(["--", "env", "-C"]).arg(repository()).arg(program);
         command.env_clear().env("PATH", PATH).env("HOME", "/root").env("HOOKRUN_GUESTS", target.join(GUESTS_IN_TARGET));
+        // From Nix 2.30 on nothing above the directory of builds may be open to all (`build-dir`), as /tmp is.
+        command.env("TMPDIR", "/srv");
         // Built a moment ago, whatever was compiled after it.
         command.env("HOOKRUN_BIN", target.join("debug/hookrun"));
         // Snapshots are compared and never written.

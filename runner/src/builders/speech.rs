@@ -45,7 +45,17 @@ const LOST: [&str; 19] = [
     "corrupt daemon response",
 ];
 /// The machine will not build for this user, or cannot build such a thing at all, whatever the machines file says; lower case.
-const REFUSED: [&str; 3] = ["you are not privileged to", "is required to build", "unable to start any build"];
+const REFUSED: [&str; 7] = [
+    "you are not privileged to",
+    "is required to build",
+    "unable to start any build",
+    // 2.29 to 2.33.
+    "reason: required system or feature not available",
+    // From 2.34 on.
+    "reason: missing system features",
+    "reason: platform mismatch",
+    "reason: local builds are disabled",
+];
 /// The machine's disk is full, in the words of its own Nix (`strerror(3)`, SQLite); lower case.
 const FULL: [&str; 3] = ["no space left on device", "database or disk is full", "disk quota exceeded"];
 /// What tells the builder's words, which Nix repeats, from its own; lower case. A builder may fail for a full disk of its own making.

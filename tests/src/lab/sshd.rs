@@ -106,7 +106,8 @@ impl Sshd {
 fn sshds_below(pid: u32) -> Vec<rustix::process::Pid> {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     let children = children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok());
-    let is_sshd = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("sshd"));
+    let is_sshd =
+        |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("sshd"));
     let with_its_own = |pid: u32| {
         let own = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
         own.into_iter().chain(sshds_below(pid))

@@ -184,7 +184,8 @@ impl Prober<'_> {
         if said.status.success() {
             Ok(u64::try_from(said.took.as_millis()).unwrap_or(u64::MAX))
         } else {
-            Err(trouble(&said.stderr))
+            let features = features.iter().filter(|feature| *feature != NO_SUCH_FEATURE).cloned().collect();
+            Err(trouble(&said.stderr, &Is { system: system.to_owned(), features }))
         }
     }
 

@@ -18,8 +18,8 @@ pub enum Trouble {
     Other(String),
 }
 
-/// What a failed build's messages mean.
-pub fn trouble(messages: &str) -> Trouble {
+/// What the messages of a failed build mean that was asked of a machine of this kind.
+pub fn trouble(messages: &str, asked: &Is) -> Trouble {
     let text = plain(messages);
     // `libstore/daemon.cc`, `wopBuildDerivation`: a user who is not trusted.
     if text.contains("you are not privileged to build") {
@@ -33,14 +33,30 @@ pub fn trouble(messages: &str) -> Trouble {
     {
         return Trouble::Lacks(is);
     }
+    // From 2.34 on: "Reason: platform mismatch" with "Current system: 'Y'", "Reason: missing system features" with "Available features: {..}". What
+    // is not said is as asked.
+    let (current, available) = (after(&text, "Current system: '", '\''), after(&text, "Available features: {", '}'));
+    if current.is_some() || available.is_some() {
+        let features = available.map_or_else(|| asked.features.clone(), names);
+        return Trouble::Lacks(Is { system: current.unwrap_or(&asked.system).to_owned(), features });
+    }
     Trouble::Other(last_error(messages).unwrap_or_else(|| "Nix says nothing about why".to_owned()))
 }
 
 fn system_at(text: &str, at: usize, length: usize) -> Option<Is> {
     let system = text.get(..at)?.rsplit_once('\'')?.1;
     let features = text.get(at + length..)?.split_once('}')?.0;
-    let features = features.split(',').map(str::trim).filter(|feature| !feature.is_empty()).map(ToOwned::to_owned).collect();
-    Some(Is { system: system.to_owned(), features })
+    Some(Is { system: system.to_owned(), features: names(features) })
+}
+
+/// The features of a set that Nix names, without its braces.
+fn names(set: &str) -> Vec<String> {
+    set.split(',').map(str::trim).filter(|feature| !feature.is_empty()).map(ToOwned::to_owned).collect()
+}
+
+/// What stands between the last `begin` and the next `end`.
+fn after<'t>(text: &'t str, begin: &str, end: char) -> Option<&'t str> {
+    text.rsplit_once(begin)?.1.split_once(end).map(|(between, _)| between)
 }
 
 /// What makes a line of ssh's or Nix's one that tells of a failure, in lower case.
@@ -112,6 +128,25 @@ mod tests {
     fn is(system: &str, features: &[&str]) -> Trouble {
         let features = features.iter().map(|feature| (*feature).to_owned()).collect();
         Trouble::Lacks(Is { system: system.to_owned(), features })
+    }
+
+    /// Of a machine that was asked for features which no release says it has.
+    fn trouble(messages: &str) -> Trouble {
+        super::trouble(messages, &Is { system: "asked-linux".to_owned(), features: vec!["asked".to_owned()] })
+    }
+
+    #[test]
+    fn words_of_2_34() {
+        let failed = "building '/nix/store/x.drv' on 'ssh://m'...\nerror: build of '/nix/store/x.drv' on 'ssh://m' failed: Cannot build \
+                      '/nix/store/x.drv'.\n       Reason: ";
+        let local = "error: Cannot build '/nix/store/x.drv'.\n       Reason: builder failed with exit code 1.\n       Output paths:\n         \
+                     /nix/store/y\n";
+        let features = "missing system features\n       Required features: {benchmark, quantum}\n       Available features: {benchmark, kvm}\n";
+        assert_eq!(trouble(&format!("{failed}{features}{local}")), is("asked-linux", &["benchmark", "kvm"]));
+        let none = "missing system features\n       Required features: {quantum}\n       Available features: {}\n";
+        assert_eq!(trouble(&format!("{failed}{none}{local}")), is("asked-linux", &[]));
+        let system = "platform mismatch\n       Required system: 'aarch64-linux'\n       Current system: 'x86_64-linux'\n";
+        assert_eq!(trouble(&format!("{failed}{system}{local}")), is("x86_64-linux", &["asked"]));
     }
 
     #[test]

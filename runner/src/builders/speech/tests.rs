@@ -39,6 +39,18 @@ fn builds_that_fail_and_machines_that_are_lost() {
     }
     let unfit = "build of '/nix/store/x-a.drv' on 'ssh://m' failed: a 'riscv64-linux' with features {} is required to build '/nix/store/x-a.drv', but I am a 'x86_64-linux' with features {}";
     assert!(matches!(ending(&[error(unfit)], Some(1)), Ending::Lost(_)));
+    // As it comes: in lines.
+    for reason in [
+        "required system or feature not available\n       Required system: 'riscv64-linux' with features {}",
+        "missing system features\n       Required features: {quantum}\n       Available features: {benchmark, kvm}",
+        "platform mismatch\n       Required system: 'riscv64-linux'\n       Current system: 'x86_64-linux'",
+        "local builds are disabled (max-jobs = 0)",
+    ] {
+        let unfit = format!(
+            "build of '/nix/store/x-a.drv' on 'ssh://m' failed: Cannot build '/nix/store/x-a.drv'.\n       Reason: {reason}"
+        );
+        assert!(matches!(ending(&[error(&unfit)], Some(1)), Ending::Lost(_)), "{reason}");
+    }
     assert_eq!(ending(&[], None), Ending::Lost("Nix's own build hook was killed".to_owned()));
 }
 
