@@ -2,6 +2,8 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
+use lettre::message::Mailbox;
+
 use super::*;
 
 const CONFIGURATION: &str = r#"
