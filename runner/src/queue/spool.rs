@@ -17,22 +17,19 @@
 //!
 //! Anybody may have put anything there. A file is taken only if it is a regular file with one link, of bounded size, of a
 //! trusted owner ([`super::trust`]), whole, and says what such an owner may say. Anything else is moved to the directory
-//! `rejected` beside the spool, with its reason; it is never deleted and never in the way of others.
+//! `rejected` beside the spool, with its reason; it is never deleted and never in the way of others. [`Reader`] does so.
 
-use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 
 use super::envelope;
-use super::trust::{Owner, Trust};
 use crate::dirs::Dirs;
 use crate::event::Event;
 
@@ -42,8 +39,6 @@ const SYSTEM_MODE: u32 = 0o1733;
 const USER_MODE: u32 = 0o700;
 /// Mode of an event: the worker may be another user, and nobody else can guess the name in a directory that cannot be listed.
 const EVENT_MODE: u32 = 0o644;
-/// A file still without its final name after this long was left by a hook that was killed.
-const ABANDONED: Duration = Duration::from_hours(1);
 /// Where events go when the spool cannot be written. Survives a restart of the machine, unlike /tmp (FHS 3.0, 5.15).
 const FALLBACK_PARENT: &str = "/var/tmp";
 
@@ -167,173 +162,27 @@ fn own_directory(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// A file of the spool, taken for an event.
-#[derive(Debug)]
-pub struct Spooled {
-    /// The file; unlink it once the event is in the journal.
-    pub path: PathBuf,
-    /// The event.
-    pub event: Event,
-    /// The file's owner.
-    pub uid: u32,
-    /// Is that root or the worker's own user?
-    pub is_trusted: bool,
-    /// The file's size.
-    pub bytes: u64,
-}
-
-/// What a look into the spool found.
-#[derive(Debug, Default)]
-pub struct Scan {
-    /// Events, oldest first.
-    pub events: Vec<Spooled>,
-    /// Files set aside: the reason, naming the file.
-    pub rejected: Vec<String>,
-    /// Are there more than were asked for?
-    pub more: bool,
-}
-
-/// The reading side.
-#[derive(Debug)]
-pub struct Reader {
-    directories: Vec<PathBuf>,
-    rejected: PathBuf,
-    trust: Trust,
-    ignored: BTreeSet<PathBuf>,
-}
-
-impl Reader {
-    /// Reads the spool of `dirs` and the fallback directories of those that `trust` believes.
-    pub fn new(dirs: &Dirs, trust: Trust) -> Self {
-        let fallbacks = trust.uids().map(|uid| fallback_directory(dirs, uid));
-        let directories = std::iter::once(dirs.spool()).chain(fallbacks).collect();
-        Self { directories, rejected: dirs.rejected(), trust, ignored: BTreeSet::new() }
-    }
-
-    /// Takes up to `limit` events, and sets aside what is none.
-    pub fn scan(&mut self, limit: usize) -> Scan {
-        let mut scan = Scan::default();
-        for directory in &self.directories {
-            let Ok(descriptor) = open_directory(directory) else { continue };
-            let mut names = names(&descriptor);
-            // Ids are sortable by time.
-            names.sort();
-            for name in names {
-                if scan.events.len() >= limit {
-                    scan.more = true;
-                    return scan;
-                }
-                let path = directory.join(std::ffi::OsStr::from_bytes(&name));
-                if self.ignored.contains(&path) {
-                    continue;
-                }
-                match self.read(&descriptor, &path, &name) {
-                    Ok(Some(spooled)) => scan.events.push(spooled),
-                    Ok(None) => {}
-                    Err(reason) => {
-                        let (shown, moved) = set_aside(&self.rejected, &path, &reason);
-                        scan.rejected.push(shown);
-                        if !moved {
-                            self.ignored.insert(path);
-                        }
-                    }
-                }
-            }
-        }
-        scan
-    }
-
-    /// Looks at a file no more: it can be neither removed nor set aside.
-    pub fn ignore(&mut self, path: PathBuf) {
-        self.ignored.insert(path);
-    }
-
-    /// Sets a file aside that was taken for an event and is not wanted; gives the reason, naming the file.
-    pub fn reject(&mut self, path: &Path, reason: &str) -> String {
-        let (shown, moved) = set_aside(&self.rejected, path, reason);
-        if !moved {
-            self.ignored.insert(path.to_owned());
-        }
-        shown
-    }
-
-    /// The event in one file; none if it is not to be looked at (yet, or any more).
-    fn read(&self, directory: &OwnedFd, path: &Path, name: &[u8]) -> Result<Option<Spooled>, String> {
-        let gone_or = |error: rustix::io::Errno| match error {
-            rustix::io::Errno::NOENT => Ok(None),
-            error => Err(format!("it cannot be read ({error})")),
-        };
-        // Looked at before it is opened: opening a device or a FIFO can have effects.
-        let stat = match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => stat,
-            Err(error) => return gone_or(error),
-        };
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err("it is no regular file".into());
-        }
-        if name.starts_with(b".") {
-            let modified = u64::try_from(stat.st_mtime).unwrap_or(0);
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            let abandoned = now.saturating_sub(Duration::from_secs(modified)) > ABANDONED;
-            return if abandoned { Err("it was never completed; its hook was killed".into()) } else { Ok(None) };
-        }
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = match rustix::fs::openat(directory, name, flags, Mode::empty()) {
-            Ok(file) => file,
-            Err(error) => return gone_or(error),
-        };
-        // What was opened counts, not what was looked at.
-        let stat = rustix::fs::fstat(&file).map_err(|error| format!("it cannot be read ({error})"))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err("it is no regular file".into());
-        }
-        if stat.st_nlink > 1 {
-            return Err(format!("it has {} links; an event has one", stat.st_nlink));
-        }
-        let owner = self.trust.owner(stat.st_uid, stat.st_gid)?;
-        // One byte more, so that the end is found without another buffer.
-        let size = u64::try_from(stat.st_size).unwrap_or(0).min(envelope::MAX_SIZE);
-        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
-        let read = File::from(file).take(envelope::MAX_SIZE + 1).read_to_end(&mut bytes);
-        read.map_err(|error| format!("it cannot be read ({error})"))?;
-        if bytes.len() as u64 > envelope::MAX_SIZE {
-            return Err(format!("it has more than {} MiB, the most that an event has", envelope::MAX_SIZE >> 20));
-        }
-        let event = envelope::open(&bytes).map_err(|error| error.to_string())?;
-        if event.id.as_bytes() != name {
-            return Err("its name is not the id of its event".into());
-        }
-        self.trust.admit(owner, &event)?;
-        Ok(Some(Spooled {
-            path: path.to_owned(),
-            event,
-            uid: stat.st_uid,
-            is_trusted: owner == Owner::Trusted,
-            bytes: bytes.len() as u64,
-        }))
-    }
-}
-
 /// How many files wait in the spool.
 pub fn depth(dirs: &Dirs) -> usize {
-    open_directory(&dirs.spool())
-        .map_or(0, |directory| names(&directory).iter().filter(|name| !name.starts_with(b".")).count())
+    open_directory(&dirs.spool()).map_or(0, |directory| names(&directory).filter(|name| !name.starts_with(b".")).count())
 }
 
 fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn names(directory: &OwnedFd) -> Vec<Vec<u8>> {
-    let Ok(entries) = rustix::fs::Dir::read_from(directory) else { return Vec::new() };
+fn names(directory: &OwnedFd) -> impl Iterator<Item = Vec<u8>> + use<> {
+    let entries = rustix::fs::Dir::read_from(directory).into_iter().flatten();
     let names = entries.map_while(Result::ok).map(|entry| entry.file_name().to_bytes().to_vec());
-    names.filter(|name| name != b"." && name != b"..").collect()
+    names.filter(|name| name != b"." && name != b"..")
 }
 
+mod listing;
+mod reader;
 mod rejected;
 
+pub use reader::{Reader, Scan, Spooled};
 pub use rejected::count as count_rejected;
-use rejected::set_aside;
 
 #[cfg(test)]
 mod tests;

@@ -156,7 +156,8 @@ impl<'a> Worker<'a> {
             ready: BTreeMap::new(),
             breakers,
             latest_ms: now,
-            upkeep_ms: 0,
+            // Due when what is in the spool now is taken.
+            upkeep_ms: now.saturating_sub(millis(upkeep::INTERVAL)),
             refresh_ms: now,
             idle_since: None,
             stopped: false,
@@ -191,19 +192,37 @@ impl<'a> Worker<'a> {
 
     async fn work(&mut self, mut stop: Pin<&mut (impl Future<Output = ()> + Send)>) -> Result<(), WorkerError> {
         self.look()?;
+        // However much is in the spool: a service manager does not wait for long.
         self.service.ready();
         loop {
-            self.turn()?;
-            let Some(sleep) = self.pause()? else { return Ok(()) };
-            self.service.alive(self.in_flight.values().sum());
-            if sleep.is_zero() {
-                continue;
+            if self.now_ms().saturating_sub(self.latest_ms) >= millis(SAFETY_POLL) {
+                self.look()?;
             }
+            self.take_some()?;
+            self.keep_up()?;
+            self.turn()?;
+            let sleep = if self.reader.has_more() {
+                Duration::ZERO
+            } else {
+                let Some(sleep) = self.pause()? else { return Ok(()) };
+                sleep
+            };
+            self.service.alive(self.in_flight.values().sum());
             let clock = Arc::clone(&self.options.clock);
+            if sleep.is_zero() {
+                // Each file that is taken is a change of the spool, so that something is always ready below: runs and signals have their turn here.
+                tokio::task::yield_now().await;
+            }
             tokio::select! {
-                Some(ended) = self.runs.join_next_with_id() => {
-                    self.ended(ended);
-                    self.gather().await;
+                // Who asks it to stop comes first, however much there is to do. Runs that ended while others of these came are found by the turn.
+                biased;
+                () = stop.as_mut() => {
+                    self.stopped = true;
+                    return self.stop().await;
+                }
+                refreshed = or_never(&mut self.refreshing) => {
+                    self.refreshing = None;
+                    self.refreshed(refreshed)?;
                 }
                 changed = self.watch.changed() => {
                     if changed.spool {
@@ -213,20 +232,17 @@ impl<'a> Worker<'a> {
                         self.refresh_after(SETTLE);
                     }
                 }
-                refreshed = or_never(&mut self.refreshing) => {
-                    self.refreshing = None;
-                    self.refreshed(refreshed)?;
+                Some(ended) = self.runs.join_next_with_id() => {
+                    self.ended(ended);
+                    self.gather().await;
                 }
-                () = clock.sleep(sleep) => self.look()?,
-                () = stop.as_mut() => {
-                    self.stopped = true;
-                    return self.stop().await;
-                }
+                () = std::future::ready(()), if sleep.is_zero() => {}
+                () = clock.sleep(sleep), if !sleep.is_zero() => self.look()?,
             }
         }
     }
 
-    /// All that is done now and then, and when something came into the spool.
+    /// What is looked at now and then, and when something came into the spool.
     fn look(&mut self) -> Result<(), WorkerError> {
         let now = self.now_ms();
         if now.saturating_add(upkeep::CLOCK_SLACK_MS) < self.latest_ms {
@@ -243,18 +259,25 @@ impl<'a> Worker<'a> {
         }
         let unwatched = self.watch.follow_spool();
         self.unwatched(unwatched);
-        self.take_spooled()?;
+        self.reader.look_again();
         self.forget_closed_breakers()?;
         self.due = self.journal.due_plugins(now)?.into_iter().collect();
-        if now.saturating_sub(self.upkeep_ms) >= millis(upkeep::INTERVAL) {
+        if now.saturating_sub(self.refresh_ms) >= millis(SAFETY_POLL) {
+            // What nobody reported.
+            self.refresh_after(Duration::ZERO);
+        }
+        Ok(())
+    }
+
+    /// Upkeep, if it is due. It waits for events that are being taken, whose roots it must not take for orphans, but not for ever.
+    fn keep_up(&mut self) -> Result<(), WorkerError> {
+        let now = self.now_ms();
+        let intervals = if self.reader.has_more() { 2 } else { 1 };
+        if now.saturating_sub(self.upkeep_ms) >= millis(upkeep::INTERVAL).saturating_mul(intervals) {
             self.upkeep_ms = now;
             for notice in upkeep::run(&mut self.journal, &self.settings, now)? {
                 self.warn(&notice);
             }
-        }
-        if now.saturating_sub(self.refresh_ms) >= millis(SAFETY_POLL) {
-            // What nobody reported.
-            self.refresh_after(Duration::ZERO);
         }
         Ok(())
     }
@@ -314,8 +337,11 @@ impl<'a> Worker<'a> {
                 }
             };
             // Once more into the spool: the last look may be older than the last event.
-            if ended && self.take_spooled()? == 0 {
-                return Ok(None);
+            if ended {
+                self.reader.look_again();
+                if self.take_some()? == 0 && !self.reader.has_more() {
+                    return Ok(None);
+                }
             }
             if ended || can_run {
                 self.due = self.journal.due_plugins(now)?.into_iter().collect();

@@ -126,11 +126,24 @@ pub(super) fn worker(table: &mut String, program: &Path, place: &Place, events: 
     let daemon = Daemon::start(program, place)?;
     let ready = daemon.ready_after.as_secs_f64() * 1000.0;
     writeln!(table, "{:<52} {ready:>7.2} ms", format!("ready with {events} events in the spool"))?;
+    let first = daemon.hear(|said| said.contains("tasks run"))?.as_secs_f64() * 1000.0;
+    writeln!(table, "{:<52} {first:>7.2} ms", "until its first tasks run")?;
+    while place.spooled() > 0 {
+        if daemon.begin.elapsed() > PATIENCE {
+            bail!("the spool is not empty after {} s", PATIENCE.as_secs());
+        }
+        // A look at a full directory costs something itself.
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    let (taken, processor) = (daemon.begin.elapsed().as_secs_f64(), own_processor_seconds(daemon.child.id()));
+    writeln!(table, "{:<52} {taken:>7.2} s", "until the spool is empty")?;
+    writeln!(table, "{:<52} {processor:>7.2} s", "processor time of the worker until then")?;
     // What it took is in the journal now, and few of it are done.
     drop(daemon);
+    let tasks = due(program, place)?;
     let daemon = Daemon::start(program, place)?;
     let (ready, most) = (daemon.ready_after.as_secs_f64() * 1000.0, highest(daemon.child.id()));
-    writeln!(table, "{:<52} {ready:>7.2} ms", format!("ready with {events} tasks in the journal"))?;
+    writeln!(table, "{:<52} {ready:>7.2} ms", format!("ready with {tasks} tasks in the journal"))?;
     writeln!(table, "{:<52} {most:>7.1} MiB", "memory of that worker")?;
     Ok(())
 }
@@ -138,6 +151,8 @@ pub(super) fn worker(table: &mut String, program: &Path, place: &Place, events: 
 /// `hookrun daemon`, ready.
 struct Daemon {
     child: Child,
+    listener: UnixDatagram,
+    begin: Instant,
     ready_after: Duration,
 }
 
@@ -150,13 +165,18 @@ impl Daemon {
         let begin = Instant::now();
         let mut command = place.hookrun(program, "daemon");
         let child = command.env("NOTIFY_SOCKET", &socket).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        let mut daemon = Self { child, ready_after: Duration::ZERO };
+        let mut daemon = Self { child, listener, begin, ready_after: Duration::ZERO };
+        daemon.ready_after = daemon.hear(|said| said.starts_with("READY=1"))?;
+        Ok(daemon)
+    }
+
+    /// Waits until the worker tells its service manager something; the time since it was started.
+    fn hear(&self, what: impl Fn(&str) -> bool) -> Result<Duration> {
         let mut message = [0; 4096];
         loop {
-            let length = listener.recv(&mut message).context("the worker does not say that it is ready")?;
-            if message.get(..length).is_some_and(|said| said.starts_with(b"READY=1")) {
-                daemon.ready_after = begin.elapsed();
-                return Ok(daemon);
+            let length = self.listener.recv(&mut message).context("the worker does not say what was waited for")?;
+            if message.get(..length).and_then(|said| std::str::from_utf8(said).ok()).is_some_and(&what) {
+                return Ok(self.begin.elapsed());
             }
         }
     }
@@ -200,6 +220,21 @@ fn processor_seconds() -> Result<f64> {
     let (_, rest) = stat.rsplit_once(") ").context("/proc/self/stat is odd")?;
     let ticks: f64 = rest.split(' ').skip(13).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
     Ok(ticks / TICKS)
+}
+
+/// Processor time of one process (the fields 14 and 15).
+fn own_processor_seconds(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ').skip(11).take(2);
+    fields.filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / TICKS
+}
+
+/// How many tasks are to be run.
+fn due(program: &Path, place: &Place) -> Result<u64> {
+    let status: serde_json::Value =
+        serde_json::from_str(&place.hookrun(program, "status").args(["--format", "json"]).read()?)?;
+    let plugins = status.get("plugins").and_then(serde_json::Value::as_array).context("the status names no plugins")?;
+    Ok(plugins.iter().filter_map(|plugin| plugin.get("due")?.as_u64()).sum())
 }
 
 /// The most memory that a process has had, in MiB.

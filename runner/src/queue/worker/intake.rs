@@ -10,28 +10,28 @@ use crate::queue::journal::{Incoming, Share, Taken};
 use crate::queue::roots;
 use crate::queue::spool::{self, Spooled};
 
-/// Events taken in one transaction: enough to share its sync, few enough to start the first soon.
-const BATCH: usize = 256;
+/// Files looked at in one turn, and so events taken in one transaction: enough to share its sync, few enough to start the first soon.
+pub(super) const BATCH: usize = 256;
 
 impl Worker<'_> {
-    /// Takes what is in the spool into the journal; gives how many events that were.
-    pub(super) fn take_spooled(&mut self) -> Result<u64, WorkerError> {
-        let mut count = 0;
-        loop {
-            let scan = self.reader.scan(BATCH);
-            for reason in &scan.rejected {
-                self.set_aside(reason);
-            }
-            if scan.events.is_empty() {
-                return Ok(count);
-            }
-            let events = self.within_shares(scan.events)?;
-            self.take(&events)?;
-            count += events.len() as u64;
-            if !scan.more {
-                return Ok(count);
-            }
+    /// Takes the next events of the spool into the journal, if there are more; gives how many. One batch a turn of the worker: meanwhile runs
+    /// end and begin, the service manager hears that all is well, and who asks the worker to stop is heard.
+    pub(super) fn take_some(&mut self) -> Result<usize, WorkerError> {
+        if !self.reader.has_more() {
+            return Ok(0);
         }
+        if !self.journal.is_in_place() {
+            return Err(WorkerError::Gone { path: self.dirs.journal() });
+        }
+        let scan = self.reader.scan(BATCH);
+        for reason in &scan.rejected {
+            self.set_aside(reason);
+        }
+        let events = self.within_shares(scan.events)?;
+        if !events.is_empty() {
+            self.take(&events)?;
+        }
+        Ok(events.len())
     }
 
     fn set_aside(&mut self, reason: &str) {
@@ -80,6 +80,8 @@ impl Worker<'_> {
             })
             .collect();
         let taken = self.journal.take(&rows, self.options.clock.now_ms())?;
+        let plugins: Vec<String> = rows.into_iter().flat_map(|row| row.plugins).map(|wanted| wanted.plugin).collect();
+        self.due.extend(plugins);
         for (spooled, taken) in events.iter().zip(&taken) {
             let event = &spooled.event;
             match taken {

@@ -276,3 +276,32 @@ fn a_journal_that_is_removed_under_the_worker_loses_nothing() {
     let names: Vec<String> = scene.script.ran.lock().unwrap().iter().map(|(_, name, _)| name.clone()).collect();
     assert_eq!((names.iter().filter(|name| *name == "a").count(), names.iter().filter(|name| *name == "b").count()), (3, 1));
 }
+
+#[test]
+fn a_full_spool_keeps_neither_its_tasks_nor_who_stops_the_worker_waiting() {
+    const EVENTS: usize = 8 * intake::BATCH;
+    let scene = Scene::new([]);
+    spool::make_directory(&scene.dirs.spool()).unwrap();
+    for number in 0..EVENTS {
+        // Without the syncs of a hook.
+        let event = post_build(&format!("a{number}"));
+        std::fs::write(scene.dirs.spool().join(&event.id), crate::queue::envelope::seal(&event).unwrap()).unwrap();
+    }
+    let script = Arc::clone(&scene.script);
+    let stop = async move {
+        while script.ran.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let (summary, _) = scene.run(Mode::Daemon, stop);
+    let left = spool::depth(&scene.dirs);
+    assert!(left > 0 && left < EVENTS, "{left} are left");
+    assert_eq!(summary.taken, (EVENTS - left) as u64);
+    assert!(summary.open.due > 0);
+    let first = scene.script.ran.lock().unwrap()[0].1.clone();
+    assert_eq!(first, "a0", "the oldest begins");
+    let (summary, _) = scene.run(Mode::Drain, std::future::pending());
+    assert_eq!((summary.taken, summary.open), (left as u64, Open::default()));
+    let names: BTreeSet<String> = scene.script.ran.lock().unwrap().iter().map(|(_, name, _)| name.clone()).collect();
+    assert_eq!(names.len(), EVENTS);
+}
