@@ -28,8 +28,32 @@ pub struct Event {
     pub host: String,
     /// The directories of the Nix that called.
     pub nix: NixDirs,
+    /// Who told of it. Releases that did not write it knew hooks only, but for `hookrun sync`.
+    #[serde(default)]
+    pub origin: Origin,
     /// What happened.
     pub hook: HookEvent,
+}
+
+/// Who told of an event. A label for people: plugins are not told, and nothing is decided by it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// Nix called the hook.
+    #[default]
+    Hook,
+    /// `hookrun sync`, or `hookrun ci` at its end, found the outputs valid and untold of.
+    Sync,
+}
+
+impl Origin {
+    /// The word used in lists and in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hook => "hook",
+            Self::Sync => "sync",
+        }
+    }
 }
 
 /// What happened, per hook.
@@ -113,6 +137,7 @@ impl Event {
             time_ms: now_ms(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             nix: NixDirs::from_env(),
+            origin: Origin::Hook,
             hook,
         }
     }

@@ -199,6 +199,7 @@ fn sync_hands_over_what_no_hook_reported() {
     scene.hookrun(&["sync", "--name", "alpha"]).expect_success().expect_stdout("1 event handed over");
     scene.drain().expect_success();
     scene.expect_tasks(&["alpha keeper done"]);
+    scene.hookrun(&["queue", "list", "--all"]).expect_success().expect_stdout("alpha (sync)");
     scene
         .hookrun(&["sync", "--since", "1h"])
         .expect_success()

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::follow::Follower;
 use super::output::{self, Format, Style, printable, style_of, styled};
 use super::{CliError, Context, since};
+use crate::event::Origin;
 use crate::exit_code::Exit;
 use crate::queue::journal::{AttemptRow, EndedAs, LogFilter};
 
@@ -108,6 +109,9 @@ fn text(rows: &[AttemptRow], verbose: bool, colours: bool) -> String {
             printable(&row.name),
         );
         let _ = write!(text, "  ({}, attempt {}", row.kind, row.number);
+        if row.origin != Origin::Hook.as_str() {
+            let _ = write!(text, ", {}", printable(&row.origin));
+        }
         if let Some(usage) = &row.usage {
             let _ = write!(text, ", {}", output::duration(u64::try_from(usage.wall.as_millis()).unwrap_or(u64::MAX)));
         }

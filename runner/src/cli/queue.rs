@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::drain::open_tasks;
 use super::output::{self, Format, Style, printable, style_of, styled};
 use super::{CliError, Context};
-use crate::event::{Event, now_ms};
+use crate::event::{Event, Origin, now_ms};
 use crate::exit_code::Exit;
 use crate::queue::journal::{AttemptRow, Journal, LogFilter, Open, Selection, TaskRow};
 use crate::queue::{lock, roots, spool};
@@ -154,12 +154,17 @@ fn table(tasks: &[TaskRow], colours: bool) -> String {
             styled(id, Style::Faint, colours),
             styled(&state(task), style_of(&task.state), colours),
             styled(&task.plugin, Style::Strong, colours),
-            printable(&task.name),
+            printable(&name(task)),
             task.attempts.to_string(),
             printable(task.message.as_deref().unwrap_or_default()),
         ]
     }));
     output::table(&rows)
+}
+
+/// The derivation's name, and who told of it where that was no hook.
+fn name(task: &TaskRow) -> String {
+    if task.origin == Origin::Hook.as_str() { task.name.clone() } else { format!("{} ({})", task.name, task.origin) }
 }
 
 /// The state in words, with the time for what waits.
@@ -216,7 +221,17 @@ fn show(context: &Context, args: &ShowArgs) -> Result<Exit, CliError> {
 fn text(id: &str, shown: &Shown, colours: bool) -> String {
     let mut text = format!("{}\n", styled(id, Style::Strong, colours));
     if let Some(event) = &shown.event {
-        let _ = writeln!(text, "{} of {} at {}", event.kind(), printable(event.drv_path()), output::time(event.time_ms));
+        let _ = writeln!(
+            text,
+            "{} of {} at {}, told by {}",
+            event.kind(),
+            printable(event.drv_path()),
+            output::time(event.time_ms),
+            match event.origin {
+                Origin::Hook => "the hook",
+                Origin::Sync => "`hookrun sync`",
+            }
+        );
     }
     for task in &shown.tasks {
         let word = styled(&state(task), style_of(&task.state), colours);

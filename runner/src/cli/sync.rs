@@ -18,7 +18,7 @@ use super::output::{self, Format, printable};
 use super::{CliError, Context, since};
 use crate::config::Filter;
 use crate::dirs::Dirs;
-use crate::event::{Event, HookEvent, NixDirs, Output, PostBuild, derivation_name};
+use crate::event::{Event, HookEvent, NixDirs, Origin, Output, PostBuild, derivation_name};
 use crate::exit_code::Exit;
 use crate::nix::database::{Database, Registered};
 use crate::nix::{self, is_store_path, output_name_from_path};
@@ -171,10 +171,8 @@ pub(super) fn enqueue(
     for (done, (drv_path, paths)) in plan.into_iter().enumerate() {
         progress(Progress { done, of, name: derivation_name(&drv_path) });
         if !mode.dry_run {
-            let event = Event::now(HookEvent::PostBuild(PostBuild {
-                outputs: outputs(&drv_path, &paths),
-                drv_path: drv_path.clone(),
-            }));
+            let built = PostBuild { outputs: outputs(&drv_path, &paths), drv_path: drv_path.clone() };
+            let event = Event { origin: Origin::Sync, ..Event::now(HookEvent::PostBuild(built)) };
             // Before the event, as hooks do it.
             roots::make(&event);
             match spool::put(dirs, &event) {

@@ -3,7 +3,7 @@
 use super::Question;
 use crate::builders::{Candidate, LocalMachine, Machine};
 use crate::capability::nix_store::sample::{STORE_DIR, Sample};
-use crate::event::{Diff, Event, FORMAT, HookEvent, HookKind, NixDirs, PostBuild};
+use crate::event::{Diff, Event, FORMAT, HookEvent, HookKind, NixDirs, Origin, PostBuild};
 use crate::evidence::{Difference, Evidence};
 
 /// Samples have one time and one id, so that two runs of a test say the same: 2025-01-01T12:00:00Z.
@@ -29,7 +29,15 @@ pub fn event(hook: HookKind) -> Option<Event> {
         HookKind::BuilderSelection => return None,
     };
     let nix = NixDirs { store: STORE_DIR.into(), state: "/nix/var/nix".into(), conf: "/etc/nix".into() };
-    Some(Event { format: FORMAT, id: ID.to_owned(), time_ms: TIME_MS, host: HOST.to_owned(), nix, hook })
+    Some(Event {
+        format: FORMAT,
+        id: ID.to_owned(),
+        time_ms: TIME_MS,
+        host: HOST.to_owned(),
+        nix,
+        origin: Origin::Hook,
+        hook,
+    })
 }
 
 /// Every kind of difference, and one path that tests an author's escaping.

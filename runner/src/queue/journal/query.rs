@@ -33,6 +33,9 @@ pub struct PluginCounts {
     pub next_ms: Option<u64>,
 }
 
+/// The column with who told of an event, from its body: events of earlier releases do not say, and came from hooks for all that is known.
+const ORIGIN: &str = "coalesce(CASE WHEN json_valid(body) THEN json_extract(body, '$.origin') END, 'hook')";
+
 /// A task, for people.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -41,6 +44,8 @@ pub struct TaskRow {
     pub event: String,
     /// `post-build` or `diff`.
     pub kind: String,
+    /// Who told of the event: `hook` or `sync`.
+    pub origin: String,
     /// The derivation's name.
     pub name: String,
     /// The derivation's store path.
@@ -72,6 +77,8 @@ pub struct AttemptRow {
     pub event: String,
     /// `post-build` or `diff`.
     pub kind: String,
+    /// Who told of the event: `hook` or `sync`.
+    pub origin: String,
     /// The derivation's name.
     pub name: String,
     /// The derivation's store path.
@@ -236,7 +243,8 @@ impl Journal {
     fn some_tasks(&self, which: &str, values: &[&dyn ToSql]) -> Result<Vec<TaskRow>, JournalError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(&format!(
-                "SELECT event, kind, name, drv_path, plugin, state, attempts, nullif(not_before_ms, 0), class, message, updated_ms
+                "SELECT event, kind, name, drv_path, plugin, state, attempts, nullif(not_before_ms, 0), class, message, updated_ms,
+                        {ORIGIN}
                  FROM tasks JOIN events ON events.id = tasks.event {which}"
             ))?;
             let rows = statement.query_map(values, |row| {
@@ -252,6 +260,7 @@ impl Journal {
                     class: row.get(8)?,
                     message: row.get(9)?,
                     updated_ms: count(row, 10)?,
+                    origin: row.get(11)?,
                 })
             })?;
             rows.collect()
@@ -273,18 +282,18 @@ impl Journal {
         let since = since_ms.map(sql_time);
         let limit = limit.map_or(-1, sql_count);
         self.read(|connection| {
-            let mut statement = connection.prepare_cached(
+            let mut statement = connection.prepare_cached(&format!(
                 "SELECT attempts.event, kind, name, drv_path, attempts.plugin, number, start_ms, end_ms, attempts.class, attempts.message,
                         coalesce(state, 'dropped'), CASE state WHEN 'pending' THEN nullif(not_before_ms, 0) END, usage, log,
-                        attempts.id
+                        attempts.id, {ORIGIN}
                  FROM attempts JOIN events ON events.id = attempts.event
                       LEFT JOIN tasks ON tasks.event = attempts.event AND tasks.plugin = attempts.plugin
                  WHERE (?1 IS NULL OR instr(name, ?1) OR instr(drv_path, ?1)) AND (?2 IS NULL OR attempts.plugin = ?2)
                        AND (?3 IS NULL OR attempts.class = ?3) AND (?4 IS NULL OR end_ms >= ?4)
                        AND (NOT ?6 OR attempts.class <> 'done') AND (NOT ?7 OR state = 'dead')
                        AND (?8 IS NULL OR attempts.id > ?8)
-                 ORDER BY attempts.id DESC LIMIT ?5",
-            )?;
+                 ORDER BY attempts.id DESC LIMIT ?5"
+            ))?;
             let values: [&dyn ToSql; 8] = [derivation, plugin, &class, &since, &limit, &failed, &dead, after];
             let rows = statement.query_map(values, |row| {
                 let class: String = row.get(8)?;
@@ -304,6 +313,7 @@ impl Journal {
                     usage: if class == "interrupted" { None } else { Some(json(row, 12)?) },
                     log: json(row, 13)?,
                     class,
+                    origin: row.get(15)?,
                 })
             })?;
             let mut rows: Vec<AttemptRow> = rows.collect::<rusqlite::Result<_>>()?;

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use super::*;
 use crate::dirs::Dirs;
-use crate::event::Event;
+use crate::event::{Event, Origin};
 use crate::outcome::{LogLine, Outcome, RunReport, Usage};
 use crate::queue::retry::Next;
 use crate::queue::tests::{diff, post_build};
@@ -360,4 +360,28 @@ fn a_journal_of_a_later_release_is_left_alone() {
             insta::assert_snapshot!(error, @"the journal STATE/journal/journal.sqlite has version 9, and this hookrun knows up to 1; a newer hookrun wrote it: run that one");
         }
     }
+}
+
+#[test]
+fn who_told_of_an_event_and_events_of_releases_that_did_not_say() {
+    let mut scene = Scene::new();
+    let old = post_build("old");
+    let synced = Event { origin: Origin::Sync, ..post_build("synced") };
+    for event in [&old, &synced, &post_build("told")] {
+        scene.take(event, &["cache"]);
+    }
+    scene.attempt(&synced, "cache", done(), Next::Done);
+    let (scene, _) = scene.reopen(|path| {
+        let journal = rusqlite::Connection::open(path).unwrap();
+        // As such a release wrote it.
+        let written = "UPDATE events SET body = json_remove(body, '$.origin') WHERE id = ?1";
+        assert_eq!(journal.execute(written, [&old.id]).unwrap(), 1);
+    });
+    assert_eq!(scene.journal.event(&old.id).unwrap(), Some(old));
+    let told = |rows: Vec<TaskRow>| rows.into_iter().map(|row| (row.name, row.origin)).collect::<Vec<_>>();
+    let expected = [("old", "hook"), ("synced", "sync"), ("told", "hook")];
+    let expected = expected.map(|(name, origin)| (name.to_owned(), origin.to_owned()));
+    assert_eq!(told(scene.journal.tasks().unwrap()), expected);
+    let log = scene.journal.log(&LogFilter::default()).unwrap();
+    assert_eq!(log.into_iter().map(|row| row.origin).collect::<Vec<_>>(), ["sync"]);
 }
