@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::explanation::Explanation;
 use super::health;
-use super::record::{DecisionRow, Ended, LocalBuild, MachineHealth, NewBuild, Past, Record, RecordError, now_ms};
+use super::record::{Ended, LocalBuild, MachineHealth, NewBuild, Past, Record, RecordError, now_ms};
 use super::types::{Candidate, PastBuilds};
 
 /// What this session remembers and adds.
@@ -22,7 +23,7 @@ pub struct Memory {
     /// Does Nix wait for nothing any more?
     has_time: bool,
     /// Answers that Nix has, or is about to have, and that are not written yet.
-    unsaved: Vec<DecisionRow>,
+    unsaved: Vec<Explanation>,
     /// Builds left to this machine by these answers.
     unsaved_local: Vec<(Candidate, LocalBuild)>,
 }
@@ -132,14 +133,14 @@ impl Memory {
     }
 
     /// An answer to Nix, to be written by [`Memory::save`]: Nix does not wait for that.
-    pub fn decided(&mut self, decision: DecisionRow) {
-        self.unsaved.push(decision);
+    pub fn decided(&mut self, explanation: Explanation) {
+        self.unsaved.push(explanation);
     }
 
     /// Writes down what was decided. To be called once Nix has its answer.
     pub fn save(&mut self) {
-        for decision in std::mem::take(&mut self.unsaved) {
-            self.with(|record| record.decided(&decision));
+        for explanation in std::mem::take(&mut self.unsaved) {
+            self.with(|record| record.decided(&explanation.row()));
         }
         for (candidate, build) in std::mem::take(&mut self.unsaved_local) {
             self.with(|record| record.begin_local(&candidate, &build));

@@ -13,7 +13,7 @@
 //! * [`load`]: busy slots, from Nix's own lock files. [`slots`] takes them. [`resources`]: what builds take besides. [`queue`]: who gets one;
 //!   [`lease`]: who waits and builds; [`held`]: files that count while their process lives.
 //! * [`local`]: builds that are left to this machine.
-//! * [`record`]: what is remembered, through [`memory`]; [`health`]: what follows for a machine.
+//! * [`explanation`]: why which machine. [`record`]: what is remembered, through [`memory`]; [`health`]: what follows for a machine.
 //! * [`simulate`]: what would have been, on a recorded or generated trace.
 //! * [`probe`]: can a machine really build for us?
 
@@ -22,6 +22,7 @@ pub mod case;
 pub mod delegation;
 pub mod described;
 pub mod ending;
+pub mod explanation;
 pub mod fds;
 pub mod health;
 pub mod held;

@@ -6,20 +6,22 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::asker::Asker;
 use super::case::Case;
 use super::delegation::{Accepted, First};
+use super::explanation::Explanation;
 use super::health::Standing;
 use super::journey::Journey;
 use super::lease::Wanted;
 use super::local;
 use super::memory::Memory;
 use super::policy::StockRule;
-use super::pool::{Decided, Offered, Pool, Present, Standings, decision_row};
+use super::pool::{Decided, Offered, Pool, Present, Standings};
 use super::queue::{Queue, Turn};
-use super::record::{DecisionRow, now_ms};
+use super::record::now_ms;
 use super::reply::{Level, Pending};
 use super::request::Request;
 use super::resources::Hold;
@@ -91,14 +93,14 @@ impl Placing<'_> {
                     decided_by: "Nix's rule".to_owned(),
                     decision: Decision::new(Action::Decline, "no machine can take it"),
                 };
-                self.remember(&case, &none, None, &[], None, "decline");
+                self.remember(case, none, None, Vec::new(), None, "decline");
                 return Placed::Decline;
             }
             let past = self.memory.past(&case.candidate.pname, &case.candidate.system);
             let builders = self.memory.directory();
             let offered = self.pool.offered(&case.candidate, &fitting, &case.standings, &past, &case.present, builders);
             if offered.machines.iter().all(|machine| !machine.healthy) && case.local.able {
-                return self.all_out(&case, &offered, pending);
+                return self.all_out(case, offered, pending);
             }
             let policy = self.policy.as_deref_mut();
             let (mut decided, tell) = self.pool.decide(&case.candidate, &offered.machines, &case.local, policy);
@@ -108,18 +110,19 @@ impl Placing<'_> {
             let by_policy = decided.decided_by == "policy";
             self.not_for_ever(&mut decided, &case, &offered.machines);
             let name = &case.candidate.name;
-            let Decision { action, reason, ask_again_ms } = decided.decision.clone();
+            let Decision { action, reason, ask_again_ms } = &mut decided.decision;
+            let ask_again_ms = *ask_again_ms;
             let uris = match action {
-                Action::Machines(uris) => Self::usable_first(&case, uris),
+                Action::Machines(uris) => Self::usable_first(&case, std::mem::take(uris)),
                 Action::Postpone if !by_policy && !case.local.able => self.all_ranked(&case, &offered.machines),
                 Action::Local | Action::Decline => {
                     pending.message(Level::Talkative, &format!("{name} is left to this machine: {reason}"));
-                    self.remember(&case, &decided, Some(&offered), &[], None, "decline");
+                    self.remember(case, decided, Some(offered), Vec::new(), None, "decline");
                     return Placed::Decline;
                 }
                 Action::Postpone => {
                     pending.message(Level::Talkative, &format!("{name} waits: {reason}"));
-                    self.remember(&case, &decided, Some(&offered), &[], None, "postpone");
+                    self.remember(case, decided, Some(offered), Vec::new(), None, "postpone");
                     return Placed::Postpone;
                 }
             };
@@ -136,7 +139,7 @@ impl Placing<'_> {
                         Action::Postpone => ("postpone: every slot is taken", Placed::Postpone),
                         _ => ("decline: every slot is taken, and this machine is free", Placed::Decline),
                     };
-                    self.remember(&case, &decided, Some(&offered), &uris, None, answer);
+                    self.remember(case, decided, Some(offered), uris, None, answer);
                     return placed;
                 }
             };
@@ -145,13 +148,13 @@ impl Placing<'_> {
                 First::Slot { machine, .. } => (Some(machine.clone()), "accept, before connecting".to_owned()),
                 First::Queue => (None, "accept: it waits for a slot".to_owned()),
             };
-            self.remember(&case, &decided, Some(&offered), &uris, taken.as_deref(), &answer);
-            let name = taken.unwrap_or_else(|| match journey.open() {
+            let name = taken.clone().unwrap_or_else(|| match journey.open() {
                 [only] => only.clone(),
                 several => format!("the first free of {}", several.join(", ")),
             });
-            let Case { candidate, waiting, mut standings, present, .. } = case;
-            let probe = standings.take_probe(&name);
+            let (candidate, waiting, present) = (case.candidate.clone(), case.waiting.clone(), case.present.clone());
+            let probe = case.standings.take_probe(&name);
+            self.remember(case, decided, Some(offered), uris, taken, &answer);
             let ask_again = ask_again_ms.map(Duration::from_millis);
             return Placed::Accepted(Box::new(Accepted {
                 candidate,
@@ -286,7 +289,7 @@ impl Placing<'_> {
     }
 
     /// No machine may be used now, and this one can build: it does.
-    fn all_out<W: Write>(&mut self, case: &Case<'_>, offered: &Offered, pending: &mut Pending<'_, W>) -> Placed {
+    fn all_out<W: Write>(&mut self, case: Case<'_>, offered: Offered, pending: &mut Pending<'_, W>) -> Placed {
         let soonest =
             case.standings.soonest_seconds(offered.machines.iter().map(|machine| machine.uri.as_str())).unwrap_or(0);
         let reason =
@@ -294,26 +297,34 @@ impl Placing<'_> {
         pending.message(Level::Talkative, &format!("{}: {reason}", case.candidate.name));
         let decided =
             Decided { decided_by: "health of machines".to_owned(), decision: Decision::new(Action::Local, reason) };
-        self.remember(case, &decided, Some(offered), &[], None, "decline");
+        self.remember(case, decided, Some(offered), Vec::new(), None, "decline");
         Placed::Decline
     }
 
     fn remember(
         &mut self,
-        case: &Case<'_>,
-        decided: &Decided,
-        offered: Option<&Offered>,
-        ranked: &[String],
-        taken: Option<&str>,
+        case: Case<'_>,
+        decided: Decided,
+        offered: Option<Offered>,
+        ranked: Vec<String>,
+        taken: Option<String>,
         answer: &str,
     ) {
         let command = self.queue.command().to_string();
-        let machines = self.pool.verdicts(&case.candidate, offered, &case.standings, ranked, taken, &case.skipped);
-        if answer.starts_with("decline") && case.local.able {
-            local::left(self.memory, &case.candidate, command.clone(), case.lock.clone(), case.local.willing);
+        let Case { candidate, local, lock, standings, skipped, .. } = case;
+        if answer.starts_with("decline") && local.able {
+            local::left(self.memory, &candidate, command.clone(), lock, local.willing);
         }
-        let row = decision_row(&case.candidate, command, decided, case.local.willing);
-        self.memory.decided(DecisionRow { answer: answer.to_owned(), machines, ..row });
+        self.memory.decided(Explanation {
+            local_willing: local.willing,
+            machines: Arc::clone(&self.pool.machines),
+            limits: self.pool.limits.clone(),
+            offered,
+            skipped,
+            ranked,
+            taken,
+            ..Explanation::now(command, candidate, decided, standings, answer)
+        });
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 
 use super::asker::Asker;
 use super::health::{Probe, Standing, standing};
@@ -9,7 +10,7 @@ use super::lease::{self, Activity, Wanted};
 use super::load::SlotFiles;
 use super::memory::Memory;
 use super::policy::{PolicyError, StockRule};
-use super::record::{DecisionRow, MachineHealth, Past, Verdict, now_ms};
+use super::record::{MachineHealth, Past, now_ms};
 use super::resources::{Account, Left};
 use super::settings::Settings;
 use super::types::{Candidate, Decision, LocalMachine, Machine};
@@ -21,8 +22,8 @@ use crate::nix::machines::MachineLine;
 pub struct Pool {
     /// Nix's settings.
     pub settings: Settings,
-    /// All machines.
-    pub machines: Vec<MachineLine>,
+    /// All machines. Shared, because there may be thousands.
+    pub machines: Arc<[MachineLine]>,
     /// Nix's slot files.
     pub slot_files: SlotFiles,
     /// Indexes of machines that failed in this session.
@@ -57,20 +58,23 @@ impl Present {
 }
 
 /// Machines as a policy sees them.
+#[derive(Debug)]
 pub struct Offered {
     /// In the order of the setting `builders`.
     pub machines: Vec<Machine>,
     /// Those that have a slot free and not what else the build takes: offered as full. With the slots that are busy.
-    short: HashMap<String, (Left, u32)>,
+    pub(super) short: HashMap<String, (Left, u32)>,
 }
 
 /// How machines stand for one candidate.
+#[derive(Debug)]
 pub struct Standings {
     health: BTreeMap<String, MachineHealth>,
     /// Of those that something is known of.
     by_uri: HashMap<String, Standing>,
     /// Machines that are due, and that this session may try. Kept until it is known what came of it.
-    probes: BTreeMap<String, Probe>,
+    /// `None`: it was handed on.
+    probes: BTreeMap<String, Option<Probe>>,
 }
 
 impl Standings {
@@ -86,7 +90,7 @@ impl Standings {
             if found == Standing::Due
                 && let Some(probe) = Probe::take(memory.directory(), &line.uri)
             {
-                probes.insert(line.uri.clone(), probe);
+                probes.insert(line.uri.clone(), Some(probe));
             }
             by_uri.insert(line.uri.clone(), found);
         }
@@ -114,7 +118,7 @@ impl Standings {
 
     /// The right to try `uri`, if it is due, for who connects to it later.
     pub fn take_probe(&mut self, uri: &str) -> Option<Probe> {
-        self.probes.remove(uri)
+        self.probes.get_mut(uri)?.take()
     }
 
     /// The first time that one of `uris` is tried again, in seconds from now.
@@ -126,7 +130,8 @@ impl Standings {
         out.min()
     }
 
-    fn why_not(&self, uri: &str) -> String {
+    /// Why it is not usable.
+    pub fn why_not(&self, uri: &str) -> String {
         let Some(health) = self.health.get(uri) else { return "out".to_owned() };
         let why = health.last_error.as_deref().unwrap_or("no reason known");
         match self.standing(uri) {
@@ -139,6 +144,7 @@ impl Standings {
 }
 
 /// What the policy was told of the machines, and who decided what.
+#[derive(Debug)]
 pub struct Decided {
     /// Who.
     pub decided_by: String,
@@ -163,7 +169,7 @@ impl Pool {
     pub fn clone_for_asking(&self) -> Self {
         Self {
             settings: self.settings.clone(),
-            machines: self.machines.clone(),
+            machines: Arc::clone(&self.machines),
             slot_files: self.slot_files.clone(),
             failed: self.failed.clone(),
             told: true,
@@ -270,92 +276,10 @@ impl Pool {
             all - failed
         )
     }
-
-    /// All machines with the reason why each was or was not taken.
-    pub fn verdicts(
-        &self,
-        candidate: &Candidate,
-        offered: Option<&Offered>,
-        standings: &Standings,
-        ranked: &[String],
-        taken: Option<&str>,
-        skipped: &BTreeMap<String, String>,
-    ) -> Vec<Verdict> {
-        // There may be thousands.
-        let machines = offered.into_iter().flat_map(|offered| &offered.machines).rev();
-        let seen: HashMap<&str, &Machine> = machines.map(|machine| (machine.uri.as_str(), machine)).collect();
-        let short = |line: &MachineLine| offered.and_then(|offered| offered.short.get(&line.uri));
-        let takes = self.limits.takes(&candidate.required_features);
-        let places: HashMap<&str, usize> =
-            ranked.iter().enumerate().rev().map(|(place, uri)| (uri.as_str(), place)).collect();
-        let verdict = |line: &MachineLine| {
-            let seen = seen.get(line.uri.as_str()).copied();
-            let place = places.get(line.uri.as_str()).copied();
-            let is_taken = taken == Some(line.uri.as_str());
-            let reason = match (seen, place) {
-                _ if !line.fits(&candidate.system, &candidate.required_features) => misfit(line, candidate),
-                _ if let Some(why) = self.limits.never(&line.uri, &takes) => why,
-                _ if skipped.contains_key(&line.uri) => skipped.get(&line.uri).cloned().unwrap_or_default(),
-                _ if is_taken => "taken".to_owned(),
-                _ if !standings.is_usable(&line.uri) => standings.why_not(&line.uri),
-                _ if let Some((left, _)) = short(line) => left.why(),
-                (Some(machine), Some(_)) if !machine.has_free_slot() => "full".to_owned(),
-                (_, Some(_)) => "another was better or had its slot first".to_owned(),
-                (Some(machine), None) if !machine.has_free_slot() => "full, and not chosen".to_owned(),
-                (_, None) => "not chosen".to_owned(),
-            };
-            Verdict {
-                machine: line.uri.clone(),
-                slots: line.max_jobs,
-                load: short(line).map_or_else(|| seen.map_or(0, |machine| machine.load), |(_, load)| *load),
-                speed_factor: line.speed_factor,
-                missing_bytes: seen.and_then(|machine| machine.missing_bytes),
-                rank: place.and_then(|place| u32::try_from(place + 1).ok()),
-                taken: is_taken,
-                reason,
-            }
-        };
-        self.machines.iter().map(verdict).collect()
-    }
-}
-
-/// An answer for the record; who fills in the rest.
-pub fn decision_row(candidate: &Candidate, command: String, decided: &Decided, local_willing: bool) -> DecisionRow {
-    DecisionRow {
-        at_ms: now_ms(),
-        candidate: candidate.clone(),
-        command,
-        local_willing,
-        decided_by: decided.decided_by.clone(),
-        action: decided.decision.action.as_str().to_owned(),
-        reason: decided.decision.reason.clone(),
-        answer: String::new(),
-        machines: Vec::new(),
-    }
 }
 
 fn failed_policy(error: &PolicyError) -> String {
     format!("the builder-selection policy gave no answer ({error}); Nix's own rule is used")
-}
-
-/// Why a machine does not fit.
-fn misfit(line: &MachineLine, candidate: &Candidate) -> String {
-    let missing: Vec<&str> = candidate
-        .required_features
-        .iter()
-        .filter(|feature| !line.supported_features.contains(*feature) && !line.mandatory_features.contains(*feature))
-        .map(String::as_str)
-        .collect();
-    if !line.fits(&candidate.system, &[]) && line.mandatory_features.is_empty() {
-        format!("it builds {}, not {}", line.systems.join(", "), candidate.system)
-    } else if !missing.is_empty() {
-        format!("it lacks the features {}", missing.join(", "))
-    } else if line.systems.contains(&candidate.system) {
-        let mandatory: Vec<&str> = line.mandatory_features.iter().map(String::as_str).collect();
-        format!("it is kept for derivations that require {}", mandatory.join(", "))
-    } else {
-        format!("it builds {}, not {}", line.systems.join(", "), candidate.system)
-    }
 }
 
 /// Seconds until the builds of sessions should end, by machine, the soonest first.

@@ -157,8 +157,8 @@ impl Left {
 
     /// Why there is no room for one more, as a lower-case fragment.
     pub fn why(&self) -> String {
-        let where_ = if self.shared { "of all machines together" } else { "there" };
-        format!("not enough {} is free {where_} ({} taken)", self.name, self.ratio())
+        let place = if self.shared { "of all machines together" } else { "there" };
+        format!("not enough {} is free {place} ({} taken)", self.name, self.ratio())
     }
 }
 

@@ -82,7 +82,8 @@ impl<R: Read, W: Write> Session<'_, R, W> {
         let limits = self.options.resources.clone();
         let queue = Queue::new(&self.builders, slot_files.clone(), Command::of_parent(), limits.clone());
         let mut memory = Memory::new(self.builders.clone(), self.options.retry_after);
-        let mut pool = Pool { settings, machines: found.machines, slot_files, failed: BTreeSet::new(), told: false, limits };
+        let mut pool =
+            Pool { settings, machines: found.machines.into(), slot_files, failed: BTreeSet::new(), told: false, limits };
         let nix_dirs = NixDirs { state, ..self.nix_dirs.clone() };
         let mut settled = None;
         loop {

@@ -163,7 +163,7 @@ impl Masters {
         let _ = said.rewind().and_then(|()| said.read_to_end(&mut words));
         match status.code() {
             Some(0) if socket.exists() => Ok(()),
-            Some(code) if code != 0 && !is_about_sharing(&words) => Err(Shared::Unreachable(words, code)),
+            Some(code) if code != 0 && !is_about_sharing(&words) => Err(Shared::Unreachable(plain_lines(&words), code)),
             _ => Err(Shared::Alone),
         }
     }
@@ -199,6 +199,13 @@ fn options(socket: &Path) -> Vec<OsString> {
         .map(OsString::from)
         .chain([path])
         .collect()
+}
+
+/// OpenSSH ends its lines with CR LF (`log.c`, `do_log`). Nix takes what is before a CR for overwritten, and from 2.34 on shows nothing of it.
+fn plain_lines(words: &[u8]) -> Vec<u8> {
+    let mut plain = words.to_vec();
+    plain.retain(|byte| *byte != b'\r');
+    plain
 }
 
 /// Is what ssh complained of the sharing, and not the machine? (Words of mux.c and misc.c, 9.2.)
@@ -273,7 +280,9 @@ mod tests {
     fn a_machine_that_cannot_be_reached_is_said_once() {
         let directory = tempfile::tempdir().unwrap();
         let masters = Masters::open(&directory.path().join("m")).unwrap();
-        let Shared::Unreachable(words, code) = ask(&masters, "echo no route >&2; exit 255") else { panic!("reached") };
+        let Shared::Unreachable(words, code) = ask(&masters, "printf 'no route\\r\\n' >&2; exit 255") else {
+            panic!("reached")
+        };
         assert_eq!((words.as_slice(), code), (&b"no route\n"[..], 255));
         assert!(matches!(ask(&masters, "echo ControlPath too long >&2; exit 255"), Shared::Alone));
         assert!(matches!(ask(&masters, "exit 0"), Shared::Alone), "it has made no socket");
