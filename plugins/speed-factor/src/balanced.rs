@@ -65,7 +65,7 @@ pub fn decide(options: &Options, candidate: &Candidate, machines: &[Machine], lo
     if let Some(decision) = wished(candidate, machines, local) {
         return decision;
     }
-    let here_now = local.able && local.willing;
+    let here_now = local.able && local.willing && running(local) < local.slots;
     // A download is done where its result is wanted: elsewhere it would travel twice.
     if candidate.fixed_output && here_now {
         return Decision::local("its result is known by its hash, most often a download, and this machine is free");
@@ -105,6 +105,13 @@ pub fn decide(options: &Options, candidate: &Candidate, machines: &[Machine], lo
     let reason = reason(&estimates, all, any_free);
     let decision = Decision::machines(estimates.iter().map(|estimate| estimate.machine.uri.as_str()), reason);
     if any_free { decision } else { decision.ask_again(Duration::from_secs(ASK_AGAIN_SECONDS)) }
+}
+
+/// Builds that this command was told to do here, and that run or are about to. Nix says of all builds that become ready together that a slot
+/// is free.
+fn running(local: &LocalMachine) -> u32 {
+    let detail = local.details.iter().find(|(name, _)| name == "running");
+    detail.and_then(|(_, count)| count.parse().ok()).unwrap_or(0)
 }
 
 /// What the derivation's author wishes.

@@ -19,6 +19,8 @@ const MOST_INPUTS: usize = 5000;
 const LARGEST_INPUTS: usize = 64;
 /// Among more machines than this nobody looks where inputs lie: it would take longer than it saves.
 const MOST_COMPARED: usize = 500;
+/// The name, among the details of this machine, of the number of builds that this command was told to do here and that run or are about to.
+const RUNNING: &str = "running";
 /// Derivations looked at to find what waits behind one. Takes some milliseconds; Nix stands still meanwhile.
 const MOST_DEPENDENTS: usize = 2000;
 
@@ -30,6 +32,8 @@ pub struct Case<'r> {
     pub candidate: Candidate,
     /// This machine.
     pub local: LocalMachine,
+    /// Would it begin here at once?
+    pub begins_here: bool,
     /// How it waits, if it does.
     pub waiting: Waiting,
     /// How the machines stand.
@@ -60,9 +64,9 @@ impl<'r> Case<'r> {
         local.past = memory.past_local(&candidate.pname, &candidate.system);
         // Nix asks for all builds that are ready before it starts the first of those that it is to do itself, and says of each that it has
         // a slot.
-        if local.able && local.willing {
-            local.willing = local::running(memory, &command, &candidate.drv_path) < local.slots;
-        }
+        let running = if local.able && local.willing { local::running(memory, &command, &candidate.drv_path) } else { 0 };
+        local.details.push((RUNNING.to_owned(), running.to_string()));
+        let begins_here = local.willing && running < local.slots;
         let waiting = Waiting {
             drv_path: candidate.drv_path.clone(),
             name: candidate.name.clone(),
@@ -79,6 +83,6 @@ impl<'r> Case<'r> {
         let inputs = inputs.filter(|_| can_tell).unwrap_or_default();
         let present = Present::of(inputs, memory);
         let lock = derivation.as_ref().and_then(local::lock_of);
-        Self { request, candidate, local, waiting, standings, present, lock, skipped: BTreeMap::new() }
+        Self { request, candidate, local, begins_here, waiting, standings, present, lock, skipped: BTreeMap::new() }
     }
 }

@@ -311,9 +311,9 @@ impl Placing<'_> {
         answer: &str,
     ) {
         let command = self.queue.command().to_string();
-        let Case { candidate, local, lock, standings, skipped, .. } = case;
+        let Case { candidate, local, begins_here, lock, standings, skipped, .. } = case;
         if answer.starts_with("decline") && local.able {
-            local::left(self.memory, &candidate, command.clone(), lock, local.willing);
+            local::left(self.memory, &candidate, command.clone(), lock, begins_here);
         }
         self.memory.decided(Explanation {
             local_willing: local.willing,

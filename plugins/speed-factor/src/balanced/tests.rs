@@ -51,6 +51,7 @@ fn reasons() {
     let waits = |waiting| LocalMachine { waiting, ..nowhere.clone() };
     let known_here =
         LocalMachine { past: Some(PastBuilds { count: 1, median_seconds: 3.0 }), ..here(true, true, Some(5.0)) };
+    let spoken_for = LocalMachine { details: vec![("running".to_owned(), "4".to_owned())], ..here(true, true, Some(2.0)) };
     let half_known = [machine("unknown", 2, 0, 1.0), far[1].clone(), far[0].clone()];
     let lines = [
         ("the fast one", told(&taking(60.0), &idle, &nowhere)),
@@ -70,6 +71,7 @@ fn reasons() {
         ("all failed lately, free here", told(&taking(60.0), &failed[..1], &here(true, true, None))),
         ("faster here", told(&taking(60.0), &idle[..1], &here(true, true, Some(2.0)))),
         ("faster here, as it was before", told(&Candidate::default(), &idle, &known_here)),
+        ("faster here, but all slots are spoken for", told(&taking(60.0), &idle[..1], &spoken_for)),
         ("nothing known of one's inputs", told(&taking(20.0), &half_known, &nowhere)),
         ("faster there", told(&taking(60.0), &idle, &here(true, true, Some(2.0)))),
         ("faster here, but busy", told(&taking(60.0), &idle[..1], &here(true, false, Some(2.0)))),
