@@ -14,7 +14,7 @@
 //! * [`supervise`]: the worker's second process, in which guests run. [`wall`]: what the operating system refuses to it.
 //! * [`capability`]: one file for each interface that plugins are offered.
 //! * [`builders`]: builder selection: the pool of machines, the policy, delegation to Nix's own hook.
-//! * [`config`]: `hookrun.toml`, checked. [`dirs`]: where things are. [`exit_code`]: what commands return.
+//! * [`shared`]: values that many hold. [`config`]: `hookrun.toml`, checked. [`dirs`]: where things are. [`exit_code`]: what commands return.
 //!   [`terminal`]: text from outside, made safe to show.
 //! * [`doctor`]: will this Nix really call us?
 //! * [`cli`]: one file a command. [`demo`]: the main job on real Nix in a private store. [`testing`]: `hookrun test`.
@@ -37,6 +37,7 @@ pub mod outcome;
 pub mod plugin;
 pub mod queue;
 pub mod role;
+pub mod shared;
 pub mod supervise;
 pub mod terminal;
 pub mod testing;

@@ -94,10 +94,10 @@ async fn a_good_guest_serves_all_hooks() {
         system: "x86_64-linux".to_owned(),
         ..Candidate::default()
     };
-    let machine = |uri: &str| Machine { uri: uri.to_owned(), speed_factor: 1.5, ..Machine::default() };
+    let machine = |uri: &str| Machine { uri: uri.into(), speed_factor: 1.5, ..Machine::default() };
     let machines = [machine("ssh://a"), machine("ssh://b")];
     let (decision, report) = plugin.select(&services, &candidate, &machines, &LocalMachine::default()).await;
-    assert_eq!(decision.unwrap().action, Action::Machines(vec!["ssh://a".to_owned(), "ssh://b".to_owned()]));
+    assert_eq!(decision.unwrap().action, Action::Machines(vec!["ssh://a".into(), "ssh://b".into()]));
     assert_eq!(report.outcome.message(), "as offered");
 
     let again = Host::new(&scene.0.dirs, Compiler::InProcess)

@@ -125,7 +125,7 @@ mod tests {
 
     fn ask(asker: &mut Asker) -> Answer {
         let candidate = crate::builders::request::Request::of("a", "x86_64-linux", &[], true).candidate();
-        let machine = Machine { uri: "ssh://m".to_owned(), ..Machine::default() };
+        let machine = Machine { uri: "ssh://m".into(), ..Machine::default() };
         asker.ask(&candidate, &[machine], &LocalMachine::default())
     }
 
@@ -153,7 +153,7 @@ mod tests {
         assert_eq!(ask(&mut panics), Err(gone()));
         let mut fails = odd(|| Err(PolicyError::Failed("trap".to_owned())), Duration::from_mins(1));
         assert_eq!(ask(&mut fails), Err(PolicyError::Failed("trap".to_owned())));
-        let lie = || Ok(Decision::new(crate::builders::Action::Machines(vec!["ssh://x".to_owned()]), ""));
+        let lie = || Ok(Decision::new(crate::builders::Action::Machines(vec!["ssh://x".into()]), ""));
         let mut lies = odd(lie, Duration::from_mins(1));
         assert!(matches!(ask(&mut lies), Err(PolicyError::Invalid(_))));
         let mut none = Asker::new(Arc::new(|| Err(PolicyError::Failed("no plugin".to_owned()))), DEADLINE);

@@ -13,7 +13,7 @@ use super::health::{Probe, Standing, standing};
 use super::journey::Journey;
 use super::lease::{Activity, Wanted};
 use super::memory::Memory;
-use super::pool::Present;
+use super::pool::{self, Present};
 use super::queue::{Queue, Waited, Waiting};
 use super::record::{Ended, Move, NewBuild, Outcome, now_ms};
 use super::reply::{self, Level};
@@ -25,6 +25,7 @@ use super::speech::{Ending, Timing};
 use super::stock::{Build, Offer, Report, StockHook, Target};
 use super::types::Candidate;
 use crate::nix::machines::MachineLine;
+use crate::shared::Text;
 
 /// A wait is told when it takes longer than this: most do not.
 const TOLD_AFTER: Duration = Duration::from_secs(1);
@@ -40,7 +41,7 @@ pub enum First {
     /// On this machine, which has accepted.
     Connected {
         /// By URI.
-        machine: String,
+        machine: Text,
         /// Held there.
         hold: Hold,
         /// The hook, waiting for inputs.
@@ -49,7 +50,7 @@ pub enum First {
     /// On this machine, which is not connected to yet.
     Slot {
         /// By URI.
-        machine: String,
+        machine: Text,
         /// Held there.
         hold: Hold,
     },
@@ -72,13 +73,13 @@ pub struct Accepted {
     /// After how long of waiting the policy wants to be asked again.
     pub ask_again: Option<Duration>,
     /// What to call its machine to Nix.
-    pub name: String,
+    pub name: Text,
     /// What it needs.
     pub present: Present,
 }
 
 /// Asks the policy once more for an accepted build: other machines to wait for, if it names some.
-pub type AskAgain<'a> = &'a mut dyn FnMut(&mut Memory) -> Option<(Vec<String>, Option<Duration>)>;
+pub type AskAgain<'a> = &'a mut dyn FnMut(&mut Memory) -> Option<(Vec<Text>, Option<Duration>)>;
 
 /// What it takes to carry one out.
 pub struct Delegation<'a> {
@@ -105,7 +106,7 @@ pub struct Delegation<'a> {
 /// What is known at the end.
 struct Story {
     id: Option<i64>,
-    machine: String,
+    machine: Text,
     waited: Duration,
     moves: Vec<Move>,
     timing: Timing,
@@ -144,7 +145,7 @@ impl Delegation<'_> {
                         Waited::Unusable(machine, why) => {
                             journey.refused(&machine);
                             lost = Some(format!("machine {machine} cannot be used ({why})"));
-                            story.moves.push(Move { machine, why });
+                            story.moves.push(Move { machine: machine.to_string(), why });
                             continue;
                         }
                         Waited::NixGone => return self.end(&story, Outcome::Abandoned, Some("Nix is gone"), 1),
@@ -228,7 +229,7 @@ impl Delegation<'_> {
             drop(probe.take());
             // Told with the next machine: one line for each move.
             lost = Some(format!("machine {machine} is lost ({why})"));
-            story.moves.push(Move { machine, why });
+            story.moves.push(Move { machine: machine.to_string(), why });
         }
     }
 
@@ -322,16 +323,13 @@ impl Delegation<'_> {
 }
 
 /// Those of `uris` that are not out; all of them if they all are.
-fn usable(memory: &mut Memory, machines: &[MachineLine], uris: &[String]) -> Vec<Wanted> {
+fn usable(memory: &mut Memory, machines: &[MachineLine], uris: &[Text]) -> Vec<Wanted> {
     let known = memory.machines();
     let now = now_ms();
-    let is_out = |uri: &String| matches!(standing(known.get(uri), now), Standing::Out { .. });
-    let wanted = |uri: &String| {
-        let line = machines.iter().find(|line| line.uri == *uri)?;
-        Some(Wanted { machine: uri.clone(), slots: line.max_jobs })
-    };
-    let inside: Vec<Wanted> = uris.iter().filter(|uri| !is_out(uri)).filter_map(wanted).collect();
-    if inside.is_empty() { uris.iter().filter_map(wanted).collect() } else { inside }
+    let wanted = pool::wanted(machines.iter(), uris);
+    let is_inside = |wanted: &&Wanted| !matches!(standing(known.get(wanted.machine.as_str()), now), Standing::Out { .. });
+    let inside: Vec<Wanted> = wanted.iter().filter(is_inside).cloned().collect();
+    if inside.is_empty() { wanted } else { inside }
 }
 
 /// The activity that shows that a build waits.

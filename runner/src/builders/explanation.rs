@@ -8,6 +8,7 @@ use super::record::{DecisionRow, Verdict, now_ms};
 use super::types::{Candidate, Machine};
 use crate::config::Resources;
 use crate::nix::machines::MachineLine;
+use crate::shared::Text;
 
 /// All that an answer followed from.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ pub struct Explanation {
     /// Had this machine a slot free?
     pub local_willing: bool,
     /// All machines.
-    pub machines: Arc<[MachineLine]>,
+    pub machines: Arc<Vec<MachineLine>>,
     /// What builds take besides a slot.
     pub limits: Resources,
     /// Those that were offered, as they were; none: nobody was asked.
@@ -31,9 +32,9 @@ pub struct Explanation {
     /// Who decided what.
     pub decided: Decided,
     /// The machines of the answer, in order.
-    pub ranked: Vec<String>,
+    pub ranked: Vec<Text>,
     /// The one that was taken.
-    pub taken: Option<String>,
+    pub taken: Option<Text>,
     /// What Nix was told.
     pub answer: String,
     /// When, in milliseconds since 1970.
@@ -47,7 +48,7 @@ impl Explanation {
             command,
             candidate,
             local_willing: false,
-            machines: Arc::new([]),
+            machines: Arc::default(),
             limits: Resources::default(),
             offered: None,
             standings,
@@ -83,18 +84,18 @@ impl Explanation {
         let Self { candidate, limits, standings, skipped, taken, .. } = self;
         let machines = self.offered.iter().flat_map(|offered| &offered.machines).rev();
         let seen: HashMap<&str, &Machine> = machines.map(|machine| (machine.uri.as_str(), machine)).collect();
-        let short = |line: &MachineLine| self.offered.as_ref().and_then(|offered| offered.short.get(&line.uri));
+        let short = |line: &MachineLine| self.offered.as_ref().and_then(|offered| offered.short.get(line.uri.as_str()));
         let takes = limits.takes(&candidate.required_features);
         let places: HashMap<&str, usize> =
             self.ranked.iter().enumerate().rev().map(|(place, uri)| (uri.as_str(), place)).collect();
         let verdict = |line: &MachineLine| {
             let seen = seen.get(line.uri.as_str()).copied();
             let place = places.get(line.uri.as_str()).copied();
-            let is_taken = taken.as_deref() == Some(line.uri.as_str());
+            let is_taken = taken.as_ref() == Some(&line.uri);
             let reason = match (seen, place) {
                 _ if !line.fits(&candidate.system, &candidate.required_features) => misfit(line, candidate),
                 _ if let Some(why) = limits.never(&line.uri, &takes) => why,
-                _ if skipped.contains_key(&line.uri) => skipped.get(&line.uri).cloned().unwrap_or_default(),
+                _ if skipped.contains_key(line.uri.as_str()) => skipped.get(line.uri.as_str()).cloned().unwrap_or_default(),
                 _ if is_taken => "taken".to_owned(),
                 _ if !standings.is_usable(&line.uri) => standings.why_not(&line.uri),
                 _ if let Some((left, _)) = short(line) => left.why(),
@@ -104,7 +105,7 @@ impl Explanation {
                 (_, None) => "not chosen".to_owned(),
             };
             Verdict {
-                machine: line.uri.clone(),
+                machine: line.uri.to_string(),
                 slots: line.max_jobs,
                 load: short(line).map_or_else(|| seen.map_or(0, |machine| machine.load), |(_, load)| *load),
                 speed_factor: line.speed_factor,

@@ -4,6 +4,8 @@
 //! may have been restarted; but a build that has lost [`MOST_LOST`] machines is taken for the reason itself (it may well exhaust their
 //! memory), and is not let loose on a further one.
 
+use crate::shared::Text;
+
 /// Machines that one build may lose.
 pub const MOST_LOST: usize = 3;
 
@@ -11,20 +13,20 @@ pub const MOST_LOST: usize = 3;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Journey {
     /// Not tried yet, the best first.
-    left: Vec<String>,
+    left: Vec<Text>,
     /// Lost once.
-    again: Vec<String>,
+    again: Vec<Text>,
     lost: usize,
 }
 
 impl Journey {
     /// It may go to these, the best first.
-    pub const fn to(machines: Vec<String>) -> Self {
+    pub const fn to(machines: Vec<Text>) -> Self {
         Self { left: machines, again: Vec::new(), lost: 0 }
     }
 
     /// Where it may go now; empty: nowhere any more.
-    pub fn open(&self) -> &[String] {
+    pub fn open(&self) -> &[Text] {
         match (self.lost >= MOST_LOST, self.left.is_empty()) {
             (true, _) => &[],
             (false, true) => &self.again,
@@ -33,22 +35,22 @@ impl Journey {
     }
 
     /// Other machines take the place of those that were not tried yet.
-    pub fn instead(&mut self, machines: Vec<String>) {
+    pub fn instead(&mut self, machines: Vec<Text>) {
         self.left = machines;
     }
 
     /// The machine did not take it.
     pub fn refused(&mut self, machine: &str) {
-        self.left.retain(|known| known != machine);
-        self.again.retain(|known| known != machine);
+        self.left.retain(|known| **known != *machine);
+        self.again.retain(|known| **known != *machine);
     }
 
     /// The machine was lost while it had it.
     pub fn lost(&mut self, machine: &str) {
-        let first_time = !self.again.iter().any(|known| known == machine);
+        let first_time = !self.again.iter().any(|known| **known == *machine);
         self.refused(machine);
         if first_time {
-            self.again.push(machine.to_owned());
+            self.again.push(machine.into());
         }
         self.lost += 1;
     }
@@ -66,7 +68,7 @@ mod tests {
     use super::*;
 
     fn journey(machines: &[&str]) -> Journey {
-        Journey::to(machines.iter().map(|machine| (*machine).to_owned()).collect())
+        Journey::to(machines.iter().map(|machine| Text::from(*machine)).collect())
     }
 
     #[test]
@@ -94,7 +96,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_journey_ends(machines in 0usize..6, refusals in prop::collection::vec(any::<bool>(), 64)) {
-            let names: Vec<String> = (0..machines).map(|number| number.to_string()).collect();
+            let names: Vec<Text> = (0..machines).map(|number| number.to_string().into()).collect();
             let mut journey = Journey::to(names);
             let mut steps = 0;
             for refused in refusals {

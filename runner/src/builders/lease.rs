@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::held::{self, Held};
 use crate::config::Amounts;
+use crate::shared::Text;
 
 /// The directory, below [`Dirs::builders`](crate::dirs::Dirs::builders).
 const SESSIONS: &str = "sessions";
@@ -65,7 +66,7 @@ fn stat(pid: u32) -> Option<(char, u64)> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
     /// Store URI.
-    pub machine: String,
+    pub machine: Text,
     /// Builds at once.
     pub slots: u32,
 }
@@ -77,7 +78,7 @@ pub enum Activity {
     /// It waits for a slot on one of these, the first the best.
     Waiting(Vec<Wanted>),
     /// It has a slot on this machine, by URI.
-    Building(String),
+    Building(Text),
 }
 
 /// A session that has accepted a build.
@@ -141,7 +142,7 @@ mod tests {
             expected_seconds: None,
             since_ms: 1,
             takes: Amounts::default(),
-            activity: Activity::Waiting(vec![Wanted { machine: "ssh://m".to_owned(), slots: 2 }]),
+            activity: Activity::Waiting(vec![Wanted { machine: "ssh://m".into(), slots: 2 }]),
         }
     }
 

@@ -22,6 +22,10 @@ const LOCKS: &str = "/proc/locks";
 /// How much of it is read: some 70 bytes a lock.
 const MAX_LOCKS: u64 = 4 << 20;
 
+/// The kernel shows its list in pieces (`fs/seq_file.c`), and a lock is missed if others end between two of them: what is not seen is looked
+/// for so often.
+const LOOKS: usize = 3;
+
 /// The file that Nix holds locked while it builds `derivation` (`DerivationGoal::tryToBuild`, 2.4 to 2.35): that of its first output, or where
 /// the output's path is not known before the build, one beside the `.drv`.
 pub fn lock_of(derivation: &Derivation) -> Option<String> {
@@ -34,16 +38,20 @@ pub fn lock_of(derivation: &Derivation) -> Option<String> {
 pub fn running(memory: &mut Memory, command: &str, except: &str) -> u32 {
     let open = memory.open_local();
     let files = open.iter().filter(|build| build.command == command && build.drv_path != except && !build.lock.is_empty());
-    let files: Vec<(u64, u64)> = files
+    let mut unlocked: Vec<(u64, u64)> = files
         .filter_map(|build| std::fs::symlink_metadata(&build.lock).ok())
         .map(|found| (found.dev(), found.ino()))
         .collect();
-    if files.is_empty() {
-        return 0;
+    let all = unlocked.len();
+    for _ in 0..LOOKS {
+        if unlocked.is_empty() {
+            break;
+        }
+        let locks = read_locks().unwrap_or_default();
+        let locked = locked(&locks);
+        unlocked.retain(|file| !locked.contains(file));
     }
-    let locks = read_locks().unwrap_or_default();
-    let locked = locked(&locks);
-    u32::try_from(files.iter().filter(|file| locked.contains(file)).count()).unwrap_or(u32::MAX)
+    u32::try_from(all - unlocked.len()).unwrap_or(u32::MAX)
 }
 
 fn read_locks() -> std::io::Result<String> {

@@ -8,7 +8,7 @@
 //!   it, with a time limit.
 //! * [`settings`], [`request`]: what Nix says; [`described`]: what the derivation says. [`reply`]: the one answer, as a type that must be used up.
 //! * [`session`]: the conversation. [`case`], [`place`]: where a candidate goes, among the machines of [`pool`]. [`delegation`]: what follows an
-//!   accept, along a [`journey`]. [`stock`]: Nix's own hook, with [`program`], [`fds`], [`ssh`]; [`speech`]: what its words mean.
+//!   accept, along a [`journey`]; [`again`]: the policy, asked again meanwhile. [`stock`]: Nix's own hook, with [`program`], [`fds`], [`ssh`]; [`speech`]: what its words mean.
 //!   [`hook`]: the process; [`ending`]: what it does when it is asked to end.
 //! * [`load`]: busy slots, from Nix's own lock files. [`slots`] takes them. [`resources`]: what builds take besides. [`queue`]: who gets one;
 //!   [`lease`]: who waits and builds; [`held`]: files that count while their process lives.
@@ -17,6 +17,7 @@
 //! * [`simulate`]: what would have been, on a recorded or generated trace.
 //! * [`probe`]: can a machine really build for us?
 
+pub mod again;
 pub mod asker;
 pub mod case;
 pub mod delegation;

@@ -5,7 +5,6 @@
 //! ([`config::Builders::early_accept`]).
 
 use std::io::Write;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,24 +14,25 @@ use super::delegation::{Accepted, First};
 use super::explanation::Explanation;
 use super::health::Standing;
 use super::journey::Journey;
-use super::lease::Wanted;
 use super::local;
 use super::memory::Memory;
 use super::policy::StockRule;
-use super::pool::{Decided, Offered, Pool, Present, Standings};
+use super::pool::{Decided, Offered, Pool};
 use super::queue::{Queue, Turn};
 use super::record::now_ms;
 use super::reply::{Level, Pending};
 use super::request::Request;
 use super::resources::Hold;
 use super::stock::{Build, Offer, StockHook, Target};
-use super::types::{Action, Candidate, Decision, LocalMachine, Machine};
+use super::types::{Action, Decision, Machine};
 use crate::config;
 use crate::event::NixDirs;
-use crate::nix::database::Inputs;
+use crate::shared::Text;
 
 /// Machines that a line about a build names.
 const SHOWN: usize = 5;
+/// The best machines, which are asked for a slot before all of them are: there may be thousands, and most often one of the first has one.
+const LOOKED_AT_FIRST: usize = 16;
 /// A derivation that a policy has postponed for so long waits in the queue instead, or is built here.
 const LONGEST_POSTPONED: Duration = Duration::from_mins(10);
 
@@ -150,7 +150,7 @@ impl Placing<'_> {
             };
             let name = taken.clone().unwrap_or_else(|| match journey.open() {
                 [only] => only.clone(),
-                several => format!("the first free of {}", several.join(", ")),
+                several => format!("the first free of {}", joined(several, ", ")).into(),
             });
             let (candidate, waiting, present) = (case.candidate.clone(), case.waiting.clone(), case.present.clone());
             let probe = case.standings.take_probe(&name);
@@ -183,14 +183,12 @@ impl Placing<'_> {
     ) -> Gone {
         let mut failed = false;
         // Machines that said they were full although they seemed not to be: not asked again for this candidate.
-        let mut full: Vec<String> = Vec::new();
+        let mut full: Vec<Text> = Vec::new();
         loop {
-            let mut wanted = self.pool.wanted(journey.open(), fitting);
-            wanted.retain(|wanted| !full.contains(&wanted.machine));
-            if wanted.is_empty() {
+            let Some(turn) = self.turn(case, journey.open(), &full, fitting) else {
                 return if failed && full.is_empty() { Gone::Failed } else { Gone::Full };
-            }
-            let (machine, connected) = match self.queue.turn(&case.waiting, &wanted, None) {
+            };
+            let (machine, connected) = match turn {
                 Turn::Wait { .. } => return Gone::Full,
                 Turn::Yours(machine, hold) if hold.slot.is_some() && self.early(case, &machine, journey) => {
                     return Gone::To(First::Slot { machine, hold });
@@ -208,18 +206,34 @@ impl Placing<'_> {
                     failed = true;
                     pending.message(Level::Warn, &format!("machine {machine} skipped: {why}"));
                     self.pool.failed.extend(self.pool.index_of(&machine, fitting));
-                    case.skipped.insert(machine.clone(), why);
+                    case.skipped.insert(machine.to_string(), why);
                     journey.refused(&machine);
                 }
             }
         }
     }
 
+    /// Whose turn it is on one of `open` that is not among `full`; none: there is no such machine.
+    fn turn(&self, case: &Case<'_>, open: &[Text], full: &[Text], fitting: &[usize]) -> Option<Turn> {
+        let mut turn = None;
+        for some in [open.get(..LOOKED_AT_FIRST), Some(open)].into_iter().flatten() {
+            let mut wanted = self.pool.wanted(some, fitting);
+            wanted.retain(|wanted| !full.contains(&wanted.machine));
+            if !wanted.is_empty() {
+                turn = Some(self.queue.turn(&case.waiting, &wanted, None));
+            }
+            if let Some(Turn::Yours(..) | Turn::Unusable(..)) = turn {
+                break;
+            }
+        }
+        turn
+    }
+
     /// Connects now. `Err(None)`: it is full.
     fn connect<W: Write>(
         &mut self,
         case: &Case<'_>,
-        machine: &str,
+        machine: &Text,
         hold: Hold,
         fitting: &[usize],
         pending: &mut Pending<'_, W>,
@@ -237,19 +251,19 @@ impl Placing<'_> {
             }
         };
         self.memory.answered(machine, began.elapsed());
-        Ok(First::Connected { machine: machine.to_owned(), hold, build })
+        Ok(First::Connected { machine: machine.clone(), hold, build })
     }
 
     /// The first machines of an answer, for a line.
-    fn in_order(uris: &[String]) -> String {
-        let shown = uris.get(..SHOWN).unwrap_or(uris).join(", then ");
+    fn in_order(uris: &[Text]) -> String {
+        let shown = joined(uris.get(..SHOWN).unwrap_or(uris), ", then ");
         let more = uris.len().saturating_sub(SHOWN);
         if more == 0 { shown } else { format!("{shown}, then {more} others") }
     }
 
     /// Is nothing lost by accepting before connecting?
     fn early(&self, case: &Case<'_>, machine: &str, journey: &Journey) -> bool {
-        let mut others = journey.open().iter().filter(|uri| *uri != machine);
+        let mut others = journey.open().iter().filter(|uri| ***uri != *machine);
         let others = (others.clone().next().is_some(), others.any(|uri| case.standings.is_proven(uri)));
         self.options.early_accept && is_safe(case.local.able, case.standings.standing(machine), others)
     }
@@ -261,13 +275,17 @@ impl Placing<'_> {
     }
 
     /// The machines of the answer without those that are out, if others are left.
-    fn usable_first(case: &Case<'_>, uris: Vec<String>) -> Vec<String> {
-        let (usable, out): (Vec<String>, Vec<String>) = uris.into_iter().partition(|uri| case.standings.is_usable(uri));
+    fn usable_first(case: &Case<'_>, uris: Vec<Text>) -> Vec<Text> {
+        // Of most machines nothing bad is known.
+        if uris.iter().all(|uri| case.standings.is_usable(uri)) {
+            return uris;
+        }
+        let (usable, out): (Vec<Text>, Vec<Text>) = uris.into_iter().partition(|uri| case.standings.is_usable(uri));
         if usable.is_empty() { out } else { usable }
     }
 
     /// All usable machines in the order of Nix's rule, full ones too.
-    fn all_ranked(&self, case: &Case<'_>, offered: &[Machine]) -> Vec<String> {
+    fn all_ranked(&self, case: &Case<'_>, offered: &[Machine]) -> Vec<Text> {
         let ranked = StockRule { division: self.pool.settings.division() }.ranked_with_full(offered);
         Self::usable_first(case, ranked.into_iter().filter_map(|index| Some(offered.get(index)?.uri.clone())).collect())
     }
@@ -306,12 +324,14 @@ impl Placing<'_> {
         case: Case<'_>,
         decided: Decided,
         offered: Option<Offered>,
-        ranked: Vec<String>,
-        taken: Option<String>,
+        ranked: Vec<Text>,
+        taken: Option<Text>,
         answer: &str,
     ) {
         let command = self.queue.command().to_string();
         let Case { candidate, local, begins_here, lock, standings, skipped, .. } = case;
+        // Nobody can build it: Nix gives up as soon as it has this answer, and kills its hook.
+        let is_last_word = answer.starts_with("decline") && !local.able;
         if answer.starts_with("decline") && local.able {
             local::left(self.memory, &candidate, command.clone(), lock, begins_here);
         }
@@ -325,7 +345,14 @@ impl Placing<'_> {
             taken,
             ..Explanation::now(command, candidate, decided, standings, answer)
         });
+        if is_last_word {
+            self.memory.save();
+        }
     }
+}
+
+fn joined(uris: &[Text], with: &str) -> String {
+    uris.iter().map(Text::as_str).collect::<Vec<_>>().join(with)
 }
 
 /// Is nothing lost by accepting a build that can (`able`) or cannot be built here, for a machine that stands so? `others` says whether it
@@ -337,36 +364,6 @@ fn is_safe(able: bool, standing: Standing, (others, proven): (bool, bool)) -> bo
         // With no other way, a machine that does not answer fails the build either way.
         Standing::Unknown => !able,
         Standing::Due | Standing::Out { .. } => !able && others,
-    }
-}
-
-/// Asks the policy again for a build that is accepted and waits: which machines it may wait for now. `None`: those it waits for.
-pub fn ask_again(
-    pool: &mut Pool,
-    policy: &mut Asker,
-    candidate: &Candidate,
-    inputs: &Inputs,
-    memory: &mut Memory,
-    builders: &Path,
-) -> Option<(Vec<String>, Option<Duration>)> {
-    let fitting = pool.fitting(candidate);
-    let lines = fitting.iter().filter_map(|index| pool.machines.get(*index));
-    let standings = Standings::of(lines, memory);
-    let past = memory.past(&candidate.pname, &candidate.system);
-    let present = Present::of(inputs.clone(), memory);
-    let offered = pool.offered(candidate, &fitting, &standings, &past, &present, builders);
-    // It is too late for this machine.
-    let local = LocalMachine::default();
-    let decision = policy.ask(candidate, &offered.machines, &local);
-    policy.rest();
-    match decision.ok()? {
-        Decision { action: Action::Machines(uris), ask_again_ms, .. } => {
-            let wanted: Vec<Wanted> = pool.wanted(&uris, &fitting);
-            let machines = wanted.into_iter().map(|wanted| wanted.machine).collect();
-            Some((machines, ask_again_ms.map(Duration::from_millis)))
-                .filter(|(machines, _): &(Vec<String>, _)| !machines.is_empty())
-        }
-        _ => None,
     }
 }
 

@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use std::collections::HashSet;
 
 use super::types::{Action, BUILTIN, Candidate, Decision, LocalMachine, Machine};
+use crate::shared::Text;
 
 /// Chooses where to build.
 pub trait Policy: Send {
@@ -47,7 +48,7 @@ pub fn checked(decision: Decision, machines: &[Machine], local: &LocalMachine) -
         Action::Machines(uris) => {
             let offered: HashSet<&str> = machines.iter().map(|machine| machine.uri.as_str()).collect();
             let mut seen: HashSet<&str> = HashSet::new();
-            let mut unique: Vec<String> = Vec::with_capacity(uris.len().min(offered.len()));
+            let mut unique: Vec<Text> = Vec::with_capacity(uris.len().min(offered.len()));
             for uri in uris {
                 let Some(known) = offered.get(uri.as_str()) else {
                     return Err(PolicyError::Invalid(format!("machine `{uri}` was not offered")));
@@ -97,19 +98,23 @@ impl StockRule {
 
     /// All machines, full ones too, in the same order.
     pub fn ranked_with_full(self, machines: &[Machine]) -> Vec<usize> {
-        let mut all: Vec<(usize, &Machine)> = machines.iter().enumerate().collect();
-        all.sort_by(|(_, a), (_, b)| self.compare(a, b));
-        all.into_iter().map(|(index, _)| index).collect()
+        let mut all: Vec<usize> = (0..machines.len()).collect();
+        all.sort_by(|a, b| match (machines.get(*a), machines.get(*b)) {
+            (Some(a), Some(b)) => self.compare(a, b),
+            _ => Ordering::Equal,
+        });
+        all
     }
 
     /// What Nix's hook would do.
     pub fn decide(self, candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> Decision {
-        let ranked: Vec<&Machine> = self.ranked(machines).into_iter().filter_map(|index| machines.get(index)).collect();
-        let Some(best) = ranked.first() else {
+        let ranked = self.ranked(machines);
+        let mut ranked = ranked.into_iter().filter_map(|index| machines.get(index)).peekable();
+        let Some(best) = ranked.peek() else {
             return Self::without_machine(candidate, machines.len(), local);
         };
         let reason = format!("load {}/{} at factor {}", best.load, best.slots, best.speed_factor);
-        Decision::new(Action::Machines(ranked.iter().map(|machine| machine.uri.clone()).collect()), reason)
+        Decision::new(Action::Machines(ranked.map(|machine| machine.uri.clone()).collect()), reason)
     }
 
     /// `Less` if Nix prefers `a`; `Equal` leaves it to the order of the list.
@@ -174,7 +179,7 @@ mod tests {
     use super::*;
 
     fn machine(uri: &str, slots: u32, load: u32, speed_factor: f64) -> Machine {
-        Machine { uri: uri.to_owned(), slots, load, speed_factor, ..Machine::default() }
+        Machine { uri: uri.into(), slots, load, speed_factor, ..Machine::default() }
     }
 
     fn candidate(system: &str) -> Candidate {
@@ -221,7 +226,7 @@ mod tests {
         let machines = [machine("a", 1, 0, 1.0), machine("b", 1, 0, 1.0)];
         let able = LocalMachine { able: true, ..LocalMachine::default() };
         let decision = |action| Decision::new(action, "");
-        let machines_of = |uris: &[&str]| Action::Machines(uris.iter().map(|uri| (*uri).to_owned()).collect());
+        let machines_of = |uris: &[&str]| Action::Machines(uris.iter().map(|uri| Text::from(*uri)).collect());
         let ok = checked(decision(machines_of(&["b", "a", "b"])), &machines, &able).unwrap();
         assert_eq!(ok.action, machines_of(&["b", "a"]));
         let message = |result: Result<Decision, PolicyError>| result.unwrap_err().to_string();

@@ -17,13 +17,14 @@ use super::types::{Candidate, Decision, LocalMachine, Machine};
 use crate::config::Resources;
 use crate::nix::database::Inputs;
 use crate::nix::machines::MachineLine;
+use crate::shared::Text;
 
 /// What the settings say, worked out once.
 pub struct Pool {
     /// Nix's settings.
     pub settings: Settings,
     /// All machines. Shared, because there may be thousands.
-    pub machines: Arc<[MachineLine]>,
+    pub machines: Arc<Vec<MachineLine>>,
     /// Nix's slot files.
     pub slot_files: SlotFiles,
     /// Indexes of machines that failed in this session.
@@ -63,7 +64,7 @@ pub struct Offered {
     /// In the order of the setting `builders`.
     pub machines: Vec<Machine>,
     /// Those that have a slot free and not what else the build takes: offered as full. With the slots that are busy.
-    pub(super) short: HashMap<String, (Left, u32)>,
+    pub(super) short: HashMap<Text, (Left, u32)>,
 }
 
 /// How machines stand for one candidate.
@@ -71,10 +72,10 @@ pub struct Offered {
 pub struct Standings {
     health: BTreeMap<String, MachineHealth>,
     /// Of those that something is known of.
-    by_uri: HashMap<String, Standing>,
+    by_uri: HashMap<Text, Standing>,
     /// Machines that are due, and that this session may try. Kept until it is known what came of it.
     /// `None`: it was handed on.
-    probes: BTreeMap<String, Option<Probe>>,
+    probes: BTreeMap<Text, Option<Probe>>,
 }
 
 impl Standings {
@@ -85,7 +86,7 @@ impl Standings {
         let mut probes = BTreeMap::new();
         for line in machines {
             // There may be thousands, and of most nothing is known.
-            let Some(known) = health.get(&line.uri) else { continue };
+            let Some(known) = health.get(line.uri.as_str()) else { continue };
             let found = standing(Some(known), now);
             if found == Standing::Due
                 && let Some(probe) = Probe::take(memory.directory(), &line.uri)
@@ -183,13 +184,8 @@ impl Pool {
     }
 
     /// Machines to wait for, by URI.
-    pub fn wanted(&self, uris: &[String], fitting: &[usize]) -> Vec<Wanted> {
-        let mut slots: HashMap<&str, u32> = HashMap::with_capacity(fitting.len());
-        for line in fitting.iter().filter_map(|index| self.machines.get(*index)) {
-            slots.entry(line.uri.as_str()).or_insert(line.max_jobs);
-        }
-        let wanted = |uri: &String| Some(Wanted { machine: uri.clone(), slots: *slots.get(uri.as_str())? });
-        uris.iter().filter_map(wanted).collect()
+    pub fn wanted(&self, uris: &[Text], fitting: &[usize]) -> Vec<Wanted> {
+        wanted(fitting.iter().filter_map(|index| self.machines.get(*index)), uris)
     }
 
     /// Those machines with their load, as a policy sees them.
@@ -209,7 +205,7 @@ impl Pool {
         let loads = self.slot_files.loads(lines.iter().map(|line| (line.uri.as_str(), line.max_jobs)));
         let mut busy = busy_seconds(builders);
         let machine = |(line, load): (&MachineLine, u32)| {
-            let health = standings.health.get(&line.uri);
+            let health = standings.health.get(line.uri.as_str());
             let load = match account.short(&line.uri, &takes) {
                 Some(left) if load < line.max_jobs => {
                     short.insert(line.uri.clone(), (left, load));
@@ -222,11 +218,11 @@ impl Pool {
                 slots: line.max_jobs,
                 load,
                 speed_factor: line.speed_factor,
-                supported_features: line.supported_features.iter().cloned().collect(),
-                mandatory_features: line.mandatory_features.iter().cloned().collect(),
+                supported_features: line.supported_features.clone(),
+                mandatory_features: line.mandatory_features.clone(),
                 healthy: standings.is_usable(&line.uri),
                 connect_ms: health.and_then(|health| health.connect_ms),
-                past: past.machines.get(&line.uri).copied(),
+                past: past.machines.get(line.uri.as_str()).copied(),
                 busy_seconds: busy.remove(&line.uri).unwrap_or_default(),
                 missing_bytes: present.missing(&line.uri),
                 bytes_per_second: health.and_then(|health| health.bytes_per_second),
@@ -278,14 +274,32 @@ impl Pool {
     }
 }
 
+/// Those of `uris` that are among `machines`, with their slots. Of two lines with one URI the first counts.
+pub fn wanted<'a>(machines: impl Iterator<Item = &'a MachineLine>, uris: &[Text]) -> Vec<Wanted> {
+    let mut slots: HashMap<&str, Option<u32>> = uris.iter().map(|uri| (uri.as_str(), None)).collect();
+    let mut unknown = slots.len();
+    for line in machines {
+        if let Some(slots @ None) = slots.get_mut(line.uri.as_str()) {
+            *slots = Some(line.max_jobs);
+            unknown -= 1;
+        }
+        // There may be thousands of machines, and a few wanted.
+        if unknown == 0 {
+            break;
+        }
+    }
+    let wanted = |uri: &Text| Some(Wanted { machine: uri.clone(), slots: (*slots.get(uri.as_str())?)? });
+    uris.iter().filter_map(wanted).collect()
+}
+
 fn failed_policy(error: &PolicyError) -> String {
     format!("the builder-selection policy gave no answer ({error}); Nix's own rule is used")
 }
 
 /// Seconds until the builds of sessions should end, by machine, the soonest first.
-fn busy_seconds(builders: &Path) -> BTreeMap<String, Vec<f64>> {
+fn busy_seconds(builders: &Path) -> BTreeMap<Text, Vec<f64>> {
     let now = now_ms();
-    let mut busy: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let mut busy: BTreeMap<Text, Vec<f64>> = BTreeMap::new();
     for live in lease::live(&lease::directory(builders)) {
         if let (Activity::Building(machine), Some(expected)) = (live.activity, live.expected_seconds) {
             let passed = std::time::Duration::from_millis(now.saturating_sub(live.since_ms)).as_secs_f64();

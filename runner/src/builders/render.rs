@@ -24,7 +24,7 @@ pub struct Knowledge {
 /// The text of a machines file. At least one machine stays in: if all failed, all are.
 pub fn render(machines: &[MachineLine], knowledge: &BTreeMap<String, Knowledge>, whole: bool) -> String {
     let nothing = Knowledge::default();
-    let known = |line: &MachineLine| knowledge.get(&line.uri).unwrap_or(&nothing);
+    let known = |line: &MachineLine| knowledge.get(line.uri.as_str()).unwrap_or(&nothing);
     let all_out = machines.iter().all(|line| known(line).out.is_some());
     let mut text =
         "# Written by `hookrun builders render`. What is changed here is lost: change the file it was made from.\n"
@@ -79,7 +79,7 @@ mod tests {
             ("ssh://b".to_owned(), known(Some("failed; to start\nSSH"), 0, None)),
             ("ssh://c".to_owned(), known(None, 3, Some(9.0))),
         ]);
-        let all_out = machines.iter().map(|line| (line.uri.clone(), known(Some("no answer"), 0, None))).collect();
+        let all_out = machines.iter().map(|line| (line.uri.to_string(), known(Some("no answer"), 0, None))).collect();
         let texts =
             [render(&machines, &knowledge, false), render(&machines, &knowledge, true), render(&machines, &all_out, false)];
         insta::assert_snapshot!(texts.join("\n"));

@@ -165,7 +165,7 @@ impl Left {
 /// What of the tables can be of no use with these machines, one sentence each: of a machine (by URI), or of none.
 pub fn useless(limits: &Resources, machines: &[MachineLine]) -> Vec<(Option<String>, String)> {
     let mut found = Vec::new();
-    for uri in limits.machines.keys().filter(|uri| !machines.iter().any(|line| line.uri == **uri)) {
+    for uri in limits.machines.keys().filter(|uri| !machines.iter().any(|line| line.uri == *uri)) {
         let known: Vec<&str> = machines.iter().map(|line| line.uri.as_str()).collect();
         let hint = crate::config::nearest(uri, known.iter().copied())
             .map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
@@ -189,7 +189,7 @@ pub fn useless(limits: &Resources, machines: &[MachineLine]) -> Vec<(Option<Stri
             let takes = limits.takes(std::slice::from_ref(feature));
             if let Some(why) = limits.never(&line.uri, &takes) {
                 found.push((
-                    Some(line.uri.clone()),
+                    Some(line.uri.to_string()),
                     format!(
                         "no build that requires `{feature}` can go there: {why}; raise it, or take the feature off its line"
                     ),

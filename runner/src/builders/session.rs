@@ -127,7 +127,7 @@ impl<R: Read, W: Write> Session<'_, R, W> {
                     let mut asked = pool.clone_for_asking();
                     let builders = &self.builders;
                     let mut ask_again = |memory: &mut Memory| {
-                        super::place::ask_again(&mut asked, policy.as_mut()?, &candidate, &inputs, memory, builders)
+                        super::again::ask(&mut asked, policy.as_mut()?, &candidate, &inputs, memory, builders)
                     };
                     let delegation = Delegation {
                         settings: &pool.settings,

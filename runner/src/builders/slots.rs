@@ -80,7 +80,7 @@ impl SlotFiles {
 impl Slot {
     /// The machine for Nix's own hook, under the other name, with one slot.
     pub fn line(&self, machine: &MachineLine) -> MachineLine {
-        MachineLine { uri: self.uri(&machine.uri), max_jobs: 1, ..machine.clone() }
+        MachineLine { uri: self.uri(&machine.uri).into(), max_jobs: 1, ..machine.clone() }
     }
 
     /// The other name.

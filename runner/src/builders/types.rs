@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::shared::{Text, Words};
+
 /// Builds that ended well, as this machine remembers them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct PastBuilds {
@@ -52,7 +54,7 @@ pub const BUILTIN: &str = "builtin";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// The store URI of the machines file; names the machine in the answer.
-    pub uri: String,
+    pub uri: Text,
     /// Builds at once (column 4).
     pub slots: u32,
     /// Slots that are busy now.
@@ -60,9 +62,9 @@ pub struct Machine {
     /// Column 5.
     pub speed_factor: f64,
     /// Column 6.
-    pub supported_features: Vec<String>,
+    pub supported_features: Words,
     /// Column 7.
-    pub mandatory_features: Vec<String>,
+    pub mandatory_features: Words,
     /// False after recent failures to connect.
     pub healthy: bool,
     /// How long a connection took lately, in milliseconds.
@@ -83,12 +85,12 @@ pub struct Machine {
 impl Default for Machine {
     fn default() -> Self {
         Self {
-            uri: String::new(),
+            uri: Text::default(),
             slots: 1,
             load: 0,
             speed_factor: 1.0,
-            supported_features: Vec::new(),
-            mandatory_features: Vec::new(),
+            supported_features: Words::default(),
+            mandatory_features: Words::default(),
             healthy: true,
             connect_ms: None,
             past: None,
@@ -151,7 +153,7 @@ impl Decision {
 pub enum Action {
     /// These machines, by URI, in this order: the first with a free slot is taken. If all are full, the build waits for one of these and
     /// for no other.
-    Machines(Vec<String>),
+    Machines(Vec<Text>),
     /// Build here, now or when a slot is free.
     Local,
     /// Ask again later. Nix does so after `build-poll-interval`, 5 s by default.
@@ -175,7 +177,7 @@ impl Action {
     ///
     /// # Errors
     /// A word that is none of the four.
-    pub fn from_word(word: &str, machines: Vec<String>) -> Result<Self, super::PolicyError> {
+    pub fn from_word(word: &str, machines: Vec<Text>) -> Result<Self, super::PolicyError> {
         match word {
             "machines" => Ok(Self::Machines(machines)),
             "local" => Ok(Self::Local),

@@ -99,7 +99,7 @@ impl RawResources {
                 return Err((keys(&[MACHINES, machine, name]), message));
             }
             let uri = full_uri(machine);
-            if resources.machines.insert(uri.clone(), amounts).is_some() {
+            if resources.machines.insert(uri.to_string(), amounts).is_some() {
                 let message = format!("{uri} has two tables; join them in [builders.{MACHINES}.\"{uri}\"]");
                 return Err((keys(&[MACHINES, machine]), message));
             }

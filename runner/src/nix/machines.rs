@@ -3,11 +3,12 @@
 //! A machine that cannot be read is left out with one warning that names file, line and column; it must never cost the others,
 //! let alone the build. (Nix itself gives up on the whole command.)
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
+
+use crate::shared::{Text, Words};
 
 /// How deep `@file` may lead to `@file`: Nix has no bound and overflows its stack on a cycle.
 const MAX_INCLUDES: usize = 8;
@@ -27,29 +28,35 @@ const COLUMNS: [&str; 8] = [
 #[derive(Debug, Clone, PartialEq)]
 pub struct MachineLine {
     /// Column 1, with `ssh://` in front of a bare name.
-    pub uri: String,
+    pub uri: Text,
     /// Column 2.
-    pub systems: Vec<String>,
+    pub systems: Words,
     /// Column 3.
-    pub ssh_key: Option<String>,
+    pub ssh_key: Option<Text>,
     /// Column 4.
     pub max_jobs: u32,
     /// Column 5. Nix 2.19 and older know only whole numbers.
     pub speed_factor: f64,
-    /// Column 6.
-    pub supported_features: BTreeSet<String>,
-    /// Column 7: supported too, and the derivation must require all of them.
-    pub mandatory_features: BTreeSet<String>,
+    /// Column 6, sorted, each once.
+    pub supported_features: Words,
+    /// Column 7, sorted, each once: supported too, and the derivation must require all of them.
+    pub mandatory_features: Words,
     /// Column 8, base64.
-    pub host_key: Option<String>,
+    pub host_key: Option<Text>,
 }
 
 impl MachineLine {
     /// Can this machine build a derivation of `system` that requires `features`?
     pub fn fits(&self, system: &str, features: &[String]) -> bool {
         (system == "builtin" || self.systems.iter().any(|known| known == system))
-            && features.iter().all(|f| self.supported_features.contains(f) || self.mandatory_features.contains(f))
+            && features.iter().all(|f| self.features().any(|known| known == f))
             && self.mandatory_features.iter().all(|mandatory| features.contains(mandatory))
+    }
+
+    /// All features it has, columns 6 and 7: the former first.
+    pub fn features(&self) -> impl Iterator<Item = &String> {
+        let more = self.mandatory_features.iter().filter(|feature| !self.supported_features.contains(feature));
+        self.supported_features.iter().chain(more)
     }
 
     /// The one line that offers just this machine to Nix's own hook. The speed factor is left out: with one machine it
@@ -61,12 +68,10 @@ impl MachineLine {
     fn render(&self, speed_factor: &str) -> String {
         // A lone dash is Nix's word for nothing; one that is an element gets a comma in front, which adds no element.
         let column = |joined: String| if joined == "-" { format!(",{joined}") } else { joined };
-        let list = |features: &BTreeSet<String>| {
-            if features.is_empty() { "-".to_owned() } else { column(features.iter().cloned().collect::<Vec<_>>().join(",")) }
-        };
-        let or_dash = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+        let list = |features: &Words| if features.is_empty() { "-".to_owned() } else { column(features.join(",")) };
+        let or_dash = |value: &Option<Text>| value.as_deref().unwrap_or("-").to_owned();
         [
-            self.uri.clone(),
+            self.uri.to_string(),
             // A lone comma is an empty list; an empty column would shift the others.
             if self.systems.is_empty() { ",".to_owned() } else { column(self.systems.join(",")) },
             or_dash(&self.ssh_key),
@@ -102,14 +107,14 @@ pub fn parse(builders: &str, this_system: &str) -> Machines {
 
 /// As [`parse`], with `@file` read by `read`.
 pub fn parse_with(builders: &str, this_system: &str, read: &mut dyn FnMut(&Path) -> std::io::Result<String>) -> Machines {
-    let mut parser = Parser { this_system, read, found: Machines::default(), open: Vec::new() };
+    let mut parser = Parser { read, lists: Lists::new(this_system), found: Machines::default(), open: Vec::new() };
     parser.text(builders);
     parser.found
 }
 
 struct Parser<'a> {
-    this_system: &'a str,
     read: &'a mut dyn FnMut(&Path) -> std::io::Result<String>,
+    lists: Lists,
     found: Machines,
     /// The files being read, outermost first.
     open: Vec<PathBuf>,
@@ -123,7 +128,7 @@ impl Parser<'_> {
                 match entry.strip_prefix('@') {
                     _ if entry.is_empty() => {}
                     Some(path) => self.include(Path::new(path.trim()), index + 1),
-                    None => match machine(entry, self.this_system) {
+                    None => match machine(entry, &mut self.lists) {
                         Ok(machine) => self.found.machines.push(machine),
                         Err((column, problem)) => {
                             let name = COLUMNS.get(column).copied().unwrap_or_default();
@@ -166,32 +171,62 @@ impl Parser<'_> {
     }
 }
 
-/// One entry, or the index of the column that is wrong and how.
-fn machine(entry: &str, this_system: &str) -> Result<MachineLine, (usize, String)> {
-    // Nix's `tokenizeString` splits at these four.
-    let columns: Vec<&str> = entry.split([' ', '\t', '\n', '\r']).filter(|column| !column.is_empty()).collect();
-    let column = |index: usize| columns.get(index).copied().filter(|text| *text != "-");
-    let list = |index: usize| column(index).into_iter().flat_map(|text| text.split(',')).filter(|word| !word.is_empty());
-    let uri = column(0).ok_or_else(|| (0, "a store URI is needed, such as `ssh://builder`".to_owned()))?;
-    let mut systems: Vec<String> = list(1).map(ToOwned::to_owned).collect();
-    if column(1).is_none() {
-        systems.push(this_system.to_owned());
+/// The lists of the line before. Most lines of a long file say the same.
+struct Lists {
+    this_system: Words,
+    systems: (String, Words),
+    features: [(String, Words); 2],
+}
+
+impl Lists {
+    fn new(this_system: &str) -> Self {
+        let this_system = std::iter::once(this_system.to_owned()).collect();
+        Self { this_system, systems: Default::default(), features: Default::default() }
     }
+}
+
+/// The words of `text`, which `last` has if it is the same as before.
+fn words(last: &mut (String, Words), text: &str, is_set: bool) -> Words {
+    if last.0 != text {
+        let mut words: Vec<String> = text.split(',').filter(|word| !word.is_empty()).map(ToOwned::to_owned).collect();
+        if is_set {
+            words.sort_unstable();
+            words.dedup();
+        }
+        *last = (text.to_owned(), words.into_iter().collect());
+    }
+    last.1.clone()
+}
+
+/// One entry, or the index of the column that is wrong and how.
+fn machine(entry: &str, lists: &mut Lists) -> Result<MachineLine, (usize, String)> {
+    // Nix's `tokenizeString` splits at these four. What is left of text when it is cut at ASCII is text.
+    let parts = entry.as_bytes().split(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r'));
+    let mut columns = parts.filter(|part| !part.is_empty()).filter_map(|part| std::str::from_utf8(part).ok());
+    let mut next = || columns.next().filter(|text| *text != "-");
+    let uri = next().ok_or_else(|| (0, "a store URI is needed, such as `ssh://builder`".to_owned()))?;
+    let systems = next();
+    let ssh_key = next();
+    let max_jobs = next();
+    let speed_factor = next();
+    let [supported, mandatory] = [next(), next()];
+    let host_key = next();
+    let [supported_before, mandatory_before] = &mut lists.features;
     Ok(MachineLine {
         uri: full_uri(uri),
-        systems,
-        ssh_key: column(2).map(ToOwned::to_owned),
-        max_jobs: column(3).map_or(Ok(1), |text| {
+        systems: systems.map_or_else(|| lists.this_system.clone(), |text| words(&mut lists.systems, text, false)),
+        ssh_key: ssh_key.map(Text::from),
+        max_jobs: max_jobs.map_or(Ok(1), |text| {
             text.parse().map_err(|_| (3, format!("`{text}` is no number of jobs; write a whole number such as `4`")))
         })?,
-        speed_factor: column(4).map_or(Ok(1.0), |text| {
+        speed_factor: speed_factor.map_or(Ok(1.0), |text| {
             factor(text).ok_or_else(|| (4, format!("`{text}` is no speed factor; write a number over 0 such as `2`")))
         })?,
-        supported_features: list(5).map(ToOwned::to_owned).collect(),
-        mandatory_features: list(6).map(ToOwned::to_owned).collect(),
-        host_key: column(7)
+        supported_features: words(supported_before, supported.unwrap_or_default(), true),
+        mandatory_features: words(mandatory_before, mandatory.unwrap_or_default(), true),
+        host_key: host_key
             .map(|text| {
-                base64_like(text).then(|| text.to_owned()).ok_or_else(|| {
+                base64_like(text).then(|| Text::from(text)).ok_or_else(|| {
                     (7, "it is not base64; write the output of `base64 -w0` on the machine's public host key".to_owned())
                 })
             })
@@ -215,12 +250,12 @@ fn base64_like(text: &str) -> bool {
 }
 
 /// A URI without a scheme that is neither a path nor one of Nix's words is a host name.
-pub fn full_uri(uri: &str) -> String {
+pub fn full_uri(uri: &str) -> Text {
     let word = uri.split_once('?').map_or(uri, |(word, _)| word);
     if uri.contains('/') || matches!(word, "auto" | "daemon" | "local" | "") {
-        uri.to_owned()
+        uri.into()
     } else {
-        format!("ssh://{uri}")
+        format!("ssh://{uri}").into()
     }
 }
 

@@ -30,6 +30,8 @@ const THREADS: &str = "2";
 const MAX_CODE: u64 = 1 << 30;
 /// How much of what the child says is read.
 const MAX_SAID: u64 = 4 << 10;
+/// What the compiler says when there is no memory for its threads (rayon-core 1.13) or for something else (wasmtime 48).
+const NO_MEMORY: [&str; 2] = ["ThreadPoolBuildError", "out of memory"];
 /// Processor time is counted over all threads: this much more than wall time is a child that nobody stopped.
 const PROCESSOR_FACTOR: u64 = 4;
 
@@ -152,12 +154,14 @@ fn wait(child: &std::process::Child, time: Duration) -> std::io::Result<bool> {
 
 fn failure(plugin: &Plugin, ended: ExitStatus, said: &str) -> CompileError {
     use std::os::unix::process::ExitStatusExt as _;
+    let too_much_memory = || {
+        let allowed = plugin.limits.get(Limit::CompileMemory);
+        CompileError::Limit(Limit::CompileMemory.reached(&plugin.name, allowed, None))
+    };
     match ended.signal() {
         // Rust's allocator aborts when there is no more memory.
-        Some(libc::SIGABRT | libc::SIGKILL | libc::SIGSEGV | libc::SIGBUS) => {
-            let allowed = plugin.limits.get(Limit::CompileMemory);
-            CompileError::Limit(Limit::CompileMemory.reached(&plugin.name, allowed, None))
-        }
+        Some(libc::SIGABRT | libc::SIGKILL | libc::SIGSEGV | libc::SIGBUS) => too_much_memory(),
+        None if NO_MEMORY.iter().any(|words| said.contains(words)) => too_much_memory(),
         Some(libc::SIGXCPU) => {
             let allowed = plugin.limits.get(Limit::CompileTime);
             CompileError::Limit(Limit::CompileTime.reached(&plugin.name, allowed, None))
@@ -203,6 +207,11 @@ fn child_work(order: &Order) -> Result<(), String> {
         Some(name) => Identity::User(User::find(name).map_err(|error| format!("`user` under [worker]: {error}"))?),
         None => Identity::Powerless,
     };
+    // The compiler will start some. If that fails although it works now, there is no memory left for their stacks.
+    let one = std::thread::Builder::new().spawn(|| ());
+    let _ended = one
+        .map_err(|error| format!("the compiler cannot start a thread ({error}); allow more processes (`ulimit -u`)"))?
+        .join();
     let bound = |resource, value| setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) });
     // Memory that is written to; address space alone is free, and thread-local heaps reserve much of it.
     bound(Resource::Data, order.memory).map_err(|error| text(&error))?;
@@ -214,4 +223,29 @@ fn child_work(order: &Order) -> Result<(), String> {
     let engine = Engine::new(&engine::settings(order.stack)).map_err(|error| format!("{error:#}"))?;
     let code = engine.precompile_component(&wasm).map_err(|error| format!("{error:#}"))?;
     std::io::stdout().lock().write_all(&code).map_err(|error| text(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    #[test]
+    fn which_limit_ended_the_compiler() {
+        let text = "[plugins.x]\nsource = \"x.wasm\"\n";
+        let config = crate::config::Config::parse(std::path::Path::new("/etc/hookrun.toml"), text).unwrap();
+        let plugin = &config.plugins["x"];
+        let limit = |status: i32, said: &str| match failure(plugin, ExitStatus::from_raw(status), said) {
+            CompileError::Limit(reached) => reached.split('`').nth(3).map(ToOwned::to_owned),
+            _ => None,
+        };
+        assert_eq!(limit(libc::SIGABRT, "memory allocation failed").as_deref(), Some("compile-memory"));
+        assert_eq!(limit(libc::SIGXCPU, "").as_deref(), Some("compile-time"));
+        let panic = "not initialized.: ThreadPoolBuildError { kind: IOError(Os { code: 11, kind: WouldBlock";
+        assert_eq!(limit(101 << 8, panic).as_deref(), Some("compile-memory"));
+        assert_eq!(limit(1 << 8, "out of memory\n").as_deref(), Some("compile-memory"));
+        assert_eq!(limit(1 << 8, "unknown section"), None);
+        assert_eq!(limit(libc::SIGILL, ""), None);
+    }
 }

@@ -6,6 +6,7 @@ use crate::builders::{Action, Candidate, Decision, LocalMachine, Machine, PastBu
 use crate::event::{self, Event, Output};
 use crate::evidence::{Difference, Evidence};
 use crate::outcome::Outcome;
+use crate::shared::Text;
 
 use builder_selection::builder_selection as selection;
 use diff::diff as wit_diff;
@@ -108,12 +109,12 @@ pub(super) fn machine(machine: &Machine) -> selection::Machine {
         details,
     } = machine.clone();
     selection::Machine {
-        uri,
+        uri: uri.to_string(),
         slots,
         load,
         speed_factor,
-        supported_features,
-        mandatory_features,
+        supported_features: supported_features.to_vec(),
+        mandatory_features: mandatory_features.to_vec(),
         healthy,
         connect_ms,
         past: past_builds.map(past),
@@ -137,7 +138,11 @@ fn past(PastBuilds { count, median_seconds }: PastBuilds) -> selection::PastBuil
 
 pub(super) fn decision(decision: selection::Decision) -> Result<Decision, PolicyError> {
     let selection::Decision { action, machines, reason, ask_again_ms } = decision;
-    Ok(Decision { action: Action::from_word(&action, machines)?, reason, ask_again_ms })
+    Ok(Decision {
+        action: Action::from_word(&action, machines.into_iter().map(Text::from).collect())?,
+        reason,
+        ask_again_ms,
+    })
 }
 
 /// The answer of a hook, whose two records are the same in both packages.

@@ -74,7 +74,7 @@ pub fn questions() -> Vec<Question> {
         ..Candidate::default()
     };
     let machine = |uri: &str, slots, load, speed_factor, healthy| Machine {
-        uri: uri.to_owned(),
+        uri: uri.into(),
         slots,
         load,
         speed_factor,

@@ -75,7 +75,7 @@ pub fn examine(seen: &Seen, user: &str) -> Vec<Finding> {
 
 /// Claimed features that the machine does not have.
 fn lacks(add: &mut dyn FnMut(bool, String), seen: &Seen, is: &Is, host: &Host) {
-    let claimed: Vec<String> = seen.line.supported_features.union(&seen.line.mandatory_features).cloned().collect();
+    let claimed: Vec<String> = seen.line.features().cloned().collect();
     let lacking: Vec<&str> = missing(&claimed, is).collect();
     if !lacking.is_empty() {
         add(true, host.features(&lacking, is));
@@ -157,7 +157,7 @@ mod tests {
     fn seen(line: &str) -> Seen {
         let line = machines::parse(line, "x86_64-linux").machines.remove(0);
         Seen {
-            machine: line.uri.clone(),
+            machine: line.uri.to_string(),
             line,
             reached: Ok(Reached { ms: 350, version: Some("2.26.3".to_owned()), trusted: None }),
             is: Some(Is { system: "x86_64-linux".to_owned(), features: vec!["benchmark".to_owned()] }),

@@ -111,13 +111,18 @@ impl Prober<'_> {
     fn one(&self, line: &MachineLine, index: usize) -> Seen {
         // Two lines may name one machine; builds of theirs that were the same would wait for each other, or one would fail for the other.
         let nonce = format!("{}-{index}", self.nonce);
-        let mut seen =
-            Seen { line: line.clone(), machine: line.uri.clone(), reached: self.reach(line), is: None, builds: Vec::new() };
+        let mut seen = Seen {
+            line: line.clone(),
+            machine: line.uri.to_string(),
+            reached: self.reach(line),
+            is: None,
+            builds: Vec::new(),
+        };
         if seen.reached.is_err() {
             return seen;
         }
         let first = line.systems.first().cloned().unwrap_or_else(|| self.nix.setting("system").to_owned());
-        let mandatory: Vec<String> = line.mandatory_features.iter().cloned().collect();
+        let mandatory = line.mandatory_features.to_vec();
         // One that cannot be built tells what the machine is.
         let nothing: Vec<String> = mandatory.iter().cloned().chain([NO_SUCH_FEATURE.to_owned()]).collect();
         match self.build(line, &nonce, &first, &nothing) {
@@ -129,7 +134,7 @@ impl Prober<'_> {
             // Whatever else is wrong, the real builds tell.
             Err(_) | Ok(_) => {}
         }
-        let systems = if line.systems.is_empty() { vec![first] } else { line.systems.clone() };
+        let systems = if line.systems.is_empty() { vec![first] } else { line.systems.to_vec() };
         for (index, system) in systems.into_iter().enumerate() {
             let ask = |is: Option<&Is>| {
                 let features = if index == 0 { able(line, is) } else { mandatory.clone() };
@@ -173,8 +178,8 @@ impl Prober<'_> {
         let mut command = Command::new(self.nix.program.with_file_name("nix-build"));
         let mut claimed = line.clone();
         // The stock hook goes by the line; what it claims here is what is asked for.
-        claimed.supported_features.extend(features.iter().cloned());
-        claimed.systems = vec![system.to_owned()];
+        claimed.supported_features = line.supported_features.iter().chain(features).cloned().collect();
+        claimed.systems = std::iter::once(system.to_owned()).collect();
         self.quiet(&mut command, Some(&claimed.line_for_stock_hook()));
         command.args(["--no-out-link", "--expr", &expression(nonce, system, features)]);
         let said = bounded::run(&mut command, self.limit).map_err(|error| match error.kind() {
@@ -214,7 +219,7 @@ impl Prober<'_> {
 /// The features that a line claims, without those that its machine is known not to have: with these it has to build.
 fn able(line: &MachineLine, is: Option<&Is>) -> Vec<String> {
     let has = |feature: &&String| is.is_none_or(|is| is.features.contains(feature));
-    line.supported_features.union(&line.mandatory_features).filter(has).cloned().collect()
+    line.features().filter(has).cloned().collect()
 }
 
 fn expression(nonce: &str, system: &str, features: &[String]) -> String {
@@ -230,7 +235,7 @@ fn expression(nonce: &str, system: &str, features: &[String]) -> String {
 
 /// The store URI with the keys of columns 3 and 8 (`Machine::openStore`, `libstore/machines.cc`).
 fn with_keys(line: &MachineLine) -> String {
-    let mut uri = line.uri.clone();
+    let mut uri = line.uri.to_string();
     if !uri.starts_with("ssh") {
         return uri;
     }

@@ -24,6 +24,7 @@ use super::record::now_ms;
 use super::resources::{self, Account, Hold};
 use super::slots::{Slot, Taken};
 use crate::config::{Amounts, Resources};
+use crate::shared::Text;
 use order::Ticket;
 use watch::{Watch, Woken};
 
@@ -53,9 +54,9 @@ pub struct Waiting {
 #[derive(Debug)]
 pub enum Turn {
     /// This machine, with what is held from now on.
-    Yours(String, Hold),
+    Yours(Text, Hold),
     /// This machine has a slot, and it cannot be used; why, as a lower-case fragment.
-    Unusable(String, String),
+    Unusable(Text, String),
     /// Wait.
     Wait {
         /// Builds that wait for the same machines.
@@ -67,9 +68,9 @@ pub enum Turn {
 #[derive(Debug)]
 pub enum Waited {
     /// It is our turn.
-    Turn(String, Hold),
+    Turn(Text, Hold),
     /// It would be, on this machine, and that cannot be used; why.
-    Unusable(String, String),
+    Unusable(Text, String),
     /// Nobody reads what we say to Nix.
     NixGone,
     /// The time is over.
@@ -124,28 +125,30 @@ impl Queue {
         let own = own.map_or_else(|| OsString::from(NOT_ANNOUNCED), |lease| lease.name().to_owned());
         let sessions = lease::named(&lease::directory(&self.builders));
         let mut running: BTreeMap<Command, u32> = BTreeMap::new();
-        let mut tickets = vec![Ticket {
-            name: own.clone(),
+        let mut others = Vec::new();
+        for (name, Live { command, depth, expected_seconds, since_ms, takes, activity, .. }) in sessions {
+            match activity {
+                Activity::Building(_) => *running.entry(command).or_default() += 1,
+                Activity::Waiting(_) if name == own => {}
+                Activity::Waiting(wanted) => {
+                    others.push(Ticket { name, command, wanted, depth, expected_seconds, since_ms, takes });
+                }
+            }
+        }
+        let account = Account::now(&self.limits, &self.builders);
+        if others.is_empty() {
+            return self.first_with_room(waiting, wanted, &account);
+        }
+        let mine = Ticket {
+            name: own,
             command: self.command,
             wanted: wanted.to_vec(),
             depth: waiting.depth,
             expected_seconds: waiting.expected_seconds,
             since_ms: waiting.since_ms,
             takes: waiting.takes.clone(),
-        }];
-        for (name, Live { command, depth, expected_seconds, since_ms, takes, activity, .. }) in sessions {
-            match activity {
-                Activity::Building(_) => *running.entry(command).or_default() += 1,
-                Activity::Waiting(_) if name == own => {}
-                Activity::Waiting(wanted) => {
-                    tickets.push(Ticket { name, command, wanted, depth, expected_seconds, since_ms, takes });
-                }
-            }
-        }
-        let account = Account::now(&self.limits, &self.builders);
-        if tickets.len() == 1 {
-            return self.first_with_room(waiting, wanted, &account);
-        }
+        };
+        let tickets: Vec<Ticket> = std::iter::once(mine).chain(others).collect();
         let mut free = self.free(&tickets);
         loop {
             let shares = order::shared_out(&tickets, free.clone(), account.clone(), running.clone(), now_ms());
@@ -185,10 +188,10 @@ impl Queue {
         Turn::Wait { others: 0 }
     }
 
-    fn hold(&self, slot: Option<Slot>, machine: &str, waiting: &Waiting) -> Turn {
+    fn hold(&self, slot: Option<Slot>, machine: &Text, waiting: &Waiting) -> Turn {
         match Hold::of(slot, machine, &waiting.takes, &self.limits, &self.builders) {
-            Ok(hold) => Turn::Yours(machine.to_owned(), hold),
-            Err(why) => Turn::Unusable(machine.to_owned(), why),
+            Ok(hold) => Turn::Yours(machine.clone(), hold),
+            Err(why) => Turn::Unusable(machine.clone(), why),
         }
     }
 
@@ -241,15 +244,15 @@ impl Queue {
     }
 
     /// Free slots of all machines that somebody waits for.
-    fn free(&self, tickets: &[Ticket]) -> BTreeMap<String, u32> {
-        let mut slots: BTreeMap<&str, u32> = BTreeMap::new();
+    fn free(&self, tickets: &[Ticket]) -> BTreeMap<Text, u32> {
+        let mut slots: BTreeMap<&Text, u32> = BTreeMap::new();
         for Wanted { machine, slots: count } in tickets.iter().flat_map(|ticket| &ticket.wanted) {
             let known = slots.entry(machine).or_default();
             *known = (*known).max(*count);
         }
-        let loads = self.slot_files.loads(slots.iter().map(|(machine, slots)| (*machine, *slots)));
+        let loads = self.slot_files.loads(slots.iter().map(|(machine, slots)| (machine.as_str(), *slots)));
         let free = slots.into_iter().zip(loads);
-        free.map(|((machine, slots), load)| (machine.to_owned(), slots.saturating_sub(load))).collect()
+        free.map(|((machine, slots), load)| (machine.clone(), slots.saturating_sub(load))).collect()
     }
 
     /// Where it cannot be had, two sessions may want the same slot, and one of them looks again.

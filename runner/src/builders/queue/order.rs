@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use crate::builders::lease::{Command, Wanted};
 use crate::builders::resources::Account;
 use crate::config::Amounts;
+use crate::shared::Text;
 
 /// A build that has waited for resources for so long, in milliseconds, is kept them free for: younger builds that take some of the same go
 /// elsewhere or wait. Sooner, one large build would idle a machine at every turn; never, small ones would pass it for ever.
@@ -39,7 +40,7 @@ impl Ticket {
     }
 
     /// Does it wait for nothing but resources, and has done so for long?
-    fn is_kept_for(&self, free: &BTreeMap<String, u32>, account: &Account<'_>, now_ms: u64) -> bool {
+    fn is_kept_for(&self, free: &BTreeMap<Text, u32>, account: &Account<'_>, now_ms: u64) -> bool {
         let has_slot = |wanted: &Wanted| free.get(&wanted.machine).is_some_and(|slots| *slots > 0);
         !self.takes.is_empty()
             && now_ms.saturating_sub(self.since_ms) >= KEPT_FREE_AFTER_MS
@@ -59,11 +60,11 @@ impl Ticket {
 /// Pairs of ticket and machine, in the order of the sharing.
 pub fn shared_out(
     tickets: &[Ticket],
-    mut free: BTreeMap<String, u32>,
+    mut free: BTreeMap<Text, u32>,
     mut account: Account<'_>,
     mut running: BTreeMap<Command, u32>,
     now_ms: u64,
-) -> Vec<(usize, String)> {
+) -> Vec<(usize, Text)> {
     let mut order: Vec<(usize, &Ticket)> = tickets.iter().enumerate().collect();
     order.sort_by(|(_, a), (_, b)| compare(a, b));
     let mut shares = Vec::new();
@@ -116,7 +117,7 @@ mod tests {
         Ticket {
             name: name.into(),
             command: Command { pid: command, started: 0 },
-            wanted: machines.iter().map(|machine| Wanted { machine: (*machine).to_owned(), slots: 9 }).collect(),
+            wanted: machines.iter().map(|machine| Wanted { machine: (*machine).into(), slots: 9 }).collect(),
             depth: None,
             expected_seconds: None,
             since_ms: 0,
@@ -124,8 +125,8 @@ mod tests {
         }
     }
 
-    fn free(slots: &[(&str, u32)]) -> BTreeMap<String, u32> {
-        slots.iter().map(|(machine, slots)| ((*machine).to_owned(), *slots)).collect()
+    fn free(slots: &[(&str, u32)]) -> BTreeMap<Text, u32> {
+        slots.iter().map(|(machine, slots)| ((*machine).into(), *slots)).collect()
     }
 
     /// `name machine` of each share.
@@ -162,7 +163,7 @@ mod tests {
         let running = BTreeMap::from([(Command { pid: 2, started: 0 }, 2)]);
         let none = Resources::default();
         let first = shared_out(&tickets, free(&[("m", 1)]), Account::of(&none, []), running, 0);
-        assert_eq!(first, [(0, "m".to_owned())]);
+        assert_eq!(first, [(0, "m".into())]);
     }
 
     #[test]
@@ -179,7 +180,7 @@ mod tests {
         let plain = Ticket { since_ms: 1, ..ticket("plain", 1, &["m"]) };
         let tickets = [large, small, plain];
         let at = |now_ms| shared_out(&tickets, free(&[("m", 9)]), running(), BTreeMap::new(), now_ms);
-        let names = |shares: Vec<(usize, String)>| -> Vec<String> {
+        let names = |shares: Vec<(usize, Text)>| -> Vec<String> {
             shares.iter().map(|(index, _)| tickets[*index].name.display().to_string()).collect()
         };
         assert_eq!(names(at(1000)), ["small", "plain"]);
@@ -215,7 +216,7 @@ mod tests {
                 features: BTreeMap::from([("cuda".to_owned(), Amounts::default())]),
                 shared: Amounts::default(),
             };
-            let all: BTreeMap<String, u32> = MACHINES.iter().map(|m| (*m).to_owned()).zip(slots).collect();
+            let all: BTreeMap<Text, u32> = MACHINES.iter().map(|m| Text::from(*m)).zip(slots).collect();
             let mut left = all.clone();
             let mut resources_left = gpus.clone();
             let shares = shared_out(&tickets, all, Account::of(&limits, []), BTreeMap::new(), 0);

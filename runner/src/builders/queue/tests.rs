@@ -15,7 +15,7 @@ fn waiting(name: &str, depth: u32) -> Waiting {
 }
 
 fn wanted(machine: &str, slots: u32) -> Vec<Wanted> {
-    vec![Wanted { machine: machine.to_owned(), slots }]
+    vec![Wanted { machine: machine.into(), slots }]
 }
 
 /// One GPU on each of two machines, one of which is not named.

@@ -59,18 +59,18 @@ pub fn export(
         });
     }
     let machine = |line: &MachineLine| TraceMachine {
-        name: line.uri.clone(),
+        name: line.uri.to_string(),
         slots: line.max_jobs,
         speed_factor: line.speed_factor,
         speed: line.speed_factor,
         mb_per_s: health
-            .get(&line.uri)
+            .get(line.uri.as_str())
             .and_then(|health| health.bytes_per_second)
             .filter(|rate| rate.is_finite() && *rate > 0.0)
             .map_or(DEFAULT_MB_PER_S, |rate| rounded(rate / 1e6).max(0.001)),
-        systems: line.systems.clone(),
-        features: line.supported_features.iter().cloned().collect(),
-        mandatory_features: line.mandatory_features.iter().cloned().collect(),
+        systems: line.systems.to_vec(),
+        features: line.supported_features.to_vec(),
+        mandatory_features: line.mandatory_features.to_vec(),
     };
     Trace {
         header: Header { nodes: Some(derivations.len()), ..Header::default() },

@@ -72,12 +72,12 @@ pub fn question(view: &View<'_>, id: usize, waiting: usize) -> Option<(Candidate
         let Some(machine) = view.machine(index) else { continue };
         indexes.push(index);
         machines.push(Machine {
-            uri: machine.name.to_owned(),
+            uri: machine.name.into(),
             slots: machine.slots,
             load: machine.load,
             speed_factor: machine.speed_factor,
-            supported_features: machine.features.to_vec(),
-            mandatory_features: machine.mandatory_features.to_vec(),
+            supported_features: machine.features.iter().cloned().collect(),
+            mandatory_features: machine.mandatory_features.iter().cloned().collect(),
             busy_seconds: view.busy_seconds(index),
             missing_bytes: Some(bytes(view.missing_mb(index, id))),
             bytes_per_second: Some(machine.mb_per_s * 1e6),

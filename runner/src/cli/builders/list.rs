@@ -115,7 +115,7 @@ fn rows(
     let loads = slot_files.loads(machines.iter().map(|line| (line.uri.as_str(), line.max_jobs)));
     let row = |(line, load): (&MachineLine, u32)| Row {
         resources: account.of_machine(&line.uri),
-        ..row(line, load, health.get(&line.uri), &lately, now)
+        ..row(line, load, health.get(line.uri.as_str()), &lately, now)
     };
     Ok(machines.iter().zip(loads).map(row).collect())
 }
@@ -129,15 +129,15 @@ fn row(line: &MachineLine, load: u32, health: Option<&MachineHealth>, lately: &[
             (if health.is_some_and(|health| health.succeeded_ms.is_some()) { "good" } else { "unknown" }, None)
         }
     };
-    let here: Vec<&BuildRow> = lately.iter().filter(|build| build.machine == line.uri).collect();
+    let here: Vec<&BuildRow> = lately.iter().filter(|build| line.uri == build.machine).collect();
     let built: Vec<f64> = here
         .iter()
         .filter(|build| build.outcome == Some(Outcome::Built))
         .map(|build| build.seconds.unwrap_or(0.0))
         .collect();
     Row {
-        machine: line.uri.clone(),
-        systems: line.systems.clone(),
+        machine: line.uri.to_string(),
+        systems: line.systems.to_vec(),
         slots: line.max_jobs,
         load,
         speed_factor: line.speed_factor,

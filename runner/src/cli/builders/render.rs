@@ -45,8 +45,10 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         Some(path) => write(path, &text)?,
         None => output::print(&text)?,
     }
-    let out =
-        machines.iter().filter(|line| knowledge.get(&line.uri).is_some_and(|known: &Knowledge| known.out.is_some())).count();
+    let out = machines
+        .iter()
+        .filter(|line| knowledge.get(line.uri.as_str()).is_some_and(|known: &Knowledge| known.out.is_some()))
+        .count();
     if out > 0 {
         eprintln!("{out} of {} machines are left out", machines.len());
     }

@@ -127,16 +127,16 @@ fn machines_of(path: &Path) -> Result<Vec<MachineLine>, CliError> {
 
 /// A line of a machines file, with what the trace knows of a machine of that name.
 fn as_in_trace(line: &MachineLine, known: &[TraceMachine]) -> TraceMachine {
-    let known = known.iter().find(|machine| machine.name == line.uri);
+    let known = known.iter().find(|machine| line.uri == machine.name);
     TraceMachine {
-        name: line.uri.clone(),
+        name: line.uri.to_string(),
         slots: line.max_jobs,
         speed_factor: line.speed_factor,
         speed: known.map_or(line.speed_factor, |machine| machine.speed),
         mb_per_s: known.map_or(DEFAULT_MB_PER_S, |machine| machine.mb_per_s),
-        systems: line.systems.clone(),
-        features: line.supported_features.iter().cloned().collect(),
-        mandatory_features: line.mandatory_features.iter().cloned().collect(),
+        systems: line.systems.to_vec(),
+        features: line.supported_features.to_vec(),
+        mandatory_features: line.mandatory_features.to_vec(),
     }
 }
 

@@ -22,7 +22,7 @@ fn all_columns() {
         parse_files("ssh://m1 x86_64-linux,i686-linux /root/.ssh/id 8 2.5 kvm,big-parallel benchmark c3NoLWVkMjU1MTk=", &[]);
     assert_eq!(found.warnings, [""; 0]);
     let machine = &found.machines[0];
-    assert_eq!(machine.systems, ["x86_64-linux", "i686-linux"]);
+    assert_eq!(*machine.systems, ["x86_64-linux", "i686-linux"]);
     assert_eq!((machine.max_jobs, machine.speed_factor), (8, 2.5));
     assert_eq!(machine.ssh_key.as_deref(), Some("/root/.ssh/id"));
     assert_eq!(machine.host_key.as_deref(), Some("c3NoLWVkMjU1MTk="));
@@ -102,7 +102,16 @@ prop_compose! {
         host_key in prop::option::of(prop::collection::vec(any::<u8>(), 1..30)),
     ) -> MachineLine {
         let host_key = host_key.map(|bytes| base64::engine::general_purpose::STANDARD.encode(bytes));
-        MachineLine { uri, systems, ssh_key, max_jobs, speed_factor, supported_features, mandatory_features, host_key }
+        MachineLine {
+            uri: uri.into(),
+            systems: systems.into_iter().collect(),
+            ssh_key: ssh_key.map(Text::from),
+            max_jobs,
+            speed_factor,
+            supported_features: supported_features.into_iter().collect(),
+            mandatory_features: mandatory_features.into_iter().collect(),
+            host_key: host_key.map(Text::from),
+        }
     }
 }
 

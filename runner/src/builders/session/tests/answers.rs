@@ -74,7 +74,7 @@ fn the_policy_decides() {
 fn a_policy_that_fails_is_replaced_by_the_rule_of_nix_with_one_line() {
     let selects: [Select; 3] = [
         |_| Err(PolicyError::Failed("trap: unreachable".to_owned())),
-        |_| Ok(Decision::new(Action::Machines(vec!["ssh://m3".to_owned()]), "")),
+        |_| Ok(Decision::new(Action::Machines(vec!["ssh://m3".into()]), "")),
         |_| panic!("defect"),
     ];
     for select in selects {

@@ -40,6 +40,34 @@ fn all_machines_out_is_built_here_or_tried_all_the_same() {
     assert_eq!(offers, ["ssh://dead"], "nobody else can build it");
 }
 
+/// Counts the decisions on record at the moment when a build is declined.
+struct Looks<'a> {
+    place: &'a Place,
+    seen: Option<usize>,
+}
+
+impl Write for Looks<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if String::from_utf8_lossy(bytes).contains("# decline") {
+            self.seen = Some(self.place.record().decisions(Selection::Last(9)).unwrap().len());
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn why_nobody_can_build_it_is_on_record_before_nix_gives_up() {
+    let place = Place::new();
+    let mut looks = Looks { place: &place, seen: None };
+    let story = Story::machines("good x86_64-linux").asks(&elsewhere("a"));
+    place.session(&story.bytes, &mut looks, &mut Scripted::default(), None, true);
+    assert_eq!(looks.seen, Some(1));
+}
+
 /// Hears what is said to Nix, and lets another session fail on a machine at the moment when this is said.
 struct Meanwhile<'a> {
     words: &'a str,
