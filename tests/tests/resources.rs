@@ -96,6 +96,19 @@ fn two_commands_never_take_more_than_there_is() {
     assert_eq!((of("licence", "").len(), most_at_once(&of("licence", ""))), (8, 1), "there is one licence");
     assert!(most_at_once(&of("plain", "")) > 1, "what takes nothing goes on beside");
     assert!(of("gpu", "").iter().any(|build| build.waited_ms > Some(0)), "some have waited in our own queue");
+
+    // What was built can be played again, with what it took.
+    let trace = scene.hookrun(&["builders", "trace"]).expect_success().stdout;
+    assert_eq!(trace.matches(r#""features":["big-parallel"],"command""#).count(), 8, "{trace}");
+    let file = scene.dir().join("trace.jsonl");
+    std::fs::write(&file, trace).unwrap();
+    let file = file.display().to_string();
+    let simulate = ["builders", "simulate", "--trace", &file, "--format", "json"];
+    let compared: serde_json::Value = serde_json::from_str(&scene.hookrun(&simulate).expect_success().stdout).unwrap();
+    let makespans: Vec<f64> =
+        compared["rules"].as_array().unwrap().iter().map(|rule| rule["makespan_s"].as_f64().unwrap()).collect();
+    let licensed: f64 = of("licence", "").iter().filter_map(|build| build.seconds).sum();
+    assert!(makespans[1] >= licensed * 0.999, "one after the other: {makespans:?}, {licensed}");
 }
 
 /// Waits until something is so.

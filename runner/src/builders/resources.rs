@@ -125,6 +125,16 @@ impl<'a> Account<'a> {
         }
     }
 
+    /// Such a build has left `machine`.
+    pub fn give_back(&mut self, machine: &str, takes: &Amounts) {
+        for (name, amount, _, shared) in self.limits.limited(machine, takes) {
+            let of = if shared { Some(&mut self.shared) } else { self.machines.get_mut(machine) };
+            if let Some(taken) = of.and_then(|of| of.get_mut(name)) {
+                *taken = taken.saturating_sub(amount);
+            }
+        }
+    }
+
     /// Would builds that take this and that want some of the same, on `machine`?
     pub fn compete(&self, machine: &str, takes: &Amounts, others: &Amounts) -> bool {
         self.limits.limited(machine, takes).any(|(name, ..)| others.get(name).is_some())
@@ -248,9 +258,13 @@ mod tests {
         let why = account.short("ssh://m", &takes(&["matlab"])).unwrap().why();
         assert_eq!(why, "not enough licence is free of all machines together (1/1 taken)");
         assert!(account.compete("ssh://m", &takes(&[]), &big) && !account.compete("ssh://other", &takes(&[]), &big));
+        let before = account.clone();
+        account.take("ssh://m", &takes(&["cuda"]));
+        account.give_back("ssh://m", &takes(&["cuda"]));
         let ratios: Vec<String> =
             account.of_machine("ssh://m").iter().map(|left| format!("{} {}", left.name, left.ratio())).collect();
         assert_eq!(ratios, ["gpu 1/2", "memory 6.0 GiB/8.0 GiB", "licence 1/1"]);
+        assert_eq!(account.of_machine("ssh://m"), before.of_machine("ssh://m"));
     }
 
     #[test]

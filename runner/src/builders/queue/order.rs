@@ -41,11 +41,9 @@ impl Ticket {
 
     /// Does it wait for nothing but resources, and has done so for long?
     fn is_kept_for(&self, free: &BTreeMap<Text, u32>, account: &Account<'_>, now_ms: u64) -> bool {
-        let has_slot = |wanted: &Wanted| free.get(&wanted.machine).is_some_and(|slots| *slots > 0);
-        !self.takes.is_empty()
-            && now_ms.saturating_sub(self.since_ms) >= KEPT_FREE_AFTER_MS
-            && self.wanted.iter().any(has_slot)
-            && self.wanted.iter().all(|wanted| !has_slot(wanted) || account.short(&wanted.machine, &self.takes).is_some())
+        let has_slot = |wanted: &&Wanted| free.get(&wanted.machine).is_some_and(|slots| *slots > 0);
+        let with_slot = self.wanted.iter().filter(has_slot).map(|wanted| wanted.machine.as_str());
+        waits_for_resources(&self.takes, now_ms.saturating_sub(self.since_ms), with_slot, account)
     }
 
     /// Is what it would take on `machine` to be kept free for `older`, which has waited for it for long?
@@ -54,6 +52,20 @@ impl Ticket {
             && older.wants(machine)
             && account.compete(machine, &self.takes, &older.takes)
     }
+}
+
+/// Does a build that takes so much wait for nothing else, and has done so for long? `with_slot` are the machines it wants that have one free.
+pub fn waits_for_resources<'m>(
+    takes: &Amounts,
+    waited_ms: u64,
+    with_slot: impl Iterator<Item = &'m str>,
+    account: &Account<'_>,
+) -> bool {
+    let mut with_slot = with_slot.peekable();
+    !takes.is_empty()
+        && waited_ms >= KEPT_FREE_AFTER_MS
+        && with_slot.peek().is_some()
+        && with_slot.all(|machine| account.short(machine, takes).is_some())
 }
 
 /// Shares out `free` slots (by machine), and what `account` has left, between `tickets`; `running` builds (by command) count for fairness.

@@ -37,7 +37,7 @@ pub use write::Ended;
 /// The database's name in its directory.
 const FILE: &str = "builders.sqlite";
 /// What brings a database from version n to n + 1, in order.
-const MIGRATIONS: [&str; 2] = [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
+const MIGRATIONS: [&str; 3] = [include_str!("schema-1.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
 /// A session waits this long for another one's write, which takes well under a millisecond. Nix stands still meanwhile.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(500);
 /// The same for a session whose build is accepted: Nix waits for nothing any more, and what is not written is forgotten.
@@ -142,7 +142,7 @@ impl Record {
         };
         match version(&connection).map_err(failed)? {
             0 => Ok(None),
-            // What an earlier release wrote has all that is read this way; the next session brings it up to date.
+            // What an earlier release wrote is read as it is; the next session brings it up to date.
             version if version <= MIGRATIONS.len() => Ok(Some(Self { connection, path })),
             version => Err(RecordError::Newer { path, version }),
         }

@@ -7,7 +7,7 @@ use rusqlite::{Row, params};
 use super::super::lease::Command;
 use super::super::types::PastBuilds;
 use super::rows::{BuildRow, DecisionRow, MachineHealth, Outcome, Past};
-use super::{Record, RecordError};
+use super::{Record, RecordError, version};
 
 /// Past builds of one package name that are looked at, newest first: older ones tell of other versions.
 const PAST_BUILDS: i64 = 32;
@@ -73,9 +73,11 @@ impl Record {
     pub fn builds(&self, selection: Selection<'_>) -> Result<Vec<BuildRow>, RecordError> {
         let (condition, limit, drv_path) = conditions(selection);
         let query = || -> Result<Vec<BuildRow>, rusqlite::Error> {
+            // The column that schema-3 adds: a reader does not bring a database up to date.
+            let features = if version(&self.connection)? < 3 { "null" } else { "features" };
             let mut statement = self.connection.prepare_cached(&format!(
                 "select id, drv_path, name, pname, system, command, machine, speed_factor, accepted_ms, waited_ms, started_ms, ended_ms,
-                 seconds, outcome, detail, input_bytes, moves from builds where {condition} order by id desc limit ?1"
+                 seconds, outcome, detail, input_bytes, moves, {features} from builds where {condition} order by id desc limit ?1"
             ))?;
             let rows = statement.query_map(params![limit, drv_path], build)?;
             rows.collect()
@@ -112,6 +114,7 @@ fn build(row: &Row<'_>) -> Result<BuildRow, rusqlite::Error> {
     let outcome: Option<String> = row.get(13)?;
     let outcome = outcome.and_then(|word| Outcome::ALL.into_iter().find(|known| known.as_str() == word));
     let moves: String = row.get(16)?;
+    let features: Option<String> = row.get(17)?;
     let command: String = row.get(5)?;
     // A session that was killed has written nothing more. None of them outlives its Nix.
     let killed = outcome.is_none() && Command::is_gone(&command);
@@ -122,6 +125,7 @@ fn build(row: &Row<'_>) -> Result<BuildRow, rusqlite::Error> {
         name: row.get(2)?,
         pname: row.get(3)?,
         system: row.get(4)?,
+        required_features: features.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default(),
         command,
         machine: row.get(6)?,
         speed_factor: row.get(7)?,

@@ -98,6 +98,8 @@ pub struct BuildRow {
     pub pname: String,
     /// Its system.
     pub system: String,
+    /// The features it required; none known of builds of earlier releases.
+    pub required_features: Vec<String>,
     /// Which Nix process asked.
     pub command: String,
     /// Store URI of the machine it ended on.

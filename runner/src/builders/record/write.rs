@@ -107,8 +107,8 @@ impl Record {
     pub fn begin_build(&self, build: &NewBuild<'_>) -> Result<i64, RecordError> {
         let NewBuild { candidate, command, machine, accepted_ms } = build;
         self.execute(
-            "insert into builds (drv_path, name, pname, system, command, machine, speed_factor, accepted_ms)
-             values (?1, ?2, ?3, ?4, ?5, ?6, 1, ?7)",
+            "insert into builds (drv_path, name, pname, system, command, machine, speed_factor, accepted_ms, features)
+             values (?1, ?2, ?3, ?4, ?5, ?6, 1, ?7, ?8)",
             params![
                 candidate.drv_path,
                 candidate.name,
@@ -116,7 +116,8 @@ impl Record {
                 candidate.system,
                 command,
                 machine,
-                signed(*accepted_ms)
+                signed(*accepted_ms),
+                serde_json::to_string(&candidate.required_features).unwrap_or_default()
             ],
         )?;
         let id = self.connection.last_insert_rowid();

@@ -8,6 +8,7 @@ use super::rules::{Queued, Stock};
 use super::trace::Trace;
 use crate::builders::Policy;
 use crate::builders::policy::StockRule;
+use crate::config::Resources;
 
 /// The name of Nix's rule in tables.
 pub const STOCK: &str = "Nix's own rule";
@@ -129,11 +130,13 @@ struct Runs {
     problem: Option<String>,
 }
 
-/// Plays every trace by Nix's rule and by each of `policies`.
-pub fn compare(traces: &[Trace], division: StockRule, policies: &[(String, &dyn Policy)]) -> Comparison {
+/// Plays every trace by Nix's rule and by each of `policies`. What builds take besides a slot counts for the policies: Nix's rule knows nothing
+/// of it.
+pub fn compare(traces: &[Trace], division: StockRule, limits: &Resources, policies: &[(String, &dyn Policy)]) -> Comparison {
+    let nothing = Resources::default();
     let stock = Runs {
         name: STOCK.to_owned(),
-        played: traces.iter().map(|trace| play(trace, &mut Stock(division))).collect(),
+        played: traces.iter().map(|trace| play(trace, &nothing, &mut Stock(division))).collect(),
         problem: None,
     };
     let mut runs = Vec::new();
@@ -141,7 +144,7 @@ pub fn compare(traces: &[Trace], division: StockRule, policies: &[(String, &dyn 
         let mut problem = None;
         let play = |trace: &Trace| {
             let mut rule = Queued::new(*policy);
-            let played = play(trace, &mut rule);
+            let played = play(trace, limits, &mut rule);
             if problem.is_none() {
                 problem = rule.problem;
             }

@@ -5,9 +5,12 @@
 //! really does, and how much work a build really is, is read here and nowhere else.
 
 use std::cmp::{Ordering, Reverse};
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 
-use super::trace::{Trace, TraceDerivation, TraceMachine};
+use super::trace::Trace;
+use super::view::{Running, View};
+use crate::builders::resources::Account;
+use crate::config::Resources;
 
 /// Nix's default of `build-poll-interval`: what was postponed is asked about again at a multiple of this, in seconds.
 pub const POLL_INTERVAL: f64 = 5.0;
@@ -17,7 +20,7 @@ pub trait Rule {
     /// Nix offers `id`; there may be no free slot. The answer is final unless it is [`Placement::Postpone`].
     fn offered(&mut self, view: &View<'_>, id: usize) -> Placement;
 
-    /// A slot of `machine` has become free, and nothing else will be started on it before the next event: the waiting build that gets it.
+    /// `machine` has a free slot: the waiting build that gets it. Asked again until there is none.
     fn freed(&mut self, view: &View<'_>, machine: usize) -> Option<usize>;
 }
 
@@ -30,140 +33,6 @@ pub enum Placement {
     Waits(Option<f64>),
     /// Asked again at the next multiple of [`POLL_INTERVAL`].
     Postpone,
-}
-
-/// What a rule may look at.
-pub struct View<'a> {
-    /// The trace; a rule keeps its eyes off `work_s`, `speed` and the `out_mb` of what is not built.
-    trace: &'a Trace,
-    now: f64,
-    running: Vec<Vec<Running>>,
-    /// By machine, then by derivation: is its output there?
-    there: Vec<Vec<bool>>,
-    /// By derivation: the longest chain behind it.
-    depth: &'a [u32],
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Running {
-    id: usize,
-    since: f64,
-}
-
-impl View<'_> {
-    /// How many machines there are.
-    pub fn machines(&self) -> usize {
-        self.trace.machines.len()
-    }
-
-    /// Name, slots, speed factor, features, transfer.
-    pub fn machine(&self, machine: usize) -> Option<MachineView<'_>> {
-        let TraceMachine { name, slots, speed_factor, mb_per_s, features, mandatory_features, .. } =
-            self.trace.machines.get(machine)?;
-        let load = u32::try_from(self.running.get(machine)?.len()).unwrap_or(u32::MAX);
-        Some(MachineView {
-            name,
-            slots: *slots,
-            load,
-            speed_factor: *speed_factor,
-            mb_per_s: *mb_per_s,
-            features,
-            mandatory_features,
-        })
-    }
-
-    /// Does it fit there?
-    pub fn fits(&self, machine: usize, id: usize) -> bool {
-        matches!((self.trace.machines.get(machine), self.trace.derivations.get(id)), (Some(machine), Some(derivation)) if machine.fits(derivation))
-    }
-
-    /// Is a slot free?
-    pub fn free(&self, machine: usize) -> bool {
-        self.machine(machine).is_some_and(|machine| machine.load < machine.slots)
-    }
-
-    /// What is known of a derivation.
-    pub fn derivation(&self, id: usize) -> Option<DerivationView<'_>> {
-        let TraceDerivation { pname, history_s, system, features, command, .. } = self.trace.derivations.get(id)?;
-        Some(DerivationView {
-            pname,
-            expected: *history_s,
-            system: system.as_deref(),
-            features,
-            command: command.as_deref(),
-            depth: self.depth.get(id).copied().unwrap_or(0),
-        })
-    }
-
-    /// Size of the direct inputs that are not on `machine`, in MB: they are built, so their size is known.
-    pub fn missing_mb(&self, machine: usize, id: usize) -> f64 {
-        let Some(derivation) = self.trace.derivations.get(id) else { return 0.0 };
-        let missing = |dep: &&usize| !self.there.get(machine).and_then(|there| there.get(**dep)).copied().unwrap_or(false);
-        derivation.deps.iter().filter(missing).filter_map(|dep| self.trace.derivations.get(*dep)).map(|dep| dep.out_mb).sum()
-    }
-
-    /// How many builds each Nix command has running.
-    pub fn running_by_command(&self) -> HashMap<&str, usize> {
-        let mut count = HashMap::new();
-        for running in self.running.iter().flatten() {
-            let derivation = self.trace.derivations.get(running.id);
-            *count.entry(derivation.and_then(|d| d.command.as_deref()).unwrap_or_default()).or_default() += 1;
-        }
-        count
-    }
-
-    /// For each busy slot whose build has an expected duration: seconds until it should end, the soonest first.
-    pub fn busy_seconds(&self, machine: usize) -> Vec<f64> {
-        let (Some(running), Some(factor)) =
-            (self.running.get(machine), self.trace.machines.get(machine).map(|m| m.speed_factor))
-        else {
-            return Vec::new();
-        };
-        let left = |running: &Running| {
-            let expected = self.trace.derivations.get(running.id)?.history_s? / factor;
-            // As the sessions estimate it.
-            Some((running.since + expected - self.now).max(0.0))
-        };
-        let mut busy: Vec<f64> = running.iter().filter_map(left).collect();
-        busy.sort_by(f64::total_cmp);
-        busy
-    }
-}
-
-/// A machine as a host knows it.
-#[derive(Debug, Clone, Copy)]
-pub struct MachineView<'a> {
-    /// Its name.
-    pub name: &'a str,
-    /// Builds at once.
-    pub slots: u32,
-    /// Builds now.
-    pub load: u32,
-    /// Of the machines file.
-    pub speed_factor: f64,
-    /// As measured lately.
-    pub mb_per_s: f64,
-    /// Supported features.
-    pub features: &'a [String],
-    /// Mandatory features.
-    pub mandatory_features: &'a [String],
-}
-
-/// A derivation as a host knows it.
-#[derive(Debug, Clone, Copy)]
-pub struct DerivationView<'a> {
-    /// Package name.
-    pub pname: &'a str,
-    /// Seconds at speed factor 1.
-    pub expected: Option<f64>,
-    /// Its system.
-    pub system: Option<&'a str>,
-    /// Required features.
-    pub features: &'a [String],
-    /// Which Nix command asked.
-    pub command: Option<&'a str>,
-    /// The longest chain of derivations behind it.
-    pub depth: u32,
 }
 
 /// How it went.
@@ -233,8 +102,8 @@ struct Player<'a, R: ?Sized> {
     done: usize,
 }
 
-/// Plays `trace` by `rule`.
-pub fn play<R: Rule + ?Sized>(trace: &Trace, rule: &mut R) -> Played {
+/// Plays `trace` by `rule`, with what builds take besides a slot.
+pub fn play<R: Rule + ?Sized>(trace: &Trace, limits: &Resources, rule: &mut R) -> Played {
     let (dependents, depth) = behind(trace);
     let machines = trace.machines.len();
     let nodes = trace.derivations.len();
@@ -244,6 +113,8 @@ pub fn play<R: Rule + ?Sized>(trace: &Trace, rule: &mut R) -> Played {
         running: vec![Vec::new(); machines],
         there: vec![vec![false; nodes]; machines],
         depth: &depth,
+        limits,
+        account: Account::of(limits, []),
     };
     let played = Played { busy: vec![0.0; machines], builds: vec![0; machines], ..Played::default() };
     let missing = trace.derivations.iter().map(|derivation| derivation.deps.len()).collect();
@@ -363,6 +234,8 @@ impl<R: Rule + ?Sized> Player<'_, R> {
         if let Some(running) = self.view.running.get_mut(machine) {
             running.push(Running { id, since: now });
         }
+        let takes = self.view.takes(id);
+        self.view.account.take(&on.name, &takes);
         self.played.waits.push(now - self.ready_at.get(id).copied().unwrap_or(now));
         self.played.transfer += transfer;
         self.played.spans.push((now, now + duration));
@@ -373,6 +246,15 @@ impl<R: Rule + ?Sized> Player<'_, R> {
         self.at(now + duration, Event::Done { machine, id });
     }
 
+    /// Gives free slots of `machine` to builds that wait.
+    fn hand_on(&mut self, machine: usize) {
+        while self.view.free(machine)
+            && let Some(next) = self.rule.freed(&self.view, machine)
+        {
+            self.start(machine, next);
+        }
+    }
+
     fn ended(&mut self, machine: usize, id: usize) {
         let now = self.view.now;
         self.done += 1;
@@ -380,9 +262,15 @@ impl<R: Rule + ?Sized> Player<'_, R> {
         if let Some(running) = self.view.running.get_mut(machine) {
             running.retain(|running| running.id != id);
         }
+        let takes = self.view.takes(id);
+        if let Some(on) = self.view.trace.machines.get(machine) {
+            self.view.account.give_back(&on.name, &takes);
+        }
         // Nix learns of the end of one build, and offers what it set free, after the slot is free for others.
-        if let Some(next) = self.rule.freed(&self.view, machine) {
-            self.start(machine, next);
+        self.hand_on(machine);
+        // What it had besides may have been missing elsewhere.
+        if !takes.is_empty() {
+            (0..self.view.machines()).for_each(|machine| self.hand_on(machine));
         }
         for dependent in self.dependents.get(id).cloned().unwrap_or_default() {
             let Some(missing) = self.missing.get_mut(dependent) else { continue };

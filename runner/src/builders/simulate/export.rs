@@ -54,6 +54,7 @@ pub fn export(
             start_s: deps.is_empty().then(|| seconds(build.accepted_ms.saturating_sub(first))),
             deps,
             system: Some(build.system.clone()),
+            features: build.required_features.clone(),
             command: Some(build.command.clone()),
             ..TraceDerivation::default()
         });
@@ -113,6 +114,7 @@ mod tests {
             name: name.to_owned(),
             pname: name.split('-').next().unwrap().to_owned(),
             system: "x86_64-linux".to_owned(),
+            required_features: if name == "b-1" { vec!["kvm".to_owned()] } else { Vec::new() },
             command: "7-1".to_owned(),
             machine: "ssh://m".to_owned(),
             speed_factor: 2.0,

@@ -1,8 +1,11 @@
 //! The rules that a simulation compares: Nix's own, and a policy in front of hookrun's waiting queue.
 
-use super::engine::{MachineView, Placement, Rule, View};
+use super::engine::{Placement, Rule};
+use super::view::{MachineView, View};
 use crate::builders::policy::{Policy, StockRule};
+use crate::builders::queue::order::waits_for_resources;
 use crate::builders::types::{Action, Candidate, LocalMachine, Machine};
+use crate::config::Amounts;
 
 /// Nix's own build hook: the best machine with a free slot, or postponed.
 #[derive(Debug, Clone, Copy, Default)]
@@ -41,11 +44,35 @@ struct Waiting {
     depth: u32,
     expected: Option<f64>,
     arrived: u64,
+    /// When that was, in seconds.
+    since: f64,
     command: String,
     machines: Vec<usize>,
+    takes: Amounts,
+}
+
+impl Waiting {
+    /// Is what it takes kept free for it?
+    fn is_kept_for(&self, view: &View<'_>) -> bool {
+        let with_slot =
+            self.machines.iter().filter(|machine| view.free(**machine)).filter_map(|machine| view.name(*machine));
+        waits_for_resources(&self.takes, milliseconds(view.now() - self.since), with_slot, view.account())
+    }
 }
 
 impl<'a> Queued<'a> {
+    /// Is what `build` takes on `machine` left, and kept for no older one?
+    fn may_have(&self, view: &View<'_>, build: &Waiting, machine: usize) -> bool {
+        let name = view.name(machine).unwrap_or_default();
+        let gives_way = |older: &&Waiting| {
+            older.arrived < build.arrived
+                && older.machines.contains(&machine)
+                && view.account().compete(name, &build.takes, &older.takes)
+                && older.is_kept_for(view)
+        };
+        view.has_room(machine, &build.takes) && !self.waiting.iter().any(|older| gives_way(&older))
+    }
+
     /// An empty queue.
     pub fn new(policy: &'a dyn Policy) -> Self {
         Self { policy, waiting: Vec::new(), arrived: 0, problem: None }
@@ -66,6 +93,7 @@ pub fn question(view: &View<'_>, id: usize, waiting: usize) -> Option<(Candidate
         dependents_depth: Some(derivation.depth),
         ..Candidate::default()
     };
+    let takes = view.takes(id);
     let mut indexes = Vec::new();
     let mut machines = Vec::new();
     for index in (0..view.machines()).filter(|index| view.fits(*index, id)) {
@@ -74,7 +102,8 @@ pub fn question(view: &View<'_>, id: usize, waiting: usize) -> Option<(Candidate
         machines.push(Machine {
             uri: machine.name.into(),
             slots: machine.slots,
-            load: machine.load,
+            // As the hook offers it: one that has not what the build takes is full.
+            load: if view.has_room(index, &takes) { machine.load } else { machine.slots },
             speed_factor: machine.speed_factor,
             supported_features: machine.features.iter().cloned().collect(),
             mandatory_features: machine.mandatory_features.iter().cloned().collect(),
@@ -93,6 +122,15 @@ fn bytes(mb: f64) -> u64 {
     (mb * 1e6) as u64
 }
 
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a time that has passed is positive and below 2^53"
+)]
+fn milliseconds(seconds: f64) -> u64 {
+    (seconds * 1000.0) as u64
+}
+
 #[expect(clippy::cast_precision_loss, reason = "a bound of years would lose milliseconds")]
 fn seconds(ms: u64) -> f64 {
     ms as f64 / 1000.0
@@ -101,8 +139,8 @@ fn seconds(ms: u64) -> f64 {
 impl Rule for Queued<'_> {
     fn offered(&mut self, view: &View<'_>, id: usize) -> Placement {
         // Asked again: it keeps its place.
-        let before =
-            self.waiting.iter().position(|waiting| waiting.id == id).map(|place| self.waiting.swap_remove(place).arrived);
+        let before = self.waiting.iter().position(|waiting| waiting.id == id);
+        let before = before.map(|place| self.waiting.swap_remove(place)).map(|waiting| (waiting.arrived, waiting.since));
         let Some((candidate, indexes, machines, local)) = question(view, id, self.waiting.len()) else {
             return Placement::Postpone;
         };
@@ -125,19 +163,24 @@ impl Rule for Queued<'_> {
                 machines.iter().position(|machine| machine.uri == *uri).and_then(|place| indexes.get(place).copied())
             })
             .collect();
-        if let Some(machine) = wanted.iter().find(|machine| view.free(**machine)) {
-            return Placement::On(*machine);
-        }
         self.arrived += 1;
-        let arrived = before.unwrap_or(self.arrived);
-        self.waiting.push(Waiting {
+        let (arrived, since) = before.unwrap_or((self.arrived, view.now()));
+        let build = Waiting {
             id,
             depth: candidate.dependents_depth.unwrap_or(0),
             expected: candidate.expected_seconds,
             arrived,
+            since,
             command: view.derivation(id).and_then(|d| d.command).unwrap_or_default().to_owned(),
             machines: wanted,
-        });
+            takes: view.takes(id),
+        };
+        if let Some(machine) =
+            build.machines.iter().copied().find(|machine| view.free(*machine) && self.may_have(view, &build, *machine))
+        {
+            return Placement::On(machine);
+        }
+        self.waiting.push(build);
         Placement::Waits(decision.ask_again_ms.map(seconds))
     }
 
@@ -151,7 +194,7 @@ impl Rule for Queued<'_> {
             .waiting
             .iter()
             .enumerate()
-            .filter(|(_, waiting)| waiting.machines.contains(&machine))
+            .filter(|(_, waiting)| waiting.machines.contains(&machine) && self.may_have(view, waiting, machine))
             .min_by(|(_, a), (_, b)| {
                 of(&a.command)
                     .cmp(&of(&b.command))

@@ -186,6 +186,7 @@ mod tests {
             name: "hello-2.12".to_owned(),
             pname: "hello".to_owned(),
             system: "x86_64-linux".to_owned(),
+            required_features: Vec::new(),
             command: "1-2".to_owned(),
             machine: "ssh://b".to_owned(),
             speed_factor: 2.0,

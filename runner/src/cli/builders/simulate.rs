@@ -14,6 +14,7 @@ use crate::builders::policy::{Division, StockRule};
 use crate::builders::simulate::compare::{Comparison, compare};
 use crate::builders::simulate::trace::{DEFAULT_MB_PER_S, Trace, TraceMachine};
 use crate::builders::simulate::{chart, svg};
+use crate::config::Resources;
 use crate::exit_code::Exit;
 use crate::nix::machines::{self, MachineLine};
 use crate::plugin::Compiler;
@@ -31,6 +32,9 @@ Every rule builds the same trace. It sees what a host could know: speed factors 
 rule postpones where no slot is free and is asked again at the next multiple of 5 s; behind a policy stands hookrun's queue, which hands a
 free slot on at once. The lower bound is the larger of all work over all slots and the longest chain on the fastest machine, without
 transfers: no rule can reach it always.
+
+With --trace, what builds take besides a slot counts for the policies, as the configuration says under [builders.machine-resources] and its
+neighbours. Nix's own rule knows nothing of that, so it may build more at once than there is memory for.
 
 Examples:
   hookrun builders simulate --generate 1,500,four --seeds 20
@@ -68,13 +72,14 @@ pub(in crate::cli) struct Args {
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let traces = traces(args)?;
+    let limits = limits(context, args, &traces)?;
     // Opened now: no file can be once guest code is mapped.
     let picture = args.svg.as_deref().map(|path| create(path).map(|file| (path, file))).transpose()?;
     let policies = policies(context, args)?;
     let policies: Vec<(String, &dyn Policy)> =
         policies.iter().map(|(name, policy)| -> (String, &dyn Policy) { (name.clone(), policy) }).collect();
     let division = if args.whole_speed_factors { Division::Integer } else { Division::Float };
-    let comparison = compare(&traces, StockRule { division }, &policies);
+    let comparison = compare(&traces, StockRule { division }, &limits, &policies);
     if let Some((path, mut file)) = picture {
         file.write_all(svg::picture(&comparison, &title(&comparison, args)).as_bytes())
             .map_err(|error| unwritable(path, error))?;
@@ -106,6 +111,22 @@ fn traces(args: &Args) -> Result<Vec<Trace>, CliError> {
         return Err(CliError::usage(format!("the trace has no {missing}")));
     }
     Ok(traces)
+}
+
+/// What builds take besides a slot: of a recorded trace, as the configuration says. A generated one has machines of its own.
+fn limits(context: &Context, args: &Args, traces: &[Trace]) -> Result<Resources, CliError> {
+    if args.trace.is_none() {
+        return Ok(Resources::default());
+    }
+    let limits = context.config()?.builders.resources;
+    let known = |uri: &String| traces.iter().flat_map(|trace| &trace.machines).any(|machine| machine.name == *uri);
+    for uri in limits.machines.keys().filter(|uri| !known(uri)) {
+        eprintln!(
+            "warning: [builders.machine-resources.\"{}\"] counts for nothing: no machine has this name here",
+            printable(uri)
+        );
+    }
+    Ok(limits)
 }
 
 fn read(path: &Path) -> Result<Trace, CliError> {

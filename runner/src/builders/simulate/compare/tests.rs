@@ -34,6 +34,11 @@ fn trace(machines: &str, derivations: &[&str]) -> Trace {
     Trace::read(text.as_bytes()).unwrap()
 }
 
+/// Nothing is limited but slots.
+fn nothing() -> Resources {
+    Resources::default()
+}
+
 const ONE_SLOT: &str = r#"{"type":"machine","name":"m","slots":1,"speed_factor":2,"speed":2,"mb_per_s":10}"#;
 
 #[test]
@@ -43,7 +48,7 @@ fn worked_out_by_hand() {
         ONE_SLOT,
         &[r#"{"type":"drv","id":0,"pname":"a","work_s":12}"#, r#"{"type":"drv","id":1,"pname":"b","work_s":12}"#],
     );
-    let compared = compare(std::slice::from_ref(&two), StockRule::default(), &[("queue".to_owned(), &Eager)]);
+    let compared = compare(std::slice::from_ref(&two), StockRule::default(), &nothing(), &[("queue".to_owned(), &Eager)]);
     let makespans: Vec<f64> = compared.rules.iter().map(|rule| rule.makespan_s).collect();
     assert_eq!(makespans, [16.0, 12.0], "6 s, then idle until 10, then 6 s; and without the idle time");
     assert!((compared.bound.makespan_s - 12.0).abs() < 1e-9);
@@ -58,7 +63,7 @@ fn worked_out_by_hand() {
             r#"{"type":"drv","id":2,"pname":"c","work_s":100,"deps":[0]}"#,
         ],
     );
-    let played = play(&chain, &mut Stock::default());
+    let played = play(&chain, &nothing(), &mut Stock::default());
     // a: 1 s + 10 s back = 11 on m. b: on m, its input is there, 1 s. c: on n: 10 s + 100 s.
     assert_eq!((played.makespan, played.transfer, played.builds.clone()), (121.0, 20.0, vec![2, 1]));
 }
@@ -73,14 +78,15 @@ fn what_fits_nowhere_is_counted_and_does_not_hang() {
             r#"{"type":"drv","id":2,"pname":"c","work_s":2,"start_s":50}"#,
         ],
     );
-    let compared = compare(&[odd], StockRule::default(), &[("queue".to_owned(), &Eager)]);
+    let compared = compare(&[odd], StockRule::default(), &nothing(), &[("queue".to_owned(), &Eager)]);
     let ended: Vec<(f64, usize)> = compared.rules.iter().map(|rule| (rule.makespan_s, rule.never)).collect();
     assert_eq!(ended, [(51.0, 2), (51.0, 2)]);
 }
 
 #[test]
 fn a_policy_that_fails_is_told_and_replaced() {
-    let compared = compare(&[generate(1, 50, Fleet::Four)], StockRule::default(), &[("broken".to_owned(), &Broken)]);
+    let compared =
+        compare(&[generate(1, 50, Fleet::Four)], StockRule::default(), &nothing(), &[("broken".to_owned(), &Broken)]);
     assert_eq!(compared.rules[1].problem.as_deref(), Some("told to fail"));
     assert_eq!(compared.rules[1].never, 0);
 }
@@ -93,7 +99,7 @@ fn commands_share_slots() {
     };
     let lines: Vec<String> = (0..8).map(|id| drv(id, "first")).chain((8..10).map(|id| drv(id, "second"))).collect();
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-    let played = play(&trace(ONE_SLOT, &lines), &mut Queued::new(&Eager));
+    let played = play(&trace(ONE_SLOT, &lines), &nothing(), &mut Queued::new(&Eager));
     let (mut from, last) = (played.spans.clone(), played.makespan);
     from.sort_by(|a, b| a.0.total_cmp(&b.0));
     assert_eq!((from.len(), last), (10, 100.0), "no slot is idle");
@@ -101,10 +107,71 @@ fn commands_share_slots() {
     assert_eq!(played.waits.len(), 10);
 }
 
+/// Four slots and two GPUs on `m`, and one licence for all machines.
+fn limits() -> Resources {
+    let text = "
+        [builders.machine-resources.\"ssh://m\"]
+        gpu = 2
+        [builders.feature-resources.cuda]
+        gpu = 1
+        [builders.feature-resources.large]
+        gpu = 2
+        [builders.feature-resources.matlab]
+        licence = 1
+        [builders.shared-resources]
+        licence = 1";
+    crate::config::Config::parse(std::path::Path::new("/etc/hookrun.toml"), text).unwrap().builders.resources
+}
+
+const FOUR_SLOTS: &str = r#"{"type":"machine","name":"ssh://m","slots":4,"speed_factor":1,"speed":1,"features":["cuda","large","matlab"]}
+{"type":"machine","name":"ssh://n","slots":4,"speed_factor":1,"speed":1,"features":["matlab"]}"#;
+
+/// Derivations that take `seconds` each and require one feature.
+fn requiring(features: &[(&str, u32)]) -> Trace {
+    let line = |(id, (feature, seconds)): (usize, &(&str, u32))| {
+        format!(r#"{{"type":"drv","id":{id},"pname":"p","work_s":{seconds},"features":["{feature}"]}}"#)
+    };
+    let lines: Vec<String> = features.iter().enumerate().map(line).collect();
+    trace(FOUR_SLOTS, &lines.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+#[test]
+fn what_builds_take_besides_a_slot() {
+    let makespan = |features: &[(&str, u32)]| play(&requiring(features), &limits(), &mut Queued::new(&Eager)).makespan;
+    let makespans = vec![
+        makespan(&[("cuda", 10); 4]),
+        makespan(&[("matlab", 10); 3]),
+        makespan(&[("cuda", 10), ("cuda", 10), ("matlab", 10)]),
+    ];
+    assert_eq!(
+        makespans,
+        [20.0, 30.0, 10.0],
+        "two at once; one at once on whichever machine; these take nothing of the same"
+    );
+    let compared =
+        compare(&[requiring(&[("cuda", 10); 4])], StockRule::default(), &limits(), &[("queue".to_owned(), &Eager)]);
+    let makespans: Vec<f64> = compared.rules.iter().map(|rule| rule.makespan_s).collect();
+    assert_eq!(makespans, [10.0, 20.0], "Nix knows nothing of it");
+    let mut small = limits();
+    small.machines.get_mut("ssh://m").unwrap().0.insert("gpu".to_owned(), 1);
+    assert_eq!(play(&requiring(&[("large", 10)]), &small, &mut Queued::new(&Eager)).never, 1, "no machine has so much");
+}
+
+#[test]
+fn a_large_build_is_not_passed_for_ever() {
+    // Two small ones run, a large one waits, and a small one comes whenever one has ended.
+    let mut features = vec![("cuda", 100), ("cuda", 130), ("large", 1000)];
+    features.extend([("cuda", 150); 8]);
+    let played = play(&requiring(&features), &limits(), &mut Queued::new(&Eager));
+    // Small ones begin at 100, 130, 250 and 280; from 300 s on what is free is kept, and the last of these ends at 430.
+    assert!(played.spans.contains(&(430.0, 1430.0)), "{:?}", played.spans);
+    assert_eq!(played.spans.iter().filter(|(from, _)| *from >= 1430.0).count(), 4, "and the others after it");
+}
+
 #[test]
 fn figures_and_pictures() {
     let traces: Vec<Trace> = (1..=3).map(|seed| generate(seed, 60, Fleet::Four)).collect();
-    let compared = compare(&traces, StockRule::default(), &[("<queue & co>".to_owned(), &Eager)]);
+    let compared = compare(&traces, StockRule::default(), &nothing(), &[("<queue & co>".to_owned(), &Eager)]);
     let text = [chart::table(&compared), chart::busy_over_time(&compared), chart::machines(&compared)]
         .map(|rows| rows.into_iter().map(|row| row.join(" | ")).collect::<Vec<_>>().join("\n"));
     insta::assert_snapshot!(text.join("\n"));
@@ -126,7 +193,7 @@ proptest! {
     #[test]
     fn every_schedule_is_possible(seed: u64, nodes in 1usize..200, fifty: bool) {
         let trace = generate(seed, nodes, if fifty { Fleet::Fifty } else { Fleet::Four });
-        for played in [play(&trace, &mut Stock::default()), play(&trace, &mut Queued::new(&Eager))] {
+        for played in [play(&trace, &nothing(), &mut Stock::default()), play(&trace, &nothing(), &mut Queued::new(&Eager))] {
             prop_assert_eq!((played.never, played.waits.len()), (0, nodes));
             prop_assert!(played.makespan >= lower_bound(&trace) - 1e-6);
             prop_assert!(played.waits.iter().all(|wait| *wait >= 0.0));
