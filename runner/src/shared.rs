@@ -70,6 +70,13 @@ impl From<String> for Text {
     }
 }
 
+impl Words {
+    /// Is there none?
+    pub fn is_empty(&self) -> bool {
+        (**self).is_empty()
+    }
+}
+
 impl Text {
     /// The text.
     pub fn as_str(&self) -> &str {

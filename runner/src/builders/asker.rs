@@ -14,7 +14,7 @@ pub const DEADLINE: Duration = Duration::from_secs(2);
 /// Makes the policy, on its thread, when it is first asked, and when it is asked after a rest.
 pub type PolicyFactory = Arc<dyn Fn() -> Result<Box<dyn Policy>, PolicyError> + Send + Sync>;
 
-type Question = (Candidate, Vec<Machine>, LocalMachine);
+type Question = (Candidate, Arc<[Machine]>, LocalMachine);
 type Answer = Result<Decision, PolicyError>;
 
 /// A policy and its thread.
@@ -51,7 +51,7 @@ impl Asker {
     pub fn ask(
         &mut self,
         candidate: &Candidate,
-        machines: &[Machine],
+        machines: &Arc<[Machine]>,
         local: &LocalMachine,
     ) -> Result<Decision, PolicyError> {
         if let State::Resting = self.state {
@@ -63,7 +63,7 @@ impl Asker {
             State::Resting => return Err(gone()),
         };
         // A thread that has ended may have left an answer: why it has.
-        let _asked = questions.send((candidate.clone(), machines.to_vec(), local.clone()));
+        let _asked = questions.send((candidate.clone(), Arc::clone(machines), local.clone()));
         let answer = answers.recv_timeout(self.deadline);
         match answer {
             Ok(Err(error @ PolicyError::Unavailable(_))) => {
@@ -126,7 +126,7 @@ mod tests {
     fn ask(asker: &mut Asker) -> Answer {
         let candidate = crate::builders::request::Request::of("a", "x86_64-linux", &[], true).candidate();
         let machine = Machine { uri: "ssh://m".into(), ..Machine::default() };
-        asker.ask(&candidate, &[machine], &LocalMachine::default())
+        asker.ask(&candidate, &[machine].into(), &LocalMachine::default())
     }
 
     fn odd(select: fn() -> Answer, deadline: Duration) -> Asker {

@@ -82,7 +82,7 @@ impl Explanation {
     /// All machines with the reason why each was or was not taken.
     fn verdicts(&self) -> Vec<Verdict> {
         let Self { candidate, limits, standings, skipped, taken, .. } = self;
-        let machines = self.offered.iter().flat_map(|offered| &offered.machines).rev();
+        let machines = self.offered.iter().flat_map(|offered| offered.machines.iter()).rev();
         let seen: HashMap<&str, &Machine> = machines.map(|machine| (machine.uri.as_str(), machine)).collect();
         let short = |line: &MachineLine| self.offered.as_ref().and_then(|offered| offered.short.get(line.uri.as_str()));
         let takes = limits.takes(&candidate.required_features);

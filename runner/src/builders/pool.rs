@@ -61,8 +61,8 @@ impl Present {
 /// Machines as a policy sees them.
 #[derive(Debug)]
 pub struct Offered {
-    /// In the order of the setting `builders`.
-    pub machines: Vec<Machine>,
+    /// In the order of the setting `builders`. Shared with the policy's thread.
+    pub machines: Arc<[Machine]>,
     /// Those that have a slot free and not what else the build takes: offered as full. With the slots that are busy.
     pub(super) short: HashMap<Text, (Left, u32)>,
 }
@@ -238,7 +238,7 @@ impl Pool {
     pub fn decide(
         &mut self,
         candidate: &Candidate,
-        offered: &[Machine],
+        offered: &Arc<[Machine]>,
         local: &LocalMachine,
         policy: Option<&mut Asker>,
     ) -> (Decided, Option<String>) {

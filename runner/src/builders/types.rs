@@ -51,7 +51,10 @@ pub struct Candidate {
 pub const BUILTIN: &str = "builtin";
 
 /// A machine that can take the candidate: its system and features fit.
+///
+/// On its way to the process of a policy what is not known takes no room: there may be thousands of machines.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Machine {
     /// The store URI of the machines file; names the machine in the answer.
     pub uri: Text,
@@ -62,22 +65,30 @@ pub struct Machine {
     /// Column 5.
     pub speed_factor: f64,
     /// Column 6.
+    #[serde(skip_serializing_if = "Words::is_empty")]
     pub supported_features: Words,
     /// Column 7.
+    #[serde(skip_serializing_if = "Words::is_empty")]
     pub mandatory_features: Words,
     /// False after recent failures to connect.
     pub healthy: bool,
     /// How long a connection took lately, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub connect_ms: Option<u32>,
     /// Builds of this package name on this machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub past: Option<PastBuilds>,
     /// For busy slots whose build has an expected duration: seconds until it should end, the soonest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub busy_seconds: Vec<f64>,
     /// Size of the inputs that are not on that machine yet, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub missing_bytes: Option<u64>,
     /// Bytes a second that copies to it reached lately.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_per_second: Option<f64>,
     /// More, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<(String, String)>,
 }
 
@@ -186,6 +197,36 @@ impl Action {
             _ => Err(super::PolicyError::Invalid(format!(
                 "action `{word}` is none of `machines`, `local`, `postpone`, `decline`"
             ))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_written_short_and_read_whole() {
+        let plain = Machine { uri: "ssh://m".into(), ..Machine::default() };
+        let known = Machine {
+            slots: 4,
+            load: 1,
+            speed_factor: 2.5,
+            supported_features: std::iter::once("kvm".to_owned()).collect(),
+            mandatory_features: std::iter::once("gpu".to_owned()).collect(),
+            healthy: false,
+            connect_ms: Some(3),
+            past: Some(PastBuilds { count: 2, median_seconds: 1.5 }),
+            busy_seconds: vec![0.5],
+            missing_bytes: Some(9),
+            bytes_per_second: Some(1e6),
+            details: vec![("a".to_owned(), "b".to_owned())],
+            ..plain.clone()
+        };
+        for (machine, longest) in [(plain, 80), (known, 400)] {
+            let text = serde_json::to_string(&machine).unwrap();
+            assert!(text.len() <= longest, "{text}");
+            assert_eq!(serde_json::from_str::<Machine>(&text).unwrap(), machine);
         }
     }
 }
