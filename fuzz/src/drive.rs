@@ -1,8 +1,10 @@
-//! The driver for a stable compiler: mutates the corpus by a seeded generator and runs the target on what comes out, for a
-//! bounded time. It is not guided by coverage, and says so; libFuzzer is (`cargo xtask fuzz` prefers it where it can be built).
+//! The driver for a stable compiler: mutates the corpus by a seeded generator and runs the target
+//! on what comes out, for a bounded time. It is not guided by coverage, and says so; libFuzzer is
+//! (`cargo xtask fuzz` prefers it where it can be built).
 //!
-//! Two processes: a panic is caught in the one that runs inputs, but a stack that overflows, an abort or a hang ends it. So that
-//! one writes each input into a file before it runs it, and the other one finds there what ended it.
+//! Two processes: a panic is caught in the one that runs inputs, but a stack that overflows, an
+//! abort or a hang ends it. So that one writes each input into a file before it runs it, and the
+//! other one finds there what ended it.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -36,15 +38,29 @@ pub struct Outcome {
     pub found: Option<PathBuf>,
 }
 
-/// Runs `target` for `time` in a process of its own; `program` is this program. What is found goes into `artifacts`.
+/// Runs `target` for `time` in a process of its own; `program` is this program. What is found goes
+/// into `artifacts`.
 ///
 /// # Errors
 /// The process cannot be started, or says nothing that can be read.
-pub fn parent(program: &Path, target: &Target, time: Duration, seed: u64, artifacts: &Path) -> Result<Outcome> {
+pub fn parent(
+    program: &Path,
+    target: &Target,
+    time: Duration,
+    seed: u64,
+    artifacts: &Path,
+) -> Result<Outcome> {
     let scratch = tempfile::tempdir()?;
     let current = scratch.path().join("input");
     let mut child = Command::new(program)
-        .args(["run", target.name, "--milliseconds", &time.as_millis().to_string(), "--seed", &seed.to_string()])
+        .args([
+            "run",
+            target.name,
+            "--milliseconds",
+            &time.as_millis().to_string(),
+            "--seed",
+            &seed.to_string(),
+        ])
         .arg("--current")
         .arg(&current)
         .stdout(Stdio::piped())
@@ -58,8 +74,12 @@ pub fn parent(program: &Path, target: &Target, time: Duration, seed: u64, artifa
     if status.success() {
         return Ok(Outcome { executions, found: None });
     }
-    let input = read_current(&current).with_context(|| format!("the process of `{}` ended ({status})", target.name))?;
-    let digest = Sha256::digest(&input).iter().take(8).fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    let input = read_current(&current)
+        .with_context(|| format!("the process of `{}` ended ({status})", target.name))?;
+    let digest = Sha256::digest(&input)
+        .iter()
+        .take(8)
+        .fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
     let directory = artifacts.join(target.name);
     std::fs::create_dir_all(&directory)?;
     let path = directory.join(format!("crash-{digest}"));
@@ -74,13 +94,15 @@ fn read_current(path: &Path) -> Result<Vec<u8>> {
     Ok(rest.get(..length).context("the input was cut short")?.to_vec())
 }
 
-/// Runs `target` for `time` in this process, the corpus first. Prints how many inputs were run; gives the exit code.
+/// Runs `target` for `time` in this process, the corpus first. Prints how many inputs were run;
+/// gives the exit code.
 ///
 /// # Errors
 /// `current` cannot be written.
 pub fn child(target: &Target, time: Duration, seed: u64, current: &Path) -> Result<i32> {
     let file = File::create(current)?;
-    let corpus: Vec<Vec<u8>> = corpus(target.name).into_iter().map(|(_, content)| content).collect();
+    let corpus: Vec<Vec<u8>> =
+        corpus(target.name).into_iter().map(|(_, content)| content).collect();
     let mut mutator = Mutator::new(seed, corpus.clone(), target.dictionary);
     let executions = Arc::new(AtomicU64::new(0));
     watch(target.name, &executions);
@@ -127,7 +149,8 @@ fn watch(target: &'static str, executions: &Arc<AtomicU64>) {
 /// # Errors
 /// There is no such file.
 pub fn reproduce(target: &Target, file: &Path) -> Result<()> {
-    let input = std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?;
+    let input =
+        std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?;
     if catch_unwind(AssertUnwindSafe(|| target.run(&input))).is_err() {
         bail!("`{}` fails on {}", target.name, file.display());
     }

@@ -1,7 +1,8 @@
-//! Fuzz targets: functions from bytes that must neither panic, hang nor break what they promise, whatever the bytes are.
+//! Fuzz targets: functions from bytes that must neither panic, hang nor break what they promise,
+//! whatever the bytes are.
 //!
-//! The libFuzzer programs in `fuzz_targets/`, the driver ([`drive`]) and the replay of the corpus in the ordinary tests all call
-//! [`run`]. A target asserts: a panic is a finding.
+//! The libFuzzer programs in `fuzz_targets/`, the driver ([`drive`]) and the replay of the corpus
+//! in the ordinary tests all call [`run`]. A target asserts: a panic is a finding.
 
 #![expect(
     clippy::unwrap_used,
@@ -41,8 +42,12 @@ pub const TARGETS: &[Target] = &[
 ];
 
 /// A target with a defect, for the tests of the driver; in no list.
-const PLANTED: Target =
-    Target { name: "planted", about: "a planted defect", dictionary: &["defect"], run: targets::planted };
+const PLANTED: Target = Target {
+    name: "planted",
+    about: "a planted defect",
+    dictionary: &["defect"],
+    run: targets::planted,
+};
 
 impl Target {
     /// The target called `name`.
@@ -70,7 +75,8 @@ pub fn run(name: &str, data: &[u8]) {
 /// The directory cannot be read.
 pub fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
     let directory = directory().join("corpus").join(target);
-    let entries = std::fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    let entries = std::fs::read_dir(&directory)
+        .unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
     let mut files: Vec<(String, Vec<u8>)> = entries
         .map(|entry| {
             let entry = entry.unwrap();

@@ -77,7 +77,8 @@ fn run(task: Task) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Task::Run { target, milliseconds, seed, current } => {
-            let code = drive::child(&find(&target)?, Duration::from_millis(milliseconds), seed, &current)?;
+            let code =
+                drive::child(&find(&target)?, Duration::from_millis(milliseconds), seed, &current)?;
             // At once: a watching thread may be left.
             std::process::exit(code)
         }
@@ -86,13 +87,19 @@ fn run(task: Task) -> Result<ExitCode> {
 
 fn all(targets: &[Target], time: Duration, seed: u64, artifacts: &Path) -> Result<ExitCode> {
     let program = std::env::current_exe()?;
-    println!("seeded mutations of the corpus, not guided by coverage; seed {seed}, {} s each", time.as_secs());
+    println!(
+        "seeded mutations of the corpus, not guided by coverage; seed {seed}, {} s each",
+        time.as_secs()
+    );
     let mut findings = 0;
     for target in targets {
         let seeds = corpus(target.name).len();
         let outcome = drive::parent(&program, target, time, seed, artifacts)?;
         match &outcome.found {
-            None => println!("{:<12} {:>9} executions, {seeds} seeds, nothing found", target.name, outcome.executions),
+            None => println!(
+                "{:<12} {:>9} executions, {seeds} seeds, nothing found",
+                target.name, outcome.executions
+            ),
             Some(file) => {
                 findings += 1;
                 println!(
@@ -101,7 +108,11 @@ fn all(targets: &[Target], time: Duration, seed: u64, artifacts: &Path) -> Resul
                     outcome.executions,
                     file.display()
                 );
-                println!("             again: hookrun-fuzz reproduce {} {}", target.name, file.display());
+                println!(
+                    "             again: hookrun-fuzz reproduce {} {}",
+                    target.name,
+                    file.display()
+                );
             }
         }
     }
@@ -111,5 +122,6 @@ fn all(targets: &[Target], time: Duration, seed: u64, artifacts: &Path) -> Resul
 /// A seed that nobody chose.
 fn now() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |time| u64::try_from(time.as_nanos() & u128::from(u64::MAX)).unwrap_or_default())
+    since
+        .map_or(0, |time| u64::try_from(time.as_nanos() & u128::from(u64::MAX)).unwrap_or_default())
 }

@@ -4,8 +4,18 @@ use rand::prelude::*;
 use rand::rngs::StdRng;
 
 /// Numbers at which things go wrong.
-const NUMBERS: [u64; 10] =
-    [0, 1, 0x7f, 0x80, 0xff, 0xffff, 0x7fff_ffff, 0xffff_ffff, 0x7fff_ffff_ffff_ffff, 0xffff_ffff_ffff_ffff];
+const NUMBERS: [u64; 10] = [
+    0,
+    1,
+    0x7f,
+    0x80,
+    0xff,
+    0xffff,
+    0x7fff_ffff,
+    0xffff_ffff,
+    0x7fff_ffff_ffff_ffff,
+    0xffff_ffff_ffff_ffff,
+];
 /// Longest input.
 const MAX_LENGTH: usize = 64 << 10;
 /// Most changes to one input.
@@ -82,13 +92,18 @@ impl Mutator {
             5 | 6 => {
                 let word = self.dictionary.choose(&mut self.random).cloned().unwrap_or_default();
                 let place = self.place(input);
-                let end = if self.random.random() { place } else { (place + word.len()).min(input.len()) };
+                let end = if self.random.random() {
+                    place
+                } else {
+                    (place + word.len()).min(input.len())
+                };
                 drop(input.splice(place..end, word));
             }
             // A number, in either order of bytes.
             7 => {
                 let number = NUMBERS.choose(&mut self.random).copied().unwrap_or_default();
-                let bytes = if self.random.random() { number.to_le_bytes() } else { number.to_be_bytes() };
+                let bytes =
+                    if self.random.random() { number.to_le_bytes() } else { number.to_be_bytes() };
                 let place = self.place(input);
                 let width = self.random.random_range(1..=bytes.len());
                 let new = bytes.get(..width).unwrap_or_default().to_vec();
@@ -113,7 +128,8 @@ mod tests {
     #[test]
     fn the_same_seed_makes_the_same_inputs() {
         let inputs = |seed| {
-            let mut mutator = Mutator::new(seed, vec![b"hello".to_vec(), b"world".to_vec()], &["word"]);
+            let mut mutator =
+                Mutator::new(seed, vec![b"hello".to_vec(), b"world".to_vec()], &["word"]);
             (0..100).map(|_| mutator.input()).collect::<Vec<_>>()
         };
         assert_eq!(inputs(1), inputs(1));

@@ -1,5 +1,6 @@
-//! The bindings generated from `wit/`: one world for everything the host offers, and one for each hook, so that a plugin
-//! exports just the hooks it has. The linker merges the worlds a component uses.
+//! The bindings generated from `wit/`: one world for everything the host offers, and one for each
+//! hook, so that a plugin exports just the hooks it has. The linker merges the worlds a component
+//! uses.
 
 pub mod imports {
     wit_bindgen::generate!({

@@ -24,11 +24,17 @@ pub use wit::{Candidate, LocalMachine, Machine, PastBuilds};
 /// }
 /// ```
 pub trait BuilderSelection {
-    /// Called once per candidate while Nix waits; 2 s by default. `machines` are those whose system and features fit.
+    /// Called once per candidate while Nix waits; 2 s by default. `machines` are those whose system
+    /// and features fit.
     ///
     /// # Errors
-    /// A sentence for the log; Nix's own rule then decides, as it does after a trap, a time-out or an invalid answer.
-    fn select(candidate: Candidate, machines: Vec<Machine>, local: LocalMachine) -> Result<Decision, String>;
+    /// A sentence for the log; Nix's own rule then decides, as it does after a trap, a time-out or
+    /// an invalid answer.
+    fn select(
+        candidate: Candidate,
+        machines: Vec<Machine>,
+        local: LocalMachine,
+    ) -> Result<Decision, String>;
 }
 
 /// The answer of a policy.
@@ -45,8 +51,8 @@ pub struct Decision {
 /// Where to build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// These machines in order, by the URIs they were offered with: the first with a free slot is taken. If all are full, the build waits
-    /// for one of these and for no other.
+    /// These machines in order, by the URIs they were offered with: the first with a free slot is
+    /// taken. If all are full, the build waits for one of these and for no other.
     Machines(Vec<String>),
     /// Here, now or when a slot is free.
     Local,
@@ -62,7 +68,10 @@ impl Decision {
     }
 
     /// Try these machines, by URI, best first.
-    pub fn machines(uris: impl IntoIterator<Item = impl Into<String>>, reason: impl Into<String>) -> Self {
+    pub fn machines(
+        uris: impl IntoIterator<Item = impl Into<String>>,
+        reason: impl Into<String>,
+    ) -> Self {
         Self::new(Action::Machines(uris.into_iter().map(Into::into).collect()), reason)
     }
 
@@ -97,7 +106,8 @@ impl From<Decision> for wit::Decision {
             Action::Postpone => ("postpone", Vec::new()),
             Action::Decline => ("decline", Vec::new()),
         };
-        let ask_again_ms = ask_again.map(|within| u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
+        let ask_again_ms =
+            ask_again.map(|within| u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
         Self { action: action.to_owned(), machines, reason, ask_again_ms }
     }
 }

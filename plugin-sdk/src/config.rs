@@ -5,7 +5,8 @@ use serde::de::DeserializeOwned;
 use crate::Error;
 use crate::bindings::imports::hookrun::host::config;
 
-/// The `config` table of this plugin, already checked against the schema given to [`plugin!`](crate::plugin!).
+/// The `config` table of this plugin, already checked against the schema given to
+/// [`plugin!`](crate::plugin!).
 ///
 /// ```no_run
 /// #[derive(serde::Deserialize)]
@@ -21,7 +22,8 @@ use crate::bindings::imports::hookrun::host::config;
 /// # Errors
 /// Permanent: the table does not fit `T`, so schema and type disagree.
 pub fn config<T: DeserializeOwned>() -> Result<T, Error> {
-    serde_json::from_str(&config_json()).map_err(|error| Error::permanent(format!("config: {error}")))
+    serde_json::from_str(&config_json())
+        .map_err(|error| Error::permanent(format!("config: {error}")))
 }
 
 /// The table as a JSON object; `{}` in a native build.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::bindings::imports::hookrun::host::types;
 
-/// Why a host call gave no result. Converts into a [`Failure`](crate::Failure): [`ErrorKind::Transient`] is worth a retry, the
-/// rest is not.
+/// Why a host call gave no result. Converts into a [`Failure`](crate::Failure):
+/// [`ErrorKind::Transient`] is worth a retry, the rest is not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     /// What kind of failure.
@@ -75,14 +75,22 @@ impl From<types::Error> for Error {
             "transient" => ErrorKind::Transient,
             _ => ErrorKind::Permanent,
         };
-        Self { kind, message: error.message, retry_after: error.retry_after_ms.map(Duration::from_millis) }
+        Self {
+            kind,
+            message: error.message,
+            retry_after: error.retry_after_ms.map(Duration::from_millis),
+        }
     }
 }
 
 /// Calls the host; gives [`Error::no_host`] in a native build, where there is none.
 macro_rules! host {
     ($name:literal, $call:expr) => {
-        if cfg!(target_arch = "wasm32") { $call.map_err($crate::Error::from) } else { Err($crate::Error::no_host($name)) }
+        if cfg!(target_arch = "wasm32") {
+            $call.map_err($crate::Error::from)
+        } else {
+            Err($crate::Error::no_host($name))
+        }
     };
 }
 pub(crate) use host;

@@ -1,5 +1,6 @@
-//! HTTP requests, one at a time, whole bodies. Wants [`http`](crate::Wants::http), grant `[[plugins.NAME.grant.http]]` with
-//! `url = "https://host/path/"` (a prefix) and `methods` (default: GET and HEAD).
+//! HTTP requests, one at a time, whole bodies. Wants [`http`](crate::Wants::http), grant
+//! `[[plugins.NAME.grant.http]]` with `url = "https://host/path/"` (a prefix) and `methods`
+//! (default: GET and HEAD).
 //!
 //! ```no_run
 //! # fn example() -> Result<(), hookrun_sdk::Error> {
@@ -13,19 +14,22 @@
 //!
 //! What a plugin should know of the host's side:
 //!
-//! * Credentials are not the plugin's: the grant may name one (`credential = "NAME"`), and the host puts it into the request. A plugin
-//!   that sets the same header itself is refused.
-//! * Only public addresses are reached, unless the grant names others. Redirects are never followed: the response is returned, and a
-//!   request to its `location` wants a grant like any other.
-//! * HTTP/1.1, one connection for each request. Bodies are not decompressed; ask for `accept-encoding: identity` (the default is to
-//!   send no such header).
-//! * Limits, all keys of `[plugins.NAME.limits]`: `http-request-bytes`, `http-response-bytes`, `http-header-bytes`,
-//!   `http-connections`, `http-connect-time`, `http-first-byte-time`, `http-between-bytes-time`, and the run's `host-bytes` and
-//!   `wall-time`. The response is held in the plugin's memory, so `memory` bounds it too.
-//! * `hookrun test` sends nothing: a request with a grant is answered by `200` with the JSON body `{}` and shown in the report, one without
-//!   is refused as always.
+//! * Credentials are not the plugin's: the grant may name one (`credential = "NAME"`), and the host
+//!   puts it into the request. A plugin that sets the same header itself is refused.
+//! * Only public addresses are reached, unless the grant names others. Redirects are never
+//!   followed: the response is returned, and a request to its `location` wants a grant like any
+//!   other.
+//! * HTTP/1.1, one connection for each request. Bodies are not decompressed; ask for
+//!   `accept-encoding: identity` (the default is to send no such header).
+//! * Limits, all keys of `[plugins.NAME.limits]`: `http-request-bytes`, `http-response-bytes`,
+//!   `http-header-bytes`, `http-connections`, `http-connect-time`, `http-first-byte-time`,
+//!   `http-between-bytes-time`, and the run's `host-bytes` and `wall-time`. The response is held in
+//!   the plugin's memory, so `memory` bounds it too.
+//! * `hookrun test` sends nothing: a request with a grant is answered by `200` with the JSON body
+//!   `{}` and shown in the report, one without is refused as always.
 //!
-//! This module is a client over the standard `wasi:http`; another one works as well and needs the same grants.
+//! This module is a client over the standard `wasi:http`; another one works as well and needs the
+//! same grants.
 
 mod codes;
 
@@ -35,7 +39,8 @@ use codes::{failed, header_error};
 
 use crate::bindings::http::wasi::http::outgoing_handler;
 use crate::bindings::http::wasi::http::types::{
-    Fields, IncomingBody, IncomingResponse, Method, OutgoingBody, OutgoingRequest, RequestOptions, Scheme, http_error_code,
+    Fields, IncomingBody, IncomingResponse, Method, OutgoingBody, OutgoingRequest, RequestOptions,
+    Scheme, http_error_code,
 };
 use crate::bindings::http::wasi::io::streams::{InputStream, OutputStream, StreamError};
 use crate::{Error, ErrorKind};
@@ -71,7 +76,8 @@ pub fn put(url: impl Into<String>) -> Request {
 }
 
 impl Request {
-    /// A request with a method such as `PATCH` (in capitals), to `https://host[:port][/path][?query]` or `http://...`.
+    /// A request with a method such as `PATCH` (in capitals), to
+    /// `https://host[:port][/path][?query]` or `http://...`.
     pub fn new(method: impl Into<String>, url: impl Into<String>) -> Self {
         Self {
             method: method.into(),
@@ -83,7 +89,8 @@ impl Request {
         }
     }
 
-    /// Adds a header. `host`, `connection`, `transfer-encoding` and their like are the host's; `content-length` is set by itself.
+    /// Adds a header. `host`, `connection`, `transfer-encoding` and their like are the host's;
+    /// `content-length` is set by itself.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
         self.headers.push((name.into(), value.into()));
         self
@@ -100,32 +107,39 @@ impl Request {
     /// # Errors
     /// `value` has no JSON form.
     pub fn json(self, value: &impl serde::Serialize) -> Result<Self, Error> {
-        let body =
-            serde_json::to_vec(value).map_err(|error| Error::permanent(format!("the body has no JSON form: {error}")))?;
+        let body = serde_json::to_vec(value)
+            .map_err(|error| Error::permanent(format!("the body has no JSON form: {error}")))?;
         Ok(self.header("content-type", "application/json").body(body))
     }
 
-    /// Allows this long for name look-up, connection and TLS; at most what `http-connect-time` says.
+    /// Allows this long for name look-up, connection and TLS; at most what `http-connect-time`
+    /// says.
     pub fn connect_timeout(mut self, time: Duration) -> Self {
         self.connect_timeout = Some(time);
         self
     }
 
-    /// Allows this long for the head of the response, and between two pieces of its body; at most what `http-first-byte-time` and
-    /// `http-between-bytes-time` say.
+    /// Allows this long for the head of the response, and between two pieces of its body; at most
+    /// what `http-first-byte-time` and `http-between-bytes-time` say.
     pub fn timeout(mut self, time: Duration) -> Self {
         self.timeout = Some(time);
         self
     }
 
-    /// Sends the request and reads the whole response. Any status is a response; see [`Response::error_for_status`].
+    /// Sends the request and reads the whole response. Any status is a response; see
+    /// [`Response::error_for_status`].
     ///
     /// # Errors
-    /// [`ErrorKind::Denied`]: no grant covers it, or the address is not reached; the run's log has the lines to write.
-    /// [`ErrorKind::Limit`]: a limit was reached; the log has its key. [`ErrorKind::Invalid`]: URL or headers are malformed.
-    /// [`ErrorKind::Transient`]: no connection, or it broke. [`ErrorKind::Permanent`]: TLS, or the host's configuration.
+    /// [`ErrorKind::Denied`]: no grant covers it, or the address is not reached; the run's log has
+    /// the lines to write. [`ErrorKind::Limit`]: a limit was reached; the log has its key.
+    /// [`ErrorKind::Invalid`]: URL or headers are malformed. [`ErrorKind::Transient`]: no
+    /// connection, or it broke. [`ErrorKind::Permanent`]: TLS, or the host's configuration.
     pub fn send(self) -> Result<Response, Error> {
-        if cfg!(target_arch = "wasm32") { self.exchange() } else { Err(Error::no_host("http.send")) }
+        if cfg!(target_arch = "wasm32") {
+            self.exchange()
+        } else {
+            Err(Error::no_host("http.send"))
+        }
     }
 
     fn exchange(self) -> Result<Response, Error> {
@@ -142,21 +156,32 @@ impl Request {
         }
         let fields = Fields::from_list(&headers).map_err(header_error)?;
         let request = OutgoingRequest::new(fields);
-        let invalid =
-            |what: &'static str| move |()| Error { kind: ErrorKind::Invalid, message: what.to_owned(), retry_after: None };
+        let invalid = |what: &'static str| {
+            move |()| Error {
+                kind: ErrorKind::Invalid,
+                message: what.to_owned(),
+                retry_after: None,
+            }
+        };
         request.set_method(&method_of(method)).map_err(invalid("the method is malformed"))?;
         request.set_scheme(Some(&scheme)).map_err(invalid("the URL's scheme is malformed"))?;
         request.set_authority(Some(authority)).map_err(invalid("the URL's host is malformed"))?;
         request.set_path_with_query(Some(path)).map_err(invalid("the URL's path is malformed"))?;
-        let outgoing =
-            if body.is_empty() { None } else { Some(request.body().map_err(invalid("the content-length is malformed"))?) };
+        let outgoing = if body.is_empty() {
+            None
+        } else {
+            Some(request.body().map_err(invalid("the content-length is malformed"))?)
+        };
         let options = RequestOptions::new();
-        let nanos = |time: Option<Duration>| time.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        let nanos = |time: Option<Duration>| {
+            time.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+        };
         // This host knows all three; one that does not keeps its own.
         let _ = options.set_connect_timeout(nanos(connect_timeout));
         let _ = options.set_first_byte_timeout(nanos(timeout));
         let _ = options.set_between_bytes_timeout(nanos(timeout));
-        let coming = outgoing_handler::handle(request, Some(options)).map_err(|code| failed(&code))?;
+        let coming =
+            outgoing_handler::handle(request, Some(options)).map_err(|code| failed(&code))?;
         if let Some(outgoing) = outgoing {
             write(outgoing, &body)?;
         }
@@ -204,15 +229,17 @@ impl Response {
     /// # Errors
     /// It is not that.
     pub fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, Error> {
-        serde_json::from_slice(&self.body)
-            .map_err(|error| Error::permanent(format!("the response is not the JSON expected: {error}")))
+        serde_json::from_slice(&self.body).map_err(|error| {
+            Error::permanent(format!("the response is not the JSON expected: {error}"))
+        })
     }
 
     /// The response, if its status is 2xx.
     ///
     /// # Errors
-    /// Any other status: [`ErrorKind::Transient`] for 408, 425, 429 and 5xx, with the seconds of `retry-after` if it says so; else
-    /// [`ErrorKind::NotFound`] for 404 and 410, [`ErrorKind::Denied`] for 401 and 403, [`ErrorKind::Permanent`].
+    /// Any other status: [`ErrorKind::Transient`] for 408, 425, 429 and 5xx, with the seconds of
+    /// `retry-after` if it says so; else [`ErrorKind::NotFound`] for 404 and 410,
+    /// [`ErrorKind::Denied`] for 401 and 403, [`ErrorKind::Permanent`].
     pub fn error_for_status(self) -> Result<Self, Error> {
         if self.is_success() {
             return Ok(self);
@@ -223,13 +250,21 @@ impl Response {
             401 | 403 => ErrorKind::Denied,
             _ => ErrorKind::Permanent,
         };
-        let wait = self.header("retry-after").and_then(|seconds| seconds.trim().parse().ok()).map(Duration::from_secs);
+        let wait = self
+            .header("retry-after")
+            .and_then(|seconds| seconds.trim().parse().ok())
+            .map(Duration::from_secs);
         let retry_after = wait.filter(|_| kind == ErrorKind::Transient);
-        Err(Error { kind, message: format!("the server answered with status {}", self.status), retry_after })
+        Err(Error {
+            kind,
+            message: format!("the server answered with status {}", self.status),
+            retry_after,
+        })
     }
 }
 
-/// Without query and fragment, which may hold what a log should not, and without what is in front of an `@`.
+/// Without query and fragment, which may hold what a log should not, and without what is in front
+/// of an `@`.
 fn shown(url: &str) -> String {
     let url = url.split(['?', '#']).next().unwrap_or_default();
     match url.split_once("://") {
@@ -283,9 +318,8 @@ fn write(outgoing: OutgoingBody, body: &[u8]) -> Result<(), Error> {
     match written {
         Ok(()) => OutgoingBody::finish(outgoing, None).map_err(|code| failed(&code)),
         Err(StreamError::Closed) => Ok(()),
-        Err(StreamError::LastOperationFailed(error)) => {
-            Err(http_error_code(&error).map_or_else(|| Error::permanent("the body was not taken"), |code| failed(&code)))
-        }
+        Err(StreamError::LastOperationFailed(error)) => Err(http_error_code(&error)
+            .map_or_else(|| Error::permanent("the body was not taken"), |code| failed(&code))),
     }
 }
 
@@ -306,7 +340,8 @@ fn write_all(stream: &OutputStream, mut rest: &[u8]) -> Result<(), StreamError> 
 fn read(response: &IncomingResponse) -> Result<Response, Error> {
     let status = response.status();
     let headers = response.headers().entries();
-    let incoming = response.consume().map_err(|()| Error::permanent("the response was taken already"))?;
+    let incoming =
+        response.consume().map_err(|()| Error::permanent("the response was taken already"))?;
     let stream = incoming.stream().map_err(|()| Error::permanent("the body was taken already"))?;
     let body = read_all(&stream);
     drop(stream);
@@ -321,9 +356,10 @@ fn read_all(stream: &InputStream) -> Result<Vec<u8>, Error> {
             Ok(piece) => body.extend_from_slice(&piece),
             Err(StreamError::Closed) => return Ok(body),
             Err(StreamError::LastOperationFailed(error)) => {
-                return Err(
-                    http_error_code(&error).map_or_else(|| Error::permanent("the response broke off"), |code| failed(&code))
-                );
+                return Err(http_error_code(&error).map_or_else(
+                    || Error::permanent("the response broke off"),
+                    |code| failed(&code),
+                ));
             }
         }
     }
@@ -335,8 +371,11 @@ mod tests {
 
     #[test]
     fn urls_are_split_and_not_understood() {
-        let parts =
-            |url| split(url).map(|(scheme, authority, path)| format!("{scheme:?} {authority} {path}")).map_err(|e| e.kind);
+        let parts = |url| {
+            split(url)
+                .map(|(scheme, authority, path)| format!("{scheme:?} {authority} {path}"))
+                .map_err(|e| e.kind)
+        };
         assert_eq!(parts("https://h").as_deref(), Ok("Scheme::Https h /"));
         assert_eq!(parts("HTTP://h:80/a?b#c").as_deref(), Ok("Scheme::Http h:80 /a?b"));
         assert_eq!(parts("http://h?b").as_deref(), Ok("Scheme::Http h ?b"));
@@ -353,16 +392,29 @@ mod tests {
     fn statuses() {
         let response = |status, headers: &[(&str, &str)]| Response {
             status,
-            headers: headers.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect(),
+            headers: headers
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec()))
+                .collect(),
             body: Vec::new(),
         };
         assert!(response(204, &[]).error_for_status().is_ok());
         let error = response(429, &[("Retry-After", "7")]).error_for_status().unwrap_err();
-        assert_eq!((error.kind, error.retry_after), (ErrorKind::Transient, Some(Duration::from_secs(7))));
-        for (status, kind) in
-            [(301, ErrorKind::Permanent), (403, ErrorKind::Denied), (404, ErrorKind::NotFound), (503, ErrorKind::Transient)]
-        {
-            assert_eq!(response(status, &[]).error_for_status().unwrap_err().kind, kind, "{status}");
+        assert_eq!(
+            (error.kind, error.retry_after),
+            (ErrorKind::Transient, Some(Duration::from_secs(7)))
+        );
+        for (status, kind) in [
+            (301, ErrorKind::Permanent),
+            (403, ErrorKind::Denied),
+            (404, ErrorKind::NotFound),
+            (503, ErrorKind::Transient),
+        ] {
+            assert_eq!(
+                response(status, &[]).error_for_status().unwrap_err().kind,
+                kind,
+                "{status}"
+            );
         }
     }
 

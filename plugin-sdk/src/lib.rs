@@ -1,7 +1,7 @@
 //! Write plugins for hookrun: sandboxed WebAssembly components that Nix's hooks call.
 //!
-//! A plugin is a type with one or more of the traits [`PostBuild`], [`Diff`] and [`BuilderSelection`], and one
-//! [`plugin!`] that exports it:
+//! A plugin is a type with one or more of the traits [`PostBuild`], [`Diff`] and
+//! [`BuilderSelection`], and one [`plugin!`] that exports it:
 //!
 //! ```
 //! use hookrun_sdk::{Failure, Outcome, PostBuild, log, post_build};
@@ -21,19 +21,25 @@
 //! }
 //! ```
 //!
-//! Build it with `cargo build --release --target wasm32-wasip2` (crate type `cdylib`), name the file in `hookrun.toml`, and try it with
-//! `hookrun test`. The crate compiles for the machine's own target too, so that the logic of a plugin can be unit-tested
-//! natively; host calls then give an error, and [`log`] writes to standard error.
+//! Build it with `cargo build --release --target wasm32-wasip2` (crate type `cdylib`), name the
+//! file in `hookrun.toml`, and try it with `hookrun test`. The crate compiles for the machine's own
+//! target too, so that the logic of a plugin can be unit-tested natively; host calls then give an
+//! error, and [`log`] writes to standard error.
 //!
-//! What a plugin may do is decided by two keys: its own `wants` in [`plugin!`], and the grants of the configuration. A refused
-//! call is an [`Error`] with the line to write, never a trap.
+//! What a plugin may do is decided by two keys: its own `wants` in [`plugin!`], and the grants of
+//! the configuration. A refused call is an [`Error`] with the line to write, never a trap.
 
 #![deny(missing_docs)]
 
 extern crate self as hookrun_sdk;
 
 #[doc(hidden)]
-#[allow(clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks, reason = "generated code")]
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::undocumented_unsafe_blocks,
+    reason = "generated code"
+)]
 pub mod bindings;
 pub mod builder_selection;
 mod config;

@@ -1,4 +1,5 @@
-//! Messages for the operator: `hookrun log` shows them with the run. Always granted; bounded per run.
+//! Messages for the operator: `hookrun log` shows them with the run. Always granted; bounded per
+//! run.
 
 use crate::bindings::imports::hookrun::host::log;
 pub use log::Level;
@@ -13,8 +14,10 @@ pub use log::Level;
 pub fn write(level: Level, message: impl AsRef<str>, fields: &[(&str, &str)]) {
     let message = message.as_ref();
     if cfg!(target_arch = "wasm32") {
-        let fields: Vec<log::Field> =
-            fields.iter().map(|(key, value)| log::Field { key: (*key).to_owned(), value: (*value).to_owned() }).collect();
+        let fields: Vec<log::Field> = fields
+            .iter()
+            .map(|(key, value)| log::Field { key: (*key).to_owned(), value: (*value).to_owned() })
+            .collect();
         log::write(level, message, &fields);
     } else {
         eprintln!("{level:?}: {message} {fields:?}");

@@ -1,4 +1,5 @@
-//! Mail through named transports of the configuration (`[mail.NAME]`). Wants `mail`, grant `mail = ["NAME"]`.
+//! Mail through named transports of the configuration (`[mail.NAME]`). Wants `mail`, grant `mail =
+//! ["NAME"]`.
 
 use crate::Error;
 use crate::bindings::imports::hookrun::host::mail;
@@ -21,8 +22,8 @@ pub struct Message {
     pub in_reply_to: Option<String>,
 }
 
-/// Sends `message` to `recipients`, each of which must stand in the configuration: in `[mail.NAME] to` or in this plugin's own
-/// `config.to`. Gives the Message-ID.
+/// Sends `message` to `recipients`, each of which must stand in the configuration: in `[mail.NAME]
+/// to` or in this plugin's own `config.to`. Gives the Message-ID.
 ///
 /// # Errors
 /// Not granted, a recipient that is not in the configuration, or the transport does not take it.

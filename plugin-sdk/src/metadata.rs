@@ -1,5 +1,5 @@
-//! The metadata section of a plugin: who it is, which hooks it has, what it wants, in which order it works. Written at compile time, read by the host
-//! without running the plugin.
+//! The metadata section of a plugin: who it is, which hooks it has, what it wants, in which order
+//! it works. Written at compile time, read by the host without running the plugin.
 
 /// How much of the Nix store a plugin wants to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,8 +64,8 @@ pub enum TaskOrder {
     /// As events come, several at once, a failed one later.
     #[default]
     Any,
-    /// A task begins when the plugin's tasks for all that the event's outputs reach have ended: for a plugin whose service must know
-    /// dependencies before what depends on them.
+    /// A task begins when the plugin's tasks for all that the event's outputs reach have ended: for
+    /// a plugin whose service must know dependencies before what depends on them.
     DependenciesFirst,
 }
 
@@ -119,7 +119,8 @@ impl Metadata {
             Scope::Closure => "closure",
         };
         let out = out.raw("],\"wants\":{\"nix-store\":").string(scope);
-        let out = out.raw(",\"object-store\":").want(object_store).raw(",\"signing\":").want(signing);
+        let out =
+            out.raw(",\"object-store\":").want(object_store).raw(",\"signing\":").want(signing);
         let out = out.raw(",\"mail\":").want(mail).raw(",\"state\":").want(state);
         let out = out.raw(",\"http\":").want(http).raw("}");
         let out = out.raw(",\"order\":").string(match self.order {

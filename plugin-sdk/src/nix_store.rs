@@ -1,5 +1,6 @@
-//! The Nix store, read only. Wants [`Scope::Outputs`](crate::Scope::Outputs) or [`Scope::Closure`](crate::Scope::Closure), grant
-//! `nix-store = "outputs"` or `"closure"`. Paths are full store paths.
+//! The Nix store, read only. Wants [`Scope::Outputs`](crate::Scope::Outputs) or
+//! [`Scope::Closure`](crate::Scope::Closure), grant `nix-store = "outputs"` or `"closure"`. Paths
+//! are full store paths.
 
 use crate::Error;
 use crate::bindings::imports::hookrun::host::nix_store;
@@ -30,7 +31,8 @@ pub fn derivation(path: &str) -> Result<Derivation, Error> {
     host!("nix-store.read-derivation", nix_store::read_derivation(path))
 }
 
-/// The entries of the directory `relative` (empty: the path itself) below the store path `path`, sorted by name.
+/// The entries of the directory `relative` (empty: the path itself) below the store path `path`,
+/// sorted by name.
 ///
 /// # Errors
 /// It is outside the grant's scope, or no directory.
@@ -38,7 +40,8 @@ pub fn list_directory(path: &str, relative: &str) -> Result<Vec<Entry>, Error> {
     host!("nix-store.list-directory", nix_store::list_directory(path, relative))
 }
 
-/// At most `length` bytes of the regular file `relative` below `path`, from `offset`. No symlink is followed.
+/// At most `length` bytes of the regular file `relative` below `path`, from `offset`. No symlink is
+/// followed.
 ///
 /// # Errors
 /// It is outside the grant's scope, or no regular file.
@@ -46,8 +49,8 @@ pub fn read_file(path: &str, relative: &str, offset: u64, length: u32) -> Result
     host!("nix-store.read-file", nix_store::read_file(path, relative, offset, length))
 }
 
-/// Opens the serialisation of a valid path, to be handed to [`ObjectStore::put_nar`](crate::object_store::ObjectStore::put_nar).
-/// The bytes stay in the host.
+/// Opens the serialisation of a valid path, to be handed to
+/// [`ObjectStore::put_nar`](crate::object_store::ObjectStore::put_nar). The bytes stay in the host.
 ///
 /// # Errors
 /// It is outside the grant's scope, or not valid, or too many are open.

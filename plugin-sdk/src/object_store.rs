@@ -1,4 +1,5 @@
-//! Named object stores of the configuration (`[object-stores.NAME]`). Wants `object_store`, grant `object-store = ["NAME"]`.
+//! Named object stores of the configuration (`[object-stores.NAME]`). Wants `object_store`, grant
+//! `object-store = ["NAME"]`.
 
 use crate::Error;
 use crate::bindings::imports::hookrun::host::object_store;
@@ -70,12 +71,22 @@ impl ObjectStore {
         host!("object-store.put", object_store::put(&self.name, key, content_type, body))
     }
 
-    /// Has the host read, hash, compress and send a NAR in one pass. `level`: none for the format's default.
+    /// Has the host read, hash, compress and send a NAR in one pass. `level`: none for the format's
+    /// default.
     ///
     /// # Errors
     /// Not granted, the store does not take it, or the path is not what Nix's database says.
-    pub fn put_nar(&self, key: &str, compression: Compression, level: Option<i32>, nar: &Nar) -> Result<StoredNar, Error> {
-        host!("object-store.put-nar", object_store::put_nar(&self.name, key, compression.as_str(), level, nar))
+    pub fn put_nar(
+        &self,
+        key: &str,
+        compression: Compression,
+        level: Option<i32>,
+        nar: &Nar,
+    ) -> Result<StoredNar, Error> {
+        host!(
+            "object-store.put-nar",
+            object_store::put_nar(&self.name, key, compression.as_str(), level, nar)
+        )
     }
 
     /// At most `max` keys that start with `prefix`.

@@ -33,9 +33,10 @@ use crate::{BuilderSelection, Diff, PostBuild};
 /// }
 /// ```
 ///
-/// `hooks` names the traits of the type that become hooks. The rest may be left out: `wants` (default:
-/// [`Wants::NOTHING`](crate::Wants::NOTHING)), `order` (default: [`TaskOrder::Any`](crate::TaskOrder::Any)) and `config_schema` (a JSON
-/// schema as a string; default: any table). Name, version and description come from the crate's manifest.
+/// `hooks` names the traits of the type that become hooks. The rest may be left out: `wants`
+/// (default: [`Wants::NOTHING`](crate::Wants::NOTHING)), `order` (default:
+/// [`TaskOrder::Any`](crate::TaskOrder::Any)) and `config_schema` (a JSON schema as a string;
+/// default: any table). Name, version and description come from the crate's manifest.
 #[macro_export]
 macro_rules! plugin {
     (
@@ -93,11 +94,16 @@ macro_rules! __hook_name {
         "builder-selection"
     };
     ($other:ident) => {
-        compile_error!(concat!("unknown hook `", stringify!($other), "`; known: PostBuild, Diff, BuilderSelection"))
+        compile_error!(concat!(
+            "unknown hook `",
+            stringify!($other),
+            "`; known: PostBuild, Diff, BuilderSelection"
+        ))
     };
 }
 
-// Exports only in a component: their names (`...@0.1.0#handle`) would be versioned symbols to an ELF linker.
+// Exports only in a component: their names (`...@0.1.0#handle`) would be versioned symbols to an
+// ELF linker.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __export_hook {
@@ -144,17 +150,26 @@ impl<T: PostBuild> post_build::exports::hookrun::post_build::post_build::Guest f
 impl<T: Diff> diff::exports::hookrun::diff::diff::Guest for Adapter<T> {
     fn handle(
         event: crate::diff::Event,
-    ) -> Result<diff::exports::hookrun::diff::diff::Outcome, diff::exports::hookrun::diff::diff::Failure> {
+    ) -> Result<
+        diff::exports::hookrun::diff::diff::Outcome,
+        diff::exports::hookrun::diff::diff::Failure,
+    > {
         T::handle(event).map(Into::into).map_err(Into::into)
     }
 }
 
-impl<T: BuilderSelection> builder_selection::exports::hookrun::builder_selection::builder_selection::Guest for Adapter<T> {
+impl<T: BuilderSelection>
+    builder_selection::exports::hookrun::builder_selection::builder_selection::Guest
+    for Adapter<T>
+{
     fn select(
         candidate: crate::builder_selection::Candidate,
         machines: Vec<crate::builder_selection::Machine>,
         local: crate::builder_selection::LocalMachine,
-    ) -> Result<builder_selection::exports::hookrun::builder_selection::builder_selection::Decision, String> {
+    ) -> Result<
+        builder_selection::exports::hookrun::builder_selection::builder_selection::Decision,
+        String,
+    > {
         T::select(candidate, machines, local).map(Into::into)
     }
 }

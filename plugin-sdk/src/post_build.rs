@@ -20,10 +20,11 @@ use crate::{Failure, Outcome};
 /// }
 /// ```
 pub trait PostBuild {
-    /// Called in the worker for every attempt at one event; at least once per event, so it must be idempotent. The outputs are
-    /// valid and rooted against garbage collection.
+    /// Called in the worker for every attempt at one event; at least once per event, so it must be
+    /// idempotent. The outputs are valid and rooted against garbage collection.
     ///
     /// # Errors
-    /// A transient [`Failure`] is tried again later, a permanent one becomes a dead letter that `hookrun queue` shows.
+    /// A transient [`Failure`] is tried again later, a permanent one becomes a dead letter that
+    /// `hookrun queue` shows.
     fn handle(event: Event) -> Result<Outcome, Failure>;
 }

@@ -1,5 +1,5 @@
-//! Signatures by keys of the configuration (`[signing-keys."NAME"]`). Wants `signing`, grant `signing = ["NAME"]`. The key never
-//! enters the plugin.
+//! Signatures by keys of the configuration (`[signing-keys."NAME"]`). Wants `signing`, grant
+//! `signing = ["NAME"]`. The key never enters the plugin.
 
 use crate::Error;
 use crate::bindings::imports::hookrun::host::signing;

@@ -1,7 +1,7 @@
 //! A small durable key-value store, private to this plugin. Wants `state`, grant `state = true`.
 //!
-//! A run sees its own writes at once. They are committed together when the run returns, with a result or with a failure; a trap
-//! or a limit that ends the run discards them.
+//! A run sees its own writes at once. They are committed together when the run returns, with a
+//! result or with a failure; a trap or a limit that ends the run discards them.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -18,7 +18,8 @@ pub fn get(key: &str) -> Result<Option<Vec<u8>>, Error> {
     host!("state.get", state::get(key))
 }
 
-/// Puts `value` under `key` (at most `limits.state-key-bytes`, 512 unless the configuration says otherwise).
+/// Puts `value` under `key` (at most `limits.state-key-bytes`, 512 unless the configuration says
+/// otherwise).
 ///
 /// # Errors
 /// Not granted, or the store would be larger than its limit.
@@ -48,7 +49,10 @@ pub fn keys(prefix: &str) -> Result<Vec<String>, Error> {
 /// As [`get`], and if the value is not what is expected.
 pub fn get_json<T: DeserializeOwned>(key: &str) -> Result<Option<T>, Error> {
     get(key)?
-        .map(|value| serde_json::from_slice(&value).map_err(|error| Error::permanent(format!("state `{key}`: {error}"))))
+        .map(|value| {
+            serde_json::from_slice(&value)
+                .map_err(|error| Error::permanent(format!("state `{key}`: {error}")))
+        })
         .transpose()
 }
 
@@ -57,6 +61,7 @@ pub fn get_json<T: DeserializeOwned>(key: &str) -> Result<Option<T>, Error> {
 /// # Errors
 /// As [`set`], and if the value cannot be written as JSON.
 pub fn set_json<T: Serialize>(key: &str, value: &T) -> Result<(), Error> {
-    let value = serde_json::to_vec(value).map_err(|error| Error::permanent(format!("state `{key}`: {error}")))?;
+    let value = serde_json::to_vec(value)
+        .map_err(|error| Error::permanent(format!("state `{key}`: {error}")))?;
     set(key, &value)
 }

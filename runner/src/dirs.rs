@@ -1,7 +1,8 @@
 //! Where hookrun keeps its configuration and its state.
 //!
-//! A system installation (root, or a build user called by root's Nix) uses `/etc/hookrun` and `/var/lib/hookrun`; a user
-//! without root uses the XDG directories. `HOOKRUN_CONFIG` and `HOOKRUN_STATE_DIR` override.
+//! A system installation (root, or a build user called by root's Nix) uses `/etc/hookrun` and
+//! `/var/lib/hookrun`; a user without root uses the XDG directories. `HOOKRUN_CONFIG` and
+//! `HOOKRUN_STATE_DIR` override.
 
 use std::path::{Path, PathBuf};
 
@@ -26,21 +27,27 @@ impl Dirs {
     /// The directories for this process: from the environment, or from who runs it.
     pub fn from_env() -> Self {
         let system = rustix::process::getuid().is_root() || called_by_system_nix();
-        let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let var = |name: &str| {
+            std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+        };
         let home = || var("HOME").unwrap_or_else(|| PathBuf::from("/"));
         Self {
             config: var("HOOKRUN_CONFIG").unwrap_or_else(|| {
                 if system {
                     PathBuf::from(SYSTEM_CONFIG)
                 } else {
-                    var("XDG_CONFIG_HOME").unwrap_or_else(|| home().join(".config")).join("hookrun/hookrun.toml")
+                    var("XDG_CONFIG_HOME")
+                        .unwrap_or_else(|| home().join(".config"))
+                        .join("hookrun/hookrun.toml")
                 }
             }),
             state: var("HOOKRUN_STATE_DIR").unwrap_or_else(|| {
                 if system {
                     PathBuf::from(SYSTEM_STATE)
                 } else {
-                    var("XDG_STATE_HOME").unwrap_or_else(|| home().join(".local/state")).join("hookrun")
+                    var("XDG_STATE_HOME")
+                        .unwrap_or_else(|| home().join(".local/state"))
+                        .join("hookrun")
                 }
             }),
         }
@@ -81,10 +88,13 @@ impl Dirs {
         self.state.join("builders")
     }
 
-    /// Shared ssh connections to builders (0700): below `/run` or `$XDG_RUNTIME_DIR`, whose paths are short and which are empty after
-    /// a start; below the state directory if that was chosen, or if there is neither.
+    /// Shared ssh connections to builders (0700): below `/run` or `$XDG_RUNTIME_DIR`, whose paths
+    /// are short and which are empty after a start; below the state directory if that was chosen,
+    /// or if there is neither.
     pub fn connections(&self) -> PathBuf {
-        let user = || std::env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty()).map(PathBuf::from);
+        let user = || {
+            std::env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty()).map(PathBuf::from)
+        };
         let runtime = if self.state == Path::new(SYSTEM_STATE) {
             Some(PathBuf::from(SYSTEM_RUNTIME))
         } else if std::env::var_os("HOOKRUN_STATE_DIR").is_some_and(|value| !value.is_empty()) {
@@ -121,12 +131,13 @@ impl Dirs {
     }
 }
 
-/// Is this a build user called by root's Nix? Such a user has no home of its own (`/var/empty` and the like), inherits root's
-/// environment, and finds the system's spool writable.
+/// Is this a build user called by root's Nix? Such a user has no home of its own (`/var/empty` and
+/// the like), inherits root's environment, and finds the system's spool writable.
 fn called_by_system_nix() -> bool {
     use rustix::fs::Access;
     let spool = Path::new(SYSTEM_STATE).join("spool");
-    let home_is_ours = std::env::var_os("HOME")
-        .is_some_and(|home| rustix::fs::access(Path::new(&home), Access::WRITE_OK | Access::EXEC_OK).is_ok());
+    let home_is_ours = std::env::var_os("HOME").is_some_and(|home| {
+        rustix::fs::access(Path::new(&home), Access::WRITE_OK | Access::EXEC_OK).is_ok()
+    });
     !home_is_ours && rustix::fs::access(&spool, Access::WRITE_OK | Access::EXEC_OK).is_ok()
 }

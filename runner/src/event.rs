@@ -1,8 +1,9 @@
 //! The typed events: what Nix said in one call of the post-build hook or the diff hook.
 //!
-//! An event is written to the spool by the hook and read back by the worker, possibly of a later release. So the format
-//! carries [`FORMAT`], and readers refuse a format they do not know instead of guessing. Builder selection is answered at
-//! once and never spooled; its question is [`crate::builders::Candidate`].
+//! An event is written to the spool by the hook and read back by the worker, possibly of a later
+//! release. So the format carries [`FORMAT`], and readers refuse a format they do not know instead
+//! of guessing. Builder selection is answered at once and never spooled; its question is
+//! [`crate::builders::Candidate`].
 
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -72,7 +73,8 @@ pub enum HookEvent {
 pub struct PostBuild {
     /// Full store path of the `.drv`.
     pub drv_path: String,
-    /// Its outputs, from `OUT_PATHS` and from the derivation itself (Nix 2.8.0 passes an empty `OUT_PATHS`).
+    /// Its outputs, from `OUT_PATHS` and from the derivation itself (Nix 2.8.0 passes an empty
+    /// `OUT_PATHS`).
     pub outputs: Vec<Output>,
 }
 
@@ -102,7 +104,8 @@ pub struct Output {
     pub path: String,
 }
 
-/// Where the Nix that called keeps its things. Nix's own variables, as the hook inherited them, or Nix's defaults.
+/// Where the Nix that called keeps its things. Nix's own variables, as the hook inherited them, or
+/// Nix's defaults.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct NixDirs {
@@ -118,7 +121,9 @@ impl NixDirs {
     /// The directories as this process's environment names them.
     pub fn from_env() -> Self {
         let dir = |name: &str, default: &str| {
-            std::env::var_os(name).filter(|value| !value.is_empty()).map_or_else(|| PathBuf::from(default), PathBuf::from)
+            std::env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map_or_else(|| PathBuf::from(default), PathBuf::from)
         };
         Self {
             store: dir("NIX_STORE_DIR", "/nix/store"),
@@ -158,7 +163,9 @@ impl Event {
     /// The valid outputs it speaks of. The results of `--check` are none.
     pub fn output_paths(&self) -> Vec<&str> {
         match &self.hook {
-            HookEvent::PostBuild(event) => event.outputs.iter().map(|output| output.path.as_str()).collect(),
+            HookEvent::PostBuild(event) => {
+                event.outputs.iter().map(|output| output.path.as_str()).collect()
+            }
             HookEvent::Diff(_) => Vec::new(),
         }
     }
@@ -204,7 +211,8 @@ impl std::fmt::Display for HookKind {
     }
 }
 
-/// `/nix/store/<hash>-hello-2.12.drv` -> `hello-2.12`; what does not look like that comes back as it is.
+/// `/nix/store/<hash>-hello-2.12.drv` -> `hello-2.12`; what does not look like that comes back as
+/// it is.
 pub fn derivation_name(drv_path: &str) -> &str {
     let base = drv_path.rsplit('/').next().unwrap_or(drv_path);
     let base = base.strip_suffix(".drv").unwrap_or(base);
@@ -216,7 +224,9 @@ pub fn derivation_name(drv_path: &str) -> &str {
 
 /// Milliseconds since 1970; 0 on a clock before that.
 pub fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
@@ -225,7 +235,10 @@ mod tests {
 
     #[test]
     fn names() {
-        assert_eq!(derivation_name("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-hello-2.12.drv"), "hello-2.12");
+        assert_eq!(
+            derivation_name("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-hello-2.12.drv"),
+            "hello-2.12"
+        );
         assert_eq!(derivation_name("odd"), "odd");
     }
 }

@@ -1,5 +1,5 @@
-//! The documented exit codes. Every command returns one of these; hooks that Nix calls return 0 whatever happens (a
-//! `gate` plugin excepted).
+//! The documented exit codes. Every command returns one of these; hooks that Nix calls return 0
+//! whatever happens (a `gate` plugin excepted).
 
 /// A documented exit code of `hookrun`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,9 +1,11 @@
-//! Plugins marked `gate = true`: they run inside the post-build hook, and their refusal fails the build.
+//! Plugins marked `gate = true`: they run inside the post-build hook, and their refusal fails the
+//! build.
 //!
-//! Called by [`crate::role`] after the event has been handed over, so that a gate that is killed costs no other plugin its
-//! event. This is the one place on the hook path where guests run, and the one that may return anything but 0: closed on
-//! whatever the gate itself does (refuses, traps, reaches a limit, does not load), open on what is not its doing (no
-//! readable configuration), which `hookrun check` tells.
+//! Called by [`crate::role`] after the event has been handed over, so that a gate that is killed
+//! costs no other plugin its event. This is the one place on the hook path where guests run, and
+//! the one that may return anything but 0: closed on whatever the gate itself does (refuses, traps,
+//! reaches a limit, does not load), open on what is not its doing (no readable configuration),
+//! which `hookrun check` tells.
 
 use crate::capability::Services;
 use crate::config::{Config, Plugin};
@@ -22,13 +24,16 @@ use crate::wall::Wall;
 pub fn run(event: &Event) -> Exit {
     let dirs = Dirs::from_env();
     // Most installations have no gate: then neither parser nor engine is touched.
-    let mentioned = std::fs::read(&dirs.config).is_ok_and(|text| text.windows(4).any(|word| word == b"gate"));
+    let mentioned =
+        std::fs::read(&dirs.config).is_ok_and(|text| text.windows(4).any(|word| word == b"gate"));
     if !mentioned {
         return Exit::Done;
     }
     let Ok(config) = Config::load(&dirs.config) else { return Exit::Done };
     let is_gate = |plugin: &&Plugin| {
-        plugin.gate && (plugin.hooks.is_empty() || plugin.hooks.contains(&HookKind::PostBuild)) && admits(plugin, event)
+        plugin.gate
+            && (plugin.hooks.is_empty() || plugin.hooks.contains(&HookKind::PostBuild))
+            && admits(plugin, event)
     };
     let gates: Vec<&Plugin> = config.plugins.values().filter(is_gate).collect();
     if gates.is_empty() {
@@ -47,9 +52,15 @@ pub fn run(event: &Event) -> Exit {
     }
 }
 
-/// Runs `gates` one after the other, in this very process: what it still has to do is to return. So it becomes a runner itself, for
-/// good: [`needs`] and [`crate::wall`] as in the worker's. The error is the gate that refuses, and why.
-fn refusal<'a>(event: &Event, config: &Config, dirs: &Dirs, gates: &[&'a Plugin]) -> Result<(), (&'a str, String)> {
+/// Runs `gates` one after the other, in this very process: what it still has to do is to return. So
+/// it becomes a runner itself, for good: [`needs`] and [`crate::wall`] as in the worker's. The
+/// error is the gate that refuses, and why.
+fn refusal<'a>(
+    event: &Event,
+    config: &Config,
+    dirs: &Dirs,
+    gates: &[&'a Plugin],
+) -> Result<(), (&'a str, String)> {
     hand_over::dismiss_watchdog();
     let first = gates.first().map_or("", |gate| gate.name.as_str());
     let all = |reason: String| (first, reason);
@@ -63,9 +74,12 @@ fn refusal<'a>(event: &Event, config: &Config, dirs: &Dirs, gates: &[&'a Plugin]
     readied.compile_for_the_next(dirs);
     let identity = needs::identity(config).map_err(all)?;
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    let wall = needs::wall(&readied.effective(), readied.services(), dirs, &event.nix, identity, variable);
+    let wall =
+        needs::wall(&readied.effective(), readied.services(), dirs, &event.nix, identity, variable);
     needs::make_directories(&wall, dirs).map_err(all)?;
-    Wall { required: config.worker.require_sandbox, ..wall }.raise().map_err(|error| all(error.to_string()))?;
+    Wall { required: config.worker.require_sandbox, ..wall }
+        .raise()
+        .map_err(|error| all(error.to_string()))?;
     let running = readied.link();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| all(format!("it cannot run ({error})")))?;

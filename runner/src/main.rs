@@ -1,4 +1,5 @@
-//! The `hookrun` binary: argv and environment -> role -> exit code. Everything else is in the library.
+//! The `hookrun` binary: argv and environment -> role -> exit code. Everything else is in the
+//! library.
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! How a run of a plugin ended, what it used and what it said: the answer of the plugin room to the queue, the commands and
-//! the builder selection.
+//! How a run of a plugin ended, what it used and what it said: the answer of the plugin room to the
+//! queue, the commands and the builder selection.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,7 +26,8 @@ pub enum Outcome {
         /// Not before this many milliseconds.
         retry_after_ms: Option<u64>,
     },
-    /// The plugin trapped: a defect in it. Not retried more often than a transient failure, and it may pass.
+    /// The plugin trapped: a defect in it. Not retried more often than a transient failure, and it
+    /// may pass.
     Trapped {
         /// What the engine says, with the guest's stack.
         message: String,
@@ -38,8 +39,8 @@ pub enum Outcome {
         /// Names limit, use, key and the line to write.
         message: String,
     },
-    /// The run could not begin: the plugin does not load, or its grants or configuration are wrong. Permanent until the
-    /// configuration or the plugin changes.
+    /// The run could not begin: the plugin does not load, or its grants or configuration are wrong.
+    /// Permanent until the configuration or the plugin changes.
     Refused {
         /// Ends in the fix.
         message: String,
@@ -124,6 +125,10 @@ pub struct RunReport {
 impl RunReport {
     /// A run that could not begin.
     pub fn refused(message: impl Into<String>) -> Self {
-        Self { outcome: Outcome::Refused { message: message.into() }, usage: Usage::default(), log: Vec::new() }
+        Self {
+            outcome: Outcome::Refused { message: message.into() },
+            usage: Usage::default(),
+            log: Vec::new(),
+        }
     }
 }

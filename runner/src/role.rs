@@ -1,8 +1,9 @@
 //! Which role this process plays: one of Nix's three hooks, or the command line.
 //!
-//! Called first by [`crate::main`]. The decision is a pure function of what the process was given, and it is made before the
-//! command-line parser, an async runtime or the engine are touched: Nix waits for the hooks. Nothing here may fail a build:
-//! whatever Nix calls with is answered by a role.
+//! Called first by [`crate::main`]. The decision is a pure function of what the process was given,
+//! and it is made before the command-line parser, an async runtime or the engine are touched: Nix
+//! waits for the hooks. Nothing here may fail a build: whatever Nix calls with is answered by a
+//! role.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
@@ -11,10 +12,14 @@ use crate::exit_code::Exit;
 use crate::supervise::policy::{self, PluginPolicy};
 use crate::{builders, cli, gate, nix, queue};
 
-/// Link names that give a role outright. Nix starts all three hooks with the link's own name as argv\[0\]: Nix 2.8 to 2.34,
-/// `post-build-hook` and `diff-hook` with the text of the setting, `build-hook` with its last component.
-const LINKS: [(&[u8], Hook); 3] =
-    [(b"hookrun-post-build", Hook::PostBuild), (b"hookrun-diff", Hook::Diff), (b"hookrun-build-hook", Hook::Selection)];
+/// Link names that give a role outright. Nix starts all three hooks with the link's own name as
+/// argv\[0\]: Nix 2.8 to 2.34, `post-build-hook` and `diff-hook` with the text of the setting,
+/// `build-hook` with its last component.
+const LINKS: [(&[u8], Hook); 3] = [
+    (b"hookrun-post-build", Hook::PostBuild),
+    (b"hookrun-diff", Hook::Diff),
+    (b"hookrun-build-hook", Hook::Selection),
+];
 
 /// The link that Nix's own build hook finds first in its `PATH` ([`builders::ssh`]).
 const SSH: &[u8] = b"ssh";
@@ -23,7 +28,8 @@ const SSH: &[u8] = b"ssh";
 const WORDS: [(&[u8], Hook); 3] =
     [(b"post-build", Hook::PostBuild), (b"diff", Hook::Diff), (b"build-hook", Hook::Selection)];
 
-/// Arguments of the diff hook since Nix 2.3: previous result, current result, derivation, build directory.
+/// Arguments of the diff hook since Nix 2.3: previous result, current result, derivation, build
+/// directory.
 pub const DIFF_ARGUMENTS: usize = 4;
 
 /// Nix's default verbosity (`lvlInfo`), for a build hook called without one.
@@ -81,12 +87,18 @@ impl Role {
         }
         match arguments {
             [] if call.drv_path => Self::PostBuild,
-            [number] if call.stdin_is_pipe && decimal(number).is_some() => Hook::Selection.role(arguments),
-            [hook, word, rest @ ..] if hook == "hook" => match WORDS.iter().find(|(known, _)| *known == word.as_bytes()) {
-                Some((_, hook)) => hook.role(rest),
-                None => Self::CommandLine,
-            },
-            [_, _, _, _] if arguments.iter().all(|argument| path_like(argument)) => Self::Diff(arguments.to_vec()),
+            [number] if call.stdin_is_pipe && decimal(number).is_some() => {
+                Hook::Selection.role(arguments)
+            }
+            [hook, word, rest @ ..] if hook == "hook" => {
+                match WORDS.iter().find(|(known, _)| *known == word.as_bytes()) {
+                    Some((_, hook)) => hook.role(rest),
+                    None => Self::CommandLine,
+                }
+            }
+            [_, _, _, _] if arguments.iter().all(|argument| path_like(argument)) => {
+                Self::Diff(arguments.to_vec())
+            }
             _ => Self::CommandLine,
         }
     }
@@ -98,9 +110,12 @@ impl Hook {
             Self::PostBuild => Role::PostBuild,
             Self::Diff => Role::Diff(arguments.to_vec()),
             // Nix appends the verbosity to whatever words the setting has.
-            Self::Selection => {
-                Role::BuildHook { verbosity: arguments.last().and_then(|word| decimal(word)).unwrap_or(DEFAULT_VERBOSITY) }
-            }
+            Self::Selection => Role::BuildHook {
+                verbosity: arguments
+                    .last()
+                    .and_then(|word| decimal(word))
+                    .unwrap_or(DEFAULT_VERBOSITY),
+            },
         }
     }
 }
@@ -127,14 +142,16 @@ pub fn run() -> Exit {
         // A build that hookrun itself started is not reported again.
         Role::PostBuild | Role::Diff(_) if nix::is_nested() => Exit::Done,
         // Only a plugin with `gate = true` may make this anything but 0.
-        Role::PostBuild => queue::hand_over::post_build().map_or(Exit::Done, |event| gate::run(&event)),
+        Role::PostBuild => {
+            queue::hand_over::post_build().map_or(Exit::Done, |event| gate::run(&event))
+        }
         Role::Diff(arguments) => {
             queue::hand_over::diff(&arguments);
             Exit::Done
         }
-        Role::BuildHook { verbosity } => {
-            builders::hook::main(verbosity, || builders::hook::Setup::load(policy::chooser, PluginPolicy::load))
-        }
+        Role::BuildHook { verbosity } => builders::hook::main(verbosity, || {
+            builders::hook::Setup::load(policy::chooser, PluginPolicy::load)
+        }),
         Role::Ssh(arguments) => builders::ssh::client::main(&arguments),
         Role::CommandLine => cli::main(argv.into_iter().skip(1)),
     }
@@ -153,26 +170,47 @@ mod tests {
         Role::Diff(arguments.iter().map(OsString::from).collect())
     }
 
-    const FOUR: [&str; 4] = ["/nix/store/a", "/nix/store/a.check", "/nix/store/a.drv", "/tmp/nix-build-a.drv-0"];
+    const FOUR: [&str; 4] =
+        ["/nix/store/a", "/nix/store/a.check", "/nix/store/a.drv", "/tmp/nix-build-a.drv-0"];
 
     #[test]
     fn link_names() {
         assert_eq!(role(&["/x/hookrun-post-build"], false, false), Role::PostBuild);
         assert_eq!(role(&["hookrun-post-build", "--help"], true, false), Role::PostBuild);
         assert_eq!(role(&["/x/hookrun-diff", "only-one"], false, false), diff(&["only-one"]));
-        assert_eq!(role(&["hookrun-build-hook", "7"], true, false), Role::BuildHook { verbosity: 7 });
-        assert_eq!(role(&["hookrun-build-hook", "word", "4"], false, true), Role::BuildHook { verbosity: 4 });
+        assert_eq!(
+            role(&["hookrun-build-hook", "7"], true, false),
+            Role::BuildHook { verbosity: 7 }
+        );
+        assert_eq!(
+            role(&["hookrun-build-hook", "word", "4"], false, true),
+            Role::BuildHook { verbosity: 4 }
+        );
         assert_eq!(role(&["hookrun-build-hook"], false, true), Role::BuildHook { verbosity: 3 });
-        assert_eq!(role(&["ssh", "m", "true"], false, true), Role::Ssh(vec!["m".into(), "true".into()]));
+        assert_eq!(
+            role(&["ssh", "m", "true"], false, true),
+            Role::Ssh(vec!["m".into(), "true".into()])
+        );
         assert_eq!(role(&["/hookrun-diff/hookrun"], false, false), Role::CommandLine);
     }
 
     #[test]
     fn how_nix_calls() {
         assert_eq!(role(&["/x/hookrun"], true, true), Role::PostBuild);
-        assert_eq!(role(&["hookrun", FOUR[0], FOUR[1], FOUR[2], FOUR[3]], false, false), diff(&FOUR));
-        assert_eq!(role(&["hookrun", "3"], true, true), Role::BuildHook { verbosity: 3 }, "the daemon may have DRV_PATH");
-        assert_eq!(role(&["hookrun", "3"], false, false), Role::CommandLine, "a number, but nobody speaks on a pipe");
+        assert_eq!(
+            role(&["hookrun", FOUR[0], FOUR[1], FOUR[2], FOUR[3]], false, false),
+            diff(&FOUR)
+        );
+        assert_eq!(
+            role(&["hookrun", "3"], true, true),
+            Role::BuildHook { verbosity: 3 },
+            "the daemon may have DRV_PATH"
+        );
+        assert_eq!(
+            role(&["hookrun", "3"], false, false),
+            Role::CommandLine,
+            "a number, but nobody speaks on a pipe"
+        );
         assert_eq!(role(&["hookrun", "+3"], false, true), Role::CommandLine);
     }
 
@@ -180,14 +218,21 @@ mod tests {
     fn outright() {
         assert_eq!(role(&["hookrun", "hook", "post-build"], false, false), Role::PostBuild);
         assert_eq!(role(&["hookrun", "hook", "diff", "a", "b"], false, false), diff(&["a", "b"]));
-        assert_eq!(role(&["hookrun", "hook", "build-hook", "5"], false, false), Role::BuildHook { verbosity: 5 });
+        assert_eq!(
+            role(&["hookrun", "hook", "build-hook", "5"], false, false),
+            Role::BuildHook { verbosity: 5 }
+        );
         assert_eq!(role(&["hookrun", "hook", "other"], true, true), Role::CommandLine);
     }
 
     #[test]
     fn people() {
         assert_eq!(role(&["hookrun"], false, true), Role::CommandLine);
-        assert_eq!(role(&["hookrun", "status"], true, true), Role::CommandLine, "inside a shell that kept DRV_PATH");
+        assert_eq!(
+            role(&["hookrun", "status"], true, true),
+            Role::CommandLine,
+            "inside a shell that kept DRV_PATH"
+        );
         assert_eq!(role(&["hookrun", "test", "/a", "/b", "/c"], false, false), Role::CommandLine);
         assert_eq!(role(&[], false, false), Role::CommandLine);
         assert_eq!(role(&[], true, false), Role::PostBuild);

@@ -1,5 +1,5 @@
-//! A value with many holders. One more costs no memory: there may be thousands of machines, each is named in many places, and Nix stands
-//! still while a builder is chosen.
+//! A value with many holders. One more costs no memory: there may be thousands of machines, each is
+//! named in many places, and Nix stands still while a builder is chosen.
 
 use std::borrow::Borrow;
 use std::fmt;

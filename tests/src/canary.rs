@@ -1,5 +1,6 @@
-//! Secrets that are random, so that each byte of them found anywhere was leaked: [`Canary`], what it looks like in the usual
-//! encodings, and where to look, the linear memories of guests in this process among it.
+//! Secrets that are random, so that each byte of them found anywhere was leaked: [`Canary`], what
+//! it looks like in the usual encodings, and where to look, the linear memories of guests in this
+//! process among it.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::FileExt as _;
@@ -7,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use memchr::memmem::Finder;
 
-/// A linear memory of wasmtime is followed by what it has reserved and not given out: 4 GiB less the memory itself, by default
-/// (`Config::memory_reservation`). Nothing else in a process of ours has so much of nothing behind it.
+/// A linear memory of wasmtime is followed by what it has reserved and not given out: 4 GiB less
+/// the memory itself, by default (`Config::memory_reservation`). Nothing else in a process of ours
+/// has so much of nothing behind it.
 const LEAST_RESERVED: u64 = 2 << 30;
 
 /// A secret of a test.
@@ -21,7 +23,8 @@ pub struct Canary {
     forms: Vec<(String, Finder<'static>)>,
 }
 
-/// Random text of letters and digits, as long as a secret of a cloud, with the characters in it that encodings change.
+/// Random text of letters and digits, as long as a secret of a cloud, with the characters in it
+/// that encodings change.
 ///
 /// # Panics
 /// There is no randomness.
@@ -29,8 +32,10 @@ pub fn random_text() -> String {
     const LETTERS: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
     let mut bytes = [0; 40];
     std::fs::File::open("/dev/urandom").unwrap().read_exact_at(&mut bytes, 0).unwrap();
-    let mut text: String =
-        bytes.iter().map(|byte| char::from(*LETTERS.get(usize::from(*byte) % LETTERS.len()).unwrap())).collect();
+    let mut text: String = bytes
+        .iter()
+        .map(|byte| char::from(*LETTERS.get(usize::from(*byte) % LETTERS.len()).unwrap()))
+        .collect();
     text.insert(13, '+');
     text.insert(26, '/');
     text
@@ -40,7 +45,10 @@ impl Canary {
     /// A secret of this text.
     pub fn of(name: &str, secret: impl Into<Vec<u8>>) -> Self {
         let secret = secret.into();
-        let forms = forms(&secret).into_iter().map(|(form, bytes)| (form, Finder::new(&bytes).into_owned())).collect();
+        let forms = forms(&secret)
+            .into_iter()
+            .map(|(form, bytes)| (form, Finder::new(&bytes).into_owned()))
+            .collect();
         Self { name: name.to_owned(), secret, forms }
     }
 
@@ -59,19 +67,27 @@ impl Canary {
 
     /// In which form it is in `bytes`, if it is.
     pub fn found_in(&self, bytes: &[u8]) -> Option<&str> {
-        self.forms.iter().find(|(_, finder)| finder.find(bytes).is_some()).map(|(form, _)| form.as_str())
+        self.forms
+            .iter()
+            .find(|(_, finder)| finder.find(bytes).is_some())
+            .map(|(form, _)| form.as_str())
     }
 }
 
 /// What `secret` looks like: as it is, and in the encodings that protocols and programs use.
 fn forms(secret: &[u8]) -> Vec<(String, Vec<u8>)> {
-    let hex = |format: fn(u8) -> String| secret.iter().map(|byte| format(*byte)).collect::<String>().into_bytes();
+    let hex = |format: fn(u8) -> String| {
+        secret.iter().map(|byte| format(*byte)).collect::<String>().into_bytes()
+    };
     let mut forms = vec![
         ("raw".to_owned(), secret.to_vec()),
         ("hexadecimal".to_owned(), hex(|byte| format!("{byte:02x}"))),
         ("upper-case hexadecimal".to_owned(), hex(|byte| format!("{byte:02X}"))),
         ("percent-encoded whole".to_owned(), hex(|byte| format!("%{byte:02X}"))),
-        ("as a list of numbers".to_owned(), secret.iter().map(u8::to_string).collect::<Vec<_>>().join(",").into_bytes()),
+        (
+            "as a list of numbers".to_owned(),
+            secret.iter().map(u8::to_string).collect::<Vec<_>>().join(",").into_bytes(),
+        ),
         (
             "as a spaced list of numbers".to_owned(),
             secret.iter().map(u8::to_string).collect::<Vec<_>>().join(", ").into_bytes(),
@@ -87,7 +103,8 @@ fn forms(secret: &[u8]) -> Vec<(String, Vec<u8>)> {
         text
     });
     forms.push(("percent-encoded".to_owned(), percent.into_bytes()));
-    // Three bytes become four characters, so what stands before decides what a secret looks like: three ways.
+    // Three bytes become four characters, so what stands before decides what a secret looks like:
+    // three ways.
     for skipped in 0..3 {
         let aligned = secret.get(skipped..).unwrap_or_default();
         let whole = aligned.get(..aligned.len() / 3 * 3).unwrap_or_default();
@@ -99,7 +116,8 @@ fn forms(secret: &[u8]) -> Vec<(String, Vec<u8>)> {
 
 /// RFC 4648 section 4 and 5 of a multiple of three bytes.
 fn base64(bytes: &[u8], last: [u8; 2]) -> Vec<u8> {
-    let letters = [&b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"[..], &last].concat();
+    let letters =
+        [&b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"[..], &last].concat();
     let letter = |value: u32| *letters.get(usize::try_from(value & 63).unwrap()).unwrap();
     bytes
         .chunks_exact(3)
@@ -124,7 +142,8 @@ pub fn guest_memories() -> Vec<Vec<u8>> {
         let mut words = line.split(' ');
         let (range, access) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         let (start, end) = range.split_once('-').unwrap();
-        let (start, end) = (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap());
+        let (start, end) =
+            (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap());
         let before = written.take().filter(|before| before.end == start);
         if access.starts_with("rw") {
             written = Some(before.map_or(start, |before| before.start)..end);
@@ -174,11 +193,16 @@ mod tests {
         let secret = canary.text();
         assert_eq!(canary.found_in(b"nothing of it"), None);
         assert_eq!(canary.found_in(format!("x{secret}y").as_bytes()), Some("raw"));
-        assert!(canary.found_in(secret.replace('+', "%2B").replace('/', "%2F").as_bytes()).is_some());
+        assert!(
+            canary.found_in(secret.replace('+', "%2B").replace('/', "%2F").as_bytes()).is_some()
+        );
         for prefix in ["", "a", "ab", "abc"] {
             let padded = format!("{prefix}{secret}");
             let whole = padded.get(..padded.len() / 3 * 3).unwrap();
-            assert!(canary.found_in(&base64(whole.as_bytes(), *b"+/")).is_some(), "after `{prefix}`");
+            assert!(
+                canary.found_in(&base64(whole.as_bytes(), *b"+/")).is_some(),
+                "after `{prefix}`"
+            );
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The guests of `tests/guests`, built once per machine on demand.
 //!
-//! Called by the tests that load a guest of their own. The build is a nested cargo with a target directory beside the one of the
-//! tests, so that a second run costs a freshness check.
+//! Called by the tests that load a guest of their own. The build is a nested cargo with a target
+//! directory beside the one of the tests, so that a second run costs a freshness check.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,14 +21,17 @@ const BUILT_ELSEWHERE: &str = "HOOKRUN_GUESTS";
 /// It does not build.
 pub fn guest(name: &str) -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let directory =
-        BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}"))).as_ref().map_err(anyhow::Error::msg)?;
+    let directory = BUILT
+        .get_or_init(|| build().map_err(|error| format!("{error:#}")))
+        .as_ref()
+        .map_err(anyhow::Error::msg)?;
     let path = directory.join(format!("guest_{name}.wasm"));
     ensure!(path.exists(), "there is no guest `{name}` in tests/guests");
     Ok(path)
 }
 
-/// As [`guest`], where every user of the machine can read it: a target directory may be below a home that others may not enter.
+/// As [`guest`], where every user of the machine can read it: a target directory may be below a
+/// home that others may not enter.
 ///
 /// # Errors
 /// If it cannot be built or copied.
@@ -48,7 +51,8 @@ pub fn guest_for_all(name: &str) -> Result<PathBuf> {
     Ok(place)
 }
 
-/// The files of `plugin-sdk/wit` that plugins are made of, and their texts: what the host offers before the hooks.
+/// The files of `plugin-sdk/wit` that plugins are made of, and their texts: what the host offers
+/// before the hooks.
 ///
 /// # Panics
 /// They cannot be read.
@@ -69,25 +73,45 @@ fn build() -> Result<PathBuf> {
     if let Some(directory) = std::env::var_os(BUILT_ELSEWHERE) {
         return Ok(PathBuf::from(directory));
     }
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the tests are in a workspace")?;
+    let workspace =
+        Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the tests are in a workspace")?;
     // The tests run from `<target>/<profile>/deps`.
     let program = std::env::current_exe()?;
-    let target = program.ancestors().nth(3).context("the tests run from a target directory")?.join("guests");
+    let target =
+        program.ancestors().nth(3).context("the tests run from a target directory")?.join("guests");
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(workspace)
-        .args(["build", "--release", "--target", TARGET, "--package", "guest-good", "--package", "guest-faulty"])
+        .args([
+            "build",
+            "--release",
+            "--target",
+            TARGET,
+            "--package",
+            "guest-good",
+            "--package",
+            "guest-faulty",
+        ])
         .args(["--package", "guest-greedy"])
         .args(["--package", "guest-web"])
         .args(["--package", "guest-escape"])
         .args(["--package", "guest-hostile"])
-        .args(["--config", "profile.release.lto=false", "--config", "profile.release.build-override.opt-level=0"])
+        .args([
+            "--config",
+            "profile.release.lto=false",
+            "--config",
+            "profile.release.build-override.opt-level=0",
+        ])
         .arg("--target-dir")
         .arg(&target)
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_TARGET_DIR")
         .output()
         .context("cannot run cargo")?;
-    ensure!(output.status.success(), "the guests do not build:\n{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "the guests do not build:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(target.join(TARGET).join("release"))
 }
 

@@ -1,4 +1,5 @@
-//! Guests in this process, without Nix: a configuration, the real engine, and services that keep everything in memory.
+//! Guests in this process, without Nix: a configuration, the real engine, and services that keep
+//! everything in memory.
 //!
 //! Called by the tests that look at one run from close by.
 
@@ -24,7 +25,8 @@ pub struct Sandbox {
 }
 
 /// What a configuration of [`Sandbox`] defines beside the plugin and the object store `cache`.
-const SERVICES: &str = "[mail.default]\n[signing-keys.\"cache.example.org-1\"]\nfile = \"in-memory\"\n";
+const SERVICES: &str =
+    "[mail.default]\n[signing-keys.\"cache.example.org-1\"]\nfile = \"in-memory\"\n";
 
 impl Default for Sandbox {
     fn default() -> Self {
@@ -41,11 +43,16 @@ impl Sandbox {
         Self { host: Host::new(&dirs, Compiler::InProcess), dirs, _directory: directory }
     }
 
-    /// A configuration with the plugin `x` from the guest `name`; `rest` is the rest of its table, and more tables.
+    /// A configuration with the plugin `x` from the guest `name`; `rest` is the rest of its table,
+    /// and more tables.
     pub fn config(&self, name: &str, rest: &str) -> Config {
         // A test may define the object store itself.
-        let store = if rest.contains("[object-stores.cache]") { "" } else { "[object-stores.cache]\n" };
-        let text = format!("[plugins.x]\nsource = \"{}\"\n{rest}\n{store}{SERVICES}", guest(name).unwrap().display());
+        let store =
+            if rest.contains("[object-stores.cache]") { "" } else { "[object-stores.cache]\n" };
+        let text = format!(
+            "[plugins.x]\nsource = \"{}\"\n{rest}\n{store}{SERVICES}",
+            guest(name).unwrap().display()
+        );
         Config::parse(&self.dirs.config, &text).unwrap()
     }
 
@@ -65,7 +72,8 @@ impl Sandbox {
     /// Why the plugin `x` does not load, with this place and the guest's left out.
     pub fn refused(&self, name: &str, rest: &str) -> String {
         let config = self.config(name, rest);
-        let message = Artifact::open(config.plugins.get("x").unwrap(), &config).unwrap_err().to_string();
+        let message =
+            Artifact::open(config.plugins.get("x").unwrap(), &config).unwrap_err().to_string();
         self.shown(&message).replace(&guest(name).unwrap().display().to_string(), "GUEST")
     }
 

@@ -1,6 +1,7 @@
-//! A real mail server for tests: Exim (Debian package exim4-daemon-light), started by the test in a directory and on ports of
-//! its own, with STARTTLS, TLS from the first byte, logins, refusals, and a maildir for what it takes. Nothing of a mail server
-//! that the machine may have is read or written.
+//! A real mail server for tests: Exim (Debian package exim4-daemon-light), started by the test in a
+//! directory and on ports of its own, with STARTTLS, TLS from the first byte, logins, refusals, and
+//! a maildir for what it takes. Nothing of a mail server that the machine may have is read or
+//! written.
 
 use std::fs::Permissions;
 use std::io::Read as _;
@@ -26,8 +27,8 @@ pub const USERNAME: &str = "hookrun";
 /// Its password.
 pub const PASSWORD: &str = "correct horse";
 
-/// A running mail server. It takes mail for `example.org` from anybody, and for `private.example.org` after a login; it
-/// refuses `nobody@` and is too busy for `busy@`.
+/// A running mail server. It takes mail for `example.org` from anybody, and for
+/// `private.example.org` after a login; it refuses `nobody@` and is too busy for `busy@`.
 #[derive(Debug)]
 pub struct MailServer {
     directory: tempfile::TempDir,
@@ -66,7 +67,8 @@ impl MailServer {
         make_certificates(path);
         for attempt in 1.. {
             let (port, tls_port) = (free_port(), free_port());
-            std::fs::write(path.join("exim.conf"), configuration(path, port, tls_port, password)).unwrap();
+            std::fs::write(path.join("exim.conf"), configuration(path, port, tls_port, password))
+                .unwrap();
             for file in ["exim.conf", "key.pem"] {
                 run(Command::new("chown").arg(format!("root:{USER}")).arg(path.join(file)));
                 std::fs::set_permissions(path.join(file), Permissions::from_mode(0o640)).unwrap();
@@ -106,14 +108,17 @@ impl MailServer {
     /// A `sendmail` that hands over to this server.
     pub fn sendmail(&self) -> PathBuf {
         let path = self.directory.path().join("sendmail");
-        let script = format!("#!/bin/sh\nexec {PROGRAM} -C {}/exim.conf \"$@\"\n", self.directory.path().display());
+        let script = format!(
+            "#!/bin/sh\nexec {PROGRAM} -C {}/exim.conf \"$@\"\n",
+            self.directory.path().display()
+        );
         std::fs::write(&path, script).unwrap();
         std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
         path
     }
 
-    /// The messages the server has delivered, once there are `count` of them: one for each recipient, with the headers
-    /// `Return-path` and `Envelope-to` by the server.
+    /// The messages the server has delivered, once there are `count` of them: one for each
+    /// recipient, with the headers `Return-path` and `Envelope-to` by the server.
     ///
     /// # Panics
     /// If they do not come.
@@ -125,7 +130,12 @@ impl MailServer {
                 assert_eq!(mails.len(), count, "{mails:#?}");
                 return mails;
             }
-            assert!(Instant::now() < deadline, "{} of {count} mails came: {}", mails.len(), self.log());
+            assert!(
+                Instant::now() < deadline,
+                "{} of {count} mails came: {}",
+                mails.len(),
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -135,7 +145,8 @@ impl MailServer {
         let Ok(entries) = std::fs::read_dir(self.directory.path().join("mail/new")) else {
             return Vec::new();
         };
-        let mut mails: Vec<String> = entries.map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap()).collect();
+        let mut mails: Vec<String> =
+            entries.map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap()).collect();
         mails.sort();
         mails
     }
@@ -155,13 +166,20 @@ impl Drop for MailServer {
 
 fn log_of(directory: &Path) -> String {
     ["main", "panic", "reject"]
-        .map(|name| std::fs::read_to_string(directory.join(format!("log/{name}log"))).unwrap_or_default())
+        .map(|name| {
+            std::fs::read_to_string(directory.join(format!("log/{name}log"))).unwrap_or_default()
+        })
         .concat()
 }
 
 fn exim(directory: &Path) -> Command {
     let mut command = Command::new(PROGRAM);
-    command.arg("-C").arg(directory.join("exim.conf")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .arg("-C")
+        .arg(directory.join("exim.conf"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     command
 }
 
@@ -186,7 +204,8 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// The Exim specification, chapters 14 (main options), 44 (ACLs), 26 (appendfile) and 34 (plaintext).
+/// The Exim specification, chapters 14 (main options), 44 (ACLs), 26 (appendfile) and 34
+/// (plaintext).
 fn configuration(directory: &Path, port: u16, tls_port: u16, password: &str) -> String {
     let directory = directory.display();
     format!(
@@ -250,20 +269,54 @@ plain:
 /// An authority of its own, and the server's certificate by it.
 fn make_certificates(directory: &Path) {
     let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-    let openssl =
-        |arguments: &[&str], more: &[&str]| run(Command::new("openssl").args(arguments).args(more).current_dir(directory));
-    std::fs::write(directory.join("extensions"), "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
-        .unwrap();
-    openssl(&["req", "-x509", "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=hookrun tests"], &key);
-    openssl(&["req", "-new", "-keyout", "key.pem", "-out", "request.pem", "-subj", "/CN=localhost"], &key);
+    let openssl = |arguments: &[&str], more: &[&str]| {
+        run(Command::new("openssl").args(arguments).args(more).current_dir(directory))
+    };
+    std::fs::write(
+        directory.join("extensions"),
+        "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n",
+    )
+    .unwrap();
     openssl(
-        &["x509", "-req", "-in", "request.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2"],
+        &[
+            "req",
+            "-x509",
+            "-keyout",
+            "ca.key",
+            "-out",
+            "ca.pem",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=hookrun tests",
+        ],
+        &key,
+    );
+    openssl(
+        &["req", "-new", "-keyout", "key.pem", "-out", "request.pem", "-subj", "/CN=localhost"],
+        &key,
+    );
+    openssl(
+        &[
+            "x509",
+            "-req",
+            "-in",
+            "request.pem",
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-days",
+            "2",
+        ],
         &["-extfile", "extensions", "-out", "cert.pem"],
     );
 }
 
 fn require_exim() {
-    let is_there = || Path::new(PROGRAM).exists() && Command::new("openssl").arg("version").output().is_ok();
+    let is_there =
+        || Path::new(PROGRAM).exists() && Command::new("openssl").arg("version").output().is_ok();
     if is_there() {
         return;
     }
@@ -280,7 +333,8 @@ fn require_exim() {
         if another { " (that removes the mail server of this machine)" } else { "" }
     );
     run(Command::new("apt-get").args(["update", "-qq"]));
-    // RUNLEVEL=1 keeps Debian's scripts from starting the machine's own Exim, as invoke-rc.d(8) says.
+    // RUNLEVEL=1 keeps Debian's scripts from starting the machine's own Exim, as invoke-rc.d(8)
+    // says.
     let mut words = INSTALL.split(' ');
     run(Command::new(words.next().unwrap_or_default())
         .args(words)

@@ -1,5 +1,6 @@
-//! Real HTTP servers for tests, on this machine: one that answers by path and keeps what it was sent, with TLS of an authority of its
-//! own if wanted, and one that answers with bytes that no server should send.
+//! Real HTTP servers for tests, on this machine: one that answers by path and keeps what it was
+//! sent, with TLS of an authority of its own if wanted, and one that answers with bytes that no
+//! server should send.
 
 mod scene;
 
@@ -38,12 +39,17 @@ pub struct Seen {
 impl Seen {
     /// The values of a header.
     pub fn header(&self, name: &str) -> Vec<&str> {
-        self.headers.iter().filter(|(own, _)| own == name).map(|(_, value)| value.as_str()).collect()
+        self.headers
+            .iter()
+            .filter(|(own, _)| own == name)
+            .map(|(_, value)| value.as_str())
+            .collect()
     }
 }
 
-/// A server that answers by path: `/bytes/N` with N bytes, `/header/N` with a header of N bytes, `/redirect` with a redirect to
-/// [`REDIRECT`], `/never` not at all, `/status/N` with that status, all else with `hello` and the number of bytes it was sent.
+/// A server that answers by path: `/bytes/N` with N bytes, `/header/N` with a header of N bytes,
+/// `/redirect` with a redirect to [`REDIRECT`], `/never` not at all, `/status/N` with that status,
+/// all else with `hello` and the number of bytes it was sent.
 #[derive(Debug)]
 pub struct WebServer {
     address: SocketAddr,
@@ -61,7 +67,8 @@ impl WebServer {
         Self::start(None, None).await
     }
 
-    /// A server with TLS, for the name `localhost` and the address 127.0.0.1, of an authority of its own.
+    /// A server with TLS, for the name `localhost` and the address 127.0.0.1, of an authority of
+    /// its own.
     pub async fn tls() -> Self {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
@@ -69,13 +76,16 @@ impl WebServer {
         let authority = rcgen::CertifiedIssuer::self_signed(authority, key).unwrap();
         let own = rcgen::KeyPair::generate().unwrap();
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&own, &authority).unwrap();
+        let certificate =
+            rcgen::CertificateParams::new(names).unwrap().signed_by(&own, &authority).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), authority.pem()).unwrap();
         let chain = vec![CertificateDer::from_pem_slice(certificate.pem().as_bytes()).unwrap()];
         let secret = PrivateKeyDer::from_pem_slice(own.serialize_pem().as_bytes()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap();
         let config = config.with_no_client_auth().with_single_cert(chain, secret).unwrap();
         Self::start(Some(TlsAcceptor::from(Arc::new(config))), Some(file)).await
     }
@@ -128,11 +138,16 @@ async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, seen: Arc<Mutex<Vec<
     };
 }
 
-async fn answer(request: Request<Incoming>, seen: Arc<Mutex<Vec<Seen>>>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    request: Request<Incoming>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.map(|body| body.to_bytes().to_vec()).unwrap_or_default();
-    let text = |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-    let headers = head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+    let text =
+        |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let headers =
+        head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
     let length = body.len();
     let target = head.uri.to_string();
     seen.lock().unwrap_or_else(PoisonError::into_inner).push(Seen {
@@ -142,7 +157,8 @@ async fn answer(request: Request<Incoming>, seen: Arc<Mutex<Vec<Seen>>>) -> Resu
         body,
     });
     let path = head.uri.path();
-    let number = path.rsplit('/').next().and_then(|number| number.parse::<usize>().ok()).unwrap_or_default();
+    let number =
+        path.rsplit('/').next().and_then(|number| number.parse::<usize>().ok()).unwrap_or_default();
     let mut response = Response::new(Full::new(Bytes::from(format!("hello {length}"))));
     match path.split('/').nth(1).unwrap_or_default() {
         "bytes" => *response.body_mut() = Full::new(Bytes::from(vec![b'x'; number])),
@@ -153,14 +169,17 @@ async fn answer(request: Request<Incoming>, seen: Arc<Mutex<Vec<Seen>>>) -> Resu
             *response.status_mut() = StatusCode::FOUND;
             response.headers_mut().insert(LOCATION, REDIRECT.parse().unwrap());
         }
-        "status" => *response.status_mut() = StatusCode::from_u16(u16::try_from(number).unwrap()).unwrap(),
+        "status" => {
+            *response.status_mut() = StatusCode::from_u16(u16::try_from(number).unwrap()).unwrap()
+        }
         "never" => std::future::pending().await,
         _ => {}
     }
     Ok(response)
 }
 
-/// A server that reads the head of a request and answers with these bytes, whatever it was asked, and closes; gives its port.
+/// A server that reads the head of a request and answers with these bytes, whatever it was asked,
+/// and closes; gives its port.
 pub async fn raw(answer: &'static [u8]) -> u16 {
     raw_server(answer, false).await
 }

@@ -1,5 +1,5 @@
-//! What is wrong is said in one line that ends in the fix, with the documented exit code; and whatever is wrong, builds go on
-//! and their events are kept until it is put right.
+//! What is wrong is said in one line that ends in the fix, with the documented exit code; and
+//! whatever is wrong, builds go on and their events are kept until it is put right.
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong has to fail the test")]
 
@@ -28,9 +28,15 @@ const UNREADABLE: [(&str, &str); 3] = [
 
 /// What is wrong with a plugin, and the lines for it after those of [`VALID`].
 const UNUSABLE: [(&str, &str); 6] = [
-    ("missing plugin file", "[plugins.cache]\nsource = \"plugins/cache.wasm\"\nhooks = [\"post-build\"]\n"),
+    (
+        "missing plugin file",
+        "[plugins.cache]\nsource = \"plugins/cache.wasm\"\nhooks = [\"post-build\"]\n",
+    ),
     ("core module", "[plugins.cache]\nsource = \"core.wasm\"\nhooks = [\"post-build\"]\n"),
-    ("not WebAssembly at all", "[plugins.cache]\nsource = \"hookrun.toml\"\nhooks = [\"post-build\"]\n"),
+    (
+        "not WebAssembly at all",
+        "[plugins.cache]\nsource = \"hookrun.toml\"\nhooks = [\"post-build\"]\n",
+    ),
     (
         "capability without a grant",
         "[plugins.cache]\nsource = \"bundled:s3-upload\"\nconfig = { bucket = \"cache\" }\n[object-stores.cache]\n",
@@ -52,7 +58,9 @@ const UNUSABLE: [(&str, &str); 6] = [
 /// All of them, as whole configurations.
 fn wrong() -> Vec<(&'static str, String)> {
     let unreadable = UNREADABLE.iter().map(|(what, config)| (*what, (*config).to_owned()));
-    unreadable.chain(UNUSABLE.iter().map(|(what, lines)| (*what, format!("{VALID}{lines}")))).collect()
+    unreadable
+        .chain(UNUSABLE.iter().map(|(what, lines)| (*what, format!("{VALID}{lines}"))))
+        .collect()
 }
 
 /// Text of a scene as a snapshot can hold it.
@@ -88,7 +96,9 @@ fn check_says_what_is_wrong_in_one_line() {
 fn a_build_under_a_broken_configuration_succeeds_and_its_event_is_kept() {
     let wrong = wrong();
     let names: Vec<String> = (0..wrong.len()).map(|number| format!("alpha-{number}")).collect();
-    let scene = names.iter().fold(Scene::new(), |scene, name| scene.derivation(name, Script::text("hello")));
+    let scene = names
+        .iter()
+        .fold(Scene::new(), |scene, name| scene.derivation(name, Script::text("hello")));
     std::fs::write(scene.path("core.wasm"), CORE_MODULE).unwrap();
     for (name, (what, config)) in names.iter().zip(&wrong) {
         scene.set_config(config);
@@ -107,7 +117,9 @@ fn a_build_under_a_broken_configuration_succeeds_and_its_event_is_kept() {
 #[test]
 fn a_plugin_file_that_vanishes_does_not_stop_the_others() {
     let scene = Scene::new()
-        .config(&format!("{UPLOAD}[plugins.gone]\nsource = \"gone.wasm\"\nhooks = [\"post-build\"]\n"))
+        .config(&format!(
+            "{UPLOAD}[plugins.gone]\nsource = \"gone.wasm\"\nhooks = [\"post-build\"]\n"
+        ))
         .derivation("alpha", Script::text("hello"));
     scene.build("alpha").expect_success();
     let _fails_for_one = scene.drain();
@@ -116,11 +128,14 @@ fn a_plugin_file_that_vanishes_does_not_stop_the_others() {
     assert!(tasks.contains(&"alpha gone refused".to_owned()), "{tasks:?}");
 }
 
-/// The command under a state directory that is on a read-only file system, which not even root can write to.
+/// The command under a state directory that is on a read-only file system, which not even root can
+/// write to.
 fn with_read_only_state(scene: &Scene, command: &Command) -> Command {
     std::fs::create_dir_all(scene.state_dir()).unwrap();
     let mut wrapped = scene.private_nix().command("unshare");
-    wrapped.args(["--mount", "sh", "-c", "mount -t tmpfs -o ro none \"$0\" && exec \"$@\""]).arg(scene.state_dir());
+    wrapped
+        .args(["--mount", "sh", "-c", "mount -t tmpfs -o ro none \"$0\" && exec \"$@\""])
+        .arg(scene.state_dir());
     wrapped.arg(command.get_program()).args(command.get_args());
     wrapped
 }
@@ -129,8 +144,12 @@ fn with_read_only_state(scene: &Scene, command: &Command) -> Command {
 fn fallback_events(scene: &Scene) -> Vec<std::path::PathBuf> {
     let wanted = scene.dir().display().to_string();
     let mut found = Vec::new();
-    for directory in std::fs::read_dir("/var/tmp").into_iter().flatten().flatten().map(|entry| entry.path()) {
-        for file in std::fs::read_dir(&directory).into_iter().flatten().flatten().map(|entry| entry.path()) {
+    for directory in
+        std::fs::read_dir("/var/tmp").into_iter().flatten().flatten().map(|entry| entry.path())
+    {
+        for file in
+            std::fs::read_dir(&directory).into_iter().flatten().flatten().map(|entry| entry.path())
+        {
             if mentions(&file, &wanted) {
                 found.push(file);
             }
@@ -150,16 +169,26 @@ fn a_read_only_state_directory_is_named_and_costs_no_event() {
         return;
     }
     let scene = Scene::new().config(UPLOAD).derivation("alpha", Script::text("hello"));
-    let check = Ran::of(&mut with_read_only_state(&scene, &scene.hookrun_command(&["check"]))).expect_exit(4);
+    let check = Ran::of(&mut with_read_only_state(&scene, &scene.hookrun_command(&["check"])))
+        .expect_exit(4);
     assert_eq!(check.stderr.lines().count(), 1, "{}", check.account());
-    let drain = Ran::of(&mut with_read_only_state(&scene, &scene.hookrun_command(&["drain"]))).expect_exit(4);
-    let build = Ran::of(&mut with_read_only_state(&scene, &scene.build_command("alpha", &[]))).expect_success();
-    let said = build.stderr.lines().find(|line| line.contains("hookrun: ")).unwrap_or_else(|| panic!("{}", build.account()));
+    let drain = Ran::of(&mut with_read_only_state(&scene, &scene.hookrun_command(&["drain"])))
+        .expect_exit(4);
+    let build = Ran::of(&mut with_read_only_state(&scene, &scene.build_command("alpha", &[])))
+        .expect_success();
+    let said = build
+        .stderr
+        .lines()
+        .find(|line| line.contains("hookrun: "))
+        .unwrap_or_else(|| panic!("{}", build.account()));
     let kept = fallback_events(&scene);
     assert_eq!(kept.len(), 1, "{}", build.account());
     assert!(said.contains(kept[0].to_str().unwrap()), "{said}");
     let said = said.replace(kept[0].to_str().unwrap(), "@event@");
-    insta::assert_snapshot!(without_places(&scene, &format!("{}{}{said}", check.stderr, drain.stderr)));
+    insta::assert_snapshot!(without_places(
+        &scene,
+        &format!("{}{}{said}", check.stderr, drain.stderr)
+    ));
 
     // Writable again: the worker finds it.
     scene.drain().expect_success();
@@ -170,7 +199,9 @@ fn a_read_only_state_directory_is_named_and_costs_no_event() {
 #[test]
 fn usage_errors_have_their_code() {
     let scene = Scene::new().config(VALID);
-    for arguments in [&["no-such-command"][..], &["log", "--no-such-option"], &["test"], &["inspect"]] {
+    for arguments in
+        [&["no-such-command"][..], &["log", "--no-such-option"], &["test"], &["inspect"]]
+    {
         scene.hookrun(arguments).expect_exit(2);
     }
 }

@@ -1,7 +1,11 @@
-//! Builder selection, as Nix sees it: machines that are stores of the scene, reached the way ssh machines are but without ssh
-//! (`ssh://localhost?remote-store=...`), and conversations with the hook itself that end or go wrong anywhere.
+//! Builder selection, as Nix sees it: machines that are stores of the scene, reached the way ssh
+//! machines are but without ssh (`ssh://localhost?remote-store=...`), and conversations with the
+//! hook itself that end or go wrong anywhere.
 
-#![expect(clippy::unwrap_used, reason = "functions that only tests call: what goes wrong has to fail the test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "functions that only tests call: what goes wrong has to fail the test"
+)]
 
 use std::io::Write as _;
 use std::process::Command;
@@ -14,7 +18,10 @@ const REFUSES: &str = "ssh://127.0.0.1 - - 4 100";
 
 /// A scene without post-build-hook: it would only slow the tests down.
 fn scene() -> Scene {
-    Scene::new().nix_conf("post-build-hook", "").variable("NIX_SSHOPTS", "-p 1").config("[worker]\nstart = \"none\"\n")
+    Scene::new()
+        .nix_conf("post-build-hook", "")
+        .variable("NIX_SSHOPTS", "-p 1")
+        .config("[worker]\nstart = \"none\"\n")
 }
 
 /// Tests with stores as machines need root and mount namespaces.
@@ -29,8 +36,10 @@ fn skipped() -> bool {
 /// Which machine Nix says it builds on.
 fn announced(ran: &Ran) -> Vec<String> {
     let account = ran.account();
-    let machines =
-        account.lines().filter(|line| line.starts_with("building '")).filter_map(|line| line.split_once("' on '"));
+    let machines = account
+        .lines()
+        .filter(|line| line.starts_with("building '"))
+        .filter_map(|line| line.split_once("' on '"));
     machines.map(|(_, machine)| machine.trim_end_matches("'...").to_owned()).collect()
 }
 
@@ -48,7 +57,10 @@ fn the_better_machine_builds_and_nix_says_so() {
     let path = ran.path();
     assert!(scene.on_builder("fast", &path));
     assert!(!scene.on_builder("slow", &path));
-    scene.nix("nix-store", &["--read-log", path.to_str().unwrap()]).expect_success().expect_stdout("heard");
+    scene
+        .nix("nix-store", &["--read-log", path.to_str().unwrap()])
+        .expect_success()
+        .expect_stdout("heard");
 }
 
 #[test]
@@ -56,9 +68,13 @@ fn fractions_work_with_every_nix() {
     if skipped() {
         return;
     }
-    let scene = scene().builder("half", 1, 0.5).builder("most", 1, 0.9).derivation("alpha", Script::text("a"));
+    let scene = scene()
+        .builder("half", 1, 0.5)
+        .builder("most", 1, 0.9)
+        .derivation("alpha", Script::text("a"));
     let ran = scene.build_with("alpha", &["--max-jobs", "0"]).expect_success();
-    // Nix 2.19 and older divide whole numbers: to them both factors are 1, and the first machine wins.
+    // Nix 2.19 and older divide whole numbers: to them both factors are 1, and the first machine
+    // wins.
     assert_eq!(announced(&ran).len(), 1, "{}", ran.account());
 }
 
@@ -67,7 +83,8 @@ fn a_machine_that_refuses_is_skipped_with_one_line() {
     if skipped() {
         return;
     }
-    let scene = scene().machine(REFUSES).builder("good", 2, 1.0).derivation("alpha", Script::text("a"));
+    let scene =
+        scene().machine(REFUSES).builder("good", 2, 1.0).derivation("alpha", Script::text("a"));
     let ran = scene.build_with("alpha", &["--max-jobs", "0"]).expect_success();
     assert!(scene.on_builder("good", &ran.path()), "{}", ran.account());
     let account = ran.account();
@@ -78,7 +95,8 @@ fn a_machine_that_refuses_is_skipped_with_one_line() {
 #[test]
 fn all_machines_dead_is_nixs_own_error_or_a_local_build() {
     let scene = scene().machine(REFUSES).derivation("alpha", Script::text("a"));
-    // It cannot be built here, so Nix is answered before the machine is tried; from then on the machine is known to be dead.
+    // It cannot be built here, so Nix is answered before the machine is tried; from then on the
+    // machine is known to be dead.
     scene
         .build_with("alpha", &["--max-jobs", "0"])
         .expect_failure()
@@ -98,8 +116,9 @@ fn features_decide_who_may_build() {
         return;
     }
     let scene = scene().builder("plain", 1, 9.0).builder("special", 1, 1.0);
-    // The lab writes five columns; this adds supported and mandatory features to the second machine. The store behind it is
-    // this machine's, so they have to be features that Nix has by default.
+    // The lab writes five columns; this adds supported and mandatory features to the second
+    // machine. The store behind it is this machine's, so they have to be features that Nix has by
+    // default.
     let lines = format!(
         "ssh://localhost?remote-store={plain} - - 1 9 ; ssh://localhost?remote-store={special} - - 1 1 big-parallel benchmark",
         plain = scene.builder_store("plain").display(),
@@ -114,7 +133,10 @@ fn features_decide_who_may_build() {
     assert!(announced(&ran).concat().ends_with("/plain"), "{}", ran.account());
     let ran = scene.build_with("bench", &["--max-jobs", "0"]).expect_success();
     assert!(announced(&ran).concat().ends_with("/special"), "{}", ran.account());
-    scene.build_with("none", &["--max-jobs", "0"]).expect_failure().expect_stderr("no machine can take none");
+    scene
+        .build_with("none", &["--max-jobs", "0"])
+        .expect_failure()
+        .expect_stderr("no machine can take none");
 }
 
 #[test]
@@ -122,7 +144,8 @@ fn a_build_that_fails_fails_once_with_its_own_words() {
     if skipped() {
         return;
     }
-    let scene = scene().builder("one", 1, 2.0).builder("two", 1, 1.0).derivation("bad", Script::failing());
+    let scene =
+        scene().builder("one", 1, 2.0).builder("two", 1, 1.0).derivation("bad", Script::failing());
     let ran = scene.build_with("bad", &["--max-jobs", "0"]).expect_failure();
     assert_eq!(announced(&ran).len(), 1, "{}", ran.account());
     let account = ran.account();
@@ -134,7 +157,10 @@ fn a_broken_configuration_does_not_stop_a_build() {
     if skipped() {
         return;
     }
-    let scene = scene().config("[pluggins]\n").builder("one", 1, 1.0).derivation("alpha", Script::text("a"));
+    let scene = scene()
+        .config("[pluggins]\n")
+        .builder("one", 1, 1.0)
+        .derivation("alpha", Script::text("a"));
     let ran = scene.build_with("alpha", &["--max-jobs", "0"]).expect_success();
     assert_eq!(announced(&ran).len(), 1, "{}", ran.account());
 }
@@ -146,7 +172,11 @@ fn many_builds_over_several_machines() {
     }
     let names: Vec<String> = (0..8).map(|number| format!("part-{number}")).collect();
     let scene = names.iter().fold(
-        scene().nix_conf("build-poll-interval", "1").builder("one", 2, 1.0).builder("two", 2, 2.0).machine(REFUSES),
+        scene()
+            .nix_conf("build-poll-interval", "1")
+            .builder("one", 2, 1.0)
+            .builder("two", 2, 2.0)
+            .machine(REFUSES),
         |scene, name| scene.derivation(name, Script::text(name)),
     );
     let scene = scene.derivation("all", Script::naming(names.iter().map(String::as_str)));
@@ -159,7 +189,8 @@ fn hook(stock_hook: &str) -> (tempfile::TempDir, Command) {
     let directory = tempfile::tempdir().unwrap();
     let command = build_hook(directory.path(), stock_hook);
     // Each answer is to depend on what the stock hook does.
-    std::fs::write(directory.path().join("hookrun.toml"), "[builders]\nearly-accept = false\n").unwrap();
+    std::fs::write(directory.path().join("hookrun.toml"), "[builders]\nearly-accept = false\n")
+        .unwrap();
     (directory, command)
 }
 
@@ -211,7 +242,11 @@ fn every_way_a_stock_hook_can_go_wrong_is_one_answer() {
         ("exec 2>&-; cat > /dev/null", "# decline"),
     ] {
         let (_directory, mut command) = hook(stock_hook);
-        assert_eq!(answers(&mut command, &bytes), (vec![expected.to_owned()], Some(0)), "{stock_hook}");
+        assert_eq!(
+            answers(&mut command, &bytes),
+            (vec![expected.to_owned()], Some(0)),
+            "{stock_hook}"
+        );
     }
 }
 
@@ -221,11 +256,17 @@ fn the_stock_hook_dies_with_us() {
     let mut child = command.spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(&conversation("ssh://m - - 1", 1).0).unwrap();
-    let pid = until(|| std::fs::read_to_string(directory.path().join("pid")).ok().filter(|text| text.ends_with('\n')));
+    let pid = until(|| {
+        std::fs::read_to_string(directory.path().join("pid"))
+            .ok()
+            .filter(|text| text.ends_with('\n'))
+    });
     child.kill().unwrap();
     child.wait().unwrap();
     let stat = format!("/proc/{}/stat", pid.trim());
-    until(|| std::fs::read_to_string(&stat).map_or(true, |text| text.contains(") Z ")).then_some(()));
+    until(|| {
+        std::fs::read_to_string(&stat).map_or(true, |text| text.contains(") Z ")).then_some(())
+    });
 }
 
 /// Waits for it.

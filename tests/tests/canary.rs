@@ -1,5 +1,6 @@
-//! Every secret of the configuration is a random canary; afterwards none is anywhere: not in a guest's memory at any host call,
-//! not in a file that hookrun wrote or sent, not in anything a command said, not in an argument or a variable of a process.
+//! Every secret of the configuration is a random canary; afterwards none is anywhere: not in a
+//! guest's memory at any host call, not in a file that hookrun wrote or sent, not in anything a
+//! command said, not in an argument or a variable of a process.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "what goes wrong has to fail the test")]
 
@@ -22,7 +23,8 @@ use hookrun_tests::lab::s3::{ACCESS_KEY_ID, S3Server};
 use hookrun_tests::lab::{Scene, Script, answers, build_hook, conversation};
 use hookrun_tests::smtp::{MailServer, USERNAME};
 
-/// Bytes of an Ed25519 seed that whole groups of base64 hold; the rest shares a character with the public half.
+/// Bytes of an Ed25519 seed that whole groups of base64 hold; the rest shares a character with the
+/// public half.
 const WHOLE_SEED: usize = 30;
 
 /// A scene with servers, and the secrets that they ask for.
@@ -36,7 +38,8 @@ struct Aviary {
 impl Aviary {
     /// None where there can be no mail server.
     fn new() -> Option<Self> {
-        let (s3_secret, password) = (Canary::random("S3 secret key"), Canary::random("SMTP password"));
+        let (s3_secret, password) =
+            (Canary::random("S3 secret key"), Canary::random("SMTP password"));
         let wrong_s3 = Canary::random("S3 secret key that is refused");
         let wrong_password = Canary::random("SMTP password that is refused");
         let token = Canary::random("access token of NIX_CONFIG");
@@ -66,14 +69,25 @@ impl Aviary {
         let key = std::fs::read_to_string(scene.path("keys/lab-1.secret")).unwrap();
         let encoded = key.trim().split_once(':').unwrap().1;
         let seed = Canary::of("signing key", decoded(encoded).get(..WHOLE_SEED).unwrap());
-        assert_eq!(seed.found_in(key.as_bytes()), Some("base64 from byte 0"), "the test can see the key in its file");
-        Some(Self { scene, s3, mail, canaries: vec![s3_secret, password, wrong_s3, wrong_password, token, no_key, seed] })
+        assert_eq!(
+            seed.found_in(key.as_bytes()),
+            Some("base64 from byte 0"),
+            "the test can see the key in its file"
+        );
+        Some(Self {
+            scene,
+            s3,
+            mail,
+            canaries: vec![s3_secret, password, wrong_s3, wrong_password, token, no_key, seed],
+        })
     }
 
-    /// The configuration: services with every secret, good plugins, and guests that fail and attack.
+    /// The configuration: services with every secret, good plugins, and guests that fail and
+    /// attack.
     fn config(&self) -> String {
         let (s3, mail) = (self.s3.endpoint(), self.mail.tls_url());
-        let (ca, hostile, faulty) = (self.mail.ca_file(), guest("hostile").unwrap(), guest("faulty").unwrap());
+        let (ca, hostile, faulty) =
+            (self.mail.ca_file(), guest("hostile").unwrap(), guest("faulty").unwrap());
         let mut config = r#"
 [worker]
 start = "none"
@@ -126,11 +140,23 @@ grant = { mail = ["wrong"], state = true }
             ("puts", &hostile, r#"act = "put", store = "cache", key = "hostile""#),
             ("puts-wrongly", &hostile, r#"act = "put", store = "wrong", key = "hostile""#),
             ("lists", &hostile, r#"act = "list", store = "cache", prefix = """#),
-            ("writes", &hostile, r#"act = "mail", transport = "out", recipient = "ann@private.example.org""#),
-            ("writes-wrongly", &hostile, r#"act = "mail", transport = "wrong", recipient = "ann@private.example.org""#),
+            (
+                "writes",
+                &hostile,
+                r#"act = "mail", transport = "out", recipient = "ann@private.example.org""#,
+            ),
+            (
+                "writes-wrongly",
+                &hostile,
+                r#"act = "mail", transport = "wrong", recipient = "ann@private.example.org""#,
+            ),
             ("looks-around", &hostile, r#"act = "environment""#),
             ("reads", &hostile, r#"act = "wasi-read", path = "@scene@/secrets/smtp""#),
-            ("reads-beside", &hostile, r#"act = "read-file", path = "{out}", relative = "../../secrets/smtp""#),
+            (
+                "reads-beside",
+                &hostile,
+                r#"act = "read-file", path = "{out}", relative = "../../secrets/smtp""#,
+            ),
             ("holds", &hostile, r#"act = "trap-holding""#),
             ("prints", &hostile, r#"act = "escapes""#),
             ("traps", &faulty, r#"fault = "trap""#),
@@ -173,8 +199,10 @@ grant = { mail = ["wrong"], state = true }
         };
         let evidence = Evidence { differences: vec![difference], ..Evidence::default() };
         let build = PostBuild { drv_path: drv_path.clone(), outputs: vec![output.clone()] };
-        let diff = Diff { drv_path, output, current: format!("{path}.check"), previous: path, evidence };
-        [HookEvent::PostBuild(build), HookEvent::Diff(diff)].map(|hook| Event { nix: nix.clone(), ..Event::now(hook) })
+        let diff =
+            Diff { drv_path, output, current: format!("{path}.check"), previous: path, evidence };
+        [HookEvent::PostBuild(build), HookEvent::Diff(diff)]
+            .map(|hook| Event { nix: nix.clone(), ..Event::now(hook) })
     }
 }
 
@@ -190,17 +218,20 @@ fn decoded(text: &str) -> Vec<u8> {
     let letters: Vec<u8> = text.trim_end_matches('=').bytes().map(value).collect();
     let mut bytes = Vec::new();
     for four in letters.chunks(4) {
-        let word = (0..4).fold(0_u32, |word, place| word << 6 | u32::from(*four.get(place).unwrap_or(&0)));
+        let word =
+            (0..4).fold(0_u32, |word, place| word << 6 | u32::from(*four.get(place).unwrap_or(&0)));
         bytes.extend(word.to_be_bytes().get(1..four.len()).unwrap());
     }
     bytes
 }
 
-/// Looks into all guests' memories at every host call: the choke point traces each call while its guest stands still.
+/// Looks into all guests' memories at every host call: the choke point traces each call while its
+/// guest stands still.
 #[derive(Clone)]
 struct Lookout {
     aviary: Arc<Aviary>,
-    /// Looks by plugin, and how often the plugin's own word was seen there: that shows that the looking works.
+    /// Looks by plugin, and how often the plugin's own word was seen there: that shows that the
+    /// looking works.
     seen: Arc<Mutex<BTreeMap<String, (usize, usize)>>>,
     control: Arc<str>,
     looks: Arc<AtomicUsize>,
@@ -244,7 +275,8 @@ impl tracing::Subscriber for Lookout {
         let mut control = 0;
         for memory in guest_memories() {
             self.aviary.expect_none(&format!("the memory of plugin `{plugin}`"), &memory);
-            control += usize::from(memchr::memmem::find(&memory, self.control.as_bytes()).is_some());
+            control +=
+                usize::from(memchr::memmem::find(&memory, self.control.as_bytes()).is_some());
         }
         self.looks.fetch_add(1, Ordering::Relaxed);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -270,9 +302,15 @@ fn no_guest_ever_holds_a_secret() {
     let host = Host::new(&dirs, Compiler::InProcess);
     let events = aviary.events();
     // What every guest is told, and so has in its memory.
-    let told: Arc<str> = aviary.scene.drv_path("alpha").file_name().unwrap().to_str().unwrap().into();
+    let told: Arc<str> =
+        aviary.scene.drv_path("alpha").file_name().unwrap().to_str().unwrap().into();
     let aviary = Arc::new(aviary);
-    let lookout = Lookout { aviary: aviary.clone(), seen: Arc::default(), control: told, looks: Arc::default() };
+    let lookout = Lookout {
+        aviary: aviary.clone(),
+        seen: Arc::default(),
+        control: told,
+        looks: Arc::default(),
+    };
     // One thread, so that every event is heard here.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut classes = BTreeMap::new();
@@ -281,7 +319,10 @@ fn no_guest_ever_holds_a_secret() {
             let plugin = host.load(settings, &config).unwrap();
             for event in events.iter().filter(|event| plugin.hooks().contains(&event.kind())) {
                 let report = runtime.block_on(plugin.run_event(&services, event, 1));
-                aviary.expect_none(&format!("the report of plugin `{name}`"), format!("{report:?}").as_bytes());
+                aviary.expect_none(
+                    &format!("the report of plugin `{name}`"),
+                    format!("{report:?}").as_bytes(),
+                );
                 classes.entry(name.as_str()).or_insert_with(|| report.outcome.class());
             }
         }
@@ -293,7 +334,10 @@ fn no_guest_ever_holds_a_secret() {
     let seen = lookout.seen.lock().unwrap();
     for name in config.plugins.keys() {
         let (looks, found) = seen.get(name).copied().unwrap_or_default();
-        assert!(looks > 0 && found > 0, "`{name}`: {looks} looks, and its event was seen {found} times");
+        assert!(
+            looks > 0 && found > 0,
+            "`{name}`: {looks} looks, and its event was seen {found} times"
+        );
     }
     println!("{} looks into guests' memories", lookout.looks.load(Ordering::Relaxed));
 }
@@ -307,10 +351,20 @@ fn processes_until_the_end(aviary: &Aviary, child: &mut Child) -> usize {
                 let path = format!("/proc/{}/{file}", pid.as_raw_nonzero());
                 // It may have ended.
                 let Ok(bytes) = std::fs::read(&path) else { continue };
-                // The token is in the test's own environment of Nix, which `hookrun drain` has from here.
-                aviary.canaries.iter().filter(|canary| !canary.name.contains("NIX_CONFIG")).for_each(|canary| {
-                    assert_eq!(canary.found_in(&bytes), None, "the {} is in {path}", canary.name);
-                });
+                // The token is in the test's own environment of Nix, which `hookrun drain` has from
+                // here.
+                aviary
+                    .canaries
+                    .iter()
+                    .filter(|canary| !canary.name.contains("NIX_CONFIG"))
+                    .for_each(|canary| {
+                        assert_eq!(
+                            canary.found_in(&bytes),
+                            None,
+                            "the {} is in {path}",
+                            canary.name
+                        );
+                    });
                 looks += 1;
             }
         }
@@ -330,8 +384,10 @@ fn no_secret_is_left_anywhere() {
         aviary.expect_none("what Nix showed of the hooks", ran.account().as_bytes());
     }
     assert!(!scene.spooled().is_empty());
-    aviary
-        .expect_none("the spool", &scene.spooled().iter().flat_map(|path| std::fs::read(path).unwrap()).collect::<Vec<_>>());
+    aviary.expect_none(
+        "the spool",
+        &scene.spooled().iter().flat_map(|path| std::fs::read(path).unwrap()).collect::<Vec<_>>(),
+    );
     // A file that is no event goes to `rejected`.
     std::fs::write(scene.state_dir().join("spool/garbage"), "garbage").unwrap();
 
@@ -350,7 +406,12 @@ fn no_secret_is_left_anywhere() {
         aviary.expect_none("what `hookrun drain` says", reader.join().unwrap().as_bytes());
     }
     let tasks = scene.tasks();
-    for expected in ["alpha cache done", "random report done", "alpha refused permanent", "random unheard permanent"] {
+    for expected in [
+        "alpha cache done",
+        "random report done",
+        "alpha refused permanent",
+        "random unheard permanent",
+    ] {
         assert!(tasks.iter().any(|task| task == expected), "{expected}: {tasks:?}");
     }
 
@@ -366,10 +427,15 @@ fn no_secret_is_left_anywhere() {
         &["test", "signs", "--format", "json"],
     ] {
         let ran = scene.hookrun(arguments);
-        aviary.expect_none(&format!("what `hookrun {}` says", arguments.join(" ")), ran.account().as_bytes());
+        aviary.expect_none(
+            &format!("what `hookrun {}` says", arguments.join(" ")),
+            ran.account().as_bytes(),
+        );
     }
     // A file that is no key at all: what is in it is not repeated.
-    scene.set_config(&aviary.config().replace("@scene@/keys/lab-1.secret", "@scene@/secrets/no-key"));
+    scene.set_config(
+        &aviary.config().replace("@scene@/keys/lab-1.secret", "@scene@/secrets/no-key"),
+    );
     scene.build("beta").expect_success();
     for command in ["check", "drain"] {
         let ran = scene.hookrun(&[command]).expect_failure();
@@ -387,7 +453,9 @@ fn no_secret_is_left_anywhere() {
     let without = ["secrets", "keys"].map(|name| scene.path(name));
     let files = files_below(scene.dir(), &without);
     let names: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
-    for part in ["journal/journal.sqlite", "/rejected/", "/artifacts/", "/plugin-state/", "/s3/bucket/"] {
+    for part in
+        ["journal/journal.sqlite", "/rejected/", "/artifacts/", "/plugin-state/", "/s3/bucket/"]
+    {
         assert!(names.iter().any(|name| name.contains(part)), "{part} was looked at: {names:#?}");
     }
     for path in files {

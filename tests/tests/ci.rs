@@ -1,5 +1,5 @@
-//! `hookrun ci` and `hookrun sync` with real Nix: what one command builds is reported and waited for, whoever does the building; what no
-//! hook reported is found in Nix's database.
+//! `hookrun ci` and `hookrun sync` with real Nix: what one command builds is reported and waited
+//! for, whoever does the building; what no hook reported is found in Nix's database.
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong has to fail the test")]
 
@@ -44,9 +44,14 @@ fn what_a_command_builds_is_reported_and_waited_for() {
     let report = scene.path("summary.json").display().to_string();
     let ran = ci(&scene, &["--report", &report], "beta").expect_success();
     assert_eq!(ran.path(), scene.out_path("beta"), "the command's output is its own");
-    assert!(ran.stderr.contains("2 events") && ran.stderr.contains("keeper: 2 done"), "{}", ran.account());
+    assert!(
+        ran.stderr.contains("2 events") && ran.stderr.contains("keeper: 2 done"),
+        "{}",
+        ran.account()
+    );
     scene.expect_tasks(&["alpha keeper done", "beta keeper done"]);
-    let summary: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&report).unwrap()).unwrap();
+    let summary: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&report).unwrap()).unwrap();
     assert_eq!(summary["events"], 2);
     assert_eq!(summary["finished"], true);
     assert!(summary["output-bytes"].as_u64().unwrap() > 0, "{summary}");
@@ -56,20 +61,31 @@ fn what_a_command_builds_is_reported_and_waited_for() {
 
 #[test]
 fn the_exit_code_is_the_commands_or_tells_of_what_is_unfinished() {
-    let scene = scene("config = { fail = \"permanent\" }\n").derivation("broken", Script::failing());
+    let scene =
+        scene("config = { fail = \"permanent\" }\n").derivation("broken", Script::failing());
     ci(&scene, &[], "alpha").expect_exit(1).expect_stderr("1 given up");
     ci(&scene, &[], "broken").expect_exit(100);
-    scene.hookrun(&["ci", "--", "/no/such/program"]).expect_exit(127).expect_stderr("does not start");
+    scene
+        .hookrun(&["ci", "--", "/no/such/program"])
+        .expect_exit(127)
+        .expect_stderr("does not start");
     scene.hookrun(&["ci", "--", "/bin/sh", "-c", "kill -TERM $$"]).expect_exit(143);
     scene.set_config("[worker]\nstrat = 1\n");
-    scene.hookrun(&["ci", "--", "/bin/sh", "-c", "echo ran"]).expect_exit(3).expect_silent_about("ran");
+    scene
+        .hookrun(&["ci", "--", "/bin/sh", "-c", "echo ran"])
+        .expect_exit(3)
+        .expect_silent_about("ran");
 }
 
 #[test]
 fn without_progress_nobody_waits_for_ever() {
     let scene = scene("config = { fail = \"transient\" }\n");
     let ran = ci(&scene, &["--wait-idle", "1s"], "alpha").expect_exit(1);
-    assert!(ran.stderr.contains("keeper: 1 unfinished; ") && ran.stderr.contains("stays in the queue"), "{}", ran.account());
+    assert!(
+        ran.stderr.contains("keeper: 1 unfinished; ") && ran.stderr.contains("stays in the queue"),
+        "{}",
+        ran.account()
+    );
 }
 
 #[test]
@@ -77,7 +93,10 @@ fn a_private_queue_goes_when_all_is_done_and_stays_when_not() {
     let scene = scene("");
     let directories = || {
         let entries = std::fs::read_dir(scene.path("tmp")).unwrap().flatten();
-        entries.map(|entry| entry.path()).filter(|path| path.to_string_lossy().contains("hookrun-ci-")).collect::<Vec<_>>()
+        entries
+            .map(|entry| entry.path())
+            .filter(|path| path.to_string_lossy().contains("hookrun-ci-"))
+            .collect::<Vec<_>>()
     };
     ci(&scene, &["--private"], "alpha").expect_success().expect_stderr("keeper: 1 done");
     assert!(directories().is_empty(), "{:?}", directories());
@@ -87,7 +106,10 @@ fn a_private_queue_goes_when_all_is_done_and_stays_when_not() {
     ci(&scene, &["--private"], "beta").expect_exit(1).expect_stderr("the queue is kept");
     let kept = directories();
     let state = kept.first().unwrap().join("state").display().to_string();
-    scene.hookrun(&["--state-dir", &state, "status"]).expect_success().expect_stdout("told to fail");
+    scene
+        .hookrun(&["--state-dir", &state, "status"])
+        .expect_success()
+        .expect_stdout("told to fail");
 }
 
 #[test]
@@ -118,7 +140,8 @@ fn a_difference_is_reported_by_a_hook_of_the_command() {
         eprintln!("skipped: Nix starts a diff hook as root only");
         return;
     }
-    let scene = scene("").derivation("chance", Script::new("read x < /proc/sys/kernel/random/uuid; echo $x > $out"));
+    let scene = scene("")
+        .derivation("chance", Script::new("read x < /proc/sys/kernel/random/uuid; echo $x > $out"));
     scene.set_config(&config("").replace("\"post-build\"", "\"diff\""));
     scene.build("chance").expect_success();
     let build = scene.build_command("chance", &["--check"]);
@@ -155,8 +178,13 @@ fn a_trusted_user_of_a_daemon_has_its_own_queue() {
     let scene = scene("").nix_conf("trusted-users", "root nobody").through_daemon();
     let ran = as_a_plain_user(&scene, &[], "beta", &[]).expect_success();
     assert!(ran.stderr.contains("keeper: 2 done"), "{}\n{}", ran.account(), scene.daemon_log());
-    let owner = |path: &std::path::Path| std::os::unix::fs::MetadataExt::uid(&path.metadata().unwrap());
-    assert_eq!(owner(&scene.path("plain/state/spool")), NOBODY, "root's hook wrote nothing as root");
+    let owner =
+        |path: &std::path::Path| std::os::unix::fs::MetadataExt::uid(&path.metadata().unwrap());
+    assert_eq!(
+        owner(&scene.path("plain/state/spool")),
+        NOBODY,
+        "root's hook wrote nothing as root"
+    );
 }
 
 #[test]
@@ -165,14 +193,23 @@ fn a_build_users_difference_reaches_a_trusted_users_private_queue() {
         eprintln!("skipped: a daemon with build users needs root");
         return;
     }
-    let scene = scene("").derivation("chance", Script::new("read x < /proc/sys/kernel/random/uuid; echo $x > $out"));
+    let scene = scene("")
+        .derivation("chance", Script::new("read x < /proc/sys/kernel/random/uuid; echo $x > $out"));
     scene.set_config(&config("").replace("\"post-build\"", "\"diff\""));
     let scene = scene.nix_conf("trusted-users", "root nobody").through_daemon();
     scene.build("chance").expect_success();
-    let ran = as_a_plain_user(&scene, &["--private", "--diff-hook"], "chance", &["--check"]).expect_failure();
-    assert!(ran.stderr.contains("1 event; keeper: 1 done"), "{}\n{}", ran.account(), scene.daemon_log());
+    let ran = as_a_plain_user(&scene, &["--private", "--diff-hook"], "chance", &["--check"])
+        .expect_failure();
+    assert!(
+        ran.stderr.contains("1 event; keeper: 1 done"),
+        "{}\n{}",
+        ran.account(),
+        scene.daemon_log()
+    );
     std::fs::remove_dir_all(scene.path("plain")).unwrap();
-    as_a_plain_user(&scene, &["--diff-hook"], "chance", &[]).expect_exit(2).expect_stderr("--diff-hook needs --private");
+    as_a_plain_user(&scene, &["--diff-hook"], "chance", &[])
+        .expect_exit(2)
+        .expect_stderr("--diff-hook needs --private");
 }
 
 #[test]
@@ -182,7 +219,9 @@ fn a_user_whom_the_daemon_does_not_trust_is_told_and_served_from_the_database() 
         return;
     }
     let scene = scene("").through_daemon();
-    let ran = as_a_plain_user(&scene, &[], "beta", &[]).expect_success().expect_stderr("takes no hooks from this user");
+    let ran = as_a_plain_user(&scene, &[], "beta", &[])
+        .expect_success()
+        .expect_stderr("takes no hooks from this user");
     assert!(ran.stderr.contains("2 found in Nix's database; keeper: 2 done"), "{}", ran.account());
 }
 
@@ -192,11 +231,21 @@ fn sync_hands_over_what_no_hook_reported() {
     scene.build("beta").expect_success();
     assert!(scene.spooled().is_empty(), "there was no hook");
     scene.hookrun(&["sync"]).expect_exit(2).expect_stderr("which paths?");
-    let shown = scene.hookrun(&["sync", "--dry-run", "--all"]).expect_success().expect_stdout("2 events would be");
-    assert!(shown.stdout.contains(scene.out_path("alpha").to_str().unwrap()), "{}", shown.account());
+    let shown = scene
+        .hookrun(&["sync", "--dry-run", "--all"])
+        .expect_success()
+        .expect_stdout("2 events would be");
+    assert!(
+        shown.stdout.contains(scene.out_path("alpha").to_str().unwrap()),
+        "{}",
+        shown.account()
+    );
     assert!(scene.spooled().is_empty());
     scene.hookrun(&["sync", "--since", "2099-01-01"]).expect_success().expect_stdout("0 events");
-    scene.hookrun(&["sync", "--name", "alpha"]).expect_success().expect_stdout("1 event handed over");
+    scene
+        .hookrun(&["sync", "--name", "alpha"])
+        .expect_success()
+        .expect_stdout("1 event handed over");
     scene.drain().expect_success();
     scene.expect_tasks(&["alpha keeper done"]);
     scene.hookrun(&["queue", "list", "--all"]).expect_success().expect_stdout("alpha (sync)");
@@ -210,12 +259,21 @@ fn sync_hands_over_what_no_hook_reported() {
     // Paths, links to them and derivations; known ones with force.
     let link = scene.path("result");
     std::os::unix::fs::symlink(scene.out_path("alpha"), &link).unwrap();
-    scene.hookrun(&["sync", "--force", link.to_str().unwrap()]).expect_success().expect_stdout("1 event handed over");
+    scene
+        .hookrun(&["sync", "--force", link.to_str().unwrap()])
+        .expect_success()
+        .expect_stdout("1 event handed over");
     let drv = scene.drv_path("beta");
-    scene.hookrun(&["sync", "--force", drv.to_str().unwrap()]).expect_success().expect_stdout("1 event handed over");
+    scene
+        .hookrun(&["sync", "--force", drv.to_str().unwrap()])
+        .expect_success()
+        .expect_stdout("1 event handed over");
     scene.drain().expect_success();
     assert_eq!(scene.attempts().len(), 4);
-    scene.hookrun(&["sync", "/nowhere"]).expect_exit(2).expect_stderr("no valid path and no installable");
+    scene
+        .hookrun(&["sync", "/nowhere"])
+        .expect_exit(2)
+        .expect_stderr("no valid path and no installable");
     let unbuilt = scene.derivation("gamma", Script::text("x"));
     let path = unbuilt.out_path("gamma").display().to_string();
     unbuilt.hookrun(&["sync", &path]).expect_exit(2).expect_stderr("build it first");
@@ -232,7 +290,9 @@ fn a_worker_that_is_killed_meanwhile_is_followed_by_another() {
     let begun = Instant::now();
     let lock = scene.state_dir().join("worker.lock");
     while begun.elapsed() < Duration::from_mins(1) && child.try_wait().unwrap().is_none() {
-        if let Some(pid) = hookrun::queue::lock::holder(&lock).and_then(rustix::process::Pid::from_raw) {
+        if let Some(pid) =
+            hookrun::queue::lock::holder(&lock).and_then(rustix::process::Pid::from_raw)
+        {
             // It may have left by itself.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             break;

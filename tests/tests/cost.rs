@@ -1,4 +1,5 @@
-//! What the choke point costs: nanoseconds for one host call, from the guest and back. A figure to look at, not a test.
+//! What the choke point costs: nanoseconds for one host call, from the guest and back. A figure to
+//! look at, not a test.
 //!
 //! `cargo nextest run --workspace -E 'binary(cost)' --run-ignored all --no-capture`
 
@@ -8,7 +9,8 @@ use std::time::Duration;
 
 use hookrun_tests::sandbox::{Sandbox, built};
 
-/// Calls of the short run and of the long one; what both have in common, such as making the instance, is taken off.
+/// Calls of the short run and of the long one; what both have in common, such as making the
+/// instance, is taken off.
 const CALLS: [u32; 2] = [1_000, 101_000];
 /// Of which the fastest counts: the rest is the machine's other work.
 const ROUNDS: usize = 15;
@@ -19,8 +21,9 @@ async fn nanoseconds(want: &str) -> u128 {
     let sandbox = Sandbox::new();
     let mut fastest = [Duration::MAX; 2];
     for (fastest, times) in fastest.iter_mut().zip(CALLS) {
-        let table =
-            format!("config = {{ want = \"{want}\", times = {times} }}\ngrant = {{ nix-store = \"outputs\" }}\n{LIMITS}");
+        let table = format!(
+            "config = {{ want = \"{want}\", times = {times} }}\ngrant = {{ nix-store = \"outputs\" }}\n{LIMITS}"
+        );
         let (plugin, services) = sandbox.load("greedy", &table);
         for _ in 0..ROUNDS {
             let report = plugin.run_event(&services, &built(), 1).await;

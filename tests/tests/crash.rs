@@ -1,6 +1,7 @@
-//! The queue's promise under SIGKILL: what a hook has handed over ends exactly once in the journal, nothing is lost, and the plugin has seen
-//! it at least once, whenever hooks and workers are killed: at every boundary of both (each `fsync`, `rename` and their like,
-//! before and after), and at random moments while 100 hooks run at once.
+//! The queue's promise under SIGKILL: what a hook has handed over ends exactly once in the journal,
+//! nothing is lost, and the plugin has seen it at least once, whenever hooks and workers are
+//! killed: at every boundary of both (each `fsync`, `rename` and their like, before and after), and
+//! at random moments while 100 hooks run at once.
 //!
 //! `cargo xtask crash --events 10000 --kills 1000` runs the long form.
 
@@ -25,7 +26,8 @@ use hookrun_tests::lab::{Boundary, Point, Ran, Scene};
 const HOOKS: usize = 100;
 /// SIGKILL.
 const KILLED: Option<i32> = Some(9);
-/// The longest life of a worker before it is killed: it begins, takes and runs within this, also on a machine under load.
+/// The longest life of a worker before it is killed: it begins, takes and runs within this, also on
+/// a machine under load.
 const WORKER_LIFE: Duration = Duration::from_secs(2);
 /// Of so many kills one at least is a worker's.
 const KILLS_PER_WORKER: usize = 10;
@@ -40,7 +42,9 @@ fn killed_at_every_boundary_and_at_random() {
 #[test]
 #[ignore = "takes minutes: `cargo xtask crash` runs it"]
 fn killed_at_random_for_long() {
-    let number = |name: &str, default| std::env::var(name).ok().map_or(default, |text| text.parse().unwrap());
+    let number = |name: &str, default| {
+        std::env::var(name).ok().map_or(default, |text| text.parse().unwrap())
+    };
     crash(number("HOOKRUN_CRASH_EVENTS", 10_000), number("HOOKRUN_CRASH_KILLS", 1000));
 }
 
@@ -74,7 +78,8 @@ struct Storm {
     handed_over: Mutex<BTreeSet<usize>>,
     /// Numbers of events whose hook was killed: there or not, but not twice.
     perhaps: Mutex<BTreeSet<usize>>,
-    /// What hooks said that could not hand over, as after two seconds on a machine under load: these count as killed ones.
+    /// What hooks said that could not hand over, as after two seconds on a machine under load:
+    /// these count as killed ones.
     given_up: Mutex<Vec<String>>,
 }
 
@@ -109,8 +114,13 @@ impl Storm {
     /// A hook for a build of its own, and the build's number.
     fn hook(&self) -> (usize, Command) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let path = format!("{}/{number:032}-{}", self.scene.private_nix().store_dir().display(), name(number));
-        let mut command = self.scene.private_nix().command(self.scene.path("bin/hookrun-post-build"));
+        let path = format!(
+            "{}/{number:032}-{}",
+            self.scene.private_nix().store_dir().display(),
+            name(number)
+        );
+        let mut command =
+            self.scene.private_nix().command(self.scene.path("bin/hookrun-post-build"));
         command.env("DRV_PATH", format!("{path}.drv")).env("OUT_PATHS", path);
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         (number, command)
@@ -147,7 +157,8 @@ impl Storm {
         self.handed_over.lock().unwrap().len()
     }
 
-    /// Kills hooks and workers once before and once after each of their boundaries. Gives the number of kills.
+    /// Kills hooks and workers once before and once after each of their boundaries. Gives the
+    /// number of kills.
     fn every_boundary(&self) -> usize {
         // The first one makes directories.
         self.hand_over(1);
@@ -156,27 +167,40 @@ impl Storm {
         self.ended(number, &mut self.boundary.log(&mut command, &log).spawn().unwrap());
         let of_hook = Boundary::seen(&log);
         for needed in ["rename", "fsync"] {
-            assert!(of_hook.iter().any(|seen| seen == needed), "a hook's {needed} is not seen: {of_hook:?}");
+            assert!(
+                of_hook.iter().any(|seen| seen == needed),
+                "a hook's {needed} is not seen: {of_hook:?}"
+            );
         }
         let mut kills = 0;
         for point in points(of_hook.len()) {
             let (number, mut command) = self.hook();
-            let killed = self.ended(number, &mut self.boundary.kill(&mut command, point).spawn().unwrap());
+            let killed =
+                self.ended(number, &mut self.boundary.kill(&mut command, point).spawn().unwrap());
             assert!(killed, "{point:?} of {of_hook:?}");
             kills += 1;
         }
         std::fs::remove_file(&log).unwrap();
         self.hand_over(3);
-        Ran::of(self.boundary.log(&mut self.scene.hookrun_command(&["drain"]), &log)).expect_success();
+        Ran::of(self.boundary.log(&mut self.scene.hookrun_command(&["drain"]), &log))
+            .expect_success();
         let of_worker = Boundary::seen(&log);
         let synced = of_worker.iter().filter(|seen| seen.contains("sync")).count();
-        assert!(synced > 0 && of_worker.iter().any(|seen| seen.starts_with("unlink")), "{of_worker:?}");
+        assert!(
+            synced > 0 && of_worker.iter().any(|seen| seen.starts_with("unlink")),
+            "{of_worker:?}"
+        );
         let mut survived = Vec::new();
         for point in points(of_worker.len()) {
             self.hand_over(2);
             let mut command = self.scene.hookrun_command(&["drain"]);
-            let status =
-                self.boundary.kill(&mut command, point).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+            let status = self
+                .boundary
+                .kill(&mut command, point)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .unwrap();
             if status.signal() == KILLED { kills += 1 } else { survived.push(point) }
         }
         // A later worker may have less to do, such as no new journal to make.
@@ -188,7 +212,8 @@ impl Storm {
         kills
     }
 
-    /// Hands over until `events` are kept, by [`HOOKS`] hooks at once, while hooks and workers are killed `kills` times.
+    /// Hands over until `events` are kept, by [`HOOKS`] hooks at once, while hooks and workers are
+    /// killed `kills` times.
     fn random(&self, events: usize, kills: usize, seed: u64) {
         let killed = AtomicUsize::new(0);
         let enough = |killed: &AtomicUsize| killed.load(Ordering::Relaxed) >= kills;
@@ -197,14 +222,19 @@ impl Storm {
             let worker = scope.spawn(|| {
                 let mut chance = Chance(seed);
                 let (mut lives, begun) = (0, Instant::now());
-                while !done.load(Ordering::Relaxed) || !enough(&killed) || lives < kills / KILLS_PER_WORKER {
+                while !done.load(Ordering::Relaxed)
+                    || !enough(&killed)
+                    || lives < kills / KILLS_PER_WORKER
+                {
                     let mut command = self.scene.hookrun_command(&["daemon"]);
                     // One in four dies at a boundary that chance chooses.
                     if chance.below(4) == 0 {
-                        let point = Point { number: 1 + chance.below(40), after: chance.below(2) == 0 };
+                        let point =
+                            Point { number: 1 + chance.below(40), after: chance.below(2) == 0 };
                         self.boundary.kill(&mut command, point);
                     }
-                    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+                    let mut child =
+                        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
                     std::thread::sleep(chance.part_of(WORKER_LIFE));
                     // It may have died at its boundary.
                     let _ = child.kill();
@@ -222,11 +252,15 @@ impl Storm {
                         let mut chance = Chance(seed ^ (thread as u64 + 1));
                         while self.kept() < events {
                             let (number, mut command) = self.hook();
-                            // As many as are needed, spread over all events; workers take their part.
+                            // As many as are needed, spread over all events; workers take their
+                            // part.
                             let kill = !enough(killed) && chance.below(events) < kills;
                             let at_boundary = chance.below(2) == 0;
                             if kill && at_boundary {
-                                let point = Point { number: 1 + chance.below(3), after: chance.below(2) == 0 };
+                                let point = Point {
+                                    number: 1 + chance.below(3),
+                                    after: chance.below(2) == 0,
+                                };
                                 self.boundary.kill(&mut command, point);
                             }
                             let mut child = command.spawn().unwrap();
@@ -269,11 +303,20 @@ impl Storm {
                 _ => panic!("an attempt ended badly: {attempt:?}"),
             }
         }
-        let (handed_over, perhaps) = (self.handed_over.lock().unwrap(), self.perhaps.lock().unwrap());
+        let (handed_over, perhaps) =
+            (self.handed_over.lock().unwrap(), self.perhaps.lock().unwrap());
         for number in handed_over.iter() {
             let name = name(*number);
-            assert_eq!(states.get(&name).map(Vec::as_slice), Some(&["done".to_owned()][..]), "{name}: not once, or lost");
-            assert_eq!(successes.get(&name), Some(&1), "{name}: ended more than once in the journal");
+            assert_eq!(
+                states.get(&name).map(Vec::as_slice),
+                Some(&["done".to_owned()][..]),
+                "{name}: not once, or lost"
+            );
+            assert_eq!(
+                successes.get(&name),
+                Some(&1),
+                "{name}: ended more than once in the journal"
+            );
         }
         let came = perhaps.iter().filter(|number| states.contains_key(&name(**number))).count();
         for (name, states) in &states {
@@ -284,13 +327,21 @@ impl Storm {
             assert!(effects.contains(&name(*number)), "the plugin never saw {}", name(*number));
         }
         // What killed hooks and workers left behind is swept later than `roots-max-age`.
-        let rooted = || std::fs::read_dir(self.scene.private_nix().state_dir().join("gcroots/hookrun")).unwrap().count();
+        let rooted = || {
+            std::fs::read_dir(self.scene.private_nix().state_dir().join("gcroots/hookrun"))
+                .unwrap()
+                .count()
+        };
         let orphans = rooted();
         let mut later = self.scene.hookrun_command(&["drain"]);
         Ran::of(self.boundary.shift_clock(&mut later, 2 * 3600)).expect_success();
         assert_eq!(rooted(), 0, "roots of events that have ended");
         let given_up = self.given_up.lock().unwrap();
-        eprintln!("{} hooks said that they gave up, the first: {:?}", given_up.len(), given_up.first());
+        eprintln!(
+            "{} hooks said that they gave up, the first: {:?}",
+            given_up.len(),
+            given_up.first()
+        );
         eprintln!(
             "{} handed over, all done once; {} hooks killed; of these and those that gave up {came} had handed over; {interrupted} attempts made again; {orphans} \
              roots were left and swept",
@@ -300,7 +351,8 @@ impl Storm {
     }
 }
 
-/// The plugins, each with the last digit of the names that it gets: a run reads all that its plugin has stored.
+/// The plugins, each with the last digit of the names that it gets: a run reads all that its plugin
+/// has stored.
 fn plugins() -> impl Iterator<Item = (String, u8)> {
     (0..10).map(|digit| (format!("keeper-{digit}"), digit))
 }
@@ -316,13 +368,15 @@ fn points(count: usize) -> impl Iterator<Item = Point> {
 
 /// The keys that the plugin has written: one for each derivation that it has seen.
 fn effects(state: &Path) -> BTreeSet<String> {
-    let stores = hookrun::capability::state::Stores::durable(PathBuf::from(state).join("plugin-state"));
+    let stores =
+        hookrun::capability::state::Stores::durable(PathBuf::from(state).join("plugin-state"));
     plugins().flat_map(|(plugin, _)| stores.load(&plugin).unwrap().into_keys()).collect()
 }
 
 fn crash(events: usize, kills: usize) {
-    let seed =
-        std::env::var("HOOKRUN_CRASH_SEED").ok().map_or_else(|| u64::from(std::process::id()), |text| text.parse().unwrap());
+    let seed = std::env::var("HOOKRUN_CRASH_SEED")
+        .ok()
+        .map_or_else(|| u64::from(std::process::id()), |text| text.parse().unwrap());
     eprintln!("HOOKRUN_CRASH_SEED={seed}");
     let storm = Storm::new();
     let begun = Instant::now();

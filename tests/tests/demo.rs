@@ -11,7 +11,8 @@ fn every_step_works() {
     // Only for its environment: the demo makes a Nix of its own.
     let scene = Scene::new();
     let directory = scene.path("d");
-    let ran = scene.hookrun(&["demo", "--remove", "--dir", directory.to_str().unwrap()]).expect_success();
+    let ran =
+        scene.hookrun(&["demo", "--remove", "--dir", directory.to_str().unwrap()]).expect_success();
     assert_eq!(ran.stdout.matches("=> works:").count(), 4, "{}", ran.account());
     assert!(!ran.stdout.contains('\u{1b}'), "no colours into a pipe");
     assert!(!directory.exists());

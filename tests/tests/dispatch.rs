@@ -1,14 +1,18 @@
-//! Builder selection under load and under faults, with real Nix: machines that are lost in the middle of a build, hang, or talk
-//! nonsense; many builds over few slots; two Nix commands at once.
+//! Builder selection under load and under faults, with real Nix: machines that are lost in the
+//! middle of a build, hang, or talk nonsense; many builds over few slots; two Nix commands at once.
 
-#![expect(clippy::unwrap_used, reason = "functions that only tests call: what goes wrong has to fail the test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "functions that only tests call: what goes wrong has to fail the test"
+)]
 
 use std::os::unix::fs::PermissionsExt as _;
 
 use hookrun::builders::record::{BuildRow, Outcome, Record, Selection};
 use hookrun_tests::lab::{Ran, Scene, Script, is_root};
 
-/// Machines are reached by a program in the place of `nix-store --serve`, which this shell script is.
+/// Machines are reached by a program in the place of `nix-store --serve`, which this shell script
+/// is.
 fn machine(scene: Scene, name: &str, slots: usize, speed_factor: u32, script: &str) -> Scene {
     let program = scene.path(format!("serve-{name}"));
     std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -94,7 +98,11 @@ fn a_build_that_fails_is_reported_once_and_not_tried_again() {
     let ran = build(&scene, "bad").expect_failure().expect_stderr("failed with exit code 1");
     assert_eq!(ran.account().matches("no such luck").count(), 1, "{}", ran.account());
     assert_eq!(ran.account().matches("build of '").count(), 1, "{}", ran.account());
-    assert!(!ran.account().contains("path-info-cache-size"), "the other name is not seen: {}", ran.account());
+    assert!(
+        !ran.account().contains("path-info-cache-size"),
+        "the other name is not seen: {}",
+        ran.account()
+    );
     let build = record(&scene).builds(Selection::Last(1)).unwrap().remove(0);
     assert_eq!((build.outcome, build.moves.len()), (Some(Outcome::Failed), 0));
 }
@@ -105,10 +113,16 @@ fn machines_that_hang_or_talk_nonsense_cost_one_attempt() {
         return;
     }
     let names: Vec<String> = (0..4).map(|number| format!("part-{number}")).collect();
-    let scene = scene().config("[worker]\nstart = \"none\"\n[builders]\nconnect-timeout = \"2s\"\n");
-    let scene = machine(scene, "hangs", 4, 9, "exec sleep 1000");
     let scene =
-        machine(scene, "nonsense", 4, 8, "echo nonsense, and enough of it to be read as a greeting; exec cat > /dev/null");
+        scene().config("[worker]\nstart = \"none\"\n[builders]\nconnect-timeout = \"2s\"\n");
+    let scene = machine(scene, "hangs", 4, 9, "exec sleep 1000");
+    let scene = machine(
+        scene,
+        "nonsense",
+        4,
+        8,
+        "echo nonsense, and enough of it to be read as a greeting; exec cat > /dev/null",
+    );
     let scene = machine(scene, "good", 4, 1, GOOD);
     let scene = names.iter().fold(scene, |scene, name| scene.derivation(name, Script::text(name)));
     let scene = scene.derivation("all", Script::naming(names.iter().map(String::as_str)));
@@ -141,12 +155,16 @@ fn a_machine_whose_disk_is_full_is_replaced() {
     // No room for its own database, for the inputs, for the output.
     let copies = "/bin/dd if=/dev/zero of=$out bs=1M count=4";
     let careless = format!("{copies} || :");
-    for (size, input, script) in
-        [("64k", 0, "echo x > $out"), ("2m", 4 << 20, "echo x > $out"), ("2m", 0, &careless), ("2m", 0, copies)]
-    {
+    for (size, input, script) in [
+        ("64k", 0, "echo x > $out"),
+        ("2m", 4 << 20, "echo x > $out"),
+        ("2m", 0, &careless),
+        ("2m", 0, copies),
+    ] {
         // Nix keeps 8 MiB for itself, and newer ones leave nothing of a smaller disk.
         let scene = scene().nix_conf("gc-reserved-space", "0");
-        let serves = with_disk_of(size, "full").replace("@scene@", &scene.dir().display().to_string());
+        let serves =
+            with_disk_of(size, "full").replace("@scene@", &scene.dir().display().to_string());
         let scene = machine(scene, "full", 2, 9, &serves);
         let scene = machine(scene, "good", 2, 1, GOOD)
             .derivation("input", Script::large(input))
@@ -176,10 +194,13 @@ fn no_machine_left_is_a_failure_with_all_reasons() {
     build(&scene, "alpha").expect_failure().expect_stderr("no machine is left to build it");
 }
 
-/// The most builds that a machine had at once: between the time when it had the inputs and the end, a build surely held a slot.
+/// The most builds that a machine had at once: between the time when it had the inputs and the end,
+/// a build surely held a slot.
 fn most_at_once(builds: &[&BuildRow]) -> usize {
     let at = |instant: u64| {
-        let runs = |build: &&&BuildRow| build.started_ms.unwrap() < instant && instant <= build.ended_ms.unwrap();
+        let runs = |build: &&&BuildRow| {
+            build.started_ms.unwrap() < instant && instant <= build.ended_ms.unwrap()
+        };
         builds.iter().filter(runs).count()
     };
     builds.iter().map(|build| at(build.ended_ms.unwrap())).max().unwrap_or(0)
@@ -223,9 +244,15 @@ fn forty_builds_of_two_commands_never_take_more_slots_than_there_are() {
     let builds = record(&scene).builds(Selection::Last(100)).unwrap();
     assert_eq!(builds.len(), 42);
     assert!(builds.iter().all(|build| build.outcome == Some(Outcome::Built)));
-    assert!(builds.iter().any(|build| build.waited_ms > Some(0)), "some have waited in our own queue");
+    assert!(
+        builds.iter().any(|build| build.waited_ms > Some(0)),
+        "some have waited in our own queue"
+    );
     for (name, slots) in MACHINES {
-        let of: Vec<&BuildRow> = builds.iter().filter(|build| build.machine.contains(&format!("serve-{name}&"))).collect();
+        let of: Vec<&BuildRow> = builds
+            .iter()
+            .filter(|build| build.machine.contains(&format!("serve-{name}&")))
+            .collect();
         assert!(!of.is_empty(), "{name} was never used");
         let most = most_at_once(&of);
         assert!(most <= slots, "{name} had {most} builds at once, with {slots} slots");
@@ -237,8 +264,9 @@ fn a_session_that_is_killed_frees_its_slot() {
     if skipped() {
         return;
     }
-    let scene =
-        machine(scene(), "only", 1, 1, GOOD).derivation("long", taking(600.0)).derivation("short", Script::text("s"));
+    let scene = machine(scene(), "only", 1, 1, GOOD)
+        .derivation("long", taking(600.0))
+        .derivation("short", Script::text("s"));
     scene.drv_path("short");
     let mut long = scene.build_command("long", &["--max-jobs", "0"]);
     long.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
@@ -250,7 +278,8 @@ fn a_session_that_is_killed_frees_its_slot() {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     std::thread::scope(|scope| {
-        let short = scope.spawn(|| Ran::of(&mut scene.build_command("short", &["--max-jobs", "0"])));
+        let short =
+            scope.spawn(|| Ran::of(&mut scene.build_command("short", &["--max-jobs", "0"])));
         // It may wait already or not yet: either way the slot is free in the end.
         std::thread::sleep(std::time::Duration::from_millis(300));
         long.kill().unwrap();

@@ -1,5 +1,6 @@
-//! The escape drill: a guest has the host itself try to break out, behind the wall that is round it. Everything fails that the
-//! grants do not name, as root's number without capabilities and as another user.
+//! The escape drill: a guest has the host itself try to break out, behind the wall that is round
+//! it. Everything fails that the grants do not name, as root's number without capabilities and as
+//! another user.
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong has to fail the test")]
 
@@ -84,14 +85,16 @@ fn stands(scene: &Scene, worker: &str) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let socket = scene.path("listening");
     let _listening = UnixListener::bind(&socket).unwrap();
-    let attempts = forbidden(scene, listener.local_addr().unwrap().port(), socket.to_str().unwrap());
+    let attempts =
+        forbidden(scene, listener.local_addr().unwrap().port(), socket.to_str().unwrap());
     // What the grants name works: the drill does what it says.
     let mine = scene.state_dir().join("object-stores/mine/written");
     let granted = format!("write:{}", mine.display());
     let all: Vec<String> = attempts.iter().chain([&granted]).cloned().collect();
     let results = drill(scene, worker, &all);
     assert_eq!(results.len(), all.len(), "{results:#?}");
-    let (escaped, refused): (Vec<_>, Vec<_>) = results.into_iter().partition(|(_, result)| result == "done");
+    let (escaped, refused): (Vec<_>, Vec<_>) =
+        results.into_iter().partition(|(_, result)| result == "done");
     assert_eq!(escaped, [(granted, "done".to_owned())], "refused: {refused:#?}");
     assert_eq!(std::fs::read(&mine).unwrap(), b"x");
     assert!(refused.iter().all(|(_, result)| result.starts_with("failed: ")), "{refused:#?}");
@@ -112,8 +115,9 @@ fn nobody_breaks_out_as_another_user() {
     let scene = Scene::new().derivation("alpha", Script::text("hello"));
     std::fs::set_permissions(scene.dir(), std::fs::Permissions::from_mode(0o755)).unwrap();
     stands(&scene, "user = \"nobody\"");
-    let owner =
-        std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(scene.state_dir().join("object-stores/mine")).unwrap());
+    let owner = std::os::unix::fs::MetadataExt::uid(
+        &std::fs::metadata(scene.state_dir().join("object-stores/mine")).unwrap(),
+    );
     assert_eq!(owner, 65_534, "its directories are its own");
 }
 
@@ -124,7 +128,10 @@ fn a_policy_has_no_file_and_no_network_at_all() {
         return;
     }
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let scene = Scene::new().nix_conf("post-build-hook", "").builder("near", 1, 1.0).derivation("alpha", Script::text("a"));
+    let scene = Scene::new()
+        .nix_conf("post-build-hook", "")
+        .builder("near", 1, 1.0)
+        .derivation("alpha", Script::text("a"));
     let guest = guests::guest("escape").unwrap();
     let attempts = [
         format!("connect:{}", listener.local_addr().unwrap()),
@@ -150,5 +157,8 @@ fn a_policy_has_no_file_and_no_network_at_all() {
 #[test]
 fn the_drill_is_in_no_program_that_is_used() {
     let manifest = include_str!("../../runner/Cargo.toml");
-    assert!(manifest.contains("escape-drill = []") && !manifest.contains("default = ["), "it is never on by default");
+    assert!(
+        manifest.contains("escape-drill = []") && !manifest.contains("default = ["),
+        "it is never on by default"
+    );
 }

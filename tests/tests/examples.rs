@@ -16,7 +16,8 @@ fn the_configuration_passes_the_check() {
     let scene = Scene::new().signing_key("cache.example.org-1");
     let secrets = scene.path("secrets");
     std::fs::create_dir(&secrets).unwrap();
-    std::fs::copy(scene.path("keys/cache.example.org-1.secret"), secrets.join("cache-private-key")).unwrap();
+    std::fs::copy(scene.path("keys/cache.example.org-1.secret"), secrets.join("cache-private-key"))
+        .unwrap();
     for name in ["s3-access-key-id", "s3-secret-access-key", "smtp-password"] {
         std::fs::write(secrets.join(name), "example\n").unwrap();
     }
@@ -29,12 +30,20 @@ fn the_configuration_passes_the_check() {
 fn nix_knows_every_setting() {
     let scene = Scene::new();
     let mut text = std::fs::read_to_string(example("nix.conf")).unwrap();
-    text.push_str(&std::fs::read_to_string(scene.private_nix().conf_dir().join("nix.conf")).unwrap());
+    text.push_str(
+        &std::fs::read_to_string(scene.private_nix().conf_dir().join("nix.conf")).unwrap(),
+    );
     std::fs::write(scene.private_nix().conf_dir().join("nix.conf"), text).unwrap();
-    let shown = scene.nix("nix", &["show-config"]).expect_success().expect_silent_about("unknown setting");
+    let shown =
+        scene.nix("nix", &["show-config"]).expect_success().expect_silent_about("unknown setting");
     // 2.25 to 2.33 forget what nix.conf says of it, as the file tells.
     let forgets = (25..=33).contains(&minor_version());
-    assert_eq!(shown.stdout.contains("build-hook = /usr/local/bin/hookrun"), !forgets, "{}", shown.account());
+    assert_eq!(
+        shown.stdout.contains("build-hook = /usr/local/bin/hookrun"),
+        !forgets,
+        "{}",
+        shown.account()
+    );
 }
 
 #[test]
@@ -54,7 +63,8 @@ fn the_units_are_some_for_systemd() {
     let units = ["hookrun.service", "hookrun.path"].map(|name| {
         let text = std::fs::read_to_string(example("systemd").join(name)).unwrap();
         let unit = scene.path(name);
-        std::fs::write(&unit, text.replace("/usr/local/bin", scene.path("bin").to_str().unwrap())).unwrap();
+        std::fs::write(&unit, text.replace("/usr/local/bin", scene.path("bin").to_str().unwrap()))
+            .unwrap();
         unit
     });
     // One knows the other from beside it.

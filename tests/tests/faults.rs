@@ -1,4 +1,5 @@
-//! What goes wrong around the queue: no build fails, nothing that was taken is lost, and `hookrun status` says what is wrong.
+//! What goes wrong around the queue: no build fails, nothing that was taken is lost, and `hookrun
+//! status` says what is wrong.
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong has to fail the test")]
 
@@ -37,7 +38,8 @@ fn dirs(scene: &Scene) -> Dirs {
     Dirs { config: scene.config_path(), state: scene.state_dir() }
 }
 
-/// A hook's fallback directory, which is beside those of other installations; removed with the test.
+/// A hook's fallback directory, which is beside those of other installations; removed with the
+/// test.
 struct Fallback(PathBuf);
 
 impl Fallback {
@@ -63,7 +65,8 @@ fn words(command: &Command) -> String {
     words.map(|word| format!("'{}'", word.to_str().unwrap())).collect::<Vec<_>>().join(" ")
 }
 
-/// Runs a script in a mount namespace of its own, in the scene's environment. `$hookrun`, `$state` and the builds are variables.
+/// Runs a script in a mount namespace of its own, in the scene's environment. `$hookrun`, `$state`
+/// and the builds are variables.
 fn in_namespace(scene: &Scene, script: &str) -> Ran {
     let build = |name| words(&scene.build_command(name, &[]));
     let text = format!(
@@ -103,7 +106,11 @@ fn a_full_disk() {
     .expect_success()
     .expect_stderr("make space there; the event of beta is kept in");
     assert!(ran.stdout.contains("too little for events"), "status says it: {}", ran.account());
-    assert!(ran.stdout.contains("events that the spool could not hold are in"), "and where they are: {}", ran.account());
+    assert!(
+        ran.stdout.contains("events that the spool could not hold are in"),
+        "and where they are: {}",
+        ran.account()
+    );
     let done = ran.stdout.lines().filter(|line| line.contains("done  keeper")).count();
     assert_eq!(done, 2, "both in the end: {}", ran.account());
     assert_eq!(fallback.count(), 0);
@@ -140,7 +147,12 @@ fn a_read_only_directory() {
 /// A program of the scene as a plain user with a state directory of its own.
 fn as_nobody(scene: &Scene, home: &Path, program: &Path) -> Command {
     let mut command = scene.private_nix().command(program);
-    command.uid(NOBODY).gid(NOBODY).current_dir(home).env("HOME", home).env("HOOKRUN_STATE_DIR", home.join("state"));
+    command
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .current_dir(home)
+        .env("HOME", home)
+        .env("HOOKRUN_STATE_DIR", home.join("state"));
     command
 }
 
@@ -166,8 +178,12 @@ fn permission_denied() {
         .expect_success()
         .expect_stderr("the event of alpha is kept in");
     assert_eq!(fallback.count(), 1);
-    let hookrun = |arguments: &[&str]| Ran::of(as_nobody(&scene, &home, &scene.path("bin/hookrun")).args(arguments));
-    let shown = hookrun(&["status"]).expect_success().expect_stdout("events that the spool could not hold are in");
+    let hookrun = |arguments: &[&str]| {
+        Ran::of(as_nobody(&scene, &home, &scene.path("bin/hookrun")).args(arguments))
+    };
+    let shown = hookrun(&["status"])
+        .expect_success()
+        .expect_stdout("events that the spool could not hold are in");
     assert!(shown.stdout.contains("has mode 0500"), "{}", shown.account());
     std::fs::set_permissions(&spool, std::fs::Permissions::from_mode(0o700)).unwrap();
     hookrun(&["drain"]).expect_success();
@@ -207,16 +223,21 @@ fn wait_for(what: &str, mut is: impl FnMut() -> bool) {
 #[test]
 fn a_clock_that_is_set_back_an_hour() {
     let scene = scene();
-    scene.set_config(&config("config = { fail = \"transient\" }\nretry = { min-delay = \"1s\", max-delay = \"2s\" }\n"));
+    scene.set_config(&config(
+        "config = { fail = \"transient\" }\nretry = { min-delay = \"1s\", max-delay = \"2s\" }\n",
+    ));
     let boundary = Boundary::compile(scene.dir());
     let hour = 3600;
-    // In the hour that comes again: an event that waits for its next attempt, and one that nobody has taken.
+    // In the hour that comes again: an event that waits for its next attempt, and one that nobody
+    // has taken.
     Ran::of(boundary.shift_clock(&mut scene.build_command("alpha", &[]), hour)).expect_success();
     Ran::of(boundary.shift_clock(&mut scene.hookrun_command(&["drain"]), hour)).expect_exit(1);
     Ran::of(boundary.shift_clock(&mut scene.build_command("beta", &[]), hour)).expect_success();
     scene.set_config(&config("retry = { min-delay = \"1s\", max-delay = \"2s\" }\n"));
     let _worker = Worker::start(&scene, scene.hookrun_command(&["daemon"]));
-    wait_for("both are done, not in an hour", || scene.tasks() == ["alpha keeper done", "beta keeper done"]);
+    wait_for("both are done, not in an hour", || {
+        scene.tasks() == ["alpha keeper done", "beta keeper done"]
+    });
     scene.hookrun(&["status"]).expect_success().expect_silent_about("to look at");
 }
 
@@ -225,9 +246,13 @@ fn a_spool_that_hangs() {
     let scene = scene();
     let fallback = Fallback::of(&scene, rustix::process::getuid().as_raw());
     let boundary = Boundary::compile(scene.dir());
-    let built =
-        Ran::of(boundary.hang(&mut scene.build_command("alpha", &[]), &scene.state_dir().join("spool"))).expect_success();
-    built.expect_stderr("did not end in 2 s and was given up; its event is kept in /var/tmp/hookrun-spool-");
+    let built = Ran::of(
+        boundary.hang(&mut scene.build_command("alpha", &[]), &scene.state_dir().join("spool")),
+    )
+    .expect_success();
+    built.expect_stderr(
+        "did not end in 2 s and was given up; its event is kept in /var/tmp/hookrun-spool-",
+    );
     assert_eq!(fallback.count(), 1);
     scene.drain().expect_success();
     assert_eq!((fallback.count(), scene.tasks()), (0, vec!["alpha keeper done".to_owned()]));
@@ -249,7 +274,8 @@ fn a_spool_that_is_removed_under_the_worker() {
 #[test]
 fn a_collection_between_two_attempts_loses_nothing() {
     let scene = scene();
-    let failing = "config = { fail = \"transient\" }\nretry = { min-delay = \"1h\", max-delay = \"1h\" }\n";
+    let failing =
+        "config = { fail = \"transient\" }\nretry = { min-delay = \"1h\", max-delay = \"1h\" }\n";
     scene.set_config(&config(failing));
     let alpha = scene.build("alpha").expect_success().path();
     scene.nix("nix-store", &["--gc"]).expect_success();
@@ -270,8 +296,9 @@ fn what_a_build_user_hands_over_waits_for_the_next_worker() {
         eprintln!("skipped: build users need root");
         return;
     }
-    let scene =
-        scene().derivation("chance", Script::new("read x < /proc/sys/kernel/random/uuid; echo $x > $out")).through_daemon();
+    let scene = scene()
+        .derivation("chance", Script::new("read x < /proc/sys/kernel/random/uuid; echo $x > $out"))
+        .through_daemon();
     scene.build("chance").expect_success();
     scene.drain().expect_success();
     scene.check("chance").expect_failure();

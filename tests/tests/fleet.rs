@@ -1,5 +1,5 @@
-//! The commands about machines, and `doctor`, with real Nix: machines that are stores of the scene, one that refuses, one that claims what it
-//! has not.
+//! The commands about machines, and `doctor`, with real Nix: machines that are stores of the scene,
+//! one that refuses, one that claims what it has not.
 
 #![allow(
     clippy::panic,
@@ -42,7 +42,9 @@ fn check_says_what_each_machine_lacks() {
     let scene = scene().builder("plain", 2, 1.0);
     let plain = scene.builder_store("plain").display().to_string();
     // This machine's own store behind it, and so its system and its features.
-    let claims = format!("ssh://localhost?remote-store={plain} x86_64-linux,aarch64-linux - 1 1 benchmark,quantum");
+    let claims = format!(
+        "ssh://localhost?remote-store={plain} x86_64-linux,aarch64-linux - 1 1 benchmark,quantum"
+    );
     let scene = scene.machine(&claims).machine(REFUSES);
     let ran = scene.hookrun(&["builders", "check", "--format", "json"]).expect_exit(1);
     let checked = json(&ran);
@@ -51,13 +53,20 @@ fn check_says_what_each_machine_lacks() {
         findings
             .iter()
             .map(|finding| {
-                format!("{} {}", if finding["problem"] == true { "!" } else { "-" }, finding["text"].as_str().unwrap())
+                format!(
+                    "{} {}",
+                    if finding["problem"] == true { "!" } else { "-" },
+                    finding["text"].as_str().unwrap()
+                )
             })
             .collect()
     };
     let has = |index: usize, mark: &str, words: &str| {
         let all = findings(index);
-        assert!(all.iter().any(|text| text.starts_with(mark) && text.contains(words)), "{words}: {all:#?}");
+        assert!(
+            all.iter().any(|text| text.starts_with(mark) && text.contains(words)),
+            "{words}: {all:#?}"
+        );
     };
     has(0, "-", "answers in ");
     has(0, "-", "builds for x86_64-linux");
@@ -81,36 +90,55 @@ fn list_explain_trace_and_render_tell_what_happened() {
         .machine(REFUSES)
         .derivation("alpha", Script::text("a"))
         .derivation("omega", Script::naming(["alpha"]));
-    scene.hookrun(&["builders", "explain", "last"]).expect_exit(1).expect_stderr("no decision is remembered");
+    scene
+        .hookrun(&["builders", "explain", "last"])
+        .expect_exit(1)
+        .expect_stderr("no decision is remembered");
     scene.build_with("omega", &["--max-jobs", "0"]).expect_success();
 
     let rows = json(&scene.hookrun(&["builders", "list", "--format", "json"]).expect_success());
     let row = |index: usize, key: &str| rows[index][key].clone();
     assert_eq!((row(0, "slots"), row(1, "slots"), row(1, "load")), (1.into(), 2.into(), 0.into()));
     assert_eq!(row(1, "built"), 2, "{rows:#}");
-    assert!(row(2, "failures").as_u64().unwrap() > 0 && row(2, "last_error").is_string(), "{rows:#}");
+    assert!(
+        row(2, "failures").as_u64().unwrap() > 0 && row(2, "last_error").is_string(),
+        "{rows:#}"
+    );
     let text = shown(&scene, &scene.hookrun(&["builders", "list"]).expect_success());
     assert!(text.contains("remote-store=SCENE/builders/fast"), "{text}");
 
     let text = shown(&scene, &scene.hookrun(&["builders", "explain", "alpha"]).expect_success());
-    assert!(text.contains("decided: machines") && text.contains("taken: ") && text.contains("built on "), "{text}");
+    assert!(
+        text.contains("decided: machines")
+            && text.contains("taken: ")
+            && text.contains("built on "),
+        "{text}"
+    );
     for machine in ["builders/slow", "builders/fast", "ssh://127.0.0.1"] {
         assert!(text.contains(machine), "{machine}: {text}");
     }
     scene.hookrun(&["builders", "explain", "last"]).expect_success().expect_stdout("omega");
 
     let trace = scene.hookrun(&["builders", "trace"]).expect_success().stdout;
-    let lines: Vec<serde_json::Value> = trace.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let built: Vec<&serde_json::Value> = lines.iter().filter(|line| line["type"] == "drv").collect();
+    let lines: Vec<serde_json::Value> =
+        trace.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let built: Vec<&serde_json::Value> =
+        lines.iter().filter(|line| line["type"] == "drv").collect();
     assert_eq!(built.len(), 2, "{trace}");
     assert_eq!(built[1]["deps"], serde_json::json!([0]), "{trace}");
     std::fs::write(scene.path("trace.jsonl"), &trace).unwrap();
     let trace_file = scene.path("trace.jsonl").display().to_string();
-    scene.hookrun(&["builders", "simulate", "--trace", &trace_file]).expect_success().expect_stdout("bundled:speed-factor");
+    scene
+        .hookrun(&["builders", "simulate", "--trace", &trace_file])
+        .expect_success()
+        .expect_stdout("bundled:speed-factor");
 
     let rendered = shown(&scene, &scene.hookrun(&["builders", "render"]).expect_success());
     let machines: Vec<&str> = rendered.lines().filter(|line| !line.starts_with('#')).collect();
-    assert!(machines[0].contains("builders/fast") && !machines.concat().contains("127.0.0.1"), "{rendered}");
+    assert!(
+        machines[0].contains("builders/fast") && !machines.concat().contains("127.0.0.1"),
+        "{rendered}"
+    );
     assert!(rendered.contains("# left out: "), "{rendered}");
 }
 
@@ -149,7 +177,9 @@ fn doctor_finds_nothing_wrong_with_the_lab_and_what_is_broken() {
     };
     let ran = scene.hookrun(&["doctor", "--format", "json"]);
     let all = findings(&ran);
-    let has = |all: &[String], begin: &str| assert!(all.iter().any(|line| line.starts_with(begin)), "{begin}: {all:#?}");
+    let has = |all: &[String], begin: &str| {
+        assert!(all.iter().any(|line| line.starts_with(begin)), "{begin}: {all:#?}")
+    };
     has(&all, "good Nix: nix (Nix) ");
     has(&all, "good post-build-hook: ");
     has(&all, "good diff-hook: ");
@@ -169,5 +199,7 @@ fn doctor_finds_nothing_wrong_with_the_lab_and_what_is_broken() {
     has(&all, "problem diff-hook: ");
     has(&all, "problem builders: ");
     let mut without = broken.hookrun_command(&["doctor"]);
-    Ran::of(without.env("PATH", "/nonexistent")).expect_exit(4).expect_stdout("there is no program `nix` in PATH");
+    Ran::of(without.env("PATH", "/nonexistent"))
+        .expect_exit(4)
+        .expect_stdout("there is no program `nix` in PATH");
 }

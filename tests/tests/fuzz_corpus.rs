@@ -1,5 +1,5 @@
-//! The corpus of the fuzz targets, replayed; and the driver, on a target with a planted defect. What fuzzing ever found is a file of
-//! the corpus.
+//! The corpus of the fuzz targets, replayed; and the driver, on a target with a planted defect.
+//! What fuzzing ever found is a file of the corpus.
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong has to fail the test")]
 
@@ -35,15 +35,24 @@ fn driver() -> PathBuf {
 fn the_driver_finds_a_planted_defect_and_shows_it_again() {
     let directory = tempfile::tempdir().unwrap();
     let mut command = Command::new(driver());
-    command.args(["all", "--seconds", "20", "--seed", "1", "--artifacts"]).arg(directory.path()).arg("planted");
+    command
+        .args(["all", "--seconds", "20", "--seed", "1", "--artifacts"])
+        .arg(directory.path())
+        .arg("planted");
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("not guided by coverage") && text.contains("FOUND"), "{text}");
-    let found = std::fs::read_dir(directory.path().join("planted")).unwrap().next().unwrap().unwrap().path();
+    let found = std::fs::read_dir(directory.path().join("planted"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
     assert!(text.contains(&found.display().to_string()), "{text}");
-    let reproduce =
-        |file: &std::path::Path| Command::new(driver()).args(["reproduce", "planted"]).arg(file).output().unwrap();
+    let reproduce = |file: &std::path::Path| {
+        Command::new(driver()).args(["reproduce", "planted"]).arg(file).output().unwrap()
+    };
     assert_eq!(reproduce(&found).status.code(), Some(1));
     std::fs::write(&found, "harmless").unwrap();
     assert_eq!(reproduce(&found).status.code(), Some(0));

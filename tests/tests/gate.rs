@@ -1,4 +1,5 @@
-//! Plugins that may stop a build: a gate that is content, one that is not, and one that nobody has compiled.
+//! Plugins that may stop a build: a gate that is content, one that is not, and one that nobody has
+//! compiled.
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong has to fail the test")]
 
@@ -33,7 +34,10 @@ fn a_gate_that_refuses_fails_the_build_with_its_own_words() {
     scene.hookrun(&["compile"]).expect_success();
     let ran = scene.build("alpha").expect_failure();
     let account = ran.account();
-    assert!(account.contains("the gate `keeper` stops the build at alpha: told to fail"), "{account}");
+    assert!(
+        account.contains("the gate `keeper` stops the build at alpha: told to fail"),
+        "{account}"
+    );
     assert!(account.contains("remove `gate = true` under [plugins.keeper]"), "{account}");
     assert_eq!(scene.spooled().len(), 1, "the event was handed over before");
 }
@@ -42,12 +46,16 @@ fn a_gate_that_refuses_fails_the_build_with_its_own_words() {
 fn a_gate_that_is_not_compiled_stays_shut_and_is_compiled_for_the_next_build() {
     let scene = scene("");
     let ran = scene.build("alpha").expect_failure();
-    assert!(ran.account().contains("is not compiled yet, and a hook does not wait for a compiler"), "{}", ran.account());
+    assert!(
+        ran.account().contains("is not compiled yet, and a hook does not wait for a compiler"),
+        "{}",
+        ran.account()
+    );
     let artifacts = scene.state_dir().join("artifacts");
     for _ in 0..600 {
-        if std::fs::read_dir(&artifacts)
-            .is_ok_and(|mut entries| entries.any(|entry| !entry.unwrap().file_name().as_encoded_bytes().starts_with(b".")))
-        {
+        if std::fs::read_dir(&artifacts).is_ok_and(|mut entries| {
+            entries.any(|entry| !entry.unwrap().file_name().as_encoded_bytes().starts_with(b"."))
+        }) {
             break;
         }
         std::thread::sleep(std::time::Duration::from_millis(100));

@@ -1,4 +1,5 @@
-//! Two keys: a plugin has what its metadata wants and the configuration grants; seen from inside a guest and from outside.
+//! Two keys: a plugin has what its metadata wants and the configuration grants; seen from inside a
+//! guest and from outside.
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong has to fail the test")]
 
@@ -18,13 +19,22 @@ async fn each_capability_needs_its_own_line() {
     // Without a scope of the store this guest does not load; all the rest is optional to it.
     let store = "nix-store = \"outputs\"";
     insta::assert_snapshot!("nothing but the store", told(&sandbox, store).await);
-    let lines =
-        ["state = true", "object-store = [\"cache\"]", "signing = [\"cache.example.org-1\"]", "mail = [\"default\"]"];
+    let lines = [
+        "state = true",
+        "object-store = [\"cache\"]",
+        "signing = [\"cache.example.org-1\"]",
+        "mail = [\"default\"]",
+    ];
     for line in lines {
         let told = told(&sandbox, &format!("{store}\n{line}")).await;
         let allowed: Vec<&str> = told.lines().filter(|line| line.ends_with(": ok")).collect();
         let granted = format!("{}: ok", line.split_once(' ').unwrap().0);
-        assert!(allowed.len() == 2 && allowed.contains(&"nix-store: ok") && allowed.contains(&granted.as_str()), "{told}");
+        assert!(
+            allowed.len() == 2
+                && allowed.contains(&"nix-store: ok")
+                && allowed.contains(&granted.as_str()),
+            "{told}"
+        );
     }
     let told = told(&sandbox, &format!("{store}\n{}", lines.join("\n"))).await;
     assert_eq!(told.lines().filter(|line| line.ends_with(": ok")).count(), 5, "{told}");
@@ -51,7 +61,8 @@ fn what_is_wanted_and_not_granted_refuses_the_plugin() {
     insta::assert_snapshot!(sandbox.refused("good", "hooks = [\"post-build\"]\ngrant = { nix-store = \"closure\" }"), @r#"ROOT/hookrun.toml:4: plugin `x`: it wants `state` and has no grant for that; write `state = true` under [plugins.x.grant] in ROOT/hookrun.toml:4"#);
 }
 
-/// A policy answers from what it is asked: it gets `log`, `config` and `state`, and a grant of more is a mistake.
+/// A policy answers from what it is asked: it gets `log`, `config` and `state`, and a grant of more
+/// is a mistake.
 #[test]
 fn a_policy_that_is_granted_more_than_state_does_not_load() {
     let sandbox = Sandbox::new();

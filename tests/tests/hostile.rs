@@ -1,5 +1,5 @@
-//! The hostile corpus at work: every guest ends as the table says, its neighbours do their work, and what people read about it
-//! stays harmless.
+//! The hostile corpus at work: every guest ends as the table says, its neighbours do their work,
+//! and what people read about it stays harmless.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "what goes wrong has to fail the test")]
 
@@ -20,10 +20,10 @@ const LEAST: usize = 40;
 /// What of a message a snapshot keeps.
 const SHOWN: usize = 400;
 
-/// A Nix with one output that has links out of the store, and hookrun without a hook: the tests hand over events themselves.
+/// A Nix with one output that has links out of the store, and hookrun without a hook: the tests
+/// hand over events themselves.
 fn scene() -> Scene {
-    let script =
-        "PATH=/usr/bin:/bin; mkdir -p $out/dir; echo prey > $out/file; ln -s /etc/passwd $out/escape; ln -s /etc $out/etc";
+    let script = "PATH=/usr/bin:/bin; mkdir -p $out/dir; echo prey > $out/file; ln -s /etc/passwd $out/escape; ln -s /etc $out/etc";
     Scene::new()
         .nix_conf("post-build-hook", "")
         .signing_key("own-1")
@@ -92,8 +92,17 @@ fn hand_over(scene: &Scene) {
         offset: Some(2),
     };
     let evidence = Evidence { differences: vec![difference], ..Evidence::default() };
-    let build = HookEvent::PostBuild(PostBuild { drv_path: drv_path.clone(), outputs: vec![output.clone()] });
-    let diff = HookEvent::Diff(Diff { drv_path, output, current: format!("{path}.check"), previous: path, evidence });
+    let build = HookEvent::PostBuild(PostBuild {
+        drv_path: drv_path.clone(),
+        outputs: vec![output.clone()],
+    });
+    let diff = HookEvent::Diff(Diff {
+        drv_path,
+        output,
+        current: format!("{path}.check"),
+        previous: path,
+        evidence,
+    });
     let dirs = Dirs { config: scene.config_path(), state: scene.state_dir() };
     for hook in [build, diff] {
         let event = Event { nix: nix.clone(), ..Event::now(hook) };
@@ -101,13 +110,19 @@ fn hand_over(scene: &Scene) {
     }
 }
 
-/// A message as a snapshot can hold it: without places, sizes and positions that change with the toolchain.
+/// A message as a snapshot can hold it: without places, sizes and positions that change with the
+/// toolchain.
 fn steady(scene: &Scene, message: &str) -> String {
     let mut text = message.to_owned();
     let components = scene.path("components").display().to_string();
     let shared = guest("hostile").unwrap().display().to_string();
-    let (drv, out) = (scene.drv_path("prey").display().to_string(), scene.out_path("prey").display().to_string());
-    for (place, name) in [(&*shared, "@guest@"), (&*components, "@components@"), (&*drv, "@drv@"), (&*out, "@out@")] {
+    let (drv, out) = (
+        scene.drv_path("prey").display().to_string(),
+        scene.out_path("prey").display().to_string(),
+    );
+    for (place, name) in
+        [(&*shared, "@guest@"), (&*components, "@components@"), (&*drv, "@drv@"), (&*out, "@out@")]
+    {
         text = text.replace(place, name);
     }
     text = text.replace(&scene.dir().display().to_string(), "@scene@");
@@ -167,7 +182,12 @@ fn every_guest_ends_as_expected_and_its_neighbours_work() {
     scene.set_config(&config);
     hand_over(&scene);
     let drained = scene.drain();
-    assert_eq!(drained.status.code(), Some(1), "some fail, and none ends the worker: {}", drained.account());
+    assert_eq!(
+        drained.status.code(),
+        Some(1),
+        "some fail, and none ends the worker: {}",
+        drained.account()
+    );
 
     let attempts = scene.attempts();
     let mut account = String::new();
@@ -181,10 +201,22 @@ fn every_guest_ends_as_expected_and_its_neighbours_work() {
         let said = format!("{}\n{}", attempt.message, attempt.log.join("\n"));
         if attempt.class != row.class || !said.contains(row.says) || said.contains("ESCAPED") {
             let said = steady(&scene, &said);
-            writeln!(wrong, "{}: expected {} `{}`: {} {said}", row.name, row.class, row.says, attempt.class).unwrap();
-        }
-        writeln!(account, "{} ({}): {}\n  {}", row.name, row.hook.as_str(), attempt.class, steady(&scene, &attempt.message))
+            writeln!(
+                wrong,
+                "{}: expected {} `{}`: {} {said}",
+                row.name, row.class, row.says, attempt.class
+            )
             .unwrap();
+        }
+        writeln!(
+            account,
+            "{} ({}): {}\n  {}",
+            row.name,
+            row.hook.as_str(),
+            attempt.class,
+            steady(&scene, &attempt.message)
+        )
+        .unwrap();
     }
     assert!(wrong.is_empty(), "{wrong}");
     insta::assert_snapshot!("corpus", account);
@@ -204,7 +236,8 @@ fn the_neighbours_worked(scene: &Scene, attempts: &[Attempt]) {
     let out = scene.out_path("prey");
     let hash = out.file_name().unwrap().to_str().unwrap().split('-').next().unwrap().to_owned();
     let narinfo = scene.state_dir().join(format!("object-stores/neighbour/{hash}.narinfo"));
-    let narinfo = std::fs::read_to_string(&narinfo).unwrap_or_else(|error| panic!("{}: {error}", narinfo.display()));
+    let narinfo = std::fs::read_to_string(&narinfo)
+        .unwrap_or_else(|error| panic!("{}: {error}", narinfo.display()));
     assert!(narinfo.contains("Sig: neighbour-1:"), "{narinfo}");
     assert_eq!(scene.mails_of("team").len(), 1);
 }
@@ -215,21 +248,30 @@ fn nothing_is_outside(scene: &Scene) {
         assert!(!Path::new(path).exists(), "{path}");
     }
     let mails = scene.mails();
-    assert!(mails.iter().all(|mail| !mail.contains("mallory") && mail.contains("Subject: number ")), "{mails:#?}");
+    assert!(
+        mails.iter().all(|mail| !mail.contains("mallory") && mail.contains("Subject: number ")),
+        "{mails:#?}"
+    );
     // What hostile guests may write to has only what they may write.
     let own = scene.state_dir().join("object-stores/own");
-    let left: Vec<_> = std::fs::read_dir(&own).into_iter().flatten().map(|entry| entry.unwrap().file_name()).collect();
+    let left: Vec<_> = std::fs::read_dir(&own)
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// Whatever guests said: terminals get no control characters, and no text that turns its direction round.
+/// Whatever guests said: terminals get no control characters, and no text that turns its direction
+/// round.
 fn what_people_read_is_harmless(scene: &Scene) {
     for arguments in [&["log", "--all", "--verbose"][..], &["status"], &["check"]] {
         let ran = scene.hookrun(arguments);
         let text = format!("{}{}", ran.stdout, ran.stderr);
-        let odd = text
-            .chars()
-            .find(|c| (c.is_control() && *c != '\n') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'));
+        let odd = text.chars().find(|c| {
+            (c.is_control() && *c != '\n')
+                || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        });
         assert_eq!(odd, None, "in `hookrun {}`", arguments.join(" "));
     }
 }
@@ -243,17 +285,21 @@ fn class_of(outcome: &serde_json::Value) -> &str {
     }
 }
 
-/// How the policy of `row` ends on the samples of `hookrun test`: the same engine, limits and grants as in the hook.
+/// How the policy of `row` ends on the samples of `hookrun test`: the same engine, limits and
+/// grants as in the hook.
 fn tested(scene: &Scene, row: &Row) -> String {
     let ran = scene.hookrun(&["test", &row.name, "--format", "json"]);
-    let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|_| panic!("{}", ran.account()));
+    let report: serde_json::Value =
+        serde_json::from_str(&ran.stdout).unwrap_or_else(|_| panic!("{}", ran.account()));
     let runs = report.get("runs").and_then(serde_json::Value::as_array).unwrap();
-    let outcomes = runs.iter().filter(|run| run.get("hook").is_some_and(|hook| hook == "builder-selection"));
+    let outcomes =
+        runs.iter().filter(|run| run.get("hook").is_some_and(|hook| hook == "builder-selection"));
     let mut said = String::new();
     for outcome in outcomes.map(|run| run.pointer("/report/outcome").unwrap()) {
         let text = outcome.to_string();
         assert!(class_of(outcome) == row.class && text.contains(row.says), "{}: {text}", row.name);
-        let message = outcome.get("message").and_then(serde_json::Value::as_str).unwrap_or_default();
+        let message =
+            outcome.get("message").and_then(serde_json::Value::as_str).unwrap_or_default();
         said = format!("{}: {}", class_of(outcome), steady(scene, message));
     }
     said
@@ -270,22 +316,43 @@ fn a_hostile_policy_costs_its_own_answer_only() {
     for row in corpus().iter().filter(|row| row.hook == Hook::BuilderSelection) {
         let table = row.table(&row.component(&scene.path("components")));
         // What a policy answers is to be seen in the answer to Nix.
-        scene.set_config(&format!("{}{table}\n[builders]\nearly-accept = false\n", neighbours(&tarpit())));
+        scene.set_config(&format!(
+            "{}{table}\n[builders]\nearly-accept = false\n",
+            neighbours(&tarpit())
+        ));
         let said = tested(&scene, row);
         // The same configuration and state, and so the plugin that the line before compiled.
         let mut hook = build_hook(&directory, "exit 1");
         hook.env("HOOKRUN_CONFIG", scene.config_path()).env("HOOKRUN_STATE_DIR", scene.state_dir());
         let (bytes, _) = conversation("ssh://m - - 1", 2);
         let Answered { directives, messages, code } = answers(&mut hook, &bytes);
-        assert_eq!((directives.len(), code), (2, Some(0)), "{}: {directives:?} {messages:?}", row.name);
+        assert_eq!(
+            (directives.len(), code),
+            (2, Some(0)),
+            "{}: {directives:?} {messages:?}",
+            row.name
+        );
         // What Nix shows of the policy, when JSON is undone.
-        let messages: Vec<serde_json::Value> =
-            messages.iter().filter_map(|line| serde_json::from_str(line.strip_prefix("@nix ")?).ok()).collect();
+        let messages: Vec<serde_json::Value> = messages
+            .iter()
+            .filter_map(|line| serde_json::from_str(line.strip_prefix("@nix ")?).ok())
+            .collect();
         let messages = messages.iter().filter_map(|message| message.get("msg")?.as_str());
         let about: Vec<&str> = messages.filter(|message| message.contains("policy")).collect();
-        assert!(about.iter().all(|message| !message.contains(char::is_control)), "{}: {about:?}", row.name);
+        assert!(
+            about.iter().all(|message| !message.contains(char::is_control)),
+            "{}: {about:?}",
+            row.name
+        );
         let heard: Vec<String> = about.iter().map(|message| steady(&scene, message)).collect();
-        writeln!(account, "{}: {}\n  {said}\n  {}", row.name, directives.join(", "), heard.join("\n  ")).unwrap();
+        writeln!(
+            account,
+            "{}: {}\n  {said}\n  {}",
+            row.name,
+            directives.join(", "),
+            heard.join("\n  ")
+        )
+        .unwrap();
     }
     insta::assert_snapshot!("selections", account);
 }

@@ -1,5 +1,5 @@
-//! Artifacts that are not what they should be: swapped, cut short, stale, somebody else's. Each plugin runs its own code all the same, or
-//! none; whatever does not fit is compiled again.
+//! Artifacts that are not what they should be: swapped, cut short, stale, somebody else's. Each
+//! plugin runs its own code all the same, or none; whatever does not fit is compiled again.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what goes wrong has to fail the test")]
 
@@ -31,8 +31,8 @@ const DAMAGES: [(&str, Damage); 10] = [
         let content = std::fs::read(own).unwrap();
         std::fs::write(own, [content.as_slice(), b"more"].concat()).unwrap();
     }),
-    // Made by another release of the engine: its header holds the length and the text of the major version
-    // (`ModuleVersionStrategy::WasmtimeVersion`, crates/wasmtime/src/config.rs in 48.0).
+    // Made by another release of the engine: its header holds the length and the text of the major
+    // version (`ModuleVersionStrategy::WasmtimeVersion`, crates/wasmtime/src/config.rs in 48.0).
     ("stale", |own, _| {
         let mut content = std::fs::read(own).unwrap();
         let version = content.windows(3).position(|window| window == b"\x0248").unwrap();
@@ -63,12 +63,19 @@ const DAMAGES: [(&str, Damage); 10] = [
 fn entries(scene: &Scene) -> Vec<PathBuf> {
     let directory = scene.state_dir().join("artifacts");
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| !path.file_name().unwrap().to_string_lossy().starts_with('.')).collect()
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| !path.file_name().unwrap().to_string_lossy().starts_with('.'))
+        .collect()
 }
 
 /// What each plugin said last.
 fn said(scene: &Scene) -> BTreeMap<String, String> {
-    scene.attempts().into_iter().map(|attempt| (attempt.plugin, format!("{} {}", attempt.class, attempt.message))).collect()
+    scene
+        .attempts()
+        .into_iter()
+        .map(|attempt| (attempt.plugin, format!("{} {}", attempt.class, attempt.message)))
+        .collect()
 }
 
 /// Everybody's own words.
@@ -82,30 +89,41 @@ fn expect_own_words(scene: &Scene) {
 
 #[test]
 fn whatever_happens_to_its_artifact_a_plugin_runs_its_own_code() {
-    let scene = Scene::new().derivation("alpha", Script::text("hello")).derivation("beta", Script::text("hello again"));
+    let scene = Scene::new()
+        .derivation("alpha", Script::text("hello"))
+        .derivation("beta", Script::text("hello again"));
     let mut config = "[worker]\nstart = \"none\"\n".to_owned();
     for (name, _) in DAMAGES {
         let path = scene.path(format!("{name}.wasm"));
         std::fs::write(&path, crafted().says(&format!("I am {name}")).build()).unwrap();
-        write!(config, "[plugins.{name}]\nsource = \"{}\"\nretry = {{ attempts = 1 }}\n", path.display()).unwrap();
+        write!(
+            config,
+            "[plugins.{name}]\nsource = \"{}\"\nretry = {{ attempts = 1 }}\n",
+            path.display()
+        )
+        .unwrap();
     }
     scene.set_config(&config);
     // One after the other, so that it is known whose entry is whose.
     let mut own: Vec<PathBuf> = Vec::new();
     for (name, _) in DAMAGES {
         scene.hookrun(&["test", name]).expect_success();
-        let new: Vec<PathBuf> = entries(&scene).into_iter().filter(|entry| !own.contains(entry)).collect();
+        let new: Vec<PathBuf> =
+            entries(&scene).into_iter().filter(|entry| !own.contains(entry)).collect();
         let [entry] = new.as_slice() else { panic!("{name} made {new:?}") };
         own.push(entry.clone());
     }
-    for ((_, damage), (entry, other)) in DAMAGES.iter().zip(own.iter().zip(own.iter().cycle().skip(1))) {
+    for ((_, damage), (entry, other)) in
+        DAMAGES.iter().zip(own.iter().zip(own.iter().cycle().skip(1)))
+    {
         damage(entry, other);
     }
     scene.build("alpha").expect_success();
     scene.drain();
     expect_own_words(&scene);
 
-    // The directory itself is open to everybody: nothing in it is believed, and the plugins still run.
+    // The directory itself is open to everybody: nothing in it is believed, and the plugins still
+    // run.
     let directory = scene.state_dir().join("artifacts");
     std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o777)).unwrap();
     scene.build("beta").expect_success();

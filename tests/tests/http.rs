@@ -1,4 +1,5 @@
-//! `wasi:http` end to end: a compiled guest, its grants and credentials, and real servers on this machine.
+//! `wasi:http` end to end: a compiled guest, its grants and credentials, and real servers on this
+//! machine.
 
 #![expect(clippy::unwrap_used, reason = "what goes wrong has to fail the test")]
 
@@ -45,7 +46,8 @@ async fn a_granted_request_arrives() {
         "{}, {{ method = \"POST\", url = \"{base}/v1/b?q=1#f\", headers = [[\"X-Own\", \"1\"]], body = \"text\" }}",
         get(&format!("{base}/v1/a%20b"))
     );
-    let done = scene.run(&requests, &grant(&format!("{base}/v1/"), "methods = [\"GET\", \"POST\"]")).await;
+    let done =
+        scene.run(&requests, &grant(&format!("{base}/v1/"), "methods = [\"GET\", \"POST\"]")).await;
     assert_eq!(done.answers(), ["200: hello 0", "200: hello 4"]);
     assert_eq!(done.log(), "");
     let seen = server.seen();
@@ -70,13 +72,18 @@ async fn tls_by_name_with_an_own_authority() {
 
     let done = scene.run(&get(&base), &grant(&base, address)).await;
     assert!(done.answer().starts_with("Permanent: "), "{}", done.answer());
-    assert!(done.log().contains("no trusted TLS connection") && done.log().contains("`ca-file = "), "{}", done.log());
+    assert!(
+        done.log().contains("no trusted TLS connection") && done.log().contains("`ca-file = "),
+        "{}",
+        done.log()
+    );
 
     // The certificate is for `localhost` and 127.0.0.1 and not for this name, wherever it leads.
     let other = format!("https://other.example:{}/", server.port());
     let config = scene.config(&get(&other), &grant(&other, &trusted));
     let resolver = Arc::new(Knows("other.example", vec!["127.0.0.1".parse().unwrap()]));
-    let services = Services::new(&config, &scene.dirs).with_http(Client::new(&config).resolving(resolver));
+    let services =
+        Services::new(&config, &scene.dirs).with_http(Client::new(&config).resolving(resolver));
     let done = scene.run_with(&config, services).await;
     assert!(done.answer().contains("certificate is not trusted"), "{}", done.answer());
 }
@@ -89,13 +96,21 @@ async fn credentials_reach_the_server_and_nobody_else() {
     std::fs::write(&key, "AKIDEXAMPLE").unwrap();
     let key = key.display();
     for (table, header, expected) in [
-        (format!("kind = \"bearer\"\ntoken-file = \"{secret}\""), "authorization", format!("Bearer {SECRET}")),
+        (
+            format!("kind = \"bearer\"\ntoken-file = \"{secret}\""),
+            "authorization",
+            format!("Bearer {SECRET}"),
+        ),
         (
             format!("kind = \"basic\"\nusername = \"me\"\npassword-file = \"{secret}\""),
             "authorization",
             "Basic bWU6czNjcmV0LTdkMWYwYzVh".to_owned(),
         ),
-        (format!("kind = \"header\"\nheader = \"X-Api-Key\"\nvalue-file = \"{secret}\""), "x-api-key", SECRET.to_owned()),
+        (
+            format!("kind = \"header\"\nheader = \"X-Api-Key\"\nvalue-file = \"{secret}\""),
+            "x-api-key",
+            SECRET.to_owned(),
+        ),
         (
             format!(
                 "kind = \"aws-sigv4\"\naccess-key-file = \"{key}\"\nsecret-key-file = \"{secret}\"\nregion = \"eu-west-1\"\nservice = \"execute-api\""
@@ -106,16 +121,25 @@ async fn credentials_reach_the_server_and_nobody_else() {
     ] {
         let server = WebServer::plain().await;
         let base = format!("http://127.0.0.1:{}/", server.port());
-        let rest = format!("{}[http-credentials.c]\n{table}\n", grant(&base, "methods = [\"POST\"]\ncredential = \"c\""));
-        let request =
-            |headers: &str| format!("{{ method = \"POST\", url = \"{base}\", body = \"text\", headers = [{headers}] }}");
+        let rest = format!(
+            "{}[http-credentials.c]\n{table}\n",
+            grant(&base, "methods = [\"POST\"]\ncredential = \"c\"")
+        );
+        let request = |headers: &str| {
+            format!(
+                "{{ method = \"POST\", url = \"{base}\", body = \"text\", headers = [{headers}] }}"
+            )
+        };
         let own = format!("[\"{header}\", \"mine\"]");
         let done = scene.run(&format!("{}, {}", request(""), request(&own)), &rest).await;
         let answers = done.answers();
         assert_eq!(answers[0], "200: hello 4", "{table} {}", done.log());
         assert!(answers[1].starts_with("Denied: "), "{answers:?}");
         let log = done.log();
-        assert!(log.contains(&format!("the plugin sets `{header}`, which [http-credentials.c] sets")), "{log}");
+        assert!(
+            log.contains(&format!("the plugin sets `{header}`, which [http-credentials.c] sets")),
+            "{log}"
+        );
         let seen = server.seen();
         assert_eq!(seen.len(), 1, "the second was not sent");
         assert_eq!(seen[0].header(header).len(), 1);
@@ -130,13 +154,15 @@ async fn a_secret_is_read_once_and_early() {
     let secret = secret(&scene);
     let base = format!("http://127.0.0.1:{}/", server.port());
     let table = format!("[http-credentials.c]\nkind = \"bearer\"\ntoken-file = \"{secret}\"\n");
-    let config = scene.config(&get(&base), &format!("{}{table}", grant(&base, "credential = \"c\"")));
+    let config =
+        scene.config(&get(&base), &format!("{}{table}", grant(&base, "credential = \"c\"")));
     let services = Services::new(&config, &scene.dirs);
     std::fs::remove_file(&secret).unwrap();
     assert_eq!(scene.run_with(&config, services).await.answer(), "200: hello 0");
 
     let services = Services::new(&config, &scene.dirs);
-    let (keys, message) = services.http().check("x", &config.plugins["x"].grant.http[0]).unwrap_err();
+    let (keys, message) =
+        services.http().check("x", &config.plugins["x"].grant.http[0]).unwrap_err();
     assert_eq!(keys, ["http-credentials", "c", "token-file"]);
     assert!(message.contains("cannot be read"), "{message}");
     let done = scene.run_with(&config, services).await;
@@ -158,11 +184,18 @@ async fn what_is_not_granted_is_refused_with_the_lines() {
         "http://localhost:PORT/v1/x",
         "http://[::ffff:127.0.0.1]:PORT/v1/x",
     ];
-    let mut tables: Vec<String> = requests.iter().map(|url| get(&url.replace("PORT", &port.to_string()))).collect();
-    tables.push(format!("{{ method = \"DELETE\", url = \"http://127.0.0.1:{port}/v1/x?secret=1\" }}"));
+    let mut tables: Vec<String> =
+        requests.iter().map(|url| get(&url.replace("PORT", &port.to_string()))).collect();
+    tables.push(format!(
+        "{{ method = \"DELETE\", url = \"http://127.0.0.1:{port}/v1/x?secret=1\" }}"
+    ));
     let done = scene.run(&tables.join(", "), &grants).await;
     for answer in done.answers() {
-        assert!(answer.starts_with("Denied: ") && answer.ends_with("the log of this run has the line to write"), "{answer}");
+        assert!(
+            answer.starts_with("Denied: ")
+                && answer.ends_with("the log of this run has the line to write"),
+            "{answer}"
+        );
     }
     insta::assert_snapshot!(done.log().replace(&port.to_string(), "PORT"));
     assert_eq!(done.report.usage.denied["http.handle"], 8);
@@ -188,7 +221,8 @@ async fn names_lead_to_public_addresses_only() {
         let config = scene.config(&get(&url), &grant(&url, rest));
         let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
         let resolver = Arc::new(Knows("cache.example", addresses));
-        let services = Services::new(&config, &scene.dirs).with_http(Client::new(&config).resolving(resolver));
+        let services =
+            Services::new(&config, &scene.dirs).with_http(Client::new(&config).resolving(resolver));
         let done = scene.run_with(&config, services).await;
         assert_eq!(done.answer() == "200: hello 0", reached, "{} {}", done.answer(), done.log());
         logs.push(done.log().replace(&server.port().to_string(), "PORT"));
@@ -204,12 +238,14 @@ async fn localhost_is_this_machine() {
     let url = format!("http://localhost:{}/", server.port());
     let done = scene.run(&get(&url), &grant(&url, "")).await;
     assert!(
-        done.answer().starts_with("Denied: the address is not reached") || done.answer().contains("Denied: "),
+        done.answer().starts_with("Denied: the address is not reached")
+            || done.answer().contains("Denied: "),
         "{}",
         done.answer()
     );
     assert!(
-        done.log().contains("a loopback address, which is not reached; to allow it, write `address = ["),
+        done.log()
+            .contains("a loopback address, which is not reached; to allow it, write `address = ["),
         "{}",
         done.log()
     );
@@ -220,7 +256,9 @@ async fn localhost_is_this_machine() {
 async fn a_redirect_is_an_answer_and_not_followed() {
     let (scene, server) = (Scene::new(), WebServer::plain().await);
     let base = format!("http://127.0.0.1:{}", server.port());
-    let done = scene.run(&format!("{}, {}", get(&format!("{base}/redirect")), get(REDIRECT)), &grant(&base, "")).await;
+    let done = scene
+        .run(&format!("{}, {}", get(&format!("{base}/redirect")), get(REDIRECT)), &grant(&base, ""))
+        .await;
     assert_eq!(done.answers()[0], format!("302 to {REDIRECT}: hello 0"));
     assert!(done.answers()[1].starts_with("Denied: "), "{:?}", done.answers());
     assert_eq!(server.seen().len(), 1);
@@ -230,7 +268,10 @@ async fn a_redirect_is_an_answer_and_not_followed() {
 async fn without_a_grant_the_plugin_does_not_load() {
     let scene = Scene::new();
     let config = scene.config("", "");
-    let message = Host::new(&scene.dirs, Compiler::InProcess).load(&config.plugins["x"], &config).unwrap_err().to_string();
+    let message = Host::new(&scene.dirs, Compiler::InProcess)
+        .load(&config.plugins["x"], &config)
+        .unwrap_err()
+        .to_string();
     assert!(
         message.contains(
             "it wants `http` and has no grant for that; write `http = [{ url = \"https://HOST/\" }]` under [plugins.x.grant]"
@@ -257,7 +298,10 @@ async fn a_test_sends_nothing() {
     assert!(done.answers()[1].contains("Denied: "), "{:?}", done.answers());
     let requested = services.http().requested();
     assert_eq!(requested.len(), 1);
-    assert_eq!((requested[0].url.as_str(), requested[0].body.as_slice()), ("https://api.example.org/v1/x?q", &b"text"[..]));
+    assert_eq!(
+        (requested[0].url.as_str(), requested[0].body.as_slice()),
+        ("https://api.example.org/v1/x?q", &b"text"[..])
+    );
 }
 
 #[test]

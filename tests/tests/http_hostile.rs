@@ -1,4 +1,5 @@
-//! `wasi:http` where somebody means no good, or nothing works: odd URLs, smuggled headers, floods, malformed answers, silence.
+//! `wasi:http` where somebody means no good, or nothing works: odd URLs, smuggled headers, floods,
+//! malformed answers, silence.
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "what goes wrong has to fail the test")]
 
@@ -24,8 +25,10 @@ async fn odd_urls_are_refused_before_anything_else() {
         "http://127.0.0.1:PORT/v1/%00",
         "ftp://127.0.0.1:PORT/v1/x",
     ];
-    let tables: Vec<String> = urls.iter().map(|url| get(&url.replace("PORT", &port.to_string()))).collect();
-    let done = scene.run(&tables.join(", "), &grant(&format!("http://127.0.0.1:{port}/v1/"), "")).await;
+    let tables: Vec<String> =
+        urls.iter().map(|url| get(&url.replace("PORT", &port.to_string()))).collect();
+    let done =
+        scene.run(&tables.join(", "), &grant(&format!("http://127.0.0.1:{port}/v1/"), "")).await;
     for (url, answer) in urls.iter().zip(done.answers()) {
         assert!(answer.starts_with("Invalid: "), "{url}: {answer}");
     }
@@ -45,26 +48,50 @@ async fn limits_are_codes_for_the_guest_and_keys_for_the_operator() {
     let post = |what: &str| format!("{{ method = \"POST\", url = \"{base}/\", {what} }}");
     for (request, limits, key) in [
         (post("body-bytes = 70000"), "http-request-bytes = \"64KiB\"", "http-request-bytes"),
-        (get(&format!("{base}/bytes/70000")), "http-response-bytes = \"64KiB\"", "http-response-bytes"),
+        (
+            get(&format!("{base}/bytes/70000")),
+            "http-response-bytes = \"64KiB\"",
+            "http-response-bytes",
+        ),
         (post("fillers = 20"), "http-header-bytes = \"16KiB\"", "http-header-bytes"),
-        (get(&format!("{base}/header/20000")), "http-header-bytes = \"16KiB\"", "http-header-bytes"),
+        (
+            get(&format!("{base}/header/20000")),
+            "http-header-bytes = \"16KiB\"",
+            "http-header-bytes",
+        ),
         (get(&format!("{base}/never")), "http-first-byte-time = \"100ms\"", "http-first-byte-time"),
         (get(&format!("{mute}/")), "http-connect-time = \"100ms\"", "http-connect-time"),
-        (get(&format!("{half}/")), "http-between-bytes-time = \"100ms\"", "http-between-bytes-time"),
+        (
+            get(&format!("{half}/")),
+            "http-between-bytes-time = \"100ms\"",
+            "http-between-bytes-time",
+        ),
     ] {
-        let grants = format!("{}{}{}", grant(&base, "methods = [\"GET\", \"POST\"]"), grant(&mute, ""), grant(&half, ""));
+        let grants = format!(
+            "{}{}{}",
+            grant(&base, "methods = [\"GET\", \"POST\"]"),
+            grant(&mute, ""),
+            grant(&half, "")
+        );
         let done = scene.run(&request, &format!("[plugins.x.limits]\n{limits}\n{grants}")).await;
         let kind = if key.ends_with("time") { "Transient: " } else { "Limit: " };
         assert!(done.answer().starts_with(kind), "{key}: {} {}", done.answer(), done.log());
         let log = done.log();
         assert_eq!(log.lines().count(), 1, "{log}");
         assert!(log.contains(&format!("plugin `x` reached its limit `{key}` (")), "{log}");
-        assert!(log.contains(&format!("write `{key} = ")) && log.ends_with("under [plugins.x.limits]"), "{log}");
+        assert!(
+            log.contains(&format!("write `{key} = ")) && log.ends_with("under [plugins.x.limits]"),
+            "{log}"
+        );
     }
     // As much as is allowed passes.
     let rest = grant(&base, "methods = [\"GET\", \"POST\"]");
-    let done =
-        scene.run(&format!("{}, {}", post("body-bytes = 8388608"), get(&format!("{base}/bytes/4194304"))), &rest).await;
+    let done = scene
+        .run(
+            &format!("{}, {}", post("body-bytes = 8388608"), get(&format!("{base}/bytes/4194304"))),
+            &rest,
+        )
+        .await;
     assert_eq!(done.answers(), ["200: hello 8388608", "200: 4194304 bytes"], "{}", done.log());
 }
 
@@ -79,7 +106,8 @@ async fn too_many_requests_at_once() {
     let log = done.log();
     assert_eq!(log.lines().count(), 2, "{log}");
     assert!(
-        log.contains("plugin `x` reached its limit `http-connections` (3)") && log.contains("write `http-connections = 6`"),
+        log.contains("plugin `x` reached its limit `http-connections` (3)")
+            && log.contains("write `http-connections = 6`"),
         "{log}"
     );
 }
@@ -88,7 +116,10 @@ async fn too_many_requests_at_once() {
 #[tokio::test]
 async fn a_flood_of_headers_ends_the_run() {
     let scene = Scene::new();
-    let rest = format!("[plugins.x.limits]\nhttp-header-bytes = \"4KiB\"\n{}", grant("http://127.0.0.1:9/", ""));
+    let rest = format!(
+        "[plugins.x.limits]\nhttp-header-bytes = \"4KiB\"\n{}",
+        grant("http://127.0.0.1:9/", "")
+    );
     let done = scene.run("{ url = \"http://127.0.0.1:9/\", fillers = 100 }", &rest).await;
     match &done.report.outcome {
         Outcome::LimitReached { limit, message } => {
@@ -129,20 +160,31 @@ async fn headers_cannot_smuggle() {
     ];
     let requests: Vec<String> = headers
         .iter()
-        .map(|(headers, _)| format!("{{ method = \"POST\", url = \"{base}\", body = \"text\", headers = [{headers}] }}"))
+        .map(|(headers, _)| {
+            format!(
+                "{{ method = \"POST\", url = \"{base}\", body = \"text\", headers = [{headers}] }}"
+            )
+        })
         .collect();
     let done = scene.run(&requests.join(", "), &grant(&base, "methods = [\"POST\"]")).await;
     for ((header, expected), answer) in headers.iter().zip(done.answers()) {
         assert!(!answer.starts_with("200") && answer.contains(expected), "{header}: {answer}");
     }
-    assert!(server.seen().iter().all(|seen| seen.body.len() < 4), "no body is longer than its length: {:?}", server.seen());
+    assert!(
+        server.seen().iter().all(|seen| seen.body.len() < 4),
+        "no body is longer than its length: {:?}",
+        server.seen()
+    );
 }
 
 #[tokio::test]
 async fn malformed_answers_are_errors() {
     let scene = Scene::new();
     for (answer, kind) in [
-        (&b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nhello"[..], "Permanent: "),
+        (
+            &b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nhello"[..],
+            "Permanent: ",
+        ),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nbroken header\r\n\r\nhell", "Permanent: "),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhello", "Transient: "),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "Permanent: "),

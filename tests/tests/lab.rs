@@ -1,4 +1,5 @@
-//! The lab itself: a scene without hookrun is a working Nix, alone and through a daemon, with a second store and a builder.
+//! The lab itself: a scene without hookrun is a working Nix, alone and through a daemon, with a
+//! second store and a builder.
 
 use std::process::Command;
 
@@ -14,7 +15,10 @@ fn a_scene_is_a_private_nix() {
     let scene = bare()
         .derivation("alpha", Script::text("it's \"quoted\" and ${this} \\ too"))
         .derivation("beta-2.0", Script::naming(["alpha"]).uses("gamma"))
-        .derivation("gamma", Script::new("echo out > $out; echo dev > $dev").outputs(&["out", "dev"]));
+        .derivation(
+            "gamma",
+            Script::new("echo out > $out; echo dev > $dev").outputs(&["out", "dev"]),
+        );
     let beta = scene.build("beta-2.0").expect_success().path();
     assert!(beta.starts_with(scene.dir()));
     let alpha = scene.out_path("alpha");
@@ -25,7 +29,8 @@ fn a_scene_is_a_private_nix() {
 
 #[test]
 fn random_builds_differ_and_large_ones_do_not() {
-    let scene = bare().derivation("random", Script::random()).derivation("large", Script::large(100_000));
+    let scene =
+        bare().derivation("random", Script::random()).derivation("large", Script::large(100_000));
     scene.build("random").expect_success();
     scene.check("random").expect_exit(104).expect_stderr("may not be deterministic");
     let large = scene.build("large").expect_success().path();
@@ -45,18 +50,27 @@ fn through_a_daemon_builds_run_as_build_users() {
     let uid = who.split_whitespace().next().unwrap().to_owned();
     let user = Ran::of(Command::new("id").args(["-nu", &uid])).expect_success();
     assert!(user.stdout.starts_with(BUILD_GROUP), "built as {}", user.stdout);
-    let store = Ran::of(Command::new("stat").args(["-c", "%G %a"]).arg(scene.path("store"))).expect_success();
+    let store = Ran::of(Command::new("stat").args(["-c", "%G %a"]).arg(scene.path("store")))
+        .expect_success();
     assert_eq!(store.stdout.trim(), "nixbld 1775");
     assert!(scene.daemon_log().contains("accepted connection"), "{}", scene.daemon_log());
 }
 
 #[test]
 fn a_second_store_takes_signed_paths_only() {
-    let scene = bare().signing_key("lab-1").signing_key("other-1").derivation("alpha", Script::text("hello"));
+    let scene = bare()
+        .signing_key("lab-1")
+        .signing_key("other-1")
+        .derivation("alpha", Script::text("hello"));
     let alpha = scene.build("alpha").expect_success().path();
     let cache = format!("file://{}", scene.path("cache").display());
     let secret = scene.path("keys/lab-1.secret").display().to_string();
-    scene.nix("nix", &["copy", "--to", &format!("{cache}?secret-key={secret}"), alpha.to_str().unwrap()]).expect_success();
+    scene
+        .nix(
+            "nix",
+            &["copy", "--to", &format!("{cache}?secret-key={secret}"), alpha.to_str().unwrap()],
+        )
+        .expect_success();
     let second = scene.second_store();
     second.substitute(&alpha, &cache, &[scene.public_key("other-1")]).expect_failure();
     assert!(!second.has(&alpha));
@@ -76,7 +90,9 @@ fn a_builder_is_a_store_in_the_scene() {
     }
     // The stock hook here: Nix's default.
     let scene = bare().derivation("alpha", Script::text("hello"));
-    let builders = hookrun::demo::private_nix::PrivateNix::local_machine(&scene.builder_store("only"), 1, 1.0);
-    let built = scene.build_with("alpha", &["--max-jobs", "0", "--builders", &builders]).expect_success();
+    let builders =
+        hookrun::demo::private_nix::PrivateNix::local_machine(&scene.builder_store("only"), 1, 1.0);
+    let built =
+        scene.build_with("alpha", &["--max-jobs", "0", "--builders", &builders]).expect_success();
     assert!(scene.on_builder("only", &built.path()), "{}", built.account());
 }

@@ -1,4 +1,5 @@
-//! Plugins that misbehave: the build succeeds, the other plugins run, and `hookrun log` says which limit and which key.
+//! Plugins that misbehave: the build succeeds, the other plugins run, and `hookrun log` says which
+//! limit and which key.
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong has to fail the test")]
 
@@ -10,7 +11,8 @@ fn component(name: &str) -> String {
     guests::guest(name).unwrap().display().to_string()
 }
 
-/// A configuration of a well-behaved plugin and of the same faulty one in several roles, `(name, fault, limits)`.
+/// A configuration of a well-behaved plugin and of the same faulty one in several roles, `(name,
+/// fault, limits)`.
 fn config(faults: &[(&str, &str, &str)]) -> String {
     let mut text = format!(
         "[worker]\nstart = \"none\"\n[plugins.good]\nsource = \"{}\"\nhooks = [\"post-build\"]\ngrant = {{ state = true }}\n",
@@ -48,19 +50,31 @@ fn a_loop_a_trap_and_a_glutton_harm_nobody() {
     scene.build("alpha").expect_success();
     // Something has failed, and the exit code says so.
     scene.drain().expect_exit(1);
-    scene.expect_tasks(&["alpha eats limit", "alpha good done", "alpha loops limit", "alpha traps trapped"]);
+    scene.expect_tasks(&[
+        "alpha eats limit",
+        "alpha good done",
+        "alpha loops limit",
+        "alpha traps trapped",
+    ]);
     let messages = ["loops", "eats", "traps"].map(|plugin| attempt_of(&scene, plugin).message);
     let [loops, eats, traps] = &messages;
-    assert!(loops.contains("its limit `wall-time`") && loops.contains("write `wall-time = \"2s\"`"), "{loops}");
+    assert!(
+        loops.contains("its limit `wall-time`") && loops.contains("write `wall-time = \"2s\"`"),
+        "{loops}"
+    );
     assert!(loops.contains("under [plugins.loops.limits]"), "{loops}");
-    assert!(eats.contains("its limit `memory`") && eats.contains("write `memory = \"64MiB\"`"), "{eats}");
+    assert!(
+        eats.contains("its limit `memory`") && eats.contains("write `memory = \"64MiB\"`"),
+        "{eats}"
+    );
     assert!(traps.contains("trapped"), "{traps}");
     let said = attempt_of(&scene, "traps").log.join("\n");
     assert!(said.contains("told to trap"), "the panic's own words are in its log: {said}");
 
     // What people see.
     let log = scene.hookrun(&["log"]).expect_success().stdout;
-    for part in ["wall-time", "[plugins.loops.limits]", "memory", "[plugins.eats.limits]", "traps"] {
+    for part in ["wall-time", "[plugins.loops.limits]", "memory", "[plugins.eats.limits]", "traps"]
+    {
         assert!(log.contains(part), "`{part}` is not in:\n{log}");
     }
 }
@@ -76,7 +90,8 @@ fn every_limit_names_itself_and_its_key() {
         ("output", "output-bytes"),
         ("state", "state-bytes"),
     ];
-    let plugins: Vec<(&str, &str, &str)> = faults.iter().map(|(fault, _)| (*fault, *fault, "memory = \"512MiB\"")).collect();
+    let plugins: Vec<(&str, &str, &str)> =
+        faults.iter().map(|(fault, _)| (*fault, *fault, "memory = \"512MiB\"")).collect();
     let scene = Scene::new().config(&config(&plugins)).derivation("alpha", Script::text("hello"));
     scene.build("alpha").expect_success();
     let _some_fail = scene.drain();
@@ -106,6 +121,10 @@ fn a_plugin_that_only_fails_is_tried_again_and_then_a_dead_letter() {
         attempts = scene.attempts();
     }
     scene.drain().expect_success();
-    assert_eq!(attempts.iter().map(|attempt| attempt.number).collect::<Vec<_>>(), [1, 2, 3], "{attempts:#?}");
+    assert_eq!(
+        attempts.iter().map(|attempt| attempt.number).collect::<Vec<_>>(),
+        [1, 2, 3],
+        "{attempts:#?}"
+    );
     assert!(attempts.iter().all(|attempt| attempt.class == "transient"), "{attempts:#?}");
 }

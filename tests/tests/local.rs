@@ -1,6 +1,10 @@
-//! This machine as one to choose, with real Nix: builds that become ready together, how long its own builds took, and what lies where.
+//! This machine as one to choose, with real Nix: builds that become ready together, how long its
+//! own builds took, and what lies where.
 
-#![expect(clippy::unwrap_used, reason = "functions that only tests call: what goes wrong has to fail the test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "functions that only tests call: what goes wrong has to fail the test"
+)]
 
 use hookrun::builders::record::{Outcome, Record, Selection};
 use hookrun_tests::lab::{Scene, Script, is_root};
@@ -43,8 +47,11 @@ fn of_builds_that_are_ready_together_only_as_many_stay_as_there_are_slots() {
     let scene = scene.derivation("all", Script::naming(names.iter().map(String::as_str)));
     scene.build_with("all", &["--max-jobs", "1"]).expect_success();
     let builds = record(&scene).builds(Selection::Last(100)).unwrap();
-    let remote: Vec<&str> =
-        builds.iter().filter(|build| build.name.starts_with("part")).map(|build| build.name.as_str()).collect();
+    let remote: Vec<&str> = builds
+        .iter()
+        .filter(|build| build.name.starts_with("part"))
+        .map(|build| build.name.as_str())
+        .collect();
     assert_eq!(remote.len(), 3, "one stays, the others do not wait for it: {builds:#?}");
     assert!(builds.iter().all(|build| build.outcome == Some(Outcome::Built)));
 }
@@ -64,7 +71,10 @@ fn how_long_builds_took_here_is_known_to_the_policy() {
     scene.build_with("pkg-3", &["--max-jobs", "2"]).expect_success();
     let reason = record(&scene).decisions(Selection::Last(1)).unwrap().remove(0).reason;
     assert!(reason.starts_with("this machine should have it done in "), "{reason}");
-    assert!(!reason.starts_with("this machine should have it done in 6.7 s"), "not the guess of 60 s at factor 9: {reason}");
+    assert!(
+        !reason.starts_with("this machine should have it done in 6.7 s"),
+        "not the guess of 60 s at factor 9: {reason}"
+    );
 }
 
 #[test]
@@ -73,7 +83,10 @@ fn what_a_build_brought_to_a_machine_need_not_be_sent_again() {
     let scene = scene
         .derivation("input", Script::large(4 << 20))
         .derivation("first", Script::naming(["input"]))
-        .derivation("second", Script::new("read -r line < $input; echo second > $out").uses("input"));
+        .derivation(
+            "second",
+            Script::new("read -r line < $input; echo second > $out").uses("input"),
+        );
     scene.build_with("input", &["--builders", "", "--max-jobs", "1"]).expect_success();
     scene.build_with("first", &["--max-jobs", "0"]).expect_success();
     scene.build_with("second", &["--max-jobs", "0"]).expect_success();

@@ -1,7 +1,10 @@
-//! The bundled policy's modes with real Nix: forty builds over four machines, one of them behind a real sshd, with features; and this machine as
-//! one to choose.
+//! The bundled policy's modes with real Nix: forty builds over four machines, one of them behind a
+//! real sshd, with features; and this machine as one to choose.
 
-#![expect(clippy::unwrap_used, reason = "functions that only tests call: what goes wrong has to fail the test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "functions that only tests call: what goes wrong has to fail the test"
+)]
 
 use hookrun::builders::record::{BuildRow, Outcome, Record, Selection};
 use hookrun_tests::lab::{Ran, Scene, Script, Sshd, is_root};
@@ -22,7 +25,8 @@ fn scene(policy: &str) -> Scene {
     ))
 }
 
-/// A machine that is a store of the scene, with slots, speed factor, features and mandatory features.
+/// A machine that is a store of the scene, with slots, speed factor, features and mandatory
+/// features.
 fn machine(scene: Scene, name: &str, rest: &str) -> Scene {
     scene.make_builder_store(name);
     scene.machine(&format!("ssh://localhost?remote-store=@scene@/builders/{name} - - {rest}"))
@@ -67,16 +71,25 @@ fn forty(policy: &str) {
         _ => None,
     };
     let scene = names.iter().enumerate().fold(scene, |scene, (number, name)| {
-        let script = feature(number).into_iter().fold(part(name), |script, feature| script.requires(&[feature]));
+        let script = feature(number)
+            .into_iter()
+            .fold(part(name), |script, feature| script.requires(&[feature]));
         scene.derivation(name, script)
     });
     let scene = scene.derivation("all", Script::naming(names.iter().map(String::as_str)));
     scene.hookrun(&["compile"]).expect_success();
     let ran = scene.build_with("all", &["--max-jobs", "0"]).expect_success();
-    assert!(!ran.account().contains("is lost") && !ran.account().contains("skipped"), "{}", ran.account());
+    assert!(
+        !ran.account().contains("is lost") && !ran.account().contains("skipped"),
+        "{}",
+        ran.account()
+    );
 
     let decisions = record(&scene).decisions(Selection::Last(100)).unwrap();
-    assert!(decisions.len() >= 41 && decisions.iter().all(|decision| decision.decided_by == "policy"), "{decisions:#?}");
+    assert!(
+        decisions.len() >= 41 && decisions.iter().all(|decision| decision.decided_by == "policy"),
+        "{decisions:#?}"
+    );
     let builds = record(&scene).builds(Selection::Last(100)).unwrap();
     assert_eq!(builds.len(), 41);
     let on = |name: &str| -> Vec<&BuildRow> {
@@ -85,17 +98,22 @@ fn forty(policy: &str) {
     };
     for build in &builds {
         assert_eq!(build.outcome, Some(Outcome::Built), "{build:?}");
-        let number: Option<usize> = build.name.strip_prefix("part-").map(|number| number.parse().unwrap());
+        let number: Option<usize> =
+            build.name.strip_prefix("part-").map(|number| number.parse().unwrap());
         match number.and_then(feature) {
             Some("benchmark") => assert!(build.machine.ends_with("/benchmarks"), "{build:?}"),
             Some(_) => assert!(build.machine.ends_with("/kept"), "{build:?}"),
             None => assert!(!build.machine.ends_with("/kept"), "{build:?}"),
         }
     }
-    assert!(!on("remote").is_empty() && !on("benchmarks").is_empty() && on("kept").len() == 4, "{builds:#?}");
+    assert!(
+        !on("remote").is_empty() && !on("benchmarks").is_empty() && on("kept").len() == 4,
+        "{builds:#?}"
+    );
     assert!(server.logins() >= 1);
 
-    let paths: Vec<String> = names.iter().map(|name| scene.out_path(name).display().to_string()).collect();
+    let paths: Vec<String> =
+        names.iter().map(|name| scene.out_path(name).display().to_string()).collect();
     let mut arguments = vec!["--read-log"];
     arguments.extend(paths.iter().map(String::as_str));
     let logs = scene.nix("nix-store", &arguments).expect_success().stdout;
@@ -104,7 +122,10 @@ fn forty(policy: &str) {
     }
 
     let scene = scene.derivation("bad", Script::failing());
-    let ran = scene.build_with("bad", &["--max-jobs", "0"]).expect_failure().expect_stderr("failed with exit code 1");
+    let ran = scene
+        .build_with("bad", &["--max-jobs", "0"])
+        .expect_failure()
+        .expect_stderr("failed with exit code 1");
     assert_eq!(ran.account().matches("build of '").count(), 1, "{}", ran.account());
     assert_eq!(ran.account().matches("no such luck").count(), 1, "{}", ran.account());
     let build = record(&scene).builds(Selection::Last(1)).unwrap().remove(0);
@@ -113,7 +134,10 @@ fn forty(policy: &str) {
 
 /// Which machines Nix says it builds on.
 fn announced(ran: &Ran) -> usize {
-    ran.account().lines().filter(|line| line.starts_with("building '") && line.contains("' on '")).count()
+    ran.account()
+        .lines()
+        .filter(|line| line.starts_with("building '") && line.contains("' on '"))
+        .count()
 }
 
 #[test]
@@ -125,15 +149,21 @@ fn short_builds_stay_on_a_fast_local_machine_while_it_has_a_slot() {
     // Each needs the one before: there is always a slot free here.
     let names: Vec<String> = (0..4).map(|number| format!("step-{number}")).collect();
     let scene = names.iter().enumerate().fold(scene, |scene, (number, name)| {
-        let script =
-            number.checked_sub(1).and_then(|before| names.get(before)).into_iter().fold(part(name), |s, n| s.uses(n));
+        let script = number
+            .checked_sub(1)
+            .and_then(|before| names.get(before))
+            .into_iter()
+            .fold(part(name), |s, n| s.uses(n));
         scene.derivation(name, script)
     });
     scene.hookrun(&["compile"]).expect_success();
     let ran = scene.build_with("step-3", &["--max-jobs", "1"]).expect_success();
     assert_eq!(announced(&ran), 0, "{}", ran.account());
     let reasons = record(&scene).decisions(Selection::Last(10)).unwrap();
-    assert!(reasons.iter().all(|decision| decision.reason.contains("this machine should have it done")), "{reasons:#?}");
+    assert!(
+        reasons.iter().all(|decision| decision.reason.contains("this machine should have it done")),
+        "{reasons:#?}"
+    );
 
     // It may not build at all.
     let scene = scene.derivation("far", Script::text("far"));

@@ -1,5 +1,5 @@
-//! Another result in a second build: a mail that names derivation, output and files, and Nix's verdict as it would be without
-//! hookrun.
+//! Another result in a second build: a mail that names derivation, output and files, and Nix's
+//! verdict as it would be without hookrun.
 
 #![allow(
     clippy::unwrap_used,
@@ -66,10 +66,16 @@ fn through_a_daemon_the_hook_is_a_build_user_and_a_mail_arrives() {
     scene.build("tree").expect_success();
     scene.drain().expect_success();
     // As Nix 2.8 says it through a daemon with no diff-hook at all: the client ends with 1.
-    scene.check("tree").expect_failure().expect_stderr("may not be deterministic").expect_stderr(".check");
+    scene
+        .check("tree")
+        .expect_failure()
+        .expect_stderr("may not be deterministic")
+        .expect_stderr(".check");
 
     let spooled = scene.spooled();
-    let [event] = spooled.as_slice() else { panic!("one event, not {spooled:?}\n{}", scene.daemon_log()) };
+    let [event] = spooled.as_slice() else {
+        panic!("one event, not {spooled:?}\n{}", scene.daemon_log())
+    };
     let uid = event.metadata().unwrap().uid().to_string();
     let owner = Ran::of(Command::new("id").args(["-nu", &uid])).expect_success().stdout;
     assert!(owner.starts_with(BUILD_GROUP), "handed over by {owner}");
@@ -95,8 +101,10 @@ fn the_verdict_is_the_same_with_and_without_hookrun() {
         return;
     }
     let with = Scene::new().config(CONFIG).derivation("tree", changing_tree());
-    let without =
-        Scene::new().nix_conf("post-build-hook", "").nix_conf("run-diff-hook", "false").derivation("tree", changing_tree());
+    let without = Scene::new()
+        .nix_conf("post-build-hook", "")
+        .nix_conf("run-diff-hook", "false")
+        .derivation("tree", changing_tree());
     let verdicts = [&with, &without].map(|scene| {
         scene.build("tree").expect_success();
         let ran = scene.check("tree").expect_stderr("may not be deterministic");

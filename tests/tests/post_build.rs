@@ -1,5 +1,6 @@
-//! From Nix's build through hook, spool, worker and plugin to a cache: what Nix builds is uploaded, signed, and can be taken back by
-//! whoever trusts the key, and by nobody else. (`upload.rs` has the upload plugin by itself.)
+//! From Nix's build through hook, spool, worker and plugin to a cache: what Nix builds is uploaded,
+//! signed, and can be taken back by whoever trusts the key, and by nobody else. (`upload.rs` has
+//! the upload plugin by itself.)
 
 use hookrun_tests::lab::{Scene, Script};
 
@@ -46,12 +47,18 @@ fn three_derivations_are_uploaded_and_taken_back() {
     scene.expect_tasks(&["alpha cache done", "beta cache done", "gamma cache done"]);
 
     let second = scene.second_store();
-    second.substitute(&gamma, &cache_url(&scene), &[scene.public_key("stranger-1")]).expect_failure();
+    second
+        .substitute(&gamma, &cache_url(&scene), &[scene.public_key("stranger-1")])
+        .expect_failure();
     assert!(!second.has(&gamma), "a signature of an unknown key is none");
     second.substitute(&gamma, &cache_url(&scene), &[scene.public_key("lab-1")]).expect_success();
     for name in ["alpha", "beta", "gamma"] {
         let path = scene.out_path(name);
-        assert_eq!(std::fs::read(second.locate(&path)).unwrap(), std::fs::read(&path).unwrap(), "{name}");
+        assert_eq!(
+            std::fs::read(second.locate(&path)).unwrap(),
+            std::fs::read(&path).unwrap(),
+            "{name}"
+        );
     }
 
     let third = scene.second_store();
@@ -67,7 +74,8 @@ fn what_is_there_is_not_uploaded_again() {
     scene.drain().expect_success();
     let narinfo = |name: &str| {
         let path = scene.out_path(name);
-        let hash = path.file_name().unwrap().to_str().unwrap().split('-').next().unwrap().to_owned();
+        let hash =
+            path.file_name().unwrap().to_str().unwrap().split('-').next().unwrap().to_owned();
         scene.path("cache").join(format!("{hash}.narinfo"))
     };
     let written = |name: &str| narinfo(name).metadata().unwrap().modified().unwrap();
@@ -81,13 +89,15 @@ fn what_is_there_is_not_uploaded_again() {
 
 #[test]
 fn a_worker_that_the_hook_starts_needs_no_command() {
-    let scene = three_derivations(&CONFIG.replace("start = \"none\"", "start = \"spawn\"\nidle-exit = \"1s\""));
+    let scene = three_derivations(
+        &CONFIG.replace("start = \"none\"", "start = \"spawn\"\nidle-exit = \"1s\""),
+    );
     let gamma = scene.build("gamma").expect_success().path();
     // Waits for the worker that runs; would do the work itself if there were none.
     scene.drain().expect_success();
     scene.expect_tasks(&["alpha cache done", "beta cache done", "gamma cache done"]);
-    let log =
-        std::fs::read_to_string(scene.state_dir().join("worker.log")).expect("the hook starts a worker, which has a log");
+    let log = std::fs::read_to_string(scene.state_dir().join("worker.log"))
+        .expect("the hook starts a worker, which has a log");
     let second = scene.second_store();
     let taken = second.substitute(&gamma, &cache_url(&scene), &[scene.public_key("lab-1")]);
     assert!(taken.status.success(), "{}\nworker: {log}", taken.account());
@@ -97,14 +107,20 @@ fn a_worker_that_the_hook_starts_needs_no_command() {
 fn every_output_is_uploaded() {
     let scene = three_derivations(CONFIG).derivation(
         "many",
-        Script::new("echo out > $out; echo dev > $dev; echo doc > $doc").outputs(&["out", "dev", "doc"]),
+        Script::new("echo out > $out; echo dev > $dev; echo doc > $doc")
+            .outputs(&["out", "dev", "doc"]),
     );
     scene.build("many").expect_success();
     scene.drain().expect_success();
     let second = scene.second_store();
     for path in scene.out_paths("many") {
         second.substitute(&path, &cache_url(&scene), &[scene.public_key("lab-1")]).expect_success();
-        assert_eq!(std::fs::read(second.locate(&path)).unwrap(), std::fs::read(&path).unwrap(), "{}", path.display());
+        assert_eq!(
+            std::fs::read(second.locate(&path)).unwrap(),
+            std::fs::read(&path).unwrap(),
+            "{}",
+            path.display()
+        );
     }
 }
 

@@ -1,4 +1,5 @@
-//! `hookrun queue`: what was given up gets another chance or goes, and waiting for the end tells how it ended.
+//! `hookrun queue`: what was given up gets another chance or goes, and waiting for the end tells
+//! how it ended.
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong has to fail the test")]
 
@@ -22,12 +23,26 @@ fn a_dead_letter_is_listed_shown_and_given_another_chance() {
     scene.build("alpha").expect_success();
     scene.drain().expect_exit(1);
     let listed = scene.hookrun(&["queue", "list"]).expect_success().expect_stdout("told to fail");
-    let id = listed.stdout.lines().nth(1).and_then(|line| line.split_whitespace().next()).unwrap().to_owned();
+    let id = listed
+        .stdout
+        .lines()
+        .nth(1)
+        .and_then(|line| line.split_whitespace().next())
+        .unwrap()
+        .to_owned();
     assert_eq!(id.len(), 13, "{}", listed.stdout);
-    scene.hookrun(&["queue", "show", &id]).expect_success().expect_stdout("attempt 1").expect_stdout("post-build of ");
+    scene
+        .hookrun(&["queue", "show", &id])
+        .expect_success()
+        .expect_stdout("attempt 1")
+        .expect_stdout("post-build of ");
     scene.set_config(&config(""));
-    scene.hookrun(&["queue", "retry", "--dead"]).expect_success().expect_stdout("again: keeper on alpha");
-    let rooted = std::fs::read_dir(scene.private_nix().state_dir().join("gcroots/hookrun")).unwrap().count();
+    scene
+        .hookrun(&["queue", "retry", "--dead"])
+        .expect_success()
+        .expect_stdout("again: keeper on alpha");
+    let rooted =
+        std::fs::read_dir(scene.private_nix().state_dir().join("gcroots/hookrun")).unwrap().count();
     assert_eq!(rooted, 1, "what is done again is kept from the garbage collector again");
     scene.drain().expect_success();
     scene.hookrun(&["queue", "list"]).expect_success().expect_stdout("no tasks");
@@ -50,12 +65,14 @@ fn a_plugin_asks_for_dependencies_first_and_the_configuration_has_the_last_word(
     std::fs::write(&ordered, component).unwrap();
     let config = |more: &str| {
         let source = guests::guest("good").unwrap().display().to_string();
-        let config = config("fail = \"transient\"").replace(&source, &ordered.display().to_string());
+        let config =
+            config("fail = \"transient\"").replace(&source, &ordered.display().to_string());
         config.replace("[plugins.keeper]\n", &format!("[plugins.keeper]\n{more}\n"))
     };
-    for (more, tried) in
-        [("", vec!["alpha keeper transient"]), ("order = \"any\"", vec!["alpha keeper transient", "omega keeper transient"])]
-    {
+    for (more, tried) in [
+        ("", vec!["alpha keeper transient"]),
+        ("order = \"any\"", vec!["alpha keeper transient", "omega keeper transient"]),
+    ] {
         let scene = Scene::new()
             .config(&config(more))
             .derivation("alpha", Script::text("hello"))
@@ -75,7 +92,10 @@ fn what_is_dropped_stays_in_the_log() {
     let scene = Scene::new().config(&config(BROKEN)).derivation("alpha", Script::text("hello"));
     scene.build("alpha").expect_success();
     scene.drain().expect_exit(1);
-    scene.hookrun(&["queue", "drop", "--plugin", "keeper"]).expect_success().expect_stdout("dropped: keeper on alpha");
+    scene
+        .hookrun(&["queue", "drop", "--plugin", "keeper"])
+        .expect_success()
+        .expect_stdout("dropped: keeper on alpha");
     scene.hookrun(&["queue", "list", "--all"]).expect_success().expect_stdout("no tasks");
     scene.hookrun(&["log"]).expect_success().expect_stdout("told to fail");
     scene.hookrun(&["status"]).expect_success().expect_silent_about("given up");
@@ -83,7 +103,9 @@ fn what_is_dropped_stays_in_the_log() {
 
 #[test]
 fn what_waits_for_an_hour_is_done_now() {
-    let scene = Scene::new().config(&config("fail = \"transient\"")).derivation("alpha", Script::text("hello"));
+    let scene = Scene::new()
+        .config(&config("fail = \"transient\""))
+        .derivation("alpha", Script::text("hello"));
     scene.build("alpha").expect_success();
     scene.drain().expect_exit(1);
     scene.hookrun(&["queue", "list"]).expect_success().expect_stdout("waits ");
@@ -102,7 +124,10 @@ fn what_waits_for_an_hour_is_done_now() {
 fn somebody_has_to_say_which() {
     let scene = Scene::new();
     scene.hookrun(&["queue", "retry"]).expect_exit(2).expect_stderr("which tasks?");
-    scene.hookrun(&["queue", "show", "nothing"]).expect_exit(4).expect_stderr("there is no journal yet");
+    scene
+        .hookrun(&["queue", "show", "nothing"])
+        .expect_exit(4)
+        .expect_stderr("there is no journal yet");
     scene.hookrun(&["queue", "list"]).expect_success().expect_stdout("no tasks");
     scene.hookrun(&["queue", "wait"]).expect_success();
 }
@@ -116,15 +141,24 @@ fn the_log_is_sifted_and_followed() {
         .derivation("beta", Script::text("hello again"));
     scene.build("alpha").expect_success();
     scene.drain().expect_exit(1);
-    scene.hookrun(&["log", "--outcome", "dead", "--since", "3d"]).expect_success().expect_stdout("told to fail");
-    for nothing in
-        [["--derivation", "beta"], ["--plugin", "other"], ["--outcome", "done"], ["--since", "2099-01-01T00:00:00Z"]]
-    {
+    scene
+        .hookrun(&["log", "--outcome", "dead", "--since", "3d"])
+        .expect_success()
+        .expect_stdout("told to fail");
+    for nothing in [
+        ["--derivation", "beta"],
+        ["--plugin", "other"],
+        ["--outcome", "done"],
+        ["--since", "2099-01-01T00:00:00Z"],
+    ] {
         let mut arguments = vec!["log"];
         arguments.extend(nothing);
         assert_eq!(scene.hookrun(&arguments).expect_success().stdout, "", "{nothing:?}");
     }
-    scene.hookrun(&["log", "--since", "yesterday"]).expect_exit(2).expect_stderr("write `2h` or `3d`");
+    scene
+        .hookrun(&["log", "--since", "yesterday"])
+        .expect_exit(2)
+        .expect_stderr("write `2h` or `3d`");
     let mut follower = scene
         .hookrun_command(&["log", "--follow", "--format", "json"])
         .stdout(std::process::Stdio::piped())
@@ -132,7 +166,8 @@ fn the_log_is_sifted_and_followed() {
         .unwrap();
     let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
     let mut name = || {
-        let line: serde_json::Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        let line: serde_json::Value =
+            serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
         format!("{} {}", line["name"].as_str().unwrap(), line["class"].as_str().unwrap())
     };
     assert_eq!(name(), "alpha permanent");
@@ -154,7 +189,9 @@ fn the_log_is_sifted_and_followed() {
 #[test]
 fn status_tells_how_plugins_fare_and_goes_on_telling() {
     use std::io::{BufRead as _, BufReader};
-    let scene = Scene::new().config(&config("fail = \"transient\"")).derivation("alpha", Script::text("hello"));
+    let scene = Scene::new()
+        .config(&config("fail = \"transient\""))
+        .derivation("alpha", Script::text("hello"));
     scene.build("alpha").expect_success();
     scene.drain().expect_exit(1);
     let shown = scene.hookrun(&["status"]).expect_success();
@@ -167,7 +204,11 @@ fn status_tells_how_plugins_fare_and_goes_on_telling() {
         .spawn()
         .unwrap();
     let lines = BufReader::new(watcher.stdout.take().unwrap()).lines().map_while(Result::ok);
-    assert_eq!(lines.filter(|line| line.starts_with("--- ")).take(2).count(), 2, "blocks, since this is no terminal");
+    assert_eq!(
+        lines.filter(|line| line.starts_with("--- ")).take(2).count(),
+        2,
+        "blocks, since this is no terminal"
+    );
     watcher.kill().unwrap();
     watcher.wait().unwrap();
 }
@@ -183,6 +224,7 @@ fn status_says_what_is_wrong_with_the_spool() {
     scene.hookrun(&["status"]).expect_success().expect_stdout("has mode 0777");
     std::fs::write(spool.join("forged"), "not an event").unwrap();
     scene.drain();
-    let shown = scene.hookrun(&["status"]).expect_success().expect_stdout("1 spool file was set aside");
+    let shown =
+        scene.hookrun(&["status"]).expect_success().expect_stdout("1 spool file was set aside");
     assert!(shown.stdout.contains("forged: it does not begin with"), "{}", shown.account());
 }

@@ -1,4 +1,5 @@
-//! What changes on disk while `hookrun daemon` runs: taken up for the next run, or left where it is with a word in `hookrun status`.
+//! What changes on disk while `hookrun daemon` runs: taken up for the next run, or left where it is
+//! with a word in `hookrun status`.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what goes wrong has to fail the test")]
 
@@ -40,20 +41,31 @@ fn eventually<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
 /// The message of the plugin's only attempt on the derivation.
 fn message(scene: &Scene, derivation: &str) -> String {
     eventually(derivation, || {
-        scene.attempts().into_iter().find(|attempt| attempt.name == derivation).map(|attempt| attempt.message)
+        scene
+            .attempts()
+            .into_iter()
+            .find(|attempt| attempt.name == derivation)
+            .map(|attempt| attempt.message)
     })
 }
 
 fn problems(scene: &Scene) -> Vec<String> {
-    let status: serde_json::Value =
-        serde_json::from_str(&scene.hookrun(&["status", "--format", "json"]).expect_success().stdout).unwrap();
+    let status: serde_json::Value = serde_json::from_str(
+        &scene.hookrun(&["status", "--format", "json"]).expect_success().stdout,
+    )
+    .unwrap();
     let problems = status.get("problems").and_then(serde_json::Value::as_array).unwrap().iter();
-    problems.map(|problem| problem.as_str().unwrap().to_owned()).filter(|problem| problem.starts_with("worker: ")).collect()
+    problems
+        .map(|problem| problem.as_str().unwrap().to_owned())
+        .filter(|problem| problem.starts_with("worker: "))
+        .collect()
 }
 
 fn refreshed(scene: &Scene) -> Option<u64> {
-    let status: serde_json::Value =
-        serde_json::from_str(&scene.hookrun(&["status", "--format", "json"]).expect_success().stdout).unwrap();
+    let status: serde_json::Value = serde_json::from_str(
+        &scene.hookrun(&["status", "--format", "json"]).expect_success().stdout,
+    )
+    .unwrap();
     status.get("refreshed-ms").and_then(serde_json::Value::as_u64)
 }
 
@@ -78,7 +90,9 @@ fn config(plugin: &Path, greeting: &str) -> String {
 fn a_configuration_is_taken_up_and_a_broken_one_is_not() {
     let good = guests::guest("good").unwrap();
     let scene = Scene::new().config(&config(&good, "hello"));
-    let scene = ["alpha", "beta", "gamma"].iter().fold(scene, |scene, name| scene.derivation(name, Script::text(name)));
+    let scene = ["alpha", "beta", "gamma"]
+        .iter()
+        .fold(scene, |scene, name| scene.derivation(name, Script::text(name)));
     let _daemon = Daemon::start(&scene);
     scene.build("alpha").expect_success();
     assert_eq!(message(&scene, "alpha"), "hello alpha");
@@ -88,14 +102,18 @@ fn a_configuration_is_taken_up_and_a_broken_one_is_not() {
     scene.set_config("[plugins.keeper\n");
     let problem = eventually("a word about it", || problems(&scene).pop());
     assert!(
-        problem.contains(":1: ") && problem.ends_with("; the worker goes on with the configuration of before"),
+        problem.contains(":1: ")
+            && problem.ends_with("; the worker goes on with the configuration of before"),
         "{problem}"
     );
     scene.build("gamma").expect_success();
     assert_eq!(message(&scene, "gamma"), "bye gamma");
-    // What the runner is to start with is refused behind the wall, not when it is read: that is no reason to stop, either.
+    // What the runner is to start with is refused behind the wall, not when it is read: that is no
+    // reason to stop, either.
     scene.set_config(&config(&good, "bye").replace("state = true", "state = false"));
-    let problem = eventually("another word", || problems(&scene).into_iter().find(|problem| problem.contains("state")));
+    let problem = eventually("another word", || {
+        problems(&scene).into_iter().find(|problem| problem.contains("state"))
+    });
     assert!(problem.ends_with("; what worked before goes on"), "{problem}");
     taken_up(&scene, || scene.set_config(&config(&good, "again")));
     assert_eq!(problems(&scene), Vec::<String>::new());
@@ -109,7 +127,9 @@ fn a_plugin_is_taken_up_and_a_broken_one_is_not() {
     std::fs::write(&plugin, &good).unwrap();
     let failing = config(&plugin, "x").replace("greeting = \"x\"", "fail = \"permanent\"");
     let scene = scene.config(&failing);
-    let scene = ["alpha", "beta", "gamma"].iter().fold(scene, |scene, name| scene.derivation(name, Script::text(name)));
+    let scene = ["alpha", "beta", "gamma"]
+        .iter()
+        .fold(scene, |scene, name| scene.derivation(name, Script::text(name)));
     let _daemon = Daemon::start(&scene);
     scene.build("alpha").expect_success();
     assert_eq!(message(&scene, "alpha"), "told to fail");
@@ -124,7 +144,10 @@ fn a_plugin_is_taken_up_and_a_broken_one_is_not() {
     assert_eq!(message(&scene, "beta"), "sold to fail");
     install(b"\0asm but not for long");
     let problem = eventually("a word about it", || problems(&scene).pop());
-    assert!(problem.contains("plugin.wasm") && problem.ends_with("; what worked before goes on"), "{problem}");
+    assert!(
+        problem.contains("plugin.wasm") && problem.ends_with("; what worked before goes on"),
+        "{problem}"
+    );
     scene.build("gamma").expect_success();
     assert_eq!(message(&scene, "gamma"), "sold to fail", "the one before the broken one");
     taken_up(&scene, || install(&good));
@@ -133,7 +156,8 @@ fn a_plugin_is_taken_up_and_a_broken_one_is_not() {
 
 #[test]
 fn a_task_that_was_refused_runs_when_its_secret_is_there() {
-    let scene = Scene::new().signing_key("cache.example.org-1").derivation("alpha", Script::text("hello"));
+    let scene =
+        Scene::new().signing_key("cache.example.org-1").derivation("alpha", Script::text("hello"));
     let key = scene.path("key-to-come");
     let scene = scene.config(&format!(
         "[worker]\nstart = \"service\"\n[plugins.cache]\nsource = \"bundled:s3-upload\"\nhooks = [\"post-build\"]\n\
@@ -146,7 +170,9 @@ fn a_task_that_was_refused_runs_when_its_secret_is_there() {
     let refusal = message(&scene, "alpha");
     assert!(refusal.contains("key-to-come"), "{refusal}");
     std::fs::copy(scene.path("keys/cache.example.org-1.secret"), &key).unwrap();
-    eventually("the upload", || scene.tasks().contains(&"alpha cache done".to_owned()).then_some(()));
+    eventually("the upload", || {
+        scene.tasks().contains(&"alpha cache done".to_owned()).then_some(())
+    });
 }
 
 /// `bytes` with `from` replaced by `to`, which is as long, wherever it stands.

@@ -1,6 +1,10 @@
-//! What builds take besides slots, with real Nix: never given away twice, seen by `hookrun builders`, given back by the dead.
+//! What builds take besides slots, with real Nix: never given away twice, seen by `hookrun
+//! builders`, given back by the dead.
 
-#![expect(clippy::unwrap_used, reason = "functions that only tests call: what goes wrong has to fail the test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "functions that only tests call: what goes wrong has to fail the test"
+)]
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -8,8 +12,9 @@ use std::time::{Duration, Instant};
 use hookrun::builders::record::{BuildRow, Outcome, Record, Selection};
 use hookrun_tests::lab::{Ran, Scene, Script, is_root};
 
-/// Two machines with many slots. Each has one GPU, which builds that require `benchmark` take; there is one licence for both, which
-/// builds that require `big-parallel` take. (What a machine may do is in its own Nix, and there these two are known by default.)
+/// Two machines with many slots. Each has one GPU, which builds that require `benchmark` take;
+/// there is one licence for both, which builds that require `big-parallel` take. (What a machine
+/// may do is in its own Nix, and there these two are known by default.)
 fn scene() -> Option<Scene> {
     if !is_root() {
         eprintln!("skipped: needs root");
@@ -33,7 +38,9 @@ fn scene() -> Option<Scene> {
     );
     Some(["one", "two"].into_iter().fold(scene, |scene, name| {
         scene.make_builder_store(name);
-        scene.machine(&format!("ssh://localhost?remote-store=@scene@/builders/{name} - - 8 1 benchmark,big-parallel"))
+        scene.machine(&format!(
+            "ssh://localhost?remote-store=@scene@/builders/{name} - - 8 1 benchmark,big-parallel"
+        ))
     }))
 }
 
@@ -42,13 +49,19 @@ fn taking(seconds: f32, features: &[&str]) -> Script {
 }
 
 fn builds(scene: &Scene) -> Vec<BuildRow> {
-    Record::read(&scene.state_dir().join("builders")).unwrap().unwrap().builds(Selection::Last(100)).unwrap()
+    Record::read(&scene.state_dir().join("builders"))
+        .unwrap()
+        .unwrap()
+        .builds(Selection::Last(100))
+        .unwrap()
 }
 
 /// Most of these builds that were on a machine at the same time.
 fn most_at_once(builds: &[&BuildRow]) -> usize {
     let at = |instant: u64| {
-        let runs = |build: &&&BuildRow| build.started_ms.unwrap() < instant && instant <= build.ended_ms.unwrap();
+        let runs = |build: &&&BuildRow| {
+            build.started_ms.unwrap() < instant && instant <= build.ended_ms.unwrap()
+        };
         builds.iter().filter(runs).count()
     };
     builds.iter().map(|build| at(build.ended_ms.unwrap())).max().unwrap_or(0)
@@ -57,7 +70,8 @@ fn most_at_once(builds: &[&BuildRow]) -> usize {
 #[test]
 fn two_commands_never_take_more_than_there_is() {
     let Some(scene) = scene() else { return };
-    let kinds: [(&str, &[&str]); 3] = [("gpu", &["benchmark"]), ("licence", &["big-parallel"]), ("plain", &[])];
+    let kinds: [(&str, &[&str]); 3] =
+        [("gpu", &["benchmark"]), ("licence", &["big-parallel"]), ("plain", &[])];
     let mut scene = scene;
     for command in ["left", "right"] {
         let mut names = Vec::new();
@@ -87,15 +101,25 @@ fn two_commands_never_take_more_than_there_is() {
     let builds = builds(&scene);
     assert!(builds.iter().all(|build| build.outcome == Some(Outcome::Built)));
     let of = |kind: &str, machine: &str| -> Vec<&BuildRow> {
-        builds.iter().filter(|build| build.name.starts_with(kind) && build.machine.ends_with(machine)).collect()
+        builds
+            .iter()
+            .filter(|build| build.name.starts_with(kind) && build.machine.ends_with(machine))
+            .collect()
     };
     for machine in ["/one", "/two"] {
         assert!(!of("gpu", machine).is_empty(), "{machine} was never used");
         assert_eq!(most_at_once(&of("gpu", machine)), 1, "{machine} has one GPU");
     }
-    assert_eq!((of("licence", "").len(), most_at_once(&of("licence", ""))), (8, 1), "there is one licence");
+    assert_eq!(
+        (of("licence", "").len(), most_at_once(&of("licence", ""))),
+        (8, 1),
+        "there is one licence"
+    );
     assert!(most_at_once(&of("plain", "")) > 1, "what takes nothing goes on beside");
-    assert!(of("gpu", "").iter().any(|build| build.waited_ms > Some(0)), "some have waited in our own queue");
+    assert!(
+        of("gpu", "").iter().any(|build| build.waited_ms > Some(0)),
+        "some have waited in our own queue"
+    );
 
     // What was built can be played again, with what it took.
     let trace = scene.hookrun(&["builders", "trace"]).expect_success().stdout;
@@ -104,9 +128,14 @@ fn two_commands_never_take_more_than_there_is() {
     std::fs::write(&file, trace).unwrap();
     let file = file.display().to_string();
     let simulate = ["builders", "simulate", "--trace", &file, "--format", "json"];
-    let compared: serde_json::Value = serde_json::from_str(&scene.hookrun(&simulate).expect_success().stdout).unwrap();
-    let makespans: Vec<f64> =
-        compared["rules"].as_array().unwrap().iter().map(|rule| rule["makespan_s"].as_f64().unwrap()).collect();
+    let compared: serde_json::Value =
+        serde_json::from_str(&scene.hookrun(&simulate).expect_success().stdout).unwrap();
+    let makespans: Vec<f64> = compared["rules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|rule| rule["makespan_s"].as_f64().unwrap())
+        .collect();
     let licensed: f64 = of("licence", "").iter().filter_map(|build| build.seconds).sum();
     assert!(makespans[1] >= licensed * 0.999, "one after the other: {makespans:?}, {licensed}");
 }
@@ -136,10 +165,15 @@ fn what_a_killed_command_had_is_free_again_and_all_of_it_is_seen() {
     assert_eq!(text.matches("gpu 0/1").count(), 2, "{text}");
 
     std::thread::scope(|scope| {
-        let short = scope.spawn(|| Ran::of(&mut scene.build_command("short", &["--max-jobs", "0"])));
+        let short =
+            scope.spawn(|| Ran::of(&mut scene.build_command("short", &["--max-jobs", "0"])));
         let waits = || {
             let ran = scene.hookrun(&["builders", "explain", "short"]);
-            (ran.stdout.contains("not enough licence is free of all machines together (1/1 taken)"), ran)
+            (
+                ran.stdout
+                    .contains("not enough licence is free of all machines together (1/1 taken)"),
+                ran,
+            )
         };
         until("the decision about the second", || waits().0);
         let (_, explained) = waits();

@@ -1,5 +1,6 @@
-//! The two processes, as an operator meets them: a runner that dies, programs that the worker starts for it, secrets that stay
-//! root's, a policy in a process of its own, and a compiler that takes too much.
+//! The two processes, as an operator meets them: a runner that dies, programs that the worker
+//! starts for it, secrets that stay root's, a policy in a process of its own, and a compiler that
+//! takes too much.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what goes wrong has to fail the test")]
 
@@ -23,8 +24,10 @@ fn open_to_others(scene: &Scene) {
 /// The process that runs plugins below this one, once there is one.
 fn runner_of(worker: u32) -> u32 {
     for _ in 0..600 {
-        let children = std::fs::read_to_string(format!("/proc/{worker}/task/{worker}/children")).unwrap_or_default();
-        let others = std::fs::read_dir(format!("/proc/{worker}/task")).into_iter().flatten().flatten();
+        let children = std::fs::read_to_string(format!("/proc/{worker}/task/{worker}/children"))
+            .unwrap_or_default();
+        let others =
+            std::fs::read_dir(format!("/proc/{worker}/task")).into_iter().flatten().flatten();
         let threads: String = others
             .map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default())
             .collect::<Vec<_>>()
@@ -43,13 +46,19 @@ fn runner_of(worker: u32) -> u32 {
 #[test]
 fn a_runner_dies_of_sigterm_whatever_its_starter_has_blocked() {
     use std::os::unix::process::ExitStatusExt as _;
-    // A session of builder selection blocks the signals that it answers, and so do some service managers.
+    // A session of builder selection blocks the signals that it answers, and so do some service
+    // managers.
     let mut command = std::process::Command::new("env");
-    command.args(["--block-signal=TERM".into(), hookrun_program().into_os_string(), "runner".into()]);
+    command.args([
+        "--block-signal=TERM".into(),
+        hookrun_program().into_os_string(),
+        "runner".into(),
+    ]);
     let mut runner = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
     let blocked = |pid: u32| {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap().trim().to_owned();
+        let mask =
+            status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap().trim().to_owned();
         let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
         name.trim() == "env" || u64::from_str_radix(&mask, 16).unwrap() != 0
     };
@@ -57,7 +66,11 @@ fn a_runner_dies_of_sigterm_whatever_its_starter_has_blocked() {
         assert!(runner.try_wait().unwrap().is_none(), "it has ended");
         std::thread::sleep(Duration::from_millis(10));
     }
-    rustix::process::kill_process(rustix::process::Pid::from_child(&runner), rustix::process::Signal::TERM).unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&runner),
+        rustix::process::Signal::TERM,
+    )
+    .unwrap();
     assert_eq!(runner.wait().unwrap().signal(), Some(15));
 }
 
@@ -88,7 +101,8 @@ fn a_runner_that_dies_costs_one_attempt_and_is_replaced() {
     let [attempt] = &scene.attempts()[..] else { panic!("{:#?}", scene.attempts()) };
     assert_eq!(attempt.class, "transient");
     assert!(
-        attempt.message.contains("the process that runs plugins died in this run") && attempt.message.contains("signal: 9")
+        attempt.message.contains("the process that runs plugins died in this run")
+            && attempt.message.contains("signal: 9")
     );
     // The next task finds another.
     scene.set_config(&format!(
@@ -105,7 +119,8 @@ fn a_mail_program_is_started_by_the_worker() {
     let scene = Scene::new().derivation("dice", Script::random());
     let program = scene.path("mailer");
     let taken = scene.path("taken");
-    std::fs::write(&program, format!("#!/bin/sh\n{{ echo \"$*\"; cat; }} > {}\n", taken.display())).unwrap();
+    std::fs::write(&program, format!("#!/bin/sh\n{{ echo \"$*\"; cat; }} > {}\n", taken.display()))
+        .unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     scene.set_config(&format!(
         "[worker]\nstart = \"none\"\n[plugins.mail]\nsource = \"bundled:email-on-nondeterminism\"\n\
@@ -166,13 +181,19 @@ fn a_user_that_is_not_there_keeps_the_task_and_names_the_command() {
             component("good")
         )
     };
-    let scene = Scene::new().config(&config("no-such-user")).derivation("alpha", Script::text("hello"));
+    let scene =
+        Scene::new().config(&config("no-such-user")).derivation("alpha", Script::text("hello"));
     open_to_others(&scene);
     scene.build("alpha").expect_success();
     scene.drain().expect_exit(1).expect_stderr("useradd --system --no-create-home no-such-user");
     scene.set_config(&config("nobody"));
     scene.drain().expect_success();
-    assert_eq!(scene.tasks().last().map(String::as_str), Some("alpha good done"), "{:?}", scene.tasks());
+    assert_eq!(
+        scene.tasks().last().map(String::as_str),
+        Some("alpha good done"),
+        "{:?}",
+        scene.tasks()
+    );
 }
 
 #[test]
@@ -194,7 +215,10 @@ fn a_policy_chooses_in_a_process_of_its_own() {
         .derivation("beta", Script::text("b"));
     // Not compiled: the build goes on by Nix's own rule, and the next one is asked for.
     let account = scene.build_with("alpha", &["--max-jobs", "0"]).expect_success().account();
-    assert!(account.contains("is not compiled yet") && account.contains("builders/fast'"), "{account}");
+    assert!(
+        account.contains("is not compiled yet") && account.contains("builders/fast'"),
+        "{account}"
+    );
     scene.hookrun(&["compile"]).expect_success();
     let account = scene.build_with("beta", &["--max-jobs", "0"]).expect_success().account();
     assert!(account.contains("builders/slow'"), "{account}");

@@ -1,6 +1,11 @@
 //! The sandbox with real guests: what a good one does, and where each fault of a bad one ends.
 
-#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "what goes wrong has to fail the test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "what goes wrong has to fail the test"
+)]
 
 use std::collections::BTreeMap;
 
@@ -33,7 +38,8 @@ impl Scene {
 
     /// What becomes of the fault `fault`, with these limits.
     async fn fault(&self, fault: &str, rest: &str) -> RunReport {
-        let (plugin, services) = self.load("faulty", &format!("config = {{ fault = \"{fault}\" }}\n{rest}"));
+        let (plugin, services) =
+            self.load("faulty", &format!("config = {{ fault = \"{fault}\" }}\n{rest}"));
         plugin.run_event(&services, &built(), 1).await
     }
 }
@@ -63,7 +69,9 @@ fn differs() -> Event {
 
 fn details(report: &RunReport) -> BTreeMap<&str, &str> {
     match &report.outcome {
-        Outcome::Done { details, .. } => details.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
+        Outcome::Done { details, .. } => {
+            details.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect()
+        }
         other => panic!("expected a result: {other:?}"),
     }
 }
@@ -71,7 +79,8 @@ fn details(report: &RunReport) -> BTreeMap<&str, &str> {
 #[tokio::test]
 async fn a_good_guest_serves_all_hooks() {
     let scene = Scene::new();
-    let (plugin, services) = scene.load("good", "config = { greeting = \"hi\" }\ngrant = { state = true }");
+    let (plugin, services) =
+        scene.load("good", "config = { greeting = \"hi\" }\ngrant = { state = true }");
     assert_eq!(plugin.hooks(), HookKind::ALL);
     assert_eq!(plugin.metadata().name, "guest-good");
     assert_eq!(plugin.origin(), &Origin::Compiled);
@@ -79,14 +88,19 @@ async fn a_good_guest_serves_all_hooks() {
     let report = plugin.run_event(&services, &built(), 1).await;
     assert_eq!(report.outcome.message(), "hi hello-2.12");
     assert_eq!(details(&report)["runs"], "1");
-    let logged: Vec<(&str, &str)> = report.log.iter().map(|line| (line.level.as_str(), line.message.as_str())).collect();
+    let logged: Vec<(&str, &str)> =
+        report.log.iter().map(|line| (line.level.as_str(), line.message.as_str())).collect();
     assert_eq!(logged, [("info", "hi"), ("info", "counted hello-2.12")]);
     assert_eq!(report.usage.host_calls, 4);
     assert_eq!(report.usage.calls["state.set"], 1);
     assert!(report.usage.memory > 0 && report.usage.host_bytes > 0);
 
     let report = plugin.run_event(&services, &differs(), 1).await;
-    assert_eq!((details(&report)["runs"], details(&report)["differences"]), ("2", "1"), "state lasts from run to run");
+    assert_eq!(
+        (details(&report)["runs"], details(&report)["differences"]),
+        ("2", "1"),
+        "state lasts from run to run"
+    );
 
     let candidate = Candidate {
         drv_path: DRV.to_owned(),
@@ -96,22 +110,36 @@ async fn a_good_guest_serves_all_hooks() {
     };
     let machine = |uri: &str| Machine { uri: uri.into(), speed_factor: 1.5, ..Machine::default() };
     let machines = [machine("ssh://a"), machine("ssh://b")];
-    let (decision, report) = plugin.select(&services, &candidate, &machines, &LocalMachine::default()).await;
-    assert_eq!(decision.unwrap().action, Action::Machines(vec!["ssh://a".into(), "ssh://b".into()]));
+    let (decision, report) =
+        plugin.select(&services, &candidate, &machines, &LocalMachine::default()).await;
+    assert_eq!(
+        decision.unwrap().action,
+        Action::Machines(vec!["ssh://a".into(), "ssh://b".into()])
+    );
     assert_eq!(report.outcome.message(), "as offered");
 
-    let again = Host::new(&scene.0.dirs, Compiler::InProcess)
-        .load(&scene.0.config("good", "grant = { state = true }").plugins["x"], &scene.0.config("good", ""));
-    assert_eq!(again.unwrap().origin(), &Origin::Mapped, "another process maps what this one compiled");
+    let again = Host::new(&scene.0.dirs, Compiler::InProcess).load(
+        &scene.0.config("good", "grant = { state = true }").plugins["x"],
+        &scene.0.config("good", ""),
+    );
+    assert_eq!(
+        again.unwrap().origin(),
+        &Origin::Mapped,
+        "another process maps what this one compiled"
+    );
 }
 
 #[tokio::test]
 async fn failures_come_back_as_said_and_keep_their_state() {
     let scene = Scene::new();
-    let (plugin, services) = scene.load("good", "config = { fail = \"transient\" }\ngrant = { state = true }");
+    let (plugin, services) =
+        scene.load("good", "config = { fail = \"transient\" }\ngrant = { state = true }");
     let report = plugin.run_event(&services, &built(), 1).await;
-    let expected =
-        Outcome::Failed { message: "told to fail for a while".to_owned(), transient: true, retry_after_ms: Some(7000) };
+    let expected = Outcome::Failed {
+        message: "told to fail for a while".to_owned(),
+        transient: true,
+        retry_after_ms: Some(7000),
+    };
     assert_eq!(report.outcome, expected);
     let (plugin, services) = scene.load("good", "grant = { state = true }");
     assert_eq!(details(&plugin.run_event(&services, &built(), 2).await)["runs"], "2");
@@ -122,7 +150,11 @@ async fn a_trap_discards_the_state_of_its_run() {
     let scene = Scene::new();
     let report = scene.fault("state-then-trap", "grant = { state = true }").await;
     assert_eq!(report.outcome.class(), "trapped");
-    assert!(report.log.iter().any(|line| line.message.contains("told to trap")), "{:?}", report.log);
+    assert!(
+        report.log.iter().any(|line| line.message.contains("told to trap")),
+        "{:?}",
+        report.log
+    );
     assert!(!scene.0.dirs.plugin_state().join("x.sqlite").exists());
 }
 
@@ -130,9 +162,17 @@ async fn a_trap_discards_the_state_of_its_run() {
 async fn traps_name_the_plugin() {
     let scene = Scene::new();
     let report = scene.fault("trap", "").await;
-    assert!(report.outcome.message().starts_with("plugin `x` trapped: wasm trap: "), "{:?}", report.outcome);
+    assert!(
+        report.outcome.message().starts_with("plugin `x` trapped: wasm trap: "),
+        "{:?}",
+        report.outcome
+    );
     let report = scene.fault("exit", "").await;
-    assert!(report.outcome.message().contains("called exit(1) instead of returning"), "{:?}", report.outcome);
+    assert!(
+        report.outcome.message().contains("called exit(1) instead of returning"),
+        "{:?}",
+        report.outcome
+    );
 }
 
 #[tokio::test]
@@ -156,7 +196,8 @@ fn what_does_not_load_says_what_to_write() {
     insta::assert_snapshot!(scene.0.refused("good", "grant = { state = true }\nconfig = { greetin = \"hi\" }"), @r#"ROOT/hookrun.toml:4: plugin `x`: config: Additional properties are not allowed ('greetin' was unexpected); change it (known keys: fail, greeting)"#);
     insta::assert_snapshot!(scene.0.refused("good", "grant = { state = true }\n[plugins.x.config]\nfail = 1"), @r#"ROOT/hookrun.toml:5: plugin `x`: config.fail: 1 is not one of "transient" or "permanent"; change it (known keys: fail, greeting)"#);
 
-    let config = Config::parse(&scene.0.dirs.config, "[plugins.x]\nsource = \"none.wasm\"\n").unwrap();
+    let config =
+        Config::parse(&scene.0.dirs.config, "[plugins.x]\nsource = \"none.wasm\"\n").unwrap();
     let message = Artifact::open(&config.plugins["x"], &config).unwrap_err().to_string();
     insta::assert_snapshot!(message.replace(&scene.0.dirs.config.parent().unwrap().display().to_string(), "ROOT"), @r#"ROOT/hookrun.toml:2: plugin `x`: there is no file ROOT/none.wasm; correct `source`"#);
 }

@@ -1,4 +1,5 @@
-//! `hookrun daemon` as a systemd service: what it tells the service manager, over a socket as systemd's is (sd_notify(3)).
+//! `hookrun daemon` as a systemd service: what it tells the service manager, over a socket as
+//! systemd's is (sd_notify(3)).
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what goes wrong has to fail the test")]
 
@@ -28,7 +29,11 @@ impl Manager {
             let mut message = [0; 4096];
             match self.socket.recv(&mut message) {
                 Ok(size) => {
-                    self.said.extend(String::from_utf8_lossy(message.get(..size).unwrap()).lines().map(str::to_owned));
+                    self.said.extend(
+                        String::from_utf8_lossy(message.get(..size).unwrap())
+                            .lines()
+                            .map(str::to_owned),
+                    );
                 }
                 Err(error) => panic!("no `{word}` ({error}): {:?}", self.said),
             }
@@ -64,8 +69,24 @@ fn hooks_and_commands_tell_the_service_manager_nothing() {
     socket.set_nonblocking(true).unwrap();
     // As below a unit that runs Nix.
     let mut build = scene.build_command("alpha", &[]);
-    assert!(build.env("NOTIFY_SOCKET", &path).stderr(Stdio::null()).stdout(Stdio::null()).status().unwrap().success());
+    assert!(
+        build
+            .env("NOTIFY_SOCKET", &path)
+            .stderr(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .unwrap()
+            .success()
+    );
     let mut drain = scene.hookrun_command(&["drain"]);
-    assert!(drain.env("NOTIFY_SOCKET", &path).stderr(Stdio::null()).stdout(Stdio::null()).status().unwrap().success());
+    assert!(
+        drain
+            .env("NOTIFY_SOCKET", &path)
+            .stderr(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .unwrap()
+            .success()
+    );
     assert_eq!(socket.recv(&mut [0; 4096]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
 }

@@ -1,8 +1,12 @@
-//! The build hook is asked to end (SIGTERM), is killed, or its Nix is, at every stage of the conversation: Nix never waits for an answer in vain,
-//! nothing that was started lives on, the slot is free at once, nobody waits in the queue any more, no machine is blamed, and the record
-//! says what became of the build.
+//! The build hook is asked to end (SIGTERM), is killed, or its Nix is, at every stage of the
+//! conversation: Nix never waits for an answer in vain, nothing that was started lives on, the slot
+//! is free at once, nobody waits in the queue any more, no machine is blamed, and the record says
+//! what became of the build.
 
-#![expect(clippy::unwrap_used, reason = "functions that only tests call: what goes wrong has to fail the test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "functions that only tests call: what goes wrong has to fail the test"
+)]
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -32,7 +36,8 @@ const CONNECT_FIRST: &str = "[builders]\nearly-accept = false\n";
 
 // Nix's own hook. What it starts, as it does ssh, outlives it; both are known by their files.
 const REFUSES: &str = "exit 1";
-const CONNECTS: &str = "here=${0%/nix}; sleep 1000 <&- >&- 2>&- & echo $! > $here/ssh; echo $$ > $here/stock; wait";
+const CONNECTS: &str =
+    "here=${0%/nix}; sleep 1000 <&- >&- 2>&- & echo $! > $here/ssh; echo $$ > $here/stock; wait";
 const BUILDS: &str = "here=${0%/nix}; sleep 1000 <&- >&- 2>&- & echo $! > $here/ssh; echo '# accept' >&2; echo m >&2; \
                       cat > /dev/null; echo $$ > $here/stock; wait";
 const GOOD: &str = "echo '# accept' >&2; echo m >&2; cat > /dev/null";
@@ -106,7 +111,15 @@ struct Stage {
 impl Stage {
     fn of(name: &'static str, spoken: Spoken) -> Self {
         let config = CONNECT_FIRST.to_owned();
-        Self { name, spoken, config, stock_hook: REFUSES, occupied: false, said: &[], reached: |_| true }
+        Self {
+            name,
+            spoken,
+            config,
+            stock_hook: REFUSES,
+            occupied: false,
+            said: &[],
+            reached: |_| true,
+        }
     }
 
     /// Every one.
@@ -119,7 +132,10 @@ impl Stage {
             Self::of("before the first question", Spoken::Settings),
             Self::of("in the middle of a question", Spoken::HalfOfQuestion),
             Self { said: &[DECLINE], ..Self::of("after an answer", Spoken::Question) },
-            Self { said: &[DECLINE], ..Self::of("in the middle of the second question", Spoken::QuestionAndHalf) },
+            Self {
+                said: &[DECLINE],
+                ..Self::of("in the middle of the second question", Spoken::QuestionAndHalf)
+            },
             Self {
                 config: format!(
                     "[plugins.policy]\nsource = \"{hangs}\"\nhooks = [\"builder-selection\"]\nconfig = {{ fault = \"loop\" }}\n"
@@ -132,13 +148,26 @@ impl Stage {
                 reached: connecting,
                 ..Self::of("while the stock hook connects, before the answer", Spoken::Question)
             },
-            Self { said: &[ACCEPT], config: String::new(), ..Self::of("before the inputs", Spoken::Question) },
-            Self { said: &[ACCEPT], config: String::new(), ..Self::of("between inputs and outputs", Spoken::HalfOfInputs) },
+            Self {
+                said: &[ACCEPT],
+                config: String::new(),
+                ..Self::of("before the inputs", Spoken::Question)
+            },
+            Self {
+                said: &[ACCEPT],
+                config: String::new(),
+                ..Self::of("between inputs and outputs", Spoken::HalfOfInputs)
+            },
             Self {
                 said: &[ACCEPT],
                 config: String::new(),
                 occupied: true,
-                reached: |session| session.sessions().iter().any(|live| matches!(live.activity, Activity::Waiting(_))),
+                reached: |session| {
+                    session
+                        .sessions()
+                        .iter()
+                        .any(|live| matches!(live.activity, Activity::Waiting(_)))
+                },
                 ..Self::of("while it waits for a slot", Spoken::Inputs)
             },
             Self {
@@ -148,7 +177,12 @@ impl Stage {
                 reached: connecting,
                 ..Self::of("while the stock hook connects, after the answer", Spoken::Inputs)
             },
-            Self { said: &[ACCEPT], stock_hook: BUILDS, reached: connecting, ..Self::of("while it builds", Spoken::Inputs) },
+            Self {
+                said: &[ACCEPT],
+                stock_hook: BUILDS,
+                reached: connecting,
+                ..Self::of("while it builds", Spoken::Inputs)
+            },
         ]
     }
 
@@ -176,24 +210,40 @@ impl Session {
         let directory = tempfile::tempdir().unwrap();
         let hook = build_hook(directory.path(), stage.stock_hook);
         std::fs::write(directory.path().join("hookrun.toml"), &stage.config).unwrap();
-        let variables: Vec<_> = hook.get_envs().filter_map(|(name, value)| Some((name, value?))).collect();
+        let variables: Vec<_> =
+            hook.get_envs().filter_map(|(name, value)| Some((name, value?))).collect();
         if stage.config.contains("[plugins") {
             let mut compile = Command::new(hookrun_program());
-            Ran::of(compile.arg("compile").env_clear().envs(variables.iter().copied())).expect_success();
+            Ran::of(compile.arg("compile").env_clear().envs(variables.iter().copied()))
+                .expect_success();
         }
         let slot = stage.occupied.then(|| slot_of(&directory));
         let mut nix = Command::new("/bin/sh");
-        nix.args(["-c", "setpriv --pdeathsig KILL \"$@\"; exit $?", "nix"]).arg(hook.get_program()).args(hook.get_args());
-        nix.env_clear().envs(variables).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        nix.args(["-c", "setpriv --pdeathsig KILL \"$@\"; exit $?", "nix"])
+            .arg(hook.get_program())
+            .args(hook.get_args());
+        nix.env_clear()
+            .envs(variables)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let mut nix = nix.process_group(0).spawn().unwrap();
         let (mut input, replies) = (nix.stdin.take().unwrap(), nix.stderr.take().unwrap());
         // Nix goes on to see what else there is while the hook says nothing.
         rustix::fs::fcntl_setfl(&replies, rustix::fs::OFlags::NONBLOCK).unwrap();
         let shell = Pid::from_child(&nix);
-        let hook = until("the hook runs", || children(shell).into_iter().find(|pid| minds_signals(*pid)));
+        let hook =
+            until("the hook runs", || children(shell).into_iter().find(|pid| minds_signals(*pid)));
         input.write_all(&stage.spoken.bytes()).unwrap();
-        let mut session =
-            Self { directory, nix, hook, input: Some(input), replies: Some(replies), heard: String::new(), slot };
+        let mut session = Self {
+            directory,
+            nix,
+            hook,
+            input: Some(input),
+            replies: Some(replies),
+            heard: String::new(),
+            slot,
+        };
         until(stage.name, || {
             session.listen();
             (session.directives() == stage.said && (stage.reached)(&session)).then_some(())
@@ -257,7 +307,8 @@ impl Drop for Session {
 #[track_caller]
 fn slot_of(directory: &tempfile::TempDir) -> Slot {
     let files = SlotFiles::below(&directory.path().join("nix-state"));
-    // Another test of this process may just be starting a program, which has our files open for a moment.
+    // Another test of this process may just be starting a program, which has our files open for a
+    // moment.
     until("the slot is free", || match files.take(MACHINE, 1) {
         Taken::Slot(slot) => Some(slot),
         Taken::Full | Taken::Unknown => None,
@@ -280,9 +331,14 @@ fn until<T>(what: &str, mut there: impl FnMut() -> Option<T>) -> T {
 fn children(pid: Pid) -> Vec<Pid> {
     let pid = pid.as_raw_nonzero();
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let texts = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let texts =
+        threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
     let texts: Vec<String> = texts.collect();
-    texts.iter().flat_map(|text| text.split_whitespace()).filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
+    texts
+        .iter()
+        .flat_map(|text| text.split_whitespace())
+        .filter_map(|pid| Pid::from_raw(pid.parse().ok()?))
+        .collect()
 }
 
 /// SIGTERM, 15, in the masks of `/proc/PID/status`.
@@ -294,8 +350,11 @@ fn minds_signals(pid: Pid) -> bool {
     if program.ok().and_then(|program| Some(program.file_name()? != "hookrun")) != Some(false) {
         return false;
     }
-    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap_or_default();
-    let blocked = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigBlk:")?.trim(), 16).ok());
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()))
+        .unwrap_or_default();
+    let blocked = status
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("SigBlk:")?.trim(), 16).ok());
     blocked.is_some_and(|blocked| blocked & TERM != 0)
 }
 
@@ -303,19 +362,26 @@ fn minds_signals(pid: Pid) -> bool {
 fn is_gone(pid: Pid) -> bool {
     let process = format!("/proc/{}", pid.as_raw_nonzero());
     let stat = std::fs::read_to_string(format!("{process}/stat"));
-    let ended = |text: String| text.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with(['Z', 'X']));
-    stat.map_or(true, ended) && std::fs::read_dir(format!("{process}/task")).map_or(0, Iterator::count) <= 1
+    let ended = |text: String| {
+        text.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with(['Z', 'X']))
+    };
+    stat.map_or(true, ended)
+        && std::fs::read_dir(format!("{process}/task")).map_or(0, Iterator::count) <= 1
 }
 
 /// Every stage meets its end in this way.
 fn at_every_stage(blow: Blow) {
-    // A Nix that is gone without the kernel killing the hook is noticed where the hook reads, waits or speaks.
-    let stages = Stage::all().into_iter().filter(|stage| blow != Blow::NixGone || stage.stock_hook == REFUSES);
+    // A Nix that is gone without the kernel killing the hook is noticed where the hook reads, waits
+    // or speaks.
+    let stages = Stage::all()
+        .into_iter()
+        .filter(|stage| blow != Blow::NixGone || stage.stock_hook == REFUSES);
     for stage in stages {
         let at = format!("{blow:?} {}", stage.name);
         let mut session = Session::reach(&stage);
         session.meet(blow);
-        let code = matches!(blow, Blow::Asked | Blow::NixGone).then(|| session.nix.wait().unwrap().code());
+        let code =
+            matches!(blow, Blow::Asked | Blow::NixGone).then(|| session.nix.wait().unwrap().code());
 
         // Nix gets at most one answer to each question, and never waits for one.
         session.listen();
@@ -326,11 +392,14 @@ fn at_every_stage(blow: Blow) {
         assert_eq!(session.directives(), said, "{at}: {}", session.heard);
         match (blow, code) {
             (Blow::Asked, code) => assert_eq!(code, Some(Some(1)), "{at}"),
-            (Blow::NixGone, code) => assert_eq!(code, Some(Some(i32::from(stage.said == [ACCEPT]))), "{at}"),
+            (Blow::NixGone, code) => {
+                assert_eq!(code, Some(Some(i32::from(stage.said == [ACCEPT]))), "{at}")
+            }
             (Blow::Killed | Blow::NixKilled, _) => {}
         }
 
-        // Nothing lives on. (What the stock hook has started as ssh ends with its streams, if the hook could not end it.)
+        // Nothing lives on. (What the stock hook has started as ssh ends with its streams, if the
+        // hook could not end it.)
         for file in ["stock", "ssh"] {
             if let Some(pid) = session.process(file)
                 && (file == "stock" || blow == Blow::Asked)
@@ -345,25 +414,36 @@ fn at_every_stage(blow: Blow) {
         drop(slot_of(&session.directory));
         assert!(Probe::take(&session.builders(), MACHINE).is_some(), "{at}");
 
-        // The record says what it was, and nothing against the machine. (Only a Nix that has ended shows that nobody will say more.)
+        // The record says what it was, and nothing against the machine. (Only a Nix that has ended
+        // shows that nobody will say more.)
         if blow == Blow::Killed {
             session.nix.wait().unwrap();
         }
         let record = Record::read(&session.builders()).unwrap();
-        let builds = record.as_ref().map_or(Vec::new(), |record| record.builds(Selection::Last(9)).unwrap());
+        let builds =
+            record.as_ref().map_or(Vec::new(), |record| record.builds(Selection::Last(9)).unwrap());
         let outcomes: Vec<_> = builds.iter().map(|build| build.outcome).collect();
         let expected = if stage.is_delegated() { &[Some(Outcome::Abandoned)][..] } else { &[] };
         assert_eq!(outcomes, expected, "{at}: {builds:?}");
         let machines = record.map_or(BTreeMap::new(), |record| record.machines().unwrap());
         // Before the second question the machine has refused.
         let failures = u32::from(stage.said == [DECLINE]);
-        assert_eq!(machines.get(MACHINE).map_or(0, |machine| machine.failures), failures, "{at}: {machines:?}");
+        assert_eq!(
+            machines.get(MACHINE).map_or(0, |machine| machine.failures),
+            failures,
+            "{at}: {machines:?}"
+        );
 
         // The next one goes on as if nothing had been.
         let mut next = build_hook(session.directory.path(), GOOD);
         std::fs::write(session.directory.path().join("hookrun.toml"), "").unwrap();
         let next = answers(&mut next, &Spoken::Inputs.bytes());
-        assert_eq!((next.directives, next.code), (vec![ACCEPT.to_owned()], Some(0)), "{at}: {:?}", next.messages);
+        assert_eq!(
+            (next.directives, next.code),
+            (vec![ACCEPT.to_owned()], Some(0)),
+            "{at}: {:?}",
+            next.messages
+        );
     }
 }
 
@@ -387,7 +467,8 @@ fn nix_closes_its_pipes_at_every_stage_without_a_stock_hook() {
     at_every_stage(Blow::NixGone);
 }
 
-/// A Nix that does not read any more, with its pipe full, cannot keep the hook from ending what it has started.
+/// A Nix that does not read any more, with its pipe full, cannot keep the hook from ending what it
+/// has started.
 #[test]
 fn asked_to_end_while_nix_does_not_read() {
     const FLOODS: &str = "here=${0%/nix}; sleep 1000 <&- >&- 2>&- & echo $! > $here/ssh; echo '# accept' >&2; echo m >&2; \
@@ -401,12 +482,18 @@ fn asked_to_end_while_nix_does_not_read() {
     let mut session = Session::reach(&stage);
     let replies = session.replies.take().unwrap();
     // Nothing is read, and nothing more can be written.
-    until("the pipe is full", || (rustix::io::ioctl_fionread(&replies).unwrap() > 60_000).then_some(()));
+    until("the pipe is full", || {
+        (rustix::io::ioctl_fionread(&replies).unwrap() > 60_000).then_some(())
+    });
     session.meet(Blow::Asked);
     for file in ["stock", "ssh"] {
         let pid = session.process(file).unwrap();
         until(file, || is_gone(pid).then_some(()));
     }
-    let builds = Record::read(&session.builders()).unwrap().unwrap().builds(Selection::Last(9)).unwrap();
-    assert!(matches!(&builds[..], [build] if build.outcome == Some(Outcome::Abandoned)), "{builds:?}");
+    let builds =
+        Record::read(&session.builders()).unwrap().unwrap().builds(Selection::Last(9)).unwrap();
+    assert!(
+        matches!(&builds[..], [build] if build.outcome == Some(Outcome::Abandoned)),
+        "{builds:?}"
+    );
 }

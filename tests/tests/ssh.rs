@@ -1,6 +1,10 @@
-//! Machines behind a real sshd: connections that builds share, and what happens when they hang, die or are full.
+//! Machines behind a real sshd: connections that builds share, and what happens when they hang, die
+//! or are full.
 
-#![expect(clippy::unwrap_used, reason = "functions that only tests call: what goes wrong has to fail the test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "functions that only tests call: what goes wrong has to fail the test"
+)]
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,7 +21,8 @@ fn skipped() -> bool {
     skip
 }
 
-/// A scene with one machine behind sshd, with these lines of `[builders]`, `sshd_config` and `NIX_SSHOPTS`.
+/// A scene with one machine behind sshd, with these lines of `[builders]`, `sshd_config` and
+/// `NIX_SSHOPTS`.
 fn scene(builders: &str, sshd: &str, options: &str, slots: u32) -> (Scene, Sshd) {
     let scene = Scene::new()
         .nix_conf("post-build-hook", "")
@@ -32,7 +37,9 @@ fn scene(builders: &str, sshd: &str, options: &str, slots: u32) -> (Scene, Sshd)
 /// `count` derivations that take so long, and `all` that needs them.
 fn many(scene: Scene, count: usize, seconds: f32) -> Scene {
     let names: Vec<String> = (0..count).map(|number| format!("part-{number}")).collect();
-    let part = |name: &str| Script::new(format!("echo log of {name}; /bin/sleep {seconds}; echo {name} > $out"));
+    let part = |name: &str| {
+        Script::new(format!("echo log of {name}; /bin/sleep {seconds}; echo {name} > $out"))
+    };
     let scene = names.iter().fold(scene, |scene, name| scene.derivation(name, part(name)));
     scene.derivation("all", Script::naming(names.iter().map(String::as_str)))
 }
@@ -44,16 +51,22 @@ fn build(scene: &Scene, derivation: &str) -> Ran {
 /// ssh processes in the background.
 fn masters(scene: &Scene) -> Vec<Pid> {
     let is_master = |pid: &Pid| {
-        let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+        let line =
+            std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
         line.starts_with(b"ssh\0-f\0-N\0-oControlMaster=yes\0")
     };
     scene.processes().into_iter().filter(is_master).collect()
 }
 
 fn sockets(scene: &Scene) -> Vec<PathBuf> {
-    let machines = std::fs::read_dir(scene.state_dir().join("run/ssh")).into_iter().flatten().flatten();
-    let files = machines.flat_map(|machine| std::fs::read_dir(machine.path()).into_iter().flatten().flatten());
-    files.map(|file| file.path()).filter(|path| path.file_name().unwrap().to_string_lossy().contains('-')).collect()
+    let machines =
+        std::fs::read_dir(scene.state_dir().join("run/ssh")).into_iter().flatten().flatten();
+    let files = machines
+        .flat_map(|machine| std::fs::read_dir(machine.path()).into_iter().flatten().flatten());
+    files
+        .map(|file| file.path())
+        .filter(|path| path.file_name().unwrap().to_string_lossy().contains('-'))
+        .collect()
 }
 
 #[test]
@@ -69,7 +82,8 @@ fn builds_share_a_connection_that_holds_nothing_of_theirs() {
     assert_eq!(server.logins(), 1, "{}", server.log());
     let part = scene.out_path("part-3").display().to_string();
     scene.nix("nix-store", &["--read-log", &part]).expect_success().expect_stdout("log of part-3");
-    // Its master is there still, and has none of the descriptors of Nix, of its hook, or of a session of hookrun's.
+    // Its master is there still, and has none of the descriptors of Nix, of its hook, or of a
+    // session of hookrun's.
     let masters = masters(&scene);
     assert_eq!((masters.len(), sockets(&scene).len()), (1, 1));
     for entry in std::fs::read_dir(format!("/proc/{}/fd", masters[0].as_raw_nonzero())).unwrap() {
@@ -99,8 +113,9 @@ fn connections_and_masters_that_hang_or_die_cost_no_build() {
         return;
     }
     let (scene, server) = scene("", "", "", 2);
-    let scene =
-        (0..4).fold(scene, |scene, number| scene.derivation(&format!("n{number}"), Script::text(&number.to_string())));
+    let scene = (0..4).fold(scene, |scene, number| {
+        scene.derivation(&format!("n{number}"), Script::text(&number.to_string()))
+    });
     build(&scene, "n0").expect_success();
     assert_eq!(server.logins(), 1);
     // The machine's end of the connection no longer answers.
@@ -174,7 +189,10 @@ fn a_users_own_sharing_goes_on() {
     assert_eq!(server.logins(), 1);
     assert_eq!(sockets(&scene), Vec::<PathBuf>::new());
     let own = std::fs::read_dir(scene.dir()).unwrap().flatten();
-    assert_eq!(own.filter(|entry| entry.file_name().to_string_lossy().starts_with("own-")).count(), 1);
+    assert_eq!(
+        own.filter(|entry| entry.file_name().to_string_lossy().starts_with("own-")).count(),
+        1
+    );
 }
 
 #[test]
@@ -185,8 +203,14 @@ fn a_machine_that_refuses_the_key_is_told_once() {
     let (scene, server) = scene("", "", "", 1);
     std::fs::write(scene.path("sshd/user.pub"), "").unwrap();
     let scene = scene.derivation("alpha", Script::text("a"));
-    let ran = build(&scene, "alpha").expect_failure().expect_stderr("no machine is left to build it");
-    assert_eq!(ran.account().matches("Permission denied (publickey").count(), 1, "{}", ran.account());
+    let ran =
+        build(&scene, "alpha").expect_failure().expect_stderr("no machine is left to build it");
+    assert_eq!(
+        ran.account().matches("Permission denied (publickey").count(),
+        1,
+        "{}",
+        ran.account()
+    );
     assert_eq!((server.logins(), sockets(&scene).len()), (0, 0));
 }
 
@@ -196,8 +220,14 @@ fn a_killed_command_leaves_no_session_behind() {
         return;
     }
     let (scene, server) = scene("", "", "", 1);
-    let scene = scene.derivation("long", Script::new("/bin/sleep 600")).derivation("short", Script::text("s"));
-    let mut long = scene.build_command("long", &["--max-jobs", "0"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let scene = scene
+        .derivation("long", Script::new("/bin/sleep 600"))
+        .derivation("short", Script::text("s"));
+    let mut long = scene
+        .build_command("long", &["--max-jobs", "0"])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
     let sessions = hookrun::builders::lease::directory(&scene.state_dir().join("builders"));
     while hookrun::builders::lease::live(&sessions).is_empty() || server.logins() == 0 {
         std::thread::sleep(Duration::from_millis(20));
@@ -229,7 +259,11 @@ fn servers_that_say_nothing_or_nonsense_cost_one_attempt() {
     if skipped() {
         return;
     }
-    for words in [&b""[..], b"220 mail.example ESMTP\r\n", b"SSH-2.0-garbage\r\n\x00\x00\x00\x05garbage and more of it"] {
+    for words in [
+        &b""[..],
+        b"220 mail.example ESMTP\r\n",
+        b"SSH-2.0-garbage\r\n\x00\x00\x00\x05garbage and more of it",
+    ] {
         let port = no_sshd(words);
         let scene = Scene::new()
             .nix_conf("post-build-hook", "")
@@ -243,7 +277,9 @@ fn servers_that_say_nothing_or_nonsense_cost_one_attempt() {
         let scene = many(scene, 4, 0.1);
         let ran = build(&scene, "all").expect_success();
         assert!(scene.on_builder("good", &ran.path()));
-        let record = hookrun::builders::record::Record::read(&scene.state_dir().join("builders")).unwrap().unwrap();
+        let record = hookrun::builders::record::Record::read(&scene.state_dir().join("builders"))
+            .unwrap()
+            .unwrap();
         let machines = record.machines().unwrap();
         let bad = machines.iter().find(|(uri, _)| uri.contains("127.0.0.1")).unwrap().1;
         assert_eq!(bad.failures, 1, "{bad:?}");

@@ -1,7 +1,11 @@
-//! The upload plugin, the real one in the real sandbox, on what a real Nix built: to a directory, and to an S3 server that checks
-//! signatures; read back by Nix with only the public key trusted.
+//! The upload plugin, the real one in the real sandbox, on what a real Nix built: to a directory,
+//! and to an S3 server that checks signatures; read back by Nix with only the public key trusted.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "what goes wrong has to fail the test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "what goes wrong has to fail the test"
+)]
 
 use std::path::{Path, PathBuf};
 
@@ -50,7 +54,8 @@ fn s3_store(server: &S3Server, scene: &Scene, secret: &str) -> String {
 /// What the post-build hook hands over for `derivation`.
 fn event(scene: &Scene, derivation: &str) -> Event {
     let nix = scene.private_nix();
-    let outputs = vec![Output { name: "out".into(), path: scene.out_path(derivation).display().to_string() }];
+    let outputs =
+        vec![Output { name: "out".into(), path: scene.out_path(derivation).display().to_string() }];
     let drv_path = scene.drv_path(derivation).display().to_string();
     let dirs = NixDirs { store: nix.store_dir(), state: nix.state_dir(), conf: nix.conf_dir() };
     Event { nix: dirs, ..Event::now(HookEvent::PostBuild(PostBuild { drv_path, outputs })) }
@@ -60,8 +65,10 @@ fn run(scene: &Scene, event: &Event) -> RunReport {
     let config = Config::load(&scene.config_path()).unwrap();
     let dirs = Dirs { config: scene.config_path(), state: scene.state_dir() };
     let services = Services::new(&config, &dirs);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let plugin = Host::new(&dirs, Compiler::InProcess).load(&config.plugins["cache"], &config).unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let plugin =
+        Host::new(&dirs, Compiler::InProcess).load(&config.plugins["cache"], &config).unwrap();
     runtime.block_on(plugin.run_event(&services, event, 1))
 }
 
@@ -71,7 +78,8 @@ fn expect_done(report: &RunReport, message: &str) {
     assert!(report.outcome.message().starts_with(message), "{report:?}");
 }
 
-/// Takes `path` from the `file://` cache in `directory` into an empty store: with our key it comes, with another it does not.
+/// Takes `path` from the `file://` cache in `directory` into an empty store: with our key it comes,
+/// with another it does not.
 fn read_back(scene: &Scene, path: &Path, directory: &Path) {
     let url = format!("file://{}", directory.display());
     let distrustful = scene.second_store();
@@ -87,7 +95,9 @@ fn read_back(scene: &Scene, path: &Path, directory: &Path) {
 
 #[test]
 fn to_a_directory_and_back() {
-    for (config, suffix) in [("", "zst"), ("compression = \"xz\"\nlevel = 1", "xz"), ("compression = \"none\"", "nar")] {
+    for (config, suffix) in
+        [("", "zst"), ("compression = \"xz\"\nlevel = 1", "xz"), ("compression = \"none\"", "nar")]
+    {
         let scene = scene();
         configure(&scene, config, "");
         let gamma = scene.build("gamma").expect_success().path();
@@ -95,9 +105,14 @@ fn to_a_directory_and_back() {
         expect_done(&run(&scene, &event), "uploaded 3 paths (");
         expect_done(&run(&scene, &event), "uploaded nothing, 3 present");
         let cache = scene.state_dir().join("object-stores/cache");
-        let nars: Vec<PathBuf> = std::fs::read_dir(cache.join("nar")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let nars: Vec<PathBuf> = std::fs::read_dir(cache.join("nar"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
         assert_eq!(nars.len(), 3);
-        assert!(nars.iter().all(|nar| nar.extension().is_some_and(|extension| extension == suffix)));
+        assert!(
+            nars.iter().all(|nar| nar.extension().is_some_and(|extension| extension == suffix))
+        );
         read_back(&scene, &gamma, &cache);
     }
 }
@@ -131,9 +146,17 @@ fn a_wrong_secret_is_permanent_and_names_store_and_status() {
     configure(&scene, "", &s3_store(&server, &scene, "wrong-secret"));
     scene.build("alpha").expect_success();
     let report = run(&scene, &event(&scene, "alpha"));
-    let Outcome::Failed { message, transient: false, .. } = &report.outcome else { panic!("{report:?}") };
-    assert!(message.contains("object store `cache`") && message.contains("HTTP status 403"), "{message}");
-    assert!(message.contains("[object-stores.cache]") && !message.contains("wrong-secret"), "{message}");
+    let Outcome::Failed { message, transient: false, .. } = &report.outcome else {
+        panic!("{report:?}")
+    };
+    assert!(
+        message.contains("object store `cache`") && message.contains("HTTP status 403"),
+        "{message}"
+    );
+    assert!(
+        message.contains("[object-stores.cache]") && !message.contains("wrong-secret"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -143,7 +166,9 @@ fn what_others_signed_is_left_out_and_what_is_gone_is_no_failure() {
     scene.build("gamma").expect_success();
     let alpha = scene.out_path("alpha");
     let key = scene.path("keys/other-1.secret").display().to_string();
-    scene.nix("nix", &["store", "sign", "--key-file", &key, alpha.to_str().unwrap()]).expect_success();
+    scene
+        .nix("nix", &["store", "sign", "--key-file", &key, alpha.to_str().unwrap()])
+        .expect_success();
     let report = run(&scene, &event(&scene, "gamma"));
     expect_done(&report, "uploaded 2 paths (");
     assert!(report.outcome.message().ends_with(", 1 signed by other-1"), "{report:?}");
@@ -160,10 +185,17 @@ fn a_corrupt_path_is_permanent_and_leaves_no_narinfo() {
     hookrun::demo::private_nix::set_mode(&alpha, 0o644).unwrap();
     std::fs::write(&alpha, "jello\n").unwrap();
     let report = run(&scene, &event(&scene, "alpha"));
-    let Outcome::Failed { message, transient: false, .. } = &report.outcome else { panic!("{report:?}") };
-    assert!(message.contains("is corrupt: its NAR hash is") && message.contains("nix-store --verify-path"), "{message}");
+    let Outcome::Failed { message, transient: false, .. } = &report.outcome else {
+        panic!("{report:?}")
+    };
+    assert!(
+        message.contains("is corrupt: its NAR hash is")
+            && message.contains("nix-store --verify-path"),
+        "{message}"
+    );
     let cache = scene.state_dir().join("object-stores/cache");
-    let files: Vec<_> = std::fs::read_dir(cache).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let files: Vec<_> =
+        std::fs::read_dir(cache).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(files.iter().all(|file| !file.to_string_lossy().ends_with(".narinfo")), "{files:?}");
 }
 
@@ -177,5 +209,8 @@ fn a_cache_for_another_store_directory_is_refused() {
     std::fs::write(cache.join("nix-cache-info"), "StoreDir: /gnu/store\n").unwrap();
     let report = run(&scene, &event(&scene, "alpha"));
     assert_eq!(report.outcome.class(), "permanent", "{report:?}");
-    assert!(report.outcome.message().contains("its nix-cache-info says StoreDir `/gnu/store`"), "{report:?}");
+    assert!(
+        report.outcome.message().contains("its nix-cache-info says StoreDir `/gnu/store`"),
+        "{report:?}"
+    );
 }

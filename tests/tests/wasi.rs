@@ -1,4 +1,5 @@
-//! What WASI gives a guest: time and chance through the choke point, from sources that can be exchanged; and beside those nothing.
+//! What WASI gives a guest: time and chance through the choke point, from sources that can be
+//! exchanged; and beside those nothing.
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong has to fail the test")]
 
@@ -13,11 +14,13 @@ use hookrun_tests::sandbox::{Sandbox, built};
 
 const GRANT: &str = "grant = { nix-store = \"outputs\" }";
 
-/// No file, no directory, no argument, no variable, no input, no socket, no name: refused with WASI's own words.
+/// No file, no directory, no argument, no variable, no input, no socket, no name: refused with
+/// WASI's own words.
 #[tokio::test]
 async fn there_is_nothing_to_find() {
     let sandbox = Sandbox::new();
-    let report = sandbox.run("greedy", &format!("config = {{ want = \"look-around\" }}\n{GRANT}")).await;
+    let report =
+        sandbox.run("greedy", &format!("config = {{ want = \"look-around\" }}\n{GRANT}")).await;
     assert_eq!(report.outcome.class(), "done", "{:?}", report.outcome);
     insta::assert_snapshot!(report.outcome.message());
     assert!(report.usage.calls.contains_key("wasi:sockets/tcp-create-socket.create-tcp-socket"));
@@ -62,7 +65,8 @@ impl Random for Counting {
 #[tokio::test]
 async fn time_and_chance_can_be_exchanged() {
     let sandbox = Sandbox::new();
-    let (plugin, services) = sandbox.load("greedy", &format!("config = {{ want = \"look-up\" }}\n{GRANT}"));
+    let (plugin, services) =
+        sandbox.load("greedy", &format!("config = {{ want = \"look-up\" }}\n{GRANT}"));
     let mut said = Vec::new();
     for _ in 0..2 {
         let services = services
@@ -70,10 +74,18 @@ async fn time_and_chance_can_be_exchanged() {
             .with_clock(Arc::new(Stopped(std::sync::Mutex::default())))
             .with_random(Arc::new(Counting::default()));
         let report = plugin.run_event(&services, &built(), 1).await;
-        let wasi: u64 =
-            report.usage.calls.iter().filter(|(name, _)| name.starts_with("wasi:")).map(|(_, count)| count).sum();
+        let wasi: u64 = report
+            .usage
+            .calls
+            .iter()
+            .filter(|(name, _)| name.starts_with("wasi:"))
+            .map(|(_, count)| count)
+            .sum();
         assert_eq!(wasi, report.usage.wasi_calls);
-        assert_eq!(report.usage.calls.get("wasi:clocks/monotonic-clock.subscribe-instant"), Some(&1));
+        assert_eq!(
+            report.usage.calls.get("wasi:clocks/monotonic-clock.subscribe-instant"),
+            Some(&1)
+        );
         said.push(report.outcome.message().to_owned());
     }
     assert_eq!(said.first(), said.last());

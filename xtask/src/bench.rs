@@ -1,10 +1,15 @@
-//! `cargo xtask bench`: ratios of a release build on this machine, each taken in one run with its yardstick.
+//! `cargo xtask bench`: ratios of a release build on this machine, each taken in one run with its
+//! yardstick.
 //!
-//! * the thin post-build hook with its state on tmpfs against `sh -c true`: what hookrun adds to starting a process;
-//! * the same on disk against `dd conv=fsync` of 1 KiB: what it adds to making one small file durable;
+//! * the thin post-build hook with its state on tmpfs against `sh -c true`: what hookrun adds to
+//!   starting a process;
+//! * the same on disk against `dd conv=fsync` of 1 KiB: what it adds to making one small file
+//!   durable;
 //! * an inline (`gate`) plugin with a warm artifact cache against `sh -c true`;
-//! * the queue under load (`bench/queue.rs`), and hooks that real Nix calls at once (`bench/from_nix.rs`);
-//! * builds placed by the bundled policy against Nix's own rule, simulated (`bench/builders_sim.rs`).
+//! * the queue under load (`bench/queue.rs`), and hooks that real Nix calls at once
+//!   (`bench/from_nix.rs`);
+//! * builds placed by the bundled policy against Nix's own rule, simulated
+//!   (`bench/builders_sim.rs`).
 //!
 //! But for `from_nix` the hook is called as Nix calls it, on a derivation written here.
 
@@ -80,7 +85,8 @@ impl Place {
     fn make(parent: &Path, name: &str, configuration: &str) -> Result<Self> {
         let directory = parent.join(format!("hookrun-bench-{}-{name}", std::process::id()));
         let store = directory.join("store");
-        std::fs::create_dir_all(&store).with_context(|| format!("cannot make {}", store.display()))?;
+        std::fs::create_dir_all(&store)
+            .with_context(|| format!("cannot make {}", store.display()))?;
         let output = store.join(format!("{HASH}-bench"));
         std::fs::write(&output, "hello\n")?;
         let derivation = format!(
@@ -144,7 +150,15 @@ fn inline(guest: &Path) -> String {
 fn guest(target: &Path, name: &str) -> Result<PathBuf> {
     let target = target.join("guests");
     cargo()
-        .args(["build", "--release", "--target", "wasm32-wasip2", "--package", &format!("guest-{name}"), "--target-dir"])
+        .args([
+            "build",
+            "--release",
+            "--target",
+            "wasm32-wasip2",
+            "--package",
+            &format!("guest-{name}"),
+            "--target-dir",
+        ])
         .arg(&target)
         .run()?;
     Ok(target.join(format!("wasm32-wasip2/release/guest_{name}.wasm")))
@@ -155,7 +169,9 @@ pub fn run(options: &Options) -> Result<()> {
     machine::prepare(Need::Compiler)?;
     let target = target_directory()?;
     let program = match &options.program {
-        Some(program) => program.canonicalize().with_context(|| format!("there is no {}", program.display()))?,
+        Some(program) => {
+            program.canonicalize().with_context(|| format!("there is no {}", program.display()))?
+        }
         None => {
             cargo().args(["build", "--release", "--package", "hookrun"]).run()?;
             target.join("release/hookrun")
@@ -164,7 +180,10 @@ pub fn run(options: &Options) -> Result<()> {
     let wanted = |part: Part| options.part.is_none_or(|only| only == part);
     let disk = options.disk.clone().unwrap_or(target);
     if !options.tmpfs.is_dir() {
-        bail!("there is no {}; name a memory file system with --tmpfs DIR", options.tmpfs.display());
+        bail!(
+            "there is no {}; name a memory file system with --tmpfs DIR",
+            options.tmpfs.display()
+        );
     }
     let mut table = format!("{:<52} {:>10} {:>10} {:>8}  aim\n", "", "median", "p99", "ratio");
     if wanted(Part::Hooks) {
@@ -175,7 +194,12 @@ pub fn run(options: &Options) -> Result<()> {
         queue::many_hooks(&mut table, &program, &Place::make(&disk, "many", THIN)?)?;
         from_nix::many_hooks(&mut table, &program, &disk)?;
         let trivial = queue::trivial(&guest(&target_directory()?, "greedy")?);
-        queue::worker(&mut table, &program, &Place::make(&disk, "queue", &trivial)?, options.events)?;
+        queue::worker(
+            &mut table,
+            &program,
+            &Place::make(&disk, "queue", &trivial)?,
+            options.events,
+        )?;
     }
     print!("{table}");
     if wanted(Part::BuildersSim) {
@@ -192,7 +216,13 @@ fn hooks(table: &mut String, program: &Path, options: &Options, disk: &Path) -> 
         command
     };
     let place = Place::make(&options.tmpfs, "thin", THIN)?;
-    compare(table, options.runs, AIM_TMPFS, ("sh -c true", &shell), ("thin hook, state on tmpfs", &|| place.hook(program)))?;
+    compare(
+        table,
+        options.runs,
+        AIM_TMPFS,
+        ("sh -c true", &shell),
+        ("thin hook, state on tmpfs", &|| place.hook(program)),
+    )?;
     expect_spooled(&place, options.runs)?;
 
     let place = Place::make(disk, "disk", THIN)?;
@@ -212,7 +242,8 @@ fn hooks(table: &mut String, program: &Path, options: &Options, disk: &Path) -> 
     )?;
     expect_spooled(&place, options.runs)?;
 
-    let place = Place::make(&options.tmpfs, "inline", &inline(&guest(&target_directory()?, "good")?))?;
+    let place =
+        Place::make(&options.tmpfs, "inline", &inline(&guest(&target_directory()?, "good")?))?;
     place.hookrun(program, "compile").run()?;
     compare(
         table,
@@ -229,7 +260,9 @@ fn hooks(table: &mut String, program: &Path, options: &Options, disk: &Path) -> 
 fn expect_spooled(place: &Place, runs: usize) -> Result<()> {
     let (spooled, wanted) = (place.spooled(), runs + WARM_UP);
     if spooled < wanted {
-        bail!("{wanted} hooks ran and {spooled} events are in the spool; the figures would mean nothing");
+        bail!(
+            "{wanted} hooks ran and {spooled} events are in the spool; the figures would mean nothing"
+        );
     }
     Ok(())
 }
@@ -237,7 +270,13 @@ fn expect_spooled(place: &Place, runs: usize) -> Result<()> {
 type Named<'a> = (&'a str, &'a dyn Fn() -> Command);
 
 /// Runs both in turn, so that both see the same machine, and adds two lines to the table.
-fn compare(table: &mut String, runs: usize, aim: f64, yardstick: Named<'_>, subject: Named<'_>) -> Result<()> {
+fn compare(
+    table: &mut String,
+    runs: usize,
+    aim: f64,
+    yardstick: Named<'_>,
+    subject: Named<'_>,
+) -> Result<()> {
     let mut times: [Vec<Duration>; 2] = [Vec::new(), Vec::new()];
     for run in 0..WARM_UP + runs {
         for (times, (name, command)) in times.iter_mut().zip([yardstick, subject]) {

@@ -1,11 +1,15 @@
-//! `cargo xtask bench-builders`: what builder selection costs and saves with real Nix, beside Nix's own hook in the same run.
+//! `cargo xtask bench-builders`: what builder selection costs and saves with real Nix, beside Nix's
+//! own hook in the same run.
 //!
-//! * 16 derivations of one second over machines that take one second to connect, in two ratios: to the ideal of 2 s, and to Nix's hook;
+//! * 16 derivations of one second over machines that take one second to connect, in two ratios: to
+//!   the ideal of 2 s, and to Nix's hook;
 //! * the same with 8 derivations and a machine first in the list that takes 3 s to fail;
 //! * from a question to its answer on a machine that answers at once;
-//! * the same with 10 to 5,000 machines, answered before connecting: what hookrun needs to decide, by the stock rule and by the bundled policy.
+//! * the same with 10 to 5,000 machines, answered before connecting: what hookrun needs to decide,
+//!   by the stock rule and by the bundled policy.
 //!
-//! Machines are stores in a directory of their own, reached through a script in the place of ssh. Needs root, for chroot builds.
+//! Machines are stores in a directory of their own, reached through a script in the place of ssh.
+//! Needs root, for chroot builds.
 
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -43,8 +47,7 @@ const AIM_THOUSAND: f64 = 1.0;
 const SYSTEM: &str = "x86_64-linux";
 /// What none of them builds.
 const OTHER_SYSTEM: &str = "riscv64-linux";
-const POLICY: &str =
-    "[worker]\nstart = \"none\"\n[plugins.speed]\nsource = \"bundled:speed-factor\"\ngrant = { state = true }\n";
+const POLICY: &str = "[worker]\nstart = \"none\"\n[plugins.speed]\nsource = \"bundled:speed-factor\"\ngrant = { state = true }\n";
 
 /// A private Nix.
 struct Place {
@@ -124,7 +127,14 @@ let one = n: derivation {
         let mut command = self.command("nix-build");
         command.arg(self.path("many.nix")).args(["--no-out-link", "--max-jobs", "0"]);
         command.args(["--builders", builders, "--argstr", "run"]);
-        command.arg(number.to_string()).args(["--arg", "count", &count.to_string(), "--argstr", "seconds", "1"]);
+        command.arg(number.to_string()).args([
+            "--arg",
+            "count",
+            &count.to_string(),
+            "--argstr",
+            "seconds",
+            "1",
+        ]);
         if let Some(hook) = hook {
             command.args(["--option", "build-hook"]).arg(hook);
         }
@@ -142,7 +152,8 @@ let one = n: derivation {
         self.answer_after(builders, hook, &[])
     }
 
-    /// The same where the hook has declined builds of the systems `before` first, which do not count.
+    /// The same where the hook has declined builds of the systems `before` first, which do not
+    /// count.
     fn answer_after(&self, builders: &str, hook: &mut Command, before: &[&str]) -> Result<f64> {
         hook.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut begin = Instant::now();
@@ -199,7 +210,10 @@ fn question(system: &str, store: &Path) -> Vec<u8> {
     text(&mut bytes, "try");
     number(&mut bytes, 0);
     text(&mut bytes, system);
-    text(&mut bytes, &store.join("00bgd045z0d4icpbc2yyz4gx48ak44la-bench.drv").display().to_string());
+    text(
+        &mut bytes,
+        &store.join("00bgd045z0d4icpbc2yyz4gx48ak44la-bench.drv").display().to_string(),
+    );
     number(&mut bytes, 0);
     bytes
 }
@@ -213,7 +227,9 @@ fn median(mut values: Vec<f64>) -> f64 {
 pub fn run(options: &Options) -> Result<()> {
     machine::prepare(Need::Nix)?;
     let program = match &options.program {
-        Some(program) => program.canonicalize().with_context(|| format!("there is no {}", program.display()))?,
+        Some(program) => {
+            program.canonicalize().with_context(|| format!("there is no {}", program.display()))?
+        }
         None => {
             cargo().args(["build", "--release", "--package", "hookrun"]).run()?;
             target_directory()?.join("release/hookrun")
@@ -254,7 +270,9 @@ pub fn run(options: &Options) -> Result<()> {
     let [stock, ours] = times.map(median);
     row(&mut table, "8 builds, a dead machine (3 s) first", (stock, ours, "s"), ours, 7.0, "s")?;
 
-    let nix = std::fs::read_link("/proc/self/exe").map(|_| which("nix"))?.context("there is no `nix` in PATH")?;
+    let nix = std::fs::read_link("/proc/self/exe")
+        .map(|_| which("nix"))?
+        .context("there is no `nix` in PATH")?;
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..QUESTIONS {
         let mut stock = place.command(&nix);
@@ -282,9 +300,17 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Lines about deciding among many machines: nothing forbids any, and Nix is answered before one is connected.
-fn decisions(table: &mut String, place: &Place, hook: &Path, who: &str, has_aim: bool) -> Result<()> {
-    // The first question of a command, with the start of the process and the reading of the machines; and a later one, which is the deciding.
+/// Lines about deciding among many machines: nothing forbids any, and Nix is answered before one is
+/// connected.
+fn decisions(
+    table: &mut String,
+    place: &Place,
+    hook: &Path,
+    who: &str,
+    has_aim: bool,
+) -> Result<()> {
+    // The first question of a command, with the start of the process and the reading of the
+    // machines; and a later one, which is the deciding.
     let mut medians = [Vec::new(), Vec::new()];
     for count in MACHINES {
         let (script, stores) = (place.path("bin/slow"), place.path("m"));
@@ -292,7 +318,10 @@ fn decisions(table: &mut String, place: &Place, hook: &Path, who: &str, has_aim:
         for number in 0..count {
             let (script, stores) = (script.display(), stores.display());
             let factor = 1 + number % 7;
-            writeln!(machines, "ssh://localhost?remote-program={script}&remote-store={stores}/{number} - - 4 {factor}")?;
+            writeln!(
+                machines,
+                "ssh://localhost?remote-program={script}&remote-store={stores}/{number} - - 4 {factor}"
+            )?;
         }
         std::fs::write(place.path("machines"), machines)?;
         let list = format!("@{}", place.path("machines").display());
@@ -314,7 +343,9 @@ fn decisions(table: &mut String, place: &Place, hook: &Path, who: &str, has_aim:
             format!("question to accept, {count} machines, {who}")
         )?;
     }
-    for (what, medians, has_aim) in [("of the first", first, false), ("of a later one", later, has_aim)] {
+    for (what, medians, has_aim) in
+        [("of the first", first, false), ("of a later one", later, has_aim)]
+    {
         if let (Some(few), Some(many)) = (medians.first(), medians.last()) {
             let thousand = (many - few) / f64::from(MACHINES[3] - MACHINES[0]) * 1000.0;
             let verdict = match has_aim {
@@ -322,7 +353,11 @@ fn decisions(table: &mut String, place: &Place, hook: &Path, who: &str, has_aim:
                 true => format!("  at most {AIM_THOUSAND} ms: MISSED"),
                 false => String::new(),
             };
-            writeln!(table, "{:<58} {thousand:>6.2} ms{verdict}", format!("{what}, for a thousand machines, {who}"))?;
+            writeln!(
+                table,
+                "{:<58} {thousand:>6.2} ms{verdict}",
+                format!("{what}, for a thousand machines, {who}")
+            )?;
         }
     }
     Ok(())
@@ -330,10 +365,19 @@ fn decisions(table: &mut String, place: &Place, hook: &Path, who: &str, has_aim:
 
 fn which(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|directory| directory.join(name)).find(|program| program.is_file())
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(name))
+        .find(|program| program.is_file())
 }
 
-fn row(table: &mut String, what: &str, times: (f64, f64, &str), figure: f64, aim: f64, unit: &str) -> Result<()> {
+fn row(
+    table: &mut String,
+    what: &str,
+    times: (f64, f64, &str),
+    figure: f64,
+    aim: f64,
+    unit: &str,
+) -> Result<()> {
     let (stock, ours, seconds) = times;
     let verdict = if figure <= aim { "met" } else { "MISSED" };
     writeln!(

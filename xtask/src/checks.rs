@@ -1,4 +1,5 @@
-//! `cargo xtask checks`: what CI wants besides tests. All use the same compiled metadata of the dependencies.
+//! `cargo xtask checks`: what CI wants besides tests. All use the same compiled metadata of the
+//! dependencies.
 
 use std::process::Command;
 
@@ -10,7 +11,8 @@ use crate::process::{CommandExt as _, cargo};
 /// Installs the check of dependencies.
 const INSTALL: &str = "cargo install --locked cargo-deny";
 /// What cargo-deny says where it cannot have the database of advisories, which is a Git repository.
-const UNREACHABLE: [&str; 2] = ["failed to fetch advisory database", "failed to load advisory database"];
+const UNREACHABLE: [&str; 2] =
+    ["failed to fetch advisory database", "failed to load advisory database"];
 
 /// Formatting, lints, documentation, dependencies; ends at the first that fails.
 pub fn run() -> Result<()> {
@@ -24,20 +26,34 @@ pub fn run() -> Result<()> {
     dependencies()
 }
 
-/// Licences, bans and sources of all dependencies; and the advisories about them, where their database can be reached.
+/// Licences, bans and sources of all dependencies; and the advisories about them, where their
+/// database can be reached.
 fn dependencies() -> Result<()> {
-    if !Command::new("cargo").args(["deny", "--version"]).output().is_ok_and(|output| output.status.success()) {
-        eprintln!("note: licences, bans, sources and advisories were NOT checked; `{INSTALL}` brings the check");
+    if !Command::new("cargo")
+        .args(["deny", "--version"])
+        .output()
+        .is_ok_and(|output| output.status.success())
+    {
+        eprintln!(
+            "note: licences, bans, sources and advisories were NOT checked; `{INSTALL}` brings the check"
+        );
         return Ok(());
     }
     cargo().args(["deny", "check", "licenses", "bans", "sources"]).run()?;
     eprintln!("$ cargo deny check advisories");
-    let output = cargo().args(["deny", "check", "advisories"]).output().context("`cargo deny` does not start")?;
+    let output = cargo()
+        .args(["deny", "check", "advisories"])
+        .output()
+        .context("`cargo deny` does not start")?;
     let said = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() && UNREACHABLE.iter().any(|words| said.contains(words)) {
         eprintln!("note: advisories were NOT checked: their database cannot be reached from here");
         return Ok(());
     }
     eprint!("{said}");
-    if output.status.success() { Ok(()) } else { bail!("`cargo deny check advisories` failed ({})", output.status) }
+    if output.status.success() {
+        Ok(())
+    } else {
+        bail!("`cargo deny check advisories` failed ({})", output.status)
+    }
 }

@@ -9,7 +9,8 @@ use crate::machine::{self, Need};
 use crate::process::{CommandExt as _, cargo, repository, target_directory};
 
 /// Shells and the names of their completion files.
-const COMPLETIONS: [(&str, &str); 3] = [("bash", "hookrun.bash"), ("zsh", "_hookrun"), ("fish", "hookrun.fish")];
+const COMPLETIONS: [(&str, &str); 3] =
+    [("bash", "hookrun.bash"), ("zsh", "_hookrun"), ("fish", "hookrun.fish")];
 
 /// Builds the release and puts binary, completions, man pages, examples and licences together.
 pub fn run() -> Result<()> {
@@ -18,7 +19,8 @@ pub fn run() -> Result<()> {
     let target = target_directory()?;
     let (program, dist) = (target.join("release/hookrun"), target.join("dist"));
     if dist.exists() {
-        std::fs::remove_dir_all(&dist).with_context(|| format!("cannot empty {}", dist.display()))?;
+        std::fs::remove_dir_all(&dist)
+            .with_context(|| format!("cannot empty {}", dist.display()))?;
     }
     for directory in ["bin", "completions", "man", "examples"] {
         make(&dist.join(directory))?;
@@ -39,19 +41,28 @@ pub fn run() -> Result<()> {
 }
 
 fn make(directory: &Path) -> Result<()> {
-    std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))
+    std::fs::create_dir_all(directory)
+        .with_context(|| format!("cannot make {}", directory.display()))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    std::fs::copy(from, to).map(drop).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+    std::fs::copy(from, to)
+        .map(drop)
+        .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
 }
 
 fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     make(to)?;
-    for entry in std::fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
+    for entry in
+        std::fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))?
+    {
         let entry = entry?;
         let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() { copy_tree(&entry.path(), &target)? } else { copy(&entry.path(), &target)? }
+        if entry.file_type()?.is_dir() {
+            copy_tree(&entry.path(), &target)?
+        } else {
+            copy(&entry.path(), &target)?
+        }
     }
     Ok(())
 }

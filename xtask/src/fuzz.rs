@@ -1,8 +1,9 @@
 //! `cargo xtask fuzz`: every fuzz target for a bounded time.
 //!
-//! Guided by coverage (libFuzzer) where there is a C++ compiler, which libFuzzer needs; else by the driver of `fuzz/`, which mutates
-//! the corpus blindly and says so. Neither needs a nightly compiler: the coverage flags are stable, and are given to this
-//! workspace's crates only (`fuzz/coverage.sh`). What is found goes to `fuzz/artifacts`; once mended, it belongs into
+//! Guided by coverage (libFuzzer) where there is a C++ compiler, which libFuzzer needs; else by the
+//! driver of `fuzz/`, which mutates the corpus blindly and says so. Neither needs a nightly
+//! compiler: the coverage flags are stable, and are given to this workspace's crates only
+//! (`fuzz/coverage.sh`). What is found goes to `fuzz/artifacts`; once mended, it belongs into
 //! `fuzz/corpus`, which the ordinary tests replay.
 
 use std::path::{Path, PathBuf};
@@ -54,7 +55,10 @@ pub fn run(options: &Options) -> Result<()> {
         Engine::Driver => {
             crate::process::build_workspace()?;
             let mut driver = Command::new(target_directory()?.join("debug/hookrun-fuzz"));
-            driver.args(["all", "--seconds", &options.seconds.to_string()]).args(&options.targets).run()
+            driver
+                .args(["all", "--seconds", &options.seconds.to_string()])
+                .args(&options.targets)
+                .run()
         }
         Engine::Libfuzzer => libfuzzer(options),
     }
@@ -63,7 +67,9 @@ pub fn run(options: &Options) -> Result<()> {
 /// The targets: the directories of the corpus that have a program.
 fn targets(options: &Options) -> Result<Vec<String>> {
     let mut known: Vec<String> = Vec::new();
-    for entry in std::fs::read_dir(repository().join("fuzz/fuzz_targets")).context("fuzz/fuzz_targets cannot be read")? {
+    for entry in std::fs::read_dir(repository().join("fuzz/fuzz_targets"))
+        .context("fuzz/fuzz_targets cannot be read")?
+    {
         known.extend(entry?.path().file_stem().map(|name| name.to_string_lossy().into_owned()));
     }
     known.sort();
@@ -75,8 +81,8 @@ fn targets(options: &Options) -> Result<Vec<String>> {
 
 fn libfuzzer(options: &Options) -> Result<()> {
     let targets = targets(options)?;
-    // Always the whole workspace, so that dependencies are those of any other build; and in its target directory, where the wrapper
-    // gives what it compiles names of its own.
+    // Always the whole workspace, so that dependencies are those of any other build; and in its
+    // target directory, where the wrapper gives what it compiles names of its own.
     let directory = target_directory()?.join("debug");
     let mut build = cargo();
     build.args(["build", "--workspace", "--features", "hookrun-fuzz/libfuzzer"]);
@@ -90,7 +96,11 @@ fn libfuzzer(options: &Options) -> Result<()> {
             Ended::Nothing(line) => println!("{target:<12} {line}, nothing found"),
             Ended::Found(file) => {
                 println!("{target:<12} FOUND {}", file.display());
-                println!("             again: {} {}", directory.join(format!("fuzz-{target}")).display(), file.display());
+                println!(
+                    "             again: {} {}",
+                    directory.join(format!("fuzz-{target}")).display(),
+                    file.display()
+                );
                 found.push(target.clone());
             }
         }
@@ -112,7 +122,8 @@ enum Ended {
 fn one(program: &Path, target: &str, seconds: u64) -> Result<Ended> {
     let artifacts = repository().join("fuzz/artifacts").join(target);
     std::fs::create_dir_all(&artifacts)?;
-    // New inputs go into the first directory, which is thrown away: the corpus in the repository is kept small by hand.
+    // New inputs go into the first directory, which is thrown away: the corpus in the repository is
+    // kept small by hand.
     let scratch = artifacts.join("corpus");
     std::fs::create_dir_all(&scratch)?;
     let before = Instant::now();
@@ -129,18 +140,34 @@ fn one(program: &Path, target: &str, seconds: u64) -> Result<Ended> {
     let said = String::from_utf8_lossy(&output.stderr);
     if output.status.success() {
         // `Done 12345 runs in 21 second(s)`, and `cov: 678` before.
-        let runs = said.lines().rev().find(|line| line.starts_with("Done ")).unwrap_or("no line of libFuzzer's");
-        let coverage = said.lines().rev().find_map(|line| line.split("cov: ").nth(1)?.split(' ').next());
-        let coverage = coverage.map(|count| format!(", {count} places reached")).unwrap_or_default();
+        let runs = said
+            .lines()
+            .rev()
+            .find(|line| line.starts_with("Done "))
+            .unwrap_or("no line of libFuzzer's");
+        let coverage =
+            said.lines().rev().find_map(|line| line.split("cov: ").nth(1)?.split(' ').next());
+        let coverage =
+            coverage.map(|count| format!(", {count} places reached")).unwrap_or_default();
         return Ok(Ended::Nothing(format!("{runs}{coverage}")));
     }
-    let path = said.lines().rev().find_map(|line| line.split("Test unit written to ").nth(1)).map(PathBuf::from);
+    let path = said
+        .lines()
+        .rev()
+        .find_map(|line| line.split("Test unit written to ").nth(1))
+        .map(PathBuf::from);
     let Some(path) = path else {
         eprint!("{said}");
-        bail!("the target `{target}` ended after {} s ({})", before.elapsed().as_secs(), output.status);
+        bail!(
+            "the target `{target}` ended after {} s ({})",
+            before.elapsed().as_secs(),
+            output.status
+        );
     };
     // What the panic said.
-    for line in said.lines().filter(|line| line.contains("panicked at") || line.starts_with("==")).take(4) {
+    for line in
+        said.lines().filter(|line| line.contains("panicked at") || line.starts_with("==")).take(4)
+    {
         eprintln!("{line}");
     }
     Ok(Ended::Found(path))

@@ -1,4 +1,5 @@
-//! What a machine needs to build and test hookrun: installed where that can be done (Debian, root), else the exact command.
+//! What a machine needs to build and test hookrun: installed where that can be done (Debian, root),
+//! else the exact command.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,7 +30,11 @@ struct Package {
 
 impl Package {
     fn is_here(&self) -> bool {
-        if self.proof.starts_with('/') { Path::new(self.proof).exists() } else { find_program(self.proof).is_some() }
+        if self.proof.starts_with('/') {
+            Path::new(self.proof).exists()
+        } else {
+            find_program(self.proof).is_some()
+        }
     }
 }
 
@@ -46,7 +51,8 @@ fn packages() -> impl Iterator<Item = Package> {
     })
 }
 
-/// The first program of this name in `PATH`, or in the directories of root that a plain user's `PATH` lacks.
+/// The first program of this name in `PATH`, or in the directories of root that a plain user's
+/// `PATH` lacks.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
@@ -88,7 +94,10 @@ fn install(debian: bool, missing: &[Package]) -> Result<()> {
         command
     };
     if !is_root()? {
-        bail!("missing packages; run `sudo apt-get install -y --no-install-recommends {}` and try again", names.join(" "));
+        bail!(
+            "missing packages; run `sudo apt-get install -y --no-install-recommends {}` and try again",
+            names.join(" ")
+        );
     }
     apt(&["update", "-qq"]).run()?;
     apt(&["install", "-y", "-qq", "--no-install-recommends"]).args(&names).run()

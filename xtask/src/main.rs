@@ -1,5 +1,5 @@
-//! `cargo xtask`: what people and CI do with this repository, one command each. Prepares the machine where that can be done
-//! (Debian, root) and names the exact command where it cannot.
+//! `cargo xtask`: what people and CI do with this repository, one command each. Prepares the
+//! machine where that can be done (Debian, root) and names the exact command where it cannot.
 
 mod bench;
 mod bench_builders;
@@ -24,7 +24,8 @@ use process::{CommandExt as _, Failed};
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", max_term_width = 100)]
 enum Task {
-    /// Show hookrun at work on real Nix, in a private store. Installs what is missing, builds, runs `hookrun demo`.
+    /// Show hookrun at work on real Nix, in a private store. Installs what is missing, builds, runs
+    /// `hookrun demo`.
     Demo {
         /// For `hookrun demo`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -39,11 +40,13 @@ enum Task {
     /// Check formatting, lints, documentation, and licences and advisories of dependencies.
     #[command(visible_alias = "ci")]
     Checks,
-    /// Fuzz: each target for a bounded time. Exit code 1 if one finds something; what it found is in `fuzz/artifacts`.
+    /// Fuzz: each target for a bounded time. Exit code 1 if one finds something; what it found is
+    /// in `fuzz/artifacts`.
     Fuzz(fuzz::Options),
     /// The crash test in its long form: hooks and workers killed at every boundary and at random.
     Crash(crash::Options),
-    /// Run the demo and the tests with the Nix of a later Debian, in a root of its own that is made once. Needs root and debootstrap.
+    /// Run the demo and the tests with the Nix of a later Debian, in a root of its own that is made
+    /// once. Needs root and debootstrap.
     NewerNix(newer_nix::Options),
     /// Measure a release build: the thin hook and an inline plugin against a shell and a disk.
     Bench(bench::Options),
@@ -69,7 +72,10 @@ fn run(task: Task) -> Result<()> {
         Task::Demo { arguments } => {
             machine::prepare(Need::Nix)?;
             process::build_workspace()?;
-            Command::new(process::target_directory()?.join("debug/hookrun")).arg("demo").args(arguments).run()
+            Command::new(process::target_directory()?.join("debug/hookrun"))
+                .arg("demo")
+                .args(arguments)
+                .run()
         }
         Task::Test { arguments } => test::run(&arguments),
         Task::Checks => checks::run(),

@@ -1,7 +1,9 @@
-//! `cargo xtask newer-nix`: `hookrun demo` and the end-to-end tests with the Nix of a later Debian, in a root of its own.
+//! `cargo xtask newer-nix`: `hookrun demo` and the end-to-end tests with the Nix of a later Debian,
+//! in a root of its own.
 //!
-//! Programs and tests are built here and run there: a later Debian runs what an earlier one has linked. The tests find everything where they
-//! were built, because the workspace and the target directory are there under the same names. The root is made once and kept.
+//! Programs and tests are built here and run there: a later Debian runs what an earlier one has
+//! linked. The tests find everything where they were built, because the workspace and the target
+//! directory are there under the same names. The root is made once and kept.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -18,20 +20,22 @@ pub struct Options {
     /// The Debian whose Nix it is to be: `trixie` has 2.26, `sid` the newest that Debian has.
     #[arg(long, default_value = "trixie")]
     suite: String,
-    /// Where roots are kept, one directory a suite: by default `hookrun/roots` in the cache directory. Remove one to have it made anew.
+    /// Where roots are kept, one directory a suite: by default `hookrun/roots` in the cache
+    /// directory. Remove one to have it made anew.
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// For the test runner, in place of the tests in which Nix has a say: a part of a test's name, or `-E` and an expression.
+    /// For the test runner, in place of the tests in which Nix has a say: a part of a test's name,
+    /// or `-E` and an expression.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
 
 /// The tests in which Nix has a say, for `cargo nextest -E`.
-const TESTS: &str =
-    "package(hookrun-tests) - binary(crash) - binary(fuzz_corpus) - binary(hostile) - binary(hostile_artifacts)";
+const TESTS: &str = "package(hookrun-tests) - binary(crash) - binary(fuzz_corpus) - binary(hostile) - binary(hostile_artifacts)";
 /// The test that builds the guests, which need a compiler that the root has not.
 const GUESTS: &str = "package(hookrun-tests) & test(=guests::tests::every_guest_is_built)";
-/// What tests of mail install where it is not there; the package lists of a root may be too old for that by then.
+/// What tests of mail install where it is not there; the package lists of a root may be too old for
+/// that by then.
 const MAIL_SERVER: [&str; 2] = ["exim4-daemon-light", "openssl"];
 /// Where programs are in a Debian.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -48,7 +52,13 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let nextest = machine::find_program("cargo-nextest")
         .context("there is no cargo-nextest in PATH; run `cargo install --locked cargo-nextest`")?;
-    let root = Root { directory: options.directory.clone().map_or_else(default_directory, Ok)?.join(&options.suite) };
+    let root = Root {
+        directory: options
+            .directory
+            .clone()
+            .map_or_else(default_directory, Ok)?
+            .join(&options.suite),
+    };
     root.make(&options.suite)?;
     process::build_workspace()?;
     let metadata = Metadata::write()?;
@@ -63,8 +73,11 @@ pub fn run(options: &Options) -> Result<()> {
     let mut tests = root.command("cargo-nextest");
     tests.args(["nextest", "run", "--no-fail-fast", "--binaries-metadata"]).arg(&metadata.binaries);
     tests.arg("--cargo-metadata").arg(&metadata.cargo);
-    let chosen =
-        if options.arguments.is_empty() { vec!["-E".to_owned(), TESTS.to_owned()] } else { options.arguments.clone() };
+    let chosen = if options.arguments.is_empty() {
+        vec!["-E".to_owned(), TESTS.to_owned()]
+    } else {
+        options.arguments.clone()
+    };
     if let Err(error) = tests.args(chosen).run() {
         bail!("with {version} these tests fail ({error})");
     }
@@ -74,7 +87,9 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// `$XDG_CACHE_HOME/hookrun/roots`.
 fn default_directory() -> Result<PathBuf> {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path: &PathBuf| path.is_absolute());
+    let absolute = |name| {
+        std::env::var_os(name).map(PathBuf::from).filter(|path: &PathBuf| path.is_absolute())
+    };
     let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
     Ok(cache.context("there is no HOME; name a place with --directory")?.join("hookrun/roots"))
 }
@@ -92,14 +107,26 @@ impl Metadata {
         let write = |name: &str, arguments: &[&str]| -> Result<PathBuf> {
             let path = target.join(name);
             let text = cargo().args(arguments).read()?;
-            std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+            std::fs::write(&path, text)
+                .with_context(|| format!("cannot write {}", path.display()))?;
             Ok(path)
         };
         cargo().args(["nextest", "run", "--workspace", "--no-run"]).run()?;
-        let list = ["nextest", "list", "--workspace", "--list-type", "binaries-only", "--message-format", "json"];
+        let list = [
+            "nextest",
+            "list",
+            "--workspace",
+            "--list-type",
+            "binaries-only",
+            "--message-format",
+            "json",
+        ];
         Ok(Self {
             binaries: write("newer-nix-binaries.json", &list)?,
-            cargo: write("newer-nix-cargo.json", &["metadata", "--format-version", "1", "--all-features"])?,
+            cargo: write(
+                "newer-nix-cargo.json",
+                &["metadata", "--format-version", "1", "--all-features"],
+            )?,
         })
     }
 }
@@ -117,27 +144,40 @@ impl Root {
         }
         for program in ["debootstrap", "unshare"] {
             if machine::find_program(program).is_none() {
-                bail!("there is no {program} in PATH; on Debian run `apt-get install -y debootstrap util-linux`");
+                bail!(
+                    "there is no {program} in PATH; on Debian run `apt-get install -y debootstrap util-linux`"
+                );
             }
         }
         // Under another name until it is whole.
         let part = self.directory.with_extension("part");
         if part.exists() {
-            std::fs::remove_dir_all(&part).with_context(|| format!("cannot remove {}", part.display()))?;
+            std::fs::remove_dir_all(&part)
+                .with_context(|| format!("cannot remove {}", part.display()))?;
         }
-        std::fs::create_dir_all(&part).with_context(|| format!("cannot make {}", part.display()))?;
-        Command::new("debootstrap").args(["--variant=minbase", "--include=ca-certificates", suite]).arg(&part).run()?;
+        std::fs::create_dir_all(&part)
+            .with_context(|| format!("cannot make {}", part.display()))?;
+        Command::new("debootstrap")
+            .args(["--variant=minbase", "--include=ca-certificates", suite])
+            .arg(&part)
+            .run()?;
         executable(&part.join("usr/sbin/policy-rc.d"), NO_SERVICES.as_bytes())?;
         let mut install = Command::new("chroot");
         install.arg(&part).args(["apt-get", "install", "-y", "-qq", "--no-install-recommends"]);
-        install.args(machine::debian_packages()).args(MAIL_SERVER).env("DEBIAN_FRONTEND", "noninteractive").run()?;
-        std::fs::rename(&part, &self.directory).with_context(|| format!("cannot make {}", self.directory.display()))
+        install
+            .args(machine::debian_packages())
+            .args(MAIL_SERVER)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .run()?;
+        std::fs::rename(&part, &self.directory)
+            .with_context(|| format!("cannot make {}", self.directory.display()))
     }
 
     /// Puts a program into it.
     fn take_in(&self, program: &Path) -> Result<()> {
         let name = program.file_name().context("a program has a name")?;
-        let bytes = std::fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+        let bytes =
+            std::fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
         executable(&self.directory.join("usr/local/bin").join(name), &bytes)
     }
 
@@ -145,15 +185,31 @@ impl Root {
     fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let target = target_directory().unwrap_or_default();
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "/bin/sh"]).arg(repository().join(ENTER)).arg(&self.directory);
-        command.arg(repository()).arg(&target).args(["--", "env", "-C"]).arg(repository()).arg(program);
-        command.env_clear().env("PATH", PATH).env("HOME", "/root").env("HOOKRUN_GUESTS", target.join(GUESTS_IN_TARGET));
-        // From Nix 2.30 on nothing above the directory of builds may be open to all (`build-dir`), as /tmp is.
+        command
+            .args(["--mount", "--propagation", "private", "/bin/sh"])
+            .arg(repository().join(ENTER))
+            .arg(&self.directory);
+        command
+            .arg(repository())
+            .arg(&target)
+            .args(["--", "env", "-C"])
+            .arg(repository())
+            .arg(program);
+        command
+            .env_clear()
+            .env("PATH", PATH)
+            .env("HOME", "/root")
+            .env("HOOKRUN_GUESTS", target.join(GUESTS_IN_TARGET));
+        // From Nix 2.30 on nothing above the directory of builds may be open to all (`build-dir`),
+        // as /tmp is.
         command.env("TMPDIR", "/srv");
         // Built a moment ago, whatever was compiled after it.
         command.env("HOOKRUN_BIN", target.join("debug/hookrun"));
         // Snapshots are compared and never written.
-        command.env("INSTA_UPDATE", "no").env("INSTA_WORKSPACE_ROOT", repository()).env("TERM", "dumb");
+        command
+            .env("INSTA_UPDATE", "no")
+            .env("INSTA_WORKSPACE_ROOT", repository())
+            .env("TERM", "dumb");
         command
     }
 }

@@ -15,7 +15,10 @@ pub struct Failed {
 impl Failed {
     /// Its exit code, or 1 if a signal ended it.
     pub fn exit_code(&self) -> ExitCode {
-        self.status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
+        self.status
+            .code()
+            .and_then(|code| u8::try_from(code).ok())
+            .map_or(ExitCode::FAILURE, ExitCode::from)
     }
 }
 
@@ -56,19 +59,32 @@ impl CommandExt for Command {
 
 fn line(command: &Command) -> String {
     let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
-    std::iter::once(program).chain(command.get_args()).map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    std::iter::once(program)
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
-/// What `cargo run` tells this program about its own package. Build scripts that look at the same variables (that of `ring` does) would be run
-/// again after each change from plain cargo to xtask and back, and all that depends on them be compiled again.
-const OF_THIS_PACKAGE: [&str; 5] =
-    ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_NAME", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE"];
+/// What `cargo run` tells this program about its own package. Build scripts that look at the same
+/// variables (that of `ring` does) would be run again after each change from plain cargo to xtask
+/// and back, and all that depends on them be compiled again.
+const OF_THIS_PACKAGE: [&str; 5] = [
+    "CARGO_PKG_",
+    "CARGO_MANIFEST_",
+    "CARGO_BIN_NAME",
+    "CARGO_CRATE_NAME",
+    "CARGO_PRIMARY_PACKAGE",
+];
 
 /// `cargo` in the repository.
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| OF_THIS_PACKAGE.iter().any(|prefix| name.starts_with(prefix))) {
+        if name
+            .to_str()
+            .is_some_and(|name| OF_THIS_PACKAGE.iter().any(|prefix| name.starts_with(prefix)))
+        {
             command.env_remove(name);
         }
     }
@@ -76,7 +92,8 @@ pub fn cargo() -> Command {
     command
 }
 
-/// Builds everything. Always the whole workspace, so that crates are not built again with other features.
+/// Builds everything. Always the whole workspace, so that crates are not built again with other
+/// features.
 pub fn build_workspace() -> Result<()> {
     cargo().args(["build", "--workspace"]).run()
 }

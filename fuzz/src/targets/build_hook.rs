@@ -1,4 +1,5 @@
-//! What Nix says to the build hook: settings, questions, inputs. From a process that may die or be out of step at any byte.
+//! What Nix says to the build hook: settings, questions, inputs. From a process that may die or be
+//! out of step at any byte.
 
 use std::os::fd::AsFd as _;
 
@@ -31,7 +32,13 @@ pub(crate) const TARGET: Target = Target {
 struct Refuses;
 
 impl StockHook for Refuses {
-    fn offer(&mut self, _: &Settings, target: Machine<'_>, _: &Request, relay: &mut dyn FnMut(&[u8])) -> Offer {
+    fn offer(
+        &mut self,
+        _: &Settings,
+        target: Machine<'_>,
+        _: &Request,
+        relay: &mut dyn FnMut(&[u8]),
+    ) -> Offer {
         relay(b"no\n");
         match target.machine.uri.len() % 2 {
             0 => Offer::Full,
@@ -59,7 +66,11 @@ fn run(data: &[u8]) {
             request.write(&mut again).unwrap();
             assert_eq!(Request::read(&mut again.as_slice()).unwrap().as_ref(), Some(&request));
             let candidate = request.candidate();
-            let _ = settings.local_machine(&candidate.system, &candidate.required_features, request.am_willing());
+            let _ = settings.local_machine(
+                &candidate.system,
+                &candidate.required_features,
+                request.am_willing(),
+            );
             questions += 1;
         }
     }
@@ -72,10 +83,13 @@ fn run(data: &[u8]) {
     session(data, settings.as_ref(), questions);
 }
 
-/// However the stream goes on, each question has one directive, and what is out of step ends in one more that ends it all.
+/// However the stream goes on, each question has one directive, and what is out of step ends in one
+/// more that ends it all.
 fn session(data: &[u8], settings: Option<&Settings>, questions: usize) {
     // Neither files that the input names, nor another store's locks.
-    if settings.is_some_and(|settings| settings.builders().contains('@') || settings.state_dir_of_store().is_some()) {
+    if settings.is_some_and(|settings| {
+        settings.builders().contains('@') || settings.state_dir_of_store().is_some()
+    }) {
         return;
     }
     let mut reply = Vec::new();
@@ -100,6 +114,12 @@ fn session(data: &[u8], settings: Option<&Settings>, questions: usize) {
     assert!(directives.iter().all(|line| known.contains(line)), "{directives:?}");
     assert!(directives.len() <= questions + 1, "{questions} questions: {directives:?}");
     let given_up = directives.iter().position(|line| *line == "# decline-permanently");
-    assert!(given_up.is_none_or(|index| index + 1 == directives.len()), "nothing follows: {directives:?}");
-    assert!(given_up.is_some() || directives.len() == questions, "{questions} questions: {directives:?}");
+    assert!(
+        given_up.is_none_or(|index| index + 1 == directives.len()),
+        "nothing follows: {directives:?}"
+    );
+    assert!(
+        given_up.is_some() || directives.len() == questions,
+        "{questions} questions: {directives:?}"
+    );
 }

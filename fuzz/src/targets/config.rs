@@ -41,7 +41,10 @@ fn run(data: &[u8]) {
         Ok(config) => config,
         Err(error) => {
             let said = error.to_string();
-            assert!(said.starts_with("/etc/hookrun/hookrun.toml") && !said.contains('\n'), "one line: {said:?}");
+            assert!(
+                said.starts_with("/etc/hookrun/hookrun.toml") && !said.contains('\n'),
+                "one line: {said:?}"
+            );
             return;
         }
     };
@@ -50,7 +53,8 @@ fn run(data: &[u8]) {
     for (name, plugin) in &config.plugins {
         // Files are named after plugins.
         assert!(!name.is_empty() && !name.starts_with('.') && !name.contains('/'), "{name:?}");
-        let _ = (plugin.filter.admits_name("hello-2.12"), config.line_of(&["plugins", name, "grant"]));
+        let _ =
+            (plugin.filter.admits_name("hello-2.12"), config.line_of(&["plugins", name, "grant"]));
         for limit in hookrun::config::Limit::ALL {
             assert!(plugin.limits.get(*limit) > 0, "nothing is unlimited, and nothing is zero");
         }

@@ -32,7 +32,8 @@ pub(crate) const TARGET: Target = Target {
 fn run(data: &[u8]) {
     open(data);
     // With a checksum that is right: what a build user who means harm would write.
-    let digest = Sha256::digest(data).iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    let digest =
+        Sha256::digest(data).iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
     let sealed = [format!("hookrun-event 1 sha256:{digest}\n").as_bytes(), data].concat();
     open(&sealed);
 }
@@ -50,7 +51,11 @@ fn open(bytes: &[u8]) {
     for owner in [Owner::Trusted, Owner::BuildUser] {
         match TRUST.admit(owner, &event) {
             // Files are named after the id, and the store's paths go to plugins.
-            Ok(()) => assert!(event.id.len() == 36 && !event.id.contains('/') && event.drv_path().starts_with('/')),
+            Ok(()) => assert!(
+                event.id.len() == 36
+                    && !event.id.contains('/')
+                    && event.drv_path().starts_with('/')
+            ),
             Err(reason) => assert!(!reason.is_empty()),
         }
     }

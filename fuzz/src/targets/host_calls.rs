@@ -1,8 +1,9 @@
-//! Arguments of host calls: paths, keys, fingerprints, mail. Structured: the bytes become a call and its arguments.
+//! Arguments of host calls: paths, keys, fingerprints, mail. Structured: the bytes become a call
+//! and its arguments.
 //!
-//! What is asserted is what a grant promises: nothing outside of a store path is read, no object has another key than was
-//! said, no mail goes to an address that the configuration does not name or has a header that a plugin may not set, and only
-//! what the database says is signed.
+//! What is asserted is what a grant promises: nothing outside of a store path is read, no object
+//! has another key than was said, no mail goes to an address that the configuration does not name
+//! or has a header that a plugin may not set, and only what the database says is signed.
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -102,7 +103,11 @@ fn call(from: &mut Unstructured<'_>) -> arbitrary::Result<()> {
 
 fn tree(relative: &str, offset: u64, length: u32) {
     let path = TREE.store_path.to_str().unwrap();
-    let nix = NixDirs { store: "/nix/store".into(), state: "/nix/var/nix".into(), conf: "/etc/nix".into() };
+    let nix = NixDirs {
+        store: "/nix/store".into(),
+        state: "/nix/var/nix".into(),
+        conf: "/etc/nix".into(),
+    };
     let store = Real::new(nix);
     if let Ok(bytes) = store.read_file(path, relative, offset, u64::from(length)) {
         assert!(
@@ -127,10 +132,19 @@ fn scope(services: &Services, paths: &[String]) {
             wants: Wants { nix_store: granted, ..Wants::default() },
             effective: Effective { nix_store: granted, ..Effective::default() },
         };
-        let nix = NixDirs { store: STORE.into(), state: "/nix/var/nix".into(), conf: "/etc/nix".into() };
-        let reach = Reach::new(services.nix_stores(), &plugin, &Scope { nix, paths: vec![IN_SCOPE.to_owned()] });
+        let nix =
+            NixDirs { store: STORE.into(), state: "/nix/var/nix".into(), conf: "/etc/nix".into() };
+        let reach = Reach::new(
+            services.nix_stores(),
+            &plugin,
+            &Scope { nix, paths: vec![IN_SCOPE.to_owned()] },
+        );
         if reach.check(paths).is_ok() {
-            assert!(paths.is_empty() || (granted == StoreScope::Outputs && paths.iter().all(|path| path == IN_SCOPE)));
+            assert!(
+                paths.is_empty()
+                    || (granted == StoreScope::Outputs
+                        && paths.iter().all(|path| path == IN_SCOPE))
+            );
         }
     }
 }
@@ -139,10 +153,19 @@ fn objects(services: &Services, (key, content_type, prefix): &(String, String, S
     let stores = services.object_stores();
     RUNTIME.block_on(async {
         if stores.put("own", key, content_type, b"body".to_vec()).await.is_ok() {
-            assert!(!key.is_empty() && key.split('/').all(|part| !matches!(part, "" | "." | "..")), "{key:?}");
-            assert!(!key.contains(['\0', '\r', '\n']) && !content_type.contains(['\r', '\n']), "{key:?} {content_type:?}");
+            assert!(
+                !key.is_empty() && key.split('/').all(|part| !matches!(part, "" | "." | "..")),
+                "{key:?}"
+            );
+            assert!(
+                !key.contains(['\0', '\r', '\n']) && !content_type.contains(['\r', '\n']),
+                "{key:?} {content_type:?}"
+            );
             assert_eq!(stores.get("own", key, 4).await.unwrap().as_deref(), Some(&b"body"[..]));
-            assert_eq!(stores.list("own", "", 10, MAX_LISTED).await.unwrap(), std::slice::from_ref(key));
+            assert_eq!(
+                stores.list("own", "", 10, MAX_LISTED).await.unwrap(),
+                std::slice::from_ref(key)
+            );
         }
         if let Ok(keys) = stores.list("own", prefix, 10, MAX_LISTED).await {
             assert!(keys.iter().all(|key| key.starts_with(prefix.as_str())));
@@ -168,7 +191,10 @@ fn mail(
     }
     let captured = services.mail().captured().into_iter().next().unwrap();
     assert!(
-        captured.recipients.iter().all(|to| ALLOWED.iter().any(|allowed| allowed.eq_ignore_ascii_case(to))),
+        captured
+            .recipients
+            .iter()
+            .all(|to| ALLOWED.iter().any(|allowed| allowed.eq_ignore_ascii_case(to))),
         "{captured:?}"
     );
     assert!(captured.raw.is_ascii(), "{captured:?}");
@@ -188,11 +214,17 @@ fn mail(
             "auto-submitted",
             "x-hookrun-plugin",
         ];
-        assert!(host.contains(&&*name) || (name.starts_with("x-") && own.contains(&name)), "{line:?}");
+        assert!(
+            host.contains(&&*name) || (name.starts_with("x-") && own.contains(&name)),
+            "{line:?}"
+        );
     }
 }
 
-fn sign(services: &Services, (path, nar_hash, nar_size, references): (String, String, u64, Vec<String>)) {
+fn sign(
+    services: &Services,
+    (path, nar_hash, nar_size, references): (String, String, u64, Vec<String>),
+) {
     let info = PathInfo {
         path: path.clone(),
         nar_hash,

@@ -1,6 +1,8 @@
-//! HTTP grants, and the requests that they are to cover: URLs of the configuration, and scheme, authority and path as a guest gives them.
+//! HTTP grants, and the requests that they are to cover: URLs of the configuration, and scheme,
+//! authority and path as a guest gives them.
 //!
-//! Six lines: the URL of the grant, then the request's scheme, authority, path and method, then an address that its name leads to.
+//! Six lines: the URL of the grant, then the request's scheme, authority, path and method, then an
+//! address that its name leads to.
 
 use std::net::IpAddr;
 
@@ -42,10 +44,15 @@ fn run(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let mut lines = text.split('\n');
     let mut line = || lines.next().unwrap_or_default();
-    let (url, scheme, authority, path, method, ip) = (line(), line(), line(), line(), line(), line());
+    let (url, scheme, authority, path, method, ip) =
+        (line(), line(), line(), line(), line(), line());
     let granted = match Place::parse(url) {
         Ok(place) => {
-            assert_eq!(Place::parse(&place.to_string()), Ok(place.clone()), "what is written is read as the same");
+            assert_eq!(
+                Place::parse(&place.to_string()),
+                Ok(place.clone()),
+                "what is written is read as the same"
+            );
             Some(place)
         }
         Err(flaw) => {
@@ -70,19 +77,27 @@ fn run(data: &[u8]) {
     let target = HttpTarget { method: method.to_owned(), place: asked.clone() };
     match http::granting(std::slice::from_ref(&grant), &target) {
         Ok(_) => {
-            assert_eq!((asked.scheme, &asked.host, asked.port), (granted.scheme, &granted.host, granted.port));
+            assert_eq!(
+                (asked.scheme, &asked.host, asked.port),
+                (granted.scheme, &granted.host, granted.port)
+            );
             assert!(method == "GET" && granted.covers(&asked), "{target:?}");
             assert!(!asked.path.as_str().split('/').any(|part| part == ".."), "{asked:?}");
         }
         Err(miss) => assert!(!miss.message("x", std::path::Path::new("hookrun.toml")).is_empty()),
     }
     let Ok(ip) = ip.parse::<IpAddr>() else { return };
-    if address::permitted(ip, &asked.host, &grant).is_ok() && asked.host.to_string().parse::<IpAddr>().is_err() {
+    if address::permitted(ip, &asked.host, &grant).is_ok()
+        && asked.host.to_string().parse::<IpAddr>().is_err()
+    {
         let plain = ip.to_canonical();
         let private = match plain {
             IpAddr::V4(v4) => v4.is_private() || v4.is_link_local() || v4.is_broadcast(),
             IpAddr::V6(v6) => v6.is_unique_local() || v6.is_unicast_link_local(),
         };
-        assert!(!private && !plain.is_loopback() && !plain.is_unspecified() && !plain.is_multicast(), "{ip}");
+        assert!(
+            !private && !plain.is_loopback() && !plain.is_unspecified() && !plain.is_multicast(),
+            "{ip}"
+        );
     }
 }

@@ -32,7 +32,8 @@ fn run(data: &[u8]) {
     let mut reads = 0;
     let found = machines::parse_with(builders, "x86_64-linux", &mut |path: &Path| {
         reads += 1;
-        // Files that include a file many times grow with each level; the bound on levels is what is tested, not patience.
+        // Files that include a file many times grow with each level; the bound on levels is what is
+        // tested, not patience.
         if reads > 100 || path.as_os_str().is_empty() {
             return Err(std::io::ErrorKind::NotFound.into());
         }
@@ -42,14 +43,18 @@ fn run(data: &[u8]) {
     assert!(warnings.iter().all(|warning| !warning.is_empty()));
     for machine in machines {
         let alone = |line: &str| {
-            let found =
-                machines::parse_with(line, "x86_64-linux", &mut |_: &Path| panic!("a line that reads a file: {line}"));
+            let found = machines::parse_with(line, "x86_64-linux", &mut |_: &Path| {
+                panic!("a line that reads a file: {line}")
+            });
             assert!(found.warnings.is_empty() && found.machines.len() == 1, "{line:?}: {found:?}");
             found.machines.into_iter().next().unwrap()
         };
         assert_eq!(alone(&machine.to_string()), machine, "what is written is read as the same");
         // What Nix's own hook is told is this machine and no other.
         let told = alone(&machine.line_for_stock_hook());
-        assert_eq!((told.uri, told.systems, told.max_jobs), (machine.uri, machine.systems, machine.max_jobs));
+        assert_eq!(
+            (told.uri, told.systems, told.max_jobs),
+            (machine.uri, machine.systems, machine.max_jobs)
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! The metadata section of a plugin, its configuration schema, and the component around it: a stranger's.
+//! The metadata section of a plugin, its configuration schema, and the component around it: a
+//! stranger's.
 
 use hookrun::plugin::config_schema;
 use hookrun::plugin::grants::{Defined, Effective};
@@ -38,7 +39,10 @@ fn run(data: &[u8]) {
     let length = NAME.len() + data.len();
     // LEB128 of 5 bytes, so that any length has the same form.
     let leb: Vec<u8> = (0..5_usize)
-        .map(|part| u8::try_from((length >> (7 * part)) & 0x7f).unwrap_or_default() | if part < 4 { 0x80 } else { 0 })
+        .map(|part| {
+            u8::try_from((length >> (7 * part)) & 0x7f).unwrap_or_default()
+                | if part < 4 { 0x80 } else { 0 }
+        })
         .collect();
     describe(&[HEADER, b"\0", &leb, NAME, data].concat());
     let Ok(metadata) = serde_json::from_slice::<Metadata>(data) else { return };
@@ -48,12 +52,16 @@ fn run(data: &[u8]) {
         Defined { object_store: None, signing: None, mail: None },
     );
     if let Ok(effective) = effective {
-        assert!(effective == Effective { nix_store: metadata.wants.nix_store, ..Effective::default() }, "an empty grant");
+        assert!(
+            effective == Effective { nix_store: metadata.wants.nix_store, ..Effective::default() },
+            "an empty grant"
+        );
     }
     let Some(schema) = &metadata.config_schema else { return };
-    for table in
-        [serde_json::json!({}), serde_json::json!({ "word": "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!", "list": [1, {}] })]
-    {
+    for table in [
+        serde_json::json!({}),
+        serde_json::json!({ "word": "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!", "list": [1, {}] }),
+    ] {
         match config_schema::violation(schema, &table) {
             Ok(Some((_, message))) => assert!(!message.contains('\n'), "{message:?}"),
             Ok(None) => {}
@@ -65,7 +73,10 @@ fn run(data: &[u8]) {
 fn describe(component: &[u8]) {
     match metadata::describe(component) {
         Ok(description) => {
-            assert!(description.metadata.hooks.iter().all(|hook| description.exports.contains(hook)), "hooks are exported");
+            assert!(
+                description.metadata.hooks.iter().all(|hook| description.exports.contains(hook)),
+                "hooks are exported"
+            );
         }
         Err(reason) => assert!(!reason.is_empty()),
     }

@@ -1,5 +1,5 @@
-//! What a difference looks like. A hint from a few bytes, not a finding: the words stay careful, and where nothing fits there is
-//! no hint.
+//! What a difference looks like. A hint from a few bytes, not a finding: the words stay careful,
+//! and where nothing fits there is no hint.
 
 use std::sync::LazyLock;
 
@@ -40,14 +40,18 @@ impl Cause {
     /// What usually helps.
     pub const fn advice(self) -> &'static str {
         match self {
-            Self::Date => "Many tools take the time from SOURCE_DATE_EPOCH; others have an option to leave the date out.",
+            Self::Date => {
+                "Many tools take the time from SOURCE_DATE_EPOCH; others have an option to leave the date out."
+            }
             Self::ArchiveTime => {
                 "Write the archive without times: `gzip -n`, `zip -X` after `touch -d @$SOURCE_DATE_EPOCH`, `ar D`, `tar --mtime`."
             }
             Self::BuildPath => {
                 "Map the path away (`-ffile-prefix-map=$NIX_BUILD_TOP=.`, `--remap-path-prefix`, `-trimpath`), or strip what holds it."
             }
-            Self::HostName => "Look for `hostname` or `uname -n` in the build, and give it a fixed name.",
+            Self::HostName => {
+                "Look for `hostname` or `uname -n` in the build, and give it a fixed name."
+            }
             Self::Order => {
                 "Sort what is read from directories and hash tables (`LC_ALL=C sort`); or a parallel build writes as it finishes: try \
                  `enableParallelBuilding = false`."
@@ -65,8 +69,10 @@ pub fn of_file(differences: &[&Difference], finding: &Finding) -> Option<Cause> 
 fn of_difference(difference: &Difference, finding: &Finding) -> Option<Cause> {
     match difference.kind.as_str() {
         "content" => {
-            let (previous, current) = (bytes_as_text(&difference.previous), bytes_as_text(&difference.current));
-            header_time(&difference.path, difference.offset).or_else(|| of_texts(&previous, &current, finding))
+            let (previous, current) =
+                (bytes_as_text(&difference.previous), bytes_as_text(&difference.current));
+            header_time(&difference.path, difference.offset)
+                .or_else(|| of_texts(&previous, &current, finding))
         }
         "link-target" => of_texts(&difference.previous, &difference.current, finding),
         _ => None,
@@ -76,9 +82,14 @@ fn of_difference(difference: &Difference, finding: &Finding) -> Option<Cause> {
 /// The host shows bytes around a difference as quoted text, or in hexadecimal.
 fn bytes_as_text(shown: &str) -> String {
     if let Some(quoted) = shown.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
-        return quoted.replace("\\n", "\n").replace("\\t", "\t").replace("\\\"", "\"").replace("\\\\", "\\");
+        return quoted
+            .replace("\\n", "\n")
+            .replace("\\t", "\t")
+            .replace("\\\"", "\"")
+            .replace("\\\\", "\\");
     }
-    let bytes: Option<Vec<u8>> = shown.split(' ').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    let bytes: Option<Vec<u8>> =
+        shown.split(' ').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
     bytes.map_or_else(|| shown.to_owned(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -119,7 +130,8 @@ static CHANGING: LazyLock<Vec<(Cause, Regex)>> = LazyLock::new(|| {
     .collect()
 });
 
-/// A build directory, as Nix makes them: `/build` in the sandbox, `nix-build-NAME.drv-N` or `nix-N-N` outside.
+/// A build directory, as Nix makes them: `/build` in the sandbox, `nix-build-NAME.drv-N` or
+/// `nix-N-N` outside.
 static BUILD_PATH: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"nix-build-|/builds/nix-\d|^/build/|[^\w.-]/build/").ok());
 
@@ -128,7 +140,10 @@ fn of_texts(previous: &str, current: &str, finding: &Finding) -> Option<Cause> {
         (Some(a), Some(b)) => a.as_str() != b.as_str(),
         _ => false,
     };
-    if BUILD_PATH.as_ref().is_some_and(|pattern| pattern.is_match(previous) || pattern.is_match(current)) {
+    if BUILD_PATH
+        .as_ref()
+        .is_some_and(|pattern| pattern.is_match(previous) || pattern.is_match(current))
+    {
         return Some(Cause::BuildPath);
     }
     if let Some((cause, _)) = CHANGING.iter().find(|(_, pattern)| differ(pattern)) {
@@ -169,7 +184,10 @@ mod tests {
             current: current.into(),
             offset: Some(offset),
         };
-        of_file(&[&difference], &Finding { host: "build17.example.org".into(), ..Finding::default() })
+        of_file(
+            &[&difference],
+            &Finding { host: "build17.example.org".into(), ..Finding::default() },
+        )
     }
 
     #[test]
@@ -187,7 +205,11 @@ mod tests {
             (r#""at 19:47:12\n""#, r#""at 19:47:13\n""#, Some(Cause::Date)),
             (r#""t=1790000000;""#, r#""t=1790000123;""#, Some(Cause::Date)),
             (r#""1790000000123456789\n""#, r#""1790000001123456789\n""#, Some(Cause::Date)),
-            (r#""/tmp/nix-build-a.drv-0/x""#, r#""/tmp/nix-build-a.drv-1/x""#, Some(Cause::BuildPath)),
+            (
+                r#""/tmp/nix-build-a.drv-0/x""#,
+                r#""/tmp/nix-build-a.drv-1/x""#,
+                Some(Cause::BuildPath),
+            ),
             (r#""id 3f2504e0-4f89-11d3""#, r#""id 9a0c1ee2-4f89-11d3""#, Some(Cause::RandomId)),
             (r#""/tmp/tmp.Ab12Cd34Ef""#, r#""/tmp/tmp.Zz98Yy76Xx""#, Some(Cause::RandomId)),
             (r#""by root@build17""#, r#""by root@localhost""#, Some(Cause::HostName)),

@@ -1,5 +1,5 @@
-//! What the diff hook reports, as this plugin works with it. File names, link targets and bytes come from a build: they are
-//! to be shown, never to be trusted.
+//! What the diff hook reports, as this plugin works with it. File names, link targets and bytes
+//! come from a build: they are to be shown, never to be trusted.
 
 use std::collections::BTreeMap;
 
@@ -39,7 +39,8 @@ pub struct Finding {
 pub struct Difference {
     /// Relative to the output; empty for the output itself.
     pub path: String,
-    /// `type`, `size`, `mode`, `link-target`, `content`, `only-in-previous`, `only-in-current`, or a word of a later host.
+    /// `type`, `size`, `mode`, `link-target`, `content`, `only-in-previous`, `only-in-current`, or
+    /// a word of a later host.
     pub kind: String,
     /// The value in the previous result.
     pub previous: String,
@@ -52,7 +53,11 @@ pub struct Difference {
 impl Finding {
     /// `hello-2.12 (out)`, or without the brackets where the output is not known.
     pub fn title(&self) -> String {
-        if self.output.is_empty() { self.name.clone() } else { format!("{} ({})", self.name, self.output) }
+        if self.output.is_empty() {
+            self.name.clone()
+        } else {
+            format!("{} ({})", self.name, self.output)
+        }
     }
 
     /// The differences of each file, sorted by path.
@@ -64,7 +69,8 @@ impl Finding {
         files
     }
 
-    /// What makes two findings the same: which files differ, and how. Not the values: a date differs each time in the same place.
+    /// What makes two findings the same: which files differ, and how. Not the values: a date
+    /// differs each time in the same place.
     pub fn fingerprint(&self) -> String {
         let mut pairs: Vec<(&str, &str)> =
             self.differences.iter().map(|one| (one.path.as_str(), one.kind.as_str())).collect();
@@ -76,15 +82,20 @@ impl Finding {
             hash.update(kind);
             hash.update([0]);
         }
-        hash.finalize().iter().take(16).fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
+        hash.finalize()
+            .iter()
+            .take(16)
+            .fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
     }
 }
 
-/// The package: the derivation's name without its version, which begins at the first dash that no letter follows (Nix,
-/// `parseDrvName` in `names.cc`).
+/// The package: the derivation's name without its version, which begins at the first dash that no
+/// letter follows (Nix, `parseDrvName` in `names.cc`).
 pub fn package_name(name: &str) -> &str {
-    let version = name
-        .match_indices('-')
-        .find(|(at, _)| name.get(at + 1..).and_then(|rest| rest.chars().next()).is_some_and(|c| !c.is_ascii_alphabetic()));
+    let version = name.match_indices('-').find(|(at, _)| {
+        name.get(at + 1..)
+            .and_then(|rest| rest.chars().next())
+            .is_some_and(|c| !c.is_ascii_alphabetic())
+    });
     version.and_then(|(at, _)| name.get(..at)).unwrap_or(name)
 }

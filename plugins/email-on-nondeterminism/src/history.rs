@@ -1,5 +1,6 @@
-//! When to write again. One mail a change of state, never "still broken": a mail that says nothing new teaches people to delete
-//! all of them. Pure: the record comes from the `state` capability and goes back there.
+//! When to write again. One mail a change of state, never "still broken": a mail that says nothing
+//! new teaches people to delete all of them. Pure: the record comes from the `state` capability and
+//! goes back there.
 
 use std::time::Duration;
 
@@ -71,16 +72,25 @@ pub fn decide(known: Option<&Record>, finding: &Finding, repeat_after: Duration)
     if known.fingerprint != finding.fingerprint() {
         return Decision::Mail { reason: Reason::Changed };
     }
-    let again_ms = known.mailed_ms.saturating_add(u64::try_from(repeat_after.as_millis()).unwrap_or(u64::MAX));
+    let again_ms =
+        known.mailed_ms.saturating_add(u64::try_from(repeat_after.as_millis()).unwrap_or(u64::MAX));
     if finding.time_ms >= again_ms {
         return Decision::Mail { reason: Reason::Again { unmailed: known.unmailed } };
     }
-    Decision::Known { record: Record { unmailed: known.unmailed.saturating_add(1), ..known.clone() }, again_ms }
+    Decision::Known {
+        record: Record { unmailed: known.unmailed.saturating_add(1), ..known.clone() },
+        again_ms,
+    }
 }
 
 /// The record after `finding` was mailed.
 pub fn mailed(finding: &Finding) -> Record {
-    Record { event: finding.id.clone(), fingerprint: finding.fingerprint(), mailed_ms: finding.time_ms, unmailed: 0 }
+    Record {
+        event: finding.id.clone(),
+        fingerprint: finding.fingerprint(),
+        mailed_ms: finding.time_ms,
+        unmailed: 0,
+    }
 }
 
 /// Under which key the record of this output is kept.
@@ -104,8 +114,15 @@ mod tests {
     use crate::finding::Difference;
 
     fn finding(id: &str, time_ms: u64, path: &str) -> Finding {
-        let difference = Difference { path: path.into(), kind: "content".into(), ..Difference::default() };
-        Finding { id: id.into(), time_ms, name: "hello-2.12".into(), differences: vec![difference], ..Finding::default() }
+        let difference =
+            Difference { path: path.into(), kind: "content".into(), ..Difference::default() };
+        Finding {
+            id: id.into(),
+            time_ms,
+            name: "hello-2.12".into(),
+            differences: vec![difference],
+            ..Finding::default()
+        }
     }
 
     #[test]
@@ -125,7 +142,10 @@ mod tests {
             decide(Some(&known), &finding("3", 11_000, "a")),
             Decision::Mail { reason: Reason::Again { unmailed: 1 } }
         );
-        assert_eq!(decide(Some(&record), &finding("2", 10_001, "b")), Decision::Mail { reason: Reason::Changed });
+        assert_eq!(
+            decide(Some(&record), &finding("2", 10_001, "b")),
+            Decision::Mail { reason: Reason::Changed }
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! The HTML part of a mail: one self-contained page without images, scripts or links, readable on a phone, in dark mode, and in
-//! readers that drop the style sheet.
+//! The HTML part of a mail: one self-contained page without images, scripts or links, readable on a
+//! phone, in dark mode, and in readers that drop the style sheet.
 //!
-//! Everything in a report comes from a build and is hostile. [`Page`] takes mark-up only as literals of this file and escapes
-//! whatever else it is given, so nothing can be forgotten.
+//! Everything in a report comes from a build and is hostile. [`Page`] takes mark-up only as
+//! literals of this file and escapes whatever else it is given, so nothing can be forgotten.
 
 use crate::report::{Change, File, Report};
 
@@ -99,7 +99,20 @@ li { margin: 0 0 6px; }
 
 /// The report as one HTML page.
 pub fn render(report: &Report) -> String {
-    let Report { subject, summary, note, facts, heading, compared, files, more, causes, steps, caveats, footer } = report;
+    let Report {
+        subject,
+        summary,
+        note,
+        facts,
+        heading,
+        compared,
+        files,
+        more,
+        causes,
+        steps,
+        caveats,
+        footer,
+    } = report;
     let mut page = Page::default();
     page.markup(HEAD).text(subject).markup("</title>\n</head>\n<body>\n<div class=\"page\">\n");
 
@@ -113,7 +126,11 @@ pub fn render(report: &Report) -> String {
     }
     page.markup("<table class=\"facts\" role=\"presentation\">\n");
     for (name, value) in facts {
-        page.markup("<tr><th>").text(name).markup("</th><td class=\"mono\">").text(value).markup("</td></tr>\n");
+        page.markup("<tr><th>")
+            .text(name)
+            .markup("</th><td class=\"mono\">")
+            .text(value)
+            .markup("</td></tr>\n");
     }
     page.markup("</table>\n</div>\n");
 
@@ -133,7 +150,11 @@ pub fn render(report: &Report) -> String {
     if !causes.is_empty() {
         page.markup("<div class=\"card\">\n<h2>What it looks like</h2>\n");
         for (cause, advice) in causes {
-            page.markup("<p><strong>").text(cause).markup(".</strong><br>").prose(advice).markup("</p>\n");
+            page.markup("<p><strong>")
+                .text(cause)
+                .markup(".</strong><br>")
+                .prose(advice)
+                .markup("</p>\n");
         }
         page.markup("</div>\n");
     }
@@ -150,7 +171,9 @@ pub fn render(report: &Report) -> String {
     for caveat in caveats {
         page.markup("<li>").prose(caveat).markup("</li>\n");
     }
-    page.markup("</ul>\n</div>\n<p class=\"quiet\">").prose(footer).markup("</p>\n</div>\n</body>\n</html>\n");
+    page.markup("</ul>\n</div>\n<p class=\"quiet\">")
+        .prose(footer)
+        .markup("</p>\n</div>\n</body>\n</html>\n");
     page.0
 }
 
@@ -172,11 +195,17 @@ fn change(page: &mut Page, change: &Change) {
             page.markup("</p>\n");
         }
         Some((previous, current)) if change.stacked => {
-            page.markup("\n<span class=\"side old mono\">").text(previous).markup("</span>\n<span class=\"side new mono\">");
+            page.markup("\n<span class=\"side old mono\">")
+                .text(previous)
+                .markup("</span>\n<span class=\"side new mono\">");
             page.text(current).markup("</span></p>\n");
         }
         Some((previous, current)) => {
-            page.markup(": <code>").text(previous).markup("</code> \u{2192} <code>").text(current).markup("</code></p>\n");
+            page.markup(": <code>")
+                .text(previous)
+                .markup("</code> \u{2192} <code>")
+                .text(current)
+                .markup("</code></p>\n");
         }
     }
 }

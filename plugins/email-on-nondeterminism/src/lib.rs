@@ -1,8 +1,9 @@
 //! A bundled plugin: one readable mail when two builds of an output gave different results.
 //!
-//! The host calls it for each event of the diff hook. [`mod@finding`] is what the hook found, [`history`] decides whether there is
-//! anything new to say, [`report`] says it, [`text`] and [`html`] lay it out, [`react`] joins these. All of it is plain Rust,
-//! tested without a host; only this file knows the SDK.
+//! The host calls it for each event of the diff hook. [`mod@finding`] is what the hook found,
+//! [`history`] decides whether there is anything new to say, [`report`] says it, [`text`] and
+//! [`html`] lay it out, [`react`] joins these. All of it is plain Rust, tested without a host; only
+//! this file knows the SDK.
 
 pub mod cause;
 pub mod finding;
@@ -57,13 +58,18 @@ impl Memory for Host {
 impl Post for Host {
     fn send(&self, transport: &str, to: &[String], mail: &Mail) -> Result<String, Error> {
         let Mail { subject, text, html, headers, identity, in_reply_to } = mail.clone();
-        mail::send(transport, to, mail::Message { subject, text, html: Some(html), headers, identity, in_reply_to })
+        mail::send(
+            transport,
+            to,
+            mail::Message { subject, text, html: Some(html), headers, identity, in_reply_to },
+        )
     }
 }
 
 /// The host's event as this plugin works with it.
 fn finding(event: diff::Event) -> Finding {
-    let incomplete = event.details.iter().find(|(key, _)| key == "incomplete").map(|(_, why)| why.clone());
+    let incomplete =
+        event.details.iter().find(|(key, _)| key == "incomplete").map(|(_, why)| why.clone());
     let unknown = || "the comparison did not end".to_owned();
     Finding {
         id: event.id,

@@ -1,4 +1,5 @@
-//! From a finding to a mail or to none. What the host offers comes in as two small traits, so that this is tested without one.
+//! From a finding to a mail or to none. What the host offers comes in as two small traits, so that
+//! this is tested without one.
 
 use hookrun_sdk::{Error, ErrorKind, Failure, Outcome};
 
@@ -62,7 +63,12 @@ pub trait Post {
 ///
 /// # Errors
 /// When the mail could not be sent, or the state could not be read.
-pub fn react(finding: &Finding, settings: &Settings, memory: &impl Memory, post: &impl Post) -> Result<Outcome, Failure> {
+pub fn react(
+    finding: &Finding,
+    settings: &Settings,
+    memory: &impl Memory,
+    post: &impl Post,
+) -> Result<Outcome, Failure> {
     let key = history::output_key(finding);
     let known = match memory.get(&key) {
         Ok(bytes) => Some(bytes.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok())),
@@ -76,35 +82,64 @@ pub fn react(finding: &Finding, settings: &Settings, memory: &impl Memory, post:
         Some(known) => match history::decide(known.as_ref(), finding, settings.repeat_after) {
             Decision::Mail { reason } => reason,
             Decision::AlreadyMailed => {
-                return Ok(Outcome::new(format!("{title} was already mailed by an earlier attempt")).detail("mailed", 0));
+                return Ok(Outcome::new(format!(
+                    "{title} was already mailed by an earlier attempt"
+                ))
+                .detail("mailed", 0));
             }
             Decision::Known { record, again_ms } => {
                 store(memory, &key, &record, finding, settings)?;
                 let again = shown::time(again_ms);
-                let message = format!("{title} differs as before; not mailed again before {again} (`repeat-after`)");
-                return Ok(Outcome::new(message).detail("mailed", 0).detail("unmailed", record.unmailed));
+                let message = format!(
+                    "{title} differs as before; not mailed again before {again} (`repeat-after`)"
+                );
+                return Ok(Outcome::new(message)
+                    .detail("mailed", 0)
+                    .detail("unmailed", record.unmailed));
             }
         },
     };
     let thread_key = history::thread_key(package_name(&finding.name));
-    let first = if remembers { memory.get(&thread_key)?.and_then(|bytes| String::from_utf8(bytes).ok()) } else { None };
+    let first = if remembers {
+        memory.get(&thread_key)?.and_then(|bytes| String::from_utf8(bytes).ok())
+    } else {
+        None
+    };
     let mail = compose(finding, settings, &reason, first.as_deref());
     let message_id = post.send(&settings.transport, &settings.to, &mail)?;
     if remembers {
         // A full store must not keep the next mail back: what cannot be remembered is mailed again.
-        let stored = store(memory, &key, &history::mailed(finding), finding, settings)
-            .and_then(|()| if first.is_none() { memory.set(&thread_key, mail.identity.as_bytes()) } else { Ok(()) });
+        let stored =
+            store(memory, &key, &history::mailed(finding), finding, settings).and_then(|()| {
+                if first.is_none() {
+                    memory.set(&thread_key, mail.identity.as_bytes())
+                } else {
+                    Ok(())
+                }
+            });
         if let Err(error) = stored {
-            let message = format!("mailed about {title}, and could not remember it: {}", error.message);
+            let message =
+                format!("mailed about {title}, and could not remember it: {}", error.message);
             return Ok(Outcome::new(message).detail("mailed", 1).detail("message-id", message_id));
         }
     }
-    let recipients = shown::counted(u64::try_from(settings.to.len()).unwrap_or(u64::MAX), "recipient", "recipients");
-    Ok(Outcome::new(format!("mailed {recipients} about {title}")).detail("mailed", 1).detail("message-id", message_id))
+    let recipients = shown::counted(
+        u64::try_from(settings.to.len()).unwrap_or(u64::MAX),
+        "recipient",
+        "recipients",
+    );
+    Ok(Outcome::new(format!("mailed {recipients} about {title}"))
+        .detail("mailed", 1)
+        .detail("message-id", message_id))
 }
 
 /// The mail about `finding`, as an answer to the mail with the identity `first`.
-pub fn compose(finding: &Finding, settings: &Settings, reason: &Reason, first: Option<&str>) -> Mail {
+pub fn compose(
+    finding: &Finding,
+    settings: &Settings,
+    reason: &Reason,
+    first: Option<&str>,
+) -> Mail {
     let report = report(finding, reason, settings.repeat_after, settings.max_differences);
     let prefix = shown::visible(settings.subject_prefix.trim(), 60);
     let gap = if prefix.is_empty() { "" } else { " " };
@@ -125,15 +160,26 @@ pub fn compose(finding: &Finding, settings: &Settings, reason: &Reason, first: O
     }
 }
 
-/// Keeps `record`; makes room once if the store is full, by forgetting what would be mailed again anyway.
-fn store(memory: &impl Memory, key: &str, record: &Record, finding: &Finding, settings: &Settings) -> Result<(), Error> {
+/// Keeps `record`; makes room once if the store is full, by forgetting what would be mailed again
+/// anyway.
+fn store(
+    memory: &impl Memory,
+    key: &str,
+    record: &Record,
+    finding: &Finding,
+    settings: &Settings,
+) -> Result<(), Error> {
     let bytes = serde_json::to_vec(record).unwrap_or_default();
     match memory.set(key, &bytes) {
         Err(error) if error.kind == ErrorKind::Limit => {
             let window = u64::try_from(settings.repeat_after.as_millis()).unwrap_or(u64::MAX);
             for old in memory.keys("output/")? {
-                let known = memory.get(&old)?.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
-                if known.is_none_or(|known| known.mailed_ms.saturating_add(window) <= finding.time_ms) {
+                let known = memory
+                    .get(&old)?
+                    .and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
+                if known
+                    .is_none_or(|known| known.mailed_ms.saturating_add(window) <= finding.time_ms)
+                {
                     memory.delete(&old)?;
                 }
             }

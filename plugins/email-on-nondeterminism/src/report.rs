@@ -1,5 +1,5 @@
-//! A finding -> what is to be said about it, in words and without any mark-up. [`crate::text`] and [`crate::html`] only lay it
-//! out, so both parts of a mail say the same.
+//! A finding -> what is to be said about it, in words and without any mark-up. [`crate::text`] and
+//! [`crate::html`] only lay it out, so both parts of a mail say the same.
 
 use std::time::Duration;
 
@@ -76,7 +76,12 @@ pub struct Step {
 }
 
 /// What is to be said about `finding`.
-pub fn report(finding: &Finding, reason: &Reason, repeat_after: Duration, max_files: usize) -> Report {
+pub fn report(
+    finding: &Finding,
+    reason: &Reason,
+    repeat_after: Duration,
+    max_files: usize,
+) -> Report {
     let name = visible(&finding.name, MAX_PATH);
     let files = finding.files();
     let total = files.len();
@@ -92,7 +97,11 @@ pub fn report(finding: &Finding, reason: &Reason, repeat_after: Duration, max_fi
         }
         if index < max_files {
             shown.push(File {
-                path: if path.is_empty() { "(the output itself)".to_owned() } else { visible(path, MAX_PATH) },
+                path: if path.is_empty() {
+                    "(the output itself)".to_owned()
+                } else {
+                    visible(path, MAX_PATH)
+                },
                 changes: differences.iter().map(|difference| change(difference)).collect(),
                 hint: cause.map(|cause| format!("looks like {}", cause.looks_like())),
             });
@@ -108,7 +117,9 @@ pub fn report(finding: &Finding, reason: &Reason, repeat_after: Duration, max_fi
     };
     Report {
         subject: format!("not reproducible: {}", visible(&finding.title(), MAX_SUBJECT_NAME)),
-        summary: format!("{name} is not reproducible: two builds of {output} gave different results."),
+        summary: format!(
+            "{name} is not reproducible: two builds of {output} gave different results."
+        ),
         note: note(reason),
         facts: facts(finding),
         heading: match (total, at_least) {
@@ -127,7 +138,14 @@ pub fn report(finding: &Finding, reason: &Reason, repeat_after: Duration, max_fi
         causes: causes
             .into_iter()
             .map(|(cause, files)| {
-                (format!("{} in {}", capitalised(cause.looks_like()), counted(files, "file", "files")), cause.advice())
+                (
+                    format!(
+                        "{} in {}",
+                        capitalised(cause.looks_like()),
+                        counted(files, "file", "files")
+                    ),
+                    cause.advice(),
+                )
             })
             .collect(),
         steps: steps(finding),
@@ -144,8 +162,12 @@ fn capitalised(text: &str) -> String {
 fn note(reason: &Reason) -> Option<String> {
     match reason {
         Reason::First | Reason::Forgetful => None,
-        Reason::Changed => Some("It differs in other files, or in another way, than in the mail before.".to_owned()),
-        Reason::Again { unmailed: 0 } => Some("It differs in the same way as in the mail before.".to_owned()),
+        Reason::Changed => Some(
+            "It differs in other files, or in another way, than in the mail before.".to_owned(),
+        ),
+        Reason::Again { unmailed: 0 } => {
+            Some("It differs in the same way as in the mail before.".to_owned())
+        }
         Reason::Again { unmailed } => Some(format!(
             "It differs in the same way as in the mail before; {} in between {} not mailed.",
             counted(*unmailed, "finding", "findings"),
@@ -176,18 +198,25 @@ fn compared(finding: &Finding) -> String {
     );
     match &finding.incomplete {
         None => format!("{seen}: everything there is."),
-        Some(why) => format!("{seen}, which is not everything: {}. There may be more.", visible(why, MAX_PATH)),
+        Some(why) => format!(
+            "{seen}, which is not everything: {}. There may be more.",
+            visible(why, MAX_PATH)
+        ),
     }
 }
 
 fn change(difference: &Difference) -> Change {
     let Difference { path: _, kind, previous, current, offset } = difference;
-    let values = |previous: String, current: String| Some((visible(&previous, MAX_VALUE), visible(&current, MAX_VALUE)));
+    let values = |previous: String, current: String| {
+        Some((visible(&previous, MAX_VALUE), visible(&current, MAX_VALUE)))
+    };
     let plain = || values(previous.clone(), current.clone());
     let (what, values, stacked) = match kind.as_str() {
         "content" => {
             let what = match offset {
-                Some(offset) => format!("contents, first at byte {} (0x{offset:x})", number(*offset)),
+                Some(offset) => {
+                    format!("contents, first at byte {} (0x{offset:x})", number(*offset))
+                }
                 None => "contents".to_owned(),
             };
             (what, if previous.is_empty() && current.is_empty() { None } else { plain() }, true)
@@ -195,8 +224,12 @@ fn change(difference: &Difference) -> Change {
         "size" => ("size".to_owned(), values(bytes(previous), bytes(current)), false),
         "mode" | "type" => (kind.clone(), plain(), false),
         "link-target" => ("link target".to_owned(), plain(), true),
-        "only-in-previous" => (format!("only in the previous result{}", of_type(previous)), None, false),
-        "only-in-current" => (format!("only in the current result{}", of_type(current)), None, false),
+        "only-in-previous" => {
+            (format!("only in the previous result{}", of_type(previous)), None, false)
+        }
+        "only-in-current" => {
+            (format!("only in the current result{}", of_type(current)), None, false)
+        }
         other => (visible(other, MAX_VALUE), plain(), true),
     };
     Change { what, values, stacked }
@@ -217,7 +250,8 @@ fn is_check(path: &str) -> bool {
 
 fn steps(finding: &Finding) -> Vec<Step> {
     let word = |path: &str| shell_word(&visible(path, MAX_PATH));
-    let check = [&finding.current_path, &finding.previous_path].into_iter().find(|path| is_check(path));
+    let check =
+        [&finding.current_path, &finding.previous_path].into_iter().find(|path| is_check(path));
     let mut steps = Vec::new();
     if let Some(check) = check {
         let keep = visible(check.rsplit('/').next().unwrap_or_default(), MAX_PATH);
@@ -228,10 +262,15 @@ fn steps(finding: &Finding) -> Vec<Step> {
     }
     steps.push(Step {
         what: "See what differs inside the files.".to_owned(),
-        command: format!("diffoscope {} {}", word(&finding.previous_path), word(&finding.current_path)),
+        command: format!(
+            "diffoscope {} {}",
+            word(&finding.previous_path),
+            word(&finding.current_path)
+        ),
     });
     steps.push(Step {
-        what: "Build it once more and compare, keeping the build directory if it differs.".to_owned(),
+        what: "Build it once more and compare, keeping the build directory if it differs."
+            .to_owned(),
         command: format!("nix-build --check -K {}", word(&finding.drv_path)),
     });
     steps
@@ -260,5 +299,7 @@ fn footer(reason: &Reason, repeat_after: Duration) -> String {
         _ if repeat_after.is_zero() => "Each finding is mailed; `repeat-after` sets a pause.".to_owned(),
         _ => format!("The same finding is not mailed again for {} (`repeat-after`).", duration(repeat_after)),
     };
-    format!("Sent by hookrun's plugin email-on-nondeterminism, because its `to` names you. {repeat}")
+    format!(
+        "Sent by hookrun's plugin email-on-nondeterminism, because its `to` names you. {repeat}"
+    )
 }

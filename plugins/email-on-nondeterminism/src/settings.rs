@@ -1,5 +1,5 @@
-//! The plugin's configuration: `[plugins.NAME.config]`. The host has checked it against `schema.json`; what a schema cannot
-//! say is checked here.
+//! The plugin's configuration: `[plugins.NAME.config]`. The host has checked it against
+//! `schema.json`; what a schema cannot say is checked here.
 
 use std::time::Duration;
 
@@ -58,8 +58,8 @@ impl Settings {
     /// # Errors
     /// A sentence that names the key and the line to write.
     pub fn parse(json: &str) -> Result<Self, String> {
-        let raw: Raw =
-            serde_json::from_str(json).map_err(|error| format!("the configuration of this plugin is wrong: {error}"))?;
+        let raw: Raw = serde_json::from_str(json)
+            .map_err(|error| format!("the configuration of this plugin is wrong: {error}"))?;
         let Raw { to, subject_prefix, repeat_after, transport, max_differences } = raw;
         let to = match to {
             OneOrMany::One(one) => vec![one],
@@ -93,15 +93,20 @@ mod tests {
         let settings = Settings::parse(r#"{"to": "ann@example.org"}"#).unwrap();
         assert_eq!(settings.to, ["ann@example.org"]);
         assert_eq!(settings.repeat_after, Duration::from_hours(7 * 24));
-        let errors = [r"{}", r#"{"to": ["a@b"], "repeat-after": "often"}"#, r#"{"to": ["a@b"], "digest": "15m"}"#]
-            .map(|json| Settings::parse(json).unwrap_err());
+        let errors = [
+            r"{}",
+            r#"{"to": ["a@b"], "repeat-after": "often"}"#,
+            r#"{"to": ["a@b"], "digest": "15m"}"#,
+        ]
+        .map(|json| Settings::parse(json).unwrap_err());
         insta::assert_snapshot!(errors.join("\n"));
     }
 
     #[test]
     fn the_schema_knows_every_key() {
         let schema: serde_json::Value = serde_json::from_str(SCHEMA).unwrap();
-        let keys: Vec<&str> = schema["properties"].as_object().unwrap().keys().map(String::as_str).collect();
+        let keys: Vec<&str> =
+            schema["properties"].as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(keys, ["max-differences", "repeat-after", "subject-prefix", "to", "transport"]);
     }
 }

@@ -1,7 +1,8 @@
-//! Text from a build, made fit to be read: one line, bounded, and nothing in it that a terminal or a mail reader would act on.
+//! Text from a build, made fit to be read: one line, bounded, and nothing in it that a terminal or
+//! a mail reader would act on.
 
-/// `text` on one line of at most `limit` characters. Control characters, and those that reorder or hide text (the "Trojan
-/// Source" ones, CVE-2021-42574), are written out.
+/// `text` on one line of at most `limit` characters. Control characters, and those that reorder or
+/// hide text (the "Trojan Source" ones, CVE-2021-42574), are written out.
 pub fn visible(text: &str, limit: usize) -> String {
     let mut shown = String::with_capacity(text.len().min(limit.saturating_mul(4)));
     let mut length = 0;
@@ -49,7 +50,8 @@ pub fn counted(count: u64, one: &str, many: &str) -> String {
 
 /// Bytes as people read them: `17 bytes`, `1.2 MiB`.
 pub fn size(bytes: u64) -> String {
-    const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    const UNITS: [(&str, u64); 4] =
+        [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match UNITS.iter().find(|(_, unit)| bytes >= *unit) {
         Some((name, unit)) => {
             let tenths = bytes.saturating_mul(10) / unit;
@@ -64,8 +66,10 @@ pub fn time(milliseconds: u64) -> String {
     // The last second that has a four-digit year.
     const LAST: u64 = 253_402_300_799;
     let seconds = (milliseconds / 1000).min(LAST);
-    let text =
-        humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds)).to_string();
+    let text = humantime::format_rfc3339_seconds(
+        std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds),
+    )
+    .to_string();
     text.replace('T', " ").replace('Z', " UTC")
 }
 
@@ -84,9 +88,15 @@ pub fn duration(duration: std::time::Duration) -> String {
 
 /// A word of a shell command, quoted where it has to be.
 pub fn shell_word(word: &str) -> String {
-    let plain =
-        |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '-' | '_' | '+' | '=' | ':' | ',' | '%' | '@');
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    let plain = |c: char| {
+        c.is_ascii_alphanumeric()
+            || matches!(c, '/' | '.' | '-' | '_' | '+' | '=' | ':' | ',' | '%' | '@')
+    };
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 #[cfg(test)]
@@ -103,7 +113,10 @@ mod tests {
     #[test]
     fn figures() {
         assert_eq!([0, 999, 1000, 1_234_567].map(number), ["0", "999", "1,000", "1,234,567"]);
-        assert_eq!([1, 1023, 1536, 5 << 30].map(size), ["1 byte", "1,023 bytes", "1.5 KiB", "5.0 GiB"]);
+        assert_eq!(
+            [1, 1023, 1536, 5 << 30].map(size),
+            ["1 byte", "1,023 bytes", "1.5 KiB", "5.0 GiB"]
+        );
         assert_eq!(time(1_700_000_000_123), "2023-11-14 22:13:20 UTC");
         assert_eq!(time(u64::MAX), "9999-12-31 23:59:59 UTC");
         assert_eq!(shell_word("/nix/store/a-b"), "/nix/store/a-b");

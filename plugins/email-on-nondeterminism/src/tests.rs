@@ -14,8 +14,20 @@ fn settings() -> Settings {
     Settings::parse(r#"{"to": ["builds@example.org"]}"#).unwrap()
 }
 
-fn difference(path: &str, kind: &str, previous: &str, current: &str, offset: Option<u64>) -> Difference {
-    Difference { path: path.into(), kind: kind.into(), previous: previous.into(), current: current.into(), offset }
+fn difference(
+    path: &str,
+    kind: &str,
+    previous: &str,
+    current: &str,
+    offset: Option<u64>,
+) -> Difference {
+    Difference {
+        path: path.into(),
+        kind: kind.into(),
+        previous: previous.into(),
+        current: current.into(),
+        offset,
+    }
 }
 
 /// A finding with one of everything, and some hostility.
@@ -30,11 +42,35 @@ fn finding() -> Finding {
         previous_path: "/nix/store/9qsc7sdkmv5whlrhc07hk7gzsg1b3j2v-hello-2.12".into(),
         current_path: "/nix/store/9qsc7sdkmv5whlrhc07hk7gzsg1b3j2v-hello-2.12.check".into(),
         differences: vec![
-            difference("bin/hello", "content", "\"built 2026-11-22 \"", "\"built 2026-11-23 \"", Some(74_565)),
+            difference(
+                "bin/hello",
+                "content",
+                "\"built 2026-11-22 \"",
+                "\"built 2026-11-23 \"",
+                Some(74_565),
+            ),
             difference("bin/hello", "size", "148320", "148328", None),
-            difference("lib/current", "link-target", "libhello.so.2.12-a91f", "libhello.so.2.12-77c0", None),
-            difference("share/<script>alert(1)</script>.html", "content", "\"</pre><img src=x>\"", "\"&amp;`x`\"", Some(0)),
-            difference("share/man/man1/hello.1.gz", "content", "1f 8b 08 00 12 34", "1f 8b 08 00 12 35", Some(5)),
+            difference(
+                "lib/current",
+                "link-target",
+                "libhello.so.2.12-a91f",
+                "libhello.so.2.12-77c0",
+                None,
+            ),
+            difference(
+                "share/<script>alert(1)</script>.html",
+                "content",
+                "\"</pre><img src=x>\"",
+                "\"&amp;`x`\"",
+                Some(0),
+            ),
+            difference(
+                "share/man/man1/hello.1.gz",
+                "content",
+                "1f 8b 08 00 12 34",
+                "1f 8b 08 00 12 35",
+                Some(5),
+            ),
             difference("share/temp\u{202e}gpj.\nexe", "only-in-current", "", "regular", None),
             difference("share/run", "mode", "0444", "0555", None),
             difference("share/thing", "type", "regular", "symlink", None),
@@ -72,7 +108,8 @@ fn html_of_a_mail() {
     insta::assert_snapshot!(body);
 }
 
-/// Writes the page where a browser can open it: `HOOKRUN_WRITE_SAMPLE=/tmp/mail.html cargo nextest run sample`.
+/// Writes the page where a browser can open it: `HOOKRUN_WRITE_SAMPLE=/tmp/mail.html cargo nextest
+/// run sample`.
 #[test]
 fn a_sample_for_the_eye() {
     if let Some(path) = std::env::var_os("HOOKRUN_WRITE_SAMPLE") {
@@ -82,17 +119,28 @@ fn a_sample_for_the_eye() {
 
 #[test]
 fn many_differences_are_counted() {
-    let differences = (0..4_332).map(|n| difference(&format!("f{n:05}"), "content", "\"a\"", "\"b\"", Some(n))).collect();
+    let differences = (0..4_332)
+        .map(|n| difference(&format!("f{n:05}"), "content", "\"a\"", "\"b\"", Some(n)))
+        .collect();
     let mail = compose(&Finding { differences, ..finding() }, &settings(), &Reason::First, None);
-    assert!(mail.text.contains("\n4,332 files differ\n") && mail.text.contains("\nand 4,312 more\n"), "{}", mail.text);
+    assert!(
+        mail.text.contains("\n4,332 files differ\n") && mail.text.contains("\nand 4,312 more\n"),
+        "{}",
+        mail.text
+    );
     assert!(mail.html.len() < 20_000, "{}", mail.html.len());
 }
 
 #[test]
 fn packages() {
-    for (name, package) in
-        [("hello-2.12", "hello"), ("gtk+3-doc", "gtk+3-doc"), ("a-b-1.0-rc2", "a-b"), ("x", "x"), ("x-", "x-"), ("", "")]
-    {
+    for (name, package) in [
+        ("hello-2.12", "hello"),
+        ("gtk+3-doc", "gtk+3-doc"),
+        ("a-b-1.0-rc2", "a-b"),
+        ("x", "x"),
+        ("x-", "x-"),
+        ("", ""),
+    ] {
         assert_eq!(package_name(name), package);
     }
 }
@@ -113,7 +161,11 @@ fn refusal(kind: ErrorKind) -> Error {
 
 impl Memory for Host {
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
-        if self.no_state { Err(refusal(ErrorKind::Denied)) } else { Ok(self.store.borrow().get(key).cloned()) }
+        if self.no_state {
+            Err(refusal(ErrorKind::Denied))
+        } else {
+            Ok(self.store.borrow().get(key).cloned())
+        }
     }
     fn set(&self, key: &str, value: &[u8]) -> Result<(), Error> {
         let mut store = self.store.borrow_mut();
@@ -145,7 +197,8 @@ impl Post for Host {
 
 impl Host {
     fn react(&self, finding: &Finding) -> String {
-        react(finding, &settings(), self, self).map_or_else(|failure| failure.message, |outcome| outcome.message)
+        react(finding, &settings(), self, self)
+            .map_or_else(|failure| failure.message, |outcome| outcome.message)
     }
     fn sent(&self) -> usize {
         self.sent.borrow().len()
@@ -169,9 +222,22 @@ fn a_story_with_state() {
         host.react(&Finding { name: "hello-2.13".into(), ..later(9, "e") }),
     ];
     insta::assert_snapshot!(said.join("\n"));
-    let threads: Vec<_> = host.sent.borrow().iter().map(|mail| (mail.identity.clone(), mail.in_reply_to.clone())).collect();
+    let threads: Vec<_> = host
+        .sent
+        .borrow()
+        .iter()
+        .map(|mail| (mail.identity.clone(), mail.in_reply_to.clone()))
+        .collect();
     let first = Some("a".to_owned());
-    assert_eq!(threads, [("a".into(), None), ("c".into(), first.clone()), ("d".into(), first.clone()), ("e".into(), first)]);
+    assert_eq!(
+        threads,
+        [
+            ("a".into(), None),
+            ("c".into(), first.clone()),
+            ("d".into(), first.clone()),
+            ("e".into(), first)
+        ]
+    );
 }
 
 #[test]
@@ -203,7 +269,10 @@ fn a_full_store_makes_room() {
         host.react(&Finding { name: "new-1".into(), ..later(30, "b") }),
         "mailed about new-1 (out), and could not remember it: it is Limit"
     );
-    assert!(host.store.borrow().contains_key("output/new-1/out") && !host.store.borrow().contains_key("output/old-1/out"));
+    assert!(
+        host.store.borrow().contains_key("output/new-1/out")
+            && !host.store.borrow().contains_key("output/old-1/out")
+    );
     assert_eq!(host.sent(), 2);
 }
 
@@ -216,7 +285,8 @@ fn an_odd_record_counts_as_none() {
 }
 
 proptest! {
-    /// Whatever a build names its files, the mail is bounded, its subject is one line, and no mark-up comes from the build.
+    /// Whatever a build names its files, the mail is bounded, its subject is one line, and no
+    /// mark-up comes from the build.
     #[test]
     fn hostile_findings(
         texts in proptest::collection::vec("(?s:.{0,40})|[<>&\"'`/a-z=]{0,40}", 8),

@@ -16,7 +16,20 @@ pub fn render(report: &Report) -> String {
 }
 
 fn write(text: &mut String, report: &Report) -> std::fmt::Result {
-    let Report { subject: _, summary, note, facts, heading, compared, files, more, causes, steps, caveats, footer } = report;
+    let Report {
+        subject: _,
+        summary,
+        note,
+        facts,
+        heading,
+        compared,
+        files,
+        more,
+        causes,
+        steps,
+        caveats,
+        footer,
+    } = report;
     writeln!(text, "{}", wrapped(summary, ""))?;
     if let Some(note) = note {
         writeln!(text, "{}", wrapped(note, ""))?;
@@ -43,7 +56,12 @@ fn write(text: &mut String, report: &Report) -> std::fmt::Result {
         section(text, "What it looks like")?;
         for (index, (cause, advice)) in causes.iter().enumerate() {
             let gap = if index > 0 { "\n" } else { "" };
-            writeln!(text, "{gap}{}\n{}", wrapped(&format!("{cause}."), ""), wrapped(advice, "  "))?;
+            writeln!(
+                text,
+                "{gap}{}\n{}",
+                wrapped(&format!("{cause}."), ""),
+                wrapped(advice, "  ")
+            )?;
         }
     }
     section(text, "What to do next")?;
@@ -67,7 +85,11 @@ fn write_change(text: &mut String, change: &Change) -> std::fmt::Result {
     match &change.values {
         None => writeln!(text, "    {}", change.what),
         Some((previous, current)) if change.stacked => {
-            writeln!(text, "    {}\n      previous  {previous}\n      current   {current}", change.what)
+            writeln!(
+                text,
+                "    {}\n      previous  {previous}\n      current   {current}",
+                change.what
+            )
         }
         Some((previous, current)) => writeln!(text, "    {}: {previous} -> {current}", change.what),
     }

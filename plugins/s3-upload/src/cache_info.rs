@@ -21,12 +21,16 @@ pub fn new(store_dir: &str, priority: Option<u32>, want_mass_query: bool) -> Str
     text
 }
 
-/// Is the cache with this text for `store_dir`? A cache that does not say is (Nix `BinaryCacheStore::init`).
+/// Is the cache with this text for `store_dir`? A cache that does not say is (Nix
+/// `BinaryCacheStore::init`).
 ///
 /// # Errors
 /// A fragment that says what it is for.
 pub fn check(text: &str, store_dir: &str) -> Result<(), String> {
-    let said = text.lines().filter_map(|line| line.split_once(':')).find(|(name, _)| name.trim() == "StoreDir");
+    let said = text
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(name, _)| name.trim() == "StoreDir");
     match said.map(|(_, value)| value.trim()) {
         Some(other) if other != store_dir => {
             Err(format!("its {KEY} says StoreDir `{other}`, and this Nix has `{store_dir}`"))
@@ -50,7 +54,10 @@ mod tests {
     #[test]
     fn another_store_directory_is_refused() {
         let error = check("WantMassQuery: 1\nStoreDir:/gnu/store\n", "/nix/store").unwrap_err();
-        assert_eq!(error, "its nix-cache-info says StoreDir `/gnu/store`, and this Nix has `/nix/store`");
+        assert_eq!(
+            error,
+            "its nix-cache-info says StoreDir `/gnu/store`, and this Nix has `/nix/store`"
+        );
         assert_eq!(check("", "/nix/store"), Ok(()));
         assert_eq!(check("\0:::\n:", "/nix/store"), Ok(()));
     }

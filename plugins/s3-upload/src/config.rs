@@ -86,14 +86,18 @@ mod tests {
     fn defaults_and_keys() {
         let config = parse(r#"{"bucket": "cache"}"#);
         assert!(config.closure && config.want_mass_query);
-        assert_eq!((config.compression, config.level, config.keys()), (Compression::Zstd, None, None));
+        assert_eq!(
+            (config.compression, config.level, config.keys()),
+            (Compression::Zstd, None, None)
+        );
         assert_eq!(parse(r#"{"bucket": "c", "key": "a"}"#).keys(), Some(vec!["a".to_owned()]));
         assert_eq!(parse(r#"{"bucket": "c", "key": []}"#).keys(), Some(vec![]));
     }
 
     #[test]
     fn the_schema_names_every_key() {
-        let schema: serde_json::Value = serde_json::from_str(include_str!("config_schema.json")).unwrap();
+        let schema: serde_json::Value =
+            serde_json::from_str(include_str!("config_schema.json")).unwrap();
         let all: serde_json::Map<String, serde_json::Value> = serde_json::from_str(
             r#"{"bucket": "c", "compression": "xz", "level": 6, "key": "a", "skip-signed-by": [], "closure": false,
                 "priority": 30, "want-mass-query": false}"#,

@@ -1,4 +1,5 @@
-//! The narinfo of a path and the names of its objects (Nix `NarInfo::to_string`, same from 2.8 to 2.35).
+//! The narinfo of a path and the names of its objects (Nix `NarInfo::to_string`, same from 2.8 to
+//! 2.35).
 
 use std::fmt::Write as _;
 
@@ -14,8 +15,8 @@ pub fn key(path: &str) -> String {
     format!("{}.narinfo", base.split_once('-').map_or(base, |(hash, _)| hash))
 }
 
-/// `nar/<NAR hash>.nar.zst`. By the hash of what is inside, which is known before the compressed bytes are, so that one pass does;
-/// readers take the name from the narinfo.
+/// `nar/<NAR hash>.nar.zst`. By the hash of what is inside, which is known before the compressed
+/// bytes are, so that one pass does; readers take the name from the narinfo.
 pub fn nar_key(nar_hash: &str, compression: Compression) -> String {
     let hash = nar_hash.strip_prefix("sha256:").unwrap_or(nar_hash);
     let suffix = match compression {

@@ -1,4 +1,5 @@
-//! What is to be uploaded, in which order, and the words for what was done: decisions without a host.
+//! What is to be uploaded, in which order, and the words for what was done: decisions without a
+//! host.
 
 use std::collections::BTreeMap;
 
@@ -43,7 +44,9 @@ pub fn references_first(mut infos: Vec<PathInfo>) -> Vec<PathInfo> {
     let mut ordered: Vec<PathInfo> = Vec::with_capacity(infos.len());
     while !infos.is_empty() {
         let waits = |info: &PathInfo| {
-            info.references.iter().any(|path| *path != info.path && infos.iter().any(|other| other.path == *path))
+            info.references
+                .iter()
+                .any(|path| *path != info.path && infos.iter().any(|other| other.path == *path))
         };
         // Nix admits no cycles; one would be cut at its first path.
         let next = infos.iter().position(|info| !waits(info)).unwrap_or(0);
@@ -135,7 +138,8 @@ pub mod tests {
     fn what_a_named_key_signed_is_left_out() {
         let mut signed = info("/s/a", &[]);
         signed.signatures = vec!["other-1:x".into(), "cache.nixos.org-1:y".into()];
-        let plan = Plan::new(vec![signed.clone(), info("/s/b", &["/s/a"])], &["cache.nixos.org-1".into()]);
+        let plan =
+            Plan::new(vec![signed.clone(), info("/s/b", &["/s/a"])], &["cache.nixos.org-1".into()]);
         assert_eq!(plan.wanted.len(), 1);
         assert_eq!(plan.signed["cache.nixos.org-1"], 1);
         assert!(!is_signed_by(&signed, "cache.nixos.org"));
@@ -144,17 +148,29 @@ pub mod tests {
 
     #[test]
     fn outputs_alone_are_put_in_order() {
-        let infos = vec![info("/s/dev", &["/s/out", "/s/libc"]), info("/s/out", &["/s/out", "/s/lib"]), info("/s/lib", &[])];
-        let paths: Vec<String> = references_first(infos).into_iter().map(|info| info.path).collect();
+        let infos = vec![
+            info("/s/dev", &["/s/out", "/s/libc"]),
+            info("/s/out", &["/s/out", "/s/lib"]),
+            info("/s/lib", &[]),
+        ];
+        let paths: Vec<String> =
+            references_first(infos).into_iter().map(|info| info.path).collect();
         assert_eq!(paths, ["/s/lib", "/s/out", "/s/dev"]);
-        assert_eq!(references_first(vec![info("/s/a", &["/s/b"]), info("/s/b", &["/s/a"])]).len(), 2);
+        assert_eq!(
+            references_first(vec![info("/s/a", &["/s/b"]), info("/s/b", &["/s/a"])]).len(),
+            2
+        );
     }
 
     #[test]
     fn messages() {
-        let mut tally = Tally { uploaded: 3, file_bytes: 1_258_300, present: 5, ..Tally::default() };
+        let mut tally =
+            Tally { uploaded: 3, file_bytes: 1_258_300, present: 5, ..Tally::default() };
         tally.signed.insert("cache.nixos.org-1".into(), 12);
-        assert_eq!(tally.outcome().message, "uploaded 3 paths (1.2 MiB), 5 present, 12 signed by cache.nixos.org-1");
+        assert_eq!(
+            tally.outcome().message,
+            "uploaded 3 paths (1.2 MiB), 5 present, 12 signed by cache.nixos.org-1"
+        );
         assert_eq!(
             Tally { present: 1, invalid: 1, ..Tally::default() }.outcome().message,
             "uploaded nothing, 1 present, 1 not valid any more"

@@ -1,6 +1,7 @@
-//! Where will it be done first? For every machine: how long until a slot is free, how long the inputs travel, how long the build takes
-//! there; the same for this machine. A machine that would take longer than waiting for a better one is not used, so long builds go to fast
-//! machines, and while much waits every slot is used.
+//! Where will it be done first? For every machine: how long until a slot is free, how long the
+//! inputs travel, how long the build takes there; the same for this machine. A machine that would
+//! take longer than waiting for a better one is not used, so long builds go to fast machines, and
+//! while much waits every slot is used.
 //!
 //! Pure: no clock, no randomness, no state.
 
@@ -10,24 +11,29 @@ use hookrun_sdk::builder_selection::{Candidate, Decision, LocalMachine, Machine,
 
 use crate::Options;
 
-/// How long a build takes that nobody has seen before, in seconds at factor 1. Half of Nixpkgs' derivations are done in 20 s, but the mean,
-/// which is what a slot is held for, is three times that.
+/// How long a build takes that nobody has seen before, in seconds at factor 1. Half of Nixpkgs'
+/// derivations are done in 20 s, but the mean, which is what a slot is held for, is three times
+/// that.
 const TYPICAL_SECONDS: f64 = 60.0;
 /// Bytes a second where no copy was measured: a network of 1 Gbit/s.
 const TYPICAL_BYTES_PER_SECOND: f64 = 100e6;
-/// Builds of a package on a machine from which on their median says more than the median over all machines with the speed factor.
+/// Builds of a package on a machine from which on their median says more than the median over all
+/// machines with the speed factor.
 const ENOUGH_PAST: u32 = 3;
-/// A machine is used if it has the build done within this many times the best: estimates are not better than that.
+/// A machine is used if it has the build done within this many times the best: estimates are not
+/// better than that.
 const SLACK: f64 = 1.1;
-/// How much slower a full machine is than an idle one, in the order of machines only: slots share caches, memory and disks, so of equal
-/// machines the emptier is better.
+/// How much slower a full machine is than an idle one, in the order of machines only: slots share
+/// caches, memory and disks, so of equal machines the emptier is better.
 const CROWDING: f64 = 0.1;
-/// How much longer a build may take elsewhere if that keeps the last slot of a machine with rare features free.
+/// How much longer a build may take elsewhere if that keeps the last slot of a machine with rare
+/// features free.
 const LAST_RARE_SLOT: f64 = 2.0;
 /// The same for the other slots of such a machine: of nearly equal machines the plain one.
 const RARE_SLOT: f64 = 1.05;
-/// How long to wait for machines that are full before the question is asked again, in seconds. Sooner would be worse: the estimate that sent
-/// a long build to a fast machine still holds, and asking again while a slow one happens to be free moves it there.
+/// How long to wait for machines that are full before the question is asked again, in seconds.
+/// Sooner would be worse: the estimate that sent a long build to a fast machine still holds, and
+/// asking again while a slow one happens to be free moves it there.
 const ASK_AGAIN_SECONDS: u64 = 7200;
 
 /// What is expected of one machine, in seconds.
@@ -61,27 +67,39 @@ impl Estimate<'_> {
 }
 
 /// Where to build.
-pub fn decide(options: &Options, candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> Decision {
+pub fn decide(
+    options: &Options,
+    candidate: &Candidate,
+    machines: &[Machine],
+    local: &LocalMachine,
+) -> Decision {
     if let Some(decision) = wished(candidate, machines, local) {
         return decision;
     }
     let here_now = local.able && local.willing && running(local) < local.slots;
     // A download is done where its result is wanted: elsewhere it would travel twice.
     if candidate.fixed_output && here_now {
-        return Decision::local("its result is known by its hash, most often a download, and this machine is free");
+        return Decision::local(
+            "its result is known by its hash, most often a download, and this machine is free",
+        );
     }
-    let healthy: Vec<&Machine> = machines.iter().filter(|machine| machine.healthy && machine.slots > 0).collect();
+    let healthy: Vec<&Machine> =
+        machines.iter().filter(|machine| machine.healthy && machine.slots > 0).collect();
     if healthy.is_empty() {
         return nobody_healthy(machines, here_now);
     }
     let local_factor = options.local_speed_factor.or(local.speed_factor);
-    let candidate = &Candidate { expected_seconds: expected(candidate, local, local_factor), ..candidate.clone() };
+    let candidate = &Candidate {
+        expected_seconds: expected(candidate, local, local_factor),
+        ..candidate.clone()
+    };
     let fleet = Fleet::of(&healthy, candidate, local);
     let mut estimates: Vec<Estimate<'_>> =
         healthy.iter().map(|machine| estimate(options, candidate, machine, &fleet)).collect();
     let best = estimates.iter().map(Estimate::finish).fold(f64::INFINITY, f64::min);
     let all = estimates.len();
-    estimates.retain(|estimate| estimate.run() <= best * SLACK || estimate.finish() <= best * SLACK);
+    estimates
+        .retain(|estimate| estimate.run() <= best * SLACK || estimate.finish() <= best * SLACK);
     estimates.sort_by(|a, b| a.rank().total_cmp(&b.rank()));
     let any_free = estimates.iter().any(|estimate| free(estimate.machine));
 
@@ -97,18 +115,22 @@ pub fn decide(options: &Options, candidate: &Candidate, machines: &[Machine], lo
                 ));
             }
         } else if !any_free {
-            return Decision::local("the machines worth waiting for are full, and this machine is free");
+            return Decision::local(
+                "the machines worth waiting for are full, and this machine is free",
+            );
         }
     }
-    // The list is in the order of use, so a free machine comes before one that has to be waited for.
+    // The list is in the order of use, so a free machine comes before one that has to be waited
+    // for.
     estimates.sort_by_key(|estimate| !free(estimate.machine));
     let reason = reason(&estimates, all, any_free);
-    let decision = Decision::machines(estimates.iter().map(|estimate| estimate.machine.uri.as_str()), reason);
+    let decision =
+        Decision::machines(estimates.iter().map(|estimate| estimate.machine.uri.as_str()), reason);
     if any_free { decision } else { decision.ask_again(Duration::from_secs(ASK_AGAIN_SECONDS)) }
 }
 
-/// Builds that this command was told to do here, and that run or are about to. Nix says of all builds that become ready together that a slot
-/// is free.
+/// Builds that this command was told to do here, and that run or are about to. Nix says of all
+/// builds that become ready together that a slot is free.
 fn running(local: &LocalMachine) -> u32 {
     let detail = local.details.iter().find(|(name, _)| name == "running");
     detail.and_then(|(_, count)| count.parse().ok()).unwrap_or(0)
@@ -116,7 +138,9 @@ fn running(local: &LocalMachine) -> u32 {
 
 /// What the derivation's author wishes.
 fn wished(candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> Option<Decision> {
-    let hint = |name: &str| candidate.hints.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+    let hint = |name: &str| {
+        candidate.hints.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    };
     if local.able {
         if hint("local").is_some() {
             return Some(Decision::local("its `hookrunHints` say `local`"));
@@ -129,18 +153,30 @@ fn wished(candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> 
         }
     }
     let wish = hint("machine")?;
-    let machine = machines.iter().find(|machine| machine.uri == wish || machine.uri.strip_prefix("ssh://") == Some(wish))?;
-    machine.healthy.then(|| Decision::machines([machine.uri.as_str()], format!("its `hookrunHints` say `machine={wish}`")))
+    let machine = machines
+        .iter()
+        .find(|machine| machine.uri == wish || machine.uri.strip_prefix("ssh://") == Some(wish))?;
+    machine.healthy.then(|| {
+        Decision::machines(
+            [machine.uri.as_str()],
+            format!("its `hookrunHints` say `machine={wish}`"),
+        )
+    })
 }
 
 /// Every machine has failed lately. They are still better than nothing.
 fn nobody_healthy(machines: &[Machine], here_now: bool) -> Decision {
     if here_now {
-        return Decision::local("every machine that fits has failed lately, and this machine is free");
+        return Decision::local(
+            "every machine that fits has failed lately, and this machine is free",
+        );
     }
     let mut machines: Vec<&Machine> = machines.iter().collect();
     machines.sort_by(|a, b| free(b).cmp(&free(a)).then(b.speed_factor.total_cmp(&a.speed_factor)));
-    Decision::machines(machines.iter().map(|machine| machine.uri.as_str()), "every machine that fits has failed lately")
+    Decision::machines(
+        machines.iter().map(|machine| machine.uri.as_str()),
+        "every machine that fits has failed lately",
+    )
 }
 
 fn free(machine: &Machine) -> bool {
@@ -157,32 +193,43 @@ struct Fleet<'a> {
     machines: &'a [&'a Machine],
     /// How long it takes until everything that waits has a slot, in seconds.
     contention: f64,
-    /// Inputs that would be sent to a machine that nothing is known of. As many as to the best of the others: it is worth a try, and then
-    /// it is known.
+    /// Inputs that would be sent to a machine that nothing is known of. As many as to the best of
+    /// the others: it is worth a try, and then it is known.
     unknown_bytes: u64,
 }
 
 impl<'a> Fleet<'a> {
     fn of(machines: &'a [&'a Machine], candidate: &Candidate, local: &LocalMachine) -> Self {
-        let capacity: f64 = machines.iter().map(|machine| f64::from(machine.slots) * machine.speed_factor).sum();
-        let contention = f64::from(local.waiting) * TYPICAL_SECONDS / capacity.max(f64::MIN_POSITIVE);
+        let capacity: f64 =
+            machines.iter().map(|machine| f64::from(machine.slots) * machine.speed_factor).sum();
+        let contention =
+            f64::from(local.waiting) * TYPICAL_SECONDS / capacity.max(f64::MIN_POSITIVE);
         let least = machines.iter().filter_map(|machine| machine.missing_bytes).min();
         Self { machines, contention, unknown_bytes: least.or(candidate.input_bytes).unwrap_or(0) }
     }
 }
 
-fn estimate<'a>(options: &Options, candidate: &Candidate, machine: &'a Machine, fleet: &Fleet<'_>) -> Estimate<'a> {
+fn estimate<'a>(
+    options: &Options,
+    candidate: &Candidate,
+    machine: &'a Machine,
+    fleet: &Fleet<'_>,
+) -> Estimate<'a> {
     let wait = if free(machine) {
         0.0
     } else {
         let slot = machine.busy_seconds.first().copied();
         slot.unwrap_or(TYPICAL_SECONDS / 2.0 / machine.speed_factor) + fleet.contention
     };
-    let rate = machine.bytes_per_second.filter(|rate| *rate > 0.0).unwrap_or(TYPICAL_BYTES_PER_SECOND);
+    let rate =
+        machine.bytes_per_second.filter(|rate| *rate > 0.0).unwrap_or(TYPICAL_BYTES_PER_SECOND);
     let bytes = machine.missing_bytes.unwrap_or(fleet.unknown_bytes);
     let transfer = f64::from(machine.connect_ms.unwrap_or(0)) / 1000.0 + as_float(bytes) / rate;
     let build = duration(candidate, machine.past, machine.speed_factor);
-    let rare = match (is_rare(options, candidate, machine, fleet.machines), machine.slots.saturating_sub(machine.load)) {
+    let rare = match (
+        is_rare(options, candidate, machine, fleet.machines),
+        machine.slots.saturating_sub(machine.load),
+    ) {
         (false, _) => 1.0,
         (true, 0 | 1) => LAST_RARE_SLOT,
         (true, _) => RARE_SLOT,
@@ -190,13 +237,20 @@ fn estimate<'a>(options: &Options, candidate: &Candidate, machine: &'a Machine, 
     Estimate { machine, wait, transfer, build, rare }
 }
 
-/// Has it a feature that is to be kept for others, which the candidate does not require and some other machine does without?
+/// Has it a feature that is to be kept for others, which the candidate does not require and some
+/// other machine does without?
 fn is_rare(options: &Options, candidate: &Candidate, machine: &Machine, all: &[&Machine]) -> bool {
     let has = |machine: &Machine, feature: &String| {
         machine.supported_features.contains(feature) || machine.mandatory_features.contains(feature)
     };
-    let kept = |feature: &&String| !candidate.required_features.contains(*feature) && has(machine, feature);
-    options.keep_free.iter().filter(kept).any(|feature| all.iter().any(|other| !has(other, feature)))
+    let kept = |feature: &&String| {
+        !candidate.required_features.contains(*feature) && has(machine, feature)
+    };
+    options
+        .keep_free
+        .iter()
+        .filter(kept)
+        .any(|feature| all.iter().any(|other| !has(other, feature)))
 }
 
 /// How long the build takes on a machine, in seconds.
@@ -216,7 +270,8 @@ fn as_float(bytes: u64) -> f64 {
     bytes as f64
 }
 
-/// `should be done on ssh://m2 in 12 s (2 s of transfer), on ssh://m1 in 13 s; a slower one is left out`
+/// `should be done on ssh://m2 in 12 s (2 s of transfer), on ssh://m1 in 13 s; a slower one is left
+/// out`
 fn reason(estimates: &[Estimate<'_>], all: usize, any_free: bool) -> String {
     let described = |estimate: &Estimate<'_>| {
         let mut parts = Vec::new();
@@ -226,17 +281,28 @@ fn reason(estimates: &[Estimate<'_>], all: usize, any_free: bool) -> String {
         if estimate.transfer >= 1.0 {
             parts.push(format!("{} of transfer", seconds(estimate.transfer)));
         }
-        let parts = if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) };
-        format!("{} in {}{parts}", estimate.machine.uri, seconds(estimate.wait + estimate.transfer + estimate.build))
+        let parts =
+            if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) };
+        format!(
+            "{} in {}{parts}",
+            estimate.machine.uri,
+            seconds(estimate.wait + estimate.transfer + estimate.build)
+        )
     };
     let mut text = match estimates {
         [] => String::new(),
         [only] => format!("should be done on {}", described(only)),
-        [first, next, ..] => format!("should be done on {}, on {}", described(first), described(next)),
+        [first, next, ..] => {
+            format!("should be done on {}, on {}", described(first), described(next))
+        }
     };
     let slower = all.saturating_sub(estimates.len());
     if slower > 0 {
-        text.push_str(if slower == 1 { "; a slower one is left out" } else { "; slower ones are left out" });
+        text.push_str(if slower == 1 {
+            "; a slower one is left out"
+        } else {
+            "; slower ones are left out"
+        });
     }
     if !any_free {
         text.push_str("; no slot there is free");

@@ -1,5 +1,6 @@
-//! Nix's own rule (`build-remote.cc`, the same from 2.3 to 2.35): of the machines with a free slot the lowest load divided by speed factor,
-//! then the higher factor, then the lower load, then the first in the list. Health, history and hints are not looked at.
+//! Nix's own rule (`build-remote.cc`, the same from 2.3 to 2.35): of the machines with a free slot
+//! the lowest load divided by speed factor, then the higher factor, then the lower load, then the
+//! first in the list. Health, history and hints are not looked at.
 
 use std::cmp::Ordering;
 
@@ -8,10 +9,12 @@ use hookrun_sdk::builder_selection::{Candidate, Decision, LocalMachine, Machine}
 /// What Nix's hook would answer.
 pub fn decide(candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> Decision {
     let compare = if local.whole_speed_factors { whole } else { fractions };
-    let mut free: Vec<&Machine> = machines.iter().filter(|machine| machine.load < machine.slots).collect();
+    let mut free: Vec<&Machine> =
+        machines.iter().filter(|machine| machine.load < machine.slots).collect();
     free.sort_by(|a, b| compare(a, b).then(a.load.cmp(&b.load)));
     let Some(best) = free.first() else {
-        // `couldBuildLocally` compares the system with this system and extra-platforms only, so it is false for `builtin`.
+        // `couldBuildLocally` compares the system with this system and extra-platforms only, so it
+        // is false for `builtin`.
         return if local.able && local.willing && candidate.system != "builtin" {
             Decision::decline("every machine that fits is full, and this one is free")
         } else {
@@ -30,7 +33,8 @@ fn whole(a: &Machine, b: &Machine) -> Ordering {
         reason = "saturates; those versions know only integers"
     )]
     let factor = |machine: &Machine| (machine.speed_factor as u32).max(1);
-    let quotient = |machine: &Machine| machine.load.checked_div(factor(machine)).unwrap_or(machine.load);
+    let quotient =
+        |machine: &Machine| machine.load.checked_div(factor(machine)).unwrap_or(machine.load);
     quotient(a).cmp(&quotient(b)).then(factor(b).cmp(&factor(a)))
 }
 
@@ -69,7 +73,8 @@ mod tests {
                 Some((place, best_load)) => {
                     let b = &machines[place];
                     if integer {
-                        let (mf, bf) = ((m.speed_factor as u32).max(1), (b.speed_factor as u32).max(1));
+                        let (mf, bf) =
+                            ((m.speed_factor as u32).max(1), (b.speed_factor as u32).max(1));
                         let (ml, bl) = (m.load / mf, best_load / bf);
                         ml < bl || (ml == bl && (mf > bf || (mf == bf && m.load < best_load)))
                     } else {

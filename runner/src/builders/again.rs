@@ -1,4 +1,5 @@
-//! The question asked again, for a build that is accepted and waits: the policy may have said how long its answer is good for.
+//! The question asked again, for a build that is accepted and waits: the policy may have said how
+//! long its answer is good for.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +12,8 @@ use super::types::{Action, Candidate, Decision, LocalMachine};
 use crate::nix::database::Inputs;
 use crate::shared::Text;
 
-/// Asks the policy again for a build that is accepted and waits: which machines it may wait for now. `None`: those it waits for.
+/// Asks the policy again for a build that is accepted and waits: which machines it may wait for
+/// now. `None`: those it waits for.
 pub fn ask(
     pool: &mut Pool,
     policy: &mut Asker,

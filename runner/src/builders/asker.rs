@@ -1,5 +1,5 @@
-//! Asks the policy, within a time limit and behind a wall of one thread: a policy that hangs or panics costs its own answer
-//! and nothing else.
+//! Asks the policy, within a time limit and behind a wall of one thread: a policy that hangs or
+//! panics costs its own answer and nothing else.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::policy::{Policy, PolicyError, checked};
 use super::types::{Candidate, Decision, LocalMachine, Machine};
 
-/// How long a policy may take for one candidate, loading included: Nix's whole command stands still meanwhile.
+/// How long a policy may take for one candidate, loading included: Nix's whole command stands still
+/// meanwhile.
 pub const DEADLINE: Duration = Duration::from_secs(2);
 
 /// Makes the policy, on its thread, when it is first asked, and when it is asked after a rest.
@@ -46,8 +47,8 @@ impl Asker {
     /// Its checked answer.
     ///
     /// # Errors
-    /// Whatever kept it from a usable one. A policy that could not be made, panicked or did not answer in time is not asked
-    /// again.
+    /// Whatever kept it from a usable one. A policy that could not be made, panicked or did not
+    /// answer in time is not asked again.
     pub fn ask(
         &mut self,
         candidate: &Candidate,
@@ -107,7 +108,9 @@ fn start(factory: PolicyFactory) -> State {
     };
     match std::thread::Builder::new().name("policy".to_owned()).spawn(body) {
         Ok(_) => State::Running(questions, answers),
-        Err(error) => State::Broken(PolicyError::Failed(format!("it cannot be given a thread ({error})"))),
+        Err(error) => {
+            State::Broken(PolicyError::Failed(format!("it cannot be given a thread ({error})")))
+        }
     }
 }
 
@@ -124,7 +127,8 @@ mod tests {
     }
 
     fn ask(asker: &mut Asker) -> Answer {
-        let candidate = crate::builders::request::Request::of("a", "x86_64-linux", &[], true).candidate();
+        let candidate =
+            crate::builders::request::Request::of("a", "x86_64-linux", &[], true).candidate();
         let machine = Machine { uri: "ssh://m".into(), ..Machine::default() };
         asker.ask(&candidate, &[machine].into(), &LocalMachine::default())
     }
@@ -135,7 +139,10 @@ mod tests {
 
     #[test]
     fn good_answers_pass() {
-        let mut asker = Asker::new(Arc::new(|| Ok(Box::new(StockRule::default()) as Box<dyn Policy>)), DEADLINE);
+        let mut asker = Asker::new(
+            Arc::new(|| Ok(Box::new(StockRule::default()) as Box<dyn Policy>)),
+            DEADLINE,
+        );
         assert!(ask(&mut asker).is_ok());
         assert!(ask(&mut asker).is_ok(), "asked again");
     }
@@ -147,16 +154,22 @@ mod tests {
         };
         let mut hangs = odd(hang, Duration::from_millis(50));
         assert_eq!(ask(&mut hangs), Err(PolicyError::TimedOut(Duration::from_millis(50))));
-        assert_eq!(ask(&mut hangs), Err(PolicyError::TimedOut(Duration::from_millis(50))), "without waiting again");
+        assert_eq!(
+            ask(&mut hangs),
+            Err(PolicyError::TimedOut(Duration::from_millis(50))),
+            "without waiting again"
+        );
         let mut panics = odd(|| panic!("defect"), Duration::from_mins(1));
         assert_eq!(ask(&mut panics), Err(gone()));
         assert_eq!(ask(&mut panics), Err(gone()));
         let mut fails = odd(|| Err(PolicyError::Failed("trap".to_owned())), Duration::from_mins(1));
         assert_eq!(ask(&mut fails), Err(PolicyError::Failed("trap".to_owned())));
-        let lie = || Ok(Decision::new(crate::builders::Action::Machines(vec!["ssh://x".into()]), ""));
+        let lie =
+            || Ok(Decision::new(crate::builders::Action::Machines(vec!["ssh://x".into()]), ""));
         let mut lies = odd(lie, Duration::from_mins(1));
         assert!(matches!(ask(&mut lies), Err(PolicyError::Invalid(_))));
-        let mut none = Asker::new(Arc::new(|| Err(PolicyError::Failed("no plugin".to_owned()))), DEADLINE);
+        let mut none =
+            Asker::new(Arc::new(|| Err(PolicyError::Failed("no plugin".to_owned()))), DEADLINE);
         assert_eq!(ask(&mut none), Err(PolicyError::Unavailable("no plugin".to_owned())));
         assert_eq!(ask(&mut none), Err(PolicyError::Unavailable("no plugin".to_owned())));
     }

@@ -1,4 +1,5 @@
-//! One candidate on its way: what it is, how it would wait, what machines there are for it. Put together once, before the policy is asked.
+//! One candidate on its way: what it is, how it would wait, what machines there are for it. Put
+//! together once, before the policy is asked.
 
 use std::collections::BTreeMap;
 
@@ -13,15 +14,18 @@ use super::types::{Candidate, LocalMachine};
 use crate::event::NixDirs;
 use crate::nix::database::Database;
 
-/// Paths looked at to find what a build needs; most closures have some hundreds. Takes some milliseconds.
+/// Paths looked at to find what a build needs; most closures have some hundreds. Takes some
+/// milliseconds.
 const MOST_INPUTS: usize = 5000;
 /// Of these the largest are looked for on machines: nearly all bytes are in a few.
 const LARGEST_INPUTS: usize = 64;
 /// Among more machines than this nobody looks where inputs lie: it would take longer than it saves.
 const MOST_COMPARED: usize = 500;
-/// The name, among the details of this machine, of the number of builds that this command was told to do here and that run or are about to.
+/// The name, among the details of this machine, of the number of builds that this command was told
+/// to do here and that run or are about to.
 const RUNNING: &str = "running";
-/// Derivations looked at to find what waits behind one. Takes some milliseconds; Nix stands still meanwhile.
+/// Derivations looked at to find what waits behind one. Takes some milliseconds; Nix stands still
+/// meanwhile.
 const MOST_DEPENDENTS: usize = 2000;
 
 /// One candidate on its way.
@@ -48,23 +52,41 @@ pub struct Case<'r> {
 
 impl<'r> Case<'r> {
     /// What `request` asks for, with what is known of it now. Nix stands still meanwhile.
-    pub fn of(request: &'r Request, pool: &Pool, memory: &mut Memory, queue: &Queue, nix_dirs: &NixDirs) -> Self {
+    pub fn of(
+        request: &'r Request,
+        pool: &Pool,
+        memory: &mut Memory,
+        queue: &Queue,
+        nix_dirs: &NixDirs,
+    ) -> Self {
         let (mut candidate, derivation) = described(request.candidate());
         let past = memory.past(&candidate.pname, &candidate.system);
         candidate.expected_seconds = past.expected_seconds;
         let database = Database::open(nix_dirs).ok();
         let drv_path = candidate.drv_path.as_str();
-        let depth = database.as_ref().and_then(|database| database.dependents_depth(drv_path, MOST_DEPENDENTS).ok());
-        let inputs = database.and_then(|database| database.inputs(drv_path, MOST_INPUTS, LARGEST_INPUTS).ok().flatten());
+        let depth = database
+            .as_ref()
+            .and_then(|database| database.dependents_depth(drv_path, MOST_DEPENDENTS).ok());
+        let inputs = database.and_then(|database| {
+            database.inputs(drv_path, MOST_INPUTS, LARGEST_INPUTS).ok().flatten()
+        });
         candidate.dependents_depth = depth;
         candidate.input_bytes = inputs.as_ref().map(|inputs| inputs.bytes);
         let command = queue.command().to_string();
-        let mut local = pool.settings.local_machine(&candidate.system, &candidate.required_features, request.am_willing());
+        let mut local = pool.settings.local_machine(
+            &candidate.system,
+            &candidate.required_features,
+            request.am_willing(),
+        );
         local.waiting = u32::try_from(queue.waiting()).unwrap_or(u32::MAX);
         local.past = memory.past_local(&candidate.pname, &candidate.system);
-        // Nix asks for all builds that are ready before it starts the first of those that it is to do itself, and says of each that it has
-        // a slot.
-        let running = if local.able && local.willing { local::running(memory, &command, &candidate.drv_path) } else { 0 };
+        // Nix asks for all builds that are ready before it starts the first of those that it is to
+        // do itself, and says of each that it has a slot.
+        let running = if local.able && local.willing {
+            local::running(memory, &command, &candidate.drv_path)
+        } else {
+            0
+        };
         local.details.push((RUNNING.to_owned(), running.to_string()));
         let begins_here = local.willing && running < local.slots;
         let waiting = Waiting {
@@ -78,11 +100,22 @@ impl<'r> Case<'r> {
         let fitting = pool.fitting(&candidate);
         let lines = fitting.iter().filter_map(|index| pool.machines.get(*index));
         let standings = Standings::of(lines, memory);
-        // A machine that fetches what it needs from elsewhere misses nothing that we would have to send.
+        // A machine that fetches what it needs from elsewhere misses nothing that we would have to
+        // send.
         let can_tell = !pool.settings.builders_use_substitutes() && fitting.len() <= MOST_COMPARED;
         let inputs = inputs.filter(|_| can_tell).unwrap_or_default();
         let present = Present::of(inputs, memory);
         let lock = derivation.as_ref().and_then(local::lock_of);
-        Self { request, candidate, local, begins_here, waiting, standings, present, lock, skipped: BTreeMap::new() }
+        Self {
+            request,
+            candidate,
+            local,
+            begins_here,
+            waiting,
+            standings,
+            present,
+            lock,
+            skipped: BTreeMap::new(),
+        }
     }
 }

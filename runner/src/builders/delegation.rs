@@ -1,8 +1,8 @@
-//! A build that Nix was told is taken: it waits for a slot, goes to a machine, and if that one is lost, to the next; until it is built,
-//! has failed, or no machine is left.
+//! A build that Nix was told is taken: it waits for a slot, goes to a machine, and if that one is
+//! lost, to the next; until it is built, has failed, or no machine is left.
 //!
-//! Nix has already sent what a machine needs, and waits for the end of this process, so there is no other answer any more than its exit
-//! code and its words. Each move is told in one line.
+//! Nix has already sent what a machine needs, and waits for the end of this process, so there is no
+//! other answer any more than its exit code and its words. Each move is told in one line.
 
 use std::io::Write;
 use std::os::fd::BorrowedFd;
@@ -29,7 +29,8 @@ use crate::shared::Text;
 
 /// A wait is told when it takes longer than this: most do not.
 const TOLD_AFTER: Duration = Duration::from_secs(1);
-/// A machine whose slot we hold can be full only for as long as a hook that was killed takes to end.
+/// A machine whose slot we hold can be full only for as long as a hook that was killed takes to
+/// end.
 const FULL_PAUSE: Duration = Duration::from_millis(100);
 /// After so many times it is not that.
 const MOST_FULL: u32 = 20;
@@ -115,27 +116,50 @@ struct Story {
 impl Delegation<'_> {
     /// Carries it out; the exit code for Nix.
     pub fn run(mut self, accepted: Accepted, inputs: &Inputs, reply: &mut dyn Write) -> u8 {
-        let Accepted { candidate, mut journey, first, mut probe, waiting, mut ask_again, name, present } = accepted;
+        let Accepted {
+            candidate,
+            mut journey,
+            first,
+            mut probe,
+            waiting,
+            mut ask_again,
+            name,
+            present,
+        } = accepted;
         let command = self.queue.command().to_string();
-        let new = NewBuild { candidate: &candidate, command: &command, machine: &name, accepted_ms: waiting.since_ms };
+        let new = NewBuild {
+            candidate: &candidate,
+            command: &command,
+            machine: &name,
+            accepted_ms: waiting.since_ms,
+        };
         let id = self.memory.began(&new);
         self.memory.take_time();
         // Nix was told to build it here, and has asked again.
         self.memory.not_here(&candidate.drv_path);
-        let mut story = Story { id, machine: name, waited: Duration::ZERO, moves: Vec::new(), timing: Timing::default() };
+        let mut story = Story {
+            id,
+            machine: name,
+            waited: Duration::ZERO,
+            moves: Vec::new(),
+            timing: Timing::default(),
+        };
         let mut next = match first {
             First::Connected { machine, hold, build } => Some((machine, hold, Some(build))),
             First::Slot { machine, hold } => Some((machine, hold, None)),
             First::Queue => None,
         };
-        // When the health of machines was looked at: what has failed by then is known, what fails later is one failure with ours.
+        // When the health of machines was looked at: what has failed by then is known, what fails
+        // later is one failure with ours.
         let mut looked_ms = waiting.since_ms;
         let mut full = 0;
         let mut lost: Option<String> = None;
         loop {
             let (machine, hold, build) = match next.take() {
                 Some(first) => first,
-                None if journey.open().is_empty() => return self.nowhere(&candidate, &journey, &story, reply),
+                None if journey.open().is_empty() => {
+                    return self.nowhere(&candidate, &journey, &story, reply);
+                }
                 None => {
                     let (waited, took, when) = self.wait(&waiting, &journey, ask_again, reply);
                     looked_ms = when;
@@ -148,7 +172,9 @@ impl Delegation<'_> {
                             story.moves.push(Move { machine: machine.to_string(), why });
                             continue;
                         }
-                        Waited::NixGone => return self.end(&story, Outcome::Abandoned, Some("Nix is gone"), 1),
+                        Waited::NixGone => {
+                            return self.end(&story, Outcome::Abandoned, Some("Nix is gone"), 1);
+                        }
                         Waited::TimeOver => {
                             match (self.ask_again)(self.memory) {
                                 Some((machines, again)) => {
@@ -169,11 +195,18 @@ impl Delegation<'_> {
                 continue;
             };
             let expected = waiting.expected_seconds.map(|seconds| seconds / line.speed_factor);
-            let here = Waiting { expected_seconds: expected, since_ms: now_ms(), ..waiting.clone() };
+            let here =
+                Waiting { expected_seconds: expected, since_ms: now_ms(), ..waiting.clone() };
             let _lease = self.queue.announce(&here, Activity::Building(machine.clone()));
             match lost.take() {
-                Some(lost) => say(reply, Level::Warn, &format!("{}: {lost}; it goes on to {machine}", candidate.name)),
-                None if !shown => say(reply, Level::Info, &format!("{} goes to {machine}", candidate.name)),
+                Some(lost) => say(
+                    reply,
+                    Level::Warn,
+                    &format!("{}: {lost}; it goes on to {machine}", candidate.name),
+                ),
+                None if !shown => {
+                    say(reply, Level::Info, &format!("{} goes to {machine}", candidate.name))
+                }
                 None => {}
             }
             // A failure tells of the time after this: the machine's own answer must not outdo it.
@@ -198,7 +231,9 @@ impl Delegation<'_> {
                             self.brought(&machine, &candidate, &present);
                             return self.end(&story, Outcome::Built, None, 0);
                         }
-                        Ending::NixGone => return self.end(&story, Outcome::Abandoned, Some("Nix is gone"), 1),
+                        Ending::NixGone => {
+                            return self.end(&story, Outcome::Abandoned, Some("Nix is gone"), 1);
+                        }
                         Ending::Failed(why) => {
                             write(reply, &held.concat());
                             return self.end(&story, Outcome::Failed, Some(&why), code);
@@ -211,7 +246,8 @@ impl Delegation<'_> {
                     }
                 }
                 Offer::Full if full < MOST_FULL => {
-                    // Only a hook that is just being killed can hold what is ours; or, without a slot of ours, another Nix was faster.
+                    // Only a hook that is just being killed can hold what is ours; or, without a
+                    // slot of ours, another Nix was faster.
                     full += 1;
                     std::thread::sleep(FULL_PAUSE);
                     continue;
@@ -236,7 +272,8 @@ impl Delegation<'_> {
     fn offer(&mut self, line: &MachineLine, slot: Option<&Slot>, reply: &mut dyn Write) -> Offer {
         let began = Instant::now();
         let target = Target { machine: line, slot };
-        let offer = self.stock.offer(self.settings, target, self.request, &mut |line| write(reply, line));
+        let offer =
+            self.stock.offer(self.settings, target, self.request, &mut |line| write(reply, line));
         if let Offer::Accepted(_) = offer {
             self.memory.answered(&line.uri, began.elapsed());
         }
@@ -279,18 +316,31 @@ impl Delegation<'_> {
     /// What a build needed, and what came of it, is on its machine now.
     fn brought(&mut self, machine: &str, candidate: &Candidate, present: &Present) {
         let (_, derivation) = described(candidate.clone());
-        let outputs =
-            derivation.iter().flat_map(|derivation| &derivation.outputs).filter_map(|output| output.path.as_deref());
+        let outputs = derivation
+            .iter()
+            .flat_map(|derivation| &derivation.outputs)
+            .filter_map(|output| output.path.as_deref());
         let inputs = present.inputs.largest.iter().map(|(path, _)| path.as_str());
         self.memory.brought(machine, inputs.chain(outputs));
     }
 
     /// No machine is left.
-    fn nowhere(&mut self, candidate: &Candidate, journey: &Journey, story: &Story, reply: &mut dyn Write) -> u8 {
-        let each: Vec<String> = story.moves.iter().map(|Move { machine, why }| format!("{machine}: {why}")).collect();
+    fn nowhere(
+        &mut self,
+        candidate: &Candidate,
+        journey: &Journey,
+        story: &Story,
+        reply: &mut dyn Write,
+    ) -> u8 {
+        let each: Vec<String> =
+            story.moves.iter().map(|Move { machine, why }| format!("{machine}: {why}")).collect();
         let each = each.join("; ");
         let text = if journey.is_the_build() {
-            format!("{} has lost {} machines and is not tried on another: {each}", candidate.name, story.moves.len())
+            format!(
+                "{} has lost {} machines and is not tried on another: {each}",
+                candidate.name,
+                story.moves.len()
+            )
         } else {
             format!("{} was taken, and no machine is left to build it: {each}", candidate.name)
         };
@@ -299,9 +349,15 @@ impl Delegation<'_> {
     }
 
     fn end(&mut self, story: &Story, outcome: Outcome, detail: Option<&str>, code: u8) -> u8 {
-        let speed_factor = self.machines.iter().find(|line| line.uri == story.machine).map_or(1.0, |line| line.speed_factor);
+        let speed_factor = self
+            .machines
+            .iter()
+            .find(|line| line.uri == story.machine)
+            .map_or(1.0, |line| line.speed_factor);
         let now = now_ms();
-        let ago = |instant: Instant| now.saturating_sub(u64::try_from(instant.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let ago = |instant: Instant| {
+            now.saturating_sub(u64::try_from(instant.elapsed().as_millis()).unwrap_or(u64::MAX))
+        };
         let ended = Ended {
             machine: &story.machine,
             speed_factor,
@@ -327,7 +383,9 @@ fn usable(memory: &mut Memory, machines: &[MachineLine], uris: &[Text]) -> Vec<W
     let known = memory.machines();
     let now = now_ms();
     let wanted = pool::wanted(machines.iter(), uris);
-    let is_inside = |wanted: &&Wanted| !matches!(standing(known.get(wanted.machine.as_str()), now), Standing::Out { .. });
+    let is_inside = |wanted: &&Wanted| {
+        !matches!(standing(known.get(wanted.machine.as_str()), now), Standing::Out { .. })
+    };
     let inside: Vec<Wanted> = wanted.iter().filter(is_inside).cloned().collect();
     if inside.is_empty() { wanted } else { inside }
 }
@@ -344,7 +402,13 @@ impl Told {
         u64::from(std::process::id()) << 32
     }
 
-    fn begin(&mut self, reply: &mut dyn Write, waiting: &Waiting, machines: &[Wanted], others: usize) {
+    fn begin(
+        &mut self,
+        reply: &mut dyn Write,
+        waiting: &Waiting,
+        machines: &[Wanted],
+        others: usize,
+    ) {
         let names: Vec<&str> = machines.iter().map(|wanted| wanted.machine.as_str()).collect();
         let others = match others {
             0 => String::new(),
@@ -354,7 +418,8 @@ impl Told {
         if self.text.is_none() {
             let Waiting { name, takes, .. } = waiting;
             let besides = if takes.is_empty() { String::new() } else { format!(" with {takes}") };
-            let text = format!("{name} waits for a slot{besides} on {}{others}", names.join(" or "));
+            let text =
+                format!("{name} waits for a slot{besides} on {}{others}", names.join(" or "));
             write(reply, &reply::activity(Self::id(), &text));
             self.text = Some(text);
         }
@@ -362,7 +427,10 @@ impl Told {
 
     fn end(&self, reply: &mut dyn Write) {
         if self.text.is_some() {
-            write(reply, format!("@nix {{\"action\":\"stop\",\"id\":{}}}\n", Self::id()).as_bytes());
+            write(
+                reply,
+                format!("@nix {{\"action\":\"stop\",\"id\":{}}}\n", Self::id()).as_bytes(),
+            );
         }
     }
 }

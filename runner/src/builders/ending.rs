@@ -1,9 +1,11 @@
-//! What happens when this process is asked to end (SIGTERM, which Nix sends from 2.35 on, half a second before SIGKILL; SIGINT, SIGHUP): Nix gets
-//! the answer that it is owed, everything that was started ends, a build that was taken is closed in the record, and nothing else
-//! happens any more: no machine is blamed, no other one is tried.
+//! What happens when this process is asked to end (SIGTERM, which Nix sends from 2.35 on, half a
+//! second before SIGKILL; SIGINT, SIGHUP): Nix gets the answer that it is owed, everything that was
+//! started ends, a build that was taken is closed in the record, and nothing else happens any more:
+//! no machine is blamed, no other one is tried.
 //!
-//! [`watch`] is called once by the hook's process ([`super::hook`]); [`Replies`] is how the session speaks to Nix, so that it is known at any
-//! moment whether an answer is owed. It never waits for Nix, which may not read any more.
+//! [`watch`] is called once by the hook's process ([`super::hook`]); [`Replies`] is how the session
+//! speaks to Nix, so that it is known at any moment whether an answer is owed. It never waits for
+//! Nix, which may not read any more.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd as _;
@@ -22,7 +24,8 @@ const LAST_ANSWER: &[u8] = b"# decline-permanently\n";
 const ANSWER: &[u8] = b"# ";
 /// The answer after which there are no further ones from this process.
 const TAKEN: &[u8] = b"# accept\n";
-/// How long to wait for a Nix that does not read: it takes what is written into its pipe at once, or not at all.
+/// How long to wait for a Nix that does not read: it takes what is written into its pipe at once,
+/// or not at all.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 static ANSWERS: Answers = Answers { stage: Mutex::new(Stage::Owed), changed: Condvar::new() };
@@ -54,7 +57,8 @@ impl Answers {
         self.stage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The session is about to say this. `None`: it must not say anything any more. `Some(true)`: it is an answer.
+    /// The session is about to say this. `None`: it must not say anything any more. `Some(true)`:
+    /// it is an answer.
     fn begin(&self, words: &[u8]) -> Option<bool> {
         let mut stage = self.stage();
         match *stage {
@@ -77,9 +81,12 @@ impl Answers {
         self.changed.notify_all();
     }
 
-    /// From here on the session says nothing. Is Nix owed an answer? One that is being given is waited for, at most `patience`.
+    /// From here on the session says nothing. Is Nix owed an answer? One that is being given is
+    /// waited for, at most `patience`.
     fn end(&self, patience: Duration) -> bool {
-        let waited = self.changed.wait_timeout_while(self.stage(), patience, |stage| *stage == Stage::BeingGiven);
+        let waited = self
+            .changed
+            .wait_timeout_while(self.stage(), patience, |stage| *stage == Stage::BeingGiven);
         let (mut stage, _) = waited.unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *stage, Stage::Ending) == Stage::Owed
     }
@@ -96,7 +103,8 @@ pub struct Replies;
 impl Write for Replies {
     fn write(&mut self, words: &[u8]) -> io::Result<usize> {
         let Some(is_answer) = ANSWERS.begin(words) else { stand_still() };
-        // An answer is shorter than PIPE_BUF (but for a machine's name of more than 4 KiB), so it is written whole or not at all (pipe(7)).
+        // An answer is shorter than PIPE_BUF (but for a machine's name of more than 4 KiB), so it
+        // is written whole or not at all (pipe(7)).
         let written = io::stderr().write(words);
         if is_answer {
             ANSWERS.given(words);
@@ -109,7 +117,8 @@ impl Write for Replies {
     }
 }
 
-/// From here on a signal that asks this process to end does what is said [above](self). To be called before any thread is started.
+/// From here on a signal that asks this process to end does what is said [above](self). To be
+/// called before any thread is started.
 pub fn watch() {
     fds::when_told_to_end(end);
 }
@@ -124,7 +133,8 @@ pub fn closed() {
     *build() = None;
 }
 
-/// Goes on, unless the process was asked to end: what its children say from then on is not their own doing.
+/// Goes on, unless the process was asked to end: what its children say from then on is not their
+/// own doing.
 pub fn stand_still_if_ending() {
     if ANSWERS.is_ending() {
         stand_still();
@@ -151,7 +161,8 @@ fn end() {
     stock::end_descendants(std::process::id());
     if let Some((builders, id)) = build().take() {
         // It is memory, not a promise: what cannot be written is forgotten.
-        let _ = Record::open(&builders).and_then(|record| record.abandon(id, "the build hook was asked to end", now_ms()));
+        let _ = Record::open(&builders)
+            .and_then(|record| record.abandon(id, "the build hook was asked to end", now_ms()));
     }
     // What the session may have started in the moment before it stood still.
     stock::end_descendants(std::process::id());
@@ -200,7 +211,11 @@ mod tests {
             assert!(!answers.is_ending());
             assert_eq!(answers.end(Duration::ZERO), owed, "{said:?}");
             assert!(answers.is_ending());
-            assert_eq!((say(&answers, b"# decline\n"), say(&answers, b"x\n")), (None, None), "nothing more is said");
+            assert_eq!(
+                (say(&answers, b"# decline\n"), say(&answers, b"x\n")),
+                (None, None),
+                "nothing more is said"
+            );
         }
     }
 

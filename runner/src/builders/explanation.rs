@@ -1,4 +1,5 @@
-//! Why each machine was or was not taken, for the record: worked out once Nix has its answer, since there may be thousands of machines.
+//! Why each machine was or was not taken, for the record: worked out once Nix has its answer, since
+//! there may be thousands of machines.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -43,7 +44,13 @@ pub struct Explanation {
 
 impl Explanation {
     /// Of an answer that is given now, with no machine taken.
-    pub fn now(command: String, candidate: Candidate, decided: Decided, standings: Standings, answer: &str) -> Self {
+    pub fn now(
+        command: String,
+        candidate: Candidate,
+        decided: Decided,
+        standings: Standings,
+        answer: &str,
+    ) -> Self {
         Self {
             command,
             candidate,
@@ -83,31 +90,46 @@ impl Explanation {
     fn verdicts(&self) -> Vec<Verdict> {
         let Self { candidate, limits, standings, skipped, taken, .. } = self;
         let machines = self.offered.iter().flat_map(|offered| offered.machines.iter()).rev();
-        let seen: HashMap<&str, &Machine> = machines.map(|machine| (machine.uri.as_str(), machine)).collect();
-        let short = |line: &MachineLine| self.offered.as_ref().and_then(|offered| offered.short.get(line.uri.as_str()));
+        let seen: HashMap<&str, &Machine> =
+            machines.map(|machine| (machine.uri.as_str(), machine)).collect();
+        let short = |line: &MachineLine| {
+            self.offered.as_ref().and_then(|offered| offered.short.get(line.uri.as_str()))
+        };
         let takes = limits.takes(&candidate.required_features);
-        let places: HashMap<&str, usize> =
-            self.ranked.iter().enumerate().rev().map(|(place, uri)| (uri.as_str(), place)).collect();
+        let places: HashMap<&str, usize> = self
+            .ranked
+            .iter()
+            .enumerate()
+            .rev()
+            .map(|(place, uri)| (uri.as_str(), place))
+            .collect();
         let verdict = |line: &MachineLine| {
             let seen = seen.get(line.uri.as_str()).copied();
             let place = places.get(line.uri.as_str()).copied();
             let is_taken = taken.as_ref() == Some(&line.uri);
             let reason = match (seen, place) {
-                _ if !line.fits(&candidate.system, &candidate.required_features) => misfit(line, candidate),
+                _ if !line.fits(&candidate.system, &candidate.required_features) => {
+                    misfit(line, candidate)
+                }
                 _ if let Some(why) = limits.never(&line.uri, &takes) => why,
-                _ if skipped.contains_key(line.uri.as_str()) => skipped.get(line.uri.as_str()).cloned().unwrap_or_default(),
+                _ if skipped.contains_key(line.uri.as_str()) => {
+                    skipped.get(line.uri.as_str()).cloned().unwrap_or_default()
+                }
                 _ if is_taken => "taken".to_owned(),
                 _ if !standings.is_usable(&line.uri) => standings.why_not(&line.uri),
                 _ if let Some((left, _)) = short(line) => left.why(),
                 (Some(machine), Some(_)) if !machine.has_free_slot() => "full".to_owned(),
                 (_, Some(_)) => "another was better or had its slot first".to_owned(),
-                (Some(machine), None) if !machine.has_free_slot() => "full, and not chosen".to_owned(),
+                (Some(machine), None) if !machine.has_free_slot() => {
+                    "full, and not chosen".to_owned()
+                }
                 (_, None) => "not chosen".to_owned(),
             };
             Verdict {
                 machine: line.uri.to_string(),
                 slots: line.max_jobs,
-                load: short(line).map_or_else(|| seen.map_or(0, |machine| machine.load), |(_, load)| *load),
+                load: short(line)
+                    .map_or_else(|| seen.map_or(0, |machine| machine.load), |(_, load)| *load),
                 speed_factor: line.speed_factor,
                 missing_bytes: seen.and_then(|machine| machine.missing_bytes),
                 rank: place.and_then(|place| u32::try_from(place + 1).ok()),
@@ -124,7 +146,10 @@ fn misfit(line: &MachineLine, candidate: &Candidate) -> String {
     let missing: Vec<&str> = candidate
         .required_features
         .iter()
-        .filter(|feature| !line.supported_features.contains(*feature) && !line.mandatory_features.contains(*feature))
+        .filter(|feature| {
+            !line.supported_features.contains(*feature)
+                && !line.mandatory_features.contains(*feature)
+        })
         .map(String::as_str)
         .collect();
     if !line.fits(&candidate.system, &[]) && line.mandatory_features.is_empty() {

@@ -1,9 +1,10 @@
-//! What follows from what is known of a machine: may it be used, may one build try it, or is it out until later. Pure; the facts are in
-//! [`super::record`].
+//! What follows from what is known of a machine: may it be used, may one build try it, or is it out
+//! until later. Pure; the facts are in [`super::record`].
 //!
-//! A machine that failed is out for a time that doubles with each failure in a row, with jitter, up to a bound. Then one session
-//! (a lock, [`Probe`]) sends its build there; all others go on without it until that one has an answer. A machine that answers is in
-//! again at once, and for [`PROVEN_FOR`] a build may be accepted before it is connected to.
+//! A machine that failed is out for a time that doubles with each failure in a row, with jitter, up
+//! to a bound. Then one session (a lock, [`Probe`]) sends its build there; all others go on without
+//! it until that one has an answer. A machine that answers is in again at once, and for
+//! [`PROVEN_FOR`] a build may be accepted before it is connected to.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,11 +14,13 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::record::MachineHealth;
 
-/// The most that a machine is out, before jitter: one that is back is found again within this, if anybody builds.
+/// The most that a machine is out, before jitter: one that is back is found again within this, if
+/// anybody builds.
 pub const LONGEST_OUT: Duration = Duration::from_mins(5);
 /// How long an answer of a machine is proof enough to accept a build before connecting.
 pub const PROVEN_FOR: Duration = Duration::from_secs(90);
-/// How much of the time is up to chance, to either side: sessions of many hosts shall not come back to one machine at once.
+/// How much of the time is up to chance, to either side: sessions of many hosts shall not come back
+/// to one machine at once.
 const JITTER: f64 = 0.25;
 /// The directory of the probes' locks, below [`Dirs::builders`](crate::dirs::Dirs::builders).
 const PROBES: &str = "probes";
@@ -49,15 +52,21 @@ pub fn standing(health: Option<&MachineHealth>, now_ms: u64) -> Standing {
             if ms > longest { Standing::Due } else { Standing::Out { ms } }
         }
         (1.., _, _) => Standing::Due,
-        (0, _, Some(succeeded)) if now_ms.saturating_sub(succeeded) <= millis(PROVEN_FOR) => Standing::Proven,
+        (0, _, Some(succeeded)) if now_ms.saturating_sub(succeeded) <= millis(PROVEN_FOR) => {
+            Standing::Proven
+        }
         (0, _, _) => Standing::Unknown,
     }
 }
 
-/// How long a machine is out after so many failures in a row: `first`, twice that, and so on. `chance` is from 0 to 1.
+/// How long a machine is out after so many failures in a row: `first`, twice that, and so on.
+/// `chance` is from 0 to 1.
 pub fn time_out(failures: u32, first: Duration, chance: f64) -> Duration {
-    let doubled = first.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
-    doubled.min(LONGEST_OUT.max(first)).mul_f64(1.0 - JITTER + 2.0 * JITTER * chance.clamp(0.0, 1.0))
+    let doubled =
+        first.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
+    doubled
+        .min(LONGEST_OUT.max(first))
+        .mul_f64(1.0 - JITTER + 2.0 * JITTER * chance.clamp(0.0, 1.0))
 }
 
 fn millis(time: Duration) -> u64 {
@@ -78,8 +87,12 @@ impl Probe {
         let _made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&directory);
         let name = blake3::hash(machine.as_bytes()).to_hex();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::open(directory.join(name.as_str()), flags, Mode::from_raw_mode(0o644)).ok()?;
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok().then_some(Self { _lock: file })
+        let file =
+            rustix::fs::open(directory.join(name.as_str()), flags, Mode::from_raw_mode(0o644))
+                .ok()?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .is_ok()
+            .then_some(Self { _lock: file })
     }
 }
 

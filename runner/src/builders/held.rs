@@ -1,8 +1,9 @@
-//! A small file that counts for as long as the process that made it lives: who waits ([`super::lease`]), what is taken
-//! ([`super::resources`]).
+//! A small file that counts for as long as the process that made it lives: who waits
+//! ([`super::lease`]), what is taken ([`super::resources`]).
 //!
-//! The lock (`flock`) is what counts. The kernel drops it with the process, however that ends, so a dead session frees its place; its
-//! file is swept away by whoever sees it next. A file is locked before it has its name, so nobody sees an unlocked one of the living.
+//! The lock (`flock`) is what counts. The kernel drops it with the process, however that ends, so a
+//! dead session frees its place; its file is swept away by whoever sees it next. A file is locked
+//! before it has its name, so nobody sees an unlocked one of the living.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::DirEntry;
@@ -43,7 +44,8 @@ impl Held {
         let name = format!("{}-{}-{number}", std::process::id(), now_ms());
         let hidden = directory.join(format!(".{name}"));
         let path = directory.join(name + SUFFIX);
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::open(&hidden, flags, Mode::from_raw_mode(0o644))?;
         let publish = || -> io::Result<()> {
             rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
@@ -69,12 +71,16 @@ impl Drop for Held {
     }
 }
 
-/// The files of the living in `directory`, with their names. What the dead left is swept away where this user may; what cannot be read is
-/// left out.
+/// The files of the living in `directory`, with their names. What the dead left is swept away where
+/// this user may; what cannot be read is left out.
 pub fn living<T: DeserializeOwned>(directory: &Path) -> Vec<(OsString, T)> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let finished = |entry: &DirEntry| entry.file_name().as_encoded_bytes().ends_with(SUFFIX.as_bytes());
-    entries.filter(finished).filter_map(|entry| Some((entry.file_name(), read(&entry.path())?))).collect()
+    let finished =
+        |entry: &DirEntry| entry.file_name().as_encoded_bytes().ends_with(SUFFIX.as_bytes());
+    entries
+        .filter(finished)
+        .filter_map(|entry| Some((entry.file_name(), read(&entry.path())?)))
+        .collect()
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
@@ -101,7 +107,8 @@ mod tests {
         assert!(living::<u32>(&place).is_empty());
         let (one, two) = (Held::make(&place, &1).unwrap(), Held::make(&place, &2).unwrap());
         let numbers = || {
-            let mut numbers: Vec<u32> = living(&place).into_iter().map(|(_, number)| number).collect();
+            let mut numbers: Vec<u32> =
+                living(&place).into_iter().map(|(_, number)| number).collect();
             numbers.sort_unstable();
             numbers
         };

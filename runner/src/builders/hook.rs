@@ -29,8 +29,8 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// From this installation's configuration; `chooser` names the plugin that chooses, if there is one, and `plugin` makes
-    /// its policy. Without one Nix's own rule chooses.
+    /// From this installation's configuration; `chooser` names the plugin that chooses, if there is
+    /// one, and `plugin` makes its policy. Without one Nix's own rule chooses.
     pub fn load<C, F>(chooser: C, plugin: F) -> Self
     where
         C: FnOnce(&Config) -> Option<String>,
@@ -39,12 +39,14 @@ impl Setup {
         let config = match Config::load(&Dirs::from_env().config) {
             Ok(config) => config,
             Err(error) => {
-                let policy: PolicyFactory = Arc::new(move || Err(PolicyError::Unavailable(error.to_string())));
+                let policy: PolicyFactory =
+                    Arc::new(move || Err(PolicyError::Unavailable(error.to_string())));
                 return Self { builders: config::Builders::default(), policy: Some(policy) };
             }
         };
         let builders = config.builders.clone();
-        let policy = chooser(&config).map(|name| -> PolicyFactory { Arc::new(move || plugin(&config, &name)) });
+        let policy = chooser(&config)
+            .map(|name| -> PolicyFactory { Arc::new(move || plugin(&config, &name)) });
         Self { builders, policy }
     }
 }
@@ -53,12 +55,15 @@ impl Setup {
 pub fn main(verbosity: u64, setup: impl FnOnce() -> Setup) -> Exit {
     fds::reserve();
     ending::watch();
-    let Setup { builders, policy } = catch_unwind(AssertUnwindSafe(setup)).unwrap_or_else(|_| Setup {
-        builders: config::Builders::default(),
-        policy: Some(Arc::new(|| {
-            Err(PolicyError::Unavailable("reading the configuration panicked, a defect of hookrun".to_owned()))
-        })),
-    });
+    let Setup { builders, policy } =
+        catch_unwind(AssertUnwindSafe(setup)).unwrap_or_else(|_| Setup {
+            builders: config::Builders::default(),
+            policy: Some(Arc::new(|| {
+                Err(PolicyError::Unavailable(
+                    "reading the configuration panicked, a defect of hookrun".to_owned(),
+                ))
+            })),
+        });
     let ended = catch_unwind(AssertUnwindSafe(|| {
         let dirs = Dirs::from_env();
         let mut stock = Delegate {
@@ -82,9 +87,11 @@ pub fn main(verbosity: u64, setup: impl FnOnce() -> Setup) -> Exit {
     }));
     match ended {
         Ok(End::Closed | End::Built(0)) => Exit::Done,
-        // After a panic the question, if there was one, is answered; if a build was running, it is lost.
+        // After a panic the question, if there was one, is answered; if a build was running, it is
+        // lost.
         Ok(End::Built(1)) | Err(_) => Exit::Failed,
-        // Up to Nix 2.28 the code of a build hook has a meaning (100 permanent failure, 101 time-out): it is passed on.
+        // Up to Nix 2.28 the code of a build hook has a meaning (100 permanent failure, 101
+        // time-out): it is passed on.
         Ok(End::Built(code)) => std::process::exit(i32::from(code)),
     }
 }

@@ -1,8 +1,9 @@
 //! Where an accepted build may still go. Pure.
 //!
-//! A machine that refuses is not asked again. One that was lost after it had begun may be asked again when no other is left, since it
-//! may have been restarted; but a build that has lost [`MOST_LOST`] machines is taken for the reason itself (it may well exhaust their
-//! memory), and is not let loose on a further one.
+//! A machine that refuses is not asked again. One that was lost after it had begun may be asked
+//! again when no other is left, since it may have been restarted; but a build that has lost
+//! [`MOST_LOST`] machines is taken for the reason itself (it may well exhaust their memory), and is
+//! not let loose on a further one.
 
 use crate::shared::Text;
 

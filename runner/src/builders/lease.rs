@@ -1,5 +1,5 @@
-//! Who waits and who builds right now: one small file for each session that has accepted a build, which counts for as long as the session
-//! lives ([`super::held`]).
+//! Who waits and who builds right now: one small file for each session that has accepted a build,
+//! which counts for as long as the session lives ([`super::held`]).
 //!
 //! Sessions write; `hookrun builders list` and the policy's busy times read ([`live`]).
 
@@ -29,13 +29,17 @@ pub struct Command {
 impl Command {
     /// The parent of this process.
     pub fn of_parent() -> Self {
-        let pid = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
+        let pid =
+            rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
         Self { pid, started: stat(pid).map_or(0, |(_, started)| started) }
     }
 
-    /// Has the process ended that `text` names (as this is displayed)? `false` where that cannot be known.
+    /// Has the process ended that `text` names (as this is displayed)? `false` where that cannot be
+    /// known.
     pub fn is_gone(text: &str) -> bool {
-        let named = text.split_once('-').and_then(|(pid, start)| Some((pid.parse().ok()?, start.parse::<u64>().ok()?)));
+        let named = text
+            .split_once('-')
+            .and_then(|(pid, start)| Some((pid.parse().ok()?, start.parse::<u64>().ok()?)));
         match named.map(|(pid, start)| (pid, start, stat(pid))) {
             None | Some((_, 0, _)) => false,
             // One that is a zombie is only waited for.
@@ -43,7 +47,9 @@ impl Command {
             // It is gone, or other users' processes are not shown here (proc(5), `hidepid`).
             Some((pid, ..)) => {
                 let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-                pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
+                pid.is_some_and(|pid| {
+                    rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH)
+                })
             }
         }
     }
@@ -151,7 +157,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let sessions = super::directory(directory.path());
         assert!(live(&sessions).is_empty());
-        let (_one, two) = (announce(&sessions, &session("one")).unwrap(), announce(&sessions, &session("two")).unwrap());
+        let (_one, two) = (
+            announce(&sessions, &session("one")).unwrap(),
+            announce(&sessions, &session("two")).unwrap(),
+        );
         let mut names: Vec<String> = live(&sessions).into_iter().map(|live| live.name).collect();
         names.sort();
         assert_eq!(names, ["one", "two"]);
@@ -169,8 +178,13 @@ mod tests {
         assert!(command.pid > 0);
         assert_eq!(command, Command::of_parent());
         assert!(!Command::is_gone(&command.to_string()));
-        assert_eq!(Command::is_gone(&format!("{}-{}", command.pid, command.started + 1)), command.started != 0);
-        assert!(!Command::is_gone("") && !Command::is_gone("1-0") && !Command::is_gone("another text"));
+        assert_eq!(
+            Command::is_gone(&format!("{}-{}", command.pid, command.started + 1)),
+            command.started != 0
+        );
+        assert!(
+            !Command::is_gone("") && !Command::is_gone("1-0") && !Command::is_gone("another text")
+        );
         assert_eq!(stat(std::process::id()).is_some(), cfg!(target_os = "linux"));
     }
 }

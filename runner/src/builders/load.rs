@@ -1,9 +1,10 @@
-//! How many slots of a machine are busy, from the lock files of Nix's own build hook, so that builds started by other Nix
-//! processes count too.
+//! How many slots of a machine are busy, from the lock files of Nix's own build hook, so that
+//! builds started by other Nix processes count too.
 //!
-//! `build-remote.cc` keeps one file a slot, `<state directory>/current-load/<store URI with _ for />-<number>`, and holds an
-//! exclusive `flock` on it while it builds. This module tries each lock without waiting and lets go at once. It never creates
-//! a file, never blocks, and counts what it cannot read as free: the stock hook takes the real lock and has the last word.
+//! `build-remote.cc` keeps one file a slot, `<state directory>/current-load/<store URI with _ for
+//! />-<number>`, and holds an exclusive `flock` on it while it builds. This module tries each lock
+//! without waiting and lets go at once. It never creates a file, never blocks, and counts what it
+//! cannot read as free: the stock hook takes the real lock and has the last word.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -21,8 +22,9 @@ const CURRENT_LOAD: &str = "current-load";
 const MAIN_LOCK: &str = "main-lock";
 /// Most slots looked at for one machine; a column 4 beyond it is a slip of the pen.
 const MAX_SLOTS: u32 = 4096;
-/// How long to wait for a stock hook that is choosing. While it chooses, a lock held by this probe would look like a build to
-/// it; after this time the probe is made all the same, since a choice takes less than a millisecond a machine.
+/// How long to wait for a stock hook that is choosing. While it chooses, a lock held by this probe
+/// would look like a build to it; after this time the probe is made all the same, since a choice
+/// takes less than a millisecond a machine.
 const MAIN_LOCK_PATIENCE: Duration = Duration::from_millis(20);
 
 /// Reads load.
@@ -47,7 +49,8 @@ impl SlotFiles {
         machines.into_iter().map(|(uri, slots)| self.load(uri, slots, &there)).collect()
     }
 
-    /// What is in the directory: of thousands of machines few have files, and one look is cheaper than thousands of attempts.
+    /// What is in the directory: of thousands of machines few have files, and one look is cheaper
+    /// than thousands of attempts.
     fn names(&self) -> HashSet<OsString> {
         let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
         entries.map(|entry| entry.file_name()).collect()
@@ -63,7 +66,8 @@ impl SlotFiles {
         std::fs::create_dir_all(&self.directory)
     }
 
-    /// Holds off stock hooks that would choose during the probe. Shared, so that probes do not hold off each other.
+    /// Holds off stock hooks that would choose during the probe. Shared, so that probes do not hold
+    /// off each other.
     fn while_nobody_chooses(&self) -> Option<OwnedFd> {
         self.main_lock(FlockOperation::NonBlockingLockShared)
     }
@@ -92,10 +96,12 @@ impl SlotFiles {
         let mut load = 0;
         for slot in 0..slots.min(MAX_SLOTS) {
             let of_slot = names.iter().map(|name| format!("{name}-{slot}"));
-            let files: Vec<OwnedFd> =
-                of_slot.filter(|name| there.contains(OsStr::new(name))).filter_map(|name| self.open(&name)).collect();
-            // The stock hook opens (and so creates) all slots from 0 up whenever it considers a machine: after the first
-            // one that is missing there is none.
+            let files: Vec<OwnedFd> = of_slot
+                .filter(|name| there.contains(OsStr::new(name)))
+                .filter_map(|name| self.open(&name))
+                .collect();
+            // The stock hook opens (and so creates) all slots from 0 up whenever it considers a
+            // machine: after the first one that is missing there is none.
             if files.is_empty() {
                 break;
             }
@@ -114,8 +120,9 @@ impl SlotFiles {
     }
 }
 
-/// The names, without the number, that slot files of `uri` may have: its text up to Nix 2.22, and the form that
-/// `StoreReference::render` gives it from 2.23 on. Builds of both may run at once, so both count.
+/// The names, without the number, that slot files of `uri` may have: its text up to Nix 2.22, and
+/// the form that `StoreReference::render` gives it from 2.23 on. Builds of both may run at once, so
+/// both count.
 pub(super) fn file_names(uri: &str) -> Vec<String> {
     forms(uri).into_iter().map(|form| form.replace('/', "_")).collect()
 }
@@ -132,17 +139,21 @@ pub(super) fn forms(uri: &str) -> Vec<String> {
 
 /// Is [`normalised`] the same for certain? So it is of nearly all, and there may be thousands.
 fn is_normal(uri: &str) -> bool {
-    let (base, query) = uri.split_once('?').map_or((uri, None), |(base, query)| (base, Some(query)));
+    let (base, query) =
+        uri.split_once('?').map_or((uri, None), |(base, query)| (base, Some(query)));
     let sorted = |query: &str| {
-        query.split('&').is_sorted_by(|a, b| !a.is_empty() && a <= b) && !query.is_empty() && !query.ends_with('&')
+        query.split('&').is_sorted_by(|a, b| !a.is_empty() && a <= b)
+            && !query.is_empty()
+            && !query.ends_with('&')
     };
     base.contains("://") && query.is_none_or(sorted)
 }
 
-/// `StoreReference::render(StoreReference::parse(uri))` (`libstore/store-reference.cc`, 2.23): scheme, authority, and sorted
-/// parameters.
+/// `StoreReference::render(StoreReference::parse(uri))` (`libstore/store-reference.cc`, 2.23):
+/// scheme, authority, and sorted parameters.
 fn normalised(uri: &str) -> String {
-    let (base, query) = uri.split_once('?').map_or((uri, None), |(base, query)| (base, Some(query)));
+    let (base, query) =
+        uri.split_once('?').map_or((uri, None), |(base, query)| (base, Some(query)));
     let base = match base {
         "" | "auto" => "auto".to_owned(),
         "daemon" => "unix://".to_owned(),
@@ -150,8 +161,11 @@ fn normalised(uri: &str) -> String {
         path if path.starts_with('/') => format!("local://{path}"),
         other => other.to_owned(),
     };
-    let mut parameters: Vec<&str> =
-        query.into_iter().flat_map(|query| query.split('&')).filter(|word| !word.is_empty()).collect();
+    let mut parameters: Vec<&str> = query
+        .into_iter()
+        .flat_map(|query| query.split('&'))
+        .filter(|word| !word.is_empty())
+        .collect();
     parameters.sort_unstable();
     if parameters.is_empty() { base } else { format!("{base}?{}", parameters.join("&")) }
 }
@@ -184,7 +198,10 @@ mod tests {
         let _three = lock(&directory, "_srv_b-1");
         let _beyond = lock(&directory, "ssh:__m-3");
         let before = read_dir(&directory).unwrap().count();
-        assert_eq!(slots.loads([("ssh://m", 4), ("/srv/b", 2), ("ssh://other", u32::MAX), ("ssh://m", 1)]), [1, 2, 0, 0]);
+        assert_eq!(
+            slots.loads([("ssh://m", 4), ("/srv/b", 2), ("ssh://other", u32::MAX), ("ssh://m", 1)]),
+            [1, 2, 0, 0]
+        );
         assert_eq!(read_dir(&directory).unwrap().count(), before);
 
         // Nothing stays locked.
@@ -192,15 +209,32 @@ mod tests {
         rustix::fs::flock(&free, FlockOperation::NonBlockingLockExclusive).unwrap();
         let main = File::open(directory.join(MAIN_LOCK)).unwrap();
         rustix::fs::flock(&main, FlockOperation::NonBlockingLockExclusive).unwrap();
-        assert_eq!(slots.loads([("ssh://m", 4)]), [2], "a stock hook that is choosing does not stop the probe");
+        assert_eq!(
+            slots.loads([("ssh://m", 4)]),
+            [2],
+            "a stock hook that is choosing does not stop the probe"
+        );
     }
 
     #[test]
     fn forms() {
-        let forms =
-            ["ssh://h?remote-store=/b&a=1", "/exp/r", "daemon", "local?root=/x", "auto", "ssh-ng://u@h"].map(normalised);
-        let expected =
-            ["ssh://h?a=1&remote-store=/b", "local:///exp/r", "unix://", "local://?root=/x", "auto", "ssh-ng://u@h"];
+        let forms = [
+            "ssh://h?remote-store=/b&a=1",
+            "/exp/r",
+            "daemon",
+            "local?root=/x",
+            "auto",
+            "ssh-ng://u@h",
+        ]
+        .map(normalised);
+        let expected = [
+            "ssh://h?a=1&remote-store=/b",
+            "local:///exp/r",
+            "unix://",
+            "local://?root=/x",
+            "auto",
+            "ssh-ng://u@h",
+        ];
         assert_eq!(forms, expected);
     }
 

@@ -1,7 +1,8 @@
 //! A session's access to what is remembered about machines ([`super::record`]).
 //!
-//! Memory helps and never hurts: what cannot be read is unknown, what cannot be written is forgotten. The database is opened when it is
-//! first needed, and closed while a build waits or runs.
+//! Memory helps and never hurts: what cannot be read is unknown, what cannot be written is
+//! forgotten. The database is opened when it is first needed, and closed while a build waits or
+//! runs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,9 @@ use std::time::Duration;
 
 use super::explanation::Explanation;
 use super::health;
-use super::record::{Ended, LocalBuild, MachineHealth, NewBuild, Past, Record, RecordError, now_ms};
+use super::record::{
+    Ended, LocalBuild, MachineHealth, NewBuild, Past, Record, RecordError, now_ms,
+};
 use super::types::{Candidate, PastBuilds};
 
 /// What this session remembers and adds.
@@ -102,7 +105,8 @@ impl Memory {
         self.with(|record| record.machine_answered(machine, took, now_ms()));
     }
 
-    /// The machine failed in an attempt that began then, by the clock that its answers are written down by.
+    /// The machine failed in an attempt that began then, by the clock that its answers are written
+    /// down by.
     pub fn failed(&mut self, machine: &str, why: &str, began_ms: u64) {
         let (first, chance, now) = (self.retry_after, rand::random::<f64>(), now_ms());
         let retry = |failures| {

@@ -1,19 +1,25 @@
 //! Builder selection: what answers Nix's `build-hook`.
 //!
-//! Nix offers a derivation (a [`Candidate`]); this room finds the machines that can take it, asks a [`Policy`], and delegates
-//! to the build hook that Nix ships, so that the transport stays Nix's own. It must never leave a candidate without exactly
-//! one answer, and never start a build by itself.
+//! Nix offers a derivation (a [`Candidate`]); this room finds the machines that can take it, asks a
+//! [`Policy`], and delegates to the build hook that Nix ships, so that the transport stays Nix's
+//! own. It must never leave a candidate without exactly one answer, and never start a build by
+//! itself.
 //!
-//! * [`types`]: what a policy is told and what it answers. [`policy`]: the trait, and the rule of Nix itself. [`asker`]: asks
-//!   it, with a time limit.
-//! * [`settings`], [`request`]: what Nix says; [`described`]: what the derivation says. [`reply`]: the one answer, as a type that must be used up.
-//! * [`session`]: the conversation. [`case`], [`place`]: where a candidate goes, among the machines of [`pool`]. [`delegation`]: what follows an
-//!   accept, along a [`journey`]; [`again`]: the policy, asked again meanwhile. [`stock`]: Nix's own hook, with [`program`], [`fds`], [`ssh`];
-//!   [`speech`]: what its words mean. [`hook`]: the process; [`ending`]: what it does when it is asked to end.
-//! * [`load`]: busy slots, from Nix's own lock files. [`slots`] takes them. [`resources`]: what builds take besides. [`queue`]: who gets one;
-//!   [`lease`]: who waits and builds; [`held`]: files that count while their process lives.
+//! * [`types`]: what a policy is told and what it answers. [`policy`]: the trait, and the rule of
+//!   Nix itself. [`asker`]: asks it, with a time limit.
+//! * [`settings`], [`request`]: what Nix says; [`described`]: what the derivation says. [`reply`]:
+//!   the one answer, as a type that must be used up.
+//! * [`session`]: the conversation. [`case`], [`place`]: where a candidate goes, among the machines
+//!   of [`pool`]. [`delegation`]: what follows an accept, along a [`journey`]; [`again`]: the
+//!   policy, asked again meanwhile. [`stock`]: Nix's own hook, with [`program`], [`fds`], [`ssh`];
+//!   [`speech`]: what its words mean. [`hook`]: the process; [`ending`]: what it does when it is
+//!   asked to end.
+//! * [`load`]: busy slots, from Nix's own lock files. [`slots`] takes them. [`resources`]: what
+//!   builds take besides. [`queue`]: who gets one; [`lease`]: who waits and builds; [`held`]: files
+//!   that count while their process lives.
 //! * [`local`]: builds that are left to this machine.
-//! * [`explanation`]: why which machine. [`record`]: what is remembered, through [`memory`]; [`health`]: what follows for a machine.
+//! * [`explanation`]: why which machine. [`record`]: what is remembered, through [`memory`];
+//!   [`health`]: what follows for a machine.
 //! * [`simulate`]: what would have been, on a recorded or generated trace.
 //! * [`probe`]: can a machine really build for us?
 

@@ -1,7 +1,9 @@
-//! Where a candidate goes: asks the policy, takes a slot, connects where that has to be known before the answer.
+//! Where a candidate goes: asks the policy, takes a slot, connects where that has to be known
+//! before the answer.
 //!
-//! An accept before connecting costs Nix no waiting, and ends the way back to a local build. So it is given only where nothing is lost by
-//! it ([`is_safe`]): the machine answered a short while ago, or the build cannot run here anyway; and never against the configuration
+//! An accept before connecting costs Nix no waiting, and ends the way back to a local build. So it
+//! is given only where nothing is lost by it ([`is_safe`]): the machine answered a short while ago,
+//! or the build cannot run here anyway; and never against the configuration
 //! ([`config::Builders::early_accept`]).
 
 use std::io::Write;
@@ -31,9 +33,11 @@ use crate::shared::Text;
 
 /// Machines that a line about a build names.
 const SHOWN: usize = 5;
-/// The best machines, which are asked for a slot before all of them are: there may be thousands, and most often one of the first has one.
+/// The best machines, which are asked for a slot before all of them are: there may be thousands,
+/// and most often one of the first has one.
 const LOOKED_AT_FIRST: usize = 16;
-/// A derivation that a policy has postponed for so long waits in the queue instead, or is built here.
+/// A derivation that a policy has postponed for so long waits in the queue instead, or is built
+/// here.
 const LONGEST_POSTPONED: Duration = Duration::from_mins(10);
 
 /// Where a candidate goes.
@@ -98,12 +102,20 @@ impl Placing<'_> {
             }
             let past = self.memory.past(&case.candidate.pname, &case.candidate.system);
             let builders = self.memory.directory();
-            let offered = self.pool.offered(&case.candidate, &fitting, &case.standings, &past, &case.present, builders);
+            let offered = self.pool.offered(
+                &case.candidate,
+                &fitting,
+                &case.standings,
+                &past,
+                &case.present,
+                builders,
+            );
             if offered.machines.iter().all(|machine| !machine.healthy) && case.local.able {
                 return self.all_out(case, offered, pending);
             }
             let policy = self.policy.as_deref_mut();
-            let (mut decided, tell) = self.pool.decide(&case.candidate, &offered.machines, &case.local, policy);
+            let (mut decided, tell) =
+                self.pool.decide(&case.candidate, &offered.machines, &case.local, policy);
             if let Some(text) = tell {
                 pending.message(Level::Warn, &text);
             }
@@ -114,9 +126,14 @@ impl Placing<'_> {
             let ask_again_ms = *ask_again_ms;
             let uris = match action {
                 Action::Machines(uris) => Self::usable_first(&case, std::mem::take(uris)),
-                Action::Postpone if !by_policy && !case.local.able => self.all_ranked(&case, &offered.machines),
+                Action::Postpone if !by_policy && !case.local.able => {
+                    self.all_ranked(&case, &offered.machines)
+                }
                 Action::Local | Action::Decline => {
-                    pending.message(Level::Talkative, &format!("{name} is left to this machine: {reason}"));
+                    pending.message(
+                        Level::Talkative,
+                        &format!("{name} is left to this machine: {reason}"),
+                    );
                     self.remember(case, decided, Some(offered), Vec::new(), None, "decline");
                     return Placed::Decline;
                 }
@@ -126,7 +143,10 @@ impl Placing<'_> {
                     return Placed::Postpone;
                 }
             };
-            pending.message(Level::Talkative, &format!("{name} goes to {}: {reason}", Self::in_order(&uris)));
+            pending.message(
+                Level::Talkative,
+                &format!("{name} goes to {}: {reason}", Self::in_order(&uris)),
+            );
             let mut journey = Journey::to(uris.clone());
             let gone = self.go(&mut case, &fitting, &mut journey, pending);
             let first = match gone {
@@ -134,25 +154,35 @@ impl Placing<'_> {
                 Gone::To(first) => first,
                 Gone::Full if self.may_queue(&case, by_policy) => First::Queue,
                 Gone::Full => {
-                    let action = StockRule::without_machine(&case.candidate, fitting.len(), &case.local).action;
+                    let action =
+                        StockRule::without_machine(&case.candidate, fitting.len(), &case.local)
+                            .action;
                     let (answer, placed) = match action {
                         Action::Postpone => ("postpone: every slot is taken", Placed::Postpone),
-                        _ => ("decline: every slot is taken, and this machine is free", Placed::Decline),
+                        _ => (
+                            "decline: every slot is taken, and this machine is free",
+                            Placed::Decline,
+                        ),
                     };
                     self.remember(case, decided, Some(offered), uris, None, answer);
                     return placed;
                 }
             };
             let (taken, answer) = match &first {
-                First::Connected { machine, .. } => (Some(machine.clone()), "accept, after connecting".to_owned()),
-                First::Slot { machine, .. } => (Some(machine.clone()), "accept, before connecting".to_owned()),
+                First::Connected { machine, .. } => {
+                    (Some(machine.clone()), "accept, after connecting".to_owned())
+                }
+                First::Slot { machine, .. } => {
+                    (Some(machine.clone()), "accept, before connecting".to_owned())
+                }
                 First::Queue => (None, "accept: it waits for a slot".to_owned()),
             };
             let name = taken.clone().unwrap_or_else(|| match journey.open() {
                 [only] => only.clone(),
                 several => format!("the first free of {}", joined(several, ", ")).into(),
             });
-            let (candidate, waiting, present) = (case.candidate.clone(), case.waiting.clone(), case.present.clone());
+            let (candidate, waiting, present) =
+                (case.candidate.clone(), case.waiting.clone(), case.present.clone());
             let probe = case.standings.take_probe(&name);
             self.remember(case, decided, Some(offered), uris, taken, &answer);
             let ask_again = ask_again_ms.map(Duration::from_millis);
@@ -182,7 +212,8 @@ impl Placing<'_> {
         pending: &mut Pending<'_, W>,
     ) -> Gone {
         let mut failed = false;
-        // Machines that said they were full although they seemed not to be: not asked again for this candidate.
+        // Machines that said they were full although they seemed not to be: not asked again for
+        // this candidate.
         let mut full: Vec<Text> = Vec::new();
         loop {
             let Some(turn) = self.turn(case, journey.open(), &full, fitting) else {
@@ -190,7 +221,9 @@ impl Placing<'_> {
             };
             let (machine, connected) = match turn {
                 Turn::Wait { .. } => return Gone::Full,
-                Turn::Yours(machine, hold) if hold.slot.is_some() && self.early(case, &machine, journey) => {
+                Turn::Yours(machine, hold)
+                    if hold.slot.is_some() && self.early(case, &machine, journey) =>
+                {
                     return Gone::To(First::Slot { machine, hold });
                 }
                 Turn::Yours(machine, hold) => {
@@ -214,7 +247,13 @@ impl Placing<'_> {
     }
 
     /// Whose turn it is on one of `open` that is not among `full`; none: there is no such machine.
-    fn turn(&self, case: &Case<'_>, open: &[Text], full: &[Text], fitting: &[usize]) -> Option<Turn> {
+    fn turn(
+        &self,
+        case: &Case<'_>,
+        open: &[Text],
+        full: &[Text],
+        fitting: &[usize],
+    ) -> Option<Turn> {
         let mut turn = None;
         for some in [open.get(..LOOKED_AT_FIRST), Some(open)].into_iter().flatten() {
             let mut wanted = self.pool.wanted(some, fitting);
@@ -238,10 +277,16 @@ impl Placing<'_> {
         fitting: &[usize],
         pending: &mut Pending<'_, W>,
     ) -> Result<First, Option<String>> {
-        let line = self.pool.index_of(machine, fitting).and_then(|index| self.pool.machines.get(index)).ok_or(None)?;
+        let line = self
+            .pool
+            .index_of(machine, fitting)
+            .and_then(|index| self.pool.machines.get(index))
+            .ok_or(None)?;
         let target = Target { machine: line, slot: hold.slot.as_ref() };
         let (began, began_ms) = (Instant::now(), now_ms());
-        let offer = self.stock.offer(&self.pool.settings, target, case.request, &mut |line| pending.relay(line));
+        let offer = self
+            .stock
+            .offer(&self.pool.settings, target, case.request, &mut |line| pending.relay(line));
         let build: Box<dyn Build> = match offer {
             Offer::Accepted(build) => build,
             Offer::Full => return Err(None),
@@ -264,14 +309,18 @@ impl Placing<'_> {
     /// Is nothing lost by accepting before connecting?
     fn early(&self, case: &Case<'_>, machine: &str, journey: &Journey) -> bool {
         let mut others = journey.open().iter().filter(|uri| ***uri != *machine);
-        let others = (others.clone().next().is_some(), others.any(|uri| case.standings.is_proven(uri)));
-        self.options.early_accept && is_safe(case.local.able, case.standings.standing(machine), others)
+        let others =
+            (others.clone().next().is_some(), others.any(|uri| case.standings.is_proven(uri)));
+        self.options.early_accept
+            && is_safe(case.local.able, case.standings.standing(machine), others)
     }
 
     /// May it wait in the queue of ours?
     fn may_queue(&self, case: &Case<'_>, by_policy: bool) -> bool {
         let meant_for_machines = by_policy || !case.local.able;
-        self.options.early_accept && meant_for_machines && case.local.waiting < self.options.max_waiting
+        self.options.early_accept
+            && meant_for_machines
+            && case.local.waiting < self.options.max_waiting
     }
 
     /// The machines of the answer without those that are out, if others are left.
@@ -280,14 +329,19 @@ impl Placing<'_> {
         if uris.iter().all(|uri| case.standings.is_usable(uri)) {
             return uris;
         }
-        let (usable, out): (Vec<Text>, Vec<Text>) = uris.into_iter().partition(|uri| case.standings.is_usable(uri));
+        let (usable, out): (Vec<Text>, Vec<Text>) =
+            uris.into_iter().partition(|uri| case.standings.is_usable(uri));
         if usable.is_empty() { out } else { usable }
     }
 
     /// All usable machines in the order of Nix's rule, full ones too.
     fn all_ranked(&self, case: &Case<'_>, offered: &[Machine]) -> Vec<Text> {
-        let ranked = StockRule { division: self.pool.settings.division() }.ranked_with_full(offered);
-        Self::usable_first(case, ranked.into_iter().filter_map(|index| Some(offered.get(index)?.uri.clone())).collect())
+        let ranked =
+            StockRule { division: self.pool.settings.division() }.ranked_with_full(offered);
+        Self::usable_first(
+            case,
+            ranked.into_iter().filter_map(|index| Some(offered.get(index)?.uri.clone())).collect(),
+        )
     }
 
     /// A policy that postpones for too long is overruled.
@@ -302,19 +356,30 @@ impl Placing<'_> {
         }
         let reason = format!("the policy has postponed it for {} minutes", waited.as_secs() / 60);
         let here = case.local.able && case.local.willing;
-        let action = if here { Action::Local } else { Action::Machines(self.all_ranked(case, offered)) };
+        let action =
+            if here { Action::Local } else { Action::Machines(self.all_ranked(case, offered)) };
         decided.decision = Decision::new(action, reason);
     }
 
     /// No machine may be used now, and this one can build: it does.
-    fn all_out<W: Write>(&mut self, case: Case<'_>, offered: Offered, pending: &mut Pending<'_, W>) -> Placed {
-        let soonest =
-            case.standings.soonest_seconds(offered.machines.iter().map(|machine| machine.uri.as_str())).unwrap_or(0);
-        let reason =
-            format!("all machines that fit have failed lately, the first is tried again in {soonest} s; built here");
+    fn all_out<W: Write>(
+        &mut self,
+        case: Case<'_>,
+        offered: Offered,
+        pending: &mut Pending<'_, W>,
+    ) -> Placed {
+        let soonest = case
+            .standings
+            .soonest_seconds(offered.machines.iter().map(|machine| machine.uri.as_str()))
+            .unwrap_or(0);
+        let reason = format!(
+            "all machines that fit have failed lately, the first is tried again in {soonest} s; built here"
+        );
         pending.message(Level::Talkative, &format!("{}: {reason}", case.candidate.name));
-        let decided =
-            Decided { decided_by: "health of machines".to_owned(), decision: Decision::new(Action::Local, reason) };
+        let decided = Decided {
+            decided_by: "health of machines".to_owned(),
+            decision: Decision::new(Action::Local, reason),
+        };
         self.remember(case, decided, Some(offered), Vec::new(), None, "decline");
         Placed::Decline
     }
@@ -355,8 +420,9 @@ fn joined(uris: &[Text], with: &str) -> String {
     uris.iter().map(Text::as_str).collect::<Vec<_>>().join(with)
 }
 
-/// Is nothing lost by accepting a build that can (`able`) or cannot be built here, for a machine that stands so? `others` says whether it
-/// may go to another machine, and whether one of those is proven.
+/// Is nothing lost by accepting a build that can (`able`) or cannot be built here, for a machine
+/// that stands so? `others` says whether it may go to another machine, and whether one of those is
+/// proven.
 fn is_safe(able: bool, standing: Standing, (others, proven): (bool, bool)) -> bool {
     match standing {
         Standing::Proven => true,

@@ -1,5 +1,5 @@
-//! The trait of policies, the check of their answers, and the rule of Nix itself, to which every failure of a policy falls
-//! back. Pure: nothing here reads a file or a clock.
+//! The trait of policies, the check of their answers, and the rule of Nix itself, to which every
+//! failure of a policy falls back. Pure: nothing here reads a file or a clock.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -9,13 +9,19 @@ use crate::shared::Text;
 
 /// Chooses where to build.
 pub trait Policy: Send {
-    /// Asked once per candidate, with the machines that can take it (never none), full ones included. Called on a thread of
-    /// its own that lives as long as the session; an answer that takes longer than the policy's deadline is not waited for,
-    /// and the policy is not asked again. Standard output is the reply to Nix: nothing may be printed.
+    /// Asked once per candidate, with the machines that can take it (never none), full ones
+    /// included. Called on a thread of its own that lives as long as the session; an answer that
+    /// takes longer than the policy's deadline is not waited for, and the policy is not asked
+    /// again. Standard output is the reply to Nix: nothing may be printed.
     ///
     /// # Errors
     /// Any; the session then says so in one line and uses [`StockRule`].
-    fn select(&self, candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> Result<Decision, PolicyError>;
+    fn select(
+        &self,
+        candidate: &Candidate,
+        machines: &[Machine],
+        local: &LocalMachine,
+    ) -> Result<Decision, PolicyError>;
 }
 
 /// Why a policy gave no usable answer. Every text is a lower-case fragment.
@@ -35,18 +41,25 @@ pub enum PolicyError {
     TimedOut(std::time::Duration),
 }
 
-/// A policy cannot have itself asked again sooner than this, in milliseconds: a wish for 0 would keep a processor busy.
+/// A policy cannot have itself asked again sooner than this, in milliseconds: a wish for 0 would
+/// keep a processor busy.
 const SOONEST_ASK_AGAIN_MS: u64 = 1000;
 
 /// Checks an answer against what was asked, and removes repeated machines from it.
 ///
 /// # Errors
-/// A machine that was not offered, no machine at all, or `local` where this machine cannot build the candidate.
-pub fn checked(decision: Decision, machines: &[Machine], local: &LocalMachine) -> Result<Decision, PolicyError> {
+/// A machine that was not offered, no machine at all, or `local` where this machine cannot build
+/// the candidate.
+pub fn checked(
+    decision: Decision,
+    machines: &[Machine],
+    local: &LocalMachine,
+) -> Result<Decision, PolicyError> {
     let Decision { action, reason, ask_again_ms } = decision;
     let action = match action {
         Action::Machines(uris) => {
-            let offered: HashSet<&str> = machines.iter().map(|machine| machine.uri.as_str()).collect();
+            let offered: HashSet<&str> =
+                machines.iter().map(|machine| machine.uri.as_str()).collect();
             let mut seen: HashSet<&str> = HashSet::new();
             let mut unique: Vec<Text> = Vec::with_capacity(uris.len().min(offered.len()));
             for uri in uris {
@@ -63,7 +76,9 @@ pub fn checked(decision: Decision, machines: &[Machine], local: &LocalMachine) -
             Action::Machines(unique)
         }
         Action::Local if !local.able => {
-            return Err(PolicyError::Invalid("action `local`, but this machine cannot build the derivation".to_owned()));
+            return Err(PolicyError::Invalid(
+                "action `local`, but this machine cannot build the derivation".to_owned(),
+            ));
         }
         other @ (Action::Local | Action::Postpone | Action::Decline) => other,
     };
@@ -71,8 +86,9 @@ pub fn checked(decision: Decision, machines: &[Machine], local: &LocalMachine) -
     Ok(Decision { action, reason, ask_again_ms })
 }
 
-/// The rule of Nix's own build hook (`build-remote.cc`, the same from 2.3 to 2.35): lowest load divided by speed factor, then
-/// the higher factor, then the lower load, then the first in the list; only machines with a free slot.
+/// The rule of Nix's own build hook (`build-remote.cc`, the same from 2.3 to 2.35): lowest load
+/// divided by speed factor, then the higher factor, then the lower load, then the first in the
+/// list; only machines with a free slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StockRule {
     /// How the Nix that asks divides.
@@ -107,7 +123,12 @@ impl StockRule {
     }
 
     /// What Nix's hook would do.
-    pub fn decide(self, candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> Decision {
+    pub fn decide(
+        self,
+        candidate: &Candidate,
+        machines: &[Machine],
+        local: &LocalMachine,
+    ) -> Decision {
         let ranked = self.ranked(machines);
         let mut ranked = ranked.into_iter().filter_map(|index| machines.get(index)).peekable();
         let Some(best) = ranked.peek() else {
@@ -127,31 +148,45 @@ impl StockRule {
             }
             Division::Float => {
                 let factor = |machine: &Machine| single(machine.speed_factor);
-                let quotient = |machine: &Machine| single(f64::from(machine.load)) / factor(machine);
+                let quotient =
+                    |machine: &Machine| single(f64::from(machine.load)) / factor(machine);
                 quotient(a).total_cmp(&quotient(b)).then(factor(b).total_cmp(&factor(a)))
             }
         }
         .then(a.load.cmp(&b.load))
     }
 
-    /// What Nix's hook answers when no machine is free: `postpone` if there is a machine that fits and this machine cannot
-    /// build right now, else `decline`.
-    /// `fitting` is the number of machines that fit and have not failed.
-    pub fn without_machine(candidate: &Candidate, fitting: usize, local: &LocalMachine) -> Decision {
-        // `couldBuildLocally` compares the system with this system and extra-platforms only, so it is false for `builtin`.
+    /// What Nix's hook answers when no machine is free: `postpone` if there is a machine that fits
+    /// and this machine cannot build right now, else `decline`. `fitting` is the number of machines
+    /// that fit and have not failed.
+    pub fn without_machine(
+        candidate: &Candidate,
+        fitting: usize,
+        local: &LocalMachine,
+    ) -> Decision {
+        // `couldBuildLocally` compares the system with this system and extra-platforms only, so it
+        // is false for `builtin`.
         let here_now = local.able && local.willing && candidate.system != BUILTIN;
         if fitting > 0 && !here_now {
             Decision::new(Action::Postpone, "every machine that fits is full")
         } else {
-            let reason =
-                if fitting > 0 { "every machine that fits is full, and this one is free" } else { "no machine fits" };
+            let reason = if fitting > 0 {
+                "every machine that fits is full, and this one is free"
+            } else {
+                "no machine fits"
+            };
             Decision::new(Action::Decline, reason)
         }
     }
 }
 
 impl Policy for StockRule {
-    fn select(&self, candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> Result<Decision, PolicyError> {
+    fn select(
+        &self,
+        candidate: &Candidate,
+        machines: &[Machine],
+        local: &LocalMachine,
+    ) -> Result<Decision, PolicyError> {
         Ok(self.decide(candidate, machines, local))
     }
 }
@@ -201,15 +236,29 @@ mod tests {
         assert_eq!(best(Division::Float, &idle), Some("fast"));
         let busy = [machine("slow", 4, 0, 1.0), machine("fast", 4, 2, 4.0)];
         assert_eq!(best(Division::Float, &busy), Some("slow"), "0 is less than 2/4");
-        assert_eq!(best(Division::Integer, &busy), Some("fast"), "2/4 is 0 for integers, so the factor decides");
-        assert_eq!(best(Division::Float, &[machine("full", 2, 2, 9.0), machine("free", 1, 0, 1.0)]), Some("free"));
-        assert_eq!(best(Division::Float, &[machine("first", 2, 0, 1.0), machine("second", 2, 0, 1.0)]), Some("first"));
-        assert_eq!(best(Division::Integer, &[machine("busier", 9, 1, 4.0), machine("freer", 9, 0, 4.0)]), Some("freer"));
+        assert_eq!(
+            best(Division::Integer, &busy),
+            Some("fast"),
+            "2/4 is 0 for integers, so the factor decides"
+        );
+        assert_eq!(
+            best(Division::Float, &[machine("full", 2, 2, 9.0), machine("free", 1, 0, 1.0)]),
+            Some("free")
+        );
+        assert_eq!(
+            best(Division::Float, &[machine("first", 2, 0, 1.0), machine("second", 2, 0, 1.0)]),
+            Some("first")
+        );
+        assert_eq!(
+            best(Division::Integer, &[machine("busier", 9, 1, 4.0), machine("freer", 9, 0, 4.0)]),
+            Some("freer")
+        );
     }
 
     #[test]
     fn nothing_free() {
-        let local = |able, willing| LocalMachine { able, willing, slots: 1, ..LocalMachine::default() };
+        let local =
+            |able, willing| LocalMachine { able, willing, slots: 1, ..LocalMachine::default() };
         let full = [machine("m", 1, 1, 1.0)];
         let answer = |system: &str, local: &LocalMachine| {
             StockRule::default().select(&candidate(system), &full, local).unwrap().action
@@ -218,7 +267,10 @@ mod tests {
         assert_eq!(answer("x86_64-linux", &local(true, false)), Action::Postpone);
         assert_eq!(answer("x86_64-linux", &local(false, true)), Action::Postpone);
         assert_eq!(answer(BUILTIN, &local(true, true)), Action::Postpone);
-        assert_eq!(StockRule::without_machine(&candidate("x"), 0, &local(false, false)).action, Action::Decline);
+        assert_eq!(
+            StockRule::without_machine(&candidate("x"), 0, &local(false, false)).action,
+            Action::Decline
+        );
     }
 
     #[test]
@@ -226,7 +278,8 @@ mod tests {
         let machines = [machine("a", 1, 0, 1.0), machine("b", 1, 0, 1.0)];
         let able = LocalMachine { able: true, ..LocalMachine::default() };
         let decision = |action| Decision::new(action, "");
-        let machines_of = |uris: &[&str]| Action::Machines(uris.iter().map(|uri| Text::from(*uri)).collect());
+        let machines_of =
+            |uris: &[&str]| Action::Machines(uris.iter().map(|uri| Text::from(*uri)).collect());
         let ok = checked(decision(machines_of(&["b", "a", "b"])), &machines, &able).unwrap();
         assert_eq!(ok.action, machines_of(&["b", "a"]));
         let message = |result: Result<Decision, PolicyError>| result.unwrap_err().to_string();
@@ -256,8 +309,14 @@ mod tests {
                     let b = &machines[b];
                     let (less, equal, faster, as_fast) = match division {
                         Division::Integer => {
-                            let (mf, bf) = ((m.speed_factor as u32).max(1), (b.speed_factor as u32).max(1));
-                            (m.load / mf < b.load / bf, m.load / mf == b.load / bf, mf > bf, mf == bf)
+                            let (mf, bf) =
+                                ((m.speed_factor as u32).max(1), (b.speed_factor as u32).max(1));
+                            (
+                                m.load / mf < b.load / bf,
+                                m.load / mf == b.load / bf,
+                                mf > bf,
+                                mf == bf,
+                            )
                         }
                         Division::Float => {
                             let (mf, bf) = (m.speed_factor as f32, b.speed_factor as f32);

@@ -1,4 +1,5 @@
-//! The machines of one session: which fit, how they stand, what the policy is told of them, and what it answered.
+//! The machines of one session: which fit, how they stand, what the policy is told of them, and
+//! what it answered.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -47,11 +48,16 @@ pub struct Present {
 impl Present {
     /// Of `inputs`, as far as it is remembered.
     pub fn of(inputs: Inputs, memory: &mut Memory) -> Self {
-        let on = if inputs.largest.is_empty() { BTreeMap::new() } else { memory.bytes_present(&inputs.largest) };
+        let on = if inputs.largest.is_empty() {
+            BTreeMap::new()
+        } else {
+            memory.bytes_present(&inputs.largest)
+        };
         Self { inputs, on }
     }
 
-    /// What is not on this machine, in bytes. Small inputs are taken to be where the large ones are.
+    /// What is not on this machine, in bytes. Small inputs are taken to be where the large ones
+    /// are.
     fn missing(&self, uri: &str) -> Option<u64> {
         let largest: u64 = self.inputs.largest.iter().map(|(_, size)| size).sum();
         self.on.get(uri).map(|present| largest.saturating_sub(*present))
@@ -63,7 +69,8 @@ impl Present {
 pub struct Offered {
     /// In the order of the setting `builders`. Shared with the policy's thread.
     pub machines: Arc<[Machine]>,
-    /// Those that have a slot free and not what else the build takes: offered as full. With the slots that are busy.
+    /// Those that have a slot free and not what else the build takes: offered as full. With the
+    /// slots that are busy.
     pub(super) short: HashMap<Text, (Left, u32)>,
 }
 
@@ -73,8 +80,8 @@ pub struct Standings {
     health: BTreeMap<String, MachineHealth>,
     /// Of those that something is known of.
     by_uri: HashMap<Text, Standing>,
-    /// Machines that are due, and that this session may try. Kept until it is known what came of it.
-    /// `None`: it was handed on.
+    /// Machines that are due, and that this session may try. Kept until it is known what came of
+    /// it. `None`: it was handed on.
     probes: BTreeMap<Text, Option<Probe>>,
 }
 
@@ -137,7 +144,11 @@ impl Standings {
         let why = health.last_error.as_deref().unwrap_or("no reason known");
         match self.standing(uri) {
             Standing::Out { ms } => {
-                format!("out for {} s more after {} failures in a row: {why}", ms.div_ceil(1000), health.failures)
+                format!(
+                    "out for {} s more after {} failures in a row: {why}",
+                    ms.div_ceil(1000),
+                    health.failures
+                )
             }
             _ => format!("another build tries whether it is back: {why}"),
         }
@@ -178,9 +189,13 @@ impl Pool {
         }
     }
 
-    /// The first machine with this URI among `fitting`. Two lines with one URI share their slots, in Nix too.
+    /// The first machine with this URI among `fitting`. Two lines with one URI share their slots,
+    /// in Nix too.
     pub fn index_of(&self, uri: &str, fitting: &[usize]) -> Option<usize> {
-        fitting.iter().copied().find(|index| self.machines.get(*index).is_some_and(|line| line.uri == uri))
+        fitting
+            .iter()
+            .copied()
+            .find(|index| self.machines.get(*index).is_some_and(|line| line.uri == uri))
     }
 
     /// Machines to wait for, by URI.
@@ -201,8 +216,10 @@ impl Pool {
         let takes = self.limits.takes(&candidate.required_features);
         let account = Account::now(&self.limits, builders);
         let mut short = HashMap::new();
-        let lines: Vec<&MachineLine> = fitting.iter().filter_map(|index| self.machines.get(*index)).collect();
-        let loads = self.slot_files.loads(lines.iter().map(|line| (line.uri.as_str(), line.max_jobs)));
+        let lines: Vec<&MachineLine> =
+            fitting.iter().filter_map(|index| self.machines.get(*index)).collect();
+        let loads =
+            self.slot_files.loads(lines.iter().map(|line| (line.uri.as_str(), line.max_jobs)));
         let mut busy = busy_seconds(builders);
         let machine = |(line, load): (&MachineLine, u32)| {
             let health = standings.health.get(line.uri.as_str());
@@ -233,8 +250,8 @@ impl Pool {
         Offered { machines, short }
     }
 
-    /// Asks the policy, or Nix's own rule in its place, which sees only usable machines. The second value is what to tell about a
-    /// policy that failed, once.
+    /// Asks the policy, or Nix's own rule in its place, which sees only usable machines. The second
+    /// value is what to tell about a policy that failed, once.
     pub fn decide(
         &mut self,
         candidate: &Candidate,
@@ -244,7 +261,9 @@ impl Pool {
     ) -> (Decided, Option<String>) {
         let mut tell = None;
         let decided_by = match policy.map(|policy| policy.ask(candidate, offered, local)) {
-            Some(Ok(decision)) => return (Decided { decided_by: "policy".to_owned(), decision }, None),
+            Some(Ok(decision)) => {
+                return (Decided { decided_by: "policy".to_owned(), decision }, None);
+            }
             Some(Err(error)) => {
                 tell = (!std::mem::replace(&mut self.told, true)).then(|| failed_policy(&error));
                 format!("Nix's rule, because the policy gave no answer ({error})")
@@ -256,7 +275,8 @@ impl Pool {
         let decision = if healthy == 0 || healthy == offered.len() {
             rule.decide(candidate, offered, local)
         } else {
-            let healthy: Vec<Machine> = offered.iter().filter(|machine| machine.healthy).cloned().collect();
+            let healthy: Vec<Machine> =
+                offered.iter().filter(|machine| machine.healthy).cloned().collect();
             rule.decide(candidate, &healthy, local)
         };
         (Decided { decided_by, decision }, tell)
@@ -265,7 +285,11 @@ impl Pool {
     /// Why no machine is left, in one line.
     pub fn nobody(&self, candidate: &Candidate) -> String {
         let Candidate { name, system, required_features, .. } = candidate;
-        let features = if required_features.is_empty() { "no features".to_owned() } else { required_features.join(", ") };
+        let features = if required_features.is_empty() {
+            "no features".to_owned()
+        } else {
+            required_features.join(", ")
+        };
         let (all, failed) = (self.machines.len(), self.failed.len());
         format!(
             "no machine can take {name} ({system}, {features}): of {all}, {failed} cannot be used and {} do not fit",
@@ -274,9 +298,11 @@ impl Pool {
     }
 }
 
-/// Those of `uris` that are among `machines`, with their slots. Of two lines with one URI the first counts.
+/// Those of `uris` that are among `machines`, with their slots. Of two lines with one URI the first
+/// counts.
 pub fn wanted<'a>(machines: impl Iterator<Item = &'a MachineLine>, uris: &[Text]) -> Vec<Wanted> {
-    let mut slots: HashMap<&str, Option<u32>> = uris.iter().map(|uri| (uri.as_str(), None)).collect();
+    let mut slots: HashMap<&str, Option<u32>> =
+        uris.iter().map(|uri| (uri.as_str(), None)).collect();
     let mut unknown = slots.len();
     for line in machines {
         if let Some(slots @ None) = slots.get_mut(line.uri.as_str()) {
@@ -288,7 +314,8 @@ pub fn wanted<'a>(machines: impl Iterator<Item = &'a MachineLine>, uris: &[Text]
             break;
         }
     }
-    let wanted = |uri: &Text| Some(Wanted { machine: uri.clone(), slots: (*slots.get(uri.as_str())?)? });
+    let wanted =
+        |uri: &Text| Some(Wanted { machine: uri.clone(), slots: (*slots.get(uri.as_str())?)? });
     uris.iter().filter_map(wanted).collect()
 }
 
@@ -301,8 +328,11 @@ fn busy_seconds(builders: &Path) -> BTreeMap<Text, Vec<f64>> {
     let now = now_ms();
     let mut busy: BTreeMap<Text, Vec<f64>> = BTreeMap::new();
     for live in lease::live(&lease::directory(builders)) {
-        if let (Activity::Building(machine), Some(expected)) = (live.activity, live.expected_seconds) {
-            let passed = std::time::Duration::from_millis(now.saturating_sub(live.since_ms)).as_secs_f64();
+        if let (Activity::Building(machine), Some(expected)) =
+            (live.activity, live.expected_seconds)
+        {
+            let passed =
+                std::time::Duration::from_millis(now.saturating_sub(live.since_ms)).as_secs_f64();
             busy.entry(machine).or_default().push((expected - passed).max(0.0));
         }
     }

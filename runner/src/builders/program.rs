@@ -4,8 +4,8 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The programs that are one binary, which is `build-remote` too if called so. Others (nix-eval-jobs, Hydra) only use Nix's
-/// library.
+/// The programs that are one binary, which is `build-remote` too if called so. Others
+/// (nix-eval-jobs, Hydra) only use Nix's library.
 const NIX_PROGRAMS: [&str; 13] = [
     "nix",
     "nix-build",
@@ -33,7 +33,8 @@ pub struct StockProgram {
 impl StockProgram {
     /// That of the Nix that called this process, or else the `nix` in `PATH`.
     pub fn of_caller(verbosity: u64) -> Self {
-        let link = rustix::process::getppid().map(|pid| PathBuf::from(format!("/proc/{}/exe", pid.as_raw_nonzero())));
+        let link = rustix::process::getppid()
+            .map(|pid| PathBuf::from(format!("/proc/{}/exe", pid.as_raw_nonzero())));
         let is_nix = |link: &PathBuf| {
             let target = std::fs::read_link(link).ok()?;
             // A Nix that was upgraded while it runs.
@@ -41,7 +42,11 @@ impl StockProgram {
             NIX_PROGRAMS.contains(&name.as_str()).then_some(())
         };
         // Since 2.0 the binary plays the role that argv[0] names.
-        let as_build_remote = |program| Self { program, name: "build-remote", arguments: vec![verbosity.to_string()] };
+        let as_build_remote = |program| Self {
+            program,
+            name: "build-remote",
+            arguments: vec![verbosity.to_string()],
+        };
         if let Some(program) = link.filter(|link| is_nix(link).is_some()) {
             return as_build_remote(program);
         }
@@ -50,7 +55,11 @@ impl StockProgram {
             // A wrapper script loses argv[0]; `__build-remote` is there since 2.10.
             program => {
                 let arguments = vec!["__build-remote".to_owned(), verbosity.to_string()];
-                Self { program: program.unwrap_or_else(|| PathBuf::from("nix")), name: "nix", arguments }
+                Self {
+                    program: program.unwrap_or_else(|| PathBuf::from("nix")),
+                    name: "nix",
+                    arguments,
+                }
             }
         }
     }
@@ -71,18 +80,25 @@ impl StockProgram {
     /// For tests: any program.
     #[cfg(test)]
     pub(super) fn other(program: &str, arguments: &[&str]) -> Self {
-        Self { program: program.into(), name: "sh", arguments: arguments.iter().map(|word| (*word).to_owned()).collect() }
+        Self {
+            program: program.into(),
+            name: "sh",
+            arguments: arguments.iter().map(|word| (*word).to_owned()).collect(),
+        }
     }
 }
 
 fn nix_in_path() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    let executable =
-        |program: &PathBuf| program.is_file() && rustix::fs::access(program.as_path(), rustix::fs::Access::EXEC_OK).is_ok();
+    let executable = |program: &PathBuf| {
+        program.is_file()
+            && rustix::fs::access(program.as_path(), rustix::fs::Access::EXEC_OK).is_ok()
+    };
     std::env::split_paths(&path).map(|directory| directory.join("nix")).find(executable)
 }
 
 fn is_script(program: &Path) -> bool {
     let mut start = [0; 2];
-    std::fs::File::open(program).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == *b"#!"
+    std::fs::File::open(program).and_then(|mut file| file.read_exact(&mut start)).is_ok()
+        && start == *b"#!"
 }

@@ -1,8 +1,9 @@
 //! The one answer to a candidate, as a type that must be used up.
 //!
-//! Nix waits without a time limit for a line that starts with `# `, and gives up on the whole command if the hook dies first.
-//! So a [`Pending`] stands for "Nix is owed an answer": each way to give one consumes it, and dropping it, by an early return
-//! or a panic, answers `# decline-permanently`, which makes Nix go on without a build hook.
+//! Nix waits without a time limit for a line that starts with `# `, and gives up on the whole
+//! command if the hook dies first. So a [`Pending`] stands for "Nix is owed an answer": each way to
+//! give one consumes it, and dropping it, by an early return or a panic, answers `#
+//! decline-permanently`, which makes Nix go on without a build hook.
 
 use std::io::{self, Write};
 
@@ -118,15 +119,17 @@ fn say(reply: &mut impl Write, text: &[u8]) -> io::Result<()> {
     reply.flush()
 }
 
-/// A log message in the form that Nix takes from its build hook (`makeJSONLogger`, `libutil/logging.cc`). One line whatever
-/// the text, and harmless when Nix has undone JSON's escapes and shows it: it may hold a policy's own words.
+/// A log message in the form that Nix takes from its build hook (`makeJSONLogger`,
+/// `libutil/logging.cc`). One line whatever the text, and harmless when Nix has undone JSON's
+/// escapes and shows it: it may hold a policy's own words.
 pub fn message(level: Level, text: &str) -> Vec<u8> {
     let text = printable(text);
     let json = serde_json::json!({ "action": "msg", "level": level as u8, "msg": format!("hookrun: {text}") });
     format!("@nix {json}\n").into_bytes()
 }
 
-/// The beginning of an activity that waits for a build (`actBuildWaiting`, `logging.hh`), in the same form.
+/// The beginning of an activity that waits for a build (`actBuildWaiting`, `logging.hh`), in the
+/// same form.
 pub fn activity(id: u64, text: &str) -> Vec<u8> {
     const BUILD_WAITING: u32 = 111;
     let text = format!("hookrun: {}", printable(text));
@@ -150,7 +153,10 @@ mod tests {
     fn one_answer_each_way() {
         assert_eq!(said(|pending| pending.decline().unwrap()), "# decline\n");
         assert_eq!(said(|pending| pending.postpone().unwrap()), "# postpone\n");
-        assert_eq!(said(|pending| pending.decline_permanently().unwrap()), "# decline-permanently\n");
+        assert_eq!(
+            said(|pending| pending.decline_permanently().unwrap()),
+            "# decline-permanently\n"
+        );
         assert_eq!(said(|pending: Pending<'_, _>| Pending::withdraw(pending)), "");
         assert_eq!(said(|pending| drop(pending)), "# decline-permanently\n");
         let accept = |pending: Pending<'_, Vec<u8>>| {

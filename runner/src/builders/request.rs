@@ -1,4 +1,5 @@
-//! One `try` of Nix: the derivation it offers, and, once a machine has accepted, what that machine needs.
+//! One `try` of Nix: the derivation it offers, and, once a machine has accepted, what that machine
+//! needs.
 
 use std::io::{self, Read, Write};
 
@@ -37,7 +38,9 @@ impl Request {
     pub fn read(from: &mut impl Read) -> Result<Option<Self>, RequestError> {
         let Some(word) = wire::read_bytes_or_eof(from, "the request")? else { return Ok(None) };
         if word != TRY {
-            return Err(RequestError::Word(String::from_utf8_lossy(&word).chars().take(40).collect()));
+            return Err(RequestError::Word(
+                String::from_utf8_lossy(&word).chars().take(40).collect(),
+            ));
         }
         Ok(Some(Self {
             am_willing: wire::read_u64(from, "the request")?,
@@ -78,8 +81,8 @@ impl Request {
     }
 }
 
-/// What Nix sends after an accept: the closure of the inputs, and the outputs it wants. Kept whole, so that a second machine
-/// can be told the same.
+/// What Nix sends after an accept: the closure of the inputs, and the outputs it wants. Kept whole,
+/// so that a second machine can be told the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inputs {
     paths: Vec<Vec<u8>>,
@@ -115,7 +118,8 @@ impl Request {
         Self {
             am_willing: u64::from(willing),
             system: system.as_bytes().to_vec(),
-            drv_path: format!("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-{name}.drv").into_bytes(),
+            drv_path: format!("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-{name}.drv")
+                .into_bytes(),
             required_features: features.iter().map(|feature| feature.as_bytes().to_vec()).collect(),
         }
     }

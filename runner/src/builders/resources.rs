@@ -1,9 +1,10 @@
-//! What running builds take besides a slot, and what is left: memory, GPUs, licences, as `[builders.machine-resources]` and its
-//! neighbours say ([`crate::config::Resources`]).
+//! What running builds take besides a slot, and what is left: memory, GPUs, licences, as
+//! `[builders.machine-resources]` and its neighbours say ([`crate::config::Resources`]).
 //!
-//! A session that gets a slot reserves at once what its build takes, in a file that counts for as long as it lives ([`super::held`]), while it
-//! holds the lock of the queue; so nothing is given away twice, and whoever dies gives it back. Nix's own hook knows nothing of this: what
-//! it starts without hookrun is not counted.
+//! A session that gets a slot reserves at once what its build takes, in a file that counts for as
+//! long as it lives ([`super::held`]), while it holds the lock of the queue; so nothing is given
+//! away twice, and whoever dies gives it back. Nix's own hook knows nothing of this: what it starts
+//! without hookrun is not counted.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,7 +29,8 @@ pub struct Reserved {
     pub takes: Amounts,
 }
 
-/// What a session holds of a machine, from before it connects until the build ends. Dropping it gives it back.
+/// What a session holds of a machine, from before it connects until the build ends. Dropping it
+/// gives it back.
 #[derive(Debug)]
 pub struct Hold {
     /// Goes first: who is woken by the slot must find this free.
@@ -49,7 +51,10 @@ impl Hold {
         limits: &Resources,
         builders: &Path,
     ) -> Result<Self, String> {
-        let takes: Amounts = limits.limited(machine, takes).map(|(name, amount, ..)| (name.to_owned(), amount)).collect();
+        let takes: Amounts = limits
+            .limited(machine, takes)
+            .map(|(name, amount, ..)| (name.to_owned(), amount))
+            .collect();
         if takes.is_empty() {
             return Ok(Self { _reserved: None, slot });
         }
@@ -95,7 +100,8 @@ pub struct Account<'a> {
 impl<'a> Account<'a> {
     /// As the reservations below `builders` say.
     pub fn now(limits: &'a Resources, builders: &Path) -> Self {
-        let reserved = if limits.is_empty() { Vec::new() } else { held::living(&directory(builders)) };
+        let reserved =
+            if limits.is_empty() { Vec::new() } else { held::living(&directory(builders)) };
         Self::of(limits, reserved.into_iter().map(|(_, reserved)| reserved))
     }
 
@@ -112,14 +118,23 @@ impl<'a> Account<'a> {
     pub fn short(&self, machine: &str, takes: &Amounts) -> Option<Left> {
         self.limits.limited(machine, takes).find_map(|(name, amount, total, shared)| {
             let taken = self.taken(machine, name, shared);
-            (amount > total.saturating_sub(taken)).then(|| Left { name: name.to_owned(), taken, total, shared })
+            (amount > total.saturating_sub(taken)).then(|| Left {
+                name: name.to_owned(),
+                taken,
+                total,
+                shared,
+            })
         })
     }
 
     /// A build that takes so much is on `machine` from now on.
     pub fn take(&mut self, machine: &str, takes: &Amounts) {
         for (name, amount, _, shared) in self.limits.limited(machine, takes) {
-            let of = if shared { &mut self.shared } else { self.machines.entry(machine.to_owned()).or_default() };
+            let of = if shared {
+                &mut self.shared
+            } else {
+                self.machines.entry(machine.to_owned()).or_default()
+            };
             let taken = of.entry(name.to_owned()).or_default();
             *taken = taken.saturating_add(amount);
         }
@@ -172,7 +187,8 @@ impl Left {
     }
 }
 
-/// What of the tables can be of no use with these machines, one sentence each: of a machine (by URI), or of none.
+/// What of the tables can be of no use with these machines, one sentence each: of a machine (by
+/// URI), or of none.
 pub fn useless(limits: &Resources, machines: &[MachineLine]) -> Vec<(Option<String>, String)> {
     let mut found = Vec::new();
     for uri in limits.machines.keys().filter(|uri| !machines.iter().any(|line| line.uri == *uri)) {
@@ -184,10 +200,17 @@ pub fn useless(limits: &Resources, machines: &[MachineLine]) -> Vec<(Option<Stri
             format!("[builders.machine-resources.\"{uri}\"] limits nothing: no machine has this store URI{hint}"),
         ));
     }
-    for feature in limits.features.keys().filter(|feature| feature.as_str() != crate::config::resources::ANY_FEATURE) {
+    for feature in limits
+        .features
+        .keys()
+        .filter(|feature| feature.as_str() != crate::config::resources::ANY_FEATURE)
+    {
         let mut having = machines
             .iter()
-            .filter(|line| line.supported_features.contains(feature) || line.mandatory_features.contains(feature))
+            .filter(|line| {
+                line.supported_features.contains(feature)
+                    || line.mandatory_features.contains(feature)
+            })
             .peekable();
         if having.peek().is_none() {
             found.push((
@@ -230,7 +253,10 @@ mod tests {
             licence = 1
             [builders.shared-resources]
             licence = 1";
-        crate::config::Config::parse(Path::new("/etc/hookrun.toml"), text).unwrap().builders.resources
+        crate::config::Config::parse(Path::new("/etc/hookrun.toml"), text)
+            .unwrap()
+            .builders
+            .resources
     }
 
     fn takes(features: &[&str]) -> Amounts {
@@ -252,17 +278,26 @@ mod tests {
         assert_eq!(account.short("ssh://m", &big), None);
         account.take("ssh://m", &big);
         assert_eq!(account.short("ssh://m", &takes(&["cuda"])), None);
-        assert_eq!(account.short("ssh://m", &big).unwrap().why(), "not enough memory is free there (6.0 GiB/8.0 GiB taken)");
+        assert_eq!(
+            account.short("ssh://m", &big).unwrap().why(),
+            "not enough memory is free there (6.0 GiB/8.0 GiB taken)"
+        );
         assert_eq!(account.short("ssh://other", &big), None, "it has enough of what nobody counts");
         account.take("ssh://other", &takes(&["matlab"]));
         let why = account.short("ssh://m", &takes(&["matlab"])).unwrap().why();
         assert_eq!(why, "not enough licence is free of all machines together (1/1 taken)");
-        assert!(account.compete("ssh://m", &takes(&[]), &big) && !account.compete("ssh://other", &takes(&[]), &big));
+        assert!(
+            account.compete("ssh://m", &takes(&[]), &big)
+                && !account.compete("ssh://other", &takes(&[]), &big)
+        );
         let before = account.clone();
         account.take("ssh://m", &takes(&["cuda"]));
         account.give_back("ssh://m", &takes(&["cuda"]));
-        let ratios: Vec<String> =
-            account.of_machine("ssh://m").iter().map(|left| format!("{} {}", left.name, left.ratio())).collect();
+        let ratios: Vec<String> = account
+            .of_machine("ssh://m")
+            .iter()
+            .map(|left| format!("{} {}", left.name, left.ratio()))
+            .collect();
         assert_eq!(ratios, ["gpu 1/2", "memory 6.0 GiB/8.0 GiB", "licence 1/1"]);
         assert_eq!(account.of_machine("ssh://m"), before.of_machine("ssh://m"));
     }
@@ -271,31 +306,41 @@ mod tests {
     fn a_reservation_counts_while_it_is_held() {
         let (limits, directory) = (limits(), tempfile::tempdir().unwrap());
         let hold = || Hold::of(None, "ssh://m", &takes(&["big"]), &limits, directory.path());
-        let short = || Account::now(&limits, directory.path()).short("ssh://m", &takes(&["big"])).is_some();
+        let short =
+            || Account::now(&limits, directory.path()).short("ssh://m", &takes(&["big"])).is_some();
         let held = hold().unwrap();
         assert!(short());
         drop(held);
         assert!(!short());
         // What nobody counts leaves no file.
-        let _held = Hold::of(None, "ssh://other", &takes(&["big"]), &limits, directory.path()).unwrap();
+        let _held =
+            Hold::of(None, "ssh://other", &takes(&["big"]), &limits, directory.path()).unwrap();
         assert_eq!(std::fs::read_dir(super::directory(directory.path())).unwrap().count(), 0);
-        let refused = Hold::of(None, "ssh://m", &takes(&["big"]), &limits, Path::new("/proc/nowhere")).unwrap_err();
+        let refused =
+            Hold::of(None, "ssh://m", &takes(&["big"]), &limits, Path::new("/proc/nowhere"))
+                .unwrap_err();
         assert!(
-            refused.starts_with("gpu 1, memory 6.0 GiB cannot be reserved there: /proc/nowhere/reserved: "),
+            refused.starts_with(
+                "gpu 1, memory 6.0 GiB cannot be reserved there: /proc/nowhere/reserved: "
+            ),
             "{refused}"
         );
     }
 
     #[test]
     fn tables_that_can_be_of_no_use() {
-        let machines = crate::nix::machines::parse("ssh://n - - 4 1 matlab", "x86_64-linux").machines;
+        let machines =
+            crate::nix::machines::parse("ssh://n - - 4 1 matlab", "x86_64-linux").machines;
         let mut found = useless(&limits(), &machines);
-        let machines = crate::nix::machines::parse("ssh://m - - 4 1 big,cuda,matlab", "x86_64-linux").machines;
+        let machines =
+            crate::nix::machines::parse("ssh://m - - 4 1 big,cuda,matlab", "x86_64-linux").machines;
         let mut small = limits();
         small.machines.get_mut("ssh://m").unwrap().0.insert("memory".to_owned(), 1);
         found.extend(useless(&small, &machines));
-        let lines: Vec<String> =
-            found.into_iter().map(|(machine, text)| format!("{}: {text}", machine.unwrap_or_default())).collect();
+        let lines: Vec<String> = found
+            .into_iter()
+            .map(|(machine, text)| format!("{}: {text}", machine.unwrap_or_default()))
+            .collect();
         insta::assert_snapshot!(lines.join("\n"));
     }
 }

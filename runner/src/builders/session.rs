@@ -1,9 +1,10 @@
-//! The conversation with Nix: settings, then one `try` after the other until one is accepted (contract of `HookInstance` and
-//! `build-remote.cc`, 2.3 to 2.35).
+//! The conversation with Nix: settings, then one `try` after the other until one is accepted
+//! (contract of `HookInstance` and `build-remote.cc`, 2.3 to 2.35).
 //!
-//! Effects come in through [`StockHook`], the two streams and the directories, so that a test can end or garble the conversation at any
-//! byte. Every way out of [`Session::run`] has answered each candidate exactly once. Where a candidate goes is worked out in
-//! [`place`](super::place); what follows an accept is [`super::delegation`].
+//! Effects come in through [`StockHook`], the two streams and the directories, so that a test can
+//! end or garble the conversation at any byte. Every way out of [`Session::run`] has answered each
+//! candidate exactly once. Where a candidate goes is worked out in [`place`](super::place); what
+//! follows an accept is [`super::delegation`].
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -80,10 +81,17 @@ impl<R: Read, W: Write> Session<'_, R, W> {
         let state = settings.state_dir_of_store().unwrap_or_else(|| self.nix_dirs.state.clone());
         let slot_files = SlotFiles::below(&state);
         let limits = self.options.resources.clone();
-        let queue = Queue::new(&self.builders, slot_files.clone(), Command::of_parent(), limits.clone());
+        let queue =
+            Queue::new(&self.builders, slot_files.clone(), Command::of_parent(), limits.clone());
         let mut memory = Memory::new(self.builders.clone(), self.options.retry_after);
-        let mut pool =
-            Pool { settings, machines: found.machines.into(), slot_files, failed: BTreeSet::new(), told: false, limits };
+        let mut pool = Pool {
+            settings,
+            machines: found.machines.into(),
+            slot_files,
+            failed: BTreeSet::new(),
+            told: false,
+            limits,
+        };
         let nix_dirs = NixDirs { state, ..self.nix_dirs.clone() };
         let mut settled = None;
         loop {
@@ -113,9 +121,12 @@ impl<R: Read, W: Write> Session<'_, R, W> {
                 Placed::Decline => pending.decline(),
                 Placed::Postpone => pending.postpone(),
                 Placed::Accepted(accepted) => {
-                    let Ok(reply) = pending.accept(accepted.name.as_bytes()) else { return End::Closed };
-                    // Nix blocks on writing these until they are read, so they are read whole before anything else. If they do not
-                    // come, Nix is gone, or not in step after an accept: there is no build to save. Dropping it ends it.
+                    let Ok(reply) = pending.accept(accepted.name.as_bytes()) else {
+                        return End::Closed;
+                    };
+                    // Nix blocks on writing these until they are read, so they are read whole
+                    // before anything else. If they do not come, Nix is gone, or not in step after
+                    // an accept: there is no build to save. Dropping it ends it.
                     let Ok(wanted) = Inputs::read(&mut self.input) else { return End::Built(1) };
                     memory.save();
                     let mut policy = self.policy;
@@ -123,11 +134,19 @@ impl<R: Read, W: Write> Session<'_, R, W> {
                     if let Some(policy) = &mut policy {
                         policy.rest();
                     }
-                    let (candidate, inputs) = (accepted.candidate.clone(), accepted.present.inputs.clone());
+                    let (candidate, inputs) =
+                        (accepted.candidate.clone(), accepted.present.inputs.clone());
                     let mut asked = pool.clone_for_asking();
                     let builders = &self.builders;
                     let mut ask_again = |memory: &mut Memory| {
-                        super::again::ask(&mut asked, policy.as_mut()?, &candidate, &inputs, memory, builders)
+                        super::again::ask(
+                            &mut asked,
+                            policy.as_mut()?,
+                            &candidate,
+                            &inputs,
+                            memory,
+                            builders,
+                        )
                     };
                     let delegation = Delegation {
                         settings: &pool.settings,
@@ -159,7 +178,10 @@ impl<R: Read, W: Write> Session<'_, R, W> {
 
 /// The conversation cannot go on: says why; Nix builds without a hook from here on.
 fn give_up<W: Write>(mut pending: Pending<'_, W>, why: &str) -> End {
-    pending.message(Level::Warn, &format!("cannot follow Nix ({why}); this command goes on without builder selection"));
+    pending.message(
+        Level::Warn,
+        &format!("cannot follow Nix ({why}); this command goes on without builder selection"),
+    );
     let _ = pending.decline_permanently();
     End::Closed
 }

@@ -1,7 +1,7 @@
 //! What Nix tells a build hook first: all its settings, secrets among them.
 //!
-//! They are kept as they came, in their order, to be repeated to Nix's own hook. Nothing else may see a value that this file
-//! does not name: `Debug` shows names only.
+//! They are kept as they came, in their order, to be repeated to Nix's own hook. Nothing else may
+//! see a value that this file does not name: `Debug` shows names only.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -84,24 +84,32 @@ impl Settings {
 
     /// What this machine is, such as `x86_64-linux`.
     pub fn system(&self) -> String {
-        self.get("system").filter(|system| !system.is_empty()).map_or_else(own_system, Cow::into_owned)
+        self.get("system")
+            .filter(|system| !system.is_empty())
+            .map_or_else(own_system, Cow::into_owned)
     }
 
     /// How this Nix divides load by speed factor.
     pub fn division(&self) -> Division {
-        if SINCE_2_20.iter().any(|name| self.get(name).is_some()) { Division::Float } else { Division::Integer }
+        if SINCE_2_20.iter().any(|name| self.get(name).is_some()) {
+            Division::Float
+        } else {
+            Division::Integer
+        }
     }
 
-    /// Can this machine build such a derivation itself, and has it a slot free (`willing`, as Nix said)?
+    /// Can this machine build such a derivation itself, and has it a slot free (`willing`, as Nix
+    /// said)?
     pub fn local_machine(&self, system: &str, features: &[String], willing: bool) -> LocalMachine {
         let slots = self.max_jobs();
         let platform = system == BUILTIN
             || system == self.system()
             || self.words("extra-platforms").is_some_and(|platforms| platforms.contains(system));
-        // Without the setting (Lix leaves out defaults) Nix's default, bar what depends on the machine.
-        let known = self
-            .words("system-features")
-            .unwrap_or_else(|| ["benchmark", "big-parallel", "nixos-test"].map(ToOwned::to_owned).into());
+        // Without the setting (Lix leaves out defaults) Nix's default, bar what depends on the
+        // machine.
+        let known = self.words("system-features").unwrap_or_else(|| {
+            ["benchmark", "big-parallel", "nixos-test"].map(ToOwned::to_owned).into()
+        });
         let able = slots > 0 && platform && features.iter().all(|feature| known.contains(feature));
         LocalMachine {
             able,
@@ -119,16 +127,15 @@ impl Settings {
 
     fn max_jobs(&self) -> u32 {
         match self.get("max-jobs").as_deref().map(str::trim) {
-            Some("auto") => {
-                std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
-            }
+            Some("auto") => std::thread::available_parallelism()
+                .map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX)),
             Some(text) => text.parse().unwrap_or(1),
             None => 1,
         }
     }
 
-    /// Nix's state directory if the store is another than this machine's own (`store = /srv/x`, `local?root=...`): Nix's hook
-    /// keeps its slot files with the store.
+    /// Nix's state directory if the store is another than this machine's own (`store = /srv/x`,
+    /// `local?root=...`): Nix's hook keeps its slot files with the store.
     pub fn state_dir_of_store(&self) -> Option<PathBuf> {
         state_dir_of(&self.get("store")?)
     }
@@ -136,21 +143,29 @@ impl Settings {
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.entries.iter().map(|(name, _)| String::from_utf8_lossy(name))).finish()
+        f.debug_list()
+            .entries(self.entries.iter().map(|(name, _)| String::from_utf8_lossy(name)))
+            .finish()
     }
 }
 
-/// Nix's state directory that belongs to the setting `store`, if that is another store than this machine's own.
+/// Nix's state directory that belongs to the setting `store`, if that is another store than this
+/// machine's own.
 pub fn state_dir_of(store: &str) -> Option<PathBuf> {
     let (base, query) = store.split_once('?').unwrap_or((store, ""));
     let parameter = |name: &str| {
-        query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
+        query
+            .split('&')
+            .filter_map(|pair| pair.split_once('='))
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value)
     };
     if let Some(state) = parameter("state") {
         return Some(PathBuf::from(state));
     }
-    let root =
-        parameter("root").or_else(|| base.strip_prefix("local://").or(Some(base)).filter(|path| path.starts_with('/')))?;
+    let root = parameter("root").or_else(|| {
+        base.strip_prefix("local://").or(Some(base)).filter(|path| path.starts_with('/'))
+    })?;
     Some(PathBuf::from(root).join("nix/var/nix"))
 }
 
@@ -175,7 +190,12 @@ fn own_system() -> String {
 impl Settings {
     /// For tests.
     pub(super) fn of(entries: &[(&str, &str)]) -> Self {
-        Self { entries: entries.iter().map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec())).collect() }
+        Self {
+            entries: entries
+                .iter()
+                .map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()))
+                .collect(),
+        }
     }
 
     /// For tests: as Nix sends them.
@@ -193,16 +213,30 @@ mod tests {
 
     #[test]
     fn repeated_with_one_machine() {
-        let settings =
-            Settings::of(&[("access-tokens", "github.com=s3cret"), ("builders", "@/etc/nix/machines"), ("cores", "2")]);
+        let settings = Settings::of(&[
+            ("access-tokens", "github.com=s3cret"),
+            ("builders", "@/etc/nix/machines"),
+            ("cores", "2"),
+        ]);
         let mut out = Vec::new();
         settings.write(&mut out, "ssh://m").unwrap();
         let back = Settings::read(&mut out.as_slice()).unwrap().unwrap();
-        assert_eq!(back, Settings::of(&[("access-tokens", "github.com=s3cret"), ("builders", "ssh://m"), ("cores", "2")]));
+        assert_eq!(
+            back,
+            Settings::of(&[
+                ("access-tokens", "github.com=s3cret"),
+                ("builders", "ssh://m"),
+                ("cores", "2")
+            ])
+        );
         let mut out = Vec::new();
         Settings::default().write(&mut out, "ssh://m").unwrap();
         assert_eq!(Settings::read(&mut out.as_slice()).unwrap().unwrap().builders(), "ssh://m");
-        assert_eq!(format!("{settings:?}"), r#"["access-tokens", "builders", "cores"]"#, "values are secret");
+        assert_eq!(
+            format!("{settings:?}"),
+            r#"["access-tokens", "builders", "cores"]"#,
+            "values are secret"
+        );
     }
 
     #[test]
@@ -214,7 +248,13 @@ mod tests {
             ("max-jobs", "4"),
         ]);
         let able = |system: &str, features: &[&str]| {
-            settings.local_machine(system, &features.iter().map(|f| (*f).to_owned()).collect::<Vec<_>>(), true).able
+            settings
+                .local_machine(
+                    system,
+                    &features.iter().map(|f| (*f).to_owned()).collect::<Vec<_>>(),
+                    true,
+                )
+                .able
         };
         assert!(able("x86_64-linux", &["kvm"]));
         assert!(able("i686-linux", &[]));
@@ -222,7 +262,9 @@ mod tests {
         assert!(!able("aarch64-linux", &[]));
         assert!(!able("x86_64-linux", &["cuda"]));
         assert!(
-            !Settings::of(&[("system", "x86_64-linux"), ("max-jobs", "0")]).local_machine("x86_64-linux", &[], true).able
+            !Settings::of(&[("system", "x86_64-linux"), ("max-jobs", "0")])
+                .local_machine("x86_64-linux", &[], true)
+                .able
         );
     }
 

@@ -1,8 +1,9 @@
-//! Takes slots of machines: the same lock files that Nix's own hook takes, so that both see each other's builds.
+//! Takes slots of machines: the same lock files that Nix's own hook takes, so that both see each
+//! other's builds.
 //!
-//! A session holds its slot itself, from before it connects until it ends, so no other session and no other Nix can take it in between.
-//! Nix's own hook, which the session then starts, wants a slot too; it gets one of another name, by a URI that means the same
-//! ([`Slot::line`]).
+//! A session holds its slot itself, from before it connects until it ends, so no other session and
+//! no other Nix can take it in between. Nix's own hook, which the session then starts, wants a slot
+//! too; it gets one of another name, by a URI that means the same ([`Slot::line`]).
 
 use std::io;
 
@@ -12,10 +13,11 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use super::load::{SlotFiles, file_names};
 use crate::nix::machines::MachineLine;
 
-/// A parameter that every store of every Nix since 2.0 takes (`libstore/store-api.hh`) and that changes nothing for a hook, which asks
-/// for a path once.
+/// A parameter that every store of every Nix since 2.0 takes (`libstore/store-api.hh`) and that
+/// changes nothing for a hook, which asks for a path once.
 const NEUTRAL: &str = "path-info-cache-size";
-/// Its default. The number of the slot is added: what is exclusive by the slot is then exclusive by the other name too.
+/// Its default. The number of the slot is added: what is exclusive by the slot is then exclusive by
+/// the other name too.
 const NEUTRAL_DEFAULT: u32 = 65536;
 
 /// A slot that this process holds. Dropping it frees it.
@@ -59,7 +61,8 @@ impl SlotFiles {
     fn lock(&self, name: &str) -> io::Result<Option<OwnedFd>> {
         // As `openLockFile` (`libutil`, pathlocks) opens it.
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::open(self.directory().join(name), flags, Mode::from_raw_mode(0o600))?;
+        let file =
+            rustix::fs::open(self.directory().join(name), flags, Mode::from_raw_mode(0o600))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(file)),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -90,7 +93,8 @@ impl Slot {
     }
 }
 
-/// May the closing of a file with this name mean that a slot is free? Not if Nix's own hook has made it for itself.
+/// May the closing of a file with this name mean that a slot is free? Not if Nix's own hook has
+/// made it for itself.
 pub fn may_be_slot(name: &[u8]) -> bool {
     let contains = |part: &str| name.windows(part.len()).any(|window| window == part.as_bytes());
     !contains(NEUTRAL) && !name.ends_with(b"-lock") && !name.starts_with(b".")
@@ -101,7 +105,9 @@ mod tests {
     use super::*;
 
     fn line(uri: &str) -> MachineLine {
-        crate::nix::machines::parse(&format!("{uri} x86_64-linux - 4"), "x86_64-linux").machines.remove(0)
+        crate::nix::machines::parse(&format!("{uri} x86_64-linux - 4"), "x86_64-linux")
+            .machines
+            .remove(0)
     }
 
     #[test]
@@ -119,15 +125,24 @@ mod tests {
         let Taken::Slot(again) = take(2) else { unreachable!() };
         assert_eq!(again.number, 0);
         assert!(matches!(files.take("ssh://m?path-info-cache-size=1", 1), Taken::Unknown));
-        assert!(matches!(SlotFiles::below(std::path::Path::new("/proc/nowhere")).take("ssh://m", 1), Taken::Unknown));
+        assert!(matches!(
+            SlotFiles::below(std::path::Path::new("/proc/nowhere")).take("ssh://m", 1),
+            Taken::Unknown
+        ));
     }
 
     #[test]
     fn another_name_for_the_same_machine() {
         let slot = Slot { _files: Vec::new(), number: 3 };
         let renamed = slot.line(&line("ssh://m"));
-        assert_eq!((renamed.uri.as_str(), renamed.max_jobs), ("ssh://m?path-info-cache-size=65539", 1));
-        assert_eq!(slot.uri("ssh://m?compress=true"), "ssh://m?compress=true&path-info-cache-size=65539");
+        assert_eq!(
+            (renamed.uri.as_str(), renamed.max_jobs),
+            ("ssh://m?path-info-cache-size=65539", 1)
+        );
+        assert_eq!(
+            slot.uri("ssh://m?compress=true"),
+            "ssh://m?compress=true&path-info-cache-size=65539"
+        );
         assert!(!may_be_slot(b"ssh:__m?path-info-cache-size=65539-0"));
         assert!(!may_be_slot(b"main-lock") && !may_be_slot(b"ssh:__m.upload-lock"));
         assert!(may_be_slot(b"ssh:__m-0"));

@@ -1,10 +1,12 @@
-//! What Nix's own hook says after it has accepted: which of its words tell that the build failed, which that its machine was lost. Pure;
-//! [`super::stock`] carries the bytes.
+//! What Nix's own hook says after it has accepted: which of its words tell that the build failed,
+//! which that its machine was lost. Pure; [`super::stock`] carries the bytes.
 //!
-//! The words are those of Nix 2.8 (seen) and 2.35 (read). `build-remote.cc` ends with `build of '...' on '...' failed: ...` where the
-//! machine has told so, and with the exception of the transport where it could not: `unexpected end-of-file` when the connection went,
-//! also while inputs are copied. A build that is known to have failed is never tried again, and neither is one whose end nobody
-//! understands: only where the connection demonstrably went, or the machine would not build at all, is it moved.
+//! The words are those of Nix 2.8 (seen) and 2.35 (read). `build-remote.cc` ends with `build of
+//! '...' on '...' failed: ...` where the machine has told so, and with the exception of the
+//! transport where it could not: `unexpected end-of-file` when the connection went, also while
+//! inputs are copied. A build that is known to have failed is never tried again, and neither is one
+//! whose end nobody understands: only where the connection demonstrably went, or the machine would
+//! not build at all, is it moved.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -44,7 +46,8 @@ const LOST: [&str; 19] = [
     "unknown message type",
     "corrupt daemon response",
 ];
-/// The machine will not build for this user, or cannot build such a thing at all, whatever the machines file says; lower case.
+/// The machine will not build for this user, or cannot build such a thing at all, whatever the
+/// machines file says; lower case.
 const REFUSED: [&str; 7] = [
     "you are not privileged to",
     "is required to build",
@@ -57,8 +60,10 @@ const REFUSED: [&str; 7] = [
     "reason: local builds are disabled",
 ];
 /// The machine's disk is full, in the words of its own Nix (`strerror(3)`, SQLite); lower case.
-const FULL: [&str; 3] = ["no space left on device", "database or disk is full", "disk quota exceeded"];
-/// What tells the builder's words, which Nix repeats, from its own; lower case. A builder may fail for a full disk of its own making.
+const FULL: [&str; 3] =
+    ["no space left on device", "database or disk is full", "disk quota exceeded"];
+/// What tells the builder's words, which Nix repeats, from its own; lower case. A builder may fail
+/// for a full disk of its own making.
 const OF_BUILDER: [&str; 2] = ["exit code", "log lines"];
 
 /// How a delegated build ended.
@@ -121,7 +126,9 @@ pub struct Listener {
 impl Listener {
     /// Hears a line. Is it to be passed on now?
     pub fn hear(&mut self, line: &[u8], now: Instant) -> bool {
-        let Some(json) = line.strip_prefix(JSON).filter(|json| json.len() <= LONGEST) else { return true };
+        let Some(json) = line.strip_prefix(JSON).filter(|json| json.len() <= LONGEST) else {
+            return true;
+        };
         // Most lines are the log of a build that runs on the machine.
         if self.inputs.is_none() && contains(json, b"\"action\":\"result\"") {
             return true;
@@ -165,13 +172,14 @@ impl Listener {
         }
     }
 
-    /// An exception that ends the hook has `raw_msg`, or up to Nix 2.3 `error: ` in front; other messages of that level are the words
-    /// of a remote daemon.
+    /// An exception that ends the hook has `raw_msg`, or up to Nix 2.3 `error: ` in front; other
+    /// messages of that level are the words of a remote daemon.
     fn hear_error(&mut self, line: &[u8], message: &Value) -> bool {
         let text = |name: &str| message.get(name).and_then(Value::as_str);
         let shown = text("msg").unwrap_or_default();
         let plain = plain(text("raw_msg").unwrap_or(shown));
-        let is_exception = text("raw_msg").is_some() || super::speech::without_colours(shown).starts_with("error:");
+        let is_exception = text("raw_msg").is_some()
+            || super::speech::without_colours(shown).starts_with("error:");
         if !is_exception || self.held.len() >= MOST_HELD {
             return true;
         }
@@ -193,7 +201,8 @@ impl Listener {
     /// Ends activities that a lost hook has left open, so that nobody shows them for ever.
     pub fn close_activities(&mut self) -> Vec<u8> {
         let ids = std::mem::take(&mut self.open).into_iter().rev();
-        ids.flat_map(|id| format!("@nix {{\"action\":\"stop\",\"id\":{id}}}\n").into_bytes()).collect()
+        ids.flat_map(|id| format!("@nix {{\"action\":\"stop\",\"id\":{id}}}\n").into_bytes())
+            .collect()
     }
 
     /// What the end means: with `code`, or by a signal.
@@ -202,18 +211,22 @@ impl Listener {
             return Ending::Built;
         }
         if let Some(failed) = self.errors.iter().find(|error| is_failed_build(error)) {
-            let why = failed.split_once(" failed: ").map_or(failed.as_str(), |(_, why)| why).to_owned();
+            let why =
+                failed.split_once(" failed: ").map_or(failed.as_str(), |(_, why)| why).to_owned();
             let lost = says(&REFUSED, &why) || is_full(&why);
             return if lost { Ending::Lost(why) } else { Ending::Failed(why) };
         }
-        let lost = self.errors.iter().find(|error| says(&LOST, error) || says(&REFUSED, error) || is_full(error));
+        let lost = self
+            .errors
+            .iter()
+            .find(|error| says(&LOST, error) || says(&REFUSED, error) || is_full(error));
         match (lost, self.errors.first(), code) {
             (Some(lost), ..) => Ending::Lost(lost.clone()),
             (None, Some(error), _) => Ending::Failed(error.clone()),
             (None, None, None) => Ending::Lost("Nix's own build hook was killed".to_owned()),
-            (None, None, Some(code)) => {
-                Ending::Failed(format!("Nix's own build hook ended with code {code} without a word"))
-            }
+            (None, None, Some(code)) => Ending::Failed(format!(
+                "Nix's own build hook ended with code {code} without a word"
+            )),
         }
     }
 }
@@ -251,7 +264,8 @@ pub(super) fn without_colours(text: &str) -> String {
     bare
 }
 
-/// A message of Nix as one plain line: without colours, line ends and the words that only repeat which machine it is.
+/// A message of Nix as one plain line: without colours, line ends and the words that only repeat
+/// which machine it is.
 pub(super) fn plain(text: &str) -> String {
     let line = without_colours(text).split_whitespace().collect::<Vec<_>>().join(" ");
     let line = line.strip_prefix("error: ").unwrap_or(&line);

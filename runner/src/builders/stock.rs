@@ -1,8 +1,10 @@
-//! Delegation to Nix's own build hook: `build-remote` of the very Nix that called, with one machine to choose from.
+//! Delegation to Nix's own build hook: `build-remote` of the very Nix that called, with one machine
+//! to choose from.
 //!
-//! The stock hook connects, copies, builds and copies back; this file starts it, listens for its answer within a time limit,
-//! and then carries bytes. It changes nothing that the stock hook says after its accept, but for the machine's name, and it keeps its
-//! last error back until it is known whether the build goes on elsewhere ([`super::speech`]).
+//! The stock hook connects, copies, builds and copies back; this file starts it, listens for its
+//! answer within a time limit, and then carries bytes. It changes nothing that the stock hook says
+//! after its accept, but for the machine's name, and it keeps its last error back until it is known
+//! whether the build goes on elsewhere ([`super::speech`]).
 
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write};
@@ -25,8 +27,15 @@ use names::Names;
 
 /// Nix's own build hook, started for one machine.
 pub trait StockHook {
-    /// Offers `request` to the one machine of `target`. Lines that are no answer go to `relay` as they come.
-    fn offer(&mut self, settings: &Settings, target: Target<'_>, request: &Request, relay: &mut dyn FnMut(&[u8])) -> Offer;
+    /// Offers `request` to the one machine of `target`. Lines that are no answer go to `relay` as
+    /// they come.
+    fn offer(
+        &mut self,
+        settings: &Settings,
+        target: Target<'_>,
+        request: &Request,
+        relay: &mut dyn FnMut(&[u8]),
+    ) -> Offer;
 }
 
 /// The machine to offer a build to.
@@ -71,7 +80,8 @@ pub struct Report {
 
 /// Longest line before the answer; the longest known is the list of all machines in a message.
 const MAX_LINE: usize = 4 << 20;
-/// How often a child is asked whether it ended although its standard error is still open (ssh may keep it).
+/// How often a child is asked whether it ended although its standard error is still open (ssh may
+/// keep it).
 const REAP_EVERY: Duration = Duration::from_millis(250);
 /// Bytes carried at once: a pipe's capacity on Linux.
 const CHUNK: usize = 64 << 10;
@@ -89,11 +99,20 @@ pub struct Delegate {
 }
 
 impl StockHook for Delegate {
-    fn offer(&mut self, settings: &Settings, target: Target<'_>, request: &Request, relay: &mut dyn FnMut(&[u8])) -> Offer {
-        let line = target.slot.map_or_else(|| target.machine.clone(), |slot| slot.line(target.machine));
+    fn offer(
+        &mut self,
+        settings: &Settings,
+        target: Target<'_>,
+        request: &Request,
+        relay: &mut dyn FnMut(&[u8]),
+    ) -> Offer {
+        let line =
+            target.slot.map_or_else(|| target.machine.clone(), |slot| slot.line(target.machine));
         let mut words = Vec::new();
         // Writing to memory cannot fail.
-        let _ = settings.write(&mut words, &line.line_for_stock_hook()).and_then(|()| request.write(&mut words));
+        let _ = settings
+            .write(&mut words, &line.line_for_stock_hook())
+            .and_then(|()| request.write(&mut words));
         let connections = self.sharing.as_ref().and_then(|sharing| sharing.of(&target.machine.uri));
         ending::stand_still_if_ending();
         let mut running = match Running::start(self, connections.clone()) {
@@ -130,7 +149,10 @@ struct Running {
 }
 
 impl Running {
-    fn start(Delegate { program, variables, .. }: &Delegate, connections: Option<Connections>) -> io::Result<Self> {
+    fn start(
+        Delegate { program, variables, .. }: &Delegate,
+        connections: Option<Connections>,
+    ) -> io::Result<Self> {
         let mut command = program.command();
         let shared = connections.iter().flat_map(|connections| &connections.variables);
         command.envs(variables.iter().chain(shared).map(|(name, value)| (name, value)));
@@ -139,11 +161,20 @@ impl Running {
         let (Some(mut stdin), Some(stderr)) = (child.stdin.take(), child.stderr.take()) else {
             return Err(io::ErrorKind::BrokenPipe.into());
         };
-        // Its own thread, so that a child that does not read cannot hold up the deadline or the relay.
+        // Its own thread, so that a child that does not read cannot hold up the deadline or the
+        // relay.
         let (feed, words) = mpsc::channel::<Vec<u8>>();
         let write = move || words.into_iter().try_for_each(|bytes| stdin.write_all(&bytes));
         std::thread::Builder::new().name("stock hook's input".to_owned()).spawn(write)?;
-        Ok(Self { child, feed: Some(feed), stderr, buffer: Vec::new(), names: Names::default(), connections, ended: false })
+        Ok(Self {
+            child,
+            feed: Some(feed),
+            stderr,
+            buffer: Vec::new(),
+            names: Names::default(),
+            connections,
+            ended: false,
+        })
     }
 
     fn tell(&self, bytes: Vec<u8>) {
@@ -159,13 +190,21 @@ impl Running {
         loop {
             let line = match self.line(until) {
                 Ok(Some(line)) => self.names.as_people_say(&line).into_owned(),
-                Ok(None) => return Offer::Failed(complaints.or("Nix's own build hook ended without an answer")),
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                Ok(None) => {
                     return Offer::Failed(
-                        complaints.or(&format!("no answer within {patience:?} (`connect-timeout` in `[builders]`)")),
+                        complaints.or("Nix's own build hook ended without an answer"),
                     );
                 }
-                Err(error) => return Offer::Failed(complaints.or(&format!("its answer cannot be read ({error})"))),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    return Offer::Failed(complaints.or(&format!(
+                        "no answer within {patience:?} (`connect-timeout` in `[builders]`)"
+                    )));
+                }
+                Err(error) => {
+                    return Offer::Failed(
+                        complaints.or(&format!("its answer cannot be read ({error})")),
+                    );
+                }
             };
             match line.strip_prefix(b"# ".as_slice()) {
                 Some(b"accept\n") => {
@@ -175,7 +214,9 @@ impl Running {
                             complaints.lines.iter().for_each(|line| relay(line));
                             Offer::Accepted(Box::new(self))
                         }
-                        _ => Offer::Failed(complaints.or("Nix's own build hook ended inside its answer")),
+                        _ => Offer::Failed(
+                            complaints.or("Nix's own build hook ended inside its answer"),
+                        ),
                     };
                 }
                 // Full, or not to be reached: an error was printed then ("cannot build on ...").
@@ -184,7 +225,10 @@ impl Running {
                 }
                 Some(other) => {
                     let other = String::from_utf8_lossy(other);
-                    return Offer::Failed(complaints.or(&format!("Nix's own build hook answered `{}`", other.trim_end())));
+                    return Offer::Failed(
+                        complaints
+                            .or(&format!("Nix's own build hook answered `{}`", other.trim_end())),
+                    );
                 }
                 None => {
                     if !complaints.takes(&line) {
@@ -207,7 +251,8 @@ impl Running {
             if searched > MAX_LINE {
                 return Err(io::Error::other("a line without end"));
             }
-            let left = until.checked_duration_since(Instant::now()).ok_or(io::ErrorKind::TimedOut)?;
+            let left =
+                until.checked_duration_since(Instant::now()).ok_or(io::ErrorKind::TimedOut)?;
             if !self.readable(left)? {
                 return Err(io::ErrorKind::TimedOut.into());
             }
@@ -240,7 +285,8 @@ impl Running {
         result
     }
 
-    /// Relays until the end of the stream, or until the child ended and nothing is left in the pipe.
+    /// Relays until the end of the stream, or until the child ended and nothing is left in the
+    /// pipe.
     fn relay_all(&mut self, listener: &mut Listener, reply: &mut dyn Write) -> io::Result<()> {
         let mut patience = REAP_EVERY;
         loop {
@@ -259,7 +305,12 @@ impl Running {
     }
 
     /// Relays all whole lines, and at the end what is left.
-    fn relay_lines(&mut self, listener: &mut Listener, reply: &mut dyn Write, all: bool) -> io::Result<()> {
+    fn relay_lines(
+        &mut self,
+        listener: &mut Listener,
+        reply: &mut dyn Write,
+        all: bool,
+    ) -> io::Result<()> {
         let whole = self.buffer.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let end = if all || self.buffer.len() > MAX_LINE { self.buffer.len() } else { whole };
         let rest = self.buffer.split_off(end);
@@ -305,8 +356,9 @@ impl Build for Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if !self.ended {
-            // Nix starts ssh so that it survives its parent (`dieWithParent = false`), and an ssh that still tries to connect
-            // would keep descriptor 4 open, which Nix takes for a build that goes on.
+            // Nix starts ssh so that it survives its parent (`dieWithParent = false`), and an ssh
+            // that still tries to connect would keep descriptor 4 open, which Nix takes for a build
+            // that goes on.
             end_descendants(self.child.id());
             let _ = self.child.kill();
             let _ = self.child.wait();
@@ -325,8 +377,9 @@ pub(super) fn end_descendants(pid: u32) {
 fn descendants(pid: u32) -> Vec<rustix::process::Pid> {
     let mut found = Vec::new();
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let children: String =
-        threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok()).collect();
+    let children: String = threads
+        .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok())
+        .collect();
     for child in children.split_ascii_whitespace().filter_map(|text| text.parse::<u32>().ok()) {
         found.extend(descendants(child));
         found.extend(i32::try_from(child).ok().and_then(rustix::process::Pid::from_raw));
@@ -334,13 +387,14 @@ fn descendants(pid: u32) -> Vec<rustix::process::Pid> {
     found
 }
 
-/// Our standard error, which is where a child's standard output goes: our own standard output is the same pipe, but a
-/// careless `println!` somewhere must not find it.
+/// Our standard error, which is where a child's standard output goes: our own standard output is
+/// the same pipe, but a careless `println!` somewhere must not find it.
 fn reply_stream() -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(io::stderr().as_fd(), 6)?)
 }
 
-/// What the stock hook says against a machine, kept back from the client until it is known whether it matters.
+/// What the stock hook says against a machine, kept back from the client until it is known whether
+/// it matters.
 #[derive(Debug, Default)]
 struct Complaints {
     /// The first error.
@@ -359,7 +413,11 @@ impl Complaints {
         if message.get("action").and_then(|action| action.as_str()) != Some("msg") {
             return false;
         }
-        let text = message.get("raw_msg").or_else(|| message.get("msg")).and_then(|text| text.as_str()).unwrap_or_default();
+        let text = message
+            .get("raw_msg")
+            .or_else(|| message.get("msg"))
+            .and_then(|text| text.as_str())
+            .unwrap_or_default();
         let place = match message.get("level").and_then(serde_json::Value::as_u64) {
             Some(0) => &mut self.error,
             Some(1) => &mut self.warning,

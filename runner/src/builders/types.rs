@@ -1,5 +1,5 @@
-//! What a policy is told and what it answers. Mirrors `plugin-sdk/wit/builder-selection-0.1.0`, so that the plugin room only
-//! copies fields.
+//! What a policy is told and what it answers. Mirrors `plugin-sdk/wit/builder-selection-0.1.0`, so
+//! that the plugin room only copies fields.
 
 use serde::{Deserialize, Serialize};
 
@@ -52,7 +52,8 @@ pub const BUILTIN: &str = "builtin";
 
 /// A machine that can take the candidate: its system and features fit.
 ///
-/// On its way to the process of a policy what is not known takes no room: there may be thousands of machines.
+/// On its way to the process of a policy what is not known takes no room: there may be thousands of
+/// machines.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Machine {
@@ -78,7 +79,8 @@ pub struct Machine {
     /// Builds of this package name on this machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub past: Option<PastBuilds>,
-    /// For busy slots whose build has an expected duration: seconds until it should end, the soonest first.
+    /// For busy slots whose build has an expected duration: seconds until it should end, the
+    /// soonest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub busy_seconds: Vec<f64>,
     /// Size of the inputs that are not on that machine yet, where that is known.
@@ -148,7 +150,8 @@ pub struct Decision {
     pub action: Action,
     /// One sentence for people: why.
     pub reason: String,
-    /// The longest to wait before the question is asked again, in milliseconds; none: as long as it takes.
+    /// The longest to wait before the question is asked again, in milliseconds; none: as long as it
+    /// takes.
     pub ask_again_ms: Option<u64>,
 }
 
@@ -162,8 +165,8 @@ impl Decision {
 /// What to do with a candidate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
-    /// These machines, by URI, in this order: the first with a free slot is taken. If all are full, the build waits for one of these and
-    /// for no other.
+    /// These machines, by URI, in this order: the first with a free slot is taken. If all are full,
+    /// the build waits for one of these and for no other.
     Machines(Vec<Text>),
     /// Build here, now or when a slot is free.
     Local,

@@ -9,6 +9,9 @@ use crate::plugin::host_call::{HostCall, RunState};
 impl Host for RunState {
     async fn get(&mut self) -> Result<String> {
         let call = HostCall::new(Need::Config, "get", 0);
-        self.call_without_error(call, |inside| Box::pin(async move { Ok(inside.plugin().config_json.clone()) })).await
+        self.call_without_error(call, |inside| {
+            Box::pin(async move { Ok(inside.plugin().config_json.clone()) })
+        })
+        .await
     }
 }

@@ -1,4 +1,5 @@
-//! How a capability says that it has no result. The choke point turns it into the `error` record of `hookrun:host/types`.
+//! How a capability says that it has no result. The choke point turns it into the `error` record of
+//! `hookrun:host/types`.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! The `log` interface, and the log of one run: bounded, shared with the guest's standard output and error.
+//! The `log` interface, and the log of one run: bounded, shared with the guest's standard output
+//! and error.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -36,7 +37,11 @@ impl RunLog {
     /// Adds a line, or counts it as dropped if it does not fit.
     pub fn push(&self, line: LogLine) {
         let mut log = self.lock();
-        let fields: u64 = line.fields.iter().map(|(key, value)| LINE_COST + (key.len() + value.len()) as u64).sum();
+        let fields: u64 = line
+            .fields
+            .iter()
+            .map(|(key, value)| LINE_COST + (key.len() + value.len()) as u64)
+            .sum();
         let cost = LINE_COST + line.message.len() as u64 + fields;
         if log.bytes + cost > log.allowed {
             log.dropped += 1;

@@ -1,13 +1,16 @@
 //! What plugins are offered: one file for each interface of `hookrun:host`.
 //!
-//! Every capability goes through the same phases: *configure* once per process ([`Services`]), *link* once per engine
-//! (the table in `plugin/host_call/imports.rs`), *grant* per plugin ([`crate::plugin::grants`]), and then the host functions, each of which is one
-//! [`RunState::call`](crate::plugin::host_call::RunState::call). A capability never looks at grants or limits, never counts
-//! and never logs what it was asked: the choke point does that for all of them. Limits that are a capability's own (the size of a mail)
-//! are asked for by name, [`Inside::within`](crate::plugin::host_call::Inside::within).
+//! Every capability goes through the same phases: *configure* once per process ([`Services`]),
+//! *link* once per engine (the table in `plugin/host_call/imports.rs`), *grant* per plugin
+//! ([`crate::plugin::grants`]), and then the host functions, each of which is one
+//! [`RunState::call`](crate::plugin::host_call::RunState::call). A capability never looks at grants
+//! or limits, never counts and never logs what it was asked: the choke point does that for all of
+//! them. Limits that are a capability's own (the size of a mail) are asked for by name,
+//! [`Inside::within`](crate::plugin::host_call::Inside::within).
 //!
-//! To add a capability: its interface in `plugin-sdk/wit`, its file here (types, service, `impl Host for RunState`, tests), a
-//! field in [`Services`], a variant in [`Need`](crate::plugin::grants::Need), and a line in the table of `plugin/host_call/imports.rs`.
+//! To add a capability: its interface in `plugin-sdk/wit`, its file here (types, service, `impl
+//! Host for RunState`, tests), a field in [`Services`], a variant in
+//! [`Need`](crate::plugin::grants::Need), and a line in the table of `plugin/host_call/imports.rs`.
 
 pub mod clock;
 mod config;
@@ -60,7 +63,8 @@ impl Reach {
     }
 }
 
-/// What the capabilities have behind them. Made once per process and configuration, shared by all runs.
+/// What the capabilities have behind them. Made once per process and configuration, shared by all
+/// runs.
 #[derive(Debug, Clone)]
 pub struct Services {
     clock: Arc<dyn clock::Clock>,
@@ -74,8 +78,9 @@ pub struct Services {
 }
 
 impl Services {
-    /// The services of an installation. Opens no connection, and no file but those that `http` grants name (a process behind its walls
-    /// could not, later): a service that cannot work says so when it is used.
+    /// The services of an installation. Opens no connection, and no file but those that `http`
+    /// grants name (a process behind its walls could not, later): a service that cannot work says
+    /// so when it is used.
     pub fn new(config: &Config, dirs: &Dirs) -> Self {
         Self {
             clock: Arc::new(clock::SystemClock::new()),
@@ -143,11 +148,13 @@ impl Services {
         let stores = effective.object_store.iter().map(|name| self.object_stores.reach(name));
         let mails = effective.mail.iter().map(|name| self.mail.reach(name));
         let state = effective.state.then(|| Reach::directory(&dirs.plugin_state()));
-        let http = (!effective.http.is_empty()).then(|| Reach::ports(crate::config::http::ports(&effective.http)));
+        let http = (!effective.http.is_empty())
+            .then(|| Reach::ports(crate::config::http::ports(&effective.http)));
         stores.chain(mails).chain(state).chain(http).fold(Reach::default(), Reach::and)
     }
 
-    /// Reads every secret that `plugin`, with `effective`, uses, and keeps it: this process is about to lose the right to.
+    /// Reads every secret that `plugin`, with `effective`, uses, and keeps it: this process is
+    /// about to lose the right to.
     ///
     /// # Errors
     /// The keys of the configuration that name what cannot be used, and why.

@@ -7,7 +7,8 @@ use rand::Rng as _;
 
 /// A source of random numbers.
 pub trait Random: std::fmt::Debug + Send + Sync {
-    /// Fills `bytes`. What WASI calls insecure comes from here too: guests do not need numbers that are bad.
+    /// Fills `bytes`. What WASI calls insecure comes from here too: guests do not need numbers that
+    /// are bad.
     fn fill(&self, bytes: &mut [u8]);
 }
 

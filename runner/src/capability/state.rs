@@ -1,8 +1,9 @@
 //! The `state` interface: a small durable key-value store for each plugin.
 //!
-//! A run works on a copy: it reads the whole store at its first call (the store is small, [`Limit::StateBytes`]), sees its own
-//! writes at once, and [`Transaction::commit`] puts them into the store in one SQLite transaction when the run returns. A run
-//! that traps or meets a limit is dropped with its copy. Where two runs of one plugin write the same key, the one that returns
+//! A run works on a copy: it reads the whole store at its first call (the store is small,
+//! [`Limit::StateBytes`]), sees its own writes at once, and [`Transaction::commit`] puts them into
+//! the store in one SQLite transaction when the run returns. A run that traps or meets a limit is
+//! dropped with its copy. Where two runs of one plugin write the same key, the one that returns
 //! last wins; a key that a run did not write it never changes.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,7 +60,9 @@ impl Stores {
     pub fn load(&self, plugin: &str) -> Result<Pairs, CapabilityError> {
         match &self.0 {
             Place::Memory(stores) => Ok(lock(stores).get(plugin).cloned().unwrap_or_default()),
-            Place::Directory(directory) => read_file(&file(directory, plugin)).map_err(|error| unusable(plugin, &error)),
+            Place::Directory(directory) => {
+                read_file(&file(directory, plugin)).map_err(|error| unusable(plugin, &error))
+            }
         }
     }
 
@@ -68,7 +71,8 @@ impl Stores {
     /// # Errors
     /// `transient` if the store cannot be written.
     pub fn save(&self, plugin: &str, before: &Pairs, after: &Pairs) -> Result<(), CapabilityError> {
-        let removed = before.keys().filter(|key| !after.contains_key(*key)).map(|key| (key.clone(), None));
+        let removed =
+            before.keys().filter(|key| !after.contains_key(*key)).map(|key| (key.clone(), None));
         let set = after.iter().filter(|(key, value)| before.get(*key) != Some(*value));
         let set = set.map(|(key, value)| (key.clone(), Some(value.clone())));
         let changes: Changes = removed.chain(set).collect();
@@ -95,7 +99,12 @@ impl Stores {
 
     /// A run of `plugin` begins. Reads nothing yet.
     pub fn begin(&self, plugin: &str) -> Transaction {
-        Transaction { place: self.0.clone(), plugin: plugin.to_owned(), pairs: None, written: BTreeSet::new() }
+        Transaction {
+            place: self.0.clone(),
+            plugin: plugin.to_owned(),
+            pairs: None,
+            written: BTreeSet::new(),
+        }
     }
 }
 
@@ -123,10 +132,17 @@ impl Transaction {
         Ok(self.pairs().await?.get(key).cloned())
     }
 
-    async fn set(&mut self, key: String, value: Vec<u8>, context: &PluginContext) -> Result<(), CapabilityError> {
+    async fn set(
+        &mut self,
+        key: String,
+        value: Vec<u8>,
+        context: &PluginContext,
+    ) -> Result<(), CapabilityError> {
         let pairs = self.pairs().await?;
         let others = pairs.iter().filter(|(other, _)| **other != key);
-        let (keys, bytes) = others.fold((0_u64, 0_u64), |(keys, bytes), (key, value)| (keys + 1, bytes + size(key, value)));
+        let (keys, bytes) = others.fold((0_u64, 0_u64), |(keys, bytes), (key, value)| {
+            (keys + 1, bytes + size(key, value))
+        });
         context.within(Limit::StateKeys, keys + 1)?;
         context.within(Limit::StateBytes, bytes + size(&key, &value))?;
         pairs.insert(key.clone(), value);
@@ -142,7 +158,12 @@ impl Transaction {
 
     async fn keys(&mut self, prefix: &str) -> Result<Vec<String>, CapabilityError> {
         let pairs = self.pairs().await?;
-        Ok(pairs.range(prefix.to_owned()..).map(|(key, _)| key).take_while(|key| key.starts_with(prefix)).cloned().collect())
+        Ok(pairs
+            .range(prefix.to_owned()..)
+            .map(|(key, _)| key)
+            .take_while(|key| key.starts_with(prefix))
+            .cloned()
+            .collect())
     }
 
     /// Puts what was written into the store.
@@ -155,8 +176,11 @@ impl Transaction {
             return Ok(());
         }
         let pairs = self.pairs.take().unwrap_or_default();
-        let changes =
-            written.into_iter().map(|key| (pairs.get(&key).cloned(), key)).map(|(value, key)| (key, value)).collect();
+        let changes = written
+            .into_iter()
+            .map(|key| (pairs.get(&key).cloned(), key))
+            .map(|(value, key)| (key, value))
+            .collect();
         self.place.write(&self.plugin, changes).await
     }
 }
@@ -201,7 +225,9 @@ impl Place {
     }
 }
 
-fn lock(stores: &Mutex<BTreeMap<String, Pairs>>) -> std::sync::MutexGuard<'_, BTreeMap<String, Pairs>> {
+fn lock(
+    stores: &Mutex<BTreeMap<String, Pairs>>,
+) -> std::sync::MutexGuard<'_, BTreeMap<String, Pairs>> {
     stores.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -215,7 +241,8 @@ fn change(stores: &mut BTreeMap<String, Pairs>, plugin: &str, changes: Changes) 
     }
 }
 
-/// Plugin names have letters, digits, `-`, `_` and `.`, and no leading `.` (checked by the configuration).
+/// Plugin names have letters, digits, `-`, `_` and `.`, and no leading `.` (checked by the
+/// configuration).
 fn file(directory: &Path, plugin: &str) -> PathBuf {
     directory.join(format!("{plugin}.sqlite"))
 }
@@ -258,17 +285,22 @@ fn read_file(path: &Path) -> rusqlite::Result<Pairs> {
 
 fn write_file(path: &Path, changes: &[(String, Option<Vec<u8>>)]) -> rusqlite::Result<()> {
     let mut connection = open(path)?;
-    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let transaction =
+        connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     for (key, value) in changes {
         match value {
-            Some(value) => transaction.execute("INSERT OR REPLACE INTO pairs (key, value) VALUES (?1, ?2)", (key, value))?,
+            Some(value) => transaction.execute(
+                "INSERT OR REPLACE INTO pairs (key, value) VALUES (?1, ?2)",
+                (key, value),
+            )?,
             None => transaction.execute("DELETE FROM pairs WHERE key = ?1", (key,))?,
         };
     }
     transaction.commit()
 }
 
-/// `user_version` is the format; a later one is refused by the next release instead of being guessed at.
+/// `user_version` is the format; a later one is refused by the next release instead of being
+/// guessed at.
 const FORMAT: i64 = 1;
 
 fn open(path: &Path) -> rusqlite::Result<Connection> {
@@ -276,7 +308,8 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     let format: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     if format > FORMAT {
-        let what = format!("{} has format {format}, this hookrun reads up to {FORMAT}", path.display());
+        let what =
+            format!("{} has format {format}, this hookrun reads up to {FORMAT}", path.display());
         return Err(rusqlite::Error::InvalidPath(PathBuf::from(what)));
     }
     connection.execute_batch(&format!(
@@ -323,6 +356,7 @@ impl Host for RunState {
 
     async fn keys(&mut self, prefix: String) -> wasmtime::Result<Result<Vec<String>, Error>> {
         let call = HostCall::new(Need::State, "keys", prefix.crossing());
-        self.call(call, |mut inside| Box::pin(async move { inside.state().keys(&prefix).await })).await
+        self.call(call, |mut inside| Box::pin(async move { inside.state().keys(&prefix).await }))
+            .await
     }
 }

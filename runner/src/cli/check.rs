@@ -1,4 +1,5 @@
-//! `hookrun check`: does all of the configuration hold? The file, every plugin, every grant, every secret, the state directory.
+//! `hookrun check`: does all of the configuration hold? The file, every plugin, every grant, every
+//! secret, the state directory.
 
 use std::path::Path;
 
@@ -47,7 +48,8 @@ struct Report {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let mut report = Report { config: context.dirs.config.display().to_string(), ..Report::default() };
+    let mut report =
+        Report { config: context.dirs.config.display().to_string(), ..Report::default() };
     match context.config() {
         Ok(config) => {
             let origin = if config.embedded { " (not there: the embedded one)" } else { "" };
@@ -58,12 +60,15 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
             }
             report.good.push(format!("guests run as {}", sandbox::guests(Some(&config))));
             for message in sandbox::problems(&config) {
-                let exit = if config.worker.require_sandbox { Exit::Environment } else { Exit::Done };
+                let exit =
+                    if config.worker.require_sandbox { Exit::Environment } else { Exit::Done };
                 report.problems.push(Problem { exit, message });
             }
             plugins(context, &config, &mut report);
         }
-        Err(error) => report.problems.push(Problem { exit: error.exit, message: error.to_string() }),
+        Err(error) => {
+            report.problems.push(Problem { exit: error.exit, message: error.to_string() })
+        }
     }
     match args.format {
         Format::Json => output::json(&report)?,
@@ -77,15 +82,24 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
             }
         }
     }
-    Ok(report.problems.iter().map(|problem| problem.exit).find(|exit| *exit != Exit::Done).unwrap_or(Exit::Done))
+    Ok(report
+        .problems
+        .iter()
+        .map(|problem| problem.exit)
+        .find(|exit| *exit != Exit::Done)
+        .unwrap_or(Exit::Done))
 }
 
-/// The last thing that is checked: from the middle on this process can open nothing, because guest code is mapped in it, though not run.
+/// The last thing that is checked: from the middle on this process can open nothing, because guest
+/// code is mapped in it, though not run.
 fn plugins(context: &Context, config: &Config, report: &mut Report) {
     let host = Host::new(&context.dirs, Compiler::Contained(config.worker.user.clone()));
-    let wrong = |error: PluginError| Problem { exit: Exit::Configuration, message: error.to_string() };
-    let ready: Vec<_> = config.plugins.values().map(|plugin| host.prepare(plugin, config)).collect();
-    if let Err(error) = Wall::closed(Identity::Powerless).reading(context.dirs.artifacts()).raise() {
+    let wrong =
+        |error: PluginError| Problem { exit: Exit::Configuration, message: error.to_string() };
+    let ready: Vec<_> =
+        config.plugins.values().map(|plugin| host.prepare(plugin, config)).collect();
+    if let Err(error) = Wall::closed(Identity::Powerless).reading(context.dirs.artifacts()).raise()
+    {
         report.problems.push(Problem { exit: Exit::Environment, message: error.to_string() });
         return;
     }
@@ -94,7 +108,12 @@ fn plugins(context: &Context, config: &Config, report: &mut Report) {
             Ok(linked) => {
                 let hooks: Vec<&str> = linked.hooks().iter().map(|hook| hook.as_str()).collect();
                 let metadata = linked.metadata();
-                report.good.push(format!("plugin {name}: {} {}, {}", metadata.name, metadata.version, hooks.join(", ")));
+                report.good.push(format!(
+                    "plugin {name}: {} {}, {}",
+                    metadata.name,
+                    metadata.version,
+                    hooks.join(", ")
+                ));
             }
             Err(error) => report.problems.push(wrong(error)),
         }
@@ -110,7 +129,9 @@ fn services(context: &Context, config: &Config, report: &mut Report) {
     for name in config.signing_keys.keys() {
         match services.signing_keys().public_key(name) {
             Ok(public) => report.good.push(format!("signing key {public}")),
-            Err(error) => report.problems.push(wrong(&["signing-keys", name, "file"], &error.message)),
+            Err(error) => {
+                report.problems.push(wrong(&["signing-keys", name, "file"], &error.message))
+            }
         }
     }
     for name in config.object_stores.keys() {

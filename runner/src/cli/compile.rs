@@ -44,10 +44,16 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let unknown = args.plugins.iter().find(|name| !config.plugins.contains_key(*name));
     if let Some(name) = unknown {
         let hint = crate::config::suggestion(name, config.plugins.keys().map(String::as_str));
-        return Err(CliError::usage(format!("there is no [plugins.{name}] in {}; {hint}", config.path.display())));
+        return Err(CliError::usage(format!(
+            "there is no [plugins.{name}] in {}; {hint}",
+            config.path.display()
+        )));
     }
     let host = Host::new(&context.dirs, Compiler::Contained(config.worker.user.clone()));
-    let wanted = config.plugins.values().filter(|plugin| args.plugins.is_empty() || args.plugins.contains(&plugin.name));
+    let wanted = config
+        .plugins
+        .values()
+        .filter(|plugin| args.plugins.is_empty() || args.plugins.contains(&plugin.name));
     let results: Vec<Compiled> = wanted
         .map(|plugin| {
             let (result, message) = match host.prepare(plugin, &config) {
@@ -67,12 +73,15 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
             for Compiled { plugin, result, message } in &results {
                 match (*result, message) {
                     ("failed", Some(message)) => eprintln!("error: {message}"),
-                    ("not-kept", Some(reason)) => eprintln!("plugin {plugin}: compiled, and cannot be kept: {reason}"),
+                    ("not-kept", Some(reason)) => {
+                        eprintln!("plugin {plugin}: compiled, and cannot be kept: {reason}")
+                    }
                     (result, _) => output::print(&format!("plugin {plugin}: {result}\n"))?,
                 }
             }
         }
     }
-    let failed = results.iter().any(|compiled| compiled.result == "failed" || compiled.result == "not-kept");
+    let failed =
+        results.iter().any(|compiled| compiled.result == "failed" || compiled.result == "not-kept");
     Ok(if failed { Exit::Configuration } else { Exit::Done })
 }

@@ -52,7 +52,12 @@ fn text(findings: &[Finding], colours: bool) -> String {
             Level::Note => ("note", Style::Warning),
             Level::Problem => ("wrong", Style::Bad),
         };
-        let _ = writeln!(text, "{}  {about}: {}", styled(&format!("{word:<5}"), style, colours), printable(words));
+        let _ = writeln!(
+            text,
+            "{}  {about}: {}",
+            styled(&format!("{word:<5}"), style, colours),
+            printable(words)
+        );
     }
     let wrong = findings.iter().filter(|finding| finding.level == Level::Problem).count();
     let verdict = match wrong {

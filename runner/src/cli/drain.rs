@@ -1,4 +1,5 @@
-//! `hookrun drain`, `hookrun daemon` and the worker that a hook starts: the queue's worker with the plugins of the configuration.
+//! `hookrun drain`, `hookrun daemon` and the worker that a hook starts: the queue's worker with the
+//! plugins of the configuration.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -65,7 +66,8 @@ pub(super) fn drain(context: &Context, args: &DrainArgs) -> Result<Exit, CliErro
     let dead_before = open_tasks(context)?.dead;
     let mut summary = loop {
         match work(context, Mode::Drain, &mut |notice| progress.show(&notice)) {
-            // The work is done by the worker that runs; when it leaves before the queue is empty, this one goes on.
+            // The work is done by the worker that runs; when it leaves before the queue is empty,
+            // this one goes on.
             Err(Stop::Held(_)) => {
                 if wait_for_other(context)? {
                     break Summary::default();
@@ -93,7 +95,11 @@ pub(super) fn daemon(context: &Context, _args: &DaemonArgs) -> Result<Exit, CliE
 }
 
 pub(super) fn worker(context: &Context, args: &WorkerArgs) -> Result<Exit, CliError> {
-    let mode = if args.spawned { Mode::Spawned { idle_exit: context.config()?.worker.idle_exit } } else { Mode::Drain };
+    let mode = if args.spawned {
+        Mode::Spawned { idle_exit: context.config()?.worker.idle_exit }
+    } else {
+        Mode::Drain
+    };
     match work(context, mode, &mut |notice| say(&notice)) {
         // Two hooks may start a worker at the same time; one of them serves both.
         Ok(_) | Err(Stop::Held(_)) => Ok(Exit::Done),
@@ -127,7 +133,8 @@ impl From<Stop> for CliError {
 /// How often a running worker's progress is looked at.
 const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
 
-/// Waits while another worker works. True: it has done all that can be done now. False: it has left.
+/// Waits while another worker works. True: it has done all that can be done now. False: it has
+/// left.
 fn wait_for_other(context: &Context) -> Result<bool, CliError> {
     while lock::is_held(&context.dirs.worker_lock()) {
         // The spool first: an event that leaves it is in the journal already.
@@ -149,17 +156,26 @@ pub(super) fn open_tasks(context: &Context) -> Result<Open, CliError> {
     }
 }
 
-fn work(context: &Context, mode: Mode, observer: &mut (dyn FnMut(Notice<'_>) + Send)) -> Result<Summary, Stop> {
+fn work(
+    context: &Context,
+    mode: Mode,
+    observer: &mut (dyn FnMut(Notice<'_>) + Send),
+) -> Result<Summary, Stop> {
     let executor = Supervisor::new(context.config()?, &context.dirs);
-    // The worker reads pipes and writes its journal; guests run in other processes. With more threads they would only wake each other.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::environment)?;
+    // The worker reads pipes and writes its journal; guests run in other processes. With more
+    // threads they would only wake each other.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CliError::environment)?;
     runtime.block_on(async {
         let stop = worker::asked_to_stop().map_err(CliError::environment)?;
-        worker::run(&context.dirs, Arc::new(executor), Options::new(mode), stop, observer).await.map_err(|error| match error
-        {
-            WorkerError::Lock(held @ LockError::Held { .. }) => Stop::Held(held),
-            other => Stop::Failed(CliError::environment(other)),
-        })
+        worker::run(&context.dirs, Arc::new(executor), Options::new(mode), stop, observer)
+            .await
+            .map_err(|error| match error {
+                WorkerError::Lock(held @ LockError::Held { .. }) => Stop::Held(held),
+                other => Stop::Failed(CliError::environment(other)),
+            })
     })
 }
 
@@ -194,12 +210,20 @@ fn text(summary: &Summary) -> String {
         parts.push(format!("{rejected} spool files set aside (hookrun status says where)"));
     }
     if open.refused > 0 {
-        parts.push(format!("{} kept until the configuration is right (hookrun status says why)", open.refused));
+        parts.push(format!(
+            "{} kept until the configuration is right (hookrun status says why)",
+            open.refused
+        ));
     }
     if open.waiting > 0 {
-        let next =
-            open.next_ms.map(|time| format!(", the next in {}", output::duration(time.saturating_sub(now_ms()).max(1))));
-        parts.push(format!("{} wait for their next attempt{}", open.waiting, next.unwrap_or_default()));
+        let next = open.next_ms.map(|time| {
+            format!(", the next in {}", output::duration(time.saturating_sub(now_ms()).max(1)))
+        });
+        parts.push(format!(
+            "{} wait for their next attempt{}",
+            open.waiting,
+            next.unwrap_or_default()
+        ));
     }
     if open.dead > 0 {
         parts.push(format!("{} given up in all (hookrun log --outcome dead)", open.dead));
@@ -216,7 +240,9 @@ impl Progress {
     fn new(terminal: bool) -> Self {
         let bar = terminal.then(|| {
             let bar = ProgressBar::new(0);
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {bar:30} {pos}/{len} tasks  {wide_msg}") {
+            if let Ok(style) =
+                ProgressStyle::with_template("{spinner} {bar:30} {pos}/{len} tasks  {wide_msg}")
+            {
                 bar.set_style(style);
             }
             bar
@@ -228,7 +254,9 @@ impl Progress {
         if let Some(bar) = &self.bar {
             match notice {
                 Notice::Took { tasks, .. } => bar.inc_length(*tasks as u64),
-                Notice::Began { event, plugin, .. } => bar.set_message(format!("{plugin} on {}", printable(event.name()))),
+                Notice::Began { event, plugin, .. } => {
+                    bar.set_message(format!("{plugin} on {}", printable(event.name())))
+                }
                 Notice::Ended { .. } => {
                     // Tasks of earlier workers were not counted when they were taken.
                     if bar.length().is_none_or(|length| bar.position() >= length) {

@@ -35,7 +35,8 @@ impl CliError {
 }
 
 impl std::fmt::Display for CliError {
-    /// One line: the causes joined by colons, without those that the text before them tells already; what is on several lines folded.
+    /// One line: the causes joined by colons, without those that the text before them tells
+    /// already; what is on several lines folded.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut text = String::new();
         for cause in self.source.chain() {

@@ -1,7 +1,9 @@
-//! The journal as it grows, for `hookrun log --follow`: new attempts, also when a worker sets a damaged journal aside and begins another.
+//! The journal as it grows, for `hookrun log --follow`: new attempts, also when a worker sets a
+//! damaged journal aside and begins another.
 //!
-//! It looks at SQLite's `data_version` a few times a second, which costs a read of shared memory: a watch of the directory would
-//! report every write of the log, and would have to be made again for each new file.
+//! It looks at SQLite's `data_version` a few times a second, which costs a read of shared memory: a
+//! watch of the directory would report every write of the log, and would have to be made again for
+//! each new file.
 
 use crate::dirs::Dirs;
 use crate::queue::journal::{self, AttemptRow, FileId, Journal, JournalError, LogFilter};
@@ -19,7 +21,8 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    /// Follows what `filter` admits; its `limit` counts for what is there already, which [`Follower::first`] gives.
+    /// Follows what `filter` admits; its `limit` counts for what is there already, which
+    /// [`Follower::first`] gives.
     pub(super) fn new(dirs: &Dirs, filter: LogFilter) -> Self {
         Self { dirs: dirs.clone(), filter, journal: None, file: None, version: None, seen: 0 }
     }
@@ -35,7 +38,8 @@ impl Follower {
         rows
     }
 
-    /// What has come since the last look. A journal that cannot be read just now (it is being set aside, or made) has nothing new.
+    /// What has come since the last look. A journal that cannot be read just now (it is being set
+    /// aside, or made) has nothing new.
     pub(super) fn next(&mut self) -> Vec<AttemptRow> {
         self.look(None).unwrap_or_else(|_| {
             // Opened anew at the next look, and read on from where this one was.
@@ -88,7 +92,12 @@ mod tests {
 
     fn attempt(journal: &mut Journal, name: &str, done: bool) {
         let event = post_build(name);
-        journal.take(&[Incoming { event: &event, uid: 0, plugins: vec!["cache".into()], rooted: 0 }], 1).unwrap();
+        journal
+            .take(
+                &[Incoming { event: &event, uid: 0, plugins: vec!["cache".into()], rooted: 0 }],
+                1,
+            )
+            .unwrap();
         let task = Task { plugin: "cache".into(), event: event.clone() };
         let number = journal.step(&[], &[task], 2).unwrap().1.remove(0).unwrap().number;
         let outcome = if done {
@@ -98,7 +107,8 @@ mod tests {
         };
         let report = RunReport { outcome, usage: Usage::default(), log: Vec::new() };
         let attempt = Attempt { event: &event.id, plugin: "cache", number, start_ms: 2, end_ms: 3 };
-        let ended = Ended { attempt, report: &report, next: if done { Next::Done } else { Next::Dead } };
+        let ended =
+            Ended { attempt, report: &report, next: if done { Next::Done } else { Next::Dead } };
         journal.step(&[ended], &[], 3).unwrap();
     }
 
@@ -110,7 +120,8 @@ mod tests {
     fn new_attempts_once_each_and_those_of_a_journal_that_takes_the_place() {
         let directory = tempfile::tempdir().unwrap();
         let dirs = Dirs { config: directory.path().join("c"), state: directory.path().to_owned() };
-        let mut follower = Follower::new(&dirs, LogFilter { limit: Some(1), ..LogFilter::default() });
+        let mut follower =
+            Follower::new(&dirs, LogFilter { limit: Some(1), ..LogFilter::default() });
         assert!(follower.first().unwrap().is_empty(), "no journal yet");
         let (mut journal, _) = Journal::open(&dirs).unwrap();
         attempt(&mut journal, "a", true);
@@ -125,7 +136,10 @@ mod tests {
         let (mut journal, _) = Journal::open(&dirs).unwrap();
         attempt(&mut journal, "d", true);
         assert_eq!(names(follower.next()), ["d"]);
-        let mut dead = Follower::new(&dirs, LogFilter { outcome: Some(journal::EndedAs::Dead), ..LogFilter::default() });
+        let mut dead = Follower::new(
+            &dirs,
+            LogFilter { outcome: Some(journal::EndedAs::Dead), ..LogFilter::default() },
+        );
         assert!(dead.first().unwrap().is_empty());
         attempt(&mut journal, "e", false);
         assert_eq!(names(dead.next()), ["e"]);

@@ -137,8 +137,10 @@ struct ConfigKey {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let subject = Subject::find(&args.plugin, &context.dirs.config, &[], &[]).map_err(super::test::subject_error)?;
-    let configured = !std::path::Path::new(&args.plugin).is_file() && !args.plugin.starts_with("bundled:");
+    let subject = Subject::find(&args.plugin, &context.dirs.config, &[], &[])
+        .map_err(super::test::subject_error)?;
+    let configured =
+        !std::path::Path::new(&args.plugin).is_file() && !args.plugin.starts_with("bundled:");
     let report = gather(&subject, configured)?;
     match args.format {
         Format::Json => output::json(&report)?,
@@ -150,8 +152,9 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
 fn gather(subject: &Subject, configured: bool) -> Result<Report, CliError> {
     let Subject { plugin, config } = subject;
     let wasm = subject.component().map_err(super::test::subject_error)?;
-    let description = metadata::describe(&wasm)
-        .map_err(|reason| CliError::configuration(format!("plugin `{}` ({}) {reason}", plugin.name, plugin.source)))?;
+    let description = metadata::describe(&wasm).map_err(|reason| {
+        CliError::configuration(format!("plugin `{}` ({}) {reason}", plugin.name, plugin.source))
+    })?;
     let opened = Artifact::open(plugin, config);
     let metadata = &description.metadata;
     let hooks = |hooks: &[HookKind]| hooks.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -183,10 +186,17 @@ fn place(config: &Config, keys: &[&str]) -> Place {
     Place { file: config.path.display().to_string(), line: config.line_of(keys) }
 }
 
-fn capabilities(config: &Config, plugin: &Plugin, wants: &Wants, configured: bool) -> Vec<Capability> {
-    // A plugin outside of a configuration is granted what it wants to see whether it loads; nobody has granted it anything.
+fn capabilities(
+    config: &Config,
+    plugin: &Plugin,
+    wants: &Wants,
+    configured: bool,
+) -> Vec<Capability> {
+    // A plugin outside of a configuration is granted what it wants to see whether it loads; nobody
+    // has granted it anything.
     let grant = if configured { plugin.grant.clone() } else { Grant::default() };
-    let Effective { nix_store, object_store, signing, mail, state, http, policy: _ } = Effective::of(wants, &grant);
+    let Effective { nix_store, object_store, signing, mail, state, http, policy: _ } =
+        Effective::of(wants, &grant);
     let places = |grants: &[HttpGrant]| grants.iter().map(ToString::to_string).collect::<Vec<_>>();
     let yes = |granted: bool| if granted { vec!["yes".to_owned()] } else { Vec::new() };
     let scope = |scope: StoreScope| match scope {
@@ -205,7 +215,8 @@ fn capabilities(config: &Config, plugin: &Plugin, wants: &Wants, configured: boo
         Want::Optional => "optional",
         Want::Required => "required",
     };
-    let wanted_scope = if wants.nix_store == StoreScope::None { "no" } else { word(wants.nix_store) };
+    let wanted_scope =
+        if wants.nix_store == StoreScope::None { "no" } else { word(wants.nix_store) };
     let row = |name, wanted, granted: Vec<String>, effective: Vec<String>| {
         let keys = ["plugins", plugin.name.as_str(), "grant", name];
         let decided_by = if wanted == "no" {
@@ -243,7 +254,10 @@ fn limits(config: &Config, plugin: &Plugin) -> Vec<LimitRow> {
         default: limit.default(),
         limit: *limit,
         decided_by: if plugin.limits.is_set(*limit) {
-            Decision::Configuration(place(config, &["plugins", &plugin.name, "limits", limit.key()]))
+            Decision::Configuration(place(
+                config,
+                &["plugins", &plugin.name, "limits", limit.key()],
+            ))
         } else {
             Decision::Hookrun
         },
@@ -254,7 +268,9 @@ fn limits(config: &Config, plugin: &Plugin) -> Vec<LimitRow> {
 
 /// The properties of a JSON schema's object, one level deep, as a table can show them.
 fn config_keys(schema: Option<&serde_json::Value>) -> Vec<ConfigKey> {
-    let Some(properties) = schema.and_then(|schema| schema.get("properties")?.as_object()) else { return Vec::new() };
+    let Some(properties) = schema.and_then(|schema| schema.get("properties")?.as_object()) else {
+        return Vec::new();
+    };
     let required = |key: &str| {
         let names = schema.and_then(|schema| schema.get("required")?.as_array());
         names.is_some_and(|names| names.iter().any(|name| name == key))
@@ -263,7 +279,11 @@ fn config_keys(schema: Option<&serde_json::Value>) -> Vec<ConfigKey> {
         key: key.clone(),
         required: required(key),
         default: property.get("default").cloned(),
-        description: property.get("description").and_then(|text| text.as_str()).unwrap_or_default().to_owned(),
+        description: property
+            .get("description")
+            .and_then(|text| text.as_str())
+            .unwrap_or_default()
+            .to_owned(),
     };
     properties.iter().map(row).collect()
 }
@@ -273,7 +293,8 @@ fn text(report: &Report, colours: bool) -> String {
     let heading = |words: &str| styled(words, Style::Strong, colours);
     let faint = |words: &str| styled(words, Style::Faint, colours);
     let identity = format!("{} {}", heading(&printable(&report.name)), printable(&report.version));
-    let _ = writeln!(text, "{}", format!("{identity}  {}", printable(&report.description)).trim_end());
+    let _ =
+        writeln!(text, "{}", format!("{identity}  {}", printable(&report.description)).trim_end());
     let mut rows = vec![
         vec![faint("source"), report.source.clone()],
         vec![faint("digest"), report.digest.clone()],
@@ -281,7 +302,10 @@ fn text(report: &Report, colours: bool) -> String {
         vec![faint("hooks"), hooks(report)],
     ];
     if report.order != TaskOrder::Any {
-        rows.push(vec![faint("order"), format!("{}, by {}", report.order, report.order_decided_by)]);
+        rows.push(vec![
+            faint("order"),
+            format!("{}, by {}", report.order, report.order_decided_by),
+        ]);
     }
     if let Some(place) = &report.configured_in {
         rows.push(vec![faint("configured in"), place.to_string()]);
@@ -290,7 +314,9 @@ fn text(report: &Report, colours: bool) -> String {
     let head = |words: &[&str]| words.iter().map(|word| faint(word)).collect::<Vec<_>>();
     let _ = writeln!(text, "\n{}", heading("capabilities"));
     let mut rows = vec![head(&["", "wanted", "granted", "effective", "decided by"])];
-    let names = |names: &[String]| if names.is_empty() { "no".to_owned() } else { printable(&names.join(", ")) };
+    let names = |names: &[String]| {
+        if names.is_empty() { "no".to_owned() } else { printable(&names.join(", ")) }
+    };
     for Capability { name, wanted, granted, effective, decided_by } in &report.capabilities {
         let style = if effective.is_empty() { Style::Faint } else { Style::Good };
         rows.push(vec![
@@ -326,7 +352,12 @@ fn text(report: &Report, colours: bool) -> String {
         text.push_str(&output::table(&rows));
     }
     if let Some(problem) = &report.problem {
-        let _ = writeln!(text, "\n{}: {}", styled("does not load", Style::Bad, colours), printable(problem));
+        let _ = writeln!(
+            text,
+            "\n{}: {}",
+            styled("does not load", Style::Bad, colours),
+            printable(problem)
+        );
     }
     text
 }
@@ -334,7 +365,11 @@ fn text(report: &Report, colours: bool) -> String {
 /// What it exports, and what of that is served if it is not all.
 fn hooks(report: &Report) -> String {
     let all = report.hooks.join(", ");
-    if report.serves == report.hooks { all } else { format!("{all}; serves {} only", report.serves.join(", ")) }
+    if report.serves == report.hooks {
+        all
+    } else {
+        format!("{all}; serves {} only", report.serves.join(", "))
+    }
 }
 
 #[cfg(test)]
@@ -368,7 +403,12 @@ hooks = ["diff"]
         let report = gather(&subject, !name.starts_with("bundled:")).unwrap();
         // What changes with every build of the plugin.
         assert_eq!(report.digest.len(), 64);
-        Report { digest: "DIGEST".to_owned(), bytes: 200 << 10, imports: vec!["wasi:io/poll@0.2.12".to_owned()], ..report }
+        Report {
+            digest: "DIGEST".to_owned(),
+            bytes: 200 << 10,
+            imports: vec!["wasi:io/poll@0.2.12".to_owned()],
+            ..report
+        }
     }
 
     #[test]

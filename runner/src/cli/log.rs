@@ -10,12 +10,22 @@ use crate::event::Origin;
 use crate::exit_code::Exit;
 use crate::queue::journal::{AttemptRow, EndedAs, LogFilter};
 
-/// How often `--follow` looks for new attempts: soon enough for a person, and next to nothing for the machine.
+/// How often `--follow` looks for new attempts: soon enough for a person, and next to nothing for
+/// the machine.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// The words of `--outcome`: the classes of an attempt, and `dead` for tasks that were given up.
-const OUTCOMES: [&str; 9] =
-    ["done", "transient", "permanent", "trapped", "limit", "refused", "interrupted", "failed", "dead"];
+const OUTCOMES: [&str; 9] = [
+    "done",
+    "transient",
+    "permanent",
+    "trapped",
+    "limit",
+    "refused",
+    "interrupted",
+    "failed",
+    "dead",
+];
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -113,7 +123,11 @@ fn text(rows: &[AttemptRow], verbose: bool, colours: bool) -> String {
             let _ = write!(text, ", {}", printable(&row.origin));
         }
         if let Some(usage) = &row.usage {
-            let _ = write!(text, ", {}", output::duration(u64::try_from(usage.wall.as_millis()).unwrap_or(u64::MAX)));
+            let _ = write!(
+                text,
+                ", {}",
+                output::duration(u64::try_from(usage.wall.as_millis()).unwrap_or(u64::MAX))
+            );
         }
         text.push_str(")\n");
         let _ = writeln!(text, "    {}", printable(&row.message));
@@ -122,7 +136,10 @@ fn text(rows: &[AttemptRow], verbose: bool, colours: bool) -> String {
                 let _ = writeln!(text, "    given up");
             }
             ("refused", _) => {
-                let _ = writeln!(text, "    kept; tried again when a worker starts, as `hookrun drain` does");
+                let _ = writeln!(
+                    text,
+                    "    kept; tried again when a worker starts, as `hookrun drain` does"
+                );
             }
             ("pending", Some(when)) => {
                 let _ = writeln!(text, "    tried again at {}", output::time(when));

@@ -1,7 +1,7 @@
 //! The command line: arguments -> a plan -> the library -> an exit code. One file a command.
 //!
-//! Data goes to standard output, everything else to standard error. Hooks do not come through here: [`crate::role`] knows them
-//! before an argument parser is touched.
+//! Data goes to standard output, everything else to standard error. Hooks do not come through here:
+//! [`crate::role`] knows them before an argument parser is touched.
 
 mod builders;
 mod check;
@@ -124,7 +124,9 @@ enum Command {
 
 /// Documented here for `--help`; [`crate::role`] acts on it before this parser runs.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Nix sets the environment and the arguments; see `man hookrun` for what each hook expects.")]
+#[command(
+    after_help = "Nix sets the environment and the arguments; see `man hookrun` for what each hook expects."
+)]
 struct HookArgs {
     /// Which hook
     #[arg(value_parser = ["post-build", "diff", "build-hook"])]

@@ -1,4 +1,5 @@
-//! What commands print: text for people, JSON for programs. Colours only on a terminal and without `NO_COLOR`.
+//! What commands print: text for people, JSON for programs. Colours only on a terminal and without
+//! `NO_COLOR`.
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
@@ -42,7 +43,8 @@ pub(super) fn print(text: &str) -> Result<(), CliError> {
 
 /// May standard output have colours?
 pub(super) fn colours() -> bool {
-    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    std::io::stdout().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// How a word is shown.
@@ -84,7 +86,9 @@ pub(super) fn style_of(word: &str) -> Style {
 pub(super) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
-        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| width(cell)).max().unwrap_or(0))
+        .map(|column| {
+            rows.iter().filter_map(|row| row.get(column)).map(|cell| width(cell)).max().unwrap_or(0)
+        })
         .collect();
     let mut text = String::new();
     for row in rows {
@@ -124,10 +128,10 @@ pub(super) fn fields(fields: &[(String, String)]) -> String {
 
 /// A time in milliseconds since 1970, as local time.
 pub(super) fn time(ms: u64) -> String {
-    i64::try_from(ms)
-        .ok()
-        .and_then(chrono::DateTime::from_timestamp_millis)
-        .map_or_else(|| ms.to_string(), |time| time.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M:%S").to_string())
+    i64::try_from(ms).ok().and_then(chrono::DateTime::from_timestamp_millis).map_or_else(
+        || ms.to_string(),
+        |time| time.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M:%S").to_string(),
+    )
 }
 
 /// A duration in milliseconds with the two coarsest units that say something: `2h 5m`, `310ms`.

@@ -17,7 +17,8 @@ use crate::queue::{lock, roots, spool};
 
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(100);
-/// Characters of an event's id in a list: they tell apart what a person sees at once, and are taken as they are.
+/// Characters of an event's id in a list: they tell apart what a person sees at once, and are taken
+/// as they are.
 const SHORT_ID: usize = 13;
 
 #[derive(Debug, clap::Subcommand)]
@@ -26,7 +27,8 @@ pub(super) enum Command {
     List(ListArgs),
     /// One event with its tasks and their attempts
     Show(ShowArgs),
-    /// Give tasks that were given up or refused all their attempts again, and those that wait their time now
+    /// Give tasks that were given up or refused all their attempts again, and those that wait their
+    /// time now
     Retry(ChangeArgs),
     /// Remove tasks that were given up, were refused or wait; the log keeps their attempts
     Drop(ChangeArgs),
@@ -164,13 +166,19 @@ fn table(tasks: &[TaskRow], colours: bool) -> String {
 
 /// The derivation's name, and who told of it where that was no hook.
 fn name(task: &TaskRow) -> String {
-    if task.origin == Origin::Hook.as_str() { task.name.clone() } else { format!("{} ({})", task.name, task.origin) }
+    if task.origin == Origin::Hook.as_str() {
+        task.name.clone()
+    } else {
+        format!("{} ({})", task.name, task.origin)
+    }
 }
 
 /// The state in words, with the time for what waits.
 fn state(task: &TaskRow) -> String {
     match (task.state.as_str(), task.not_before_ms) {
-        ("pending", Some(when)) if when > now_ms() => format!("waits {}", output::duration(when - now_ms())),
+        ("pending", Some(when)) if when > now_ms() => {
+            format!("waits {}", output::duration(when - now_ms()))
+        }
         ("pending", _) => "due".to_owned(),
         (state, _) => state.to_owned(),
     }
@@ -186,7 +194,8 @@ struct Shown {
 }
 
 fn show(context: &Context, args: &ShowArgs) -> Result<Exit, CliError> {
-    let Some(journal) = Journal::open_read_only(&context.dirs).map_err(CliError::environment)? else {
+    let Some(journal) = Journal::open_read_only(&context.dirs).map_err(CliError::environment)?
+    else {
         return Err(CliError::environment(anyhow::anyhow!(
             "there is no journal yet; a worker makes it, such as `hookrun drain`"
         )));
@@ -196,7 +205,12 @@ fn show(context: &Context, args: &ShowArgs) -> Result<Exit, CliError> {
     let mut ids: Vec<&str> = tasks.iter().map(|task| task.event.as_str()).collect();
     ids.dedup();
     let id = match ids.as_slice() {
-        [] => return Err(CliError::usage(format!("no event begins with `{}`; see `hookrun queue list --all`", args.event))),
+        [] => {
+            return Err(CliError::usage(format!(
+                "no event begins with `{}`; see `hookrun queue list --all`",
+                args.event
+            )));
+        }
         [one] => (*one).to_owned(),
         many => {
             let message = format!(
@@ -210,7 +224,8 @@ fn show(context: &Context, args: &ShowArgs) -> Result<Exit, CliError> {
     };
     let mut attempts = journal.log(&LogFilter::default()).map_err(CliError::environment)?;
     attempts.retain(|attempt| attempt.event == id);
-    let shown = Shown { event: journal.event(&id).map_err(CliError::environment)?, tasks, attempts };
+    let shown =
+        Shown { event: journal.event(&id).map_err(CliError::environment)?, tasks, attempts };
     match args.format {
         Format::Json => output::json(&shown)?,
         Format::Text => output::print(&text(&id, &shown, output::colours()))?,
@@ -238,7 +253,12 @@ fn text(id: &str, shown: &Shown, colours: bool) -> String {
         let _ = writeln!(text, "\n{}  {word}", styled(&task.plugin, Style::Strong, colours));
         for attempt in shown.attempts.iter().filter(|attempt| attempt.plugin == task.plugin) {
             let class = styled(&attempt.class, style_of(&attempt.class), colours);
-            let _ = writeln!(text, "  {}  attempt {}  {class}", output::time(attempt.end_ms), attempt.number);
+            let _ = writeln!(
+                text,
+                "  {}  attempt {}  {class}",
+                output::time(attempt.end_ms),
+                attempt.number
+            );
             let _ = writeln!(text, "    {}", printable(&attempt.message));
         }
     }
@@ -258,7 +278,9 @@ fn change(context: &Context, which: &Which, change: Change) -> Result<Exit, CliE
             "which tasks? name events, or write --dead, --plugin NAME or --derivation TEXT (`hookrun queue list` shows them)".to_owned(),
         ));
     }
-    let Some(mut journal) = Journal::open_to_change(&context.dirs).map_err(CliError::environment)? else {
+    let Some(mut journal) =
+        Journal::open_to_change(&context.dirs).map_err(CliError::environment)?
+    else {
         output::print("no tasks\n")?;
         return Ok(Exit::Failed);
     };
@@ -268,15 +290,20 @@ fn change(context: &Context, which: &Which, change: Change) -> Result<Exit, CliE
         let (event, plugin) = (task.event.as_str(), task.plugin.as_str());
         let changed = match change {
             Change::Retry => {
-                let changed = journal.revive(event, plugin, now_ms()).map_err(CliError::environment)?;
-                if changed && let Some(event) = journal.event(event).map_err(CliError::environment)? {
-                    // Its roots went when it had ended; what was collected since cannot be had back, and the plugin will say so.
+                let changed =
+                    journal.revive(event, plugin, now_ms()).map_err(CliError::environment)?;
+                if changed
+                    && let Some(event) = journal.event(event).map_err(CliError::environment)?
+                {
+                    // Its roots went when it had ended; what was collected since cannot be had
+                    // back, and the plugin will say so.
                     roots::make(&event);
                 }
                 changed
             }
             Change::Drop => {
-                let (changed, ended) = journal.discard(event, plugin, now_ms()).map_err(CliError::environment)?;
+                let (changed, ended) =
+                    journal.discard(event, plugin, now_ms()).map_err(CliError::environment)?;
                 if ended && let Some(event) = journal.event(event).map_err(CliError::environment)? {
                     roots::remove(&event);
                 }
@@ -297,7 +324,9 @@ fn change(context: &Context, which: &Which, change: Change) -> Result<Exit, CliE
         if lock::is_held(&context.dirs.worker_lock()) {
             wake(context);
         } else {
-            output::print("no worker runs: `hookrun drain` does them now, or the next hook's worker\n")?;
+            output::print(
+                "no worker runs: `hookrun drain` does them now, or the next hook's worker\n",
+            )?;
         }
     }
     Ok(Exit::Done)
@@ -320,24 +349,32 @@ fn wait(context: &Context, args: &WaitArgs) -> Result<Exit, CliError> {
         let Open { due, waiting, running, refused, dead, next_ms } = open_tasks(context)?;
         let open = spooled as u64 + due + waiting + running;
         if let Some(bar) = &bar {
-            let next = next_ms.filter(|_| running + due == 0).map(|when| output::duration(when.saturating_sub(now_ms())));
+            let next = next_ms
+                .filter(|_| running + due == 0)
+                .map(|when| output::duration(when.saturating_sub(now_ms())));
             let next = next.map(|next| format!(", next attempt in {next}")).unwrap_or_default();
             bar.set_message(format!("{open} left, {running} running{next}"));
             bar.tick();
         }
         let ended = if open == 0 {
             let failed = dead > dead_before || refused > 0;
-            let verdict =
-                if failed { "something was given up or refused: see `hookrun status`\n" } else { "nothing is left to do\n" };
+            let verdict = if failed {
+                "something was given up or refused: see `hookrun status`\n"
+            } else {
+                "nothing is left to do\n"
+            };
             Some((if failed { Exit::Failed } else { Exit::Done }, verdict.to_owned()))
         } else if args.timeout.is_some_and(|timeout| begun.elapsed() >= timeout) {
             Some((
                 Exit::Failed,
-                format!("the time is over, and {open} tasks or events are left: see `hookrun queue list`\n"),
+                format!(
+                    "the time is over, and {open} tasks or events are left: see `hookrun queue list`\n"
+                ),
             ))
         } else if !lock::is_held(&context.dirs.worker_lock()) && !has_come(context) {
-            let message =
-                format!("{open} tasks or events are left and no worker runs; run `hookrun drain`, or start the service");
+            let message = format!(
+                "{open} tasks or events are left and no worker runs; run `hookrun drain`, or start the service"
+            );
             return Err(CliError::environment(anyhow::Error::msg(message)));
         } else {
             None
@@ -357,6 +394,7 @@ fn wait(context: &Context, args: &WaitArgs) -> Result<Exit, CliError> {
 fn has_come(context: &Context) -> bool {
     (0..20).any(|_| {
         std::thread::sleep(LOOK);
-        lock::is_held(&context.dirs.worker_lock()) || open_tasks(context).is_ok_and(|open| open == Open::default())
+        lock::is_held(&context.dirs.worker_lock())
+            || open_tasks(context).is_ok_and(|open| open == Open::default())
     })
 }

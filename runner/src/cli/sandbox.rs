@@ -11,7 +11,8 @@ pub(super) fn guests(config: Option<&Config>) -> String {
         Some(Err(_)) => "nobody: `user` is wrong".to_owned(),
         Some(Ok(Identity::Powerless)) | None => {
             let user = rustix::process::geteuid();
-            let better = if user.is_root() { "; better `user = \"hookrun\"` under [worker]" } else { "" };
+            let better =
+                if user.is_root() { "; better `user = \"hookrun\"` under [worker]" } else { "" };
             format!("uid {} without capabilities{better}", user.as_raw())
         }
     }

@@ -9,7 +9,9 @@ use super::{Cli, CliError};
 use crate::exit_code::Exit;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  hookrun completions bash > /usr/share/bash-completion/completions/hookrun")]
+#[command(
+    after_help = "Example:\n  hookrun completions bash > /usr/share/bash-completion/completions/hookrun"
+)]
 pub(super) struct CompletionsArgs {
     /// The shell
     shell: clap_complete::Shell,
@@ -33,7 +35,10 @@ pub(super) fn man(args: &ManArgs) -> Result<Exit, CliError> {
     std::fs::create_dir_all(&args.directory)
         .and_then(|()| clap_mangen::generate_to(Cli::command(), &args.directory))
         .with_context(|| {
-            format!("cannot write manual pages to {}; name a directory you may write to", args.directory.display())
+            format!(
+                "cannot write manual pages to {}; name a directory you may write to",
+                args.directory.display()
+            )
         })
         .map_err(CliError::environment)?;
     Ok(Exit::Done)

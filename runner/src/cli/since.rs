@@ -4,8 +4,8 @@ use chrono::{DateTime, Local, NaiveDate, NaiveTime, TimeZone as _};
 
 use crate::event::now_ms;
 
-/// Milliseconds since 1970 of `text`: a duration before now (`90s`, `2h`, `3d`), a time as RFC 3339 writes it
-/// (`2026-11-23T06:00:00+01:00`), or a local date (`2026-11-23`).
+/// Milliseconds since 1970 of `text`: a duration before now (`90s`, `2h`, `3d`), a time as RFC 3339
+/// writes it (`2026-11-23T06:00:00+01:00`), or a local date (`2026-11-23`).
 ///
 /// # Errors
 /// It is none of these.
@@ -17,14 +17,20 @@ fn parse_at(text: &str, now_ms: u64) -> Result<u64, String> {
     if let Ok(duration) = humantime::parse_duration(text) {
         return Ok(now_ms.saturating_sub(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)));
     }
-    let time = DateTime::parse_from_rfc3339(text).map(|time| time.with_timezone(&Local)).ok().or_else(|| {
-        let date = text.parse::<NaiveDate>().ok()?;
-        Local.from_local_datetime(&date.and_time(NaiveTime::MIN)).earliest()
-    });
+    let time = DateTime::parse_from_rfc3339(text)
+        .map(|time| time.with_timezone(&Local))
+        .ok()
+        .or_else(|| {
+            let date = text.parse::<NaiveDate>().ok()?;
+            Local.from_local_datetime(&date.and_time(NaiveTime::MIN)).earliest()
+        });
     match time {
         // What lies before 1970 is before everything.
         Some(time) => Ok(u64::try_from(time.timestamp_millis()).unwrap_or(0)),
-        None => Err("no time: write `2h` or `3d`, a date such as 2026-11-23, or 2026-11-23T06:00:00Z".to_owned()),
+        None => {
+            Err("no time: write `2h` or `3d`, a date such as 2026-11-23, or 2026-11-23T06:00:00Z"
+                .to_owned())
+        }
     }
 }
 

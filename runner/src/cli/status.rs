@@ -23,7 +23,8 @@ const SHOWN_REASONS: usize = 3;
 const RECENT: Duration = Duration::from_hours(24);
 /// The shortest time between two looks: a look counts all tasks.
 const SHORTEST: Duration = Duration::from_millis(100);
-/// Home, and clear what is below (ECMA-48 sections 8.3.21 and 8.3.39): what was there stays on the screen when the command is ended.
+/// Home, and clear what is below (ECMA-48 sections 8.3.21 and 8.3.39): what was there stays on the
+/// screen when the command is ended.
 const REDRAW: &str = "\u{1b}[H\u{1b}[J";
 
 #[derive(Debug, clap::Args)]
@@ -73,7 +74,8 @@ struct Status {
     rejected: usize,
     /// Milliseconds since Nix called the hook for the oldest task that has not ended.
     oldest_age_ms: Option<u64>,
-    /// When the worker last took up a change of configuration, plugins or secrets; milliseconds since 1970.
+    /// When the worker last took up a change of configuration, plugins or secrets; milliseconds
+    /// since 1970.
     refreshed_ms: Option<u64>,
     /// What keeps the outputs of unfinished events from the garbage collector.
     roots: Roots,
@@ -102,7 +104,11 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
             Format::Text => {
                 let head = output::time(now_ms());
                 let body = text(&status, output::colours());
-                let shown = if terminal { format!("{REDRAW}{head}\n\n{body}") } else { format!("--- {head}\n{body}\n") };
+                let shown = if terminal {
+                    format!("{REDRAW}{head}\n\n{body}")
+                } else {
+                    format!("--- {head}\n{body}\n")
+                };
                 output::print(&shown)?;
             }
         }
@@ -122,7 +128,9 @@ fn gather(context: &Context) -> Result<Status, CliError> {
             config.embedded
         }
         Err(error) => {
-            problems.push(format!("{error} (builds go on, events are kept, nothing is done with them)"));
+            problems.push(format!(
+                "{error} (builds go on, events are kept, nothing is done with them)"
+            ));
             false
         }
     };
@@ -148,12 +156,17 @@ fn gather(context: &Context) -> Result<Status, CliError> {
     if status.rejected > 0 {
         let place = dirs.rejected();
         let files = counted(status.rejected, "spool file was", "spool files were");
-        status.problems.push(format!("{files} set aside; the reasons are in {}, the newest:", place.display()));
+        status.problems.push(format!(
+            "{files} set aside; the reasons are in {}, the newest:",
+            place.display()
+        ));
         status.problems.extend(newest_reasons(&place));
     }
     if let Some(said) = status.worker.and_then(|pid| WorkerState::of(dirs, pid)) {
         status.refreshed_ms = Some(said.refreshed_ms).filter(|time| *time > 0);
-        status.problems.extend(said.problems.into_iter().map(|problem| format!("worker: {problem}")));
+        status
+            .problems
+            .extend(said.problems.into_iter().map(|problem| format!("worker: {problem}")));
     }
     match Journal::open_read_only(dirs) {
         Ok(Some(journal)) => {
@@ -167,11 +180,14 @@ fn gather(context: &Context) -> Result<Status, CliError> {
                 Plugin { counts, record }
             };
             status.plugins = counts.into_iter().map(with_record).collect();
-            status.dead = journal.tasks_in_state("dead", SHOWN_DEAD).map_err(CliError::environment)?;
+            status.dead =
+                journal.tasks_in_state("dead", SHOWN_DEAD).map_err(CliError::environment)?;
             let oldest = status.plugins.iter().filter_map(|plugin| plugin.counts.oldest_ms).min();
             status.oldest_age_ms = oldest.map(|time| now.saturating_sub(time));
-            let refused = journal.tasks_in_state("refused", SHOWN_DEAD).map_err(CliError::environment)?;
-            let mut messages: Vec<String> = refused.into_iter().filter_map(|task| task.message).collect();
+            let refused =
+                journal.tasks_in_state("refused", SHOWN_DEAD).map_err(CliError::environment)?;
+            let mut messages: Vec<String> =
+                refused.into_iter().filter_map(|task| task.message).collect();
             messages.sort();
             messages.dedup();
             status.problems.extend(messages);
@@ -185,9 +201,11 @@ fn gather(context: &Context) -> Result<Status, CliError> {
 
 /// Why the newest set-aside files were: each has its reason beside it in a file of its own.
 fn newest_reasons(directory: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut files: Vec<PathBuf> =
-        entries.filter(|path| path.extension().is_some_and(|extension| extension == "reason")).collect();
+    let entries =
+        std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut files: Vec<PathBuf> = entries
+        .filter(|path| path.extension().is_some_and(|extension| extension == "reason"))
+        .collect();
     // Their names begin with the time.
     files.sort();
     let reasons = files.iter().rev().filter_map(|file| std::fs::read_to_string(file).ok());
@@ -211,7 +229,12 @@ fn text(status: &Status, colours: bool) -> String {
     };
     let _ = writeln!(text, "{}{worker}", label("worker"));
     let _ = writeln!(text, "{}{}", label("guests run as"), status.guests);
-    let _ = writeln!(text, "{}{}", label("spool"), counted(status.spooled, "event waits", "events wait"));
+    let _ = writeln!(
+        text,
+        "{}{}",
+        label("spool"),
+        counted(status.spooled, "event waits", "events wait")
+    );
     if let Some(age) = status.oldest_age_ms {
         let _ = writeln!(text, "{}{}", label("oldest task"), output::duration(seconds(age)));
     }
@@ -254,10 +277,20 @@ fn text(status: &Status, colours: bool) -> String {
         );
     }
     if !status.dead.is_empty() {
-        let _ = writeln!(text, "\n{} (all: hookrun log --outcome dead)", styled("given up", Style::Bad, colours));
+        let _ = writeln!(
+            text,
+            "\n{} (all: hookrun log --outcome dead)",
+            styled("given up", Style::Bad, colours)
+        );
         for task in &status.dead {
             let message = task.message.as_deref().unwrap_or_default();
-            let _ = writeln!(text, "  {} on {}: {}", task.plugin, printable(&task.name), printable(message));
+            let _ = writeln!(
+                text,
+                "  {} on {}: {}",
+                task.plugin,
+                printable(&task.name),
+                printable(message)
+            );
         }
     }
     if !status.problems.is_empty() {
@@ -272,14 +305,18 @@ fn text(status: &Status, colours: bool) -> String {
 /// A plugin's line of the table.
 fn row(plugin: &Plugin, now: u64, colours: bool) -> Vec<String> {
     let Plugin { counts, record } = plugin;
-    let PluginCounts { plugin, due, waiting, running, done, dead, refused, oldest_ms: _, next_ms } = counts;
+    let PluginCounts { plugin, due, waiting, running, done, dead, refused, oldest_ms: _, next_ms } =
+        counts;
     let PluginRecord { succeeded, failed, last_success_ms } = record;
-    let number = |count: u64, style| if count == 0 { "0".to_owned() } else { styled(&count.to_string(), style, colours) };
+    let number = |count: u64, style| {
+        if count == 0 { "0".to_owned() } else { styled(&count.to_string(), style, colours) }
+    };
     let dash = || "-".to_owned();
     let attempts = succeeded + failed;
     let style = if *failed == 0 { Style::Good } else { Style::Warning };
     let percent = succeeded.saturating_mul(100).checked_div(attempts);
-    let success = percent.map_or_else(dash, |percent| styled(&format!("{percent}% of {attempts}"), style, colours));
+    let success = percent
+        .map_or_else(dash, |percent| styled(&format!("{percent}% of {attempts}"), style, colours));
     vec![
         styled(plugin, Style::Strong, colours),
         number(*due, Style::Warning),
@@ -289,8 +326,12 @@ fn row(plugin: &Plugin, now: u64, colours: bool) -> Vec<String> {
         number(*dead, Style::Bad),
         number(*refused, Style::Bad),
         success,
-        last_success_ms.map_or_else(dash, |when| format!("{} ago", output::duration(seconds(now.saturating_sub(when))))),
-        next_ms.map_or_else(dash, |when| format!("in {}", output::duration(seconds(when.saturating_sub(now))))),
+        last_success_ms.map_or_else(dash, |when| {
+            format!("{} ago", output::duration(seconds(now.saturating_sub(when))))
+        }),
+        next_ms.map_or_else(dash, |when| {
+            format!("in {}", output::duration(seconds(when.saturating_sub(now))))
+        }),
     ]
 }
 

@@ -1,8 +1,9 @@
-//! `hookrun sync`: valid paths that no hook reported, handed over as if one had: what was substituted, what was built before hookrun was
-//! there, what a hook could not keep. Nix never calls a hook again for a path that is valid.
+//! `hookrun sync`: valid paths that no hook reported, handed over as if one had: what was
+//! substituted, what was built before hookrun was there, what a hook could not keep. Nix never
+//! calls a hook again for a path that is valid.
 //!
-//! Reads Nix's database and the journal, writes to the spool as hooks do. `hookrun ci` uses [`enqueue`] where a daemon
-//! ignores a user's hooks.
+//! Reads Nix's database and the journal, writes to the spool as hooks do. `hookrun ci` uses
+//! [`enqueue`] where a daemon ignores a user's hooks.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -43,7 +44,8 @@ pub(super) struct Args {
     /// Store paths, links to them, derivations, or installables as `nix path-info` takes them
     #[arg(value_name = "PATH")]
     paths: Vec<OsString>,
-    /// Only what became valid since then: 2h or 3d ago, a date, or a time such as 2026-11-23T06:00:00Z
+    /// Only what became valid since then: 2h or 3d ago, a date, or a time such as
+    /// 2026-11-23T06:00:00Z
     #[arg(long, value_name = "TIME", value_parser = since::parse)]
     since: Option<u64>,
     /// Only paths whose name matches this pattern with * and ?; a leading ! turns it round
@@ -105,7 +107,12 @@ pub(super) struct Report {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    if args.paths.is_empty() && args.since.is_none() && args.name.is_none() && !args.built && !args.all {
+    if args.paths.is_empty()
+        && args.since.is_none()
+        && args.name.is_none()
+        && !args.built
+        && !args.all
+    {
         return Err(CliError::usage(
             "which paths? name some, or write --since TIME, --name GLOB, --built or --all (--dry-run shows what it would be)",
         ));
@@ -121,13 +128,18 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         }
         bar
     });
-    let report = enqueue(&context.dirs, &wanted, Mode { force: args.force, dry_run: args.dry_run }, &mut |progress| {
-        if let Some(bar) = &bar {
-            bar.set_length(progress.of as u64);
-            bar.set_position(progress.done as u64);
-            bar.set_message(printable(progress.name));
-        }
-    });
+    let report = enqueue(
+        &context.dirs,
+        &wanted,
+        Mode { force: args.force, dry_run: args.dry_run },
+        &mut |progress| {
+            if let Some(bar) = &bar {
+                bar.set_length(progress.of as u64);
+                bar.set_position(progress.done as u64);
+                bar.set_message(printable(progress.name));
+            }
+        },
+    );
     if let Some(bar) = &bar {
         bar.finish_and_clear();
     }
@@ -147,10 +159,12 @@ pub(super) struct Progress<'a> {
     name: &'a str,
 }
 
-/// Hands over the wanted paths that the journal does not know, one event for each derivation, oldest first.
+/// Hands over the wanted paths that the journal does not know, one event for each derivation,
+/// oldest first.
 ///
 /// # Errors
-/// The database or the journal cannot be read, or an event can be put nowhere: then those before it are kept.
+/// The database or the journal cannot be read, or an event can be put nowhere: then those before it
+/// are kept.
 pub(super) fn enqueue(
     dirs: &Dirs,
     wanted: &Wanted,
@@ -159,8 +173,9 @@ pub(super) fn enqueue(
 ) -> Result<Report, CliError> {
     let nix = NixDirs::from_env();
     let database = Database::open(&nix).map_err(CliError::environment)?;
-    let registered =
-        database.registered(wanted.since_ms.map(|since| since.div_ceil(1000))).map_err(CliError::environment)?;
+    let registered = database
+        .registered(wanted.since_ms.map(|since| since.div_ceil(1000)))
+        .map_err(CliError::environment)?;
     let known = match Journal::open_read_only(dirs).map_err(CliError::environment)? {
         Some(journal) if !mode.force => journal.outputs(None).map_err(CliError::environment)?,
         _ => BTreeSet::new(),
@@ -171,7 +186,8 @@ pub(super) fn enqueue(
     for (done, (drv_path, paths)) in plan.into_iter().enumerate() {
         progress(Progress { done, of, name: derivation_name(&drv_path) });
         if !mode.dry_run {
-            let built = PostBuild { outputs: outputs(&drv_path, &paths), drv_path: drv_path.clone() };
+            let built =
+                PostBuild { outputs: outputs(&drv_path, &paths), drv_path: drv_path.clone() };
             let event = Event { origin: Origin::Sync, ..Event::now(HookEvent::PostBuild(built)) };
             // Before the event, as hooks do it.
             roots::make(&event);
@@ -181,12 +197,15 @@ pub(super) fn enqueue(
                     roots::remove(&event);
                     // Nobody waits here, so nothing has to be kept somewhere else.
                     let _gone = std::fs::remove_file(path);
-                    return Err(CliError::environment(anyhow!("{reason}; {done} of {of} events are handed over")));
+                    return Err(CliError::environment(anyhow!(
+                        "{reason}; {done} of {of} events are handed over"
+                    )));
                 }
                 Err(error) => {
                     roots::remove(&event);
                     return Err(CliError::environment(
-                        anyhow::Error::new(error).context(format!("{done} of {of} events are handed over")),
+                        anyhow::Error::new(error)
+                            .context(format!("{done} of {of} events are handed over")),
                     ));
                 }
             }
@@ -196,8 +215,9 @@ pub(super) fn enqueue(
         report.paths.extend(paths);
     }
     if report.enqueued > 0 && !mode.dry_run {
-        spawn::if_wanted(dirs)
-            .map_err(|error| CliError::environment(anyhow!("no worker was started ({error}); the events are kept")))?;
+        spawn::if_wanted(dirs).map_err(|error| {
+            CliError::environment(anyhow!("no worker was started ({error}); the events are kept"))
+        })?;
     }
     Ok(report)
 }
@@ -223,7 +243,9 @@ fn plan(
         if !meant {
             continue;
         }
-        let Some(deriver) = deriver.filter(|deriver| is_store_path(store, deriver) && is_derivation(deriver)) else {
+        let Some(deriver) =
+            deriver.filter(|deriver| is_store_path(store, deriver) && is_derivation(deriver))
+        else {
             report.without_derivation += 1;
             continue;
         };
@@ -248,10 +270,15 @@ fn is_derivation(path: &str) -> bool {
 fn outputs(drv_path: &str, paths: &[String]) -> Vec<Output> {
     let by_derivation = nix::outputs_of(drv_path).unwrap_or_default();
     let name = |path: &String| {
-        let known = by_derivation.iter().find(|output| output.path == *path).map(|output| output.name.clone());
-        known.unwrap_or_else(|| output_name_from_path(drv_path, path).unwrap_or_default().to_owned())
+        let known = by_derivation
+            .iter()
+            .find(|output| output.path == *path)
+            .map(|output| output.name.clone());
+        known
+            .unwrap_or_else(|| output_name_from_path(drv_path, path).unwrap_or_default().to_owned())
     };
-    let mut outputs: Vec<Output> = paths.iter().map(|path| Output { name: name(path), path: path.clone() }).collect();
+    let mut outputs: Vec<Output> =
+        paths.iter().map(|path| Output { name: name(path), path: path.clone() }).collect();
     outputs.sort();
     outputs
 }
@@ -273,7 +300,10 @@ fn named(arguments: &[OsString], nix: &NixDirs) -> Result<BTreeSet<String>, CliE
         let infos = database.path_infos(&paths).map_err(CliError::environment)?;
         let valid: Vec<String> = infos.into_iter().flatten().map(|info| info.path).collect();
         if valid.is_empty() {
-            return Err(CliError::usage(format!("`{shown}` is not valid in {}; build it first", nix.store.display())));
+            return Err(CliError::usage(format!(
+                "`{shown}` is not valid in {}; build it first",
+                nix.store.display()
+            )));
         }
         found.extend(valid);
     }
@@ -289,7 +319,8 @@ fn store_path(argument: &OsStr, nix: &NixDirs) -> Option<String> {
         is_store_path(&store, &path).then_some(path)
     };
     // A store path may be a symbolic link itself.
-    within(Path::new(argument)).or_else(|| within(&std::fs::canonicalize(PathBuf::from(argument)).ok()?))
+    within(Path::new(argument))
+        .or_else(|| within(&std::fs::canonicalize(PathBuf::from(argument)).ok()?))
 }
 
 /// What Nix makes of an installable.
@@ -324,9 +355,18 @@ fn text(report: &Report, dry_run: bool) -> String {
         }
     }
     let events = if report.enqueued == 1 { "event" } else { "events" };
-    let _ = write!(text, "{} {events} {}", report.enqueued, if dry_run { "would be handed over" } else { "handed over" });
+    let _ = write!(
+        text,
+        "{} {events} {}",
+        report.enqueued,
+        if dry_run { "would be handed over" } else { "handed over" }
+    );
     if report.known > 0 {
-        let _ = write!(text, ", {} in the journal already (--force takes them too)", counted(report.known));
+        let _ = write!(
+            text,
+            ", {} in the journal already (--force takes them too)",
+            counted(report.known)
+        );
     }
     if report.without_derivation > 0 {
         let _ = write!(text, ", {} without a derivation", counted(report.without_derivation));
@@ -346,7 +386,11 @@ mod tests {
     }
 
     fn row(name: &str, deriver: Option<&str>, ultimate: bool) -> Registered {
-        Registered { path: path(name), deriver: deriver.map(|name| path(&format!("{name}.drv"))), ultimate }
+        Registered {
+            path: path(name),
+            deriver: deriver.map(|name| path(&format!("{name}.drv"))),
+            ultimate,
+        }
     }
 
     fn planned(wanted: &Wanted, known: &[&str]) -> (Vec<String>, Report) {
@@ -360,14 +404,22 @@ mod tests {
         let known = known.iter().map(|name| path(name)).collect();
         let mut report = Report::default();
         let plan = plan(registered, wanted, &known, "/nix/store", &mut report);
-        (plan.into_iter().map(|(drv, paths)| format!("{} {}", derivation_name(&drv), paths.len())).collect(), report)
+        (
+            plan.into_iter()
+                .map(|(drv, paths)| format!("{} {}", derivation_name(&drv), paths.len()))
+                .collect(),
+            report,
+        )
     }
 
     #[test]
     fn one_event_for_each_derivation() {
         let (plan, report) = planned(&Wanted::default(), &[]);
         assert_eq!(plan, ["a 2", "b 1"]);
-        assert_eq!(report.without_derivation, 1, "the source; derivations themselves are nothing to report");
+        assert_eq!(
+            report.without_derivation, 1,
+            "the source; derivations themselves are nothing to report"
+        );
     }
 
     #[test]
@@ -375,7 +427,13 @@ mod tests {
         let plan = |wanted: Wanted, known: &[&str]| planned(&wanted, known).0;
         assert_eq!(plan(Wanted::default(), &["a", "b"]), ["a 1"], "an output that nobody reported");
         assert_eq!(plan(Wanted { built: true, ..Wanted::default() }, &[]), ["a 2"]);
-        assert_eq!(plan(Wanted { name: Some("!*-dev".into()), ..Wanted::default() }, &[]), ["a 1", "b 1"]);
-        assert_eq!(plan(Wanted { only: Some([path("b")].into()), ..Wanted::default() }, &[]), ["b 1"]);
+        assert_eq!(
+            plan(Wanted { name: Some("!*-dev".into()), ..Wanted::default() }, &[]),
+            ["a 1", "b 1"]
+        );
+        assert_eq!(
+            plan(Wanted { only: Some([path("b")].into()), ..Wanted::default() }, &[]),
+            ["b 1"]
+        );
     }
 }

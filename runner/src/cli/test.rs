@@ -56,13 +56,18 @@ struct Report<'a> {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let subject = Subject::find(&args.plugin, &context.dirs.config, &args.set, &args.deny).map_err(subject_error)?;
-    let failed = |message: String| CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) };
-    let ready = testing::prepare(&subject, &context.dirs, Compiler::Contained(None)).map_err(failed)?;
-    // Services are in memory: from here on this process needs nothing of the machine but its native code.
+    let subject = Subject::find(&args.plugin, &context.dirs.config, &args.set, &args.deny)
+        .map_err(subject_error)?;
+    let failed =
+        |message: String| CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) };
+    let ready =
+        testing::prepare(&subject, &context.dirs, Compiler::Contained(None)).map_err(failed)?;
+    // Services are in memory: from here on this process needs nothing of the machine but its native
+    // code.
     let wall = Wall::closed(Identity::Powerless).reading(context.dirs.artifacts());
     wall.raise().map_err(CliError::environment)?;
-    let (plugin, runs) = super::runtime()?.block_on(testing::run(&subject, ready, &context.dirs)).map_err(failed)?;
+    let (plugin, runs) =
+        super::runtime()?.block_on(testing::run(&subject, ready, &context.dirs)).map_err(failed)?;
     let passed = runs.iter().all(TestRun::passed);
     let metadata = plugin.metadata();
     match args.format {
@@ -75,14 +80,18 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         })?,
         Format::Text => {
             let colours = output::colours();
-            let title = styled(&format!("{} {}", metadata.name, metadata.version), Style::Strong, colours);
+            let title =
+                styled(&format!("{} {}", metadata.name, metadata.version), Style::Strong, colours);
             let mut text = format!("{title}  {}\n", styled(plugin.digest(), Style::Faint, colours));
             for run in &runs {
                 text.push_str(&show(run, &subject.plugin.limits, colours));
             }
             let count = runs.iter().filter(|run| run.passed()).count();
-            let verdict =
-                if passed { styled("passed", Style::Good, colours) } else { styled("failed", Style::Bad, colours) };
+            let verdict = if passed {
+                styled("passed", Style::Good, colours)
+            } else {
+                styled("failed", Style::Bad, colours)
+            };
             let _ = writeln!(text, "\n{verdict}: {count} of {} runs ended well", runs.len());
             output::print(&text)?;
         }
@@ -105,7 +114,12 @@ fn show(run: &TestRun, limits: &Limits, colours: bool) -> String {
     let TestRun { hook, sample, report, effects } = run;
     let class = report.outcome.class();
     let mut text = format!("\n{hook}: {sample}\n");
-    let _ = writeln!(text, "  {}  {}", styled(class, style_of(class), colours), printable(report.outcome.message()));
+    let _ = writeln!(
+        text,
+        "  {}  {}",
+        styled(class, style_of(class), colours),
+        printable(report.outcome.message())
+    );
     for line in &report.log {
         let fields = output::fields(&line.fields);
         let level = styled(&line.level, level_style(&line.level), colours);
@@ -115,7 +129,11 @@ fn show(run: &TestRun, limits: &Limits, colours: bool) -> String {
         let _ = writeln!(text, "  did    {}", printable(effect));
     }
     for (call, count) in &report.usage.denied {
-        let _ = writeln!(text, "  {}", styled(&format!("denied {call} ({count}x)"), Style::Warning, colours));
+        let _ = writeln!(
+            text,
+            "  {}",
+            styled(&format!("denied {call} ({count}x)"), Style::Warning, colours)
+        );
     }
     for line in card(*hook, &report.usage, limits) {
         let _ = writeln!(text, "  {}", styled(&format!("used   {line}"), Style::Faint, colours));
@@ -125,10 +143,21 @@ fn show(run: &TestRun, limits: &Limits, colours: bool) -> String {
 
 /// What a run used, beside its limits.
 fn card(hook: HookKind, usage: &Usage, limits: &Limits) -> Vec<String> {
-    let Usage { wall, start, memory, host_calls, wasi_calls, host_bytes, log_bytes, calls, denied: _ } = usage;
+    let Usage {
+        wall,
+        start,
+        memory,
+        host_calls,
+        wasi_calls,
+        host_bytes,
+        log_bytes,
+        calls,
+        denied: _,
+    } = usage;
     let micros = |time: &std::time::Duration| format!("{:.1} ms", time.as_secs_f64() * 1000.0);
     let of = |limit: Limit, used: String| format!("{used} of {}", limit.show(limits.get(limit)));
-    let time = if hook == HookKind::BuilderSelection { Limit::SelectionTime } else { Limit::WallTime };
+    let time =
+        if hook == HookKind::BuilderSelection { Limit::SelectionTime } else { Limit::WallTime };
     // WASI's are the language runtime's doing, and say little to its user.
     let calls = calls.iter().filter(|(name, _)| !name.starts_with("wasi:"));
     let calls: Vec<String> = calls.map(|(name, count)| format!("{name} {count}x")).collect();

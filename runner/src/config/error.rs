@@ -30,7 +30,11 @@ pub fn suggestion<'a>(word: &str, known: impl IntoIterator<Item = &'a str> + Clo
         Some(near) => format!("did you mean `{near}`?"),
         None => {
             let all: Vec<String> = known.into_iter().map(|word| format!("`{word}`")).collect();
-            if all.is_empty() { "none is defined".to_owned() } else { format!("known: {}", all.join(", ")) }
+            if all.is_empty() {
+                "none is defined".to_owned()
+            } else {
+                format!("known: {}", all.join(", "))
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
-//! The one table of limits: key, default, unit and meaning. Documentation and messages are generated from it; the plugin room
-//! enforces it ([`crate::plugin::limits`]). Nothing is unlimited by default.
+//! The one table of limits: key, default, unit and meaning. Documentation and messages are
+//! generated from it; the plugin room enforces it ([`crate::plugin::limits`]). Nothing is unlimited
+//! by default.
 
 use std::time::Duration;
 
@@ -57,9 +58,11 @@ limits! {
     Stack = "stack", Bytes, 512 * KIB;
     /// Host calls of one run.
     HostCalls = "host-calls", Count, 10_000;
-    /// Calls of WASI (clocks, random numbers, polls, streams) in one run; language runtimes make many.
+    /// Calls of WASI (clocks, random numbers, polls, streams) in one run; language runtimes make
+    /// many.
     WasiCalls = "wasi-calls", Count, 100_000;
-    /// Resources (such as NAR handles) open at once; of WASI's streams and pollables four times as many.
+    /// Resources (such as NAR handles) open at once; of WASI's streams and pollables four times as
+    /// many.
     Handles = "handles", Count, 64;
     /// Bytes in one host call, either way.
     CallBytes = "call-bytes", Bytes, 8 * MIB;
@@ -112,7 +115,10 @@ pub struct Limits {
 impl Limits {
     /// The value in force, in the limit's unit.
     pub fn get(&self, limit: Limit) -> u64 {
-        self.overrides.iter().find(|(key, _)| *key == limit).map_or(limit.default(), |(_, value)| *value)
+        self.overrides
+            .iter()
+            .find(|(key, _)| *key == limit)
+            .map_or(limit.default(), |(_, value)| *value)
     }
 
     /// The value in force of a time limit.
@@ -146,28 +152,43 @@ impl Limit {
     pub fn line(self, value: u64) -> String {
         match self.unit() {
             Unit::Count => format!("{} = {value}", self.key()),
-            Unit::Bytes if value.is_multiple_of(GIB) => format!("{} = \"{}GiB\"", self.key(), value / GIB),
-            Unit::Bytes if value.is_multiple_of(MIB) => format!("{} = \"{}MiB\"", self.key(), value / MIB),
+            Unit::Bytes if value.is_multiple_of(GIB) => {
+                format!("{} = \"{}GiB\"", self.key(), value / GIB)
+            }
+            Unit::Bytes if value.is_multiple_of(MIB) => {
+                format!("{} = \"{}MiB\"", self.key(), value / MIB)
+            }
             Unit::Bytes if value < KIB => format!("{} = \"{value}B\"", self.key()),
             Unit::Bytes => format!("{} = \"{}KiB\"", self.key(), value.div_ceil(KIB)),
             Unit::Time => {
                 format!(
                     "{} = \"{}\"",
                     self.key(),
-                    humantime::format_duration(Duration::from_millis(value)).to_string().replace(' ', "")
+                    humantime::format_duration(Duration::from_millis(value))
+                        .to_string()
+                        .replace(' ', "")
                 )
             }
         }
     }
 
-    /// The message of a run that reached this limit of `allowed`: names limit, use and the line to write.
+    /// The message of a run that reached this limit of `allowed`: names limit, use and the line to
+    /// write.
     pub fn reached(self, plugin: &str, allowed: u64, used: Option<u64>) -> String {
         self.reached_in(plugin, allowed, used, None)
     }
 
     /// As [`Limit::reached`], of a run that stood in the host call `call`, such as `mail.send`.
-    pub fn reached_in(self, plugin: &str, allowed: u64, used: Option<u64>, call: Option<&str>) -> String {
-        let wanted = used.map(|used| format!(", wanted {}", self.show_beside(used, allowed))).unwrap_or_default();
+    pub fn reached_in(
+        self,
+        plugin: &str,
+        allowed: u64,
+        used: Option<u64>,
+        call: Option<&str>,
+    ) -> String {
+        let wanted = used
+            .map(|used| format!(", wanted {}", self.show_beside(used, allowed)))
+            .unwrap_or_default();
         let call = call.map(|call| format!(" in the host call `{call}`")).unwrap_or_default();
         format!(
             "plugin `{plugin}` reached its limit `{}` ({}{wanted}){call}; to allow more, write `{}` under \
@@ -181,13 +202,21 @@ impl Limit {
     /// `used` as it is shown beside `allowed`, from which rounding must not hide it.
     fn show_beside(self, used: u64, allowed: u64) -> String {
         let shown = self.show(used);
-        if self.unit() == Unit::Bytes && shown == self.show(allowed) { format!("{used} bytes") } else { shown }
+        if self.unit() == Unit::Bytes && shown == self.show(allowed) {
+            format!("{used} bytes")
+        } else {
+            shown
+        }
     }
 
     /// A value to write instead of `allowed`: twice as much, or what was wanted if that is more.
     fn enough(self, allowed: u64, used: Option<u64>) -> u64 {
         let used = used.unwrap_or_default();
-        let wanted = if self.unit() == Unit::Bytes { used.checked_next_power_of_two().unwrap_or(used) } else { used };
+        let wanted = if self.unit() == Unit::Bytes {
+            used.checked_next_power_of_two().unwrap_or(used)
+        } else {
+            used
+        };
         allowed.saturating_mul(2).max(wanted)
     }
 
@@ -203,11 +232,15 @@ impl Limit {
         };
         let wrong = || format!("`{}` must be {expected}, and is {value}", self.key());
         let parsed = match (value, self.unit()) {
-            (toml::Value::Integer(number), Unit::Bytes | Unit::Count) => u64::try_from(*number).ok(),
-            (toml::Value::String(text), Unit::Bytes) => text.parse::<bytesize::ByteSize>().ok().map(|size| size.as_u64()),
-            (toml::Value::String(text), Unit::Time) => {
-                humantime::parse_duration(text).ok().and_then(|time| u64::try_from(time.as_millis()).ok())
+            (toml::Value::Integer(number), Unit::Bytes | Unit::Count) => {
+                u64::try_from(*number).ok()
             }
+            (toml::Value::String(text), Unit::Bytes) => {
+                text.parse::<bytesize::ByteSize>().ok().map(|size| size.as_u64())
+            }
+            (toml::Value::String(text), Unit::Time) => humantime::parse_duration(text)
+                .ok()
+                .and_then(|time| u64::try_from(time.as_millis()).ok()),
             _ => None,
         };
         parsed.filter(|value| *value > 0).ok_or_else(wrong)
@@ -228,10 +261,17 @@ mod tests {
         assert_eq!(Limit::WallTime.line(120_000), "wall-time = \"2m\"");
         // What is written is enough, and rounding hides nothing.
         let message = Limit::CallBytes.reached_in("greedy", MIB, Some(5 * MIB), Some("mail.send"));
-        assert!(message.contains("in the host call `mail.send`; to allow more, write `call-bytes = \"8MiB\"`"), "{message}");
+        assert!(
+            message.contains(
+                "in the host call `mail.send`; to allow more, write `call-bytes = \"8MiB\"`"
+            ),
+            "{message}"
+        );
         let message = Limit::HostBytes.reached("greedy", MIB, Some(MIB + 1));
         assert!(message.contains("(1.0 MiB, wanted 1048577 bytes)"), "{message}");
-        assert!(Limit::HostBytes.reached("greedy", u64::MAX, Some(u64::MAX)).contains("host-bytes"));
+        assert!(
+            Limit::HostBytes.reached("greedy", u64::MAX, Some(u64::MAX)).contains("host-bytes")
+        );
     }
 
     /// The table of docs/configuration.md is this table.
@@ -250,7 +290,10 @@ mod tests {
     fn values() {
         assert_eq!(Limit::Memory.parse(&toml::Value::String("2MiB".into())), Ok(2 * MIB));
         assert_eq!(Limit::WallTime.parse(&toml::Value::String("2m".into())), Ok(120_000));
-        assert!(Limit::HostCalls.parse(&toml::Value::Integer(0)).is_err(), "nothing is unlimited, and nothing is zero");
+        assert!(
+            Limit::HostCalls.parse(&toml::Value::Integer(0)).is_err(),
+            "nothing is unlimited, and nothing is zero"
+        );
         assert!(Limit::WallTime.parse(&toml::Value::Integer(5)).is_err());
     }
 }

@@ -1,7 +1,8 @@
 //! `hookrun.toml` -> a checked [`Config`]. Every error names file, line, key and the fix.
 //!
-//! One element a file, with its default and its documentation beside it. Reading is pure: no file that the configuration
-//! names is opened here (secrets least of all); the rooms that use them do that.
+//! One element a file, with its default and its documentation beside it. Reading is pure: no file
+//! that the configuration names is opened here (secrets least of all); the rooms that use them do
+//! that.
 
 mod error;
 pub mod http;
@@ -23,8 +24,8 @@ pub use resources::{Amounts, Resources};
 pub use services::{Credentials, Mail, MailTransport, ObjectStore, SigningKey};
 pub use worker::{Builders, Start, Worker};
 
-/// The configuration of an installation without a file: mails about non-reproducible builds into a maildir, and the
-/// speed-factor policy.
+/// The configuration of an installation without a file: mails about non-reproducible builds into a
+/// maildir, and the speed-factor policy.
 pub const EMBEDDED: &str = include_str!("default.toml");
 
 /// A checked configuration: every name it uses is defined in it.
@@ -67,7 +68,9 @@ impl Config {
             Err(error) => Err(ConfigError {
                 path: path.to_owned(),
                 line: None,
-                message: format!("cannot be read ({error}); make it readable for the user that runs hookrun"),
+                message: format!(
+                    "cannot be read ({error}); make it readable for the user that runs hookrun"
+                ),
             }),
         }
     }
@@ -80,7 +83,8 @@ impl Config {
         raw::parse(path, text)
     }
 
-    /// The line of a key, such as `["plugins", "cache", "grant"]`, or of its nearest parent that is there.
+    /// The line of a key, such as `["plugins", "cache", "grant"]`, or of its nearest parent that is
+    /// there.
     pub fn line_of(&self, keys: &[&str]) -> Option<usize> {
         self.lines.of(keys)
     }
@@ -90,28 +94,33 @@ impl Config {
         self.lines.at(keys)
     }
 
-    /// The TCP ports that the `http` grants of all plugins need, for a wall that lets out connections to named ports only.
+    /// The TCP ports that the `http` grants of all plugins need, for a wall that lets out
+    /// connections to named ports only.
     pub fn http_ports(&self) -> std::collections::BTreeSet<u16> {
         self.plugins.values().flat_map(|plugin| http::ports(&plugin.grant.http)).collect()
     }
 
-    /// Every file that the configuration comes from or names: itself, plugins, secrets, certificates. What a process that goes on for
-    /// long looks at for changes.
+    /// Every file that the configuration comes from or names: itself, plugins, secrets,
+    /// certificates. What a process that goes on for long looks at for changes.
     pub fn files(&self) -> Vec<PathBuf> {
         let plugins = self.plugins.values().filter_map(|plugin| match &plugin.source {
             PluginSource::File(path) => Some(path),
             PluginSource::Bundled(_) => None,
         });
-        let certificates =
-            self.plugins.values().flat_map(|plugin| plugin.grant.http.iter().filter_map(|grant| grant.ca_file.as_ref()));
+        let certificates = self
+            .plugins
+            .values()
+            .flat_map(|plugin| plugin.grant.http.iter().filter_map(|grant| grant.ca_file.as_ref()));
         let keys = self.signing_keys.values().map(|key| &key.file);
         let stores = self.object_stores.values().flat_map(|store| {
             let from = &store.credentials;
             [&from.access_key_id_file, &from.secret_access_key_file, &from.session_token_file]
         });
         let mails = self.mail.values().flat_map(|mail| [&mail.password_file, &mail.ca_file]);
-        let credentials =
-            self.http_credentials.values().flat_map(|credential| credential.files().into_iter().map(|(_, path)| path));
+        let credentials = self
+            .http_credentials
+            .values()
+            .flat_map(|credential| credential.files().into_iter().map(|(_, path)| path));
         let optional = stores.chain(mails).filter_map(Option::as_ref);
         let all = plugins.chain(certificates).chain(keys).chain(optional).chain(credentials);
         let mut files: Vec<PathBuf> = std::iter::once(&self.path).chain(all).cloned().collect();

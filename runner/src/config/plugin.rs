@@ -1,4 +1,5 @@
-//! `[plugins.NAME]`: where a plugin comes from, which hooks it serves, what it may do and how it is retried.
+//! `[plugins.NAME]`: where a plugin comes from, which hooks it serves, what it may do and how it is
+//! retried.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -109,7 +110,8 @@ impl Filter {
 fn glob(pattern: &str, text: &str) -> bool {
     let pattern: Vec<char> = pattern.chars().collect();
     let text: Vec<char> = text.chars().collect();
-    // The classic two-pointer match: on a mismatch go back to the last `*` and let it take one character more.
+    // The classic two-pointer match: on a mismatch go back to the last `*` and let it take one
+    // character more.
     let (mut p, mut t, mut star) = (0, 0, None);
     while t < text.len() {
         match pattern.get(p) {
@@ -163,8 +165,8 @@ pub struct Retry {
     pub min_delay: Duration,
     /// The longest delay.
     pub max_delay: Duration,
-    /// A task whose attempts fail transiently for so long is given up, whatever number is left: while a service is down for all
-    /// of a plugin's tasks, attempts are not counted.
+    /// A task whose attempts fail transiently for so long is given up, whatever number is left:
+    /// while a service is down for all of a plugin's tasks, attempts are not counted.
     pub give_up_after: Duration,
 }
 

@@ -10,8 +10,8 @@ use toml::de::{DeTable, DeValue};
 use super::http::RawHttpCredential;
 use super::resources::RawResources;
 use super::{
-    Builders, Config, ConfigError, Filter, Grant, Limit, Limits, Lines, Mail, ObjectStore, Plugin, PluginSource, Retry,
-    SigningKey, Start, TaskOrder, Worker, nearest, suggestion,
+    Builders, Config, ConfigError, Filter, Grant, Limit, Limits, Lines, Mail, ObjectStore, Plugin,
+    PluginSource, Retry, SigningKey, Start, TaskOrder, Worker, nearest, suggestion,
 };
 use crate::event::HookKind;
 
@@ -101,7 +101,9 @@ impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         humantime::parse_duration(&text).map(Self).map_err(|error| {
-            serde::de::Error::custom(format!("`{text}` is no duration ({error}); write for example \"15m\""))
+            serde::de::Error::custom(format!(
+                "`{text}` is no duration ({error}); write for example \"15m\""
+            ))
         })
     }
 }
@@ -113,10 +115,9 @@ struct Size(u64);
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = toml::Value::deserialize(deserializer)?;
-        Limit::Memory
-            .parse(&value)
-            .map(Self)
-            .map_err(|_| serde::de::Error::custom(format!("{value} is no size; write for example \"2GiB\"")))
+        Limit::Memory.parse(&value).map(Self).map_err(|_| {
+            serde::de::Error::custom(format!("{value} is no size; write for example \"2GiB\""))
+        })
     }
 }
 
@@ -138,8 +139,9 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
     };
     config.builders = builders(&config, raw.builders)?;
     for (name, raw) in raw.http_credentials {
-        let credential =
-            raw.checked(&name).map_err(|(key, message)| config.error(&["http-credentials", &name, key], message))?;
+        let credential = raw
+            .checked(&name)
+            .map_err(|(key, message)| config.error(&["http-credentials", &name, key], message))?;
         config.http_credentials.insert(name, credential);
     }
     for (name, raw) in raw.plugins {
@@ -147,7 +149,10 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
         config.plugins.insert(name, plugin);
     }
     if config.worker.concurrency == 0 {
-        return Err(config.error(&["worker", "concurrency"], "`concurrency` must be at least 1; write `concurrency = 4`"));
+        return Err(config.error(
+            &["worker", "concurrency"],
+            "`concurrency` must be at least 1; write `concurrency = 4`",
+        ));
     }
     Ok(config)
 }
@@ -191,10 +196,12 @@ fn builders(config: &Config, raw: RawBuilders) -> Result<Builders, ConfigError> 
         feature_resources: features,
         shared_resources: shared,
     } = raw;
-    let resources = RawResources { machines, features, shared }.checked().map_err(|(keys, message)| {
-        let keys: Vec<&str> = std::iter::once("builders").chain(keys.iter().map(String::as_str)).collect();
-        config.error(&keys, message)
-    })?;
+    let resources =
+        RawResources { machines, features, shared }.checked().map_err(|(keys, message)| {
+            let keys: Vec<&str> =
+                std::iter::once("builders").chain(keys.iter().map(String::as_str)).collect();
+            config.error(&keys, message)
+        })?;
     let default = Builders::default();
     Ok(Builders {
         connect_timeout: connect_timeout.map_or(default.connect_timeout, |time| time.0),
@@ -207,7 +214,18 @@ fn builders(config: &Config, raw: RawBuilders) -> Result<Builders, ConfigError> 
 }
 
 fn plugin(config: &Config, name: &str, raw: RawPlugin) -> Result<Plugin, ConfigError> {
-    let RawPlugin { source, hooks, filter, retry, concurrency, order, gate, config: table, grant, limits } = raw;
+    let RawPlugin {
+        source,
+        hooks,
+        filter,
+        retry,
+        concurrency,
+        order,
+        gate,
+        config: table,
+        grant,
+        limits,
+    } = raw;
     let error = |keys: &[&str], message: String| {
         let keys: Vec<&str> = ["plugins", name].iter().chain(keys).copied().collect();
         Err(config.error(&keys, message))
@@ -218,7 +236,9 @@ fn plugin(config: &Config, name: &str, raw: RawPlugin) -> Result<Plugin, ConfigE
     {
         return error(
             &[],
-            format!("the plugin name `{name}` may have letters, digits, `-`, `_` and `.` only; rename the table"),
+            format!(
+                "the plugin name `{name}` may have letters, digits, `-`, `_` and `.` only; rename the table"
+            ),
         );
     }
     let source = match source.strip_prefix("bundled:") {
@@ -235,17 +255,31 @@ fn plugin(config: &Config, name: &str, raw: RawPlugin) -> Result<Plugin, ConfigE
             PluginSource::Bundled(bundled.to_owned())
         }
         None if source.contains("://") => {
-            return error(&["source"], format!("source `{source}` is not supported; write a path or `bundled:NAME`"));
+            return error(
+                &["source"],
+                format!("source `{source}` is not supported; write a path or `bundled:NAME`"),
+            );
         }
         None => PluginSource::File(config.path.parent().unwrap_or(Path::new("/")).join(&source)),
     };
     if gate && !hooks.is_empty() && !hooks.contains(&HookKind::PostBuild) {
-        return error(&["gate"], "only a post-build plugin can be a gate; remove `gate = true`".to_owned());
+        return error(
+            &["gate"],
+            "only a post-build plugin can be a gate; remove `gate = true`".to_owned(),
+        );
     }
-    let known = |names: &mut dyn Iterator<Item = &String>| names.map(String::as_str).map(str::to_owned).collect::<Vec<_>>();
-    let credentials: Vec<String> = grant.http.iter().filter_map(|grant| grant.credential.clone()).collect();
+    let known = |names: &mut dyn Iterator<Item = &String>| {
+        names.map(String::as_str).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let credentials: Vec<String> =
+        grant.http.iter().filter_map(|grant| grant.credential.clone()).collect();
     for (key, section, wanted, defined) in [
-        ("object-store", "object-stores", &grant.object_store, known(&mut config.object_stores.keys())),
+        (
+            "object-store",
+            "object-stores",
+            &grant.object_store,
+            known(&mut config.object_stores.keys()),
+        ),
         ("signing", "signing-keys", &grant.signing, known(&mut config.signing_keys.keys())),
         ("mail", "mail", &grant.mail, known(&mut config.mail.keys())),
         ("http", "http-credentials", &credentials, known(&mut config.http_credentials.keys())),
@@ -283,7 +317,10 @@ fn plugin(config: &Config, name: &str, raw: RawPlugin) -> Result<Plugin, ConfigE
         give_up_after: retry.give_up_after.map_or(default.give_up_after, |time| time.0),
     };
     if concurrency == Some(0) {
-        return error(&["concurrency"], "`concurrency` must be at least 1; write `concurrency = 1`".to_owned());
+        return error(
+            &["concurrency"],
+            "`concurrency` must be at least 1; write `concurrency = 1`".to_owned(),
+        );
     }
     if retry.attempts == 0 {
         return error(
@@ -320,9 +357,13 @@ fn syntax_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError
     let message = error.message().replace('\n', " ");
     let words: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let message = match (message.starts_with("unknown field"), words.split_first()) {
-        (true, Some((unknown, known))) => format!("unknown key `{unknown}`; {}", suggestion(unknown, known.iter().copied())),
+        (true, Some((unknown, known))) => {
+            format!("unknown key `{unknown}`; {}", suggestion(unknown, known.iter().copied()))
+        }
         _ if message.starts_with("unknown variant") => match words.split_first() {
-            Some((unknown, known)) => format!("unknown value `{unknown}`; {}", suggestion(unknown, known.iter().copied())),
+            Some((unknown, known)) => {
+                format!("unknown value `{unknown}`; {}", suggestion(unknown, known.iter().copied()))
+            }
             None => message,
         },
         _ if message.starts_with("missing field") => {
@@ -330,7 +371,11 @@ fn syntax_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError
         }
         _ => message,
     };
-    ConfigError { path: path.to_owned(), line: error.span().map(|span| line_at(text, span.start)), message }
+    ConfigError {
+        path: path.to_owned(),
+        line: error.span().map(|span| line_at(text, span.start)),
+        message,
+    }
 }
 
 fn line_at(text: &str, offset: usize) -> usize {

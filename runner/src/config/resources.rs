@@ -1,8 +1,9 @@
-//! `[builders.machine-resources]`, `[builders.feature-resources]` and `[builders.shared-resources]`: what builds take besides a slot, such as
-//! memory, GPUs and licences, and how much of it there is.
+//! `[builders.machine-resources]`, `[builders.feature-resources]` and
+//! `[builders.shared-resources]`: what builds take besides a slot, such as memory, GPUs and
+//! licences, and how much of it there is.
 //!
-//! Amounts are whole numbers in whatever unit the configuration uses throughout; a size such as `"64GiB"` is its bytes. What is counted
-//! against them is in [`crate::builders::resources`].
+//! Amounts are whole numbers in whatever unit the configuration uses throughout; a size such as
+//! `"64GiB"` is its bytes. What is counted against them is in [`crate::builders::resources`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +12,9 @@ use super::{Limit, suggestion};
 use crate::nix::machines::full_uri;
 
 /// How much of what, by the name of the resource.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct Amounts(pub BTreeMap<String, u64>);
 
@@ -49,7 +52,8 @@ impl fmt::Display for Amounts {
     }
 }
 
-/// An amount as people write it. From a mebibyte on it is taken for a size: nobody has a million GPUs.
+/// An amount as people write it. From a mebibyte on it is taken for a size: nobody has a million
+/// GPUs.
 pub fn show(amount: u64) -> String {
     const SIZE_FROM: u64 = 1 << 20;
     if amount < SIZE_FROM { amount.to_string() } else { Limit::Memory.show(amount) }
@@ -93,21 +97,27 @@ impl RawResources {
         let mut resources = Resources { shared, ..Resources::default() };
         for (machine, table) in &self.machines {
             let amounts = amounts(&[MACHINES, machine], table)?;
-            if let Some((name, _)) = amounts.iter().find(|(name, _)| resources.shared.get(name).is_some()) {
-                let message =
-                    format!("`{name}` is a resource of this machine and in [builders.{SHARED}] too; remove one of them");
+            if let Some((name, _)) =
+                amounts.iter().find(|(name, _)| resources.shared.get(name).is_some())
+            {
+                let message = format!(
+                    "`{name}` is a resource of this machine and in [builders.{SHARED}] too; remove one of them"
+                );
                 return Err((keys(&[MACHINES, machine, name]), message));
             }
             let uri = full_uri(machine);
             if resources.machines.insert(uri.to_string(), amounts).is_some() {
-                let message = format!("{uri} has two tables; join them in [builders.{MACHINES}.\"{uri}\"]");
+                let message =
+                    format!("{uri} has two tables; join them in [builders.{MACHINES}.\"{uri}\"]");
                 return Err((keys(&[MACHINES, machine]), message));
             }
         }
         for (feature, table) in &self.features {
             let amounts = amounts(&[FEATURES, feature], table)?;
             for (name, amount) in amounts.iter() {
-                resources.check_use(name, amount).map_err(|message| (keys(&[FEATURES, feature, name]), message))?;
+                resources
+                    .check_use(name, amount)
+                    .map_err(|message| (keys(&[FEATURES, feature, name]), message))?;
             }
             resources.features.insert(feature.clone(), amounts);
         }
@@ -117,7 +127,8 @@ impl RawResources {
 
 impl Resources {
     fn check_use(&self, name: &str, amount: u64) -> Result<(), String> {
-        let mut of_machines = self.machines.values().filter_map(|amounts| amounts.get(name)).peekable();
+        let mut of_machines =
+            self.machines.values().filter_map(|amounts| amounts.get(name)).peekable();
         if let Some(all) = self.shared.get(name) {
             if amount > all {
                 let (amount, all) = (show(amount), show(all));
@@ -126,7 +137,11 @@ impl Resources {
                 ));
             }
         } else if of_machines.peek().is_none() {
-            let known = self.machines.values().flat_map(|amounts| amounts.0.keys()).chain(self.shared.0.keys());
+            let known = self
+                .machines
+                .values()
+                .flat_map(|amounts| amounts.0.keys())
+                .chain(self.shared.0.keys());
             let known: std::collections::BTreeSet<&str> = known.map(String::as_str).collect();
             let hint = if known.is_empty() {
                 format!("write `{name} = 1` below `[builders.{MACHINES}.\"ssh://HOST\"]`")
@@ -143,7 +158,8 @@ impl Resources {
         self.features.is_empty()
     }
 
-    /// What a build takes that requires `features`: the sum of what these say, and [`ANY_FEATURE`] for what they do not name.
+    /// What a build takes that requires `features`: the sum of what these say, and [`ANY_FEATURE`]
+    /// for what they do not name.
     pub fn takes(&self, features: &[String]) -> Amounts {
         let mut takes = Amounts::default();
         for feature in features {
@@ -158,7 +174,8 @@ impl Resources {
         takes
     }
 
-    /// The part of `takes` that is limited on `machine`, with how much there is in all. The flag says whether all machines share it.
+    /// The part of `takes` that is limited on `machine`, with how much there is in all. The flag
+    /// says whether all machines share it.
     pub fn limited<'a>(
         &'a self,
         machine: &str,
@@ -176,7 +193,8 @@ impl Resources {
 
     /// Why a build that takes so much can never be on `machine`, if so.
     pub fn never(&self, machine: &str, takes: &Amounts) -> Option<String> {
-        let (name, amount, total, shared) = self.limited(machine, takes).find(|(_, amount, total, _)| amount > total)?;
+        let (name, amount, total, shared) =
+            self.limited(machine, takes).find(|(_, amount, total, _)| amount > total)?;
         let who = if shared { "there is" } else { "it has" };
         Some(format!("{who} {name} {} in all, and the build takes {}", show(total), show(amount)))
     }
@@ -193,7 +211,9 @@ fn amounts(at: &[&str], table: &toml::Table) -> Result<Amounts, Wrong> {
             keys.push(name.clone());
             (keys, message)
         };
-        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')) {
+        if name.is_empty()
+            || !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        {
             return Err(wrong(format!(
                 "the name of a resource, `{name}`, may have letters, digits, `-`, `_` and `.` only; rename it"
             )));

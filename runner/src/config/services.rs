@@ -1,5 +1,6 @@
-//! What plugins are given by name: `[object-stores.NAME]`, `[signing-keys.NAME]`, `[mail.NAME]`. Secrets are named by file or
-//! environment variable here and read only by the process that uses them.
+//! What plugins are given by name: `[object-stores.NAME]`, `[signing-keys.NAME]`, `[mail.NAME]`.
+//! Secrets are named by file or environment variable here and read only by the process that uses
+//! them.
 
 use std::path::PathBuf;
 
@@ -9,7 +10,8 @@ use serde::Deserialize;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct ObjectStore {
-    /// `s3://bucket[/prefix]`, `gs://`, `az://`, `http(s)://` or `file:///dir`; absent: a directory below hookrun's state.
+    /// `s3://bucket[/prefix]`, `gs://`, `az://`, `http(s)://` or `file:///dir`; absent: a directory
+    /// below hookrun's state.
     pub url: Option<String>,
     /// The S3 region.
     pub region: Option<String>,
@@ -21,8 +23,8 @@ pub struct ObjectStore {
     pub credentials: Credentials,
 }
 
-/// Where credentials come from. Without files: the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`), then the
-/// instance's role.
+/// Where credentials come from. Without files: the environment (`AWS_ACCESS_KEY_ID`,
+/// `AWS_SECRET_ACCESS_KEY`), then the instance's role.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Credentials {
@@ -40,7 +42,8 @@ pub struct Credentials {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct SigningKey {
-    /// A file as `nix-store --generate-binary-cache-key` makes it; the name in it must be the NAME of the table.
+    /// A file as `nix-store --generate-binary-cache-key` makes it; the name in it must be the NAME
+    /// of the table.
     pub file: PathBuf,
 }
 
@@ -63,8 +66,8 @@ pub enum MailTransport {
 pub struct Mail {
     /// How mail leaves.
     pub transport: MailTransport,
-    /// For `smtp`: `smtps://host:465` (TLS), `smtp://host:587?tls=required` (STARTTLS), `?tls=opportunistic`, or
-    /// `smtp://host:25` (plain).
+    /// For `smtp`: `smtps://host:465` (TLS), `smtp://host:587?tls=required` (STARTTLS),
+    /// `?tls=opportunistic`, or `smtp://host:25` (plain).
     pub url: Option<String>,
     /// The sender; by default `hookrun@` and the host name.
     pub from: Option<String>,

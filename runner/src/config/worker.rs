@@ -64,11 +64,14 @@ impl Default for Worker {
 pub struct Builders {
     /// How long one machine may take to accept before the next is tried.
     pub connect_timeout: Duration,
-    /// How long a machine that failed is left alone at first; twice as long after each further failure in a row.
+    /// How long a machine that failed is left alone at first; twice as long after each further
+    /// failure in a row.
     pub retry_after: Duration,
-    /// May Nix be told that a build is taken before its machine has answered, or while it waits for a slot?
+    /// May Nix be told that a build is taken before its machine has answered, or while it waits for
+    /// a slot?
     pub early_accept: bool,
-    /// Builds that may wait in hookrun for a slot; for each Nix keeps a process and some file descriptors.
+    /// Builds that may wait in hookrun for a slot; for each Nix keeps a process and some file
+    /// descriptors.
     pub max_waiting: u32,
     /// May builds on one machine share an ssh connection?
     pub share_connections: bool,

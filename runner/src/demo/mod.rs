@@ -1,7 +1,8 @@
 //! `hookrun demo`: the main job on real Nix, in a private store that touches nothing of the user's.
 //!
-//! Called by the command line only. Each step drives the machine's own Nix with this very program as its hooks, shows what Nix
-//! said and what hookrun did, and checks the result by what is on the disk, never by what was printed.
+//! Called by the command line only. Each step drives the machine's own Nix with this very program
+//! as its hooks, shows what Nix said and what hookrun did, and checks the result by what is on the
+//! disk, never by what was printed.
 
 pub mod private_nix;
 mod show;
@@ -19,7 +20,8 @@ use stage::Stage;
 /// How the demo is to run.
 #[derive(Debug, Clone, Default)]
 pub struct DemoOptions {
-    /// Where to work; must not exist or be empty. By default a new directory below the temporary directory.
+    /// Where to work; must not exist or be empty. By default a new directory below the temporary
+    /// directory.
     pub dir: Option<PathBuf>,
     /// Remove the directory at the end instead of leaving it for a look around.
     pub remove: bool,
@@ -35,7 +37,8 @@ pub(crate) enum Verdict {
     Impossible(String),
 }
 
-/// Runs all steps. [`Exit::Failed`] if one did not work; [`Exit::Environment`] if one could not be tried.
+/// Runs all steps. [`Exit::Failed`] if one did not work; [`Exit::Environment`] if one could not be
+/// tried.
 ///
 /// # Errors
 /// There is no Nix, or the private one cannot be made; all such errors are the environment's.
@@ -53,7 +56,8 @@ pub fn run(options: &DemoOptions) -> Result<Exit> {
     let mut verdicts = Vec::new();
     for (number, step) in steps::ALL.iter().enumerate() {
         show.step(number + 1, step.title);
-        let verdict = (step.run)(&mut stage).unwrap_or_else(|error| Verdict::Broken(format!("{error:#}")));
+        let verdict =
+            (step.run)(&mut stage).unwrap_or_else(|error| Verdict::Broken(format!("{error:#}")));
         show.verdict(&verdict);
         match &verdict {
             Verdict::Works(_) => {}
@@ -70,7 +74,8 @@ pub fn run(options: &DemoOptions) -> Result<Exit> {
     }
     if options.remove {
         stage.wait_for_worker();
-        private_nix::remove_tree(&directory).with_context(|| format!("cannot remove {}", directory.display()))?;
+        private_nix::remove_tree(&directory)
+            .with_context(|| format!("cannot remove {}", directory.display()))?;
     } else {
         stage.where_to_look();
     }
@@ -86,10 +91,16 @@ fn working_directory(options: &DemoOptions) -> Result<PathBuf> {
         // Short: Nix puts sockets below it. The process id keeps two demos apart.
         std::env::temp_dir().join(format!("hookrun-demo-{}", std::process::id()))
     });
-    std::fs::create_dir_all(&directory)
-        .with_context(|| format!("cannot make {}; name a directory you may write to with --dir", directory.display()))?;
-    let directory = std::fs::canonicalize(&directory).with_context(|| format!("cannot find {}", directory.display()))?;
-    if std::fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))?.next().is_some() {
+    std::fs::create_dir_all(&directory).with_context(|| {
+        format!("cannot make {}; name a directory you may write to with --dir", directory.display())
+    })?;
+    let directory = std::fs::canonicalize(&directory)
+        .with_context(|| format!("cannot find {}", directory.display()))?;
+    if std::fs::read_dir(&directory)
+        .with_context(|| format!("cannot read {}", directory.display()))?
+        .next()
+        .is_some()
+    {
         anyhow::bail!("{} is not empty; name a new directory with --dir", directory.display());
     }
     Ok(directory)

@@ -1,9 +1,10 @@
-//! A private Nix: store, state, log and configuration in one directory, nothing below `/nix` and nothing of the user's
-//! touched.
+//! A private Nix: store, state, log and configuration in one directory, nothing below `/nix` and
+//! nothing of the user's touched.
 //!
-//! `hookrun demo` and the end-to-end tests work in one. It is the machine's own Nix program with `NIX_STORE_DIR` and its
-//! companions set; there is no nixpkgs and no network, and derivations run `/bin/sh` with its built-in commands only. It must
-//! never use a substituter, a user's configuration or the machine's daemon.
+//! `hookrun demo` and the end-to-end tests work in one. It is the machine's own Nix program with
+//! `NIX_STORE_DIR` and its companions set; there is no nixpkgs and no network, and derivations run
+//! `/bin/sh` with its built-in commands only. It must never use a substituter, a user's
+//! configuration or the machine's daemon.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -15,13 +16,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-/// How long a daemon may take until it listens. It takes milliseconds; a machine under load some more.
+/// How long a daemon may take until it listens. It takes milliseconds; a machine under load some
+/// more.
 const DAEMON_START: Duration = Duration::from_secs(30);
 /// Between two attempts to reach a starting daemon.
 const DAEMON_POLL: Duration = Duration::from_millis(20);
-/// What a chroot build needs of the host for `/bin/sh`: the shell, its loader and its libraries (`/usr/lib` where `/lib` is a
-/// link to it).
-const SHELL_AND_LIBRARIES: [&str; 6] = ["/bin", "/usr/bin", "/lib", "/lib64", "/usr/lib", "/usr/lib64"];
+/// What a chroot build needs of the host for `/bin/sh`: the shell, its loader and its libraries
+/// (`/usr/lib` where `/lib` is a link to it).
+const SHELL_AND_LIBRARIES: [&str; 6] =
+    ["/bin", "/usr/bin", "/lib", "/lib64", "/usr/lib", "/usr/lib64"];
 /// Lines of nix.conf, for one process; known since 2.4.
 const NIX_CONFIG: &str = "NIX_CONFIG";
 /// Users' locks of the machine's own Nix; see [`PrivateNix::share_build_users`].
@@ -38,7 +41,10 @@ pub fn nix_version() -> Result<String> {
             "there is no `nix-build` in PATH; on Debian or Ubuntu run `apt-get install -y nix-bin` as root, elsewhere install \
              Nix as https://nixos.org/download says"
         ),
-        Err(error) => return Err(error).context("`nix-build --version` does not start; check the Nix in PATH"),
+        Err(error) => {
+            return Err(error)
+                .context("`nix-build --version` does not start; check the Nix in PATH");
+        }
     };
     if !output.status.success() {
         bail!(
@@ -59,9 +65,11 @@ pub struct PrivateNix {
 }
 
 impl PrivateNix {
-    /// Makes the directories in `root` and a first `nix.conf`: single-user, no substituters, no sandbox.
+    /// Makes the directories in `root` and a first `nix.conf`: single-user, no substituters, no
+    /// sandbox.
     ///
-    /// `root` should be short (a Unix socket below it must stay under 108 bytes) and reachable for build users.
+    /// `root` should be short (a Unix socket below it must stay under 108 bytes) and reachable for
+    /// build users.
     ///
     /// # Errors
     /// A directory or the file cannot be made.
@@ -69,7 +77,8 @@ impl PrivateNix {
         let nix = Self { root: root.to_owned(), settings: Vec::new(), variables: Vec::new() };
         for directory in ["store", "var", "log", "etc", "home", "tmp"] {
             let directory = root.join(directory);
-            std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+            std::fs::create_dir_all(&directory)
+                .with_context(|| format!("cannot make {}", directory.display()))?;
         }
         // Build users make their scratch directories here.
         set_mode(&root.join("tmp"), 0o1777)?;
@@ -81,7 +90,8 @@ impl PrivateNix {
             ("experimental-features", "nix-command"),
             // The store goes when the demo or the test ends: durability would only cost time.
             ("fsync-metadata", "false"),
-            // Every derivation here takes milliseconds; the default of 5 s between two attempts would be all one waits for.
+            // Every derivation here takes milliseconds; the default of 5 s between two attempts
+            // would be all one waits for.
             ("build-poll-interval", "1"),
         ] {
             nix.set_line(name, value);
@@ -127,7 +137,8 @@ impl PrivateNix {
     }
 
     fn write_settings(&self) -> Result<()> {
-        let lines: Vec<String> = self.settings.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+        let lines: Vec<String> =
+            self.settings.iter().map(|(name, value)| format!("{name} = {value}")).collect();
         let text = lines.join("\n") + "\n";
         let path = self.conf_dir().join("nix.conf");
         std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
@@ -139,7 +150,8 @@ impl PrivateNix {
         self.variables.push((name.into(), value.as_ref().to_owned()));
     }
 
-    /// The variables that make a Nix program use this Nix, and those of [`PrivateNix::set_variable`].
+    /// The variables that make a Nix program use this Nix, and those of
+    /// [`PrivateNix::set_variable`].
     pub fn variables(&self) -> Vec<(OsString, OsString)> {
         let mut variables: Vec<(OsString, OsString)> = [
             ("NIX_STORE_DIR", self.store_dir()),
@@ -154,10 +166,17 @@ impl PrivateNix {
         .map(|(name, value)| (name.into(), value.into()))
         .collect();
         variables.extend(self.variables.iter().filter(|(name, _)| name != NIX_CONFIG).cloned());
-        let given = self.variables.iter().find(|(name, _)| name == NIX_CONFIG).map(|(_, value)| value.clone());
-        // Nix 2.25 to 2.33 forget what nix.conf says of it (`nix/main.cc` sets the default after the file was read; NixOS/nix#15083).
-        let build_hook = self.settings.iter().find(|(name, value)| name == "build-hook" && !value.is_empty());
-        let build_hook = build_hook.map(|(name, value)| OsString::from(format!("{name} = {value}")));
+        let given = self
+            .variables
+            .iter()
+            .find(|(name, _)| name == NIX_CONFIG)
+            .map(|(_, value)| value.clone());
+        // Nix 2.25 to 2.33 forget what nix.conf says of it (`nix/main.cc` sets the default after
+        // the file was read; NixOS/nix#15083).
+        let build_hook =
+            self.settings.iter().find(|(name, value)| name == "build-hook" && !value.is_empty());
+        let build_hook =
+            build_hook.map(|(name, value)| OsString::from(format!("{name} = {value}")));
         let lines: Vec<OsString> = given.into_iter().chain(build_hook).collect();
         if !lines.is_empty() {
             variables.push((NIX_CONFIG.into(), lines.join(OsStr::new("\n"))));
@@ -165,7 +184,8 @@ impl PrivateNix {
         variables
     }
 
-    /// A command that sees this Nix and nothing else: the caller's environment is dropped but for `PATH`.
+    /// A command that sees this Nix and nothing else: the caller's environment is dropped but for
+    /// `PATH`.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command.env_clear();
@@ -176,8 +196,8 @@ impl PrivateNix {
         command
     }
 
-    /// A command that works on a second store: `directory`, which has the same store paths at another place on the disk and
-    /// is made on first use.
+    /// A command that works on a second store: `directory`, which has the same store paths at
+    /// another place on the disk and is made on first use.
     pub fn command_on_store(&self, directory: &Path, program: impl AsRef<OsStr>) -> Command {
         let mut command = self.command(program);
         command.env("NIX_REMOTE", directory);
@@ -186,19 +206,21 @@ impl PrivateNix {
 
     /// Where a path of this store lies in the second store `directory`.
     pub fn path_in_store(directory: &Path, store_path: &Path) -> PathBuf {
-        // Nix keeps the objects of a store with a root in `nix/store` below it, whatever the store directory is called
-        // (local-fs-store.hh, `realStoreDir`).
+        // Nix keeps the objects of a store with a root in `nix/store` below it, whatever the store
+        // directory is called (local-fs-store.hh, `realStoreDir`).
         directory.join("nix/store").join(store_path.file_name().unwrap_or_default())
     }
 
-    /// A key pair as `nix-store --generate-binary-cache-key` makes it: `NAME.secret` and `NAME.public` in `directory`. Gives
-    /// the secret key's file and the public key's text.
+    /// A key pair as `nix-store --generate-binary-cache-key` makes it: `NAME.secret` and
+    /// `NAME.public` in `directory`. Gives the secret key's file and the public key's text.
     ///
     /// # Errors
     /// Nix fails, or the files cannot be written.
     pub fn generate_key(&self, directory: &Path, name: &str) -> Result<(PathBuf, String)> {
-        std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-        let (secret, public) = (directory.join(format!("{name}.secret")), directory.join(format!("{name}.public")));
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+        let (secret, public) =
+            (directory.join(format!("{name}.secret")), directory.join(format!("{name}.public")));
         let output = self
             .command("nix-store")
             .args(["--generate-binary-cache-key", name])
@@ -206,24 +228,33 @@ impl PrivateNix {
             .output()
             .context("`nix-store` does not start")?;
         if !output.status.success() {
-            bail!("`nix-store --generate-binary-cache-key` fails: {}", String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "`nix-store --generate-binary-cache-key` fails: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         set_mode(&secret, 0o600)?;
-        let public = std::fs::read_to_string(&public).with_context(|| format!("cannot read {}", public.display()))?;
+        let public = std::fs::read_to_string(&public)
+            .with_context(|| format!("cannot read {}", public.display()))?;
         Ok((secret, public.trim().to_owned()))
     }
 
-    /// A line for `builders`: a machine that is a second store on this host. No ssh is involved: Nix runs the host
-    /// `localhost` by `bash -c`, and the rest is what a real `ssh://` builder does. Needs root and mount namespaces.
+    /// A line for `builders`: a machine that is a second store on this host. No ssh is involved:
+    /// Nix runs the host `localhost` by `bash -c`, and the rest is what a real `ssh://` builder
+    /// does. Needs root and mount namespaces.
     pub fn local_machine(directory: &Path, max_jobs: u32, speed_factor: f32) -> String {
-        format!("ssh://localhost?remote-store={} {} - {max_jobs} {speed_factor}", directory.display(), nix_system())
+        format!(
+            "ssh://localhost?remote-store={} {} - {max_jobs} {speed_factor}",
+            directory.display(),
+            nix_system()
+        )
     }
 
     /// Builds run as members of `group` from now on. Needs root.
     ///
-    /// The users are shared with every other Nix on the machine that knows the group, and Nix kills all processes of a user
-    /// when it takes it. So the locks on the users have to be shared too: with the machine's Nix where there is one, else
-    /// with the other private ones, in `pool`.
+    /// The users are shared with every other Nix on the machine that knows the group, and Nix kills
+    /// all processes of a user when it takes it. So the locks on the users have to be shared too:
+    /// with the machine's Nix where there is one, else with the other private ones, in `pool`.
     ///
     /// # Errors
     /// The group is not there, or a directory cannot be changed.
@@ -238,7 +269,11 @@ impl PrivateNix {
             }
             _ => {}
         }
-        let changed = Command::new("chgrp").arg(group).arg(self.store_dir()).output().context("`chgrp` does not start")?;
+        let changed = Command::new("chgrp")
+            .arg(group)
+            .arg(self.store_dir())
+            .output()
+            .context("`chgrp` does not start")?;
         if !changed.status.success() {
             bail!("`chgrp {group}` fails: {}", String::from_utf8_lossy(&changed.stderr).trim());
         }
@@ -252,7 +287,8 @@ impl PrivateNix {
     /// It does not start or ends at once: with what it wrote.
     pub fn start_daemon(&mut self) -> Result<Daemon> {
         let log_path = self.root.join("daemon.log");
-        let log = std::fs::File::create(&log_path).with_context(|| format!("cannot make {}", log_path.display()))?;
+        let log = std::fs::File::create(&log_path)
+            .with_context(|| format!("cannot make {}", log_path.display()))?;
         let mut child = self
             .command("nix-daemon")
             .stdout(log.try_clone()?)
@@ -298,29 +334,35 @@ pub fn nix_system() -> String {
     format!("{machine}-linux")
 }
 
-/// The directories of [`SHELL_AND_LIBRARIES`] that are here; the system's store where `/bin/sh` comes from it (NixOS).
+/// The directories of [`SHELL_AND_LIBRARIES`] that are here; the system's store where `/bin/sh`
+/// comes from it (NixOS).
 fn sandbox_paths() -> Vec<String> {
-    let shell_in_store = std::fs::canonicalize("/bin/sh").is_ok_and(|shell| shell.starts_with("/nix/store"));
-    let paths: &[&str] = if shell_in_store { &["/bin", "/nix/store"] } else { &SHELL_AND_LIBRARIES };
+    let shell_in_store =
+        std::fs::canonicalize("/bin/sh").is_ok_and(|shell| shell.starts_with("/nix/store"));
+    let paths: &[&str] =
+        if shell_in_store { &["/bin", "/nix/store"] } else { &SHELL_AND_LIBRARIES };
     paths.iter().filter(|path| Path::new(path).exists()).map(|path| (*path).to_owned()).collect()
 }
 
-/// Puts the program `hookrun` into `directory`, which build users can reach (a target directory below /root they cannot),
-/// with the three links by which it knows its role.
+/// Puts the program `hookrun` into `directory`, which build users can reach (a target directory
+/// below /root they cannot), with the three links by which it knows its role.
 ///
 /// # Errors
 /// The program cannot be linked or copied, or a link cannot be made.
 pub fn install_hookrun(program: &Path, directory: &Path) -> Result<PathBuf> {
-    std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    std::fs::create_dir_all(directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
     let installed = directory.join("hookrun");
     // A hard link costs nothing; across file systems it has to be a copy.
     if std::fs::hard_link(program, &installed).is_err() {
-        std::fs::copy(program, &installed)
-            .with_context(|| format!("cannot copy {} to {}", program.display(), installed.display()))?;
+        std::fs::copy(program, &installed).with_context(|| {
+            format!("cannot copy {} to {}", program.display(), installed.display())
+        })?;
     }
     for role in ["hookrun-post-build", "hookrun-diff", "hookrun-build-hook"] {
         let link = directory.join(role);
-        std::os::unix::fs::symlink("hookrun", &link).with_context(|| format!("cannot make {}", link.display()))?;
+        std::os::unix::fs::symlink("hookrun", &link)
+            .with_context(|| format!("cannot make {}", link.display()))?;
     }
     Ok(installed)
 }
@@ -376,7 +418,8 @@ mod tests {
 
     #[test]
     fn a_second_store_keeps_names() {
-        let path = PrivateNix::path_in_store(Path::new("/second"), Path::new("/lab/store/abc-name"));
+        let path =
+            PrivateNix::path_in_store(Path::new("/second"), Path::new("/lab/store/abc-name"));
         assert_eq!(path, Path::new("/second/nix/store/abc-name"));
     }
 
@@ -385,7 +428,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut nix = PrivateNix::create(directory.path()).unwrap();
         let variable = |nix: &PrivateNix| {
-            let found = nix.variables().into_iter().filter(|(name, _)| name == NIX_CONFIG).map(|(_, value)| value);
+            let found = nix
+                .variables()
+                .into_iter()
+                .filter(|(name, _)| name == NIX_CONFIG)
+                .map(|(_, value)| value);
             found.collect::<Vec<_>>()
         };
         assert_eq!(variable(&nix), [""; 0]);
@@ -401,6 +448,9 @@ mod tests {
         let mut nix = PrivateNix::create(directory.path()).unwrap();
         nix.set("sandbox", "relaxed").unwrap();
         let text = std::fs::read_to_string(nix.conf_dir().join("nix.conf")).unwrap();
-        assert_eq!(text.lines().filter(|line| line.starts_with("sandbox =")).collect::<Vec<_>>(), ["sandbox = relaxed"]);
+        assert_eq!(
+            text.lines().filter(|line| line.starts_with("sandbox =")).collect::<Vec<_>>(),
+            ["sandbox = relaxed"]
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! What all steps of the demo work in: the private Nix, hookrun's configuration and state in it, and commands that are shown
-//! before they run.
+//! What all steps of the demo work in: the private Nix, hookrun's configuration and state in it,
+//! and commands that are shown before they run.
 
 use std::fmt::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -73,14 +73,18 @@ impl Stage {
 
     /// Shows the command line and runs it.
     pub(super) fn run(&self, command: &mut Command) -> Result<Said> {
-        let remote = command.get_envs().find(|(name, _)| *name == "NIX_REMOTE").and_then(|(_, value)| value);
-        let remote = remote.map(|value| format!("NIX_REMOTE={} ", value.to_string_lossy())).unwrap_or_default();
+        let remote =
+            command.get_envs().find(|(name, _)| *name == "NIX_REMOTE").and_then(|(_, value)| value);
+        let remote = remote
+            .map(|value| format!("NIX_REMOTE={} ", value.to_string_lossy()))
+            .unwrap_or_default();
         self.show.command(&format!("{remote}{}", line(command)));
         Self::quietly(command)
     }
 
     fn quietly(command: &mut Command) -> Result<Said> {
-        let output = command.output().with_context(|| format!("`{}` does not start", line(command)))?;
+        let output =
+            command.output().with_context(|| format!("`{}` does not start", line(command)))?;
         Ok(Said {
             status: output.status,
             stdout: String::from_utf8_lossy(&output.stdout).trim_end().to_owned(),
@@ -113,7 +117,11 @@ impl Stage {
             self.show.command("hookrun drain");
             self.show.hookrun(&said.stderr);
             self.show.hookrun(&said.stdout);
-            bail!("`hookrun drain` {}; `hookrun log` in {} tells more", ended(said.status), self.nix.root().display());
+            bail!(
+                "`hookrun drain` {}; `hookrun log` in {} tells more",
+                ended(said.status),
+                self.nix.root().display()
+            );
         }
         Ok(())
     }
@@ -133,9 +141,18 @@ impl Stage {
     fn environment_file(&self) -> String {
         let mut text = "# `. ./env` makes a shell see the demo's Nix and its hookrun.\n".to_owned();
         for (name, value) in self.nix.variables() {
-            let _ = writeln!(text, "export {}={}", name.to_string_lossy(), quoted(&value.to_string_lossy()));
+            let _ = writeln!(
+                text,
+                "export {}={}",
+                name.to_string_lossy(),
+                quoted(&value.to_string_lossy())
+            );
         }
-        let _ = writeln!(text, "export PATH={}:\"$PATH\"", quoted(&self.path("bin").display().to_string()));
+        let _ = writeln!(
+            text,
+            "export PATH={}:\"$PATH\"",
+            quoted(&self.path("bin").display().to_string())
+        );
         text
     }
 
@@ -150,7 +167,10 @@ impl Stage {
             ("mail", "state/mail/default/new"),
             ("the worker's log", "state/worker.log"),
         ] {
-            let places = place.split(", ").map(|place| self.path(place).display().to_string()).collect::<Vec<_>>();
+            let places = place
+                .split(", ")
+                .map(|place| self.path(place).display().to_string())
+                .collect::<Vec<_>>();
             show.plain(&format!("   {what}: {}", places.join(", ")));
         }
         show.plain("   In a shell of its own:");
@@ -164,8 +184,8 @@ impl Stage {
     }
 }
 
-/// Attempts to see the worker gone, and the time between them: together a minute, and a worker leaves a second after its last
-/// task.
+/// Attempts to see the worker gone, and the time between them: together a minute, and a worker
+/// leaves a second after its last task.
 const WORKER_POLLS: u32 = 1200;
 const WORKER_POLL: std::time::Duration = std::time::Duration::from_millis(50);
 
@@ -223,7 +243,11 @@ pub(super) fn ended(status: ExitStatus) -> String {
 
 /// The command line as one would type it.
 fn line(command: &Command) -> String {
-    let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let program = Path::new(command.get_program())
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let words = command.get_args().map(|word| quoted(&word.to_string_lossy()));
     std::iter::once(program).chain(words).collect::<Vec<_>>().join(" ")
 }
@@ -231,7 +255,11 @@ fn line(command: &Command) -> String {
 /// A word as a shell wants it.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/-_.:=,+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 #[cfg(test)]
@@ -241,7 +269,10 @@ mod tests {
     #[test]
     fn words_for_a_shell() {
         assert_eq!(quoted("/a/b-c.nix"), "/a/b-c.nix");
-        assert_eq!(quoted("ssh://localhost?remote-store=/x - 1"), "'ssh://localhost?remote-store=/x - 1'");
+        assert_eq!(
+            quoted("ssh://localhost?remote-store=/x - 1"),
+            "'ssh://localhost?remote-store=/x - 1'"
+        );
         assert_eq!(quoted("it's"), r"'it'\''s'");
         assert_eq!(quoted(""), "''");
     }

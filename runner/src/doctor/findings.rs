@@ -29,7 +29,8 @@ pub struct Finding {
     pub text: String,
 }
 
-/// The versions that overwrite `build-hook` after nix.conf was read (`nix/main.cc`; NixOS/nix#15083).
+/// The versions that overwrite `build-hook` after nix.conf was read (`nix/main.cc`;
+/// NixOS/nix#15083).
 const IGNORES_BUILD_HOOK: (Version, Version) = (Version(2, 25, 0), Version(2, 34, 0));
 /// Passes an empty `OUT_PATHS` to `post-build-hook`.
 const EMPTY_OUT_PATHS: Version = Version(2, 8, 0);
@@ -85,7 +86,8 @@ impl Say {
     }
 }
 
-/// `write `post-build-hook = /usr/lib/hookrun/hookrun-post-build` in /etc/nix/nix.conf and restart nix-daemon`
+/// `write `post-build-hook = /usr/lib/hookrun/hookrun-post-build` in /etc/nix/nix.conf and restart
+/// nix-daemon`
 fn write(facts: &Facts, setting: &str, link: &str) -> String {
     format!(
         "write `{setting} = {}` in {} and restart nix-daemon",
@@ -109,9 +111,15 @@ fn post_build(say: &mut Say, facts: &Facts, nix: &NixFacts) {
                 );
             }
         }
-        Hook::Unset => say.problem(about, format!("it is not set, so nothing is uploaded; {}", fix())),
-        Hook::Other(text) => say.problem(about, format!("it is `{text}`, which is not hookrun; {}", fix())),
-        Hook::Unusable(text, why) => say.problem(about, format!("it is `{text}`, and {why}: every build fails; {}", fix())),
+        Hook::Unset => {
+            say.problem(about, format!("it is not set, so nothing is uploaded; {}", fix()))
+        }
+        Hook::Other(text) => {
+            say.problem(about, format!("it is `{text}`, which is not hookrun; {}", fix()))
+        }
+        Hook::Unusable(text, why) => {
+            say.problem(about, format!("it is `{text}`, and {why}: every build fails; {}", fix()))
+        }
     }
 }
 
@@ -149,11 +157,14 @@ fn build_hook(say: &mut Say, facts: &Facts, nix: &NixFacts) {
     let about = "build-hook";
     let link = facts.links.join("hookrun-build-hook");
     let render = "`hookrun builders render` writes a machines file instead";
-    let in_file = facts.build_hook_in_file.as_deref().is_some_and(|value| value.contains("hookrun"));
+    let in_file =
+        facts.build_hook_in_file.as_deref().is_some_and(|value| value.contains("hookrun"));
     let is_hookrun = matches!(nix.build_hook, Hook::Hookrun(_));
     if nix.flavour == Flavour::Lix && nix.version >= LIX_OTHER_PROTOCOL {
-        let text =
-            format!("Lix {} speaks another protocol with its build hook, which hookrun does not; {render}", nix.version);
+        let text = format!(
+            "Lix {} speaks another protocol with its build hook, which hookrun does not; {render}",
+            nix.version
+        );
         if is_hookrun || in_file {
             let undo = format!("{text}; remove `build-hook` from {}", facts.nix_conf.display());
             say.problem(about, undo);
@@ -162,7 +173,8 @@ fn build_hook(say: &mut Say, facts: &Facts, nix: &NixFacts) {
         }
         return;
     }
-    let ignores = nix.flavour == Flavour::Nix && (IGNORES_BUILD_HOOK.0..IGNORES_BUILD_HOOK.1).contains(&nix.version);
+    let ignores = nix.flavour == Flavour::Nix
+        && (IGNORES_BUILD_HOOK.0..IGNORES_BUILD_HOOK.1).contains(&nix.version);
     if ignores && !is_hookrun {
         let text = format!(
             "Nix {} ignores `build-hook` of {} (2.25 to 2.33 do); write `Environment=\"NIX_CONFIG=build-hook = {}\"` under [Service] in \
@@ -190,11 +202,17 @@ fn build_hook(say: &mut Say, facts: &Facts, nix: &NixFacts) {
         ),
         Hook::Unset => say.note(
             about,
-            format!("it is Nix's own, so machines are chosen by Nix's rule; {}", write(facts, about, "hookrun-build-hook")),
+            format!(
+                "it is Nix's own, so machines are chosen by Nix's rule; {}",
+                write(facts, about, "hookrun-build-hook")
+            ),
         ),
         Hook::Other(text) => say.note(
             about,
-            format!("it is `{text}`, which is not hookrun; to change that, {}", write(facts, about, "hookrun-build-hook")),
+            format!(
+                "it is `{text}`, which is not hookrun; to change that, {}",
+                write(facts, about, "hookrun-build-hook")
+            ),
         ),
         Hook::Unusable(text, why) => say.problem(
             about,
@@ -264,9 +282,15 @@ fn users(say: &mut Say, facts: &Facts, nix: &NixFacts) {
 fn hookrun(say: &mut Say, facts: &Facts) {
     match &facts.config_error {
         Some(error) => {
-            say.problem("configuration", format!("{error} (builds go on, events are kept, nothing is done with them)"));
+            say.problem(
+                "configuration",
+                format!("{error} (builds go on, events are kept, nothing is done with them)"),
+            );
         }
-        None => say.good("configuration", format!("{}; `hookrun check` tries what it names", facts.config.display())),
+        None => say.good(
+            "configuration",
+            format!("{}; `hookrun check` tries what it names", facts.config.display()),
+        ),
     }
     if facts.spool.is_empty() {
         say.good("state", facts.state.display().to_string());
@@ -282,14 +306,21 @@ fn hookrun(say: &mut Say, facts: &Facts) {
         (_, true) => say.good(about, "runs".to_owned()),
         (Start::Spawn, false) => say.good(about, "a hook starts it when there is work".to_owned()),
         (Start::Service, false) => {
-            let state = facts.service.as_deref().map(|state| format!(" (systemd says `{state}`)")).unwrap_or_default();
+            let state = facts
+                .service
+                .as_deref()
+                .map(|state| format!(" (systemd says `{state}`)"))
+                .unwrap_or_default();
             say.problem(
                 about,
                 format!("`start = \"service\"`, but none runs{state}: events wait; run `systemctl enable --now hookrun`"),
             );
         }
         (Start::None, false) => {
-            say.note(about, "`start = \"none\"`: events wait until somebody runs `hookrun drain`".to_owned());
+            say.note(
+                about,
+                "`start = \"none\"`: events wait until somebody runs `hookrun drain`".to_owned(),
+            );
         }
     }
     if !facts.root {

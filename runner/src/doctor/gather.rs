@@ -27,13 +27,19 @@ pub fn facts(dirs: &Dirs) -> Facts {
     let nix_conf = NixDirs::from_env().conf.join("nix.conf");
     let config = Config::load(&dirs.config);
     let nix = Installed::find();
-    let group = nix.as_ref().ok().map(|nix| nix.setting("build-users-group").to_owned()).filter(|group| !group.is_empty());
+    let group = nix
+        .as_ref()
+        .ok()
+        .map(|nix| nix.setting("build-users-group").to_owned())
+        .filter(|group| !group.is_empty());
     let sandbox = config.as_ref().map(problems_of_sandbox).unwrap_or_default();
     Facts {
         root,
         build_hook_in_file: in_file(&nix_conf, "build-hook"),
         daemon_is_older: daemon_is_older(&nix_conf),
-        nix: nix.map(|nix| nix_facts(&nix, config.as_ref().ok())).map_err(|error| error.to_string()),
+        nix: nix
+            .map(|nix| nix_facts(&nix, config.as_ref().ok()))
+            .map_err(|error| error.to_string()),
         nix_conf,
         start: config.as_ref().map(|config| config.worker.start).unwrap_or_default(),
         config_error: config.err().map(|error| error.to_string()),
@@ -41,9 +47,16 @@ pub fn facts(dirs: &Dirs) -> Facts {
         worker_runs: lock::is_held(&dirs.worker_lock()),
         service: service(),
         sandbox,
-        spool: if root { unreachable_for_build_users(dirs, group.as_deref()) } else { unwritable(dirs) },
+        spool: if root {
+            unreachable_for_build_users(dirs, group.as_deref())
+        } else {
+            unwritable(dirs)
+        },
         state: dirs.state.clone(),
-        links: std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)).unwrap_or_default(),
+        links: std::env::current_exe()
+            .ok()
+            .and_then(|exe| exe.parent().map(Path::to_owned))
+            .unwrap_or_default(),
     }
 }
 
@@ -55,14 +68,16 @@ fn problems_of_sandbox(config: &Config) -> Vec<String> {
 
 fn nix_facts(nix: &Installed, config: Option<&Config>) -> NixFacts {
     let mut found = machines::parse(nix.setting("builders"), nix.setting("system"));
-    let useless = config.map(|config| resources::useless(&config.builders.resources, &found.machines)).unwrap_or_default();
+    let useless = config
+        .map(|config| resources::useless(&config.builders.resources, &found.machines))
+        .unwrap_or_default();
     found.warnings.extend(useless.into_iter().map(|(machine, text)| match machine {
         Some(machine) => format!("{machine}: {text}"),
         None => text,
     }));
     let group = nix.setting("build-users-group");
-    let build_users =
-        (!group.is_empty()).then(|| (group.to_owned(), uzers::get_group_by_name(group).map(|group| members(&group))));
+    let build_users = (!group.is_empty())
+        .then(|| (group.to_owned(), uzers::get_group_by_name(group).map(|group| members(&group))));
     NixFacts {
         says: nix.says.clone(),
         flavour: nix.flavour,
@@ -97,17 +112,24 @@ fn hook(nix: &Installed, name: &str) -> Hook {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Hook::Unusable(text.to_owned(), "there is no such file".to_owned());
         }
-        Err(error) => return Hook::Unusable(text.to_owned(), format!("it cannot be looked at ({error})")),
+        Err(error) => {
+            return Hook::Unusable(text.to_owned(), format!("it cannot be looked at ({error})"));
+        }
     };
     if !found.is_file() || found.mode() & 0o111 == 0 {
-        return Hook::Unusable(text.to_owned(), format!("it cannot be executed; run `chmod 755 {}`", program.display()));
+        return Hook::Unusable(
+            text.to_owned(),
+            format!("it cannot be executed; run `chmod 755 {}`", program.display()),
+        );
     }
     if is_hookrun(program) { Hook::Hookrun(text.to_owned()) } else { Hook::Other(text.to_owned()) }
 }
 
 /// A link to this very program, or a file of its name: another release of it, or a link to one.
 fn is_hookrun(program: &Path) -> bool {
-    let named = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("hookrun"));
+    let named = |path: &Path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("hookrun"))
+    };
     let target = std::fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
     let own = std::env::current_exe().ok().and_then(|exe| std::fs::canonicalize(exe).ok());
     own.as_deref() == Some(&target) || named(program) || named(&target)
@@ -132,7 +154,9 @@ fn setting_of(text: &str, name: &str) -> Option<String> {
 
 /// Was the file changed after a nix-daemon that runs was started? A daemon reads it once.
 fn daemon_is_older(nix_conf: &Path) -> bool {
-    let Ok(changed) = std::fs::metadata(nix_conf).and_then(|found| found.modified()) else { return false };
+    let Ok(changed) = std::fs::metadata(nix_conf).and_then(|found| found.modified()) else {
+        return false;
+    };
     let started = |entry: std::fs::DirEntry| {
         let directory: PathBuf = entry.path();
         let comm = std::fs::read_to_string(directory.join("comm")).ok()?;
@@ -141,7 +165,8 @@ fn daemon_is_older(nix_conf: &Path) -> bool {
             .then(|| std::fs::metadata(&directory).and_then(|found| found.modified()).ok())
             .flatten()
     };
-    let oldest = std::fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(started).min();
+    let oldest =
+        std::fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(started).min();
     oldest.is_some_and(|started| started < changed)
 }
 
@@ -160,7 +185,8 @@ fn service() -> Option<String> {
 fn unwritable(dirs: &Dirs) -> Vec<String> {
     let spool = dirs.spool();
     let nearest = spool.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let can = rustix::fs::access(nearest, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK);
+    let can =
+        rustix::fs::access(nearest, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK);
     can.err()
         .map(|error| {
             format!(
@@ -172,17 +198,21 @@ fn unwritable(dirs: &Dirs) -> Vec<String> {
         .collect()
 }
 
-/// Root's spool as a build user sees it, whose diff hook writes there: every directory above can be searched, and the spool be written.
+/// Root's spool as a build user sees it, whose diff hook writes there: every directory above can be
+/// searched, and the spool be written.
 fn unreachable_for_build_users(dirs: &Dirs, group: Option<&str>) -> Vec<String> {
     let spool = dirs.spool();
     let gid = group.and_then(uzers::get_group_by_name).map(|group| group.gid());
     let mut problems = Vec::new();
-    for (path, needed) in spool.ancestors().skip(1).map(|path| (path, 0o1)).chain([(spool.as_path(), 0o3)]) {
+    for (path, needed) in
+        spool.ancestors().skip(1).map(|path| (path, 0o1)).chain([(spool.as_path(), 0o3)])
+    {
         let Ok(found) = std::fs::metadata(path) else { continue };
         let mode = found.mode() & 0o7777;
         let shift = if Some(found.gid()) == gid { 3 } else { 0 };
         if (mode >> shift) & needed != needed {
-            let (what, right) = if path == spool { ("write to", 0o1733) } else { ("reach", mode | 0o111) };
+            let (what, right) =
+                if path == spool { ("write to", 0o1733) } else { ("reach", mode | 0o111) };
             problems.push(format!(
                 "{0} has mode {mode:o}, so build users cannot {what} the spool and a diff hook loses its event to a fallback; run `chmod \
                  {right:o} {0}`",
@@ -211,18 +241,24 @@ mod tests {
         let state = directory.path().join("state");
         let spool = state.join("spool");
         std::fs::create_dir_all(&spool).unwrap();
-        let set = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let set = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap()
+        };
         let dirs = Dirs { config: PathBuf::new(), state: state.clone() };
         let own = |problems: Vec<String>| -> Vec<String> {
-            problems.into_iter().filter(|problem| problem.starts_with(&state.display().to_string())).collect()
+            problems
+                .into_iter()
+                .filter(|problem| problem.starts_with(&state.display().to_string()))
+                .collect()
         };
         set(&state, 0o755);
         set(&spool, 0o1733);
         assert_eq!(own(unreachable_for_build_users(&dirs, None)), [""; 0]);
         set(&state, 0o700);
         set(&spool, 0o755);
-        let problems =
-            own(unreachable_for_build_users(&dirs, None)).join("\n").replace(&state.display().to_string(), "STATE");
+        let problems = own(unreachable_for_build_users(&dirs, None))
+            .join("\n")
+            .replace(&state.display().to_string(), "STATE");
         insta::assert_snapshot!(problems);
     }
 }

@@ -1,5 +1,6 @@
-//! Will this Nix really call us, and will what it calls work? `hookrun doctor` gathers facts about Nix, its configuration, users and
-//! directories ([`gather`]), and says what follows from them ([`findings`]), each with the line to write and where.
+//! Will this Nix really call us, and will what it calls work? `hookrun doctor` gathers facts about
+//! Nix, its configuration, users and directories ([`gather`]), and says what follows from them
+//! ([`findings`]), each with the line to write and where.
 //!
 //! Nothing is changed and nothing is built.
 

@@ -1,8 +1,10 @@
-//! Compares two trees in the store: what differs, bounded in time, bytes, files and number of differences.
+//! Compares two trees in the store: what differs, bounded in time, bytes, files and number of
+//! differences.
 //!
-//! Called by the diff hook as the build user, in the build's critical path: Nix waits, and kills with SIGKILL. So the comparison
-//! ends at its deadline and says what it did not see. Symbolic links are compared, never followed, and nothing but regular files
-//! is opened. What counts is what a NAR holds: type, executable bit, contents, link target.
+//! Called by the diff hook as the build user, in the build's critical path: Nix waits, and kills
+//! with SIGKILL. So the comparison ends at its deadline and says what it did not see. Symbolic
+//! links are compared, never followed, and nothing but regular files is opened. What counts is what
+//! a NAR holds: type, executable bit, contents, link target.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -53,8 +55,8 @@ const MAX_VALUE: usize = 512;
 /// Longest path of a difference in bytes (`PATH_MAX`).
 const MAX_PATH: usize = 4096;
 
-/// What differs between the trees `previous` and `current`, sorted by path. Never fails: what cannot be read makes the evidence
-/// incomplete.
+/// What differs between the trees `previous` and `current`, sorted by path. Never fails: what
+/// cannot be read makes the evidence incomplete.
 pub fn compare(previous: &Path, current: &Path, bounds: Bounds) -> Evidence {
     let deadline = Instant::now().checked_add(bounds.time);
     let mut comparison = Comparison { bounds, deadline, found: Evidence::default() };
@@ -83,7 +85,8 @@ struct Entry {
 
 impl Comparison {
     fn walk(&mut self, previous: &Path, current: &Path) -> Result<(), Ended> {
-        // Relative paths still to compare, last first; sorted so that the order is the same each time.
+        // Relative paths still to compare, last first; sorted so that the order is the same each
+        // time.
         let mut pending = vec![PathBuf::new()];
         while let Some(relative) = pending.pop() {
             self.check_bounds()?;
@@ -101,36 +104,50 @@ impl Comparison {
                 }
             };
             if left.kind != right.kind {
-                self.differ(&relative, "type", type_name(left.kind).into(), type_name(right.kind).into(), None)?;
+                self.differ(
+                    &relative,
+                    "type",
+                    type_name(left.kind).into(),
+                    type_name(right.kind).into(),
+                    None,
+                )?;
                 continue;
             }
             match left.kind {
                 FileType::Directory => {
-                    let lists = list(&left_path).map_err(|error| (left_path, error)).and_then(|left| {
-                        let right = list(&right_path).map_err(|error| (right_path, error))?;
-                        Ok((left, right))
-                    });
+                    let lists =
+                        list(&left_path).map_err(|error| (left_path, error)).and_then(|left| {
+                            let right = list(&right_path).map_err(|error| (right_path, error))?;
+                            Ok((left, right))
+                        });
                     match lists {
-                        Ok((left, right)) => pending.extend(self.merge(&relative, left, right)?.into_iter().rev()),
+                        Ok((left, right)) => {
+                            pending.extend(self.merge(&relative, left, right)?.into_iter().rev())
+                        }
                         Err((path, error)) => self.unreadable(&path, &error),
                     }
                 }
-                FileType::Symlink => match (std::fs::read_link(&left_path), std::fs::read_link(&right_path)) {
-                    // As bytes: paths that differ in slashes only are equal as `Path`, and not to a NAR.
-                    (Ok(left), Ok(right)) if left.as_os_str() != right.as_os_str() => {
-                        self.differ(
-                            &relative,
-                            "link-target",
-                            text(left.as_os_str().as_bytes()),
-                            text(right.as_os_str().as_bytes()),
-                            None,
-                        )?;
+                FileType::Symlink => {
+                    match (std::fs::read_link(&left_path), std::fs::read_link(&right_path)) {
+                        // As bytes: paths that differ in slashes only are equal as `Path`, and not
+                        // to a NAR.
+                        (Ok(left), Ok(right)) if left.as_os_str() != right.as_os_str() => {
+                            self.differ(
+                                &relative,
+                                "link-target",
+                                text(left.as_os_str().as_bytes()),
+                                text(right.as_os_str().as_bytes()),
+                                None,
+                            )?;
+                        }
+                        (Ok(_), Ok(_)) => {}
+                        (Err(error), _) => self.unreadable(&left_path, &error),
+                        (_, Err(error)) => self.unreadable(&right_path, &error),
                     }
-                    (Ok(_), Ok(_)) => {}
-                    (Err(error), _) => self.unreadable(&left_path, &error),
-                    (_, Err(error)) => self.unreadable(&right_path, &error),
-                },
-                FileType::RegularFile => self.files(&relative, (&left_path, &left), (&right_path, &right))?,
+                }
+                FileType::RegularFile => {
+                    self.files(&relative, (&left_path, &left), (&right_path, &right))?
+                }
                 // Nix's store holds nothing else.
                 _ => {}
             }
@@ -151,19 +168,38 @@ impl Comparison {
             if right.remove(&name).is_some() {
                 both.push(path);
             } else {
-                self.differ(&path, "only-in-previous", type_name(kind).into(), String::new(), None)?;
+                self.differ(
+                    &path,
+                    "only-in-previous",
+                    type_name(kind).into(),
+                    String::new(),
+                    None,
+                )?;
             }
         }
         for (name, kind) in right {
-            self.differ(&relative.join(&name), "only-in-current", String::new(), type_name(kind).into(), None)?;
+            self.differ(
+                &relative.join(&name),
+                "only-in-current",
+                String::new(),
+                type_name(kind).into(),
+                None,
+            )?;
         }
         Ok(both)
     }
 
-    fn files(&mut self, relative: &Path, left: (&Path, &Entry), right: (&Path, &Entry)) -> Result<(), Ended> {
+    fn files(
+        &mut self,
+        relative: &Path,
+        left: (&Path, &Entry),
+        right: (&Path, &Entry),
+    ) -> Result<(), Ended> {
         if left.1.executable != right.1.executable {
             // As Nix's store has them: 0444, or 0555 with the executable bit.
-            let mode = |entry: &Entry| if entry.executable { "0555".to_owned() } else { "0444".to_owned() };
+            let mode = |entry: &Entry| {
+                if entry.executable { "0555".to_owned() } else { "0444".to_owned() }
+            };
             self.differ(relative, "mode", mode(left.1), mode(right.1), None)?;
         }
         if left.1.size != right.1.size {
@@ -171,7 +207,9 @@ impl Comparison {
         }
         let open = |path: &Path| {
             let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-            rustix::fs::open(path, flags, Mode::empty()).map(File::from).map_err(std::io::Error::from)
+            rustix::fs::open(path, flags, Mode::empty())
+                .map(File::from)
+                .map_err(std::io::Error::from)
         };
         let (left_file, right_file) = match (open(left.0), open(right.0)) {
             (Ok(left), Ok(right)) => (left, right),
@@ -185,7 +223,9 @@ impl Comparison {
             }
         };
         match self.contents(left_file, right_file)? {
-            Ok(Some((offset, left, right))) => self.differ(relative, "content", left, right, Some(offset)),
+            Ok(Some((offset, left, right))) => {
+                self.differ(relative, "content", left, right, Some(offset))
+            }
             Ok(None) => Ok(()),
             Err(error) => {
                 self.unreadable(left.0, &error);
@@ -216,7 +256,8 @@ impl Comparison {
             if let Err(error) = read {
                 return Ok(Err(error));
             }
-            self.found.compared_bytes = self.found.compared_bytes.saturating_add(a.len().max(b.len()) as u64);
+            self.found.compared_bytes =
+                self.found.compared_bytes.saturating_add(a.len().max(b.len()) as u64);
             if a != b {
                 let at = a.iter().zip(&b).take_while(|(left, right)| left == right).count();
                 let context = |chunk: &[u8]| {
@@ -248,7 +289,13 @@ impl Comparison {
             return Err(self.end(&format!("more than {} differences", self.bounds.differences)));
         }
         let path = truncated(&path.to_string_lossy(), MAX_PATH);
-        self.found.differences.push(Difference { path, kind: kind.into(), previous, current, offset });
+        self.found.differences.push(Difference {
+            path,
+            kind: kind.into(),
+            previous,
+            current,
+            offset,
+        });
         Ok(())
     }
 
@@ -261,7 +308,9 @@ impl Comparison {
 
     fn check_bounds(&mut self) -> Result<(), Ended> {
         if self.deadline.is_none_or(|deadline| Instant::now() >= deadline) {
-            return Err(self.end(&format!("its time of {}", humantime::format_duration(self.bounds.time))));
+            return Err(
+                self.end(&format!("its time of {}", humantime::format_duration(self.bounds.time)))
+            );
         }
         if self.found.compared_files >= self.bounds.files {
             return Err(self.end(&format!("its {} files", self.bounds.files)));
@@ -293,7 +342,8 @@ fn stat(path: &Path) -> std::io::Result<Entry> {
     })
 }
 
-/// The names in a directory, without `.` and `..`. A symbolic link in place of the directory is not followed.
+/// The names in a directory, without `.` and `..`. A symbolic link in place of the directory is not
+/// followed.
 fn list(path: &Path) -> std::io::Result<BTreeMap<OsString, FileType>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::DIRECTORY;
     let directory = rustix::fs::open(path, flags, Mode::empty())?;
@@ -321,7 +371,13 @@ const fn type_name(kind: FileType) -> &'static str {
 fn show(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) if text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\t')) => {
-            format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").replace('\t', "\\t"))
+            format!(
+                "\"{}\"",
+                text.replace('\\', "\\\\")
+                    .replace('"', "\\\"")
+                    .replace('\n', "\\n")
+                    .replace('\t', "\\t")
+            )
         }
         _ => {
             let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();

@@ -22,7 +22,8 @@ pub struct Evidence {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Difference {
-    /// Relative to the output; empty for the output itself. Bytes that are not UTF-8 are shown as U+FFFD.
+    /// Relative to the output; empty for the output itself. Bytes that are not UTF-8 are shown as
+    /// U+FFFD.
     pub path: String,
     /// `type`, `size`, `mode`, `link-target`, `content`, `only-in-previous` or `only-in-current`.
     pub kind: String,

@@ -1,4 +1,5 @@
-//! Running a program of Nix with a bound on its time and its words. Called by commands that look at Nix or at machines; hooks never come here.
+//! Running a program of Nix with a bound on its time and its words. Called by commands that look at
+//! Nix or at machines; hooks never come here.
 
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt as _;
@@ -29,7 +30,12 @@ pub struct Said {
 /// It cannot be started, or (`TimedOut`) it did not end in time.
 pub fn run(command: &mut Command, limit: Duration) -> io::Result<Said> {
     let begun = Instant::now();
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn()?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()?;
     let stdout = child.stdout.take().map(collect);
     let stderr = child.stderr.take().map(collect);
     let status = loop {
@@ -43,14 +49,19 @@ pub fn run(command: &mut Command, limit: Duration) -> io::Result<Said> {
                 let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
             }
             child.wait()?;
-            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")));
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("no answer within {limit:?}"),
+            ));
         }
         std::thread::sleep(TICK);
     };
     let took = begun.elapsed();
     // A process left behind may keep a pipe open: what has come by now has to do.
     let text = |stream: Option<std::sync::mpsc::Receiver<String>>| {
-        stream.and_then(|stream| stream.recv_timeout(Duration::from_secs(1)).ok()).unwrap_or_default()
+        stream
+            .and_then(|stream| stream.recv_timeout(Duration::from_secs(1)).ok())
+            .unwrap_or_default()
     };
     Ok(Said { stdout: text(stdout), stderr: text(stderr), status, took })
 }
@@ -79,8 +90,12 @@ mod tests {
 
     #[test]
     fn words_codes_and_bounds() {
-        let said = run(&mut shell("echo out; echo err >&2; exit 3"), Duration::from_mins(1)).unwrap();
-        assert_eq!((said.stdout.as_str(), said.stderr.as_str(), said.status.code()), ("out\n", "err\n", Some(3)));
+        let said =
+            run(&mut shell("echo out; echo err >&2; exit 3"), Duration::from_mins(1)).unwrap();
+        assert_eq!(
+            (said.stdout.as_str(), said.stderr.as_str(), said.status.code()),
+            ("out\n", "err\n", Some(3))
+        );
         let error = run(&mut shell("sleep 1000 & wait"), Duration::from_millis(100)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         let said = run(&mut shell("head -c 6000000 /dev/zero"), Duration::from_mins(1)).unwrap();

@@ -1,9 +1,11 @@
-//! Nix's own database of valid paths, `<state>/db/db.sqlite`, read only. The worker asks it about events' outputs, plugins through
-//! `nix-store` and `signing`; what it says about a path is the only thing that the host ever signs.
+//! Nix's own database of valid paths, `<state>/db/db.sqlite`, read only. The worker asks it about
+//! events' outputs, plugins through `nix-store` and `signing`; what it says about a path is the
+//! only thing that the host ever signs.
 //!
-//! The schema is internal to Nix but has been the same since schema 10 (Nix 1.12 to 2.35; `libstore/schema.sql`, `ca` since 7,
-//! `sigs` since 9). Reading it needs no daemon, no root and about a millisecond, and works within a diff hook, where the daemon
-//! refuses the user. Nothing here writes, and nothing here runs Nix.
+//! The schema is internal to Nix but has been the same since schema 10 (Nix 1.12 to 2.35;
+//! `libstore/schema.sql`, `ca` since 7, `sigs` since 9). Reading it needs no daemon, no root and
+//! about a millisecond, and works within a diff hook, where the daemon refuses the user. Nothing
+//! here writes, and nothing here runs Nix.
 
 mod dependents;
 mod inputs;
@@ -20,7 +22,8 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Statement, Transac
 use super::derivation::Derivation;
 use crate::event::NixDirs;
 
-/// How long a reader waits for a writer's checkpoint. Readers of a write-ahead log are not blocked by writers otherwise.
+/// How long a reader waits for a writer's checkpoint. Readers of a write-ahead log are not blocked
+/// by writers otherwise.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The most paths in one closure. A large NixOS system has about 10,000.
@@ -88,7 +91,9 @@ pub enum DatabaseError {
         error: rusqlite::Error,
     },
     /// A row does not have the shape that is expected.
-    #[error("Nix's database says of `{store_path}` that {reason}; check it with `nix-store --verify`")]
+    #[error(
+        "Nix's database says of `{store_path}` that {reason}; check it with `nix-store --verify`"
+    )]
     Row {
         /// The path it is about.
         store_path: String,
@@ -96,11 +101,14 @@ pub enum DatabaseError {
         reason: String,
     },
     /// A closure is over [`MAX_CLOSURE`].
-    #[error("a closure has more than {MAX_CLOSURE} paths, which is the most that hookrun takes at once")]
+    #[error(
+        "a closure has more than {MAX_CLOSURE} paths, which is the most that hookrun takes at once"
+    )]
     TooLarge,
 }
 
-/// Nix's database, open for reading. Cheap to open: open one for each question, so that nothing is stale.
+/// Nix's database, open for reading. Cheap to open: open one for each question, so that nothing is
+/// stale.
 #[derive(Debug)]
 pub struct Database {
     connection: Connection,
@@ -121,9 +129,10 @@ impl Database {
             return Err(DatabaseError::Missing { path: path.to_owned() });
         }
         match Self::try_open(path, false) {
-            // A reader without write access to the directory can join a write-ahead log that is there, but cannot make one
-            // (https://www.sqlite.org/wal.html, "Read-Only Databases"). Without a log, or with an empty one, nobody is writing
-            // and the file alone is the whole truth. With a log that cannot be read, the newest paths would be missing: that
+            // A reader without write access to the directory can join a write-ahead log that is
+            // there, but cannot make one (https://www.sqlite.org/wal.html, "Read-Only Databases").
+            // Without a log, or with an empty one, nobody is writing and the file alone is the
+            // whole truth. With a log that cannot be read, the newest paths would be missing: that
             // stays an error.
             Err(error) if !has_log(path) => Self::try_open(path, true).map_err(|_| error),
             result => result,
@@ -133,7 +142,9 @@ impl Database {
 
     fn try_open(path: &Path, immutable: bool) -> Result<Self, rusqlite::Error> {
         let uri = file_uri(path, immutable);
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+            | OpenFlags::SQLITE_OPEN_URI
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(uri, flags)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         // SQLite opens nothing before the first statement.
@@ -150,7 +161,8 @@ impl Database {
         paths.iter().map(|path| snapshot.path_info(path)).collect()
     }
 
-    /// All valid paths, or those registered at `since` (seconds since 1970) or later; the earliest registered first.
+    /// All valid paths, or those registered at `since` (seconds since 1970) or later; the earliest
+    /// registered first.
     ///
     /// # Errors
     /// As [`Database::path_infos`].
@@ -162,14 +174,19 @@ impl Database {
             )?;
             let since = i64::try_from(since.unwrap_or(0)).unwrap_or(i64::MAX);
             let rows = statement.query_map([since], |row| {
-                Ok(Registered { path: row.get(0)?, deriver: row.get(1)?, ultimate: row.get::<_, i64>(2)? == 1 })
+                Ok(Registered {
+                    path: row.get(0)?,
+                    deriver: row.get(1)?,
+                    ultimate: row.get::<_, i64>(2)? == 1,
+                })
             })?;
             rows.collect::<rusqlite::Result<_>>()
         };
         read().map_err(|error| self.query(error))
     }
 
-    /// Everything that `roots` reach, each path once, references before referrers. A root that is not valid is left out.
+    /// Everything that `roots` reach, each path once, references before referrers. A root that is
+    /// not valid is left out.
     ///
     /// # Errors
     /// As [`Database::path_infos`], and if there are more than [`MAX_CLOSURE`] paths.
@@ -185,22 +202,26 @@ impl Database {
             if found.len() >= MAX_CLOSURE {
                 return Err(DatabaseError::TooLarge);
             }
-            pending.extend(info.references.iter().filter(|reference| !found.contains_key(*reference)).cloned());
+            pending.extend(
+                info.references.iter().filter(|reference| !found.contains_key(*reference)).cloned(),
+            );
             found.insert(path, info);
         }
         Ok(references_first(roots, found))
     }
 
-    /// The outputs of `derivation` that are known: by its text, by `DerivationOutputs`, or (content-addressed outputs of the
-    /// resolved derivation) as the valid path that names it as its deriver. In the derivation's order; those that nobody knows
-    /// are left out.
+    /// The outputs of `derivation` that are known: by its text, by `DerivationOutputs`, or
+    /// (content-addressed outputs of the resolved derivation) as the valid path that names it as
+    /// its deriver. In the derivation's order; those that nobody knows are left out.
     ///
     /// # Errors
     /// As [`Database::path_infos`].
     pub fn outputs(&self, derivation: &Derivation) -> Result<Vec<(String, String)>, DatabaseError> {
         let mut known: BTreeMap<String, String> = BTreeMap::new();
         if derivation.outputs.iter().any(|output| output.path.is_none()) {
-            for (output, path) in self.registered_outputs(derivation).map_err(|error| self.query(error))? {
+            for (output, path) in
+                self.registered_outputs(derivation).map_err(|error| self.query(error))?
+            {
                 known.entry(output).or_insert(path);
             }
         }
@@ -215,7 +236,10 @@ impl Database {
     }
 
     /// Output names and paths, the likeliest first.
-    fn registered_outputs(&self, derivation: &Derivation) -> Result<Vec<(String, String)>, rusqlite::Error> {
+    fn registered_outputs(
+        &self,
+        derivation: &Derivation,
+    ) -> Result<Vec<(String, String)>, rusqlite::Error> {
         let transaction = self.connection.unchecked_transaction()?;
         let mut statement = transaction.prepare(
             "select o.id, o.path from DerivationOutputs o join ValidPaths v on v.id = o.drv where v.path = ?1 order by o.id",
@@ -263,13 +287,17 @@ struct Snapshot<'c> {
 }
 
 /// A row of `ValidPaths`, in the order of the query.
-type Row = (i64, String, i64, Option<String>, Option<i64>, Option<i64>, Option<String>, Option<String>);
+type Row =
+    (i64, String, i64, Option<String>, Option<i64>, Option<i64>, Option<String>, Option<String>);
 
 impl Snapshot<'_> {
     fn path_info(&mut self, path: &str) -> Result<Option<PathInfo>, DatabaseError> {
         let query = |error| self.database.query(error);
-        let row: Option<Row> = self.info.query_row([path], |row| row.try_into()).optional().map_err(query)?;
-        let Some((id, hash, registration_time, deriver, nar_size, ultimate, sigs, ca)) = row else { return Ok(None) };
+        let row: Option<Row> =
+            self.info.query_row([path], |row| row.try_into()).optional().map_err(query)?;
+        let Some((id, hash, registration_time, deriver, nar_size, ultimate, sigs, ca)) = row else {
+            return Ok(None);
+        };
         let odd = |reason: String| DatabaseError::Row { store_path: path.to_owned(), reason };
         let nar_hash = NixHash::parse(&hash)
             .ok()
@@ -281,7 +309,8 @@ impl Snapshot<'_> {
         Ok(Some(PathInfo {
             path: path.to_owned(),
             nar_hash: nar_hash.to_nix_nixbase32_string(),
-            nar_size: u64::try_from(nar_size.unwrap_or(0)).map_err(|_| odd("its size is negative".into()))?,
+            nar_size: u64::try_from(nar_size.unwrap_or(0))
+                .map_err(|_| odd("its size is negative".into()))?,
             references,
             deriver: deriver.filter(|deriver| !deriver.is_empty()),
             signatures: sigs.unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
@@ -309,7 +338,9 @@ fn uri_path(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt as _;
     path.as_os_str().as_bytes().iter().fold(String::new(), |mut uri, byte| {
         match byte {
-            b'/' | b'-' | b'.' | b'_' | b'~' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => uri.push(char::from(*byte)),
+            b'/' | b'-' | b'.' | b'_' | b'~' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => {
+                uri.push(char::from(*byte))
+            }
             _ => {
                 let _ = write!(uri, "%{byte:02x}");
             }
@@ -318,8 +349,8 @@ fn uri_path(path: &Path) -> String {
     })
 }
 
-/// Depth first from `roots`, each path after all that it refers to. Self references do not count, and Nix admits no other
-/// cycles; if one were there, it would be cut where it closes.
+/// Depth first from `roots`, each path after all that it refers to. Self references do not count,
+/// and Nix admits no other cycles; if one were there, it would be cut where it closes.
 fn references_first(roots: &[String], mut found: HashMap<String, PathInfo>) -> Vec<PathInfo> {
     enum Step {
         Enter(String),
@@ -334,7 +365,8 @@ fn references_first(roots: &[String], mut found: HashMap<String, PathInfo>) -> V
                 if let Some(info) = found.get(&path)
                     && entered.insert(path.clone())
                 {
-                    let references: Vec<Step> = info.references.iter().rev().cloned().map(Step::Enter).collect();
+                    let references: Vec<Step> =
+                        info.references.iter().rev().cloned().map(Step::Enter).collect();
                     steps.push(Step::Leave(path));
                     steps.extend(references);
                 }

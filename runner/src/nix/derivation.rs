@@ -1,8 +1,10 @@
-//! A derivation, as its `.drv` file says: which outputs it has, and what builds them. The hooks read it to learn what Nix did not
-//! tell them (Nix 2.8.0 passes an empty `OUT_PATHS`), and plugins see it through `nix-store.derivation`.
+//! A derivation, as its `.drv` file says: which outputs it has, and what builds them. The hooks
+//! read it to learn what Nix did not tell them (Nix 2.8.0 passes an empty `OUT_PATHS`), and plugins
+//! see it through `nix-store.derivation`.
 //!
-//! The file is text in ATerm form, parsed by the `nix-derivation` crate. It is read whole, so its size is bounded; it is
-//! untrusted input in so far as any user may write derivations. Nothing here asks Nix or its database.
+//! The file is text in ATerm form, parsed by the `nix-derivation` crate. It is read whole, so its
+//! size is bounded; it is untrusted input in so far as any user may write derivations. Nothing here
+//! asks Nix or its database.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -10,7 +12,8 @@ use std::path::{Path, PathBuf};
 use nix_derivation::{Output, StoreDir, StorePath};
 use rustix::fs::{Mode, OFlags};
 
-/// The largest `.drv` that is read. The largest of Nixpkgs have some hundred KiB; Nix itself has no bound.
+/// The largest `.drv` that is read. The largest of Nixpkgs have some hundred KiB; Nix itself has no
+/// bound.
 pub const MAX_SIZE: u64 = 32 << 20;
 
 /// What a `.drv` file says.
@@ -26,7 +29,8 @@ pub struct Derivation {
     pub builder: String,
     /// By output name.
     pub outputs: Vec<DerivationOutput>,
-    /// The environment by name, with `__json` for structured attributes; values that are not UTF-8 are left out.
+    /// The environment by name, with `__json` for structured attributes; values that are not UTF-8
+    /// are left out.
     pub env: Vec<(String, String)>,
 }
 
@@ -35,8 +39,8 @@ pub struct Derivation {
 pub struct DerivationOutput {
     /// `out`, `dev`, ...
     pub name: String,
-    /// Full store path; none where it is known only after the build (floating content-addressed, impure and deferred
-    /// outputs). Then [`super::database::Database::outputs`] may know it.
+    /// Full store path; none where it is known only after the build (floating content-addressed,
+    /// impure and deferred outputs). Then [`super::database::Database::outputs`] may know it.
     pub path: Option<String>,
     /// The name that the output's store path has after its hash: `hello-2.12-dev`.
     pub path_name: String,
@@ -80,17 +84,20 @@ pub enum DerivationError {
 }
 
 impl Derivation {
-    /// Reads the derivation at `path`, a full store path. The store directory is the one that `path` is in.
+    /// Reads the derivation at `path`, a full store path. The store directory is the one that
+    /// `path` is in.
     ///
     /// # Errors
-    /// If `path` is not that of a derivation, or the file cannot be read, is over [`MAX_SIZE`], or does not parse.
+    /// If `path` is not that of a derivation, or the file cannot be read, is over [`MAX_SIZE`], or
+    /// does not parse.
     pub fn read(path: &Path) -> Result<Self, DerivationError> {
         let (store_dir, store_path) = split(path)?;
         let read = |error: std::io::Error| DerivationError::Read { path: path.to_owned(), error };
-        // Store paths of derivations are regular files. NOFOLLOW and NONBLOCK: whatever else lies there neither leads elsewhere
-        // nor makes the hook wait.
+        // Store paths of derivations are regular files. NOFOLLOW and NONBLOCK: whatever else lies
+        // there neither leads elsewhere nor makes the hook wait.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| read(error.into()))?;
+        let file =
+            rustix::fs::open(path, flags, Mode::empty()).map_err(|error| read(error.into()))?;
         let file = std::fs::File::from(file);
         // In one read, and one that finds the end.
         let size = file.metadata().map_err(read)?.len().min(MAX_SIZE);
@@ -131,25 +138,35 @@ fn split(path: &Path) -> Result<(StoreDir, StorePath), DerivationError> {
     let wrong = |reason: String| DerivationError::Path { path: path.to_owned(), reason };
     let text = path.to_str().ok_or_else(|| wrong("it is not UTF-8".into()))?;
     let (dir, base) = text.rsplit_once('/').ok_or_else(|| wrong("it is not absolute".into()))?;
-    let store_dir = StoreDir::new(if dir.is_empty() { "/" } else { dir }).map_err(|error| wrong(error.to_string()))?;
-    let store_path = StorePath::from_basename(base.as_bytes()).map_err(|error| wrong(error.to_string()))?;
+    let store_dir = StoreDir::new(if dir.is_empty() { "/" } else { dir })
+        .map_err(|error| wrong(error.to_string()))?;
+    let store_path =
+        StorePath::from_basename(base.as_bytes()).map_err(|error| wrong(error.to_string()))?;
     if !store_path.is_derivation() {
         return Err(wrong("its name does not end in .drv".into()));
     }
     Ok((store_dir, store_path))
 }
 
-fn parse(path: &Path, store_dir: &StoreDir, store_path: &StorePath, bytes: &[u8]) -> Result<Derivation, DerivationError> {
+fn parse(
+    path: &Path,
+    store_dir: &StoreDir,
+    store_path: &StorePath,
+    bytes: &[u8],
+) -> Result<Derivation, DerivationError> {
     let wrong = |error| DerivationError::Parse { path: path.to_owned(), error };
     let name = store_path.name().strip_suffix(".drv").unwrap_or_else(|| store_path.name());
-    let parsed = nix_derivation::Derivation::from_aterm_bytes_in(bytes, name, store_dir.clone()).map_err(wrong)?;
+    let parsed = nix_derivation::Derivation::from_aterm_bytes_in(bytes, name, store_dir.clone())
+        .map_err(wrong)?;
     let outputs = parsed
         .outputs()
         .iter()
         .map(|(output, kind): (&String, &Output)| {
             Ok(DerivationOutput {
                 name: output.clone(),
-                path: kind.path_in(store_dir, name, output)?.map(|path| store_dir.render_path(&path)),
+                path: kind
+                    .path_in(store_dir, name, output)?
+                    .map(|path| store_dir.render_path(&path)),
                 path_name: nix_derivation::store_path::output_path_name(name, output)?,
             })
         })
@@ -159,8 +176,10 @@ fn parse(path: &Path, store_dir: &StoreDir, store_path: &StorePath, bytes: &[u8]
         .structured_attrs()
         .and_then(|attrs| String::from_utf8(attrs.raw_json().to_vec()).ok())
         .map(|json| ("__json".to_owned(), json));
-    let plain =
-        parsed.environment().iter().filter_map(|(key, value)| Some((key.clone(), String::from_utf8(value.clone()).ok()?)));
+    let plain = parsed
+        .environment()
+        .iter()
+        .filter_map(|(key, value)| Some((key.clone(), String::from_utf8(value.clone()).ok()?)));
     let mut env: Vec<_> = structured.into_iter().chain(plain).collect();
     env.sort();
     Ok(Derivation {
@@ -188,8 +207,14 @@ mod tests {
         let derivation = Derivation::parse(Path::new(DRV), TWO_OUTPUTS.as_bytes()).unwrap();
         assert_eq!(derivation.name, "b-1.0");
         assert_eq!(derivation.system, "x86_64-linux");
-        assert_eq!(derivation.output_path("out"), Some("/srv/exp/store/h7vfijp7wiaxzqw9rx3rhqqv1h7vf29d-b-1.0"));
-        assert_eq!(derivation.output_path("dev"), Some("/srv/exp/store/cvar8nqq71gb8af77ichz56mh6f9hd65-b-1.0-dev"));
+        assert_eq!(
+            derivation.output_path("out"),
+            Some("/srv/exp/store/h7vfijp7wiaxzqw9rx3rhqqv1h7vf29d-b-1.0")
+        );
+        assert_eq!(
+            derivation.output_path("dev"),
+            Some("/srv/exp/store/cvar8nqq71gb8af77ichz56mh6f9hd65-b-1.0-dev")
+        );
         assert_eq!(derivation.outputs[0].path_name, "b-1.0-dev");
         assert_eq!(derivation.path, DRV);
     }
@@ -208,7 +233,10 @@ mod tests {
         let expected = StoreDir::default()
             .build_ca_path(
                 "fo-1.0",
-                &nix_derivation::CAHash::parse("fixed:sha256:1ir5rz261phggayppq7565k0jxg47zq3rkkvbq332gc04b2qyhl7").unwrap(),
+                &nix_derivation::CAHash::parse(
+                    "fixed:sha256:1ir5rz261phggayppq7565k0jxg47zq3rkkvbq332gc04b2qyhl7",
+                )
+                .unwrap(),
                 std::iter::empty::<&StorePath>(),
                 false,
             )
@@ -234,7 +262,12 @@ mod tests {
             Path::new("/nix/store/e.drv"),
         ]
         .iter()
-        .map(|path| Derivation::read(path).unwrap_err().to_string().replace(&store.path().display().to_string(), "/store"))
+        .map(|path| {
+            Derivation::read(path)
+                .unwrap_err()
+                .to_string()
+                .replace(&store.path().display().to_string(), "/store")
+        })
         .collect();
         insta::assert_snapshot!(errors.join("\n"), @r#"
         derivation /store/3gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv cannot be parsed (ATerm parse error at byte 7: expected "["); check it with `nix-store --verify-path /store/3gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv`
@@ -255,7 +288,8 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Any text, and any cut or changed derivation, ends in a value or an error, never in a panic.
+        /// Any text, and any cut or changed derivation, ends in a value or an error, never in a
+        /// panic.
         #[test]
         fn any_text(bytes: Vec<u8>, cut in 0..TWO_OUTPUTS.len(), byte: u8) {
             let _ = Derivation::parse(Path::new(DRV), &bytes);

@@ -1,8 +1,9 @@
-//! What Nix tells its diff hook: four arguments (since 2.3): the previous result, the current one, the derivation, the build
-//! directory.
+//! What Nix tells its diff hook: four arguments (since 2.3): the previous result, the current one,
+//! the derivation, the build directory.
 //!
-//! Called by the thin hook, as the build user. With `--check` the current result ends in `.check`; in rounds of `repeat` (up to
-//! Nix 2.12) the previous one does. The build directory is not looked at: in a sandbox it is out of reach.
+//! Called by the thin hook, as the build user. With `--check` the current result ends in `.check`;
+//! in rounds of `repeat` (up to Nix 2.12) the previous one does. The build directory is not looked
+//! at: in a sandbox it is out of reach.
 
 use std::ffi::OsString;
 
@@ -45,8 +46,8 @@ pub enum DiffError {
     },
 }
 
-/// The call that Nix's arguments give. `derivation` reads the outputs that the derivation knows; where it does not tell, the
-/// output's name comes from its path.
+/// The call that Nix's arguments give. `derivation` reads the outputs that the derivation knows;
+/// where it does not tell, the output's name comes from its path.
 ///
 /// # Errors
 /// If the arguments are not Nix's.
@@ -67,13 +68,18 @@ pub fn read<E>(
             Err(DiffError::NotInStore { path, store: store.clone().into_owned() })
         }
     };
-    let (previous, current, drv_path) = (store_path(previous)?, store_path(current)?, store_path(drv_path)?);
+    let (previous, current, drv_path) =
+        (store_path(previous)?, store_path(current)?, store_path(drv_path)?);
     // An output's own name may end in `.check`; the derivation knows.
     let known = derivation(&drv_path).unwrap_or_default();
     let known = known.into_iter().find(|output| output.path == previous || output.path == current);
     let output = known.unwrap_or_else(|| {
-        let path = if previous.strip_suffix(CHECK) == Some(&current) { &current } else { &previous };
-        Output { name: output_name_from_path(&drv_path, path).unwrap_or_default().to_owned(), path: path.clone() }
+        let path =
+            if previous.strip_suffix(CHECK) == Some(&current) { &current } else { &previous };
+        Output {
+            name: output_name_from_path(&drv_path, path).unwrap_or_default().to_owned(),
+            path: path.clone(),
+        }
     });
     Ok(Call { drv_path, output, previous, current })
 }
@@ -87,7 +93,11 @@ mod tests {
     const DEV: &str = "/nix/store/cvar8nqq71gb8af77ichz56mh6f9hd65-b-1.0-dev";
 
     fn call(arguments: &[&str], derivation: Option<Vec<Output>>) -> Result<Call, DiffError> {
-        let dirs = NixDirs { store: "/nix/store".into(), state: "/nix/var/nix".into(), conf: "/etc/nix".into() };
+        let dirs = NixDirs {
+            store: "/nix/store".into(),
+            state: "/nix/var/nix".into(),
+            conf: "/etc/nix".into(),
+        };
         let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
         read(&arguments, &dirs, |_| derivation.ok_or(()))
     }
@@ -95,12 +105,19 @@ mod tests {
     #[test]
     fn both_forms() {
         let check = format!("{DEV}.check");
-        let known =
-            || Some(vec![Output { name: "dev".into(), path: DEV.into() }, Output { name: "out".into(), path: OUT.into() }]);
+        let known = || {
+            Some(vec![
+                Output { name: "dev".into(), path: DEV.into() },
+                Output { name: "out".into(), path: OUT.into() },
+            ])
+        };
         for derivation in [known(), None] {
             let checked = call(&[DEV, &check, DRV, "/tmp/x"], derivation.clone()).unwrap();
             assert_eq!(checked.output, Output { name: "dev".into(), path: DEV.into() });
-            assert_eq!((checked.previous.as_str(), checked.current.as_str()), (DEV, check.as_str()));
+            assert_eq!(
+                (checked.previous.as_str(), checked.current.as_str()),
+                (DEV, check.as_str())
+            );
             let repeated = call(&[&check, DEV, DRV, "/tmp/x"], derivation).unwrap();
             assert_eq!(repeated.output, checked.output, "`repeat` has them the other way round");
         }

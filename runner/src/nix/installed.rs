@@ -1,6 +1,8 @@
-//! The Nix of this machine: where it is, which one it is, and its settings as it says itself. For `hookrun doctor` and `hookrun builders`.
+//! The Nix of this machine: where it is, which one it is, and its settings as it says itself. For
+//! `hookrun doctor` and `hookrun builders`.
 //!
-//! All settings come with their values, secrets among them; only those that are named here are kept.
+//! All settings come with their values, secrets among them; only those that are named here are
+//! kept.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -81,7 +83,9 @@ pub struct Installed {
 #[derive(Debug, thiserror::Error)]
 pub enum NixError {
     /// Not in `PATH`.
-    #[error("there is no program `nix` in PATH; install Nix, or add the directory of its programs to PATH")]
+    #[error(
+        "there is no program `nix` in PATH; install Nix, or add the directory of its programs to PATH"
+    )]
     Missing,
     /// It cannot be asked.
     #[error("`{} {arguments}` {problem}", program.display())]
@@ -117,7 +121,8 @@ impl Installed {
         self.settings.get(name).map(|setting| setting.value.as_str()).unwrap_or_default()
     }
 
-    /// Does it divide load by speed factor as whole numbers, and take nothing else in column 5 (2.19 and older, Lix too: it is 2.18)?
+    /// Does it divide load by speed factor as whole numbers, and take nothing else in column 5
+    /// (2.19 and older, Lix too: it is 2.18)?
     pub fn whole_speed_factors(&self) -> bool {
         self.flavour == Flavour::Lix || self.version < Version(2, 20, 0)
     }
@@ -125,45 +130,70 @@ impl Installed {
 
 /// The first executable of this name in `PATH`.
 pub fn in_path(name: &str) -> Option<PathBuf> {
-    let executable =
-        |program: &PathBuf| program.is_file() && rustix::fs::access(program.as_path(), rustix::fs::Access::EXEC_OK).is_ok();
-    std::env::split_paths(&std::env::var_os("PATH")?).map(|directory| directory.join(name)).find(executable)
+    let executable = |program: &PathBuf| {
+        program.is_file()
+            && rustix::fs::access(program.as_path(), rustix::fs::Access::EXEC_OK).is_ok()
+    };
+    std::env::split_paths(&std::env::var_os("PATH")?)
+        .map(|directory| directory.join(name))
+        .find(executable)
 }
 
-/// Whose Nix, and which version, by what `nix --version` says: `nix (Nix) 2.8.0`, `nix (Lix, like Nix) 2.91.1`,
-/// `nix (Determinate Nix 3.8.2) 2.30.1`.
+/// Whose Nix, and which version, by what `nix --version` says: `nix (Nix) 2.8.0`, `nix (Lix, like
+/// Nix) 2.91.1`, `nix (Determinate Nix 3.8.2) 2.30.1`.
 pub fn identify(says: &str) -> Option<(Flavour, Version)> {
     let flavour = if says.contains("Lix") { Flavour::Lix } else { Flavour::Nix };
-    let mut numbers = says.split_ascii_whitespace().last()?.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let mut numbers = says
+        .split_ascii_whitespace()
+        .last()?
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::parse::<u32>);
     let (major, minor) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
     let patch = numbers.next().and_then(Result::ok).unwrap_or(0);
     Some((flavour, Version(major, minor, patch)))
 }
 
-/// All settings as JSON. `show-config` became `config show` in 2.20; both are experimental from 2.4 on.
+/// All settings as JSON. `show-config` became `config show` in 2.20; both are experimental from 2.4
+/// on.
 fn settings_json(program: &Path, version: Version) -> Result<String, NixError> {
-    let experimental: &[&str] =
-        if version >= Version(2, 4, 0) { &["--extra-experimental-features", "nix-command"] } else { &[] };
+    let experimental: &[&str] = if version >= Version(2, 4, 0) {
+        &["--extra-experimental-features", "nix-command"]
+    } else {
+        &[]
+    };
     let words: &[&str] = if version >= Version(2, 20, 0) && version.0 == 2 {
         &["config", "show", "--json"]
     } else {
         &["show-config", "--json"]
     };
-    let other: &[&str] = if words.len() == 3 { &["show-config", "--json"] } else { &["config", "show", "--json"] };
+    let other: &[&str] =
+        if words.len() == 3 { &["show-config", "--json"] } else { &["config", "show", "--json"] };
     ask(program, &[experimental, words].concat())
         .or_else(|first| ask(program, &[experimental, other].concat()).map_err(|_| first))
 }
 
 fn ask(program: &Path, arguments: &[&str]) -> Result<String, NixError> {
-    let mute = |problem: String| NixError::Mute { program: program.to_owned(), arguments: arguments.join(" "), problem };
+    let mute = |problem: String| NixError::Mute {
+        program: program.to_owned(),
+        arguments: arguments.join(" "),
+        problem,
+    };
     let mut command = Command::new(program);
-    // Not through `nix::command`: the settings of the environment are what is asked about. Nothing is built.
+    // Not through `nix::command`: the settings of the environment are what is asked about. Nothing
+    // is built.
     command.args(arguments).env(super::NESTED, "1").env_remove("DRV_PATH").env_remove("OUT_PATHS");
-    let said = bounded::run(&mut command, PATIENCE).map_err(|error| mute(format!("cannot be run ({error})")))?;
+    let said = bounded::run(&mut command, PATIENCE)
+        .map_err(|error| mute(format!("cannot be run ({error})")))?;
     if said.status.success() {
         return Ok(said.stdout);
     }
-    let why = said.stderr.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("without a word").trim().to_owned();
+    let why = said
+        .stderr
+        .lines()
+        .rfind(|line| !line.trim().is_empty())
+        .unwrap_or("without a word")
+        .trim()
+        .to_owned();
     Err(mute(format!("failed ({why})")))
 }
 
@@ -219,7 +249,8 @@ mod tests {
         let json = r#"{"access-tokens":{"value":"github.com=s3cret"},"system-features":{"value":["kvm","benchmark"],"defaultValue":[]},
             "run-diff-hook":{"value":true,"defaultValue":false},"max-jobs":{"value":4}}"#;
         let settings = kept(json);
-        let shown: Vec<String> = settings.iter().map(|(name, setting)| format!("{name}={}", setting.value)).collect();
+        let shown: Vec<String> =
+            settings.iter().map(|(name, setting)| format!("{name}={}", setting.value)).collect();
         assert_eq!(shown, ["max-jobs=4", "run-diff-hook=true", "system-features=kvm benchmark"]);
     }
 

@@ -1,7 +1,8 @@
-//! The machines of the `builders` setting and of machines files (`libstore/machines.cc`, 2.3 to 2.35), all eight columns.
+//! The machines of the `builders` setting and of machines files (`libstore/machines.cc`, 2.3 to
+//! 2.35), all eight columns.
 //!
-//! A machine that cannot be read is left out with one warning that names file, line and column; it must never cost the others,
-//! let alone the build. (Nix itself gives up on the whole command.)
+//! A machine that cannot be read is left out with one warning that names file, line and column; it
+//! must never cost the others, let alone the build. (Nix itself gives up on the whole command.)
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -55,20 +56,26 @@ impl MachineLine {
 
     /// All features it has, columns 6 and 7: the former first.
     pub fn features(&self) -> impl Iterator<Item = &String> {
-        let more = self.mandatory_features.iter().filter(|feature| !self.supported_features.contains(feature));
+        let more = self
+            .mandatory_features
+            .iter()
+            .filter(|feature| !self.supported_features.contains(feature));
         self.supported_features.iter().chain(more)
     }
 
-    /// The one line that offers just this machine to Nix's own hook. The speed factor is left out: with one machine it
-    /// decides nothing, and a fraction is an error for Nix 2.19 and older.
+    /// The one line that offers just this machine to Nix's own hook. The speed factor is left out:
+    /// with one machine it decides nothing, and a fraction is an error for Nix 2.19 and older.
     pub fn line_for_stock_hook(&self) -> String {
         self.render("-")
     }
 
     fn render(&self, speed_factor: &str) -> String {
-        // A lone dash is Nix's word for nothing; one that is an element gets a comma in front, which adds no element.
+        // A lone dash is Nix's word for nothing; one that is an element gets a comma in front,
+        // which adds no element.
         let column = |joined: String| if joined == "-" { format!(",{joined}") } else { joined };
-        let list = |features: &Words| if features.is_empty() { "-".to_owned() } else { column(features.join(",")) };
+        let list = |features: &Words| {
+            if features.is_empty() { "-".to_owned() } else { column(features.join(",")) }
+        };
         let or_dash = |value: &Option<Text>| value.as_deref().unwrap_or("-").to_owned();
         [
             self.uri.to_string(),
@@ -106,8 +113,17 @@ pub fn parse(builders: &str, this_system: &str) -> Machines {
 }
 
 /// As [`parse`], with `@file` read by `read`.
-pub fn parse_with(builders: &str, this_system: &str, read: &mut dyn FnMut(&Path) -> std::io::Result<String>) -> Machines {
-    let mut parser = Parser { read, lists: Lists::new(this_system), found: Machines::default(), open: Vec::new() };
+pub fn parse_with(
+    builders: &str,
+    this_system: &str,
+    read: &mut dyn FnMut(&Path) -> std::io::Result<String>,
+) -> Machines {
+    let mut parser = Parser {
+        read,
+        lists: Lists::new(this_system),
+        found: Machines::default(),
+        open: Vec::new(),
+    };
     parser.text(builders);
     parser.found
 }
@@ -134,7 +150,10 @@ impl Parser<'_> {
                             let name = COLUMNS.get(column).copied().unwrap_or_default();
                             self.warn(
                                 index + 1,
-                                &format!("column {} ({name}): {problem}; the machine is left out", column + 1),
+                                &format!(
+                                    "column {} ({name}): {problem}; the machine is left out",
+                                    column + 1
+                                ),
                             );
                         }
                     },
@@ -147,7 +166,10 @@ impl Parser<'_> {
         if self.open.len() >= MAX_INCLUDES || self.open.iter().any(|open| open == path) {
             self.warn(
                 line,
-                &format!("`@{}` includes itself or is more than {MAX_INCLUDES} files deep; remove it", path.display()),
+                &format!(
+                    "`@{}` includes itself or is more than {MAX_INCLUDES} files deep; remove it",
+                    path.display()
+                ),
             );
             return;
         }
@@ -160,13 +182,22 @@ impl Parser<'_> {
             // The default value names a file that most installations do not have.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => {
-                self.warn(line, &format!("`@{}` cannot be read ({error}); make it readable or remove it", path.display()));
+                self.warn(
+                    line,
+                    &format!(
+                        "`@{}` cannot be read ({error}); make it readable or remove it",
+                        path.display()
+                    ),
+                );
             }
         }
     }
 
     fn warn(&mut self, line: usize, problem: &str) {
-        let place = self.open.last().map_or_else(|| "setting `builders`".to_owned(), |path| path.display().to_string());
+        let place = self
+            .open
+            .last()
+            .map_or_else(|| "setting `builders`".to_owned(), |path| path.display().to_string());
         self.found.warnings.push(format!("{place}:{line}: {problem}"));
     }
 }
@@ -188,7 +219,8 @@ impl Lists {
 /// The words of `text`, which `last` has if it is the same as before.
 fn words(last: &mut (String, Words), text: &str, is_set: bool) -> Words {
     if last.0 != text {
-        let mut words: Vec<String> = text.split(',').filter(|word| !word.is_empty()).map(ToOwned::to_owned).collect();
+        let mut words: Vec<String> =
+            text.split(',').filter(|word| !word.is_empty()).map(ToOwned::to_owned).collect();
         if is_set {
             words.sort_unstable();
             words.dedup();
@@ -200,11 +232,14 @@ fn words(last: &mut (String, Words), text: &str, is_set: bool) -> Words {
 
 /// One entry, or the index of the column that is wrong and how.
 fn machine(entry: &str, lists: &mut Lists) -> Result<MachineLine, (usize, String)> {
-    // Nix's `tokenizeString` splits at these four. What is left of text when it is cut at ASCII is text.
+    // Nix's `tokenizeString` splits at these four. What is left of text when it is cut at ASCII is
+    // text.
     let parts = entry.as_bytes().split(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r'));
-    let mut columns = parts.filter(|part| !part.is_empty()).filter_map(|part| std::str::from_utf8(part).ok());
+    let mut columns =
+        parts.filter(|part| !part.is_empty()).filter_map(|part| std::str::from_utf8(part).ok());
     let mut next = || columns.next().filter(|text| *text != "-");
-    let uri = next().ok_or_else(|| (0, "a store URI is needed, such as `ssh://builder`".to_owned()))?;
+    let uri =
+        next().ok_or_else(|| (0, "a store URI is needed, such as `ssh://builder`".to_owned()))?;
     let systems = next();
     let ssh_key = next();
     let max_jobs = next();

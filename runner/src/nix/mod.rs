@@ -1,6 +1,8 @@
-//! What Nix says and hears: the hooks' wire forms, derivations, the machines file, and how hookrun itself starts a Nix.
+//! What Nix says and hears: the hooks' wire forms, derivations, the machines file, and how hookrun
+//! itself starts a Nix.
 //!
-//! Called by the hooks and by whatever must run a program of Nix. Facts about Nix's behaviour are cited where they are used.
+//! Called by the hooks and by whatever must run a program of Nix. Facts about Nix's behaviour are
+//! cited where they are used.
 
 pub mod bounded;
 pub mod database;
@@ -17,18 +19,21 @@ use std::process::Command;
 
 use crate::event::Output;
 
-/// Set in the environment of every program that hookrun starts: a hook that finds it was called by a Nix below hookrun.
+/// Set in the environment of every program that hookrun starts: a hook that finds it was called by
+/// a Nix below hookrun.
 pub const NESTED: &str = "HOOKRUN_NESTED";
 
-/// What the hooks find in their environment and no child may inherit: a Nix below would hand the *outer* `DRV_PATH` to its own
-/// hooks (Nix adds its variables only where none is: seen with 2.8.0), and `NIX_CONFIG` holds every setting, access tokens
-/// included, and names the hook again.
+/// What the hooks find in their environment and no child may inherit: a Nix below would hand the
+/// *outer* `DRV_PATH` to its own hooks (Nix adds its variables only where none is: seen with
+/// 2.8.0), and `NIX_CONFIG` holds every setting, access tokens included, and names the hook again.
 pub const HOOK_VARIABLES: [&str; 3] = ["DRV_PATH", "OUT_PATHS", "NIX_CONFIG"];
 
-/// Settings that keep a Nix from calling hooks again. Sent on to a daemon as overrides, where the user is trusted.
+/// Settings that keep a Nix from calling hooks again. Sent on to a daemon as overrides, where the
+/// user is trusted.
 const NO_HOOKS: &str = "post-build-hook =\nrun-diff-hook = false\n";
 
-/// A command for `program` that does not lead back into hookrun: use it for every Nix that hookrun starts.
+/// A command for `program` that does not lead back into hookrun: use it for every Nix that hookrun
+/// starts.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     scrub(&mut command);
@@ -36,7 +41,8 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Takes what a hook was told out of the environment of a child, and marks the child as started by hookrun.
+/// Takes what a hook was told out of the environment of a child, and marks the child as started by
+/// hookrun.
 pub fn scrub(command: &mut Command) -> &mut Command {
     for name in HOOK_VARIABLES {
         command.env_remove(name);
@@ -51,8 +57,9 @@ pub fn is_nested() -> bool {
 
 /// Is standard input a pipe, as it is for a build hook?
 pub fn stdin_is_pipe() -> bool {
-    rustix::fs::fstat(rustix::stdio::stdin())
-        .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo)
+    rustix::fs::fstat(rustix::stdio::stdin()).is_ok_and(|stat| {
+        rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo
+    })
 }
 
 /// Length of the hash part of a store path's name.
@@ -60,19 +67,26 @@ const HASH_LENGTH: usize = 32;
 /// Longest name after the hash that Nix accepts (`StorePath::MaxPathLen`).
 const MAX_NAME_LENGTH: usize = 211;
 
-/// Is `path` a store path: `<store_dir>/<hash>-<name>`, and nothing below it? The rule of Nix's `StorePath` (2.8
-/// `libstore/path.cc`): 32 characters of Nix's base 32, a dash, then letters, digits and `+-._?=`, not longer than 211.
+/// Is `path` a store path: `<store_dir>/<hash>-<name>`, and nothing below it? The rule of Nix's
+/// `StorePath` (2.8 `libstore/path.cc`): 32 characters of Nix's base 32, a dash, then letters,
+/// digits and `+-._?=`, not longer than 211.
 pub fn is_store_path(store_dir: &str, path: &str) -> bool {
     let base = path.strip_prefix(store_dir).and_then(|rest| rest.strip_prefix('/'));
-    let Some((hash, name)) = base.and_then(|base| base.split_at_checked(HASH_LENGTH)) else { return false };
+    let Some((hash, name)) = base.and_then(|base| base.split_at_checked(HASH_LENGTH)) else {
+        return false;
+    };
     let Some(name) = name.strip_prefix('-') else { return false };
-    hash.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'z') && !matches!(byte, b'e' | b'o' | b'u' | b't'))
-        && (1..=MAX_NAME_LENGTH).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.' | b'_' | b'?' | b'='))
+    hash.bytes().all(|byte| {
+        matches!(byte, b'0'..=b'9' | b'a'..=b'z') && !matches!(byte, b'e' | b'o' | b'u' | b't')
+    }) && (1..=MAX_NAME_LENGTH).contains(&name.len())
+        && name.bytes().all(|byte| {
+            byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.' | b'_' | b'?' | b'=')
+        })
 }
 
-/// The output's name as its path tells it, for when the derivation does not: `<hash>-<name>` is `out` and
-/// `<hash>-<name>-dev` is `dev` (Nix's `outputPathName`). None if the path belongs to another derivation.
+/// The output's name as its path tells it, for when the derivation does not: `<hash>-<name>` is
+/// `out` and `<hash>-<name>-dev` is `dev` (Nix's `outputPathName`). None if the path belongs to
+/// another derivation.
 pub fn output_name_from_path<'a>(drv_path: &str, output_path: &'a str) -> Option<&'a str> {
     let name = crate::event::derivation_name(drv_path);
     match crate::event::derivation_name(output_path).strip_prefix(name)? {
@@ -105,10 +119,18 @@ mod tests {
         let is = |rest: &str| is_store_path("/nix/store", &format!("/nix/store/{HASH}{rest}"));
         assert!(is("-hello-2.12.drv") && is("-a") && is("-a.check"));
         assert!(
-            !is("") && !is("-") && !is("-a/b") && !is("-a b") && !is("-\u{fc}") && !is(&format!("-{}", "a".repeat(212)))
+            !is("")
+                && !is("-")
+                && !is("-a/b")
+                && !is("-a b")
+                && !is("-\u{fc}")
+                && !is(&format!("-{}", "a".repeat(212)))
         );
         assert!(!is_store_path("/nix/store", &format!("/nix/storex/{HASH}-a")));
-        assert!(!is_store_path("/nix/store", "/nix/store/../../etc/passwd-0000000000000000000000000"));
+        assert!(!is_store_path(
+            "/nix/store",
+            "/nix/store/../../etc/passwd-0000000000000000000000000"
+        ));
         assert!(!is_store_path("/nix/store", &format!("/nix/store/{}-a", "e".repeat(32))));
     }
 
@@ -125,7 +147,10 @@ mod tests {
     fn children_do_not_inherit_what_a_hook_was_told() {
         let command = command("nix-store");
         let env: Vec<_> = command.get_envs().collect();
-        assert!(env.contains(&(OsStr::new("DRV_PATH"), None)) && env.contains(&(OsStr::new("OUT_PATHS"), None)));
+        assert!(
+            env.contains(&(OsStr::new("DRV_PATH"), None))
+                && env.contains(&(OsStr::new("OUT_PATHS"), None))
+        );
         assert!(env.contains(&(OsStr::new(NESTED), Some(OsStr::new("1")))));
         assert!(env.contains(&(OsStr::new("NIX_CONFIG"), Some(OsStr::new(NO_HOOKS)))));
     }

@@ -1,8 +1,10 @@
-//! A store path as a NAR, written in one pass: read, hashed, compared with Nix's database, compressed, hashed again and handed to
-//! a writer. Called from a blocking thread by [`crate::capability::object_store`].
+//! A store path as a NAR, written in one pass: read, hashed, compared with Nix's database,
+//! compressed, hashed again and handed to a writer. Called from a blocking thread by
+//! [`crate::capability::object_store`].
 //!
-//! Memory does not depend on the path's size. Nothing is trusted to be what the database says until the last byte: a caller
-//! must not publish what it was given before [`write()`] returns without an error.
+//! Memory does not depend on the path's size. Nothing is trusted to be what the database says until
+//! the last byte: a caller must not publish what it was given before [`write()`] returns without an
+//! error.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -12,7 +14,8 @@ use nix_archive::nar::{CaseHack, encode_path};
 use nix_derivation::NixHash;
 use sha2::{Digest as _, Sha256};
 
-/// NARs from this size on are compressed with zstd on several threads; below, starting threads costs more than it gives.
+/// NARs from this size on are compressed with zstd on several threads; below, starting threads
+/// costs more than it gives.
 const PARALLEL_FROM: u64 = 32 << 20;
 /// The most zstd threads for one NAR. Each holds a job of some MiB, and others upload beside us.
 const MAX_THREADS: usize = 4;
@@ -45,15 +48,19 @@ impl Compression {
     /// A fragment that says what is known.
     pub fn parse(format: &str, level: Option<i32>) -> Result<Self, String> {
         let within = |levels: std::ops::RangeInclusive<i32>| match level {
-            Some(level) if !levels.contains(&level) => {
-                Err(format!("{format} has no level {level}; write {} to {}", levels.start(), levels.end()))
-            }
+            Some(level) if !levels.contains(&level) => Err(format!(
+                "{format} has no level {level}; write {} to {}",
+                levels.start(),
+                levels.end()
+            )),
             level => Ok(level),
         };
         match format {
             "none" => Ok(Self::None),
             "zstd" => Ok(Self::Zstd(within(ZSTD_LEVELS)?.unwrap_or(ZSTD_LEVEL))),
-            "xz" => Ok(Self::Xz(within(XZ_LEVELS)?.and_then(|level| u32::try_from(level).ok()).unwrap_or(XZ_LEVEL))),
+            "xz" => Ok(Self::Xz(
+                within(XZ_LEVELS)?.and_then(|level| u32::try_from(level).ok()).unwrap_or(XZ_LEVEL),
+            )),
             _ => Err(format!("unknown compression `{format}`; write `zstd`, `xz` or `none`")),
         }
     }
@@ -127,12 +134,18 @@ pub enum NarError {
     },
 }
 
-/// Writes the NAR of `source` to `out`, compressed, and compares it with `expected`. `out` has had everything, flushed, when this
-/// returns without an error; after an error it has had some part of it.
+/// Writes the NAR of `source` to `out`, compressed, and compares it with `expected`. `out` has had
+/// everything, flushed, when this returns without an error; after an error it has had some part of
+/// it.
 ///
 /// # Errors
 /// If the path is gone, unreadable, or not what `expected` says, or `out` fails.
-pub fn write(source: &Source, expected: &Expected, compression: Compression, out: impl Write) -> Result<Written, NarError> {
+pub fn write(
+    source: &Source,
+    expected: &Expected,
+    compression: Compression,
+    out: impl Write,
+) -> Result<Written, NarError> {
     let failed = |error: io::Error| NarError::Write { path: expected.path.clone(), error };
     let file = io::BufWriter::with_capacity(BUFFER, Counting::new(out, u64::MAX));
     let file = match compression {
@@ -163,7 +176,8 @@ fn zstd_encoder<W: Write>(out: W, level: i32, size: u64) -> io::Result<zstd::Enc
     encoder.set_pledged_src_size(Some(size))?;
     encoder.include_contentsize(true)?;
     encoder.include_checksum(true)?;
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MAX_THREADS);
+    let threads =
+        std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MAX_THREADS);
     if size >= PARALLEL_FROM && threads > 1 {
         encoder.multithread(u32::try_from(threads).unwrap_or(1))?;
     }
@@ -185,10 +199,17 @@ fn feed<W: Write>(source: &Source, expected: &Expected, next: W) -> Result<W, Na
         return Err(match (counting.failure, error) {
             (Some(Failure::TooLong), _) => NarError::Corrupt {
                 path: path(),
-                reason: format!("its NAR has more than the {} bytes that Nix's database says", expected.nar_size),
+                reason: format!(
+                    "its NAR has more than the {} bytes that Nix's database says",
+                    expected.nar_size
+                ),
             },
-            (Some(Failure::Next), nix_archive::nar::Error::Io(error)) => NarError::Write { path: path(), error },
-            (None, nix_archive::nar::Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+            (Some(Failure::Next), nix_archive::nar::Error::Io(error)) => {
+                NarError::Write { path: path(), error }
+            }
+            (None, nix_archive::nar::Error::Io(error))
+                if error.kind() == io::ErrorKind::NotFound =>
+            {
                 NarError::Gone { path: path() }
             }
             (_, error) => NarError::Read { path: path(), error },
@@ -251,7 +272,8 @@ impl<W: Write> Write for Counting<W> {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // The stages below are flushed by being finished: flushing a compressor in between would end a block.
+        // The stages below are flushed by being finished: flushing a compressor in between would
+        // end a block.
         Ok(())
     }
 }
@@ -282,14 +304,19 @@ mod tests {
     fn every_compression_gives_the_nar_back() {
         let (_dir, expected) = tree();
         let source = Source::Path(PathBuf::from(&expected.path));
-        for (format, level) in [("none", None), ("zstd", None), ("zstd", Some(19)), ("xz", Some(0))] {
+        for (format, level) in [("none", None), ("zstd", None), ("zstd", Some(19)), ("xz", Some(0))]
+        {
             let mut out = Vec::new();
-            let written = write(&source, &expected, Compression::parse(format, level).unwrap(), &mut out).unwrap();
+            let written =
+                write(&source, &expected, Compression::parse(format, level).unwrap(), &mut out)
+                    .unwrap();
             assert_eq!((written.file_hash, written.file_size), hash(&out), "{format}");
             let mut nar = Vec::new();
             match format {
                 "zstd" => nar = zstd::decode_all(out.as_slice()).unwrap(),
-                "xz" => drop(liblzma::read::XzDecoder::new(out.as_slice()).read_to_end(&mut nar).unwrap()),
+                "xz" => drop(
+                    liblzma::read::XzDecoder::new(out.as_slice()).read_to_end(&mut nar).unwrap(),
+                ),
                 _ => nar = out,
             }
             assert_eq!(hash(&nar), (expected.nar_hash.clone(), expected.nar_size), "{format}");
@@ -306,7 +333,10 @@ mod tests {
             (&source, Expected { nar_size: expected.nar_size - 1, ..expected.clone() }),
             (&source, Expected { nar_size: expected.nar_size + 1, ..expected.clone() }),
             (&source, Expected { nar_hash: hash(b"").0, ..expected.clone() }),
-            (&Source::Path(dir.path().join("gone")), Expected { path: "/s/gone".into(), ..expected.clone() }),
+            (
+                &Source::Path(dir.path().join("gone")),
+                Expected { path: "/s/gone".into(), ..expected.clone() },
+            ),
         ]
         .iter()
         .flat_map(|(source, expected)| {
@@ -353,7 +383,8 @@ mod tests {
                 proptest::prop_assert!(["none", "zstd", "xz"].contains(&format.as_str()));
                 let bytes: Arc<[u8]> = vec![0; 8].into();
                 let (nar_hash, nar_size) = hash(&bytes);
-                // No level on offer is refused by the format's library; the slow ones are the same code.
+                // No level on offer is refused by the format's library; the slow ones are the same
+                // code.
                 if matches!(compression, Compression::None | Compression::Zstd(..=9) | Compression::Xz(..=3)) {
                     let expected = Expected { path: "/s/a".into(), nar_hash, nar_size };
                     proptest::prop_assert!(write(&Source::Bytes(bytes), &expected, compression, io::sink()).is_ok());

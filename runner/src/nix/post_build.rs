@@ -1,7 +1,7 @@
 //! What Nix tells its post-build hook: `DRV_PATH` and `OUT_PATHS` in the environment, nothing else.
 //!
-//! Called by the thin hook. It never reads standard input (below `nix-store --serve` that is the client's protocol stream) and
-//! never looks at `NIX_CONFIG` (it holds secrets).
+//! Called by the thin hook. It never reads standard input (below `nix-store --serve` that is the
+//! client's protocol stream) and never looks at `NIX_CONFIG` (it holds secrets).
 
 use crate::event::{NixDirs, Output, PostBuild};
 
@@ -11,10 +11,14 @@ use super::{is_store_path, output_name_from_path};
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PostBuildError {
     /// There is no `DRV_PATH`.
-    #[error("DRV_PATH is not set: only Nix calls this; to try it, run it as post-build-hook of `nix-build`")]
+    #[error(
+        "DRV_PATH is not set: only Nix calls this; to try it, run it as post-build-hook of `nix-build`"
+    )]
     NoDerivation,
     /// `DRV_PATH` is not in the store.
-    #[error("DRV_PATH `{path}` is no store path below {store}; set NIX_STORE_DIR for Nix and hookrun alike")]
+    #[error(
+        "DRV_PATH `{path}` is no store path below {store}; set NIX_STORE_DIR for Nix and hookrun alike"
+    )]
     NotInStore {
         /// What it says.
         path: String,
@@ -31,10 +35,11 @@ pub enum PostBuildError {
     },
 }
 
-/// The event that Nix's two variables and the derivation give. `OUT_PATHS` alone does not do: it is empty in Nix 2.8.0, holds
-/// only the wanted outputs in 2.8.1 to 2.15, is empty under `--check` in 2.30.0 to 2.32.2, and never says the outputs' names.
-/// The derivation alone does not do either: it does not know where floating content-addressed outputs are, and may be out of
-/// reach in a store with another root. `derivation` reads the outputs that the derivation knows.
+/// The event that Nix's two variables and the derivation give. `OUT_PATHS` alone does not do: it is
+/// empty in Nix 2.8.0, holds only the wanted outputs in 2.8.1 to 2.15, is empty under `--check` in
+/// 2.30.0 to 2.32.2, and never says the outputs' names. The derivation alone does not do either: it
+/// does not know where floating content-addressed outputs are, and may be out of reach in a store
+/// with another root. `derivation` reads the outputs that the derivation knows.
 ///
 /// # Errors
 /// If the call is not Nix's, or no output is known.
@@ -72,7 +77,8 @@ pub fn read<E: std::fmt::Display>(
 /// # Errors
 /// As [`read`].
 pub fn from_env(dirs: &NixDirs) -> Result<PostBuild, PostBuildError> {
-    let text = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+    let text =
+        |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
     read(text("DRV_PATH"), &text("OUT_PATHS").unwrap_or_default(), dirs, super::outputs_of)
 }
 
@@ -85,14 +91,23 @@ mod tests {
     const DEV: &str = "/nix/store/cvar8nqq71gb8af77ichz56mh6f9hd65-b-1.0-dev";
 
     fn dirs() -> NixDirs {
-        NixDirs { store: "/nix/store".into(), state: "/nix/var/nix".into(), conf: "/etc/nix".into() }
+        NixDirs {
+            store: "/nix/store".into(),
+            state: "/nix/var/nix".into(),
+            conf: "/etc/nix".into(),
+        }
     }
 
     fn outputs(list: &[(&str, &str)]) -> Vec<Output> {
-        list.iter().map(|(name, path)| Output { name: (*name).into(), path: (*path).into() }).collect()
+        list.iter()
+            .map(|(name, path)| Output { name: (*name).into(), path: (*path).into() })
+            .collect()
     }
 
-    fn call(out_paths: &str, derivation: Result<Vec<Output>, &'static str>) -> Result<Vec<Output>, PostBuildError> {
+    fn call(
+        out_paths: &str,
+        derivation: Result<Vec<Output>, &'static str>,
+    ) -> Result<Vec<Output>, PostBuildError> {
         read(Some(DRV.into()), out_paths, &dirs(), |_| derivation).map(|event| event.outputs)
     }
 
@@ -101,14 +116,23 @@ mod tests {
         let both = outputs(&[("dev", DEV), ("out", OUT)]);
         assert_eq!(call("", Ok(both.clone())), Ok(both.clone()), "2.8.0");
         assert_eq!(call(OUT, Ok(both.clone())), Ok(both.clone()), "2.8.1 to 2.15");
-        assert_eq!(call(&format!("{DEV} {OUT}"), Ok(Vec::new())), Ok(both.clone()), "floating: only Nix knows");
+        assert_eq!(
+            call(&format!("{DEV} {OUT}"), Ok(Vec::new())),
+            Ok(both.clone()),
+            "floating: only Nix knows"
+        );
         assert_eq!(call(&format!("{DEV} {OUT}"), Err("gone")), Ok(both), "names from the paths");
-        assert_eq!(call("/etc/passwd relative", Ok(outputs(&[("out", OUT)]))), Ok(outputs(&[("out", OUT)])));
+        assert_eq!(
+            call("/etc/passwd relative", Ok(outputs(&[("out", OUT)]))),
+            Ok(outputs(&[("out", OUT)]))
+        );
     }
 
     #[test]
     fn calls_that_give_no_event() {
-        let error = |drv: Option<&str>| read(drv.map(Into::into), "", &dirs(), |_| Err("it cannot be read")).unwrap_err();
+        let error = |drv: Option<&str>| {
+            read(drv.map(Into::into), "", &dirs(), |_| Err("it cannot be read")).unwrap_err()
+        };
         insta::assert_snapshot!(error(None), @"DRV_PATH is not set: only Nix calls this; to try it, run it as post-build-hook of `nix-build`");
         insta::assert_snapshot!(error(Some("/etc/passwd")), @"DRV_PATH `/etc/passwd` is no store path below /nix/store; set NIX_STORE_DIR for Nix and hookrun alike");
         insta::assert_snapshot!(error(Some(DRV)), @"no output of /nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-b-1.0.drv is known: OUT_PATHS names none, and it cannot be read");

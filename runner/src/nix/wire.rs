@@ -1,17 +1,19 @@
-//! Integers, strings and lists as Nix writes them between its processes (`libutil/serialise.cc`, unchanged from 2.3 to 2.35):
-//! an integer is 8 bytes, little endian; a string is its length, its bytes, and zero bytes up to a multiple of 8; a list is its
-//! count and that many strings.
+//! Integers, strings and lists as Nix writes them between its processes (`libutil/serialise.cc`,
+//! unchanged from 2.3 to 2.35): an integer is 8 bytes, little endian; a string is its length, its
+//! bytes, and zero bytes up to a multiple of 8; a list is its count and that many strings.
 //!
-//! Reads from a process that may die or be replaced by something else at any byte: every length is capped, memory grows only
-//! with bytes that have arrived, and every failure is a value.
+//! Reads from a process that may die or be replaced by something else at any byte: every length is
+//! capped, memory grows only with bytes that have arrived, and every failure is a value.
 
 use std::io::{self, Read, Write};
 
 /// The unit of lengths and padding.
 const WORD: usize = 8;
-/// Longest string: settings such as `trusted-users` are short, but nothing bounds `builders` or a netrc-like value.
+/// Longest string: settings such as `trusted-users` are short, but nothing bounds `builders` or a
+/// netrc-like value.
 pub const MAX_STRING: u64 = 16 << 20;
-/// Most strings in a list: inputs of one derivation, of which the largest known closures have some 100,000.
+/// Most strings in a list: inputs of one derivation, of which the largest known closures have some
+/// 100,000.
 pub const MAX_LIST: u64 = 4 << 20;
 /// Bytes taken from the reader at once, so that a length alone allocates nothing.
 const CHUNK: u64 = 64 << 10;
@@ -76,7 +78,10 @@ pub fn read_u64(from: &mut impl Read, what: &'static str) -> Result<u64, WireErr
 ///
 /// # Errors
 /// The stream ends inside it, the length is over [`MAX_STRING`], or the padding is not zero.
-pub fn read_bytes_or_eof(from: &mut impl Read, what: &'static str) -> Result<Option<Vec<u8>>, WireError> {
+pub fn read_bytes_or_eof(
+    from: &mut impl Read,
+    what: &'static str,
+) -> Result<Option<Vec<u8>>, WireError> {
     let Some(length) = read_u64_or_eof(from, what)? else { return Ok(None) };
     if length > MAX_STRING {
         return Err(WireError::TooLong { what, length, cap: MAX_STRING });
@@ -86,7 +91,9 @@ pub fn read_bytes_or_eof(from: &mut impl Read, what: &'static str) -> Result<Opt
     while (bytes.len() as u64) < padded {
         let chunk = (padded - bytes.len() as u64).min(CHUNK);
         let before = bytes.len() as u64;
-        from.take(chunk).read_to_end(&mut bytes).map_err(|source| WireError::Io { what, source })?;
+        from.take(chunk)
+            .read_to_end(&mut bytes)
+            .map_err(|source| WireError::Io { what, source })?;
         if bytes.len() as u64 == before {
             return Err(WireError::Eof(what));
         }

@@ -1,13 +1,15 @@
-//! Plugins compiled ahead of time, so that a start maps a file instead of running a compiler (0.1 ms instead of 50 ms for a
-//! small Rust plugin, seconds for an interpreter).
+//! Plugins compiled ahead of time, so that a start maps a file instead of running a compiler (0.1
+//! ms instead of 50 ms for a small Rust plugin, seconds for an interpreter).
 //!
-//! An entry is native code: whoever can write it can do what this process can. So the directory belongs to the user that runs
-//! guests, with mode 0700; no component of its path is a symlink or can be changed by anybody but that user and root; and
-//! entries are opened relative to its descriptor, without following links, and checked on the descriptor that is mapped. An
-//! entry appears by rename after fsync and is never changed in place. It is found by a key of everything that makes it fit: the digest of the
-//! component, and the engine's compatibility hash, which covers wasmtime's full version, its settings and the target with its
-//! CPU features. The key stands in the entry too, with a checksum of the code. Whatever does not fit is a miss and never an error; a directory
-//! that cannot be trusted only costs time.
+//! An entry is native code: whoever can write it can do what this process can. So the directory
+//! belongs to the user that runs guests, with mode 0700; no component of its path is a symlink or
+//! can be changed by anybody but that user and root; and entries are opened relative to its
+//! descriptor, without following links, and checked on the descriptor that is mapped. An entry
+//! appears by rename after fsync and is never changed in place. It is found by a key of everything
+//! that makes it fit: the digest of the component, and the engine's compatibility hash, which
+//! covers wasmtime's full version, its settings and the target with its CPU features. The key
+//! stands in the entry too, with a checksum of the code. Whatever does not fit is a miss and never
+//! an error; a directory that cannot be trusted only costs time.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -32,8 +34,9 @@ const CHECKSUM_LENGTH: usize = blake3::OUT_LEN;
 /// Key, checksum, length and mark.
 const TRAILER_LENGTH: usize = KEY_LENGTH + CHECKSUM_LENGTH + 8 + MARK.len();
 
-/// Everybody may read an entry who is handed its descriptor: the runner opens it as root and maps it as another user, which opens it
-/// once more through `/proc`. The directory keeps all others away.
+/// Everybody may read an entry who is handed its descriptor: the runner opens it as root and maps
+/// it as another user, which opens it once more through `/proc`. The directory keeps all others
+/// away.
 const ENTRY_MODE: Mode = Mode::RUSR.union(Mode::WUSR).union(Mode::RGRP).union(Mode::ROTH);
 
 /// Entries that are kept. Each change of a plugin or of hookrun makes a new one; the oldest go.
@@ -70,7 +73,8 @@ impl Cache {
         Self { directory }
     }
 
-    /// The native code of the component whose bytes are `wasm`: from the cache, or from `compile` and kept. Maps nothing.
+    /// The native code of the component whose bytes are `wasm`: from the cache, or from `compile`
+    /// and kept. Maps nothing.
     ///
     /// # Errors
     /// What `compile` says, or that there is no memory to hold its result.
@@ -89,9 +93,11 @@ impl Cache {
         }
         let code = compile()?;
         let kept = directory.and_then(|directory| {
-            let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", self.directory.display());
+            let failed =
+                |error: &dyn std::fmt::Display| format!("{}: {error}", self.directory.display());
             keep(&directory, &key, &code).map_err(|error| failed(&error))?;
-            find(&directory, &key).ok_or_else(|| failed(&"what was written there is not what is there"))
+            find(&directory, &key)
+                .ok_or_else(|| failed(&"what was written there is not what is there"))
         });
         match kept {
             Ok(file) => Ok(Code { file, origin: Origin::Compiled }),
@@ -113,9 +119,15 @@ impl Code {
 /// Code that could not be kept: a file without a name, which nobody can change.
 fn in_memory(code: &[u8]) -> std::io::Result<File> {
     use rustix::fs::{MemfdFlags, SealFlags};
-    let mut file = File::from(rustix::fs::memfd_create("hookrun-code", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    let mut file = File::from(rustix::fs::memfd_create(
+        "hookrun-code",
+        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+    )?);
     file.write_all(code)?;
-    rustix::fs::fcntl_add_seals(&file, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    rustix::fs::fcntl_add_seals(
+        &file,
+        SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE,
+    )?;
     Ok(file)
 }
 
@@ -147,7 +159,8 @@ fn key(engine: &Engine, wasm: &[u8]) -> String {
     let mut sha = Sha(Sha256::new());
     sha.0.update(MARK);
     sha.0.update(Sha256::digest(wasm));
-    // Covers the full version of wasmtime: `ModuleVersionStrategy::WasmtimeVersion`, crates/wasmtime/src/config.rs in 48.0.
+    // Covers the full version of wasmtime: `ModuleVersionStrategy::WasmtimeVersion`,
+    // crates/wasmtime/src/config.rs in 48.0.
     engine.precompile_compatibility_hash().hash(&mut sha);
     sha.0.update(std::env::consts::ARCH);
     sha.0.update(std::env::consts::OS);
@@ -159,7 +172,8 @@ const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags
 /// The cache directory, if nobody but us and root could have put anything there.
 fn open_directory(path: &Path) -> std::result::Result<OwnedFd, String> {
     let user = rustix::process::geteuid().as_raw();
-    let failed = |what: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", what.display());
+    let failed =
+        |what: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", what.display());
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     if let Err(error) = made
         && !path.is_dir()
@@ -167,8 +181,8 @@ fn open_directory(path: &Path) -> std::result::Result<OwnedFd, String> {
         return Err(failed(path, &error));
     }
     let mut reached = PathBuf::from("/");
-    let mut directory =
-        rustix::fs::open("/", OFlags::PATH | DIRECTORY, Mode::empty()).map_err(|error| failed(&reached, &error))?;
+    let mut directory = rustix::fs::open("/", OFlags::PATH | DIRECTORY, Mode::empty())
+        .map_err(|error| failed(&reached, &error))?;
     let absolute = std::path::absolute(path).map_err(|error| failed(path, &error))?;
     let mut parts = absolute.components().filter(|part| *part != PathPart::RootDir).peekable();
     while let Some(part) = parts.next() {
@@ -178,20 +192,30 @@ fn open_directory(path: &Path) -> std::result::Result<OwnedFd, String> {
         }
         reached.push(part);
         let access = if parts.peek().is_none() { OFlags::RDONLY } else { OFlags::PATH };
-        directory = rustix::fs::openat(&directory, part.as_os_str(), access | DIRECTORY, Mode::empty())
-            .map_err(|error| failed(&reached, &error))?;
+        directory =
+            rustix::fs::openat(&directory, part.as_os_str(), access | DIRECTORY, Mode::empty())
+                .map_err(|error| failed(&reached, &error))?;
     }
     let stat = rustix::fs::fstat(&directory).map_err(|error| failed(path, &error))?;
     if stat.st_uid != user {
-        return Err(format!("{} belongs to uid {}, not to uid {user}", path.display(), stat.st_uid));
+        return Err(format!(
+            "{} belongs to uid {}, not to uid {user}",
+            path.display(),
+            stat.st_uid
+        ));
     }
     if stat.st_mode & 0o077 != 0 {
-        return Err(format!("{} is open to other users; `chmod 700 {}`", path.display(), path.display()));
+        return Err(format!(
+            "{} is open to other users; `chmod 700 {}`",
+            path.display(),
+            path.display()
+        ));
     }
     Ok(directory)
 }
 
-/// Can nobody but `user` and root change it? `sticky`: a directory in which users can rename only their own.
+/// Can nobody but `user` and root change it? `sticky`: a directory in which users can rename only
+/// their own.
 fn only_ours(stat: &Stat, user: u32, sticky: bool) -> bool {
     let owned = stat.st_uid == user || stat.st_uid == 0;
     let closed = stat.st_mode & 0o022 == 0 || (sticky && stat.st_mode & 0o1000 != 0);
@@ -227,12 +251,14 @@ fn descriptor_path(file: &File) -> PathBuf {
 
 /// Maps the code of an entry.
 ///
-/// This is the one `unsafe` of the sandbox. `Component::deserialize_file` runs the file's bytes as native code, and needs that
-/// they came from `Component::serialize` of a compatible engine and never change while mapped. The callers above guarantee it:
-/// the descriptor is of a regular file that belongs to us and that only we can write, reached through directories that only we
-/// and root can change; this program alone writes there, complete files that appear by rename and are never opened for writing
-/// again; and the key in the trailer says which component and which engine it was made for (the engine compares its own header
-/// too). Deleting an entry leaves the mapped inode as it is. Code that could not be kept is in a sealed file in memory.
+/// This is the one `unsafe` of the sandbox. `Component::deserialize_file` runs the file's bytes as
+/// native code, and needs that they came from `Component::serialize` of a compatible engine and
+/// never change while mapped. The callers above guarantee it: the descriptor is of a regular file
+/// that belongs to us and that only we can write, reached through directories that only we and root
+/// can change; this program alone writes there, complete files that appear by rename and are never
+/// opened for writing again; and the key in the trailer says which component and which engine it
+/// was made for (the engine compares its own header too). Deleting an entry leaves the mapped inode
+/// as it is. Code that could not be kept is in a sealed file in memory.
 #[expect(unsafe_code, reason = "the contract is above")]
 fn map(engine: &Engine, file: &File) -> Result<Component> {
     // SAFETY: see the contract above.
@@ -243,7 +269,8 @@ fn trailer(key: &str, checksum: &blake3::Hash, code: u64) -> Vec<u8> {
     [key.as_bytes(), checksum.as_bytes(), &code.to_le_bytes(), &MARK].concat()
 }
 
-/// Of the first `length` bytes: behind the wall nothing is compiled again, so damage has to be seen before.
+/// Of the first `length` bytes: behind the wall nothing is compiled again, so damage has to be seen
+/// before.
 fn checksum(file: &File, length: u64) -> Option<blake3::Hash> {
     use std::io::{Read as _, Seek as _};
     let mut file = file;

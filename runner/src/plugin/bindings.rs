@@ -1,9 +1,10 @@
-//! The component bindings, generated from `plugin-sdk/wit`. One world takes all imports and all hooks; a plugin has some of
-//! the hooks, so the world as a whole is never instantiated: [`super::load`] asks for each interface by itself.
+//! The component bindings, generated from `plugin-sdk/wit`. One world takes all imports and all
+//! hooks; a plugin has some of the hooks, so the world as a whole is never instantiated:
+//! [`super::load`] asks for each interface by itself.
 //!
-//! Every import is `async` (a guest waits without holding a thread) and `trappable` (a limit can end the run from within a
-//! host call). Only the rooms [`super`] and [`crate::capability`] use this module; everything else sees the types of
-//! [`crate::event`] and [`crate::outcome`].
+//! Every import is `async` (a guest waits without holding a thread) and `trappable` (a limit can
+//! end the run from within a host call). Only the rooms [`super`] and [`crate::capability`] use
+//! this module; everything else sees the types of [`crate::event`] and [`crate::outcome`].
 
 #![allow(
     missing_docs,
@@ -13,7 +14,8 @@
     reason = "generated code; the documentation is in the WIT"
 )]
 
-/// `wasi:http/outgoing-handler`, whose `handle` is a host call like the others; `wasi:http/types` is wasmtime-wasi-http's.
+/// `wasi:http/outgoing-handler`, whose `handle` is a host call like the others; `wasi:http/types`
+/// is wasmtime-wasi-http's.
 pub mod http {
     wasmtime::component::bindgen!({
         path: "../plugin-sdk/wit/wasi-http-0.2.12",

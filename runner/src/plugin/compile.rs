@@ -1,8 +1,11 @@
-//! Compilation, contained. A compiler that works on strangers' bytes can be made to take all time and memory, which wasmtime declares
-//! not its concern; so it runs in a child process with limits on both (`compile-time`, `compile-memory`), behind a wall with no file
-//! and no network, and hands its result over in memory. This process never compiles, except where [`Compiler::InProcess`] says so.
+//! Compilation, contained. A compiler that works on strangers' bytes can be made to take all time
+//! and memory, which wasmtime declares not its concern; so it runs in a child process with limits
+//! on both (`compile-time`, `compile-memory`), behind a wall with no file and no network, and hands
+//! its result over in memory. This process never compiles, except where [`Compiler::InProcess`]
+//! says so.
 //!
-//! Called by [`super::load`] while a plugin is made ready, before this process has its own wall: a walled process starts no other.
+//! Called by [`super::load`] while a plugin is made ready, before this process has its own wall: a
+//! walled process starts no other.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
@@ -26,19 +29,23 @@ pub const COMMAND: &str = "compile-one";
 
 /// Threads of the compiler: it runs beside builds.
 const THREADS: &str = "2";
-/// The most native code that one component may become; the largest known (an interpreter of Python) becomes 35 MiB.
+/// The most native code that one component may become; the largest known (an interpreter of Python)
+/// becomes 35 MiB.
 const MAX_CODE: u64 = 1 << 30;
 /// How much of what the child says is read.
 const MAX_SAID: u64 = 4 << 10;
-/// What the compiler says when there is no memory for its threads (rayon-core 1.13) or for something else (wasmtime 48).
+/// What the compiler says when there is no memory for its threads (rayon-core 1.13) or for
+/// something else (wasmtime 48).
 const NO_MEMORY: [&str; 2] = ["ThreadPoolBuildError", "out of memory"];
-/// Processor time is counted over all threads: this much more than wall time is a child that nobody stopped.
+/// Processor time is counted over all threads: this much more than wall time is a child that nobody
+/// stopped.
 const PROCESSOR_FACTOR: u64 = 4;
 
 /// Who compiles.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compiler {
-    /// A child of this process, which must be hookrun. Where this process is root it becomes this user.
+    /// A child of this process, which must be hookrun. Where this process is root it becomes this
+    /// user.
     Contained(Option<String>),
     /// This process: for programs that are not hookrun, such as tests.
     InProcess,
@@ -67,10 +74,17 @@ pub enum CompileError {
 
 impl Compiler {
     /// Compiles `wasm` for an engine with `plugin`'s settings.
-    pub(super) fn compile(&self, engine: &Engine, plugin: &Plugin, wasm: &[u8]) -> Result<Vec<u8>, CompileError> {
+    pub(super) fn compile(
+        &self,
+        engine: &Engine,
+        plugin: &Plugin,
+        wasm: &[u8],
+    ) -> Result<Vec<u8>, CompileError> {
         match self {
             Self::Nobody => Err(CompileError::NotAhead),
-            Self::InProcess => engine.precompile_component(wasm).map_err(|error| refused(&format!("{error:#}"))),
+            Self::InProcess => {
+                engine.precompile_component(wasm).map_err(|error| refused(&format!("{error:#}")))
+            }
             Self::Contained(user) => contained(user.as_deref(), plugin, wasm),
         }
     }
@@ -85,8 +99,10 @@ fn memory_file(name: &str) -> std::io::Result<File> {
 }
 
 fn contained(user: Option<&str>, plugin: &Plugin, wasm: &[u8]) -> Result<Vec<u8>, CompileError> {
-    // Files in memory and no pipes: nobody has to be read from and written to at once, so one thread is enough.
-    let (mut input, mut output, mut said) = (memory_file("wasm")?, memory_file("code")?, memory_file("said")?);
+    // Files in memory and no pipes: nobody has to be read from and written to at once, so one
+    // thread is enough.
+    let (mut input, mut output, mut said) =
+        (memory_file("wasm")?, memory_file("code")?, memory_file("said")?);
     input.write_all(wasm)?;
     input.rewind()?;
     let limits = &plugin.limits;
@@ -114,7 +130,11 @@ fn contained(user: Option<&str>, plugin: &Plugin, wasm: &[u8]) -> Result<Vec<u8>
             child.kill()?;
             child.wait()?;
             let allowed = limits.get(Limit::CompileTime);
-            return Err(CompileError::Limit(Limit::CompileTime.reached(&plugin.name, allowed, None)));
+            return Err(CompileError::Limit(Limit::CompileTime.reached(
+                &plugin.name,
+                allowed,
+                None,
+            )));
         }
         Err(error) => {
             child.kill()?;
@@ -139,14 +159,18 @@ fn wait(child: &std::process::Child, time: Duration) -> std::io::Result<bool> {
     let process = rustix::process::Pid::from_child(child);
     let ended: OwnedFd = rustix::process::pidfd_open(process, PidfdFlags::empty())?;
     let mut events = [PollFd::new(&ended, PollFlags::IN)];
-    let time =
-        Timespec { tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(time.subsec_nanos()) };
+    let time = Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(time.subsec_nanos()),
+    };
     let begun = std::time::Instant::now();
     loop {
         match poll(&mut events, Some(&time)) {
             Ok(count) => return Ok(count > 0),
-            // Begun anew: a signal lengthens the limit by at most as much again, and processor time is bounded too.
-            Err(rustix::io::Errno::INTR) if begun.elapsed().as_secs() <= time.tv_sec.unsigned_abs() => {}
+            // Begun anew: a signal lengthens the limit by at most as much again, and processor time
+            // is bounded too.
+            Err(rustix::io::Errno::INTR)
+                if begun.elapsed().as_secs() <= time.tv_sec.unsigned_abs() => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -188,7 +212,8 @@ pub struct Order {
     user: Option<String>,
 }
 
-/// The child: a component on standard input, native code on standard output, what is wrong on standard error.
+/// The child: a component on standard input, native code on standard output, what is wrong on
+/// standard error.
 pub fn child(order: &Order) -> Exit {
     crate::builders::fds::unblock_signals();
     match child_work(order) {
@@ -204,23 +229,35 @@ pub fn child(order: &Order) -> Exit {
 fn child_work(order: &Order) -> Result<(), String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let identity = match &order.user {
-        Some(name) => Identity::User(User::find(name).map_err(|error| format!("`user` under [worker]: {error}"))?),
+        Some(name) => Identity::User(
+            User::find(name).map_err(|error| format!("`user` under [worker]: {error}"))?,
+        ),
         None => Identity::Powerless,
     };
-    // The compiler will start some. If that fails although it works now, there is no memory left for their stacks.
+    // The compiler will start some. If that fails although it works now, there is no memory left
+    // for their stacks.
     let one = std::thread::Builder::new().spawn(|| ());
     let _ended = one
-        .map_err(|error| format!("the compiler cannot start a thread ({error}); allow more processes (`ulimit -u`)"))?
+        .map_err(|error| {
+            format!(
+                "the compiler cannot start a thread ({error}); allow more processes (`ulimit -u`)"
+            )
+        })?
         .join();
-    let bound = |resource, value| setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) });
-    // Memory that is written to; address space alone is free, and thread-local heaps reserve much of it.
+    let bound = |resource, value| {
+        setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
+    };
+    // Memory that is written to; address space alone is free, and thread-local heaps reserve much
+    // of it.
     bound(Resource::Data, order.memory).map_err(|error| text(&error))?;
-    bound(Resource::Cpu, order.seconds.saturating_mul(PROCESSOR_FACTOR)).map_err(|error| text(&error))?;
+    bound(Resource::Cpu, order.seconds.saturating_mul(PROCESSOR_FACTOR))
+        .map_err(|error| text(&error))?;
     bound(Resource::Fsize, MAX_CODE).map_err(|error| text(&error))?;
     Wall::closed(identity).raise().map_err(|error| text(&error))?;
     let mut wasm = Vec::new();
     std::io::stdin().lock().read_to_end(&mut wasm).map_err(|error| text(&error))?;
-    let engine = Engine::new(&engine::settings(order.stack)).map_err(|error| format!("{error:#}"))?;
+    let engine =
+        Engine::new(&engine::settings(order.stack)).map_err(|error| format!("{error:#}"))?;
     let code = engine.precompile_component(&wasm).map_err(|error| format!("{error:#}"))?;
     std::io::stdout().lock().write_all(&code).map_err(|error| text(&error))
 }
@@ -234,13 +271,18 @@ mod tests {
     #[test]
     fn which_limit_ended_the_compiler() {
         let text = "[plugins.x]\nsource = \"x.wasm\"\n";
-        let config = crate::config::Config::parse(std::path::Path::new("/etc/hookrun.toml"), text).unwrap();
+        let config =
+            crate::config::Config::parse(std::path::Path::new("/etc/hookrun.toml"), text).unwrap();
         let plugin = &config.plugins["x"];
-        let limit = |status: i32, said: &str| match failure(plugin, ExitStatus::from_raw(status), said) {
-            CompileError::Limit(reached) => reached.split('`').nth(3).map(ToOwned::to_owned),
-            _ => None,
-        };
-        assert_eq!(limit(libc::SIGABRT, "memory allocation failed").as_deref(), Some("compile-memory"));
+        let limit =
+            |status: i32, said: &str| match failure(plugin, ExitStatus::from_raw(status), said) {
+                CompileError::Limit(reached) => reached.split('`').nth(3).map(ToOwned::to_owned),
+                _ => None,
+            };
+        assert_eq!(
+            limit(libc::SIGABRT, "memory allocation failed").as_deref(),
+            Some("compile-memory")
+        );
         assert_eq!(limit(libc::SIGXCPU, "").as_deref(), Some("compile-time"));
         let panic = "not initialized.: ThreadPoolBuildError { kind: IOError(Os { code: 11, kind: WouldBlock";
         assert_eq!(limit(101 << 8, panic).as_deref(), Some("compile-memory"));

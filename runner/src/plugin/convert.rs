@@ -1,8 +1,10 @@
-//! The border: our events to the records of the interfaces, and answers back. Every field is named, so that a new one cannot
-//! be forgotten.
+//! The border: our events to the records of the interfaces, and answers back. Every field is named,
+//! so that a new one cannot be forgotten.
 
 use super::bindings::exports::hookrun::{builder_selection, diff, post_build};
-use crate::builders::{Action, Candidate, Decision, LocalMachine, Machine, PastBuilds, PolicyError};
+use crate::builders::{
+    Action, Candidate, Decision, LocalMachine, Machine, PastBuilds, PolicyError,
+};
 use crate::event::{self, Event, Output};
 use crate::evidence::{Difference, Evidence};
 use crate::outcome::Outcome;
@@ -12,7 +14,11 @@ use builder_selection::builder_selection as selection;
 use diff::diff as wit_diff;
 use post_build::post_build as wit_build;
 
-pub(super) fn post_build(event: &Event, build: &event::PostBuild, attempt: u32) -> wit_build::Event {
+pub(super) fn post_build(
+    event: &Event,
+    build: &event::PostBuild,
+    attempt: u32,
+) -> wit_build::Event {
     let event::PostBuild { drv_path, outputs } = build;
     wit_build::Event {
         id: event.id.clone(),
@@ -23,7 +29,10 @@ pub(super) fn post_build(event: &Event, build: &event::PostBuild, attempt: u32) 
         name: event.name().to_owned(),
         outputs: outputs
             .iter()
-            .map(|Output { name, path }| wit_build::Output { name: name.clone(), path: path.clone() })
+            .map(|Output { name, path }| wit_build::Output {
+                name: name.clone(),
+                path: path.clone(),
+            })
             .collect(),
         attempt,
         details: Vec::new(),
@@ -126,10 +135,27 @@ pub(super) fn machine(machine: &Machine) -> selection::Machine {
 }
 
 pub(super) fn local(local: &LocalMachine) -> selection::LocalMachine {
-    let LocalMachine { able, willing, slots, speed_factor, past: past_builds, waiting, whole_speed_factors, details } =
-        local.clone();
+    let LocalMachine {
+        able,
+        willing,
+        slots,
+        speed_factor,
+        past: past_builds,
+        waiting,
+        whole_speed_factors,
+        details,
+    } = local.clone();
     let past = past_builds.map(past);
-    selection::LocalMachine { able, willing, slots, speed_factor, past, waiting, whole_speed_factors, details }
+    selection::LocalMachine {
+        able,
+        willing,
+        slots,
+        speed_factor,
+        past,
+        waiting,
+        whole_speed_factors,
+        details,
+    }
 }
 
 fn past(PastBuilds { count, median_seconds }: PastBuilds) -> selection::PastBuilds {

@@ -1,8 +1,9 @@
 //! The engine: how guests are compiled and interrupted.
 //!
-//! Time is bounded by epochs: one thread counts them, every store yields to the executor at each tick, and a time-out around
-//! the run ([`super::run`]) then ends it, wherever it stands. So a loop is stopped, host calls count, and no store's time-out
-//! touches another store. What guests are linked with is the choke point's ([`super::host_call`]).
+//! Time is bounded by epochs: one thread counts them, every store yields to the executor at each
+//! tick, and a time-out around the run ([`super::run`]) then ends it, wherever it stands. So a loop
+//! is stopped, host calls count, and no store's time-out touches another store. What guests are
+//! linked with is the choke point's ([`super::host_call`]).
 
 use std::sync::Once;
 use std::time::Duration;
@@ -14,12 +15,12 @@ use super::host_call::Imports;
 /// How often guests yield. Within the 1 % that epochs cost anyway, and far below any time limit.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Stack for host functions, which run on the same fiber above the guest: wasmtime's default of 2 MiB less the default guest
-/// stack of 512 KiB.
+/// Stack for host functions, which run on the same fiber above the guest: wasmtime's default of 2
+/// MiB less the default guest stack of 512 KiB.
 const HOST_STACK: usize = 1536 << 10;
 
-/// An engine with everything linked. Engines differ only in the guest's stack, which is a setting of the engine and not of the
-/// store.
+/// An engine with everything linked. Engines differ only in the guest's stack, which is a setting
+/// of the engine and not of the store.
 pub struct Runtime {
     engine: Engine,
     imports: Imports,
@@ -27,8 +28,8 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// An engine for guests with `stack` bytes of stack. Its ticker stands still until [`Runtime::start`], so that a process that
-    /// has yet to put up its wall has one thread.
+    /// An engine for guests with `stack` bytes of stack. Its ticker stands still until
+    /// [`Runtime::start`], so that a process that has yet to put up its wall has one thread.
     ///
     /// # Errors
     /// This machine cannot run the engine.

@@ -1,5 +1,6 @@
-//! Which capabilities a plugin has: a pure decision from two keys. What the plugin's metadata *wants* and what the
-//! configuration *grants* must agree; imports decide nothing, because toolchains import more than a plugin uses.
+//! Which capabilities a plugin has: a pure decision from two keys. What the plugin's metadata
+//! *wants* and what the configuration *grants* must agree; imports decide nothing, because
+//! toolchains import more than a plugin uses.
 //!
 //! An empty grant grants nothing. A refusal names the line that would change it.
 
@@ -56,7 +57,8 @@ pub enum Need<'a> {
     Config,
     /// `state`.
     State,
-    /// `nix-store`; which paths is checked where they are resolved, against [`Effective::nix_store`].
+    /// `nix-store`; which paths is checked where they are resolved, against
+    /// [`Effective::nix_store`].
     NixStore,
     /// `object-store`, this one.
     ObjectStore(&'a str),
@@ -66,7 +68,8 @@ pub enum Need<'a> {
     Signing(&'a str),
     /// `mail`, through this transport.
     Mail(&'a str),
-    /// An interface of WASI that every guest has: clocks, random numbers, polls, the streams of what it was given.
+    /// An interface of WASI that every guest has: clocks, random numbers, polls, the streams of
+    /// what it was given.
     Wasi(&'static str),
     /// `http`, without a place: whether it is there at all.
     AnyHttp,
@@ -106,8 +109,8 @@ pub struct Effective {
     pub state: bool,
     /// Where it may send HTTP requests.
     pub http: Vec<HttpGrant>,
-    /// Is it a policy of builder selection? Then it gets `log`, `config` and `state` only: Nix stands still while it thinks, and what it
-    /// answers is to follow from what it was asked.
+    /// Is it a policy of builder selection? Then it gets `log`, `config` and `state` only: Nix
+    /// stands still while it thinks, and what it answers is to follow from what it was asked.
     pub policy: bool,
 }
 
@@ -145,8 +148,8 @@ pub struct Defined<'a> {
 }
 
 impl Effective {
-    /// What a plugin has that `wants` this and was granted that. An empty grant grants nothing, and a generous one no more than is
-    /// wanted.
+    /// What a plugin has that `wants` this and was granted that. An empty grant grants nothing, and
+    /// a generous one no more than is wanted.
     pub fn of(wants: &Wants, grant: &Grant) -> Self {
         let Wants { nix_store, object_store, signing, mail, state, http } = wants;
         let Grant {
@@ -157,9 +160,14 @@ impl Effective {
             state: granted_state,
             http: places,
         } = grant;
-        let names = |want, granted: &[String]| if want == Want::No { Vec::new() } else { granted.to_vec() };
+        let names =
+            |want, granted: &[String]| if want == Want::No { Vec::new() } else { granted.to_vec() };
         Self {
-            nix_store: if rank(*granted_scope) < rank(*nix_store) { *granted_scope } else { *nix_store },
+            nix_store: if rank(*granted_scope) < rank(*nix_store) {
+                *granted_scope
+            } else {
+                *nix_store
+            },
             object_store: names(*object_store, stores),
             signing: names(*signing, keys),
             mail: names(*mail, transports),
@@ -173,7 +181,11 @@ impl Effective {
     ///
     /// # Errors
     /// The capabilities that are required and not granted.
-    pub fn decide(wants: &Wants, grant: &Grant, defined: Defined<'_>) -> Result<Self, Vec<Missing>> {
+    pub fn decide(
+        wants: &Wants,
+        grant: &Grant,
+        defined: Defined<'_>,
+    ) -> Result<Self, Vec<Missing>> {
         let missing = missing(wants, grant, defined);
         if missing.is_empty() { Ok(Self::of(wants, grant)) } else { Err(missing) }
     }
@@ -203,8 +215,12 @@ impl Effective {
             if granted.iter().any(|granted| granted == name) {
                 return Ok(());
             }
-            let names: Vec<String> =
-                granted.iter().map(String::as_str).chain([name]).map(|name| format!("{name:?}")).collect();
+            let names: Vec<String> = granted
+                .iter()
+                .map(String::as_str)
+                .chain([name])
+                .map(|name| format!("{name:?}"))
+                .collect();
             Err(Refusal::Ungranted {
                 interface,
                 name: Some(name.to_owned()),
@@ -212,18 +228,26 @@ impl Effective {
             })
         };
         match need {
-            Need::State if !self.state => Err(Refusal::Ungranted { interface, name: None, line: "state = true".to_owned() }),
+            Need::State if !self.state => {
+                Err(Refusal::Ungranted { interface, name: None, line: "state = true".to_owned() })
+            }
             Need::NixStore if self.nix_store == StoreScope::None => {
                 let line = format!("nix-store = \"{}\"", word(wants.nix_store));
                 Err(Refusal::Ungranted { interface, name: None, line })
             }
-            Need::Log | Need::Config | Need::State | Need::NixStore | Need::SigningKeys | Need::AnyHttp | Need::Wasi(_) => {
-                Ok(())
-            }
+            Need::Log
+            | Need::Config
+            | Need::State
+            | Need::NixStore
+            | Need::SigningKeys
+            | Need::AnyHttp
+            | Need::Wasi(_) => Ok(()),
             Need::ObjectStore(name) => named(&self.object_store, name),
             Need::Signing(name) => named(&self.signing, name),
             Need::Mail(name) => named(&self.mail, name),
-            Need::Http(target) => http::granting(&self.http, target).map(|_| ()).map_err(Refusal::Http),
+            Need::Http(target) => {
+                http::granting(&self.http, target).map(|_| ()).map_err(Refusal::Http)
+            }
         }
     }
 }
@@ -233,7 +257,10 @@ fn missing(wants: &Wants, grant: &Grant, defined: Defined<'_>) -> Vec<Missing> {
     let Wants { nix_store, object_store, signing, mail, state, http } = wants;
     let mut missing = Vec::new();
     if rank(grant.nix_store) < rank(*nix_store) {
-        missing.push(Missing { interface: "nix-store", line: format!("nix-store = \"{}\"", word(*nix_store)) });
+        missing.push(Missing {
+            interface: "nix-store",
+            line: format!("nix-store = \"{}\"", word(*nix_store)),
+        });
     }
     for (interface, want, granted, example) in [
         ("object-store", object_store, &grant.object_store, defined.object_store),
@@ -241,14 +268,20 @@ fn missing(wants: &Wants, grant: &Grant, defined: Defined<'_>) -> Vec<Missing> {
         ("mail", mail, &grant.mail, defined.mail),
     ] {
         if *want == Want::Required && granted.is_empty() {
-            missing.push(Missing { interface, line: format!("{interface} = [\"{}\"]", example.unwrap_or("NAME")) });
+            missing.push(Missing {
+                interface,
+                line: format!("{interface} = [\"{}\"]", example.unwrap_or("NAME")),
+            });
         }
     }
     if *state == Want::Required && !grant.state {
         missing.push(Missing { interface: "state", line: "state = true".to_owned() });
     }
     if *http == Want::Required && grant.http.is_empty() {
-        missing.push(Missing { interface: "http", line: "http = [{ url = \"https://HOST/\" }]".to_owned() });
+        missing.push(Missing {
+            interface: "http",
+            line: "http = [{ url = \"https://HOST/\" }]".to_owned(),
+        });
     }
     missing
 }

@@ -1,15 +1,18 @@
-//! The choke point. Every host function of every capability is one [`RunState::call`], and every function of WASI that does
-//! something its like for WASI ([`wasi`], [`io`], [`http`]): there the grant is checked, the call counted, its bytes and list items bounded,
-//! its time bounded by what is left of the run's, its use recorded and traced, and errors become the `error` record of
+//! The choke point. Every host function of every capability is one [`RunState::call`], and every
+//! function of WASI that does something its like for WASI ([`wasi`], [`io`], [`http`]): there the
+//! grant is checked, the call counted, its bytes and list items bounded, its time bounded by what
+//! is left of the run's, its use recorded and traced, and errors become the `error` record of
 //! `hookrun:host/types`.
 //!
-//! A refusal is a value for the guest, never a trap; only a limit on the whole run ends the run. WASI's functions have no room
-//! for a refusal that names a limit, so there a limit ends the run too.
+//! A refusal is a value for the guest, never a trap; only a limit on the whole run ends the run.
+//! WASI's functions have no room for a refusal that names a limit, so there a limit ends the run
+//! too.
 //!
 //! # What the shape guarantees
 //!
-//! * The fields of [`RunState`] are private to this file and its children. What a capability works with is an [`Inside`], which only a
-//!   call that passed hands out: no host function reaches services, state, log or handles otherwise.
+//! * The fields of [`RunState`] are private to this file and its children. What a capability works
+//!   with is an [`Inside`], which only a call that passed hands out: no host function reaches
+//!   services, state, log or handles otherwise.
 //!
 //!   ```compile_fail,E0616
 //!   fn around(state: &mut hookrun::plugin::host_call::RunState) {
@@ -17,7 +20,8 @@
 //!   }
 //!   ```
 //!
-//! * The linker is private to [`imports`]. Nothing else can offer a guest a function, and what leaves that file can only instantiate.
+//! * The linker is private to [`imports`]. Nothing else can offer a guest a function, and what
+//!   leaves that file can only instantiate.
 //!
 //!   ```compile_fail,E0599
 //!   fn around(imports: &mut hookrun::plugin::host_call::Imports) {
@@ -25,8 +29,9 @@
 //!   }
 //!   ```
 //!
-//! * wasmtime's WASI asks for a `WasiView`, and [`RunState`] is none: no `add_to_linker` of wasmtime's can be given a store of ours, nor
-//!   a [`WasiCtx`] with a directory in it, because only [`wasi`] makes one.
+//! * wasmtime's WASI asks for a `WasiView`, and [`RunState`] is none: no `add_to_linker` of
+//!   wasmtime's can be given a store of ours, nor a [`WasiCtx`] with a directory in it, because
+//!   only [`wasi`] makes one.
 //!
 //!   ```compile_fail,E0277
 //!   fn around(linker: &mut wasmtime::component::Linker<hookrun::plugin::host_call::RunState>) {
@@ -34,8 +39,9 @@
 //!   }
 //!   ```
 //!
-//! What it does not guarantee: Rust cannot keep the body of a host function from opening a file or a socket by itself, without
-//! what an [`Inside`] holds. That is for the reader of a capability to see, and for the operating system's wall to stop.
+//! What it does not guarantee: Rust cannot keep the body of a host function from opening a file or
+//! a socket by itself, without what an [`Inside`] holds. That is for the reader of a capability to
+//! see, and for the operating system's wall to stop.
 //!
 //! # A host function
 //!
@@ -84,7 +90,8 @@ use crate::capability::{CapabilityError, RunLog, Services};
 use crate::config::{Limit, Plugin};
 use crate::outcome::Usage;
 
-/// The data of one run's store: what it may, what it has used. All of it is private to the choke point.
+/// The data of one run's store: what it may, what it has used. All of it is private to the choke
+/// point.
 pub struct RunState {
     plugin: Arc<PluginContext>,
     services: Services,
@@ -108,7 +115,8 @@ pub struct RunState {
     reached: Option<LimitReached>,
 }
 
-/// Handles of WASI for each of [`Limit::Handles`]: a pollable is two, and a runtime's standard streams and timers are a dozen.
+/// Handles of WASI for each of [`Limit::Handles`]: a pollable is two, and a runtime's standard
+/// streams and timers are a dozen.
 const WASI_HANDLES: usize = 4;
 
 impl RunState {
@@ -150,10 +158,12 @@ impl RunState {
         }
     }
 
-    /// Component handles the engine may hold for a run: those of capabilities and those of WASI, with room for what is being
-    /// passed, so that [`Inside::open`] refuses first.
+    /// Component handles the engine may hold for a run: those of capabilities and those of WASI,
+    /// with room for what is being passed, so that [`Inside::open`] refuses first.
     pub fn max_component_handles(plugin: &Plugin) -> usize {
-        usize::try_from(plugin.limits.get(Limit::Handles)).unwrap_or(usize::MAX).saturating_mul(2 + 2 * WASI_HANDLES)
+        usize::try_from(plugin.limits.get(Limit::Handles))
+            .unwrap_or(usize::MAX)
+            .saturating_mul(2 + 2 * WASI_HANDLES)
     }
 
     /// One host call: the only way from a guest into a capability.
@@ -173,7 +183,8 @@ impl RunState {
         .map_err(wit_error))
     }
 
-    /// As [`RunState::call`], for the few functions whose type has no room for an error: what would be one ends the run.
+    /// As [`RunState::call`], for the few functions whose type has no room for an error: what would
+    /// be one ends the run.
     ///
     /// # Errors
     /// Ends the run.
@@ -189,7 +200,11 @@ impl RunState {
     }
 
     /// A call of WASI that does not wait.
-    fn wasi_call<R: Crossing>(&mut self, call: HostCall<'_>, work: impl FnOnce(Inside<'_>) -> Result<R>) -> Result<R> {
+    fn wasi_call<R: Crossing>(
+        &mut self,
+        call: HostCall<'_>,
+        work: impl FnOnce(Inside<'_>) -> Result<R>,
+    ) -> Result<R> {
         if let Some(refused) = self.enter(&call)? {
             return Err(self.end(refused));
         }
@@ -215,9 +230,16 @@ impl RunState {
         }
     }
 
-    fn leave_wasi<R: Crossing>(&mut self, call: &HostCall<'_>, entered: Instant, result: Result<R>) -> Result<R> {
+    fn leave_wasi<R: Crossing>(
+        &mut self,
+        call: &HostCall<'_>,
+        entered: Instant,
+        result: Result<R>,
+    ) -> Result<R> {
         let received = result.as_ref().map_or(0, Crossing::crossing);
-        if let Some(refused) = self.leave(call, entered, received, result.is_err().then_some("failed"))? {
+        if let Some(refused) =
+            self.leave(call, entered, received, result.is_err().then_some("failed"))?
+        {
             return Err(self.end(refused));
         }
         result.map_err(|error| match error.downcast_ref() {
@@ -226,7 +248,11 @@ impl RunState {
         })
     }
 
-    async fn guarded<R, F>(&mut self, call: HostCall<'_>, work: F) -> Result<Result<Result<R, CapabilityError>, Refused>>
+    async fn guarded<R, F>(
+        &mut self,
+        call: HostCall<'_>,
+        work: F,
+    ) -> Result<Result<Result<R, CapabilityError>, Refused>>
     where
         R: Crossing + Send,
         F: for<'r> FnOnce(Inside<'r>) -> BoxFuture<'r, Result<R, CapabilityError>> + Send,
@@ -286,7 +312,9 @@ impl RunState {
 
     /// What was used so far.
     pub fn usage(&self) -> Usage {
-        let named = |calls: &BTreeMap<CallName, u64>| calls.iter().map(|(name, count)| (name.to_string(), *count)).collect();
+        let named = |calls: &BTreeMap<CallName, u64>| {
+            calls.iter().map(|(name, count)| (name.to_string(), *count)).collect()
+        };
         Usage {
             memory: self.allocations.peak_memory(),
             host_calls: self.host_calls,
@@ -312,7 +340,9 @@ fn wit_error(error: CapabilityError) -> Error {
     Error {
         kind: error.kind.as_str().to_owned(),
         message: error.message,
-        retry_after_ms: error.retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
+        retry_after_ms: error
+            .retry_after
+            .map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
     }
 }
 

@@ -1,8 +1,10 @@
-//! Enforcement of [`config::Limit`](crate::config::Limit) inside the engine: memories, tables, instances. Host calls are
-//! bounded in [`super::host_call`], time in [`super::run_clock`], output in [`super::run`], the stack in [`super::engine`].
+//! Enforcement of [`config::Limit`](crate::config::Limit) inside the engine: memories, tables,
+//! instances. Host calls are bounded in [`super::host_call`], time in [`super::run_clock`], output
+//! in [`super::run`], the stack in [`super::engine`].
 //!
-//! A limit ends the run with [`LimitReached`], which [`super::run`] turns into the message that names the key. Growth is
-//! refused with a trap instead of the -1 of `memory.grow`: guests answer that with an abort that says nothing.
+//! A limit ends the run with [`LimitReached`], which [`super::run`] turns into the message that
+//! names the key. Growth is refused with a trap instead of the -1 of `memory.grow`: guests answer
+//! that with an abort that says nothing.
 
 use wasmtime::{ResourceLimiter, Result};
 
@@ -26,7 +28,8 @@ impl LimitReached {
         Self { limit, wanted, call: None }
     }
 
-    /// The message for the plugin called `plugin`, that has `limits`: names limit, use, host call and the line to write.
+    /// The message for the plugin called `plugin`, that has `limits`: names limit, use, host call
+    /// and the line to write.
     pub fn message(&self, plugin: &str, limits: &Limits) -> String {
         let call = self.call.map(|call| call.to_string());
         self.limit.reached_in(plugin, limits.get(self.limit), self.wanted, call.as_deref())
@@ -96,7 +99,12 @@ impl Allocations {
 
 /// All memories together count, and all tables together.
 impl ResourceLimiter for Allocations {
-    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> Result<bool> {
         let grown = desired.saturating_sub(current) as u64;
         let wanted = self.memory.saturating_add(grown);
         if wanted > self.allowed_memory {
@@ -113,7 +121,12 @@ impl ResourceLimiter for Allocations {
         Ok(())
     }
 
-    fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> Result<bool> {
         let grown = desired.saturating_sub(current) as u64;
         let wanted = self.tables.saturating_add(grown);
         if wanted > self.allowed_elements {

@@ -1,6 +1,7 @@
-//! From a table of the configuration to a plugin that can run, in stages that are types: an [`Artifact`] was read and checked
-//! without running or compiling anything, a [`ReadyPlugin`] has its native code open, a [`LinkedPlugin`] is mapped with everything
-//! linked. Only the last one runs ([`super::run`]). A process puts up its wall ([`crate::wall`]) after the second.
+//! From a table of the configuration to a plugin that can run, in stages that are types: an
+//! [`Artifact`] was read and checked without running or compiling anything, a [`ReadyPlugin`] has
+//! its native code open, a [`LinkedPlugin`] is mapped with everything linked. Only the last one
+//! runs ([`super::run`]). A process puts up its wall ([`crate::wall`]) after the second.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,8 +25,8 @@ use crate::event::HookKind;
 /// The largest component that is read; the largest known toolchain (Python) makes 18 MiB.
 const MAX_COMPONENT: u64 = 256 << 20;
 
-/// A plugin that was read and checked: it is a component, it has the hooks, it accepts its configuration, and everything it
-/// wants is granted.
+/// A plugin that was read and checked: it is a component, it has the hooks, it accepts its
+/// configuration, and everything it wants is granted.
 #[derive(Debug)]
 pub struct Artifact {
     wasm: std::borrow::Cow<'static, [u8]>,
@@ -47,15 +48,20 @@ impl Artifact {
         };
         let source = plugin.source.to_string();
         let wasm = read(&plugin.source).map_err(|message| error(&["source"], message))?;
-        let description = metadata::describe(&wasm).map_err(|message| error(&["source"], format!("{source} {message}")))?;
+        let description = metadata::describe(&wasm)
+            .map_err(|message| error(&["source"], format!("{source} {message}")))?;
         let hooks = hooks(plugin, &description).map_err(|message| error(&["hooks"], message))?;
         if let Some(schema) = &description.metadata.config_schema {
             let violation = config_schema::violation(schema, &plugin.config)
                 .map_err(|message| error(&["source"], format!("{source} {message}")))?;
             if let Some((keys, message)) = violation {
-                let keys: Vec<&str> = ["config"].into_iter().chain(keys.iter().map(String::as_str)).collect();
+                let keys: Vec<&str> =
+                    ["config"].into_iter().chain(keys.iter().map(String::as_str)).collect();
                 let known = known_keys(schema);
-                return Err(error(&keys, format!("{}: {message}; change it{known}", keys.join("."))));
+                return Err(error(
+                    &keys,
+                    format!("{}: {message}; change it{known}", keys.join(".")),
+                ));
             }
         }
         let policy = hooks.contains(&HookKind::BuilderSelection);
@@ -64,7 +70,10 @@ impl Artifact {
             wants = wants.of_policy();
         }
         if policy && !beyond_policy(&plugin.grant).is_empty() {
-            return Err(error(&["grant"], too_much_for_policy(name, &hooks, &beyond_policy(&plugin.grant))));
+            return Err(error(
+                &["grant"],
+                too_much_for_policy(name, &hooks, &beyond_policy(&plugin.grant)),
+            ));
         }
         let mut effective = Effective::decide(&wants, &plugin.grant, defined(config))
             .map_err(|missing| error(&["grant"], ungranted(name, &missing, config)))?;
@@ -106,14 +115,23 @@ impl Artifact {
 /// A fragment that names the file.
 pub fn read(source: &PluginSource) -> Result<std::borrow::Cow<'static, [u8]>, String> {
     match source {
-        PluginSource::Bundled(name) => bundled::component(name).map(std::borrow::Cow::Borrowed).ok_or_else(|| {
-            format!("no plugin `{name}` is bundled; {}", config::suggestion(name, bundled::NAMES.iter().copied()))
-        }),
+        PluginSource::Bundled(name) => {
+            bundled::component(name).map(std::borrow::Cow::Borrowed).ok_or_else(|| {
+                format!(
+                    "no plugin `{name}` is bundled; {}",
+                    config::suggestion(name, bundled::NAMES.iter().copied())
+                )
+            })
+        }
         PluginSource::File(path) => {
             let shown = path.display();
             let failed = |error: &std::io::Error| match error.kind() {
-                std::io::ErrorKind::NotFound => format!("there is no file {shown}; correct `source`"),
-                _ => format!("{shown} cannot be read ({error}); make it readable for the user that runs plugins"),
+                std::io::ErrorKind::NotFound => {
+                    format!("there is no file {shown}; correct `source`")
+                }
+                _ => format!(
+                    "{shown} cannot be read ({error}); make it readable for the user that runs plugins"
+                ),
             };
             let found = std::fs::metadata(path).map_err(|error| failed(&error))?;
             // Reading a FIFO would wait for somebody to write.
@@ -122,7 +140,9 @@ pub fn read(source: &PluginSource) -> Result<std::borrow::Cow<'static, [u8]>, St
             }
             let length = found.len();
             if length > MAX_COMPONENT {
-                return Err(format!("{shown} has {length} bytes; at most {MAX_COMPONENT} are read"));
+                return Err(format!(
+                    "{shown} has {length} bytes; at most {MAX_COMPONENT} are read"
+                ));
             }
             std::fs::read(path).map(std::borrow::Cow::Owned).map_err(|error| failed(&error))
         }
@@ -131,12 +151,15 @@ pub fn read(source: &PluginSource) -> Result<std::borrow::Cow<'static, [u8]>, St
 
 fn hooks(plugin: &config::Plugin, description: &Description) -> Result<Vec<HookKind>, String> {
     if let Some(missing) = plugin.hooks.iter().find(|hook| !description.exports.contains(hook)) {
-        let has: Vec<String> = description.exports.iter().map(|hook| format!("\"{hook}\"")).collect();
+        let has: Vec<String> =
+            description.exports.iter().map(|hook| format!("\"{hook}\"")).collect();
         return Err(format!("it has no hook `{missing}`; write `hooks = [{}]`", has.join(", ")));
     }
-    let hooks = if plugin.hooks.is_empty() { description.exports.clone() } else { plugin.hooks.clone() };
+    let hooks =
+        if plugin.hooks.is_empty() { description.exports.clone() } else { plugin.hooks.clone() };
     if plugin.gate && !hooks.contains(&HookKind::PostBuild) {
-        return Err("only a plugin with the hook `post-build` can be a gate; remove `gate = true`".to_owned());
+        return Err("only a plugin with the hook `post-build` can be a gate; remove `gate = true`"
+            .to_owned());
     }
     Ok(hooks)
 }
@@ -147,12 +170,16 @@ fn known_keys(schema: &serde_json::Value) -> String {
         let keys: Vec<&str> = properties.keys().map(String::as_str).collect();
         keys.join(", ")
     });
-    keys.filter(|keys| !keys.is_empty()).map(|keys| format!(" (known keys: {keys})")).unwrap_or_default()
+    keys.filter(|keys| !keys.is_empty())
+        .map(|keys| format!(" (known keys: {keys})"))
+        .unwrap_or_default()
 }
 
 /// What is missing, and the lines to write where the table of the grants is, or where it has to be.
 fn ungranted(plugin: &str, missing: &[Missing], config: &Config) -> String {
-    let quoted = |words: Vec<&str>| words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
+    let quoted = |words: Vec<&str>| {
+        words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
+    };
     let table = ["plugins", plugin, "grant"];
     let place = match config.exact_line_of(&table) {
         Some(line) => format!("{}:{line}", config.path.display()),
@@ -167,10 +194,14 @@ fn ungranted(plugin: &str, missing: &[Missing], config: &Config) -> String {
 
 /// A policy is granted what policies do not get.
 fn too_much_for_policy(plugin: &str, hooks: &[HookKind], granted: &[&str]) -> String {
-    let quoted =
-        |words: &mut dyn Iterator<Item = &str>| words.map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
-    let others: Vec<&str> =
-        hooks.iter().filter(|hook| **hook != HookKind::BuilderSelection).map(|hook| hook.as_str()).collect();
+    let quoted = |words: &mut dyn Iterator<Item = &str>| {
+        words.map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
+    };
+    let others: Vec<&str> = hooks
+        .iter()
+        .filter(|hook| **hook != HookKind::BuilderSelection)
+        .map(|hook| hook.as_str())
+        .collect();
     let granted = quoted(&mut granted.iter().copied());
     let instead = if others.is_empty() {
         format!("remove {granted} under [plugins.{plugin}.grant]")
@@ -206,11 +237,16 @@ impl Host {
         Self { cache: Cache::new(dirs.artifacts()), compiler, runtimes: Mutex::default() }
     }
 
-    /// Reads, checks and makes ready `plugin`. Maps nothing and starts no thread: what a process does before its wall stands.
+    /// Reads, checks and makes ready `plugin`. Maps nothing and starts no thread: what a process
+    /// does before its wall stands.
     ///
     /// # Errors
     /// What is wrong with the plugin, its grants or its configuration.
-    pub fn prepare(&self, plugin: &config::Plugin, config: &Config) -> Result<ReadyPlugin, PluginError> {
+    pub fn prepare(
+        &self,
+        plugin: &config::Plugin,
+        config: &Config,
+    ) -> Result<ReadyPlugin, PluginError> {
         self.ready(Artifact::open(plugin, config)?, config)
     }
 
@@ -228,18 +264,31 @@ impl Host {
             let whole = |message: String| config.error(&["plugins", name, "source"], message);
             let (keys, message) = match error {
                 CompileError::NotAhead => {
-                    return PluginError::NotAhead(whole(format!("plugin `{name}`: {} {error}", plugin.source)));
+                    return PluginError::NotAhead(whole(format!(
+                        "plugin `{name}`: {} {error}",
+                        plugin.source
+                    )));
                 }
-                CompileError::Component(what) => {
-                    ("source", format!("plugin `{name}`: {} {what}; build it with the SDK of this release", plugin.source))
-                }
+                CompileError::Component(what) => (
+                    "source",
+                    format!(
+                        "plugin `{name}`: {} {what}; build it with the SDK of this release",
+                        plugin.source
+                    ),
+                ),
                 CompileError::Limit(message) => ("limits", message),
-                CompileError::System(_) => ("source", format!("plugin `{name}`: {} {error}", plugin.source)),
+                CompileError::System(_) => {
+                    ("source", format!("plugin `{name}`: {} {error}", plugin.source))
+                }
             };
             PluginError::Config(config.error(&["plugins", name, keys], message))
         })?;
         if let Origin::NotKept(reason) = &code.origin {
-            tracing::warn!(plugin = name, reason, "the compiled plugin is not kept; every start compiles it again");
+            tracing::warn!(
+                plugin = name,
+                reason,
+                "the compiled plugin is not kept; every start compiles it again"
+            );
         }
         Ok(ReadyPlugin { artifact, code, runtime, time: begun.elapsed() })
     }
@@ -250,7 +299,12 @@ impl Host {
     /// It imports what this release does not offer, or exports a hook of another type.
     pub fn link(ready: ReadyPlugin, config: &Config) -> Result<LinkedPlugin, PluginError> {
         let begun = Instant::now();
-        let ReadyPlugin { artifact: Artifact { wasm, description, hooks, context }, code, runtime, time } = ready;
+        let ReadyPlugin {
+            artifact: Artifact { wasm, description, hooks, context },
+            code,
+            runtime,
+            time,
+        } = ready;
         let name = context.plugin.name.as_str();
         let error = |what: &str, error: &wasmtime::Error| {
             let cause = format!("{error:#}").replace('\n', " ");
@@ -261,12 +315,14 @@ impl Host {
             PluginError::Config(config.error(&["plugins", name, "source"], message))
         };
         runtime.start().map_err(|cause| PluginError::Engine(format!("{cause:#}")))?;
-        let component = code.map(runtime.engine()).map_err(|cause| error("cannot be mapped", &cause))?;
+        let component =
+            code.map(runtime.engine()).map_err(|cause| error("cannot be mapped", &cause))?;
         let instance = runtime
             .linker()
             .instantiate_pre(&component)
             .map_err(|cause| error("imports what this hookrun does not offer", &cause))?;
-        let exports = Exports::find(&hooks, &instance).map_err(|cause| error("exports a hook of another type", &cause))?;
+        let exports = Exports::find(&hooks, &instance)
+            .map_err(|cause| error("exports a hook of another type", &cause))?;
         Ok(LinkedPlugin {
             digest: artifact::digest(&wasm),
             metadata: description.metadata,
@@ -284,7 +340,11 @@ impl Host {
     ///
     /// # Errors
     /// As [`Host::prepare`] and [`Host::link`].
-    pub fn load(&self, plugin: &config::Plugin, config: &Config) -> Result<LinkedPlugin, PluginError> {
+    pub fn load(
+        &self,
+        plugin: &config::Plugin,
+        config: &Config,
+    ) -> Result<LinkedPlugin, PluginError> {
         Self::link(self.prepare(plugin, config)?, config)
     }
 
@@ -293,7 +353,9 @@ impl Host {
         if let Some(runtime) = runtimes.get(&stack) {
             return Ok(Arc::clone(runtime));
         }
-        let runtime = Arc::new(Runtime::new(stack).map_err(|error| PluginError::Engine(format!("{error:#}")))?);
+        let runtime = Arc::new(
+            Runtime::new(stack).map_err(|error| PluginError::Engine(format!("{error:#}")))?,
+        );
         runtimes.insert(stack, Arc::clone(&runtime));
         Ok(runtime)
     }
@@ -330,8 +392,12 @@ impl Exports {
     fn find(hooks: &[HookKind], instance: &InstancePre<RunState>) -> wasmtime::Result<Self> {
         let has = |hook| hooks.contains(&hook);
         Ok(Self {
-            post_build: has(HookKind::PostBuild).then(|| post_build::post_build::GuestIndices::new(instance)).transpose()?,
-            diff: has(HookKind::Diff).then(|| diff::diff::GuestIndices::new(instance)).transpose()?,
+            post_build: has(HookKind::PostBuild)
+                .then(|| post_build::post_build::GuestIndices::new(instance))
+                .transpose()?,
+            diff: has(HookKind::Diff)
+                .then(|| diff::diff::GuestIndices::new(instance))
+                .transpose()?,
             builder_selection: has(HookKind::BuilderSelection)
                 .then(|| builder_selection::builder_selection::GuestIndices::new(instance))
                 .transpose()?,
@@ -356,7 +422,10 @@ pub struct LinkedPlugin {
 
 impl std::fmt::Debug for LinkedPlugin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LinkedPlugin").field("name", &self.name()).field("digest", &self.digest).finish_non_exhaustive()
+        f.debug_struct("LinkedPlugin")
+            .field("name", &self.name())
+            .field("digest", &self.digest)
+            .finish_non_exhaustive()
     }
 }
 

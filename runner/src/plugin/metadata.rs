@@ -1,8 +1,9 @@
-//! What can be known of a plugin without running it: its metadata section, which hooks it exports and what it imports.
+//! What can be known of a plugin without running it: its metadata section, which hooks it exports
+//! and what it imports.
 //!
-//! The section `hookrun:metadata` is JSON. The SDK's macro writes it into the core module; tools for other languages may put it
-//! on the component. It is data from a stranger: bounded, parsed strictly, and it decides nothing by itself
-//! ([`super::grants`]).
+//! The section `hookrun:metadata` is JSON. The SDK's macro writes it into the core module; tools
+//! for other languages may put it on the component. It is data from a stranger: bounded, parsed
+//! strictly, and it decides nothing by itself ([`super::grants`]).
 
 use serde::{Deserialize, Serialize};
 use wasmparser::{Encoding, Parser, Payload};
@@ -99,13 +100,19 @@ pub fn describe(wasm: &[u8]) -> Result<Description, String> {
             }
             Payload::ComponentExportSection(section) if depth == 1 => {
                 for export in section {
-                    let name = export.map_err(|error| format!("is damaged ({error}); build it again"))?.name.name;
+                    let name = export
+                        .map_err(|error| format!("is damaged ({error}); build it again"))?
+                        .name
+                        .name;
                     exports.push(name.to_owned());
                 }
             }
             Payload::ComponentImportSection(section) if depth == 1 => {
                 for import in section {
-                    let name = import.map_err(|error| format!("is damaged ({error}); build it again"))?.name.name;
+                    let name = import
+                        .map_err(|error| format!("is damaged ({error}); build it again"))?
+                        .name
+                        .name;
                     imports.push(name.to_owned());
                 }
             }
@@ -118,25 +125,33 @@ pub fn describe(wasm: &[u8]) -> Result<Description, String> {
         ));
     };
     let metadata = parse(section)?;
-    let hooks: Vec<HookKind> =
-        HookKind::ALL.into_iter().filter(|hook| exports.iter().any(|export| export == interface(*hook))).collect();
+    let hooks: Vec<HookKind> = HookKind::ALL
+        .into_iter()
+        .filter(|hook| exports.iter().any(|export| export == interface(*hook)))
+        .collect();
     if let Some(missing) = metadata.hooks.iter().find(|hook| !hooks.contains(hook)) {
         let near = exports.iter().find(|export| export.starts_with(&format!("hookrun:{missing}/")));
-        let found = near.map_or_else(|| "it does not".to_owned(), |near| format!("it exports `{near}`"));
+        let found =
+            near.map_or_else(|| "it does not".to_owned(), |near| format!("it exports `{near}`"));
         return Err(format!(
             "names the hook `{missing}` in its metadata and must export `{}`; {found}: build it with the SDK of this release",
             interface(*missing)
         ));
     }
     if hooks.is_empty() {
-        return Err("exports no hook; implement `post-build`, `diff` or `builder-selection`".to_owned());
+        return Err(
+            "exports no hook; implement `post-build`, `diff` or `builder-selection`".to_owned()
+        );
     }
     Ok(Description { metadata, exports: hooks, imports })
 }
 
 fn parse(section: &[u8]) -> Result<Metadata, String> {
     if section.len() > MAX_LENGTH {
-        return Err(format!("has metadata of {} bytes; at most {MAX_LENGTH} are read", section.len()));
+        return Err(format!(
+            "has metadata of {} bytes; at most {MAX_LENGTH} are read",
+            section.len()
+        ));
     }
     let wrong = |error: serde_json::Error| {
         format!("has metadata that cannot be read ({error}); build it with the SDK of this release")
@@ -148,7 +163,16 @@ fn parse(section: &[u8]) -> Result<Metadata, String> {
         ));
     }
     let metadata: Metadata = serde_json::from_slice(section).map_err(wrong)?;
-    let Metadata { name, version, description, format: _, hooks: _, wants: _, order: _, config_schema: _ } = &metadata;
+    let Metadata {
+        name,
+        version,
+        description,
+        format: _,
+        hooks: _,
+        wants: _,
+        order: _,
+        config_schema: _,
+    } = &metadata;
     for (key, text) in [("name", name), ("version", version), ("description", description)] {
         if text.chars().any(obeyed) {
             let shown = printable(text);

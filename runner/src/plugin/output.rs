@@ -78,15 +78,19 @@ impl StdoutStream for GuestOutput {
         Box::new(self.clone())
     }
 
-    /// Written at once: the adapter over [`StdoutStream::async_stream`] writes from a task, which could lose the end of a
-    /// run's output.
+    /// Written at once: the adapter over [`StdoutStream::async_stream`] writes from a task, which
+    /// could lose the end of a run's output.
     fn p2_stream(&self) -> Box<dyn wasmtime_wasi::p2::OutputStream> {
         Box::new(self.clone())
     }
 }
 
 impl AsyncWrite for GuestOutput {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes);
         Poll::Ready(Ok(bytes.len()))
     }

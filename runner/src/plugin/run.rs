@@ -1,5 +1,5 @@
-//! One run of a plugin: a fresh store and instance, one call, and a report whatever happens. Nothing here fails: a trap, a limit
-//! and a refusal are outcomes.
+//! One run of a plugin: a fresh store and instance, one call, and a report whatever happens.
+//! Nothing here fails: a trap, a limit and a refusal are outcomes.
 
 use std::time::{Duration, Instant};
 
@@ -35,15 +35,17 @@ const DETAIL_COST: usize = 16;
 /// Frames of a guest's stack in a message.
 const SHOWN_FRAMES: usize = 6;
 
-/// What wasmtime says when a guest hands over more than `Store::set_hostcall_fuel` allows. Its type is private
-/// (`HostcallFuelExhausted`, crates/wasmtime/src/runtime/component/func/options.rs in 48.0); a test holds the words.
+/// What wasmtime says when a guest hands over more than `Store::set_hostcall_fuel` allows. Its type
+/// is private (`HostcallFuelExhausted`, crates/wasmtime/src/runtime/component/func/options.rs in
+/// 48.0); a test holds the words.
 const FUEL_EXHAUSTED: &str = "too much data is being copied between the host and the guest";
 
-/// What wasmtime says when a component has too many instances, memories or tables (`bump_resource_counts`,
-/// crates/wasmtime/src/runtime/store.rs in 48.0).
+/// What wasmtime says when a component has too many instances, memories or tables
+/// (`bump_resource_counts`, crates/wasmtime/src/runtime/store.rs in 48.0).
 const COUNT_EXCEEDED: &str = "resource limit exceeded";
 
-/// What wasmtime says when a guest holds, or lends in one call, more than `Store::set_max_component_handles` allows.
+/// What wasmtime says when a guest holds, or lends in one call, more than
+/// `Store::set_max_component_handles` allows.
 const HANDLES_EXCEEDED: &str = "store handle limit exceeded";
 
 /// One hook's call into a guest, with its arguments.
@@ -67,7 +69,11 @@ struct BuildCall {
 impl HookCall for BuildCall {
     type Answer = Result<post_build::Outcome, post_build::Failure>;
 
-    async fn call(self, store: &mut Store<RunState>, instance: &Instance) -> wasmtime::Result<Self::Answer> {
+    async fn call(
+        self,
+        store: &mut Store<RunState>,
+        instance: &Instance,
+    ) -> wasmtime::Result<Self::Answer> {
         self.export.load(&mut *store, instance)?.call_handle(store, &self.event).await
     }
 }
@@ -80,7 +86,11 @@ struct DiffCall {
 impl HookCall for DiffCall {
     type Answer = Result<diff::Outcome, diff::Failure>;
 
-    async fn call(self, store: &mut Store<RunState>, instance: &Instance) -> wasmtime::Result<Self::Answer> {
+    async fn call(
+        self,
+        store: &mut Store<RunState>,
+        instance: &Instance,
+    ) -> wasmtime::Result<Self::Answer> {
         self.export.load(&mut *store, instance)?.call_handle(store, &self.event).await
     }
 }
@@ -95,7 +105,11 @@ struct SelectCall {
 impl HookCall for SelectCall {
     type Answer = Result<builder_selection::Decision, String>;
 
-    async fn call(self, store: &mut Store<RunState>, instance: &Instance) -> wasmtime::Result<Self::Answer> {
+    async fn call(
+        self,
+        store: &mut Store<RunState>,
+        instance: &Instance,
+    ) -> wasmtime::Result<Self::Answer> {
         let guest = self.export.load(&mut *store, instance)?;
         guest.call_select(store, &self.candidate, &self.machines, &self.local).await
     }
@@ -109,7 +123,8 @@ impl LinkedPlugin {
         match &event.hook {
             HookEvent::PostBuild(build) => match self.exports.post_build.clone() {
                 Some(export) => {
-                    let call = BuildCall { export, event: convert::post_build(event, build, attempt) };
+                    let call =
+                        BuildCall { export, event: convert::post_build(event, build, attempt) };
                     self.run(services, scope, limit, call).await.1
                 }
                 None => self.has_no(HookKind::PostBuild),
@@ -127,7 +142,8 @@ impl LinkedPlugin {
     /// Asks the policy where to build `candidate`.
     ///
     /// # Errors
-    /// In the first part: the policy gave no usable answer; the report says how the run ended all the same.
+    /// In the first part: the policy gave no usable answer; the report says how the run ended all
+    /// the same.
     pub async fn select(
         &self,
         services: &Services,
@@ -195,7 +211,8 @@ impl LinkedPlugin {
             Ok(Err(error)) => (None, self.stopped(store.data(), &error)),
             Err(limit) => (None, self.limit_outcome(LimitReached::by_guest(limit, None))),
         };
-        let usage = Usage { wall: begun.elapsed(), start: self.load_time + start, ..store.data().usage() };
+        let usage =
+            Usage { wall: begun.elapsed(), start: self.load_time + start, ..store.data().usage() };
         let fix = Limit::LogBytes.reached(self.name(), limits.get(Limit::LogBytes), None);
         let report = RunReport { outcome, usage, log: log.finish(&fix) };
         tracing::debug!(plugin = self.name(), class = report.outcome.class(), wall = ?report.usage.wall, "run ended");
@@ -211,31 +228,53 @@ impl LinkedPlugin {
         output: (&GuestOutput, &GuestOutput),
     ) -> Store<RunState> {
         let plugin = &self.context.plugin;
-        let state = RunState::new(self.context.clone(), services.clone(), scope, clock.clone(), log.clone(), output);
+        let state = RunState::new(
+            self.context.clone(),
+            services.clone(),
+            scope,
+            clock.clone(),
+            log.clone(),
+            output,
+        );
         let mut store = Store::new(self.instance.engine(), state);
         store.limiter(|state| state.allocations());
         store.set_epoch_deadline(YIELD_TICKS);
         store.epoch_deadline_async_yield_and_update(YIELD_TICKS);
-        let largest = plugin.limits.get(Limit::CallBytes).max(plugin.limits.get(Limit::OutputBytes));
-        store.set_hostcall_fuel(usize::try_from(largest.saturating_add(LIFT_MARGIN)).unwrap_or(usize::MAX));
+        let largest =
+            plugin.limits.get(Limit::CallBytes).max(plugin.limits.get(Limit::OutputBytes));
+        store.set_hostcall_fuel(
+            usize::try_from(largest.saturating_add(LIFT_MARGIN)).unwrap_or(usize::MAX),
+        );
         store.set_max_component_handles(RunState::max_component_handles(plugin));
         store
     }
 
     /// The guest returned: its output is measured, its state made durable.
-    async fn returned<R: Answer + Clone>(&self, store: &mut Store<RunState>, answer: R) -> (Option<R>, Outcome) {
+    async fn returned<R: Answer + Clone>(
+        &self,
+        store: &mut Store<RunState>,
+        answer: R,
+    ) -> (Option<R>, Outcome) {
         let outcome = answer.clone().outcome();
         let details: usize = match &outcome {
-            Outcome::Done { details, .. } => details.iter().map(|(key, value)| DETAIL_COST + key.len() + value.len()).sum(),
+            Outcome::Done { details, .. } => {
+                details.iter().map(|(key, value)| DETAIL_COST + key.len() + value.len()).sum()
+            }
             _ => 0,
         };
         let size = (outcome.message().len() + details) as u64;
         if size > self.context.plugin.limits.get(Limit::OutputBytes) {
-            return (None, self.limit_outcome(LimitReached::by_guest(Limit::OutputBytes, Some(size))));
+            return (
+                None,
+                self.limit_outcome(LimitReached::by_guest(Limit::OutputBytes, Some(size))),
+            );
         }
         match store.data_mut().commit().await {
             Ok(()) => (Some(answer), outcome),
-            Err(error) => (None, Outcome::Failed { message: error.message, transient: true, retry_after_ms: None }),
+            Err(error) => (
+                None,
+                Outcome::Failed { message: error.message, transient: true, retry_after_ms: None },
+            ),
         }
     }
 
@@ -250,13 +289,16 @@ impl LinkedPlugin {
         if matches!(error.downcast_ref(), Some(ResourceTableError::Full)) {
             return self.limit_outcome(LimitReached::by_guest(Limit::Handles, None));
         }
-        if let Some(FieldMapError::TotalSizeTooBig | FieldMapError::TooManyFields) = error.downcast_ref::<FieldMapError>() {
+        if let Some(FieldMapError::TotalSizeTooBig | FieldMapError::TooManyFields) =
+            error.downcast_ref::<FieldMapError>()
+        {
             return self.limit_outcome(LimitReached::by_guest(Limit::HttpHeaderBytes, None));
         }
         let cause = error.root_cause().to_string().replace('\n', " ");
         let backtrace = error.downcast_ref::<WasmBacktrace>();
         if cause.contains(FUEL_EXHAUSTED) {
-            // On the way into the host there are guest frames below; on the way out of a hook there are none.
+            // On the way into the host there are guest frames below; on the way out of a hook there
+            // are none.
             let limit = if backtrace.is_some() { Limit::CallBytes } else { Limit::OutputBytes };
             return self.limit_outcome(LimitReached::by_guest(limit, None));
         }
@@ -286,7 +328,11 @@ fn frames(backtrace: &WasmBacktrace) -> String {
         .frames()
         .iter()
         .take(SHOWN_FRAMES)
-        .map(|frame| frame.func_name().map_or_else(|| format!("function {}", frame.func_index()), str::to_owned))
+        .map(|frame| {
+            frame
+                .func_name()
+                .map_or_else(|| format!("function {}", frame.func_index()), str::to_owned)
+        })
         .collect();
     if names.is_empty() { String::new() } else { format!(" (in {})", names.join(", called by ")) }
 }

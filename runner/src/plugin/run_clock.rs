@@ -1,11 +1,12 @@
 //! The time of one run: when it has to end, and by which limit.
 //!
-//! Wall time passes in the guest and in its host calls; the time of a NAR stream is counted apart ([`Limit::StreamTime`]) and
-//! moves the end of the run by as much, because how long a stream takes is decided by the size of a store path and the other
-//! side, not by the plugin. A builder selection has no such allowance: Nix stands still meanwhile.
+//! Wall time passes in the guest and in its host calls; the time of a NAR stream is counted apart
+//! ([`Limit::StreamTime`]) and moves the end of the run by as much, because how long a stream takes
+//! is decided by the size of a store path and the other side, not by the plugin. A builder
+//! selection has no such allowance: Nix stands still meanwhile.
 //!
-//! The choke point ends host calls by it ([`RunClock::deadline`]), and [`super::run`] the guest ([`RunClock::expired`]). No store
-//! shares a clock with another, so no run's end is another's.
+//! The choke point ends host calls by it ([`RunClock::deadline`]), and [`super::run`] the guest
+//! ([`RunClock::expired`]). No store shares a clock with another, so no run's end is another's.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -50,7 +51,9 @@ impl Times {
 
     fn deadline(&self) -> Deadline {
         match (self.stream, self.streams) {
-            (Some(since), Some(left)) => Deadline { at: after(since, left), limit: Limit::StreamTime },
+            (Some(since), Some(left)) => {
+                Deadline { at: after(since, left), limit: Limit::StreamTime }
+            }
             _ => Deadline { at: self.ends, limit: self.limit },
         }
     }
@@ -144,7 +147,10 @@ mod tests {
             now += ms(took);
             times.close_stream(now);
         }
-        assert_eq!(times.deadline(), Deadline { at: begun + ms(100 + 700 + 200), limit: Limit::WallTime });
+        assert_eq!(
+            times.deadline(),
+            Deadline { at: begun + ms(100 + 700 + 200), limit: Limit::WallTime }
+        );
     }
 
     #[test]
@@ -177,6 +183,9 @@ mod tests {
         let streaming = clock.stream();
         assert!(clock.deadline().at > Instant::now() + Duration::from_hours(24));
         drop(streaming);
-        assert_eq!(RunClock::start(&limits, Limit::SelectionTime).expired().await, Limit::SelectionTime);
+        assert_eq!(
+            RunClock::start(&limits, Limit::SelectionTime).expired().await,
+            Limit::SelectionTime
+        );
     }
 }

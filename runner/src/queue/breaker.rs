@@ -1,8 +1,10 @@
-//! A plugin's breaker: when the service it needs is down, its tasks wait together instead of failing one by one. Pure.
+//! A plugin's breaker: when the service it needs is down, its tasks wait together instead of
+//! failing one by one. Pure.
 //!
-//! After [`THRESHOLD`] transient failures in a row, of whichever tasks, the breaker opens: nothing is started but one task at a time, after a
-//! back-off that grows up to the plugin's longest delay. What fails then is not counted as an attempt. The first sign of life closes it.
-//! Traps and limits say nothing about the service.
+//! After [`THRESHOLD`] transient failures in a row, of whichever tasks, the breaker opens: nothing
+//! is started but one task at a time, after a back-off that grows up to the plugin's longest delay.
+//! What fails then is not counted as an attempt. The first sign of life closes it. Traps and limits
+//! say nothing about the service.
 
 use std::time::Duration;
 
@@ -10,7 +12,8 @@ use super::retry;
 use crate::config::Retry;
 use crate::outcome::Outcome;
 
-/// Failures in a row that open a breaker: as many as can be in flight when a service goes down, and one more.
+/// Failures in a row that open a breaker: as many as can be in flight when a service goes down, and
+/// one more.
 pub const THRESHOLD: u32 = 5;
 
 /// The breaker of one plugin.
@@ -66,7 +69,10 @@ pub enum Change {
 impl Breaker {
     /// A breaker that was open when the worker before ended.
     pub fn reopened(since_ms: u64, until_ms: u64, trips: u32) -> Self {
-        Self { failures: THRESHOLD, open: Some(OpenSince { since_ms, until_ms, trips, trying: false }) }
+        Self {
+            failures: THRESHOLD,
+            open: Some(OpenSince { since_ms, until_ms, trips, trying: false }),
+        }
     }
 
     /// Is it open?
@@ -91,8 +97,16 @@ impl Breaker {
         self.open.is_some()
     }
 
-    /// An attempt ended with `outcome`, or with none: it was given back. `random` is as for [`retry::delay`].
-    pub fn ended(&mut self, outcome: Option<&Outcome>, was_try: bool, now_ms: u64, retry: &Retry, random: f64) -> Change {
+    /// An attempt ended with `outcome`, or with none: it was given back. `random` is as for
+    /// [`retry::delay`].
+    pub fn ended(
+        &mut self,
+        outcome: Option<&Outcome>,
+        was_try: bool,
+        now_ms: u64,
+        retry: &Retry,
+        random: f64,
+    ) -> Change {
         match outcome {
             Some(Outcome::Done { .. } | Outcome::Failed { transient: false, .. }) => {
                 self.failures = 0;
@@ -107,12 +121,17 @@ impl Breaker {
                     Some(_) | None => return Change::None,
                 };
                 let since_ms = self.open.map_or(now_ms, |open| open.since_ms);
-                let wait = retry::delay(retry, THRESHOLD.saturating_add(trips), random).max(Duration::from_millis(1));
-                let until_ms = now_ms.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+                let wait = retry::delay(retry, THRESHOLD.saturating_add(trips), random)
+                    .max(Duration::from_millis(1));
+                let until_ms =
+                    now_ms.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
                 self.open = Some(OpenSince { since_ms, until_ms, trips, trying: false });
                 Change::Open { since_ms, until_ms, trips }
             }
-            Some(Outcome::Trapped { .. } | Outcome::LimitReached { .. } | Outcome::Refused { .. }) | None => {
+            Some(
+                Outcome::Trapped { .. } | Outcome::LimitReached { .. } | Outcome::Refused { .. },
+            )
+            | None => {
                 // The next task is a try as good as this one.
                 if let Some(open) = self.open.as_mut().filter(|_| was_try) {
                     open.trying = false;
@@ -158,11 +177,19 @@ mod tests {
         assert_eq!(breaker.admits(1000), Admission::All);
         let opened = breaker.ended(Some(&failed()), false, 1000, &retry(), 1.0);
         assert_eq!(opened, Change::Open { since_ms: 1000, until_ms: 17_000, trips: 0 });
-        assert_eq!(breaker.ended(Some(&failed()), false, 1001, &retry(), 1.0), Change::None, "in flight when it opened");
+        assert_eq!(
+            breaker.ended(Some(&failed()), false, 1001, &retry(), 1.0),
+            Change::None,
+            "in flight when it opened"
+        );
         assert_eq!(breaker.admits(16_999), Admission::Nothing { until_ms: 17_000 });
         assert_eq!(breaker.admits(17_000), Admission::One);
         assert!(breaker.began());
-        assert_eq!(breaker.admits(17_000), Admission::Nothing { until_ms: 17_000 }, "one at a time");
+        assert_eq!(
+            breaker.admits(17_000),
+            Admission::Nothing { until_ms: 17_000 },
+            "one at a time"
+        );
         let tripped = breaker.ended(Some(&failed()), true, 20_000, &retry(), 1.0);
         assert_eq!(tripped, Change::Open { since_ms: 1000, until_ms: 52_000, trips: 1 });
         assert!(breaker.began());
@@ -198,7 +225,8 @@ mod tests {
                 breaker.ended(outcome.as_ref(), was_try, now, &retry(), random);
                 now += 1000;
             }
-            // Whatever was before: once no try is in flight, the next comes within the longest delay.
+            // Whatever was before: once no try is in flight, the next comes within the longest
+            // delay.
             breaker.ended(None, true, now, &retry(), 1.0);
             let stuck = matches!(breaker.admits(now + 900_000), Admission::Nothing { .. });
             prop_assert!(!stuck);

@@ -1,8 +1,8 @@
 //! The form of a spool file: one line with version and checksum, then the event as JSON.
 //!
-//! The checksum tells a file that is whole from one that a crash cut short: the hook renames first and syncs once (see
-//! [`super::spool`]), so after a power failure a file may have its name without its contents. It is no signature; whose file it is,
-//! its owner's uid tells ([`super::trust`]).
+//! The checksum tells a file that is whole from one that a crash cut short: the hook renames first
+//! and syncs once (see [`super::spool`]), so after a power failure a file may have its name without
+//! its contents. It is no signature; whose file it is, its owner's uid tells ([`super::trust`]).
 
 use sha2::{Digest as _, Sha256};
 
@@ -13,7 +13,8 @@ const VERSION: &str = "1";
 /// First word of a spool file.
 const MAGIC: &str = "hookrun-event";
 
-/// The largest spool file that is read. The largest that hooks write, 100 differences with the longest paths, is under 3 MiB.
+/// The largest spool file that is read. The largest that hooks write, 100 differences with the
+/// longest paths, is under 3 MiB.
 pub const MAX_SIZE: u64 = 4 << 20;
 
 /// Why a file is no event.
@@ -23,16 +24,22 @@ pub enum EnvelopeError {
     #[error("it does not begin with `{MAGIC} {VERSION} sha256:...`")]
     Header,
     /// Written by a later release.
-    #[error("it has version {0}, and this hookrun reads version {VERSION}; a newer hookrun wrote it: run that one")]
+    #[error(
+        "it has version {0}, and this hookrun reads version {VERSION}; a newer hookrun wrote it: run that one"
+    )]
     Version(String),
     /// Cut short or changed.
-    #[error("its checksum is wrong; it was cut short by a crash before the hook returned, or changed")]
+    #[error(
+        "its checksum is wrong; it was cut short by a crash before the hook returned, or changed"
+    )]
     Checksum,
     /// Not an event.
     #[error("it holds no event ({0})")]
     Json(String),
     /// Written by a later release.
-    #[error("its event has format {0}, and this hookrun reads format {FORMAT}; a newer hookrun wrote it: run that one")]
+    #[error(
+        "its event has format {0}, and this hookrun reads format {FORMAT}; a newer hookrun wrote it: run that one"
+    )]
     Format(u32),
 }
 

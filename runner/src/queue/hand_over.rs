@@ -1,8 +1,8 @@
 //! The thin hooks: from Nix's call to a durable file in the spool.
 //!
-//! Called by [`crate::role`]. They load no plugin, read no secret, open no socket and take no lock that another hook holds.
-//! Whatever happens inside, Nix sees exit code 0 within [`CAP`]: errors and panics become one line, and a file system that
-//! hangs is left to the watchdog.
+//! Called by [`crate::role`]. They load no plugin, read no secret, open no socket and take no lock
+//! that another hook holds. Whatever happens inside, Nix sees exit code 0 within [`CAP`]: errors
+//! and panics become one line, and a file system that hangs is left to the watchdog.
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -23,13 +23,14 @@ use crate::terminal::say;
 
 /// The longest that a hook may take, in all.
 pub const CAP: Duration = Duration::from_secs(2);
-/// If the spool has not taken the event by then, the fallback directory is tried, which mostly is on another file system.
+/// If the spool has not taken the event by then, the fallback directory is tried, which mostly is
+/// on another file system.
 pub const RESCUE: Duration = Duration::from_millis(1500);
 /// Stack of the threads that watch and rescue, which format lines and serialise one event.
 const WATCHDOG_STACK: usize = 256 << 10;
 
-/// Nix's post-build hook. Standard output stays empty. Gives the event, if there is one: plugins that may fail the build run on
-/// it after this.
+/// Nix's post-build hook. Standard output stays empty. Gives the event, if there is one: plugins
+/// that may fail the build run on it after this.
 pub fn post_build() -> Option<Event> {
     guarded("post-build-hook", || {
         let dirs = Dirs::from_env();
@@ -56,9 +57,11 @@ pub fn diff(arguments: &[OsString]) {
                 return None;
             }
         };
-        let evidence = compare(Path::new(&call.previous), Path::new(&call.current), Bounds::default());
+        let evidence =
+            compare(Path::new(&call.previous), Path::new(&call.current), Bounds::default());
         let nix::diff::Call { drv_path, output, previous, current } = call;
-        let event = Event::now(HookEvent::Diff(Diff { drv_path, output, previous, current, evidence }));
+        let event =
+            Event::now(HookEvent::Diff(Diff { drv_path, output, previous, current, evidence }));
         let kept = hand_over(&dirs, &event);
         // Nobody may be listening.
         let _shown = writeln!(std::io::stdout(), "hookrun: {}", summary(&event, kept));
@@ -80,7 +83,11 @@ fn hand_over_in_time(dirs: &Dirs, event: &Event) -> bool {
     match spool::put(dirs, event) {
         Ok(Place::Spool) => {}
         Ok(Place::Fallback { path, reason }) => {
-            say(&format!("{reason}; the event of {} is kept in {} and will be found there", event.name(), path.display()));
+            say(&format!(
+                "{reason}; the event of {} is kept in {} and will be found there",
+                event.name(),
+                path.display()
+            ));
         }
         Err(error) => {
             say(&format!("the event of {} is lost: {error}", event.drv_path()));
@@ -97,7 +104,8 @@ fn hand_over_in_time(dirs: &Dirs, event: &Event) -> bool {
 /// One line for the user about a difference.
 fn summary(event: &Event, kept: bool) -> String {
     let HookEvent::Diff(diff) = &event.hook else { return String::new() };
-    let mut files: Vec<&str> = diff.evidence.differences.iter().map(|difference| difference.path.as_str()).collect();
+    let mut files: Vec<&str> =
+        diff.evidence.differences.iter().map(|difference| difference.path.as_str()).collect();
     files.dedup();
     let more = if diff.evidence.incomplete.is_some() { "at least " } else { "" };
     let what = match files.as_slice() {
@@ -123,8 +131,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tries the fallback directory from a thread of its own: it may hang too. If the spool takes the event after all, the worker sees it twice, and
-/// takes it once.
+/// Tries the fallback directory from a thread of its own: it may hang too. If the spool takes the
+/// event after all, the worker sees it twice, and takes it once.
 fn rescue() {
     let rescuer = std::thread::Builder::new().stack_size(WATCHDOG_STACK).spawn(|| {
         let pending = lock(&PENDING).clone();
@@ -147,7 +155,8 @@ fn given_up(hook: &str, rescued: Option<&Path>) -> String {
     )
 }
 
-/// Ends the watchdog of a hook that has ended, for a process that goes on and must have one thread. It has no more to watch.
+/// Ends the watchdog of a hook that has ended, for a process that goes on and must have one thread.
+/// It has no more to watch.
 pub fn dismiss_watchdog() {
     let watchdog = lock(&WATCHDOG).take();
     if let Some(watchdog) = watchdog {
@@ -159,9 +168,10 @@ pub fn dismiss_watchdog() {
 
 /// Runs a hook under the watchdog; a panic in it becomes a line.
 fn guarded(hook: &'static str, play: impl FnOnce() -> Option<Event>) -> Option<Event> {
-    // A thread and not an alarm: its `_exit` also ends a main thread that sleeps where only a fatal signal wakes it (NFS, FUSE).
-    // A sleep that nothing ends (a local disk that hangs) lasts until the kernel gives up; Nix's own writes hang there too.
-    // If the thread cannot be had, the hook goes on without it.
+    // A thread and not an alarm: its `_exit` also ends a main thread that sleeps where only a fatal
+    // signal wakes it (NFS, FUSE). A sleep that nothing ends (a local disk that hangs) lasts until
+    // the kernel gives up; Nix's own writes hang there too. If the thread cannot be had, the hook
+    // goes on without it.
     let watchdog = std::thread::Builder::new().stack_size(WATCHDOG_STACK).spawn(move || {
         let begun = Instant::now();
         // It is woken early when it is dismissed, and may be for no reason.
@@ -175,15 +185,18 @@ fn guarded(hook: &'static str, play: impl FnOnce() -> Option<Event>) -> Option<E
         }
         if !ENDED.load(Ordering::Acquire) {
             last_words(&given_up(hook, lock(&RESCUED).as_deref()));
-            // SAFETY: `_exit` takes no pointer and does not return. No destructor of the main thread is owed: it holds nothing
-            // that outlives the process but the unfinished file, which the worker recognises.
+            // SAFETY: `_exit` takes no pointer and does not return. No destructor of the main
+            // thread is owed: it holds nothing that outlives the process but the unfinished file,
+            // which the worker recognises.
             unsafe { libc::_exit(0) }
         }
     });
     *lock(&WATCHDOG) = watchdog.ok();
     std::panic::set_hook(Box::new(move |panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        say(&format!("{hook} failed inside ({place}); the build is not affected; please report this"));
+        say(&format!(
+            "{hook} failed inside ({place}); the build is not affected; please report this"
+        ));
     }));
     let event = std::panic::catch_unwind(AssertUnwindSafe(play)).unwrap_or_default();
     ENDED.store(true, Ordering::Release);

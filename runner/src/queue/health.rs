@@ -1,7 +1,8 @@
-//! What is wrong with the place where hooks put events: for `hookrun status` and whoever else tells people.
+//! What is wrong with the place where hooks put events: for `hookrun status` and whoever else tells
+//! people.
 //!
-//! Looks and judges, changes nothing. What is seen and what it means are apart: [`Look`] is what the system says, [`judge`] a pure
-//! function of it.
+//! Looks and judges, changes nothing. What is seen and what it means are apart: [`Look`] is what
+//! the system says, [`judge`] a pure function of it.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,8 @@ use super::spool::fallback_directory;
 use super::trust::Trust;
 use crate::dirs::Dirs;
 
-/// Below this much space for ordinary users a spool counts as full soon: a few thousand events, and the journal beside it.
+/// Below this much space for ordinary users a spool counts as full soon: a few thousand events, and
+/// the journal beside it.
 const LITTLE_SPACE: u64 = 16 << 20;
 /// Below this many free inodes likewise: an event is a file.
 const FEW_INODES: u64 = 1000;
@@ -64,7 +66,10 @@ pub fn check(dirs: &Dirs, worker: bool) -> Health {
 /// The fallback directories that have events, and how many.
 pub fn elsewhere(dirs: &Dirs, trust: &Trust) -> Vec<(PathBuf, usize)> {
     let directories = trust.uids().map(|uid| fallback_directory(dirs, uid));
-    directories.map(|directory| (directory.clone(), count(&directory))).filter(|(_, count)| *count > 0).collect()
+    directories
+        .map(|directory| (directory.clone(), count(&directory)))
+        .filter(|(_, count)| *count > 0)
+        .collect()
 }
 
 fn look(spool: &Path) -> Look {
@@ -129,7 +134,9 @@ fn wrong_mode(spool: &Path, mode: u32, owner: u32, me: u32) -> Option<String> {
     let shown = spool.display();
     let others_write = mode & 0o022 != 0;
     if owner != 0 && others_write {
-        Some(format!("the spool {shown} has mode {mode:04o}, so others may add and remove events; run `chmod 0700 {shown}`"))
+        Some(format!(
+            "the spool {shown} has mode {mode:04o}, so others may add and remove events; run `chmod 0700 {shown}`"
+        ))
     } else if others_write && mode & STICKY == 0 {
         Some(format!(
             "the spool {shown} has mode {mode:04o}, so anybody may remove events of others; run `chmod 1733 {shown}`"
@@ -150,7 +157,10 @@ fn wrong_mode(spool: &Path, mode: u32, owner: u32, me: u32) -> Option<String> {
 /// Events in a directory: hidden files are not finished.
 fn count(directory: &Path) -> usize {
     std::fs::read_dir(directory).map_or(0, |entries| {
-        entries.flatten().filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b".")).count()
+        entries
+            .flatten()
+            .filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
+            .count()
     })
 }
 
@@ -173,19 +183,31 @@ mod tests {
         assert_eq!(seen(&directory(0o1733, 0), 0, true), "");
         assert_eq!(seen(&directory(0o1730, 0), 0, true), "");
         assert_eq!(seen(&directory(0o700, 1000), 1000, false), "");
-        assert_eq!(seen(&Look { free: Some(u64::MAX), ..Look::default() }, 0, false), "", "nothing has happened yet");
+        assert_eq!(
+            seen(&Look { free: Some(u64::MAX), ..Look::default() }, 0, false),
+            "",
+            "nothing has happened yet"
+        );
     }
 
     #[test]
     fn what_is_wrong() {
         let plain = directory(0o1733, 0);
         insta::assert_snapshot!(seen(&Look { free: Some(u64::MAX), ..Look::default() }, 0, true));
-        insta::assert_snapshot!(seen(&Look { mode: Some(libc::S_IFREG), ..plain.clone() }, 0, false));
+        insta::assert_snapshot!(seen(
+            &Look { mode: Some(libc::S_IFREG), ..plain.clone() },
+            0,
+            false
+        ));
         insta::assert_snapshot!(seen(&directory(0o777, 0), 0, false));
         insta::assert_snapshot!(seen(&directory(0o755, 0), 0, false));
         insta::assert_snapshot!(seen(&directory(0o770, 1000), 1000, false));
         insta::assert_snapshot!(seen(&directory(0o500, 1000), 1000, false));
-        insta::assert_snapshot!(seen(&Look { unlistable: Some(rustix::io::Errno::ACCESS), ..plain.clone() }, 1000, false));
+        insta::assert_snapshot!(seen(
+            &Look { unlistable: Some(rustix::io::Errno::ACCESS), ..plain.clone() },
+            1000,
+            false
+        ));
         insta::assert_snapshot!(seen(&Look { free: Some(4096), ..plain.clone() }, 0, false));
         insta::assert_snapshot!(seen(&Look { inodes: Some(3), ..plain.clone() }, 0, false));
         insta::assert_snapshot!(seen(&Look { read_only: true, free: Some(0), ..plain }, 0, false));

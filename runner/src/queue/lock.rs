@@ -1,8 +1,9 @@
 //! There is one worker: it holds a lock on a file for as long as it lives.
 //!
-//! A record lock (fcntl) and not flock(2): a hook can ask who holds it without taking it, so 100 hooks that ask do not keep a worker
-//! from starting, and the answer names the process. The kernel drops the lock with the process, so no stale lock blocks. A record
-//! lock is also dropped when its process closes any descriptor of the file, so nothing but this module opens it.
+//! A record lock (fcntl) and not flock(2): a hook can ask who holds it without taking it, so 100
+//! hooks that ask do not keep a worker from starting, and the answer names the process. The kernel
+//! drops the lock with the process, so no stale lock blocks. A record lock is also dropped when its
+//! process closes any descriptor of the file, so nothing but this module opens it.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -42,18 +43,22 @@ impl WorkerLock {
     /// # Errors
     /// If another worker runs, or the file cannot be opened or locked.
     pub fn take(path: &Path) -> Result<Self, LockError> {
-        let io = |error: rustix::io::Errno| LockError::Io { path: path.to_owned(), error: error.into() };
+        let io =
+            |error: rustix::io::Errno| LockError::Io { path: path.to_owned(), error: error.into() };
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644)).map_err(io)?;
         match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Self { _file: file }),
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => Err(LockError::Held { pid: holder_of(&file) }),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => {
+                Err(LockError::Held { pid: holder_of(&file) })
+            }
             Err(error) => Err(io(error)),
         }
     }
 }
 
-/// Does a worker hold the lock? Asks, and takes nothing. No file, or one that this user may not read: no.
+/// Does a worker hold the lock? Asks, and takes nothing. No file, or one that this user may not
+/// read: no.
 pub fn is_held(path: &Path) -> bool {
     holder(path).is_some()
 }
@@ -79,7 +84,8 @@ mod tests {
 
     use super::*;
 
-    /// Not a test: the other process of the one below, which holds the lock until its standard input ends.
+    /// Not a test: the other process of the one below, which holds the lock until its standard
+    /// input ends.
     #[test]
     #[ignore = "run by `one_at_a_time` as another process"]
     fn other_process() {
@@ -105,7 +111,9 @@ mod tests {
         assert!(lines.map_while(Result::ok).any(|line| line == "locked"));
         assert!(is_held(&path));
         let pid = i32::try_from(other.id()).unwrap();
-        assert!(matches!(WorkerLock::take(&path), Err(LockError::Held { pid: Some(holder) }) if holder == pid));
+        assert!(
+            matches!(WorkerLock::take(&path), Err(LockError::Held { pid: Some(holder) }) if holder == pid)
+        );
         other.kill().unwrap();
         other.wait().unwrap();
         assert!(!is_held(&path), "a lock does not outlive its process");

@@ -1,15 +1,17 @@
 //! The queue: an event once handed over by a hook is not lost.
 //!
 //! * [`hand_over`]: the thin hooks, from Nix's call to a durable file.
-//! * [`spool`]: the directory of those files; a rename is the commit. [`envelope`]: their form. [`trust`]: whose are believed.
+//! * [`spool`]: the directory of those files; a rename is the commit. [`envelope`]: their form.
+//!   [`trust`]: whose are believed.
 //! * [`roots`]: outputs are kept from the garbage collector while their tasks last.
 //! * [`spawn`]: a hook starts a detached worker when none runs. [`lock`]: there is one worker.
-//! * [`journal`]: the worker's database: events, tasks, attempts. [`retry`]: when a task is tried again. [`breaker`]: when a plugin's tasks
-//!   wait together.
+//! * [`journal`]: the worker's database: events, tasks, attempts. [`retry`]: when a task is tried
+//!   again. [`breaker`]: when a plugin's tasks wait together.
 //! * [`health`]: what is wrong with the spool, for people.
 //! * [`worker`]: takes the spool into the journal and runs the tasks.
 //!
-//! The hooks use everything above the journal and nothing below; they take no lock that another hook may hold.
+//! The hooks use everything above the journal and nothing below; they take no lock that another
+//! hook may hold.
 
 pub mod breaker;
 pub mod envelope;

@@ -5,11 +5,12 @@ use std::time::Duration;
 use crate::config::Retry;
 use crate::outcome::Outcome;
 
-/// Attempts of a task that traps or reaches a limit. It is the plugin or its limit that is wrong, and rarely passes; but a
-/// limit on time may have met a slow moment.
+/// Attempts of a task that traps or reaches a limit. It is the plugin or its limit that is wrong,
+/// and rarely passes; but a limit on time may have met a slow moment.
 pub const ATTEMPTS_OF_DEFECTS: u32 = 3;
 
-/// The longest wait that a plugin may ask for: the event's outputs stay rooted in Nix's store as long as a task of it is open.
+/// The longest wait that a plugin may ask for: the event's outputs stay rooted in Nix's store as
+/// long as a task of it is open.
 pub const LONGEST_WAIT: Duration = Duration::from_hours(7 * 24);
 
 /// What becomes of a task after an attempt.
@@ -19,16 +20,16 @@ pub enum Next {
     Done,
     /// It failed for good: a dead letter.
     Dead,
-    /// It could not begin. No attempts are spent on waiting: the next worker tries it again, with the configuration it
-    /// finds then.
+    /// It could not begin. No attempts are spent on waiting: the next worker tries it again, with
+    /// the configuration it finds then.
     Refused,
     /// It is tried again.
     Retry {
         /// Not before this time has passed.
         after: Duration,
     },
-    /// It is tried again, and this attempt is not counted: the service that the plugin needs is down for all its tasks
-    /// ([`super::breaker`]).
+    /// It is tried again, and this attempt is not counted: the service that the plugin needs is
+    /// down for all its tasks ([`super::breaker`]).
     Again {
         /// Not before this time has passed.
         after: Duration,
@@ -46,8 +47,9 @@ pub struct Standing {
     pub outage: bool,
 }
 
-/// What comes after an attempt that ended with `outcome`. `random`, from 0 to 1, spreads tasks that failed together: see [`delay`]. It is never
-/// shorter than what the plugin asked for, up to [`LONGEST_WAIT`].
+/// What comes after an attempt that ended with `outcome`. `random`, from 0 to 1, spreads tasks that
+/// failed together: see [`delay`]. It is never shorter than what the plugin asked for, up to
+/// [`LONGEST_WAIT`].
 pub fn next(outcome: &Outcome, standing: Standing, retry: &Retry, random: f64) -> Next {
     let Standing { attempts, age, outage } = standing;
     let (allowed, asked) = match outcome {
@@ -57,7 +59,9 @@ pub fn next(outcome: &Outcome, standing: Standing, retry: &Retry, random: f64) -
         Outcome::Failed { transient: true, retry_after_ms, .. } => {
             (retry.attempts, Duration::from_millis(retry_after_ms.unwrap_or(0)).min(LONGEST_WAIT))
         }
-        Outcome::Trapped { .. } | Outcome::LimitReached { .. } => (retry.attempts.min(ATTEMPTS_OF_DEFECTS), Duration::ZERO),
+        Outcome::Trapped { .. } | Outcome::LimitReached { .. } => {
+            (retry.attempts.min(ATTEMPTS_OF_DEFECTS), Duration::ZERO)
+        }
     };
     let after = delay(retry, attempts, random).max(asked);
     let transient = matches!(outcome, Outcome::Failed { .. });
@@ -72,11 +76,14 @@ pub fn next(outcome: &Outcome, standing: Standing, retry: &Retry, random: f64) -
     }
 }
 
-/// The wait after `failures` failures in a row: between half and all of a delay that doubles with each, at most `max_delay`.
+/// The wait after `failures` failures in a row: between half and all of a delay that doubles with
+/// each, at most `max_delay`.
 pub fn delay(retry: &Retry, failures: u32, random: f64) -> Duration {
     let doublings = failures.saturating_sub(1);
-    let full =
-        2_u32.checked_pow(doublings).and_then(|factor| retry.min_delay.checked_mul(factor)).unwrap_or(retry.max_delay);
+    let full = 2_u32
+        .checked_pow(doublings)
+        .and_then(|factor| retry.min_delay.checked_mul(factor))
+        .unwrap_or(retry.max_delay);
     full.min(retry.max_delay).mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
 }
 
@@ -91,7 +98,12 @@ mod tests {
     }
 
     fn next(outcome: &Outcome, attempts: u32, retry: &Retry, random: f64) -> Next {
-        super::next(outcome, Standing { attempts, age: Duration::ZERO, outage: false }, retry, random)
+        super::next(
+            outcome,
+            Standing { attempts, age: Duration::ZERO, outage: false },
+            retry,
+            random,
+        )
     }
 
     fn after(next: Next) -> Option<u64> {
@@ -104,29 +116,49 @@ mod tests {
     #[test]
     fn table() {
         let retry = Retry { attempts: 6, max_delay: Duration::from_secs(5), ..Retry::default() };
-        let delays: Vec<_> = (1..=6).map(|attempts| after(next(&transient(None), attempts, &retry, 1.0))).collect();
+        let delays: Vec<_> =
+            (1..=6).map(|attempts| after(next(&transient(None), attempts, &retry, 1.0))).collect();
         assert_eq!(delays, [Some(1000), Some(2000), Some(4000), Some(5000), Some(5000), None]);
         assert_eq!(after(next(&transient(None), 3, &retry, 0.0)), Some(2000), "half, with no luck");
-        assert_eq!(after(next(&transient(Some(60_000)), 1, &retry, 0.5)), Some(60_000), "the plugin knows better");
-        assert_eq!(after(next(&transient(Some(u64::MAX)), 1, &retry, 0.5)), Some(604_800_000), "but not for centuries");
+        assert_eq!(
+            after(next(&transient(Some(60_000)), 1, &retry, 0.5)),
+            Some(60_000),
+            "the plugin knows better"
+        );
+        assert_eq!(
+            after(next(&transient(Some(u64::MAX)), 1, &retry, 0.5)),
+            Some(604_800_000),
+            "but not for centuries"
+        );
         let message = String::new;
         let trap = Outcome::Trapped { message: message() };
-        assert_eq!((after(next(&trap, 2, &retry, 1.0)), next(&trap, 3, &retry, 1.0)), (Some(2000), Next::Dead));
+        assert_eq!(
+            (after(next(&trap, 2, &retry, 1.0)), next(&trap, 3, &retry, 1.0)),
+            (Some(2000), Next::Dead)
+        );
         let limit = Outcome::LimitReached { limit: "memory".into(), message: message() };
         assert_eq!(next(&limit, 3, &retry, 1.0), Next::Dead);
-        let permanent = Outcome::Failed { message: message(), transient: false, retry_after_ms: Some(1) };
+        let permanent =
+            Outcome::Failed { message: message(), transient: false, retry_after_ms: Some(1) };
         assert_eq!(next(&permanent, 1, &retry, 1.0), Next::Dead);
         assert_eq!(next(&Outcome::Refused { message: message() }, 99, &retry, 1.0), Next::Refused);
-        assert_eq!(next(&Outcome::Done { message: message(), details: vec![] }, 99, &retry, 1.0), Next::Done);
+        assert_eq!(
+            next(&Outcome::Done { message: message(), details: vec![] }, 99, &retry, 1.0),
+            Next::Done
+        );
     }
 
     #[test]
     fn in_an_outage_attempts_are_free_and_time_is_not() {
         let retry = Retry::default();
-        let at =
-            |attempts, age, outcome: &Outcome| super::next(outcome, Standing { attempts, age, outage: true }, &retry, 1.0);
+        let at = |attempts, age, outcome: &Outcome| {
+            super::next(outcome, Standing { attempts, age, outage: true }, &retry, 1.0)
+        };
         let second = Duration::from_secs(1);
-        assert_eq!(at(99, Duration::ZERO, &transient(None)), Next::Again { after: retry.max_delay });
+        assert_eq!(
+            at(99, Duration::ZERO, &transient(None)),
+            Next::Again { after: retry.max_delay }
+        );
         assert_eq!(at(1, Duration::ZERO, &transient(None)), Next::Again { after: second });
         assert_eq!(at(1, retry.give_up_after, &transient(None)), Next::Dead);
         let trap = Outcome::Trapped { message: String::new() };

@@ -1,9 +1,10 @@
 //! Garbage-collector roots for the outputs of queued events: symbolic links below Nix's `gcroots`.
 //!
-//! The hook makes them before it commits the event: the build keeps its own roots only while it runs. The worker removes them
-//! when the last task of the event has ended, and makes those that a crash lost again when it takes the event. Names are derived from the
-//! event's id, so nothing has to be remembered. Results of `--check` are not rooted: they are no valid paths, and no root keeps
-//! them.
+//! The hook makes them before it commits the event: the build keeps its own roots only while it
+//! runs. The worker removes them when the last task of the event has ended, and makes those that a
+//! crash lost again when it takes the event. Names are derived from the event's id, so nothing has
+//! to be remembered. Results of `--check` are not rooted: they are no valid paths, and no root
+//! keeps them.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
@@ -15,9 +16,10 @@ use crate::event::Event;
 /// The directory of hookrun's roots, below `gcroots` or a user's own part of it.
 const DIRECTORY: &str = "hookrun";
 
-/// Makes the roots of an event that are not there yet, where this user may: root and the owner of a single-user installation
-/// below `gcroots`, other users below `gcroots/per-user/$USER`. Gives how many of the event's outputs are rooted; those that are
-/// not may be collected before their tasks run.
+/// Makes the roots of an event that are not there yet, where this user may: root and the owner of a
+/// single-user installation below `gcroots`, other users below `gcroots/per-user/$USER`. Gives how
+/// many of the event's outputs are rooted; those that are not may be collected before their tasks
+/// run.
 pub fn make(event: &Event) -> usize {
     let outputs = event.output_paths();
     if outputs.is_empty() {
@@ -62,16 +64,20 @@ pub fn remove(event: &Event) {
     }
 }
 
-/// The ids of the events that have roots which are older than `age`, below the directories of one Nix: made by a hook that was killed
-/// before it handed over, or left by a worker that was killed before it removed them, unless the event is open.
+/// The ids of the events that have roots which are older than `age`, below the directories of one
+/// Nix: made by a hook that was killed before it handed over, or left by a worker that was killed
+/// before it removed them, unless the event is open.
 pub fn ids(nix_state: &Path, age: Duration) -> BTreeSet<String> {
     let now = SystemTime::now();
     let old = |entry: &std::fs::DirEntry| {
         let made = entry.metadata().and_then(|found| found.modified());
         made.is_ok_and(|made| now.duration_since(made).is_ok_and(|passed| passed > age))
     };
-    let entries =
-        candidates(nix_state).into_iter().filter_map(|directory| std::fs::read_dir(directory).ok()).flatten().flatten();
+    let entries = candidates(nix_state)
+        .into_iter()
+        .filter_map(|directory| std::fs::read_dir(directory).ok())
+        .flatten()
+        .flatten();
     let names = entries.filter(old).filter_map(|entry| entry.file_name().into_string().ok());
     names.filter_map(|name| Some(name.rsplit_once('-')?.0.to_owned())).collect()
 }
@@ -89,7 +95,11 @@ pub fn remove_by_id(nix_state: &Path, id: &str) {
 
 /// How many roots there are below the directories of one Nix.
 pub fn count(nix_state: &Path) -> usize {
-    candidates(nix_state).iter().filter_map(|directory| std::fs::read_dir(directory).ok()).flatten().count()
+    candidates(nix_state)
+        .iter()
+        .filter_map(|directory| std::fs::read_dir(directory).ok())
+        .flatten()
+        .count()
 }
 
 /// Where roots may be, the best first.
@@ -97,7 +107,9 @@ fn candidates(nix_state: &Path) -> Vec<PathBuf> {
     let gcroots = nix_state.join("gcroots");
     let mut directories = vec![gcroots.join(DIRECTORY)];
     // A user's own directory, made by Nix for those that use profiles.
-    if let Some(user) = std::env::var_os("USER").filter(|user| !user.is_empty() && !rustix::process::getuid().is_root()) {
+    if let Some(user) = std::env::var_os("USER")
+        .filter(|user| !user.is_empty() && !rustix::process::getuid().is_root())
+    {
         directories.push(gcroots.join("per-user").join(user).join(DIRECTORY));
     }
     directories
@@ -120,7 +132,10 @@ mod tests {
         event.nix.state = state.path().to_owned();
         assert_eq!((make(&event), make(&event), count(state.path())), (1, 1, 1));
         let link = state.path().join("gcroots/hookrun").join(format!("{}-0", event.id));
-        assert_eq!(std::fs::read_link(link).unwrap().to_str(), event.output_paths().first().copied());
+        assert_eq!(
+            std::fs::read_link(link).unwrap().to_str(),
+            event.output_paths().first().copied()
+        );
         remove(&event);
         assert_eq!(count(state.path()), 0);
         event.nix.state = state.path().join("nowhere");

@@ -1,8 +1,9 @@
 //! A hook starts a detached worker when the configuration wants it and none runs.
 //!
-//! Called by the thin hooks after the event is in the spool. Nix waits until its hook's standard output and error are closed by
-//! everybody, kills the hook's process group when the client goes, and asks the kernel to kill the hook with it. So the worker gets a
-//! session of its own and none of the hook's descriptors; the parent-death signal is not inherited over fork (prctl(2)).
+//! Called by the thin hooks after the event is in the spool. Nix waits until its hook's standard
+//! output and error are closed by everybody, kills the hook's process group when the client goes,
+//! and asks the kernel to kill the hook with it. So the worker gets a session of its own and none
+//! of the hook's descriptors; the parent-death signal is not inherited over fork (prctl(2)).
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -24,7 +25,8 @@ const MAX_LOG_SIZE: u64 = 1 << 20;
 /// First descriptor after the standard streams.
 const FIRST_OTHER_FD: libc::c_uint = 3;
 
-/// Starts a worker if the configuration says `start = "spawn"`, none runs and this user may write the journal.
+/// Starts a worker if the configuration says `start = "spawn"`, none runs and this user may write
+/// the journal.
 ///
 /// # Errors
 /// If the configuration is broken or the program cannot be started; one line.
@@ -41,7 +43,8 @@ pub fn if_wanted(dirs: &Dirs) -> Result<(), String> {
 
 /// Not so for build users, whose events wait for the next worker.
 fn may_write_journal(dirs: &Dirs) -> bool {
-    let writable = |path: &std::path::Path| rustix::fs::access(path, Access::WRITE_OK | Access::EXEC_OK);
+    let writable =
+        |path: &std::path::Path| rustix::fs::access(path, Access::WRITE_OK | Access::EXEC_OK);
     match writable(&dirs.journal()) {
         Err(rustix::io::Errno::NOENT) => writable(&dirs.state).is_ok(),
         result => result.is_ok(),
@@ -52,7 +55,8 @@ fn start(dirs: &Dirs) -> std::io::Result<()> {
     detached(dirs, &ARGUMENTS)
 }
 
-/// Starts `hookrun` with `arguments` and nothing of this process: no standard streams but the worker's log, no descriptors, no session.
+/// Starts `hookrun` with `arguments` and nothing of this process: no standard streams but the
+/// worker's log, no descriptors, no session.
 ///
 /// # Errors
 /// The program cannot be started.
@@ -60,17 +64,29 @@ pub fn detached(dirs: &Dirs, arguments: &[impl AsRef<OsStr>]) -> std::io::Result
     // The very program that runs, even if its file has been replaced or removed meanwhile.
     let mut command = Command::new("/proc/self/exe");
     nix::scrub(&mut command);
-    command.arg0("hookrun").args(arguments).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
+    command
+        .arg0("hookrun")
+        .args(arguments)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
     match log_file(dirs) {
         Ok(log) => command.stderr(log),
         Err(_) => command.stderr(Stdio::null()),
     };
-    // SAFETY: between fork and exec; both calls are async-signal-safe system calls without pointers.
+    // SAFETY: between fork and exec; both calls are async-signal-safe system calls without
+    // pointers.
     unsafe {
         command.pre_exec(|| {
             libc::setsid();
             // Closed at exec, so that the report of a failed exec still gets through.
-            if libc::syscall(libc::SYS_close_range, FIRST_OTHER_FD, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) != 0 {
+            if libc::syscall(
+                libc::SYS_close_range,
+                FIRST_OTHER_FD,
+                libc::c_uint::MAX,
+                libc::CLOSE_RANGE_CLOEXEC,
+            ) != 0
+            {
                 return Err(std::io::Error::last_os_error());
             }
             Ok(())
@@ -85,7 +101,12 @@ fn log_file(dirs: &Dirs) -> std::io::Result<File> {
     if std::fs::symlink_metadata(&path).is_ok_and(|found| found.len() > MAX_LOG_SIZE) {
         std::fs::rename(&path, path.with_added_extension("1"))?;
     }
-    OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path)
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
 }
 
 #[cfg(test)]

@@ -6,7 +6,11 @@ use crate::evidence::Evidence;
 const HASH: &str = "00bgd045z0d4icpbc2yyz4gx48ak44la";
 
 fn event(hook: HookEvent) -> Event {
-    let nix = NixDirs { store: "/nix/store".into(), state: "/nix/var/nix".into(), conf: "/etc/nix".into() };
+    let nix = NixDirs {
+        store: "/nix/store".into(),
+        state: "/nix/var/nix".into(),
+        conf: "/etc/nix".into(),
+    };
     Event { nix, ..Event::now(hook) }
 }
 
@@ -25,5 +29,11 @@ pub fn post_build(name: &str) -> Event {
 pub fn diff(name: &str) -> Event {
     let (drv_path, output) = drv(name);
     let (previous, current) = (output.path.clone(), format!("{}.check", output.path));
-    event(HookEvent::Diff(Diff { drv_path, output, previous, current, evidence: Evidence::default() }))
+    event(HookEvent::Diff(Diff {
+        drv_path,
+        output,
+        previous,
+        current,
+        evidence: Evidence::default(),
+    }))
 }

@@ -1,10 +1,11 @@
 //! Whose spool files are believed, and what they may say.
 //!
-//! In a system installation anybody may add a file to the spool, since build users must. So the worker believes a file by its
-//! owner's uid, which the kernel wrote: root and the worker's own user may say anything that Nix says; a build user may only say
-//! that two builds differ, of a store that the worker itself knows. Others are not believed. A build user is a member of Nix's
-//! `build-users-group` (`nixbld`), a file of that group (its builders and hooks run with it as their group), or a uid of
-//! `auto-allocate-uids`.
+//! In a system installation anybody may add a file to the spool, since build users must. So the
+//! worker believes a file by its owner's uid, which the kernel wrote: root and the worker's own
+//! user may say anything that Nix says; a build user may only say that two builds differ, of a
+//! store that the worker itself knows. Others are not believed. A build user is a member of Nix's
+//! `build-users-group` (`nixbld`), a file of that group (its builders and hooks run with it as
+//! their group), or a uid of `auto-allocate-uids`.
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
@@ -15,7 +16,8 @@ use crate::nix::is_store_path;
 
 /// Nix's default for `build-users-group` as root.
 const DEFAULT_GROUP: &str = "nixbld";
-/// Nix's defaults for `start-id` and `id-count`, the uids of `auto-allocate-uids` on Linux (2.12 on, `globals.hh`).
+/// Nix's defaults for `start-id` and `id-count`, the uids of `auto-allocate-uids` on Linux (2.12
+/// on, `globals.hh`).
 const AUTO_ALLOCATED: std::ops::Range<u32> = 0x3400_0000..(0x3400_0000 + 128 * 65536);
 
 /// How far a file's owner is believed.
@@ -40,15 +42,25 @@ impl Trust {
     /// What holds for a worker in this process's environment.
     pub fn from_env() -> Self {
         let nix = NixDirs::from_env();
-        let group = build_users_group(&std::fs::read_to_string(nix.conf.join("nix.conf")).unwrap_or_default());
-        let (build_group, build_users) = CString::new(group).ok().and_then(|group| members(&group)).unzip();
-        Self { own: rustix::process::geteuid().as_raw(), build_users: build_users.unwrap_or_default(), build_group, nix }
+        let group = build_users_group(
+            &std::fs::read_to_string(nix.conf.join("nix.conf")).unwrap_or_default(),
+        );
+        let (build_group, build_users) =
+            CString::new(group).ok().and_then(|group| members(&group)).unzip();
+        Self {
+            own: rustix::process::geteuid().as_raw(),
+            build_users: build_users.unwrap_or_default(),
+            build_group,
+            nix,
+        }
     }
 
     /// Root, the worker's user and the build users.
     pub fn uids(&self) -> impl Iterator<Item = u32> {
         let own: BTreeSet<u32> = [0, self.own].into();
-        own.into_iter().chain(self.build_users.iter().copied().filter(move |uid| *uid != 0 && *uid != self.own))
+        own.into_iter().chain(
+            self.build_users.iter().copied().filter(move |uid| *uid != 0 && *uid != self.own),
+        )
     }
 
     /// How far the owner of a file is believed.
@@ -58,7 +70,10 @@ impl Trust {
     pub fn owner(&self, uid: u32, gid: u32) -> Result<Owner, String> {
         if uid == 0 || uid == self.own {
             Ok(Owner::Trusted)
-        } else if self.build_users.contains(&uid) || self.build_group == Some(gid) || AUTO_ALLOCATED.contains(&uid) {
+        } else if self.build_users.contains(&uid)
+            || self.build_group == Some(gid)
+            || AUTO_ALLOCATED.contains(&uid)
+        {
             Ok(Owner::BuildUser)
         } else {
             Err(format!(
@@ -90,23 +105,32 @@ impl Trust {
     }
 }
 
-/// Is everything in it where it has to be? File names are made of the id, and plugins are given the paths.
+/// Is everything in it where it has to be? File names are made of the id, and plugins are given the
+/// paths.
 fn check_shape(event: &Event) -> Result<(), String> {
-    if event.id.len() != 36 || !event.id.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit()) {
+    if event.id.len() != 36
+        || !event.id.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
+    {
         return Err("its id is no UUID".into());
     }
     for directory in [&event.nix.store, &event.nix.state, &event.nix.conf] {
-        let plain = |path: &Path| path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+        let plain = |path: &Path| {
+            path.components().all(|part| !matches!(part, std::path::Component::ParentDir))
+        };
         if !directory.is_absolute() || !plain(directory) {
             return Err(format!("`{}` is no absolute path", directory.display()));
         }
     }
     let store = event.nix.store.to_string_lossy();
     let paths: Vec<&str> = match &event.hook {
-        HookEvent::PostBuild(event) => event.outputs.iter().map(|output| output.path.as_str()).collect(),
+        HookEvent::PostBuild(event) => {
+            event.outputs.iter().map(|output| output.path.as_str()).collect()
+        }
         HookEvent::Diff(event) => vec![&event.output.path, &event.previous, &event.current],
     };
-    if let Some(path) = paths.into_iter().chain([event.drv_path()]).find(|path| !is_store_path(&store, path)) {
+    if let Some(path) =
+        paths.into_iter().chain([event.drv_path()]).find(|path| !is_store_path(&store, path))
+    {
         return Err(format!("`{}` is no store path below {store}", path.escape_debug()));
     }
     if Path::new(event.drv_path()).extension().is_none_or(|extension| extension != "drv") {
@@ -130,8 +154,9 @@ fn build_users_group(conf: &str) -> String {
 
 /// The gid of a group and the uids of its members; none if there is no such group.
 fn members(group: &CStr) -> Option<(u32, BTreeSet<u32>)> {
-    // SAFETY: `group` is a C string. The worker asks once, at its start, before it has other threads, so nothing else writes
-    // to the static memory that getgrnam and getpwnam give out; the names are copied before getpwnam is called.
+    // SAFETY: `group` is a C string. The worker asks once, at its start, before it has other
+    // threads, so nothing else writes to the static memory that getgrnam and getpwnam give out; the
+    // names are copied before getpwnam is called.
     let (gid, names) = unsafe {
         let entry = libc::getgrnam(group.as_ptr()).as_ref()?;
         let mut names = Vec::new();
@@ -143,7 +168,8 @@ fn members(group: &CStr) -> Option<(u32, BTreeSet<u32>)> {
         (entry.gr_gid, names)
     };
     // SAFETY: as above; `name` is a C string, and the uid is copied out at once.
-    let uid = |name: CString| unsafe { libc::getpwnam(name.as_ptr()).as_ref().map(|user| user.pw_uid) };
+    let uid =
+        |name: CString| unsafe { libc::getpwnam(name.as_ptr()).as_ref().map(|user| user.pw_uid) };
     Some((gid, names.into_iter().filter_map(uid).collect()))
 }
 
@@ -155,7 +181,12 @@ mod tests {
     const OWN: u32 = 1000;
 
     fn trust() -> Trust {
-        Trust { own: OWN, build_users: [30001, 30002].into(), build_group: Some(30000), nix: diff("a").nix }
+        Trust {
+            own: OWN,
+            build_users: [30001, 30002].into(),
+            build_group: Some(30000),
+            nix: diff("a").nix,
+        }
     }
 
     #[test]
@@ -204,7 +235,10 @@ mod tests {
     #[test]
     fn the_group_of_nix_conf() {
         assert_eq!(build_users_group(""), "nixbld");
-        assert_eq!(build_users_group("cores = 1\n build-users-group =  builders # ours\n"), "builders");
+        assert_eq!(
+            build_users_group("cores = 1\n build-users-group =  builders # ours\n"),
+            "builders"
+        );
         assert_eq!(build_users_group("build-users-group =\n"), "");
     }
 }

@@ -1,11 +1,12 @@
 //! The worker: takes the spool into the journal and runs the tasks.
 //!
-//! Called by `hookrun drain`, `hookrun daemon` and the worker that a hook starts. There is one at a time ([`super::lock`]). It may be
-//! killed at any instruction: what it took is in the journal before the spool file goes, and an attempt that it did not end is
-//! made again. It knows nothing of plugins but their names: an [`Executor`] runs them.
+//! Called by `hookrun drain`, `hookrun daemon` and the worker that a hook starts. There is one at a
+//! time ([`super::lock`]). It may be killed at any instruction: what it took is in the journal
+//! before the spool file goes, and an attempt that it did not end is made again. It knows nothing
+//! of plugins but their names: an [`Executor`] runs them.
 //!
-//! Here is its loop. `life`: the lock, and what can be waited out. `intake`: from the spool into the journal. `turn`: attempts end and
-//! begin. `upkeep`: what is done now and then.
+//! Here is its loop. `life`: the lock, and what can be waited out. `intake`: from the spool into
+//! the journal. `turn`: attempts end and begin. `upkeep`: what is done now and then.
 
 mod clock;
 mod executor;
@@ -46,10 +47,11 @@ use service::Service;
 pub use state_file::WorkerState;
 use watch::Watch;
 
-/// The spool, the journal and the files of plugins are looked at this often even if nobody reports a change: watching may fail, and clocks
-/// may be set.
+/// The spool, the journal and the files of plugins are looked at this often even if nobody reports
+/// a change: watching may fail, and clocks may be set.
 const SAFETY_POLL: Duration = Duration::from_secs(30);
-/// How long runs may still take once the worker is asked to stop. The queue is durable; systemd kills after 90 s.
+/// How long runs may still take once the worker is asked to stop. The queue is durable; systemd
+/// kills after 90 s.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// Changes of files within this time are taken up together: an installation writes more than one.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -186,11 +188,17 @@ impl<'a> Worker<'a> {
 
     fn say_state(&mut self) {
         if let Err(error) = self.state.write(&self.dirs) {
-            self.warn(&format!("{} cannot be written ({error}); make space there", self.dirs.worker_state().display()));
+            self.warn(&format!(
+                "{} cannot be written ({error}); make space there",
+                self.dirs.worker_state().display()
+            ));
         }
     }
 
-    async fn work(&mut self, mut stop: Pin<&mut (impl Future<Output = ()> + Send)>) -> Result<(), WorkerError> {
+    async fn work(
+        &mut self,
+        mut stop: Pin<&mut (impl Future<Output = ()> + Send)>,
+    ) -> Result<(), WorkerError> {
         self.look()?;
         // However much is in the spool: a service manager does not wait for long.
         self.service.ready();
@@ -210,11 +218,13 @@ impl<'a> Worker<'a> {
             self.service.alive(self.in_flight.values().sum());
             let clock = Arc::clone(&self.options.clock);
             if sleep.is_zero() {
-                // Each file that is taken is a change of the spool, so that something is always ready below: runs and signals have their turn here.
+                // Each file that is taken is a change of the spool, so that something is always
+                // ready below: runs and signals have their turn here.
                 tokio::task::yield_now().await;
             }
             tokio::select! {
-                // Who asks it to stop comes first, however much there is to do. Runs that ended while others of these came are found by the turn.
+                // Who asks it to stop comes first, however much there is to do. Runs that ended
+                // while others of these came are found by the turn.
                 biased;
                 () = stop.as_mut() => {
                     self.stopped = true;
@@ -269,11 +279,13 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Upkeep, if it is due. It waits for events that are being taken, whose roots it must not take for orphans, but not for ever.
+    /// Upkeep, if it is due. It waits for events that are being taken, whose roots it must not take
+    /// for orphans, but not for ever.
     fn keep_up(&mut self) -> Result<(), WorkerError> {
         let now = self.now_ms();
         let intervals = if self.reader.has_more() { 2 } else { 1 };
-        if now.saturating_sub(self.upkeep_ms) >= millis(upkeep::INTERVAL).saturating_mul(intervals) {
+        if now.saturating_sub(self.upkeep_ms) >= millis(upkeep::INTERVAL).saturating_mul(intervals)
+        {
             self.upkeep_ms = now;
             for notice in upkeep::run(&mut self.journal, &self.settings, now)? {
                 self.warn(&notice);
@@ -295,7 +307,11 @@ impl<'a> Worker<'a> {
 
     fn refreshed(&mut self, refreshed: Refreshed) -> Result<(), WorkerError> {
         let Refreshed { changed, problems } = refreshed;
-        for problem in problems.iter().filter(|problem| !self.state.problems.contains(problem)).cloned().collect::<Vec<_>>()
+        for problem in problems
+            .iter()
+            .filter(|problem| !self.state.problems.contains(problem))
+            .cloned()
+            .collect::<Vec<_>>()
         {
             self.warn(&problem);
         }
@@ -330,7 +346,8 @@ impl<'a> Worker<'a> {
                     let idle = open.due == 0 && open.waiting == 0;
                     let since = idle.then(|| *self.idle_since.get_or_insert(now));
                     self.idle_since = since;
-                    let idle_for = since.map(|since| Duration::from_millis(now.saturating_sub(since)));
+                    let idle_for =
+                        since.map(|since| Duration::from_millis(now.saturating_sub(since)));
                     let left = idle_for.map(|passed| idle_exit.saturating_sub(passed));
                     sleep = sleep.min(left.unwrap_or(sleep));
                     left == Some(Duration::ZERO)
@@ -361,7 +378,9 @@ impl<'a> Worker<'a> {
     async fn stop(&mut self) -> Result<(), WorkerError> {
         self.service.stopping();
         let limit = Instant::now() + self.options.stop_limit;
-        while let Ok(Some(ended)) = tokio::time::timeout_at(limit, self.runs.join_next_with_id()).await {
+        while let Ok(Some(ended)) =
+            tokio::time::timeout_at(limit, self.runs.join_next_with_id()).await
+        {
             self.ended(ended);
         }
         self.runs.shutdown().await;
@@ -388,7 +407,9 @@ async fn or_never<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
 
 /// The report of a run that ended in a defect of hookrun itself. It is retried as a trap is.
 fn defect() -> RunReport {
-    let message = "hookrun failed inside while it ran the plugin; please report this with the worker's log".to_owned();
+    let message =
+        "hookrun failed inside while it ran the plugin; please report this with the worker's log"
+            .to_owned();
     RunReport { outcome: Outcome::Trapped { message }, usage: Usage::default(), log: Vec::new() }
 }
 

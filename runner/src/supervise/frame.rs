@@ -1,4 +1,5 @@
-//! Messages on a pipe: the length as four bytes, least significant first, then JSON. Both ends are hookrun of the same build.
+//! Messages on a pipe: the length as four bytes, least significant first, then JSON. Both ends are
+//! hookrun of the same build.
 
 use std::io::{self, Read, Write};
 
@@ -9,20 +10,25 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 /// The longest message: an event, or the report of a run with all its log lines, each far below.
 const MAX: usize = 64 << 20;
 
-/// Bytes that are read from a pipe at once, as many as it holds (pipe(7)): with many short runs each read brings several messages.
+/// Bytes that are read from a pipe at once, as many as it holds (pipe(7)): with many short runs
+/// each read brings several messages.
 pub(super) const BUFFER: usize = 64 << 10;
 
 fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 4];
     serde_json::to_writer(&mut bytes, message)?;
     let length = bytes.len() - 4;
-    let prefix = u32::try_from(length).ok().filter(|_| length <= MAX).ok_or_else(|| too_long(length))?;
+    let prefix =
+        u32::try_from(length).ok().filter(|_| length <= MAX).ok_or_else(|| too_long(length))?;
     bytes.splice(0..4, prefix.to_le_bytes());
     Ok(bytes)
 }
 
 fn too_long(length: usize) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("a message of {length} bytes; at most {MAX} are taken"))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("a message of {length} bytes; at most {MAX} are taken"),
+    )
 }
 
 /// Sends one message.
@@ -44,13 +50,18 @@ pub(super) fn read<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Opti
 }
 
 /// As [`write()`].
-pub(super) async fn send(to: &mut (impl AsyncWrite + Unpin), message: &impl Serialize) -> io::Result<()> {
+pub(super) async fn send(
+    to: &mut (impl AsyncWrite + Unpin),
+    message: &impl Serialize,
+) -> io::Result<()> {
     to.write_all(&encode(message)?).await?;
     to.flush().await
 }
 
 /// As [`read()`].
-pub(super) async fn receive<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<T>> {
+pub(super) async fn receive<T: DeserializeOwned>(
+    from: &mut (impl AsyncRead + Unpin),
+) -> io::Result<Option<T>> {
     let mut prefix = [0; 4];
     match from.read_exact(&mut prefix).await {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),

@@ -1,12 +1,14 @@
-//! Two processes for one queue. The *supervisor* takes the spool, owns journal, schedule and roots, may be root, and never maps guest
-//! code. The *runner* reads the secrets that its plugins' grants name, puts up its wall ([`crate::wall`]), and only then maps and runs
-//! guests. They talk over two pipes.
+//! Two processes for one queue. The *supervisor* takes the spool, owns journal, schedule and roots,
+//! may be root, and never maps guest code. The *runner* reads the secrets that its plugins' grants
+//! name, puts up its wall ([`crate::wall`]), and only then maps and runs guests. They talk over two
+//! pipes.
 //!
-//! * [`supervisor`]: the queue's executor; keeps one runner for each Nix store, and takes up changes on disk. `process`: one runner,
-//!   from there.
+//! * [`supervisor`]: the queue's executor; keeps one runner for each Nix store, and takes up
+//!   changes on disk. `process`: one runner, from there.
 //! * [`runner`]: the other process. [`needs`]: what its wall lets through, from the grants.
 //! * [`policy`]: the same for builder selection, with a wall that lets nothing through.
-//! * [`protocol`], [`frame`]: what is said, and how. The supervisor believes nothing a runner says beyond the outcome of a run.
+//! * [`protocol`], [`frame`]: what is said, and how. The supervisor believes nothing a runner says
+//!   beyond the outcome of a run.
 
 mod frame;
 pub mod needs;

@@ -1,5 +1,5 @@
-//! What the wall of a runner lets through: from the grants of its plugins, and nothing else. And the directories it writes in, made
-//! and given to its user beforehand.
+//! What the wall of a runner lets through: from the grants of its plugins, and nothing else. And
+//! the directories it writes in, made and given to its user beforehand.
 
 use std::ffi::OsString;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
@@ -17,7 +17,8 @@ use crate::wall::{Identity, User, Wall};
 /// Name resolution over TCP, for long answers (RFC 7766).
 const DNS: u16 = 53;
 
-/// What resolving names reads (resolv.conf(5), nsswitch.conf(5), gai.conf(5)); links into other places included.
+/// What resolving names reads (resolv.conf(5), nsswitch.conf(5), gai.conf(5)); links into other
+/// places included.
 const NAMES: [&str; 8] = [
     "/etc/resolv.conf",
     "/etc/hosts",
@@ -40,21 +41,24 @@ const AUTHORITIES: [&str; 8] = [
     "/usr/local/share/ca-certificates",
 ];
 /// The C library loads the modules of nsswitch.conf when it first resolves a name.
-const LIBRARIES: [&str; 6] = ["/etc/ld.so.cache", "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/run/current-system/sw/lib"];
+const LIBRARIES: [&str; 6] =
+    ["/etc/ld.so.cache", "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/run/current-system/sw/lib"];
 /// Variables that name files with certificate authorities.
 const AUTHORITY_VARIABLES: [&str; 3] = ["SSL_CERT_FILE", "SSL_CERT_DIR", "NIX_SSL_CERT_FILE"];
 /// Variables that name a proxy.
-const PROXY_VARIABLES: [&str; 6] = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+const PROXY_VARIABLES: [&str; 6] =
+    ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
 
-/// Who guests run as: the user of the configuration where this process is root, else whoever runs it, without capabilities.
+/// Who guests run as: the user of the configuration where this process is root, else whoever runs
+/// it, without capabilities.
 ///
 /// # Errors
 /// There is no such user; names the line.
 pub fn identity(config: &Config) -> Result<Identity, String> {
     match &config.worker.user {
-        Some(name) if rustix::process::geteuid().is_root() => {
-            User::find(name).map(Identity::User).map_err(|error| config.error(&["worker", "user"], error).to_string())
-        }
+        Some(name) if rustix::process::geteuid().is_root() => User::find(name)
+            .map(Identity::User)
+            .map_err(|error| config.error(&["worker", "user"], error).to_string()),
         _ => Ok(Identity::Powerless),
     }
 }
@@ -74,7 +78,10 @@ pub fn wall(
     if effective.iter().any(|effective| effective.nix_store != StoreScope::None) {
         wall.read.extend([nix.store.clone(), nix.state.join("db")]);
     }
-    let reach = effective.iter().map(|effective| services.reach(effective, dirs)).fold(Reach::default(), Reach::and);
+    let reach = effective
+        .iter()
+        .map(|effective| services.reach(effective, dirs))
+        .fold(Reach::default(), Reach::and);
     wall.write.extend(reach.directories);
     wall.network = !reach.ports.is_empty();
     if wall.network {
@@ -82,7 +89,9 @@ pub fn wall(
         wall.connect.insert(DNS);
         wall.connect.extend(PROXY_VARIABLES.iter().filter_map(|name| proxy_port(&variable(name)?)));
         wall.read.extend(NAMES.iter().chain(&AUTHORITIES).chain(&LIBRARIES).map(PathBuf::from));
-        wall.read.extend(AUTHORITY_VARIABLES.iter().filter_map(|name| variable(name)).map(PathBuf::from));
+        wall.read.extend(
+            AUTHORITY_VARIABLES.iter().filter_map(|name| variable(name)).map(PathBuf::from),
+        );
         // The authorities of a NixOS system are links into the store.
         wall.read.insert(PathBuf::from("/etc/static/ssl"));
         wall.read.extend(nix_certificates());
@@ -102,9 +111,10 @@ fn proxy_port(url: &OsString) -> Option<u16> {
     Url::parse(&with_scheme).ok()?.port_or_known_default()
 }
 
-/// Makes the directories that a process behind `wall` writes in, for its user. Those below hookrun's own state are given to that
-/// user with all they hold; those that somebody named are only made where they are missing. Parents stay root's, so that the user
-/// cannot change what a name means while root acts on it.
+/// Makes the directories that a process behind `wall` writes in, for its user. Those below
+/// hookrun's own state are given to that user with all they hold; those that somebody named are
+/// only made where they are missing. Parents stay root's, so that the user cannot change what a
+/// name means while root acts on it.
 ///
 /// # Errors
 /// One of them cannot be made or given; names it and the command that does it.
@@ -116,8 +126,11 @@ pub fn make_directories(wall: &Wall, dirs: &Dirs) -> Result<(), String> {
     for directory in &wall.write {
         let failed = |error: std::io::Error| {
             let shown = directory.display();
-            let whose = user.map(|user| format!(" && chown -R {} {shown}", user.name)).unwrap_or_default();
-            format!("{shown} cannot be made ready for the user that runs plugins ({error}); `mkdir -p {shown}{whose}`")
+            let whose =
+                user.map(|user| format!(" && chown -R {} {shown}", user.name)).unwrap_or_default();
+            format!(
+                "{shown} cannot be made ready for the user that runs plugins ({error}); `mkdir -p {shown}{whose}`"
+            )
         };
         let made = make(directory).map_err(failed)?;
         let Some(user) = user else { continue };
@@ -133,7 +146,8 @@ pub fn make_directories(wall: &Wall, dirs: &Dirs) -> Result<(), String> {
     Ok(())
 }
 
-/// Makes `directory` (0700) and its missing parents (0755), in a directory that nobody but this user and root can change. Did it have to?
+/// Makes `directory` (0700) and its missing parents (0755), in a directory that nobody but this
+/// user and root can change. Did it have to?
 fn make(directory: &Path) -> std::io::Result<bool> {
     if directory.is_dir() {
         return Ok(false);
@@ -143,13 +157,17 @@ fn make(directory: &Path) -> std::io::Result<bool> {
     let found = std::fs::metadata(parent)?;
     let user = rustix::process::geteuid().as_raw();
     if (found.uid() != user && found.uid() != 0) || found.mode() & 0o022 != 0 {
-        return Err(std::io::Error::other(format!("{} can be changed by other users", parent.display())));
+        return Err(std::io::Error::other(format!(
+            "{} can be changed by other users",
+            parent.display()
+        )));
     }
     std::fs::DirBuilder::new().mode(0o700).create(directory)?;
     Ok(true)
 }
 
-/// Gives what root made before there was a user to the user. Looks at nothing that is not root's, so that nobody can have planted it.
+/// Gives what root made before there was a user to the user. Looks at nothing that is not root's,
+/// so that nobody can have planted it.
 fn adopt(path: &Path, user: &User) -> std::io::Result<()> {
     let found = std::fs::symlink_metadata(path)?;
     if found.uid() != 0 {

@@ -1,6 +1,7 @@
 //! A runner, seen from the supervisor: its process, its pipes, and the runs it was given.
 //!
-//! What it says is bounded and checked: it may have been taken over. A runner that dies costs its running tasks one attempt each.
+//! What it says is bounded and checked: it may have been taken over. A runner that dies costs its
+//! running tasks one attempt each.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::process::CommandExt as _;
@@ -40,16 +41,25 @@ pub(super) struct Runner {
 type Runs = Mutex<Option<HashMap<u64, oneshot::Sender<RunReport>>>>;
 
 impl Runner {
-    pub(super) async fn start(setup: &Setup, config: Config, services: Services) -> Result<Arc<Self>, NoRunner> {
+    pub(super) async fn start(
+        setup: &Setup,
+        config: Config,
+        services: Services,
+    ) -> Result<Arc<Self>, NoRunner> {
         let died = |error: std::io::Error| NoRunner::Died(format!("it cannot be started: {error}"));
         let mut child = spawn().map_err(died)?;
         let gone = || died(std::io::Error::other("its pipes are gone"));
         let mut input = child.stdin.take().ok_or_else(gone)?;
-        let mut output = BufReader::with_capacity(frame::BUFFER, child.stdout.take().ok_or_else(gone)?);
+        let mut output =
+            BufReader::with_capacity(frame::BUFFER, child.stdout.take().ok_or_else(gone)?);
         frame::send(&mut input, setup).await.map_err(died)?;
         let problems = match frame::receive::<Word>(&mut output).await.map_err(died)? {
             Some(Word::Ready(raised, problems)) => {
-                tracing::debug!(identity = raised.identity, missing = raised.missing.join("; "), "a runner is ready");
+                tracing::debug!(
+                    identity = raised.identity,
+                    missing = raised.missing.join("; "),
+                    "a runner is ready"
+                );
                 problems
             }
             Some(Word::Unwalled(reason)) => return Err(NoRunner::Refused(reason)),
@@ -84,14 +94,20 @@ impl Runner {
     }
 
     /// Has it run a plugin on an event.
-    pub(super) async fn run(self: &Arc<Self>, plugin: &str, event: &Event, attempt: u32) -> RunReport {
+    pub(super) async fn run(
+        self: &Arc<Self>,
+        plugin: &str,
+        event: &Event,
+        attempt: u32,
+    ) -> RunReport {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (report, reported) = oneshot::channel();
         match self.runs.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             Some(runs) => drop(runs.insert(id, report)),
             None => return died("it is gone"),
         }
-        let order = Order::Run { id, plugin: plugin.to_owned(), event: Box::new(event.clone()), attempt };
+        let order =
+            Order::Run { id, plugin: plugin.to_owned(), event: Box::new(event.clone()), attempt };
         if let Err(error) = frame::send(&mut *self.input.lock().await, &order).await {
             return died(&error.to_string());
         }
@@ -116,7 +132,11 @@ async fn listen(
     loop {
         match frame::receive(output).await {
             Ok(Some(Word::Ended { id, report })) => {
-                let waiting = runs.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(|runs| runs.remove(&id));
+                let waiting = runs
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .as_mut()
+                    .and_then(|runs| runs.remove(&id));
                 if let Some(waiting) = waiting {
                     // A worker that stops does not wait for its runs.
                     let _told = waiting.send(*report);
@@ -128,11 +148,17 @@ async fn listen(
                 tokio::spawn(async move {
                     let result = match plugin {
                         Some(plugin) => services.mail().send_for(&plugin, &message).await,
-                        None => Err(crate::capability::CapabilityError::not_found("there is no such plugin")),
+                        None => Err(crate::capability::CapabilityError::not_found(
+                            "there is no such plugin",
+                        )),
                     };
                     if let Some(runner) = runner.upgrade() {
                         // A runner that is gone is noticed by who listens to it.
-                        let _told = frame::send(&mut *runner.input.lock().await, &Order::Mailed { id, result }).await;
+                        let _told = frame::send(
+                            &mut *runner.input.lock().await,
+                            &Order::Mailed { id, result },
+                        )
+                        .await;
                     }
                 });
             }

@@ -41,8 +41,21 @@ pub(super) enum Purpose {
 }
 
 impl Setup {
-    pub(super) fn new(config: &Config, dirs: &Dirs, nix: NixDirs, plugins: Vec<String>, purpose: Purpose) -> Self {
-        Self { config: config.path.clone(), text: config.text.clone(), dirs: dirs.clone(), nix, plugins, purpose }
+    pub(super) fn new(
+        config: &Config,
+        dirs: &Dirs,
+        nix: NixDirs,
+        plugins: Vec<String>,
+        purpose: Purpose,
+    ) -> Self {
+        Self {
+            config: config.path.clone(),
+            text: config.text.clone(),
+            dirs: dirs.clone(),
+            nix,
+            plugins,
+            purpose,
+        }
     }
 
     /// The configuration, as the supervisor read it.
@@ -59,13 +72,23 @@ pub(super) enum Order {
     /// What became of a message for a program.
     Mailed { id: u64, result: Result<(), CapabilityError> },
     /// Ask the policy. Its plugin's state comes along, because it can open no file.
-    Select { candidate: Box<Candidate>, machines: Vec<Machine>, local: Box<LocalMachine>, state: Pairs },
+    Select {
+        candidate: Box<Candidate>,
+        machines: Vec<Machine>,
+        local: Box<LocalMachine>,
+        state: Pairs,
+    },
 }
 
 /// [`Order::Select`] as it is sent: there may be thousands of machines, and none is copied.
 #[derive(Debug, Serialize)]
 pub(super) enum Question<'a> {
-    Select { candidate: &'a Candidate, machines: &'a [Machine], local: &'a LocalMachine, state: &'a Pairs },
+    Select {
+        candidate: &'a Candidate,
+        machines: &'a [Machine],
+        local: &'a LocalMachine,
+        state: &'a Pairs,
+    },
 }
 
 /// From a runner.

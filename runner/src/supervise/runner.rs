@@ -1,8 +1,10 @@
-//! The runner: a process that reads what its plugins need, gives up what it is not to have, and runs guests until its supervisor
-//! closes the pipe. Started by [`super::supervisor`] and [`super::policy`] as a hidden command; knows no queue.
+//! The runner: a process that reads what its plugins need, gives up what it is not to have, and
+//! runs guests until its supervisor closes the pipe. Started by [`super::supervisor`] and
+//! [`super::policy`] as a hidden command; knows no queue.
 //!
-//! In this order, and on one thread up to the wall: set-up from the pipe, plugins read and compiled (by a contained child), secrets read,
-//! directories made, wall; then native code is mapped and threads are started.
+//! In this order, and on one thread up to the wall: set-up from the pipe, plugins read and compiled
+//! (by a contained child), secrets read, directories made, wall; then native code is mapped and
+//! threads are started.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -52,12 +54,19 @@ pub struct Running {
 
 impl Readied {
     /// Reads the plugins called `names`, and the secrets they use if `secrets`.
-    pub fn new(config: Config, services: Services, host: &Host, names: &[String], secrets: bool) -> Self {
+    pub fn new(
+        config: Config,
+        services: Services,
+        host: &Host,
+        names: &[String],
+        secrets: bool,
+    ) -> Self {
         let mut uncompiled = Vec::new();
         let plugins = names
             .iter()
             .map(|name| {
-                let settings = config.plugins.get(name).ok_or_else(|| format!("there is no [plugins.{name}]"));
+                let settings =
+                    config.plugins.get(name).ok_or_else(|| format!("there is no [plugins.{name}]"));
                 let ready = settings.and_then(|settings| {
                     host.prepare(settings, &config).map_err(|error| {
                         if matches!(error, PluginError::NotAhead(_)) {
@@ -68,11 +77,14 @@ impl Readied {
                 });
                 let held = ready.and_then(|ready| {
                     if secrets {
-                        // Put right by the operator, not by time: the task is kept, instead of failing until it is given up.
-                        services.hold(name, ready.artifact().effective()).map_err(|(keys, message)| {
-                            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-                            config.error(&keys, message).to_string()
-                        })?;
+                        // Put right by the operator, not by time: the task is kept, instead of
+                        // failing until it is given up.
+                        services.hold(name, ready.artifact().effective()).map_err(
+                            |(keys, message)| {
+                                let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                                config.error(&keys, message).to_string()
+                            },
+                        )?;
                     }
                     Ok(ready)
                 });
@@ -82,10 +94,12 @@ impl Readied {
         Self { plugins, uncompiled, services, config, used: secrets }
     }
 
-    /// Has what is not compiled compiled by a process of its own, so that the next hook finds it. Before the wall.
+    /// Has what is not compiled compiled by a process of its own, so that the next hook finds it.
+    /// Before the wall.
     pub fn compile_for_the_next(&self, dirs: &Dirs) {
         if !self.uncompiled.is_empty() {
-            let arguments: Vec<&str> = ["compile"].into_iter().chain(self.uncompiled.iter().map(String::as_str)).collect();
+            let arguments: Vec<&str> =
+                ["compile"].into_iter().chain(self.uncompiled.iter().map(String::as_str)).collect();
             // Else the next hook tries again; `hookrun check` says what is wrong.
             let _started = spawn::detached(dirs, &arguments);
         }
@@ -121,11 +135,16 @@ impl Readied {
     }
 }
 
-/// Can this process write where the plugin's services do? Asked behind the wall: as the user it is now.
+/// Can this process write where the plugin's services do? Asked behind the wall: as the user it is
+/// now.
 fn writable(services: &Services, effective: &Effective) -> Result<(), String> {
     use rustix::fs::Access;
-    let stores = effective.object_store.iter().map(|name| ("object store", name, services.object_stores().reach(name)));
-    let mails = effective.mail.iter().map(|name| ("mail transport", name, services.mail().reach(name)));
+    let stores = effective
+        .object_store
+        .iter()
+        .map(|name| ("object store", name, services.object_stores().reach(name)));
+    let mails =
+        effective.mail.iter().map(|name| ("mail transport", name, services.mail().reach(name)));
     for (what, name, reach) in stores.chain(mails) {
         for directory in reach.directories {
             rustix::fs::access(&directory, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| {
@@ -153,8 +172,9 @@ impl Running {
 
     /// The plugins that cannot be used, each with the reason.
     pub fn problems(&self) -> BTreeMap<String, String> {
-        let problem =
-            |(name, plugin): (&String, &OrReason<LinkedPlugin>)| Some((name.clone(), plugin.as_ref().err()?.clone()));
+        let problem = |(name, plugin): (&String, &OrReason<LinkedPlugin>)| {
+            Some((name.clone(), plugin.as_ref().err()?.clone()))
+        };
         self.plugins.iter().filter_map(problem).collect()
     }
 
@@ -197,8 +217,11 @@ fn life() -> io::Result<()> {
     match setup.purpose {
         Purpose::Queue => {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-            // On a thread of the runtime's: a run then begins where its order was read, and no thread wakes another for it.
-            runtime.block_on(async { tokio::spawn(serve(Arc::new(running))).await.map_err(io::Error::other)? })
+            // On a thread of the runtime's: a run then begins where its order was read, and no
+            // thread wakes another for it.
+            runtime.block_on(async {
+                tokio::spawn(serve(Arc::new(running))).await.map_err(io::Error::other)?
+            })
         }
         Purpose::Policy => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -215,12 +238,15 @@ fn behind_wall(setup: &Setup) -> Result<(Running, Raised), String> {
     let required = config.worker.require_sandbox;
     let identity = needs::identity(&config)?;
     let (services, compiler) = match setup.purpose {
-        Purpose::Queue => (Services::new(&config, &setup.dirs), Compiler::Contained(config.worker.user.clone())),
+        Purpose::Queue => {
+            (Services::new(&config, &setup.dirs), Compiler::Contained(config.worker.user.clone()))
+        }
         // Nix waits.
         Purpose::Policy => (Services::for_policy(&config, &setup.dirs), Compiler::Nobody),
     };
     let host = Host::new(&setup.dirs, compiler);
-    let readied = Readied::new(config, services, &host, &setup.plugins, setup.purpose == Purpose::Queue);
+    let readied =
+        Readied::new(config, services, &host, &setup.plugins, setup.purpose == Purpose::Queue);
     readied.compile_for_the_next(&setup.dirs);
     let wall = match setup.purpose {
         Purpose::Queue => queue_wall(&readied, setup, identity)?,
@@ -232,7 +258,14 @@ fn behind_wall(setup: &Setup) -> Result<(Running, Raised), String> {
 
 fn queue_wall(readied: &Readied, setup: &Setup, identity: Identity) -> Result<Wall, String> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    let wall = needs::wall(&readied.effective(), readied.services(), &setup.dirs, &setup.nix, identity, variable);
+    let wall = needs::wall(
+        &readied.effective(),
+        readied.services(),
+        &setup.dirs,
+        &setup.nix,
+        identity,
+        variable,
+    );
     needs::make_directories(&wall, &setup.dirs)?;
     Ok(wall)
 }
@@ -241,8 +274,10 @@ type Output = Arc<tokio::sync::Mutex<pipe::Sender>>;
 
 fn pipes() -> io::Result<(BufReader<pipe::Receiver>, Output)> {
     let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
-    let (input, output): (OwnedFd, OwnedFd) =
-        (own(std::os::fd::AsFd::as_fd(&io::stdin()))?, own(std::os::fd::AsFd::as_fd(&io::stdout()))?);
+    let (input, output): (OwnedFd, OwnedFd) = (
+        own(std::os::fd::AsFd::as_fd(&io::stdin()))?,
+        own(std::os::fd::AsFd::as_fd(&io::stdout()))?,
+    );
     let output = pipe::Sender::from_owned_fd(output)?;
     Ok((
         BufReader::with_capacity(frame::BUFFER, pipe::Receiver::from_owned_fd(input)?),
@@ -250,10 +285,15 @@ fn pipes() -> io::Result<(BufReader<pipe::Receiver>, Output)> {
     ))
 }
 
-/// Runs what the supervisor orders, all at once (it bounds how much that is), until it closes the pipe.
+/// Runs what the supervisor orders, all at once (it bounds how much that is), until it closes the
+/// pipe.
 async fn serve(running: Arc<Running>) -> io::Result<()> {
     let (mut input, output) = pipes()?;
-    let post = Arc::new(Post { output: Arc::clone(&output), next: AtomicU64::new(0), waiting: Mutex::default() });
+    let post = Arc::new(Post {
+        output: Arc::clone(&output),
+        next: AtomicU64::new(0),
+        waiting: Mutex::default(),
+    });
     running.services().mail().delegate(Arc::clone(&post) as Arc<dyn Programs>);
     while let Some(order) = frame::receive(&mut input).await? {
         match order {
@@ -262,17 +302,21 @@ async fn serve(running: Arc<Running>) -> io::Result<()> {
                 tokio::spawn(async move {
                     let report = Box::new(running.run(&plugin, &event, attempt).await);
                     // Without a supervisor nobody wants to know; the loop above ends then.
-                    let _told = frame::send(&mut *output.lock().await, &Word::Ended { id, report }).await;
+                    let _told =
+                        frame::send(&mut *output.lock().await, &Word::Ended { id, report }).await;
                 });
             }
             Order::Mailed { id, result } => {
-                let waiting = post.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                let waiting =
+                    post.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
                 if let Some(waiting) = waiting {
                     // The run may have ended meanwhile.
                     let _told = waiting.send(result);
                 }
             }
-            Order::Select { .. } => return Err(io::Error::other("an order for a policy, a defect of hookrun")),
+            Order::Select { .. } => {
+                return Err(io::Error::other("an order for a policy, a defect of hookrun"));
+            }
         }
     }
     // Guests that still run have nobody to report to.
@@ -290,11 +334,17 @@ struct Post {
 impl Programs for Post {
     fn sendmail(&self, message: ForProgram) -> BoxFuture<'_, Result<(), CapabilityError>> {
         Box::pin(async move {
-            let lost = || CapabilityError::transient("the process that starts mail programs is gone; it is tried again");
+            let lost = || {
+                CapabilityError::transient(
+                    "the process that starts mail programs is gone; it is tried again",
+                )
+            };
             let id = self.next.fetch_add(1, Ordering::Relaxed);
             let (answer, answered) = oneshot::channel();
             self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id, answer);
-            frame::send(&mut *self.output.lock().await, &Word::Mail { id, message }).await.map_err(|_| lost())?;
+            frame::send(&mut *self.output.lock().await, &Word::Mail { id, message })
+                .await
+                .map_err(|_| lost())?;
             answered.await.map_err(|_| lost())?
         })
     }
@@ -306,7 +356,9 @@ async fn answer(running: &Running, setup: &Setup) -> io::Result<()> {
     let name = setup.plugins.first().map(String::as_str).unwrap_or_default();
     while let Some(order) = frame::receive(&mut input).await? {
         let Order::Select { candidate, machines, local, state } = order else {
-            return Err(io::Error::other("an order that is none for a policy, a defect of hookrun"));
+            return Err(io::Error::other(
+                "an order that is none for a policy, a defect of hookrun",
+            ));
         };
         let word = select(running, name, &candidate, &machines, &local, state).await;
         frame::send(&mut *output.lock().await, &word).await?;

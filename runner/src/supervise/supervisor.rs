@@ -1,8 +1,9 @@
 //! The queue's [`Executor`]: hands tasks to runners and takes the outcomes back.
 //!
-//! There is one runner for each Nix whose events come, because its wall lets the files of one store through. When the configuration, a plugin or
-//! a secret changes on disk, new runners are started beside the old ones and take over if they can use every plugin that worked before;
-//! a run in flight ends where it began.
+//! There is one runner for each Nix whose events come, because its wall lets the files of one store
+//! through. When the configuration, a plugin or a secret changes on disk, new runners are started
+//! beside the old ones and take over if they can use every plugin that worked before; a run in
+//! flight ends where it began.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -62,8 +63,10 @@ impl Current {
     fn new(config: Config, dirs: &Dirs) -> Self {
         let mut plugins = BTreeMap::new();
         for (name, settings) in &config.plugins {
-            // A gate has run inside the hook, where it can refuse; running it again could change nothing.
-            let queued = settings.hooks.is_empty() || settings.hooks.iter().any(|hook| *hook != HookKind::BuilderSelection);
+            // A gate has run inside the hook, where it can refuse; running it again could change
+            // nothing.
+            let queued = settings.hooks.is_empty()
+                || settings.hooks.iter().any(|hook| *hook != HookKind::BuilderSelection);
             if settings.gate || !queued {
                 continue;
             }
@@ -132,7 +135,9 @@ impl Supervisor {
             Ok(config) => self.replace(&current, Current::new(config, &self.dirs)).await,
             Err(error) => Refreshed {
                 changed: false,
-                problems: vec![format!("{error}; the worker goes on with the configuration of before")],
+                problems: vec![format!(
+                    "{error}; the worker goes on with the configuration of before"
+                )],
             },
         };
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -144,7 +149,8 @@ impl Supervisor {
         refreshed
     }
 
-    /// Puts `next` in the place of `current`, unless a plugin that a runner can use now could not be used then.
+    /// Puts `next` in the place of `current`, unless a plugin that a runner can use now could not
+    /// be used then.
     async fn replace(&self, current: &Current, next: Current) -> Refreshed {
         let alive: Runners = {
             let runners = self.runners.lock().await;
@@ -166,7 +172,9 @@ impl Supervisor {
                     return Refreshed { changed: false, problems: vec![problem] };
                 }
             };
-            let works_now = |name: &String| current.plugins.contains_key(name) && !old.problems().contains_key(name);
+            let works_now = |name: &String| {
+                current.plugins.contains_key(name) && !old.problems().contains_key(name)
+            };
             let broken: Vec<String> = runner
                 .problems()
                 .iter()
@@ -194,8 +202,10 @@ impl Executor for Supervisor {
 
     fn wanted(&self, event: &Event) -> Vec<Wanted> {
         let current = self.current();
-        let wants =
-            |entry: &&Entry| serves(&entry.settings, entry.hooks.as_deref(), event.kind()) && admits(&entry.settings, event);
+        let wants = |entry: &&Entry| {
+            serves(&entry.settings, entry.hooks.as_deref(), event.kind())
+                && admits(&entry.settings, event)
+        };
         let mut reached = None;
         let wanted = |entry: &Entry| Wanted {
             plugin: entry.settings.name.clone(),
@@ -206,14 +216,23 @@ impl Executor for Supervisor {
     }
 
     fn retry(&self, plugin: &str) -> Retry {
-        self.current().plugins.get(plugin).map(|entry| entry.settings.retry.clone()).unwrap_or_default()
+        self.current()
+            .plugins
+            .get(plugin)
+            .map(|entry| entry.settings.retry.clone())
+            .unwrap_or_default()
     }
 
     fn concurrency(&self, plugin: &str) -> Option<usize> {
         self.current().plugins.get(plugin)?.settings.concurrency
     }
 
-    fn run<'a>(&'a self, plugin: &'a str, event: &'a Event, attempt: u32) -> BoxFuture<'a, RunReport> {
+    fn run<'a>(
+        &'a self,
+        plugin: &'a str,
+        event: &'a Event,
+        attempt: u32,
+    ) -> BoxFuture<'a, RunReport> {
         Box::pin(async move {
             let current = self.current();
             if !current.plugins.contains_key(plugin) {
@@ -239,17 +258,21 @@ impl Executor for Supervisor {
     }
 }
 
-/// Does the plugin serve this hook? One that cannot be read may have any that the configuration does not exclude.
+/// Does the plugin serve this hook? One that cannot be read may have any that the configuration
+/// does not exclude.
 pub fn serves(settings: &Plugin, hooks: Option<&[HookKind]>, hook: HookKind) -> bool {
-    (settings.hooks.is_empty() || settings.hooks.contains(&hook)) && hooks.is_none_or(|hooks| hooks.contains(&hook))
+    (settings.hooks.is_empty() || settings.hooks.contains(&hook))
+        && hooks.is_none_or(|hooks| hooks.contains(&hook))
 }
 
 /// Does the event pass the plugin's filter?
 pub fn admits(settings: &Plugin, event: &Event) -> bool {
-    settings.filter.admits_name(event.name()) && settings.filter.max_nar_size.is_none_or(|max| nar_size(event) <= max)
+    settings.filter.admits_name(event.name())
+        && settings.filter.max_nar_size.is_none_or(|max| nar_size(event) <= max)
 }
 
-/// The size of all valid outputs together, in bytes; 0 if Nix's database does not tell, so that no event is lost for it.
+/// The size of all valid outputs together, in bytes; 0 if Nix's database does not tell, so that no
+/// event is lost for it.
 fn nar_size(event: &Event) -> u64 {
     let HookEvent::PostBuild(build) = &event.hook else { return 0 };
     let paths: Vec<String> = build.outputs.iter().map(|output| output.path.clone()).collect();
@@ -257,7 +280,8 @@ fn nar_size(event: &Event) -> u64 {
     infos.map_or(0, |infos| infos.into_iter().flatten().map(|info| info.nar_size).sum())
 }
 
-/// What the event's outputs reach; nothing if Nix's database does not tell, so that no event waits for ever for it.
+/// What the event's outputs reach; nothing if Nix's database does not tell, so that no event waits
+/// for ever for it.
 fn reaches(event: &Event) -> Vec<String> {
     let outputs: Vec<String> = event.output_paths().into_iter().map(ToOwned::to_owned).collect();
     let closure = Database::open(&event.nix).and_then(|database| database.closure(&outputs));
@@ -270,7 +294,12 @@ type Stamp = (PathBuf, Option<(u64, SystemTime, u64, u64)>);
 
 /// All files that the configuration comes from or names.
 fn stamps(config: &Config) -> Vec<Stamp> {
-    config.files().into_iter().map(|path| (stamp(&path), path)).map(|(stamp, path)| (path, stamp)).collect()
+    config
+        .files()
+        .into_iter()
+        .map(|path| (stamp(&path), path))
+        .map(|(stamp, path)| (path, stamp))
+        .collect()
 }
 
 fn stamp(path: &Path) -> Option<(u64, SystemTime, u64, u64)> {

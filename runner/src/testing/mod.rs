@@ -1,7 +1,8 @@
-//! `hookrun test`: a plugin runs on sample events, with the engine, the limits and the grants of the real thing and with services that
-//! keep everything in memory.
+//! `hookrun test`: a plugin runs on sample events, with the engine, the limits and the grants of
+//! the real thing and with services that keep everything in memory.
 //!
-//! Nothing leaves the process and nothing is read from the machine's Nix store: what a plugin did is in the [`TestRun`].
+//! Nothing leaves the process and nothing is read from the machine's Nix store: what a plugin did
+//! is in the [`TestRun`].
 
 mod policy;
 mod samples;
@@ -64,14 +65,20 @@ impl TestRun {
 /// # Errors
 /// It does not load: one line with the fix.
 pub fn prepare(subject: &Subject, dirs: &Dirs, compiler: Compiler) -> Result<ReadyPlugin, String> {
-    Host::new(dirs, compiler).prepare(&subject.plugin, &subject.config).map_err(|error| error.to_string())
+    Host::new(dirs, compiler)
+        .prepare(&subject.plugin, &subject.config)
+        .map_err(|error| error.to_string())
 }
 
 /// Runs every hook that the subject serves on its samples.
 ///
 /// # Errors
 /// The plugin does not load: one line with the fix.
-pub async fn run(subject: &Subject, ready: ReadyPlugin, dirs: &Dirs) -> Result<(LinkedPlugin, Vec<TestRun>), String> {
+pub async fn run(
+    subject: &Subject,
+    ready: ReadyPlugin,
+    dirs: &Dirs,
+) -> Result<(LinkedPlugin, Vec<TestRun>), String> {
     let plugin = Host::link(ready, &subject.config).map_err(|error| error.to_string())?;
     let mut runs = Vec::new();
     for hook in HookKind::ALL {
@@ -84,8 +91,11 @@ pub async fn run(subject: &Subject, ready: ReadyPlugin, dirs: &Dirs) -> Result<(
                 let services = Services::in_memory(&subject.config, dirs);
                 let report = plugin.run_event(&services, &event, 1).await;
                 let effects = effects(subject, &services).await;
-                let sample =
-                    if hook == HookKind::Diff { "two results of greet-2.12 differ" } else { "greet-2.12 was built" };
+                let sample = if hook == HookKind::Diff {
+                    "two results of greet-2.12 differ"
+                } else {
+                    "greet-2.12 was built"
+                };
                 runs.push(TestRun { hook, sample, report, effects });
             }
             None => {
@@ -99,19 +109,31 @@ pub async fn run(subject: &Subject, ready: ReadyPlugin, dirs: &Dirs) -> Result<(
 }
 
 /// A policy's answer as a run: an answer that the build hook would not take is a failure.
-async fn ask(plugin: &LinkedPlugin, subject: &Subject, dirs: &Dirs, question: &Question) -> TestRun {
+async fn ask(
+    plugin: &LinkedPlugin,
+    subject: &Subject,
+    dirs: &Dirs,
+    question: &Question,
+) -> TestRun {
     let services = Services::in_memory(&subject.config, dirs);
     let Question { what, candidate, machines, local } = question;
     let (decision, mut report) = plugin.select(&services, candidate, machines, local).await;
-    let checked = decision.and_then(|decision| crate::builders::policy::checked(decision, machines, local));
+    let checked =
+        decision.and_then(|decision| crate::builders::policy::checked(decision, machines, local));
     let mut effects = Vec::new();
     match checked {
         Ok(decision) => effects.push(match decision.action {
-            Action::Machines(uris) => format!("chose {} ({})", uris.join(", then "), decision.reason),
+            Action::Machines(uris) => {
+                format!("chose {} ({})", uris.join(", then "), decision.reason)
+            }
             other => format!("chose {} ({})", other.as_str(), decision.reason),
         }),
         Err(error) if matches!(report.outcome, Outcome::Done { .. }) => {
-            report.outcome = Outcome::Failed { message: error.to_string(), transient: false, retry_after_ms: None };
+            report.outcome = Outcome::Failed {
+                message: error.to_string(),
+                transient: false,
+                retry_after_ms: None,
+            };
         }
         Err(_) => {}
     }
@@ -127,11 +149,20 @@ async fn effects(subject: &Subject, services: &Services) -> Vec<String> {
         }
     }
     for mail in services.mail().captured() {
-        effects.push(format!("mail by {} to {}: {}", mail.transport, mail.recipients.join(", "), subject_line(&mail.raw)));
+        effects.push(format!(
+            "mail by {} to {}: {}",
+            mail.transport,
+            mail.recipients.join(", "),
+            subject_line(&mail.raw)
+        ));
     }
     for http::Requested { method, url, body } in services.http().requested() {
         let shown: String = String::from_utf8_lossy(&body).chars().take(MAX_SHOWN_BODY).collect();
-        let body = if body.is_empty() { String::new() } else { format!(" with {} bytes: {shown}", body.len()) };
+        let body = if body.is_empty() {
+            String::new()
+        } else {
+            format!(" with {} bytes: {shown}", body.len())
+        };
         effects.push(format!("http {method} {url}{body}"));
     }
     effects
@@ -140,9 +171,12 @@ async fn effects(subject: &Subject, services: &Services) -> Vec<String> {
 /// The Subject of a composed message, unfolded (RFC 5322 section 2.2.3).
 fn subject_line(raw: &[u8]) -> String {
     let text = String::from_utf8_lossy(raw);
-    let mut lines = text.lines().skip_while(|line| !line.to_ascii_lowercase().starts_with("subject:"));
-    let mut subject =
-        lines.next().and_then(|line| line.split_once(':')).map_or(String::new(), |(_, rest)| rest.trim().to_owned());
+    let mut lines =
+        text.lines().skip_while(|line| !line.to_ascii_lowercase().starts_with("subject:"));
+    let mut subject = lines
+        .next()
+        .and_then(|line| line.split_once(':'))
+        .map_or(String::new(), |(_, rest)| rest.trim().to_owned());
     for line in lines.take_while(|line| line.starts_with([' ', '\t'])) {
         subject.push(' ');
         subject.push_str(line.trim());

@@ -1,5 +1,6 @@
-//! A plugin as a [`Policy`] in this process, with services that keep everything in memory: for simulations, which ask it thousands of times.
-//! The process has put up its wall before ([`super::prepare`]).
+//! A plugin as a [`Policy`] in this process, with services that keep everything in memory: for
+//! simulations, which ask it thousands of times. The process has put up its wall before
+//! ([`super::prepare`]).
 
 use tokio::runtime::Runtime;
 
@@ -26,17 +27,27 @@ impl PolicyHere {
     pub fn new(subject: &Subject, ready: ReadyPlugin, dirs: &Dirs) -> Result<Self, String> {
         let plugin = Host::link(ready, &subject.config).map_err(|error| error.to_string())?;
         if !plugin.hooks().contains(&HookKind::BuilderSelection) {
-            return Err(format!("plugin `{}` is no policy: it has no hook `builder-selection`", subject.plugin.name));
+            return Err(format!(
+                "plugin `{}` is no policy: it has no hook `builder-selection`",
+                subject.plugin.name
+            ));
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| format!("the runtime of plugins cannot be started ({error})"))?;
+        let runtime = runtime
+            .map_err(|error| format!("the runtime of plugins cannot be started ({error})"))?;
         Ok(Self { plugin, services: Services::in_memory(&subject.config, dirs), runtime })
     }
 }
 
 impl Policy for PolicyHere {
-    fn select(&self, candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> Result<Decision, PolicyError> {
-        let answer = self.runtime.block_on(self.plugin.select(&self.services, candidate, machines, local)).0;
+    fn select(
+        &self,
+        candidate: &Candidate,
+        machines: &[Machine],
+        local: &LocalMachine,
+    ) -> Result<Decision, PolicyError> {
+        let answer =
+            self.runtime.block_on(self.plugin.select(&self.services, candidate, machines, local)).0;
         answer.and_then(|decision| crate::builders::policy::checked(decision, machines, local))
     }
 }

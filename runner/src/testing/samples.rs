@@ -1,4 +1,5 @@
-//! The sample events of `hookrun test`: one build, one difference, and questions that a policy should have an answer to.
+//! The sample events of `hookrun test`: one build, one difference, and questions that a policy
+//! should have an answer to.
 
 use super::Question;
 use crate::builders::{Candidate, LocalMachine, Machine};
@@ -28,7 +29,8 @@ pub fn event(hook: HookKind) -> Option<Event> {
         }
         HookKind::BuilderSelection => return None,
     };
-    let nix = NixDirs { store: STORE_DIR.into(), state: "/nix/var/nix".into(), conf: "/etc/nix".into() };
+    let nix =
+        NixDirs { store: STORE_DIR.into(), state: "/nix/var/nix".into(), conf: "/etc/nix".into() };
     Some(Event {
         format: FORMAT,
         id: ID.to_owned(),
@@ -51,7 +53,13 @@ fn evidence() -> Evidence {
     };
     Evidence {
         differences: vec![
-            difference("bin/greet", "content", "built on Jan 1 2025 11:58:02", "built on Jan 1 2025 12:00:00", Some(5128)),
+            difference(
+                "bin/greet",
+                "content",
+                "built on Jan 1 2025 11:58:02",
+                "built on Jan 1 2025 12:00:00",
+                Some(5128),
+            ),
             difference("bin/greet-config", "mode", "0444", "0555", None),
             difference("lib/cache.pyc", "size", "4096", "4112", Some(16)),
             difference("lib/libgreet.so", "link-target", "libgreet.so.1", "libgreet.so.2", None),
@@ -86,13 +94,19 @@ pub fn questions() -> Vec<Question> {
         Question {
             what: "a slow and a fast machine, both idle",
             candidate: candidate("greet-2.12", &[]),
-            machines: vec![machine("ssh://slow", 4, 0, 1.0, true), machine("ssh://fast", 8, 0, 4.0, true)],
+            machines: vec![
+                machine("ssh://slow", 4, 0, 1.0, true),
+                machine("ssh://fast", 8, 0, 4.0, true),
+            ],
             local: local(true, true),
         },
         Question {
             what: "the fast machine is full",
             candidate: candidate("greet-2.12", &[]),
-            machines: vec![machine("ssh://slow", 4, 1, 1.0, true), machine("ssh://fast", 8, 8, 4.0, true)],
+            machines: vec![
+                machine("ssh://slow", 4, 1, 1.0, true),
+                machine("ssh://fast", 8, 8, 4.0, true),
+            ],
             local: local(true, false),
         },
         Question {

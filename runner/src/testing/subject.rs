@@ -1,5 +1,5 @@
-//! What `hookrun test` tests: a plugin of the configuration as it stands there, or a file (or bundled plugin) with everything it wants
-//! granted from in-memory services.
+//! What `hookrun test` tests: a plugin of the configuration as it stands there, or a file (or
+//! bundled plugin) with everything it wants granted from in-memory services.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,8 @@ use crate::config::{Config, ConfigError, HttpGrant, Plugin, PluginSource, StoreS
 use crate::plugin::grants::Want;
 use crate::plugin::{bundled, metadata};
 
-/// The services that a plugin outside of a configuration is offered. Names that the bundled plugins' examples use.
+/// The services that a plugin outside of a configuration is offered. Names that the bundled
+/// plugins' examples use.
 const OBJECT_STORE: &str = "cache";
 const SIGNING_KEY: &str = "cache.example.org-1";
 const MAIL: &str = "default";
@@ -57,21 +58,28 @@ pub enum SubjectError {
 }
 
 /// Capabilities by the words of `--deny`.
-pub const CAPABILITIES: [&str; 6] = ["nix-store", "object-store", "signing", "mail", "state", "http"];
+pub const CAPABILITIES: [&str; 6] =
+    ["nix-store", "object-store", "signing", "mail", "state", "http"];
 
 impl Subject {
-    /// Finds what `name` names. `set` are lines `key = value` (TOML) for the plugin's `config`; `deny` are capabilities
-    /// that are not granted.
+    /// Finds what `name` names. `set` are lines `key = value` (TOML) for the plugin's `config`;
+    /// `deny` are capabilities that are not granted.
     ///
     /// # Errors
     /// There is no such plugin, or the options do not fit it.
-    pub fn find(name: &str, config_file: &Path, set: &[String], deny: &[String]) -> Result<Self, SubjectError> {
+    pub fn find(
+        name: &str,
+        config_file: &Path,
+        set: &[String],
+        deny: &[String],
+    ) -> Result<Self, SubjectError> {
         let path = Path::new(name);
         let bundled_name = name.strip_prefix("bundled:");
         let mut subject = if bundled_name.is_some() || path.is_file() {
             Self::with_everything(name)?
         } else {
-            let missing = || SubjectError::Missing { name: name.to_owned(), config: config_file.to_owned() };
+            let missing =
+                || SubjectError::Missing { name: name.to_owned(), config: config_file.to_owned() };
             if path.components().count() > 1 {
                 return Err(missing());
             }
@@ -91,36 +99,53 @@ impl Subject {
                 "http" => grant.http.clear(),
                 other => {
                     let known = CAPABILITIES.join(", ");
-                    return Err(SubjectError::Option(format!("there is no capability `{other}` to deny; known: {known}")));
+                    return Err(SubjectError::Option(format!(
+                        "there is no capability `{other}` to deny; known: {known}"
+                    )));
                 }
             }
         }
         Ok(subject)
     }
 
-    /// A plugin outside of a configuration: what it wants is granted, and its configuration is its schema's first example.
+    /// A plugin outside of a configuration: what it wants is granted, and its configuration is its
+    /// schema's first example.
     fn with_everything(name: &str) -> Result<Self, SubjectError> {
-        let no_plugin = |reason: String| SubjectError::NoPlugin { source_name: name.to_owned(), reason };
-        let source = match name.strip_prefix("bundled:") {
-            Some(bundled) => PluginSource::Bundled(bundled.to_owned()),
-            None => {
-                let path = Path::new(name);
-                PluginSource::File(
-                    std::path::absolute(path).map_err(|error| SubjectError::Unreadable { path: path.to_owned(), error })?,
-                )
-            }
-        };
-        let wasm = read(&source).map_err(|error| SubjectError::Unreadable { path: name.into(), error })?;
-        let wasm = wasm.ok_or_else(|| no_plugin(format!("is not bundled; known: {}", bundled::NAMES.join(", "))))?;
+        let no_plugin =
+            |reason: String| SubjectError::NoPlugin { source_name: name.to_owned(), reason };
+        let source =
+            match name.strip_prefix("bundled:") {
+                Some(bundled) => PluginSource::Bundled(bundled.to_owned()),
+                None => {
+                    let path = Path::new(name);
+                    PluginSource::File(std::path::absolute(path).map_err(|error| {
+                        SubjectError::Unreadable { path: path.to_owned(), error }
+                    })?)
+                }
+            };
+        let wasm =
+            read(&source).map_err(|error| SubjectError::Unreadable { path: name.into(), error })?;
+        let wasm = wasm.ok_or_else(|| {
+            no_plugin(format!("is not bundled; known: {}", bundled::NAMES.join(", ")))
+        })?;
         let metadata = metadata::describe(&wasm).map_err(no_plugin)?.metadata;
         let services = format!(
             "[object-stores.{OBJECT_STORE}]\n[signing-keys.\"{SIGNING_KEY}\"]\nfile = \"in-memory\"\n[mail.{MAIL}]\n"
         );
         let mut config = Config::parse(Path::new("hookrun.toml"), &services)?;
-        let plugin_name: String =
-            metadata.name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' }).collect();
-        let names = |want: Want, name: &str| if want == Want::No { Vec::new() } else { vec![name.to_owned()] };
-        let example = metadata.config_schema.as_ref().and_then(|schema| schema.get("examples")?.get(0)).cloned();
+        let plugin_name: String = metadata
+            .name
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' })
+            .collect();
+        let names = |want: Want, name: &str| {
+            if want == Want::No { Vec::new() } else { vec![name.to_owned()] }
+        };
+        let example = metadata
+            .config_schema
+            .as_ref()
+            .and_then(|schema| schema.get("examples")?.get(0))
+            .cloned();
         let plugin = Plugin {
             name: plugin_name.clone(),
             source,
@@ -137,7 +162,11 @@ impl Subject {
                 signing: names(metadata.wants.signing, SIGNING_KEY),
                 mail: names(metadata.wants.mail, MAIL),
                 state: metadata.wants.state != Want::No,
-                http: if metadata.wants.http == Want::No { Vec::new() } else { vec![HttpGrant::everything()] },
+                http: if metadata.wants.http == Want::No {
+                    Vec::new()
+                } else {
+                    vec![HttpGrant::everything()]
+                },
             },
             limits: crate::config::Limits::default(),
         };
@@ -151,7 +180,8 @@ impl Subject {
     /// They cannot be read.
     pub fn component(&self) -> Result<Vec<u8>, SubjectError> {
         let source = &self.plugin.source;
-        let unreadable = |error| SubjectError::Unreadable { path: source.to_string().into(), error };
+        let unreadable =
+            |error| SubjectError::Unreadable { path: source.to_string().into(), error };
         read(source).map_err(unreadable)?.ok_or_else(|| SubjectError::NoPlugin {
             source_name: source.to_string(),
             reason: format!("is not bundled; known: {}", bundled::NAMES.join(", ")),
@@ -167,7 +197,9 @@ impl Subject {
                 ))
             })?;
             let values = serde_json::to_value(table).unwrap_or_default();
-            if let (Some(config), serde_json::Value::Object(values)) = (self.plugin.config.as_object_mut(), values) {
+            if let (Some(config), serde_json::Value::Object(values)) =
+                (self.plugin.config.as_object_mut(), values)
+            {
                 config.extend(values);
             }
         }

@@ -35,7 +35,9 @@ impl User {
     /// There is none, or it is root: a fragment with the fix.
     pub fn find(name: &str) -> Result<Self, String> {
         let Some(user) = uzers::get_user_by_name(name) else {
-            return Err(format!("there is no user `{name}`; make it with `useradd --system --no-create-home {name}`"));
+            return Err(format!(
+                "there is no user `{name}`; make it with `useradd --system --no-create-home {name}`"
+            ));
         };
         if user.uid() == 0 {
             return Err(format!("`{name}` is root, which guests never run as; name another user"));
@@ -49,26 +51,33 @@ impl Identity {
     pub(super) fn take(&self) -> Result<String, WallError> {
         forget_capabilities()?;
         if let Self::User(User { uid, gid, .. }) = self {
-            become_user(*uid, *gid).map_err(|error| WallError::step("changing the user", &error))?;
+            become_user(*uid, *gid)
+                .map_err(|error| WallError::step("changing the user", &error))?;
         }
-        // Those that are left, and those of a root that stays root. Permission to take more is gone with them.
+        // Those that are left, and those of a root that stays root. Permission to take more is gone
+        // with them.
         let none = CapabilitySets {
             effective: CapabilitySet::empty(),
             permitted: CapabilitySet::empty(),
             inheritable: CapabilitySet::empty(),
         };
-        set_capabilities(None, none).map_err(|error| WallError::step("dropping capabilities", &error))?;
+        set_capabilities(None, none)
+            .map_err(|error| WallError::step("dropping capabilities", &error))?;
         Ok(match self {
             Self::User(User { name, uid, .. }) => format!("user {name} (uid {uid})"),
-            Self::Powerless => format!("uid {} without capabilities", rustix::process::geteuid().as_raw()),
+            Self::Powerless => {
+                format!("uid {} without capabilities", rustix::process::geteuid().as_raw())
+            }
         })
     }
 }
 
 /// What exec could give back. A process that may not do this has none to lose.
 fn forget_capabilities() -> Result<(), WallError> {
-    let sets = rustix::thread::capabilities(None).map_err(|error| WallError::step("reading capabilities", &error))?;
-    clear_ambient_capability_set().map_err(|error| WallError::step("dropping ambient capabilities", &error))?;
+    let sets = rustix::thread::capabilities(None)
+        .map_err(|error| WallError::step("reading capabilities", &error))?;
+    clear_ambient_capability_set()
+        .map_err(|error| WallError::step("dropping ambient capabilities", &error))?;
     if !sets.effective.contains(CapabilitySet::SETPCAP) {
         return Ok(());
     }
@@ -84,14 +93,18 @@ fn forget_capabilities() -> Result<(), WallError> {
         | CapabilitiesSecureBits::NO_ROOT_LOCKED
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
-    set_capabilities_secure_bits(plain).map_err(|error| WallError::step("setting secure bits", &error))
+    set_capabilities_secure_bits(plain)
+        .map_err(|error| WallError::step("setting secure bits", &error))
 }
 
 fn become_user(uid: u32, gid: u32) -> std::io::Result<()> {
-    let checked = |result: libc::c_int| if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) };
+    let checked = |result: libc::c_int| {
+        if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
     // SAFETY: system calls on numbers; the list of groups is empty.
     unsafe {
-        // No supplementary groups: what the runner may read is opened before, or stands in its own group.
+        // No supplementary groups: what the runner may read is opened before, or stands in its own
+        // group.
         checked(libc::setgroups(0, std::ptr::null()))?;
         checked(libc::setresgid(gid, gid, gid))?;
         checked(libc::setresuid(uid, uid, uid))

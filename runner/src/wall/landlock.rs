@@ -1,14 +1,16 @@
-//! Landlock: which files and which TCP ports (<https://docs.kernel.org/userspace-api/landlock.html>).
+//! Landlock: which files and which TCP ports
+//! (<https://docs.kernel.org/userspace-api/landlock.html>).
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, NetPort, PathBeneath, PathFd, Ruleset,
-    RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, Scope,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, NetPort,
+    PathBeneath, PathFd, Ruleset, RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, Scope,
 };
 
 use super::{Wall, WallError};
 
-/// The newest rights that are asked for; older kernels are asked for what they know ([`missing`] says what that lacks). Those of
-/// newer kernels (UDP ports, from Linux 7.2) are not: name resolution needs them.
+/// The newest rights that are asked for; older kernels are asked for what they know ([`missing`]
+/// says what that lacks). Those of newer kernels (UDP ports, from Linux 7.2) are not: name
+/// resolution needs them.
 const RIGHTS: ABI = ABI::V7;
 
 /// Rules whose paths are open, ready to be put on a process that can no longer open them.
@@ -39,7 +41,8 @@ impl Rules {
             for path in paths {
                 // What is not there cannot be used; what cannot be opened now cannot be later.
                 let Ok(beneath) = PathFd::new(path) else { continue };
-                let rights = if path.is_dir() { rights } else { rights & AccessFs::from_file(RIGHTS) };
+                let rights =
+                    if path.is_dir() { rights } else { rights & AccessFs::from_file(RIGHTS) };
                 rules = rules.add_rule(PathBeneath::new(beneath, rights)).map_err(failed)?;
             }
         }
@@ -51,7 +54,10 @@ impl Rules {
     }
 
     pub(super) fn apply(self) -> Result<(), WallError> {
-        self.0.restrict_self().map(drop).map_err(|error| WallError::step("applying Landlock", &error))
+        self.0
+            .restrict_self()
+            .map(drop)
+            .map_err(|error| WallError::step("applying Landlock", &error))
     }
 }
 
@@ -62,10 +68,16 @@ pub(super) fn missing() -> Vec<String> {
         Err(rustix::io::Errno::OPNOTSUPP) => lacks(
             "files and ports are not restricted: Landlock is not enabled; add `landlock` to the kernel's `lsm=` parameter",
         ),
-        Err(_) | Ok(..1) => lacks("files and ports are not restricted: the kernel has no Landlock (Linux 5.13)"),
-        Ok(1..=2) => lacks("truncating files is not restricted, nor are ports: Landlock of Linux 6.7 is needed"),
+        Err(_) | Ok(..1) => {
+            lacks("files and ports are not restricted: the kernel has no Landlock (Linux 5.13)")
+        }
+        Ok(1..=2) => lacks(
+            "truncating files is not restricted, nor are ports: Landlock of Linux 6.7 is needed",
+        ),
         Ok(3) => lacks("TCP ports are not restricted: Landlock of Linux 6.7 is needed"),
-        Ok(4..=5) => lacks("signals to other processes are not restricted: Landlock of Linux 6.12 is needed"),
+        Ok(4..=5) => {
+            lacks("signals to other processes are not restricted: Landlock of Linux 6.12 is needed")
+        }
         Ok(6..) => Vec::new(),
     }
 }
@@ -75,10 +87,14 @@ const ASK_VERSION: libc::c_uint = 1;
 
 fn version() -> Result<i64, rustix::io::Errno> {
     let no_attributes = std::ptr::null::<libc::c_void>();
-    // SAFETY: with this flag the attributes are none and of no length, and nothing is read or written.
-    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, no_attributes, 0_usize, ASK_VERSION) };
+    // SAFETY: with this flag the attributes are none and of no length, and nothing is read or
+    // written.
+    let version = unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, no_attributes, 0_usize, ASK_VERSION)
+    };
     if version < 0 {
-        return Err(rustix::io::Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(rustix::io::Errno::NOSYS));
+        return Err(rustix::io::Errno::from_io_error(&std::io::Error::last_os_error())
+            .unwrap_or(rustix::io::Errno::NOSYS));
     }
     Ok(version)
 }

@@ -1,17 +1,20 @@
-//! The second wall: what the operating system refuses to a process that runs guests, should the first wall (the engine, the grants)
-//! have a hole.
+//! The second wall: what the operating system refuses to a process that runs guests, should the
+//! first wall (the engine, the grants) have a hole.
 //!
-//! A [`Wall`] is a plain description; [`Wall::raise`] puts it round this process, for good. It is raised before any guest code is
-//! mapped, and while the process has one thread, because users, capabilities and Landlock belong to threads. In this order:
+//! A [`Wall`] is a plain description; [`Wall::raise`] puts it round this process, for good. It is
+//! raised before any guest code is mapped, and while the process has one thread, because users,
+//! capabilities and Landlock belong to threads. In this order:
 //!
 //! 1. no core dumps and no debugger (the process is not dumpable), no new privileges;
 //! 2. [`identity`]: another user, or the same one without a single capability;
-//! 3. [`landlock`]: files beneath the listed directories, TCP connections to the listed ports, nothing else;
-//! 4. [`seccomp`]: the system calls that guests and their host functions need. No exec, no new process, no ptrace, no mount, no Unix
-//!    socket, no packet socket, no io_uring, no bpf, no keys.
+//! 3. [`landlock`]: files beneath the listed directories, TCP connections to the listed ports,
+//!    nothing else;
+//! 4. [`seccomp`]: the system calls that guests and their host functions need. No exec, no new
+//!    process, no ptrace, no mount, no Unix socket, no packet socket, no io_uring, no bpf, no keys.
 //!
-//! What the kernel lacks is in [`Raised::missing`]; `[worker] require-sandbox = true` makes that an error. Called by the runner
-//! ([`crate::supervise`]), the compile child, the gate and `hookrun test`; knows none of them.
+//! What the kernel lacks is in [`Raised::missing`]; `[worker] require-sandbox = true` makes that an
+//! error. Called by the runner ([`crate::supervise`]), the compile child, the gate and `hookrun
+//! test`; knows none of them.
 
 mod identity;
 mod landlock;
@@ -26,7 +29,8 @@ pub use identity::{Identity, User};
 /// What a process that runs guests may still do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wall {
-    /// Files and directories that may be read, with everything beneath. What is not there is left out.
+    /// Files and directories that may be read, with everything beneath. What is not there is left
+    /// out.
     pub read: BTreeSet<PathBuf>,
     /// Directories in which files may be made, changed and removed. What is not there is left out.
     pub write: BTreeSet<PathBuf>,
@@ -54,13 +58,17 @@ pub struct Raised {
 #[derive(Debug, thiserror::Error)]
 pub enum WallError {
     /// There are other threads, on which the wall would not be.
-    #[error("the sandbox cannot be put up: this process has {0} threads and not one, a defect of hookrun")]
+    #[error(
+        "the sandbox cannot be put up: this process has {0} threads and not one, a defect of hookrun"
+    )]
     Threads(usize),
     /// The kernel lacks something, and the configuration wants all of it.
     #[error("the sandbox is not whole, and `require-sandbox = true` under [worker] wants it so: {}", .0.join("; "))]
     Missing(Vec<String>),
     /// A step failed.
-    #[error("the sandbox cannot be put up: {step} failed ({error}); see `hookrun status` for what this kernel has")]
+    #[error(
+        "the sandbox cannot be put up: {step} failed ({error}); see `hookrun status` for what this kernel has"
+    )]
     Step {
         /// Which.
         step: &'static str,
@@ -76,7 +84,8 @@ impl WallError {
 }
 
 impl Wall {
-    /// Nothing but computing: no file, no network. For the policy of builder selection, compilation and `hookrun test`.
+    /// Nothing but computing: no file, no network. For the policy of builder selection, compilation
+    /// and `hookrun test`.
     pub fn closed(identity: Identity) -> Self {
         Self { identity, ..Self::default() }
     }
@@ -135,14 +144,18 @@ pub fn missing() -> Vec<String> {
     missing
 }
 
-/// No dump of this process's memory, which holds secrets; no debugger, not even of the same user; no privileges by exec.
+/// No dump of this process's memory, which holds secrets; no debugger, not even of the same user;
+/// no privileges by exec.
 fn private() -> Result<(), WallError> {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
         .map_err(|error| WallError::step("forbidding core dumps", &error))?;
-    // After the change of user, which makes a process dumpable or not by its own rules (prctl(2), PR_SET_DUMPABLE).
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| WallError::step("forbidding debuggers", &error))?;
-    rustix::thread::set_no_new_privs(true).map_err(|error| WallError::step("forbidding new privileges", &error))
+    // After the change of user, which makes a process dumpable or not by its own rules (prctl(2),
+    // PR_SET_DUMPABLE).
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|error| WallError::step("forbidding debuggers", &error))?;
+    rustix::thread::set_no_new_privs(true)
+        .map_err(|error| WallError::step("forbidding new privileges", &error))
 }
 
 #[cfg(test)]

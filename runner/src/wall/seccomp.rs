@@ -1,16 +1,19 @@
-//! Which system calls a walled process may make: a list of what is allowed. Whatever is not on it does not exist for the process
-//! (`ENOSYS`), so that libraries fall back where they can, and calls of later kernels stay out.
+//! Which system calls a walled process may make: a list of what is allowed. Whatever is not on it
+//! does not exist for the process (`ENOSYS`), so that libraries fall back where they can, and calls
+//! of later kernels stay out.
 
 use std::collections::BTreeMap;
 
 use libc::c_long;
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
 };
 
 use super::WallError;
 
-/// Files, memory, threads, time: what computing, mapping native code, SQLite and the async runtime need.
+/// Files, memory, threads, time: what computing, mapping native code, SQLite and the async runtime
+/// need.
 const ORDINARY: &[c_long] = &[
     // Files.
     libc::SYS_close,
@@ -171,12 +174,15 @@ const NETWORK: &[c_long] = &[
 ];
 
 /// For [`libc::prctl`]: names of threads, names of mappings, questions.
-const PRCTL: &[libc::c_int] = &[libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_VMA, libc::PR_GET_DUMPABLE];
+const PRCTL: &[libc::c_int] =
+    &[libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_VMA, libc::PR_GET_DUMPABLE];
 
 /// For [`libc::ioctl`]: how much can be read, blocking or not, closing at exec, is it a terminal.
-const IOCTL: &[libc::Ioctl] = &[libc::FIONREAD, libc::FIONBIO, libc::FIOCLEX, libc::TCGETS, libc::TIOCGWINSZ];
+const IOCTL: &[libc::Ioctl] =
+    &[libc::FIONREAD, libc::FIONBIO, libc::FIOCLEX, libc::TCGETS, libc::TIOCGWINSZ];
 
-/// The type of a socket without its flags (`SOCK_CLOEXEC`, `SOCK_NONBLOCK`); Linux `include/linux/net.h`, `SOCK_TYPE_MASK`.
+/// The type of a socket without its flags (`SOCK_CLOEXEC`, `SOCK_NONBLOCK`); Linux
+/// `include/linux/net.h`, `SOCK_TYPE_MASK`.
 const SOCK_TYPE_MASK: u64 = 0xf;
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
@@ -199,20 +205,27 @@ fn program(network: bool) -> Result<BpfProgram, seccompiler::BackendError> {
 }
 
 /// An argument, 32 bits of it, is `value`, looking at the bits of `mask`.
-fn argument(index: u8, mask: u64, value: u64) -> Result<SeccompCondition, seccompiler::BackendError> {
+fn argument(
+    index: u8,
+    mask: u64,
+    value: u64,
+) -> Result<SeccompCondition, seccompiler::BackendError> {
     SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(mask), value)
 }
 
 const WHOLE: u64 = u32::MAX as u64;
 
 fn rules(network: bool) -> Result<Rules, seccompiler::BackendError> {
-    let mut rules: Rules = ORDINARY.iter().chain(OLDER).map(|number| (*number, Vec::new())).collect();
+    let mut rules: Rules =
+        ORDINARY.iter().chain(OLDER).map(|number| (*number, Vec::new())).collect();
     let mut only = |number: c_long, alternatives: Vec<Vec<SeccompCondition>>| {
-        let alternatives = alternatives.into_iter().map(SeccompRule::new).collect::<Result<Vec<_>, _>>()?;
+        let alternatives =
+            alternatives.into_iter().map(SeccompRule::new).collect::<Result<Vec<_>, _>>()?;
         rules.insert(number, alternatives);
         Ok::<_, seccompiler::BackendError>(())
     };
-    // Threads, never processes. `clone3`, whose flags a filter cannot see, is not on the list: glibc then uses `clone`.
+    // Threads, never processes. `clone3`, whose flags a filter cannot see, is not on the list:
+    // glibc then uses `clone`.
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
     only(libc::SYS_clone, vec![vec![argument(0, thread, thread)?]])?;
     // Signals to this process itself: that is how it aborts.
@@ -222,9 +235,14 @@ fn rules(network: bool) -> Result<Rules, seccompiler::BackendError> {
     let nothing = SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
     only(libc::SYS_prlimit64, vec![vec![argument(0, WHOLE, 0)?, nothing]])?;
     let one_of = |index: u8, values: &mut dyn Iterator<Item = u64>| {
-        values.map(|value| Ok(vec![argument(index, WHOLE, value & WHOLE)?])).collect::<Result<Vec<_>, _>>()
+        values
+            .map(|value| Ok(vec![argument(index, WHOLE, value & WHOLE)?]))
+            .collect::<Result<Vec<_>, _>>()
     };
-    only(libc::SYS_prctl, one_of(0, &mut PRCTL.iter().map(|option| u64::from(option.unsigned_abs())))?)?;
+    only(
+        libc::SYS_prctl,
+        one_of(0, &mut PRCTL.iter().map(|option| u64::from(option.unsigned_abs())))?,
+    )?;
     #[allow(clippy::useless_conversion, reason = "the type differs between C libraries")]
     only(libc::SYS_ioctl, one_of(1, &mut IOCTL.iter().map(|request| u64::from(*request)))?)?;
     // A pair is for this process alone; the async runtime hears of signals through one.
@@ -234,7 +252,8 @@ fn rules(network: bool) -> Result<Rules, seccompiler::BackendError> {
         rules.extend(pairs.map(|number| (number, Vec::new())));
         return Ok(rules);
     }
-    // The internet by TCP and UDP (name resolution): no Unix sockets, behind which daemons of root listen, no raw packets.
+    // The internet by TCP and UDP (name resolution): no Unix sockets, behind which daemons of root
+    // listen, no raw packets.
     let mut sockets = Vec::new();
     for domain in [libc::AF_INET, libc::AF_INET6] {
         for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
@@ -258,7 +277,10 @@ pub(super) fn missing() -> Vec<String> {
     if std::path::Path::new("/proc/sys/kernel/seccomp/actions_avail").exists() {
         return Vec::new();
     }
-    vec!["system calls are not restricted: the kernel has no seccomp filter (CONFIG_SECCOMP_FILTER)".to_owned()]
+    vec![
+        "system calls are not restricted: the kernel has no seccomp filter (CONFIG_SECCOMP_FILTER)"
+            .to_owned(),
+    ]
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Files that are no component, damaged ones, and metadata that lies, asks for everything, or is a bomb.
+//! Files that are no component, damaged ones, and metadata that lies, asks for everything, or is a
+//! bomb.
 
 use super::made::{METADATA, crafted, custom_section, nested};
 use super::{Row, bytes};
@@ -10,10 +11,13 @@ pub(super) fn rows() -> Vec<Row> {
 fn damaged() -> Vec<Row> {
     vec![
         bytes("file-empty", Vec::new).ends("refused", "is not WebAssembly"),
-        bytes("file-text", || b"#!/bin/sh\nrm -rf /\n".to_vec()).ends("refused", "is not WebAssembly"),
+        bytes("file-text", || b"#!/bin/sh\nrm -rf /\n".to_vec())
+            .ends("refused", "is not WebAssembly"),
         bytes("file-header", || b"\0asm".to_vec()).ends("refused", "is damaged"),
-        bytes("file-core-module", || wat::parse_str("(module (func (export \"handle\")))").unwrap())
-            .ends("refused", "is a core module"),
+        bytes("file-core-module", || {
+            wat::parse_str("(module (func (export \"handle\")))").unwrap()
+        })
+        .ends("refused", "is a core module"),
         bytes("file-cut-short", || {
             let mut component = crafted().build();
             component.truncate(component.len() / 2);
@@ -27,8 +31,10 @@ fn damaged() -> Vec<Row> {
         })
         .ends("refused", "is damaged"),
         // A section that says it is longer than the file.
-        bytes("file-with-an-endless-section", || [crafted().build(), b"\0\xff\xff\xff\xff\x0f".to_vec()].concat())
-            .ends("refused", "is damaged"),
+        bytes("file-with-an-endless-section", || {
+            [crafted().build(), b"\0\xff\xff\xff\xff\x0f".to_vec()].concat()
+        })
+        .ends("refused", "is damaged"),
         bytes("file-nested", || {
             let mut component = nested(2_000);
             component.extend(custom_section("hookrun:metadata", METADATA.as_bytes()));
@@ -36,7 +42,8 @@ fn damaged() -> Vec<Row> {
         })
         .ends("refused", ""),
         // Valid, and harmless: 32 MiB of nothing, and a hundred thousand empty sections.
-        bytes("section-huge", || crafted().section("padding", vec![0; 32 << 20]).build()).ends("done", "crafted"),
+        bytes("section-huge", || crafted().section("padding", vec![0; 32 << 20]).build())
+            .ends("done", "crafted"),
         bytes("sections-many", || {
             let mut component = crafted().build();
             component.extend(custom_section("x", b"").repeat(100_000));
@@ -47,7 +54,8 @@ fn damaged() -> Vec<Row> {
         bytes("file-with-invalid-code", || {
             let mut component = crafted().with("(func (result i32) (i32.const 0x1234567))").build();
             let constant = [0x41, 0xe7, 0x8a, 0x8d, 0x09];
-            let place = component.windows(constant.len()).position(|window| window == constant).unwrap();
+            let place =
+                component.windows(constant.len()).position(|window| window == constant).unwrap();
             // `local.get 0`, and there is no local; `nop` to fill.
             component.splice(place..place + constant.len(), [0x20, 0x00, 0x01, 0x01, 0x01]);
             component
@@ -59,32 +67,47 @@ fn damaged() -> Vec<Row> {
 fn metadata() -> Vec<Row> {
     let with = |name: &str, guest: fn() -> Vec<u8>| bytes(name, guest);
     vec![
-        with("metadata-missing", || crafted().without_metadata().build()).ends("refused", "has no section"),
-        with("metadata-empty", || crafted().metadata("").build()).ends("refused", "has metadata that cannot be read"),
+        with("metadata-missing", || crafted().without_metadata().build())
+            .ends("refused", "has no section"),
+        with("metadata-empty", || crafted().metadata("").build())
+            .ends("refused", "has metadata that cannot be read"),
         with("metadata-no-json", || crafted().metadata(b"\xff\xfe\0{".to_vec()).build())
             .ends("refused", "has metadata that cannot be read"),
-        with("metadata-later-format", || crafted().metadata(METADATA.replace(":1,", ":99,")).build())
-            .ends("refused", "has metadata of format 99"),
+        with("metadata-later-format", || {
+            crafted().metadata(METADATA.replace(":1,", ":99,")).build()
+        })
+        .ends("refused", "has metadata of format 99"),
         with("metadata-huge", || crafted().metadata(" ".repeat(300 << 10)).build())
             .ends("refused", "at most 262144 are read"),
         with("metadata-deep", || crafted().metadata("[".repeat(200_000)).build())
             .ends("refused", "has metadata that cannot be read"),
         with("metadata-deep-schema", || {
             let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
-            crafted().metadata(METADATA.replace('}', &format!(",\"config-schema\":{deep}}}"))).build()
+            crafted()
+                .metadata(METADATA.replace('}', &format!(",\"config-schema\":{deep}}}")))
+                .build()
         })
         .ends("refused", "has metadata that cannot be read"),
-        with("metadata-forged-hook", || crafted().metadata(METADATA.replace("post-build\"", "diff\"")).build())
-            .ends("refused", "must export `hookrun:diff/diff@0.1.0`"),
-        with("metadata-unknown-hook", || crafted().metadata(METADATA.replace("post-build\"", "root-shell\"")).build())
-            .ends("refused", "has metadata that cannot be read"),
+        with("metadata-forged-hook", || {
+            crafted().metadata(METADATA.replace("post-build\"", "diff\"")).build()
+        })
+        .ends("refused", "must export `hookrun:diff/diff@0.1.0`"),
+        with("metadata-unknown-hook", || {
+            crafted().metadata(METADATA.replace("post-build\"", "root-shell\"")).build()
+        })
+        .ends("refused", "has metadata that cannot be read"),
         with("metadata-unknown-want", || {
             crafted().metadata(METADATA.replace('}', ",\"wants\":{\"root\":\"required\"}}")).build()
         })
         .ends("refused", "has metadata that cannot be read"),
         with("metadata-greedy", || {
             crafted()
-                .metadata(METADATA.replace('}', ",\"wants\":{\"nix-store\":\"closure\",\"mail\":\"required\"}}"))
+                .metadata(
+                    METADATA.replace(
+                        '}',
+                        ",\"wants\":{\"nix-store\":\"closure\",\"mail\":\"required\"}}",
+                    ),
+                )
                 .build()
         })
         .ends("refused", "it wants `nix-store` and has no grant for that"),
@@ -102,8 +125,10 @@ fn metadata() -> Vec<Row> {
             crafted().metadata(METADATA.replace("post-build\"", "\\u001b[2Jforged\"")).build()
         })
         .ends("refused", "has metadata that cannot be read"),
-        with("metadata-repeated-key", || crafted().metadata(METADATA.replace('}', ",\"name\":\"other\"}")).build())
-            .ends("refused", "has metadata that cannot be read"),
+        with("metadata-repeated-key", || {
+            crafted().metadata(METADATA.replace('}', ",\"name\":\"other\"}")).build()
+        })
+        .ends("refused", "has metadata that cannot be read"),
     ]
 }
 

@@ -1,12 +1,15 @@
-//! Guests that send requests to where they may not. All are refused before anything is sent; what goes to a server that is granted is in
-//! `tests/tests/http.rs`, with real servers.
+//! Guests that send requests to where they may not. All are refused before anything is sent; what
+//! goes to a server that is granted is in `tests/tests/http.rs`, with real servers.
 
 use super::{Row, act};
 
 pub(super) fn rows() -> Vec<Row> {
-    let http = |name: &str, more: &str| act(name, &format!("act = \"http\", {more}")).ends("permanent", "");
+    let http = |name: &str, more: &str| {
+        act(name, &format!("act = \"http\", {more}")).ends("permanent", "")
+    };
     let ungranted = |name: &str, url: &str| {
-        act(name, &format!("act = \"http\", url = \"{url}\"")).ends("permanent", "has no grant for http")
+        act(name, &format!("act = \"http\", url = \"{url}\""))
+            .ends("permanent", "has no grant for http")
     };
     vec![
         ungranted("http-ungranted-host", "http://mallory.example.net/v1/"),
@@ -21,11 +24,26 @@ pub(super) fn rows() -> Vec<Row> {
         http("http-hexadecimal-address", r#"url = "http://0x7f.0.0.1:9/""#),
         http("http-user-information", r#"url = "http://granted.example.org@127.0.0.1/v1/""#),
         http("http-name-of-loopback", r#"url = "http://localhost:9/""#),
-        http("http-ungranted-method", r#"method = "DELETE", url = "http://granted.example.org/v1/""#),
+        http(
+            "http-ungranted-method",
+            r#"method = "DELETE", url = "http://granted.example.org/v1/""#,
+        ),
         http("http-connect", r#"method = "CONNECT", url = "http://granted.example.org/v1/""#),
-        http("http-method-smuggling", r#"method = "GET / HTTP/1.1\r\nX:", url = "http://granted.example.org/v1/""#),
-        http("http-header-smuggling", r#"url = "http://granted.example.org/v1/", header = ["X-A", "b\r\nHost: mallory"]"#),
-        http("http-header-host", r#"url = "http://granted.example.org/v1/", header = ["Host", "mallory.example.net"]"#),
-        http("http-header-length", r#"url = "http://granted.example.org/v1/", header = ["Transfer-Encoding", "chunked"]"#),
+        http(
+            "http-method-smuggling",
+            r#"method = "GET / HTTP/1.1\r\nX:", url = "http://granted.example.org/v1/""#,
+        ),
+        http(
+            "http-header-smuggling",
+            r#"url = "http://granted.example.org/v1/", header = ["X-A", "b\r\nHost: mallory"]"#,
+        ),
+        http(
+            "http-header-host",
+            r#"url = "http://granted.example.org/v1/", header = ["Host", "mallory.example.net"]"#,
+        ),
+        http(
+            "http-header-length",
+            r#"url = "http://granted.example.org/v1/", header = ["Transfer-Encoding", "chunked"]"#,
+        ),
     ]
 }

@@ -1,5 +1,6 @@
-//! Components by hand: a core module as text, made a component of the interfaces in `plugin-sdk/wit`. What a compiler would
-//! never write: tables that grow without end, an allocator that lies, results that point nowhere.
+//! Components by hand: a core module as text, made a component of the interfaces in
+//! `plugin-sdk/wit`. What a compiler would never write: tables that grow without end, an allocator
+//! that lies, results that point nowhere.
 
 use std::path::Path;
 
@@ -9,9 +10,11 @@ use wit_parser::Resolve;
 use crate::guests::sdk_interfaces;
 
 /// What a crafted component says about itself, unless it says something else.
-pub const METADATA: &str = r#"{"format":1,"name":"crafted","version":"0.0.1","hooks":["post-build"]}"#;
+pub const METADATA: &str =
+    r#"{"format":1,"name":"crafted","version":"0.0.1","hooks":["post-build"]}"#;
 
-/// Where the answer is in the guest's memory: `result<outcome, failure>` of the post-build hook, that says `crafted`.
+/// Where the answer is in the guest's memory: `result<outcome, failure>` of the post-build hook,
+/// that says `crafted`.
 const ANSWER: u32 = 1024;
 
 /// A component in the making.
@@ -57,7 +60,8 @@ impl Crafted {
         Self { more: format!("{}\n{fields}", self.more), ..self }
     }
 
-    /// The body of the allocator that the host calls for its arguments: `(param i32 i32 i32 i32) (result i32)`.
+    /// The body of the allocator that the host calls for its arguments: `(param i32 i32 i32 i32)
+    /// (result i32)`.
     pub fn allocator(self, body: &str) -> Self {
         Self { allocator: body.to_owned(), ..self }
     }
@@ -75,8 +79,9 @@ impl Crafted {
     /// Answers with this text, of at most 255 bytes without quotes.
     pub fn says(self, text: &str) -> Self {
         let length = u8::try_from(text.len()).unwrap();
-        self.with(&format!("(data (i32.const 2304) \"{text}\")"))
-            .answer(&format!(r"\00\00\00\00\00\00\00\00\00\09\00\00\{length:02x}\00\00\00\00\00\00\00\00\00\00\00"))
+        self.with(&format!("(data (i32.const 2304) \"{text}\")")).answer(&format!(
+            r"\00\00\00\00\00\00\00\00\00\09\00\00\{length:02x}\00\00\00\00\00\00\00\00\00\00\00"
+        ))
     }
 
     /// The items of its world instead of the post-build hook.
@@ -114,7 +119,11 @@ impl Crafted {
         let mut resolve = Resolve::default();
         for (path, text) in sdk_interfaces() {
             // A package of its own takes the place of the SDK's.
-            let name = text.lines().find_map(|line| line.strip_prefix("package ")).unwrap_or_default().to_owned();
+            let name = text
+                .lines()
+                .find_map(|line| line.strip_prefix("package "))
+                .unwrap_or_default()
+                .to_owned();
             if !packages.iter().any(|own| own.contains(&format!("package {name}"))) {
                 resolve.push_str(path, &text).unwrap();
             }
@@ -125,9 +134,13 @@ impl Crafted {
         let text = format!("package test:crafted;\nworld crafted {{ {world} }}");
         let package = resolve.push_str("crafted.wit", &text).unwrap();
         let world = resolve.select_world(&[package], Some("crafted")).unwrap();
-        // 16 words: `event` without its record, since 16 is the most that goes flat (the canonical ABI's `MAX_FLAT_PARAMS`).
-        let event = "(param i32 i32 i64 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)";
-        let export = if self.world.contains("export hookrun:post-build/post-build") && !self.has_own("hookrun:post-build") {
+        // 16 words: `event` without its record, since 16 is the most that goes flat (the canonical
+        // ABI's `MAX_FLAT_PARAMS`).
+        let event =
+            "(param i32 i32 i64 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)";
+        let export = if self.world.contains("export hookrun:post-build/post-build")
+            && !self.has_own("hookrun:post-build")
+        {
             format!("(func (export \"hookrun:post-build/post-build@0.1.0#handle\") {event} {hook})")
         } else {
             String::new()
@@ -142,8 +155,10 @@ impl Crafted {
                (func (export \"cabi_realloc\") (param i32 i32 i32 i32) (result i32) {allocator})
                {export})"
         );
-        let mut module = wat::parse_str(&module).unwrap_or_else(|error| panic!("{error}\n{module}"));
-        wit_component::embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
+        let mut module =
+            wat::parse_str(&module).unwrap_or_else(|error| panic!("{error}\n{module}"));
+        wit_component::embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8)
+            .unwrap();
         let mut component = ComponentEncoder::default().module(&module).unwrap().encode().unwrap();
         for (name, content) in sections {
             component.extend(custom_section(name, content));
@@ -181,7 +196,8 @@ fn leb128(mut number: usize) -> Vec<u8> {
     }
 }
 
-/// Components one in the other, this deep: the header of a component, and in it a section (id 4) with a component.
+/// Components one in the other, this deep: the header of a component, and in it a section (id 4)
+/// with a component.
 pub fn nested(depth: usize) -> Vec<u8> {
     const HEADER: &[u8] = b"\0asm\x0d\0\x01\0";
     (0..depth).fold(HEADER.to_vec(), |inner, _| {
@@ -193,13 +209,20 @@ pub fn nested(depth: usize) -> Vec<u8> {
     })
 }
 
-/// The component at `path` with the byte after the mark of its constructor changed (`tests/guests/hostile/src/startup.rs`).
+/// The component at `path` with the byte after the mark of its constructor changed
+/// (`tests/guests/hostile/src/startup.rs`).
 pub fn patched(path: &Path, choice: u8) -> Vec<u8> {
     const MARK: &[u8] = b"hostile-start: ";
     let mut bytes = std::fs::read(path).unwrap();
-    let places: Vec<usize> =
-        bytes.windows(MARK.len()).enumerate().filter(|(_, window)| *window == MARK).map(|(place, _)| place).collect();
-    let [place] = places.as_slice() else { panic!("{} has {} marks", path.display(), places.len()) };
+    let places: Vec<usize> = bytes
+        .windows(MARK.len())
+        .enumerate()
+        .filter(|(_, window)| *window == MARK)
+        .map(|(place, _)| place)
+        .collect();
+    let [place] = places.as_slice() else {
+        panic!("{} has {} marks", path.display(), places.len())
+    };
     *bytes.get_mut(place + MARK.len()).unwrap() = choice;
     bytes
 }

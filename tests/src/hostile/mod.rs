@@ -1,11 +1,12 @@
 //! The hostile corpus: guests that attack their host, each with the outcome that is expected of it.
 //!
-//! [`corpus`] is the one table. A guest is either the crate `tests/guests/hostile` with a configuration that says what it does, or
-//! a component made by hand ([`made`]), or bytes that are no component at all. `tests/tests/hostile.rs` runs all of them
-//! beside well-behaved neighbours, through the built program.
+//! [`corpus`] is the one table. A guest is either the crate `tests/guests/hostile` with a
+//! configuration that says what it does, or a component made by hand ([`made`]), or bytes that are
+//! no component at all. `tests/tests/hostile.rs` runs all of them beside well-behaved neighbours,
+//! through the built program.
 //!
-//! To add one: a row in the file of its family here, an act in `tests/guests/hostile/src/acts.rs` if it needs a new one, and
-//! the snapshot of its message.
+//! To add one: a row in the file of its family here, an act in `tests/guests/hostile/src/acts.rs`
+//! if it needs a new one, and the snapshot of its message.
 
 mod calls;
 mod files;
@@ -151,5 +152,6 @@ impl Row {
 
 /// The corpus.
 pub fn corpus() -> Vec<Row> {
-    [resources::rows(), calls::rows(), reach::rows(), shapes::rows(), files::rows(), http::rows()].concat()
+    [resources::rows(), calls::rows(), reach::rows(), shapes::rows(), files::rows(), http::rows()]
+        .concat()
 }

@@ -13,7 +13,10 @@ pub(super) fn rows() -> Vec<Row> {
 fn in_hooks() -> Vec<Row> {
     vec![
         act("loop", r#"act = "loop""#).limits(SECOND).ends("limit", "`wall-time`"),
-        act("loop-diff", r#"act = "loop""#).hook(Hook::Diff).limits(SECOND).ends("limit", "`wall-time`"),
+        act("loop-diff", r#"act = "loop""#)
+            .hook(Hook::Diff)
+            .limits(SECOND)
+            .ends("limit", "`wall-time`"),
         act("sleep", r#"act = "sleep""#).limits(SECOND).ends("limit", "`wall-time`"),
         // The store accepts connections and never says a word.
         act("host-call-that-hangs", r#"act = "get", store = "tarpit", key = "key""#)
@@ -21,11 +24,13 @@ fn in_hooks() -> Vec<Row> {
             .ends("limit", "`wall-time`"),
         act("trap", r#"act = "trap""#).ends("trapped", "told to trap"),
         act("trap-diff", r#"act = "trap""#).hook(Hook::Diff).ends("trapped", "told to trap"),
-        act("exit-0", r#"act = "exit", code = 0"#).ends("trapped", "called exit(0) instead of returning"),
+        act("exit-0", r#"act = "exit", code = 0"#)
+            .ends("trapped", "called exit(0) instead of returning"),
         act("exit-0-diff", r#"act = "exit", code = 0"#)
             .hook(Hook::Diff)
             .ends("trapped", "called exit(0) instead of returning"),
-        act("exit-3", r#"act = "exit", code = 3"#).ends("trapped", "called exit(1) instead of returning"),
+        act("exit-3", r#"act = "exit", code = 3"#)
+            .ends("trapped", "called exit(1) instead of returning"),
         act("recursion", r#"act = "recursion""#).ends("limit", "`stack`"),
         act("memory", r#"act = "memory""#).ends("limit", "`memory`"),
         act("memory-diff", r#"act = "memory""#).hook(Hook::Diff).ends("limit", "`memory`"),
@@ -41,26 +46,39 @@ fn in_hooks() -> Vec<Row> {
         act("stdout-flood", r#"act = "stdout""#).ends("done", "`log-bytes`"),
         act("output-flood", r#"act = "output""#).ends("limit", "`output-bytes`"),
         act("details-flood", r#"act = "details""#).ends("limit", "`output-bytes`"),
-        act("state-keys-flood", r#"act = "state""#).limits("state-bytes = \"8KiB\"").ends("permanent", "`state-bytes`"),
+        act("state-keys-flood", r#"act = "state""#)
+            .limits("state-bytes = \"8KiB\"")
+            .ends("permanent", "`state-bytes`"),
         act("state-value-flood", r#"act = "state-value""#).ends("permanent", "`state-bytes`"),
         act("random-flood", r#"act = "random""#).ends("done", "a million hash maps"),
     ]
 }
 
 fn at_start() -> Vec<Row> {
-    let constructor = |name: &str, choice| Row { guest: Guest::Constructor(choice), ..act(name, r#"act = "nothing""#) };
+    let constructor = |name: &str, choice| Row {
+        guest: Guest::Constructor(choice),
+        ..act(name, r#"act = "nothing""#)
+    };
     vec![
         constructor("constructor-loop", b'1').limits(SECOND).ends("limit", "`wall-time`"),
-        constructor("constructor-loop-diff", b'1').hook(Hook::Diff).limits(SECOND).ends("limit", "`wall-time`"),
-        constructor("constructor-memory", b'2').ends("limit", "`memory`"),
-        constructor("constructor-exit", b'3').ends("trapped", "called exit(0) instead of returning"),
-        bytes("start-loop", || crafted().with("(func $start (loop (br 0))) (start $start)").build())
+        constructor("constructor-loop-diff", b'1')
+            .hook(Hook::Diff)
             .limits(SECOND)
             .ends("limit", "`wall-time`"),
+        constructor("constructor-memory", b'2').ends("limit", "`memory`"),
+        constructor("constructor-exit", b'3')
+            .ends("trapped", "called exit(0) instead of returning"),
+        bytes("start-loop", || {
+            crafted().with("(func $start (loop (br 0))) (start $start)").build()
+        })
+        .limits(SECOND)
+        .ends("limit", "`wall-time`"),
         bytes("start-trap", || crafted().with("(func $start unreachable) (start $start)").build())
             .ends("trapped", "unreachable"),
-        bytes("start-recursion", || crafted().with("(func $start (call $start) (nop)) (start $start)").build())
-            .ends("limit", "`stack`"),
+        bytes("start-recursion", || {
+            crafted().with("(func $start (call $start) (nop)) (start $start)").build()
+        })
+        .ends("limit", "`stack`"),
     ]
 }
 
@@ -121,17 +139,27 @@ fn by_hand() -> Vec<Row> {
 fn selections() -> Vec<Row> {
     let selection = |name: &str, config: &str| act(name, config).hook(Hook::BuilderSelection);
     vec![
-        selection("select-loop", r#"act = "loop""#).limits("selection-time = \"300ms\"").ends("limit", "`selection-time`"),
-        selection("select-sleep", r#"act = "sleep""#).limits("selection-time = \"300ms\"").ends("limit", "`selection-time`"),
+        selection("select-loop", r#"act = "loop""#)
+            .limits("selection-time = \"300ms\"")
+            .ends("limit", "`selection-time`"),
+        selection("select-sleep", r#"act = "sleep""#)
+            .limits("selection-time = \"300ms\"")
+            .ends("limit", "`selection-time`"),
         selection("select-trap", r#"act = "trap""#).ends("trapped", "trapped"),
         selection("select-exit-0", r#"act = "exit", code = 0"#).ends("trapped", "called exit(0)"),
         selection("select-memory", r#"act = "memory""#).ends("limit", "`memory`"),
         selection("select-recursion", r#"act = "recursion""#).ends("limit", "`stack`"),
         selection("select-host-calls", r#"act = "host-calls""#).ends("limit", "`host-calls`"),
-        selection("select-machine-of-its-own", r#"act = "choose", uri = "ssh://mallory", times = 1"#)
-            .ends("permanent", "`ssh://mallory` was not offered"),
-        selection("select-one-machine-often", r#"act = "choose", uri = "ssh://fast", times = 200000"#)
-            .ends("limit", "`output-bytes`"),
+        selection(
+            "select-machine-of-its-own",
+            r#"act = "choose", uri = "ssh://mallory", times = 1"#,
+        )
+        .ends("permanent", "`ssh://mallory` was not offered"),
+        selection(
+            "select-one-machine-often",
+            r#"act = "choose", uri = "ssh://fast", times = 200000"#,
+        )
+        .ends("limit", "`output-bytes`"),
         selection("select-fails-with-escapes", r#"act = "fail-escapes""#).ends("permanent", ""),
         Row {
             guest: Guest::Constructor(b'1'),

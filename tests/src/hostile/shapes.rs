@@ -1,5 +1,5 @@
-//! Components whose code lies at the border: pointers, lengths and discriminants that are none, exports and imports of other
-//! types than their names promise.
+//! Components whose code lies at the border: pointers, lengths and discriminants that are none,
+//! exports and imports of other types than their names promise.
 
 use super::made::crafted;
 use super::{Row, bytes};
@@ -53,7 +53,8 @@ fn answers() -> Vec<Row> {
 
 /// The names are right and the types are not.
 fn types() -> Vec<Row> {
-    const WRONG_EXPORT: &str = "package hookrun:post-build@0.1.0; interface post-build { handle: func(event: string); }";
+    const WRONG_EXPORT: &str =
+        "package hookrun:post-build@0.1.0; interface post-build { handle: func(event: string); }";
     vec![
         bytes("export-of-another-type", || {
             crafted()

@@ -1,5 +1,6 @@
-//! A library that is preloaded into hookrun: it kills the process before or after a chosen `fsync`, `rename` and their like, or gives it
-//! another clock. Compiled once a test with the C compiler that Rust links with.
+//! A library that is preloaded into hookrun: it kills the process before or after a chosen `fsync`,
+//! `rename` and their like, or gives it another clock. Compiled once a test with the C compiler
+//! that Rust links with.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,7 +34,11 @@ impl Boundary {
         let (source, library) = (directory.join("boundary.c"), directory.join("boundary.so"));
         std::fs::write(&source, SOURCE).unwrap();
         let mut compiler = Command::new("cc");
-        compiler.args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"]).arg(&library).arg(&source).arg("-ldl");
+        compiler
+            .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
+            .arg(&library)
+            .arg(&source)
+            .arg("-ldl");
         Ran::of(&mut compiler).expect_success();
         Self { library }
     }

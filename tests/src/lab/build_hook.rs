@@ -19,8 +19,8 @@ pub struct Answered {
     pub code: Option<i32>,
 }
 
-/// The hook with configuration, state and a `nix` that is this shell script in `directory`. The caller is no Nix, so the hook
-/// looks for one in PATH.
+/// The hook with configuration, state and a `nix` that is this shell script in `directory`. The
+/// caller is no Nix, so the hook looks for one in PATH.
 pub fn build_hook(directory: &Path, stock_hook: &str) -> Command {
     let nix = directory.join("nix");
     std::fs::write(&nix, format!("#!/bin/sh\n{stock_hook}\n")).unwrap();
@@ -69,6 +69,7 @@ pub fn answers(command: &mut Command, bytes: &[u8]) -> Answered {
     let mut text = Vec::new();
     child.stderr.take().unwrap().read_to_end(&mut text).unwrap();
     let text = String::from_utf8_lossy(&text).into_owned();
-    let (directives, messages) = text.lines().map(str::to_owned).partition(|line| line.starts_with("# "));
+    let (directives, messages) =
+        text.lines().map(str::to_owned).partition(|line| line.starts_with("# "));
     Answered { directives, messages, code: child.wait().unwrap().code() }
 }

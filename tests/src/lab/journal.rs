@@ -45,14 +45,17 @@ impl Attempt {
     }
 }
 
-/// `alpha cache done` for each event and plugin: the derivation's name, the plugin's, the class of the last attempt; sorted.
+/// `alpha cache done` for each event and plugin: the derivation's name, the plugin's, the class of
+/// the last attempt; sorted.
 pub(super) fn tasks(attempts: &[Attempt]) -> Vec<String> {
     let mut last: BTreeMap<(&str, &str), &Attempt> = BTreeMap::new();
     for attempt in attempts {
         last.insert((&attempt.event, &attempt.plugin), attempt);
     }
-    let mut tasks: Vec<String> =
-        last.values().map(|attempt| format!("{} {} {}", attempt.name, attempt.plugin, attempt.class)).collect();
+    let mut tasks: Vec<String> = last
+        .values()
+        .map(|attempt| format!("{} {} {}", attempt.name, attempt.plugin, attempt.class))
+        .collect();
     tasks.sort();
     tasks
 }

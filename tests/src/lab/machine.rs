@@ -1,5 +1,6 @@
-//! What the lab needs of the machine: Nix, build users, the program under test. What is missing is installed where that can
-//! be done (Debian, root), once for all tests that run at the same time; else the test fails and names the command.
+//! What the lab needs of the machine: Nix, build users, the program under test. What is missing is
+//! installed where that can be done (Debian, root), once for all tests that run at the same time;
+//! else the test fails and names the command.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,8 @@ use hookrun::demo::private_nix;
 pub const BUILD_GROUP: &str = "nixbld";
 /// Build users made where there are none. Each serves one build at a time, on the whole machine.
 const BUILD_USERS: u32 = 4;
-/// What the tests need, a Debian package first in each line; the same list that `cargo xtask` and CI install.
+/// What the tests need, a Debian package first in each line; the same list that `cargo xtask` and
+/// CI install.
 const DEBIAN_PACKAGES: &str = include_str!("../../../xtask/debian-packages.txt");
 
 /// Is this root?
@@ -22,7 +24,8 @@ pub fn is_root() -> bool {
 
 /// A directory that all tests of this machine share, for locks.
 pub fn shared_directory() -> PathBuf {
-    let directory = std::env::temp_dir().join(format!("hookrun-lab-{}", rustix::process::geteuid().as_raw()));
+    let directory =
+        std::env::temp_dir().join(format!("hookrun-lab-{}", rustix::process::geteuid().as_raw()));
     std::fs::create_dir_all(&directory).unwrap();
     directory
 }
@@ -65,7 +68,9 @@ pub fn minor_version() -> u32 {
     require_nix();
     let text = private_nix::nix_version().unwrap();
     let minor = text.rsplit_once(' ').and_then(|(_, version)| version.strip_prefix("2."));
-    minor.and_then(|minor| minor.split('.').next()?.parse().ok()).unwrap_or_else(|| panic!("{text} is no Nix 2"))
+    minor
+        .and_then(|minor| minor.split('.').next()?.parse().ok())
+        .unwrap_or_else(|| panic!("{text} is no Nix 2"))
 }
 
 /// The program is there, or gets installed with the other packages, or the test fails.
@@ -82,7 +87,9 @@ fn install_packages() {
     let names = DEBIAN_PACKAGES.lines().filter_map(|line| line.split_whitespace().next());
     let packages = names.filter(|name| !name.starts_with('#'));
     run(Command::new("apt-get").args(["update", "-qq"]));
-    run(Command::new("apt-get").args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages));
+    run(Command::new("apt-get")
+        .args(["install", "-y", "-qq", "--no-install-recommends"])
+        .args(packages));
 }
 
 /// The group of build users with members, made where it is missing. Needs root.
@@ -99,7 +106,14 @@ pub fn require_build_users() {
         }
         for number in 1..=BUILD_USERS {
             run(Command::new("useradd")
-                .args(["--system", "--gid", BUILD_GROUP, "--groups", BUILD_GROUP, "--no-create-home"])
+                .args([
+                    "--system",
+                    "--gid",
+                    BUILD_GROUP,
+                    "--groups",
+                    BUILD_GROUP,
+                    "--no-create-home",
+                ])
                 .args(["--home-dir", "/var/empty", "--shell", "/usr/sbin/nologin"])
                 .arg(format!("{BUILD_GROUP}{number}")));
         }
@@ -114,7 +128,8 @@ fn run(command: &mut Command) {
 /// The program under test: `HOOKRUN_BIN`, or the one beside this test in the target directory.
 ///
 /// # Panics
-/// If it is not there, or is older than the library in this test: cargo builds the program for no test of another package.
+/// If it is not there, or is older than the library in this test: cargo builds the program for no
+/// test of another package.
 pub fn hookrun_program() -> PathBuf {
     if let Some(program) = std::env::var_os("HOOKRUN_BIN") {
         return PathBuf::from(program);
@@ -123,10 +138,15 @@ pub fn hookrun_program() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let dependencies = test.parent().unwrap();
     let program = dependencies.parent().unwrap().join("hookrun");
-    assert!(program.is_file(), "there is no {}: run `cargo build --workspace` first, or set HOOKRUN_BIN", program.display());
+    assert!(
+        program.is_file(),
+        "there is no {}: run `cargo build --workspace` first, or set HOOKRUN_BIN",
+        program.display()
+    );
     let libraries = std::fs::read_dir(dependencies).unwrap().flatten().filter(|entry| {
         let name = PathBuf::from(entry.file_name());
-        name.extension().is_some_and(|extension| extension == "rlib") && name.to_string_lossy().starts_with("libhookrun-")
+        name.extension().is_some_and(|extension| extension == "rlib")
+            && name.to_string_lossy().starts_with("libhookrun-")
     });
     let library = libraries.filter_map(|entry| entry.metadata().ok()?.modified().ok()).max();
     let linked = program.metadata().unwrap().modified().unwrap();

@@ -1,5 +1,5 @@
-//! The lab: a private Nix in a directory of its own, with hookrun as its hooks, made by a [`Scene`]. Tests read as small
-//! stories:
+//! The lab: a private Nix in a directory of its own, with hookrun as its hooks, made by a
+//! [`Scene`]. Tests read as small stories:
 //!
 //! ```no_run
 //! use hookrun_tests::lab::{Scene, Script};
@@ -13,9 +13,10 @@
 //! scene.drain().expect_success();
 //! ```
 //!
-//! Scenes share nothing but the machine's build users, so tests may run at the same time. Nothing below `/nix` is touched
-//! (locks on build users excepted, where the machine's own Nix has the same). A scene's directory goes when it is dropped,
-//! and what still runs in it is ended; `HOOKRUN_LAB_KEEP=1` keeps the directory.
+//! Scenes share nothing but the machine's build users, so tests may run at the same time. Nothing
+//! below `/nix` is touched (locks on build users excepted, where the machine's own Nix has the
+//! same). A scene's directory goes when it is dropped, and what still runs in it is ended;
+//! `HOOKRUN_LAB_KEEP=1` keeps the directory.
 
 mod boundary;
 mod build_hook;
@@ -31,7 +32,8 @@ pub use boundary::{Boundary, Point};
 pub use build_hook::{Answered, answers, build_hook, conversation};
 pub use journal::Attempt;
 pub use machine::{
-    BUILD_GROUP, hookrun_program, is_root, minor_version, require_build_users, require_nix, shared_directory,
+    BUILD_GROUP, hookrun_program, is_root, minor_version, require_build_users, require_nix,
+    shared_directory,
 };
 pub use ran::Ran;
 pub use scene::{Scene, SecondStore};

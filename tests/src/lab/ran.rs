@@ -27,7 +27,12 @@ impl Ran {
             Err(error) => panic!("`{line}` does not start: {error}"),
         };
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Self { command: line, status: output.status, stdout: text(&output.stdout), stderr: text(&output.stderr) }
+        Self {
+            command: line,
+            status: output.status,
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        }
     }
 
     /// It returned 0.
@@ -53,21 +58,33 @@ impl Ran {
     /// Its standard error has this in it.
     #[track_caller]
     pub fn expect_stderr(self, part: &str) -> Self {
-        assert!(self.stderr.contains(part), "`{part}` is not in the standard error: {}", self.account());
+        assert!(
+            self.stderr.contains(part),
+            "`{part}` is not in the standard error: {}",
+            self.account()
+        );
         self
     }
 
     /// Its standard output has this in it.
     #[track_caller]
     pub fn expect_stdout(self, part: &str) -> Self {
-        assert!(self.stdout.contains(part), "`{part}` is not in the standard output: {}", self.account());
+        assert!(
+            self.stdout.contains(part),
+            "`{part}` is not in the standard output: {}",
+            self.account()
+        );
         self
     }
 
     /// Neither stream has this in it.
     #[track_caller]
     pub fn expect_silent_about(self, part: &str) -> Self {
-        assert!(!self.stderr.contains(part) && !self.stdout.contains(part), "`{part}` was said: {}", self.account());
+        assert!(
+            !self.stderr.contains(part) && !self.stdout.contains(part),
+            "`{part}` was said: {}",
+            self.account()
+        );
         self
     }
 
@@ -87,6 +104,9 @@ impl Ran {
 
     /// All of it, for a message.
     pub fn account(&self) -> String {
-        format!("`{}` ({})\n--- stdout\n{}\n--- stderr\n{}\n---", self.command, self.status, self.stdout, self.stderr)
+        format!(
+            "`{}` ({})\n--- stdout\n{}\n--- stderr\n{}\n---",
+            self.command, self.status, self.stdout, self.stderr
+        )
     }
 }

@@ -1,5 +1,5 @@
-//! A real S3 server in this process: `s3s` checks the signature of every request (SigV4), `s3s-fs` keeps objects as files, so
-//! that they can also be read as a `file://` binary cache.
+//! A real S3 server in this process: `s3s` checks the signature of every request (SigV4), `s3s-fs`
+//! keeps objects as files, so that they can also be read as a `file://` binary cache.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -43,7 +43,8 @@ impl S3Server {
         let address = listener.local_addr().unwrap();
         let (stop, mut stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
                 loop {

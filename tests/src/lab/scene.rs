@@ -1,4 +1,5 @@
-//! [`Scene`]: a private Nix, hookrun's configuration and state, derivations, and the commands that walk through them.
+//! [`Scene`]: a private Nix, hookrun's configuration and state, derivations, and the commands that
+//! walk through them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -33,15 +34,19 @@ impl Default for Scene {
 }
 
 impl Scene {
-    /// A single-user Nix whose post-build-hook and diff-hook are hookrun, without a configuration file and without
-    /// derivations.
+    /// A single-user Nix whose post-build-hook and diff-hook are hookrun, without a configuration
+    /// file and without derivations.
     pub fn new() -> Self {
         machine::require_nix();
         // Short, and reachable for build users.
         let directory = tempfile::Builder::new().prefix("hookrun-").tempdir().unwrap();
         private_nix::set_mode(directory.path(), 0o755).unwrap();
         let mut nix = PrivateNix::create(directory.path()).unwrap();
-        let hookrun = private_nix::install_hookrun(&machine::hookrun_program(), &directory.path().join("bin")).unwrap();
+        let hookrun = private_nix::install_hookrun(
+            &machine::hookrun_program(),
+            &directory.path().join("bin"),
+        )
+        .unwrap();
         let link = |role: &str| directory.path().join("bin").join(role).display().to_string();
         nix.set("post-build-hook", &link("hookrun-post-build")).unwrap();
         nix.set("run-diff-hook", "true").unwrap();
@@ -67,10 +72,12 @@ impl Scene {
 
     /// Writes `hookrun.toml` again.
     pub fn set_config(&self, text: &str) {
-        std::fs::write(self.config_path(), text.replace(SCENE, &self.dir().display().to_string())).unwrap();
+        std::fs::write(self.config_path(), text.replace(SCENE, &self.dir().display().to_string()))
+            .unwrap();
     }
 
-    /// Sets a line of `nix.conf`; an empty value removes a hook. `@scene@` stands for the scene's directory.
+    /// Sets a line of `nix.conf`; an empty value removes a hook. `@scene@` stands for the scene's
+    /// directory.
     pub fn nix_conf(mut self, name: &str, value: &str) -> Self {
         let value = value.replace(SCENE, &self.dir().display().to_string());
         self.nix.set(name, &value).unwrap();
@@ -108,23 +115,24 @@ impl Scene {
         self.keys.get(name).expect("make the key with signing_key first")
     }
 
-    /// Adds a builder that is a store in the scene, `builders/NAME`, and makes hookrun the build-hook. Needs root and mount
-    /// namespaces.
+    /// Adds a builder that is a store in the scene, `builders/NAME`, and makes hookrun the
+    /// build-hook. Needs root and mount namespaces.
     pub fn builder(self, name: &str, max_jobs: u32, speed_factor: f32) -> Self {
         let line = PrivateNix::local_machine(&self.builder_store(name), max_jobs, speed_factor);
         self.make_builder_store(name);
         self.machine(&line)
     }
 
-    /// Makes a builder's store before anything uses it: Nix 2.8 does not bear that several processes make one store at the same time
-    /// (`nix/var/nix/db/schema' is corrupt`).
+    /// Makes a builder's store before anything uses it: Nix 2.8 does not bear that several
+    /// processes make one store at the same time (`nix/var/nix/db/schema' is corrupt`).
     pub fn make_builder_store(&self, name: &str) {
         std::fs::create_dir_all(self.path("builders")).unwrap();
         let mut init = self.private_nix().command_on_store(&self.builder_store(name), "nix-store");
         Ran::of(init.arg("--init")).expect_success();
     }
 
-    /// Adds a line of any kind to `builders`, and makes hookrun the build-hook. `@scene@` stands for the scene's directory.
+    /// Adds a line of any kind to `builders`, and makes hookrun the build-hook. `@scene@` stands
+    /// for the scene's directory.
     pub fn machine(mut self, line: &str) -> Self {
         self.machines.push(line.replace(SCENE, &self.dir().display().to_string()));
         std::fs::create_dir_all(self.path("builders")).unwrap();
@@ -145,11 +153,13 @@ impl Scene {
         PrivateNix::path_in_store(&self.builder_store(name), store_path).exists()
     }
 
-    /// From here on Nix works through a `nix-daemon` with build users, started now: what the configuration of Nix and the
-    /// variables are to be has to be said before. Needs root.
+    /// From here on Nix works through a `nix-daemon` with build users, started now: what the
+    /// configuration of Nix and the variables are to be has to be said before. Needs root.
     pub fn through_daemon(mut self) -> Self {
         machine::require_build_users();
-        self.nix.share_build_users(machine::BUILD_GROUP, &shared_directory().join("userpool")).unwrap();
+        self.nix
+            .share_build_users(machine::BUILD_GROUP, &shared_directory().join("userpool"))
+            .unwrap();
         self.daemon = Some(self.nix.start_daemon().unwrap());
         self
     }
@@ -181,7 +191,10 @@ impl Scene {
 
     /// What the daemon and the hooks' standard error wrote.
     pub fn daemon_log(&self) -> String {
-        self.daemon.as_ref().map(|daemon| std::fs::read_to_string(&daemon.log).unwrap_or_default()).unwrap_or_default()
+        self.daemon
+            .as_ref()
+            .map(|daemon| std::fs::read_to_string(&daemon.log).unwrap_or_default())
+            .unwrap_or_default()
     }
 
     fn expression(&self) -> PathBuf {
@@ -207,7 +220,10 @@ impl Scene {
     /// The command of [`Scene::build_with`], to change or to run beside something else.
     pub fn build_command(&self, derivation: &str, arguments: &[&str]) -> Command {
         let mut command = self.nix.command("nix-build");
-        command.arg(self.expression()).args(["--no-out-link", "-A", &nix_string(derivation)]).args(arguments);
+        command
+            .arg(self.expression())
+            .args(["--no-out-link", "-A", &nix_string(derivation)])
+            .args(arguments);
         command
     }
 
@@ -220,23 +236,32 @@ impl Scene {
     /// The store path of a derivation's `.drv`.
     #[track_caller]
     pub fn drv_path(&self, derivation: &str) -> PathBuf {
-        Ran::of(self.nix.command("nix-instantiate").arg(self.expression()).args(["-A", &nix_string(derivation)]))
-            .expect_success()
-            .path()
+        Ran::of(
+            self.nix
+                .command("nix-instantiate")
+                .arg(self.expression())
+                .args(["-A", &nix_string(derivation)]),
+        )
+        .expect_success()
+        .path()
     }
 
     /// The store path of a derivation's only output, built or not.
     #[track_caller]
     pub fn out_path(&self, derivation: &str) -> PathBuf {
         let drv = self.drv_path(derivation);
-        Ran::of(self.nix.command("nix-store").args(["--query", "--outputs"]).arg(drv)).expect_success().path()
+        Ran::of(self.nix.command("nix-store").args(["--query", "--outputs"]).arg(drv))
+            .expect_success()
+            .path()
     }
 
     /// The store paths of all of a derivation's outputs, built or not.
     #[track_caller]
     pub fn out_paths(&self, derivation: &str) -> Vec<PathBuf> {
         let drv = self.drv_path(derivation);
-        Ran::of(self.nix.command("nix-store").args(["--query", "--outputs"]).arg(drv)).expect_success().paths()
+        Ran::of(self.nix.command("nix-store").args(["--query", "--outputs"]).arg(drv))
+            .expect_success()
+            .paths()
     }
 
     /// `hookrun` in the scene's environment.
@@ -252,7 +277,8 @@ impl Scene {
         command
     }
 
-    /// `hookrun drain`: every task that may run has run, by this worker or by one that a hook started.
+    /// `hookrun drain`: every task that may run has run, by this worker or by one that a hook
+    /// started.
     #[track_caller]
     pub fn drain(&self) -> Ran {
         self.hookrun(&["drain"])
@@ -268,7 +294,8 @@ impl Scene {
         }
     }
 
-    /// The tasks that were tried, as `alpha cache done`: derivation, plugin, class of the last attempt; sorted.
+    /// The tasks that were tried, as `alpha cache done`: derivation, plugin, class of the last
+    /// attempt; sorted.
     #[track_caller]
     pub fn tasks(&self) -> Vec<String> {
         journal::tasks(&self.attempts())
@@ -285,7 +312,9 @@ impl Scene {
     pub fn spooled(&self) -> Vec<PathBuf> {
         let mut files = files_in(&self.state_dir().join("spool"));
         // A leading dot is a file that a hook has not finished yet.
-        files.retain(|path| path.file_name().is_some_and(|name| !name.as_encoded_bytes().starts_with(b".")));
+        files.retain(|path| {
+            path.file_name().is_some_and(|name| !name.as_encoded_bytes().starts_with(b"."))
+        });
         files
     }
 
@@ -297,7 +326,10 @@ impl Scene {
     /// The messages of the maildir of one transport without a directory of its own.
     pub fn mails_of(&self, transport: &str) -> Vec<String> {
         let maildir = self.state_dir().join("mail").join(transport);
-        files_in(&maildir.join("new")).iter().map(|path| std::fs::read_to_string(path).unwrap()).collect()
+        files_in(&maildir.join("new"))
+            .iter()
+            .map(|path| std::fs::read_to_string(path).unwrap())
+            .collect()
     }
 
     /// An empty second store with the same store paths.
@@ -315,7 +347,12 @@ impl Scene {
         let marker = format!("HOOKRUN_STATE_DIR={}", self.state_dir().display());
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+                .and_then(Pid::from_raw)
+            else {
                 continue;
             };
             let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
@@ -329,9 +366,10 @@ impl Scene {
     /// What happened, for a test that failed.
     fn account(&self) -> String {
         let mut text = String::new();
-        for (title, path) in
-            [("worker's log", self.state_dir().join("worker.log")), ("daemon's log", self.path("daemon.log"))]
-        {
+        for (title, path) in [
+            ("worker's log", self.state_dir().join("worker.log")),
+            ("daemon's log", self.path("daemon.log")),
+        ] {
             if let Ok(log) = std::fs::read_to_string(&path) {
                 writeln!(text, "--- the {title}\n{}", log.trim_end()).unwrap();
             }
@@ -371,7 +409,11 @@ impl SecondStore<'_> {
     #[track_caller]
     pub fn substitute(&self, path: &Path, url: &str, trusted_keys: &[&str]) -> Ran {
         let mut command = self.scene.nix.command_on_store(&self.directory, "nix-store");
-        Ran::of(command.arg("--realise").arg(path).args(Self::trust(trusted_keys)).args(["--option", "substituters", url]))
+        Ran::of(command.arg("--realise").arg(path).args(Self::trust(trusted_keys)).args([
+            "--option",
+            "substituters",
+            url,
+        ]))
     }
 
     /// `nix copy --from` the cache `url`, trusting these keys only, signatures required.
@@ -403,7 +445,8 @@ impl SecondStore<'_> {
 /// The files directly in a directory, sorted; none where it is not there.
 fn files_in(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    let mut files: Vec<PathBuf> =
+        entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect();
     files.sort();
     files
 }

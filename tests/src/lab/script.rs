@@ -1,4 +1,5 @@
-//! What a derivation of a scene does: a shell script of built-in commands, and how it looks in the Nix language.
+//! What a derivation of a scene does: a shell script of built-in commands, and how it looks in the
+//! Nix language.
 
 use std::fmt::Write as _;
 
@@ -14,7 +15,12 @@ pub struct Script {
 impl Script {
     /// A script of its own; it must make `$out`.
     pub fn new(text: impl Into<String>) -> Self {
-        Self { text: text.into(), uses: Vec::new(), outputs: vec!["out".into()], attributes: Vec::new() }
+        Self {
+            text: text.into(),
+            uses: Vec::new(),
+            outputs: vec!["out".into()],
+            attributes: Vec::new(),
+        }
     }
 
     /// The output is a file with this text, the same in every build.
@@ -37,7 +43,8 @@ impl Script {
         Self::new("echo no such luck; exit 1")
     }
 
-    /// The output is a file of at least this many bytes, the same in every build, which does not compress to nothing.
+    /// The output is a file of at least this many bytes, the same in every build, which does not
+    /// compress to nothing.
     pub fn large(bytes: usize) -> Self {
         Self::new(format!(
             "x=; n=0; while [ ${{#x}} -lt {chunk} ]; do n=$((n * 1103515245 + 12345 & 0x7fffffff)); x=$x$n; done; i=0; \
@@ -47,13 +54,15 @@ impl Script {
         ))
     }
 
-    /// Depends on another derivation of the scene. Its output path is in `$dependencies` and in a variable of its name.
+    /// Depends on another derivation of the scene. Its output path is in `$dependencies` and in a
+    /// variable of its name.
     pub fn uses(mut self, derivation: &str) -> Self {
         self.uses.push(derivation.to_owned());
         self
     }
 
-    /// The outputs' names instead of `out`; the script finds their paths in variables of these names.
+    /// The outputs' names instead of `out`; the script finds their paths in variables of these
+    /// names.
     pub fn outputs(mut self, names: &[&str]) -> Self {
         self.outputs = names.iter().map(|name| (*name).to_owned()).collect();
         self
@@ -78,9 +87,13 @@ impl Script {
             quoted = nix_string(name),
             script = nix_string(&self.text),
         );
-        let mut attributes =
-            vec![("outputs".to_owned(), list(&self.outputs, "")), ("dependencies".to_owned(), list(&self.uses, "self."))];
-        attributes.extend(self.uses.iter().map(|used| (variable(used), format!("self.{}", nix_string(used)))));
+        let mut attributes = vec![
+            ("outputs".to_owned(), list(&self.outputs, "")),
+            ("dependencies".to_owned(), list(&self.uses, "self.")),
+        ];
+        attributes.extend(
+            self.uses.iter().map(|used| (variable(used), format!("self.{}", nix_string(used)))),
+        );
         if !self.attributes.iter().any(|(name, _)| name == "system") {
             attributes.push(("system".into(), "builtins.currentSystem".into()));
         }
@@ -96,7 +109,8 @@ impl Script {
 const LARGE_CHUNK: usize = 16 << 10;
 
 fn list(items: &[String], prefix: &str) -> String {
-    let items: Vec<String> = items.iter().map(|item| format!("{prefix}{}", nix_string(item))).collect();
+    let items: Vec<String> =
+        items.iter().map(|item| format!("{prefix}{}", nix_string(item))).collect();
     format!("[ {} ]", items.join(" "))
 }
 

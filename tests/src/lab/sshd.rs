@@ -1,5 +1,6 @@
-//! A real ssh server on the loopback, with keys and a configuration of its own, and machines behind it that are stores of a scene. Nothing of
-//! the user's or the system's ssh is read or changed, but for `/run/sshd`, where sshd locks itself up.
+//! A real ssh server on the loopback, with keys and a configuration of its own, and machines behind
+//! it that are stores of a scene. Nothing of the user's or the system's ssh is read or changed, but
+//! for `/run/sshd`, where sshd locks itself up.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -29,8 +30,12 @@ impl Sshd {
         std::fs::create_dir_all(&directory).unwrap();
         std::fs::create_dir_all("/run/sshd").unwrap();
         for key in ["host", "user"] {
-            Ran::of(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(directory.join(key)))
-                .expect_success();
+            Ran::of(
+                Command::new("ssh-keygen")
+                    .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+                    .arg(directory.join(key)),
+            )
+            .expect_success();
         }
         // Reserved by nobody, and free a moment ago.
         let port = std::net::TcpListener::bind((HOST, 0)).unwrap().local_addr().unwrap().port();
@@ -43,7 +48,8 @@ impl Sshd {
         );
         std::fs::write(directory.join("sshd_config"), config).unwrap();
         let host_key = std::fs::read_to_string(directory.join("host.pub")).unwrap();
-        std::fs::write(directory.join("known_hosts"), format!("[{HOST}]:{port} {host_key}")).unwrap();
+        std::fs::write(directory.join("known_hosts"), format!("[{HOST}]:{port} {host_key}"))
+            .unwrap();
         let child = Command::new(PROGRAM)
             .args(["-D", "-f", &path("sshd_config"), "-E", &path("log")])
             .stdin(Stdio::null())
@@ -52,7 +58,11 @@ impl Sshd {
         let server = Self { directory, port, child };
         let start = Instant::now();
         while std::net::TcpStream::connect((HOST, port)).is_err() {
-            assert!(start.elapsed() < Duration::from_mins(1), "sshd does not listen: {}", server.log());
+            assert!(
+                start.elapsed() < Duration::from_mins(1),
+                "sshd does not listen: {}",
+                server.log()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
         server
@@ -67,7 +77,8 @@ impl Sshd {
         )
     }
 
-    /// A line for `builders`: the store `builders/NAME` of the scene, as seen over ssh. The scene's Nix has to be set up by now.
+    /// A line for `builders`: the store `builders/NAME` of the scene, as seen over ssh. The scene's
+    /// Nix has to be set up by now.
     pub fn machine(&self, scene: &Scene, name: &str, slots: u32, speed_factor: u32) -> String {
         scene.make_builder_store(name);
         let mut script = "#!/bin/sh\n".to_owned();
@@ -97,17 +108,21 @@ impl Sshd {
         self.log().matches("Accepted publickey").count()
     }
 
-    /// The server's processes of connections that are open now. Since OpenSSH 9.8 a connection has a second one, which is a child of the first.
+    /// The server's processes of connections that are open now. Since OpenSSH 9.8 a connection has
+    /// a second one, which is a child of the first.
     pub fn connections(&self) -> Vec<rustix::process::Pid> {
         sshds_below(self.child.id())
     }
 }
 
 fn sshds_below(pid: u32) -> Vec<rustix::process::Pid> {
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let children =
+        std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     let children = children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok());
-    let is_sshd =
-        |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("sshd"));
+    let is_sshd = |pid: &u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm"))
+            .is_ok_and(|name| name.starts_with("sshd"))
+    };
     let with_its_own = |pid: u32| {
         let own = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
         own.into_iter().chain(sshds_below(pid))

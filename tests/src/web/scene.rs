@@ -1,4 +1,5 @@
-//! One run of the guest `web`, which sends the requests that its configuration names, with the real sender.
+//! One run of the guest `web`, which sends the requests that its configuration names, with the real
+//! sender.
 
 use hookrun::capability::Services;
 use hookrun::config::Config;
@@ -28,7 +29,9 @@ impl Done {
     /// The answers the guest had.
     pub fn answers(&self) -> Vec<String> {
         match &self.report.outcome {
-            Outcome::Done { details, .. } => details.iter().map(|(_, value)| self.shown(value)).collect(),
+            Outcome::Done { details, .. } => {
+                details.iter().map(|(_, value)| self.shown(value)).collect()
+            }
             other => panic!("the run did not end well: {other:?} {:?}", self.report.log),
         }
     }
@@ -42,7 +45,8 @@ impl Done {
 
     /// What the log of the run says, the configuration's file left out.
     pub fn log(&self) -> String {
-        let lines: Vec<String> = self.report.log.iter().map(|line| self.shown(&line.message)).collect();
+        let lines: Vec<String> =
+            self.report.log.iter().map(|line| self.shown(&line.message)).collect();
         lines.join("\n")
     }
 
@@ -71,11 +75,14 @@ impl Scene {
         Self { directory, dirs }
     }
 
-    /// A configuration whose plugin `x` sends `requests` (a TOML list); `rest` has its grants and whatever else.
+    /// A configuration whose plugin `x` sends `requests` (a TOML list); `rest` has its grants and
+    /// whatever else.
     pub fn config(&self, requests: &str, rest: &str) -> Config {
         let source = guest("web").unwrap();
-        let text =
-            format!("[plugins.x]\nsource = \"{}\"\n[plugins.x.config]\nrequests = [{requests}]\n{rest}\n", source.display());
+        let text = format!(
+            "[plugins.x]\nsource = \"{}\"\n[plugins.x.config]\nrequests = [{requests}]\n{rest}\n",
+            source.display()
+        );
         Config::parse(&self.dirs.config, &text).unwrap()
     }
 
@@ -88,7 +95,9 @@ impl Scene {
 
     /// Runs it with these services.
     pub async fn run_with(&self, config: &Config, services: Services) -> Done {
-        let plugin = Host::new(&self.dirs, Compiler::InProcess).load(config.plugins.get("x").unwrap(), config).unwrap();
+        let plugin = Host::new(&self.dirs, Compiler::InProcess)
+            .load(config.plugins.get("x").unwrap(), config)
+            .unwrap();
         let report = plugin.run_event(&services, &built(), 1).await;
         Done { report, file: self.dirs.config.display().to_string() }
     }
@@ -96,7 +105,10 @@ impl Scene {
 
 /// What the run is about.
 fn built() -> Event {
-    let outputs = vec![Output { name: "out".to_owned(), path: "/nix/store/10bgd045z0d4icpbc2yyz4gx48ak44la-x".to_owned() }];
+    let outputs = vec![Output {
+        name: "out".to_owned(),
+        path: "/nix/store/10bgd045z0d4icpbc2yyz4gx48ak44la-x".to_owned(),
+    }];
     let drv_path = "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-x.drv".to_owned();
     Event::now(HookEvent::PostBuild(PostBuild { drv_path, outputs }))
 }

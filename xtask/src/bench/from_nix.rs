@@ -1,5 +1,6 @@
-//! Hooks that real Nix calls at the same time: as many `nix-build` as hooks are wanted, each with one build that waits for a sign, so that all
-//! builds end, and all hooks begin, together. A line of shell around the hook takes the time; `sh -c true` in its place is the yardstick.
+//! Hooks that real Nix calls at the same time: as many `nix-build` as hooks are wanted, each with
+//! one build that waits for a sign, so that all builds end, and all hooks begin, together. A line
+//! of shell around the hook takes the time; `sh -c true` in its place is the yardstick.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -27,14 +28,17 @@ pub(super) fn many_hooks(table: &mut String, program: &Path, parent: &Path) -> R
     let nix = Nix::make(parent)?;
     let shell = nix.times("shell", "sh -c true")?;
     let hook = nix.times("hook", &format!("{} hook post-build", program.display()))?;
-    for (name, figures) in
-        [("sh -c true, 100 at once from real Nix", &shell), ("thin hook, 100 at once from real Nix", &hook)]
-    {
+    for (name, figures) in [
+        ("sh -c true, 100 at once from real Nix", &shell),
+        ("thin hook, 100 at once from real Nix", &hook),
+    ] {
         writeln!(table, "{name:<52} {:>7.2} ms {:>7.2} ms", figures.median, figures.p99)?;
     }
     let spooled = std::fs::read_dir(nix.directory.join("state/spool")).map_or(0, Iterator::count);
     if spooled < AT_ONCE {
-        bail!("{AT_ONCE} hooks ran and {spooled} events are in the spool; the figures would mean nothing");
+        bail!(
+            "{AT_ONCE} hooks ran and {spooled} events are in the spool; the figures would mean nothing"
+        );
     }
     Ok(())
 }
@@ -54,14 +58,22 @@ impl Drop for Nix {
 
 impl Nix {
     fn make(parent: &Path) -> Result<Self> {
-        let nix = Self { directory: parent.join(format!("hookrun-bench-{}-nix", std::process::id())) };
+        let nix =
+            Self { directory: parent.join(format!("hookrun-bench-{}-nix", std::process::id())) };
         for name in ["store", "var", "log", "etc", "home", "times"] {
             std::fs::create_dir_all(nix.directory.join(name))?;
         }
-        std::fs::write(nix.directory.join("etc/nix.conf"), "sandbox = false\nsubstituters =\nbuild-users-group =\n")?;
+        std::fs::write(
+            nix.directory.join("etc/nix.conf"),
+            "sandbox = false\nsubstituters =\nbuild-users-group =\n",
+        )?;
         std::fs::write(nix.directory.join("hookrun.toml"), super::THIN)?;
         std::fs::write(nix.directory.join("builds.nix"), BUILDS)?;
-        let init = nix.command("nix-store").arg("--init").output().context("`nix-store` does not start")?;
+        let init = nix
+            .command("nix-store")
+            .arg("--init")
+            .output()
+            .context("`nix-store` does not start")?;
         if !init.status.success() {
             bail!("nix-store --init fails: {}", String::from_utf8_lossy(&init.stderr));
         }
@@ -96,7 +108,9 @@ impl Nix {
         );
         std::fs::write(&script, text)?;
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
-        let mut builds = (0..AT_ONCE).map(|number| self.build(run, number, &script)).collect::<Result<Vec<Child>>>()?;
+        let mut builds = (0..AT_ONCE)
+            .map(|number| self.build(run, number, &script))
+            .collect::<Result<Vec<Child>>>()?;
         let begun = |number: &usize| self.directory.join(format!("begun-{run}-{number}")).exists();
         let begin = Instant::now();
         while !(0..AT_ONCE).all(|number| begun(&number)) {
@@ -114,10 +128,14 @@ impl Nix {
         }
         let read = |path: PathBuf| -> Result<Duration> {
             let text = std::fs::read_to_string(&path)?;
-            Ok(Duration::from_micros(text.trim().parse().with_context(|| format!("{text:?} is no time"))?))
+            Ok(Duration::from_micros(
+                text.trim().parse().with_context(|| format!("{text:?} is no time"))?,
+            ))
         };
-        let taken: Vec<Duration> =
-            std::fs::read_dir(&times)?.flatten().map(|entry| read(entry.path())).collect::<Result<_>>()?;
+        let taken: Vec<Duration> = std::fs::read_dir(&times)?
+            .flatten()
+            .map(|entry| read(entry.path()))
+            .collect::<Result<_>>()?;
         if taken.len() != AT_ONCE {
             bail!("{AT_ONCE} builds ran {} hooks", taken.len());
         }
@@ -126,9 +144,25 @@ impl Nix {
 
     fn build(&self, run: &str, number: usize, hook: &Path) -> Result<Child> {
         let mut command = self.command("nix-build");
-        command.arg(self.directory.join("builds.nix")).args(["--no-out-link", "--option", "post-build-hook"]).arg(hook);
-        command.args(["--argstr", "run", run, "--argstr", "number", &number.to_string(), "--argstr", "place"]);
-        command.arg(&self.directory).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .arg(self.directory.join("builds.nix"))
+            .args(["--no-out-link", "--option", "post-build-hook"])
+            .arg(hook);
+        command.args([
+            "--argstr",
+            "run",
+            run,
+            "--argstr",
+            "number",
+            &number.to_string(),
+            "--argstr",
+            "place",
+        ]);
+        command
+            .arg(&self.directory)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         command.spawn().context("`nix-build` does not start")
     }
 }

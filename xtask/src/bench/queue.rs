@@ -1,5 +1,6 @@
-//! The queue under load: many hooks at once, how fast a worker empties the spool through a trivial plugin, what it holds in memory meanwhile and
-//! when idle, and how long it takes to start with all of it in the spool, and with all of it in the journal.
+//! The queue under load: many hooks at once, how fast a worker empties the spool through a trivial
+//! plugin, what it holds in memory meanwhile and when idle, and how long it takes to start with all
+//! of it in the spool, and with all of it in the journal.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -36,7 +37,10 @@ fn at_once(command: &(dyn Fn() -> Command + Sync)) -> Result<Figures> {
                     (0..ROUNDS)
                         .map(|_| {
                             let mut command = command();
-                            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+                            command
+                                .stdin(Stdio::null())
+                                .stdout(Stdio::null())
+                                .stderr(Stdio::null());
                             let begin = Instant::now();
                             let status = command.status()?;
                             let time = begin.elapsed();
@@ -46,7 +50,9 @@ fn at_once(command: &(dyn Fn() -> Command + Sync)) -> Result<Figures> {
                 })
             })
             .collect();
-        let joined = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| bail!("a thread failed")));
+        let joined = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| bail!("a thread failed")));
         joined.collect::<Result<Vec<_>>>()
     })?;
     Ok(Figures::of(times.into_iter().flatten().collect()))
@@ -60,12 +66,16 @@ pub(super) fn many_hooks(table: &mut String, program: &Path, place: &Place) -> R
         command
     })?;
     let hook = at_once(&|| place.hook(program))?;
-    for (name, figures) in [("sh -c true, 100 at once", &shell), ("thin hook, state on disk, 100 at once", &hook)] {
+    for (name, figures) in
+        [("sh -c true, 100 at once", &shell), ("thin hook, state on disk, 100 at once", &hook)]
+    {
         writeln!(table, "{name:<52} {:>7.2} ms {:>7.2} ms", figures.median, figures.p99)?;
     }
     let (spooled, wanted) = (place.spooled(), AT_ONCE * ROUNDS);
     if spooled < wanted {
-        bail!("{wanted} hooks ran and {spooled} events are in the spool; the figures would mean nothing");
+        bail!(
+            "{wanted} hooks ran and {spooled} events are in the spool; the figures would mean nothing"
+        );
     }
     Ok(())
 }
@@ -80,12 +90,18 @@ pub(super) fn trivial(guest: &Path) -> String {
 }
 
 /// Lines about a worker that finds `events` events.
-pub(super) fn worker(table: &mut String, program: &Path, place: &Place, events: usize) -> Result<()> {
+pub(super) fn worker(
+    table: &mut String,
+    program: &Path,
+    place: &Place,
+    events: usize,
+) -> Result<()> {
     place.hookrun(program, "compile").run()?;
     std::fs::create_dir_all(place.directory.join("var/gcroots"))?;
     fill(program, place, events)?;
     let (before, begin) = (processor_seconds()?, Instant::now());
-    let mut drain = place.hookrun(program, "drain").stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let mut drain =
+        place.hookrun(program, "drain").stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let mut most = 0.0_f64;
     while drain.try_wait()?.is_none() {
         most = most.max(highest(drain.id()));
@@ -93,7 +109,10 @@ pub(super) fn worker(table: &mut String, program: &Path, place: &Place, events: 
     }
     let (wall, processor) = (begin.elapsed().as_secs_f64(), processor_seconds()? - before);
     if !drain.wait()?.success() || place.spooled() > 0 {
-        bail!("hookrun drain did not end well; run it by hand in {} to see why", place.directory.display());
+        bail!(
+            "hookrun drain did not end well; run it by hand in {} to see why",
+            place.directory.display()
+        );
     }
     let count = f64::from(u32::try_from(events)?);
     let rate = count / processor;
@@ -135,7 +154,8 @@ pub(super) fn worker(table: &mut String, program: &Path, place: &Place, events: 
         // A look at a full directory costs something itself.
         std::thread::sleep(Duration::from_millis(250));
     }
-    let (taken, processor) = (daemon.begin.elapsed().as_secs_f64(), own_processor_seconds(daemon.child.id()));
+    let (taken, processor) =
+        (daemon.begin.elapsed().as_secs_f64(), own_processor_seconds(daemon.child.id()));
     writeln!(table, "{:<52} {taken:>7.2} s", "until the spool is empty")?;
     writeln!(table, "{:<52} {processor:>7.2} s", "processor time of the worker until then")?;
     // What it took is in the journal now, and few of it are done.
@@ -164,7 +184,11 @@ impl Daemon {
         listener.set_read_timeout(Some(PATIENCE))?;
         let begin = Instant::now();
         let mut command = place.hookrun(program, "daemon");
-        let child = command.env("NOTIFY_SOCKET", &socket).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let child = command
+            .env("NOTIFY_SOCKET", &socket)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
         let mut daemon = Self { child, listener, begin, ready_after: Duration::ZERO };
         daemon.ready_after = daemon.hear(|said| said.starts_with("READY=1"))?;
         Ok(daemon)
@@ -174,8 +198,15 @@ impl Daemon {
     fn hear(&self, what: impl Fn(&str) -> bool) -> Result<Duration> {
         let mut message = [0; 4096];
         loop {
-            let length = self.listener.recv(&mut message).context("the worker does not say what was waited for")?;
-            if message.get(..length).and_then(|said| std::str::from_utf8(said).ok()).is_some_and(&what) {
+            let length = self
+                .listener
+                .recv(&mut message)
+                .context("the worker does not say what was waited for")?;
+            if message
+                .get(..length)
+                .and_then(|said| std::str::from_utf8(said).ok())
+                .is_some_and(&what)
+            {
                 return Ok(self.begin.elapsed());
             }
         }
@@ -189,21 +220,31 @@ impl Drop for Daemon {
     }
 }
 
-/// Puts `count` events into the spool, as hooks leave them: copies of what one writes, each about a derivation of its own, with its root.
+/// Puts `count` events into the spool, as hooks leave them: copies of what one writes, each about a
+/// derivation of its own, with its root.
 fn fill(program: &Path, place: &Place, count: usize) -> Result<()> {
     let spool = place.directory.join("state/spool");
     let roots = place.directory.join("var/gcroots/hookrun");
     std::fs::create_dir_all(&roots)?;
     place.hook(program).run()?;
-    let name = std::fs::read_dir(&spool)?.flatten().map(|entry| entry.path()).next().context("the hook left no event")?;
+    let name = std::fs::read_dir(&spool)?
+        .flatten()
+        .map(|entry| entry.path())
+        .next()
+        .context("the hook left no event")?;
     let text = std::fs::read_to_string(&name)?;
     let (_, json) = text.split_once('\n').context("the event has no first line")?;
-    let id = name.file_name().and_then(|name| name.to_str()).context("the event has an odd name")?.to_owned();
+    let id = name
+        .file_name()
+        .and_then(|name| name.to_str())
+        .context("the event has an odd name")?
+        .to_owned();
     let prefix = id.get(..id.len() - 12).context("the event's id is short")?;
     for number in 0..count {
         let other = format!("{prefix}{number:012x}");
         let json = json.replace(&id, &other).replace(HASH, &format!("{number:032}"));
-        let sealed = format!("hookrun-event 1 sha256:{:x}\n{json}", Sha256::digest(json.as_bytes()));
+        let sealed =
+            format!("hookrun-event 1 sha256:{:x}\n{json}", Sha256::digest(json.as_bytes()));
         let path = spool.join(&other);
         std::fs::write(&path, sealed)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644))?;
@@ -214,11 +255,13 @@ fn fill(program: &Path, place: &Place, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Processor time of all children that have been waited for, and of theirs (proc_pid_stat(5), fields 16 and 17).
+/// Processor time of all children that have been waited for, and of theirs (proc_pid_stat(5),
+/// fields 16 and 17).
 fn processor_seconds() -> Result<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
     let (_, rest) = stat.rsplit_once(") ").context("/proc/self/stat is odd")?;
-    let ticks: f64 = rest.split(' ').skip(13).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
+    let ticks: f64 =
+        rest.split(' ').skip(13).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
     Ok(ticks / TICKS)
 }
 
@@ -233,7 +276,10 @@ fn own_processor_seconds(pid: u32) -> f64 {
 fn due(program: &Path, place: &Place) -> Result<u64> {
     let status: serde_json::Value =
         serde_json::from_str(&place.hookrun(program, "status").args(["--format", "json"]).read()?)?;
-    let plugins = status.get("plugins").and_then(serde_json::Value::as_array).context("the status names no plugins")?;
+    let plugins = status
+        .get("plugins")
+        .and_then(serde_json::Value::as_array)
+        .context("the status names no plugins")?;
     Ok(plugins.iter().filter_map(|plugin| plugin.get("due")?.as_u64()).sum())
 }
 
@@ -246,7 +292,8 @@ fn highest(pid: u32) -> f64 {
 /// The memory of a process and its children, what they share counted once, in MiB.
 fn resident(pid: u32) -> f64 {
     let of = |pid: u32| {
-        let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+        let rollup =
+            std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
         kibibytes(&rollup, "Pss:") / 1024.0
     };
     of(pid) + children(pid).into_iter().map(of).sum::<f64>()
@@ -255,7 +302,11 @@ fn resident(pid: u32) -> f64 {
 fn children(pid: u32) -> Vec<u32> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
-    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()).collect()
+    lists
+        .flat_map(|list| {
+            list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
+        })
+        .collect()
 }
 
 fn kibibytes(text: &str, key: &str) -> f64 {

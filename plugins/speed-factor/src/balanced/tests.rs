@@ -10,7 +10,11 @@ fn machine(uri: &str, slots: u32, load: u32, speed_factor: f64) -> Machine {
 }
 
 fn taking(expected: f64) -> Candidate {
-    Candidate { system: "x86_64-linux".to_owned(), expected_seconds: Some(expected), ..Candidate::default() }
+    Candidate {
+        system: "x86_64-linux".to_owned(),
+        expected_seconds: Some(expected),
+        ..Candidate::default()
+    }
 }
 
 fn here(able: bool, willing: bool, factor: Option<f64>) -> LocalMachine {
@@ -18,7 +22,8 @@ fn here(able: bool, willing: bool, factor: Option<f64>) -> LocalMachine {
 }
 
 fn told(candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> String {
-    let Decision { action, reason, ask_again } = decide(&Options::default(), candidate, machines, local);
+    let Decision { action, reason, ask_again } =
+        decide(&Options::default(), candidate, machines, local);
     let ask_again = ask_again.map(|within| format!(" [again in {within:?}]")).unwrap_or_default();
     match action {
         Action::Machines(uris) => format!("{}: {reason}{ask_again}", uris.join(", then ")),
@@ -31,27 +36,43 @@ fn reasons() {
     let nowhere = here(false, false, None);
     let idle = [machine("slow", 4, 0, 1.0), machine("fast", 4, 0, 4.0)];
     let equal = [machine("busier", 4, 2, 1.0), machine("emptier", 4, 1, 1.0)];
-    let fast_full = [machine("slow", 4, 0, 1.0), Machine { busy_seconds: vec![5.0, 90.0], ..machine("fast", 2, 2, 4.0) }];
+    let fast_full = [
+        machine("slow", 4, 0, 1.0),
+        Machine { busy_seconds: vec![5.0, 90.0], ..machine("fast", 2, 2, 4.0) },
+    ];
     let all_full = [
         Machine { busy_seconds: vec![8.0], ..machine("slow", 1, 1, 1.0) },
         Machine { busy_seconds: vec![20.0], ..machine("fast", 1, 1, 4.0) },
     ];
     let far = [
-        Machine { missing_bytes: Some(3_000_000_000), bytes_per_second: Some(100e6), ..machine("far", 2, 0, 2.0) },
+        Machine {
+            missing_bytes: Some(3_000_000_000),
+            bytes_per_second: Some(100e6),
+            ..machine("far", 2, 0, 2.0)
+        },
         Machine { missing_bytes: Some(0), connect_ms: Some(400), ..machine("near", 2, 0, 1.0) },
     ];
     let kvm = Machine { supported_features: vec!["kvm".to_owned()], ..machine("kvm", 2, 1, 1.5) };
     let with_kvm = [machine("plain", 2, 0, 1.0), kvm.clone()];
     let needs_kvm = Candidate { required_features: vec!["kvm".to_owned()], ..taking(60.0) };
     let past = Some(PastBuilds { count: 5, median_seconds: 10.0 });
-    let known = [Machine { past, ..machine("known", 2, 0, 1.0) }, machine("said-to-be-fast", 2, 0, 2.0)];
-    let failed = [Machine { healthy: false, ..machine("fast", 2, 0, 4.0) }, machine("slow", 2, 0, 1.0)];
-    let hinted =
-        |hint: &str, value: &str| Candidate { hints: vec![(hint.to_owned(), value.to_owned())], ..Candidate::default() };
+    let known =
+        [Machine { past, ..machine("known", 2, 0, 1.0) }, machine("said-to-be-fast", 2, 0, 2.0)];
+    let failed =
+        [Machine { healthy: false, ..machine("fast", 2, 0, 4.0) }, machine("slow", 2, 0, 1.0)];
+    let hinted = |hint: &str, value: &str| Candidate {
+        hints: vec![(hint.to_owned(), value.to_owned())],
+        ..Candidate::default()
+    };
     let waits = |waiting| LocalMachine { waiting, ..nowhere.clone() };
-    let known_here =
-        LocalMachine { past: Some(PastBuilds { count: 1, median_seconds: 3.0 }), ..here(true, true, Some(5.0)) };
-    let spoken_for = LocalMachine { details: vec![("running".to_owned(), "4".to_owned())], ..here(true, true, Some(2.0)) };
+    let known_here = LocalMachine {
+        past: Some(PastBuilds { count: 1, median_seconds: 3.0 }),
+        ..here(true, true, Some(5.0))
+    };
+    let spoken_for = LocalMachine {
+        details: vec![("running".to_owned(), "4".to_owned())],
+        ..here(true, true, Some(2.0))
+    };
     let half_known = [machine("unknown", 2, 0, 1.0), far[1].clone(), far[0].clone()];
     let lines = [
         ("the fast one", told(&taking(60.0), &idle, &nowhere)),
@@ -68,7 +89,10 @@ fn reasons() {
         ("history beats the file", told(&taking(60.0), &known, &nowhere)),
         ("failed lately", told(&taking(60.0), &failed, &nowhere)),
         ("all failed lately", told(&taking(60.0), &failed[..1], &nowhere)),
-        ("all failed lately, free here", told(&taking(60.0), &failed[..1], &here(true, true, None))),
+        (
+            "all failed lately, free here",
+            told(&taking(60.0), &failed[..1], &here(true, true, None)),
+        ),
         ("faster here", told(&taking(60.0), &idle[..1], &here(true, true, Some(2.0)))),
         ("faster here, as it was before", told(&Candidate::default(), &idle, &known_here)),
         ("faster here, but all slots are spoken for", told(&taking(60.0), &idle[..1], &spoken_for)),
@@ -80,14 +104,33 @@ fn reasons() {
         ("a hint of place", told(&hinted("machine", "slow"), &idle, &nowhere)),
         ("a hint to stay", told(&hinted("local", ""), &idle, &here(true, false, None))),
         ("a hint to stay where that cannot be", told(&hinted("local", ""), &idle, &nowhere)),
-        ("a download", told(&Candidate { fixed_output: true, ..Candidate::default() }, &idle, &here(true, true, None))),
+        (
+            "a download",
+            told(
+                &Candidate { fixed_output: true, ..Candidate::default() },
+                &idle,
+                &here(true, true, None),
+            ),
+        ),
         (
             "preferLocalBuild",
-            told(&Candidate { prefer_local: true, ..Candidate::default() }, &idle, &here(true, false, None)),
+            told(
+                &Candidate { prefer_local: true, ..Candidate::default() },
+                &idle,
+                &here(true, false, None),
+            ),
         ),
-        ("builtin", told(&Candidate { builtin: true, ..Candidate::default() }, &idle, &here(true, false, None))),
+        (
+            "builtin",
+            told(
+                &Candidate { builtin: true, ..Candidate::default() },
+                &idle,
+                &here(true, false, None),
+            ),
+        ),
     ];
-    let text: Vec<String> = lines.iter().map(|(what, told)| format!("{what}\n    {told}")).collect();
+    let text: Vec<String> =
+        lines.iter().map(|(what, told)| format!("{what}\n    {told}")).collect();
     insta::assert_snapshot!(text.join("\n"));
 }
 
@@ -121,7 +164,8 @@ prop_compose! {
 }
 
 proptest! {
-    /// Whatever is asked: an answer that can be carried out, the same each time, with a reason; a failed machine only where all have.
+    /// Whatever is asked: an answer that can be carried out, the same each time, with a reason; a
+    /// failed machine only where all have.
     #[test]
     fn every_answer_can_be_carried_out(
         machines in prop::collection::vec(any_machine(), 1..9),

@@ -1,11 +1,13 @@
-//! What was seen of a machine, against what its line claims: sentences that end in the line to write, and where. Pure.
+//! What was seen of a machine, against what its line claims: sentences that end in the line to
+//! write, and where. Pure.
 
 use serde::Serialize;
 
 use super::understand::Trouble;
 use super::{Is, Reached, Seen, Tried};
 
-/// From here on a connection is worth a word: Nix stands still for that long, derivation after derivation.
+/// From here on a connection is worth a word: Nix stands still for that long, derivation after
+/// derivation.
 const SLOW_MS: u64 = 2000;
 
 /// One sentence about one machine.
@@ -17,7 +19,8 @@ pub struct Finding {
     pub text: String,
 }
 
-/// What is to be said of a machine; `user` is who this process logs in as where the URI does not say.
+/// What is to be said of a machine; `user` is who this process logs in as where the URI does not
+/// say.
 pub fn examine(seen: &Seen, user: &str) -> Vec<Finding> {
     let host = Host::of(&seen.machine, user);
     let mut say = Vec::new();
@@ -28,7 +31,8 @@ pub fn examine(seen: &Seen, user: &str) -> Vec<Finding> {
             return say;
         }
         Ok(Reached { ms, version, trusted }) => {
-            let version = version.as_ref().map(|version| format!(", Nix {version}")).unwrap_or_default();
+            let version =
+                version.as_ref().map(|version| format!(", Nix {version}")).unwrap_or_default();
             add(false, format!("answers in {ms} ms{version}"));
             if *ms > SLOW_MS {
                 add(false, "slow to connect: Nix stands still for that long for each build; look at DNS and at `UseDNS` of its sshd".to_owned());
@@ -43,7 +47,11 @@ pub fn examine(seen: &Seen, user: &str) -> Vec<Finding> {
     }
     let mut privileged = true;
     for Tried { system, features, result } in &seen.builds {
-        let with = if features.is_empty() { String::new() } else { format!(" with {}", features.join(", ")) };
+        let with = if features.is_empty() {
+            String::new()
+        } else {
+            format!(" with {}", features.join(", "))
+        };
         match result {
             Ok(ms) => add(false, format!("builds for {system}{with} ({ms} ms)")),
             Err(Trouble::NotPrivileged) if privileged => {
@@ -67,7 +75,9 @@ pub fn examine(seen: &Seen, user: &str) -> Vec<Finding> {
                     seen.line
                 ),
             ),
-            Err(Trouble::Other(why)) => add(true, format!("a build for {system}{with} failed: {why}; {}", host.try_it())),
+            Err(Trouble::Other(why)) => {
+                add(true, format!("a build for {system}{with} failed: {why}; {}", host.try_it()))
+            }
         }
     }
     say
@@ -80,9 +90,17 @@ fn lacks(add: &mut dyn FnMut(bool, String), seen: &Seen, is: &Is, host: &Host) {
     if !lacking.is_empty() {
         add(true, host.features(&lacking, is));
     }
-    let unclaimed: Vec<&str> = is.features.iter().filter(|feature| !claimed.contains(feature)).map(String::as_str).collect();
+    let unclaimed: Vec<&str> = is
+        .features
+        .iter()
+        .filter(|feature| !claimed.contains(feature))
+        .map(String::as_str)
+        .collect();
     if !unclaimed.is_empty() {
-        add(false, format!("also has {}, which column 6 of its line does not claim", unclaimed.join(", ")));
+        add(
+            false,
+            format!("also has {}, which column 6 of its line does not claim", unclaimed.join(", ")),
+        );
     }
 }
 
@@ -109,12 +127,18 @@ impl Host {
             return Self { on: "on that machine".to_owned(), user: user.to_owned(), ssh: None };
         };
         let (user, host) = address.split_once('@').unwrap_or((user, address));
-        Self { on: format!("on {host}"), user: user.to_owned(), ssh: Some(format!("{user}@{host}")) }
+        Self {
+            on: format!("on {host}"),
+            user: user.to_owned(),
+            ssh: Some(format!("{user}@{host}")),
+        }
     }
 
     fn try_it(&self) -> String {
         match &self.ssh {
-            Some(address) => format!("try `ssh {address} nix-store --version` as the user that runs nix-daemon"),
+            Some(address) => {
+                format!("try `ssh {address} nix-store --version` as the user that runs nix-daemon")
+            }
             None => "correct column 1 of its line".to_owned(),
         }
     }
@@ -128,7 +152,8 @@ impl Host {
     }
 
     fn features(&self, lacking: &[&str], is: &Is) -> String {
-        let all: Vec<&str> = is.features.iter().map(String::as_str).chain(lacking.iter().copied()).collect();
+        let all: Vec<&str> =
+            is.features.iter().map(String::as_str).chain(lacking.iter().copied()).collect();
         format!(
             "claims {}, but has {}; {} write `system-features = {}` in /etc/nix/nix.conf and restart nix-daemon, or remove {} from columns 6 \
              and 7 of its line",
@@ -160,13 +185,20 @@ mod tests {
             machine: line.uri.to_string(),
             line,
             reached: Ok(Reached { ms: 350, version: Some("2.26.3".to_owned()), trusted: None }),
-            is: Some(Is { system: "x86_64-linux".to_owned(), features: vec!["benchmark".to_owned()] }),
+            is: Some(Is {
+                system: "x86_64-linux".to_owned(),
+                features: vec!["benchmark".to_owned()],
+            }),
             builds: Vec::new(),
         }
     }
 
     fn tried(system: &str, features: &[&str], result: Result<u64, Trouble>) -> Tried {
-        Tried { system: system.to_owned(), features: features.iter().map(|feature| (*feature).to_owned()).collect(), result }
+        Tried {
+            system: system.to_owned(),
+            features: features.iter().map(|feature| (*feature).to_owned()).collect(),
+            result,
+        }
     }
 
     #[test]
@@ -174,11 +206,23 @@ mod tests {
         let line = "ssh-ng://nix@m1 x86_64-linux,aarch64-linux - 4 2 benchmark,kvm";
         let is = seen(line).is.unwrap();
         let machines = [
-            ("unreachable", Seen { reached: Err("failed to start SSH connection to 'm1'".to_owned()), ..seen(line) }),
-            ("not a host", Seen { reached: Err("no such store".to_owned()), ..seen("/srv/builder") }),
+            (
+                "unreachable",
+                Seen {
+                    reached: Err("failed to start SSH connection to 'm1'".to_owned()),
+                    ..seen(line)
+                },
+            ),
+            (
+                "not a host",
+                Seen { reached: Err("no such store".to_owned()), ..seen("/srv/builder") },
+            ),
             (
                 "works",
-                Seen { builds: vec![tried("x86_64-linux", &["benchmark"], Ok(800))], ..seen("ssh://m2 - - 1 1 benchmark") },
+                Seen {
+                    builds: vec![tried("x86_64-linux", &["benchmark"], Ok(800))],
+                    ..seen("ssh://m2 - - 1 1 benchmark")
+                },
             ),
             (
                 "untrusted",
@@ -210,7 +254,9 @@ mod tests {
                         tried(
                             "x86_64-linux",
                             &[],
-                            Err(Trouble::Other("writing to file: No space left on device".to_owned())),
+                            Err(Trouble::Other(
+                                "writing to file: No space left on device".to_owned(),
+                            )),
                         ),
                     ],
                     ..seen("m3")
@@ -218,9 +264,9 @@ mod tests {
             ),
         ];
         let text = machines.iter().map(|(what, seen)| {
-            let lines = examine(seen, "root")
-                .into_iter()
-                .map(|finding| format!("  {} {}\n", if finding.problem { "!" } else { "-" }, finding.text));
+            let lines = examine(seen, "root").into_iter().map(|finding| {
+                format!("  {} {}\n", if finding.problem { "!" } else { "-" }, finding.text)
+            });
             format!("{what}\n{}", lines.collect::<String>())
         });
         insta::assert_snapshot!(text.collect::<String>());

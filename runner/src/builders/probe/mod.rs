@@ -1,8 +1,11 @@
-//! Can a machine really build for us? For `hookrun builders check`: each machine is connected to, asked what it is, and given a tiny build,
-//! by the very way that builds go (Nix's own build hook with this one machine), so that what fails here fails there.
+//! Can a machine really build for us? For `hookrun builders check`: each machine is connected to,
+//! asked what it is, and given a tiny build, by the very way that builds go (Nix's own build hook
+//! with this one machine), so that what fails here fails there.
 //!
-//! * [`understand`]: what Nix's words mean. [`findings`]: what follows, with the line to write on which machine. Both pure.
-//! * This file: the effects. All are bounded in time; nothing is changed but a tiny path in both stores, which no root keeps.
+//! * [`understand`]: what Nix's words mean. [`findings`]: what follows, with the line to write on
+//!   which machine. Both pure.
+//! * This file: the effects. All are bounded in time; nothing is changed but a tiny path in both
+//!   stores, which no root keeps.
 
 pub mod findings;
 pub mod understand;
@@ -20,7 +23,8 @@ use crate::nix::bounded;
 use crate::nix::installed::{Flavour, Installed, Version};
 use crate::nix::machines::MachineLine;
 
-/// A feature that no machine has: a build that requires it fails at once, with a message that says what the machine is.
+/// A feature that no machine has: a build that requires it fails at once, with a message that says
+/// what the machine is.
 const NO_SUCH_FEATURE: &str = "hookrun-probe";
 /// Machines that are tried at the same time.
 const AT_ONCE: usize = 32;
@@ -109,7 +113,8 @@ impl Prober<'_> {
     }
 
     fn one(&self, line: &MachineLine, index: usize) -> Seen {
-        // Two lines may name one machine; builds of theirs that were the same would wait for each other, or one would fail for the other.
+        // Two lines may name one machine; builds of theirs that were the same would wait for each
+        // other, or one would fail for the other.
         let nonce = format!("{}-{index}", self.nonce);
         let mut seen = Seen {
             line: line.clone(),
@@ -121,14 +126,20 @@ impl Prober<'_> {
         if seen.reached.is_err() {
             return seen;
         }
-        let first = line.systems.first().cloned().unwrap_or_else(|| self.nix.setting("system").to_owned());
+        let first =
+            line.systems.first().cloned().unwrap_or_else(|| self.nix.setting("system").to_owned());
         let mandatory = line.mandatory_features.to_vec();
         // One that cannot be built tells what the machine is.
-        let nothing: Vec<String> = mandatory.iter().cloned().chain([NO_SUCH_FEATURE.to_owned()]).collect();
+        let nothing: Vec<String> =
+            mandatory.iter().cloned().chain([NO_SUCH_FEATURE.to_owned()]).collect();
         match self.build(line, &nonce, &first, &nothing) {
             Err(Trouble::Lacks(is)) => seen.is = Some(is),
             Err(trouble @ Trouble::NotPrivileged) => {
-                seen.builds.push(Tried { system: first, features: mandatory, result: Err(trouble) });
+                seen.builds.push(Tried {
+                    system: first,
+                    features: mandatory,
+                    result: Err(trouble),
+                });
                 return seen;
             }
             // Whatever else is wrong, the real builds tell.
@@ -157,7 +168,14 @@ impl Prober<'_> {
         let mut command = Command::new(program);
         self.quiet(&mut command, None);
         let as_json = *flavour == Flavour::Nix && *version >= PING_AS_JSON;
-        command.args(["--extra-experimental-features", "nix-command", "store", "ping", "--store", &with_keys(line)]);
+        command.args([
+            "--extra-experimental-features",
+            "nix-command",
+            "store",
+            "ping",
+            "--store",
+            &with_keys(line),
+        ]);
         if as_json {
             command.arg("--json");
         }
@@ -166,7 +184,8 @@ impl Prober<'_> {
             _ => format!("`{}` cannot be started ({error})", program.display()),
         })?;
         if !said.status.success() {
-            return Err(understand::last_error(&said.stderr).unwrap_or_else(|| "Nix says nothing about why".to_owned()));
+            return Err(understand::last_error(&said.stderr)
+                .unwrap_or_else(|| "Nix says nothing about why".to_owned()));
         }
         let ms = u64::try_from(said.took.as_millis()).unwrap_or(u64::MAX);
         let (version, trusted) = understand::hello(&format!("{}\n{}", said.stdout, said.stderr));
@@ -174,11 +193,18 @@ impl Prober<'_> {
     }
 
     /// A build that takes no time, on this machine and on no other.
-    fn build(&self, line: &MachineLine, nonce: &str, system: &str, features: &[String]) -> Result<u64, Trouble> {
+    fn build(
+        &self,
+        line: &MachineLine,
+        nonce: &str,
+        system: &str,
+        features: &[String],
+    ) -> Result<u64, Trouble> {
         let mut command = Command::new(self.nix.program.with_file_name("nix-build"));
         let mut claimed = line.clone();
         // The stock hook goes by the line; what it claims here is what is asked for.
-        claimed.supported_features = line.supported_features.iter().chain(features).cloned().collect();
+        claimed.supported_features =
+            line.supported_features.iter().chain(features).cloned().collect();
         claimed.systems = std::iter::once(system.to_owned()).collect();
         self.quiet(&mut command, Some(&claimed.line_for_stock_hook()));
         command.args(["--no-out-link", "--expr", &expression(nonce, system, features)]);
@@ -189,13 +215,15 @@ impl Prober<'_> {
         if said.status.success() {
             Ok(u64::try_from(said.took.as_millis()).unwrap_or(u64::MAX))
         } else {
-            let features = features.iter().filter(|feature| *feature != NO_SUCH_FEATURE).cloned().collect();
+            let features =
+                features.iter().filter(|feature| *feature != NO_SUCH_FEATURE).cloned().collect();
             Err(trouble(&said.stderr, &Is { system: system.to_owned(), features }))
         }
     }
 
-    /// Without hooks of ours, substitutes and colours; with `builders` as the only place to build. As arguments: a machine that is reached
-    /// without ssh (`ssh://localhost`) inherits the environment, and is not meant.
+    /// Without hooks of ours, substitutes and colours; with `builders` as the only place to build.
+    /// As arguments: a machine that is reached without ssh (`ssh://localhost`) inherits the
+    /// environment, and is not meant.
     fn quiet(&self, command: &mut Command, builders: Option<&str>) {
         crate::nix::scrub(command);
         let mut option = |name: &str, value: &str| {
@@ -207,7 +235,12 @@ impl Prober<'_> {
         if let Some(builders) = builders {
             option("builders", builders);
             option("max-jobs", "0");
-            let stock = self.nix.settings.get("build-hook").map(|setting| setting.default.as_str()).unwrap_or_default();
+            let stock = self
+                .nix
+                .settings
+                .get("build-hook")
+                .map(|setting| setting.default.as_str())
+                .unwrap_or_default();
             if !stock.is_empty() {
                 option("build-hook", stock);
             }
@@ -216,7 +249,8 @@ impl Prober<'_> {
     }
 }
 
-/// The features that a line claims, without those that its machine is known not to have: with these it has to build.
+/// The features that a line claims, without those that its machine is known not to have: with these
+/// it has to build.
 fn able(line: &MachineLine, is: Option<&Is>) -> Vec<String> {
     let has = |feature: &&String| is.is_none_or(|is| is.features.contains(feature));
     line.features().filter(has).cloned().collect()
@@ -239,7 +273,9 @@ fn with_keys(line: &MachineLine) -> String {
     if !uri.starts_with("ssh") {
         return uri;
     }
-    for (name, value) in [("ssh-key", &line.ssh_key), ("base64-ssh-public-host-key", &line.host_key)] {
+    for (name, value) in
+        [("ssh-key", &line.ssh_key), ("base64-ssh-public-host-key", &line.host_key)]
+    {
         if let Some(value) = value {
             uri.push(if uri.contains('?') { '&' } else { '?' });
             let _ = write!(uri, "{name}={value}");

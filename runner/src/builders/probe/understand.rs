@@ -25,20 +25,27 @@ pub fn trouble(messages: &str, asked: &Is) -> Trouble {
     if text.contains("you are not privileged to build") {
         return Trouble::NotPrivileged;
     }
-    // `LocalDerivationGoal::startBuilder`: "a 'X' with features {..} is required to build '..', but I am a 'Y' with features {..}"; from 2.29 on
-    // "Required system: 'X' with features {..}" and "Current system: 'Y' with features {..}". The last of the two is the machine.
-    if let Some(is) =
-        text.match_indices("' with features {").filter_map(|(at, words)| system_at(&text, at, words.len())).last()
+    // `LocalDerivationGoal::startBuilder`: "a 'X' with features {..} is required to build '..', but
+    // I am a 'Y' with features {..}"; from 2.29 on "Required system: 'X' with features {..}" and
+    // "Current system: 'Y' with features {..}". The last of the two is the machine.
+    if let Some(is) = text
+        .match_indices("' with features {")
+        .filter_map(|(at, words)| system_at(&text, at, words.len()))
+        .last()
         && (text.contains("is required to build") || text.contains("Current system:"))
     {
         return Trouble::Lacks(is);
     }
-    // From 2.34 on: "Reason: platform mismatch" with "Current system: 'Y'", "Reason: missing system features" with "Available features: {..}". What
-    // is not said is as asked.
-    let (current, available) = (after(&text, "Current system: '", '\''), after(&text, "Available features: {", '}'));
+    // From 2.34 on: "Reason: platform mismatch" with "Current system: 'Y'", "Reason: missing system
+    // features" with "Available features: {..}". What is not said is as asked.
+    let (current, available) =
+        (after(&text, "Current system: '", '\''), after(&text, "Available features: {", '}'));
     if current.is_some() || available.is_some() {
         let features = available.map_or_else(|| asked.features.clone(), names);
-        return Trouble::Lacks(Is { system: current.unwrap_or(&asked.system).to_owned(), features });
+        return Trouble::Lacks(Is {
+            system: current.unwrap_or(&asked.system).to_owned(),
+            features,
+        });
     }
     Trouble::Other(last_error(messages).unwrap_or_else(|| "Nix says nothing about why".to_owned()))
 }
@@ -51,7 +58,11 @@ fn system_at(text: &str, at: usize, length: usize) -> Option<Is> {
 
 /// The features of a set that Nix names, without its braces.
 fn names(set: &str) -> Vec<String> {
-    set.split(',').map(str::trim).filter(|feature| !feature.is_empty()).map(ToOwned::to_owned).collect()
+    set.split(',')
+        .map(str::trim)
+        .filter(|feature| !feature.is_empty())
+        .map(ToOwned::to_owned)
+        .collect()
 }
 
 /// What stands between the last `begin` and the next `end`.
@@ -63,7 +74,8 @@ fn after<'t>(text: &'t str, begin: &str, end: char) -> Option<&'t str> {
 const WORDS_OF_FAILURE: [&str; 8] =
     ["error", "cannot", "could not", "failed", "denied", "refused", "timed out", "not found"];
 
-/// The last error among messages, on one line, without what only says that something failed because something failed.
+/// The last error among messages, on one line, without what only says that something failed because
+/// something failed.
 pub fn last_error(messages: &str) -> Option<String> {
     let text = plain(messages);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
@@ -74,24 +86,32 @@ pub fn last_error(messages: &str) -> Option<String> {
             || (line.starts_with("error: build of") && line.ends_with("failed"));
         !empty && WORDS_OF_FAILURE.iter().any(|word| line.contains(word))
     };
-    // `LegacySSHStore::openConnection`, `SSHMaster::startCommand`: a line before, of ssh or of the Nix there, tells why.
-    let outcome =
-        |line: &str| line.contains("error: cannot connect to '") || line.contains("failed to start SSH connection to");
-    let found = |wanted: &dyn Fn(&&&str) -> bool| lines.iter().rev().find(|line| wanted(line)).copied();
-    let line =
-        found(&|line| telling(line) && !outcome(line)).or_else(|| found(&telling)).or_else(|| lines.last().copied())?;
+    // `LegacySSHStore::openConnection`, `SSHMaster::startCommand`: a line before, of ssh or of the
+    // Nix there, tells why.
+    let outcome = |line: &str| {
+        line.contains("error: cannot connect to '")
+            || line.contains("failed to start SSH connection to")
+    };
+    let found =
+        |wanted: &dyn Fn(&&&str) -> bool| lines.iter().rev().find(|line| wanted(line)).copied();
+    let line = found(&|line| telling(line) && !outcome(line))
+        .or_else(|| found(&telling))
+        .or_else(|| lines.last().copied())?;
     Some(line.strip_prefix("error: ").unwrap_or(line).to_owned())
 }
 
-/// Version and trust, as `nix store ping` tells them: lines in 2.8 (`Version: 2.8.0`, `Trusted: 1` later), or JSON.
+/// Version and trust, as `nix store ping` tells them: lines in 2.8 (`Version: 2.8.0`, `Trusted: 1`
+/// later), or JSON.
 pub fn hello(said: &str) -> (Option<String>, Option<bool>) {
     for line in said.lines() {
         if let Ok(value) = serde_json::from_str::<serde_json::Value>(line)
             && value.is_object()
         {
-            let version = value.get("version").and_then(serde_json::Value::as_str).map(ToOwned::to_owned);
-            let trusted =
-                value.get("trusted").and_then(|trusted| trusted.as_bool().or_else(|| trusted.as_u64().map(|one| one == 1)));
+            let version =
+                value.get("version").and_then(serde_json::Value::as_str).map(ToOwned::to_owned);
+            let trusted = value.get("trusted").and_then(|trusted| {
+                trusted.as_bool().or_else(|| trusted.as_u64().map(|one| one == 1))
+            });
             return (version, trusted);
         }
     }
@@ -132,7 +152,10 @@ mod tests {
 
     /// Of a machine that was asked for features which no release says it has.
     fn trouble(messages: &str) -> Trouble {
-        super::trouble(messages, &Is { system: "asked-linux".to_owned(), features: vec!["asked".to_owned()] })
+        super::trouble(
+            messages,
+            &Is { system: "asked-linux".to_owned(), features: vec!["asked".to_owned()] },
+        )
     }
 
     #[test]
@@ -142,7 +165,10 @@ mod tests {
         let local = "error: Cannot build '/nix/store/x.drv'.\n       Reason: builder failed with exit code 1.\n       Output paths:\n         \
                      /nix/store/y\n";
         let features = "missing system features\n       Required features: {benchmark, quantum}\n       Available features: {benchmark, kvm}\n";
-        assert_eq!(trouble(&format!("{failed}{features}{local}")), is("asked-linux", &["benchmark", "kvm"]));
+        assert_eq!(
+            trouble(&format!("{failed}{features}{local}")),
+            is("asked-linux", &["benchmark", "kvm"])
+        );
         let none = "missing system features\n       Required features: {quantum}\n       Available features: {}\n";
         assert_eq!(trouble(&format!("{failed}{none}{local}")), is("asked-linux", &[]));
         let system = "platform mismatch\n       Required system: 'aarch64-linux'\n       Current system: 'x86_64-linux'\n";
@@ -164,24 +190,42 @@ mod tests {
                        increase '--max-jobs' or enable remote builds.\n";
         assert_eq!(
             trouble(refused),
-            Trouble::Other("cannot build on 'ssh://m': error: failed to start SSH connection to 'm'".to_owned())
+            Trouble::Other(
+                "cannot build on 'ssh://m': error: failed to start SSH connection to 'm'"
+                    .to_owned()
+            )
         );
     }
 
     #[test]
     fn why_there_is_no_connection() {
         let said = "Store URL: ssh://m\nssh: connect to host m port 22: Connection refused\nerror: cannot connect to 'm'\n";
-        assert_eq!(last_error(said).as_deref(), Some("ssh: connect to host m port 22: Connection refused"));
+        assert_eq!(
+            last_error(said).as_deref(),
+            Some("ssh: connect to host m port 22: Connection refused")
+        );
         let said = "error: '/nix/var/nix/db/schema' is corrupt\nerror: cannot connect to 'm'\n";
         assert_eq!(last_error(said).as_deref(), Some("'/nix/var/nix/db/schema' is corrupt"));
-        assert_eq!(last_error("error: cannot connect to 'm'\n").as_deref(), Some("cannot connect to 'm'"));
+        assert_eq!(
+            last_error("error: cannot connect to 'm'\n").as_deref(),
+            Some("cannot connect to 'm'")
+        );
     }
 
     #[test]
     fn greetings() {
-        assert_eq!(hello("Store URL: ssh-ng://m\nVersion: 2.8.0\n"), (Some("2.8.0".to_owned()), None));
-        assert_eq!(hello(r#"{"trusted":1,"url":"ssh-ng://m","version":"2.26.3"}"#), (Some("2.26.3".to_owned()), Some(true)));
-        assert_eq!(hello("Store URL: ssh-ng://m\nVersion: 2.20.1\nTrusted: 0\n"), (Some("2.20.1".to_owned()), Some(false)));
+        assert_eq!(
+            hello("Store URL: ssh-ng://m\nVersion: 2.8.0\n"),
+            (Some("2.8.0".to_owned()), None)
+        );
+        assert_eq!(
+            hello(r#"{"trusted":1,"url":"ssh-ng://m","version":"2.26.3"}"#),
+            (Some("2.26.3".to_owned()), Some(true))
+        );
+        assert_eq!(
+            hello("Store URL: ssh-ng://m\nVersion: 2.20.1\nTrusted: 0\n"),
+            (Some("2.20.1".to_owned()), Some(false))
+        );
         assert_eq!(hello(""), (None, None));
     }
 

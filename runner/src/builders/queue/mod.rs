@@ -1,9 +1,11 @@
-//! The queue of builds that wait for a slot, shared by the sessions of all Nix commands on this machine.
+//! The queue of builds that wait for a slot, shared by the sessions of all Nix commands on this
+//! machine.
 //!
-//! There is no coordinator. Each session announces what it waits for ([`lease`]); whenever something ends, each computes,
-//! one at a time, who gets what ([`order`]), and takes what is its own ([`slots`](super::slots)). A session that dies frees its place and
-//! its slot, because the kernel drops its locks. A waiting session is one small process that sleeps; it has no plugin and no database
-//! open.
+//! There is no coordinator. Each session announces what it waits for ([`lease`]); whenever
+//! something ends, each computes, one at a time, who gets what ([`order`]), and takes what is its
+//! own ([`slots`](super::slots)). A session that dies frees its place and its slot, because the
+//! kernel drops its locks. A waiting session is one small process that sleeps; it has no plugin and
+//! no database open.
 
 pub mod order;
 mod watch;
@@ -89,7 +91,12 @@ pub struct Queue {
 
 impl Queue {
     /// The queue whose files are in `builders`, for the command that this session belongs to.
-    pub fn new(builders: &Path, slot_files: SlotFiles, command: Command, limits: Resources) -> Self {
+    pub fn new(
+        builders: &Path,
+        slot_files: SlotFiles,
+        command: Command,
+        limits: Resources,
+    ) -> Self {
         Self { builders: builders.to_owned(), slot_files, command, limits }
     }
 
@@ -113,8 +120,17 @@ impl Queue {
     pub fn announce(&self, waiting: &Waiting, activity: Activity) -> Option<Held> {
         let Waiting { drv_path, name, depth, expected_seconds, since_ms, takes } = waiting.clone();
         let command = self.command;
-        let live =
-            Live { pid: std::process::id(), command, drv_path, name, depth, expected_seconds, since_ms, takes, activity };
+        let live = Live {
+            pid: std::process::id(),
+            command,
+            drv_path,
+            name,
+            depth,
+            expected_seconds,
+            since_ms,
+            takes,
+            activity,
+        };
         // Without it the others know less; the slot file still counts.
         lease::announce(&lease::directory(&self.builders), &live).ok()
     }
@@ -122,16 +138,27 @@ impl Queue {
     /// Is there a slot for `waiting` on one of `wanted`, with respect to all that wait? Takes it.
     pub fn turn(&self, waiting: &Waiting, wanted: &[Wanted], own: Option<&Held>) -> Turn {
         let _one_at_a_time = self.lock();
-        let own = own.map_or_else(|| OsString::from(NOT_ANNOUNCED), |lease| lease.name().to_owned());
+        let own =
+            own.map_or_else(|| OsString::from(NOT_ANNOUNCED), |lease| lease.name().to_owned());
         let sessions = lease::named(&lease::directory(&self.builders));
         let mut running: BTreeMap<Command, u32> = BTreeMap::new();
         let mut others = Vec::new();
-        for (name, Live { command, depth, expected_seconds, since_ms, takes, activity, .. }) in sessions {
+        for (name, Live { command, depth, expected_seconds, since_ms, takes, activity, .. }) in
+            sessions
+        {
             match activity {
                 Activity::Building(_) => *running.entry(command).or_default() += 1,
                 Activity::Waiting(_) if name == own => {}
                 Activity::Waiting(wanted) => {
-                    others.push(Ticket { name, command, wanted, depth, expected_seconds, since_ms, takes });
+                    others.push(Ticket {
+                        name,
+                        command,
+                        wanted,
+                        depth,
+                        expected_seconds,
+                        since_ms,
+                        takes,
+                    });
                 }
             }
         }
@@ -151,12 +178,22 @@ impl Queue {
         let tickets: Vec<Ticket> = std::iter::once(mine).chain(others).collect();
         let mut free = self.free(&tickets);
         loop {
-            let shares = order::shared_out(&tickets, free.clone(), account.clone(), running.clone(), now_ms());
+            let shares = order::shared_out(
+                &tickets,
+                free.clone(),
+                account.clone(),
+                running.clone(),
+                now_ms(),
+            );
             let Some((_, machine)) = shares.into_iter().find(|(index, _)| *index == 0) else {
-                let wanted_too = |ticket: &&Ticket| ticket.wanted.iter().any(|machine| wanted.contains(machine));
+                let wanted_too =
+                    |ticket: &&Ticket| ticket.wanted.iter().any(|machine| wanted.contains(machine));
                 return Turn::Wait { others: tickets.iter().skip(1).filter(wanted_too).count() };
             };
-            let slots = wanted.iter().find(|wanted| wanted.machine == machine).map_or(1, |wanted| wanted.slots);
+            let slots = wanted
+                .iter()
+                .find(|wanted| wanted.machine == machine)
+                .map_or(1, |wanted| wanted.slots);
             let slot = match self.slot_files.take(&machine, slots) {
                 Taken::Slot(slot) => Some(slot),
                 Taken::Unknown => None,
@@ -170,7 +207,8 @@ impl Queue {
         }
     }
 
-    /// The same where nobody else waits: there may be thousands of machines, and most often the first has a slot.
+    /// The same where nobody else waits: there may be thousands of machines, and most often the
+    /// first has a slot.
     fn first_with_room(&self, waiting: &Waiting, wanted: &[Wanted], account: &Account<'_>) -> Turn {
         for Wanted { machine, slots } in wanted {
             if account.short(machine, &waiting.takes).is_some() {
@@ -179,7 +217,13 @@ impl Queue {
             match self.slot_files.take(machine, *slots) {
                 Taken::Slot(slot) => return self.hold(Some(slot), machine, waiting),
                 // As far as can be seen.
-                Taken::Unknown if self.slot_files.loads([(machine.as_str(), *slots)]).iter().all(|load| load < slots) => {
+                Taken::Unknown
+                    if self
+                        .slot_files
+                        .loads([(machine.as_str(), *slots)])
+                        .iter()
+                        .all(|load| load < slots) =>
+                {
                     return self.hold(None, machine, waiting);
                 }
                 Taken::Unknown | Taken::Full => {}
@@ -195,8 +239,9 @@ impl Queue {
         }
     }
 
-    /// Waits for its turn, at most until `until`. `wanted` may change meanwhile: machines fail and come back. `told` hears what is waited
-    /// for, at first and after `tell_after`, and then now and again.
+    /// Waits for its turn, at most until `until`. `wanted` may change meanwhile: machines fail and
+    /// come back. `told` hears what is waited for, at first and after `tell_after`, and then now
+    /// and again.
     pub fn wait(
         &self,
         waiting: &Waiting,
@@ -250,7 +295,8 @@ impl Queue {
             let known = slots.entry(machine).or_default();
             *known = (*known).max(*count);
         }
-        let loads = self.slot_files.loads(slots.iter().map(|(machine, slots)| (machine.as_str(), *slots)));
+        let loads =
+            self.slot_files.loads(slots.iter().map(|(machine, slots)| (machine.as_str(), *slots)));
         let free = slots.into_iter().zip(loads);
         free.map(|((machine, slots), load)| (machine.clone(), slots.saturating_sub(load))).collect()
     }
@@ -258,7 +304,8 @@ impl Queue {
     /// Where it cannot be had, two sessions may want the same slot, and one of them looks again.
     fn lock(&self) -> Option<OwnedFd> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::open(self.builders.join(LOCK), flags, Mode::from_raw_mode(0o644)).ok()?;
+        let file =
+            rustix::fs::open(self.builders.join(LOCK), flags, Mode::from_raw_mode(0o644)).ok()?;
         rustix::fs::flock(&file, FlockOperation::LockExclusive).ok()?;
         Some(file)
     }

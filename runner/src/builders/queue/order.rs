@@ -1,7 +1,9 @@
-//! Which waiting build gets which free slot. Pure: every session computes the same from the same files, and takes what is its own.
+//! Which waiting build gets which free slot. Pure: every session computes the same from the same
+//! files, and takes what is its own.
 //!
-//! The command with the fewest builds running comes first; within a command the build with the most behind it, then the one that is
-//! expected to take longest (one that is not known may be the longest), then the oldest. [`crate::builders::simulate`] plays the same order.
+//! The command with the fewest builds running comes first; within a command the build with the most
+//! behind it, then the one that is expected to take longest (one that is not known may be the
+//! longest), then the oldest. [`crate::builders::simulate`] plays the same order.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -11,8 +13,9 @@ use crate::builders::resources::Account;
 use crate::config::Amounts;
 use crate::shared::Text;
 
-/// A build that has waited for resources for so long, in milliseconds, is kept them free for: younger builds that take some of the same go
-/// elsewhere or wait. Sooner, one large build would idle a machine at every turn; never, small ones would pass it for ever.
+/// A build that has waited for resources for so long, in milliseconds, is kept them free for:
+/// younger builds that take some of the same go elsewhere or wait. Sooner, one large build would
+/// idle a machine at every turn; never, small ones would pass it for ever.
 const KEPT_FREE_AFTER_MS: u64 = 5 * 60 * 1000;
 
 /// A build that waits.
@@ -46,7 +49,8 @@ impl Ticket {
         waits_for_resources(&self.takes, now_ms.saturating_sub(self.since_ms), with_slot, account)
     }
 
-    /// Is what it would take on `machine` to be kept free for `older`, which has waited for it for long?
+    /// Is what it would take on `machine` to be kept free for `older`, which has waited for it for
+    /// long?
     fn gives_way(&self, older: &Self, machine: &str, account: &Account<'_>) -> bool {
         (older.since_ms, &older.name) < (self.since_ms, &self.name)
             && older.wants(machine)
@@ -54,7 +58,8 @@ impl Ticket {
     }
 }
 
-/// Does a build that takes so much wait for nothing else, and has done so for long? `with_slot` are the machines it wants that have one free.
+/// Does a build that takes so much wait for nothing else, and has done so for long? `with_slot` are
+/// the machines it wants that have one free.
 pub fn waits_for_resources<'m>(
     takes: &Amounts,
     waited_ms: u64,
@@ -68,8 +73,9 @@ pub fn waits_for_resources<'m>(
         && with_slot.all(|machine| account.short(machine, takes).is_some())
 }
 
-/// Shares out `free` slots (by machine), and what `account` has left, between `tickets`; `running` builds (by command) count for fairness.
-/// Pairs of ticket and machine, in the order of the sharing.
+/// Shares out `free` slots (by machine), and what `account` has left, between `tickets`; `running`
+/// builds (by command) count for fairness. Pairs of ticket and machine, in the order of the
+/// sharing.
 pub fn shared_out(
     tickets: &[Ticket],
     mut free: BTreeMap<Text, u32>,
@@ -81,8 +87,11 @@ pub fn shared_out(
     order.sort_by(|(_, a), (_, b)| compare(a, b));
     let mut shares = Vec::new();
     loop {
-        let kept_for: Vec<&Ticket> =
-            order.iter().map(|(_, ticket)| *ticket).filter(|ticket| ticket.is_kept_for(&free, &account, now_ms)).collect();
+        let kept_for: Vec<&Ticket> = order
+            .iter()
+            .map(|(_, ticket)| *ticket)
+            .filter(|ticket| ticket.is_kept_for(&free, &account, now_ms))
+            .collect();
         let placeable = order.iter().enumerate().filter_map(|(place, (index, ticket))| {
             let has_room = |wanted: &&Wanted| {
                 let Wanted { machine, .. } = wanted;
@@ -94,7 +103,9 @@ pub fn shared_out(
             Some((running.get(&ticket.command).copied().unwrap_or(0), place, *index, machine))
         });
         // The first by order among the commands with the fewest.
-        let Some((_, place, index, machine)) = placeable.min_by_key(|(count, place, ..)| (*count, *place)) else {
+        let Some((_, place, index, machine)) =
+            placeable.min_by_key(|(count, place, ..)| (*count, *place))
+        else {
             return shares;
         };
         let (_, ticket) = order.remove(place);
@@ -129,7 +140,10 @@ mod tests {
         Ticket {
             name: name.into(),
             command: Command { pid: command, started: 0 },
-            wanted: machines.iter().map(|machine| Wanted { machine: (*machine).into(), slots: 9 }).collect(),
+            wanted: machines
+                .iter()
+                .map(|machine| Wanted { machine: (*machine).into(), slots: 9 })
+                .collect(),
             depth: None,
             expected_seconds: None,
             since_ms: 0,
@@ -145,7 +159,10 @@ mod tests {
     fn shares(tickets: &[Ticket], slots: &[(&str, u32)]) -> Vec<String> {
         let none = Resources::default();
         let shares = shared_out(tickets, free(slots), Account::of(&none, []), BTreeMap::new(), 0);
-        shares.iter().map(|(index, machine)| format!("{} {machine}", tickets[*index].name.display())).collect()
+        shares
+            .iter()
+            .map(|(index, machine)| format!("{} {machine}", tickets[*index].name.display()))
+            .collect()
     }
 
     #[test]
@@ -153,23 +170,33 @@ mod tests {
         let tickets = [
             Ticket { since_ms: 5, ..ticket("old", 1, &["m"]) },
             Ticket { since_ms: 6, expected_seconds: Some(9.0), ..ticket("long", 1, &["m"]) },
-            Ticket { since_ms: 7, expected_seconds: Some(1.0), depth: Some(4), ..ticket("deep", 1, &["m"]) },
+            Ticket {
+                since_ms: 7,
+                expected_seconds: Some(1.0),
+                depth: Some(4),
+                ..ticket("deep", 1, &["m"])
+            },
             Ticket { since_ms: 8, expected_seconds: Some(1.0), ..ticket("short", 1, &["m"]) },
             Ticket { since_ms: 9, expected_seconds: Some(5.0), ..ticket("middling", 1, &["m"]) },
         ];
-        assert_eq!(shares(&tickets, &[("m", 9)]), ["deep m", "old m", "long m", "middling m", "short m"]);
+        assert_eq!(
+            shares(&tickets, &[("m", 9)]),
+            ["deep m", "old m", "long m", "middling m", "short m"]
+        );
     }
 
     #[test]
     fn the_first_machine_with_a_slot() {
-        let tickets = [ticket("a", 1, &["full", "m"]), ticket("b", 1, &["m", "n"]), ticket("c", 1, &["m"])];
+        let tickets =
+            [ticket("a", 1, &["full", "m"]), ticket("b", 1, &["m", "n"]), ticket("c", 1, &["m"])];
         assert_eq!(shares(&tickets, &[("full", 0), ("m", 1), ("n", 1)]), ["a m", "b n"]);
     }
 
     #[test]
     fn commands_share_fairly() {
-        let mut tickets: Vec<Ticket> =
-            (0..4).map(|number| Ticket { since_ms: number, ..ticket(&format!("big{number}"), 1, &["m"]) }).collect();
+        let mut tickets: Vec<Ticket> = (0..4)
+            .map(|number| Ticket { since_ms: number, ..ticket(&format!("big{number}"), 1, &["m"]) })
+            .collect();
         tickets.push(Ticket { since_ms: 50, ..ticket("small", 2, &["m"]) });
         assert_eq!(shares(&tickets, &[("m", 3)]), ["big0 m", "small m", "big1 m"]);
         let running = BTreeMap::from([(Command { pid: 2, started: 0 }, 2)]);
@@ -186,18 +213,27 @@ mod tests {
             features: BTreeMap::from([("cuda".to_owned(), amounts(1))]),
             shared: Amounts::default(),
         };
-        let running = || Account::of(&limits, [Reserved { machine: "m".to_owned(), takes: amounts(2) }]);
+        let running =
+            || Account::of(&limits, [Reserved { machine: "m".to_owned(), takes: amounts(2) }]);
         let large = Ticket { takes: amounts(3), ..ticket("large", 1, &["m"]) };
-        let small = Ticket { takes: amounts(1), since_ms: 1, depth: Some(9), ..ticket("small", 1, &["m"]) };
+        let small =
+            Ticket { takes: amounts(1), since_ms: 1, depth: Some(9), ..ticket("small", 1, &["m"]) };
         let plain = Ticket { since_ms: 1, ..ticket("plain", 1, &["m"]) };
         let tickets = [large, small, plain];
-        let at = |now_ms| shared_out(&tickets, free(&[("m", 9)]), running(), BTreeMap::new(), now_ms);
+        let at =
+            |now_ms| shared_out(&tickets, free(&[("m", 9)]), running(), BTreeMap::new(), now_ms);
         let names = |shares: Vec<(usize, Text)>| -> Vec<String> {
             shares.iter().map(|(index, _)| tickets[*index].name.display().to_string()).collect()
         };
         assert_eq!(names(at(1000)), ["small", "plain"]);
         assert_eq!(names(at(KEPT_FREE_AFTER_MS)), ["plain"], "what takes nothing of it goes on");
-        let idle = shared_out(&tickets, free(&[("m", 9)]), Account::of(&limits, []), BTreeMap::new(), KEPT_FREE_AFTER_MS);
+        let idle = shared_out(
+            &tickets,
+            free(&[("m", 9)]),
+            Account::of(&limits, []),
+            BTreeMap::new(),
+            KEPT_FREE_AFTER_MS,
+        );
         assert_eq!(names(idle), ["small", "large", "plain"]);
     }
 

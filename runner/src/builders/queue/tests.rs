@@ -35,7 +35,12 @@ impl Place {
 
     fn queue(&self, command: u32) -> Queue {
         let command = Command { pid: command, started: 1 };
-        Queue::new(&self.0.path().join("builders"), SlotFiles::below(&self.0.path().join("nix")), command, limits())
+        Queue::new(
+            &self.0.path().join("builders"),
+            SlotFiles::below(&self.0.path().join("nix")),
+            command,
+            limits(),
+        )
     }
 }
 
@@ -43,9 +48,15 @@ impl Place {
 fn a_free_slot_is_taken_at_once() {
     let place = Place::new();
     let queue = place.queue(1);
-    let Turn::Yours(machine, slot) = queue.turn(&waiting("a", 0), &wanted("ssh://m", 1), None) else { unreachable!() };
+    let Turn::Yours(machine, slot) = queue.turn(&waiting("a", 0), &wanted("ssh://m", 1), None)
+    else {
+        unreachable!()
+    };
     assert_eq!(machine, "ssh://m");
-    assert!(matches!(queue.turn(&waiting("b", 0), &wanted("ssh://m", 1), None), Turn::Wait { others: 0 }));
+    assert!(matches!(
+        queue.turn(&waiting("b", 0), &wanted("ssh://m", 1), None),
+        Turn::Wait { others: 0 }
+    ));
     drop(slot);
     assert!(matches!(queue.turn(&waiting("b", 0), &wanted("ssh://m", 1), None), Turn::Yours(..)));
 }
@@ -54,11 +65,21 @@ fn a_free_slot_is_taken_at_once() {
 fn who_waits_for_more_goes_first() {
     let place = Place::new();
     let queue = place.queue(1);
-    let deep = queue.announce(&waiting("deep", 9), Activity::Waiting(wanted("ssh://m", 1))).unwrap();
-    assert!(matches!(queue.turn(&waiting("a", 0), &wanted("ssh://m", 1), None), Turn::Wait { others: 1 }));
-    assert!(matches!(queue.turn(&waiting("deep", 9), &wanted("ssh://m", 1), Some(&deep)), Turn::Yours(..)));
+    let deep =
+        queue.announce(&waiting("deep", 9), Activity::Waiting(wanted("ssh://m", 1))).unwrap();
+    assert!(matches!(
+        queue.turn(&waiting("a", 0), &wanted("ssh://m", 1), None),
+        Turn::Wait { others: 1 }
+    ));
+    assert!(matches!(
+        queue.turn(&waiting("deep", 9), &wanted("ssh://m", 1), Some(&deep)),
+        Turn::Yours(..)
+    ));
     drop(deep);
-    assert!(matches!(queue.turn(&waiting("a", 0), &wanted("ssh://m", 1), None), Turn::Yours(..)), "and frees its place");
+    assert!(
+        matches!(queue.turn(&waiting("a", 0), &wanted("ssh://m", 1), None), Turn::Yours(..)),
+        "and frees its place"
+    );
 }
 
 /// More sessions than slots: each gets one in the end, and never more at once than there are.
@@ -102,11 +123,25 @@ fn waiting_ends_when_nix_goes_or_time_is_over() {
         let mut heard = Vec::new();
         let mut told = |machines: &[Wanted], others: usize| heard.push((machines.to_vec(), others));
         let soon = Instant::now() + Duration::from_millis(20);
-        let over = queue.wait(&waiting("a", 0), &mut machines, Some(soon), Duration::ZERO, nix.as_fd(), &mut told);
+        let over = queue.wait(
+            &waiting("a", 0),
+            &mut machines,
+            Some(soon),
+            Duration::ZERO,
+            nix.as_fd(),
+            &mut told,
+        );
         assert!(matches!(over, Waited::TimeOver));
         assert_eq!(heard.first(), Some(&(wanted("ssh://m", 0), 0)));
         drop(reader);
-        let gone = queue.wait(&waiting("a", 0), &mut machines, None, Duration::ZERO, nix.as_fd(), &mut |_, _| {});
+        let gone = queue.wait(
+            &waiting("a", 0),
+            &mut machines,
+            None,
+            Duration::ZERO,
+            nix.as_fd(),
+            &mut |_, _| {},
+        );
         assert!(matches!(gone, Waited::NixGone));
         assert_eq!(queue.waiting(), 0, "nobody waits any more");
         return;

@@ -1,8 +1,10 @@
-//! Wakes a waiting session: when a slot may have become free, when another session has come to its end, or when Nix is gone.
+//! Wakes a waiting session: when a slot may have become free, when another session has come to its
+//! end, or when Nix is gone.
 //!
-//! A slot is freed by closing a file that was open for writing, which inotify(7) tells as `IN_CLOSE_WRITE`; so does a session's file.
-//! The kernel tells it just before it drops the lock (`__fput` in Linux 6.x), so who is woken looks again a little later. Where there
-//! is no inotify, and on network file systems, looking now and then has to do.
+//! A slot is freed by closing a file that was open for writing, which inotify(7) tells as
+//! `IN_CLOSE_WRITE`; so does a session's file. The kernel tells it just before it drops the lock
+//! (`__fput` in Linux 6.x), so who is woken looks again a little later. Where there is no inotify,
+//! and on network file systems, looking now and then has to do.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -42,18 +44,26 @@ impl Watch {
 
     /// Waits until it is time to look, at most `within`.
     pub fn next(&mut self, nix: BorrowedFd<'_>, within: Duration) -> Woken {
-        let owed = AFTER_A_SIGN.len().checked_sub(self.owed).and_then(|done| AFTER_A_SIGN.get(done)).copied();
+        let owed = AFTER_A_SIGN
+            .len()
+            .checked_sub(self.owed)
+            .and_then(|done| AFTER_A_SIGN.get(done))
+            .copied();
         let usual = if self.inotify.is_some() { NOW_AND_THEN } else { WITHOUT_SIGNS };
         let patience = owed.unwrap_or(usual).min(within);
         let Ok(timeout) = Timespec::try_from(patience) else { return Woken::Look };
-        // No events asked for: errors and hang-ups are always told, and a pipe without a reader is an error (poll(2)).
+        // No events asked for: errors and hang-ups are always told, and a pipe without a reader is
+        // an error (poll(2)).
         let mut fds = vec![PollFd::from_borrowed_fd(nix, PollFlags::empty())];
         let inotify = self.inotify.as_ref().filter(|_| owed.is_none());
         fds.extend(inotify.map(|inotify| PollFd::new(inotify, PollFlags::IN)));
         match poll(&mut fds, Some(&timeout)) {
             Err(_) => std::thread::sleep(patience.min(WITHOUT_SIGNS)),
             Ok(_) => {
-                if fds.first().is_some_and(|fd| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP)) {
+                if fds
+                    .first()
+                    .is_some_and(|fd| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP))
+                {
                     return Woken::NixGone;
                 }
             }
@@ -88,7 +98,8 @@ fn inotify_told(inotify: Option<&OwnedFd>) -> bool {
     let mut told = false;
     // Ends with EAGAIN.
     while let Ok(event) = reader.next() {
-        told |= event.file_name().is_none_or(|name| super::super::slots::may_be_slot(name.to_bytes()));
+        told |=
+            event.file_name().is_none_or(|name| super::super::slots::may_be_slot(name.to_bytes()));
     }
     told
 }

@@ -11,7 +11,8 @@ use super::{Record, RecordError};
 const PAST_BUILDS: i64 = 32;
 /// Open ones that are looked at, newest first: more than can run at once on any machine.
 const OPEN: i64 = 512;
-/// Nix says nothing of a build that failed: after so long, in milliseconds, one is no longer waited for.
+/// Nix says nothing of a build that failed: after so long, in milliseconds, one is no longer waited
+/// for.
 const GIVEN_UP_AFTER_MS: u64 = 2 * 24 * 60 * 60 * 1000;
 
 /// A build that was left to this machine and is not known to have ended.
@@ -34,7 +35,11 @@ impl Record {
     ///
     /// # Errors
     /// If the database cannot be written.
-    pub fn begin_local(&self, candidate: &Candidate, build: &LocalBuild) -> Result<(), RecordError> {
+    pub fn begin_local(
+        &self,
+        candidate: &Candidate,
+        build: &LocalBuild,
+    ) -> Result<(), RecordError> {
         let LocalBuild { drv_path, command, lock, declined_ms, willing } = build;
         self.execute(
             "insert into local_builds (drv_path, pname, system, command, lock, declined_ms, willing) values (?1, ?2, ?3, ?4, ?5, ?6, ?7)
@@ -53,15 +58,18 @@ impl Record {
                 "select drv_path, command, lock, declined_ms, willing from local_builds
                  where ended_ms is null and declined_ms >= ?1 order by declined_ms desc limit ?2",
             )?;
-            let rows = statement.query_map(params![signed(now_ms.saturating_sub(GIVEN_UP_AFTER_MS)), OPEN], |row| {
-                Ok(LocalBuild {
-                    drv_path: row.get(0)?,
-                    command: row.get(1)?,
-                    lock: row.get(2)?,
-                    declined_ms: u64::try_from(row.get::<_, i64>(3)?).unwrap_or_default(),
-                    willing: row.get(4)?,
-                })
-            })?;
+            let rows = statement.query_map(
+                params![signed(now_ms.saturating_sub(GIVEN_UP_AFTER_MS)), OPEN],
+                |row| {
+                    Ok(LocalBuild {
+                        drv_path: row.get(0)?,
+                        command: row.get(1)?,
+                        lock: row.get(2)?,
+                        declined_ms: u64::try_from(row.get::<_, i64>(3)?).unwrap_or_default(),
+                        willing: row.get(4)?,
+                    })
+                },
+            )?;
             rows.collect()
         };
         query().map_err(|error| self.failed(error))
@@ -71,7 +79,12 @@ impl Record {
     ///
     /// # Errors
     /// If the database cannot be written.
-    pub fn end_local(&self, drv_path: &str, ended_ms: u64, seconds: Option<f64>) -> Result<(), RecordError> {
+    pub fn end_local(
+        &self,
+        drv_path: &str,
+        ended_ms: u64,
+        seconds: Option<f64>,
+    ) -> Result<(), RecordError> {
         self.execute(
             "update local_builds set ended_ms = ?2, seconds = ?3 where drv_path = ?1",
             params![drv_path, signed(ended_ms), seconds],
@@ -83,7 +96,10 @@ impl Record {
     /// # Errors
     /// If the database cannot be written.
     pub fn not_local(&self, drv_path: &str) -> Result<(), RecordError> {
-        self.execute("delete from local_builds where drv_path = ?1 and ended_ms is null", params![drv_path])
+        self.execute(
+            "delete from local_builds where drv_path = ?1 and ended_ms is null",
+            params![drv_path],
+        )
     }
 
     /// How long builds of `pname` took here.

@@ -1,20 +1,25 @@
-//! What is remembered about machines: health, history, decisions. One SQLite database, `builders.sqlite` in
-//! [`Dirs::builders`](crate::dirs::Dirs::builders).
+//! What is remembered about machines: health, history, decisions. One SQLite database,
+//! `builders.sqlite` in [`Dirs::builders`](crate::dirs::Dirs::builders).
 //!
-//! SQLite with a write-ahead log because many sessions write at once without a worker, each opens it for some milliseconds only, and any
-//! may be killed at any instruction. It is not synced: what a power failure takes is a little memory of machines, never a build.
-//! Everything has a bound: [`BUILDS_KEPT`], [`DECISIONS_KEPT`], [`KEPT_FOR`].
+//! SQLite with a write-ahead log because many sessions write at once without a worker, each opens
+//! it for some milliseconds only, and any may be killed at any instruction. It is not synced: what
+//! a power failure takes is a little memory of machines, never a build. Everything has a bound:
+//! [`BUILDS_KEPT`], [`DECISIONS_KEPT`], [`KEPT_FOR`].
 //!
 //! Sessions write ([`Record::open`]); `hookrun builders` and the policy's past durations read:
 //!
-//! * [`Record::read`]: opens what is there, without making or changing anything; `None` where nothing is.
+//! * [`Record::read`]: opens what is there, without making or changing anything; `None` where
+//!   nothing is.
 //! * [`Record::machines`]: [`MachineHealth`] of every machine ever tried, by URI.
-//! * [`Record::past`]: [`Past`] durations of one package name: by machine, and expected at speed factor 1.
+//! * [`Record::past`]: [`Past`] durations of one package name: by machine, and expected at speed
+//!   factor 1.
 //! * [`Record::builds`]: [`BuildRow`]s, newest first; all of one derivation, or the last so many.
 //! * [`Record::decisions`]: [`DecisionRow`]s, newest first; the same.
-//! * [`Record::open_local`], [`Record::past_local`]: builds that were left to this machine. [`Record::bytes_present`]: what lies on machines.
+//! * [`Record::open_local`], [`Record::past_local`]: builds that were left to this machine.
+//!   [`Record::bytes_present`]: what lies on machines.
 //!
-//! Who waits and who builds right now is not here but in [`super::lease::live`], because that ends with its process.
+//! Who waits and who builds right now is not here but in [`super::lease::live`], because that ends
+//! with its process.
 //!
 //! Nothing here may hurt a build: a session takes every error for "nothing is known".
 
@@ -31,16 +36,21 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 pub use local::LocalBuild;
 pub use read::Selection;
-pub use rows::{BuildRow, DecisionRow, MachineHealth, Move, NewBuild, Outcome, Past, Verdict, now_ms};
+pub use rows::{
+    BuildRow, DecisionRow, MachineHealth, Move, NewBuild, Outcome, Past, Verdict, now_ms,
+};
 pub use write::Ended;
 
 /// The database's name in its directory.
 const FILE: &str = "builders.sqlite";
 /// What brings a database from version n to n + 1, in order.
-const MIGRATIONS: [&str; 3] = [include_str!("schema-1.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
-/// A session waits this long for another one's write, which takes well under a millisecond. Nix stands still meanwhile.
+const MIGRATIONS: [&str; 3] =
+    [include_str!("schema-1.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
+/// A session waits this long for another one's write, which takes well under a millisecond. Nix
+/// stands still meanwhile.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(500);
-/// The same for a session whose build is accepted: Nix waits for nothing any more, and what is not written is forgotten.
+/// The same for a session whose build is accepted: Nix waits for nothing any more, and what is not
+/// written is forgotten.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Builds kept.
 pub const BUILDS_KEPT: i64 = 20_000;
@@ -88,7 +98,8 @@ pub struct Record {
 }
 
 impl Record {
-    /// Opens it to write; made if it is not there. A damaged one is removed: it is memory, not a promise.
+    /// Opens it to write; made if it is not there. A damaged one is removed: it is memory, not a
+    /// promise.
     ///
     /// # Errors
     /// If it cannot be opened or made, or a later release wrote it.
@@ -112,8 +123,11 @@ impl Record {
         let failed = |error| RecordError::Sqlite { path: path.to_owned(), error };
         let mut connection = Connection::open(path).map_err(failed)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
-        // A power failure may take the last transactions, never the file (https://www.sqlite.org/pragma.html#pragma_synchronous).
-        connection.execute_batch("pragma journal_mode = wal; pragma synchronous = normal;").map_err(failed)?;
+        // A power failure may take the last transactions, never the file
+        // (https://www.sqlite.org/pragma.html#pragma_synchronous).
+        connection
+            .execute_batch("pragma journal_mode = wal; pragma synchronous = normal;")
+            .map_err(failed)?;
         let version = version(&connection).map_err(failed)?;
         if version > MIGRATIONS.len() {
             return Err(RecordError::Newer { path: path.to_owned(), version });
@@ -134,15 +148,17 @@ impl Record {
             return Ok(None);
         }
         let failed = |error| RecordError::Sqlite { path: path.clone(), error };
-        // Another user cannot make the files beside it that a write-ahead log needs. Where there is no log, the file is the whole
-        // truth (https://www.sqlite.org/wal.html, "Read-Only Databases").
+        // Another user cannot make the files beside it that a write-ahead log needs. Where there is
+        // no log, the file is the whole truth (https://www.sqlite.org/wal.html, "Read-Only
+        // Databases").
         let connection = match connect_read_only(&path, false) {
             Err(error) => connect_read_only(&path, true).map_err(|_| failed(error))?,
             Ok(connection) => connection,
         };
         match version(&connection).map_err(failed)? {
             0 => Ok(None),
-            // What an earlier release wrote is read as it is; the next session brings it up to date.
+            // What an earlier release wrote is read as it is; the next session brings it up to
+            // date.
             version if version <= MIGRATIONS.len() => Ok(Some(Self { connection, path })),
             version => Err(RecordError::Newer { path, version }),
         }
@@ -161,7 +177,9 @@ impl Record {
 
 fn connect_read_only(path: &Path, immutable: bool) -> Result<Connection, rusqlite::Error> {
     let uri = crate::nix::database::file_uri(path, immutable);
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+        | OpenFlags::SQLITE_OPEN_URI
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(uri, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     // SQLite opens nothing before the first statement.
@@ -170,7 +188,9 @@ fn connect_read_only(path: &Path, immutable: bool) -> Result<Connection, rusqlit
 }
 
 fn version(connection: &Connection) -> Result<usize, rusqlite::Error> {
-    connection.query_row("pragma user_version", [], |row| row.get::<_, u32>(0)).map(|version| version as usize)
+    connection
+        .query_row("pragma user_version", [], |row| row.get::<_, u32>(0))
+        .map(|version| version as usize)
 }
 
 /// Another session may be at the same: who comes second finds it done.

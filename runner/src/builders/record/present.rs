@@ -1,4 +1,5 @@
-//! What lies on machines, as far as builds have brought it there: an estimate, since machines collect garbage too.
+//! What lies on machines, as far as builds have brought it there: an estimate, since machines
+//! collect garbage too.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +23,8 @@ impl Record {
         now_ms: u64,
     ) -> Result<(), RecordError> {
         let write = |connection: &mut rusqlite::Connection| {
-            let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            let transaction =
+                connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             {
                 let mut statement = transaction.prepare_cached(
                     "insert into present (path, machine, seen_ms) values (?1, ?2, ?3)
@@ -37,18 +39,26 @@ impl Record {
         write(&mut self.connection).map_err(|error| self.failed(error))
     }
 
-    /// How many bytes of `paths` (with their sizes) are on each machine, by URI. A machine that nothing at all is known of is not named.
+    /// How many bytes of `paths` (with their sizes) are on each machine, by URI. A machine that
+    /// nothing at all is known of is not named.
     ///
     /// # Errors
     /// If the database cannot be read.
-    pub fn bytes_present(&self, paths: &[(String, u64)], now_ms: u64) -> Result<BTreeMap<String, u64>, RecordError> {
+    pub fn bytes_present(
+        &self,
+        paths: &[(String, u64)],
+        now_ms: u64,
+    ) -> Result<BTreeMap<String, u64>, RecordError> {
         let query = || -> Result<BTreeMap<String, u64>, rusqlite::Error> {
             let since = signed(now_ms.saturating_sub(BELIEVED_FOR_MS));
             let mut present = BTreeMap::new();
-            let mut statement =
-                self.connection.prepare_cached("select machine from present where path = ?1 and seen_ms >= ?2")?;
+            let mut statement = self
+                .connection
+                .prepare_cached("select machine from present where path = ?1 and seen_ms >= ?2")?;
             for (path, size) in paths {
-                for machine in statement.query_map(params![path, since], |row| row.get::<_, String>(0))? {
+                for machine in
+                    statement.query_map(params![path, since], |row| row.get::<_, String>(0))?
+                {
                     let bytes: &mut u64 = present.entry(machine?).or_default();
                     *bytes = bytes.saturating_add(*size);
                 }
@@ -63,6 +73,9 @@ impl Record {
     /// # Errors
     /// If the database cannot be written.
     pub(super) fn forget_present(&self, now_ms: u64) -> Result<(), RecordError> {
-        self.execute("delete from present where seen_ms < ?1", params![signed(now_ms.saturating_sub(BELIEVED_FOR_MS))])
+        self.execute(
+            "delete from present where seen_ms < ?1",
+            params![signed(now_ms.saturating_sub(BELIEVED_FOR_MS))],
+        )
     }
 }

@@ -9,7 +9,8 @@ use super::super::types::PastBuilds;
 use super::rows::{BuildRow, DecisionRow, MachineHealth, Outcome, Past};
 use super::{Record, RecordError, version};
 
-/// Past builds of one package name that are looked at, newest first: older ones tell of other versions.
+/// Past builds of one package name that are looked at, newest first: older ones tell of other
+/// versions.
 const PAST_BUILDS: i64 = 32;
 /// Why a build was abandoned whose session could not say so.
 const KILLED: &str = "Nix and the build hook were killed";
@@ -60,7 +61,8 @@ impl Record {
                 "select machine, seconds, speed_factor from builds
                  where pname = ?1 and system = ?2 and outcome = 'built' and seconds is not null order by ended_ms desc limit ?3",
             )?;
-            let rows = statement.query_map(params![pname, system, PAST_BUILDS], |row| row.try_into())?;
+            let rows =
+                statement.query_map(params![pname, system, PAST_BUILDS], |row| row.try_into())?;
             rows.collect()
         };
         Ok(past(&query().map_err(|error| self.failed(error))?))
@@ -92,9 +94,9 @@ impl Record {
     pub fn decisions(&self, selection: Selection<'_>) -> Result<Vec<DecisionRow>, RecordError> {
         let (condition, limit, drv_path) = conditions(selection);
         let query = || -> Result<Vec<String>, rusqlite::Error> {
-            let mut statement = self
-                .connection
-                .prepare_cached(&format!("select decision from decisions where {condition} order by id desc limit ?1"))?;
+            let mut statement = self.connection.prepare_cached(&format!(
+                "select decision from decisions where {condition} order by id desc limit ?1"
+            ))?;
             let rows = statement.query_map(params![limit, drv_path], |row| row.get(0))?;
             rows.collect()
         };
@@ -112,20 +114,24 @@ fn conditions(selection: Selection<'_>) -> (&'static str, i64, &str) {
 
 fn build(row: &Row<'_>) -> Result<BuildRow, rusqlite::Error> {
     let outcome: Option<String> = row.get(13)?;
-    let outcome = outcome.and_then(|word| Outcome::ALL.into_iter().find(|known| known.as_str() == word));
+    let outcome =
+        outcome.and_then(|word| Outcome::ALL.into_iter().find(|known| known.as_str() == word));
     let moves: String = row.get(16)?;
     let features: Option<String> = row.get(17)?;
     let command: String = row.get(5)?;
     // A session that was killed has written nothing more. None of them outlives its Nix.
     let killed = outcome.is_none() && Command::is_gone(&command);
-    let (outcome, why) = if killed { (Some(Outcome::Abandoned), Some(KILLED.to_owned())) } else { (outcome, None) };
+    let (outcome, why) =
+        if killed { (Some(Outcome::Abandoned), Some(KILLED.to_owned())) } else { (outcome, None) };
     Ok(BuildRow {
         id: row.get(0)?,
         drv_path: row.get(1)?,
         name: row.get(2)?,
         pname: row.get(3)?,
         system: row.get(4)?,
-        required_features: features.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default(),
+        required_features: features
+            .and_then(|text| serde_json::from_str(&text).ok())
+            .unwrap_or_default(),
         command,
         machine: row.get(6)?,
         speed_factor: row.get(7)?,
@@ -148,7 +154,8 @@ fn time(row: &Row<'_>, index: usize) -> Result<Option<u64>, rusqlite::Error> {
 
 /// Medians of (machine, seconds, speed factor).
 fn past(builds: &[(String, f64, f64)]) -> Past {
-    let expected_seconds = median(builds.iter().map(|(_, seconds, factor)| seconds * factor).collect());
+    let expected_seconds =
+        median(builds.iter().map(|(_, seconds, factor)| seconds * factor).collect());
     let mut by_machine: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for (machine, seconds, _) in builds {
         by_machine.entry(machine.clone()).or_default().push(*seconds);
@@ -162,6 +169,7 @@ fn past(builds: &[(String, f64, f64)]) -> Past {
 
 pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
-    let (upper, lower) = (values.get(values.len() / 2)?, values.get(values.len().saturating_sub(1) / 2)?);
+    let (upper, lower) =
+        (values.get(values.len() / 2)?, values.get(values.len().saturating_sub(1) / 2)?);
     Some(f64::midpoint(*upper, *lower))
 }

@@ -13,7 +13,8 @@ pub fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// What is known of one machine's health. What follows from it is decided in [`crate::builders::health`].
+/// What is known of one machine's health. What follows from it is decided in
+/// [`crate::builders::health`].
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct MachineHealth {
     /// Store URI.

@@ -13,7 +13,12 @@ fn candidate(name: &str) -> Candidate {
 
 fn built(record: &Record, name: &str, machine: &str, seconds: f64, speed_factor: f64) {
     let candidate = candidate(name);
-    let new = NewBuild { candidate: &candidate, command: "nix-build 1", machine: "ssh://first", accepted_ms: 1000 };
+    let new = NewBuild {
+        candidate: &candidate,
+        command: "nix-build 1",
+        machine: "ssh://first",
+        accepted_ms: 1000,
+    };
     let id = record.begin_build(&new).unwrap();
     let ended = Ended {
         machine,
@@ -35,7 +40,11 @@ fn nothing_there_is_nothing_known() {
     let directory = tempfile::tempdir().unwrap();
     assert!(Record::read(directory.path()).unwrap().is_none());
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "reading makes nothing");
-    std::fs::write(directory.path().join(FILE), "no database at all, but long enough to be looked at").unwrap();
+    std::fs::write(
+        directory.path().join(FILE),
+        "no database at all, but long enough to be looked at",
+    )
+    .unwrap();
     assert!(Record::read(directory.path()).is_err());
     Record::open(directory.path()).unwrap();
     assert!(Record::read(directory.path()).unwrap().unwrap().machines().unwrap().is_empty());
@@ -49,7 +58,11 @@ fn health() {
     record.machine_failed("ssh://m", "refused", 10, 20, retry).unwrap();
     record.machine_failed("ssh://m", "refused", 15, 25, retry).unwrap();
     let of = |record: &Record| record.machines().unwrap().remove("ssh://m").unwrap();
-    assert_eq!((of(&record).failures, of(&record).retry_ms), (1, Some(100)), "two attempts at once are one failure");
+    assert_eq!(
+        (of(&record).failures, of(&record).retry_ms),
+        (1, Some(100)),
+        "two attempts at once are one failure"
+    );
     record.machine_failed("ssh://m", "hangs", 30, 40, retry).unwrap();
     assert_eq!((of(&record).failures, of(&record).last_error.as_deref()), (2, Some("hangs")));
     record.machine_answered("ssh://m", 12, 50).unwrap();
@@ -87,8 +100,14 @@ fn history_and_medians() {
     let reader = Record::read(directory.path()).unwrap().unwrap();
     let rows = reader.builds(Selection::Last(2)).unwrap();
     assert_eq!(rows.iter().map(|row| row.pname.as_str()).collect::<Vec<_>>(), ["other", "hello"]);
-    assert_eq!((rows[0].waited_ms, rows[0].outcome, rows[0].moves.len()), (Some(5), Some(Outcome::Built), 1));
-    assert_eq!(reader.builds(Selection::Derivation(&candidate("hello").drv_path)).unwrap().len(), 4);
+    assert_eq!(
+        (rows[0].waited_ms, rows[0].outcome, rows[0].moves.len()),
+        (Some(5), Some(Outcome::Built), 1)
+    );
+    assert_eq!(
+        reader.builds(Selection::Derivation(&candidate("hello").drv_path)).unwrap().len(),
+        4
+    );
 }
 
 #[test]
@@ -155,19 +174,34 @@ fn many_write_at_once() {
 fn what_an_earlier_release_wrote_is_read_and_brought_up_to_date() {
     let directory = tempfile::tempdir().unwrap();
     let old = rusqlite::Connection::open(directory.path().join(FILE)).unwrap();
-    old.execute_batch(&format!("pragma journal_mode = wal; {} {} pragma user_version = 2;", MIGRATIONS[0], MIGRATIONS[1]))
-        .unwrap();
+    old.execute_batch(&format!(
+        "pragma journal_mode = wal; {} {} pragma user_version = 2;",
+        MIGRATIONS[0], MIGRATIONS[1]
+    ))
+    .unwrap();
     old.execute_batch(
         "insert into builds (drv_path, name, pname, system, command, machine, speed_factor, accepted_ms)
          values ('/s/a.drv', 'a', 'a', 'x86_64-linux', '1-1', 'ssh://m', 1, 1)",
     )
     .unwrap();
     let features = |record: &Record| -> Vec<Vec<String>> {
-        record.builds(Selection::Last(9)).unwrap().into_iter().map(|build| build.required_features).collect()
+        record
+            .builds(Selection::Last(9))
+            .unwrap()
+            .into_iter()
+            .map(|build| build.required_features)
+            .collect()
     };
     assert_eq!(features(&Record::read(directory.path()).unwrap().unwrap()), [[""; 0]; 1]);
     let record = Record::open(directory.path()).unwrap();
     let candidate = Candidate { required_features: vec!["kvm".to_owned()], ..candidate("b") };
-    record.begin_build(&NewBuild { candidate: &candidate, command: "1-1", machine: "ssh://m", accepted_ms: 2 }).unwrap();
+    record
+        .begin_build(&NewBuild {
+            candidate: &candidate,
+            command: "1-1",
+            machine: "ssh://m",
+            accepted_ms: 2,
+        })
+        .unwrap();
     assert_eq!(features(&record), [vec!["kvm".to_owned()], Vec::new()]);
 }

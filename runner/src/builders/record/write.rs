@@ -44,7 +44,12 @@ impl Record {
     ///
     /// # Errors
     /// If the database cannot be written.
-    pub fn machine_answered(&self, machine: &str, connect_ms: u32, now_ms: u64) -> Result<(), RecordError> {
+    pub fn machine_answered(
+        &self,
+        machine: &str,
+        connect_ms: u32,
+        now_ms: u64,
+    ) -> Result<(), RecordError> {
         self.execute(
             "insert into health (machine, failures, succeeded_ms, connect_ms) values (?1, 0, ?2, ?3)
              on conflict (machine) do update set failures = 0, retry_ms = null, succeeded_ms = ?2, connect_ms = ?3",
@@ -52,8 +57,9 @@ impl Record {
         )
     }
 
-    /// The machine failed, in an attempt that began at `began_ms`. An attempt that began before its last answer says nothing new;
-    /// one that began before the last failure is part of it. `retry_ms` says, from the number of failures, when to try again.
+    /// The machine failed, in an attempt that began at `began_ms`. An attempt that began before its
+    /// last answer says nothing new; one that began before the last failure is part of it.
+    /// `retry_ms` says, from the number of failures, when to try again.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -67,18 +73,25 @@ impl Record {
     ) -> Result<(), RecordError> {
         let why: String = why.chars().take(MAX_ERROR).collect();
         let write = |connection: &mut rusqlite::Connection| {
-            let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            let transaction =
+                connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             let known: Option<(u32, Option<i64>, Option<i64>)> = transaction
-                .query_row("select failures, failed_ms, succeeded_ms from health where machine = ?1", [machine], |row| {
-                    row.try_into()
-                })
+                .query_row(
+                    "select failures, failed_ms, succeeded_ms from health where machine = ?1",
+                    [machine],
+                    |row| row.try_into(),
+                )
                 .optional()?;
             let (failures, failed, succeeded) = known.unwrap_or_default();
             let began = signed(began_ms);
             if succeeded.is_some_and(|succeeded| succeeded > began) {
                 return Ok(());
             }
-            let failures = if failures > 0 && failed.is_some_and(|failed| failed > began) { failures } else { failures + 1 };
+            let failures = if failures > 0 && failed.is_some_and(|failed| failed > began) {
+                failures
+            } else {
+                failures + 1
+            };
             transaction.execute(
                 "insert into health (machine, failures, last_error, failed_ms, retry_ms) values (?1, ?2, ?3, ?4, ?5)
                  on conflict (machine) do update set failures = ?2, last_error = ?3, failed_ms = ?4, retry_ms = ?5",
@@ -132,8 +145,18 @@ impl Record {
     /// # Errors
     /// If the database cannot be written.
     pub fn end_build(&self, id: i64, ended: &Ended<'_>) -> Result<(), RecordError> {
-        let Ended { machine, speed_factor, waited_ms, started_ms, ended_ms, seconds, outcome, detail, input_bytes, moves } =
-            ended;
+        let Ended {
+            machine,
+            speed_factor,
+            waited_ms,
+            started_ms,
+            ended_ms,
+            seconds,
+            outcome,
+            detail,
+            input_bytes,
+            moves,
+        } = ended;
         let detail: Option<String> = detail.map(|text| text.chars().take(MAX_ERROR).collect());
         self.execute(
             "update builds set machine = ?2, speed_factor = ?3, waited_ms = ?4, started_ms = ?5, ended_ms = ?6, seconds = ?7,
@@ -199,15 +222,29 @@ impl Record {
     }
 
     fn clean(&self, newest: i64, now_ms: u64) -> Result<(), RecordError> {
-        let old = signed(now_ms.saturating_sub(u64::try_from(KEPT_FOR.as_millis()).unwrap_or(u64::MAX)));
-        self.execute("delete from builds where id <= ?1 or accepted_ms < ?2", params![newest - BUILDS_KEPT, old])?;
+        let old =
+            signed(now_ms.saturating_sub(u64::try_from(KEPT_FOR.as_millis()).unwrap_or(u64::MAX)));
+        self.execute(
+            "delete from builds where id <= ?1 or accepted_ms < ?2",
+            params![newest - BUILDS_KEPT, old],
+        )?;
         self.execute("delete from local_builds where declined_ms < ?1", params![old])?;
         self.forget_present(now_ms)?;
-        self.execute("delete from health where max(coalesce(failed_ms, 0), coalesce(succeeded_ms, 0)) < ?1", params![old])
+        self.execute(
+            "delete from health where max(coalesce(failed_ms, 0), coalesce(succeeded_ms, 0)) < ?1",
+            params![old],
+        )
     }
 
-    pub(super) fn execute(&self, statement: &str, values: impl rusqlite::Params) -> Result<(), RecordError> {
-        let executed = self.connection.prepare_cached(statement).and_then(|mut statement| statement.execute(values));
+    pub(super) fn execute(
+        &self,
+        statement: &str,
+        values: impl rusqlite::Params,
+    ) -> Result<(), RecordError> {
+        let executed = self
+            .connection
+            .prepare_cached(statement)
+            .and_then(|mut statement| statement.execute(values));
         executed.map(|_rows| ()).map_err(|error| self.failed(error))
     }
 }
@@ -217,7 +254,8 @@ pub(super) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// Something to say against or for a machine, without the database; for tests of what follows from it.
+/// Something to say against or for a machine, without the database; for tests of what follows from
+/// it.
 impl MachineHealth {
     /// Nothing is known of it.
     pub fn unknown(machine: &str) -> Self {

@@ -9,7 +9,16 @@ const LEVELS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇',
 
 /// The table of figures: rows of cells, the first row its head.
 pub fn table(comparison: &Comparison) -> Vec<Vec<String>> {
-    let head = ["", "makespan", "over Nix's", "90th pct", "over bound", "waited", "slots used", "transfer"];
+    let head = [
+        "",
+        "makespan",
+        "over Nix's",
+        "90th pct",
+        "over bound",
+        "waited",
+        "slots used",
+        "transfer",
+    ];
     let mut rows = vec![head.map(ToOwned::to_owned).to_vec()];
     let several = comparison.traces > 1;
     let p90 = |value: f64| if several { format!("{value:.2}") } else { String::new() };
@@ -39,13 +48,15 @@ pub fn table(comparison: &Comparison) -> Vec<Vec<String>> {
 /// How much of each machine was used by each rule, in the first trace.
 pub fn machines(comparison: &Comparison) -> Vec<Vec<String>> {
     let head = ["machine", "slots", "factor"].map(ToOwned::to_owned).into_iter();
-    let mut rows: Vec<Vec<String>> = vec![head.chain(comparison.rules.iter().map(|rule| rule.name.clone())).collect()];
+    let mut rows: Vec<Vec<String>> =
+        vec![head.chain(comparison.rules.iter().map(|rule| rule.name.clone())).collect()];
     for (index, machine) in comparison.machines.iter().enumerate() {
         let used = comparison.rules.iter().map(|rule| match rule.by_machine.get(index) {
             Some((builds, used)) => format!("{:.0} %, {builds} builds", used * 100.0),
             None => String::new(),
         });
-        let fixed = [machine.name.clone(), machine.slots.to_string(), machine.speed_factor.to_string()];
+        let fixed =
+            [machine.name.clone(), machine.slots.to_string(), machine.speed_factor.to_string()];
         rows.push(fixed.into_iter().chain(used).collect());
     }
     rows
@@ -56,7 +67,10 @@ pub fn busy_over_time(comparison: &Comparison) -> Vec<Vec<String>> {
     let end = comparison.rules.iter().map(|rule| rule.first().makespan).fold(0.0, f64::max);
     let slots: f64 = comparison.machines.iter().map(|machine| f64::from(machine.slots)).sum();
     let row = |rule: &super::compare::RuleFigures| {
-        let line: String = busy(&rule.first().spans, end, WIDTH).into_iter().map(|busy| level(busy / slots)).collect();
+        let line: String = busy(&rule.first().spans, end, WIDTH)
+            .into_iter()
+            .map(|busy| level(busy / slots))
+            .collect();
         vec![rule.name.clone(), format!("▕{line}▏"), duration(rule.first().makespan)]
     };
     comparison.rules.iter().map(row).collect()
@@ -77,7 +91,11 @@ pub fn busy(spans: &[(f64, f64)], end: f64, buckets: usize) -> Vec<f64> {
     sums
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates; a share is from 0 to 1")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates; a share is from 0 to 1"
+)]
 fn level(share: f64) -> char {
     let index = if share > 0.0 { ((share * 8.0).round() as usize).clamp(1, 8) } else { 0 };
     LEVELS.get(index).copied().unwrap_or('█')
@@ -90,7 +108,11 @@ fn as_float(number: usize) -> f64 {
 
 /// `1h 5m`, `5m 10s`, `9.5s`.
 pub fn duration(seconds: f64) -> String {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates; times are from 0 on")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "`as` saturates; times are from 0 on"
+    )]
     let whole = seconds.round() as u64;
     match whole {
         0..10 => format!("{seconds:.1}s"),

@@ -120,7 +120,11 @@ pub fn quantile(values: &[f64], percent: usize) -> f64 {
     sorted.sort_by(f64::total_cmp);
     let at = |rank: usize| sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN);
     let rank = (sorted.len() * percent).div_ceil(100);
-    if percent == 50 && sorted.len().is_multiple_of(2) { f64::midpoint(at(rank), at(rank + 1)) } else { at(rank) }
+    if percent == 50 && sorted.len().is_multiple_of(2) {
+        f64::midpoint(at(rank), at(rank + 1))
+    } else {
+        at(rank)
+    }
 }
 
 /// What was played of one rule.
@@ -130,9 +134,14 @@ struct Runs {
     problem: Option<String>,
 }
 
-/// Plays every trace by Nix's rule and by each of `policies`. What builds take besides a slot counts for the policies: Nix's rule knows nothing
-/// of it.
-pub fn compare(traces: &[Trace], division: StockRule, limits: &Resources, policies: &[(String, &dyn Policy)]) -> Comparison {
+/// Plays every trace by Nix's rule and by each of `policies`. What builds take besides a slot
+/// counts for the policies: Nix's rule knows nothing of it.
+pub fn compare(
+    traces: &[Trace],
+    division: StockRule,
+    limits: &Resources,
+    policies: &[(String, &dyn Policy)],
+) -> Comparison {
     let nothing = Resources::default();
     let stock = Runs {
         name: STOCK.to_owned(),
@@ -155,15 +164,18 @@ pub fn compare(traces: &[Trace], division: StockRule, limits: &Resources, polici
     }
     let bounds: Vec<f64> = traces.iter().map(lower_bound).collect();
     let base: Vec<f64> = stock.played.iter().map(|played| played.makespan).collect();
-    let over =
-        |values: &[f64], base: &[f64]| -> Vec<f64> { values.iter().zip(base).map(|(value, base)| value / base).collect() };
+    let over = |values: &[f64], base: &[f64]| -> Vec<f64> {
+        values.iter().zip(base).map(|(value, base)| value / base).collect()
+    };
     let ratios = over(&bounds, &base);
-    let bound = Bound { makespan_s: quantile(&bounds, 50), over_stock: Spread::of(&ratios), ratios };
+    let bound =
+        Bound { makespan_s: quantile(&bounds, 50), over_stock: Spread::of(&ratios), ratios };
     let figures = |Runs { name, played, problem }: Runs| {
         let makespans: Vec<f64> = played.iter().map(|played| played.makespan).collect();
         let ratios = over(&makespans, &base);
         let of = |value: &dyn Fn(&Played, &Trace) -> f64| {
-            let values: Vec<f64> = played.iter().zip(traces).map(|(played, trace)| value(played, trace)).collect();
+            let values: Vec<f64> =
+                played.iter().zip(traces).map(|(played, trace)| value(played, trace)).collect();
             quantile(&values, 50)
         };
         let first = played.first().cloned().unwrap_or_default();
@@ -173,8 +185,12 @@ pub fn compare(traces: &[Trace], division: StockRule, limits: &Resources, polici
             makespan_s: quantile(&makespans, 50),
             over_stock: Spread::of(&ratios),
             over_bound: Spread::of(&over(&makespans, &bounds)),
-            waited_s: of(&|played, _| played.waits.iter().sum::<f64>() / count(played.waits.len()).max(1.0)),
-            used: of(&|played, trace| played.busy.iter().sum::<f64>() / (slots(trace) * played.makespan)),
+            waited_s: of(&|played, _| {
+                played.waits.iter().sum::<f64>() / count(played.waits.len()).max(1.0)
+            }),
+            used: of(&|played, trace| {
+                played.busy.iter().sum::<f64>() / (slots(trace) * played.makespan)
+            }),
             transfer_s: of(&|played, _| played.transfer),
             never: played.iter().map(|played| played.never).sum(),
             by_machine,
@@ -191,7 +207,10 @@ pub fn compare(traces: &[Trace], division: StockRule, limits: &Resources, polici
     Comparison {
         traces: traces.len(),
         derivations: traces.first().map_or(0, |trace| trace.derivations.len()),
-        machines: traces.first().map(|trace| trace.machines.iter().map(machine).collect()).unwrap_or_default(),
+        machines: traces
+            .first()
+            .map(|trace| trace.machines.iter().map(machine).collect())
+            .unwrap_or_default(),
         bound,
         rules: std::iter::once(stock).chain(runs).map(figures).collect(),
     }

@@ -1,8 +1,10 @@
-//! A trace, played: derivations become ready, are placed, hold a slot for transfer, work and copy back, and set free what waits behind
-//! them. Discrete events, no clock, no I/O, and no choice of its own: that is a [`Rule`]'s.
+//! A trace, played: derivations become ready, are placed, hold a slot for transfer, work and copy
+//! back, and set free what waits behind them. Discrete events, no clock, no I/O, and no choice of
+//! its own: that is a [`Rule`]'s.
 //!
-//! A rule sees what a host could know ([`View`]): the machines file's speed factor and what was learned from builds before. What a machine
-//! really does, and how much work a build really is, is read here and nowhere else.
+//! A rule sees what a host could know ([`View`]): the machines file's speed factor and what was
+//! learned from builds before. What a machine really does, and how much work a build really is, is
+//! read here and nowhere else.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -12,12 +14,14 @@ use super::view::{Running, View};
 use crate::builders::resources::Account;
 use crate::config::Resources;
 
-/// Nix's default of `build-poll-interval`: what was postponed is asked about again at a multiple of this, in seconds.
+/// Nix's default of `build-poll-interval`: what was postponed is asked about again at a multiple of
+/// this, in seconds.
 pub const POLL_INTERVAL: f64 = 5.0;
 
 /// Who places builds.
 pub trait Rule {
-    /// Nix offers `id`; there may be no free slot. The answer is final unless it is [`Placement::Postpone`].
+    /// Nix offers `id`; there may be no free slot. The answer is final unless it is
+    /// [`Placement::Postpone`].
     fn offered(&mut self, view: &View<'_>, id: usize) -> Placement;
 
     /// `machine` has a free slot: the waiting build that gets it. Asked again until there is none.
@@ -62,7 +66,8 @@ enum Event {
     Poll,
 }
 
-/// In the order of time; at one time in the order in which they were made, so that a trace has one outcome.
+/// In the order of time; at one time in the order in which they were made, so that a trace has one
+/// outcome.
 struct Due {
     at: f64,
     order: u64,
@@ -116,7 +121,8 @@ pub fn play<R: Rule + ?Sized>(trace: &Trace, limits: &Resources, rule: &mut R) -
         limits,
         account: Account::of(limits, []),
     };
-    let played = Played { busy: vec![0.0; machines], builds: vec![0; machines], ..Played::default() };
+    let played =
+        Played { busy: vec![0.0; machines], builds: vec![0; machines], ..Played::default() };
     let missing = trace.derivations.iter().map(|derivation| derivation.deps.len()).collect();
     let mut player = Player {
         view,
@@ -144,7 +150,8 @@ pub fn play<R: Rule + ?Sized>(trace: &Trace, limits: &Resources, rule: &mut R) -
 fn behind(trace: &Trace) -> (Vec<Vec<usize>>, Vec<u32>) {
     let mut dependents: Vec<Vec<usize>> = vec![Vec::new(); trace.derivations.len()];
     let mut depth = vec![0_u32; trace.derivations.len()];
-    // Dependencies have smaller ids, so from the last to the first every depth is final when it is used.
+    // Dependencies have smaller ids, so from the last to the first every depth is final when it is
+    // used.
     for derivation in trace.derivations.iter().rev() {
         let own = depth.get(derivation.id).copied().unwrap_or(0);
         for dep in &derivation.deps {
@@ -215,7 +222,8 @@ impl<R: Rule + ?Sized> Player<'_, R> {
     fn start(&mut self, machine: usize, id: usize) {
         let now = self.view.now;
         let missing_mb = self.view.missing_mb(machine, id);
-        let (Some(on), Some(derivation)) = (self.view.trace.machines.get(machine), self.view.trace.derivations.get(id))
+        let (Some(on), Some(derivation)) =
+            (self.view.trace.machines.get(machine), self.view.trace.derivations.get(id))
         else {
             return;
         };
@@ -239,7 +247,9 @@ impl<R: Rule + ?Sized> Player<'_, R> {
         self.played.waits.push(now - self.ready_at.get(id).copied().unwrap_or(now));
         self.played.transfer += transfer;
         self.played.spans.push((now, now + duration));
-        if let (Some(busy), Some(builds)) = (self.played.busy.get_mut(machine), self.played.builds.get_mut(machine)) {
+        if let (Some(busy), Some(builds)) =
+            (self.played.busy.get_mut(machine), self.played.builds.get_mut(machine))
+        {
             *busy += duration;
             *builds += 1;
         }
@@ -266,7 +276,8 @@ impl<R: Rule + ?Sized> Player<'_, R> {
         if let Some(on) = self.view.trace.machines.get(machine) {
             self.view.account.give_back(&on.name, &takes);
         }
-        // Nix learns of the end of one build, and offers what it set free, after the slot is free for others.
+        // Nix learns of the end of one build, and offers what it set free, after the slot is free
+        // for others.
         self.hand_on(machine);
         // What it had besides may have been missing elsewhere.
         if !takes.is_empty() {
@@ -276,7 +287,13 @@ impl<R: Rule + ?Sized> Player<'_, R> {
             let Some(missing) = self.missing.get_mut(dependent) else { continue };
             *missing -= 1;
             if *missing == 0 {
-                let start = self.view.trace.derivations.get(dependent).and_then(|d| d.start_s).unwrap_or(now);
+                let start = self
+                    .view
+                    .trace
+                    .derivations
+                    .get(dependent)
+                    .and_then(|d| d.start_s)
+                    .unwrap_or(now);
                 self.at(now.max(start), Event::Ready(dependent));
             }
         }

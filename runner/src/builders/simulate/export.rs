@@ -15,15 +15,18 @@ pub struct FromNix {
     pub output_bytes: HashMap<String, u64>,
 }
 
-/// The builds that ended well, `builds` in any order, each derivation once; with the machines of `lines`.
+/// The builds that ended well, `builds` in any order, each derivation once; with the machines of
+/// `lines`.
 pub fn export(
     builds: &[BuildRow],
     lines: &[MachineLine],
     health: &std::collections::BTreeMap<String, MachineHealth>,
     nix: &FromNix,
 ) -> Trace {
-    let mut built: Vec<&BuildRow> =
-        builds.iter().filter(|build| build.outcome == Some(Outcome::Built) && build.seconds.is_some()).collect();
+    let mut built: Vec<&BuildRow> = builds
+        .iter()
+        .filter(|build| build.outcome == Some(Outcome::Built) && build.seconds.is_some())
+        .collect();
     // A dependency has ended before what needs it was offered, so its id is smaller.
     built.sort_by_key(|build| (build.ended_ms, build.id));
     let first = built.iter().map(|build| build.accepted_ms).min().unwrap_or(0);
@@ -40,7 +43,8 @@ pub fn export(
         }
         let id = derivations.len();
         let references = nix.references.get(&build.drv_path).map(Vec::as_slice).unwrap_or_default();
-        let mut deps: Vec<usize> = references.iter().filter_map(|path| ids.get(path.as_str()).copied()).collect();
+        let mut deps: Vec<usize> =
+            references.iter().filter_map(|path| ids.get(path.as_str()).copied()).collect();
         deps.sort_unstable();
         deps.dedup();
         ids.insert(&build.drv_path, id);
@@ -83,7 +87,8 @@ pub fn export(
 fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let (upper, lower) = (sorted.get(sorted.len() / 2)?, sorted.get(sorted.len().saturating_sub(1) / 2)?);
+    let (upper, lower) =
+        (sorted.get(sorted.len() / 2)?, sorted.get(sorted.len().saturating_sub(1) / 2)?);
     Some(f64::midpoint(*upper, *lower))
 }
 

@@ -1,10 +1,11 @@
-//! Traces that look like building packages: heavy-tailed durations, a few derivations that everybody needs, neighbours that need each other.
-//! The same seed gives the same trace on every machine of one kind, whatever version of which library is linked.
+//! Traces that look like building packages: heavy-tailed durations, a few derivations that
+//! everybody needs, neighbours that need each other. The same seed gives the same trace on every
+//! machine of one kind, whatever version of which library is linked.
 
 use super::trace::{Header, Trace, TraceDerivation, TraceMachine};
 
-/// Durations: log-normal with these, cut to [`WORK`]. The median is 20 s, the mean 72 s: of Nixpkgs' derivations most are done at once, and
-/// a few take an hour.
+/// Durations: log-normal with these, cut to [`WORK`]. The median is 20 s, the mean 72 s: of
+/// Nixpkgs' derivations most are done at once, and a few take an hour.
 const WORK_MU: f64 = 3.0;
 const WORK_SIGMA: f64 = 1.6;
 const WORK: (f64, f64) = (1.0, 3600.0);
@@ -61,7 +62,11 @@ impl Fleet {
             mandatory_features: Vec::new(),
         };
         match self {
-            Self::Four => [(1.0, 2), (1.0, 4), (2.0, 4), (4.0, 8)].into_iter().enumerate().map(machine).collect(),
+            Self::Four => [(1.0, 2), (1.0, 4), (2.0, 4), (4.0, 8)]
+                .into_iter()
+                .enumerate()
+                .map(machine)
+                .collect(),
             Self::Fifty => (0..FIFTY)
                 .map(|_| {
                     let speed = SPEEDS.get(random.below(SPEEDS.len())).copied().unwrap_or(1.0);
@@ -79,8 +84,12 @@ pub fn generate(seed: u64, nodes: usize, fleet: Fleet) -> Trace {
     let mut random = Random(seed);
     let machines = fleet.machines(&mut random);
     let derivations = (0..nodes).map(|id| derivation(id, nodes, &mut random)).collect();
-    let header =
-        Header { seed: Some(seed), nodes: Some(nodes), fleet: Some(fleet.as_str().to_owned()), ..Header::default() };
+    let header = Header {
+        seed: Some(seed),
+        nodes: Some(nodes),
+        fleet: Some(fleet.as_str().to_owned()),
+        ..Header::default()
+    };
     Trace { header, machines, derivations }
 }
 
@@ -122,7 +131,11 @@ fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small numbers from 0 on; `as` saturates")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "small numbers from 0 on; `as` saturates"
+)]
 fn floor(value: f64) -> usize {
     value as usize
 }
@@ -132,8 +145,8 @@ fn count_of(nodes: usize) -> f64 {
     nodes as f64
 }
 
-/// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014): a few lines that never change, where a crate's
-/// generator may with its next version.
+/// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014): a few
+/// lines that never change, where a crate's generator may with its next version.
 struct Random(u64);
 
 impl Random {
@@ -180,14 +193,18 @@ mod tests {
         let mut text = Vec::new();
         trace.write(&mut text).unwrap();
         assert_eq!(Trace::read(text.as_slice()).unwrap(), trace);
-        insta::assert_snapshot!(String::from_utf8(text).unwrap().lines().take(12).collect::<Vec<_>>().join("\n"));
+        insta::assert_snapshot!(
+            String::from_utf8(text).unwrap().lines().take(12).collect::<Vec<_>>().join("\n")
+        );
     }
 
     #[test]
     fn the_shape_is_as_described() {
         let trace = generate(7, 5000, Fleet::Fifty);
         assert_eq!(trace.machines.len(), 50);
-        assert!(trace.machines.iter().all(|m| (2..=8).contains(&m.slots) && SPEEDS.contains(&m.speed)));
+        assert!(
+            trace.machines.iter().all(|m| (2..=8).contains(&m.slots) && SPEEDS.contains(&m.speed))
+        );
         let known = trace.derivations.iter().filter(|d| d.history_s.is_some()).count();
         assert!((4100..4400).contains(&known), "{known} of 5000 with history");
         let mut work: Vec<f64> = trace.derivations.iter().map(|d| d.work_s).collect();

@@ -1,4 +1,5 @@
-//! The rules that a simulation compares: Nix's own, and a policy in front of hookrun's waiting queue.
+//! The rules that a simulation compares: Nix's own, and a policy in front of hookrun's waiting
+//! queue.
 
 use super::engine::{Placement, Rule};
 use super::view::{MachineView, View};
@@ -54,9 +55,17 @@ struct Waiting {
 impl Waiting {
     /// Is what it takes kept free for it?
     fn is_kept_for(&self, view: &View<'_>) -> bool {
-        let with_slot =
-            self.machines.iter().filter(|machine| view.free(**machine)).filter_map(|machine| view.name(*machine));
-        waits_for_resources(&self.takes, milliseconds(view.now() - self.since), with_slot, view.account())
+        let with_slot = self
+            .machines
+            .iter()
+            .filter(|machine| view.free(**machine))
+            .filter_map(|machine| view.name(*machine));
+        waits_for_resources(
+            &self.takes,
+            milliseconds(view.now() - self.since),
+            with_slot,
+            view.account(),
+        )
     }
 }
 
@@ -80,7 +89,11 @@ impl<'a> Queued<'a> {
 }
 
 /// What a policy is told of a build in the simulation.
-pub fn question(view: &View<'_>, id: usize, waiting: usize) -> Option<(Candidate, Vec<usize>, Vec<Machine>, LocalMachine)> {
+pub fn question(
+    view: &View<'_>,
+    id: usize,
+    waiting: usize,
+) -> Option<(Candidate, Vec<usize>, Vec<Machine>, LocalMachine)> {
     let derivation = view.derivation(id)?;
     let candidate = Candidate {
         drv_path: format!("/nix/store/{id:0>32}-{}.drv", derivation.pname),
@@ -113,11 +126,18 @@ pub fn question(view: &View<'_>, id: usize, waiting: usize) -> Option<(Candidate
             ..Machine::default()
         });
     }
-    let local = LocalMachine { waiting: u32::try_from(waiting).unwrap_or(u32::MAX), ..LocalMachine::default() };
+    let local = LocalMachine {
+        waiting: u32::try_from(waiting).unwrap_or(u32::MAX),
+        ..LocalMachine::default()
+    };
     Some((candidate, indexes, machines, local))
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "sizes are positive and below 2^53")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "sizes are positive and below 2^53"
+)]
 fn bytes(mb: f64) -> u64 {
     (mb * 1e6) as u64
 }
@@ -140,8 +160,11 @@ impl Rule for Queued<'_> {
     fn offered(&mut self, view: &View<'_>, id: usize) -> Placement {
         // Asked again: it keeps its place.
         let before = self.waiting.iter().position(|waiting| waiting.id == id);
-        let before = before.map(|place| self.waiting.swap_remove(place)).map(|waiting| (waiting.arrived, waiting.since));
-        let Some((candidate, indexes, machines, local)) = question(view, id, self.waiting.len()) else {
+        let before = before
+            .map(|place| self.waiting.swap_remove(place))
+            .map(|waiting| (waiting.arrived, waiting.since));
+        let Some((candidate, indexes, machines, local)) = question(view, id, self.waiting.len())
+        else {
             return Placement::Postpone;
         };
         if machines.is_empty() {
@@ -160,7 +183,10 @@ impl Rule for Queued<'_> {
         let wanted: Vec<usize> = uris
             .iter()
             .filter_map(|uri| {
-                machines.iter().position(|machine| machine.uri == *uri).and_then(|place| indexes.get(place).copied())
+                machines
+                    .iter()
+                    .position(|machine| machine.uri == *uri)
+                    .and_then(|place| indexes.get(place).copied())
             })
             .collect();
         self.arrived += 1;
@@ -175,8 +201,11 @@ impl Rule for Queued<'_> {
             machines: wanted,
             takes: view.takes(id),
         };
-        if let Some(machine) =
-            build.machines.iter().copied().find(|machine| view.free(*machine) && self.may_have(view, &build, *machine))
+        if let Some(machine) = build
+            .machines
+            .iter()
+            .copied()
+            .find(|machine| view.free(*machine) && self.may_have(view, &build, *machine))
         {
             return Placement::On(machine);
         }
@@ -184,8 +213,9 @@ impl Rule for Queued<'_> {
         Placement::Waits(decision.ask_again_ms.map(seconds))
     }
 
-    /// The order of [`crate::builders::queue`]: the command with the fewest builds running, then the longest chain behind, then the longest
-    /// build (an unknown one may be the longest), then the oldest.
+    /// The order of [`crate::builders::queue`]: the command with the fewest builds running, then
+    /// the longest chain behind, then the longest build (an unknown one may be the longest), then
+    /// the oldest.
     fn freed(&mut self, view: &View<'_>, machine: usize) -> Option<usize> {
         let running = view.running_by_command();
         let of = |command: &str| running.get(command).copied().unwrap_or(0);
@@ -194,7 +224,9 @@ impl Rule for Queued<'_> {
             .waiting
             .iter()
             .enumerate()
-            .filter(|(_, waiting)| waiting.machines.contains(&machine) && self.may_have(view, waiting, machine))
+            .filter(|(_, waiting)| {
+                waiting.machines.contains(&machine) && self.may_have(view, waiting, machine)
+            })
             .min_by(|(_, a), (_, b)| {
                 of(&a.command)
                     .cmp(&of(&b.command))

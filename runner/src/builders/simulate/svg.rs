@@ -1,5 +1,6 @@
-//! A comparison as a picture: slots in use over time in the first trace, and, with several traces, every trace's makespan over that of
-//! Nix's rule. Plain SVG 1.1 without scripts, on white, readable in grey.
+//! A comparison as a picture: slots in use over time in the first trace, and, with several traces,
+//! every trace's makespan over that of Nix's rule. Plain SVG 1.1 without scripts, on white,
+//! readable in grey.
 
 use std::fmt::Write as _;
 
@@ -16,7 +17,8 @@ const TOP: f64 = 64.0;
 const GAP: f64 = 58.0;
 /// Steps of a curve.
 const STEPS: usize = 240;
-/// Blue, orange, green, purple, brown of the Okabe-Ito palette, which colour-blind people can tell apart; grey is Nix's rule.
+/// Blue, orange, green, purple, brown of the Okabe-Ito palette, which colour-blind people can tell
+/// apart; grey is Nix's rule.
 const COLOURS: [&str; 5] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f5f00"];
 const GREY: &str = "#888888";
 
@@ -41,21 +43,34 @@ pub fn picture(comparison: &Comparison, title: &str) -> String {
 }
 
 fn colour(index: usize, name: &str) -> &'static str {
-    if name == STOCK { GREY } else { COLOURS.get((index.saturating_sub(1)) % COLOURS.len()).copied().unwrap_or(GREY) }
+    if name == STOCK {
+        GREY
+    } else {
+        COLOURS.get((index.saturating_sub(1)) % COLOURS.len()).copied().unwrap_or(GREY)
+    }
 }
 
 fn over_time(svg: &mut String, comparison: &Comparison) {
     let end = comparison.rules.iter().map(|rule| rule.first().makespan).fold(0.0, f64::max);
     let slots: f64 = comparison.machines.iter().map(|machine| f64::from(machine.slots)).sum();
     let x = |time: f64| LEFT + (WIDTH - LEFT - RIGHT) * time / end.max(f64::MIN_POSITIVE);
-    let _ = writeln!(svg, "<text x=\"16\" y=\"48\" fill=\"#444\">slots in use over time (of {slots})</text>");
+    let _ = writeln!(
+        svg,
+        "<text x=\"16\" y=\"48\" fill=\"#444\">slots in use over time (of {slots})</text>"
+    );
     for (index, rule) in comparison.rules.iter().enumerate() {
         let base = TOP + as_float(index + 1) * STRIP - 8.0;
         let y = |share: f64| base - (STRIP - 22.0) * share.clamp(0.0, 1.0);
         let mut points = format!("{:.1},{base:.1}", x(0.0));
         for (step, busy) in busy(&rule.first().spans, end, STEPS).into_iter().enumerate() {
             let time = |step: usize| end * as_float(step) / as_float(STEPS);
-            let _ = write!(points, " {:.1},{1:.1} {2:.1},{1:.1}", x(time(step)), y(busy / slots), x(time(step + 1)));
+            let _ = write!(
+                points,
+                " {:.1},{1:.1} {2:.1},{1:.1}",
+                x(time(step)),
+                y(busy / slots),
+                x(time(step + 1))
+            );
         }
         let _ = write!(points, " {:.1},{base:.1}", x(end));
         let fill = colour(index, &rule.name);
@@ -90,10 +105,18 @@ fn over_time(svg: &mut String, comparison: &Comparison) {
 }
 
 fn each_trace(svg: &mut String, comparison: &Comparison, top: f64) {
-    let policies: Vec<_> = comparison.rules.iter().enumerate().filter(|(_, rule)| rule.name != STOCK).collect();
-    let all = policies.iter().flat_map(|(_, rule)| rule.ratios()).chain(comparison.bound.ratios()).copied();
+    let policies: Vec<_> =
+        comparison.rules.iter().enumerate().filter(|(_, rule)| rule.name != STOCK).collect();
+    let all = policies
+        .iter()
+        .flat_map(|(_, rule)| rule.ratios())
+        .chain(comparison.bound.ratios())
+        .copied();
     let largest = all.clone().fold(1.0, f64::max);
-    let (low, high) = (((all.fold(1.0, f64::min) - 0.02) * 10.0).floor() / 10.0, ((largest + 0.02) * 10.0).ceil() / 10.0);
+    let (low, high) = (
+        ((all.fold(1.0, f64::min) - 0.02) * 10.0).floor() / 10.0,
+        ((largest + 0.02) * 10.0).ceil() / 10.0,
+    );
     let x = |ratio: f64| LEFT + (WIDTH - LEFT - RIGHT) * (ratio - low) / (high - low);
     let bottom = top + as_float(policies.len() + 1) * DOTS;
     let _ = writeln!(
@@ -115,7 +138,9 @@ fn each_trace(svg: &mut String, comparison: &Comparison, top: f64) {
         tick += 0.1;
     }
     let bound = ("lower bound", comparison.bound.ratios(), "black");
-    let rows = policies.iter().map(|(index, rule)| (rule.name.as_str(), rule.ratios(), colour(*index, &rule.name)));
+    let rows = policies
+        .iter()
+        .map(|(index, rule)| (rule.name.as_str(), rule.ratios(), colour(*index, &rule.name)));
     for (row, (name, ratios, fill)) in std::iter::once(bound).chain(rows).enumerate() {
         let y = top + (as_float(row) + 0.5) * DOTS;
         let _ = writeln!(
@@ -152,5 +177,9 @@ fn as_float(number: usize) -> f64 {
 
 /// Text of others (names of plugins) in XML 1.0.
 fn escaped(text: &str) -> String {
-    crate::terminal::printable(text).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    crate::terminal::printable(text)
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }

@@ -1,8 +1,10 @@
-//! Build traces: JSON lines that say which machines there are, what was to be built, and how long it takes. Written by `hookrun builders
-//! trace` and by the generator, read by `hookrun builders simulate`.
+//! Build traces: JSON lines that say which machines there are, what was to be built, and how long
+//! it takes. Written by `hookrun builders trace` and by the generator, read by `hookrun builders
+//! simulate`.
 //!
-//! The first line is the header; lines of machines and derivations follow in any order, and keys that are not known are ignored, so that
-//! newer writers do no harm. `docs/build-traces.md` describes the format.
+//! The first line is the header; lines of machines and derivations follow in any order, and keys
+//! that are not known are ignored, so that newer writers do no harm. `docs/build-traces.md`
+//! describes the format.
 
 use std::io::{BufRead, Write};
 
@@ -17,7 +19,8 @@ const MAX_MACHINES: usize = 1 << 16;
 /// What a transfer reaches if nobody says: a network of 1 Gbit/s.
 pub const DEFAULT_MB_PER_S: f64 = 100.0;
 
-/// A trace that is consistent: ids are 0, 1, 2, ..., dependencies come before what needs them, times are finite and positive.
+/// A trace that is consistent: ids are 0, 1, 2, ..., dependencies come before what needs them,
+/// times are finite and positive.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Trace {
     /// The first line.
@@ -82,14 +85,21 @@ fn default_mb_per_s() -> f64 {
 impl TraceMachine {
     /// Can it build this? As [`crate::nix::machines::MachineLine::fits`].
     pub fn fits(&self, derivation: &TraceDerivation) -> bool {
-        let known = |feature: &String| self.features.contains(feature) || self.mandatory_features.contains(feature);
+        let known = |feature: &String| {
+            self.features.contains(feature) || self.mandatory_features.contains(feature)
+        };
         let system = match derivation.system.as_deref() {
             None | Some("builtin") => true,
-            Some(system) => self.systems.is_empty() || self.systems.iter().any(|known| known == system),
+            Some(system) => {
+                self.systems.is_empty() || self.systems.iter().any(|known| known == system)
+            }
         };
         system
             && derivation.features.iter().all(known)
-            && self.mandatory_features.iter().all(|mandatory| derivation.features.contains(mandatory))
+            && self
+                .mandatory_features
+                .iter()
+                .all(|mandatory| derivation.features.contains(mandatory))
     }
 }
 
@@ -162,14 +172,15 @@ impl Trace {
             if line.trim().is_empty() {
                 continue;
             }
-            let value: serde_json::Value =
-                serde_json::from_str(&line).map_err(|error| wrong(format!("is not JSON ({error})")))?;
+            let value: serde_json::Value = serde_json::from_str(&line)
+                .map_err(|error| wrong(format!("is not JSON ({error})")))?;
             let kind = value.get("type").and_then(serde_json::Value::as_str).unwrap_or_default();
             if !matches!(kind, "trace" | "machine" | "drv") {
                 // A kind of a newer version.
                 continue;
             }
-            let line: Line = serde_json::from_value(value).map_err(|error| wrong(error.to_string()))?;
+            let line: Line =
+                serde_json::from_value(value).map_err(|error| wrong(error.to_string()))?;
             match (line, &header) {
                 (Line::Trace(found), None) if found.version == 0 || found.version > VERSION => {
                     return Err(wrong(format!(
@@ -180,9 +191,13 @@ impl Trace {
                 (Line::Trace(found), None) => header = Some(found),
                 (_, None) => {
                     let first = r#"{"type":"trace","version":1}"#;
-                    return Err(wrong(format!("the first line has to be the header, such as `{first}`")));
+                    return Err(wrong(format!(
+                        "the first line has to be the header, such as `{first}`"
+                    )));
                 }
-                (Line::Trace(_), Some(_)) => return Err(wrong("a second header; a file holds one trace".to_owned())),
+                (Line::Trace(_), Some(_)) => {
+                    return Err(wrong("a second header; a file holds one trace".to_owned()));
+                }
                 (Line::Machine(machine), Some(_)) => {
                     check_machine(&machine).map_err(wrong)?;
                     machines.push(machine);
@@ -198,7 +213,10 @@ impl Trace {
                 )));
             }
         }
-        let header = header.ok_or(TraceError { line: 1, problem: "there is no header; the file is empty".to_owned() })?;
+        let header = header.ok_or(TraceError {
+            line: 1,
+            problem: "there is no header; the file is empty".to_owned(),
+        })?;
         Ok(Self { header, machines, derivations: in_order(derivations)? })
     }
 
@@ -218,15 +236,22 @@ impl Trace {
 }
 
 /// Ids without gaps, and dependencies before what needs them.
-fn in_order(mut derivations: Vec<(usize, TraceDerivation)>) -> Result<Vec<TraceDerivation>, TraceError> {
+fn in_order(
+    mut derivations: Vec<(usize, TraceDerivation)>,
+) -> Result<Vec<TraceDerivation>, TraceError> {
     derivations.sort_by_key(|(_, derivation)| derivation.id);
     for (expected, (line, derivation)) in derivations.iter().enumerate() {
         if derivation.id != expected {
-            let problem = format!("id {} where {expected} is next; ids are 0, 1, 2, ..., each once", derivation.id);
+            let problem = format!(
+                "id {} where {expected} is next; ids are 0, 1, 2, ..., each once",
+                derivation.id
+            );
             return Err(TraceError { line: *line, problem });
         }
         if let Some(late) = derivation.deps.iter().find(|dep| **dep >= expected) {
-            let problem = format!("depends on {late}, which is not before {expected}; ids of dependencies are smaller");
+            let problem = format!(
+                "depends on {late}, which is not before {expected}; ids of dependencies are smaller"
+            );
             return Err(TraceError { line: *line, problem });
         }
     }
@@ -253,7 +278,9 @@ fn check_derivation(derivation: &TraceDerivation) -> Result<(), String> {
     ];
     for (key, value) in times {
         if let Some(value) = value.filter(|value| !value.is_finite() || **value < 0.0) {
-            return Err(format!("derivation {pname}: {key} is {value}; a number from 0 on is needed"));
+            return Err(format!(
+                "derivation {pname}: {key} is {value}; a number from 0 on is needed"
+            ));
         }
     }
     Ok(())
@@ -275,7 +302,10 @@ mod tests {
     #[test]
     fn lines_in_any_order_and_back() {
         let trace = Trace::read(EXAMPLE.as_bytes()).unwrap();
-        assert_eq!(trace.derivations.iter().map(|d| d.pname.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(
+            trace.derivations.iter().map(|d| d.pname.as_str()).collect::<Vec<_>>(),
+            ["a", "b"]
+        );
         let mut text = Vec::new();
         trace.write(&mut text).unwrap();
         insta::assert_snapshot!(String::from_utf8(text.clone()).unwrap());
@@ -291,14 +321,23 @@ mod tests {
             r#"{"type":"machine","name":"m","slots":1,"speed_factor":1,"speed":1}"#.to_owned(),
             r#"{"type":"trace","version":2}"#.to_owned(),
             format!("{header}\n{header}"),
-            format!("{header}\n{}", r#"{"type":"machine","name":"m","slots":1,"speed_factor":0,"speed":1}"#),
-            format!("{header}\n{}", r#"{"type":"machine","name":"m","slots":-1,"speed_factor":1,"speed":1}"#),
+            format!(
+                "{header}\n{}",
+                r#"{"type":"machine","name":"m","slots":1,"speed_factor":0,"speed":1}"#
+            ),
+            format!(
+                "{header}\n{}",
+                r#"{"type":"machine","name":"m","slots":-1,"speed_factor":1,"speed":1}"#
+            ),
             format!("{header}\n{}", r#"{"type":"drv","id":0,"pname":"a","deps":[0],"work_s":1}"#),
             format!("{header}\n\n{}", r#"{"type":"drv","id":1,"pname":"a","work_s":1}"#),
             format!("{header}\n{}", r#"{"type":"drv","id":0,"pname":"a","work_s":-1}"#),
             format!("{header}\n{}", r#"{"type":"drv","id":0,"work_s":1}"#),
         ];
-        let errors: Vec<String> = texts.iter().map(|text| Trace::read(text.as_bytes()).unwrap_err().to_string()).collect();
+        let errors: Vec<String> = texts
+            .iter()
+            .map(|text| Trace::read(text.as_bytes()).unwrap_err().to_string())
+            .collect();
         insta::assert_snapshot!(errors.join("\n"));
     }
 

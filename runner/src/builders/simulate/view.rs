@@ -8,7 +8,8 @@ use crate::config::{Amounts, Resources};
 
 /// What a rule may look at.
 pub struct View<'a> {
-    /// The trace; a rule keeps its eyes off `work_s`, `speed` and the `out_mb` of what is not built.
+    /// The trace; a rule keeps its eyes off `work_s`, `speed` and the `out_mb` of what is not
+    /// built.
     pub(super) trace: &'a Trace,
     pub(super) now: f64,
     pub(super) running: Vec<Vec<Running>>,
@@ -36,8 +37,9 @@ impl View<'_> {
 
     /// Name, slots, speed factor, features, transfer.
     pub fn machine(&self, machine: usize) -> Option<MachineView<'_>> {
-        let TraceMachine { name, slots, speed_factor, mb_per_s, features, mandatory_features, .. } =
-            self.trace.machines.get(machine)?;
+        let TraceMachine {
+            name, slots, speed_factor, mb_per_s, features, mandatory_features, ..
+        } = self.trace.machines.get(machine)?;
         let load = u32::try_from(self.running.get(machine)?.len()).unwrap_or(u32::MAX);
         Some(MachineView {
             name,
@@ -57,7 +59,9 @@ impl View<'_> {
 
     /// Does it fit there?
     pub fn fits(&self, machine: usize, id: usize) -> bool {
-        let (Some(machine), Some(derivation)) = (self.trace.machines.get(machine), self.trace.derivations.get(id)) else {
+        let (Some(machine), Some(derivation)) =
+            (self.trace.machines.get(machine), self.trace.derivations.get(id))
+        else {
             return false;
         };
         machine.fits(derivation) && self.limits.never(&machine.name, &self.takes(id)).is_none()
@@ -92,7 +96,8 @@ impl View<'_> {
 
     /// What is known of a derivation.
     pub fn derivation(&self, id: usize) -> Option<DerivationView<'_>> {
-        let TraceDerivation { pname, history_s, system, features, command, .. } = self.trace.derivations.get(id)?;
+        let TraceDerivation { pname, history_s, system, features, command, .. } =
+            self.trace.derivations.get(id)?;
         Some(DerivationView {
             pname,
             expected: *history_s,
@@ -103,11 +108,20 @@ impl View<'_> {
         })
     }
 
-    /// Size of the direct inputs that are not on `machine`, in MB: they are built, so their size is known.
+    /// Size of the direct inputs that are not on `machine`, in MB: they are built, so their size is
+    /// known.
     pub fn missing_mb(&self, machine: usize, id: usize) -> f64 {
         let Some(derivation) = self.trace.derivations.get(id) else { return 0.0 };
-        let missing = |dep: &&usize| !self.there.get(machine).and_then(|there| there.get(**dep)).copied().unwrap_or(false);
-        derivation.deps.iter().filter(missing).filter_map(|dep| self.trace.derivations.get(*dep)).map(|dep| dep.out_mb).sum()
+        let missing = |dep: &&usize| {
+            !self.there.get(machine).and_then(|there| there.get(**dep)).copied().unwrap_or(false)
+        };
+        derivation
+            .deps
+            .iter()
+            .filter(missing)
+            .filter_map(|dep| self.trace.derivations.get(*dep))
+            .map(|dep| dep.out_mb)
+            .sum()
     }
 
     /// How many builds each Nix command has running.
@@ -115,12 +129,15 @@ impl View<'_> {
         let mut count = HashMap::new();
         for running in self.running.iter().flatten() {
             let derivation = self.trace.derivations.get(running.id);
-            *count.entry(derivation.and_then(|d| d.command.as_deref()).unwrap_or_default()).or_default() += 1;
+            *count
+                .entry(derivation.and_then(|d| d.command.as_deref()).unwrap_or_default())
+                .or_default() += 1;
         }
         count
     }
 
-    /// For each busy slot whose build has an expected duration: seconds until it should end, the soonest first.
+    /// For each busy slot whose build has an expected duration: seconds until it should end, the
+    /// soonest first.
     pub fn busy_seconds(&self, machine: usize) -> Vec<f64> {
         let (Some(running), Some(factor)) =
             (self.running.get(machine), self.trace.machines.get(machine).map(|m| m.speed_factor))

@@ -56,14 +56,22 @@ fn builds_that_fail_and_machines_that_are_lost() {
 
 #[test]
 fn what_nobody_understands_is_a_failure() {
-    assert_eq!(ending(&[error("path '/x' is not valid")], Some(1)), Ending::Failed("path '/x' is not valid".to_owned()));
+    assert_eq!(
+        ending(&[error("path '/x' is not valid")], Some(1)),
+        Ending::Failed("path '/x' is not valid".to_owned())
+    );
     assert!(matches!(ending(&[], Some(1)), Ending::Failed(_)));
     // Both: the build is known to have failed.
-    assert!(matches!(ending(&[error("unexpected end-of-file"), error(FAILED)], Some(1)), Ending::Failed(_)));
+    assert!(matches!(
+        ending(&[error("unexpected end-of-file"), error(FAILED)], Some(1)),
+        Ending::Failed(_)
+    ));
     // The words of a remote daemon, or of the build, are no exceptions.
     let said = r#"@nix {"action":"msg","level":0,"msg":"unexpected end-of-file"}"#.to_owned();
     assert!(matches!(ending(&[said], Some(1)), Ending::Failed(_)));
-    let log = r#"@nix {"action":"result","fields":["error: unexpected end-of-file"],"id":1,"type":101}"#.to_owned();
+    let log =
+        r#"@nix {"action":"result","fields":["error: unexpected end-of-file"],"id":1,"type":101}"#
+            .to_owned();
     assert!(matches!(ending(&[log], Some(1)), Ending::Failed(_)));
 }
 
@@ -76,8 +84,14 @@ fn errors_are_held_and_activities_closed() {
         listener
             .hear(br#"@nix {"action":"start","id":7,"level":4,"text":"copying dependencies to 'ssh://m'","type":0}"#, now)
     );
-    assert!(listener.hear(br#"@nix {"action":"start","id":8,"level":3,"text":"copying path","type":100}"#, now));
-    assert!(listener.hear(br#"@nix {"action":"result","fields":[4194304,4194304,0,0],"id":8,"type":105}"#, now));
+    assert!(listener.hear(
+        br#"@nix {"action":"start","id":8,"level":3,"text":"copying path","type":100}"#,
+        now
+    ));
+    assert!(listener.hear(
+        br#"@nix {"action":"result","fields":[4194304,4194304,0,0],"id":8,"type":105}"#,
+        now
+    ));
     assert!(listener.hear(br#"@nix {"action":"stop","id":7}"#, at(2)));
     assert!(
         listener
@@ -89,7 +103,10 @@ fn errors_are_held_and_activities_closed() {
     assert_eq!(listener.timing().building(), Some(Duration::from_secs(10)));
     assert_eq!(listener.timing().bytes_per_second(), Some(2_097_152.0));
     let closed = String::from_utf8(listener.close_activities()).unwrap();
-    assert_eq!(closed, "@nix {\"action\":\"stop\",\"id\":9}\n@nix {\"action\":\"stop\",\"id\":8}\n");
+    assert_eq!(
+        closed,
+        "@nix {\"action\":\"stop\",\"id\":9}\n@nix {\"action\":\"stop\",\"id\":8}\n"
+    );
 }
 
 proptest! {
@@ -114,7 +131,13 @@ fn a_full_disk_of_the_machine_is_not_the_builds_failure() {
         matches!(ending(&[error(&words)], Some(1)), Ending::Lost(_))
     };
     assert!(end("error: writing to file '/nix/store/a/b': No space left on device"));
-    assert!(end("error: committing transaction: database or disk is full (in '/nix/var/nix/db/db.sqlite')"));
-    assert!(!end("builder for '/nix/store/x.drv' failed with exit code 1; last 1 log lines: > cp: No space left on device"));
-    assert!(!end("Cannot build '/nix/store/x.drv'. Reason: builder failed with exit code 1. > No space left on device"));
+    assert!(end(
+        "error: committing transaction: database or disk is full (in '/nix/var/nix/db/db.sqlite')"
+    ));
+    assert!(!end(
+        "builder for '/nix/store/x.drv' failed with exit code 1; last 1 log lines: > cp: No space left on device"
+    ));
+    assert!(!end(
+        "Cannot build '/nix/store/x.drv'. Reason: builder failed with exit code 1. > No space left on device"
+    ));
 }

@@ -1,8 +1,9 @@
 //! How Nix calls `ssh`: which words are options, which is the host, which are the command. Pure.
 //!
-//! Nix 2.3 to 2.35 call `ssh HOST -x [-a] WORDS.. [-i FILE] [-oUserKnownHostsFile=FILE] [-C] [-pPORT] [-oPermitLocalCommand=yes
-//! -oLocalCommand=echo started] [-S SOCKET] [-v] [--] COMMAND..` (`libstore/ssh.cc`), where WORDS are the user's, and `ssh -O check HOST ..`. Only
-//! the first is a [`Call`] that may share a connection; everything else is the affair of the real ssh.
+//! Nix 2.3 to 2.35 call `ssh HOST -x [-a] WORDS.. [-i FILE] [-oUserKnownHostsFile=FILE] [-C]
+//! [-pPORT] [-oPermitLocalCommand=yes -oLocalCommand=echo started] [-S SOCKET] [-v] [--] COMMAND..`
+//! (`libstore/ssh.cc`), where WORDS are the user's, and `ssh -O check HOST ..`. Only the first is a
+//! [`Call`] that may share a connection; everything else is the affair of the real ssh.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -11,7 +12,8 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 const WITH_VALUE: &[u8] = b"bceilmopBDEFIJLOPQRSwW";
 /// Options without one that change nothing for who shares.
 const PLAIN: &[u8] = b"1246akqxCKTvy";
-/// Options with a value after which nothing is to be shared: a log file, forwardings, a control command or socket, questions.
+/// Options with a value after which nothing is to be shared: a log file, forwardings, a control
+/// command or socket, questions.
 const ALONE: &[u8] = b"EDLROQSwW";
 
 /// A command to run on a host.
@@ -36,7 +38,11 @@ impl Call {
         if host.is_empty() || command.is_empty() {
             return None;
         }
-        Some(Self { options, host: host.clone(), command: command.join(OsStr::new(" ")).into_vec() })
+        Some(Self {
+            options,
+            host: host.clone(),
+            command: command.join(OsStr::new(" ")).into_vec(),
+        })
     }
 
     /// The arguments of an ssh that begins with these options; the first value of an option counts.
@@ -47,7 +53,10 @@ impl Call {
 }
 
 /// Takes options from the beginning, as getopt(3) does; what is left.
-fn take_options<'a>(mut words: &'a [OsString], options: &mut Vec<OsString>) -> Option<&'a [OsString]> {
+fn take_options<'a>(
+    mut words: &'a [OsString],
+    options: &mut Vec<OsString>,
+) -> Option<&'a [OsString]> {
     while let Some((word, rest)) = words.split_first() {
         let mut letters = match word.as_bytes() {
             b"--" => return Some(rest),
@@ -103,11 +112,17 @@ mod tests {
         );
         let new = "m,-x,-oPermitLocalCommand=yes,-oLocalCommand=echo started,--,nix-store,--serve,--write";
         let call_2_34 = call(new).unwrap();
-        assert_eq!(call_2_34.options, ["-x", "-oPermitLocalCommand=yes", "-oLocalCommand=echo started"]);
+        assert_eq!(
+            call_2_34.options,
+            ["-x", "-oPermitLocalCommand=yes", "-oLocalCommand=echo started"]
+        );
         assert_eq!(call_2_34.command, b"nix-store --serve --write");
         let first = ["-f".into()];
         let words: Vec<_> = call_2_34.arguments(&first).collect();
-        assert_eq!(words, ["-f", "-x", "-oPermitLocalCommand=yes", "-oLocalCommand=echo started", "--", "m"]);
+        assert_eq!(
+            words,
+            ["-f", "-x", "-oPermitLocalCommand=yes", "-oLocalCommand=echo started", "--", "m"]
+        );
         assert_eq!(call("-xap22,m,true").unwrap().options, ["-x", "-a", "-p22"]);
     }
 

@@ -1,8 +1,9 @@
-//! What Nix starts as `ssh`: a session over a shared connection where that can be had, and else the real ssh, in this very process and with the
-//! same words.
+//! What Nix starts as `ssh`: a session over a shared connection where that can be had, and else the
+//! real ssh, in this very process and with the same words.
 //!
-//! It says `started` where Nix waits for that, stays as long as the session, and ends with its code. It never waits longer than a
-//! connection of its own would take, and needs nothing but its environment: whatever is missing, the real ssh is run.
+//! It says `started` where Nix waits for that, stays as long as the session, and ends with its
+//! code. It never waits longer than a connection of its own would take, and needs nothing but its
+//! environment: whatever is missing, the real ssh is run.
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -25,7 +26,9 @@ const FAILED: u8 = 255;
 /// Plays ssh.
 pub fn main(arguments: &[OsString]) -> Exit {
     fds::close_others();
-    let Some(program) = std::env::var_os(PROGRAM).map(PathBuf::from).or_else(|| real_ssh(&std::env::var_os(PATH)?)) else {
+    let Some(program) =
+        std::env::var_os(PROGRAM).map(PathBuf::from).or_else(|| real_ssh(&std::env::var_os(PATH)?))
+    else {
         let _ = writeln!(std::io::stderr(), "there is no program ssh in PATH");
         return Exit::Command(FAILED);
     };
@@ -63,21 +66,31 @@ impl Ssh {
     fn shared(&self, arguments: &[OsString]) -> Option<u8> {
         let call = Call::parse(arguments)?;
         let masters = Masters::open(&PathBuf::from(std::env::var_os(MASTERS)?)).ok()?;
-        let said =
-            self.command().arg("-G").args(call.arguments(&[])).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+        let said = self
+            .command()
+            .arg("-G")
+            .args(call.arguments(&[]))
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .output()
+            .ok()?;
         if !said.status.success() {
             return None;
         }
         let environment: Vec<_> = std::env::vars_os().collect();
-        let Effective { key, started, environment } = Effective::of(&said.stdout, &environment, &self.program)?;
+        let Effective { key, started, environment } =
+            Effective::of(&said.stdout, &environment, &self.program)?;
         let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
         let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         let session = Session { command: &call.command, environment: &environment };
         match masters.session(&key, &mut || self.command(), &call, session, streams) {
             Shared::Running(running) => {
                 if started {
-                    // Nix sends nothing before it has read this, and the other side says nothing before it is spoken to.
-                    let _ = std::io::stdout().write_all(b"started\n").and_then(|()| std::io::stdout().flush());
+                    // Nix sends nothing before it has read this, and the other side says nothing
+                    // before it is spoken to.
+                    let _ = std::io::stdout()
+                        .write_all(b"started\n")
+                        .and_then(|()| std::io::stdout().flush());
                 }
                 // The master has them now. Nix is to see their end when the session ends.
                 fds::let_go_of_standard_streams();

@@ -1,5 +1,5 @@
-//! What `ssh -G` says a call means, with all of the user's configuration: may it share a connection, and with which others? Pure but for the
-//! known host keys that Nix writes.
+//! What `ssh -G` says a call means, with all of the user's configuration: may it share a
+//! connection, and with which others? Pure but for the known host keys that Nix writes.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -9,8 +9,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::hex;
 
-/// What Nix asks ssh to say when the connection is there (`libstore/ssh.cc`, since 2.17). OpenSSH does not run it for a session over a shared
-/// connection.
+/// What Nix asks ssh to say when the connection is there (`libstore/ssh.cc`, since 2.17). OpenSSH
+/// does not run it for a session over a shared connection.
 const STARTED: &[u8] = b"echo started";
 /// Options that must have this value: anything else means something to a process of its own.
 const USUAL: [(&[u8], &[&[u8]]); 10] = [
@@ -28,7 +28,8 @@ const USUAL: [(&[u8], &[&[u8]]); 10] = [
 ];
 /// Forwardings belong to one connection each.
 const FORWARDINGS: [&[u8]; 3] = [b"localforward", b"remoteforward", b"dynamicforward"];
-/// The file that Nix writes a machine's public host key to has another place each time, and this name.
+/// The file that Nix writes a machine's public host key to has another place each time, and this
+/// name.
 const HOST_KEY_FILE: &str = "/host-key";
 
 /// A call that may share a connection.
@@ -43,7 +44,8 @@ pub struct Effective {
 }
 
 impl Effective {
-    /// From the output of `ssh -G`, the environment, and the program. `None`: it is not to be shared.
+    /// From the output of `ssh -G`, the environment, and the program. `None`: it is not to be
+    /// shared.
     pub fn of(said: &[u8], environment: &[(OsString, OsString)], program: &Path) -> Option<Self> {
         let mut key = Sha256::new();
         key.update(program.as_os_str().as_bytes());
@@ -58,15 +60,23 @@ impl Effective {
             let space = line.iter().position(|byte| *byte == b' ').unwrap_or(line.len());
             let (name, value) = line.split_at(space);
             let value = value.get(1..).unwrap_or_default();
-            if FORWARDINGS.contains(&name) || USUAL.iter().any(|(known, usual)| *known == name && !usual.contains(&value)) {
+            if FORWARDINGS.contains(&name)
+                || USUAL.iter().any(|(known, usual)| *known == name && !usual.contains(&value))
+            {
                 return None;
             }
             match name {
                 b"localcommand" => local_command = Some(value),
                 b"permitlocalcommand" => local_command_permitted = value == b"yes",
                 b"sendenv" => {
-                    let permitted = |(name, _): &&(OsString, OsString)| matches(value, name.as_bytes());
-                    sent.extend(environment.iter().filter(permitted).map(|(name, value)| assignment(name, value)));
+                    let permitted =
+                        |(name, _): &&(OsString, OsString)| matches(value, name.as_bytes());
+                    sent.extend(
+                        environment
+                            .iter()
+                            .filter(permitted)
+                            .map(|(name, value)| assignment(name, value)),
+                    );
                 }
                 b"setenv" => sent.push(value.to_vec()),
                 _ => {}
@@ -90,7 +100,8 @@ impl Effective {
     }
 }
 
-/// Bytes of a key: enough that two configurations of one user never meet, and short, since a socket's path is (`unix(7)`).
+/// Bytes of a key: enough that two configurations of one user never meet, and short, since a
+/// socket's path is (`unix(7)`).
 const KEY_BYTES: usize = 8;
 
 fn assignment(name: &OsStr, value: &OsStr) -> Vec<u8> {
@@ -100,7 +111,8 @@ fn assignment(name: &OsStr, value: &OsStr) -> Vec<u8> {
     text.into_vec()
 }
 
-/// A file with known host keys, by its name, or by what is in it if Nix has written it for this one call.
+/// A file with known host keys, by its name, or by what is in it if Nix has written it for this one
+/// call.
 fn known_hosts(file: &[u8], key: &mut Sha256) {
     key.update(b" ");
     let path = Path::new(OsStr::from_bytes(file));
@@ -132,17 +144,24 @@ mod tests {
         stdinnull no\nforkafterauthentication no\ntunnel false\ncontrolmaster false\nsendenv LANG\nsendenv LC_*\n";
 
     fn of(said: &str, environment: &[(&str, &str)]) -> Option<Effective> {
-        let environment: Vec<_> = environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
+        let environment: Vec<_> =
+            environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
         Effective::of(said.as_bytes(), &environment, Path::new("/usr/bin/ssh"))
     }
 
     #[test]
     fn what_is_sent_and_said() {
-        let usual = of(USUAL_ANSWER, &[("LC_TIME", "de"), ("LANG", "C"), ("HOME", "/root")]).unwrap();
+        let usual =
+            of(USUAL_ANSWER, &[("LC_TIME", "de"), ("LANG", "C"), ("HOME", "/root")]).unwrap();
         assert_eq!(usual.environment, [b"LANG=C".to_vec(), b"LC_TIME=de".to_vec()]);
         assert!(!usual.started);
-        let waits =
-            of(&format!("{USUAL_ANSWER}permitlocalcommand yes\nlocalcommand echo started\nsetenv A=b c\n"), &[]).unwrap();
+        let waits = of(
+            &format!(
+                "{USUAL_ANSWER}permitlocalcommand yes\nlocalcommand echo started\nsetenv A=b c\n"
+            ),
+            &[],
+        )
+        .unwrap();
         assert!(waits.started);
         assert_eq!(waits.environment, [b"A=b c".to_vec()]);
     }

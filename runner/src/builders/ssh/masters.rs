@@ -1,10 +1,12 @@
-//! The connections to one machine that are shared: a directory of control sockets, each of an ssh that stays in the background (a master, in
-//! the words of `ssh_config(5)`).
+//! The connections to one machine that are shared: a directory of control sockets, each of an ssh
+//! that stays in the background (a master, in the words of `ssh_config(5)`).
 //!
-//! A socket's name is a key, what the connection is, and a number that never comes again: a master that ends removes its socket by its name, and must
-//! not remove that of its successor. One call at a time makes a master for a key, the others wait for it, so that many builds that begin
-//! together do not all log in (`MaxStartups` of sshd drops those). What does not answer in time is not used again: its socket goes, the
-//! sessions in it end as they may, and ssh ends by itself some time later.
+//! A socket's name is a key, what the connection is, and a number that never comes again: a master
+//! that ends removes its socket by its name, and must not remove that of its successor. One call at
+//! a time makes a master for a key, the others wait for it, so that many builds that begin together
+//! do not all log in (`MaxStartups` of sshd drops those). What does not answer in time is not used
+//! again: its socket goes, the sessions in it end as they may, and ssh ends by itself some time
+//! later.
 
 use std::ffi::OsString;
 use std::fs::{File, TryLockError};
@@ -20,11 +22,13 @@ use super::hex;
 use super::mux::{Client, MuxError, Running, Session};
 use crate::builders::fds;
 
-/// Seconds that a connection is kept without a session. A build that begins later connects anew, which is no loss.
+/// Seconds that a connection is kept without a session. A build that begins later connects anew,
+/// which is no loss.
 const KEPT: u32 = 60;
 /// A master on this machine that does not greet within this time is stopped or as good as dead.
 const GREETING: Duration = Duration::from_secs(1);
-/// A session over a connection that lives takes a round trip and the start of a shell; a machine that needs longer for it is asked anew.
+/// A session over a connection that lives takes a round trip and the start of a shell; a machine
+/// that needs longer for it is asked anew.
 const OPENING: Duration = Duration::from_secs(3);
 /// How long to wait for another call that connects; then this one connects by itself.
 const OTHERS: Duration = Duration::from_secs(5);
@@ -36,8 +40,9 @@ const MOST: usize = 16;
 const RANDOM_BYTES: usize = 4;
 /// Longest path of a socket (`unix(7)`: 108 with the final zero; macOS 104).
 const LONGEST_PATH: usize = 103;
-/// What is added to the directory's path below [`Masters`] at most: `/`, the key, `-`, the number, and what ssh adds while it makes the socket
-/// (`muxserver_listen` of mux.c: a dot and 16 characters).
+/// What is added to the directory's path below [`Masters`] at most: `/`, the key, `-`, the number,
+/// and what ssh adds while it makes the socket (`muxserver_listen` of mux.c: a dot and 16
+/// characters).
 const LONGEST_NAME: usize = 1 + 16 + 1 + 2 * RANDOM_BYTES + 17;
 
 /// What came of asking for a shared session.
@@ -65,7 +70,9 @@ impl Masters {
     pub fn open(directory: &Path) -> io::Result<Self> {
         private_directory(directory)?;
         if directory.as_os_str().len() + LONGEST_NAME > LONGEST_PATH || !is_plain(directory) {
-            return Err(io::Error::other("the path is too long for sockets, or ssh would read more than a path from it"));
+            return Err(io::Error::other(
+                "the path is too long for sockets, or ssh would read more than a path from it",
+            ));
         }
         Ok(Self { directory: directory.to_owned() })
     }
@@ -84,14 +91,17 @@ impl Masters {
             // ssh's own half-made sockets have a dot.
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            name.starts_with(key) && !name.contains('.') && entry.file_type().is_ok_and(|kind| kind.is_socket())
+            name.starts_with(key)
+                && !name.contains('.')
+                && entry.file_type().is_ok_and(|kind| kind.is_socket())
         };
         let mut found: Vec<PathBuf> = entries.filter(is_socket).map(|entry| entry.path()).collect();
         found.sort();
         found
     }
 
-    /// A session over one of the connections of `key`, or over a new one that `program` makes for `call`.
+    /// A session over one of the connections of `key`, or over a new one that `program` makes for
+    /// `call`.
     pub fn session(
         &self,
         key: &str,
@@ -106,7 +116,9 @@ impl Masters {
             if let Some(running) = self.over_existing(key, session, streams, &mut tried) {
                 return Shared::Running(running);
             }
-            let Ok(lock) = File::create(self.directory.join(format!("{key}.lock"))) else { return Shared::Alone };
+            let Ok(lock) = File::create(self.directory.join(format!("{key}.lock"))) else {
+                return Shared::Alone;
+            };
             match lock.try_lock() {
                 // Another may have made one between the look and the lock.
                 Ok(()) if self.sockets(key).iter().any(|socket| !tried.contains(socket)) => {}
@@ -115,7 +127,9 @@ impl Masters {
                     Ok(()) => {}
                     Err(other) => return other,
                 },
-                Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(LOOK_EVERY),
+                Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                    std::thread::sleep(LOOK_EVERY)
+                }
                 Err(_) => return Shared::Alone,
             }
         }
@@ -138,7 +152,8 @@ impl Masters {
                 Ok(running) => return Some(running),
                 Err(MuxError::Refused(_)) => tried.push(socket),
                 Err(MuxError::Io(_)) => {
-                    // Nobody there any more, or the connection is dead and its master does not know it yet.
+                    // Nobody there any more, or the connection is dead and its master does not know
+                    // it yet.
                     let _ = std::fs::remove_file(&socket);
                     tried.push(socket);
                 }
@@ -158,12 +173,16 @@ impl Masters {
         // A file, not a pipe: nobody has to wait until all who inherit it have closed it.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).current_dir("/");
         // Until it has connected it dies with us; in the background it is nobody's child (`-f`).
-        let Ok(status) = fds::dies_with_us(&mut command).status() else { return Err(Shared::Alone) };
+        let Ok(status) = fds::dies_with_us(&mut command).status() else {
+            return Err(Shared::Alone);
+        };
         let mut words = Vec::new();
         let _ = said.rewind().and_then(|()| said.read_to_end(&mut words));
         match status.code() {
             Some(0) if socket.exists() => Ok(()),
-            Some(code) if code != 0 && !is_about_sharing(&words) => Err(Shared::Unreachable(plain_lines(&words), code)),
+            Some(code) if code != 0 && !is_about_sharing(&words) => {
+                Err(Shared::Unreachable(plain_lines(&words), code))
+            }
             _ => Err(Shared::Alone),
         }
     }
@@ -201,7 +220,8 @@ fn options(socket: &Path) -> Vec<OsString> {
         .collect()
 }
 
-/// OpenSSH ends its lines with CR LF (`log.c`, `do_log`). Nix takes what is before a CR for overwritten, and from 2.34 on shows nothing of it.
+/// OpenSSH ends its lines with CR LF (`log.c`, `do_log`). Nix takes what is before a CR for
+/// overwritten, and from 2.34 on shows nothing of it.
 fn plain_lines(words: &[u8]) -> Vec<u8> {
     let mut plain = words.to_vec();
     plain.retain(|byte| *byte != b'\r');
@@ -211,15 +231,17 @@ fn plain_lines(words: &[u8]) -> Vec<u8> {
 /// Is what ssh complained of the sharing, and not the machine? (Words of mux.c and misc.c, 9.2.)
 fn is_about_sharing(words: &[u8]) -> bool {
     let words = String::from_utf8_lossy(words);
-    ["ControlPath", "ControlSocket", "unix_listener", "mux_", "muxserver"].iter().any(|word| words.contains(word))
+    ["ControlPath", "ControlSocket", "unix_listener", "mux_", "muxserver"]
+        .iter()
+        .any(|word| words.contains(word))
 }
 
 /// Only what neither ssh's tokens (`%`, `~`, `${}`) nor its quotes mean anything in.
 fn is_plain(path: &Path) -> bool {
     path.is_absolute()
-        && path
-            .to_str()
-            .is_some_and(|path| path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._+-@=".contains(&byte)))
+        && path.to_str().is_some_and(|path| {
+            path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._+-@=".contains(&byte))
+        })
 }
 
 /// Makes a directory that is ours and that nobody else may enter.
@@ -232,7 +254,10 @@ pub fn private_directory(path: &Path) -> io::Result<()> {
         _ => {}
     }
     let found = std::fs::symlink_metadata(path)?;
-    if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o077 != 0 {
+    if !found.is_dir()
+        || found.uid() != rustix::process::geteuid().as_raw()
+        || found.mode() & 0o077 != 0
+    {
         let why = format!("{} is not a directory of this user alone (mode 0700)", path.display());
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     }
@@ -259,7 +284,13 @@ mod tests {
             command.args(["-c", script, "ssh"]);
             command
         };
-        masters.session("k", &mut program, &call(), Session { command: b"true", environment: &[] }, streams)
+        masters.session(
+            "k",
+            &mut program,
+            &call(),
+            Session { command: b"true", environment: &[] },
+            streams,
+        )
     }
 
     #[test]
@@ -280,7 +311,9 @@ mod tests {
     fn a_machine_that_cannot_be_reached_is_said_once() {
         let directory = tempfile::tempdir().unwrap();
         let masters = Masters::open(&directory.path().join("m")).unwrap();
-        let Shared::Unreachable(words, code) = ask(&masters, "printf 'no route\\r\\n' >&2; exit 255") else {
+        let Shared::Unreachable(words, code) =
+            ask(&masters, "printf 'no route\\r\\n' >&2; exit 255")
+        else {
             panic!("reached")
         };
         assert_eq!((words.as_slice(), code), (&b"no route\n"[..], 255));
@@ -316,11 +349,21 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let masters = Masters::open(&directory.path().join("m")).unwrap();
         let heard = directory.path().join("heard");
-        assert!(matches!(ask(&masters, &format!("echo \"$@\" > {}; exit 1", heard.display())), Shared::Unreachable(..)));
+        assert!(matches!(
+            ask(&masters, &format!("echo \"$@\" > {}; exit 1", heard.display())),
+            Shared::Unreachable(..)
+        ));
         let heard = std::fs::read_to_string(heard).unwrap();
-        let socket = heard.split_whitespace().find_map(|word| word.strip_prefix("-oControlPath=")).unwrap().to_owned();
+        let socket = heard
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix("-oControlPath="))
+            .unwrap()
+            .to_owned();
         let (directory_of, name) = socket.rsplit_once('/').unwrap();
-        assert_eq!((directory_of, name.len()), (directory.path().join("m").to_str().unwrap(), 2 + 2 * RANDOM_BYTES));
+        assert_eq!(
+            (directory_of, name.len()),
+            (directory.path().join("m").to_str().unwrap(), 2 + 2 * RANDOM_BYTES)
+        );
         assert_eq!(
             heard.replace(&socket, "SOCKET").trim_end(),
             "-f -N -oControlMaster=yes -oPermitLocalCommand=no -oControlPersist=60 -oControlPath=SOCKET -p22 -- m"

@@ -1,7 +1,8 @@
 //! The ssh of Nix's own hook: what it is told, and how its connections are shared.
 //!
-//! It is told to give up on a machine that does not answer, and to notice one that is gone in the middle of a build, which without this may take
-//! hours. And it is found, first in `PATH`, as a link to hookrun ([`client`]), which goes over a connection that an earlier build has made.
+//! It is told to give up on a machine that does not answer, and to notice one that is gone in the
+//! middle of a build, which without this may take hours. And it is found, first in `PATH`, as a
+//! link to hookrun ([`client`]), which goes over a connection that an earlier build has made.
 
 pub mod client;
 
@@ -21,9 +22,11 @@ use crate::config;
 use crate::dirs::Dirs;
 use masters::{Masters, private_directory};
 
-/// Up to 2.33 Nix splits it at blanks, later as a shell does, and gives the words to every ssh that it starts (`libstore/ssh.cc`).
+/// Up to 2.33 Nix splits it at blanks, later as a shell does, and gives the words to every ssh that
+/// it starts (`libstore/ssh.cc`).
 const VARIABLE: &str = "NIX_SSHOPTS";
-/// Seconds between two signs of life; ssh gives up after three that are not answered (`ServerAliveCountMax`).
+/// Seconds between two signs of life; ssh gives up after three that are not answered
+/// (`ServerAliveCountMax`).
 const ALIVE_EVERY: u32 = 15;
 /// Where programs are looked for.
 const PATH: &str = "PATH";
@@ -35,7 +38,8 @@ const SEARCH_PATH: &str = "HOOKRUN_SSH_PATH";
 const MASTERS: &str = "HOOKRUN_SSH_MASTERS";
 /// The name by which Nix starts it, and so the link's.
 const SSH: &str = "ssh";
-/// Bytes of the name of a machine's directory. Two machines in one do no harm: it only says what is put aside together.
+/// Bytes of the name of a machine's directory. Two machines in one do no harm: it only says what is
+/// put aside together.
 const MACHINE_BYTES: usize = 4;
 
 /// Variables for Nix's own hook.
@@ -73,7 +77,8 @@ impl Sharing {
             return None;
         }
         let search_path = std::env::var_os(PATH)?;
-        let sharing = Self { directory: dirs.connections(), program: real_ssh(&search_path)?, search_path };
+        let sharing =
+            Self { directory: dirs.connections(), program: real_ssh(&search_path)?, search_path };
         sharing.link().ok().map(|()| sharing)
     }
 
@@ -107,7 +112,10 @@ impl Sharing {
         let name = hex(Sha256::digest(uri).iter().take(MACHINE_BYTES));
         let directory = self.directory.join(name);
         let masters = Masters::open(&directory).ok()?;
-        let path = std::env::join_paths([self.links()].into_iter().chain(std::env::split_paths(&self.search_path))).ok()?;
+        let path = std::env::join_paths(
+            [self.links()].into_iter().chain(std::env::split_paths(&self.search_path)),
+        )
+        .ok()?;
         let variables = vec![
             (PATH.into(), path),
             (PROGRAM.into(), self.program.clone().into()),
@@ -133,7 +141,8 @@ fn hex<'a>(bytes: impl IntoIterator<Item = &'a u8>) -> String {
     })
 }
 
-/// Does Nix start ssh for this machine? (`ssh.cc`: for the host `localhost` it starts the program itself.)
+/// Does Nix start ssh for this machine? (`ssh.cc`: for the host `localhost` it starts the program
+/// itself.)
 fn is_by_ssh(uri: &str) -> bool {
     let host = uri.strip_prefix("ssh://").or_else(|| uri.strip_prefix("ssh-ng://"));
     host.is_some_and(|host| host.split(['?', '/']).next() != Some("localhost"))
@@ -143,10 +152,14 @@ fn is_by_ssh(uri: &str) -> bool {
 fn real_ssh(search_path: &OsStr) -> Option<PathBuf> {
     let us = std::env::current_exe().and_then(std::fs::canonicalize).ok()?;
     let is_real = |program: &PathBuf| {
-        let runs = program.is_file() && rustix::fs::access(program.as_path(), rustix::fs::Access::EXEC_OK).is_ok();
+        let runs = program.is_file()
+            && rustix::fs::access(program.as_path(), rustix::fs::Access::EXEC_OK).is_ok();
         runs && std::fs::canonicalize(program).is_ok_and(|program| program != us)
     };
-    std::env::split_paths(search_path).filter(|path| is_absolute(path)).map(|directory| directory.join(SSH)).find(is_real)
+    std::env::split_paths(search_path)
+        .filter(|path| is_absolute(path))
+        .map(|directory| directory.join(SSH))
+        .find(is_real)
 }
 
 /// A relative entry would be another directory for who runs it elsewhere.
@@ -166,10 +179,13 @@ mod tests {
 
     #[test]
     fn which_machines_are_reached_by_ssh() {
-        for uri in ["ssh://m", "ssh-ng://root@m?x=y", "ssh://localhost:22", "ssh://root@localhost"] {
+        for uri in ["ssh://m", "ssh-ng://root@m?x=y", "ssh://localhost:22", "ssh://root@localhost"]
+        {
             assert!(is_by_ssh(uri), "{uri}");
         }
-        for uri in ["ssh://localhost", "ssh-ng://localhost?remote-store=/x", "/srv/x", "auto", "unix:///x"] {
+        for uri in
+            ["ssh://localhost", "ssh-ng://localhost?remote-store=/x", "/srv/x", "auto", "unix:///x"]
+        {
             assert!(!is_by_ssh(uri), "{uri}");
         }
     }
@@ -189,7 +205,11 @@ mod tests {
         std::fs::remove_file(&link).unwrap();
         std::os::unix::fs::symlink("/old/hookrun", &link).unwrap();
         sharing.link().unwrap();
-        assert_eq!(std::fs::read_link(&link).unwrap(), std::env::current_exe().unwrap(), "after an upgrade");
+        assert_eq!(
+            std::fs::read_link(&link).unwrap(),
+            std::env::current_exe().unwrap(),
+            "after an upgrade"
+        );
         let connections = sharing.of("ssh://m").unwrap();
         let path = &connections.variables.iter().find(|(name, _)| name == PATH).unwrap().1;
         assert!(path.to_str().unwrap().ends_with("/ssh/bin:/usr/bin:/bin"), "{path:?}");

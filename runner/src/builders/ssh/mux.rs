@@ -1,7 +1,9 @@
-//! A client of a shared ssh connection: OpenSSH's multiplexing protocol, version 4, unchanged since OpenSSH 5.4 (`PROTOCOL.mux`, `mux.c`).
+//! A client of a shared ssh connection: OpenSSH's multiplexing protocol, version 4, unchanged since
+//! OpenSSH 5.4 (`PROTOCOL.mux`, `mux.c`).
 //!
-//! ssh itself is no use as the client: it does not run `LocalCommand` for a shared session, for whose output Nix waits, and it waits without
-//! bound for a connection that hangs. This one gives up in time, and says when the session is there.
+//! ssh itself is no use as the client: it does not run `LocalCommand` for a shared session, for
+//! whose output Nix waits, and it waits without bound for a connection that hangs. This one gives
+//! up in time, and says when the session is there.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -29,7 +31,8 @@ const MAX_PACKET: u32 = 256 << 10;
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
 pub enum MuxError {
-    /// The connection lives and takes no further session (`MaxSessions` of its sshd, `sshd_config(5)`).
+    /// The connection lives and takes no further session (`MaxSessions` of its sshd,
+    /// `sshd_config(5)`).
     #[error("no further session over this connection ({0})")]
     Refused(String),
     /// Nobody answers in time, or not in this protocol.
@@ -73,7 +76,9 @@ impl Client {
         client.send(&packet(HELLO, |out| put_u32(out, VERSION)))?;
         match client.receive(Some(until))? {
             Some(Said::Hello(VERSION)) => Ok(client),
-            other => Err(io::Error::other(format!("not a greeting of version {VERSION} ({other:?})"))),
+            other => {
+                Err(io::Error::other(format!("not a greeting of version {VERSION} ({other:?})")))
+            }
         }
     }
 
@@ -112,7 +117,12 @@ impl Client {
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&fds));
         // One byte with each, as `mm_send_fd` of OpenSSH's monitor_fdpass.c.
-        rustix::net::sendmsg(&self.stream, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
+        rustix::net::sendmsg(
+            &self.stream,
+            &[IoSlice::new(&[0])],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )?;
         Ok(())
     }
 
@@ -146,7 +156,9 @@ impl Client {
                 Ok(0) => return Ok(false),
                 Ok(count) => buffer = buffer.get_mut(count..).unwrap_or_default(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -154,7 +166,8 @@ impl Client {
     }
 }
 
-/// A session that is open. When this is dropped, or its process dies, the master closes the session.
+/// A session that is open. When this is dropped, or its process dies, the master closes the
+/// session.
 #[derive(Debug)]
 pub struct Running {
     client: Client,
@@ -287,8 +300,11 @@ mod tests {
 
     #[test]
     fn a_session_with_its_exit_code() {
-        let opened = packet(SESSION_OPENED, |out| [REQUEST, 7].iter().for_each(|number| put_u32(out, *number)));
-        let exit = packet(EXIT_MESSAGE, |out| [7, 3].iter().for_each(|number| put_u32(out, *number)));
+        let opened = packet(SESSION_OPENED, |out| {
+            [REQUEST, 7].iter().for_each(|number| put_u32(out, *number))
+        });
+        let exit =
+            packet(EXIT_MESSAGE, |out| [7, 3].iter().for_each(|number| put_u32(out, *number)));
         let (ran, read) = run(vec![hello(), opened, exit], true);
         assert_eq!(ran, Ok(Some(3)));
         let mut expected = hello();
@@ -305,12 +321,22 @@ mod tests {
             put_string(out, b"Session open refused by peer");
         });
         let (ran, _) = run(vec![hello(), refusal], true);
-        assert_eq!(ran, Err("no further session over this connection (Session open refused by peer)".to_owned()));
+        assert_eq!(
+            ran,
+            Err("no further session over this connection (Session open refused by peer)".to_owned())
+        );
         assert_eq!(run(vec![hello()], false).0, Err("timed out".to_owned()));
         assert_eq!(run(vec![], false).0, Err("timed out".to_owned()));
         assert!(run(vec![hello()], true).0.unwrap_err().contains("end of file"));
-        assert!(run(vec![packet(HELLO, |out| put_u32(out, 5))], true).0.unwrap_err().contains("not a greeting"));
-        assert!(run(vec![vec![0xff; 8]], true).0.unwrap_err().contains("a packet of 4294967295 bytes"));
+        assert!(
+            run(vec![packet(HELLO, |out| put_u32(out, 5))], true)
+                .0
+                .unwrap_err()
+                .contains("not a greeting")
+        );
+        assert!(
+            run(vec![vec![0xff; 8]], true).0.unwrap_err().contains("a packet of 4294967295 bytes")
+        );
     }
 
     proptest! {

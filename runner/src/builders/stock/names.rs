@@ -1,5 +1,6 @@
-//! The other name that Nix's own hook knows a machine by ([`Slot::line`](crate::builders::slots::Slot::line)), in what it says: people see the
-//! machine's own name. Pure.
+//! The other name that Nix's own hook knows a machine by
+//! ([`Slot::line`](crate::builders::slots::Slot::line)), in what it says: people see the machine's
+//! own name. Pure.
 
 use std::borrow::Cow;
 
@@ -25,9 +26,11 @@ impl Names {
 
     /// A line with the machine's own name.
     pub(super) fn as_people_say<'l>(&self, line: &'l [u8]) -> Cow<'l, [u8]> {
-        self.of_hook.iter().fold(Cow::Borrowed(line), |line, name| match replaced(&line, name, &self.of_people) {
-            Some(renamed) => Cow::Owned(renamed),
-            None => line,
+        self.of_hook.iter().fold(Cow::Borrowed(line), |line, name| {
+            match replaced(&line, name, &self.of_people) {
+                Some(renamed) => Cow::Owned(renamed),
+                None => line,
+            }
         })
     }
 }
@@ -57,7 +60,9 @@ mod tests {
     fn as_written_and_as_newer_nix_says_it() {
         let own = "ssh://m?remote-store=/b";
         let names = Names::of("ssh://m?remote-store=/b&path-info-cache-size=65536", own);
-        let said = |line: &str| String::from_utf8(names.as_people_say(line.as_bytes()).into_owned()).unwrap();
+        let said = |line: &str| {
+            String::from_utf8(names.as_people_say(line.as_bytes()).into_owned()).unwrap()
+        };
         for line in [
             "build on 'ssh://m?remote-store=/b&path-info-cache-size=65536' failed",
             "build on 'ssh://m?path-info-cache-size=65536&remote-store=/b' failed",

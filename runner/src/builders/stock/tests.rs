@@ -17,7 +17,8 @@ fn offer_within(script: &str, deadline: Duration) -> (Offer, String) {
     let request = Request::of("a", "x86_64-linux", &["kvm"], true);
     let machine = machine();
     let target = Target { machine: &machine, slot: None };
-    let offer = delegate.offer(&settings, target, &request, &mut |line| relayed.extend_from_slice(line));
+    let offer =
+        delegate.offer(&settings, target, &request, &mut |line| relayed.extend_from_slice(line));
     (offer, String::from_utf8(relayed).unwrap())
 }
 
@@ -36,13 +37,22 @@ fn answers_of_the_stock_hook() {
     assert_eq!(failure("echo '# postpone' >&2"), "full");
     assert_eq!(failure("echo '# decline' >&2"), "full");
     assert_eq!(
-        failure(&format!("echo \"$0\" >&2 <<'X'\nX\ncat >&2 <<'X'\n{REFUSED}\nX\necho '# decline' >&2")).replace("sh\n", ""),
+        failure(&format!(
+            "echo \"$0\" >&2 <<'X'\nX\ncat >&2 <<'X'\n{REFUSED}\nX\necho '# decline' >&2"
+        ))
+        .replace("sh\n", ""),
         "failed to start SSH connection to 'm': ssh: connection refused"
     );
     assert_eq!(failure("exit 3"), "Nix's own build hook ended without an answer");
     assert_eq!(failure("printf '# acc' >&2"), "Nix's own build hook ended without an answer");
-    assert_eq!(failure("printf '# accept\\nssh://m' >&2"), "Nix's own build hook ended inside its answer");
-    assert_eq!(failure("echo '# decline-permanently' >&2"), "Nix's own build hook answered `decline-permanently`");
+    assert_eq!(
+        failure("printf '# accept\\nssh://m' >&2"),
+        "Nix's own build hook ended inside its answer"
+    );
+    assert_eq!(
+        failure("echo '# decline-permanently' >&2"),
+        "Nix's own build hook answered `decline-permanently`"
+    );
     assert_eq!(failure("kill -9 $$"), "Nix's own build hook ended without an answer");
 }
 
@@ -53,11 +63,14 @@ fn a_machine_that_does_not_answer_is_given_up_with_all_it_started() {
     // The grandchild stands for an ssh that tries to connect for ever.
     let script = format!("sleep 1000 & echo $! > {}; wait", pid.display());
     let (offer, _) = offer_within(&script, Duration::from_millis(500));
-    assert!(matches!(&offer, Offer::Failed(why) if why == "no answer within 500ms (`connect-timeout` in `[builders]`)"));
+    assert!(
+        matches!(&offer, Offer::Failed(why) if why == "no answer within 500ms (`connect-timeout` in `[builders]`)")
+    );
     let pid = std::fs::read_to_string(pid).unwrap();
     let stat = format!("/proc/{}/stat", pid.trim());
     let state = || std::fs::read_to_string(&stat).unwrap_or_default();
-    // Killed it is; on a busy machine it may still have to be scheduled to end. A limit for hangs; nothing is measured.
+    // Killed it is; on a busy machine it may still have to be scheduled to end. A limit for hangs;
+    // nothing is measured.
     let deadline = std::time::Instant::now() + Duration::from_secs(30);
     while !(state().is_empty() || state().contains(") Z ")) {
         assert!(std::time::Instant::now() < deadline, "still there: {}", state());
@@ -68,11 +81,19 @@ fn a_machine_that_does_not_answer_is_given_up_with_all_it_started() {
 #[test]
 fn a_program_that_is_not_there() {
     let program = StockProgram::other("/nonexistent/nix", &[]);
-    let mut delegate = Delegate { program, deadline: Duration::from_secs(1), variables: Vec::new(), sharing: None };
+    let mut delegate = Delegate {
+        program,
+        deadline: Duration::from_secs(1),
+        variables: Vec::new(),
+        sharing: None,
+    };
     let machine = machine();
     let target = Target { machine: &machine, slot: None };
     let request = Request::of("a", "x86_64-linux", &[], true);
-    let Offer::Failed(why) = delegate.offer(&Settings::default(), target, &request, &mut |_| {}) else { unreachable!() };
+    let Offer::Failed(why) = delegate.offer(&Settings::default(), target, &request, &mut |_| {})
+    else {
+        unreachable!()
+    };
     assert_eq!(
         why,
         "Nix's own build hook `/nonexistent/nix` cannot be started (No such file or directory (os error 2)); put `nix` into PATH"
@@ -108,7 +129,8 @@ fn a_build_is_carried_byte_for_byte() {
 
 #[test]
 fn the_end_of_the_hook_is_the_end_even_if_something_keeps_its_standard_error() {
-    let (offer, _) = offer("printf '# accept\\nm\\n' >&2; cat > /dev/null; echo last >&2; sleep 5 & exit 0");
+    let (offer, _) =
+        offer("printf '# accept\\nm\\n' >&2; cat > /dev/null; echo last >&2; sleep 5 & exit 0");
     let Offer::Accepted(build) = offer else { unreachable!("not accepted") };
     let mut reply = Vec::new();
     assert_eq!(build.run(&Inputs::of(&[]), &mut reply).ending, Ending::Built);
@@ -125,7 +147,8 @@ fn plain_words() {
 #[test]
 fn the_other_name_is_never_seen_and_the_last_error_is_held() {
     let state = tempfile::tempdir().unwrap();
-    let crate::builders::slots::Taken::Slot(slot) = crate::builders::load::SlotFiles::below(state.path()).take("ssh://m", 1)
+    let crate::builders::slots::Taken::Slot(slot) =
+        crate::builders::load::SlotFiles::below(state.path()).take("ssh://m", 1)
     else {
         unreachable!("a free slot");
     };
@@ -137,11 +160,17 @@ X
 exit 1"
     );
     let program = StockProgram::other("/bin/sh", &["-c", &script]);
-    let mut delegate = Delegate { program, deadline: Duration::from_secs(20), variables: Vec::new(), sharing: None };
+    let mut delegate = Delegate {
+        program,
+        deadline: Duration::from_secs(20),
+        variables: Vec::new(),
+        sharing: None,
+    };
     let mut relayed = Vec::new();
     let target = Target { machine: &machine(), slot: Some(&slot) };
     let request = Request::of("a", "x86_64-linux", &[], true);
-    let offer = delegate.offer(&Settings::default(), target, &request, &mut |line| relayed.extend_from_slice(line));
+    let offer = delegate
+        .offer(&Settings::default(), target, &request, &mut |line| relayed.extend_from_slice(line));
     assert_eq!(relayed, b"on ssh://m!\n");
     let Offer::Accepted(build) = offer else { unreachable!("not accepted") };
     let mut reply = Vec::new();

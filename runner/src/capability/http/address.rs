@@ -1,8 +1,9 @@
 //! Which addresses a request may reach: public ones, and those that its grant names.
 //!
-//! Pure. A name under somebody else's control may resolve to anything, so every address is classified before a connection is made
-//! to exactly that address. The ranges are those of IANA's special-purpose registries (RFC 6890 and its updates) and of the
-//! clouds' metadata services. Forms of IPv6 that carry an IPv4 address are as good as the address they carry.
+//! Pure. A name under somebody else's control may resolve to anything, so every address is
+//! classified before a connection is made to exactly that address. The ranges are those of IANA's
+//! special-purpose registries (RFC 6890 and its updates) and of the clouds' metadata services.
+//! Forms of IPv6 that carry an IPv4 address are as good as the address they carry.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -54,7 +55,8 @@ impl Kind {
     }
 }
 
-/// Metadata services: AWS, Azure, Google and most others; AWS over IPv6; Google over IPv6; Alibaba; Oracle.
+/// Metadata services: AWS, Azure, Google and most others; AWS over IPv6; Google over IPv6; Alibaba;
+/// Oracle.
 const METADATA: [IpAddr; 6] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)), // AWS container credentials
@@ -86,7 +88,8 @@ fn v4(address: Ipv4Addr) -> Option<Kind> {
         (192, 0, 2) | (198, 51, 100) | (203, 0, 113) => Kind::Documentation,
         (224..=239, _, _) => Kind::Multicast,
         (255, _, _) if address == Ipv4Addr::BROADCAST => Kind::Broadcast,
-        // RFC 6890 protocol assignments, RFC 7526 (6to4 relays), RFC 2544 benchmarking, RFC 1112 section 4.
+        // RFC 6890 protocol assignments, RFC 7526 (6to4 relays), RFC 2544 benchmarking, RFC 1112
+        // section 4.
         (192, 0, 0) | (192, 88, 99) | (198, 18..=19, _) | (240..=255, _, _) => Kind::Reserved,
         _ => return None,
     })
@@ -108,7 +111,8 @@ fn v6(address: Ipv6Addr) -> Option<Kind> {
         [0xfe80..=0xfebf, ..] => Some(Kind::LinkLocal),
         [0xfec0..=0xfeff | 0xfc00..=0xfdff, ..] => Some(Kind::Private),
         [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Some(Kind::Documentation),
-        // RFC 2928: protocol assignments, among them ORCHID and benchmarking; Teredo was looked at above.
+        // RFC 2928: protocol assignments, among them ORCHID and benchmarking; Teredo was looked at
+        // above.
         [0x2001, 0..=0x1ff, ..] => Some(Kind::Reserved),
         // RFC 4291 section 2.4: this is all of global unicast that was ever assigned.
         [0x2000..=0x3fff, ..] => None,
@@ -116,14 +120,18 @@ fn v6(address: Ipv6Addr) -> Option<Kind> {
     }
 }
 
-/// The IPv4 addresses that an IPv6 address stands for, in whatever form; all of them have to be public.
+/// The IPv4 addresses that an IPv6 address stands for, in whatever form; all of them have to be
+/// public.
 fn carried(address: Ipv6Addr) -> Vec<Ipv4Addr> {
     let v4 = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
     let [.., high, low] = address.segments();
     let last = v4(high, low);
     let mut found = match address.segments() {
-        // RFC 4291 section 2.5.5: compatible and mapped; RFC 6145: translated; RFC 6052: NAT64, the well-known prefix.
-        [0, 0, 0, 0, 0, 0 | 0xffff, ..] | [0, 0, 0, 0, 0xffff, 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => vec![last],
+        // RFC 4291 section 2.5.5: compatible and mapped; RFC 6145: translated; RFC 6052: NAT64, the
+        // well-known prefix.
+        [0, 0, 0, 0, 0, 0 | 0xffff, ..]
+        | [0, 0, 0, 0, 0xffff, 0, ..]
+        | [0x64, 0xff9b, 0, 0, 0, 0, ..] => vec![last],
         // RFC 3056: 6to4.
         [0x2002, high, low, ..] => vec![v4(high, low)],
         // RFC 4380 section 4: Teredo has the server's, and the client's inverted.
@@ -139,8 +147,9 @@ fn carried(address: Ipv6Addr) -> Vec<Ipv4Addr> {
 
 /// May a request with `grant` for `host` connect to `address`?
 ///
-/// Public ones: yes. Others: if the URL of the grant is that very address, or if a network of `address` in the grant holds it. A
-/// metadata service has to be named alone: a network around it is not meant for it.
+/// Public ones: yes. Others: if the URL of the grant is that very address, or if a network of
+/// `address` in the grant holds it. A metadata service has to be named alone: a network around it
+/// is not meant for it.
 ///
 /// # Errors
 /// What kind of address it is.
@@ -151,7 +160,8 @@ pub fn permitted(address: IpAddr, host: &Host, grant: &HttpGrant) -> Result<(), 
     let literal = grant.place.is_some() && *host == Host::Address(address);
     let named = grant.address.iter().any(|network| {
         let alone = *network == IpNet::from(plain) || *network == IpNet::from(address);
-        alone || (kind != Kind::Metadata && (network.contains(&plain) || network.contains(&address)))
+        alone
+            || (kind != Kind::Metadata && (network.contains(&plain) || network.contains(&address)))
     });
     if literal || named { Ok(()) } else { Err(kind) }
 }
@@ -226,7 +236,8 @@ mod tests {
             ("64:ff9b::9.9.9.9", "public"),
             ("2002:7f00:1::", "a loopback address"),
             ("2002:0909:0909::1", "public"),
-            // Teredo: the server is public, the client (inverted) is 10.0.0.1; and the other way round.
+            // Teredo: the server is public, the client (inverted) is 10.0.0.1; and the other way
+            // round.
             ("2001:0:909:909:0:0:f5ff:fffe", "a private address"),
             ("2001:0:a00:1:0:0:f6f6:f6f6", "a private address"),
             ("2620:fe::5efe:192.168.0.1", "a private address"),
@@ -264,7 +275,11 @@ mod tests {
         for (url, networks, address, expected) in table {
             let grant = grant(url, networks);
             let host = grant.place.clone().unwrap().host;
-            assert_eq!(permitted(address.parse().unwrap(), &host, &grant).is_ok(), expected, "{url} {networks:?} {address}");
+            assert_eq!(
+                permitted(address.parse().unwrap(), &host, &grant).is_ok(),
+                expected,
+                "{url} {networks:?} {address}"
+            );
         }
     }
 

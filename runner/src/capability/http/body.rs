@@ -1,5 +1,5 @@
-//! Bodies that are bounded, each by itself; what of them crosses the border counts in the streams of `wasi:io`. A pause in a response ends
-//! it.
+//! Bodies that are bounded, each by itself; what of them crosses the border counts in the streams
+//! of `wasi:io`. A pause in a response ends it.
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -46,12 +46,17 @@ impl About {
     /// Says it in the run's log, once.
     pub fn report(&self, problem: &mut Problem) {
         if !std::mem::replace(&mut problem.reported, true) {
-            self.log.push(LogLine { level: "warn".to_owned(), message: problem.message.clone(), fields: Vec::new() });
+            self.log.push(LogLine {
+                level: "warn".to_owned(),
+                message: problem.message.clone(),
+                fields: Vec::new(),
+            });
         }
     }
 }
 
-/// How long something may take: as long as the limit says, or as the plugin itself does, whichever is less.
+/// How long something may take: as long as the limit says, or as the plugin itself does, whichever
+/// is less.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
     /// So long.
@@ -75,7 +80,10 @@ impl Patience {
         if self.own {
             about.problem(
                 code,
-                &format!("nothing came within the {} that the plugin allows", humantime::format_duration(self.time)),
+                &format!(
+                    "nothing came within the {} that the plugin allows",
+                    humantime::format_duration(self.time)
+                ),
             )
         } else {
             about.limit(self.limit, None, code)
@@ -140,13 +148,25 @@ impl Metered {
     /// The body of a request, and where its problem will be.
     pub fn request(inner: WasiBody, about: Arc<About>) -> (Self, Arc<OnceLock<Problem>>) {
         let failed = Arc::new(OnceLock::new());
-        let body =
-            Self { inner, direction: Direction::Request, about, bytes: 0, failed: failed.clone(), pause: None, slot: None };
+        let body = Self {
+            inner,
+            direction: Direction::Request,
+            about,
+            bytes: 0,
+            failed: failed.clone(),
+            pause: None,
+            slot: None,
+        };
         (body, failed)
     }
 
     /// The body of a response, which may pause so long.
-    pub fn response(inner: WasiBody, about: Arc<About>, pause: Patience, slot: Option<OwnedSemaphorePermit>) -> Self {
+    pub fn response(
+        inner: WasiBody,
+        about: Arc<About>,
+        pause: Patience,
+        slot: Option<OwnedSemaphorePermit>,
+    ) -> Self {
         Self {
             inner,
             direction: Direction::Response,
@@ -163,14 +183,22 @@ impl Metered {
         if let Some(data) = frame.data_ref() {
             self.bytes = self.bytes.saturating_add(data.len() as u64);
             if self.bytes > self.about.limits.get(direction.limit()) {
-                return Err(self.about.limit(direction.limit(), Some(self.bytes), direction.too_large(self.bytes)));
+                return Err(self.about.limit(
+                    direction.limit(),
+                    Some(self.bytes),
+                    direction.too_large(self.bytes),
+                ));
             }
             return Ok(());
         }
         if let Some(trailers) = frame.trailers_ref() {
             let bytes = header_bytes(trailers);
             if bytes > self.about.limits.get(Limit::HttpHeaderBytes) {
-                return Err(self.about.limit(Limit::HttpHeaderBytes, Some(bytes), direction.trailers_too_large(bytes)));
+                return Err(self.about.limit(
+                    Limit::HttpHeaderBytes,
+                    Some(bytes),
+                    direction.trailers_too_large(bytes),
+                ));
             }
         }
         Ok(())
@@ -188,19 +216,20 @@ impl Metered {
 
     fn inner_problem(&self, error: &Error) -> Problem {
         match (self.direction, error) {
-            (Direction::Request, _) => {
-                self.about.problem(ErrorCode::HttpProtocolError, "the plugin did not finish its body")
-            }
+            (Direction::Request, _) => self
+                .about
+                .problem(ErrorCode::HttpProtocolError, "the plugin did not finish its body"),
             (Direction::Response, Error::HttpResponseTrailerSectionSize(size)) => {
                 let code = ErrorCode::HttpResponseTrailerSectionSize(*size);
                 self.about.limit(Limit::HttpHeaderBytes, None, code)
             }
-            (Direction::Response, Error::HttpResponseIncomplete) => {
-                self.about.problem(ErrorCode::HttpResponseIncomplete, "the response ended before its body did")
-            }
-            (Direction::Response, _) => {
-                self.about.problem(ErrorCode::HttpProtocolError, "the body of the response is malformed")
-            }
+            (Direction::Response, Error::HttpResponseIncomplete) => self.about.problem(
+                ErrorCode::HttpResponseIncomplete,
+                "the response ended before its body did",
+            ),
+            (Direction::Response, _) => self
+                .about
+                .problem(ErrorCode::HttpProtocolError, "the body of the response is malformed"),
         }
     }
 }
@@ -209,7 +238,10 @@ impl Body for Metered {
     type Data = Bytes;
     type Error = Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match Pin::new(&mut self.inner).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Err(problem) = self.counted(&frame) {

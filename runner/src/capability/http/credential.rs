@@ -1,7 +1,9 @@
-//! Credentials: read from their files once, when the process starts and may still read them, and put into requests by the host.
+//! Credentials: read from their files once, when the process starts and may still read them, and
+//! put into requests by the host.
 //!
-//! A secret is wiped when its [`Credential`] is dropped, is never shown by `Debug`, and never stands in a message. The guest neither
-//! names nor sees it: the grant does the former, and what is added to a request is added after the guest has given it away.
+//! A secret is wiped when its [`Credential`] is dropped, is never shown by `Debug`, and never
+//! stands in a message. The guest neither names nor sees it: the grant does the former, and what is
+//! added to a request is added after the guest has given it away.
 
 use std::fmt;
 use std::io::Read as _;
@@ -19,7 +21,8 @@ use zeroize::{Zeroize as _, Zeroizing};
 use crate::config::HttpCredential;
 use crate::config::http::AWS_HEADERS;
 
-/// A credential is a line; the longest known (a JWT with many claims) have some KiB. What is longer is another file.
+/// A credential is a line; the longest known (a JWT with many claims) have some KiB. What is longer
+/// is another file.
 const MAX_SECRET: u64 = 16 << 10;
 
 /// One credential, ready to be put into requests.
@@ -55,7 +58,10 @@ impl Credential {
     ///
     /// # Errors
     /// The key to blame, and a sentence that ends in the fix.
-    pub fn load(name: &str, settings: &HttpCredential) -> Result<Arc<Self>, (&'static str, String)> {
+    pub fn load(
+        name: &str,
+        settings: &HttpCredential,
+    ) -> Result<Arc<Self>, (&'static str, String)> {
         let line = |key: &'static str, file: &Path| {
             line(file).map_err(|what| {
                 let uid = rustix::process::geteuid().as_raw();
@@ -76,17 +82,34 @@ impl Credential {
                 let password = line("password-file", password_file)?;
                 let pair = joined(&[username.as_bytes(), b":", password.as_bytes()]);
                 let encoded = Zeroizing::new(BASE64.encode(&*pair));
-                Kind::Header { name: AUTHORIZATION, value: joined(&[b"Basic ", encoded.as_bytes()]) }
+                Kind::Header {
+                    name: AUTHORIZATION,
+                    value: joined(&[b"Basic ", encoded.as_bytes()]),
+                }
             }
             HttpCredential::Header { header, value_file } => {
                 let value = line("value-file", value_file)?;
                 let header = HeaderName::from_bytes(header.as_bytes()).map_err(|_| {
-                    ("header", format!("http credential `{name}`: `{header}` is no header; correct `header`"))
+                    (
+                        "header",
+                        format!(
+                            "http credential `{name}`: `{header}` is no header; correct `header`"
+                        ),
+                    )
                 })?;
                 Kind::Header { name: header, value: joined(&[value.as_bytes()]) }
             }
-            HttpCredential::AwsSigv4 { access_key_file, secret_key_file, session_token_file, region, service } => {
-                let token = session_token_file.as_deref().map(|file| line("session-token-file", file)).transpose()?;
+            HttpCredential::AwsSigv4 {
+                access_key_file,
+                secret_key_file,
+                session_token_file,
+                region,
+                service,
+            } => {
+                let token = session_token_file
+                    .as_deref()
+                    .map(|file| line("session-token-file", file))
+                    .transpose()?;
                 let keys = AwsKeys(AwsCredential {
                     key_id: line("access-key-file", access_key_file)?.to_string(),
                     secret_key: line("secret-key-file", secret_key_file)?.to_string(),
@@ -102,14 +125,22 @@ impl Credential {
         matches!(self.0, Kind::Aws { .. })
     }
 
-    /// Puts it into the headers of a request. `digest` is the SHA-256 of the body, for a credential that covers it.
+    /// Puts it into the headers of a request. `digest` is the SHA-256 of the body, for a credential
+    /// that covers it.
     ///
     /// # Errors
     /// A fragment: the request cannot be signed.
-    pub fn apply(&self, method: &Method, uri: &Uri, digest: &[u8; 32], headers: &mut HeaderMap) -> Result<(), &'static str> {
+    pub fn apply(
+        &self,
+        method: &Method,
+        uri: &Uri,
+        digest: &[u8; 32],
+        headers: &mut HeaderMap,
+    ) -> Result<(), &'static str> {
         match &self.0 {
             Kind::Header { name, value } => {
-                let mut value = HeaderValue::from_bytes(value).map_err(|_| "its credential cannot stand in a header")?;
+                let mut value = HeaderValue::from_bytes(value)
+                    .map_err(|_| "its credential cannot stand in a header")?;
                 value.set_sensitive(true);
                 headers.insert(name.clone(), value);
                 Ok(())
@@ -120,8 +151,11 @@ impl Credential {
                 let mut request = HttpRequest::new(HttpRequestBody::empty());
                 *request.method_mut() = method.clone();
                 *request.uri_mut() = uri.clone();
-                // AWS wants `host` and every `x-amz-` header signed; the others are free to change on the way.
-                for (name, value) in headers.iter().filter(|(name, _)| name.as_str().starts_with("x-amz-")) {
+                // AWS wants `host` and every `x-amz-` header signed; the others are free to change
+                // on the way.
+                for (name, value) in
+                    headers.iter().filter(|(name, _)| name.as_str().starts_with("x-amz-"))
+                {
                     value.to_str().map_err(|_| "one of its x-amz- headers is not ASCII")?;
                     request.headers_mut().append(name, value.clone());
                 }
@@ -154,7 +188,11 @@ fn line(file: &Path) -> Result<Zeroizing<String>, String> {
     let failed = |error: std::io::Error| format!("cannot be read ({error})");
     let room = usize::try_from(MAX_SECRET).unwrap_or_default() + 1;
     let mut bytes = Zeroizing::new(Vec::with_capacity(room));
-    std::fs::File::open(file).map_err(failed)?.take(MAX_SECRET + 1).read_to_end(&mut bytes).map_err(failed)?;
+    std::fs::File::open(file)
+        .map_err(failed)?
+        .take(MAX_SECRET + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
     if bytes.len() >= room {
         return Err("is too long".to_owned());
     }
@@ -199,9 +237,15 @@ mod tests {
         let path = secret.path().to_owned();
         let headers = applied(&HttpCredential::Bearer { token_file: path.clone() });
         assert_eq!(headers["authorization"], "Bearer s3cret");
-        let headers = applied(&HttpCredential::Basic { username: "me".to_owned(), password_file: path.clone() });
+        let headers = applied(&HttpCredential::Basic {
+            username: "me".to_owned(),
+            password_file: path.clone(),
+        });
         assert_eq!(headers["authorization"], "Basic bWU6czNjcmV0");
-        let headers = applied(&HttpCredential::Header { header: "x-api-key".to_owned(), value_file: path.clone() });
+        let headers = applied(&HttpCredential::Header {
+            header: "x-api-key".to_owned(),
+            value_file: path.clone(),
+        });
         assert_eq!(headers["x-api-key"], "s3cret");
         let headers = applied(&HttpCredential::AwsSigv4 {
             access_key_file: file("AKIDEXAMPLE").path().to_owned(),
@@ -211,7 +255,9 @@ mod tests {
             service: "execute-api".to_owned(),
         });
         let signature = headers["authorization"].to_str().unwrap();
-        assert!(signature.contains("SignedHeaders=host;x-amz-content-sha256;x-amz-date;x-amz-security-token;x-amz-target"));
+        assert!(signature.contains(
+            "SignedHeaders=host;x-amz-content-sha256;x-amz-date;x-amz-security-token;x-amz-target"
+        ));
         assert_eq!(headers["x-amz-content-sha256"], "07".repeat(32).as_str());
     }
 
@@ -219,8 +265,11 @@ mod tests {
     fn what_is_wrong_with_a_file_is_said_without_it() {
         let wrong = |text: &str| {
             let file = file(text);
-            let (key, message) =
-                Credential::load("c", &HttpCredential::Bearer { token_file: file.path().to_owned() }).unwrap_err();
+            let (key, message) = Credential::load(
+                "c",
+                &HttpCredential::Bearer { token_file: file.path().to_owned() },
+            )
+            .unwrap_err();
             assert_eq!(key, "token-file");
             assert!(!message.contains("s3cret"), "{message}");
             message.replace(&file.path().display().to_string(), "FILE")
@@ -233,7 +282,8 @@ mod tests {
         ] {
             let message = wrong(text);
             assert!(
-                message.contains(expected) && message.starts_with("http credential `c`: `token-file`: FILE "),
+                message.contains(expected)
+                    && message.starts_with("http credential `c`: `token-file`: FILE "),
                 "{message}"
             );
         }

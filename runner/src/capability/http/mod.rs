@@ -1,11 +1,15 @@
-//! `wasi:http`, outgoing: the standard interface, so that any language's client works, with a sender of our own behind it.
+//! `wasi:http`, outgoing: the standard interface, so that any language's client works, with a
+//! sender of our own behind it.
 //!
-//! A request passes the choke point first (`plugin/host_call/http.rs`), which asks the grants (`config::http`). Then, as a task ([`send`]): its headers
-//! are checked, a credential that the guest never sees is put in ([`credential`]), its name is looked up once, every address is
-//! checked ([`address`], [`resolve`]), and the connection is made to an address that passed. wasmtime-wasi-http is built without a
-//! sender: there is no other way out. What goes wrong is a code for the guest and a line in the run's log ([`problem`]), never a trap.
+//! A request passes the choke point first (`plugin/host_call/http.rs`), which asks the grants
+//! (`config::http`). Then, as a task ([`send`]): its headers are checked, a credential that the
+//! guest never sees is put in ([`credential`]), its name is looked up once, every address is
+//! checked ([`address`], [`resolve`]), and the connection is made to an address that passed.
+//! wasmtime-wasi-http is built without a sender: there is no other way out. What goes wrong is a
+//! code for the guest and a line in the run's log ([`problem`]), never a trap.
 //!
-//! Files are read in [`Client::new`], which runs before the process gives up the right to read them.
+//! Files are read in [`Client::new`], which runs before the process gives up the right to read
+//! them.
 
 pub mod address;
 mod body;
@@ -45,19 +49,32 @@ pub struct Client {
 }
 
 impl Client {
-    /// The sender for the grants of `config`. Reads the credentials and certificates that they name, now; what cannot be read is
-    /// said when it is used, and by [`Client::check`].
+    /// The sender for the grants of `config`. Reads the credentials and certificates that they
+    /// name, now; what cannot be read is said when it is used, and by [`Client::check`].
     pub fn new(config: &Config) -> Self {
         let grants = || config.plugins.values().flat_map(|plugin| &plugin.grant.http);
-        let named: BTreeSet<&String> = grants().filter_map(|grant| grant.credential.as_ref()).collect();
+        let named: BTreeSet<&String> =
+            grants().filter_map(|grant| grant.credential.as_ref()).collect();
         let credentials = named
             .into_iter()
-            .filter_map(|name| Some((name.clone(), Credential::load(name, config.http_credentials.get(name)?))))
+            .filter_map(|name| {
+                Some((name.clone(), Credential::load(name, config.http_credentials.get(name)?)))
+            })
             .collect();
-        let secure = |grant: &&HttpGrant| grant.place.as_ref().is_some_and(|place| place.scheme == Scheme::Https);
-        let files: BTreeSet<Option<PathBuf>> = grants().filter(secure).map(|grant| grant.ca_file.clone()).collect();
-        let trust = files.into_iter().map(|file| (file.clone(), tls::trust(file.as_deref()))).collect();
-        Self { settings: config.http_credentials.clone(), credentials, trust, resolver: Arc::new(System), canned: None }
+        let secure = |grant: &&HttpGrant| {
+            grant.place.as_ref().is_some_and(|place| place.scheme == Scheme::Https)
+        };
+        let files: BTreeSet<Option<PathBuf>> =
+            grants().filter(secure).map(|grant| grant.ca_file.clone()).collect();
+        let trust =
+            files.into_iter().map(|file| (file.clone(), tls::trust(file.as_deref()))).collect();
+        Self {
+            settings: config.http_credentials.clone(),
+            credentials,
+            trust,
+            resolver: Arc::new(System),
+            canned: None,
+        }
     }
 
     /// A sender that reads no file, sends nothing and answers everything, for `hookrun test`.

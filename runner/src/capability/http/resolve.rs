@@ -1,4 +1,5 @@
-//! Names to addresses, once per request: what is checked is what is connected to, so that a second answer cannot change it.
+//! Names to addresses, once per request: what is checked is what is connected to, so that a second
+//! answer cannot change it.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -44,7 +45,11 @@ pub enum Unreachable {
 ///
 /// # Errors
 /// There is none.
-pub async fn permitted(resolver: &dyn Resolve, place: &Place, grant: &HttpGrant) -> Result<Vec<SocketAddr>, Unreachable> {
+pub async fn permitted(
+    resolver: &dyn Resolve,
+    place: &Place,
+    grant: &HttpGrant,
+) -> Result<Vec<SocketAddr>, Unreachable> {
     let found = match &place.host {
         Host::Address(address) => vec![*address],
         Host::Name(name) => resolver.addresses(name).await.map_err(Unreachable::LookUp)?,
@@ -59,5 +64,9 @@ pub async fn permitted(resolver: &dyn Resolve, place: &Place, grant: &HttpGrant)
             }
         }
     }
-    if addresses.is_empty() { Err(prohibited.unwrap_or(Unreachable::Nothing)) } else { Ok(addresses) }
+    if addresses.is_empty() {
+        Err(prohibited.unwrap_or(Unreachable::Nothing))
+    } else {
+        Ok(addresses)
+    }
 }

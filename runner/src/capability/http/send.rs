@@ -1,7 +1,9 @@
-//! One request, from the guest's hands to the head of its response: checked, completed, resolved, connected, sent.
+//! One request, from the guest's hands to the head of its response: checked, completed, resolved,
+//! connected, sent.
 //!
-//! It runs as a task of its own, so that a guest can do other things meanwhile; the task ends with the run at the latest. One
-//! connection carries one request, HTTP/1.1, without a proxy. A redirect is a response like any other: it is never followed.
+//! It runs as a task of its own, so that a guest can do other things meanwhile; the task ends with
+//! the run at the latest. One connection carries one request, HTTP/1.1, without a proxy. A redirect
+//! is a response like any other: it is never followed.
 
 use std::error::Error as _;
 use std::io::ErrorKind;
@@ -27,10 +29,12 @@ use super::{Client, tls};
 use crate::config::http::{HttpTarget, Scheme};
 use crate::config::{HttpGrant, Limit};
 
-/// What the host says it is where the guest says nothing (RFC 9110 section 10.1.5); some services want a name.
+/// What the host says it is where the guest says nothing (RFC 9110 section 10.1.5); some services
+/// want a name.
 const AGENT: &str = concat!("hookrun/", env!("CARGO_PKG_VERSION"));
 
-/// Header fields of one response. Their bytes are bounded by `http-header-bytes`; this bounds what the parser reserves.
+/// Header fields of one response. Their bytes are bounded by `http-header-bytes`; this bounds what
+/// the parser reserves.
 const MAX_FIELDS: usize = 1000;
 
 /// What the connection may buffer beside a header section: one read of the kernel's.
@@ -60,7 +64,8 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Sends it with the guest's body, if there is one. What goes wrong is said in the run's log, and is a code for the guest.
+    /// Sends it with the guest's body, if there is one. What goes wrong is said in the run's log,
+    /// and is a code for the guest.
     ///
     /// # Errors
     /// There is no response.
@@ -73,19 +78,24 @@ impl Exchange {
     }
 
     async fn answer(mut self, body: Option<WasiBody>) -> Result<Answer, Problem> {
-        let slot = self
-            .slot
-            .take()
-            .ok_or_else(|| self.about.limit(Limit::HttpConnections, None, ErrorCode::ConnectionLimitReached))?;
+        let slot = self.slot.take().ok_or_else(|| {
+            self.about.limit(Limit::HttpConnections, None, ErrorCode::ConnectionLimitReached)
+        })?;
         self.check_headers(body.is_some())?;
         self.check_credential()?;
         let authority = HeaderValue::try_from(self.target.place.authority());
-        self.headers.insert(HOST, authority.map_err(|_| self.invalid("its host cannot stand in a header"))?);
+        self.headers.insert(
+            HOST,
+            authority.map_err(|_| self.invalid("its host cannot stand in a header"))?,
+        );
         self.headers.entry(USER_AGENT).or_insert(HeaderValue::from_static(AGENT));
         let body = body.unwrap_or_else(empty);
         let (body, failed) = Metered::request(body, self.about.clone());
         if self.client.is_canned() {
-            return self.client.canned(&self.target, &self.path_and_query, body, &failed, &self.about).await;
+            return self
+                .client
+                .canned(&self.target, &self.path_and_query, body, &failed, &self.about)
+                .await;
         }
         let body = self.completed(body, &failed).await?;
         let stream = self.connect().await?;
@@ -96,7 +106,8 @@ impl Exchange {
         self.about.problem(ErrorCode::HttpRequestUriInvalid, what)
     }
 
-    /// The size of the header section, and the one header that frames the body. The guest's map has only one Content-Length, of digits.
+    /// The size of the header section, and the one header that frames the body. The guest's map has
+    /// only one Content-Length, of digits.
     fn check_headers(&self, has_body: bool) -> Result<(), Problem> {
         let line = self.target.method.len() + self.path_and_query.len() + " HTTP/1.1\r\n ".len();
         let bytes = header_bytes(&self.headers) + line as u64;
@@ -105,7 +116,10 @@ impl Exchange {
             let code = ErrorCode::HttpRequestHeaderSectionSize(shown);
             return Err(self.about.limit(Limit::HttpHeaderBytes, Some(bytes), code));
         }
-        let length = self.headers.get(CONTENT_LENGTH).map(|length| length.to_str().unwrap_or_default().parse::<u64>());
+        let length = self
+            .headers
+            .get(CONTENT_LENGTH)
+            .map(|length| length.to_str().unwrap_or_default().parse::<u64>());
         match length {
             Some(Ok(0)) | None => Ok(()),
             Some(Ok(length)) if length > self.about.limits.get(Limit::HttpRequestBytes) => {
@@ -135,12 +149,20 @@ impl Exchange {
         }
     }
 
-    /// The body, and in the headers the credential. A signature covers the body, which is then read first.
-    async fn completed(&mut self, body: Metered, failed: &OnceLock<Problem>) -> Result<WasiBody, Problem> {
+    /// The body, and in the headers the credential. A signature covers the body, which is then read
+    /// first.
+    async fn completed(
+        &mut self,
+        body: Metered,
+        failed: &OnceLock<Problem>,
+    ) -> Result<WasiBody, Problem> {
         let Some(name) = &self.grant.credential else { return Ok(body.boxed_unsync()) };
-        let credential =
-            self.client.credential(name).map_err(|message| self.about.problem(ErrorCode::ConfigurationError, message))?;
-        let method = Method::from_bytes(self.target.method.as_bytes()).map_err(|_| self.invalid("it has no method"))?;
+        let credential = self
+            .client
+            .credential(name)
+            .map_err(|message| self.about.problem(ErrorCode::ConfigurationError, message))?;
+        let method = Method::from_bytes(self.target.method.as_bytes())
+            .map_err(|_| self.invalid("it has no method"))?;
         let mut digest = [0; 32];
         let body = if credential.covers_body() {
             let whole = body.collect().await.map_err(|error| self.ended(failed, error))?.to_bytes();
@@ -150,7 +172,8 @@ impl Exchange {
             body.boxed_unsync()
         };
         let place = &self.target.place;
-        let url = format!("{}://{}{}", place.scheme.as_str(), place.authority(), self.path_and_query);
+        let url =
+            format!("{}://{}{}", place.scheme.as_str(), place.authority(), self.path_and_query);
         let url = url.parse::<Uri>().map_err(|_| self.invalid("its URL is malformed"))?;
         credential
             .apply(&method, &url, &digest, &mut self.headers)
@@ -160,12 +183,15 @@ impl Exchange {
 
     /// Why a request's body ended: its own problem, or what the error says.
     fn ended(&self, failed: &OnceLock<Problem>, _error: Error) -> Problem {
-        failed.get().cloned().unwrap_or_else(|| self.about.problem(ErrorCode::HttpProtocolError, "its body broke off"))
+        failed.get().cloned().unwrap_or_else(|| {
+            self.about.problem(ErrorCode::HttpProtocolError, "its body broke off")
+        })
     }
 
     /// A connection to an address that was checked, with TLS if the scheme says so.
     async fn connect(&self) -> Result<Stream, Problem> {
-        let patience = Patience::new(&self.about.limits, Limit::HttpConnectTime, self.options.connect_timeout);
+        let patience =
+            Patience::new(&self.about.limits, Limit::HttpConnectTime, self.options.connect_timeout);
         tokio::time::timeout(patience.time, self.connected(patience))
             .await
             .unwrap_or_else(|_| Err(patience.problem(&self.about, ErrorCode::ConnectionTimeout)))
@@ -188,7 +214,9 @@ impl Exchange {
             Some((address, Some(error))) => {
                 let code = match error.kind() {
                     ErrorKind::ConnectionRefused => ErrorCode::ConnectionRefused,
-                    ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => ErrorCode::DestinationIpUnroutable,
+                    ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
+                        ErrorCode::DestinationIpUnroutable
+                    }
                     _ => ErrorCode::DestinationUnavailable,
                 };
                 self.about.problem(
@@ -201,12 +229,14 @@ impl Exchange {
     }
 
     async fn secured(&self, stream: TcpStream, address: SocketAddr) -> Result<Stream, Problem> {
-        // A request and its response are not held back for more data to come; without it they only come later.
+        // A request and its response are not held back for more data to come; without it they only
+        // come later.
         drop(stream.set_nodelay(true));
         if self.target.place.scheme == Scheme::Http {
             return Ok(Stream::Plain(stream));
         }
-        let configuration = |message: &str| self.about.problem(ErrorCode::ConfigurationError, message);
+        let configuration =
+            |message: &str| self.about.problem(ErrorCode::ConfigurationError, message);
         let trust = self.client.trust(self.grant.ca_file.as_deref()).map_err(configuration)?;
         let secured = tls::connect(trust, &self.target.place.host, stream).await;
         secured.map(|stream| Stream::Tls(Box::new(stream))).map_err(|(code, what)| {
@@ -257,12 +287,21 @@ impl Exchange {
         slot: OwnedSemaphorePermit,
     ) -> Result<Answer, Problem> {
         let mut request = Request::new(body);
-        *request.method_mut() =
-            Method::from_bytes(self.target.method.as_bytes()).map_err(|_| self.invalid("it has no method"))?;
-        *request.uri_mut() = self.path_and_query.parse().map_err(|_| self.invalid("its path is malformed"))?;
+        *request.method_mut() = Method::from_bytes(self.target.method.as_bytes())
+            .map_err(|_| self.invalid("it has no method"))?;
+        *request.uri_mut() =
+            self.path_and_query.parse().map_err(|_| self.invalid("its path is malformed"))?;
         *request.headers_mut() = self.headers.clone();
-        let first_byte = Patience::new(&self.about.limits, Limit::HttpFirstByteTime, self.options.first_byte_timeout);
-        let pause = Patience::new(&self.about.limits, Limit::HttpBetweenBytesTime, self.options.between_bytes_timeout);
+        let first_byte = Patience::new(
+            &self.about.limits,
+            Limit::HttpFirstByteTime,
+            self.options.first_byte_timeout,
+        );
+        let pause = Patience::new(
+            &self.about.limits,
+            Limit::HttpBetweenBytesTime,
+            self.options.between_bytes_timeout,
+        );
         let exchanged = async {
             match stream {
                 Stream::Plain(stream) => self.exchange(stream, request).await,
@@ -271,15 +310,21 @@ impl Exchange {
         };
         let (response, worker) = match tokio::time::timeout(first_byte.time, exchanged).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => return Err(failed.get().cloned().unwrap_or_else(|| self.broken(&error))),
+            Ok(Err(error)) => {
+                return Err(failed.get().cloned().unwrap_or_else(|| self.broken(&error)));
+            }
             Err(_) => return Err(first_byte.problem(&self.about, ErrorCode::ConnectionReadTimeout)),
         };
         if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
-            return Err(self.about.problem(ErrorCode::HttpProtocolError, "the server wants to speak another protocol"));
+            return Err(self.about.problem(
+                ErrorCode::HttpProtocolError,
+                "the server wants to speak another protocol",
+            ));
         }
         let head = header_bytes(response.headers());
-        let too_large =
-            |bytes: u64| ErrorCode::HttpResponseHeaderSectionSize(Some(u32::try_from(bytes).unwrap_or(u32::MAX)));
+        let too_large = |bytes: u64| {
+            ErrorCode::HttpResponseHeaderSectionSize(Some(u32::try_from(bytes).unwrap_or(u32::MAX)))
+        };
         if head > self.about.limits.get(Limit::HttpHeaderBytes) {
             return Err(self.about.limit(Limit::HttpHeaderBytes, Some(head), too_large(head)));
         }
@@ -299,9 +344,13 @@ impl Exchange {
     where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     {
-        let head = usize::try_from(self.about.limits.get(Limit::HttpHeaderBytes)).unwrap_or(usize::MAX);
+        let head =
+            usize::try_from(self.about.limits.get(Limit::HttpHeaderBytes)).unwrap_or(usize::MAX);
         let mut builder = hyper::client::conn::http1::Builder::new();
-        builder.max_headers(MAX_FIELDS).max_header_size(head).max_buf_size(head.saturating_mul(2).max(MIN_BUFFER));
+        builder
+            .max_headers(MAX_FIELDS)
+            .max_header_size(head)
+            .max_buf_size(head.saturating_mul(2).max(MIN_BUFFER));
         let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
         // Its error is the sender's or the body's as well.
         let worker = wasmtime_wasi::runtime::spawn(async move { drop(connection.await) });
@@ -315,14 +364,19 @@ impl Exchange {
             return self.about.limit(Limit::HttpHeaderBytes, None, code);
         }
         if error.is_parse() {
-            return self.about.problem(ErrorCode::HttpProtocolError, &format!("the response is malformed ({error})"));
+            return self.about.problem(
+                ErrorCode::HttpProtocolError,
+                &format!("the response is malformed ({error})"),
+            );
         }
         if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
-            return self
-                .about
-                .problem(ErrorCode::ConnectionTerminated, "the server closed the connection without a response");
+            return self.about.problem(
+                ErrorCode::ConnectionTerminated,
+                "the server closed the connection without a response",
+            );
         }
-        self.about.problem(ErrorCode::ConnectionTerminated, &format!("the connection broke ({error})"))
+        self.about
+            .problem(ErrorCode::ConnectionTerminated, &format!("the connection broke ({error})"))
     }
 }
 
@@ -340,7 +394,10 @@ fn response_error(error: &hyper::Error) -> Error {
     let io = error.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
     // hyper 1.12 says so for a body with a length, and keeps `is_incomplete_message` for heads.
     let broke = io.is_some_and(|io| {
-        matches!(io.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted)
+        matches!(
+            io.kind(),
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted
+        )
     });
     if error.is_incomplete_message() || broke {
         Error::HttpResponseIncomplete

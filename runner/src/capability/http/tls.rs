@@ -1,5 +1,5 @@
-//! TLS: rustls with ring, TLS 1.2 and 1.3, the system's certificate authorities or those of the grant's `ca-file`. Read once, when
-//! the process starts and may still read them.
+//! TLS: rustls with ring, TLS 1.2 and 1.3, the system's certificate authorities or those of the
+//! grant's `ca-file`. Read once, when the process starts and may still read them.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -33,13 +33,15 @@ pub fn trust(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
                 )
             };
             let mut pem = Vec::new();
-            let read = std::fs::File::open(file).and_then(|opened| opened.take(MAX_FILE).read_to_end(&mut pem));
+            let read = std::fs::File::open(file)
+                .and_then(|opened| opened.take(MAX_FILE).read_to_end(&mut pem));
             read.map_err(|error| wrong(format!("cannot be read ({error})")))?;
             for certificate in CertificateDer::pem_slice_iter(&pem) {
-                let certificate = certificate.map_err(|error| wrong(format!("is damaged ({error})")))?;
-                roots
-                    .add(certificate)
-                    .map_err(|error| wrong(format!("holds a certificate that cannot be used ({error})")))?;
+                let certificate =
+                    certificate.map_err(|error| wrong(format!("is damaged ({error})")))?;
+                roots.add(certificate).map_err(|error| {
+                    wrong(format!("holds a certificate that cannot be used ({error})"))
+                })?;
             }
             if roots.is_empty() {
                 return Err(wrong("holds no certificate".to_owned()));
@@ -65,7 +67,8 @@ pub fn trust(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
     Ok(Arc::new(config))
 }
 
-/// TLS on a connection to `host`, whose name (and not the address it was reached at) the certificate has to hold.
+/// TLS on a connection to `host`, whose name (and not the address it was reached at) the
+/// certificate has to hold.
 ///
 /// # Errors
 /// The code for the guest and a fragment.
@@ -75,8 +78,9 @@ pub async fn connect(
     stream: TcpStream,
 ) -> Result<TlsStream<TcpStream>, (ErrorCode, String)> {
     let name = match host {
-        Host::Name(name) => ServerName::try_from(name.clone())
-            .map_err(|_| (ErrorCode::TlsCertificateError, "its name cannot stand in a certificate".to_owned()))?,
+        Host::Name(name) => ServerName::try_from(name.clone()).map_err(|_| {
+            (ErrorCode::TlsCertificateError, "its name cannot stand in a certificate".to_owned())
+        })?,
         Host::Address(address) => ServerName::from(*address),
     };
     TlsConnector::from(config).connect(name, stream).await.map_err(|error| {
@@ -85,10 +89,12 @@ pub async fn connect(
             Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => {
                 ErrorCode::TlsCertificateError
             }
-            Some(rustls::Error::AlertReceived(alert)) => ErrorCode::TlsAlertReceived(TlsAlertReceivedPayload {
-                alert_id: Some(u8::from(*alert)),
-                alert_message: Some(format!("{alert:?}")),
-            }),
+            Some(rustls::Error::AlertReceived(alert)) => {
+                ErrorCode::TlsAlertReceived(TlsAlertReceivedPayload {
+                    alert_id: Some(u8::from(*alert)),
+                    alert_message: Some(format!("{alert:?}")),
+                })
+            }
             Some(_) => ErrorCode::TlsProtocolError,
             None => ErrorCode::ConnectionTerminated,
         };

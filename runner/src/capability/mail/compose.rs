@@ -1,7 +1,7 @@
 //! A plugin's message -> RFC 5322 text. Pure: no clock, no file, no network.
 //!
-//! lettre encodes; this module decides what may be in a header at all. Text of a plugin that holds a control character never
-//! reaches a header: with CR or LF it could start one of its own.
+//! lettre encodes; this module decides what may be in a header at all. Text of a plugin that holds
+//! a control character never reaches a header: with CR or LF it could start one of its own.
 
 use std::time::SystemTime;
 
@@ -13,7 +13,8 @@ use super::{Composed, Message, mailbox};
 use crate::capability::{CapabilityError, ErrorKind};
 use crate::config;
 
-/// RFC 5322 section 2.1.1 allows lines of 998 characters; encoding may make a header longer, so plugins get half.
+/// RFC 5322 section 2.1.1 allows lines of 998 characters; encoding may make a header longer, so
+/// plugins get half.
 const MAX_HEADER_LENGTH: usize = 499;
 /// More headers than that are no use to anyone.
 const MAX_HEADERS: usize = 32;
@@ -33,28 +34,42 @@ fn invalid(message: impl Into<String>) -> CapabilityError {
 pub(super) fn host_name(name: &str) -> String {
     let fits = !name.is_empty()
         && name.split('.').all(|label| {
-            !label.is_empty() && !label.starts_with('-') && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+            !label.is_empty()
+                && !label.starts_with('-')
+                && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
         });
     if fits { name.to_owned() } else { "localhost".to_owned() }
 }
 
 /// The sender of transport `name`: its `from`, or `hookrun@` and the host name.
-pub(super) fn sender(name: &str, settings: &config::Mail, host: &str) -> Result<Mailbox, CapabilityError> {
+pub(super) fn sender(
+    name: &str,
+    settings: &config::Mail,
+    host: &str,
+) -> Result<Mailbox, CapabilityError> {
     match &settings.from {
         None => mailbox(&format!("hookrun@{host}")),
         Some(from) => mailbox(from).map_err(|error| {
-            CapabilityError::new(ErrorKind::Permanent, format!("`from` of [mail.{name}]: {}", error.message))
+            CapabilityError::new(
+                ErrorKind::Permanent,
+                format!("`from` of [mail.{name}]: {}", error.message),
+            )
         }),
     }
 }
 
-/// The Message-ID of `identity`: the same for the same plugin, identity and host. An empty identity gets a fresh one.
+/// The Message-ID of `identity`: the same for the same plugin, identity and host. An empty identity
+/// gets a fresh one.
 pub(super) fn message_id(plugin: &str, identity: &str, host: &str) -> String {
     let left = if identity.is_empty() {
         uuid::Uuid::now_v7().simple().to_string()
     } else {
-        let digest = Sha256::new_with_prefix(plugin).chain_update([0]).chain_update(identity).finalize();
-        digest.iter().take(MESSAGE_ID_BYTES).fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
+        let digest =
+            Sha256::new_with_prefix(plugin).chain_update([0]).chain_update(identity).finalize();
+        digest
+            .iter()
+            .take(MESSAGE_ID_BYTES)
+            .fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
     };
     format!("<{left}.hookrun@{host}>")
 }
@@ -71,14 +86,23 @@ pub(super) fn compose(
     let Message { subject, text, html, headers, identity, in_reply_to } = message;
     header_text("the subject", subject)?;
     if subject.trim().is_empty() {
-        return Err(invalid("the subject is empty; a message needs one line that says what it is about"));
+        return Err(invalid(
+            "the subject is empty; a message needs one line that says what it is about",
+        ));
     }
     if headers.len() > MAX_HEADERS {
-        return Err(invalid(format!("the message has {} headers of its own, and {MAX_HEADERS} are allowed", headers.len())));
+        return Err(invalid(format!(
+            "the message has {} headers of its own, and {MAX_HEADERS} are allowed",
+            headers.len()
+        )));
     }
     let message_id = message_id(plugin, identity, host);
     let sender = from.email.clone();
-    let mut builder = lettre::Message::builder().from(from).date(date).subject(subject).message_id(Some(message_id.clone()));
+    let mut builder = lettre::Message::builder()
+        .from(from)
+        .date(date)
+        .subject(subject)
+        .message_id(Some(message_id.clone()));
     for recipient in recipients {
         builder = builder.to(recipient.clone());
     }
@@ -87,16 +111,20 @@ pub(super) fn compose(
         builder = builder.in_reply_to(answered.clone()).references(answered);
     }
     for (name, value) in headers {
-        builder = builder.raw_header(HeaderValue::new(header_name(name)?, header_text(name, value)?.to_owned()));
+        builder = builder
+            .raw_header(HeaderValue::new(header_name(name)?, header_text(name, value)?.to_owned()));
     }
     let built = builder
         .raw_header(HeaderValue::new(AUTO_SUBMITTED, "auto-generated".to_owned()))
         .raw_header(HeaderValue::new(PLUGIN, plugin.to_owned()));
     let built = match html {
-        Some(html) => built.multipart(MultiPart::alternative_plain_html(text.clone(), html.clone())),
+        Some(html) => {
+            built.multipart(MultiPart::alternative_plain_html(text.clone(), html.clone()))
+        }
         None => built.singlepart(SinglePart::plain(text.clone())),
     };
-    let built = built.map_err(|error| invalid(format!("the message cannot be composed ({error})")))?;
+    let built =
+        built.map_err(|error| invalid(format!("the message cannot be composed ({error})")))?;
     Ok(Composed {
         message_id,
         from: sender,
@@ -113,7 +141,8 @@ fn header_name(name: &str) -> Result<HeaderName, CapabilityError> {
             name.escape_debug()
         ))
     };
-    let extension = name.len() > 2 && name.get(..2).is_some_and(|prefix| prefix.eq_ignore_ascii_case("x-"));
+    let extension =
+        name.len() > 2 && name.get(..2).is_some_and(|prefix| prefix.eq_ignore_ascii_case("x-"));
     if !extension || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
         return Err(refused());
     }
@@ -123,14 +152,19 @@ fn header_name(name: &str) -> Result<HeaderName, CapabilityError> {
 /// `value` if it may stand in a header.
 fn header_text<'a>(what: &str, value: &'a str) -> Result<&'a str, CapabilityError> {
     // Besides CR and LF of RFC 5322: U+2028 and U+2029 break lines in some readers.
-    if let Some(bad) = value.chars().find(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')) {
+    if let Some(bad) =
+        value.chars().find(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'))
+    {
         return Err(invalid(format!(
             "{what} holds the character `{}`; a header is one line of plain text",
             bad.escape_debug()
         )));
     }
     if value.len() > MAX_HEADER_LENGTH {
-        return Err(invalid(format!("{what} has {} bytes, and {MAX_HEADER_LENGTH} are allowed; shorten it", value.len())));
+        return Err(invalid(format!(
+            "{what} has {} bytes, and {MAX_HEADER_LENGTH} are allowed; shorten it",
+            value.len()
+        )));
     }
     Ok(value)
 }

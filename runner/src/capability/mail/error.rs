@@ -2,14 +2,21 @@
 
 use crate::capability::{CapabilityError, ErrorKind};
 
-/// From an operation on a file of transport `name`. What may pass by itself (a full disk, too many open files) is worth a
-/// retry; what the configuration or the permissions forbid is not.
-pub(super) fn file_error(name: &str, what: &str, error: &std::io::Error, fix: &str) -> CapabilityError {
+/// From an operation on a file of transport `name`. What may pass by itself (a full disk, too many
+/// open files) is worth a retry; what the configuration or the permissions forbid is not.
+pub(super) fn file_error(
+    name: &str,
+    what: &str,
+    error: &std::io::Error,
+    fix: &str,
+) -> CapabilityError {
     use std::io::ErrorKind as Io;
     let kind = match error.kind() {
-        Io::PermissionDenied | Io::NotFound | Io::NotADirectory | Io::ReadOnlyFilesystem | Io::IsADirectory => {
-            ErrorKind::Permanent
-        }
+        Io::PermissionDenied
+        | Io::NotFound
+        | Io::NotADirectory
+        | Io::ReadOnlyFilesystem
+        | Io::IsADirectory => ErrorKind::Permanent,
         _ => ErrorKind::Transient,
     };
     CapabilityError::new(kind, format!("mail transport `{name}`: {what} ({error}); {fix}"))
@@ -20,7 +27,12 @@ const QUOTED_LENGTH: usize = 300;
 
 /// Text from outside, made fit for one line: bounded, control characters replaced by blanks.
 pub(super) fn quoted(text: &str) -> String {
-    let line: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(QUOTED_LENGTH).collect();
+    let line: String = text
+        .trim()
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(QUOTED_LENGTH)
+        .collect();
     if line.is_empty() { "no further text".to_owned() } else { line }
 }
 

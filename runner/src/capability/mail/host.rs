@@ -17,7 +17,9 @@ impl Host for RunState {
     ) -> Result<Result<String, Error>> {
         let sent = transport.crossing() + recipients.crossing() + message.crossing();
         let name = transport.clone();
-        let call = HostCall::new(Need::Mail(&transport), "send", sent).items(recipients.len()).items(message.headers.len());
+        let call = HostCall::new(Need::Mail(&transport), "send", sent)
+            .items(recipients.len())
+            .items(message.headers.len());
         let size = message.crossing();
         self.call(call, |mut inside| {
             Box::pin(async move {

@@ -1,6 +1,6 @@
-//! Delivery into a maildir, by its author's rules (<https://cr.yp.to/proto/maildir.html>): written whole and made durable
-//! under `tmp/`, then moved into `new/` by one rename, under a name no other delivery has. A reader never sees half a message,
-//! and no lock is taken.
+//! Delivery into a maildir, by its author's rules (<https://cr.yp.to/proto/maildir.html>): written
+//! whole and made durable under `tmp/`, then moved into `new/` by one rename, under a name no other
+//! delivery has. A reader never sees half a message, and no lock is taken.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write as _;
@@ -30,14 +30,20 @@ pub(super) struct Maildir {
 }
 
 impl Maildir {
-    pub(super) async fn deliver(&self, message: &Composed, host: &str) -> Result<(), CapabilityError> {
+    pub(super) async fn deliver(
+        &self,
+        message: &Composed,
+        host: &str,
+    ) -> Result<(), CapabilityError> {
         let (maildir, text, host) = (self.clone(), message.unix_text(), host.to_owned());
-        tokio::task::spawn_blocking(move || maildir.deliver_now(&text, &host)).await.unwrap_or_else(|error| {
-            Err(CapabilityError::new(
-                ErrorKind::Transient,
-                format!("mail transport `{}`: delivery was cut short ({error})", self.name),
-            ))
-        })
+        tokio::task::spawn_blocking(move || maildir.deliver_now(&text, &host)).await.unwrap_or_else(
+            |error| {
+                Err(CapabilityError::new(
+                    ErrorKind::Transient,
+                    format!("mail transport `{}`: delivery was cut short ({error})", self.name),
+                ))
+            },
+        )
     }
 
     fn deliver_now(&self, text: &[u8], host: &str) -> Result<(), CapabilityError> {
@@ -48,7 +54,12 @@ impl Maildir {
                 current_user(),
                 self.name
             );
-            file_error(&self.name, &format!("cannot deliver into the maildir {shown}"), &error, &fix)
+            file_error(
+                &self.name,
+                &format!("cannot deliver into the maildir {shown}"),
+                &error,
+                &fix,
+            )
         })
     }
 }
@@ -58,11 +69,17 @@ fn write(directory: &Path, text: &[u8], host: &str) -> std::io::Result<()> {
         DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory.join(part))?;
     }
     let name = unique_name(host);
-    let (temporary, target) = (directory.join("tmp").join(&name), directory.join("new").join(&name));
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&temporary)?;
-    let written = file.write_all(text).and_then(|()| file.sync_all()).and_then(|()| std::fs::rename(&temporary, &target));
+    let (temporary, target) =
+        (directory.join("tmp").join(&name), directory.join("new").join(&name));
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&temporary)?;
+    let written = file
+        .write_all(text)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| std::fs::rename(&temporary, &target));
     if let Err(error) = written {
-        // What was left is of no use to anyone; that it cannot be removed is less important than the first error.
+        // What was left is of no use to anyone; that it cannot be removed is less important than
+        // the first error.
         let _ = std::fs::remove_file(&temporary);
         return Err(error);
     }

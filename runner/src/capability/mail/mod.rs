@@ -1,9 +1,10 @@
-//! Mail: the `mail` interface of the host. A plugin says what, this room sends it: it composes the message, holds the
-//! credentials and knows the transports of the configuration (`[mail.NAME]`).
+//! Mail: the `mail` interface of the host. A plugin says what, this room sends it: it composes the
+//! message, holds the credentials and knows the transports of the configuration (`[mail.NAME]`).
 //!
-//! Called by the choke point for host calls, which has already checked that the plugin's grant names the transport. What is
-//! checked here is the rest: every recipient stands in the configuration, and nothing the plugin hands over can become a
-//! header of its own. A guest never sees an address book, a server or a password.
+//! Called by the choke point for host calls, which has already checked that the plugin's grant
+//! names the transport. What is checked here is the rest: every recipient stands in the
+//! configuration, and nothing the plugin hands over can become a header of its own. A guest never
+//! sees an address book, a server or a password.
 
 mod compose;
 mod error;
@@ -77,9 +78,14 @@ struct Envelope {
 }
 
 /// A composed message as a process that may start the program gets it.
-fn for_program(plugin: &config::Plugin, transport: &str, message: &Composed) -> Result<ForProgram, CapabilityError> {
-    let text = String::from_utf8(message.unix_text())
-        .map_err(|_| CapabilityError::new(ErrorKind::Invalid, "the message is not ASCII, a defect of hookrun"))?;
+fn for_program(
+    plugin: &config::Plugin,
+    transport: &str,
+    message: &Composed,
+) -> Result<ForProgram, CapabilityError> {
+    let text = String::from_utf8(message.unix_text()).map_err(|_| {
+        CapabilityError::new(ErrorKind::Invalid, "the message is not ASCII, a defect of hookrun")
+    })?;
     Ok(ForProgram {
         plugin: plugin.name.clone(),
         transport: transport.to_owned(),
@@ -167,24 +173,29 @@ impl Mailer {
         }
     }
 
-    /// A mailer that checks and composes like any other and keeps the messages in memory, for `hookrun test`.
+    /// A mailer that checks and composes like any other and keeps the messages in memory, for
+    /// `hookrun test`.
     pub fn capturing(config: &Config, dirs: &Dirs) -> Self {
         Self { captured: Some(Mutex::default()), ..Self::new(config, dirs) }
     }
 
     /// What a capturing mailer has taken so far, in order.
     pub fn captured(&self) -> Vec<Captured> {
-        self.captured.as_ref().map_or_else(Vec::new, |taken| taken.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        self.captured.as_ref().map_or_else(Vec::new, |taken| {
+            taken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        })
     }
 
-    /// Sends `message` of `plugin` to `recipients` through `transport` and returns its Message-ID, with angle brackets.
+    /// Sends `message` of `plugin` to `recipients` through `transport` and returns its Message-ID,
+    /// with angle brackets.
     ///
-    /// The message counts as sent when the transport has taken responsibility for it: the server's 250 after the data, an
-    /// exit code of 0, or a file durable in the maildir.
+    /// The message counts as sent when the transport has taken responsibility for it: the server's
+    /// 250 after the data, an exit code of 0, or a file durable in the maildir.
     ///
     /// # Errors
-    /// `denied` for a recipient that is not in the configuration, `invalid` for what cannot be a message, `not-found` for an
-    /// unknown transport, `transient` or `permanent` from the transport.
+    /// `denied` for a recipient that is not in the configuration, `invalid` for what cannot be a
+    /// message, `not-found` for an unknown transport, `transient` or `permanent` from the
+    /// transport.
     pub async fn send(
         &self,
         plugin: &config::Plugin,
@@ -196,12 +207,21 @@ impl Mailer {
             let hint = config::suggestion(transport, self.transports.keys().map(String::as_str));
             return Err(CapabilityError::new(
                 ErrorKind::NotFound,
-                format!("there is no mail transport `{transport}`; {hint}, or add a table [mail.{transport}]"),
+                format!(
+                    "there is no mail transport `{transport}`; {hint}, or add a table [mail.{transport}]"
+                ),
             ));
         };
         let recipients = allowed_recipients(plugin, transport, settings, recipients)?;
         let from = compose::sender(transport, settings, &self.host)?;
-        let composed = compose::compose(&plugin.name, &self.host, from, &recipients, message, SystemTime::now())?;
+        let composed = compose::compose(
+            &plugin.name,
+            &self.host,
+            from,
+            &recipients,
+            message,
+            SystemTime::now(),
+        )?;
         if let Some(captured) = &self.captured {
             captured.lock().unwrap_or_else(PoisonError::into_inner).push(Captured {
                 transport: transport.to_owned(),
@@ -216,7 +236,9 @@ impl Mailer {
             Transport::Smtp(smtp) => smtp.send(&composed).await?,
             Transport::Sendmail(sendmail) => match self.programs.get() {
                 None => sendmail.send(&composed.envelope(), &composed.unix_text()).await?,
-                Some(programs) => programs.sendmail(for_program(plugin, transport, &composed)?).await?,
+                Some(programs) => {
+                    programs.sendmail(for_program(plugin, transport, &composed)?).await?
+                }
             },
         }
         Ok(composed.message_id)
@@ -230,13 +252,17 @@ impl Mailer {
             .map_err(|(_, message)| CapabilityError::new(ErrorKind::Permanent, message))
     }
 
-    /// Reads the secrets of a transport now and keeps them. What cannot be read is told when the transport is used.
+    /// Reads the secrets of a transport now and keeps them. What cannot be read is told when the
+    /// transport is used.
     pub fn hold(&self, name: &str) {
         let Some(settings) = self.transports.get(name) else { return };
         if let Ok(Transport::Smtp(smtp)) = checked_transport(name, settings, &self.dirs)
             && let Ok(smtp) = smtp.hold()
         {
-            self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), Transport::Smtp(smtp));
+            self.held
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(name.to_owned(), Transport::Smtp(smtp));
         }
     }
 
@@ -246,7 +272,8 @@ impl Mailer {
         let _first = self.programs.set(programs);
     }
 
-    /// What a transport needs of the operating system. A program is not among it: a walled process starts none.
+    /// What a transport needs of the operating system. A program is not among it: a walled process
+    /// starts none.
     pub fn reach(&self, name: &str) -> Reach {
         let settings = self.transports.get(name).filter(|_| self.captured.is_none());
         match settings.map(|settings| checked_transport(name, settings, &self.dirs)) {
@@ -256,12 +283,17 @@ impl Mailer {
         }
     }
 
-    /// Sends a message that a walled process composed through the program of its transport. Nothing it says is believed: the
-    /// program is the configuration's, and so are the recipients.
+    /// Sends a message that a walled process composed through the program of its transport. Nothing
+    /// it says is believed: the program is the configuration's, and so are the recipients.
     ///
     /// # Errors
-    /// `denied` for other recipients, `not-found` for a transport that is no program, or what the program says.
-    pub async fn send_for(&self, plugin: &config::Plugin, message: &ForProgram) -> Result<(), CapabilityError> {
+    /// `denied` for other recipients, `not-found` for a transport that is no program, or what the
+    /// program says.
+    pub async fn send_for(
+        &self,
+        plugin: &config::Plugin,
+        message: &ForProgram,
+    ) -> Result<(), CapabilityError> {
         let ForProgram { plugin: _, transport, from, to, text } = message;
         let granted = plugin.grant.mail.iter().any(|granted| granted == transport);
         let settings = self.transports.get(transport).filter(|_| granted);
@@ -269,7 +301,9 @@ impl Mailer {
             settings.map(|settings| (settings, self.checked(transport, settings)))
         else {
             let shown = transport.escape_debug();
-            return Err(CapabilityError::not_found(format!("there is no mail transport `{shown}` that starts a program")));
+            return Err(CapabilityError::not_found(format!(
+                "there is no mail transport `{shown}` that starts a program"
+            )));
         };
         let recipients = allowed_recipients(plugin, transport, settings, to)?;
         let from = mailbox(from)?.email;
@@ -285,18 +319,35 @@ impl Mailer {
 pub fn check(config: &Config, dirs: &Dirs) -> Result<(), ConfigError> {
     let host = compose::host_name("");
     for (name, settings) in &config.mail {
-        checked_transport(name, settings, dirs).map_err(|(key, message)| config.error(&["mail", name, key], message))?;
-        compose::sender(name, settings, &host).map_err(|error| config.error(&["mail", name, "from"], error.message))?;
+        checked_transport(name, settings, dirs)
+            .map_err(|(key, message)| config.error(&["mail", name, key], message))?;
+        compose::sender(name, settings, &host)
+            .map_err(|error| config.error(&["mail", name, "from"], error.message))?;
         for recipient in &settings.to {
-            mailbox(recipient).map_err(|error| config.error(&["mail", name, "to"], error.message))?;
+            mailbox(recipient)
+                .map_err(|error| config.error(&["mail", name, "to"], error.message))?;
         }
     }
     Ok(())
 }
 
 /// Turns settings into a transport. The error is the key to blame and a sentence.
-fn checked_transport(name: &str, settings: &config::Mail, dirs: &Dirs) -> Result<Transport, (&'static str, String)> {
-    let config::Mail { transport, url, from: _, to: _, username, password_file, ca_file, directory, program } = settings;
+fn checked_transport(
+    name: &str,
+    settings: &config::Mail,
+    dirs: &Dirs,
+) -> Result<Transport, (&'static str, String)> {
+    let config::Mail {
+        transport,
+        url,
+        from: _,
+        to: _,
+        username,
+        password_file,
+        ca_file,
+        directory,
+        program,
+    } = settings;
     let unused = |used_by: &str, keys: &[(&'static str, bool)]| {
         keys.iter().find(|(_, set)| *set).map_or(Ok(()), |(key, _)| {
             Err((
@@ -330,7 +381,9 @@ fn checked_transport(name: &str, settings: &config::Mail, dirs: &Dirs) -> Result
             unused("maildir", &[("directory", directory.is_some())])?;
             Ok(Transport::Sendmail(Sendmail {
                 name: name.to_owned(),
-                program: program.clone().unwrap_or_else(|| PathBuf::from(sendmail::DEFAULT_PROGRAM)),
+                program: program
+                    .clone()
+                    .unwrap_or_else(|| PathBuf::from(sendmail::DEFAULT_PROGRAM)),
             }))
         }
     }

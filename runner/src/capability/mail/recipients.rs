@@ -1,7 +1,7 @@
 //! Whom a plugin may write to: addresses that stand in the configuration, and no others. Pure.
 //!
-//! Asked before a message is composed, and once more by the process that starts a program for a walled one, which believes nothing
-//! that it is told.
+//! Asked before a message is composed, and once more by the process that starts a program for a
+//! walled one, which believes nothing that it is told.
 
 use lettre::Address;
 use lettre::message::Mailbox;
@@ -13,13 +13,18 @@ use crate::config;
 pub(super) fn mailbox(text: &str) -> Result<Mailbox, CapabilityError> {
     let refuse = |why: &str| {
         let shown = text.escape_debug();
-        Err(CapabilityError::new(ErrorKind::Invalid, format!("`{shown}` is no mail address ({why}); write `user@host`")))
+        Err(CapabilityError::new(
+            ErrorKind::Invalid,
+            format!("`{shown}` is no mail address ({why}); write `user@host`"),
+        ))
     };
     if text.chars().any(char::is_control) {
         return refuse("it holds control characters");
     }
     match text.parse::<Mailbox>() {
-        Ok(mailbox) if AsRef::<str>::as_ref(&mailbox.email).starts_with('-') => refuse("it starts with a dash"),
+        Ok(mailbox) if AsRef::<str>::as_ref(&mailbox.email).starts_with('-') => {
+            refuse("it starts with a dash")
+        }
         Ok(mailbox) => Ok(mailbox),
         Err(error) => refuse(&error.to_string().to_lowercase()),
     }
@@ -29,7 +34,9 @@ pub(super) fn mailbox(text: &str) -> Result<Mailbox, CapabilityError> {
 fn own_recipients(plugin: &config::Plugin) -> Vec<&str> {
     match plugin.config.get("to") {
         Some(serde_json::Value::String(one)) => vec![one],
-        Some(serde_json::Value::Array(many)) => many.iter().filter_map(serde_json::Value::as_str).collect(),
+        Some(serde_json::Value::Array(many)) => {
+            many.iter().filter_map(serde_json::Value::as_str).collect()
+        }
         _ => Vec::new(),
     }
 }
@@ -45,7 +52,9 @@ pub(super) fn allowed_recipients(
     if wanted.is_empty() {
         return Err(CapabilityError::new(
             ErrorKind::Invalid,
-            format!("the message has no recipients; write `to = [\"user@host\"]` under [plugins.{name}.config]"),
+            format!(
+                "the message has no recipients; write `to = [\"user@host\"]` under [plugins.{name}.config]"
+            ),
         ));
     }
     let allowed: Vec<Address> = settings

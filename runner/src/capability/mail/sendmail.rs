@@ -1,5 +1,5 @@
-//! Mail through a program with the interface of `sendmail`, which every mail server for Unix brings along. It queues, so a
-//! message it took is on its way.
+//! Mail through a program with the interface of `sendmail`, which every mail server for Unix brings
+//! along. It queues, so a message it took is on its way.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -30,7 +30,11 @@ pub(super) struct Sendmail {
 }
 
 impl Sendmail {
-    pub(super) async fn send(&self, envelope: &Envelope, text: &[u8]) -> Result<(), CapabilityError> {
+    pub(super) async fn send(
+        &self,
+        envelope: &Envelope,
+        text: &[u8],
+    ) -> Result<(), CapabilityError> {
         match tokio::time::timeout(TIMEOUT, self.run(envelope, text)).await {
             Ok(result) => result,
             Err(_) => Err(self.error(
@@ -42,13 +46,16 @@ impl Sendmail {
     }
 
     fn error(&self, kind: ErrorKind, what: &str, fix: &str) -> CapabilityError {
-        CapabilityError::new(kind, format!("mail transport `{}`: {} {what}; {fix}", self.name, self.program.display()))
+        CapabilityError::new(
+            kind,
+            format!("mail transport `{}`: {} {what}; {fix}", self.name, self.program.display()),
+        )
     }
 
     async fn run(&self, envelope: &Envelope, text: &[u8]) -> Result<(), CapabilityError> {
         let fix_program = format!("write the right `program` under [mail.{}]", self.name);
-        // -i: a line with a single dot does not end the message. The recipients come from the envelope, never from the
-        // headers (`-t`), so that what is sent is what was checked.
+        // -i: a line with a single dot does not end the message. The recipients come from the
+        // envelope, never from the headers (`-t`), so that what is sent is what was checked.
         let mut child = Command::new(&self.program)
             .args(["-i", "-f"])
             .arg(AsRef::<str>::as_ref(&envelope.from))
@@ -60,7 +67,13 @@ impl Sendmail {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| self.error(ErrorKind::Permanent, &format!("cannot be started ({error})"), &fix_program))?;
+            .map_err(|error| {
+                self.error(
+                    ErrorKind::Permanent,
+                    &format!("cannot be started ({error})"),
+                    &fix_program,
+                )
+            })?;
         let stdin = child.stdin.take();
         let write = async move {
             if let Some(mut stdin) = stdin {
@@ -70,8 +83,9 @@ impl Sendmail {
             }
         };
         let ((), output) = tokio::join!(write, child.wait_with_output());
-        let output =
-            output.map_err(|error| self.error(ErrorKind::Transient, &format!("was lost ({error})"), "look into its log"))?;
+        let output = output.map_err(|error| {
+            self.error(ErrorKind::Transient, &format!("was lost ({error})"), "look into its log")
+        })?;
         if output.status.success() {
             return Ok(());
         }
@@ -81,7 +95,8 @@ impl Sendmail {
             None | Some(EX_TEMPFAIL | EX_OSERR) => ErrorKind::Transient,
             Some(_) => ErrorKind::Permanent,
         };
-        let fix = format!("check its configuration, and `from` and `to` under [mail.{}]", self.name);
+        let fix =
+            format!("check its configuration, and `from` and `to` under [mail.{}]", self.name);
         Err(self.error(kind, &format!("refused the message ({}: {said})", output.status), &fix))
     }
 }

@@ -1,7 +1,8 @@
-//! Mail over SMTP (RFC 5321) by lettre, with TLS by rustls from the first byte (`smtps`, RFC 8314) or after STARTTLS (RFC 3207).
+//! Mail over SMTP (RFC 5321) by lettre, with TLS by rustls from the first byte (`smtps`, RFC 8314)
+//! or after STARTTLS (RFC 3207).
 //!
-//! One connection a message. The steps are walked one by one here, and not left to lettre's pool, so that an error can say
-//! what was being done: connecting, securing, logging in, sending.
+//! One connection a message. The steps are walked one by one here, and not left to lettre's pool,
+//! so that an error can say what was being done: connecting, securing, logging in, sending.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -13,7 +14,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use lettre::address::Envelope;
 use lettre::transport::smtp::authentication::{Credentials, Mechanism};
-use lettre::transport::smtp::client::{AsyncSmtpConnection, Certificate, CertificateStore, TlsParameters};
+use lettre::transport::smtp::client::{
+    AsyncSmtpConnection, Certificate, CertificateStore, TlsParameters,
+};
 use lettre::transport::smtp::extension::ClientId;
 use lettre::transport::smtp::{SMTP_PORT, SUBMISSION_PORT, SUBMISSIONS_PORT};
 use url::Url;
@@ -26,7 +29,8 @@ use crate::config;
 
 /// For the connection, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// For one message in all; below the default `wall-time` of a run, so that the error names the server and not the plugin.
+/// For one message in all; below the default `wall-time` of a run, so that the error names the
+/// server and not the plugin.
 const TIMEOUT: Duration = Duration::from_secs(45);
 
 /// One server and how to talk to it.
@@ -46,7 +50,10 @@ pub(super) struct Smtp {
 impl std::fmt::Debug for Smtp {
     /// Without what was read.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Smtp").field("name", &self.name).field("server", &self.server()).finish_non_exhaustive()
+        f.debug_struct("Smtp")
+            .field("name", &self.name)
+            .field("server", &self.server())
+            .finish_non_exhaustive()
     }
 }
 
@@ -77,11 +84,19 @@ impl Smtp {
     pub(super) fn new(name: &str, settings: &config::Mail) -> Result<Self, (&'static str, String)> {
         let example = "`url = \"smtps://mail.example.org:465\"`";
         let Some(text) = &settings.url else {
-            return Err(("transport", format!("mail transport `{name}` has no `url`; write {example} under [mail.{name}]")));
+            return Err((
+                "transport",
+                format!(
+                    "mail transport `{name}` has no `url`; write {example} under [mail.{name}]"
+                ),
+            ));
         };
-        let wrong = |why: String| ("url", format!("`url` of [mail.{name}] {why}; write for example {example}"));
+        let wrong = |why: String| {
+            ("url", format!("`url` of [mail.{name}] {why}; write for example {example}"))
+        };
         let url = Url::parse(text).map_err(|error| wrong(format!("is no URL ({error})")))?;
-        // Never quoted: a URL with a password is a mistake, and repeating it would spread the password.
+        // Never quoted: a URL with a password is a mistake, and repeating it would spread the
+        // password.
         if url.password().is_some() || !url.username().is_empty() {
             return Err((
                 "url",
@@ -105,17 +120,26 @@ impl Smtp {
         let security = match (url.scheme(), tls) {
             ("smtps", None) => Security::Tls,
             ("smtps", Some(_)) => {
-                return Err(wrong("is `smtps`, which is encrypted from the start, and takes no `?tls=`".into()));
+                return Err(wrong(
+                    "is `smtps`, which is encrypted from the start, and takes no `?tls=`".into(),
+                ));
             }
             ("smtp", tls) => tls.unwrap_or(Security::Plain),
-            (other, _) => return Err(wrong(format!("has the scheme `{other}`, and `smtp` and `smtps` are known"))),
+            (other, _) => {
+                return Err(wrong(format!(
+                    "has the scheme `{other}`, and `smtp` and `smtps` are known"
+                )));
+            }
         };
         let Some(host) = url.host_str().filter(|host| !host.is_empty()) else {
             return Err(wrong("names no host".into()));
         };
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         if !matches!(url.path(), "" | "/") {
-            return Err(wrong(format!("has the path `{}`, which means nothing for mail", url.path())));
+            return Err(wrong(format!(
+                "has the path `{}`, which means nothing for mail",
+                url.path()
+            )));
         }
         let port = url.port().unwrap_or(match security {
             Security::Tls => SUBMISSIONS_PORT,
@@ -126,11 +150,16 @@ impl Smtp {
             (Some(_), None) => {
                 return Err((
                     "username",
-                    format!("[mail.{name}] has a `username` and no password; write `password-file = \"/path\"`"),
+                    format!(
+                        "[mail.{name}] has a `username` and no password; write `password-file = \"/path\"`"
+                    ),
                 ));
             }
             (None, Some(_)) => {
-                return Err(("password-file", format!("[mail.{name}] has a `password-file` and no `username`; write one")));
+                return Err((
+                    "password-file",
+                    format!("[mail.{name}] has a `password-file` and no `username`; write one"),
+                ));
             }
             _ => {}
         }
@@ -164,7 +193,9 @@ impl Smtp {
 
     /// The same with its files read.
     pub(super) fn hold(mut self) -> Result<Self, CapabilityError> {
-        for (key, path) in [("password-file", self.password_file.clone()), ("ca-file", self.ca_file.clone())] {
+        for (key, path) in
+            [("password-file", self.password_file.clone()), ("ca-file", self.ca_file.clone())]
+        {
             if let Some(path) = path {
                 let text = self.read(key, &path)?;
                 self.held.insert(path, Arc::new(text));
@@ -174,7 +205,8 @@ impl Smtp {
     }
 
     fn is_loopback(&self) -> bool {
-        self.host == "localhost" || self.host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+        self.host == "localhost"
+            || self.host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 
     fn server(&self) -> String {
@@ -202,20 +234,33 @@ impl Smtp {
     }
 
     async fn converse(&self, message: &Composed) -> Result<(), CapabilityError> {
-        let envelope = Envelope::new(Some(message.from.clone()), message.to.clone()).map_err(|error| {
-            CapabilityError::new(ErrorKind::Invalid, format!("the message cannot be addressed ({error})"))
-        })?;
+        let envelope =
+            Envelope::new(Some(message.from.clone()), message.to.clone()).map_err(|error| {
+                CapabilityError::new(
+                    ErrorKind::Invalid,
+                    format!("the message cannot be addressed ({error})"),
+                )
+            })?;
         // Secrets and certificates first: without them there is no use in a connection.
         let credentials = self.credentials()?;
         let mut tls = self.tls()?;
         let client = ClientId::default();
         let wrapper = if self.security == Security::Tls { tls.take() } else { None };
         let server = (self.host.as_str(), self.port);
-        let mut connection = AsyncSmtpConnection::connect_tokio1(server, Some(CONNECT_TIMEOUT), &client, wrapper, None)
-            .await
-            .map_err(|error| self.failed(Step::Connect, &error, None))?;
-        let sent = self.on_connection(&mut connection, &client, tls, credentials, &envelope, &message.raw).await;
-        // A polite end is for a connection in good order: lettre panics on one whose STARTTLS failed halfway. Else it is dropped.
+        let mut connection = AsyncSmtpConnection::connect_tokio1(
+            server,
+            Some(CONNECT_TIMEOUT),
+            &client,
+            wrapper,
+            None,
+        )
+        .await
+        .map_err(|error| self.failed(Step::Connect, &error, None))?;
+        let sent = self
+            .on_connection(&mut connection, &client, tls, credentials, &envelope, &message.raw)
+            .await;
+        // A polite end is for a connection in good order: lettre panics on one whose STARTTLS
+        // failed halfway. Else it is dropped.
         if sent.is_ok() {
             connection.abort().await;
         }
@@ -231,7 +276,9 @@ impl Smtp {
         envelope: &Envelope,
         raw: &[u8],
     ) -> Result<(), CapabilityError> {
-        if let Some(tls) = tls.filter(|_| self.security == Security::StartTls || connection.can_starttls()) {
+        if let Some(tls) =
+            tls.filter(|_| self.security == Security::StartTls || connection.can_starttls())
+        {
             if !connection.can_starttls() {
                 return Err(self.error(
                     ErrorKind::Permanent,
@@ -242,14 +289,23 @@ impl Smtp {
                     ),
                 ));
             }
-            connection.starttls(tls, client).await.map_err(|error| self.failed(Step::Secure, &error, None))?;
+            connection
+                .starttls(tls, client)
+                .await
+                .map_err(|error| self.failed(Step::Secure, &error, None))?;
         }
         if let Some((credentials, password)) = credentials {
             if !connection.is_encrypted() && !self.is_loopback() {
                 return Err(self.error(
                     ErrorKind::Permanent,
-                    &format!("{} offers no encryption, and a password is not sent in clear text", self.server()),
-                    &format!("write `smtps://` in `url` under [mail.{}], or remove `username`", self.name),
+                    &format!(
+                        "{} offers no encryption, and a password is not sent in clear text",
+                        self.server()
+                    ),
+                    &format!(
+                        "write `smtps://` in `url` under [mail.{}], or remove `username`",
+                        self.name
+                    ),
                 ));
             }
             connection
@@ -257,7 +313,10 @@ impl Smtp {
                 .await
                 .map_err(|error| self.failed(Step::Login, &error, Some(&password)))?;
         }
-        connection.send(envelope, raw).await.map_err(|error| self.failed(Step::Send, &error, None))?;
+        connection
+            .send(envelope, raw)
+            .await
+            .map_err(|error| self.failed(Step::Send, &error, None))?;
         Ok(())
     }
 
@@ -267,9 +326,13 @@ impl Smtp {
             return Ok(None);
         };
         let text = self.read("password-file", path)?;
-        let password = std::str::from_utf8(&text).ok().map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
+        let password = std::str::from_utf8(&text)
+            .ok()
+            .map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
         match password.filter(|password| !password.is_empty()) {
-            Some(password) => Ok(Some((Credentials::new(username.clone(), password.clone()), password))),
+            Some(password) => {
+                Ok(Some((Credentials::new(username.clone(), password.clone()), password)))
+            }
             None => Err(self.error(
                 ErrorKind::Permanent,
                 &format!("the password file {} is empty or not UTF-8", path.display()),
@@ -284,14 +347,21 @@ impl Smtp {
         }
         let mut builder = TlsParameters::builder(self.host.clone());
         if let Some(path) = &self.ca_file {
-            let certificates = Certificate::from_pem(&self.read("ca-file", path)?).map_err(|error| {
-                self.error(
-                    ErrorKind::Permanent,
-                    &format!("the ca-file {} holds no certificates ({})", path.display(), quoted(&error.to_string())),
-                    "write them in PEM form",
-                )
-            })?;
-            builder = builder.certificate_store(CertificateStore::None).add_root_certificate(certificates);
+            let certificates =
+                Certificate::from_pem(&self.read("ca-file", path)?).map_err(|error| {
+                    self.error(
+                        ErrorKind::Permanent,
+                        &format!(
+                            "the ca-file {} holds no certificates ({})",
+                            path.display(),
+                            quoted(&error.to_string())
+                        ),
+                        "write them in PEM form",
+                    )
+                })?;
+            builder = builder
+                .certificate_store(CertificateStore::None)
+                .add_root_certificate(certificates);
         }
         builder.build().map(Some).map_err(|error| self.failed(Step::Secure, &error, None))
     }
@@ -301,13 +371,22 @@ impl Smtp {
             return Ok(Zeroizing::clone(held));
         }
         std::fs::read(path).map(Zeroizing::new).map_err(|error| {
-            let fix = format!("make it readable for user {}, and check `{key}` under [mail.{}]", current_user(), self.name);
+            let fix = format!(
+                "make it readable for user {}, and check `{key}` under [mail.{}]",
+                current_user(),
+                self.name
+            );
             file_error(&self.name, &format!("cannot read {key} {}", path.display()), &error, &fix)
         })
     }
 
     /// What an error of lettre means for the operator.
-    fn failed(&self, step: Step, error: &lettre::transport::smtp::Error, password: Option<&str>) -> CapabilityError {
+    fn failed(
+        &self,
+        step: Step,
+        error: &lettre::transport::smtp::Error,
+        password: Option<&str>,
+    ) -> CapabilityError {
         use ErrorKind::{Permanent, Transient};
         let (name, server) = (&self.name, self.server());
         let text = said(error, password);
@@ -321,12 +400,15 @@ impl Smtp {
                     ),
                     format!("check `username` and `password-file` under [mail.{name}]"),
                 ),
-                (_, Transient) => {
-                    (format!("{server} cannot take mail now ({code} {text})"), "it will be tried again".to_owned())
-                }
+                (_, Transient) => (
+                    format!("{server} cannot take mail now ({code} {text})"),
+                    "it will be tried again".to_owned(),
+                ),
                 (Step::Send, _) => (
                     format!("{server} refused the message ({code} {text})"),
-                    format!("check the recipients in `to` and the sender `from` under [mail.{name}]"),
+                    format!(
+                        "check the recipients in `to` and the sender `from` under [mail.{name}]"
+                    ),
                 ),
                 _ => (
                     format!("{server} refused the connection ({code} {text})"),
@@ -352,7 +434,9 @@ impl Smtp {
         self.error(
             Transient,
             &format!("cannot reach {server} ({text})"),
-            &format!("it will be tried again; if that does not help, check `url` under [mail.{name}]"),
+            &format!(
+                "it will be tried again; if that does not help, check `url` under [mail.{name}]"
+            ),
         )
     }
 }
@@ -366,7 +450,9 @@ fn said(error: &lettre::transport::smtp::Error, password: Option<&str>) -> Strin
         source = cause.source();
     }
     if let Some(password) = password
-        && (text.contains(password) || text.contains(&BASE64.encode(password)) || text.contains("AUTH "))
+        && (text.contains(password)
+            || text.contains(&BASE64.encode(password))
+            || text.contains("AUTH "))
     {
         "the server's text is left out, as it may repeat the password".clone_into(&mut text);
     }

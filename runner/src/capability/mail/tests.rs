@@ -26,7 +26,8 @@ fn scene(text: &str, capture: bool) -> Scene {
     let state = tempfile::tempdir().unwrap();
     let config = Config::parse(Path::new("/etc/hookrun/hookrun.toml"), text).unwrap();
     let dirs = Dirs { config: config.path.clone(), state: state.path().to_owned() };
-    let mut mailer = if capture { Mailer::capturing(&config, &dirs) } else { Mailer::new(&config, &dirs) };
+    let mut mailer =
+        if capture { Mailer::capturing(&config, &dirs) } else { Mailer::new(&config, &dirs) };
     mailer.host = "build1".to_owned();
     Scene { mailer, plugin: config.plugins["nondeterminism"].clone(), state }
 }
@@ -56,17 +57,29 @@ impl Scene {
 /// The boundary of the parts is random; everything else is not.
 fn without_boundary(raw: &[u8]) -> String {
     let text = String::from_utf8(raw.to_vec()).unwrap().replace("\r\n", "\n");
-    let boundary = text.split("boundary=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().to_owned();
+    let boundary = text
+        .split("boundary=\"")
+        .nth(1)
+        .and_then(|rest| rest.split('"').next())
+        .unwrap()
+        .to_owned();
     text.replace(&boundary, "BOUNDARY")
 }
 
 #[test]
 fn a_composed_message() {
     let from: Mailbox = "hookrun@example.org".parse().unwrap();
-    let to: Vec<Mailbox> = vec!["Ann <ann@example.org>".parse().unwrap(), "root@localhost".parse().unwrap()];
-    let composed =
-        compose::compose("nondeterminism", "build1", from, &to, &message(), UNIX_EPOCH + Duration::from_secs(1_700_000_000))
-            .unwrap();
+    let to: Vec<Mailbox> =
+        vec!["Ann <ann@example.org>".parse().unwrap(), "root@localhost".parse().unwrap()];
+    let composed = compose::compose(
+        "nondeterminism",
+        "build1",
+        from,
+        &to,
+        &message(),
+        UNIX_EPOCH + Duration::from_secs(1_700_000_000),
+    )
+    .unwrap();
     assert!(composed.raw.is_ascii(), "no server needs 8BITMIME or SMTPUTF8 for it");
     insta::assert_snapshot!(without_boundary(&composed.raw));
 }
@@ -75,9 +88,17 @@ fn a_composed_message() {
 fn message_ids_are_stable_and_thread() {
     let id = compose::message_id("a", "one", "build1");
     assert_eq!(id, compose::message_id("a", "one", "build1"));
-    assert_ne!(id, compose::message_id("b", "one", "build1"), "another plugin cannot take part in the thread");
+    assert_ne!(
+        id,
+        compose::message_id("b", "one", "build1"),
+        "another plugin cannot take part in the thread"
+    );
     assert_ne!(compose::message_id("ab", "c", "h"), compose::message_id("a", "bc", "h"));
-    assert_ne!(compose::message_id("a", "", "h"), compose::message_id("a", "", "h"), "no identity: a fresh one");
+    assert_ne!(
+        compose::message_id("a", "", "h"),
+        compose::message_id("a", "", "h"),
+        "no identity: a fresh one"
+    );
     assert_eq!(compose::host_name("bad host\r\n"), "localhost");
     assert_eq!(compose::host_name("build1.example.org"), "build1.example.org");
 }
@@ -89,10 +110,17 @@ fn a_maildir_as_readers_expect_it() {
     scene.send(&["builds@example.org"], &message()).unwrap();
     let maildir = scene.state.path().join("mail/default");
     for part in ["tmp", "new", "cur"] {
-        assert_eq!(maildir.join(part).metadata().unwrap().permissions().mode() & 0o7777, 0o700, "{part}");
+        assert_eq!(
+            maildir.join(part).metadata().unwrap().permissions().mode() & 0o7777,
+            0o700,
+            "{part}"
+        );
     }
     assert_eq!(std::fs::read_dir(maildir.join("tmp")).unwrap().count(), 0);
-    let files: Vec<_> = std::fs::read_dir(maildir.join("new")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let files: Vec<_> = std::fs::read_dir(maildir.join("new"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     assert_eq!(files.len(), 2, "no delivery takes another's name");
     assert_eq!(files[0].metadata().unwrap().mode() & 0o777, 0o600);
     let text = std::fs::read_to_string(&files[0]).unwrap();
@@ -102,18 +130,25 @@ fn a_maildir_as_readers_expect_it() {
 #[test]
 fn a_maildir_that_cannot_be_written() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let text =
-        CONFIGURATION.replace("[mail.default]", &format!("[mail.default]\ndirectory = \"{}\"", file.path().display()));
+    let text = CONFIGURATION.replace(
+        "[mail.default]",
+        &format!("[mail.default]\ndirectory = \"{}\"", file.path().display()),
+    );
     let error = scene(&text, false).send(&["root@localhost"], &message()).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Permanent);
-    let shown = error.message.replace(&file.path().display().to_string(), "FILE").replace(&error::current_user(), "USER");
+    let shown = error
+        .message
+        .replace(&file.path().display().to_string(), "FILE")
+        .replace(&error::current_user(), "USER");
     insta::assert_snapshot!(shown);
 }
 
 #[test]
 fn recipients_stand_in_the_configuration() {
     let scene = scene(CONFIGURATION, true);
-    scene.send(&["ANN <ann@EXAMPLE.org>", "root@localhost", "ann@example.org"], &message()).unwrap();
+    scene
+        .send(&["ANN <ann@EXAMPLE.org>", "root@localhost", "ann@example.org"], &message())
+        .unwrap();
     assert_eq!(scene.mailer.captured()[0].recipients, ["ann@EXAMPLE.org", "root@localhost"]);
     let errors: Vec<String> = [
         &["mallory@example.net"][..],
@@ -168,7 +203,10 @@ fn the_host_has_the_last_word_on_its_own_header() {
     message.headers = vec![("x-hookrun-plugin".into(), "another".into())];
     scene.send(&["root@localhost"], &message).unwrap();
     let raw = String::from_utf8(scene.mailer.captured()[0].raw.clone()).unwrap();
-    assert!(raw.contains("X-Hookrun-Plugin: nondeterminism\r\n") && !raw.contains("another"), "{raw}");
+    assert!(
+        raw.contains("X-Hookrun-Plugin: nondeterminism\r\n") && !raw.contains("another"),
+        "{raw}"
+    );
 }
 
 #[test]
@@ -209,8 +247,11 @@ fn the_embedded_configuration_can_mail() {
 /// A program that does as a mail server's `sendmail` does, with the given exit code.
 fn sendmail_scene(exit: i32) -> (Scene, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
-    let (program, args, body) =
-        (directory.path().join("sendmail"), directory.path().join("args"), directory.path().join("body"));
+    let (program, args, body) = (
+        directory.path().join("sendmail"),
+        directory.path().join("args"),
+        directory.path().join("body"),
+    );
     let script = format!(
         "#!/bin/sh\nprintf '%s\\n' \"$@\" > {}\ncat > {}\necho 'no such\nuser' >&2\nexit {exit}\n",
         args.display(),
@@ -250,8 +291,10 @@ fn what_sendmail_answers() {
             )
         );
     }
-    let text =
-        CONFIGURATION.replace("[mail.default]", "[mail.default]\ntransport = \"sendmail\"\nprogram = \"/nonexistent\"");
+    let text = CONFIGURATION.replace(
+        "[mail.default]",
+        "[mail.default]\ntransport = \"sendmail\"\nprogram = \"/nonexistent\"",
+    );
     let error = scene(&text, false).send(&["root@localhost"], &message()).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Permanent);
     assert!(error.message.contains("write the right `program` under [mail.default]"), "{error}");
@@ -261,8 +304,10 @@ fn what_sendmail_answers() {
 fn a_server_that_is_down_is_worth_a_retry() {
     // A port that was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let text = CONFIGURATION
-        .replace("[mail.default]", &format!("[mail.default]\ntransport = \"smtp\"\nurl = \"smtp://127.0.0.1:{port}\""));
+    let text = CONFIGURATION.replace(
+        "[mail.default]",
+        &format!("[mail.default]\ntransport = \"smtp\"\nurl = \"smtp://127.0.0.1:{port}\""),
+    );
     let error = scene(&text, false).send(&["root@localhost"], &message()).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Transient);
     insta::assert_snapshot!(error.message.replace(&port.to_string(), "PORT"));

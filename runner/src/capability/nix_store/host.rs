@@ -9,7 +9,9 @@ use super::{Nar, Reach, blocking};
 use crate::config::Limit;
 use crate::nix::database::PathInfo as Info;
 use crate::nix::nar::Expected;
-use crate::plugin::bindings::hookrun::host::nix_store::{Derivation, Entry, Error, Host, HostNar, PathInfo};
+use crate::plugin::bindings::hookrun::host::nix_store::{
+    Derivation, Entry, Error, Host, HostNar, PathInfo,
+};
 use crate::plugin::grants::Need;
 use crate::plugin::host_call::{Crossing, HostCall, Inside, RunState};
 
@@ -18,13 +20,21 @@ fn reach(inside: &Inside<'_>) -> Reach {
 }
 
 impl Host for RunState {
-    async fn path_infos(&mut self, paths: Vec<String>) -> Result<Result<Vec<Option<PathInfo>>, Error>> {
+    async fn path_infos(
+        &mut self,
+        paths: Vec<String>,
+    ) -> Result<Result<Vec<Option<PathInfo>>, Error>> {
         let call = HostCall::new(Need::NixStore, "path-infos", paths.crossing()).items(paths.len());
         self.call(call, |inside| {
             let reach = reach(&inside);
             Box::pin(blocking(move || {
                 reach.check(&paths)?;
-                Ok(reach.backend().path_infos(&paths)?.into_iter().map(|info| info.map(path_info)).collect())
+                Ok(reach
+                    .backend()
+                    .path_infos(&paths)?
+                    .into_iter()
+                    .map(|info| info.map(path_info))
+                    .collect())
             }))
         })
         .await
@@ -53,7 +63,11 @@ impl Host for RunState {
                     name: derivation.name,
                     system: derivation.system,
                     builder: derivation.builder,
-                    outputs: derivation.outputs.into_iter().map(|output| (output.name, output.path)).collect(),
+                    outputs: derivation
+                        .outputs
+                        .into_iter()
+                        .map(|output| (output.name, output.path))
+                        .collect(),
                     env: derivation.env,
                 })
             }))
@@ -61,13 +75,23 @@ impl Host for RunState {
         .await
     }
 
-    async fn list_directory(&mut self, path: String, relative: String) -> Result<Result<Vec<Entry>, Error>> {
-        let call = HostCall::new(Need::NixStore, "list-directory", path.crossing() + relative.crossing());
+    async fn list_directory(
+        &mut self,
+        path: String,
+        relative: String,
+    ) -> Result<Result<Vec<Entry>, Error>> {
+        let call =
+            HostCall::new(Need::NixStore, "list-directory", path.crossing() + relative.crossing());
         self.call(call, |inside| {
             let reach = reach(&inside);
             Box::pin(blocking(move || {
                 reach.check(std::slice::from_ref(&path))?;
-                Ok(reach.backend().list_directory(&path, &relative)?.into_iter().map(entry).collect())
+                Ok(reach
+                    .backend()
+                    .list_directory(&path, &relative)?
+                    .into_iter()
+                    .map(entry)
+                    .collect())
             }))
         })
         .await
@@ -80,10 +104,12 @@ impl Host for RunState {
         offset: u64,
         length: u32,
     ) -> Result<Result<Vec<u8>, Error>> {
-        let call = HostCall::new(Need::NixStore, "read-file", path.crossing() + relative.crossing());
+        let call =
+            HostCall::new(Need::NixStore, "read-file", path.crossing() + relative.crossing());
         self.call(call, |inside| {
             let reach = reach(&inside);
-            // One byte more than may cross is enough for the choke point to see that it is too much.
+            // One byte more than may cross is enough for the choke point to see that it is too
+            // much.
             let most = inside.plugin().plugin.limits.get(Limit::CallBytes).saturating_add(1);
             Box::pin(blocking(move || {
                 reach.check(std::slice::from_ref(&path))?;
@@ -101,7 +127,14 @@ impl Host for RunState {
                 let nar = blocking(move || {
                     let info = reach.valid(&path)?;
                     let source = reach.backend().nar_source(&path);
-                    Ok(Nar { source, expected: Expected { path, nar_hash: info.nar_hash, nar_size: info.nar_size } })
+                    Ok(Nar {
+                        source,
+                        expected: Expected {
+                            path,
+                            nar_hash: info.nar_hash,
+                            nar_size: info.nar_size,
+                        },
+                    })
                 })
                 .await?;
                 inside.open(nar)
@@ -134,8 +167,28 @@ impl HostNar for RunState {
 }
 
 fn path_info(info: Info) -> PathInfo {
-    let Info { path, nar_hash, nar_size, references, deriver, signatures, ca, ultimate, registration_time } = info;
-    PathInfo { path, nar_hash, nar_size, references, deriver, signatures, ca, ultimate, registration_time }
+    let Info {
+        path,
+        nar_hash,
+        nar_size,
+        references,
+        deriver,
+        signatures,
+        ca,
+        ultimate,
+        registration_time,
+    } = info;
+    PathInfo {
+        path,
+        nar_hash,
+        nar_size,
+        references,
+        deriver,
+        signatures,
+        ca,
+        ultimate,
+        registration_time,
+    }
 }
 
 fn entry(entry: super::Entry) -> Entry {
@@ -145,8 +198,17 @@ fn entry(entry: super::Entry) -> Entry {
 
 impl Crossing for PathInfo {
     fn crossing(&self) -> u64 {
-        let Self { path, nar_hash, references, deriver, signatures, ca, nar_size: _, ultimate: _, registration_time: _ } =
-            self;
+        let Self {
+            path,
+            nar_hash,
+            references,
+            deriver,
+            signatures,
+            ca,
+            nar_size: _,
+            ultimate: _,
+            registration_time: _,
+        } = self;
         path.crossing()
             + nar_hash.crossing()
             + references.crossing()
@@ -159,7 +221,11 @@ impl Crossing for PathInfo {
 impl Crossing for Derivation {
     fn crossing(&self) -> u64 {
         let Self { name, system, builder, outputs, env } = self;
-        name.crossing() + system.crossing() + builder.crossing() + outputs.crossing() + env.crossing()
+        name.crossing()
+            + system.crossing()
+            + builder.crossing()
+            + outputs.crossing()
+            + env.crossing()
     }
 }
 

@@ -1,8 +1,10 @@
-//! The `nix-store` interface: what Nix's database and the store itself say, read only, within the scope of the grant.
+//! The `nix-store` interface: what Nix's database and the store itself say, read only, within the
+//! scope of the grant.
 //!
-//! A [`Backend`] answers; [`Reach`] decides whether a path is in scope, before any backend is asked about it. All of it blocks on
-//! files, so it runs on blocking threads. Paths are never opened by what a guest says alone: a store path has to be in scope,
-//! and what is below it is opened from its own descriptor without following a symlink ([`real`]).
+//! A [`Backend`] answers; [`Reach`] decides whether a path is in scope, before any backend is asked
+//! about it. All of it blocks on files, so it runs on blocking threads. Paths are never opened by
+//! what a guest says alone: a store path has to be in scope, and what is below it is opened from
+//! its own descriptor without following a symlink ([`real`]).
 
 mod host;
 pub mod real;
@@ -21,7 +23,8 @@ use crate::nix::is_store_path;
 use crate::nix::nar::{Expected, Source};
 use crate::plugin::host_call::{PluginContext, Scope};
 
-/// One valid path, opened for serialisation. The guest holds a handle to it; the bytes stay in the host.
+/// One valid path, opened for serialisation. The guest holds a handle to it; the bytes stay in the
+/// host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nar {
     /// Where the bytes come from.
@@ -71,7 +74,13 @@ pub trait Backend: std::fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// It is not there, or no regular file.
-    fn read_file(&self, path: &str, relative: &str, offset: u64, length: u64) -> Result<Vec<u8>, CapabilityError>;
+    fn read_file(
+        &self,
+        path: &str,
+        relative: &str,
+        offset: u64,
+        length: u64,
+    ) -> Result<Vec<u8>, CapabilityError>;
     /// Where the serialisation of `path` comes from.
     fn nar_source(&self, path: &str) -> Source;
 }
@@ -89,8 +98,9 @@ enum Place {
     Sample(Arc<sample::Sample>),
 }
 
-/// Closures kept for scope checks, so that a plugin that signs a thousand paths one by one does not cost a thousand closures.
-/// As many as tasks run at once, more or less; the oldest is forgotten by emptying the table.
+/// Closures kept for scope checks, so that a plugin that signs a thousand paths one by one does not
+/// cost a thousand closures. As many as tasks run at once, more or less; the oldest is forgotten by
+/// emptying the table.
 const MAX_REACHES: usize = 64;
 
 impl NixStores {
@@ -162,21 +172,29 @@ impl Reach {
         let store_dir = self.scope.nix.store.to_string_lossy();
         if let Some(odd) = paths.iter().find(|path| !is_store_path(&store_dir, path)) {
             let odd = odd.escape_debug();
-            return Err(CapabilityError::invalid(format!("`{odd}` is no store path; write a full path below {store_dir}")));
+            return Err(CapabilityError::invalid(format!(
+                "`{odd}` is no store path; write a full path below {store_dir}"
+            )));
         }
-        let outside = |path: &&String| self.granted == StoreScope::None || !self.scope.paths.contains(path);
+        let outside =
+            |path: &&String| self.granted == StoreScope::None || !self.scope.paths.contains(path);
         let Some(first) = paths.iter().find(outside) else { return Ok(()) };
         if self.granted != StoreScope::Closure {
             return Err(self.denied(first));
         }
-        let within = |reach: &HashSet<String>| paths.iter().filter(outside).all(|path| reach.contains(path));
+        let within =
+            |reach: &HashSet<String>| paths.iter().filter(outside).all(|path| reach.contains(path));
         if self.stores.known_reach(&self.scope.paths).is_some_and(|reach| within(&reach)) {
             return Ok(());
         }
         // Not known, or grown since: outputs may have become valid.
         let closure = self.backend.closure(&self.scope.paths)?;
         let reach: HashSet<String> = closure.into_iter().map(|info| info.path).collect();
-        let refused = paths.iter().filter(outside).find(|path| !reach.contains(*path)).map(|path| self.denied(path));
+        let refused = paths
+            .iter()
+            .filter(outside)
+            .find(|path| !reach.contains(*path))
+            .map(|path| self.denied(path));
         self.stores.keep_reach(&self.scope.paths, reach);
         refused.map_or(Ok(()), Err)
     }
@@ -215,10 +233,15 @@ impl Reach {
         let Self { plugin, granted, .. } = self;
         CapabilityError::denied(match granted {
             StoreScope::Closure => {
-                format!("plugin `{plugin}` may not read {path}: this event's derivation and outputs do not reach it")
+                format!(
+                    "plugin `{plugin}` may not read {path}: this event's derivation and outputs do not reach it"
+                )
             }
             StoreScope::Outputs | StoreScope::None => {
-                format!("plugin `{plugin}` may not read {path}: it is not among this event's outputs; {}", self.fix())
+                format!(
+                    "plugin `{plugin}` may not read {path}: it is not among this event's outputs; {}",
+                    self.fix()
+                )
             }
         })
     }
@@ -241,7 +264,9 @@ pub async fn blocking<R: Send + 'static>(
 ) -> Result<R, CapabilityError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) => Err(CapabilityError::transient(format!("nix-store: the read was cut off ({error})"))),
+        Err(error) => {
+            Err(CapabilityError::transient(format!("nix-store: the read was cut off ({error})")))
+        }
     }
 }
 

@@ -39,7 +39,13 @@ impl Backend for Real {
         tree::list(Path::new(path), relative)
     }
 
-    fn read_file(&self, path: &str, relative: &str, offset: u64, length: u64) -> Result<Vec<u8>, CapabilityError> {
+    fn read_file(
+        &self,
+        path: &str,
+        relative: &str,
+        offset: u64,
+        length: u64,
+    ) -> Result<Vec<u8>, CapabilityError> {
         tree::read(Path::new(path), relative, offset, length)
     }
 
@@ -53,9 +59,9 @@ impl From<DatabaseError> for CapabilityError {
         let message = error.to_string();
         match error {
             // A Nix that comes back, a restored permission or a finished checkpoint cures these.
-            DatabaseError::Missing { .. } | DatabaseError::Open { .. } | DatabaseError::Query { .. } => {
-                Self::transient(message)
-            }
+            DatabaseError::Missing { .. }
+            | DatabaseError::Open { .. }
+            | DatabaseError::Query { .. } => Self::transient(message),
             DatabaseError::Row { .. } => Self::permanent(message),
             DatabaseError::TooLarge => Self::limit(message),
         }
@@ -67,7 +73,9 @@ impl From<DerivationError> for CapabilityError {
         let message = error.to_string();
         match error {
             DerivationError::Path { .. } => Self::invalid(message),
-            DerivationError::Read { error, .. } if error.kind() == std::io::ErrorKind::NotFound => Self::not_found(message),
+            DerivationError::Read { error, .. } if error.kind() == std::io::ErrorKind::NotFound => {
+                Self::not_found(message)
+            }
             DerivationError::Read { .. } => Self::transient(message),
             DerivationError::TooLarge { .. } => Self::limit(message),
             DerivationError::Parse { .. } => Self::permanent(message),

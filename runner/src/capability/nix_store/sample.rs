@@ -1,5 +1,6 @@
-//! A small made-up store for `hookrun test`: a library from a public cache (with that cache's signature, as far as form goes), a
-//! library of our own, and a program with two outputs. Its NARs are real, so that whatever is done with them can be checked.
+//! A small made-up store for `hookrun test`: a library from a public cache (with that cache's
+//! signature, as far as form goes), a library of our own, and a program with two outputs. Its NARs
+//! are real, so that whatever is done with them can be checked.
 
 use std::collections::BTreeMap;
 
@@ -22,8 +23,7 @@ const LIBRARY: &str = "/nix/store/4m6s9xq2hvw0ga1zy8cdrk3bpnj5l7fi-libgreet-1.2"
 const LIBC: &str = "/nix/store/1wl5hz9gsa3v7r0ncqxy8k2bdmj6fp4i-glibc-2.40-66";
 
 /// Of the form of a signature, and valid for nothing.
-const PUBLIC_SIGNATURE: &str =
-    "cache.nixos.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==";
+const PUBLIC_SIGNATURE: &str = "cache.nixos.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==";
 
 /// 2025-01-01T00:00:00Z.
 const REGISTERED: u64 = 1_735_689_600;
@@ -57,11 +57,21 @@ impl Default for Sample {
 impl Sample {
     /// Makes it.
     pub fn new() -> Self {
-        let file = |text: &str| Tree::File { executable: false, contents: text.as_bytes().to_vec() };
-        let program = |text: &str| Tree::File { executable: true, contents: text.as_bytes().to_vec() };
-        let directory = |entries: Vec<(&'static str, Tree)>| Tree::Directory(entries.into_iter().collect());
+        let file =
+            |text: &str| Tree::File { executable: false, contents: text.as_bytes().to_vec() };
+        let program =
+            |text: &str| Tree::File { executable: true, contents: text.as_bytes().to_vec() };
+        let directory =
+            |entries: Vec<(&'static str, Tree)>| Tree::Directory(entries.into_iter().collect());
         let trees = [
-            (LIBC, vec![LIBC], directory(vec![("lib", directory(vec![("libc.so.6", file(&"libc ".repeat(4096)))]))])),
+            (
+                LIBC,
+                vec![LIBC],
+                directory(vec![(
+                    "lib",
+                    directory(vec![("libc.so.6", file(&"libc ".repeat(4096)))]),
+                )]),
+            ),
             (
                 LIBRARY,
                 vec![LIBC],
@@ -77,14 +87,23 @@ impl Sample {
                 OUT,
                 vec![LIBRARY, LIBC, OUT],
                 directory(vec![
-                    ("bin", directory(vec![("greet", program(&format!("runpath {LIBRARY}/lib:{LIBC}/lib, prefix {OUT}")))])),
+                    (
+                        "bin",
+                        directory(vec![(
+                            "greet",
+                            program(&format!("runpath {LIBRARY}/lib:{LIBC}/lib, prefix {OUT}")),
+                        )]),
+                    ),
                     ("share", directory(vec![("greet.txt", file("hello\n"))])),
                 ]),
             ),
             (
                 DEV,
                 vec![OUT],
-                directory(vec![("include", directory(vec![("greet.h", file("/* greet */\n"))])), ("out", Tree::Link(OUT))]),
+                directory(vec![
+                    ("include", directory(vec![("greet.h", file("/* greet */\n"))])),
+                    ("out", Tree::Link(OUT)),
+                ]),
             ),
             (DRV, vec![], file("a derivation")),
         ];
@@ -98,7 +117,11 @@ impl Sample {
                 nar_size,
                 references: references.into_iter().map(str::to_owned).collect(),
                 deriver: [OUT, DEV].contains(&path).then(|| DRV.to_owned()),
-                signatures: if path == LIBC { vec![PUBLIC_SIGNATURE.to_owned()] } else { Vec::new() },
+                signatures: if path == LIBC {
+                    vec![PUBLIC_SIGNATURE.to_owned()]
+                } else {
+                    Vec::new()
+                },
                 ca: None,
                 ultimate: path != LIBC,
                 registration_time: REGISTERED,
@@ -110,12 +133,17 @@ impl Sample {
 
     /// The derivation and the outputs that a sample event is about.
     pub fn built() -> (String, Vec<Output>) {
-        let output = |name: &str, path: &str| Output { name: name.to_owned(), path: path.to_owned() };
+        let output =
+            |name: &str, path: &str| Output { name: name.to_owned(), path: path.to_owned() };
         (DRV.to_owned(), vec![output("dev", DEV), output("out", OUT)])
     }
 
     fn find(&self, path: &str, relative: &str) -> Result<&Tree, CapabilityError> {
-        let missing = || CapabilityError::not_found(format!("{path}/{relative} does not exist in the sample store"));
+        let missing = || {
+            CapabilityError::not_found(format!(
+                "{path}/{relative} does not exist in the sample store"
+            ))
+        };
         let mut here = &self.paths.get(path).ok_or_else(missing)?.tree;
         for component in tree::components(relative)? {
             here = match here {
@@ -130,7 +158,8 @@ impl Sample {
 impl Tree {
     fn nar(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        // Neither writing to memory nor these trees can fail; an empty NAR would fail every check that follows.
+        // Neither writing to memory nor these trees can fail; an empty NAR would fail every check
+        // that follows.
         let encode = |bytes: &mut Vec<u8>| {
             let mut encoder = Encoder::new(bytes)?;
             self.encode(&mut encoder, None)?;
@@ -142,7 +171,11 @@ impl Tree {
         bytes
     }
 
-    fn encode(&self, encoder: &mut Encoder<&mut Vec<u8>>, name: Option<&[u8]>) -> Result<(), nix_archive::nar::Error> {
+    fn encode(
+        &self,
+        encoder: &mut Encoder<&mut Vec<u8>>,
+        name: Option<&[u8]>,
+    ) -> Result<(), nix_archive::nar::Error> {
         match self {
             Self::File { executable, contents } => encoder.regular(name, *executable, contents),
             Self::Link(target) => encoder.symlink(name, target.as_bytes()),
@@ -159,20 +192,33 @@ impl Tree {
     fn entry(&self, name: &str) -> Entry {
         let name = name.to_owned();
         match self {
-            Self::File { executable, contents } => {
-                Entry { name, kind: "regular", size: contents.len() as u64, executable: *executable, target: None }
+            Self::File { executable, contents } => Entry {
+                name,
+                kind: "regular",
+                size: contents.len() as u64,
+                executable: *executable,
+                target: None,
+            },
+            Self::Link(target) => Entry {
+                name,
+                kind: "symlink",
+                size: 0,
+                executable: false,
+                target: Some((*target).to_owned()),
+            },
+            Self::Directory(_) => {
+                Entry { name, kind: "directory", size: 0, executable: false, target: None }
             }
-            Self::Link(target) => {
-                Entry { name, kind: "symlink", size: 0, executable: false, target: Some((*target).to_owned()) }
-            }
-            Self::Directory(_) => Entry { name, kind: "directory", size: 0, executable: false, target: None },
         }
     }
 }
 
 impl Backend for Sample {
     fn path_infos(&self, paths: &[String]) -> Result<Vec<Option<PathInfo>>, CapabilityError> {
-        Ok(paths.iter().map(|path| self.paths.get(path.as_str()).map(|valid| valid.info.clone())).collect())
+        Ok(paths
+            .iter()
+            .map(|path| self.paths.get(path.as_str()).map(|valid| valid.info.clone()))
+            .collect())
     }
 
     fn closure(&self, paths: &[String]) -> Result<Vec<PathInfo>, CapabilityError> {
@@ -192,7 +238,9 @@ impl Backend for Sample {
 
     fn derivation(&self, path: &str) -> Result<Derivation, CapabilityError> {
         if path != DRV {
-            return Err(CapabilityError::not_found(format!("{path} does not exist in the sample store")));
+            return Err(CapabilityError::not_found(format!(
+                "{path} does not exist in the sample store"
+            )));
         }
         let output = |name: &str, path: &str, path_name: &str| DerivationOutput {
             name: name.to_owned(),
@@ -205,20 +253,35 @@ impl Backend for Sample {
             system: "x86_64-linux".to_owned(),
             builder: "/bin/sh".to_owned(),
             outputs: vec![output("dev", DEV, "greet-2.12-dev"), output("out", OUT, "greet-2.12")],
-            env: vec![("name".to_owned(), "greet-2.12".to_owned()), ("out".to_owned(), OUT.to_owned())],
+            env: vec![
+                ("name".to_owned(), "greet-2.12".to_owned()),
+                ("out".to_owned(), OUT.to_owned()),
+            ],
         })
     }
 
     fn list_directory(&self, path: &str, relative: &str) -> Result<Vec<Entry>, CapabilityError> {
         match self.find(path, relative)? {
-            Tree::Directory(entries) => Ok(entries.iter().map(|(name, tree)| tree.entry(name)).collect()),
-            Tree::File { .. } | Tree::Link(_) => Err(CapabilityError::invalid(format!("{path}/{relative} is no directory"))),
+            Tree::Directory(entries) => {
+                Ok(entries.iter().map(|(name, tree)| tree.entry(name)).collect())
+            }
+            Tree::File { .. } | Tree::Link(_) => {
+                Err(CapabilityError::invalid(format!("{path}/{relative} is no directory")))
+            }
         }
     }
 
-    fn read_file(&self, path: &str, relative: &str, offset: u64, length: u64) -> Result<Vec<u8>, CapabilityError> {
+    fn read_file(
+        &self,
+        path: &str,
+        relative: &str,
+        offset: u64,
+        length: u64,
+    ) -> Result<Vec<u8>, CapabilityError> {
         let Tree::File { contents, .. } = self.find(path, relative)? else {
-            return Err(CapabilityError::invalid(format!("{path}/{relative} is no regular file; list it instead")));
+            return Err(CapabilityError::invalid(format!(
+                "{path}/{relative} is no regular file; list it instead"
+            )));
         };
         let clamp = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         Ok(contents.iter().skip(clamp(offset)).take(clamp(length)).copied().collect())

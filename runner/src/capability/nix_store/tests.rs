@@ -15,7 +15,8 @@ fn reach(granted: StoreScope, paths: &[&str]) -> Reach {
         wants: Wants::default(),
         effective: Effective { nix_store: granted, ..Effective::default() },
     };
-    let nix = NixDirs { store: "/nix/store".into(), state: "/nowhere".into(), conf: "/nowhere".into() };
+    let nix =
+        NixDirs { store: "/nix/store".into(), state: "/nowhere".into(), conf: "/nowhere".into() };
     let scope = Scope { nix, paths: paths.iter().map(|path| (*path).to_owned()).collect() };
     Reach::new(&Arc::new(NixStores::sample()), &context, &scope)
 }
@@ -29,7 +30,10 @@ fn what_is_out_of_scope_is_refused_with_the_line_to_write() {
     let check = |granted, path: &str| {
         let reach = reach(granted, &[&drv, out]);
         let result = reach.check(&[path.to_owned()]);
-        result.map_or_else(|error| format!("{}: {error}", error.kind.as_str()), |()| "allowed".to_owned())
+        result.map_or_else(
+            |error| format!("{}: {error}", error.kind.as_str()),
+            |()| "allowed".to_owned(),
+        )
     };
     let table: Vec<String> = [
         (StoreScope::None, out),
@@ -52,7 +56,9 @@ fn what_is_out_of_scope_is_refused_with_the_line_to_write() {
 fn the_closure_needs_the_grant_of_it() {
     let (drv, outputs) = sample::Sample::built();
     let out = outputs[1].path.clone();
-    assert!(reach(StoreScope::Closure, &[&drv, &out]).check_closure(std::slice::from_ref(&out)).is_ok());
+    assert!(
+        reach(StoreScope::Closure, &[&drv, &out]).check_closure(std::slice::from_ref(&out)).is_ok()
+    );
     let error = reach(StoreScope::Outputs, &[&drv, &out]).check_closure(&[out]).unwrap_err();
     assert_eq!(error.kind.as_str(), "denied");
 }
@@ -64,11 +70,18 @@ fn the_sample_is_a_store() {
     let roots: Vec<String> = outputs.iter().map(|output| output.path.clone()).collect();
     let closure = sample.closure(&roots).unwrap();
     assert_eq!(closure.len(), 4);
-    let position: HashMap<&str, usize> = closure.iter().enumerate().map(|(n, info)| (info.path.as_str(), n)).collect();
+    let position: HashMap<&str, usize> =
+        closure.iter().enumerate().map(|(n, info)| (info.path.as_str(), n)).collect();
     for info in &closure {
         assert!(is_store_path(sample::STORE_DIR, &info.path), "{}", info.path);
-        assert!(info.references.iter().all(|reference| position[reference.as_str()] <= position[info.path.as_str()]));
-        let Source::Bytes(nar) = sample.nar_source(&info.path) else { panic!("a sample has its bytes") };
+        assert!(
+            info.references
+                .iter()
+                .all(|reference| position[reference.as_str()] <= position[info.path.as_str()])
+        );
+        let Source::Bytes(nar) = sample.nar_source(&info.path) else {
+            panic!("a sample has its bytes")
+        };
         nix_archive::nar::decode(&nar).unwrap();
         assert_eq!(crate::nix::nar::hash(&nar), (info.nar_hash.clone(), info.nar_size));
     }
@@ -93,7 +106,8 @@ fn reads_stay_below_the_store_path() {
     let _socket = std::os::unix::net::UnixListener::bind(path.join("bin/socket")).unwrap();
     assert_eq!(tree::read(&path, "bin/tool", 2, 3).unwrap(), b"234");
     assert_eq!(tree::read(&path, "bin/tool", 8, 100).unwrap(), b"89");
-    let names: Vec<String> = tree::list(&path, "").unwrap().into_iter().map(|entry| entry.name).collect();
+    let names: Vec<String> =
+        tree::list(&path, "").unwrap().into_iter().map(|entry| entry.name).collect();
     assert_eq!(names, ["away", "bin", "inner", "up", "\u{fffd}"]);
     let errors: Vec<String> = [
         "up",
@@ -117,21 +131,24 @@ fn reads_stay_below_the_store_path() {
     ]
     .iter()
     .map(|relative| tree::read(&path, relative, 0, 10).unwrap_err())
-    .map(|error| format!("{}: {error}", error.kind.as_str()).replace(&dir.path().display().to_string(), "/s"))
+    .map(|error| {
+        format!("{}: {error}", error.kind.as_str()).replace(&dir.path().display().to_string(), "/s")
+    })
     .collect();
     insta::assert_snapshot!(errors.join("\n"));
     for none in ["bin/tool", "bin/fifo", "bin/socket", "inner", "up"] {
         assert_eq!(tree::list(&path, none).unwrap_err().kind.as_str(), "invalid", "{none}");
     }
-    let names: Vec<String> = tree::list(&path, "bin").unwrap().into_iter().map(|entry| entry.name).collect();
+    let names: Vec<String> =
+        tree::list(&path, "bin").unwrap().into_iter().map(|entry| entry.name).collect();
     assert_eq!(names, ["tool"], "what Nix cannot have made is not shown");
     let link = dir.path().join("link");
     std::os::unix::fs::symlink(&path, &link).unwrap();
     assert_eq!(tree::list(&link, "").unwrap_err().kind.as_str(), "invalid");
 }
 
-/// A store path, or a directory in it, that is exchanged for a link again and again while it is read: what comes is what is in the
-/// store path, or nothing.
+/// A store path, or a directory in it, that is exchanged for a link again and again while it is
+/// read: what comes is what is in the store path, or nothing.
 #[test]
 fn a_link_swapped_in_leads_nowhere() {
     let dir = tempfile::tempdir().unwrap();
@@ -146,7 +163,14 @@ fn a_link_swapped_in_leads_nowhere() {
         scope.spawn(|| {
             let exchange = rustix::fs::RenameFlags::EXCHANGE;
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                rustix::fs::renameat_with(rustix::fs::CWD, &aside, rustix::fs::CWD, path.join("sub"), exchange).unwrap();
+                rustix::fs::renameat_with(
+                    rustix::fs::CWD,
+                    &aside,
+                    rustix::fs::CWD,
+                    path.join("sub"),
+                    exchange,
+                )
+                .unwrap();
             }
         });
         let (mut read, mut refused) = (0, 0);
@@ -172,7 +196,11 @@ fn devices_are_no_files() {
     for device in ["/dev/null", "/dev/zero", "/dev/tty"] {
         let error = tree::read(Path::new(device), "", 0, 10).unwrap_err();
         assert!(["invalid", "not-found"].contains(&error.kind.as_str()), "{device}: {error}");
-        assert_eq!(tree::list(Path::new(device), "").unwrap_err().kind.as_str(), "invalid", "{device}");
+        assert_eq!(
+            tree::list(Path::new(device), "").unwrap_err().kind.as_str(),
+            "invalid",
+            "{device}"
+        );
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a store's refusal means to a plugin: is a retry worth it, and what should be changed.
 //!
-//! The crate's own messages hold whole responses with request signatures; these hold the store's name, the key, the HTTP status
-//! and the service's own code and sentence.
+//! The crate's own messages hold whole responses with request signatures; these hold the store's
+//! name, the key, the HTTP status and the service's own code and sentence.
 
 use std::error::Error as StdError;
 
@@ -20,23 +20,35 @@ pub fn explain(open: &Open, verb: &str, key: &str, error: &Error) -> CapabilityE
     let subject = format!("object store `{name}` ({place}): cannot {verb} `{key}`");
     let texts: Vec<String> = chain(error).map(ToString::to_string).collect();
     if let Some(status) = texts.iter().rev().find_map(|text| status(text)) {
-        let said = texts.iter().rev().find_map(|text| sentence(text)).map(|said| format!(", {said}")).unwrap_or_default();
+        let said = texts
+            .iter()
+            .rev()
+            .find_map(|text| sentence(text))
+            .map(|said| format!(", {said}"))
+            .unwrap_or_default();
         let (kind, fix) = judge(status, &said, name);
         return CapabilityError::new(kind, format!("{subject}: HTTP status {status}{said}; {fix}"));
     }
-    let cause = texts.last().map_or_else(String::new, |text| text.split_whitespace().collect::<Vec<_>>().join(" "));
+    let cause = texts
+        .last()
+        .map_or_else(String::new, |text| text.split_whitespace().collect::<Vec<_>>().join(" "));
     if let Some(http) = chain(error).find_map(|error| error.downcast_ref::<HttpError>()) {
         let what = match http.kind() {
             HttpErrorKind::Connect => "no connection",
             HttpErrorKind::Timeout => "no answer in time",
             _ => "the connection broke",
         };
-        return CapabilityError::transient(format!("{subject}: {what} ({cause}); see that the server can be reached"));
+        return CapabilityError::transient(format!(
+            "{subject}: {what} ({cause}); see that the server can be reached"
+        ));
     }
     if let Some(io) = chain(error).find_map(|error| error.downcast_ref::<std::io::Error>()) {
         use std::io::ErrorKind as Io;
         let kind = match io.kind() {
-            Io::PermissionDenied | Io::ReadOnlyFilesystem | Io::NotADirectory | Io::IsADirectory => ErrorKind::Permanent,
+            Io::PermissionDenied
+            | Io::ReadOnlyFilesystem
+            | Io::NotADirectory
+            | Io::IsADirectory => ErrorKind::Permanent,
             _ => ErrorKind::Transient,
         };
         return CapabilityError::new(
@@ -45,12 +57,18 @@ pub fn explain(open: &Open, verb: &str, key: &str, error: &Error) -> CapabilityE
         );
     }
     match error {
-        Error::NotImplemented { .. } | Error::NotSupported { .. } => CapabilityError::permanent(format!(
-            "{subject}: this kind of store cannot do it; for objects over {} MiB use s3://, gs://, az:// or file://",
-            super::put_nar::PART >> 20
-        )),
-        Error::InvalidPath { .. } => CapabilityError::invalid(format!("{subject}: the key is malformed ({cause})")),
-        Error::NotFound { .. } => CapabilityError::not_found(format!("{subject}: it does not exist")),
+        Error::NotImplemented { .. } | Error::NotSupported { .. } => {
+            CapabilityError::permanent(format!(
+                "{subject}: this kind of store cannot do it; for objects over {} MiB use s3://, gs://, az:// or file://",
+                super::put_nar::PART >> 20
+            ))
+        }
+        Error::InvalidPath { .. } => {
+            CapabilityError::invalid(format!("{subject}: the key is malformed ({cause})"))
+        }
+        Error::NotFound { .. } => {
+            CapabilityError::not_found(format!("{subject}: it does not exist"))
+        }
         _ => CapabilityError::transient(format!("{subject} ({cause}); see [object-stores.{name}]")),
     }
 }
@@ -59,26 +77,40 @@ pub fn explain(open: &Open, verb: &str, key: &str, error: &Error) -> CapabilityE
 fn judge(status: u16, said: &str, name: &str) -> (ErrorKind, String) {
     match status {
         // RFC 9110 15.5.9 and 15.6, RFC 6585: the other side asks for another try.
-        408 | 409 | 425 | 429 | 500..=599 => (ErrorKind::Transient, "it is worth another try".to_owned()),
-        // Tokens of a role are renewed under way.
-        _ if said.contains("ExpiredToken") || said.contains("RequestTimeTooSkewed") => {
-            (ErrorKind::Transient, "the credentials have expired, or this machine's clock is wrong".to_owned())
+        408 | 409 | 425 | 429 | 500..=599 => {
+            (ErrorKind::Transient, "it is worth another try".to_owned())
         }
+        // Tokens of a role are renewed under way.
+        _ if said.contains("ExpiredToken") || said.contains("RequestTimeTooSkewed") => (
+            ErrorKind::Transient,
+            "the credentials have expired, or this machine's clock is wrong".to_owned(),
+        ),
         401 | 403 => (
             ErrorKind::Permanent,
-            format!("check the credentials of [object-stores.{name}], and that they may read, write and list there"),
+            format!(
+                "check the credentials of [object-stores.{name}], and that they may read, write and list there"
+            ),
         ),
-        404 => (ErrorKind::Permanent, format!("see that the bucket of `url` under [object-stores.{name}] exists")),
-        300..=399 => (ErrorKind::Permanent, format!("write the bucket's own `region` under [object-stores.{name}]")),
+        404 => (
+            ErrorKind::Permanent,
+            format!("see that the bucket of `url` under [object-stores.{name}] exists"),
+        ),
+        300..=399 => (
+            ErrorKind::Permanent,
+            format!("write the bucket's own `region` under [object-stores.{name}]"),
+        ),
         _ => (ErrorKind::Permanent, format!("see [object-stores.{name}]")),
     }
 }
 
-fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+fn chain<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |error: &&'a (dyn StdError + 'static)| (**error).source())
 }
 
-/// The status in a message of the crate, whose error type is not public: `...status code: 403 Forbidden: ...`.
+/// The status in a message of the crate, whose error type is not public: `...status code: 403
+/// Forbidden: ...`.
 fn status(text: &str) -> Option<u16> {
     let (_, rest) = text.split_once("status code: ")?;
     rest.get(..3)?.parse().ok().filter(|status| (100..600).contains(status))
@@ -89,7 +121,11 @@ fn sentence(text: &str) -> Option<String> {
     let element = |name: &str| {
         let (_, rest) = text.split_once(&format!("<{name}>"))?;
         let (inner, _) = rest.split_once(&format!("</{name}>"))?;
-        let plain = inner.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_SENTENCE).collect::<String>();
+        let plain = inner
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .take(MAX_SENTENCE)
+            .collect::<String>();
         Some(plain.split_whitespace().collect::<Vec<_>>().join(" "))
     };
     match (element("Code"), element("Message")) {
@@ -114,8 +150,10 @@ mod tests {
 
     #[test]
     fn which_statuses_are_worth_a_retry() {
-        let kinds: Vec<&str> =
-            [403, 401, 404, 400, 301, 500, 503, 429, 507].iter().map(|status| judge(*status, "", "c").0.as_str()).collect();
+        let kinds: Vec<&str> = [403, 401, 404, 400, 301, 500, 503, 429, 507]
+            .iter()
+            .map(|status| judge(*status, "", "c").0.as_str())
+            .collect();
         assert_eq!(
             kinds,
             [

@@ -12,16 +12,30 @@ use crate::plugin::grants::Need;
 use crate::plugin::host_call::{Crossing, HostCall, RunState};
 
 impl Host for RunState {
-    async fn exists(&mut self, store: String, keys: Vec<String>) -> Result<Result<Vec<bool>, Error>> {
+    async fn exists(
+        &mut self,
+        store: String,
+        keys: Vec<String>,
+    ) -> Result<Result<Vec<bool>, Error>> {
         let name = store.clone();
-        let call = HostCall::new(Need::ObjectStore(&name), "exists", store.crossing() + keys.crossing()).items(keys.len());
-        self.call(call, |inside| Box::pin(async move { inside.services().object_stores().exists(&store, &keys).await }))
-            .await
+        let call =
+            HostCall::new(Need::ObjectStore(&name), "exists", store.crossing() + keys.crossing())
+                .items(keys.len());
+        self.call(call, |inside| {
+            Box::pin(async move { inside.services().object_stores().exists(&store, &keys).await })
+        })
+        .await
     }
 
-    async fn get(&mut self, store: String, key: String, max_length: u64) -> Result<Result<Option<Vec<u8>>, Error>> {
+    async fn get(
+        &mut self,
+        store: String,
+        key: String,
+        max_length: u64,
+    ) -> Result<Result<Option<Vec<u8>>, Error>> {
         let name = store.clone();
-        let call = HostCall::new(Need::ObjectStore(&name), "get", store.crossing() + key.crossing());
+        let call =
+            HostCall::new(Need::ObjectStore(&name), "get", store.crossing() + key.crossing());
         self.call(call, |inside| {
             // What may not cross is not read first.
             let most = inside.plugin().plugin.limits.get(Limit::CallBytes).min(max_length);
@@ -30,12 +44,20 @@ impl Host for RunState {
         .await
     }
 
-    async fn put(&mut self, store: String, key: String, content_type: String, body: Vec<u8>) -> Result<Result<(), Error>> {
+    async fn put(
+        &mut self,
+        store: String,
+        key: String,
+        content_type: String,
+        body: Vec<u8>,
+    ) -> Result<Result<(), Error>> {
         let name = store.clone();
         let sent = store.crossing() + key.crossing() + content_type.crossing() + body.crossing();
         let call = HostCall::new(Need::ObjectStore(&name), "put", sent);
         self.call(call, |inside| {
-            Box::pin(async move { inside.services().object_stores().put(&store, &key, &content_type, body).await })
+            Box::pin(async move {
+                inside.services().object_stores().put(&store, &key, &content_type, body).await
+            })
         })
         .await
     }
@@ -53,22 +75,40 @@ impl Host for RunState {
         let call = HostCall::new(Need::ObjectStore(&name), "put-nar", sent).streaming();
         self.call(call, |inside| {
             Box::pin(async move {
-                let compression = Compression::parse(&compression, level).map_err(CapabilityError::invalid)?;
+                let compression =
+                    Compression::parse(&compression, level).map_err(CapabilityError::invalid)?;
                 let nar = inside.resolve(&nar)?.clone();
                 let (nar_hash, nar_size) = (nar.expected.nar_hash.clone(), nar.expected.nar_size);
-                let written = inside.services().object_stores().put_nar(&store, &key, compression, nar).await?;
-                Ok(StoredNar { file_hash: written.file_hash, file_size: written.file_size, nar_hash, nar_size })
+                let written = inside
+                    .services()
+                    .object_stores()
+                    .put_nar(&store, &key, compression, nar)
+                    .await?;
+                Ok(StoredNar {
+                    file_hash: written.file_hash,
+                    file_size: written.file_size,
+                    nar_hash,
+                    nar_size,
+                })
             })
         })
         .await
     }
 
-    async fn list(&mut self, store: String, prefix: String, max: u32) -> Result<Result<Vec<String>, Error>> {
+    async fn list(
+        &mut self,
+        store: String,
+        prefix: String,
+        max: u32,
+    ) -> Result<Result<Vec<String>, Error>> {
         let name = store.clone();
-        let call = HostCall::new(Need::ObjectStore(&name), "list", store.crossing() + prefix.crossing());
+        let call =
+            HostCall::new(Need::ObjectStore(&name), "list", store.crossing() + prefix.crossing());
         self.call(call, |inside| {
             let most = inside.plugin().plugin.limits.get(Limit::CallBytes);
-            Box::pin(async move { inside.services().object_stores().list(&store, &prefix, max, most).await })
+            Box::pin(async move {
+                inside.services().object_stores().list(&store, &prefix, max, most).await
+            })
         })
         .await
     }

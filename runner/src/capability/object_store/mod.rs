@@ -1,8 +1,10 @@
-//! The `object-store` interface: the stores that `[object-stores]` names, over one client library for all services.
+//! The `object-store` interface: the stores that `[object-stores]` names, over one client library
+//! for all services.
 //!
-//! A store is opened when it is first used and kept; one whose credentials are refused is opened anew at the next call, so that
-//! changed files take effect. Which store a plugin may use is decided before ([`crate::plugin::grants`]). Every object appears
-//! whole or not at all, and what comes back never holds a secret ([`error`]).
+//! A store is opened when it is first used and kept; one whose credentials are refused is opened
+//! anew at the next call, so that changed files take effect. Which store a plugin may use is
+//! decided before ([`crate::plugin::grants`]). Every object appears whole or not at all, and what
+//! comes back never holds a secret ([`error`]).
 
 mod error;
 mod host;
@@ -15,7 +17,8 @@ use std::sync::{Mutex, PoisonError};
 
 use ::object_store::path::Path;
 use ::object_store::{
-    Attribute, Attributes, Error, GetResult, ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload,
+    Attribute, Attributes, Error, GetResult, ObjectStoreExt as _, PutMultipartOptions, PutOptions,
+    PutPayload,
 };
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
@@ -27,7 +30,8 @@ use crate::config::{self, Config};
 use crate::dirs::Dirs;
 use crate::nix::nar::{Compression, Written};
 
-/// Longest key, in bytes: that of S3 (its user guide, "Naming Amazon S3 objects"); Azure and Google Cloud have the same.
+/// Longest key, in bytes: that of S3 (its user guide, "Naming Amazon S3 objects"); Azure and Google
+/// Cloud have the same.
 const MAX_KEY: usize = 1024;
 
 /// Questions to one service at once.
@@ -47,7 +51,9 @@ impl ObjectStores {
     /// The stores that the configuration names. Opens none.
     pub fn new(config: &Config, dirs: &Dirs) -> Self {
         let settings = config.object_stores.iter();
-        let settings = settings.map(|(name, store)| (name.clone(), (store.clone(), dirs.object_store(name)))).collect();
+        let settings = settings
+            .map(|(name, store)| (name.clone(), (store.clone(), dirs.object_store(name))))
+            .collect();
         Self { settings, in_memory: false, open: Mutex::default(), held: Mutex::default() }
     }
 
@@ -64,7 +70,8 @@ impl ObjectStores {
         self.open(name).map(|open| open.place)
     }
 
-    /// Opens the store `name` now and keeps its client: this process is about to lose the right to read its credentials.
+    /// Opens the store `name` now and keeps its client: this process is about to lose the right to
+    /// read its credentials.
     ///
     /// # Errors
     /// As [`ObjectStores::check`].
@@ -74,7 +81,8 @@ impl ObjectStores {
         Ok(())
     }
 
-    /// What the store `name` needs of the operating system. One whose settings are wrong needs nothing: it cannot be used.
+    /// What the store `name` needs of the operating system. One whose settings are wrong needs
+    /// nothing: it cannot be used.
     pub fn reach(&self, name: &str) -> Reach {
         match self.settings.get(name) {
             Some((settings, directory)) if !self.in_memory => open::reach(settings, directory),
@@ -107,7 +115,12 @@ impl ObjectStores {
     ///
     /// # Errors
     /// `limit` if it has more than `max_length` bytes, an `invalid` key, or as the store has it.
-    pub async fn get(&self, name: &str, key: &str, max_length: u64) -> Result<Option<Vec<u8>>, CapabilityError> {
+    pub async fn get(
+        &self,
+        name: &str,
+        key: &str,
+        max_length: u64,
+    ) -> Result<Option<Vec<u8>>, CapabilityError> {
         let open = self.open(name)?;
         let path = path(name, key)?;
         let result = match open.store.get(&path).await {
@@ -122,22 +135,35 @@ impl ObjectStores {
     ///
     /// # Errors
     /// An `invalid` key or content type, or as the store has it.
-    pub async fn put(&self, name: &str, key: &str, content_type: &str, body: Vec<u8>) -> Result<(), CapabilityError> {
+    pub async fn put(
+        &self,
+        name: &str,
+        key: &str,
+        content_type: &str,
+        body: Vec<u8>,
+    ) -> Result<(), CapabilityError> {
         let open = self.open(name)?;
         let path = path(name, key)?;
         // It becomes a header.
-        if content_type.is_empty() || !content_type.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        if content_type.is_empty() || !content_type.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+        {
             let shown = content_type.escape_debug();
-            return Err(CapabilityError::invalid(format!("`{shown}` is no content type; write for example `text/plain`")));
+            return Err(CapabilityError::invalid(format!(
+                "`{shown}` is no content type; write for example `text/plain`"
+            )));
         }
-        let stored = open.store.put_opts(&path, PutPayload::from(body), put_options(&open, content_type)).await;
+        let stored = open
+            .store
+            .put_opts(&path, PutPayload::from(body), put_options(&open, content_type))
+            .await;
         self.noticed(name, stored.map(drop).map_err(|error| explain(&open, "put", key, &error)))
     }
 
     /// Reads, hashes, compresses and sends a NAR in one pass.
     ///
     /// # Errors
-    /// `permanent` if the store path is corrupt, `not-found` if it is gone, an `invalid` key, or as the store has it.
+    /// `permanent` if the store path is corrupt, `not-found` if it is gone, an `invalid` key, or as
+    /// the store has it.
     pub async fn put_nar(
         &self,
         name: &str,
@@ -151,12 +177,18 @@ impl ObjectStores {
         self.noticed(name, result)
     }
 
-    /// At most `max` keys that start with `prefix`; fewer if they have more than `most` bytes together, which is then exceeded
-    /// by the last of them.
+    /// At most `max` keys that start with `prefix`; fewer if they have more than `most` bytes
+    /// together, which is then exceeded by the last of them.
     ///
     /// # Errors
     /// An `invalid` prefix, or as the store has it.
-    pub async fn list(&self, name: &str, prefix: &str, max: u32, most: u64) -> Result<Vec<String>, CapabilityError> {
+    pub async fn list(
+        &self,
+        name: &str,
+        prefix: &str,
+        max: u32,
+        most: u64,
+    ) -> Result<Vec<String>, CapabilityError> {
         let open = self.open(name)?;
         // Services list by whole segments here; what is after the last `/` is compared by us.
         let directory = match prefix.rsplit_once('/') {
@@ -170,7 +202,9 @@ impl ObjectStores {
             let key = match objects.next().await {
                 None => break,
                 Some(Ok(object)) => object.location.to_string(),
-                Some(Err(error)) => return self.noticed(name, Err(explain(&open, "list", prefix, &error))),
+                Some(Err(error)) => {
+                    return self.noticed(name, Err(explain(&open, "list", prefix, &error)));
+                }
             };
             if key.starts_with(prefix) {
                 bytes += key.len() as u64;
@@ -191,15 +225,26 @@ impl ObjectStores {
                 "object store `{name}` is not defined; write [object-stores.{name}] in the configuration"
             )));
         };
-        let open = if self.in_memory { open::in_memory(name) } else { open::open(name, settings, directory)? };
+        let open = if self.in_memory {
+            open::in_memory(name)
+        } else {
+            open::open(name, settings, directory)?
+        };
         stores.insert(name.to_owned(), open.clone());
         Ok(open)
     }
 
     /// Forgets a client that was refused: the next call reads the credentials again.
-    fn noticed<T>(&self, name: &str, result: Result<T, CapabilityError>) -> Result<T, CapabilityError> {
+    fn noticed<T>(
+        &self,
+        name: &str,
+        result: Result<T, CapabilityError>,
+    ) -> Result<T, CapabilityError> {
         let held = || self.held.lock().unwrap_or_else(PoisonError::into_inner).contains(name);
-        if result.as_ref().is_err_and(|error| error.kind == ErrorKind::Permanent) && !self.in_memory && !held() {
+        if result.as_ref().is_err_and(|error| error.kind == ErrorKind::Permanent)
+            && !self.in_memory
+            && !held()
+        {
             self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         }
         result
@@ -207,7 +252,12 @@ impl ObjectStores {
 }
 
 /// The body of an object, if it is not too long: what the service says first is not taken on trust.
-async fn read(open: &Open, key: &str, object: GetResult, max_length: u64) -> Result<Vec<u8>, CapabilityError> {
+async fn read(
+    open: &Open,
+    key: &str,
+    object: GetResult,
+    max_length: u64,
+) -> Result<Vec<u8>, CapabilityError> {
     let name = &open.name;
     let too_long = || {
         CapabilityError::limit(format!(
@@ -258,7 +308,10 @@ fn put_options(open: &Open, content_type: &str) -> PutOptions {
 }
 
 fn multipart_options(open: &Open, content_type: &str) -> PutMultipartOptions {
-    PutMultipartOptions { attributes: attributes(open, content_type), ..PutMultipartOptions::default() }
+    PutMultipartOptions {
+        attributes: attributes(open, content_type),
+        ..PutMultipartOptions::default()
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
-//! `[object-stores.NAME]` -> a store that can be used: the settings checked, the credentials read, the client made.
+//! `[object-stores.NAME]` -> a store that can be used: the settings checked, the credentials read,
+//! the client made.
 //!
-//! Secrets are read here, by the process that uses them, and go nowhere but into the client. Messages name files and variables,
-//! never what is in them.
+//! Secrets are read here, by the process that uses them, and go nowhere but into the client.
+//! Messages name files and variables, never what is in them.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
@@ -22,10 +23,11 @@ use crate::config;
 
 /// A server that does not take a connection in this time is down.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// One request with its body: a part of [`super::put_nar::PART`] at 70 KB/s. A run has its own limit on wall time.
+/// One request with its body: a part of [`super::put_nar::PART`] at 70 KB/s. A run has its own
+/// limit on wall time.
 const REQUEST_TIMEOUT: Duration = Duration::from_mins(2);
-/// Tries again within one call are for a dropped connection or a single 503; whatever lasts is for the queue, which waits longer
-/// and survives a restart.
+/// Tries again within one call are for a dropped connection or a single 503; whatever lasts is for
+/// the queue, which waits longer and survives a restart.
 const RETRIES: usize = 3;
 /// As above.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -56,16 +58,26 @@ pub struct Open {
 ///
 /// # Errors
 /// `permanent`, with the line to write; `transient` if a directory cannot be made.
-pub fn open(name: &str, settings: &config::ObjectStore, default: &Path) -> Result<Open, CapabilityError> {
+pub fn open(
+    name: &str,
+    settings: &config::ObjectStore,
+    default: &Path,
+) -> Result<Open, CapabilityError> {
     use_ring();
     let config::ObjectStore { url, region, endpoint, path_style, credentials } = settings;
-    let wrong =
-        |what: &str| CapabilityError::permanent(format!("object store `{name}`: {what} under [object-stores.{name}]"));
+    let wrong = |what: &str| {
+        CapabilityError::permanent(format!(
+            "object store `{name}`: {what} under [object-stores.{name}]"
+        ))
+    };
     let Some(text) = url else { return open_directory(name, default) };
-    let url = Url::parse(text)
-        .map_err(|error| wrong(&format!("`{text}` is no URL ({error}); write for example `url = \"s3://bucket\"`")))?;
+    let url = Url::parse(text).map_err(|error| {
+        wrong(&format!("`{text}` is no URL ({error}); write for example `url = \"s3://bucket\"`"))
+    })?;
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(wrong("`url` holds a user name or a password; write it without, and the credentials in files"));
+        return Err(wrong(
+            "`url` holds a user name or a password; write it without, and the credentials in files",
+        ));
     }
     let is_s3 = url.scheme() == "s3";
     let only_s3 = [
@@ -78,10 +90,14 @@ pub fn open(name: &str, settings: &config::ObjectStore, default: &Path) -> Resul
         return Err(wrong(&format!("`{key}` is for s3:// only; remove it")));
     }
     let place = url.to_string();
-    let build = |error: ::object_store::Error| wrong(&format!("{}; see the keys", one_line(&error.to_string())));
+    let build = |error: ::object_store::Error| {
+        wrong(&format!("{}; see the keys", one_line(&error.to_string())))
+    };
     let (store, inner): (Arc<dyn ObjectStore>, &str) = match url.scheme() {
         "file" => {
-            let path = url.to_file_path().map_err(|()| wrong("`url` has a host; write `url = \"file:///directory\"`"))?;
+            let path = url
+                .to_file_path()
+                .map_err(|()| wrong("`url` has a host; write `url = \"file:///directory\"`"))?;
             return open_directory(name, &path);
         }
         "memory" => (Arc::new(InMemory::new()), url.path()),
@@ -102,11 +118,16 @@ pub fn open(name: &str, settings: &config::ObjectStore, default: &Path) -> Resul
             let builder = builder.with_client_options(client().with_allow_http(scheme == "http"));
             (Arc::new(builder.build().map_err(build)?), "")
         }
-        scheme => return Err(wrong(&format!("`{scheme}://` is unknown; write s3://, gs://, az://, http(s):// or file://"))),
+        scheme => {
+            return Err(wrong(&format!(
+                "`{scheme}://` is unknown; write s3://, gs://, az://, http(s):// or file://"
+            )));
+        }
     };
-    let prefix =
-        ::object_store::path::Path::from_url_path(inner).map_err(|error| wrong(&format!("`url`: {error}; shorten it")))?;
-    let store = if prefix.as_ref().is_empty() { store } else { Arc::new(PrefixStore::new(store, prefix)) };
+    let prefix = ::object_store::path::Path::from_url_path(inner)
+        .map_err(|error| wrong(&format!("`url`: {error}; shorten it")))?;
+    let store =
+        if prefix.as_ref().is_empty() { store } else { Arc::new(PrefixStore::new(store, prefix)) };
     Ok(Open { name: name.to_owned(), store, attributes: url.scheme() != "http" || is_s3, place })
 }
 
@@ -116,12 +137,18 @@ pub fn reach(settings: &config::ObjectStore, default: &Path) -> Reach {
     let Some(url) = url else { return Reach::directory(default) };
     let Ok(url) = Url::parse(url) else { return Reach::default() };
     match url.scheme() {
-        "file" => url.to_file_path().map_or_else(|()| Reach::default(), |path| Reach::directory(&path)),
+        "file" => {
+            url.to_file_path().map_or_else(|()| Reach::default(), |path| Reach::directory(&path))
+        }
         "s3" => {
             let from_environment = AmazonS3Builder::from_env();
-            let endpoint = endpoint.clone().or_else(|| from_environment.get_config_value(&AmazonS3ConfigKey::Endpoint));
+            let endpoint = endpoint
+                .clone()
+                .or_else(|| from_environment.get_config_value(&AmazonS3ConfigKey::Endpoint));
             let endpoint = endpoint.and_then(|endpoint| Url::parse(&endpoint).ok());
-            let mut reach = Reach::ports([endpoint.and_then(|url| url.port_or_known_default()).unwrap_or(HTTPS)]);
+            let mut reach = Reach::ports([endpoint
+                .and_then(|url| url.port_or_known_default())
+                .unwrap_or(HTTPS)]);
             // A role's credentials come from Amazon's token service or from the machine's metadata.
             if credentials.access_key_id_file.is_none() && !credentials.anonymous {
                 reach.ports.extend([HTTP, HTTPS]);
@@ -136,7 +163,12 @@ pub fn reach(settings: &config::ObjectStore, default: &Path) -> Reach {
 
 /// A store in memory, for `hookrun test`.
 pub fn in_memory(name: &str) -> Open {
-    Open { name: name.to_owned(), store: Arc::new(InMemory::new()), attributes: true, place: "memory".to_owned() }
+    Open {
+        name: name.to_owned(),
+        store: Arc::new(InMemory::new()),
+        attributes: true,
+        place: "memory".to_owned(),
+    }
 }
 
 fn open_directory(name: &str, path: &Path) -> Result<Open, CapabilityError> {
@@ -147,22 +179,40 @@ fn open_directory(name: &str, path: &Path) -> Result<Open, CapabilityError> {
         ))
     };
     std::fs::create_dir_all(path).map_err(|error| failed(&error))?;
-    // A written object is on the disk when `put` returns: without this the crate leaves that to the kernel.
-    let store = LocalFileSystem::new_with_prefix(path).map_err(|error| failed(&error))?.with_fsync(true);
+    // A written object is on the disk when `put` returns: without this the crate leaves that to the
+    // kernel.
+    let store =
+        LocalFileSystem::new_with_prefix(path).map_err(|error| failed(&error))?.with_fsync(true);
     let place = format!("file://{}", path.display());
     Ok(Open { name: name.to_owned(), store: Arc::new(store), attributes: false, place })
 }
 
-fn s3(name: &str, url: &Url, settings: &config::ObjectStore) -> Result<AmazonS3Builder, CapabilityError> {
-    let wrong =
-        |what: &str| CapabilityError::permanent(format!("object store `{name}`: {what} under [object-stores.{name}]"));
+fn s3(
+    name: &str,
+    url: &Url,
+    settings: &config::ObjectStore,
+) -> Result<AmazonS3Builder, CapabilityError> {
+    let wrong = |what: &str| {
+        CapabilityError::permanent(format!(
+            "object store `{name}`: {what} under [object-stores.{name}]"
+        ))
+    };
     let config::ObjectStore { url: _, region, endpoint, path_style, credentials } = settings;
-    let config::Credentials { access_key_id_file, secret_access_key_file, session_token_file, anonymous } = credentials;
-    let bucket = url.host_str().ok_or_else(|| wrong("`url` names no bucket; write `url = \"s3://bucket\"`"))?;
+    let config::Credentials {
+        access_key_id_file,
+        secret_access_key_file,
+        session_token_file,
+        anonymous,
+    } = credentials;
+    let bucket = url
+        .host_str()
+        .ok_or_else(|| wrong("`url` names no bucket; write `url = \"s3://bucket\"`"))?;
     let from_environment = AmazonS3Builder::from_env();
     let environment = |key| from_environment.get_config_value(&key);
-    let region =
-        region.clone().or_else(|| environment(AmazonS3ConfigKey::Region)).unwrap_or_else(|| DEFAULT_REGION.to_owned());
+    let region = region
+        .clone()
+        .or_else(|| environment(AmazonS3ConfigKey::Region))
+        .unwrap_or_else(|| DEFAULT_REGION.to_owned());
     let endpoint = endpoint.clone().or_else(|| environment(AmazonS3ConfigKey::Endpoint));
     let mut builder = match (access_key_id_file, secret_access_key_file) {
         (Some(id), Some(secret)) => {
@@ -180,11 +230,18 @@ fn s3(name: &str, url: &Url, settings: &config::ObjectStore) -> Result<AmazonS3B
             ));
         }
         (None, None) => from_environment.clone().with_skip_signature(*anonymous),
-        (Some(_), None) => return Err(wrong("`access-key-id-file` needs `secret-access-key-file`; write both")),
-        (None, Some(_)) => return Err(wrong("`secret-access-key-file` needs `access-key-id-file`; write both")),
+        (Some(_), None) => {
+            return Err(wrong("`access-key-id-file` needs `secret-access-key-file`; write both"));
+        }
+        (None, Some(_)) => {
+            return Err(wrong("`secret-access-key-file` needs `access-key-id-file`; write both"));
+        }
     };
     let path_style = path_style.unwrap_or(endpoint.is_some());
-    builder = builder.with_region(region).with_bucket_name(bucket).with_virtual_hosted_style_request(!path_style);
+    builder = builder
+        .with_region(region)
+        .with_bucket_name(bucket)
+        .with_virtual_hosted_style_request(!path_style);
     let mut options = client();
     if let Some(endpoint) = endpoint {
         let mut parsed = Url::parse(&endpoint)
@@ -194,7 +251,9 @@ fn s3(name: &str, url: &Url, settings: &config::ObjectStore) -> Result<AmazonS3B
         options = options.with_allow_http(parsed.scheme() == "http");
         if !path_style {
             let host = format!("{bucket}.{}", parsed.host_str().unwrap_or_default());
-            parsed.set_host(Some(&host)).map_err(|_| wrong("`endpoint` is an address; write `path-style = true`"))?;
+            parsed
+                .set_host(Some(&host))
+                .map_err(|_| wrong("`endpoint` is an address; write `path-style = true`"))?;
         }
         builder = builder.with_endpoint(parsed.as_str().trim_end_matches('/'));
     }
@@ -210,11 +269,13 @@ fn credential(name: &str, key: &str, file: &PathBuf) -> Result<String, Capabilit
             rustix::process::geteuid().as_raw()
         ))
     };
-    let metadata = std::fs::metadata(file).map_err(|error| wrong(&format!("cannot be read ({error})")))?;
+    let metadata =
+        std::fs::metadata(file).map_err(|error| wrong(&format!("cannot be read ({error})")))?;
     if metadata.len() > MAX_SECRET {
         return Err(wrong("is too long"));
     }
-    let text = std::fs::read_to_string(file).map_err(|error| wrong(&format!("cannot be read ({error})")))?;
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| wrong(&format!("cannot be read ({error})")))?;
     let line = text.trim();
     if line.is_empty() || line.contains(char::is_whitespace) {
         return Err(wrong(if line.is_empty() { "is empty" } else { "holds more than one word" }));
@@ -227,7 +288,11 @@ fn client() -> ClientOptions {
 }
 
 fn retry() -> RetryConfig {
-    RetryConfig { backoff: BackoffConfig::default(), max_retries: RETRIES, retry_timeout: RETRY_TIMEOUT }
+    RetryConfig {
+        backoff: BackoffConfig::default(),
+        max_retries: RETRIES,
+        retry_timeout: RETRY_TIMEOUT,
+    }
 }
 
 /// Makes ring the process's TLS provider: the HTTP client was built without one of its own.

@@ -1,9 +1,10 @@
-//! A NAR from the store path to the object in one pass: a blocking thread reads, hashes and compresses
-//! ([`crate::nix::nar::write`]), and fixed-size parts go through a short channel to the service.
+//! A NAR from the store path to the object in one pass: a blocking thread reads, hashes and
+//! compresses ([`crate::nix::nar::write`]), and fixed-size parts go through a short channel to the
+//! service.
 //!
-//! Memory is a few parts, whatever the size. The object appears whole or not at all: a small one is one `put` after the last
-//! check; a large one is a multipart upload, completed only when size and hash of the NAR are what Nix's database says, and
-//! aborted otherwise.
+//! Memory is a few parts, whatever the size. The object appears whole or not at all: a small one is
+//! one `put` after the last check; a large one is a multipart upload, completed only when size and
+//! hash of the NAR are what Nix's database says, and aborted otherwise.
 
 use std::io::{self, Write};
 
@@ -20,9 +21,11 @@ use crate::capability::CapabilityError;
 use crate::capability::nix_store::Nar;
 use crate::nix::nar::{self, Compression, NarError, Written};
 
-/// Size of a part: over the 5 MiB that S3 wants, equal for all but the last as R2 wants, and 10,000 of them (S3's most) are 78 GiB.
+/// Size of a part: over the 5 MiB that S3 wants, equal for all but the last as R2 wants, and 10,000
+/// of them (S3's most) are 78 GiB.
 pub const PART: usize = 8 << 20;
-/// Parts on their way at once. With the one that is filled and the one in the channel, five parts of memory.
+/// Parts on their way at once. With the one that is filled and the one in the channel, five parts
+/// of memory.
 const PARALLEL: usize = 3;
 /// Parts between the compressor and the sender.
 const WAITING: usize = 1;
@@ -34,10 +37,17 @@ pub const CONTENT_TYPE: &str = "application/x-nix-nar";
 /// Puts the NAR under `path`.
 ///
 /// # Errors
-/// `permanent` if the store path is not what Nix's database says, `not-found` if it is gone, or as the store has it.
-pub async fn put_nar(open: &Open, path: &Path, compression: Compression, nar: Nar) -> Result<Written, CapabilityError> {
+/// `permanent` if the store path is not what Nix's database says, `not-found` if it is gone, or as
+/// the store has it.
+pub async fn put_nar(
+    open: &Open,
+    path: &Path,
+    compression: Compression,
+    nar: Nar,
+) -> Result<Written, CapabilityError> {
     let (sender, mut parts) = mpsc::channel(WAITING);
-    let first_size = usize::try_from(nar.expected.nar_size.saturating_add(OVERHEAD)).map_or(PART, |size| size.min(PART));
+    let first_size = usize::try_from(nar.expected.nar_size.saturating_add(OVERHEAD))
+        .map_or(PART, |size| size.min(PART));
     let writing = tokio::task::spawn_blocking(move || {
         let mut filler = Filler { sender, part: Vec::with_capacity(first_size) };
         let written = nar::write(&nar.source, &nar.expected, compression, &mut filler)?;
@@ -48,18 +58,28 @@ pub async fn put_nar(open: &Open, path: &Path, compression: Compression, nar: Na
     let written = async {
         writing
             .await
-            .map_err(|error| CapabilityError::transient(format!("reading the store path was cut off ({error})")))?
+            .map_err(|error| {
+                CapabilityError::transient(format!("reading the store path was cut off ({error})"))
+            })?
             .map_err(|error| nar_error(&error))
     };
     let first: Bytes = parts.recv().await.unwrap_or_default();
     let Some(second) = parts.recv().await else {
         let written = written.await?;
-        let stored = open.store.put_opts(path, PutPayload::from(first), put_options(open, CONTENT_TYPE)).await;
-        return stored.map(|_| written).map_err(|error| explain(open, "put", path.as_ref(), &error));
+        let stored = open
+            .store
+            .put_opts(path, PutPayload::from(first), put_options(open, CONTENT_TYPE))
+            .await;
+        return stored
+            .map(|_| written)
+            .map_err(|error| explain(open, "put", path.as_ref(), &error));
     };
     let failed = |error: &::object_store::Error| explain(open, "put", path.as_ref(), error);
-    let upload =
-        open.store.put_multipart_opts(path, multipart_options(open, CONTENT_TYPE)).await.map_err(|error| failed(&error))?;
+    let upload = open
+        .store
+        .put_multipart_opts(path, multipart_options(open, CONTENT_TYPE))
+        .await
+        .map_err(|error| failed(&error))?;
     let mut upload = Upload { inner: Some(upload), sending: JoinSet::new() };
     let sent = async {
         upload.send(first).await?;
@@ -127,7 +147,8 @@ impl Write for Filler {
     }
 }
 
-/// A multipart upload that is aborted unless it is completed, also when the run that wants it is cut off.
+/// A multipart upload that is aborted unless it is completed, also when the run that wants it is
+/// cut off.
 struct Upload {
     inner: Option<Box<dyn MultipartUpload>>,
     sending: JoinSet<::object_store::Result<()>>,
@@ -182,14 +203,17 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        if let (Some(upload), Ok(runtime)) = (self.inner.take(), tokio::runtime::Handle::try_current()) {
+        if let (Some(upload), Ok(runtime)) =
+            (self.inner.take(), tokio::runtime::Handle::try_current())
+        {
             self.sending.abort_all();
             runtime.spawn(abort(upload));
         }
     }
 }
 
-/// What is left when even this fails is invisible and costs space; a lifecycle rule for incomplete uploads removes it.
+/// What is left when even this fails is invisible and costs space; a lifecycle rule for incomplete
+/// uploads removes it.
 async fn abort(mut upload: Box<dyn MultipartUpload>) {
     if let Err(error) = upload.abort().await {
         tracing::warn!(%error, "an incomplete upload could not be aborted");

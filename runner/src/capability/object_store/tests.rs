@@ -13,7 +13,11 @@ fn stores(text: &str, state: &FilePath) -> ObjectStores {
 
 fn nar(bytes: Vec<u8>) -> Nar {
     let (nar_hash, nar_size) = crate::nix::nar::hash(&bytes);
-    let expected = Expected { path: "/nix/store/7yqz1aw5s3jr0vkxg2h9w4l6dqm8nfbc-greet".into(), nar_hash, nar_size };
+    let expected = Expected {
+        path: "/nix/store/7yqz1aw5s3jr0vkxg2h9w4l6dqm8nfbc-greet".into(),
+        nar_hash,
+        nar_size,
+    };
     Nar { source: Source::Bytes(bytes.into()), expected }
 }
 
@@ -66,9 +70,17 @@ async fn small_objects() {
         listed.sort();
         assert_eq!(listed, ["a/1", "a/12"]);
         assert_eq!(stores.list("cache", "", 2, 100).await.unwrap().len(), 2);
-        assert_eq!(stores.list("cache", "", u32::MAX, 4).await.unwrap().len(), 2, "no more is gathered than may cross");
+        assert_eq!(
+            stores.list("cache", "", u32::MAX, 4).await.unwrap().len(),
+            2,
+            "no more is gathered than may cross"
+        );
         for key in ["", "/a", "a//b", "../a", "a/", "."] {
-            assert_eq!(stores.get("cache", key, 1).await.unwrap_err().kind, ErrorKind::Invalid, "{key}");
+            assert_eq!(
+                stores.get("cache", key, 1).await.unwrap_err().kind,
+                ErrorKind::Invalid,
+                "{key}"
+            );
         }
     }
     let directory = state.path().join("object-stores/cache");
@@ -82,7 +94,8 @@ async fn nars_of_one_part_and_of_many() {
     let sample = Sample::new();
     let (_, outputs) = Sample::built();
     let info = sample.path_infos(&[outputs[0].path.clone()]).unwrap().remove(0).unwrap();
-    let expected = Expected { path: info.path.clone(), nar_hash: info.nar_hash, nar_size: info.nar_size };
+    let expected =
+        Expected { path: info.path.clone(), nar_hash: info.nar_hash, nar_size: info.nar_size };
     let small = Nar { source: sample.nar_source(&info.path), expected };
     let exact = nar(noise(2 * put_nar::PART));
     let large = nar(noise(3 * put_nar::PART + 5));
@@ -91,8 +104,15 @@ async fn nars_of_one_part_and_of_many() {
             let written = stores.put_nar("cache", key, compression, nar.clone()).await.unwrap();
             let bytes = std::fs::read(state.path().join("object-stores/cache").join(key)).unwrap();
             assert_eq!((written.file_hash, written.file_size), crate::nix::nar::hash(&bytes));
-            let plain = if compression == Compression::None { bytes } else { zstd::decode_all(bytes.as_slice()).unwrap() };
-            assert_eq!(crate::nix::nar::hash(&plain), (nar.expected.nar_hash.clone(), nar.expected.nar_size));
+            let plain = if compression == Compression::None {
+                bytes
+            } else {
+                zstd::decode_all(bytes.as_slice()).unwrap()
+            };
+            assert_eq!(
+                crate::nix::nar::hash(&plain),
+                (nar.expected.nar_hash.clone(), nar.expected.nar_size)
+            );
         }
     }
     assert_eq!(files(&state.path().join("object-stores/cache")), ["exact", "large", "small"]);
@@ -122,7 +142,8 @@ async fn an_upload_that_is_cut_off_leaves_nothing_visible() {
     let state = tempfile::tempdir().unwrap();
     let directory = state.path().join("object-stores/cache");
     let stores = Arc::new(stores("[object-stores.cache]", state.path()));
-    // A NAR that never ends: a FIFO nobody closes would block the reader for good, so the source is merely long.
+    // A NAR that never ends: a FIFO nobody closes would block the reader for good, so the source is
+    // merely long.
     let long = nar(noise(6 * put_nar::PART));
     let upload = tokio::spawn({
         let stores = stores.clone();
@@ -161,7 +182,11 @@ async fn settings_that_cannot_be_used() {
         let stores = stores(&format!("[object-stores.cache]\n{keys}\n"), dir.path());
         let error = stores.get("cache", "key", 1).await.unwrap_err();
         let uid = format!("uid {}", rustix::process::geteuid().as_raw());
-        errors.push(format!("{}: {error}", error.kind.as_str()).replace(&place.to_string(), "/etc").replace(&uid, "uid N"));
+        errors.push(
+            format!("{}: {error}", error.kind.as_str())
+                .replace(&place.to_string(), "/etc")
+                .replace(&uid, "uid N"),
+        );
     }
     errors.push(stores("", dir.path()).get("cache", "key", 1).await.unwrap_err().to_string());
     assert!(errors.iter().all(|error| !error.contains("hunter2")), "no secret in a message");
@@ -179,7 +204,8 @@ async fn a_server_that_is_down_is_worth_a_retry() {
          credentials.access-key-id-file = \"{0}/secret\"\ncredentials.secret-access-key-file = \"{0}/secret\"\n",
         dir.path().display()
     );
-    let error = stores(&text, dir.path()).exists("cache", &["a.narinfo".to_owned()]).await.unwrap_err();
+    let error =
+        stores(&text, dir.path()).exists("cache", &["a.narinfo".to_owned()]).await.unwrap_err();
     let message = format!("{}: {error}", error.kind.as_str()).replace(&port.to_string(), "PORT");
     insta::assert_snapshot!(message);
 }

@@ -10,12 +10,16 @@ use crate::plugin::host_call::{Crossing, HostCall, RunState};
 impl Host for RunState {
     async fn keys(&mut self) -> Result<Result<Vec<String>, Error>> {
         let call = HostCall::new(Need::SigningKeys, "keys", 0);
-        self.call(call, |inside| Box::pin(async move { Ok(inside.plugin().effective.signing.clone()) })).await
+        self.call(call, |inside| {
+            Box::pin(async move { Ok(inside.plugin().effective.signing.clone()) })
+        })
+        .await
     }
 
     async fn sign_path(&mut self, key: String, path: String) -> Result<Result<String, Error>> {
         let name = key.clone();
-        let call = HostCall::new(Need::Signing(&name), "sign-path", key.crossing() + path.crossing());
+        let call =
+            HostCall::new(Need::Signing(&name), "sign-path", key.crossing() + path.crossing());
         self.call(call, |inside| {
             let reach = Reach::new(inside.services().nix_stores(), inside.plugin(), inside.scope());
             let keys = inside.services().signing_keys().clone();

@@ -1,8 +1,8 @@
 use super::*;
 
-/// Made by `nix-store --generate-binary-cache-key cache.example.org-1` (Nix 2.8.0) for this test; trusted by nobody.
-const SECRET: &str =
-    "cache.example.org-1:iyswr8cIS3EpkZsECLhHODIkK86bhfo1CwVCKR9fzg3bZzuvkw9+3GJk1axHUSOoVUAG6TNy19As8aQG8ujdTA==";
+/// Made by `nix-store --generate-binary-cache-key cache.example.org-1` (Nix 2.8.0) for this test;
+/// trusted by nobody.
+const SECRET: &str = "cache.example.org-1:iyswr8cIS3EpkZsECLhHODIkK86bhfo1CwVCKR9fzg3bZzuvkw9+3GJk1axHUSOoVUAG6TNy19As8aQG8ujdTA==";
 const PUBLIC: &str = "cache.example.org-1:22c7r5MPftxiZNWsR1EjqFVABukzctfQLPGkBvLo3Uw=";
 
 fn keys(text: &str) -> (tempfile::TempDir, SigningKeys) {
@@ -52,10 +52,15 @@ fn the_text_is_nixs_and_the_signature_holds() {
 #[test]
 fn paths_that_cannot_be_signed() {
     let (_dir, keys) = keys(SECRET);
-    let sign = |info: &PathInfo| keys.sign("cache.example.org-1", "/srv/exp/store", info).unwrap_err().to_string();
+    let sign = |info: &PathInfo| {
+        keys.sign("cache.example.org-1", "/srv/exp/store", info).unwrap_err().to_string()
+    };
     let errors = [
         sign(&PathInfo { nar_size: 0, ..info() }),
-        sign(&PathInfo { references: vec!["/elsewhere/p723wxdipj0l4izmjkpnq3l02yh5s5zz-a".into()], ..info() }),
+        sign(&PathInfo {
+            references: vec!["/elsewhere/p723wxdipj0l4izmjkpnq3l02yh5s5zz-a".into()],
+            ..info()
+        }),
     ];
     insta::assert_snapshot!(errors.join("\n"));
 }

@@ -42,14 +42,20 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let Listed { nix, machines } = Listed::find(&args.machines)?.some()?;
     let limits = context.config()?.builders.resources;
     let mut useless = resources::useless(&limits, &machines);
-    let prober = Prober { nix: &nix, limit: Duration::from_secs(args.timeout), nonce: uuid::Uuid::now_v7().to_string() };
-    let user = uzers::get_current_username().map_or_else(|| "root".to_owned(), |name| name.to_string_lossy().into_owned());
+    let prober = Prober {
+        nix: &nix,
+        limit: Duration::from_secs(args.timeout),
+        nonce: uuid::Uuid::now_v7().to_string(),
+    };
+    let user = uzers::get_current_username()
+        .map_or_else(|| "root".to_owned(), |name| name.to_string_lossy().into_owned());
     let checked: Vec<Checked> = prober
         .all(&machines)
         .into_iter()
         .map(|seen| {
             let mut findings = examine(&seen, &user);
-            let of_it = useless.extract_if(.., |(machine, _)| machine.as_ref() == Some(&seen.machine));
+            let of_it =
+                useless.extract_if(.., |(machine, _)| machine.as_ref() == Some(&seen.machine));
             findings.extend(of_it.map(|(_, text)| Finding { problem: true, text }));
             Checked { seen, findings }
         })
@@ -61,7 +67,8 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     for (_, text) in &useless {
         eprintln!("warning: {}", printable(text));
     }
-    let bad = !useless.is_empty() || checked.iter().any(|machine| machine.findings.iter().any(|finding| finding.problem));
+    let bad = !useless.is_empty()
+        || checked.iter().any(|machine| machine.findings.iter().any(|finding| finding.problem));
     Ok(if bad { Exit::Failed } else { Exit::Done })
 }
 
@@ -72,7 +79,11 @@ fn text(checked: &[Checked], colours: bool) -> String {
         let (word, style) = if bad { ("wrong", Style::Bad) } else { ("ok   ", Style::Good) };
         let _ = writeln!(text, "{}  {}", styled(word, style, colours), printable(&seen.machine));
         for Finding { problem, text: words } in findings {
-            let mark = if *problem { styled("!", Style::Bad, colours) } else { styled("-", Style::Faint, colours) };
+            let mark = if *problem {
+                styled("!", Style::Bad, colours)
+            } else {
+                styled("-", Style::Faint, colours)
+            };
             let _ = writeln!(text, "       {mark} {}", printable(words));
         }
     }

@@ -43,18 +43,27 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
             "{what}; decisions are written down by hookrun's build hook: is `build-hook` set (`hookrun doctor`), and was something built?"
         ),
     };
-    let Some(record) = known::record(context)? else { return Err(nothing("no decision is remembered")) };
+    let Some(record) = known::record(context)? else {
+        return Err(nothing("no decision is remembered"));
+    };
     let wanted = args.derivation.as_str();
     let decision = if wanted == "last" {
         record.decisions(Selection::Last(1)).map_err(CliError::environment)?.into_iter().next()
     } else if wanted.starts_with('/') {
-        record.decisions(Selection::Derivation(wanted)).map_err(CliError::environment)?.into_iter().next()
+        record
+            .decisions(Selection::Derivation(wanted))
+            .map_err(CliError::environment)?
+            .into_iter()
+            .next()
     } else {
         let all = record.decisions(Selection::Last(SEARCHED)).map_err(CliError::environment)?;
         all.into_iter().find(|decision| decision.candidate.name.starts_with(wanted))
     };
-    let decision = decision.ok_or_else(|| nothing(&format!("no decision about `{wanted}` is remembered")))?;
-    let mut builds = record.builds(Selection::Derivation(&decision.candidate.drv_path)).map_err(CliError::environment)?;
+    let decision =
+        decision.ok_or_else(|| nothing(&format!("no decision about `{wanted}` is remembered")))?;
+    let mut builds = record
+        .builds(Selection::Derivation(&decision.candidate.drv_path))
+        .map_err(CliError::environment)?;
     // The build that followed from it.
     builds.retain(|build| build.command == decision.command);
     match args.format {
@@ -65,14 +74,27 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
 }
 
 fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
-    let DecisionRow { at_ms, candidate, command: _, local_willing, decided_by, action, reason, answer, machines } = decision;
+    let DecisionRow {
+        at_ms,
+        candidate,
+        command: _,
+        local_willing,
+        decided_by,
+        action,
+        reason,
+        answer,
+        machines,
+    } = decision;
     let mut text = format!(
         "{}  {}\n",
         styled(&printable(&candidate.name), Style::Strong, colours),
         styled(&output::time(*at_ms), Style::Faint, colours)
     );
-    let features =
-        if candidate.required_features.is_empty() { "none".to_owned() } else { candidate.required_features.join(", ") };
+    let features = if candidate.required_features.is_empty() {
+        "none".to_owned()
+    } else {
+        candidate.required_features.join(", ")
+    };
     let mut known = vec![format!("system {}", candidate.system), format!("features {features}")];
     if let Some(expected) = candidate.expected_seconds {
         known.push(format!("expected to take {expected:.0} s at factor 1"));
@@ -84,10 +106,14 @@ fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
         known.push(format!("{depth} derivations one after another wait for it"));
     }
     if !candidate.hints.is_empty() {
-        let hints: Vec<String> = candidate.hints.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let hints: Vec<String> =
+            candidate.hints.iter().map(|(name, value)| format!("{name}={value}")).collect();
         known.push(format!("hints {}", hints.join(" ")));
     }
-    known.push(format!("this machine {} a slot free", if *local_willing { "had" } else { "had not" }));
+    known.push(format!(
+        "this machine {} a slot free",
+        if *local_willing { "had" } else { "had not" }
+    ));
     let _ = writeln!(text, "  {}", printable(&known.join("; ")));
     let _ = writeln!(text, "  {} decided: {action}, {}", printable(decided_by), printable(reason));
     let _ = writeln!(text, "  Nix was told: {}", printable(answer));
@@ -97,8 +123,11 @@ fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
         if sent {
             head.insert(TO_SEND_AFTER, "to send");
         }
-        let mut rows: Vec<Vec<String>> = vec![head.iter().map(|head| styled(head, Style::Faint, colours)).collect()];
-        for Verdict { machine, slots, load, speed_factor, missing_bytes, rank, taken, reason } in machines {
+        let mut rows: Vec<Vec<String>> =
+            vec![head.iter().map(|head| styled(head, Style::Faint, colours)).collect()];
+        for Verdict { machine, slots, load, speed_factor, missing_bytes, rank, taken, reason } in
+            machines
+        {
             let style = if *taken { Style::Good } else { Style::Plain };
             let mut row = vec![
                 styled(&printable(machine), style, colours),
@@ -108,7 +137,10 @@ fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
                 format!("{}{}", if *taken { "taken: " } else { "" }, printable(reason)),
             ];
             if sent {
-                row.insert(TO_SEND_AFTER, missing_bytes.map_or_else(|| "-".to_owned(), output::bytes));
+                row.insert(
+                    TO_SEND_AFTER,
+                    missing_bytes.map_or_else(|| "-".to_owned(), output::bytes),
+                );
             }
             rows.push(row);
         }
@@ -117,8 +149,14 @@ fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
     }
     for build in builds {
         text.push('\n');
-        let outcome = build.outcome.map_or("runs, or its session was killed", |outcome| outcome.as_str());
-        let _ = write!(text, "{} on {}", styled(outcome, Style::Strong, colours), printable(&build.machine));
+        let outcome =
+            build.outcome.map_or("runs, or its session was killed", |outcome| outcome.as_str());
+        let _ = write!(
+            text,
+            "{} on {}",
+            styled(outcome, Style::Strong, colours),
+            printable(&build.machine)
+        );
         for (what, ms) in [("waited", build.waited_ms), ("took", build.seconds.and_then(ms))] {
             if let Some(ms) = ms {
                 let _ = write!(text, ", {what} {}", output::duration(ms));
@@ -129,13 +167,22 @@ fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
         }
         text.push('\n');
         for moved in &build.moves {
-            let _ = writeln!(text, "  taken away from {}: {}", printable(&moved.machine), printable(&moved.why));
+            let _ = writeln!(
+                text,
+                "  taken away from {}: {}",
+                printable(&moved.machine),
+                printable(&moved.why)
+            );
         }
     }
     text
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates; durations are from 0 on")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates; durations are from 0 on"
+)]
 fn ms(seconds: f64) -> Option<u64> {
     seconds.is_finite().then_some((seconds * 1000.0) as u64)
 }
@@ -177,7 +224,10 @@ mod tests {
             answer: "accept".to_owned(),
             machines: vec![
                 verdict("ssh://a", None, false, "its features do not fit"),
-                Verdict { missing_bytes: Some(12 << 20), ..verdict("ssh://b", Some(1), true, "the policy's first choice") },
+                Verdict {
+                    missing_bytes: Some(12 << 20),
+                    ..verdict("ssh://b", Some(1), true, "the policy's first choice")
+                },
             ],
         };
         let build = BuildRow {

@@ -1,4 +1,5 @@
-//! Which machines there are, for all commands of `hookrun builders`: those of the setting `builders` as Nix reports it, or of a file.
+//! Which machines there are, for all commands of `hookrun builders`: those of the setting
+//! `builders` as Nix reports it, or of a file.
 
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,8 @@ pub(super) struct Listed {
 }
 
 impl Listed {
-    /// Asks Nix, and reads the file if one is named. Lines that cannot be read are told on standard error.
+    /// Asks Nix, and reads the file if one is named. Lines that cannot be read are told on standard
+    /// error.
     pub(super) fn find(args: &Machines) -> Result<Self, CliError> {
         let nix = Installed::find().map_err(CliError::environment)?;
         let builders = match &args.machines {
@@ -49,6 +51,9 @@ impl Listed {
 
 /// The text of a file the user names.
 pub(super) fn read(path: &Path) -> Result<String, CliError> {
-    std::fs::read_to_string(path)
-        .map_err(|error| CliError::environment(anyhow::Error::new(error).context(format!("cannot read {}", path.display()))))
+    std::fs::read_to_string(path).map_err(|error| {
+        CliError::environment(
+            anyhow::Error::new(error).context(format!("cannot read {}", path.display())),
+        )
+    })
 }

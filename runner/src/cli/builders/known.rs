@@ -34,21 +34,27 @@ pub(super) fn knowledge(context: &Context) -> Result<BTreeMap<String, Knowledge>
     Ok(knowledge)
 }
 
-/// How fast machines are, from packages that were built on several: for each build the time that the package takes at factor 1 (a median over
-/// all its builds) over the time it took; of those the median. Packages built in one place say nothing.
+/// How fast machines are, from packages that were built on several: for each build the time that
+/// the package takes at factor 1 (a median over all its builds) over the time it took; of those the
+/// median. Packages built in one place say nothing.
 fn measured(builds: &[BuildRow]) -> BTreeMap<String, (u32, f64)> {
     let mut packages: BTreeMap<(&str, &str), Vec<&BuildRow>> = BTreeMap::new();
-    for build in
-        builds.iter().filter(|build| build.outcome == Some(Outcome::Built) && build.seconds.is_some_and(|s| s > 0.0))
-    {
+    for build in builds.iter().filter(|build| {
+        build.outcome == Some(Outcome::Built) && build.seconds.is_some_and(|s| s > 0.0)
+    }) {
         packages.entry((&build.pname, &build.system)).or_default().push(build);
     }
     let mut ratios: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for builds in packages.values() {
-        if builds.iter().all(|build| Some(&build.machine) == builds.first().map(|first| &first.machine)) {
+        if builds
+            .iter()
+            .all(|build| Some(&build.machine) == builds.first().map(|first| &first.machine))
+        {
             continue;
         }
-        let at_one = median(builds.iter().filter_map(|build| Some(build.seconds? * build.speed_factor)).collect());
+        let at_one = median(
+            builds.iter().filter_map(|build| Some(build.seconds? * build.speed_factor)).collect(),
+        );
         for build in builds {
             if let (Some(at_one), Some(seconds)) = (at_one, build.seconds) {
                 ratios.entry(build.machine.clone()).or_default().push(at_one / seconds);
@@ -64,6 +70,7 @@ fn measured(builds: &[BuildRow]) -> BTreeMap<String, (u32, f64)> {
 
 pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
-    let (upper, lower) = (values.get(values.len() / 2)?, values.get(values.len().saturating_sub(1) / 2)?);
+    let (upper, lower) =
+        (values.get(values.len() / 2)?, values.get(values.len().saturating_sub(1) / 2)?);
     Some(f64::midpoint(*upper, *lower))
 }

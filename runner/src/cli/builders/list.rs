@@ -110,8 +110,10 @@ fn rows(
         None => Default::default(),
     };
     let since = now.saturating_sub(u64::try_from(LATELY.as_millis()).unwrap_or(u64::MAX));
-    let lately: Vec<BuildRow> =
-        builds.into_iter().filter(|build| build.ended_ms.is_some_and(|ended| ended >= since)).collect();
+    let lately: Vec<BuildRow> = builds
+        .into_iter()
+        .filter(|build| build.ended_ms.is_some_and(|ended| ended >= since))
+        .collect();
     let loads = slot_files.loads(machines.iter().map(|line| (line.uri.as_str(), line.max_jobs)));
     let row = |(line, load): (&MachineLine, u32)| Row {
         resources: account.of_machine(&line.uri),
@@ -120,14 +122,25 @@ fn rows(
     Ok(machines.iter().zip(loads).map(row).collect())
 }
 
-fn row(line: &MachineLine, load: u32, health: Option<&MachineHealth>, lately: &[BuildRow], now: u64) -> Row {
+fn row(
+    line: &MachineLine,
+    load: u32,
+    health: Option<&MachineHealth>,
+    lately: &[BuildRow],
+    now: u64,
+) -> Row {
     let (state, out_ms) = match standing(health, now) {
         Standing::Out { ms } => ("out", Some(ms)),
         Standing::Due => ("due", None),
         Standing::Proven => ("good", None),
-        Standing::Unknown => {
-            (if health.is_some_and(|health| health.succeeded_ms.is_some()) { "good" } else { "unknown" }, None)
-        }
+        Standing::Unknown => (
+            if health.is_some_and(|health| health.succeeded_ms.is_some()) {
+                "good"
+            } else {
+                "unknown"
+            },
+            None,
+        ),
     };
     let here: Vec<&BuildRow> = lately.iter().filter(|build| line.uri == build.machine).collect();
     let built: Vec<f64> = here
@@ -159,14 +172,18 @@ fn text(rows: &[Row], colours: bool) -> String {
         own.map(|left| format!("{} {}", left.name, left.ratio())).collect()
     };
     let counted = rows.iter().any(|row| !own(row).is_empty());
-    let mut head = vec!["machine", "slots", "factor", "health", "connect", "24 h", "median", "last error"];
+    let mut head =
+        vec!["machine", "slots", "factor", "health", "connect", "24 h", "median", "last error"];
     if counted {
         head.insert(RESOURCES_AFTER, "resources");
     }
-    let mut cells: Vec<Vec<String>> = vec![head.iter().map(|head| styled(head, Style::Faint, colours)).collect()];
+    let mut cells: Vec<Vec<String>> =
+        vec![head.iter().map(|head| styled(head, Style::Faint, colours)).collect()];
     for row in rows {
         let (health, style) = match (row.state, row.out_ms) {
-            ("out", Some(ms)) => (format!("out for {}", output::duration(ms / 1000 * 1000)), Style::Bad),
+            ("out", Some(ms)) => {
+                (format!("out for {}", output::duration(ms / 1000 * 1000)), Style::Bad)
+            }
             ("good", _) => ("good".to_owned(), Style::Good),
             ("due", _) => ("to be tried".to_owned(), Style::Warning),
             (other, _) => (other.to_owned(), Style::Plain),
@@ -184,7 +201,11 @@ fn text(rows: &[Row], colours: bool) -> String {
             row.connect_ms.map_or_else(|| "-".to_owned(), |ms| output::duration(u64::from(ms))),
             builds,
             row.median_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.1} s")),
-            row.last_error.as_deref().filter(|_| row.failures > 0).map(printable).unwrap_or_default(),
+            row.last_error
+                .as_deref()
+                .filter(|_| row.failures > 0)
+                .map(printable)
+                .unwrap_or_default(),
         ];
         if counted {
             line.insert(RESOURCES_AFTER, printable(&own(row).join(", ")));
@@ -206,7 +227,9 @@ mod tests {
 
     #[test]
     fn a_line_a_machine() {
-        let machines = machines::parse("ssh://a - - 4 2 ; ssh://b ; ssh://c ; ssh://d", "x86_64-linux").machines;
+        let machines =
+            machines::parse("ssh://a - - 4 2 ; ssh://b ; ssh://c ; ssh://d", "x86_64-linux")
+                .machines;
         let now = 10_000_000;
         let health = |failures, retry_ms, succeeded_ms| MachineHealth {
             failures,
@@ -216,9 +239,16 @@ mod tests {
             connect_ms: Some(340),
             ..MachineHealth::default()
         };
-        let known = [health(0, None, Some(now - 5)), health(2, Some(now + 90_000), None), health(1, Some(now - 1), None)];
-        let mut rows: Vec<Row> =
-            machines.iter().enumerate().map(|(index, line)| row(line, 1, known.get(index), &[], now)).collect();
+        let known = [
+            health(0, None, Some(now - 5)),
+            health(2, Some(now + 90_000), None),
+            health(1, Some(now - 1), None),
+        ];
+        let mut rows: Vec<Row> = machines
+            .iter()
+            .enumerate()
+            .map(|(index, line)| row(line, 1, known.get(index), &[], now))
+            .collect();
         insta::assert_snapshot!(text(&rows, false));
         let left = |name: &str, shared| Left { name: name.to_owned(), taken: 1, total: 2, shared };
         for (index, row) in rows.iter_mut().enumerate() {

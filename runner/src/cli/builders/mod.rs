@@ -1,4 +1,5 @@
-//! `hookrun builders`: the machines that build for this one, and the policy that chooses between them.
+//! `hookrun builders`: the machines that build for this one, and the policy that chooses between
+//! them.
 
 mod check;
 mod explain;

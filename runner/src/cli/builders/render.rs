@@ -47,7 +47,9 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     }
     let out = machines
         .iter()
-        .filter(|line| knowledge.get(line.uri.as_str()).is_some_and(|known: &Knowledge| known.out.is_some()))
+        .filter(|line| {
+            knowledge.get(line.uri.as_str()).is_some_and(|known: &Knowledge| known.out.is_some())
+        })
         .count();
     if out > 0 {
         eprintln!("{out} of {} machines are left out", machines.len());
@@ -58,7 +60,9 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
 /// In one step: Nix reads it whenever it likes.
 fn write(path: &Path, text: &str) -> Result<(), CliError> {
     let failed = |error: std::io::Error| {
-        CliError::environment(anyhow::Error::new(error).context(format!("cannot write {}", path.display())))
+        CliError::environment(
+            anyhow::Error::new(error).context(format!("cannot write {}", path.display())),
+        )
     };
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}", std::process::id()));

@@ -42,7 +42,12 @@ Examples:
   hookrun builders simulate --trace trace.jsonl --policy bundled:speed-factor --policy ./mine.wasm --format json")]
 pub(in crate::cli) struct Args {
     /// A trace, as `hookrun builders trace` writes it
-    #[arg(long, value_name = "FILE", required_unless_present = "generate", conflicts_with = "generate")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "generate",
+        conflicts_with = "generate"
+    )]
     trace: Option<PathBuf>,
     /// A generated trace: seed, number of derivations, fleet (`four` or `fifty` machines)
     #[arg(long, value_name = "SEED,NODES,FLEET")]
@@ -50,10 +55,12 @@ pub(in crate::cli) struct Args {
     /// With --generate: so many traces, with seeds from SEED on
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..), requires = "generate")]
     seeds: u16,
-    /// Other machines than the trace's: a machines file of Nix. Their real speed is taken to be their speed factor
+    /// Other machines than the trace's: a machines file of Nix. Their real speed is taken to be
+    /// their speed factor
     #[arg(long, value_name = "FILE")]
     machines: Option<PathBuf>,
-    /// A policy to play: a plugin of the configuration, a file, or `bundled:NAME`; may be repeated [default: bundled:speed-factor]
+    /// A policy to play: a plugin of the configuration, a file, or `bundled:NAME`; may be repeated
+    /// [default: bundled:speed-factor]
     #[arg(long, value_name = "PLUGIN")]
     policy: Vec<String>,
     /// A line of the policies' `config`, such as `keep-free = []`; may be repeated
@@ -74,10 +81,13 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let traces = traces(args)?;
     let limits = limits(context, args, &traces)?;
     // Opened now: no file can be once guest code is mapped.
-    let picture = args.svg.as_deref().map(|path| create(path).map(|file| (path, file))).transpose()?;
+    let picture =
+        args.svg.as_deref().map(|path| create(path).map(|file| (path, file))).transpose()?;
     let policies = policies(context, args)?;
-    let policies: Vec<(String, &dyn Policy)> =
-        policies.iter().map(|(name, policy)| -> (String, &dyn Policy) { (name.clone(), policy) }).collect();
+    let policies: Vec<(String, &dyn Policy)> = policies
+        .iter()
+        .map(|(name, policy)| -> (String, &dyn Policy) { (name.clone(), policy) })
+        .collect();
     let division = if args.whole_speed_factors { Division::Integer } else { Division::Float };
     let comparison = compare(&traces, StockRule { division }, &limits, &policies);
     if let Some((path, mut file)) = picture {
@@ -96,9 +106,14 @@ fn traces(args: &Args) -> Result<Vec<Trace>, CliError> {
     let mut traces = match (&args.trace, args.generate) {
         (Some(path), _) => vec![read(path)?],
         (None, Some(generated)) => (0..args.seeds)
-            .map(|number| Generated { seed: generated.seed.wrapping_add(u64::from(number)), ..generated }.trace())
+            .map(|number| {
+                Generated { seed: generated.seed.wrapping_add(u64::from(number)), ..generated }
+                    .trace()
+            })
             .collect(),
-        (None, None) => return Err(CliError::usage("write --trace FILE, or --generate 1,500,four")),
+        (None, None) => {
+            return Err(CliError::usage("write --trace FILE, or --generate 1,500,four"));
+        }
     };
     if let Some(path) = &args.machines {
         let found = machines_of(path)?;
@@ -106,20 +121,29 @@ fn traces(args: &Args) -> Result<Vec<Trace>, CliError> {
             trace.machines = found.iter().map(|line| as_in_trace(line, &trace.machines)).collect();
         }
     }
-    if let Some(empty) = traces.iter().find(|trace| trace.machines.is_empty() || trace.derivations.is_empty()) {
-        let missing = if empty.machines.is_empty() { "machines; name some with --machines FILE" } else { "derivations" };
+    if let Some(empty) =
+        traces.iter().find(|trace| trace.machines.is_empty() || trace.derivations.is_empty())
+    {
+        let missing = if empty.machines.is_empty() {
+            "machines; name some with --machines FILE"
+        } else {
+            "derivations"
+        };
         return Err(CliError::usage(format!("the trace has no {missing}")));
     }
     Ok(traces)
 }
 
-/// What builds take besides a slot: of a recorded trace, as the configuration says. A generated one has machines of its own.
+/// What builds take besides a slot: of a recorded trace, as the configuration says. A generated one
+/// has machines of its own.
 fn limits(context: &Context, args: &Args, traces: &[Trace]) -> Result<Resources, CliError> {
     if args.trace.is_none() {
         return Ok(Resources::default());
     }
     let limits = context.config()?.builders.resources;
-    let known = |uri: &String| traces.iter().flat_map(|trace| &trace.machines).any(|machine| machine.name == *uri);
+    let known = |uri: &String| {
+        traces.iter().flat_map(|trace| &trace.machines).any(|machine| machine.name == *uri)
+    };
     for uri in limits.machines.keys().filter(|uri| !known(uri)) {
         eprintln!(
             "warning: [builders.machine-resources.\"{}\"] counts for nothing: no machine has this name here",
@@ -132,14 +156,18 @@ fn limits(context: &Context, args: &Args, traces: &[Trace]) -> Result<Resources,
 fn read(path: &Path) -> Result<Trace, CliError> {
     let file = File::open(path).map_err(|error| unreadable(path, error))?;
     Trace::read(BufReader::new(file)).map_err(|error| {
-        let message = format!("{}: {error} (the format is described in docs/build-traces.md)", path.display());
+        let message = format!(
+            "{}: {error} (the format is described in docs/build-traces.md)",
+            path.display()
+        );
         CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) }
     })
 }
 
 fn machines_of(path: &Path) -> Result<Vec<MachineLine>, CliError> {
     let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, error))?;
-    let found = machines::parse(&text, &format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS));
+    let found =
+        machines::parse(&text, &format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS));
     for warning in &found.warnings {
         eprintln!("warning: {}: {}", path.display(), printable(warning));
     }
@@ -163,19 +191,30 @@ fn as_in_trace(line: &MachineLine, known: &[TraceMachine]) -> TraceMachine {
 
 /// The policies, mapped behind a wall round this process.
 fn policies(context: &Context, args: &Args) -> Result<Vec<(String, PolicyHere)>, CliError> {
-    let names: Vec<&str> =
-        if args.policy.is_empty() { vec![DEFAULT_POLICY] } else { args.policy.iter().map(String::as_str).collect() };
-    let failed = |message: String| CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) };
+    let names: Vec<&str> = if args.policy.is_empty() {
+        vec![DEFAULT_POLICY]
+    } else {
+        args.policy.iter().map(String::as_str).collect()
+    };
+    let failed =
+        |message: String| CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) };
     let mut ready = Vec::new();
     for name in names {
-        let subject = Subject::find(name, &context.dirs.config, &args.set, &[]).map_err(subject_error)?;
-        let plugin = testing::prepare(&subject, &context.dirs, Compiler::Contained(None)).map_err(failed)?;
+        let subject =
+            Subject::find(name, &context.dirs.config, &args.set, &[]).map_err(subject_error)?;
+        let plugin =
+            testing::prepare(&subject, &context.dirs, Compiler::Contained(None)).map_err(failed)?;
         ready.push((name.to_owned(), subject, plugin));
     }
-    Wall::closed(Identity::Powerless).reading(context.dirs.artifacts()).raise().map_err(CliError::environment)?;
+    Wall::closed(Identity::Powerless)
+        .reading(context.dirs.artifacts())
+        .raise()
+        .map_err(CliError::environment)?;
     ready
         .into_iter()
-        .map(|(name, subject, plugin)| Ok((name, PolicyHere::new(&subject, plugin, &context.dirs).map_err(failed)?)))
+        .map(|(name, subject, plugin)| {
+            Ok((name, PolicyHere::new(&subject, plugin, &context.dirs).map_err(failed)?))
+        })
         .collect()
 }
 
@@ -184,7 +223,10 @@ fn title(comparison: &Comparison, args: &Args) -> String {
     let slots: u32 = machines.iter().map(|machine| machine.slots).sum();
     let seeds = match args.generate {
         Some(Generated { seed, .. }) if *traces > 1 => {
-            format!(", {traces} traces (seeds {seed} to {})", seed.wrapping_add(u64::from(args.seeds) - 1))
+            format!(
+                ", {traces} traces (seeds {seed} to {})",
+                seed.wrapping_add(u64::from(args.seeds) - 1)
+            )
         }
         Some(Generated { seed, .. }) => format!(" (seed {seed})"),
         None => String::new(),
@@ -194,29 +236,43 @@ fn title(comparison: &Comparison, args: &Args) -> String {
 
 fn text(comparison: &Comparison, args: &Args, colours: bool) -> String {
     let rows = |rows: Vec<Vec<String>>| {
-        let rows: Vec<Vec<String>> = rows.into_iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
+        let rows: Vec<Vec<String>> =
+            rows.into_iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
         output::table(&rows)
     };
     let strong = |text: &str| styled(text, Style::Strong, colours);
-    let mut text = format!("{}\n\n{}", strong(&title(comparison, args)), rows(chart::table(comparison)));
+    let mut text =
+        format!("{}\n\n{}", strong(&title(comparison, args)), rows(chart::table(comparison)));
     let first = if comparison.traces > 1 { " in the first trace" } else { "" };
-    let _ =
-        write!(text, "\n{}\n{}", strong(&format!("slots in use over time{first}")), rows(chart::busy_over_time(comparison)));
+    let _ = write!(
+        text,
+        "\n{}\n{}",
+        strong(&format!("slots in use over time{first}")),
+        rows(chart::busy_over_time(comparison))
+    );
     let mut machines = chart::machines(comparison);
     let more = machines.len().saturating_sub(SHOWN_MACHINES + 1);
     machines.truncate(SHOWN_MACHINES + 1);
-    let _ = write!(text, "\n{}\n{}", strong(&format!("use of each machine{first}")), rows(machines));
+    let _ =
+        write!(text, "\n{}\n{}", strong(&format!("use of each machine{first}")), rows(machines));
     if more > 0 {
         let _ = writeln!(text, "{more} more machines: --format json");
     }
     for rule in &comparison.rules {
         if let Some(problem) = &rule.problem {
-            let line = format!("{} gave no answer ({problem}); Nix's own rule answered instead", rule.name);
+            let line = format!(
+                "{} gave no answer ({problem}); Nix's own rule answered instead",
+                rule.name
+            );
             let _ = writeln!(text, "\n{}", styled(&printable(&line), Style::Bad, colours));
         }
         if rule.never > 0 {
-            let _ =
-                writeln!(text, "{}: {} derivations fit on no machine, or wait for such", printable(&rule.name), rule.never);
+            let _ = writeln!(
+                text,
+                "{}: {} derivations fit on no machine, or wait for such",
+                printable(&rule.name),
+                rule.never
+            );
         }
     }
     text
@@ -227,9 +283,13 @@ fn create(path: &Path) -> Result<File, CliError> {
 }
 
 fn unreadable(path: &Path, error: std::io::Error) -> CliError {
-    CliError::environment(anyhow::Error::new(error).context(format!("cannot read {}", path.display())))
+    CliError::environment(
+        anyhow::Error::new(error).context(format!("cannot read {}", path.display())),
+    )
 }
 
 fn unwritable(path: &Path, error: std::io::Error) -> CliError {
-    CliError::environment(anyhow::Error::new(error).context(format!("cannot write {}", path.display())))
+    CliError::environment(
+        anyhow::Error::new(error).context(format!("cannot write {}", path.display())),
+    )
 }

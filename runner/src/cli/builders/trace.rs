@@ -1,4 +1,5 @@
-//! `hookrun builders trace`: what was built where, or a generated stand-in, in the format that `simulate` reads.
+//! `hookrun builders trace`: what was built where, or a generated stand-in, in the format that
+//! `simulate` reads.
 
 use std::io::Write as _;
 
@@ -27,7 +28,8 @@ pub(in crate::cli) struct Args {
     /// So many builds, the newest
     #[arg(long, value_name = "N", default_value_t = known::LOOKED_AT)]
     last: u32,
-    /// Instead of recorded builds, some that look like building packages: seed, number of derivations, fleet (`four` or `fifty` machines)
+    /// Instead of recorded builds, some that look like building packages: seed, number of
+    /// derivations, fleet (`four` or `fifty` machines)
     #[arg(long, value_name = "SEED,NODES,FLEET", conflicts_with_all = ["machines", "last"])]
     generate: Option<Generated>,
 }
@@ -48,15 +50,20 @@ impl std::str::FromStr for Generated {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.split(',').map(str::trim);
-        let (Some(seed), Some(nodes), Some(fleet), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        let (Some(seed), Some(nodes), Some(fleet), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
             return Err("three parts are needed, such as `1,500,four`".to_owned());
         };
         let seed = seed.parse().map_err(|_| format!("seed `{seed}` is no whole number"))?;
         let nodes = nodes.parse().ok().filter(|nodes| (1..=MAX_NODES).contains(nodes));
-        let nodes = nodes.ok_or_else(|| format!("the number of derivations is a whole number from 1 to {MAX_NODES}"))?;
+        let nodes = nodes.ok_or_else(|| {
+            format!("the number of derivations is a whole number from 1 to {MAX_NODES}")
+        })?;
         let known = Fleet::ALL.into_iter().find(|known| known.as_str() == fleet);
         let names = Fleet::ALL.map(Fleet::as_str).join("` or `");
-        let fleet = known.ok_or_else(|| format!("fleet `{fleet}` is not known; write `{names}`"))?;
+        let fleet =
+            known.ok_or_else(|| format!("fleet `{fleet}` is not known; write `{names}`"))?;
         Ok(Self { seed, nodes, fleet })
     }
 }
@@ -93,8 +100,9 @@ fn from_nix(builds: &[BuildRow]) -> FromNix {
         if found.references.contains_key(&build.drv_path) {
             continue;
         }
-        if let Ok(Some(Some(info))) =
-            database.path_infos(std::slice::from_ref(&build.drv_path)).map(|infos| infos.into_iter().next())
+        if let Ok(Some(Some(info))) = database
+            .path_infos(std::slice::from_ref(&build.drv_path))
+            .map(|infos| infos.into_iter().next())
         {
             found.references.insert(build.drv_path.clone(), info.references);
         }

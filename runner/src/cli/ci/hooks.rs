@@ -1,8 +1,9 @@
 //! The hooks of one command: three small scripts, and the lines of `NIX_CONFIG` that name them.
 //!
-//! Scripts, because a hook has no arguments and a daemon's hooks inherit the daemon's environment: which queue is meant has to stand
-//! in the hook itself. A daemon runs it as root; to hand over to the queue of another user it becomes that user first, so that
-//! nothing in that user's directories is written as root.
+//! Scripts, because a hook has no arguments and a daemon's hooks inherit the daemon's environment:
+//! which queue is meant has to stand in the hook itself. A daemon runs it as root; to hand over to
+//! the queue of another user it becomes that user first, so that nothing in that user's directories
+//! is written as root.
 
 use std::ffi::{CString, OsString};
 use std::fmt::Write as _;
@@ -23,7 +24,8 @@ use crate::queue::spool;
 
 /// Build users and a daemon's root reach what is below; nobody else lists it.
 const REACHABLE: u32 = 0o711;
-/// Mode of a spool that build users hand over to, as in a system installation; see [`crate::queue::spool`].
+/// Mode of a spool that build users hand over to, as in a system installation; see
+/// [`crate::queue::spool`].
 const SHARED_SPOOL: u32 = 0o1733;
 
 /// The hidden command that a hook's script runs.
@@ -45,7 +47,8 @@ pub(in crate::cli) fn hook(dirs: &Dirs, args: &HookArgs) -> Exit {
     command.arg0("hookrun").args(["hook", &args.hook]).args(&args.arguments);
     command.env("HOOKRUN_CONFIG", &dirs.config).env("HOOKRUN_STATE_DIR", &dirs.state);
     // A build hook works for Nix itself: slot files, keys of root.
-    let ready = if args.hook == "build-hook" { Ok(()) } else { become_owner(&mut command, &args.owner) };
+    let ready =
+        if args.hook == "build-hook" { Ok(()) } else { become_owner(&mut command, &args.owner) };
     let error = match ready {
         // Returns only if it fails.
         Ok(()) => anyhow::Error::from(command.exec()).context("the hook does not start"),
@@ -59,9 +62,12 @@ pub(in crate::cli) fn hook(dirs: &Dirs, args: &HookArgs) -> Exit {
     Exit::Done
 }
 
-/// Root becomes `owner` (`uid:gid`), with that user's name and home in the environment of `command`.
+/// Root becomes `owner` (`uid:gid`), with that user's name and home in the environment of
+/// `command`.
 fn become_owner(command: &mut Command, owner: &str) -> Result<()> {
-    let ids = owner.split_once(':').and_then(|(uid, gid)| Some((uid.parse::<u32>().ok()?, gid.parse::<u32>().ok()?)));
+    let ids = owner
+        .split_once(':')
+        .and_then(|(uid, gid)| Some((uid.parse::<u32>().ok()?, gid.parse::<u32>().ok()?)));
     let Some((uid, gid)) = ids else { bail!("`{owner}` is no uid and gid") };
     if uid == 0 || !rustix::process::geteuid().is_root() {
         return Ok(());
@@ -71,8 +77,16 @@ fn become_owner(command: &mut Command, owner: &str) -> Result<()> {
         command.env("USER", user.name()).env("LOGNAME", user.name()).env("HOME", user.home_dir());
     }
     // SAFETY: no pointer is passed but the empty list; this process has one thread.
-    let became = unsafe { libc::setgroups(0, std::ptr::null()) == 0 && libc::setgid(gid) == 0 && libc::setuid(uid) == 0 };
-    if became { Ok(()) } else { Err(std::io::Error::last_os_error()).with_context(|| format!("cannot become uid {uid}")) }
+    let became = unsafe {
+        libc::setgroups(0, std::ptr::null()) == 0
+            && libc::setgid(gid) == 0
+            && libc::setuid(uid) == 0
+    };
+    if became {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error()).with_context(|| format!("cannot become uid {uid}"))
+    }
 }
 
 /// The directory of one `hookrun ci`.
@@ -91,10 +105,12 @@ pub(super) struct Installed {
 impl WorkDirectory {
     /// Makes it, in `TMPDIR`.
     pub(super) fn create() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("hookrun-ci-{}", uuid::Uuid::now_v7().simple()));
+        let path =
+            std::env::temp_dir().join(format!("hookrun-ci-{}", uuid::Uuid::now_v7().simple()));
         let path = std::path::absolute(path)?;
-        make(&path)
-            .with_context(|| format!("cannot make {}; set TMPDIR to a directory you may write to", path.display()))?;
+        make(&path).with_context(|| {
+            format!("cannot make {}; set TMPDIR to a directory you may write to", path.display())
+        })?;
         Ok(Self { path })
     }
 
@@ -128,9 +144,11 @@ impl WorkDirectory {
         }
         if diff && daemon && !root {
             let spool = dirs.spool();
-            let made = spool::make_directory(&spool)
-                .and_then(|()| std::fs::set_permissions(&spool, std::fs::Permissions::from_mode(SHARED_SPOOL)));
-            made.with_context(|| format!("cannot make {}", spool.display())).map_err(CliError::environment)?;
+            let made = spool::make_directory(&spool).and_then(|()| {
+                std::fs::set_permissions(&spool, std::fs::Permissions::from_mode(SHARED_SPOOL))
+            });
+            made.with_context(|| format!("cannot make {}", spool.display()))
+                .map_err(CliError::environment)?;
         }
         let mut lines = String::new();
         let mut hook = |name: &str, setting: &str| -> Result<(), CliError> {
@@ -158,9 +176,14 @@ impl WorkDirectory {
     }
 
     fn script(&self, dirs: &Dirs, hook: &str) -> Result<PathBuf> {
-        let program = std::fs::read_link("/proc/self/exe").context("cannot tell where this program is; mount /proc")?;
+        let program = std::fs::read_link("/proc/self/exe")
+            .context("cannot tell where this program is; mount /proc")?;
         let path = self.path.join(hook);
-        let owner = format!("{}:{}", rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let owner = format!(
+            "{}:{}",
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw()
+        );
         let text = script(&program, dirs, &owner, hook)?;
         std::fs::write(&path, text)
             .and_then(|()| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)))
@@ -181,7 +204,8 @@ fn make(path: &Path) -> std::io::Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(REACHABLE))
 }
 
-/// A hook as a script. A program that the daemon does not see (another mount namespace) is no failed build.
+/// A hook as a script. A program that the daemon does not see (another mount namespace) is no
+/// failed build.
 fn script(program: &Path, dirs: &Dirs, owner: &str, hook: &str) -> Result<String> {
     let (program, config, state) = (quoted(program)?, quoted(&dirs.config)?, quoted(&dirs.state)?);
     let answer = if hook == "build-hook" { "echo '# decline-permanently' >&2\n" } else { "" };
@@ -206,8 +230,12 @@ mod tests {
     #[test]
     fn a_script() {
         let dirs = Dirs { config: "/h/it's.toml".into(), state: "/h/state".into() };
-        insta::assert_snapshot!(script(Path::new("/p/hookrun"), &dirs, "1000:100", "post-build").unwrap());
-        insta::assert_snapshot!(script(Path::new("/p/hookrun"), &dirs, "0:0", "build-hook").unwrap());
+        insta::assert_snapshot!(
+            script(Path::new("/p/hookrun"), &dirs, "1000:100", "post-build").unwrap()
+        );
+        insta::assert_snapshot!(
+            script(Path::new("/p/hookrun"), &dirs, "0:0", "build-hook").unwrap()
+        );
     }
 
     #[test]

@@ -1,9 +1,12 @@
-//! `hookrun ci -- CMD`: hooks for this command only, its uploads waited for, and what is unfinished told in the exit code.
+//! `hookrun ci -- CMD`: hooks for this command only, its uploads waited for, and what is unfinished
+//! told in the exit code.
 //!
-//! The hooks are set through `NIX_CONFIG` of the command ([`hooks`]), which Nix sends on to a daemon that trusts the user. A daemon that does
-//! not would ignore them without a word: that is found out before ([`reach`]), said, and what was built is looked up in Nix's
-//! database afterwards. Workers are the ones that hooks start too, so nothing is left running when this process is killed. The
-//! command's standard streams are its own: everything here is said on standard error.
+//! The hooks are set through `NIX_CONFIG` of the command ([`hooks`]), which Nix sends on to a
+//! daemon that trusts the user. A daemon that does not would ignore them without a word: that is
+//! found out before ([`reach`]), said, and what was built is looked up in Nix's database
+//! afterwards. Workers are the ones that hooks start too, so nothing is left running when this
+//! process is killed. The command's standard streams are its own: everything here is said on
+//! standard error.
 
 mod hooks;
 mod patience;
@@ -42,9 +45,11 @@ use crate::queue::{health, lock, spawn, spool};
 const LOOK: Duration = Duration::from_millis(200);
 /// A worker that was started has this long to take its lock before another is started.
 const WORKER_START: Duration = Duration::from_secs(5);
-/// How long a worker may take to leave a private state directory: as long as its runs may take once it is asked to stop, and some more.
+/// How long a worker may take to leave a private state directory: as long as its runs may take once
+/// it is asked to stop, and some more.
 const WORKER_STOP: Duration = Duration::from_secs(15);
-/// What shells return for a command that is not there, and for one that a signal ended (POSIX.1-2024, XCU 2.8.2).
+/// What shells return for a command that is not there, and for one that a signal ended
+/// (POSIX.1-2024, XCU 2.8.2).
 const NOT_FOUND: u8 = 127;
 const SIGNALLED: i32 = 128;
 
@@ -80,7 +85,12 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD"
+    )]
     command: Vec<OsString>,
 }
 
@@ -105,14 +115,22 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     if let Some(path) = &args.report {
         let json = serde_json::to_string_pretty(&summary).map_err(CliError::internal)?;
         std::fs::write(path, json + "\n")
-            .with_context(|| format!("cannot write the summary to {}; name a file you may write to", path.display()))
+            .with_context(|| {
+                format!(
+                    "cannot write the summary to {}; name a file you may write to",
+                    path.display()
+                )
+            })
             .map_err(CliError::environment)?;
     }
     if args.private && session.stop_worker() {
         if summary.all_done() {
             work.remove();
         } else {
-            say(&format!("the queue is kept: hookrun --state-dir {} drain goes on with it", session.dirs.state.display()));
+            say(&format!(
+                "the queue is kept: hookrun --state-dir {} drain goes on with it",
+                session.dirs.state.display()
+            ));
         }
     } else if !args.private {
         work.remove();
@@ -134,7 +152,12 @@ struct Session {
 }
 
 impl Session {
-    async fn play(&self, args: &Args, installed: &Installed, reach: Reach) -> Result<Summary, CliError> {
+    async fn play(
+        &self,
+        args: &Args,
+        installed: &Installed,
+        reach: Reach,
+    ) -> Result<Summary, CliError> {
         let mut signals = Signals::new()?;
         let mut workers = Workers { session: self, started: None };
         let Some((program, arguments)) = args.command.split_first() else {
@@ -147,7 +170,11 @@ impl Session {
             );
         }
         let mut summary = Summary { state: self.dirs.state.clone(), ..Summary::default() };
-        summary.command_exit = match Command::new(program).args(arguments).env("NIX_CONFIG", &installed.nix_config).spawn() {
+        summary.command_exit = match Command::new(program)
+            .args(arguments)
+            .env("NIX_CONFIG", &installed.nix_config)
+            .spawn()
+        {
             Ok(child) => exit_code(wait_for(child, &mut signals, &mut workers).await?),
             Err(error) => {
                 say(&format!("`{}` does not start ({error})", program.to_string_lossy()));
@@ -156,8 +183,11 @@ impl Session {
         };
         if reach == (Reach::Daemon { trusted: false }) {
             // Nix registers with whole seconds.
-            let wanted =
-                sync::Wanted { since_ms: Some(self.begun_ms / 1000 * 1000), built: true, ..sync::Wanted::default() };
+            let wanted = sync::Wanted {
+                since_ms: Some(self.begun_ms / 1000 * 1000),
+                built: true,
+                ..sync::Wanted::default()
+            };
             match sync::enqueue(&self.dirs, &wanted, sync::Mode::default(), &mut |_| {}) {
                 Ok(report) => summary.found_afterwards = report.enqueued,
                 Err(error) => say(&format!("what was built cannot be looked up: {error}")),
@@ -188,7 +218,11 @@ impl Session {
                 break;
             }
             if let Some(bar) = &bar {
-                bar.set_message(format!("{} left, {} running", seen.open + seen.spooled, seen.running));
+                bar.set_message(format!(
+                    "{} left, {} running",
+                    seen.open + seen.spooled,
+                    seen.running
+                ));
                 bar.tick();
             }
             workers.ensure(&seen);
@@ -212,14 +246,16 @@ impl Session {
         // The spool first: an event that leaves it is in the journal already.
         summary.spooled = self.spooled();
         if let Some(journal) = Journal::open_read_only(&self.dirs).map_err(CliError::environment)? {
-            (summary.events, summary.plugins) = journal.since(self.begun_ms, now_ms()).map_err(CliError::environment)?;
+            (summary.events, summary.plugins) =
+                journal.since(self.begun_ms, now_ms()).map_err(CliError::environment)?;
         }
         Ok(Seen {
             spooled: summary.spooled as u64,
             open: summary.count(|plugin| plugin.due + plugin.waiting + plugin.running),
             due: summary.count(|plugin| plugin.due),
             running: summary.count(|plugin| plugin.running),
-            ended: summary.events + summary.count(|plugin| plugin.done + plugin.dead + plugin.refused),
+            ended: summary.events
+                + summary.count(|plugin| plugin.done + plugin.dead + plugin.refused),
         })
     }
 
@@ -233,7 +269,10 @@ impl Session {
     fn output_bytes(&self) -> Option<u64> {
         let journal = Journal::open_read_only(&self.dirs).ok()??;
         let paths: Vec<String> = journal.outputs(Some(self.begun_ms)).ok()?.into_iter().collect();
-        let infos = crate::nix::database::Database::open(&NixDirs::from_env()).ok()?.path_infos(&paths).ok()?;
+        let infos = crate::nix::database::Database::open(&NixDirs::from_env())
+            .ok()?
+            .path_infos(&paths)
+            .ok()?;
         Some(infos.iter().flatten().map(|info| info.nar_size).sum())
     }
 
@@ -257,7 +296,8 @@ impl Session {
     }
 }
 
-/// Sees to it that a worker runs while there is work, whoever the configuration says starts it: here nobody else may.
+/// Sees to it that a worker runs while there is work, whoever the configuration says starts it:
+/// here nobody else may.
 struct Workers<'a> {
     session: &'a Session,
     started: Option<Instant>,
@@ -296,7 +336,10 @@ impl Signals {
             (Signal::HUP, SignalKind::hangup()),
             (Signal::QUIT, SignalKind::quit()),
         ];
-        let all = kinds.into_iter().map(|(number, kind)| Ok((number, signal(kind)?))).collect::<std::io::Result<_>>();
+        let all = kinds
+            .into_iter()
+            .map(|(number, kind)| Ok((number, signal(kind)?)))
+            .collect::<std::io::Result<_>>();
         // SAFETY: no pointer is passed; without a terminal it gives -1.
         let foreground = unsafe { libc::tcgetpgrp(libc::STDIN_FILENO) };
         let own = rustix::process::getpgrp().as_raw_nonzero().get();
@@ -316,12 +359,17 @@ impl Signals {
 }
 
 /// Waits for the command, hands it the signals that this process gets, and keeps a worker at work.
-async fn wait_for(mut child: Child, signals: &mut Signals, workers: &mut Workers<'_>) -> Result<ExitStatus, CliError> {
+async fn wait_for(
+    mut child: Child,
+    signals: &mut Signals,
+    workers: &mut Workers<'_>,
+) -> Result<ExitStatus, CliError> {
     loop {
         tokio::select! {
             status = child.wait() => return status.map_err(CliError::environment),
             signal = signals.next() => {
-                // The terminal's own go to all processes in the foreground; twice would look like an impatient person to Nix.
+                // The terminal's own go to all processes in the foreground; twice would look like
+                // an impatient person to Nix.
                 let sent_already = signals.terminal && [Signal::INT, Signal::QUIT].contains(&signal);
                 if !sent_already && let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
                     // It may be gone by now.

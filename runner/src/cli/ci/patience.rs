@@ -41,14 +41,16 @@ impl Patience {
         Self { limit, idle: Duration::ZERO, last: None }
     }
 
-    /// The verdict on what is seen `elapsed` after the look before. Progress is an event taken or a task ended; while a task runs the time
-    /// does not count, since a run has limits of its own. An attempt that fails for a while is none: with a dead endpoint the
-    /// time adds up between the attempts.
+    /// The verdict on what is seen `elapsed` after the look before. Progress is an event taken or a
+    /// task ended; while a task runs the time does not count, since a run has limits of its own. An
+    /// attempt that fails for a while is none: with a dead endpoint the time adds up between the
+    /// attempts.
     pub(super) fn step(&mut self, seen: Seen, elapsed: Duration) -> Verdict {
         if seen.spooled == 0 && seen.open == 0 {
             return Verdict::Finished;
         }
-        let progress = self.last.is_some_and(|last| seen.ended > last.ended || seen.spooled < last.spooled);
+        let progress =
+            self.last.is_some_and(|last| seen.ended > last.ended || seen.spooled < last.spooled);
         if progress {
             self.idle = Duration::ZERO;
         } else if seen.running == 0 {
@@ -73,7 +75,11 @@ mod tests {
         assert_eq!(patience.step(seen(1, 0, 0, 0), SECOND), Verdict::Wait);
         assert_eq!(patience.step(seen(0, 2, 1, 1), SECOND), Verdict::Wait, "taken");
         for _ in 0..10 {
-            assert_eq!(patience.step(seen(0, 2, 1, 1), SECOND), Verdict::Wait, "a run has its own limit");
+            assert_eq!(
+                patience.step(seen(0, 2, 1, 1), SECOND),
+                Verdict::Wait,
+                "a run has its own limit"
+            );
         }
         assert_eq!(patience.step(seen(0, 1, 0, 2), 10 * SECOND), Verdict::Wait, "ended");
         assert_eq!(patience.step(seen(0, 1, 0, 2), 2 * SECOND), Verdict::Wait);
@@ -84,7 +90,8 @@ mod tests {
     #[test]
     fn no_patience_and_nothing_to_wait_for() {
         assert_eq!(
-            Patience::new(Duration::ZERO).step(Seen { spooled: 1, ..Seen::default() }, Duration::ZERO),
+            Patience::new(Duration::ZERO)
+                .step(Seen { spooled: 1, ..Seen::default() }, Duration::ZERO),
             Verdict::GiveUp
         );
         assert_eq!(Patience::new(Duration::ZERO).step(Seen::default(), SECOND), Verdict::Finished);

@@ -1,5 +1,6 @@
-//! Will the Nix that builds take hooks from this user? The question is decided by where it builds: in the process that the command
-//! starts, or in a daemon, which obeys trusted users only and says nothing to others (Nix 2.8 to 2.35, `daemon.cc`).
+//! Will the Nix that builds take hooks from this user? The question is decided by where it builds:
+//! in the process that the command starts, or in a daemon, which obeys trusted users only and says
+//! nothing to others (Nix 2.8 to 2.35, `daemon.cc`).
 
 use std::path::Path;
 
@@ -28,8 +29,8 @@ struct Place<'a> {
     socket: bool,
 }
 
-/// Nix's rule for the store `auto` (2.8 to 2.35, `store-api.cc`): the files, if they may be written; else the daemon, if there is
-/// one. True: the daemon.
+/// Nix's rule for the store `auto` (2.8 to 2.35, `store-api.cc`): the files, if they may be
+/// written; else the daemon, if there is one. True: the daemon.
 fn through_daemon(place: &Place<'_>) -> bool {
     match place.remote {
         "" | "auto" => !place.state_writable && place.socket,
@@ -50,7 +51,8 @@ pub(super) fn find(dirs: &NixDirs) -> Reach {
     if !through_daemon(&place) {
         return Reach::Direct;
     }
-    let trusted = rustix::process::geteuid().is_root() || daemon_says().unwrap_or_else(configuration_says);
+    let trusted =
+        rustix::process::geteuid().is_root() || daemon_says().unwrap_or_else(configuration_says);
     Reach::Daemon { trusted }
 }
 
@@ -71,14 +73,17 @@ fn said(json: &[u8]) -> Option<bool> {
     trusted.as_bool().or_else(|| trusted.as_i64().map(|number| number != 0))
 }
 
-/// What `trusted-users` says where the daemon does not: its own configuration may differ, but mostly is the same file.
+/// What `trusted-users` says where the daemon does not: its own configuration may differ, but
+/// mostly is the same file.
 fn configuration_says() -> bool {
     let output = nix::command("nix")
         .args(["--extra-experimental-features", "nix-command", "show-config", "--json"])
         .stdin(std::process::Stdio::null())
         .output();
     let users = output.map(|output| trusted_users(&output.stdout)).unwrap_or_default();
-    let Some(me) = uzers::get_user_by_uid(rustix::process::geteuid().as_raw()) else { return false };
+    let Some(me) = uzers::get_user_by_uid(rustix::process::geteuid().as_raw()) else {
+        return false;
+    };
     let name = me.name().to_string_lossy();
     let groups: Vec<String> = uzers::get_user_groups(me.name(), me.primary_group_id())
         .unwrap_or_default()
@@ -108,7 +113,9 @@ mod tests {
 
     #[test]
     fn where_nix_builds() {
-        let daemon = |remote, state_writable, socket| through_daemon(&Place { remote, state_writable, socket });
+        let daemon = |remote, state_writable, socket| {
+            through_daemon(&Place { remote, state_writable, socket })
+        };
         assert!(!daemon("", true, true), "root works on the files itself");
         assert!(daemon("", false, true));
         assert!(!daemon("auto", false, false));

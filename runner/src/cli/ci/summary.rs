@@ -90,11 +90,29 @@ impl std::fmt::Display for Summary {
         if *spooled > 0 {
             let _ = write!(text, ", {spooled} not taken by a worker");
         }
-        for PluginCounts { plugin, due, waiting, running, done, dead, refused, oldest_ms: _, next_ms: _ } in plugins {
-            let counts =
-                [(*done, "done"), (due + waiting + running, "unfinished"), (*dead, "given up"), (*refused, "refused")];
-            let counts: Vec<String> =
-                counts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")).collect();
+        for PluginCounts {
+            plugin,
+            due,
+            waiting,
+            running,
+            done,
+            dead,
+            refused,
+            oldest_ms: _,
+            next_ms: _,
+        } in plugins
+        {
+            let counts = [
+                (*done, "done"),
+                (due + waiting + running, "unfinished"),
+                (*dead, "given up"),
+                (*refused, "refused"),
+            ];
+            let counts: Vec<String> = counts
+                .iter()
+                .filter(|(count, _)| *count > 0)
+                .map(|(count, word)| format!("{count} {word}"))
+                .collect();
             let _ = write!(text, "; {plugin}: {}", counts.join(", "));
         }
         if *waited_ms >= 1000 {
@@ -120,8 +138,13 @@ mod tests {
     #[test]
     fn the_exit_code_is_the_commands_or_tells_of_unfinished_work() {
         let summary = |command_exit, finished, dead, refused| {
-            let plugins =
-                vec![PluginCounts { plugin: "cache".to_owned(), done: 2, dead, refused, ..PluginCounts::default() }];
+            let plugins = vec![PluginCounts {
+                plugin: "cache".to_owned(),
+                done: 2,
+                dead,
+                refused,
+                ..PluginCounts::default()
+            }];
             Summary { command_exit, events: 3, finished, plugins, ..Summary::default() }
         };
         assert_eq!(summary(0, true, 0, 0).exit(), Exit::Done);

@@ -1,4 +1,5 @@
-//! `[http-credentials.NAME]`: what the host puts into a request whose grant names it. Secrets are named by file.
+//! `[http-credentials.NAME]`: what the host puts into a request whose grant names it. Secrets are
+//! named by file.
 
 use std::path::PathBuf;
 
@@ -57,8 +58,17 @@ impl HttpCredential {
             Self::Bearer { token_file } => vec![("token-file", token_file)],
             Self::Basic { username: _, password_file } => vec![("password-file", password_file)],
             Self::Header { header: _, value_file } => vec![("value-file", value_file)],
-            Self::AwsSigv4 { access_key_file, secret_key_file, session_token_file, region: _, service: _ } => {
-                let mut files = vec![("access-key-file", access_key_file), ("secret-key-file", secret_key_file)];
+            Self::AwsSigv4 {
+                access_key_file,
+                secret_key_file,
+                session_token_file,
+                region: _,
+                service: _,
+            } => {
+                let mut files = vec![
+                    ("access-key-file", access_key_file),
+                    ("secret-key-file", secret_key_file),
+                ];
                 files.extend(session_token_file.iter().map(|file| ("session-token-file", file)));
                 files
             }
@@ -67,7 +77,8 @@ impl HttpCredential {
 }
 
 /// The headers of a signature.
-pub const AWS_HEADERS: [&str; 4] = ["authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-security-token"];
+pub const AWS_HEADERS: [&str; 4] =
+    ["authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-security-token"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -156,7 +167,9 @@ impl RawHttpCredential {
             )
         };
         Ok(match kind {
-            Kind::Bearer => HttpCredential::Bearer { token_file: token_file.ok_or_else(|| missing("token-file", "/path"))? },
+            Kind::Bearer => HttpCredential::Bearer {
+                token_file: token_file.ok_or_else(|| missing("token-file", "/path"))?,
+            },
             Kind::Basic => {
                 let username = username.ok_or_else(|| missing("username", "NAME"))?;
                 // RFC 7617 section 2: the first colon ends the user.
@@ -170,13 +183,16 @@ impl RawHttpCredential {
                 }
                 HttpCredential::Basic {
                     username,
-                    password_file: password_file.ok_or_else(|| missing("password-file", "/path"))?,
+                    password_file: password_file
+                        .ok_or_else(|| missing("password-file", "/path"))?,
                 }
             }
             Kind::Header => {
                 let header = header.ok_or_else(|| missing("header", "x-api-key"))?;
                 let token = !header.is_empty()
-                    && header.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+                    && header
+                        .bytes()
+                        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
                 if !token || RESERVED.iter().any(|reserved| header.eq_ignore_ascii_case(reserved)) {
                     return Err((
                         "header",
@@ -191,8 +207,10 @@ impl RawHttpCredential {
                 }
             }
             Kind::AwsSigv4 => HttpCredential::AwsSigv4 {
-                access_key_file: access_key_file.ok_or_else(|| missing("access-key-file", "/path"))?,
-                secret_key_file: secret_key_file.ok_or_else(|| missing("secret-key-file", "/path"))?,
+                access_key_file: access_key_file
+                    .ok_or_else(|| missing("access-key-file", "/path"))?,
+                secret_key_file: secret_key_file
+                    .ok_or_else(|| missing("secret-key-file", "/path"))?,
                 session_token_file,
                 region: region.ok_or_else(|| missing("region", "eu-west-1"))?,
                 service: service.ok_or_else(|| missing("service", "execute-api"))?,
@@ -201,6 +219,15 @@ impl RawHttpCredential {
     }
 }
 
-/// Headers that frame or route a message (RFC 9110 sections 7 and 8.6, RFC 9112); a credential is none of them.
-const RESERVED: [&str; 8] =
-    ["connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
+/// Headers that frame or route a message (RFC 9110 sections 7 and 8.6, RFC 9112); a credential is
+/// none of them.
+const RESERVED: [&str; 8] = [
+    "connection",
+    "content-length",
+    "host",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];

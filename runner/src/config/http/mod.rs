@@ -1,6 +1,8 @@
-//! `http` of a grant and `[http-credentials.NAME]`: where a plugin may send requests, and what the host puts into them.
+//! `http` of a grant and `[http-credentials.NAME]`: where a plugin may send requests, and what the
+//! host puts into them.
 //!
-//! Pure: whether a request is covered is decided here, from values alone. Files are named, not opened; names are not looked up.
+//! Pure: whether a request is covered is decided here, from values alone. Files are named, not
+//! opened; names are not looked up.
 
 mod credential;
 pub mod url;
@@ -20,7 +22,8 @@ pub use url::{Flaw, Host, Place, Scheme};
 /// One element of `http` in `[plugins.NAME.grant]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpGrant {
-    /// Where. None is everywhere; the configuration cannot say that, only `hookrun test` of a plugin without one can.
+    /// Where. None is everywhere; the configuration cannot say that, only `hookrun test` of a
+    /// plugin without one can.
     pub place: Option<Place>,
     /// Request methods, as they are sent.
     pub methods: Vec<String>,
@@ -45,8 +48,8 @@ impl fmt::Display for HttpGrant {
 /// What is allowed where `methods` is not written: what changes nothing (RFC 9110 section 9.2.1).
 const DEFAULT_METHODS: [&str; 2] = ["GET", "HEAD"];
 
-/// Methods that no grant can give: they turn the connection into something that is no request (CONNECT), or return the request with what
-/// the host put into it (TRACE, RFC 9110 section 9.3.8).
+/// Methods that no grant can give: they turn the connection into something that is no request
+/// (CONNECT), or return the request with what the host put into it (TRACE, RFC 9110 section 9.3.8).
 const NEVER: [&str; 2] = ["CONNECT", "TRACE"];
 
 /// What one request asks for.
@@ -81,9 +84,16 @@ pub enum HttpMiss {
 }
 
 impl HttpGrant {
-    /// Everything, for `hookrun test` of a plugin that stands in no configuration; nothing is sent there.
+    /// Everything, for `hookrun test` of a plugin that stands in no configuration; nothing is sent
+    /// there.
     pub fn everything() -> Self {
-        Self { place: None, methods: Vec::new(), address: Vec::new(), ca_file: None, credential: None }
+        Self {
+            place: None,
+            methods: Vec::new(),
+            address: Vec::new(),
+            ca_file: None,
+            credential: None,
+        }
     }
 
     fn covers(&self, place: &Place) -> bool {
@@ -99,28 +109,41 @@ impl HttpGrant {
     }
 }
 
-/// The grant that covers `target`: of several the one with the longest path, as that one says most about it.
+/// The grant that covers `target`: of several the one with the longest path, as that one says most
+/// about it.
 ///
 /// # Errors
 /// None does.
-pub fn granting<'a>(grants: &'a [HttpGrant], target: &HttpTarget) -> Result<&'a HttpGrant, Box<HttpMiss>> {
+pub fn granting<'a>(
+    grants: &'a [HttpGrant],
+    target: &HttpTarget,
+) -> Result<&'a HttpGrant, Box<HttpMiss>> {
     let covering = || grants.iter().filter(|grant| grant.covers(&target.place));
     // `max_by_key` gives the last of equals; the first one written is to count.
-    let narrowest =
-        |grants: &mut dyn DoubleEndedIterator<Item = &'a HttpGrant>| grants.rev().max_by_key(|grant| grant.depth());
+    let narrowest = |grants: &mut dyn DoubleEndedIterator<Item = &'a HttpGrant>| {
+        grants.rev().max_by_key(|grant| grant.depth())
+    };
     if let Some(grant) = narrowest(&mut covering().filter(|grant| grant.allows(&target.method))) {
         return Ok(grant);
     }
-    Err(Box::new(match narrowest(&mut covering()).and_then(|grant| Some((grant.place.clone()?, &grant.methods))) {
-        Some((grant, methods)) => HttpMiss::Method { target: target.clone(), grant, methods: methods.clone() },
-        None => HttpMiss::Place(target.clone()),
-    }))
+    Err(Box::new(
+        match narrowest(&mut covering())
+            .and_then(|grant| Some((grant.place.clone()?, &grant.methods)))
+        {
+            Some((grant, methods)) => {
+                HttpMiss::Method { target: target.clone(), grant, methods: methods.clone() }
+            }
+            None => HttpMiss::Place(target.clone()),
+        },
+    ))
 }
 
 impl HttpMiss {
     /// The message for `plugin`, configured in `file`: what was asked for, and the lines to write.
     pub fn message(&self, plugin: &str, file: &std::path::Path) -> String {
-        let list = |methods: &[&str]| methods.iter().map(|method| format!("{method:?}")).collect::<Vec<_>>().join(", ");
+        let list = |methods: &[&str]| {
+            methods.iter().map(|method| format!("{method:?}")).collect::<Vec<_>>().join(", ")
+        };
         let file = file.display();
         let (Self::Place(target) | Self::Method { target, .. }) = self;
         if NEVER.contains(&target.method.as_str()) {
@@ -143,7 +166,8 @@ impl HttpMiss {
                 )
             }
             Self::Method { target, grant, methods } => {
-                let methods: Vec<&str> = methods.iter().map(String::as_str).chain([target.method.as_str()]).collect();
+                let methods: Vec<&str> =
+                    methods.iter().map(String::as_str).chain([target.method.as_str()]).collect();
                 format!(
                     "plugin `{plugin}` has no grant for the method of http `{target}`; write `methods = [{}]` beside \
                      `url = \"{grant}\"` under [[plugins.{plugin}.grant.http]] in {file}",
@@ -217,7 +241,8 @@ impl<'de> Deserialize<'de> for RawPlace {
         let text = String::deserialize(deserializer)?;
         Place::parse(&text).map(Self).map_err(|flaw| {
             // Never quoted with its user information: repeating a password would spread it.
-            let shown = if flaw == Flaw::UserInformation { String::new() } else { format!(" `{text}`") };
+            let shown =
+                if flaw == Flaw::UserInformation { String::new() } else { format!(" `{text}`") };
             D::Error::custom(format!("the url{shown} {flaw}"))
         })
     }
@@ -230,13 +255,18 @@ impl<'de> Deserialize<'de> for RawMethod {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         if NEVER.contains(&text.to_ascii_uppercase().as_str()) {
-            return Err(D::Error::custom(format!("the method `{text}` is never granted; remove it")));
+            return Err(D::Error::custom(format!(
+                "the method `{text}` is never granted; remove it"
+            )));
         }
-        let token = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-');
+        let token =
+            !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-');
         if token {
             Ok(Self(text))
         } else {
-            Err(D::Error::custom(format!("`{text}` is no method; write it in capitals, such as `GET`")))
+            Err(D::Error::custom(format!(
+                "`{text}` is no method; write it in capitals, such as `GET`"
+            )))
         }
     }
 }
@@ -247,14 +277,18 @@ struct RawNetwork(IpNet);
 impl<'de> Deserialize<'de> for RawNetwork {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let network: Option<IpNet> = text.parse().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from));
+        let network: Option<IpNet> =
+            text.parse().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from));
         let network = network.ok_or_else(|| {
             D::Error::custom(format!(
                 "`{text}` is no network; write for example \"10.0.0.0/8\", \"fd00::/8\" or \"192.0.2.1\""
             ))
         })?;
         if network.trunc() != network {
-            return Err(D::Error::custom(format!("`{text}` is an address within a network; write \"{}\"", network.trunc())));
+            return Err(D::Error::custom(format!(
+                "`{text}` is an address within a network; write \"{}\"",
+                network.trunc()
+            )));
         }
         Ok(Self(network))
     }

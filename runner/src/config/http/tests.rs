@@ -43,7 +43,8 @@ fn the_longest_path_counts() {
     let grants = grants(
         "http = [{ url = \"https://h/\", credential = \"a\" }, { url = \"https://h/x/\", credential = \"b\" }, { url = \"https://h/x\", credential = \"c\" }]",
     );
-    let credential = |url: &str| granting(&grants, &target("GET", url)).unwrap().credential.clone().unwrap();
+    let credential =
+        |url: &str| granting(&grants, &target("GET", url)).unwrap().credential.clone().unwrap();
     assert_eq!(credential("https://h/y"), "a");
     assert_eq!(credential("https://h/x/y"), "b", "of equals the first");
     assert_eq!(credential("https://h/x"), "c");
@@ -53,7 +54,9 @@ fn the_longest_path_counts() {
 fn refusals_end_in_the_lines_to_write() {
     let grants = grants("http = [{ url = \"https://api.example.org/v1/\", methods = [\"GET\"] }]");
     let file = std::path::Path::new("/etc/hookrun/hookrun.toml");
-    let refused = |method: &str, url: &str| granting(&grants, &target(method, url)).unwrap_err().message("notify", file);
+    let refused = |method: &str, url: &str| {
+        granting(&grants, &target(method, url)).unwrap_err().message("notify", file)
+    };
     insta::assert_snapshot!(refused("GET", "https://api.example.org/v2/things"));
     insta::assert_snapshot!(refused("POST", "http://[::1]:8080/x"));
     insta::assert_snapshot!(refused("POST", "https://api.example.org/v1/things"));
@@ -67,7 +70,9 @@ fn grants_that_are_wrong() {
             "[plugins.a]\nsource = \"a.wasm\"\n[[plugins.a.grant.http]]\n{line}\n[http-credentials.github]\nkind = \"bearer\"\n\
              token-file = \"/t\"\n"
         );
-        crate::config::Config::parse(std::path::Path::new("hookrun.toml"), &text).expect_err(line).to_string()
+        crate::config::Config::parse(std::path::Path::new("hookrun.toml"), &text)
+            .expect_err(line)
+            .to_string()
     };
     let errors: Vec<String> = [
         "methods = [\"GET\"]",
@@ -99,7 +104,9 @@ fn grants_that_are_wrong() {
 fn credentials_that_are_wrong() {
     let error = |lines: &str| {
         let text = format!("[http-credentials.c]\n{lines}\n");
-        crate::config::Config::parse(std::path::Path::new("hookrun.toml"), &text).expect_err(lines).to_string()
+        crate::config::Config::parse(std::path::Path::new("hookrun.toml"), &text)
+            .expect_err(lines)
+            .to_string()
     };
     let errors: Vec<String> = [
         "token-file = \"/t\"",

@@ -1,8 +1,9 @@
-//! Where an HTTP request goes: scheme, host, port and path, parsed so strictly that two programs cannot read them in two ways.
+//! Where an HTTP request goes: scheme, host, port and path, parsed so strictly that two programs
+//! cannot read them in two ways.
 //!
-//! Grants and requests are parsed by the same functions, so that comparing the results is enough. What other parsers forgive
-//! is refused here: user information, addresses in odd forms, a trailing dot, names beyond ASCII, dot segments and encoded
-//! separators. Pure: nothing is looked up.
+//! Grants and requests are parsed by the same functions, so that comparing the results is enough.
+//! What other parsers forgive is refused here: user information, addresses in odd forms, a trailing
+//! dot, names beyond ASCII, dot segments and encoded separators. Pure: nothing is looked up.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -54,7 +55,8 @@ impl Scheme {
 pub enum Host {
     /// A name that has to be looked up.
     Name(String),
-    /// An address, literally. `::ffff:10.0.0.1` is not `10.0.0.1` here: each is granted by its own form.
+    /// An address, literally. `::ffff:10.0.0.1` is not `10.0.0.1` here: each is granted by its own
+    /// form.
     Address(IpAddr),
 }
 
@@ -77,7 +79,10 @@ impl Host {
     fn parse(text: &str) -> Result<Self, Flaw> {
         if let Some(rest) = text.strip_prefix('[') {
             let inner = rest.strip_suffix(']').ok_or(Flaw::Host)?;
-            return inner.parse::<Ipv6Addr>().map(|address| Self::Address(address.into())).map_err(|_| Flaw::Host);
+            return inner
+                .parse::<Ipv6Addr>()
+                .map(|address| Self::Address(address.into()))
+                .map_err(|_| Flaw::Host);
         }
         if text.is_empty() {
             return Err(Flaw::NoHost);
@@ -90,15 +95,21 @@ impl Host {
         }
         let last = text.rsplit('.').next().unwrap_or(text);
         if is_numeric(last) {
-            // `Ipv4Addr` takes four decimal numbers without leading zeros and nothing else, where the C library takes
-            // `127.1`, `0x7f000001`, `017700000001` and `2130706433` for the same address.
-            return text.parse::<Ipv4Addr>().map(|address| Self::Address(address.into())).map_err(|_| Flaw::OddAddress);
+            // `Ipv4Addr` takes four decimal numbers without leading zeros and nothing else, where
+            // the C library takes `127.1`, `0x7f000001`, `017700000001` and `2130706433` for the
+            // same address.
+            return text
+                .parse::<Ipv4Addr>()
+                .map(|address| Self::Address(address.into()))
+                .map_err(|_| Flaw::OddAddress);
         }
         let label = |label: &str| {
             (1..=MAX_LABEL).contains(&label.len())
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+                && label
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
         };
         if text.len() > MAX_NAME || !text.split('.').all(label) {
             return Err(Flaw::Host);
@@ -107,7 +118,8 @@ impl Host {
     }
 }
 
-/// Would some parser take a name that ends in this label for an address? (WHATWG URL, "ends in a number".)
+/// Would some parser take a name that ends in this label for an address? (WHATWG URL, "ends in a
+/// number".)
 fn is_numeric(label: &str) -> bool {
     let hexadecimal = label.strip_prefix("0x").or_else(|| label.strip_prefix("0X"));
     match hexadecimal {
@@ -116,7 +128,8 @@ fn is_numeric(label: &str) -> bool {
     }
 }
 
-/// How often a segment is decoded before it is refused as unreadable. Servers and the proxies before them decode once each.
+/// How often a segment is decoded before it is refused as unreadable. Servers and the proxies
+/// before them decode once each.
 const MAX_DECODING: usize = 4;
 
 /// A path without its query, as segments that are decoded once.
@@ -134,7 +147,8 @@ impl Path {
     pub fn parse(text: &str) -> Result<Self, Flaw> {
         let text = if text.is_empty() { "/" } else { text };
         let rest = text.strip_prefix('/').ok_or(Flaw::RelativePath)?;
-        // RFC 3986 section 3.3 has fewer characters; what matters is that no separator hides among them.
+        // RFC 3986 section 3.3 has fewer characters; what matters is that no separator hides among
+        // them.
         if !text.bytes().all(|byte| byte.is_ascii_graphic()) || text.contains(['?', '#']) {
             return Err(Flaw::PathCharacter);
         }
@@ -142,7 +156,8 @@ impl Path {
         Ok(Self { segments, text: text.to_owned() })
     }
 
-    /// Is `other` this path or below it? `/v1` covers `/v1` and `/v1/x` and not `/v10`; `/v1/` does not cover `/v1`.
+    /// Is `other` this path or below it? `/v1` covers `/v1` and `/v1/x` and not `/v10`; `/v1/` does
+    /// not cover `/v1`.
     pub fn covers(&self, other: &Self) -> bool {
         let directory = self.segments.last().is_some_and(Vec::is_empty);
         let prefix = self.segments.len() - usize::from(directory);
@@ -161,7 +176,8 @@ impl Path {
     }
 }
 
-/// A segment, decoded once; refused if it is or hides a dot segment or a separator, however often it is decoded.
+/// A segment, decoded once; refused if it is or hides a dot segment or a separator, however often
+/// it is decoded.
 fn segment(text: &str) -> Result<Vec<u8>, Flaw> {
     let once = decode(text.as_bytes()).ok_or(Flaw::Percent)?;
     let mut seen = once.clone();
@@ -235,7 +251,9 @@ impl Place {
         };
         let port = match port {
             None => scheme.default_port(),
-            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.starts_with('0') => {
+            Some(digits)
+                if digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.starts_with('0') =>
+            {
                 digits.parse().map_err(|_| Flaw::Port)?
             }
             Some(_) => return Err(Flaw::Port),
@@ -258,7 +276,10 @@ impl Place {
 
     /// Is `other` at this place or below it?
     pub fn covers(&self, other: &Self) -> bool {
-        self.scheme == other.scheme && self.host == other.host && self.port == other.port && self.path.covers(&other.path)
+        self.scheme == other.scheme
+            && self.host == other.host
+            && self.port == other.port
+            && self.path.covers(&other.path)
     }
 
     /// How narrow its path is, to choose among several that cover a request.
@@ -266,9 +287,14 @@ impl Place {
         self.path.depth()
     }
 
-    /// `host`, or `host:port` where the port is not the scheme's own: the Host header (RFC 9110 section 7.2).
+    /// `host`, or `host:port` where the port is not the scheme's own: the Host header (RFC 9110
+    /// section 7.2).
     pub fn authority(&self) -> String {
-        if self.port == self.scheme.default_port() { self.host.to_string() } else { format!("{}:{}", self.host, self.port) }
+        if self.port == self.scheme.default_port() {
+            self.host.to_string()
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 
     /// `https://api.example.org:443`, the port always there.
@@ -284,7 +310,8 @@ impl fmt::Display for Place {
     }
 }
 
-/// What is odd about a place. A fragment that follows the place's text and says what to write instead.
+/// What is odd about a place. A fragment that follows the place's text and says what to write
+/// instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
     /// Neither http nor https.
@@ -308,7 +335,9 @@ pub enum Flaw {
     #[error("has an address in an odd form; write four decimal numbers, such as `192.0.2.1`")]
     OddAddress,
     /// `user@host`
-    #[error("holds a user name or a password; write it without, and let a credential of the configuration log in")]
+    #[error(
+        "holds a user name or a password; write it without, and let a credential of the configuration log in"
+    )]
     UserInformation,
     /// No port.
     #[error("has a port that is none; write a number from 1 to 65535 without leading zeros")]

@@ -1,4 +1,5 @@
-//! Step 4: two builders, one faster; the policy plugin chooses, Nix's own `build-remote` builds there.
+//! Step 4: two builders, one faster; the policy plugin chooses, Nix's own `build-remote` builds
+//! there.
 
 use std::path::Path;
 use std::process::Command;
@@ -15,10 +16,13 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     if let Some(why) = impossible() {
         return Ok(Verdict::Impossible(why));
     }
-    let machines =
-        [("slow", 1.0), ("fast", 4.0)].map(|(name, speed_factor)| (stage.path("builders").join(name), speed_factor));
-    std::fs::create_dir_all(stage.path("builders")).context("cannot make the builders' directory")?;
-    let lines = machines.each_ref().map(|(store, speed_factor)| PrivateNix::local_machine(store, 1, *speed_factor));
+    let machines = [("slow", 1.0), ("fast", 4.0)]
+        .map(|(name, speed_factor)| (stage.path("builders").join(name), speed_factor));
+    std::fs::create_dir_all(stage.path("builders"))
+        .context("cannot make the builders' directory")?;
+    let lines = machines
+        .each_ref()
+        .map(|(store, speed_factor)| PrivateNix::local_machine(store, 1, *speed_factor));
     // Hooks do not compile. A service's worker has done it long before; here it is said.
     stage.hookrun(&["compile"])?;
     // `--max-jobs 0`: not here.
@@ -29,17 +33,26 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     let path = Path::new(said.stdout.lines().last().unwrap_or_default());
     let [slow, fast] = machines.map(|(store, _)| PrivateNix::path_in_store(&store, path).exists());
     if !fast || slow {
-        return Ok(Verdict::Broken(format!("built on the fast machine: {fast}; on the slow one: {slow}")));
+        return Ok(Verdict::Broken(format!(
+            "built on the fast machine: {fast}; on the slow one: {slow}"
+        )));
     }
-    let record = Record::read(&stage.path("state/builders")).context("cannot read what was decided")?;
-    let decided =
-        record.map(|record| record.decisions(Selection::Last(1))).transpose().context("cannot read what was decided")?;
+    let record =
+        Record::read(&stage.path("state/builders")).context("cannot read what was decided")?;
+    let decided = record
+        .map(|record| record.decisions(Selection::Last(1)))
+        .transpose()
+        .context("cannot read what was decided")?;
     match decided.as_deref().and_then(<[_]>::first) {
-        Some(decision) if decision.decided_by == "policy" => {
-            Ok(Verdict::Works("built on the machine with speed factor 4, as the policy chose, and copied back".into()))
+        Some(decision) if decision.decided_by == "policy" => Ok(Verdict::Works(
+            "built on the machine with speed factor 4, as the policy chose, and copied back".into(),
+        )),
+        Some(decision) => {
+            Ok(Verdict::Broken(format!("the policy was not asked, but {}", decision.decided_by)))
         }
-        Some(decision) => Ok(Verdict::Broken(format!("the policy was not asked, but {}", decision.decided_by))),
-        None => Ok(Verdict::Broken("hookrun was not asked: Nix has chosen by itself; run `hookrun doctor`".to_owned())),
+        None => Ok(Verdict::Broken(
+            "hookrun was not asked: Nix has chosen by itself; run `hookrun doctor`".to_owned(),
+        )),
     }
 }
 
@@ -60,8 +73,8 @@ fn impossible() -> Option<String> {
              ({}); in a container, allow them (CAP_SYS_ADMIN, for example `docker run --privileged`)",
             String::from_utf8_lossy(&output.stderr).trim()
         )),
-        Err(error) => {
-            Some(format!("whether mount namespaces work cannot be told without `unshare` ({error}); install util-linux"))
-        }
+        Err(error) => Some(format!(
+            "whether mount namespaces work cannot be told without `unshare` ({error}); install util-linux"
+        )),
     }
 }

@@ -21,7 +21,13 @@ pub(super) struct Step {
 /// All of them, in order.
 pub(super) const ALL: [Step; 4] = [
     Step { title: "post-build-hook: what Nix builds is uploaded, signed", run: upload::run },
-    Step { title: "an empty second store takes it back, signatures required", run: substitute::run },
-    Step { title: "diff-hook: a second build differs, and a mail says how", run: nondeterminism::run },
+    Step {
+        title: "an empty second store takes it back, signatures required",
+        run: substitute::run,
+    },
+    Step {
+        title: "diff-hook: a second build differs, and a mail says how",
+        run: nondeterminism::run,
+    },
     Step { title: "build-hook: a policy chooses the builder", run: builders::run },
 ];

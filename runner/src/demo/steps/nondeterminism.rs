@@ -1,5 +1,5 @@
-//! Step 3: a derivation that gives another result with every build is built again with `--check`; Nix calls hookrun as its
-//! diff-hook, and a mail appears.
+//! Step 3: a derivation that gives another result with every build is built again with `--check`;
+//! Nix calls hookrun as its diff-hook, and a mail appears.
 
 use std::path::Path;
 
@@ -11,7 +11,8 @@ use crate::demo::stage::{Stage, ended};
 /// Builds twice, waits for the worker, and shows the mail.
 pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     if !rustix::process::geteuid().is_root() {
-        // Before it starts a diff-hook, Nix drops supplementary groups, which only root may (libutil/util.cc, runProgram2).
+        // Before it starts a diff-hook, Nix drops supplementary groups, which only root may
+        // (libutil/util.cc, runProgram2).
         return Ok(Verdict::Impossible(
             "a Nix that does not run as root cannot start a diff-hook (`setgroups failed: Operation not permitted`); run the demo \
              as root, or use a Nix with a daemon"
@@ -24,18 +25,25 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     }
     let second = stage.build("dice", &["--check"])?;
     if second.status.success() || !second.stderr.contains("may not be deterministic") {
-        return Ok(Verdict::Broken("Nix should have said that the derivation may not be deterministic".into()));
+        return Ok(Verdict::Broken(
+            "Nix should have said that the derivation may not be deterministic".into(),
+        ));
     }
     stage.drain()?;
     stage.hookrun(&["log", "--plugin", "nondeterminism"])?;
     let maildir = stage.path("state/mail/default/new");
-    let mail = newest_file(&maildir).with_context(|| format!("there should be a mail in {}", maildir.display()))?;
+    let mail = newest_file(&maildir)
+        .with_context(|| format!("there should be a mail in {}", maildir.display()))?;
     stage.show.command(&format!("cat {}", mail.display()));
-    let message = std::fs::read_to_string(&mail).with_context(|| format!("cannot read {}", mail.display()))?;
+    let message = std::fs::read_to_string(&mail)
+        .with_context(|| format!("cannot read {}", mail.display()))?;
     // The HTML part says the same again, for a mail program.
     stage.show.file(message.split("Content-Type: text/html").next().unwrap_or(&message));
     stage.show.plain("(and an HTML part)");
-    Ok(Verdict::Works(format!("a mail is in {}; Nix's own verdict is unchanged", maildir.display())))
+    Ok(Verdict::Works(format!(
+        "a mail is in {}; Nix's own verdict is unchanged",
+        maildir.display()
+    )))
 }
 
 fn newest_file(directory: &Path) -> Result<std::path::PathBuf> {

@@ -1,5 +1,5 @@
-//! Step 2: an empty second store, trusting the demo's key and nothing else, takes the path back from the cache; with another
-//! key it refuses.
+//! Step 2: an empty second store, trusting the demo's key and nothing else, takes the path back
+//! from the cache; with another key it refuses.
 
 use anyhow::Result;
 
@@ -39,5 +39,7 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     }
     stage.show.command(&format!("cat {}", here.display()));
     stage.show.file(&String::from_utf8_lossy(&copy));
-    Ok(Verdict::Works("refused with a stranger's key, taken with the right one, the same bytes".into()))
+    Ok(Verdict::Works(
+        "refused with a stranger's key, taken with the right one, the same bytes".into(),
+    ))
 }

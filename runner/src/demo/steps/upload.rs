@@ -1,4 +1,5 @@
-//! Step 1: two derivations are built; for each, Nix calls hookrun, whose worker uploads the output with a signature.
+//! Step 1: two derivations are built; for each, Nix calls hookrun, whose worker uploads the output
+//! with a signature.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +20,10 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
 
     let narinfo = stage.cache().join(format!("{}.narinfo", hash_part(&letter)));
     let Ok(text) = std::fs::read_to_string(&narinfo) else {
-        return Ok(Verdict::Broken(format!("there should be {}, and there is not", narinfo.display())));
+        return Ok(Verdict::Broken(format!(
+            "there should be {}, and there is not",
+            narinfo.display()
+        )));
     };
     stage.show.command(&format!("cat {}", narinfo.display()));
     stage.show.file(&text);

@@ -48,8 +48,9 @@ fn told(facts: &Facts) -> String {
 
 /// What is not good.
 fn bad(facts: &Facts) -> String {
-    let line =
-        |Finding { level, about, text }: Finding| (level != Level::Good).then(|| format!("{level:?} {about}: {text}\n"));
+    let line = |Finding { level, about, text }: Finding| {
+        (level != Level::Good).then(|| format!("{level:?} {about}: {text}\n"))
+    };
     examine(facts).into_iter().filter_map(line).collect()
 }
 
@@ -64,11 +65,17 @@ fn versions_have_quirks() {
     let lines = [
         ("2.8.0", bad(&facts(nix("nix (Nix) 2.8.0")))),
         ("2.26, line in nix.conf", bad(&facts(unset("nix (Nix) 2.26.3")))),
-        ("2.26, no line", bad(&Facts { build_hook_in_file: None, ..facts(unset("nix (Nix) 2.26.3")) })),
+        (
+            "2.26, no line",
+            bad(&Facts { build_hook_in_file: None, ..facts(unset("nix (Nix) 2.26.3")) }),
+        ),
         ("2.26, through the environment", bad(&facts(nix("nix (Nix) 2.26.3")))),
         ("2.34, overridden", bad(&facts(unset("nix (Nix) 2.34.8")))),
         ("Lix 2.94", bad(&facts(nix("nix (Lix, like Nix) 2.94.0")))),
-        ("Lix 2.94, not set", bad(&Facts { build_hook_in_file: None, ..facts(unset("nix (Lix, like Nix) 2.94.0")) })),
+        (
+            "Lix 2.94, not set",
+            bad(&Facts { build_hook_in_file: None, ..facts(unset("nix (Lix, like Nix) 2.94.0")) }),
+        ),
         (
             "Lix 2.93, fractions",
             bad(&Facts {
@@ -95,14 +102,23 @@ fn what_is_missing_is_told_with_its_line() {
     let half = NixFacts {
         post_build_hook: Hook::Other("/etc/nix/upload.sh".to_owned()),
         run_diff_hook: false,
-        build_hook: Hook::Unusable("/usr/lib/hookrun-build-hook".to_owned(), "there is no such file".to_owned()),
+        build_hook: Hook::Unusable(
+            "/usr/lib/hookrun-build-hook".to_owned(),
+            "there is no such file".to_owned(),
+        ),
         machine_warnings: vec![
-            "/etc/nix/machines:3: column 4 (maximum number of jobs): `x` is no number of jobs".to_owned(),
+            "/etc/nix/machines:3: column 4 (maximum number of jobs): `x` is no number of jobs"
+                .to_owned(),
         ],
         build_users: Some(("nixbld".to_owned(), None)),
         ..nix("nix (Nix) 2.34.8")
     };
-    let odd = NixFacts { diff_hook: Hook::Unset, machines: 0, build_users: None, ..nix("nix (Nix) 2.18.1") };
+    let odd = NixFacts {
+        diff_hook: Hook::Unset,
+        machines: 0,
+        build_users: None,
+        ..nix("nix (Nix) 2.18.1")
+    };
     let broken = Facts {
         root: false,
         daemon_is_older: true,

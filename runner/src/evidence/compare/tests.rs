@@ -67,7 +67,9 @@ fn model(left: &Node, right: &Node, path: &Path, into: &mut Vec<(String, &'stati
                 let path = path.join(OsString::from_vec(name.clone()));
                 match (a.get(name), b.get(name)) {
                     (Some(a), Some(b)) => model(a, b, &path, into),
-                    (Some(_), None) => into.push((path.to_string_lossy().into_owned(), "only-in-previous")),
+                    (Some(_), None) => {
+                        into.push((path.to_string_lossy().into_owned(), "only-in-previous"))
+                    }
                     _ => into.push((path.to_string_lossy().into_owned(), "only-in-current")),
                 }
             }
@@ -83,7 +85,12 @@ fn tree() -> impl Strategy<Value = Node> {
         "[ab/]{1,3}".prop_map(Node::Link),
     ];
     leaf.prop_recursive(3, 24, 4, |inner| {
-        let name = prop_oneof![Just(b"a".to_vec()), Just(b"a.b".to_vec()), Just(b"c".to_vec()), Just(vec![0xff, b'x'])];
+        let name = prop_oneof![
+            Just(b"a".to_vec()),
+            Just(b"a.b".to_vec()),
+            Just(b"c".to_vec()),
+            Just(vec![0xff, b'x'])
+        ];
         proptest::collection::btree_map(name, inner, 0..4).prop_map(Node::Directory)
     })
 }
@@ -131,14 +138,18 @@ fn file(contents: &str) -> Node {
 
 #[test]
 fn context_around_the_first_difference() {
-    let evidence = found(&file("built at 12:00\nby a\n"), &file("built at 12:01\nby a\n"), unbounded());
+    let evidence =
+        found(&file("built at 12:00\nby a\n"), &file("built at 12:01\nby a\n"), unbounded());
     let d = &evidence.differences[0];
     assert_eq!(
         (d.offset, d.previous.as_str(), d.current.as_str()),
         (Some(13), r#""built at 12:00\nby a\n""#, r#""built at 12:01\nby a\n""#)
     );
     let evidence = found(&file("\u{0}\u{1}"), &file("\u{0}\u{2}"), unbounded());
-    assert_eq!((evidence.differences[0].previous.as_str(), evidence.differences[0].current.as_str()), ("00 01", "00 02"));
+    assert_eq!(
+        (evidence.differences[0].previous.as_str(), evidence.differences[0].current.as_str()),
+        ("00 01", "00 02")
+    );
 }
 
 #[test]
@@ -152,7 +163,8 @@ fn context_reaches_over_a_chunk() {
 
 #[test]
 fn bounds_end_the_comparison_and_are_named() {
-    let many = |text: &str| Node::Directory((b'a'..b'k').map(|name| (vec![name], file(text))).collect());
+    let many =
+        |text: &str| Node::Directory((b'a'..b'k').map(|name| (vec![name], file(text))).collect());
     let (left, right) = (many("one"), many("two"));
     let with = |bounds: Bounds| found(&left, &right, bounds);
     let few = with(Bounds { differences: 3, ..unbounded() });
@@ -167,5 +179,8 @@ fn bounds_end_the_comparison_and_are_named() {
 fn a_tree_that_is_gone_makes_it_incomplete() {
     let evidence = compare(Path::new("/nonexistent/a"), Path::new("/nonexistent/b"), unbounded());
     assert!(evidence.differences.is_empty());
-    assert_eq!(evidence.incomplete.unwrap(), "/nonexistent/a cannot be read (No such file or directory (os error 2))");
+    assert_eq!(
+        evidence.incomplete.unwrap(),
+        "/nonexistent/a cannot be read (No such file or directory (os error 2))"
+    );
 }

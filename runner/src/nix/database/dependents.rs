@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use super::{Database, DatabaseError};
 
 impl Database {
-    /// How many derivations stand one after another behind the derivation `drv_path`: the longest chain of derivations that need it and
-    /// have an output that is not valid. Looks at `most` of them, and then says how far it came.
+    /// How many derivations stand one after another behind the derivation `drv_path`: the longest
+    /// chain of derivations that need it and have an output that is not valid. Looks at `most` of
+    /// them, and then says how far it came.
     ///
     /// # Errors
     /// If the database cannot be read.
@@ -24,7 +25,8 @@ impl Database {
                 .query_map([drv_path], |row| row.get(0))?
                 .collect::<Result<_, _>>()?;
             let (mut depth, mut seen) = (0, 0);
-            // Level by level: a derivation that is in several counts in the last, which is the end of its longest chain.
+            // Level by level: a derivation that is in several counts in the last, which is the end
+            // of its longest chain.
             loop {
                 let mut next = HashSet::new();
                 for id in level {

@@ -12,12 +12,18 @@ pub struct Inputs {
 }
 
 impl Database {
-    /// What the derivation `drv_path` needs to be built, as far as it is valid: its sources and all outputs of the derivations it depends on
-    /// (it may not need all of these), with what they refer to. Looks at `most` paths; `None` if there are more. Names the `largest`.
+    /// What the derivation `drv_path` needs to be built, as far as it is valid: its sources and all
+    /// outputs of the derivations it depends on (it may not need all of these), with what they
+    /// refer to. Looks at `most` paths; `None` if there are more. Names the `largest`.
     ///
     /// # Errors
     /// If the database cannot be read.
-    pub fn inputs(&self, drv_path: &str, most: usize, largest: usize) -> Result<Option<Inputs>, DatabaseError> {
+    pub fn inputs(
+        &self,
+        drv_path: &str,
+        most: usize,
+        largest: usize,
+    ) -> Result<Option<Inputs>, DatabaseError> {
         let read = || -> Result<Option<Inputs>, rusqlite::Error> {
             let mut statement = self.connection.prepare_cached(
                 "with recursive
@@ -49,7 +55,8 @@ impl Database {
         read().map_err(|error| self.query(error))
     }
 
-    /// When the outputs of `drv_path` were registered as built on this machine, in seconds since 1970. None: they are not.
+    /// When the outputs of `drv_path` were registered as built on this machine, in seconds since
+    /// 1970. None: they are not.
     ///
     /// # Errors
     /// If the database cannot be read.

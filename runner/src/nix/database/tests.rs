@@ -83,7 +83,9 @@ fn a_row_with_another_hash_is_an_error_not_a_guess() {
     let dir = tempfile::tempdir().unwrap();
     let connection = database(dir.path());
     add(&connection, 1, "/s/a", &[]);
-    connection.execute("update ValidPaths set hash = 'md5:900150983cd24fb0d6963f7d28e17f72'", []).unwrap();
+    connection
+        .execute("update ValidPaths set hash = 'md5:900150983cd24fb0d6963f7d28e17f72'", [])
+        .unwrap();
     let database = Database::open_file(&dir.path().join("db.sqlite")).unwrap();
     let error = database.path_infos(&["/s/a".into()]).unwrap_err().to_string();
     insta::assert_snapshot!(error, @"Nix's database says of `/s/a` that its hash is `md5:900150983cd24fb0d6963f7d28e17f72`; check it with `nix-store --verify`");
@@ -114,9 +116,14 @@ fn outputs_come_from_the_text_then_the_database_then_the_deriver() {
 fn agrees_with_nix() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().canonicalize().unwrap();
-    let dirs = NixDirs { store: root.join("store"), state: root.join("var"), conf: root.join("etc") };
+    let dirs =
+        NixDirs { store: root.join("store"), state: root.join("var"), conf: root.join("etc") };
     std::fs::create_dir_all(&dirs.conf).unwrap();
-    std::fs::write(dirs.conf.join("nix.conf"), "sandbox = false\nsubstituters =\nbuild-users-group =\n").unwrap();
+    std::fs::write(
+        dirs.conf.join("nix.conf"),
+        "sandbox = false\nsubstituters =\nbuild-users-group =\n",
+    )
+    .unwrap();
     let nix = |args: &[&str]| {
         let output = std::process::Command::new("nix-store")
             .args(args)
@@ -142,14 +149,20 @@ fn agrees_with_nix() {
         eprintln!("skipped: no nix-store; install nix-bin");
         return;
     };
-    let info = Database::open(&dirs).unwrap().path_infos(std::slice::from_ref(&path)).unwrap().remove(0).unwrap();
+    let info = Database::open(&dirs)
+        .unwrap()
+        .path_infos(std::slice::from_ref(&path))
+        .unwrap()
+        .remove(0)
+        .unwrap();
     assert_eq!(Some(info.nar_hash), nix(&["-q", "--hash", &path]));
     assert_eq!(Some(info.nar_size.to_string()), nix(&["-q", "--size", &path]));
     assert!(info.ca.is_some_and(|ca| ca.starts_with("fixed:r:sha256:")));
 }
 
 proptest::proptest! {
-    /// Any graph: every path once, and every reference before its referrer where the graph has no cycle.
+    /// Any graph: every path once, and every reference before its referrer where the graph has no
+    /// cycle.
     #[test]
     fn any_graph(edges in proptest::collection::vec((0usize..12, 0usize..12), 0..40), root in 0usize..12) {
         let name = |n: usize| format!("/s/{n:02}");
@@ -179,10 +192,15 @@ fn what_waits_behind_a_derivation() {
     let dir = tempfile::tempdir().unwrap();
     let connection = database(dir.path());
     // a <- b <- d, a <- c <- d, d <- e: b, c and d are to be built, e is built already.
-    for (id, name, references) in [(1, "a", &[][..]), (2, "b", &[1]), (3, "c", &[1]), (4, "d", &[2, 3]), (5, "e", &[4])] {
+    for (id, name, references) in
+        [(1, "a", &[][..]), (2, "b", &[1]), (3, "c", &[1]), (4, "d", &[2, 3]), (5, "e", &[4])]
+    {
         add(&connection, id, &format!("/s/{name}.drv"), references);
         connection
-            .execute("insert into DerivationOutputs values (?1, 'out', ?2)", params![id, format!("/s/{name}")])
+            .execute(
+                "insert into DerivationOutputs values (?1, 'out', ?2)",
+                params![id, format!("/s/{name}")],
+            )
             .unwrap();
     }
     add(&connection, 6, "/s/e", &[]);

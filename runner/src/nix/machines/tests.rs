@@ -5,7 +5,10 @@ use proptest::prelude::*;
 use super::*;
 
 fn parse_files(builders: &str, files: &[(&str, &str)]) -> Machines {
-    parse_with(builders, "x86_64-linux", &mut |path| match files.iter().find(|(name, _)| Path::new(name) == path) {
+    parse_with(builders, "x86_64-linux", &mut |path| match files
+        .iter()
+        .find(|(name, _)| Path::new(name) == path)
+    {
         Some((_, "denied")) => Err(io::Error::from(io::ErrorKind::PermissionDenied)),
         Some((_, text)) => Ok((*text).to_owned()),
         None => Err(io::Error::from(io::ErrorKind::NotFound)),
@@ -18,8 +21,10 @@ fn lines(found: &Machines) -> Vec<String> {
 
 #[test]
 fn all_columns() {
-    let found =
-        parse_files("ssh://m1 x86_64-linux,i686-linux /root/.ssh/id 8 2.5 kvm,big-parallel benchmark c3NoLWVkMjU1MTk=", &[]);
+    let found = parse_files(
+        "ssh://m1 x86_64-linux,i686-linux /root/.ssh/id 8 2.5 kvm,big-parallel benchmark c3NoLWVkMjU1MTk=",
+        &[],
+    );
     assert_eq!(found.warnings, [""; 0]);
     let machine = &found.machines[0];
     assert_eq!(*machine.systems, ["x86_64-linux", "i686-linux"]);
@@ -58,7 +63,8 @@ fn includes() {
         ("/etc/nix/more", "m2;m2b - - 1 -2\n@/etc/nix/machines"),
         ("/secret", "denied"),
     ];
-    let found = parse_files("@/etc/nix/machines ; m4 - - - - - - !\n@/secret\n- x86_64-linux", &files);
+    let found =
+        parse_files("@/etc/nix/machines ; m4 - - - - - - !\n@/secret\n- x86_64-linux", &files);
     insta::assert_snapshot!(lines(&found).join("\n"), @r"
     ssh://m1 x86_64-linux - 1 1 - - -
     ssh://m2 x86_64-linux - 1 1 - - -
@@ -77,7 +83,8 @@ fn includes() {
 fn fitting() {
     let found = parse_files("m x86_64-linux,aarch64-linux - 1 1 kvm,big-parallel gpu", &[]);
     let fits = |system: &str, features: &[&str]| {
-        found.machines[0].fits(system, &features.iter().map(|f| (*f).to_owned()).collect::<Vec<_>>())
+        found.machines[0]
+            .fits(system, &features.iter().map(|f| (*f).to_owned()).collect::<Vec<_>>())
     };
     assert!(fits("aarch64-linux", &["gpu", "kvm"]));
     assert!(fits("builtin", &["gpu"]), "builtin fits every system");

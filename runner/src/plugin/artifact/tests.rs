@@ -19,7 +19,11 @@ impl Scene {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().canonicalize().unwrap();
-        Self { cache: Cache::new(root.join("state/artifacts")), _directory: directory, engine: engine() }
+        Self {
+            cache: Cache::new(root.join("state/artifacts")),
+            _directory: directory,
+            engine: engine(),
+        }
     }
 
     fn get(&self) -> Origin {
@@ -45,7 +49,11 @@ fn the_second_time_is_a_hit() {
     assert_eq!(scene.get(), Origin::Mapped);
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&scene.cache.directory), mode(&scene.entry())), (0o700, 0o644));
-    assert_eq!(std::fs::read_dir(&scene.cache.directory).unwrap().count(), 1, "no temporary file is left");
+    assert_eq!(
+        std::fs::read_dir(&scene.cache.directory).unwrap().count(),
+        1,
+        "no temporary file is left"
+    );
 }
 
 #[test]
@@ -72,7 +80,15 @@ fn damage_is_a_miss_and_heals() {
     other_key[code] ^= 1;
     let mut shorter = whole.clone();
     shorter.drain(100..200);
-    for damaged in [Vec::new(), whole[..code].to_vec(), whole[1..].to_vec(), shorter, no_elf, one_bit, other_key] {
+    for damaged in [
+        Vec::new(),
+        whole[..code].to_vec(),
+        whole[1..].to_vec(),
+        shorter,
+        no_elf,
+        one_bit,
+        other_key,
+    ] {
         std::fs::write(scene.entry(), damaged).unwrap();
         assert_eq!(scene.get(), Origin::Compiled);
         assert_eq!(scene.get(), Origin::Mapped);
@@ -86,7 +102,11 @@ fn an_entry_for_another_component_is_a_miss() {
     let other = [EMPTY, b"\0\x02\x01x"].concat();
     let name = scene.cache.directory.join(key(&scene.engine, &other));
     std::fs::copy(scene.entry(), name).unwrap();
-    assert_eq!(scene.origin_of(&scene.cache, &other), Origin::Compiled, "the key in the entry is another");
+    assert_eq!(
+        scene.origin_of(&scene.cache, &other),
+        Origin::Compiled,
+        "the key in the entry is another"
+    );
 }
 
 #[test]
@@ -103,7 +123,9 @@ fn a_link_in_place_of_an_entry_is_a_miss() {
 fn what_others_can_write_is_not_trusted() {
     let scene = Scene::new();
     scene.get();
-    let chmod = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    let chmod = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap()
+    };
     let Origin::NotKept(reason) = ({
         chmod(&scene.cache.directory, 0o755);
         scene.get()
@@ -130,7 +152,9 @@ fn foreign_owners_are_not_trusted() {
     }
     assert_eq!(scene.get(), Origin::Compiled, "an entry of another user is a miss");
     std::os::unix::fs::chown(&scene.cache.directory, nobody, nobody).unwrap();
-    assert!(matches!(scene.get(), Origin::NotKept(reason) if reason.contains("belongs to uid 65534")));
+    assert!(
+        matches!(scene.get(), Origin::NotKept(reason) if reason.contains("belongs to uid 65534"))
+    );
 }
 
 #[test]

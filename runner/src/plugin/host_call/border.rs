@@ -1,7 +1,8 @@
-//! The border between guest and host: what each call is asked on its way in and out, and what becomes of one that does not pass.
+//! The border between guest and host: what each call is asked on its way in and out, and what
+//! becomes of one that does not pass.
 //!
-//! Called by the choke point for every call of every capability and of WASI. It decides by grants and limits, and does no work of a
-//! capability.
+//! Called by the choke point for every call of every capability and of WASI. It decides by grants
+//! and limits, and does no work of a capability.
 
 use std::time::Instant;
 
@@ -37,12 +38,15 @@ impl RunState {
         if let Err(refusal) = self.plugin.effective.check(&self.plugin.wants, call.need) {
             *self.denied.entry(name).or_default() += 1;
             tracing::debug!(plugin = self.plugin.plugin.name, call = %name, "refused");
-            return Ok(Some(Refused::Denied(refusal.message(&self.plugin.plugin.name, &self.plugin.config_file))));
+            return Ok(Some(Refused::Denied(
+                refusal.message(&self.plugin.plugin.name, &self.plugin.config_file),
+            )));
         }
         *self.calls.entry(name).or_default() += 1;
         let items = call.items as u64;
         if items > self.limit(Limit::ListItems) {
-            let reached = LimitReached { limit: Limit::ListItems, wanted: Some(items), call: Some(name) };
+            let reached =
+                LimitReached { limit: Limit::ListItems, wanted: Some(items), call: Some(name) };
             return Ok(Some(Refused::Limit(reached)));
         }
         self.cross(call, call.sent)
@@ -73,7 +77,11 @@ impl RunState {
         }
         Ok((bytes > self.limit(Limit::CallBytes)).then(|| {
             let name = Some(call.name());
-            Refused::Limit(LimitReached { limit: Limit::CallBytes, wanted: Some(bytes), call: name })
+            Refused::Limit(LimitReached {
+                limit: Limit::CallBytes,
+                wanted: Some(bytes),
+                call: name,
+            })
         }))
     }
 
@@ -100,7 +108,12 @@ impl RunState {
         self.plugin.plugin.limits.get(limit)
     }
 
-    pub(super) fn stop_in(&mut self, call: HostCall<'_>, limit: Limit, wanted: Option<u64>) -> wasmtime::Error {
+    pub(super) fn stop_in(
+        &mut self,
+        call: HostCall<'_>,
+        limit: Limit,
+        wanted: Option<u64>,
+    ) -> wasmtime::Error {
         self.stop(LimitReached { limit, wanted, call: Some(call.name()) })
     }
 

@@ -27,7 +27,8 @@ impl<'a> HostCall<'a> {
         Self { items: self.items.max(items), ..self }
     }
 
-    /// The time of the call is that of a stream whose length the plugin does not decide: [`Limit::StreamTime`].
+    /// The time of the call is that of a stream whose length the plugin does not decide:
+    /// [`Limit::StreamTime`].
     #[must_use]
     pub fn streaming(self) -> Self {
         Self { streaming: true, ..self }

@@ -55,7 +55,12 @@ impl Scope {
                 [build.drv_path.clone()].into_iter().chain(outputs).collect()
             }
             HookEvent::Diff(diff) => {
-                vec![diff.drv_path.clone(), diff.output.path.clone(), diff.previous.clone(), diff.current.clone()]
+                vec![
+                    diff.drv_path.clone(),
+                    diff.output.path.clone(),
+                    diff.previous.clone(),
+                    diff.current.clone(),
+                ]
             }
         };
         Self { nix: event.nix.clone(), paths }

@@ -2,7 +2,8 @@
 
 use wasmtime::component::Resource;
 
-/// What crosses the border counts: bytes of the strings and lists in a value, without its fixed part.
+/// What crosses the border counts: bytes of the strings and lists in a value, without its fixed
+/// part.
 pub trait Crossing {
     /// The count.
     fn crossing(&self) -> u64;
@@ -31,7 +32,8 @@ impl<T: Crossing> Crossing for Option<T> {
     }
 }
 
-/// A list costs a word for each element beside the elements, so that a million empty strings are not free.
+/// A list costs a word for each element beside the elements, so that a million empty strings are
+/// not free.
 impl<T: Crossing> Crossing for Vec<T> {
     fn crossing(&self) -> u64 {
         if size_of::<T>() <= 1 {
@@ -61,6 +63,9 @@ mod tests {
     fn lists_of_nothing_are_not_free() {
         assert_eq!(vec![String::new(); 1000].crossing(), 8000);
         assert_eq!(vec![0_u8; 1000].crossing(), 1000);
-        assert_eq!((Some("abc".to_owned()), vec![(String::new(), "de".to_owned())]).crossing(), 3 + 8 + 2);
+        assert_eq!(
+            (Some("abc".to_owned()), vec![(String::new(), "de".to_owned())]).crossing(),
+            3 + 8 + 2
+        );
     }
 }

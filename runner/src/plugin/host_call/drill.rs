@@ -1,6 +1,7 @@
-//! The escape drill: what somebody would do who had taken over a process that runs guests. Compiled for the tests only (feature
-//! `escape-drill`): a guest names an attempt, and the host makes it, behind the wall. All of them have to fail; `tests/tests/escape.rs`
-//! sees to it. This file is the one way round the choke point, and that is its purpose.
+//! The escape drill: what somebody would do who had taken over a process that runs guests. Compiled
+//! for the tests only (feature `escape-drill`): a guest names an attempt, and the host makes it,
+//! behind the wall. All of them have to fail; `tests/tests/escape.rs` sees to it. This file is the
+//! one way round the choke point, and that is its purpose.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -23,11 +24,17 @@ fn attempt(what: &str) -> String {
     let (kind, rest) = what.split_once(':').unwrap_or((what, ""));
     let parent = rustix::process::getppid().map_or(1, |pid| pid.as_raw_nonzero().get());
     let result = match kind {
-        "read" => file(std::fs::File::open(rest).and_then(|mut file| file.read(&mut [0])).map(drop)),
-        "list" => file(std::fs::read_dir(rest).map(drop)),
-        "write" => {
-            file(std::fs::OpenOptions::new().append(true).create(true).open(rest).and_then(|mut file| file.write_all(b"x")))
+        "read" => {
+            file(std::fs::File::open(rest).and_then(|mut file| file.read(&mut [0])).map(drop))
         }
+        "list" => file(std::fs::read_dir(rest).map(drop)),
+        "write" => file(
+            std::fs::OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(rest)
+                .and_then(|mut file| file.write_all(b"x")),
+        ),
         "remove" => file(std::fs::remove_file(rest)),
         "connect" => file(TcpStream::connect(rest).map(drop)),
         "listen" => file(TcpListener::bind(rest).map(drop)),
@@ -45,19 +52,30 @@ fn file(result: std::io::Result<()>) -> std::result::Result<(), String> {
     result.map_err(|error| error.to_string())
 }
 
-/// Attempts without a safe wrapper. Each is made with arguments that do no harm if the kernel lets it through.
+/// Attempts without a safe wrapper. Each is made with arguments that do no harm if the kernel lets
+/// it through.
 fn system_call(kind: &str, parent: i32) -> std::result::Result<(), String> {
     let null = std::ptr::null::<libc::c_void>();
-    // SAFETY: no pointer is passed but null, or one to a constant; what the calls would do to this process is the test's business.
+    // SAFETY: no pointer is passed but null, or one to a constant; what the calls would do to this
+    // process is the test's business.
     let result = unsafe {
         match kind {
-            "ptrace-parent" => libc::syscall(libc::SYS_ptrace, libc::PTRACE_ATTACH, parent, null, null),
+            "ptrace-parent" => {
+                libc::syscall(libc::SYS_ptrace, libc::PTRACE_ATTACH, parent, null, null)
+            }
             "signal-parent" => libc::syscall(libc::SYS_kill, parent, 0),
             "fork" => match libc::syscall(libc::SYS_clone, libc::SIGCHLD, null, null, null, null) {
                 0 => libc::_exit(0),
                 child => child,
             },
-            "mount" => libc::syscall(libc::SYS_mount, c"none".as_ptr(), c"/mnt".as_ptr(), c"tmpfs".as_ptr(), 0, null),
+            "mount" => libc::syscall(
+                libc::SYS_mount,
+                c"none".as_ptr(),
+                c"/mnt".as_ptr(),
+                c"tmpfs".as_ptr(),
+                0,
+                null,
+            ),
             "unshare" => libc::syscall(libc::SYS_unshare, libc::CLONE_NEWUSER),
             "become-root" => libc::syscall(libc::SYS_setresuid, 0, 0, 0),
             "bpf" => libc::syscall(libc::SYS_bpf, 0, null, 0),

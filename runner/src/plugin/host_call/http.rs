@@ -1,7 +1,9 @@
-//! The host function that sends, `wasi:http/outgoing-handler.handle`, through the choke point; and what a run has of `wasi:http`.
+//! The host function that sends, `wasi:http/outgoing-handler.handle`, through the choke point; and
+//! what a run has of `wasi:http`.
 //!
-//! The rest of `wasi:http/types` builds requests and takes responses apart in the run's own table, in wasmtime-wasi-http; it touches
-//! nothing outside, and is bounded by the number of handles and by `http-header-bytes`. Bodies cross in the streams of [`super::io`].
+//! The rest of `wasi:http/types` builds requests and takes responses apart in the run's own table,
+//! in wasmtime-wasi-http; it touches nothing outside, and is bounded by the number of handles and
+//! by `http-header-bytes`. Bodies cross in the streams of [`super::io`].
 
 use std::sync::Arc;
 
@@ -14,7 +16,8 @@ use wasmtime_wasi_http::p2::bindings::http::types::{
     ErrorCode, FutureIncomingResponse, IoError, Method, OutgoingRequest, RequestOptions, Scheme,
 };
 use wasmtime_wasi_http::{
-    DEFAULT_FORBIDDEN_HEADERS, Error, ForbiddenHeaderFilter, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks,
+    DEFAULT_FORBIDDEN_HEADERS, Error, ForbiddenHeaderFilter, WasiBody, WasiHttpCtx,
+    WasiHttpCtxView, WasiHttpHooks,
 };
 
 use super::{Crossing, HostCall, Inside, RunState};
@@ -29,12 +32,13 @@ use crate::plugin::grants::Need;
 /// The version that is linked; a guest may import any compatible one.
 const TYPES: &str = "wasi:http/types@0.2.12";
 
-/// Headers beside [`DEFAULT_FORBIDDEN_HEADERS`] that belong to the connection and not to the guest: `te` (RFC 9110 section 10.1.4), and
-/// `expect` (section 10.1.1), whose interim response nobody waits for.
+/// Headers beside [`DEFAULT_FORBIDDEN_HEADERS`] that belong to the connection and not to the guest:
+/// `te` (RFC 9110 section 10.1.4), and `expect` (section 10.1.1), whose interim response nobody
+/// waits for.
 const ALSO_FORBIDDEN: [HeaderName; 2] = [http::header::TE, http::header::EXPECT];
 
-/// What a header costs in memory beside its bytes, at worst, as a factor: the table's limit is on memory, ours is on bytes sent. A guest
-/// that exceeds even this ends its run.
+/// What a header costs in memory beside its bytes, at worst, as a factor: the table's limit is on
+/// memory, ours is on bytes sent. A guest that exceeds even this ends its run.
 const FIELD_OVERHEAD: u64 = 4;
 
 /// What one run has of `wasi:http`.
@@ -72,8 +76,12 @@ impl WasiHttpHooks for Hooks {
         _options: Option<RequestOptions>,
         _worker: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Box<
-        dyn Future<Output = Result<(http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>), Error>>
-            + Send,
+        dyn Future<
+                Output = Result<
+                    (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>),
+                    Error,
+                >,
+            > + Send,
     > {
         Box::new(std::future::ready(Err(Error::HttpRequestDenied)))
     }
@@ -104,10 +112,15 @@ impl Asked {
             None => (path_with_query, None),
         };
         // The authority is not repeated: it may hold a password.
-        let odd = |what: &str| format!("http request `{method} {}`: its URL {what}", path.escape_debug());
+        let odd =
+            |what: &str| format!("http request `{method} {}`: its URL {what}", path.escape_debug());
         let place = Place::of(scheme, authority, path).map_err(|flaw| odd(&flaw.to_string()))?;
-        if query.is_some_and(|query| !query.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')) {
-            return Err(odd("has a query with a character that does not belong there; percent-encode it"));
+        if query
+            .is_some_and(|query| !query.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#'))
+        {
+            return Err(odd(
+                "has a query with a character that does not belong there; percent-encode it",
+            ));
         }
         let query = query.map(|query| format!("?{query}")).unwrap_or_default();
         let path_and_query = format!("{}{query}", place.path.as_str());
@@ -143,14 +156,17 @@ impl Host for RunState {
         request: Resource<OutgoingRequest>,
         options: Option<Resource<RequestOptions>>,
     ) -> Result<Result<Resource<FutureIncomingResponse>, ErrorCode>> {
-        let options = options.map(|options| self.wasi_table.delete(options)).transpose()?.unwrap_or_default();
+        let options =
+            options.map(|options| self.wasi_table.delete(options)).transpose()?.unwrap_or_default();
         let request = self.wasi_table.delete(request)?;
         let asked = Asked::read(&request);
         let need = asked.as_ref().map_or(Need::AnyHttp, |asked| Need::Http(&asked.target));
         let headers = HeaderMap::from(request.headers);
-        let sent = header_bytes(&headers) + request.path_with_query.as_ref().map_or(0, |path| path.len() as u64);
+        let sent = header_bytes(&headers)
+            + request.path_with_query.as_ref().map_or(0, |path| path.len() as u64);
         let call = HostCall::new(need, "handle", sent);
-        let asked = asked.clone().map_err(|odd| format!("plugin `{}`: {odd}", self.plugin.plugin.name));
+        let asked =
+            asked.clone().map_err(|odd| format!("plugin `{}`: {odd}", self.plugin.plugin.name));
         let (body, slot) = (request.body, self.http.slots.clone().try_acquire_owned().ok());
         let passed = self
             .guarded(call, |inside| {
@@ -162,12 +178,18 @@ impl Host for RunState {
             })
             .await?;
         let error = match passed {
-            Ok(Ok(sending)) => return Ok(Ok(self.wasi_table.push(FutureIncomingResponse::Pending(sending))?)),
+            Ok(Ok(sending)) => {
+                return Ok(Ok(self.wasi_table.push(FutureIncomingResponse::Pending(sending))?));
+            }
             Ok(Err(error)) => error,
             Err(refused) => self.explain(&refused),
         };
         // The guest learns a code; the words are for the operator.
-        self.log.push(LogLine { level: "warn".to_owned(), message: error.message, fields: Vec::new() });
+        self.log.push(LogLine {
+            level: "warn".to_owned(),
+            message: error.message,
+            fields: Vec::new(),
+        });
         Ok(Err(match error.kind {
             ErrorKind::Invalid => ErrorCode::HttpRequestUriInvalid,
             ErrorKind::Limit => ErrorCode::HttpRequestHeaderSectionSize(None),
@@ -185,8 +207,9 @@ fn exchange(
 ) -> Result<Exchange, CapabilityError> {
     let Asked { target, path_and_query } = asked;
     let plugin = inside.plugin();
-    let grant = granting(&plugin.effective.http, &target)
-        .map_err(|miss| CapabilityError::denied(miss.message(&plugin.plugin.name, &plugin.config_file)))?;
+    let grant = granting(&plugin.effective.http, &target).map_err(|miss| {
+        CapabilityError::denied(miss.message(&plugin.plugin.name, &plugin.config_file))
+    })?;
     let about = About {
         target: target.to_string(),
         plugin: plugin.plugin.name.clone(),
@@ -206,8 +229,8 @@ fn exchange(
 }
 
 impl RunState {
-    /// What the functions of `wasi:http/types` work with. They have no room for a refusal: they are counted here, and the next call that
-    /// can end the run does.
+    /// What the functions of `wasi:http/types` work with. They have no room for a refusal: they are
+    /// counted here, and the next call that can end the run does.
     pub(super) fn http(&mut self) -> WasiHttpCtxView<'_> {
         self.wasi_calls = self.wasi_calls.saturating_add(1);
         let RunHttp { ctx, hooks, slots: _ } = &mut self.http;

@@ -1,5 +1,5 @@
-//! The table: one line for each interface that a guest may import. Nothing is linked anywhere else: the linker is private to
-//! this file, and what leaves it can only instantiate.
+//! The table: one line for each interface that a guest may import. Nothing is linked anywhere else:
+//! the linker is private to this file, and what leaves it can only instantiate.
 
 use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 use wasmtime::{Engine, Result};
@@ -72,15 +72,20 @@ fn counted_wasi(linker: &mut Linker<RunState>) -> Result<()> {
     sockets::udp_create_socket::add_to_linker::<_, Own>(linker, |state| state)
 }
 
-/// `wasi:http`, outgoing. Requests are built and responses taken apart by wasmtime-wasi-http in the run's own table; what sends is one
-/// [`RunState::call`] ([`super::http`]).
+/// `wasi:http`, outgoing. Requests are built and responses taken apart by wasmtime-wasi-http in the
+/// run's own table; what sends is one [`RunState::call`] ([`super::http`]).
 fn sending(linker: &mut Linker<RunState>) -> Result<()> {
-    http_types::add_to_linker::<_, WasiHttp>(linker, &LinkOptions::default().into(), RunState::http)?;
+    http_types::add_to_linker::<_, WasiHttp>(
+        linker,
+        &LinkOptions::default().into(),
+        RunState::http,
+    )?;
     http::link_error_code(linker)?;
     outgoing_handler::add_to_linker::<_, Own>(linker, |state| state)
 }
 
-/// WASI that is there so that ordinary toolchains instantiate, with nothing behind it (`super::wasi::context`).
+/// WASI that is there so that ordinary toolchains instantiate, with nothing behind it
+/// (`super::wasi::context`).
 fn empty_wasi(linker: &mut Linker<RunState>) -> Result<()> {
     cli::environment::add_to_linker::<_, WasiCli>(linker, RunState::cli)?;
     cli::exit::add_to_linker::<_, WasiCli>(linker, RunState::cli)?;

@@ -1,4 +1,5 @@
-//! What a host function works with. Only the choke point makes one, for the time of a call that passed.
+//! What a host function works with. Only the choke point makes one, for the time of a call that
+//! passed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -76,15 +77,22 @@ impl<'a> Inside<'a> {
         let plugin = &self.plugin.plugin;
         let allowed = plugin.limits.get(Limit::Handles);
         self.handles.push(value).map_err(|_| {
-            CapabilityError::limit(Limit::Handles.reached(&plugin.name, allowed, Some(allowed.saturating_add(1))))
+            CapabilityError::limit(Limit::Handles.reached(
+                &plugin.name,
+                allowed,
+                Some(allowed.saturating_add(1)),
+            ))
         })
     }
 
     /// What the guest's handle stands for.
     ///
     /// # Errors
-    /// The handle is not open (the engine checks handles before a call, so this is a defect of the host).
+    /// The handle is not open (the engine checks handles before a call, so this is a defect of the
+    /// host).
     pub fn resolve<T: Send + 'static>(&self, handle: &Resource<T>) -> Result<&T, CapabilityError> {
-        self.handles.get(handle).map_err(|error| CapabilityError::invalid(format!("handle {}: {error}", handle.rep())))
+        self.handles
+            .get(handle)
+            .map_err(|error| CapabilityError::invalid(format!("handle {}: {error}", handle.rep())))
     }
 }

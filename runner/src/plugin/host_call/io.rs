@@ -1,13 +1,16 @@
 //! `wasi:io` behind the choke point: what guests wait for, and their streams.
 //!
-//! wasmtime's table does the work; here every call is counted, its bytes bounded, and its waiting ends with the run. A stream's own
-//! bounds stay with the stream: the log takes [`crate::plugin::output`]'s budget at a time and drops what is over its limit.
-//! Giving a handle back is never refused.
+//! wasmtime's table does the work; here every call is counted, its bytes bounded, and its waiting
+//! ends with the run. A stream's own bounds stay with the stream: the log takes
+//! [`crate::plugin::output`]'s budget at a time and drops what is over its limit. Giving a handle
+//! back is never refused.
 
 use futures_util::future::BoxFuture;
 use wasmtime::Result;
 use wasmtime::component::{Resource, ResourceTable};
-use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, DynPollable, IoError, StreamError, StreamResult};
+use wasmtime_wasi::p2::{
+    DynInputStream, DynOutputStream, DynPollable, IoError, StreamError, StreamResult,
+};
 use wasmtime_wasi_io::bindings::wasi::io::{error, poll, streams};
 
 use super::{Crossing, HostCall, RunState};
@@ -99,10 +102,16 @@ impl streams::Host for RunState {
 impl streams::HostInputStream for RunState {
     fn read(&mut self, stream: Resource<DynInputStream>, length: u64) -> StreamResult<Vec<u8>> {
         let length = self.most(length);
-        self.stream_now("input-stream.read", 0, |table| streams::HostInputStream::read(table, stream, length))
+        self.stream_now("input-stream.read", 0, |table| {
+            streams::HostInputStream::read(table, stream, length)
+        })
     }
 
-    async fn blocking_read(&mut self, stream: Resource<DynInputStream>, length: u64) -> StreamResult<Vec<u8>> {
+    async fn blocking_read(
+        &mut self,
+        stream: Resource<DynInputStream>,
+        length: u64,
+    ) -> StreamResult<Vec<u8>> {
         let length = self.most(length);
         self.stream("input-stream.blocking-read", 0, |table| {
             Box::pin(streams::HostInputStream::blocking_read(table, stream, length))
@@ -112,10 +121,16 @@ impl streams::HostInputStream for RunState {
 
     fn skip(&mut self, stream: Resource<DynInputStream>, length: u64) -> StreamResult<u64> {
         let length = self.most(length);
-        self.stream_now("input-stream.skip", 0, |table| streams::HostInputStream::skip(table, stream, length))
+        self.stream_now("input-stream.skip", 0, |table| {
+            streams::HostInputStream::skip(table, stream, length)
+        })
     }
 
-    async fn blocking_skip(&mut self, stream: Resource<DynInputStream>, length: u64) -> StreamResult<u64> {
+    async fn blocking_skip(
+        &mut self,
+        stream: Resource<DynInputStream>,
+        length: u64,
+    ) -> StreamResult<u64> {
         let length = self.most(length);
         self.stream("input-stream.blocking-skip", 0, |table| {
             Box::pin(streams::HostInputStream::blocking_skip(table, stream, length))
@@ -135,7 +150,9 @@ impl streams::HostInputStream for RunState {
 
 impl streams::HostOutputStream for RunState {
     fn check_write(&mut self, stream: Resource<DynOutputStream>) -> StreamResult<u64> {
-        self.stream_now("output-stream.check-write", 0, |table| streams::HostOutputStream::check_write(table, stream))
+        self.stream_now("output-stream.check-write", 0, |table| {
+            streams::HostOutputStream::check_write(table, stream)
+        })
     }
 
     fn write(&mut self, stream: Resource<DynOutputStream>, bytes: Vec<u8>) -> StreamResult<()> {
@@ -144,7 +161,11 @@ impl streams::HostOutputStream for RunState {
         })
     }
 
-    async fn blocking_write_and_flush(&mut self, stream: Resource<DynOutputStream>, bytes: Vec<u8>) -> StreamResult<()> {
+    async fn blocking_write_and_flush(
+        &mut self,
+        stream: Resource<DynOutputStream>,
+        bytes: Vec<u8>,
+    ) -> StreamResult<()> {
         self.stream("output-stream.blocking-write-and-flush", bytes.crossing(), |table| {
             Box::pin(streams::HostOutputStream::blocking_write_and_flush(table, stream, bytes))
         })
@@ -152,7 +173,9 @@ impl streams::HostOutputStream for RunState {
     }
 
     fn flush(&mut self, stream: Resource<DynOutputStream>) -> StreamResult<()> {
-        self.stream_now("output-stream.flush", 0, |table| streams::HostOutputStream::flush(table, stream))
+        self.stream_now("output-stream.flush", 0, |table| {
+            streams::HostOutputStream::flush(table, stream)
+        })
     }
 
     async fn blocking_flush(&mut self, stream: Resource<DynOutputStream>) -> StreamResult<()> {
@@ -174,9 +197,15 @@ impl streams::HostOutputStream for RunState {
         })
     }
 
-    async fn blocking_write_zeroes_and_flush(&mut self, stream: Resource<DynOutputStream>, length: u64) -> StreamResult<()> {
+    async fn blocking_write_zeroes_and_flush(
+        &mut self,
+        stream: Resource<DynOutputStream>,
+        length: u64,
+    ) -> StreamResult<()> {
         self.stream("output-stream.blocking-write-zeroes-and-flush", length, |table| {
-            Box::pin(streams::HostOutputStream::blocking_write_zeroes_and_flush(table, stream, length))
+            Box::pin(streams::HostOutputStream::blocking_write_zeroes_and_flush(
+                table, stream, length,
+            ))
         })
         .await
     }
@@ -188,7 +217,9 @@ impl streams::HostOutputStream for RunState {
         length: u64,
     ) -> StreamResult<u64> {
         let length = self.most(length);
-        self.stream_now("output-stream.splice", 0, |table| streams::HostOutputStream::splice(table, stream, source, length))
+        self.stream_now("output-stream.splice", 0, |table| {
+            streams::HostOutputStream::splice(table, stream, source, length)
+        })
     }
 
     async fn blocking_splice(

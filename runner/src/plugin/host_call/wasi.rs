@@ -1,9 +1,11 @@
 //! WASI behind the choke point: `wasi:clocks` and `wasi:random` with sources that can be exchanged
-//! ([`crate::capability::clock`], [`crate::capability::random`]), and refusals where WASI would open a socket.
+//! ([`crate::capability::clock`], [`crate::capability::random`]), and refusals where WASI would
+//! open a socket.
 //!
-//! What is left to wasmtime's own implementation is linked over views that only this room can make ([`RunState::cli`],
-//! [`RunState::filesystem`], [`RunState::sockets`]), and has nothing behind it: no arguments, no environment, standard input closed,
-//! no directory, no address that may be used, no name that may be resolved. Standard output and error are the log of the run.
+//! What is left to wasmtime's own implementation is linked over views that only this room can make
+//! ([`RunState::cli`], [`RunState::filesystem`], [`RunState::sockets`]), and has nothing behind it:
+//! no arguments, no environment, standard input closed, no directory, no address that may be used,
+//! no name that may be resolved. Standard output and error are the log of the run.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +20,8 @@ use wasmtime_wasi::p2::bindings::random::{insecure, insecure_seed, random};
 use wasmtime_wasi::p2::bindings::sockets::network::{self, ErrorCode, IpAddressFamily};
 use wasmtime_wasi::p2::bindings::sockets::{tcp_create_socket, udp_create_socket};
 use wasmtime_wasi::p2::{
-    DynPollable, IoError, Network, Pollable, SocketError, SocketResult, TcpSocket, UdpSocket, subscribe,
+    DynPollable, IoError, Network, Pollable, SocketError, SocketResult, TcpSocket, UdpSocket,
+    subscribe,
 };
 use wasmtime_wasi::sockets::WasiSocketsCtxView;
 
@@ -71,11 +74,15 @@ const MONOTONIC: &str = "wasi:clocks/monotonic-clock";
 
 impl wall_clock::Host for RunState {
     fn now(&mut self) -> Result<wall_clock::Datetime> {
-        self.wasi_call(HostCall::wasi(WALL, "now"), |inside| Ok(datetime(inside.services.clock().wall())))
+        self.wasi_call(HostCall::wasi(WALL, "now"), |inside| {
+            Ok(datetime(inside.services.clock().wall()))
+        })
     }
 
     fn resolution(&mut self) -> Result<wall_clock::Datetime> {
-        self.wasi_call(HostCall::wasi(WALL, "resolution"), |inside| Ok(datetime(inside.services.clock().resolution())))
+        self.wasi_call(HostCall::wasi(WALL, "resolution"), |inside| {
+            Ok(datetime(inside.services.clock().resolution()))
+        })
     }
 }
 
@@ -87,7 +94,10 @@ impl Inside<'_> {
 
     /// A pollable that is ready when [`Inside::run_time`] is `until`.
     fn subscribe(&mut self, until: Option<Duration>) -> Result<Resource<DynPollable>> {
-        let alarm = Alarm { clock: Arc::clone(self.services.clock()), until: until.map(|until| self.begun + until) };
+        let alarm = Alarm {
+            clock: Arc::clone(self.services.clock()),
+            until: until.map(|until| self.begun + until),
+        };
         let alarm = self.table.push(alarm)?;
         subscribe(self.table, alarm)
     }
@@ -95,7 +105,9 @@ impl Inside<'_> {
 
 impl monotonic_clock::Host for RunState {
     fn now(&mut self) -> Result<monotonic_clock::Instant> {
-        self.wasi_call(HostCall::wasi(MONOTONIC, "now"), |inside| Ok(nanoseconds(inside.run_time())))
+        self.wasi_call(HostCall::wasi(MONOTONIC, "now"), |inside| {
+            Ok(nanoseconds(inside.run_time()))
+        })
     }
 
     fn resolution(&mut self) -> Result<monotonic_clock::Instant> {
@@ -104,13 +116,19 @@ impl monotonic_clock::Host for RunState {
         })
     }
 
-    fn subscribe_instant(&mut self, when: monotonic_clock::Instant) -> Result<Resource<DynPollable>> {
+    fn subscribe_instant(
+        &mut self,
+        when: monotonic_clock::Instant,
+    ) -> Result<Resource<DynPollable>> {
         self.wasi_call(HostCall::wasi(MONOTONIC, "subscribe-instant"), |mut inside| {
             inside.subscribe(Some(Duration::from_nanos(when)))
         })
     }
 
-    fn subscribe_duration(&mut self, wait: monotonic_clock::Duration) -> Result<Resource<DynPollable>> {
+    fn subscribe_duration(
+        &mut self,
+        wait: monotonic_clock::Duration,
+    ) -> Result<Resource<DynPollable>> {
         self.wasi_call(HostCall::wasi(MONOTONIC, "subscribe-duration"), |mut inside| {
             let until = inside.run_time().checked_add(Duration::from_nanos(wait));
             inside.subscribe(until)
@@ -129,8 +147,9 @@ struct Alarm {
 impl Pollable for Alarm {
     async fn ready(&mut self) {
         match self.until.map(|until| until.saturating_sub(self.clock.monotonic())) {
-            // A guest that polls with no time-out in a loop lets others run, as in `Deadline::Past` of wasmtime-wasi 48
-            // (src/p2/host/clocks.rs); here each time, because guests share the executor with the worker.
+            // A guest that polls with no time-out in a loop lets others run, as in `Deadline::Past`
+            // of wasmtime-wasi 48 (src/p2/host/clocks.rs); here each time, because guests share the
+            // executor with the worker.
             Some(Duration::ZERO) => tokio::task::yield_now().await,
             Some(wait) => self.clock.sleep(wait).await,
             None => std::future::pending().await,
@@ -139,7 +158,12 @@ impl Pollable for Alarm {
 }
 
 impl RunState {
-    fn random_bytes(&mut self, interface: &'static str, function: &'static str, length: u64) -> Result<Vec<u8>> {
+    fn random_bytes(
+        &mut self,
+        interface: &'static str,
+        function: &'static str,
+        length: u64,
+    ) -> Result<Vec<u8>> {
         let allowed = self.limit(Limit::RandomBytes);
         let call = HostCall::wasi(interface, function);
         if length > allowed {
@@ -211,19 +235,26 @@ impl network::HostNetwork for RunState {
     }
 }
 
-/// Without a socket nothing of `wasi:sockets` can be used; wasmtime's own would open one and refuse its use later.
+/// Without a socket nothing of `wasi:sockets` can be used; wasmtime's own would open one and refuse
+/// its use later.
 impl tcp_create_socket::Host for RunState {
     fn create_tcp_socket(&mut self, _: IpAddressFamily) -> SocketResult<Resource<TcpSocket>> {
-        self.wasi_call(HostCall::wasi("wasi:sockets/tcp-create-socket", "create-tcp-socket"), |_| Ok(()))
-            .map_err(SocketError::trap)?;
+        self.wasi_call(
+            HostCall::wasi("wasi:sockets/tcp-create-socket", "create-tcp-socket"),
+            |_| Ok(()),
+        )
+        .map_err(SocketError::trap)?;
         Err(ErrorCode::AccessDenied.into())
     }
 }
 
 impl udp_create_socket::Host for RunState {
     async fn create_udp_socket(&mut self, _: IpAddressFamily) -> SocketResult<Resource<UdpSocket>> {
-        self.wasi_call(HostCall::wasi("wasi:sockets/udp-create-socket", "create-udp-socket"), |_| Ok(()))
-            .map_err(SocketError::trap)?;
+        self.wasi_call(
+            HostCall::wasi("wasi:sockets/udp-create-socket", "create-udp-socket"),
+            |_| Ok(()),
+        )
+        .map_err(SocketError::trap)?;
         Err(ErrorCode::AccessDenied.into())
     }
 }

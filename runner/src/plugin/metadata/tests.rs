@@ -2,7 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A component with a custom section and one export of an instance by that name, which is all that [`describe`] looks at.
+/// A component with a custom section and one export of an instance by that name, which is all that
+/// [`describe`] looks at.
 fn component(metadata: Option<&str>, export: Option<&str>) -> Vec<u8> {
     let mut wasm = b"\0asm\x0d\0\x01\0".to_vec();
     let mut section = |id: u8, content: &[u8]| {
@@ -14,7 +15,8 @@ fn component(metadata: Option<&str>, export: Option<&str>) -> Vec<u8> {
         section(0, &[&leb(SECTION.len()), SECTION.as_bytes(), metadata.as_bytes()].concat());
     }
     if let Some(export) = export {
-        // Component model, binary format: an empty instance type... an instance of no items, exported by name.
+        // Component model, binary format: an empty instance type... an instance of no items,
+        // exported by name.
         section(5, &[1, 1, 0]);
         section(11, &[&[1, 0][..], &leb(export.len()), export.as_bytes(), &[5, 0, 0]].concat());
     }
@@ -34,12 +36,12 @@ fn leb(mut value: usize) -> Vec<u8> {
     }
 }
 
-const METADATA: &str =
-    r#"{"format":1,"name":"x","version":"1","hooks":["post-build"],"wants":{"nix-store":"closure","mail":"optional"}}"#;
+const METADATA: &str = r#"{"format":1,"name":"x","version":"1","hooks":["post-build"],"wants":{"nix-store":"closure","mail":"optional"}}"#;
 
 #[test]
 fn a_component_says_what_it_is() {
-    let description = describe(&component(Some(METADATA), Some(interface(HookKind::PostBuild)))).unwrap();
+    let description =
+        describe(&component(Some(METADATA), Some(interface(HookKind::PostBuild)))).unwrap();
     assert_eq!(description.exports, [HookKind::PostBuild]);
     assert_eq!(description.metadata.wants.nix_store, crate::config::StoreScope::Closure);
     assert_eq!(description.metadata.wants.mail, super::super::grants::Want::Optional);

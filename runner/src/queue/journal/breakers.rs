@@ -1,4 +1,5 @@
-//! Open breakers outlive the worker: the next one does not begin by asking a dead service for every task.
+//! Open breakers outlive the worker: the next one does not begin by asking a dead service for every
+//! task.
 
 use rusqlite::params;
 
@@ -27,8 +28,9 @@ impl Journal {
     /// What SQLite says.
     pub fn breakers(&self) -> Result<Vec<OpenBreaker>, JournalError> {
         self.read(|connection| {
-            let mut statement = connection
-                .prepare_cached("SELECT plugin, since_ms, until_ms, trips, message FROM breakers ORDER BY plugin")?;
+            let mut statement = connection.prepare_cached(
+                "SELECT plugin, since_ms, until_ms, trips, message FROM breakers ORDER BY plugin",
+            )?;
             let rows = statement.query_map([], |row| {
                 Ok(OpenBreaker {
                     plugin: row.get(0)?,
@@ -56,7 +58,8 @@ impl Journal {
         })
     }
 
-    /// A breaker has closed. What failed while it was open may run now, in the order of its events: the service is back.
+    /// A breaker has closed. What failed while it was open may run now, in the order of its events:
+    /// the service is back.
     ///
     /// # Errors
     /// What SQLite says.

@@ -1,7 +1,8 @@
-//! What people change in the journal, beside a worker that runs: dead letters get another chance, or go.
+//! What people change in the journal, beside a worker that runs: dead letters get another chance,
+//! or go.
 //!
-//! Only tasks are touched that no worker holds: dead, refused, and those that wait for their time. One transaction each, so that nothing
-//! is half done.
+//! Only tasks are touched that no worker holds: dead, refused, and those that wait for their time.
+//! One transaction each, so that nothing is half done.
 
 use rusqlite::params;
 
@@ -35,8 +36,8 @@ impl Selection {
 }
 
 impl Journal {
-    /// Gives a dead or refused task all its attempts again, and one that waits its time now. The event is open again. False if the
-    /// task is none of these any more.
+    /// Gives a dead or refused task all its attempts again, and one that waits its time now. The
+    /// event is open again. False if the task is none of these any more.
     ///
     /// # Errors
     /// What SQLite says.
@@ -56,12 +57,17 @@ impl Journal {
         })
     }
 
-    /// Removes a task that is dead, refused or waits; its attempts stay in the log. The second value: it was the event's last open one,
-    /// so that its roots may go.
+    /// Removes a task that is dead, refused or waits; its attempts stay in the log. The second
+    /// value: it was the event's last open one, so that its roots may go.
     ///
     /// # Errors
     /// What SQLite says.
-    pub fn discard(&mut self, event: &str, plugin: &str, now_ms: u64) -> Result<(bool, bool), JournalError> {
+    pub fn discard(
+        &mut self,
+        event: &str,
+        plugin: &str,
+        now_ms: u64,
+    ) -> Result<(bool, bool), JournalError> {
         self.write(|transaction| {
             let changed = transaction.execute(
                 "DELETE FROM tasks WHERE event = ?1 AND plugin = ?2
@@ -105,9 +111,15 @@ mod tests {
         let dirs = Dirs { config: directory.path().join("c"), state: directory.path().to_owned() };
         let (mut journal, _) = Journal::open(&dirs).unwrap();
         let event = post_build("hello-1.0");
-        journal.take(&[Incoming { event: &event, uid: 0, plugins: vec!["cache".into()], rooted: 0 }], 1).unwrap();
+        journal
+            .take(
+                &[Incoming { event: &event, uid: 0, plugins: vec!["cache".into()], rooted: 0 }],
+                1,
+            )
+            .unwrap();
         let number = begin(&mut journal, &event, 2);
-        let outcome = Outcome::Failed { message: "no".to_owned(), transient: false, retry_after_ms: None };
+        let outcome =
+            Outcome::Failed { message: "no".to_owned(), transient: false, retry_after_ms: None };
         let report = RunReport { outcome, usage: Usage::default(), log: Vec::new() };
         let attempt = Attempt { event: &event.id, plugin: "cache", number, start_ms: 2, end_ms: 3 };
         let ended = Ended { attempt, report: &report, next: Next::Dead };

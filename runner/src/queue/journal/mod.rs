@@ -1,12 +1,14 @@
 //! The worker's database: events, tasks, attempts (SQLite, `schema-1.sql`).
 //!
-//! Written by the one worker; `hookrun status` and `hookrun log` read it at the same time (write-ahead log). The worker may be
-//! killed at any instruction: an event's row and its tasks come in one transaction that is synced before the spool file goes, and the id
-//! is the key, so an event that is seen twice is taken once. What an attempt gave is synced later: if it is lost, the attempt
-//! is made again, which plugins must bear anyway.
+//! Written by the one worker; `hookrun status` and `hookrun log` read it at the same time
+//! (write-ahead log). The worker may be killed at any instruction: an event's row and its tasks
+//! come in one transaction that is synced before the spool file goes, and the id is the key, so an
+//! event that is seen twice is taken once. What an attempt gave is synced later: if it is lost, the
+//! attempt is made again, which plugins must bear anyway.
 //!
-//! [`open`](Journal::open): made, migrated, checked. [`take`](Journal::take): events come in. [`step`](Journal::step): tasks begin and end.
-//! The files beside this one hold one of these each; `query` is for people, `change` is what people do.
+//! [`open`](Journal::open): made, migrated, checked. [`take`](Journal::take): events come in.
+//! [`step`](Journal::step): tasks begin and end. The files beside this one hold one of these each;
+//! `query` is for people, `change` is what people do.
 
 mod breakers;
 mod change;
@@ -24,7 +26,9 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 pub use breakers::OpenBreaker;
 pub use change::Selection;
 pub use open::Damage;
-pub use query::{AttemptRow, EndedAs, FileId, LogFilter, PluginCounts, PluginRecord, TaskRow, file_id};
+pub use query::{
+    AttemptRow, EndedAs, FileId, LogFilter, PluginCounts, PluginRecord, TaskRow, file_id,
+};
 pub use rooted::Roots;
 pub use run::{Attempt, Begun, Ended, Order, Task};
 pub use take::{Incoming, Share, Taken, Wanted};
@@ -130,11 +134,15 @@ impl Journal {
         })
     }
 
-    fn write<T>(&mut self, work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, JournalError> {
+    fn write<T>(
+        &mut self,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, JournalError> {
         let path = &self.path;
         let connection = &mut self.connection;
         let result = (|| {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let transaction =
+                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let value = work(&transaction)?;
             transaction.commit()?;
             Ok(value)
@@ -142,8 +150,12 @@ impl Journal {
         result.map_err(|error| JournalError::Sqlite { path: path.clone(), error })
     }
 
-    fn read<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, JournalError> {
-        work(&self.connection).map_err(|error| JournalError::Sqlite { path: self.path.clone(), error })
+    fn read<T>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, JournalError> {
+        work(&self.connection)
+            .map_err(|error| JournalError::Sqlite { path: self.path.clone(), error })
     }
 }
 

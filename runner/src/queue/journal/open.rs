@@ -1,4 +1,5 @@
-//! Opening the journal: made, migrated, checked, and mended where a file system or a person damaged it.
+//! Opening the journal: made, migrated, checked, and mended where a file system or a person damaged
+//! it.
 
 use std::path::{Path, PathBuf};
 
@@ -13,13 +14,15 @@ use crate::event::Event;
 pub struct Damage {
     /// What happened, where the old one is, and what was lost; one line.
     pub notice: String,
-    /// Events that had not ended and could still be read: to be taken again. Their tasks begin anew.
+    /// Events that had not ended and could still be read: to be taken again. Their tasks begin
+    /// anew.
     pub salvaged: Vec<Event>,
 }
 
 impl Journal {
-    /// Opens the journal for the worker: made if it is not there, brought to the newest version, checked. A damaged one is set
-    /// aside and a new one begun; then the second value says so, and gives what could be read of the old one.
+    /// Opens the journal for the worker: made if it is not there, brought to the newest version,
+    /// checked. A damaged one is set aside and a new one begun; then the second value says so, and
+    /// gives what could be read of the old one.
     ///
     /// # Errors
     /// If it cannot be opened or made, or a later release wrote it.
@@ -27,7 +30,11 @@ impl Journal {
         use std::os::unix::fs::DirBuilderExt as _;
         let path = dirs.journal().join(FILE);
         let io = |error| JournalError::Io { path: path.clone(), error };
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dirs.journal()).map_err(io)?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dirs.journal())
+            .map_err(io)?;
         match Self::open_checked(&path) {
             Ok(journal) => Ok((journal, None)),
             Err(JournalError::Sqlite { error, .. }) if is_damage(&error) => {
@@ -54,7 +61,8 @@ impl Journal {
         Self::open_beside(dirs, OpenFlags::SQLITE_OPEN_READ_ONLY)
     }
 
-    /// Opens the journal that is there to change tasks in it, beside a worker; none if there is none yet.
+    /// Opens the journal that is there to change tasks in it, beside a worker; none if there is
+    /// none yet.
     ///
     /// # Errors
     /// If it cannot be opened for writing, or has another version.
@@ -68,7 +76,9 @@ impl Journal {
 
     fn open_beside(dirs: &Dirs, flags: OpenFlags) -> Result<Option<Self>, JournalError> {
         let path = dirs.journal().join(FILE);
-        if std::fs::symlink_metadata(&path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        if std::fs::symlink_metadata(&path)
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+        {
             return Ok(None);
         }
         let sqlite = |error| JournalError::Sqlite { path: path.clone(), error };
@@ -94,7 +104,8 @@ impl Journal {
         Ok(Self { connection, path: path.to_owned(), inode: inode(path) })
     }
 
-    /// Is the file that is open still the one under its name? SQLite would write on into a file that somebody has removed.
+    /// Is the file that is open still the one under its name? SQLite would write on into a file
+    /// that somebody has removed.
     pub fn is_in_place(&self) -> bool {
         inode(&self.path) == self.inode
     }
@@ -126,7 +137,9 @@ fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
 }
 
 fn salvage_file(path: &Path) -> Vec<Event> {
-    Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map(|old| salvage(&old)).unwrap_or_default()
+    Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+        .map(|old| salvage(&old))
+        .unwrap_or_default()
 }
 
 /// Row by row, up to the first that cannot be read, from both ends: damage is mostly in one place.
@@ -137,7 +150,9 @@ fn salvage(connection: &Connection) -> Vec<Event> {
         let Ok(mut statement) = connection.prepare(&sql) else { continue };
         let Ok(mut rows) = statement.query([]) else { continue };
         while let Ok(Some(row)) = rows.next() {
-            let (Ok(id), Ok(body)) = (row.get::<_, String>(0), row.get::<_, String>(1)) else { break };
+            let (Ok(id), Ok(body)) = (row.get::<_, String>(0), row.get::<_, String>(1)) else {
+                break;
+            };
             if let Ok(event) = serde_json::from_str::<Event>(&body) {
                 found.insert(id, event);
             }
@@ -146,7 +161,8 @@ fn salvage(connection: &Connection) -> Vec<Event> {
     found.into_values().collect()
 }
 
-/// Pages in the write-ahead log before they go into the database, 16 MiB: a page that changes with every event goes there seldom.
+/// Pages in the write-ahead log before they go into the database, 16 MiB: a page that changes with
+/// every event goes there seldom.
 const CHECKPOINT_PAGES: u32 = 4096;
 
 /// Settings of every connection that writes, and the check; gives the version.
@@ -180,5 +196,8 @@ fn user_version(connection: &Connection) -> rusqlite::Result<usize> {
 }
 
 fn is_damage(error: &rusqlite::Error) -> bool {
-    matches!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase))
+    matches!(
+        error.sqlite_error_code(),
+        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase)
+    )
 }

@@ -33,8 +33,10 @@ pub struct PluginCounts {
     pub next_ms: Option<u64>,
 }
 
-/// The column with who told of an event, from its body: events of earlier releases do not say, and came from hooks for all that is known.
-const ORIGIN: &str = "coalesce(CASE WHEN json_valid(body) THEN json_extract(body, '$.origin') END, 'hook')";
+/// The column with who told of an event, from its body: events of earlier releases do not say, and
+/// came from hooks for all that is known.
+const ORIGIN: &str =
+    "coalesce(CASE WHEN json_valid(body) THEN json_extract(body, '$.origin') END, 'hook')";
 
 /// A task, for people.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -131,7 +133,8 @@ pub struct PluginRecord {
 /// A journal's file: device and inode. Another one stands for another journal.
 pub type FileId = (u64, u64);
 
-/// Attempts that [`Journal::records`] looks at, the newest, so that it takes no longer the more there are.
+/// Attempts that [`Journal::records`] looks at, the newest, so that it takes no longer the more
+/// there are.
 const RECORD_ROWS: i64 = 20_000;
 
 /// Which attempts are asked for.
@@ -160,20 +163,31 @@ impl Journal {
         self.counts_of(None, now_ms)
     }
 
-    /// How many events were handed over since `since_ms`, and their tasks, counted by plugin. An event that stands for one of them counts
-    /// in its place.
+    /// How many events were handed over since `since_ms`, and their tasks, counted by plugin. An
+    /// event that stands for one of them counts in its place.
     ///
     /// # Errors
     /// What SQLite says.
-    pub fn since(&self, since_ms: u64, now_ms: u64) -> Result<(u64, Vec<PluginCounts>), JournalError> {
+    pub fn since(
+        &self,
+        since_ms: u64,
+        now_ms: u64,
+    ) -> Result<(u64, Vec<PluginCounts>), JournalError> {
         let events = self.read(|connection| {
-            connection
-                .query_row("SELECT count(*) FROM events WHERE time_ms >= ?1", [sql_time(since_ms)], |row| count(row, 0))
+            connection.query_row(
+                "SELECT count(*) FROM events WHERE time_ms >= ?1",
+                [sql_time(since_ms)],
+                |row| count(row, 0),
+            )
         })?;
         Ok((events, self.counts_of(Some(since_ms), now_ms)?))
     }
 
-    fn counts_of(&self, since_ms: Option<u64>, now_ms: u64) -> Result<Vec<PluginCounts>, JournalError> {
+    fn counts_of(
+        &self,
+        since_ms: Option<u64>,
+        now_ms: u64,
+    ) -> Result<Vec<PluginCounts>, JournalError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT plugin,
@@ -204,8 +218,8 @@ impl Journal {
         })
     }
 
-    /// The store paths of outputs that post-build events told of, of all or of those handed over since `since_ms`. An event that this
-    /// release cannot read tells none.
+    /// The store paths of outputs that post-build events told of, of all or of those handed over
+    /// since `since_ms`. An event that this release cannot read tells none.
     ///
     /// # Errors
     /// What SQLite says.
@@ -229,7 +243,10 @@ impl Journal {
     /// # Errors
     /// What SQLite says.
     pub fn tasks_in_state(&self, state: &str, limit: usize) -> Result<Vec<TaskRow>, JournalError> {
-        self.some_tasks("WHERE state = ?1 ORDER BY updated_ms DESC, event LIMIT ?2", &[&state, &sql_count(limit)])
+        self.some_tasks(
+            "WHERE state = ?1 ORDER BY updated_ms DESC, event LIMIT ?2",
+            &[&state, &sql_count(limit)],
+        )
     }
 
     /// All tasks, oldest event first.
@@ -348,10 +365,13 @@ impl Journal {
     /// # Errors
     /// What SQLite says.
     pub fn newest_attempt(&self) -> Result<i64, JournalError> {
-        self.read(|connection| connection.query_row("SELECT coalesce(max(id), 0) FROM attempts", [], |row| row.get(0)))
+        self.read(|connection| {
+            connection.query_row("SELECT coalesce(max(id), 0) FROM attempts", [], |row| row.get(0))
+        })
     }
 
-    /// A number that changes when another process has changed the journal (<https://www.sqlite.org/pragma.html#pragma_data_version>).
+    /// A number that changes when another process has changed the journal
+    /// (<https://www.sqlite.org/pragma.html#pragma_data_version>).
     ///
     /// # Errors
     /// What SQLite says.
@@ -375,8 +395,16 @@ pub(super) fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>
     Ok(row.get::<_, Option<i64>>(column)?.map(|value| u64::try_from(value).unwrap_or(0)))
 }
 
-pub(super) fn json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+pub(super) fn json<T: serde::de::DeserializeOwned>(
+    row: &Row<'_>,
+    column: usize,
+) -> rusqlite::Result<T> {
     let text: String = row.get(column)?;
-    serde_json::from_str(&text)
-        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error)))
+    serde_json::from_str(&text).map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(
+            column,
+            rusqlite::types::Type::Text,
+            Box::new(error),
+        )
+    })
 }

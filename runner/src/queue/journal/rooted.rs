@@ -11,7 +11,8 @@ use crate::event::{Event, NixDirs};
 pub struct Roots {
     /// Roots.
     pub count: u64,
-    /// Bytes of what they keep, without what that refers to; a root whose size is not known yet counts as nothing.
+    /// Bytes of what they keep, without what that refers to; a root whose size is not known yet
+    /// counts as nothing.
     pub bytes: u64,
 }
 
@@ -30,12 +31,17 @@ impl Journal {
         })
     }
 
-    /// The unfinished events with roots that are older than `taken_before_ms`, or with which all newer ones are larger than `max_size` bytes
-    /// together; the first value says which: true, too old.
+    /// The unfinished events with roots that are older than `taken_before_ms`, or with which all
+    /// newer ones are larger than `max_size` bytes together; the first value says which: true, too
+    /// old.
     ///
     /// # Errors
     /// What SQLite says.
-    pub fn rooted_beyond(&self, taken_before_ms: u64, max_size: u64) -> Result<Vec<(bool, Event)>, JournalError> {
+    pub fn rooted_beyond(
+        &self,
+        taken_before_ms: u64,
+        max_size: u64,
+    ) -> Result<Vec<(bool, Event)>, JournalError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT taken_ms < ?1, body FROM
@@ -82,8 +88,11 @@ impl Journal {
     /// What SQLite says.
     pub fn measured(&mut self, sizes: &[(String, u64)]) -> Result<(), JournalError> {
         self.write(|transaction| {
-            let mut statement = transaction.prepare_cached("UPDATE events SET nar_size = ?2 WHERE id = ?1")?;
-            sizes.iter().try_for_each(|(id, size)| statement.execute(params![id, sql_time(*size)]).map(drop))
+            let mut statement =
+                transaction.prepare_cached("UPDATE events SET nar_size = ?2 WHERE id = ?1")?;
+            sizes.iter().try_for_each(|(id, size)| {
+                statement.execute(params![id, sql_time(*size)]).map(drop)
+            })
         })
     }
 
@@ -93,7 +102,10 @@ impl Journal {
     /// What SQLite says.
     pub fn unrooted(&mut self, event: &str) -> Result<(), JournalError> {
         self.write(|transaction| {
-            transaction.prepare_cached("UPDATE events SET rooted = 0 WHERE id = ?1")?.execute([event]).map(drop)
+            transaction
+                .prepare_cached("UPDATE events SET rooted = 0 WHERE id = ?1")?
+                .execute([event])
+                .map(drop)
         })
     }
 

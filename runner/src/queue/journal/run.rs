@@ -23,7 +23,8 @@ pub struct Task {
 pub enum Order {
     /// As Nix called the hooks.
     Oldest,
-    /// Those that may run longest first: after a failure a task comes after those that were not tried since.
+    /// Those that may run longest first: after a failure a task comes after those that were not
+    /// tried since.
     LongestDue,
 }
 
@@ -66,9 +67,9 @@ pub struct Begun {
 const READ_AHEAD_BYTES: usize = 1 << 20;
 
 impl Journal {
-    /// What a worker does when it starts: attempts that the worker before did not end are written down as interrupted and count as
-    /// made, and tasks that were refused may run again, since the configuration may have been mended. Gives the number of
-    /// interrupted attempts.
+    /// What a worker does when it starts: attempts that the worker before did not end are written
+    /// down as interrupted and count as made, and tasks that were refused may run again, since the
+    /// configuration may have been mended. Gives the number of interrupted attempts.
     ///
     /// # Errors
     /// What SQLite says.
@@ -89,17 +90,22 @@ impl Journal {
         })
     }
 
-    /// Tasks that were refused may run again: the configuration, a plugin or a secret has changed. Gives how many there were.
+    /// Tasks that were refused may run again: the configuration, a plugin or a secret has changed.
+    /// Gives how many there were.
     ///
     /// # Errors
     /// What SQLite says.
     pub fn readmit(&mut self) -> Result<usize, JournalError> {
         self.write(|transaction| {
-            transaction.execute("UPDATE tasks SET state = 'pending', not_before_ms = 0 WHERE state = 'refused'", [])
+            transaction.execute(
+                "UPDATE tasks SET state = 'pending', not_before_ms = 0 WHERE state = 'refused'",
+                [],
+            )
         })
     }
 
-    /// Forgets events that ended longer than `keep` ago, with their attempts. Dead letters stay until somebody decides.
+    /// Forgets events that ended longer than `keep` ago, with their attempts. Dead letters stay
+    /// until somebody decides.
     ///
     /// # Errors
     /// What SQLite says.
@@ -114,8 +120,9 @@ impl Journal {
         })
     }
 
-    /// After the clock was set back: what waits for its time waits as long as it was to, and not until a time that is now far
-    /// away. `slack_ms` is no step of a clock. Gives how many tasks that were.
+    /// After the clock was set back: what waits for its time waits as long as it was to, and not
+    /// until a time that is now far away. `slack_ms` is no step of a clock. Gives how many tasks
+    /// that were.
     ///
     /// # Errors
     /// What SQLite says.
@@ -136,7 +143,13 @@ impl Journal {
     ///
     /// # Errors
     /// What SQLite says. A row whose event is not readable is an error of the database.
-    pub fn due(&self, plugin: &str, now_ms: u64, limit: usize, order: Order) -> Result<Vec<Task>, JournalError> {
+    pub fn due(
+        &self,
+        plugin: &str,
+        now_ms: u64,
+        limit: usize,
+        order: Order,
+    ) -> Result<Vec<Task>, JournalError> {
         let sql = match order {
             Order::Oldest => {
                 "SELECT events.body FROM tasks INDEXED BY tasks_order JOIN events ON events.id = tasks.event
@@ -162,7 +175,8 @@ impl Journal {
         })
     }
 
-    /// The plugins that have a task that may run now. Looks at one row a plugin, however many there are.
+    /// The plugins that have a task that may run now. Looks at one row a plugin, however many there
+    /// are.
     ///
     /// # Errors
     /// What SQLite says.
@@ -194,9 +208,10 @@ impl Journal {
         })
     }
 
-    /// One step of the worker, in one transaction: writes down how attempts ended, and marks tasks as running. For each that ended: was it
-    /// the event's last open task, so that its roots may go? For each that is to begin: its attempt, or none if somebody has
-    /// removed it or given it another time since it was read.
+    /// One step of the worker, in one transaction: writes down how attempts ended, and marks tasks
+    /// as running. For each that ended: was it the event's last open task, so that its roots may
+    /// go? For each that is to begin: its attempt, or none if somebody has removed it or given it
+    /// another time since it was read.
     ///
     /// # Errors
     /// What SQLite says; then nothing of it was done.
@@ -207,8 +222,14 @@ impl Journal {
         now_ms: u64,
     ) -> Result<(Vec<bool>, Vec<Option<Begun>>), JournalError> {
         self.write(|transaction| {
-            let ended = ended.iter().map(|ended| finish(transaction, ended)).collect::<rusqlite::Result<_>>()?;
-            let begun = begin.iter().map(|task| begin_one(transaction, task, now_ms)).collect::<rusqlite::Result<_>>()?;
+            let ended = ended
+                .iter()
+                .map(|ended| finish(transaction, ended))
+                .collect::<rusqlite::Result<_>>()?;
+            let begun = begin
+                .iter()
+                .map(|task| begin_one(transaction, task, now_ms))
+                .collect::<rusqlite::Result<_>>()?;
             Ok((ended, begun))
         })
     }
@@ -217,7 +238,12 @@ impl Journal {
     ///
     /// # Errors
     /// What SQLite says.
-    pub fn give_back(&mut self, event: &str, plugin: &str, now_ms: u64) -> Result<(), JournalError> {
+    pub fn give_back(
+        &mut self,
+        event: &str,
+        plugin: &str,
+        now_ms: u64,
+    ) -> Result<(), JournalError> {
         self.write(|transaction| {
             transaction
                 .execute(
@@ -230,7 +256,11 @@ impl Journal {
     }
 }
 
-fn begin_one(transaction: &Transaction<'_>, task: &Task, now_ms: u64) -> rusqlite::Result<Option<Begun>> {
+fn begin_one(
+    transaction: &Transaction<'_>,
+    task: &Task,
+    now_ms: u64,
+) -> rusqlite::Result<Option<Begun>> {
     transaction
         .prepare_cached(
             "UPDATE tasks SET state = 'running', attempts = attempts + 1, first_ms = coalesce(first_ms, ?3), updated_ms = ?3
@@ -244,8 +274,11 @@ fn begin_one(transaction: &Transaction<'_>, task: &Task, now_ms: u64) -> rusqlit
 
 /// True if that was the event's last open task. Refused tasks are open.
 fn finish(transaction: &Transaction<'_>, ended: &Ended<'_>) -> rusqlite::Result<bool> {
-    let Ended { attempt: Attempt { event, plugin, number, start_ms, end_ms }, report, next } = *ended;
-    let later = |after: Duration| end_ms.saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+    let Ended { attempt: Attempt { event, plugin, number, start_ms, end_ms }, report, next } =
+        *ended;
+    let later = |after: Duration| {
+        end_ms.saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX))
+    };
     let (state, not_before_ms, uncounted) = match next {
         Next::Done => ("done", 0, 0),
         Next::Dead => ("dead", 0, 0),
@@ -287,10 +320,16 @@ fn finish(transaction: &Transaction<'_>, ended: &Ended<'_>) -> rusqlite::Result<
 }
 
 /// Tasks that waited for this one, and for no other any more, may run.
-pub(super) fn unblock(transaction: &Transaction<'_>, event: &str, plugin: &str) -> rusqlite::Result<()> {
-    let mut waiting =
-        transaction.prepare_cached("DELETE FROM waits_for WHERE on_event = ?1 AND plugin = ?2 RETURNING event")?;
-    let waiting: Vec<String> = waiting.query_map([event, plugin], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+pub(super) fn unblock(
+    transaction: &Transaction<'_>,
+    event: &str,
+    plugin: &str,
+) -> rusqlite::Result<()> {
+    let mut waiting = transaction.prepare_cached(
+        "DELETE FROM waits_for WHERE on_event = ?1 AND plugin = ?2 RETURNING event",
+    )?;
+    let waiting: Vec<String> =
+        waiting.query_map([event, plugin], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     for event in waiting {
         transaction
             .prepare_cached(
@@ -303,7 +342,11 @@ pub(super) fn unblock(transaction: &Transaction<'_>, event: &str, plugin: &str) 
 }
 
 /// Ends an event that has no open task; true if it ended now.
-pub(super) fn end_event(transaction: &Transaction<'_>, event: &str, now_ms: u64) -> rusqlite::Result<bool> {
+pub(super) fn end_event(
+    transaction: &Transaction<'_>,
+    event: &str,
+    now_ms: u64,
+) -> rusqlite::Result<bool> {
     let ended = transaction
         .prepare_cached(
             "UPDATE events SET ended_ms = ?2, rooted = 0 WHERE id = ?1 AND ended_ms IS NULL

@@ -24,8 +24,8 @@ pub struct Incoming<'a> {
 pub struct Wanted {
     /// Its name in the configuration.
     pub plugin: String,
-    /// For a plugin that wants dependencies first: the store paths that the event's outputs reach. Tasks of the same plugin whose events
-    /// have one of these as an output come before this one.
+    /// For a plugin that wants dependencies first: the store paths that the event's outputs reach.
+    /// Tasks of the same plugin whose events have one of these as an output come before this one.
     pub after: Option<Vec<String>>,
 }
 
@@ -63,24 +63,35 @@ impl Journal {
     ///
     /// # Errors
     /// What SQLite says; then nothing was taken.
-    pub fn take(&mut self, events: &[Incoming<'_>], now_ms: u64) -> Result<Vec<Taken>, JournalError> {
+    pub fn take(
+        &mut self,
+        events: &[Incoming<'_>],
+        now_ms: u64,
+    ) -> Result<Vec<Taken>, JournalError> {
         self.synchronous("FULL")?;
-        let taken =
-            self.write(|transaction| events.iter().map(|incoming| take_one(transaction, incoming, now_ms)).collect());
+        let taken = self.write(|transaction| {
+            events.iter().map(|incoming| take_one(transaction, incoming, now_ms)).collect()
+        });
         self.synchronous("NORMAL")?;
         taken
     }
 
-    /// What a user has in the journal, ended events included: it grows by them until they are forgotten.
+    /// What a user has in the journal, ended events included: it grows by them until they are
+    /// forgotten.
     ///
     /// # Errors
     /// What SQLite says.
     pub fn share(&self, uid: u32) -> Result<Share, JournalError> {
         self.read(|connection| {
             connection
-                .prepare_cached("SELECT count(*), coalesce(sum(length(body)), 0) FROM events WHERE uid = ?1")?
+                .prepare_cached(
+                    "SELECT count(*), coalesce(sum(length(body)), 0) FROM events WHERE uid = ?1",
+                )?
                 .query_row([uid], |row| {
-                    Ok(Share { events: super::query::count(row, 0)?, bytes: super::query::count(row, 1)? })
+                    Ok(Share {
+                        events: super::query::count(row, 0)?,
+                        bytes: super::query::count(row, 1)?,
+                    })
                 })
         })
     }
@@ -90,7 +101,11 @@ impl Journal {
     }
 }
 
-fn take_one(transaction: &Transaction<'_>, incoming: &Incoming<'_>, now_ms: u64) -> rusqlite::Result<Taken> {
+fn take_one(
+    transaction: &Transaction<'_>,
+    incoming: &Incoming<'_>,
+    now_ms: u64,
+) -> rusqlite::Result<Taken> {
     let Incoming { event, uid, plugins, rooted } = incoming;
     let json = |value: Result<String, serde_json::Error>| {
         value.map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
@@ -104,7 +119,9 @@ fn take_one(transaction: &Transaction<'_>, incoming: &Incoming<'_>, now_ms: u64)
     }
     let same = json(same(event))?;
     let earlier: Option<String> = transaction
-        .prepare_cached("SELECT id FROM events WHERE same = ?1 AND ended_ms IS NULL ORDER BY id LIMIT 1")?
+        .prepare_cached(
+            "SELECT id FROM events WHERE same = ?1 AND ended_ms IS NULL ORDER BY id LIMIT 1",
+        )?
         .query_row([&same], |row| row.get(0))
         .optional()?;
     let ended = (earlier.is_some() || plugins.is_empty()).then_some(sql_time(now_ms));
@@ -131,17 +148,26 @@ fn take_one(transaction: &Transaction<'_>, incoming: &Incoming<'_>, now_ms: u64)
     if let Some(earlier) = earlier {
         return Ok(Taken::Merged(earlier));
     }
-    let mut statement =
-        transaction.prepare_cached("INSERT INTO tasks (event, plugin, state, updated_ms) VALUES (?1, ?2, ?3, ?4)")?;
+    let mut statement = transaction.prepare_cached(
+        "INSERT INTO tasks (event, plugin, state, updated_ms) VALUES (?1, ?2, ?3, ?4)",
+    )?;
     for Wanted { plugin, after } in plugins {
         let blocked = match after {
-            Some(paths) => wait_for(transaction, event, plugin, &json(serde_json::to_string(paths))?)?,
+            Some(paths) => {
+                wait_for(transaction, event, plugin, &json(serde_json::to_string(paths))?)?
+            }
             None => false,
         };
-        statement.execute(params![event.id, plugin, if blocked { "blocked" } else { "pending" }, sql_time(now_ms)])?;
+        statement.execute(params![
+            event.id,
+            plugin,
+            if blocked { "blocked" } else { "pending" },
+            sql_time(now_ms)
+        ])?;
     }
     if plugins.iter().any(|wanted| wanted.after.is_some()) {
-        let mut statement = transaction.prepare_cached("INSERT OR IGNORE INTO outputs (path, event) VALUES (?1, ?2)")?;
+        let mut statement = transaction
+            .prepare_cached("INSERT OR IGNORE INTO outputs (path, event) VALUES (?1, ?2)")?;
         for path in event.output_paths() {
             statement.execute([path, event.id.as_str()])?;
         }
@@ -150,7 +176,12 @@ fn take_one(transaction: &Transaction<'_>, incoming: &Incoming<'_>, now_ms: u64)
 }
 
 /// Notes which open tasks of the plugin come first; true if there is one. `paths` is a JSON list.
-fn wait_for(transaction: &Transaction<'_>, event: &Event, plugin: &str, paths: &str) -> rusqlite::Result<bool> {
+fn wait_for(
+    transaction: &Transaction<'_>,
+    event: &Event,
+    plugin: &str,
+    paths: &str,
+) -> rusqlite::Result<bool> {
     let noted = transaction
         .prepare_cached(
             "INSERT OR IGNORE INTO waits_for (on_event, plugin, event)
@@ -163,12 +194,15 @@ fn wait_for(transaction: &Transaction<'_>, event: &Event, plugin: &str, paths: &
     Ok(noted > 0)
 }
 
-/// What two events have in common that say the same: hook, store, derivation and outputs, and for the diff hook the evidence.
+/// What two events have in common that say the same: hook, store, derivation and outputs, and for
+/// the diff hook the evidence.
 fn same(event: &Event) -> Result<String, serde_json::Error> {
     let mut text = Vec::new();
     let mut serializer = serde_json::Serializer::new(&mut text);
     match &event.hook {
-        HookEvent::PostBuild(post_build) => (&event.nix.store, "post-build", post_build).serialize(&mut serializer)?,
+        HookEvent::PostBuild(post_build) => {
+            (&event.nix.store, "post-build", post_build).serialize(&mut serializer)?
+        }
         HookEvent::Diff(diff) => (&event.nix.store, "diff", diff).serialize(&mut serializer)?,
     }
     Ok(crate::queue::envelope::digest(&text))

@@ -36,7 +36,10 @@ impl Scene {
     }
 
     fn take_wanted(&mut self, event: &Event, plugins: Vec<Wanted>) -> Taken {
-        self.journal.take(&[Incoming { event, uid: 0, plugins, rooted: 1 }], 1000).unwrap().remove(0)
+        self.journal
+            .take(&[Incoming { event, uid: 0, plugins, rooted: 1 }], 1000)
+            .unwrap()
+            .remove(0)
     }
 
     fn begin(&mut self, event: &Event, plugin: &str, now: u64) -> Option<u32> {
@@ -55,12 +58,19 @@ impl Scene {
         let log = vec![LogLine { level: "info".into(), message: "said".into(), fields: vec![] }];
         let report = RunReport { outcome, usage: Usage { memory: 65536, ..Usage::default() }, log };
         let attempt = Attempt { event: &event.id, plugin, number, start_ms: 2000, end_ms: 2500 };
-        self.journal.step(&[Ended { attempt, report: &report, next }], &[], 2500).unwrap().0.remove(0)
+        self.journal
+            .step(&[Ended { attempt, report: &report, next }], &[], 2500)
+            .unwrap()
+            .0
+            .remove(0)
     }
 
     fn states(&self) -> Vec<(String, String)> {
-        let mut statement =
-            self.journal.connection.prepare("SELECT plugin, state FROM tasks ORDER BY event, plugin").unwrap();
+        let mut statement = self
+            .journal
+            .connection
+            .prepare("SELECT plugin, state FROM tasks ORDER BY event, plugin")
+            .unwrap();
         let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
         rows.map(Result::unwrap).collect()
     }
@@ -90,7 +100,12 @@ fn from_event_to_end() {
         [Task { plugin: "cache".into(), event: event.clone() }]
     );
 
-    assert!(!scene.attempt(&event, "cache", failed(), Next::Retry { after: Duration::from_secs(1) }));
+    assert!(!scene.attempt(
+        &event,
+        "cache",
+        failed(),
+        Next::Retry { after: Duration::from_secs(1) }
+    ));
     assert_eq!(scene.journal.due_plugins(3499).unwrap(), ["mail"], "not before its time");
     assert_eq!(scene.journal.next_due(3000).unwrap(), Some(3500));
     assert_eq!(scene.journal.due_plugins(3500).unwrap(), ["cache", "mail"]);
@@ -98,9 +113,14 @@ fn from_event_to_end() {
     assert!(scene.attempt(&event, "cache", done(), Next::Done), "the last task ends the event");
     assert_eq!(scene.take(&event, &[]), Taken::Known { ended: true });
 
-    let rows = scene.journal.log(&LogFilter { plugin: Some("cache".into()), ..LogFilter::default() }).unwrap();
-    let shown: Vec<_> =
-        rows.iter().map(|row| (row.number, row.class.as_str(), row.message.as_str(), row.state.as_str())).collect();
+    let rows = scene
+        .journal
+        .log(&LogFilter { plugin: Some("cache".into()), ..LogFilter::default() })
+        .unwrap();
+    let shown: Vec<_> = rows
+        .iter()
+        .map(|row| (row.number, row.class.as_str(), row.message.as_str(), row.state.as_str()))
+        .collect();
     assert_eq!(shown, [(1, "transient", "no answer", "done"), (2, "done", "uploaded", "done")]);
     assert_eq!(rows[0].usage.as_ref().unwrap().memory, 65536);
     assert_eq!(rows[0].log[0].message, "said");
@@ -114,16 +134,27 @@ fn filters_and_counts() {
     scene.take(&b, &["mail"]);
     scene.attempt(&a, "cache", failed(), Next::Retry { after: Duration::from_secs(9) });
     scene.attempt(&b, "mail", failed(), Next::Dead);
-    let names = |filter: LogFilter| scene.journal.log(&filter).unwrap().into_iter().map(|row| row.name).collect::<Vec<_>>();
+    let names = |filter: LogFilter| {
+        scene.journal.log(&filter).unwrap().into_iter().map(|row| row.name).collect::<Vec<_>>()
+    };
     assert_eq!(names(LogFilter::default()), ["alpha", "beta"]);
     assert_eq!(names(LogFilter { limit: Some(1), ..LogFilter::default() }), ["beta"], "the newest");
-    assert_eq!(names(LogFilter { derivation: Some("alph".into()), ..LogFilter::default() }), ["alpha"]);
-    assert_eq!(names(LogFilter { derivation: Some(b.drv_path().into()), ..LogFilter::default() }), ["beta"]);
+    assert_eq!(
+        names(LogFilter { derivation: Some("alph".into()), ..LogFilter::default() }),
+        ["alpha"]
+    );
+    assert_eq!(
+        names(LogFilter { derivation: Some(b.drv_path().into()), ..LogFilter::default() }),
+        ["beta"]
+    );
     assert_eq!(
         names(LogFilter { outcome: Some(EndedAs::Class("done".into())), ..LogFilter::default() }),
         Vec::<String>::new()
     );
-    assert_eq!(names(LogFilter { since_ms: Some(2501), ..LogFilter::default() }), Vec::<String>::new());
+    assert_eq!(
+        names(LogFilter { since_ms: Some(2501), ..LogFilter::default() }),
+        Vec::<String>::new()
+    );
 
     let counts = scene.journal.counts(3000).unwrap();
     let cache = PluginCounts {
@@ -133,7 +164,10 @@ fn filters_and_counts() {
         next_ms: Some(11_500),
         ..Default::default()
     };
-    assert_eq!(counts, [cache, PluginCounts { plugin: "mail".into(), dead: 1, ..Default::default() }]);
+    assert_eq!(
+        counts,
+        [cache, PluginCounts { plugin: "mail".into(), dead: 1, ..Default::default() }]
+    );
     let open = Open { waiting: 1, dead: 1, next_ms: Some(11_500), ..Open::default() };
     assert_eq!(scene.journal.open_tasks(3000).unwrap(), open);
     let dead = scene.journal.tasks_in_state("dead", 9).unwrap();
@@ -163,7 +197,8 @@ fn a_worker_that_was_killed_costs_one_attempt() {
     scene.journal.give_back(&event.id, "other", 2001).unwrap();
     scene.attempt(&event, "mail", Outcome::Refused { message: "no grant".into() }, Next::Refused);
     let (mut scene, _) = scene.reopen(|_| ());
-    let states = |scene: &Scene| scene.states().into_iter().map(|(_, state)| state).collect::<Vec<_>>();
+    let states =
+        |scene: &Scene| scene.states().into_iter().map(|(_, state)| state).collect::<Vec<_>>();
     assert_eq!(states(&scene), ["running", "refused", "pending"]);
     assert_eq!((scene.journal.resume(5000).unwrap(), scene.journal.readmit().unwrap()), (1, 1));
     assert_eq!(states(&scene), ["pending", "pending", "pending"]);
@@ -171,9 +206,15 @@ fn a_worker_that_was_killed_costs_one_attempt() {
     assert_eq!(scene.begin(&event, "other", 6000), Some(1), "given back, not spent");
     let rows = scene
         .journal
-        .log(&LogFilter { outcome: Some(EndedAs::Class("interrupted".into())), ..LogFilter::default() })
+        .log(&LogFilter {
+            outcome: Some(EndedAs::Class("interrupted".into())),
+            ..LogFilter::default()
+        })
         .unwrap();
-    assert_eq!((rows.len(), rows[0].start_ms, rows[0].end_ms, rows[0].usage.is_none()), (1, 2000, 5000, true));
+    assert_eq!(
+        (rows.len(), rows[0].start_ms, rows[0].end_ms, rows[0].usage.is_none()),
+        (1, 2000, 5000, true)
+    );
 }
 
 #[test]
@@ -199,7 +240,10 @@ fn a_damaged_journal_is_set_aside() {
     let damage = "this is no database, but it is long enough to be read as one".repeat(99);
     let (mut scene, notice) = scene.reopen(|file| std::fs::write(file, damage).unwrap());
     let Damage { notice, salvaged } = notice.unwrap();
-    assert!(notice.starts_with("the journal was damaged (file is not a database) and is set aside as "), "{notice}");
+    assert!(
+        notice.starts_with("the journal was damaged (file is not a database) and is set aside as "),
+        "{notice}"
+    );
     assert_eq!(salvaged, []);
     assert_eq!(scene.take(&post_build("a"), &["cache"]), Taken::New(1));
     let aside = std::fs::read_dir(scene.dirs.journal())
@@ -218,7 +262,10 @@ fn what_can_be_read_of_a_damaged_journal_is_taken_again() {
     scene.attempt(&events[0], "cache", done(), Next::Done);
     let page = |file: &Path| {
         use std::os::unix::fs::FileExt as _;
-        Connection::open(file).unwrap().query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+        Connection::open(file)
+            .unwrap()
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            .unwrap();
         let size = std::fs::metadata(file).unwrap().len();
         let file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
         file.write_all_at(&[0xff; 8192], size / 2).unwrap();
@@ -238,20 +285,28 @@ fn dependencies_first() {
     let mut scene = Scene::new();
     let (lib, app, other) = (post_build("lib"), post_build("app"), post_build("other"));
     let after = |events: &[&Event]| {
-        let paths = events.iter().flat_map(|event| event.output_paths()).map(ToOwned::to_owned).collect();
+        let paths =
+            events.iter().flat_map(|event| event.output_paths()).map(ToOwned::to_owned).collect();
         vec![Wanted { plugin: "cache".into(), after: Some(paths) }]
     };
     scene.take_wanted(&lib, after(&[]));
     scene.take_wanted(&app, after(&[&lib]));
     scene.take_wanted(&other, after(&[]));
     assert_eq!(scene.due("cache", 2000), ["lib", "other"]);
-    assert_eq!(scene.journal.open_tasks(2000).unwrap(), Open { due: 2, waiting: 1, ..Open::default() });
+    assert_eq!(
+        scene.journal.open_tasks(2000).unwrap(),
+        Open { due: 2, waiting: 1, ..Open::default() }
+    );
     scene.attempt(&lib, "cache", failed(), Next::Retry { after: Duration::from_secs(9) });
     assert_eq!(scene.due("cache", 2500), ["other"], "it waits for another attempt, too");
     assert_eq!(scene.begin(&lib, "cache", 11_500), Some(2));
-    let attempt = Attempt { event: &lib.id, plugin: "cache", number: 2, start_ms: 0, end_ms: 12_000 };
+    let attempt =
+        Attempt { event: &lib.id, plugin: "cache", number: 2, start_ms: 0, end_ms: 12_000 };
     let report = RunReport { outcome: done(), usage: Usage::default(), log: vec![] };
-    scene.journal.step(&[Ended { attempt, report: &report, next: Next::Done }], &[], 12_000).unwrap();
+    scene
+        .journal
+        .step(&[Ended { attempt, report: &report, next: Next::Done }], &[], 12_000)
+        .unwrap();
     assert_eq!(scene.due("cache", 12_000), ["app", "other"]);
     // Of one that nobody waits for any more.
     let later = post_build("later");
@@ -280,7 +335,13 @@ fn uncounted_attempts_and_a_clock_that_was_set_back() {
     scene.take(&event, &["cache"]);
     let hour = 3_600_000;
     assert_eq!(scene.begin(&event, "cache", 2 * hour), Some(1));
-    let attempt = Attempt { event: &event.id, plugin: "cache", number: 1, start_ms: 2 * hour, end_ms: 2 * hour };
+    let attempt = Attempt {
+        event: &event.id,
+        plugin: "cache",
+        number: 1,
+        start_ms: 2 * hour,
+        end_ms: 2 * hour,
+    };
     let report = RunReport { outcome: failed(), usage: Usage::default(), log: vec![] };
     let next = Next::Again { after: Duration::from_mins(5) };
     scene.journal.step(&[Ended { attempt, report: &report, next }], &[], 2 * hour).unwrap();
@@ -288,7 +349,11 @@ fn uncounted_attempts_and_a_clock_that_was_set_back() {
     assert_eq!(scene.journal.clock_was_set(2 * hour, 5000).unwrap(), 0);
     assert_eq!(scene.journal.clock_was_set(hour, 5000).unwrap(), 1);
     assert_eq!(scene.journal.next_due(hour).unwrap(), Some(hour + 300_000));
-    assert_eq!(scene.begin(&event, "cache", hour + 300_000), Some(1), "the attempt was not counted");
+    assert_eq!(
+        scene.begin(&event, "cache", hour + 300_000),
+        Some(1),
+        "the attempt was not counted"
+    );
 }
 
 #[test]
@@ -297,7 +362,13 @@ fn a_breaker_outlives_its_worker_and_a_person_closes_it() {
     let event = post_build("a");
     scene.take(&event, &["cache"]);
     scene.attempt(&event, "cache", failed(), Next::Again { after: Duration::from_mins(10) });
-    let breaker = OpenBreaker { plugin: "cache".into(), since_ms: 1, until_ms: 9000, trips: 2, message: "down".into() };
+    let breaker = OpenBreaker {
+        plugin: "cache".into(),
+        since_ms: 1,
+        until_ms: 9000,
+        trips: 2,
+        message: "down".into(),
+    };
     scene.journal.keep_breaker(&breaker).unwrap();
     let (mut scene, _) = scene.reopen(|_| ());
     assert_eq!(scene.journal.breakers().unwrap(), std::slice::from_ref(&breaker));
@@ -314,7 +385,13 @@ fn shares_and_roots() {
     let mut scene = Scene::new();
     let (mine, theirs) = (post_build("a"), diff("b"));
     scene.take(&mine, &["cache"]);
-    scene.journal.take(&[Incoming { event: &theirs, uid: 30001, plugins: vec!["mail".into()], rooted: 0 }], 1).unwrap();
+    scene
+        .journal
+        .take(
+            &[Incoming { event: &theirs, uid: 30001, plugins: vec!["mail".into()], rooted: 0 }],
+            1,
+        )
+        .unwrap();
     let bytes = serde_json::to_string(&theirs).unwrap().len() as u64;
     assert_eq!(scene.journal.share(30001).unwrap(), Share { events: 1, bytes });
     assert_eq!(scene.journal.share(30002).unwrap(), Share::default());
@@ -322,7 +399,10 @@ fn shares_and_roots() {
     scene.journal.measured(&[(mine.id.clone(), 77)]).unwrap();
     assert_eq!(scene.journal.roots().unwrap(), Roots { count: 1, bytes: 77 });
     assert_eq!(scene.journal.rooted_stores().unwrap(), std::slice::from_ref(&mine.nix));
-    assert_eq!((scene.journal.is_rooted(&mine.id).unwrap(), scene.journal.is_rooted("x").unwrap()), (Some(true), None));
+    assert_eq!(
+        (scene.journal.is_rooted(&mine.id).unwrap(), scene.journal.is_rooted("x").unwrap()),
+        (Some(true), None)
+    );
     scene.journal.unrooted(&mine.id).unwrap();
     assert_eq!(scene.journal.roots().unwrap(), Roots::default());
     assert_eq!(scene.journal.is_rooted(&mine.id).unwrap(), Some(false));
@@ -337,7 +417,8 @@ fn bounds_on_the_age_and_size_of_roots() {
         scene.journal.take(&[incoming], taken_ms).unwrap();
     }
     assert_eq!(scene.journal.unmeasured(9).unwrap().len(), 4);
-    let sizes = [(0, 1), (1, 50), (3, 60)].map(|(number, size): (usize, u64)| (events[number].id.clone(), size));
+    let sizes = [(0, 1), (1, 50), (3, 60)]
+        .map(|(number, size): (usize, u64)| (events[number].id.clone(), size));
     scene.journal.measured(&sizes).unwrap();
     assert_eq!(scene.journal.unmeasured(9).unwrap(), [events[2].clone()]);
     let beyond = |before, size| {
@@ -347,15 +428,24 @@ fn bounds_on_the_age_and_size_of_roots() {
     };
     assert_eq!(beyond(0, 1000), []);
     assert_eq!(beyond(500, 1000), [(true, "old".to_owned())]);
-    assert_eq!(beyond(500, 100), [(true, "old".to_owned()), (false, "mid".to_owned())], "the newest are kept");
+    assert_eq!(
+        beyond(500, 100),
+        [(true, "old".to_owned()), (false, "mid".to_owned())],
+        "the newest are kept"
+    );
 }
 
 #[test]
 fn a_journal_of_a_later_release_is_left_alone() {
     let scene = Scene::new();
     scene.journal.connection.pragma_update(None, "user_version", 9).unwrap();
-    for error in [Journal::open(&scene.dirs).map(|_| ()), Journal::open_read_only(&scene.dirs).map(|_| ())] {
-        let error = error.unwrap_err().to_string().replace(&scene.dirs.state.display().to_string(), "STATE");
+    for error in
+        [Journal::open(&scene.dirs).map(|_| ()), Journal::open_read_only(&scene.dirs).map(|_| ())]
+    {
+        let error = error
+            .unwrap_err()
+            .to_string()
+            .replace(&scene.dirs.state.display().to_string(), "STATE");
         insta::allow_duplicates! {
             insta::assert_snapshot!(error, @"the journal STATE/journal/journal.sqlite has version 9, and this hookrun knows up to 1; a newer hookrun wrote it: run that one");
         }
@@ -378,7 +468,8 @@ fn who_told_of_an_event_and_events_of_releases_that_did_not_say() {
         assert_eq!(journal.execute(written, [&old.id]).unwrap(), 1);
     });
     assert_eq!(scene.journal.event(&old.id).unwrap(), Some(old));
-    let told = |rows: Vec<TaskRow>| rows.into_iter().map(|row| (row.name, row.origin)).collect::<Vec<_>>();
+    let told =
+        |rows: Vec<TaskRow>| rows.into_iter().map(|row| (row.name, row.origin)).collect::<Vec<_>>();
     let expected = [("old", "hook"), ("synced", "sync"), ("told", "hook")];
     let expected = expected.map(|(name, origin)| (name.to_owned(), origin.to_owned()));
     assert_eq!(told(scene.journal.tasks().unwrap()), expected);

@@ -1,14 +1,18 @@
-//! Which names of the spool are looked at next: the oldest of those that one look into the directories found.
+//! Which names of the spool are looked at next: the oldest of those that one look into the
+//! directories found.
 //!
-//! The reader lists its directories once and then works through what it found, instead of listing them for every batch. Anybody may add names,
-//! so only so many are kept; the others are found by the next look. Pure: it reads no directory.
+//! The reader lists its directories once and then works through what it found, instead of listing
+//! them for every batch. Anybody may add names, so only so many are kept; the others are found by
+//! the next look. Pure: it reads no directory.
 
 use std::collections::{BinaryHeap, VecDeque};
 
-/// Names kept of one look. Names are at most 255 bytes (`NAME_MAX`), an event's 36: this is 5 MiB for events and 20 MiB at worst.
+/// Names kept of one look. Names are at most 255 bytes (`NAME_MAX`), an event's 36: this is 5 MiB
+/// for events and 20 MiB at worst.
 pub(super) const MOST: usize = 65_536;
 
-/// A name found in a directory. Ids sort by time and come first: the oldest is the least, in whichever directory it is.
+/// A name found in a directory. Ids sort by time and come first: the oldest is the least, in
+/// whichever directory it is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Listed {
     /// The file's name.

@@ -1,9 +1,12 @@
-//! The worker's side of the spool: which files are events, oldest first, and what becomes of the others.
+//! The worker's side of the spool: which files are events, oldest first, and what becomes of the
+//! others.
 //!
-//! The directories are listed once, and then worked through a batch at a time, so that a full spool costs as much for each of its files as an
-//! empty one. Between two batches anything may happen to them: a name that is gone is passed over, one that came is found by the
-//! next listing, which [`Reader::look_again`] asks for, and whatever a name stands for is looked at when its turn comes. A name leaves
-//! the spool when it was looked at, or is ignored from then on; so listing after listing comes to an end.
+//! The directories are listed once, and then worked through a batch at a time, so that a full spool
+//! costs as much for each of its files as an empty one. Between two batches anything may happen to
+//! them: a name that is gone is passed over, one that came is found by the next listing, which
+//! [`Reader::look_again`] asks for, and whatever a name stands for is looked at when its turn
+//! comes. A name leaves the spool when it was looked at, or is ignored from then on; so listing
+//! after listing comes to an end.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
@@ -25,7 +28,8 @@ use crate::queue::trust::{Owner, Trust};
 
 /// A file still without its final name after this long was left by a hook that was killed.
 pub(super) const ABANDONED: Duration = Duration::from_hours(1);
-/// A batch ends with the file that makes it larger than this. An event is a few KiB, and 4 MiB at most.
+/// A batch ends with the file that makes it larger than this. An event is a few KiB, and 4 MiB at
+/// most.
 const BATCH_BYTES: u64 = 16 << 20;
 
 /// A file of the spool, taken for an event.
@@ -83,18 +87,20 @@ impl Reader {
         }
     }
 
-    /// Something may have come since the directories were listed: they are listed once more, after what was found is looked at.
+    /// Something may have come since the directories were listed: they are listed once more, after
+    /// what was found is looked at.
     pub fn look_again(&mut self) {
         self.again = true;
     }
 
-    /// Is there something to look at? If not, [`scan`](Self::scan) finds nothing before [`look_again`](Self::look_again).
+    /// Is there something to look at? If not, [`scan`](Self::scan) finds nothing before
+    /// [`look_again`](Self::look_again).
     pub fn has_more(&self) -> bool {
         self.again || !self.listed.is_empty()
     }
 
-    /// Looks at the next files, `limit` at most: takes what is an event, and sets aside what is none. The caller removes, rejects or ignores
-    /// each that was taken before the next call.
+    /// Looks at the next files, `limit` at most: takes what is an event, and sets aside what is
+    /// none. The caller removes, rejects or ignores each that was taken before the next call.
     pub fn scan(&mut self, limit: usize) -> Scan {
         if self.listed.is_empty() && self.again {
             self.list();
@@ -107,7 +113,10 @@ impl Reader {
             looked += 1;
             let Some(directory) = self.directories.get(number) else { continue };
             let path = directory.join(std::ffi::OsStr::from_bytes(&name));
-            let Ok(descriptor) = open.entry(number).or_insert_with(|| open_directory(directory)) else { continue };
+            let Ok(descriptor) = open.entry(number).or_insert_with(|| open_directory(directory))
+            else {
+                continue;
+            };
             match self.read(descriptor, &path, &name) {
                 Ok(Some(spooled)) => {
                     bytes += spooled.bytes;
@@ -140,9 +149,11 @@ impl Reader {
         for (number, directory) in self.directories.iter().enumerate() {
             let Ok(descriptor) = open_directory(directory) else { continue };
             for name in names(&descriptor) {
-                // Of those in the making there may be any number; they must not take the place of events.
+                // Of those in the making there may be any number; they must not take the place of
+                // events.
                 if !self.ignored.contains(&directory.join(std::ffi::OsStr::from_bytes(&name)))
-                    && (!is_unfinished(&name) || look_at(&descriptor, &name).is_ok_and(|stat| !is_in_the_making(&stat)))
+                    && (!is_unfinished(&name)
+                        || look_at(&descriptor, &name).is_ok_and(|stat| !is_in_the_making(&stat)))
                 {
                     oldest.add(Listed { name, directory: number });
                 }
@@ -152,7 +163,12 @@ impl Reader {
     }
 
     /// The event in one file; none if it is not to be looked at (yet, or any more).
-    fn read(&self, directory: &OwnedFd, path: &Path, name: &[u8]) -> Result<Option<Spooled>, String> {
+    fn read(
+        &self,
+        directory: &OwnedFd,
+        path: &Path,
+        name: &[u8],
+    ) -> Result<Option<Spooled>, String> {
         let gone_or = |error: rustix::io::Errno| match error {
             rustix::io::Errno::NOENT => Ok(None),
             error => Err(format!("it cannot be read ({error})")),
@@ -178,7 +194,8 @@ impl Reader {
             Err(error) => return gone_or(error),
         };
         // What was opened counts, not what was looked at.
-        let stat = rustix::fs::fstat(&file).map_err(|error| format!("it cannot be read ({error})"))?;
+        let stat =
+            rustix::fs::fstat(&file).map_err(|error| format!("it cannot be read ({error})"))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err("it is no regular file".into());
         }
@@ -192,7 +209,10 @@ impl Reader {
         let read = File::from(file).take(envelope::MAX_SIZE + 1).read_to_end(&mut bytes);
         read.map_err(|error| format!("it cannot be read ({error})"))?;
         if bytes.len() as u64 > envelope::MAX_SIZE {
-            return Err(format!("it has more than {} MiB, the most that an event has", envelope::MAX_SIZE >> 20));
+            return Err(format!(
+                "it has more than {} MiB, the most that an event has",
+                envelope::MAX_SIZE >> 20
+            ));
         }
         let event = envelope::open(&bytes).map_err(|error| error.to_string())?;
         if event.id.as_bytes() != name {

@@ -1,7 +1,8 @@
 //! Spool files that were no events: kept with their reason, within bounds.
 //!
-//! Anybody may add to the spool of a system installation, so what is kept of it must not fill the disk: beyond [`MAX_FILES`] files or
-//! [`MAX_BYTES`] bytes only the line with the reason is kept, in a log of bounded size.
+//! Anybody may add to the spool of a system installation, so what is kept of it must not fill the
+//! disk: beyond [`MAX_FILES`] files or [`MAX_BYTES`] bytes only the line with the reason is kept,
+//! in a log of bounded size.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -25,7 +26,8 @@ pub fn count(directory: &Path) -> usize {
     files(directory).count()
 }
 
-/// Moves `path` into `directory`, with its reason; gives the reason as it may be shown, and whether the file is out of the way.
+/// Moves `path` into `directory`, with its reason; gives the reason as it may be shown, and whether
+/// the file is out of the way.
 pub(super) fn set_aside(directory: &Path, path: &Path, reason: &str) -> (String, bool) {
     // The name is anybody's choice, and the reason is shown on terminals.
     let reason = format!("{}: {reason}", path.to_string_lossy().escape_debug());
@@ -48,21 +50,30 @@ fn files(directory: &Path) -> impl Iterator<Item = std::fs::DirEntry> {
 fn keep(directory: &Path, path: &Path, reason: &str) -> std::io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let size = |found: std::io::Result<std::fs::Metadata>| found.map_or(0, |found| found.len());
-    let (count, bytes) = files(directory).fold((0, size(path.symlink_metadata())), |(count, bytes), entry| {
-        (count + 1, bytes.saturating_add(size(entry.metadata())))
-    });
+    let (count, bytes) = files(directory)
+        .fold((0, size(path.symlink_metadata())), |(count, bytes), entry| {
+            (count + 1, bytes.saturating_add(size(entry.metadata())))
+        });
     if count >= MAX_FILES || bytes > MAX_BYTES {
         note(directory, reason)?;
         return remove(path);
     }
     // Keep of the name what cannot confuse a terminal.
     let name = path.file_name().unwrap_or_default().as_bytes();
-    let name: String =
-        String::from_utf8_lossy(name).chars().map(|c| if c.is_ascii_graphic() { c } else { '_' }).take(64).collect();
-    let target = directory.join(format!("{}-{}", crate::event::now_ms(), name.trim_start_matches('.')));
+    let name: String = String::from_utf8_lossy(name)
+        .chars()
+        .map(|c| if c.is_ascii_graphic() { c } else { '_' })
+        .take(64)
+        .collect();
+    let target =
+        directory.join(format!("{}-{}", crate::event::now_ms(), name.trim_start_matches('.')));
     match std::fs::rename(path, &target) {
         // From the fallback directory, on another file system.
-        Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices && path.is_file() && !path.is_symlink() => {
+        Err(error)
+            if error.kind() == std::io::ErrorKind::CrossesDevices
+                && path.is_file()
+                && !path.is_symlink() =>
+        {
             std::fs::copy(path, &target)?;
             std::fs::remove_file(path)?;
         }
@@ -77,7 +88,8 @@ fn note(directory: &Path, reason: &str) -> std::io::Result<()> {
         std::fs::rename(&path, path.with_added_extension("1"))?;
     }
     let mut options = OpenOptions::new();
-    let mut log: File = options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    let mut log: File =
+        options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path)?;
     writeln!(log, "{reason}")
 }
 

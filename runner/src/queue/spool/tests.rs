@@ -17,16 +17,19 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let dirs = Dirs { config: dir.path().join("hookrun.toml"), state: dir.path().join("a/state") };
+        let dirs =
+            Dirs { config: dir.path().join("hookrun.toml"), state: dir.path().join("a/state") };
         let reader = Reader::new(&dirs, Trust::from_env());
         Self { _dir: dir, dirs, reader }
     }
 
     fn rejected(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.dirs.rejected()).unwrap();
-        let reasons =
-            entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "reason"));
-        let mut reasons: Vec<String> = reasons.map(|path| std::fs::read_to_string(path).unwrap()).collect();
+        let reasons = entries
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|e| e == "reason"));
+        let mut reasons: Vec<String> =
+            reasons.map(|path| std::fs::read_to_string(path).unwrap()).collect();
         reasons.sort();
         reasons
     }
@@ -58,7 +61,14 @@ fn what_is_no_event_is_set_aside_and_in_nobodys_way() {
     std::fs::create_dir(spool.join("0-directory")).unwrap();
     symlink("/etc/passwd", spool.join("0-link")).unwrap();
     std::fs::hard_link(spool.join("0-short"), spool.join("0-hard")).unwrap();
-    rustix::fs::mknodat(rustix::fs::CWD, spool.join("0-fifo"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        spool.join("0-fifo"),
+        FileType::Fifo,
+        Mode::from_raw_mode(0o600),
+        0,
+    )
+    .unwrap();
     File::create(spool.join("0-large")).unwrap().set_len(envelope::MAX_SIZE + 1).unwrap();
     std::fs::write(spool.join("0-odd\n\u{1b}[31m"), "").unwrap();
     std::fs::write(spool.join(".in-the-making"), "").unwrap();
@@ -92,7 +102,9 @@ fn a_spool_that_cannot_be_written_is_not_the_end() {
     std::fs::create_dir_all(scene.dirs.state.parent().unwrap()).unwrap();
     std::fs::write(&scene.dirs.state, "").unwrap();
     let event = post_build("a");
-    let Place::Fallback { path, reason } = put(&scene.dirs, &event).unwrap() else { panic!("the spool cannot be written") };
+    let Place::Fallback { path, reason } = put(&scene.dirs, &event).unwrap() else {
+        panic!("the spool cannot be written")
+    };
     assert!(reason.contains("cannot be written (Not a directory"), "{reason}");
     let scan = scene.reader.scan(10);
     assert_eq!((scan.events[0].path.as_path(), &scan.events[0].event), (path.as_path(), &event));

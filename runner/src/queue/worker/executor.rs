@@ -12,7 +12,8 @@ pub trait Executor: Send + Sync + 'static {
     /// How the worker works. Asked again after each [`Executor::refresh`] that changed something.
     fn settings(&self) -> config::Worker;
 
-    /// The plugins that are to get this event. Called once for each event, when it is taken; no plugin: the event is ended at once.
+    /// The plugins that are to get this event. Called once for each event, when it is taken; no
+    /// plugin: the event is ended at once.
     fn wanted(&self, event: &Event) -> Vec<Wanted>;
 
     /// How a plugin is retried. Called after each failed attempt.
@@ -21,14 +22,22 @@ pub trait Executor: Send + Sync + 'static {
     /// Runs of a plugin at once; none: as many as there are places.
     fn concurrency(&self, plugin: &str) -> Option<usize>;
 
-    /// Runs a plugin on an event; `attempt` counts from 1. It must end by itself (the plugin's limits see to it). A plugin
-    /// that is no longer configured is [`Outcome::Refused`](crate::outcome::Outcome::Refused). May be dropped before it ends, when the worker stops.
-    fn run<'a>(&'a self, plugin: &'a str, event: &'a Event, attempt: u32) -> BoxFuture<'a, RunReport>;
+    /// Runs a plugin on an event; `attempt` counts from 1. It must end by itself (the plugin's
+    /// limits see to it). A plugin that is no longer configured is
+    /// [`Outcome::Refused`](crate::outcome::Outcome::Refused). May be dropped before it ends, when
+    /// the worker stops.
+    fn run<'a>(
+        &'a self,
+        plugin: &'a str,
+        event: &'a Event,
+        attempt: u32,
+    ) -> BoxFuture<'a, RunReport>;
 
     /// The files that all this comes from: configuration, plugins, secrets.
     fn files(&self) -> Vec<std::path::PathBuf>;
 
-    /// Looks at those files, and takes up what has changed and is right: for the runs that begin after it.
+    /// Looks at those files, and takes up what has changed and is right: for the runs that begin
+    /// after it.
     fn refresh(&self) -> BoxFuture<'_, Refreshed>;
 }
 

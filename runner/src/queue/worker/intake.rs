@@ -10,12 +10,14 @@ use crate::queue::journal::{Incoming, Share, Taken};
 use crate::queue::roots;
 use crate::queue::spool::{self, Spooled};
 
-/// Files looked at in one turn, and so events taken in one transaction: enough to share its sync, few enough to start the first soon.
+/// Files looked at in one turn, and so events taken in one transaction: enough to share its sync,
+/// few enough to start the first soon.
 pub(super) const BATCH: usize = 256;
 
 impl Worker<'_> {
-    /// Takes the next events of the spool into the journal, if there are more; gives how many. One batch a turn of the worker: meanwhile runs
-    /// end and begin, the service manager hears that all is well, and who asks the worker to stop is heard.
+    /// Takes the next events of the spool into the journal, if there are more; gives how many. One
+    /// batch a turn of the worker: meanwhile runs end and begin, the service manager hears that all
+    /// is well, and who asks the worker to stop is heard.
     pub(super) fn take_some(&mut self) -> Result<usize, WorkerError> {
         if !self.reader.has_more() {
             return Ok(0);
@@ -39,7 +41,8 @@ impl Worker<'_> {
         self.warn(&format!("set aside: {reason}"));
     }
 
-    /// Sets aside what is more than a build user may have in the journal: a build must not fill the disk.
+    /// Sets aside what is more than a build user may have in the journal: a build must not fill the
+    /// disk.
     fn within_shares(&mut self, events: Vec<Spooled>) -> Result<Vec<Spooled>, WorkerError> {
         let mut shares: BTreeMap<u32, Share> = BTreeMap::new();
         let mut within = Vec::with_capacity(events.len());
@@ -50,7 +53,9 @@ impl Worker<'_> {
             }
             let share = match shares.entry(spooled.uid) {
                 std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-                std::collections::btree_map::Entry::Vacant(entry) => entry.insert(self.journal.share(spooled.uid)?),
+                std::collections::btree_map::Entry::Vacant(entry) => {
+                    entry.insert(self.journal.share(spooled.uid)?)
+                }
             };
             let with = Share { events: share.events + 1, bytes: share.bytes + spooled.bytes };
             match over(with, &self.settings) {
@@ -80,7 +85,8 @@ impl Worker<'_> {
             })
             .collect();
         let taken = self.journal.take(&rows, self.options.clock.now_ms())?;
-        let plugins: Vec<String> = rows.into_iter().flat_map(|row| row.plugins).map(|wanted| wanted.plugin).collect();
+        let plugins: Vec<String> =
+            rows.into_iter().flat_map(|row| row.plugins).map(|wanted| wanted.plugin).collect();
         self.due.extend(plugins);
         for (spooled, taken) in events.iter().zip(&taken) {
             let event = &spooled.event;
@@ -112,7 +118,8 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Puts the unfinished events of a journal whose file is gone into the spool again, for whoever works next.
+    /// Puts the unfinished events of a journal whose file is gone into the spool again, for whoever
+    /// works next.
     pub(super) fn hand_over_again(&mut self) {
         let events = self.journal.salvage();
         hand_over_again(&self.dirs, &events, self.observer);
@@ -120,10 +127,17 @@ impl Worker<'_> {
 }
 
 /// Puts events into the spool again. Their tasks begin anew.
-pub(super) fn hand_over_again(dirs: &Dirs, events: &[Event], observer: &mut (dyn FnMut(Notice<'_>) + Send)) {
+pub(super) fn hand_over_again(
+    dirs: &Dirs,
+    events: &[Event],
+    observer: &mut (dyn FnMut(Notice<'_>) + Send),
+) {
     for event in events {
         if let Err(error) = spool::put(dirs, event) {
-            observer(Notice::Warning(&format!("the event of {} is lost: {error}", event.drv_path())));
+            observer(Notice::Warning(&format!(
+                "the event of {} is lost: {error}",
+                event.drv_path()
+            )));
         }
     }
 }

@@ -1,4 +1,5 @@
-//! A worker's life: from taking the lock to leaving it, and again after what can be waited out, such as a full disk.
+//! A worker's life: from taking the lock to leaving it, and again after what can be waited out,
+//! such as a full disk.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,8 +18,8 @@ const JOURNAL_PAUSE: Duration = Duration::from_secs(10);
 /// Runs a worker until its mode says it is done or `stop` is ready.
 ///
 /// # Errors
-/// If another worker runs, or the state directory or the journal cannot be used. A worker in [`Mode::Daemon`] goes on when the journal
-/// cannot be written for a while or is removed.
+/// If another worker runs, or the state directory or the journal cannot be used. A worker in
+/// [`Mode::Daemon`] goes on when the journal cannot be written for a while or is removed.
 pub async fn run(
     dirs: &Dirs,
     executor: Arc<dyn Executor>,
@@ -37,10 +38,15 @@ pub async fn run(
             Ok(Shift::Over) => return Ok(summary),
             Ok(Shift::Again) => {}
             // What the hooks' next worker has taken over meanwhile.
-            Err(WorkerError::Lock(LockError::Held { .. })) if begun && !daemon => return Ok(summary),
+            Err(WorkerError::Lock(LockError::Held { .. })) if begun && !daemon => {
+                return Ok(summary);
+            }
             Err(error @ WorkerError::Gone { .. }) => observer(Notice::Warning(&error.to_string())),
             Err(error) if daemon && begun => {
-                observer(Notice::Warning(&format!("{error}; tried again in {} s", JOURNAL_PAUSE.as_secs())));
+                observer(Notice::Warning(&format!(
+                    "{error}; tried again in {} s",
+                    JOURNAL_PAUSE.as_secs()
+                )));
                 tokio::select! {
                     () = options.clock.sleep(JOURNAL_PAUSE) => {}
                     () = stop.as_mut() => return Ok(summary),
@@ -66,7 +72,8 @@ async fn shift(
     observer: &mut (dyn FnMut(Notice<'_>) + Send),
     summary: &mut Summary,
 ) -> Result<Shift, WorkerError> {
-    spool::make_directory(&dirs.spool()).map_err(|error| WorkerError::State { path: dirs.spool(), error })?;
+    spool::make_directory(&dirs.spool())
+        .map_err(|error| WorkerError::State { path: dirs.spool(), error })?;
     let lock = WorkerLock::take(&dirs.worker_lock())?;
     let mut worker = Worker::open(dirs, Arc::clone(executor), options.clone(), observer, summary)?;
     let worked = worker.work(stop).await;

@@ -7,7 +7,8 @@ use crate::queue::retry::Next;
 /// Something happened that a log or a progress bar wants to know.
 #[derive(Debug)]
 pub enum Notice<'a> {
-    /// Something to look at: a file was set aside, the journal was damaged, the spool cannot be watched.
+    /// Something to look at: a file was set aside, the journal was damaged, the spool cannot be
+    /// watched.
     Warning(&'a str),
     /// An event was taken, with so many tasks.
     Took {
@@ -51,11 +52,20 @@ impl std::fmt::Display for Notice<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Warning(message) => write!(f, "{message}"),
-            Self::Took { event, tasks } => write!(f, "{} of {}: {tasks} tasks", event.kind(), event.name()),
-            Self::Merged { event, into } => {
-                write!(f, "{} of {}: the same as {into}, which has not ended", event.kind(), event.name())
+            Self::Took { event, tasks } => {
+                write!(f, "{} of {}: {tasks} tasks", event.kind(), event.name())
             }
-            Self::Began { event, plugin, attempt } => write!(f, "{plugin} on {}: attempt {attempt}", event.name()),
+            Self::Merged { event, into } => {
+                write!(
+                    f,
+                    "{} of {}: the same as {into}, which has not ended",
+                    event.kind(),
+                    event.name()
+                )
+            }
+            Self::Began { event, plugin, attempt } => {
+                write!(f, "{plugin} on {}: attempt {attempt}", event.name())
+            }
             Self::Ended { event, plugin, attempt, report, next } => {
                 write!(
                     f,

@@ -64,12 +64,21 @@ impl Executor for Outage {
         None
     }
 
-    fn run<'a>(&'a self, _plugin: &'a str, event: &'a Event, _attempt: u32) -> BoxFuture<'a, RunReport> {
+    fn run<'a>(
+        &'a self,
+        _plugin: &'a str,
+        event: &'a Event,
+        _attempt: u32,
+    ) -> BoxFuture<'a, RunReport> {
         async move {
             tokio::task::yield_now().await;
             let outcome = if self.now.load(Ordering::SeqCst) < END_OF_OUTAGE {
                 self.attempts_down.fetch_add(1, Ordering::SeqCst);
-                Outcome::Failed { message: "connection refused".into(), transient: true, retry_after_ms: None }
+                Outcome::Failed {
+                    message: "connection refused".into(),
+                    transient: true,
+                    retry_after_ms: None,
+                }
             } else {
                 self.done.lock().unwrap().push(event.id.clone());
                 self.over.store(true, Ordering::SeqCst);
@@ -89,18 +98,21 @@ impl Executor for Outage {
     }
 }
 
-/// What a day without its service does to `count` tasks: how many attempts were made meanwhile, and in which order they were
-/// done.
+/// What a day without its service does to `count` tasks: how many attempts were made meanwhile, and
+/// in which order they were done.
 fn a_day_down(count: usize) -> (u64, Vec<String>, Vec<String>) {
     let dir = tempfile::tempdir().unwrap();
     let dirs = Dirs { config: dir.path().join("none"), state: dir.path().to_owned() };
     let now = Arc::new(AtomicU64::new(1));
-    let events: Vec<Event> = (0..count).map(|number| post_build(&format!("package-{number}"))).collect();
+    let events: Vec<Event> =
+        (0..count).map(|number| post_build(&format!("package-{number}"))).collect();
     {
         let (mut journal, _) = Journal::open(&dirs).unwrap();
         for batch in events.chunks(1000) {
-            let rows: Vec<Incoming<'_>> =
-                batch.iter().map(|event| Incoming { event, uid: 0, plugins: vec!["cache".into()], rooted: 0 }).collect();
+            let rows: Vec<Incoming<'_>> = batch
+                .iter()
+                .map(|event| Incoming { event, uid: 0, plugins: vec!["cache".into()], rooted: 0 })
+                .collect();
             journal.take(&rows, 1).unwrap();
         }
     }
@@ -115,7 +127,9 @@ fn a_day_down(count: usize) -> (u64, Vec<String>, Vec<String>) {
     let options = Options { clock: Arc::new(Simulated(now)), ..Options::new(mode) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let executor: Arc<dyn Executor> = Arc::clone(&outage) as _;
-    let summary = runtime.block_on(run(&dirs, executor, options, std::future::pending(), &mut |_| ())).unwrap();
+    let summary = runtime
+        .block_on(run(&dirs, executor, options, std::future::pending(), &mut |_| ()))
+        .unwrap();
     assert_eq!((summary.open.dead, summary.open.due, summary.open.waiting), (0, 0, 0));
     let mut ids: Vec<String> = events.into_iter().map(|event| event.id).collect();
     ids.sort();
@@ -128,7 +142,10 @@ fn assert_in_order(done: &[String], ids: &[String]) {
     let concurrency = config::Worker::default().concurrency;
     for (place, id) in done.iter().enumerate().skip(1) {
         let rightful = ids.binary_search(id).unwrap();
-        assert!(place.abs_diff(rightful) <= concurrency + 1, "the {rightful}th was done as {place}th");
+        assert!(
+            place.abs_diff(rightful) <= concurrency + 1,
+            "the {rightful}th was done as {place}th"
+        );
     }
 }
 

@@ -11,9 +11,10 @@ pub(super) struct Ready<'a> {
     pub(super) most: usize,
 }
 
-/// The plugin that may start a run now: of those with a due task the one with the fewest runs in flight, so that a slow or busy plugin
-/// does not keep the others waiting. Where more than one may run at once, no plugin takes the last free place but one that has
-/// none: so a plugin whose runs all hang leaves one place to the others.
+/// The plugin that may start a run now: of those with a due task the one with the fewest runs in
+/// flight, so that a slow or busy plugin does not keep the others waiting. Where more than one may
+/// run at once, no plugin takes the last free place but one that has none: so a plugin whose runs
+/// all hang leaves one place to the others.
 pub(super) fn next_plugin<'a>(
     due: impl Iterator<Item = Ready<'a>>,
     running: &BTreeMap<String, usize>,
@@ -34,7 +35,8 @@ mod tests {
     fn table() {
         let next = |due: &[(&'static str, usize)], running: &[(&str, usize)], concurrency| {
             let due = due.iter().map(|(plugin, most)| Ready { plugin, most: *most });
-            let running = running.iter().map(|(plugin, count)| ((*plugin).to_owned(), *count)).collect();
+            let running =
+                running.iter().map(|(plugin, count)| ((*plugin).to_owned(), *count)).collect();
             next_plugin(due, &running, concurrency)
         };
         let (a, b) = (("a", usize::MAX), ("b", usize::MAX));

@@ -46,9 +46,12 @@ impl Service {
     /// The worker's loop turns, and so many tasks run.
     pub(super) fn alive(&mut self, running: usize) {
         let half = self.interval() / 2;
-        let due = self.said.is_none_or(|(when, said)| when.elapsed() >= half || (said == 0) != (running == 0));
+        let due = self
+            .said
+            .is_none_or(|(when, said)| when.elapsed() >= half || (said == 0) != (running == 0));
         if self.on && due {
-            let status = if running == 0 { "idle".to_owned() } else { format!("{running} tasks run") };
+            let status =
+                if running == 0 { "idle".to_owned() } else { format!("{running} tasks run") };
             self.say(&[sd_notify::NotifyState::Watchdog, sd_notify::NotifyState::Status(&status)]);
             self.said = Some((Instant::now(), running));
         }

@@ -1,4 +1,5 @@
-//! What the running worker says about itself, for `hookrun status`: a small file, replaced as a whole when something changes.
+//! What the running worker says about itself, for `hookrun status`: a small file, replaced as a
+//! whole when something changes.
 //!
 //! It is believed only while the process it names holds the worker's lock.
 
@@ -22,7 +23,8 @@ pub struct WorkerState {
     pub started_ms: u64,
     /// When it last took up a change of configuration, plugins or secrets; 0: not since it started.
     pub refreshed_ms: u64,
-    /// What somebody should look at, each with the fix: a change that could not be taken up, a spool that cannot be watched.
+    /// What somebody should look at, each with the fix: a change that could not be taken up, a
+    /// spool that cannot be watched.
     pub problems: Vec<String>,
 }
 
@@ -34,7 +36,11 @@ impl WorkerState {
     pub fn of(dirs: &Dirs, pid: i32) -> Option<Self> {
         use std::io::Read as _;
         let mut text = String::new();
-        std::fs::File::open(dirs.worker_state()).ok()?.take(MAX_SIZE).read_to_string(&mut text).ok()?;
+        std::fs::File::open(dirs.worker_state())
+            .ok()?
+            .take(MAX_SIZE)
+            .read_to_string(&mut text)
+            .ok()?;
         let state: Self = serde_json::from_str(&text).ok()?;
         (i64::from(state.pid) == i64::from(pid)).then_some(state)
     }

@@ -65,12 +65,18 @@ impl Executor for Script {
         async { Refreshed::default() }.boxed()
     }
 
-    fn run<'a>(&'a self, plugin: &'a str, event: &'a Event, attempt: u32) -> BoxFuture<'a, RunReport> {
+    fn run<'a>(
+        &'a self,
+        plugin: &'a str,
+        event: &'a Event,
+        attempt: u32,
+    ) -> BoxFuture<'a, RunReport> {
         async move {
             let now = self.at_once.fetch_add(1, Ordering::SeqCst) + 1;
             self.most_at_once.fetch_max(now, Ordering::SeqCst);
             self.ran.lock().unwrap().push((plugin.to_owned(), event.name().to_owned(), attempt));
-            let answer = if plugin == "cache" { self.answers.lock().unwrap().pop_front() } else { None };
+            let answer =
+                if plugin == "cache" { self.answers.lock().unwrap().pop_front() } else { None };
             tokio::time::sleep(Duration::from_millis(1)).await;
             let outcome = match answer {
                 None => done(),
@@ -108,7 +114,8 @@ impl Scene {
     fn new(answers: impl IntoIterator<Item = Answer>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let dirs = Dirs { config: dir.path().join("none"), state: dir.path().to_owned() };
-        let script = Script { answers: Mutex::new(answers.into_iter().collect()), ..Script::default() };
+        let script =
+            Script { answers: Mutex::new(answers.into_iter().collect()), ..Script::default() };
         Self { _dir: dir, dirs, script: Arc::new(script) }
     }
 
@@ -122,19 +129,31 @@ impl Scene {
         let options = Options { stop_limit: Duration::from_millis(20), ..Options::new(mode) };
         let executor: Arc<dyn Executor> = Arc::clone(&self.script) as _;
         let summary = runtime
-            .block_on(run(&self.dirs, executor, options, stop, &mut |notice| notices.push(notice.to_string())))
+            .block_on(run(&self.dirs, executor, options, stop, &mut |notice| {
+                notices.push(notice.to_string())
+            }))
             .unwrap();
         (summary, notices)
     }
 
     /// With a clock on which half a minute is short.
-    fn run_with_polls(&self, mode: Mode, stop: impl Future<Output = ()> + Send) -> (Summary, Vec<String>) {
+    fn run_with_polls(
+        &self,
+        mode: Mode,
+        stop: impl Future<Output = ()> + Send,
+    ) -> (Summary, Vec<String>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut notices = Vec::new();
-        let options = Options { stop_limit: Duration::from_millis(20), clock: Arc::new(Hasty), ..Options::new(mode) };
+        let options = Options {
+            stop_limit: Duration::from_millis(20),
+            clock: Arc::new(Hasty),
+            ..Options::new(mode)
+        };
         let executor: Arc<dyn Executor> = Arc::clone(&self.script) as _;
         let summary = runtime
-            .block_on(run(&self.dirs, executor, options, stop, &mut |notice| notices.push(notice.to_string())))
+            .block_on(run(&self.dirs, executor, options, stop, &mut |notice| {
+                notices.push(notice.to_string())
+            }))
             .unwrap();
         (summary, notices)
     }
@@ -177,7 +196,11 @@ fn failures_are_retried_and_then_given_up() {
 
 #[test]
 fn drain_does_not_wait_for_what_is_not_due() {
-    let later = Outcome::Failed { message: "busy".into(), transient: true, retry_after_ms: Some(3_600_000) };
+    let later = Outcome::Failed {
+        message: "busy".into(),
+        transient: true,
+        retry_after_ms: Some(3_600_000),
+    };
     let scene = Scene::new([Answer::Outcome(later)]);
     scene.put(&post_build("a"));
     let (summary, _) = scene.run(Mode::Drain, std::future::pending());
@@ -221,7 +244,11 @@ fn asked_to_stop_it_gives_back_what_does_not_end() {
     assert_eq!((summary.open.due, summary.open.running), (1, 0));
     let (summary, _) = scene.run(Mode::Drain, std::future::pending());
     assert_eq!(summary.attempts, BTreeMap::from([("done", 1)]));
-    assert_eq!(scene.script.ran.lock().unwrap().last().unwrap().2, 1, "the attempt given back is not counted");
+    assert_eq!(
+        scene.script.ran.lock().unwrap().last().unwrap().2,
+        1,
+        "the attempt given back is not counted"
+    );
 }
 
 #[test]
@@ -271,10 +298,22 @@ fn a_journal_that_is_removed_under_the_worker_loses_nothing() {
         }
     };
     let (summary, notices) = scene.run_with_polls(Mode::Daemon, stop);
-    assert!(notices.iter().any(|notice| notice.contains("was removed or replaced while the worker ran")), "{notices:?}");
+    assert!(
+        notices
+            .iter()
+            .any(|notice| notice.contains("was removed or replaced while the worker ran")),
+        "{notices:?}"
+    );
     assert_eq!(summary.open.dead, 0);
-    let names: Vec<String> = scene.script.ran.lock().unwrap().iter().map(|(_, name, _)| name.clone()).collect();
-    assert_eq!((names.iter().filter(|name| *name == "a").count(), names.iter().filter(|name| *name == "b").count()), (3, 1));
+    let names: Vec<String> =
+        scene.script.ran.lock().unwrap().iter().map(|(_, name, _)| name.clone()).collect();
+    assert_eq!(
+        (
+            names.iter().filter(|name| *name == "a").count(),
+            names.iter().filter(|name| *name == "b").count()
+        ),
+        (3, 1)
+    );
 }
 
 #[test]
@@ -285,7 +324,11 @@ fn a_full_spool_keeps_neither_its_tasks_nor_who_stops_the_worker_waiting() {
     for number in 0..EVENTS {
         // Without the syncs of a hook.
         let event = post_build(&format!("a{number}"));
-        std::fs::write(scene.dirs.spool().join(&event.id), crate::queue::envelope::seal(&event).unwrap()).unwrap();
+        std::fs::write(
+            scene.dirs.spool().join(&event.id),
+            crate::queue::envelope::seal(&event).unwrap(),
+        )
+        .unwrap();
     }
     let script = Arc::clone(&scene.script);
     let stop = async move {
@@ -302,6 +345,7 @@ fn a_full_spool_keeps_neither_its_tasks_nor_who_stops_the_worker_waiting() {
     assert_eq!(first, "a0", "the oldest begins");
     let (summary, _) = scene.run(Mode::Drain, std::future::pending());
     assert_eq!((summary.taken, summary.open), (left as u64, Open::default()));
-    let names: BTreeSet<String> = scene.script.ran.lock().unwrap().iter().map(|(_, name, _)| name.clone()).collect();
+    let names: BTreeSet<String> =
+        scene.script.ran.lock().unwrap().iter().map(|(_, name, _)| name.clone()).collect();
     assert_eq!(names.len(), EVENTS);
 }

@@ -1,4 +1,5 @@
-//! One turn of the worker: attempts that have ended are written down, and others begin, in one transaction of the journal.
+//! One turn of the worker: attempts that have ended are written down, and others begin, in one
+//! transaction of the journal.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -20,7 +21,8 @@ use crate::queue::roots;
 const READ_AHEAD: usize = 64;
 
 impl Worker<'_> {
-    /// Writes down what has ended, and starts runs until there are as many as may be or no task is due.
+    /// Writes down what has ended, and starts runs until there are as many as may be or no task is
+    /// due.
     pub(super) fn turn(&mut self) -> Result<(), WorkerError> {
         while let Some(ended) = self.runs.try_join_next_with_id() {
             self.ended(ended);
@@ -34,8 +36,9 @@ impl Worker<'_> {
         }
     }
 
-    /// After a run has ended: those that end soon share its turn, and so its transaction, until a quarter of what ran has ended: the others
-    /// keep the runner busy meanwhile. With up to four in flight nothing is waited for.
+    /// After a run has ended: those that end soon share its turn, and so its transaction, until a
+    /// quarter of what ran has ended: the others keep the runner busy meanwhile. With up to four in
+    /// flight nothing is waited for.
     pub(super) async fn gather(&mut self) {
         let mut over = self.options.clock.sleep(GATHER);
         while self.ended.len().saturating_mul(3) < self.running.len() {
@@ -69,11 +72,16 @@ impl Worker<'_> {
         let mut chosen: Vec<Task> = Vec::new();
         let mut exhausted: Vec<String> = Vec::new();
         while self.in_flight.values().sum::<usize>() < most {
-            let ready = self.due.iter().filter(|plugin| !exhausted.contains(plugin)).map(|plugin| {
-                let bound = self.executor.concurrency(plugin).unwrap_or(usize::MAX);
-                Ready { plugin, most: self.places(plugin, bound, now) }
-            });
-            let Some(plugin) = schedule::next_plugin(ready, &self.in_flight, most).map(ToOwned::to_owned) else { break };
+            let ready =
+                self.due.iter().filter(|plugin| !exhausted.contains(plugin)).map(|plugin| {
+                    let bound = self.executor.concurrency(plugin).unwrap_or(usize::MAX);
+                    Ready { plugin, most: self.places(plugin, bound, now) }
+                });
+            let Some(plugin) =
+                schedule::next_plugin(ready, &self.in_flight, most).map(ToOwned::to_owned)
+            else {
+                break;
+            };
             let already = chosen.iter().any(|task| task.plugin == plugin);
             match self.next_task(&plugin, already, now)? {
                 Some(task) => {
@@ -93,12 +101,19 @@ impl Worker<'_> {
         match self.breakers.get(plugin).map_or(Admission::All, |breaker| breaker.admits(now_ms)) {
             Admission::All => bound,
             // Beside what was in flight when it opened.
-            Admission::One => self.in_flight.get(plugin).copied().unwrap_or(0).saturating_add(1).min(bound),
+            Admission::One => {
+                self.in_flight.get(plugin).copied().unwrap_or(0).saturating_add(1).min(bound)
+            }
             Admission::Nothing { .. } => 0,
         }
     }
 
-    fn next_task(&mut self, plugin: &str, already: bool, now_ms: u64) -> Result<Option<Task>, WorkerError> {
+    fn next_task(
+        &mut self,
+        plugin: &str,
+        already: bool,
+        now_ms: u64,
+    ) -> Result<Option<Task>, WorkerError> {
         if self.breakers.get(plugin).is_some_and(Breaker::is_open) {
             if already {
                 return Ok(None);
@@ -119,7 +134,8 @@ impl Worker<'_> {
         let now = self.now_ms();
         let ended = std::mem::take(&mut self.ended);
         let mut changes = Vec::new();
-        let next: Vec<Next> = ended.iter().map(|(run, report)| self.judge(run, report, now, &mut changes)).collect();
+        let next: Vec<Next> =
+            ended.iter().map(|(run, report)| self.judge(run, report, now, &mut changes)).collect();
         let rows: Vec<Ended<'_>> = ended
             .iter()
             .zip(&next)
@@ -143,8 +159,13 @@ impl Worker<'_> {
             match begun {
                 Some(begun) => {
                     let is_try = self.breakers.get_mut(&task.plugin).is_some_and(Breaker::began);
-                    let run =
-                        Run { task: task.clone(), number: begun.number, start_ms: now, first_ms: begun.first_ms, is_try };
+                    let run = Run {
+                        task: task.clone(),
+                        number: begun.number,
+                        start_ms: now,
+                        first_ms: begun.first_ms,
+                        is_try,
+                    };
                     self.start(run);
                 }
                 // Somebody has removed it, or given it another time.
@@ -164,7 +185,13 @@ impl Worker<'_> {
     }
 
     /// What comes after an attempt; changes of breakers are added to `changes`.
-    fn judge(&mut self, run: &Run, report: &RunReport, now: u64, changes: &mut Vec<(String, Change, String)>) -> Next {
+    fn judge(
+        &mut self,
+        run: &Run,
+        report: &RunReport,
+        now: u64,
+        changes: &mut Vec<(String, Change, String)>,
+    ) -> Next {
         let plugin = &run.task.plugin;
         let retry = self.executor.retry(plugin);
         let breaker = self.breakers.entry(plugin.clone()).or_default();
@@ -179,7 +206,13 @@ impl Worker<'_> {
         next
     }
 
-    fn keep_breaker(&mut self, plugin: String, change: Change, message: String, now: u64) -> Result<(), WorkerError> {
+    fn keep_breaker(
+        &mut self,
+        plugin: String,
+        change: Change,
+        message: String,
+        now: u64,
+    ) -> Result<(), WorkerError> {
         match change {
             Change::None => {}
             Change::Open { since_ms, until_ms, trips } => {
@@ -190,7 +223,13 @@ impl Worker<'_> {
                     ));
                 }
                 self.ready.remove(&plugin);
-                self.journal.keep_breaker(&OpenBreaker { plugin, since_ms, until_ms, trips, message })?;
+                self.journal.keep_breaker(&OpenBreaker {
+                    plugin,
+                    since_ms,
+                    until_ms,
+                    trips,
+                    message,
+                })?;
             }
             Change::Closed => {
                 self.warn(&format!("{plugin}: what it needs is there again"));
@@ -203,11 +242,17 @@ impl Worker<'_> {
     }
 
     fn start(&mut self, run: Run) {
-        (self.observer)(Notice::Began { event: &run.task.event, plugin: &run.task.plugin, attempt: run.number });
+        (self.observer)(Notice::Began {
+            event: &run.task.event,
+            plugin: &run.task.plugin,
+            attempt: run.number,
+        });
         let executor = Arc::clone(&self.executor);
         let (Task { plugin, event }, number) = (run.task.clone(), run.number);
         let future = async move { executor.run(&plugin, &event, number).await };
-        let future = AssertUnwindSafe(future).catch_unwind().map(|report| report.unwrap_or_else(|_| defect()));
+        let future = AssertUnwindSafe(future)
+            .catch_unwind()
+            .map(|report| report.unwrap_or_else(|_| defect()));
         let handle = self.runs.spawn(future);
         self.running.insert(handle.id(), run);
     }
@@ -224,10 +269,11 @@ impl Worker<'_> {
             return Ok(None);
         }
         let due = self.journal.due_plugins(now_ms)?;
-        let times = due.iter().filter_map(|plugin| match self.breakers.get(plugin)?.admits(now_ms) {
-            Admission::Nothing { until_ms } if until_ms > now_ms => Some(until_ms),
-            _ => None,
-        });
+        let times =
+            due.iter().filter_map(|plugin| match self.breakers.get(plugin)?.admits(now_ms) {
+                Admission::Nothing { until_ms } if until_ms > now_ms => Some(until_ms),
+                _ => None,
+            });
         Ok(times.min())
     }
 
@@ -235,7 +281,9 @@ impl Worker<'_> {
     pub(super) fn forget_closed_breakers(&mut self) -> Result<(), WorkerError> {
         if self.breakers.values().any(Breaker::is_open) {
             let open = self.journal.breakers()?;
-            self.breakers.retain(|plugin, breaker| !breaker.is_open() || open.iter().any(|open| open.plugin == *plugin));
+            self.breakers.retain(|plugin, breaker| {
+                !breaker.is_open() || open.iter().any(|open| open.plugin == *plugin)
+            });
         }
         Ok(())
     }
@@ -243,5 +291,11 @@ impl Worker<'_> {
 
 fn attempt(run: &Run, now: u64) -> Attempt<'_> {
     let Run { task: Task { plugin, event }, number, start_ms, .. } = run;
-    Attempt { event: &event.id, plugin, number: *number, start_ms: *start_ms, end_ms: now.max(*start_ms) }
+    Attempt {
+        event: &event.id,
+        plugin,
+        number: *number,
+        start_ms: *start_ms,
+        end_ms: now.max(*start_ms),
+    }
 }

@@ -1,4 +1,5 @@
-//! What a worker does now and then: old history goes, roots are bounded and swept, a clock that was set back is noticed.
+//! What a worker does now and then: old history goes, roots are bounded and swept, a clock that was
+//! set back is noticed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,19 +14,26 @@ use crate::queue::roots;
 pub(super) const INTERVAL: Duration = Duration::from_mins(10);
 /// Events measured at once.
 const BATCH: usize = 1000;
-/// A root without an open event is left alone for so long: its hook may be about to hand the event over.
+/// A root without an open event is left alone for so long: its hook may be about to hand the event
+/// over.
 const ORPHAN_AGE: Duration = Duration::from_hours(1);
 /// A clock that is behind what it showed before by more than this was set back.
 pub(super) const CLOCK_SLACK_MS: u64 = 5_000;
 
 /// Does all of it; gives what somebody should know.
-pub(super) fn run(journal: &mut Journal, settings: &config::Worker, now_ms: u64) -> Result<Vec<String>, JournalError> {
+pub(super) fn run(
+    journal: &mut Journal,
+    settings: &config::Worker,
+    now_ms: u64,
+) -> Result<Vec<String>, JournalError> {
     journal.forget(settings.keep, now_ms)?;
     measure(journal)?;
     let mut notices = bound_roots(journal, settings, now_ms)?;
     let swept = sweep(journal, settings.roots_max_age)?;
     if swept > 0 {
-        notices.push(format!("the roots of {swept} events that nothing waits for any more were removed"));
+        notices.push(format!(
+            "the roots of {swept} events that nothing waits for any more were removed"
+        ));
     }
     Ok(notices)
 }
@@ -44,7 +52,8 @@ fn measure(journal: &mut Journal) -> Result<(), JournalError> {
         for (nix, events) in by_nix {
             let database = Database::open(&nix).ok();
             let size = |event: &Event| {
-                let paths: Vec<String> = event.output_paths().into_iter().map(ToOwned::to_owned).collect();
+                let paths: Vec<String> =
+                    event.output_paths().into_iter().map(ToOwned::to_owned).collect();
                 let infos = database.as_ref()?.path_infos(&paths).ok()?;
                 Some(infos.into_iter().flatten().map(|info| info.nar_size).sum())
             };
@@ -56,8 +65,13 @@ fn measure(journal: &mut Journal) -> Result<(), JournalError> {
     }
 }
 
-/// Roots beyond the bounds on age and size go, the oldest first. The tasks stay: what is not collected is still done.
-fn bound_roots(journal: &mut Journal, settings: &config::Worker, now_ms: u64) -> Result<Vec<String>, JournalError> {
+/// Roots beyond the bounds on age and size go, the oldest first. The tasks stay: what is not
+/// collected is still done.
+fn bound_roots(
+    journal: &mut Journal,
+    settings: &config::Worker,
+    now_ms: u64,
+) -> Result<Vec<String>, JournalError> {
     let max_age = u64::try_from(settings.roots_max_age.as_millis()).unwrap_or(u64::MAX);
     let beyond = journal.rooted_beyond(now_ms.saturating_sub(max_age), settings.roots_max_size)?;
     for (_, event) in &beyond {
@@ -65,7 +79,8 @@ fn bound_roots(journal: &mut Journal, settings: &config::Worker, now_ms: u64) ->
         journal.unrooted(&event.id)?;
     }
     let old = beyond.iter().filter(|(too_old, _)| *too_old).count();
-    let counts = [(old, "roots-max-age", "too long"), (beyond.len() - old, "roots-max-size", "too much")];
+    let counts =
+        [(old, "roots-max-age", "too long"), (beyond.len() - old, "roots-max-size", "too much")];
     let notice = |(count, key, why): (usize, &str, &str)| {
         format!(
             "the outputs of {count} unfinished events were kept from the garbage collector for {why} and no longer are; raise `{key}` under \

@@ -1,7 +1,9 @@
-//! What changes on disk while a worker runs: the spool, and the files that its executor was made from.
+//! What changes on disk while a worker runs: the spool, and the files that its executor was made
+//! from.
 //!
-//! Watching may fail, and miss things (a directory that is a symbolic link somewhere above, a network file system); the worker looks at
-//! everything now and then anyway. Changes are flags: one stands for many.
+//! Watching may fail, and miss things (a directory that is a symbolic link somewhere above, a
+//! network file system); the worker looks at everything now and then anyway. Changes are flags: one
+//! stands for many.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -47,7 +49,10 @@ impl Watch {
         let made = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // What cannot be understood may be anything.
             let (spool, files) = event.map_or((true, true), |event| {
-                let read = matches!(event.kind, notify::EventKind::Access(notify::event::AccessKind::Open(_)));
+                let read = matches!(
+                    event.kind,
+                    notify::EventKind::Access(notify::event::AccessKind::Open(_))
+                );
                 let in_spool = event.paths.iter().any(|path| path.starts_with(&directory));
                 (in_spool && !read, !in_spool && !read)
             });
@@ -87,12 +92,14 @@ impl Watch {
         watched.err().map(|error| error.to_string())
     }
 
-    /// Watches the directories of these files, and no others but the spool and the directory it is in.
+    /// Watches the directories of these files, and no others but the spool and the directory it is
+    /// in.
     pub(super) fn follow(&mut self, files: &[PathBuf]) {
         let Some(watcher) = self.watcher.as_mut() else { return };
         // The directory and not the file: editors and package managers put a new file in its place.
         let files = files.iter().chain(std::iter::once(&self.spool));
-        let wanted: BTreeSet<PathBuf> = files.filter_map(|file| file.parent().map(Path::to_owned)).collect();
+        let wanted: BTreeSet<PathBuf> =
+            files.filter_map(|file| file.parent().map(Path::to_owned)).collect();
         for gone in self.directories.difference(&wanted) {
             let _ended = watcher.unwatch(gone);
         }

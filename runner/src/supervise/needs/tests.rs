@@ -5,16 +5,24 @@ use crate::config::Config;
 use crate::plugin::Artifact;
 
 fn scene(text: &str) -> (Config, Dirs) {
-    let dirs = Dirs { config: "/etc/hookrun/hookrun.toml".into(), state: "/var/lib/hookrun".into() };
+    let dirs =
+        Dirs { config: "/etc/hookrun/hookrun.toml".into(), state: "/var/lib/hookrun".into() };
     (Config::parse(&dirs.config, text).unwrap(), dirs)
 }
 
 fn wall_of(text: &str, variables: &[(&str, &str)]) -> Wall {
     let (config, dirs) = scene(text);
-    let artifacts: Vec<Artifact> = config.plugins.values().map(|plugin| Artifact::open(plugin, &config).unwrap()).collect();
+    let artifacts: Vec<Artifact> =
+        config.plugins.values().map(|plugin| Artifact::open(plugin, &config).unwrap()).collect();
     let effective: Vec<&Effective> = artifacts.iter().map(Artifact::effective).collect();
-    let nix = NixDirs { store: "/nix/store".into(), state: "/nix/var/nix".into(), conf: "/etc/nix".into() };
-    let variable = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value));
+    let nix = NixDirs {
+        store: "/nix/store".into(),
+        state: "/nix/var/nix".into(),
+        conf: "/etc/nix".into(),
+    };
+    let variable = |name: &str| {
+        variables.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value))
+    };
     wall(&effective, &Services::new(&config, &dirs), &dirs, &nix, Identity::Powerless, variable)
 }
 
@@ -24,7 +32,9 @@ const UPLOAD: &str = "[plugins.cache]\nsource = \"bundled:s3-upload\"\nconfig = 
 #[test]
 fn a_store_in_a_directory_needs_no_network() {
     let wall = wall_of(UPLOAD, &[]);
-    let paths = |set: &BTreeSet<PathBuf>| set.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
+    let paths = |set: &BTreeSet<PathBuf>| {
+        set.iter().map(|path| path.display().to_string()).collect::<Vec<_>>()
+    };
     assert_eq!(paths(&wall.write), ["/var/lib/hookrun/object-stores/cache"]);
     assert_eq!(paths(&wall.read), ["/nix/store", "/nix/var/nix/db", "/var/lib/hookrun/artifacts"]);
     assert!(!wall.network && wall.connect.is_empty());
@@ -32,7 +42,9 @@ fn a_store_in_a_directory_needs_no_network() {
 
 #[test]
 fn ports_come_from_the_settings_and_the_proxies() {
-    let s3 = format!("{UPLOAD}url = \"s3://bucket\"\nendpoint = \"http://127.0.0.1:9000\"\ncredentials.anonymous = true\n");
+    let s3 = format!(
+        "{UPLOAD}url = \"s3://bucket\"\nendpoint = \"http://127.0.0.1:9000\"\ncredentials.anonymous = true\n"
+    );
     let ports = |wall: Wall| wall.connect.into_iter().collect::<Vec<_>>();
     assert_eq!(ports(wall_of(&s3, &[])), [53, 9000]);
     assert_eq!(ports(wall_of(&s3, &[("https_proxy", "proxy.example.org:3128")])), [53, 3128, 9000]);
@@ -59,6 +71,8 @@ fn directories_are_made_in_safe_places_only() {
     std::fs::create_dir(&open).unwrap();
     std::fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     let wall = Wall { write: BTreeSet::from([open.join("store")]), ..Wall::default() };
-    let error = make_directories(&wall, &dirs).unwrap_err().replace(&directory.path().display().to_string(), "DIR");
+    let error = make_directories(&wall, &dirs)
+        .unwrap_err()
+        .replace(&directory.path().display().to_string(), "DIR");
     insta::assert_snapshot!(error, @"DIR/open/store cannot be made ready for the user that runs plugins (DIR/open can be changed by other users); `mkdir -p DIR/open/store`");
 }

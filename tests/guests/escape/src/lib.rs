@@ -1,8 +1,10 @@
-//! The guest of the escape drill: names attempts, which a host with the feature `escape-drill` makes behind its wall, and logs
-//! what came of each.
+//! The guest of the escape drill: names attempts, which a host with the feature `escape-drill`
+//! makes behind its wall, and logs what came of each.
 
 use hookrun_sdk::builder_selection::{Candidate, Decision, LocalMachine, Machine};
-use hookrun_sdk::{BuilderSelection, Failure, Outcome, PostBuild, Want, Wants, config, log, post_build};
+use hookrun_sdk::{
+    BuilderSelection, Failure, Outcome, PostBuild, Want, Wants, config, log, post_build,
+};
 
 #[allow(clippy::all, clippy::pedantic, missing_docs, unsafe_code, reason = "generated code")]
 mod drill {
@@ -42,7 +44,9 @@ impl BuilderSelection for Escape {
     /// The session shows the reason why a policy has no answer.
     fn select(_: Candidate, _: Vec<Machine>, _: LocalMachine) -> Result<Decision, String> {
         let Config { attempts } = config().map_err(|error| error.to_string())?;
-        let results = attempts.iter().map(|what| format!("{what} => {}", drill::hookrun::drill::attempts::run(what)));
+        let results = attempts
+            .iter()
+            .map(|what| format!("{what} => {}", drill::hookrun::drill::attempts::run(what)));
         Err(results.collect::<Vec<_>>().join(" | "))
     }
 }

@@ -1,8 +1,12 @@
-//! A guest of the tests that misbehaves: `config.fault` says how. Each fault meets one limit, or traps.
+//! A guest of the tests that misbehaves: `config.fault` says how. Each fault meets one limit, or
+//! traps.
 
 use hookrun_sdk::builder_selection::{Candidate, Decision, LocalMachine, Machine};
 use hookrun_sdk::mail::{self, Message};
-use hookrun_sdk::{BuilderSelection, Diff, Failure, Outcome, PostBuild, Want, Wants, config, diff, log, post_build, state};
+use hookrun_sdk::{
+    BuilderSelection, Diff, Failure, Outcome, PostBuild, Want, Wants, config, diff, log,
+    post_build, state,
+};
 
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -93,7 +97,8 @@ fn misbehave() -> Result<Outcome, Failure> {
 
 #[expect(unconditional_recursion, reason = "that is the fault")]
 fn deeper(level: u64) -> u64 {
-    // Nothing on the stack in linear memory, which is smaller than one would think: the engine's stack has to be the first to end.
+    // Nothing on the stack in linear memory, which is smaller than one would think: the engine's
+    // stack has to be the first to end.
     std::hint::black_box(deeper(std::hint::black_box(level + 1))) + 1
 }
 
@@ -111,7 +116,9 @@ impl Diff for Faulty {
 
 impl BuilderSelection for Faulty {
     fn select(_: Candidate, _: Vec<Machine>, _: LocalMachine) -> Result<Decision, String> {
-        misbehave().map(|outcome| Decision::decline(outcome.message)).map_err(|failure| failure.message)
+        misbehave()
+            .map(|outcome| Decision::decline(outcome.message))
+            .map_err(|failure| failure.message)
     }
 }
 

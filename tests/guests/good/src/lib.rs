@@ -1,8 +1,12 @@
-//! A guest of the tests that does everything right: all three hooks in one component, with log, configuration and state.
+//! A guest of the tests that does everything right: all three hooks in one component, with log,
+//! configuration and state.
 
 use hookrun_sdk::builder_selection::{Candidate, Decision, LocalMachine, Machine};
 use hookrun_sdk::log::Level;
-use hookrun_sdk::{BuilderSelection, Diff, Failure, Outcome, PostBuild, Want, Wants, config, diff, log, post_build, state};
+use hookrun_sdk::{
+    BuilderSelection, Diff, Failure, Outcome, PostBuild, Want, Wants, config, diff, log,
+    post_build, state,
+};
 
 #[derive(serde::Deserialize)]
 struct Config {
@@ -27,9 +31,8 @@ fn count(name: &str, host: &str) -> Result<Outcome, Failure> {
     log::write(Level::Info, &config.greeting, &[("host", host)]);
     println!("counted {name}");
     match config.fail.as_deref() {
-        Some("transient") => {
-            Err(Failure::transient("told to fail for a while").retry_after(std::time::Duration::from_secs(7)))
-        }
+        Some("transient") => Err(Failure::transient("told to fail for a while")
+            .retry_after(std::time::Duration::from_secs(7))),
         Some(_) => Err(Failure::permanent("told to fail")),
         None => Ok(Outcome::new(format!("{} {name}", config.greeting)).detail("runs", runs)),
     }
@@ -48,7 +51,11 @@ impl Diff for Good {
 }
 
 impl BuilderSelection for Good {
-    fn select(candidate: Candidate, machines: Vec<Machine>, _: LocalMachine) -> Result<Decision, String> {
+    fn select(
+        candidate: Candidate,
+        machines: Vec<Machine>,
+        _: LocalMachine,
+    ) -> Result<Decision, String> {
         log::debug(format!("{} machines for {}", machines.len(), candidate.name));
         Ok(Decision::machines(machines.into_iter().map(|machine| machine.uri), "as offered"))
     }

@@ -1,11 +1,15 @@
-//! A guest of the tests that wants too much of one thing, over capabilities and over WASI: `config.want` says which, `config.times` how
-//! often. What the host refuses comes back as the failure of the run, in the host's words.
+//! A guest of the tests that wants too much of one thing, over capabilities and over WASI:
+//! `config.want` says which, `config.times` how often. What the host refuses comes back as the
+//! failure of the run, in the host's words.
 
 mod wasi;
 
 use hookrun_sdk::mail::{self, Message};
 use hookrun_sdk::object_store::{Compression, ObjectStore};
-use hookrun_sdk::{Diff, Failure, Outcome, PostBuild, Scope, Want, Wants, config, diff, log, nix_store, post_build, state};
+use hookrun_sdk::{
+    Diff, Failure, Outcome, PostBuild, Scope, Want, Wants, config, diff, log, nix_store,
+    post_build, state,
+};
 
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -76,11 +80,14 @@ fn wish(output: &str) -> Result<Outcome, Failure> {
         Wish::Sleep => wasi::sleep_for_a_day(),
         Wish::Nap => std::thread::sleep(std::time::Duration::from_hours(24)),
         Wish::Clock => return Ok(Outcome::new(wasi::clock(times))),
-        Wish::Random => return Ok(Outcome::new(format!("{} random bytes", wasi::random(times as u64)))),
+        Wish::Random => {
+            return Ok(Outcome::new(format!("{} random bytes", wasi::random(times as u64))));
+        }
         Wish::Timers => wasi::timers(times),
         Wish::Poll => wasi::poll(times),
         Wish::Nars => {
-            let _open = (0..times).map(|_| nix_store::open_nar(output)).collect::<Result<Vec<_>, _>>()?;
+            let _open =
+                (0..times).map(|_| nix_store::open_nar(output)).collect::<Result<Vec<_>, _>>()?;
         }
         Wish::Exists => drop(ObjectStore::named(STORE).exists(&vec![String::from("a"); times])?),
         Wish::StateKeys => {
@@ -91,11 +98,19 @@ fn wish(output: &str) -> Result<Outcome, Failure> {
         Wish::StateKey => state::set(&"k".repeat(times), b"")?,
         Wish::Mails => {
             for _ in 0..times {
-                mail::send(TRANSPORT, &recipients, Message { subject: "again".to_owned(), ..Message::default() })?;
+                mail::send(
+                    TRANSPORT,
+                    &recipients,
+                    Message { subject: "again".to_owned(), ..Message::default() },
+                )?;
             }
         }
         Wish::MailBytes => {
-            let message = Message { subject: "long".to_owned(), text: "x".repeat(times), ..Message::default() };
+            let message = Message {
+                subject: "long".to_owned(),
+                text: "x".repeat(times),
+                ..Message::default()
+            };
             mail::send(TRANSPORT, &recipients, message)?;
         }
         Wish::Print => {
@@ -114,7 +129,8 @@ fn wish(output: &str) -> Result<Outcome, Failure> {
         }
         Wish::Upload => {
             let nar = nix_store::open_nar(output)?;
-            let stored = ObjectStore::named(STORE).put_nar("nar/x.nar", Compression::None, None, &nar)?;
+            let stored =
+                ObjectStore::named(STORE).put_nar("nar/x.nar", Compression::None, None, &nar)?;
             return Ok(Outcome::new(format!("stored {} bytes", stored.file_size)));
         }
         Wish::LookAround => return Ok(Outcome::new(wasi::look_around())),

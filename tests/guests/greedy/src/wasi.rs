@@ -47,20 +47,39 @@ pub fn look_around() -> String {
     let _ = writeln!(found, "variables {}", environment::get_environment().len());
     let _ = writeln!(found, "working directory {:?}", environment::initial_cwd());
     let _ = writeln!(found, "preopens {}", preopens::get_directories().len());
-    let _ = writeln!(found, "stdin {:?}", stdin::get_stdin().blocking_read(10).map_err(|error| error.to_string()));
-    let _ =
-        writeln!(found, "file {}", std::fs::read("/etc/passwd").map_or_else(|error| error.to_string(), |_| "read".into()));
+    let _ = writeln!(
+        found,
+        "stdin {:?}",
+        stdin::get_stdin().blocking_read(10).map_err(|error| error.to_string())
+    );
+    let _ = writeln!(
+        found,
+        "file {}",
+        std::fs::read("/etc/passwd").map_or_else(|error| error.to_string(), |_| "read".into())
+    );
     let _ = writeln!(
         found,
         "new file {}",
         std::fs::write("/tmp/x", "x").map_or_else(|error| error.to_string(), |()| "written".into())
     );
-    let _ = writeln!(found, "tcp {:?}", tcp_create_socket::create_tcp_socket(IpAddressFamily::Ipv4).map(|_| "a socket"));
-    let _ = writeln!(found, "udp {:?}", udp_create_socket::create_udp_socket(IpAddressFamily::Ipv6).map(|_| "a socket"));
+    let _ = writeln!(
+        found,
+        "tcp {:?}",
+        tcp_create_socket::create_tcp_socket(IpAddressFamily::Ipv4).map(|_| "a socket")
+    );
+    let _ = writeln!(
+        found,
+        "udp {:?}",
+        udp_create_socket::create_udp_socket(IpAddressFamily::Ipv6).map(|_| "a socket")
+    );
     let network = instance_network::instance_network();
-    let _ = writeln!(found, "name {:?}", ip_name_lookup::resolve_addresses(&network, "localhost").map(|_| "addresses"));
-    let connected =
-        std::net::TcpStream::connect("127.0.0.1:80").map_or_else(|error| error.kind().to_string(), |_| "connected".into());
+    let _ = writeln!(
+        found,
+        "name {:?}",
+        ip_name_lookup::resolve_addresses(&network, "localhost").map(|_| "addresses")
+    );
+    let connected = std::net::TcpStream::connect("127.0.0.1:80")
+        .map_or_else(|error| error.kind().to_string(), |_| "connected".into());
     let _ = write!(found, "connection {connected}");
     found
 }

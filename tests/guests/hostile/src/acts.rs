@@ -183,7 +183,9 @@ impl Act {
             Self::UseDropped => handles::use_dropped(here),
             Self::ForgedHandle => handles::forged(),
             Self::ReadFile { path, relative } => reach::read_file(&here.fill(&path), &relative),
-            Self::ListDirectory { path, relative } => reach::list_directory(&here.fill(&path), &relative),
+            Self::ListDirectory { path, relative } => {
+                reach::list_directory(&here.fill(&path), &relative)
+            }
             Self::PathInfo { path } => reach::path_info(&here.fill(&path)),
             Self::Closure { path } => reach::closure(&here.fill(&path)),
             Self::Derivation { path } => reach::derivation(&here.fill(&path)),
@@ -196,7 +198,9 @@ impl Act {
             Self::List { store, prefix } => reach::list(&store, &prefix),
             Self::StateKey { key } => reach::state_key(&key),
             Self::StateLongKey => reach::state_key(&"k".repeat(600)),
-            Self::Mail { transport, recipient, subject, header } => reach::mail(&transport, recipient, subject, header),
+            Self::Mail { transport, recipient, subject, header } => {
+                reach::mail(&transport, recipient, subject, header)
+            }
             Self::MailFlood { recipient } => floods::mail(&recipient),
             Self::Http { method, url, header } => reach::http(&method, &url, header),
             Self::WasiRead { path } => outside::read(&path),

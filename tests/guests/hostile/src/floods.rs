@@ -32,7 +32,9 @@ pub(crate) fn stdout() -> Result<Outcome, Failure> {
     use std::io::Write as _;
     let chunk = vec![b'x'; MIB];
     for _ in 0..100 {
-        std::io::stdout().write_all(&chunk).map_err(|error| Failure::permanent(error.to_string()))?;
+        std::io::stdout()
+            .write_all(&chunk)
+            .map_err(|error| Failure::permanent(error.to_string()))?;
     }
     Ok(Outcome::new("printed"))
 }

@@ -1,4 +1,5 @@
-//! A giant list or string to every host function. 16 MiB: twice what one call may carry, and less than a guest may hold.
+//! A giant list or string to every host function. 16 MiB: twice what one call may carry, and less
+//! than a guest may hold.
 
 use hookrun_sdk::log::{self, Level};
 use hookrun_sdk::mail::{self, Message};
@@ -10,7 +11,8 @@ use crate::Here;
 
 /// Bytes of the giant string.
 const LENGTH: usize = 16 << 20;
-/// Elements of the giant list: as strings they are pairs of words, so 16 MiB of list before their contents.
+/// Elements of the giant list: as strings they are pairs of words, so 16 MiB of list before their
+/// contents.
 const COUNT: usize = 2 << 20;
 
 fn text() -> String {
@@ -38,7 +40,9 @@ pub(crate) fn giant(call: &str, here: &Here) -> Result<Outcome, Failure> {
         "nix-store.closure" => drop(nix_store::closure(&list())?),
         "nix-store.read-derivation" => drop(nix_store::derivation(&text())?),
         "nix-store.list-directory" => drop(nix_store::list_directory(&here.out, &text())?),
-        "nix-store.read-file" => drop(nix_store::read_file(&here.out, &text(), u64::MAX, u32::MAX)?),
+        "nix-store.read-file" => {
+            drop(nix_store::read_file(&here.out, &text(), u64::MAX, u32::MAX)?)
+        }
         "nix-store.open-nar" => drop(nix_store::open_nar(&text())?),
         "object-store.exists" => drop(store().exists(&list())?),
         "object-store.get" => drop(store().get(&text(), u64::MAX)?),
@@ -52,7 +56,8 @@ pub(crate) fn giant(call: &str, here: &Here) -> Result<Outcome, Failure> {
         "signing.public-key" => drop(signing::public_key(&text())?),
         "mail.send-recipients" => drop(mail::send("default", &list(), Message::default())?),
         "mail.send-text" => {
-            let message = Message { subject: "giant".to_owned(), text: text(), ..Message::default() };
+            let message =
+                Message { subject: "giant".to_owned(), text: text(), ..Message::default() };
             drop(mail::send("default", &["ann@example.org".to_owned()], message)?);
         }
         other => return Err(Failure::permanent(format!("no such call: {other}"))),

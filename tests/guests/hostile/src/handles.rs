@@ -11,7 +11,10 @@ const FORGED: u32 = 4711;
 pub(crate) fn many(here: &Here) -> Result<Outcome, Failure> {
     let mut held = Vec::new();
     for _ in 0..10_000 {
-        held.push(nix_store::open_nar(&here.out).map_err(|error| error.context(format!("with {} open", held.len())))?);
+        held.push(
+            nix_store::open_nar(&here.out)
+                .map_err(|error| error.context(format!("with {} open", held.len())))?,
+        );
     }
     crate::escaped(format!("{} handles", held.len()))
 }
@@ -23,7 +26,8 @@ pub(crate) fn trap_holding(here: &Here) -> Result<Outcome, Failure> {
 
 /// A second owner of the same handle.
 fn again(nar: &Nar) -> Nar {
-    // SAFETY: there is none, and that is the attack: the engine has to notice. In the guest it is only a number.
+    // SAFETY: there is none, and that is the attack: the engine has to notice. In the guest it is
+    // only a number.
     unsafe { Nar::from_handle(nar.handle()) }
 }
 

@@ -1,9 +1,15 @@
-//! A guest of the tests that attacks its host: `config.act` says how. One module for each family of attacks.
+//! A guest of the tests that attacks its host: `config.act` says how. One module for each family of
+//! attacks.
 //!
-//! Every act that is about reaching something ends in a failure with the host's own words when it was refused, and in a result
-//! that begins with `ESCAPED` when it was not. So a test need only look at how the run ended.
+//! Every act that is about reaching something ends in a failure with the host's own words when it
+//! was refused, and in a result that begins with `ESCAPED` when it was not. So a test need only
+//! look at how the run ended.
 
-#![expect(clippy::unnecessary_wraps, clippy::needless_pass_by_value, reason = "all acts have one form")]
+#![expect(
+    clippy::unnecessary_wraps,
+    clippy::needless_pass_by_value,
+    reason = "all acts have one form"
+)]
 
 mod acts;
 mod bombs;
@@ -17,7 +23,10 @@ mod words;
 
 use acts::Act;
 use hookrun_sdk::builder_selection::{Candidate, Decision, LocalMachine, Machine};
-use hookrun_sdk::{BuilderSelection, Diff, Failure, Outcome, PostBuild, Scope, Want, Wants, config, diff, log, post_build};
+use hookrun_sdk::{
+    BuilderSelection, Diff, Failure, Outcome, PostBuild, Scope, Want, Wants, config, diff, log,
+    post_build,
+};
 
 struct Hostile;
 
@@ -69,7 +78,9 @@ impl BuilderSelection for Hostile {
             return Ok(Decision::machines(std::iter::repeat_n(uri.clone(), *times), "because"));
         }
         let here = Here { drv: candidate.drv_path, out: String::new(), store: String::new() };
-        act.play(&here).map(|outcome| Decision::decline(outcome.message)).map_err(|failure| failure.message)
+        act.play(&here)
+            .map(|outcome| Decision::decline(outcome.message))
+            .map_err(|failure| failure.message)
     }
 }
 

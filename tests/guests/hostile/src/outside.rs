@@ -43,7 +43,8 @@ pub(crate) fn udp(address: &str) -> Result<Outcome, Failure> {
 }
 
 pub(crate) fn lookup(name: &str) -> Result<Outcome, Failure> {
-    let addresses: Vec<_> = (name, 80).to_socket_addrs().map_err(|error| refused(&error))?.collect();
+    let addresses: Vec<_> =
+        (name, 80).to_socket_addrs().map_err(|error| refused(&error))?.collect();
     escaped(format!("{name} is {addresses:?}"))
 }
 
@@ -54,7 +55,11 @@ pub(crate) fn environment() -> Result<Outcome, Failure> {
 
 pub(crate) fn arguments() -> Result<Outcome, Failure> {
     let arguments: Vec<String> = std::env::args().collect();
-    if arguments.is_empty() { Ok(Outcome::new("no arguments")) } else { escaped(arguments.join(" ")) }
+    if arguments.is_empty() {
+        Ok(Outcome::new("no arguments"))
+    } else {
+        escaped(arguments.join(" "))
+    }
 }
 
 pub(crate) fn stdin() -> Result<Outcome, Failure> {

@@ -33,7 +33,8 @@ pub(crate) fn derivation(path: &str) -> Result<Outcome, Failure> {
 }
 
 pub(crate) fn not_utf8() -> Result<Outcome, Failure> {
-    // SAFETY: none: a string that is not UTF-8, which the host has to notice. It is only handed over here.
+    // SAFETY: none: a string that is not UTF-8, which the host has to notice. It is only handed
+    // over here.
     let text = unsafe { String::from_utf8_unchecked(b"/nix/store/\xff\xfe".to_vec()) };
     path_info(&text)
 }
@@ -49,7 +50,11 @@ pub(crate) fn put(store: &str, key: &str) -> Result<Outcome, Failure> {
 }
 
 pub(crate) fn put_content_type(store: &str) -> Result<Outcome, Failure> {
-    ObjectStore::named(store).put("key", "text/plain\r\nx-amz-acl: public-read-write", b"hostile")?;
+    ObjectStore::named(store).put(
+        "key",
+        "text/plain\r\nx-amz-acl: public-read-write",
+        b"hostile",
+    )?;
     escaped("wrote a header of its own")
 }
 
@@ -63,7 +68,8 @@ pub(crate) fn list(store: &str, prefix: &str) -> Result<Outcome, Failure> {
     escaped(format!("{store} has {}", keys.join(" ")))
 }
 
-/// Any text is a key, and stays in the plugin's own store: what comes back is what went in, and nothing else is there.
+/// Any text is a key, and stays in the plugin's own store: what comes back is what went in, and
+/// nothing else is there.
 pub(crate) fn state_key(key: &str) -> Result<Outcome, Failure> {
     let before = state::keys("")?;
     if !before.is_empty() {
@@ -87,9 +93,14 @@ pub(crate) fn mail(
     escaped(format!("wrote to {to}"))
 }
 
-pub(crate) fn http(method: &str, url: &str, header: Option<(String, String)>) -> Result<Outcome, Failure> {
+pub(crate) fn http(
+    method: &str,
+    url: &str,
+    header: Option<(String, String)>,
+) -> Result<Outcome, Failure> {
     let request = http::Request::new(method, url);
-    let request = header.into_iter().fold(request, |request, (name, value)| request.header(name, value));
+    let request =
+        header.into_iter().fold(request, |request, (name, value)| request.header(name, value));
     let response = request.send()?;
     escaped(format!("{url} answers {}", response.status))
 }

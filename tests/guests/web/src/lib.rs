@@ -1,4 +1,5 @@
-//! A guest of the tests that sends the HTTP requests its configuration names, one after the other, and returns what became of them.
+//! A guest of the tests that sends the HTTP requests its configuration names, one after the other,
+//! and returns what became of them.
 
 use hookrun_sdk::bindings::http::wasi::http::outgoing_handler;
 use hookrun_sdk::bindings::http::wasi::http::types::{Fields, OutgoingRequest, Scheme};
@@ -47,12 +48,18 @@ fn send(request: Request) -> Result<String, Error> {
         sent = sent.header("x-filler", "x".repeat(1024));
     }
     let response = sent.send()?;
-    let location = response.header("location").map(|location| format!(" to {location}")).unwrap_or_default();
-    let text = if response.body.len() > 4096 { format!("{} bytes", response.body.len()) } else { response.text() };
+    let location =
+        response.header("location").map(|location| format!(" to {location}")).unwrap_or_default();
+    let text = if response.body.len() > 4096 {
+        format!("{} bytes", response.body.len())
+    } else {
+        response.text()
+    };
     Ok(format!("{}{location}: {text}", response.status))
 }
 
-/// By the standard interface itself, which any language has: the SDK sends one request after the other.
+/// By the standard interface itself, which any language has: the SDK sends one request after the
+/// other.
 fn at_once(request: &Request) -> String {
     let asked = request.at_once;
     let Some((_, rest)) = request.url.split_once("://") else { return "no URL".to_owned() };
@@ -81,7 +88,8 @@ impl PostBuild for Web {
                 outcome = outcome.detail("answer", at_once(&request));
                 continue;
             }
-            let answer = send(request).unwrap_or_else(|error| format!("{:?}: {}", error.kind, error.message));
+            let answer = send(request)
+                .unwrap_or_else(|error| format!("{:?}: {}", error.kind, error.message));
             outcome = outcome.detail("answer", answer);
         }
         Ok(outcome)

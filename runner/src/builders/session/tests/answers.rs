@@ -5,7 +5,8 @@ use crate::builders::types::Action;
 
 #[test]
 fn a_dead_machine_is_skipped_in_one_request() {
-    let (end, reply, offers) = Story::machines("dead - - 1 9;good").asks(&here("a")).inputs().play();
+    let (end, reply, offers) =
+        Story::machines("dead - - 1 9;good").asks(&here("a")).inputs().play();
     assert_eq!(end, End::Built(0));
     assert_eq!(offers, ["ssh://dead", "ssh://good"]);
     insta::assert_snapshot!(reply, @r#"
@@ -30,16 +31,24 @@ fn a_machine_that_failed_stays_out_for_the_session() {
 fn all_dead_is_a_decline_and_a_plain_line() {
     let other = Request::of("a", "aarch64-linux", &["kvm"], false);
     let (end, reply, _) =
-        Story::machines("dead1 aarch64-linux - - - kvm;dead2 aarch64-linux - - - kvm;good").asks(&other).play();
+        Story::machines("dead1 aarch64-linux - - - kvm;dead2 aarch64-linux - - - kvm;good")
+            .asks(&other)
+            .play();
     assert_eq!(end, End::Closed);
-    assert_eq!(answers(&reply), ["# decline"], "so that Nix says itself that it cannot build, and does not wait");
+    assert_eq!(
+        answers(&reply),
+        ["# decline"],
+        "so that Nix says itself that it cannot build, and does not wait"
+    );
     insta::assert_snapshot!(reply.lines().rev().nth(1).unwrap(), @r#"@nix {"action":"msg","level":1,"msg":"hookrun: no machine can take a (aarch64-linux, kvm): of 3, 2 cannot be used and 1 do not fit"}"#);
 }
 
 #[test]
 fn full_machines() {
     let answer = |willing: bool| {
-        let (_, reply, _) = Story::machines("full;dead").asks(&Request::of("a", "x86_64-linux", &[], willing)).play();
+        let (_, reply, _) = Story::machines("full;dead")
+            .asks(&Request::of("a", "x86_64-linux", &[], willing))
+            .play();
         answers(&reply).concat()
     };
     assert_eq!(answer(true), "# decline");
@@ -55,7 +64,8 @@ fn no_machine_at_all() {
 #[test]
 fn the_policy_decides() {
     let decided = |select: Select| {
-        let (_, reply, offers) = Story::machines("m1;m2 - - 1 4").policy(select).asks(&here("a")).play();
+        let (_, reply, offers) =
+            Story::machines("m1;m2 - - 1 4").policy(select).asks(&here("a")).play();
         format!("{} {}", answers(&reply).join(" "), offers.join(" "))
     };
     assert_eq!(
@@ -78,7 +88,12 @@ fn a_policy_that_fails_is_replaced_by_the_rule_of_nix_with_one_line() {
         |_| panic!("defect"),
     ];
     for select in selects {
-        let story = Story::machines("full;m1 - - 1 4").policy(select).asks(&Request::of("a", "riscv64-linux", &[], true));
+        let story = Story::machines("full;m1 - - 1 4").policy(select).asks(&Request::of(
+            "a",
+            "riscv64-linux",
+            &[],
+            true,
+        ));
         let (_, reply, offers) = story.asks(&here("b")).asks(&here("c")).inputs().play();
         assert_eq!(answers(&reply), ["# decline", "# accept"]);
         assert_eq!(offers, ["ssh://m1"]);

@@ -15,7 +15,8 @@ fn a_panic_inside_still_answers() {
 
 /// A conversation with a dead machine, a full one, one that is not there, and a build.
 fn recorded() -> (Story, Vec<usize>) {
-    let mut story = Story::machines("dead x86_64-linux - 4 2 kvm;full x86_64-linux;m1 aarch64-linux - 1 1 big");
+    let mut story =
+        Story::machines("dead x86_64-linux - 4 2 kvm;full x86_64-linux;m1 aarch64-linux - 1 1 big");
     let mut ends = vec![story.bytes.len()];
     for request in [
         here("a"),
@@ -38,7 +39,8 @@ fn the_stream_may_end_at_every_byte() {
         let (_, reply, _) = play(&story.bytes[..cut], None);
         let whole = ends.iter().filter(|end| **end <= cut).count();
         let asked = whole.saturating_sub(1);
-        // A question that was begun is answered too; nobody reads it. After the accept there are no questions.
+        // A question that was begun is answered too; nobody reads it. After the accept there are no
+        // questions.
         let begun = usize::from(cut > 0 && asked < 5 && !ends.contains(&cut));
         assert_eq!(answers(&reply).len(), asked + begun, "cut at {cut}: {reply}");
     }
@@ -92,7 +94,8 @@ fn a_policy_that_hangs_is_not_waited_for() {
     assert!(reply.contains("it did not answer within 50ms"), "{reply}");
 }
 
-/// Every session of a thousand has its faults at random: garbage, an early end, a reader that goes away, machines of all kinds.
+/// Every session of a thousand has its faults at random: garbage, an early end, a reader that goes
+/// away, machines of all kinds.
 #[test]
 fn a_thousand_sessions_with_faults() {
     use rand::{RngExt as _, SeedableRng as _};
@@ -111,8 +114,9 @@ fn a_thousand_sessions_with_faults() {
     let mut random = rand::rngs::SmallRng::seed_from_u64(1);
     let place = Place::new();
     for session in 0..1000 {
-        let machines: Vec<String> =
-            (0..random.random_range(1..4)).map(|number| format!("{}{number}", KINDS[random.random_range(0..5)])).collect();
+        let machines: Vec<String> = (0..random.random_range(1..4))
+            .map(|number| format!("{}{number}", KINDS[random.random_range(0..5)]))
+            .collect();
         let mut story = far(&machines.iter().map(String::as_str).collect::<Vec<_>>());
         let mut after_settings = Vec::new();
         elsewhere("a").write(&mut after_settings).unwrap();
@@ -127,17 +131,26 @@ fn a_thousand_sessions_with_faults() {
         }
         let writes = if fault == 2 { random.random_range(0..20) } else { usize::MAX };
         let mut reply = Failing(Vec::new(), writes);
-        // Memory is kept from one to the next, so that health plays its part; but a full machine must not be waited for.
+        // Memory is kept from one to the next, so that health plays its part; but a full machine
+        // must not be waited for.
         let early_accept = !machines.iter().any(|machine| machine.starts_with("full"));
         place.session(&story.bytes, &mut reply, &mut Scripted::default(), None, early_accept);
         let text = String::from_utf8_lossy(&reply.0).into_owned();
-        // One question; garbage may make a second one of the inputs, an early end none at all.
-        // One answer. Where it was no accept, what follows the question is not understood, which ends the session.
+        // One question; garbage may make a second one of the inputs, an early end none at all. One
+        // answer. Where it was no accept, what follows the question is not understood, which ends
+        // the session.
         let answers = answers(&text);
-        let (first, rest) = answers.split_first().map_or((None, &[][..]), |(first, rest)| (Some(*first), rest));
-        assert!(rest.is_empty() || (first != Some("# accept") && rest == ["# decline-permanently"]), "{session}: {text}");
+        let (first, rest) =
+            answers.split_first().map_or((None, &[][..]), |(first, rest)| (Some(*first), rest));
+        assert!(
+            rest.is_empty() || (first != Some("# accept") && rest == ["# decline-permanently"]),
+            "{session}: {text}"
+        );
         // The settings end where the question begins.
         let asked = fault == 1 || (fault == 0 && at > 0 && at != settings);
-        assert!(first.is_some() == asked || fault == 2, "session {session}, fault {fault} at {at}: {text}");
+        assert!(
+            first.is_some() == asked || fault == 2,
+            "session {session}, fault {fault} at {at}: {text}"
+        );
     }
 }

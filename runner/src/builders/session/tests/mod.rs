@@ -1,5 +1,5 @@
-//! Sessions played against machines that do what their URI says ([`Scripted`]): a [`Story`] of what Nix says, played at a [`Place`] where slots and
-//! memory are.
+//! Sessions played against machines that do what their URI says ([`Scripted`]): a [`Story`] of what
+//! Nix says, played at a [`Place`] where slots and memory are.
 
 mod answers;
 mod delegated;
@@ -34,12 +34,24 @@ impl Build for ScriptedBuild {
         let written = reply.write_all(b"log\n");
         let code = if self.0 == Ending::Built { 0 } else { 56 };
         let ending = if written.is_err() { Ending::NixGone } else { self.0 };
-        Report { ending, code, held: vec![b"held\n".to_vec()], closing: Vec::new(), timing: Timing::default() }
+        Report {
+            ending,
+            code,
+            held: vec![b"held\n".to_vec()],
+            closing: Vec::new(),
+            timing: Timing::default(),
+        }
     }
 }
 
 impl StockHook for Scripted {
-    fn offer(&mut self, _: &Settings, target: Target<'_>, _: &Request, relay: &mut dyn FnMut(&[u8])) -> Offer {
+    fn offer(
+        &mut self,
+        _: &Settings,
+        target: Target<'_>,
+        _: &Request,
+        relay: &mut dyn FnMut(&[u8]),
+    ) -> Offer {
         let uri = target.machine.uri.as_str();
         self.offers.push(uri.to_owned());
         relay(b"@nix {\"action\":\"start\"}\n");
@@ -47,8 +59,12 @@ impl StockHook for Scripted {
             "dead" => Offer::Failed("connection refused".to_owned()),
             "full" => Offer::Full,
             "panic" => panic!("defect"),
-            "lost" => Offer::Accepted(Box::new(ScriptedBuild(Ending::Lost("unexpected end-of-file".to_owned())))),
-            "bad" => Offer::Accepted(Box::new(ScriptedBuild(Ending::Failed("exit code 3".to_owned())))),
+            "lost" => Offer::Accepted(Box::new(ScriptedBuild(Ending::Lost(
+                "unexpected end-of-file".to_owned(),
+            )))),
+            "bad" => {
+                Offer::Accepted(Box::new(ScriptedBuild(Ending::Failed("exit code 3".to_owned()))))
+            }
             _ => Offer::Accepted(Box::new(ScriptedBuild(Ending::Built))),
         }
     }
@@ -59,7 +75,12 @@ type Select = fn(&[Machine]) -> Result<Decision, PolicyError>;
 struct Fixed(Select);
 
 impl Policy for Fixed {
-    fn select(&self, _: &Candidate, machines: &[Machine], _: &LocalMachine) -> Result<Decision, PolicyError> {
+    fn select(
+        &self,
+        _: &Candidate,
+        machines: &[Machine],
+        _: &LocalMachine,
+    ) -> Result<Decision, PolicyError> {
         (self.0)(machines)
     }
 }
@@ -71,8 +92,12 @@ struct Story {
 
 impl Story {
     fn machines(builders: &str) -> Self {
-        let settings =
-            Settings::of(&[("builders", builders), ("max-jobs", "1"), ("system", "x86_64-linux"), ("system-features", "")]);
+        let settings = Settings::of(&[
+            ("builders", builders),
+            ("max-jobs", "1"),
+            ("system", "x86_64-linux"),
+            ("system-features", ""),
+        ]);
         Self { bytes: settings.bytes(), policy: None }
     }
 
@@ -116,7 +141,12 @@ impl Place {
         Self { builders: PathBuf::from("/proc/nowhere"), ..Self::new() }
     }
 
-    fn play(&self, bytes: &[u8], policy: Option<Select>, early_accept: bool) -> (End, String, Vec<String>) {
+    fn play(
+        &self,
+        bytes: &[u8],
+        policy: Option<Select>,
+        early_accept: bool,
+    ) -> (End, String, Vec<String>) {
         let mut reply = Vec::new();
         let mut stock = Scripted::default();
         let end = self.session(bytes, &mut reply, &mut stock, policy, early_accept);
@@ -131,7 +161,9 @@ impl Place {
         policy: Option<Select>,
         early_accept: bool,
     ) -> End {
-        let make = |select| -> PolicyFactory { Arc::new(move || Ok(Box::new(Fixed(select)) as Box<dyn Policy>)) };
+        let make = |select| -> PolicyFactory {
+            Arc::new(move || Ok(Box::new(Fixed(select)) as Box<dyn Policy>))
+        };
         let nix = io::stderr();
         let session = Session {
             input,
@@ -170,6 +202,7 @@ fn elsewhere(name: &str) -> Request {
 }
 
 fn far(machines: &[&str]) -> Story {
-    let lines: Vec<String> = machines.iter().map(|machine| format!("{machine} aarch64-linux")).collect();
+    let lines: Vec<String> =
+        machines.iter().map(|machine| format!("{machine} aarch64-linux")).collect();
     Story::machines(&lines.join(";")).asks(&elsewhere("a")).inputs()
 }

@@ -12,9 +12,15 @@ fn what_is_remembered() {
     assert_eq!((machines["ssh://dead"].failures, machines["ssh://lost1"].failures), (1, 1));
     assert!(machines["ssh://good"].succeeded_ms.is_some());
     let build = record.builds(Selection::Last(1)).unwrap().remove(0);
-    assert_eq!((build.machine.as_str(), build.outcome, build.moves.len()), ("ssh://good", Some(Outcome::Built), 2));
+    assert_eq!(
+        (build.machine.as_str(), build.outcome, build.moves.len()),
+        ("ssh://good", Some(Outcome::Built), 2)
+    );
     let decision = record.decisions(Selection::Derivation(&build.drv_path)).unwrap().remove(0);
-    assert_eq!((decision.decided_by.as_str(), decision.answer.as_str()), ("Nix's rule", "accept, before connecting"));
+    assert_eq!(
+        (decision.decided_by.as_str(), decision.answer.as_str()),
+        ("Nix's rule", "accept, before connecting")
+    );
     let verdicts: Vec<String> = decision
         .machines
         .iter()
@@ -68,7 +74,8 @@ fn why_nobody_can_build_it_is_on_record_before_nix_gives_up() {
     assert_eq!(looks.seen, Some(1));
 }
 
-/// Hears what is said to Nix, and lets another session fail on a machine at the moment when this is said.
+/// Hears what is said to Nix, and lets another session fail on a machine at the moment when this is
+/// said.
 struct Meanwhile<'a> {
     words: &'a str,
     machine: &'a str,
@@ -82,7 +89,9 @@ impl Write for Meanwhile<'_> {
         if String::from_utf8_lossy(bytes).contains(self.words) {
             // As if it had begun long ago and ended now. From here on the clock shows a later time.
             let mut record = Record::open(self.builders).unwrap();
-            record.machine_failed(self.machine, "the other session's", 0, now_ms() + 1, |_| u64::MAX).unwrap();
+            record
+                .machine_failed(self.machine, "the other session's", 0, now_ms() + 1, |_| u64::MAX)
+                .unwrap();
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(bytes.len())
@@ -93,7 +102,8 @@ impl Write for Meanwhile<'_> {
     }
 }
 
-/// Sessions that choose a machine at the same time and find it dead one after the other have found one failure.
+/// Sessions that choose a machine at the same time and find it dead one after the other have found
+/// one failure.
 #[test]
 fn a_failure_that_was_on_its_way_when_the_machine_was_chosen_is_the_same() {
     for (words, machine) in [
@@ -108,7 +118,11 @@ fn a_failure_that_was_on_its_way_when_the_machine_was_chosen_is_the_same() {
         place.session(&far(&["dead1", "dead2", "good"]).bytes, &mut reply, &mut stock, None, true);
         assert_eq!(stock.offers, ["ssh://dead1", "ssh://dead2", "ssh://good"]);
         let known = place.record().machines().unwrap();
-        assert_eq!(known[machine].last_error.as_deref(), Some("connection refused"), "it was told after the other's");
+        assert_eq!(
+            known[machine].last_error.as_deref(),
+            Some("connection refused"),
+            "it was told after the other's"
+        );
         assert_eq!(known[machine].failures, 1, "{words}");
     }
 }

@@ -15,7 +15,11 @@ fn places() {
         ("https://h/100%25", "https://h/100%25"),
         ("https://h/...", "https://h/..."),
     ] {
-        assert_eq!(Place::parse(url).map(|place| place.to_string()), Ok(expected.to_owned()), "{url}");
+        assert_eq!(
+            Place::parse(url).map(|place| place.to_string()),
+            Ok(expected.to_owned()),
+            "{url}"
+        );
     }
 }
 
@@ -55,7 +59,11 @@ fn odd_hosts() {
         assert_eq!(Place::of("https", host, "/"), Err(flaw), "{host}");
     }
     let mapped = Place::of("http", "[::ffff:127.0.0.1]", "/").unwrap();
-    assert_ne!(mapped.host, Place::of("http", "127.0.0.1", "/").unwrap().host, "each form is granted by itself");
+    assert_ne!(
+        mapped.host,
+        Place::of("http", "127.0.0.1", "/").unwrap().host,
+        "each form is granted by itself"
+    );
 }
 
 #[test]
@@ -92,9 +100,15 @@ fn odd_paths() {
 
 #[test]
 fn prefixes_end_at_segments() {
-    let covers = |prefix: &str, path: &str| Path::parse(prefix).unwrap().covers(&Path::parse(path).unwrap());
+    let covers =
+        |prefix: &str, path: &str| Path::parse(prefix).unwrap().covers(&Path::parse(path).unwrap());
     assert!(covers("/", "/anything/at/all") && covers("", "/"));
-    assert!(covers("/v1", "/v1") && covers("/v1", "/v1/") && covers("/v1", "/v1/x") && !covers("/v1", "/v10"));
+    assert!(
+        covers("/v1", "/v1")
+            && covers("/v1", "/v1/")
+            && covers("/v1", "/v1/x")
+            && !covers("/v1", "/v10")
+    );
     assert!(covers("/v1/", "/v1/x") && covers("/v1/", "/v1/") && !covers("/v1/", "/v1"));
     assert!(covers("/v1", "/%76%31/x"), "encoded letters are the letters");
     assert!(!covers("/v1", "//v1/x") && !covers("/v1", "/V1"));
@@ -116,7 +130,8 @@ proptest! {
         }
     }
 
-    /// What a URL library makes of an accepted place is the same host, port and path: nobody downstream reads it otherwise.
+    /// What a URL library makes of an accepted place is the same host, port and path: nobody
+    /// downstream reads it otherwise.
     #[test]
     fn agrees_with_the_url_standard(authority in "[a-z0-9.:\\[\\]x-]{1,20}", path in "(/[a-z.%0-9;]{0,6}){0,4}") {
         if let Ok(place) = Place::of("http", &authority, &path)
