@@ -24,7 +24,8 @@ pub fn run(options: &Options) -> Result<()> {
     machine::prepare(Need::Nix)?;
     process::build_workspace()?;
     let mut command = cargo();
-    command.args(["test", "--workspace", "--test", "crash", "--", "--ignored", "--nocapture"]);
+    command.args(["test", "--workspace", "--test", "integration", "--"]);
+    command.args(["crash::", "--ignored", "--nocapture"]);
     command.env("HOOKRUN_CRASH_EVENTS", options.events.to_string());
     command.env("HOOKRUN_CRASH_KILLS", options.kills.to_string());
     if let Some(seed) = options.seed {

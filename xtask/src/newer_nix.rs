@@ -31,7 +31,8 @@ pub struct Options {
 }
 
 /// The tests in which Nix has a say, for `cargo nextest -E`.
-const TESTS: &str = "package(hookrun-tests) - binary(crash) - binary(fuzz_corpus) - binary(hostile) - binary(hostile_artifacts)";
+const TESTS: &str =
+    "package(hookrun-tests) - test(/^(crash|fuzz_corpus|hostile|hostile_artifacts)::/)";
 /// The test that builds the guests, which need a compiler that the root has not.
 const GUESTS: &str = "package(hookrun-tests) & test(=guests::tests::every_guest_is_built)";
 /// What tests of mail install where it is not there; the package lists of a root may be too old for

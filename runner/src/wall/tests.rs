@@ -1,4 +1,4 @@
-//! The wall itself is tried in processes of their own, by `tests/tests/escape.rs`: it cannot be
+//! The wall itself is tried in processes of their own, by `tests/tests/integration/escape.rs`: it cannot be
 //! taken down again.
 
 use super::*;

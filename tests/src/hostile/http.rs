@@ -1,5 +1,5 @@
 //! Guests that send requests to where they may not. All are refused before anything is sent; what
-//! goes to a server that is granted is in `tests/tests/http.rs`, with real servers.
+//! goes to a server that is granted is in `tests/tests/integration/http.rs`, with real servers.
 
 use super::{Row, act};
 

@@ -1,0 +1,278 @@
+//! Builder selection, as Nix sees it: machines that are stores of the scene, reached the way ssh
+//! machines are but without ssh (`ssh://localhost?remote-store=...`), and conversations with the
+//! hook itself that end or go wrong anywhere.
+
+use std::io::Write as _;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use hookrun_tests::lab::{self, Ran, Scene, Script, build_hook, conversation, is_root};
+
+/// A machine that refuses: the port is reserved (RFC 6335: tcpmux) and nothing listens on it.
+const REFUSES: &str = "ssh://127.0.0.1 - - 4 100";
+
+/// A scene without post-build-hook: it would only slow the tests down.
+fn scene() -> Scene {
+    Scene::new()
+        .nix_conf("post-build-hook", "")
+        .variable("NIX_SSHOPTS", "-p 1")
+        .config("[worker]\nstart = \"none\"\n")
+}
+
+/// Tests with stores as machines need root and mount namespaces.
+fn skipped() -> bool {
+    let skip = !is_root();
+    if skip {
+        eprintln!("skipped: needs root");
+    }
+    skip
+}
+
+/// Which machine Nix says it builds on.
+fn announced(ran: &Ran) -> Vec<String> {
+    let account = ran.account();
+    let machines = account
+        .lines()
+        .filter(|line| line.starts_with("building '"))
+        .filter_map(|line| line.split_once("' on '"));
+    machines.map(|(_, machine)| machine.trim_end_matches("'...").to_owned()).collect()
+}
+
+#[test]
+fn the_better_machine_builds_and_nix_says_so() {
+    if skipped() {
+        return;
+    }
+    let scene = scene()
+        .builder("slow", 2, 1.0)
+        .builder("fast", 2, 4.0)
+        .derivation("alpha", Script::new("echo heard; echo a > $out"));
+    let ran = scene.build_with("alpha", &["--max-jobs", "0"]).expect_success();
+    assert!(announced(&ran).concat().ends_with("/builders/fast"), "{}", ran.account());
+    let path = ran.path();
+    assert!(scene.on_builder("fast", &path));
+    assert!(!scene.on_builder("slow", &path));
+    scene
+        .nix("nix-store", &["--read-log", path.to_str().unwrap()])
+        .expect_success()
+        .expect_stdout("heard");
+}
+
+#[test]
+fn fractions_work_with_every_nix() {
+    if skipped() {
+        return;
+    }
+    let scene = scene()
+        .builder("half", 1, 0.5)
+        .builder("most", 1, 0.9)
+        .derivation("alpha", Script::text("a"));
+    let ran = scene.build_with("alpha", &["--max-jobs", "0"]).expect_success();
+    // Nix 2.19 and older divide whole numbers: to them both factors are 1, and the first machine
+    // wins.
+    assert_eq!(announced(&ran).len(), 1, "{}", ran.account());
+}
+
+#[test]
+fn a_machine_that_refuses_is_skipped_with_one_line() {
+    if skipped() {
+        return;
+    }
+    let scene =
+        scene().machine(REFUSES).builder("good", 2, 1.0).derivation("alpha", Script::text("a"));
+    let ran = scene.build_with("alpha", &["--max-jobs", "0"]).expect_success();
+    assert!(scene.on_builder("good", &ran.path()), "{}", ran.account());
+    let account = ran.account();
+    assert_eq!(account.matches("machine ssh://127.0.0.1 is lost").count(), 1, "{account}");
+    assert!(!account.contains("cannot build on"), "Nix's own message is in that line: {account}");
+}
+
+#[test]
+fn all_machines_dead_is_nixs_own_error_or_a_local_build() {
+    let scene = scene().machine(REFUSES).derivation("alpha", Script::text("a"));
+    // It cannot be built here, so Nix is answered before the machine is tried; from then on the
+    // machine is known to be dead.
+    scene
+        .build_with("alpha", &["--max-jobs", "0"])
+        .expect_failure()
+        .expect_stderr("no machine is left to build it: ssh://127.0.0.1: ");
+    let ran = scene.build_with("alpha", &["--max-jobs", "0"]).expect_failure();
+    // Nix's words, up to 2.33 and from 2.34 on.
+    let own = ["nable to start any build", "local builds are disabled"];
+    assert!(own.iter().any(|words| ran.stderr.contains(words)), "{}", ran.account());
+    ran.expect_stderr("hookrun: machine ssh://127.0.0.1 skipped: ");
+    let ran = scene.build_with("alpha", &["--max-jobs", "1"]).expect_success();
+    assert_eq!(announced(&ran), [""; 0]);
+}
+
+#[test]
+fn features_decide_who_may_build() {
+    if skipped() {
+        return;
+    }
+    let scene = scene().builder("plain", 1, 9.0).builder("special", 1, 1.0);
+    // The lab writes five columns; this adds supported and mandatory features to the second
+    // machine. The store behind it is this machine's, so they have to be features that Nix has by
+    // default.
+    let lines = format!(
+        "ssh://localhost?remote-store={plain} - - 1 9 ; ssh://localhost?remote-store={special} - - 1 1 big-parallel benchmark",
+        plain = scene.builder_store("plain").display(),
+        special = scene.builder_store("special").display()
+    );
+    let scene = scene
+        .nix_conf("builders", &lines)
+        .derivation("plain", Script::text("p"))
+        .derivation("bench", Script::text("b").requires(&["benchmark"]))
+        .derivation("none", Script::text("n").requires(&["quantum"]));
+    let ran = scene.build_with("plain", &["--max-jobs", "0"]).expect_success();
+    assert!(announced(&ran).concat().ends_with("/plain"), "{}", ran.account());
+    let ran = scene.build_with("bench", &["--max-jobs", "0"]).expect_success();
+    assert!(announced(&ran).concat().ends_with("/special"), "{}", ran.account());
+    scene
+        .build_with("none", &["--max-jobs", "0"])
+        .expect_failure()
+        .expect_stderr("no machine can take none");
+}
+
+#[test]
+fn a_build_that_fails_fails_once_with_its_own_words() {
+    if skipped() {
+        return;
+    }
+    let scene =
+        scene().builder("one", 1, 2.0).builder("two", 1, 1.0).derivation("bad", Script::failing());
+    let ran = scene.build_with("bad", &["--max-jobs", "0"]).expect_failure();
+    assert_eq!(announced(&ran).len(), 1, "{}", ran.account());
+    let account = ran.account();
+    assert_eq!(account.matches("build of '").count(), 1, "{account}");
+}
+
+#[test]
+fn a_broken_configuration_does_not_stop_a_build() {
+    if skipped() {
+        return;
+    }
+    let scene = scene()
+        .config("[pluggins]\n")
+        .builder("one", 1, 1.0)
+        .derivation("alpha", Script::text("a"));
+    let ran = scene.build_with("alpha", &["--max-jobs", "0"]).expect_success();
+    assert_eq!(announced(&ran).len(), 1, "{}", ran.account());
+}
+
+#[test]
+fn many_builds_over_several_machines() {
+    if skipped() {
+        return;
+    }
+    let names: Vec<String> = (0..8).map(|number| format!("part-{number}")).collect();
+    let scene = names.iter().fold(
+        scene()
+            .nix_conf("build-poll-interval", "1")
+            .builder("one", 2, 1.0)
+            .builder("two", 2, 2.0)
+            .machine(REFUSES),
+        |scene, name| scene.derivation(name, Script::text(name)),
+    );
+    let scene = scene.derivation("all", Script::naming(names.iter().map(String::as_str)));
+    let ran = scene.build_with("all", &["--max-jobs", "0"]).expect_success();
+    assert_eq!(announced(&ran).len(), 9, "{}", ran.account());
+}
+
+/// The hook alone, with a `nix` in its PATH that is this shell script.
+fn hook(stock_hook: &str) -> (tempfile::TempDir, Command) {
+    let directory = tempfile::tempdir().unwrap();
+    let command = build_hook(directory.path(), stock_hook);
+    // Each answer is to depend on what the stock hook does.
+    std::fs::write(directory.path().join("hookrun.toml"), "[builders]\nearly-accept = false\n")
+        .unwrap();
+    (directory, command)
+}
+
+/// The hook's directives to these bytes, and its exit code.
+fn answers(command: &mut Command, bytes: &[u8]) -> (Vec<String>, Option<i32>) {
+    let answered = lab::answers(command, bytes);
+    (answered.directives, answered.code)
+}
+
+#[test]
+fn the_conversation_may_end_at_any_byte() {
+    let (_directory, mut command) = hook("exit 1");
+    let (bytes, ends) = conversation("ssh://m - - 1", 3);
+    // Every byte inside the last two questions, and every fifth before.
+    let cuts = (0..ends[1]).step_by(5).chain(ends[1]..=bytes.len());
+    for cut in cuts {
+        let (answers, code) = answers(&mut command, &bytes[..cut]);
+        let asked = ends.iter().filter(|end| **end <= cut).count().saturating_sub(1);
+        let begun = usize::from(cut > 0 && !ends.contains(&cut));
+        assert_eq!(answers.len(), asked + begun, "cut at {cut}: {answers:?}");
+        assert_eq!(code, Some(0), "cut at {cut}");
+    }
+}
+
+#[test]
+fn garbage_is_answered_once() {
+    let (_directory, mut command) = hook("exit 1");
+    let (bytes, ends) = conversation("ssh://m - - 1", 1);
+    for index in (0..ends[1]).step_by(3) {
+        let mut garbled = bytes.clone();
+        garbled[index] ^= 0xff;
+        let (answers, code) = answers(&mut command, &garbled);
+        assert_eq!(answers.len(), 1, "garbage at {index}: {answers:?}");
+        assert_eq!(code, Some(0), "garbage at {index}");
+    }
+}
+
+#[test]
+fn every_way_a_stock_hook_can_go_wrong_is_one_answer() {
+    let (bytes, _) = conversation("ssh://m - - 1", 1);
+    for (stock_hook, expected) in [
+        ("exit 0", "# decline"),
+        ("kill -9 $$", "# decline"),
+        ("echo '# postpone' >&2; cat > /dev/null", "# postpone"),
+        ("echo '# acce' >&2", "# decline"),
+        ("echo '# accept' >&2", "# decline"),
+        ("head -c 100000 /dev/zero >&2", "# decline"),
+        ("echo '# decline-permanently' >&2", "# decline"),
+        ("exec 2>&-; cat > /dev/null", "# decline"),
+    ] {
+        let (_directory, mut command) = hook(stock_hook);
+        assert_eq!(
+            answers(&mut command, &bytes),
+            (vec![expected.to_owned()], Some(0)),
+            "{stock_hook}"
+        );
+    }
+}
+
+#[test]
+fn the_stock_hook_dies_with_us() {
+    let (directory, mut command) = hook("echo $$ > \"${0%/nix}/pid\"; exec sleep 1000");
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(&conversation("ssh://m - - 1", 1).0).unwrap();
+    let pid = until(|| {
+        std::fs::read_to_string(directory.path().join("pid"))
+            .ok()
+            .filter(|text| text.ends_with('\n'))
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let stat = format!("/proc/{}/stat", pid.trim());
+    until(|| {
+        std::fs::read_to_string(&stat).map_or(true, |text| text.contains(") Z ")).then_some(())
+    });
+}
+
+/// Waits for it.
+#[track_caller]
+fn until<T>(mut there: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = there() {
+            return found;
+        }
+        assert!(start.elapsed() < Duration::from_mins(1), "it never came");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

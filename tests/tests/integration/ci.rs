@@ -1,0 +1,302 @@
+//! `hookrun ci` and `hookrun sync` with real Nix: what one command builds is reported and waited
+//! for, whoever does the building; what no hook reported is found in Nix's database.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use hookrun_tests::guests;
+use hookrun_tests::lab::{Ran, Scene, Script, is_root};
+
+fn config(extra: &str) -> String {
+    format!(
+        "[worker]\nstart = \"none\"\nidle-exit = \"1s\"\n[plugins.keeper]\nsource = \"{}\"\nhooks = [\"post-build\"]\n\
+         grant = {{ state = true }}\nretry = {{ attempts = 3, min-delay = \"1h\", max-delay = \"1h\" }}\n{extra}",
+        guests::guest_for_all("good").unwrap().display()
+    )
+}
+
+/// A Nix whose own configuration names no hook, and two derivations.
+fn scene(extra: &str) -> Scene {
+    Scene::new()
+        .nix_conf("post-build-hook", "")
+        .nix_conf("run-diff-hook", "false")
+        .config(&config(extra))
+        .derivation("alpha", Script::text("the first"))
+        .derivation("beta", Script::naming(["alpha"]))
+}
+
+/// `hookrun ci ARGUMENTS -- nix-build` of a derivation.
+fn ci(scene: &Scene, arguments: &[&str], derivation: &str) -> Ran {
+    let build = scene.build_command(derivation, &[]);
+    let mut words: Vec<&str> = vec!["ci"];
+    words.extend(arguments);
+    words.push("--");
+    words.push(build.get_program().to_str().unwrap());
+    words.extend(build.get_args().map(|word| word.to_str().unwrap()));
+    scene.hookrun(&words)
+}
+
+#[test]
+fn what_a_command_builds_is_reported_and_waited_for() {
+    let scene = scene("");
+    let report = scene.path("summary.json").display().to_string();
+    let ran = ci(&scene, &["--report", &report], "beta").expect_success();
+    assert_eq!(ran.path(), scene.out_path("beta"), "the command's output is its own");
+    assert!(
+        ran.stderr.contains("2 events") && ran.stderr.contains("keeper: 2 done"),
+        "{}",
+        ran.account()
+    );
+    scene.expect_tasks(&["alpha keeper done", "beta keeper done"]);
+    let summary: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&report).unwrap()).unwrap();
+    assert_eq!(summary["events"], 2);
+    assert_eq!(summary["finished"], true);
+    assert!(summary["output-bytes"].as_u64().unwrap() > 0, "{summary}");
+    let ran = ci(&scene, &[], "beta").expect_success();
+    assert!(ran.stderr.contains("nothing was built"), "{}", ran.account());
+}
+
+#[test]
+fn the_exit_code_is_the_commands_or_tells_of_what_is_unfinished() {
+    let scene =
+        scene("config = { fail = \"permanent\" }\n").derivation("broken", Script::failing());
+    ci(&scene, &[], "alpha").expect_exit(1).expect_stderr("1 given up");
+    ci(&scene, &[], "broken").expect_exit(100);
+    scene
+        .hookrun(&["ci", "--", "/no/such/program"])
+        .expect_exit(127)
+        .expect_stderr("does not start");
+    scene.hookrun(&["ci", "--", "/bin/sh", "-c", "kill -TERM $$"]).expect_exit(143);
+    scene.set_config("[worker]\nstrat = 1\n");
+    scene
+        .hookrun(&["ci", "--", "/bin/sh", "-c", "echo ran"])
+        .expect_exit(3)
+        .expect_silent_about("ran");
+}
+
+#[test]
+fn without_progress_nobody_waits_for_ever() {
+    let scene = scene("config = { fail = \"transient\" }\n");
+    let ran = ci(&scene, &["--wait-idle", "1s"], "alpha").expect_exit(1);
+    assert!(
+        ran.stderr.contains("keeper: 1 unfinished; ") && ran.stderr.contains("stays in the queue"),
+        "{}",
+        ran.account()
+    );
+}
+
+#[test]
+fn a_private_queue_goes_when_all_is_done_and_stays_when_not() {
+    let scene = scene("");
+    let directories = || {
+        let entries = std::fs::read_dir(scene.path("tmp")).unwrap().flatten();
+        entries
+            .map(|entry| entry.path())
+            .filter(|path| path.to_string_lossy().contains("hookrun-ci-"))
+            .collect::<Vec<_>>()
+    };
+    ci(&scene, &["--private"], "alpha").expect_success().expect_stderr("keeper: 1 done");
+    assert!(directories().is_empty(), "{:?}", directories());
+    assert!(!scene.state_dir().join("journal").exists(), "the ordinary queue was not touched");
+    assert!(scene.processes().is_empty(), "nothing runs on");
+    scene.set_config(&config("config = { fail = \"permanent\" }\n"));
+    ci(&scene, &["--private"], "beta").expect_exit(1).expect_stderr("the queue is kept");
+    let kept = directories();
+    let state = kept.first().unwrap().join("state").display().to_string();
+    scene
+        .hookrun(&["--state-dir", &state, "status"])
+        .expect_success()
+        .expect_stdout("told to fail");
+}
+
+#[test]
+fn signals_are_handed_to_the_command() {
+    let scene = scene("");
+    let mut child = scene
+        .hookrun_command(&[
+            "ci",
+            "--",
+            "/bin/sh",
+            "-c",
+            "trap 'echo trapped; exit 7' INT; echo ready; while :; do sleep 0.05; done",
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    assert_eq!(lines.next().unwrap().unwrap(), "ready");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(lines.next().unwrap().unwrap(), "trapped");
+    assert_eq!(child.wait().unwrap().code(), Some(7));
+}
+
+#[test]
+fn a_difference_is_reported_by_a_hook_of_the_command() {
+    if !is_root() {
+        eprintln!("skipped: Nix starts a diff hook as root only");
+        return;
+    }
+    let scene = scene("")
+        .derivation("chance", Script::new("read x < /proc/sys/kernel/random/uuid; echo $x > $out"));
+    scene.set_config(&config("").replace("\"post-build\"", "\"diff\""));
+    scene.build("chance").expect_success();
+    let build = scene.build_command("chance", &["--check"]);
+    let mut words = vec!["ci", "--diff-hook", "--", "nix-build"];
+    words.extend(build.get_args().map(|word| word.to_str().unwrap()));
+    let ran = scene.hookrun(&words).expect_failure();
+    assert!(ran.stderr.contains("1 event; keeper: 1 done"), "{}", ran.account());
+}
+
+/// A plain user of the machine without anything to lose.
+const NOBODY: u32 = 65534;
+
+/// `hookrun ci ARGUMENTS -- nix-build` by a plain user, through the scene's daemon.
+fn as_a_plain_user(scene: &Scene, arguments: &[&str], derivation: &str, options: &[&str]) -> Ran {
+    use std::os::unix::process::CommandExt as _;
+    let home = scene.path("plain");
+    std::fs::create_dir(&home).unwrap();
+    std::os::unix::fs::chown(&home, Some(NOBODY), Some(NOBODY)).unwrap();
+    let build = scene.build_command(derivation, options);
+    let mut command = scene.hookrun_command(&["ci"]);
+    command.args(arguments).args(["--", "nix-build"]).args(build.get_args());
+    command.uid(NOBODY).gid(NOBODY).current_dir(&home);
+    command.env("HOME", &home).env("TMPDIR", scene.path("tmp")).env("NIX_REMOTE", "daemon");
+    command.env("HOOKRUN_STATE_DIR", home.join("state"));
+    Ran::of(&mut command)
+}
+
+#[test]
+fn a_trusted_user_of_a_daemon_has_its_own_queue() {
+    if !is_root() {
+        eprintln!("skipped: a daemon with build users needs root");
+        return;
+    }
+    let scene = scene("").nix_conf("trusted-users", "root nobody").through_daemon();
+    let ran = as_a_plain_user(&scene, &[], "beta", &[]).expect_success();
+    assert!(ran.stderr.contains("keeper: 2 done"), "{}\n{}", ran.account(), scene.daemon_log());
+    let owner =
+        |path: &std::path::Path| std::os::unix::fs::MetadataExt::uid(&path.metadata().unwrap());
+    assert_eq!(
+        owner(&scene.path("plain/state/spool")),
+        NOBODY,
+        "root's hook wrote nothing as root"
+    );
+}
+
+#[test]
+fn a_build_users_difference_reaches_a_trusted_users_private_queue() {
+    if !is_root() {
+        eprintln!("skipped: a daemon with build users needs root");
+        return;
+    }
+    let scene = scene("")
+        .derivation("chance", Script::new("read x < /proc/sys/kernel/random/uuid; echo $x > $out"));
+    scene.set_config(&config("").replace("\"post-build\"", "\"diff\""));
+    let scene = scene.nix_conf("trusted-users", "root nobody").through_daemon();
+    scene.build("chance").expect_success();
+    let ran = as_a_plain_user(&scene, &["--private", "--diff-hook"], "chance", &["--check"])
+        .expect_failure();
+    assert!(
+        ran.stderr.contains("1 event; keeper: 1 done"),
+        "{}\n{}",
+        ran.account(),
+        scene.daemon_log()
+    );
+    std::fs::remove_dir_all(scene.path("plain")).unwrap();
+    as_a_plain_user(&scene, &["--diff-hook"], "chance", &[])
+        .expect_exit(2)
+        .expect_stderr("--diff-hook needs --private");
+}
+
+#[test]
+fn a_user_whom_the_daemon_does_not_trust_is_told_and_served_from_the_database() {
+    if !is_root() {
+        eprintln!("skipped: a daemon with build users needs root");
+        return;
+    }
+    let scene = scene("").through_daemon();
+    let ran = as_a_plain_user(&scene, &[], "beta", &[])
+        .expect_success()
+        .expect_stderr("takes no hooks from this user");
+    assert!(ran.stderr.contains("2 found in Nix's database; keeper: 2 done"), "{}", ran.account());
+}
+
+#[test]
+fn sync_hands_over_what_no_hook_reported() {
+    let scene = scene("");
+    scene.build("beta").expect_success();
+    assert!(scene.spooled().is_empty(), "there was no hook");
+    scene.hookrun(&["sync"]).expect_exit(2).expect_stderr("which paths?");
+    let shown = scene
+        .hookrun(&["sync", "--dry-run", "--all"])
+        .expect_success()
+        .expect_stdout("2 events would be");
+    assert!(
+        shown.stdout.contains(scene.out_path("alpha").to_str().unwrap()),
+        "{}",
+        shown.account()
+    );
+    assert!(scene.spooled().is_empty());
+    scene.hookrun(&["sync", "--since", "2099-01-01"]).expect_success().expect_stdout("0 events");
+    scene
+        .hookrun(&["sync", "--name", "alpha"])
+        .expect_success()
+        .expect_stdout("1 event handed over");
+    scene.drain().expect_success();
+    scene.expect_tasks(&["alpha keeper done"]);
+    scene.hookrun(&["queue", "list", "--all"]).expect_success().expect_stdout("alpha (sync)");
+    scene
+        .hookrun(&["sync", "--since", "1h"])
+        .expect_success()
+        .expect_stdout("1 event handed over, 1 path in the journal already");
+    scene.drain().expect_success();
+    scene.expect_tasks(&["alpha keeper done", "beta keeper done"]);
+    scene.hookrun(&["sync", "--all"]).expect_success().expect_stdout("0 events");
+    // Paths, links to them and derivations; known ones with force.
+    let link = scene.path("result");
+    std::os::unix::fs::symlink(scene.out_path("alpha"), &link).unwrap();
+    scene
+        .hookrun(&["sync", "--force", link.to_str().unwrap()])
+        .expect_success()
+        .expect_stdout("1 event handed over");
+    let drv = scene.drv_path("beta");
+    scene
+        .hookrun(&["sync", "--force", drv.to_str().unwrap()])
+        .expect_success()
+        .expect_stdout("1 event handed over");
+    scene.drain().expect_success();
+    assert_eq!(scene.attempts().len(), 4);
+    scene
+        .hookrun(&["sync", "/nowhere"])
+        .expect_exit(2)
+        .expect_stderr("no valid path and no installable");
+    let unbuilt = scene.derivation("gamma", Script::text("x"));
+    let path = unbuilt.out_path("gamma").display().to_string();
+    unbuilt.hookrun(&["sync", &path]).expect_exit(2).expect_stderr("build it first");
+}
+
+#[test]
+fn a_worker_that_is_killed_meanwhile_is_followed_by_another() {
+    let scene = scene("");
+    // The first worker dies as soon as it has its lock.
+    let build = scene.build_command("beta", &[]);
+    let mut words = vec!["ci", "--", "nix-build"];
+    words.extend(build.get_args().map(|word| word.to_str().unwrap()));
+    let mut child = scene.hookrun_command(&words).stdout(Stdio::null()).spawn().unwrap();
+    let begun = Instant::now();
+    let lock = scene.state_dir().join("worker.lock");
+    while begun.elapsed() < Duration::from_mins(1) && child.try_wait().unwrap().is_none() {
+        if let Some(pid) =
+            hookrun::queue::lock::holder(&lock).and_then(rustix::process::Pid::from_raw)
+        {
+            // It may have left by itself.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(scene.tasks(), ["alpha keeper done", "beta keeper done"]);
+}

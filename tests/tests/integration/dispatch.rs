@@ -1,0 +1,285 @@
+//! Builder selection under load and under faults, with real Nix: machines that are lost in the
+//! middle of a build, hang, or talk nonsense; many builds over few slots; two Nix commands at once.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use hookrun::builders::record::{BuildRow, Outcome, Record, Selection};
+use hookrun_tests::lab::{Ran, Scene, Script, is_root};
+
+/// Machines are reached by a program in the place of `nix-store --serve`, which this shell script
+/// is.
+fn machine(scene: Scene, name: &str, slots: usize, speed_factor: u32, script: &str) -> Scene {
+    let program = scene.path(format!("serve-{name}"));
+    std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    scene.make_builder_store(name);
+    scene.machine(&format!(
+        "ssh://localhost?remote-program=@scene@/serve-{name}&remote-store=@scene@/builders/{name} - - {slots} {speed_factor}"
+    ))
+}
+
+/// Serves.
+const GOOD: &str = "exec nix-store \"$@\"";
+
+fn scene() -> Scene {
+    Scene::new()
+        .nix_conf("post-build-hook", "")
+        .config("[worker]\nstart = \"none\"\n[builders]\nconnect-timeout = \"20s\"\n")
+}
+
+/// `nix-build` of a derivation that this machine may not build itself.
+fn build(scene: &Scene, derivation: &str) -> Ran {
+    // Not in nix.conf, which the machines read too.
+    scene.build_with(derivation, &["--max-jobs", "0"])
+}
+
+/// Tests with stores as machines need root and mount namespaces.
+fn skipped() -> bool {
+    let skip = !is_root();
+    if skip {
+        eprintln!("skipped: needs root");
+    }
+    skip
+}
+
+/// A derivation that takes so long.
+fn taking(seconds: f32) -> Script {
+    Script::new(format!("/bin/sleep {seconds}; echo done > $out"))
+}
+
+fn record(scene: &Scene) -> Record {
+    Record::read(&scene.state_dir().join("builders")).unwrap().unwrap()
+}
+
+#[test]
+fn a_machine_lost_in_the_middle_of_a_build_is_replaced() {
+    if skipped() {
+        return;
+    }
+    let scene = machine(scene(), "flaky", 2, 9, "exec timeout -s KILL 1 nix-store \"$@\"");
+    let scene = machine(scene, "good", 2, 1, GOOD).derivation("alpha", taking(3.0));
+    let ran = build(&scene, "alpha").expect_success();
+    assert!(scene.on_builder("good", &ran.path()));
+    let ran = ran.expect_stderr("is lost (unexpected end-of-file); it goes on to ssh://");
+    assert!(!ran.account().contains("error:"), "{}", ran.account());
+    let build = record(&scene).builds(Selection::Last(1)).unwrap().remove(0);
+    assert_eq!((build.outcome, build.moves.len()), (Some(Outcome::Built), 1), "{build:?}");
+    assert!(build.seconds.is_some_and(|seconds| seconds >= 3.0), "{build:?}");
+}
+
+#[test]
+fn a_machine_lost_while_inputs_are_copied_is_replaced() {
+    if skipped() {
+        return;
+    }
+    // `head` ends in the middle of what it is sent.
+    let scene = machine(scene(), "flaky", 2, 9, "head -c 1000000 | nix-store \"$@\"");
+    let scene = machine(scene, "good", 2, 1, GOOD)
+        .derivation("input", Script::large(4 << 20))
+        .derivation("alpha", Script::naming(["input"]));
+    scene.build_with("input", &["--builders", "", "--max-jobs", "1"]).expect_success();
+    let ran = build(&scene, "alpha").expect_success();
+    assert!(scene.on_builder("good", &ran.path()));
+    ran.expect_stderr("; it goes on to ssh://");
+}
+
+#[test]
+fn a_build_that_fails_is_reported_once_and_not_tried_again() {
+    if skipped() {
+        return;
+    }
+    let scene = machine(scene(), "one", 1, 2, GOOD);
+    let scene = machine(scene, "two", 1, 1, GOOD).derivation("bad", Script::failing());
+    let ran = build(&scene, "bad").expect_failure().expect_stderr("failed with exit code 1");
+    assert_eq!(ran.account().matches("no such luck").count(), 1, "{}", ran.account());
+    assert_eq!(ran.account().matches("build of '").count(), 1, "{}", ran.account());
+    assert!(
+        !ran.account().contains("path-info-cache-size"),
+        "the other name is not seen: {}",
+        ran.account()
+    );
+    let build = record(&scene).builds(Selection::Last(1)).unwrap().remove(0);
+    assert_eq!((build.outcome, build.moves.len()), (Some(Outcome::Failed), 0));
+}
+
+#[test]
+fn machines_that_hang_or_talk_nonsense_cost_one_attempt() {
+    if skipped() {
+        return;
+    }
+    let names: Vec<String> = (0..4).map(|number| format!("part-{number}")).collect();
+    let scene =
+        scene().config("[worker]\nstart = \"none\"\n[builders]\nconnect-timeout = \"2s\"\n");
+    let scene = machine(scene, "hangs", 4, 9, "exec sleep 1000");
+    let scene = machine(
+        scene,
+        "nonsense",
+        4,
+        8,
+        "echo nonsense, and enough of it to be read as a greeting; exec cat > /dev/null",
+    );
+    let scene = machine(scene, "good", 4, 1, GOOD);
+    let scene = names.iter().fold(scene, |scene, name| scene.derivation(name, Script::text(name)));
+    let scene = scene.derivation("all", Script::naming(names.iter().map(String::as_str)));
+    let ran = build(&scene, "all").expect_success();
+    assert!(scene.on_builder("good", &ran.path()));
+    let machines = record(&scene).machines().unwrap();
+    for (uri, health) in &machines {
+        let bad = !uri.contains("serve-good");
+        assert_eq!(health.failures > 0, bad, "{health:?}");
+        assert!(health.failures <= 1, "attempts at the same time are one: {health:?}");
+    }
+    // They are out: nobody tries them for the next build.
+    let scene = scene.derivation("later", Script::text("later"));
+    let ran = build(&scene, "later").expect_success();
+    assert!(!ran.account().contains("is lost"), "{}", ran.account());
+}
+
+/// Serves from a file system of this size, which is there for one connection only.
+fn with_disk_of(size: &str, name: &str) -> String {
+    format!(
+        "exec unshare -m sh -c 'mount -t tmpfs -o size={size} tmpfs @scene@/builders/{name} && exec nix-store \"$@\"' nix-store \"$@\""
+    )
+}
+
+#[test]
+fn a_machine_whose_disk_is_full_is_replaced() {
+    if skipped() {
+        return;
+    }
+    // No room for its own database, for the inputs, for the output.
+    let copies = "/bin/dd if=/dev/zero of=$out bs=1M count=4";
+    let careless = format!("{copies} || :");
+    for (size, input, script) in [
+        ("64k", 0, "echo x > $out"),
+        ("2m", 4 << 20, "echo x > $out"),
+        ("2m", 0, &careless),
+        ("2m", 0, copies),
+    ] {
+        // Nix keeps 8 MiB for itself, and newer ones leave nothing of a smaller disk.
+        let scene = scene().nix_conf("gc-reserved-space", "0");
+        let serves =
+            with_disk_of(size, "full").replace("@scene@", &scene.dir().display().to_string());
+        let scene = machine(scene, "full", 2, 9, &serves);
+        let scene = machine(scene, "good", 2, 1, GOOD)
+            .derivation("input", Script::large(input))
+            .derivation("alpha", Script::new(script).uses("input"));
+        scene.build_with("input", &["--builders", "", "--max-jobs", "1"]).expect_success();
+        let ran = build(&scene, "alpha");
+        if script == copies {
+            // The builder itself has failed, and nobody knows whether it would elsewhere.
+            let ran = ran.expect_failure();
+            assert_eq!(ran.account().matches("build of '").count(), 1, "{}", ran.account());
+            assert!(!ran.account().contains("is lost"), "{}", ran.account());
+        } else {
+            let ran = ran.expect_success();
+            assert!(scene.on_builder("good", &ran.path()), "{}", ran.account());
+            assert_eq!(ran.account().matches("is lost (").count(), 1, "{}", ran.account());
+        }
+    }
+}
+
+#[test]
+fn no_machine_left_is_a_failure_with_all_reasons() {
+    if skipped() {
+        return;
+    }
+    let scene = machine(scene(), "one", 1, 2, "exit 1");
+    let scene = machine(scene, "two", 1, 1, "exit 1").derivation("alpha", Script::text("a"));
+    build(&scene, "alpha").expect_failure().expect_stderr("no machine is left to build it");
+}
+
+/// The most builds that a machine had at once: between the time when it had the inputs and the end,
+/// a build surely held a slot.
+fn most_at_once(builds: &[&BuildRow]) -> usize {
+    let at = |instant: u64| {
+        let runs = |build: &&&BuildRow| {
+            build.started_ms.unwrap() < instant && instant <= build.ended_ms.unwrap()
+        };
+        builds.iter().filter(runs).count()
+    };
+    builds.iter().map(|build| at(build.ended_ms.unwrap())).max().unwrap_or(0)
+}
+
+/// Machines with their slots.
+const MACHINES: [(&str, usize); 4] = [("a", 1), ("b", 2), ("c", 2), ("d", 3)];
+
+#[test]
+fn forty_builds_of_two_commands_never_take_more_slots_than_there_are() {
+    if skipped() {
+        return;
+    }
+    let mut scene = scene();
+    for (name, slots) in MACHINES {
+        scene = machine(scene, name, slots, 1, GOOD);
+    }
+    let names: Vec<String> = (0..40).map(|number| format!("part-{number}")).collect();
+    let scene = names.iter().fold(scene, |scene, name| scene.derivation(name, taking(0.5)));
+    let (left, right) = names.split_at(20);
+    let scene = scene
+        .derivation("left", Script::naming(left.iter().map(String::as_str)))
+        .derivation("right", Script::naming(right.iter().map(String::as_str)));
+    // The same of this machine's own store.
+    scene.drv_path("left");
+    let runs = std::thread::scope(|scope| {
+        let run = |name: &'static str| {
+            scope.spawn({
+                let scene = &scene;
+                move || Ran::of(&mut scene.build_command(name, &["--max-jobs", "0"]))
+            })
+        };
+        [run("left"), run("right")].map(|thread| thread.join().unwrap())
+    });
+    for ran in &runs {
+        assert!(!ran.account().contains("is lost"), "{}", ran.account());
+    }
+    let [left, right] = runs;
+    left.expect_success();
+    right.expect_success();
+    let builds = record(&scene).builds(Selection::Last(100)).unwrap();
+    assert_eq!(builds.len(), 42);
+    assert!(builds.iter().all(|build| build.outcome == Some(Outcome::Built)));
+    assert!(
+        builds.iter().any(|build| build.waited_ms > Some(0)),
+        "some have waited in our own queue"
+    );
+    for (name, slots) in MACHINES {
+        let of: Vec<&BuildRow> = builds
+            .iter()
+            .filter(|build| build.machine.contains(&format!("serve-{name}&")))
+            .collect();
+        assert!(!of.is_empty(), "{name} was never used");
+        let most = most_at_once(&of);
+        assert!(most <= slots, "{name} had {most} builds at once, with {slots} slots");
+    }
+}
+
+#[test]
+fn a_session_that_is_killed_frees_its_slot() {
+    if skipped() {
+        return;
+    }
+    let scene = machine(scene(), "only", 1, 1, GOOD)
+        .derivation("long", taking(600.0))
+        .derivation("short", Script::text("s"));
+    scene.drv_path("short");
+    let mut long = scene.build_command("long", &["--max-jobs", "0"]);
+    long.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut long = long.spawn().unwrap();
+    let sessions = hookrun::builders::lease::directory(&scene.state_dir().join("builders"));
+    let start = std::time::Instant::now();
+    while hookrun::builders::lease::live(&sessions).is_empty() {
+        assert!(start.elapsed() < std::time::Duration::from_mins(1), "it never began");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    std::thread::scope(|scope| {
+        let short =
+            scope.spawn(|| Ran::of(&mut scene.build_command("short", &["--max-jobs", "0"])));
+        // It may wait already or not yet: either way the slot is free in the end.
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        long.kill().unwrap();
+        long.wait().unwrap();
+        short.join().unwrap().expect_success();
+    });
+    assert!(hookrun::builders::lease::live(&sessions).is_empty());
+}

@@ -1,0 +1,95 @@
+//! This machine as one to choose, with real Nix: builds that become ready together, how long its
+//! own builds took, and what lies where.
+
+use hookrun::builders::record::{Outcome, Record, Selection};
+use hookrun_tests::lab::{Scene, Script, is_root};
+
+/// One machine with four slots; this one is twice as fast.
+fn scene(speed_factor: f32) -> Option<Scene> {
+    if !is_root() {
+        eprintln!("skipped: needs root");
+        return None;
+    }
+    let scene = Scene::new().nix_conf("post-build-hook", "").config(&format!(
+        "
+        [worker]
+        start = \"none\"
+        [plugins.policy]
+        source = \"bundled:speed-factor\"
+        hooks = [\"builder-selection\"]
+        config = {{ local-speed-factor = {speed_factor} }}
+        "
+    ));
+    let scene = scene.builder("only", 4, 1.0);
+    scene.hookrun(&["compile"]).expect_success();
+    Some(scene)
+}
+
+fn record(scene: &Scene) -> Record {
+    Record::read(&scene.state_dir().join("builders")).unwrap().unwrap()
+}
+
+/// A build of the package `name`.
+fn package(seconds: f32, version: u32) -> Script {
+    Script::new(format!("/bin/sleep {seconds}; echo {version} > $out"))
+}
+
+#[test]
+fn of_builds_that_are_ready_together_only_as_many_stay_as_there_are_slots() {
+    let Some(scene) = scene(2.0) else { return };
+    let names: Vec<String> = (0..4).map(|number| format!("part-{number}")).collect();
+    let scene = names.iter().fold(scene, |scene, name| scene.derivation(name, package(2.0, 1)));
+    let scene = scene.derivation("all", Script::naming(names.iter().map(String::as_str)));
+    scene.build_with("all", &["--max-jobs", "1"]).expect_success();
+    let builds = record(&scene).builds(Selection::Last(100)).unwrap();
+    let remote: Vec<&str> = builds
+        .iter()
+        .filter(|build| build.name.starts_with("part"))
+        .map(|build| build.name.as_str())
+        .collect();
+    assert_eq!(remote.len(), 3, "one stays, the others do not wait for it: {builds:#?}");
+    assert!(builds.iter().all(|build| build.outcome == Some(Outcome::Built)));
+}
+
+#[test]
+fn how_long_builds_took_here_is_known_to_the_policy() {
+    let Some(scene) = scene(9.0) else { return };
+    let scene = scene.derivation("pkg-1", package(1.5, 1)).derivation("pkg-2", package(1.6, 2));
+    scene.build_with("pkg-1", &["--max-jobs", "2"]).expect_success();
+    // The next session finds that it has ended.
+    scene.build_with("pkg-2", &["--max-jobs", "2"]).expect_success();
+    let system = record(&scene).decisions(Selection::Last(1)).unwrap().remove(0).candidate.system;
+    let past = record(&scene).past_local("pkg", &system).unwrap().expect("it was built here");
+    assert_eq!(past.count, 1);
+    assert!(past.median_seconds >= 1.4, "{past:?}");
+    let scene = scene.derivation("pkg-3", package(0.1, 3));
+    scene.build_with("pkg-3", &["--max-jobs", "2"]).expect_success();
+    let reason = record(&scene).decisions(Selection::Last(1)).unwrap().remove(0).reason;
+    assert!(reason.starts_with("this machine should have it done in "), "{reason}");
+    assert!(
+        !reason.starts_with("this machine should have it done in 6.7 s"),
+        "not the guess of 60 s at factor 9: {reason}"
+    );
+}
+
+#[test]
+fn what_a_build_brought_to_a_machine_need_not_be_sent_again() {
+    let Some(scene) = scene(1.0) else { return };
+    let scene = scene
+        .derivation("input", Script::large(4 << 20))
+        .derivation("first", Script::naming(["input"]))
+        .derivation(
+            "second",
+            Script::new("read -r line < $input; echo second > $out").uses("input"),
+        );
+    scene.build_with("input", &["--builders", "", "--max-jobs", "1"]).expect_success();
+    scene.build_with("first", &["--max-jobs", "0"]).expect_success();
+    scene.build_with("second", &["--max-jobs", "0"]).expect_success();
+    let decisions = record(&scene).decisions(Selection::Last(2)).unwrap();
+    let [second, first] = decisions.as_slice() else { panic!("{decisions:#?}") };
+    assert!(first.candidate.input_bytes.unwrap() >= 4 << 20, "{first:?}");
+    assert_eq!(first.machines[0].missing_bytes, None, "nothing is known of the machine");
+    assert!(second.candidate.input_bytes.unwrap() >= 4 << 20, "{second:?}");
+    assert_eq!(second.machines[0].missing_bytes, Some(0), "all of it is there: {second:?}");
+    scene.hookrun(&["builders", "explain", "second"]).expect_success().expect_stdout("to send");
+}

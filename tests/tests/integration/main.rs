@@ -1,0 +1,48 @@
+//! The end-to-end tests, in one program: each links the whole engine, so a program for each file
+//! would cost more time than running it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failed assumption has to fail the test"
+)]
+
+mod bad_input;
+mod builders;
+mod canary;
+mod ci;
+mod cost;
+mod crash;
+mod demo;
+mod dispatch;
+mod escape;
+mod every_limit;
+mod examples;
+mod faults;
+mod fleet;
+mod fuzz_corpus;
+mod gate;
+mod grants;
+mod hostile;
+mod hostile_artifacts;
+mod http;
+mod http_hostile;
+mod lab;
+mod limits;
+mod local;
+mod mail;
+mod modes;
+mod nondeterminism;
+mod post_build;
+mod queue;
+mod reload;
+mod resources;
+mod runner;
+mod sandbox;
+mod service;
+mod signals;
+mod ssh;
+mod upload;
+mod wasi;

@@ -1,0 +1,168 @@
+//! The bundled policy's modes with real Nix: forty builds over four machines, one of them behind a
+//! real sshd, with features; and this machine as one to choose.
+
+use hookrun::builders::record::{BuildRow, Outcome, Record, Selection};
+use hookrun_tests::lab::{Ran, Scene, Script, Sshd, is_root};
+
+/// Tests with a server and stores as machines need root and mount namespaces.
+fn skipped() -> bool {
+    let skip = !is_root();
+    if skip {
+        eprintln!("skipped: needs root");
+    }
+    skip
+}
+
+/// A scene whose policy is `speed-factor` with this configuration.
+fn scene(policy: &str) -> Scene {
+    Scene::new().nix_conf("post-build-hook", "").config(&format!(
+        "[worker]\nstart = \"none\"\n[plugins.policy]\nsource = \"bundled:speed-factor\"\nhooks = [\"builder-selection\"]\nconfig = {{ {policy} }}\n"
+    ))
+}
+
+/// A machine that is a store of the scene, with slots, speed factor, features and mandatory
+/// features.
+fn machine(scene: Scene, name: &str, rest: &str) -> Scene {
+    scene.make_builder_store(name);
+    scene.machine(&format!("ssh://localhost?remote-store=@scene@/builders/{name} - - {rest}"))
+}
+
+/// A build that says its name and takes a moment.
+fn part(name: &str) -> Script {
+    Script::new(format!("echo log of {name}; /bin/sleep 0.2; echo {name} > $out"))
+}
+
+fn record(scene: &Scene) -> Record {
+    Record::read(&scene.state_dir().join("builders")).unwrap().unwrap()
+}
+
+#[test]
+fn forty_builds_over_four_machines_as_nixs_rule_does_it() {
+    forty("mode = \"stock\"");
+}
+
+#[test]
+fn forty_builds_over_four_machines_balanced() {
+    forty("mode = \"balanced\"");
+}
+
+fn forty(policy: &str) {
+    if skipped() {
+        return;
+    }
+    let scene = scene(policy);
+    let server = Sshd::start(&scene, "");
+    let scene = scene.variable("NIX_SSHOPTS", &server.options());
+    let scene = machine(scene, "plain", "2 1");
+    let scene = machine(scene, "benchmarks", "2 2 benchmark");
+    let scene = machine(scene, "kept", "1 9 big-parallel big-parallel");
+    let remote = server.machine(&scene, "remote", 2, 2);
+    let scene = scene.machine(&remote);
+    let names: Vec<String> = (0..40).map(|number| format!("part-{number}")).collect();
+    // What a machine may do is in its own Nix, and there these two are known by default.
+    let feature = |number: usize| match number % 10 {
+        0 => Some("benchmark"),
+        5 => Some("big-parallel"),
+        _ => None,
+    };
+    let scene = names.iter().enumerate().fold(scene, |scene, (number, name)| {
+        let script = feature(number)
+            .into_iter()
+            .fold(part(name), |script, feature| script.requires(&[feature]));
+        scene.derivation(name, script)
+    });
+    let scene = scene.derivation("all", Script::naming(names.iter().map(String::as_str)));
+    scene.hookrun(&["compile"]).expect_success();
+    let ran = scene.build_with("all", &["--max-jobs", "0"]).expect_success();
+    assert!(
+        !ran.account().contains("is lost") && !ran.account().contains("skipped"),
+        "{}",
+        ran.account()
+    );
+
+    let decisions = record(&scene).decisions(Selection::Last(100)).unwrap();
+    assert!(
+        decisions.len() >= 41 && decisions.iter().all(|decision| decision.decided_by == "policy"),
+        "{decisions:#?}"
+    );
+    let builds = record(&scene).builds(Selection::Last(100)).unwrap();
+    assert_eq!(builds.len(), 41);
+    let on = |name: &str| -> Vec<&BuildRow> {
+        let end = format!("/builders/{name}");
+        builds.iter().filter(|build| build.machine.ends_with(&end)).collect()
+    };
+    for build in &builds {
+        assert_eq!(build.outcome, Some(Outcome::Built), "{build:?}");
+        let number: Option<usize> =
+            build.name.strip_prefix("part-").map(|number| number.parse().unwrap());
+        match number.and_then(feature) {
+            Some("benchmark") => assert!(build.machine.ends_with("/benchmarks"), "{build:?}"),
+            Some(_) => assert!(build.machine.ends_with("/kept"), "{build:?}"),
+            None => assert!(!build.machine.ends_with("/kept"), "{build:?}"),
+        }
+    }
+    assert!(
+        !on("remote").is_empty() && !on("benchmarks").is_empty() && on("kept").len() == 4,
+        "{builds:#?}"
+    );
+    assert!(server.logins() >= 1);
+
+    let paths: Vec<String> =
+        names.iter().map(|name| scene.out_path(name).display().to_string()).collect();
+    let mut arguments = vec!["--read-log"];
+    arguments.extend(paths.iter().map(String::as_str));
+    let logs = scene.nix("nix-store", &arguments).expect_success().stdout;
+    for name in &names {
+        assert!(logs.lines().any(|line| line == format!("log of {name}")), "{name}: {logs}");
+    }
+
+    let scene = scene.derivation("bad", Script::failing());
+    let ran = scene
+        .build_with("bad", &["--max-jobs", "0"])
+        .expect_failure()
+        .expect_stderr("failed with exit code 1");
+    assert_eq!(ran.account().matches("build of '").count(), 1, "{}", ran.account());
+    assert_eq!(ran.account().matches("no such luck").count(), 1, "{}", ran.account());
+    let build = record(&scene).builds(Selection::Last(1)).unwrap().remove(0);
+    assert_eq!((build.outcome, build.moves.len()), (Some(Outcome::Failed), 0));
+}
+
+/// Which machines Nix says it builds on.
+fn announced(ran: &Ran) -> usize {
+    ran.account()
+        .lines()
+        .filter(|line| line.starts_with("building '") && line.contains("' on '"))
+        .count()
+}
+
+#[test]
+fn short_builds_stay_on_a_fast_local_machine_while_it_has_a_slot() {
+    if skipped() {
+        return;
+    }
+    let scene = machine(scene("local-speed-factor = 8.0"), "slow", "4 1");
+    // Each needs the one before: there is always a slot free here.
+    let names: Vec<String> = (0..4).map(|number| format!("step-{number}")).collect();
+    let scene = names.iter().enumerate().fold(scene, |scene, (number, name)| {
+        let script = number
+            .checked_sub(1)
+            .and_then(|before| names.get(before))
+            .into_iter()
+            .fold(part(name), |s, n| s.uses(n));
+        scene.derivation(name, script)
+    });
+    scene.hookrun(&["compile"]).expect_success();
+    let ran = scene.build_with("step-3", &["--max-jobs", "1"]).expect_success();
+    assert_eq!(announced(&ran), 0, "{}", ran.account());
+    let reasons = record(&scene).decisions(Selection::Last(10)).unwrap();
+    assert!(
+        reasons.iter().all(|decision| decision.reason.contains("this machine should have it done")),
+        "{reasons:#?}"
+    );
+
+    // It may not build at all.
+    let scene = scene.derivation("far", Script::text("far"));
+    let ran = scene.build_with("far", &["--max-jobs", "0"]).expect_success();
+    assert_eq!(announced(&ran), 1, "{}", ran.account());
+    assert!(scene.on_builder("slow", &ran.path()));
+}

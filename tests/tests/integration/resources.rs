@@ -1,0 +1,202 @@
+//! What builds take besides slots, with real Nix: never given away twice, seen by `hookrun
+//! builders`, given back by the dead.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use hookrun::builders::record::{BuildRow, Outcome, Record, Selection};
+use hookrun_tests::lab::{Ran, Scene, Script, is_root};
+
+/// Two machines with many slots. Each has one GPU, which builds that require `benchmark` take;
+/// there is one licence for both, which builds that require `big-parallel` take. (What a machine
+/// may do is in its own Nix, and there these two are known by default.)
+fn scene() -> Option<Scene> {
+    if !is_root() {
+        eprintln!("skipped: needs root");
+        return None;
+    }
+    let scene = Scene::new().nix_conf("post-build-hook", "").config(
+        "
+        [worker]
+        start = \"none\"
+        [builders.machine-resources.\"ssh://localhost?remote-store=@scene@/builders/one\"]
+        gpu = 1
+        [builders.machine-resources.\"ssh://localhost?remote-store=@scene@/builders/two\"]
+        gpu = 1
+        [builders.feature-resources.benchmark]
+        gpu = 1
+        [builders.feature-resources.big-parallel]
+        licence = 1
+        [builders.shared-resources]
+        licence = 1
+        ",
+    );
+    Some(["one", "two"].into_iter().fold(scene, |scene, name| {
+        scene.make_builder_store(name);
+        scene.machine(&format!(
+            "ssh://localhost?remote-store=@scene@/builders/{name} - - 8 1 benchmark,big-parallel"
+        ))
+    }))
+}
+
+fn taking(seconds: f32, features: &[&str]) -> Script {
+    Script::new(format!("/bin/sleep {seconds}; echo done > $out")).requires(features)
+}
+
+fn builds(scene: &Scene) -> Vec<BuildRow> {
+    Record::read(&scene.state_dir().join("builders"))
+        .unwrap()
+        .unwrap()
+        .builds(Selection::Last(100))
+        .unwrap()
+}
+
+/// Most of these builds that were on a machine at the same time.
+fn most_at_once(builds: &[&BuildRow]) -> usize {
+    let at = |instant: u64| {
+        let runs = |build: &&&BuildRow| {
+            build.started_ms.unwrap() < instant && instant <= build.ended_ms.unwrap()
+        };
+        builds.iter().filter(runs).count()
+    };
+    builds.iter().map(|build| at(build.ended_ms.unwrap())).max().unwrap_or(0)
+}
+
+#[test]
+fn two_commands_never_take_more_than_there_is() {
+    let Some(scene) = scene() else { return };
+    let kinds: [(&str, &[&str]); 3] =
+        [("gpu", &["benchmark"]), ("licence", &["big-parallel"]), ("plain", &[])];
+    let mut scene = scene;
+    for command in ["left", "right"] {
+        let mut names = Vec::new();
+        for (kind, features) in kinds {
+            for number in 0..4 {
+                let name = format!("{kind}-{command}-{number}");
+                scene = scene.derivation(&name, taking(0.4, features));
+                names.push(name);
+            }
+        }
+        scene = scene.derivation(command, Script::naming(names.iter().map(String::as_str)));
+    }
+    scene.hookrun(&["compile"]).expect_success();
+    // The same of this machine's own store.
+    scene.drv_path("left");
+    let runs = std::thread::scope(|scope| {
+        let run = |name: &'static str| {
+            let scene = &scene;
+            scope.spawn(move || Ran::of(&mut scene.build_command(name, &["--max-jobs", "0"])))
+        };
+        [run("left"), run("right")].map(|thread| thread.join().unwrap())
+    });
+    for ran in runs {
+        assert!(!ran.account().contains("is lost"), "{}", ran.account());
+        ran.expect_success();
+    }
+    let builds = builds(&scene);
+    assert!(builds.iter().all(|build| build.outcome == Some(Outcome::Built)));
+    let of = |kind: &str, machine: &str| -> Vec<&BuildRow> {
+        builds
+            .iter()
+            .filter(|build| build.name.starts_with(kind) && build.machine.ends_with(machine))
+            .collect()
+    };
+    for machine in ["/one", "/two"] {
+        assert!(!of("gpu", machine).is_empty(), "{machine} was never used");
+        assert_eq!(most_at_once(&of("gpu", machine)), 1, "{machine} has one GPU");
+    }
+    assert_eq!(
+        (of("licence", "").len(), most_at_once(&of("licence", ""))),
+        (8, 1),
+        "there is one licence"
+    );
+    assert!(most_at_once(&of("plain", "")) > 1, "what takes nothing goes on beside");
+    assert!(
+        of("gpu", "").iter().any(|build| build.waited_ms > Some(0)),
+        "some have waited in our own queue"
+    );
+
+    // What was built can be played again, with what it took.
+    let trace = scene.hookrun(&["builders", "trace"]).expect_success().stdout;
+    assert_eq!(trace.matches(r#""features":["big-parallel"],"command""#).count(), 8, "{trace}");
+    let file = scene.dir().join("trace.jsonl");
+    std::fs::write(&file, trace).unwrap();
+    let file = file.display().to_string();
+    let simulate = ["builders", "simulate", "--trace", &file, "--format", "json"];
+    let compared: serde_json::Value =
+        serde_json::from_str(&scene.hookrun(&simulate).expect_success().stdout).unwrap();
+    let makespans: Vec<f64> = compared["rules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|rule| rule["makespan_s"].as_f64().unwrap())
+        .collect();
+    let licensed: f64 = of("licence", "").iter().filter_map(|build| build.seconds).sum();
+    assert!(makespans[1] >= licensed * 0.999, "one after the other: {makespans:?}, {licensed}");
+}
+
+/// Waits until something is so.
+fn until(what: &str, mut is: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is() {
+        assert!(start.elapsed() < Duration::from_mins(1), "{what} did not happen within a minute");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn what_a_killed_command_had_is_free_again_and_all_of_it_is_seen() {
+    let Some(scene) = scene() else { return };
+    let scene = scene
+        .derivation("long", taking(600.0, &["big-parallel"]))
+        .derivation("short", Script::text("s").requires(&["big-parallel"]));
+    scene.hookrun(&["compile"]).expect_success();
+    scene.drv_path("short");
+    let mut long = scene.build_command("long", &["--max-jobs", "0"]);
+    let mut long = long.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let list = || scene.hookrun(&["builders", "list"]).expect_success().stdout;
+    until("a build with the licence", || list().contains("all together: licence 1/1"));
+    let text = list();
+    assert_eq!(text.matches("gpu 0/1").count(), 2, "{text}");
+
+    std::thread::scope(|scope| {
+        let short =
+            scope.spawn(|| Ran::of(&mut scene.build_command("short", &["--max-jobs", "0"])));
+        let waits = || {
+            let ran = scene.hookrun(&["builders", "explain", "short"]);
+            (
+                ran.stdout
+                    .contains("not enough licence is free of all machines together (1/1 taken)"),
+                ran,
+            )
+        };
+        until("the decision about the second", || waits().0);
+        let (_, explained) = waits();
+        explained.expect_stdout("Nix was told: accept: it waits for a slot");
+        long.kill().unwrap();
+        long.wait().unwrap();
+        short.join().unwrap().expect_success();
+    });
+    until("an idle fleet", || list().contains("all together: licence 0/1"));
+}
+
+#[test]
+fn a_build_that_takes_more_than_any_machine_has_goes_nowhere() {
+    let Some(scene) = scene() else { return };
+    // Twice the GPU of a machine.
+    let config = std::fs::read_to_string(scene.config_path()).unwrap();
+    scene.set_config(&config.replace(
+        "[builders.feature-resources.benchmark]\n        gpu = 1",
+        "[builders.feature-resources.benchmark]\n        gpu = 2",
+    ));
+    let scene = scene.derivation("large", taking(0.0, &["benchmark"]));
+    scene.build_with("large", &["--max-jobs", "0"]).expect_failure();
+    scene
+        .hookrun(&["builders", "explain", "large"])
+        .expect_success()
+        .expect_stdout("it has gpu 1 in all, and the build takes 2");
+    scene
+        .hookrun(&["builders", "check"])
+        .expect_exit(1)
+        .expect_stdout("no build that requires `benchmark` can go there: it has gpu 1 in all, and the build takes 2");
+}

@@ -1,0 +1,282 @@
+//! Machines behind a real sshd: connections that builds share, and what happens when they hang, die
+//! or are full.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hookrun_tests::lab::{Ran, Scene, Script, Sshd, is_root};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Tests with a server and stores as machines need root and mount namespaces.
+fn skipped() -> bool {
+    let skip = !is_root();
+    if skip {
+        eprintln!("skipped: needs root");
+    }
+    skip
+}
+
+/// A scene with one machine behind sshd, with these lines of `[builders]`, `sshd_config` and
+/// `NIX_SSHOPTS`.
+fn scene(builders: &str, sshd: &str, options: &str, slots: u32) -> (Scene, Sshd) {
+    let scene = Scene::new()
+        .nix_conf("post-build-hook", "")
+        .config(&format!("[worker]\nstart = \"none\"\n[builders]\n{builders}\n"));
+    let server = Sshd::start(&scene, sshd);
+    let options = options.replace("@scene@", &scene.dir().display().to_string());
+    let scene = scene.variable("NIX_SSHOPTS", &format!("{options} {}", server.options()));
+    let line = server.machine(&scene, "remote", slots, 1);
+    (scene.machine(&line), server)
+}
+
+/// `count` derivations that take so long, and `all` that needs them.
+fn many(scene: Scene, count: usize, seconds: f32) -> Scene {
+    let names: Vec<String> = (0..count).map(|number| format!("part-{number}")).collect();
+    let part = |name: &str| {
+        Script::new(format!("echo log of {name}; /bin/sleep {seconds}; echo {name} > $out"))
+    };
+    let scene = names.iter().fold(scene, |scene, name| scene.derivation(name, part(name)));
+    scene.derivation("all", Script::naming(names.iter().map(String::as_str)))
+}
+
+fn build(scene: &Scene, derivation: &str) -> Ran {
+    scene.build_with(derivation, &["--max-jobs", "0"])
+}
+
+/// ssh processes in the background.
+fn masters(scene: &Scene) -> Vec<Pid> {
+    let is_master = |pid: &Pid| {
+        let line =
+            std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+        line.starts_with(b"ssh\0-f\0-N\0-oControlMaster=yes\0")
+    };
+    scene.processes().into_iter().filter(is_master).collect()
+}
+
+fn sockets(scene: &Scene) -> Vec<PathBuf> {
+    let machines =
+        std::fs::read_dir(scene.state_dir().join("run/ssh")).into_iter().flatten().flatten();
+    let files = machines
+        .flat_map(|machine| std::fs::read_dir(machine.path()).into_iter().flatten().flatten());
+    files
+        .map(|file| file.path())
+        .filter(|path| path.file_name().unwrap().to_string_lossy().contains('-'))
+        .collect()
+}
+
+#[test]
+fn builds_share_a_connection_that_holds_nothing_of_theirs() {
+    if skipped() {
+        return;
+    }
+    let (scene, server) = scene("", "", "", 3);
+    let scene = many(scene, 9, 0.1);
+    let ran = build(&scene, "all").expect_success();
+    assert!(!ran.account().contains("is lost"), "{}", ran.account());
+    assert!(scene.on_builder("remote", &ran.path()));
+    assert_eq!(server.logins(), 1, "{}", server.log());
+    let part = scene.out_path("part-3").display().to_string();
+    scene.nix("nix-store", &["--read-log", &part]).expect_success().expect_stdout("log of part-3");
+    // Its master is there still, and has none of the descriptors of Nix, of its hook, or of a
+    // session of hookrun's.
+    let masters = masters(&scene);
+    assert_eq!((masters.len(), sockets(&scene).len()), (1, 1));
+    for entry in std::fs::read_dir(format!("/proc/{}/fd", masters[0].as_raw_nonzero())).unwrap() {
+        let what = std::fs::read_link(entry.unwrap().path()).unwrap().display().to_string();
+        assert!(
+            what == "/dev/null" || what.starts_with("socket:") || what.starts_with("anon_inode:"),
+            "the master holds {what}"
+        );
+    }
+}
+
+#[test]
+fn sharing_can_be_switched_off() {
+    if skipped() {
+        return;
+    }
+    let (scene, server) = scene("share-connections = false", "", "", 3);
+    let scene = many(scene, 3, 0.1);
+    build(&scene, "all").expect_success();
+    assert_eq!(server.logins(), 4);
+    assert!(masters(&scene).is_empty() && !scene.state_dir().join("run").exists());
+}
+
+#[test]
+fn connections_and_masters_that_hang_or_die_cost_no_build() {
+    if skipped() {
+        return;
+    }
+    let (scene, server) = scene("", "", "", 2);
+    let scene = (0..4).fold(scene, |scene, number| {
+        scene.derivation(&format!("n{number}"), Script::text(&number.to_string()))
+    });
+    build(&scene, "n0").expect_success();
+    assert_eq!(server.logins(), 1);
+    // The machine's end of the connection no longer answers.
+    for connection in server.connections() {
+        kill_process(connection, Signal::STOP).unwrap();
+    }
+    let ran = build(&scene, "n1").expect_success();
+    assert!(!ran.account().contains("is lost"), "{}", ran.account());
+    assert_eq!(server.logins(), 2);
+    // Our end stands still: the newest of the two masters.
+    for master in masters(&scene) {
+        kill_process(master, Signal::STOP).unwrap();
+    }
+    let ran = build(&scene, "n2").expect_success();
+    assert!(!ran.account().contains("is lost"), "{}", ran.account());
+    assert_eq!(server.logins(), 3);
+    // It dies without a word, and leaves its socket behind.
+    for master in masters(&scene) {
+        kill_process(master, Signal::KILL).unwrap();
+    }
+    assert_eq!(sockets(&scene).len(), 1);
+    build(&scene, "n3").expect_success();
+    assert_eq!((server.logins(), sockets(&scene).len()), (4, 1));
+}
+
+#[test]
+fn more_builds_than_sessions_take_further_connections() {
+    if skipped() {
+        return;
+    }
+    let (scene, server) = scene("", "MaxSessions 2", "", 6);
+    let scene = many(scene, 12, 1.0);
+    let ran = build(&scene, "all").expect_success();
+    assert!(!ran.account().contains("is lost"), "{}", ran.account());
+    assert!((3..=6).contains(&server.logins()), "{}", server.log());
+}
+
+#[test]
+fn a_connection_dies_in_the_middle_of_a_build() {
+    if skipped() {
+        return;
+    }
+    let (scene, server) = scene("", "", "", 1);
+    let scene = scene.derivation("long", Script::new("/bin/sleep 3; echo done > $out"));
+    let ran = std::thread::scope(|scope| {
+        let build = scope.spawn(|| build(&scene, "long"));
+        while server.logins() == 0 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        for master in masters(&scene) {
+            kill_process(master, Signal::KILL).unwrap();
+        }
+        build.join().unwrap()
+    });
+    // The only machine is tried once more.
+    let ran = ran.expect_success();
+    ran.expect_stderr("is lost (");
+    assert_eq!(server.logins(), 2);
+}
+
+#[test]
+fn a_users_own_sharing_goes_on() {
+    if skipped() {
+        return;
+    }
+    let own = "-oControlMaster=auto -oControlPath=@scene@/own-%C -oControlPersist=30";
+    let (scene, server) = scene("", "", own, 1);
+    let scene = many(scene, 2, 0.1);
+    build(&scene, "all").expect_success();
+    assert_eq!(server.logins(), 1);
+    assert_eq!(sockets(&scene), Vec::<PathBuf>::new());
+    let own = std::fs::read_dir(scene.dir()).unwrap().flatten();
+    assert_eq!(
+        own.filter(|entry| entry.file_name().to_string_lossy().starts_with("own-")).count(),
+        1
+    );
+}
+
+#[test]
+fn a_machine_that_refuses_the_key_is_told_once() {
+    if skipped() {
+        return;
+    }
+    let (scene, server) = scene("", "", "", 1);
+    std::fs::write(scene.path("sshd/user.pub"), "").unwrap();
+    let scene = scene.derivation("alpha", Script::text("a"));
+    let ran =
+        build(&scene, "alpha").expect_failure().expect_stderr("no machine is left to build it");
+    assert_eq!(
+        ran.account().matches("Permission denied (publickey").count(),
+        1,
+        "{}",
+        ran.account()
+    );
+    assert_eq!((server.logins(), sockets(&scene).len()), (0, 0));
+}
+
+#[test]
+fn a_killed_command_leaves_no_session_behind() {
+    if skipped() {
+        return;
+    }
+    let (scene, server) = scene("", "", "", 1);
+    let scene = scene
+        .derivation("long", Script::new("/bin/sleep 600"))
+        .derivation("short", Script::text("s"));
+    let mut long = scene
+        .build_command("long", &["--max-jobs", "0"])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let sessions = hookrun::builders::lease::directory(&scene.state_dir().join("builders"));
+    while hookrun::builders::lease::live(&sessions).is_empty() || server.logins() == 0 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    long.kill().unwrap();
+    long.wait().unwrap();
+    // The slot is free, the connection too.
+    build(&scene, "short").expect_success();
+    assert_eq!(server.logins(), 1);
+}
+
+/// A server that is no ssh server, and what it says to all who connect.
+fn no_sshd(words: &'static [u8]) -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let mut open = Vec::new();
+        for mut stream in listener.incoming().flatten() {
+            // Who has gone by now does not matter.
+            let _ = std::io::Write::write_all(&mut stream, words);
+            open.push(stream);
+        }
+    });
+    port
+}
+
+#[test]
+fn servers_that_say_nothing_or_nonsense_cost_one_attempt() {
+    if skipped() {
+        return;
+    }
+    for words in [
+        &b""[..],
+        b"220 mail.example ESMTP\r\n",
+        b"SSH-2.0-garbage\r\n\x00\x00\x00\x05garbage and more of it",
+    ] {
+        let port = no_sshd(words);
+        let scene = Scene::new()
+            .nix_conf("post-build-hook", "")
+            .config("[worker]\nstart = \"none\"\n[builders]\nconnect-timeout = \"3s\"\n")
+            .variable(
+                "NIX_SSHOPTS",
+                &format!("-F /dev/null -p {port} -oStrictHostKeyChecking=no -oUserKnownHostsFile=/dev/null"),
+            )
+            .machine("ssh://root@127.0.0.1 - - 4 9")
+            .builder("good", 2, 1.0);
+        let scene = many(scene, 4, 0.1);
+        let ran = build(&scene, "all").expect_success();
+        assert!(scene.on_builder("good", &ran.path()));
+        let record = hookrun::builders::record::Record::read(&scene.state_dir().join("builders"))
+            .unwrap()
+            .unwrap();
+        let machines = record.machines().unwrap();
+        let bad = machines.iter().find(|(uri, _)| uri.contains("127.0.0.1")).unwrap().1;
+        assert_eq!(bad.failures, 1, "{bad:?}");
+    }
+}
