@@ -270,7 +270,7 @@ plain:
 fn make_certificates(directory: &Path) {
     let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
     let openssl = |arguments: &[&str], more: &[&str]| {
-        run(Command::new("openssl").args(arguments).args(more).current_dir(directory))
+        run(Command::new("openssl").args(arguments).args(more).current_dir(directory));
     };
     std::fs::write(
         directory.join("extensions"),

@@ -170,7 +170,7 @@ async fn answer(
             response.headers_mut().insert(LOCATION, REDIRECT.parse().unwrap());
         }
         "status" => {
-            *response.status_mut() = StatusCode::from_u16(u16::try_from(number).unwrap()).unwrap()
+            *response.status_mut() = StatusCode::from_u16(u16::try_from(number).unwrap()).unwrap();
         }
         "never" => std::future::pending().await,
         _ => {}

@@ -59,9 +59,9 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         let entry = entry?;
         let target = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
-            copy_tree(&entry.path(), &target)?
+            copy_tree(&entry.path(), &target)?;
         } else {
-            copy(&entry.path(), &target)?
+            copy(&entry.path(), &target)?;
         }
     }
     Ok(())

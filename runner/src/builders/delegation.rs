@@ -205,7 +205,7 @@ impl Delegation<'_> {
                     &format!("{}: {lost}; it goes on to {machine}", candidate.name),
                 ),
                 None if !shown => {
-                    say(reply, Level::Info, &format!("{} goes to {machine}", candidate.name))
+                    say(reply, Level::Info, &format!("{} goes to {machine}", candidate.name));
                 }
                 None => {}
             }

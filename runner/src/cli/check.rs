@@ -67,7 +67,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
             plugins(context, &config, &mut report);
         }
         Err(error) => {
-            report.problems.push(Problem { exit: error.exit, message: error.to_string() })
+            report.problems.push(Problem { exit: error.exit, message: error.to_string() });
         }
     }
     match args.format {
@@ -130,7 +130,7 @@ fn services(context: &Context, config: &Config, report: &mut Report) {
         match services.signing_keys().public_key(name) {
             Ok(public) => report.good.push(format!("signing key {public}")),
             Err(error) => {
-                report.problems.push(wrong(&["signing-keys", name, "file"], &error.message))
+                report.problems.push(wrong(&["signing-keys", name, "file"], &error.message));
             }
         }
     }

@@ -255,7 +255,7 @@ impl Progress {
             match notice {
                 Notice::Took { tasks, .. } => bar.inc_length(*tasks as u64),
                 Notice::Began { event, plugin, .. } => {
-                    bar.set_message(format!("{plugin} on {}", printable(event.name())))
+                    bar.set_message(format!("{plugin} on {}", printable(event.name())));
                 }
                 Notice::Ended { .. } => {
                     // Tasks of earlier workers were not counted when they were taken.

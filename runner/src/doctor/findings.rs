@@ -112,13 +112,13 @@ fn post_build(say: &mut Say, facts: &Facts, nix: &NixFacts) {
             }
         }
         Hook::Unset => {
-            say.problem(about, format!("it is not set, so nothing is uploaded; {}", fix()))
+            say.problem(about, format!("it is not set, so nothing is uploaded; {}", fix()));
         }
         Hook::Other(text) => {
-            say.problem(about, format!("it is `{text}`, which is not hookrun; {}", fix()))
+            say.problem(about, format!("it is `{text}`, which is not hookrun; {}", fix()));
         }
         Hook::Unusable(text, why) => {
-            say.problem(about, format!("it is `{text}`, and {why}: every build fails; {}", fix()))
+            say.problem(about, format!("it is `{text}`, and {why}: every build fails; {}", fix()));
         }
     }
 }

@@ -242,7 +242,7 @@ mod tests {
         let spool = state.join("spool");
         std::fs::create_dir_all(&spool).unwrap();
         let set = |path: &Path, mode| {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap()
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
         };
         let dirs = Dirs { config: PathBuf::new(), state: state.clone() };
         let own = |problems: Vec<String>| -> Vec<String> {

@@ -122,7 +122,7 @@ impl Comparison {
                         });
                     match lists {
                         Ok((left, right)) => {
-                            pending.extend(self.merge(&relative, left, right)?.into_iter().rev())
+                            pending.extend(self.merge(&relative, left, right)?.into_iter().rev());
                         }
                         Err((path, error)) => self.unreadable(&path, &error),
                     }
@@ -146,7 +146,7 @@ impl Comparison {
                     }
                 }
                 FileType::RegularFile => {
-                    self.files(&relative, (&left_path, &left), (&right_path, &right))?
+                    self.files(&relative, (&left_path, &left), (&right_path, &right))?;
                 }
                 // Nix's store holds nothing else.
                 _ => {}

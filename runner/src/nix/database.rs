@@ -339,7 +339,7 @@ fn uri_path(path: &Path) -> String {
     path.as_os_str().as_bytes().iter().fold(String::new(), |mut uri, byte| {
         match byte {
             b'/' | b'-' | b'.' | b'_' | b'~' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => {
-                uri.push(char::from(*byte))
+                uri.push(char::from(*byte));
             }
             _ => {
                 let _ = write!(uri, "%{byte:02x}");

@@ -61,7 +61,7 @@ fn measure(root: &Value, part: &Value, depth: usize, left: &mut usize) -> Result
             for (key, value) in keys {
                 match (key.as_str(), value) {
                     ("$ref", Value::String(target)) => {
-                        measure(root, referenced(root, target)?, depth + 1, left)?
+                        measure(root, referenced(root, target)?, depth + 1, left)?;
                     }
                     // These make references mean something else than their text says.
                     ("$dynamicRef" | "$recursiveRef", _) => return Err(foreign(key)),

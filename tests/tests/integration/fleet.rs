@@ -172,7 +172,7 @@ fn doctor_finds_nothing_wrong_with_the_lab_and_what_is_broken() {
     let ran = scene.hookrun(&["doctor", "--format", "json"]);
     let all = findings(&ran);
     let has = |all: &[String], begin: &str| {
-        assert!(all.iter().any(|line| line.starts_with(begin)), "{begin}: {all:#?}")
+        assert!(all.iter().any(|line| line.starts_with(begin)), "{begin}: {all:#?}");
     };
     has(&all, "good Nix: nix (Nix) ");
     has(&all, "good post-build-hook: ");

@@ -388,7 +388,7 @@ fn at_every_stage(blow: Blow) {
         match (blow, code) {
             (Blow::Asked, code) => assert_eq!(code, Some(Some(1)), "{at}"),
             (Blow::NixGone, code) => {
-                assert_eq!(code, Some(Some(i32::from(stage.said == [ACCEPT]))), "{at}")
+                assert_eq!(code, Some(Some(i32::from(stage.said == [ACCEPT]))), "{at}");
             }
             (Blow::Killed | Blow::NixKilled, _) => {}
         }

@@ -76,7 +76,7 @@ pub fn examine(seen: &Seen, user: &str) -> Vec<Finding> {
                 ),
             ),
             Err(Trouble::Other(why)) => {
-                add(true, format!("a build for {system}{with} failed: {why}; {}", host.try_it()))
+                add(true, format!("a build for {system}{with} failed: {why}; {}", host.try_it()));
             }
         }
     }

@@ -128,7 +128,7 @@ impl Masters {
                     Err(other) => return other,
                 },
                 Err(TryLockError::WouldBlock) if Instant::now() < until => {
-                    std::thread::sleep(LOOK_EVERY)
+                    std::thread::sleep(LOOK_EVERY);
                 }
                 Err(_) => return Shared::Alone,
             }

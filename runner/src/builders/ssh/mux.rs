@@ -301,7 +301,9 @@ mod tests {
     #[test]
     fn a_session_with_its_exit_code() {
         let opened = packet(SESSION_OPENED, |out| {
-            [REQUEST, 7].iter().for_each(|number| put_u32(out, *number))
+            for number in [REQUEST, 7] {
+                put_u32(out, number);
+            }
         });
         let exit =
             packet(EXIT_MESSAGE, |out| [7, 3].iter().for_each(|number| put_u32(out, *number)));

@@ -237,7 +237,7 @@ impl Mailer {
             Transport::Sendmail(sendmail) => match self.programs.get() {
                 None => sendmail.send(&composed.envelope(), &composed.unix_text()).await?,
                 Some(programs) => {
-                    programs.sendmail(for_program(plugin, transport, &composed)?).await?
+                    programs.sendmail(for_program(plugin, transport, &composed)?).await?;
                 }
             },
         }

@@ -68,7 +68,7 @@ fn model(left: &Node, right: &Node, path: &Path, into: &mut Vec<(String, &'stati
                 match (a.get(name), b.get(name)) {
                     (Some(a), Some(b)) => model(a, b, &path, into),
                     (Some(_), None) => {
-                        into.push((path.to_string_lossy().into_owned(), "only-in-previous"))
+                        into.push((path.to_string_lossy().into_owned(), "only-in-previous"));
                     }
                     _ => into.push((path.to_string_lossy().into_owned(), "only-in-current")),
                 }

@@ -124,7 +124,7 @@ fn what_others_can_write_is_not_trusted() {
     let scene = Scene::new();
     scene.get();
     let chmod = |path: &Path, mode| {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap()
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     };
     let Origin::NotKept(reason) = ({
         chmod(&scene.cache.directory, 0o755);

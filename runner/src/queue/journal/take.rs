@@ -201,7 +201,7 @@ fn same(event: &Event) -> Result<String, serde_json::Error> {
     let mut serializer = serde_json::Serializer::new(&mut text);
     match &event.hook {
         HookEvent::PostBuild(post_build) => {
-            (&event.nix.store, "post-build", post_build).serialize(&mut serializer)?
+            (&event.nix.store, "post-build", post_build).serialize(&mut serializer)?;
         }
         HookEvent::Diff(diff) => (&event.nix.store, "diff", diff).serialize(&mut serializer)?,
     }

@@ -130,7 +130,7 @@ impl Scene {
         let executor: Arc<dyn Executor> = Arc::clone(&self.script) as _;
         let summary = runtime
             .block_on(run(&self.dirs, executor, options, stop, &mut |notice| {
-                notices.push(notice.to_string())
+                notices.push(notice.to_string());
             }))
             .unwrap();
         (summary, notices)
@@ -152,7 +152,7 @@ impl Scene {
         let executor: Arc<dyn Executor> = Arc::clone(&self.script) as _;
         let summary = runtime
             .block_on(run(&self.dirs, executor, options, stop, &mut |notice| {
-                notices.push(notice.to_string())
+                notices.push(notice.to_string());
             }))
             .unwrap();
         (summary, notices)

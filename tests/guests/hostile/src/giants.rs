@@ -41,7 +41,7 @@ pub(crate) fn giant(call: &str, here: &Here) -> Result<Outcome, Failure> {
         "nix-store.read-derivation" => drop(nix_store::derivation(&text())?),
         "nix-store.list-directory" => drop(nix_store::list_directory(&here.out, &text())?),
         "nix-store.read-file" => {
-            drop(nix_store::read_file(&here.out, &text(), u64::MAX, u32::MAX)?)
+            drop(nix_store::read_file(&here.out, &text(), u64::MAX, u32::MAX)?);
         }
         "nix-store.open-nar" => drop(nix_store::open_nar(&text())?),
         "object-store.exists" => drop(store().exists(&list())?),
