@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::lab::{is_root, shared_directory};
+use crate::lab::{Need, require, shared_directory};
 
 /// Debian's Exim.
 const PROGRAM: &str = "/usr/sbin/exim4";
@@ -38,7 +38,8 @@ pub struct MailServer {
 }
 
 impl MailServer {
-    /// Starts one; none where there is no root, who alone may give it a user of its own.
+    /// Starts a server. Returns `None` if the test is skipped: the server runs as a user of its own,
+    /// which needs root.
     ///
     /// # Panics
     /// If there is no Exim and it cannot be installed.
@@ -51,8 +52,7 @@ impl MailServer {
     /// # Panics
     /// As [`MailServer::start`].
     pub fn start_with(password: &str) -> Option<Self> {
-        if !is_root() {
-            eprintln!("skipped: a mail server with a user of its own needs root");
+        if !require(Need::Root) {
             return None;
         }
         require_exim();

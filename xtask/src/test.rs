@@ -1,11 +1,15 @@
-//! `cargo xtask test`: every test, and the runner's summary last.
+//! `cargo xtask test`: every test, and the summary of the end-to-end tests last.
 
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::machine::{self, Need};
 use crate::process::{self, CommandExt as _, cargo};
+
+/// Names the file to which tests append that they were skipped (`tests/src/lab/need.rs`).
+const SKIPPED: &str = "HOOKRUN_TESTS_SKIPPED";
 
 /// Prepares the machine, builds the program that the end-to-end tests run, and runs all tests.
 pub fn run(arguments: &[String]) -> Result<()> {
@@ -13,22 +17,53 @@ pub fn run(arguments: &[String]) -> Result<()> {
     // The end-to-end tests find `hookrun` beside them in the target directory; no test target of
     // theirs builds it.
     process::build_workspace()?;
+    let skipped = process::target_directory()?.join("skipped-tests.txt");
+    std::fs::write(&skipped, "").with_context(|| format!("cannot write {}", skipped.display()))?;
+    let result = run_tests(arguments, &skipped);
+    report_skipped(&skipped)?;
+    result
+}
+
+fn run_tests(arguments: &[String], skipped: &Path) -> Result<()> {
     if arguments.is_empty() {
-        // Before the others, so that the summary of these closes the output; the test runner does
-        // not know doc tests.
+        // Before the others, so that their summary closes the output; nextest runs no doc tests.
         cargo().args(["test", "--workspace", "--doc", "--quiet"]).run()?;
     }
     if has_nextest() {
-        cargo().args(["nextest", "run", "--workspace", "--no-fail-fast"]).args(arguments).run()
-    } else {
-        eprintln!(
-            "note: `cargo install --locked cargo-nextest` brings a faster runner with a summary; going on without it"
-        );
-        cargo()
-            .args(["test", "--workspace", "--lib", "--bins", "--tests", "--no-fail-fast", "--"])
+        return cargo()
+            .args(["nextest", "run", "--workspace", "--no-fail-fast"])
             .args(arguments)
-            .run()
+            .env(SKIPPED, skipped)
+            .run();
     }
+    eprintln!(
+        "note: `cargo install --locked cargo-nextest` installs a faster test runner with one \
+         summary; continuing with `cargo test`"
+    );
+    // `cargo test` prints a summary for each program: that of the end-to-end tests comes last.
+    let unit_tests = cargo_test(&["--lib", "--bins"], arguments, skipped);
+    let end_to_end_tests = cargo_test(&["--test", "*"], arguments, skipped);
+    unit_tests.and(end_to_end_tests)
+}
+
+fn cargo_test(targets: &[&str], arguments: &[String], skipped: &Path) -> Result<()> {
+    cargo()
+        .args(["test", "--workspace", "--no-fail-fast"])
+        .args(targets)
+        .arg("--")
+        .args(arguments)
+        .env(SKIPPED, skipped)
+        .run()
+}
+
+/// Prints which tests were skipped, if any were.
+fn report_skipped(file: &Path) -> Result<()> {
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    if !text.is_empty() {
+        eprint!("{} tests were skipped:\n{text}", text.lines().count());
+    }
+    Ok(())
 }
 
 fn has_nextest() -> bool {

@@ -22,6 +22,7 @@ mod boundary;
 mod build_hook;
 mod journal;
 mod machine;
+mod need;
 mod ran;
 pub mod s3;
 mod scene;
@@ -35,6 +36,7 @@ pub use machine::{
     BUILD_GROUP, hookrun_program, is_root, minor_version, require_build_users, require_nix,
     shared_directory,
 };
+pub use need::{MAY_SKIP, Need, SKIPPED, require};
 pub use ran::Ran;
 pub use scene::{Scene, SecondStore};
 pub use script::{Script, nix_string};

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
-use hookrun_tests::lab::{Ran, Scene, Script, is_root};
+use hookrun_tests::lab::{Need, Ran, Scene, Script, require};
 
 /// Nothing is wrong in this one.
 const VALID: &str = "[worker]\nstart = \"none\"\n";
@@ -162,8 +162,7 @@ fn mentions(file: &Path, text: &str) -> bool {
 
 #[test]
 fn a_read_only_state_directory_is_named_and_costs_no_event() {
-    if !is_root() {
-        eprintln!("skipped: mounting needs root");
+    if !require(Need::Root) {
         return;
     }
     let scene = Scene::new().config(UPLOAD).derivation("alpha", Script::text("hello"));

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use hookrun_tests::lab::{self, Ran, Scene, Script, build_hook, conversation, is_root};
+use hookrun_tests::lab::{self, Need, Ran, Scene, Script, build_hook, conversation, require};
 
 /// A machine that refuses: the port is reserved (RFC 6335: tcpmux) and nothing listens on it.
 const REFUSES: &str = "ssh://127.0.0.1 - - 4 100";
@@ -17,15 +17,6 @@ fn scene() -> Scene {
         .nix_conf("post-build-hook", "")
         .variable("NIX_SSHOPTS", "-p 1")
         .config("[worker]\nstart = \"none\"\n")
-}
-
-/// Tests with stores as machines need root and mount namespaces.
-fn skipped() -> bool {
-    let skip = !is_root();
-    if skip {
-        eprintln!("skipped: needs root");
-    }
-    skip
 }
 
 /// Which machine Nix says it builds on.
@@ -40,7 +31,7 @@ fn announced(ran: &Ran) -> Vec<String> {
 
 #[test]
 fn the_better_machine_builds_and_nix_says_so() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let scene = scene()
@@ -60,7 +51,7 @@ fn the_better_machine_builds_and_nix_says_so() {
 
 #[test]
 fn fractions_work_with_every_nix() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let scene = scene()
@@ -75,7 +66,7 @@ fn fractions_work_with_every_nix() {
 
 #[test]
 fn a_machine_that_refuses_is_skipped_with_one_line() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let scene =
@@ -107,7 +98,7 @@ fn all_machines_dead_is_nixs_own_error_or_a_local_build() {
 
 #[test]
 fn features_decide_who_may_build() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let scene = scene().builder("plain", 1, 9.0).builder("special", 1, 1.0);
@@ -136,7 +127,7 @@ fn features_decide_who_may_build() {
 
 #[test]
 fn a_build_that_fails_fails_once_with_its_own_words() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let scene =
@@ -149,7 +140,7 @@ fn a_build_that_fails_fails_once_with_its_own_words() {
 
 #[test]
 fn a_broken_configuration_does_not_stop_a_build() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let scene = scene()
@@ -162,7 +153,7 @@ fn a_broken_configuration_does_not_stop_a_build() {
 
 #[test]
 fn many_builds_over_several_machines() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let names: Vec<String> = (0..8).map(|number| format!("part-{number}")).collect();

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use hookrun_tests::guests;
-use hookrun_tests::lab::{Ran, Scene, Script, is_root};
+use hookrun_tests::lab::{Need, Ran, Scene, Script, require};
 
 fn config(extra: &str) -> String {
     format!(
@@ -134,8 +134,7 @@ fn signals_are_handed_to_the_command() {
 
 #[test]
 fn a_difference_is_reported_by_a_hook_of_the_command() {
-    if !is_root() {
-        eprintln!("skipped: Nix starts a diff hook as root only");
+    if !require(Need::Root) {
         return;
     }
     let scene = scene("")
@@ -169,8 +168,7 @@ fn as_a_plain_user(scene: &Scene, arguments: &[&str], derivation: &str, options:
 
 #[test]
 fn a_trusted_user_of_a_daemon_has_its_own_queue() {
-    if !is_root() {
-        eprintln!("skipped: a daemon with build users needs root");
+    if !require(Need::Root) {
         return;
     }
     let scene = scene("").nix_conf("trusted-users", "root nobody").through_daemon();
@@ -187,8 +185,7 @@ fn a_trusted_user_of_a_daemon_has_its_own_queue() {
 
 #[test]
 fn a_build_users_difference_reaches_a_trusted_users_private_queue() {
-    if !is_root() {
-        eprintln!("skipped: a daemon with build users needs root");
+    if !require(Need::Root) {
         return;
     }
     let scene = scene("")
@@ -212,8 +209,7 @@ fn a_build_users_difference_reaches_a_trusted_users_private_queue() {
 
 #[test]
 fn a_user_whom_the_daemon_does_not_trust_is_told_and_served_from_the_database() {
-    if !is_root() {
-        eprintln!("skipped: a daemon with build users needs root");
+    if !require(Need::Root) {
         return;
     }
     let scene = scene("").through_daemon();

@@ -1,11 +1,10 @@
 //! `hookrun demo` shows all of it working, and leaves nothing behind when told so.
 
-use hookrun_tests::lab::{Scene, is_root};
+use hookrun_tests::lab::{Need, Scene, require};
 
 #[test]
 fn every_step_works() {
-    if !is_root() {
-        eprintln!("skipped: two of the steps need root");
+    if !require(Need::Root) {
         return;
     }
     // Only for its environment: the demo makes a Nix of its own.

@@ -4,7 +4,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use hookrun::builders::record::{BuildRow, Outcome, Record, Selection};
-use hookrun_tests::lab::{Ran, Scene, Script, is_root};
+use hookrun_tests::lab::{Need, Ran, Scene, Script, require};
 
 /// Machines are reached by a program in the place of `nix-store --serve`, which this shell script
 /// is.
@@ -33,15 +33,6 @@ fn build(scene: &Scene, derivation: &str) -> Ran {
     scene.build_with(derivation, &["--max-jobs", "0"])
 }
 
-/// Tests with stores as machines need root and mount namespaces.
-fn skipped() -> bool {
-    let skip = !is_root();
-    if skip {
-        eprintln!("skipped: needs root");
-    }
-    skip
-}
-
 /// A derivation that takes so long.
 fn taking(seconds: f32) -> Script {
     Script::new(format!("/bin/sleep {seconds}; echo done > $out"))
@@ -53,7 +44,7 @@ fn record(scene: &Scene) -> Record {
 
 #[test]
 fn a_machine_lost_in_the_middle_of_a_build_is_replaced() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let scene = machine(scene(), "flaky", 2, 9, "exec timeout -s KILL 1 nix-store \"$@\"");
@@ -69,7 +60,7 @@ fn a_machine_lost_in_the_middle_of_a_build_is_replaced() {
 
 #[test]
 fn a_machine_lost_while_inputs_are_copied_is_replaced() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     // `head` ends in the middle of what it is sent.
@@ -85,7 +76,7 @@ fn a_machine_lost_while_inputs_are_copied_is_replaced() {
 
 #[test]
 fn a_build_that_fails_is_reported_once_and_not_tried_again() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let scene = machine(scene(), "one", 1, 2, GOOD);
@@ -104,7 +95,7 @@ fn a_build_that_fails_is_reported_once_and_not_tried_again() {
 
 #[test]
 fn machines_that_hang_or_talk_nonsense_cost_one_attempt() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let names: Vec<String> = (0..4).map(|number| format!("part-{number}")).collect();
@@ -144,7 +135,7 @@ fn with_disk_of(size: &str, name: &str) -> String {
 
 #[test]
 fn a_machine_whose_disk_is_full_is_replaced() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     // No room for its own database, for the inputs, for the output.
@@ -181,7 +172,7 @@ fn a_machine_whose_disk_is_full_is_replaced() {
 
 #[test]
 fn no_machine_left_is_a_failure_with_all_reasons() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let scene = machine(scene(), "one", 1, 2, "exit 1");
@@ -206,7 +197,7 @@ const MACHINES: [(&str, usize); 4] = [("a", 1), ("b", 2), ("c", 2), ("d", 3)];
 
 #[test]
 fn forty_builds_of_two_commands_never_take_more_slots_than_there_are() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let mut scene = scene();
@@ -256,7 +247,7 @@ fn forty_builds_of_two_commands_never_take_more_slots_than_there_are() {
 
 #[test]
 fn a_session_that_is_killed_frees_its_slot() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let scene = machine(scene(), "only", 1, 1, GOOD)

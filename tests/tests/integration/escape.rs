@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 
 use hookrun_tests::guests;
-use hookrun_tests::lab::{Scene, Script, is_root};
+use hookrun_tests::lab::{Need, Scene, Script, require};
 
 /// What one run of the drill found: each attempt with its result.
 fn drill(scene: &Scene, worker: &str, attempts: &[String]) -> Vec<(String, String)> {
@@ -106,8 +106,7 @@ fn nobody_breaks_out_without_capabilities() {
 
 #[test]
 fn nobody_breaks_out_as_another_user() {
-    if !is_root() {
-        eprintln!("skipped: only root has another user");
+    if !require(Need::Root) {
         return;
     }
     let scene = Scene::new().derivation("alpha", Script::text("hello"));
@@ -121,8 +120,7 @@ fn nobody_breaks_out_as_another_user() {
 
 #[test]
 fn a_policy_has_no_file_and_no_network_at_all() {
-    if !is_root() {
-        eprintln!("skipped: machines need root");
+    if !require(Need::Root) {
         return;
     }
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

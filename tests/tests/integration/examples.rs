@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hookrun_tests::lab::{Ran, Scene, minor_version};
+use hookrun_tests::lab::{Need, Ran, Scene, minor_version, require};
 
 fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("examples").join(name)
@@ -52,9 +52,8 @@ fn the_nixos_module_is_the_nix_language() {
 }
 
 #[test]
-fn the_units_are_some_for_systemd() {
-    if Command::new("systemd-analyze").arg("--version").output().is_err() {
-        eprintln!("skipped: there is no systemd-analyze");
+fn the_units_are_valid_for_systemd() {
+    if !require(Need::Program("systemd-analyze")) {
         return;
     }
     let scene = Scene::new();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hookrun::dirs::Dirs;
 use hookrun::queue::{lock, spool};
 use hookrun_tests::guests;
-use hookrun_tests::lab::{Boundary, Ran, Scene, Script, is_root};
+use hookrun_tests::lab::{Boundary, Need, Ran, Scene, Script, require};
 
 /// Longer than anything here takes, the worker's look at its files every half minute included.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -80,8 +80,7 @@ fn in_namespace(scene: &Scene, script: &str) -> Ran {
 
 #[test]
 fn a_full_disk() {
-    if !is_root() {
-        eprintln!("skipped: mounting needs root");
+    if !require(Need::Root) {
         return;
     }
     let scene = scene();
@@ -116,8 +115,7 @@ fn a_full_disk() {
 
 #[test]
 fn a_read_only_directory() {
-    if !is_root() {
-        eprintln!("skipped: mounting needs root");
+    if !require(Need::Root) {
         return;
     }
     let scene = scene();
@@ -156,8 +154,7 @@ fn as_nobody(scene: &Scene, home: &Path, program: &Path) -> Command {
 
 #[test]
 fn permission_denied() {
-    if !is_root() {
-        eprintln!("skipped: becoming another user needs root");
+    if !require(Need::Root) {
         return;
     }
     let scene = scene();
@@ -290,8 +287,7 @@ fn a_collection_between_two_attempts_loses_nothing() {
 
 #[test]
 fn what_a_build_user_hands_over_waits_for_the_next_worker() {
-    if !is_root() {
-        eprintln!("skipped: build users need root");
+    if !require(Need::Root) {
         return;
     }
     let scene = scene()

@@ -1,22 +1,13 @@
 //! The commands about machines, and `doctor`, with real Nix: machines that are stores of the scene,
 //! one that refuses, one that claims what it has not.
 
-use hookrun_tests::lab::{Ran, Scene, Script, is_root, minor_version};
+use hookrun_tests::lab::{Need, Ran, Scene, Script, minor_version, require};
 
 /// A machine that refuses: the port is reserved (RFC 6335: tcpmux) and nothing listens on it.
 const REFUSES: &str = "ssh://127.0.0.1 - - 4 100";
 
 fn scene() -> Scene {
     Scene::new().variable("NIX_SSHOPTS", "-p 1").config("[worker]\nstart = \"none\"\n")
-}
-
-/// Tests with stores as machines need root and mount namespaces.
-fn skipped() -> bool {
-    let skip = !is_root();
-    if skip {
-        eprintln!("skipped: needs root");
-    }
-    skip
 }
 
 /// What a command printed, with the scene's directory as a word.
@@ -30,7 +21,7 @@ fn json(ran: &Ran) -> serde_json::Value {
 
 #[test]
 fn check_says_what_each_machine_lacks() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let scene = scene().builder("plain", 2, 1.0);
@@ -74,7 +65,7 @@ fn check_says_what_each_machine_lacks() {
 
 #[test]
 fn list_explain_trace_and_render_tell_what_happened() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let scene = scene()

@@ -1,9 +1,10 @@
 //! The lab itself: a scene without hookrun is a working Nix, alone and through a daemon, with a
 //! second store and a builder.
 
+use std::path::Path;
 use std::process::Command;
 
-use hookrun_tests::lab::{BUILD_GROUP, Ran, Scene, Script, is_root};
+use hookrun_tests::lab::{BUILD_GROUP, MAY_SKIP, Need, Ran, SKIPPED, Scene, Script, require};
 
 /// A scene whose Nix calls no hook.
 fn bare() -> Scene {
@@ -40,8 +41,7 @@ fn random_builds_differ_and_large_ones_do_not() {
 
 #[test]
 fn through_a_daemon_builds_run_as_build_users() {
-    if !is_root() {
-        eprintln!("skipped: needs root");
+    if !require(Need::Root) {
         return;
     }
     let uid = "while read key value; do case $key in Uid:) echo \"$value\";; esac; done < /proc/self/status > $out";
@@ -84,8 +84,7 @@ fn a_second_store_takes_signed_paths_only() {
 
 #[test]
 fn a_builder_is_a_store_in_the_scene() {
-    if !is_root() {
-        eprintln!("skipped: needs root");
+    if !require(Need::Root) {
         return;
     }
     // The stock hook here: Nix's default.
@@ -95,4 +94,63 @@ fn a_builder_is_a_store_in_the_scene() {
     let built =
         scene.build_with("alpha", &["--max-jobs", "0", "--builders", &builders]).expect_success();
     assert!(scene.on_builder("only", &built.path()), "{}", built.account());
+}
+
+/// Runs one test of this program in a process of its own, without any program in `PATH`.
+fn without_programs(test: &str, variables: &[(&str, &Path)]) -> Ran {
+    let nothing = tempfile::tempdir().unwrap();
+    Ran::of(
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", test])
+            .env("PATH", nothing.path())
+            .env_remove(MAY_SKIP)
+            .env_remove(SKIPPED)
+            .envs(variables.iter().copied()),
+    )
+}
+
+#[test]
+fn a_test_cannot_skip_silently() {
+    let test = "examples::the_units_are_valid_for_systemd";
+    without_programs(test, &[]).expect_failure().expect_stdout(
+        "this test needs `systemd-analyze` in PATH; `cargo xtask test` installs it on Debian as \
+         root, or set HOOKRUN_TESTS_MAY_SKIP=1 to skip it",
+    );
+    let directory = tempfile::tempdir().unwrap();
+    let skipped = directory.path().join("skipped");
+    let variables = [(MAY_SKIP, "1".as_ref()), (SKIPPED, skipped.as_path())];
+    without_programs(test, &variables).expect_success().expect_stdout("1 passed");
+    assert_eq!(
+        std::fs::read_to_string(skipped).unwrap(),
+        format!(
+            "{test}: needs `systemd-analyze` in PATH; `cargo xtask test` installs it on Debian as \
+             root\n"
+        )
+    );
+}
+
+#[test]
+fn only_the_lab_skips_tests() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut directories = ["tests", "runner", "plugin-sdk", "plugins", "fuzz", "xtask"]
+        .map(|name| repository.join(name))
+        .to_vec();
+    let mut offenders = Vec::new();
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs")
+                && !path.ends_with("lab/need.rs")
+            {
+                let text = std::fs::read_to_string(&path).unwrap();
+                // In two parts, because this file is read too.
+                if text.contains(&["!(\"", "skipped"].concat()) {
+                    offenders.push(path);
+                }
+            }
+        }
+    }
+    assert!(offenders.is_empty(), "use `lab::require` in {offenders:?}");
 }

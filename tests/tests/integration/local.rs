@@ -2,12 +2,11 @@
 //! own builds took, and what lies where.
 
 use hookrun::builders::record::{Outcome, Record, Selection};
-use hookrun_tests::lab::{Scene, Script, is_root};
+use hookrun_tests::lab::{Need, Scene, Script, require};
 
 /// One machine with four slots; this one is twice as fast.
 fn scene(speed_factor: f32) -> Option<Scene> {
-    if !is_root() {
-        eprintln!("skipped: needs root");
+    if !require(Need::Root) {
         return None;
     }
     let scene = Scene::new().nix_conf("post-build-hook", "").config(&format!(

@@ -2,16 +2,7 @@
 //! real sshd, with features; and this machine as one to choose.
 
 use hookrun::builders::record::{BuildRow, Outcome, Record, Selection};
-use hookrun_tests::lab::{Ran, Scene, Script, Sshd, is_root};
-
-/// Tests with a server and stores as machines need root and mount namespaces.
-fn skipped() -> bool {
-    let skip = !is_root();
-    if skip {
-        eprintln!("skipped: needs root");
-    }
-    skip
-}
+use hookrun_tests::lab::{Need, Ran, Scene, Script, Sshd, require};
 
 /// A scene whose policy is `speed-factor` with this configuration.
 fn scene(policy: &str) -> Scene {
@@ -47,7 +38,7 @@ fn forty_builds_over_four_machines_balanced() {
 }
 
 fn forty(policy: &str) {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let scene = scene(policy);
@@ -137,7 +128,7 @@ fn announced(ran: &Ran) -> usize {
 
 #[test]
 fn short_builds_stay_on_a_fast_local_machine_while_it_has_a_slot() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let scene = machine(scene("local-speed-factor = 8.0"), "slow", "4 1");

@@ -4,7 +4,7 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Command;
 
-use hookrun_tests::lab::{BUILD_GROUP, Ran, Scene, Script, is_root};
+use hookrun_tests::lab::{BUILD_GROUP, Need, Ran, Scene, Script, require};
 use mail_parser::MessageParser;
 
 const CONFIG: &str = r#"
@@ -51,8 +51,7 @@ fn only_mail(scene: &Scene) -> Mail {
 
 #[test]
 fn through_a_daemon_the_hook_is_a_build_user_and_a_mail_arrives() {
-    if !is_root() {
-        eprintln!("skipped: build users need root");
+    if !require(Need::Root) {
         return;
     }
     let scene = Scene::new().config(CONFIG).derivation("tree", changing_tree()).through_daemon();
@@ -89,8 +88,7 @@ fn through_a_daemon_the_hook_is_a_build_user_and_a_mail_arrives() {
 
 #[test]
 fn the_verdict_is_the_same_with_and_without_hookrun() {
-    if !is_root() {
-        eprintln!("skipped: Nix runs a diff-hook as root only");
+    if !require(Need::Root) {
         return;
     }
     let with = Scene::new().config(CONFIG).derivation("tree", changing_tree());

@@ -5,14 +5,13 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use hookrun::builders::record::{BuildRow, Outcome, Record, Selection};
-use hookrun_tests::lab::{Ran, Scene, Script, is_root};
+use hookrun_tests::lab::{Need, Ran, Scene, Script, require};
 
 /// Two machines with many slots. Each has one GPU, which builds that require `benchmark` take;
 /// there is one licence for both, which builds that require `big-parallel` take. (What a machine
 /// may do is in its own Nix, and there these two are known by default.)
 fn scene() -> Option<Scene> {
-    if !is_root() {
-        eprintln!("skipped: needs root");
+    if !require(Need::Root) {
         return None;
     }
     let scene = Scene::new().nix_conf("post-build-hook", "").config(

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hookrun_tests::guests;
 use hookrun_tests::lab::s3::{ACCESS_KEY_ID, S3Server, SECRET_ACCESS_KEY};
-use hookrun_tests::lab::{Scene, Script, hookrun_program, is_root};
+use hookrun_tests::lab::{Need, Scene, Script, hookrun_program, require};
 
 fn component(name: &str) -> String {
     guests::guest(name).unwrap().display().to_string()
@@ -136,8 +136,7 @@ fn a_mail_program_is_started_by_the_worker() {
 
 #[test]
 fn secrets_stay_roots_and_uploads_work_as_another_user() {
-    if !is_root() {
-        eprintln!("skipped: only root has another user");
+    if !require(Need::Root) {
         return;
     }
     let scene = Scene::new().signing_key("lab-1").derivation("alpha", Script::text("hello"));
@@ -168,8 +167,7 @@ fn secrets_stay_roots_and_uploads_work_as_another_user() {
 
 #[test]
 fn a_user_that_is_not_there_keeps_the_task_and_names_the_command() {
-    if !is_root() {
-        eprintln!("skipped: only root has another user");
+    if !require(Need::Root) {
         return;
     }
     let config = |user: &str| {
@@ -196,8 +194,7 @@ fn a_user_that_is_not_there_keeps_the_task_and_names_the_command() {
 
 #[test]
 fn a_policy_chooses_in_a_process_of_its_own() {
-    if !is_root() {
-        eprintln!("skipped: machines need root");
+    if !require(Need::Root) {
         return;
     }
     // As offered: the slow one stands first. Nix's own rule would take the other.

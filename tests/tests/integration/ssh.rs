@@ -4,17 +4,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hookrun_tests::lab::{Ran, Scene, Script, Sshd, is_root};
+use hookrun_tests::lab::{Need, Ran, Scene, Script, Sshd, require};
 use rustix::process::{Pid, Signal, kill_process};
-
-/// Tests with a server and stores as machines need root and mount namespaces.
-fn skipped() -> bool {
-    let skip = !is_root();
-    if skip {
-        eprintln!("skipped: needs root");
-    }
-    skip
-}
 
 /// A scene with one machine behind sshd, with these lines of `[builders]`, `sshd_config` and
 /// `NIX_SSHOPTS`.
@@ -66,7 +57,7 @@ fn sockets(scene: &Scene) -> Vec<PathBuf> {
 
 #[test]
 fn builds_share_a_connection_that_holds_nothing_of_theirs() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let (scene, server) = scene("", "", "", 3);
@@ -92,7 +83,7 @@ fn builds_share_a_connection_that_holds_nothing_of_theirs() {
 
 #[test]
 fn sharing_can_be_switched_off() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let (scene, server) = scene("share-connections = false", "", "", 3);
@@ -104,7 +95,7 @@ fn sharing_can_be_switched_off() {
 
 #[test]
 fn connections_and_masters_that_hang_or_die_cost_no_build() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let (scene, server) = scene("", "", "", 2);
@@ -138,7 +129,7 @@ fn connections_and_masters_that_hang_or_die_cost_no_build() {
 
 #[test]
 fn more_builds_than_sessions_take_further_connections() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let (scene, server) = scene("", "MaxSessions 2", "", 6);
@@ -150,7 +141,7 @@ fn more_builds_than_sessions_take_further_connections() {
 
 #[test]
 fn a_connection_dies_in_the_middle_of_a_build() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let (scene, server) = scene("", "", "", 1);
@@ -174,7 +165,7 @@ fn a_connection_dies_in_the_middle_of_a_build() {
 
 #[test]
 fn a_users_own_sharing_goes_on() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let own = "-oControlMaster=auto -oControlPath=@scene@/own-%C -oControlPersist=30";
@@ -192,7 +183,7 @@ fn a_users_own_sharing_goes_on() {
 
 #[test]
 fn a_machine_that_refuses_the_key_is_told_once() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let (scene, server) = scene("", "", "", 1);
@@ -211,7 +202,7 @@ fn a_machine_that_refuses_the_key_is_told_once() {
 
 #[test]
 fn a_killed_command_leaves_no_session_behind() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     let (scene, server) = scene("", "", "", 1);
@@ -251,7 +242,7 @@ fn no_sshd(words: &'static [u8]) -> u16 {
 
 #[test]
 fn servers_that_say_nothing_or_nonsense_cost_one_attempt() {
-    if skipped() {
+    if !require(Need::Root) {
         return;
     }
     for words in [
