@@ -30,6 +30,9 @@ pub enum ErrorKind {
     Invalid,
     /// A retry may help.
     Transient,
+    /// The operator has to mend something, such as credentials. Return it as any other failure: the
+    /// host keeps the task and runs it again once something has been mended.
+    Refused,
     /// A retry cannot help; also every kind that this release does not know.
     Permanent,
 }
@@ -73,6 +76,7 @@ impl From<types::Error> for Error {
             "not-found" => ErrorKind::NotFound,
             "invalid" => ErrorKind::Invalid,
             "transient" => ErrorKind::Transient,
+            "refused" => ErrorKind::Refused,
             _ => ErrorKind::Permanent,
         };
         Self {

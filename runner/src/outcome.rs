@@ -39,8 +39,9 @@ pub enum Outcome {
         /// Names limit, use, key and the line to write.
         message: String,
     },
-    /// The run could not begin: the plugin does not load, or its grants or configuration are wrong.
-    /// Permanent until the configuration or the plugin changes.
+    /// The operator has to mend something: the plugin does not load, its grants or its configuration
+    /// are wrong, or a service refuses credentials. The task is kept, the attempt is not counted, and
+    /// it runs again when configuration, plugin or secrets change, and every few minutes.
     Refused {
         /// Ends in the fix.
         message: String,
@@ -120,15 +121,22 @@ pub struct RunReport {
     pub usage: Usage,
     /// What it logged.
     pub log: Vec<LogLine>,
+    /// Did it do something that lasts, such as storing an object? If it failed all the same, the
+    /// attempt is not counted: the next one has less to do.
+    #[serde(default)]
+    pub progress: bool,
 }
 
 impl RunReport {
     /// A run that could not begin.
     pub fn refused(message: impl Into<String>) -> Self {
-        Self {
-            outcome: Outcome::Refused { message: message.into() },
-            usage: Usage::default(),
-            log: Vec::new(),
-        }
+        Outcome::Refused { message: message.into() }.into()
+    }
+}
+
+/// A run that used and logged nothing.
+impl From<Outcome> for RunReport {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, usage: Usage::default(), log: Vec::new(), progress: false }
     }
 }

@@ -17,6 +17,10 @@ pub enum ErrorKind {
     Invalid,
     /// A retry may help.
     Transient,
+    /// A retry helps once somebody has mended something that the operator of this machine has to
+    /// mend: credentials, certificates, the clock, a permission at the service. The task is kept and
+    /// runs again when configuration or secrets change, and every few minutes.
+    Refused,
     /// A retry cannot help.
     Permanent,
 }
@@ -30,6 +34,7 @@ impl ErrorKind {
             Self::NotFound => "not-found",
             Self::Invalid => "invalid",
             Self::Transient => "transient",
+            Self::Refused => "refused",
             Self::Permanent => "permanent",
         }
     }
@@ -77,6 +82,11 @@ impl CapabilityError {
     /// A retry may help.
     pub fn transient(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Transient, message)
+    }
+
+    /// The operator has to mend something: see [`ErrorKind::Refused`].
+    pub fn refused(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Refused, message)
     }
 
     /// A retry cannot help.

@@ -85,7 +85,7 @@ impl Follower {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::{Outcome, RunReport, Usage};
+    use crate::outcome::{Outcome, RunReport};
     use crate::queue::journal::{Attempt, Ended, Incoming, Task};
     use crate::queue::retry::Next;
     use crate::queue::tests::post_build;
@@ -105,7 +105,7 @@ mod tests {
         } else {
             Outcome::Failed { message: "no".to_owned(), transient: false, retry_after_ms: None }
         };
-        let report = RunReport { outcome, usage: Usage::default(), log: Vec::new() };
+        let report = RunReport::from(outcome);
         let attempt = Attempt { event: &event.id, plugin: "cache", number, start_ms: 2, end_ms: 3 };
         let ended =
             Ended { attempt, report: &report, next: if done { Next::Done } else { Next::Dead } };

@@ -86,7 +86,7 @@ use super::limits::{Allocations, CallName, LimitReached};
 use super::output::GuestOutput;
 use super::run_clock::RunClock;
 use crate::capability::state::Transaction;
-use crate::capability::{CapabilityError, RunLog, Services};
+use crate::capability::{CapabilityError, ErrorKind, RunLog, Services};
 use crate::config::{Limit, Plugin};
 use crate::outcome::Usage;
 
@@ -113,6 +113,9 @@ pub struct RunState {
     /// What the guest's clock said when the run began.
     begun: Duration,
     reached: Option<LimitReached>,
+    /// What the operator has to mend, as the first host call that was refused for it said.
+    refused: Option<String>,
+    progress: bool,
 }
 
 /// Handles of WASI for each of [`Limit::Handles`]: a pollable is two, and a runtime's standard
@@ -155,6 +158,8 @@ impl RunState {
             wasi_calls: 0,
             host_bytes: 0,
             reached: None,
+            refused: None,
+            progress: false,
         }
     }
 
@@ -267,6 +272,13 @@ impl RunState {
             return Err(self.stop_in(call, deadline.limit, None));
         };
         drop(streaming);
+        match &result {
+            Ok(_) => self.progress |= call.lasting,
+            Err(error) if error.kind == ErrorKind::Refused => {
+                self.refused.get_or_insert_with(|| error.message.clone());
+            }
+            Err(_) => {}
+        }
         let (received, error) = match &result {
             Ok(value) => (value.crossing(), None),
             Err(error) => (error.message.len() as u64, Some(error.kind.as_str())),
@@ -308,6 +320,16 @@ impl RunState {
     /// The limit that ended the run, if one did.
     pub fn reached(&self) -> Option<LimitReached> {
         self.reached.or(self.allocations.reached())
+    }
+
+    /// What the operator has to mend, if a host call was refused for it.
+    pub fn refused(&self) -> Option<&str> {
+        self.refused.as_deref()
+    }
+
+    /// Has a call succeeded whose effect outlives the run?
+    pub fn made_progress(&self) -> bool {
+        self.progress
     }
 
     /// What was used so far.

@@ -211,10 +211,15 @@ impl LinkedPlugin {
             Ok(Err(error)) => (None, self.stopped(store.data(), &error)),
             Err(limit) => (None, self.limit_outcome(LimitReached::by_guest(limit, None))),
         };
+        let outcome = match store.data().refused() {
+            Some(reason) => refused_instead(outcome, reason),
+            None => outcome,
+        };
+        let progress = store.data().made_progress();
         let usage =
             Usage { wall: begun.elapsed(), start: self.load_time + start, ..store.data().usage() };
         let fix = Limit::LogBytes.reached(self.name(), limits.get(Limit::LogBytes), None);
-        let report = RunReport { outcome, usage, log: log.finish(&fix) };
+        let report = RunReport { outcome, usage, log: log.finish(&fix), progress };
         tracing::debug!(plugin = self.name(), class = report.outcome.class(), wall = ?report.usage.wall, "run ended");
         (answer, report)
     }
@@ -322,6 +327,22 @@ impl LinkedPlugin {
     }
 }
 
+/// The outcome of a run in which a host call was refused until the operator mends something, for
+/// `reason`. Whatever the guest made of it, a failure is not the event's: the task is kept. A limit
+/// stays one, because the guest went on after the refusal.
+fn refused_instead(outcome: Outcome, reason: &str) -> Outcome {
+    match outcome {
+        Outcome::Failed { message, .. } if message.contains(reason) => Outcome::Refused { message },
+        Outcome::Failed { message, .. } if message.is_empty() => {
+            Outcome::Refused { message: reason.to_owned() }
+        }
+        Outcome::Failed { message, .. } | Outcome::Trapped { message } => {
+            Outcome::Refused { message: format!("{reason}; then: {message}") }
+        }
+        other => other,
+    }
+}
+
 /// ` (in f, called by g, ...)`
 fn frames(backtrace: &WasmBacktrace) -> String {
     let names: Vec<String> = backtrace
@@ -335,4 +356,33 @@ fn frames(backtrace: &WasmBacktrace) -> String {
         })
         .collect();
     if names.is_empty() { String::new() } else { format!(" (in {})", names.join(", called by ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_after_a_refused_host_call_is_refused_however_the_guest_reports_it() {
+        let reason = "the store refuses the credentials (403); renew them";
+        let failed = |message: &str, transient| Outcome::Failed {
+            message: message.to_owned(),
+            transient,
+            retry_after_ms: None,
+        };
+        let refused = |outcome| refused_instead(outcome, reason);
+        let as_told = format!("cannot upload a: {reason}");
+        assert_eq!(refused(failed(&as_told, false)), Outcome::Refused { message: as_told });
+        assert_eq!(refused(failed("", true)), Outcome::Refused { message: reason.to_owned() });
+        assert_eq!(
+            refused(failed("no upload", false)),
+            Outcome::Refused { message: format!("{reason}; then: no upload") }
+        );
+        let trapped = Outcome::Trapped { message: "unreachable".to_owned() };
+        assert_eq!(refused(trapped).class(), "refused");
+        let done = Outcome::Done { message: "stored elsewhere".to_owned(), details: Vec::new() };
+        assert_eq!(refused(done.clone()), done);
+        let limit = Outcome::LimitReached { limit: "mails".to_owned(), message: String::new() };
+        assert_eq!(refused(limit.clone()), limit);
+    }
 }

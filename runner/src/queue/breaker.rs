@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::retry;
 use crate::config::Retry;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, RunReport};
 
 /// Failures in a row that open a breaker: as many as can be in flight when a service goes down, and
 /// one more.
@@ -46,6 +46,32 @@ pub enum Admission {
         /// Milliseconds since 1970.
         until_ms: u64,
     },
+}
+
+/// What an ended attempt says about the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sign {
+    /// It answers.
+    Life,
+    /// It seems to be down.
+    Trouble,
+    /// Nothing: the attempt ended for another reason, or was given back.
+    Nothing,
+}
+
+impl Sign {
+    /// What this attempt says. One that stored something and failed then has met a service that
+    /// works, if not for long.
+    pub fn of(report: &RunReport) -> Self {
+        match &report.outcome {
+            Outcome::Done { .. } | Outcome::Failed { transient: false, .. } => Self::Life,
+            Outcome::Failed { transient: true, .. } if report.progress => Self::Life,
+            Outcome::Failed { transient: true, .. } => Self::Trouble,
+            Outcome::Trapped { .. } | Outcome::LimitReached { .. } | Outcome::Refused { .. } => {
+                Self::Nothing
+            }
+        }
+    }
 }
 
 /// What an ended attempt did to the breaker.
@@ -97,22 +123,21 @@ impl Breaker {
         self.open.is_some()
     }
 
-    /// An attempt ended with `outcome`, or with none: it was given back. `random` is as for
-    /// [`retry::delay`].
+    /// An attempt ended. `random` is as for [`retry::delay`].
     pub fn ended(
         &mut self,
-        outcome: Option<&Outcome>,
+        sign: Sign,
         was_try: bool,
         now_ms: u64,
         retry: &Retry,
         random: f64,
     ) -> Change {
-        match outcome {
-            Some(Outcome::Done { .. } | Outcome::Failed { transient: false, .. }) => {
+        match sign {
+            Sign::Life => {
                 self.failures = 0;
                 if self.open.take().is_some() { Change::Closed } else { Change::None }
             }
-            Some(Outcome::Failed { transient: true, .. }) => {
+            Sign::Trouble => {
                 self.failures = self.failures.saturating_add(1);
                 let trips = match self.open {
                     Some(open) if was_try => open.trips.saturating_add(1),
@@ -128,10 +153,7 @@ impl Breaker {
                 self.open = Some(OpenSince { since_ms, until_ms, trips, trying: false });
                 Change::Open { since_ms, until_ms, trips }
             }
-            Some(
-                Outcome::Trapped { .. } | Outcome::LimitReached { .. } | Outcome::Refused { .. },
-            )
-            | None => {
+            Sign::Nothing => {
                 // The next task is a try as good as this one.
                 if let Some(open) = self.open.as_mut().filter(|_| was_try) {
                     open.trying = false;
@@ -156,14 +178,6 @@ mod tests {
 
     use super::*;
 
-    fn failed() -> Outcome {
-        Outcome::Failed { message: String::new(), transient: true, retry_after_ms: None }
-    }
-
-    fn done() -> Outcome {
-        Outcome::Done { message: String::new(), details: vec![] }
-    }
-
     fn retry() -> Retry {
         Retry::default()
     }
@@ -172,13 +186,13 @@ mod tests {
     fn opens_tries_and_closes() {
         let mut breaker = Breaker::default();
         for _ in 1..THRESHOLD {
-            assert_eq!(breaker.ended(Some(&failed()), false, 1000, &retry(), 1.0), Change::None);
+            assert_eq!(breaker.ended(Sign::Trouble, false, 1000, &retry(), 1.0), Change::None);
         }
         assert_eq!(breaker.admits(1000), Admission::All);
-        let opened = breaker.ended(Some(&failed()), false, 1000, &retry(), 1.0);
+        let opened = breaker.ended(Sign::Trouble, false, 1000, &retry(), 1.0);
         assert_eq!(opened, Change::Open { since_ms: 1000, until_ms: 17_000, trips: 0 });
         assert_eq!(
-            breaker.ended(Some(&failed()), false, 1001, &retry(), 1.0),
+            breaker.ended(Sign::Trouble, false, 1001, &retry(), 1.0),
             Change::None,
             "in flight when it opened"
         );
@@ -190,44 +204,58 @@ mod tests {
             Admission::Nothing { until_ms: 17_000 },
             "one at a time"
         );
-        let tripped = breaker.ended(Some(&failed()), true, 20_000, &retry(), 1.0);
+        let tripped = breaker.ended(Sign::Trouble, true, 20_000, &retry(), 1.0);
         assert_eq!(tripped, Change::Open { since_ms: 1000, until_ms: 52_000, trips: 1 });
         assert!(breaker.began());
-        assert_eq!(breaker.ended(None, true, 52_000, &retry(), 1.0), Change::None);
+        assert_eq!(breaker.ended(Sign::Nothing, true, 52_000, &retry(), 1.0), Change::None);
         assert_eq!(breaker.admits(52_000), Admission::One, "a try that told nothing is made again");
-        assert_eq!(breaker.ended(Some(&done()), true, 53_000, &retry(), 1.0), Change::Closed);
+        assert_eq!(breaker.ended(Sign::Life, true, 53_000, &retry(), 1.0), Change::Closed);
         assert_eq!(breaker, Breaker::default());
+    }
+
+    #[test]
+    fn what_an_attempt_says_about_the_service() {
+        let sign =
+            |outcome: Outcome, progress: bool| Sign::of(&RunReport { progress, ..outcome.into() });
+        let message = String::new;
+        let failed =
+            |transient| Outcome::Failed { message: message(), transient, retry_after_ms: None };
+        assert_eq!(sign(Outcome::Done { message: message(), details: vec![] }, false), Sign::Life);
+        assert_eq!(sign(failed(false), false), Sign::Life);
+        assert_eq!(sign(failed(true), false), Sign::Trouble);
+        assert_eq!(sign(failed(true), true), Sign::Life, "it has stored something");
+        assert_eq!(sign(Outcome::Trapped { message: message() }, true), Sign::Nothing);
+        assert_eq!(sign(Outcome::Refused { message: message() }, false), Sign::Nothing);
     }
 
     #[test]
     fn a_success_between_keeps_it_closed() {
         let mut breaker = Breaker::default();
         for _ in 0..20 {
-            assert_eq!(breaker.ended(Some(&failed()), false, 1, &retry(), 1.0), Change::None);
-            assert_eq!(breaker.ended(Some(&done()), false, 1, &retry(), 1.0), Change::None);
+            assert_eq!(breaker.ended(Sign::Trouble, false, 1, &retry(), 1.0), Change::None);
+            assert_eq!(breaker.ended(Sign::Life, false, 1, &retry(), 1.0), Change::None);
         }
     }
 
     proptest! {
         #[test]
-        fn an_open_breaker_always_tries_again(outcomes in proptest::collection::vec((0..4_u8, any::<bool>(), 0.0..1.0), 0..60)) {
+        fn an_open_breaker_always_tries_again(outcomes in proptest::collection::vec((0..3_u8, any::<bool>(), 0.0..1.0), 0..60)) {
             let (mut breaker, mut now) = (Breaker::default(), 0);
             for (kind, was_try, random) in outcomes {
                 if breaker.admits(now) == Admission::One {
                     breaker.began();
                 }
-                let outcome = match kind {
-                    0 => Some(done()),
-                    1 => Some(failed()),
-                    2 => Some(Outcome::Trapped { message: String::new() }),
-                    _ => None,
+                let sign = match kind {
+                    0 => Sign::Life,
+                    1 => Sign::Trouble,
+                    _ => Sign::Nothing,
                 };
-                breaker.ended(outcome.as_ref(), was_try, now, &retry(), random);
+                breaker.ended(sign, was_try, now, &retry(), random);
                 now += 1000;
             }
             // Whatever was before: once no try is in flight, the next comes within the longest
             // delay.
-            breaker.ended(None, true, now, &retry(), 1.0);
+            breaker.ended(Sign::Nothing, true, now, &retry(), 1.0);
             let stuck = matches!(breaker.admits(now + 900_000), Admission::Nothing { .. });
             prop_assert!(!stuck);
         }

@@ -13,6 +13,10 @@ pub const ATTEMPTS_OF_DEFECTS: u32 = 3;
 /// long as a task of it is open.
 pub const LONGEST_WAIT: Duration = Duration::from_hours(7 * 24);
 
+/// A refused task is tried again after this time even if nothing has changed that hookrun can see:
+/// credentials may have been mended at the service. Shorter if the plugin's `max-delay` is.
+pub const REFUSED_DELAY: Duration = Duration::from_mins(5);
+
 /// What becomes of a task after an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
@@ -20,20 +24,33 @@ pub enum Next {
     Done,
     /// It failed for good: a dead letter.
     Dead,
-    /// It could not begin. No attempts are spent on waiting: the next worker tries it again, with
-    /// the configuration it finds then.
-    Refused,
+    /// Somebody has to mend something. No attempts are spent on waiting: it is tried again when
+    /// configuration or secrets change, and every few minutes.
+    Refused {
+        /// Not before this time has passed, if nothing changes.
+        after: Duration,
+    },
     /// It is tried again.
     Retry {
         /// Not before this time has passed.
         after: Duration,
     },
-    /// It is tried again, and this attempt is not counted: the service that the plugin needs is
-    /// down for all its tasks ([`super::breaker`]).
+    /// It is tried again, and this attempt is not counted.
     Again {
         /// Not before this time has passed.
         after: Duration,
+        /// Why it is not counted.
+        why: Uncounted,
     },
+}
+
+/// Why an attempt is not counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Uncounted {
+    /// The service that the plugin needs is down for all its tasks ([`super::breaker`]).
+    Outage,
+    /// The attempt did a part of the work.
+    Progress,
 }
 
 /// How a task stands when an attempt of it has ended.
@@ -45,16 +62,18 @@ pub struct Standing {
     pub age: Duration,
     /// Is the plugin's breaker open?
     pub outage: bool,
+    /// Did the attempt do something that lasts?
+    pub progress: bool,
 }
 
 /// What comes after an attempt that ended with `outcome`. `random`, from 0 to 1, spreads tasks that
 /// failed together: see [`delay`]. It is never shorter than what the plugin asked for, up to
 /// [`LONGEST_WAIT`].
 pub fn next(outcome: &Outcome, standing: Standing, retry: &Retry, random: f64) -> Next {
-    let Standing { attempts, age, outage } = standing;
+    let Standing { attempts, age, outage, progress } = standing;
     let (allowed, asked) = match outcome {
         Outcome::Done { .. } => return Next::Done,
-        Outcome::Refused { .. } => return Next::Refused,
+        Outcome::Refused { .. } => return Next::Refused { after: refused_delay(retry) },
         Outcome::Failed { transient: false, .. } => return Next::Dead,
         Outcome::Failed { transient: true, retry_after_ms, .. } => {
             (retry.attempts, Duration::from_millis(retry_after_ms.unwrap_or(0)).min(LONGEST_WAIT))
@@ -63,17 +82,28 @@ pub fn next(outcome: &Outcome, standing: Standing, retry: &Retry, random: f64) -
             (retry.attempts.min(ATTEMPTS_OF_DEFECTS), Duration::ZERO)
         }
     };
-    let after = delay(retry, attempts, random).max(asked);
+    // Not counted: what an attempt has stored, the next one does not store again. A trap is counted
+    // all the same: it comes again where it came.
+    let progress = progress && !matches!(outcome, Outcome::Trapped { .. });
+    // After progress the failures in a row begin anew.
+    let after = delay(retry, if progress { 1 } else { attempts }, random).max(asked);
     let transient = matches!(outcome, Outcome::Failed { .. });
-    if transient && age >= retry.give_up_after {
+    if (transient || progress) && age >= retry.give_up_after {
         Next::Dead
     } else if transient && outage {
-        Next::Again { after }
+        Next::Again { after, why: Uncounted::Outage }
+    } else if progress {
+        Next::Again { after, why: Uncounted::Progress }
     } else if attempts >= allowed {
         Next::Dead
     } else {
         Next::Retry { after }
     }
+}
+
+/// The wait until a refused task is tried again if nothing changes.
+pub fn refused_delay(retry: &Retry) -> Duration {
+    retry.max_delay.min(REFUSED_DELAY)
 }
 
 /// The wait after `failures` failures in a row: between half and all of a delay that doubles with
@@ -100,7 +130,7 @@ mod tests {
     fn next(outcome: &Outcome, attempts: u32, retry: &Retry, random: f64) -> Next {
         super::next(
             outcome,
-            Standing { attempts, age: Duration::ZERO, outage: false },
+            Standing { attempts, age: Duration::ZERO, outage: false, progress: false },
             retry,
             random,
         )
@@ -141,7 +171,10 @@ mod tests {
         let permanent =
             Outcome::Failed { message: message(), transient: false, retry_after_ms: Some(1) };
         assert_eq!(next(&permanent, 1, &retry, 1.0), Next::Dead);
-        assert_eq!(next(&Outcome::Refused { message: message() }, 99, &retry, 1.0), Next::Refused);
+        assert_eq!(
+            next(&Outcome::Refused { message: message() }, 99, &retry, 1.0),
+            Next::Refused { after: Duration::from_secs(5) }
+        );
         assert_eq!(
             next(&Outcome::Done { message: message(), details: vec![] }, 99, &retry, 1.0),
             Next::Done
@@ -152,18 +185,43 @@ mod tests {
     fn in_an_outage_attempts_are_free_and_time_is_not() {
         let retry = Retry::default();
         let at = |attempts, age, outcome: &Outcome| {
-            super::next(outcome, Standing { attempts, age, outage: true }, &retry, 1.0)
+            let standing = Standing { attempts, age, outage: true, progress: false };
+            super::next(outcome, standing, &retry, 1.0)
         };
         let second = Duration::from_secs(1);
         assert_eq!(
             at(99, Duration::ZERO, &transient(None)),
-            Next::Again { after: retry.max_delay }
+            Next::Again { after: retry.max_delay, why: Uncounted::Outage }
         );
-        assert_eq!(at(1, Duration::ZERO, &transient(None)), Next::Again { after: second });
+        assert_eq!(
+            at(1, Duration::ZERO, &transient(None)),
+            Next::Again { after: second, why: Uncounted::Outage }
+        );
         assert_eq!(at(1, retry.give_up_after, &transient(None)), Next::Dead);
         let trap = Outcome::Trapped { message: String::new() };
         assert_eq!(at(3, Duration::ZERO, &trap), Next::Dead, "a trap is the plugin's own");
         assert_eq!(at(1, retry.give_up_after, &trap), Next::Retry { after: second });
+    }
+
+    #[test]
+    fn progress_is_not_counted_and_is_not_endless() {
+        let retry = Retry::default();
+        let at = |age, outcome: &Outcome| {
+            let standing =
+                Standing { attempts: retry.attempts, age, outage: false, progress: true };
+            super::next(outcome, standing, &retry, 1.0)
+        };
+        let message = String::new;
+        let limit = Outcome::LimitReached { limit: "wall-time".into(), message: message() };
+        let again = Next::Again { after: retry.min_delay, why: Uncounted::Progress };
+        for outcome in [&limit, &transient(None)] {
+            assert_eq!(at(Duration::ZERO, outcome), again);
+            assert_eq!(at(retry.give_up_after, outcome), Next::Dead);
+        }
+        assert_eq!(at(Duration::ZERO, &Outcome::Trapped { message: message() }), Next::Dead);
+        let permanent =
+            Outcome::Failed { message: message(), transient: false, retry_after_ms: None };
+        assert_eq!(at(Duration::ZERO, &permanent), Next::Dead, "the plugin says so");
     }
 
     proptest! {

@@ -36,7 +36,7 @@ use super::spool::Reader;
 use super::trust::Trust;
 use crate::config;
 use crate::dirs::Dirs;
-use crate::outcome::{Outcome, RunReport, Usage};
+use crate::outcome::{Outcome, RunReport};
 
 pub use clock::{Clock, SystemClock};
 pub use executor::{Executor, Refreshed};
@@ -83,6 +83,8 @@ struct Worker<'a> {
     /// Tasks read ahead, by plugin.
     ready: BTreeMap<String, VecDeque<Task>>,
     breakers: BTreeMap<String, Breaker>,
+    /// Events of refused tasks that run as a try for all refused ones of their plugin, by plugin.
+    tries: BTreeMap<String, String>,
     /// The latest time that was seen.
     latest_ms: u64,
     upkeep_ms: u64,
@@ -123,7 +125,7 @@ impl<'a> Worker<'a> {
                 "{interrupted} attempts of the worker before did not end; they are made again"
             )));
         }
-        journal.readmit()?;
+        journal.readmit(None)?;
         journal.clock_was_set(now, upkeep::CLOCK_SLACK_MS)?;
         let breakers = journal
             .breakers()?
@@ -157,6 +159,7 @@ impl<'a> Worker<'a> {
             due: BTreeSet::new(),
             ready: BTreeMap::new(),
             breakers,
+            tries: BTreeMap::new(),
             latest_ms: now,
             // Due when what is in the spool now is taken.
             upkeep_ms: now.saturating_sub(millis(upkeep::INTERVAL)),
@@ -271,6 +274,7 @@ impl<'a> Worker<'a> {
         self.unwatched(unwatched);
         self.reader.look_again();
         self.forget_closed_breakers()?;
+        self.try_refused(now)?;
         self.due = self.journal.due_plugins(now)?.into_iter().collect();
         if now.saturating_sub(self.refresh_ms) >= millis(SAFETY_POLL) {
             // What nobody reported.
@@ -318,7 +322,8 @@ impl<'a> Worker<'a> {
         if changed {
             self.settings = self.executor.settings();
             self.watch.follow(&self.executor.files());
-            let again = self.journal.readmit()?;
+            let again = self.journal.readmit(None)?;
+            self.tries.clear();
             self.warn(&format!(
                 "configuration or plugins have changed and are taken up; {again} refused tasks may run again"
             ));
@@ -343,7 +348,8 @@ impl<'a> Worker<'a> {
                 Mode::Drain => !can_run,
                 Mode::Daemon => false,
                 Mode::Spawned { idle_exit } => {
-                    let idle = open.due == 0 && open.waiting == 0;
+                    // A refused one is tried now and then.
+                    let idle = open.due == 0 && open.waiting == 0 && open.refused == 0;
                     let since = idle.then(|| *self.idle_since.get_or_insert(now));
                     self.idle_since = since;
                     let idle_for =
@@ -410,7 +416,7 @@ fn defect() -> RunReport {
     let message =
         "hookrun failed inside while it ran the plugin; please report this with the worker's log"
             .to_owned();
-    RunReport { outcome: Outcome::Trapped { message }, usage: Usage::default(), log: Vec::new() }
+    Outcome::Trapped { message }.into()
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use super::protocol::{COMMAND, Order, Setup, Word};
 use crate::capability::Services;
 use crate::config::Config;
 use crate::event::Event;
-use crate::outcome::{Outcome, RunReport, Usage};
+use crate::outcome::{Outcome, RunReport};
 
 /// Why there is no runner.
 pub(super) enum NoRunner {
@@ -190,5 +190,5 @@ pub(super) fn died(how: &str) -> RunReport {
          [plugins.NAME.limits] or look into the kernel's log"
     );
     let outcome = Outcome::Failed { message, transient: true, retry_after_ms: None };
-    RunReport { outcome, usage: Usage::default(), log: Vec::new() }
+    outcome.into()
 }

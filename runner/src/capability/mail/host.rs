@@ -19,7 +19,8 @@ impl Host for RunState {
         let name = transport.clone();
         let call = HostCall::new(Need::Mail(&transport), "send", sent)
             .items(recipients.len())
-            .items(message.headers.len());
+            .items(message.headers.len())
+            .lasting();
         let size = message.crossing();
         self.call(call, |mut inside| {
             Box::pin(async move {

@@ -53,7 +53,7 @@ impl Host for RunState {
     ) -> Result<Result<(), Error>> {
         let name = store.clone();
         let sent = store.crossing() + key.crossing() + content_type.crossing() + body.crossing();
-        let call = HostCall::new(Need::ObjectStore(&name), "put", sent);
+        let call = HostCall::new(Need::ObjectStore(&name), "put", sent).lasting();
         self.call(call, |inside| {
             Box::pin(async move {
                 inside.services().object_stores().put(&store, &key, &content_type, body).await
@@ -72,7 +72,7 @@ impl Host for RunState {
     ) -> Result<Result<StoredNar, Error>> {
         let name = store.clone();
         let sent = store.crossing() + key.crossing() + compression.crossing();
-        let call = HostCall::new(Need::ObjectStore(&name), "put-nar", sent).streaming();
+        let call = HostCall::new(Need::ObjectStore(&name), "put-nar", sent).streaming().lasting();
         self.call(call, |inside| {
             Box::pin(async move {
                 let compression =

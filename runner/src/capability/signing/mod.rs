@@ -69,7 +69,7 @@ impl SigningKeys {
     /// The signature of a path's fingerprint by the key `name`, `name:base64`.
     ///
     /// # Errors
-    /// `permanent` if the key cannot be used or the database's words are odd.
+    /// `refused` if the key cannot be used, `permanent` if the database's words are odd.
     pub fn sign(
         &self,
         name: &str,
@@ -84,7 +84,7 @@ impl SigningKeys {
     /// The public half, `name:base64`.
     ///
     /// # Errors
-    /// `permanent` if the key cannot be used.
+    /// `refused` if the key cannot be used.
     pub fn public_key(&self, name: &str) -> Result<String, CapabilityError> {
         let key = self.key(name)?;
         Ok(format!("{name}:{}", BASE64.encode(key.verifying_key().as_bytes())))
@@ -119,7 +119,7 @@ impl SigningKeys {
     /// file.
     ///
     /// # Errors
-    /// `permanent` if the key cannot be used.
+    /// `refused` if the key cannot be used.
     pub fn hold(&self, name: &str) -> Result<(), CapabilityError> {
         self.key(name)?;
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -131,7 +131,7 @@ impl SigningKeys {
 }
 
 fn wrong(name: &str, file: &Path, what: &str) -> CapabilityError {
-    CapabilityError::permanent(format!("signing key `{name}`: {} {what}", file.display()))
+    CapabilityError::refused(format!("signing key `{name}`: {} {what}", file.display()))
 }
 
 fn unreadable(name: &str, file: &Path, error: &std::io::Error) -> CapabilityError {

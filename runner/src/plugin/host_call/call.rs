@@ -13,12 +13,13 @@ pub struct HostCall<'a> {
     pub(super) sent: u64,
     pub(super) items: usize,
     pub(super) streaming: bool,
+    pub(super) lasting: bool,
 }
 
 impl<'a> HostCall<'a> {
     /// The call of `function` with arguments of `sent` bytes, that needs `need`.
     pub fn new(need: Need<'a>, function: &'static str, sent: u64) -> Self {
-        Self { need, function, sent, items: 0, streaming: false }
+        Self { need, function, sent, items: 0, streaming: false, lasting: false }
     }
 
     /// The longest list among the arguments has so many items.
@@ -32,6 +33,13 @@ impl<'a> HostCall<'a> {
     #[must_use]
     pub fn streaming(self) -> Self {
         Self { streaming: true, ..self }
+    }
+
+    /// What the call does when it succeeds outlives the run, such as an object that is stored: the
+    /// run has made progress, and if it fails later the attempt is not counted.
+    #[must_use]
+    pub fn lasting(self) -> Self {
+        Self { lasting: true, ..self }
     }
 
     pub(super) fn wasi(interface: &'static str, function: &'static str) -> Self {

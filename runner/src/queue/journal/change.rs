@@ -100,7 +100,7 @@ impl Journal {
 mod tests {
     use super::*;
     use crate::dirs::Dirs;
-    use crate::outcome::{Outcome, RunReport, Usage};
+    use crate::outcome::{Outcome, RunReport};
     use crate::queue::journal::{Attempt, Ended, Incoming, Order, Task};
     use crate::queue::retry::Next;
     use crate::queue::tests::post_build;
@@ -120,7 +120,7 @@ mod tests {
         let number = begin(&mut journal, &event, 2);
         let outcome =
             Outcome::Failed { message: "no".to_owned(), transient: false, retry_after_ms: None };
-        let report = RunReport { outcome, usage: Usage::default(), log: Vec::new() };
+        let report = RunReport::from(outcome);
         let attempt = Attempt { event: &event.id, plugin: "cache", number, start_ms: 2, end_ms: 3 };
         let ended = Ended { attempt, report: &report, next: Next::Dead };
         assert_eq!(journal.step(&[ended], &[], 3).unwrap().0, [true], "the event has ended");

@@ -90,16 +90,61 @@ impl Journal {
         })
     }
 
-    /// Tasks that were refused may run again: the configuration, a plugin or a secret has changed.
-    /// Gives how many there were.
+    /// Lets one refused task of each plugin run as a try for all of them, if its plugin's refused
+    /// tasks were to be tried again by now: the one that was tried longest ago. The others wait for
+    /// `delay` more, so that a service that refuses credentials is not asked for every task. Gives
+    /// plugin and event of the tries.
     ///
     /// # Errors
     /// What SQLite says.
-    pub fn readmit(&mut self) -> Result<usize, JournalError> {
+    pub fn try_refused(
+        &mut self,
+        now_ms: u64,
+        delay: impl Fn(&str) -> Duration,
+    ) -> Result<Vec<(String, String)>, JournalError> {
+        let tries: Vec<(String, String)> = self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT plugin, event FROM
+                     (SELECT plugin, event, row_number() OVER (PARTITION BY plugin ORDER BY updated_ms, event) AS place,
+                             min(not_before_ms) OVER (PARTITION BY plugin) AS next
+                      FROM tasks WHERE state = 'refused')
+                 WHERE place = 1 AND next <= ?1",
+            )?;
+            let rows =
+                statement.query_map([sql_time(now_ms)], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect()
+        })?;
+        if tries.is_empty() {
+            return Ok(tries);
+        }
+        self.write(|transaction| {
+            for (plugin, event) in &tries {
+                transaction.execute(
+                    "UPDATE tasks SET state = 'pending', not_before_ms = 0
+                     WHERE event = ?1 AND plugin = ?2 AND state = 'refused'",
+                    params![event, plugin],
+                )?;
+                transaction.execute(
+                    "UPDATE tasks SET not_before_ms = ?2 WHERE plugin = ?1 AND state = 'refused'",
+                    params![plugin, sql_time(later(now_ms, delay(plugin)))],
+                )?;
+            }
+            Ok(())
+        })?;
+        Ok(tries)
+    }
+
+    /// Tasks that were refused may run again, those of one plugin or all: the configuration, a
+    /// plugin or a secret has changed, or a try has succeeded. Gives how many there were.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn readmit(&mut self, plugin: Option<&str>) -> Result<usize, JournalError> {
         self.write(|transaction| {
             transaction.execute(
-                "UPDATE tasks SET state = 'pending', not_before_ms = 0 WHERE state = 'refused'",
-                [],
+                "UPDATE tasks SET state = 'pending', not_before_ms = 0
+                 WHERE state = 'refused' AND (?1 IS NULL OR plugin = ?1)",
+                [plugin],
             )
         })
     }
@@ -133,7 +178,7 @@ impl Journal {
                 .execute("UPDATE breakers SET until_ms = ?1, since_ms = min(since_ms, ?1) WHERE since_ms > ?2", values)?;
             transaction.execute(
                 "UPDATE tasks SET not_before_ms = not_before_ms - updated_ms + ?1, updated_ms = ?1
-                 WHERE state = 'pending' AND not_before_ms > ?1 AND updated_ms > ?2",
+                 WHERE state IN ('pending', 'refused') AND not_before_ms > ?1 AND updated_ms > ?2",
                 values,
             )
         })
@@ -196,14 +241,14 @@ impl Journal {
         })
     }
 
-    /// When the first of the tasks that wait may run.
+    /// When the first of the tasks that wait may run, or a refused one is tried again.
     ///
     /// # Errors
     /// What SQLite says.
     pub fn next_due(&self, now_ms: u64) -> Result<Option<u64>, JournalError> {
         self.read(|connection| {
             let mut statement = connection
-                .prepare_cached("SELECT min(not_before_ms) FROM tasks WHERE state = 'pending' AND not_before_ms > ?1")?;
+                .prepare_cached("SELECT min(not_before_ms) FROM tasks WHERE state IN ('pending', 'refused') AND not_before_ms > ?1")?;
             statement.query_row([sql_time(now_ms)], |row| query::time(row, 0))
         })
     }
@@ -256,6 +301,10 @@ impl Journal {
     }
 }
 
+fn later(now_ms: u64, after: Duration) -> u64 {
+    now_ms.saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX))
+}
+
 fn begin_one(
     transaction: &Transaction<'_>,
     task: &Task,
@@ -276,15 +325,12 @@ fn begin_one(
 fn finish(transaction: &Transaction<'_>, ended: &Ended<'_>) -> rusqlite::Result<bool> {
     let Ended { attempt: Attempt { event, plugin, number, start_ms, end_ms }, report, next } =
         *ended;
-    let later = |after: Duration| {
-        end_ms.saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX))
-    };
     let (state, not_before_ms, uncounted) = match next {
         Next::Done => ("done", 0, 0),
         Next::Dead => ("dead", 0, 0),
-        Next::Refused => ("refused", 0, 1),
-        Next::Retry { after } => ("pending", later(after), 0),
-        Next::Again { after } => ("pending", later(after), 1),
+        Next::Refused { after } => ("refused", later(end_ms, after), 1),
+        Next::Retry { after } => ("pending", later(end_ms, after), 0),
+        Next::Again { after, .. } => ("pending", later(end_ms, after), 1),
     };
     let json = |value: Result<String, serde_json::Error>| {
         value.map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))

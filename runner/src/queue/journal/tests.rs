@@ -4,7 +4,7 @@ use super::*;
 use crate::dirs::Dirs;
 use crate::event::{Event, Origin};
 use crate::outcome::{LogLine, Outcome, RunReport, Usage};
-use crate::queue::retry::Next;
+use crate::queue::retry::{Next, Uncounted};
 use crate::queue::tests::{diff, post_build};
 
 struct Scene {
@@ -56,7 +56,8 @@ impl Scene {
         // Whatever it waited for.
         let number = self.begin(event, plugin, 1_000_000).unwrap();
         let log = vec![LogLine { level: "info".into(), message: "said".into(), fields: vec![] }];
-        let report = RunReport { outcome, usage: Usage { memory: 65536, ..Usage::default() }, log };
+        let report =
+            RunReport { usage: Usage { memory: 65536, ..Usage::default() }, log, ..outcome.into() };
         let attempt = Attempt { event: &event.id, plugin, number, start_ms: 2000, end_ms: 2500 };
         self.journal
             .step(&[Ended { attempt, report: &report, next }], &[], 2500)
@@ -195,12 +196,17 @@ fn a_worker_that_was_killed_costs_one_attempt() {
     scene.begin(&event, "cache", 2000).unwrap();
     scene.begin(&event, "other", 2000).unwrap();
     scene.journal.give_back(&event.id, "other", 2001).unwrap();
-    scene.attempt(&event, "mail", Outcome::Refused { message: "no grant".into() }, Next::Refused);
+    scene.attempt(
+        &event,
+        "mail",
+        Outcome::Refused { message: "no grant".into() },
+        Next::Refused { after: Duration::from_mins(5) },
+    );
     let (mut scene, _) = scene.reopen(|_| ());
     let states =
         |scene: &Scene| scene.states().into_iter().map(|(_, state)| state).collect::<Vec<_>>();
     assert_eq!(states(&scene), ["running", "refused", "pending"]);
-    assert_eq!((scene.journal.resume(5000).unwrap(), scene.journal.readmit().unwrap()), (1, 1));
+    assert_eq!((scene.journal.resume(5000).unwrap(), scene.journal.readmit(None).unwrap()), (1, 1));
     assert_eq!(states(&scene), ["pending", "pending", "pending"]);
     assert_eq!(scene.begin(&event, "cache", 6000), Some(2));
     assert_eq!(scene.begin(&event, "other", 6000), Some(1), "given back, not spent");
@@ -302,7 +308,7 @@ fn dependencies_first() {
     assert_eq!(scene.begin(&lib, "cache", 11_500), Some(2));
     let attempt =
         Attempt { event: &lib.id, plugin: "cache", number: 2, start_ms: 0, end_ms: 12_000 };
-    let report = RunReport { outcome: done(), usage: Usage::default(), log: vec![] };
+    let report = RunReport::from(done());
     scene
         .journal
         .step(&[Ended { attempt, report: &report, next: Next::Done }], &[], 12_000)
@@ -342,8 +348,8 @@ fn uncounted_attempts_and_a_clock_that_was_set_back() {
         start_ms: 2 * hour,
         end_ms: 2 * hour,
     };
-    let report = RunReport { outcome: failed(), usage: Usage::default(), log: vec![] };
-    let next = Next::Again { after: Duration::from_mins(5) };
+    let report = RunReport::from(failed());
+    let next = Next::Again { after: Duration::from_mins(5), why: Uncounted::Outage };
     scene.journal.step(&[Ended { attempt, report: &report, next }], &[], 2 * hour).unwrap();
     assert_eq!(scene.journal.next_due(2 * hour).unwrap(), Some(2 * hour + 300_000));
     assert_eq!(scene.journal.clock_was_set(2 * hour, 5000).unwrap(), 0);
@@ -361,7 +367,12 @@ fn a_breaker_outlives_its_worker_and_a_person_closes_it() {
     let mut scene = Scene::new();
     let event = post_build("a");
     scene.take(&event, &["cache"]);
-    scene.attempt(&event, "cache", failed(), Next::Again { after: Duration::from_mins(10) });
+    scene.attempt(
+        &event,
+        "cache",
+        failed(),
+        Next::Again { after: Duration::from_mins(10), why: Uncounted::Outage },
+    );
     let breaker = OpenBreaker {
         plugin: "cache".into(),
         since_ms: 1,

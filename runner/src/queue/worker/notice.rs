@@ -2,7 +2,7 @@
 
 use crate::event::Event;
 use crate::outcome::RunReport;
-use crate::queue::retry::Next;
+use crate::queue::retry::{Next, Uncounted};
 
 /// Something happened that a log or a progress bar wants to know.
 #[derive(Debug)]
@@ -77,9 +77,18 @@ impl std::fmt::Display for Notice<'_> {
                 match next {
                     Next::Done => Ok(()),
                     Next::Dead => write!(f, "; given up"),
-                    Next::Refused => write!(f, "; tried again by the next worker"),
+                    Next::Refused { .. } => {
+                        write!(f, "; kept, and tried again once that is mended")
+                    }
                     Next::Retry { after } => write!(f, "; again in {:.1} s", after.as_secs_f64()),
-                    Next::Again { .. } => write!(f, "; not counted: what it needs is down"),
+                    Next::Again { why: Uncounted::Outage, .. } => {
+                        write!(f, "; not counted: what it needs is down")
+                    }
+                    Next::Again { after, why: Uncounted::Progress } => write!(
+                        f,
+                        "; not counted: a part is done; again in {:.1} s",
+                        after.as_secs_f64()
+                    ),
                 }
             }
         }

@@ -84,7 +84,7 @@ impl Executor for Outage {
                 self.over.store(true, Ordering::SeqCst);
                 Outcome::Done { message: "done".into(), details: vec![] }
             };
-            RunReport { outcome, usage: Usage::default(), log: vec![] }
+            outcome.into()
         }
         .boxed()
     }

@@ -24,6 +24,8 @@ struct Script {
 
 enum Answer {
     Outcome(Outcome),
+    /// With progress.
+    Progress(Outcome),
     Panic,
     Hang,
 }
@@ -78,14 +80,18 @@ impl Executor for Script {
             let answer =
                 if plugin == "cache" { self.answers.lock().unwrap().pop_front() } else { None };
             tokio::time::sleep(Duration::from_millis(1)).await;
-            let outcome = match answer {
-                None => done(),
-                Some(Answer::Outcome(outcome)) => outcome,
+            let mut report = RunReport::from(done());
+            match answer {
+                None => {}
+                Some(Answer::Outcome(outcome)) => report = outcome.into(),
+                Some(Answer::Progress(outcome)) => {
+                    report = RunReport { progress: true, ..outcome.into() };
+                }
                 Some(Answer::Panic) => panic!("inside"),
                 Some(Answer::Hang) => std::future::pending().await,
-            };
+            }
             self.at_once.fetch_sub(1, Ordering::SeqCst);
-            RunReport { outcome, usage: Usage::default(), log: vec![] }
+            report
         }
         .boxed()
     }
@@ -224,10 +230,41 @@ fn refused_tasks_keep_their_roots_and_run_when_the_next_worker_starts() {
     event.nix.state = scene.dirs.state.join("nix");
     std::fs::create_dir_all(event.nix.state.join("gcroots")).unwrap();
     scene.put(&event);
-    let (summary, _) = scene.run_until_idle();
+    let (summary, _) = scene.run(Mode::Drain, std::future::pending());
     assert_eq!((summary.open.refused, roots::count(&event.nix.state)), (1, 1));
     let (summary, _) = scene.run_until_idle();
     assert_eq!((summary.attempts["done"], roots::count(&event.nix.state)), (1, 0));
+}
+
+#[test]
+fn refused_tasks_are_tried_one_at_a_time_until_one_is_not() {
+    let refused = || Answer::Outcome(Outcome::Refused { message: "wrong password".into() });
+    // Three are refused, then five tries, and the next one is not refused.
+    let scene = Scene::new((0..8).map(|_| refused()));
+    for name in ["a", "b", "c"] {
+        scene.put(&post_build(name));
+    }
+    let (summary, notices) = scene.run_until_idle();
+    assert_eq!(summary.attempts, BTreeMap::from([("done", 3), ("refused", 8)]));
+    assert_eq!(summary.open, Open::default());
+    let ran = scene.script.ran.lock().unwrap();
+    let tried: Vec<&str> = ran[3..8].iter().map(|(_, name, _)| name.as_str()).collect();
+    assert_eq!(tried, ["a", "b", "c", "a", "b"], "each in its turn");
+    assert!(ran.iter().all(|(.., attempt)| *attempt == 1), "none of these attempts is counted");
+    assert!(
+        notices.contains(&"cache: what was refused is mended; 2 refused tasks run again".into()),
+        "{notices:?}"
+    );
+}
+
+#[test]
+fn attempts_that_made_progress_are_not_counted() {
+    let scene = Scene::new((0..20).map(|_| Answer::Progress(transient())));
+    scene.put(&post_build("a"));
+    let (summary, notices) = scene.run_until_idle();
+    assert_eq!(summary.attempts, BTreeMap::from([("done", 1), ("transient", 20)]));
+    assert!(notices.iter().any(|notice| notice.contains("not counted: a part is done")));
+    assert!(!notices.iter().any(|notice| notice.contains("seems to be down")), "{notices:?}");
 }
 
 #[test]

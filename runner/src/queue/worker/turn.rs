@@ -12,7 +12,7 @@ use tokio::task::{Id, JoinError};
 use super::schedule::{self, Ready};
 use super::{GATHER, Notice, Run, Worker, WorkerError, defect};
 use crate::outcome::RunReport;
-use crate::queue::breaker::{Admission, Breaker, Change};
+use crate::queue::breaker::{Admission, Breaker, Change, Sign};
 use crate::queue::journal::{Attempt, Ended, OpenBreaker, Order, Task};
 use crate::queue::retry::{self, Next, Standing};
 use crate::queue::roots;
@@ -142,7 +142,7 @@ impl Worker<'_> {
             .map(|((run, report), next)| Ended { attempt: attempt(run, now), report, next: *next })
             .collect();
         let (last, begun) = self.journal.step(&rows, begin, now)?;
-        for (((run, report), next), last) in ended.iter().zip(next).zip(last) {
+        for (((run, report), next), last) in ended.iter().zip(&next).zip(last) {
             let Run { task: Task { plugin, event }, number, .. } = run;
             if last {
                 roots::remove(event);
@@ -150,7 +150,10 @@ impl Worker<'_> {
             // Another task may be due now: this one again, or one that waited for it.
             self.due.insert(plugin.clone());
             *self.summary.attempts.entry(report.outcome.class()).or_default() += 1;
-            (self.observer)(Notice::Ended { event, plugin, attempt: *number, report, next });
+            (self.observer)(Notice::Ended { event, plugin, attempt: *number, report, next: *next });
+        }
+        for (run, report) in &ended {
+            self.note_try(run, report)?;
         }
         for (plugin, change, message) in changes {
             self.keep_breaker(plugin, change, message, now)?;
@@ -170,6 +173,32 @@ impl Worker<'_> {
                 }
                 // Somebody has removed it, or given it another time.
                 None => self.not_begun(&task.plugin),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets refused tasks run whose time for a try has come.
+    pub(super) fn try_refused(&mut self, now_ms: u64) -> Result<(), WorkerError> {
+        let executor = &self.executor;
+        let delay = |plugin: &str| retry::refused_delay(&executor.retry(plugin));
+        self.tries.extend(self.journal.try_refused(now_ms, delay)?);
+        Ok(())
+    }
+
+    /// If this was a try for the refused tasks of its plugin and the service has answered, what was
+    /// wrong is mended, and all of them may run.
+    fn note_try(&mut self, run: &Run, report: &RunReport) -> Result<(), WorkerError> {
+        let Task { plugin, event } = &run.task;
+        if self.tries.get(plugin) == Some(&event.id) {
+            self.tries.remove(plugin);
+            if Sign::of(report) == Sign::Life {
+                let again = self.journal.readmit(Some(plugin))?;
+                if again > 0 {
+                    self.warn(&format!(
+                        "{plugin}: what was refused is mended; {again} refused tasks run again"
+                    ));
+                }
             }
         }
         Ok(())
@@ -196,10 +225,15 @@ impl Worker<'_> {
         let retry = self.executor.retry(plugin);
         let breaker = self.breakers.entry(plugin.clone()).or_default();
         let age = Duration::from_millis(now.saturating_sub(run.first_ms));
-        let standing = Standing { attempts: run.number, age, outage: breaker.is_open() };
+        let standing = Standing {
+            attempts: run.number,
+            age,
+            outage: breaker.is_open(),
+            progress: report.progress,
+        };
         let mut random = rand::rng();
         let next = retry::next(&report.outcome, standing, &retry, random.random());
-        let change = breaker.ended(Some(&report.outcome), run.is_try, now, &retry, random.random());
+        let change = breaker.ended(Sign::of(report), run.is_try, now, &retry, random.random());
         if change != Change::None {
             changes.push((plugin.clone(), change, report.outcome.message().to_owned()));
         }
