@@ -85,7 +85,8 @@ fn run(data: &[u8]) {
 }
 
 fn call(from: &mut Unstructured<'_>) -> arbitrary::Result<()> {
-    let dirs = Dirs { config: "/etc/hookrun/hookrun.toml".into(), state: "/nonexistent".into() };
+    let dirs =
+        Dirs { config: "/etc/hookrun/hookrun.toml".into(), state: "/proc/nonexistent".into() };
     let services = Services::in_memory(&CONFIG, &dirs);
     match from.int_in_range(0..=4_u8)? {
         0 => tree(&String::arbitrary(from)?, u64::arbitrary(from)?, u32::arbitrary(from)?),

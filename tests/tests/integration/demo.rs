@@ -30,6 +30,7 @@ fn a_directory_in_use_is_refused() {
 fn without_nix_the_command_that_installs_it_is_named() {
     let scene = Scene::new();
     let mut command = scene.hookrun_command(&["demo"]);
-    let ran = hookrun_tests::lab::Ran::of(command.env("PATH", "/nonexistent")).expect_exit(4);
+    command.env("PATH", scene.path("missing"));
+    let ran = hookrun_tests::lab::Ran::of(&mut command).expect_exit(4);
     assert!(ran.stderr.contains("apt-get install -y nix-bin"), "{}", ran.account());
 }

@@ -283,7 +283,7 @@ async fn without_a_grant_the_plugin_does_not_load() {
 async fn a_test_sends_nothing() {
     let scene = Scene::new();
     let rest = format!(
-        "{}[http-credentials.c]\nkind = \"bearer\"\ntoken-file = \"/nowhere\"\n",
+        "{}[http-credentials.c]\nkind = \"bearer\"\ntoken-file = \"missing\"\n",
         grant("https://api.example.org/v1/", "methods = [\"POST\"]\ncredential = \"c\"")
     );
     let config = scene.config(

@@ -80,7 +80,9 @@ fn a_machine_that_does_not_answer_is_given_up_with_all_it_started() {
 
 #[test]
 fn a_program_that_is_not_there() {
-    let program = StockProgram::other("/nonexistent/nix", &[]);
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("nix").display().to_string();
+    let program = StockProgram::other(&missing, &[]);
     let mut delegate = Delegate {
         program,
         deadline: Duration::from_secs(1),
@@ -95,8 +97,8 @@ fn a_program_that_is_not_there() {
         unreachable!()
     };
     assert_eq!(
-        why,
-        "Nix's own build hook `/nonexistent/nix` cannot be started (No such file or directory (os error 2)); put `nix` into PATH"
+        why.replace(&missing, "MISSING"),
+        "Nix's own build hook `MISSING` cannot be started (No such file or directory (os error 2)); put `nix` into PATH"
     );
 }
 

@@ -291,9 +291,11 @@ fn what_sendmail_answers() {
             )
         );
     }
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("missing");
     let text = CONFIGURATION.replace(
         "[mail.default]",
-        "[mail.default]\ntransport = \"sendmail\"\nprogram = \"/nonexistent\"",
+        &format!("[mail.default]\ntransport = \"sendmail\"\nprogram = \"{}\"", missing.display()),
     );
     let error = scene(&text, false).send(&["root@localhost"], &message()).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Permanent);
@@ -315,13 +317,18 @@ fn a_server_that_is_down_is_worth_a_retry() {
 
 #[test]
 fn a_password_file_that_is_not_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("password").display().to_string();
     let text = CONFIGURATION.replace(
         "[mail.default]",
-        "[mail.default]\ntransport = \"smtp\"\nurl = \"smtps://127.0.0.1\"\nusername = \"u\"\npassword-file = \"/nonexistent\"",
+        &format!(
+            "[mail.default]\ntransport = \"smtp\"\nurl = \"smtps://127.0.0.1\"\nusername = \"u\"\npassword-file = \"{missing}\""
+        ),
     );
     let error = scene(&text, false).send(&["root@localhost"], &message()).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Permanent);
-    insta::assert_snapshot!(error.message.replace(&error::current_user(), "USER"));
+    let shown = error.message.replace(&error::current_user(), "USER").replace(&missing, "FILE");
+    insta::assert_snapshot!(shown);
 }
 
 proptest::proptest! {
