@@ -5,9 +5,11 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 
 use serde::Serialize;
+use unicode_width::UnicodeWidthChar as _;
 
 use super::CliError;
 pub(super) use crate::terminal::printable;
+use crate::terminal::printable_json;
 
 /// `--format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -21,16 +23,19 @@ pub(super) enum Format {
 
 /// Prints `value` as one JSON document.
 pub(super) fn json(value: &impl Serialize) -> Result<(), CliError> {
-    let mut text = serde_json::to_string_pretty(value).map_err(CliError::internal)?;
-    text.push('\n');
-    print(&text)
+    print(&json_text(value)?)
 }
 
 /// Prints `value` as JSON on one line.
 pub(super) fn json_line(value: &impl Serialize) -> Result<(), CliError> {
-    let mut text = serde_json::to_string(value).map_err(CliError::internal)?;
-    text.push('\n');
-    print(&text)
+    let text = serde_json::to_string(value).map_err(CliError::internal)?;
+    print(&format!("{}\n", printable_json(&text)))
+}
+
+/// `value` as one JSON document that ends in a line feed, safe to show on a terminal.
+pub(super) fn json_text(value: &impl Serialize) -> Result<String, CliError> {
+    let text = serde_json::to_string_pretty(value).map_err(CliError::internal)?;
+    Ok(format!("{}\n", printable_json(&text)))
 }
 
 /// Prints `text` as it is.
@@ -82,40 +87,97 @@ pub(super) fn style_of(word: &str) -> Style {
     }
 }
 
-/// Rows in columns, two blanks between them; the last column is not padded.
+/// Two blanks are between two columns.
+const GAP: usize = 2;
+/// A column is not made narrower than this to fit a terminal.
+const NARROWEST: usize = 6;
+
+/// Rows in columns; the last column is not padded. On a terminal a row takes one line: what does
+/// not fit is cut off.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
+    table_within(rows, terminal_width())
+}
+
+/// Columns of the terminal that is standard output, if it is one.
+fn terminal_width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+}
+
+fn table_within(rows: &[Vec<String>], limit: Option<usize>) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns)
+    let mut widths: Vec<usize> = (0..columns)
         .map(|column| {
             rows.iter().filter_map(|row| row.get(column)).map(|cell| width(cell)).max().unwrap_or(0)
         })
         .collect();
+    let limit = limit.unwrap_or(usize::MAX);
+    narrow(&mut widths, limit);
     let mut text = String::new();
     for row in rows {
         let mut line = String::new();
         for (cell, column_width) in row.iter().zip(&widths) {
-            let padding = column_width.saturating_sub(width(cell));
-            let _ = write!(line, "{cell}{:padding$}  ", "");
+            let cell = cut(cell, *column_width);
+            let padding = column_width.saturating_sub(width(&cell));
+            let _ = write!(line, "{cell}{:padding$}{:GAP$}", "", "");
         }
-        text.push_str(line.trim_end());
+        text.push_str(&cut(line.trim_end(), limit));
         text.push('\n');
     }
     text
 }
 
-/// Characters shown: escape sequences of [`styled`] do not count.
-fn width(cell: &str) -> usize {
-    let mut count = 0;
+/// Makes the widest columns narrower until a row fits into `limit`, but not the first one, whose
+/// names and ids people type.
+fn narrow(widths: &mut [usize], limit: usize) {
+    let gaps = GAP.saturating_mul(widths.len().saturating_sub(1));
+    loop {
+        let total = widths.iter().sum::<usize>().saturating_add(gaps);
+        let widest = widths.iter_mut().skip(1).max_by_key(|width| **width);
+        match widest {
+            Some(widest) if total > limit && *widest > NARROWEST => *widest -= 1,
+            _ => return,
+        }
+    }
+}
+
+/// The first `limit` columns of a text, the last of them `…` if there is more. Escape sequences of
+/// [`styled`] stay, so that a colour ends where it did.
+fn cut(text: &str, limit: usize) -> String {
+    if width(text) <= limit {
+        return text.to_owned();
+    }
+    let room = limit.saturating_sub(1);
+    let (mut short, mut taken, mut escape, mut full) = (String::new(), 0, false, false);
+    for c in text.chars() {
+        let is_shown = !escape && c != '\u{1b}';
+        escape = if escape { c != 'm' } else { c == '\u{1b}' };
+        if !is_shown {
+            short.push(c);
+        } else if !full {
+            let columns = c.width().unwrap_or(0);
+            full = taken + columns > room;
+            taken += columns;
+            short.push(if full { '…' } else { c });
+        }
+    }
+    short
+}
+
+/// Columns of a terminal that the text takes: escape sequences of [`styled`] take none, wide
+/// characters two.
+fn width(text: &str) -> usize {
+    let mut columns = 0;
     let mut escape = false;
-    for c in cell.chars() {
+    for c in text.chars() {
         match (escape, c) {
             (false, '\u{1b}') => escape = true,
-            (false, _) => count += 1,
+            (false, _) => columns += c.width().unwrap_or(0),
             (true, 'm') => escape = false,
             (true, _) => {}
         }
     }
-    count
+    columns
 }
 
 /// The fields of a log line: ` key=value` each.
@@ -155,6 +217,33 @@ mod tests {
             vec!["a".into(), styled("done", Style::Good, true), "x".into()],
             vec!["bbb".into(), "failed".into(), "y".into()],
         ];
-        assert_eq!(table(&rows), "a    \u{1b}[32mdone\u{1b}[0m    x\nbbb  failed  y\n");
+        assert_eq!(
+            table_within(&rows, None),
+            "a    \u{1b}[32mdone\u{1b}[0m    x\nbbb  failed  y\n"
+        );
+    }
+
+    #[test]
+    fn rows_are_cut_to_the_width_of_the_terminal_but_not_their_first_column() {
+        let message = "a message that ends in the fix and is long";
+        let rows = vec![
+            vec!["event".into(), "state".into(), "last".into()],
+            vec![
+                "0192f3a1-7c7e-7000".into(),
+                styled("waits for its turn", Style::Warning, true),
+                message.into(),
+            ],
+            vec!["1".into(), "done".into(), "世界世界世界世界世界世界".into()],
+        ];
+        for limit in [40, 50, 60, 80, 200] {
+            let text = table_within(&rows, Some(limit));
+            assert!(text.lines().all(|line| width(line) <= limit), "{limit}:\n{text}");
+            assert!(text.contains("0192f3a1-7c7e-7000"), "{limit}:\n{text}");
+            assert_eq!(text.contains(message), limit > 80, "{limit}:\n{text}");
+            assert_eq!(text.matches("\u{1b}[33m").count(), text.matches("\u{1b}[0m").count());
+        }
+        assert_eq!(cut("世界世界", 4), "世…");
+        let tiny = table_within(&rows, Some(3));
+        assert!(tiny.lines().all(|line| width(line) <= 3), "{tiny}");
     }
 }
