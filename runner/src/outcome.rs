@@ -78,8 +78,10 @@ impl Outcome {
 #[serde(rename_all = "kebab-case")]
 pub struct Usage {
     /// Wall time of the run, without loading.
+    #[serde(rename = "wall-ms", alias = "wall", with = "as_ms")]
     pub wall: Duration,
     /// Time to have the plugin ready: artifact mapped (or compiled), instance made.
+    #[serde(rename = "prepare-ms", alias = "start", with = "as_ms")]
     pub start: Duration,
     /// Highest size of the linear memories, in bytes.
     pub memory: u64,
@@ -96,6 +98,32 @@ pub struct Usage {
     pub calls: BTreeMap<String, u64>,
     /// Host calls refused for want of a grant, by `interface.function`.
     pub denied: BTreeMap<String, u64>,
+}
+
+/// A duration as a number of milliseconds. Seconds and nanoseconds, which journals may hold from
+/// before, are read as well.
+mod as_ms {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Ms(u64),
+        Parts(Duration),
+    }
+
+    pub(super) fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        u64::try_from(time.as_millis()).unwrap_or(u64::MAX).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        Ok(match Written::deserialize(from)? {
+            Written::Ms(ms) => Duration::from_millis(ms),
+            Written::Parts(time) => time,
+        })
+    }
 }
 
 /// One message a plugin logged.
@@ -138,5 +166,26 @@ impl RunReport {
 impl From<Outcome> for RunReport {
     fn from(outcome: Outcome) -> Self {
         Self { outcome, usage: Usage::default(), log: Vec::new(), progress: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_numbers_of_milliseconds_and_older_journals_are_read() {
+        let usage = Usage {
+            wall: Duration::from_millis(1234),
+            start: Duration::from_millis(5),
+            ..Usage::default()
+        };
+        let text = serde_json::to_string(&usage).unwrap();
+        assert!(text.contains(r#""wall-ms":1234,"prepare-ms":5"#), "{text}");
+        assert_eq!(serde_json::from_str::<Usage>(&text).unwrap(), usage);
+        let older = text
+            .replace(r#""wall-ms":1234"#, r#""wall":{"secs":1,"nanos":234000000}"#)
+            .replace(r#""prepare-ms":5"#, r#""start":{"secs":0,"nanos":5000000}"#);
+        assert_eq!(serde_json::from_str::<Usage>(&older).unwrap(), usage);
     }
 }

@@ -78,7 +78,7 @@ fn list_explain_trace_and_render_tell_what_happened() {
     scene
         .hookrun(&["builders", "explain", "last"])
         .expect_exit(1)
-        .expect_stderr("no decision is remembered");
+        .expect_stderr("no decision about `last` is recorded");
     scene.build_with("omega", &["--max-jobs", "0"]).expect_success();
 
     let rows = json(&scene.hookrun(&["builders", "list", "--format", "json"]).expect_success());
@@ -86,7 +86,7 @@ fn list_explain_trace_and_render_tell_what_happened() {
     assert_eq!((row(0, "slots"), row(1, "slots"), row(1, "load")), (1.into(), 2.into(), 0.into()));
     assert_eq!(row(1, "built"), 2, "{rows:#}");
     assert!(
-        row(2, "failures").as_u64().unwrap() > 0 && row(2, "last_error").is_string(),
+        row(2, "failures").as_u64().unwrap() > 0 && row(2, "last-error").is_string(),
         "{rows:#}"
     );
     let text = shown(&scene, &scene.hookrun(&["builders", "list"]).expect_success());
@@ -172,19 +172,23 @@ fn doctor_finds_nothing_wrong_with_the_lab_and_what_is_broken() {
     has(&all, "good builders: 1 machine");
 
     let broken = scene
-        .nix_conf("post-build-hook", "/nonexistent/hookrun-post-build")
+        .nix_conf("post-build-hook", "@scene@/missing/hookrun-post-build")
         .nix_conf("run-diff-hook", "false")
         .nix_conf("builders", "ssh://m - - many");
     let ran = broken.hookrun(&["doctor", "--format", "json"]).expect_exit(1);
     let all = findings(&ran);
+    let missing = broken.path("missing/hookrun-post-build");
     has(
         &all,
-        "problem post-build-hook: it is `/nonexistent/hookrun-post-build`, and there is no such file: every build fails",
+        &format!(
+            "problem post-build-hook: it is `{}`, and there is no such file: every build fails",
+            missing.display()
+        ),
     );
     has(&all, "problem diff-hook: ");
     has(&all, "problem builders: ");
     let mut without = broken.hookrun_command(&["doctor"]);
-    Ran::of(without.env("PATH", "/nonexistent"))
+    Ran::of(without.env("PATH", broken.path("missing")))
         .expect_exit(4)
         .expect_stdout("there is no program `nix` in PATH");
 }

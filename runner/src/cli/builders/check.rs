@@ -9,37 +9,88 @@ use super::super::output::{self, Format, Style, printable, styled};
 use super::super::{CliError, Context};
 use super::fleet::{Listed, Machines};
 use crate::builders::probe::findings::{Finding, examine};
-use crate::builders::probe::{Prober, Seen};
+use crate::builders::probe::{Prober, Seen, Tried};
 use crate::builders::resources;
 use crate::exit_code::Exit;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Connects to every machine, asks what it is, and has it build something tiny for each system that its line claims, with all features that it
-claims, by Nix's own build hook. All machines at once, each step within --timeout. Run it as the user that runs nix-daemon (root), whose keys
-and known hosts count. Looks too whether the resources that the configuration counts fit the machines. What was built stays in both stores until the next garbage collection.
+Connects to every machine, asks for its systems and features, and builds something tiny for each
+system that its line claims, with all features that it claims, through Nix's own build hook. All
+machines are tried at once, each step within --timeout. Run it as the user that runs nix-daemon
+(root), because that user's keys and known hosts are used. The resources of the configuration are
+compared with the machines as well. What was built stays in both stores until the next garbage
+collection.
 
-Exit code 0: all can build. 1: one cannot, each with the line to write, and where. 4: there is no Nix, or no machine.")]
+Exit code 0: all machines can build. 1: a machine cannot, with the line to write and where. 4: there
+is no Nix, or no machine.
+
+Example:
+  sudo hookrun builders check")]
 pub(in crate::cli) struct Args {
     #[command(flatten)]
     machines: Machines,
-    /// The most that one step with one machine takes, in seconds
+    /// The time limit of one step with one machine, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
-    /// How to print
+    /// The output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
 
+/// One machine, as `--format json` prints it.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
 struct Checked {
-    #[serde(flatten)]
-    seen: Seen,
+    machine: String,
+    /// How long it took to connect, a process of Nix included; none: it cannot be reached.
+    connect_ms: Option<u64>,
+    /// Its Nix, where it says so.
+    nix_version: Option<String>,
+    /// Does it trust us, where it says so?
+    trusted: Option<bool>,
+    /// What it says it is.
+    system: Option<String>,
+    features: Vec<String>,
+    /// A build for each system that is claimed.
+    builds: Vec<Build>,
     findings: Vec<Finding>,
 }
 
+/// A build that was tried.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Build {
+    system: String,
+    features: Vec<String>,
+    /// How long it took; none: it failed, and `findings` says why.
+    duration_ms: Option<u64>,
+}
+
+impl Checked {
+    fn new(seen: Seen, findings: Vec<Finding>) -> Self {
+        let reached = seen.reached.ok();
+        let (system, features) = seen.is.map(|is| (is.system, is.features)).unzip();
+        let build = |tried: Tried| Build {
+            system: tried.system,
+            features: tried.features,
+            duration_ms: tried.result.ok(),
+        };
+        Self {
+            machine: seen.machine,
+            connect_ms: reached.as_ref().map(|reached| reached.ms),
+            nix_version: reached.as_ref().and_then(|reached| reached.version.clone()),
+            trusted: reached.and_then(|reached| reached.trusted),
+            system,
+            features: features.unwrap_or_default(),
+            builds: seen.builds.into_iter().map(build).collect(),
+            findings,
+        }
+    }
+}
+
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let Listed { nix, machines } = Listed::find(&args.machines)?.some()?;
+    let Listed { nix, machines } = Listed::find(&args.machines)?.some_or_empty_json(args.format)?;
     let limits = context.config()?.builders.resources;
     let mut useless = resources::useless(&limits, &machines);
     let prober = Prober {
@@ -57,7 +108,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
             let of_it =
                 useless.extract_if(.., |(machine, _)| machine.as_ref() == Some(&seen.machine));
             findings.extend(of_it.map(|(_, text)| Finding { problem: true, text }));
-            Checked { seen, findings }
+            Checked::new(seen, findings)
         })
         .collect();
     match args.format {
@@ -74,10 +125,10 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
 
 fn text(checked: &[Checked], colours: bool) -> String {
     let mut text = String::new();
-    for Checked { seen, findings } in checked {
+    for Checked { machine, findings, .. } in checked {
         let bad = findings.iter().any(|finding| finding.problem);
         let (word, style) = if bad { ("wrong", Style::Bad) } else { ("ok   ", Style::Good) };
-        let _ = writeln!(text, "{}  {}", styled(word, style, colours), printable(&seen.machine));
+        let _ = writeln!(text, "{}  {}", styled(word, style, colours), printable(machine));
         for Finding { problem, text: words } in findings {
             let mark = if *problem {
                 styled("!", Style::Bad, colours)

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::super::output::{self, Format, Style, printable, styled};
 use super::super::{CliError, Context};
-use super::known;
+use super::known::{self, in_style};
 use crate::builders::record::{BuildRow, DecisionRow, Selection, Verdict};
 use crate::exit_code::Exit;
 
@@ -20,57 +20,62 @@ Examples:
   hookrun builders explain /nix/store/...-hello-2.12.drv
   hookrun builders explain hello
 
-Exit code 1: nothing is remembered of it.")]
+Exit code 1: no decision about it is recorded.")]
 pub(in crate::cli) struct Args {
-    /// The store path of a derivation, its name or the begin of it, or `last`
+    /// The store path of a derivation, its name or the beginning of its name, or `last`
     #[arg(value_name = "DRV")]
     derivation: String,
-    /// How to print
+    /// The output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
 
-#[derive(Debug, serde::Serialize)]
-struct Explained<'a> {
-    decision: &'a DecisionRow,
-    builds: &'a [BuildRow],
+/// A decision and its builds, as `--format json` prints them; no decision where none is recorded.
+#[derive(Debug, Default, serde::Serialize)]
+struct Explained {
+    decision: Option<DecisionRow>,
+    builds: Vec<BuildRow>,
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let nothing = |what: &str| CliError {
+    let explained = find(context, &args.derivation)?;
+    match (&explained, args.format) {
+        (_, Format::Json) => output::json(&in_style(&explained)?)?,
+        (Explained { decision: Some(decision), builds }, Format::Text) => {
+            output::print(&text(decision, builds, output::colours()))?;
+        }
+        (Explained { decision: None, .. }, Format::Text) => {}
+    }
+    if explained.decision.is_some() {
+        return Ok(Exit::Done);
+    }
+    Err(CliError {
         exit: Exit::Failed,
         source: anyhow::anyhow!(
-            "{what}; decisions are written down by hookrun's build hook: is `build-hook` set (`hookrun doctor`), and was something built?"
+            "no decision about `{}` is recorded; hookrun's build hook records them: run `hookrun \
+             doctor` to see whether Nix calls it, then build something",
+            args.derivation
         ),
-    };
-    let Some(record) = known::record(context)? else {
-        return Err(nothing("no decision is remembered"));
-    };
-    let wanted = args.derivation.as_str();
-    let decision = if wanted == "last" {
-        record.decisions(Selection::Last(1)).map_err(CliError::environment)?.into_iter().next()
-    } else if wanted.starts_with('/') {
-        record
-            .decisions(Selection::Derivation(wanted))
-            .map_err(CliError::environment)?
+    })
+}
+
+/// The newest decision about `wanted`, and the builds that followed from it.
+fn find(context: &Context, wanted: &str) -> Result<Explained, CliError> {
+    let Some(record) = known::record(context)? else { return Ok(Explained::default()) };
+    let of = |selection| record.decisions(selection).map_err(CliError::environment);
+    let decision = match wanted {
+        "last" => of(Selection::Last(1))?.into_iter().next(),
+        path if path.starts_with('/') => of(Selection::Derivation(path))?.into_iter().next(),
+        name => of(Selection::Last(SEARCHED))?
             .into_iter()
-            .next()
-    } else {
-        let all = record.decisions(Selection::Last(SEARCHED)).map_err(CliError::environment)?;
-        all.into_iter().find(|decision| decision.candidate.name.starts_with(wanted))
+            .find(|decision| decision.candidate.name.starts_with(name)),
     };
-    let decision =
-        decision.ok_or_else(|| nothing(&format!("no decision about `{wanted}` is remembered")))?;
+    let Some(decision) = decision else { return Ok(Explained::default()) };
     let mut builds = record
         .builds(Selection::Derivation(&decision.candidate.drv_path))
         .map_err(CliError::environment)?;
-    // The build that followed from it.
     builds.retain(|build| build.command == decision.command);
-    match args.format {
-        Format::Json => output::json(&Explained { decision: &decision, builds: &builds })?,
-        Format::Text => output::print(&text(&decision, &builds, output::colours()))?,
-    }
-    Ok(Exit::Done)
+    Ok(Explained { decision: Some(decision), builds })
 }
 
 fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
@@ -157,7 +162,10 @@ fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
             styled(outcome, Style::Strong, colours),
             printable(&build.machine)
         );
-        for (what, ms) in [("waited", build.waited_ms), ("took", build.seconds.and_then(ms))] {
+        for (what, ms) in [
+            ("waited", build.waited_ms),
+            ("took", build.seconds.and_then(|seconds| known::whole_ms(seconds * 1000.0))),
+        ] {
             if let Some(ms) = ms {
                 let _ = write!(text, ", {what} {}", output::duration(ms));
             }
@@ -176,15 +184,6 @@ fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
         }
     }
     text
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "`as` saturates; durations are from 0 on"
-)]
-fn ms(seconds: f64) -> Option<u64> {
-    seconds.is_finite().then_some((seconds * 1000.0) as u64)
 }
 
 #[cfg(test)]

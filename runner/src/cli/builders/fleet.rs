@@ -4,14 +4,14 @@
 use std::path::{Path, PathBuf};
 
 use super::super::CliError;
-use super::super::output::printable;
+use super::super::output::{self, Format, printable};
 use crate::nix::installed::Installed;
 use crate::nix::machines::{self, MachineLine};
 
 /// `--machines`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Machines {
-    /// A machines file instead of what the setting `builders` of Nix names
+    /// Read this machines file instead of what the setting `builders` of Nix names
     #[arg(long, value_name = "FILE")]
     pub(super) machines: Option<PathBuf>,
 }
@@ -36,6 +36,14 @@ impl Listed {
             eprintln!("warning: {}", printable(warning));
         }
         Ok(Self { nix, machines: found.machines })
+    }
+
+    /// As [`Listed::some`]; a program that reads JSON gets an empty list first.
+    pub(super) fn some_or_empty_json(self, format: Format) -> Result<Self, CliError> {
+        if format == Format::Json && self.machines.is_empty() {
+            output::json(&[(); 0])?;
+        }
+        self.some()
     }
 
     /// There has to be one.

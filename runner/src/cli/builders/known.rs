@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
+
 use super::super::{CliError, Context};
 use crate::builders::health::{Standing, standing};
 use crate::builders::record::{BuildRow, Outcome, Record, Selection, now_ms};
@@ -73,4 +75,59 @@ pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     let (upper, lower) =
         (values.get(values.len() / 2)?, values.get(values.len().saturating_sub(1) / 2)?);
     Some(f64::midpoint(*upper, *lower))
+}
+
+/// Milliseconds as a whole number; none for what is not a time.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates; durations are from 0 on"
+)]
+pub(super) fn whole_ms(ms: f64) -> Option<u64> {
+    ms.is_finite().then_some(ms.round() as u64)
+}
+
+/// A record of builder selection in the style of all JSON that commands print: keys in kebab case,
+/// durations in milliseconds. The record itself is stored in another style.
+pub(super) fn in_style(record: &impl serde::Serialize) -> Result<Value, CliError> {
+    serde_json::to_value(record).map(restyled).map_err(CliError::internal)
+}
+
+fn restyled(value: Value) -> Value {
+    match value {
+        Value::Object(members) => members
+            .into_iter()
+            .map(|(key, value)| {
+                let in_seconds = ["_seconds", "_s"].iter().find_map(|end| key.strip_suffix(end));
+                let in_seconds = in_seconds.or_else(|| (key == "seconds").then_some("duration"));
+                match in_seconds {
+                    Some(name) => {
+                        let ms = value.as_f64().and_then(|seconds| whole_ms(seconds * 1000.0));
+                        (format!("{}-ms", name.replace('_', "-")), ms.into())
+                    }
+                    None => (key.replace('_', "-"), restyled(value)),
+                }
+            })
+            .collect(),
+        Value::Array(items) => items.into_iter().map(restyled).collect(),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_printed_in_the_style_of_the_commands() {
+        let record = serde_json::json!({
+            "at_ms": 5, "machines": [{ "speed_factor": 1.5, "makespan_s": 2.25 }],
+            "expected_seconds": null, "seconds": 1.0, "name": "some_name"
+        });
+        let printed = serde_json::json!({
+            "at-ms": 5, "machines": [{ "speed-factor": 1.5, "makespan-ms": 2250 }],
+            "expected-ms": null, "duration-ms": 1000, "name": "some_name"
+        });
+        assert_eq!(in_style(&record).unwrap(), printed);
+    }
 }

@@ -26,8 +26,8 @@ const WATCH: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Slots and load are what Nix's own lock files say, builds of every Nix on this machine included. Health, errors, connections and builds are what
-hookrun's sessions wrote down.
+Slots and load come from Nix's own lock files, and include builds of every Nix on this machine.
+Health, errors, connections and builds come from the records of hookrun's sessions.
 
 Examples:
   hookrun builders list --watch
@@ -35,16 +35,17 @@ Examples:
 pub(in crate::cli) struct Args {
     #[command(flatten)]
     machines: Machines,
-    /// Look again every second
+    /// Repeat every second
     #[arg(long, conflicts_with = "format")]
     watch: bool,
-    /// How to print
+    /// The output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
 
 /// One machine, as `--format json` prints it.
 #[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 struct Row {
     machine: String,
     systems: Vec<String>,
@@ -65,11 +66,11 @@ struct Row {
     /// And those that did not.
     not_built: usize,
     /// Their median duration.
-    median_seconds: Option<f64>,
+    median_ms: Option<u64>,
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let Listed { machines, nix } = Listed::find(&args.machines)?.some()?;
+    let Listed { machines, nix } = Listed::find(&args.machines)?.some_or_empty_json(args.format)?;
     let slot_files = SlotFiles::below(&state_dir(nix.setting("store")));
     let limits = context.config()?.builders.resources;
     loop {
@@ -146,7 +147,7 @@ fn row(
     let built: Vec<f64> = here
         .iter()
         .filter(|build| build.outcome == Some(Outcome::Built))
-        .map(|build| build.seconds.unwrap_or(0.0))
+        .map(|build| build.seconds.unwrap_or(0.0) * 1000.0)
         .collect();
     Row {
         machine: line.uri.to_string(),
@@ -162,7 +163,7 @@ fn row(
         resources: Vec::new(),
         built: built.len(),
         not_built: here.len() - built.len(),
-        median_seconds: known::median(built),
+        median_ms: known::median(built).and_then(known::whole_ms),
     }
 }
 
@@ -200,7 +201,7 @@ fn text(rows: &[Row], colours: bool) -> String {
             styled(&health, style, colours),
             row.connect_ms.map_or_else(|| "-".to_owned(), |ms| output::duration(u64::from(ms))),
             builds,
-            row.median_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.1} s")),
+            row.median_ms.map_or_else(|| "-".to_owned(), output::duration),
             row.last_error
                 .as_deref()
                 .filter(|_| row.failures > 0)

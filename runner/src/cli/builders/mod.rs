@@ -15,15 +15,15 @@ use crate::exit_code::Exit;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// The machines: slots, load, health, last error, builds
+    /// List the machines: slots, load, health, last error, builds
     List(list::Args),
-    /// Why a machine was chosen, and every other one was not
+    /// Explain why a machine was chosen, and the others were not
     Explain(explain::Args),
-    /// Can each machine really build for us? Tries it
+    /// Build something tiny on each machine to see whether it works
     Check(check::Args),
-    /// Play a trace of builds by Nix's own rule and by policies, and compare
+    /// Simulate a trace of builds with Nix's own rule and with policies
     Simulate(simulate::Args),
-    /// A machines file for a Nix that does not call our build hook
+    /// Write a machines file for a Nix that does not call our build hook
     Render(render::Args),
     /// Export recorded builds, or generate some, as a trace (JSON lines)
     Trace(trace::Args),

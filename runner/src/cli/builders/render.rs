@@ -11,9 +11,10 @@ use crate::exit_code::Exit;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-For Lix 2.94 and later, and for Nix 2.25 to 2.33 where `build-hook` cannot be set: what hookrun knows goes into a file that Nix's own rule reads.
-Machines that failed lately are left out (as comments), the fastest come first, and speed factors are what builds really took where enough of
-them are remembered. Whole numbers for a Nix that takes no others. Run it from a timer, every few minutes.
+For Lix 2.94 and later, and for Nix 2.25 to 2.33 where `build-hook` cannot be set: writes what
+hookrun knows into a file that Nix's own rule reads. Machines that failed lately become comments, the
+fastest come first, and speed factors are measured where enough builds are recorded. They are whole
+numbers for a Nix that takes no others. Run it from a timer, every few minutes.
 
 Examples:
   hookrun builders render --machines /etc/nix/machines.all --output /etc/nix/machines
@@ -21,10 +22,10 @@ Examples:
 pub(in crate::cli) struct Args {
     #[command(flatten)]
     machines: Machines,
-    /// The file to write, in one step; by default standard output
+    /// Write to this file, atomically [default: standard output]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Speed factors as whole numbers, whatever the Nix found here takes
+    /// Write speed factors as whole numbers, whatever the Nix found here takes
     #[arg(long)]
     whole_speed_factors: bool,
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::super::output::{self, Format, Style, printable, styled};
 use super::super::test::subject_error;
 use super::super::{CliError, Context};
+use super::known::in_style;
 use super::trace::Generated;
 use crate::builders::Policy;
 use crate::builders::policy::{Division, StockRule};
@@ -28,18 +29,19 @@ const SHOWN_MACHINES: usize = 12;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Every rule builds the same trace. It sees what a host could know: speed factors and past durations, never how long a build will take. Nix's own
-rule postpones where no slot is free and is asked again at the next multiple of 5 s; behind a policy stands hookrun's queue, which hands a
-free slot on at once. The lower bound is the larger of all work over all slots and the longest chain on the fastest machine, without
-transfers: no rule can reach it always.
+Every rule builds the same trace. A rule sees what a host can know: speed factors and past durations,
+but not how long a build will take. Nix's own rule postpones a build when no slot is free, and is
+asked again at the next multiple of 5 s. With a policy, hookrun's queue hands a free slot on at once.
+The lower bound is the larger of two values: all work divided by all slots, and the longest chain on
+the fastest machine, without transfers. A rule cannot always reach it.
 
-With --trace, what builds take besides a slot counts for the policies, as the configuration says under [builders.machine-resources] and its
-neighbours. Nix's own rule knows nothing of that, so it may build more at once than there is memory for.
+With --trace, the resources under [builders.machine-resources] and its neighbours count for policies.
+Nix's own rule does not know them, so it may build more at once than there is memory for.
 
 Examples:
   hookrun builders simulate --generate 1,500,four --seeds 20
-  hookrun builders simulate --trace trace.jsonl --machines /etc/nix/machines --policy policy --svg out.svg
-  hookrun builders simulate --trace trace.jsonl --policy bundled:speed-factor --policy ./mine.wasm --format json")]
+  hookrun builders simulate --trace trace.jsonl --machines /etc/nix/machines --svg out.svg
+  hookrun builders simulate --trace trace.jsonl --policy bundled:speed-factor --policy ./mine.wasm")]
 pub(in crate::cli) struct Args {
     /// A trace, as `hookrun builders trace` writes it
     #[arg(
@@ -52,15 +54,15 @@ pub(in crate::cli) struct Args {
     /// A generated trace: seed, number of derivations, fleet (`four` or `fifty` machines)
     #[arg(long, value_name = "SEED,NODES,FLEET")]
     generate: Option<Generated>,
-    /// With --generate: so many traces, with seeds from SEED on
+    /// With --generate: the number of traces, with seeds from SEED on
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..), requires = "generate")]
     seeds: u16,
-    /// Other machines than the trace's: a machines file of Nix. Their real speed is taken to be
-    /// their speed factor
+    /// Use the machines of this machines file of Nix instead of the trace's. Their real speed is
+    /// taken to be their speed factor
     #[arg(long, value_name = "FILE")]
     machines: Option<PathBuf>,
-    /// A policy to play: a plugin of the configuration, a file, or `bundled:NAME`; may be repeated
-    /// [default: bundled:speed-factor]
+    /// A policy to simulate: a plugin of the configuration, a file, or `bundled:NAME`; may be
+    /// repeated [default: bundled:speed-factor]
     #[arg(long, value_name = "PLUGIN")]
     policy: Vec<String>,
     /// A line of the policies' `config`, such as `keep-free = []`; may be repeated
@@ -69,10 +71,10 @@ pub(in crate::cli) struct Args {
     /// Divide load by speed factor as whole numbers, as Nix 2.19 and older do
     #[arg(long)]
     whole_speed_factors: bool,
-    /// Write a picture
+    /// Write a picture to this file
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// How to print
+    /// The output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
@@ -95,7 +97,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
             .map_err(|error| unwritable(path, error))?;
     }
     match args.format {
-        Format::Json => output::json(&comparison)?,
+        Format::Json => output::json(&in_style(&comparison)?)?,
         Format::Text => output::print(&text(&comparison, args, output::colours()))?,
     }
     let failed = comparison.rules.iter().any(|rule| rule.problem.is_some() || rule.never > 0);

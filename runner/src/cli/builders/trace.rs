@@ -1,9 +1,7 @@
 //! `hookrun builders trace`: what was built where, or a generated stand-in, in the format that
 //! `simulate` reads.
 
-use std::io::Write as _;
-
-use super::super::{CliError, Context};
+use super::super::{CliError, Context, output};
 use super::fleet::{Listed, Machines};
 use super::known;
 use crate::builders::record::{BuildRow, Selection};
@@ -13,11 +11,12 @@ use crate::builders::simulate::trace::Trace;
 use crate::event::NixDirs;
 use crate::exit_code::Exit;
 use crate::nix::database::Database;
+use crate::terminal::printable_json;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  hookrun builders trace > trace.jsonl                            what hookrun's sessions built, the newest 5,000
+  hookrun builders trace > trace.jsonl                     the newest 5,000 recorded builds
   hookrun builders trace --generate 1,500,four > trace.jsonl
   hookrun builders simulate --trace trace.jsonl
 
@@ -25,11 +24,11 @@ The format is described in docs/build-traces.md.")]
 pub(in crate::cli) struct Args {
     #[command(flatten)]
     machines: Machines,
-    /// So many builds, the newest
+    /// Export the newest N builds
     #[arg(long, value_name = "N", default_value_t = known::LOOKED_AT)]
     last: u32,
-    /// Instead of recorded builds, some that look like building packages: seed, number of
-    /// derivations, fleet (`four` or `fifty` machines)
+    /// Generate builds that look like building packages instead: seed, number of derivations, fleet
+    /// (`four` or `fifty` machines)
     #[arg(long, value_name = "SEED,NODES,FLEET", conflicts_with_all = ["machines", "last"])]
     generate: Option<Generated>,
 }
@@ -116,9 +115,10 @@ fn from_nix(builds: &[BuildRow]) -> FromNix {
 }
 
 fn write(trace: &Trace) -> Result<Exit, CliError> {
-    let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
-    trace.write(&mut stdout)?;
-    stdout.flush()?;
+    let mut lines = Vec::new();
+    trace.write(&mut lines)?;
+    let text = String::from_utf8(lines).map_err(CliError::internal)?;
+    output::print(&printable_json(&text))?;
     Ok(Exit::Done)
 }
 
