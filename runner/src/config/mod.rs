@@ -7,6 +7,7 @@
 mod error;
 pub mod http;
 pub mod limits;
+mod paths;
 mod plugin;
 mod raw;
 pub mod resources;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 pub use error::{ConfigError, nearest, suggestion};
 pub use http::{HttpCredential, HttpGrant};
 pub use limits::{Limit, Limits};
+pub use paths::SecretFile;
 pub use plugin::{Filter, Grant, Plugin, PluginSource, Retry, StoreScope, TaskOrder};
 pub use resources::{Amounts, Resources};
 pub use services::{Credentials, Mail, MailTransport, ObjectStore, SigningKey};

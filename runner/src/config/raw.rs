@@ -154,6 +154,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
             "`concurrency` must be at least 1; write `concurrency = 4`",
         ));
     }
+    super::paths::anchor(&mut config);
     Ok(config)
 }
 

@@ -74,6 +74,18 @@ impl HttpCredential {
             }
         }
     }
+
+    /// The same files, to change their names.
+    pub(in crate::config) fn files_mut(&mut self) -> Vec<&mut PathBuf> {
+        match self {
+            Self::Bearer { token_file } => vec![token_file],
+            Self::Basic { username: _, password_file } => vec![password_file],
+            Self::Header { header: _, value_file } => vec![value_file],
+            Self::AwsSigv4 { access_key_file, secret_key_file, session_token_file, .. } => {
+                [access_key_file, secret_key_file].into_iter().chain(session_token_file).collect()
+            }
+        }
+    }
 }
 
 /// The headers of a signature.
