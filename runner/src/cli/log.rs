@@ -1,11 +1,11 @@
-//! `hookrun log`: what happened, attempt by attempt.
+//! `hookrun log`: shows attempts and their outcomes.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::follow::Follower;
 use super::output::{self, Format, Style, printable, style_of, styled};
-use super::{CliError, Context, since};
+use super::{CliError, Context, differences, since, state_dir};
 use crate::event::Origin;
 use crate::exit_code::Exit;
 use crate::queue::journal::{AttemptRow, EndedAs, LogFilter};
@@ -14,7 +14,7 @@ use crate::queue::journal::{AttemptRow, EndedAs, LogFilter};
 /// the machine.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// The words of `--outcome`: the classes of an attempt, and `dead` for tasks that were given up.
+/// The words of `--outcome`: the classes of an attempt, and `dead` for dead letters.
 const OUTCOMES: [&str; 9] = [
     "done",
     "transient",
@@ -31,38 +31,42 @@ const OUTCOMES: [&str; 9] = [
 #[command(after_help = "\
 Examples:
   hookrun log                                 the newest 50 attempts
-  hookrun log --derivation hello --verbose    with what the plugin logged and used
-  hookrun log --outcome dead --since 1day     what was given up since yesterday
+  hookrun log --derivation hello --verbose    with all differences, log messages and usage
+  hookrun log --outcome dead --since 1day     dead letters since yesterday
   hookrun log --all --format json             everything, for a program
-  hookrun log --follow --plugin cache         what comes from now on, until Ctrl-C
+  hookrun log --follow --plugin cache         new attempts, until Ctrl-C
 
-With --follow, --format json prints one JSON object a line. A journal that is set aside and begun anew is followed on.")]
+With --follow, --format json prints one JSON object per line. If a worker begins a new journal, its
+attempts follow.
+
+Exit code 2: no such plugin. 4: the journal cannot be read, such as another user's.")]
 pub(super) struct Args {
-    /// Only derivations whose name or store path contains TEXT
+    /// Show only derivations whose name or store path contains TEXT
     #[arg(long, value_name = "TEXT")]
     derivation: Option<String>,
-    /// Only this plugin
+    /// Show only attempts of this plugin
     #[arg(long, value_name = "NAME")]
     plugin: Option<String>,
-    /// Only attempts that ended so; `failed` is all but `done`, `dead` what was given up
+    /// Show only attempts that ended so; `failed` is all but `done`, `dead` is all of dead letters
     #[arg(long, value_parser = OUTCOMES)]
     outcome: Option<String>,
-    /// Only what ended since then: 2h or 3d ago, a date, or a time such as 2026-11-23T06:00:00Z
+    /// Show only attempts that ended since: 2h or 3d ago, a date, or a time such as
+    /// 2026-11-23T06:00:00Z
     #[arg(long, value_name = "TIME", value_parser = since::parse)]
     since: Option<u64>,
-    /// The newest so many
+    /// Show the newest COUNT attempts
     #[arg(long, value_name = "COUNT", default_value_t = 50, conflicts_with = "all")]
     limit: usize,
-    /// All there are
+    /// Show all attempts
     #[arg(long)]
     all: bool,
-    /// Go on with what comes, until Ctrl-C
+    /// Go on with new attempts, until Ctrl-C
     #[arg(long, short)]
     follow: bool,
-    /// Also what the plugin logged, and what it used
+    /// Also show all differences, what the plugin logged, and what it used
     #[arg(long, short)]
     verbose: bool,
-    /// How to print
+    /// The output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
@@ -80,8 +84,14 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         after: None,
         limit: (!args.all).then_some(args.limit),
     };
+    let journal = state_dir::journal(context)?;
+    state_dir::known_plugin(context, journal.as_ref(), args.plugin.as_deref())?;
+    drop(journal);
     let mut follower = Follower::new(&context.dirs, filter);
     let rows = follower.first().map_err(CliError::environment)?;
+    if rows.is_empty() && args.format == Format::Text {
+        eprintln!("no matching attempt is recorded in {}", context.dirs.state.display());
+    }
     match args.format {
         Format::Json if args.follow => lines(&rows)?,
         Format::Json => output::json(&rows)?,
@@ -131,18 +141,25 @@ fn text(rows: &[AttemptRow], verbose: bool, colours: bool) -> String {
         }
         text.push_str(")\n");
         let _ = writeln!(text, "    {}", printable(&row.message));
+        if let Some(evidence) = &row.evidence {
+            let most = if verbose { usize::MAX } else { differences::SOME };
+            text.push_str(&differences::text(evidence, most, colours));
+        }
         match (row.state.as_str(), row.not_before_ms) {
             ("dead", _) if row.class != "done" => {
-                let _ = writeln!(text, "    given up");
+                let _ = writeln!(
+                    text,
+                    "    dead letter: not tried again, unless `hookrun queue retry` says so"
+                );
             }
             ("refused", _) => {
                 let _ = writeln!(
                     text,
-                    "    kept; tried again when a worker starts, as `hookrun drain` does"
+                    "    kept; tried again when the configuration, a plugin or a secret changes"
                 );
             }
             ("pending", Some(when)) => {
-                let _ = writeln!(text, "    tried again at {}", output::time(when));
+                let _ = writeln!(text, "    next attempt at {}", output::time(when));
             }
             _ => {}
         }

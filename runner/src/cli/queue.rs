@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use super::drain::open_tasks;
 use super::output::{self, Format, Style, printable, style_of, styled};
-use super::{CliError, Context};
-use crate::event::{Event, Origin, now_ms};
+use super::{CliError, Context, differences, state_dir};
+use crate::event::{Event, HookEvent, Origin, now_ms};
 use crate::exit_code::Exit;
 use crate::queue::journal::{AttemptRow, Journal, LogFilter, Open, Selection, TaskRow};
 use crate::queue::{lock, roots, spool};
@@ -129,7 +129,9 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<Exit, CliError
 
 fn list(context: &Context, args: &ListArgs) -> Result<Exit, CliError> {
     let selection = args.which.selection();
-    let mut tasks = match Journal::open_read_only(&context.dirs).map_err(CliError::environment)? {
+    let journal = state_dir::journal(context)?;
+    state_dir::known_plugin(context, journal.as_ref(), selection.plugin.as_deref())?;
+    let mut tasks = match journal {
         Some(journal) => journal.tasks().map_err(CliError::environment)?,
         None => Vec::new(),
     };
@@ -194,8 +196,7 @@ struct Shown {
 }
 
 fn show(context: &Context, args: &ShowArgs) -> Result<Exit, CliError> {
-    let Some(journal) = Journal::open_read_only(&context.dirs).map_err(CliError::environment)?
-    else {
+    let Some(journal) = state_dir::journal(context)? else {
         return Err(CliError::environment(anyhow::anyhow!(
             "there is no journal yet; a worker makes it, such as `hookrun drain`"
         )));
@@ -248,6 +249,9 @@ fn text(id: &str, shown: &Shown, colours: bool) -> String {
             }
         );
     }
+    if let Some(Event { hook: HookEvent::Diff(diff), .. }) = &shown.event {
+        text.push_str(&differences::text(&diff.evidence, usize::MAX, colours));
+    }
     for task in &shown.tasks {
         let word = styled(&state(task), style_of(&task.state), colours);
         let _ = writeln!(text, "\n{}  {word}", styled(&task.plugin, Style::Strong, colours));
@@ -278,9 +282,10 @@ fn change(context: &Context, which: &Which, change: Change) -> Result<Exit, CliE
             "which tasks? name events, or write --dead, --plugin NAME or --derivation TEXT (`hookrun queue list` shows them)".to_owned(),
         ));
     }
-    let Some(mut journal) =
-        Journal::open_to_change(&context.dirs).map_err(CliError::environment)?
-    else {
+    state_dir::check(context)?;
+    let journal = Journal::open_to_change(&context.dirs).map_err(CliError::environment)?;
+    state_dir::known_plugin(context, journal.as_ref(), selection.plugin.as_deref())?;
+    let Some(mut journal) = journal else {
         output::print("no tasks\n")?;
         return Ok(Exit::Failed);
     };

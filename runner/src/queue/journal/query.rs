@@ -7,6 +7,7 @@ use rusqlite::{Row, ToSql};
 use super::{FILE, Journal, JournalError, sql_count, sql_time};
 use crate::dirs::Dirs;
 use crate::event::{Event, HookEvent};
+use crate::evidence::Evidence;
 use crate::outcome::{LogLine, Usage};
 
 /// The tasks of one plugin, counted.
@@ -105,6 +106,9 @@ pub struct AttemptRow {
     pub usage: Option<Usage>,
     /// What the plugin logged.
     pub log: Vec<LogLine>,
+    /// Of a diff event: what the comparison found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Evidence>,
 }
 
 /// How an attempt that is asked for ended.
@@ -181,6 +185,24 @@ impl Journal {
             )
         })?;
         Ok((events, self.counts_of(Some(since_ms), now_ms)?))
+    }
+
+    /// The events handed over since `since_ms` that no plugin was given, neither themselves nor an
+    /// earlier event that says the same. Those that this release cannot read are left out.
+    ///
+    /// # Errors
+    /// SQLite reports an error.
+    pub fn events_without_tasks(&self, since_ms: u64) -> Result<Vec<Event>, JournalError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT body FROM events WHERE time_ms >= ?1 AND merged_into IS NULL
+                        AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.event = events.id)",
+            )?;
+            let bodies =
+                statement.query_map([sql_time(since_ms)], |row| row.get::<_, String>(0))?;
+            let bodies: Vec<String> = bodies.collect::<rusqlite::Result<_>>()?;
+            Ok(bodies.iter().filter_map(|body| serde_json::from_str(body).ok()).collect())
+        })
     }
 
     fn counts_of(
@@ -302,7 +324,7 @@ impl Journal {
             let mut statement = connection.prepare_cached(&format!(
                 "SELECT attempts.event, kind, name, drv_path, attempts.plugin, number, start_ms, end_ms, attempts.class, attempts.message,
                         coalesce(state, 'dropped'), CASE state WHEN 'pending' THEN nullif(not_before_ms, 0) END, usage, log,
-                        attempts.id, {ORIGIN}
+                        attempts.id, {ORIGIN}, CASE kind WHEN 'diff' THEN body END
                  FROM attempts JOIN events ON events.id = attempts.event
                       LEFT JOIN tasks ON tasks.event = attempts.event AND tasks.plugin = attempts.plugin
                  WHERE (?1 IS NULL OR instr(name, ?1) OR instr(drv_path, ?1)) AND (?2 IS NULL OR attempts.plugin = ?2)
@@ -331,6 +353,7 @@ impl Journal {
                     log: json(row, 13)?,
                     class,
                     origin: row.get(15)?,
+                    evidence: row.get::<_, Option<String>>(16)?.and_then(|body| evidence(&body)),
                 })
             })?;
             let mut rows: Vec<AttemptRow> = rows.collect::<rusqlite::Result<_>>()?;
@@ -360,6 +383,19 @@ impl Journal {
         })
     }
 
+    /// The plugins that have tasks or attempts.
+    ///
+    /// # Errors
+    /// SQLite reports an error.
+    pub fn plugins(&self) -> Result<Vec<String>, JournalError> {
+        self.read(|connection| {
+            let mut statement = connection
+                .prepare_cached("SELECT plugin FROM tasks UNION SELECT plugin FROM attempts")?;
+            let rows = statement.query_map([], |row| row.get(0))?;
+            rows.collect()
+        })
+    }
+
     /// The row of the newest attempt; 0 if there is none.
     ///
     /// # Errors
@@ -377,6 +413,14 @@ impl Journal {
     /// What SQLite says.
     pub fn data_version(&self) -> Result<i64, JournalError> {
         self.read(|connection| connection.query_row("PRAGMA data_version", [], |row| row.get(0)))
+    }
+}
+
+/// What the comparison of a diff event found; none if this release cannot read the event.
+fn evidence(body: &str) -> Option<Evidence> {
+    match serde_json::from_str(body) {
+        Ok(Event { hook: HookEvent::Diff(diff), .. }) => Some(diff.evidence),
+        _ => None,
     }
 }
 
