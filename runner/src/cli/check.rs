@@ -9,24 +9,41 @@ use super::output::{self, Format};
 use super::{CliError, Context, sandbox};
 use crate::capability::Services;
 use crate::config::Config;
+use crate::doctor::secrets;
 use crate::exit_code::Exit;
-use crate::plugin::{Compiler, Host, PluginError};
+use crate::plugin::{Compiler, Host, PluginError, bundled};
 use crate::queue::spool;
+use crate::supervise::needs;
+use crate::supervise::tryout::{self, Tried, TriedAs};
 use crate::wall::{Identity, Wall};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Loads every plugin, reads every key and password, opens every object store's settings, and looks whether the state directory can be written.
-Sends nothing. Run it as the user that runs the worker.
+Loads every plugin, reads every key and password, opens the settings of every object store, and
+tries whether the user that runs plugins can write where they write. Sends nothing without --live.
+Run it as the user that runs the worker.
 
-Exit code 0: all holds. 3: the configuration is wrong. 4: the environment is (a directory that cannot be written).
+Exit code 0: everything is valid. 3: the configuration is wrong. 4: the environment is wrong, such
+as a directory that cannot be written.
 
-Example:
-  hookrun check --config ./hookrun.toml")]
+Examples:
+  hookrun check --config ./hookrun.toml
+  hookrun check --live         also talk to object stores and mail servers")]
 pub(super) struct Args {
-    /// How to print
+    /// Also write, read and remove a small object in every object store, and log in to every SMTP
+    /// server, as the user that runs plugins
+    #[arg(long)]
+    live: bool,
+    /// The output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
+}
+
+/// The arguments of the hidden command that tries services.
+#[derive(Debug, clap::Args)]
+pub(super) struct TryArgs {
+    #[arg(long)]
+    pub(super) live: bool,
 }
 
 /// One thing that is wrong.
@@ -52,19 +69,9 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         Report { config: context.dirs.config.display().to_string(), ..Report::default() };
     match context.config() {
         Ok(config) => {
-            let origin = if config.embedded { " (not there: the embedded one)" } else { "" };
+            let origin = if config.embedded { " (not there: the built-in one)" } else { "" };
             report.good.push(format!("configuration {}{origin}", config.path.display()));
-            // Without a state directory services would only say the same in other words.
-            if state(context, &mut report) {
-                services(context, &config, &mut report);
-            }
-            report.good.push(format!("guests run as {}", sandbox::guests(Some(&config))));
-            for message in sandbox::problems(&config) {
-                let exit =
-                    if config.worker.require_sandbox { Exit::Environment } else { Exit::Done };
-                report.problems.push(Problem { exit, message });
-            }
-            plugins(context, &config, &mut report);
+            all(context, &config, args.live, &mut report);
         }
         Err(error) => {
             report.problems.push(Problem { exit: error.exit, message: error.to_string() });
@@ -88,6 +95,52 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         .map(|problem| problem.exit)
         .find(|exit| *exit != Exit::Done)
         .unwrap_or(Exit::Done))
+}
+
+fn all(context: &Context, config: &Config, live: bool, report: &mut Report) {
+    // Without a state directory services would only say the same in other words.
+    let state = state(context, report);
+    if state {
+        services(context, config, report);
+    }
+    // Without the user that guests run as, nothing below can be tried.
+    if let Err(message) = needs::identity(config) {
+        report.problems.push(Problem { exit: Exit::Configuration, message });
+        return;
+    }
+    if state {
+        as_plugins(context, config, live, report);
+    }
+    report.good.push(format!("guests run as {}", sandbox::guests(Some(config))));
+    for message in sandbox::problems(config) {
+        let exit = if config.worker.require_sandbox { Exit::Environment } else { Exit::Done };
+        report.problems.push(Problem { exit, message });
+    }
+    plugins(context, config, report);
+}
+
+/// What the user that runs plugins can and cannot use.
+fn as_plugins(context: &Context, config: &Config, live: bool, report: &mut Report) {
+    match tryout::try_all(&context.dirs, live) {
+        Ok(tried) => {
+            for Tried { keys, message, outcome } in tried {
+                let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                let error = || config.error(&keys, message.as_str()).to_string();
+                match outcome {
+                    TriedAs::Good => report.good.push(message),
+                    TriedAs::Warning => {
+                        report.problems.push(Problem { exit: Exit::Done, message: error() });
+                    }
+                    TriedAs::Failed => {
+                        report
+                            .problems
+                            .push(Problem { exit: Exit::Configuration, message: error() });
+                    }
+                }
+            }
+        }
+        Err(message) => report.problems.push(Problem { exit: Exit::Environment, message }),
+    }
 }
 
 /// The last thing that is checked: from the middle on this process can open nothing, because guest
@@ -134,15 +187,33 @@ fn services(context: &Context, config: &Config, report: &mut Report) {
             }
         }
     }
-    for name in config.object_stores.keys() {
+    for (keys, message) in secrets::exposed(config) {
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        report.problems.push(wrong(&keys, &message));
+    }
+    for (name, settings) in &config.object_stores {
+        // A directory that was named and is not there is not made here, but reported below.
+        let reach = services.object_stores().reach(name);
+        if settings.url.is_some() && reach.directories.iter().any(|place| !place.is_dir()) {
+            continue;
+        }
         match services.object_stores().check(name) {
             Ok(place) => report.good.push(format!("object store {name}: {place}")),
             Err(error) => report.problems.push(wrong(&["object-stores", name], &error.message)),
         }
     }
+    for plugin in config.plugins.values() {
+        if let Some((key, message)) = bundled::beyond_grants(plugin) {
+            report.problems.push(wrong(&["plugins", &plugin.name, "config", key], &message));
+        }
+    }
     http(&services, config, report);
     if let Err(error) = crate::capability::mail::check(config, &context.dirs) {
         report.problems.push(Problem { exit: Exit::Configuration, message: error.to_string() });
+    }
+    for (name, message) in crate::capability::mail::clear_text_passwords(config) {
+        let message = config.error(&["mail", &name, "url"], message).to_string();
+        report.problems.push(Problem { exit: Exit::Done, message });
     }
     for (name, mail) in &config.mail {
         for (key, file) in [("password-file", &mail.password_file), ("ca-file", &mail.ca_file)] {

@@ -11,13 +11,18 @@ use crate::exit_code::Exit;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Looks at the Nix found in PATH and its version's quirks, at the settings that make it call hookrun, at users, groups and permissions, at the
-sandbox and at the worker. Changes nothing, builds nothing. Run it as root to see what the daemon sees. What the configuration names (plugins,
-keys, stores) is tried by `hookrun check`, machines by `hookrun builders check`.
+Examines the Nix found in PATH and the quirks of its version, the settings that make it call
+hookrun, users, groups and permissions, the modes of secret files, the sandbox and the worker.
+Changes nothing and builds nothing. Run it as root to see what the daemon sees. `hookrun check` tries
+what the configuration names (plugins, keys, stores), and `hookrun builders check` tries machines.
 
-Exit code 0: nothing is wrong. 1: something is, each with the line to write. 4: there is no Nix.")]
+Exit code 0: nothing is wrong. 1: something is wrong, each with the line to write. 4: there is no
+Nix.
+
+Example:
+  sudo hookrun doctor")]
 pub(super) struct Args {
-    /// How to print
+    /// The output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }

@@ -1,14 +1,14 @@
-//! What `status` and `check` say about the wall round guests.
+//! What `status` and `check` report about the sandbox of guests.
 
 use crate::config::Config;
 use crate::supervise::needs;
 use crate::wall::{self, Identity, User};
 
-/// Who guests run as where this user runs the worker, in words.
+/// Describes the user that guests run as when this user runs the worker.
 pub(super) fn guests(config: Option<&Config>) -> String {
     match config.map(needs::identity) {
         Some(Ok(Identity::User(User { name, uid, .. }))) => format!("{name} (uid {uid})"),
-        Some(Err(_)) => "nobody: `user` is wrong".to_owned(),
+        Some(Err(_)) => "no user: `user` under [worker] is wrong".to_owned(),
         Some(Ok(Identity::Powerless)) | None => {
             let user = rustix::process::geteuid();
             let better =
@@ -18,13 +18,13 @@ pub(super) fn guests(config: Option<&Config>) -> String {
     }
 }
 
-/// What is wrong with the wall, each with the fix.
+/// Returns what is wrong with the sandbox, each with the fix.
 pub(super) fn problems(config: &Config) -> Vec<String> {
     let mut problems: Vec<String> = needs::identity(config).err().into_iter().collect();
     let fix = if config.worker.require_sandbox {
         "nothing runs, because of `require-sandbox = true`"
     } else {
-        "plugins run all the same"
+        "plugins run nevertheless"
     };
     problems.extend(wall::missing().into_iter().map(|lack| format!("sandbox: {lack} ({fix})")));
     problems

@@ -232,10 +232,10 @@ fn machines(say: &mut Say, nix: &NixFacts) {
     let whole = nix.flavour == Flavour::Lix || nix.version < FRACTIONS;
     let is_hookrun = matches!(nix.build_hook, Hook::Hookrun(_));
     match nix.machines {
-        0 if is_hookrun => say.problem(
+        0 if is_hookrun => say.note(
             about,
-            "no machine is listed, so the build hook has nothing to choose from; write one a line into /etc/nix/machines, such as \
-             `ssh-ng://builder x86_64-linux /root/.ssh/id_ed25519 8 2`"
+            "none is listed, so all builds stay on this machine; to add one, write a line such as \
+             `ssh-ng://builder x86_64-linux /root/.ssh/id_ed25519 8 2` into /etc/nix/machines"
                 .to_owned(),
         ),
         0 => {}
@@ -284,13 +284,25 @@ fn hookrun(say: &mut Say, facts: &Facts) {
         Some(error) => {
             say.problem(
                 "configuration",
-                format!("{error} (builds go on, events are kept, nothing is done with them)"),
+                format!("{error} (builds go on and events are kept, but no plugin runs)"),
             );
         }
+        None if facts.config_is_embedded => say.note(
+            "configuration",
+            format!(
+                "there is no {}, so the built-in configuration is used: mails about builds that \
+                 differ into a maildir, and no uploads; docs/configuration.md describes \
+                 the file",
+                facts.config.display()
+            ),
+        ),
         None => say.good(
             "configuration",
             format!("{}; `hookrun check` tries what it names", facts.config.display()),
         ),
+    }
+    for problem in &facts.secrets {
+        say.problem("secrets", problem.clone());
     }
     if facts.spool.is_empty() {
         say.good("state", facts.state.display().to_string());
@@ -303,6 +315,9 @@ fn hookrun(say: &mut Say, facts: &Facts) {
     }
     let about = "worker";
     match (facts.start, facts.worker_runs) {
+        (Start::Spawn | Start::None, false) if facts.stalled.is_some() => {
+            say.problem(about, facts.stalled.clone().unwrap_or_default());
+        }
         (_, true) => say.good(about, "runs".to_owned()),
         (Start::Spawn, false) => say.good(about, "a hook starts it when there is work".to_owned()),
         (Start::Service, false) => {

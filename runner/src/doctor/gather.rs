@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Facts, Hook, NixFacts};
+use super::{Facts, Hook, NixFacts, secrets};
 use crate::builders::resources;
-use crate::config::Config;
+use crate::config::{Config, Start};
 use crate::dirs::Dirs;
-use crate::event::NixDirs;
-use crate::nix::installed::Installed;
+use crate::event::{NixDirs, now_ms};
+use crate::nix::installed::{self, Installed};
 use crate::nix::{bounded, machines};
-use crate::queue::lock;
+use crate::queue::{health, lock, spool};
 use crate::supervise::needs;
 use crate::wall;
 
@@ -33,6 +33,12 @@ pub fn facts(dirs: &Dirs) -> Facts {
         .map(|nix| nix.setting("build-users-group").to_owned())
         .filter(|group| !group.is_empty());
     let sandbox = config.as_ref().map(problems_of_sandbox).unwrap_or_default();
+    let start = config.as_ref().map(|config| config.worker.start).unwrap_or_default();
+    let worker_runs = lock::is_held(&dirs.worker_lock());
+    let mut spool =
+        if root { unreachable_for_build_users(dirs, group.as_deref()) } else { unwritable(dirs) };
+    // The same verdict as that of `hookrun status`.
+    spool.extend(health::check(dirs, worker_runs).problems);
     Facts {
         root,
         build_hook_in_file: in_file(&nix_conf, "build-hook"),
@@ -41,23 +47,39 @@ pub fn facts(dirs: &Dirs) -> Facts {
             .map(|nix| nix_facts(&nix, config.as_ref().ok()))
             .map_err(|error| error.to_string()),
         nix_conf,
-        start: config.as_ref().map(|config| config.worker.start).unwrap_or_default(),
+        start,
+        secrets: config.as_ref().map(exposed_secrets).unwrap_or_default(),
+        config_is_embedded: config.as_ref().is_ok_and(|config| config.embedded),
         config_error: config.err().map(|error| error.to_string()),
         config: dirs.config.clone(),
-        worker_runs: lock::is_held(&dirs.worker_lock()),
+        worker_runs,
+        stalled: if worker_runs { None } else { stalled(dirs, start) },
         service: service(),
         sandbox,
-        spool: if root {
-            unreachable_for_build_users(dirs, group.as_deref())
-        } else {
-            unwritable(dirs)
-        },
+        spool,
         state: dirs.state.clone(),
         links: std::env::current_exe()
             .ok()
             .and_then(|exe| exe.parent().map(Path::to_owned))
             .unwrap_or_default(),
     }
+}
+
+fn exposed_secrets(config: &Config) -> Vec<String> {
+    let exposed = secrets::exposed(config).into_iter();
+    exposed
+        .map(|(keys, problem)| {
+            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+            config.error(&keys, problem).to_string()
+        })
+        .collect()
+}
+
+/// Events in the spool that nobody takes.
+fn stalled(dirs: &Dirs, start: Start) -> Option<String> {
+    let oldest = spool::oldest_ms(dirs)?;
+    let age = Duration::from_millis(now_ms().saturating_sub(oldest));
+    health::stalled(start, spool::depth(dirs) as u64, age)
 }
 
 fn problems_of_sandbox(config: &Config) -> Vec<String> {
@@ -99,14 +121,19 @@ fn members(group: &uzers::Group) -> usize {
 }
 
 /// What a hook's setting names.
-fn hook(nix: &Installed, name: &str) -> Hook {
+pub(crate) fn hook(nix: &Installed, name: &str) -> Hook {
     let setting = nix.settings.get(name).cloned().unwrap_or_default();
     let text = setting.value.trim();
     // The default of `build-hook` is Nix itself.
     if text.is_empty() || text == setting.default.trim() {
         return Hook::Unset;
     }
-    let program = Path::new(text.split_ascii_whitespace().next().unwrap_or(text));
+    // `build-hook` takes arguments; the others are the name of a program, blanks included.
+    let words = text.split_ascii_whitespace().next().filter(|_| name == "build-hook");
+    let program = Path::new(words.unwrap_or(text));
+    // Nix looks up a bare name in its PATH.
+    let in_path = if text.contains('/') { None } else { installed::in_path(text) };
+    let program = in_path.as_deref().unwrap_or(program);
     let found = match std::fs::metadata(program) {
         Ok(found) => found,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -198,25 +225,21 @@ fn unwritable(dirs: &Dirs) -> Vec<String> {
         .collect()
 }
 
-/// Root's spool as a build user sees it, whose diff hook writes there: every directory above can be
-/// searched, and the spool be written.
+/// The directories above root's spool as a build user sees them, whose diff hook writes there.
 fn unreachable_for_build_users(dirs: &Dirs, group: Option<&str>) -> Vec<String> {
     let spool = dirs.spool();
     let gid = group.and_then(uzers::get_group_by_name).map(|group| group.gid());
     let mut problems = Vec::new();
-    for (path, needed) in
-        spool.ancestors().skip(1).map(|path| (path, 0o1)).chain([(spool.as_path(), 0o3)])
-    {
+    for path in spool.ancestors().skip(1) {
         let Ok(found) = std::fs::metadata(path) else { continue };
         let mode = found.mode() & 0o7777;
         let shift = if Some(found.gid()) == gid { 3 } else { 0 };
-        if (mode >> shift) & needed != needed {
-            let (what, right) =
-                if path == spool { ("write to", 0o1733) } else { ("reach", mode | 0o111) };
+        if (mode >> shift) & 0o1 == 0 {
             problems.push(format!(
-                "{0} has mode {mode:o}, so build users cannot {what} the spool and a diff hook loses its event to a fallback; run `chmod \
-                 {right:o} {0}`",
-                path.display()
+                "{0} has mode {mode:o}, so build users cannot reach the spool and a diff hook hands over to a fallback directory; run \
+                 `chmod {1:o} {0}`",
+                path.display(),
+                mode | 0o111
             ));
         }
     }
@@ -255,7 +278,6 @@ mod tests {
         set(&spool, 0o1733);
         assert_eq!(own(unreachable_for_build_users(&dirs, None)), [""; 0]);
         set(&state, 0o700);
-        set(&spool, 0o755);
         let problems = own(unreachable_for_build_users(&dirs, None))
             .join("\n")
             .replace(&state.display().to_string(), "STATE");

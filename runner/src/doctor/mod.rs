@@ -6,6 +6,7 @@
 
 pub mod findings;
 pub mod gather;
+pub mod secrets;
 
 pub use findings::{Finding, Level, examine};
 pub use gather::facts;
@@ -37,6 +38,12 @@ pub struct Facts {
     pub worker_runs: bool,
     /// What `systemctl is-active hookrun` says, where there is a systemd.
     pub service: Option<String>,
+    /// Is the configuration the built-in one, because there is no file?
+    pub config_is_embedded: bool,
+    /// Events and due tasks that wait although no worker runs, with the fix.
+    pub stalled: Option<String>,
+    /// Secrets that others can read or replace; each with its fix.
+    pub secrets: Vec<String>,
     /// What is wrong with the wall round guests, and with `worker.user`; each with its fix.
     pub sandbox: Vec<String>,
     /// The state directory.

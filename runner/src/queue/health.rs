@@ -6,11 +6,13 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
 
 use super::spool::fallback_directory;
 use super::trust::Trust;
+use crate::config::Start;
 use crate::dirs::Dirs;
 
 /// Below this much space for ordinary users a spool counts as full soon: a few thousand events, and
@@ -45,6 +47,35 @@ pub struct Health {
     pub elsewhere: usize,
     /// One line for each thing that is wrong, with the fix.
     pub problems: Vec<String>,
+}
+
+/// A worker that a hook starts has this long to appear before its absence is a problem.
+const WORKER_START: Duration = Duration::from_secs(30);
+
+/// What is wrong if no worker runs although `waiting` events and due tasks wait, the oldest of them
+/// for `age`; with the fix.
+pub fn stalled(start: Start, waiting: u64, age: Duration) -> Option<String> {
+    let what = match waiting {
+        0 => return None,
+        1 => "1 event or task waits".to_owned(),
+        count => format!("{count} events or tasks wait"),
+    };
+    match start {
+        Start::Service => Some(format!(
+            "{what} and no worker runs, although `start = \"service\"`; run `systemctl enable --now \
+             hookrun`, or once `hookrun drain`"
+        )),
+        Start::None => Some(format!(
+            "{what} and no worker runs, because `start = \"none\"`; run `hookrun drain`"
+        )),
+        // A hook starts one, which takes a moment.
+        Start::Spawn if age < WORKER_START => None,
+        Start::Spawn => Some(format!(
+            "{what} since {} and no worker runs; run `hookrun drain`, or wait for the next hook, \
+             which starts a worker",
+            humantime::format_duration(Duration::from_secs(age.as_secs()))
+        )),
+    }
 }
 
 /// Looks at the spool of `dirs` and at the fallback directories; `worker`: one runs.
@@ -100,9 +131,17 @@ fn judge(spool: &Path, look: &Look, me: u32, worker: bool) -> Vec<String> {
         None => problems.push(format!(
             "the spool {shown} is gone while a worker runs: somebody removed it, with what was in it; the next hook of its owner makes it again"
         )),
-        Some(mode) if mode & libc::S_IFMT != libc::S_IFDIR => {
-            problems.push(format!("the spool {shown} is no directory; remove it, the next hook makes it"));
-        }
+        Some(mode) if mode & libc::S_IFMT == libc::S_IFLNK => problems.push(format!(
+            "the spool {shown} is a symbolic link: hooks write through it, and no worker reads there; \
+             put the directory that it names in its place, with the events in it"
+        )),
+        Some(mode) if mode & libc::S_IFMT != libc::S_IFDIR => problems.push(format!(
+            "the spool {shown} is not a directory; move it away, the next hook makes the directory"
+        )),
+        Some(_) if me == 0 && *owner != 0 => problems.push(format!(
+            "the spool {shown} belongs to uid {owner}, who can remove events of others; run `chown \
+             root:root {shown} && chmod 1733 {shown}`"
+        )),
         Some(mode) => problems.extend(wrong_mode(spool, mode & PERMISSIONS, *owner, me)),
     }
     if let Some(error) = unlistable {
@@ -210,7 +249,23 @@ mod tests {
         ));
         insta::assert_snapshot!(seen(&Look { free: Some(4096), ..plain.clone() }, 0, false));
         insta::assert_snapshot!(seen(&Look { inodes: Some(3), ..plain.clone() }, 0, false));
-        insta::assert_snapshot!(seen(&Look { read_only: true, free: Some(0), ..plain }, 0, false));
+        insta::assert_snapshot!(seen(
+            &Look { read_only: true, free: Some(0), ..plain.clone() },
+            0,
+            false
+        ));
+        insta::assert_snapshot!(seen(&Look { mode: Some(libc::S_IFLNK), ..plain }, 0, false), @"the spool /s/spool is a symbolic link: hooks write through it, and no worker reads there; put the directory that it names in its place, with the events in it");
+        insta::assert_snapshot!(seen(&directory(0o1733, 1000), 0, false), @"the spool /s/spool belongs to uid 1000, who can remove events of others; run `chown root:root /s/spool && chmod 1733 /s/spool`");
+    }
+
+    #[test]
+    fn events_that_wait_without_a_worker_are_a_problem_with_a_fix() {
+        let minute = Duration::from_mins(1);
+        assert_eq!(stalled(Start::Service, 0, minute), None);
+        assert_eq!(stalled(Start::Spawn, 2, Duration::from_secs(1)), None, "it is being started");
+        insta::assert_snapshot!(stalled(Start::Service, 1, Duration::ZERO).unwrap(), @r#"1 event or task waits and no worker runs, although `start = "service"`; run `systemctl enable --now hookrun`, or once `hookrun drain`"#);
+        insta::assert_snapshot!(stalled(Start::None, 2, Duration::ZERO).unwrap(), @r#"2 events or tasks wait and no worker runs, because `start = "none"`; run `hookrun drain`"#);
+        insta::assert_snapshot!(stalled(Start::Spawn, 2, 2 * minute).unwrap(), @"2 events or tasks wait since 2m and no worker runs; run `hookrun drain`, or wait for the next hook, which starts a worker");
     }
 
     #[test]

@@ -198,6 +198,18 @@ pub fn depth(dirs: &Dirs) -> usize {
         .map_or(0, |directory| names(&directory).filter(|name| !name.starts_with(b".")).count())
 }
 
+/// When the hook was called for the oldest event that waits in the spool, as the file names tell;
+/// milliseconds since 1970.
+pub fn oldest_ms(dirs: &Dirs) -> Option<u64> {
+    let directory = open_directory(&dirs.spool()).ok()?;
+    let time = |name: Vec<u8>| {
+        let id = uuid::Uuid::try_parse_ascii(&name).ok()?;
+        let (seconds, nanoseconds) = id.get_timestamp()?.to_unix();
+        Some(seconds.saturating_mul(1000).saturating_add(u64::from(nanoseconds / 1_000_000)))
+    };
+    names(&directory).filter_map(time).min()
+}
+
 fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(
         path,

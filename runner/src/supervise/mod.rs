@@ -6,6 +6,7 @@
 //! * [`supervisor`]: the queue's executor; keeps one runner for each Nix store, and takes up
 //!   changes on disk. `process`: one runner, from there.
 //! * [`runner`]: the other process. [`needs`]: what its wall lets through, from the grants.
+//! * [`tryout`]: a process behind the same wall that tries services, for `hookrun check`.
 //! * [`policy`]: the same for builder selection, with a wall that lets nothing through.
 //! * [`protocol`], [`frame`]: what is said, and how. The supervisor believes nothing a runner says
 //!   beyond the outcome of a run.
@@ -17,3 +18,4 @@ mod process;
 mod protocol;
 pub mod runner;
 pub mod supervisor;
+pub mod tryout;

@@ -146,6 +146,25 @@ pub fn make_directories(wall: &Wall, dirs: &Dirs) -> Result<(), String> {
     Ok(())
 }
 
+/// Why this process cannot write in the directories of a service, with the fix. Asked behind the
+/// wall: as the user that runs plugins. A directory that is not there yet is made by the worker.
+pub fn unwritable(what: &str, name: &str, reach: &Reach) -> Option<String> {
+    use rustix::fs::Access;
+    reach.directories.iter().find_map(|directory| {
+        match rustix::fs::access(directory, Access::WRITE_OK | Access::EXEC_OK) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => None,
+            Err(error) => {
+                let shown = directory.display();
+                let user = rustix::process::geteuid().as_raw();
+                Some(format!(
+                    "{what} `{name}`: {shown} cannot be written by uid {user}, which runs plugins \
+                     ({error}); `chown -R {user} {shown}`"
+                ))
+            }
+        }
+    })
+}
+
 /// Makes `directory` (0700) and its missing parents (0755), in a directory that nobody but this
 /// user and root can change. Did it have to?
 fn make(directory: &Path) -> std::io::Result<bool> {

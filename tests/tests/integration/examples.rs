@@ -18,6 +18,8 @@ fn the_configuration_passes_the_check() {
         .unwrap();
     for name in ["s3-access-key-id", "s3-secret-access-key", "smtp-password"] {
         std::fs::write(secrets.join(name), "example\n").unwrap();
+        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(secrets.join(name), readable).unwrap();
     }
     let text = std::fs::read_to_string(example("hookrun.toml")).unwrap();
     scene.set_config(&text.replace("/etc/hookrun/secrets", secrets.to_str().unwrap()));

@@ -35,6 +35,7 @@ mod local;
 mod mail;
 mod modes;
 mod nondeterminism;
+mod operator;
 mod post_build;
 mod queue;
 mod reload;

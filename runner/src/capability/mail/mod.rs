@@ -266,6 +266,19 @@ impl Mailer {
         }
     }
 
+    /// Connects to the server of a transport and logs in, without sending anything. Other
+    /// transports have no server.
+    ///
+    /// # Errors
+    /// As [`Mailer::send`].
+    pub async fn log_in(&self, name: &str) -> Result<(), CapabilityError> {
+        let Some(settings) = self.transports.get(name) else { return Ok(()) };
+        match self.checked(name, settings)? {
+            Transport::Smtp(smtp) => smtp.log_in().await,
+            Transport::Maildir(_) | Transport::Sendmail(_) => Ok(()),
+        }
+    }
+
     /// From now on programs are started by somebody else.
     pub fn delegate(&self, programs: Arc<dyn Programs>) {
         // Set once, when a runner starts.
@@ -329,6 +342,23 @@ pub fn check(config: &Config, dirs: &Dirs) -> Result<(), ConfigError> {
         }
     }
     Ok(())
+}
+
+/// The transports whose password goes over the network without encryption, which is accepted for a
+/// server on this machine only: the name, and a warning.
+pub fn clear_text_passwords(config: &Config) -> Vec<(String, String)> {
+    let clear = |(name, settings): (&String, &config::Mail)| {
+        let smtp = Smtp::new(name, settings).ok()?;
+        let warning = smtp.sends_password_in_clear().then(|| {
+            format!(
+                "mail transport `{name}` sends its password without encryption, to this machine \
+                 only; write `smtps://` or `?tls=required` if its server can do that"
+            )
+        })?;
+        Some((name.clone(), warning))
+    };
+    let smtp = config.mail.iter().filter(|(_, mail)| mail.transport == MailTransport::Smtp);
+    smtp.filter_map(clear).collect()
 }
 
 /// Turns settings into a transport. The error is the key to blame and a sentence.

@@ -204,6 +204,11 @@ impl Smtp {
         Ok(self)
     }
 
+    /// Does a login show the password to whoever listens?
+    pub(super) fn sends_password_in_clear(&self) -> bool {
+        self.security == Security::Plain && self.username.is_some()
+    }
+
     fn is_loopback(&self) -> bool {
         self.host == "localhost"
             || self.host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
@@ -233,6 +238,18 @@ impl Smtp {
         })
     }
 
+    /// Connects and logs in, without sending anything.
+    pub(super) async fn log_in(&self) -> Result<(), CapabilityError> {
+        tokio::time::timeout(TIMEOUT, self.talk(None)).await.unwrap_or_else(|_| {
+            let time = humantime::format_duration(TIMEOUT);
+            Err(self.error(
+                ErrorKind::Transient,
+                &format!("{} did not answer within {time}", self.server()),
+                &format!("check `url` under [mail.{}]", self.name),
+            ))
+        })
+    }
+
     async fn converse(&self, message: &Composed) -> Result<(), CapabilityError> {
         let envelope =
             Envelope::new(Some(message.from.clone()), message.to.clone()).map_err(|error| {
@@ -241,6 +258,11 @@ impl Smtp {
                     format!("the message cannot be addressed ({error})"),
                 )
             })?;
+        self.talk(Some((&envelope, &message.raw))).await
+    }
+
+    /// Opens a connection, and sends what there is to send.
+    async fn talk(&self, message: Option<(&Envelope, &[u8])>) -> Result<(), CapabilityError> {
         // Secrets and certificates first: without them there is no use in a connection.
         let credentials = self.credentials()?;
         let mut tls = self.tls()?;
@@ -256,9 +278,7 @@ impl Smtp {
         )
         .await
         .map_err(|error| self.failed(Step::Connect, &error, None))?;
-        let sent = self
-            .on_connection(&mut connection, &client, tls, credentials, &envelope, &message.raw)
-            .await;
+        let sent = self.on_connection(&mut connection, &client, tls, credentials, message).await;
         // A polite end is for a connection in good order: lettre panics on one whose STARTTLS
         // failed halfway. Else it is dropped.
         if sent.is_ok() {
@@ -273,8 +293,7 @@ impl Smtp {
         client: &ClientId,
         tls: Option<TlsParameters>,
         credentials: Option<(Credentials, String)>,
-        envelope: &Envelope,
-        raw: &[u8],
+        message: Option<(&Envelope, &[u8])>,
     ) -> Result<(), CapabilityError> {
         if let Some(tls) =
             tls.filter(|_| self.security == Security::StartTls || connection.can_starttls())
@@ -313,10 +332,12 @@ impl Smtp {
                 .await
                 .map_err(|error| self.failed(Step::Login, &error, Some(&password)))?;
         }
-        connection
-            .send(envelope, raw)
-            .await
-            .map_err(|error| self.failed(Step::Send, &error, None))?;
+        if let Some((envelope, raw)) = message {
+            connection
+                .send(envelope, raw)
+                .await
+                .map_err(|error| self.failed(Step::Send, &error, None))?;
+        }
         Ok(())
     }
 

@@ -1,0 +1,216 @@
+//! Can the user that runs plugins use the services of the configuration? `hookrun check` asks a
+//! process of its own, which goes behind the same wall as a runner and tries them there.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::needs;
+use crate::capability::{CapabilityError, Services};
+use crate::config::{Config, MailTransport};
+use crate::dirs::Dirs;
+use crate::event::NixDirs;
+use crate::exit_code::Exit;
+use crate::plugin::grants::Effective;
+use crate::wall::Identity;
+
+/// The hidden command of that process.
+pub const COMMAND: &str = "try-services";
+/// One service may take this long to answer in all.
+const LIVE_LIMIT: Duration = Duration::from_mins(1);
+
+/// What became of one service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Tried {
+    /// The keys of the configuration to look at.
+    pub keys: Vec<String>,
+    /// One line; of a failure, with the fix.
+    pub message: String,
+    /// How it went.
+    pub outcome: TriedAs,
+}
+
+/// How a trial went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TriedAs {
+    /// It can be used.
+    Good,
+    /// It can be used, and something is worth knowing.
+    Warning,
+    /// It cannot be used.
+    Failed,
+}
+
+/// Tries all services of the configuration in a process of its own; with `live` their servers as
+/// well.
+///
+/// # Errors
+/// The process cannot be started, or cannot put up its sandbox.
+pub fn try_all(dirs: &Dirs, live: bool) -> Result<Vec<Tried>, String> {
+    let failed = |error: &dyn std::fmt::Display| format!("services cannot be tried ({error})");
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("hookrun").arg("--config").arg(&dirs.config).arg("--state-dir").arg(&dirs.state);
+    command.arg(COMMAND).args(live.then_some("--live")).stdin(Stdio::null());
+    let output = command.stderr(Stdio::inherit()).output().map_err(|error| failed(&error))?;
+    serde_json::from_slice::<Result<Vec<Tried>, String>>(&output.stdout)
+        .map_err(|_| failed(&format!("the process ended with {}", output.status)))?
+        .map_err(|error| failed(&error))
+}
+
+/// The life of that process. Standard output is the pipe.
+pub fn child(dirs: &Dirs, live: bool) -> Exit {
+    let tried = Config::load(&dirs.config)
+        .map_err(|error| error.to_string())
+        .and_then(|config| trials(&config, dirs, live));
+    match serde_json::to_writer(std::io::stdout().lock(), &tried) {
+        Ok(()) => Exit::Done,
+        Err(_) => Exit::Internal,
+    }
+}
+
+/// Collects what was tried.
+#[derive(Default)]
+struct Trials(Vec<Tried>);
+
+impl Trials {
+    fn add(&mut self, keys: [&str; 3], outcome: TriedAs, message: String) {
+        let keys = keys.map(str::to_owned).to_vec();
+        self.0.push(Tried { keys, message, outcome });
+    }
+}
+
+fn trials(config: &Config, dirs: &Dirs, live: bool) -> Result<Vec<Tried>, String> {
+    let services = Services::new(config, dirs);
+    let identity = needs::identity(config)?;
+    let mut trials = Trials::default();
+    // Directories that were named have to be there; those below the state directory are made by the
+    // worker.
+    let mut stores = BTreeSet::new();
+    for (name, settings) in &config.object_stores {
+        let missing = services
+            .object_stores()
+            .reach(name)
+            .directories
+            .into_iter()
+            .find(|directory| settings.url.is_some() && !directory.is_dir());
+        if let Some(directory) = missing {
+            let message = missing_store(name, &directory, &identity);
+            trials.add(["object-stores", name, "url"], TriedAs::Failed, message);
+        } else if services.object_stores().hold(name).is_ok() {
+            // What is wrong with the settings is for the caller to say.
+            stores.insert(name.clone());
+        }
+    }
+    for name in config.mail.keys() {
+        services.mail().hold(name);
+    }
+    let effective = Effective {
+        object_store: stores.iter().cloned().collect(),
+        mail: config.mail.keys().cloned().collect(),
+        ..Effective::default()
+    };
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let nix = NixDirs::from_env();
+    let wall = needs::wall(&[&effective], &services, dirs, &nix, identity, variable);
+    wall.raise().map_err(|error| error.to_string())?;
+    writable(config, &services, &stores, &mut trials);
+    if live {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| error.to_string())?;
+        runtime.block_on(servers(config, &services, &stores, &mut trials));
+    }
+    Ok(trials.0)
+}
+
+fn missing_store(name: &str, directory: &Path, identity: &Identity) -> String {
+    let shown = directory.display();
+    let owner = match identity {
+        Identity::User(user) => format!(" -o {} -g {}", user.uid, user.gid),
+        Identity::Powerless => String::new(),
+    };
+    format!(
+        "object store `{name}`: the directory {shown} is not there; run `install -d{owner} {shown}`"
+    )
+}
+
+/// Asks behind the wall: as the user that runs plugins.
+fn writable(config: &Config, services: &Services, stores: &BTreeSet<String>, trials: &mut Trials) {
+    for name in stores {
+        let reach = services.object_stores().reach(name);
+        if let Some(message) = needs::unwritable("object store", name, &reach) {
+            trials.add(["object-stores", name, "url"], TriedAs::Failed, message);
+        }
+    }
+    for (name, settings) in &config.mail {
+        let reach = services.mail().reach(name);
+        if let Some(message) = needs::unwritable("mail transport", name, &reach) {
+            trials.add(["mail", name, "directory"], TriedAs::Failed, message);
+        }
+        let program = settings.program.as_deref().unwrap_or(Path::new("/usr/sbin/sendmail"));
+        if settings.transport == MailTransport::Sendmail && !program.exists() {
+            let message = format!(
+                "mail transport `{name}`: there is no program {}; install it, or name another by `program`",
+                program.display()
+            );
+            trials.add(["mail", name, "program"], TriedAs::Failed, message);
+        }
+    }
+}
+
+/// Talks to the servers, to all at the same time.
+async fn servers(
+    config: &Config,
+    services: &Services,
+    stores: &BTreeSet<String>,
+    trials: &mut Trials,
+) {
+    let refused: BTreeSet<String> =
+        trials.0.iter().filter_map(|tried| tried.keys.get(1).cloned()).collect();
+    let stores = stores.iter().filter(|name| !refused.contains(*name)).map(|name| async move {
+        let tried = within(services.object_stores().try_out(name)).await;
+        let (outcome, message) = match tried {
+            Ok(None) => (
+                TriedAs::Good,
+                format!("object store {name}: an object was written, read and removed"),
+            ),
+            Ok(Some(warning)) => (TriedAs::Warning, warning),
+            Err(error) => (TriedAs::Failed, error.message),
+        };
+        (["object-stores", name, "url"], outcome, message)
+    });
+    let smtp = config.mail.iter().filter(|(_, mail)| mail.transport == MailTransport::Smtp);
+    let mails = smtp.map(|(name, _)| async move {
+        let (outcome, message) = match within(services.mail().log_in(name)).await {
+            Ok(()) => (TriedAs::Good, format!("mail {name}: the server takes this login")),
+            Err(error) => (TriedAs::Failed, error.message),
+        };
+        (["mail", name, "url"], outcome, message)
+    });
+    let (stores, mails) = futures_util::future::join(
+        futures_util::future::join_all(stores),
+        futures_util::future::join_all(mails),
+    )
+    .await;
+    for (keys, outcome, message) in stores.into_iter().chain(mails) {
+        trials.add(keys, outcome, message);
+    }
+}
+
+async fn within<T>(
+    trial: impl Future<Output = Result<T, CapabilityError>>,
+) -> Result<T, CapabilityError> {
+    tokio::time::timeout(LIVE_LIMIT, trial).await.unwrap_or_else(|_| {
+        let limit = humantime::format_duration(LIVE_LIMIT);
+        Err(CapabilityError::transient(format!(
+            "the server did not answer within {limit}; check that it is running and reachable"
+        )))
+    })
+}

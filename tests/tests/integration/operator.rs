@@ -1,0 +1,338 @@
+//! The commands with which an operator looks at an installation: `check`, `doctor`, `status` and
+//! `log` say what is the case, and what to do.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use hookrun_tests::lab::s3::{ACCESS_KEY_ID, S3Server, SECRET_ACCESS_KEY};
+use hookrun_tests::lab::{Need, Ran, Scene, Script, is_root, require};
+use hookrun_tests::smtp::{MailServer, PASSWORD};
+
+/// A plain user of the machine without anything to lose.
+const NOBODY: u32 = 65534;
+
+fn set_mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// The configuration of an uploader with the lines of its store and more tables.
+fn uploader(store: &str, more: &str) -> String {
+    format!(
+        "[worker]\nstart = \"none\"\n{more}\n[plugins.cache]\nsource = \"bundled:s3-upload\"\nhooks = [\"post-build\"]\n\
+         config = {{ bucket = \"cache\" }}\n\
+         grant = {{ nix-store = \"closure\", object-store = [\"cache\"], signing = [\"lab-1\"] }}\n\
+         [signing-keys.lab-1]\nfile = \"keys/lab-1.secret\"\n[object-stores.cache]\n{store}\n"
+    )
+}
+
+/// A scene whose secrets are as they should be.
+fn scene() -> Scene {
+    let scene = Scene::new().nix_conf("post-build-hook", "").signing_key("lab-1");
+    set_mode(&scene.path("keys/lab-1.secret"), 0o600);
+    scene
+}
+
+#[test]
+fn a_store_that_is_missing_or_not_writable_for_plugins_is_an_error_of_check() {
+    let scene = scene();
+    let store = scene.path("cache");
+    scene.set_config(&uploader("url = \"file://@scene@/cache\"", ""));
+    scene
+        .hookrun(&["check"])
+        .expect_exit(3)
+        .expect_stderr("hookrun.toml:12: object store `cache`: the directory")
+        .expect_stderr(&format!("is not there; run `install -d {}`", store.display()));
+    assert!(!store.exists(), "a check makes nothing");
+    std::fs::create_dir(&store).unwrap();
+    scene.hookrun(&["check"]).expect_success().expect_stdout("ok  object store cache: file://");
+    if !require(Need::Root) {
+        return;
+    }
+    // Plugins run as another user.
+    scene.set_config(&uploader("url = \"file://@scene@/cache\"", "user = \"nobody\""));
+    set_mode(&store, 0o755);
+    scene
+        .hookrun(&["check"])
+        .expect_exit(3)
+        .expect_stderr(&format!("{} cannot be written by uid {NOBODY}", store.display()))
+        .expect_stderr(&format!("`chown -R {NOBODY} {}`", store.display()));
+    std::os::unix::fs::chown(&store, Some(NOBODY), None).unwrap();
+    scene.hookrun(&["check"]).expect_success();
+}
+
+#[test]
+fn a_bucket_that_no_grant_has_is_an_error_of_check() {
+    let scene = scene();
+    let text = uploader("", "").replace("bucket = \"cache\"", "bucket = \"cahce\"");
+    scene.set_config(&text);
+    scene.hookrun(&["check"]).expect_exit(3).expect_stderr(
+        "`bucket` names `cahce`, which the grant `object-store` of plugin `cache` does not",
+    );
+}
+
+#[test]
+fn secrets_that_others_can_read_or_replace_are_errors_of_check_and_doctor() {
+    let scene = scene();
+    let key = scene.path("keys/lab-1.secret");
+    scene.set_config(&uploader("", ""));
+    scene.hookrun(&["check"]).expect_success();
+    set_mode(&key, 0o644);
+    let problem =
+        format!("can be read by other users (mode 0644); run `chmod 600 {}`", key.display());
+    scene.hookrun(&["check"]).expect_exit(3).expect_stderr(&problem);
+    scene.hookrun(&["doctor"]).expect_exit(1).expect_stdout(&problem);
+    if is_root() {
+        set_mode(&key, 0o600);
+        std::os::unix::fs::chown(&key, Some(NOBODY), None).unwrap();
+        scene
+            .hookrun(&["check"])
+            .expect_exit(3)
+            .expect_stderr(&format!("can be read and replaced by its owner, uid {NOBODY}"));
+    }
+}
+
+#[test]
+fn check_live_writes_to_stores_and_says_what_a_server_refuses() {
+    let scene = scene();
+    let server = S3Server::start(&scene.path("s3"), &["bucket"]);
+    let configure = |secret: &str| {
+        std::fs::write(scene.path("id"), ACCESS_KEY_ID).unwrap();
+        std::fs::write(scene.path("secret"), secret).unwrap();
+        set_mode(&scene.path("secret"), 0o600);
+        let store = format!(
+            "url = \"s3://bucket/prefix\"\nendpoint = \"{}\"\ncredentials.access-key-id-file = \"id\"\n\
+             credentials.secret-access-key-file = \"secret\"",
+            server.endpoint()
+        );
+        scene.set_config(&uploader(&store, ""));
+    };
+    configure(SECRET_ACCESS_KEY);
+    scene
+        .hookrun(&["check", "--live"])
+        .expect_success()
+        .expect_stdout("ok  object store cache: an object was written, read and removed");
+    let left = std::fs::read_dir(server.bucket("bucket").join("prefix")).unwrap().count();
+    assert_eq!(left, 0, "the object is removed");
+    configure("wrong");
+    scene.hookrun(&["check"]).expect_success();
+    scene.hookrun(&["check", "--live"]).expect_exit(3).expect_stderr("object store `cache`");
+}
+
+#[test]
+fn check_live_logs_in_to_mail_servers() {
+    let scene = scene();
+    let Some(server) = MailServer::start() else { return };
+    let configure = |password: &str| {
+        let file = server.password_file(password);
+        set_mode(&file, 0o600);
+        scene.set_config(&format!(
+            "[worker]\nstart = \"none\"\n[mail.default]\ntransport = \"smtp\"\nurl = \"{}\"\nfrom = \"a@example.org\"\n\
+             username = \"hookrun\"\npassword-file = \"{}\"\nca-file = \"{}\"\n",
+            server.tls_url(),
+            file.display(),
+            server.ca_file().display(),
+        ));
+    };
+    configure(PASSWORD);
+    scene
+        .hookrun(&["check", "--live"])
+        .expect_success()
+        .expect_stdout("ok  mail default: the server takes this login");
+    assert!(server.delivered_now().is_empty(), "nothing is sent");
+    configure("wrong");
+    scene.hookrun(&["check"]).expect_success();
+    scene
+        .hookrun(&["check", "--live"])
+        .expect_exit(3)
+        .expect_stderr("refused the login of `hookrun`");
+}
+
+#[test]
+fn a_user_of_the_configuration_that_does_not_exist_is_one_error() {
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = scene();
+    scene.set_config(&uploader("", "user = \"no-such-user-here\""));
+    let ran = scene.hookrun(&["check"]).expect_exit(3);
+    assert_eq!(ran.stderr.matches("no-such-user-here").count(), 2, "{}", ran.account());
+    assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.account());
+    assert!(!ran.stdout.contains("guests run as"), "{}", ran.account());
+}
+
+/// A scene that has events and no worker.
+fn with_waiting_events(start: &str) -> Scene {
+    let scene = Scene::new()
+        .config(&format!("[worker]\nstart = \"{start}\"\n"))
+        .derivation("alpha", Script::text("a"));
+    scene.build("alpha").expect_success();
+    assert_eq!(scene.spooled().len(), 1);
+    scene
+}
+
+#[test]
+fn status_knows_a_stopped_worker() {
+    for (start, fix) in
+        [("service", "systemctl enable --now hookrun"), ("none", "run `hookrun drain`")]
+    {
+        let scene = with_waiting_events(start);
+        let status = scene.hookrun(&["status"]).expect_success();
+        assert!(status.stdout.contains("to look at"), "{}", status.account());
+        let json = scene.hookrun(&["status", "--format", "json"]).expect_success();
+        let json: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+        let problems: Vec<&str> =
+            json["problems"].as_array().unwrap().iter().filter_map(|text| text.as_str()).collect();
+        assert!(
+            problems.iter().any(|text| text.contains("no worker runs") && text.contains(fix)),
+            "{problems:?}"
+        );
+        scene.hookrun(&["doctor"]).expect_exit(1).expect_stdout(fix);
+        scene.drain().expect_success();
+        let json = scene.hookrun(&["status", "--format", "json"]).expect_success();
+        assert!(!json.stdout.contains("no worker runs"), "{}", json.account());
+    }
+}
+
+#[test]
+fn status_and_doctor_agree_about_the_spool() {
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = with_waiting_events("none");
+    let spool = scene.state_dir().join("spool");
+    let agree = |problem: &str| {
+        scene.hookrun(&["status"]).expect_success().expect_stdout(problem);
+        scene.hookrun(&["doctor"]).expect_exit(1).expect_stdout(problem);
+    };
+    set_mode(&spool, 0o777);
+    agree("has mode 0777, so anybody may remove events of others");
+    set_mode(&spool, 0o1733);
+    std::os::unix::fs::chown(&spool, Some(NOBODY), None).unwrap();
+    agree(&format!("belongs to uid {NOBODY}"));
+    std::os::unix::fs::chown(&spool, Some(0), None).unwrap();
+    let moved = scene.path("moved");
+    std::fs::rename(&spool, &moved).unwrap();
+    std::os::unix::fs::symlink(&moved, &spool).unwrap();
+    agree("is a symbolic link");
+}
+
+#[test]
+fn an_interval_without_a_pause_is_refused() {
+    let scene = Scene::new();
+    for interval in ["0s", "1ms"] {
+        scene
+            .hookrun(&["status", "--watch", "--interval", interval])
+            .expect_exit(2)
+            .expect_stderr("the shortest interval is 100ms");
+    }
+}
+
+#[test]
+fn what_a_diff_found_is_in_the_log() {
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = Scene::new()
+        .nix_conf("post-build-hook", "")
+        .config(
+            "[worker]\nstart = \"none\"\n[plugins.mail]\nsource = \"bundled:email-on-nondeterminism\"\n\
+             config = { to = [\"a@example.org\"] }\ngrant = { mail = [\"default\"], state = true }\n[mail.default]\n",
+        )
+        .derivation(
+            "chance",
+            Script::new("/bin/mkdir $out; read x < /proc/sys/kernel/random/uuid; echo $x > $out/tool"),
+        );
+    scene.build("chance").expect_success();
+    scene.check("chance").expect_failure();
+    scene.drain().expect_success();
+    for command in [&["log"][..], &["log", "--verbose"]] {
+        scene
+            .hookrun(command)
+            .expect_success()
+            .expect_stdout("differs: tool, content from byte ")
+            .expect_stdout("; current \"");
+    }
+    let rows = scene.hookrun(&["log", "--format", "json"]).expect_success();
+    let rows: serde_json::Value = serde_json::from_str(&rows.stdout).unwrap();
+    let row = &rows[0];
+    assert_eq!(row["evidence"]["differences"][0]["path"], "tool", "{row}");
+    assert!(row["usage"]["wall-ms"].is_u64(), "{row}");
+    let event = row["event"].as_str().unwrap();
+    scene
+        .hookrun(&["queue", "show", event])
+        .expect_success()
+        .expect_stdout("differs: tool, content from byte ");
+}
+
+/// `hookrun ARGUMENTS` of a scene by a plain user.
+fn as_nobody(scene: &Scene, arguments: &[&str]) -> Ran {
+    let mut command: Command = scene.hookrun_command(arguments);
+    command.uid(NOBODY).gid(NOBODY).current_dir("/");
+    Ran::of(&mut command)
+}
+
+#[test]
+fn another_users_queue_is_not_an_empty_one() {
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = with_waiting_events("none");
+    scene.drain().expect_success();
+    for command in [&["log"][..], &["queue", "list"], &["log", "--format", "json"]] {
+        as_nobody(&scene, command)
+            .expect_exit(4)
+            .expect_stderr("permission denied")
+            .expect_stderr("sudo");
+    }
+    as_nobody(&scene, &["status"]).expect_success().expect_stdout("permission denied");
+}
+
+#[test]
+fn unknown_plugins_and_missing_state_directories_are_errors() {
+    let scene = with_waiting_events("none");
+    for command in [
+        &["log", "--plugin", "nosuch"][..],
+        &["queue", "list", "--plugin", "nosuch"],
+        &["queue", "retry", "--plugin", "nosuch"],
+    ] {
+        scene.hookrun(command).expect_exit(2).expect_stderr("no plugin `nosuch`");
+    }
+    let missing = scene.path("missing").display().to_string();
+    for command in [&["log"][..], &["queue", "list"], &["queue", "retry", "--dead"]] {
+        scene
+            .hookrun(&[&["--state-dir", missing.as_str()], command].concat())
+            .expect_exit(4)
+            .expect_stderr("there is no state directory");
+    }
+    scene.hookrun(&["log"]).expect_success().expect_stderr("no matching attempt is recorded");
+    let empty = scene.hookrun(&["log", "--format", "json"]).expect_success();
+    assert_eq!(empty.stdout, "[]\n");
+}
+
+#[test]
+fn json_has_nothing_that_a_terminal_obeys() {
+    let scene = Scene::new();
+    // TOML has escapes of its own.
+    scene.set_config("[worker]\nstart = \"none\"\n[plugins.\"a\\u202e\\u009b31m\\u007f\\u2028\"]\nsource = \"x\"\n");
+    for command in ["status", "check", "doctor"] {
+        let ran = scene.hookrun(&[command, "--format", "json"]);
+        let escaped = ["\\u202e", "\\u009b", "\\u007f", "\\u2028"];
+        assert!(escaped.iter().all(|escape| ran.stdout.contains(escape)), "{}", ran.account());
+        assert!(
+            !ran.stdout.contains(|c: char| c != '\n' && hookrun::terminal::obeyed(c)),
+            "{}",
+            ran.account()
+        );
+        serde_json::from_str::<serde_json::Value>(&ran.stdout).unwrap();
+    }
+}
+
+#[test]
+fn paths_in_the_configuration_are_relative_to_it() {
+    let scene = scene();
+    scene.set_config(&uploader("", ""));
+    let mut command = scene.hookrun_command(&["check"]);
+    Ran::of(command.current_dir("/")).expect_success().expect_stdout("ok  signing key lab-1:");
+}
