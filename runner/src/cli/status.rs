@@ -1,4 +1,4 @@
-//! `hookrun status`: what runs, what waits, what failed, and what is wrong.
+//! `hookrun status`: shows what runs, what waits, what failed, and what is wrong.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
@@ -8,10 +8,11 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::output::{self, Format, Style, printable, styled};
-use super::{CliError, Context, sandbox};
+use super::{CliError, Context, sandbox, state_dir};
+use crate::capability::object_store::Transfer;
 use crate::event::now_ms;
 use crate::exit_code::Exit;
-use crate::queue::journal::{Journal, OpenBreaker, PluginCounts, PluginRecord, Roots, TaskRow};
+use crate::queue::journal::{OpenBreaker, PluginCounts, PluginRecord, Roots, TaskRow};
 use crate::queue::worker::WorkerState;
 use crate::queue::{health, lock, spool};
 
@@ -31,19 +32,21 @@ const REDRAW: &str = "\u{1b}[H\u{1b}[J";
 #[command(after_help = "\
 Examples:
   hookrun status
-  hookrun status --watch                 again and again, until Ctrl-C
+  hookrun status --watch                 repeat until Ctrl-C
   hookrun status --format json | jq '.plugins[] | select(.dead > 0)'
 
-With --watch, --format json prints one JSON object a line. Exit code 0 whatever the state is; a program reads `problems`.")]
+With --watch, --format json prints one JSON object per line.
+
+Exit code 0, whatever the state is; a program reads `problems`.")]
 pub(super) struct Args {
-    /// How to print
+    /// The output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
-    /// Show it again and again: on a terminal in place, else one block after the other
+    /// Repeat: on a terminal in place, else one block after the other
     #[arg(long, short)]
     watch: bool,
-    /// With --watch: the time between two looks, such as 500ms or 10s
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "2s", requires = "watch")]
+    /// With --watch: the time between two screens, such as 500ms or 10s; at least 100ms
+    #[arg(long, value_name = "TIME", value_parser = interval, default_value = "2s", requires = "watch")]
     interval: Duration,
 }
 
@@ -57,7 +60,7 @@ struct Plugin {
     record: PluginRecord,
 }
 
-/// All of it, as `--format json` prints it.
+/// The whole status, as `--format json` prints it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Status {
@@ -82,9 +85,29 @@ struct Status {
     plugins: Vec<Plugin>,
     /// Plugins whose tasks wait together because what they need seems to be down.
     breakers: Vec<OpenBreaker>,
+    /// Uploads that are under way.
+    transfers: Vec<Upload>,
     dead: Vec<TaskRow>,
     /// What somebody should look at, each with the fix.
     problems: Vec<String>,
+}
+
+/// An upload that is under way.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Upload {
+    #[serde(flatten)]
+    transfer: Transfer,
+    /// On average since it began.
+    bytes_per_second: u64,
+}
+
+impl Upload {
+    fn at(transfer: Transfer, now_ms: u64) -> Self {
+        let ms = now_ms.saturating_sub(transfer.since_ms).max(1);
+        let bytes_per_second = transfer.bytes.saturating_mul(1000) / ms;
+        Self { transfer, bytes_per_second }
+    }
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
@@ -112,8 +135,18 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
                 output::print(&shown)?;
             }
         }
-        std::thread::sleep(args.interval.max(SHORTEST));
+        std::thread::sleep(args.interval);
     }
+}
+
+/// A time between two looks.
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if interval < SHORTEST {
+        let shortest = humantime::format_duration(SHORTEST);
+        return Err(format!("the shortest interval is {shortest}"));
+    }
+    Ok(interval)
 }
 
 fn gather(context: &Context) -> Result<Status, CliError> {
@@ -121,16 +154,17 @@ fn gather(context: &Context) -> Result<Status, CliError> {
     let now = now_ms();
     let mut problems = Vec::new();
     let mut guests = sandbox::guests(None);
+    let mut start = None;
     let embedded = match context.config() {
         Ok(config) => {
             guests = sandbox::guests(Some(&config));
             problems.extend(sandbox::problems(&config));
+            start = Some(config.worker.start);
             config.embedded
         }
         Err(error) => {
-            problems.push(format!(
-                "{error} (builds go on, events are kept, nothing is done with them)"
-            ));
+            problems
+                .push(format!("{error} (builds go on and events are kept, but no plugin runs)"));
             false
         }
     };
@@ -150,6 +184,7 @@ fn gather(context: &Context) -> Result<Status, CliError> {
         roots: Roots::default(),
         plugins: Vec::new(),
         breakers: Vec::new(),
+        transfers: Vec::new(),
         dead: Vec::new(),
         problems,
     };
@@ -164,11 +199,13 @@ fn gather(context: &Context) -> Result<Status, CliError> {
     }
     if let Some(said) = status.worker.and_then(|pid| WorkerState::of(dirs, pid)) {
         status.refreshed_ms = Some(said.refreshed_ms).filter(|time| *time > 0);
+        status.transfers =
+            said.transfers.into_iter().map(|upload| Upload::at(upload, now)).collect();
         status
             .problems
             .extend(said.problems.into_iter().map(|problem| format!("worker: {problem}")));
     }
-    match Journal::open_read_only(dirs) {
+    match state_dir::journal(context) {
         Ok(Some(journal)) => {
             status.roots = journal.roots().map_err(CliError::environment)?;
             status.breakers = journal.breakers().map_err(CliError::environment)?;
@@ -193,8 +230,16 @@ fn gather(context: &Context) -> Result<Status, CliError> {
             status.problems.extend(messages);
         }
         Ok(None) => {}
-        // Another user's journal is no defect of the queue; the rest of the picture still holds.
+        // Another user's journal is not a defect of the queue; the rest of the picture still holds.
         Err(error) => status.problems.push(error.to_string()),
+    }
+    if let (Some(start), None) = (start, status.worker) {
+        let due: u64 = status.plugins.iter().map(|plugin| plugin.counts.due).sum();
+        let spooled = spool::oldest_ms(dirs).map(|time| now.saturating_sub(time));
+        let due_age = status.oldest_age_ms.filter(|_| due > 0);
+        let age = Duration::from_millis(spooled.max(due_age).unwrap_or_default());
+        let waiting = due.saturating_add(status.spooled as u64);
+        status.problems.extend(health::stalled(start, waiting, age));
     }
     Ok(status)
 }
@@ -216,7 +261,7 @@ fn text(status: &Status, colours: bool) -> String {
     let mut text = String::new();
     let label = |name: &str| styled(&format!("{name:<15}"), Style::Faint, colours);
     let config = if status.config_is_embedded {
-        format!("{} (not there: the embedded one)", status.config)
+        format!("{} (not there: the built-in one)", status.config)
     } else {
         status.config.clone()
     };
@@ -253,7 +298,7 @@ fn text(status: &Status, colours: bool) -> String {
                 "done",
                 "dead",
                 "refused",
-                "success (1 day)",
+                "success (24 h)",
                 "last success",
                 "next attempt",
             ]
@@ -264,14 +309,27 @@ fn text(status: &Status, colours: bool) -> String {
         rows.extend(status.plugins.iter().map(|plugin| row(plugin, now_ms(), colours)));
         text.push_str(&output::table(&rows));
     }
+    for Upload { transfer, bytes_per_second } in &status.transfers {
+        let Transfer { path, store, bytes, nar_size, since_ms: _ } = transfer;
+        let _ = writeln!(
+            text,
+            "{} {} to {}: {} sent, of a NAR of {}; {}/s",
+            styled("uploading", Style::Good, colours),
+            printable(path),
+            printable(store),
+            output::bytes(*bytes),
+            output::bytes(*nar_size),
+            output::bytes(*bytes_per_second),
+        );
+    }
     for OpenBreaker { plugin, since_ms, until_ms, trips, message } in &status.breakers {
         let now = now_ms();
         let since = output::duration(now.saturating_sub(*since_ms));
         let next = output::duration(until_ms.saturating_sub(now));
         let _ = writeln!(
             text,
-            "\n{}: what {plugin} needs is down since {since}: {}; next try in {next} (failed tries: {trips}); at once: hookrun queue \
-             retry --plugin {plugin}",
+            "\n{}: the service that {plugin} needs is down since {since}: {}; next try in {next} (failed tries: {trips}); to try \
+             now: hookrun queue retry --plugin {plugin}",
             styled("waits", Style::Warning, colours),
             printable(message),
         );
@@ -280,7 +338,7 @@ fn text(status: &Status, colours: bool) -> String {
         let _ = writeln!(
             text,
             "\n{} (all: hookrun log --outcome dead)",
-            styled("given up", Style::Bad, colours)
+            styled("dead letters", Style::Bad, colours)
         );
         for task in &status.dead {
             let message = task.message.as_deref().unwrap_or_default();

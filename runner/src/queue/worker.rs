@@ -56,6 +56,9 @@ pub const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// Changes of files within this time are taken up together: an installation writes more than one.
 const SETTLE: Duration = Duration::from_millis(200);
 
+/// How often it is written down how far uploads are.
+const TRANSFERS: Duration = Duration::from_secs(2);
+
 /// While many run, those that end within this time are written down together.
 const GATHER: Duration = Duration::from_millis(2);
 
@@ -90,6 +93,8 @@ struct Worker<'a> {
     upkeep_ms: u64,
     refresh_ms: u64,
     idle_since: Option<u64>,
+    /// When the uploads under way were last looked at.
+    transfers_seen: Instant,
     service: Service,
     stopped: bool,
 }
@@ -165,6 +170,7 @@ impl<'a> Worker<'a> {
             upkeep_ms: now.saturating_sub(millis(upkeep::INTERVAL)),
             refresh_ms: now,
             idle_since: None,
+            transfers_seen: Instant::now(),
             stopped: false,
         };
         worker.unwatched(unwatched);
@@ -212,6 +218,7 @@ impl<'a> Worker<'a> {
             self.take_some()?;
             self.keep_up()?;
             self.turn()?;
+            self.show_transfers();
             let sleep = if self.reader.has_more() {
                 Duration::ZERO
             } else {
@@ -249,6 +256,7 @@ impl<'a> Worker<'a> {
                     self.ended(ended);
                     self.gather().await;
                 }
+                () = tokio::time::sleep(TRANSFERS), if !self.in_flight.is_empty() => {}
                 () = std::future::ready(()), if sleep.is_zero() => {}
                 () = clock.sleep(sleep), if !sleep.is_zero() => self.look()?,
             }
@@ -335,6 +343,22 @@ impl<'a> Worker<'a> {
             self.say_state();
         }
         Ok(())
+    }
+
+    /// Writes down how far uploads are, now and then while tasks run.
+    fn show_transfers(&mut self) {
+        let transfers = if self.in_flight.is_empty() {
+            Vec::new()
+        } else if self.transfers_seen.elapsed() >= TRANSFERS {
+            self.transfers_seen = Instant::now();
+            self.executor.transfers()
+        } else {
+            return;
+        };
+        if transfers != self.state.transfers {
+            self.state.transfers = transfers;
+            self.say_state();
+        }
     }
 
     /// How long there is nothing to do; none: the worker is to end.

@@ -16,9 +16,15 @@ use tokio::sync::oneshot;
 use super::frame;
 use super::protocol::{COMMAND, Order, Setup, Word};
 use crate::capability::Services;
+use crate::capability::object_store::Transfer;
 use crate::config::Config;
 use crate::event::Event;
 use crate::outcome::{Outcome, RunReport};
+
+/// Uploads of one runner that are shown; more are not believed to be there.
+const MAX_TRANSFERS: usize = 64;
+/// Longest path or name of a store in them, in bytes (`PATH_MAX`).
+const MAX_NAME: usize = 4096;
 
 /// Why there is no runner.
 pub(super) enum NoRunner {
@@ -35,6 +41,8 @@ pub(super) struct Runner {
     runs: Arc<Runs>,
     /// The plugins that it cannot use, each with the reason.
     problems: BTreeMap<String, String>,
+    /// The uploads that are under way, as it last said.
+    transfers: Mutex<Vec<Transfer>>,
 }
 
 /// The runs of one runner; none once it is gone.
@@ -70,6 +78,7 @@ impl Runner {
             next: AtomicU64::new(0),
             runs: Arc::new(Mutex::new(Some(HashMap::new()))),
             problems,
+            transfers: Mutex::default(),
         });
         let (runs, weak) = (Arc::clone(&runner.runs), Arc::downgrade(&runner));
         tokio::spawn(async move {
@@ -86,6 +95,11 @@ impl Runner {
     /// The plugins that it cannot use, each with the reason.
     pub(super) fn problems(&self) -> &BTreeMap<String, String> {
         &self.problems
+    }
+
+    /// The uploads that are under way in it.
+    pub(super) fn transfers(&self) -> Vec<Transfer> {
+        self.transfers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Has it not gone yet?
@@ -140,6 +154,14 @@ async fn listen(
                 if let Some(waiting) = waiting {
                     // A worker that stops does not wait for its runs.
                     let _told = waiting.send(*report);
+                }
+            }
+            Ok(Some(Word::Transfers(mut transfers))) => {
+                let is_short = |text: &str| text.len() <= MAX_NAME;
+                transfers.retain(|transfer| is_short(&transfer.path) && is_short(&transfer.store));
+                transfers.truncate(MAX_TRANSFERS);
+                if let Some(runner) = runner.upgrade() {
+                    *runner.transfers.lock().unwrap_or_else(PoisonError::into_inner) = transfers;
                 }
             }
             Ok(Some(Word::Mail { id, message })) => {

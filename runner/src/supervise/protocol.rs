@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::builders::{Candidate, Decision, LocalMachine, Machine, PolicyError};
 use crate::capability::CapabilityError;
 use crate::capability::mail::ForProgram;
+use crate::capability::object_store::Transfer;
 use crate::capability::state::Pairs;
 use crate::config::{Config, ConfigError};
 use crate::dirs::Dirs;
@@ -98,6 +99,8 @@ pub(super) enum Word {
     Ready(Raised, BTreeMap<String, String>),
     /// It does not, and nothing will run: why.
     Unwalled(String),
+    /// The uploads that are under way.
+    Transfers(Vec<Transfer>),
     /// A run ended.
     Ended { id: u64, report: Box<RunReport> },
     /// A message for a program that the runner may not start.

@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::io::BufReader;
@@ -31,6 +32,9 @@ use crate::plugin::grants::Effective;
 use crate::plugin::{Compiler, Host, LinkedPlugin, PluginError, ReadyPlugin};
 use crate::queue::spawn;
 use crate::wall::{Identity, Raised, Wall};
+
+/// How often the supervisor is told of uploads that are under way.
+const TRANSFERS: Duration = Duration::from_secs(1);
 
 /// A plugin at a stage, or why it cannot be used: one line with the fix.
 type OrReason<T> = Result<T, String>;
@@ -138,23 +142,15 @@ impl Readied {
 /// Can this process write where the plugin's services do? Asked behind the wall: as the user it is
 /// now.
 fn writable(services: &Services, effective: &Effective) -> Result<(), String> {
-    use rustix::fs::Access;
     let stores = effective
         .object_store
         .iter()
         .map(|name| ("object store", name, services.object_stores().reach(name)));
     let mails =
         effective.mail.iter().map(|name| ("mail transport", name, services.mail().reach(name)));
-    for (what, name, reach) in stores.chain(mails) {
-        for directory in reach.directories {
-            rustix::fs::access(&directory, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| {
-                let shown = directory.display();
-                let user = rustix::process::geteuid().as_raw();
-                format!("{what} `{name}`: {shown} cannot be written by uid {user}, which runs plugins ({error}); `chown -R {user} {shown}`")
-            })?;
-        }
-    }
-    Ok(())
+    let unwritable =
+        stores.chain(mails).find_map(|(what, name, reach)| needs::unwritable(what, name, &reach));
+    unwritable.map_or(Ok(()), Err)
 }
 
 impl Running {
@@ -295,6 +291,7 @@ async fn serve(running: Arc<Running>) -> io::Result<()> {
         waiting: Mutex::default(),
     });
     running.services().mail().delegate(Arc::clone(&post) as Arc<dyn Programs>);
+    tokio::spawn(report_transfers(Arc::clone(&running), Arc::clone(&output)));
     while let Some(order) = frame::receive(&mut input).await? {
         match order {
             Order::Run { id, plugin, event, attempt } => {
@@ -321,6 +318,23 @@ async fn serve(running: Arc<Running>) -> io::Result<()> {
     }
     // Guests that still run have nobody to report to.
     std::process::exit(0)
+}
+
+/// Tells the supervisor of the uploads that are under way, when that has changed.
+async fn report_transfers(running: Arc<Running>, output: Output) {
+    let mut reported = Vec::new();
+    loop {
+        tokio::time::sleep(TRANSFERS).await;
+        let transfers = running.services().object_stores().transfers();
+        if transfers != reported {
+            reported.clone_from(&transfers);
+            let word = Word::Transfers(transfers);
+            // Without a supervisor nobody wants to know.
+            if frame::send(&mut *output.lock().await, &word).await.is_err() {
+                return;
+            }
+        }
+    }
 }
 
 /// Messages for programs go to the supervisor.

@@ -15,6 +15,7 @@ use futures_util::future::BoxFuture;
 use super::process::{NoRunner, Runner, died};
 use super::protocol::{Purpose, Setup};
 use crate::capability::Services;
+use crate::capability::object_store::Transfer;
 use crate::config::{self, Config, Plugin, Retry, TaskOrder, suggestion};
 use crate::dirs::Dirs;
 use crate::event::{Event, HookEvent, HookKind, NixDirs};
@@ -247,6 +248,13 @@ impl Executor for Supervisor {
                 Err(NoRunner::Died(how)) => died(&how),
             }
         })
+    }
+
+    fn transfers(&self) -> Vec<Transfer> {
+        // While a runner is started, nothing is shown for a moment.
+        let Ok(runners) = self.runners.try_lock() else { return Vec::new() };
+        let alive = runners.values().filter(|runner| runner.is_alive());
+        alive.flat_map(|runner| runner.transfers()).collect()
     }
 
     fn files(&self) -> Vec<PathBuf> {

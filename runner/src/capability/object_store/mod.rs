@@ -10,10 +10,11 @@ mod error;
 mod host;
 mod open;
 mod put_nar;
+mod transfers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ::object_store::path::Path;
 use ::object_store::{
@@ -22,8 +23,11 @@ use ::object_store::{
 };
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
+pub use self::transfers::Transfer;
+
 use self::error::explain;
 use self::open::Open;
+use self::transfers::Transfers;
 use super::nix_store::Nar;
 use super::{CapabilityError, ErrorKind, Reach};
 use crate::config::{self, Config};
@@ -45,6 +49,7 @@ pub struct ObjectStores {
     open: Mutex<BTreeMap<String, Open>>,
     /// Those whose credentials cannot be read again.
     held: Mutex<BTreeSet<String>>,
+    transfers: Arc<Transfers>,
 }
 
 impl ObjectStores {
@@ -54,7 +59,13 @@ impl ObjectStores {
         let settings = settings
             .map(|(name, store)| (name.clone(), (store.clone(), dirs.object_store(name))))
             .collect();
-        Self { settings, in_memory: false, open: Mutex::default(), held: Mutex::default() }
+        Self {
+            settings,
+            in_memory: false,
+            open: Mutex::default(),
+            held: Mutex::default(),
+            transfers: Arc::default(),
+        }
     }
 
     /// Stores of the same names in memory, for `hookrun test`.
@@ -173,7 +184,9 @@ impl ObjectStores {
     ) -> Result<Written, CapabilityError> {
         let open = self.open(name)?;
         let path = path(name, key)?;
-        let result = put_nar::put_nar(&open, &path, compression, nar).await;
+        let under_way =
+            self.transfers.begin(name, &nar.expected.path, nar.expected.nar_size).into();
+        let result = put_nar::put_nar(&open, &path, compression, nar, under_way).await;
         self.noticed(name, result)
     }
 
@@ -212,6 +225,35 @@ impl ObjectStores {
             }
         }
         Ok(keys)
+    }
+
+    /// The uploads of NARs that are under way.
+    pub fn transfers(&self) -> Vec<Transfer> {
+        self.transfers.list()
+    }
+
+    /// Writes a small object, reads it back and removes it. The text is a warning: everything but
+    /// the removal worked.
+    ///
+    /// # Errors
+    /// As the store has it.
+    pub async fn try_out(&self, name: &str) -> Result<Option<String>, CapabilityError> {
+        let key = format!("hookrun-check-{}", uuid::Uuid::now_v7());
+        let body = key.clone().into_bytes();
+        self.put(name, &key, "text/plain", body.clone()).await?;
+        let read = self.get(name, &key, body.len() as u64).await?;
+        let removed = self.open(name)?.store.delete(&path(name, &key)?).await;
+        if read != Some(body) {
+            return Err(CapabilityError::permanent(format!(
+                "object store `{name}`: the object `{key}` was written and cannot be read back; \
+                 check what is between this machine and the store"
+            )));
+        }
+        let open = self.open(name)?;
+        Ok(removed.err().map(|error| {
+            let reason = explain(&open, "remove", &key, &error).message;
+            format!("{reason}; uploads work without that permission, and `{key}` stays there")
+        }))
     }
 
     /// The store called `name`, opened if it is not yet.

@@ -7,6 +7,7 @@
 //! hash of the NAR are what Nix's database says, and aborted otherwise.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use ::object_store::path::Path;
 use ::object_store::{MultipartUpload, PutPayload};
@@ -16,6 +17,7 @@ use tokio::task::JoinSet;
 
 use super::error::explain;
 use super::open::Open;
+use super::transfers::UnderWay;
 use super::{multipart_options, put_options};
 use crate::capability::CapabilityError;
 use crate::capability::nix_store::Nar;
@@ -44,6 +46,7 @@ pub async fn put_nar(
     path: &Path,
     compression: Compression,
     nar: Nar,
+    under_way: Arc<UnderWay>,
 ) -> Result<Written, CapabilityError> {
     let (sender, mut parts) = mpsc::channel(WAITING);
     let first_size = usize::try_from(nar.expected.nar_size.saturating_add(OVERHEAD))
@@ -80,7 +83,7 @@ pub async fn put_nar(
         .put_multipart_opts(path, multipart_options(open, CONTENT_TYPE))
         .await
         .map_err(|error| failed(&error))?;
-    let mut upload = Upload { inner: Some(upload), sending: JoinSet::new() };
+    let mut upload = Upload { inner: Some(upload), sending: JoinSet::new(), under_way };
     let sent = async {
         upload.send(first).await?;
         upload.send(second).await?;
@@ -152,6 +155,7 @@ impl Write for Filler {
 struct Upload {
     inner: Option<Box<dyn MultipartUpload>>,
     sending: JoinSet<::object_store::Result<()>>,
+    under_way: Arc<UnderWay>,
 }
 
 impl Upload {
@@ -161,7 +165,9 @@ impl Upload {
         }
         self.settle(PARALLEL - 1).await?;
         if let Some(upload) = &mut self.inner {
-            self.sending.spawn(upload.put_part(part.into()));
+            let (under_way, length) = (Arc::clone(&self.under_way), part.len());
+            let sending = upload.put_part(part.into());
+            self.sending.spawn(async move { sending.await.map(|()| under_way.sent(length)) });
         }
         Ok(())
     }

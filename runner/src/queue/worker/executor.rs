@@ -2,6 +2,7 @@
 
 use futures_util::future::BoxFuture;
 
+use crate::capability::object_store::Transfer;
 use crate::config::{self, Retry};
 use crate::event::Event;
 use crate::outcome::RunReport;
@@ -32,6 +33,11 @@ pub trait Executor: Send + Sync + 'static {
         event: &'a Event,
         attempt: u32,
     ) -> BoxFuture<'a, RunReport>;
+
+    /// The uploads that are under way in the runs. Called now and then while tasks run.
+    fn transfers(&self) -> Vec<Transfer> {
+        Vec::new()
+    }
 
     /// The files that all this comes from: configuration, plugins, secrets.
     fn files(&self) -> Vec<std::path::PathBuf>;

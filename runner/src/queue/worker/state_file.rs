@@ -9,6 +9,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::capability::object_store::Transfer;
 use crate::dirs::Dirs;
 
 /// The worker, by itself.
@@ -26,6 +27,8 @@ pub struct WorkerState {
     /// What somebody should look at, each with the fix: a change that could not be taken up, a
     /// spool that cannot be watched.
     pub problems: Vec<String>,
+    /// The uploads that are under way.
+    pub transfers: Vec<Transfer>,
 }
 
 /// Longer is none of ours.
