@@ -54,17 +54,17 @@ fn what_a_command_builds_is_reported_and_waited_for() {
     assert_eq!(summary["finished"], true);
     assert!(summary["output-bytes"].as_u64().unwrap() > 0, "{summary}");
     let ran = ci(&scene, &[], "beta").expect_success();
-    assert!(ran.stderr.contains("nothing was built"), "{}", ran.account());
+    assert!(ran.stderr.contains("no build was reported"), "{}", ran.account());
 }
 
 #[test]
 fn the_exit_code_is_the_commands_or_tells_of_what_is_unfinished() {
     let scene =
         scene("config = { fail = \"permanent\" }\n").derivation("broken", Script::failing());
-    ci(&scene, &[], "alpha").expect_exit(1).expect_stderr("1 given up");
+    ci(&scene, &[], "alpha").expect_exit(1).expect_stderr("1 dead");
     ci(&scene, &[], "broken").expect_exit(100);
     scene
-        .hookrun(&["ci", "--", "/no/such/program"])
+        .hookrun(&["ci", "--", scene.path("missing").to_str().unwrap()])
         .expect_exit(127)
         .expect_stderr("does not start");
     scene.hookrun(&["ci", "--", "/bin/sh", "-c", "kill -TERM $$"]).expect_exit(143);
@@ -80,7 +80,7 @@ fn without_progress_nobody_waits_for_ever() {
     let scene = scene("config = { fail = \"transient\" }\n");
     let ran = ci(&scene, &["--wait-idle", "1s"], "alpha").expect_exit(1);
     assert!(
-        ran.stderr.contains("keeper: 1 unfinished; ") && ran.stderr.contains("stays in the queue"),
+        ran.stderr.contains("keeper: 1 unfinished; ") && ran.stderr.contains("stay in the queue"),
         "{}",
         ran.account()
     );
@@ -146,6 +146,88 @@ fn a_difference_is_reported_by_a_hook_of_the_command() {
     words.extend(build.get_args().map(|word| word.to_str().unwrap()));
     let ran = scene.hookrun(&words).expect_failure();
     assert!(ran.stderr.contains("1 event; keeper: 1 done"), "{}", ran.account());
+}
+
+/// Writes an executable shell script into the scene.
+fn program(scene: &Scene, name: &str, text: &str) -> String {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = scene.path(name);
+    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn the_users_own_post_build_hook_is_called_as_well() {
+    let scene = scene("");
+    let called = scene.path("called");
+    let own = program(
+        &scene,
+        "own hook",
+        &format!(
+            "echo \"$DRV_PATH\" >> {}; test ! -e {}",
+            called.display(),
+            scene.path("fail").display()
+        ),
+    );
+    let scene = scene.variable("NIX_CONFIG", &format!("post-build-hook = {own}"));
+    let ran = ci(&scene, &[], "alpha").expect_success();
+    assert!(
+        ran.stderr
+            .contains(&format!("post-build-hook = {own} of your configuration is called as well")),
+        "{}",
+        ran.account()
+    );
+    assert!(ran.stderr.contains("keeper: 1 done"), "{}", ran.account());
+    let drv = scene.drv_path("alpha").display().to_string();
+    assert_eq!(std::fs::read_to_string(&called).unwrap().trim(), drv);
+    // It fails a build as it would without us.
+    std::fs::write(scene.path("fail"), "").unwrap();
+    ci(&scene, &[], "beta").expect_exit(1).expect_stderr("the command failed");
+}
+
+#[test]
+fn temporary_directories_with_odd_names_do_not_break_hooks() {
+    let scene = scene("");
+    for (number, name) in ["a b", "a#b", "a\tb", "ü"].iter().enumerate() {
+        let directory = scene.path(name);
+        std::fs::create_dir(&directory).unwrap();
+        let scene_name = format!("odd{number}");
+        let text = format!(
+            "{{}}: derivation {{ name = \"{scene_name}\"; system = builtins.currentSystem; builder = \"/bin/sh\"; args = [ \"-c\" \"echo > $out\" ]; }}"
+        );
+        let file = scene.path(format!("{scene_name}.nix"));
+        std::fs::write(&file, text).unwrap();
+        let mut command =
+            scene.hookrun_command(&["ci", "--private", "--", "nix-build", "--no-out-link"]);
+        command.arg(&file).env("TMPDIR", &directory);
+        Ran::of(&mut command)
+            .expect_success()
+            .expect_stderr("1 event")
+            .expect_stderr("keeper: 1 done");
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0, "nothing is left in {name}");
+    }
+}
+
+#[test]
+fn builds_that_no_hook_reported_are_found_in_the_database() {
+    let scene = scene("");
+    let build = scene.build_command("beta", &[]);
+    let mut words = vec!["ci", "--", "env", "-u", "NIX_CONFIG", "nix-build"];
+    words.extend(build.get_args().map(|word| word.to_str().unwrap()));
+    let ran = scene.hookrun(&words).expect_success();
+    assert!(ran.stderr.contains("no hook was called for what was built"), "{}", ran.account());
+    assert!(ran.stderr.contains("2 found in Nix's database; keeper: 2 done"), "{}", ran.account());
+}
+
+#[test]
+fn a_queue_that_no_plugin_takes_from_is_named() {
+    let scene = scene("");
+    scene.set_config("[worker]\nstart = \"none\"\n");
+    ci(&scene, &[], "alpha")
+        .expect_success()
+        .expect_stderr("1 event")
+        .expect_stderr("no plugin of the configuration takes them");
 }
 
 /// A plain user of the machine without anything to lose.
@@ -215,7 +297,7 @@ fn a_user_whom_the_daemon_does_not_trust_is_told_and_served_from_the_database() 
     let scene = scene("").through_daemon();
     let ran = as_a_plain_user(&scene, &[], "beta", &[])
         .expect_success()
-        .expect_stderr("takes no hooks from this user");
+        .expect_stderr("ignores the hooks of this user");
     assert!(ran.stderr.contains("2 found in Nix's database; keeper: 2 done"), "{}", ran.account());
 }
 
@@ -265,7 +347,7 @@ fn sync_hands_over_what_no_hook_reported() {
     scene.drain().expect_success();
     assert_eq!(scene.attempts().len(), 4);
     scene
-        .hookrun(&["sync", "/nowhere"])
+        .hookrun(&["sync", scene.path("missing").to_str().unwrap()])
         .expect_exit(2)
         .expect_stderr("no valid path and no installable");
     let unbuilt = scene.derivation("gamma", Script::text("x"));

@@ -16,6 +16,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::own_hooks::OwnHooks;
 use super::reach::Reach;
 use crate::cli::CliError;
 use crate::dirs::Dirs;
@@ -102,16 +103,37 @@ pub(super) struct Installed {
     pub(super) nix_config: OsString,
 }
 
+/// Where the directory may be, in this order, if `TMPDIR` cannot be used.
+const OTHER_PLACES: [&str; 2] = ["/tmp", "/var/tmp"];
+
 impl WorkDirectory {
-    /// Makes it, in `TMPDIR`.
+    /// Makes it in `TMPDIR`, or in another temporary directory if Nix could not start a hook there.
     pub(super) fn create() -> Result<Self> {
-        let path =
-            std::env::temp_dir().join(format!("hookrun-ci-{}", uuid::Uuid::now_v7().simple()));
-        let path = std::path::absolute(path)?;
-        make(&path).with_context(|| {
-            format!("cannot make {}; set TMPDIR to a directory you may write to", path.display())
-        })?;
-        Ok(Self { path })
+        let preferred = std::path::absolute(std::env::temp_dir())?;
+        let places = std::iter::once(preferred.clone())
+            .chain(OTHER_PLACES.map(PathBuf::from))
+            .filter(|place| can_hold_hooks(place));
+        let mut failed = None;
+        for place in places {
+            let path = place.join(format!("hookrun-ci-{}", uuid::Uuid::now_v7().simple()));
+            match make(&path) {
+                Ok(()) => return Ok(Self { path }),
+                Err(error) => failed = failed.or(Some((path, error))),
+            }
+        }
+        match failed {
+            Some((path, error)) => Err(error).with_context(|| {
+                format!(
+                    "cannot make {}; set TMPDIR to a directory you may write to",
+                    path.display()
+                )
+            }),
+            None => bail!(
+                "Nix cannot start a hook in {} (its name has blanks or `#`, or its file system is \
+                 mounted noexec); set TMPDIR to another directory",
+                preferred.display()
+            ),
+        }
     }
 
     /// A state directory of its own in it.
@@ -129,6 +151,7 @@ impl WorkDirectory {
         diff: bool,
         build_hook: bool,
         private: bool,
+        own: &OwnHooks,
     ) -> Result<Installed, CliError> {
         let root = rustix::process::geteuid().is_root();
         let daemon = matches!(reach, Reach::Daemon { .. });
@@ -151,17 +174,17 @@ impl WorkDirectory {
                 .map_err(CliError::environment)?;
         }
         let mut lines = String::new();
-        let mut hook = |name: &str, setting: &str| -> Result<(), CliError> {
-            let path = self.script(dirs, name).map_err(CliError::environment)?;
+        let mut hook = |name: &str, setting: &str, own: Option<&str>| -> Result<(), CliError> {
+            let path = self.script(dirs, name, own).map_err(CliError::environment)?;
             let _ = writeln!(lines, "{setting} = {}", path.display());
             Ok(())
         };
-        hook("post-build", "post-build-hook")?;
+        hook("post-build", "post-build-hook", own.post_build.as_deref())?;
         if diff {
-            hook("diff", "diff-hook")?;
+            hook("diff", "diff-hook", own.diff.as_deref())?;
         }
         if build_hook {
-            hook("build-hook", "build-hook")?;
+            hook("build-hook", "build-hook", None)?;
         }
         if diff {
             lines.push_str("run-diff-hook = true\n");
@@ -175,7 +198,7 @@ impl WorkDirectory {
         Ok(Installed { nix_config })
     }
 
-    fn script(&self, dirs: &Dirs, hook: &str) -> Result<PathBuf> {
+    fn script(&self, dirs: &Dirs, hook: &str, own: Option<&str>) -> Result<PathBuf> {
         let program = std::fs::read_link("/proc/self/exe")
             .context("cannot tell where this program is; mount /proc")?;
         let path = self.path.join(hook);
@@ -184,7 +207,7 @@ impl WorkDirectory {
             rustix::process::geteuid().as_raw(),
             rustix::process::getegid().as_raw()
         );
-        let text = script(&program, dirs, &owner, hook)?;
+        let text = script(&program, dirs, &owner, hook, own)?;
         std::fs::write(&path, text)
             .and_then(|()| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)))
             .with_context(|| format!("cannot write {}", path.display()))?;
@@ -198,21 +221,47 @@ impl WorkDirectory {
     }
 }
 
+/// Can Nix start a hook in this directory? In its settings `#` begins a comment and blanks separate
+/// words, without any way to quote them.
+fn can_hold_hooks(directory: &Path) -> bool {
+    let is_one_word =
+        |text: &str| !text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#');
+    directory.to_str().is_some_and(is_one_word)
+        && rustix::fs::statvfs(directory)
+            .is_ok_and(|found| !found.f_flag.contains(rustix::fs::StatVfsMountFlags::NOEXEC))
+}
+
 fn make(path: &Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new().mode(0o700).create(path)?;
     // Not subject to the umask.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(REACHABLE))
 }
 
-/// A hook as a script. A program that the daemon does not see (another mount namespace) is no
-/// failed build.
-fn script(program: &Path, dirs: &Dirs, owner: &str, hook: &str) -> Result<String> {
+/// A hook as a script; `own` is a hook of the user's, called after ours and like Nix would. A
+/// program that the daemon does not see (another mount namespace) does not fail the build.
+fn script(
+    program: &Path,
+    dirs: &Dirs,
+    owner: &str,
+    hook: &str,
+    own: Option<&str>,
+) -> Result<String> {
     let (program, config, state) = (quoted(program)?, quoted(&dirs.config)?, quoted(&dirs.state)?);
+    let ours = format!(
+        "{program} --config {config} --state-dir {state} ci-hook --owner {owner} {hook} \"$@\""
+    );
     let answer = if hook == "build-hook" { "echo '# decline-permanently' >&2\n" } else { "" };
+    // Without another hook to call, ours takes the place of the shell: Nix's signals then go to it.
+    let (call, last) = match own {
+        Some(own) => {
+            (format!("{ours} || exit"), format!("exec {} \"$@\"", quoted(Path::new(own))?))
+        }
+        None => (format!("exec {ours}"), "exit 0".to_owned()),
+    };
     Ok(format!(
-        "#!/bin/sh\n\
-         if [ -x {program} ]; then\n  exec {program} --config {config} --state-dir {state} ci-hook --owner {owner} {hook} \"$@\"\nfi\n\
-         echo \"hookrun: \"{program}\" is not there for the Nix that builds; this build is not reported\" >&2\n{answer}exit 0\n"
+        "#!/bin/sh\nif [ -x {program} ]; then\n  {call}\nelse\n  \
+         echo \"hookrun: \"{program}\" is not there for the Nix that builds; this build is not reported\" >&2\n\
+         fi\n{answer}{last}\n"
     ))
 }
 
@@ -231,11 +280,24 @@ mod tests {
     fn a_script() {
         let dirs = Dirs { config: "/h/it's.toml".into(), state: "/h/state".into() };
         insta::assert_snapshot!(
-            script(Path::new("/p/hookrun"), &dirs, "1000:100", "post-build").unwrap()
+            script(Path::new("/p/hookrun"), &dirs, "1000:100", "post-build", Some("/own")).unwrap()
         );
         insta::assert_snapshot!(
-            script(Path::new("/p/hookrun"), &dirs, "0:0", "build-hook").unwrap()
+            script(Path::new("/p/hookrun"), &dirs, "0:0", "build-hook", None).unwrap()
         );
+    }
+
+    #[test]
+    fn hooks_are_put_where_nix_can_start_them() {
+        let parent = tempfile::Builder::new().prefix("hookrun").tempdir_in("/tmp").unwrap();
+        let holds = |name: &str| {
+            let directory = parent.path().join(name);
+            std::fs::create_dir(&directory).unwrap();
+            can_hold_hooks(&directory)
+        };
+        assert!(["plain", "a's", "a=b", "ü"].map(holds).iter().all(|holds| *holds));
+        assert!(["a b", "a#b", "a  b", "a\tb", "a\nb"].map(holds).iter().all(|holds| !*holds));
+        assert!(!can_hold_hooks(&parent.path().join("missing")));
     }
 
     #[test]

@@ -1,14 +1,14 @@
-//! `hookrun ci -- CMD`: hooks for this command only, its uploads waited for, and what is unfinished
-//! told in the exit code.
+//! `hookrun ci -- CMD`: sets hooks for this command only, waits for its uploads, and reports
+//! unfinished work in the exit code.
 //!
 //! The hooks are set through `NIX_CONFIG` of the command ([`hooks`]), which Nix sends on to a
-//! daemon that trusts the user. A daemon that does not would ignore them without a word: that is
-//! found out before ([`reach`]), said, and what was built is looked up in Nix's database
-//! afterwards. Workers are the ones that hooks start too, so nothing is left running when this
-//! process is killed. The command's standard streams are its own: everything here is said on
-//! standard error.
+//! daemon that trusts the user. Another daemon would ignore them silently: [`reach`] finds that out
+//! beforehand, and what was built is then looked up in Nix's database. Workers are those that hooks
+//! start too, so nothing is left running when this process is killed. The command's standard streams
+//! are its own: all messages go to standard error.
 
 mod hooks;
+mod own_hooks;
 mod patience;
 mod reach;
 mod summary;
@@ -29,17 +29,21 @@ use tokio::signal::unix::{SignalKind, signal};
 pub(super) use hooks::{HookArgs, hook};
 
 use self::hooks::Installed;
+use self::own_hooks::OwnHooks;
 use self::patience::{Patience, Seen, Verdict};
 use self::reach::Reach;
 use self::summary::Summary;
 use super::output::printable;
 use super::{CliError, Context, sync};
+use crate::config::Config;
 use crate::dirs::Dirs;
 use crate::event::{NixDirs, now_ms};
 use crate::exit_code::Exit;
 use crate::queue::journal::Journal;
 use crate::queue::trust::Trust;
+use crate::queue::worker::Executor as _;
 use crate::queue::{health, lock, spawn, spool};
+use crate::supervise::supervisor::Supervisor;
 
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -55,30 +59,33 @@ const SIGNALLED: i32 = 128;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Every build of CMD is handed over; workers run beside it. When CMD has ended, what is left is waited for while there is progress: something is
-taken or ends, or runs. Events stay in the queue, so the next worker goes on with what is unfinished.
+Every build of CMD is handed over; workers run beside it. After CMD has ended, hookrun waits for the
+rest while there is progress: an event is taken, or a task ends or runs. Events stay in the queue, so
+the next worker goes on with what is unfinished. A post-build-hook or diff-hook of your own
+configuration is called as well.
 
-A Nix daemon takes hooks from users in `trusted-users` only. For others this says so, and afterwards enqueues what Nix's database says was
-built meanwhile.
+A Nix daemon takes hooks from users in `trusted-users` only. For other users, and where no hook was
+called, hookrun hands over what was built meanwhile according to Nix's database.
 
-Exit code: CMD's own if it failed (128 and the signal's number if one ended it, 127 if it is not there); else 1 if something is unfinished, was
-given up or refused; else 0. 3: the configuration is wrong, and CMD was not run.
+Exit code: CMD's own if it failed (128 plus the signal's number if a signal ended it, 127 if it does
+not exist). 1: an event or task is unfinished, dead, refused or set aside. 0: everything is done. 3:
+the configuration is wrong, and CMD was not run.
 
 Examples:
   hookrun ci -- nix-build -A everything
   hookrun ci --wait-idle 20m --report summary.json -- nix build .#checks
   hookrun ci --private --diff-hook -- nix-build --check -A hello")]
 pub(super) struct Args {
-    /// Also report builds that differ (`nix-build --check`): run-diff-hook and diff-hook
+    /// Also report builds that differ (`nix-build --check`): set run-diff-hook and diff-hook
     #[arg(long)]
     diff_hook: bool,
-    /// Also choose builders: build-hook
+    /// Also choose builders: set build-hook
     #[arg(long)]
     build_hook: bool,
-    /// A queue of this command's own, in a directory that goes when all is done
+    /// Use a queue of this command's own, in a directory that is removed when everything is done
     #[arg(long)]
     private: bool,
-    /// Stop waiting after this long without progress; 0s: do not wait
+    /// Stop waiting after this time without progress; 0s: do not wait
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "5m")]
     wait_idle: Duration,
     /// Also write the summary as JSON to FILE
@@ -95,8 +102,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    // What would keep the worker from its work is better known before an hour of building.
-    context.config()?;
+    // A configuration that is wrong should be known before an hour of building.
+    let config = context.config()?;
     let work = hooks::WorkDirectory::create().map_err(CliError::environment)?;
     let mut dirs = context.dirs.clone();
     if args.private {
@@ -107,14 +114,25 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         *path = std::path::absolute(&*path)?;
     }
     let reach = reach::find(&NixDirs::from_env());
-    let installed = work.install(&dirs, reach, args.diff_hook, args.build_hook, args.private)?;
+    // A daemon that does not trust this user calls no other hooks than before.
+    let own = if reach == (Reach::Daemon { trusted: false }) {
+        OwnHooks::default()
+    } else {
+        OwnHooks::find(&dirs, args.diff_hook, args.build_hook)
+    };
+    own.notes.iter().for_each(|note| say(note));
+    let installed =
+        work.install(&dirs, reach, args.diff_hook, args.build_hook, args.private, &own)?;
+    let rejected_before = spool::count_rejected(&dirs.rejected());
     let session = Session { dirs, begun_ms: now_ms(), trust: Trust::from_env() };
     let mut summary = super::runtime()?.block_on(session.play(args, &installed, reach))?;
     summary.output_bytes = session.output_bytes();
+    summary.set_aside =
+        spool::count_rejected(&session.dirs.rejected()).saturating_sub(rejected_before);
+    summary.forgotten = session.forgotten(&config)?;
     say(&summary.to_string());
     if let Some(path) = &args.report {
-        let json = serde_json::to_string_pretty(&summary).map_err(CliError::internal)?;
-        std::fs::write(path, json + "\n")
+        std::fs::write(path, super::output::json_text(&summary)?)
             .with_context(|| {
                 format!(
                     "cannot write the summary to {}; name a file you may write to",
@@ -147,7 +165,7 @@ fn say(message: &str) {
 struct Session {
     dirs: Dirs,
     begun_ms: u64,
-    /// Made before there are other threads.
+    /// Made while this process has one thread.
     trust: Trust,
 }
 
@@ -161,11 +179,11 @@ impl Session {
         let mut signals = Signals::new()?;
         let mut workers = Workers { session: self, started: None };
         let Some((program, arguments)) = args.command.split_first() else {
-            return Err(CliError::usage("which command? write it after `--`"));
+            return Err(CliError::usage("no command; write it after `--`"));
         };
         if reach == (Reach::Daemon { trusted: false }) {
             say(
-                "the Nix daemon takes no hooks from this user, who is not in `trusted-users`; what is built is looked up in Nix's database \
+                "the Nix daemon ignores the hooks of this user, who is not in `trusted-users`; what was built is looked up in Nix's database \
                  afterwards. For hooks, add the user to `trusted-users` in /etc/nix/nix.conf and restart nix-daemon, or set post-build-hook there",
             );
         }
@@ -181,23 +199,29 @@ impl Session {
                 i32::from(NOT_FOUND)
             }
         };
-        if reach == (Reach::Daemon { trusted: false }) {
-            // Nix registers with whole seconds.
-            let wanted = sync::Wanted {
-                since_ms: Some(self.begun_ms / 1000 * 1000),
-                built: true,
-                ..sync::Wanted::default()
-            };
-            match sync::enqueue(&self.dirs, &wanted, sync::Mode::default(), &mut |_| {}) {
-                Ok(report) => summary.found_afterwards = report.enqueued,
-                Err(error) => say(&format!("what was built cannot be looked up: {error}")),
+        let without_hooks = reach == (Reach::Daemon { trusted: false });
+        self.look(&mut summary)?;
+        if without_hooks || (summary.events == 0 && summary.spooled == 0) {
+            match self.look_up() {
+                Ok(found) => summary.found_afterwards = found,
+                // Without hooks there is nothing else to go by; else maybe no Nix was used at all.
+                Err(error) if without_hooks => {
+                    say(&format!("what was built cannot be looked up: {error}"));
+                }
+                Err(_) => {}
+            }
+            if summary.found_afterwards > 0 && !without_hooks {
+                say(
+                    "no hook was called for what was built, so it is taken from Nix's database; does the command set hooks of its own, or \
+                     run Nix in another environment, as sudo does?",
+                );
             }
         }
         self.wait(args, &mut signals, &mut workers, &mut summary).await?;
         Ok(summary)
     }
 
-    /// Waits while there is progress, or until a signal says that nobody wants to wait any longer.
+    /// Waits while there is progress, or until a signal interrupts it.
     async fn wait(
         &self,
         args: &Args,
@@ -229,7 +253,7 @@ impl Session {
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 _ = signals.next() => {
-                    say("no longer waited for; what is left stays in the queue");
+                    say("interrupted: not waiting any longer; unfinished tasks stay in the queue");
                     break;
                 }
             }
@@ -241,7 +265,35 @@ impl Session {
         Ok(())
     }
 
-    /// What is to be seen of this command's events.
+    /// Hands over what Nix's database says was built since the command began; returns how many
+    /// events that were.
+    fn look_up(&self) -> Result<usize, CliError> {
+        // Nix registers with whole seconds.
+        let wanted = sync::Wanted {
+            since_ms: Some(self.begun_ms / 1000 * 1000),
+            built: true,
+            ..sync::Wanted::default()
+        };
+        let report = sync::enqueue(&self.dirs, &wanted, sync::Mode::default(), &mut |_| {})?;
+        Ok(report.enqueued)
+    }
+
+    /// Events of this command that a plugin of `config` wants and that became no task, because the
+    /// worker that took them had another configuration.
+    fn forgotten(&self, config: &Config) -> Result<usize, CliError> {
+        let Some(journal) = Journal::open_read_only(&self.dirs).map_err(CliError::environment)?
+        else {
+            return Ok(0);
+        };
+        let events = journal.events_without_tasks(self.begun_ms).map_err(CliError::environment)?;
+        if events.is_empty() {
+            return Ok(0);
+        }
+        let plugins = Supervisor::new(config.clone(), &self.dirs);
+        Ok(events.iter().filter(|event| !plugins.wanted(event).is_empty()).count())
+    }
+
+    /// Looks at the state of this command's events.
     fn look(&self, summary: &mut Summary) -> Result<Seen, CliError> {
         // The spool first: an event that leaves it is in the journal already.
         summary.spooled = self.spooled();
@@ -296,8 +348,8 @@ impl Session {
     }
 }
 
-/// Sees to it that a worker runs while there is work, whoever the configuration says starts it:
-/// here nobody else may.
+/// Starts a worker while there is work, whatever `start` the configuration has: nobody else may do
+/// so here.
 struct Workers<'a> {
     session: &'a Session,
     started: Option<Instant>,
@@ -316,12 +368,12 @@ impl Workers<'_> {
         arguments.extend(["--state-dir".as_ref(), dirs.state.as_os_str()]);
         arguments.extend(spawn::ARGUMENTS.map(OsStr::new));
         if let Err(error) = spawn::detached(dirs, &arguments) {
-            say(&format!("no worker was started ({error}); what is handed over is kept"));
+            say(&format!("no worker can be started ({error}); events stay in the queue"));
         }
     }
 }
 
-/// Signals that mean the command.
+/// Signals that are handed on to the command.
 struct Signals {
     all: Vec<(Signal, tokio::signal::unix::Signal)>,
     /// Does the terminal send SIGINT and SIGQUIT to the command as well?

@@ -1,8 +1,8 @@
-//! How long `hookrun ci` waits: while there is progress. A pure decision.
+//! Decides how long `hookrun ci` waits: while there is progress. Pure.
 
 use std::time::Duration;
 
-/// What is to be seen of the queue.
+/// The state of the queue.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Seen {
     /// Events that no worker has taken.
@@ -41,10 +41,10 @@ impl Patience {
         Self { limit, idle: Duration::ZERO, last: None }
     }
 
-    /// The verdict on what is seen `elapsed` after the look before. Progress is an event taken or a
-    /// task ended; while a task runs the time does not count, since a run has limits of its own. An
-    /// attempt that fails for a while is none: with a dead endpoint the time adds up between the
-    /// attempts.
+    /// Returns what to do about the state `elapsed` after the last call. Progress is an event that
+    /// was taken or a task that ended. Time during a run does not count, because a run has limits
+    /// of its own. A transient failure is not progress: with an endpoint that is down, the time
+    /// between the attempts adds up.
     pub(super) fn step(&mut self, seen: Seen, elapsed: Duration) -> Verdict {
         if seen.spooled == 0 && seen.open == 0 {
             return Verdict::Finished;

@@ -1,6 +1,6 @@
-//! Will the Nix that builds take hooks from this user? The question is decided by where it builds:
-//! in the process that the command starts, or in a daemon, which obeys trusted users only and says
-//! nothing to others (Nix 2.8 to 2.35, `daemon.cc`).
+//! Finds out whether the Nix that builds uses the hooks of this user. That depends on where it
+//! builds: in the process that the command starts, or in a daemon, which obeys trusted users only
+//! and ignores others silently (Nix 2.8 to 2.35, `daemon.cc`).
 
 use std::path::Path;
 
@@ -56,7 +56,7 @@ pub(super) fn find(dirs: &NixDirs) -> Reach {
     Reach::Daemon { trusted }
 }
 
-/// The daemon's own word, from Nix 2.16 on.
+/// Asks the daemon, which answers from Nix 2.16 on.
 fn daemon_says() -> Option<bool> {
     let output = nix::command("nix")
         .args(["--extra-experimental-features", "nix-command", "store", "ping", "--json"])
@@ -73,8 +73,8 @@ fn said(json: &[u8]) -> Option<bool> {
     trusted.as_bool().or_else(|| trusted.as_i64().map(|number| number != 0))
 }
 
-/// What `trusted-users` says where the daemon does not: its own configuration may differ, but
-/// mostly is the same file.
+/// Reads `trusted-users` where the daemon does not answer: its own configuration may differ, but
+/// usually is the same file.
 fn configuration_says() -> bool {
     let output = nix::command("nix")
         .args(["--extra-experimental-features", "nix-command", "show-config", "--json"])

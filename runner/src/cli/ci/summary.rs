@@ -1,4 +1,4 @@
-//! What came of one `hookrun ci`: for people, for programs, and as an exit code.
+//! The result of one `hookrun ci`: for people, for programs, and as an exit code.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use crate::cli::output;
 use crate::exit_code::Exit;
 use crate::queue::journal::PluginCounts;
 
-/// What came of it, as `--report` writes it.
+/// The result, as `--report` writes it.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Summary {
@@ -25,7 +25,11 @@ pub(super) struct Summary {
     pub(super) spooled: usize,
     /// Tasks of these events.
     pub(super) plugins: Vec<PluginCounts>,
-    /// Is nothing left that could still be done?
+    /// Events that a plugin wants and that became no task.
+    pub(super) forgotten: usize,
+    /// Spool files that were set aside meanwhile.
+    pub(super) set_aside: usize,
+    /// Whether nothing is left that could still be done.
     pub(super) finished: bool,
     /// Where the queue is.
     pub(super) state: PathBuf,
@@ -47,9 +51,13 @@ impl Summary {
         self.count(|plugin| plugin.refused)
     }
 
-    /// Did everything that was begun end well?
+    /// Whether nothing failed and nothing is left.
     pub(super) fn all_done(&self) -> bool {
-        self.finished && self.dead() == 0 && self.refused() == 0
+        self.finished
+            && self.dead() == 0
+            && self.refused() == 0
+            && self.forgotten == 0
+            && self.set_aside == 0
     }
 
     /// The exit code: the command's, or what is left.
@@ -72,12 +80,14 @@ impl std::fmt::Display for Summary {
             output_bytes,
             spooled,
             plugins,
+            forgotten,
+            set_aside,
             finished,
             state: _,
             waited_ms,
         } = self;
         let mut text = match events {
-            0 if *spooled == 0 => "nothing was built that a hook would report".to_owned(),
+            0 if *spooled == 0 => "no build was reported".to_owned(),
             1 => "1 event".to_owned(),
             events => format!("{events} events"),
         };
@@ -105,7 +115,7 @@ impl std::fmt::Display for Summary {
             let counts = [
                 (*done, "done"),
                 (due + waiting + running, "unfinished"),
-                (*dead, "given up"),
+                (*dead, "dead"),
                 (*refused, "refused"),
             ];
             let counts: Vec<String> = counts
@@ -115,14 +125,28 @@ impl std::fmt::Display for Summary {
                 .collect();
             let _ = write!(text, "; {plugin}: {}", counts.join(", "));
         }
+        if plugins.is_empty() && *events > 0 && *forgotten == 0 {
+            text.push_str("; no plugin of the configuration takes them");
+        }
+        if *forgotten > 0 {
+            let _ = write!(
+                text,
+                "; {forgotten} went to no plugin, because the worker had another configuration: \
+                 `hookrun sync --force` hands them over again"
+            );
+        }
+        if *set_aside > 0 {
+            let _ =
+                write!(text, "; {set_aside} spool files were set aside: `hookrun status` says why");
+        }
         if *waited_ms >= 1000 {
             let _ = write!(text, "; waited {}", output::duration(waited_ms / 1000 * 1000));
         }
         if !finished {
-            text.push_str("; the rest stays in the queue: `hookrun queue list` shows it");
+            text.push_str("; unfinished tasks stay in the queue: see `hookrun queue list`");
         }
         if self.dead() + self.refused() > 0 {
-            text.push_str("; `hookrun log --outcome failed` says why");
+            text.push_str("; for the reasons see `hookrun log --outcome failed`");
         }
         if *command_exit != 0 {
             let _ = write!(text, "; the command failed ({command_exit})");
@@ -153,7 +177,19 @@ mod tests {
         assert_eq!(summary(0, true, 0, 1).exit(), Exit::Failed);
         assert_eq!(summary(100, false, 1, 0).exit(), Exit::Command(100));
         insta::assert_snapshot!(summary(0, true, 0, 0).to_string(), @"3 events; cache: 2 done");
-        insta::assert_snapshot!(summary(100, false, 1, 0).to_string(), @"3 events; cache: 2 done, 1 given up; the rest stays in the queue: `hookrun queue list` shows it; `hookrun log --outcome failed` says why; the command failed (100)");
-        insta::assert_snapshot!(Summary { finished: true, ..Summary::default() }.to_string(), @"nothing was built that a hook would report");
+        insta::assert_snapshot!(summary(100, false, 1, 0).to_string(), @"3 events; cache: 2 done, 1 dead; unfinished tasks stay in the queue: see `hookrun queue list`; for the reasons see `hookrun log --outcome failed`; the command failed (100)");
+        let nothing_done = |forgotten, set_aside| Summary {
+            events: 2,
+            finished: true,
+            forgotten,
+            set_aside,
+            ..Summary::default()
+        };
+        assert_eq!(nothing_done(0, 0).exit(), Exit::Done, "nothing was to be done");
+        assert_eq!(nothing_done(1, 0).exit(), Exit::Failed);
+        assert_eq!(nothing_done(0, 1).exit(), Exit::Failed);
+        insta::assert_snapshot!(nothing_done(0, 0).to_string(), @"2 events; no plugin of the configuration takes them");
+        insta::assert_snapshot!(nothing_done(1, 1).to_string(), @"2 events; 1 went to no plugin, because the worker had another configuration: `hookrun sync --force` hands them over again; 1 spool files were set aside: `hookrun status` says why");
+        insta::assert_snapshot!(Summary { finished: true, ..Summary::default() }.to_string(), @"no build was reported");
     }
 }

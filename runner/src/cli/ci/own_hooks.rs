@@ -1,0 +1,109 @@
+//! The hooks that the user's configuration of Nix names already. Nix has one hook of each kind, so
+//! those of `hookrun ci` take their place for the command; what can be called as well is called
+//! from there, and all that is replaced is named.
+
+use std::path::Path;
+
+use crate::dirs::{Dirs, SYSTEM_STATE};
+use crate::doctor::Hook;
+use crate::doctor::gather::hook;
+use crate::nix::installed::Installed;
+
+/// The hooks that the command would have without us.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct OwnHooks {
+    /// The program of `post-build-hook`, to be called as well.
+    pub(super) post_build: Option<String>,
+    /// The program of `diff-hook`, to be called as well.
+    pub(super) diff: Option<String>,
+    /// One line about each hook that is replaced.
+    pub(super) notes: Vec<String>,
+}
+
+impl OwnHooks {
+    /// Asks the Nix in `PATH`, with `NIX_CONFIG` as it is. A Nix that does not answer has none.
+    pub(super) fn find(dirs: &Dirs, diff: bool, build_hook: bool) -> Self {
+        let Ok(nix) = Installed::find() else { return Self::default() };
+        let named = |setting: &str| hook(&nix, setting);
+        let runs_diff = diff && nix.setting("run-diff-hook") == "true";
+        Self::of(
+            &dirs.state,
+            &named("post-build-hook"),
+            &if runs_diff { named("diff-hook") } else { Hook::Unset },
+            &if build_hook { named("build-hook") } else { Hook::Unset },
+        )
+    }
+
+    fn of(state: &Path, post_build: &Hook, diff: &Hook, build_hook: &Hook) -> Self {
+        let mut own = Self::default();
+        own.post_build = own.replaced("post-build-hook", post_build, state);
+        own.diff = own.replaced("diff-hook", diff, state);
+        if let Hook::Other(text) | Hook::Hookrun(text) | Hook::Unusable(text, _) = build_hook {
+            own.notes.push(format!(
+                "build-hook = {text} is not called for this command, because --build-hook takes its place"
+            ));
+        }
+        own
+    }
+
+    /// The program to call as well, if there is one; whatever else is replaced is noted.
+    fn replaced(&mut self, setting: &str, hook: &Hook, state: &Path) -> Option<String> {
+        match hook {
+            Hook::Unset => None,
+            Hook::Other(text) => {
+                self.notes
+                    .push(format!("{setting} = {text} of your configuration is called as well"));
+                Some(text.clone())
+            }
+            // The same queue: there is nothing to tell.
+            Hook::Hookrun(_) if state == Path::new(SYSTEM_STATE) => None,
+            Hook::Hookrun(text) => {
+                self.notes.push(format!(
+                    "{setting} = {text} is not called for this command: its builds go to the queue in {}",
+                    state.display()
+                ));
+                None
+            }
+            Hook::Unusable(text, why) => {
+                self.notes.push(format!(
+                    "{setting} = {text} of your configuration is not called for this command: {why}"
+                ));
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hooks_of_the_user_are_called_as_well_or_named() {
+        let other = |text: &str| Hook::Other(text.to_owned());
+        let hookrun = Hook::Hookrun("/lib/hookrun-post-build".to_owned());
+        let home = Path::new("/home/a/state");
+        assert_eq!(
+            OwnHooks::of(home, &Hook::Unset, &Hook::Unset, &Hook::Unset),
+            OwnHooks::default()
+        );
+        assert_eq!(
+            OwnHooks::of(Path::new(SYSTEM_STATE), &hookrun, &Hook::Unset, &Hook::Unset),
+            OwnHooks::default()
+        );
+        let own =
+            OwnHooks::of(home, &other("/own post"), &other("/own-diff"), &other("/own-build"));
+        assert_eq!(own.post_build.as_deref(), Some("/own post"));
+        assert_eq!(own.diff.as_deref(), Some("/own-diff"));
+        let missing = Hook::Unusable("/gone".to_owned(), "there is no such file".to_owned());
+        let notes =
+            [own.notes, OwnHooks::of(home, &hookrun, &missing, &Hook::Unset).notes].concat();
+        insta::assert_snapshot!(notes.join("\n"), @"
+        post-build-hook = /own post of your configuration is called as well
+        diff-hook = /own-diff of your configuration is called as well
+        build-hook = /own-build is not called for this command, because --build-hook takes its place
+        post-build-hook = /lib/hookrun-post-build is not called for this command: its builds go to the queue in /home/a/state
+        diff-hook = /gone of your configuration is not called for this command: there is no such file
+        ");
+    }
+}
