@@ -13,8 +13,8 @@ use crate::event::now_ms;
 use crate::exit_code::Exit;
 use crate::queue::journal::{Journal, Open};
 use crate::queue::lock::{self, LockError};
-use crate::queue::spool;
 use crate::queue::worker::{self, Mode, Notice, Options, Summary, WorkerError};
+use crate::queue::{spawn, spool};
 use crate::supervise::supervisor::Supervisor;
 
 #[derive(Debug, clap::Args)]
@@ -100,7 +100,11 @@ pub(super) fn worker(context: &Context, args: &WorkerArgs) -> Result<Exit, CliEr
     } else {
         Mode::Drain
     };
-    match work(context, mode, &mut |notice| say(&notice)) {
+    let mut observer = |notice: Notice<'_>| {
+        spawn::bound_log(&context.dirs);
+        say(&notice);
+    };
+    match work(context, mode, &mut observer) {
         // Two hooks may start a worker at the same time; one of them serves both.
         Ok(_) | Err(Stop::Held(_)) => Ok(Exit::Done),
         Err(Stop::Failed(error)) => Err(error),

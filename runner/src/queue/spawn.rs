@@ -9,6 +9,7 @@ use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::fs::Access;
@@ -17,6 +18,7 @@ use super::lock;
 use crate::config::{Config, Start};
 use crate::dirs::Dirs;
 use crate::nix;
+use crate::terminal::STAMPED;
 
 /// The arguments of a worker that a hook starts; a hidden command, not for people.
 pub const ARGUMENTS: [&str; 2] = ["worker", "--spawned"];
@@ -71,7 +73,7 @@ pub fn detached(dirs: &Dirs, arguments: &[impl AsRef<OsStr>]) -> std::io::Result
         .stdin(Stdio::null())
         .stdout(Stdio::null());
     match log_file(dirs) {
-        Ok(log) => command.stderr(log),
+        Ok(log) => command.stderr(log).env(STAMPED, "1"),
         Err(_) => command.stderr(Stdio::null()),
     };
     // SAFETY: between fork and exec; both calls are async-signal-safe system calls without
@@ -96,10 +98,31 @@ pub fn detached(dirs: &Dirs, arguments: &[impl AsRef<OsStr>]) -> std::io::Result
     command.spawn().map(drop)
 }
 
+/// Begins the worker's log anew if it is too long and this process writes it. Its processes share
+/// one descriptor that appends, so the file is copied and emptied, not renamed.
+pub fn bound_log(dirs: &Dirs) {
+    use std::os::unix::fs::MetadataExt as _;
+    let path = dirs.worker_log();
+    let (Ok(open), Ok(named)) =
+        (rustix::fs::fstat(rustix::stdio::stderr()), std::fs::symlink_metadata(&path))
+    else {
+        return;
+    };
+    let is_ours = open.st_dev == named.dev() && open.st_ino == named.ino();
+    if is_ours && named.len() > MAX_LOG_SIZE && std::fs::copy(&path, old_log(&path)).is_ok() {
+        // Else it is too long for a while.
+        let _emptied = rustix::fs::ftruncate(rustix::stdio::stderr(), 0);
+    }
+}
+
+fn old_log(path: &Path) -> PathBuf {
+    path.with_added_extension("1")
+}
+
 fn log_file(dirs: &Dirs) -> std::io::Result<File> {
     let path = dirs.worker_log();
     if std::fs::symlink_metadata(&path).is_ok_and(|found| found.len() > MAX_LOG_SIZE) {
-        std::fs::rename(&path, path.with_added_extension("1"))?;
+        std::fs::rename(&path, old_log(&path))?;
     }
     OpenOptions::new()
         .append(true)
