@@ -10,19 +10,20 @@ use crate::plugin::{Compiler, Host};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Hooks never compile: a `gate` that is not compiled refuses the build, and builder selection uses Nix's own rule meanwhile. The worker and
-`hookrun check` compile what they need, and keep it; run this after a change of hookrun or of a plugin, for example from a package's
-installation. Run it as the user that Nix calls hookrun as, which is root for a daemon.
+Hooks never compile: a `gate` that is not compiled refuses the build, and builder selection uses
+Nix's own rule meanwhile. The worker and `hookrun check` compile what they need, and keep it. Run
+this after a change of hookrun or of a plugin, for example when a package is installed, as the user
+that Nix calls hookrun as (root for a daemon).
 
-Exit code 0: all plugins are compiled. 3: one does not load.
+Exit code 0: all plugins are compiled. 3: a plugin does not load.
 
 Examples:
   hookrun compile
   hookrun compile cache policy")]
 pub(super) struct Args {
-    /// Only these plugins of the configuration
+    /// Compile only these plugins of the configuration
     plugins: Vec<String>,
-    /// How to print
+    /// The output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }

@@ -8,7 +8,7 @@ use crate::exit_code::Exit;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  hookrun demo --dir /tmp/hookrun-demo")]
 pub(super) struct Args {
-    /// Where to work; kept afterwards for a look around [default: a new directory below the
+    /// The directory to work in, which is kept for inspection [default: a new directory below the
     /// temporary directory]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,

@@ -8,17 +8,21 @@ mod check;
 mod ci;
 mod compile;
 mod demo;
+mod differences;
 mod doctor;
 mod drain;
 mod error;
 mod follow;
+mod help;
 mod inspect;
 mod log;
+mod man;
 mod output;
 mod queue;
 mod sandbox;
 mod shell;
 mod since;
+mod state_dir;
 mod status;
 mod sync;
 mod test;
@@ -27,7 +31,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{FromArgMatches as _, Parser, Subcommand};
 
 pub use error::CliError;
 
@@ -35,35 +39,38 @@ use crate::config::Config;
 use crate::dirs::Dirs;
 use crate::exit_code::Exit;
 use crate::plugin::compile as compiler;
-use crate::supervise;
+use crate::supervise::{self, tryout};
+use crate::terminal::stamp;
 
 const EXAMPLES: &str = "\
 Examples:
-  hookrun demo                      watch the main job on real Nix, in a private store
-  hookrun check                     is the configuration valid, and will every plugin load?
+  hookrun demo                      run the main job on real Nix, in a private store
+  hookrun check                     validate the configuration and load every plugin
   hookrun test ./my-plugin.wasm     run a plugin on sample events
-  hookrun status                    what runs, what waits, what failed
-  hookrun log --outcome dead        what was given up, and why
-  hookrun queue retry --dead        another chance for it
+  hookrun status                    show what runs, what waits and what failed
+  hookrun log --outcome dead        show the dead letters and their reasons
+  hookrun queue retry --dead        retry the dead letters
   hookrun ci -- nix build           report this command's builds, wait for their uploads
   hookrun sync --since 3d           hand over what no hook reported
 
-In nix.conf (links to this binary say which hook it is):
+In nix.conf (the name of the link says which hook it is):
   post-build-hook = /usr/lib/hookrun/hookrun-post-build
   diff-hook       = /usr/lib/hookrun/hookrun-diff
   run-diff-hook   = true
   build-hook      = /usr/lib/hookrun/hookrun-build-hook
 
-Exit codes: 0 done; 1 the thing tested or awaited failed; 2 usage; 3 configuration; 4 environment; 70 internal. `ci`: the command's own if it failed.";
+Exit code 0: done. 1: the thing tested or awaited failed. 2: usage. 3: configuration. 4: environment.
+70: internal error. `hookrun ci` returns the command's own code if the command failed.";
 
 /// One host for Nix's post-build-hook, diff-hook and build-hook, with sandboxed plugins.
 #[derive(Debug, Parser)]
 #[command(name = "hookrun", version, about, after_help = EXAMPLES, max_term_width = 100)]
 struct Cli {
-    /// The configuration [default: $HOOKRUN_CONFIG, or /etc/hookrun/hookrun.toml for root]
+    /// The configuration file [default: $HOOKRUN_CONFIG, or /etc/hookrun/hookrun.toml for root]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where queue and journal are [default: $HOOKRUN_STATE_DIR, or /var/lib/hookrun for root]
+    /// The directory of queue and journal [default: $HOOKRUN_STATE_DIR, or /var/lib/hookrun for
+    /// root]
     #[arg(long, global = true, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     #[command(subcommand)]
@@ -72,41 +79,41 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show the main job on real Nix in a private store: upload, substitution, mail, builder choice
+    /// Run the main job on real Nix in a private store: upload, substitution, mail, builder choice
     Demo(demo::Args),
-    /// Run a plugin on sample events, with in-memory capabilities and the limits of the real thing
+    /// Run a plugin on sample events, with in-memory capabilities and the limits of real runs
     Test(test::Args),
-    /// Is the configuration valid, does every plugin load, is every secret readable?
+    /// Validate the configuration, load every plugin, and try its secrets and services
     Check(check::Args),
-    /// Will this Nix really call us? Versions, settings, users, permissions
+    /// Check whether this Nix calls hookrun: versions, settings, users, permissions
     Doctor(doctor::Args),
-    /// Compile the plugins ahead of time, as hooks never do
+    /// Compile the plugins ahead of time, because hooks never compile
     Compile(compile::Args),
-    /// Work until nothing can be done now
+    /// Run all due tasks, then exit
     Drain(drain::DrainArgs),
-    /// Work until told to stop (for a service)
+    /// Run tasks until told to stop (for a service)
     Daemon(drain::DaemonArgs),
-    /// What runs, what waits, what failed
+    /// Show what runs, what waits and what failed
     Status(status::Args),
-    /// What happened: attempts and their outcomes
+    /// Show attempts and their outcomes
     Log(log::Args),
-    /// Tasks one by one: list, show, retry, drop, wait for them
+    /// List, show, retry and drop tasks, or wait for them
     #[command(subcommand)]
     Queue(queue::Command),
-    /// The machines that build for this one, and the policy that chooses
+    /// Inspect the machines that build for this one, and the policy that chooses between them
     #[command(subcommand)]
     Builders(builders::Command),
-    /// Hooks for one command: report its builds, wait for what plugins make of them
+    /// Run one command with hooks, and wait for what plugins do with its builds
     Ci(ci::Args),
     /// Hand over valid paths that no hook reported
     Sync(sync::Args),
-    /// A plugin's identity, hooks, wanted and granted capabilities, and limits
+    /// Show a plugin's identity, hooks, capabilities and limits
     Inspect(inspect::Args),
-    /// Completions for a shell, on standard output
+    /// Print completions for a shell
     Completions(shell::CompletionsArgs),
-    /// The manual pages, into a directory
+    /// Write the manual pages into a directory
     Man(shell::ManArgs),
-    /// Be one of Nix's hooks outright
+    /// Run as a Nix hook
     Hook(HookArgs),
     /// The worker that a hook starts when none runs
     #[command(hide = true)]
@@ -117,6 +124,9 @@ enum Command {
     /// A hook that `hookrun ci` set
     #[command(hide = true)]
     CiHook(ci::HookArgs),
+    /// The process that tries services for `hookrun check`
+    #[command(hide = true, name = tryout::COMMAND)]
+    TryServices(check::TryArgs),
     /// The contained compiler
     #[command(hide = true, name = compiler::COMMAND)]
     CompileOne(compiler::Order),
@@ -124,14 +134,14 @@ enum Command {
 
 /// Documented here for `--help`; [`crate::role`] acts on it before this parser runs.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Nix sets the environment and the arguments; see `man hookrun` for what each hook expects."
-)]
+#[command(after_help = "\
+Only Nix calls this: it sets the environment and the arguments. `man hookrun` describes what each hook
+expects.")]
 struct HookArgs {
-    /// Which hook
+    /// The hook
     #[arg(value_parser = ["post-build", "diff", "build-hook"])]
     hook: String,
-    /// What Nix passes
+    /// The arguments that Nix passes
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
 }
@@ -140,6 +150,8 @@ struct HookArgs {
 #[derive(Debug, Clone)]
 struct Context {
     dirs: Dirs,
+    /// Did the user name the state directory? Then it has to be there.
+    state_is_chosen: bool,
 }
 
 impl Context {
@@ -151,7 +163,10 @@ impl Context {
 /// Parses `args` (without the program's name), runs the command and says how it ended.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
     let args = std::iter::once(OsString::from("hookrun")).chain(args);
-    let cli = match Cli::try_parse_from(args) {
+    let parsed = help::command()
+        .try_get_matches_from(args)
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             // clap prints help and version to standard output and returns 0 for them.
@@ -160,18 +175,25 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         }
     };
     let mut dirs = Dirs::from_env();
+    let state_is_chosen = cli.state_dir.is_some()
+        || std::env::var_os("HOOKRUN_STATE_DIR").is_some_and(|value| !value.is_empty());
     if let Some(config) = cli.config {
         dirs.config = config;
     }
     if let Some(state) = cli.state_dir {
         dirs.state = state;
     }
-    match run(cli.command, &Context { dirs }) {
+    match run(cli.command, &Context { dirs, state_is_chosen }) {
         Ok(exit) => exit,
         Err(error) if error.is_broken_pipe() || error.exit == Exit::Done => Exit::Done,
         Err(error) => {
             // Nothing is left to do when standard error is gone too.
-            let _ = writeln!(std::io::stderr(), "error: {}", output::printable(&error.to_string()));
+            let _ = writeln!(
+                std::io::stderr(),
+                "{}error: {}",
+                stamp(),
+                output::printable(&error.to_string())
+            );
             error.exit
         }
     }
@@ -189,6 +211,7 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Worker(args) => drain::worker(context, &args),
         Command::Runner => Ok(supervise::runner::main()),
         Command::CompileOne(order) => Ok(compiler::child(&order)),
+        Command::TryServices(args) => Ok(tryout::child(&context.dirs, args.live)),
         Command::Status(args) => status::run(context, &args),
         Command::Log(args) => log::run(context, &args),
         Command::Queue(command) => queue::run(context, &command),
@@ -198,7 +221,7 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::CiHook(args) => Ok(ci::hook(&context.dirs, &args)),
         Command::Inspect(args) => inspect::run(context, &args),
         Command::Completions(args) => shell::completions(&args),
-        Command::Man(args) => shell::man(&args),
+        Command::Man(args) => shell::manual(&args),
         Command::Hook(args) => Err(CliError::usage(format!(
             "`hookrun hook {}` is for Nix to call; set it in nix.conf (see `hookrun --help`), or try `hookrun demo`",
             args.hook

@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use clap::CommandFactory;
 
-use super::{Cli, CliError};
+use super::{CliError, help, man};
 use crate::exit_code::Exit;
 
 #[derive(Debug, clap::Args)]
@@ -20,20 +19,20 @@ pub(super) struct CompletionsArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  hookrun man /usr/share/man/man1")]
 pub(super) struct ManArgs {
-    /// Where the pages go
+    /// The directory for the pages
     directory: PathBuf,
 }
 
 pub(super) fn completions(args: &CompletionsArgs) -> Result<Exit, CliError> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "hookrun", &mut script);
+    clap_complete::generate(args.shell, &mut help::command(), "hookrun", &mut script);
     std::io::Write::write_all(&mut std::io::stdout(), &script)?;
     Ok(Exit::Done)
 }
 
-pub(super) fn man(args: &ManArgs) -> Result<Exit, CliError> {
+pub(super) fn manual(args: &ManArgs) -> Result<Exit, CliError> {
     std::fs::create_dir_all(&args.directory)
-        .and_then(|()| clap_mangen::generate_to(Cli::command(), &args.directory))
+        .and_then(|()| man::write(&args.directory))
         .with_context(|| {
             format!(
                 "cannot write manual pages to {}; name a directory you may write to",
