@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use hookrun::nix::machines::{self, Machines};
+use hookrun::nix::machines::{self, Machines, Reading};
 
 use crate::Target;
 
@@ -26,26 +26,29 @@ pub(crate) const TARGET: Target = Target {
 };
 
 fn run(data: &[u8]) {
-    let text = String::from_utf8_lossy(data);
     // `@file` reads what is behind a form feed, so that included files are fuzzed too.
-    let (builders, included) = text.split_once('\u{c}').unwrap_or((&text, ""));
+    let mut parts = data.splitn(2, |byte| *byte == 0xc);
+    let (builders, included) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let mut reads = 0;
-    let found = machines::parse_with(builders, "x86_64-linux", &mut |path: &Path| {
-        reads += 1;
-        // Files that include a file many times grow with each level; the bound on levels is what is
-        // tested, not patience.
-        if reads > 100 || path.as_os_str().is_empty() {
-            return Err(std::io::ErrorKind::NotFound.into());
-        }
-        Ok(included.to_owned())
-    });
+    let (found, _) =
+        machines::parse_with(builders, "x86_64-linux", Reading::NEWEST, &mut |path: &Path| {
+            reads += 1;
+            // Files that include a file many times grow with each level; the bound on levels is
+            // what is tested, not patience.
+            if reads > 100 || path.as_os_str().is_empty() {
+                return Err(std::io::ErrorKind::NotFound.into());
+            }
+            Ok(included.to_vec())
+        });
     let Machines { machines, warnings } = found;
     assert!(warnings.iter().all(|warning| !warning.is_empty()));
     for machine in machines {
         let alone = |line: &str| {
-            let found = machines::parse_with(line, "x86_64-linux", &mut |_: &Path| {
-                panic!("a line that reads a file: {line}")
-            });
+            let reading = Reading::NEWEST;
+            let (found, _) =
+                machines::parse_with(line.as_bytes(), "x86_64-linux", reading, &mut |_: &Path| {
+                    panic!("a line that reads a file: {line}")
+                });
             assert!(found.warnings.is_empty() && found.machines.len() == 1, "{line:?}: {found:?}");
             found.machines.into_iter().next().unwrap()
         };

@@ -91,8 +91,19 @@ impl SlotFiles {
         }
     }
 
+    /// Busy slots of one machine.
+    pub(super) fn load_now(&self, uri: &str, slots: u32) -> u32 {
+        self.load(uri, slots, &self.names())
+    }
+
     fn load(&self, uri: &str, slots: u32, there: &HashSet<OsString>) -> u32 {
-        let names = file_names(uri);
+        let by_nix = self.busy(&file_names(uri), slots, there);
+        // A session holds one, and Nix's own hook, which it has started, the other: not always with
+        // the same number.
+        slots::own_name(uri).map_or(by_nix, |own| by_nix.max(self.busy(&[own], slots, there)))
+    }
+
+    fn busy(&self, names: &[String], slots: u32, there: &HashSet<OsString>) -> u32 {
         let mut load = 0;
         for slot in 0..slots.min(MAX_SLOTS) {
             let of_slot = names.iter().map(|name| format!("{name}-{slot}"));

@@ -3,6 +3,13 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
+
+use crate::nix::bounded;
+use crate::nix::installed::{Flavour, Version, identify};
+
+/// How long Nix may take to say its version: it takes 25 ms, and the whole command waits.
+const VERSION_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The programs that are one binary, which is `build-remote` too if called so. Others
 /// (nix-eval-jobs, Hydra) only use Nix's library.
@@ -70,6 +77,14 @@ impl StockProgram {
         let mut command = Command::new(program);
         std::os::unix::process::CommandExt::arg0(&mut command, name).args(arguments);
         command
+    }
+
+    /// The version of its Nix, if it says one soon.
+    pub fn version(&self) -> Option<(Flavour, Version)> {
+        let mut command = Command::new(&self.program);
+        std::os::unix::process::CommandExt::arg0(&mut command, "nix").arg("--version");
+        let said = bounded::run(&mut command, VERSION_PATIENCE).ok()?;
+        said.status.success().then(|| identify(said.stdout.trim())).flatten()
     }
 
     /// Where it is.

@@ -73,7 +73,8 @@ impl<R: Read, W: Write> Session<'_, R, W> {
             }
             Err(error) => return give_up(pending, &error.to_string()),
         };
-        let found = machines::parse(&settings.builders(), &settings.system());
+        let found =
+            machines::parse_as(settings.builders(), &settings.system(), || self.stock.version());
         for warning in &found.warnings {
             pending.message(Level::Warn, warning);
         }

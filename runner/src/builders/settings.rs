@@ -65,12 +65,16 @@ impl Settings {
         wire::write_u64(to, 0)
     }
 
-    fn get(&self, name: &str) -> Option<Cow<'_, str>> {
+    fn get_bytes(&self, name: &str) -> Option<&[u8]> {
         self.entries
             .iter()
             .rev()
             .find(|(known, _)| known == name.as_bytes())
-            .map(|(_, value)| String::from_utf8_lossy(value))
+            .map(|(_, value)| value.as_slice())
+    }
+
+    fn get(&self, name: &str) -> Option<Cow<'_, str>> {
+        self.get_bytes(name).map(String::from_utf8_lossy)
     }
 
     fn words(&self, name: &str) -> Option<BTreeSet<String>> {
@@ -78,8 +82,8 @@ impl Settings {
     }
 
     /// The machines, as text.
-    pub fn builders(&self) -> Cow<'_, str> {
-        self.get(BUILDERS).unwrap_or_default()
+    pub fn builders(&self) -> &[u8] {
+        self.get_bytes(BUILDERS).unwrap_or_default()
     }
 
     /// What this machine is, such as `x86_64-linux`.
@@ -201,7 +205,7 @@ impl Settings {
     /// For tests: as Nix sends them.
     pub(super) fn bytes(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        let builders = self.builders().into_owned();
+        let builders = String::from_utf8(self.builders().to_vec()).unwrap();
         self.write(&mut out, &builders).unwrap();
         out
     }
@@ -231,7 +235,7 @@ mod tests {
         );
         let mut out = Vec::new();
         Settings::default().write(&mut out, "ssh://m").unwrap();
-        assert_eq!(Settings::read(&mut out.as_slice()).unwrap().unwrap().builders(), "ssh://m");
+        assert_eq!(Settings::read(&mut out.as_slice()).unwrap().unwrap().builders(), b"ssh://m");
         assert_eq!(
             format!("{settings:?}"),
             r#"["access-tokens", "builders", "cores"]"#,

@@ -22,6 +22,7 @@ use super::slots::Slot;
 use super::speech::{Ending, Listener, Timing, plain};
 use super::ssh::{Connections, Sharing};
 use super::{ending, fds};
+use crate::nix::installed::{Flavour, Version};
 use crate::nix::machines::MachineLine;
 use names::Names;
 
@@ -36,6 +37,12 @@ pub trait StockHook {
         request: &Request,
         relay: &mut dyn FnMut(&[u8]),
     ) -> Offer;
+
+    /// Which Nix it is part of, if it says so. Called at most once in a session, before the first
+    /// answer, and only if versions read the machines differently.
+    fn version(&mut self) -> Option<(Flavour, Version)> {
+        None
+    }
 }
 
 /// The machine to offer a build to.
@@ -99,6 +106,10 @@ pub struct Delegate {
 }
 
 impl StockHook for Delegate {
+    fn version(&mut self) -> Option<(Flavour, Version)> {
+        self.program.version()
+    }
+
     fn offer(
         &mut self,
         settings: &Settings,

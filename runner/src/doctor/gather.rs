@@ -89,7 +89,10 @@ fn problems_of_sandbox(config: &Config) -> Vec<String> {
 }
 
 fn nix_facts(nix: &Installed, config: Option<&Config>) -> NixFacts {
-    let mut found = machines::parse(nix.setting("builders"), nix.setting("system"));
+    let mut found =
+        machines::parse_as(nix.setting("builders").as_bytes(), nix.setting("system"), || {
+            Some((nix.flavour, nix.version))
+        });
     let useless = config
         .map(|config| resources::useless(&config.builders.resources, &found.machines))
         .unwrap_or_default();

@@ -1,18 +1,24 @@
-//! The machines of the `builders` setting and of machines files (`libstore/machines.cc`, 2.3 to
-//! 2.35), all eight columns.
+//! The machines of the `builders` setting and of machines files, all eight columns, read as the
+//! calling Nix reads them (`libstore/machines.cc`, 2.3 to 2.35).
 //!
-//! A machine that cannot be read is left out with one warning that names file, line and column; it
-//! must never cost the others, let alone the build. (Nix itself gives up on the whole command.)
+//! What Nix accepts is read as Nix reads it. Where Nix would give up on the whole command, the
+//! machine that cannot be read is left out with one warning that names file, line and column; it
+//! must never cost the others, let alone the build.
+//!
+//! Versions differ in few places ([`Reading`]). The version is asked for only if the text has such
+//! a place, because asking starts a program while Nix waits.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-
+use super::installed::{Flavour, Version};
 use crate::shared::{Text, Words};
 
 /// How deep `@file` may lead to `@file`: Nix has no bound and overflows its stack on a cycle.
-const MAX_INCLUDES: usize = 8;
+const MAX_DEPTH: usize = 64;
+/// Most files that are read for one text, so that files that include each other under several names
+/// end.
+const MAX_FILES: usize = 1024;
 /// The column of each field, from 1, as Nix's manual counts.
 const COLUMNS: [&str; 8] = [
     "store URI",
@@ -24,6 +30,35 @@ const COLUMNS: [&str; 8] = [
     "mandatory features",
     "public host key",
 ];
+
+/// How a Nix reads machines: the places where versions differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// A comment ends with its line; else at the next `;` too. And blanks in front of `@` do not
+    /// count; else `@` is one of a machine's name.
+    whole_line_comments: bool,
+    /// Numbers and host keys are checked; else a number ends at the first character that is no
+    /// digit, and a host key is any word.
+    strict: bool,
+    /// A word without `/` is a host, but for `auto`, `daemon` and `local`; else also but for words
+    /// that begin with one of `auto`, `local` and `remote`, and a word with `/` can be one.
+    bare_hosts: bool,
+}
+
+impl Reading {
+    /// The reading of the newest Nix.
+    pub const NEWEST: Self = Self { whole_line_comments: true, strict: true, bare_hosts: true };
+
+    /// The reading of this Nix.
+    pub fn of((flavour, version): (Flavour, Version)) -> Self {
+        Self {
+            // Lix reads as Nix 2.18.
+            whole_line_comments: flavour == Flavour::Nix && version >= Version(2, 29, 0),
+            strict: version >= Version(2, 5, 0),
+            bare_hosts: version >= Version(2, 4, 0),
+        }
+    }
+}
 
 /// One machine: a line with its defaults filled in.
 #[derive(Debug, Clone, PartialEq)]
@@ -107,72 +142,136 @@ pub struct Machines {
     pub warnings: Vec<String>,
 }
 
-/// Reads the `builders` setting; `this_system` is the default of column 2.
+/// Reads the `builders` setting as the newest Nix does; `this_system` is the default of column 2.
 pub fn parse(builders: &str, this_system: &str) -> Machines {
-    parse_with(builders, this_system, &mut |path| std::fs::read_to_string(path))
+    parse_as(builders.as_bytes(), this_system, || None)
 }
 
-/// As [`parse`], with `@file` read by `read`.
-pub fn parse_with(
-    builders: &str,
+/// Reads the `builders` setting as the Nix of `version` does, which is asked for only if it
+/// matters; the newest if it is not known.
+pub fn parse_as(
+    builders: &[u8],
     this_system: &str,
-    read: &mut dyn FnMut(&Path) -> std::io::Result<String>,
+    version: impl FnOnce() -> Option<(Flavour, Version)>,
 ) -> Machines {
+    let mut read = |path: &Path| std::fs::read(path);
+    let (found, differs) = parse_with(builders, this_system, Reading::NEWEST, &mut read);
+    let other = differs.then(version).flatten().map(Reading::of);
+    match other.filter(|reading| *reading != Reading::NEWEST) {
+        Some(reading) => parse_with(builders, this_system, reading, &mut read).0,
+        None => found,
+    }
+}
+
+/// Reads the `builders` setting, with `@file` read by `read`. The second value says whether another
+/// version may read it differently.
+pub fn parse_with(
+    builders: &[u8],
+    this_system: &str,
+    reading: Reading,
+    read: &mut dyn FnMut(&Path) -> std::io::Result<Vec<u8>>,
+) -> (Machines, bool) {
     let mut parser = Parser {
         read,
+        reading,
+        differs: false,
         lists: Lists::new(this_system),
         found: Machines::default(),
         open: Vec::new(),
+        files: 0,
     };
     parser.text(builders);
-    parser.found
+    (parser.found, parser.differs)
 }
 
 struct Parser<'a> {
-    read: &'a mut dyn FnMut(&Path) -> std::io::Result<String>,
+    read: &'a mut dyn FnMut(&Path) -> std::io::Result<Vec<u8>>,
+    reading: Reading,
+    differs: bool,
     lists: Lists,
     found: Machines,
     /// The files being read, outermost first.
     open: Vec<PathBuf>,
+    /// How many were read.
+    files: usize,
+}
+
+/// The characters that separate columns and surround entries (`tokenizeString` and `trim`).
+const fn is_blank(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+}
+
+fn trimmed(text: &[u8]) -> &[u8] {
+    let start = text.iter().position(|byte| !is_blank(*byte)).unwrap_or(text.len());
+    let end = text.iter().rposition(|byte| !is_blank(*byte)).map_or(start, |last| last + 1);
+    text.get(start..end).unwrap_or_default()
+}
+
+/// `text` up to its comment.
+fn uncommented(text: &[u8]) -> &[u8] {
+    text.split(|byte| *byte == b'#').next().unwrap_or_default()
 }
 
 impl Parser<'_> {
-    fn text(&mut self, text: &str) {
-        for (index, line) in text.split('\n').enumerate() {
-            for entry in line.split(';') {
-                let entry = entry.split_once('#').map_or(entry, |(before, _)| before).trim();
-                match entry.strip_prefix('@') {
-                    _ if entry.is_empty() => {}
-                    Some(path) => self.include(Path::new(path.trim()), index + 1),
-                    None => match machine(entry, &mut self.lists) {
-                        Ok(machine) => self.found.machines.push(machine),
-                        Err((column, problem)) => {
-                            let name = COLUMNS.get(column).copied().unwrap_or_default();
-                            self.warn(
-                                index + 1,
-                                &format!(
-                                    "column {} ({name}): {problem}; the machine is left out",
-                                    column + 1
-                                ),
-                            );
-                        }
-                    },
-                }
+    fn text(&mut self, text: &[u8]) {
+        for (index, line) in text.split(|byte| *byte == b'\n').enumerate() {
+            let code = uncommented(line);
+            self.differs |= line.get(code.len()..).is_some_and(|comment| comment.contains(&b';'));
+            let line = if self.reading.whole_line_comments { code } else { line };
+            for entry in line.split(|byte| *byte == b';') {
+                self.entry(uncommented(entry), index + 1);
+            }
+        }
+    }
+
+    fn entry(&mut self, untrimmed: &[u8], line: usize) {
+        let entry = trimmed(untrimmed);
+        if let Some(path) = entry.strip_prefix(b"@") {
+            self.differs |= !untrimmed.starts_with(b"@");
+            if self.reading.whole_line_comments || untrimmed.starts_with(b"@") {
+                use std::os::unix::ffi::OsStrExt as _;
+                let path = std::ffi::OsStr::from_bytes(trimmed(path));
+                return self.include(Path::new(path), line);
+            }
+            let shown = String::from_utf8_lossy(entry);
+            self.warn(
+                line,
+                &format!(
+                    "`{shown}` is read as a machine, because this Nix includes a file only where \
+                     `@` comes first; remove the blanks before it"
+                ),
+            );
+        }
+        if entry.is_empty() {
+            return;
+        }
+        match machine(entry, self.reading, &mut self.lists, &mut self.differs) {
+            Ok(machine) => self.found.machines.push(machine),
+            Err((column, problem)) => {
+                let name = COLUMNS.get(column).copied().unwrap_or_default();
+                let problem =
+                    format!("column {} ({name}): {problem}; the machine is left out", column + 1);
+                self.warn(line, &problem);
             }
         }
     }
 
     fn include(&mut self, path: &Path, line: usize) {
-        if self.open.len() >= MAX_INCLUDES || self.open.iter().any(|open| open == path) {
+        let shown = path.display();
+        if self.open.len() >= MAX_DEPTH || self.open.iter().any(|open| open == path) {
             self.warn(
                 line,
                 &format!(
-                    "`@{}` includes itself or is more than {MAX_INCLUDES} files deep; remove it",
-                    path.display()
+                    "`@{shown}` includes itself or is more than {MAX_DEPTH} files deep; remove it"
                 ),
             );
             return;
         }
+        if self.files >= MAX_FILES {
+            self.warn(line, &format!("`@{shown}` is not read: it is file {}; at most {MAX_FILES} are, so put several into one", self.files + 1));
+            return;
+        }
+        self.files += 1;
         match (self.read)(path) {
             Ok(text) => {
                 self.open.push(path.to_owned());
@@ -184,10 +283,7 @@ impl Parser<'_> {
             Err(error) => {
                 self.warn(
                     line,
-                    &format!(
-                        "`@{}` cannot be read ({error}); make it readable or remove it",
-                        path.display()
-                    ),
+                    &format!("`@{shown}` cannot be read ({error}); make it readable or remove it"),
                 );
             }
         }
@@ -231,57 +327,104 @@ fn words(last: &mut (String, Words), text: &str, is_set: bool) -> Words {
 }
 
 /// One entry, or the index of the column that is wrong and how.
-fn machine(entry: &str, lists: &mut Lists) -> Result<MachineLine, (usize, String)> {
-    // Nix's `tokenizeString` splits at these four. What is left of text when it is cut at ASCII is
-    // text.
-    let parts = entry.as_bytes().split(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r'));
-    let mut columns =
-        parts.filter(|part| !part.is_empty()).filter_map(|part| std::str::from_utf8(part).ok());
-    let mut next = || columns.next().filter(|text| *text != "-");
+fn machine(
+    entry: &[u8],
+    reading: Reading,
+    lists: &mut Lists,
+    differs: &mut bool,
+) -> Result<MachineLine, (usize, String)> {
+    let mut columns = [None; COLUMNS.len()];
+    let words = entry.split(|byte| is_blank(*byte)).filter(|word| !word.is_empty());
+    for (index, (column, word)) in columns.iter_mut().zip(words).enumerate() {
+        let word = std::str::from_utf8(word)
+            .map_err(|_| (index, "it is not UTF-8; write it in UTF-8".to_owned()))?;
+        *column = Some(word).filter(|word| *word != "-");
+    }
+    let [uri, systems, ssh_key, max_jobs, speed_factor, supported, mandatory, host_key] = columns;
     let uri =
-        next().ok_or_else(|| (0, "a store URI is needed, such as `ssh://builder`".to_owned()))?;
-    let systems = next();
-    let ssh_key = next();
-    let max_jobs = next();
-    let speed_factor = next();
-    let [supported, mandatory] = [next(), next()];
-    let host_key = next();
+        uri.ok_or_else(|| (0, "a store URI is needed, such as `ssh://builder`".to_owned()))?;
     let [supported_before, mandatory_before] = &mut lists.features;
-    Ok(MachineLine {
-        uri: full_uri(uri),
-        systems: systems.map_or_else(|| lists.this_system.clone(), |text| words(&mut lists.systems, text, false)),
-        ssh_key: ssh_key.map(Text::from),
-        max_jobs: max_jobs.map_or(Ok(1), |text| {
-            text.parse().map_err(|_| (3, format!("`{text}` is no number of jobs; write a whole number such as `4`")))
-        })?,
-        speed_factor: speed_factor.map_or(Ok(1.0), |text| {
-            factor(text).ok_or_else(|| (4, format!("`{text}` is no speed factor; write a number over 0 such as `2`")))
-        })?,
-        supported_features: words(supported_before, supported.unwrap_or_default(), true),
-        mandatory_features: words(mandatory_before, mandatory.unwrap_or_default(), true),
-        host_key: host_key
-            .map(|text| {
-                base64_like(text).then(|| Text::from(text)).ok_or_else(|| {
-                    (7, "it is not base64; write the output of `base64 -w0` on the machine's public host key".to_owned())
-                })
+    let as_before_2_4 = uri_before_2_4(uri);
+    let uri = full_uri(uri);
+    *differs |= uri != as_before_2_4;
+    let max_jobs = match max_jobs {
+        None => 1,
+        Some(text) => text.parse().or_else(|_| {
+            *differs = true;
+            leading_number(text).filter(|_| !reading.strict).ok_or_else(|| {
+                (3, format!("`{text}` is not a number of jobs; write a whole number such as `4`"))
             })
-            .transpose()?,
+        })?,
+    };
+    let speed_factor = match speed_factor {
+        None => 1.0,
+        Some(text) => factor(text).map_or_else(
+            || {
+                *differs = true;
+                let number = leading_number(text).filter(|_| !reading.strict);
+                number.map(|number| f64::from(number.max(1))).ok_or_else(|| {
+                    let what = "is not a speed factor; write a number over 0 such as `2`";
+                    (4, format!("`{text}` {what}"))
+                })
+            },
+            Ok,
+        )?,
+    };
+    if host_key.is_some_and(|text| !is_base64(text)) {
+        *differs = true;
+        if reading.strict {
+            let what = "it is not base64; write the output of `base64 -w0` on the machine's public host key";
+            return Err((7, what.to_owned()));
+        }
+    }
+    Ok(MachineLine {
+        uri: if reading.bare_hosts { uri } else { as_before_2_4 },
+        systems: systems.map_or_else(
+            || lists.this_system.clone(),
+            |text| self::words(&mut lists.systems, text, false),
+        ),
+        ssh_key: ssh_key.map(Text::from),
+        max_jobs,
+        speed_factor,
+        supported_features: self::words(supported_before, supported.unwrap_or_default(), true),
+        mandatory_features: self::words(mandatory_before, mandatory.unwrap_or_default(), true),
+        host_key: host_key.map(Text::from),
     })
 }
 
-/// `speedFactor` as Nix reads it: never negative; 0 counts as 1 up to 2.19.
+/// `speedFactor` as Nix reads it, in single precision: never negative; 0 counts as 1. What is not a
+/// finite number stays comparable.
 fn factor(text: &str) -> Option<f64> {
     let factor: f64 = text.parse().ok()?;
-    match factor {
+    #[expect(clippy::cast_possible_truncation, reason = "the precision of Nix")]
+    let as_nix = factor as f32;
+    match as_nix {
         0.0 => Some(1.0),
-        factor if factor.is_finite() && factor > 0.0 => Some(factor),
+        nan if nan.is_nan() => Some(1.0),
+        infinite if infinite == f32::INFINITY => Some(f64::from(f32::MAX)),
+        positive if positive > 0.0 => Some(factor),
         _ => None,
     }
 }
 
-/// Nix's own decoder takes both padded and unpadded text.
-fn base64_like(text: &str) -> bool {
-    base64::engine::general_purpose::STANDARD_NO_PAD.decode(text.trim_end_matches('=')).is_ok()
+/// `std::stoull`, cut to an `unsigned int`: what is behind the digits is not looked at.
+fn leading_number(text: &str) -> Option<u32> {
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let end = digits.bytes().position(|byte| !byte.is_ascii_digit()).unwrap_or(digits.len());
+    let number: u64 = digits.get(..end)?.parse().ok()?;
+    let number = if negative { number.wrapping_neg() } else { number };
+    #[expect(clippy::cast_possible_truncation, reason = "what the C++ does")]
+    let number = number as u32;
+    Some(number)
+}
+
+/// Nix's own decoder: what follows the first `=` is not looked at, and neither is the length.
+fn is_base64(text: &str) -> bool {
+    let mut code = text.bytes().take_while(|byte| *byte != b'=');
+    code.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/'))
 }
 
 /// A URI without a scheme that is neither a path nor one of Nix's words is a host name.
@@ -292,6 +435,12 @@ pub fn full_uri(uri: &str) -> Text {
     } else {
         format!("ssh://{uri}").into()
     }
+}
+
+/// The same in Nix 2.3.
+fn uri_before_2_4(uri: &str) -> Text {
+    let as_it_is = ["local", "remote", "auto", "/"].iter().any(|start| uri.starts_with(start));
+    if as_it_is || uri.contains("://") { uri.into() } else { format!("ssh://{uri}").into() }
 }
 
 #[cfg(test)]

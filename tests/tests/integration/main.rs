@@ -32,6 +32,7 @@ mod http_hostile;
 mod lab;
 mod limits;
 mod local;
+mod machines;
 mod mail;
 mod modes;
 mod nondeterminism;

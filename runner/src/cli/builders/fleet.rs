@@ -29,9 +29,11 @@ impl Listed {
         let nix = Installed::find().map_err(CliError::environment)?;
         let builders = match &args.machines {
             Some(path) => read(path)?,
-            None => nix.setting("builders").to_owned(),
+            None => nix.setting("builders").as_bytes().to_vec(),
         };
-        let found = machines::parse(&builders, nix.setting("system"));
+        let found = machines::parse_as(&builders, nix.setting("system"), || {
+            Some((nix.flavour, nix.version))
+        });
         for warning in &found.warnings {
             eprintln!("warning: {}", printable(warning));
         }
@@ -58,8 +60,8 @@ impl Listed {
 }
 
 /// The text of a file the user names.
-pub(super) fn read(path: &Path) -> Result<String, CliError> {
-    std::fs::read_to_string(path).map_err(|error| {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, CliError> {
+    std::fs::read(path).map_err(|error| {
         CliError::environment(
             anyhow::Error::new(error).context(format!("cannot read {}", path.display())),
         )

@@ -167,9 +167,9 @@ fn read(path: &Path) -> Result<Trace, CliError> {
 }
 
 fn machines_of(path: &Path) -> Result<Vec<MachineLine>, CliError> {
-    let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, error))?;
-    let found =
-        machines::parse(&text, &format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS));
+    let text = std::fs::read(path).map_err(|error| unreadable(path, error))?;
+    let this_system = format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS);
+    let found = machines::parse_as(&text, &this_system, || None);
     for warning in &found.warnings {
         eprintln!("warning: {}: {}", path.display(), printable(warning));
     }

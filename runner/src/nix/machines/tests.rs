@@ -4,15 +4,26 @@ use proptest::prelude::*;
 
 use super::*;
 
+const NIX_2_3: (Flavour, Version) = (Flavour::Nix, Version(2, 3, 16));
+const NIX_2_4: (Flavour, Version) = (Flavour::Nix, Version(2, 4, 0));
+const NIX_2_8: (Flavour, Version) = (Flavour::Nix, Version(2, 8, 0));
+const NIX_2_29: (Flavour, Version) = (Flavour::Nix, Version(2, 29, 0));
+
 fn parse_files(builders: &str, files: &[(&str, &str)]) -> Machines {
-    parse_with(builders, "x86_64-linux", &mut |path| match files
-        .iter()
-        .find(|(name, _)| Path::new(name) == path)
-    {
+    parse_files_as(NIX_2_29, builders, files).0
+}
+
+fn parse_files_as(
+    version: (Flavour, Version),
+    builders: &str,
+    files: &[(&str, &str)],
+) -> (Machines, bool) {
+    let mut read = |path: &Path| match files.iter().find(|(name, _)| Path::new(name) == path) {
         Some((_, "denied")) => Err(io::Error::from(io::ErrorKind::PermissionDenied)),
-        Some((_, text)) => Ok((*text).to_owned()),
+        Some((_, text)) => Ok(text.as_bytes().to_vec()),
         None => Err(io::Error::from(io::ErrorKind::NotFound)),
-    })
+    };
+    parse_with(builders.as_bytes(), "x86_64-linux", Reading::of(version), &mut read)
 }
 
 fn lines(found: &Machines) -> Vec<String> {
@@ -44,11 +55,9 @@ fn separators_comments_defaults_and_names() {
         &[],
     );
     assert_eq!(found.warnings, [""; 0]);
-    // Nix cuts at `;` before it looks for `#`, so `m3` is a machine.
     insta::assert_snapshot!(lines(&found).join("\n"), @r"
     ssh://m1 x86_64-linux - 2 1 - - -
     ssh://root@m2 x86_64-linux - 1 1 - - -
-    ssh://m3 x86_64-linux - 1 1 - - -
     /srv/store x86_64-linux - 1 1 - - -
     local?root=/x x86_64-linux - 0 1 - - -
     ?root=/y x86_64-linux - 1 1 - - -
@@ -70,13 +79,136 @@ fn includes() {
     ssh://m2 x86_64-linux - 1 1 - - -
     ");
     insta::assert_snapshot!(found.warnings.join("\n"), @r"
-    /etc/nix/more:1: column 5 (speed factor): `-2` is no speed factor; write a number over 0 such as `2`; the machine is left out
-    /etc/nix/more:2: `@/etc/nix/machines` includes itself or is more than 8 files deep; remove it
-    /etc/nix/machines:4: column 4 (maximum number of jobs): `many` is no number of jobs; write a whole number such as `4`; the machine is left out
+    /etc/nix/more:1: column 5 (speed factor): `-2` is not a speed factor; write a number over 0 such as `2`; the machine is left out
+    /etc/nix/more:2: `@/etc/nix/machines` includes itself or is more than 64 files deep; remove it
+    /etc/nix/machines:4: column 4 (maximum number of jobs): `many` is not a number of jobs; write a whole number such as `4`; the machine is left out
     setting `builders`:1: column 8 (public host key): it is not base64; write the output of `base64 -w0` on the machine's public host key; the machine is left out
     setting `builders`:2: `@/secret` cannot be read (permission denied); make it readable or remove it
     setting `builders`:3: column 1 (store URI): a store URI is needed, such as `ssh://builder`; the machine is left out
     ");
+}
+
+/// As the version before.
+const SAME: Option<&[&str]> = Some(&["same"]);
+
+/// Each row: a text, and the machines (URI, jobs, speed factor) that each Nix has read from it;
+/// `None` where Nix gives up on the whole command.
+#[test]
+fn each_version_reads_as_its_source_says() {
+    type Read = Option<&'static [&'static str]>;
+    let rows: &[(&str, Read, Read, Read, Read)] = &[
+        // Text, 2.3, 2.4, 2.5 to 2.28 and Lix, 2.29 and later.
+        (
+            "m1 # old ; m2",
+            Some(&["ssh://m1 1 1", "ssh://m2 1 1"]),
+            SAME,
+            SAME,
+            Some(&["ssh://m1 1 1"]),
+        ),
+        (
+            "# m1 ; m2\nm3",
+            Some(&["ssh://m2 1 1", "ssh://m3 1 1"]),
+            SAME,
+            SAME,
+            Some(&["ssh://m3 1 1"]),
+        ),
+        ("m1;@/more", Some(&["ssh://m1 1 1", "ssh://m9 1 1"]), SAME, SAME, SAME),
+        (
+            "m1; @/more",
+            Some(&["ssh://m1 1 1", "ssh://@/more 1 1"]),
+            Some(&["ssh://m1 1 1", "@/more 1 1"]),
+            SAME,
+            Some(&["ssh://m1 1 1", "ssh://m9 1 1"]),
+        ),
+        ("@ /more ", Some(&["ssh://m9 1 1"]), SAME, SAME, SAME),
+        ("m1 - - 4x", Some(&["ssh://m1 4 1"]), SAME, None, None),
+        ("m1 - - 2 3.7z", Some(&["ssh://m1 2 3"]), SAME, None, None),
+        ("m1 - - -1", Some(&["ssh://m1 4294967295 1"]), SAME, None, None),
+        ("m1 - - x", None, None, None, None),
+        ("m1 - - +4 +2", Some(&["ssh://m1 4 2"]), SAME, SAME, SAME),
+        ("m1 - - 1 0", Some(&["ssh://m1 1 1"]), SAME, SAME, SAME),
+        ("m1 - - 1 1 - - !", Some(&["ssh://m1 1 1"]), SAME, None, None),
+        ("m1 - - 1 1 - - AAA='", Some(&["ssh://m1 1 1"]), SAME, SAME, SAME),
+        ("m1 - - 1 1 - - A", Some(&["ssh://m1 1 1"]), SAME, SAME, SAME),
+        ("localhost", Some(&["localhost 1 1"]), Some(&["ssh://localhost 1 1"]), SAME, SAME),
+        ("daemon", Some(&["ssh://daemon 1 1"]), Some(&["daemon 1 1"]), SAME, SAME),
+        ("m1/b", Some(&["ssh://m1/b 1 1"]), Some(&["m1/b 1 1"]), SAME, SAME),
+        ("auto?root=/x", Some(&["auto?root=/x 1 1"]), SAME, SAME, SAME),
+        ("m1 - - - - - - - ninth column", Some(&["ssh://m1 1 1"]), SAME, SAME, SAME),
+        ("m1\u{b}- - 2", Some(&["ssh://m1\u{b}- 1 1"]), SAME, SAME, SAME),
+    ];
+    for (text, in_2_3, in_2_4, in_2_8, in_2_29) in rows {
+        let mut before = *in_2_3;
+        let lix = (Flavour::Lix, Version(2, 93, 0));
+        let versions = [
+            (NIX_2_3, in_2_3),
+            (NIX_2_4, in_2_4),
+            (NIX_2_8, in_2_8),
+            (lix, &SAME),
+            (NIX_2_29, in_2_29),
+        ];
+        for (version, expected) in versions {
+            let expected = if *expected == SAME { before } else { *expected };
+            before = expected;
+            let (found, differs) = parse_files_as(version, text, &[("/more", "m9")]);
+            let read: Vec<String> = found
+                .machines
+                .iter()
+                .map(|machine| {
+                    format!("{} {} {}", machine.uri, machine.max_jobs, machine.speed_factor)
+                })
+                .collect();
+            assert_eq!(read, expected.unwrap_or_default(), "{text:?} as {version:?}");
+            assert_eq!(expected.is_none(), read.is_empty(), "{text:?}");
+            assert!(expected.is_some() || !found.warnings.is_empty(), "{text:?}");
+            let versions_differ = [in_2_4, in_2_8, in_2_29].iter().any(|read| **read != SAME);
+            assert_eq!(
+                differs,
+                versions_differ && in_2_3.is_some() || expected.is_none(),
+                "{text:?} as {version:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_version_is_asked_for_only_if_it_matters() {
+    let never = || -> Option<(Flavour, Version)> { panic!("asked for the version") };
+    let plain = "ssh://m1 - /key 4 2.5 kvm - AAA=' # comment\n\n  m2;m3 # other\n/srv/b\n";
+    assert_eq!(parse_as(plain.as_bytes(), "x", never).machines.len(), 4);
+    let count = |version| parse_as(b"m1 # old ; m2", "x", || version).machines.len();
+    assert_eq!([count(None), count(Some(NIX_2_8)), count(Some(NIX_2_29))], [1, 2, 1]);
+}
+
+#[test]
+fn bytes_that_are_no_text_cost_one_machine_at_most() {
+    let text = b"m1 # B\xfcro\nm2 - /k\xe9y\nm3 - - 2";
+    let mut read = |_: &Path| -> io::Result<Vec<u8>> { Ok(text.to_vec()) };
+    let (found, _) = parse_with(b"@/etc/nix/machines", "x86_64-linux", Reading::NEWEST, &mut read);
+    assert_eq!(
+        lines(&found),
+        ["ssh://m1 x86_64-linux - 1 1 - - -", "ssh://m3 x86_64-linux - 2 1 - - -"]
+    );
+    insta::assert_snapshot!(found.warnings.join("\n"), @"/etc/nix/machines:2: column 3 (ssh key file): it is not UTF-8; write it in UTF-8; the machine is left out");
+}
+
+#[test]
+fn files_that_include_each_other_end() {
+    let mut read = |path: &Path| -> io::Result<Vec<u8>> {
+        let name = path.display();
+        Ok(format!("m\n@{name}0\n@{name}1").into_bytes())
+    };
+    let (found, _) = parse_with(b"@f", "x86_64-linux", Reading::NEWEST, &mut read);
+    assert_eq!(found.machines.len(), MAX_FILES);
+}
+
+#[test]
+fn speed_factors() {
+    let read = |text: &str| factor(text);
+    assert_eq!([read("2"), read("2.5"), read("1e2"), read(".5")], [2.0, 2.5, 100.0, 0.5].map(Some));
+    assert_eq!([read("0"), read("-0"), read("1e-60"), read("nan")], [1.0; 4].map(Some));
+    assert_eq!([read("inf"), read("1e60")], [f64::from(f32::MAX); 2].map(Some));
+    assert_eq!([read("-1"), read("x"), read("-inf"), read("")], [None; 4]);
 }
 
 #[test]
@@ -108,6 +240,7 @@ prop_compose! {
         mandatory_features in prop::collection::btree_set(word(), 0..3),
         host_key in prop::option::of(prop::collection::vec(any::<u8>(), 1..30)),
     ) -> MachineLine {
+        use base64::Engine as _;
         let host_key = host_key.map(|bytes| base64::engine::general_purpose::STANDARD.encode(bytes));
         MachineLine {
             uri: uri.into(),
