@@ -14,6 +14,9 @@ pub const SYSTEM_STATE: &str = "/var/lib/hookrun";
 /// What a system installation keeps only until the machine stops.
 pub const SYSTEM_RUNTIME: &str = "/run/hookrun";
 
+/// Where root keeps what can be made again.
+const SYSTEM_CACHE: &str = "/var/cache";
+
 /// The directories of one installation.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Dirs {
@@ -129,6 +132,22 @@ impl Dirs {
     pub fn worker_log(&self) -> PathBuf {
         self.state.join("worker.log")
     }
+}
+
+/// Plugins under test, compiled: in the user's cache directory, so that no test touches what an
+/// installation has (0700).
+pub fn test_artifacts() -> PathBuf {
+    let variable =
+        |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let root = rustix::process::geteuid().is_root();
+    let cache = variable("XDG_CACHE_HOME").unwrap_or_else(|| match variable("HOME") {
+        // With sudo the home may be another user's.
+        _ if root => PathBuf::from(SYSTEM_CACHE),
+        Some(home) => home.join(".cache"),
+        None => std::env::temp_dir()
+            .join(format!("hookrun-cache-{}", rustix::process::geteuid().as_raw())),
+    });
+    cache.join("hookrun/test-artifacts")
 }
 
 /// Is this a build user called by root's Nix? Such a user has no home of its own (`/var/empty` and

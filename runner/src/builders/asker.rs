@@ -67,7 +67,7 @@ impl Asker {
         let _asked = questions.send((candidate.clone(), Arc::clone(machines), local.clone()));
         let answer = answers.recv_timeout(self.deadline);
         match answer {
-            Ok(Err(error @ PolicyError::Unavailable(_))) => {
+            Ok(Err(error @ (PolicyError::Unavailable(_) | PolicyError::Unready(_)))) => {
                 self.state = State::Broken(error.clone());
                 Err(error)
             }
@@ -96,7 +96,11 @@ fn start(factory: PolicyFactory) -> State {
         let policy = match factory() {
             Ok(policy) => policy,
             Err(error) => {
-                let _ = answer.send(Err(PolicyError::Unavailable(error.to_string())));
+                let error = match error {
+                    PolicyError::Unready(_) => error,
+                    error => PolicyError::Unavailable(error.to_string()),
+                };
+                let _ = answer.send(Err(error));
                 return;
             }
         };

@@ -30,6 +30,9 @@ pub enum PolicyError {
     /// The policy could not be had: no configuration, no plugin, wrong grants.
     #[error("{0}")]
     Unavailable(String),
+    /// It is still being compiled. Nothing is wrong, so nobody is told.
+    #[error("{0}")]
+    Unready(String),
     /// It failed, trapped or hit a limit.
     #[error("{0}")]
     Failed(String),

@@ -265,7 +265,9 @@ impl Pool {
                 return (Decided { decided_by: "policy".to_owned(), decision }, None);
             }
             Some(Err(error)) => {
-                tell = (!std::mem::replace(&mut self.told, true)).then(|| failed_policy(&error));
+                let is_news = !matches!(error, PolicyError::Unready(_))
+                    && !std::mem::replace(&mut self.told, true);
+                tell = is_news.then(|| failed_policy(&error));
                 format!("Nix's rule, because the policy gave no answer ({error})")
             }
             None => "Nix's rule".to_owned(),

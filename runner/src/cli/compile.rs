@@ -4,16 +4,17 @@ use serde::Serialize;
 
 use super::output::{self, Format};
 use super::{CliError, Context};
+use crate::config::Plugin;
 use crate::exit_code::Exit;
 use crate::plugin::artifact::Origin;
 use crate::plugin::{Compiler, Host};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Hooks never compile: a `gate` that is not compiled refuses the build, and builder selection uses
-Nix's own rule meanwhile. The worker and `hookrun check` compile what they need, and keep it. Run
-this after a change of hookrun or of a plugin, for example when a package is installed, as the user
-that Nix calls hookrun as (root for a daemon).
+A gate that is not compiled refuses the build. A builder selection policy is compiled while Nix
+waits, for at most 1.5 s; until it is compiled, Nix's own rule is used. The worker and `hookrun
+check` compile all plugins. Run this after a change of hookrun or of a plugin, for example when a
+package is installed, as the user that Nix calls hookrun as (root for a daemon).
 
 Exit code 0: all plugins are compiled. 3: a plugin does not load.
 
@@ -51,13 +52,17 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         )));
     }
     let host = Host::new(&context.dirs, Compiler::Contained(config.worker.user.clone()));
-    let wanted = config
-        .plugins
-        .values()
-        .filter(|plugin| args.plugins.is_empty() || args.plugins.contains(&plugin.name));
-    let results: Vec<Compiled> = wanted
-        .map(|plugin| {
-            let (result, message) = match host.prepare(plugin, &config) {
+    let (plugins, prepared): (Vec<&Plugin>, Vec<_>) = if args.plugins.is_empty() {
+        (config.plugins.values().collect(), host.prepare_all(&config))
+    } else {
+        let wanted = config.plugins.values().filter(|plugin| args.plugins.contains(&plugin.name));
+        wanted.map(|plugin| (plugin, host.prepare(plugin, &config))).unzip()
+    };
+    let results: Vec<Compiled> = plugins
+        .into_iter()
+        .zip(prepared)
+        .map(|(plugin, prepared)| {
+            let (result, message) = match prepared {
                 Ok(ready) => match ready.origin() {
                     Origin::Mapped => ("found", None),
                     Origin::Compiled => ("compiled", None),

@@ -166,6 +166,7 @@ fn work(
     observer: &mut (dyn FnMut(Notice<'_>) + Send),
 ) -> Result<Summary, Stop> {
     let executor = Supervisor::new(context.config()?, &context.dirs);
+    executor.compile_all();
     // The worker reads pipes and writes its journal; guests run in other processes. With more
     // threads they would only wake each other.
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -13,7 +13,6 @@ use crate::exit_code::Exit;
 use crate::outcome::Usage;
 use crate::plugin::Compiler;
 use crate::testing::{self, Subject, SubjectError, TestRun};
-use crate::wall::{Identity, Wall};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -60,12 +59,10 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         .map_err(subject_error)?;
     let failed =
         |message: String| CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) };
-    let ready =
-        testing::prepare(&subject, &context.dirs, Compiler::Contained(None)).map_err(failed)?;
+    let ready = testing::prepare(&subject, Compiler::Contained(None)).map_err(failed)?;
     // Services are in memory: from here on this process needs nothing of the machine but its native
     // code.
-    let wall = Wall::closed(Identity::Powerless).reading(context.dirs.artifacts());
-    wall.raise().map_err(CliError::environment)?;
+    testing::wall().raise().map_err(CliError::environment)?;
     let (plugin, runs) =
         super::runtime()?.block_on(testing::run(&subject, ready, &context.dirs)).map_err(failed)?;
     let passed = runs.iter().all(TestRun::passed);

@@ -10,8 +10,12 @@
 //! covers wasmtime's full version, its settings and the target with its CPU features. The key
 //! stands in the entry too, with a checksum of the code. Whatever does not fit is a miss and never
 //! an error; a directory that cannot be trusted only costs time.
+//!
+//! Use renews the age of an entry. Nothing removes entries but [`Cache::prune`], which knows those
+//! of the configured plugins and leaves them alone whatever their age.
 
-use std::ffi::OsString;
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::hash::{Hash, Hasher};
 use std::io::Write;
@@ -19,8 +23,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Component as PathPart, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, Timespec, Timestamps};
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 use wasmtime::{Engine, Result};
@@ -39,8 +44,29 @@ const TRAILER_LENGTH: usize = KEY_LENGTH + CHECKSUM_LENGTH + 8 + MARK.len();
 /// away.
 const ENTRY_MODE: Mode = Mode::RUSR.union(Mode::WUSR).union(Mode::RGRP).union(Mode::ROTH);
 
-/// Entries that are kept. Each change of a plugin or of hookrun makes a new one; the oldest go.
-const MAX_ENTRIES: usize = 64;
+/// What is kept of the entries of plugins that are not configured (now): each change of a plugin or
+/// of hookrun leaves one behind.
+#[derive(Debug, Clone, Copy)]
+pub struct Leftovers {
+    /// As many as these, the youngest.
+    pub most: usize,
+    /// Those beyond `most` that were used within this time.
+    pub young: Duration,
+    /// Those among `most` that were used within this time.
+    pub old: Duration,
+}
+
+const DAY: Duration = Duration::from_hours(24);
+/// For a cache of configured plugins: one that comes back soon is still there.
+pub const OF_CONFIGURATION: Leftovers =
+    Leftovers { most: 64, young: DAY, old: Duration::from_hours(30 * 24) };
+/// For a cache of plugins under test, of which nothing needs to be kept.
+pub const OF_TESTS: Leftovers = Leftovers { most: 64, young: Duration::ZERO, old: DAY };
+
+/// An entry's time of use is at most this much too early: a hook that finds an entry need not write.
+const RENEWED_AFTER: Duration = Duration::from_hours(1);
+/// How often a lock that another process holds is tried.
+const LOCK_TICK: Duration = Duration::from_millis(10);
 
 /// How a component was made ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +100,8 @@ impl Cache {
     }
 
     /// The native code of the component whose bytes are `wasm`: from the cache, or from `compile`
-    /// and kept. Maps nothing.
+    /// and kept. Maps nothing. Of several processes that need the same, one compiles; the others
+    /// wait for it, at most for `patience`.
     ///
     /// # Errors
     /// What `compile` says, or that there is no memory to hold its result.
@@ -82,27 +109,112 @@ impl Cache {
         &self,
         engine: &Engine,
         wasm: &[u8],
+        patience: Duration,
         compile: impl FnOnce() -> std::result::Result<Vec<u8>, E>,
     ) -> std::result::Result<Code, E> {
         let key = key(engine, wasm);
         let directory = open_directory(&self.directory);
-        if let Ok(directory) = &directory
-            && let Some(file) = find(directory, &key)
-        {
-            return Ok(Code { file, origin: Origin::Mapped });
+        let found = |directory: &OwnedFd| {
+            find(directory, &key).map(|file| Code { file, origin: Origin::Mapped })
+        };
+        let mut _only_one = None;
+        if let Ok(directory) = &directory {
+            if let Some(code) = found(directory) {
+                return Ok(code);
+            }
+            if !patience.is_zero() {
+                _only_one = Compiling::begin(directory, &key, patience);
+                if let Some(code) = found(directory) {
+                    return Ok(code);
+                }
+            }
         }
         let code = compile()?;
-        let kept = directory.and_then(|directory| {
+        let kept = directory.as_ref().map_err(Clone::clone).and_then(|directory| {
             let failed =
                 |error: &dyn std::fmt::Display| format!("{}: {error}", self.directory.display());
-            keep(&directory, &key, &code).map_err(|error| failed(&error))?;
-            find(&directory, &key)
+            keep(directory, &key, &code).map_err(|error| failed(&error))?;
+            find(directory, &key)
                 .ok_or_else(|| failed(&"what was written there is not what is there"))
         });
         match kept {
             Ok(file) => Ok(Code { file, origin: Origin::Compiled }),
             Err(reason) => Ok(Code { file: in_memory(&code)?, origin: Origin::NotKept(reason) }),
         }
+    }
+}
+
+impl Cache {
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Removes entries that are not among `configured`, as far as `leftovers` does not keep them;
+    /// and what a process that died left half made.
+    pub fn prune(&self, configured: &BTreeSet<String>, leftovers: Leftovers) {
+        let Ok(directory) = open_directory(&self.directory) else { return };
+        let Ok(listed) = rustix::fs::Dir::read_from(directory.as_fd()) else { return };
+        let mut others: Vec<(Duration, OsString)> = Vec::new();
+        for entry in listed.flatten() {
+            use std::os::unix::ffi::OsStrExt as _;
+            let name = entry.file_name().to_bytes();
+            let is_entry = name.len() == KEY_LENGTH;
+            let is_half_made = name.starts_with(b".") && name != b"." && name != b"..";
+            let Ok(stat) =
+                rustix::fs::statat(&directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)
+            else {
+                continue;
+            };
+            let name = OsStr::from_bytes(name).to_owned();
+            let is_configured = name.to_str().is_some_and(|name| configured.contains(name));
+            if is_half_made && unused_for(&stat) > DAY {
+                let _gone = rustix::fs::unlinkat(&directory, &name, AtFlags::empty());
+            } else if is_entry && !is_configured {
+                others.push((unused_for(&stat), name));
+            }
+        }
+        others.sort();
+        for (index, (unused, name)) in others.into_iter().enumerate() {
+            let kept_for = if index < leftovers.most { leftovers.old } else { leftovers.young };
+            if unused > kept_for || kept_for.is_zero() {
+                let _gone = rustix::fs::unlinkat(&directory, &name, AtFlags::empty());
+            }
+        }
+    }
+}
+
+/// The right to compile for an entry, held until it is dropped.
+#[derive(Debug)]
+struct Compiling<'a> {
+    directory: &'a OwnedFd,
+    name: String,
+    _lock: OwnedFd,
+}
+
+impl<'a> Compiling<'a> {
+    /// None if nobody lets go of it in time, or there are no locks: then two compile.
+    fn begin(directory: &'a OwnedFd, key: &str, patience: Duration) -> Option<Self> {
+        let name = format!(".{key}.lock");
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let lock = rustix::fs::openat(directory, &*name, flags, ENTRY_MODE).ok()?;
+        let begun = Instant::now();
+        loop {
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Some(Self { directory, name, _lock: lock }),
+                Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < patience => {
+                    std::thread::sleep(LOCK_TICK);
+                }
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+impl Drop for Compiling<'_> {
+    fn drop(&mut self) {
+        // Who waits has it open and finds the entry.
+        let _gone = rustix::fs::unlinkat(self.directory, &*self.name, AtFlags::empty());
     }
 }
 
@@ -145,7 +257,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// The name of the entry for `wasm` in this engine.
-fn key(engine: &Engine, wasm: &[u8]) -> String {
+pub(super) fn key(engine: &Engine, wasm: &[u8]) -> String {
     /// Feeds a digest from `Hash`, so that the key does not rest on 64 bits.
     struct Sha(Sha256);
     impl Hasher for Sha {
@@ -241,7 +353,22 @@ fn find(directory: &OwnedFd, key: &str) -> Option<File> {
     }
     // The form of the file; whether the engine can use it, the key says.
     let form = Engine::detect_precompiled_file(descriptor_path(&file)).ok()?;
-    (form == Some(wasmtime::Precompiled::Component)).then_some(file)
+    if form != Some(wasmtime::Precompiled::Component) {
+        return None;
+    }
+    if unused_for(&stat) > RENEWED_AFTER {
+        let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+        // One that cannot be renewed can be used all the same.
+        let _renewed =
+            rustix::fs::futimens(&file, &Timestamps { last_access: now, last_modification: now });
+    }
+    Some(file)
+}
+
+/// How long ago an entry was made or renewed; nothing if the clock was set back.
+fn unused_for(stat: &Stat) -> Duration {
+    let used = UNIX_EPOCH + Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or_default());
+    SystemTime::now().duration_since(used).unwrap_or_default()
 }
 
 /// By descriptor: the very file that was checked, whatever its name is now.
@@ -296,28 +423,7 @@ fn keep(directory: &OwnedFd, key: &str, code: &[u8]) -> std::io::Result<()> {
     if written.is_err() {
         let _ = rustix::fs::unlinkat(directory, &*temporary, AtFlags::empty());
     }
-    written?;
-    prune(directory)
-}
-
-/// Removes the oldest entries over [`MAX_ENTRIES`].
-fn prune(directory: &OwnedFd) -> std::io::Result<()> {
-    let mut entries: Vec<(i64, OsString)> = Vec::new();
-    for entry in rustix::fs::Dir::read_from(directory.as_fd())? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name.to_bytes().len() == KEY_LENGTH
-            && let Ok(stat) = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
-        {
-            entries.push((stat.st_mtime, OsString::from(name.to_string_lossy().into_owned())));
-        }
-    }
-    entries.sort();
-    let excess = entries.len().saturating_sub(MAX_ENTRIES);
-    for (_, name) in entries.into_iter().take(excess) {
-        rustix::fs::unlinkat(directory, name, AtFlags::empty())?;
-    }
-    Ok(())
+    written
 }
 
 #[cfg(test)]

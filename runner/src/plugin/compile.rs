@@ -12,7 +12,7 @@ use std::io::{Read as _, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitStatus};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
@@ -47,6 +47,8 @@ pub enum Compiler {
     /// A child of this process, which must be hookrun. Where this process is root it becomes this
     /// user.
     Contained(Option<String>),
+    /// The same in a process that Nix waits for: what is not done by then is left for the next.
+    Within(Option<String>, Instant),
     /// This process: for programs that are not hookrun, such as tests.
     InProcess,
     /// Nobody: on the hook path a plugin is there or it is not.
@@ -85,7 +87,17 @@ impl Compiler {
             Self::InProcess => {
                 engine.precompile_component(wasm).map_err(|error| refused(&format!("{error:#}")))
             }
-            Self::Contained(user) => contained(user.as_deref(), plugin, wasm),
+            Self::Contained(user) => contained(user.as_deref(), plugin, wasm, None),
+            Self::Within(user, until) => contained(user.as_deref(), plugin, wasm, Some(*until)),
+        }
+    }
+
+    /// How long to wait for another process that compiles the same.
+    pub(super) fn patience(&self, plugin: &Plugin) -> Duration {
+        match self {
+            Self::Nobody => Duration::ZERO,
+            Self::Within(_, until) => until.saturating_duration_since(Instant::now()),
+            Self::InProcess | Self::Contained(_) => plugin.limits.time(Limit::CompileTime),
         }
     }
 }
@@ -98,7 +110,12 @@ fn memory_file(name: &str) -> std::io::Result<File> {
     Ok(File::from(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?))
 }
 
-fn contained(user: Option<&str>, plugin: &Plugin, wasm: &[u8]) -> Result<Vec<u8>, CompileError> {
+fn contained(
+    user: Option<&str>,
+    plugin: &Plugin,
+    wasm: &[u8],
+    until: Option<Instant>,
+) -> Result<Vec<u8>, CompileError> {
     // Files in memory and no pipes: nobody has to be read from and written to at once, so one
     // thread is enough.
     let (mut input, mut output, mut said) =
@@ -106,7 +123,9 @@ fn contained(user: Option<&str>, plugin: &Plugin, wasm: &[u8]) -> Result<Vec<u8>
     input.write_all(wasm)?;
     input.rewind()?;
     let limits = &plugin.limits;
-    let (time, memory) = (limits.time(Limit::CompileTime), limits.get(Limit::CompileMemory));
+    let (allowed, memory) = (limits.time(Limit::CompileTime), limits.get(Limit::CompileMemory));
+    let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+    let time = left.map_or(allowed, |left| left.min(allowed));
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0("hookrun")
@@ -129,6 +148,9 @@ fn contained(user: Option<&str>, plugin: &Plugin, wasm: &[u8]) -> Result<Vec<u8>
         Ok(false) => {
             child.kill()?;
             child.wait()?;
+            if time < allowed {
+                return Err(CompileError::NotAhead);
+            }
             let allowed = limits.get(Limit::CompileTime);
             return Err(CompileError::Limit(Limit::CompileTime.reached(
                 &plugin.name,
@@ -228,6 +250,9 @@ pub fn child(order: &Order) -> Exit {
 
 fn child_work(order: &Order) -> Result<(), String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
+    // Its parent bounds its time. The parent waits on the thread that started this process.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(|error| text(&error))?;
     let identity = match &order.user {
         Some(name) => Identity::User(
             User::find(name).map_err(|error| format!("`user` under [worker]: {error}"))?,

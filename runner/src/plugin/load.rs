@@ -4,12 +4,13 @@
 //! runs ([`super::run`]). A process puts up its wall ([`crate::wall`]) after the second.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use wasmtime::component::InstancePre;
 
-use super::artifact::{self, Cache, Code, Origin};
+use super::artifact::{self, Cache, Code, Leftovers, Origin};
 use super::bindings::exports::hookrun::{builder_selection, diff, post_build};
 use super::compile::{CompileError, Compiler};
 use super::engine::Runtime;
@@ -19,7 +20,7 @@ use super::host_call::{PluginContext, RunState};
 use super::metadata::{self, Description, Metadata};
 use super::{bundled, config_schema, grants};
 use crate::config::{self, Config, Limit, PluginSource};
-use crate::dirs::Dirs;
+use crate::dirs::{self, Dirs};
 use crate::event::HookKind;
 
 /// The largest component that is read; the largest known toolchain (Python) makes 18 MiB.
@@ -237,6 +238,28 @@ impl Host {
         Self { cache: Cache::new(dirs.artifacts()), compiler, runtimes: Mutex::default() }
     }
 
+    /// A host for plugins under test, whose cache is none of the installation's.
+    pub fn for_tests(compiler: Compiler) -> Self {
+        let cache = Cache::new(dirs::test_artifacts());
+        Self { cache, compiler, runtimes: Mutex::default() }
+    }
+
+    /// Where compiled plugins are.
+    pub fn artifacts(&self) -> &Path {
+        self.cache.directory()
+    }
+
+    /// Removes what `leftovers` does not keep of compiled plugins other than these, which are all
+    /// that are configured.
+    pub fn prune<'a>(
+        &self,
+        configured: impl IntoIterator<Item = &'a ReadyPlugin>,
+        leftovers: Leftovers,
+    ) {
+        let key = |ready: &ReadyPlugin| artifact::key(ready.runtime.engine(), &ready.artifact.wasm);
+        self.cache.prune(&configured.into_iter().map(key).collect(), leftovers);
+    }
+
     /// Reads, checks and makes ready `plugin`. Maps nothing and starts no thread: what a process
     /// does before its wall stands.
     ///
@@ -250,6 +273,17 @@ impl Host {
         self.ready(Artifact::open(plugin, config)?, config)
     }
 
+    /// Makes ready all plugins of `config`, and removes what is left of plugins of before from the
+    /// cache; nothing if one of them cannot be read, because what belongs to it is then not known.
+    pub fn prepare_all(&self, config: &Config) -> Vec<Result<ReadyPlugin, PluginError>> {
+        let all: Vec<_> =
+            config.plugins.values().map(|plugin| self.prepare(plugin, config)).collect();
+        if all.iter().all(Result::is_ok) {
+            self.prune(all.iter().flatten(), artifact::OF_CONFIGURATION);
+        }
+        all
+    }
+
     /// Finds or makes the native code of a checked plugin.
     ///
     /// # Errors
@@ -260,7 +294,9 @@ impl Host {
         let name = plugin.name.as_str();
         let runtime = self.runtime(plugin.limits.get(Limit::Stack))?;
         let compile = || self.compiler.compile(runtime.engine(), plugin, &artifact.wasm);
-        let code = self.cache.code(runtime.engine(), &artifact.wasm, compile).map_err(|error| {
+        let patience = self.compiler.patience(plugin);
+        let code = self.cache.code(runtime.engine(), &artifact.wasm, patience, compile);
+        let code = code.map_err(|error| {
             let whole = |message: String| config.error(&["plugins", name, "source"], message);
             let (keys, message) = match error {
                 CompileError::NotAhead => {

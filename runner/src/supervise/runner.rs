@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use tokio::io::BufReader;
@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 use super::needs;
 use super::protocol::{Order, Purpose, Setup, Word};
 use super::{frame, protocol};
+use crate::builders::PolicyError;
 use crate::capability::mail::{ForProgram, Programs};
 use crate::capability::state::Pairs;
 use crate::capability::{CapabilityError, Services};
@@ -39,6 +40,10 @@ const TRANSFERS: Duration = Duration::from_secs(1);
 /// A plugin at a stage, or why it cannot be used: one line with the fix.
 type OrReason<T> = Result<T, String>;
 
+/// How long the compiler of a policy may take while Nix waits: within the deadline of the policy,
+/// with time left to start and to answer. Policies that are bundled take a fifth of it.
+const POLICY_COMPILE_TIME: Duration = Duration::from_millis(1500);
+
 /// Plugins whose code is open and whose secrets are read, before the wall.
 pub struct Readied {
     plugins: BTreeMap<String, OrReason<ReadyPlugin>>,
@@ -53,6 +58,8 @@ pub struct Readied {
 /// Plugins that can run.
 pub struct Running {
     plugins: BTreeMap<String, OrReason<LinkedPlugin>>,
+    /// Those that are still to be compiled.
+    uncompiled: Vec<String>,
     services: Services,
 }
 
@@ -121,7 +128,7 @@ impl Readied {
 
     /// Maps and links them: behind the wall.
     pub fn link(self) -> Running {
-        let Self { plugins, uncompiled: _, services, config, used } = self;
+        let Self { plugins, uncompiled, services, config, used } = self;
         let link = |ready| Host::link(ready, &config).map_err(|error| error.to_string());
         let plugins = plugins
             .into_iter()
@@ -135,7 +142,7 @@ impl Readied {
                 (name, linked)
             })
             .collect();
-        Running { plugins, services }
+        Running { plugins, uncompiled, services }
     }
 }
 
@@ -237,8 +244,11 @@ fn behind_wall(setup: &Setup) -> Result<(Running, Raised), String> {
         Purpose::Queue => {
             (Services::new(&config, &setup.dirs), Compiler::Contained(config.worker.user.clone()))
         }
-        // Nix waits.
-        Purpose::Policy => (Services::for_policy(&config, &setup.dirs), Compiler::Nobody),
+        Purpose::Policy => {
+            let until = Instant::now() + POLICY_COMPILE_TIME;
+            let compiler = Compiler::Within(config.worker.user.clone(), until);
+            (Services::for_policy(&config, &setup.dirs), compiler)
+        }
     };
     let host = Host::new(&setup.dirs, compiler);
     let readied =
@@ -392,7 +402,10 @@ async fn select(
     stores.fill(name, state);
     let decision = match running.get(name) {
         Ok(linked) => linked.select(running.services(), candidate, machines, local).await.0,
-        Err(reason) => Err(crate::builders::PolicyError::Unavailable(reason)),
+        Err(reason) if running.uncompiled.iter().any(|uncompiled| uncompiled == name) => {
+            Err(PolicyError::Unready(reason))
+        }
+        Err(reason) => Err(PolicyError::Unavailable(reason)),
     };
     // A store in memory can be read.
     Word::Selected { decision, state: stores.load(name).unwrap_or_default() }

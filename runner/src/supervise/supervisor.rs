@@ -21,7 +21,7 @@ use crate::dirs::Dirs;
 use crate::event::{Event, HookEvent, HookKind, NixDirs};
 use crate::nix::database::Database;
 use crate::outcome::RunReport;
-use crate::plugin::Artifact;
+use crate::plugin::{Artifact, Compiler, Host};
 use crate::queue::journal::Wanted;
 use crate::queue::worker::{Executor, Refreshed};
 
@@ -99,6 +99,20 @@ impl Supervisor {
             runners: tokio::sync::Mutex::default(),
             seen: Mutex::new(seen),
         }
+    }
+
+    /// Compiles, on a thread of its own, what is configured and not compiled yet: policies and gates
+    /// too, which no runner of the queue uses and whose hooks do not wait long for a compiler.
+    /// Removes what is left of plugins of earlier configurations.
+    pub fn compile_all(&self) {
+        let (current, dirs) = (self.current(), self.dirs.clone());
+        let body = move || {
+            let compiler = Compiler::Contained(current.config.worker.user.clone());
+            // What is wrong is told by who uses the plugin.
+            let _ready = Host::new(&dirs, compiler).prepare_all(&current.config);
+        };
+        // Without a thread each is compiled when it is used.
+        let _started = std::thread::Builder::new().name("compile".to_owned()).spawn(body);
     }
 
     fn current(&self) -> Arc<Current> {

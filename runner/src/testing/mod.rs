@@ -15,11 +15,12 @@ pub use subject::{CAPABILITIES, Subject, SubjectError};
 
 use crate::builders::{Action, Candidate, LocalMachine, Machine};
 use crate::capability::{Services, http};
-use crate::dirs::Dirs;
+use crate::dirs::{self, Dirs};
 use crate::event::HookKind;
 use crate::outcome::{Outcome, RunReport};
-use crate::plugin::{Compiler, Host, LinkedPlugin, ReadyPlugin};
+use crate::plugin::{Compiler, Host, LinkedPlugin, ReadyPlugin, artifact};
 use crate::supervise::supervisor::serves;
+use crate::wall::{Identity, Wall};
 
 /// Objects of one store that are listed; a sample upload has a dozen.
 const MAX_LISTED: u32 = 1000;
@@ -64,10 +65,17 @@ impl TestRun {
 ///
 /// # Errors
 /// It does not load: one line with the fix.
-pub fn prepare(subject: &Subject, dirs: &Dirs, compiler: Compiler) -> Result<ReadyPlugin, String> {
-    Host::new(dirs, compiler)
-        .prepare(&subject.plugin, &subject.config)
-        .map_err(|error| error.to_string())
+pub fn prepare(subject: &Subject, compiler: Compiler) -> Result<ReadyPlugin, String> {
+    let host = Host::for_tests(compiler);
+    let ready =
+        host.prepare(&subject.plugin, &subject.config).map_err(|error| error.to_string())?;
+    host.prune(&[] as &[ReadyPlugin], artifact::OF_TESTS);
+    Ok(ready)
+}
+
+/// The wall of a process that runs a prepared plugin: it reads nothing but native code.
+pub fn wall() -> Wall {
+    Wall::closed(Identity::Powerless).reading(dirs::test_artifacts())
 }
 
 /// Runs every hook that the subject serves on its samples.

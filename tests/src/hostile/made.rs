@@ -182,6 +182,32 @@ pub fn custom_section(name: &str, content: &[u8]) -> Vec<u8> {
     section
 }
 
+/// A component with one more core module, which nothing uses and which takes seconds to compile.
+pub fn slow_to_compile(component: &[u8]) -> Vec<u8> {
+    const FUNCTIONS: usize = 2000;
+    const STEPS: usize = 400;
+    // local.get 0, local.get 1, i64.mul, local.get 0, i32.wrap_i64, i64.load, i64.add, local.set 0
+    const STEP: &[u8] = &[0x20, 0, 0x20, 1, 0x7e, 0x20, 0, 0xa7, 0x29, 3, 0, 0x7c, 0x21, 0];
+    let section = |id: u8, content: &[u8]| -> Vec<u8> {
+        [&[id], leb128(content.len()).as_slice(), content].concat()
+    };
+    let vector = |item: &[u8]| [leb128(FUNCTIONS), item.repeat(FUNCTIONS)].concat();
+    // No further locals, the steps, local.get 0, end.
+    let body = [&[0], STEP.repeat(STEPS).as_slice(), &[0x20, 0, 0x0b]].concat();
+    let module = [
+        b"\0asm\x01\0\0\0".to_vec(),
+        // One type: (func (param i64 i64) (result i64)).
+        section(1, &[1, 0x60, 2, 0x7e, 0x7e, 1, 0x7e]),
+        section(3, &vector(&[0])),
+        // One memory of one page.
+        section(5, &[1, 0, 1]),
+        section(10, &vector(&[leb128(body.len()), body].concat())),
+    ]
+    .concat();
+    // A section of a component with a core module has the number 1.
+    [component, &section(1, &module)].concat()
+}
+
 /// An unsigned number in LEB128.
 fn leb128(mut number: usize) -> Vec<u8> {
     let mut bytes = Vec::new();

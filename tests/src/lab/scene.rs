@@ -53,6 +53,7 @@ impl Scene {
         nix.set("diff-hook", &link("hookrun-diff")).unwrap();
         nix.set_variable("HOOKRUN_CONFIG", directory.path().join("hookrun.toml"));
         nix.set_variable("HOOKRUN_STATE_DIR", directory.path().join("state"));
+        nix.set_variable("XDG_CACHE_HOME", directory.path().join("cache"));
         Self {
             nix,
             hookrun,

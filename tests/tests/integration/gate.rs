@@ -1,7 +1,11 @@
 //! Plugins that may stop a build: a gate that is content, one that is not, and one that nobody has
 //! compiled.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+
 use hookrun_tests::guests;
+use hookrun_tests::hostile::made::crafted;
 use hookrun_tests::lab::{Scene, Script};
 
 fn scene(config: &str) -> Scene {
@@ -24,6 +28,31 @@ fn a_content_gate_lets_the_build_pass_and_runs_once() {
     assert!(scene.state_dir().join("plugin-state/keeper.sqlite").exists(), "it ran, in the hook");
     scene.drain().expect_success();
     scene.expect_tasks(&[]);
+}
+
+#[test]
+fn seventy_test_runs_leave_the_plugins_of_the_configuration_alone() {
+    const RUNS: usize = 70;
+    let scene = scene("");
+    let mut config = std::fs::read_to_string(scene.config_path()).unwrap();
+    config.push_str("[plugins.policy]\nsource = \"bundled:speed-factor\"\n");
+    scene.set_config(&config);
+    scene.hookrun(&["compile"]).expect_success();
+    let entries = || -> BTreeSet<OsString> {
+        let listed = std::fs::read_dir(scene.state_dir().join("artifacts")).unwrap();
+        listed.map(|entry| entry.unwrap().file_name()).collect()
+    };
+    let before = entries();
+    for number in 0..RUNS {
+        let path = scene.path("under-test.wasm");
+        std::fs::write(&path, crafted().says(&format!("attempt {number}")).build()).unwrap();
+        scene.hookrun(&["test", path.to_str().unwrap()]).expect_success();
+    }
+    assert_eq!(entries(), before);
+    scene.hookrun(&["compile"]).expect_success().expect_stdout("plugin policy: found");
+    scene.build("alpha").expect_success();
+    let of_tests = std::fs::read_dir(scene.path("cache/hookrun/test-artifacts")).unwrap().count();
+    assert!((2..RUNS).contains(&of_tests), "{of_tests} entries of plugins under test are kept");
 }
 
 #[test]

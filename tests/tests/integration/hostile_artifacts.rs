@@ -105,7 +105,7 @@ fn whatever_happens_to_its_artifact_a_plugin_runs_its_own_code() {
     // One after the other, so that it is known whose entry is whose.
     let mut own: Vec<PathBuf> = Vec::new();
     for (name, _) in DAMAGES {
-        scene.hookrun(&["test", name]).expect_success();
+        scene.hookrun(&["compile", name]).expect_success();
         let new: Vec<PathBuf> =
             entries(&scene).into_iter().filter(|entry| !own.contains(entry)).collect();
         let [entry] = new.as_slice() else { panic!("{name} made {new:?}") };

@@ -37,6 +37,24 @@ fn forty_builds_over_four_machines_balanced() {
     forty("mode = \"balanced\"");
 }
 
+#[test]
+fn sixteen_builds_on_a_fresh_state_directory_are_all_chosen_by_the_bundled_policy() {
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = machine(machine(scene("mode = \"balanced\""), "one", "4 1"), "two", "4 2");
+    let names: Vec<String> = (0..16).map(|number| format!("part-{number}")).collect();
+    let scene = names.iter().fold(scene, |scene, name| scene.derivation(name, part(name)));
+    let scene = scene.derivation("all", Script::naming(names.iter().map(String::as_str)));
+    let account = scene.build_with("all", &["--max-jobs", "0"]).expect_success().account();
+    assert!(!account.contains("policy") && !account.contains("compile"), "{account}");
+    let decisions = record(&scene).decisions(Selection::Last(100)).unwrap();
+    assert!(
+        decisions.len() >= 17 && decisions.iter().all(|decision| decision.decided_by == "policy"),
+        "{decisions:#?}"
+    );
+}
+
 fn forty(policy: &str) {
     if !require(Need::Root) {
         return;

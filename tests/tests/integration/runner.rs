@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use hookrun_tests::guests;
+use hookrun_tests::hostile::made::slow_to_compile;
 use hookrun_tests::lab::s3::{ACCESS_KEY_ID, S3Server, SECRET_ACCESS_KEY};
 use hookrun_tests::lab::{Need, Scene, Script, hookrun_program, require};
 
@@ -208,15 +209,36 @@ fn a_policy_chooses_in_a_process_of_its_own() {
         .builder("fast", 1, 4.0)
         .derivation("alpha", Script::text("a"))
         .derivation("beta", Script::text("b"));
-    // Not compiled: the build goes on by Nix's own rule, and the next one is asked for.
+    // It is compiled while Nix waits.
     let account = scene.build_with("alpha", &["--max-jobs", "0"]).expect_success().account();
-    assert!(
-        account.contains("is not compiled yet") && account.contains("builders/fast'"),
-        "{account}"
-    );
-    scene.hookrun(&["compile"]).expect_success();
-    let account = scene.build_with("beta", &["--max-jobs", "0"]).expect_success().account();
     assert!(account.contains("builders/slow'"), "{account}");
+}
+
+#[test]
+fn a_policy_that_takes_long_to_compile_is_replaced_without_a_word() {
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = Scene::new()
+        .nix_conf("post-build-hook", "")
+        .builder("slow", 1, 1.0)
+        .builder("fast", 1, 4.0)
+        .derivation("alpha", Script::text("a"));
+    let large = scene.path("large.wasm");
+    std::fs::write(&large, slow_to_compile(&std::fs::read(component("good")).unwrap())).unwrap();
+    scene.set_config(&format!(
+        "[worker]\nstart = \"none\"\n[plugins.policy]\nsource = \"{}\"\nhooks = [\"builder-selection\"]\n\
+         grant = {{ state = true }}\n",
+        large.display()
+    ));
+    let ran = scene.build_with("alpha", &["--max-jobs", "0"]).expect_success();
+    let account = ran.account();
+    assert!(account.contains("builders/fast'"), "Nix's own rule: {account}");
+    assert!(!account.contains("policy") && !account.contains("compile"), "{account}");
+    let drv_path = scene.drv_path("alpha");
+    scene
+        .hookrun(&["builders", "explain", drv_path.to_str().unwrap()])
+        .expect_stdout("is not compiled yet");
 }
 
 #[test]

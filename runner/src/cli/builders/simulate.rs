@@ -20,7 +20,6 @@ use crate::exit_code::Exit;
 use crate::nix::machines::{self, MachineLine};
 use crate::plugin::Compiler;
 use crate::testing::{self, PolicyHere, Subject};
-use crate::wall::{Identity, Wall};
 
 /// The policy that is played if none is named.
 const DEFAULT_POLICY: &str = "bundled:speed-factor";
@@ -204,14 +203,10 @@ fn policies(context: &Context, args: &Args) -> Result<Vec<(String, PolicyHere)>,
     for name in names {
         let subject =
             Subject::find(name, &context.dirs.config, &args.set, &[]).map_err(subject_error)?;
-        let plugin =
-            testing::prepare(&subject, &context.dirs, Compiler::Contained(None)).map_err(failed)?;
+        let plugin = testing::prepare(&subject, Compiler::Contained(None)).map_err(failed)?;
         ready.push((name.to_owned(), subject, plugin));
     }
-    Wall::closed(Identity::Powerless)
-        .reading(context.dirs.artifacts())
-        .raise()
-        .map_err(CliError::environment)?;
+    testing::wall().raise().map_err(CliError::environment)?;
     ready
         .into_iter()
         .map(|(name, subject, plugin)| {

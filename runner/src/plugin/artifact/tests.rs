@@ -32,7 +32,7 @@ impl Scene {
 
     fn origin_of(&self, cache: &Cache, wasm: &[u8]) -> Origin {
         let compile = || Ok::<_, std::io::Error>(self.engine.precompile_component(wasm).unwrap());
-        let code = cache.code(&self.engine, wasm, compile).unwrap();
+        let code = cache.code(&self.engine, wasm, Duration::from_mins(1), compile).unwrap();
         code.map(&self.engine).unwrap();
         code.origin
     }
@@ -166,4 +166,99 @@ fn a_link_along_the_path_is_not_followed() {
     symlink(real, &link).unwrap();
     let cache = Cache::new(link.join("artifacts"));
     assert!(matches!(scene.origin_of(&cache, EMPTY), Origin::NotKept(_)));
+}
+
+impl Scene {
+    /// Puts an entry, unused for `days`, that is told from others by `number`.
+    fn put(&self, number: u32, days: u64) -> String {
+        // A custom section with an empty name and these bytes.
+        let wasm = [EMPTY, b"\0\x05\0".as_slice(), &number.to_le_bytes()].concat();
+        self.origin_of(&self.cache, &wasm);
+        let name = key(&self.engine, &wasm);
+        self.age(&name, days);
+        name
+    }
+
+    fn age(&self, name: &str, days: u64) {
+        let file = File::options().write(true).open(self.cache.directory.join(name)).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_hours(24 * days)).unwrap();
+    }
+
+    fn entries(&self) -> BTreeSet<String> {
+        let listed = std::fs::read_dir(&self.cache.directory).unwrap();
+        listed.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+}
+
+#[test]
+fn what_is_configured_is_never_removed() {
+    let scene = Scene::new();
+    let configured: BTreeSet<String> = (0..3).map(|number| scene.put(number, 400)).collect();
+    for number in 3..100 {
+        scene.put(number, 2);
+    }
+    for number in 100..103 {
+        scene.put(number, 31);
+    }
+    let young = scene.put(103, 0);
+    assert_eq!(scene.entries().len(), 104, "nothing is removed by adding");
+    scene.cache.prune(&configured, OF_CONFIGURATION);
+    let left = scene.entries();
+    assert!(configured.is_subset(&left) && left.contains(&young));
+    assert_eq!(left.len(), configured.len() + OF_CONFIGURATION.most);
+    scene.cache.prune(&BTreeSet::new(), OF_CONFIGURATION);
+    assert_eq!(scene.entries().len(), OF_CONFIGURATION.most);
+}
+
+#[test]
+fn many_changes_in_a_day_remove_nothing() {
+    let scene = Scene::new();
+    for number in 0..100 {
+        scene.put(number, 0);
+    }
+    scene.cache.prune(&BTreeSet::new(), OF_CONFIGURATION);
+    assert_eq!(scene.entries().len(), 100);
+    scene.cache.prune(&BTreeSet::new(), OF_TESTS);
+    assert_eq!(scene.entries().len(), OF_TESTS.most);
+}
+
+#[test]
+fn use_renews() {
+    let scene = Scene::new();
+    scene.get();
+    scene.age(&key(&scene.engine, EMPTY), 40);
+    scene.put(1, 40);
+    assert_eq!(scene.get(), Origin::Mapped);
+    scene.cache.prune(&BTreeSet::new(), OF_CONFIGURATION);
+    assert_eq!(scene.entries(), BTreeSet::from([key(&scene.engine, EMPTY)]));
+}
+
+#[test]
+fn one_of_many_compiles() {
+    let scene = Scene::new();
+    let compiled = AtomicU64::new(0);
+    let run = || {
+        let compile = || {
+            compiled.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, std::io::Error>(scene.engine.precompile_component(EMPTY).unwrap())
+        };
+        scene.cache.code(&scene.engine, EMPTY, Duration::from_mins(1), compile).unwrap();
+    };
+    std::thread::scope(|threads| {
+        for _ in 0..8 {
+            threads.spawn(run);
+        }
+    });
+    assert_eq!(compiled.load(Ordering::Relaxed), 1);
+    assert_eq!(scene.entries().len(), 1, "the lock is gone");
+}
+
+#[test]
+fn nobody_waits_longer_than_its_patience_for_another() {
+    let scene = Scene::new();
+    scene.get();
+    let directory = open_directory(&scene.cache.directory).unwrap();
+    let name = key(&scene.engine, EMPTY);
+    let _other = Compiling::begin(&directory, &name, Duration::from_millis(1)).unwrap();
+    assert!(Compiling::begin(&directory, &name, Duration::from_millis(30)).is_none());
 }
