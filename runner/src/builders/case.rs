@@ -13,6 +13,7 @@ use super::request::Request;
 use super::types::{Candidate, LocalMachine};
 use crate::event::NixDirs;
 use crate::nix::database::Database;
+use crate::shared::Text;
 
 /// Paths looked at to find what a build needs; most closures have some hundreds. Takes some
 /// milliseconds.
@@ -48,6 +49,9 @@ pub struct Case<'r> {
     pub lock: Option<String>,
     /// Machines that were tried in vain, with the reason.
     pub skipped: BTreeMap<String, String>,
+    /// Machines that have said that they are full although they seemed not to be: not asked again
+    /// for this candidate.
+    pub full: Vec<Text>,
 }
 
 impl<'r> Case<'r> {
@@ -116,6 +120,7 @@ impl<'r> Case<'r> {
             present,
             lock,
             skipped: BTreeMap::new(),
+            full: Vec::new(),
         }
     }
 }

@@ -4,13 +4,15 @@
 //! Nix has already sent what a machine needs, and waits for the end of this process, so there is no
 //! other answer any more than its exit code and its words. Each move is told in one line.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use super::described::described;
+use super::failover::{Failover, Ranking};
 use super::health::{Probe, Standing, standing};
-use super::journey::Journey;
 use super::lease::{Activity, Wanted};
 use super::memory::Memory;
 use super::pool::{self, Present};
@@ -64,7 +66,7 @@ pub struct Accepted {
     /// What is built.
     pub candidate: Candidate,
     /// Where it may go.
-    pub journey: Journey,
+    pub failover: Failover,
     /// Where it begins.
     pub first: First,
     /// The right to try that machine, if it had failed.
@@ -79,8 +81,10 @@ pub struct Accepted {
     pub present: Present,
 }
 
-/// Asks the policy once more for an accepted build: other machines to wait for, if it names some.
-pub type AskAgain<'a> = &'a mut dyn FnMut(&mut Memory) -> Option<(Vec<Text>, Option<Duration>)>;
+/// Ranks the machines for an accepted build once more, without those that were tried; with it, after
+/// how long of waiting to do so again ([`Question::ask`](super::failover::Question::ask)).
+pub type AskAgain<'a> =
+    &'a mut dyn FnMut(&mut Memory, &BTreeSet<Text>) -> (Ranking, Option<Duration>);
 
 /// What it takes to carry one out.
 pub struct Delegation<'a> {
@@ -118,7 +122,7 @@ impl Delegation<'_> {
     pub fn run(mut self, accepted: Accepted, inputs: &Inputs, reply: &mut dyn Write) -> u8 {
         let Accepted {
             candidate,
-            mut journey,
+            mut failover,
             first,
             mut probe,
             waiting,
@@ -157,17 +161,18 @@ impl Delegation<'_> {
         loop {
             let (machine, hold, build) = match next.take() {
                 Some(first) => first,
-                None if journey.open().is_empty() => {
-                    return self.nowhere(&candidate, &journey, &story, reply);
+                None if failover.next().is_empty() => {
+                    return self.nowhere(&candidate, &failover, &story, reply);
                 }
                 None => {
-                    let (waited, took, when) = self.wait(&waiting, &journey, ask_again, reply);
+                    let (waited, took, when) = self.wait(&waiting, &failover, ask_again, reply);
                     looked_ms = when;
                     story.waited += took;
                     match waited {
                         Waited::Turn(machine, hold) => (machine, hold, None),
                         Waited::Unusable(machine, why) => {
-                            journey.refused(&machine);
+                            failover.refused(&machine);
+                            ask_again = self.rank(&mut failover);
                             lost = Some(format!("machine {machine} cannot be used ({why})"));
                             story.moves.push(Move { machine: machine.to_string(), why });
                             continue;
@@ -176,13 +181,7 @@ impl Delegation<'_> {
                             return self.end(&story, Outcome::Abandoned, Some("Nix is gone"), 1);
                         }
                         Waited::TimeOver => {
-                            match (self.ask_again)(self.memory) {
-                                Some((machines, again)) => {
-                                    journey.instead(machines);
-                                    ask_again = again;
-                                }
-                                None => ask_again = None,
-                            }
+                            ask_again = self.rank(&mut failover);
                             continue;
                         }
                     }
@@ -191,7 +190,7 @@ impl Delegation<'_> {
             let shown = story.machine == machine;
             story.machine.clone_from(&machine);
             let Some(line) = self.machines.iter().find(|line| line.uri == machine).cloned() else {
-                journey.refused(&machine);
+                failover.refused(&machine);
                 continue;
             };
             let expected = waiting.expected_seconds.map(|seconds| seconds / line.speed_factor);
@@ -228,6 +227,7 @@ impl Delegation<'_> {
                     }
                     match ending {
                         Ending::Built => {
+                            write(reply, &held.concat());
                             self.brought(&machine, &candidate, &present);
                             return self.end(&story, Outcome::Built, None, 0);
                         }
@@ -238,9 +238,14 @@ impl Delegation<'_> {
                             write(reply, &held.concat());
                             return self.end(&story, Outcome::Failed, Some(&why), code);
                         }
+                        Ending::Here(why) => {
+                            write(reply, &held.concat());
+                            write(reply, &closing);
+                            return self.failed_here(&candidate, &story, &why, reply);
+                        }
                         Ending::Lost(why) => {
                             write(reply, &closing);
-                            journey.lost(&machine);
+                            failover.lost(&machine);
                             why
                         }
                     }
@@ -252,17 +257,24 @@ impl Delegation<'_> {
                     std::thread::sleep(FULL_PAUSE);
                     continue;
                 }
+                Offer::Here(why) => {
+                    let why = format!("cannot start remote builds: {why}");
+                    return self.failed_here(&candidate, &story, &why, reply);
+                }
                 Offer::Full => {
-                    journey.refused(&machine);
+                    failover.refused(&machine);
                     "it is full although it has a free slot".to_owned()
                 }
                 Offer::Failed(why) => {
-                    journey.refused(&machine);
+                    failover.refused(&machine);
                     why
                 }
             };
             self.memory.failed(&machine, &why, began_ms);
             drop(probe.take());
+            if !failover.is_the_build() {
+                ask_again = self.rank(&mut failover);
+            }
             // Told with the next machine: one line for each move.
             lost = Some(format!("machine {machine} is lost ({why})"));
             story.moves.push(Move { machine: machine.to_string(), why });
@@ -272,18 +284,27 @@ impl Delegation<'_> {
     fn offer(&mut self, line: &MachineLine, slot: Option<&Slot>, reply: &mut dyn Write) -> Offer {
         let began = Instant::now();
         let target = Target { machine: line, slot };
-        let offer =
-            self.stock.offer(self.settings, target, self.request, &mut |line| write(reply, line));
+        let offer = self
+            .stock
+            .offer(self.settings, target, self.request, &mut |line| write(reply, &relayed(line)));
         if let Offer::Accepted(_) = offer {
             self.memory.answered(&line.uri, began.elapsed());
         }
         offer
     }
 
+    /// The machines that are left, as the policy ranks them now; after how long of waiting to ask it
+    /// again.
+    fn rank(&mut self, failover: &mut Failover) -> Option<Duration> {
+        let (ranking, ask_again) = (self.ask_again)(self.memory, failover.tried());
+        failover.rank(ranking);
+        ask_again
+    }
+
     fn wait(
         &mut self,
         waiting: &Waiting,
-        journey: &Journey,
+        failover: &Failover,
         ask_again: Option<Duration>,
         reply: &mut dyn Write,
     ) -> (Waited, Duration, u64) {
@@ -295,7 +316,7 @@ impl Delegation<'_> {
             Some((when, wanted)) if when.elapsed() < HEALTH_EVERY => wanted.clone(),
             _ => {
                 looked_ms = now_ms();
-                let now = usable(memory, machines, journey.open());
+                let now = usable(memory, machines, failover);
                 memory.rest();
                 looked = Some((Instant::now(), now.clone()));
                 now
@@ -324,18 +345,32 @@ impl Delegation<'_> {
         self.memory.brought(machine, inputs.chain(outputs));
     }
 
+    /// This machine has failed, and no other one is to blame.
+    fn failed_here(
+        &mut self,
+        candidate: &Candidate,
+        story: &Story,
+        why: &str,
+        reply: &mut dyn Write,
+    ) -> u8 {
+        let (name, machine) = (&candidate.name, &story.machine);
+        let text = format!("{name}: this machine {why} (machine {machine} is not to blame)");
+        say(reply, Level::Error, &text);
+        self.end(story, Outcome::Failed, Some(&format!("this machine {why}")), 1)
+    }
+
     /// No machine is left.
     fn nowhere(
         &mut self,
         candidate: &Candidate,
-        journey: &Journey,
+        failover: &Failover,
         story: &Story,
         reply: &mut dyn Write,
     ) -> u8 {
         let each: Vec<String> =
             story.moves.iter().map(|Move { machine, why }| format!("{machine}: {why}")).collect();
         let each = each.join("; ");
-        let text = if journey.is_the_build() {
+        let text = if failover.is_the_build() {
             format!(
                 "{} has lost {} machines and is not tried on another: {each}",
                 candidate.name,
@@ -378,16 +413,32 @@ impl Delegation<'_> {
     }
 }
 
-/// Those of `uris` that are not out; all of them if they all are.
-fn usable(memory: &mut Memory, machines: &[MachineLine], uris: &[Text]) -> Vec<Wanted> {
+/// The machines to wait for: the first group of which some are not out, without the others; all
+/// machines if they all are out.
+fn usable(memory: &mut Memory, machines: &[MachineLine], failover: &Failover) -> Vec<Wanted> {
     let known = memory.machines();
     let now = now_ms();
-    let wanted = pool::wanted(machines.iter(), uris);
-    let is_inside = |wanted: &&Wanted| {
+    let is_inside = |wanted: &Wanted| {
         !matches!(standing(known.get(wanted.machine.as_str()), now), Standing::Out { .. })
     };
-    let inside: Vec<Wanted> = wanted.iter().filter(is_inside).cloned().collect();
-    if inside.is_empty() { wanted } else { inside }
+    for group in failover.groups() {
+        let mut wanted = pool::wanted(machines.iter(), group);
+        wanted.retain(is_inside);
+        if !wanted.is_empty() {
+            return wanted;
+        }
+    }
+    failover.groups().flat_map(|group| pool::wanted(machines.iter(), group)).collect()
+}
+
+/// A line of Nix's own hook for a Nix that has its answer and takes nothing but messages from now
+/// on: what ssh says is made one.
+fn relayed(line: &[u8]) -> Cow<'_, [u8]> {
+    let text = String::from_utf8_lossy(line);
+    if line.starts_with(b"@nix ") || text.trim().is_empty() {
+        return Cow::Borrowed(line);
+    }
+    Cow::Owned(reply::foreign(Level::Info, text.trim_end()))
 }
 
 /// The activity that shows that a build waits.

@@ -10,10 +10,9 @@
 //! * [`settings`], [`request`]: what Nix says; [`described`]: what the derivation says. [`reply`]:
 //!   the one answer, as a type that must be used up.
 //! * [`session`]: the conversation. [`case`], [`place`]: where a candidate goes, among the machines
-//!   of [`pool`]. [`delegation`]: what follows an accept, along a [`journey`]; [`again`]: the
-//!   policy, asked again meanwhile. [`stock`]: Nix's own hook, with [`program`], [`fds`], [`ssh`];
-//!   [`speech`]: what its words mean. [`hook`]: the process; [`ending`]: what it does when it is
-//!   asked to end.
+//!   of [`pool`]. [`delegation`]: what follows an accept. [`failover`]: which machines are left.
+//!   [`stock`]: Nix's own hook, with [`program`], [`fds`], [`ssh`]; [`speech`]: what its words mean.
+//!   [`hook`]: the process; [`ending`]: what it does when it is asked to end.
 //! * [`load`]: busy slots, from Nix's own lock files. [`slots`] takes them. [`resources`]: what
 //!   builds take besides. [`queue`]: who gets one; [`lease`]: who waits and builds; [`held`]: files
 //!   that count while their process lives.
@@ -23,18 +22,17 @@
 //! * [`simulate`]: what would have been, on a recorded or generated trace.
 //! * [`probe`]: can a machine really build for us?
 
-pub mod again;
 pub mod asker;
 pub mod case;
 pub mod delegation;
 pub mod described;
 pub mod ending;
 pub mod explanation;
+pub mod failover;
 pub mod fds;
 pub mod health;
 pub mod held;
 pub mod hook;
-pub mod journey;
 pub mod lease;
 pub mod load;
 pub mod local;

@@ -1,10 +1,13 @@
 //! Where a candidate goes: asks the policy, takes a slot, connects where that has to be known
 //! before the answer.
 //!
-//! An accept before connecting costs Nix no waiting, and ends the way back to a local build. So it
-//! is given only where nothing is lost by it ([`is_safe`]): the machine answered a short while ago,
-//! or the build cannot run here anyway; and never against the configuration
+//! Accepting before connecting saves Nix the wait, but rules out a local build. So it is done only
+//! for builds that this machine cannot do ([`is_safe`]), and never against the configuration
 //! ([`config::Builders::early_accept`]).
+//!
+//! The policy's answer is a preference ([`failover`](super::failover)): when a machine refuses, the
+//! policy is asked again without it, and if it has no answer then, all machines that are left are
+//! used.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -14,8 +17,8 @@ use super::asker::Asker;
 use super::case::Case;
 use super::delegation::{Accepted, First};
 use super::explanation::Explanation;
+use super::failover::{Failover, Ranking};
 use super::health::Standing;
-use super::journey::Journey;
 use super::local;
 use super::memory::Memory;
 use super::policy::StockRule;
@@ -39,6 +42,8 @@ const LOOKED_AT_FIRST: usize = 16;
 /// A derivation that a policy has postponed for so long waits in the queue instead, or is built
 /// here.
 const LONGEST_POSTPONED: Duration = Duration::from_mins(10);
+/// The same while a machine that fits is out: the policy may be waiting for that one.
+const LONGEST_POSTPONED_WITH_MACHINES_OUT: Duration = Duration::from_secs(10);
 
 /// Where a candidate goes.
 pub enum Placed {
@@ -75,8 +80,20 @@ enum Gone {
     To(First),
     /// All are full.
     Full,
-    /// All that remained have failed.
-    Failed,
+    /// One has refused.
+    Refused,
+    /// Nix's own hook fails on this machine; why.
+    Here(String),
+}
+
+/// Why a machine that was asked does not have the build.
+enum NotTaken {
+    /// It is full.
+    Full,
+    /// It cannot be used; why.
+    Refused(String),
+    /// Nix's own hook fails on this machine; why.
+    Here(String),
 }
 
 impl Placing<'_> {
@@ -121,14 +138,12 @@ impl Placing<'_> {
             }
             let by_policy = decided.decided_by == "policy";
             self.not_for_ever(&mut decided, &case, &offered.machines);
+            Self::not_without_answer(&mut decided, &case);
             let name = &case.candidate.name;
             let Decision { action, reason, ask_again_ms } = &mut decided.decision;
             let ask_again_ms = *ask_again_ms;
-            let uris = match action {
-                Action::Machines(uris) => Self::usable_first(&case, std::mem::take(uris)),
-                Action::Postpone if !by_policy && !case.local.able => {
-                    self.all_ranked(&case, &offered.machines)
-                }
+            let answer = match action {
+                Action::Machines(uris) => std::mem::take(uris),
                 Action::Local | Action::Decline => {
                     pending.message(
                         Level::Talkative,
@@ -143,14 +158,16 @@ impl Placing<'_> {
                     return Placed::Postpone;
                 }
             };
+            let rule = StockRule { division: self.pool.settings.division() };
+            let ranking = Ranking::of(&answer, &offered.machines, &case.standings, rule);
+            let failover = Failover::to(ranking);
+            let uris = failover.next().to_vec();
             pending.message(
                 Level::Talkative,
                 &format!("{name} goes to {}: {reason}", Self::in_order(&uris)),
             );
-            let mut journey = Journey::to(uris.clone());
-            let gone = self.go(&mut case, &fitting, &mut journey, pending);
-            let first = match gone {
-                Gone::Failed => continue,
+            let first = match self.go(&mut case, &fitting, &failover, pending) {
+                Gone::Refused => continue,
                 Gone::To(first) => first,
                 Gone::Full if self.may_queue(&case, by_policy) => First::Queue,
                 Gone::Full => {
@@ -167,6 +184,14 @@ impl Placing<'_> {
                     self.remember(case, decided, Some(offered), uris, None, answer);
                     return placed;
                 }
+                Gone::Here(why) => {
+                    let name = &case.candidate.name;
+                    let text = format!("{name}: this machine cannot start remote builds: {why}");
+                    pending.message(Level::Error, &text);
+                    let answer = format!("decline: this machine cannot start remote builds: {why}");
+                    self.remember(case, decided, Some(offered), uris, None, &answer);
+                    return Placed::Decline;
+                }
             };
             let (taken, answer) = match &first {
                 First::Connected { machine, .. } => {
@@ -177,7 +202,7 @@ impl Placing<'_> {
                 }
                 First::Queue => (None, "accept: it waits for a slot".to_owned()),
             };
-            let name = taken.clone().unwrap_or_else(|| match journey.open() {
+            let name = taken.clone().unwrap_or_else(|| match failover.next() {
                 [only] => only.clone(),
                 several => format!("the first free of {}", joined(several, ", ")).into(),
             });
@@ -188,7 +213,7 @@ impl Placing<'_> {
             let ask_again = ask_again_ms.map(Duration::from_millis);
             return Placed::Accepted(Box::new(Accepted {
                 candidate,
-                journey,
+                failover,
                 first,
                 probe,
                 waiting,
@@ -203,61 +228,50 @@ impl Placing<'_> {
         Case::of(request, self.pool, self.memory, self.queue, self.nix_dirs)
     }
 
-    /// Goes through the machines until one has it.
+    /// Goes through the machines until one has it, or one refuses.
     fn go<W: Write>(
         &mut self,
         case: &mut Case<'_>,
         fitting: &[usize],
-        journey: &mut Journey,
+        failover: &Failover,
         pending: &mut Pending<'_, W>,
     ) -> Gone {
-        let mut failed = false;
-        // Machines that said they were full although they seemed not to be: not asked again for
-        // this candidate.
-        let mut full: Vec<Text> = Vec::new();
         loop {
-            let Some(turn) = self.turn(case, journey.open(), &full, fitting) else {
-                return if failed && full.is_empty() { Gone::Failed } else { Gone::Full };
-            };
-            let (machine, connected) = match turn {
-                Turn::Wait { .. } => return Gone::Full,
-                Turn::Yours(machine, hold)
-                    if hold.slot.is_some() && self.early(case, &machine, journey) =>
+            let (machine, refused) = match self.turn(case, failover.next(), fitting) {
+                None | Some(Turn::Wait { .. }) => return Gone::Full,
+                Some(Turn::Yours(machine, hold))
+                    if hold.slot.is_some() && self.early(case, &machine, failover) =>
                 {
                     return Gone::To(First::Slot { machine, hold });
                 }
-                Turn::Yours(machine, hold) => {
-                    let connected = self.connect(case, &machine, hold, fitting, pending);
-                    (machine, connected)
+                Some(Turn::Yours(machine, hold)) => {
+                    match self.connect(case, &machine, hold, fitting, pending) {
+                        Ok(first) => return Gone::To(first),
+                        Err(refused) => (machine, refused),
+                    }
                 }
-                Turn::Unusable(machine, why) => (machine, Err(Some(why))),
+                Some(Turn::Unusable(machine, why)) => (machine, NotTaken::Refused(why)),
             };
-            match connected {
-                Ok(first) => return Gone::To(first),
-                Err(None) => full.push(machine),
-                Err(Some(why)) => {
-                    failed = true;
+            match refused {
+                NotTaken::Full => case.full.push(machine),
+                NotTaken::Here(why) => return Gone::Here(why),
+                NotTaken::Refused(why) => {
                     pending.message(Level::Warn, &format!("machine {machine} skipped: {why}"));
                     self.pool.failed.extend(self.pool.index_of(&machine, fitting));
                     case.skipped.insert(machine.to_string(), why);
-                    journey.refused(&machine);
+                    return Gone::Refused;
                 }
             }
         }
     }
 
-    /// Whose turn it is on one of `open` that is not among `full`; none: there is no such machine.
-    fn turn(
-        &self,
-        case: &Case<'_>,
-        open: &[Text],
-        full: &[Text],
-        fitting: &[usize],
-    ) -> Option<Turn> {
+    /// Whose turn it is on one of `open` that has not said that it is full; none: there is no such
+    /// machine.
+    fn turn(&self, case: &Case<'_>, open: &[Text], fitting: &[usize]) -> Option<Turn> {
         let mut turn = None;
         for some in [open.get(..LOOKED_AT_FIRST), Some(open)].into_iter().flatten() {
             let mut wanted = self.pool.wanted(some, fitting);
-            wanted.retain(|wanted| !full.contains(&wanted.machine));
+            wanted.retain(|wanted| !case.full.contains(&wanted.machine));
             if !wanted.is_empty() {
                 turn = Some(self.queue.turn(&case.waiting, &wanted, None));
             }
@@ -268,7 +282,7 @@ impl Placing<'_> {
         turn
     }
 
-    /// Connects now. `Err(None)`: it is full.
+    /// Connects now.
     fn connect<W: Write>(
         &mut self,
         case: &Case<'_>,
@@ -276,12 +290,12 @@ impl Placing<'_> {
         hold: Hold,
         fitting: &[usize],
         pending: &mut Pending<'_, W>,
-    ) -> Result<First, Option<String>> {
+    ) -> Result<First, NotTaken> {
         let line = self
             .pool
             .index_of(machine, fitting)
             .and_then(|index| self.pool.machines.get(index))
-            .ok_or(None)?;
+            .ok_or(NotTaken::Full)?;
         let target = Target { machine: line, slot: hold.slot.as_ref() };
         let (began, began_ms) = (Instant::now(), now_ms());
         let offer = self
@@ -289,10 +303,11 @@ impl Placing<'_> {
             .offer(&self.pool.settings, target, case.request, &mut |line| pending.relay(line));
         let build: Box<dyn Build> = match offer {
             Offer::Accepted(build) => build,
-            Offer::Full => return Err(None),
+            Offer::Full => return Err(NotTaken::Full),
+            Offer::Here(why) => return Err(NotTaken::Here(why)),
             Offer::Failed(why) => {
                 self.memory.failed(machine, &why, began_ms);
-                return Err(Some(why));
+                return Err(NotTaken::Refused(why));
             }
         };
         self.memory.answered(machine, began.elapsed());
@@ -307,10 +322,8 @@ impl Placing<'_> {
     }
 
     /// Is nothing lost by accepting before connecting?
-    fn early(&self, case: &Case<'_>, machine: &str, journey: &Journey) -> bool {
-        let mut others = journey.open().iter().filter(|uri| ***uri != *machine);
-        let others =
-            (others.clone().next().is_some(), others.any(|uri| case.standings.is_proven(uri)));
+    fn early(&self, case: &Case<'_>, machine: &Text, failover: &Failover) -> bool {
+        let others = failover.groups().flatten().any(|uri| uri != machine);
         self.options.early_accept
             && is_safe(case.local.able, case.standings.standing(machine), others)
     }
@@ -323,42 +336,48 @@ impl Placing<'_> {
             && case.local.waiting < self.options.max_waiting
     }
 
-    /// The machines of the answer without those that are out, if others are left.
-    fn usable_first(case: &Case<'_>, uris: Vec<Text>) -> Vec<Text> {
-        // Of most machines nothing bad is known.
-        if uris.iter().all(|uri| case.standings.is_usable(uri)) {
-            return uris;
-        }
-        let (usable, out): (Vec<Text>, Vec<Text>) =
-            uris.into_iter().partition(|uri| case.standings.is_usable(uri));
-        if usable.is_empty() { out } else { usable }
-    }
-
-    /// All usable machines in the order of Nix's rule, full ones too.
-    fn all_ranked(&self, case: &Case<'_>, offered: &[Machine]) -> Vec<Text> {
-        let ranked =
-            StockRule { division: self.pool.settings.division() }.ranked_with_full(offered);
-        Self::usable_first(
-            case,
-            ranked.into_iter().filter_map(|index| Some(offered.get(index)?.uri.clone())).collect(),
-        )
-    }
-
     /// A policy that postpones for too long is overruled.
     fn not_for_ever(&mut self, decided: &mut Decided, case: &Case<'_>, offered: &[Machine]) {
         if decided.decided_by != "policy" || decided.decision.action != Action::Postpone {
             return;
         }
-        let since = self.memory.postponed(&case.candidate.drv_path);
-        let waited = Duration::from_millis(since.map_or(0, |since| now_ms().saturating_sub(since)));
-        if waited < LONGEST_POSTPONED {
+        let now = now_ms();
+        let drv_path = &case.candidate.drv_path;
+        // What cannot be remembered is known at least while this process lives.
+        let here = *self.pool.postponed.entry(drv_path.clone()).or_insert(now);
+        let since = self.memory.postponed(drv_path).map_or(here, |since| since.min(here));
+        let waited = Duration::from_millis(now.saturating_sub(since));
+        let all_healthy = offered.iter().all(|machine| machine.healthy);
+        let longest = if all_healthy && self.pool.failed.is_empty() {
+            LONGEST_POSTPONED
+        } else {
+            LONGEST_POSTPONED_WITH_MACHINES_OUT
+        };
+        if waited < longest {
             return;
         }
-        let reason = format!("the policy has postponed it for {} minutes", waited.as_secs() / 60);
+        let reason = format!("the policy has postponed it for {} s", waited.as_secs());
         let here = case.local.able && case.local.willing;
-        let action =
-            if here { Action::Local } else { Action::Machines(self.all_ranked(case, offered)) };
+        let action = if here { Action::Local } else { Action::Machines(Vec::new()) };
         decided.decision = Decision::new(action, reason);
+    }
+
+    /// Where there is no answer, all machines that fit are used: the policy has no opinion of a
+    /// build that this machine cannot do, or postpones it after a machine has refused; or every slot
+    /// is taken, by Nix's rule.
+    fn not_without_answer(decided: &mut Decided, case: &Case<'_>) {
+        let by_policy = decided.decided_by == "policy";
+        let reason = match decided.decision.action {
+            Action::Decline if !case.local.able => "this machine cannot build it",
+            Action::Postpone if by_policy && !case.skipped.is_empty() => "a machine has refused it",
+            Action::Postpone if !by_policy && !case.local.able => {
+                decided.decision.action = Action::Machines(Vec::new());
+                return;
+            }
+            _ => return,
+        };
+        let reason = format!("{reason}, and the policy names no other machine");
+        decided.decision = Decision::new(Action::Machines(Vec::new()), reason);
     }
 
     /// No machine may be used now, and this one can build: it does.
@@ -420,15 +439,15 @@ fn joined(uris: &[Text], with: &str) -> String {
     uris.iter().map(Text::as_str).collect::<Vec<_>>().join(with)
 }
 
-/// Is nothing lost by accepting a build that can (`able`) or cannot be built here, for a machine
-/// that stands so? `others` says whether it may go to another machine, and whether one of those is
-/// proven.
-fn is_safe(able: bool, standing: Standing, (others, proven): (bool, bool)) -> bool {
+/// Is nothing lost by accepting, before connecting, a build that can (`able`) or cannot be built
+/// here, for a machine that stands so? `others`: it may go to another machine too.
+///
+/// A build that this machine can do is never accepted early, also where a machine has just answered:
+/// should all machines fail then, Nix would not build it here any more.
+const fn is_safe(able: bool, standing: Standing, others: bool) -> bool {
     match standing {
-        Standing::Proven => true,
-        _ if proven => true,
         // With no other way, a machine that does not answer fails the build either way.
-        Standing::Unknown => !able,
+        Standing::Proven | Standing::Unknown => !able,
         Standing::Due | Standing::Out { .. } => !able && others,
     }
 }
@@ -439,22 +458,19 @@ mod tests {
 
     #[test]
     fn when_nothing_is_lost_by_an_early_accept() {
-        const NONE: (bool, bool) = (false, false);
-        const ANY: (bool, bool) = (true, false);
-        const PROVEN: (bool, bool) = (true, true);
         let out = Standing::Out { ms: 1 };
         for (able, standing, others, safe) in [
-            (true, Standing::Proven, NONE, true),
-            (true, Standing::Unknown, NONE, false),
-            (true, Standing::Unknown, ANY, false),
-            (true, Standing::Unknown, PROVEN, true),
-            (true, Standing::Due, PROVEN, true),
-            (false, Standing::Unknown, NONE, true),
-            (false, Standing::Due, NONE, false),
-            (false, Standing::Due, ANY, true),
-            (false, out, NONE, false),
+            (true, Standing::Proven, true, false),
+            (true, Standing::Unknown, true, false),
+            (true, Standing::Due, true, false),
+            (false, Standing::Proven, false, true),
+            (false, Standing::Unknown, false, true),
+            (false, Standing::Due, false, false),
+            (false, Standing::Due, true, true),
+            (false, out, true, true),
+            (false, out, false, false),
         ] {
-            assert_eq!(is_safe(able, standing, others), safe, "{able} {standing:?} {others:?}");
+            assert_eq!(is_safe(able, standing, others), safe, "{able} {standing:?} {others}");
         }
     }
 }

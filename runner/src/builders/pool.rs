@@ -30,6 +30,9 @@ pub struct Pool {
     pub slot_files: SlotFiles,
     /// Indexes of machines that failed in this session.
     pub failed: BTreeSet<usize>,
+    /// Derivations that the policy has postponed in this session, since when in milliseconds since
+    /// 1970.
+    pub postponed: HashMap<String, u64>,
     /// The policy's failure has been told.
     pub told: bool,
     /// What builds take besides a slot.
@@ -119,11 +122,6 @@ impl Standings {
         }
     }
 
-    /// Has it answered a short while ago?
-    pub fn is_proven(&self, uri: &str) -> bool {
-        self.standing(uri) == Standing::Proven
-    }
-
     /// The right to try `uri`, if it is due, for who connects to it later.
     pub fn take_probe(&mut self, uri: &str) -> Option<Probe> {
         self.probes.get_mut(uri)?.take()
@@ -184,6 +182,7 @@ impl Pool {
             machines: Arc::clone(&self.machines),
             slot_files: self.slot_files.clone(),
             failed: self.failed.clone(),
+            postponed: HashMap::new(),
             told: true,
             limits: self.limits.clone(),
         }

@@ -123,8 +123,12 @@ fn say(reply: &mut impl Write, text: &[u8]) -> io::Result<()> {
 /// `libutil/logging.cc`). One line whatever the text, and harmless when Nix has undone JSON's
 /// escapes and shows it: it may hold a policy's own words.
 pub fn message(level: Level, text: &str) -> Vec<u8> {
-    let text = printable(text);
-    let json = serde_json::json!({ "action": "msg", "level": level as u8, "msg": format!("hookrun: {text}") });
+    foreign(level, &format!("hookrun: {text}"))
+}
+
+/// The same of words that are not hookrun's own.
+pub fn foreign(level: Level, text: &str) -> Vec<u8> {
+    let json = serde_json::json!({ "action": "msg", "level": level as u8, "msg": printable(text) });
     format!("@nix {json}\n").into_bytes()
 }
 

@@ -6,7 +6,7 @@
 //! candidate exactly once. Where a candidate goes is worked out in [`place`](super::place); what
 //! follows an accept is [`super::delegation`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::asker::Asker;
 use super::delegation::Delegation;
+use super::failover::Question;
 use super::lease::Command;
 use super::load::SlotFiles;
 use super::local;
@@ -28,6 +29,7 @@ use super::stock::StockHook;
 use crate::config;
 use crate::event::NixDirs;
 use crate::nix::machines;
+use crate::shared::Text;
 
 /// Builds of this machine are looked after once in so long; the next question waits for it.
 const SETTLE_EVERY: Duration = Duration::from_secs(2);
@@ -90,6 +92,7 @@ impl<R: Read, W: Write> Session<'_, R, W> {
             machines: found.machines.into(),
             slot_files,
             failed: BTreeSet::new(),
+            postponed: HashMap::new(),
             told: false,
             limits,
         };
@@ -137,18 +140,14 @@ impl<R: Read, W: Write> Session<'_, R, W> {
                     }
                     let (candidate, inputs) =
                         (accepted.candidate.clone(), accepted.present.inputs.clone());
-                    let mut asked = pool.clone_for_asking();
-                    let builders = &self.builders;
-                    let mut ask_again = |memory: &mut Memory| {
-                        super::again::ask(
-                            &mut asked,
-                            policy.as_mut()?,
-                            &candidate,
-                            &inputs,
-                            memory,
-                            builders,
-                        )
+                    let mut question = Question {
+                        pool: pool.clone_for_asking(),
+                        policy: policy.as_mut(),
+                        candidate: &candidate,
+                        inputs: &inputs,
                     };
+                    let mut ask_again =
+                        |memory: &mut Memory, tried: &BTreeSet<Text>| question.ask(memory, tried);
                     let delegation = Delegation {
                         settings: &pool.settings,
                         machines: &pool.machines,

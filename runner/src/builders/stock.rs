@@ -8,7 +8,6 @@
 
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write};
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::{Child, ChildStderr, Stdio};
 use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
@@ -19,11 +18,12 @@ use super::program::StockProgram;
 use super::request::{Inputs, Request};
 use super::settings::Settings;
 use super::slots::Slot;
-use super::speech::{Ending, Listener, Timing, plain};
+use super::speech::{Ending, Listener, Timing, is_about_machine, plain};
 use super::ssh::{Connections, Sharing};
 use super::{ending, fds};
 use crate::nix::installed::{Flavour, Version};
 use crate::nix::machines::MachineLine;
+use crate::shared::Text;
 use names::Names;
 
 /// Nix's own build hook, started for one machine.
@@ -60,8 +60,11 @@ pub enum Offer {
     Accepted(Box<dyn Build>),
     /// It has no slot free: another Nix was faster.
     Full,
-    /// It cannot be used; why, as a lower-case fragment.
+    /// The machine cannot be used; why, as a lower-case fragment.
     Failed(String),
+    /// Nix's own hook failed on this machine, before it had tried the other one; why, as a
+    /// lower-case fragment.
+    Here(String),
 }
 
 /// An accepted build.
@@ -130,13 +133,14 @@ impl StockHook for Delegate {
             Ok(running) => running,
             Err(error) => {
                 let program = self.program.path().display();
-                return Offer::Failed(format!(
+                return Offer::Here(format!(
                     "Nix's own build hook `{program}` cannot be started ({error}); put `nix` into PATH"
                 ));
             }
         };
         running.names = Names::of(&line.uri, &target.machine.uri);
         running.tell(words);
+        running.machine.clone_from(&target.machine.uri);
         let offer = running.answer(Instant::now() + self.deadline, self.deadline, relay);
         ending::stand_still_if_ending();
         if let (Offer::Failed(_), Some(connections)) = (&offer, connections) {
@@ -154,6 +158,8 @@ struct Running {
     stderr: ChildStderr,
     /// What was read and not yet looked at.
     buffer: Vec<u8>,
+    /// The machine's own name.
+    machine: Text,
     names: Names,
     connections: Option<Connections>,
     ended: bool,
@@ -167,7 +173,9 @@ impl Running {
         let mut command = program.command();
         let shared = connections.iter().flat_map(|connections| &connections.variables);
         command.envs(variables.iter().chain(shared).map(|(name, value)| (name, value)));
-        command.stdin(Stdio::piped()).stderr(Stdio::piped()).stdout(reply_stream()?);
+        // Nix's own hook says nothing on its standard output, and Nix would take a line of a wrapper
+        // there for an answer: it must not reach Nix unread.
+        command.stdin(Stdio::piped()).stderr(Stdio::piped()).stdout(Stdio::null());
         let mut child = fds::bequeath(&mut command).spawn()?;
         let (Some(mut stdin), Some(stderr)) = (child.stdin.take(), child.stderr.take()) else {
             return Err(io::ErrorKind::BrokenPipe.into());
@@ -182,6 +190,7 @@ impl Running {
             feed: Some(feed),
             stderr,
             buffer: Vec::new(),
+            machine: Text::default(),
             names: Names::default(),
             connections,
             ended: false,
@@ -201,20 +210,12 @@ impl Running {
         loop {
             let line = match self.line(until) {
                 Ok(Some(line)) => self.names.as_people_say(&line).into_owned(),
-                Ok(None) => {
-                    return Offer::Failed(
-                        complaints.or("Nix's own build hook ended without an answer"),
-                    );
-                }
+                Ok(None) => return complaints.without_answer("ended without an answer"),
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    return Offer::Failed(complaints.or(&format!(
-                        "no answer within {patience:?} (`connect-timeout` in `[builders]`)"
-                    )));
+                    return self.no_answer(complaints, patience);
                 }
                 Err(error) => {
-                    return Offer::Failed(
-                        complaints.or(&format!("its answer cannot be read ({error})")),
-                    );
+                    return complaints.without_answer(&format!("cannot be understood ({error})"));
                 }
             };
             match line.strip_prefix(b"# ".as_slice()) {
@@ -225,21 +226,16 @@ impl Running {
                             complaints.lines.iter().for_each(|line| relay(line));
                             Offer::Accepted(Box::new(self))
                         }
-                        _ => Offer::Failed(
-                            complaints.or("Nix's own build hook ended inside its answer"),
-                        ),
+                        _ => complaints.without_answer("ended inside its answer"),
                     };
                 }
-                // Full, or not to be reached: an error was printed then ("cannot build on ...").
+                // Full, or not to be reached: then it has said so.
                 Some(b"postpone\n" | b"decline\n") => {
-                    return complaints.error.take().map_or(Offer::Full, Offer::Failed);
+                    return complaints.of_machine().map_or(Offer::Full, Offer::Failed);
                 }
                 Some(other) => {
                     let other = String::from_utf8_lossy(other);
-                    return Offer::Failed(
-                        complaints
-                            .or(&format!("Nix's own build hook answered `{}`", other.trim_end())),
-                    );
+                    return complaints.without_answer(&format!("answered `{}`", other.trim_end()));
                 }
                 None => {
                     if !complaints.takes(&line) {
@@ -248,6 +244,19 @@ impl Running {
                 }
             }
         }
+    }
+
+    /// The time is over. A hook that has not even started ssh still waits for something of this
+    /// machine, such as a lock on Nix's database.
+    fn no_answer(&self, complaints: Complaints, patience: Duration) -> Offer {
+        let within = format!("no answer within {patience:?} (`connect-timeout` in `[builders]`)");
+        let by_ssh = self.machine.starts_with("ssh://") || self.machine.starts_with("ssh-ng://");
+        if cfg!(target_os = "linux") && by_ssh && descendants(self.child.id()).is_empty() {
+            return Offer::Here(format!(
+                "Nix's own build hook has not begun to connect: {within}; is Nix's database locked?"
+            ));
+        }
+        Offer::Failed(complaints.of_machine().unwrap_or(within))
     }
 
     /// The next line with its end; `None` at the end of the stream.
@@ -344,7 +353,7 @@ impl Build for Running {
         let _ = inputs.write(&mut words);
         self.tell(words);
         self.feed = None;
-        let mut listener = Listener::default();
+        let mut listener = Listener::of(self.child.id(), &self.machine);
         let (ending, code) = if self.relay_all(&mut listener, reply).is_ok() {
             let status = self.child.wait();
             self.ended = true;
@@ -398,28 +407,34 @@ fn descendants(pid: u32) -> Vec<rustix::process::Pid> {
     found
 }
 
-/// Our standard error, which is where a child's standard output goes: our own standard output is
-/// the same pipe, but a careless `println!` somewhere must not find it.
-fn reply_stream() -> io::Result<OwnedFd> {
-    Ok(rustix::io::fcntl_dupfd_cloexec(io::stderr().as_fd(), 6)?)
-}
+/// Lines of ssh that are repeated for a machine that cannot be reached: the last ones tell why.
+const SSH_LINES: usize = 3;
 
-/// What the stock hook says against a machine, kept back from the client until it is known whether
+/// What the stock hook says before its answer, kept back from the client until it is known whether
 /// it matters.
 #[derive(Debug, Default)]
 struct Complaints {
-    /// The first error.
+    /// What it says against the machine.
+    machine: Option<String>,
+    /// Its first error that is not about the machine.
     error: Option<String>,
     /// The first warning.
     warning: Option<String>,
-    /// All of them as they came, for a machine that is used all the same.
+    /// The last lines of what is not Nix's: for `ssh-ng://` what ssh says comes by itself.
+    ssh: Vec<String>,
+    /// All messages as they came, for a machine that is used all the same.
     lines: Vec<Vec<u8>>,
 }
 
 impl Complaints {
     /// Keeps an error or a warning of the stock hook. `false` for every other line.
     fn takes(&mut self, line: &[u8]) -> bool {
-        let Some(json) = line.strip_prefix(b"@nix ".as_slice()) else { return false };
+        let Some(json) = line.strip_prefix(b"@nix ".as_slice()) else {
+            self.ssh.push(plain(&String::from_utf8_lossy(line)));
+            self.ssh.retain(|line| !line.is_empty());
+            self.ssh.drain(..self.ssh.len().saturating_sub(SSH_LINES));
+            return false;
+        };
         let Ok(message) = serde_json::from_slice::<serde_json::Value>(json) else { return false };
         if message.get("action").and_then(|action| action.as_str()) != Some("msg") {
             return false;
@@ -430,6 +445,7 @@ impl Complaints {
             .and_then(|text| text.as_str())
             .unwrap_or_default();
         let place = match message.get("level").and_then(serde_json::Value::as_u64) {
+            Some(0) if is_about_machine(text) => &mut self.machine,
             Some(0) => &mut self.error,
             Some(1) => &mut self.warning,
             _ => return false,
@@ -439,8 +455,22 @@ impl Complaints {
         true
     }
 
-    fn or(&mut self, otherwise: &str) -> String {
-        self.error.take().or_else(|| self.warning.take()).unwrap_or_else(|| otherwise.to_owned())
+    /// What was said against the machine, with ssh's reason.
+    fn of_machine(self) -> Option<String> {
+        let why = self.machine?;
+        let said = self.ssh.into_iter().filter(|line| !why.contains(line.as_str()));
+        let said = said.collect::<Vec<_>>().join("; ");
+        Some(if said.is_empty() { why } else { format!("{why}: {said}") })
+    }
+
+    /// The hook has `done` this instead of giving an answer. Whatever keeps it from one is not the
+    /// machine: of a machine that it cannot use it says so, and declines.
+    fn without_answer(self, done: &str) -> Offer {
+        if self.machine.is_some() {
+            return self.of_machine().map_or(Offer::Full, Offer::Failed);
+        }
+        let said = self.error.or(self.warning);
+        Offer::Here(said.unwrap_or_else(|| format!("Nix's own build hook {done}")))
     }
 }
 

@@ -166,7 +166,7 @@ impl Decision {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
     /// These machines, by URI, in this order: the first with a free slot is taken. If all are full,
-    /// the build waits for one of these and for no other.
+    /// the build waits for one of these. Others are used when all of these are lost or refuse.
     Machines(Vec<Text>),
     /// Build here, now or when a slot is free.
     Local,

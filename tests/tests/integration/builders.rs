@@ -237,6 +237,15 @@ fn every_way_a_stock_hook_can_go_wrong_is_one_answer() {
 }
 
 #[test]
+fn what_a_stock_hook_writes_to_its_standard_output_is_no_answer() {
+    let (_directory, mut command) = hook(
+        "echo '# accept'; echo ssh://m; echo '# decline' >&2; echo '# accept'; cat > /dev/null",
+    );
+    let (bytes, _) = conversation("ssh://m - - 1", 1);
+    assert_eq!(answers(&mut command, &bytes), (vec!["# postpone".to_owned()], Some(0)));
+}
+
+#[test]
 fn the_stock_hook_dies_with_us() {
     let (directory, mut command) = hook("echo $$ > \"${0%/nix}/pid\"; exec sleep 1000");
     let mut child = command.spawn().unwrap();

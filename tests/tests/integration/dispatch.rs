@@ -170,6 +170,122 @@ fn a_machine_whose_disk_is_full_is_replaced() {
     }
 }
 
+/// With the bundled policy, compiled, which leaves slower machines out of its answer.
+fn balanced() -> Scene {
+    let scene = Scene::new().nix_conf("post-build-hook", "").config(
+        "[worker]\nstart = \"none\"\n[plugins.policy]\nsource = \"bundled:speed-factor\"\nhooks = [\"builder-selection\"]\n",
+    );
+    scene.hookrun(&["compile"]).expect_success();
+    scene
+}
+
+#[test]
+fn a_slower_machine_that_the_policy_left_out_builds_what_the_fast_one_does_not() {
+    if !require(Need::Root) {
+        return;
+    }
+    for (fast, words) in [
+        ("exit 1", "is lost ("),
+        ("exec timeout -s KILL 1 nix-store \"$@\"", "is lost (unexpected end-of-file)"),
+    ] {
+        let scene = machine(balanced(), "fast", 2, 100, fast);
+        let scene = machine(scene, "slow", 2, 1, GOOD)
+            .derivation("alpha", taking(3.0))
+            .derivation("beta", Script::text("b"));
+        let ran = build(&scene, "alpha").expect_success().expect_stderr(words);
+        assert!(scene.on_builder("slow", &ran.path()), "{}", ran.account());
+        // The fast one is out now: it is not tried first.
+        let ran = build(&scene, "beta").expect_success();
+        assert!(scene.on_builder("slow", &ran.path()), "{}", ran.account());
+        assert!(!ran.account().contains("is lost"), "{}", ran.account());
+    }
+}
+
+#[test]
+fn a_build_that_this_machine_can_do_is_built_here_when_a_machine_that_answered_is_gone() {
+    if !require(Need::Root) {
+        return;
+    }
+    let serves = "test ! -e @scene@/gone || exit 1; exec nix-store \"$@\"";
+    let scene = scene();
+    let serves = serves.replace("@scene@", &scene.dir().display().to_string());
+    let scene = machine(scene, "only", 2, 1, &serves)
+        .derivation("alpha", Script::text("a"))
+        .derivation("beta", Script::text("b"));
+    let ran = scene.build_with("alpha", &["--max-jobs", "1"]).expect_success();
+    assert!(scene.on_builder("only", &ran.path()), "{}", ran.account());
+    std::fs::write(scene.path("gone"), "").unwrap();
+    let ran = scene.build_with("beta", &["--max-jobs", "1"]).expect_success();
+    assert!(!scene.on_builder("only", &ran.path()), "{}", ran.account());
+}
+
+#[test]
+fn words_in_the_log_of_a_build_that_fails_say_nothing_about_its_machine() {
+    if !require(Need::Root) {
+        return;
+    }
+    // The messages of ssh-ng:// hold the last lines of the log.
+    let scene = ["one", "two"].into_iter().fold(scene(), |scene, name| {
+        scene.make_builder_store(name);
+        scene.machine(&format!("ssh-ng://localhost?remote-store=@scene@/builders/{name} - - 1 1"))
+    });
+    let words = [
+        "error: libfoo 2.0 is required to build this package",
+        "you are not privileged to build derivations",
+        "error: unexpected end-of-file",
+        "cp: writing to file: No space left on device",
+        r#"@nix {"action":"msg","level":0,"msg":"error: unexpected end-of-file"}"#,
+    ];
+    let scene = words.iter().enumerate().fold(scene, |scene, (number, words)| {
+        let script = Script::new(format!("echo begun-here; echo '{words}'; exit 1"));
+        scene.derivation(&format!("bad-{number}"), script)
+    });
+    for (number, words) in words.iter().enumerate() {
+        let ran = build(&scene, &format!("bad-{number}")).expect_failure();
+        assert!(!ran.account().contains("is lost"), "{words}: {}", ran.account());
+        let build = record(&scene).builds(Selection::Last(1)).unwrap().remove(0);
+        assert_eq!((build.outcome, build.moves.len()), (Some(Outcome::Failed), 0), "{build:?}");
+    }
+    for health in record(&scene).machines().unwrap().values() {
+        assert_eq!(health.failures, 0, "{health:?}");
+    }
+}
+
+/// `command` where `directory` is a file system of this size.
+fn with_small(directory: &std::path::Path, size: &str, command: &std::process::Command) -> Ran {
+    let mut small = std::process::Command::new("unshare");
+    let mount = format!("mount -t tmpfs -o size={size} tmpfs \"$0\" && exec \"$@\"");
+    small.args(["-m", "sh", "-c", &mount]).arg(directory);
+    small.arg(command.get_program()).args(command.get_args());
+    small.env_clear();
+    small.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if !command.get_envs().any(|(name, _)| name == "PATH") {
+        small.env("PATH", std::env::var_os("PATH").unwrap());
+    }
+    Ran::of(&mut small)
+}
+
+#[test]
+fn a_full_disk_of_this_machine_puts_no_machine_out() {
+    if !require(Need::Root) {
+        return;
+    }
+    let large = "/bin/dd if=/dev/zero of=$out bs=1M count=20 2> /dev/null";
+    let scene =
+        ["one", "two"].into_iter().fold(scene(), |scene, name| machine(scene, name, 1, 1, GOOD));
+    let scene = scene.derivation("large", Script::new(large));
+    let command = scene.build_command("large", &["--max-jobs", "0"]);
+    let ran = with_small(&scene.path("store"), "8m", &command)
+        .expect_failure()
+        .expect_stderr("this machine cannot store what was built: ");
+    assert!(!ran.account().contains("is lost"), "{}", ran.account());
+    let build = record(&scene).builds(Selection::Last(1)).unwrap().remove(0);
+    assert_eq!((build.outcome, build.moves.len()), (Some(Outcome::Failed), 0), "{build:?}");
+    for health in record(&scene).machines().unwrap().values() {
+        assert_eq!(health.failures, 0, "{health:?}");
+    }
+}
+
 #[test]
 fn no_machine_left_is_a_failure_with_all_reasons() {
     if !require(Need::Root) {

@@ -30,7 +30,7 @@ const NEVER: &str = "# decline-permanently";
 const CONNECT_FIRST: &str = "[builders]\nearly-accept = false\n";
 
 // Nix's own hook. What it starts, as it does ssh, outlives it; both are known by their files.
-const REFUSES: &str = "exit 1";
+const REFUSES: &str = r#"printf '%s\n' '@nix {"action":"msg","level":0,"msg":"cannot build on \u0027ssh://m\u0027: error: refused"}' '# decline' >&2"#;
 const CONNECTS: &str =
     "here=${0%/nix}; sleep 1000 <&- >&- 2>&- & echo $! > $here/ssh; echo $$ > $here/stock; wait";
 const BUILDS: &str = "here=${0%/nix}; sleep 1000 <&- >&- 2>&- & echo $! > $here/ssh; echo '# accept' >&2; echo m >&2; \

@@ -271,3 +271,22 @@ fn servers_that_say_nothing_or_nonsense_cost_one_attempt() {
         assert_eq!(bad.failures, 1, "{bad:?}");
     }
 }
+
+#[test]
+fn why_ssh_does_not_connect_is_told() {
+    if !require(Need::Root) {
+        return;
+    }
+    let (scene, server) = scene("", "", "", 2);
+    let known = scene.path("sshd/known_hosts");
+    std::fs::write(&known, "").unwrap();
+    let strict = format!("{} -oStrictHostKeyChecking=yes -oBatchMode=yes", server.options());
+    let remote = server.machine(&scene, "unknown", 1, 9).replacen("ssh://", "ssh-ng://", 1);
+    let scene = scene
+        .nix_conf("builders", &remote)
+        .variable("NIX_SSHOPTS", &strict)
+        .derivation("alpha", Script::text("a"));
+    let ran = build(&scene, "alpha").expect_failure();
+    let ran = ran.expect_stderr("no machine is left to build it");
+    assert!(ran.account().contains("Host key verification failed."), "{}", ran.account());
+}

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::Is;
+use crate::builders::speech::without_colours;
 
 /// Why a build did not happen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -20,7 +21,7 @@ pub enum Trouble {
 
 /// What the messages of a failed build mean that was asked of a machine of this kind.
 pub fn trouble(messages: &str, asked: &Is) -> Trouble {
-    let text = plain(messages);
+    let text = errors(messages);
     // `libstore/daemon.cc`, `wopBuildDerivation`: a user who is not trusted.
     if text.contains("you are not privileged to build") {
         return Trouble::NotPrivileged;
@@ -50,6 +51,18 @@ pub fn trouble(messages: &str, asked: &Is) -> Trouble {
     Trouble::Other(last_error(messages).unwrap_or_else(|| "Nix says nothing about why".to_owned()))
 }
 
+/// Nix's own errors, without what ssh or a program says before them and without lines of a build's
+/// log.
+fn errors(messages: &str) -> String {
+    let text = without_colours(messages);
+    let is_error =
+        |line: &&str| line.starts_with("error:") || line.starts_with("cannot build on '");
+    let lines = text.lines().skip_while(|line| !is_error(line));
+    lines
+        .filter(|line| !line.trim_start().starts_with("> "))
+        .fold(String::new(), |all, line| all + line + "\n")
+}
+
 fn system_at(text: &str, at: usize, length: usize) -> Option<Is> {
     let system = text.get(..at)?.rsplit_once('\'')?.1;
     let features = text.get(at + length..)?.split_once('}')?.0;
@@ -77,7 +90,7 @@ const WORDS_OF_FAILURE: [&str; 8] =
 /// The last error among messages, on one line, without what only says that something failed because
 /// something failed.
 pub fn last_error(messages: &str) -> Option<String> {
-    let text = plain(messages);
+    let text = without_colours(messages);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let telling = |line: &&&str| {
         let line = line.to_ascii_lowercase();
@@ -122,21 +135,6 @@ pub fn hello(said: &str) -> (Option<String>, Option<bool>) {
             .filter(|rest| !rest.is_empty())
     };
     (after("Version:"), after("Trusted:").map(|word| word == "1" || word == "true"))
-}
-
-/// Without colours.
-fn plain(text: &str) -> String {
-    let mut bare = String::with_capacity(text.len());
-    let mut characters = text.chars();
-    while let Some(character) = characters.next() {
-        if character == '\u{1b}' {
-            // ECMA-48: ESC [ parameters, up to a letter.
-            let _ = characters.by_ref().find(char::is_ascii_alphabetic);
-        } else {
-            bare.push(character);
-        }
-    }
-    bare
 }
 
 #[cfg(test)]
@@ -195,6 +193,17 @@ mod tests {
                     .to_owned()
             )
         );
+    }
+
+    #[test]
+    fn words_that_are_not_nixs_say_nothing() {
+        let failed = "error: build of '/nix/store/x.drv' on 'ssh://m' failed: builder for '/nix/store/x.drv' failed with exit code 1;\n";
+        for words in
+            ["you are not privileged to build derivations", "Current system: 'riscv64-linux'"]
+        {
+            let said = format!("{words}\n{failed}       last 1 log lines:\n       > {words}\n");
+            assert!(matches!(trouble(&said), Trouble::Other(_)), "{said}");
+        }
     }
 
     #[test]

@@ -2,6 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// The hook's process number.
+const PROCESS: u32 = 7034;
+
 /// As Nix 2.8 says it.
 fn error(text: &str) -> String {
     let json = serde_json::json!({
@@ -11,7 +14,7 @@ fn error(text: &str) -> String {
 }
 
 fn ending(lines: &[String], code: Option<i32>) -> Ending {
-    let mut listener = Listener::default();
+    let mut listener = Listener::of(PROCESS, "ssh://m");
     for line in lines {
         listener.hear(line.as_bytes(), Instant::now());
     }
@@ -51,7 +54,6 @@ fn builds_that_fail_and_machines_that_are_lost() {
         );
         assert!(matches!(ending(&[error(&unfit)], Some(1)), Ending::Lost(_)), "{reason}");
     }
-    assert_eq!(ending(&[], None), Ending::Lost("Nix's own build hook was killed".to_owned()));
 }
 
 #[test]
@@ -69,6 +71,9 @@ fn what_nobody_understands_is_a_failure() {
     // The words of a remote daemon, or of the build, are no exceptions.
     let said = r#"@nix {"action":"msg","level":0,"msg":"unexpected end-of-file"}"#.to_owned();
     assert!(matches!(ending(&[said], Some(1)), Ending::Failed(_)));
+    let injected =
+        r#"@nix {"action":"msg","level":0,"msg":"error: unexpected end-of-file"}"#.to_owned();
+    assert!(matches!(ending(&[injected, error(FAILED)], Some(1)), Ending::Failed(_)));
     let log =
         r#"@nix {"action":"result","fields":["error: unexpected end-of-file"],"id":1,"type":101}"#
             .to_owned();
@@ -77,7 +82,7 @@ fn what_nobody_understands_is_a_failure() {
 
 #[test]
 fn errors_are_held_and_activities_closed() {
-    let mut listener = Listener::default();
+    let mut listener = Listener::of(PROCESS, "ssh://m");
     let now = Instant::now();
     let at = |seconds| now + Duration::from_secs(seconds);
     assert!(
@@ -120,7 +125,8 @@ proptest! {
             listener.hear(&json, Instant::now());
         }
         prop_assert_eq!(listener.ending(Some(code)) == Ending::Built, code == 0);
-        prop_assert!(!matches!(listener.ending(Some(code)), Ending::Lost(_)), "without an exception nothing is lost");
+        let blames = matches!(listener.ending(Some(code)), Ending::Lost(_) | Ending::Here(_));
+        prop_assert!(!blames, "without an exception nobody is to blame");
     }
 }
 
@@ -140,4 +146,93 @@ fn a_full_disk_of_the_machine_is_not_the_builds_failure() {
     assert!(!end(
         "Cannot build '/nix/store/x.drv'. Reason: builder failed with exit code 1. > No space left on device"
     ));
+}
+
+/// What builds print at their end, as Nix quotes it, up to 2.28 and from 2.29 on.
+fn quoted(log: &str) -> [String; 2] {
+    let drv = "/nix/store/x-a.drv";
+    [
+        format!(
+            "builder for '{drv}' failed with exit code 1;\nlast 2 log lines:\n> begun\n> {log}\nFor full logs, run 'nix log {drv}'."
+        ),
+        format!(
+            "Cannot build '{drv}'.\nReason: builder failed with exit code 1.\nOutput paths:\n  /nix/store/y-a\nLast 2 log lines:\n> begun\n> {log}"
+        ),
+    ]
+}
+
+#[test]
+fn words_of_a_build_say_nothing_about_its_machine() {
+    let lines = [
+        "configure: error: libfoo 2.0 is required to build this package",
+        "you are not privileged to build derivations",
+        "a 'riscv64-linux' with features {} is required to build 'x', but I am a 'y'",
+        "error: unexpected end-of-file",
+        "writing to file: No space left on device",
+        "Reason: local builds are disabled",
+        "ssh: connect: Connection refused",
+    ];
+    for line in lines {
+        for quoted in quoted(line) {
+            // As the answer of the machine, and as an exception that it sends.
+            for text in
+                [format!("build of '/nix/store/x-a.drv' on 'ssh://m' failed: {quoted}"), quoted]
+            {
+                assert!(matches!(ending(&[error(&text)], Some(1)), Ending::Failed(_)), "{text}");
+            }
+        }
+        let printed =
+            serde_json::json!({"action": "msg", "level": 0, "msg": format!("error: {line}")});
+        let printed = format!("@nix {printed}\n");
+        assert!(matches!(ending(&[printed, error(FAILED)], Some(1)), Ending::Failed(_)), "{line}");
+    }
+    // A name that a build has chosen, in what the machine's Nix says.
+    let named = "build of '/nix/store/x-a.drv' on 'ssh://m' failed: file '/nix/store/x-a/writing: No space left on device' has an unsupported type";
+    assert!(matches!(ending(&[error(named)], Some(1)), Ending::Failed(_)));
+}
+
+/// The beginning of an activity.
+fn begins(id: u64, kind: u64, text: &str) -> String {
+    let json =
+        serde_json::json!({"action": "start", "id": id, "level": 4, "type": kind, "text": text});
+    format!("@nix {json}\n")
+}
+
+#[test]
+fn what_fails_while_outputs_are_stored_is_this_machines_trouble() {
+    let own = u64::from(PROCESS) << 32 | 5;
+    let copies = || begins(own, 0, "copying outputs from 'ssh://m'");
+    for (why, fix) in [
+        ("writing to file: No space left on device", "make room"),
+        ("writing to file '/nix/store/a': Disk quota exceeded", "make room"),
+        (
+            "executing SQLite statement 'x': database or disk is full (in '/nix/var/nix/db/db.sqlite')",
+            "make room",
+        ),
+        ("SQLite database '/nix/var/nix/db/db.sqlite' is busy", ""),
+        ("creating directory '/nix/store/a': Permission denied", "writable"),
+        ("changing modes of '/nix/store/a': Read-only file system", "writable"),
+    ] {
+        let Ending::Here(said) = ending(&[copies(), error(why)], Some(1)) else {
+            panic!("{why}: not this machine")
+        };
+        assert!(said.starts_with("cannot store what was built: ") && said.contains(fix), "{said}");
+    }
+    for lost in ["unexpected end-of-file", "writing to file: Broken pipe"] {
+        assert_eq!(ending(&[copies(), error(lost)], Some(1)), Ending::Lost(lost.to_owned()));
+    }
+    // An output that the machine does not have is a build that failed there.
+    let absent = error("path '/nix/store/x-a' is not valid");
+    assert!(matches!(ending(&[copies(), absent], Some(1)), Ending::Failed(_)));
+    // A build may begin activities of the type of downloads, and a machine its own ones.
+    for other in [
+        begins(own, 101, "copying outputs from 'ssh://m'"),
+        begins(9 << 32, 0, "copying outputs from 'ssh://third'"),
+    ] {
+        let full = error("writing to file: No space left on device");
+        assert!(matches!(ending(&[other, full], Some(1)), Ending::Lost(_)));
+    }
+    let lock = "opening lock file '/nix/var/nix/current-load/ssh:__m.upload-lock': No space left on device";
+    assert!(matches!(ending(&[error(lock)], Some(1)), Ending::Here(_)));
+    assert!(matches!(ending(&[], None), Ending::Here(_)), "the hook was killed on this machine");
 }

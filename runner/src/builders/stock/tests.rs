@@ -25,6 +25,7 @@ fn offer_within(script: &str, deadline: Duration) -> (Offer, String) {
 fn failure(script: &str) -> String {
     match offer(script).0 {
         Offer::Failed(why) => why,
+        Offer::Here(why) => format!("here: {why}"),
         Offer::Full => "full".to_owned(),
         Offer::Accepted(_) => "accepted".to_owned(),
     }
@@ -43,17 +44,48 @@ fn answers_of_the_stock_hook() {
         .replace("sh\n", ""),
         "failed to start SSH connection to 'm': ssh: connection refused"
     );
-    assert_eq!(failure("exit 3"), "Nix's own build hook ended without an answer");
-    assert_eq!(failure("printf '# acc' >&2"), "Nix's own build hook ended without an answer");
+    assert_eq!(failure("exit 3"), "here: Nix's own build hook ended without an answer");
+    assert_eq!(failure("printf '# acc' >&2"), "here: Nix's own build hook ended without an answer");
     assert_eq!(
         failure("printf '# accept\\nssh://m' >&2"),
-        "Nix's own build hook ended inside its answer"
+        "here: Nix's own build hook ended inside its answer"
     );
     assert_eq!(
         failure("echo '# decline-permanently' >&2"),
-        "Nix's own build hook answered `decline-permanently`"
+        "here: Nix's own build hook answered `decline-permanently`"
     );
-    assert_eq!(failure("kill -9 $$"), "Nix's own build hook ended without an answer");
+    assert_eq!(failure("kill -9 $$"), "here: Nix's own build hook ended without an answer");
+}
+
+#[test]
+fn what_ssh_says_is_told_with_a_machine_that_cannot_be_used() {
+    // For ssh-ng:// it comes beside the messages, for ssh:// in them.
+    let script = format!(
+        "echo 'Warning: x' >&2; echo 'Host key verification failed.' >&2; cat >&2 <<'X'\n{REFUSED}\nX\necho '# decline' >&2"
+    );
+    assert_eq!(
+        failure(&script),
+        "failed to start SSH connection to 'm': ssh: connection refused: Warning: x; Host key verification failed."
+    );
+}
+
+#[test]
+fn a_hook_that_fails_before_it_speaks_of_the_machine_says_nothing_against_it() {
+    let full = r#"@nix {"action":"msg","level":0,"msg":"error: x","raw_msg":"opening lock file '/nix/var/nix/db/big-lock': No space left on device"}"#;
+    assert_eq!(
+        failure(&format!("cat >&2 <<'X'\n{full}\nX\nexit 1")),
+        "here: opening lock file '/nix/var/nix/db/big-lock': No space left on device"
+    );
+    // It has not started an ssh when its time is over.
+    let (offer, _) = offer_within("exec sleep 1000", Duration::from_millis(500));
+    assert!(matches!(&offer, Offer::Here(why) if why.contains("has not begun to connect")));
+}
+
+#[test]
+fn its_standard_output_is_not_heard() {
+    let (offer, relayed) = offer("echo '# accept'; echo m; echo x; echo '# decline' >&2");
+    assert!(matches!(offer, Offer::Full));
+    assert_eq!(relayed, "");
 }
 
 #[test]
@@ -92,7 +124,7 @@ fn a_program_that_is_not_there() {
     let machine = machine();
     let target = Target { machine: &machine, slot: None };
     let request = Request::of("a", "x86_64-linux", &[], true);
-    let Offer::Failed(why) = delegate.offer(&Settings::default(), target, &request, &mut |_| {})
+    let Offer::Here(why) = delegate.offer(&Settings::default(), target, &request, &mut |_| {})
     else {
         unreachable!()
     };

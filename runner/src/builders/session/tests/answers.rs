@@ -13,6 +13,7 @@ fn a_dead_machine_is_skipped_in_one_request() {
     @nix {"action":"msg","level":4,"msg":"hookrun: a goes to ssh://dead, then ssh://good: load 0/1 at factor 9"}
     @nix {"action":"start"}
     @nix {"action":"msg","level":1,"msg":"hookrun: machine ssh://dead skipped: connection refused"}
+    @nix {"action":"msg","level":4,"msg":"hookrun: a goes to ssh://good: load 0/1 at factor 1"}
     @nix {"action":"start"}
     # accept
     ssh://good

@@ -1,6 +1,7 @@
 //! What follows an accept, and when it may come before connecting.
 
 use super::*;
+use crate::builders::types::Action;
 
 #[test]
 fn accepted_before_connecting_and_moved_on() {
@@ -51,9 +52,8 @@ fn connected_first_where_something_could_be_lost() {
     let (_, reply, _) = place.play(&story.bytes, None, true);
     assert!(reply.contains("# accept\nssh://m1"), "it can be built here: {reply}");
     assert!(reply.find("skipped").unwrap() < reply.find("# accept").unwrap());
-    // Now one is proven.
     let (_, reply, offers) = place.play(&story.bytes, None, true);
-    assert_eq!(offers, ["ssh://m1"], "and the other one is out");
+    assert_eq!(offers, ["ssh://m1"], "the other one is out");
     assert!(!reply.contains("skipped"));
     let place = Place::new();
     let (_, reply, _) = place.play(&far(&["dead"]).bytes, None, true);
@@ -64,4 +64,101 @@ fn connected_first_where_something_could_be_lost() {
         Some(&"# decline"),
         "but the machine is known to be dead now"
     );
+}
+
+/// Nix's own hook would find the machine dead and leave the build to this machine.
+#[test]
+fn a_build_that_this_machine_can_do_is_left_to_it_when_a_proven_machine_has_died() {
+    let place = Place::new();
+    place.play(&Story::machines("m1").asks(&here("a")).inputs().bytes, None, true);
+    // The machine that has just answered is dead: as if another session had found it proven.
+    let record = Record::open(&place.builders).unwrap();
+    record.machine_answered("ssh://dead", 1, crate::builders::record::now_ms()).unwrap();
+    let (end, reply, _) = place.play(&Story::machines("dead").asks(&here("b")).bytes, None, true);
+    assert_eq!((end, answers(&reply)), (End::Closed, vec!["# decline"]), "{reply}");
+}
+
+/// Only the first machine that is offered, and nothing else when that is not there.
+fn first_or(otherwise: Action, machines: &[Machine]) -> Decision {
+    let first = machines.iter().find(|machine| machine.uri.ends_with('1'));
+    let action = first.map_or(otherwise, |first| Action::Machines(vec![first.uri.clone()]));
+    Decision::new(action, "")
+}
+
+/// Each policy names one machine, and has no answer once that is gone.
+const STUBBORN: [Select; 5] = [
+    |machines| Ok(first_or(Action::Postpone, machines)),
+    |machines| Ok(first_or(Action::Decline, machines)),
+    |machines| Ok(first_or(Action::Local, machines)),
+    |_| Ok(Decision::new(Action::Machines(vec!["ssh://dead1".into()]), "")),
+    |machines| {
+        if machines.iter().any(|machine| machine.uri.ends_with('1')) {
+            Ok(first_or(Action::Decline, machines))
+        } else {
+            Err(PolicyError::Failed("trap: unreachable".to_owned()))
+        }
+    },
+];
+
+#[test]
+fn a_machine_that_the_policy_left_out_is_used_when_the_chosen_one_refuses() {
+    for (number, policy) in STUBBORN.into_iter().enumerate() {
+        for early_accept in [true, false] {
+            let story = far(&["good", "dead1"]);
+            let (end, reply, offers) = Place::new().play(&story.bytes, Some(policy), early_accept);
+            assert_eq!(end, End::Built(0), "policy {number}, early {early_accept}: {reply}");
+            assert_eq!(offers, ["ssh://dead1", "ssh://good"], "policy {number}");
+            assert_eq!(answers(&reply), ["# accept"]);
+        }
+    }
+}
+
+#[test]
+fn a_machine_that_the_policy_left_out_is_used_when_the_chosen_one_is_lost() {
+    let lost: Select = |machines| {
+        let lost = machines.iter().find(|machine| machine.uri.contains("lost"));
+        let action = lost.map_or(Action::Postpone, |lost| Action::Machines(vec![lost.uri.clone()]));
+        Ok(Decision::new(action, ""))
+    };
+    for early_accept in [true, false] {
+        let story = far(&["good", "dead", "lost1"]);
+        let (end, _, offers) = Place::new().play(&story.bytes, Some(lost), early_accept);
+        assert_eq!(end, End::Built(0));
+        assert_eq!(offers.first().map(String::as_str), Some("ssh://lost1"));
+        assert_eq!(offers.iter().filter(|offer| offer.as_str() == "ssh://lost1").count(), 1);
+    }
+}
+
+#[test]
+fn a_machine_that_is_out_is_not_waited_for_by_a_policy_that_names_no_other() {
+    // The second build finds the machine out, and the policy as before.
+    for (number, policy) in STUBBORN.into_iter().enumerate() {
+        let place = Place::new();
+        let story = far(&["good", "dead1"]);
+        place.play(&story.bytes, Some(policy), true);
+        let (end, _, offers) = place.play(&story.bytes, Some(policy), true);
+        assert_eq!((end, offers), (End::Built(0), vec!["ssh://good".to_owned()]), "{number}");
+    }
+}
+
+#[test]
+fn trouble_of_this_machine_is_one_failure_that_puts_no_machine_out() {
+    let place = Place::new();
+    for (machine, words) in [
+        ("here", "this machine cannot start remote builds: Nix's database is locked"),
+        ("disk", "this machine cannot store what was built: No space left on device"),
+    ] {
+        let story = far(&[machine, "good"]);
+        let (end, reply, offers) = place.play(&story.bytes, None, true);
+        assert!(matches!(end, End::Built(1..)), "{end:?}");
+        assert_eq!(offers.len(), 1, "it is not tried elsewhere");
+        assert_eq!(reply.matches(words).count(), 1, "{reply}");
+        let machines = place.record().machines().unwrap();
+        assert!(machines.values().all(|health| health.failures == 0), "{machines:?}");
+    }
+    // Before an answer Nix is told to go on without machines.
+    let story = Story::machines("here;good").asks(&here("a"));
+    let (_, reply, offers) = Place::new().play(&story.bytes, None, true);
+    assert_eq!((answers(&reply), offers.len()), (vec!["# decline"], 1));
+    assert!(reply.contains("a: this machine cannot start remote builds"), "{reply}");
 }

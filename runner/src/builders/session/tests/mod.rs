@@ -32,12 +32,13 @@ impl Build for ScriptedBuild {
         let mut bytes = Vec::new();
         inputs.write(&mut bytes).unwrap();
         let written = reply.write_all(b"log\n");
-        let code = if self.0 == Ending::Built { 0 } else { 56 };
+        let built = self.0 == Ending::Built;
+        let code = if built { 0 } else { 56 };
         let ending = if written.is_err() { Ending::NixGone } else { self.0 };
         Report {
             ending,
             code,
-            held: vec![b"held\n".to_vec()],
+            held: if built { Vec::new() } else { vec![b"held\n".to_vec()] },
             closing: Vec::new(),
             timing: Timing::default(),
         }
@@ -58,6 +59,10 @@ impl StockHook for Scripted {
         match uri.trim_start_matches("ssh://").trim_end_matches(char::is_numeric) {
             "dead" => Offer::Failed("connection refused".to_owned()),
             "full" => Offer::Full,
+            "here" => Offer::Here("Nix's database is locked".to_owned()),
+            "disk" => Offer::Accepted(Box::new(ScriptedBuild(Ending::Here(
+                "cannot store what was built: No space left on device".to_owned(),
+            )))),
             "panic" => panic!("defect"),
             "lost" => Offer::Accepted(Box::new(ScriptedBuild(Ending::Lost(
                 "unexpected end-of-file".to_owned(),
