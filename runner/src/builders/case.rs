@@ -2,6 +2,7 @@
 //! together once, before the policy is asked.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::described::described;
 use super::local;
@@ -15,6 +16,9 @@ use crate::event::NixDirs;
 use crate::nix::database::Database;
 use crate::shared::Text;
 
+/// How long a lock on Nix's database is waited for: Nix is blocked meanwhile, and what it says is
+/// only a help.
+const DATABASE_PATIENCE: Duration = Duration::from_millis(200);
 /// Paths looked at to find what a build needs; most closures have some hundreds. Takes some
 /// milliseconds.
 const MOST_INPUTS: usize = 5000;
@@ -66,7 +70,7 @@ impl<'r> Case<'r> {
         let (mut candidate, derivation) = described(request.candidate());
         let past = memory.past(&candidate.pname, &candidate.system);
         candidate.expected_seconds = past.expected_seconds;
-        let database = Database::open(nix_dirs).ok();
+        let database = Database::open_within(nix_dirs, DATABASE_PATIENCE).ok();
         let drv_path = candidate.drv_path.as_str();
         let depth = database
             .as_ref()

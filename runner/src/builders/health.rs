@@ -10,8 +10,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::OFlags;
 
+use super::private;
 use super::record::MachineHealth;
 
 /// The most that a machine is out, before jitter: one that is back is found again within this, if
@@ -76,23 +77,19 @@ fn millis(time: Duration) -> u64 {
 /// The right to try a machine that is due, of one session at a time.
 #[derive(Debug)]
 pub struct Probe {
-    _lock: OwnedFd,
+    _lock: Option<OwnedFd>,
 }
 
 impl Probe {
-    /// Takes it, if no other session has it. Where the lock cannot be had at all, everybody may.
+    /// Takes it, if no other session has it. Where the lock cannot be had at all, everybody may:
+    /// else a machine that is back would never be found again.
     pub fn take(builders: &Path, machine: &str) -> Option<Self> {
-        use std::os::unix::fs::DirBuilderExt as _;
-        let directory = builders.join(PROBES);
-        let _made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&directory);
         let name = blake3::hash(machine.as_bytes()).to_hex();
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file =
-            rustix::fs::open(directory.join(name.as_str()), flags, Mode::from_raw_mode(0o644))
-                .ok()?;
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
-            .is_ok()
-            .then_some(Self { _lock: file })
+        let file = private::directory(builders)
+            .and_then(|_| private::directory(&builders.join(PROBES)))
+            .and_then(|probes| private::file(&probes, name.as_str(), OFlags::empty()));
+        let Ok(file) = file else { return Some(Self { _lock: None }) };
+        private::lock_within(&file, Duration::ZERO).then_some(Self { _lock: Some(file) })
     }
 }
 
@@ -126,6 +123,8 @@ mod tests {
         assert!(Probe::take(directory.path(), "ssh://other").is_some());
         drop(first);
         assert!(Probe::take(directory.path(), "ssh://m").is_some());
+        let nowhere = Path::new("/proc/nowhere");
+        assert!(Probe::take(nowhere, "ssh://m").is_some(), "without a lock everybody may");
     }
 
     proptest! {

@@ -6,16 +6,17 @@
 //! before it has its name, so nobody sees an unlocked one of the living.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::DirEntry;
 use std::io::{self, Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::private;
 use super::record::now_ms;
 
 /// What a finished file's name ends in.
@@ -28,7 +29,8 @@ const MAX_SIZE: u64 = 1 << 20;
 pub struct Held {
     /// Held locked.
     _file: OwnedFd,
-    path: PathBuf,
+    directory: OwnedFd,
+    name: OsString,
 }
 
 impl Held {
@@ -37,58 +39,64 @@ impl Held {
     /// # Errors
     /// The directory cannot be written.
     pub fn make(directory: &Path, content: &impl Serialize) -> io::Result<Self> {
-        use std::os::unix::fs::DirBuilderExt as _;
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+        if let Some(builders) = directory.parent() {
+            private::directory(builders)?;
+        }
+        let opened = private::directory(directory)?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}-{}-{number}", std::process::id(), now_ms());
-        let hidden = directory.join(format!(".{name}"));
-        let path = directory.join(name + SUFFIX);
-        let flags =
-            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::open(&hidden, flags, Mode::from_raw_mode(0o644))?;
+        let hidden = format!(".{name}");
+        let file = private::file(&opened, &hidden, OFlags::EXCL)?;
+        let name = name + SUFFIX;
         let publish = || -> io::Result<()> {
             rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
             let text = serde_json::to_vec(content).map_err(io::Error::other)?;
             std::fs::File::from(file.try_clone()?).write_all(&text)?;
-            std::fs::rename(&hidden, &path)
+            Ok(rustix::fs::renameat(&opened, &hidden, &opened, &name)?)
         };
         publish().inspect_err(|_| {
-            let _gone = std::fs::remove_file(&hidden);
+            let _gone = rustix::fs::unlinkat(&opened, &hidden, AtFlags::empty());
         })?;
-        Ok(Self { _file: file, path })
+        Ok(Self { _file: file, directory: opened, name: name.into() })
     }
 
     /// Its name, which no other one in its directory has.
     pub fn name(&self) -> &OsStr {
-        self.path.file_name().unwrap_or_default()
+        &self.name
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let _gone = std::fs::remove_file(&self.path);
+        let _gone = rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty());
     }
 }
 
-/// The files of the living in `directory`, with their names. What the dead left is swept away where
-/// this user may; what cannot be read is left out.
+/// The files of the living in `directory`, with their names. What the dead left is swept away; what
+/// cannot be read, and all of a directory of another user, is left out.
 pub fn living<T: DeserializeOwned>(directory: &Path) -> Vec<(OsString, T)> {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let finished =
-        |entry: &DirEntry| entry.file_name().as_encoded_bytes().ends_with(SUFFIX.as_bytes());
-    entries
-        .filter(finished)
-        .filter_map(|entry| Some((entry.file_name(), read(&entry.path())?)))
+    let builders = directory.parent().map(private::opened);
+    let (Some(Ok(_)), Ok(directory)) = (builders, private::opened(directory)) else {
+        return Vec::new();
+    };
+    let entries = rustix::fs::Dir::read_from(&directory).into_iter().flatten().flatten();
+    let names = entries.map(|entry| OsStr::from_bytes(entry.file_name().to_bytes()).to_owned());
+    names
+        .filter(|name| name.as_bytes().ends_with(SUFFIX.as_bytes()))
+        .filter_map(|name| read(&directory, &name).map(|content| (name, content)))
         .collect()
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
+fn read<T: DeserializeOwned>(directory: &OwnedFd, name: &OsStr) -> Option<T> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+    let file = rustix::fs::openat(directory, name, flags, Mode::empty()).ok()?;
+    if !private::is_own(&rustix::fs::fstat(&file).ok()?) {
+        return None;
+    }
     // A shared lock: two that look at once do not take each other for the owner.
     if rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
-        let _gone = std::fs::remove_file(path);
+        let _gone = rustix::fs::unlinkat(directory, name, AtFlags::empty());
         return None;
     }
     let mut text = Vec::new();
@@ -117,7 +125,7 @@ mod tests {
         assert_eq!(numbers(), [1]);
         // As if its process had been killed: the lock goes, the file stays.
         let left = place.join("left.json");
-        std::fs::copy(&one.path, &left).unwrap();
+        std::fs::copy(place.join(one.name()), &left).unwrap();
         std::fs::write(place.join("not-ours"), "x").unwrap();
         assert_eq!(numbers(), [1]);
         assert!(!left.exists() && place.join("not-ours").exists());

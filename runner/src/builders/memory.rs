@@ -83,10 +83,13 @@ impl Memory {
                 record.take_time();
             }
         }
-        match &mut self.state {
-            State::Open(record) => act(record).unwrap_or_default(),
-            State::Closed | State::Unusable => T::default(),
+        let State::Open(record) = &mut self.state else { return T::default() };
+        let result = act(record);
+        // Nix is blocked: one wait for others is enough for one session.
+        if !self.has_time && result.as_ref().is_err_and(RecordError::is_busy) {
+            self.state = State::Unusable;
         }
+        result.unwrap_or_default()
     }
 
     /// Health of all machines, by URI.
@@ -206,6 +209,24 @@ mod tests {
         memory.failed("ssh://m", "x", now_ms());
         assert!(memory.machines().is_empty());
         assert_eq!(memory.postponed("a"), None);
+    }
+
+    #[test]
+    fn a_locked_database_is_waited_for_once_while_nix_is_blocked() {
+        let directory = tempfile::tempdir().unwrap();
+        let new = || Memory::new(directory.path().to_owned(), Duration::from_secs(1));
+        new().answered("ssh://m", Duration::ZERO);
+        let mut other =
+            rusqlite::Connection::open(directory.path().join("builders.sqlite")).unwrap();
+        let immediate = rusqlite::TransactionBehavior::Immediate;
+        let held = other.transaction_with_behavior(immediate).unwrap();
+        let mut memory = new();
+        memory.failed("ssh://m", "x", now_ms());
+        assert!(matches!(memory.state, State::Unusable), "no second wait");
+        assert!(memory.machines().is_empty());
+        drop(held);
+        memory.take_time();
+        assert_eq!(memory.machines().len(), 1, "it is tried again when Nix is not blocked");
     }
 
     #[test]

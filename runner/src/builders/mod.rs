@@ -15,7 +15,7 @@
 //!   [`hook`]: the process; [`ending`]: what it does when it is asked to end.
 //! * [`load`]: busy slots, from Nix's own lock files. [`slots`] takes them. [`resources`]: what
 //!   builds take besides. [`queue`]: who gets one; [`lease`]: who waits and builds; [`held`]: files
-//!   that count while their process lives.
+//!   that count while their process lives; `private`: whose files all these are.
 //! * [`local`]: builds that are left to this machine.
 //! * [`explanation`]: why which machine. [`record`]: what is remembered, through [`memory`];
 //!   [`health`]: what follows for a machine.
@@ -40,6 +40,7 @@ pub mod memory;
 pub mod place;
 pub mod policy;
 pub mod pool;
+mod private;
 pub mod probe;
 pub mod program;
 pub mod queue;

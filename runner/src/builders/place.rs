@@ -23,7 +23,7 @@ use super::local;
 use super::memory::Memory;
 use super::policy::StockRule;
 use super::pool::{Decided, Offered, Pool};
-use super::queue::{Queue, Turn};
+use super::queue::{PATIENCE, Queue, Turn};
 use super::record::now_ms;
 use super::reply::{Level, Pending};
 use super::request::Request;
@@ -273,7 +273,7 @@ impl Placing<'_> {
             let mut wanted = self.pool.wanted(some, fitting);
             wanted.retain(|wanted| !case.full.contains(&wanted.machine));
             if !wanted.is_empty() {
-                turn = Some(self.queue.turn(&case.waiting, &wanted, None));
+                turn = Some(self.queue.turn(&case.waiting, &wanted, None, PATIENCE));
             }
             if let Some(Turn::Yours(..) | Turn::Unusable(..)) = turn {
                 break;

@@ -121,32 +121,40 @@ impl Database {
     /// # Errors
     /// If there is none or it cannot be opened.
     pub fn open(dirs: &NixDirs) -> Result<Self, DatabaseError> {
-        Self::open_file(&dirs.state.join("db/db.sqlite"))
+        Self::open_within(dirs, BUSY_TIMEOUT)
     }
 
-    fn open_file(path: &Path) -> Result<Self, DatabaseError> {
+    /// The same where a lock of another process is waited for only so long.
+    ///
+    /// # Errors
+    /// As [`Database::open`].
+    pub fn open_within(dirs: &NixDirs, patience: Duration) -> Result<Self, DatabaseError> {
+        Self::open_file(&dirs.state.join("db/db.sqlite"), patience)
+    }
+
+    fn open_file(path: &Path, patience: Duration) -> Result<Self, DatabaseError> {
         if !path.exists() {
             return Err(DatabaseError::Missing { path: path.to_owned() });
         }
-        match Self::try_open(path, false) {
+        match Self::try_open(path, false, patience) {
             // A reader without write access to the directory can join a write-ahead log that is
             // there, but cannot make one (https://www.sqlite.org/wal.html, "Read-Only Databases").
             // Without a log, or with an empty one, nobody is writing and the file alone is the
             // whole truth. With a log that cannot be read, the newest paths would be missing: that
             // stays an error.
-            Err(error) if !has_log(path) => Self::try_open(path, true).map_err(|_| error),
+            Err(error) if !has_log(path) => Self::try_open(path, true, patience).map_err(|_| error),
             result => result,
         }
         .map_err(|error| DatabaseError::Open { path: path.to_owned(), error })
     }
 
-    fn try_open(path: &Path, immutable: bool) -> Result<Self, rusqlite::Error> {
+    fn try_open(path: &Path, immutable: bool, patience: Duration) -> Result<Self, rusqlite::Error> {
         let uri = file_uri(path, immutable);
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
             | OpenFlags::SQLITE_OPEN_URI
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(uri, flags)?;
-        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.busy_timeout(patience)?;
         // SQLite opens nothing before the first statement.
         connection.query_row("select 1 from ValidPaths limit 1", [], |_| Ok(())).optional()?;
         Ok(Self { connection, path: path.to_owned() })

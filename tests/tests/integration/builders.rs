@@ -246,6 +246,52 @@ fn what_a_stock_hook_writes_to_its_standard_output_is_no_answer() {
 }
 
 #[test]
+fn a_lock_that_is_held_does_not_hold_up_an_answer() {
+    let (directory, mut command) = hook("echo '# postpone' >&2; cat > /dev/null");
+    let (bytes, _) = conversation("ssh://m - - 1", 1);
+    let expected = (vec!["# postpone".to_owned()], Some(0));
+    assert_eq!(answers(&mut command, &bytes), expected);
+    let builders = directory.path().join("state/builders");
+    let lock = std::fs::File::open(builders.join("queue.lock")).unwrap();
+    lock.lock().unwrap();
+    let began = Instant::now();
+    assert_eq!(answers(&mut command, &bytes), expected);
+    // A limit for hangs on a busy machine.
+    assert!(began.elapsed() < Duration::from_secs(20), "it took {:?}", began.elapsed());
+    drop(lock);
+}
+
+#[test]
+fn what_is_known_of_machines_is_closed_to_others() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (directory, mut command) = hook("exit 1");
+    let builders = directory.path().join("state/builders");
+    // As an earlier release made it.
+    std::fs::create_dir_all(&builders).unwrap();
+    std::fs::set_permissions(&builders, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (bytes, _) = conversation("ssh://m - - 1", 1);
+    answers(&mut command, &bytes);
+    let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&builders), 0o700);
+    assert_eq!(mode(&builders.join("queue.lock")), 0o600);
+    assert_eq!(mode(&directory.path().join("state")), 0o755, "others have their part in that");
+}
+
+#[test]
+fn what_belongs_to_another_user_is_not_used() {
+    if !require(Need::Root) {
+        return;
+    }
+    let (directory, mut command) = hook("exit 1");
+    let builders = directory.path().join("state/builders");
+    std::fs::create_dir_all(&builders).unwrap();
+    std::os::unix::fs::chown(&builders, Some(4242), Some(4242)).unwrap();
+    let (bytes, _) = conversation("ssh://m - - 1", 1);
+    assert_eq!(answers(&mut command, &bytes), (vec!["# decline".to_owned()], Some(0)));
+    assert_eq!(std::fs::read_dir(&builders).unwrap().count(), 0, "nothing is written there");
+}
+
+#[test]
 fn the_stock_hook_dies_with_us() {
     let (directory, mut command) = hook("echo $$ > \"${0%/nix}/pid\"; exec sleep 1000");
     let mut child = command.spawn().unwrap();

@@ -17,11 +17,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::OFlags;
 
 use super::held::Held;
 use super::lease::{self, Activity, Command, Live, Wanted};
 use super::load::SlotFiles;
+use super::private;
 use super::record::now_ms;
 use super::resources::{self, Account, Hold};
 use super::slots::{Slot, Taken};
@@ -32,6 +33,10 @@ use watch::{Watch, Woken};
 
 /// Held while one session computes and takes.
 const LOCK: &str = "queue.lock";
+/// How long a session waits for the others while Nix is blocked on it: each takes some milliseconds.
+pub const PATIENCE: Duration = Duration::from_secs(1);
+/// The same for a build that is accepted.
+const LONG_PATIENCE: Duration = Duration::from_secs(30);
 /// The name of a ticket that is not announced yet; a real one has a number in front.
 const NOT_ANNOUNCED: &str = "~";
 
@@ -136,8 +141,21 @@ impl Queue {
     }
 
     /// Is there a slot for `waiting` on one of `wanted`, with respect to all that wait? Takes it.
-    pub fn turn(&self, waiting: &Waiting, wanted: &[Wanted], own: Option<&Held>) -> Turn {
-        let _one_at_a_time = self.lock();
+    ///
+    /// Sessions do so one at a time. Where the lock cannot be had within `patience`, two may want
+    /// the same slot, and one of them looks again; but what builds take besides must not be given
+    /// away twice, so a build that takes some of it waits.
+    pub fn turn(
+        &self,
+        waiting: &Waiting,
+        wanted: &[Wanted],
+        own: Option<&Held>,
+        patience: Duration,
+    ) -> Turn {
+        let one_at_a_time = self.lock(patience);
+        if one_at_a_time.is_none() && !self.limits.is_empty() && !waiting.takes.is_empty() {
+            return Turn::Wait { others: 0 };
+        }
         let own =
             own.map_or_else(|| OsString::from(NOT_ANNOUNCED), |lease| lease.name().to_owned());
         let sessions = lease::named(&lease::directory(&self.builders));
@@ -263,7 +281,7 @@ impl Queue {
         }
         let mut watch = Watch::on(&watched);
         loop {
-            match self.turn(waiting, &machines, lease.as_ref()) {
+            match self.turn(waiting, &machines, lease.as_ref(), LONG_PATIENCE) {
                 Turn::Yours(machine, hold) => return Waited::Turn(machine, hold),
                 Turn::Unusable(machine, why) => return Waited::Unusable(machine, why),
                 Turn::Wait { others } => told(&machines, others),
@@ -301,13 +319,11 @@ impl Queue {
         free.map(|((machine, slots), load)| (machine.clone(), slots.saturating_sub(load))).collect()
     }
 
-    /// Where it cannot be had, two sessions may want the same slot, and one of them looks again.
-    fn lock(&self) -> Option<OwnedFd> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file =
-            rustix::fs::open(self.builders.join(LOCK), flags, Mode::from_raw_mode(0o644)).ok()?;
-        rustix::fs::flock(&file, FlockOperation::LockExclusive).ok()?;
-        Some(file)
+    /// One session at a time. `None`: it cannot be had within this time.
+    fn lock(&self, patience: Duration) -> Option<OwnedFd> {
+        let directory = private::directory(&self.builders).ok()?;
+        let file = private::file(&directory, LOCK, OFlags::empty()).ok()?;
+        private::lock_within(&file, patience).then_some(file)
     }
 }
 

@@ -48,17 +48,21 @@ impl Place {
 fn a_free_slot_is_taken_at_once() {
     let place = Place::new();
     let queue = place.queue(1);
-    let Turn::Yours(machine, slot) = queue.turn(&waiting("a", 0), &wanted("ssh://m", 1), None)
+    let Turn::Yours(machine, slot) =
+        queue.turn(&waiting("a", 0), &wanted("ssh://m", 1), None, PATIENCE)
     else {
         unreachable!()
     };
     assert_eq!(machine, "ssh://m");
     assert!(matches!(
-        queue.turn(&waiting("b", 0), &wanted("ssh://m", 1), None),
+        queue.turn(&waiting("b", 0), &wanted("ssh://m", 1), None, PATIENCE),
         Turn::Wait { others: 0 }
     ));
     drop(slot);
-    assert!(matches!(queue.turn(&waiting("b", 0), &wanted("ssh://m", 1), None), Turn::Yours(..)));
+    assert!(matches!(
+        queue.turn(&waiting("b", 0), &wanted("ssh://m", 1), None, PATIENCE),
+        Turn::Yours(..)
+    ));
 }
 
 #[test]
@@ -68,16 +72,19 @@ fn who_waits_for_more_goes_first() {
     let deep =
         queue.announce(&waiting("deep", 9), Activity::Waiting(wanted("ssh://m", 1))).unwrap();
     assert!(matches!(
-        queue.turn(&waiting("a", 0), &wanted("ssh://m", 1), None),
+        queue.turn(&waiting("a", 0), &wanted("ssh://m", 1), None, PATIENCE),
         Turn::Wait { others: 1 }
     ));
     assert!(matches!(
-        queue.turn(&waiting("deep", 9), &wanted("ssh://m", 1), Some(&deep)),
+        queue.turn(&waiting("deep", 9), &wanted("ssh://m", 1), Some(&deep), PATIENCE),
         Turn::Yours(..)
     ));
     drop(deep);
     assert!(
-        matches!(queue.turn(&waiting("a", 0), &wanted("ssh://m", 1), None), Turn::Yours(..)),
+        matches!(
+            queue.turn(&waiting("a", 0), &wanted("ssh://m", 1), None, PATIENCE),
+            Turn::Yours(..)
+        ),
         "and frees its place"
     );
 }
@@ -117,7 +124,8 @@ fn never_more_builds_than_slots() {
 fn waiting_ends_when_nix_goes_or_time_is_over() {
     let place = Place::new();
     let queue = place.queue(1);
-    let Turn::Yours(..) = queue.turn(&waiting("a", 0), &wanted("ssh://m", 0), None) else {
+    let Turn::Yours(..) = queue.turn(&waiting("a", 0), &wanted("ssh://m", 0), None, PATIENCE)
+    else {
         let (reader, nix) = std::io::pipe().unwrap();
         let mut machines = || wanted("ssh://m", 0);
         let mut heard = Vec::new();

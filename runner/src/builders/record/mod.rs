@@ -34,6 +34,8 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
+use super::private;
+
 pub use local::LocalBuild;
 pub use read::Selection;
 pub use rows::{
@@ -80,6 +82,12 @@ pub enum RecordError {
         #[source]
         error: std::io::Error,
     },
+    /// It is another user's.
+    #[error("{} may only be read by its owner, the user that Nix builds as; run this command as that user, for instance with sudo", path.display())]
+    Forbidden {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Written by a later release.
     #[error("{} has version {version}, and this hookrun knows up to {}; a newer hookrun wrote it: run that one", path.display(), MIGRATIONS.len())]
     Newer {
@@ -88,6 +96,17 @@ pub enum RecordError {
         /// Its `user_version`.
         version: usize,
     },
+}
+
+impl RecordError {
+    /// Was another session's lock waited for in vain?
+    pub fn is_busy(&self) -> bool {
+        let Self::Sqlite { error, .. } = self else { return false };
+        matches!(
+            error.sqlite_error_code(),
+            Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked)
+        )
+    }
 }
 
 /// The database, open.
@@ -104,9 +123,8 @@ impl Record {
     /// # Errors
     /// If it cannot be opened or made, or a later release wrote it.
     pub fn open(directory: &Path) -> Result<Self, RecordError> {
-        use std::os::unix::fs::DirBuilderExt as _;
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(directory);
-        made.map_err(|error| RecordError::Io { path: directory.to_owned(), error })?;
+        private::directory(directory)
+            .map_err(|error| RecordError::Io { path: directory.to_owned(), error })?;
         let path = directory.join(FILE);
         match Self::open_file(&path) {
             Err(RecordError::Sqlite { error, .. }) if is_damaged(&error) => {
@@ -144,8 +162,12 @@ impl Record {
     /// If it cannot be read, or a later release wrote it.
     pub fn read(directory: &Path) -> Result<Option<Self>, RecordError> {
         let path = directory.join(FILE);
-        if !path.exists() {
-            return Ok(None);
+        match path.symlink_metadata() {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                return Err(RecordError::Forbidden { path: directory.to_owned() });
+            }
+            Err(_) => return Ok(None),
         }
         let failed = |error| RecordError::Sqlite { path: path.clone(), error };
         // Another user cannot make the files beside it that a write-ahead log needs. Where there is

@@ -45,7 +45,7 @@ fn infos_closure_and_order() {
     add(&connection, 2, "/s/b", &[2, 4]);
     add(&connection, 3, "/s/c", &[4]);
     add(&connection, 4, "/s/a", &[]);
-    let database = Database::open_file(&dir.path().join("db.sqlite")).unwrap();
+    let database = Database::open_file(&dir.path().join("db.sqlite"), BUSY_TIMEOUT).unwrap();
     let closure = database.closure(&["/s/d".into(), "/s/gone".into(), "/s/b".into()]).unwrap();
     assert_eq!(paths(&closure), ["/s/a", "/s/b", "/s/c", "/s/d"]);
     let infos = database.path_infos(&["/s/gone".into(), "/s/b".into()]).unwrap();
@@ -62,7 +62,7 @@ fn what_a_writer_has_in_its_log_is_seen() {
     let dir = tempfile::tempdir().unwrap();
     let connection = database(dir.path());
     add(&connection, 1, "/s/a", &[]);
-    let database = Database::open_file(&dir.path().join("db.sqlite")).unwrap();
+    let database = Database::open_file(&dir.path().join("db.sqlite"), BUSY_TIMEOUT).unwrap();
     add(&connection, 2, "/s/b", &[]);
     assert!(database.path_infos(&["/s/b".into()]).unwrap()[0].is_some());
 }
@@ -73,8 +73,9 @@ fn odd_directory_names_and_missing_databases() {
     let odd = dir.path().join("a?b%41#c");
     std::fs::create_dir(&odd).unwrap();
     drop(database(&odd));
-    assert!(Database::open_file(&odd.join("db.sqlite")).is_ok());
-    let missing = Database::open_file(&dir.path().join("db.sqlite")).unwrap_err().to_string();
+    assert!(Database::open_file(&odd.join("db.sqlite"), BUSY_TIMEOUT).is_ok());
+    let missing =
+        Database::open_file(&dir.path().join("db.sqlite"), BUSY_TIMEOUT).unwrap_err().to_string();
     assert!(missing.starts_with("no Nix database at "), "{missing}");
 }
 
@@ -86,7 +87,7 @@ fn a_row_with_another_hash_is_an_error_not_a_guess() {
     connection
         .execute("update ValidPaths set hash = 'md5:900150983cd24fb0d6963f7d28e17f72'", [])
         .unwrap();
-    let database = Database::open_file(&dir.path().join("db.sqlite")).unwrap();
+    let database = Database::open_file(&dir.path().join("db.sqlite"), BUSY_TIMEOUT).unwrap();
     let error = database.path_infos(&["/s/a".into()]).unwrap_err().to_string();
     insta::assert_snapshot!(error, @"Nix's database says of `/s/a` that its hash is `md5:900150983cd24fb0d6963f7d28e17f72`; check it with `nix-store --verify`");
 }
@@ -104,7 +105,7 @@ fn outputs_come_from_the_text_then_the_database_then_the_deriver() {
     let text =
         br#"Derive([("dev","","r:sha256",""),("lib","","r:sha256",""),("out","","r:sha256","")],[],[],"x","/bin/sh",[],[])"#;
     let derivation = Derivation::parse(Path::new(drv), text).unwrap();
-    let database = Database::open_file(&dir.path().join("db.sqlite")).unwrap();
+    let database = Database::open_file(&dir.path().join("db.sqlite"), BUSY_TIMEOUT).unwrap();
     assert_eq!(
         database.outputs(&derivation).unwrap(),
         [("dev".to_owned(), dev.to_owned()), ("out".to_owned(), out.to_owned())]
@@ -196,7 +197,7 @@ fn what_waits_behind_a_derivation() {
             .unwrap();
     }
     add(&connection, 6, "/s/e", &[]);
-    let database = Database::open_file(&dir.path().join("db.sqlite")).unwrap();
+    let database = Database::open_file(&dir.path().join("db.sqlite"), BUSY_TIMEOUT).unwrap();
     let depth = |path: &str, most| database.dependents_depth(path, most).unwrap();
     assert_eq!(depth("/s/a.drv", 100), 2);
     assert_eq!(depth("/s/b.drv", 100), 1);

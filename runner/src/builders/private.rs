@@ -1,0 +1,149 @@
+//! The directory `builders/` and all that is in it belong to the user that Nix builds as, and
+//! nobody else may enter: whoever can open a lock file can hold its lock, and whoever can write a
+//! session's file can speak for a session.
+//!
+//! Directories have mode 0700 and files 0600, whatever the umask and whatever an earlier release
+//! made. What belongs to another user is not used: builds then go on without memory. Other users
+//! see nothing of it; `hookrun builders` is run as the owner.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+/// Mode of directories.
+const DIRECTORY: Mode = Mode::RWXU;
+/// Mode of files.
+const FILE: Mode = Mode::RUSR.union(Mode::WUSR);
+/// How often a lock that another session holds is tried.
+const TRY_EVERY: Duration = Duration::from_millis(2);
+
+/// Opens a directory of this user, made if it is not there, for its owner alone.
+///
+/// # Errors
+/// It cannot be made, or belongs to another user.
+pub(super) fn directory(path: &Path) -> io::Result<OwnedFd> {
+    if let Some(parent) = path.parent() {
+        // The state directory is not only ours.
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+    }
+    match std::fs::DirBuilder::new().mode(DIRECTORY.bits()).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let directory = opened(path)?;
+    let found = rustix::fs::fstat(&directory)?;
+    if found.st_mode & 0o7777 != DIRECTORY.bits() {
+        rustix::fs::fchmod(&directory, DIRECTORY)?;
+    }
+    Ok(directory)
+}
+
+/// Opens a directory of this user that is there.
+///
+/// # Errors
+/// It is not there, or belongs to another user.
+pub(super) fn opened(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(path, flags, Mode::empty())?;
+    if !is_own(&rustix::fs::fstat(&directory)?) {
+        let text = format!("{} belongs to another user", path.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
+    Ok(directory)
+}
+
+/// Does this belong to the user of this process?
+pub(super) fn is_own(found: &rustix::fs::Stat) -> bool {
+    found.st_uid == rustix::process::geteuid().as_raw()
+}
+
+/// Opens a file of this user below `directory`, made if it is not there, for its owner alone.
+///
+/// # Errors
+/// It cannot be made, is no plain file, or belongs to another user.
+pub(super) fn file(directory: &OwnedFd, name: &str, more: OFlags) -> io::Result<OwnedFd> {
+    // A FIFO in its place must not be waited for.
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = rustix::fs::openat(directory, name, flags | OFlags::NONBLOCK | more, FILE)?;
+    let found = rustix::fs::fstat(&file)?;
+    if !is_own(&found)
+        || rustix::fs::FileType::from_raw_mode(found.st_mode) != rustix::fs::FileType::RegularFile
+    {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    if found.st_mode & 0o7777 != FILE.bits() {
+        rustix::fs::fchmod(&file, FILE)?;
+    }
+    Ok(file)
+}
+
+/// Takes the lock of a file, waiting at most `patience` for who holds it.
+pub(super) fn lock_within(file: &OwnedFd, patience: Duration) -> bool {
+    let began = Instant::now();
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return true,
+            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR)
+                if began.elapsed() < patience =>
+            {
+                std::thread::sleep(TRY_EVERY);
+            }
+            Err(_) => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        path.metadata().unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn directories_and_files_are_closed_to_others_also_those_of_an_earlier_release() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("builders");
+        std::fs::create_dir(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::write(path.join("queue.lock"), "").unwrap();
+        let opened = directory(&path).unwrap();
+        file(&opened, "queue.lock", OFlags::empty()).unwrap();
+        file(&opened, "new", OFlags::empty()).unwrap();
+        assert_eq!(mode(&path), 0o700);
+        assert_eq!((mode(&path.join("queue.lock")), mode(&path.join("new"))), (0o600, 0o600));
+    }
+
+    #[test]
+    fn what_is_no_directory_or_no_plain_file_is_not_used() {
+        let place = tempfile::tempdir().unwrap();
+        let target = place.path().join("target");
+        std::fs::create_dir(&target).unwrap();
+        let link = place.path().join("link");
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        assert!(directory(&link).is_err(), "a symbolic link may be another's");
+        let opened = directory(&target).unwrap();
+        let fifo = Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(&opened, "fifo", rustix::fs::FileType::Fifo, fifo, 0).unwrap();
+        assert!(file(&opened, "fifo", OFlags::empty()).is_err());
+    }
+
+    #[test]
+    fn a_lock_that_is_held_is_waited_for_only_so_long() {
+        let place = tempfile::tempdir().unwrap();
+        let opened = directory(place.path()).unwrap();
+        let held = file(&opened, "lock", OFlags::empty()).unwrap();
+        assert!(lock_within(&held, Duration::ZERO));
+        let other = file(&opened, "lock", OFlags::empty()).unwrap();
+        assert!(!lock_within(&other, Duration::from_millis(20)));
+        drop(held);
+        assert!(lock_within(&other, Duration::ZERO));
+    }
+}
