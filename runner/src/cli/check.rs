@@ -24,7 +24,7 @@ tries whether the user that runs plugins can write where they write. Sends nothi
 Run it as the user that runs the worker.
 
 Exit code 0: everything is valid. 3: the configuration is wrong. 4: the environment is wrong, such
-as a directory that cannot be written.
+as a directory that cannot be written, or a server that does not answer.
 
 Examples:
   hookrun check --config ./hookrun.toml
@@ -121,22 +121,21 @@ fn all(context: &Context, config: &Config, live: bool, report: &mut Report) {
 
 /// What the user that runs plugins can and cannot use.
 fn as_plugins(context: &Context, config: &Config, live: bool, report: &mut Report) {
-    match tryout::try_all(&context.dirs, live) {
+    match tryout::try_all(config, &context.dirs, live) {
         Ok(tried) => {
             for Tried { keys, message, outcome } in tried {
                 let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
                 let error = || config.error(&keys, message.as_str()).to_string();
-                match outcome {
-                    TriedAs::Good => report.good.push(message),
-                    TriedAs::Warning => {
-                        report.problems.push(Problem { exit: Exit::Done, message: error() });
+                let exit = match outcome {
+                    TriedAs::Good => {
+                        report.good.push(message);
+                        continue;
                     }
-                    TriedAs::Failed => {
-                        report
-                            .problems
-                            .push(Problem { exit: Exit::Configuration, message: error() });
-                    }
-                }
+                    TriedAs::Warning => Exit::Done,
+                    TriedAs::Failed => Exit::Configuration,
+                    TriedAs::Unreachable => Exit::Environment,
+                };
+                report.problems.push(Problem { exit, message: error() });
             }
         }
         Err(message) => report.problems.push(Problem { exit: Exit::Environment, message }),

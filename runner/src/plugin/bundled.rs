@@ -29,6 +29,10 @@ pub fn beyond_grants(plugin: &Plugin) -> Option<(&'static str, String)> {
         ("key", "signing", &plugin.grant.signing),
     ];
     services.into_iter().find_map(|(key, interface, granted)| {
+        // The plugin does not load without a store, which is a message of its own.
+        if key == "bucket" && granted.is_empty() {
+            return None;
+        }
         let value = plugin.config.get(key)?;
         let names = value.as_array().map_or_else(|| vec![value], |names| names.iter().collect());
         let missing = names

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::needs;
-use crate::capability::{CapabilityError, Services};
+use crate::capability::{CapabilityError, ErrorKind, Services};
 use crate::config::{Config, MailTransport};
 use crate::dirs::Dirs;
 use crate::event::NixDirs;
@@ -43,8 +43,10 @@ pub enum TriedAs {
     Good,
     /// It can be used, and something is worth knowing.
     Warning,
-    /// It cannot be used.
+    /// It cannot be used as it is configured.
     Failed,
+    /// Its server does not answer, or not now.
+    Unreachable,
 }
 
 /// Tries all services of the configuration in a process of its own; with `live` their servers as
@@ -52,10 +54,13 @@ pub enum TriedAs {
 ///
 /// # Errors
 /// The process cannot be started, or cannot put up its sandbox.
-pub fn try_all(dirs: &Dirs, live: bool) -> Result<Vec<Tried>, String> {
+pub fn try_all(config: &Config, dirs: &Dirs, live: bool) -> Result<Vec<Tried>, String> {
     let failed = |error: &dyn std::fmt::Display| format!("services cannot be tried ({error})");
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("hookrun").arg("--config").arg(&dirs.config).arg("--state-dir").arg(&dirs.state);
+    command.arg0("hookrun").arg("--state-dir").arg(&dirs.state);
+    if !config.embedded {
+        command.arg("--config").arg(&dirs.config);
+    }
     command.arg(COMMAND).args(live.then_some("--live")).stdin(Stdio::null());
     let output = command.stderr(Stdio::inherit()).output().map_err(|error| failed(&error))?;
     serde_json::from_slice::<Result<Vec<Tried>, String>>(&output.stdout)
@@ -182,15 +187,18 @@ async fn servers(
                 format!("object store {name}: an object was written, read and removed"),
             ),
             Ok(Some(warning)) => (TriedAs::Warning, warning),
-            Err(error) => (TriedAs::Failed, error.message),
+            Err(error) => failed(error),
         };
         (["object-stores", name, "url"], outcome, message)
     });
     let smtp = config.mail.iter().filter(|(_, mail)| mail.transport == MailTransport::Smtp);
-    let mails = smtp.map(|(name, _)| async move {
+    let mails = smtp.map(|(name, settings)| async move {
         let (outcome, message) = match within(services.mail().log_in(name)).await {
+            Ok(()) if settings.username.is_none() => {
+                (TriedAs::Good, format!("mail {name}: the server answers"))
+            }
             Ok(()) => (TriedAs::Good, format!("mail {name}: the server takes this login")),
-            Err(error) => (TriedAs::Failed, error.message),
+            Err(error) => failed(error),
         };
         (["mail", name, "url"], outcome, message)
     });
@@ -202,6 +210,14 @@ async fn servers(
     for (keys, outcome, message) in stores.into_iter().chain(mails) {
         trials.add(keys, outcome, message);
     }
+}
+
+fn failed(error: CapabilityError) -> (TriedAs, String) {
+    let outcome = match error.kind {
+        ErrorKind::Transient => TriedAs::Unreachable,
+        _ => TriedAs::Failed,
+    };
+    (outcome, error.message)
 }
 
 async fn within<T>(
