@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures_util::future::FutureExt as _;
 
 use super::*;
+use crate::capability::object_store::Transfer;
 use crate::config::Retry;
 use crate::event::{Event, HookKind};
 use crate::queue::journal::LogFilter;
@@ -20,6 +21,7 @@ struct Script {
     ran: Mutex<Vec<(String, String, u32)>>,
     at_once: AtomicUsize,
     most_at_once: AtomicUsize,
+    transfers: Mutex<Vec<Transfer>>,
 }
 
 enum Answer {
@@ -57,6 +59,10 @@ impl Executor for Script {
 
     fn concurrency(&self, _plugin: &str) -> Option<usize> {
         None
+    }
+
+    fn transfers(&self) -> Vec<Transfer> {
+        self.transfers.lock().unwrap().clone()
     }
 
     fn files(&self) -> Vec<std::path::PathBuf> {
@@ -385,4 +391,31 @@ fn a_full_spool_keeps_neither_its_tasks_nor_who_stops_the_worker_waiting() {
     let names: BTreeSet<String> =
         scene.script.ran.lock().unwrap().iter().map(|(_, name, _)| name.clone()).collect();
     assert_eq!(names.len(), EVENTS);
+}
+
+#[test]
+fn uploads_under_way_are_written_down_for_status() {
+    let scene = Scene::new([Answer::Hang]);
+    let transfer = Transfer {
+        path: "/nix/store/a".into(),
+        store: "cache".into(),
+        bytes: 5,
+        nar_size: 9,
+        since_ms: 1,
+    };
+    scene.script.transfers.lock().unwrap().push(transfer.clone());
+    scene.put(&post_build("alpha"));
+    let pid = i32::try_from(std::process::id()).unwrap();
+    let shown = || WorkerState::of(&scene.dirs, pid).map(|state| state.transfers);
+    let stop = async {
+        while shown() != Some(vec![transfer.clone()]) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let limit = Duration::from_mins(1);
+    let mut in_time = false;
+    scene.run(Mode::Daemon, async {
+        in_time = tokio::time::timeout(limit, stop).await.is_ok();
+    });
+    assert!(in_time, "{:?}", shown());
 }
