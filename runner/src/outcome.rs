@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "class", rename_all = "kebab-case")]
+#[serde(tag = "class", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 pub enum Outcome {
     /// The plugin returned a result.
     Done {

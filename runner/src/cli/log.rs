@@ -155,7 +155,7 @@ fn text(rows: &[AttemptRow], verbose: bool, colours: bool) -> String {
             ("refused", _) => {
                 let _ = writeln!(
                     text,
-                    "    kept; tried again when the configuration, a plugin or a secret changes"
+                    "    kept; tried again when the configuration, a plugin or a secret changes, and every few minutes"
                 );
             }
             ("pending", Some(when)) => {
