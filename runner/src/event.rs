@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::evidence::Evidence;
+use crate::nix::caller::Caller;
 
 /// Version of the serialised form.
 pub const FORMAT: u32 = 1;
@@ -32,6 +33,9 @@ pub struct Event {
     /// Who told of it. Releases that did not write it knew hooks only, but for `hookrun sync`.
     #[serde(default)]
     pub origin: Origin,
+    /// Who had Nix build, where it was looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<Caller>,
     /// What happened.
     pub hook: HookEvent,
 }
@@ -143,6 +147,7 @@ impl Event {
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             nix: NixDirs::from_env(),
             origin: Origin::Hook,
+            caller: None,
             hook,
         }
     }

@@ -183,6 +183,7 @@ mod tests {
             previous: previous.into(),
             current: current.into(),
             offset: Some(offset),
+            ..Difference::default()
         };
         of_file(
             &[&difference],

@@ -32,6 +32,12 @@ pub struct Finding {
     pub compared_files: u64,
     /// Bytes read of each side.
     pub compared_bytes: u64,
+    /// Who had Nix build, where that is known.
+    pub user: Option<String>,
+    /// By which command.
+    pub command: Option<String>,
+    /// The version of the Nix that built.
+    pub nix: Option<String>,
 }
 
 /// How one file differs.
@@ -48,6 +54,8 @@ pub struct Difference {
     pub current: String,
     /// The first byte that differs.
     pub offset: Option<u64>,
+    /// More, by the names of the interface: `line`, `from`, `differing-lines` and so on.
+    pub details: BTreeMap<String, String>,
 }
 
 impl Finding {
@@ -75,6 +83,8 @@ impl Finding {
         let mut pairs: Vec<(&str, &str)> =
             self.differences.iter().map(|one| (one.path.as_str(), one.kind.as_str())).collect();
         pairs.sort_unstable();
+        // Places of one file.
+        pairs.dedup();
         let mut hash = Sha256::new();
         for (path, kind) in pairs {
             hash.update(path);

@@ -56,7 +56,7 @@ impl Memory for Host {
 }
 
 impl Post for Host {
-    fn send(&self, transport: &str, to: &[String], mail: &Mail) -> Result<String, Error> {
+    fn send(&self, transport: &str, to: &[String], mail: &Mail) -> Result<mail::Sent, Error> {
         let Mail { subject, text, html, headers, identity, in_reply_to } = mail.clone();
         mail::send(
             transport,
@@ -68,8 +68,11 @@ impl Post for Host {
 
 /// The host's event as this plugin works with it.
 fn finding(event: diff::Event) -> Finding {
-    let incomplete =
-        event.details.iter().find(|(key, _)| key == "incomplete").map(|(_, why)| why.clone());
+    let detail = |name: &str| {
+        event.details.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
+    };
+    let incomplete = detail("incomplete");
+    let (user, command, nix) = (detail("user"), detail("command"), detail("nix-version"));
     let unknown = || "the comparison did not end".to_owned();
     Finding {
         id: event.id,
@@ -83,14 +86,18 @@ fn finding(event: diff::Event) -> Finding {
         differences: event
             .differences
             .into_iter()
-            .map(|diff::Difference { path, kind, previous, current, offset }| Difference {
+            .map(|diff::Difference { path, kind, previous, current, offset, details }| Difference {
                 path,
                 kind,
                 previous,
                 current,
                 offset,
+                details: details.into_iter().collect(),
             })
             .collect(),
+        user,
+        command,
+        nix,
         incomplete: (!event.complete).then(|| incomplete.unwrap_or_else(unknown)),
         compared_files: event.compared_files,
         compared_bytes: event.compared_bytes,

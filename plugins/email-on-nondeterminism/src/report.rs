@@ -206,7 +206,7 @@ fn compared(finding: &Finding) -> String {
 }
 
 fn change(difference: &Difference) -> Change {
-    let Difference { path: _, kind, previous, current, offset } = difference;
+    let Difference { path: _, kind, previous, current, offset, .. } = difference;
     let values = |previous: String, current: String| {
         Some((visible(&previous, MAX_VALUE), visible(&current, MAX_VALUE)))
     };

@@ -11,11 +11,13 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 
+use super::excerpt::{self, Contents, Pieces};
 use super::{Difference, Evidence};
 
 /// When a comparison ends without having seen everything.
@@ -39,15 +41,23 @@ impl Default for Bounds {
             // More than a disk gives in that time.
             bytes: 16 << 30,
             files: 1_000_000,
-            // A mail with more is not read; the event stays under 100 KiB.
-            differences: 100,
+            // With [`MAX_VALUES`] and [`MAX_PATHS`] the event stays under 1 MiB.
+            differences: 2000,
         }
     }
 }
 
-/// Bytes shown around the first difference: before it, and from it on.
-const CONTEXT_BEFORE: usize = 16;
-const CONTEXT_AFTER: usize = 16;
+/// Places shown of one file whose contents differ, as long as values take less than
+/// [`MANY_VALUES`]; then one.
+const PLACES: usize = 3;
+/// Bytes of values from which on less is shown of each file.
+const MANY_VALUES: usize = 96 << 10;
+/// Bytes of values from which on files are only named.
+const MAX_VALUES: usize = 256 << 10;
+/// Bytes of the paths of all differences.
+const MAX_PATHS: usize = 256 << 10;
+/// Lines are numbered in files whose first difference is not further in than this.
+const MAX_NUMBERED: u64 = 4 << 20;
 /// Bytes read at once: large enough for sequential disks, small enough to look at the clock often.
 const CHUNK: usize = 128 << 10;
 /// Longest value of a difference in bytes. Link targets may have 4096.
@@ -59,11 +69,14 @@ const MAX_PATH: usize = 4096;
 /// cannot be read makes the evidence incomplete.
 pub fn compare(previous: &Path, current: &Path, bounds: Bounds) -> Evidence {
     let deadline = Instant::now().checked_add(bounds.time);
-    let mut comparison = Comparison { bounds, deadline, found: Evidence::default() };
+    let mut comparison =
+        Comparison { bounds, deadline, found: Evidence::default(), values: 0, paths: 0 };
     // The end of the walk is in `incomplete`.
     let _ended = comparison.walk(previous, current);
     let mut evidence = comparison.found;
-    evidence.differences.sort_by(|a, b| (&a.path, &a.kind).cmp(&(&b.path, &b.kind)));
+    evidence
+        .differences
+        .sort_by(|a, b| (&a.path, &a.kind, a.offset).cmp(&(&b.path, &b.kind, b.offset)));
     evidence
 }
 
@@ -74,6 +87,10 @@ struct Comparison {
     bounds: Bounds,
     deadline: Option<Instant>,
     found: Evidence,
+    /// Bytes of values so far.
+    values: usize,
+    /// Bytes of paths so far.
+    paths: usize,
 }
 
 /// One thing in a tree, as far as a NAR tells.
@@ -222,10 +239,8 @@ impl Comparison {
                 return Ok(());
             }
         };
-        match self.contents(left_file, right_file)? {
-            Ok(Some((offset, left, right))) => {
-                self.differ(relative, "content", left, right, Some(offset))
-            }
+        match self.first_difference(&left_file, &right_file)? {
+            Ok(Some(at)) => self.contents(relative, &left_file, &right_file, at),
             Ok(None) => Ok(()),
             Err(error) => {
                 self.unreadable(left.0, &error);
@@ -234,17 +249,14 @@ impl Comparison {
         }
     }
 
-    /// The offset of the first byte that differs, and what is around it on both sides.
-    #[expect(clippy::type_complexity, reason = "a bound, a failed read, or a finding")]
-    fn contents(
+    /// The offset of the first byte that differs.
+    fn first_difference(
         &mut self,
         mut left: impl Read,
         mut right: impl Read,
-    ) -> Result<std::io::Result<Option<(u64, String, String)>>, Ended> {
+    ) -> Result<std::io::Result<Option<u64>>, Ended> {
         let (mut a, mut b) = (Vec::new(), Vec::new());
         let mut offset = 0_u64;
-        // The end of the chunk before, for the context of a difference at the beginning of one.
-        let mut before = Vec::new();
         loop {
             a.clear();
             b.clear();
@@ -260,21 +272,50 @@ impl Comparison {
                 self.found.compared_bytes.saturating_add(a.len().max(b.len()) as u64);
             if a != b {
                 let at = a.iter().zip(&b).take_while(|(left, right)| left == right).count();
-                let context = |chunk: &[u8]| {
-                    let start = at.saturating_sub(CONTEXT_BEFORE);
-                    let mut around: Vec<u8> = before.iter().skip(at).copied().collect();
-                    around.extend(chunk.iter().skip(start).take(at - start + CONTEXT_AFTER));
-                    show(&around)
-                };
-                return Ok(Ok(Some((offset + at as u64, context(&a), context(&b)))));
+                return Ok(Ok(Some(offset + at as u64)));
             }
             if a.len() < CHUNK {
                 return Ok(Ok(None));
             }
             offset += a.len() as u64;
-            before = a.iter().skip(a.len().saturating_sub(CONTEXT_BEFORE)).copied().collect();
             self.check_bounds()?;
         }
+    }
+
+    /// Reports contents that differ first at the byte `at`. What cannot be read again is named
+    /// without its contents.
+    fn contents(
+        &mut self,
+        relative: &Path,
+        left: &File,
+        right: &File,
+        at: u64,
+    ) -> Result<(), Ended> {
+        let places = match self.values {
+            values if values < MANY_VALUES => PLACES,
+            values if values < MAX_VALUES => 1,
+            _ => 0,
+        };
+        let found = if places == 0 { None } else { look(left, right, at, places).ok() };
+        let Some(found) = found.filter(|found| !found.contents.excerpts.is_empty()) else {
+            return self.differ(relative, "content", String::new(), String::new(), Some(at));
+        };
+        let Found { contents, first_line } = found;
+        let mut totals = totals(&contents);
+        for excerpt in contents.excerpts {
+            let line = first_line.zip(excerpt.lines_before).map(|(first, before)| first + before);
+            let mut details: Vec<(String, String)> = [("line", line), ("from", excerpt.from)]
+                .into_iter()
+                .filter_map(|(key, value)| Some((key.to_owned(), value?.to_string())))
+                .collect();
+            details.append(&mut totals);
+            let offset = Some(excerpt.offset);
+            self.differ(relative, "content", excerpt.previous, excerpt.current, offset)?;
+            if let Some(last) = self.found.differences.last_mut() {
+                last.details = details;
+            }
+        }
+        Ok(())
     }
 
     fn differ(
@@ -289,12 +330,18 @@ impl Comparison {
             return Err(self.end(&format!("more than {} differences", self.bounds.differences)));
         }
         let path = truncated(&path.to_string_lossy(), MAX_PATH);
+        self.values += previous.len() + current.len();
+        self.paths += path.len();
+        if self.paths > MAX_PATHS {
+            return Err(self.end(&format!("more than {} KiB of file names", MAX_PATHS >> 10)));
+        }
         self.found.differences.push(Difference {
             path,
             kind: kind.into(),
             previous,
             current,
             offset,
+            details: Vec::new(),
         });
         Ok(())
     }
@@ -367,23 +414,77 @@ const fn type_name(kind: FileType) -> &'static str {
     }
 }
 
-/// Bytes for people: as text where they are text, else each byte in hexadecimal.
-fn show(bytes: &[u8]) -> String {
-    match std::str::from_utf8(bytes) {
-        Ok(text) if text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\t')) => {
-            format!(
-                "\"{}\"",
-                text.replace('\\', "\\\\")
-                    .replace('"', "\\\"")
-                    .replace('\n', "\\n")
-                    .replace('\t', "\\t")
-            )
-        }
-        _ => {
-            let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            hex.join(" ")
+/// What was seen on a closer look at a file.
+struct Found {
+    contents: Contents,
+    /// The number of the line at which the look begins.
+    first_line: Option<u64>,
+}
+
+/// Reads a bounded part of both files again, from a little before the byte `at`.
+fn look(left: &File, right: &File, at: u64, places: usize) -> std::io::Result<Found> {
+    let start = at.saturating_sub(excerpt::BEFORE as u64);
+    let (a, b) = (read_at(left, start, excerpt::WINDOW)?, read_at(right, start, excerpt::WINDOW)?);
+    let pieces = Pieces {
+        previous: &a,
+        current: &b,
+        start,
+        at: usize::try_from(at - start).unwrap_or(0),
+        whole: a.len() < excerpt::WINDOW && b.len() < excerpt::WINDOW,
+    };
+    let contents = excerpt::look(pieces, places);
+    let numbered = contents.lines.is_some() && start <= MAX_NUMBERED;
+    let first_line = if numbered { Some(lines_before(left, start)? + 1) } else { None };
+    Ok(Found { contents, first_line })
+}
+
+fn read_at(file: &File, start: u64, length: usize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, start + filled as u64)? {
+            0 => break,
+            read => filled += read,
         }
     }
+    bytes.truncate(filled);
+    Ok(bytes)
+}
+
+/// The number of lines that end before `end`.
+fn lines_before(file: &File, end: u64) -> std::io::Result<u64> {
+    let (mut lines, mut start) = (0, 0);
+    while start < end {
+        let length = usize::try_from(end - start).unwrap_or(CHUNK).min(CHUNK);
+        let bytes = read_at(file, start, length)?;
+        if bytes.is_empty() {
+            break;
+        }
+        lines += excerpt::count_lines(&bytes);
+        start += bytes.len() as u64;
+    }
+    Ok(lines)
+}
+
+/// How much of a file differs, by the names of `diff.wit`.
+fn totals(contents: &Contents) -> Vec<(String, String)> {
+    let Contents { excerpts: _, places, lines, bytes, at_least, reordered } = contents;
+    let numbers = [
+        ("differing-places", Some(*places)),
+        ("differing-lines", *lines),
+        ("differing-bytes", *bytes),
+    ];
+    let mut details: Vec<(String, String)> = numbers
+        .into_iter()
+        .filter_map(|(key, value)| Some((key.to_owned(), value?.to_string())))
+        .collect();
+    if *at_least {
+        details.push(("at-least".to_owned(), "true".to_owned()));
+    }
+    if *reordered {
+        details.push(("order".to_owned(), "lines".to_owned()));
+    }
+    details
 }
 
 fn text(bytes: &[u8]) -> String {

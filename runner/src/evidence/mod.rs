@@ -1,6 +1,7 @@
 //! What differs between two builds of one output: two trees compared, bounded in time and bytes.
 
 pub mod compare;
+pub mod excerpt;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +19,7 @@ pub struct Evidence {
     pub compared_bytes: u64,
 }
 
-/// How one file differs.
+/// How one file differs. A file whose contents differ in several places has several of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Difference {
@@ -33,4 +34,7 @@ pub struct Difference {
     pub current: String,
     /// The first byte that differs, for regular files.
     pub offset: Option<u64>,
+    /// More, by name: see `difference.details` in `diff.wit`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub details: Vec<(String, String)>,
 }

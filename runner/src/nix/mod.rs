@@ -5,6 +5,7 @@
 //! cited where they are used.
 
 pub mod bounded;
+pub mod caller;
 pub mod database;
 pub mod derivation;
 pub mod diff;

@@ -7,6 +7,7 @@ use crate::builders::{
 };
 use crate::event::{self, Event, Output};
 use crate::evidence::{Difference, Evidence};
+use crate::nix::caller::Caller;
 use crate::outcome::Outcome;
 use crate::shared::Text;
 
@@ -57,13 +58,25 @@ pub(super) fn diff(event: &Event, diff: &event::Diff, attempt: u32) -> wit_diff:
         compared_files: *compared_files,
         compared_bytes: *compared_bytes,
         attempt,
-        details: incomplete.iter().map(|bound| ("incomplete".to_owned(), bound.clone())).collect(),
+        details: diff_details(event.caller.as_ref(), incomplete.as_deref()),
     }
 }
 
+/// By the names of `diff.wit`.
+fn diff_details(caller: Option<&Caller>, incomplete: Option<&str>) -> Vec<(String, String)> {
+    let Caller { user, command, nix } = caller.cloned().unwrap_or_default();
+    let details = [
+        ("incomplete", incomplete.map(str::to_owned)),
+        ("user", user),
+        ("command", command),
+        ("nix-version", nix),
+    ];
+    details.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+}
+
 fn difference(difference: &Difference) -> wit_diff::Difference {
-    let Difference { path, kind, previous, current, offset } = difference.clone();
-    wit_diff::Difference { path, kind, previous, current, offset }
+    let Difference { path, kind, previous, current, offset, details } = difference.clone();
+    wit_diff::Difference { path, kind, previous, current, offset, details }
 }
 
 pub(super) fn candidate(candidate: &Candidate) -> selection::Candidate {

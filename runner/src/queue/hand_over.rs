@@ -19,6 +19,7 @@ use crate::dirs::Dirs;
 use crate::event::{Diff, Event, HookEvent, NixDirs};
 use crate::evidence::compare::{Bounds, compare};
 use crate::nix;
+use crate::nix::caller::Caller;
 use crate::terminal::say;
 
 /// The longest that a hook may take, in all.
@@ -26,6 +27,10 @@ pub const CAP: Duration = Duration::from_secs(2);
 /// If the spool has not taken the event by then, the fallback directory is tried, which mostly is
 /// on another file system.
 pub const RESCUE: Duration = Duration::from_millis(1500);
+/// After a comparison that took longer, nobody looks for who called.
+const CALLER_BEFORE: Duration = Duration::from_secs(1);
+/// How long looking for who called may take.
+const CALLER_TIME: Duration = Duration::from_millis(200);
 /// Stack of the threads that watch and rescue, which format lines and serialise one event.
 const WATCHDOG_STACK: usize = 256 << 10;
 
@@ -49,6 +54,7 @@ pub fn post_build() -> Option<Event> {
 /// Nix's diff hook. What it writes to standard output Nix shows to the user, on exit code 0.
 pub fn diff(arguments: &[OsString]) {
     guarded("diff-hook", || {
+        let begun = Instant::now();
         let dirs = Dirs::from_env();
         let call = match nix::diff::read(arguments, &NixDirs::from_env(), nix::outputs_of) {
             Ok(call) => call,
@@ -60,8 +66,11 @@ pub fn diff(arguments: &[OsString]) {
         let evidence =
             compare(Path::new(&call.previous), Path::new(&call.current), Bounds::default());
         let nix::diff::Call { drv_path, output, previous, current } = call;
-        let event =
+        let mut event =
             Event::now(HookEvent::Diff(Diff { drv_path, output, previous, current, evidence }));
+        if begun.elapsed() < CALLER_BEFORE {
+            event.caller = Some(Caller::find(CALLER_TIME));
+        }
         let kept = hand_over(&dirs, &event);
         // Nobody may be listening.
         let _shown = writeln!(std::io::stdout(), "hookrun: {}", summary(&event, kept));
@@ -232,6 +241,7 @@ mod tests {
                     previous: String::new(),
                     current: String::new(),
                     offset: None,
+                    details: Vec::new(),
                 };
                 diff.evidence.differences = paths.iter().map(difference).collect();
             }

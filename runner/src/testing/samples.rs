@@ -6,6 +6,7 @@ use crate::builders::{Candidate, LocalMachine, Machine};
 use crate::capability::nix_store::sample::{STORE_DIR, Sample};
 use crate::event::{Diff, Event, FORMAT, HookEvent, HookKind, NixDirs, Origin, PostBuild};
 use crate::evidence::{Difference, Evidence};
+use crate::nix::caller::Caller;
 
 /// Samples have one time and one id, so that two runs of a test say the same: 2025-01-01T12:00:00Z.
 const TIME_MS: u64 = 1_735_732_800_000;
@@ -38,8 +39,17 @@ pub fn event(hook: HookKind) -> Option<Event> {
         host: HOST.to_owned(),
         nix,
         origin: Origin::Hook,
+        caller: Some(caller()),
         hook,
     })
+}
+
+fn caller() -> Caller {
+    Caller {
+        user: Some("ann".to_owned()),
+        command: Some("nix-build --check -A greet".to_owned()),
+        nix: Some("2.28.3".to_owned()),
+    }
 }
 
 /// Every kind of difference, and one path that tests an author's escaping.
@@ -50,6 +60,7 @@ fn evidence() -> Evidence {
         previous: previous.to_owned(),
         current: current.to_owned(),
         offset,
+        details: Vec::new(),
     };
     Evidence {
         differences: vec![

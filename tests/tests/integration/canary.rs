@@ -194,6 +194,7 @@ grant = { mail = ["wrong"], state = true }
             previous: "a".to_owned(),
             current: "b".to_owned(),
             offset: Some(0),
+            details: Vec::new(),
         };
         let evidence = Evidence { differences: vec![difference], ..Evidence::default() };
         let build = PostBuild { drv_path: drv_path.clone(), outputs: vec![output.clone()] };

@@ -88,6 +88,7 @@ fn hand_over(scene: &Scene) {
         previous: "prey".to_owned(),
         current: "pray".to_owned(),
         offset: Some(2),
+        details: Vec::new(),
     };
     let evidence = Evidence { differences: vec![difference], ..Evidence::default() };
     let build = HookEvent::PostBuild(PostBuild {

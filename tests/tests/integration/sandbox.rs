@@ -49,6 +49,7 @@ fn differs() -> Event {
         previous: "00".to_owned(),
         current: "01".to_owned(),
         offset: Some(7),
+        details: Vec::new(),
     };
     let evidence = Evidence { differences: vec![difference], ..Evidence::default() };
     Event::now(HookEvent::Diff(Diff {
