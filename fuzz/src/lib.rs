@@ -39,6 +39,7 @@ pub const TARGETS: &[Target] = &[
     targets::derivation::TARGET,
     targets::host_calls::TARGET,
     targets::http_grants::TARGET,
+    targets::smtp::TARGET,
 ];
 
 /// A target with a defect, for the tests of the driver; in no list.

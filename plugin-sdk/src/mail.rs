@@ -22,12 +22,17 @@ pub struct Message {
     pub in_reply_to: Option<String>,
 }
 
+pub use mail::{Refusal, Sent};
+
 /// Sends `message` to `recipients`, each of which must stand in the configuration: in `[mail.NAME]
-/// to` or in this plugin's own `config.to`. Gives the Message-ID.
+/// to` or in this plugin's own `config.to`. Recipients that the transport refuses do not keep the
+/// others from getting it; they are in [`Sent::refused`]. Where one of these refusals is transient,
+/// end the run with a transient [`Failure`](crate::Failure): the next attempt, with the same
+/// [`Message::identity`], reaches only those who do not have the message.
 ///
 /// # Errors
-/// Not granted, a recipient that is not in the configuration, or the transport does not take it.
-pub fn send(transport: &str, recipients: &[String], message: Message) -> Result<String, Error> {
+/// Not granted, a recipient that is not in the configuration, or nobody has got the message.
+pub fn send(transport: &str, recipients: &[String], message: Message) -> Result<Sent, Error> {
     let Message { subject, text, html, headers, identity, in_reply_to } = message;
     let message = mail::Message { subject, text, html, headers, identity, in_reply_to };
     host!("mail.send", mail::send(transport, recipients, &message))

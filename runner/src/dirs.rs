@@ -113,6 +113,11 @@ impl Dirs {
         self.state.join("mail").join(transport)
     }
 
+    /// Who has which mail already.
+    pub fn mail_progress(&self) -> PathBuf {
+        self.state.join("mail-progress")
+    }
+
     /// Where an object store without a URL keeps its objects.
     pub fn object_store(&self, name: &str) -> PathBuf {
         self.state.join("object-stores").join(name)

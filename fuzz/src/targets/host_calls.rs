@@ -138,7 +138,7 @@ fn scope(services: &Services, paths: &[String]) {
         let reach = Reach::new(
             services.nix_stores(),
             &plugin,
-            &Scope { nix, paths: vec![IN_SCOPE.to_owned()] },
+            &Scope { nix, paths: vec![IN_SCOPE.to_owned()], event: String::new() },
         );
         if reach.check(paths).is_ok() {
             assert!(
@@ -185,7 +185,7 @@ fn mail(
     let own: Vec<String> = headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
     let message = Message { subject, text, html: None, headers, identity, in_reply_to: None };
     let plugin = CONFIG.plugins.get("x").unwrap();
-    let sent = RUNTIME.block_on(services.mail().send(plugin, "default", to, &message));
+    let sent = RUNTIME.block_on(services.mail().send(plugin, "default", to, &message, ""));
     if let Err(error) = sent {
         assert!(services.mail().captured().is_empty() && !error.message.contains('\n'), "{error}");
         return;

@@ -8,6 +8,7 @@ pub(crate) mod host_calls;
 pub(crate) mod http_grants;
 pub(crate) mod machines;
 pub(crate) mod metadata;
+pub(crate) mod smtp;
 
 /// See [`crate::PLANTED`].
 pub(crate) fn planted(data: &[u8]) {

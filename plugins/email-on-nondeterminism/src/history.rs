@@ -24,6 +24,9 @@ pub struct Record {
     /// Findings since then that were not mailed.
     #[serde(default)]
     pub unmailed: u64,
+    /// Some recipients are still to get the mail about `event`.
+    #[serde(default)]
+    pub unfinished: bool,
 }
 
 /// What to do about a finding.
@@ -67,7 +70,11 @@ pub fn decide(known: Option<&Record>, finding: &Finding, repeat_after: Duration)
         return Decision::Mail { reason: Reason::First };
     };
     if known.event == finding.id {
-        return Decision::AlreadyMailed;
+        return if known.unfinished {
+            Decision::Mail { reason: Reason::First }
+        } else {
+            Decision::AlreadyMailed
+        };
     }
     if known.fingerprint != finding.fingerprint() {
         return Decision::Mail { reason: Reason::Changed };
@@ -90,6 +97,7 @@ pub fn mailed(finding: &Finding) -> Record {
         fingerprint: finding.fingerprint(),
         mailed_ms: finding.time_ms,
         unmailed: 0,
+        unfinished: false,
     }
 }
 

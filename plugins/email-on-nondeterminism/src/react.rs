@@ -1,6 +1,7 @@
 //! From a finding to a mail or to none. What the host offers comes in as two small traits, so that
 //! this is tested without one.
 
+use hookrun_sdk::mail::{Refusal, Sent};
 use hookrun_sdk::{Error, ErrorKind, Failure, Outcome};
 
 use crate::finding::{Finding, package_name};
@@ -52,11 +53,11 @@ pub struct Mail {
 
 /// What takes the mail.
 pub trait Post {
-    /// Sends it and returns its Message-ID.
+    /// Sends it to those who do not have it yet.
     ///
     /// # Errors
-    /// What the host says.
-    fn send(&self, transport: &str, to: &[String], mail: &Mail) -> Result<String, Error>;
+    /// Nobody has got it.
+    fn send(&self, transport: &str, to: &[String], mail: &Mail) -> Result<Sent, Error>;
 }
 
 /// Mails about `finding`, unless it has been said before.
@@ -106,31 +107,46 @@ pub fn react(
         None
     };
     let mail = compose(finding, settings, &reason, first.as_deref());
-    let message_id = post.send(&settings.transport, &settings.to, &mail)?;
+    let Sent { message_id, refused } = post.send(&settings.transport, &settings.to, &mail)?;
+    let waiting = refused.iter().any(|refusal| refusal.transient);
+    let said = recipients(settings.to.len(), &refused, &title);
     if remembers {
         // A full store must not keep the next mail back: what cannot be remembered is mailed again.
-        let stored =
-            store(memory, &key, &history::mailed(finding), finding, settings).and_then(|()| {
-                if first.is_none() {
-                    memory.set(&thread_key, mail.identity.as_bytes())
-                } else {
-                    Ok(())
-                }
-            });
-        if let Err(error) = stored {
-            let message =
-                format!("mailed about {title}, and could not remember it: {}", error.message);
+        let record = Record { unfinished: waiting, ..history::mailed(finding) };
+        let stored = store(memory, &key, &record, finding, settings).and_then(|()| {
+            if first.is_none() { memory.set(&thread_key, mail.identity.as_bytes()) } else { Ok(()) }
+        });
+        if let Err(error) = stored
+            && !waiting
+        {
+            let message = format!("{said}, and could not remember it: {}", error.message);
             return Ok(Outcome::new(message).detail("mailed", 1).detail("message-id", message_id));
         }
     }
-    let recipients = shown::counted(
-        u64::try_from(settings.to.len()).unwrap_or(u64::MAX),
-        "recipient",
-        "recipients",
-    );
-    Ok(Outcome::new(format!("mailed {recipients} about {title}"))
-        .detail("mailed", 1)
-        .detail("message-id", message_id))
+    if waiting {
+        return Err(Failure::transient(format!(
+            "{said}; those that were refused for now are tried again"
+        )));
+    }
+    let outcome = Outcome::new(said).detail("mailed", 1).detail("message-id", message_id);
+    Ok(refused.iter().fold(outcome, |outcome, refusal| {
+        outcome.detail("refused", format!("{} ({})", refusal.recipient, refusal.reason))
+    }))
+}
+
+/// `mailed 1 of 2 recipients about x; refused: b@example.org (550 no such user)`.
+fn recipients(all: usize, refused: &[Refusal], title: &str) -> String {
+    let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+    let all_of_them = shown::counted(count(all), "recipient", "recipients");
+    if refused.is_empty() {
+        return format!("mailed {all_of_them} about {title}");
+    }
+    let mailed = shown::number(count(all.saturating_sub(refused.len())));
+    let list: Vec<String> = refused
+        .iter()
+        .map(|Refusal { recipient, reason, .. }| format!("{recipient} ({reason})"))
+        .collect();
+    format!("mailed {mailed} of {all_of_them} about {title}; refused: {}", list.join(", "))
 }
 
 /// The mail about `finding`, as an answer to the mail with the identity `first`.

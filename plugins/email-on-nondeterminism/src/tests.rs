@@ -2,6 +2,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hookrun_sdk::mail::{Refusal, Sent};
 use hookrun_sdk::{Error, ErrorKind};
 use proptest::prelude::*;
 
@@ -27,6 +28,7 @@ fn difference(
         previous: previous.into(),
         current: current.into(),
         offset,
+        ..Difference::default()
     }
 }
 
@@ -78,6 +80,9 @@ fn finding() -> Finding {
         incomplete: None,
         compared_files: 214,
         compared_bytes: 12_897_000,
+        user: Some("ann".into()),
+        command: Some("nix-build --check -A hello".into()),
+        nix: Some("2.28.3".into()),
     }
 }
 
@@ -153,6 +158,7 @@ struct Host {
     no_state: bool,
     room: Cell<Option<usize>>,
     mail_fails: Cell<bool>,
+    refused: RefCell<Vec<Refusal>>,
 }
 
 fn refusal(kind: ErrorKind) -> Error {
@@ -185,13 +191,16 @@ impl Memory for Host {
 }
 
 impl Post for Host {
-    fn send(&self, transport: &str, to: &[String], mail: &Mail) -> Result<String, Error> {
+    fn send(&self, transport: &str, to: &[String], mail: &Mail) -> Result<Sent, Error> {
         assert_eq!((transport, to), ("default", &["builds@example.org".to_owned()][..]));
         if self.mail_fails.get() {
             return Err(refusal(ErrorKind::Transient));
         }
         self.sent.borrow_mut().push(mail.clone());
-        Ok(format!("<{}@host>", mail.identity))
+        Ok(Sent {
+            message_id: format!("<{}@host>", mail.identity),
+            refused: self.refused.borrow().clone(),
+        })
     }
 }
 
@@ -267,7 +276,7 @@ fn a_full_store_makes_room() {
     // The record of old-1 is older than `repeat-after`; there is no room for another thread.
     assert_eq!(
         host.react(&Finding { name: "new-1".into(), ..later(30, "b") }),
-        "mailed about new-1 (out), and could not remember it: it is Limit"
+        "mailed 1 recipient about new-1 (out), and could not remember it: it is Limit"
     );
     assert!(
         host.store.borrow().contains_key("output/new-1/out")
@@ -331,4 +340,36 @@ proptest! {
 #[test]
 fn durations_are_short() {
     assert_eq!(crate::shown::duration(Duration::from_hours(7 * 24)), "7 days");
+}
+
+fn refusal_of(recipient: &str, transient: bool, reason: &str) -> Refusal {
+    Refusal { recipient: recipient.into(), transient, reason: reason.into() }
+}
+
+#[test]
+fn a_recipient_that_is_refused_for_now_is_tried_again_and_the_others_are_not_told_twice() {
+    let host = Host::default();
+    host.refused.replace(vec![refusal_of("b@example.org", true, "450 greylisted")]);
+    assert_eq!(
+        host.react(&later(0, "a")),
+        "mailed 0 of 1 recipient about hello-2.12 (out); refused: b@example.org (450 greylisted); \
+         those that were refused for now are tried again"
+    );
+    host.refused.replace(Vec::new());
+    host.react(&later(0, "a"));
+    assert_eq!(host.sent(), 2, "the host knows who has it");
+    host.react(&later(0, "a"));
+    assert_eq!(host.sent(), 2);
+}
+
+#[test]
+fn a_recipient_that_is_refused_for_good_is_named() {
+    let host = Host::default();
+    host.refused.replace(vec![refusal_of("gone@example.org", false, "550 no such user")]);
+    assert_eq!(
+        host.react(&later(0, "a")),
+        "mailed 0 of 1 recipient about hello-2.12 (out); refused: gone@example.org (550 no such user)"
+    );
+    host.react(&later(0, "a"));
+    assert_eq!(host.sent(), 1);
 }

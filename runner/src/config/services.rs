@@ -56,7 +56,7 @@ pub enum MailTransport {
     Maildir,
     /// To an SMTP server.
     Smtp,
-    /// By a program such as `/usr/sbin/sendmail -t`.
+    /// By a program such as `/usr/sbin/sendmail`.
     Sendmail,
 }
 
@@ -79,6 +79,9 @@ pub struct Mail {
     pub password_file: Option<PathBuf>,
     /// For `smtp`: a file with the certificate authorities to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// For `smtp`: the name that this machine gives itself (EHLO); by default its host name if it
+    /// has a domain, else its address.
+    pub helo_name: Option<String>,
     /// For `maildir`; by default below hookrun's state.
     pub directory: Option<PathBuf>,
     /// For `sendmail`: the program, by default `/usr/sbin/sendmail`.

@@ -107,24 +107,7 @@ fn text(pieces: Pieces<'_>, most: usize) -> Contents {
     let newline = |bytes: &[u8]| bytes.iter().rposition(|byte| *byte == b'\n').map(|at| at + 1);
     let begin = newline(previous.get(..at).unwrap_or_default()).unwrap_or(0);
     let lines_before = count_lines(previous.get(..begin).unwrap_or_default());
-    let split = |bytes: &'_ [u8]| -> Vec<(usize, usize)> {
-        let mut lines = Vec::new();
-        let mut from = begin;
-        for line in bytes.get(begin..).unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
-            if lines.len() >= MAX_LINES {
-                break;
-            }
-            lines.push((from, line.len()));
-            from += line.len();
-        }
-        lines
-    };
-    let (left, right) = (split(previous), split(current));
-    fn line<'a>(bytes: &'a [u8], (from, length): (usize, usize)) -> &'a [u8] {
-        bytes.get(from..from + length).unwrap_or_default()
-    }
-    let left: Vec<&[u8]> = left.into_iter().map(|at| line(previous, at)).collect();
-    let right: Vec<&[u8]> = right.into_iter().map(|at| line(current, at)).collect();
+    let (left, right) = (lines(previous, begin), lines(current, begin));
     let complete = whole && left.len() < MAX_LINES && right.len() < MAX_LINES;
     let reordered = complete && left.len() == right.len() && {
         let (mut a, mut b) = (left.clone(), right.clone());
@@ -133,7 +116,8 @@ fn text(pieces: Pieces<'_>, most: usize) -> Contents {
         a == b
     };
     let hunks = hunks(&left, &right);
-    let lines = hunks.iter().map(|hunk| hunk.previous.len().max(hunk.current.len()) as u64).sum();
+    let differing =
+        hunks.iter().map(|hunk| hunk.previous.len().max(hunk.current.len()) as u64).sum();
     let mut excerpts = Vec::new();
     let mut offset = begin;
     let mut seen = 0;
@@ -158,16 +142,22 @@ fn text(pieces: Pieces<'_>, most: usize) -> Contents {
     Contents {
         excerpts,
         places: hunks.len() as u64,
-        lines: Some(lines),
+        lines: Some(differing),
         bytes: None,
         at_least: !complete,
         reordered,
     }
 }
 
+/// The lines from `begin` on, with their ends.
+fn lines(bytes: &[u8], begin: usize) -> Vec<&[u8]> {
+    let rest = bytes.get(begin..).unwrap_or_default();
+    rest.split_inclusive(|byte| *byte == b'\n').take(MAX_LINES).collect()
+}
+
 /// The number of line ends.
 pub fn count_lines(bytes: &[u8]) -> u64 {
-    bytes.iter().filter(|byte| **byte == b'\n').count() as u64
+    bytes.split(|byte| *byte == b'\n').skip(1).count() as u64
 }
 
 /// Where two lists of lines differ. Finds the way back after up to [`LOOK_AHEAD`] lines that only

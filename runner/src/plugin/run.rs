@@ -155,7 +155,7 @@ impl LinkedPlugin {
             let report = self.has_no(HookKind::BuilderSelection);
             return (Err(PolicyError::Unavailable(report.outcome.message().to_owned())), report);
         };
-        let scope = Scope { nix: NixDirs::from_env(), paths: Vec::new() };
+        let scope = Scope { nix: NixDirs::from_env(), paths: Vec::new(), event: String::new() };
         let call = SelectCall {
             export,
             candidate: convert::candidate(candidate),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use hookrun::capability::mail::{Mailer, Message, check};
+use hookrun::capability::mail::{Mailer, Message, Sent, check};
 use hookrun::capability::{CapabilityError, ErrorKind};
 use hookrun::config::Config;
 use hookrun::dirs::Dirs;
@@ -10,22 +10,32 @@ use hookrun_tests::lab::{Scene, Script};
 use hookrun_tests::smtp::{MailServer, PASSWORD, USERNAME};
 use mail_parser::MessageParser;
 
-/// Sends through `[mail.out]` with these `settings`.
+/// Sends through `[mail.out]` with these `settings`; every recipient has to be accepted.
 fn send(settings: &str, to: &[&str], message: &Message) -> Result<String, CapabilityError> {
+    let state = tempfile::tempdir().unwrap();
+    let sent = send_from(state.path(), settings, to, message)?;
+    assert_eq!(sent.refused, []);
+    Ok(sent.message_id)
+}
+
+/// The same with hookrun's state in `state`.
+fn send_from(
+    state: &Path,
+    settings: &str,
+    to: &[&str],
+    message: &Message,
+) -> Result<Sent, CapabilityError> {
     let text = format!(
         "[plugins.report]\nsource = \"bundled:email-on-nondeterminism\"\nconfig = {{ to = {to:?} }}\ngrant = {{ mail = [\"out\"] }}\n\
          [mail.out]\nfrom = \"Builds <hookrun@example.org>\"\n{settings}\n"
     );
-    let state = tempfile::tempdir().unwrap();
     let config = Config::parse(Path::new("hookrun.toml"), &text).unwrap();
-    let dirs = Dirs { config: "hookrun.toml".into(), state: state.path().to_owned() };
+    let dirs = Dirs { config: "hookrun.toml".into(), state: state.to_owned() };
     check(&config, &dirs).unwrap();
     let to: Vec<String> = to.iter().map(ToString::to_string).collect();
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(Mailer::new(&config, &dirs).send(&config.plugins["report"], "out", &to, message))
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(
+        Mailer::new(&config, &dirs).send(&config.plugins["report"], "out", &to, message, "task"),
+    )
 }
 
 fn smtp(url: &str, more: &str) -> String {
@@ -134,7 +144,7 @@ fn refusals() {
         )
     };
     let said = [
-        refused(server.url(""), "", &["ann@example.org", "nobody@example.org"]),
+        refused(server.url(""), "", &["nobody@example.org", "nobody@private.example.org"]),
         refused(server.url(""), "", &["busy@example.org"]),
         refused(server.url(""), "", &["ann@example.net"]),
         refused(server.url("?tls=required"), &ca, &["ann@private.example.org"]),
@@ -144,11 +154,7 @@ fn refusals() {
         refused(server.url("?tls=required"), "", &["ann@example.org"]),
     ];
     insta::assert_snapshot!(said.join("\n"));
-    assert_eq!(
-        server.delivered_now().len(),
-        0,
-        "a message that one recipient's server refuses goes to nobody"
-    );
+    assert_eq!(server.delivered_now().len(), 0);
 
     // TLS spoken to a port that does not: no panic, no hang, one line.
     let error = send(
@@ -158,7 +164,7 @@ fn refusals() {
     )
     .unwrap_err();
     assert!(
-        matches!(error.kind, ErrorKind::Permanent | ErrorKind::Transient)
+        matches!(error.kind, ErrorKind::Refused | ErrorKind::Transient)
             && !error.message.contains('\n'),
         "{error}"
     );
@@ -170,6 +176,54 @@ fn refusals() {
         ErrorKind::Transient,
         "it may come back"
     );
+}
+
+/// Who is refused, whether for now, and how many mails there are.
+fn verdicts(sent: &Sent) -> Vec<(&str, bool)> {
+    sent.refused.iter().map(|one| (one.recipient.as_str(), one.transient)).collect()
+}
+
+#[test]
+fn one_refused_recipient_does_not_silence_the_others() {
+    let Some(server) = MailServer::start() else { return };
+    for (index, to) in
+        [["nobody@example.org", "ann@example.org"], ["ann@example.org", "nobody@example.org"]]
+            .iter()
+            .enumerate()
+    {
+        let state = tempfile::tempdir().unwrap();
+        let sent = send_from(state.path(), &smtp(&server.url(""), ""), to, &message()).unwrap();
+        assert_eq!(verdicts(&sent), [("nobody@example.org", false)]);
+        assert_eq!(sent.refused[0].reason, "550 no such user here");
+        let mails = server.delivered(index + 1);
+        assert!(mails[index].contains("Envelope-to: ann@example.org"), "{mails:?}");
+    }
+}
+
+#[test]
+fn only_those_who_do_not_have_it_get_the_message_of_a_second_attempt() {
+    let Some(server) = MailServer::start() else { return };
+    let state = tempfile::tempdir().unwrap();
+    let to = ["busy@example.org", "ann@example.org", "nobody@example.org"];
+    let attempt = || send_from(state.path(), &smtp(&server.url(""), ""), &to, &message());
+    let sent = attempt().unwrap();
+    assert_eq!(verdicts(&sent), [("nobody@example.org", false), ("busy@example.org", true)]);
+    let error = attempt().unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Transient);
+    assert_eq!(
+        error.message,
+        "mail transport `out`: still not accepted: nobody@example.org (550 no such user here), \
+         busy@example.org (451 come back later); the other recipients have the message; it will be \
+         tried again"
+    );
+    assert_eq!(server.delivered(1).len(), 1);
+    let asked = |who: &str| server.log().matches(&format!("rejected RCPT <{who}>")).count();
+    // Exim writes each refusal into two logs.
+    assert_eq!((asked("nobody@example.org"), asked("busy@example.org")), (2, 4));
+    // Another message is for everybody.
+    let another = Message { identity: "another".into(), ..message() };
+    send_from(state.path(), &smtp(&server.url(""), ""), &to, &another).unwrap();
+    assert_eq!(server.delivered(2).len(), 2);
 }
 
 #[test]

@@ -19,7 +19,7 @@ mod credential;
 mod problem;
 pub mod resolve;
 mod send;
-mod tls;
+pub(in crate::capability) mod tls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -9,6 +9,7 @@ use lettre::message::header::{HeaderName, HeaderValue};
 use lettre::message::{Mailbox, MultiPart, SinglePart};
 use sha2::{Digest, Sha256};
 
+use super::recipients::Recipient;
 use super::{Composed, Message, mailbox};
 use crate::capability::{CapabilityError, ErrorKind};
 use crate::config;
@@ -39,6 +40,15 @@ pub(super) fn host_name(name: &str) -> String {
                 && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
         });
     if fits { name.to_owned() } else { "localhost".to_owned() }
+}
+
+/// Is it a host name with a domain, that other machines can know it by?
+pub(super) fn is_full_host_name(name: &str) -> bool {
+    name.contains('.')
+        && !name.split('.').next_back().is_some_and(|last| {
+            matches!(last, "local" | "localdomain" | "lan" | "internal")
+                || last.chars().all(|c| c.is_ascii_digit())
+        })
 }
 
 /// The sender of transport `name`: its `from`, or `hookrun@` and the host name.
@@ -79,7 +89,7 @@ pub(super) fn compose(
     plugin: &str,
     host: &str,
     from: Mailbox,
-    recipients: &[Mailbox],
+    recipients: &[Recipient],
     message: &Message,
     date: SystemTime,
 ) -> Result<Composed, CapabilityError> {
@@ -104,7 +114,7 @@ pub(super) fn compose(
         .subject(subject)
         .message_id(Some(message_id.clone()));
     for recipient in recipients {
-        builder = builder.to(recipient.clone());
+        builder = builder.to(recipient.mailbox.clone());
     }
     if let Some(answered) = in_reply_to.as_deref().filter(|identity| !identity.is_empty()) {
         let answered = self::message_id(plugin, answered, host);
@@ -117,20 +127,38 @@ pub(super) fn compose(
     let built = builder
         .raw_header(HeaderValue::new(AUTO_SUBMITTED, "auto-generated".to_owned()))
         .raw_header(HeaderValue::new(PLUGIN, plugin.to_owned()));
+    let text = body(text);
     let built = match html {
-        Some(html) => {
-            built.multipart(MultiPart::alternative_plain_html(text.clone(), html.clone()))
-        }
-        None => built.singlepart(SinglePart::plain(text.clone())),
+        Some(html) => built.multipart(MultiPart::alternative_plain_html(text, body(html))),
+        None => built.singlepart(SinglePart::plain(text)),
     };
     let built =
         built.map_err(|error| invalid(format!("the message cannot be composed ({error})")))?;
     Ok(Composed {
         message_id,
-        from: sender,
-        to: recipients.iter().map(|recipient| recipient.email.clone()).collect(),
+        from: sender.to_string(),
+        to: recipients.iter().map(|recipient| recipient.envelope.clone()).collect(),
         raw: built.formatted(),
     })
+}
+
+/// Text of a plugin as it may stand in the body of a message: every line ends in CR LF, and there is
+/// no NUL. A CR or LF alone is a line end to some servers and none to others (RFC 5321 section
+/// 2.3.8), so what follows could be taken for another message.
+fn body(text: &str) -> String {
+    let mut body = String::with_capacity(text.len() + text.len() / 32);
+    let mut chars = text.chars().filter(|c| *c != '\0').peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\r' => {
+                let _joined = chars.next_if_eq(&'\n');
+                body.push_str("\r\n");
+            }
+            '\n' => body.push_str("\r\n"),
+            other => body.push(other),
+        }
+    }
+    body
 }
 
 /// The name of a header that a plugin may set.

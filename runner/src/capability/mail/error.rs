@@ -16,7 +16,7 @@ pub(super) fn file_error(
         | Io::NotFound
         | Io::NotADirectory
         | Io::ReadOnlyFilesystem
-        | Io::IsADirectory => ErrorKind::Permanent,
+        | Io::IsADirectory => ErrorKind::Refused,
         _ => ErrorKind::Transient,
     };
     CapabilityError::new(kind, format!("mail transport `{name}`: {what} ({error}); {fix}"))

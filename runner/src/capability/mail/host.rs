@@ -2,8 +2,9 @@
 
 use wasmtime::Result;
 
-use super::Message;
+use super::{Message, Refusal, Sent};
 use crate::config::Limit;
+use crate::outcome::LogLine;
 use crate::plugin::bindings::hookrun::host::mail::{self, Error, Host};
 use crate::plugin::grants::Need;
 use crate::plugin::host_call::{Crossing, HostCall, RunState};
@@ -14,12 +15,13 @@ impl Host for RunState {
         transport: String,
         recipients: Vec<String>,
         message: mail::Message,
-    ) -> Result<Result<String, Error>> {
+    ) -> Result<Result<mail::Sent, Error>> {
         let sent = transport.crossing() + recipients.crossing() + message.crossing();
         let name = transport.clone();
         let call = HostCall::new(Need::Mail(&transport), "send", sent)
             .items(recipients.len())
             .items(message.headers.len())
+            .streaming()
             .lasting();
         let size = message.crossing();
         self.call(call, |mut inside| {
@@ -27,7 +29,24 @@ impl Host for RunState {
                 inside.within(Limit::MailBytes, size)?;
                 inside.spend(Limit::Mails, 1)?;
                 let mailer = inside.services().mail();
-                mailer.send(&inside.plugin().plugin, &name, &recipients, &message.into()).await
+                let (plugin, task) = (&inside.plugin().plugin, &inside.scope().event);
+                let sent = mailer.send(plugin, &name, &recipients, &message.into(), task).await?;
+                for Refusal { recipient, transient, reason } in &sent.refused {
+                    let next = if *transient {
+                        "it will be tried again".to_owned()
+                    } else {
+                        format!(
+                            "correct or remove it in `to` under [plugins.{}.config]",
+                            plugin.name
+                        )
+                    };
+                    inside.log().push(LogLine {
+                        level: "warn".to_owned(),
+                        message: format!("`{recipient}` was refused ({reason}); {next}"),
+                        fields: vec![("transport".to_owned(), name.clone())],
+                    });
+                }
+                Ok(sent.into())
             })
         })
         .await
@@ -43,6 +62,34 @@ impl Crossing for mail::Message {
             + headers.crossing()
             + identity.crossing()
             + in_reply_to.crossing()
+    }
+}
+
+impl Crossing for mail::Sent {
+    fn crossing(&self) -> u64 {
+        let Self { message_id, refused } = self;
+        message_id.crossing() + refused.crossing()
+    }
+}
+
+impl Crossing for mail::Refusal {
+    fn crossing(&self) -> u64 {
+        let Self { recipient, transient: _, reason } = self;
+        recipient.crossing() + reason.crossing()
+    }
+}
+
+impl From<Sent> for mail::Sent {
+    fn from(Sent { message_id, refused }: Sent) -> Self {
+        let refused = refused
+            .into_iter()
+            .map(|Refusal { recipient, transient, reason }| mail::Refusal {
+                recipient,
+                transient,
+                reason,
+            })
+            .collect();
+        Self { message_id, refused }
     }
 }
 

@@ -10,9 +10,10 @@ mod compose;
 mod error;
 mod host;
 mod maildir;
+mod progress;
 mod recipients;
 mod sendmail;
-mod smtp;
+pub mod smtp;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,15 +21,16 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use futures_util::future::BoxFuture;
-use lettre::Address;
 use maildir::Maildir;
-use recipients::{allowed_recipients, mailbox};
+use progress::Progress;
+use recipients::{allowed_recipients, mailbox, own_recipients, recipient};
 use sendmail::Sendmail;
 use smtp::Smtp;
 
 use super::{CapabilityError, ErrorKind, Reach};
 use crate::config::{self, Config, ConfigError, MailTransport};
 use crate::dirs::Dirs;
+use error::quoted;
 
 /// One message, as a plugin hands it over.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -64,17 +66,44 @@ pub struct Captured {
 #[derive(Debug, Clone)]
 struct Composed {
     message_id: String,
-    from: Address,
-    to: Vec<Address>,
+    from: String,
+    to: Vec<String>,
     /// RFC 5322 text, CR LF line ends, ASCII only.
     raw: Vec<u8>,
+}
+
+/// A message that was sent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Its Message-ID, with angle brackets.
+    pub message_id: String,
+    /// The recipients that did not get it.
+    pub refused: Vec<Refusal>,
+}
+
+/// A recipient that was refused.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Refusal {
+    /// The address, or the name of a user of this machine.
+    pub recipient: String,
+    /// May it be accepted later?
+    pub transient: bool,
+    /// What the transport says, on one line.
+    pub reason: String,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.recipient, self.reason)
+    }
 }
 
 /// Whom a message goes to, and whom a program is told it comes from.
 #[derive(Debug, Clone)]
 struct Envelope {
-    from: Address,
-    to: Vec<Address>,
+    from: String,
+    to: Vec<String>,
 }
 
 /// A composed message as a process that may start the program gets it.
@@ -82,6 +111,7 @@ fn for_program(
     plugin: &config::Plugin,
     transport: &str,
     message: &Composed,
+    recipient: &str,
 ) -> Result<ForProgram, CapabilityError> {
     let text = String::from_utf8(message.unix_text()).map_err(|_| {
         CapabilityError::new(ErrorKind::Invalid, "the message is not ASCII, a defect of hookrun")
@@ -89,17 +119,13 @@ fn for_program(
     Ok(ForProgram {
         plugin: plugin.name.clone(),
         transport: transport.to_owned(),
-        from: message.from.to_string(),
-        to: message.to.iter().map(ToString::to_string).collect(),
+        from: message.from.clone(),
+        to: vec![recipient.to_owned()],
         text,
     })
 }
 
 impl Composed {
-    fn envelope(&self) -> Envelope {
-        Envelope { from: self.from.clone(), to: self.to.clone() }
-    }
-
     /// With LF line ends, as programs and maildirs of Unix have it.
     fn unix_text(&self) -> Vec<u8> {
         let mut text = Vec::with_capacity(self.raw.len());
@@ -186,23 +212,25 @@ impl Mailer {
         })
     }
 
-    /// Sends `message` of `plugin` to `recipients` through `transport` and returns its Message-ID,
-    /// with angle brackets.
+    /// Sends `message` of `plugin` to `recipients` through `transport`, for the task `task` (an
+    /// event's id). Recipients that got the same message (by its identity) of the same task before
+    /// do not get it again.
     ///
     /// The message counts as sent when the transport has taken responsibility for it: the server's
     /// 250 after the data, an exit code of 0, or a file durable in the maildir.
     ///
     /// # Errors
     /// `denied` for a recipient that is not in the configuration, `invalid` for what cannot be a
-    /// message, `not-found` for an unknown transport, `transient` or `permanent` from the
-    /// transport.
+    /// message, `not-found` for an unknown transport, `transient`, `refused` or `permanent` from the
+    /// transport, or if it accepts none of the recipients that are left.
     pub async fn send(
         &self,
         plugin: &config::Plugin,
         transport: &str,
         recipients: &[String],
         message: &Message,
-    ) -> Result<String, CapabilityError> {
+        task: &str,
+    ) -> Result<Sent, CapabilityError> {
         let Some(settings) = self.transports.get(transport) else {
             let hint = config::suggestion(transport, self.transports.keys().map(String::as_str));
             return Err(CapabilityError::new(
@@ -212,7 +240,7 @@ impl Mailer {
                 ),
             ));
         };
-        let recipients = allowed_recipients(plugin, transport, settings, recipients)?;
+        let recipients = allowed_recipients(plugin, transport, settings, recipients, &self.host)?;
         let from = compose::sender(transport, settings, &self.host)?;
         let composed = compose::compose(
             &plugin.name,
@@ -225,23 +253,124 @@ impl Mailer {
         if let Some(captured) = &self.captured {
             captured.lock().unwrap_or_else(PoisonError::into_inner).push(Captured {
                 transport: transport.to_owned(),
-                recipients: composed.to.iter().map(ToString::to_string).collect(),
+                recipients: composed.to,
                 message_id: composed.message_id.clone(),
                 raw: composed.raw,
             });
-            return Ok(composed.message_id);
+            return Ok(Sent { message_id: composed.message_id, refused: Vec::new() });
         }
-        match self.checked(transport, settings)? {
-            Transport::Maildir(maildir) => maildir.deliver(&composed, &self.host).await?,
-            Transport::Smtp(smtp) => smtp.send(&composed).await?,
-            Transport::Sendmail(sendmail) => match self.programs.get() {
-                None => sendmail.send(&composed.envelope(), &composed.unix_text()).await?,
-                Some(programs) => {
-                    programs.sendmail(for_program(plugin, transport, &composed)?).await?;
+        let mut progress = if message.identity.is_empty() {
+            Progress::default()
+        } else {
+            Progress::of(&self.dirs.mail_progress(), task, &composed.message_id)
+        };
+        let transport_used = self.checked(transport, settings)?;
+        let sent = self.deliver(plugin, transport, &transport_used, &composed, &mut progress).await;
+        if let Err(error) = progress.save() {
+            let directory = self.dirs.mail_progress();
+            tracing::warn!(directory = %directory.display(), %error, "cannot keep who has a mail");
+        }
+        Ok(Sent { message_id: composed.message_id, refused: sent? })
+    }
+
+    /// Delivers to everybody who has no verdict yet, and returns those who did not get it.
+    async fn deliver(
+        &self,
+        plugin: &config::Plugin,
+        name: &str,
+        transport: &Transport,
+        message: &Composed,
+        progress: &mut Progress,
+    ) -> Result<Vec<Refusal>, CapabilityError> {
+        let to: Vec<String> =
+            message.to.iter().filter(|to| !progress.is_settled(to)).cloned().collect();
+        let mut later: Vec<Refusal> = Vec::new();
+        let delivered_before = progress.delivered_count();
+        if !to.is_empty() {
+            let refused = match transport {
+                Transport::Maildir(maildir) => {
+                    maildir.deliver(message, &self.host).await?;
+                    for recipient in &to {
+                        progress.delivered(recipient);
+                    }
+                    Vec::new()
                 }
-            },
+                Transport::Smtp(smtp) => {
+                    smtp.send(message, &to, |recipient| progress.delivered(recipient)).await?
+                }
+                Transport::Sendmail(sendmail) => {
+                    self.start_each(plugin, name, sendmail, message, &to, progress).await?
+                }
+            };
+            for refusal in refused {
+                if refusal.transient {
+                    later.push(refusal);
+                } else {
+                    progress.refuse(refusal);
+                }
+            }
         }
-        Ok(composed.message_id)
+        let waiting = !later.is_empty();
+        let refused: Vec<Refusal> = progress.refused().iter().cloned().chain(later).collect();
+        let all = progress.delivered_count();
+        // Without a delivery of its own an attempt with recipients left has failed.
+        if all > delivered_before || (all > 0 && !waiting) {
+            return Ok(refused);
+        }
+        let list = refused.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let (kind, fix) = if waiting {
+            (ErrorKind::Transient, "it will be tried again".to_owned())
+        } else {
+            let fix = format!(
+                "correct the recipients in `to` under [plugins.{}.config] or [mail.{name}]",
+                plugin.name
+            );
+            (ErrorKind::Permanent, fix)
+        };
+        let what = if all == 0 {
+            format!("no recipient was accepted: {list}")
+        } else {
+            format!("still not accepted: {list}; the other recipients have the message")
+        };
+        Err(CapabilityError::new(kind, format!("mail transport `{name}`: {what}; {fix}")))
+    }
+
+    /// Starts the program once for each recipient, so that each has a verdict of its own.
+    async fn start_each(
+        &self,
+        plugin: &config::Plugin,
+        name: &str,
+        sendmail: &Sendmail,
+        message: &Composed,
+        to: &[String],
+        progress: &mut Progress,
+    ) -> Result<Vec<Refusal>, CapabilityError> {
+        let mut refused = Vec::new();
+        for recipient in to {
+            let started = match self.programs.get() {
+                None => {
+                    let envelope =
+                        Envelope { from: message.from.clone(), to: vec![recipient.clone()] };
+                    sendmail.send(&envelope, &message.unix_text()).await
+                }
+                Some(programs) => {
+                    programs.sendmail(for_program(plugin, name, message, recipient)?).await
+                }
+            };
+            match started {
+                Ok(()) => progress.delivered(recipient),
+                // It would be the same for the others, or there is nobody else.
+                Err(error) if error.kind == ErrorKind::Refused || to.len() == 1 => {
+                    return Err(error);
+                }
+                Err(CapabilityError { kind, message, .. }) => refused.push(Refusal {
+                    recipient: recipient.clone(),
+                    transient: kind == ErrorKind::Transient,
+                    reason: quoted(&message),
+                }),
+            }
+        }
+        Ok(refused)
     }
 
     fn checked(&self, name: &str, settings: &config::Mail) -> Result<Transport, CapabilityError> {
@@ -249,20 +378,18 @@ impl Mailer {
             return Ok(held.clone());
         }
         checked_transport(name, settings, &self.dirs)
-            .map_err(|(_, message)| CapabilityError::new(ErrorKind::Permanent, message))
+            .map_err(|(_, message)| CapabilityError::new(ErrorKind::Refused, message))
     }
 
     /// Reads the secrets of a transport now and keeps them. What cannot be read is told when the
     /// transport is used.
     pub fn hold(&self, name: &str) {
         let Some(settings) = self.transports.get(name) else { return };
-        if let Ok(Transport::Smtp(smtp)) = checked_transport(name, settings, &self.dirs)
-            && let Ok(smtp) = smtp.hold()
-        {
+        if let Ok(Transport::Smtp(smtp)) = checked_transport(name, settings, &self.dirs) {
             self.held
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .insert(name.to_owned(), Transport::Smtp(smtp));
+                .insert(name.to_owned(), Transport::Smtp(smtp.hold()));
         }
     }
 
@@ -290,9 +417,13 @@ impl Mailer {
     pub fn reach(&self, name: &str) -> Reach {
         let settings = self.transports.get(name).filter(|_| self.captured.is_none());
         match settings.map(|settings| checked_transport(name, settings, &self.dirs)) {
-            Some(Ok(Transport::Maildir(maildir))) => Reach::directory(&maildir.directory),
-            Some(Ok(Transport::Smtp(smtp))) => Reach::ports([smtp.port()]),
-            Some(Ok(Transport::Sendmail(_)) | Err(_)) | None => Reach::default(),
+            Some(Ok(Transport::Maildir(maildir))) => Reach::directory(&maildir.directory)
+                .and(Reach::directory(&self.dirs.mail_progress())),
+            Some(Ok(Transport::Smtp(smtp))) => {
+                Reach::ports([smtp.port()]).and(Reach::directory(&self.dirs.mail_progress()))
+            }
+            Some(Ok(Transport::Sendmail(_))) => Reach::directory(&self.dirs.mail_progress()),
+            Some(Err(_)) | None => Reach::default(),
         }
     }
 
@@ -318,9 +449,9 @@ impl Mailer {
                 "there is no mail transport `{shown}` that starts a program"
             )));
         };
-        let recipients = allowed_recipients(plugin, transport, settings, to)?;
-        let from = mailbox(from)?.email;
-        let to = recipients.into_iter().map(|mailbox| mailbox.email).collect();
+        let recipients = allowed_recipients(plugin, transport, settings, to, &self.host)?;
+        let from = mailbox(from)?.email.to_string();
+        let to = recipients.into_iter().map(|recipient| recipient.envelope).collect();
         sendmail.send(&Envelope { from, to }, text.as_bytes()).await
     }
 }
@@ -336,9 +467,23 @@ pub fn check(config: &Config, dirs: &Dirs) -> Result<(), ConfigError> {
             .map_err(|(key, message)| config.error(&["mail", name, key], message))?;
         compose::sender(name, settings, &host)
             .map_err(|error| config.error(&["mail", name, "from"], error.message))?;
-        for recipient in &settings.to {
-            mailbox(recipient)
+        for to in &settings.to {
+            recipient(to, settings.transport, &host)
                 .map_err(|error| config.error(&["mail", name, "to"], error.message))?;
+        }
+    }
+    for (name, plugin) in &config.plugins {
+        let granted = || plugin.grant.mail.iter().filter_map(|name| config.mail.get(name));
+        for to in own_recipients(plugin) {
+            // Which of the granted transports the plugin uses is not known here.
+            let mut refused = None;
+            let reached = granted().any(|settings| {
+                refused = recipient(to, settings.transport, &host).err();
+                refused.is_none()
+            });
+            if let Some(error) = refused.filter(|_| !reached) {
+                return Err(config.error(&["plugins", name, "config", "to"], error.message));
+            }
         }
     }
     Ok(())
@@ -375,6 +520,7 @@ fn checked_transport(
         username,
         password_file,
         ca_file,
+        helo_name,
         directory,
         program,
     } = settings;
@@ -391,6 +537,7 @@ fn checked_transport(
         ("username", username.is_some()),
         ("password-file", password_file.is_some()),
         ("ca-file", ca_file.is_some()),
+        ("helo-name", helo_name.is_some()),
     ];
     match transport {
         MailTransport::Maildir => {

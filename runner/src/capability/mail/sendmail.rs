@@ -21,6 +21,18 @@ const EX_TEMPFAIL: i32 = 75;
 /// sysexits.h: "system error", such as a failed fork.
 const EX_OSERR: i32 = 71;
 
+/// sysexits.h: "input/output error".
+const EX_IOERR: i32 = 74;
+/// sysexits.h: "service unavailable", as a client says it that cannot log in.
+const EX_UNAVAILABLE: i32 = 69;
+/// sysexits.h: "permission denied".
+const EX_NOPERM: i32 = 77;
+/// sysexits.h: "configuration error".
+const EX_CONFIG: i32 = 78;
+/// A shell script whose own program cannot be started.
+const NOT_EXECUTABLE: i32 = 126;
+const NOT_FOUND: i32 = 127;
+
 /// One program.
 #[derive(Debug, Clone)]
 pub(super) struct Sendmail {
@@ -58,9 +70,9 @@ impl Sendmail {
         // envelope, never from the headers (`-t`), so that what is sent is what was checked.
         let mut child = Command::new(&self.program)
             .args(["-i", "-f"])
-            .arg(AsRef::<str>::as_ref(&envelope.from))
+            .arg(&envelope.from)
             .arg("--")
-            .args(envelope.to.iter().map(AsRef::<str>::as_ref))
+            .args(&envelope.to)
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -69,7 +81,7 @@ impl Sendmail {
             .spawn()
             .map_err(|error| {
                 self.error(
-                    ErrorKind::Permanent,
+                    ErrorKind::Refused,
                     &format!("cannot be started ({error})"),
                     &fix_program,
                 )
@@ -92,7 +104,10 @@ impl Sendmail {
         let said = quoted(&String::from_utf8_lossy(&output.stderr));
         let kind = match output.status.code() {
             // Without a code it was killed by a signal.
-            None | Some(EX_TEMPFAIL | EX_OSERR) => ErrorKind::Transient,
+            None | Some(EX_TEMPFAIL | EX_OSERR | EX_IOERR) => ErrorKind::Transient,
+            Some(EX_UNAVAILABLE | EX_NOPERM | EX_CONFIG | NOT_FOUND | NOT_EXECUTABLE) => {
+                ErrorKind::Refused
+            }
             Some(_) => ErrorKind::Permanent,
         };
         let fix =

@@ -5,6 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use lettre::message::Mailbox;
 
 use super::*;
+use crate::config::MailTransport;
 
 const CONFIGURATION: &str = r#"
 [plugins.nondeterminism]
@@ -50,7 +51,9 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 impl Scene {
     fn send(&self, to: &[&str], message: &Message) -> Result<String, CapabilityError> {
         let to: Vec<String> = to.iter().map(ToString::to_string).collect();
-        run(self.mailer.send(&self.plugin, "default", &to, message))
+        let sent = run(self.mailer.send(&self.plugin, "default", &to, message, ""))?;
+        assert_eq!(sent.refused, []);
+        Ok(sent.message_id)
     }
 }
 
@@ -69,8 +72,8 @@ fn without_boundary(raw: &[u8]) -> String {
 #[test]
 fn a_composed_message() {
     let from: Mailbox = "hookrun@example.org".parse().unwrap();
-    let to: Vec<Mailbox> =
-        vec!["Ann <ann@example.org>".parse().unwrap(), "root@localhost".parse().unwrap()];
+    let to = ["Ann <ann@example.org>", "root@localhost"]
+        .map(|text| recipient(text, MailTransport::Smtp, "build1").unwrap());
     let composed = compose::compose(
         "nondeterminism",
         "build1",
@@ -107,7 +110,8 @@ fn message_ids_are_stable_and_thread() {
 fn a_maildir_as_readers_expect_it() {
     let scene = scene(CONFIGURATION, false);
     let id = scene.send(&["builds@example.org"], &message()).unwrap();
-    scene.send(&["builds@example.org"], &message()).unwrap();
+    let another = Message { identity: "two".into(), ..message() };
+    scene.send(&["builds@example.org"], &another).unwrap();
     let maildir = scene.state.path().join("mail/default");
     for part in ["tmp", "new", "cur"] {
         assert_eq!(
@@ -123,8 +127,9 @@ fn a_maildir_as_readers_expect_it() {
         .collect();
     assert_eq!(files.len(), 2, "no delivery takes another's name");
     assert_eq!(files[0].metadata().unwrap().mode() & 0o777, 0o600);
-    let text = std::fs::read_to_string(&files[0]).unwrap();
-    assert!(!text.contains('\r') && text.contains(&format!("Message-ID: {id}\n")), "{text}");
+    let texts: Vec<_> = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    assert!(!texts.concat().contains('\r'), "{texts:?}");
+    assert!(texts.concat().contains(&format!("Message-ID: {id}\n")), "{texts:?}");
 }
 
 #[test]
@@ -135,7 +140,7 @@ fn a_maildir_that_cannot_be_written() {
         &format!("[mail.default]\ndirectory = \"{}\"", file.path().display()),
     );
     let error = scene(&text, false).send(&["root@localhost"], &message()).unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Permanent);
+    assert_eq!(error.kind, ErrorKind::Refused);
     let shown = error
         .message
         .replace(&file.path().display().to_string(), "FILE")
@@ -155,7 +160,7 @@ fn recipients_stand_in_the_configuration() {
         &["root@localhost", "Ann@example.org"],
         &[],
         &["root@localhost\r\nBcc: mallory@example.net"],
-        &["root"],
+        &["ro ot"],
         &["-oQ/tmp@localhost"],
         &["root@localhost, mallory@example.net"],
     ]
@@ -224,6 +229,8 @@ fn settings_that_cannot_work() {
         "transport = \"smtp\"\nurl = \"smtp://mail.example.org\"\nusername = \"u\"\npassword-file = \"/p\"",
         "url = \"smtps://mail.example.org\"",
         "transport = \"smtp\"\nurl = \"smtps://mail.example.org\"\ndirectory = \"/m\"",
+        "transport = \"smtp\"\nurl = \"smtps://mail.example.org\"\nhelo-name = \"bad name\"",
+        "helo-name = \"build1.example.org\"",
         "from = \"nobody\"",
         "to = [\"root@localhost\", \"a b\"]",
     ]
@@ -253,7 +260,7 @@ fn sendmail_scene(exit: i32) -> (Scene, tempfile::TempDir) {
         directory.path().join("body"),
     );
     let script = format!(
-        "#!/bin/sh\nprintf '%s\\n' \"$@\" > {}\ncat > {}\necho 'no such\nuser' >&2\nexit {exit}\n",
+        "#!/bin/sh\nprintf '%s\\n' \"$@\" >> {}\ncat > {}\necho 'no such\nuser' >&2\nexit {exit}\n",
         args.display(),
         body.display()
     );
@@ -271,14 +278,21 @@ fn sendmail_gets_the_envelope_as_arguments() {
     let (scene, directory) = sendmail_scene(0);
     scene.send(&["root@localhost", "Ann <ann@example.org>"], &message()).unwrap();
     let args = std::fs::read_to_string(directory.path().join("args")).unwrap();
-    assert_eq!(args, "-i\n-f\nhookrun@example.org\n--\nroot@localhost\nann@example.org\n");
+    assert_eq!(
+        args,
+        "-i\n-f\nhookrun@example.org\n--\nroot@localhost\n\
+         -i\n-f\nhookrun@example.org\n--\nann@example.org\n",
+        "one start for each recipient"
+    );
     let body = std::fs::read_to_string(directory.path().join("body")).unwrap();
     assert!(body.contains("Auto-Submitted: auto-generated\n") && !body.contains('\r'), "{body}");
 }
 
 #[test]
 fn what_sendmail_answers() {
-    for (exit, kind) in [(75, ErrorKind::Transient), (67, ErrorKind::Permanent)] {
+    for (exit, kind) in
+        [(75, ErrorKind::Transient), (67, ErrorKind::Permanent), (78, ErrorKind::Refused)]
+    {
         let (scene, directory) = sendmail_scene(exit);
         let error = scene.send(&["root@localhost"], &message()).unwrap_err();
         assert_eq!(error.kind, kind, "{error}");
@@ -298,7 +312,7 @@ fn what_sendmail_answers() {
         &format!("[mail.default]\ntransport = \"sendmail\"\nprogram = \"{}\"", missing.display()),
     );
     let error = scene(&text, false).send(&["root@localhost"], &message()).unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Permanent);
+    assert_eq!(error.kind, ErrorKind::Refused);
     assert!(error.message.contains("write the right `program` under [mail.default]"), "{error}");
 }
 
@@ -326,9 +340,79 @@ fn a_password_file_that_is_not_there() {
         ),
     );
     let error = scene(&text, false).send(&["root@localhost"], &message()).unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Permanent);
+    assert_eq!(error.kind, ErrorKind::Refused);
     let shown = error.message.replace(&error::current_user(), "USER").replace(&missing, "FILE");
     insta::assert_snapshot!(shown);
+}
+
+#[test]
+fn the_name_of_a_local_user_is_enough_where_mail_is_delivered_on_this_machine() {
+    let (scene, directory) = sendmail_scene(0);
+    let mut scene = scene;
+    scene.plugin.config = serde_json::json!({ "to": ["root", "ann@example.org"] });
+    scene.send(&["root"], &message()).unwrap();
+    let args = std::fs::read_to_string(directory.path().join("args")).unwrap();
+    assert!(args.ends_with("--\nroot\n"), "{args}");
+    let body = std::fs::read_to_string(directory.path().join("body")).unwrap();
+    assert!(body.contains("To: root@build1\n"), "{body}");
+}
+
+/// What `check` says of recipients.
+fn checked(transport: &str, to: &str) -> Result<(), String> {
+    let text = format!(
+        "[plugins.report]\nsource = \"bundled:email-on-nondeterminism\"\nconfig = {{ to = {to} }}\ngrant = {{ mail = [\"out\"] }}\n\
+         [mail.out]\n{transport}\n"
+    );
+    let config = Config::parse(Path::new("hookrun.toml"), &text).unwrap();
+    let dirs = Dirs { config: "hookrun.toml".into(), state: "/state".into() };
+    check(&config, &dirs).map_err(|error| error.to_string())
+}
+
+#[test]
+fn recipients_that_can_never_be_written_to_are_refused_by_check() {
+    const SMTP: &str = "transport = \"smtp\"\nurl = \"smtps://mail.example.org\"";
+    const SENDMAIL: &str = "transport = \"sendmail\"";
+    for to in ["\"root\"", "[\"ann@example.org\", \"build-admins\"]"] {
+        assert_eq!(checked(SENDMAIL, to), Ok(()), "{to}");
+        assert_eq!(checked("", to), Ok(()), "{to} into a maildir");
+    }
+    assert_eq!(checked(SMTP, "\"Ann <ann@b\u{fc}cher.example>\""), Ok(()));
+    let errors: Vec<String> = [
+        (SMTP, "\"root\""),
+        (SMTP, "[\"ann@example.org\", \"build-admins\"]"),
+        (SMTP, "\"ann@\""),
+        (SMTP, "\"@example.org\""),
+        (SMTP, "\"gr\u{fc}n@example.org\""),
+        (SENDMAIL, "\"-oQ/tmp\""),
+        (SENDMAIL, "\"a b\""),
+        (SENDMAIL, "\"\""),
+    ]
+    .iter()
+    .map(|(transport, to)| checked(transport, to).expect_err(to))
+    .collect();
+    insta::assert_snapshot!(errors.join("\n"));
+}
+
+#[test]
+fn a_domain_that_is_not_ascii_is_encoded() {
+    assert_eq!(
+        mailbox("ann@b\u{fc}cher.example").unwrap().email.as_ref() as &str,
+        "ann@xn--bcher-kva.example"
+    );
+}
+
+proptest::proptest! {
+    /// Whatever a plugin writes, no line end of it is anything but CR LF, and there is no NUL.
+    #[test]
+    fn no_bare_line_end_in_a_message(text in "(?s:[\r\n\0.a\u{e4}]{0,60})", html in proptest::option::of("(?s:[\r\n\0.<a]{0,60})")) {
+        let from: Mailbox = "hookrun@example.org".parse().unwrap();
+        let to = recipient("root@localhost", MailTransport::Smtp, "h").unwrap();
+        let message = Message { subject: "s".into(), text, html, ..Message::default() };
+        let composed = compose::compose("p", "h", from, &[to], &message, UNIX_EPOCH).unwrap();
+        let raw = String::from_utf8(composed.raw).unwrap();
+        let rest = raw.replace("\r\n", "");
+        proptest::prop_assert!(!rest.contains(['\r', '\n', '\0']), "{:?}", raw);
+    }
 }
 
 proptest::proptest! {
@@ -346,7 +430,7 @@ proptest::proptest! {
             subject, text, html: None, headers: vec![(name.clone(), value)], identity, in_reply_to: Some(answered),
         };
         let from: Mailbox = "hookrun@example.org".parse().unwrap();
-        let to: Mailbox = "root@localhost".parse().unwrap();
+        let to = recipient("root@localhost", MailTransport::Smtp, "h").unwrap();
         if let Ok(composed) = compose::compose("p", "h", from, &[to], &message, UNIX_EPOCH) {
             proptest::prop_assert!(composed.raw.is_ascii());
             let raw = String::from_utf8(composed.raw).unwrap();

@@ -17,7 +17,11 @@ fn reach(granted: StoreScope, paths: &[&str]) -> Reach {
     };
     let nix =
         NixDirs { store: "/nix/store".into(), state: "/nowhere".into(), conf: "/nowhere".into() };
-    let scope = Scope { nix, paths: paths.iter().map(|path| (*path).to_owned()).collect() };
+    let scope = Scope {
+        nix,
+        paths: paths.iter().map(|path| (*path).to_owned()).collect(),
+        event: String::new(),
+    };
     Reach::new(&Arc::new(NixStores::sample()), &context, &scope)
 }
 

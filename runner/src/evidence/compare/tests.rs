@@ -170,7 +170,8 @@ fn a_difference_far_into_a_file_has_its_line_and_offset() {
 
 #[test]
 fn several_places_of_one_file_are_several_differences_with_one_total() {
-    let text = |n: u32| (0..9).map(|i| format!("{i} at {n}\nsame {i}\n")).collect::<String>();
+    let text =
+        |n: u32| (0..9).map(|i| format!("{i} at {n}\nsame {i}\n")).collect::<Vec<_>>().concat();
     let evidence = found(&file(&text(1)), &file(&text(2)), unbounded());
     let kinds: Vec<_> = evidence.differences.iter().map(|d| (d.kind.as_str(), d.offset)).collect();
     assert_eq!(kinds, [("content", Some(5)), ("content", Some(19)), ("content", Some(33))]);

@@ -34,7 +34,8 @@ fn a_line_that_only_one_side_has_does_not_make_the_rest_differ() {
 #[test]
 fn several_places_are_counted_and_the_first_are_shown() {
     let text = |day: u32| {
-        (0..5).map(|n| format!("built on day {day} by {n}\nsteady {n}\n")).collect::<String>()
+        let lines = (0..5).map(|n| format!("built on day {day} by {n}\nsteady {n}\n"));
+        lines.collect::<Vec<_>>().concat()
     };
     let found = look(text(1).as_bytes(), text(2).as_bytes(), 2);
     assert_eq!((found.places, found.lines, found.excerpts.len()), (5, Some(5), 2));

@@ -44,6 +44,8 @@ pub struct Scope {
     pub nix: NixDirs,
     /// Full store paths: the derivation and its outputs. Empty for builder selection.
     pub paths: Vec<String>,
+    /// The event's id: with the plugin it names the task. Empty for builder selection.
+    pub event: String,
 }
 
 impl Scope {
@@ -63,6 +65,6 @@ impl Scope {
                 ]
             }
         };
-        Self { nix: event.nix.clone(), paths }
+        Self { nix: event.nix.clone(), paths, event: event.id.clone() }
     }
 }

@@ -1,0 +1,160 @@
+//! Who has a message already. A recipient that was refused for now is tried again with the next
+//! attempt of its task, and nobody gets the message twice.
+//!
+//! One file for each message of a task, below `mail-progress/` of the state directory: JSON, written
+//! whole and renamed. It is kept beyond the task, because an attempt may fail after its message has
+//! been taken; files that are older than any task can be are removed.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::Refusal;
+
+/// No task waits longer: `give-up-after` and what a plugin may ask for are a week each by default.
+const KEEP: Duration = Duration::from_hours(30 * 24);
+/// The largest file that is read: hundreds of recipients.
+const MAX_SIZE: u64 = 1 << 20;
+
+/// Who has one message of a task.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Progress {
+    /// Nowhere, for a message that has no identity.
+    path: Option<PathBuf>,
+    seen: Seen,
+    changed: bool,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+struct Seen {
+    /// Recipients that have it.
+    delivered: Vec<String>,
+    /// Recipients that were refused for good.
+    refused: Vec<Refusal>,
+}
+
+impl Progress {
+    /// What is known of the message `message_id` of `task`. A file that cannot be read counts as
+    /// none.
+    pub(super) fn of(directory: &Path, task: &str, message_id: &str) -> Self {
+        let digest = Sha256::new_with_prefix(task).chain_update([0]).chain_update(message_id);
+        let name = digest
+            .finalize()
+            .iter()
+            .take(16)
+            .fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+        let path = directory.join(format!("{name}.json"));
+        let mut text = Vec::new();
+        let read = File::open(&path).and_then(|file| file.take(MAX_SIZE).read_to_end(&mut text));
+        let seen = read.ok().and_then(|_| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        Self { path: Some(path), seen, changed: false }
+    }
+
+    /// Is there nothing more to do for this recipient?
+    pub(super) fn is_settled(&self, recipient: &str) -> bool {
+        self.seen.delivered.iter().any(|known| known == recipient)
+            || self.seen.refused.iter().any(|known| known.recipient == recipient)
+    }
+
+    /// How many have the message.
+    pub(super) fn delivered_count(&self) -> usize {
+        self.seen.delivered.len()
+    }
+
+    /// Those that were refused for good.
+    pub(super) fn refused(&self) -> &[Refusal] {
+        &self.seen.refused
+    }
+
+    /// The recipient has it.
+    pub(super) fn delivered(&mut self, recipient: &str) {
+        self.seen.delivered.push(recipient.to_owned());
+        self.changed = true;
+    }
+
+    /// The recipient was refused for good.
+    pub(super) fn refuse(&mut self, refusal: Refusal) {
+        self.seen.refused.push(refusal);
+        self.changed = true;
+    }
+
+    /// Makes it durable, and removes what is too old to matter.
+    pub(super) fn save(&mut self) -> std::io::Result<()> {
+        let Some(path) = self.path.as_ref().filter(|_| self.changed) else { return Ok(()) };
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        let temporary = path.with_extension("new");
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        file.write_all(&serde_json::to_vec(&self.seen)?)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)?;
+        File::open(directory)?.sync_all()?;
+        self.changed = false;
+        remove_old(directory)
+    }
+}
+
+fn remove_old(directory: &Path) -> std::io::Result<()> {
+    let Some(oldest) = SystemTime::now().checked_sub(KEEP) else { return Ok(()) };
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.metadata().and_then(|found| found.modified()).is_ok_and(|time| time < oldest) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_delivered_is_known_to_the_next_attempt_of_that_task_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path().join("mail-progress");
+        let mut progress = Progress::of(&directory, "task", "<one@host>");
+        assert!(!progress.is_settled("a@b") && progress.delivered_count() == 0);
+        progress.delivered("a@b");
+        progress.refuse(Refusal {
+            recipient: "gone@b".into(),
+            transient: false,
+            reason: "550 no".into(),
+        });
+        progress.save().unwrap();
+        let progress = Progress::of(&directory, "task", "<one@host>");
+        assert!(progress.is_settled("a@b") && progress.is_settled("gone@b"));
+        assert!(progress.delivered_count() == 1 && !progress.is_settled("c@b"));
+        assert_eq!(progress.refused()[0].reason, "550 no");
+        for (task, message) in [("other", "<one@host>"), ("task", "<two@host>")] {
+            assert!(Progress::of(&directory, task, message).delivered_count() == 0);
+        }
+    }
+
+    #[test]
+    fn old_files_are_removed_and_damaged_ones_count_as_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let old = directory.path().join("old.json");
+        std::fs::write(&old, "{").unwrap();
+        let long_ago = SystemTime::now() - KEEP - Duration::from_hours(1);
+        File::options().write(true).open(&old).unwrap().set_modified(long_ago).unwrap();
+        let mut progress = Progress::of(directory.path(), "task", "<one@host>");
+        let path = progress.path.clone().unwrap();
+        std::fs::write(&path, "{").unwrap();
+        assert!(Progress::of(directory.path(), "task", "<one@host>").delivered_count() == 0);
+        progress.delivered("a@b");
+        progress.save().unwrap();
+        assert!(!old.exists() && path.exists());
+    }
+}

@@ -1,0 +1,312 @@
+//! The client's half of SMTP (RFC 5321), over any stream: greeting, EHLO, STARTTLS, AUTH, and one
+//! message to several recipients. Each command has a time limit of its own.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
+
+use super::reply::{Reply, ReplyError};
+
+/// How long a server may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// For the greeting and for each command.
+    pub command: Duration,
+    /// To take a whole message.
+    pub message: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            // Some servers delay replies on purpose by half a minute.
+            command: Duration::from_mins(1),
+            // They look for spam and viruses first, and a message that is given up too early is sent
+            // twice.
+            message: Duration::from_mins(3),
+        }
+    }
+}
+
+/// A connection, encrypted or not.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// What was being done when a problem came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Connecting, up to the greeting.
+    Connect,
+    /// Saying which machine this is.
+    Hello,
+    /// STARTTLS and TLS.
+    Secure,
+    /// AUTH.
+    Login,
+    /// The sender's address.
+    Sender,
+    /// A recipient's address.
+    Recipient,
+    /// The message.
+    Message,
+}
+
+/// Why a dialogue did not succeed.
+#[derive(Debug)]
+pub enum Problem {
+    /// The server refused.
+    Refused(Reply),
+    /// The server did not reply in time.
+    Silent(Duration),
+    /// The server's reply is not usable, or the connection is lost.
+    Reply(ReplyError),
+    /// The server does not offer what the configuration needs: why.
+    Lacking(&'static str),
+}
+
+impl From<ReplyError> for Problem {
+    fn from(error: ReplyError) -> Self {
+        Self::Reply(error)
+    }
+}
+
+/// What was being done, and why it did not succeed.
+pub type Result<T> = std::result::Result<T, (Step, Problem)>;
+
+/// A dialogue with a server that has said hello.
+pub struct Dialogue {
+    stream: BufReader<Box<dyn Stream>>,
+    /// The keywords of the EHLO reply, in capitals, and the mechanisms of AUTH as `AUTH PLAIN`.
+    offers: BTreeSet<String>,
+    patience: Patience,
+}
+
+impl Dialogue {
+    /// Waits for the greeting and says hello as `name`.
+    ///
+    /// # Errors
+    /// The server does not greet, or refuses the name.
+    pub async fn begin(stream: Box<dyn Stream>, name: &str, patience: Patience) -> Result<Self> {
+        let mut dialogue = Self::over(stream, patience);
+        let greeting = dialogue.reply(patience.command).await;
+        greeting.map_err(|problem| (Step::Connect, problem))?;
+        dialogue.hello(name).await?;
+        Ok(dialogue)
+    }
+
+    /// Says hello on a connection that has just been encrypted.
+    ///
+    /// # Errors
+    /// The server refuses the name.
+    pub async fn resume(stream: Box<dyn Stream>, name: &str, patience: Patience) -> Result<Self> {
+        let mut dialogue = Self::over(stream, patience);
+        dialogue.hello(name).await?;
+        Ok(dialogue)
+    }
+
+    fn over(stream: Box<dyn Stream>, patience: Patience) -> Self {
+        Self { stream: BufReader::new(stream), offers: BTreeSet::new(), patience }
+    }
+
+    /// Does the server offer this?
+    pub fn offers(&self, keyword: &str) -> bool {
+        self.offers.contains(keyword)
+    }
+
+    async fn hello(&mut self, name: &str) -> Result<()> {
+        let at = |problem| (Step::Hello, problem);
+        match self.command(&format!("EHLO {name}")).await {
+            Ok(reply) => {
+                self.offers = offers(&reply);
+                Ok(())
+            }
+            // A server of before 1995, or one behind a firewall that allows no extension.
+            Err(Problem::Refused(reply)) if matches!(reply.code, 500 | 502) => {
+                self.command(&format!("HELO {name}")).await.map_err(at)?;
+                Ok(())
+            }
+            Err(problem) => Err(at(problem)),
+        }
+    }
+
+    /// Sends STARTTLS and returns the bare connection, on which TLS begins.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub async fn start_tls(mut self) -> Result<Box<dyn Stream>> {
+        let at = |problem| (Step::Secure, problem);
+        self.command("STARTTLS").await.map_err(at)?;
+        if !self.stream.buffer().is_empty() {
+            // Somebody in between may have added it; it must not count as part of what follows
+            // encrypted (CVE-2011-0411).
+            let more = ReplyError::Malformed("text after its reply to STARTTLS".to_owned());
+            return Err(at(more.into()));
+        }
+        Ok(self.stream.into_inner())
+    }
+
+    /// Logs in by PLAIN or LOGIN, whichever the server offers.
+    ///
+    /// # Errors
+    /// The server refuses, or offers neither.
+    pub async fn login(&mut self, username: &str, password: &str) -> Result<()> {
+        let at = |problem| (Step::Login, problem);
+        if self.offers("AUTH PLAIN") {
+            let both = BASE64.encode(format!("\0{username}\0{password}"));
+            let reply = self.command(&format!("AUTH PLAIN {both}")).await.map_err(at)?;
+            accepted(reply).map_err(at)
+        } else if self.offers("AUTH LOGIN") {
+            self.command("AUTH LOGIN").await.map_err(at)?;
+            self.command(&BASE64.encode(username)).await.map_err(at)?;
+            let reply = self.command(&BASE64.encode(password)).await.map_err(at)?;
+            accepted(reply).map_err(at)
+        } else {
+            Err(at(Problem::Lacking("a login by PLAIN or LOGIN")))
+        }
+    }
+
+    /// Sends `message` to `to` and returns the recipients that were refused. `delivered` is told of
+    /// each of the others as soon as the server has taken the message for it.
+    ///
+    /// # Errors
+    /// Nobody whom `delivered` was not told of has it.
+    pub async fn send<'a>(
+        &mut self,
+        from: &str,
+        to: &[&'a str],
+        message: &[u8],
+        mut delivered: impl FnMut(&'a str),
+    ) -> Result<Vec<(&'a str, Reply)>> {
+        let mut refused = Vec::new();
+        let mut waiting: Vec<&str> = to.to_vec();
+        while !waiting.is_empty() {
+            let sender = format!("MAIL FROM:<{from}>");
+            self.command(&sender).await.map_err(|problem| (Step::Sender, problem))?;
+            let (mut taken, mut later) = (Vec::new(), Vec::new());
+            for recipient in std::mem::take(&mut waiting) {
+                match self.command(&format!("RCPT TO:<{recipient}>")).await {
+                    Ok(_) => taken.push(recipient),
+                    // 421: the server is about to close the connection.
+                    Err(Problem::Refused(reply)) if reply.code != 421 => {
+                        if reply.is_too_many_recipients() && !taken.is_empty() {
+                            later.push((recipient, reply));
+                        } else {
+                            refused.push((recipient, reply));
+                        }
+                    }
+                    Err(problem) => return Err((Step::Recipient, problem)),
+                }
+            }
+            if taken.is_empty() {
+                break;
+            }
+            self.message(message).await.map_err(|problem| (Step::Message, problem))?;
+            taken.into_iter().for_each(&mut delivered);
+            // Each turn delivers to somebody, so this ends.
+            waiting = later.into_iter().map(|(recipient, _)| recipient).collect();
+        }
+        Ok(refused)
+    }
+
+    async fn message(&mut self, message: &[u8]) -> std::result::Result<(), Problem> {
+        let reply = self.command("DATA").await?;
+        if reply.code != 354 {
+            return Err(Problem::Refused(reply));
+        }
+        self.write(&stuffed(message)).await?;
+        accepted(self.reply(self.patience.message).await?)
+    }
+
+    /// Ends the dialogue. What the server says to that does not matter.
+    pub async fn quit(mut self) {
+        self.patience.command = self.patience.command.min(Duration::from_secs(5));
+        let _said = self.command("QUIT").await;
+    }
+
+    async fn command(&mut self, command: &str) -> std::result::Result<Reply, Problem> {
+        self.write(format!("{command}\r\n").as_bytes()).await?;
+        self.reply(self.patience.command).await
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> std::result::Result<(), Problem> {
+        let write = async {
+            self.stream.write_all(bytes).await?;
+            self.stream.flush().await
+        };
+        match tokio::time::timeout(self.patience.message, write).await {
+            Ok(written) => written.map_err(|error| Problem::Reply(error.into())),
+            Err(_) => Err(Problem::Silent(self.patience.message)),
+        }
+    }
+
+    async fn reply(&mut self, patience: Duration) -> std::result::Result<Reply, Problem> {
+        match tokio::time::timeout(patience, Reply::read(&mut self.stream)).await {
+            Ok(Ok(reply)) if reply.is_positive() => Ok(reply),
+            Ok(Ok(reply)) => Err(Problem::Refused(reply)),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(Problem::Silent(patience)),
+        }
+    }
+}
+
+/// A reply that ends what was asked for: not one that asks for more.
+fn accepted(reply: Reply) -> std::result::Result<(), Problem> {
+    if reply.code < 300 { Ok(()) } else { Err(Problem::Refused(reply)) }
+}
+
+/// The keywords after the first line.
+fn offers(reply: &Reply) -> BTreeSet<String> {
+    let mut offers = BTreeSet::new();
+    for line in reply.lines.iter().skip(1) {
+        // Servers of long ago write `AUTH=PLAIN`.
+        let mut words = line.split([' ', '=']).map(str::to_ascii_uppercase);
+        let Some(keyword) = words.next() else { continue };
+        if keyword == "AUTH" {
+            offers.extend(words.map(|mechanism| format!("AUTH {mechanism}")));
+        }
+        offers.insert(keyword);
+    }
+    offers
+}
+
+/// The message as it goes over the wire: every line ends in CR LF, a dot at the beginning of a line
+/// is doubled, and a line with a dot alone ends it (RFC 5321 section 4.5.2).
+fn stuffed(message: &[u8]) -> Vec<u8> {
+    let mut wire = Vec::with_capacity(message.len() + message.len() / 32 + 8);
+    for line in lines(message) {
+        // NUL is in no message, and some servers end a line there.
+        let mut line = line.iter().copied().filter(|byte| *byte != 0).peekable();
+        if line.peek() == Some(&b'.') {
+            wire.push(b'.');
+        }
+        wire.extend(line);
+        wire.extend_from_slice(b"\r\n");
+    }
+    wire.extend_from_slice(b".\r\n");
+    wire
+}
+
+/// The lines of a message, whatever ends them: CR LF, LF, or CR alone, which some servers take for
+/// the end of a line too.
+fn lines(message: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = message;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let end = rest.iter().position(|byte| matches!(byte, b'\r' | b'\n')).unwrap_or(rest.len());
+        let (line, tail) = rest.split_at(end);
+        rest = tail
+            .strip_prefix(b"\r\n")
+            .or_else(|| tail.strip_prefix(b"\r"))
+            .or_else(|| tail.strip_prefix(b"\n"))
+            .unwrap_or(tail);
+        Some(line)
+    })
+}
+
+#[cfg(test)]
+mod tests;
