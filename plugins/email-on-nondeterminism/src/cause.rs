@@ -1,11 +1,13 @@
 //! What a difference looks like. A hint from a few bytes, not a finding: the words stay careful,
 //! and where nothing fits there is no hint.
 
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use regex_lite::Regex;
 
 use crate::finding::{Difference, Finding};
+use crate::value::{Value, changed};
 
 /// What may be behind a difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,10 +24,23 @@ pub enum Cause {
     Order,
     /// A random or counted identifier.
     RandomId,
+    /// A number and nothing else.
+    Number,
+    /// Which files there are.
+    Presence,
+    /// The contents of a compressed file.
+    Compressed,
+    /// A build ID, made from the rest of the file.
+    BuildId,
 }
 
 impl Cause {
-    /// Goes after "looks like".
+    /// Does it follow from another difference of the same file?
+    pub const fn follows(self) -> bool {
+        matches!(self, Self::BuildId)
+    }
+
+    /// A noun phrase.
     pub const fn looks_like(self) -> &'static str {
         match self {
             Self::Date => "an embedded date or time",
@@ -34,6 +49,10 @@ impl Cause {
             Self::HostName => "the machine's name",
             Self::Order => "the same things in another order",
             Self::RandomId => "a random identifier",
+            Self::Number => "a number that changes, such as a process ID, a counter or a size",
+            Self::Presence => "files that only one of the builds made",
+            Self::Compressed => "the contents of a compressed file",
+            Self::BuildId => "a build ID, which follows from the rest of the file",
         }
     }
 
@@ -44,7 +63,8 @@ impl Cause {
                 "Many tools take the time from SOURCE_DATE_EPOCH; others have an option to leave the date out."
             }
             Self::ArchiveTime => {
-                "Write the archive without times: `gzip -n`, `zip -X` after `touch -d @$SOURCE_DATE_EPOCH`, `ar D`, `tar --mtime`."
+                "Write the archive without times: `gzip -n`, `tar --sort=name --mtime=@$SOURCE_DATE_EPOCH`, `ar D`, and for zip and jar \
+                 `touch -d @$SOURCE_DATE_EPOCH` on all files first."
             }
             Self::BuildPath => {
                 "Map the path away (`-ffile-prefix-map=$NIX_BUILD_TOP=.`, `--remap-path-prefix`, `-trimpath`), or strip what holds it."
@@ -57,61 +77,139 @@ impl Cause {
                  `enableParallelBuilding = false`."
             }
             Self::RandomId => "Seed what is random, or derive the identifier from the contents.",
+            Self::Number => {
+                "Look for what writes it (`$$` or `getpid()`, a counter that several jobs share, a size of something else that \
+                 differs), and leave it out or give it a fixed value."
+            }
+            Self::Presence => {
+                "Look for temporary names, for a race in a parallel build (try `enableParallelBuilding = false`), and for steps that \
+                 depend on the time or on the machine."
+            }
+            Self::Compressed => {
+                "The difference is in what was compressed. Compare the unpacked contents (diffoscope unpacks), and mend what goes in, \
+                 or the order in which it goes in."
+            }
+            Self::BuildId => {
+                "Nothing to mend here: it will be the same when the rest of the file is."
+            }
         }
     }
 }
 
-/// What the differences of one file look like.
-pub fn of_file(differences: &[&Difference], finding: &Finding) -> Option<Cause> {
-    differences.iter().find_map(|difference| of_difference(difference, finding))
-}
+/// Digits that make a number in text, and in bytes, where a few may be there by chance.
+const DIGITS_IN_TEXT: usize = 1;
+const DIGITS_IN_BYTES: usize = 3;
 
-fn of_difference(difference: &Difference, finding: &Finding) -> Option<Cause> {
+/// What one difference looks like: nothing known, or one cause or more, as lines may differ for
+/// different reasons.
+pub fn of_difference(difference: &Difference, finding: &Finding) -> BTreeSet<Cause> {
+    let one = |cause: Option<Cause>| cause.into_iter().collect();
     match difference.kind.as_str() {
         "content" => {
-            let (previous, current) =
-                (bytes_as_text(&difference.previous), bytes_as_text(&difference.current));
-            header_time(&difference.path, difference.offset)
-                .or_else(|| of_texts(&previous, &current, finding))
+            if difference.details.get("order").is_some_and(|order| order == "lines") {
+                return one(Some(Cause::Order));
+            }
+            let values = (Value::parse(&difference.previous), Value::parse(&difference.current));
+            match &values {
+                (Value::Text { text: a, .. }, Value::Text { text: b, .. }) => {
+                    let (a, b): (Vec<&str>, Vec<&str>) = (a.lines().collect(), b.lines().collect());
+                    if a.len() != b.len() {
+                        return one(of_texts(
+                            &a.join("\n"),
+                            &b.join("\n"),
+                            finding,
+                            DIGITS_IN_TEXT,
+                        ));
+                    }
+                    a.iter()
+                        .zip(&b)
+                        .filter_map(|(a, b)| of_texts(a, b, finding, DIGITS_IN_TEXT))
+                        .collect()
+                }
+                (previous, current) => one(in_format(difference, previous).or_else(|| {
+                    // Patterns in compressed bytes are there by chance.
+                    if compressed(&difference.path) {
+                        return Some(Cause::Compressed);
+                    }
+                    of_texts(&previous.text(), &current.text(), finding, DIGITS_IN_BYTES)
+                })),
+            }
         }
-        "link-target" => of_texts(&difference.previous, &difference.current, finding),
-        _ => None,
+        "link-target" => {
+            one(of_texts(&difference.previous, &difference.current, finding, DIGITS_IN_TEXT))
+        }
+        "only-in-previous" | "only-in-current" => one(Some(Cause::Presence)),
+        _ => BTreeSet::new(),
     }
 }
 
-/// The host shows bytes around a difference as quoted text, or in hexadecimal.
-fn bytes_as_text(shown: &str) -> String {
-    if let Some(quoted) = shown.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
-        return quoted
-            .replace("\\n", "\n")
-            .replace("\\t", "\t")
-            .replace("\\\"", "\"")
-            .replace("\\\\", "\\");
-    }
-    let bytes: Option<Vec<u8>> =
-        shown.split(' ').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
-    bytes.map_or_else(|| shown.to_owned(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
+/// The ending of a file name, in lower case.
+fn extension(path: &str) -> Option<String> {
+    let name = path.rsplit('/').next()?;
+    name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase())
 }
 
-/// Formats that carry a time at a known place.
-fn header_time(path: &str, offset: Option<u64>) -> Option<Cause> {
-    let offset = offset?;
-    let extension = path.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase())?;
-    let place = match extension.as_str() {
-        // RFC 1952 section 2.3: MTIME.
-        "gz" | "tgz" | "svgz" => 4..8,
-        // PKWARE APPNOTE 4.3.7: last mod file time and date of the first entry.
-        "zip" | "jar" | "whl" | "war" | "apk" | "egg" => 10..14,
-        // ar(5): `ar_date` of the first member, after the magic and 16 bytes of name.
-        "a" => 24..36,
-        // PEP 552: the source's time, unless the file is of the hash-based kind.
-        "pyc" => 8..12,
-        _ => return None,
+const ZIP: [&str; 7] = ["zip", "jar", "whl", "war", "apk", "egg", "xpi"];
+
+fn compressed(path: &str) -> bool {
+    extension(path).is_some_and(|extension| {
+        ZIP.contains(&extension.as_str())
+            || matches!(
+                extension.as_str(),
+                "gz" | "tgz" | "svgz" | "bz2" | "xz" | "zst" | "lz4" | "br" | "7z"
+            )
+    })
+}
+
+/// Formats that carry a time, or a hash of the rest, at a known place.
+fn in_format(difference: &Difference, value: &Value) -> Option<Cause> {
+    let offset = difference.offset?;
+    let extension = extension(&difference.path).unwrap_or_default();
+    let bytes: &[u8] = match value {
+        Value::Bytes(bytes) => bytes,
+        _ => &[],
     };
-    place.contains(&offset).then_some(Cause::ArchiveTime)
+    let from: u64 = difference.details.get("from").and_then(|from| from.parse().ok()).unwrap_or(0);
+    // The bytes before the one that differs, as far as they are shown.
+    let at = usize::try_from(offset.saturating_sub(from)).unwrap_or(usize::MAX);
+    let before = bytes.get(..at).unwrap_or_default();
+    // `mark` begins a header in which the time is at `place`.
+    let in_header = |mark: &[u8], place: std::ops::Range<usize>| {
+        place.into_iter().any(|distance| {
+            before
+                .len()
+                .checked_sub(distance)
+                .and_then(|start| before.get(start..start + mark.len()))
+                .is_some_and(|found| found == mark)
+        })
+    };
+    let is_time = match extension.as_str() {
+        // RFC 1952 section 2.3: MTIME.
+        "gz" | "tgz" | "svgz" => (4..8).contains(&offset),
+        // PKWARE APPNOTE 4.3.7 and 4.3.12: last mod file time and date of an entry.
+        extension if ZIP.contains(&extension) => {
+            (10..14).contains(&offset)
+                || in_header(b"PK\x03\x04", 10..14)
+                || in_header(b"PK\x01\x02", 12..16)
+        }
+        // ar(5): `ar_date` of the first member, after the magic and 16 bytes of name.
+        "a" => (24..36).contains(&offset),
+        // POSIX ustar: `mtime` of a header, and the checksum after it.
+        "tar" => (136..156).contains(&(offset % 512)),
+        // PEP 552: the source's time, unless the file is of the hash-based kind.
+        "pyc" => (8..12).contains(&offset),
+        _ => false,
+    };
+    if is_time {
+        return Some(Cause::ArchiveTime);
+    }
+    // An ELF note of the type NT_GNU_BUILD_ID: its name, then the hash.
+    let note = before.len().saturating_sub(20);
+    let named = before.get(note..).unwrap_or_default().windows(8);
+    named.into_iter().any(|window| window == b"\x03\0\0\0GNU\0").then_some(Cause::BuildId)
 }
 
-/// One pattern; a match counts if both sides have one and they are not the same.
+/// A match counts if both sides have one that holds the difference, and they are not the same.
 static CHANGING: LazyLock<Vec<(Cause, Regex)>> = LazyLock::new(|| {
     [
         (Cause::Date, r"\b(?:19|20)\d\d[-/.]?[01]\d[-/.]?[0-3]\d(?:[T _-]?[0-2]\d[:h]?[0-5]\d(?:[:m]?[0-5]\d)?)?"),
@@ -135,14 +233,18 @@ static CHANGING: LazyLock<Vec<(Cause, Regex)>> = LazyLock::new(|| {
 static BUILD_PATH: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"nix-build-|/builds/nix-\d|^/build/|[^\w.-]/build/").ok());
 
-fn of_texts(previous: &str, current: &str, finding: &Finding) -> Option<Cause> {
-    let differ = |pattern: &Regex| match (pattern.find(previous), pattern.find(current)) {
-        (Some(a), Some(b)) => a.as_str() != b.as_str(),
-        _ => false,
+fn of_texts(previous: &str, current: &str, finding: &Finding, min_digits: usize) -> Option<Cause> {
+    let (a, b) = changed(previous, current);
+    let overlaps = |found: &regex_lite::Match<'_>, range: &std::ops::Range<usize>| {
+        found.start() < range.end.max(range.start + 1) && found.end() > range.start
     };
-    if BUILD_PATH
-        .as_ref()
-        .is_some_and(|pattern| pattern.is_match(previous) || pattern.is_match(current))
+    let differ = |pattern: &Regex| {
+        let one = pattern.find_iter(previous).find(|found| overlaps(found, &a));
+        let other = pattern.find_iter(current).find(|found| overlaps(found, &b));
+        matches!((one, other), (Some(one), Some(other)) if one.as_str() != other.as_str())
+    };
+    let (word, other) = (word_around(previous, &a), word_around(current, &b));
+    if BUILD_PATH.as_ref().is_some_and(|pattern| pattern.is_match(word) || pattern.is_match(other))
     {
         return Some(Cause::BuildPath);
     }
@@ -151,10 +253,35 @@ fn of_texts(previous: &str, current: &str, finding: &Finding) -> Option<Cause> {
     }
     let host = finding.host.split('.').next().unwrap_or_default();
     // Shorter names turn up in other words.
-    if host.len() >= 4 && previous.contains(host) != current.contains(host) {
+    if host.len() >= 4 && word.contains(host) != other.contains(host) {
         return Some(Cause::HostName);
     }
-    (previous != current && same_words(previous, current)).then_some(Cause::Order)
+    if previous != current && same_words(previous, current) {
+        return Some(Cause::Order);
+    }
+    let digits = |text: &str, range: &std::ops::Range<usize>| {
+        let part = text.get(range.clone()).unwrap_or_default();
+        part.chars().all(|c| c.is_ascii_digit())
+    };
+    let number = |word: &str| {
+        word.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() >= min_digits)
+    };
+    (previous != current
+        && digits(previous, &a)
+        && digits(current, &b)
+        && number(word)
+        && number(other))
+    .then_some(Cause::Number)
+}
+
+/// The part of `text` around `range` without blanks and quotation marks.
+fn word_around<'a>(text: &'a str, range: &std::ops::Range<usize>) -> &'a str {
+    let ends = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'' | '\0');
+    let start = text.get(..range.start).and_then(|before| {
+        before.char_indices().rev().find(|(_, c)| ends(*c)).map(|(at, c)| at + c.len_utf8())
+    });
+    let end = text.get(range.end..).and_then(|after| after.find(ends)).map(|at| range.end + at);
+    text.get(start.unwrap_or(0)..end.unwrap_or(text.len())).unwrap_or_default()
 }
 
 /// The same words in another order. What is cut off at either end does not count.
@@ -185,10 +312,24 @@ mod tests {
             offset: Some(offset),
             ..Difference::default()
         };
-        of_file(
-            &[&difference],
+        let found = of_difference(
+            &difference,
             &Finding { host: "build17.example.org".into(), ..Finding::default() },
-        )
+        );
+        assert!(found.len() <= 1, "{found:?}");
+        found.first().copied()
+    }
+
+    #[test]
+    fn lines_that_differ_for_different_reasons_have_a_cause_each() {
+        let difference = Difference {
+            kind: "content".into(),
+            previous: r#""at 19:47:12\npid 1\n""#.into(),
+            current: r#""at 19:47:13\npid 2\n""#.into(),
+            ..Difference::default()
+        };
+        let found = of_difference(&difference, &Finding::default());
+        assert_eq!(found, [Cause::Date, Cause::Number].into());
     }
 
     #[test]
@@ -217,6 +358,11 @@ mod tests {
             (r#""alpha beta gamma""#, r#""alpha gamma beta""#, Some(Cause::Order)),
             // The bytes of " 19:47:12" and " 19:47:13" after a zero.
             ("00 20 31 39 3a 34 37 3a 31 32", "00 20 31 39 3a 34 37 3a 31 33", Some(Cause::Date)),
+            (r#""pid 55794\n""#, r#""pid 55801\n""#, Some(Cause::Number)),
+            (r#""x86_64 a1\n""#, r#""x86_64 a2\n""#, Some(Cause::Number)),
+            // The date is the same; what differs is something else.
+            (r#""2026-11-22 one\n""#, r#""2026-11-22 two\n""#, None),
+            (r#""/build/x same, one""#, r#""/build/x same, two""#, None),
             (r#""hello""#, r#""world""#, None),
             ("7f 45 4c 46", "7f 45 4c 47", None),
             ("", "", None),
@@ -228,5 +374,12 @@ mod tests {
         assert_eq!(content("share/man/a.1.gz", 5, "1f 8b", "1f 8b"), Some(Cause::ArchiveTime));
         assert_eq!(content("lib/a.pyc", 8, "00", "01"), Some(Cause::ArchiveTime));
         assert_eq!(content("lib/a.so", 8, "00", "01"), None);
+        assert_eq!(content("src.tar", 512 + 140, "31", "32"), Some(Cause::ArchiveTime));
+        assert_eq!(content("src.tar", 512 + 100, "31", "33"), None);
+        assert_eq!(content("src.tar.xz", 900, "31", "33"), Some(Cause::Compressed));
+        let entry = |time: &str| format!("50 4b 03 04 14 00 00 08 08 00 {time} 7b 5b");
+        assert_eq!(content("a.jar", 10, &entry("11"), &entry("12")), Some(Cause::ArchiveTime));
+        let note = |id: &str| format!("04 00 00 00 14 00 00 00 03 00 00 00 47 4e 55 00 {id} 11");
+        assert_eq!(content("bin/x", 16, &note("aa"), &note("ab")), Some(Cause::BuildId));
     }
 }

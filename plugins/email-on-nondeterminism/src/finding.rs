@@ -77,6 +77,17 @@ impl Finding {
         files
     }
 
+    /// The side that alone has this file: `previous` or `current`.
+    pub fn only_in(&self, path: &str) -> Option<&'static str> {
+        self.differences.iter().filter(|one| one.path == path).find_map(|one| {
+            match one.kind.as_str() {
+                "only-in-previous" => Some("previous"),
+                "only-in-current" => Some("current"),
+                _ => None,
+            }
+        })
+    }
+
     /// What makes two findings the same: which files differ, and how. Not the values: a date
     /// differs each time in the same place.
     pub fn fingerprint(&self) -> String {

@@ -36,8 +36,14 @@ pub struct Group<'a> {
     pub examples: Vec<(&'a str, Vec<&'a Difference>)>,
 }
 
-/// Differences of this kind shown of one file.
-const SHOWN: usize = 2;
+/// Differences of this kind shown of one file. Several places of a shuffled or compressed file say no
+/// more than one.
+const fn shown(kind: Kind) -> usize {
+    match kind {
+        Kind::Cause(Cause::Order | Cause::Compressed | Cause::ArchiveTime) => 1,
+        _ => 2,
+    }
+}
 
 /// All groups, those with the most files first.
 pub fn groups(finding: &Finding) -> Vec<Group<'_>> {
@@ -46,13 +52,17 @@ pub fn groups(finding: &Finding) -> Vec<Group<'_>> {
         let kinds: Vec<(Kind, &Difference)> = differences
             .iter()
             .filter(|difference| difference.kind != "size" || differences.len() == 1)
-            .map(|difference| (kind(difference, finding), *difference))
+            .flat_map(|difference| {
+                kinds(difference, finding).into_iter().map(move |kind| (kind, *difference))
+            })
             .collect();
         let of_file: BTreeSet<Kind> = kinds.iter().map(|(kind, _)| *kind).collect();
         for one in &of_file {
             // What is explained by another difference of the same file is not mentioned.
             let explained = match one {
-                Kind::Contents => of_file.iter().any(|other| matches!(other, Kind::Cause(cause) if !cause.follows())),
+                Kind::Contents => of_file
+                    .iter()
+                    .any(|other| matches!(other, Kind::Cause(cause) if !cause.follows())),
                 Kind::Cause(cause) if cause.follows() => of_file
                     .iter()
                     .any(|other| !matches!(other, Kind::Cause(cause) if cause.follows())),
@@ -71,7 +81,7 @@ pub fn groups(finding: &Finding) -> Vec<Group<'_>> {
                 .iter()
                 .filter(|(kind, _)| kind == one)
                 .map(|(_, difference)| *difference)
-                .take(SHOWN)
+                .take(shown(*one))
                 .collect();
             group.examples.push((path, shown));
         }
@@ -85,18 +95,21 @@ pub fn groups(finding: &Finding) -> Vec<Group<'_>> {
     groups
 }
 
-fn kind(difference: &Difference, finding: &Finding) -> Kind {
-    if let Some(cause) = cause::of_difference(difference, finding) {
-        return Kind::Cause(cause);
+fn kinds(difference: &Difference, finding: &Finding) -> Vec<Kind> {
+    let causes = cause::of_difference(difference, finding);
+    if !causes.is_empty() {
+        return causes.into_iter().map(Kind::Cause).collect();
     }
-    match difference.kind.as_str() {
-        "content" if difference.previous.is_empty() && difference.current.is_empty() => Kind::Unseen,
+    vec![match difference.kind.as_str() {
+        "content" if difference.previous.is_empty() && difference.current.is_empty() => {
+            Kind::Unseen
+        }
         "content" | "size" => Kind::Contents,
         "link-target" => Kind::LinkTarget,
         "mode" => Kind::Mode,
         "type" => Kind::Type,
         _ => Kind::Other,
-    }
+    }]
 }
 
 #[cfg(test)]

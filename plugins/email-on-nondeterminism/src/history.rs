@@ -19,6 +19,9 @@ pub struct Record {
     pub event: String,
     /// [`Finding::fingerprint`] of it.
     pub fingerprint: String,
+    /// Its derivation; empty in records of old.
+    #[serde(default)]
+    pub drv_path: String,
     /// When it was mailed, in milliseconds since 1970.
     pub mailed_ms: u64,
     /// Findings since then that were not mailed.
@@ -55,6 +58,8 @@ pub enum Reason {
     First,
     /// It differs in other files, or in another way, than before.
     Changed,
+    /// The same as before, in another derivation: whatever was changed has not mended it.
+    AnotherDerivation,
     /// The same as before, and `repeat-after` has passed.
     Again {
         /// Findings in between that were not mailed.
@@ -79,6 +84,9 @@ pub fn decide(known: Option<&Record>, finding: &Finding, repeat_after: Duration)
     if known.fingerprint != finding.fingerprint() {
         return Decision::Mail { reason: Reason::Changed };
     }
+    if !known.drv_path.is_empty() && known.drv_path != finding.drv_path {
+        return Decision::Mail { reason: Reason::AnotherDerivation };
+    }
     let again_ms =
         known.mailed_ms.saturating_add(u64::try_from(repeat_after.as_millis()).unwrap_or(u64::MAX));
     if finding.time_ms >= again_ms {
@@ -95,6 +103,7 @@ pub fn mailed(finding: &Finding) -> Record {
     Record {
         event: finding.id.clone(),
         fingerprint: finding.fingerprint(),
+        drv_path: finding.drv_path.clone(),
         mailed_ms: finding.time_ms,
         unmailed: 0,
         unfinished: false,
@@ -154,6 +163,20 @@ mod tests {
             decide(Some(&record), &finding("2", 10_001, "b")),
             Decision::Mail { reason: Reason::Changed }
         );
+    }
+
+    #[test]
+    fn the_same_difference_in_another_derivation_is_mailed() {
+        let window = Duration::from_secs(1);
+        let first = Finding { drv_path: "/nix/store/a.drv".into(), ..finding("1", 10_000, "a") };
+        let record = mailed(&first);
+        let changed = Finding { drv_path: "/nix/store/b.drv".into(), ..finding("2", 10_001, "a") };
+        assert_eq!(
+            decide(Some(&record), &changed, window),
+            Decision::Mail { reason: Reason::AnotherDerivation }
+        );
+        let unknown = Record { drv_path: String::new(), ..record };
+        assert!(matches!(decide(Some(&unknown), &changed, window), Decision::Known { .. }));
     }
 
     #[test]

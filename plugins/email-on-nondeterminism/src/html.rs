@@ -4,7 +4,8 @@
 //! Everything in a report comes from a build and is hostile. [`Page`] takes mark-up only as
 //! literals of this file and escapes whatever else it is given, so nothing can be forgotten.
 
-use crate::report::{Change, File, Report};
+use crate::report::{Example, Report, Section};
+use crate::value::{Row, Side};
 
 /// A page under construction.
 #[derive(Debug, Default)]
@@ -68,13 +69,22 @@ th { text-align: left; vertical-align: top; font-weight: 600; font-size: 14px; c
 td { vertical-align: top; padding: 5px 0; overflow-wrap: anywhere; }
 code, pre, .mono { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono", monospace; font-size: 13.5px; }
 pre { margin: 6px 0 0; padding: 10px 12px; border-radius: 6px; background: #f3f4f6; white-space: pre-wrap; overflow-wrap: anywhere; }
-.file { border-top: 1px solid #d9dee5; padding: 12px 0 4px; }
-.path { font-weight: 600; overflow-wrap: anywhere; margin: 0 0 4px; }
-.hint { display: inline-block; background: #fff4d6; color: #7a4d00; border-radius: 5px; padding: 1px 8px; font-size: 14px; margin: 4px 0 6px; }
-.side { display: block; padding: 4px 10px; margin: 3px 0 0; border-left: 4px solid #c8cfd8; overflow-wrap: anywhere; white-space: pre-wrap; }
-.old { border-color: #d92d20; background: #fdecea; }
-.new { border-color: #12924a; background: #e7f6ec; }
-.more { border-top: 1px solid #d9dee5; padding: 12px 0 0; margin: 0; font-weight: 600; }
+h3 { font-size: 16px; line-height: 1.35; margin: 0 0 4px; }
+.group { border-top: 1px solid #d9dee5; padding: 14px 0 2px; margin-top: 12px; }
+.example { border: 1px solid #d9dee5; border-radius: 8px; padding: 10px 12px; margin: 8px 0 10px; }
+.path { font-weight: 600; overflow-wrap: anywhere; margin: 0 0 2px; }
+.what { font-size: 14px; color: #5b6773; margin: 6px 0 2px; }
+.side { display: block; padding: 3px 8px; margin: 2px 0 0; border-left: 4px solid #c8cfd8; overflow-wrap: anywhere; white-space: pre-wrap; }
+.label { display: inline-block; min-width: 5.2em; color: #5b6773; font-size: 12px; font-family: -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
+.wide { min-width: 9em; }
+.wide .mono { font-size: 12px; }
+.old { border-color: #d92d20; background: #fdf3f2; }
+.new { border-color: #12924a; background: #f0f9f3; }
+mark { color: inherit; border-radius: 2px; text-decoration: underline; }
+.old mark { background: #f8c5c0; }
+.new mark { background: #b4e4c5; }
+.names { margin: 0 0 4px; overflow-wrap: anywhere; }
+.names .mono { word-spacing: .35em; }
 ul { margin: 0; padding: 0 0 0 20px; }
 li { margin: 0 0 6px; }
 @media (max-width: 480px) {
@@ -82,17 +92,24 @@ li { margin: 0 0 6px; }
   .card { padding: 14px 14px; border-radius: 8px; }
   .facts th, .facts td { display: block; padding: 0; width: auto; }
   .facts td { padding-bottom: 8px; }
+  .example { padding: 8px; }
+  .side { padding: 3px 6px; font-size: 11.5px; }
+  .label { min-width: 4.4em; font-size: 11px; }
+  .wide { min-width: 7.6em; }
+  .wide .mono { font-size: 10.5px; }
 }
 @media (prefers-color-scheme: dark) {
   body { background: #14181d; color: #e4e8ec; }
   .card { background: #1d232a; border-color: #323b45; }
   .kicker { color: #ff8a7a; }
-  .quiet, th { color: #a3afbb; }
+  .quiet, .what, .label, th { color: #a3afbb; }
   pre { background: #14181d; }
-  .file, .more { border-color: #323b45; }
-  .hint { background: #4a3710; color: #ffd98a; }
-  .old { border-color: #e5625a; background: #3a1f1e; }
-  .new { border-color: #3fb26f; background: #173324; }
+  .group, .example { border-color: #323b45; }
+  .side { border-color: #4a5561; }
+  .old { border-color: #e5625a; background: #2c1f20; }
+  .new { border-color: #3fb26f; background: #1a2a21; }
+  .old mark { background: #7a2d28; }
+  .new mark { background: #1f6b3f; }
 }
 </style>
 <title>"#;
@@ -106,9 +123,7 @@ pub fn render(report: &Report) -> String {
         facts,
         heading,
         compared,
-        files,
-        more,
-        causes,
+        sections,
         steps,
         caveats,
         footer,
@@ -134,30 +149,14 @@ pub fn render(report: &Report) -> String {
     }
     page.markup("</table>\n</div>\n");
 
-    page.markup("<div class=\"card\">\n<h2>")
-        .text(heading)
-        .markup("</h2>\n<p class=\"quiet\">")
-        .text(compared)
-        .markup("</p>\n");
-    for one in files {
-        file(&mut page, one);
+    page.markup("<div class=\"card\">\n<h2>").text(heading).markup("</h2>\n");
+    for line in compared {
+        page.markup("<p class=\"quiet\">").text(line).markup("</p>\n");
     }
-    if let Some(more) = more {
-        page.markup("<p class=\"more\">").text(more).markup("</p>\n");
+    for one in sections {
+        section(&mut page, one);
     }
     page.markup("</div>\n");
-
-    if !causes.is_empty() {
-        page.markup("<div class=\"card\">\n<h2>What it looks like</h2>\n");
-        for (cause, advice) in causes {
-            page.markup("<p><strong>")
-                .text(cause)
-                .markup(".</strong><br>")
-                .prose(advice)
-                .markup("</p>\n");
-        }
-        page.markup("</div>\n");
-    }
 
     page.markup("<div class=\"card\">\n<h2>What to do next</h2>\n");
     for step in steps {
@@ -177,35 +176,68 @@ pub fn render(report: &Report) -> String {
     page.0
 }
 
-fn file(page: &mut Page, file: &File) {
-    page.markup("<div class=\"file\">\n<p class=\"path mono\">").text(&file.path).markup("</p>\n");
-    if let Some(hint) = &file.hint {
-        page.markup("<p class=\"hint\">").text(hint).markup("</p>\n");
+fn section(page: &mut Page, section: &Section) {
+    let Section { title, advice, examples, names, more } = section;
+    page.markup("<div class=\"group\">\n<h3>").text(title).markup("</h3>\n");
+    if let Some(advice) = advice {
+        page.markup("<p>").prose(advice).markup("</p>\n");
     }
-    for one in &file.changes {
-        change(page, one);
+    for one in examples {
+        example(page, one);
+    }
+    if !names.is_empty() && !examples.is_empty() {
+        page.markup("<p class=\"what\">All of them:</p>\n");
+    }
+    for (directory, names) in names {
+        page.markup("<p class=\"names\">");
+        if !directory.is_empty() {
+            page.markup("<code>").text(directory).markup("</code><br>");
+        }
+        page.markup("<span class=\"mono\">").text(&names.join(" ")).markup("</span></p>\n");
+    }
+    if let Some(more) = more {
+        page.markup("<p class=\"what\">").text(more).markup("</p>\n");
     }
     page.markup("</div>\n");
 }
 
-fn change(page: &mut Page, change: &Change) {
-    page.markup("<p>").text(&change.what);
-    match &change.values {
-        None => {
-            page.markup("</p>\n");
-        }
-        Some((previous, current)) if change.stacked => {
-            page.markup("\n<span class=\"side old mono\">")
-                .text(previous)
-                .markup("</span>\n<span class=\"side new mono\">");
-            page.text(current).markup("</span></p>\n");
-        }
-        Some((previous, current)) => {
-            page.markup(": <code>")
-                .text(previous)
-                .markup("</code> \u{2192} <code>")
-                .text(current)
-                .markup("</code></p>\n");
+fn example(page: &mut Page, example: &Example) {
+    let Example { path, extent, changes } = example;
+    page.markup("<div class=\"example\">\n<p class=\"path mono\">").text(path).markup("</p>\n");
+    if let Some(extent) = extent {
+        page.markup("<p class=\"what\">").text(extent).markup("</p>\n");
+    }
+    for change in changes {
+        page.markup("<p class=\"what\">").text(&change.what).markup("</p>\n");
+        for one in &change.rows {
+            row(page, one);
         }
     }
+    page.markup("</div>\n");
+}
+
+fn row(page: &mut Page, row: &Row) {
+    let Row { side, offset, pieces } = row;
+    page.markup(match side {
+        Side::Previous => "<span class=\"side old mono\">",
+        Side::Current => "<span class=\"side new mono\">",
+        Side::Both => "<span class=\"side mono\">",
+    });
+    if let Some(offset) = offset {
+        page.markup("<span class=\"label wide\">")
+            .text(side.label())
+            .markup(" <span class=\"mono\">")
+            .text(&format!("{offset:x}"))
+            .markup("</span></span> ");
+    } else {
+        page.markup("<span class=\"label\">").text(side.label()).markup("</span> ");
+    }
+    for piece in pieces {
+        if piece.marked {
+            page.markup("<mark>").text(&piece.text).markup("</mark>");
+        } else {
+            page.text(&piece.text);
+        }
+    }
+    page.markup("</span>\n");
 }

@@ -1,12 +1,14 @@
 //! A bundled plugin: one readable mail when two builds of an output gave different results.
 //!
 //! The host calls it for each event of the diff hook. [`mod@finding`] is what the hook found,
-//! [`history`] decides whether there is anything new to say, [`report`] says it, [`text`] and
-//! [`html`] lay it out, [`react`] joins these. All of it is plain Rust, tested without a host; only
+//! [`history`] decides whether there is anything new to say, [`groups`] puts files together by what
+//! their differences look like ([`cause`]), [`report`] says it, [`text`] and [`html`] lay it out,
+//! [`react`] joins these. All of it is plain Rust, tested without a host; only
 //! this file knows the SDK.
 
 pub mod cause;
 pub mod finding;
+pub mod groups;
 pub mod history;
 pub mod html;
 pub mod react;
@@ -14,6 +16,7 @@ pub mod report;
 pub mod settings;
 pub mod shown;
 pub mod text;
+pub mod value;
 
 use hookrun_sdk::{Diff, Error, Failure, Outcome, Want, Wants, diff, mail, state};
 

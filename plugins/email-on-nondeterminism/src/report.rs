@@ -1,19 +1,32 @@
 //! A finding -> what is to be said about it, in words and without any mark-up. [`crate::text`] and
 //! [`crate::html`] only lay it out, so both parts of a mail say the same.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::cause::{self, Cause};
 use crate::finding::{Difference, Finding};
+use crate::groups::{Group, Kind, groups};
 use crate::history::Reason;
 use crate::shown::{counted, duration, number, shell_word, size, time, visible};
+use crate::value::{Row, Value, rows};
 
-/// Longest path in a mail, in characters.
-const MAX_PATH: usize = 240;
-/// Longest value; the bytes around a difference have at most about 100.
+/// Longest name, word or sentence of a build in a mail, in characters.
+const MAX_WORD: usize = 240;
+/// Longest path, as Linux has it.
+const MAX_PATH: usize = 4096;
+/// Longest value on one line.
 const MAX_VALUE: usize = 160;
 /// Longest name in the subject: the host refuses headers of 500 bytes, and readers cut at about 70.
 const MAX_SUBJECT_NAME: usize = 80;
+/// Longest command, in characters.
+const MAX_COMMAND: usize = 320;
+/// Characters of file names in one mail.
+const MAX_NAMES: usize = 60_000;
+/// Examples of one group whose files look alike.
+const EXAMPLES: usize = 1;
+/// Examples of a group whose files need not look alike.
+const EXAMPLES_OF_UNLIKE: usize = 3;
 
 /// All that a mail says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,14 +41,10 @@ pub struct Report {
     pub facts: Vec<(&'static str, String)>,
     /// `3 files differ`.
     pub heading: String,
-    /// How far the comparison went.
-    pub compared: String,
-    /// The files, as many as are shown.
-    pub files: Vec<File>,
-    /// What is not shown.
-    pub more: Option<String>,
-    /// What it looks like, with advice.
-    pub causes: Vec<(String, &'static str)>,
+    /// How much differs in all, and how far the comparison went.
+    pub compared: Vec<String>,
+    /// The files, by what they look like.
+    pub sections: Vec<Section>,
     /// What to do next.
     pub steps: Vec<Step>,
     /// What the reader must not conclude.
@@ -44,26 +53,39 @@ pub struct Report {
     pub footer: String,
 }
 
+/// Files that look alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Section {
+    /// `38 files: a number that changes`.
+    pub title: String,
+    /// What usually helps.
+    pub advice: Option<&'static str>,
+    /// Files that are shown.
+    pub examples: Vec<Example>,
+    /// All files of the section, if not all of them are shown: directory and names.
+    pub names: Vec<(String, Vec<String>)>,
+    /// What is not even named.
+    pub more: Option<String>,
+}
+
 /// One file that differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct File {
+pub struct Example {
     /// Relative to the output.
     pub path: String,
+    /// How much of it differs.
+    pub extent: Option<String>,
     /// How it differs.
     pub changes: Vec<Change>,
-    /// `looks like an embedded date or time`.
-    pub hint: Option<String>,
 }
 
 /// One way in which a file differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// What differs.
+    /// What differs: `line 2`, `byte 708 (0x2c4)`, `mode: 0444 -> 0555`.
     pub what: String,
-    /// The two values, where there are any.
-    pub values: Option<(String, String)>,
-    /// Are they long enough to stand under each other?
-    pub stacked: bool,
+    /// Both sides.
+    pub rows: Vec<Row>,
 }
 
 /// One thing to do.
@@ -75,45 +97,20 @@ pub struct Step {
     pub command: String,
 }
 
-/// What is to be said about `finding`.
+/// What is to be said about `finding`, with at most `max_examples` files shown.
 pub fn report(
     finding: &Finding,
     reason: &Reason,
     repeat_after: Duration,
-    max_files: usize,
+    max_examples: usize,
 ) -> Report {
-    let name = visible(&finding.name, MAX_PATH);
-    let files = finding.files();
-    let total = files.len();
-    let mut causes: Vec<(Cause, u64)> = Vec::new();
-    let mut shown = Vec::new();
-    for (index, (path, differences)) in files.iter().enumerate() {
-        let cause = cause::of_file(differences, finding);
-        if let Some(cause) = cause {
-            match causes.iter_mut().find(|(known, _)| *known == cause) {
-                Some((_, count)) => *count += 1,
-                None => causes.push((cause, 1)),
-            }
-        }
-        if index < max_files {
-            shown.push(File {
-                path: if path.is_empty() {
-                    "(the output itself)".to_owned()
-                } else {
-                    visible(path, MAX_PATH)
-                },
-                changes: differences.iter().map(|difference| change(difference)).collect(),
-                hint: cause.map(|cause| format!("looks like {}", cause.looks_like())),
-            });
-        }
-    }
-    causes.sort_by_key(|(cause, count)| (std::cmp::Reverse(*count), *cause));
-    let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
-    let at_least = if finding.incomplete.is_some() { "at least " } else { "" };
+    let name = visible(&finding.name, MAX_WORD);
+    let total = count(finding.files().len());
+    let at_least = finding.incomplete.is_some();
     let output = if finding.output.is_empty() {
         "an output".to_owned()
     } else {
-        format!("output `{}`", visible(&finding.output, MAX_PATH))
+        format!("output `{}`", visible(&finding.output, MAX_WORD))
     };
     Report {
         subject: format!("not reproducible: {}", visible(&finding.title(), MAX_SUBJECT_NAME)),
@@ -124,39 +121,189 @@ pub fn report(
         facts: facts(finding),
         heading: match (total, at_least) {
             (0, _) => "No difference was found".to_owned(),
-            (1, "") => "1 file differs".to_owned(),
-            (1, _) => "At least 1 file differs".to_owned(),
-            (total, "") => format!("{} files differ", number(count(total))),
-            (total, _) => format!("At least {} files differ", number(count(total))),
+            (1, false) => "1 file differs".to_owned(),
+            (1, true) => "At least 1 file differs".to_owned(),
+            (total, false) => format!("{} files differ", number(total)),
+            (total, true) => format!("At least {} files differ", number(total)),
         },
-        compared: compared(finding),
-        more: (total > max_files).then(|| {
-            let hidden = count(total - max_files);
-            format!("and {at_least}{} more", number(hidden))
-        }),
-        files: shown,
-        causes: causes
-            .into_iter()
-            .map(|(cause, files)| {
-                (
-                    format!(
-                        "{} in {}",
-                        capitalised(cause.looks_like()),
-                        counted(files, "file", "files")
-                    ),
-                    cause.advice(),
-                )
-            })
-            .collect(),
+        compared: extent_of_all(finding).into_iter().chain([compared(finding)]).collect(),
+        sections: sections(finding, max_examples),
         steps: steps(finding),
         caveats: caveats(finding),
         footer: footer(reason, repeat_after),
     }
 }
 
-fn capitalised(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+fn count(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+fn sections(finding: &Finding, max_examples: usize) -> Vec<Section> {
+    let mut examples_left = max_examples;
+    let mut names_left = MAX_NAMES;
+    groups(finding)
+        .into_iter()
+        .map(|group| section(&group, finding, &mut examples_left, &mut names_left))
+        .collect()
+}
+
+fn section(
+    group: &Group<'_>,
+    finding: &Finding,
+    examples_left: &mut usize,
+    names_left: &mut usize,
+) -> Section {
+    let files = group.files.len();
+    let wanted = match group.kind {
+        // Each is shown by its name.
+        Kind::Unseen => 0,
+        Kind::Cause(Cause::Presence) if files > 1 => 0,
+        Kind::Cause(_) | Kind::Mode => EXAMPLES,
+        _ => EXAMPLES_OF_UNLIKE,
+    };
+    let wanted = wanted.min(*examples_left);
+    let examples: Vec<Example> = group
+        .examples
+        .iter()
+        .filter(|(_, differences)| !differences.is_empty())
+        .take(wanted)
+        .map(|(path, differences)| example(path, differences, finding))
+        .collect();
+    *examples_left -= examples.len();
+    let (names, hidden) =
+        if examples.len() == files { (Vec::new(), 0) } else { names(group, finding, names_left) };
+    let (what, advice) = described(group.kind);
+    Section {
+        title: format!("{}: {what}", counted(count(files), "file", "files")),
+        advice,
+        examples,
+        names,
+        more: (hidden > 0).then(|| format!("and {} more", number(count(hidden)))),
+    }
+}
+
+/// What the files of a group have in common, and what usually helps.
+const fn described(kind: Kind) -> (&'static str, Option<&'static str>) {
+    match kind {
+        Kind::Cause(cause) => (cause.looks_like(), Some(cause.advice())),
+        Kind::Contents => ("contents that match no known pattern", None),
+        Kind::LinkTarget => ("the target of a symbolic link", None),
+        Kind::Mode => (
+            "the executable bit",
+            Some(
+                "Set the mode in the build (`install -m`, `chmod`), not by what the umask or the order of steps leaves.",
+            ),
+        ),
+        Kind::Type => ("the type of file", None),
+        Kind::Other => ("something else", None),
+        Kind::Unseen => ("contents, which this mail has no room for", None),
+    }
+}
+
+fn shown_path(path: &str) -> String {
+    if path.is_empty() { "(the output itself)".to_owned() } else { visible(path, MAX_PATH) }
+}
+
+/// The names of a group's files by directory, and how many are left out.
+fn names(
+    group: &Group<'_>,
+    finding: &Finding,
+    left: &mut usize,
+) -> (Vec<(String, Vec<String>)>, usize) {
+    let mut named: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut hidden = 0;
+    for path in &group.files {
+        if path.len() > *left {
+            hidden += 1;
+            continue;
+        }
+        *left -= path.len();
+        let (directory, name) =
+            path.rsplit_once('/').map_or(("", *path), |(directory, name)| (directory, name));
+        let side = match finding.only_in(path) {
+            Some(side) if group.kind == Kind::Cause(Cause::Presence) => format!(" ({side})"),
+            _ => String::new(),
+        };
+        let name =
+            if name.is_empty() { shown_path("") } else { shell_word(&visible(name, MAX_PATH)) };
+        let directory = if directory.is_empty() {
+            String::new()
+        } else {
+            format!("{}/", visible(directory, MAX_PATH))
+        };
+        named.entry(directory).or_default().push(format!("{name}{side}"));
+    }
+    (named.into_iter().collect(), hidden)
+}
+
+fn example(path: &str, differences: &[&Difference], finding: &Finding) -> Example {
+    let all = finding.files().remove(path).unwrap_or_default();
+    let mut changes: Vec<Change> =
+        differences.iter().map(|difference| change(difference)).collect();
+    let sizes = all.iter().filter(|difference| difference.kind == "size");
+    // Else it is shown as what it is.
+    if !differences.iter().any(|difference| difference.kind == "size") {
+        changes.extend(sizes.map(|difference| change(difference)));
+    }
+    for difference in &all {
+        if cause::of_difference(difference, finding).contains(&Cause::BuildId)
+            && !differences.contains(difference)
+        {
+            let place = change(difference).what;
+            let what = format!("{place}: {}", Cause::BuildId.looks_like());
+            changes.push(Change { what, rows: Vec::new() });
+        }
+    }
+    Example { path: shown_path(path), extent: extent(&all), changes }
+}
+
+/// How much of one file differs.
+fn extent(all: &[&Difference]) -> Option<String> {
+    let first =
+        all.iter().find(|difference| difference.details.contains_key("differing-places"))?;
+    let figure = |name: &str| first.details.get(name).and_then(|value| value.parse::<u64>().ok());
+    let at_least = if first.details.contains_key("at-least") { "at least " } else { "" };
+    let places = figure("differing-places").filter(|places| *places > 1);
+    let places = places.map(|places| format!(" in {} places", number(places))).unwrap_or_default();
+    if first.details.get("order").is_some_and(|order| order == "lines") {
+        return Some("the same lines in another order".to_owned());
+    }
+    let amount = match (figure("differing-lines"), figure("differing-bytes")) {
+        (Some(lines), _) => counted(lines, "line", "lines"),
+        (_, Some(bytes)) => counted(bytes, "byte", "bytes"),
+        _ => return None,
+    };
+    let verb = if amount.starts_with("1 ") { "differs" } else { "differ" };
+    Some(format!("{at_least}{amount} {verb}{places}"))
+}
+
+/// How much differs in all files together.
+fn extent_of_all(finding: &Finding) -> Option<String> {
+    let (mut lines, mut bytes, mut at_least) = (0_u64, 0_u64, finding.incomplete.is_some());
+    for difference in &finding.differences {
+        let figure = |name: &str| {
+            difference.details.get(name).and_then(|value| value.parse::<u64>().ok()).unwrap_or(0)
+        };
+        lines = lines.saturating_add(figure("differing-lines"));
+        bytes = bytes.saturating_add(figure("differing-bytes"));
+        let uncounted = difference.kind == "content"
+            && difference.previous.is_empty()
+            && difference.current.is_empty();
+        at_least |= difference.details.contains_key("at-least") || uncounted;
+    }
+    let parts: Vec<String> = [
+        (lines, counted(lines, "line of text", "lines of text")),
+        (bytes, counted(bytes, "byte of other files", "bytes of other files")),
+    ]
+    .into_iter()
+    .filter(|(amount, _)| *amount > 0)
+    .map(|(_, text)| text)
+    .collect();
+    let at_least = if at_least { "at least " } else { "" };
+    (!parts.is_empty()).then(|| {
+        let verb = if lines.saturating_add(bytes) == 1 { "differs" } else { "differ" };
+        format!("In all, {at_least}{} {verb}.", parts.join(" and "))
+    })
 }
 
 fn note(reason: &Reason) -> Option<String> {
@@ -164,6 +311,10 @@ fn note(reason: &Reason) -> Option<String> {
         Reason::First | Reason::Forgetful => None,
         Reason::Changed => Some(
             "It differs in other files, or in another way, than in the mail before.".to_owned(),
+        ),
+        Reason::AnotherDerivation => Some(
+            "The derivation has changed since the mail before, and its result differs in the same way."
+                .to_owned(),
         ),
         Reason::Again { unmailed: 0 } => {
             Some("It differs in the same way as in the mail before.".to_owned())
@@ -179,14 +330,20 @@ fn note(reason: &Reason) -> Option<String> {
 fn facts(finding: &Finding) -> Vec<(&'static str, String)> {
     let mut facts = vec![("Derivation", visible(&finding.drv_path, MAX_PATH))];
     if !finding.output.is_empty() {
-        facts.push(("Output", visible(&finding.output, MAX_PATH)));
+        facts.push(("Output", visible(&finding.output, MAX_WORD)));
     }
     facts.extend([
         ("Previous", visible(&finding.previous_path, MAX_PATH)),
         ("Current", visible(&finding.current_path, MAX_PATH)),
-        ("Machine", visible(&finding.host, MAX_PATH)),
-        ("Time", time(finding.time_ms)),
+        ("Machine", visible(&finding.host, MAX_WORD)),
     ]);
+    let known = [("Nix", &finding.nix), ("Built by", &finding.user), ("Command", &finding.command)];
+    facts.extend(
+        known
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, visible(value.as_deref()?, MAX_COMMAND)))),
+    );
+    facts.push(("Time", time(finding.time_ms)));
     facts
 }
 
@@ -200,43 +357,61 @@ fn compared(finding: &Finding) -> String {
         None => format!("{seen}: everything there is."),
         Some(why) => format!(
             "{seen}, which is not everything: {}. There may be more.",
-            visible(why, MAX_PATH)
+            visible(why, MAX_WORD)
         ),
     }
 }
 
 fn change(difference: &Difference) -> Change {
-    let Difference { path: _, kind, previous, current, offset, .. } = difference;
-    let values = |previous: String, current: String| {
-        Some((visible(&previous, MAX_VALUE), visible(&current, MAX_VALUE)))
+    let Difference { path: _, kind, previous, current, offset, details } = difference;
+    let short = |value: &str| visible(value, MAX_VALUE);
+    let plain = |what: &str| Change {
+        what: format!("{what}: {} -> {}", short(previous), short(current)),
+        rows: Vec::new(),
     };
-    let plain = || values(previous.clone(), current.clone());
-    let (what, values, stacked) = match kind.as_str() {
+    let stacked = |what: String, from: u64| Change {
+        what,
+        rows: rows(&Value::parse(previous), &Value::parse(current), from),
+    };
+    let detail = |name: &str| details.get(name).and_then(|value| value.parse::<u64>().ok());
+    match kind.as_str() {
         "content" => {
-            let what = match offset {
-                Some(offset) => {
-                    format!("contents, first at byte {} (0x{offset:x})", number(*offset))
-                }
-                None => "contents".to_owned(),
+            let place = match (detail("line"), offset) {
+                (Some(line), _) => format!("line {}", number(line)),
+                (None, Some(offset)) => format!("byte {} (0x{offset:x})", number(*offset)),
+                (None, None) => "contents".to_owned(),
             };
-            (what, if previous.is_empty() && current.is_empty() { None } else { plain() }, true)
+            if previous.is_empty() && current.is_empty() {
+                Change { what: place, rows: Vec::new() }
+            } else {
+                stacked(place, detail("from").or(*offset).unwrap_or(0))
+            }
         }
-        "size" => ("size".to_owned(), values(bytes(previous), bytes(current)), false),
-        "mode" | "type" => (kind.clone(), plain(), false),
-        "link-target" => ("link target".to_owned(), plain(), true),
-        "only-in-previous" => {
-            (format!("only in the previous result{}", of_type(previous)), None, false)
+        "size" => Change {
+            what: format!("size: {} -> {}", bytes(previous), bytes(current)),
+            rows: Vec::new(),
+        },
+        "mode" | "type" => plain(kind),
+        "link-target" => Change {
+            what: "link target".to_owned(),
+            rows: rows(&Value::Other(previous.clone()), &Value::Other(current.clone()), 0),
+        },
+        "only-in-previous" | "only-in-current" => {
+            let (side, of) = if kind == "only-in-previous" {
+                ("previous", previous)
+            } else {
+                ("current", current)
+            };
+            Change { what: format!("only in the {side} result{}", of_type(of)), rows: Vec::new() }
         }
-        "only-in-current" => {
-            (format!("only in the current result{}", of_type(current)), None, false)
-        }
-        other => (visible(other, MAX_VALUE), plain(), true),
-    };
-    Change { what, values, stacked }
+        other => stacked(short(other), 0),
+    }
 }
 
 fn bytes(value: &str) -> String {
-    value.parse().map_or_else(|_| value.to_owned(), |bytes| counted(bytes, "byte", "bytes"))
+    value
+        .parse()
+        .map_or_else(|_| visible(value, MAX_VALUE), |bytes| counted(bytes, "byte", "bytes"))
 }
 
 fn of_type(value: &str) -> String {
@@ -249,12 +424,13 @@ fn is_check(path: &str) -> bool {
 }
 
 fn steps(finding: &Finding) -> Vec<Step> {
-    let word = |path: &str| shell_word(&visible(path, MAX_PATH));
+    // A command that is cut is of no use.
+    let word = |path: &str| shell_word(&visible(path, usize::MAX));
     let check =
         [&finding.current_path, &finding.previous_path].into_iter().find(|path| is_check(path));
     let mut steps = Vec::new();
     if let Some(check) = check {
-        let keep = visible(check.rsplit('/').next().unwrap_or_default(), MAX_PATH);
+        let keep = visible(check.rsplit('/').next().unwrap_or_default(), usize::MAX);
         steps.push(Step {
             what: "Keep the second result: the next garbage collection deletes it.".to_owned(),
             command: format!("cp -a {} ./{}", word(check), shell_word(&keep)),
@@ -287,7 +463,7 @@ fn caveats(finding: &Finding) -> Vec<String> {
                 .to_owned(),
         );
     }
-    caveats.push("What a difference looks like is a guess from a few bytes.".to_owned());
+    caveats.push("What a difference looks like is a guess from a few lines or bytes.".to_owned());
     caveats
 }
 

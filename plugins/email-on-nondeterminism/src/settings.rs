@@ -10,7 +10,7 @@ pub const SCHEMA: &str = include_str!("schema.json");
 
 /// A week: whoever fixes a package does not need to hear daily that it is not fixed yet.
 const REPEAT_AFTER: &str = "7days";
-/// More files are not read in a mail.
+/// More contents are not read in a mail.
 const MAX_DIFFERENCES: usize = 20;
 
 /// The configuration, checked.
@@ -24,7 +24,7 @@ pub struct Settings {
     pub repeat_after: Duration,
     /// The name of the mail transport.
     pub transport: String,
-    /// Files shown in one mail.
+    /// Files of which contents are shown in one mail.
     pub max_differences: usize,
 }
 

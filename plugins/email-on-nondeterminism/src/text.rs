@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::report::{Change, Report};
+use crate::report::{Example, Report, Section};
+use crate::value::{Row, Side};
 
 /// Where prose is broken; paths and commands never are, so that they can be copied.
 const WIDTH: usize = 78;
@@ -23,9 +24,7 @@ fn write(text: &mut String, report: &Report) -> std::fmt::Result {
         facts,
         heading,
         compared,
-        files,
-        more,
-        causes,
+        sections,
         steps,
         caveats,
         footer,
@@ -38,38 +37,19 @@ fn write(text: &mut String, report: &Report) -> std::fmt::Result {
     for (name, value) in facts {
         writeln!(text, "  {name:<11} {value}")?;
     }
-    section(text, heading)?;
-    writeln!(text, "{}", wrapped(compared, ""))?;
-    for file in files {
-        writeln!(text, "\n* {}", file.path)?;
-        for change in &file.changes {
-            write_change(text, change)?;
-        }
-        if let Some(hint) = &file.hint {
-            writeln!(text, "    -> {hint}")?;
-        }
+    title(text, heading)?;
+    for line in compared {
+        writeln!(text, "{}", wrapped(line, ""))?;
     }
-    if let Some(more) = more {
-        writeln!(text, "\n{more}")?;
+    for one in sections {
+        write_section(text, one)?;
     }
-    if !causes.is_empty() {
-        section(text, "What it looks like")?;
-        for (index, (cause, advice)) in causes.iter().enumerate() {
-            let gap = if index > 0 { "\n" } else { "" };
-            writeln!(
-                text,
-                "{gap}{}\n{}",
-                wrapped(&format!("{cause}."), ""),
-                wrapped(advice, "  ")
-            )?;
-        }
-    }
-    section(text, "What to do next")?;
+    title(text, "What to do next")?;
     for (index, step) in steps.iter().enumerate() {
         let gap = if index > 0 { "\n" } else { "" };
         writeln!(text, "{gap}{}\n    {}", wrapped(&step.what, ""), step.command)?;
     }
-    section(text, "Please note")?;
+    title(text, "Please note")?;
     for caveat in caveats {
         writeln!(text, "{}", wrapped(caveat, ""))?;
     }
@@ -77,29 +57,91 @@ fn write(text: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(text, "\n-- \n{}", wrapped(footer, ""))
 }
 
-fn section(text: &mut String, title: &str) -> std::fmt::Result {
+fn title(text: &mut String, title: &str) -> std::fmt::Result {
     writeln!(text, "\n{title}\n{}", "-".repeat(title.chars().count()))
 }
 
-fn write_change(text: &mut String, change: &Change) -> std::fmt::Result {
-    match &change.values {
-        None => writeln!(text, "    {}", change.what),
-        Some((previous, current)) if change.stacked => {
-            writeln!(
-                text,
-                "    {}\n      previous  {previous}\n      current   {current}",
-                change.what
-            )
-        }
-        Some((previous, current)) => writeln!(text, "    {}: {previous} -> {current}", change.what),
+fn write_section(text: &mut String, section: &Section) -> std::fmt::Result {
+    let Section { title, advice, examples, names, more } = section;
+    writeln!(text, "\n{}", wrapped(&format!("* {title}"), ""))?;
+    if let Some(advice) = advice {
+        writeln!(text, "{}", wrapped(advice, "  "))?;
     }
+    for Example { path, extent, changes } in examples {
+        let extent = extent.as_ref().map(|extent| format!(" ({extent})")).unwrap_or_default();
+        writeln!(text, "\n    {path}{extent}")?;
+        for change in changes {
+            writeln!(text, "      {}", change.what)?;
+            write_rows(text, &change.rows)?;
+        }
+    }
+    if !names.is_empty() {
+        writeln!(text, "{}", if examples.is_empty() { "" } else { "\n    All of them:" })?;
+    }
+    for (directory, names) in names {
+        let names = names.iter().map(String::as_str);
+        if directory.is_empty() {
+            writeln!(text, "{}", filled(names, "    "))?;
+        } else {
+            writeln!(text, "    {directory}\n{}", filled(names, "      "))?;
+        }
+    }
+    if let Some(more) = more {
+        writeln!(text, "    {more}")?;
+    }
+    Ok(())
+}
+
+/// Both sides under each other, and below each a line that points at what differs.
+fn write_rows(text: &mut String, rows: &[Row]) -> std::fmt::Result {
+    for (index, row) in rows.iter().enumerate() {
+        let line: String = row.pieces.iter().map(|piece| piece.text.as_str()).collect();
+        let marks: String = row
+            .pieces
+            .iter()
+            .map(|piece| {
+                let mark = if piece.marked { "^" } else { " " };
+                mark.repeat(piece.text.chars().count())
+            })
+            .collect();
+        let before = row.offset.map(|offset| format!("{offset:08x}  ")).unwrap_or_default();
+        writeln!(text, "        {:<8}  {before}{line}", row.side.label())?;
+        // The marks of two rows that differ in the same place are the same.
+        let next = rows.get(index + 1);
+        let same = next.is_some_and(|next| row.side == Side::Previous && same_marks(row, next));
+        if !same && marks.contains('^') {
+            let gap = " ".repeat(before.len());
+            writeln!(text, "                  {gap}{}", marks.trim_end())?;
+        }
+    }
+    Ok(())
+}
+
+/// Do the marks of both rows stand in the same columns?
+fn same_marks(row: &Row, next: &Row) -> bool {
+    let columns = |row: &Row| -> Vec<(usize, bool)> {
+        row.pieces.iter().map(|piece| (piece.text.chars().count(), piece.marked)).collect()
+    };
+    let trimmed = |row: &Row| {
+        let mut columns = columns(row);
+        while columns.last().is_some_and(|(_, marked)| !marked) {
+            columns.pop();
+        }
+        columns
+    };
+    next.side == Side::Current && trimmed(row) == trimmed(next)
 }
 
 /// `prose` in lines of [`WIDTH`] characters, each after `indent`.
 fn wrapped(prose: &str, indent: &str) -> String {
+    filled(prose.split(' '), indent)
+}
+
+/// The same of words that are not broken, whatever they hold.
+fn filled<'a>(words: impl Iterator<Item = &'a str>, indent: &str) -> String {
     let mut text = String::from(indent);
     let mut length = indent.chars().count();
-    for word in prose.split(' ') {
+    for word in words {
         let wanted = word.chars().count();
         let first = length == indent.chars().count();
         if !first && length + 1 + wanted > WIDTH {

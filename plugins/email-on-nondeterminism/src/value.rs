@@ -27,10 +27,13 @@ pub enum Value {
 impl Value {
     /// Reads a value of contents, by the rules of the interface.
     pub fn parse(shown: &str) -> Self {
-        let (cut_before, rest) = shown.strip_prefix("...").map_or((false, shown), |rest| (true, rest));
+        let (cut_before, rest) =
+            shown.strip_prefix("...").map_or((false, shown), |rest| (true, rest));
         let (cut_after, rest) = rest.strip_suffix("...").map_or((false, rest), |rest| (true, rest));
-        if let Some(quoted) =
-            rest.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).filter(|_| rest.len() > 1)
+        if let Some(quoted) = rest
+            .strip_prefix('"')
+            .and_then(|rest| rest.strip_suffix('"'))
+            .filter(|_| rest.len() > 1)
         {
             return Self::Text { cut_before, text: unescaped(quoted), cut_after };
         }
@@ -89,10 +92,8 @@ pub fn changed(previous: &str, current: &str) -> (std::ops::Range<usize>, std::o
         .take_while(|(a, b)| a == b)
         .map(|(c, _)| c.len_utf8())
         .sum();
-    let (rest_a, rest_b) = (
-        previous.get(start..).unwrap_or_default(),
-        current.get(start..).unwrap_or_default(),
-    );
+    let (rest_a, rest_b) =
+        (previous.get(start..).unwrap_or_default(), current.get(start..).unwrap_or_default());
     let end: usize = rest_a
         .chars()
         .rev()
@@ -160,15 +161,19 @@ fn text_rows(previous: &Value, current: &Value) -> Vec<Row> {
     let ends = a.iter().zip(&b).any(|(a, b)| a != b && a.trim_end() == b.trim_end());
     let line = |side: Side, line: &str, other: Option<&String>| {
         let shown = if ends { line } else { line.trim_end_matches('\n') };
-        let other = other.map_or("", |other| if ends { other } else { other.trim_end_matches('\n') });
+        let other =
+            other.map_or("", |other| if ends { other } else { other.trim_end_matches('\n') });
         let (range, _) = changed(shown, other);
         Row { side, offset: None, pieces: pieces(shown, range) }
     };
-    for (index, text) in a.iter().enumerate() {
-        rows.push(line(Side::Previous, text, b.get(index)));
-    }
-    for (index, text) in b.iter().enumerate() {
-        rows.push(line(Side::Current, text, a.get(index)));
+    if a.len() == b.len() {
+        for (a, b) in a.iter().zip(&b) {
+            rows.push(line(Side::Previous, a, Some(b)));
+            rows.push(line(Side::Current, b, Some(a)));
+        }
+    } else {
+        rows.extend(a.iter().enumerate().map(|(at, text)| line(Side::Previous, text, b.get(at))));
+        rows.extend(b.iter().enumerate().map(|(at, text)| line(Side::Current, text, a.get(at))));
     }
     if a.is_empty() {
         rows.insert(0, nothing(Side::Previous));
@@ -219,8 +224,9 @@ fn pieces(line: &str, marked: std::ops::Range<usize>) -> Vec<Piece> {
 
 /// Bytes in one row.
 pub const ROW: usize = 8;
-/// Rows that are the same on both sides, shown before the first that differs.
-const CONTEXT: usize = 1;
+/// Rows that are the same on both sides, shown before the first that differs, and after the last.
+const BEFORE: usize = 2;
+const AFTER: usize = 1;
 
 fn byte_rows(previous: &[u8], current: &[u8], from: u64) -> Vec<Row> {
     let count = previous.len().max(current.len()).div_ceil(ROW);
@@ -231,7 +237,7 @@ fn byte_rows(previous: &[u8], current: &[u8], from: u64) -> Vec<Row> {
     let last = (0..count).rfind(|index| row(previous, *index) != row(current, *index));
     let (Some(first), Some(last)) = (first, last) else { return Vec::new() };
     let mut rows = Vec::new();
-    for index in first.saturating_sub(CONTEXT)..=last {
+    for index in first.saturating_sub(BEFORE)..=(last + AFTER).min(count - 1) {
         let offset = from.saturating_add((index * ROW) as u64);
         let (a, b) = (row(previous, index), row(current, index));
         if a == b {
@@ -276,13 +282,13 @@ mod tests {
     fn shown(previous: &str, current: &str, from: u64) -> String {
         let rows = rows(&Value::parse(previous), &Value::parse(current), from);
         let line = |row: &Row| {
-            let text: String = row
-                .pieces
-                .iter()
-                .map(|piece| {
-                    if piece.marked { format!("[{}]", piece.text) } else { piece.text.clone() }
-                })
-                .collect();
+            let text: String =
+                row.pieces
+                    .iter()
+                    .map(|piece| {
+                        if piece.marked { format!("[{}]", piece.text) } else { piece.text.clone() }
+                    })
+                    .collect();
             format!("{} {text}", row.side.label())
         };
         rows.iter().map(line).collect::<Vec<_>>().join("\n")

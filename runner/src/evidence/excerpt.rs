@@ -121,6 +121,8 @@ fn text(pieces: Pieces<'_>, most: usize) -> Contents {
     let mut excerpts = Vec::new();
     let mut offset = begin;
     let mut seen = 0;
+    // Of the same lines in another order one place says as much as several.
+    let most = if reordered { most.min(1) } else { most };
     for hunk in hunks.iter().take(most) {
         offset +=
             left.iter().take(hunk.previous.start).skip(seen).map(|line| line.len()).sum::<usize>();
