@@ -12,7 +12,7 @@ pub(super) const SOME: usize = 5;
 pub(super) fn text(evidence: &Evidence, most: usize, colours: bool) -> String {
     let mut text = String::new();
     for difference in evidence.differences.iter().take(most) {
-        let Difference { path, kind, previous, current, offset } = difference;
+        let Difference { path, kind, previous, current, offset, details } = difference;
         let path = if path.is_empty() { "the output itself" } else { path };
         let _ = write!(
             text,
@@ -20,7 +20,10 @@ pub(super) fn text(evidence: &Evidence, most: usize, colours: bool) -> String {
             styled(&printable(path), Style::Strong, colours),
             printable(kind)
         );
-        if let Some(offset) = offset {
+        let line = details.iter().find(|(name, _)| name == "line").map(|(_, line)| line);
+        if let Some(line) = line {
+            let _ = write!(text, " in line {}", printable(line));
+        } else if let Some(offset) = offset {
             let _ = write!(text, " from byte {offset} on");
         }
         let values = [("previous", previous), ("current", current)];
@@ -52,10 +55,15 @@ mod tests {
             previous: "\"a\"".to_owned(),
             current: "\"b\u{202e}\"".to_owned(),
             offset,
+            details: Vec::new(),
         };
         let mut evidence = Evidence {
             differences: vec![
                 difference("bin/tool", "content", Some(12)),
+                Difference {
+                    details: vec![("line".to_owned(), "3".to_owned())],
+                    ..difference("etc/conf", "content", Some(40))
+                },
                 difference("", "type", None),
                 Difference {
                     current: String::new(),
@@ -64,13 +72,14 @@ mod tests {
             ],
             ..Evidence::default()
         };
-        insta::assert_snapshot!(text(&evidence, 2, false), @r#"
+        insta::assert_snapshot!(text(&evidence, 3, false), @r#"
             differs: bin/tool, content from byte 12 on; previous "a"; current "b\u{202e}"
+            differs: etc/conf, content in line 3; previous "a"; current "b\u{202e}"
             differs: the output itself, type; previous "a"; current "b\u{202e}"
             and 1 more differences: hookrun log --verbose
         "#);
         evidence.incomplete = Some("the time was over".to_owned());
-        insta::assert_snapshot!(text(&evidence, 9, false).lines().skip(2).collect::<Vec<_>>().join("\n"), @r#"
+        insta::assert_snapshot!(text(&evidence, 9, false).lines().skip(3).collect::<Vec<_>>().join("\n"), @r#"
             differs: doc, only-in-previous; previous "a"
             the comparison is incomplete: the time was over
         "#);
