@@ -1,7 +1,8 @@
 //! Another result in a second build: a mail that names derivation, output and files, and Nix's
 //! verdict as it would be without hookrun.
 
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
 use std::process::Command;
 
 use hookrun_tests::lab::{BUILD_GROUP, Need, Ran, Scene, Script, require};
@@ -113,4 +114,60 @@ fn equal_results_are_no_finding() {
     scene.check("alpha").expect_success();
     scene.drain().expect_success();
     assert_eq!(scene.mails(), Vec::<String>::new());
+}
+
+/// A package as they are: many files with the same defect, and a few with others. The second build
+/// is told from the first by a file that the first leaves in `memory`.
+fn realistic_package(memory: &Path) -> Script {
+    let memory = memory.display();
+    Script::new(format!(
+        r#"PATH=/usr/bin:/bin
+if [ -e {memory}/built ]; then n=2; else n=1; : > {memory}/built; fi
+mkdir -p $out/bin $out/extra $out/include $out/lib $out/share/doc $out/share/java $out/share/man
+for i in 01 02 03 04 05 06 07 08 09 10 11 12; do
+  printf 'header line\npid 5579%s\n' $n > $out/extra/gen$i.txt; done
+for i in 1 2 3; do echo steady $i > $out/extra/steady$i.txt; done
+printf '#ifndef VERSION_H\n#define BUILD_DATE "Nov 27 2026 15:55:4%s"\n#endif\n' $n > $out/include/version.h
+printf '\177ELF\002\001\001\000\000\000\000\000\000\000\000\000' > $out/bin/prog
+printf '\004\000\000\000\024\000\000\000\003\000\000\000GNU\000\37%s\122\007' $n >> $out/bin/prog
+printf 'some more text of a program\000built 2026-11-27 15:5%s:02\000the end\000' $n >> $out/bin/prog
+printf '\037\213\010\000\37%s\247\011\153\000\003same' $n > $out/share/man/prog.1.gz
+printf 'PK\003\004\024\000\000\000\010\000\10%s\133\173\133name' $n > $out/share/java/app.jar
+if [ $n = 1 ]; then printf 'alpha\nbeta\ngamma\ndelta\n'; else printf 'gamma\nalpha\ndelta\nbeta\n'; fi > $out/lib/symbols.txt
+printf '{{\n  "builddir": "/tmp/nix-build-real.drv-%s/src"\n}}\n' $n > $out/lib/config.json
+printf 'the quick %s fox\n' $( [ $n = 1 ] && echo brown || echo red ) > $out/share/doc/fox.txt
+ln -s libreal.so.$n $out/lib/libreal.so
+echo x > $out/share/doc/only-in-$n"#
+    ))
+}
+
+#[test]
+fn a_mail_about_many_files_groups_them_by_cause_and_names_them_all() {
+    let memory = tempfile::tempdir().unwrap();
+    // A build user may be the one that builds.
+    std::fs::set_permissions(memory.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let script = realistic_package(memory.path());
+    let scene = Scene::new().config(CONFIG).derivation("real-1.2", script);
+    scene.build("real-1.2").expect_success();
+    scene.check("real-1.2").expect_exit(104);
+    scene.drain().expect_success();
+    let mail = only_mail(&scene);
+    for label in [">previous<", ">current<", "<mark>"] {
+        assert!(mail.html.contains(label), "`{label}` is not in: {}", mail.html);
+    }
+    // What this machine is, and where the test runs, is not the same each time.
+    let facts = ["  Machine ", "  Nix ", "  Built by ", "  Command ", "  Time "];
+    for fact in facts {
+        assert!(mail.text.contains(fact), "`{fact}` is not in: {}", mail.text);
+    }
+    assert!(mail.text.contains(" --check"), "the command is not in: {}", mail.text);
+    let text: Vec<&str> =
+        mail.text.lines().filter(|line| !facts.iter().any(|fact| line.starts_with(fact))).collect();
+    let text = text
+        .join("\n")
+        .replace(&scene.drv_path("real-1.2").display().to_string(), "DRV")
+        .replace(&scene.out_path("real-1.2").display().to_string(), "OUT");
+    let text =
+        text.replace(scene.out_path("real-1.2").file_name().unwrap().to_str().unwrap(), "NAME");
+    insta::assert_snapshot!(text);
 }
