@@ -12,7 +12,7 @@ use crate::event::HookKind;
 use crate::exit_code::Exit;
 use crate::plugin::grants::{Effective, Want, Wants, word};
 use crate::plugin::{Artifact, metadata};
-use crate::testing::Subject;
+use crate::testing::{Changes, Origin, Subject};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -137,11 +137,10 @@ struct ConfigKey {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let subject = Subject::find(&args.plugin, &context.dirs.config, &[], &[])
+    let subject = Subject::find(&args.plugin, &context.files(), &Changes::default())
         .map_err(super::test::subject_error)?;
-    let configured =
-        !std::path::Path::new(&args.plugin).is_file() && !args.plugin.starts_with("bundled:");
-    let report = gather(&subject, configured)?;
+    super::test::print_notes(&subject);
+    let report = gather(&subject)?;
     match args.format {
         Format::Json => output::json(&report)?,
         Format::Text => output::print(&text(&report, output::colours()))?,
@@ -149,8 +148,9 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     Ok(if report.problem.is_some() { Exit::Configuration } else { Exit::Done })
 }
 
-fn gather(subject: &Subject, configured: bool) -> Result<Report, CliError> {
-    let Subject { plugin, config } = subject;
+fn gather(subject: &Subject) -> Result<Report, CliError> {
+    let Subject { plugin, config, .. } = subject;
+    let configured = subject.origin == Origin::Configured;
     let wasm = subject.component().map_err(super::test::subject_error)?;
     let description = metadata::describe(&wasm).map_err(|reason| {
         CliError::configuration(format!("plugin `{}` ({}) {reason}", plugin.name, plugin.source))
@@ -177,7 +177,7 @@ fn gather(subject: &Subject, configured: bool) -> Result<Report, CliError> {
         capabilities: capabilities(config, plugin, &metadata.wants, configured),
         limits: limits(config, plugin),
         config_keys: config_keys(metadata.config_schema.as_ref()),
-        problem: opened.err().map(|error| error.to_string()),
+        problem: opened.err().map(|error| subject.explain(error)),
     })
 }
 
@@ -375,6 +375,7 @@ fn hooks(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Files;
 
     const CONFIGURATION: &str = r#"
 [plugins.cache]
@@ -397,10 +398,16 @@ hooks = ["diff"]
         let file = std::path::Path::new("/etc/hookrun/hookrun.toml");
         let config = Config::parse(file, CONFIGURATION).unwrap();
         let subject = match config.plugins.get(name).cloned() {
-            Some(plugin) => Subject { plugin, config },
-            None => Subject::find(name, file, &[], &[]).unwrap(),
+            Some(plugin) => {
+                Subject { plugin, config, origin: Origin::Configured, notes: Vec::new() }
+            }
+            None => {
+                let directory = tempfile::tempdir().unwrap();
+                let files = Files { config: file, chosen: false, directory: directory.path() };
+                Subject::find(name, &files, &Changes::default()).unwrap()
+            }
         };
-        let report = gather(&subject, !name.starts_with("bundled:")).unwrap();
+        let report = gather(&subject).unwrap();
         // What changes with every build of the plugin.
         assert_eq!(report.digest.len(), 64);
         Report {

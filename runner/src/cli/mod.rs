@@ -29,7 +29,7 @@ mod test;
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{FromArgMatches as _, Parser, Subcommand};
 
@@ -41,6 +41,7 @@ use crate::exit_code::Exit;
 use crate::plugin::compile as compiler;
 use crate::supervise::{self, tryout};
 use crate::terminal::stamp;
+use crate::testing::Files;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -152,11 +153,18 @@ struct Context {
     dirs: Dirs,
     /// Did the user name the state directory? Then it has to be there.
     state_is_chosen: bool,
+    /// Did the user name the configuration, by `--config` or `HOOKRUN_CONFIG`?
+    config_is_chosen: bool,
 }
 
 impl Context {
     fn config(&self) -> Result<Config, CliError> {
         Ok(Config::load(&self.dirs.config)?)
+    }
+
+    /// Where commands that take a plugin look for its configuration.
+    fn files(&self) -> Files<'_> {
+        Files { config: &self.dirs.config, chosen: self.config_is_chosen, directory: Path::new("") }
     }
 }
 
@@ -177,13 +185,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
     let mut dirs = Dirs::from_env();
     let state_is_chosen = cli.state_dir.is_some()
         || std::env::var_os("HOOKRUN_STATE_DIR").is_some_and(|value| !value.is_empty());
+    let config_is_chosen = cli.config.is_some()
+        || std::env::var_os("HOOKRUN_CONFIG").is_some_and(|value| !value.is_empty());
     if let Some(config) = cli.config {
         dirs.config = config;
     }
     if let Some(state) = cli.state_dir {
         dirs.state = state;
     }
-    match run(cli.command, &Context { dirs, state_is_chosen }) {
+    match run(cli.command, &Context { dirs, state_is_chosen, config_is_chosen }) {
         Ok(exit) => exit,
         Err(error) if error.is_broken_pipe() || error.exit == Exit::Done => Exit::Done,
         Err(error) => {

@@ -1,6 +1,7 @@
 //! `hookrun test`: a plugin on sample events.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 
 use serde::Serialize;
 
@@ -12,27 +13,33 @@ use crate::event::HookKind;
 use crate::exit_code::Exit;
 use crate::outcome::Usage;
 use crate::plugin::Compiler;
-use crate::testing::{self, Subject, SubjectError, TestRun};
+use crate::testing::{self, Changes, Subject, SubjectError, TestRun};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-PLUGIN is a file, `bundled:NAME`, or the name of a plugin in the configuration. A file gets everything it wants from services in memory, and the
-first example of its configuration schema; a configured plugin gets its own grants and configuration. Nothing is sent and nothing is kept.
+PLUGIN is a file, `bundled:NAME`, or the name of a configured plugin. The configuration is that of --config or HOOKRUN_CONFIG, else `hookrun.toml`
+in the working directory, else (for a name) that of the system. A configuration that has the file as a `source` gives the plugin its `config`,
+grants and limits. A plugin that is in no configuration is granted everything it wants: the object store `cache`, the signing key
+`cache.example.org-1`, the mail transport `default`, all HTTP requests; its `config` comes from the examples of its schema. All services are in
+memory: nothing is sent and nothing is kept.
 
 Exit code 0: every hook of the plugin ended well on its samples. 1: one did not, or the plugin does not load.
 
 Examples:
-  hookrun test target/wasm32-wasip2/release/notify.wasm
+  hookrun test target/wasm32-wasip2/release/announce.wasm
   hookrun test bundled:s3-upload --set 'compression = \"xz\"'
-  hookrun test ./notify.wasm --deny mail        does it still give a sane answer?
+  hookrun test ./announce.wasm --deny mail --limit wall-time=2s
   hookrun test cache --format json")]
 pub(super) struct Args {
     /// What to test
     plugin: String,
-    /// One key of the plugin's configuration, as TOML
+    /// Set a key of the plugin's configuration, as TOML
     #[arg(long, value_name = "KEY = VALUE")]
     set: Vec<String>,
-    /// A capability that is not granted
+    /// Set a limit of the plugin, such as wall-time=2s
+    #[arg(long, value_name = "LIMIT=VALUE")]
+    limit: Vec<String>,
+    /// Do not grant a capability that the plugin wants optionally
     #[arg(long, value_name = "CAPABILITY", value_parser = testing_capabilities())]
     deny: Vec<String>,
     /// How to print
@@ -50,13 +57,15 @@ struct Report<'a> {
     plugin: &'a str,
     version: &'a str,
     digest: &'a str,
+    configuration: String,
     passed: bool,
     runs: &'a [TestRun],
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let subject = Subject::find(&args.plugin, &context.dirs.config, &args.set, &args.deny)
-        .map_err(subject_error)?;
+    let changes = Changes { set: &args.set, deny: &args.deny, limits: &args.limit };
+    let subject = Subject::find(&args.plugin, &context.files(), &changes).map_err(subject_error)?;
+    print_notes(&subject);
     let failed =
         |message: String| CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) };
     let ready = testing::prepare(&subject, Compiler::Contained(None)).map_err(failed)?;
@@ -72,6 +81,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
             plugin: &metadata.name,
             version: &metadata.version,
             digest: plugin.digest(),
+            configuration: subject.configuration(),
             passed,
             runs: &runs,
         })?,
@@ -80,6 +90,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
             let title =
                 styled(&format!("{} {}", metadata.name, metadata.version), Style::Strong, colours);
             let mut text = format!("{title}  {}\n", styled(plugin.digest(), Style::Faint, colours));
+            let _ = writeln!(text, "configuration: {}", printable(&subject.configuration()));
             for run in &runs {
                 text.push_str(&show(run, &subject.plugin.limits, colours));
             }
@@ -96,12 +107,22 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     Ok(if passed { Exit::Done } else { Exit::Failed })
 }
 
-/// What it means for a command that there is no such plugin.
+/// Prints what was not used, and why.
+pub(super) fn print_notes(subject: &Subject) {
+    for note in &subject.notes {
+        // Nothing is left to do when standard error is gone.
+        let _ = writeln!(std::io::stderr(), "note: {}", printable(note));
+    }
+}
+
+/// The exit code for a plugin that cannot be found.
 pub(super) fn subject_error(error: SubjectError) -> CliError {
     let exit = match &error {
-        SubjectError::Missing { .. } | SubjectError::Option(_) => Exit::Usage,
+        SubjectError::Missing { .. } | SubjectError::NoFile(_) | SubjectError::Option(_) => {
+            Exit::Usage
+        }
         SubjectError::Unreadable { .. } => Exit::Environment,
-        SubjectError::NoPlugin { .. } => Exit::Failed,
+        SubjectError::NoPlugin { .. } | SubjectError::DeniedRequired { .. } => Exit::Failed,
         SubjectError::Config(_) => Exit::Configuration,
     };
     CliError { exit, source: error.into() }

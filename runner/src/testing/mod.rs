@@ -11,7 +11,7 @@ mod subject;
 use serde::Serialize;
 
 pub use policy::PolicyHere;
-pub use subject::{CAPABILITIES, Subject, SubjectError};
+pub use subject::{CAPABILITIES, Changes, Files, Origin, SampleConfig, Subject, SubjectError};
 
 use crate::builders::{Action, Candidate, LocalMachine, Machine};
 use crate::capability::{Services, http};
@@ -67,8 +67,9 @@ impl TestRun {
 /// It does not load: one line with the fix.
 pub fn prepare(subject: &Subject, compiler: Compiler) -> Result<ReadyPlugin, String> {
     let host = Host::for_tests(compiler);
-    let ready =
-        host.prepare(&subject.plugin, &subject.config).map_err(|error| error.to_string())?;
+    let ready = host
+        .prepare(&subject.plugin, &subject.config)
+        .map_err(|error| subject.explain(error))?;
     host.prune(&[] as &[ReadyPlugin], artifact::OF_TESTS);
     Ok(ready)
 }
@@ -87,7 +88,7 @@ pub async fn run(
     ready: ReadyPlugin,
     dirs: &Dirs,
 ) -> Result<(LinkedPlugin, Vec<TestRun>), String> {
-    let plugin = Host::link(ready, &subject.config).map_err(|error| error.to_string())?;
+    let plugin = Host::link(ready, &subject.config).map_err(|error| subject.explain(error))?;
     let mut runs = Vec::new();
     for hook in HookKind::ALL {
         if !serves(&subject.plugin, Some(plugin.hooks()), hook) {

@@ -25,7 +25,7 @@ impl PolicyHere {
     /// # Errors
     /// It does not load, or it is no policy: one line with the fix.
     pub fn new(subject: &Subject, ready: ReadyPlugin, dirs: &Dirs) -> Result<Self, String> {
-        let plugin = Host::link(ready, &subject.config).map_err(|error| error.to_string())?;
+        let plugin = Host::link(ready, &subject.config).map_err(|error| subject.explain(error))?;
         if !plugin.hooks().contains(&HookKind::BuilderSelection) {
             return Err(format!(
                 "plugin `{}` is no policy: it has no hook `builder-selection`",

@@ -1,17 +1,24 @@
-//! What `hookrun test` tests: a plugin of the configuration as it stands there, or a file (or
-//! bundled plugin) with everything it wants granted from in-memory services.
+//! What `hookrun test` tests: a plugin of a configuration as it stands there, or a file (or bundled
+//! plugin) that no configuration names, with everything it wants granted from in-memory services.
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{Config, ConfigError, HttpGrant, Plugin, PluginSource, StoreScope};
-use crate::plugin::grants::Want;
-use crate::plugin::{bundled, metadata};
+use crate::config::{
+    self, Config, ConfigError, Grant, HttpGrant, Limit, Plugin, PluginSource, StoreScope,
+};
+use crate::event::HookKind;
+use crate::plugin::grants::{Want, Wants, beyond_policy};
+use crate::plugin::{PluginError, bundled, metadata};
 
-/// The services that a plugin outside of a configuration is offered. Names that the bundled
-/// plugins' examples use.
+/// The services that a plugin outside of a configuration is offered, by the names that the bundled
+/// plugins' examples use. Documented in the help of `hookrun test`.
 const OBJECT_STORE: &str = "cache";
 const SIGNING_KEY: &str = "cache.example.org-1";
 const MAIL: &str = "default";
+/// Stands for a file in messages about a configuration that was made for the test.
+const SAMPLE: &str = "sample configuration";
+/// The configuration of a working directory.
+const HERE: &str = "hookrun.toml";
 
 /// A plugin to test, and the configuration it stands in.
 #[derive(Debug)]
@@ -20,19 +27,72 @@ pub struct Subject {
     pub plugin: Plugin,
     /// Its configuration.
     pub config: Config,
+    /// Where `config` comes from.
+    pub origin: Origin,
+    /// Sentences about what was not used, and why.
+    pub notes: Vec<String>,
+}
+
+/// Where the configuration of a subject comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A file, or the configuration that hookrun has without a file.
+    Configured,
+    /// Made for the test: sample services, and grants for everything that the plugin wants.
+    Samples(SampleConfig),
+}
+
+/// Where the `config` table of a plugin outside of a configuration comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SampleConfig {
+    /// The first of the schema's `examples`.
+    Example,
+    /// `default`s and `examples` of required properties.
+    Properties,
+    /// The schema has no example: the table is empty.
+    Empty,
+}
+
+/// Which configuration files to look into.
+#[derive(Debug, Clone)]
+pub struct Files<'a> {
+    /// The configuration of this process.
+    pub config: &'a Path,
+    /// True if a person chose it, by `--config` or `HOOKRUN_CONFIG`; then it has to exist, and no
+    /// other file is looked at.
+    pub chosen: bool,
+    /// The working directory, whose `hookrun.toml` is looked at first; empty for that of the
+    /// process.
+    pub directory: &'a Path,
+}
+
+/// Changes to the subject.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Changes<'a> {
+    /// Lines `key = value` (TOML) for the plugin's `config`.
+    pub set: &'a [String],
+    /// Capabilities that are not granted.
+    pub deny: &'a [String],
+    /// Lines `limit=value` for the plugin's limits.
+    pub limits: &'a [String],
 }
 
 /// Why there is nothing to test.
 #[derive(Debug, thiserror::Error)]
 pub enum SubjectError {
     /// Neither a file, nor bundled, nor configured.
-    #[error("there is no file `{name}`, and no [plugins.{name}] in {}; write a path, `bundled:NAME` ({}) or a name of the configuration", config.display(), bundled::NAMES.join(", "))]
+    #[error("there is no file `{name}`, {looked}; write a path, `bundled:NAME` ({}) or the name of a configured plugin", bundled::NAMES.join(", "))]
     Missing {
         /// What was asked for.
         name: String,
-        /// The configuration that was looked at.
-        config: PathBuf,
+        /// Where a plugin of this name was looked for.
+        looked: String,
     },
+    /// A path that leads nowhere.
+    #[error(
+        "there is no file `{0}`; build it with `cargo build --release --target wasm32-wasip2`, from a crate with `crate-type = [\"cdylib\"]`"
+    )]
+    NoFile(String),
     /// It cannot be read.
     #[error("{} cannot be read ({error}); make it readable for you", path.display())]
     Unreadable {
@@ -52,9 +112,19 @@ pub enum SubjectError {
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// `--set` or `--deny` is wrong.
+    /// An option is wrong, or does not fit the plugin.
     #[error("{0}")]
     Option(String),
+    /// What was denied is required.
+    #[error(
+        "plugin `{plugin}` does not load without {capabilities}, as its metadata says (`Want::Required`); deny what it wants optionally only, or make it optional in the plugin"
+    )]
+    DeniedRequired {
+        /// The plugin's name.
+        plugin: String,
+        /// In words.
+        capabilities: String,
+    },
 }
 
 /// Capabilities by the words of `--deny`.
@@ -62,55 +132,94 @@ pub const CAPABILITIES: [&str; 6] =
     ["nix-store", "object-store", "signing", "mail", "state", "http"];
 
 impl Subject {
-    /// Finds what `name` names. `set` are lines `key = value` (TOML) for the plugin's `config`;
-    /// `deny` are capabilities that are not granted.
+    /// Finds what `name` names: a file or a bundled plugin, with the configuration that has it as a
+    /// `source` if one has; else the name of a configured plugin.
     ///
     /// # Errors
-    /// There is no such plugin, or the options do not fit it.
+    /// There is no such plugin, a configuration that was looked at is wrong, or the changes do not
+    /// fit the plugin.
     pub fn find(
         name: &str,
-        config_file: &Path,
-        set: &[String],
-        deny: &[String],
+        files: &Files<'_>,
+        changes: &Changes<'_>,
     ) -> Result<Self, SubjectError> {
         let path = Path::new(name);
-        let bundled_name = name.strip_prefix("bundled:");
-        let mut subject = if bundled_name.is_some() || path.is_file() {
-            Self::with_everything(name)?
-        } else {
-            let missing =
-                || SubjectError::Missing { name: name.to_owned(), config: config_file.to_owned() };
-            if path.components().count() > 1 {
-                return Err(missing());
-            }
-            let config = Config::load(config_file)?;
-            let plugin = config.plugins.get(name).cloned().ok_or_else(missing)?;
-            Self { plugin, config }
+        let source = match name.strip_prefix("bundled:") {
+            Some(bundled) => Some(PluginSource::Bundled(bundled.to_owned())),
+            None if path.is_file() => Some(PluginSource::File(path.to_owned())),
+            None => None,
         };
-        subject.set(set)?;
-        for capability in deny {
-            let grant = &mut subject.plugin.grant;
-            match capability.as_str() {
-                "nix-store" => grant.nix_store = StoreScope::None,
-                "object-store" => grant.object_store.clear(),
-                "signing" => grant.signing.clear(),
-                "mail" => grant.mail.clear(),
-                "state" => grant.state = false,
-                "http" => grant.http.clear(),
-                other => {
-                    let known = CAPABILITIES.join(", ");
-                    return Err(SubjectError::Option(format!(
-                        "there is no capability `{other}` to deny; known: {known}"
-                    )));
-                }
+        let mut subject = match source {
+            Some(source) => Self::of_source(name, &source, files)?,
+            None if path.components().count() > 1 || name.ends_with(".wasm") => {
+                return Err(SubjectError::NoFile(name.to_owned()));
             }
-        }
+            None => Self::of_name(name, files)?,
+        };
+        subject.deny(changes.deny)?;
+        subject.limit(changes.limits)?;
+        subject.set(changes.set)?;
+        let Self { plugin, config, .. } = &mut subject;
+        config.plugins.insert(plugin.name.clone(), plugin.clone());
         Ok(subject)
     }
 
-    /// A plugin outside of a configuration: what it wants is granted, and its configuration is its
-    /// schema's first example.
-    fn with_everything(name: &str) -> Result<Self, SubjectError> {
+    /// A plugin of a configuration.
+    fn of_name(name: &str, files: &Files<'_>) -> Result<Self, SubjectError> {
+        let mut looked = Vec::new();
+        for (path, exists) in files.candidates() {
+            let config = files.load(&path)?;
+            if let Some(plugin) = config.plugins.get(name).cloned() {
+                return Ok(Self::configured(plugin, config));
+            }
+            looked.push(if exists {
+                format!("no [plugins.{name}] in {}", path.display())
+            } else {
+                format!("no configuration {}", path.display())
+            });
+        }
+        Err(SubjectError::Missing { name: name.to_owned(), looked: looked.join(", ") })
+    }
+
+    /// A file or a bundled plugin. Of the system's configuration, which may not even be readable,
+    /// nothing is used unless it was chosen.
+    fn of_source(
+        name: &str,
+        source: &PluginSource,
+        files: &Files<'_>,
+    ) -> Result<Self, SubjectError> {
+        let near = if files.chosen { Some(files.config.to_owned()) } else { files.here() };
+        let Some(path) = near else { return Self::with_everything(name, Vec::new()) };
+        let config = files.load(&path)?;
+        let mut with_source = config.plugins.values().filter(|plugin| same(&plugin.source, source));
+        match (with_source.next(), with_source.next()) {
+            (Some(plugin), None) => {
+                let plugin = plugin.clone();
+                Ok(Self::configured(plugin, config))
+            }
+            (Some(one), Some(other)) => Err(SubjectError::Option(format!(
+                "{name} is the `source` of several plugins in {}; write the name of one of them, such as `{}` or `{}`",
+                path.display(),
+                one.name,
+                other.name,
+            ))),
+            (None, _) => {
+                let note = format!(
+                    "{} is not used: no plugin in it has the source `{name}`",
+                    path.display()
+                );
+                Self::with_everything(name, vec![note])
+            }
+        }
+    }
+
+    fn configured(plugin: Plugin, config: Config) -> Self {
+        Self { plugin, config, origin: Origin::Configured, notes: Vec::new() }
+    }
+
+    /// A plugin outside of a configuration: what it wants is granted, and its configuration comes
+    /// from its schema.
+    fn with_everything(name: &str, mut notes: Vec<String>) -> Result<Self, SubjectError> {
         let no_plugin =
             |reason: String| SubjectError::NoPlugin { source_name: name.to_owned(), reason };
         let source =
@@ -128,50 +237,84 @@ impl Subject {
         let wasm = wasm.ok_or_else(|| {
             no_plugin(format!("is not bundled; known: {}", bundled::NAMES.join(", ")))
         })?;
-        let metadata = metadata::describe(&wasm).map_err(no_plugin)?.metadata;
+        let description = metadata::describe(&wasm).map_err(no_plugin)?;
+        let metadata = description.metadata;
         let services = format!(
             "[object-stores.{OBJECT_STORE}]\n[signing-keys.\"{SIGNING_KEY}\"]\nfile = \"in-memory\"\n[mail.{MAIL}]\n"
         );
-        let mut config = Config::parse(Path::new("hookrun.toml"), &services)?;
+        let mut config = Config::parse(Path::new(SAMPLE), &services)?;
         let plugin_name: String = metadata
             .name
             .chars()
             .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' })
             .collect();
-        let names = |want: Want, name: &str| {
-            if want == Want::No { Vec::new() } else { vec![name.to_owned()] }
-        };
-        let example = metadata
-            .config_schema
-            .as_ref()
-            .and_then(|schema| schema.get("examples")?.get(0))
-            .cloned();
+        // A policy gets less than it may want; a plugin that is more than a policy is tested as
+        // what it is besides, with all its grants.
+        let mut grant = everything(&metadata.wants);
+        let mut hooks = Vec::new();
+        if description.exports == [HookKind::BuilderSelection] {
+            grant = everything(&metadata.wants.of_policy());
+        } else if description.exports.contains(&HookKind::BuilderSelection)
+            && !beyond_policy(&grant).is_empty()
+        {
+            hooks = description.exports;
+            hooks.retain(|hook| *hook != HookKind::BuilderSelection);
+            notes.push(
+                "the hook `builder-selection` is not tested: a policy may not have the other grants; test it by a table with \
+                 `hooks = [\"builder-selection\"]` in hookrun.toml"
+                    .to_owned(),
+            );
+        }
+        let (table, from) = sample_config(metadata.config_schema.as_ref());
         let plugin = Plugin {
             name: plugin_name.clone(),
             source,
-            hooks: Vec::new(),
-            filter: crate::config::Filter::default(),
-            retry: crate::config::Retry::default(),
+            hooks,
+            filter: config::Filter::default(),
+            retry: config::Retry::default(),
             concurrency: None,
             order: None,
             gate: false,
-            config: example.unwrap_or_else(|| serde_json::json!({})),
-            grant: crate::config::Grant {
-                nix_store: metadata.wants.nix_store,
-                object_store: names(metadata.wants.object_store, OBJECT_STORE),
-                signing: names(metadata.wants.signing, SIGNING_KEY),
-                mail: names(metadata.wants.mail, MAIL),
-                state: metadata.wants.state != Want::No,
-                http: if metadata.wants.http == Want::No {
-                    Vec::new()
-                } else {
-                    vec![HttpGrant::everything()]
-                },
-            },
-            limits: crate::config::Limits::default(),
+            config: table,
+            grant,
+            limits: config::Limits::default(),
         };
         config.plugins.insert(plugin_name, plugin.clone());
-        Ok(Self { plugin, config })
+        Ok(Self { plugin, config, origin: Origin::Samples(from), notes })
+    }
+
+    /// Where the plugin's configuration comes from, for people.
+    pub fn configuration(&self) -> String {
+        match self.origin {
+            Origin::Configured if self.config.embedded => "the built-in configuration".to_owned(),
+            Origin::Configured => {
+                let line = self.config.line_of(&["plugins", &self.plugin.name]);
+                let line = line.map(|line| format!(":{line}")).unwrap_or_default();
+                format!("{}{line}", self.config.path.display())
+            }
+            Origin::Samples(from) => {
+                let table = match from {
+                    SampleConfig::Example => "`config` from the first example of its schema",
+                    SampleConfig::Properties => {
+                        "`config` from defaults and examples of its schema's required keys"
+                    }
+                    SampleConfig::Empty => "an empty `config`",
+                };
+                format!("{SAMPLE}, with all grants it wants and {table}")
+            }
+        }
+    }
+
+    /// Why the plugin does not load, with the fix. A sample configuration is no file to correct.
+    pub fn explain(&self, error: PluginError) -> String {
+        match (self.origin, error) {
+            (Origin::Samples(_), PluginError::Table(ConfigError { message, .. })) => format!(
+                "{message}; set a key by `--set 'KEY = VALUE'`, give the schema an example, or write a [plugins.NAME] table with this \
+                 `source` in {HERE}"
+            ),
+            (Origin::Samples(_), PluginError::Config(ConfigError { message, .. })) => message,
+            (_, error) => error.to_string(),
+        }
     }
 
     /// The component's bytes.
@@ -188,30 +331,205 @@ impl Subject {
         })
     }
 
+    /// Takes grants away.
+    fn deny(&mut self, capabilities: &[String]) -> Result<(), SubjectError> {
+        if capabilities.is_empty() {
+            return Ok(());
+        }
+        let wants = metadata::describe(&self.component()?)
+            .map_err(|reason| SubjectError::NoPlugin {
+                source_name: self.plugin.source.to_string(),
+                reason,
+            })?
+            .metadata
+            .wants;
+        let grant = &mut self.plugin.grant;
+        let mut required = Vec::new();
+        for capability in capabilities {
+            let want = match capability.as_str() {
+                "nix-store" => {
+                    grant.nix_store = StoreScope::None;
+                    if wants.nix_store == StoreScope::None { Want::No } else { Want::Required }
+                }
+                "object-store" => {
+                    grant.object_store.clear();
+                    wants.object_store
+                }
+                "signing" => {
+                    grant.signing.clear();
+                    wants.signing
+                }
+                "mail" => {
+                    grant.mail.clear();
+                    wants.mail
+                }
+                "state" => {
+                    grant.state = false;
+                    wants.state
+                }
+                "http" => {
+                    grant.http.clear();
+                    wants.http
+                }
+                other => {
+                    let known = CAPABILITIES.join(", ");
+                    return Err(SubjectError::Option(format!(
+                        "there is no capability `{other}` to deny; known: {known}"
+                    )));
+                }
+            };
+            match want {
+                Want::No => {
+                    return Err(SubjectError::Option(format!(
+                        "`--deny {capability}` changes nothing: plugin `{}` does not want `{capability}`; remove the option",
+                        self.plugin.name
+                    )));
+                }
+                Want::Optional => {}
+                Want::Required => required.push(format!("`{capability}`")),
+            }
+        }
+        if required.is_empty() {
+            return Ok(());
+        }
+        Err(SubjectError::DeniedRequired {
+            plugin: self.plugin.name.clone(),
+            capabilities: required.join(", "),
+        })
+    }
+
+    /// Sets limits.
+    fn limit(&mut self, lines: &[String]) -> Result<(), SubjectError> {
+        for line in lines {
+            let (key, value) = line.split_once('=').ok_or_else(|| {
+                SubjectError::Option(format!(
+                    "--limit `{line}` is not `LIMIT=VALUE`; write it as `wall-time=2s`"
+                ))
+            })?;
+            let (key, value) = (key.trim(), value.trim().trim_matches('"'));
+            let limit = Limit::ALL.iter().copied().find(|limit| limit.key() == key);
+            let limit = limit.ok_or_else(|| {
+                let keys = Limit::ALL.iter().map(|limit| limit.key());
+                SubjectError::Option(format!(
+                    "--limit: there is no limit `{key}`; {}",
+                    config::suggestion(key, keys)
+                ))
+            })?;
+            let value = value
+                .parse()
+                .map_or_else(|_| toml::Value::String(value.to_owned()), toml::Value::Integer);
+            let value = limit
+                .parse(&value)
+                .map_err(|message| SubjectError::Option(format!("--limit: {message}")))?;
+            self.plugin.limits.set(limit, value);
+        }
+        Ok(())
+    }
+
+    /// Sets keys of the plugin's own configuration.
     fn set(&mut self, lines: &[String]) -> Result<(), SubjectError> {
         for line in lines {
             let table: toml::Table = toml::from_str(line).map_err(|error| {
                 let message = error.message().replace('\n', " ");
                 SubjectError::Option(format!(
-                    "--set `{line}` is not `key = value` as in TOML ({message}); strings want quotes"
+                    "--set `{line}` is not `key = value` as in TOML ({message}); put quotes around strings"
                 ))
             })?;
-            let values = serde_json::to_value(table).unwrap_or_default();
-            if let (Some(config), serde_json::Value::Object(values)) =
-                (self.plugin.config.as_object_mut(), values)
-            {
-                config.extend(values);
-            }
+            merge(&mut self.plugin.config, serde_json::to_value(table).unwrap_or_default());
         }
-        self.config.plugins.insert(self.plugin.name.clone(), self.plugin.clone());
         Ok(())
     }
 }
 
-/// The component's bytes; none for a bundled plugin that there is not.
+impl Files<'_> {
+    /// The configurations to look at, in this order, and whether each exists.
+    fn candidates(&self) -> Vec<(PathBuf, bool)> {
+        let here = if self.chosen { None } else { self.here() };
+        let last = (self.config.to_owned(), self.config.exists());
+        here.map(|path| (path, true)).into_iter().chain([last]).collect()
+    }
+
+    /// `hookrun.toml` of the working directory, if there is one.
+    fn here(&self) -> Option<PathBuf> {
+        Some(self.directory.join(HERE)).filter(|path| path.is_file())
+    }
+
+    fn load(&self, path: &Path) -> Result<Config, SubjectError> {
+        if self.chosen && !path.exists() {
+            return Err(SubjectError::Config(ConfigError {
+                path: path.to_owned(),
+                line: None,
+                message: "there is no such file; correct `--config` or HOOKRUN_CONFIG".to_owned(),
+            }));
+        }
+        Ok(Config::load(path)?)
+    }
+}
+
+/// A grant of all that is wanted, from the sample services.
+fn everything(wants: &Wants) -> Grant {
+    let names =
+        |want: Want, name: &str| if want == Want::No { Vec::new() } else { vec![name.to_owned()] };
+    let Wants { nix_store, object_store, signing, mail, state, http } = wants;
+    Grant {
+        nix_store: *nix_store,
+        object_store: names(*object_store, OBJECT_STORE),
+        signing: names(*signing, SIGNING_KEY),
+        mail: names(*mail, MAIL),
+        state: *state != Want::No,
+        http: if *http == Want::No { Vec::new() } else { vec![HttpGrant::everything()] },
+    }
+}
+
+/// A `config` table that the schema probably allows.
+fn sample_config(schema: Option<&serde_json::Value>) -> (serde_json::Value, SampleConfig) {
+    let first = |schema: &serde_json::Value| schema.get("examples")?.get(0).cloned();
+    if let Some(example) = schema.and_then(first) {
+        return (example, SampleConfig::Example);
+    }
+    let required = schema.and_then(|schema| schema.get("required")?.as_array());
+    let required = required.into_iter().flatten().filter_map(|key| key.as_str());
+    let table: serde_json::Map<String, serde_json::Value> = required
+        .filter_map(|key| {
+            let property = schema?.get("properties")?.get(key)?;
+            let value = property.get("default").cloned().or_else(|| first(property))?;
+            Some((key.to_owned(), value))
+        })
+        .collect();
+    let from = if table.is_empty() { SampleConfig::Empty } else { SampleConfig::Properties };
+    (serde_json::Value::Object(table), from)
+}
+
+/// Puts `new` into `value`: tables key by key, anything else as a whole.
+fn merge(value: &mut serde_json::Value, new: serde_json::Value) {
+    match (value, new) {
+        (serde_json::Value::Object(table), serde_json::Value::Object(new)) => {
+            for (key, new) in new {
+                merge(table.entry(key).or_insert(serde_json::Value::Null), new);
+            }
+        }
+        (value, new) => *value = new,
+    }
+}
+
+/// True if both name the same component.
+fn same(one: &PluginSource, other: &PluginSource) -> bool {
+    match (one, other) {
+        (PluginSource::File(one), PluginSource::File(other)) => {
+            let real = |path: &Path| path.canonicalize().ok();
+            real(one).is_some_and(|one| Some(one) == real(other))
+        }
+        _ => one == other,
+    }
+}
+
+/// The component's bytes; `None` for a bundled plugin that does not exist.
 fn read(source: &PluginSource) -> std::io::Result<Option<Vec<u8>>> {
     match source {
         PluginSource::Bundled(name) => Ok(bundled::component(name).map(<[u8]>::to_vec)),
         PluginSource::File(path) => std::fs::read(path).map(Some),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,7 +19,7 @@ use crate::config::Resources;
 use crate::exit_code::Exit;
 use crate::nix::machines::{self, MachineLine};
 use crate::plugin::Compiler;
-use crate::testing::{self, PolicyHere, Subject};
+use crate::testing::{self, Changes, PolicyHere, Subject};
 
 /// The policy that is played if none is named.
 const DEFAULT_POLICY: &str = "bundled:speed-factor";
@@ -201,8 +201,12 @@ fn policies(context: &Context, args: &Args) -> Result<Vec<(String, PolicyHere)>,
         |message: String| CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) };
     let mut ready = Vec::new();
     for name in names {
-        let subject =
-            Subject::find(name, &context.dirs.config, &args.set, &[]).map_err(subject_error)?;
+        let subject = Subject::find(
+            name,
+            &context.files(),
+            &Changes { set: &args.set, ..Changes::default() },
+        )
+        .map_err(subject_error)?;
         let plugin = testing::prepare(&subject, Compiler::Contained(None)).map_err(failed)?;
         ready.push((name.to_owned(), subject, plugin));
     }
