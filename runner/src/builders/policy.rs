@@ -37,7 +37,7 @@ pub enum PolicyError {
     #[error("{0}")]
     Failed(String),
     /// It answered something that cannot be done.
-    #[error("it answered nonsense: {0}")]
+    #[error("invalid answer: {0}")]
     Invalid(String),
     /// It did not answer in time.
     #[error("it did not answer within {0:?}")]
@@ -47,6 +47,8 @@ pub enum PolicyError {
 /// A policy cannot have itself asked again sooner than this, in milliseconds: a wish for 0 would
 /// keep a processor busy.
 const SOONEST_ASK_AGAIN_MS: u64 = 1000;
+/// Machines that a message lists; a fleet has hundreds.
+const MAX_SHOWN: usize = 5;
 
 /// Checks an answer against what was asked, and removes repeated machines from it.
 ///
@@ -67,26 +69,43 @@ pub fn checked(
             let mut unique: Vec<Text> = Vec::with_capacity(uris.len().min(offered.len()));
             for uri in uris {
                 let Some(known) = offered.get(uri.as_str()) else {
-                    return Err(PolicyError::Invalid(format!("machine `{uri}` was not offered")));
+                    return Err(PolicyError::Invalid(format!(
+                        "machine `{uri}` was not offered; offered: {}",
+                        shown(machines)
+                    )));
                 };
                 if seen.insert(known) {
                     unique.push(uri);
                 }
             }
             if unique.is_empty() {
-                return Err(PolicyError::Invalid("action `machines` without a machine".to_owned()));
+                return Err(PolicyError::Invalid(format!(
+                    "action `machines` without a machine; name one of {}, or answer `decline`",
+                    shown(machines)
+                )));
             }
             Action::Machines(unique)
         }
         Action::Local if !local.able => {
             return Err(PolicyError::Invalid(
-                "action `local`, but this machine cannot build the derivation".to_owned(),
+                "action `local`, but this machine cannot build the derivation (`able` is false)"
+                    .to_owned(),
             ));
         }
         other @ (Action::Local | Action::Postpone | Action::Decline) => other,
     };
     let ask_again_ms = ask_again_ms.map(|within| within.max(SOONEST_ASK_AGAIN_MS));
     Ok(Decision { action, reason, ask_again_ms })
+}
+
+/// The first of the machines, for messages.
+fn shown(machines: &[Machine]) -> String {
+    let named = machines.iter().take(MAX_SHOWN).map(|machine| format!("`{}`", machine.uri));
+    let named = named.collect::<Vec<_>>().join(", ");
+    match machines.len().saturating_sub(MAX_SHOWN) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
 }
 
 /// The rule of Nix's own build hook (`build-remote.cc`, the same from 2.3 to 2.35): lowest load
@@ -286,10 +305,10 @@ mod tests {
         let ok = checked(decision(machines_of(&["b", "a", "b"])), &machines, &able).unwrap();
         assert_eq!(ok.action, machines_of(&["b", "a"]));
         let message = |result: Result<Decision, PolicyError>| result.unwrap_err().to_string();
-        insta::assert_snapshot!(message(checked(decision(machines_of(&["c"])), &machines, &able)), @"it answered nonsense: machine `c` was not offered");
-        insta::assert_snapshot!(message(checked(decision(machines_of(&[])), &machines, &able)), @"it answered nonsense: action `machines` without a machine");
-        insta::assert_snapshot!(message(checked(decision(Action::Local), &machines, &LocalMachine::default())), @"it answered nonsense: action `local`, but this machine cannot build the derivation");
-        insta::assert_snapshot!(Action::from_word("wait", Vec::new()).unwrap_err().to_string(), @"it answered nonsense: action `wait` is none of `machines`, `local`, `postpone`, `decline`");
+        insta::assert_snapshot!(message(checked(decision(machines_of(&["c"])), &machines, &able)), @"invalid answer: machine `c` was not offered; offered: `a`, `b`");
+        insta::assert_snapshot!(message(checked(decision(machines_of(&[])), &machines, &able)), @"invalid answer: action `machines` without a machine; name one of `a`, `b`, or answer `decline`");
+        insta::assert_snapshot!(message(checked(decision(Action::Local), &machines, &LocalMachine::default())), @"invalid answer: action `local`, but this machine cannot build the derivation (`able` is false)");
+        insta::assert_snapshot!(Action::from_word("wait", Vec::new()).unwrap_err().to_string(), @"invalid answer: action `wait` is none of `machines`, `local`, `postpone`, `decline`");
     }
 
     /// `build-remote.cc` of 2.8 and of 2.26, line by line.

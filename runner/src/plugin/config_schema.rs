@@ -32,8 +32,12 @@ pub fn violation(schema: &Value, table: &Value) -> Result<Option<(Vec<String>, S
         )
         .build(schema)
         .map_err(|error| {
-            let error = error.to_string().replace('\n', " ");
-            format!("has a configuration schema that is none ({error}); its author must correct it")
+            let message = error.to_string().replace('\n', " ");
+            let path = error.instance_path().to_string();
+            let place = if path.is_empty() { "as a whole" } else { path.as_str() };
+            format!(
+                "has a `config_schema` that is not a valid JSON schema ({place}: {message}); its author must correct it"
+            )
         })?;
     let violation = validator.iter_errors(table).next().map(|error| {
         let path = error.instance_path().to_string();
@@ -122,12 +126,12 @@ mod tests {
         insta::assert_snapshot!(refused(json!({ "properties": { "a": { "$id": "file:///etc/", "$ref": "#/passwd" } } })), @"has a configuration schema that refers to `$id`; its author must write references as `#/$defs/NAME`, to what is in it");
         assert!(
             refused(json!({ "properties": { "a": { "pattern": "((a{1000}){1000}){1000}" } } }))
-                .contains("is none")
+                .contains("is not a valid JSON schema")
         );
         // Look-around is what makes matching exponential.
         assert!(
             refused(json!({ "properties": { "a": { "pattern": "^(?=a)(a+)+$" } } }))
-                .contains("is none")
+                .contains("is not a valid JSON schema")
         );
     }
 

@@ -8,6 +8,9 @@ pub enum PluginError {
     /// The plugin, its grants or its configuration are wrong; names file and line.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Its `config` table is not what its schema allows; names file and line.
+    #[error(transparent)]
+    Table(ConfigError),
     /// It is not compiled, and this process does not compile.
     #[error(transparent)]
     NotAhead(ConfigError),

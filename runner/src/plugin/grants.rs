@@ -46,6 +46,20 @@ impl Wants {
     pub fn of_policy(&self) -> Self {
         Self { state: self.state, ..Self::default() }
     }
+
+    /// The interfaces, quoted, without which the plugin does not load and which no policy gets.
+    pub fn required_beyond_policy(&self) -> Vec<String> {
+        let Self { nix_store, object_store, signing, mail, state: _, http } = self;
+        let required = [
+            ("nix-store", *nix_store != StoreScope::None),
+            ("object-store", *object_store == Want::Required),
+            ("signing", *signing == Want::Required),
+            ("mail", *mail == Want::Required),
+            ("http", *http == Want::Required),
+        ];
+        let required = required.into_iter().filter(|(_, required)| *required);
+        required.map(|(interface, _)| format!("`{interface}`")).collect()
+    }
 }
 
 /// What one host call needs. `Log` and `Config` are always granted.

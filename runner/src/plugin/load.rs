@@ -25,6 +25,8 @@ use crate::event::HookKind;
 
 /// The largest component that is read; the largest known toolchain (Python) makes 18 MiB.
 const MAX_COMPONENT: u64 = 256 << 20;
+/// How jsonschema 0.4x ends a message about a missing key.
+const MISSING_KEY: &str = "is a required property";
 
 /// A plugin that was read and checked: it is a component, it has the hooks, it accepts its
 /// configuration, and everything it wants is granted.
@@ -43,10 +45,12 @@ impl Artifact {
     /// The first thing that is wrong, with the line of the configuration.
     pub fn open(plugin: &config::Plugin, config: &Config) -> Result<Self, PluginError> {
         let name = plugin.name.as_str();
-        let error = |keys: &[&str], message: String| {
+        let config_error = |keys: &[&str], message: String| {
             let keys: Vec<&str> = ["plugins", name].iter().chain(keys).copied().collect();
-            PluginError::Config(config.error(&keys, format!("plugin `{name}`: {message}")))
+            config.error(&keys, format!("plugin `{name}`: {message}"))
         };
+        let error =
+            |keys: &[&str], message: String| PluginError::Config(config_error(keys, message));
         let source = plugin.source.to_string();
         let wasm = read(&plugin.source).map_err(|message| error(&["source"], message))?;
         let description = metadata::describe(&wasm)
@@ -59,14 +63,25 @@ impl Artifact {
                 let keys: Vec<&str> =
                     ["config"].into_iter().chain(keys.iter().map(String::as_str)).collect();
                 let known = known_keys(schema);
-                return Err(error(
+                let fix = if message.ends_with(MISSING_KEY) { "add" } else { "change" };
+                return Err(PluginError::Table(config_error(
                     &keys,
-                    format!("{}: {message}; change it{known}", keys.join(".")),
-                ));
+                    format!("{}: {message}; {fix} it{known}", keys.join(".")),
+                )));
             }
         }
         let policy = hooks.contains(&HookKind::BuilderSelection);
         let mut wants = description.metadata.wants.clone();
+        let never = wants.required_beyond_policy();
+        if description.exports == [HookKind::BuilderSelection] && !never.is_empty() {
+            return Err(error(
+                &["source"],
+                format!(
+                    "{source} requires {}, which a policy of builder selection never gets; its author must remove it from the plugin's `wants`",
+                    never.join(", ")
+                ),
+            ));
+        }
         if policy && hooks.len() == 1 {
             wants = wants.of_policy();
         }

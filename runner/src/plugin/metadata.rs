@@ -5,6 +5,7 @@
 //! for other languages may put it on the component. It is data from a stranger: bounded, parsed
 //! strictly, and it decides nothing by itself ([`super::grants`]).
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use wasmparser::{Encoding, Parser, Payload};
 
@@ -21,8 +22,10 @@ pub const FORMAT: u32 = 1;
 const MAX_LENGTH: usize = 256 << 10;
 
 /// What a plugin says about itself.
+///
+/// Keys that a later SDK adds are ignored; what it *wants* has to be known.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case")]
 pub struct Metadata {
     /// [`FORMAT`].
     pub format: u32,
@@ -153,9 +156,7 @@ fn parse(section: &[u8]) -> Result<Metadata, String> {
             section.len()
         ));
     }
-    let wrong = |error: serde_json::Error| {
-        format!("has metadata that cannot be read ({error}); build it with the SDK of this release")
-    };
+    let wrong = |error: serde_json::Error| unreadable(section, &error);
     let Format { format } = serde_json::from_slice(section).map_err(wrong)?;
     if format != FORMAT {
         return Err(format!(
@@ -182,6 +183,45 @@ fn parse(section: &[u8]) -> Result<Metadata, String> {
         }
     }
     Ok(metadata)
+}
+
+/// Why the section cannot be read, and what its author does about it.
+fn unreadable(section: &[u8], error: &serde_json::Error) -> String {
+    let mut values = serde_json::Deserializer::from_slice(section).into_iter::<IgnoredAny>();
+    if matches!(values.next(), Some(Ok(_))) {
+        let rest = section.get(values.byte_offset()..).unwrap_or_default();
+        if !rest.trim_ascii().is_empty() {
+            return "has the metadata of more than one plugin; use `plugin!` once, with all hooks in its list"
+                .to_owned();
+        }
+    }
+    // serde_json counts from the beginning of the section, which nobody sees.
+    let text = error.to_string();
+    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+    if error.is_data() {
+        return format!(
+            "has metadata that this hookrun does not know ({what}); use the release of hookrun that belongs to the plugin's SDK, or build \
+             the plugin with the SDK of this release"
+        );
+    }
+    match schema_before(section, error) {
+        Some(schema) => {
+            let line = schema.iter().filter(|byte| **byte == b'\n').count() + 1;
+            format!(
+                "has a `config_schema` that is not JSON ({what}, in its line {line}); its author must correct it"
+            )
+        }
+        None => format!("has a metadata section that is not JSON ({what}); build it again"),
+    }
+}
+
+/// The part of the configuration schema up to the place of the error, if the error is in there.
+fn schema_before<'a>(section: &'a [u8], error: &serde_json::Error) -> Option<&'a [u8]> {
+    const KEY: &[u8] = b",\"config-schema\":";
+    let start = section.windows(KEY.len()).position(|part| part == KEY)? + KEY.len();
+    let lines = section.split_inclusive(|byte| *byte == b'\n').take(error.line().saturating_sub(1));
+    let end = lines.map(<[u8]>::len).sum::<usize>() + error.column();
+    section.get(start..end.min(section.len()))
 }
 
 #[cfg(test)]

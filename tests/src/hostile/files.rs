@@ -69,10 +69,9 @@ fn metadata() -> Vec<Row> {
     vec![
         with("metadata-missing", || crafted().without_metadata().build())
             .ends("refused", "has no section"),
-        with("metadata-empty", || crafted().metadata("").build())
-            .ends("refused", "has metadata that cannot be read"),
+        with("metadata-empty", || crafted().metadata("").build()).ends("refused", "is not JSON"),
         with("metadata-no-json", || crafted().metadata(b"\xff\xfe\0{".to_vec()).build())
-            .ends("refused", "has metadata that cannot be read"),
+            .ends("refused", "is not JSON"),
         with("metadata-later-format", || {
             crafted().metadata(METADATA.replace(":1,", ":99,")).build()
         })
@@ -80,14 +79,14 @@ fn metadata() -> Vec<Row> {
         with("metadata-huge", || crafted().metadata(" ".repeat(300 << 10)).build())
             .ends("refused", "at most 262144 are read"),
         with("metadata-deep", || crafted().metadata("[".repeat(200_000)).build())
-            .ends("refused", "has metadata that cannot be read"),
+            .ends("refused", "this hookrun does not know"),
         with("metadata-deep-schema", || {
             let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
             crafted()
                 .metadata(METADATA.replace('}', &format!(",\"config-schema\":{deep}}}")))
                 .build()
         })
-        .ends("refused", "has metadata that cannot be read"),
+        .ends("refused", "`config_schema` that is not JSON"),
         with("metadata-forged-hook", || {
             crafted().metadata(METADATA.replace("post-build\"", "diff\"")).build()
         })
@@ -95,11 +94,11 @@ fn metadata() -> Vec<Row> {
         with("metadata-unknown-hook", || {
             crafted().metadata(METADATA.replace("post-build\"", "root-shell\"")).build()
         })
-        .ends("refused", "has metadata that cannot be read"),
+        .ends("refused", "this hookrun does not know"),
         with("metadata-unknown-want", || {
             crafted().metadata(METADATA.replace('}', ",\"wants\":{\"root\":\"required\"}}")).build()
         })
-        .ends("refused", "has metadata that cannot be read"),
+        .ends("refused", "this hookrun does not know"),
         with("metadata-greedy", || {
             crafted()
                 .metadata(
@@ -124,11 +123,11 @@ fn metadata() -> Vec<Row> {
         with("metadata-hook-with-escapes", || {
             crafted().metadata(METADATA.replace("post-build\"", "\\u001b[2Jforged\"")).build()
         })
-        .ends("refused", "has metadata that cannot be read"),
+        .ends("refused", "this hookrun does not know"),
         with("metadata-repeated-key", || {
             crafted().metadata(METADATA.replace('}', ",\"name\":\"other\"}")).build()
         })
-        .ends("refused", "has metadata that cannot be read"),
+        .ends("refused", "this hookrun does not know"),
     ]
 }
 
@@ -140,14 +139,14 @@ fn schemas() -> Vec<Row> {
     /// What the patterns are matched with.
     const WORD: &str = "word = \"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!\"";
     vec![
-        bytes("schema-none", || with("7")).ends("refused", "is none"),
-        bytes("schema-of-a-bad-type", || with(r#"{"type":"root"}"#)).ends("refused", "is none"),
+        bytes("schema-none", || with("7")).ends("refused", "is not a valid JSON schema"),
+        bytes("schema-of-a-bad-type", || with(r#"{"type":"root"}"#)).ends("refused", "is not a valid JSON schema"),
         bytes("schema-backtracking", || with(r#"{"properties":{"word":{"pattern":"^(?=a)(a+)+(a+)+$"}}}"#))
             .config(WORD)
-            .ends("refused", "is none"),
+            .ends("refused", "is not a valid JSON schema"),
         bytes("schema-large-pattern", || with(r#"{"properties":{"word":{"pattern":"((a{1000}){1000}){1000}"}}}"#))
             .config(WORD)
-            .ends("refused", "is none"),
+            .ends("refused", "is not a valid JSON schema"),
         bytes("schema-recursion", || with(r##"{"allOf":[{"$ref":"#"}]}"##)).config(WORD).ends("refused", "do not end"),
         bytes("schema-recursion-by-definitions", || {
             with(r##"{"$defs":{"a":{"$ref":"#/$defs/b"},"b":{"$ref":"#/$defs/a"}},"$ref":"#/$defs/a"}"##)
