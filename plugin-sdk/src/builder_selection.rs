@@ -37,6 +37,27 @@ pub trait BuilderSelection {
     ) -> Result<Decision, String>;
 }
 
+impl Machine {
+    /// The host name in the store URI: `fast1` of `ssh-ng://me@fast1:22?compress=true`. Empty for a
+    /// URI without one, such as that of a local store.
+    ///
+    /// ```
+    /// use hookrun_sdk::builder_selection::Machine;
+    ///
+    /// let machine = Machine { uri: "ssh-ng://me@fast1:22?compress=true".into(), ..Machine::default() };
+    /// assert_eq!(machine.host(), "fast1");
+    /// ```
+    pub fn host(&self) -> &str {
+        let rest = self.uri.split_once("://").map_or("", |(_, rest)| rest);
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        match host.strip_prefix('[').and_then(|host| host.split_once(']')) {
+            Some((address, _)) => address,
+            None => host.split_once(':').map_or(host, |(host, _)| host),
+        }
+    }
+}
+
 /// The answer of a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
@@ -109,5 +130,24 @@ impl From<Decision> for wit::Decision {
         let ask_again_ms =
             ask_again.map(|within| u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
         Self { action: action.to_owned(), machines, reason, ask_again_ms }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_of_a_store_uri() {
+        for (uri, host) in [
+            ("ssh://fast", "fast"),
+            ("ssh-ng://me@fast1:22?compress=true", "fast1"),
+            ("ssh://me@[2001:db8::1]:22", "2001:db8::1"),
+            ("daemon", ""),
+            ("local?root=/tmp/a@b", ""),
+        ] {
+            let machine = Machine { uri: uri.to_owned(), ..Machine::default() };
+            assert_eq!(machine.host(), host, "{uri}");
+        }
     }
 }

@@ -22,11 +22,36 @@ use crate::bindings::imports::hookrun::host::config;
 /// # Errors
 /// Permanent: the table does not fit `T`, so schema and type disagree.
 pub fn config<T: DeserializeOwned>() -> Result<T, Error> {
-    serde_json::from_str(&config_json())
-        .map_err(|error| Error::permanent(format!("config: {error}")))
+    serde_json::from_str(&config_json()).map_err(|error| Error::permanent(wrong(&error)))
+}
+
+/// Without line and column, which are those of a JSON text that nobody sees.
+fn wrong(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+    format!(
+        "config: {what}; correct the plugin's `config` table in hookrun.toml, or give `plugin!` a `config_schema` that names the \
+         required keys"
+    )
 }
 
 /// The table as a JSON object; `{}` in a native build.
 pub fn config_json() -> String {
     if cfg!(target_arch = "wasm32") { config::get() } else { "{}".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_key_is_named_without_a_place_in_invisible_json() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Config {
+            #[expect(dead_code, reason = "read by nobody")]
+            url: String,
+        }
+        let error = config::<Config>().unwrap_err();
+        assert!(error.message.starts_with("config: missing field `url`; correct"), "{error}");
+    }
 }

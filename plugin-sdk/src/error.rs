@@ -68,6 +68,13 @@ impl std::fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// So that `?` works in [`BuilderSelection::select`](crate::BuilderSelection::select).
+impl From<Error> for String {
+    fn from(error: Error) -> Self {
+        error.message
+    }
+}
+
 impl From<types::Error> for Error {
     fn from(error: types::Error) -> Self {
         let kind = match error.kind.as_str() {

@@ -58,6 +58,12 @@ impl Wants {
     };
 }
 
+impl Default for Wants {
+    fn default() -> Self {
+        Self::NOTHING
+    }
+}
+
 /// In which order a plugin's tasks run, unless the configuration says otherwise (`order`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TaskOrder {

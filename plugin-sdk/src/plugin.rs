@@ -33,19 +33,24 @@ use crate::{BuilderSelection, Diff, PostBuild};
 /// }
 /// ```
 ///
-/// `hooks` names the traits of the type that become hooks. The rest may be left out: `wants`
+/// `hooks` names the traits of the type that become hooks. The other keys may be left out: `wants`
 /// (default: [`Wants::NOTHING`](crate::Wants::NOTHING)), `order` (default:
 /// [`TaskOrder::Any`](crate::TaskOrder::Any)) and `config_schema` (a JSON schema as a string;
-/// default: any table). Name, version and description come from the crate's manifest.
+/// default: any table). Keys come in any order. Name, version and description come from the crate's
+/// manifest. A component has one `plugin!`, with all its hooks.
 #[macro_export]
 macro_rules! plugin {
+    ($($keys:tt)*) => {
+        $crate::__plugin!([] [] [] [] [] $($keys)*);
+    };
+}
+
+/// Sorts the keys of `plugin!` into five brackets: plugin, hooks, wants, order, config_schema.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __plugin {
     (
-        plugin: $plugin:ty,
-        hooks: [$($hook:ident),+ $(,)?]
-        $(, wants: $wants:expr)?
-        $(, order: $order:expr)?
-        $(, config_schema: $schema:expr)?
-        $(,)?
+        [$plugin:ty] [$($hook:ident)+] [$($wants:expr)?] [$($order:expr)?] [$($schema:expr)?]
     ) => {
         const _: () = {
             const METADATA: $crate::__private::Metadata = $crate::__private::Metadata {
@@ -67,6 +72,38 @@ macro_rules! plugin {
 
             $($crate::__export_hook!($hook, $plugin);)+
         };
+    };
+    ([] $hooks:tt $wants:tt $order:tt $schema:tt plugin: $plugin:ty $(, $($rest:tt)*)?) => {
+        $crate::__plugin!([$plugin] $hooks $wants $order $schema $($($rest)*)?);
+    };
+    (
+        $plugin:tt [] $wants:tt $order:tt $schema:tt
+        hooks: [$($hook:ident),+ $(,)?] $(, $($rest:tt)*)?
+    ) => {
+        $crate::__plugin!($plugin [$($hook)+] $wants $order $schema $($($rest)*)?);
+    };
+    ($plugin:tt $hooks:tt [] $order:tt $schema:tt wants: $wants:expr $(, $($rest:tt)*)?) => {
+        $crate::__plugin!($plugin $hooks [$wants] $order $schema $($($rest)*)?);
+    };
+    ($plugin:tt $hooks:tt $wants:tt [] $schema:tt order: $order:expr $(, $($rest:tt)*)?) => {
+        $crate::__plugin!($plugin $hooks $wants [$order] $schema $($($rest)*)?);
+    };
+    ($plugin:tt $hooks:tt $wants:tt $order:tt [] config_schema: $schema:expr $(, $($rest:tt)*)?) => {
+        $crate::__plugin!($plugin $hooks $wants $order [$schema] $($($rest)*)?);
+    };
+    ([] $hooks:tt $wants:tt $order:tt $schema:tt) => {
+        compile_error!("`plugin: TYPE` is missing");
+    };
+    ($plugin:tt [] $wants:tt $order:tt $schema:tt) => {
+        compile_error!("`hooks: [HOOK]` is missing; known: PostBuild, Diff, BuilderSelection");
+    };
+    ($plugin:tt $hooks:tt $wants:tt $order:tt $schema:tt $key:ident $($rest:tt)*) => {
+        compile_error!(concat!(
+            "unknown, repeated or malformed key `",
+            stringify!($key),
+            "`; write `plugin: TYPE`, `hooks: [HOOK]`, `wants: Wants { .. }`, `order: TaskOrder::..`, `config_schema: \"..\"`, \
+             each once"
+        ));
     };
 }
 
@@ -171,5 +208,29 @@ impl<T: BuilderSelection>
         String,
     > {
         T::select(candidate, machines, local).map(Into::into)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn keys_come_in_any_order() {
+        use crate::{Failure, Outcome, PostBuild, TaskOrder, Wants, post_build};
+
+        struct Any;
+
+        impl PostBuild for Any {
+            fn handle(event: post_build::Event) -> Result<Outcome, Failure> {
+                Ok(Outcome::new(event.name))
+            }
+        }
+
+        crate::plugin! {
+            config_schema: "{}",
+            order: TaskOrder::DependenciesFirst,
+            wants: Wants::NOTHING,
+            hooks: [PostBuild],
+            plugin: Any
+        }
     }
 }
