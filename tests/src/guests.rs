@@ -114,13 +114,3 @@ fn build() -> Result<PathBuf> {
     );
     Ok(target.join(TARGET).join("release"))
 }
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn every_guest_is_built() {
-        for name in ["good", "faulty", "greedy", "web", "escape", "hostile"] {
-            super::guest(name).unwrap();
-        }
-    }
-}

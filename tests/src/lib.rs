@@ -9,6 +9,7 @@
 )]
 
 pub mod canary;
+pub mod document;
 pub mod guests;
 pub mod hostile;
 pub mod lab;

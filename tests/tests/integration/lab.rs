@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use hookrun_tests::guests::guest;
 use hookrun_tests::lab::{BUILD_GROUP, MAY_SKIP, Need, Ran, SKIPPED, Scene, Script, require};
 
 /// A scene whose Nix calls no hook.
@@ -94,6 +95,14 @@ fn a_builder_is_a_store_in_the_scene() {
     let built =
         scene.build_with("alpha", &["--max-jobs", "0", "--builders", &builders]).expect_success();
     assert!(scene.on_builder("only", &built.path()), "{}", built.account());
+}
+
+/// `cargo xtask newer-nix` runs this test where there is a compiler, before all others.
+#[test]
+fn every_guest_is_built() {
+    for name in ["good", "faulty", "greedy", "web", "escape", "hostile"] {
+        guest(name).unwrap();
+    }
 }
 
 /// Runs one test of this program in a process of its own, without any program in `PATH`.

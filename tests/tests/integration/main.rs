@@ -17,6 +17,7 @@ mod cost;
 mod crash;
 mod demo;
 mod dispatch;
+mod documents;
 mod escape;
 mod every_limit;
 mod examples;
