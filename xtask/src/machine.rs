@@ -43,6 +43,16 @@ pub fn debian_packages() -> impl Iterator<Item = &'static str> {
     packages().map(|package| package.name)
 }
 
+/// The packages that a Debian in a directory lacks.
+pub fn missing_below(root: &Path) -> Vec<&'static str> {
+    let programs = ["usr/local/bin", "usr/bin", "usr/sbin"];
+    let missing = packages().filter(|package| match package.proof.strip_prefix('/') {
+        Some(file) => !root.join(file).exists(),
+        None => !programs.iter().any(|place| root.join(place).join(package.proof).exists()),
+    });
+    missing.map(|package| package.name).collect()
+}
+
 fn packages() -> impl Iterator<Item = Package> {
     DEBIAN_PACKAGES.lines().filter_map(|line| {
         let mut words = line.split_whitespace();

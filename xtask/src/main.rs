@@ -11,6 +11,7 @@ mod machine;
 mod newer_nix;
 mod process;
 mod test;
+mod width;
 
 use std::process::{Command, ExitCode};
 
@@ -37,7 +38,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Check formatting, lints, documentation, and licences and advisories of dependencies.
+    /// Check formatting, line width, lints, documentation, and licences and advisories of
+    /// dependencies.
     #[command(visible_alias = "ci")]
     Checks,
     /// Fuzz: each target for a bounded time. Exit code 1 if one finds something; what it found is

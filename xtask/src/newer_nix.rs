@@ -24,17 +24,17 @@ pub struct Options {
     /// directory. Remove one to have it made anew.
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// For the test runner, in place of the tests in which Nix has a say: a part of a test's name,
-    /// or `-E` and an expression.
+    /// Parts of tests' names, or other arguments of the test program, in place of the tests in which
+    /// Nix has a say.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
 
-/// The tests in which Nix has a say, for `cargo nextest -E`.
-const TESTS: &str =
-    "package(hookrun-tests) - test(/^(crash|fuzz_corpus|hostile|hostile_artifacts)::/)";
-/// The test that builds the guests, which need a compiler that the root has not.
-const GUESTS: &str = "package(hookrun-tests) & test(=guests::tests::every_guest_is_built)";
+/// Modules of the end-to-end tests that have nothing to do with Nix, or need a compiler.
+const WITHOUT_NIX: [&str; 5] =
+    ["crash::", "documents::", "fuzz_corpus::", "hostile::", "hostile_artifacts::"];
+/// The test that builds the guests, which need a compiler that the root does not have.
+const GUESTS: &str = "lab::every_guest_is_built";
 /// What tests of mail install where it is not there; the package lists of a root may be too old for
 /// that by then.
 const MAIL_SERVER: [&str; 2] = ["exim4-daemon-light", "openssl"];
@@ -51,8 +51,6 @@ pub fn run(options: &Options) -> Result<()> {
     if !machine::is_root()? {
         bail!("a root of its own needs root; run `sudo -E cargo xtask newer-nix`");
     }
-    let nextest = machine::find_program("cargo-nextest")
-        .context("there is no cargo-nextest in PATH; run `cargo install --locked cargo-nextest`")?;
     let root = Root {
         directory: options
             .directory
@@ -62,24 +60,21 @@ pub fn run(options: &Options) -> Result<()> {
     };
     root.make(&options.suite)?;
     process::build_workspace()?;
-    let metadata = Metadata::write()?;
-    cargo().args(["nextest", "run", "--workspace", "-E", GUESTS]).run()?;
+    let tests = test_program()?;
+    Command::new(&tests).args(["--exact", GUESTS]).current_dir(package_of_tests()).run()?;
 
-    root.take_in(&nextest)?;
     let program = target_directory()?.join("debug/hookrun");
     let version = root.command("nix-build").arg("--version").read()?;
     let version = version.trim();
     println!("{version}, in {}", root.directory.display());
     root.command(program).arg("demo").run()?;
-    let mut tests = root.command("cargo-nextest");
-    tests.args(["nextest", "run", "--no-fail-fast", "--binaries-metadata"]).arg(&metadata.binaries);
-    tests.arg("--cargo-metadata").arg(&metadata.cargo);
-    let chosen = if options.arguments.is_empty() {
-        vec!["-E".to_owned(), TESTS.to_owned()]
+    let mut tests = root.command(tests);
+    if options.arguments.is_empty() {
+        tests.args(WITHOUT_NIX.iter().flat_map(|module| ["--skip", module]));
     } else {
-        options.arguments.clone()
-    };
-    if let Err(error) = tests.args(chosen).run() {
+        tests.args(&options.arguments);
+    }
+    if let Err(error) = tests.run() {
         bail!("with {version} these tests fail ({error})");
     }
     println!("{version}: hookrun demo works, and these tests pass");
@@ -95,41 +90,23 @@ fn default_directory() -> Result<PathBuf> {
     Ok(cache.context("there is no HOME; name a place with --directory")?.join("hookrun/roots"))
 }
 
-/// What the test runner has to know where there is no cargo.
-struct Metadata {
-    binaries: PathBuf,
-    cargo: PathBuf,
+/// Builds the end-to-end tests and returns their program.
+fn test_program() -> Result<PathBuf> {
+    let build = ["test", "--workspace", "--test", "integration", "--no-run"];
+    cargo().args(build).run()?;
+    let messages = cargo().args(build).args(["--message-format", "json"]).read()?;
+    // One JSON object a line.
+    let executable = messages.lines().find_map(|line| {
+        let (_, path) = line.split_once("\"executable\":\"")?;
+        let (path, _) = path.split_once('"')?;
+        path.contains("/integration-").then(|| PathBuf::from(path))
+    });
+    executable.context("cargo did not say where the end-to-end tests are")
 }
 
-impl Metadata {
-    /// Builds the tests too.
-    fn write() -> Result<Self> {
-        let target = target_directory()?;
-        let write = |name: &str, arguments: &[&str]| -> Result<PathBuf> {
-            let path = target.join(name);
-            let text = cargo().args(arguments).read()?;
-            std::fs::write(&path, text)
-                .with_context(|| format!("cannot write {}", path.display()))?;
-            Ok(path)
-        };
-        cargo().args(["nextest", "run", "--workspace", "--no-run"]).run()?;
-        let list = [
-            "nextest",
-            "list",
-            "--workspace",
-            "--list-type",
-            "binaries-only",
-            "--message-format",
-            "json",
-        ];
-        Ok(Self {
-            binaries: write("newer-nix-binaries.json", &list)?,
-            cargo: write(
-                "newer-nix-cargo.json",
-                &["metadata", "--format-version", "1", "--all-features"],
-            )?,
-        })
-    }
+/// Where cargo runs the end-to-end tests.
+fn package_of_tests() -> PathBuf {
+    repository().join("tests")
 }
 
 /// A Debian in a directory.
@@ -138,10 +115,15 @@ struct Root {
 }
 
 impl Root {
-    /// Makes it, unless it is there.
+    /// Makes it, or installs what a root that was made before lacks.
     fn make(&self, suite: &str) -> Result<()> {
         if self.directory.is_dir() {
-            return Ok(());
+            let missing = machine::missing_below(&self.directory);
+            if missing.is_empty() {
+                return Ok(());
+            }
+            Command::new("chroot").arg(&self.directory).args(["apt-get", "update", "-qq"]).run()?;
+            return install(&self.directory, &missing);
         }
         for program in ["debootstrap", "unshare"] {
             if machine::find_program(program).is_none() {
@@ -163,26 +145,13 @@ impl Root {
             .arg(&part)
             .run()?;
         executable(&part.join("usr/sbin/policy-rc.d"), NO_SERVICES.as_bytes())?;
-        let mut install = Command::new("chroot");
-        install.arg(&part).args(["apt-get", "install", "-y", "-qq", "--no-install-recommends"]);
-        install
-            .args(machine::debian_packages())
-            .args(MAIL_SERVER)
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .run()?;
+        let packages: Vec<&str> = machine::debian_packages().chain(MAIL_SERVER).collect();
+        install(&part, &packages)?;
         std::fs::rename(&part, &self.directory)
             .with_context(|| format!("cannot make {}", self.directory.display()))
     }
 
-    /// Puts a program into it.
-    fn take_in(&self, program: &Path) -> Result<()> {
-        let name = program.file_name().context("a program has a name")?;
-        let bytes =
-            std::fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
-        executable(&self.directory.join("usr/local/bin").join(name), &bytes)
-    }
-
-    /// A command that runs in it, in the repository, with nothing of this environment.
+    /// A command that runs in it, in the package of the tests, with nothing of this environment.
     fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let target = target_directory().unwrap_or_default();
         let mut command = Command::new("unshare");
@@ -194,7 +163,7 @@ impl Root {
             .arg(repository())
             .arg(&target)
             .args(["--", "env", "-C"])
-            .arg(repository())
+            .arg(package_of_tests())
             .arg(program);
         command
             .env_clear()
@@ -217,6 +186,16 @@ impl Root {
 
 /// Where `hookrun_tests::guests` puts them.
 const GUESTS_IN_TARGET: &str = "guests/wasm32-wasip2/release";
+
+/// Installs packages in a root.
+fn install(root: &Path, packages: &[&str]) -> Result<()> {
+    Command::new("chroot")
+        .arg(root)
+        .args(["apt-get", "install", "-y", "-qq", "--no-install-recommends"])
+        .args(packages)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .run()
+}
 
 fn executable(path: &Path, bytes: &[u8]) -> Result<()> {
     // A program that runs cannot be written: another takes its place.
