@@ -67,9 +67,8 @@ impl TestRun {
 /// It does not load: one line with the fix.
 pub fn prepare(subject: &Subject, compiler: Compiler) -> Result<ReadyPlugin, String> {
     let host = Host::for_tests(compiler);
-    let ready = host
-        .prepare(&subject.plugin, &subject.config)
-        .map_err(|error| subject.explain(error))?;
+    let ready =
+        host.prepare(&subject.plugin, &subject.config).map_err(|error| subject.explain(error))?;
     host.prune(&[] as &[ReadyPlugin], artifact::OF_TESTS);
     Ok(ready)
 }
