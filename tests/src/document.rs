@@ -83,15 +83,13 @@ pub fn steps(document: &str) -> Vec<Step> {
             steps.push(Step::File { path, text: block.text });
         } else if block.language == "console" {
             for line in block.text.lines() {
-                match (
-                    line.strip_prefix("$ ").or_else(|| line.strip_prefix("# ")),
-                    steps.last_mut(),
-                ) {
-                    (Some(command), _) => {
-                        steps.push(Step::Command { line: command.to_owned(), output: Vec::new() })
-                    }
-                    (None, Some(Step::Command { output, .. })) => output.push(line.to_owned()),
-                    (None, _) => panic!("`{line}` is the output of no command"),
+                let command = line.strip_prefix("$ ").or_else(|| line.strip_prefix("# "));
+                if let Some(command) = command {
+                    steps.push(Step::Command { line: command.to_owned(), output: Vec::new() });
+                } else if let Some(Step::Command { output, .. }) = steps.last_mut() {
+                    output.push(line.to_owned());
+                } else {
+                    panic!("`{line}` is the output of no command");
                 }
             }
         }

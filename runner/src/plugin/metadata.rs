@@ -206,7 +206,7 @@ fn unreadable(section: &[u8], error: &serde_json::Error) -> String {
     }
     match schema_before(section, error) {
         Some(schema) => {
-            let line = schema.iter().filter(|byte| **byte == b'\n').count() + 1;
+            let line = schema.split(|byte| *byte == b'\n').count();
             format!(
                 "has a `config_schema` that is not JSON ({what}, in its line {line}); its author must correct it"
             )

@@ -151,7 +151,7 @@ impl Subject {
         };
         let mut subject = match source {
             Some(source) => Self::of_source(name, &source, files)?,
-            None if path.components().count() > 1 || name.ends_with(".wasm") => {
+            None if path.components().count() > 1 || path.extension().is_some() => {
                 return Err(SubjectError::NoFile(name.to_owned()));
             }
             None => Self::of_name(name, files)?,
