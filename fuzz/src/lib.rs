@@ -35,6 +35,7 @@ pub const TARGETS: &[Target] = &[
     targets::config::TARGET,
     targets::metadata::TARGET,
     targets::build_hook::TARGET,
+    targets::stock_output::TARGET,
     targets::machines::TARGET,
     targets::derivation::TARGET,
     targets::host_calls::TARGET,

@@ -9,6 +9,7 @@ pub(crate) mod http_grants;
 pub(crate) mod machines;
 pub(crate) mod metadata;
 pub(crate) mod smtp;
+pub(crate) mod stock_output;
 
 /// See [`crate::PLANTED`].
 pub(crate) fn planted(data: &[u8]) {

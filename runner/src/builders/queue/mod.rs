@@ -36,7 +36,7 @@ const LOCK: &str = "queue.lock";
 /// How long a session waits for the others while Nix is blocked on it: each takes some milliseconds.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 /// The same for a build that is accepted.
-const LONG_PATIENCE: Duration = Duration::from_secs(30);
+const LONG_PATIENCE: Duration = Duration::from_secs(5);
 /// The name of a ticket that is not announced yet; a real one has a number in front.
 const NOT_ANNOUNCED: &str = "~";
 
@@ -142,9 +142,9 @@ impl Queue {
 
     /// Is there a slot for `waiting` on one of `wanted`, with respect to all that wait? Takes it.
     ///
-    /// Sessions do so one at a time. Where the lock cannot be had within `patience`, two may want
-    /// the same slot, and one of them looks again; but what builds take besides must not be given
-    /// away twice, so a build that takes some of it waits.
+    /// Sessions do so one at a time. Where another one holds the lock for longer than `patience`, two
+    /// may want the same slot, and one of them looks again; but what builds take besides must not be
+    /// given away twice, so a build that takes some of it waits.
     pub fn turn(
         &self,
         waiting: &Waiting,
@@ -153,7 +153,8 @@ impl Queue {
         patience: Duration,
     ) -> Turn {
         let one_at_a_time = self.lock(patience);
-        if one_at_a_time.is_none() && !self.limits.is_empty() && !waiting.takes.is_empty() {
+        let takes = !self.limits.is_empty() && !waiting.takes.is_empty();
+        if takes && matches!(one_at_a_time, OneAtATime::Held) {
             return Turn::Wait { others: 0 };
         }
         let own =
@@ -319,12 +320,26 @@ impl Queue {
         free.map(|((machine, slots), load)| (machine.clone(), slots.saturating_sub(load))).collect()
     }
 
-    /// One session at a time. `None`: it cannot be had within this time.
-    fn lock(&self, patience: Duration) -> Option<OwnedFd> {
-        let directory = private::directory(&self.builders).ok()?;
-        let file = private::file(&directory, LOCK, OFlags::empty()).ok()?;
-        private::lock_within(&file, patience).then_some(file)
+    fn lock(&self, patience: Duration) -> OneAtATime {
+        let file = private::directory(&self.builders)
+            .and_then(|directory| private::file(&directory, LOCK, OFlags::empty()));
+        match file {
+            Ok(file) if private::lock_within(&file, patience) => OneAtATime::Taken { _lock: file },
+            Ok(_) => OneAtATime::Held,
+            Err(_) => OneAtATime::Unusable,
+        }
     }
+}
+
+/// The lock that lets one session at a time compute and take.
+#[derive(Debug)]
+enum OneAtATime {
+    /// By this session, while this is kept.
+    Taken { _lock: OwnedFd },
+    /// By another session, for longer than this one may wait.
+    Held,
+    /// There is none: nothing can be written in `builders/`.
+    Unusable,
 }
 
 #[cfg(test)]

@@ -162,3 +162,42 @@ fn trouble_of_this_machine_is_one_failure_that_puts_no_machine_out() {
     assert_eq!((answers(&reply), offers.len()), (vec!["# decline"], 1));
     assert!(reply.contains("a: this machine cannot start remote builds"), "{reply}");
 }
+
+/// Hears what is said to Nix, and lets another session find the machine dead once Nix has its
+/// answer.
+struct DeadAfterAccept<'a> {
+    machine: &'a str,
+    place: &'a Place,
+    heard: Vec<u8>,
+}
+
+impl Write for DeadAfterAccept<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.heard.extend_from_slice(bytes);
+        if bytes.starts_with(b"# accept") {
+            let now = crate::builders::record::now_ms();
+            let mut record = Record::open(&self.place.builders).unwrap();
+            record.machine_failed(self.machine, "dead", now, now, |_| now + 60_000).unwrap();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_build_that_waits_for_a_machine_that_dies_goes_to_one_that_the_policy_left_out() {
+    let place = Place::new();
+    let busy = SlotFiles::below(&place.directory.path().join("nix")).take("ssh://fast1", 1);
+    assert!(matches!(busy, crate::builders::slots::Taken::Slot(_)));
+    let mut reply = DeadAfterAccept { machine: "ssh://fast1", place: &place, heard: Vec::new() };
+    let mut stock = Scripted::default();
+    let story = far(&["good", "fast1"]);
+    let policy = Some(STUBBORN[0]);
+    let end = place.session(&story.bytes, &mut reply, &mut stock, policy, true);
+    let heard = String::from_utf8(reply.heard).unwrap();
+    assert_eq!((end, answers(&heard)), (End::Built(0), vec!["# accept"]), "{heard}");
+    assert_eq!(stock.offers, ["ssh://good"]);
+}

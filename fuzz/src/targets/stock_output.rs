@@ -1,0 +1,51 @@
+//! What Nix's own hook says: its own words mixed with those of a machine, of ssh and of a build.
+
+use std::time::Instant;
+
+use hookrun::builders::speech::{Ending, Listener};
+
+use crate::Target;
+
+pub(crate) const TARGET: Target = Target {
+    name: "stock-output",
+    about: "the output of Nix's own build hook, in which machines and builds speak too",
+    dictionary: &[
+        "@nix {\"action\":\"msg\",\"level\":0,\"msg\":\"",
+        "\",\"raw_msg\":\"",
+        "@nix {\"action\":\"start\",\"id\":30064771077,\"level\":4,\"type\":0,\"text\":\"",
+        "@nix {\"action\":\"stop\",\"id\":30064771077}",
+        "copying outputs from 'ssh://m'",
+        "copying dependencies to 'ssh://m'",
+        "build of '/nix/store/x.drv' on 'ssh://m' failed: ",
+        "builder for '/nix/store/x.drv' failed with exit code 1;\\nlast 2 log lines:\\n> ",
+        "unexpected end-of-file",
+        ": No space left on device",
+        "\"}\n",
+        "error: ",
+    ],
+    run,
+};
+
+/// The process that the dictionary's activities are of.
+const PROCESS: u32 = 7;
+
+fn run(data: &[u8]) {
+    let mut listener = Listener::of(PROCESS, "ssh://m");
+    let now = Instant::now();
+    let mut held = 0;
+    for line in data.split_inclusive(|byte| *byte == b'\n') {
+        held += usize::from(!listener.hear(line, now));
+    }
+    assert_eq!(listener.held().len(), held, "what is not passed on is kept");
+    assert_eq!(listener.ending(Some(0)), Ending::Built, "the exit status decides");
+    assert!(matches!(listener.ending(None), Ending::Here(_)));
+    let failed = listener.ending(Some(1));
+    let blames = matches!(failed, Ending::Lost(_) | Ending::Here(_));
+    assert!(!blames || held > 0, "nobody is blamed without an error of the hook: {failed:?}");
+    assert!(
+        listener
+            .close_activities()
+            .split(|byte| *byte == b'\n')
+            .all(|line| { line.is_empty() || line.starts_with(b"@nix {\"action\":\"stop\"") })
+    );
+}
