@@ -1,6 +1,7 @@
-//! `hookrun check`: does all of the configuration hold? The file, every plugin, every grant, every
-//! secret, the state directory.
+//! `hookrun check`: checks the configuration file, every plugin, grant, secret and service, and the
+//! state directory.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::Serialize;
@@ -8,7 +9,7 @@ use serde::Serialize;
 use super::output::{self, Format};
 use super::{CliError, Context, sandbox};
 use crate::capability::Services;
-use crate::config::Config;
+use crate::config::{Config, SecretFile};
 use crate::doctor::secrets;
 use crate::exit_code::Exit;
 use crate::plugin::{Compiler, Host, PluginError, bundled};
@@ -59,7 +60,7 @@ struct Problem {
 #[serde(rename_all = "kebab-case")]
 struct Report {
     config: String,
-    /// What holds, one line each.
+    /// What is valid, one line each.
     good: Vec<String>,
     problems: Vec<Problem>,
 }
@@ -98,7 +99,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
 }
 
 fn all(context: &Context, config: &Config, live: bool, report: &mut Report) {
-    // Without a state directory services would only say the same in other words.
+    // Without a state directory, services would report the same problem in other words.
     let state = state(context, report);
     if state {
         services(context, config, report);
@@ -121,7 +122,7 @@ fn all(context: &Context, config: &Config, live: bool, report: &mut Report) {
 
 /// What the user that runs plugins can and cannot use.
 fn as_plugins(context: &Context, config: &Config, live: bool, report: &mut Report) {
-    match tryout::try_all(config, &context.dirs, live) {
+    match tryout::try_all(&context.dirs, live) {
         Ok(tried) => {
             for Tried { keys, message, outcome } in tried {
                 let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
@@ -142,8 +143,8 @@ fn as_plugins(context: &Context, config: &Config, live: bool, report: &mut Repor
     }
 }
 
-/// The last thing that is checked: from the middle on this process can open nothing, because guest
-/// code is mapped in it, though not run.
+/// Checks the plugins, last: guest code is mapped in this process, though not run, so from then on
+/// it can open nothing.
 fn plugins(context: &Context, config: &Config, report: &mut Report) {
     let host = Host::new(&context.dirs, Compiler::Contained(config.worker.user.clone()));
     let wrong =
@@ -178,15 +179,20 @@ fn services(context: &Context, config: &Config, report: &mut Report) {
         exit: Exit::Configuration,
         message: config.error(keys, message).to_string(),
     };
-    for name in config.signing_keys.keys() {
+    let mut not_a_key = BTreeSet::new();
+    for (name, key) in &config.signing_keys {
         match services.signing_keys().public_key(name) {
             Ok(public) => report.good.push(format!("signing key {public}")),
             Err(error) => {
                 report.problems.push(wrong(&["signing-keys", name, "file"], &error.message));
+                not_a_key.insert(&key.file);
             }
         }
     }
-    for (keys, message) in secrets::exposed(config) {
+    for (SecretFile { keys, path }, message) in secrets::exposed(config) {
+        if not_a_key.contains(&path) {
+            continue;
+        }
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
         report.problems.push(wrong(&keys, &message));
     }
@@ -248,17 +254,17 @@ fn http(services: &Services, config: &Config, report: &mut Report) {
     }
 }
 
-/// Opened, not read: a check has no use for a secret.
+/// Opens the file without reading it: a check does not need the secret.
 fn readable(file: &Path) -> std::io::Result<()> {
     std::fs::File::open(file).map(drop)
 }
 
-/// Can the state directory be written?
+/// Checks that the state directory can be written.
 fn state(context: &Context, report: &mut Report) -> bool {
     let directory = context.dirs.spool();
     let probe = || -> std::io::Result<()> {
         spool::make_directory(&directory)?;
-        // Created and gone at once: nobody else sees it.
+        // Created and removed at once.
         tempfile_in(&directory)
     };
     let writable = probe();

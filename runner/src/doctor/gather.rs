@@ -1,4 +1,4 @@
-//! The facts of this machine. Reads, asks Nix, changes nothing.
+//! Gathers the facts of this machine: reads files and asks Nix, and changes nothing.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Largest nix.conf that is read.
 const MAX_CONF: u64 = 1 << 20;
 
-/// All of them.
+/// Gathers all facts.
 pub fn facts(dirs: &Dirs) -> Facts {
     let root = rustix::process::geteuid().is_root();
     let nix_conf = NixDirs::from_env().conf.join("nix.conf");
@@ -68,14 +68,14 @@ pub fn facts(dirs: &Dirs) -> Facts {
 fn exposed_secrets(config: &Config) -> Vec<String> {
     let exposed = secrets::exposed(config).into_iter();
     exposed
-        .map(|(keys, problem)| {
-            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        .map(|(secret, problem)| {
+            let keys: Vec<&str> = secret.keys.iter().map(String::as_str).collect();
             config.error(&keys, problem).to_string()
         })
         .collect()
 }
 
-/// Events in the spool that nobody takes.
+/// Reports events in the spool that no worker takes.
 fn stalled(dirs: &Dirs, start: Start) -> Option<String> {
     let oldest = spool::oldest_ms(dirs)?;
     let age = Duration::from_millis(now_ms().saturating_sub(oldest));
@@ -143,7 +143,7 @@ pub(crate) fn hook(nix: &Installed, name: &str) -> Hook {
             return Hook::Unusable(text.to_owned(), "there is no such file".to_owned());
         }
         Err(error) => {
-            return Hook::Unusable(text.to_owned(), format!("it cannot be looked at ({error})"));
+            return Hook::Unusable(text.to_owned(), format!("it cannot be examined ({error})"));
         }
     };
     if !found.is_file() || found.mode() & 0o111 == 0 {
@@ -182,7 +182,7 @@ fn setting_of(text: &str, name: &str) -> Option<String> {
     text.lines().filter_map(value).next_back()
 }
 
-/// Was the file changed after a nix-daemon that runs was started? A daemon reads it once.
+/// Returns whether the file was changed after a running nix-daemon started. A daemon reads it once.
 fn daemon_is_older(nix_conf: &Path) -> bool {
     let Ok(changed) = std::fs::metadata(nix_conf).and_then(|found| found.modified()) else {
         return false;
@@ -200,7 +200,7 @@ fn daemon_is_older(nix_conf: &Path) -> bool {
     oldest.is_some_and(|started| started < changed)
 }
 
-/// What systemd says of the service, where there is one.
+/// Asks systemd for the state of the service, where there is a systemd.
 fn service() -> Option<String> {
     if !Path::new("/run/systemd/system").exists() {
         return None;
@@ -211,7 +211,7 @@ fn service() -> Option<String> {
     (!state.is_empty()).then_some(state)
 }
 
-/// A plain user's spool: can it be written?
+/// Why a plain user cannot write to the spool, with the fix.
 fn unwritable(dirs: &Dirs) -> Vec<String> {
     let spool = dirs.spool();
     let nearest = spool.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));

@@ -1,5 +1,5 @@
-//! Secrets that other users can read or replace: the modes and owners of the files that the
-//! configuration names. What they are is looked at here, what it means is decided in [`judge`].
+//! Secrets that other users can read or replace: modes and owners of the files that the
+//! configuration names.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -9,15 +9,16 @@ use crate::config::{Config, SecretFile};
 /// The bits of a mode that chmod(1) sets.
 const PERMISSIONS: u32 = 0o7777;
 
-/// One line for every file with a secret that others can get at: the keys of the configuration that
-/// name it, and what is wrong, with the fix. A file that is not there is for those who read it to
-/// report. Asked as the user that runs the worker.
-pub fn exposed(config: &Config) -> Vec<(Vec<String>, String)> {
+/// Returns the files with secrets that others can read or replace, each with one line that says so
+/// and ends in the fix. Files that do not exist are left out: whoever reads them reports that. Asked
+/// as the user that runs the worker.
+pub fn exposed(config: &Config) -> Vec<(SecretFile, String)> {
     let me = rustix::process::geteuid().as_raw();
-    let exposed = |SecretFile { keys, path }| {
-        let found = std::fs::metadata(&path).ok()?;
-        let problem = judge(&path, found.mode() & PERMISSIONS, found.uid(), found.gid(), me)?;
-        Some((keys, problem))
+    let exposed = |secret: SecretFile| {
+        let found = std::fs::metadata(&secret.path).ok()?;
+        let mode = found.mode() & PERMISSIONS;
+        let problem = judge(&secret.path, mode, found.uid(), found.gid(), me)?;
+        Some((secret, problem))
     };
     config.secret_files().into_iter().filter_map(exposed).collect()
 }

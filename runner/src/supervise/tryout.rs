@@ -54,11 +54,12 @@ pub enum TriedAs {
 ///
 /// # Errors
 /// The process cannot be started, or cannot put up its sandbox.
-pub fn try_all(config: &Config, dirs: &Dirs, live: bool) -> Result<Vec<Tried>, String> {
+pub fn try_all(dirs: &Dirs, live: bool) -> Result<Vec<Tried>, String> {
     let failed = |error: &dyn std::fmt::Display| format!("services cannot be tried ({error})");
     let mut command = Command::new("/proc/self/exe");
     command.arg0("hookrun").arg("--state-dir").arg(&dirs.state);
-    if !config.embedded {
+    // A configuration that is named has to be there.
+    if dirs.config.exists() {
         command.arg("--config").arg(&dirs.config);
     }
     command.arg(COMMAND).args(live.then_some("--live")).stdin(Stdio::null());
