@@ -1,14 +1,14 @@
-//! What comes from outside and goes to a terminal: derivation names, plugins' messages, words of
-//! their metadata. Used wherever hookrun prints text that it did not write: commands, the gate, and
-//! what Nix shows for the build hook.
+//! Makes text from outside safe for a terminal: derivation names, plugins' messages and metadata.
+//! Used wherever hookrun prints text that it did not write: in commands, in the gate, and in what Nix
+//! shows for the build hook.
 
 use std::fmt::Write as _;
 
-/// `message` as one line of hookrun's on standard error, in one write: lines of processes that
+/// Writes `message` as one line to standard error, in one write, so that lines of processes that
 /// share it do not mix.
 pub fn say(message: &str) {
     use std::io::Write as _;
-    // Nobody may be listening.
+    // Standard error may be closed.
     let _said = std::io::stderr().write_all(format!("{}hookrun: {message}\n", stamp()).as_bytes());
 }
 
@@ -61,13 +61,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_would_obey_is_shown() {
+    fn characters_that_a_terminal_obeys_are_escaped() {
         assert_eq!(printable("a\u{1b}[31mb\nc\td"), "a\\u{1b}[31mb\\nc\td");
         assert_eq!(printable("a\u{9b}31mb"), "a\\u{9b}31mb", "a control sequence in one character");
         assert_eq!(
             printable("a\u{202e}b\u{2066}c"),
             "a\\u{202e}b\\u{2066}c",
-            "nor text that turns round"
+            "overrides of the text direction"
         );
         assert_eq!(printable("grüße, 世界 👍"), "grüße, 世界 👍");
     }

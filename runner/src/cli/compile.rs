@@ -1,4 +1,4 @@
-//! `hookrun compile`: every plugin of the configuration is compiled ahead of time.
+//! `hookrun compile`: compiles every plugin of the configuration ahead of time.
 
 use serde::Serialize;
 
@@ -29,7 +29,7 @@ pub(super) struct Args {
     format: Format,
 }
 
-/// What became of one plugin.
+/// The result for one plugin.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Compiled {

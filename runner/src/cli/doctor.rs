@@ -1,4 +1,4 @@
-//! `hookrun doctor`: will this Nix really call us, and will what it calls work?
+//! `hookrun doctor`: checks whether this Nix calls hookrun, and whether that works.
 
 use std::fmt::Write as _;
 

@@ -1,29 +1,29 @@
-//! How a command fails: an exit code and one line that ends in the fix.
+//! Errors of commands: an exit code and one line that ends in the fix.
 
 use crate::config::ConfigError;
 use crate::exit_code::Exit;
 
-/// Why a command did not do its work.
+/// The error of a command.
 #[derive(Debug)]
 pub struct CliError {
-    /// What the process returns.
+    /// The exit code.
     pub exit: Exit,
     /// The chain of causes; the outermost says what was tried.
     pub source: anyhow::Error,
 }
 
 impl CliError {
-    /// The environment is in the way: no Nix, no permission, no space.
+    /// An error of the environment: no Nix, no permission, no space.
     pub fn environment(source: impl Into<anyhow::Error>) -> Self {
         Self { exit: Exit::Environment, source: source.into() }
     }
 
-    /// The command line asks for something that cannot be.
+    /// An error in the command line.
     pub fn usage(message: impl Into<String>) -> Self {
         Self { exit: Exit::Usage, source: anyhow::Error::msg(message.into()) }
     }
 
-    /// The configuration is wrong.
+    /// An error in the configuration.
     pub fn configuration(message: impl Into<String>) -> Self {
         Self { exit: Exit::Configuration, source: anyhow::Error::msg(message.into()) }
     }
@@ -58,7 +58,7 @@ impl From<ConfigError> for CliError {
 }
 
 impl CliError {
-    /// The reader of our output has left, as `head` does; no error for a command line.
+    /// Whether the reader of our output has gone, as `head` does, which is not an error.
     pub fn is_broken_pipe(&self) -> bool {
         self.source
             .chain()

@@ -1,5 +1,5 @@
-//! What commands print: text for people, JSON for programs. Colours only on a terminal and without
-//! `NO_COLOR`.
+//! Prints what commands return: text for people, JSON for programs. Colours are used only on a
+//! terminal and without `NO_COLOR`.
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
@@ -46,13 +46,13 @@ pub(super) fn print(text: &str) -> Result<(), CliError> {
     Ok(())
 }
 
-/// May standard output have colours?
+/// Returns whether standard output may have colours.
 pub(super) fn colours() -> bool {
     std::io::stdout().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// How a word is shown.
+/// The style of a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Style {
     Plain,
@@ -196,7 +196,7 @@ pub(super) fn time(ms: u64) -> String {
     )
 }
 
-/// A duration in milliseconds with the two coarsest units that say something: `2h 5m`, `310ms`.
+/// A duration in milliseconds in its two largest units: `2h 5m`, `310ms`.
 pub(super) fn duration(ms: u64) -> String {
     let text = humantime::format_duration(std::time::Duration::from_millis(ms)).to_string();
     text.split(' ').take(2).collect::<Vec<_>>().join(" ")

@@ -1,4 +1,4 @@
-//! `--since`: a point in time as people write it. `hookrun log` and `hookrun sync` ask for one.
+//! `--since` of `hookrun log` and `hookrun sync`: a point in time as people write it.
 
 use chrono::{DateTime, Local, NaiveDate, NaiveTime, TimeZone as _};
 
@@ -27,10 +27,10 @@ fn parse_at(text: &str, now_ms: u64) -> Result<u64, String> {
     match time {
         // What lies before 1970 is before everything.
         Some(time) => Ok(u64::try_from(time.timestamp_millis()).unwrap_or(0)),
-        None => {
-            Err("no time: write `2h` or `3d`, a date such as 2026-11-23, or 2026-11-23T06:00:00Z"
-                .to_owned())
-        }
+        None => Err(
+            "not a time; write `2h` or `3d`, a date such as 2026-11-23, or 2026-11-23T06:00:00Z"
+                .to_owned(),
+        ),
     }
 }
 
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_forms() {
+    fn durations_dates_and_times_are_understood() {
         let now = 1_800_000_000_000;
         assert_eq!(parse_at("2h", now), Ok(now - 7_200_000));
         assert_eq!(parse_at("3d", now), Ok(now - 3 * 86_400_000));
@@ -49,7 +49,7 @@ mod tests {
         assert_eq!(parse_at("2026-11-23T06:00:00Z", now), Ok(1_795_413_600_000));
         assert_eq!(parse_at("1969-01-01T00:00:00Z", now), Ok(0));
         assert!(parse_at("2026-11-23", now).is_ok());
-        insta::assert_snapshot!(parse_at("yesterday", now).unwrap_err(), @"no time: write `2h` or `3d`, a date such as 2026-11-23, or 2026-11-23T06:00:00Z");
+        insta::assert_snapshot!(parse_at("yesterday", now).unwrap_err(), @"not a time; write `2h` or `3d`, a date such as 2026-11-23, or 2026-11-23T06:00:00Z");
     }
 
     proptest! {

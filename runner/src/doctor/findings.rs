@@ -1,4 +1,4 @@
-//! What the facts mean. Pure: a table from [`Facts`] to sentences, each with the line to write.
+//! Turns [`Facts`] into sentences, each with the line to write. Pure.
 
 use serde::Serialize;
 
@@ -10,7 +10,7 @@ use crate::nix::installed::{Flavour, Version};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// All is well.
+    /// Works.
     Good,
     /// Worth knowing.
     Note,
@@ -23,7 +23,7 @@ pub enum Level {
 pub struct Finding {
     /// How much it matters.
     pub level: Level,
-    /// What it is about, in a word or two.
+    /// The subject, in a word or two.
     pub about: &'static str,
     /// A lower-case fragment that ends in the fix, if there is something to do.
     pub text: String,
@@ -39,7 +39,7 @@ const LIX_OTHER_PROTOCOL: Version = Version(2, 94, 0);
 /// Nix from here on takes fractions as speed factors.
 const FRACTIONS: Version = Version(2, 20, 0);
 
-/// What is to be said, in the order of a build.
+/// Returns the findings, in the order of a build.
 pub fn examine(facts: &Facts) -> Vec<Finding> {
     let mut say = Say(Vec::new());
     match &facts.nix {
@@ -57,7 +57,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
         say.problem(
             "daemon",
             format!(
-                "the nix-daemon that runs read {} before it was last changed; restart it: `systemctl restart nix-daemon`",
+                "the running nix-daemon read {} before its last change; restart it: `systemctl restart nix-daemon`",
                 facts.nix_conf.display()
             ),
         );
@@ -105,8 +105,8 @@ fn post_build(say: &mut Say, facts: &Facts, nix: &NixFacts) {
             if nix.flavour == Flavour::Nix && nix.version == EMPTY_OUT_PATHS {
                 say.note(
                     about,
-                    "Nix 2.8.0 does not tell the hook which outputs were built; hookrun reads them from the derivation, so nothing is to \
-                     be done"
+                    "Nix 2.8.0 does not tell the hook which outputs were built; hookrun reads them from the derivation, so there is \
+                     nothing to do"
                         .to_owned(),
                 );
             }
@@ -139,7 +139,7 @@ fn diff(say: &mut Say, facts: &Facts, nix: &NixFacts) {
         (Hook::Unset, false) => say.note(
             about,
             format!(
-                "it is not set, so nobody hears of builds that differ; {}, and `run-diff-hook = true`",
+                "it is not set, so builds that differ are not reported; {}, and `run-diff-hook = true`",
                 write(facts, about, "hookrun-diff")
             ),
         ),
@@ -162,7 +162,7 @@ fn build_hook(say: &mut Say, facts: &Facts, nix: &NixFacts) {
     let is_hookrun = matches!(nix.build_hook, Hook::Hookrun(_));
     if nix.flavour == Flavour::Lix && nix.version >= LIX_OTHER_PROTOCOL {
         let text = format!(
-            "Lix {} speaks another protocol with its build hook, which hookrun does not; {render}",
+            "Lix {} has a build hook protocol that hookrun does not support; {render}",
             nix.version
         );
         if is_hookrun || in_file {
@@ -196,7 +196,7 @@ fn build_hook(say: &mut Say, facts: &Facts, nix: &NixFacts) {
         Hook::Unset if in_file => say.problem(
             about,
             format!(
-                "{} sets it, but another nix.conf or NIX_CONFIG sets it back; remove it there",
+                "{} sets it, but another nix.conf or NIX_CONFIG overrides that; remove the setting there",
                 facts.nix_conf.display()
             ),
         ),

@@ -1,5 +1,5 @@
-//! Will this Nix really call us, and will what it calls work? `hookrun doctor` gathers facts about
-//! Nix, its configuration, users and directories ([`gather`]), and says what follows from them
+//! Finds out whether this Nix calls hookrun, and whether that works. `hookrun doctor` gathers facts
+//! about Nix, its configuration, users and directories ([`gather`]) and turns them into findings
 //! ([`findings`]), each with the line to write and where.
 //!
 //! Nothing is changed and nothing is built.
@@ -15,30 +15,30 @@ use std::path::PathBuf;
 
 use crate::nix::installed::{Flavour, Version};
 
-/// What was found on this machine. Only facts; what they mean is decided in [`findings`].
+/// Facts about this machine. [`findings`] decides what they mean.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Facts {
-    /// Is this root?
+    /// Whether this process is root.
     pub root: bool,
-    /// What Nix is there; or why none can be asked.
+    /// The Nix of this machine, or why it cannot be asked.
     pub nix: Result<NixFacts, String>,
     /// The file that the daemon reads.
     pub nix_conf: PathBuf,
     /// The value of `build-hook` in that file, whatever Nix makes of it.
     pub build_hook_in_file: Option<String>,
-    /// Was `nix.conf` changed after the daemon that runs now read it?
+    /// Whether `nix.conf` was changed after the running daemon read it.
     pub daemon_is_older: bool,
-    /// hookrun's configuration: what is wrong with it.
+    /// What is wrong with hookrun's configuration.
     pub config_error: Option<String>,
-    /// Where it is.
+    /// The file of that configuration.
     pub config: PathBuf,
     /// `[worker] start`.
     pub start: crate::config::Start,
-    /// Does a worker run?
+    /// Whether a worker runs.
     pub worker_runs: bool,
     /// What `systemctl is-active hookrun` says, where there is a systemd.
     pub service: Option<String>,
-    /// Is the configuration the built-in one, because there is no file?
+    /// Whether the built-in configuration is used, because there is no file.
     pub config_is_embedded: bool,
     /// Events and due tasks that wait although no worker runs, with the fix.
     pub stalled: Option<String>,
@@ -57,11 +57,11 @@ pub struct Facts {
 /// A Nix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NixFacts {
-    /// In its own words.
+    /// The output of `nix --version`.
     pub says: String,
-    /// Whose.
+    /// Nix or Lix.
     pub flavour: Flavour,
-    /// Which.
+    /// Its version.
     pub version: Version,
     /// What `post-build-hook` is.
     pub post_build_hook: Hook,
@@ -73,7 +73,7 @@ pub struct NixFacts {
     pub build_hook: Hook,
     /// Machines in `builders`.
     pub machines: usize,
-    /// What is wrong with them.
+    /// What is wrong with those machines.
     pub machine_warnings: Vec<String>,
     /// One of them has a fraction as speed factor.
     pub fractions: bool,

@@ -154,7 +154,7 @@ fn what_a_killed_command_had_is_free_again_and_all_of_it_is_seen() {
     let mut long = scene.build_command("long", &["--max-jobs", "0"]);
     let mut long = long.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let list = || scene.hookrun(&["builders", "list"]).expect_success().stdout;
-    until("a build with the licence", || list().contains("all together: licence 1/1"));
+    until("a build with the licence", || list().contains("shared by all: licence 1/1"));
     let text = list();
     assert_eq!(text.matches("gpu 0/1").count(), 2, "{text}");
 
@@ -171,12 +171,12 @@ fn what_a_killed_command_had_is_free_again_and_all_of_it_is_seen() {
         };
         until("the decision about the second", || waits().0);
         let (_, explained) = waits();
-        explained.expect_stdout("Nix was told: accept: it waits for a slot");
+        explained.expect_stdout("answer to Nix: accept: it waits for a slot");
         long.kill().unwrap();
         long.wait().unwrap();
         short.join().unwrap().expect_success();
     });
-    until("an idle fleet", || list().contains("all together: licence 0/1"));
+    until("an idle fleet", || list().contains("shared by all: licence 0/1"));
 }
 
 #[test]

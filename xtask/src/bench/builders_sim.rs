@@ -41,12 +41,12 @@ pub fn run(program: &Path, seeds: u16) -> Result<()> {
             report.pointer(pointer).and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN)
         };
         let (median, p90) =
-            (figure("/rules/1/over_stock/median"), figure("/rules/1/over_stock/p90"));
+            (figure("/rules/1/over-stock/median"), figure("/rules/1/over-stock/p90"));
         let met = median <= aim && p90 <= AIM_SIMULATED_P90;
         println!(
             "{:<36} {median:>8.3} {p90:>8.3} {:>12.3}  at most {aim} and {AIM_SIMULATED_P90}: {}",
             format!("{nodes} builds, {fleet} machines, {seeds} seeds"),
-            figure("/bound/over_stock/median"),
+            figure("/bound/over-stock/median"),
             if met { "met" } else { "MISSED" }
         );
     }

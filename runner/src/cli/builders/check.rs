@@ -1,4 +1,4 @@
-//! `hookrun builders check`: can each machine really build for us?
+//! `hookrun builders check`: builds something tiny on each machine.
 
 use std::fmt::Write as _;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! `hookrun builders explain`: why a machine was chosen, and every other one was not.
+//! `hookrun builders explain`: explains why a machine was chosen, and the others were not.
 
 use std::fmt::Write as _;
 
@@ -108,20 +108,17 @@ fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
         known.push(format!("needs {}", output::bytes(bytes)));
     }
     if let Some(depth) = candidate.dependents_depth {
-        known.push(format!("{depth} derivations one after another wait for it"));
+        known.push(format!("{depth} derivations in a chain wait for it"));
     }
     if !candidate.hints.is_empty() {
         let hints: Vec<String> =
             candidate.hints.iter().map(|(name, value)| format!("{name}={value}")).collect();
         known.push(format!("hints {}", hints.join(" ")));
     }
-    known.push(format!(
-        "this machine {} a slot free",
-        if *local_willing { "had" } else { "had not" }
-    ));
+    known.push(format!("this machine had {} free slot", if *local_willing { "a" } else { "no" }));
     let _ = writeln!(text, "  {}", printable(&known.join("; ")));
     let _ = writeln!(text, "  {} decided: {action}, {}", printable(decided_by), printable(reason));
-    let _ = writeln!(text, "  Nix was told: {}", printable(answer));
+    let _ = writeln!(text, "  answer to Nix: {}", printable(answer));
     if !machines.is_empty() {
         let sent = machines.iter().any(|verdict| verdict.missing_bytes.is_some());
         let mut head = vec!["machine", "load", "factor", "rank", ""];
@@ -155,7 +152,7 @@ fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
     for build in builds {
         text.push('\n');
         let outcome =
-            build.outcome.map_or("runs, or its session was killed", |outcome| outcome.as_str());
+            build.outcome.map_or("running, or its session was killed", |outcome| outcome.as_str());
         let _ = write!(
             text,
             "{} on {}",
@@ -177,7 +174,7 @@ fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
         for moved in &build.moves {
             let _ = writeln!(
                 text,
-                "  taken away from {}: {}",
+                "  moved away from {}: {}",
                 printable(&moved.machine),
                 printable(&moved.why)
             );

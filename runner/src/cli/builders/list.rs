@@ -1,4 +1,4 @@
-//! `hookrun builders list`: the machines, what they do, and how they are.
+//! `hookrun builders list`: lists the machines, their load and their health.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -186,7 +186,7 @@ fn text(rows: &[Row], colours: bool) -> String {
                 (format!("out for {}", output::duration(ms / 1000 * 1000)), Style::Bad)
             }
             ("good", _) => ("good".to_owned(), Style::Good),
-            ("due", _) => ("to be tried".to_owned(), Style::Warning),
+            ("due", _) => ("retry due".to_owned(), Style::Warning),
             (other, _) => (other.to_owned(), Style::Plain),
         };
         let full = if row.load >= row.slots { Style::Warning } else { Style::Plain };
@@ -216,7 +216,7 @@ fn text(rows: &[Row], colours: bool) -> String {
     let mut text = output::table(&cells);
     // The same in each row.
     for left in rows.first().into_iter().flat_map(|row| &row.resources).filter(|left| left.shared) {
-        let _ = writeln!(text, "all together: {} {}", printable(&left.name), left.ratio());
+        let _ = writeln!(text, "shared by all: {} {}", printable(&left.name), left.ratio());
     }
     text
 }

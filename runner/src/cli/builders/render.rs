@@ -1,4 +1,4 @@
-//! `hookrun builders render`: a machines file for a Nix that does not call our build hook.
+//! `hookrun builders render`: writes a machines file for a Nix that does not call our build hook.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         && std::fs::canonicalize(from).ok() == std::fs::canonicalize(to).ok()
     {
         return Err(CliError::usage(
-            "--output names the file of --machines: machines that are left out would be lost; keep two files",
+            "--output and --machines name the same file, and machines that are left out would be lost; use two files",
         ));
     }
     let knowledge = super::known::knowledge(context)?;
@@ -58,7 +58,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
-/// In one step: Nix reads it whenever it likes.
+/// Replaces the file atomically, because Nix may read it at any time.
 fn write(path: &Path, text: &str) -> Result<(), CliError> {
     let failed = |error: std::io::Error| {
         CliError::environment(

@@ -1,4 +1,4 @@
-//! `hookrun builders simulate`: a trace, played by Nix's own rule and by policies.
+//! `hookrun builders simulate`: simulates a trace with Nix's own rule and with policies.
 
 use std::fmt::Write as _;
 use std::fs::File;

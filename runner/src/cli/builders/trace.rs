@@ -1,5 +1,5 @@
-//! `hookrun builders trace`: what was built where, or a generated stand-in, in the format that
-//! `simulate` reads.
+//! `hookrun builders trace`: exports recorded builds, or generates some, in the format that `simulate`
+//! reads.
 
 use super::super::{CliError, Context, output};
 use super::fleet::{Listed, Machines};
@@ -54,7 +54,7 @@ impl std::str::FromStr for Generated {
         else {
             return Err("three parts are needed, such as `1,500,four`".to_owned());
         };
-        let seed = seed.parse().map_err(|_| format!("seed `{seed}` is no whole number"))?;
+        let seed = seed.parse().map_err(|_| format!("seed `{seed}` is not a whole number"))?;
         let nodes = nodes.parse().ok().filter(|nodes| (1..=MAX_NODES).contains(nodes));
         let nodes = nodes.ok_or_else(|| {
             format!("the number of derivations is a whole number from 1 to {MAX_NODES}")
@@ -83,7 +83,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
 fn recorded(context: &Context, args: &Args) -> Result<Trace, CliError> {
     let Listed { machines, .. } = Listed::find(&args.machines)?;
     let Some(record) = known::record(context)? else {
-        let message = "nothing is recorded yet; builds are written down by hookrun's build hook (`hookrun doctor`), or use --generate 1,500,four";
+        let message = "no build is recorded yet; hookrun's build hook records them (see `hookrun doctor`), or use --generate 1,500,four";
         return Err(CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) });
     };
     let builds = record.builds(Selection::Last(args.last)).map_err(CliError::environment)?;
