@@ -35,7 +35,7 @@ pub(super) fn text(evidence: &Evidence, most: usize, colours: bool) -> String {
     }
     let more = evidence.differences.len().saturating_sub(most);
     if more > 0 {
-        let _ = writeln!(text, "    and {more} more differences: hookrun log --verbose");
+        let _ = writeln!(text, "    and {more} more: hookrun log --verbose");
     }
     if let Some(why) = &evidence.incomplete {
         let _ = writeln!(text, "    the comparison is incomplete: {}", printable(why));
@@ -76,7 +76,7 @@ mod tests {
             differs: bin/tool, content from byte 12 on; previous "a"; current "b\u{202e}"
             differs: etc/conf, content in line 3; previous "a"; current "b\u{202e}"
             differs: the output itself, type; previous "a"; current "b\u{202e}"
-            and 1 more differences: hookrun log --verbose
+            and 1 more: hookrun log --verbose
         "#);
         evidence.incomplete = Some("the time was over".to_owned());
         insta::assert_snapshot!(text(&evidence, 9, false).lines().skip(3).collect::<Vec<_>>().join("\n"), @r#"

@@ -251,7 +251,7 @@ fn what_a_diff_found_is_in_the_log() {
         scene
             .hookrun(command)
             .expect_success()
-            .expect_stdout("differs: tool, content from byte ")
+            .expect_stdout("differs: tool, content in line 1")
             .expect_stdout("; current \"");
     }
     let rows = scene.hookrun(&["log", "--format", "json"]).expect_success();
@@ -263,7 +263,7 @@ fn what_a_diff_found_is_in_the_log() {
     scene
         .hookrun(&["queue", "show", event])
         .expect_success()
-        .expect_stdout("differs: tool, content from byte ");
+        .expect_stdout("differs: tool, content in line 1");
 }
 
 /// `hookrun ARGUMENTS` of a scene by a plain user.
@@ -337,4 +337,31 @@ fn paths_in_the_configuration_are_relative_to_it() {
     scene.set_config(&uploader("", ""));
     let mut command = scene.hookrun_command(&["check"]);
     Ran::of(command.current_dir("/")).expect_success().expect_stdout("ok  signing key lab-1:");
+}
+
+#[test]
+fn the_log_of_a_worker_has_times_and_is_bounded_while_it_runs() {
+    const TOO_LONG: usize = 2 << 20;
+    let scene = Scene::new().signing_key("lab-1").derivation("alpha", Script::text("a"));
+    set_mode(&scene.path("keys/lab-1.secret"), 0o600);
+    scene.set_config(&uploader("", "idle-exit = \"100ms\""));
+    scene.build("alpha").expect_success();
+    let log = scene.state_dir().join("worker.log");
+    std::fs::write(&log, "x".repeat(TOO_LONG)).unwrap();
+    // As a hook starts it.
+    let mut command = scene.hookrun_command(&["worker", "--spawned"]);
+    command.env(hookrun::terminal::STAMPED, "1");
+    command.stderr(std::fs::OpenOptions::new().append(true).open(&log).unwrap());
+    assert!(command.status().unwrap().success());
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(text.len() < TOO_LONG / 2, "{} bytes", text.len());
+    assert!(text.contains("hookrun: cache on alpha: attempt 1 done"), "{text}");
+    for line in text.lines() {
+        // 2026-11-27 16:31:44+00:00
+        let time = line.split(" hookrun: ").next().unwrap();
+        let digits = time.chars().filter(char::is_ascii_digit).count();
+        assert_eq!((time.len(), digits), (25, 18), "no time: {line}");
+    }
+    let old = std::fs::read(log.with_added_extension("1")).unwrap();
+    assert!(old.len() >= TOO_LONG, "what was there is kept");
 }
