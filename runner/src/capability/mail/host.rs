@@ -21,8 +21,7 @@ impl Host for RunState {
         let call = HostCall::new(Need::Mail(&transport), "send", sent)
             .items(recipients.len())
             .items(message.headers.len())
-            .streaming()
-            .lasting();
+            .streaming();
         let size = message.crossing();
         self.call(call, |mut inside| {
             Box::pin(async move {
