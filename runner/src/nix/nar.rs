@@ -6,13 +6,16 @@
 //! the last byte: a caller must not publish what it was given before [`write()`] returns without an
 //! error.
 
+mod encode;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use nix_archive::nar::{CaseHack, encode_path};
 use nix_derivation::NixHash;
 use sha2::{Digest as _, Sha256};
+
+pub use self::encode::EncodeError;
 
 /// NARs from this size on are compressed with zstd on several threads; below, starting threads
 /// costs more than it gives.
@@ -29,6 +32,12 @@ pub const ZSTD_LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
 pub const XZ_LEVELS: std::ops::RangeInclusive<i32> = 0..=9;
 /// What is gathered before the next stage is called. The encoder writes 8-byte words.
 const BUFFER: usize = 128 << 10;
+/// Stands in the name of every compressed object. Raised whenever the same NAR at the same level
+/// would become other bytes (a test notices that), so that no object is ever replaced by different
+/// bytes under the same name.
+const ENCODER: u32 = 1;
+
+const MIB: u64 = 1 << 20;
 
 /// How a NAR is compressed: a format with a level that this format has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +73,47 @@ impl Compression {
             _ => Err(format!("unknown compression `{format}`; write `zstd`, `xz` or `none`")),
         }
     }
+
+    /// The name of the object that a NAR with this hash becomes: by the hash of what is inside,
+    /// which is known before the first byte is sent, and by everything that decides which bytes
+    /// the compressor makes of it.
+    pub fn object_name(self, nar_hash: &str) -> String {
+        let hash = nar_hash.strip_prefix("sha256:").unwrap_or(nar_hash);
+        match self {
+            Self::None => format!("{hash}.nar"),
+            Self::Zstd(level) => format!("{hash}-z{level}.{ENCODER}.nar.zst"),
+            Self::Xz(level) => format!("{hash}-x{level}.{ENCODER}.nar.xz"),
+        }
+    }
+
+    /// About the most memory that compressing `size` bytes takes.
+    pub fn memory(self, size: u64) -> u64 {
+        // zstd: measured; each thread has tables and a job of its own. xz: the table of xz(1).
+        let most = match self {
+            Self::None => 0,
+            Self::Zstd(level) => {
+                let one = match level {
+                    ..=4 => 12 * MIB,
+                    5..=12 => 48 * MIB,
+                    _ => 128 * MIB,
+                };
+                if size >= PARALLEL_FROM { one * u64::from(threads()) } else { one }
+            }
+            Self::Xz(level) => {
+                let by_level = [3, 9, 17, 32, 48, 94, 94, 186, 370, 674];
+                let index = usize::try_from(level).unwrap_or(usize::MAX);
+                by_level.get(index).copied().unwrap_or(674) * MIB
+            }
+        };
+        // Tables that a small NAR does not fill are never touched.
+        most.min((4 * MIB).saturating_add(size.saturating_mul(12)))
+    }
+}
+
+/// zstd's threads for one large NAR.
+fn threads() -> u32 {
+    let machine = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u32::try_from(machine.min(MAX_THREADS)).unwrap_or(1)
 }
 
 /// Where the serialisation comes from.
@@ -121,7 +171,7 @@ pub enum NarError {
         path: String,
         /// What the encoder says.
         #[source]
-        error: nix_archive::nar::Error,
+        error: EncodeError,
     },
     /// The reader of the stream went away, or a compressor failed.
     #[error("the NAR of {path} could not be passed on ({error})")]
@@ -176,10 +226,9 @@ fn zstd_encoder<W: Write>(out: W, level: i32, size: u64) -> io::Result<zstd::Enc
     encoder.set_pledged_src_size(Some(size))?;
     encoder.include_contentsize(true)?;
     encoder.include_checksum(true)?;
-    let threads =
-        std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MAX_THREADS);
-    if size >= PARALLEL_FROM && threads > 1 {
-        encoder.multithread(u32::try_from(threads).unwrap_or(1))?;
+    // With one thread too: the bytes must not depend on the machine's number of processors.
+    if size >= PARALLEL_FROM {
+        encoder.multithread(threads())?;
     }
     Ok(encoder)
 }
@@ -189,30 +238,25 @@ fn feed<W: Write>(source: &Source, expected: &Expected, next: W) -> Result<W, Na
     let path = || expected.path.clone();
     let mut nar = io::BufWriter::with_capacity(BUFFER, Counting::new(next, expected.nar_size));
     let result = match source {
-        Source::Path(path) => encode_path(&mut nar, path, CaseHack::native()),
-        Source::Bytes(bytes) => nar.write_all(bytes).map_err(nix_archive::nar::Error::Io),
+        Source::Path(path) => encode::encode(&mut nar, path),
+        Source::Bytes(bytes) => nar.write_all(bytes).map_err(EncodeError::Write),
     };
-    let result = result.and_then(|()| nar.flush().map_err(nix_archive::nar::Error::Io));
+    let result = result.and_then(|()| nar.flush().map_err(EncodeError::Write));
     let (counting, _) = nar.into_parts();
     if let Err(error) = result {
-        // Order matters: the encoder reports our own refusal as an I/O error.
-        return Err(match (counting.failure, error) {
-            (Some(Failure::TooLong), _) => NarError::Corrupt {
+        return Err(match error {
+            EncodeError::Write(_) if counting.too_long => NarError::Corrupt {
                 path: path(),
                 reason: format!(
                     "its NAR has more than the {} bytes that Nix's database says",
                     expected.nar_size
                 ),
             },
-            (Some(Failure::Next), nix_archive::nar::Error::Io(error)) => {
-                NarError::Write { path: path(), error }
-            }
-            (None, nix_archive::nar::Error::Io(error))
-                if error.kind() == io::ErrorKind::NotFound =>
-            {
+            EncodeError::Write(error) => NarError::Write { path: path(), error },
+            EncodeError::Read { error, .. } if error.kind() == io::ErrorKind::NotFound => {
                 NarError::Gone { path: path() }
             }
-            (_, error) => NarError::Read { path: path(), error },
+            error => NarError::Read { path: path(), error },
         });
     }
     let next = counting.check(expected)?;
@@ -225,19 +269,13 @@ struct Counting<W> {
     hash: Sha256,
     size: u64,
     limit: u64,
-    failure: Option<Failure>,
-}
-
-/// Which side of a [`Counting`] an error came from.
-#[derive(Debug, Clone, Copy)]
-enum Failure {
-    TooLong,
-    Next,
+    /// Was more written than the limit?
+    too_long: bool,
 }
 
 impl<W: Write> Counting<W> {
     fn new(next: W, limit: u64) -> Self {
-        Self { next, hash: Sha256::new(), size: 0, limit, failure: None }
+        Self { next, hash: Sha256::new(), size: 0, limit, too_long: false }
     }
 
     fn finish(self) -> (String, u64) {
@@ -261,10 +299,10 @@ impl<W: Write> Counting<W> {
 impl<W: Write> Write for Counting<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.size.saturating_add(bytes.len() as u64) > self.limit {
-            self.failure = Some(Failure::TooLong);
+            self.too_long = true;
             return Err(io::Error::other("longer than expected"));
         }
-        let written = self.next.write(bytes).inspect_err(|_| self.failure = Some(Failure::Next))?;
+        let written = self.next.write(bytes)?;
         let (done, _) = bytes.split_at(written.min(bytes.len()));
         self.hash.update(done);
         self.size += done.len() as u64;
@@ -294,7 +332,7 @@ mod tests {
         std::fs::write(root.join("text"), "content\n".repeat(100_000)).unwrap();
         std::os::unix::fs::symlink("text", root.join("link")).unwrap();
         let mut bytes = Vec::new();
-        encode_path(&mut bytes, &root, CaseHack::native()).unwrap();
+        encode::encode(&mut bytes, &root).unwrap();
         let (nar_hash, nar_size) = super::hash(&bytes);
         let path = root.display().to_string();
         (dir, Expected { path, nar_hash, nar_size })
@@ -323,6 +361,46 @@ mod tests {
             let bytes = Source::Bytes(nar.into());
             assert!(write(&bytes, &expected, Compression::None, io::sink()).is_ok());
         }
+    }
+
+    /// If this fails, a library compresses otherwise than before: raise [`ENCODER`], so that the
+    /// new bytes get a new name, and write the new hashes here.
+    #[test]
+    fn the_same_nar_becomes_the_same_bytes() {
+        let line = |number: u64| format!("line {number}: {}\n", number.wrapping_mul(number) % 9973);
+        let text: Vec<u8> = (0..60_000).map(line).collect::<String>().into_bytes();
+        // From some size on, several threads compress.
+        let large = text.repeat(usize::try_from(PARALLEL_FROM).unwrap() / text.len() + 1);
+        let hashes: Vec<String> = [
+            ("zstd", 1, &text),
+            ("zstd", ZSTD_LEVEL, &text),
+            ("zstd", 9, &text),
+            ("zstd", 19, &text),
+            ("zstd", ZSTD_LEVEL, &large),
+            ("xz", 0, &text),
+            ("xz", 6, &text),
+        ]
+        .into_iter()
+        .map(|(format, level, bytes)| {
+            let (nar_hash, nar_size) = hash(bytes);
+            let expected = Expected { path: "/s/a".into(), nar_hash, nar_size };
+            let compression = Compression::parse(format, Some(level)).unwrap();
+            let source = Source::Bytes(bytes.as_slice().into());
+            let written = write(&source, &expected, compression, io::sink()).unwrap();
+            format!("{format} {level} {} {}", written.file_size, written.file_hash)
+        })
+        .collect();
+        insta::assert_snapshot!(hashes.join("\n"));
+    }
+
+    #[test]
+    fn an_object_is_named_by_all_that_decides_its_bytes() {
+        let name =
+            |format, level| Compression::parse(format, level).unwrap().object_name("sha256:1b2m");
+        assert_eq!(name("none", None), "1b2m.nar");
+        assert_eq!(name("zstd", None), "1b2m-z3.1.nar.zst");
+        assert_eq!(name("zstd", Some(19)), "1b2m-z19.1.nar.zst");
+        assert_eq!(name("xz", None), "1b2m-x6.1.nar.xz");
     }
 
     #[test]
