@@ -1,14 +1,21 @@
 //! A real S3 server in this process: `s3s` checks the signature of every request (SigV4), `s3s-fs`
-//! keeps objects as files, so that they can also be read as a `file://` binary cache.
+//! keeps objects as files, so that they can also be read as a `file://` binary cache. A rule may
+//! put faults in its way.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder as Connection;
 use s3s::auth::SimpleAuth;
-use s3s::service::S3ServiceBuilder;
+use s3s::service::{S3Service, S3ServiceBuilder};
 use tokio::sync::oneshot;
 
 /// The access key id that the server knows.
@@ -16,10 +23,28 @@ pub const ACCESS_KEY_ID: &str = "lab-access-key-id";
 /// Its secret.
 pub const SECRET_ACCESS_KEY: &str = "lab-secret-access-key";
 
+/// What becomes of a request instead of what should.
+pub enum Fault {
+    /// An answer with this status and S3's word for it. That to a HEAD has no body.
+    Answer(u16, &'static str),
+    /// An answer with this status and a body of zeros without an end.
+    Endless(u16),
+    /// No answer, ever.
+    Hang,
+    /// It is done, and the connection is closed without an answer.
+    Lost,
+    /// It is done later.
+    Later(Duration),
+}
+
+/// Which fault a request meets: `METHOD /bucket/key?query`.
+pub type Rule = dyn Fn(&str) -> Option<Fault> + Send + Sync;
+
 /// A server that runs until it is dropped.
 pub struct S3Server {
     address: SocketAddr,
     root: PathBuf,
+    requests: Arc<Mutex<Vec<String>>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -32,6 +57,19 @@ impl S3Server {
 
     /// As [`S3Server::start`], with another secret.
     pub fn start_with(root: &Path, buckets: &[&str], secret: &str) -> Self {
+        Self::serve(root, buckets, secret, Arc::new(|_| None))
+    }
+
+    /// As [`S3Server::start`], with faults.
+    pub fn start_faulty(
+        root: &Path,
+        buckets: &[&str],
+        rule: impl Fn(&str) -> Option<Fault> + Send + Sync + 'static,
+    ) -> Self {
+        Self::serve(root, buckets, SECRET_ACCESS_KEY, Arc::new(rule))
+    }
+
+    fn serve(root: &Path, buckets: &[&str], secret: &str, rule: Arc<Rule>) -> Self {
         for bucket in buckets {
             std::fs::create_dir_all(root.join(bucket)).unwrap();
         }
@@ -42,6 +80,8 @@ impl S3Server {
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, mut stopped) = oneshot::channel();
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&requests);
         let thread = std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -52,7 +92,13 @@ impl S3Server {
                         _ = &mut stopped => return,
                         accepted = listener.accept() => accepted.unwrap().0,
                     };
-                    let service = service.clone();
+                    let (service, rule, log) =
+                        (service.clone(), Arc::clone(&rule), Arc::clone(&log));
+                    let service = service_fn(move |request: Request<Incoming>| {
+                        let asked = format!("{} {}", request.method(), request.uri());
+                        log.lock().unwrap().push(asked.clone());
+                        answer(service.clone(), request, rule(&asked))
+                    });
                     tokio::spawn(async move {
                         let server = Connection::new(TokioExecutor::new());
                         // A client that hangs up is no failure of the server.
@@ -61,7 +107,7 @@ impl S3Server {
                 }
             });
         });
-        Self { address, root: root.to_owned(), stop: Some(stop), thread: Some(thread) }
+        Self { address, root: root.to_owned(), requests, stop: Some(stop), thread: Some(thread) }
     }
 
     /// `http://127.0.0.1:PORT`.
@@ -69,10 +115,53 @@ impl S3Server {
         format!("http://{}", self.address)
     }
 
+    /// What it was asked so far, as a [`Rule`] sees it.
+    pub fn requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap().clone()
+    }
+
     /// Where the objects of `bucket` lie.
     pub fn bucket(&self, bucket: &str) -> PathBuf {
         self.root.join(bucket)
     }
+}
+
+/// Does what the request says, unless a fault is in its way.
+async fn answer(
+    service: S3Service,
+    request: Request<Incoming>,
+    fault: Option<Fault>,
+) -> std::io::Result<Response<s3s::Body>> {
+    let is_head = request.method() == Method::HEAD;
+    let status =
+        |status: u16, body: s3s::Body| Ok(Response::builder().status(status).body(body).unwrap());
+    match fault {
+        None => {}
+        Some(Fault::Later(wait)) => tokio::time::sleep(wait).await,
+        Some(Fault::Hang) => std::future::pending().await,
+        Some(Fault::Answer(code, _)) if is_head => return status(code, s3s::Body::empty()),
+        Some(Fault::Answer(code, word)) => {
+            // The body is read first, as a server does that checks it.
+            drop(request.into_body().collect().await);
+            let text = format!("<Error><Code>{word}</Code><Message>told to</Message></Error>");
+            return status(code, text.into());
+        }
+        Some(Fault::Endless(code)) => {
+            drop(request.into_body().collect().await);
+            let zeros = futures_util::stream::repeat_with(|| {
+                Ok::<_, std::io::Error>(Frame::data(Bytes::from(vec![0; 64 << 10])))
+            });
+            return status(code, s3s::Body::http_body(StreamBody::new(zeros)));
+        }
+        Some(Fault::Lost) => {
+            drop(service.call(request.map(s3s::Body::from)).await);
+            return Err(std::io::Error::other("the answer is lost"));
+        }
+    }
+    service
+        .call(request.map(s3s::Body::from))
+        .await
+        .map_err(|error| std::io::Error::other(format!("{error:?}")))
 }
 
 impl Drop for S3Server {
