@@ -15,11 +15,12 @@ pub fn path_infos(paths: &[String]) -> Result<Vec<Option<PathInfo>>, Error> {
     host!("nix-store.path-infos", nix_store::path_infos(paths))
 }
 
-/// Everything `paths` reach, references before referrers.
+/// The paths of everything `paths` reach, references before referrers. Ask [`path_infos`] for what
+/// is known of some of them at a time.
 ///
 /// # Errors
-/// A path is outside the grant's scope, or not valid.
-pub fn closure(paths: &[String]) -> Result<Vec<PathInfo>, Error> {
+/// A path is outside the grant's scope.
+pub fn closure(paths: &[String]) -> Result<Vec<String>, Error> {
     host!("nix-store.closure", nix_store::closure(paths))
 }
 

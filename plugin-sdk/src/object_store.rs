@@ -1,11 +1,14 @@
 //! Named object stores of the configuration (`[object-stores.NAME]`). Wants `object_store`, grant
-//! `object-store = ["NAME"]`.
+//! `object-store = ["NAME"]`. The time that calls take does not count as the plugin's wall time.
+//!
+//! Calls for many objects cost about as much time as calls for one: prefer [`ObjectStore::exists`]
+//! of all keys, [`ObjectStore::put_all`] and [`ObjectStore::put_nars`].
 
 use crate::Error;
 use crate::bindings::imports::hookrun::host::object_store;
 use crate::error::host;
 use crate::nix_store::Nar;
-pub use object_store::StoredNar;
+pub use object_store::{Object, StoredNar};
 
 /// How a NAR is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,6 +33,15 @@ impl Compression {
     }
 }
 
+/// What was stored of several NARs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredNars {
+    /// Of the first paths, in their order: of all of them, or of those before the one that failed.
+    pub stored: Vec<StoredNar>,
+    /// Why there are no more.
+    pub failure: Option<Error>,
+}
+
 /// One store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectStore {
@@ -47,7 +59,8 @@ impl ObjectStore {
         &self.name
     }
 
-    /// Which of `keys` exist, in their order.
+    /// Which of `keys` exist, in their order. An object that was seen or written a few minutes ago
+    /// is not asked for again.
     ///
     /// # Errors
     /// Not granted, or the store does not answer.
@@ -71,6 +84,15 @@ impl ObjectStore {
         host!("object-store.put", object_store::put(&self.name, key, content_type, body))
     }
 
+    /// Writes small objects, many at a time and in no order. The first failure ends it; any of the
+    /// others may have been written.
+    ///
+    /// # Errors
+    /// Not granted, or the store does not take them.
+    pub fn put_all(&self, objects: &[Object]) -> Result<(), Error> {
+        host!("object-store.put-all", object_store::put_all(&self.name, objects))
+    }
+
     /// Has the host read, hash, compress and send a NAR in one pass. `level`: none for the format's
     /// default.
     ///
@@ -87,6 +109,28 @@ impl ObjectStore {
             "object-store.put-nar",
             object_store::put_nar(&self.name, key, compression.as_str(), level, nar)
         )
+    }
+
+    /// Has the host do that for the NARs of valid paths, several at a time. Each is stored below
+    /// `directory` under a name that no other bytes ever get ([`StoredNar`] has it). A NAR that
+    /// another run is sending, or has sent a few minutes ago, is not sent again.
+    ///
+    /// # Errors
+    /// Not granted, or not even the first was stored; a later failure comes with what was stored
+    /// before.
+    pub fn put_nars(
+        &self,
+        directory: &str,
+        compression: Compression,
+        level: Option<i32>,
+        paths: &[String],
+    ) -> Result<StoredNars, Error> {
+        let (store, compression) = (&self.name, compression.as_str());
+        let sent = host!(
+            "object-store.put-nars",
+            object_store::put_nars(store, directory, compression, level, paths)
+        )?;
+        Ok(StoredNars { stored: sent.stored, failure: sent.failure.map(Error::from) })
     }
 
     /// At most `max` keys that start with `prefix`.

@@ -21,6 +21,14 @@ pub fn sign_path(key: &str, path: &str) -> Result<String, Error> {
     host!("signing.sign-path", signing::sign_path(key, path))
 }
 
+/// The same for several paths, in their order.
+///
+/// # Errors
+/// As [`sign_path`], of any of them.
+pub fn sign_paths(key: &str, paths: &[String]) -> Result<Vec<String>, Error> {
+    host!("signing.sign-paths", signing::sign_paths(key, paths))
+}
+
 /// The public half, `name:base64`, as in `trusted-public-keys`.
 ///
 /// # Errors

@@ -123,6 +123,11 @@ impl Dirs {
         self.state.join("object-stores").join(name)
     }
 
+    /// Uploads in several parts that are under way (0700).
+    pub fn uploads(&self) -> PathBuf {
+        self.state.join("uploads")
+    }
+
     /// Locked by the one worker.
     pub fn worker_lock(&self) -> PathBuf {
         self.state.join("worker.lock")

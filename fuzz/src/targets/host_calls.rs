@@ -12,7 +12,7 @@ use arbitrary::{Arbitrary as _, Unstructured};
 use hookrun::capability::Services;
 use hookrun::capability::mail::Message;
 use hookrun::capability::nix_store::real::Real;
-use hookrun::capability::nix_store::{Backend as _, Reach};
+use hookrun::capability::nix_store::{Backend as _, Budget, Reach};
 use hookrun::config::{Config, StoreScope};
 use hookrun::dirs::Dirs;
 use hookrun::event::NixDirs;
@@ -118,7 +118,7 @@ fn tree(relative: &str, offset: u64, length: u32) {
         );
         assert_ne!(bytes, OUTSIDE);
     }
-    if let Ok(entries) = store.list_directory(path, relative) {
+    if let Ok(entries) = store.list_directory(path, relative, &mut Budget::of(MAX_LISTED)) {
         assert!(matches!(relative, "" | "dir"), "{relative:?}");
         assert!(entries.iter().all(|entry| entry.name != "outside"));
     }

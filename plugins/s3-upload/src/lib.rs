@@ -1,10 +1,10 @@
 //! A post-build plugin that uploads what was built, and what it needs, to a binary cache in an
 //! object store.
 //!
-//! Per event: the closure of the outputs, without what a named key signed and without what the
-//! cache has; then for each path, references before referrers, the NAR and after it the narinfo,
-//! which makes the path visible. Signatures are made by the host. All of it may be repeated at any
-//! point: what is done is found in the cache.
+//! Per event: the paths of the closure, without what a named key signed and without what the cache
+//! has; then, some hundred paths at a time, the NARs and after them the narinfos, which make the
+//! paths visible, references before referrers. Signatures are made by the host. All of it may be
+//! repeated at any point: what is done is found in the cache.
 //!
 //! ```toml
 //! [plugins.cache]
@@ -30,16 +30,21 @@ mod narinfo;
 mod plan;
 
 use hookrun_sdk::nix_store::{self, PathInfo};
-use hookrun_sdk::object_store::ObjectStore;
+use hookrun_sdk::object_store::{Object, ObjectStore, StoredNar};
 use hookrun_sdk::{
     Error, ErrorKind, Failure, Outcome, PostBuild, Scope, Want, Wants, log, post_build, signing,
 };
 
 use crate::config::Config;
-use crate::plan::{Plan, Tally};
+use crate::plan::Tally;
 
-/// Names of objects in one question: some ten KiB of names.
+/// Paths that are looked for, or uploaded, in one go. The host works on many of them at once, and
+/// what is done of them is done: an attempt that is cut off loses less than this.
 const BATCH: usize = 256;
+/// Bytes of narinfos in one call: of a path with thousands of references there are hundreds of KiB.
+const MAX_NARINFOS: usize = 2 << 20;
+/// The directory of the NARs in the cache.
+const NARS: &str = "nar";
 
 struct Upload;
 
@@ -48,7 +53,7 @@ impl PostBuild for Upload {
         let config: Config = hookrun_sdk::config()?;
         let store = ObjectStore::named(config.bucket.clone());
         let outputs: Vec<String> = event.outputs.iter().map(|output| output.path.clone()).collect();
-        let valid: Vec<PathInfo> = nix_store::path_infos(&outputs)?.into_iter().flatten().collect();
+        let valid = infos(&outputs)?;
         if valid.is_empty() {
             // Collected before a grant or a root took effect, or a build whose result was not kept.
             // No retry brings it back.
@@ -59,62 +64,78 @@ impl PostBuild for Upload {
         }
         let mut tally =
             Tally { invalid: outputs.len().saturating_sub(valid.len()), ..Tally::default() };
-        let infos = if config.closure {
+        let paths = if config.closure {
             let roots: Vec<String> = valid.into_iter().map(|info| info.path).collect();
             nix_store::closure(&roots)?
         } else {
-            plan::references_first(valid)
+            plan::references_first(valid).into_iter().map(|info| info.path).collect()
         };
         let keys = match config.keys() {
             Some(keys) => keys,
             None => signing::keys()?,
         };
-        let plan = Plan::new(infos, &config.skip_signed_by);
-        tally.signed.clone_from(&plan.signed);
-        let missing = missing(&store, plan, &mut tally)?;
+        let mut missing = Vec::new();
+        for batch in paths.chunks(BATCH) {
+            missing.extend(wanted(&store, &config, batch, &mut tally)?);
+        }
         if !missing.is_empty() {
             check_cache_info(&store, &config, &event.store_dir)?;
         }
-        if keys.is_empty()
-            && missing.iter().any(|info| info.ca.is_none() && info.signatures.is_empty())
-        {
-            log::warn(
-                "uploading without a signature; grant `signing = [\"NAME\"]`, or readers must trust the cache itself",
-            );
-        }
+        let cache = Cache { store, config, keys, store_dir: event.store_dir };
         let total = missing.len();
-        for info in &missing {
-            let bytes =
-                upload(&store, &config, &keys, &event.store_dir, info).map_err(|error| {
-                    let done = tally.uploaded;
-                    Failure::from(
-                        error.context(format!("after {done} of {total} paths, {}", info.path)),
-                    )
-                })?;
-            tally.uploaded += 1;
-            tally.file_bytes += bytes;
-            tally.nar_bytes += info.nar_size;
+        for batch in missing.chunks(BATCH) {
+            cache.upload(batch, &mut tally).map_err(|(path, error)| {
+                let done = tally.uploaded;
+                Failure::from(error.context(format!("after {done} of {total} paths, {path}")))
+            })?;
+            log::debug(format!("{} of {total} paths are uploaded", tally.uploaded));
+        }
+        if tally.unsigned > 0 {
+            log::warn(
+                "uploaded without a signature; grant `signing = [\"NAME\"]`, or readers must trust the cache itself",
+            );
         }
         Ok(tally.outcome())
     }
 }
 
-/// What of the plan the cache does not have, in the plan's order.
-fn missing(store: &ObjectStore, plan: Plan, tally: &mut Tally) -> Result<Vec<PathInfo>, Error> {
-    let mut missing = Vec::new();
-    let mut wanted = plan.wanted.into_iter().peekable();
-    while wanted.peek().is_some() {
-        let batch: Vec<PathInfo> = wanted.by_ref().take(BATCH).collect();
-        let names: Vec<String> = batch.iter().map(|info| narinfo::key(&info.path)).collect();
-        let exist = store.exists(&names)?;
-        for (info, exists) in batch.into_iter().zip(exist) {
-            if exists {
-                tally.present += 1;
-            } else {
-                missing.push(info);
-            }
+/// What the database says of `paths`, without those that are not valid. The infos of some paths
+/// with many references are too much for one call: then it takes two.
+fn infos(paths: &[String]) -> Result<Vec<PathInfo>, Error> {
+    match nix_store::path_infos(paths) {
+        Err(error) if error.kind == ErrorKind::Limit && paths.len() > 1 => {
+            let (first, second) = paths.split_at(paths.len() / 2);
+            let mut found = infos(first)?;
+            found.extend(infos(second)?);
+            Ok(found)
         }
+        found => Ok(found?.into_iter().flatten().collect()),
     }
+}
+
+/// Which of `paths` are to be uploaded, in their order: without what a key to be skipped signed,
+/// and what the cache has.
+fn wanted(
+    store: &ObjectStore,
+    config: &Config,
+    paths: &[String],
+    tally: &mut Tally,
+) -> Result<Vec<String>, Error> {
+    let paths = if config.skip_signed_by.is_empty() {
+        paths.to_vec()
+    } else {
+        plan::not_signed_by(infos(paths)?, &config.skip_signed_by, &mut tally.signed)
+    };
+    let names: Vec<String> = paths.iter().map(|path| narinfo::key(path)).collect();
+    let exist = store.exists(&names)?;
+    let missing: Vec<String> = paths
+        .into_iter()
+        .zip(exist)
+        .filter_map(|(path, exists)| {
+            tally.present += usize::from(exists);
+            (!exists).then_some(path)
+        })
+        .collect();
     Ok(missing)
 }
 
@@ -132,36 +153,99 @@ fn check_cache_info(store: &ObjectStore, config: &Config, store_dir: &str) -> Re
     Ok(store.put(cache_info::KEY, cache_info::CONTENT_TYPE, text.as_bytes())?)
 }
 
-/// Uploads one path; gives the bytes of the stored NAR.
-fn upload(
-    store: &ObjectStore,
-    config: &Config,
-    keys: &[String],
-    store_dir: &str,
-    info: &PathInfo,
-) -> Result<u64, Error> {
-    let nar = nix_store::open_nar(&info.path).map_err(|error| match error.kind {
-        ErrorKind::NotFound => Error::permanent(error.message),
-        _ => error,
-    })?;
-    let key = narinfo::nar_key(&info.nar_hash, config.compression.into());
-    let stored = store.put_nar(&key, config.compression.into(), config.level, &nar)?;
-    drop(nar);
-    // Ours replaces one of the same name: that may be of a former key, and one that does not hold
-    // is of no use to readers.
-    let others = info
-        .signatures
-        .iter()
-        .filter(|signature| !keys.iter().any(|key| plan::names(signature, key)));
-    let mut signatures: Vec<String> = others.cloned().collect();
-    for key in keys {
-        signatures.push(signing::sign_path(key, &info.path)?);
+/// Where paths go, and how.
+struct Cache {
+    store: ObjectStore,
+    config: Config,
+    keys: Vec<String>,
+    store_dir: String,
+}
+
+impl Cache {
+    /// Uploads `paths`, which are in order, references first. What fails comes with the path it
+    /// failed at; all before it are uploaded.
+    fn upload(&self, paths: &[String], tally: &mut Tally) -> Result<(), (String, Error)> {
+        let at = |path: Option<&String>| {
+            let path = path.cloned().unwrap_or_default();
+            move |error| (path, error)
+        };
+        let infos = infos(paths).map_err(at(paths.first()))?;
+        if let Some(gone) = paths.iter().find(|path| infos.iter().all(|info| info.path != **path)) {
+            let error = Error::permanent(
+                "it is not valid in the Nix store any more; it was garbage-collected",
+            );
+            return Err((gone.clone(), error));
+        }
+        let Config { compression, level, .. } = self.config;
+        let sent = self
+            .store
+            .put_nars(NARS, compression.into(), level, paths)
+            .map_err(at(paths.first()))?;
+        let stored: Vec<(&PathInfo, &StoredNar)> = infos.iter().zip(&sent.stored).collect();
+        self.publish(&stored, tally).map_err(at(paths.first()))?;
+        match sent.failure {
+            Some(error) => {
+                // What is gone does not come back.
+                let error = match error.kind {
+                    ErrorKind::NotFound => Error::permanent(error.message),
+                    _ => error,
+                };
+                Err((paths.get(stored.len()).cloned().unwrap_or_default(), error))
+            }
+            None => Ok(()),
+        }
     }
-    let text =
-        narinfo::text(store_dir, info, &key, config.compression.into(), &stored, &signatures);
-    store.put(&narinfo::key(&info.path), narinfo::CONTENT_TYPE, text.as_bytes())?;
-    log::debug(format!("uploaded {} ({})", info.path, plan::size(stored.file_size)));
-    Ok(stored.file_size)
+
+    /// Signs the paths and writes their narinfos, each after those of its references.
+    fn publish(&self, stored: &[(&PathInfo, &StoredNar)], tally: &mut Tally) -> Result<(), Error> {
+        let paths: Vec<String> = stored.iter().map(|(info, _)| info.path.clone()).collect();
+        let mut signatures = Vec::with_capacity(self.keys.len());
+        for key in &self.keys {
+            signatures.push(signing::sign_paths(key, &paths)?);
+        }
+        let levels = plan::levels(stored.iter().map(|(info, _)| *info));
+        for level in levels {
+            let mut objects = Vec::new();
+            let mut bytes = 0;
+            for index in level {
+                let Some((info, stored)) = stored.get(index) else { continue };
+                // Ours replaces one of the same name: that may be of a former key, and one that
+                // does not hold is of no use to readers.
+                let others = info
+                    .signatures
+                    .iter()
+                    .filter(|signature| !self.keys.iter().any(|key| plan::names(signature, key)));
+                let ours = signatures.iter().filter_map(|by_key| by_key.get(index));
+                let signatures: Vec<&str> = others.chain(ours).map(String::as_str).collect();
+                let compression = self.config.compression.into();
+                let body = narinfo::text(&self.store_dir, info, compression, stored, &signatures);
+                tally.unsigned += usize::from(info.ca.is_none() && signatures.is_empty());
+                bytes += body.len();
+                objects.push(Object {
+                    key: narinfo::key(&info.path),
+                    content_type: narinfo::CONTENT_TYPE.to_owned(),
+                    body: body.into_bytes(),
+                });
+                tally.file_bytes += stored.file_size;
+                tally.nar_bytes += stored.nar_size;
+                if bytes >= MAX_NARINFOS {
+                    bytes = 0;
+                    self.write(&std::mem::take(&mut objects), tally)?;
+                }
+            }
+            self.write(&objects, tally)?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, objects: &[Object], tally: &mut Tally) -> Result<(), Error> {
+        if objects.is_empty() {
+            return Ok(());
+        }
+        self.store.put_all(objects)?;
+        tally.uploaded += objects.len();
+        Ok(())
+    }
 }
 
 hookrun_sdk::plugin! {

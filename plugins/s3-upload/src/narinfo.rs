@@ -15,32 +15,20 @@ pub fn key(path: &str) -> String {
     format!("{}.narinfo", base.split_once('-').map_or(base, |(hash, _)| hash))
 }
 
-/// `nar/<NAR hash>.nar.zst`. By the hash of what is inside, which is known before the compressed
-/// bytes are, so that one pass does; readers take the name from the narinfo.
-pub fn nar_key(nar_hash: &str, compression: Compression) -> String {
-    let hash = nar_hash.strip_prefix("sha256:").unwrap_or(nar_hash);
-    let suffix = match compression {
-        Compression::None => "",
-        Compression::Zstd => ".zst",
-        Compression::Xz => ".xz",
-    };
-    format!("nar/{hash}.nar{suffix}")
-}
-
 /// The text.
 pub fn text(
     store_dir: &str,
     info: &PathInfo,
-    nar_key: &str,
     compression: Compression,
     stored: &StoredNar,
-    signatures: &[String],
+    signatures: &[&str],
 ) -> String {
     let references: Vec<&str> = info.references.iter().map(|path| base(path)).collect();
     let mut text = format!(
-        "StorePath: {store_dir}/{}\nURL: {nar_key}\nCompression: {}\nFileHash: {}\nFileSize: {}\nNarHash: {}\nNarSize: {}\n\
+        "StorePath: {store_dir}/{}\nURL: {}\nCompression: {}\nFileHash: {}\nFileSize: {}\nNarHash: {}\nNarSize: {}\n\
          References: {}\n",
         base(&info.path),
+        stored.key,
         compression.as_str(),
         stored.file_hash,
         stored.file_size,
@@ -76,8 +64,6 @@ mod tests {
             key("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-hello-2.12"),
             "00bgd045z0d4icpbc2yyz4gx48ak44la.narinfo"
         );
-        assert_eq!(nar_key("sha256:1b2m", Compression::Zstd), "nar/1b2m.nar.zst");
-        assert_eq!(nar_key("sha256:1b2m", Compression::None), "nar/1b2m.nar");
     }
 
     #[test]
@@ -86,12 +72,13 @@ mod tests {
         info.deriver = Some("/s/d-1.drv".into());
         info.ca = Some("fixed:r:sha256:x".into());
         let stored = StoredNar {
+            key: "nar/n.nar.xz".into(),
             file_hash: "sha256:f".into(),
             file_size: 5,
             nar_hash: info.nar_hash.clone(),
             nar_size: info.nar_size,
         };
-        let text = text("/s", &info, "nar/n.nar.xz", Compression::Xz, &stored, &["k:sig".into()]);
+        let text = text("/s", &info, Compression::Xz, &stored, &["k:sig"]);
         assert_eq!(
             text,
             "StorePath: /s/b-1\nURL: nar/n.nar.xz\nCompression: xz\nFileHash: sha256:f\nFileSize: 5\nNarHash: sha256:n\n\

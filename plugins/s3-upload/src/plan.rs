@@ -1,32 +1,25 @@
 //! What is to be uploaded, in which order, and the words for what was done: decisions without a
 //! host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use hookrun_sdk::Outcome;
 use hookrun_sdk::nix_store::PathInfo;
 
-/// What an event's paths come to before the cache is asked.
-#[derive(Debug, Default)]
-pub struct Plan {
-    /// To upload unless the cache has it, references first.
-    pub wanted: Vec<PathInfo>,
-    /// Left out: how many, by the key that signed them.
-    pub signed: BTreeMap<String, usize>,
-}
-
-impl Plan {
-    /// Sorts out what one of the keys `skip` signed.
-    pub fn new(infos: Vec<PathInfo>, skip: &[String]) -> Self {
-        let mut plan = Self::default();
-        for info in infos {
-            match skip.iter().find(|key| is_signed_by(&info, key)) {
-                Some(key) => *plan.signed.entry(key.clone()).or_default() += 1,
-                None => plan.wanted.push(info),
-            }
+/// The paths without those that one of the keys `skip` signed, which are counted in `signed` by key.
+pub fn not_signed_by(
+    infos: Vec<PathInfo>,
+    skip: &[String],
+    signed: &mut BTreeMap<String, usize>,
+) -> Vec<String> {
+    let mut wanted = Vec::with_capacity(infos.len());
+    for info in infos {
+        match skip.iter().find(|key| is_signed_by(&info, key)) {
+            Some(key) => *signed.entry(key.clone()).or_default() += 1,
+            None => wanted.push(info.path),
         }
-        plan
     }
+    wanted
 }
 
 /// Has the path a signature that says it is by `key`? Nix verified those of paths it substituted.
@@ -55,6 +48,26 @@ pub fn references_first(mut infos: Vec<PathInfo>) -> Vec<PathInfo> {
     ordered
 }
 
+/// Which of `infos`, which are in order, may become visible together, by index: each is in a level
+/// behind those of all that it refers to.
+pub fn levels<'a>(infos: impl Iterator<Item = &'a PathInfo>) -> Vec<Vec<usize>> {
+    let mut levels: Vec<Vec<usize>> = Vec::new();
+    let mut level_of: HashMap<&str, usize> = HashMap::new();
+    for (index, info) in infos.enumerate() {
+        let references = info.references.iter().filter(|path| **path != info.path);
+        let behind = references.filter_map(|path| level_of.get(path.as_str()));
+        let level = behind.max().map_or(0, |level| level + 1);
+        level_of.insert(&info.path, level);
+        if level >= levels.len() {
+            levels.push(Vec::new());
+        }
+        if let Some(level) = levels.get_mut(level) {
+            level.push(index);
+        }
+    }
+    levels
+}
+
 /// What was done.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -70,12 +83,14 @@ pub struct Tally {
     pub signed: BTreeMap<String, usize>,
     /// Outputs that are not valid any more.
     pub invalid: usize,
+    /// Paths uploaded that nobody has signed and that need a signature.
+    pub unsigned: usize,
 }
 
 impl Tally {
     /// In words and figures.
     pub fn outcome(&self) -> Outcome {
-        let Self { uploaded, file_bytes, nar_bytes, present, signed, invalid } = self;
+        let Self { uploaded, file_bytes, nar_bytes, present, signed, invalid, unsigned: _ } = self;
         let mut parts = vec![match uploaded {
             0 => "uploaded nothing".to_owned(),
             1 => format!("uploaded 1 path ({})", size(*file_bytes)),
@@ -138,10 +153,11 @@ pub mod tests {
     fn what_a_named_key_signed_is_left_out() {
         let mut signed = info("/s/a", &[]);
         signed.signatures = vec!["other-1:x".into(), "cache.nixos.org-1:y".into()];
-        let plan =
-            Plan::new(vec![signed.clone(), info("/s/b", &["/s/a"])], &["cache.nixos.org-1".into()]);
-        assert_eq!(plan.wanted.len(), 1);
-        assert_eq!(plan.signed["cache.nixos.org-1"], 1);
+        let mut by_key = BTreeMap::new();
+        let infos = vec![signed.clone(), info("/s/b", &["/s/a"])];
+        let wanted = not_signed_by(infos, &["cache.nixos.org-1".into()], &mut by_key);
+        assert_eq!(wanted, ["/s/b"]);
+        assert_eq!(by_key["cache.nixos.org-1"], 1);
         assert!(!is_signed_by(&signed, "cache.nixos.org"));
         assert!(!is_signed_by(&signed, "cache.nixos.org-1:y"));
     }
@@ -160,6 +176,19 @@ pub mod tests {
             references_first(vec![info("/s/a", &["/s/b"]), info("/s/b", &["/s/a"])]).len(),
             2
         );
+    }
+
+    #[test]
+    fn a_path_becomes_visible_after_its_references() {
+        let infos = [
+            info("/s/a", &["/s/a", "/s/elsewhere"]),
+            info("/s/b", &[]),
+            info("/s/c", &["/s/a"]),
+            info("/s/d", &["/s/b", "/s/c"]),
+            info("/s/e", &["/s/b"]),
+        ];
+        assert_eq!(levels(infos.iter()), [vec![0, 1], vec![2, 4], vec![3]]);
+        assert!(levels(std::iter::empty()).is_empty());
     }
 
     #[test]

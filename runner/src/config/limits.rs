@@ -42,12 +42,12 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 limits! {
-    /// Wall time of one run in the worker, host calls included, streams of NARs not.
+    /// Wall time of one run in the worker, host calls included, those of object stores not.
     WallTime = "wall-time", Time, 60_000;
     /// Wall time of one builder selection, host calls included; Nix stands still meanwhile.
     SelectionTime = "selection-time", Time, 2_000;
-    /// Time that NAR streams to object stores take in one run; it does not count as `wall-time`.
-    StreamTime = "stream-time", Time, 3_600_000;
+    /// Time that calls of object stores take in one run; it does not count as `wall-time`.
+    StreamTime = "stream-time", Time, 86_400_000;
     /// Linear memory of the plugin.
     Memory = "memory", Bytes, 128 * MIB;
     /// Elements of all tables.
@@ -57,7 +57,7 @@ limits! {
     /// Stack of the plugin.
     Stack = "stack", Bytes, 512 * KIB;
     /// Host calls of one run.
-    HostCalls = "host-calls", Count, 10_000;
+    HostCalls = "host-calls", Count, 100_000;
     /// Calls of WASI (clocks, random numbers, polls, streams) in one run; language runtimes make
     /// many.
     WasiCalls = "wasi-calls", Count, 100_000;

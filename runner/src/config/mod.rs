@@ -24,6 +24,7 @@ pub use paths::SecretFile;
 pub use plugin::{Filter, Grant, Plugin, PluginSource, Retry, StoreScope, TaskOrder};
 pub use resources::{Amounts, Resources};
 pub use services::{Credentials, Mail, MailTransport, ObjectStore, SigningKey};
+pub(crate) use services::{profiles_config_file, profiles_file};
 pub use worker::{Builders, Start, Worker};
 
 /// The configuration of an installation without a file: mails about non-reproducible builds into a
@@ -118,13 +119,24 @@ impl Config {
             let from = &store.credentials;
             [&from.access_key_id_file, &from.secret_access_key_file, &from.session_token_file]
         });
+        // Where nothing else says where credentials come from, a profile may have them.
+        let profiles = self.object_stores.values().any(|store| {
+            store.credentials.access_key_id_file.is_none()
+                && store.url.as_deref().is_some_and(|url| url.starts_with("s3:"))
+        });
+        let profiles = profiles.then(profiles_file).flatten().filter(|file| file.is_file());
         let mails = self.mail.values().flat_map(|mail| [&mail.password_file, &mail.ca_file]);
         let credentials = self
             .http_credentials
             .values()
             .flat_map(|credential| credential.files().into_iter().map(|(_, path)| path));
         let optional = stores.chain(mails).filter_map(Option::as_ref);
-        let all = plugins.chain(certificates).chain(keys).chain(optional).chain(credentials);
+        let all = plugins
+            .chain(certificates)
+            .chain(keys)
+            .chain(optional)
+            .chain(credentials)
+            .chain(profiles.as_ref());
         let mut files: Vec<PathBuf> = std::iter::once(&self.path).chain(all).cloned().collect();
         files.sort();
         files.dedup();

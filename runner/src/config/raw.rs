@@ -108,6 +108,13 @@ impl<'de> Deserialize<'de> for Time {
     }
 }
 
+/// For the field of a type that is deserialised as it is.
+pub(super) fn duration<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Duration>, D::Error> {
+    Time::deserialize(deserializer).map(|time| Some(time.0))
+}
+
 /// A size such as `"2GiB"` or a number of bytes.
 #[derive(Debug, Clone, Copy)]
 struct Size(u64);

@@ -3,6 +3,7 @@
 //! them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -21,10 +22,15 @@ pub struct ObjectStore {
     pub path_style: Option<bool>,
     /// Where S3 credentials come from.
     pub credentials: Credentials,
+    /// The profile of `~/.aws/credentials` that has the S3 credentials.
+    pub profile: Option<String>,
+    /// How long the server may take to begin an answer, and between two pieces of it.
+    #[serde(deserialize_with = "super::raw::duration")]
+    pub timeout: Option<Duration>,
 }
 
 /// Where credentials come from. Without files: the environment (`AWS_ACCESS_KEY_ID`,
-/// `AWS_SECRET_ACCESS_KEY`), then the instance's role.
+/// `AWS_SECRET_ACCESS_KEY`), then a profile of `~/.aws/credentials`, then the instance's role.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Credentials {
@@ -36,6 +42,21 @@ pub struct Credentials {
     pub session_token_file: Option<PathBuf>,
     /// Requests without a signature, for public or inner stores.
     pub anonymous: bool,
+}
+
+/// Where the AWS tools keep access keys: `AWS_SHARED_CREDENTIALS_FILE` or `~/.aws/credentials`.
+pub fn profiles_file() -> Option<PathBuf> {
+    of_environment("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials")
+}
+
+/// Where they keep everything else about profiles: `AWS_CONFIG_FILE` or `~/.aws/config`.
+pub fn profiles_config_file() -> Option<PathBuf> {
+    of_environment("AWS_CONFIG_FILE", ".aws/config")
+}
+
+fn of_environment(variable: &str, in_home: &str) -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    set(variable).map(PathBuf::from).or_else(|| Some(PathBuf::from(set("HOME")?).join(in_home)))
 }
 
 /// `[signing-keys.NAME]`.

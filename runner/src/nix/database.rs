@@ -10,7 +10,7 @@
 mod dependents;
 mod inputs;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -165,8 +165,26 @@ impl Database {
     /// # Errors
     /// If the database cannot be read or says something odd.
     pub fn path_infos(&self, paths: &[String]) -> Result<Vec<Option<PathInfo>>, DatabaseError> {
+        let mut infos = Vec::with_capacity(paths.len());
+        self.each_info(paths, &mut |info| {
+            infos.push(info);
+            Ok::<_, DatabaseError>(())
+        })?;
+        Ok(infos)
+    }
+
+    /// Gives what is known of `paths` to `take`, one after another in their order; none for one
+    /// that is not valid. All of it is of one state of the database.
+    ///
+    /// # Errors
+    /// As [`Database::path_infos`], and those of `take`, which end it.
+    pub fn each_info<E: From<DatabaseError>>(
+        &self,
+        paths: &[String],
+        take: &mut dyn FnMut(Option<PathInfo>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut snapshot = self.snapshot()?;
-        paths.iter().map(|path| snapshot.path_info(path)).collect()
+        paths.iter().try_for_each(|path| take(snapshot.path_info(path)?))
     }
 
     /// All valid paths, or those registered at `since` (seconds since 1970) or later; the earliest
@@ -193,29 +211,47 @@ impl Database {
         read().map_err(|error| self.query(error))
     }
 
-    /// Everything that `roots` reach, each path once, references before referrers. A root that is
-    /// not valid is left out.
+    /// The paths of everything that `roots` reach, each once, references before referrers. A root
+    /// that is not valid is left out.
     ///
     /// # Errors
     /// As [`Database::path_infos`], and if there are more than [`MAX_CLOSURE`] paths.
-    pub fn closure(&self, roots: &[String]) -> Result<Vec<PathInfo>, DatabaseError> {
-        let mut snapshot = self.snapshot()?;
-        let mut found: HashMap<String, PathInfo> = HashMap::new();
-        let mut pending: Vec<String> = roots.to_vec();
-        while let Some(path) = pending.pop() {
-            if found.contains_key(&path) {
-                continue;
+    pub fn closure(&self, roots: &[String]) -> Result<Vec<String>, DatabaseError> {
+        let failed = |error| self.query(error);
+        let transaction = self.connection.unchecked_transaction().map_err(failed)?;
+        let prepare = |text| transaction.prepare(text).map_err(failed);
+        let mut id_of = prepare("select id from ValidPaths where path = ?1")?;
+        let mut path_of = prepare("select path from ValidPaths where id = ?1")?;
+        let mut references_of = prepare(
+            "select reference from Refs where referrer = ?1 and reference != ?1 order by reference desc",
+        )?;
+        let mut references = |id: i64| -> Result<Vec<i64>, DatabaseError> {
+            let rows = references_of.query_map([id], |row| row.get(0)).map_err(failed)?;
+            rows.collect::<Result<_, _>>().map_err(failed)
+        };
+        // Depth first, each path after all that it refers to. Nix admits no cycles; if one were
+        // there, it would be cut where it closes.
+        let mut ordered = Vec::new();
+        let mut entered = HashSet::new();
+        for root in roots {
+            let id = id_of.query_row([root], |row| row.get(0)).optional().map_err(failed)?;
+            let Some(id) = id.filter(|id| entered.insert(*id)) else { continue };
+            let mut way = vec![(id, references(id)?)];
+            while let Some((id, left)) = way.last_mut() {
+                match left.pop() {
+                    Some(next) if entered.insert(next) => way.push((next, references(next)?)),
+                    Some(_) => {}
+                    None => {
+                        ordered.push(path_of.query_row([*id], |row| row.get(0)).map_err(failed)?);
+                        way.pop();
+                    }
+                }
+                if entered.len() > MAX_CLOSURE {
+                    return Err(DatabaseError::TooLarge);
+                }
             }
-            let Some(info) = snapshot.path_info(&path)? else { continue };
-            if found.len() >= MAX_CLOSURE {
-                return Err(DatabaseError::TooLarge);
-            }
-            pending.extend(
-                info.references.iter().filter(|reference| !found.contains_key(*reference)).cloned(),
-            );
-            found.insert(path, info);
         }
-        Ok(references_first(roots, found))
+        Ok(ordered)
     }
 
     /// The outputs of `derivation` that are known: by its text, by `DerivationOutputs`, or
@@ -355,34 +391,6 @@ fn uri_path(path: &Path) -> String {
         }
         uri
     })
-}
-
-/// Depth first from `roots`, each path after all that it refers to. Self references do not count,
-/// and Nix admits no other cycles; if one were there, it would be cut where it closes.
-fn references_first(roots: &[String], mut found: HashMap<String, PathInfo>) -> Vec<PathInfo> {
-    enum Step {
-        Enter(String),
-        Leave(String),
-    }
-    let mut ordered = Vec::with_capacity(found.len());
-    let mut entered = HashSet::new();
-    let mut steps: Vec<Step> = roots.iter().rev().cloned().map(Step::Enter).collect();
-    while let Some(step) = steps.pop() {
-        match step {
-            Step::Enter(path) => {
-                if let Some(info) = found.get(&path)
-                    && entered.insert(path.clone())
-                {
-                    let references: Vec<Step> =
-                        info.references.iter().rev().cloned().map(Step::Enter).collect();
-                    steps.push(Step::Leave(path));
-                    steps.extend(references);
-                }
-            }
-            Step::Leave(path) => ordered.extend(found.remove(&path)),
-        }
-    }
-    ordered
 }
 
 #[cfg(test)]

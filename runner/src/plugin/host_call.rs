@@ -266,12 +266,12 @@ impl RunState {
             return Ok(Err(refused));
         }
         let entered = Instant::now();
-        let streaming = call.streaming.then(|| self.clock.stream());
+        let waiting = call.waiting.then(|| self.clock.wait());
         let deadline = self.clock.deadline();
         let Ok(result) = tokio::time::timeout_at(deadline.at, work(self.inside())).await else {
             return Err(self.stop_in(call, deadline.limit, None));
         };
-        drop(streaming);
+        drop(waiting);
         match &result {
             Ok(_) => self.progress |= call.lasting,
             Err(error) if error.kind == ErrorKind::Refused => {
@@ -322,6 +322,18 @@ impl RunState {
         self.reached.or(self.allocations.reached())
     }
 
+    /// A part of a call has done something that outlives the run, however the call ended.
+    pub fn progressed(&mut self) {
+        self.progress = true;
+    }
+
+    /// A part of a call failed whose other part succeeded.
+    pub fn failed(&mut self, error: &Error) {
+        if error.kind == ErrorKind::Refused.as_str() {
+            self.refused.get_or_insert_with(|| error.message.clone());
+        }
+    }
+
     /// What the operator has to mend, if a host call was refused for it.
     pub fn refused(&self) -> Option<&str> {
         self.refused.as_deref()
@@ -358,7 +370,8 @@ impl RunState {
     }
 }
 
-fn wit_error(error: CapabilityError) -> Error {
+/// The error as the interfaces have it.
+pub fn wit_error(error: CapabilityError) -> Error {
     Error {
         kind: error.kind.as_str().to_owned(),
         message: error.message,

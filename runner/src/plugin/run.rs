@@ -190,7 +190,10 @@ impl LinkedPlugin {
         let begun = Instant::now();
         let log = RunLog::new(limits.get(Limit::LogBytes));
         let (stdout, stderr) = (GuestOutput::stdout(&log), GuestOutput::stderr(&log));
-        let clock = RunClock::start(limits, time);
+        // Nix is blocked by a selection and by a gate.
+        let gate = self.context.plugin.gate;
+        let apart = time == Limit::WallTime && (!gate || limits.is_set(Limit::StreamTime));
+        let clock = RunClock::start(limits, time, apart);
         let mut store = self.store(services, scope, &clock, &log, (&stdout, &stderr));
         let mut start = Duration::ZERO;
         let run = async {

@@ -1,9 +1,10 @@
 //! The time of one run: when it has to end, and by which limit.
 //!
-//! Wall time passes in the guest and in its host calls; the time of a NAR stream is counted apart
-//! ([`Limit::StreamTime`]) and moves the end of the run by as much, because how long a stream takes
-//! is decided by the size of a store path and the other side, not by the plugin. A builder
-//! selection has no such allowance: Nix stands still meanwhile.
+//! Wall time passes in the guest and in its host calls; the time of calls that wait for an object
+//! store is counted apart ([`Limit::StreamTime`]) and moves the end of the run by as much, because
+//! how long they take is decided by the size of store paths and by the service, not by the plugin.
+//! A builder selection has no such allowance, and a gate only if `stream-time` is set for it: Nix
+//! is blocked meanwhile.
 //!
 //! The choke point ends host calls by it ([`RunClock::deadline`]), and [`super::run`] the guest
 //! ([`RunClock::expired`]). No store shares a clock with another, so no run's end is another's.
@@ -44,8 +45,8 @@ pub struct Deadline {
 
 /// The arithmetic, without a clock.
 impl Times {
-    fn start(limits: &Limits, limit: Limit, now: Instant) -> Self {
-        let streams = (limit == Limit::WallTime).then(|| limits.time(Limit::StreamTime));
+    fn start(limits: &Limits, limit: Limit, apart: bool, now: Instant) -> Self {
+        let streams = apart.then(|| limits.time(Limit::StreamTime));
         Self { limit, ends: after(now, limits.time(limit)), streams, stream: None }
     }
 
@@ -73,9 +74,10 @@ impl Times {
 }
 
 impl RunClock {
-    /// The clock of a run that begins now and ends by `limit`.
-    pub fn start(limits: &Limits, limit: Limit) -> Self {
-        Self(Arc::new(Mutex::new(Times::start(limits, limit, Instant::now()))))
+    /// The clock of a run that begins now and ends by `limit`; `apart`: the time of waiting for
+    /// object stores is counted apart.
+    pub fn start(limits: &Limits, limit: Limit, apart: bool) -> Self {
+        Self(Arc::new(Mutex::new(Times::start(limits, limit, apart, Instant::now()))))
     }
 
     /// When the run ends as things stand.
@@ -95,10 +97,10 @@ impl RunClock {
         }
     }
 
-    /// A stream begins; it ends when what is returned is dropped.
-    pub fn stream(&self) -> Streaming {
+    /// A call begins to wait for a service; it ends when what is returned is dropped.
+    pub fn wait(&self) -> Waiting {
         self.lock().open_stream(Instant::now());
-        Streaming(self.clone())
+        Waiting(self.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, Times> {
@@ -106,11 +108,11 @@ impl RunClock {
     }
 }
 
-/// A stream is open.
+/// A call waits for a service.
 #[derive(Debug)]
-pub struct Streaming(RunClock);
+pub struct Waiting(RunClock);
 
-impl Drop for Streaming {
+impl Drop for Waiting {
     fn drop(&mut self) {
         self.0.lock().close_stream(Instant::now());
     }
@@ -139,7 +141,7 @@ mod tests {
     #[test]
     fn streams_have_their_own_time_and_move_the_end() {
         let begun = Instant::now();
-        let mut times = Times::start(&limits(), Limit::WallTime, begun);
+        let mut times = Times::start(&limits(), Limit::WallTime, true, begun);
         let mut now = begun + ms(60);
         for (took, left) in [(700, 1000), (200, 300)] {
             times.open_stream(now);
@@ -156,7 +158,7 @@ mod tests {
     #[test]
     fn a_stream_that_took_all_leaves_none() {
         let begun = Instant::now();
-        let mut times = Times::start(&limits(), Limit::WallTime, begun);
+        let mut times = Times::start(&limits(), Limit::WallTime, true, begun);
         times.open_stream(begun);
         times.close_stream(begun + ms(2000));
         times.open_stream(begun + ms(2000));
@@ -166,7 +168,7 @@ mod tests {
     #[test]
     fn a_selection_has_no_time_for_streams() {
         let begun = Instant::now();
-        let mut times = Times::start(&limits(), Limit::SelectionTime, begun);
+        let mut times = Times::start(&limits(), Limit::SelectionTime, false, begun);
         let deadline = Deadline { at: begun + ms(50), limit: Limit::SelectionTime };
         times.open_stream(begun + ms(10));
         assert_eq!(times.deadline(), deadline);
@@ -179,12 +181,12 @@ mod tests {
         let mut limits = limits();
         limits.set(Limit::WallTime, u64::MAX);
         limits.set(Limit::StreamTime, u64::MAX);
-        let clock = RunClock::start(&limits, Limit::WallTime);
-        let streaming = clock.stream();
+        let clock = RunClock::start(&limits, Limit::WallTime, true);
+        let waiting = clock.wait();
         assert!(clock.deadline().at > Instant::now() + Duration::from_hours(24));
-        drop(streaming);
+        drop(waiting);
         assert_eq!(
-            RunClock::start(&limits, Limit::SelectionTime).expired().await,
+            RunClock::start(&limits, Limit::SelectionTime, false).expired().await,
             Limit::SelectionTime
         );
     }

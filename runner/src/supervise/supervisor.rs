@@ -307,8 +307,7 @@ fn nar_size(event: &Event) -> u64 {
 fn reaches(event: &Event) -> Vec<String> {
     let outputs: Vec<String> = event.output_paths().into_iter().map(ToOwned::to_owned).collect();
     let closure = Database::open(&event.nix).and_then(|database| database.closure(&outputs));
-    let paths = closure.into_iter().flatten().map(|info| info.path);
-    paths.filter(|path| !outputs.contains(path)).collect()
+    closure.into_iter().flatten().filter(|path| !outputs.contains(path)).collect()
 }
 
 /// A file, as it was when it was looked at: size, time, device and number.

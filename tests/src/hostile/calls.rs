@@ -3,7 +3,7 @@
 use super::{Row, act};
 
 /// Every host function that takes a list or a string.
-const GIANTS: [&str; 21] = [
+const GIANTS: [&str; 25] = [
     "log.write",
     "log.write-fields",
     "state.get",
@@ -19,9 +19,13 @@ const GIANTS: [&str; 21] = [
     "object-store.exists",
     "object-store.get",
     "object-store.put",
+    "object-store.put-all-objects",
+    "object-store.put-all-body",
     "object-store.put-nar",
+    "object-store.put-nars",
     "object-store.list",
     "signing.sign-path",
+    "signing.sign-paths",
     "signing.public-key",
     "mail.send-recipients",
     "mail.send-text",

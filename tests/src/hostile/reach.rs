@@ -39,10 +39,11 @@ fn paths() -> Vec<Row> {
         read("read-nul", "{out}", "a\\u0000/etc/passwd")
             .ends("permanent", "is no path below a store path"),
         read("read-directory", "{out}", "").ends("permanent", "is no regular file"),
-        read("read-etc", "/etc", "passwd").ends("permanent", "is no store path"),
-        read("read-store-parent", "{store}/..", "etc/passwd").ends("permanent", "is no store path"),
-        read("read-out-parent", "{out}/..", "x").ends("permanent", "is no store path"),
-        list("list-store", "{store}", "").ends("permanent", "is no store path"),
+        read("read-etc", "/etc", "passwd").ends("permanent", "is not a store path"),
+        read("read-store-parent", "{store}/..", "etc/passwd")
+            .ends("permanent", "is not a store path"),
+        read("read-out-parent", "{out}/..", "x").ends("permanent", "is not a store path"),
+        list("list-store", "{store}", "").ends("permanent", "is not a store path"),
         read("read-other-path", OTHER, "").ends("permanent", "may not read"),
         list("list-neighbour", "{out}x", "").ends("permanent", "may not read"),
         of("info-of-other-path", "path-info", OTHER).ends("permanent", "may not read"),
@@ -50,7 +51,7 @@ fn paths() -> Vec<Row> {
         of("derivation-of-other-path", "derivation", &format!("{OTHER}.drv"))
             .ends("permanent", "may not read"),
         of("derivation-that-is-none", "derivation", "{out}").ends("permanent", ""),
-        of("info-of-nul", "path-info", "{out}\\u0000").ends("permanent", "is no store path"),
+        of("info-of-nul", "path-info", "{out}\\u0000").ends("permanent", "is not a store path"),
         act("path-not-utf8", r#"act = "not-utf8""#).ends("trapped", "utf-8"),
     ]
 }
@@ -62,7 +63,7 @@ fn signing() -> Vec<Row> {
     vec![
         sign("sign-other-path", "own-1", OTHER).ends("permanent", "may not read"),
         sign("sign-no-path", "own-1", "1;{out};sha256:0000;1;")
-            .ends("permanent", "is no store path"),
+            .ends("permanent", "is not a store path"),
         sign("sign-by-ungranted-key", "neighbour-1", "{out}")
             .ends("permanent", "has no grant for signing `neighbour-1`"),
         sign("sign-by-key-file", "../keys/own-1.secret", "{out}")
@@ -75,16 +76,22 @@ fn objects() -> Vec<Row> {
         act(name, &format!("act = \"put\", store = \"{store}\", key = \"{key}\""))
     };
     vec![
-        put("put-parent", "own", "../neighbour/nix-cache-info").ends("permanent", "is no key"),
-        put("put-parent-inside", "own", "a/../../b").ends("permanent", "is no key"),
-        put("put-absolute", "own", "/etc/cron.d/hostile").ends("permanent", "is no key"),
-        put("put-empty", "own", "").ends("permanent", "is no key"),
-        put("put-dot", "own", ".").ends("permanent", "is no key"),
-        put("put-nul", "own", "a\\u0000b").ends("permanent", "is no key"),
-        put("put-line-break", "own", "a\\r\\nb").ends("permanent", "is no key"),
+        put("put-parent", "own", "../neighbour/nix-cache-info").ends("permanent", "is not a valid key"),
+        put("put-parent-inside", "own", "a/../../b").ends("permanent", "is not a valid key"),
+        put("put-absolute", "own", "/etc/cron.d/hostile").ends("permanent", "is not a valid key"),
+        put("put-empty", "own", "").ends("permanent", "is not a valid key"),
+        put("put-dot", "own", ".").ends("permanent", "is not a valid key"),
+        put("put-nul", "own", "a\\u0000b").ends("permanent", "is not a valid key"),
+        put("put-line-break", "own", "a\\r\\nb").ends("permanent", "is not a valid key"),
+        act("put-nars-parent", r#"act = "put-nars", store = "own", directory = "../neighbour", path = "{out}""#)
+            .ends("permanent", "is not a valid key"),
+        act("put-nars-out-of-scope", r#"act = "put-nars", store = "own", directory = "nar", path = "{store}/00bgd045z0d4icpbc2yyz4gx48ak44la-not-in-scope""#)
+            .ends("permanent", "may not read"),
+        act("put-nars-to-neighbour", r#"act = "put-nars", store = "neighbour", directory = "nar", path = "{out}""#)
+            .ends("permanent", "has no grant for object-store `neighbour`"),
         act("put-long-key", r#"act = "put-long-key", store = "own""#).ends("permanent", "bytes"),
         act("put-content-type", r#"act = "put-content-type", store = "own""#)
-            .ends("permanent", "is no content type"),
+            .ends("permanent", "is not a content type"),
         put("put-to-neighbour", "neighbour", "key")
             .ends("permanent", "has no grant for object-store `neighbour`"),
         put("put-to-neighbour-by-path", "../neighbour", "key")
@@ -92,11 +99,11 @@ fn objects() -> Vec<Row> {
         act("get-of-neighbour", r#"act = "get", store = "neighbour", key = "nix-cache-info""#)
             .ends("permanent", "has no grant for object-store `neighbour`"),
         act("get-parent", r#"act = "get", store = "own", key = "../../hookrun.toml""#)
-            .ends("permanent", "is no key"),
+            .ends("permanent", "is not a valid key"),
         act("list-of-neighbour", r#"act = "list", store = "neighbour", prefix = """#)
             .ends("permanent", "has no grant for object-store `neighbour`"),
         act("list-parent", r#"act = "list", store = "own", prefix = "../""#)
-            .ends("permanent", "is no key"),
+            .ends("permanent", "is not a valid key"),
     ]
 }
 

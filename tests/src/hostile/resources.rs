@@ -21,7 +21,7 @@ fn in_hooks() -> Vec<Row> {
         // The store accepts connections and never says a word.
         act("host-call-that-hangs", r#"act = "get", store = "tarpit", key = "key""#)
             .limits(SECOND)
-            .ends("limit", "`wall-time`"),
+            .ends("transient", "no answer in time (waited 500ms)"),
         act("trap", r#"act = "trap""#).ends("trapped", "told to trap"),
         act("trap-diff", r#"act = "trap""#).hook(Hook::Diff).ends("trapped", "told to trap"),
         act("exit-0", r#"act = "exit", code = 0"#)

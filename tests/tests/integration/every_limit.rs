@@ -110,6 +110,12 @@ const HITS: &[Hit] = &[
         Ends::Call,
     ),
     hit(
+        Limit::CallBytes,
+        "greedy",
+        "config = { want = \"infos\", times = 20000 }\nlimits = { call-bytes = \"2MiB\" }",
+        Ends::Call,
+    ),
+    hit(
         Limit::HostBytes,
         "faulty",
         "config = { fault = \"log\" }\nlimits = { host-bytes = \"1MiB\" }",
@@ -308,12 +314,24 @@ async fn streams_have_a_time_of_their_own() {
     insta::assert_snapshot!(stuck.message(), @r#"plugin `x` reached its limit `stream-time` (500ms) in the host call `object-store.put-nar`; to allow more, write `stream-time = "1s"` under [plugins.x.limits]"#);
 }
 
-/// What else waits for the other side ends with the run, and says where it stood.
+/// Every call that waits for a store has the time of streams, and says where it stood.
 #[tokio::test]
-async fn a_host_call_that_waits_ends_with_the_run() {
+async fn a_call_that_waits_for_a_store_has_the_time_of_streams() {
     let stuck =
-        with_slow_store("want = \"exists\", times = 1", "wall-time = \"500ms\"", None).await;
-    insta::assert_snapshot!(stuck.message(), @r#"plugin `x` reached its limit `wall-time` (500ms) in the host call `object-store.exists`; to allow more, write `wall-time = "1s"` under [plugins.x.limits]"#);
+        with_slow_store("want = \"exists\", times = 1", "stream-time = \"500ms\"", None).await;
+    insta::assert_snapshot!(stuck.message(), @r#"plugin `x` reached its limit `stream-time` (500ms) in the host call `object-store.exists`; to allow more, write `stream-time = "1s"` under [plugins.x.limits]"#);
+}
+
+/// Nix is blocked by a gate: what it waits for is its time.
+#[tokio::test]
+async fn a_gate_ends_with_its_wall_time_unless_it_has_another() {
+    let stuck = with_slow_store(
+        "want = \"exists\", times = 1",
+        "wall-time = \"500ms\" }\ngate = true\nretry = { attempts = 1",
+        None,
+    )
+    .await;
+    assert!(stuck.message().contains("its limit `wall-time` (500ms)"), "{stuck:?}");
 }
 
 /// Sleepers and loops that meet their ends leave their neighbours on the same engine and the same

@@ -39,6 +39,7 @@ start = "none"
 [object-stores.neighbour]
 [object-stores.tarpit]
 url = "s3://tarpit"
+timeout = "500ms"
 region = "eu-west-1"
 endpoint = "http://{}"
 credentials.anonymous = true

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use wasmtime::Result;
 use wasmtime::component::Resource;
 
-use super::{Nar, Reach, blocking};
+use super::{Budget, Nar, Reach, blocking};
 use crate::config::Limit;
 use crate::nix::database::PathInfo as Info;
 use crate::nix::nar::Expected;
@@ -27,26 +27,30 @@ impl Host for RunState {
         let call = HostCall::new(Need::NixStore, "path-infos", paths.crossing()).items(paths.len());
         self.call(call, |inside| {
             let reach = reach(&inside);
+            let mut budget = Budget::new(inside.plugin(), "nix-store.path-infos");
             Box::pin(blocking(move || {
                 reach.check(&paths)?;
-                Ok(reach
-                    .backend()
-                    .path_infos(&paths)?
-                    .into_iter()
-                    .map(|info| info.map(path_info))
-                    .collect())
+                let mut infos = Vec::with_capacity(paths.len());
+                reach.backend().each_info(&paths, &mut |info| {
+                    let info = info.map(path_info);
+                    // What the list of them counts for each, too.
+                    budget.take(8 + info.crossing())?;
+                    infos.push(info);
+                    Ok(())
+                })?;
+                Ok(infos)
             }))
         })
         .await
     }
 
-    async fn closure(&mut self, paths: Vec<String>) -> Result<Result<Vec<PathInfo>, Error>> {
+    async fn closure(&mut self, paths: Vec<String>) -> Result<Result<Vec<String>, Error>> {
         let call = HostCall::new(Need::NixStore, "closure", paths.crossing()).items(paths.len());
         self.call(call, |inside| {
             let reach = reach(&inside);
             Box::pin(blocking(move || {
                 reach.check_closure(&paths)?;
-                Ok(reach.backend().closure(&paths)?.into_iter().map(path_info).collect())
+                reach.backend().closure(&paths)
             }))
         })
         .await
@@ -56,9 +60,10 @@ impl Host for RunState {
         let call = HostCall::new(Need::NixStore, "read-derivation", path.crossing());
         self.call(call, |inside| {
             let reach = reach(&inside);
+            let mut budget = Budget::new(inside.plugin(), "nix-store.read-derivation");
             Box::pin(blocking(move || {
                 reach.check(std::slice::from_ref(&path))?;
-                let derivation = reach.backend().derivation(&path)?;
+                let derivation = reach.backend().derivation(&path, &mut budget)?;
                 Ok(Derivation {
                     name: derivation.name,
                     system: derivation.system,
@@ -84,11 +89,12 @@ impl Host for RunState {
             HostCall::new(Need::NixStore, "list-directory", path.crossing() + relative.crossing());
         self.call(call, |inside| {
             let reach = reach(&inside);
+            let mut budget = Budget::new(inside.plugin(), "nix-store.list-directory");
             Box::pin(blocking(move || {
                 reach.check(std::slice::from_ref(&path))?;
                 Ok(reach
                     .backend()
-                    .list_directory(&path, &relative)?
+                    .list_directory(&path, &relative, &mut budget)?
                     .into_iter()
                     .map(entry)
                     .collect())

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::CapabilityError;
-use crate::config::StoreScope;
+use crate::config::{Limit, Plugin, StoreScope};
 use crate::event::NixDirs;
 use crate::nix::database::PathInfo;
 use crate::nix::derivation::Derivation;
@@ -48,28 +48,38 @@ pub struct Entry {
     pub target: Option<String>,
 }
 
+/// What [`Backend::each_info`] gives infos to.
+pub type TakeInfo<'a> = dyn FnMut(Option<PathInfo>) -> Result<(), CapabilityError> + 'a;
+
 /// What answers: the store of a Nix, or a made-up one. Every method may block.
 pub trait Backend: std::fmt::Debug + Send + Sync {
-    /// Infos of `paths`, in their order; none for a path that is not valid.
+    /// Gives the infos of `paths` to `take`, one after another in their order; none for a path that
+    /// is not valid.
+    ///
+    /// # Errors
+    /// The database cannot be read, or an error of `take`, which ends it.
+    fn each_info(&self, paths: &[String], take: &mut TakeInfo<'_>) -> Result<(), CapabilityError>;
+    /// The paths of everything that `paths` reach, references before referrers.
     ///
     /// # Errors
     /// The database cannot be read.
-    fn path_infos(&self, paths: &[String]) -> Result<Vec<Option<PathInfo>>, CapabilityError>;
-    /// Everything that `paths` reach, references before referrers.
+    fn closure(&self, paths: &[String]) -> Result<Vec<String>, CapabilityError>;
+    /// The derivation at `path`, if its file is within `budget`.
     ///
     /// # Errors
-    /// The database cannot be read.
-    fn closure(&self, paths: &[String]) -> Result<Vec<PathInfo>, CapabilityError>;
-    /// The derivation at `path`.
+    /// It is not there or does not parse, or `limit`.
+    fn derivation(&self, path: &str, budget: &mut Budget) -> Result<Derivation, CapabilityError>;
+    /// The entries of the directory `relative` below the store path `path`, sorted by name, if
+    /// their names and targets are within `budget`.
     ///
     /// # Errors
-    /// It is not there or does not parse.
-    fn derivation(&self, path: &str) -> Result<Derivation, CapabilityError>;
-    /// The entries of the directory `relative` below the store path `path`, sorted by name.
-    ///
-    /// # Errors
-    /// It is not there, or no directory.
-    fn list_directory(&self, path: &str, relative: &str) -> Result<Vec<Entry>, CapabilityError>;
+    /// It is not there, or not a directory, or `limit`.
+    fn list_directory(
+        &self,
+        path: &str,
+        relative: &str,
+        budget: &mut Budget,
+    ) -> Result<Vec<Entry>, CapabilityError>;
     /// At most `length` bytes of the regular file `relative` below `path`, from `offset`.
     ///
     /// # Errors
@@ -173,7 +183,7 @@ impl Reach {
         if let Some(odd) = paths.iter().find(|path| !is_store_path(&store_dir, path)) {
             let odd = odd.escape_debug();
             return Err(CapabilityError::invalid(format!(
-                "`{odd}` is no store path; write a full path below {store_dir}"
+                "`{odd}` is not a store path; write a full path below {store_dir}"
             )));
         }
         let outside =
@@ -189,7 +199,7 @@ impl Reach {
         }
         // Not known, or grown since: outputs may have become valid.
         let closure = self.backend.closure(&self.scope.paths)?;
-        let reach: HashSet<String> = closure.into_iter().map(|info| info.path).collect();
+        let reach: HashSet<String> = closure.into_iter().collect();
         let refused = paths
             .iter()
             .filter(outside)
@@ -218,14 +228,31 @@ impl Reach {
     /// What the database says of `path`, which is in scope and valid.
     ///
     /// # Errors
-    /// As [`Reach::check`]; `not-found` for a path that is not valid.
+    /// As [`Reach::each_valid`].
     pub fn valid(&self, path: &str) -> Result<PathInfo, CapabilityError> {
-        let paths = [path.to_owned()];
-        self.check(&paths)?;
-        self.backend.path_infos(&paths)?.pop().flatten().ok_or_else(|| {
-            CapabilityError::not_found(format!(
-                "{path} is not valid in the Nix store; it was garbage-collected, or never built"
-            ))
+        let mut found = None;
+        self.each_valid(&[path.to_owned()], |info| {
+            found = Some(info);
+            Ok(())
+        })?;
+        found.ok_or_else(|| not_valid(path))
+    }
+
+    /// Gives what the database says of `paths`, all of which are in scope and valid, to `take`, one
+    /// after another in their order.
+    ///
+    /// # Errors
+    /// As [`Reach::check`]; `not-found` for a path that is not valid; an error of `take`.
+    pub fn each_valid(
+        &self,
+        paths: &[String],
+        mut take: impl FnMut(PathInfo) -> Result<(), CapabilityError>,
+    ) -> Result<(), CapabilityError> {
+        self.check(paths)?;
+        let mut asked = paths.iter();
+        self.backend.each_info(paths, &mut |info| {
+            let path = asked.next().map(String::as_str).unwrap_or_default();
+            take(info.ok_or_else(|| not_valid(path))?)
         })
     }
 
@@ -252,6 +279,46 @@ impl Reach {
             self.plugin,
             self.config_file.display()
         )
+    }
+}
+
+fn not_valid(path: &str) -> CapabilityError {
+    CapabilityError::not_found(format!(
+        "{path} is not valid in the Nix store; it was garbage-collected, or never built"
+    ))
+}
+
+/// What an answer that grows may still have of the bytes that one host call may move, so that no
+/// more is gathered than may cross.
+#[derive(Debug)]
+pub struct Budget {
+    left: u64,
+    refusal: String,
+}
+
+impl Budget {
+    /// That of the host call `call` of `plugin`.
+    pub fn new(plugin: &PluginContext, call: &str) -> Self {
+        let Plugin { name, limits, .. } = &plugin.plugin;
+        let most = limits.get(Limit::CallBytes);
+        Self { left: most, refusal: Limit::CallBytes.reached_in(name, most, None, Some(call)) }
+    }
+
+    /// At most `most` bytes, outside of a run.
+    pub fn of(most: u64) -> Self {
+        Self { left: most, refusal: format!("more than {most} bytes") }
+    }
+
+    /// Takes `bytes`.
+    ///
+    /// # Errors
+    /// `limit`: there are not so many left.
+    pub fn take(&mut self, bytes: u64) -> Result<(), CapabilityError> {
+        self.left = self
+            .left
+            .checked_sub(bytes)
+            .ok_or_else(|| CapabilityError::limit(self.refusal.clone()))?;
+        Ok(())
     }
 }
 

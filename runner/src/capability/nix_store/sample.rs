@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use nix_archive::nar::Encoder;
 
-use super::{Backend, Entry, tree};
+use super::{Backend, Budget, Entry, TakeInfo, tree};
 use crate::capability::CapabilityError;
 use crate::event::Output;
 use crate::nix::database::PathInfo;
@@ -214,14 +214,13 @@ impl Tree {
 }
 
 impl Backend for Sample {
-    fn path_infos(&self, paths: &[String]) -> Result<Vec<Option<PathInfo>>, CapabilityError> {
-        Ok(paths
-            .iter()
-            .map(|path| self.paths.get(path.as_str()).map(|valid| valid.info.clone()))
-            .collect())
+    fn each_info(&self, paths: &[String], take: &mut TakeInfo<'_>) -> Result<(), CapabilityError> {
+        paths.iter().try_for_each(|path| {
+            take(self.paths.get(path.as_str()).map(|valid| valid.info.clone()))
+        })
     }
 
-    fn closure(&self, paths: &[String]) -> Result<Vec<PathInfo>, CapabilityError> {
+    fn closure(&self, paths: &[String]) -> Result<Vec<String>, CapabilityError> {
         // The made-up graph, references first; few enough to look at each.
         let order = [DRV, LIBC, LIBRARY, OUT, DEV];
         let mut reached: Vec<&str> = paths.iter().map(String::as_str).collect();
@@ -233,10 +232,13 @@ impl Backend for Sample {
             }
         }
         let within = order.iter().filter(|path| reached.contains(path));
-        Ok(within.filter_map(|path| self.paths.get(path)).map(|valid| valid.info.clone()).collect())
+        Ok(within
+            .filter(|path| self.paths.contains_key(*path))
+            .map(|path| (*path).to_owned())
+            .collect())
     }
 
-    fn derivation(&self, path: &str) -> Result<Derivation, CapabilityError> {
+    fn derivation(&self, path: &str, _: &mut Budget) -> Result<Derivation, CapabilityError> {
         if path != DRV {
             return Err(CapabilityError::not_found(format!(
                 "{path} does not exist in the sample store"
@@ -260,7 +262,12 @@ impl Backend for Sample {
         })
     }
 
-    fn list_directory(&self, path: &str, relative: &str) -> Result<Vec<Entry>, CapabilityError> {
+    fn list_directory(
+        &self,
+        path: &str,
+        relative: &str,
+        _: &mut Budget,
+    ) -> Result<Vec<Entry>, CapabilityError> {
         match self.find(path, relative)? {
             Tree::Directory(entries) => {
                 Ok(entries.iter().map(|(name, tree)| tree.entry(name)).collect())

@@ -30,7 +30,7 @@ fn what_is_out_of_scope_is_refused_with_the_line_to_write() {
     let (drv, outputs) = sample::Sample::built();
     let (dev, out) = (outputs[0].path.as_str(), outputs[1].path.as_str());
     let closure = sample::Sample::new().closure(&[out.to_owned()]).unwrap();
-    let library = closure[1].path.as_str();
+    let library = closure[1].as_str();
     let check = |granted, path: &str| {
         let reach = reach(granted, &[&drv, out]);
         let result = reach.check(&[path.to_owned()]);
@@ -75,8 +75,15 @@ fn the_sample_is_a_store() {
     let closure = sample.closure(&roots).unwrap();
     assert_eq!(closure.len(), 4);
     let position: HashMap<&str, usize> =
-        closure.iter().enumerate().map(|(n, info)| (info.path.as_str(), n)).collect();
-    for info in &closure {
+        closure.iter().enumerate().map(|(n, path)| (path.as_str(), n)).collect();
+    let mut infos = Vec::new();
+    let take = &mut |info: Option<PathInfo>| {
+        infos.extend(info);
+        Ok(())
+    };
+    sample.each_info(&closure, take).unwrap();
+    assert_eq!(infos.len(), 4);
+    for info in &infos {
         assert!(is_store_path(sample::STORE_DIR, &info.path), "{}", info.path);
         assert!(
             info.references
@@ -90,7 +97,7 @@ fn the_sample_is_a_store() {
         assert_eq!(crate::nix::nar::hash(&nar), (info.nar_hash.clone(), info.nar_size));
     }
     assert_eq!(sample.read_file(&roots[1], "share/greet.txt", 1, 3).unwrap(), b"ell");
-    assert_eq!(sample.list_directory(&roots[0], "").unwrap().len(), 2);
+    assert_eq!(sample.list_directory(&roots[0], "", &mut Budget::of(1000)).unwrap().len(), 2);
 }
 
 #[test]
@@ -110,8 +117,11 @@ fn reads_stay_below_the_store_path() {
     let _socket = std::os::unix::net::UnixListener::bind(path.join("bin/socket")).unwrap();
     assert_eq!(tree::read(&path, "bin/tool", 2, 3).unwrap(), b"234");
     assert_eq!(tree::read(&path, "bin/tool", 8, 100).unwrap(), b"89");
-    let names: Vec<String> =
-        tree::list(&path, "").unwrap().into_iter().map(|entry| entry.name).collect();
+    let names: Vec<String> = tree::list(&path, "", &mut Budget::of(10_000))
+        .unwrap()
+        .into_iter()
+        .map(|entry| entry.name)
+        .collect();
     assert_eq!(names, ["away", "bin", "inner", "up", "\u{fffd}"]);
     let errors: Vec<String> = [
         "up",
@@ -141,14 +151,24 @@ fn reads_stay_below_the_store_path() {
     .collect();
     insta::assert_snapshot!(errors.join("\n"));
     for none in ["bin/tool", "bin/fifo", "bin/socket", "inner", "up"] {
-        assert_eq!(tree::list(&path, none).unwrap_err().kind.as_str(), "invalid", "{none}");
+        assert_eq!(
+            tree::list(&path, none, &mut Budget::of(10_000)).unwrap_err().kind.as_str(),
+            "invalid",
+            "{none}"
+        );
     }
-    let names: Vec<String> =
-        tree::list(&path, "bin").unwrap().into_iter().map(|entry| entry.name).collect();
+    let names: Vec<String> = tree::list(&path, "bin", &mut Budget::of(10_000))
+        .unwrap()
+        .into_iter()
+        .map(|entry| entry.name)
+        .collect();
     assert_eq!(names, ["tool"], "what Nix cannot have made is not shown");
     let link = dir.path().join("link");
     std::os::unix::fs::symlink(&path, &link).unwrap();
-    assert_eq!(tree::list(&link, "").unwrap_err().kind.as_str(), "invalid");
+    assert_eq!(
+        tree::list(&link, "", &mut Budget::of(10_000)).unwrap_err().kind.as_str(),
+        "invalid"
+    );
 }
 
 /// A store path, or a directory in it, that is exchanged for a link again and again while it is
@@ -194,6 +214,32 @@ fn a_link_swapped_in_leads_nowhere() {
     });
 }
 
+/// A guest asks again and again for what it already has: no more is gathered than may cross.
+#[test]
+fn an_answer_ends_where_its_budget_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("path");
+    std::fs::create_dir(&path).unwrap();
+    for number in 0..100 {
+        std::os::unix::fs::symlink("x".repeat(1000), path.join(number.to_string())).unwrap();
+    }
+    let error = tree::list(&path, "", &mut Budget::of(50_000)).unwrap_err();
+    assert_eq!(error.kind.as_str(), "limit");
+    let (drv, outputs) = sample::Sample::built();
+    let out = outputs[1].path.clone();
+    let reach = reach(StoreScope::Closure, &[&drv, &out]);
+    let mut budget = Budget::of(10_000);
+    let mut taken = 0;
+    let error = reach
+        .each_valid(&vec![out; 20_000], |info| {
+            taken += 1;
+            budget.take(info.references.iter().map(|path| path.len() as u64).sum())
+        })
+        .unwrap_err();
+    assert_eq!(error.kind.as_str(), "limit");
+    assert!(taken < 1000, "{taken} infos were made");
+}
+
 /// Device files need root to make; `/dev` has some, and is a store directory as good as any.
 #[test]
 fn devices_are_no_files() {
@@ -201,7 +247,7 @@ fn devices_are_no_files() {
         let error = tree::read(Path::new(device), "", 0, 10).unwrap_err();
         assert!(["invalid", "not-found"].contains(&error.kind.as_str()), "{device}: {error}");
         assert_eq!(
-            tree::list(Path::new(device), "").unwrap_err().kind.as_str(),
+            tree::list(Path::new(device), "", &mut Budget::of(10_000)).unwrap_err().kind.as_str(),
             "invalid",
             "{device}"
         );
@@ -217,13 +263,17 @@ fn names_that_are_not_utf_8_stay_themselves_in_nars() {
     let name = std::ffi::OsString::from_vec(b"caf\xe9".to_vec());
     std::fs::write(path.join(&name), "x").unwrap();
     std::os::unix::fs::symlink(&name, path.join("link")).unwrap();
-    let listed = tree::list(&path, "").unwrap();
+    let listed = tree::list(&path, "", &mut Budget::of(10_000)).unwrap();
     let shown: Vec<(&str, Option<&str>)> =
         listed.iter().map(|entry| (entry.name.as_str(), entry.target.as_deref())).collect();
     assert_eq!(shown, [("caf\u{fffd}", None), ("link", Some("caf\u{fffd}"))]);
     assert_eq!(tree::read(&path, "caf\u{fffd}", 0, 1).unwrap_err().kind.as_str(), "not-found");
     let mut nar = Vec::new();
-    nix_archive::nar::encode_path(&mut nar, &path, nix_archive::nar::CaseHack::native()).unwrap();
+    let expected = Expected { path: String::new(), nar_hash: String::new(), nar_size: 1 << 20 };
+    let source = Source::Path(path);
+    // What it is not as the database says it is noticed at its end.
+    crate::nix::nar::write(&source, &expected, crate::nix::nar::Compression::None, &mut nar)
+        .unwrap_err();
     let holds = |bytes: &[u8]| nar.windows(bytes.len()).filter(|window| *window == bytes).count();
     assert_eq!(holds(b"caf\xe9"), 2, "as a name and as a target");
 }

@@ -19,7 +19,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::Entry;
+use super::{Budget, Entry};
 use crate::capability::CapabilityError;
 
 /// The most entries of one directory. The largest of Nixpkgs have some ten thousand.
@@ -157,9 +157,13 @@ fn shown(path: &Path, relative: &str) -> String {
 /// The entries of a directory, sorted by name.
 ///
 /// # Errors
-/// `not-found`, `invalid` for what is no directory, `limit` for a directory of more than
-/// [`MAX_ENTRIES`].
-pub fn list(path: &Path, relative: &str) -> Result<Vec<Entry>, CapabilityError> {
+/// `not-found`, `invalid` for what is not a directory, `limit` for a directory of more than
+/// [`MAX_ENTRIES`] or one that is not within `budget`.
+pub fn list(
+    path: &Path,
+    relative: &str,
+    budget: &mut Budget,
+) -> Result<Vec<Entry>, CapabilityError> {
     let shown = shown(path, relative);
     let directory = open(path, relative, OFlags::DIRECTORY)?;
     let failed =
@@ -190,8 +194,11 @@ pub fn list(path: &Path, relative: &str) -> Result<Vec<Entry>, CapabilityError> 
             _ => continue,
         };
         let regular = kind == "regular";
+        let name = name.to_string_lossy().into_owned();
+        let target_length = target.as_ref().map_or(0, String::len);
+        budget.take((size_of::<Entry>() + name.len() + target_length) as u64)?;
         entries.push(Entry {
-            name: name.to_string_lossy().into_owned(),
+            name,
             kind,
             size: if regular { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 },
             // As Nix tells it when it makes a NAR: the owner's bit.

@@ -8,24 +8,31 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use ::object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use ::object_store::aws::{
+    AmazonS3Builder, AmazonS3ConfigKey, AwsCredential, AwsCredentialProvider,
+};
 use ::object_store::azure::MicrosoftAzureBuilder;
 use ::object_store::gcp::GoogleCloudStorageBuilder;
 use ::object_store::http::HttpBuilder;
 use ::object_store::local::LocalFileSystem;
 use ::object_store::memory::InMemory;
+use ::object_store::multipart::MultipartStore;
+use ::object_store::path::Path as Key;
 use ::object_store::prefix::PrefixStore;
-use ::object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
+use ::object_store::{BackoffConfig, ClientOptions, CredentialProvider, ObjectStore, RetryConfig};
+use async_trait::async_trait;
 use url::Url;
 
+use super::connector::{self, BoundedConnector};
+use super::profile;
 use crate::capability::{CapabilityError, Reach};
 use crate::config;
 
 /// A server that does not take a connection in this time is down.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// One request with its body: a part of [`super::put_nar::PART`] at 70 KB/s. A run has its own
-/// limit on wall time.
-const REQUEST_TIMEOUT: Duration = Duration::from_mins(2);
+/// One request with all of its answer, so that none goes on for ever by single bytes; what is
+/// normal has shorter times ([`connector`]).
+const REQUEST_TIMEOUT: Duration = Duration::from_mins(15);
 /// Tries again within one call are for a dropped connection or a single 503; whatever lasts is for
 /// the queue, which waits longer and survives a restart.
 const RETRIES: usize = 3;
@@ -52,32 +59,112 @@ pub struct Open {
     pub attributes: bool,
     /// Where it is, for messages.
     pub place: String,
+    /// How large objects are sent, where the service gives uploads a name.
+    pub parts: Option<Parts>,
+    /// The directory, if it is one.
+    pub directory: Option<PathBuf>,
+    /// Does it take objects only in one piece?
+    pub whole_only: bool,
+}
+
+/// Uploads in parts that can be named: what a process has left, another can end.
+#[derive(Clone)]
+pub struct Parts {
+    store: Arc<dyn MultipartStore>,
+    prefix: Key,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+impl Parts {
+    /// What does it.
+    pub fn store(&self) -> Arc<dyn MultipartStore> {
+        Arc::clone(&self.store)
+    }
+
+    /// The object `key` as the service names it.
+    pub fn key(&self, key: &Key) -> Key {
+        self.prefix.parts().chain(key.parts()).collect()
+    }
+}
+
+/// There are no credentials.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "no credentials: the configuration and the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.aws/credentials) have none, and this machine's metadata service gives none ({cause}); \
+     write `credentials = {{ access-key-id-file = \"FILE\", secret-access-key-file = \"FILE\" }}` under [object-stores.{store}]"
+)]
+pub struct NoCredentials {
+    store: String,
+    cause: String,
+}
+
+impl NoCredentials {
+    /// For the store `store`; `cause`: why the machine gives none.
+    pub fn new(store: &str, cause: &str) -> Self {
+        Self { store: store.to_owned(), cause: cause.to_owned() }
+    }
+}
+
+/// Says of credentials that cannot be fetched what is missing.
+#[derive(Debug)]
+struct Fetched {
+    store: String,
+    from: AwsCredentialProvider,
+}
+
+#[async_trait]
+impl CredentialProvider for Fetched {
+    type Credential = AwsCredential;
+
+    async fn get_credential(&self) -> ::object_store::Result<Arc<AwsCredential>> {
+        self.from.get_credential().await.map_err(|error| {
+            let cause = std::iter::successors(Some(&error as &dyn std::error::Error), |error| {
+                error.source()
+            });
+            let cause = cause.last().map(|cause| one_line(&cause.to_string())).unwrap_or_default();
+            ::object_store::Error::Unauthenticated {
+                path: String::new(),
+                source: Box::new(NoCredentials::new(&self.store, &cause)),
+            }
+        })
+    }
 }
 
 /// Opens the store called `name`; `default` is its directory if the settings name no URL.
 ///
 /// # Errors
-/// `permanent`, with the line to write; `transient` if a directory cannot be made.
+/// `refused`, with the line to write.
 pub fn open(
     name: &str,
     settings: &config::ObjectStore,
     default: &Path,
 ) -> Result<Open, CapabilityError> {
     use_ring();
-    let config::ObjectStore { url, region, endpoint, path_style, credentials } = settings;
+    let config::ObjectStore { url, region, endpoint, path_style, credentials, profile, timeout } =
+        settings;
     let wrong = |what: &str| {
-        CapabilityError::permanent(format!(
+        CapabilityError::refused(format!(
             "object store `{name}`: {what} under [object-stores.{name}]"
         ))
     };
     let Some(text) = url else { return open_directory(name, default) };
     let url = Url::parse(text).map_err(|error| {
-        wrong(&format!("`{text}` is no URL ({error}); write for example `url = \"s3://bucket\"`"))
+        wrong(&format!(
+            "`{text}` is not a valid URL ({error}); write for example `url = \"s3://bucket\"`"
+        ))
     })?;
     if !url.username().is_empty() || url.password().is_some() {
         return Err(wrong(
             "`url` holds a user name or a password; write it without, and the credentials in files",
         ));
+    }
+    if let Some(what) = left_over(name, &url) {
+        return Err(CapabilityError::refused(format!("object store `{name}`: {what}")));
     }
     let is_s3 = url.scheme() == "s3";
     let only_s3 = [
@@ -85,14 +172,18 @@ pub fn open(
         ("endpoint", endpoint.is_some()),
         ("path-style", path_style.is_some()),
         ("credentials", *credentials != config::Credentials::default()),
+        ("profile", profile.is_some()),
     ];
     if let Some((key, _)) = only_s3.iter().find(|(_, is_set)| *is_set && !is_s3) {
         return Err(wrong(&format!("`{key}` is for s3:// only; remove it")));
     }
-    let place = url.to_string();
+    let mut place = url.to_string();
+    let timeout = timeout.unwrap_or(connector::TIMEOUT);
+    let connector = || BoundedConnector::new(timeout);
     let build = |error: ::object_store::Error| {
         wrong(&format!("{}; see the keys", one_line(&error.to_string())))
     };
+    let mut parts: Option<Arc<dyn MultipartStore>> = None;
     let (store, inner): (Arc<dyn ObjectStore>, &str) = match url.scheme() {
         "file" => {
             let path = url
@@ -101,21 +192,36 @@ pub fn open(
             return open_directory(name, &path);
         }
         "memory" => (Arc::new(InMemory::new()), url.path()),
-        "s3" => (Arc::new(s3(name, &url, settings)?.build().map_err(build)?), url.path()),
+        "s3" => {
+            let (builder, endpoint) = s3(name, &url, settings)?;
+            let builder = builder.with_http_connector(connector());
+            let from = Arc::clone(builder.clone().build().map_err(build)?.credentials());
+            let fetched = Fetched { store: name.to_owned(), from };
+            let s3 = Arc::new(builder.with_credentials(Arc::new(fetched)).build().map_err(build)?);
+            if let Some(endpoint) = endpoint {
+                place = format!("{place} at {endpoint}");
+            }
+            parts = Some(Arc::clone(&s3) as _);
+            (s3, url.path())
+        }
         "gs" => {
             let builder = GoogleCloudStorageBuilder::from_env().with_url(place.clone());
             let builder = builder.with_retry(retry()).with_client_options(client());
-            (Arc::new(builder.build().map_err(build)?), url.path())
+            let gs = Arc::new(builder.with_http_connector(connector()).build().map_err(build)?);
+            parts = Some(Arc::clone(&gs) as _);
+            (gs, url.path())
         }
         "az" => {
             let builder = MicrosoftAzureBuilder::from_env().with_url(place.clone());
             let builder = builder.with_retry(retry()).with_client_options(client());
+            let builder = builder.with_http_connector(connector());
             (Arc::new(builder.build().map_err(build)?), url.path())
         }
         // The path is part of the URL that requests are made from.
         scheme @ ("http" | "https") => {
             let builder = HttpBuilder::new().with_url(place.clone()).with_retry(retry());
             let builder = builder.with_client_options(client().with_allow_http(scheme == "http"));
+            let builder = builder.with_http_connector(connector());
             (Arc::new(builder.build().map_err(build)?), "")
         }
         scheme => {
@@ -124,16 +230,68 @@ pub fn open(
             )));
         }
     };
-    let prefix = ::object_store::path::Path::from_url_path(inner)
-        .map_err(|error| wrong(&format!("`url`: {error}; shorten it")))?;
+    let prefix =
+        Key::from_url_path(inner).map_err(|error| wrong(&format!("`url`: {error}; shorten it")))?;
+    let parts = parts.map(|store| Parts { store, prefix: prefix.clone() });
     let store =
         if prefix.as_ref().is_empty() { store } else { Arc::new(PrefixStore::new(store, prefix)) };
-    Ok(Open { name: name.to_owned(), store, attributes: url.scheme() != "http" || is_s3, place })
+    Ok(Open {
+        name: name.to_owned(),
+        store,
+        attributes: url.scheme() != "http" || is_s3,
+        place,
+        parts,
+        directory: None,
+        whole_only: matches!(url.scheme(), "http" | "https"),
+    })
+}
+
+/// What of a URL has no meaning here, with the keys that have: parameters as `nix copy --to` takes
+/// them, or a fragment.
+fn left_over(name: &str, url: &Url) -> Option<String> {
+    if let (None, Some(fragment)) = (url.query(), url.fragment()) {
+        return Some(format!(
+            "`url` has a fragment, which means nothing here; remove `#{fragment}`"
+        ));
+    }
+    url.query()?;
+    let pairs: Vec<(String, String)> =
+        url.query_pairs().map(|(key, value)| (key.into_owned(), value.into_owned())).collect();
+    let value = |wanted: &str| pairs.iter().find(|(key, _)| key == wanted).map(|(_, value)| value);
+    // By the table that they belong in.
+    let (mut store, mut plugin, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+    for (key, given) in &pairs {
+        match key.as_str() {
+            "endpoint" if given.contains("://") => store.push(format!("`endpoint = {given:?}`")),
+            "endpoint" => {
+                let scheme = value("scheme").map_or("https", String::as_str);
+                store.push(format!("`endpoint = \"{scheme}://{given}\"`"));
+            }
+            "region" | "profile" => store.push(format!("`{key} = {given:?}`")),
+            "compression" => plugin.push(format!("`compression = {given:?}`")),
+            "compression-level" => plugin.push(format!("`level = {given}`")),
+            "priority" | "want-mass-query" => plugin.push(format!("`{key} = {given}`")),
+            "secret-key" => keys.push(format!("`file = {given:?}`")),
+            _ => {}
+        }
+    }
+    let tables = [
+        (store, format!("[object-stores.{name}]")),
+        (plugin, "[plugins.PLUGIN.config]".to_owned()),
+        (keys, "[signing-keys.\"KEY\"]".to_owned()),
+    ];
+    let written: Vec<String> = tables
+        .iter()
+        .filter(|(lines, _)| !lines.is_empty())
+        .map(|(lines, table)| format!(", and write {} under {table}", lines.join(", ")))
+        .collect();
+    let written = written.concat();
+    Some(format!("`url` has parameters, which are not read; remove them{written}"))
 }
 
 /// What a store needs of the operating system.
 pub fn reach(settings: &config::ObjectStore, default: &Path) -> Reach {
-    let config::ObjectStore { url, region: _, endpoint, path_style: _, credentials } = settings;
+    let config::ObjectStore { url, endpoint, credentials, .. } = settings;
     let Some(url) = url else { return Reach::directory(default) };
     let Ok(url) = Url::parse(url) else { return Reach::default() };
     match url.scheme() {
@@ -168,12 +326,15 @@ pub fn in_memory(name: &str) -> Open {
         store: Arc::new(InMemory::new()),
         attributes: true,
         place: "memory".to_owned(),
+        parts: None,
+        directory: None,
+        whole_only: false,
     }
 }
 
 fn open_directory(name: &str, path: &Path) -> Result<Open, CapabilityError> {
     let failed = |error: &dyn std::fmt::Display| {
-        CapabilityError::transient(format!(
+        CapabilityError::refused(format!(
             "object store `{name}`: directory {} cannot be used ({error}); make it, writable for the user that runs plugins",
             path.display()
         ))
@@ -184,20 +345,29 @@ fn open_directory(name: &str, path: &Path) -> Result<Open, CapabilityError> {
     let store =
         LocalFileSystem::new_with_prefix(path).map_err(|error| failed(&error))?.with_fsync(true);
     let place = format!("file://{}", path.display());
-    Ok(Open { name: name.to_owned(), store: Arc::new(store), attributes: false, place })
+    Ok(Open {
+        name: name.to_owned(),
+        store: Arc::new(store),
+        attributes: false,
+        place,
+        parts: None,
+        directory: Some(path.to_owned()),
+        whole_only: false,
+    })
 }
 
+/// The builder of the client, and the endpoint if one is named.
 fn s3(
     name: &str,
     url: &Url,
     settings: &config::ObjectStore,
-) -> Result<AmazonS3Builder, CapabilityError> {
+) -> Result<(AmazonS3Builder, Option<String>), CapabilityError> {
     let wrong = |what: &str| {
-        CapabilityError::permanent(format!(
+        CapabilityError::refused(format!(
             "object store `{name}`: {what} under [object-stores.{name}]"
         ))
     };
-    let config::ObjectStore { url: _, region, endpoint, path_style, credentials } = settings;
+    let config::ObjectStore { region, endpoint, path_style, credentials, .. } = settings;
     let config::Credentials {
         access_key_id_file,
         secret_access_key_file,
@@ -209,9 +379,20 @@ fn s3(
         .ok_or_else(|| wrong("`url` names no bucket; write `url = \"s3://bucket\"`"))?;
     let from_environment = AmazonS3Builder::from_env();
     let environment = |key| from_environment.get_config_value(&key);
+    let profile = match &settings.profile {
+        Some(_) if access_key_id_file.is_some() || *anonymous => {
+            return Err(wrong("`profile` and `credentials` exclude each other; remove one"));
+        }
+        wanted @ Some(_) => profile::find(wanted.as_deref()).map_err(|what| wrong(&what))?,
+        None if access_key_id_file.is_none() && !anonymous && !in_environment(&environment) => {
+            profile::find(None).map_err(|what| wrong(&what))?
+        }
+        None => None,
+    };
     let region = region
         .clone()
         .or_else(|| environment(AmazonS3ConfigKey::Region))
+        .or_else(|| profile.as_ref().and_then(|profile| profile.region.clone()))
         .unwrap_or_else(|| DEFAULT_REGION.to_owned());
     let endpoint = endpoint.clone().or_else(|| environment(AmazonS3ConfigKey::Endpoint));
     let mut builder = match (access_key_id_file, secret_access_key_file) {
@@ -229,7 +410,15 @@ fn s3(
                 "`session-token-file` needs `access-key-id-file` and `secret-access-key-file`; write all three",
             ));
         }
-        (None, None) => from_environment.clone().with_skip_signature(*anonymous),
+        (None, None) => match profile {
+            Some(profile) => {
+                let builder = AmazonS3Builder::new()
+                    .with_access_key_id(profile.key_id)
+                    .with_secret_access_key(profile.secret);
+                profile.token.into_iter().fold(builder, AmazonS3Builder::with_token)
+            }
+            None => from_environment.clone().with_skip_signature(*anonymous),
+        },
         (Some(_), None) => {
             return Err(wrong("`access-key-id-file` needs `secret-access-key-file`; write both"));
         }
@@ -243,11 +432,11 @@ fn s3(
         .with_bucket_name(bucket)
         .with_virtual_hosted_style_request(!path_style);
     let mut options = client();
-    if let Some(endpoint) = endpoint {
-        let mut parsed = Url::parse(&endpoint)
+    if let Some(endpoint) = &endpoint {
+        let mut parsed = Url::parse(endpoint)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some())
-            .ok_or_else(|| wrong("`endpoint` is no URL; write for example `endpoint = \"https://s3.example.org\"`"))?;
+            .ok_or_else(|| wrong("`endpoint` is not a valid URL; write for example `endpoint = \"https://s3.example.org\"`"))?;
         options = options.with_allow_http(parsed.scheme() == "http");
         if !path_style {
             let host = format!("{bucket}.{}", parsed.host_str().unwrap_or_default());
@@ -257,13 +446,25 @@ fn s3(
         }
         builder = builder.with_endpoint(parsed.as_str().trim_end_matches('/'));
     }
-    Ok(builder.with_retry(retry()).with_client_options(options))
+    Ok((builder.with_retry(retry()).with_client_options(options), endpoint))
+}
+
+/// Does the environment say where credentials come from?
+fn in_environment(value: &impl Fn(AmazonS3ConfigKey) -> Option<String>) -> bool {
+    use AmazonS3ConfigKey as Name;
+    let names = [
+        Name::AccessKeyId,
+        Name::WebIdentityTokenFile,
+        Name::ContainerCredentialsRelativeUri,
+        Name::ContainerCredentialsFullUri,
+    ];
+    names.into_iter().any(|name| value(name).is_some_and(|value| !value.is_empty()))
 }
 
 /// The one line of a file with a secret.
 fn credential(name: &str, key: &str, file: &PathBuf) -> Result<String, CapabilityError> {
     let wrong = |what: &str| {
-        CapabilityError::permanent(format!(
+        CapabilityError::refused(format!(
             "object store `{name}`: `{key}`: {} {what}; it must hold one line and be readable for uid {}, which runs plugins",
             file.display(),
             rustix::process::geteuid().as_raw()

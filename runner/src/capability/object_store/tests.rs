@@ -93,7 +93,13 @@ async fn nars_of_one_part_and_of_many() {
     let stores = stores("[object-stores.cache]", state.path());
     let sample = Sample::new();
     let (_, outputs) = Sample::built();
-    let info = sample.path_infos(&[outputs[0].path.clone()]).unwrap().remove(0).unwrap();
+    let mut infos = Vec::new();
+    let take = &mut |info: Option<crate::nix::database::PathInfo>| {
+        infos.extend(info);
+        Ok(())
+    };
+    sample.each_info(&[outputs[0].path.clone()], take).unwrap();
+    let info = infos.remove(0);
     let expected =
         Expected { path: info.path.clone(), nar_hash: info.nar_hash, nar_size: info.nar_size };
     let small = Nar { source: sample.nar_source(&info.path), expected };
@@ -166,6 +172,10 @@ async fn settings_that_cannot_be_used() {
         "url = \"ftp://host/\"".to_owned(),
         "url = \"https://user:hunter2@host/\"".to_owned(),
         "url = \"file://host/dir\"".to_owned(),
+        "url = \"s3://bucket?endpoint=127.0.0.1:9&scheme=http&region=eu&profile=ci\"".to_owned(),
+        "url = \"s3://bucket?compression=xz&secret-key=/k&endpoint=https://e\"".to_owned(),
+        "url = \"https://host/p?token=1\"".to_owned(),
+        "url = \"gs://bucket#x\"".to_owned(),
         "url = \"gs://bucket\"\nregion = \"x\"".to_owned(),
         "url = \"s3://bucket\"\nendpoint = \"localhost:9000\"".to_owned(),
         format!("url = \"s3://bucket\"\ncredentials.access-key-id-file = \"{place}/secret\""),
@@ -191,6 +201,17 @@ async fn settings_that_cannot_be_used() {
     errors.push(stores("", dir.path()).get("cache", "key", 1).await.unwrap_err().to_string());
     assert!(errors.iter().all(|error| !error.contains("hunter2")), "no secret in a message");
     insta::assert_snapshot!(errors.join("\n"));
+}
+
+#[test]
+fn what_a_plain_http_store_does_not_take_is_said_beforehand() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "[object-stores.cache]\nurl = \"https://cache.example.org/\"\n";
+    let said = stores(text, dir.path()).check("cache").unwrap();
+    assert_eq!(
+        said,
+        "https://cache.example.org/, which takes no object over 8 MiB; s3:// has no such bound"
+    );
 }
 
 #[tokio::test]

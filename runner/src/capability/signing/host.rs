@@ -29,6 +29,30 @@ impl Host for RunState {
         .await
     }
 
+    async fn sign_paths(
+        &mut self,
+        key: String,
+        paths: Vec<String>,
+    ) -> Result<Result<Vec<String>, Error>> {
+        let name = key.clone();
+        let sent = key.crossing() + paths.crossing();
+        let call = HostCall::new(Need::Signing(&name), "sign-paths", sent).items(paths.len());
+        self.call(call, |inside| {
+            let reach = Reach::new(inside.services().nix_stores(), inside.plugin(), inside.scope());
+            let keys = inside.services().signing_keys().clone();
+            let store_dir = inside.scope().nix.store.to_string_lossy().into_owned();
+            Box::pin(blocking(move || {
+                let mut signatures = Vec::with_capacity(paths.len());
+                reach.each_valid(&paths, |info| {
+                    signatures.push(keys.sign(&key, &store_dir, &info)?);
+                    Ok(())
+                })?;
+                Ok(signatures)
+            }))
+        })
+        .await
+    }
+
     async fn public_key(&mut self, key: String) -> Result<Result<String, Error>> {
         let name = key.clone();
         let call = HostCall::new(Need::Signing(&name), "public-key", key.crossing());

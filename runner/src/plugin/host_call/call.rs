@@ -12,14 +12,14 @@ pub struct HostCall<'a> {
     function: &'static str,
     pub(super) sent: u64,
     pub(super) items: usize,
-    pub(super) streaming: bool,
+    pub(super) waiting: bool,
     pub(super) lasting: bool,
 }
 
 impl<'a> HostCall<'a> {
     /// The call of `function` with arguments of `sent` bytes, that needs `need`.
     pub fn new(need: Need<'a>, function: &'static str, sent: u64) -> Self {
-        Self { need, function, sent, items: 0, streaming: false, lasting: false }
+        Self { need, function, sent, items: 0, waiting: false, lasting: false }
     }
 
     /// The longest list among the arguments has so many items.
@@ -28,11 +28,11 @@ impl<'a> HostCall<'a> {
         Self { items: self.items.max(items), ..self }
     }
 
-    /// The time of the call is that of a stream whose length the plugin does not decide:
-    /// [`Limit::StreamTime`].
+    /// The call waits for a service, for as long as the service and the size of what is moved
+    /// decide: its time is not the plugin's, and counts as [`Limit::StreamTime`].
     #[must_use]
-    pub fn streaming(self) -> Self {
-        Self { streaming: true, ..self }
+    pub fn waiting(self) -> Self {
+        Self { waiting: true, ..self }
     }
 
     /// What the call does when it succeeds outlives the run, such as an object that is stored: the

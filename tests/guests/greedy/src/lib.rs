@@ -43,6 +43,8 @@ enum Wish {
     Nars,
     /// So many answers in one call.
     Exists,
+    /// To be told so often, in one call, what it knows.
+    Infos,
     /// So many keys in its state.
     StateKeys,
     /// A key of so many bytes.
@@ -90,6 +92,7 @@ fn wish(output: &str) -> Result<Outcome, Failure> {
                 (0..times).map(|_| nix_store::open_nar(output)).collect::<Result<Vec<_>, _>>()?;
         }
         Wish::Exists => drop(ObjectStore::named(STORE).exists(&vec![String::from("a"); times])?),
+        Wish::Infos => drop(nix_store::path_infos(&vec![output.to_owned(); times])?),
         Wish::StateKeys => {
             for number in 0..times {
                 state::set(&number.to_string(), b"")?;

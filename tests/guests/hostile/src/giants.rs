@@ -4,7 +4,7 @@
 use hookrun_sdk::log::{self, Level};
 use hookrun_sdk::mail::{self, Message};
 use hookrun_sdk::nix_store;
-use hookrun_sdk::object_store::{Compression, ObjectStore};
+use hookrun_sdk::object_store::{Compression, Object, ObjectStore};
 use hookrun_sdk::{Failure, Outcome, signing, state};
 
 use crate::Here;
@@ -47,12 +47,29 @@ pub(crate) fn giant(call: &str, here: &Here) -> Result<Outcome, Failure> {
         "object-store.exists" => drop(store().exists(&list())?),
         "object-store.get" => drop(store().get(&text(), u64::MAX)?),
         "object-store.put" => store().put("key", "text/plain", text().as_bytes())?,
+        "object-store.put-all-objects" => {
+            let objects =
+                vec![
+                    Object { key: String::new(), content_type: String::new(), body: vec![] };
+                    COUNT
+                ];
+            store().put_all(&objects)?;
+        }
+        "object-store.put-all-body" => {
+            let body = text().into_bytes();
+            let content_type = "text/plain".to_owned();
+            store().put_all(&[Object { key: "key".to_owned(), content_type, body }])?;
+        }
+        "object-store.put-nars" => {
+            drop(store().put_nars(&text(), Compression::None, Some(i32::MAX), &list())?);
+        }
         "object-store.put-nar" => {
             let nar = nix_store::open_nar(&here.out)?;
             store().put_nar(&text(), Compression::None, Some(i32::MAX), &nar)?;
         }
         "object-store.list" => drop(store().list(&text(), u32::MAX)?),
         "signing.sign-path" => drop(signing::sign_path("own-1", &text())?),
+        "signing.sign-paths" => drop(signing::sign_paths("own-1", &list())?),
         "signing.public-key" => drop(signing::public_key(&text())?),
         "mail.send-recipients" => drop(mail::send("default", &list(), Message::default())?),
         "mail.send-text" => {

@@ -2,7 +2,7 @@
 
 use hookrun_sdk::mail::{self, Message};
 use hookrun_sdk::nix_store;
-use hookrun_sdk::object_store::ObjectStore;
+use hookrun_sdk::object_store::{Compression, ObjectStore};
 use hookrun_sdk::{Failure, Outcome, http, signing, state};
 
 use crate::escaped;
@@ -47,6 +47,11 @@ pub(crate) fn sign(key: &str, path: &str) -> Result<Outcome, Failure> {
 pub(crate) fn put(store: &str, key: &str) -> Result<Outcome, Failure> {
     ObjectStore::named(store).put(key, "text/plain", b"hostile")?;
     escaped(format!("wrote {key} to {store}"))
+}
+
+pub(crate) fn put_nars(store: &str, directory: &str, path: String) -> Result<Outcome, Failure> {
+    let sent = ObjectStore::named(store).put_nars(directory, Compression::None, None, &[path])?;
+    escaped(format!("wrote {:?} to {store}", sent.stored))
 }
 
 pub(crate) fn put_content_type(store: &str) -> Result<Outcome, Failure> {

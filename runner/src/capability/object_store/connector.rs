@@ -1,0 +1,175 @@
+//! The HTTP client of the object stores. Whatever a server answers is bounded in bytes and in time
+//! before it is kept: the client library reads error messages, lists and credentials as a whole.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use ::object_store::ClientOptions;
+use ::object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
+    HttpResponseBody, HttpService, ReqwestConnector,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::{Instant, Sleep};
+
+/// How long a server may take to begin its answer, and between two pieces of it, unless the
+/// configuration says otherwise.
+pub const TIMEOUT: Duration = Duration::from_secs(30);
+/// The slowest line that the body of a request may travel over, in bytes per second: a request has
+/// so much more time.
+const SLOWEST: u64 = 64 << 10;
+/// Joining the parts of a large object takes a server time, and some say nothing meanwhile.
+const COMPLETE_TIMES: u32 = 10;
+/// Bytes of an error that are kept. Those of S3 have less than a KiB.
+const MAX_ERROR: usize = 64 << 10;
+/// An answer that the library reads as a whole: the longest is a page of a list, of 1,000 keys of
+/// 1,024 bytes each, every byte of which may be escaped.
+const MAX_ANSWER: u64 = 8 << 20;
+
+/// Marks a request for the contents of an object: whoever reads them bounds them.
+#[derive(Debug, Clone, Copy)]
+pub struct Contents;
+
+/// Makes clients whose answers are bounded.
+#[derive(Debug)]
+pub struct BoundedConnector {
+    timeout: Duration,
+}
+
+impl BoundedConnector {
+    /// With so much time for each answer.
+    pub fn new(timeout: Duration) -> Self {
+        Self { timeout }
+    }
+}
+
+impl HttpConnector for BoundedConnector {
+    fn connect(&self, options: &ClientOptions) -> ::object_store::Result<HttpClient> {
+        let inner = ReqwestConnector::default().connect(options)?;
+        Ok(HttpClient::new(Bounded { inner, timeout: self.timeout }))
+    }
+}
+
+#[derive(Debug)]
+struct Bounded {
+    inner: HttpClient,
+    timeout: Duration,
+}
+
+#[async_trait]
+impl HttpService for Bounded {
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let contents = request.extensions().get::<Contents>().is_some();
+        let completes = request.method() == http::Method::POST
+            && request.uri().query().is_some_and(|query| query.contains("uploadId="));
+        let answering = if completes { self.timeout * COMPLETE_TIMES } else { self.timeout };
+        let sending = Duration::from_secs(request.body().content_length() as u64 / SLOWEST);
+        let allowed = answering.saturating_add(sending);
+        let answer = tokio::time::timeout(allowed, self.inner.execute(request));
+        let (head, body) = answer.await.map_err(|_| late(allowed))??.into_parts();
+        if !head.status.is_success() {
+            let message = error_message(body, self.timeout).await;
+            return Ok(HttpResponse::from_parts(head, message.into()));
+        }
+        let left = if contents { u64::MAX } else { MAX_ANSWER };
+        if body.size_hint().lower() > left {
+            return Err(too_long());
+        }
+        let idle = Box::pin(tokio::time::sleep(self.timeout));
+        let body = BoundedBody { inner: body, left, timeout: self.timeout, idle };
+        Ok(HttpResponse::from_parts(head, HttpResponseBody::new(body)))
+    }
+}
+
+/// The beginning of an error's body, as text: what the library would fail to read as a string must
+/// not hide the status.
+async fn error_message(body: HttpResponseBody, timeout: Duration) -> String {
+    let mut kept = Vec::new();
+    let read = async {
+        let mut pieces = body.bytes_stream();
+        while let Some(Ok(piece)) = pieces.next().await {
+            let room = MAX_ERROR.saturating_sub(kept.len());
+            kept.extend(piece.iter().take(room));
+            if kept.len() >= MAX_ERROR {
+                break;
+            }
+        }
+    };
+    // What came in time is enough.
+    let _whole = tokio::time::timeout(timeout, read).await;
+    String::from_utf8_lossy(&kept).into_owned()
+}
+
+/// A body that may have so many bytes more, and may not pause for long.
+struct BoundedBody {
+    inner: HttpResponseBody,
+    left: u64,
+    timeout: Duration,
+    idle: Pin<Box<Sleep>>,
+}
+
+impl Body for BoundedBody {
+    type Data = Bytes;
+    type Error = HttpError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
+        let this = &mut *self;
+        match Pin::new(&mut this.inner).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => {
+                let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+                let Some(left) = this.left.checked_sub(length) else {
+                    return Poll::Ready(Some(Err(too_long())));
+                };
+                this.left = left;
+                this.idle.as_mut().reset(Instant::now() + this.timeout);
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Pending => {
+                this.idle.as_mut().poll(context).map(|()| Some(Err(late(this.timeout))))
+            }
+            ended @ Poll::Ready(_) => ended,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// Why an answer was not read.
+#[derive(Debug)]
+enum Unread {
+    Late(Duration),
+    TooLong,
+}
+
+impl fmt::Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Late(waited) => write!(f, "waited {}", humantime::format_duration(*waited)),
+            Self::TooLong => write!(f, "the answer has more than {} MiB", MAX_ANSWER >> 20),
+        }
+    }
+}
+
+impl std::error::Error for Unread {}
+
+fn late(waited: Duration) -> HttpError {
+    HttpError::new(HttpErrorKind::Timeout, Unread::Late(waited))
+}
+
+fn too_long() -> HttpError {
+    HttpError::new(HttpErrorKind::Decode, Unread::TooLong)
+}
