@@ -42,11 +42,11 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 limits! {
-    /// Wall time of one run in the worker, host calls included, those of object stores not.
+    /// Wall time of one run in the worker, host calls included, those of object stores and mail not.
     WallTime = "wall-time", Time, 60_000;
     /// Wall time of one builder selection, host calls included; Nix stands still meanwhile.
     SelectionTime = "selection-time", Time, 2_000;
-    /// Time that calls of object stores take in one run; it does not count as `wall-time`.
+    /// Time that calls of object stores and mail take in one run; it does not count as `wall-time`.
     StreamTime = "stream-time", Time, 86_400_000;
     /// Linear memory of the plugin.
     Memory = "memory", Bytes, 128 * MIB;

@@ -1,10 +1,10 @@
 //! The time of one run: when it has to end, and by which limit.
 //!
-//! Wall time passes in the guest and in its host calls; the time of calls that wait for an object
-//! store is counted apart ([`Limit::StreamTime`]) and moves the end of the run by as much, because
-//! how long they take is decided by the size of store paths and by the service, not by the plugin.
-//! A builder selection has no such allowance, and a gate only if `stream-time` is set for it: Nix
-//! is blocked meanwhile.
+//! Wall time passes in the guest and in its host calls; the time of calls that wait for a service
+//! (object stores, mail) is counted apart ([`Limit::StreamTime`]) and moves the end of the run by
+//! as much, because how long they take is decided by the size of store paths and by the service,
+//! not by the plugin. A builder selection has no such allowance, and a gate only if `stream-time`
+//! is set for it: Nix is blocked meanwhile.
 //!
 //! The choke point ends host calls by it ([`RunClock::deadline`]), and [`super::run`] the guest
 //! ([`RunClock::expired`]). No store shares a clock with another, so no run's end is another's.

@@ -149,7 +149,9 @@ fn selections() -> Vec<Row> {
         selection("select-exit-0", r#"act = "exit", code = 0"#).ends("trapped", "called exit(0)"),
         selection("select-memory", r#"act = "memory""#).ends("limit", "`memory`"),
         selection("select-recursion", r#"act = "recursion""#).ends("limit", "`stack`"),
-        selection("select-host-calls", r#"act = "host-calls""#).ends("limit", "`host-calls`"),
+        selection("select-host-calls", r#"act = "host-calls""#)
+            .limits("host-calls = 10000")
+            .ends("limit", "`host-calls`"),
         selection(
             "select-machine-of-its-own",
             r#"act = "choose", uri = "ssh://mallory", times = 1"#,

@@ -132,6 +132,7 @@ fn steady(scene: &Scene, message: &str) -> String {
     }
     text = between(&text, ", wanted ", &[')']);
     text = between(&text, "hookrun.toml:", &[':']);
+    text = between(&text, "http://127.0.0.1:", &[')']);
     text = between(&text, "offset 0x", &[')', ' ', ',']);
     if text.len() > SHOWN {
         let kept: String = text.chars().take(SHOWN).collect();

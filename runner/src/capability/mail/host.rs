@@ -21,7 +21,7 @@ impl Host for RunState {
         let call = HostCall::new(Need::Mail(&transport), "send", sent)
             .items(recipients.len())
             .items(message.headers.len())
-            .streaming();
+            .waiting();
         let size = message.crossing();
         self.call(call, |mut inside| {
             Box::pin(async move {

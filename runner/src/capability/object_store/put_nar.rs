@@ -400,3 +400,44 @@ fn remove_staged(file: &FilePath) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_grow_with_the_nar() {
+        assert_eq!(part_size(0), PART);
+        assert_eq!(part_size(70 << 30), PART);
+        for gigabytes in [80_u64, 100, 1000, 4000] {
+            let size = gigabytes << 30;
+            let part = part_size(size);
+            assert!(part.is_multiple_of(PART), "all but the last are equal");
+            assert!(size.div_ceil(part as u64) <= MAX_PARTS, "{gigabytes} GiB");
+        }
+    }
+
+    #[test]
+    fn memory_is_that_of_parts_and_compressor_and_small_for_small_nars() {
+        const MIB: u64 = 1 << 20;
+        assert!(memory(Compression::Zstd(3), 1000) < 8 * MIB);
+        assert!(memory(Compression::None, 1 << 40) > 40 * MIB);
+        assert!(memory(Compression::Xz(9), 1 << 30) > 600 * MIB);
+    }
+
+    #[test]
+    fn only_what_was_gathered_for_the_object_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a.nar", "a.nar#1", "a.nar#12", "a.nar#x", "a.nar.zst#1"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        remove_staged(&dir.path().join("a.nar")).unwrap();
+        remove_staged(&dir.path().join("none/b.nar")).unwrap();
+        let mut left: Vec<_> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["a.nar", "a.nar#x", "a.nar.zst#1"]);
+    }
+}
