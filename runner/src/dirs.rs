@@ -76,6 +76,11 @@ impl Dirs {
         self.state.join("artifacts")
     }
 
+    /// What was found out about plugins without running them (0700).
+    pub fn verdicts(&self) -> PathBuf {
+        self.state.join("verdicts")
+    }
+
     /// The `state` capability's stores (0700), one file a plugin.
     pub fn plugin_state(&self) -> PathBuf {
         self.state.join("plugin-state")
@@ -147,6 +152,15 @@ impl Dirs {
 /// Plugins under test, compiled: in the user's cache directory, so that no test touches what an
 /// installation has (0700).
 pub fn test_artifacts() -> PathBuf {
+    test_cache().join("test-artifacts")
+}
+
+/// What was found out about plugins under test (0700).
+pub fn test_verdicts() -> PathBuf {
+    test_cache().join("test-verdicts")
+}
+
+fn test_cache() -> PathBuf {
     let variable =
         |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let root = rustix::process::geteuid().is_root();
@@ -157,7 +171,7 @@ pub fn test_artifacts() -> PathBuf {
         None => std::env::temp_dir()
             .join(format!("hookrun-cache-{}", rustix::process::geteuid().as_raw())),
     });
-    cache.join("hookrun/test-artifacts")
+    cache.join("hookrun")
 }
 
 /// Is this a build user called by root's Nix? Such a user has no home of its own (`/var/empty` and

@@ -150,7 +150,7 @@ pub fn run() -> Exit {
             Exit::Done
         }
         Role::BuildHook { verbosity } => builders::hook::main(verbosity, || {
-            builders::hook::Setup::load(policy::chooser, PluginPolicy::load)
+            builders::hook::Setup::load(policy::may_choose, PluginPolicy::load)
         }),
         Role::Ssh(arguments) => builders::ssh::client::main(&arguments),
         Role::CommandLine => cli::main(argv.into_iter().skip(1)),

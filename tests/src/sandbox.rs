@@ -11,7 +11,7 @@ use hookrun::config::Config;
 use hookrun::dirs::Dirs;
 use hookrun::event::{Event, HookEvent, PostBuild};
 use hookrun::outcome::RunReport;
-use hookrun::plugin::{Artifact, Compiler, Host, LinkedPlugin};
+use hookrun::plugin::{Compiler, Host, LinkedPlugin};
 
 use crate::guests::guest;
 
@@ -73,7 +73,7 @@ impl Sandbox {
     pub fn refused(&self, name: &str, rest: &str) -> String {
         let config = self.config(name, rest);
         let message =
-            Artifact::open(config.plugins.get("x").unwrap(), &config).unwrap_err().to_string();
+            self.host.open(config.plugins.get("x").unwrap(), &config).unwrap_err().to_string();
         self.shown(&message).replace(&guest(name).unwrap().display().to_string(), "GUEST")
     }
 

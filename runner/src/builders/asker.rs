@@ -67,7 +67,11 @@ impl Asker {
         let _asked = questions.send((candidate.clone(), Arc::clone(machines), local.clone()));
         let answer = answers.recv_timeout(self.deadline);
         match answer {
-            Ok(Err(error @ (PolicyError::Unavailable(_) | PolicyError::Unready(_)))) => {
+            Ok(Err(
+                error @ (PolicyError::Unavailable(_)
+                | PolicyError::Unready(_)
+                | PolicyError::Nobody),
+            )) => {
                 self.state = State::Broken(error.clone());
                 Err(error)
             }
@@ -97,7 +101,7 @@ fn start(factory: PolicyFactory) -> State {
             Ok(policy) => policy,
             Err(error) => {
                 let error = match error {
-                    PolicyError::Unready(_) => error,
+                    PolicyError::Unready(_) | PolicyError::Nobody => error,
                     error => PolicyError::Unavailable(error.to_string()),
                 };
                 let _ = answer.send(Err(error));

@@ -5,8 +5,7 @@
 use std::io::BufReader;
 use std::os::fd::AsFd as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::sync::Arc;
 
 use super::asker::{Asker, DEADLINE, PolicyFactory};
 use super::ending::{self, Replies};
@@ -30,12 +29,13 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// From this installation's configuration; `chooser` names the plugin that chooses, if there is
-    /// one, and `plugin` makes its policy. Without one Nix's own rule chooses.
-    pub fn load<C, F>(chooser: C, plugin: F) -> Self
+    /// From this installation's configuration; `may_choose` says whether a plugin may be the one
+    /// that chooses, and `policy` makes the policy of it, within the policy's deadline. Without one
+    /// Nix's own rule chooses.
+    pub fn load<C, F>(may_choose: C, policy: F) -> Self
     where
-        C: FnOnce(&Config) -> Option<String> + Send + 'static,
-        F: Fn(&Config, &str) -> Result<Box<dyn super::Policy>, PolicyError> + Send + Sync + 'static,
+        C: FnOnce(&Config) -> bool,
+        F: Fn(&Config) -> Result<Box<dyn super::Policy>, PolicyError> + Send + Sync + 'static,
     {
         let config = match Config::load(&Dirs::from_env().config) {
             Ok(config) => config,
@@ -46,40 +46,10 @@ impl Setup {
             }
         };
         let builders = config.builders.clone();
-        let config = Arc::new(config);
-        let chosen = {
-            let config = Arc::clone(&config);
-            within(DEADLINE, move || chooser(&config))
-        };
-        let policy = match chosen {
-            Some(name) => {
-                name.map(|name| -> PolicyFactory { Arc::new(move || plugin(&config, &name)) })
-            }
-            None => Some(Arc::new(|| Err(no_chooser())) as PolicyFactory),
-        };
+        let policy =
+            may_choose(&config).then(|| -> PolicyFactory { Arc::new(move || policy(&config)) });
         Self { builders, policy }
     }
-}
-
-fn no_chooser() -> PolicyError {
-    PolicyError::Unavailable(format!(
-        "the plugins could not be looked at within {DEADLINE:?}; write `hooks = [...]` into the \
-         table of each plugin, so that only the one that chooses is opened"
-    ))
-}
-
-/// What `act` returns, on a thread of its own; `None`: it took longer, or panicked. A plugin is a
-/// stranger's file, and Nix is blocked until it is known whether it chooses.
-fn within<T: Send + 'static>(
-    patience: Duration,
-    act: impl FnOnce() -> T + Send + 'static,
-) -> Option<T> {
-    let (result, done) = mpsc::channel();
-    let body = move || {
-        let _nobody_waits = result.send(act());
-    };
-    std::thread::Builder::new().name("plugins".to_owned()).spawn(body).ok()?;
-    done.recv_timeout(patience).ok()
 }
 
 /// Plays the build hook that Nix started with this verbosity.
@@ -124,22 +94,5 @@ pub fn main(verbosity: u64, setup: impl FnOnce() -> Setup) -> Exit {
         // Up to Nix 2.28 the code of a build hook has a meaning (100 permanent failure, 101
         // time-out): it is passed on.
         Ok(End::Built(code)) => std::process::exit(i32::from(code)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn plugins_that_cannot_be_looked_at_in_time_are_not_waited_for() {
-        let hang = || -> u32 {
-            loop {
-                std::thread::park();
-            }
-        };
-        assert_eq!(within(Duration::from_millis(20), hang), None);
-        assert_eq!(within(Duration::from_mins(1), || 5), Some(5));
-        assert_eq!(within(Duration::from_mins(1), || -> u32 { panic!("defect") }), None);
     }
 }

@@ -30,6 +30,9 @@ pub enum PolicyError {
     /// The policy could not be had: no configuration, no plugin, wrong grants.
     #[error("{0}")]
     Unavailable(String),
+    /// No plugin of the configuration is a policy. Nothing is wrong, so nobody is told.
+    #[error("no plugin serves `builder-selection`")]
+    Nobody,
     /// It is still being compiled. Nothing is wrong, so nobody is told.
     #[error("{0}")]
     Unready(String),

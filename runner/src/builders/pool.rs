@@ -263,13 +263,13 @@ impl Pool {
             Some(Ok(decision)) => {
                 return (Decided { decided_by: "policy".to_owned(), decision }, None);
             }
+            Some(Err(PolicyError::Nobody)) | None => "Nix's rule".to_owned(),
             Some(Err(error)) => {
                 let is_news = !matches!(error, PolicyError::Unready(_))
                     && !std::mem::replace(&mut self.told, true);
                 tell = is_news.then(|| failed_policy(&error));
                 format!("Nix's rule, because the policy gave no answer ({error})")
             }
-            None => "Nix's rule".to_owned(),
         };
         let rule = StockRule { division: self.settings.division() };
         let healthy = offered.iter().filter(|machine| machine.healthy).count();

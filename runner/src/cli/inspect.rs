@@ -10,8 +10,9 @@ use crate::config::limits::Unit;
 use crate::config::{Config, Grant, HttpGrant, Limit, Plugin, StoreScope, TaskOrder};
 use crate::event::HookKind;
 use crate::exit_code::Exit;
+use crate::plugin::examine::{ConfigKey, Verdict};
 use crate::plugin::grants::{Effective, Want, Wants, word};
-use crate::plugin::{Artifact, metadata};
+use crate::plugin::{Compiler, Host};
 use crate::testing::{Changes, Origin, Subject};
 
 #[derive(Debug, clap::Args)]
@@ -127,20 +128,12 @@ struct LimitRow {
     bounds: &'static str,
 }
 
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct ConfigKey {
-    key: String,
-    required: bool,
-    default: Option<serde_json::Value>,
-    description: String,
-}
-
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let subject = Subject::find(&args.plugin, &context.files(), &Changes::default())
+    let host = Host::for_tests(Compiler::Contained(None));
+    let subject = Subject::find(&args.plugin, &context.files(), &host, &Changes::default())
         .map_err(super::test::subject_error)?;
     super::test::print_notes(&subject);
-    let report = gather(&subject)?;
+    let report = gather(&subject, &host)?;
     match args.format {
         Format::Json => output::json(&report)?,
         Format::Text => output::print(&text(&report, output::colours()))?,
@@ -148,14 +141,12 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     Ok(if report.problem.is_some() { Exit::Configuration } else { Exit::Done })
 }
 
-fn gather(subject: &Subject) -> Result<Report, CliError> {
+fn gather(subject: &Subject, host: &Host) -> Result<Report, CliError> {
     let Subject { plugin, config, .. } = subject;
     let configured = subject.origin == Origin::Configured;
-    let wasm = subject.component().map_err(super::test::subject_error)?;
-    let description = metadata::describe(&wasm).map_err(|reason| {
-        CliError::configuration(format!("plugin `{}` ({}) {reason}", plugin.name, plugin.source))
-    })?;
-    let opened = Artifact::open(plugin, config);
+    let (component, verdict) = subject.examine(host).map_err(super::test::subject_error)?;
+    let opened = host.open(plugin, config);
+    let Verdict { description, keys, .. } = verdict;
     let metadata = &description.metadata;
     let hooks = |hooks: &[HookKind]| hooks.iter().map(ToString::to_string).collect::<Vec<_>>();
     Ok(Report {
@@ -163,8 +154,8 @@ fn gather(subject: &Subject) -> Result<Report, CliError> {
         version: metadata.version.clone(),
         description: metadata.description.clone(),
         source: plugin.source.to_string(),
-        digest: crate::plugin::artifact::digest(&wasm),
-        bytes: wasm.len(),
+        digest: component.digest().to_owned(),
+        bytes: component.length(),
         hooks: hooks(&description.exports),
         serves: hooks(if plugin.hooks.is_empty() { &description.exports } else { &plugin.hooks }),
         order: plugin.order.unwrap_or(metadata.order),
@@ -176,7 +167,7 @@ fn gather(subject: &Subject) -> Result<Report, CliError> {
         configured_in: configured.then(|| place(config, &["plugins", &plugin.name])),
         capabilities: capabilities(config, plugin, &metadata.wants, configured),
         limits: limits(config, plugin),
-        config_keys: config_keys(metadata.config_schema.as_ref()),
+        config_keys: keys,
         problem: opened.err().map(|error| subject.explain(error)),
     })
 }
@@ -266,28 +257,6 @@ fn limits(config: &Config, plugin: &Plugin) -> Vec<LimitRow> {
     Limit::ALL.iter().map(row).collect()
 }
 
-/// The properties of a JSON schema's object, one level deep, as a table can show them.
-fn config_keys(schema: Option<&serde_json::Value>) -> Vec<ConfigKey> {
-    let Some(properties) = schema.and_then(|schema| schema.get("properties")?.as_object()) else {
-        return Vec::new();
-    };
-    let required = |key: &str| {
-        let names = schema.and_then(|schema| schema.get("required")?.as_array());
-        names.is_some_and(|names| names.iter().any(|name| name == key))
-    };
-    let row = |(key, property): (&String, &serde_json::Value)| ConfigKey {
-        key: key.clone(),
-        required: required(key),
-        default: property.get("default").cloned(),
-        description: property
-            .get("description")
-            .and_then(|text| text.as_str())
-            .unwrap_or_default()
-            .to_owned(),
-    };
-    properties.iter().map(row).collect()
-}
-
 fn text(report: &Report, colours: bool) -> String {
     let mut text = String::new();
     let heading = |words: &str| styled(words, Style::Strong, colours);
@@ -375,6 +344,7 @@ fn hooks(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dirs::Dirs;
     use crate::testing::Files;
 
     const CONFIGURATION: &str = r#"
@@ -397,6 +367,9 @@ hooks = ["diff"]
     fn report(name: &str) -> Report {
         let file = std::path::Path::new("/etc/hookrun/hookrun.toml");
         let config = Config::parse(file, CONFIGURATION).unwrap();
+        let empty = tempfile::tempdir().unwrap();
+        let dirs = Dirs { config: file.to_owned(), state: empty.path().to_owned() };
+        let host = Host::new(&dirs, Compiler::InProcess);
         let subject = match config.plugins.get(name).cloned() {
             Some(plugin) => {
                 Subject { plugin, config, origin: Origin::Configured, notes: Vec::new() }
@@ -404,10 +377,10 @@ hooks = ["diff"]
             None => {
                 let directory = tempfile::tempdir().unwrap();
                 let files = Files { config: file, chosen: false, directory: directory.path() };
-                Subject::find(name, &files, &Changes::default()).unwrap()
+                Subject::find(name, &files, &host, &Changes::default()).unwrap()
             }
         };
-        let report = gather(&subject).unwrap();
+        let report = gather(&subject, &host).unwrap();
         // What changes with every build of the plugin.
         assert_eq!(report.digest.len(), 64);
         Report {

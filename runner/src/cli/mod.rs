@@ -38,7 +38,7 @@ pub use error::CliError;
 use crate::config::Config;
 use crate::dirs::Dirs;
 use crate::exit_code::Exit;
-use crate::plugin::compile as compiler;
+use crate::plugin::{compile as compiler, contain, examine};
 use crate::supervise::{self, tryout};
 use crate::terminal::stamp;
 use crate::testing::Files;
@@ -131,6 +131,9 @@ enum Command {
     /// The contained compiler
     #[command(hide = true, name = compiler::COMMAND)]
     CompileOne(compiler::Order),
+    /// What a component is, found out by a contained process
+    #[command(hide = true, name = examine::COMMAND)]
+    ExamineOne(contain::Bounds),
 }
 
 /// Documented here for `--help`; [`crate::role`] acts on it before this parser runs.
@@ -222,6 +225,7 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Runner => Ok(supervise::runner::main()),
         Command::CompileOne(order) => Ok(compiler::child(&order)),
         Command::TryServices(args) => Ok(tryout::child(&context.dirs, args.live)),
+        Command::ExamineOne(bounds) => Ok(examine::child(&bounds)),
         Command::Status(args) => status::run(context, &args),
         Command::Log(args) => log::run(context, &args),
         Command::Queue(command) => queue::run(context, &command),

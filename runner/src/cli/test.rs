@@ -12,7 +12,7 @@ use crate::config::{Limit, Limits};
 use crate::event::HookKind;
 use crate::exit_code::Exit;
 use crate::outcome::Usage;
-use crate::plugin::Compiler;
+use crate::plugin::{Compiler, Host};
 use crate::testing::{self, Changes, Subject, SubjectError, TestRun};
 
 #[derive(Debug, clap::Args)]
@@ -64,11 +64,13 @@ struct Report<'a> {
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let changes = Changes { set: &args.set, deny: &args.deny, limits: &args.limit };
-    let subject = Subject::find(&args.plugin, &context.files(), &changes).map_err(subject_error)?;
+    let host = Host::for_tests(Compiler::Contained(None));
+    let subject =
+        Subject::find(&args.plugin, &context.files(), &host, &changes).map_err(subject_error)?;
     print_notes(&subject);
     let failed =
         |message: String| CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) };
-    let ready = testing::prepare(&subject, Compiler::Contained(None)).map_err(failed)?;
+    let ready = testing::prepare(&subject, &host).map_err(failed)?;
     // Services are in memory: from here on this process needs nothing of the machine but its native
     // code.
     testing::wall().raise().map_err(CliError::environment)?;

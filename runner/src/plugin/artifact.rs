@@ -142,44 +142,46 @@ impl Cache {
             Err(reason) => Ok(Code { file: in_memory(&code)?, origin: Origin::NotKept(reason) }),
         }
     }
-}
 
-impl Cache {
     /// Where it is.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Removes entries that are not among `configured`, as far as `leftovers` does not keep them;
-    /// and what a process that died left half made.
+    /// Removes entries that are not among `configured`, as far as `leftovers` does not keep them.
     pub fn prune(&self, configured: &BTreeSet<String>, leftovers: Leftovers) {
-        let Ok(directory) = open_directory(&self.directory) else { return };
-        let Ok(listed) = rustix::fs::Dir::read_from(directory.as_fd()) else { return };
-        let mut others: Vec<(Duration, OsString)> = Vec::new();
-        for entry in listed.flatten() {
-            use std::os::unix::ffi::OsStrExt as _;
-            let name = entry.file_name().to_bytes();
-            let is_entry = name.len() == KEY_LENGTH;
-            let is_half_made = name.starts_with(b".") && name != b"." && name != b"..";
-            let Ok(stat) =
-                rustix::fs::statat(&directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)
-            else {
-                continue;
-            };
-            let name = OsStr::from_bytes(name).to_owned();
-            let is_configured = name.to_str().is_some_and(|name| configured.contains(name));
-            if is_half_made && unused_for(&stat) > DAY {
-                let _gone = rustix::fs::unlinkat(&directory, &name, AtFlags::empty());
-            } else if is_entry && !is_configured {
-                others.push((unused_for(&stat), name));
-            }
+        prune(&self.directory, configured, leftovers);
+    }
+}
+
+/// Removes entries that are not among `configured`, as far as `leftovers` does not keep them; and
+/// what a process that died left half made.
+pub(super) fn prune(path: &Path, configured: &BTreeSet<String>, leftovers: Leftovers) {
+    let Ok(directory) = open_directory(path) else { return };
+    let Ok(listed) = rustix::fs::Dir::read_from(directory.as_fd()) else { return };
+    let mut others: Vec<(Duration, OsString)> = Vec::new();
+    for entry in listed.flatten() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let name = entry.file_name().to_bytes();
+        let is_entry = name.len() == KEY_LENGTH;
+        let is_half_made = name.starts_with(b".") && name != b"." && name != b"..";
+        let Ok(stat) = rustix::fs::statat(&directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)
+        else {
+            continue;
+        };
+        let name = OsStr::from_bytes(name).to_owned();
+        let is_configured = name.to_str().is_some_and(|name| configured.contains(name));
+        if is_half_made && unused_for(&stat) > DAY {
+            let _gone = rustix::fs::unlinkat(&directory, &name, AtFlags::empty());
+        } else if is_entry && !is_configured {
+            others.push((unused_for(&stat), name));
         }
-        others.sort();
-        for (index, (unused, name)) in others.into_iter().enumerate() {
-            let kept_for = if index < leftovers.most { leftovers.old } else { leftovers.young };
-            if unused > kept_for || kept_for.is_zero() {
-                let _gone = rustix::fs::unlinkat(&directory, &name, AtFlags::empty());
-            }
+    }
+    others.sort();
+    for (index, (unused, name)) in others.into_iter().enumerate() {
+        let kept_for = if index < leftovers.most { leftovers.old } else { leftovers.young };
+        if unused > kept_for || kept_for.is_zero() {
+            let _gone = rustix::fs::unlinkat(&directory, &name, AtFlags::empty());
         }
     }
 }
@@ -248,7 +250,7 @@ pub fn digest(wasm: &[u8]) -> String {
     hex(&Sha256::digest(wasm))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
@@ -282,7 +284,7 @@ pub(super) fn key(engine: &Engine, wasm: &[u8]) -> String {
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// The cache directory, if nobody but us and root could have put anything there.
-fn open_directory(path: &Path) -> std::result::Result<OwnedFd, String> {
+pub(super) fn open_directory(path: &Path) -> std::result::Result<OwnedFd, String> {
     let user = rustix::process::geteuid().as_raw();
     let failed =
         |what: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", what.display());
@@ -338,12 +340,7 @@ fn only_ours(stat: &Stat, user: u32, sticky: bool) -> bool {
 fn find(directory: &OwnedFd, key: &str) -> Option<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = File::from(rustix::fs::openat(directory, key, flags, Mode::empty()).ok()?);
-    let stat = rustix::fs::fstat(&file).ok()?;
-    let user = rustix::process::geteuid().as_raw();
-    let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-    if !regular || stat.st_uid != user || !only_ours(&stat, user, false) {
-        return None;
-    }
+    let stat = trusted(&file)?;
     let size = u64::try_from(stat.st_size).ok()?;
     let code = size.checked_sub(TRAILER_LENGTH as u64)?;
     let mut found = [0; TRAILER_LENGTH];
@@ -356,13 +353,27 @@ fn find(directory: &OwnedFd, key: &str) -> Option<File> {
     if form != Some(wasmtime::Precompiled::Component) {
         return None;
     }
+    renew(&file);
+    Some(file)
+}
+
+/// The state of an open file, if it is one that nobody but us can have written.
+pub(super) fn trusted(file: &File) -> Option<Stat> {
+    let stat = rustix::fs::fstat(file).ok()?;
+    let user = rustix::process::geteuid().as_raw();
+    let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    (regular && stat.st_uid == user && only_ours(&stat, user, false)).then_some(stat)
+}
+
+/// Makes a file young again, because it is used.
+pub(super) fn renew(file: &File) {
+    let Ok(stat) = rustix::fs::fstat(file) else { return };
     if unused_for(&stat) > RENEWED_AFTER {
         let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
         // One that cannot be renewed can be used all the same.
         let _renewed =
-            rustix::fs::futimens(&file, &Timestamps { last_access: now, last_modification: now });
+            rustix::fs::futimens(file, &Timestamps { last_access: now, last_modification: now });
     }
-    Some(file)
 }
 
 /// How long ago an entry was made or renewed; nothing if the clock was set back.
@@ -407,19 +418,24 @@ fn checksum(file: &File, length: u64) -> Option<blake3::Hash> {
     (hasher.count() == length).then(|| hasher.finalize())
 }
 
-/// Puts an entry into the directory: whole or not at all.
+/// Puts an entry into the directory.
 fn keep(directory: &OwnedFd, key: &str, code: &[u8]) -> std::io::Result<()> {
+    put(directory, key, &[code, &trailer(key, &blake3::hash(code), code.len() as u64)])
+}
+
+/// Puts a file into the directory: whole or not at all.
+pub(super) fn put(directory: &OwnedFd, name: &str, parts: &[&[u8]]) -> std::io::Result<()> {
     static SEQUENCE: AtomicU64 = AtomicU64::new(0);
     let temporary = format!(".{}-{}", std::process::id(), SEQUENCE.fetch_add(1, Ordering::Relaxed));
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     // A file of that name is of a process that died: process numbers come again.
     let _ = rustix::fs::unlinkat(directory, &*temporary, AtFlags::empty());
     let mut file = File::from(rustix::fs::openat(directory, &*temporary, flags, ENTRY_MODE)?);
-    let written = file
-        .write_all(code)
-        .and_then(|()| file.write_all(&trailer(key, &blake3::hash(code), code.len() as u64)))
+    let written = parts
+        .iter()
+        .try_for_each(|part| file.write_all(part))
         .and_then(|()| file.sync_all())
-        .and_then(|()| Ok(rustix::fs::renameat(directory, &*temporary, directory, key)?));
+        .and_then(|()| Ok(rustix::fs::renameat(directory, &*temporary, directory, name)?));
     if written.is_err() {
         let _ = rustix::fs::unlinkat(directory, &*temporary, AtFlags::empty());
     }

@@ -1,10 +1,11 @@
-//! A plugin's configuration schema: a stranger's data that runs, as a JSON schema, in the host and
-//! before any wall.
+//! A plugin's configuration schema: a stranger's data that runs, as a JSON schema.
 //!
-//! Called when a plugin is read ([`super::load`]). So its cost is bounded first: references must
-//! end and must not multiply (a schema of forty definitions, each naming the one before twice, is a
-//! billion of billions of checks), they stay inside the schema, and patterns are matched by an
-//! engine that takes linear time. Nothing is fetched, ever.
+//! Applied by the contained process that examines a component ([`super::examine`]), where time and
+//! memory are bounded; never by a process that may be root. Before a schema runs its cost is bounded
+//! here too, so that what is wrong with it is named: references must end and must not multiply (a
+//! schema of forty definitions, each naming the one before twice, is a billion of billions of
+//! checks), they stay inside the schema, keywords whose cost grows with each level are refused, and
+//! patterns are few and matched by an engine that takes linear time. Nothing is fetched, ever.
 
 use jsonschema::PatternOptions;
 use serde_json::Value;
@@ -16,6 +17,28 @@ const MAX_PARTS: usize = 10_000;
 const MAX_DEPTH: usize = 128;
 /// Bytes of one compiled pattern; a pattern for a store path has some thousands.
 const MAX_PATTERN: usize = 1 << 20;
+/// Patterns, references followed: all together then take little more than 100 MiB at worst.
+const MAX_PATTERNS: usize = 100;
+/// Bytes of a message about a value, which may repeat all that would have been allowed.
+const MAX_MESSAGE: usize = 4 << 10;
+
+/// Keywords that are not supported: the first two take twice the time for each level that they are
+/// nested, the others make references mean something else than their text says.
+const UNSUPPORTED: [&str; 8] = [
+    "unevaluatedProperties",
+    "unevaluatedItems",
+    "$anchor",
+    "$dynamicRef",
+    "$dynamicAnchor",
+    "$recursiveRef",
+    "$recursiveAnchor",
+    "$vocabulary",
+];
+/// Keywords whose value maps names to schemas.
+const MAPS: [&str; 5] =
+    ["$defs", "definitions", "dependentSchemas", "patternProperties", "properties"];
+/// Keywords whose value is data.
+const DATA: [&str; 4] = ["const", "default", "enum", "examples"];
 
 /// The first thing in `table` that the schema does not allow: the path of keys to it, and a
 /// fragment.
@@ -24,15 +47,14 @@ const MAX_PATTERN: usize = 1 << 20;
 /// The schema itself is none, or is not one that hookrun runs; a fragment that says what its author
 /// does about it.
 pub fn violation(schema: &Value, table: &Value) -> Result<Option<(Vec<String>, String)>, String> {
-    let mut left = MAX_PARTS;
-    measure(schema, schema, 0, &mut left)?;
+    Measure { root: schema, parts: 0, patterns: 0 }.schema(schema, 0)?;
     let validator = jsonschema::options()
         .with_pattern_options(
             PatternOptions::regex().size_limit(MAX_PATTERN).dfa_size_limit(MAX_PATTERN),
         )
         .build(schema)
         .map_err(|error| {
-            let message = error.to_string().replace('\n', " ");
+            let message = one_line(&error.to_string());
             let path = error.instance_path().to_string();
             let place = if path.is_empty() { "as a whole" } else { path.as_str() };
             format!(
@@ -43,39 +65,91 @@ pub fn violation(schema: &Value, table: &Value) -> Result<Option<(Vec<String>, S
         let path = error.instance_path().to_string();
         let keys =
             path.split('/').skip(1).map(|key| key.replace("~1", "/").replace("~0", "~")).collect();
-        (keys, error.to_string().replace('\n', " "))
+        (keys, one_line(&error.to_string()))
     });
     Ok(violation)
 }
 
-/// Counts the parts of `part`, references followed; fails when there are too many.
-fn measure(root: &Value, part: &Value, depth: usize, left: &mut usize) -> Result<(), String> {
-    let grows = || {
-        format!(
-            "has a configuration schema whose references do not end, or grow beyond {MAX_PARTS} parts or {MAX_DEPTH} levels; its \
-             author must write it without recursion"
-        )
-    };
-    *left = left.checked_sub(1).filter(|_| depth < MAX_DEPTH).ok_or_else(grows)?;
-    match part {
-        Value::Array(items) => {
-            items.iter().try_for_each(|item| measure(root, item, depth + 1, left))
+fn one_line(message: &str) -> String {
+    let end = message.floor_char_boundary(MAX_MESSAGE);
+    let more = if end < message.len() { "..." } else { "" };
+    format!("{}{more}", message.get(..end).unwrap_or_default().replace('\n', " "))
+}
+
+/// Walks through a schema with its references followed.
+struct Measure<'a> {
+    root: &'a Value,
+    parts: usize,
+    patterns: usize,
+}
+
+impl<'a> Measure<'a> {
+    fn part(&mut self, depth: usize) -> Result<(), String> {
+        self.parts += 1;
+        if self.parts > MAX_PARTS || depth >= MAX_DEPTH {
+            return Err(format!(
+                "has a configuration schema whose references do not end, or grow beyond {MAX_PARTS} parts or {MAX_DEPTH} levels; its \
+                 author must write it without recursion"
+            ));
         }
-        Value::Object(keys) => {
-            for (key, value) in keys {
-                match (key.as_str(), value) {
-                    ("$ref", Value::String(target)) => {
-                        measure(root, referenced(root, target)?, depth + 1, left)?;
-                    }
-                    // These make references mean something else than their text says.
-                    ("$dynamicRef" | "$recursiveRef", _) => return Err(foreign(key)),
-                    ("$id" | "id", Value::String(_)) if depth > 0 => return Err(foreign(key)),
-                    _ => measure(root, value, depth + 1, left)?,
-                }
+        Ok(())
+    }
+
+    fn patterns(&mut self, more: usize) -> Result<(), String> {
+        self.patterns += more;
+        if self.patterns > MAX_PATTERNS {
+            return Err(format!(
+                "has a configuration schema with more than {MAX_PATTERNS} patterns; its author must use fewer"
+            ));
+        }
+        Ok(())
+    }
+
+    /// A schema, or a list of some. Keywords that are not known may hold schemas too.
+    fn schema(&mut self, schema: &'a Value, depth: usize) -> Result<(), String> {
+        self.part(depth)?;
+        match schema {
+            Value::Array(items) => items.iter().try_for_each(|item| self.schema(item, depth + 1)),
+            Value::Object(keys) => {
+                keys.iter().try_for_each(|(key, value)| self.keyword(key, value, depth))
             }
-            Ok(())
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Ok(()),
         }
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Ok(()),
+    }
+
+    fn keyword(&mut self, key: &str, value: &'a Value, depth: usize) -> Result<(), String> {
+        match (key, value) {
+            ("$ref", Value::String(target)) => {
+                self.schema(referenced(self.root, target)?, depth + 1)
+            }
+            ("$id" | "id", Value::String(_)) if depth > 0 => Err(foreign(key)),
+            (key, _) if UNSUPPORTED.contains(&key) => Err(format!(
+                "has a configuration schema with the keyword `{key}`, which hookrun does not support; its author must write it \
+                 without (`additionalProperties` and `items` are supported)"
+            )),
+            (key, Value::Object(named)) if MAPS.contains(&key) => {
+                if key == "patternProperties" {
+                    self.patterns(named.len())?;
+                }
+                self.part(depth + 1)?;
+                named.values().try_for_each(|schema| self.schema(schema, depth + 2))
+            }
+            (key, data) if DATA.contains(&key) => self.data(data, depth + 1),
+            ("pattern", _) => {
+                self.patterns(1)?;
+                self.part(depth + 1)
+            }
+            (_, value) => self.schema(value, depth + 1),
+        }
+    }
+
+    fn data(&mut self, data: &Value, depth: usize) -> Result<(), String> {
+        self.part(depth)?;
+        match data {
+            Value::Array(items) => items.iter().try_for_each(|item| self.data(item, depth + 1)),
+            Value::Object(keys) => keys.values().try_for_each(|value| self.data(value, depth + 1)),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Ok(()),
+        }
     }
 }
 
@@ -133,6 +207,49 @@ mod tests {
             refused(json!({ "properties": { "a": { "pattern": "^(?=a)(a+)+$" } } }))
                 .contains("is not a valid JSON schema")
         );
+    }
+
+    #[test]
+    fn keywords_that_are_not_supported_are_named() {
+        let refused = |schema: Value| violation(&schema, &json!({})).unwrap_err();
+        for keyword in UNSUPPORTED {
+            let message = refused(json!({ "properties": { "a": { keyword: false } } }));
+            assert!(message.contains(&format!("the keyword `{keyword}`")), "{message}");
+        }
+        insta::assert_snapshot!(refused(json!({ "unevaluatedProperties": false })), @"has a configuration schema with the keyword `unevaluatedProperties`, which hookrun does not support; its author must write it without (`additionalProperties` and `items` are supported)");
+        // As names and values they are as good as any.
+        let schema = json!({
+            "$id": "https://example.org/schema",
+            "properties": { "unevaluatedItems": { "default": { "$anchor": 1, "$id": "x" } } },
+            "examples": [{ "$dynamicRef": "x" }],
+        });
+        assert_eq!(violation(&schema, &json!({})), Ok(None));
+    }
+
+    #[test]
+    fn patterns_are_few() {
+        let named = |count: usize, schema: Value| -> Value {
+            (0..count).map(|number| (number.to_string(), schema.clone())).collect()
+        };
+        let pattern = json!({ "pattern": "^a" });
+        let few = json!({ "properties": named(MAX_PATTERNS, pattern.clone()) });
+        assert_eq!(violation(&few, &json!({})), Ok(None));
+        for many in [
+            json!({ "properties": named(MAX_PATTERNS + 1, pattern.clone()) }),
+            json!({ "patternProperties": named(MAX_PATTERNS + 1, json!(true)) }),
+            json!({ "$defs": { "p": pattern }, "properties": named(MAX_PATTERNS + 1, json!({ "$ref": "#/$defs/p" })) }),
+        ] {
+            insta::allow_duplicates! {
+                insta::assert_snapshot!(violation(&many, &json!({})).unwrap_err(), @"has a configuration schema with more than 100 patterns; its author must use fewer");
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_is_short() {
+        let schema = json!({ "const": "x".repeat(MAX_MESSAGE) });
+        let (_, message) = violation(&schema, &json!({})).unwrap().unwrap();
+        assert!(message.len() <= MAX_MESSAGE + 3 && message.ends_with("..."), "{message}");
     }
 
     proptest! {

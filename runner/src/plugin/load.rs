@@ -2,8 +2,14 @@
 //! [`Artifact`] was read and checked without running or compiling anything, a [`ReadyPlugin`] has
 //! its native code open, a [`LinkedPlugin`] is mapped with everything linked. Only the last one
 //! runs ([`super::run`]). A process puts up its wall ([`crate::wall`]) after the second.
+//!
+//! Bytes of a component are read here and handed on, never understood: what they are, a contained
+//! process has found out ([`super::examine`]).
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,11 +21,13 @@ use super::bindings::exports::hookrun::{builder_selection, diff, post_build};
 use super::compile::{CompileError, Compiler};
 use super::engine::Runtime;
 use super::error::PluginError;
+use super::examine::{ConfigKey, ExamineError, Examined, Verdict, Violation};
 use super::grants::{Defined, Effective, Missing, beyond_policy};
 use super::host_call::{PluginContext, RunState};
-use super::metadata::{self, Description, Metadata};
-use super::{bundled, config_schema, grants};
-use crate::config::{self, Config, Limit, PluginSource};
+use super::metadata::{Description, Metadata};
+use super::verdicts::{Stamp, Verdicts};
+use super::{bundled, grants};
+use crate::config::{self, Config, ConfigError, Limit, PluginSource};
 use crate::dirs::{self, Dirs};
 use crate::event::HookKind;
 
@@ -32,43 +40,35 @@ const MISSING_KEY: &str = "is a required property";
 /// configuration, and everything it wants is granted.
 #[derive(Debug)]
 pub struct Artifact {
-    wasm: std::borrow::Cow<'static, [u8]>,
+    component: Component,
     description: Description,
+    keys: Vec<ConfigKey>,
     hooks: Vec<HookKind>,
     context: Arc<PluginContext>,
 }
 
 impl Artifact {
-    /// Reads and checks `plugin`. Compiles nothing, so that `hookrun check` is quick.
-    ///
-    /// # Errors
-    /// The first thing that is wrong, with the line of the configuration.
-    pub fn open(plugin: &config::Plugin, config: &Config) -> Result<Self, PluginError> {
+    /// Checks what was found out about `plugin` against its table.
+    fn checked(
+        component: Component,
+        verdict: Verdict,
+        plugin: &config::Plugin,
+        config: &Config,
+    ) -> Result<Self, PluginError> {
         let name = plugin.name.as_str();
-        let config_error = |keys: &[&str], message: String| {
-            let keys: Vec<&str> = ["plugins", name].iter().chain(keys).copied().collect();
-            config.error(&keys, format!("plugin `{name}`: {message}"))
+        let error = |keys: &[&str], message: String| {
+            PluginError::Config(plugin_error(config, name, keys, &message))
         };
-        let error =
-            |keys: &[&str], message: String| PluginError::Config(config_error(keys, message));
-        let source = plugin.source.to_string();
-        let wasm = read(&plugin.source).map_err(|message| error(&["source"], message))?;
-        let description = metadata::describe(&wasm)
-            .map_err(|message| error(&["source"], format!("{source} {message}")))?;
+        let source = &plugin.source;
+        let Verdict { description, keys, violation, sample: _ } = verdict;
         let hooks = hooks(plugin, &description).map_err(|message| error(&["hooks"], message))?;
-        if let Some(schema) = &description.metadata.config_schema {
-            let violation = config_schema::violation(schema, &plugin.config)
-                .map_err(|message| error(&["source"], format!("{source} {message}")))?;
-            if let Some((keys, message)) = violation {
-                let keys: Vec<&str> =
-                    ["config"].into_iter().chain(keys.iter().map(String::as_str)).collect();
-                let known = known_keys(schema);
-                let fix = if message.ends_with(MISSING_KEY) { "add" } else { "change" };
-                return Err(PluginError::Table(config_error(
-                    &keys,
-                    format!("{}: {message}; {fix} it{known}", keys.join(".")),
-                )));
-            }
+        if let Some(Violation { keys: at, message }) = violation {
+            let at: Vec<&str> =
+                ["config"].into_iter().chain(at.iter().map(String::as_str)).collect();
+            let known = known_keys(&keys);
+            let fix = if message.ends_with(MISSING_KEY) { "add" } else { "change" };
+            let message = format!("{}: {message}; {fix} it{known}", at.join("."));
+            return Err(PluginError::Table(plugin_error(config, name, &at, &message)));
         }
         let policy = hooks.contains(&HookKind::BuilderSelection);
         let mut wants = description.metadata.wants.clone();
@@ -101,7 +101,7 @@ impl Artifact {
             wants,
             effective,
         };
-        Ok(Self { wasm, description, hooks, context: Arc::new(context) })
+        Ok(Self { component, description, keys, hooks, context: Arc::new(context) })
     }
 
     /// What it says about itself, and what its bytes say.
@@ -119,20 +119,57 @@ impl Artifact {
         &self.context.effective
     }
 
-    /// SHA-256 of the component, in hexadecimal.
-    pub fn digest(&self) -> String {
-        artifact::digest(&self.wasm)
+    /// The keys of its configuration, one level deep.
+    pub fn keys(&self) -> &[ConfigKey] {
+        &self.keys
+    }
+
+    /// The component.
+    pub fn component(&self) -> &Component {
+        &self.component
     }
 }
 
+fn plugin_error(config: &Config, name: &str, keys: &[&str], message: &str) -> ConfigError {
+    let keys: Vec<&str> = ["plugins", name].iter().chain(keys).copied().collect();
+    config.error(&keys, format!("plugin `{name}`: {message}"))
+}
+
 /// The bytes of a component.
-///
-/// # Errors
-/// A fragment that names the file.
-pub fn read(source: &PluginSource) -> Result<std::borrow::Cow<'static, [u8]>, String> {
+#[derive(Debug)]
+pub struct Component {
+    wasm: Cow<'static, [u8]>,
+    digest: String,
+    /// The file that it was read from; none if it is bundled, or was changed meanwhile.
+    stamp: Option<Stamp>,
+}
+
+impl Component {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// A fragment that names the file.
+    pub fn read(source: &PluginSource) -> Result<Self, String> {
+        let (wasm, stamp) = read(source)?;
+        Ok(Self { digest: artifact::digest(&wasm), wasm, stamp })
+    }
+
+    /// SHA-256, in hexadecimal.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// How many bytes it has.
+    pub fn length(&self) -> usize {
+        self.wasm.len()
+    }
+}
+
+/// The bytes of a component, and where they were.
+fn read(source: &PluginSource) -> Result<(Cow<'static, [u8]>, Option<Stamp>), String> {
     match source {
         PluginSource::Bundled(name) => {
-            bundled::component(name).map(std::borrow::Cow::Borrowed).ok_or_else(|| {
+            bundled::component(name).map(|wasm| (Cow::Borrowed(wasm), None)).ok_or_else(|| {
                 format!(
                     "no plugin `{name}` is bundled; {}",
                     config::suggestion(name, bundled::NAMES.iter().copied())
@@ -149,8 +186,13 @@ pub fn read(source: &PluginSource) -> Result<std::borrow::Cow<'static, [u8]>, St
                     "{shown} cannot be read ({error}); make it readable for the user that runs plugins"
                 ),
             };
-            let found = std::fs::metadata(path).map_err(|error| failed(&error))?;
-            // Reading a FIFO would wait for somebody to write.
+            // Opening a FIFO must not wait for somebody to write.
+            let mut file = std::fs::OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(path)
+                .map_err(|error| failed(&error))?;
+            let found = file.metadata().map_err(|error| failed(&error))?;
             if !found.is_file() {
                 return Err(format!("{shown} is no regular file; correct `source`"));
             }
@@ -160,7 +202,14 @@ pub fn read(source: &PluginSource) -> Result<std::borrow::Cow<'static, [u8]>, St
                     "{shown} has {length} bytes; at most {MAX_COMPONENT} are read"
                 ));
             }
-            std::fs::read(path).map(std::borrow::Cow::Owned).map_err(|error| failed(&error))
+            let mut wasm = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
+            file.by_ref()
+                .take(MAX_COMPONENT)
+                .read_to_end(&mut wasm)
+                .map_err(|error| failed(&error))?;
+            let (before, after) = (Stamp::of(path, &found), file.metadata());
+            let unchanged = after.is_ok_and(|after| Stamp::of(path, &after) == before);
+            Ok((Cow::Owned(wasm), unchanged.then_some(before)))
         }
     }
 }
@@ -181,14 +230,9 @@ fn hooks(plugin: &config::Plugin, description: &Description) -> Result<Vec<HookK
 }
 
 /// `; known keys: a, b`, if the schema names its keys.
-fn known_keys(schema: &serde_json::Value) -> String {
-    let keys = schema.get("properties").and_then(serde_json::Value::as_object).map(|properties| {
-        let keys: Vec<&str> = properties.keys().map(String::as_str).collect();
-        keys.join(", ")
-    });
-    keys.filter(|keys| !keys.is_empty())
-        .map(|keys| format!(" (known keys: {keys})"))
-        .unwrap_or_default()
+fn known_keys(keys: &[ConfigKey]) -> String {
+    let keys: Vec<&str> = keys.iter().map(|key| key.key.as_str()).collect();
+    if keys.is_empty() { String::new() } else { format!(" (known keys: {})", keys.join(", ")) }
 }
 
 /// What is missing, and the lines to write where the table of the grants is, or where it has to be.
@@ -239,9 +283,21 @@ fn defined(config: &Config) -> Defined<'_> {
     }
 }
 
-/// What loads plugins: the engines and the cache of a process.
+/// What is known of a plugin without opening it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Known {
+    /// The hooks that it exports.
+    Exports(Vec<HookKind>),
+    /// It is no plugin.
+    Refused,
+    /// Nothing yet, or nothing since its file was changed.
+    Nothing,
+}
+
+/// What loads plugins: the engines and the caches of a process.
 pub struct Host {
     cache: Cache,
+    verdicts: Verdicts,
     compiler: Compiler,
     /// By stack size, which is a setting of the engine.
     runtimes: Mutex<BTreeMap<u64, Arc<Runtime>>>,
@@ -250,13 +306,15 @@ pub struct Host {
 impl Host {
     /// A host with its cache in `dirs`. Starts nothing yet.
     pub fn new(dirs: &Dirs, compiler: Compiler) -> Self {
-        Self { cache: Cache::new(dirs.artifacts()), compiler, runtimes: Mutex::default() }
+        let (cache, verdicts) = (Cache::new(dirs.artifacts()), Verdicts::new(dirs.verdicts()));
+        Self { cache, verdicts, compiler, runtimes: Mutex::default() }
     }
 
     /// A host for plugins under test, whose cache is none of the installation's.
     pub fn for_tests(compiler: Compiler) -> Self {
-        let cache = Cache::new(dirs::test_artifacts());
-        Self { cache, compiler, runtimes: Mutex::default() }
+        let (cache, verdicts) =
+            (Cache::new(dirs::test_artifacts()), Verdicts::new(dirs::test_verdicts()));
+        Self { cache, verdicts, compiler, runtimes: Mutex::default() }
     }
 
     /// Where compiled plugins are.
@@ -271,8 +329,79 @@ impl Host {
         configured: impl IntoIterator<Item = &'a ReadyPlugin>,
         leftovers: Leftovers,
     ) {
-        let key = |ready: &ReadyPlugin| artifact::key(ready.runtime.engine(), &ready.artifact.wasm);
-        self.cache.prune(&configured.into_iter().map(key).collect(), leftovers);
+        let (mut artifacts, mut verdicts) = (BTreeSet::new(), BTreeSet::new());
+        for ready in configured {
+            let Artifact { component, context, .. } = &ready.artifact;
+            artifacts.insert(artifact::key(ready.runtime.engine(), &component.wasm));
+            verdicts.insert(Verdicts::key(&component.digest, &context.plugin.config));
+            verdicts.extend(component.stamp.as_ref().map(|stamp| stamp.name().to_owned()));
+        }
+        self.cache.prune(&artifacts, leftovers);
+        self.verdicts.prune(&verdicts, leftovers);
+    }
+
+    /// What was found out about a component for this `config` table, now or before.
+    ///
+    /// # Errors
+    /// There is nobody to find it out.
+    pub fn examine(
+        &self,
+        component: &Component,
+        table: &serde_json::Value,
+    ) -> Result<Examined, ExamineError> {
+        let key = Verdicts::key(&component.digest, table);
+        let examined = match self.verdicts.get(&key) {
+            Some(examined) => examined,
+            None => {
+                let examined = self.compiler.examine(&component.wasm, table)?;
+                self.verdicts.put(&key, &examined);
+                examined
+            }
+        };
+        if let Some(stamp) = &component.stamp
+            && self.verdicts.digest(stamp).as_ref() != Some(&component.digest)
+        {
+            self.verdicts.remember(stamp, &component.digest);
+        }
+        Ok(examined)
+    }
+
+    /// What is known of `plugin` without opening it.
+    pub fn known(&self, plugin: &config::Plugin) -> Known {
+        let digest = match &plugin.source {
+            PluginSource::Bundled(name) => bundled::component(name).map(artifact::digest),
+            PluginSource::File(path) => std::fs::metadata(path)
+                .ok()
+                .and_then(|found| self.verdicts.digest(&Stamp::of(path, &found))),
+        };
+        let examined =
+            digest.and_then(|digest| self.verdicts.get(&Verdicts::key(&digest, &plugin.config)));
+        match examined {
+            Some(Ok(verdict)) => Known::Exports(verdict.description.exports),
+            Some(Err(_)) => Known::Refused,
+            None => Known::Nothing,
+        }
+    }
+
+    /// Reads and checks `plugin`. Compiles nothing.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with the line of the configuration.
+    pub fn open(&self, plugin: &config::Plugin, config: &Config) -> Result<Artifact, PluginError> {
+        let source = &plugin.source;
+        let error = |message: String| plugin_error(config, &plugin.name, &["source"], &message);
+        let component =
+            Component::read(source).map_err(|message| PluginError::Config(error(message)))?;
+        let examined = self.examine(&component, &plugin.config).map_err(|problem| {
+            let why = error(format!("{source} {problem}"));
+            match problem {
+                ExamineError::NotAhead => PluginError::NotAhead(why),
+                ExamineError::System(_) => PluginError::Config(why),
+            }
+        })?;
+        let verdict = examined
+            .map_err(|message| PluginError::Config(error(format!("{source} {message}"))))?;
+        Artifact::checked(component, verdict, plugin, config)
     }
 
     /// Reads, checks and makes ready `plugin`. Maps nothing and starts no thread: what a process
@@ -285,7 +414,7 @@ impl Host {
         plugin: &config::Plugin,
         config: &Config,
     ) -> Result<ReadyPlugin, PluginError> {
-        self.ready(Artifact::open(plugin, config)?, config)
+        self.ready(self.open(plugin, config)?, config)
     }
 
     /// Makes ready all plugins of `config`, and removes what is left of plugins of before from the
@@ -308,9 +437,10 @@ impl Host {
         let plugin = &artifact.context.plugin;
         let name = plugin.name.as_str();
         let runtime = self.runtime(plugin.limits.get(Limit::Stack))?;
-        let compile = || self.compiler.compile(runtime.engine(), plugin, &artifact.wasm);
+        let wasm = &artifact.component.wasm;
+        let compile = || self.compiler.compile(runtime.engine(), plugin, wasm);
         let patience = self.compiler.patience(plugin);
-        let code = self.cache.code(runtime.engine(), &artifact.wasm, patience, compile);
+        let code = self.cache.code(runtime.engine(), wasm, patience, compile);
         let code = code.map_err(|error| {
             let whole = |message: String| config.error(&["plugins", name, "source"], message);
             let (keys, message) = match error {
@@ -351,7 +481,8 @@ impl Host {
     pub fn link(ready: ReadyPlugin, config: &Config) -> Result<LinkedPlugin, PluginError> {
         let begun = Instant::now();
         let ReadyPlugin {
-            artifact: Artifact { wasm, description, hooks, context },
+            artifact:
+                Artifact { component: Component { digest, .. }, description, keys: _, hooks, context },
             code,
             runtime,
             time,
@@ -375,7 +506,7 @@ impl Host {
         let exports = Exports::find(&hooks, &instance)
             .map_err(|cause| error("exports a hook of another type", &cause))?;
         Ok(LinkedPlugin {
-            digest: artifact::digest(&wasm),
+            digest,
             metadata: description.metadata,
             hooks,
             context,

@@ -2,8 +2,9 @@
 //! and what it imports.
 //!
 //! The section `hookrun:metadata` is JSON. The SDK's macro writes it into the core module; tools
-//! for other languages may put it on the component. It is data from a stranger: bounded, parsed
-//! strictly, and it decides nothing by itself ([`super::grants`]).
+//! for other languages may put it on the component. It is data from a stranger: read by a contained
+//! process ([`super::examine`]), bounded, parsed strictly, and it decides nothing by itself
+//! ([`super::grants`]).
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -50,7 +51,8 @@ pub struct Metadata {
 }
 
 /// A component, as far as its bytes tell.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Description {
     /// What it says about itself.
     pub metadata: Metadata,

@@ -6,15 +6,16 @@
 //! [`LinkedPlugin::run_event`] or [`LinkedPlugin::select`]; they see events, outcomes and reports,
 //! never the engine.
 //!
-//! * [`metadata`]: what a component says about itself, read without running it. [`config_schema`]:
-//!   its schema, bounded. [`grants`]: what it may do; pure.
+//! * [`examine`]: what is known of a component without running it, found out by a contained process
+//!   and kept ([`verdicts`]). [`metadata`]: what it says about itself. [`config_schema`]: its
+//!   schema, bounded. [`grants`]: what it may do; pure.
 //! * [`load`]: [`Artifact`] (checked) to [`ReadyPlugin`] (code open) to [`LinkedPlugin`] (mapped).
 //!   [`artifact`]: the cache of compiled plugins.
 //! * [`engine`]: compilation, interruption, and the table of what is linked. [`bindings`]:
 //!   generated.
 //! * [`run`]: one run. [`limits`], [`run_clock`]: what bounds it. [`host_call`]: the choke point
 //!   that every host call passes.
-//! * [`compile`]: the compiler, in a contained child.
+//! * [`compile`]: the compiler, in a contained child. [`contain`]: such children.
 //! * [`bundled`]: the plugins inside this binary.
 
 pub mod artifact;
@@ -22,9 +23,11 @@ pub mod bindings;
 pub mod bundled;
 pub mod compile;
 pub mod config_schema;
+pub mod contain;
 mod convert;
 pub mod engine;
 mod error;
+pub mod examine;
 pub mod grants;
 pub mod host_call;
 pub mod limits;
@@ -33,7 +36,8 @@ pub mod metadata;
 mod output;
 mod run;
 mod run_clock;
+pub mod verdicts;
 
 pub use compile::Compiler;
 pub use error::PluginError;
-pub use load::{Artifact, Host, LinkedPlugin, ReadyPlugin};
+pub use load::{Artifact, Component, Host, Known, LinkedPlugin, ReadyPlugin};

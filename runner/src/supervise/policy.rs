@@ -8,6 +8,7 @@ use std::io::BufReader;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::frame;
 use super::protocol::{COMMAND, Purpose, Question, Setup, Word};
@@ -16,18 +17,56 @@ use crate::capability::state::{Pairs, Stores};
 use crate::config::{Config, Limit, Plugin};
 use crate::dirs::Dirs;
 use crate::event::{HookKind, NixDirs};
-use crate::plugin::Artifact;
+use crate::plugin::{Compiler, Host, Known, PluginError};
+use crate::queue::spawn;
 
-/// The name of the plugin that chooses builders: the first by name that serves the hook. One whose
-/// configuration does not list its hooks is asked for them; one that cannot be read is left to
-/// `hookrun check`.
-pub fn chooser(config: &Config) -> Option<String> {
-    let serves = |plugin: &Plugin| match plugin.hooks.as_slice() {
-        [] => Artifact::open(plugin, config)
-            .is_ok_and(|artifact| artifact.hooks().contains(&HookKind::BuilderSelection)),
-        hooks => hooks.contains(&HookKind::BuilderSelection),
-    };
-    config.plugins.values().find(|plugin| serves(plugin)).map(|plugin| plugin.name.clone())
+/// How long finding out which plugin chooses may take while Nix waits; it takes some milliseconds,
+/// once for each plugin.
+const EXAMINE_TIME: Duration = Duration::from_millis(1500);
+
+/// May a plugin of `config` choose builders? One whose configuration does not list its hooks may:
+/// which it serves is found out when it is asked ([`chooser`]).
+pub fn may_choose(config: &Config) -> bool {
+    config.plugins.values().any(may_serve)
+}
+
+fn may_serve(plugin: &Plugin) -> bool {
+    plugin.hooks.is_empty() || plugin.hooks.contains(&HookKind::BuilderSelection)
+}
+
+/// The plugin that chooses builders: the first by name that serves the hook. What is known of one
+/// whose configuration does not list its hooks is looked up; if that is nothing, it is found out,
+/// and one that cannot be read is left to `hookrun check`.
+///
+/// # Errors
+/// There is none, or it is not known in time.
+fn chooser<'a>(config: &'a Config, host: &Host) -> Result<&'a Plugin, PolicyError> {
+    let serves = |exports: &[HookKind]| exports.contains(&HookKind::BuilderSelection);
+    let mut unknown = None;
+    for plugin in config.plugins.values().filter(|plugin| may_serve(plugin)) {
+        if !plugin.hooks.is_empty() {
+            return Ok(plugin);
+        }
+        let is_policy = match host.known(plugin) {
+            Known::Exports(exports) => serves(&exports),
+            Known::Refused => false,
+            Known::Nothing => match host.open(plugin, config) {
+                Ok(artifact) => serves(artifact.hooks()),
+                Err(PluginError::NotAhead(why)) => {
+                    unknown.get_or_insert((plugin, why));
+                    false
+                }
+                Err(_) => false,
+            },
+        };
+        if is_policy {
+            return Ok(plugin);
+        }
+    }
+    let Some((plugin, why)) = unknown else { return Err(PolicyError::Nobody) };
+    // Else the next hook tries again; `hookrun check` says what is wrong.
+    let _started = spawn::detached(&Dirs::from_env(), &["compile", plugin.name.as_str()]);
+    Err(PolicyError::Unready(why.to_string()))
 }
 
 /// Asks a plugin. Made and used on the policy's own thread: the session never waits for it longer
@@ -53,28 +92,22 @@ impl Drop for Process {
 }
 
 impl PluginPolicy {
-    /// Starts a process for the plugin `name` of `config`.
+    /// Starts a process for the plugin of `config` that chooses builders.
     ///
     /// # Errors
-    /// It does not load; the text ends in the fix.
-    pub fn load(config: &Config, name: &str) -> Result<Box<dyn Policy>, PolicyError> {
+    /// There is none, or it does not load; the text ends in the fix.
+    pub fn load(config: &Config) -> Result<Box<dyn Policy>, PolicyError> {
         let dirs = Dirs::from_env();
-        let unavailable = |error: String| PolicyError::Unavailable(error);
-        let settings = config.plugins.get(name).ok_or_else(|| {
-            PolicyError::Unavailable(format!(
-                "there is no [plugins.{name}] in {}",
-                config.path.display()
-            ))
-        })?;
-        let artifact =
-            Artifact::open(settings, config).map_err(|error| unavailable(error.to_string()))?;
-        let allowed = settings.limits.get(Limit::StateBytes);
-        let state =
-            artifact.effective().state.then(|| (Stores::durable(dirs.policy_state()), allowed));
+        let until = Instant::now() + EXAMINE_TIME;
+        let compiler = Compiler::Within(config.worker.user.clone(), until);
+        let plugin = chooser(config, &Host::new(&dirs, compiler))?;
+        let (name, allowed) = (plugin.name.clone(), plugin.limits.get(Limit::StateBytes));
+        // One that does not want it does not get at it.
+        let state = plugin.grant.state.then(|| (Stores::durable(dirs.policy_state()), allowed));
         let setup =
-            Setup::new(config, &dirs, NixDirs::from_env(), vec![name.to_owned()], Purpose::Policy);
-        let process = Process::start(&setup).map_err(unavailable)?;
-        Ok(Box::new(Self { name: name.to_owned(), state, process: Mutex::new(process) }))
+            Setup::new(config, &dirs, NixDirs::from_env(), vec![name.clone()], Purpose::Policy);
+        let process = Process::start(&setup).map_err(PolicyError::Unavailable)?;
+        Ok(Box::new(Self { name, state, process: Mutex::new(process) }))
     }
 }
 

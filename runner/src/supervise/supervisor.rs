@@ -21,7 +21,7 @@ use crate::dirs::Dirs;
 use crate::event::{Event, HookEvent, HookKind, NixDirs};
 use crate::nix::database::Database;
 use crate::outcome::RunReport;
-use crate::plugin::{Artifact, Compiler, Host};
+use crate::plugin::{Compiler, Host};
 use crate::queue::journal::Wanted;
 use crate::queue::worker::{Executor, Refreshed};
 
@@ -62,6 +62,7 @@ struct Seen {
 impl Current {
     /// Reads what every plugin says about itself. Starts nothing.
     fn new(config: Config, dirs: &Dirs) -> Self {
+        let host = Host::new(dirs, Compiler::Contained(config.worker.user.clone()));
         let mut plugins = BTreeMap::new();
         for (name, settings) in &config.plugins {
             // A gate has run inside the hook, where it can refuse; running it again could change
@@ -71,7 +72,7 @@ impl Current {
             if settings.gate || !queued {
                 continue;
             }
-            let artifact = Artifact::open(settings, &config).ok();
+            let artifact = host.open(settings, &config).ok();
             let hooks = artifact.as_ref().map(|artifact| artifact.hooks().to_vec());
             let asked = artifact.map(|artifact| artifact.description().metadata.order);
             let order = settings.order.or(asked).unwrap_or_default();

@@ -11,14 +11,14 @@ mod subject;
 use serde::Serialize;
 
 pub use policy::PolicyHere;
-pub use subject::{CAPABILITIES, Changes, Files, Origin, SampleConfig, Subject, SubjectError};
+pub use subject::{CAPABILITIES, Changes, Files, Origin, Subject, SubjectError};
 
 use crate::builders::{Action, Candidate, LocalMachine, Machine};
 use crate::capability::{Services, http};
 use crate::dirs::{self, Dirs};
 use crate::event::HookKind;
 use crate::outcome::{Outcome, RunReport};
-use crate::plugin::{Compiler, Host, LinkedPlugin, ReadyPlugin, artifact};
+use crate::plugin::{Host, LinkedPlugin, ReadyPlugin, artifact};
 use crate::supervise::supervisor::serves;
 use crate::wall::{Identity, Wall};
 
@@ -65,8 +65,7 @@ impl TestRun {
 ///
 /// # Errors
 /// It does not load: one line with the fix.
-pub fn prepare(subject: &Subject, compiler: Compiler) -> Result<ReadyPlugin, String> {
-    let host = Host::for_tests(compiler);
+pub fn prepare(subject: &Subject, host: &Host) -> Result<ReadyPlugin, String> {
     let ready =
         host.prepare(&subject.plugin, &subject.config).map_err(|error| subject.explain(error))?;
     host.prune(&[] as &[ReadyPlugin], artifact::OF_TESTS);

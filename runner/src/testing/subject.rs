@@ -7,8 +7,9 @@ use crate::config::{
     self, Config, ConfigError, Grant, HttpGrant, Limit, Plugin, PluginSource, StoreScope,
 };
 use crate::event::HookKind;
+use crate::plugin::examine::{Sample, SampleConfig, Verdict};
 use crate::plugin::grants::{Want, Wants, beyond_policy};
-use crate::plugin::{PluginError, bundled, metadata};
+use crate::plugin::{Component, Host, PluginError, bundled};
 
 /// The services that a plugin outside of a configuration is offered, by the names that the bundled
 /// plugins' examples use. Documented in the help of `hookrun test`.
@@ -40,17 +41,6 @@ pub enum Origin {
     Configured,
     /// Made for the test: sample services, and grants for everything that the plugin wants.
     Samples(SampleConfig),
-}
-
-/// Where the `config` table of a plugin outside of a configuration comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SampleConfig {
-    /// The first of the schema's `examples`.
-    Example,
-    /// `default`s and `examples` of required properties.
-    Properties,
-    /// The schema has no example: the table is empty.
-    Empty,
 }
 
 /// Which configuration files to look into.
@@ -93,13 +83,13 @@ pub enum SubjectError {
         "there is no file `{0}`; build it with `cargo build --release --target wasm32-wasip2`, from a crate with `crate-type = [\"cdylib\"]`"
     )]
     NoFile(String),
-    /// It cannot be read.
-    #[error("{} cannot be read ({error}); make it readable for you", path.display())]
+    /// It cannot be read or examined.
+    #[error("plugin {source_name}: {reason}")]
     Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        error: std::io::Error,
+        /// The file or bundled name.
+        source_name: String,
+        /// A fragment that ends in the fix.
+        reason: String,
     },
     /// It is no plugin.
     #[error("plugin {source_name} {reason}")]
@@ -141,6 +131,7 @@ impl Subject {
     pub fn find(
         name: &str,
         files: &Files<'_>,
+        host: &Host,
         changes: &Changes<'_>,
     ) -> Result<Self, SubjectError> {
         let path = Path::new(name);
@@ -150,13 +141,13 @@ impl Subject {
             None => None,
         };
         let mut subject = match source {
-            Some(source) => Self::of_source(name, &source, files)?,
+            Some(source) => Self::of_source(name, &source, files, host)?,
             None if path.components().count() > 1 || path.extension().is_some() => {
                 return Err(SubjectError::NoFile(name.to_owned()));
             }
             None => Self::of_name(name, files)?,
         };
-        subject.deny(changes.deny)?;
+        subject.deny(changes.deny, host)?;
         subject.limit(changes.limits)?;
         subject.set(changes.set)?;
         let Self { plugin, config, .. } = &mut subject;
@@ -187,9 +178,10 @@ impl Subject {
         name: &str,
         source: &PluginSource,
         files: &Files<'_>,
+        host: &Host,
     ) -> Result<Self, SubjectError> {
         let near = if files.chosen { Some(files.config.to_owned()) } else { files.here() };
-        let Some(path) = near else { return Self::with_everything(name, Vec::new()) };
+        let Some(path) = near else { return Self::with_everything(name, Vec::new(), host) };
         let config = files.load(&path)?;
         let mut with_source = config.plugins.values().filter(|plugin| same(&plugin.source, source));
         match (with_source.next(), with_source.next()) {
@@ -208,7 +200,7 @@ impl Subject {
                     "{} is not used: no plugin in it has the source `{name}`",
                     path.display()
                 );
-                Self::with_everything(name, vec![note])
+                Self::with_everything(name, vec![note], host)
             }
         }
     }
@@ -219,25 +211,23 @@ impl Subject {
 
     /// A plugin outside of a configuration: what it wants is granted, and its configuration comes
     /// from its schema.
-    fn with_everything(name: &str, mut notes: Vec<String>) -> Result<Self, SubjectError> {
-        let no_plugin =
-            |reason: String| SubjectError::NoPlugin { source_name: name.to_owned(), reason };
-        let source =
-            match name.strip_prefix("bundled:") {
-                Some(bundled) => PluginSource::Bundled(bundled.to_owned()),
-                None => {
-                    let path = Path::new(name);
-                    PluginSource::File(std::path::absolute(path).map_err(|error| {
-                        SubjectError::Unreadable { path: path.to_owned(), error }
-                    })?)
-                }
-            };
-        let wasm =
-            read(&source).map_err(|error| SubjectError::Unreadable { path: name.into(), error })?;
-        let wasm = wasm.ok_or_else(|| {
-            no_plugin(format!("is not bundled; known: {}", bundled::NAMES.join(", ")))
-        })?;
-        let description = metadata::describe(&wasm).map_err(no_plugin)?;
+    fn with_everything(
+        name: &str,
+        mut notes: Vec<String>,
+        host: &Host,
+    ) -> Result<Self, SubjectError> {
+        let source = match name.strip_prefix("bundled:") {
+            Some(bundled) => PluginSource::Bundled(bundled.to_owned()),
+            None => {
+                let unreadable = |error: std::io::Error| SubjectError::Unreadable {
+                    source_name: name.to_owned(),
+                    reason: error.to_string(),
+                };
+                PluginSource::File(std::path::absolute(name).map_err(unreadable)?)
+            }
+        };
+        let (_, verdict) = examine(host, name, &source, &serde_json::json!({}))?;
+        let Verdict { description, sample: Sample { table, from }, .. } = verdict;
         let metadata = description.metadata;
         let services = format!(
             "[object-stores.{OBJECT_STORE}]\n[signing-keys.\"{SIGNING_KEY}\"]\nfile = \"in-memory\"\n[mail.{MAIL}]\n"
@@ -265,7 +255,6 @@ impl Subject {
                     .to_owned(),
             );
         }
-        let (table, from) = sample_config(metadata.config_schema.as_ref());
         let plugin = Plugin {
             name: plugin_name.clone(),
             source,
@@ -317,32 +306,21 @@ impl Subject {
         }
     }
 
-    /// The component's bytes.
+    /// The component, and what is found out about it.
     ///
     /// # Errors
-    /// They cannot be read.
-    pub fn component(&self) -> Result<Vec<u8>, SubjectError> {
+    /// It cannot be read, or is not a plugin.
+    pub fn examine(&self, host: &Host) -> Result<(Component, Verdict), SubjectError> {
         let source = &self.plugin.source;
-        let unreadable =
-            |error| SubjectError::Unreadable { path: source.to_string().into(), error };
-        read(source).map_err(unreadable)?.ok_or_else(|| SubjectError::NoPlugin {
-            source_name: source.to_string(),
-            reason: format!("is not bundled; known: {}", bundled::NAMES.join(", ")),
-        })
+        examine(host, &source.to_string(), source, &self.plugin.config)
     }
 
     /// Takes grants away.
-    fn deny(&mut self, capabilities: &[String]) -> Result<(), SubjectError> {
+    fn deny(&mut self, capabilities: &[String], host: &Host) -> Result<(), SubjectError> {
         if capabilities.is_empty() {
             return Ok(());
         }
-        let wants = metadata::describe(&self.component()?)
-            .map_err(|reason| SubjectError::NoPlugin {
-                source_name: self.plugin.source.to_string(),
-                reason,
-            })?
-            .metadata
-            .wants;
+        let wants = self.examine(host)?.1.description.metadata.wants;
         let grant = &mut self.plugin.grant;
         let mut required = Vec::new();
         for capability in capabilities {
@@ -481,25 +459,6 @@ fn everything(wants: &Wants) -> Grant {
     }
 }
 
-/// A `config` table that the schema probably allows.
-fn sample_config(schema: Option<&serde_json::Value>) -> (serde_json::Value, SampleConfig) {
-    let first = |schema: &serde_json::Value| schema.get("examples")?.get(0).cloned();
-    if let Some(example) = schema.and_then(first) {
-        return (example, SampleConfig::Example);
-    }
-    let required = schema.and_then(|schema| schema.get("required")?.as_array());
-    let required = required.into_iter().flatten().filter_map(|key| key.as_str());
-    let table: serde_json::Map<String, serde_json::Value> = required
-        .filter_map(|key| {
-            let property = schema?.get("properties")?.get(key)?;
-            let value = property.get("default").cloned().or_else(|| first(property))?;
-            Some((key.to_owned(), value))
-        })
-        .collect();
-    let from = if table.is_empty() { SampleConfig::Empty } else { SampleConfig::Properties };
-    (serde_json::Value::Object(table), from)
-}
-
 /// Puts `new` into `value`: tables key by key, anything else as a whole.
 fn merge(value: &mut serde_json::Value, new: serde_json::Value) {
     match (value, new) {
@@ -523,12 +482,26 @@ fn same(one: &PluginSource, other: &PluginSource) -> bool {
     }
 }
 
-/// The component's bytes; `None` for a bundled plugin that does not exist.
-fn read(source: &PluginSource) -> std::io::Result<Option<Vec<u8>>> {
-    match source {
-        PluginSource::Bundled(name) => Ok(bundled::component(name).map(<[u8]>::to_vec)),
-        PluginSource::File(path) => std::fs::read(path).map(Some),
+fn examine(
+    host: &Host,
+    name: &str,
+    source: &PluginSource,
+    table: &serde_json::Value,
+) -> Result<(Component, Verdict), SubjectError> {
+    let unreadable =
+        |reason: String| SubjectError::Unreadable { source_name: name.to_owned(), reason };
+    if let PluginSource::Bundled(bundled) = source
+        && bundled::component(bundled).is_none()
+    {
+        let reason = format!("is not bundled; known: {}", bundled::NAMES.join(", "));
+        return Err(SubjectError::NoPlugin { source_name: name.to_owned(), reason });
     }
+    let component = Component::read(source).map_err(unreadable)?;
+    let examined =
+        host.examine(&component, table).map_err(|error| unreadable(format!("it {error}")))?;
+    let verdict = examined
+        .map_err(|reason| SubjectError::NoPlugin { source_name: name.to_owned(), reason })?;
+    Ok((component, verdict))
 }
 
 #[cfg(test)]

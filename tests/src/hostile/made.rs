@@ -208,6 +208,22 @@ pub fn slow_to_compile(component: &[u8]) -> Vec<u8> {
     [component, &section(1, &module)].concat()
 }
 
+/// A component with so many imports more, of 100 bytes each.
+pub fn importing(count: usize, component: &[u8]) -> Vec<u8> {
+    let section = |id: u8, content: &[u8]| -> Vec<u8> {
+        [&[id], leb128(content.len()).as_slice(), content].concat()
+    };
+    let import = |number: usize| -> Vec<u8> {
+        let name = format!("a:b/c{number:094}");
+        // An instance of type 0.
+        [&[0], leb128(name.len()).as_slice(), name.as_bytes(), &[5, 0]].concat()
+    };
+    let imports: Vec<u8> = (0..count).flat_map(import).collect();
+    // The type of an instance without exports.
+    let types = section(7, &[1, 0x42, 0]);
+    [component, &types, &section(10, &[leb128(count), imports].concat())].concat()
+}
+
 /// An unsigned number in LEB128.
 fn leb128(mut number: usize) -> Vec<u8> {
     let mut bytes = Vec::new();

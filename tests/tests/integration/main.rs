@@ -44,6 +44,7 @@ mod reload;
 mod resources;
 mod runner;
 mod sandbox;
+mod schemas;
 mod service;
 mod signals;
 mod ssh;

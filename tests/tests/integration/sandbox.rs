@@ -9,7 +9,7 @@ use hookrun::event::{Diff, Event, HookEvent, HookKind, Output, PostBuild};
 use hookrun::evidence::{Difference, Evidence};
 use hookrun::outcome::{Outcome, RunReport};
 use hookrun::plugin::artifact::Origin;
-use hookrun::plugin::{Artifact, Compiler, Host, LinkedPlugin};
+use hookrun::plugin::{Compiler, Host, LinkedPlugin};
 use hookrun_tests::sandbox::Sandbox;
 
 const DRV: &str = "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-hello-2.12.drv";
@@ -192,6 +192,6 @@ fn what_does_not_load_says_what_to_write() {
 
     let config =
         Config::parse(&scene.0.dirs.config, "[plugins.x]\nsource = \"none.wasm\"\n").unwrap();
-    let message = Artifact::open(&config.plugins["x"], &config).unwrap_err().to_string();
+    let message = scene.0.host.open(&config.plugins["x"], &config).unwrap_err().to_string();
     insta::assert_snapshot!(message.replace(&scene.0.dirs.config.parent().unwrap().display().to_string(), "ROOT"), @r#"ROOT/hookrun.toml:2: plugin `x`: there is no file ROOT/none.wasm; correct `source`"#);
 }

@@ -18,7 +18,7 @@ use crate::builders::simulate::{chart, svg};
 use crate::config::Resources;
 use crate::exit_code::Exit;
 use crate::nix::machines::{self, MachineLine};
-use crate::plugin::Compiler;
+use crate::plugin::{Compiler, Host};
 use crate::testing::{self, Changes, PolicyHere, Subject};
 
 /// The policy that is played if none is named.
@@ -199,15 +199,17 @@ fn policies(context: &Context, args: &Args) -> Result<Vec<(String, PolicyHere)>,
     };
     let failed =
         |message: String| CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) };
+    let host = Host::for_tests(Compiler::Contained(None));
     let mut ready = Vec::new();
     for name in names {
         let subject = Subject::find(
             name,
             &context.files(),
+            &host,
             &Changes { set: &args.set, ..Changes::default() },
         )
         .map_err(subject_error)?;
-        let plugin = testing::prepare(&subject, Compiler::Contained(None)).map_err(failed)?;
+        let plugin = testing::prepare(&subject, &host).map_err(failed)?;
         ready.push((name.to_owned(), subject, plugin));
     }
     testing::wall().raise().map_err(CliError::environment)?;

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::config::Config;
-use crate::plugin::Artifact;
+use crate::plugin::{Artifact, Compiler, Host};
 
 fn scene(text: &str) -> (Config, Dirs) {
     let dirs =
@@ -12,8 +12,11 @@ fn scene(text: &str) -> (Config, Dirs) {
 
 fn wall_of(text: &str, variables: &[(&str, &str)]) -> Wall {
     let (config, dirs) = scene(text);
+    let empty = tempfile::tempdir().unwrap();
+    let nowhere = Dirs { state: empty.path().to_owned(), ..dirs.clone() };
+    let host = Host::new(&nowhere, Compiler::InProcess);
     let artifacts: Vec<Artifact> =
-        config.plugins.values().map(|plugin| Artifact::open(plugin, &config).unwrap()).collect();
+        config.plugins.values().map(|plugin| host.open(plugin, &config).unwrap()).collect();
     let effective: Vec<&Effective> = artifacts.iter().map(Artifact::effective).collect();
     let nix = NixDirs {
         store: "/nix/store".into(),

@@ -1,6 +1,8 @@
 use serde_json::json;
 
 use super::*;
+use crate::dirs::Dirs;
+use crate::plugin::Compiler;
 
 /// A working directory with the bundled plugin `s3-upload` as `upload.wasm`.
 struct Directory(tempfile::TempDir);
@@ -32,7 +34,10 @@ impl Directory {
             chosen: chosen.is_some(),
             directory: self.0.path(),
         };
-        Subject::find(name, &files, changes).map_err(|error| self.shown(&error.to_string()))
+        let state = self.0.path().join("state");
+        let dirs = Dirs { config: config.clone().into(), state };
+        let host = Host::new(&dirs, Compiler::InProcess);
+        Subject::find(name, &files, &host, changes).map_err(|error| self.shown(&error.to_string()))
     }
 
     fn shown(&self, text: &str) -> String {
@@ -136,20 +141,4 @@ fn keys_of_one_table_are_set_one_by_one() {
     assert_eq!(subject.plugin.config["a"], json!({ "b": 3, "c": [2] }));
     assert_eq!(subject.plugin.limits.get(Limit::WallTime), 2000);
     assert_eq!(subject.config.plugins["speed-factor"].limits.get(Limit::HostCalls), 7);
-}
-
-#[test]
-fn required_keys_are_filled_from_their_own_examples() {
-    let schema = json!({
-        "required": ["greeting", "count", "unknown"],
-        "properties": {
-            "greeting": { "examples": ["hello", "hi"] },
-            "count": { "default": 3 },
-            "optional": { "default": 4 },
-        },
-    });
-    let (table, from) = sample_config(Some(&schema));
-    assert_eq!(table, json!({ "greeting": "hello", "count": 3 }));
-    assert_eq!(from, SampleConfig::Properties);
-    assert_eq!(sample_config(None), (json!({}), SampleConfig::Empty));
 }

@@ -1,0 +1,126 @@
+//! What was found out about components ([`super::examine`]), kept beside the compiled plugins: one
+//! file for each component and `config` table. And for each file that a plugin was read from, which
+//! component that was, so that a hook knows a plugin without opening it.
+//!
+//! Whoever can write here can make hookrun believe anything about a plugin, but for its grants. So
+//! the directory is trusted as that of the compiled plugins is ([`super::artifact`]), and whatever
+//! does not fit is a miss.
+
+use std::collections::BTreeSet;
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::artifact::{self, Leftovers};
+use super::examine::Examined;
+
+/// Of the form of the files, and of what is found out. Together with the version of hookrun it says
+/// whether a file can still be believed.
+const FORMAT: &str = concat!("hookrun-verdict-1 ", env!("CARGO_PKG_VERSION"));
+/// The largest file that is read.
+const MAX_LENGTH: u64 = 2 << 20;
+
+/// The directory of what was found out.
+#[derive(Debug, Clone)]
+pub struct Verdicts {
+    directory: PathBuf,
+}
+
+/// A file at one time: after a change of its content it is another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stamp(String);
+
+impl Stamp {
+    /// Of the file at `path` with this state.
+    pub fn of(path: &Path, found: &std::fs::Metadata) -> Self {
+        let state = [
+            found.dev(),
+            found.ino(),
+            found.len(),
+            found.mtime().unsigned_abs(),
+            found.mtime_nsec().unsigned_abs(),
+            found.ctime().unsigned_abs(),
+            found.ctime_nsec().unsigned_abs(),
+        ];
+        let mut sha = Sha256::new();
+        sha.update(FORMAT);
+        for number in state {
+            sha.update(number.to_le_bytes());
+        }
+        sha.update(path.as_os_str().as_encoded_bytes());
+        Self(artifact::hex(&sha.finalize()))
+    }
+}
+
+impl Verdicts {
+    /// Those in `directory`, which need not exist.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// The name of the file for the component with this digest and this `config` table.
+    pub(super) fn key(digest: &str, config: &Value) -> String {
+        let mut sha = Sha256::new();
+        sha.update(FORMAT);
+        sha.update(digest);
+        sha.update(config.to_string());
+        artifact::hex(&sha.finalize())
+    }
+
+    /// What was found out under this key.
+    pub(super) fn get(&self, key: &str) -> Option<Examined> {
+        serde_json::from_slice(&self.read(key)?).ok()
+    }
+
+    /// Keeps it. Where that cannot be, it is found out again.
+    pub(super) fn put(&self, key: &str, examined: &Examined) {
+        if let Ok(text) = serde_json::to_vec(examined) {
+            self.write(key, &text);
+        }
+    }
+
+    /// The digest of the component that was read from a file at that time.
+    pub(super) fn digest(&self, stamp: &Stamp) -> Option<String> {
+        String::from_utf8(self.read(&stamp.0)?).ok()
+    }
+
+    /// Keeps it.
+    pub(super) fn remember(&self, stamp: &Stamp, digest: &str) {
+        self.write(&stamp.0, digest.as_bytes());
+    }
+
+    /// Removes what is not among `configured`, as far as `leftovers` does not keep it.
+    pub(super) fn prune(&self, configured: &BTreeSet<String>, leftovers: Leftovers) {
+        artifact::prune(&self.directory, configured, leftovers);
+    }
+
+    fn read(&self, name: &str) -> Option<Vec<u8>> {
+        let directory: OwnedFd = artifact::open_directory(&self.directory).ok()?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = rustix::fs::openat(&directory, name, flags, Mode::empty()).ok()?;
+        let file = std::fs::File::from(file);
+        artifact::trusted(&file)?;
+        let mut content = Vec::new();
+        (&file).take(MAX_LENGTH).read_to_end(&mut content).ok()?;
+        artifact::renew(&file);
+        Some(content)
+    }
+
+    fn write(&self, name: &str, content: &[u8]) {
+        // Found out again where it cannot be kept.
+        let _kept = artifact::open_directory(&self.directory)
+            .map(|directory| artifact::put(&directory, name, &[content]));
+    }
+}
+
+impl Stamp {
+    /// The name of its file.
+    pub(super) fn name(&self) -> &str {
+        &self.0
+    }
+}
