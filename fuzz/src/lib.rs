@@ -40,6 +40,13 @@ pub const TARGETS: &[Target] = &[
     targets::derivation::TARGET,
     targets::host_calls::TARGET,
     targets::http_grants::TARGET,
+    targets::runner::TARGET,
+    targets::sessions::TARGET,
+    targets::locks::TARGET,
+    targets::speech::TARGET,
+    targets::trace::TARGET,
+    targets::journal::TARGET,
+    targets::answers::TARGET,
     targets::smtp::TARGET,
 ];
 

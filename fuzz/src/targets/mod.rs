@@ -1,15 +1,22 @@
 //! One file a target.
 
+pub(crate) mod answers;
 pub(crate) mod build_hook;
 pub(crate) mod config;
 pub(crate) mod derivation;
 pub(crate) mod event;
 pub(crate) mod host_calls;
 pub(crate) mod http_grants;
+pub(crate) mod journal;
+pub(crate) mod locks;
 pub(crate) mod machines;
 pub(crate) mod metadata;
+pub(crate) mod runner;
+pub(crate) mod sessions;
 pub(crate) mod smtp;
+pub(crate) mod speech;
 pub(crate) mod stock_output;
+pub(crate) mod trace;
 
 /// See [`crate::PLANTED`].
 pub(crate) fn planted(data: &[u8]) {

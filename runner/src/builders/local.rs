@@ -68,7 +68,7 @@ fn read_locks() -> std::io::Result<String> {
 
 /// Device and inode of every file that somebody holds locked by flock(2): `1: FLOCK  ADVISORY
 /// WRITE 1234 fe:00:5678 0 EOF`. Who only waits for a lock has an arrow after the number.
-fn locked(locks: &str) -> Vec<(u64, u64)> {
+pub fn locked(locks: &str) -> Vec<(u64, u64)> {
     let file = |line: &str| {
         let mut words = line.split_ascii_whitespace().skip(1);
         if words.next()? != "FLOCK" {

@@ -19,3 +19,15 @@ mod protocol;
 pub mod runner;
 pub mod supervisor;
 pub mod tryout;
+
+/// Reads what a runner says until its end; returns the number of messages. For the fuzz targets.
+///
+/// # Errors
+/// A message is cut, too long, or none that a runner sends.
+pub fn read_messages(from: &mut impl std::io::Read) -> std::io::Result<usize> {
+    let mut count = 0;
+    while frame::read::<protocol::Word>(from)?.is_some() {
+        count += 1;
+    }
+    Ok(count)
+}

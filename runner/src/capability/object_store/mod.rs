@@ -575,5 +575,12 @@ fn multipart_options(open: &Open, content_type: &str) -> PutMultipartOptions {
     }
 }
 
+/// What a store's answer means that is in the text of an error. For the fuzz targets.
+pub fn explain_text(text: &str) -> CapabilityError {
+    let source = std::io::Error::other(text.to_owned()).into();
+    let error = ::object_store::Error::Generic { store: "S3", source };
+    error::explain(&open::in_memory("cache"), "read", "key", &error)
+}
+
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,55 @@
+//! Files in `builders/` that sessions of other users write: who waits, who builds, what is taken.
+
+use std::path::Path;
+use std::sync::LazyLock;
+
+use hookrun::builders::lease::Live;
+use hookrun::builders::resources::{Account, Reserved};
+use hookrun::config::Config;
+
+use crate::Target;
+
+pub(crate) const TARGET: Target = Target {
+    name: "sessions",
+    about: "files of build-hook sessions: who waits, who builds, what is taken",
+    dictionary: &[
+        "\"machine\":\"ssh://m\"",
+        "\"takes\":{\"gpu\":",
+        "\"command\":{\"pid\":1,\"started\":",
+        "\"drv-path\":\"/nix/store/",
+        "\"slots\":",
+        "18446744073709551615",
+        "-1",
+        "1e400",
+    ],
+    run,
+};
+
+/// Two machines with one resource each, and one that all share.
+const CONFIG: &str = "
+[builders.machine-resources.\"ssh://m\"]
+gpu = 2
+[builders.shared-resources]
+licence = 1
+";
+
+fn run(data: &[u8]) {
+    static RESOURCES: LazyLock<hookrun::config::Resources> = LazyLock::new(|| {
+        Config::parse(Path::new("hookrun.toml"), CONFIG).unwrap().builders.resources
+    });
+    if let Ok(live) = serde_json::from_slice::<Live>(data) {
+        let text = serde_json::to_vec(&live).unwrap();
+        let again: Live = serde_json::from_slice(&text).expect("what is written can be read");
+        assert_eq!((again.pid, again.activity), (live.pid, live.activity));
+    }
+    // One file a line: together they may take more than there is.
+    let lines = data.split(|byte| *byte == b'\n');
+    let reserved: Vec<Reserved> =
+        lines.filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let mut account = Account::of(&RESOURCES, reserved.iter().cloned());
+    for Reserved { machine, takes, .. } in &reserved {
+        let _ = (account.short(machine, takes), account.of_machine(machine));
+        account.take(machine, takes);
+        account.give_back(machine, takes);
+    }
+}
