@@ -73,7 +73,8 @@ pub struct Decision {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// These machines in order, by the URIs they were offered with: the first with a free slot is
-    /// taken. If all are full, the build waits for one of these and for no other.
+    /// taken. If all are full, the build waits for one of these. Other machines are used only when
+    /// all of these are lost, refuse or are out.
     Machines(Vec<String>),
     /// Here, now or when a slot is free.
     Local,

@@ -444,7 +444,8 @@ fn relayed(line: &[u8]) -> Cow<'_, [u8]> {
 /// The activity that shows that a build waits.
 #[derive(Default)]
 struct Told {
-    text: Option<String>,
+    /// For which machines; none: nothing is shown.
+    names: Option<String>,
 }
 
 impl Told {
@@ -461,23 +462,25 @@ impl Told {
         others: usize,
     ) {
         let names: Vec<&str> = machines.iter().map(|wanted| wanted.machine.as_str()).collect();
+        let names = names.join(" or ");
+        if self.names.as_ref() == Some(&names) {
+            return;
+        }
+        self.end(reply);
         let others = match others {
             0 => String::new(),
             1 => ", as does 1 other build".to_owned(),
             count => format!(", as do {count} other builds"),
         };
-        if self.text.is_none() {
-            let Waiting { name, takes, .. } = waiting;
-            let besides = if takes.is_empty() { String::new() } else { format!(" with {takes}") };
-            let text =
-                format!("{name} waits for a slot{besides} on {}{others}", names.join(" or "));
-            write(reply, &reply::activity(Self::id(), &text));
-            self.text = Some(text);
-        }
+        let Waiting { name, takes, .. } = waiting;
+        let besides = if takes.is_empty() { String::new() } else { format!(" with {takes}") };
+        let text = format!("{name} waits for a slot{besides} on {names}{others}");
+        write(reply, &reply::activity(Self::id(), &text));
+        self.names = Some(names);
     }
 
     fn end(&self, reply: &mut dyn Write) {
-        if self.text.is_some() {
+        if self.names.is_some() {
             write(
                 reply,
                 format!("@nix {{\"action\":\"stop\",\"id\":{}}}\n", Self::id()).as_bytes(),

@@ -13,7 +13,7 @@
 //! [`place`](super::place), afterwards by [`Question`]. A build that has lost [`MOST_LOST`] machines
 //! is taken for the reason itself (it may exhaust their memory) and is not sent to a further one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use super::asker::Asker;
@@ -58,10 +58,12 @@ impl Ranking {
         standings: &Standings,
         rule: StockRule,
     ) -> Self {
-        let named: BTreeSet<&Text> = answer.iter().collect();
-        let by_rule = rule.ranked_with_full(offered);
+        let named: HashSet<&str> = answer.iter().map(Text::as_str).collect();
+        // There may be thousands of machines, and most often all of them are named.
+        let by_rule =
+            if named.len() < offered.len() { rule.ranked_with_full(offered) } else { Vec::new() };
         let by_rule = by_rule.into_iter().filter_map(|index| Some(&offered.get(index)?.uri));
-        let rest = by_rule.filter(|uri| !named.contains(uri)).cloned();
+        let rest = by_rule.filter(|uri| !named.contains(uri.as_str())).cloned();
         let is_usable = |uri: &Text| standings.is_usable(uri);
         let (chosen, named_out): (Vec<Text>, Vec<Text>) =
             answer.iter().cloned().partition(is_usable);

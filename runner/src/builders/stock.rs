@@ -251,7 +251,7 @@ impl Running {
     fn no_answer(&self, complaints: Complaints, patience: Duration) -> Offer {
         let within = format!("no answer within {patience:?} (`connect-timeout` in `[builders]`)");
         let by_ssh = self.machine.starts_with("ssh://") || self.machine.starts_with("ssh-ng://");
-        if cfg!(target_os = "linux") && by_ssh && descendants(self.child.id()).is_empty() {
+        if by_ssh && are_children_known() && descendants(self.child.id()).is_empty() {
             return Offer::Here(format!(
                 "Nix's own build hook has not begun to connect: {within}; is Nix's database locked?"
             ));
@@ -391,6 +391,12 @@ pub(super) fn end_descendants(pid: u32) {
     for pid in descendants(pid) {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
+}
+
+/// Does the kernel tell the children of a process (`CONFIG_PROC_CHILDREN`)?
+fn are_children_known() -> bool {
+    let pid = std::process::id();
+    std::path::Path::new(&format!("/proc/{pid}/task/{pid}/children")).exists()
 }
 
 /// All processes started by `pid` and by those, deepest first. Linux only; elsewhere none.
