@@ -124,6 +124,10 @@ fn trials(config: &Config, dirs: &Dirs, live: bool) -> Result<Vec<Tried>, String
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let nix = NixDirs::from_env();
     let wall = needs::wall(&[&effective], &services, dirs, &nix, identity, variable);
+    // As a worker does: what is below the state directory belongs to the user that runs plugins.
+    let mut own = wall.clone();
+    own.write.retain(|directory| directory.starts_with(&dirs.state));
+    needs::make_directories(&own, dirs)?;
     wall.raise().map_err(|error| error.to_string())?;
     writable(config, &services, &stores, &mut trials);
     if live {

@@ -63,6 +63,21 @@ fn a_store_that_is_missing_or_not_writable_for_plugins_is_an_error_of_check() {
 }
 
 #[test]
+fn directories_below_the_state_directory_are_given_to_the_user_that_runs_plugins() {
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = scene();
+    scene.set_config(&uploader("", "user = \"nobody\""));
+    for _ in 0..2 {
+        scene
+            .hookrun(&["check", "--live"])
+            .expect_success()
+            .expect_stdout("an object was written, read and removed");
+    }
+}
+
+#[test]
 fn a_bucket_that_no_grant_has_is_an_error_of_check() {
     let scene = scene();
     let text = uploader("", "").replace("bucket = \"cache\"", "bucket = \"cahce\"");

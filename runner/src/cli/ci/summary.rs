@@ -136,8 +136,7 @@ impl std::fmt::Display for Summary {
             );
         }
         if *set_aside > 0 {
-            let _ =
-                write!(text, "; {set_aside} spool files were set aside: `hookrun status` says why");
+            let _ = write!(text, "; spool files set aside: {set_aside}, see `hookrun status`");
         }
         if *waited_ms >= 1000 {
             let _ = write!(text, "; waited {}", output::duration(waited_ms / 1000 * 1000));
@@ -189,7 +188,7 @@ mod tests {
         assert_eq!(nothing_done(1, 0).exit(), Exit::Failed);
         assert_eq!(nothing_done(0, 1).exit(), Exit::Failed);
         insta::assert_snapshot!(nothing_done(0, 0).to_string(), @"2 events; no plugin of the configuration takes them");
-        insta::assert_snapshot!(nothing_done(1, 1).to_string(), @"2 events; 1 went to no plugin, because the worker had another configuration: `hookrun sync --force` hands them over again; 1 spool files were set aside: `hookrun status` says why");
+        insta::assert_snapshot!(nothing_done(1, 1).to_string(), @"2 events; 1 went to no plugin, because the worker had another configuration: `hookrun sync --force` hands them over again; spool files set aside: 1, see `hookrun status`");
         insta::assert_snapshot!(Summary { finished: true, ..Summary::default() }.to_string(), @"no build was reported");
     }
 }
