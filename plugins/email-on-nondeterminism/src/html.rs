@@ -76,8 +76,8 @@ h3 { font-size: 16px; line-height: 1.35; margin: 0 0 4px; }
 .what { font-size: 14px; color: #5b6773; margin: 6px 0 2px; }
 .side { display: block; padding: 3px 8px; margin: 2px 0 0; border-left: 4px solid #c8cfd8; overflow-wrap: anywhere; white-space: pre-wrap; }
 .label { display: inline-block; min-width: 5.2em; color: #5b6773; font-size: 12px; font-family: -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
-.wide { min-width: 9em; }
-.wide .mono { font-size: 12px; }
+.bytes .label { min-width: 9em; }
+.bytes .label .mono { font-size: 12px; }
 .old { border-color: #d92d20; background: #fdf3f2; }
 .new { border-color: #12924a; background: #f0f9f3; }
 mark { color: inherit; border-radius: 2px; text-decoration: underline; }
@@ -95,8 +95,9 @@ li { margin: 0 0 6px; }
   .example { padding: 8px; }
   .side { padding: 3px 6px; font-size: 11.5px; }
   .label { min-width: 4.4em; font-size: 11px; }
-  .wide { min-width: 7.6em; }
-  .wide .mono { font-size: 10.5px; }
+  .bytes { font-size: 10px; }
+  .bytes .label { min-width: 6.8em; font-size: 10px; }
+  .bytes .label .mono { font-size: 10px; }
 }
 @media (prefers-color-scheme: dark) {
   body { background: #14181d; color: #e4e8ec; }
@@ -219,12 +220,13 @@ fn example(page: &mut Page, example: &Example) {
 fn row(page: &mut Page, row: &Row) {
     let Row { side, offset, pieces } = row;
     page.markup(match side {
-        Side::Previous => "<span class=\"side old mono\">",
-        Side::Current => "<span class=\"side new mono\">",
-        Side::Both => "<span class=\"side mono\">",
+        Side::Previous => "<span class=\"side old mono",
+        Side::Current => "<span class=\"side new mono",
+        Side::Both => "<span class=\"side mono",
     });
+    page.markup(if offset.is_some() { " bytes\">" } else { "\">" });
     if let Some(offset) = offset {
-        page.markup("<span class=\"label wide\">")
+        page.markup("<span class=\"label\">")
             .text(side.label())
             .markup(" <span class=\"mono\">")
             .text(&format!("{offset:x}"))
