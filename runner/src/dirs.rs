@@ -1,7 +1,7 @@
 //! Where hookrun keeps its configuration and its state.
 //!
 //! A system installation (root, or a build user called by root's Nix) uses `/etc/hookrun` and
-//! `/var/lib/hookrun`; a user without root uses the XDG directories. `HOOKRUN_CONFIG` and
+//! `/var/lib/hookrun`; a user without root, with a home, uses the XDG directories. `HOOKRUN_CONFIG` and
 //! `HOOKRUN_STATE_DIR` override.
 
 use std::path::{Path, PathBuf};
@@ -29,11 +29,13 @@ pub struct Dirs {
 impl Dirs {
     /// The directories for this process: from the environment, or from who runs it.
     pub fn from_env() -> Self {
-        let system = rustix::process::getuid().is_root() || called_by_system_nix();
         let var = |name: &str| {
             std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
         };
         let home = || var("HOME").unwrap_or_else(|| PathBuf::from("/"));
+        let own_state =
+            || var("XDG_STATE_HOME").unwrap_or_else(|| home().join(".local/state")).join("hookrun");
+        let system = rustix::process::getuid().is_root() || !is_own(&own_state());
         Self {
             config: var("HOOKRUN_CONFIG").unwrap_or_else(|| {
                 if system {
@@ -44,15 +46,8 @@ impl Dirs {
                         .join("hookrun/hookrun.toml")
                 }
             }),
-            state: var("HOOKRUN_STATE_DIR").unwrap_or_else(|| {
-                if system {
-                    PathBuf::from(SYSTEM_STATE)
-                } else {
-                    var("XDG_STATE_HOME")
-                        .unwrap_or_else(|| home().join(".local/state"))
-                        .join("hookrun")
-                }
-            }),
+            state: var("HOOKRUN_STATE_DIR")
+                .unwrap_or_else(|| if system { PathBuf::from(SYSTEM_STATE) } else { own_state() }),
         }
     }
 
@@ -138,6 +133,11 @@ impl Dirs {
         self.state.join("worker.lock")
     }
 
+    /// Locked by the one process that waits for what build users hand over.
+    pub fn waiter_lock(&self) -> PathBuf {
+        self.state.join("waiter.lock")
+    }
+
     /// What the running worker says about itself.
     pub fn worker_state(&self) -> PathBuf {
         self.state.join("worker.json")
@@ -174,13 +174,29 @@ fn test_cache() -> PathBuf {
     cache.join("hookrun")
 }
 
-/// Is this a build user called by root's Nix? Such a user has no home of its own (`/var/empty` and
-/// the like), inherits root's environment, and finds the system's spool writable.
-fn called_by_system_nix() -> bool {
+/// Is the nearest directory that is there this user's own, or one that it may write? If not, this
+/// is a build user called by root's Nix: it has no home of its own (`/var/empty` and the like) and
+/// inherits root's variables. Whether it can reach the system's spool is not asked: if it cannot,
+/// the fallback is still that of the system.
+fn is_own(directory: &Path) -> bool {
     use rustix::fs::Access;
-    let spool = Path::new(SYSTEM_STATE).join("spool");
-    let home_is_ours = std::env::var_os("HOME").is_some_and(|home| {
-        rustix::fs::access(Path::new(&home), Access::WRITE_OK | Access::EXEC_OK).is_ok()
-    });
-    !home_is_ours && rustix::fs::access(&spool, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+    let there = directory.ancestors().find_map(|path| Some((path, rustix::fs::stat(path).ok()?)));
+    there.is_some_and(|(path, stat)| {
+        stat.st_uid == rustix::process::getuid().as_raw()
+            || rustix::fs::access(path, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_home_that_is_not_there_is_judged_by_what_is_above() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(is_own(&dir.path().join("a/b/c")));
+        // The root directory, as for a build user without a home.
+        let root = rustix::process::getuid().is_root();
+        assert_eq!(is_own(Path::new("/there-is-no-such-directory/a")), root);
+    }
 }

@@ -20,7 +20,8 @@
 //! * [`builders`]: builder selection: the pool of machines, the policy, delegation to Nix's own
 //!   hook.
 //! * [`shared`]: values that many hold. [`config`]: `hookrun.toml`, checked. [`dirs`]: where things
-//!   are. [`exit_code`]: what commands return. [`terminal`]: text from outside, made safe to show.
+//!   are. [`layout`]: who owns them, and their modes. [`exit_code`]: what commands return.
+//!   [`terminal`]: text from outside, made safe to show.
 //! * [`doctor`]: will this Nix really call us?
 //! * [`cli`]: one file a command. [`demo`]: the main job on real Nix in a private store.
 //!   [`testing`]: `hookrun test`.
@@ -39,6 +40,7 @@ pub mod event;
 pub mod evidence;
 pub mod exit_code;
 pub mod gate;
+pub mod layout;
 pub mod nix;
 pub mod outcome;
 pub mod plugin;

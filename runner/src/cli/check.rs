@@ -12,8 +12,8 @@ use crate::capability::Services;
 use crate::config::{Config, SecretFile};
 use crate::doctor::secrets;
 use crate::exit_code::Exit;
+use crate::layout::{self, Repaired};
 use crate::plugin::{Compiler, Host, PluginError, bundled};
-use crate::queue::spool;
 use crate::supervise::needs;
 use crate::supervise::tryout::{self, Tried, TriedAs};
 use crate::wall::{Identity, Wall};
@@ -262,13 +262,18 @@ fn readable(file: &Path) -> std::io::Result<()> {
 /// Checks that the state directory can be written.
 fn state(context: &Context, report: &mut Report) -> bool {
     let directory = context.dirs.spool();
-    let probe = || -> std::io::Result<()> {
-        spool::make_directory(&directory)?;
+    let mut notices = Vec::new();
+    let mut probe = || -> std::io::Result<()> {
+        notices = layout::prepare(&context.dirs)?;
         // Created and removed at once.
         tempfile_in(&directory)
     };
     let writable = probe();
     let place = context.dirs.state.display();
+    report.problems.extend(notices.into_iter().map(|Repaired { message, done }| Problem {
+        exit: if done { Exit::Done } else { Exit::Environment },
+        message,
+    }));
     match &writable {
         Ok(()) => report.good.push(format!("state directory {place}")),
         Err(error) => report.problems.push(Problem {

@@ -6,6 +6,7 @@ use super::output::{self, Format};
 use super::{CliError, Context};
 use crate::config::Plugin;
 use crate::exit_code::Exit;
+use crate::layout::{self, Repaired};
 use crate::plugin::artifact::Origin;
 use crate::plugin::{Compiler, Host};
 
@@ -50,6 +51,9 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
             "there is no [plugins.{name}] in {}; {hint}",
             config.path.display()
         )));
+    }
+    for Repaired { message, .. } in layout::repair(&context.dirs) {
+        eprintln!("warning: {}", output::printable(&message));
     }
     let host = Host::new(&context.dirs, Compiler::Contained(config.worker.user.clone()));
     let (plugins, prepared): (Vec<&Plugin>, Vec<_>) = if args.plugins.is_empty() {

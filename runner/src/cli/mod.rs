@@ -38,6 +38,7 @@ pub use error::CliError;
 use crate::config::Config;
 use crate::dirs::Dirs;
 use crate::exit_code::Exit;
+use crate::layout;
 use crate::plugin::{compile as compiler, contain, examine};
 use crate::supervise::{self, tryout};
 use crate::terminal::stamp;
@@ -136,6 +137,21 @@ enum Command {
     ExamineOne(contain::Bounds),
 }
 
+impl Command {
+    /// Do files of this command have the modes of [`layout`] whatever the caller's umask is?
+    fn fills_the_state_directory(&self) -> bool {
+        matches!(
+            self,
+            Self::Check(_)
+                | Self::Compile(_)
+                | Self::Drain(_)
+                | Self::Daemon(_)
+                | Self::Worker(_)
+                | Self::Sync(_)
+        )
+    }
+}
+
 /// Documented here for `--help`; [`crate::role`] acts on it before this parser runs.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -213,6 +229,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
 }
 
 fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
+    if command.fills_the_state_directory() {
+        layout::set_umask();
+    }
     match command {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(context, &args),

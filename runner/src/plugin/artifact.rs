@@ -341,6 +341,10 @@ fn find(directory: &OwnedFd, key: &str) -> Option<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = File::from(rustix::fs::openat(directory, key, flags, Mode::empty()).ok()?);
     let stat = trusted(&file)?;
+    if Mode::from_raw_mode(stat.st_mode) != ENTRY_MODE {
+        // Written with another umask: the runner's user could not map it.
+        rustix::fs::fchmod(&file, ENTRY_MODE).ok()?;
+    }
     let size = u64::try_from(stat.st_size).ok()?;
     let code = size.checked_sub(TRAILER_LENGTH as u64)?;
     let mut found = [0; TRAILER_LENGTH];
@@ -431,6 +435,8 @@ pub(super) fn put(directory: &OwnedFd, name: &str, parts: &[&[u8]]) -> std::io::
     // A file of that name is of a process that died: process numbers come again.
     let _ = rustix::fs::unlinkat(directory, &*temporary, AtFlags::empty());
     let mut file = File::from(rustix::fs::openat(directory, &*temporary, flags, ENTRY_MODE)?);
+    // The umask takes bits away from a new file.
+    rustix::fs::fchmod(&file, ENTRY_MODE)?;
     let written = parts
         .iter()
         .try_for_each(|part| file.write_all(part))

@@ -10,18 +10,16 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
 
-use super::spool::fallback_directory;
-use super::trust::Trust;
+use super::spool;
 use crate::config::Start;
 use crate::dirs::Dirs;
+use crate::layout;
 
 /// Below this much space for ordinary users a spool counts as full soon: a few thousand events, and
 /// the journal beside it.
 const LITTLE_SPACE: u64 = 16 << 20;
 /// Below this many free inodes likewise: an event is a file.
 const FEW_INODES: u64 = 1000;
-/// The bits of a mode that chmod(1) sets.
-const PERMISSIONS: u32 = 0o7777;
 
 /// What the system says about one spool.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -83,7 +81,8 @@ pub fn check(dirs: &Dirs, worker: bool) -> Health {
     let spool = dirs.spool();
     let seen = look(&spool);
     let mut problems = judge(&spool, &seen, rustix::process::geteuid().as_raw(), worker);
-    let elsewhere = elsewhere(dirs, &Trust::from_env());
+    problems.extend(layout::examine(dirs).into_iter().map(|wrong| wrong.message));
+    let elsewhere = elsewhere(dirs);
     problems.extend(elsewhere.iter().map(|(directory, count)| {
         format!(
             "events that the spool could not hold are in {}: {count}; the worker takes them from there",
@@ -95,12 +94,20 @@ pub fn check(dirs: &Dirs, worker: bool) -> Health {
 }
 
 /// The fallback directories that have events, and how many.
-pub fn elsewhere(dirs: &Dirs, trust: &Trust) -> Vec<(PathBuf, usize)> {
-    let directories = trust.uids().map(|uid| fallback_directory(dirs, uid));
+pub fn elsewhere(dirs: &Dirs) -> Vec<(PathBuf, usize)> {
+    let directories = layout::fallbacks(dirs).into_iter().chain(layout::own_fallbacks(dirs));
     directories
-        .map(|directory| (directory.clone(), count(&directory)))
+        .map(|directory| {
+            let count = spool::count(&directory);
+            (directory, count)
+        })
         .filter(|(_, count)| *count > 0)
         .collect()
+}
+
+/// How many events are in fallback directories.
+pub fn waiting_elsewhere(dirs: &Dirs) -> usize {
+    elsewhere(dirs).iter().map(|(_, count)| count).sum()
 }
 
 fn look(spool: &Path) -> Look {
@@ -131,18 +138,8 @@ fn judge(spool: &Path, look: &Look, me: u32, worker: bool) -> Vec<String> {
         None => problems.push(format!(
             "the spool {shown} is gone while a worker runs: somebody removed it, with what was in it; the next hook of its owner makes it again"
         )),
-        Some(mode) if mode & libc::S_IFMT == libc::S_IFLNK => problems.push(format!(
-            "the spool {shown} is a symbolic link: hooks write through it, and no worker reads there; \
-             put the directory that it names in its place, with the events in it"
-        )),
-        Some(mode) if mode & libc::S_IFMT != libc::S_IFDIR => problems.push(format!(
-            "the spool {shown} is not a directory; move it away, the next hook makes the directory"
-        )),
-        Some(_) if me == 0 && *owner != 0 => problems.push(format!(
-            "the spool {shown} belongs to uid {owner}, who can remove events of others; run `chown \
-             root:root {shown} && chmod 1733 {shown}`"
-        )),
-        Some(mode) => problems.extend(wrong_mode(spool, mode & PERMISSIONS, *owner, me)),
+        // What is wrong with it, `layout` says.
+        Some(_) => {}
     }
     if let Some(error) = unlistable {
         problems.push(if *owner == me {
@@ -167,42 +164,6 @@ fn judge(spool: &Path, look: &Look, me: u32, worker: bool) -> Vec<String> {
     problems
 }
 
-/// What is wrong with the permissions of a spool directory, which see [`super::spool`].
-fn wrong_mode(spool: &Path, mode: u32, owner: u32, me: u32) -> Option<String> {
-    const STICKY: u32 = 0o1000;
-    let shown = spool.display();
-    let others_write = mode & 0o022 != 0;
-    if owner != 0 && others_write {
-        Some(format!(
-            "the spool {shown} has mode {mode:04o}, so others may add and remove events; run `chmod 0700 {shown}`"
-        ))
-    } else if others_write && mode & STICKY == 0 {
-        Some(format!(
-            "the spool {shown} has mode {mode:04o}, so anybody may remove events of others; run `chmod 1733 {shown}`"
-        ))
-    } else if owner == 0 && !others_write {
-        Some(format!(
-            "the spool {shown} has mode {mode:04o}, so build users cannot hand over what diff hooks find; run `chmod 1733 {shown}`"
-        ))
-    } else if owner == me && mode & 0o700 != 0o700 {
-        Some(format!(
-            "the spool {shown} has mode {mode:04o}, so its owner's hooks cannot write to it; run `chmod u+rwx {shown}`"
-        ))
-    } else {
-        None
-    }
-}
-
-/// Events in a directory: hidden files are not finished.
-fn count(directory: &Path) -> usize {
-    std::fs::read_dir(directory).map_or(0, |entries| {
-        entries
-            .flatten()
-            .filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
-            .count()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,7 +181,6 @@ mod tests {
     #[test]
     fn what_is_right() {
         assert_eq!(seen(&directory(0o1733, 0), 0, true), "");
-        assert_eq!(seen(&directory(0o1730, 0), 0, true), "");
         assert_eq!(seen(&directory(0o700, 1000), 1000, false), "");
         assert_eq!(
             seen(&Look { free: Some(u64::MAX), ..Look::default() }, 0, false),
@@ -234,15 +194,6 @@ mod tests {
         let plain = directory(0o1733, 0);
         insta::assert_snapshot!(seen(&Look { free: Some(u64::MAX), ..Look::default() }, 0, true));
         insta::assert_snapshot!(seen(
-            &Look { mode: Some(libc::S_IFREG), ..plain.clone() },
-            0,
-            false
-        ));
-        insta::assert_snapshot!(seen(&directory(0o777, 0), 0, false));
-        insta::assert_snapshot!(seen(&directory(0o755, 0), 0, false));
-        insta::assert_snapshot!(seen(&directory(0o770, 1000), 1000, false));
-        insta::assert_snapshot!(seen(&directory(0o500, 1000), 1000, false));
-        insta::assert_snapshot!(seen(
             &Look { unlistable: Some(rustix::io::Errno::ACCESS), ..plain.clone() },
             1000,
             false
@@ -250,12 +201,10 @@ mod tests {
         insta::assert_snapshot!(seen(&Look { free: Some(4096), ..plain.clone() }, 0, false));
         insta::assert_snapshot!(seen(&Look { inodes: Some(3), ..plain.clone() }, 0, false));
         insta::assert_snapshot!(seen(
-            &Look { read_only: true, free: Some(0), ..plain.clone() },
+            &Look { read_only: true, free: Some(0), ..plain },
             0,
             false
         ));
-        insta::assert_snapshot!(seen(&Look { mode: Some(libc::S_IFLNK), ..plain }, 0, false), @"the spool /s/spool is a symbolic link: hooks write through it, and no worker reads there; put the directory that it names in its place, with the events in it");
-        insta::assert_snapshot!(seen(&directory(0o1733, 1000), 0, false), @"the spool /s/spool belongs to uid 1000, who can remove events of others; run `chown root:root /s/spool && chmod 1733 /s/spool`");
     }
 
     #[test]

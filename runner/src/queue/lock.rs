@@ -4,12 +4,18 @@
 //! hooks that ask do not keep a worker from starting, and the answer names the process. The kernel
 //! drops the lock with the process, so no stale lock blocks. A record lock is also dropped when its
 //! process closes any descriptor of the file, so nothing but this module opens it.
+//!
+//! The file is its owner's alone. Whoever can read it can lock it, for reading at least, and so keep
+//! a worker from starting and hooks from starting one.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::{Flock, FlockType};
+
+/// See the module.
+const MODE: u32 = 0o600;
 
 /// Held while a worker runs.
 #[derive(Debug)]
@@ -46,7 +52,12 @@ impl WorkerLock {
         let io =
             |error: rustix::io::Errno| LockError::Io { path: path.to_owned(), error: error.into() };
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644)).map_err(io)?;
+        let mode = Mode::from_raw_mode(MODE);
+        let file = rustix::fs::open(path, flags, mode).map_err(io)?;
+        // It may be of an earlier release, or of a process with another umask.
+        if rustix::fs::fstat(&file).map_err(io)?.st_mode & 0o777 != MODE {
+            rustix::fs::fchmod(&file, mode).map_err(io)?;
+        }
         match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Self { _file: file }),
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => {

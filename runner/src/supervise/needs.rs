@@ -2,7 +2,7 @@
 //! the directories it writes in, made and given to its user beforehand.
 
 use std::ffi::OsString;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use url::Url;
@@ -11,8 +11,13 @@ use crate::capability::{Reach, Services};
 use crate::config::{Config, StoreScope};
 use crate::dirs::Dirs;
 use crate::event::NixDirs;
+use crate::layout;
 use crate::plugin::grants::Effective;
 use crate::wall::{Identity, User, Wall};
+
+/// Mode of a directory that the runner's user writes in, and of what is missing above it.
+const DIRECTORY_MODE: u32 = 0o700;
+const PARENT_MODE: u32 = 0o755;
 
 /// Name resolution over TCP, for long answers (RFC 7766).
 const DNS: u16 = 53;
@@ -172,7 +177,7 @@ fn make(directory: &Path) -> std::io::Result<bool> {
         return Ok(false);
     }
     let parent = directory.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(parent)?;
+    layout::make_all(parent, PARENT_MODE)?;
     let found = std::fs::metadata(parent)?;
     let user = rustix::process::geteuid().as_raw();
     if (found.uid() != user && found.uid() != 0) || found.mode() & 0o022 != 0 {
@@ -181,7 +186,7 @@ fn make(directory: &Path) -> std::io::Result<bool> {
             parent.display()
         )));
     }
-    std::fs::DirBuilder::new().mode(0o700).create(directory)?;
+    layout::make(directory, DIRECTORY_MODE)?;
     Ok(true)
 }
 

@@ -21,7 +21,7 @@ use super::reach::Reach;
 use crate::cli::CliError;
 use crate::dirs::Dirs;
 use crate::exit_code::Exit;
-use crate::queue::spool;
+use crate::layout;
 
 /// Build users and a daemon's root reach what is below; nobody else lists it.
 const REACHABLE: u32 = 0o711;
@@ -167,7 +167,7 @@ impl WorkDirectory {
         }
         if diff && daemon && !root {
             let spool = dirs.spool();
-            let made = spool::make_directory(&spool).and_then(|()| {
+            let made = layout::make_spool(&spool).and_then(|()| {
                 std::fs::set_permissions(&spool, std::fs::Permissions::from_mode(SHARED_SPOOL))
             });
             made.with_context(|| format!("cannot make {}", spool.display()))

@@ -40,7 +40,6 @@ use crate::dirs::Dirs;
 use crate::event::{NixDirs, now_ms};
 use crate::exit_code::Exit;
 use crate::queue::journal::Journal;
-use crate::queue::trust::Trust;
 use crate::queue::worker::Executor as _;
 use crate::queue::{health, lock, spawn, spool};
 use crate::supervise::supervisor::Supervisor;
@@ -124,7 +123,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let installed =
         work.install(&dirs, reach, args.diff_hook, args.build_hook, args.private, &own)?;
     let rejected_before = spool::count_rejected(&dirs.rejected());
-    let session = Session { dirs, begun_ms: now_ms(), trust: Trust::from_env() };
+    let session = Session { dirs, begun_ms: now_ms() };
     let mut summary = super::runtime()?.block_on(session.play(args, &installed, reach))?;
     summary.output_bytes = session.output_bytes();
     summary.set_aside =
@@ -165,8 +164,6 @@ fn say(message: &str) {
 struct Session {
     dirs: Dirs,
     begun_ms: u64,
-    /// Made while this process has one thread.
-    trust: Trust,
 }
 
 impl Session {
@@ -313,7 +310,7 @@ impl Session {
 
     /// Events in the spool and in the fallback directories.
     fn spooled(&self) -> usize {
-        let elsewhere = health::elsewhere(&self.dirs, &self.trust);
+        let elsewhere = health::elsewhere(&self.dirs);
         spool::depth(&self.dirs) + elsewhere.iter().map(|(_, count)| count).sum::<usize>()
     }
 

@@ -165,6 +165,27 @@ impl Journal {
         })
     }
 
+    /// Forgets ended events of each user but root and `own` beyond so many, the oldest first, dead
+    /// letters included: a build user can hand over any number.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn forget_beyond(&mut self, most: u64, own: u32) -> Result<usize, JournalError> {
+        self.write(|transaction| {
+            transaction.execute(
+                "DELETE FROM events WHERE id IN (
+                     SELECT id FROM (
+                         SELECT id, row_number() OVER (
+                             PARTITION BY uid ORDER BY ended_ms DESC, id DESC
+                         ) AS number
+                         FROM events WHERE ended_ms IS NOT NULL AND uid NOT IN (0, ?1)
+                     ) WHERE number > ?2
+                 )",
+                params![own, i64::try_from(most).unwrap_or(i64::MAX)],
+            )
+        })
+    }
+
     /// After the clock was set back: what waits for its time waits as long as it was to, and not
     /// until a time that is now far away. `slack_ms` is no step of a clock. Gives how many tasks
     /// that were.

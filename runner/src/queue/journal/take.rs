@@ -49,7 +49,7 @@ pub enum Taken {
     },
 }
 
-/// What one user has in the journal.
+/// What one user has in the journal that has not ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Share {
     /// Events.
@@ -76,8 +76,7 @@ impl Journal {
         taken
     }
 
-    /// What a user has in the journal, ended events included: it grows by them until they are
-    /// forgotten.
+    /// What a user has in the journal that has not ended.
     ///
     /// # Errors
     /// What SQLite says.
@@ -85,7 +84,8 @@ impl Journal {
         self.read(|connection| {
             connection
                 .prepare_cached(
-                    "SELECT count(*), coalesce(sum(length(body)), 0) FROM events WHERE uid = ?1",
+                    "SELECT count(*), coalesce(sum(length(body)), 0) FROM events
+                     WHERE uid = ?1 AND ended_ms IS NULL",
                 )?
                 .query_row([uid], |row| {
                     Ok(Share {

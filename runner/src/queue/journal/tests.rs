@@ -241,6 +241,28 @@ fn old_events_are_forgotten_and_dead_letters_are_not() {
 }
 
 #[test]
+fn a_build_user_keeps_so_many_ended_events_and_root_all() {
+    const BUILD_USER: u32 = 30001;
+    let mut scene = Scene::new();
+    let names = |scene: &Scene| -> Vec<String> {
+        let rows = scene.journal.log(&LogFilter::default()).unwrap();
+        rows.into_iter().map(|row| row.name).collect()
+    };
+    for (uid, name) in [(0, "root-1"), (0, "root-2"), (BUILD_USER, "a"), (BUILD_USER, "b")] {
+        let event = diff(name);
+        let plugins = vec![Wanted::from("mail")];
+        scene.journal.take(&[Incoming { event: &event, uid, plugins, rooted: 0 }], 1000).unwrap();
+        assert_eq!(scene.journal.share(BUILD_USER).unwrap().events, u64::from(uid == BUILD_USER));
+        scene.attempt(&event, "mail", done(), Next::Done);
+    }
+    assert_eq!(scene.journal.share(BUILD_USER).unwrap(), Share::default(), "ended ones count not");
+    assert_eq!(scene.journal.forget_beyond(1, 0).unwrap(), 1);
+    let mut left = names(&scene);
+    left.sort();
+    assert_eq!(left, ["b", "root-1", "root-2"]);
+}
+
+#[test]
 fn a_damaged_journal_is_set_aside() {
     let scene = Scene::new();
     let damage = "this is no database, but it is long enough to be read as one".repeat(99);

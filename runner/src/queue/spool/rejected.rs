@@ -4,11 +4,14 @@
 //! disk: beyond [`MAX_FILES`] files or [`MAX_BYTES`] bytes only the line with the reason is kept,
 //! in a log of bounded size.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FileType, Mode, OFlags, RenameFlags};
+
+use crate::layout::{self, Directory, Use};
+use crate::terminal::printable;
 
 /// Files that are kept.
 const MAX_FILES: usize = 1000;
@@ -16,108 +19,266 @@ const MAX_FILES: usize = 1000;
 const MAX_BYTES: u64 = 64 << 20;
 /// Where the reasons of further files go.
 const LOG: &str = "more.log";
+/// The log before.
+const OLD_LOG: &str = "more.log.1";
 /// The log is begun anew at this size; one old one is kept.
 const MAX_LOG: u64 = 1 << 20;
 /// How the file beside a kept one ends.
-const REASON: &str = "reason";
+const REASON: &str = ".reason";
+/// Characters kept of a file's name.
+const MAX_NAME: usize = 64;
+/// Names tried for a file, if others are taken.
+const MAX_TRIES: u32 = 10_000;
+/// What is kept is counted again after this long: people remove files.
+const COUNTED_FOR: Duration = Duration::from_mins(1);
+
+const DIRECTORY_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
 
 /// How many files were set aside and are kept. Each has its reason beside it.
 pub fn count(directory: &Path) -> usize {
-    files(directory).count()
+    Directory::open(directory, Use::List)
+        .map_or(0, |directory| directory.names().filter(|name| is_kept(name)).count())
 }
 
-/// Moves `path` into `directory`, with its reason; gives the reason as it may be shown, and whether
-/// the file is out of the way.
-pub(super) fn set_aside(directory: &Path, path: &Path, reason: &str) -> (String, bool) {
-    // The name is anybody's choice, and the reason is shown on terminals.
-    let reason = format!("{}: {reason}", path.to_string_lossy().escape_debug());
-    match keep(directory, path, &reason) {
-        Ok(()) => (reason, true),
-        Err(error) => (format!("{reason}; and it cannot be set aside ({error}): remove it"), false),
+fn is_kept(name: &[u8]) -> bool {
+    !name.ends_with(REASON.as_bytes()) && !name.starts_with(LOG.as_bytes())
+}
+
+/// The directory of what is set aside.
+#[derive(Debug)]
+pub(super) struct Rejected {
+    path: PathBuf,
+    counted: Option<Counted>,
+}
+
+#[derive(Debug)]
+struct Counted {
+    directory: Directory,
+    files: usize,
+    bytes: u64,
+    when: Instant,
+}
+
+impl Rejected {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path, counted: None }
     }
-}
 
-fn files(directory: &Path) -> impl Iterator<Item = std::fs::DirEntry> {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let is_kept = |entry: &std::fs::DirEntry| {
-        let name = entry.file_name();
-        let name = name.as_bytes();
-        !name.ends_with(REASON.as_bytes()) && !name.starts_with(LOG.as_bytes())
-    };
-    entries.filter(is_kept)
-}
-
-fn keep(directory: &Path, path: &Path, reason: &str) -> std::io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let size = |found: std::io::Result<std::fs::Metadata>| found.map_or(0, |found| found.len());
-    let (count, bytes) = files(directory)
-        .fold((0, size(path.symlink_metadata())), |(count, bytes), entry| {
-            (count + 1, bytes.saturating_add(size(entry.metadata())))
-        });
-    if count >= MAX_FILES || bytes > MAX_BYTES {
-        note(directory, reason)?;
-        return remove(path);
-    }
-    // Keep of the name what cannot confuse a terminal.
-    let name = path.file_name().unwrap_or_default().as_bytes();
-    let name: String = String::from_utf8_lossy(name)
-        .chars()
-        .map(|c| if c.is_ascii_graphic() { c } else { '_' })
-        .take(64)
-        .collect();
-    let target =
-        directory.join(format!("{}-{}", crate::event::now_ms(), name.trim_start_matches('.')));
-    match std::fs::rename(path, &target) {
-        // From the fallback directory, on another file system.
-        Err(error)
-            if error.kind() == std::io::ErrorKind::CrossesDevices
-                && path.is_file()
-                && !path.is_symlink() =>
-        {
-            std::fs::copy(path, &target)?;
-            std::fs::remove_file(path)?;
+    /// Moves a file of `from` here, with its reason. Returns the reason as it may be shown, and
+    /// whether the file is out of the way.
+    pub(super) fn set_aside(
+        &mut self,
+        from: &Directory,
+        name: &[u8],
+        reason: &str,
+    ) -> (String, bool) {
+        // The name is anybody's choice, words of the file are in the reason, and both are shown on
+        // terminals.
+        let path = from.path().join(String::from_utf8_lossy(name).as_ref());
+        let reason = printable(&format!("{}: {reason}", path.display()));
+        match self.keep(from, name, &reason) {
+            Ok(()) => (reason, true),
+            Err(error) => {
+                self.counted = None;
+                (format!("{reason}; and it cannot be set aside ({error}): remove it"), false)
+            }
         }
-        result => result?,
     }
-    std::fs::write(target.with_added_extension(REASON), format!("{reason}\n"))
+
+    fn keep(&mut self, from: &Directory, name: &[u8], reason: &str) -> std::io::Result<()> {
+        let stat = match from.stat_of(name) {
+            Err(rustix::io::Errno::NOENT) => return Ok(()),
+            result => result?,
+        };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let counted = self.counted()?;
+        if counted.files >= MAX_FILES || counted.bytes.saturating_add(size) > MAX_BYTES {
+            note(&counted.directory, reason)?;
+            return remove(from, name, kind);
+        }
+        let kept = counted.take(from, name, kind)?;
+        let Some(kept) = kept else {
+            note(&counted.directory, reason)?;
+            return remove(from, name, kind);
+        };
+        counted.files += 1;
+        counted.bytes = counted.bytes.saturating_add(size);
+        let mut beside =
+            counted.directory.create(format!("{kept}{REASON}").as_bytes(), FILE_MODE)?;
+        beside.write_all(format!("{reason}\n").as_bytes())
+    }
+
+    fn counted(&mut self) -> std::io::Result<&mut Counted> {
+        let fresh = self.counted.take().filter(|counted| counted.when.elapsed() < COUNTED_FOR);
+        let counted = match fresh {
+            Some(counted) => counted,
+            None => self.count()?,
+        };
+        Ok(self.counted.insert(counted))
+    }
+
+    fn count(&self) -> std::io::Result<Counted> {
+        layout::make(&self.path, DIRECTORY_MODE)?;
+        let directory = Directory::open(&self.path, Use::List)?;
+        let (mut files, mut bytes) = (0, 0_u64);
+        for name in directory.names().filter(|name| is_kept(name)) {
+            files += 1;
+            let size = directory.stat_of(&name).map_or(0, |stat| stat.st_size);
+            bytes = bytes.saturating_add(u64::try_from(size).unwrap_or(0));
+        }
+        Ok(Counted { directory, files, bytes, when: Instant::now() })
+    }
 }
 
-fn note(directory: &Path, reason: &str) -> std::io::Result<()> {
-    let path = directory.join(LOG);
-    if std::fs::symlink_metadata(&path).is_ok_and(|found| found.len() > MAX_LOG) {
-        std::fs::rename(&path, path.with_added_extension("1"))?;
+impl Counted {
+    /// Moves the file under a name that nothing here has yet; none if it can only be removed.
+    fn take(
+        &self,
+        from: &Directory,
+        name: &[u8],
+        kind: FileType,
+    ) -> std::io::Result<Option<String>> {
+        // Of the name what cannot confuse a terminal.
+        let plain: String = String::from_utf8_lossy(name)
+            .chars()
+            .map(|c| if c.is_ascii_graphic() { c } else { '_' })
+            .take(MAX_NAME)
+            .collect();
+        let now = crate::event::now_ms();
+        for number in 0..MAX_TRIES {
+            let target = format!("{now}-{number}-{}", plain.trim_start_matches('.'));
+            match self.take_as(from, name, kind, &target) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Ok(true) => return Ok(Some(target)),
+                Ok(false) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
-    let mut options = OpenOptions::new();
-    let mut log: File =
-        options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path)?;
-    writeln!(log, "{reason}")
+
+    fn take_as(
+        &self,
+        from: &Directory,
+        name: &[u8],
+        kind: FileType,
+        target: &str,
+    ) -> std::io::Result<bool> {
+        let flags = RenameFlags::NOREPLACE;
+        match rustix::fs::renameat_with(from, name, &self.directory, target, flags) {
+            Ok(()) => Ok(true),
+            // From a fallback on another file system.
+            Err(rustix::io::Errno::XDEV) if kind == FileType::RegularFile => {
+                let (file, _) = from.read(name)?;
+                let mut copy = self.directory.create(target.as_bytes(), FILE_MODE)?;
+                std::io::copy(&mut file.take(MAX_BYTES), &mut copy)?;
+                from.remove(name)?;
+                Ok(true)
+            }
+            Err(rustix::io::Errno::XDEV) => Ok(false),
+            // A file system without this flag. Nobody else makes files here.
+            Err(rustix::io::Errno::INVAL) => match self.directory.stat_of(target.as_bytes()) {
+                Err(rustix::io::Errno::NOENT) => {
+                    from.rename(name, &self.directory, target.as_bytes()).map(|()| true)
+                }
+                Ok(_) => Err(std::io::ErrorKind::AlreadyExists.into()),
+                Err(error) => Err(error.into()),
+            },
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
-fn remove(path: &Path) -> std::io::Result<()> {
-    let is_directory = path.symlink_metadata()?.is_dir();
-    if is_directory { std::fs::remove_dir(path) } else { std::fs::remove_file(path) }
+fn note(directory: &Directory, reason: &str) -> std::io::Result<()> {
+    let size = directory.stat_of(LOG.as_bytes()).map_or(0, |stat| stat.st_size);
+    if u64::try_from(size).unwrap_or(0) > MAX_LOG {
+        directory.rename(LOG.as_bytes(), directory, OLD_LOG.as_bytes())?;
+    }
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW;
+    let log = rustix::fs::openat(
+        directory,
+        LOG,
+        flags | OFlags::CLOEXEC,
+        Mode::from_raw_mode(FILE_MODE),
+    )?;
+    std::fs::File::from(log).write_all(format!("{reason}\n").as_bytes())
+}
+
+fn remove(from: &Directory, name: &[u8], kind: FileType) -> std::io::Result<()> {
+    if kind == FileType::Directory { from.remove_directory(name) } else { from.remove(name) }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
+
+    struct Scene {
+        dir: tempfile::TempDir,
+        spool: Directory,
+        rejected: Rejected,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("spool");
+            std::fs::create_dir(&path).unwrap();
+            let spool = Directory::open(&path, Use::List).unwrap();
+            let rejected = Rejected::new(dir.path().join("rejected"));
+            Self { dir, spool, rejected }
+        }
+
+        fn set_aside(&mut self, name: &str, size: u64) {
+            let path = self.spool.path().join(name);
+            File::create(&path).unwrap().set_len(size).unwrap();
+            let (reason, moved) = self.rejected.set_aside(&self.spool, name.as_bytes(), "odd");
+            assert!(moved && reason.ends_with(": odd"), "{reason}");
+            assert!(!path.exists());
+        }
+
+        fn kept(&self) -> usize {
+            count(&self.dir.path().join("rejected"))
+        }
+    }
 
     #[test]
     fn beyond_the_bounds_only_reasons_are_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        let (spool, kept) = (dir.path().join("spool"), dir.path().join("rejected"));
-        std::fs::create_dir(&spool).unwrap();
-        let put = |name: &str, size: u64| {
-            let path = spool.join(name);
-            File::create(&path).unwrap().set_len(size).unwrap();
-            assert_eq!(set_aside(&kept, &path, "odd"), (format!("{}: odd", path.display()), true));
-            assert!(!path.exists());
-        };
-        put("first", MAX_BYTES);
-        assert_eq!(count(&kept), 1);
-        put("second", 1);
-        assert_eq!(count(&kept), 1);
-        let log = std::fs::read_to_string(kept.join(LOG)).unwrap();
+        let mut scene = Scene::new();
+        scene.set_aside("first", MAX_BYTES);
+        assert_eq!(scene.kept(), 1);
+        scene.set_aside("second", 1);
+        assert_eq!(scene.kept(), 1);
+        let log = std::fs::read_to_string(scene.dir.path().join("rejected").join(LOG)).unwrap();
         assert!(log.ends_with("spool/second: odd\n") && log.lines().count() == 1, "{log}");
+    }
+
+    #[test]
+    fn files_of_one_millisecond_and_one_plain_name_do_not_replace_each_other() {
+        let mut scene = Scene::new();
+        for number in 0..50 {
+            let other = char::from_u32(0x100 + number).unwrap();
+            scene.set_aside(&format!("x{other}"), 1);
+        }
+        assert_eq!(scene.kept(), 50);
+    }
+
+    #[test]
+    fn no_character_that_a_terminal_obeys_is_in_a_reason() {
+        let mut scene = Scene::new();
+        let name = "a\u{7f}\u{9b}\u{2028}\u{202e}\u{1b}";
+        std::fs::write(scene.spool.path().join(name), "").unwrap();
+        let (shown, _) =
+            scene.rejected.set_aside(&scene.spool, name.as_bytes(), "word \u{9b}\u{202e}\u{7f}");
+        let reasons = std::fs::read_dir(scene.dir.path().join("rejected")).unwrap();
+        let mut kept = reasons.map(|entry| entry.unwrap().path());
+        let reason = kept.find(|path| path.to_string_lossy().ends_with(REASON)).unwrap();
+        let text = std::fs::read_to_string(reason).unwrap();
+        for text in [shown.as_str(), text.trim_end_matches('\n')] {
+            assert!(!text.chars().any(crate::terminal::obeyed), "{text:?}");
+        }
     }
 }

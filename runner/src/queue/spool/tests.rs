@@ -1,7 +1,8 @@
+use std::fs::File;
 use std::os::unix::fs::symlink;
 use std::time::SystemTime;
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Mode};
 
 use super::reader::ABANDONED;
 use super::*;
@@ -81,11 +82,11 @@ fn what_is_no_event_is_set_aside_and_in_nobodys_way() {
     let spool = format!("{}/", spool.display());
     insta::assert_snapshot!(scene.rejected().concat().replace(&spool, ""), @r"
     .abandoned: it was never completed; its hook was killed
-    0-directory: it is no regular file
-    0-fifo: it is no regular file
+    0-directory: it is not a regular file
+    0-fifo: it is not a regular file
     0-hard: it has 2 links; an event has one
     0-large: it has more than 4 MiB, the most that an event has
-    0-link: it is no regular file
+    0-link: it is not a regular file
     0-odd\n\u{1b}[31m: it does not begin with `hookrun-event 1 sha256:...`
     0-renamed: its name is not the id of its event
     0-short: it has 2 links; an event has one
@@ -107,14 +108,25 @@ fn a_spool_that_cannot_be_written_is_not_the_end() {
     };
     assert!(reason.contains("cannot be written (Not a directory"), "{reason}");
     let scan = scene.reader.scan(10);
-    assert_eq!((scan.events[0].path.as_path(), &scan.events[0].event), (path.as_path(), &event));
-    std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    assert_eq!((scan.events[0].path(), &scan.events[0].event), (path.clone(), &event));
+    assert!(path.starts_with(layout::fallbacks(&scene.dirs)[0].as_path()), "{}", path.display());
 }
 
 #[test]
-fn modes() {
+fn a_fallback_that_somebody_else_made_is_not_used() {
+    if !rustix::process::geteuid().is_root() {
+        // Another user's directory cannot be made then; `attack.rs` has real users.
+        return;
+    }
     let scene = Scene::new();
-    put(&scene.dirs, &post_build("a")).unwrap();
-    let mode = std::fs::metadata(scene.dirs.spool()).unwrap().mode() & 0o7777;
-    assert_eq!(mode, if rustix::process::geteuid().is_root() { SYSTEM_MODE } else { USER_MODE });
+    std::fs::create_dir_all(scene.dirs.state.parent().unwrap()).unwrap();
+    std::fs::write(&scene.dirs.state, "").unwrap();
+    let [beside, memory] = layout::fallbacks(&scene.dirs).try_into().unwrap();
+    std::fs::create_dir(&beside).unwrap();
+    std::os::unix::fs::chown(&beside, Some(4242), None).unwrap();
+    let Place::Fallback { path, .. } = put(&scene.dirs, &post_build("a")).unwrap() else {
+        panic!("the spool cannot be written")
+    };
+    assert!(path.starts_with(&memory), "{}", path.display());
+    std::fs::remove_dir_all(&memory).unwrap();
 }

@@ -10,6 +10,38 @@ use crate::queue::journal::{Incoming, Share, Taken};
 use crate::queue::roots;
 use crate::queue::spool::{self, Spooled};
 
+/// Lines about files that were set aside, in a minute: anybody can cause any number.
+const LINES: u32 = 20;
+/// See [`LINES`].
+const LINES_IN_MS: u64 = 60_000;
+
+/// How many such lines there were.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    since_ms: u64,
+    said: u32,
+    left_out: u64,
+}
+
+impl Lines {
+    fn may_say(&mut self) -> bool {
+        let may = self.said < LINES;
+        if may {
+            self.said += 1;
+        } else {
+            self.left_out += 1;
+        }
+        may
+    }
+
+    fn take_left_out(&mut self, now_ms: u64) -> u64 {
+        if now_ms.abs_diff(self.since_ms) < LINES_IN_MS {
+            return 0;
+        }
+        std::mem::replace(self, Self { since_ms: now_ms, said: 0, left_out: 0 }).left_out
+    }
+}
+
 /// Files looked at in one turn, and so events taken in one transaction: enough to share its sync,
 /// few enough to start the first soon.
 pub(super) const BATCH: usize = 256;
@@ -38,11 +70,25 @@ impl Worker<'_> {
 
     fn set_aside(&mut self, reason: &str) {
         self.summary.rejected += 1;
-        self.warn(&format!("set aside: {reason}"));
+        if self.said_of_rejected.may_say() {
+            self.warn(&format!("set aside: {reason}"));
+        }
     }
 
-    /// Sets aside what is more than a build user may have in the journal: a build must not fill the
-    /// disk.
+    /// Says how many lines were left out, when their minute is over.
+    pub(super) fn say_left_out(&mut self) {
+        let left_out = self.said_of_rejected.take_left_out(self.now_ms());
+        if left_out > 0 {
+            let place = self.dirs.rejected();
+            self.warn(&format!(
+                "{left_out} more files were set aside; the reasons are in {}",
+                place.display()
+            ));
+        }
+    }
+
+    /// Leaves in the spool what is more than a build user may have unfinished in the journal: a
+    /// build must not fill the disk. It is taken when there is room again.
     fn within_shares(&mut self, events: Vec<Spooled>) -> Result<Vec<Spooled>, WorkerError> {
         let mut shares: BTreeMap<u32, Share> = BTreeMap::new();
         let mut within = Vec::with_capacity(events.len());
@@ -61,12 +107,14 @@ impl Worker<'_> {
             match over(with, &self.settings) {
                 None => {
                     *share = with;
+                    self.over_share.remove(&spooled.uid);
                     within.push(spooled);
                 }
                 Some(reason) => {
-                    let reason = format!("uid {} {reason}", spooled.uid);
-                    let shown = self.reader.reject(&spooled.path, &reason);
-                    self.set_aside(&shown);
+                    self.reader.hold_back(spooled.uid);
+                    if self.over_share.insert(spooled.uid) {
+                        self.warn(&format!("uid {} {reason}", spooled.uid));
+                    }
                 }
             }
         }
@@ -104,13 +152,13 @@ impl Worker<'_> {
             if matches!(taken, Taken::New(0) | Taken::Merged(_) | Taken::Known { ended: true }) {
                 roots::remove(event);
             }
-            match std::fs::remove_file(&spooled.path) {
+            match spooled.remove() {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    let path = spooled.path.display();
                     (self.observer)(Notice::Warning(&format!(
-                        "{path} is in the journal and cannot be removed ({error}); remove it"
+                        "{} is in the journal and cannot be removed ({error}); remove it",
+                        spooled.path().display()
                     )));
-                    self.reader.ignore(spooled.path.clone());
+                    self.reader.ignore(spooled);
                 }
                 _ => {}
             }
@@ -145,15 +193,30 @@ pub(super) fn hand_over_again(
 /// What is over, if so much is too much.
 fn over(share: Share, settings: &config::Worker) -> Option<String> {
     let config::Worker { max_events_per_user: events, max_bytes_per_user: bytes, .. } = settings;
-    if share.events > *events {
-        Some(format!(
-            "has {events} events in the journal already; raise `max-events-per-user` under [worker] if they are right"
-        ))
+    let (what, key) = if share.events > *events {
+        (format!("{events} unfinished events"), "max-events-per-user")
     } else if share.bytes > *bytes {
-        Some(format!(
-            "has {bytes} bytes of events in the journal already; raise `max-bytes-per-user` under [worker] if they are right"
-        ))
+        (format!("{bytes} bytes of unfinished events"), "max-bytes-per-user")
     } else {
-        None
+        return None;
+    };
+    Some(format!(
+        "has {what}, as many as a build user may have; its others wait in the spool until some have \
+         ended; `{key}` under [worker] allows more"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_rejected_files_is_a_few_lines_a_minute() {
+        let mut lines = Lines::default();
+        assert_eq!(lines.take_left_out(100_000), 0);
+        assert_eq!((0..1000).filter(|_| lines.may_say()).count(), 20);
+        assert_eq!(lines.take_left_out(100_001), 0, "the minute is not over");
+        assert_eq!(lines.take_left_out(160_000), 980);
+        assert!(lines.may_say());
     }
 }

@@ -9,6 +9,7 @@ use futures_util::future::FutureExt as _;
 
 use super::{Executor, Mode, Notice, Options, Summary, Worker, WorkerError};
 use crate::dirs::Dirs;
+use crate::layout;
 use crate::queue::lock::{LockError, WorkerLock};
 use crate::queue::spool;
 
@@ -72,8 +73,11 @@ async fn shift(
     observer: &mut (dyn FnMut(Notice<'_>) + Send),
     summary: &mut Summary,
 ) -> Result<Shift, WorkerError> {
-    spool::make_directory(&dirs.spool())
-        .map_err(|error| WorkerError::State { path: dirs.spool(), error })?;
+    let set_right =
+        layout::prepare(dirs).map_err(|error| WorkerError::State { path: dirs.spool(), error })?;
+    for notice in set_right {
+        observer(Notice::Warning(&notice.message));
+    }
     let lock = WorkerLock::take(&dirs.worker_lock())?;
     let mut worker = Worker::open(dirs, Arc::clone(executor), options.clone(), observer, summary)?;
     let worked = worker.work(stop).await;

@@ -363,7 +363,7 @@ fn a_journal_that_is_removed_under_the_worker_loses_nothing() {
 fn a_full_spool_keeps_neither_its_tasks_nor_who_stops_the_worker_waiting() {
     const EVENTS: usize = 8 * intake::BATCH;
     let scene = Scene::new([]);
-    spool::make_directory(&scene.dirs.spool()).unwrap();
+    crate::layout::make_spool(&scene.dirs.spool()).unwrap();
     for number in 0..EVENTS {
         // Without the syncs of a hook.
         let event = post_build(&format!("a{number}"));

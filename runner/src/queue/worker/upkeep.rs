@@ -27,6 +27,8 @@ pub(super) fn run(
     now_ms: u64,
 ) -> Result<Vec<String>, JournalError> {
     journal.forget(settings.keep, now_ms)?;
+    let own = rustix::process::geteuid().as_raw();
+    journal.forget_beyond(settings.max_events_per_user, own)?;
     measure(journal)?;
     let mut notices = bound_roots(journal, settings, now_ms)?;
     let swept = sweep(journal, settings.roots_max_age)?;

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -47,8 +47,9 @@ impl Scene {
     fn new(most: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let dirs = Dirs { config: dir.path().join("hookrun.toml"), state: dir.path().to_owned() };
-        super::super::make_directory(&dirs.spool()).unwrap();
-        let reader = Reader { most, ..Reader::new(&dirs, Trust::from_env()) };
+        layout::make_spool(&dirs.spool()).unwrap();
+        let queue = Queue::new(most, most);
+        let reader = Reader { queue, ..Reader::new(&dirs, Trust::from_env()) };
         Self { _dir: dir, dirs, reader, taken: BTreeMap::new(), rejected: 0 }
     }
 
@@ -70,7 +71,7 @@ impl Scene {
         assert!(scan.events.is_sorted_by_key(|spooled| spooled.event.id.clone()), "oldest first");
         self.rejected += scan.rejected.len();
         for spooled in scan.events {
-            std::fs::remove_file(&spooled.path).unwrap();
+            spooled.remove().unwrap();
             *self.taken.entry(spooled.event.id).or_default() += 1;
         }
         assert!(self.names().len() <= before);
@@ -184,7 +185,7 @@ fn the_oldest_of_all_directories_is_first() {
     let mut scene = Scene::new(10);
     let other = scene.dirs.state.join("other");
     std::fs::create_dir(&other).unwrap();
-    scene.reader.directories.push(other.clone());
+    scene.reader.sources.push(Source { path: other.clone(), owner: None, open: None });
     for number in 0..4 {
         let id = scene.put(number);
         if number % 2 == 0 {
@@ -196,4 +197,42 @@ fn the_oldest_of_all_directories_is_first() {
         found.into_iter().map(|spooled| spooled.event.id).collect::<Vec<_>>(),
         (0..4).map(|number| format!("{number:036}")).collect::<Vec<_>>()
     );
+}
+
+#[test]
+fn what_came_is_taken_without_a_listing() {
+    let mut scene = Scene::new(10);
+    scene.scan_all(10);
+    let id = scene.put(1);
+    scene.write("000-odd");
+    scene.reader.came(0, id.clone().into_bytes());
+    scene.scan_all(10);
+    assert_eq!((scene.taken.get(&id), scene.rejected), (Some(&1), 0));
+}
+
+#[test]
+fn unfinished_files_from_another_century_are_removed() {
+    let mut scene = Scene::new(10);
+    scene.write(".later");
+    let file = std::fs::File::open(scene.dirs.spool().join(".later")).unwrap();
+    file.set_modified(SystemTime::now() + Duration::from_hours(24 * 365 * 70)).unwrap();
+    scene.scan_all(10);
+    assert_eq!((scene.rejected, scene.names().len()), (1, 0));
+}
+
+/// A place in a directory where everybody may make one.
+#[test]
+fn a_directory_of_another_owner_is_not_read() {
+    let mut scene = Scene::new(10);
+    let other = scene.dirs.state.join("other");
+    std::fs::create_dir(&other).unwrap();
+    let id = scene.put(1);
+    std::fs::rename(scene.dirs.spool().join(&id), other.join(&id)).unwrap();
+    let uid = rustix::process::geteuid().as_raw();
+    for (owner, taken) in [(uid + 1, 0), (uid, 1)] {
+        scene.reader.sources.push(Source { path: other.clone(), owner: Some(owner), open: None });
+        scene.reader.look_again();
+        scene.scan_all(10);
+        assert_eq!(scene.taken.len(), taken);
+    }
 }

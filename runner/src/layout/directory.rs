@@ -1,0 +1,199 @@
+//! A directory held by its descriptor: what is done in it does not depend on what its path leads to
+//! by then. Another user may swap a path for a symbolic link between a check and an act.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+
+/// What a directory is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Adding to it, without the right to list it.
+    Add,
+    /// Listing it as well.
+    List,
+}
+
+/// An open directory. A clone is the same descriptor.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    descriptor: Arc<OwnedFd>,
+    path: PathBuf,
+}
+
+impl Directory {
+    /// Opens the directory at `path`, which must not be a symbolic link.
+    ///
+    /// # Errors
+    /// What the system says; `ENOTDIR` for a symbolic link.
+    pub fn open(path: &Path, purpose: Use) -> rustix::io::Result<Self> {
+        let descriptor = rustix::fs::open(path, flags(purpose), Mode::empty())?;
+        Ok(Self { descriptor: Arc::new(descriptor), path: path.to_owned() })
+    }
+
+    /// Where it was opened; for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Type, owner and mode of the directory itself.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn stat(&self) -> rustix::io::Result<Stat> {
+        rustix::fs::fstat(&self.descriptor)
+    }
+
+    /// Type, owner and mode of an entry; a symbolic link is not followed.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn stat_of(&self, name: &[u8]) -> rustix::io::Result<Stat> {
+        rustix::fs::statat(&self.descriptor, name, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Opens a regular file for reading, and returns what the open file is. Neither a symbolic link
+    /// is followed, nor a FIFO waited for, nor a device opened.
+    ///
+    /// # Errors
+    /// What the system says; `EINVAL` if it is not a regular file.
+    pub fn read(&self, name: &[u8]) -> rustix::io::Result<(File, Stat)> {
+        // Opening a device can have effects, so its type is asked before.
+        regular(self.stat_of(name)?)?;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = rustix::fs::openat(&self.descriptor, name, flags, Mode::empty())?;
+        let stat = regular(rustix::fs::fstat(&file)?)?;
+        Ok((File::from(file), stat))
+    }
+
+    /// Makes a file that must not be there yet, with exactly this mode.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn create(&self, name: &[u8], mode: u32) -> rustix::io::Result<File> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let mode = Mode::from_raw_mode(mode);
+        let file = rustix::fs::openat(&self.descriptor, name, flags, mode)?;
+        // The umask takes bits away from a new file.
+        rustix::fs::fchmod(&file, mode)?;
+        Ok(File::from(file))
+    }
+
+    /// Renames an entry into a directory, which may be this one.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn rename(&self, from: &[u8], into: &Self, to: &[u8]) -> std::io::Result<()> {
+        let (from, to) = (CString::new(from)?, CString::new(to)?);
+        // By the C library, so that the crash tests can put something in its place.
+        // SAFETY: two open descriptors and two C strings that outlive the call.
+        let result = unsafe {
+            libc::renameat(
+                self.descriptor.as_raw_fd(),
+                from.as_ptr(),
+                into.descriptor.as_raw_fd(),
+                to.as_ptr(),
+            )
+        };
+        if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    }
+
+    /// Removes an entry that is not a directory.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn remove(&self, name: &[u8]) -> std::io::Result<()> {
+        self.unlink(name, 0)
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn remove_directory(&self, name: &[u8]) -> std::io::Result<()> {
+        self.unlink(name, libc::AT_REMOVEDIR)
+    }
+
+    fn unlink(&self, name: &[u8], flags: libc::c_int) -> std::io::Result<()> {
+        let name = CString::new(name)?;
+        // By the C library, as above.
+        // SAFETY: an open descriptor and a C string that outlives the call.
+        let result = unsafe { libc::unlinkat(self.descriptor.as_raw_fd(), name.as_ptr(), flags) };
+        if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    }
+
+    /// The names in it, without `.` and `..`.
+    pub fn names(&self) -> impl Iterator<Item = Vec<u8>> + use<> {
+        let entries = rustix::fs::Dir::read_from(&self.descriptor).into_iter().flatten();
+        let names =
+            entries.map_while(Result::ok).map(|entry| entry.file_name().to_bytes().to_vec());
+        names.filter(|name| name != b"." && name != b"..")
+    }
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+fn flags(purpose: Use) -> OFlags {
+    let access = match purpose {
+        Use::Add => OFlags::PATH,
+        Use::List => OFlags::RDONLY,
+    };
+    access | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
+}
+
+fn regular(stat: Stat) -> rustix::io::Result<Stat> {
+    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+        Ok(stat)
+    } else {
+        Err(rustix::io::Errno::INVAL)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_path_that_is_swapped_after_opening_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (dir.path().join("ours"), dir.path().join("theirs"));
+        for path in [&ours, &theirs] {
+            std::fs::create_dir(path).unwrap();
+            std::fs::write(path.join("a"), path.to_str().unwrap()).unwrap();
+        }
+        let directory = Directory::open(&ours, Use::List).unwrap();
+        std::fs::rename(&ours, dir.path().join("away")).unwrap();
+        symlink(&theirs, &ours).unwrap();
+        directory.rename(b"a", &directory, b"b").unwrap();
+        assert_eq!(directory.names().collect::<Vec<_>>(), [b"b"]);
+        directory.remove(b"b").unwrap();
+        assert!(theirs.join("a").exists());
+        assert_eq!(Directory::open(&ours, Use::Add).unwrap_err(), rustix::io::Errno::NOTDIR);
+    }
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = Directory::open(dir.path(), Use::List).unwrap();
+        let mode = Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(&directory, "fifo", FileType::Fifo, mode, 0).unwrap();
+        symlink("file", dir.path().join("link")).unwrap();
+        let file = directory.create(b"file", 0o604).unwrap();
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o7777, 0o604);
+        assert!(directory.read(b"file").is_ok());
+        for name in [b"fifo".as_slice(), b"link"] {
+            assert_eq!(directory.read(name).unwrap_err(), rustix::io::Errno::INVAL);
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! Owner and mode of every directory and file that hookrun keeps: the one place that makes them,
+//! says what is wrong with them, and sets them right. SECURITY.md has the same table with the
+//! reasons.
+//!
+//! Modes are set explicitly: what a process inherits as its umask is somebody else's choice.
+
+mod directory;
+
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
+use sha2::{Digest as _, Sha256};
+
+pub use directory::{Directory, Use};
+
+use crate::dirs::{Dirs, SYSTEM_RUNTIME, SYSTEM_STATE};
+
+/// What others than the owner may do with an entry of a system installation. In an installation of
+/// a plain user they may do nothing with any of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// Directory: anybody may add, nobody may list, only the owner of a file removes it. Build users
+    /// hand over events of the diff hook.
+    Add,
+    /// Directory: anybody may pass through and list.
+    Pass,
+    /// Directory or file: nobody but the owner.
+    Nothing,
+}
+
+/// Who owns an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// The owner of the state directory: root, or the plain user.
+    Installation,
+    /// `[worker] user`, where there is one.
+    Plugins,
+}
+
+/// A directory or file of the state directory.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    name: &'static str,
+    kind: FileType,
+    access: Access,
+    owner: Owner,
+}
+
+const fn directory(name: &'static str, access: Access) -> Entry {
+    Entry { name, kind: FileType::Directory, access, owner: Owner::Installation }
+}
+
+const fn file(name: &'static str) -> Entry {
+    Entry { name, kind: FileType::RegularFile, access: Access::Nothing, owner: Owner::Installation }
+}
+
+/// The state directory itself.
+const STATE: Entry = directory("", Access::Pass);
+/// The spool, and each fallback.
+const SPOOL: Entry = directory("spool", Access::Add);
+/// The whole table. `builders` and what is in it belong to builder selection.
+const ENTRIES: [Entry; 13] = [
+    STATE,
+    SPOOL,
+    directory("rejected", Access::Nothing),
+    directory("journal", Access::Nothing),
+    directory("artifacts", Access::Nothing),
+    directory("policy-state", Access::Nothing),
+    directory("object-stores", Access::Pass),
+    directory("mail", Access::Pass),
+    Entry { owner: Owner::Plugins, ..directory("plugin-state", Access::Nothing) },
+    file("worker.lock"),
+    file("waiter.lock"),
+    file("worker.log"),
+    file("worker.json"),
+];
+
+/// Mode of a directory that is its owner's alone.
+const PRIVATE: u32 = 0o700;
+/// Permissions, without the type of the file.
+const PERMISSIONS: u32 = 0o7777;
+/// Bits of a mode by which others than owner and group write.
+const OTHERS_WRITE: u32 = 0o022;
+/// The bit by which only the owner of a file removes it from a directory.
+const STICKY: u32 = 0o1000;
+/// The umask of hookrun's own processes: files are readable unless they are made private.
+const UMASK: u32 = 0o022;
+/// Where the last fallback of a user who is not root lies. It survives a restart of the machine,
+/// unlike /tmp (FHS 3.0, 5.15).
+const COMMON_PARENT: &str = "/var/tmp";
+/// How its name begins; the user's number and a hash follow.
+const OWN_PREFIX: &str = "hookrun-spool-";
+/// Names looked at in the common directory, where anybody may make any number.
+const MOST_LISTED: usize = 100_000;
+
+impl Entry {
+    /// The mode that it is made with.
+    fn mode(self, system: bool) -> u32 {
+        match (self.kind, self.access, system) {
+            (FileType::Directory, Access::Add, true) => 0o1733,
+            (FileType::Directory, Access::Pass, true) => 0o755,
+            (FileType::Directory, ..) => PRIVATE,
+            _ => 0o600,
+        }
+    }
+
+    /// Does this mode do what the entry is for, and no more?
+    fn admits(self, mode: u32, own_group: bool, system: bool) -> bool {
+        let wanted = self.mode(system);
+        match self.access {
+            // A group of build users in place of everybody is the operator's choice.
+            Access::Add if system => mode == wanted || (own_group && mode == 0o1730),
+            Access::Pass if system => {
+                mode & 0o700 == 0o700
+                    && mode & OTHERS_WRITE == 0
+                    && (mode & 0o001 != 0 || (own_group && mode & 0o010 != 0))
+            }
+            // As `hookrun ci --private` makes it, for build users.
+            Access::Add if mode == 0o1733 => true,
+            _ => mode & 0o700 == wanted & 0o700 && mode & 0o077 == 0,
+        }
+    }
+}
+
+/// Something that has another owner, mode or type than the table says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wrong {
+    /// The entry.
+    pub path: PathBuf,
+    /// What is wrong, and the command that sets it right.
+    pub message: String,
+    entry: &'static str,
+    repair: Option<Repair>,
+}
+
+/// What became of something that was wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repaired {
+    /// What it was, and the command that sets it right if this user could not.
+    pub message: String,
+    /// Is it right now?
+    pub done: bool,
+}
+
+/// What sets an entry right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Repair {
+    owner: Option<u32>,
+    mode: Option<u32>,
+}
+
+/// Sets the umask of this process, before it has threads.
+pub fn set_umask() {
+    rustix::process::umask(Mode::from_raw_mode(UMASK));
+}
+
+/// Makes a directory of the table and the directories above it, where they are missing.
+///
+/// # Errors
+/// What the system says.
+pub fn make_spool(spool: &Path) -> std::io::Result<()> {
+    let system = rustix::process::geteuid().is_root();
+    if let Some(parent) = spool.parent() {
+        make_all(parent, STATE.mode(system))?;
+    }
+    make(spool, SPOOL.mode(system))
+}
+
+/// Makes what hooks need before any worker runs: the state directory, the spool, its fallbacks; and
+/// sets right what is there. Returns what was set right, and what could not be.
+///
+/// # Errors
+/// The spool cannot be made.
+pub fn prepare(dirs: &Dirs) -> std::io::Result<Vec<Repaired>> {
+    make_spool(&dirs.spool())?;
+    // A file system without room says so when it is needed.
+    let _made = make(&dirs.rejected(), PRIVATE);
+    if rustix::process::geteuid().is_root() {
+        for fallback in fallbacks(dirs).into_iter().filter(|path| {
+            dirs.state == Path::new(SYSTEM_STATE) || !path.starts_with(SYSTEM_RUNTIME)
+        }) {
+            let _made = make_spool(&fallback);
+        }
+    }
+    Ok(repair(dirs))
+}
+
+/// Makes a directory with exactly this mode, if there is none.
+///
+/// # Errors
+/// What the system says.
+pub fn make(path: &Path, mode: u32) -> std::io::Result<()> {
+    match std::fs::DirBuilder::new().mode(mode & 0o700).create(path) {
+        // By descriptor: nothing else can have come under the name in a directory that is only
+        // ours, and a link in another is not followed.
+        Ok(()) => {
+            let made = Directory::open(path, Use::List)?;
+            Ok(rustix::fs::fchmod(&made, Mode::from_raw_mode(mode))?)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes a directory and all that are missing above it with this mode.
+///
+/// # Errors
+/// What the system says.
+pub fn make_all(path: &Path, mode: u32) -> std::io::Result<()> {
+    match make(path, mode) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let parent = path.parent().ok_or(error)?;
+            make_all(parent, mode)?;
+            make(path, mode)
+        }
+        result => result,
+    }
+}
+
+/// Where events go when the spool of these directories cannot be written, the best first: beside
+/// the state directory, where only its owner can make anything; then, for a system installation, in
+/// memory, which is another file system and is lost when the machine stops.
+pub fn fallbacks(dirs: &Dirs) -> Vec<PathBuf> {
+    let mut beside = dirs.state.clone().into_os_string();
+    beside.push("-fallback");
+    let memory = Path::new(SYSTEM_RUNTIME).join("fallback").join(short_hash(&dirs.state));
+    vec![PathBuf::from(beside), memory]
+}
+
+/// The last fallback of a user who is not root and can make none of [`fallbacks`]: that user's own
+/// directory in a place where everybody may make one.
+pub fn own_fallback(dirs: &Dirs, uid: u32) -> PathBuf {
+    Path::new(COMMON_PARENT).join(format!("{OWN_PREFIX}{uid}-{}", short_hash(&dirs.state)))
+}
+
+/// The directories at [`own_fallback`] that are there, of all users.
+pub fn own_fallbacks(dirs: &Dirs) -> Vec<PathBuf> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let end = format!("-{}", short_hash(&dirs.state));
+    let Ok(common) = Directory::open(Path::new(COMMON_PARENT), Use::List) else {
+        return Vec::new();
+    };
+    let names = common
+        .names()
+        .take(MOST_LISTED)
+        .filter(|name| name.starts_with(OWN_PREFIX.as_bytes()) && name.ends_with(end.as_bytes()));
+    let paths = names.map(|name| common.path().join(std::ffi::OsStr::from_bytes(&name)));
+    paths.collect()
+}
+
+/// Tells several installations on one machine apart.
+fn short_hash(path: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt as _;
+    let digest = Sha256::digest(path.as_os_str().as_bytes());
+    digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Is this path in the place where everybody may make a directory?
+pub fn is_in_common(path: &Path) -> bool {
+    path.parent() == Some(Path::new(COMMON_PARENT))
+}
+
+/// Is this directory the user's, and can nobody else change what is in it?
+pub fn is_of_user_alone(stat: &Stat, uid: u32) -> bool {
+    stat.st_uid == uid && stat.st_mode & OTHERS_WRITE == 0
+}
+
+/// Is this directory root's, and can others at most add to it?
+pub fn is_shared_by_root(stat: &Stat) -> bool {
+    stat.st_uid == 0 && (stat.st_mode & OTHERS_WRITE == 0 || stat.st_mode & STICKY != 0)
+}
+
+/// What is wrong with owner, mode or type of what is there.
+pub fn examine(dirs: &Dirs) -> Vec<Wrong> {
+    let Ok(state) = rustix::fs::stat(&dirs.state) else { return Vec::new() };
+    let owner = state.st_uid;
+    let entries = ENTRIES.iter().filter_map(|entry| {
+        let path =
+            if entry.name.is_empty() { dirs.state.clone() } else { dirs.state.join(entry.name) };
+        look(entry, path, owner)
+    });
+    let fallbacks = fallbacks(dirs).into_iter().filter_map(|path| look(&SPOOL, path, owner));
+    entries.chain(fallbacks).collect()
+}
+
+fn look(entry: &Entry, path: PathBuf, owner: u32) -> Option<Wrong> {
+    // The state directory may be a link, which its parent's owner made.
+    let flags = if entry.name.is_empty() { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
+    let stat = rustix::fs::statat(rustix::fs::CWD, &path, flags).ok()?;
+    judge(*entry, path, &stat, owner)
+}
+
+/// What is wrong with one entry.
+fn judge(entry: Entry, path: PathBuf, stat: &Stat, owner: u32) -> Option<Wrong> {
+    let (shown, kind) = (path.display().to_string(), FileType::from_raw_mode(stat.st_mode));
+    let wrong = |message: String, repair: Option<Repair>| {
+        Some(Wrong { path: path.clone(), message, entry: entry.name, repair })
+    };
+    if kind == FileType::Symlink {
+        let what = "is a symbolic link, which neither hooks nor worker follow";
+        let fix = "put the directory itself there, or a bind mount, or set HOOKRUN_STATE_DIR";
+        return wrong(format!("{shown} {what}; {fix}"), None);
+    }
+    if kind != entry.kind {
+        let expected =
+            if entry.kind == FileType::Directory { "a directory" } else { "a regular file" };
+        return wrong(format!("{shown} is not {expected}; move it away, it is made again"), None);
+    }
+    let system = owner == 0;
+    let (mode, wanted) = (stat.st_mode & PERMISSIONS, entry.mode(system));
+    let is_foreign = entry.owner == Owner::Installation && stat.st_uid != owner;
+    let own_group = stat.st_gid != 0;
+    let is_open = !entry.admits(mode, own_group, system);
+    if !is_foreign && !is_open {
+        return None;
+    }
+    let mut parts = Vec::new();
+    let mut commands = Vec::new();
+    if is_foreign {
+        parts.push(format!("belongs to uid {}, not to uid {owner}", stat.st_uid));
+        commands.push(format!("chown {owner} {shown}"));
+    }
+    if is_open {
+        parts.push(format!("has mode {mode:04o}, {}", harm(entry, mode, system)));
+        commands.push(format!("chmod {wanted:04o} {shown}"));
+    }
+    let repair = Repair { owner: is_foreign.then_some(owner), mode: is_open.then_some(wanted) };
+    wrong(format!("{shown} {}; run `{}`", parts.join(" and "), commands.join(" && ")), Some(repair))
+}
+
+/// What a wrong mode leads to.
+fn harm(entry: Entry, mode: u32, system: bool) -> &'static str {
+    let others_write = mode & OTHERS_WRITE != 0;
+    match entry.access {
+        _ if mode & 0o700 != entry.mode(system) & 0o700 && mode & 0o600 != 0o600 => {
+            "so its owner cannot use it"
+        }
+        Access::Add if system && others_write && mode & STICKY == 0 => {
+            "so anybody may remove events of others"
+        }
+        Access::Add if system && !others_write => {
+            "so build users cannot hand over what diff hooks find"
+        }
+        Access::Add if others_write => "so others may add and remove events",
+        Access::Pass if system && !others_write => {
+            "so build users and plugins cannot reach what is in it"
+        }
+        _ if others_write => "so others may change it",
+        _ => "so others may look into it",
+    }
+}
+
+/// Sets right what [`examine`] finds, where this user may. Returns one line for each.
+pub fn repair(dirs: &Dirs) -> Vec<Repaired> {
+    let repaired = examine(dirs).into_iter().map(|wrong| match set_right(&wrong) {
+        Ok(true) => {
+            let (what, _) = wrong.message.split_once("; run `").unwrap_or((&wrong.message, ""));
+            Repaired { message: format!("{what}; this is set right now"), done: true }
+        }
+        Ok(false) => Repaired { message: wrong.message, done: false },
+        Err(error) => Repaired { message: format!("{} ({error})", wrong.message), done: false },
+    });
+    repaired.collect()
+}
+
+/// True if it could be.
+fn set_right(wrong: &Wrong) -> rustix::io::Result<bool> {
+    let Some(Repair { owner, mode }) = wrong.repair else { return Ok(false) };
+    let nofollow = if wrong.entry.is_empty() { OFlags::empty() } else { OFlags::NOFOLLOW };
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | nofollow;
+    let open = rustix::fs::open(&wrong.path, flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&open)?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink > 1 {
+        // It is another file as well.
+        return Ok(false);
+    }
+    if let Some(owner) = owner {
+        rustix::fs::fchown(&open, Some(Uid::from_raw(owner)), None::<Gid>)?;
+    }
+    if let Some(mode) = mode {
+        rustix::fs::fchmod(&open, Mode::from_raw_mode(mode))?;
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests;
