@@ -14,14 +14,16 @@ use crate::event::{Event, HookKind};
 use crate::exit_code::Exit;
 use crate::outcome::Outcome;
 use crate::plugin::{Compiler, Host};
-use crate::queue::hand_over;
+use crate::queue::envelope;
+use crate::queue::guard::Ended;
 use crate::supervise::needs;
 use crate::supervise::runner::Readied;
 use crate::supervise::supervisor::admits;
 use crate::wall::Wall;
 
-/// Runs the gates on `event`.
-pub fn run(event: &Event) -> Exit {
+/// Runs the gates on the event that a hook handed over.
+pub fn run(handed_over: &Ended) -> Exit {
+    let Some(sealed) = &handed_over.event else { return Exit::Done };
     let dirs = Dirs::from_env();
     // Most installations have no gate: then neither parser nor engine is touched.
     let mentioned =
@@ -29,7 +31,10 @@ pub fn run(event: &Event) -> Exit {
     if !mentioned {
         return Exit::Done;
     }
-    let Ok(config) = Config::load(&dirs.config) else { return Exit::Done };
+    let (Ok(config), Ok(event)) = (Config::load(&dirs.config), envelope::open(sealed)) else {
+        return Exit::Done;
+    };
+    let event = &event;
     let is_gate = |plugin: &&Plugin| {
         plugin.gate
             && (plugin.hooks.is_empty() || plugin.hooks.contains(&HookKind::PostBuild))
@@ -39,7 +44,14 @@ pub fn run(event: &Event) -> Exit {
     if gates.is_empty() {
         return Exit::Done;
     }
-    match refusal(event, &config, &dirs, &gates) {
+    let result = match gates.first() {
+        // What is compiled is in the state directory too, and reading it may never end.
+        Some(first) if !handed_over.in_time => {
+            Err((first.name.as_str(), "the state directory did not answer in time".to_owned()))
+        }
+        _ => refusal(event, &config, &dirs, &gates),
+    };
+    match result {
         Ok(()) => Exit::Done,
         Err((gate, reason)) => {
             say(&format!(
@@ -61,7 +73,6 @@ fn refusal<'a>(
     dirs: &Dirs,
     gates: &[&'a Plugin],
 ) -> Result<(), (&'a str, String)> {
-    hand_over::dismiss_watchdog();
     let first = gates.first().map_or("", |gate| gate.name.as_str());
     let all = |reason: String| (first, reason);
     let names: Vec<String> = gates.iter().map(|gate| gate.name.clone()).collect();

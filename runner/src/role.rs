@@ -142,9 +142,7 @@ pub fn run() -> Exit {
         // A build that hookrun itself started is not reported again.
         Role::PostBuild | Role::Diff(_) if nix::is_nested() => Exit::Done,
         // Only a plugin with `gate = true` may make this anything but 0.
-        Role::PostBuild => {
-            queue::hand_over::post_build().map_or(Exit::Done, |event| gate::run(&event))
-        }
+        Role::PostBuild => gate::run(&queue::hand_over::post_build()),
         Role::Diff(arguments) => {
             queue::hand_over::diff(&arguments);
             Exit::Done

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 /// Longest command that is kept, in characters.
@@ -34,9 +35,9 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// The one that called this hook. Takes at most `patience`.
-    pub fn find(patience: Duration) -> Self {
-        let Some(parent) = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()) else {
+    /// The one behind the Nix that called this hook, which is `nix`. Takes at most `patience`.
+    pub fn find(nix: Option<Pid>, patience: Duration) -> Self {
+        let Some(parent) = nix.map(|pid| pid.as_raw_nonzero().get()) else {
             return Self::default();
         };
         let of_parent = arguments(parent);
