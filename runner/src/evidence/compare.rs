@@ -1,5 +1,5 @@
-//! Compares two trees in the store: what differs, bounded in time, bytes, files and number of
-//! differences.
+//! Compares two trees in the store: what differs, bounded in time, memory, bytes, files and number
+//! of differences.
 //!
 //! Called by the diff hook as the build user, in the build's critical path: Nix waits, and kills
 //! with SIGKILL. So the comparison ends at its deadline and says what it did not see. Symbolic
@@ -7,15 +7,17 @@
 //! a NAR holds: type, executable bit, contents, link target.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, openat, statat};
 
 use super::excerpt::{self, Contents, Pieces};
 use super::{Difference, Evidence};
@@ -37,7 +39,7 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             // Of the hook's cap of two seconds; the rest is for handing over.
-            time: Duration::from_millis(1500),
+            time: Duration::from_millis(1250),
             // More than a disk gives in that time.
             bytes: 16 << 30,
             files: 1_000_000,
@@ -65,14 +67,33 @@ const MAX_VALUE: usize = 512;
 /// Longest path of a difference in bytes (`PATH_MAX`).
 const MAX_PATH: usize = 4096;
 
+/// Bytes that the names of directories may take which are being compared: 300,000 of usual length.
+/// More cannot be compared in the time of a hook.
+const HELD: usize = 24 << 20;
+/// Bytes that a name takes besides its own.
+const NODE: usize = 64;
+/// Names that are listed between two looks at the clock.
+const LOOK_AT_THE_CLOCK: usize = 4096;
+/// Directories below each other, whatever may be open.
+const MOST_LEVELS: usize = 2000;
+
 /// What differs between the trees `previous` and `current`, sorted by path. Never fails: what
 /// cannot be read makes the evidence incomplete.
 pub fn compare(previous: &Path, current: &Path, bounds: Bounds) -> Evidence {
     let deadline = Instant::now().checked_add(bounds.time);
-    let mut comparison =
-        Comparison { bounds, deadline, found: Evidence::default(), values: 0, paths: 0 };
+    let mut comparison = Comparison {
+        bounds,
+        deadline,
+        levels: Vec::new(),
+        most_levels: most_levels(),
+        roots: Sides { previous, current },
+        held: 0,
+        found: Evidence::default(),
+        values: 0,
+        paths: 0,
+    };
     // The end of the walk is in `incomplete`.
-    let _ended = comparison.walk(previous, current);
+    let _ended = comparison.walk();
     let mut evidence = comparison.found;
     evidence
         .differences
@@ -83,9 +104,45 @@ pub fn compare(previous: &Path, current: &Path, bounds: Bounds) -> Evidence {
 /// A bound was reached; which one is in the evidence.
 struct Ended;
 
-struct Comparison {
+/// Something of each of the two trees.
+#[derive(Debug, Clone, Copy)]
+struct Sides<T> {
+    previous: T,
+    current: T,
+}
+
+impl<T> Sides<T> {
+    /// The same of both; or the error of the first for which it fails.
+    fn map<U, E>(self, mut act: impl FnMut(T) -> Result<U, E>) -> Result<Sides<U>, (Side, E)> {
+        let previous = act(self.previous).map_err(|error| (Side::Previous, error))?;
+        let current = act(self.current).map_err(|error| (Side::Current, error))?;
+        Ok(Sides { previous, current })
+    }
+}
+
+/// One of the trees.
+#[derive(Debug, Clone, Copy)]
+enum Side {
+    Previous,
+    Current,
+}
+
+/// Where something is: relative to the directory that is compared, or a whole tree.
+#[derive(Debug, Clone, Copy)]
+struct Place<'a> {
+    directory: BorrowedFd<'a>,
+    name: &'a Path,
+}
+
+struct Comparison<'a> {
     bounds: Bounds,
     deadline: Option<Instant>,
+    /// The directories that are being compared, each below the one before.
+    levels: Vec<Level>,
+    most_levels: usize,
+    roots: Sides<&'a Path>,
+    /// What the names in `levels` take; see [`HELD`].
+    held: usize,
     found: Evidence,
     /// Bytes of values so far.
     values: usize,
@@ -100,152 +157,179 @@ struct Entry {
     size: u64,
 }
 
-impl Comparison {
-    fn walk(&mut self, previous: &Path, current: &Path) -> Result<(), Ended> {
-        // Relative paths still to compare, last first; sorted so that the order is the same each
-        // time.
-        let mut pending = vec![PathBuf::new()];
-        while let Some(relative) = pending.pop() {
-            self.check_bounds()?;
-            self.found.compared_files += 1;
-            let (left_path, right_path) = (below(previous, &relative), below(current, &relative));
-            let (left, right) = match (stat(&left_path), stat(&right_path)) {
-                (Ok(left), Ok(right)) => (left, right),
-                (Err(error), _) => {
-                    self.unreadable(&left_path, &error);
-                    continue;
-                }
-                (_, Err(error)) => {
-                    self.unreadable(&right_path, &error);
-                    continue;
-                }
-            };
-            if left.kind != right.kind {
-                self.differ(
-                    &relative,
-                    "type",
-                    type_name(left.kind).into(),
-                    type_name(right.kind).into(),
-                    None,
-                )?;
+/// A directory that both trees have. It is held by descriptor and has only the names in it, so that
+/// what is held does not grow with the length of paths.
+struct Level {
+    directories: Rc<Sides<OwnedFd>>,
+    /// Its own name; empty for the trees themselves.
+    name: Box<OsStr>,
+    /// What both have and is still to compare, last first.
+    names: Vec<Box<OsStr>>,
+}
+
+/// What is in a directory.
+struct Listing {
+    names: BTreeMap<Box<OsStr>, FileType>,
+    /// Are these all?
+    is_whole: bool,
+}
+
+impl Comparison<'_> {
+    /// Compares the names of each directory in their order, so that the result is the same each
+    /// time.
+    fn walk(&mut self) -> Result<(), Ended> {
+        let roots = Sides {
+            previous: Place { directory: CWD, name: self.roots.previous },
+            current: Place { directory: CWD, name: self.roots.current },
+        };
+        self.look(OsStr::new(""), roots)?;
+        while let Some(level) = self.levels.last_mut() {
+            let Some(name) = level.names.pop() else {
+                self.levels.pop();
                 continue;
-            }
-            match left.kind {
-                FileType::Directory => {
-                    let lists =
-                        list(&left_path).map_err(|error| (left_path, error)).and_then(|left| {
-                            let right = list(&right_path).map_err(|error| (right_path, error))?;
-                            Ok((left, right))
-                        });
-                    match lists {
-                        Ok((left, right)) => {
-                            pending.extend(self.merge(&relative, left, right)?.into_iter().rev());
-                        }
-                        Err((path, error)) => self.unreadable(&path, &error),
-                    }
-                }
-                FileType::Symlink => {
-                    match (std::fs::read_link(&left_path), std::fs::read_link(&right_path)) {
-                        // As bytes: paths that differ in slashes only are equal as `Path`, and not
-                        // to a NAR.
-                        (Ok(left), Ok(right)) if left.as_os_str() != right.as_os_str() => {
-                            self.differ(
-                                &relative,
-                                "link-target",
-                                text(left.as_os_str().as_bytes()),
-                                text(right.as_os_str().as_bytes()),
-                                None,
-                            )?;
-                        }
-                        (Ok(_), Ok(_)) => {}
-                        (Err(error), _) => self.unreadable(&left_path, &error),
-                        (_, Err(error)) => self.unreadable(&right_path, &error),
-                    }
-                }
-                FileType::RegularFile => {
-                    self.files(&relative, (&left_path, &left), (&right_path, &right))?;
-                }
-                // Nix's store holds nothing else.
-                _ => {}
-            }
+            };
+            let directories = Rc::clone(&level.directories);
+            self.held = self.held.saturating_sub(cost(&name));
+            let places = Sides {
+                previous: Place { directory: directories.previous.as_fd(), name: Path::new(&name) },
+                current: Place { directory: directories.current.as_fd(), name: Path::new(&name) },
+            };
+            self.look(&name, places)?;
         }
         Ok(())
     }
 
-    /// Reports what only one side has; gives what both have.
-    fn merge(
-        &mut self,
-        relative: &Path,
-        left: BTreeMap<OsString, FileType>,
-        mut right: BTreeMap<OsString, FileType>,
-    ) -> Result<Vec<PathBuf>, Ended> {
+    /// Compares one thing; a directory becomes the next level.
+    fn look(&mut self, name: &OsStr, places: Sides<Place<'_>>) -> Result<(), Ended> {
+        self.check_bounds()?;
+        self.found.compared_files += 1;
+        let entries = match places.map(stat) {
+            Ok(entries) => entries,
+            Err(error) => return self.unreadable(name, error),
+        };
+        let kind = entries.previous.kind;
+        if kind != entries.current.kind {
+            let names =
+                Sides { previous: type_name(kind), current: type_name(entries.current.kind) };
+            let Sides { previous, current } = names;
+            return self.differ(name, "type", previous.into(), current.into(), None);
+        }
+        match kind {
+            FileType::Directory => self.enter(name, places),
+            FileType::Symlink => match places.map(target) {
+                // As bytes: paths that differ in slashes only are equal as `Path`, and not to a
+                // NAR.
+                Ok(Sides { previous, current }) if previous != current => {
+                    self.differ(name, "link-target", text(&previous), text(&current), None)
+                }
+                Ok(_) => Ok(()),
+                Err(error) => self.unreadable(name, error),
+            },
+            FileType::RegularFile => self.files(name, places, &entries),
+            // Nix's store holds nothing else.
+            _ => Ok(()),
+        }
+    }
+
+    fn enter(&mut self, name: &OsStr, places: Sides<Place<'_>>) -> Result<(), Ended> {
+        if self.levels.len() >= self.most_levels {
+            let most = self.most_levels;
+            self.incomplete(|| format!("the comparison reached its {most} directories in depth"));
+            return Ok(());
+        }
+        let directories = match places.map(open_directory) {
+            Ok(directories) => directories,
+            Err(error) => return self.unreadable(name, error),
+        };
+        // Half for each side.
+        let room = HELD.saturating_sub(self.held) / 2;
+        let deadline = self.deadline;
+        let listed = Sides { previous: &directories.previous, current: &directories.current }
+            .map(|directory| list(directory, room, deadline));
+        let listings = match listed {
+            Ok(listings) => listings,
+            Err(error) => return self.unreadable(name, error),
+        };
+        self.levels.push(Level {
+            directories: Rc::new(directories),
+            name: name.into(),
+            names: Vec::new(),
+        });
+        if !(listings.previous.is_whole && listings.current.is_whole) {
+            self.check_bounds()?;
+            let size = HELD >> 20;
+            self.incomplete(|| format!("the comparison reached its {size} MiB of names"));
+        }
+        let names = self.merge(listings)?;
+        self.held += names.iter().map(|name| cost(name)).sum::<usize>();
+        if let Some(level) = self.levels.last_mut() {
+            level.names = names;
+        }
+        Ok(())
+    }
+
+    /// Reports what only one side has; returns what both have, the last first.
+    fn merge(&mut self, listings: Sides<Listing>) -> Result<Vec<Box<OsStr>>, Ended> {
+        let Sides { previous, current } = listings;
         let mut both = Vec::new();
-        for (name, kind) in left {
-            let path = relative.join(&name);
-            if right.remove(&name).is_some() {
-                both.push(path);
+        let mut others = current.names;
+        for (name, kind) in previous.names {
+            let is_there = others.remove(&name).is_some()
+                || (!current.is_whole && self.is_there(&name, |sides| &sides.current));
+            if is_there {
+                both.push(name);
             } else {
-                self.differ(
-                    &path,
-                    "only-in-previous",
-                    type_name(kind).into(),
-                    String::new(),
-                    None,
-                )?;
+                let kind = type_name(kind).into();
+                self.differ(&name, "only-in-previous", kind, String::new(), None)?;
             }
         }
-        for (name, kind) in right {
-            self.differ(
-                &relative.join(&name),
-                "only-in-current",
-                String::new(),
-                type_name(kind).into(),
-                None,
-            )?;
+        for (name, kind) in others {
+            if !previous.is_whole && self.is_there(&name, |sides| &sides.previous) {
+                both.push(name);
+            } else {
+                let kind = type_name(kind).into();
+                self.differ(&name, "only-in-current", String::new(), kind, None)?;
+            }
         }
+        both.sort_unstable_by(|a, b| b.cmp(a));
         Ok(both)
+    }
+
+    /// Has the directory that is compared this name on one side?
+    fn is_there(&self, name: &OsStr, side: impl Fn(&Sides<OwnedFd>) -> &OwnedFd) -> bool {
+        self.levels.last().is_some_and(|level| {
+            let place =
+                Place { directory: side(&level.directories).as_fd(), name: Path::new(name) };
+            stat(place).is_ok()
+        })
     }
 
     fn files(
         &mut self,
-        relative: &Path,
-        left: (&Path, &Entry),
-        right: (&Path, &Entry),
+        name: &OsStr,
+        places: Sides<Place<'_>>,
+        entries: &Sides<Entry>,
     ) -> Result<(), Ended> {
-        if left.1.executable != right.1.executable {
+        let Sides { previous, current } = entries;
+        if previous.executable != current.executable {
             // As Nix's store has them: 0444, or 0555 with the executable bit.
             let mode = |entry: &Entry| {
                 if entry.executable { "0555".to_owned() } else { "0444".to_owned() }
             };
-            self.differ(relative, "mode", mode(left.1), mode(right.1), None)?;
+            self.differ(name, "mode", mode(previous), mode(current), None)?;
         }
-        if left.1.size != right.1.size {
-            self.differ(relative, "size", left.1.size.to_string(), right.1.size.to_string(), None)?;
+        if previous.size != current.size {
+            let (previous, current) = (previous.size.to_string(), current.size.to_string());
+            self.differ(name, "size", previous, current, None)?;
         }
-        let open = |path: &Path| {
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-            rustix::fs::open(path, flags, Mode::empty())
-                .map(File::from)
-                .map_err(std::io::Error::from)
+        let Sides { previous, current } = match places.map(open_file) {
+            Ok(files) => files,
+            Err(error) => return self.unreadable(name, error),
         };
-        let (left_file, right_file) = match (open(left.0), open(right.0)) {
-            (Ok(left), Ok(right)) => (left, right),
-            (Err(error), _) => {
-                self.unreadable(left.0, &error);
-                return Ok(());
-            }
-            (_, Err(error)) => {
-                self.unreadable(right.0, &error);
-                return Ok(());
-            }
-        };
-        match self.first_difference(&left_file, &right_file)? {
-            Ok(Some(at)) => self.contents(relative, &left_file, &right_file, at),
+        match self.first_difference(&previous, &current)? {
+            Ok(Some(at)) => self.contents(name, &previous, &current, at),
             Ok(None) => Ok(()),
-            Err(error) => {
-                self.unreadable(left.0, &error);
-                Ok(())
-            }
+            Err(error) => self.unreadable(name, (Side::Previous, error)),
         }
     }
 
@@ -286,7 +370,7 @@ impl Comparison {
     /// without its contents.
     fn contents(
         &mut self,
-        relative: &Path,
+        name: &OsStr,
         left: &File,
         right: &File,
         at: u64,
@@ -298,7 +382,7 @@ impl Comparison {
         };
         let found = if places == 0 { None } else { look(left, right, at, places).ok() };
         let Some(found) = found.filter(|found| !found.contents.excerpts.is_empty()) else {
-            return self.differ(relative, "content", String::new(), String::new(), Some(at));
+            return self.differ(name, "content", String::new(), String::new(), Some(at));
         };
         let Found { contents, first_line } = found;
         let mut totals = totals(&contents);
@@ -310,7 +394,7 @@ impl Comparison {
                 .collect();
             details.append(&mut totals);
             let offset = Some(excerpt.offset);
-            self.differ(relative, "content", excerpt.previous, excerpt.current, offset)?;
+            self.differ(name, "content", excerpt.previous, excerpt.current, offset)?;
             if let Some(last) = self.found.differences.last_mut() {
                 last.details = details;
             }
@@ -320,7 +404,7 @@ impl Comparison {
 
     fn differ(
         &mut self,
-        path: &Path,
+        name: &OsStr,
         kind: &str,
         previous: String,
         current: String,
@@ -329,7 +413,7 @@ impl Comparison {
         if self.found.differences.len() >= self.bounds.differences {
             return Err(self.end(&format!("more than {} differences", self.bounds.differences)));
         }
-        let path = truncated(&path.to_string_lossy(), MAX_PATH);
+        let path = self.relative(name);
         self.values += previous.len() + current.len();
         self.paths += path.len();
         if self.paths > MAX_PATHS {
@@ -346,10 +430,44 @@ impl Comparison {
         Ok(())
     }
 
-    fn unreadable(&mut self, path: &Path, error: &std::io::Error) {
-        // Goes on: other files may tell more. The first such file is named.
+    /// The path of something in the directory that is compared, relative to the trees.
+    fn relative(&self, name: &OsStr) -> String {
+        let mut path = Vec::new();
+        for part in self.levels.iter().map(|level| &*level.name).chain([name]) {
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(part.as_bytes());
+            // No more of it is shown.
+            if path.len() > MAX_PATH {
+                break;
+            }
+        }
+        truncated(&String::from_utf8_lossy(&path), MAX_PATH)
+    }
+
+    /// Goes on: other files may tell more.
+    fn unreadable(
+        &mut self,
+        name: &OsStr,
+        (side, error): (Side, std::io::Error),
+    ) -> Result<(), Ended> {
+        let root = match side {
+            Side::Previous => self.roots.previous,
+            Side::Current => self.roots.current,
+        };
+        let (root, relative) = (root.display().to_string(), self.relative(name));
+        self.incomplete(|| {
+            let path = if relative.is_empty() { root } else { format!("{root}/{relative}") };
+            format!("{path} cannot be read ({error})")
+        });
+        Ok(())
+    }
+
+    /// Notes why something was not seen, of several the first.
+    fn incomplete(&mut self, why: impl FnOnce() -> String) {
         if self.found.incomplete.is_none() {
-            self.found.incomplete = Some(format!("{} cannot be read ({error})", path.display()));
+            self.found.incomplete = Some(why());
         }
     }
 
@@ -374,13 +492,8 @@ impl Comparison {
     }
 }
 
-/// `root`, or what is below it. Joining nothing would add a slash, which follows a symbolic link.
-fn below(root: &Path, relative: &Path) -> PathBuf {
-    if relative.as_os_str().is_empty() { root.to_owned() } else { root.join(relative) }
-}
-
-fn stat(path: &Path) -> std::io::Result<Entry> {
-    let stat: Stat = rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW)?;
+fn stat(place: Place<'_>) -> std::io::Result<Entry> {
+    let stat: Stat = statat(place.directory, place.name, AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(Entry {
         kind: FileType::from_raw_mode(stat.st_mode),
         // The bit that Nix looks at (`S_IXUSR`, `archive.cc`).
@@ -389,20 +502,53 @@ fn stat(path: &Path) -> std::io::Result<Entry> {
     })
 }
 
-/// The names in a directory, without `.` and `..`. A symbolic link in place of the directory is not
-/// followed.
-fn list(path: &Path) -> std::io::Result<BTreeMap<OsString, FileType>> {
+fn target(place: Place<'_>) -> std::io::Result<Vec<u8>> {
+    Ok(rustix::fs::readlinkat(place.directory, place.name, Vec::new())?.into_bytes())
+}
+
+fn open_file(place: Place<'_>) -> std::io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    Ok(File::from(openat(place.directory, place.name, flags, Mode::empty())?))
+}
+
+/// A symbolic link in place of the directory is not followed.
+fn open_directory(place: Place<'_>) -> std::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::DIRECTORY;
-    let directory = rustix::fs::open(path, flags, Mode::empty())?;
-    let mut names = BTreeMap::new();
+    Ok(openat(place.directory, place.name, flags, Mode::empty())?)
+}
+
+/// The names in a directory, without `.` and `..`, as long as there is room and time for them.
+fn list(directory: &OwnedFd, room: usize, deadline: Option<Instant>) -> std::io::Result<Listing> {
+    let (mut names, mut held) = (BTreeMap::new(), 0);
     for entry in rustix::fs::Dir::read_from(directory)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            names.insert(OsString::from_vec(name.to_vec()), entry.file_type());
+        if name == b"." || name == b".." {
+            continue;
         }
+        let name = OsStr::from_bytes(name);
+        held += cost(name);
+        let late = names.len() % LOOK_AT_THE_CLOCK == LOOK_AT_THE_CLOCK - 1
+            && deadline.is_none_or(|deadline| Instant::now() >= deadline);
+        if held > room || late {
+            return Ok(Listing { names, is_whole: false });
+        }
+        names.insert(name.into(), entry.file_type());
     }
-    Ok(names)
+    Ok(Listing { names, is_whole: true })
+}
+
+/// What holding a name takes, about: the name, and a node of the tree that it is in.
+fn cost(name: &OsStr) -> usize {
+    name.len() + NODE
+}
+
+/// Two descriptors for each level, and some to spare.
+fn most_levels() -> usize {
+    const SPARE: u64 = 64;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let levels = limit.unwrap_or(u64::MAX).saturating_sub(SPARE) / 2;
+    usize::try_from(levels).unwrap_or(MOST_LEVELS).min(MOST_LEVELS)
 }
 
 const fn type_name(kind: FileType) -> &'static str {

@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn the_caller_of_this_process_is_found() {
-        let caller = Caller::find(Duration::ZERO);
+        let caller = Caller::find(rustix::process::getppid(), Duration::ZERO);
         assert!(caller.user.is_some() && caller.command.is_some(), "{caller:?}");
     }
 }

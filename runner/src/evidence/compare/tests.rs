@@ -1,3 +1,5 @@
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use proptest::prelude::*;
@@ -230,4 +232,53 @@ fn a_tree_that_is_gone_makes_it_incomplete() {
         evidence.incomplete.unwrap(),
         format!("{} cannot be read (No such file or directory (os error 2))", a.display())
     );
+}
+
+/// A directory with this many names, which are all links to one file.
+fn many_names(path: &Path, count: usize) {
+    std::fs::create_dir(path).unwrap();
+    std::fs::write(path.join("0"), "same").unwrap();
+    for number in 1..count {
+        std::fs::hard_link(path.join("0"), path.join(number.to_string())).unwrap();
+    }
+}
+
+#[test]
+fn more_names_than_are_held_make_it_incomplete_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (left, right) = (dir.path().join("a"), dir.path().join("b"));
+    many_names(&left, 20_000);
+    many_names(&right, 20_000);
+    std::fs::remove_file(right.join("17")).unwrap();
+    let directory = |path: &Path| open_directory(Place { directory: CWD, name: path }).unwrap();
+    let listed = list(&directory(&left), 1000 * (NODE + 5), None).unwrap();
+    assert!(!listed.is_whole && listed.names.len() < 2000, "{}", listed.names.len());
+    let evidence = compare(&left, &right, unbounded());
+    assert_eq!((evidence.incomplete, evidence.compared_files), (None, 20_000));
+    let [difference] = evidence.differences.try_into().unwrap();
+    let Difference { path, kind, .. } = difference;
+    assert_eq!((path.as_str(), kind.as_str()), ("17", "only-in-previous"));
+}
+
+#[test]
+fn a_tree_deeper_than_descriptors_reach_is_compared_as_far_as_they_do() {
+    let dir = tempfile::tempdir().unwrap();
+    // Relative to the directory before: the whole path would be too long.
+    let make = |name: &str, end: &str| {
+        fn mkdir(above: &OwnedFd, name: &str) -> OwnedFd {
+            rustix::fs::mkdirat(above, name, Mode::RWXU).unwrap();
+            open_directory(Place { directory: above.as_fd(), name: Path::new(name) }).unwrap()
+        }
+        let mut directory = OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
+        directory = mkdir(&directory, name);
+        for _ in 0..MOST_LEVELS + 10 {
+            directory = mkdir(&directory, "directory");
+        }
+        mkdir(&directory, end);
+    };
+    make("a", "one");
+    make("b", "two");
+    let evidence = compare(&dir.path().join("a"), &dir.path().join("b"), unbounded());
+    let incomplete = evidence.incomplete.unwrap();
+    assert!(incomplete.contains("directories in depth"), "{incomplete}");
 }
