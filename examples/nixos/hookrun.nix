@@ -11,6 +11,7 @@
 let
   cfg = config.services.hookrun;
   format = pkgs.formats.toml { };
+  # A path of the Nix store: a new version is another path, so nothing is replaced under a build.
   program = "${cfg.package}/bin/hookrun";
   version = config.nix.package.version;
   # These overwrite `build-hook` of the system's nix.conf with their own default.
@@ -72,8 +73,13 @@ in
         Restart = "on-failure";
         RestartSec = "5s";
         TimeoutStopSec = "30s";
-        StateDirectory = "hookrun";
+        StateDirectory = [ "hookrun" "hookrun-fallback" ];
         StateDirectoryMode = "0755";
+        RuntimeDirectory = "hookrun";
+        RuntimeDirectoryMode = "0755";
+        RuntimeDirectoryPreserve = true;
+        CPUWeight = 20;
+        IOWeight = 20;
         ProtectSystem = "strict";
         ReadWritePaths = [ "-/nix/var/nix" "/var/tmp" ];
         ProtectHome = true;

@@ -39,7 +39,7 @@ fn nix_knows_every_setting() {
     // 2.25 to 2.33 forget what nix.conf says of it, as the file tells.
     let forgets = (25..=33).contains(&minor_version());
     assert_eq!(
-        shown.stdout.contains("build-hook = /usr/local/bin/hookrun"),
+        shown.stdout.contains("build-hook = /usr/lib/hookrun/hookrun-build-hook"),
         !forgets,
         "{}",
         shown.account()
@@ -62,8 +62,11 @@ fn the_units_are_valid_for_systemd() {
     let units = ["hookrun.service", "hookrun.path"].map(|name| {
         let text = std::fs::read_to_string(example("systemd").join(name)).unwrap();
         let unit = scene.path(name);
-        std::fs::write(&unit, text.replace("/usr/local/bin", scene.path("bin").to_str().unwrap()))
-            .unwrap();
+        std::fs::write(
+            &unit,
+            text.replace("/usr/lib/hookrun", scene.path("bin").to_str().unwrap()),
+        )
+        .unwrap();
         unit
     });
     // One knows the other from beside it.
