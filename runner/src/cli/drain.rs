@@ -14,7 +14,7 @@ use crate::exit_code::Exit;
 use crate::queue::journal::{Journal, Open};
 use crate::queue::lock::{self, LockError};
 use crate::queue::worker::{self, Mode, Notice, Options, Summary, WorkerError};
-use crate::queue::{spawn, spool};
+use crate::queue::{spawn, spool, waiter};
 use crate::supervise::supervisor::Supervisor;
 
 #[derive(Debug, clap::Args)]
@@ -46,6 +46,9 @@ pub(super) struct WorkerArgs {
     /// Leave when idle
     #[arg(long)]
     spawned: bool,
+    /// Do not work: start a worker when a build user hands something over
+    #[arg(long, conflicts_with = "spawned")]
+    waits: bool,
 }
 
 /// The summary as `--format json` prints it.
@@ -95,6 +98,11 @@ pub(super) fn daemon(context: &Context, _args: &DaemonArgs) -> Result<Exit, CliE
 }
 
 pub(super) fn worker(context: &Context, args: &WorkerArgs) -> Result<Exit, CliError> {
+    if args.waits {
+        return waiter::run(&context.dirs)
+            .map(|()| Exit::Done)
+            .map_err(|error| CliError::environment(anyhow::anyhow!(error)));
+    }
     let mode = if args.spawned {
         Mode::Spawned { idle_exit: context.config()?.worker.idle_exit }
     } else {
@@ -105,6 +113,18 @@ pub(super) fn worker(context: &Context, args: &WorkerArgs) -> Result<Exit, CliEr
         say(&notice);
     };
     match work(context, mode, &mut observer) {
+        Ok(summary) if args.spawned => {
+            let dirs = &context.dirs;
+            let left = if summary.replaced {
+                spawn::successor(dirs, spawn::SPAWNED)
+            } else {
+                waiter::leave_behind(dirs, &context.config()?)
+            };
+            if let Err(error) = left {
+                crate::terminal::say(&format!("no process was left behind ({error})"));
+            }
+            Ok(Exit::Done)
+        }
         // Two hooks may start a worker at the same time; one of them serves both.
         Ok(_) | Err(Stop::Held(_)) => Ok(Exit::Done),
         Err(Stop::Failed(error)) => Err(error),
@@ -165,7 +185,12 @@ fn work(
     mode: Mode,
     observer: &mut (dyn FnMut(Notice<'_>) + Send),
 ) -> Result<Summary, Stop> {
-    let executor = Supervisor::new(context.config()?, &context.dirs);
+    let config = context.config()?;
+    // Somebody waits for a drain.
+    if mode != Mode::Drain {
+        worker::lower_priority(config.worker.priority);
+    }
+    let executor = Supervisor::new(config, &context.dirs);
     executor.compile_all();
     // The worker reads pipes and writes its journal; guests run in other processes. With more
     // threads they would only wake each other.
@@ -195,7 +220,7 @@ fn say(notice: &Notice<'_>) {
 }
 
 fn report(summary: &Summary) -> Report<'_> {
-    let Summary { taken, rejected, attempts, open } = summary;
+    let Summary { taken, rejected, attempts, open, .. } = summary;
     Report {
         taken: *taken,
         rejected: *rejected,
@@ -208,7 +233,7 @@ fn report(summary: &Summary) -> Report<'_> {
 }
 
 fn text(summary: &Summary) -> String {
-    let Summary { taken, rejected, attempts, open } = summary;
+    let Summary { taken, rejected, attempts, open, .. } = summary;
     let mut parts = vec![format!("{taken} {} taken", if *taken == 1 { "event" } else { "events" })];
     parts.extend(attempts.iter().map(|(class, count)| format!("{count} {class}")));
     if *rejected > 0 {

@@ -13,7 +13,7 @@ use crate::capability::object_store::Transfer;
 use crate::event::now_ms;
 use crate::exit_code::Exit;
 use crate::queue::journal::{OpenBreaker, PluginCounts, PluginRecord, Roots, TaskRow};
-use crate::queue::worker::WorkerState;
+use crate::queue::worker::Running;
 use crate::queue::{health, lock, spool};
 
 /// Dead letters that are shown one by one; `hookrun log --outcome dead` has all.
@@ -69,6 +69,11 @@ struct Status {
     state: String,
     /// The worker's process, if one runs; 0 where its number is not visible from here.
     worker: Option<i32>,
+    /// Its version.
+    worker_version: Option<String>,
+    /// The worker in words.
+    #[serde(skip)]
+    worker_is: String,
     /// Who guests run as when this user's worker runs them.
     guests: String,
     /// Events that no worker has taken yet.
@@ -168,7 +173,8 @@ fn gather(context: &Context) -> Result<Status, CliError> {
             false
         }
     };
-    let worker = lock::holder(&dirs.worker_lock());
+    let running = Running::find(dirs);
+    let worker = running.as_ref().map(|running| running.pid);
     let health = health::check(dirs, worker.is_some());
     problems.extend(health.problems);
     let mut status = Status {
@@ -176,6 +182,10 @@ fn gather(context: &Context) -> Result<Status, CliError> {
         config_is_embedded: embedded,
         state: dirs.state.display().to_string(),
         worker,
+        worker_version: running
+            .as_ref()
+            .and_then(|running| Some(running.said.as_ref()?.version.clone())),
+        worker_is: worker_is(running.as_ref(), lock::holder(&dirs.waiter_lock())),
         guests,
         spooled: spool::depth(dirs) + health.elsewhere,
         rejected: spool::count_rejected(&dirs.rejected()),
@@ -197,13 +207,16 @@ fn gather(context: &Context) -> Result<Status, CliError> {
         ));
         status.problems.extend(newest_reasons(&place));
     }
-    if let Some(said) = status.worker.and_then(|pid| WorkerState::of(dirs, pid)) {
+    if let Some(said) = running.and_then(|running| running.said) {
         status.refreshed_ms = Some(said.refreshed_ms).filter(|time| *time > 0);
         status.transfers =
             said.transfers.into_iter().map(|upload| Upload::at(upload, now)).collect();
-        status
-            .problems
-            .extend(said.problems.into_iter().map(|problem| format!("worker: {problem}")));
+        status.problems.extend(
+            said.own_problem
+                .into_iter()
+                .chain(said.problems)
+                .map(|problem| format!("worker: {problem}")),
+        );
     }
     match state_dir::journal(context) {
         Ok(Some(journal)) => {
@@ -244,6 +257,17 @@ fn gather(context: &Context) -> Result<Status, CliError> {
     Ok(status)
 }
 
+/// The worker in words; `waiter` is the process that starts one for build users.
+fn worker_is(running: Option<&Running>, waiter: Option<i32>) -> String {
+    match (running, waiter) {
+        (Some(running), _) => running.to_string(),
+        (None, Some(pid)) => {
+            format!("does not run (hooks start it; for build users process {pid} does)")
+        }
+        (None, None) => "does not run".to_owned(),
+    }
+}
+
 /// Why the newest set-aside files were: each has its reason beside it in a file of its own.
 fn newest_reasons(directory: &Path) -> Vec<String> {
     let entries =
@@ -267,12 +291,7 @@ fn text(status: &Status, colours: bool) -> String {
     };
     let _ = writeln!(text, "{}{config}", label("configuration"));
     let _ = writeln!(text, "{}{}", label("state"), status.state);
-    let worker = match status.worker {
-        Some(0) => "runs".to_owned(),
-        Some(pid) => format!("runs (process {pid})"),
-        None => "does not run".to_owned(),
-    };
-    let _ = writeln!(text, "{}{worker}", label("worker"));
+    let _ = writeln!(text, "{}{}", label("worker"), status.worker_is);
     let _ = writeln!(text, "{}{}", label("guests run as"), status.guests);
     let _ = writeln!(
         text,

@@ -25,7 +25,7 @@ pub use plugin::{Filter, Grant, Plugin, PluginSource, Retry, StoreScope, TaskOrd
 pub use resources::{Amounts, Resources};
 pub use services::{Credentials, Mail, MailTransport, ObjectStore, SigningKey};
 pub(crate) use services::{profiles_config_file, profiles_file};
-pub use worker::{Builders, Start, Worker};
+pub use worker::{Builders, Priority, Start, Worker};
 
 /// The configuration of an installation without a file: mails about non-reproducible builds into a
 /// maildir, and the speed-factor policy.

@@ -11,7 +11,7 @@ use super::http::RawHttpCredential;
 use super::resources::RawResources;
 use super::{
     Builders, Config, ConfigError, Filter, Grant, Limit, Limits, Lines, Mail, ObjectStore, Plugin,
-    PluginSource, Retry, SigningKey, Start, TaskOrder, Worker, nearest, suggestion,
+    PluginSource, Priority, Retry, SigningKey, Start, TaskOrder, Worker, nearest, suggestion,
 };
 use crate::event::HookKind;
 
@@ -31,6 +31,7 @@ struct Raw {
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 struct RawWorker {
     start: Start,
+    priority: Priority,
     concurrency: Option<usize>,
     idle_exit: Option<Time>,
     keep: Option<Time>,
@@ -168,6 +169,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
 fn worker(raw: RawWorker) -> Worker {
     let RawWorker {
         start,
+        priority,
         concurrency,
         idle_exit,
         keep,
@@ -181,6 +183,7 @@ fn worker(raw: RawWorker) -> Worker {
     let default = Worker::default();
     Worker {
         start,
+        priority,
         concurrency: concurrency.unwrap_or(default.concurrency),
         idle_exit: idle_exit.map_or(default.idle_exit, |time| time.0),
         keep: keep.map_or(default.keep, |time| time.0),

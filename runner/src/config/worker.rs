@@ -17,11 +17,37 @@ pub enum Start {
     None,
 }
 
+/// How much of processor and disk the worker leaves to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Priority {
+    /// It works when nobody else wants to.
+    Idle,
+    /// Builds come first.
+    #[default]
+    Low,
+    /// As it was started.
+    Normal,
+}
+
+impl Priority {
+    /// The word in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Low => "low",
+            Self::Normal => "normal",
+        }
+    }
+}
+
 /// `[worker]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Worker {
     /// Who starts it.
     pub start: Start,
+    /// Beside builds, for a worker in the background and all that it starts.
+    pub priority: Priority,
     /// Tasks at once.
     pub concurrency: usize,
     /// A spawned worker leaves after this long without work.
@@ -46,6 +72,7 @@ impl Default for Worker {
     fn default() -> Self {
         Self {
             start: Start::default(),
+            priority: Priority::default(),
             concurrency: 4,
             idle_exit: Duration::from_secs(10),
             keep: Duration::from_hours(30 * 24),

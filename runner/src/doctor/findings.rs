@@ -314,13 +314,35 @@ fn hookrun(say: &mut Say, facts: &Facts) {
         say.problem("sandbox", problem.clone());
     }
     let about = "worker";
-    match (facts.start, facts.worker_runs) {
-        (Start::Spawn | Start::None, false) if facts.stalled.is_some() => {
+    match (facts.start, &facts.worker) {
+        (start, Some(running)) if running.is_replaced => {
+            let fix = if start == Start::Service {
+                "run `systemctl restart hookrun`"
+            } else {
+                "it makes way for the new one when nothing runs"
+            };
+            say.note(about, format!("{running}; {fix}"));
+        }
+        (_, Some(running)) => say.good(about, running.to_string()),
+        (Start::Spawn | Start::None, None) if facts.stalled.is_some() => {
             say.problem(about, facts.stalled.clone().unwrap_or_default());
         }
-        (_, true) => say.good(about, "runs".to_owned()),
-        (Start::Spawn, false) => say.good(about, "a hook starts it when there is work".to_owned()),
-        (Start::Service, false) => {
+        (Start::Spawn, None) => {
+            say.good(about, "a hook starts it when there is work".to_owned());
+            let diff = facts
+                .nix
+                .as_ref()
+                .is_ok_and(|nix| nix.run_diff_hook && matches!(nix.diff_hook, Hook::Hookrun(_)));
+            if diff && facts.root && !facts.waiter_runs {
+                say.note(
+                    about,
+                    "the diff hook runs as a build user and cannot start it: what it hands over waits until a post-build hook has been \
+                     called since the machine started; where that is too late, run `systemctl enable --now hookrun.path`"
+                        .to_owned(),
+                );
+            }
+        }
+        (Start::Service, None) => {
             let state = facts
                 .service
                 .as_deref()
@@ -331,7 +353,7 @@ fn hookrun(say: &mut Say, facts: &Facts) {
                 format!("`start = \"service\"`, but none runs{state}: events wait; run `systemctl enable --now hookrun`"),
             );
         }
-        (Start::None, false) => {
+        (Start::None, None) => {
             say.note(
                 about,
                 "`start = \"none\"`: events wait until somebody runs `hookrun drain`".to_owned(),

@@ -13,6 +13,7 @@ use crate::event::{NixDirs, now_ms};
 use crate::nix::installed::{self, Installed};
 use crate::nix::{bounded, machines};
 use crate::queue::{health, lock, spool};
+use crate::queue::worker::Running;
 use crate::supervise::needs;
 use crate::wall;
 
@@ -34,11 +35,11 @@ pub fn facts(dirs: &Dirs) -> Facts {
         .filter(|group| !group.is_empty());
     let sandbox = config.as_ref().map(problems_of_sandbox).unwrap_or_default();
     let start = config.as_ref().map(|config| config.worker.start).unwrap_or_default();
-    let worker_runs = lock::is_held(&dirs.worker_lock());
+    let worker = Running::find(dirs);
     let mut spool =
         if root { unreachable_for_build_users(dirs, group.as_deref()) } else { unwritable(dirs) };
     // The same verdict as that of `hookrun status`.
-    spool.extend(health::check(dirs, worker_runs).problems);
+    spool.extend(health::check(dirs, worker.is_some()).problems);
     Facts {
         root,
         build_hook_in_file: in_file(&nix_conf, "build-hook"),
@@ -52,8 +53,9 @@ pub fn facts(dirs: &Dirs) -> Facts {
         config_is_embedded: config.as_ref().is_ok_and(|config| config.embedded),
         config_error: config.err().map(|error| error.to_string()),
         config: dirs.config.clone(),
-        worker_runs,
-        stalled: if worker_runs { None } else { stalled(dirs, start) },
+        stalled: if worker.is_some() { None } else { stalled(dirs, start) },
+        worker,
+        waiter_runs: lock::is_held(&dirs.waiter_lock()),
         service: service(),
         sandbox,
         spool,
@@ -230,17 +232,16 @@ fn unwritable(dirs: &Dirs) -> Vec<String> {
 
 /// The directories above root's spool as a build user sees them, whose diff hook writes there.
 fn unreachable_for_build_users(dirs: &Dirs, group: Option<&str>) -> Vec<String> {
-    let spool = dirs.spool();
     let gid = group.and_then(uzers::get_group_by_name).map(|group| group.gid());
     let mut problems = Vec::new();
-    for path in spool.ancestors().skip(1) {
+    for path in dirs.state.ancestors().skip(1) {
         let Ok(found) = std::fs::metadata(path) else { continue };
         let mode = found.mode() & 0o7777;
         let shift = if Some(found.gid()) == gid { 3 } else { 0 };
         if (mode >> shift) & 0o1 == 0 {
             problems.push(format!(
-                "{0} has mode {mode:o}, so build users cannot reach the spool and a diff hook hands over to a fallback directory; run \
-                 `chmod {1:o} {0}`",
+                "{0} has mode {mode:04o}, so build users cannot reach the spool and a diff hook hands over to a fallback directory; run \
+                 `chmod {1:04o} {0}`",
                 path.display(),
                 mode | 0o111
             ));
@@ -264,9 +265,9 @@ mod tests {
     fn what_build_users_cannot_reach() {
         use std::os::unix::fs::PermissionsExt as _;
         let directory = tempfile::tempdir().unwrap();
-        let state = directory.path().join("state");
-        let spool = state.join("spool");
-        std::fs::create_dir_all(&spool).unwrap();
+        let above = directory.path().join("above");
+        let state = above.join("state");
+        std::fs::create_dir_all(&state).unwrap();
         let set = |path: &Path, mode| {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
         };
@@ -274,16 +275,15 @@ mod tests {
         let own = |problems: Vec<String>| -> Vec<String> {
             problems
                 .into_iter()
-                .filter(|problem| problem.starts_with(&state.display().to_string()))
+                .filter(|problem| problem.starts_with(&above.display().to_string()))
                 .collect()
         };
-        set(&state, 0o755);
-        set(&spool, 0o1733);
+        set(&above, 0o755);
         assert_eq!(own(unreachable_for_build_users(&dirs, None)), [""; 0]);
-        set(&state, 0o700);
+        set(&above, 0o700);
         let problems = own(unreachable_for_build_users(&dirs, None))
             .join("\n")
-            .replace(&state.display().to_string(), "STATE");
+            .replace(&above.display().to_string(), "ABOVE");
         insta::assert_snapshot!(problems);
     }
 }

@@ -14,6 +14,7 @@ pub use gather::facts;
 use std::path::PathBuf;
 
 use crate::nix::installed::{Flavour, Version};
+use crate::queue::worker::Running;
 
 /// Facts about this machine. [`findings`] decides what they mean.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,8 +35,10 @@ pub struct Facts {
     pub config: PathBuf,
     /// `[worker] start`.
     pub start: crate::config::Start,
-    /// Whether a worker runs.
-    pub worker_runs: bool,
+    /// The worker that runs.
+    pub worker: Option<Running>,
+    /// Whether a process waits to start one for build users.
+    pub waiter_runs: bool,
     /// What `systemctl is-active hookrun` says, where there is a systemd.
     pub service: Option<String>,
     /// Whether the built-in configuration is used, because there is no file.

@@ -5,7 +5,7 @@
 //! and asks the kernel to kill the hook with it. So the worker gets a session of its own and none
 //! of the hook's descriptors; the parent-death signal is not inherited over fork (prctl(2)).
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -20,10 +20,16 @@ use crate::dirs::Dirs;
 use crate::nix;
 use crate::terminal::STAMPED;
 
+/// The flag of a worker that a hook starts.
+pub const SPAWNED: &str = "--spawned";
+/// The flag of a process that waits to start one.
+pub const WAITS: &str = "--waits";
 /// The arguments of a worker that a hook starts; a hidden command, not for people.
-pub const ARGUMENTS: [&str; 2] = ["worker", "--spawned"];
+pub const ARGUMENTS: [&str; 2] = ["worker", SPAWNED];
 /// The worker's log is begun anew at this size; one old one is kept.
 const MAX_LOG_SIZE: u64 = 1 << 20;
+/// How proc(5) shows the path of a program whose file has another name now, or none.
+const DELETED: &[u8] = b" (deleted)";
 /// First descriptor after the standard streams.
 const FIRST_OTHER_FD: libc::c_uint = 3;
 
@@ -57,14 +63,27 @@ fn start(dirs: &Dirs) -> std::io::Result<()> {
     detached(dirs, &ARGUMENTS)
 }
 
+/// Starts a process like this one, in which `hookrun worker` has another flag: on the same
+/// directories, however they were named.
+///
+/// # Errors
+/// The program cannot be started.
+pub fn successor(dirs: &Dirs, flag: &str) -> std::io::Result<()> {
+    let known = |argument: &OsString| argument == SPAWNED || argument == WAITS;
+    let arguments: Vec<OsString> = std::env::args_os()
+        .skip(1)
+        .map(|argument| if known(&argument) { flag.into() } else { argument })
+        .collect();
+    detached(dirs, &arguments)
+}
+
 /// Starts `hookrun` with `arguments` and nothing of this process: no standard streams but the
 /// worker's log, no descriptors, no session.
 ///
 /// # Errors
 /// The program cannot be started.
 pub fn detached(dirs: &Dirs, arguments: &[impl AsRef<OsStr>]) -> std::io::Result<()> {
-    // The very program that runs, even if its file has been replaced or removed meanwhile.
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = Command::new(program());
     nix::scrub(&mut command);
     command
         .arg0("hookrun")
@@ -117,6 +136,28 @@ pub fn bound_log(dirs: &Dirs) {
 
 fn old_log(path: &Path) -> PathBuf {
     path.with_added_extension("1")
+}
+
+/// This program: what is under its name now, after an upgrade, or the very file that runs, if
+/// nothing is.
+fn program() -> PathBuf {
+    use std::os::unix::ffi::OsStrExt as _;
+    let running = PathBuf::from("/proc/self/exe");
+    let link = std::fs::read_link(&running).unwrap_or_default();
+    let replaced = link.as_os_str().as_bytes().strip_suffix(DELETED);
+    let successor = replaced.map(|path| PathBuf::from(OsStr::from_bytes(path)));
+    successor.filter(|path| path.is_file()).unwrap_or(running)
+}
+
+/// Is the program that this process runs no longer under its name?
+pub fn is_replaced() -> bool {
+    std::fs::read_link("/proc/self/exe").is_ok_and(|link| is_deleted(&link))
+}
+
+/// Does `/proc/PID/exe` lead to a file that was removed or replaced?
+pub fn is_deleted(link: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt as _;
+    link.as_os_str().as_bytes().ends_with(DELETED)
 }
 
 fn log_file(dirs: &Dirs) -> std::io::Result<File> {

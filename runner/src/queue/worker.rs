@@ -14,6 +14,7 @@ mod intake;
 mod life;
 mod notice;
 mod options;
+mod priority;
 mod schedule;
 mod service;
 mod state_file;
@@ -32,6 +33,7 @@ use tokio::time::Instant;
 
 use super::breaker::Breaker;
 use super::journal::{Journal, Task};
+use super::spawn;
 use super::spool::Reader;
 use super::trust::Trust;
 use crate::config;
@@ -43,8 +45,9 @@ pub use executor::{Executor, Refreshed};
 pub use life::{asked_to_stop, run};
 pub use notice::Notice;
 pub use options::{Mode, Options, Summary, WorkerError};
+pub use priority::lower as lower_priority;
 use service::Service;
-pub use state_file::WorkerState;
+pub use state_file::{Running, WorkerState};
 use watch::Watch;
 
 /// The spool, the journal and the files of plugins are looked at this often even if nobody reports
@@ -71,6 +74,9 @@ struct Worker<'a> {
     summary: &'a mut Summary,
     journal: Journal,
     reader: Reader,
+    /// Build users whose events are left in the spool for now.
+    over_share: BTreeSet<u32>,
+    said_of_rejected: intake::Lines,
     watch: Watch,
     state: WorkerState,
     /// A look at the executor's files, while it lasts.
@@ -137,22 +143,28 @@ impl<'a> Worker<'a> {
             .into_iter()
             .map(|open| (open.plugin, Breaker::reopened(open.since_ms, open.until_ms, open.trips)))
             .collect();
-        let (mut watch, unwatched) = Watch::new(dirs.spool());
+        let reader = Reader::new(dirs, Trust::from_env());
+        let (mut watch, unwatched) = Watch::new(dirs, reader.directories());
         watch.follow(&executor.files());
+        let settings = executor.settings();
+        let priority = settings.priority.as_str().to_owned();
         let mut worker = Self {
             dirs: dirs.clone(),
-            settings: executor.settings(),
+            settings,
             executor,
             service: Service::new(options.mode == Mode::Daemon),
             options,
             observer,
             summary,
             journal,
-            reader: Reader::new(dirs, Trust::from_env()),
+            reader,
+            over_share: BTreeSet::new(),
+            said_of_rejected: intake::Lines::default(),
             watch,
             state: WorkerState {
                 pid: std::process::id(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
+                priority,
                 started_ms: now,
                 ..WorkerState::default()
             },
@@ -245,6 +257,9 @@ impl<'a> Worker<'a> {
                     self.refreshed(refreshed)?;
                 }
                 changed = self.watch.changed() => {
+                    for (directory, name) in changed.arrived {
+                        self.reader.came(directory, name);
+                    }
                     if changed.spool {
                         self.look()?;
                     }
@@ -280,6 +295,8 @@ impl<'a> Worker<'a> {
         }
         let unwatched = self.watch.follow_spool();
         self.unwatched(unwatched);
+        self.notice_upgrade();
+        self.say_left_out();
         self.reader.look_again();
         self.forget_closed_breakers()?;
         self.try_refused(now)?;
@@ -289,6 +306,21 @@ impl<'a> Worker<'a> {
             self.refresh_after(Duration::ZERO);
         }
         Ok(())
+    }
+
+    /// A worker that a hook started makes way for the new program when nothing runs; for another
+    /// one somebody else has to.
+    fn notice_upgrade(&mut self) {
+        if self.summary.replaced || !spawn::is_replaced() {
+            return;
+        }
+        self.summary.replaced = true;
+        if matches!(self.options.mode, Mode::Daemon) {
+            let problem = "its program was replaced; run `systemctl restart hookrun`".to_owned();
+            self.warn(&problem);
+            self.state.own_problem = Some(problem);
+            self.say_state();
+        }
     }
 
     /// Upkeep, if it is due. It waits for events that are being taken, whose roots it must not take
@@ -380,7 +412,7 @@ impl<'a> Worker<'a> {
                         since.map(|since| Duration::from_millis(now.saturating_sub(since)));
                     let left = idle_for.map(|passed| idle_exit.saturating_sub(passed));
                     sleep = sleep.min(left.unwrap_or(sleep));
-                    left == Some(Duration::ZERO)
+                    left == Some(Duration::ZERO) || self.summary.replaced
                 }
             };
             // Once more into the spool: the last look may be older than the last event.

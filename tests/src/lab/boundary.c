@@ -3,7 +3,7 @@
  *
  *   BOUNDARY_LOG=FILE        write the name of each boundary, one a line
  *   BOUNDARY_KILL=N          SIGKILL before the N-th; BOUNDARY_AFTER=1: after it
- *   RENAME_HANGS=TEXT        renaming to a path with TEXT in it takes a minute
+ *   RENAME_HANGS=TEXT        renaming into a directory with TEXT in its path takes a minute
  *   CLOCK_SHIFT=SECONDS      added to the time of day; the monotonic clock goes on as it is
  *
  * Boundaries are counted per process. Processes that run or compile plugins are left alone: they write nothing of the queue's. */
@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/time.h>
@@ -79,12 +80,16 @@ static void leave(int number) {
 
 BOUNDARY(fsync, (int fd), (fd))
 BOUNDARY(fdatasync, (int fd), (fd))
-BOUNDARY_AS(static int rename_boundary, rename, (const char *from, const char *to), (from, to))
-int rename(const char *from, const char *to) {
-    if (hangs && strstr(to, hangs)) sleep(60);
-    return rename_boundary(from, to);
+BOUNDARY(rename, (const char *from, const char *to), (from, to))
+BOUNDARY_AS(static int renameat_boundary, renameat, (int a, const char *from, int b, const char *to), (a, from, b, to))
+int renameat(int a, const char *from, int b, const char *to) {
+    char link[64], path[4096];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", b);
+    ssize_t size = readlink(link, path, sizeof path - 1);
+    path[size > 0 ? size : 0] = 0;
+    if (hangs && strstr(path, hangs)) sleep(60);
+    return renameat_boundary(a, from, b, to);
 }
-BOUNDARY(renameat, (int a, const char *from, int b, const char *to), (a, from, b, to))
 BOUNDARY(renameat2, (int a, const char *from, int b, const char *to, unsigned flags), (a, from, b, to, flags))
 BOUNDARY(unlink, (const char *path), (path))
 BOUNDARY(unlinkat, (int fd, const char *path, int flags), (fd, path, flags))

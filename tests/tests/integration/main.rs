@@ -9,6 +9,7 @@
     reason = "a failed assumption has to fail the test"
 )]
 
+mod attack;
 mod bad_input;
 mod builders;
 mod canary;

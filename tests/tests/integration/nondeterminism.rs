@@ -4,9 +4,14 @@
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use hookrun::queue::lock;
 use hookrun_tests::lab::{BUILD_GROUP, Need, Ran, Scene, Script, require};
 use mail_parser::MessageParser;
+
+/// Longer than a worker takes to start, work and leave.
+const PATIENCE: Duration = Duration::from_mins(2);
 
 const CONFIG: &str = r#"
 [worker]
@@ -170,4 +175,33 @@ fn a_mail_about_many_files_groups_them_by_cause_and_names_them_all() {
     let text =
         text.replace(scene.out_path("real-1.2").file_name().unwrap().to_str().unwrap(), "NAME");
     insta::assert_snapshot!(text);
+}
+
+#[test]
+fn on_an_idle_machine_a_finding_is_mailed_without_a_service() {
+    if !require(Need::Root) {
+        return;
+    }
+    let config = CONFIG.replace("start = \"none\"", "start = \"spawn\"\nidle-exit = \"1s\"");
+    let scene = Scene::new().config(&config).derivation("tree", changing_tree()).through_daemon();
+    scene.build("tree").expect_success();
+    let held = |name: &str| lock::is_held(&scene.state_dir().join(name));
+    // Twice: each worker leaves the next process behind.
+    for number in 1..=2 {
+        wait_for("the worker has left", || held("waiter.lock") && !held("worker.lock"));
+        scene.hookrun(&["status"]).expect_success().expect_stdout("for build users process");
+        scene.check("tree").expect_failure().expect_stderr("may not be deterministic");
+        wait_for("the finding is dealt with", || scene.attempts().len() == number);
+    }
+    // The second one is the same.
+    assert_eq!(only_mail(&scene).to, "builds@example.org");
+}
+
+#[track_caller]
+fn wait_for(what: &str, mut is: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is() {
+        assert!(begun.elapsed() < PATIENCE, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }

@@ -1,6 +1,7 @@
 //! [`super`]: machines as they are found, and what is said of them.
 
 use super::*;
+use crate::queue::worker::{Running, WorkerState};
 
 const DIRECTORY: &str = "/usr/lib/hookrun";
 
@@ -35,7 +36,16 @@ fn facts(nix: NixFacts) -> Facts {
         secrets: Vec::new(),
         config: "/etc/hookrun/hookrun.toml".into(),
         start: Start::Service,
-        worker_runs: true,
+        worker: Some(Running {
+            pid: 7,
+            said: Some(WorkerState {
+                version: "0.1.0".to_owned(),
+                priority: "low".to_owned(),
+                ..WorkerState::default()
+            }),
+            is_replaced: false,
+        }),
+        waiter_runs: false,
         service: Some("active".to_owned()),
         sandbox: Vec::new(),
         state: "/var/lib/hookrun".into(),
@@ -126,7 +136,7 @@ fn what_is_missing_is_told_with_its_line() {
         root: false,
         daemon_is_older: true,
         config_error: Some("/etc/hookrun/hookrun.toml:3: unknown key `pluggins`; did you mean `plugins`?".to_owned()),
-        worker_runs: false,
+        worker: None,
         service: Some("failed".to_owned()),
         sandbox: vec!["there is no user `hookrun`; make it with `useradd --system --no-create-home hookrun`".to_owned()],
         spool: vec![
@@ -137,14 +147,19 @@ fn what_is_missing_is_told_with_its_line() {
     let none = Facts {
         nix: Err("there is no program `nix` in PATH".to_owned()),
         start: Start::None,
-        worker_runs: false,
+        worker: None,
         ..facts(nix("nix (Nix) 2.8.0"))
     };
+    let mut upgraded = facts(nix("nix (Nix) 2.8.0"));
+    upgraded.worker.as_mut().unwrap().is_replaced = true;
+    let idle = Facts { start: Start::Spawn, worker: None, ..facts(nix("nix (Nix) 2.8.0")) };
     let lines = [
         ("nothing set", bad(&Facts { build_hook_in_file: None, ..facts(bare) })),
         ("half", bad(&facts(half))),
         ("broken", bad(&broken)),
         ("no Nix", bad(&none)),
+        ("upgraded", told(&upgraded)),
+        ("idle", told(&idle)),
     ];
     let text: Vec<String> = lines.iter().map(|(what, told)| format!("{what}\n{told}")).collect();
     insta::assert_snapshot!(text.join("\n"));

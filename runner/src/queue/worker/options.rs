@@ -51,6 +51,8 @@ pub struct Summary {
     pub attempts: BTreeMap<&'static str, u64>,
     /// What is left.
     pub open: Open,
+    /// Was the worker's program replaced while it ran?
+    pub replaced: bool,
 }
 
 /// Why the worker did not run or could not go on.

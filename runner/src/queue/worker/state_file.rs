@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::capability::object_store::Transfer;
 use crate::dirs::Dirs;
+use crate::queue::{lock, spawn};
 
 /// The worker, by itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +21,8 @@ pub struct WorkerState {
     pub pid: u32,
     /// Its version.
     pub version: String,
+    /// Its priority beside builds.
+    pub priority: String,
     /// When it started; milliseconds since 1970.
     pub started_ms: u64,
     /// When it last took up a change of configuration, plugins or secrets; 0: not since it started.
@@ -27,8 +30,51 @@ pub struct WorkerState {
     /// What somebody should look at, each with the fix: a change that could not be taken up, a
     /// spool that cannot be watched.
     pub problems: Vec<String>,
+    /// The same, of the worker's own program.
+    pub own_problem: Option<String>,
     /// The uploads that are under way.
     pub transfers: Vec<Transfer>,
+}
+
+/// The worker that runs, as others see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Running {
+    /// Its process; 0 where its number is not visible from here.
+    pub pid: i32,
+    /// What it said; none if it said nothing yet.
+    pub said: Option<WorkerState>,
+    /// Was its program replaced since it started?
+    pub is_replaced: bool,
+}
+
+impl Running {
+    /// The worker that runs on these directories, if this user can see one.
+    pub fn find(dirs: &Dirs) -> Option<Self> {
+        let pid = lock::holder(&dirs.worker_lock())?;
+        let program = std::fs::read_link(format!("/proc/{pid}/exe"));
+        let is_replaced = program.is_ok_and(|program| spawn::is_deleted(&program));
+        Some(Self { pid, said: WorkerState::of(dirs, pid), is_replaced })
+    }
+}
+
+impl std::fmt::Display for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut parts = Vec::new();
+        if self.pid > 0 {
+            parts.push(format!("process {}", self.pid));
+        }
+        if let Some(said) = &self.said {
+            parts.push(format!("version {}", said.version));
+            if !said.priority.is_empty() {
+                parts.push(format!("{} priority", said.priority));
+            }
+        }
+        if self.is_replaced {
+            parts.push("its program was replaced since".to_owned());
+        }
+        let parts = parts.join(", ");
+        if parts.is_empty() { write!(f, "runs") } else { write!(f, "runs ({parts})") }
+    }
 }
 
 /// Longer is none of ours.

@@ -1,5 +1,5 @@
-//! What changes on disk while a worker runs: the spool, and the files that its executor was made
-//! from.
+//! What changes on disk while a worker runs: what comes into the spool, and the files that its
+//! executor was made from.
 //!
 //! Watching may fail, and miss things (a directory that is a symbolic link somewhere above, a
 //! network file system); the worker looks at everything now and then anyway. Changes are flags: one
@@ -11,18 +11,32 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use notify::Watcher as _;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
-/// Watches directories, and tells which kind of thing changed.
+use crate::dirs::Dirs;
+use crate::queue::arrivals::{Arrivals, Arrived};
+
+/// Watches directories, and tells what changed.
 #[derive(Debug)]
 pub(super) struct Watch {
     flags: Arc<Flags>,
     /// None where nothing can be watched.
     watcher: Option<notify::RecommendedWatcher>,
+    arrivals: Option<AsyncFd<Descriptor>>,
     spool: PathBuf,
-    /// The spool directory that is watched: it may be removed and made again.
-    inode: Option<(u64, u64)>,
     directories: BTreeSet<PathBuf>,
+}
+
+/// tokio wants a number.
+#[derive(Debug)]
+struct Descriptor(Arrivals);
+
+impl std::os::fd::AsRawFd for Descriptor {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        std::os::fd::AsFd::as_fd(&self.0).as_raw_fd()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -33,19 +47,25 @@ struct Flags {
 }
 
 /// What has changed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Changed {
-    /// Something came into the spool.
+    /// What came: the number of the directory, and the file's name.
+    pub(super) arrived: Vec<(usize, Vec<u8>)>,
+    /// The spool is to be listed.
     pub(super) spool: bool,
     /// A file beside one of those that are watched, or that one.
     pub(super) files: bool,
 }
 
 impl Watch {
-    /// Watches the spool; the second value says why it cannot be.
-    pub(super) fn new(spool: PathBuf) -> (Self, Option<String>) {
+    /// Watches the directories that hooks put events into, the spool first; the second value says
+    /// why it cannot be.
+    pub(super) fn new<'a>(
+        dirs: &Dirs,
+        directories: impl Iterator<Item = &'a Path>,
+    ) -> (Self, Option<String>) {
         let flags = Arc::new(Flags::default());
-        let (theirs, directory) = (Arc::clone(&flags), spool.clone());
+        let (theirs, spool) = (Arc::clone(&flags), dirs.spool());
         let made = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // What cannot be understood may be anything.
             let (spool, files) = event.map_or((true, true), |event| {
@@ -53,8 +73,8 @@ impl Watch {
                     event.kind,
                     notify::EventKind::Access(notify::event::AccessKind::Open(_))
                 );
-                let in_spool = event.paths.iter().any(|path| path.starts_with(&directory));
-                (in_spool && !read, !in_spool && !read)
+                let is_spool = event.paths.contains(&spool);
+                (is_spool && !read, !is_spool && !read)
             });
             if spool {
                 theirs.spool.store(true, Ordering::Release);
@@ -66,34 +86,29 @@ impl Watch {
                 theirs.wake.notify_one();
             }
         });
-        let (watcher, error) = match made {
-            Ok(watcher) => (Some(watcher), None),
+        let arrivals = Arrivals::new(directories).and_then(asynchronous);
+        let (arrivals, error) = match arrivals {
+            Ok(arrivals) => (Some(arrivals), None),
             Err(error) => (None, Some(error.to_string())),
         };
-        let mut watch = Self { flags, watcher, spool, inode: None, directories: BTreeSet::new() };
-        // A spool that somebody removes comes again there.
-        watch.follow(&[]);
-        let error = error.or_else(|| watch.follow_spool());
+        let watch = Self {
+            flags,
+            watcher: made.ok(),
+            arrivals,
+            spool: dirs.spool(),
+            directories: BTreeSet::new(),
+        };
         (watch, error)
     }
 
     /// Watches the spool that is there now, if it is another one; an error if it cannot be watched.
     pub(super) fn follow_spool(&mut self) -> Option<String> {
-        let inode = inode(&self.spool);
-        let watcher = self.watcher.as_mut()?;
-        if inode.is_none() || inode == self.inode {
-            return None;
-        }
-        // Of a directory that is gone there is nothing to end.
-        let _ended = watcher.unwatch(&self.spool);
-        let watched = watcher.watch(&self.spool, notify::RecursiveMode::NonRecursive);
-        self.inode = inode;
-        self.flags.spool.store(true, Ordering::Release);
-        watched.err().map(|error| error.to_string())
+        let arrivals = self.arrivals.as_mut()?;
+        arrivals.get_mut().0.follow().err().map(|error| error.to_string())
     }
 
-    /// Watches the directories of these files, and no others but the spool and the directory it is
-    /// in.
+    /// Watches the directories of these files, and no others but the one that the spool is in: a
+    /// spool that somebody removes comes again there.
     pub(super) fn follow(&mut self, files: &[PathBuf]) {
         let Some(watcher) = self.watcher.as_mut() else { return };
         // The directory and not the file: editors and package managers put a new file in its place.
@@ -111,21 +126,45 @@ impl Watch {
     }
 
     /// Ready when something has changed.
-    pub(super) async fn changed(&self) -> Changed {
+    pub(super) async fn changed(&mut self) -> Changed {
+        let Self { flags, arrivals, .. } = self;
         loop {
-            let changed = Changed {
-                spool: self.flags.spool.swap(false, Ordering::AcqRel),
-                files: self.flags.files.swap(false, Ordering::AcqRel),
-            };
-            if changed != Changed::default() {
-                return changed;
+            let spool = flags.spool.swap(false, Ordering::AcqRel);
+            let files = flags.files.swap(false, Ordering::AcqRel);
+            if spool || files {
+                return Changed { spool, files, ..Changed::default() };
             }
-            self.flags.wake.notified().await;
+            tokio::select! {
+                arrived = arrived(arrivals) => {
+                    let Arrived { files, more, gone } = arrived;
+                    return Changed { arrived: files, spool: more || gone, files: false };
+                }
+                () = flags.wake.notified() => {}
+            }
         }
     }
 }
 
-fn inode(path: &Path) -> Option<(u64, u64)> {
-    use std::os::unix::fs::MetadataExt as _;
-    std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
+fn asynchronous(arrivals: Arrivals) -> std::io::Result<AsyncFd<Descriptor>> {
+    // SAFETY: the descriptor belongs to the value that is handed over, which keeps it open and never
+    // exchanges it for another.
+    let registered =
+        unsafe { AsyncFd::register_with_interest(Descriptor(arrivals), Interest::READABLE) };
+    registered.map_err(std::io::Error::from)
+}
+
+/// Ready when something came into the spool.
+async fn arrived(arrivals: &mut Option<AsyncFd<Descriptor>>) -> Arrived {
+    let Some(arrivals) = arrivals else { return std::future::pending().await };
+    loop {
+        let Ok(mut ready) = arrivals.readable_mut().await else {
+            return std::future::pending().await;
+        };
+        let arrived = ready.get_inner_mut().0.look();
+        // All of it was read: the kernel says when there is more.
+        ready.clear_ready();
+        if arrived != Arrived::default() {
+            return arrived;
+        }
+    }
 }

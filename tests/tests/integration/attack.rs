@@ -1,0 +1,337 @@
+//! What other users of the machine, and builds, may try with the files that they share with
+//! hookrun. SECURITY.md has the table of those files.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hookrun::dirs::Dirs;
+use hookrun::event::{Event, HookEvent, NixDirs, Output, PostBuild};
+use hookrun::layout;
+use hookrun::queue::{envelope, spool};
+use hookrun_tests::lab::{Ran, Scene, is_root};
+
+/// A plain user.
+const STRANGER: u32 = 4242;
+/// A build user of `auto-allocate-uids`, who needs no entry in /etc/passwd.
+const BUILD_USER: u32 = 0x3400_0001;
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_mins(2);
+/// An event of root may wait this long behind other users' files.
+const SOON: Duration = Duration::from_secs(10);
+const HASH: &str = "00bgd045z0d4icpbc2yyz4gx48ak44la";
+/// Nobody starts a worker.
+const CONFIG: &str = "[worker]\nstart = \"none\"\npriority = \"normal\"\n";
+
+fn needs_root() {
+    assert!(is_root(), "these tests become other users, which needs root");
+}
+
+fn scene() -> Scene {
+    needs_root();
+    let scene = Scene::new().config(CONFIG);
+    layout::prepare(&dirs(&scene)).unwrap();
+    scene
+}
+
+fn dirs(scene: &Scene) -> Dirs {
+    Dirs { config: scene.config_path(), state: scene.state_dir() }
+}
+
+/// `program` as another user, without root's groups.
+fn as_user(command: &mut Command, uid: u32) -> &mut Command {
+    // Numbers other than root's: the groups go with them.
+    command.uid(uid).gid(uid)
+}
+
+fn shell(script: &str, uid: u32) -> Command {
+    let mut command = Command::new("/bin/sh");
+    as_user(command.args(["-c", script]), uid).current_dir("/");
+    command
+}
+
+/// An event of root's post-build hook.
+fn event(scene: &Scene, name: &str) -> Event {
+    let nix = scene.private_nix();
+    let path = format!("{}/{HASH}-{name}", nix.store_dir().display());
+    let output = Output { name: "out".into(), path: path.clone() };
+    let build = PostBuild { drv_path: format!("{path}.drv"), outputs: vec![output] };
+    let nix = NixDirs { store: nix.store_dir(), state: nix.state_dir(), conf: nix.conf_dir() };
+    Event { nix, ..Event::now(HookEvent::PostBuild(build)) }
+}
+
+struct Worker(Child);
+
+impl Worker {
+    fn start(scene: &Scene) -> Self {
+        let mut command = scene.hookrun_command(&["daemon"]);
+        let worker = Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let lock = scene.state_dir().join("worker.lock");
+        wait_for("the worker takes its lock", || hookrun::queue::lock::is_held(&lock));
+        worker
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[track_caller]
+fn wait_for(what: &str, mut is: impl FnMut() -> bool) -> Duration {
+    let begun = Instant::now();
+    while !is() {
+        assert!(begun.elapsed() < PATIENCE, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    begun.elapsed()
+}
+
+#[test]
+fn no_other_user_can_open_what_is_locked() {
+    let scene = scene();
+    scene.drain().expect_success();
+    for name in ["worker.lock", "worker.json"] {
+        let path = scene.state_dir().join(name);
+        let found = path.metadata().unwrap();
+        assert_eq!((found.mode() & 0o7777, found.uid()), (0o600, 0), "{name}");
+        let read = format!("exec 3<{}", path.display());
+        Ran::of(&mut shell(&read, STRANGER)).expect_failure().expect_stderr("ermission denied");
+    }
+    // As an earlier release left it.
+    let lock = scene.state_dir().join("worker.lock");
+    std::fs::set_permissions(&lock, std::fs::Permissions::from_mode(0o644)).unwrap();
+    scene.drain().expect_success();
+    assert_eq!(lock.metadata().unwrap().mode() & 0o7777, 0o600);
+}
+
+#[test]
+fn a_stranger_who_makes_a_fallback_first_takes_no_event() {
+    let scene = scene();
+    let dirs = dirs(&scene);
+    let [beside, memory] = layout::fallbacks(&dirs).try_into().unwrap();
+    // Root's is where nobody else makes anything; another one has the name that it once had.
+    let common = layout::own_fallback(&dirs, 0);
+    Ran::of(&mut shell(&format!("mkdir {}", beside.display()), STRANGER)).expect_failure();
+    std::fs::create_dir(&common).unwrap();
+    std::os::unix::fs::chown(&common, Some(STRANGER), Some(STRANGER)).unwrap();
+    // A spool that cannot be written.
+    std::fs::remove_dir(dirs.spool()).unwrap();
+    std::fs::write(dirs.spool(), "").unwrap();
+    let spool::Place::Fallback { path, .. } = spool::put(&dirs, &event(&scene, "a")).unwrap()
+    else {
+        panic!("the spool cannot be written")
+    };
+    assert_eq!(path.parent(), Some(beside.as_path()));
+    std::fs::remove_dir(&common).unwrap();
+    let _ = std::fs::remove_dir_all(memory);
+}
+
+#[test]
+fn a_build_user_who_swaps_its_fallback_for_a_link_moves_nothing_of_roots() {
+    let scene = scene();
+    // A member of the group, whose directory is read.
+    let trust = hookrun::queue::trust::Trust::from_env();
+    let Some(uid) = trust.uids().find(|uid| *uid != 0) else {
+        panic!("this test needs a build user; `hookrun_tests::lab` makes some")
+    };
+    let fallback = layout::own_fallback(&dirs(&scene), uid);
+    let victim = scene.path("victim");
+    std::fs::create_dir(&victim).unwrap();
+    for path in [&fallback, &fallback.join("")] {
+        let _ = std::fs::create_dir(path);
+    }
+    let own = |path: &Path| std::os::unix::fs::lchown(path, Some(uid), Some(uid)).unwrap();
+    own(&fallback);
+    for number in 0..50 {
+        for directory in [&fallback, &victim] {
+            std::fs::write(directory.join(format!("{number:03}")), "junk").unwrap();
+        }
+        own(&fallback.join(format!("{number:03}")));
+    }
+    let mut reader = spool::Reader::new(&dirs(&scene), trust);
+    assert_eq!(reader.scan(1).rejected.len(), 1);
+    let away = fallback.with_added_extension("away");
+    std::fs::rename(&fallback, &away).unwrap();
+    symlink(&victim, &fallback).unwrap();
+    let mut rejected = 1;
+    while reader.has_more() {
+        rejected += reader.scan(10).rejected.len();
+    }
+    assert_eq!((rejected, std::fs::read_dir(&away).unwrap().count()), (50, 0));
+    // Nor is the link followed when the directories are listed again.
+    reader.look_again();
+    assert_eq!(reader.scan(100).rejected.len(), 0);
+    assert_eq!(std::fs::read_dir(&victim).unwrap().count(), 50);
+    std::fs::remove_file(&fallback).unwrap();
+    std::fs::remove_dir(&away).unwrap();
+}
+
+#[test]
+fn a_flood_of_a_strangers_files_holds_up_no_event_of_root() {
+    const FILES: usize = 5000;
+    let scene = scene();
+    let dirs = dirs(&scene);
+    let _worker = Worker::start(&scene);
+    // Names that sort before any event's, and hidden ones that are not finished.
+    let script = format!(
+        "cd {}; n=0; while [ $n -lt {FILES} ]; do : > \"!$n\"; : > \".$n\"; n=$((n + 1)); done",
+        dirs.spool().display()
+    );
+    let mut flood = shell(&script, STRANGER).spawn().unwrap();
+    wait_for("some files are there", || dirs.spool().join("!500").exists());
+    for name in ["a", "b", "c"] {
+        let event = event(&scene, name);
+        spool::put(&dirs, &event).unwrap();
+        let file = dirs.spool().join(&event.id);
+        let waited = wait_for("root's event is taken", || !file.exists());
+        assert!(waited < SOON, "root's event waited for {waited:?}");
+    }
+    assert!(flood.wait().unwrap().success());
+    wait_for("what is no event is out of the way", || spool::depth(&dirs) == 0);
+    let kept = spool::count_rejected(&dirs.rejected());
+    assert!(kept <= 1000, "{kept} files are kept");
+    scene.hookrun(&["status"]).expect_success();
+}
+
+#[test]
+fn what_is_no_file_in_the_spool_blocks_nobody() {
+    let scene = scene();
+    let spool = dirs(&scene).spool();
+    let script = format!(
+        "cd {}; mkfifo fifo .fifo; ln -s /etc/shadow link; mkdir directory; mkdir full; : > full/x",
+        spool.display()
+    );
+    Ran::of(&mut shell(&script, STRANGER)).expect_success();
+    let event = event(&scene, "a");
+    spool::put(&dirs(&scene), &event).unwrap();
+    scene.drain().expect_success();
+    assert_eq!(std::fs::read_dir(&spool).unwrap().count(), 0);
+    assert!(std::fs::read_to_string("/etc/shadow").is_ok());
+}
+
+#[test]
+fn a_build_user_beyond_its_share_waits_and_loses_nothing() {
+    let scene = scene();
+    scene.set_config(
+        "[worker]\nstart = \"none\"\nmax-events-per-user = 3\n[plugins.p]\nsource = \"bundled:email-on-nondeterminism\"\n\
+         hooks = [\"diff\"]\nconfig = { to = [\"a@example.org\"] }\ngrant = { mail = [\"default\"], state = true }\n\
+         [mail.default]\ntransport = \"maildir\"\n",
+    );
+    for number in 0..10 {
+        let event = diff_event(&scene, &format!("d{number}"));
+        let file = dirs(&scene).spool().join(&event.id);
+        std::fs::write(&file, envelope::seal(&event).unwrap()).unwrap();
+        std::os::unix::fs::chown(&file, Some(BUILD_USER), Some(BUILD_USER)).unwrap();
+    }
+    // Three at a time.
+    scene.drain().expect_success().expect_stderr("wait in the spool until some have ended");
+    assert_eq!(scene.mails().len(), 10);
+    assert_eq!(scene.spooled(), Vec::<PathBuf>::new());
+    assert_eq!(spool::count_rejected(&dirs(&scene).rejected()), 0);
+}
+
+fn diff_event(scene: &Scene, name: &str) -> Event {
+    use hookrun::event::Diff;
+    use hookrun::evidence::Evidence;
+    let event = event(scene, name);
+    let HookEvent::PostBuild(PostBuild { drv_path, outputs }) = event.hook else { unreachable!() };
+    let output = outputs.into_iter().next().unwrap();
+    let (previous, current) = (output.path.clone(), format!("{}.check", output.path));
+    let evidence = Evidence::default();
+    Event { hook: HookEvent::Diff(Diff { drv_path, output, previous, current, evidence }), ..event }
+}
+
+/// Two outputs of `count` names below a path as long as the system allows.
+fn deep_trees(scene: &Scene, count: usize) -> [PathBuf; 2] {
+    const LEVELS: usize = 14;
+    const MOST_LINKS: usize = 10_000;
+    let output = scene.private_nix().store_dir().join(format!("{HASH}-deep"));
+    let check = PathBuf::from(format!("{}.check", output.display()));
+    std::fs::create_dir_all(scene.private_nix().store_dir()).unwrap();
+    for root in [&output, &check] {
+        std::fs::create_dir(root).unwrap();
+        let mut directory = open(root);
+        for _ in 0..LEVELS {
+            let name = "d".repeat(250);
+            rustix::fs::mkdirat(&directory, &name, rustix::fs::Mode::from_raw_mode(0o755)).unwrap();
+            let flags = rustix::fs::OFlags::DIRECTORY;
+            directory =
+                rustix::fs::openat(&directory, &name, flags, rustix::fs::Mode::empty()).unwrap();
+        }
+        let file = rustix::fs::openat(
+            &directory,
+            "0",
+            rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY,
+            rustix::fs::Mode::from_raw_mode(0o644),
+        )
+        .unwrap();
+        rustix::io::write(&file, root.to_str().unwrap().as_bytes()).unwrap();
+        for number in 1..count {
+            // Links cost no inode; a file system allows only so many to one file.
+            let (at, first) = (directory.as_fd(), (number / MOST_LINKS * MOST_LINKS).to_string());
+            if number % MOST_LINKS == 0 {
+                let mode = rustix::fs::Mode::from_raw_mode(0o644);
+                let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY;
+                rustix::fs::openat(at, &first, flags, mode).unwrap();
+                continue;
+            }
+            let flags = rustix::fs::AtFlags::empty();
+            rustix::fs::linkat(at, &first, at, number.to_string(), flags).unwrap();
+        }
+    }
+    [output, check]
+}
+
+fn open(path: &Path) -> OwnedFd {
+    let flags = rustix::fs::OFlags::DIRECTORY;
+    rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap()
+}
+
+/// Runs the diff hook on two trees with so much memory for data; returns its event.
+fn diff_within(scene: &Scene, [output, check]: &[PathBuf; 2], bytes: u64) -> (Ran, Event) {
+    let begun = Instant::now();
+    let mut command = scene.private_nix().command("prlimit");
+    command
+        .arg(format!("--data={bytes}"))
+        .arg(scene.path("bin/hookrun"))
+        .args(["hook", "diff"])
+        .args([output, check])
+        .arg(format!("{}.drv", output.display()))
+        .arg("/tmp");
+    let ran = Ran::of(&mut command).expect_success();
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(3), "the hook took {took:?}: {}", ran.account());
+    let spooled = scene.spooled();
+    let [file] = spooled.as_slice() else { panic!("one event: {}", ran.account()) };
+    let event = envelope::open(&std::fs::read(file).unwrap()).unwrap();
+    std::fs::remove_file(file).unwrap();
+    (ran, event)
+}
+
+#[test]
+fn a_tree_with_many_names_under_a_long_path_takes_little_memory() {
+    let scene = scene();
+    let trees = deep_trees(&scene, 100_000);
+    // 100,000 whole paths of each side would be 700 MiB.
+    let (ran, event) = diff_within(&scene, &trees, 64 << 20);
+    let HookEvent::Diff(diff) = event.hook else { panic!("{}", ran.account()) };
+    assert!(diff.evidence.compared_files > 100, "{}", ran.account());
+}
+
+#[test]
+fn a_comparison_that_dies_leaves_an_event_that_says_so() {
+    let scene = scene();
+    let trees = deep_trees(&scene, 100_000);
+    // Less than the names take.
+    let (ran, event) = diff_within(&scene, &trees, 6 << 20);
+    let HookEvent::Diff(diff) = event.hook else { panic!("{}", ran.account()) };
+    let incomplete = diff.evidence.incomplete.unwrap_or_default();
+    assert!(incomplete.contains("did not end"), "{incomplete}: {}", ran.account());
+    ran.expect_stderr("ended early");
+}
