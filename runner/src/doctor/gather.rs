@@ -12,8 +12,8 @@ use crate::dirs::Dirs;
 use crate::event::{NixDirs, now_ms};
 use crate::nix::installed::{self, Installed};
 use crate::nix::{bounded, machines};
-use crate::queue::{health, lock, spool};
 use crate::queue::worker::Running;
+use crate::queue::{health, lock, spool};
 use crate::supervise::needs;
 use crate::wall;
 

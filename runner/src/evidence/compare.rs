@@ -368,13 +368,7 @@ impl Comparison<'_> {
 
     /// Reports contents that differ first at the byte `at`. What cannot be read again is named
     /// without its contents.
-    fn contents(
-        &mut self,
-        name: &OsStr,
-        left: &File,
-        right: &File,
-        at: u64,
-    ) -> Result<(), Ended> {
+    fn contents(&mut self, name: &OsStr, left: &File, right: &File, at: u64) -> Result<(), Ended> {
         let places = match self.values {
             values if values < MANY_VALUES => PLACES,
             values if values < MAX_VALUES => 1,

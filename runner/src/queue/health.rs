@@ -200,11 +200,7 @@ mod tests {
         ));
         insta::assert_snapshot!(seen(&Look { free: Some(4096), ..plain.clone() }, 0, false));
         insta::assert_snapshot!(seen(&Look { inodes: Some(3), ..plain.clone() }, 0, false));
-        insta::assert_snapshot!(seen(
-            &Look { read_only: true, free: Some(0), ..plain },
-            0,
-            false
-        ));
+        insta::assert_snapshot!(seen(&Look { read_only: true, free: Some(0), ..plain }, 0, false));
     }
 
     #[test]

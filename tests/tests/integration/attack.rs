@@ -12,7 +12,7 @@ use hookrun::dirs::Dirs;
 use hookrun::event::{Event, HookEvent, NixDirs, Output, PostBuild};
 use hookrun::layout;
 use hookrun::queue::{envelope, spool};
-use hookrun_tests::lab::{Ran, Scene, is_root};
+use hookrun_tests::lab::{Need, Ran, Scene, require};
 
 /// A plain user.
 const STRANGER: u32 = 4242;
@@ -26,12 +26,7 @@ const HASH: &str = "00bgd045z0d4icpbc2yyz4gx48ak44la";
 /// Nobody starts a worker.
 const CONFIG: &str = "[worker]\nstart = \"none\"\npriority = \"normal\"\n";
 
-fn needs_root() {
-    assert!(is_root(), "these tests become other users, which needs root");
-}
-
 fn scene() -> Scene {
-    needs_root();
     let scene = Scene::new().config(CONFIG);
     layout::prepare(&dirs(&scene)).unwrap();
     scene
@@ -94,6 +89,9 @@ fn wait_for(what: &str, mut is: impl FnMut() -> bool) -> Duration {
 
 #[test]
 fn no_other_user_can_open_what_is_locked() {
+    if !require(Need::Root) {
+        return;
+    }
     let scene = scene();
     scene.drain().expect_success();
     for name in ["worker.lock", "worker.json"] {
@@ -112,6 +110,9 @@ fn no_other_user_can_open_what_is_locked() {
 
 #[test]
 fn a_stranger_who_makes_a_fallback_first_takes_no_event() {
+    if !require(Need::Root) {
+        return;
+    }
     let scene = scene();
     let dirs = dirs(&scene);
     let [beside, memory] = layout::fallbacks(&dirs).try_into().unwrap();
@@ -134,6 +135,9 @@ fn a_stranger_who_makes_a_fallback_first_takes_no_event() {
 
 #[test]
 fn a_build_user_who_swaps_its_fallback_for_a_link_moves_nothing_of_roots() {
+    if !require(Need::Root) {
+        return;
+    }
     let scene = scene();
     // A member of the group, whose directory is read.
     let trust = hookrun::queue::trust::Trust::from_env();
@@ -174,6 +178,9 @@ fn a_build_user_who_swaps_its_fallback_for_a_link_moves_nothing_of_roots() {
 
 #[test]
 fn a_flood_of_a_strangers_files_holds_up_no_event_of_root() {
+    if !require(Need::Root) {
+        return;
+    }
     const FILES: usize = 5000;
     let scene = scene();
     let dirs = dirs(&scene);
@@ -201,6 +208,9 @@ fn a_flood_of_a_strangers_files_holds_up_no_event_of_root() {
 
 #[test]
 fn what_is_no_file_in_the_spool_blocks_nobody() {
+    if !require(Need::Root) {
+        return;
+    }
     let scene = scene();
     let spool = dirs(&scene).spool();
     let script = format!(
@@ -217,6 +227,9 @@ fn what_is_no_file_in_the_spool_blocks_nobody() {
 
 #[test]
 fn a_build_user_beyond_its_share_waits_and_loses_nothing() {
+    if !require(Need::Root) {
+        return;
+    }
     let scene = scene();
     scene.set_config(
         "[worker]\nstart = \"none\"\nmax-events-per-user = 3\n[plugins.p]\nsource = \"bundled:email-on-nondeterminism\"\n\
@@ -316,6 +329,9 @@ fn diff_within(scene: &Scene, [output, check]: &[PathBuf; 2], bytes: u64) -> (Ra
 
 #[test]
 fn a_tree_with_many_names_under_a_long_path_takes_little_memory() {
+    if !require(Need::Root) {
+        return;
+    }
     let scene = scene();
     let trees = deep_trees(&scene, 100_000);
     // 100,000 whole paths of each side would be 700 MiB.
@@ -326,6 +342,9 @@ fn a_tree_with_many_names_under_a_long_path_takes_little_memory() {
 
 #[test]
 fn a_comparison_that_dies_leaves_an_event_that_says_so() {
+    if !require(Need::Root) {
+        return;
+    }
     let scene = scene();
     let trees = deep_trees(&scene, 100_000);
     // Less than the names take.
