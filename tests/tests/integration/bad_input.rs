@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
+use hookrun::dirs::Dirs;
+use hookrun::layout;
 use hookrun_tests::lab::{Need, Ran, Scene, Script, require};
 
 /// Nothing is wrong in this one.
@@ -140,24 +142,10 @@ fn with_read_only_state(scene: &Scene, command: &Command) -> Command {
 
 /// Events that hooks left outside of the state directory.
 fn fallback_events(scene: &Scene) -> Vec<std::path::PathBuf> {
-    let wanted = scene.dir().display().to_string();
-    let mut found = Vec::new();
-    for directory in
-        std::fs::read_dir("/var/tmp").into_iter().flatten().flatten().map(|entry| entry.path())
-    {
-        for file in
-            std::fs::read_dir(&directory).into_iter().flatten().flatten().map(|entry| entry.path())
-        {
-            if mentions(&file, &wanted) {
-                found.push(file);
-            }
-        }
-    }
-    found
-}
-
-fn mentions(file: &Path, text: &str) -> bool {
-    file.is_file() && std::fs::read_to_string(file).is_ok_and(|content| content.contains(text))
+    let dirs = Dirs { config: scene.config_path(), state: scene.state_dir() };
+    let fallbacks = layout::fallbacks(&dirs).into_iter();
+    let entries = fallbacks.filter_map(|fallback| std::fs::read_dir(fallback).ok()).flatten();
+    entries.map(|entry| entry.unwrap().path()).collect()
 }
 
 #[test]
