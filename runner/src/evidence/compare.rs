@@ -205,7 +205,10 @@ impl Comparison<'_> {
         self.found.compared_files += 1;
         let entries = match places.map(stat) {
             Ok(entries) => entries,
-            Err(error) => return self.unreadable(name, error),
+            Err(error) => {
+                self.unreadable(name, &error);
+                return Ok(());
+            }
         };
         let kind = entries.previous.kind;
         if kind != entries.current.kind {
@@ -223,7 +226,10 @@ impl Comparison<'_> {
                     self.differ(name, "link-target", text(&previous), text(&current), None)
                 }
                 Ok(_) => Ok(()),
-                Err(error) => self.unreadable(name, error),
+                Err(error) => {
+                    self.unreadable(name, &error);
+                    Ok(())
+                }
             },
             FileType::RegularFile => self.files(name, places, &entries),
             // Nix's store holds nothing else.
@@ -239,7 +245,10 @@ impl Comparison<'_> {
         }
         let directories = match places.map(open_directory) {
             Ok(directories) => directories,
-            Err(error) => return self.unreadable(name, error),
+            Err(error) => {
+                self.unreadable(name, &error);
+                return Ok(());
+            }
         };
         // Half for each side.
         let room = HELD.saturating_sub(self.held) / 2;
@@ -248,7 +257,10 @@ impl Comparison<'_> {
             .map(|directory| list(directory, room, deadline));
         let listings = match listed {
             Ok(listings) => listings,
-            Err(error) => return self.unreadable(name, error),
+            Err(error) => {
+                self.unreadable(name, &error);
+                return Ok(());
+            }
         };
         self.levels.push(Level {
             directories: Rc::new(directories),
@@ -324,12 +336,18 @@ impl Comparison<'_> {
         }
         let Sides { previous, current } = match places.map(open_file) {
             Ok(files) => files,
-            Err(error) => return self.unreadable(name, error),
+            Err(error) => {
+                self.unreadable(name, &error);
+                return Ok(());
+            }
         };
         match self.first_difference(&previous, &current)? {
             Ok(Some(at)) => self.contents(name, &previous, &current, at),
             Ok(None) => Ok(()),
-            Err(error) => self.unreadable(name, (Side::Previous, error)),
+            Err(error) => {
+                self.unreadable(name, &(Side::Previous, error));
+                Ok(())
+            }
         }
     }
 
@@ -441,11 +459,7 @@ impl Comparison<'_> {
     }
 
     /// Goes on: other files may tell more.
-    fn unreadable(
-        &mut self,
-        name: &OsStr,
-        (side, error): (Side, std::io::Error),
-    ) -> Result<(), Ended> {
+    fn unreadable(&mut self, name: &OsStr, (side, error): &(Side, std::io::Error)) {
         let root = match side {
             Side::Previous => self.roots.previous,
             Side::Current => self.roots.current,
@@ -455,7 +469,6 @@ impl Comparison<'_> {
             let path = if relative.is_empty() { root } else { format!("{root}/{relative}") };
             format!("{path} cannot be read ({error})")
         });
-        Ok(())
     }
 
     /// Notes why something was not seen, of several the first.

@@ -82,6 +82,8 @@ const PRIVATE: u32 = 0o700;
 const PERMISSIONS: u32 = 0o7777;
 /// Bits of a mode by which others than owner and group write.
 const OTHERS_WRITE: u32 = 0o022;
+/// Bits of a mode for others than the owner.
+const OTHERS: u32 = 0o077;
 /// The bit by which only the owner of a file removes it from a directory.
 const STICKY: u32 = 0o1000;
 /// The umask of hookrun's own processes: files are readable unless they are made private.
@@ -118,7 +120,7 @@ impl Entry {
             }
             // As `hookrun ci --private` makes it, for build users.
             Access::Add if mode == 0o1733 => true,
-            _ => mode & 0o700 == wanted & 0o700 && mode & 0o077 == 0,
+            _ => mode & 0o700 == wanted & 0o700 && mode & OTHERS == 0,
         }
     }
 }
@@ -252,8 +254,8 @@ pub fn own_fallbacks(dirs: &Dirs) -> Vec<PathBuf> {
 /// Tells several installations on one machine apart.
 fn short_hash(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt as _;
-    let digest = Sha256::digest(path.as_os_str().as_bytes());
-    digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    let [a, b, c, d, ..] = <[u8; 32]>::from(Sha256::digest(path.as_os_str().as_bytes()));
+    format!("{a:02x}{b:02x}{c:02x}{d:02x}")
 }
 
 /// Is this path in the place where everybody may make a directory?
@@ -278,24 +280,24 @@ pub fn examine(dirs: &Dirs) -> Vec<Wrong> {
     let entries = ENTRIES.iter().filter_map(|entry| {
         let path =
             if entry.name.is_empty() { dirs.state.clone() } else { dirs.state.join(entry.name) };
-        look(entry, path, owner)
+        look(entry, &path, owner)
     });
-    let fallbacks = fallbacks(dirs).into_iter().filter_map(|path| look(&SPOOL, path, owner));
+    let fallbacks = fallbacks(dirs).into_iter().filter_map(|path| look(&SPOOL, &path, owner));
     entries.chain(fallbacks).collect()
 }
 
-fn look(entry: &Entry, path: PathBuf, owner: u32) -> Option<Wrong> {
+fn look(entry: &Entry, path: &Path, owner: u32) -> Option<Wrong> {
     // The state directory may be a link, which its parent's owner made.
     let flags = if entry.name.is_empty() { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
-    let stat = rustix::fs::statat(rustix::fs::CWD, &path, flags).ok()?;
+    let stat = rustix::fs::statat(rustix::fs::CWD, path, flags).ok()?;
     judge(*entry, path, &stat, owner)
 }
 
 /// What is wrong with one entry.
-fn judge(entry: Entry, path: PathBuf, stat: &Stat, owner: u32) -> Option<Wrong> {
+fn judge(entry: Entry, path: &Path, stat: &Stat, owner: u32) -> Option<Wrong> {
     let (shown, kind) = (path.display().to_string(), FileType::from_raw_mode(stat.st_mode));
     let wrong = |message: String, repair: Option<Repair>| {
-        Some(Wrong { path: path.clone(), message, entry: entry.name, repair })
+        Some(Wrong { path: path.to_owned(), message, entry: entry.name, repair })
     };
     if kind == FileType::Symlink {
         let what = "is a symbolic link, which neither hooks nor worker follow";

@@ -21,7 +21,7 @@ fn seen(entry: Entry, mode: u32, uid: u32) -> String {
     stat.st_mode = entry.kind.as_raw_mode() | mode;
     stat.st_uid = uid;
     let path = Path::new("/s").join(entry.name);
-    judge(entry, path, &stat, 0).map(|wrong| wrong.message).unwrap_or_default()
+    judge(entry, &path, &stat, 0).map(|wrong| wrong.message).unwrap_or_default()
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn what_is_wrong() {
         seen(directory("mail", Access::Pass), 0o700, 0),
         seen(file("worker.lock"), 0o644, 0),
         seen(Entry { kind: FileType::Symlink, ..SPOOL }, 0o777, 0),
-        judge(SPOOL, "/s/spool".into(), &stat_of_a_file(), 0).unwrap().message,
+        judge(SPOOL, Path::new("/s/spool"), &stat_of_a_file(), 0).unwrap().message,
     ];
     insta::assert_snapshot!(said.join("\n"));
 }

@@ -14,6 +14,7 @@
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -360,7 +361,6 @@ impl Watch {
         let mut path = [0; PASSED_ON];
         // Each tells its path in one write, or nothing.
         let size = (wait(&mut ready, end) > 0).then(|| take(&read, &mut path)).flatten()?;
-        use std::os::unix::ffi::OsStrExt as _;
         let path = path.get(..size).filter(|path| !path.is_empty())?;
         let path = path.split(|byte| *byte == 0).next().unwrap_or_default();
         Some(PathBuf::from(std::ffi::OsStr::from_bytes(path)))
@@ -369,7 +369,6 @@ impl Watch {
 
 /// A process that writes the event into one of the places, and ends.
 fn rescuer(tell: &OwnedFd, sealed: &[u8], number: usize) -> ! {
-    use std::os::unix::ffi::OsStrExt as _;
     let write = || -> Option<()> {
         let nowhere = File::options().read(true).write(true).open("/dev/null").ok()?.into();
         let detached = detach(tell, &nowhere, &nowhere);

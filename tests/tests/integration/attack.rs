@@ -22,6 +22,8 @@ const BUILD_USER: u32 = 0x3400_0001;
 const PATIENCE: Duration = Duration::from_mins(2);
 /// An event of root may wait this long behind other users' files.
 const SOON: Duration = Duration::from_secs(10);
+/// Files of a flood.
+const FILES: usize = 5000;
 const HASH: &str = "00bgd045z0d4icpbc2yyz4gx48ak44la";
 /// Nobody starts a worker.
 const CONFIG: &str = "[worker]\nstart = \"none\"\npriority = \"normal\"\n";
@@ -181,7 +183,6 @@ fn a_flood_of_a_strangers_files_holds_up_no_event_of_root() {
     if !require(Need::Root) {
         return;
     }
-    const FILES: usize = 5000;
     let scene = scene();
     let dirs = dirs(&scene);
     let _worker = Worker::start(&scene);

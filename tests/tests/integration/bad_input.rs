@@ -2,7 +2,6 @@
 //! whatever is wrong, builds go on and their events are kept until it is put right.
 
 use std::fmt::Write as _;
-use std::path::Path;
 use std::process::Command;
 
 use hookrun::dirs::Dirs;
