@@ -36,7 +36,8 @@ use crate::{BuilderSelection, Diff, PostBuild};
 /// `hooks` names the traits of the type that become hooks. The other keys may be left out: `wants`
 /// (default: [`Wants::NOTHING`](crate::Wants::NOTHING)), `order` (default:
 /// [`TaskOrder::Any`](crate::TaskOrder::Any)) and `config_schema` (a JSON schema as a string;
-/// default: any table). Keys come in any order. Name, version and description come from the crate's
+/// default: any table; at most 100 patterns, without recursion and without `unevaluatedProperties`
+/// and `unevaluatedItems`). Keys come in any order. Name, version and description come from the crate's
 /// manifest. A component has one `plugin!`, with all its hooks.
 #[macro_export]
 macro_rules! plugin {

@@ -277,6 +277,30 @@ mod tests {
         insta::assert_snapshot!(meaning(1 << 8), @"cannot be examined (no such user); see that there is memory, and that /proc is mounted");
     }
 
+    /// Files of this form are on disk: after a change raise `FORMAT` of the verdicts.
+    #[test]
+    fn the_form_of_a_verdict() {
+        let metadata = r#"{"format":1,"name":"x","version":"1","hooks":["post-build"]}"#;
+        let verdict = Verdict {
+            description: Description {
+                metadata: serde_json::from_str(metadata).unwrap(),
+                exports: vec![crate::event::HookKind::PostBuild],
+                imports: vec!["hookrun:host/log@0.1.0".to_owned()],
+            },
+            keys: vec![ConfigKey {
+                key: "to".to_owned(),
+                required: true,
+                default: None,
+                description: "who".to_owned(),
+            }],
+            sample: sample(None),
+            violation: Some(Violation { keys: vec!["to".to_owned()], message: "no".to_owned() }),
+        };
+        let text = serde_json::to_string(&Examined::Ok(verdict.clone())).unwrap();
+        insta::assert_snapshot!(text, @r#"{"Ok":{"description":{"metadata":{"format":1,"name":"x","version":"1","description":"","hooks":["post-build"],"wants":{"nix-store":"none","object-store":"no","signing":"no","mail":"no","state":"no","http":"no"},"order":"any","config-schema":null},"exports":["post-build"],"imports":["hookrun:host/log@0.1.0"]},"keys":[{"key":"to","required":true,"default":null,"description":"who"}],"sample":{"table":{},"from":"empty"},"violation":{"keys":["to"],"message":"no"}}}"#);
+        assert_eq!(serde_json::from_str::<Examined>(&text).unwrap(), Ok(verdict));
+    }
+
     #[test]
     fn required_keys_are_filled_from_their_own_examples() {
         let schema = serde_json::json!({

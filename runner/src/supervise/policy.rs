@@ -20,9 +20,10 @@ use crate::event::{HookKind, NixDirs};
 use crate::plugin::{Compiler, Host, Known, PluginError};
 use crate::queue::spawn;
 
-/// How long finding out which plugin chooses may take while Nix waits; it takes some milliseconds,
-/// once for each plugin.
-const EXAMINE_TIME: Duration = Duration::from_millis(1500);
+/// How long finding out which plugin chooses, and compiling it, may take while Nix waits: within the
+/// deadline of the policy, with time left to start it and to ask it. Both are done once for each
+/// plugin; the bundled policy takes a third of it on a busy machine.
+const PREPARE_TIME: Duration = Duration::from_millis(1500);
 
 /// May a plugin of `config` choose builders? One whose configuration does not list its hooks may:
 /// which it serves is found out when it is asked ([`chooser`]).
@@ -98,7 +99,7 @@ impl PluginPolicy {
     /// There is none, or it does not load; the text ends in the fix.
     pub fn load(config: &Config) -> Result<Box<dyn Policy>, PolicyError> {
         let dirs = Dirs::from_env();
-        let until = Instant::now() + EXAMINE_TIME;
+        let until = Instant::now() + PREPARE_TIME;
         let compiler = Compiler::Within(config.worker.user.clone(), until);
         let plugin = chooser(config, &Host::new(&dirs, compiler))?;
         let (name, allowed) = (plugin.name.clone(), plugin.limits.get(Limit::StateBytes));
@@ -106,7 +107,7 @@ impl PluginPolicy {
         let state = plugin.grant.state.then(|| (Stores::durable(dirs.policy_state()), allowed));
         let setup =
             Setup::new(config, &dirs, NixDirs::from_env(), vec![name.clone()], Purpose::Policy);
-        let process = Process::start(&setup).map_err(PolicyError::Unavailable)?;
+        let process = Process::start(&setup.until(until)).map_err(PolicyError::Unavailable)?;
         Ok(Box::new(Self { name, state, process: Mutex::new(process) }))
     }
 }

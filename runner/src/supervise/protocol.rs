@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,8 @@ pub(super) struct Setup {
     /// The plugins it runs.
     pub(super) plugins: Vec<String>,
     pub(super) purpose: Purpose,
+    /// How long its plugins may take to get ready; no longer than their limits where it is none.
+    pub(super) patience: Option<Duration>,
 }
 
 /// What a runner is for.
@@ -56,7 +59,13 @@ impl Setup {
             nix,
             plugins,
             purpose,
+            patience: None,
         }
+    }
+
+    /// The same for somebody who waits only until then.
+    pub(super) fn until(self, until: Instant) -> Self {
+        Self { patience: Some(until.saturating_duration_since(Instant::now())), ..self }
     }
 
     /// The configuration, as the supervisor read it.

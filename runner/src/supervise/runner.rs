@@ -40,10 +40,6 @@ const TRANSFERS: Duration = Duration::from_secs(1);
 /// A plugin at a stage, or why it cannot be used: one line with the fix.
 type OrReason<T> = Result<T, String>;
 
-/// How long the compiler of a policy may take while Nix waits: within the deadline of the policy,
-/// with time left to start and to answer. Policies that are bundled take a fifth of it.
-const POLICY_COMPILE_TIME: Duration = Duration::from_millis(1500);
-
 /// Plugins whose code is open and whose secrets are read, before the wall.
 pub struct Readied {
     plugins: BTreeMap<String, OrReason<ReadyPlugin>>,
@@ -240,15 +236,14 @@ fn behind_wall(setup: &Setup) -> Result<(Running, Raised), String> {
     config.plugins.retain(|name, _| setup.plugins.contains(name));
     let required = config.worker.require_sandbox;
     let identity = needs::identity(&config)?;
-    let (services, compiler) = match setup.purpose {
-        Purpose::Queue => {
-            (Services::new(&config, &setup.dirs), Compiler::Contained(config.worker.user.clone()))
-        }
-        Purpose::Policy => {
-            let until = Instant::now() + POLICY_COMPILE_TIME;
-            let compiler = Compiler::Within(config.worker.user.clone(), until);
-            (Services::for_policy(&config, &setup.dirs), compiler)
-        }
+    let user = config.worker.user.clone();
+    let compiler = match setup.patience {
+        Some(patience) => Compiler::Within(user, Instant::now() + patience),
+        None => Compiler::Contained(user),
+    };
+    let services = match setup.purpose {
+        Purpose::Queue => Services::new(&config, &setup.dirs),
+        Purpose::Policy => Services::for_policy(&config, &setup.dirs),
     };
     let host = Host::new(&setup.dirs, compiler);
     let readied =

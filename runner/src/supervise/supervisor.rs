@@ -207,6 +207,8 @@ impl Supervisor {
         let mut runners = self.runners.lock().await;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         *runners = fresh;
+        drop(runners);
+        self.compile_all();
         Refreshed { changed: true, problems: problems.into_values().collect() }
     }
 }
