@@ -41,14 +41,19 @@ impl Caller {
             return Self::default();
         };
         let of_parent = arguments(parent);
-        let client = client_of(&of_parent);
-        let (pid, command) = match client {
-            Some(client) => (client, arguments(client)),
-            None => (parent, of_parent.clone()),
+        let by = match client_of(&of_parent) {
+            Some(client) => Some((client, arguments(client))),
+            // The daemon does not say for whom it builds.
+            None if is_daemon(&of_parent) => None,
+            None => Some((parent, of_parent.clone())),
+        };
+        let (user, command) = match by {
+            Some((pid, command)) => (user_of(pid), (!command.is_empty()).then(|| shown(&command))),
+            None => (None, None),
         };
         Self {
-            user: user_of(pid),
-            command: (!command.is_empty()).then(|| shown(&command)),
+            user,
+            command,
             nix: program_of(parent, &of_parent).and_then(|program| version(&program, patience)),
         }
     }
@@ -67,10 +72,14 @@ fn arguments(pid: i32) -> Vec<String> {
     arguments
 }
 
+fn is_daemon(arguments: &[String]) -> bool {
+    arguments.first().is_some_and(|program| base(program) == "nix-daemon")
+}
+
 /// The client of a process of the daemon.
 fn client_of(arguments: &[String]) -> Option<i32> {
     match arguments {
-        [program, client] if base(program) == "nix-daemon" => client.parse().ok(),
+        [_, client] if is_daemon(arguments) => client.parse().ok(),
         _ => None,
     }
 }
@@ -212,6 +221,7 @@ mod tests {
         assert_eq!(client_of(&words("nix-daemon 4711")), Some(4711));
         assert_eq!(client_of(&words("/nix/store/x-nix-2.8.0/bin/nix-daemon 4711")), Some(4711));
         assert_eq!(client_of(&words("nix-daemon --daemon")), None);
+        assert!(is_daemon(&words("nix-daemon")) && !is_daemon(&words("nix-build")));
         assert_eq!(client_of(&words("nix-build 4711")), None);
     }
 
