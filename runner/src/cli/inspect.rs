@@ -13,7 +13,7 @@ use crate::exit_code::Exit;
 use crate::plugin::examine::{ConfigKey, Verdict};
 use crate::plugin::grants::{Effective, Want, Wants, word};
 use crate::plugin::{Compiler, Host};
-use crate::testing::{Changes, Origin, Subject};
+use crate::testing::{Changes, Origin, Subject, SubjectError};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -144,7 +144,10 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
 fn gather(subject: &Subject, host: &Host) -> Result<Report, CliError> {
     let Subject { plugin, config, .. } = subject;
     let configured = subject.origin == Origin::Configured;
-    let (component, verdict) = subject.examine(host).map_err(super::test::subject_error)?;
+    let (component, verdict) = subject.examine(host).map_err(|error| match error {
+        SubjectError::NoPlugin { .. } => CliError::configuration(error.to_string()),
+        error => super::test::subject_error(error),
+    })?;
     let opened = host.open(plugin, config);
     let Verdict { description, keys, .. } = verdict;
     let metadata = &description.metadata;

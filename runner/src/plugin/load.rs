@@ -60,8 +60,11 @@ impl Artifact {
             PluginError::Config(plugin_error(config, name, keys, &message))
         };
         let source = &plugin.source;
-        let Verdict { description, keys, violation, sample: _ } = verdict;
+        let Verdict { description, keys, violation, schema_problem, sample: _ } = verdict;
         let hooks = hooks(plugin, &description).map_err(|message| error(&["hooks"], message))?;
+        if let Some(problem) = schema_problem {
+            return Err(error(&["source"], format!("{source} {problem}")));
+        }
         if let Some(Violation { keys: at, message }) = violation {
             let at: Vec<&str> =
                 ["config"].into_iter().chain(at.iter().map(String::as_str)).collect();

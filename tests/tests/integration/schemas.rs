@@ -87,7 +87,10 @@ const REFUSED: [Refused; 2] = [
 fn commands_and_worker_name_a_hostile_schema_within_bounds() {
     for Refused { schema, why } in REFUSED {
         let scene = scene(&schema(), "");
-        bounded(&scene, &["inspect", "hostile"]).expect_exit(1).expect_stderr(why);
+        bounded(&scene, &["inspect", "hostile"])
+            .expect_exit(3)
+            .expect_stdout("crafted 0.0.1")
+            .expect_stdout(why);
         bounded(&scene, &["check"]).expect_exit(3).expect_stderr(why);
         bounded(&scene, &["test", scene.path("hostile.wasm").to_str().unwrap()])
             .expect_exit(1)
@@ -115,7 +118,7 @@ fn what_is_allowed_is_within_bounds_too() {
     let less = BOUNDS.replace("400000", "60000");
     let mut check = within(&less, &scene.hookrun_command(&["inspect", "hostile"]));
     check.env("XDG_CACHE_HOME", scene.path("another-cache"));
-    Ran::of(&mut check).expect_exit(1).expect_stderr("takes more than 256 MiB of memory to check");
+    Ran::of(&mut check).expect_exit(3).expect_stderr("takes more than 256 MiB of memory to check");
 }
 
 #[test]
