@@ -34,14 +34,15 @@ const COLUMNS: [&str; 8] = [
 /// How a Nix reads machines: the places where versions differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reading {
-    /// A comment ends with its line; else at the next `;` too. And blanks in front of `@` do not
-    /// count; else `@` is one of a machine's name.
+    /// True: a comment ends with its line, and blanks may precede `@`. False: a comment also ends at
+    /// the next `;`, and an entry with blanks before `@` is a machine.
     whole_line_comments: bool,
-    /// Numbers and host keys are checked; else a number ends at the first character that is no
-    /// digit, and a host key is any word.
+    /// True: numbers and host keys are checked. False: a number ends at the first character that is
+    /// not a digit, and any word is a host key.
     strict: bool,
-    /// A word without `/` is a host, but for `auto`, `daemon` and `local`; else also but for words
-    /// that begin with one of `auto`, `local` and `remote`, and a word with `/` can be one.
+    /// True: every word is a host name except `auto`, `daemon`, `local` and words with `/`. False:
+    /// every word is one except those that contain `://` or begin with `auto`, `local`, `remote` or
+    /// `/`.
     bare_hosts: bool,
 }
 

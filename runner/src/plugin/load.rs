@@ -197,7 +197,7 @@ fn read(source: &PluginSource) -> Result<(Cow<'static, [u8]>, Option<Stamp>), St
                 .map_err(|error| failed(&error))?;
             let found = file.metadata().map_err(|error| failed(&error))?;
             if !found.is_file() {
-                return Err(format!("{shown} is no regular file; correct `source`"));
+                return Err(format!("{shown} is not a regular file; correct `source`"));
             }
             let length = found.len();
             if length > MAX_COMPONENT {
@@ -291,7 +291,7 @@ fn defined(config: &Config) -> Defined<'_> {
 pub enum Known {
     /// The hooks that it exports.
     Exports(Vec<HookKind>),
-    /// It is no plugin.
+    /// It is not a plugin.
     Refused,
     /// Nothing yet, or nothing since its file was changed.
     Nothing,

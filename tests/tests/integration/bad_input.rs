@@ -72,7 +72,10 @@ fn a_plugin_that_is_a_pipe_does_not_hold_anybody_up() {
     let scene = Scene::new().config("[plugins.x]\nsource = \"pipe\"\n");
     let made = std::process::Command::new("mkfifo").arg(scene.path("pipe")).status().unwrap();
     assert!(made.success());
-    scene.hookrun(&["check"]).expect_exit(3).expect_stderr("is no regular file; correct `source`");
+    scene
+        .hookrun(&["check"])
+        .expect_exit(3)
+        .expect_stderr("is not a regular file; correct `source`");
 }
 
 #[test]
