@@ -143,6 +143,11 @@ impl Dirs {
         self.state.join("worker.json")
     }
 
+    /// The configuration that a worker last took up, for when its file is away.
+    pub fn last_config(&self) -> PathBuf {
+        self.state.join("last-config.json")
+    }
+
     /// What a detached worker writes in place of standard error.
     pub fn worker_log(&self) -> PathBuf {
         self.state.join("worker.log")

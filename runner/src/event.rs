@@ -5,7 +5,7 @@
 //! of guessing. Builder selection is answered at once and never spooled; its question is
 //! [`crate::builders::Candidate`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -36,6 +36,12 @@ pub struct Event {
     /// Who had Nix build, where it was looked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub caller: Option<Caller>,
+    /// The plugins that it is for; none: for all that want it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plugins: Vec<String>,
+    /// Did the worker find the outputs valid when it took the event?
+    #[serde(default)]
+    pub seen_valid: bool,
     /// What happened.
     pub hook: HookEvent,
 }
@@ -78,7 +84,8 @@ pub struct PostBuild {
     /// Full store path of the `.drv`.
     pub drv_path: String,
     /// Its outputs, from `OUT_PATHS` and from the derivation itself (Nix 2.8.0 passes an empty
-    /// `OUT_PATHS`).
+    /// `OUT_PATHS`). Empty where neither tells, as for content-addressed outputs: the worker asks
+    /// Nix's database.
     pub outputs: Vec<Output>,
 }
 
@@ -119,9 +126,23 @@ pub struct NixDirs {
     pub state: PathBuf,
     /// `NIX_CONF_DIR`, by default `/etc/nix`.
     pub conf: PathBuf,
+    /// Where the files of `store` are, in a store with another root (`--store ROOT`, `store =
+    /// local?root=ROOT`); none: in `store`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub real_store: Option<PathBuf>,
 }
 
 impl NixDirs {
+    /// These directories, in a store without another root.
+    pub fn new(
+        store: impl Into<PathBuf>,
+        state: impl Into<PathBuf>,
+        conf: impl Into<PathBuf>,
+    ) -> Self {
+        let (store, state, conf) = (store.into(), state.into(), conf.into());
+        Self { store, state, conf, real_store: None }
+    }
+
     /// The directories as this process's environment names them.
     pub fn from_env() -> Self {
         let dir = |name: &str, default: &str| {
@@ -129,11 +150,19 @@ impl NixDirs {
                 .filter(|value| !value.is_empty())
                 .map_or_else(|| PathBuf::from(default), PathBuf::from)
         };
-        Self {
-            store: dir("NIX_STORE_DIR", "/nix/store"),
-            state: dir("NIX_STATE_DIR", "/nix/var/nix"),
-            conf: dir("NIX_CONF_DIR", "/etc/nix"),
-        }
+        Self::new(
+            dir("NIX_STORE_DIR", "/nix/store"),
+            dir("NIX_STATE_DIR", "/nix/var/nix"),
+            dir("NIX_CONF_DIR", "/etc/nix"),
+        )
+    }
+
+    /// Where the files of a store path are.
+    pub fn real_path(&self, store_path: &str) -> PathBuf {
+        let below = self.real_store.as_ref().and_then(|real| {
+            Some(real.join(Path::new(store_path).strip_prefix(&self.store).ok()?))
+        });
+        below.unwrap_or_else(|| PathBuf::from(store_path))
     }
 }
 
@@ -148,6 +177,8 @@ impl Event {
             nix: NixDirs::from_env(),
             origin: Origin::Hook,
             caller: None,
+            plugins: Vec::new(),
+            seen_valid: false,
             hook,
         }
     }

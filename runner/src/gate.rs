@@ -8,7 +8,7 @@
 //! which `hookrun check` tells.
 
 use crate::capability::Services;
-use crate::config::{Config, Plugin};
+use crate::config::{Config, Plugin, is_away};
 use crate::dirs::Dirs;
 use crate::event::{Event, HookKind};
 use crate::exit_code::Exit;
@@ -26,12 +26,13 @@ pub fn run(handed_over: &Ended) -> Exit {
     let Some(sealed) = &handed_over.event else { return Exit::Done };
     let dirs = Dirs::from_env();
     // Most installations have no gate: then neither parser nor engine is touched.
+    let source = if is_away(&dirs.config) { dirs.last_config() } else { dirs.config.clone() };
     let mentioned =
-        std::fs::read(&dirs.config).is_ok_and(|text| text.windows(4).any(|word| word == b"gate"));
+        std::fs::read(source).is_ok_and(|text| text.windows(4).any(|word| word == b"gate"));
     if !mentioned {
         return Exit::Done;
     }
-    let (Ok(config), Ok(event)) = (Config::load(&dirs.config), envelope::open(sealed)) else {
+    let (Ok(config), Ok(event)) = (Config::in_force(&dirs), envelope::open(sealed)) else {
         return Exit::Done;
     };
     let event = &event;

@@ -39,6 +39,11 @@ pub enum Outcome {
         /// Names limit, use, key and the line to write.
         message: String,
     },
+    /// It cannot be done any more: the event's outputs were collected or removed.
+    Lost {
+        /// Names what is gone.
+        message: String,
+    },
     /// The operator has to mend something: the plugin does not load, its grants or its configuration
     /// are wrong, or a service refuses credentials. The task is kept, the attempt is not counted, and
     /// it runs again when configuration, plugin or secrets change, and every few minutes.
@@ -57,6 +62,7 @@ impl Outcome {
             Self::Failed { transient: false, .. } => "permanent",
             Self::Trapped { .. } => "trapped",
             Self::LimitReached { .. } => "limit",
+            Self::Lost { .. } => "lost",
             Self::Refused { .. } => "refused",
         }
     }
@@ -68,6 +74,7 @@ impl Outcome {
             | Self::Failed { message, .. }
             | Self::Trapped { message }
             | Self::LimitReached { message, .. }
+            | Self::Lost { message }
             | Self::Refused { message } => message,
         }
     }
@@ -153,6 +160,23 @@ pub struct RunReport {
     /// attempt is not counted: the next one has less to do.
     #[serde(default)]
     pub progress: bool,
+    /// If it failed: whose trouble that is.
+    #[serde(default)]
+    pub trouble: Trouble,
+}
+
+/// Whose trouble it is that a run failed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trouble {
+    /// That of the service which the plugin needs, for all that is known.
+    #[default]
+    Service,
+    /// The event's own: it says nothing about the service.
+    Event,
+    /// Another run's, or the process's in which both were: it says nothing about this run, which is
+    /// not counted.
+    Neighbour,
 }
 
 impl RunReport {
@@ -165,7 +189,13 @@ impl RunReport {
 /// A run that used and logged nothing.
 impl From<Outcome> for RunReport {
     fn from(outcome: Outcome) -> Self {
-        Self { outcome, usage: Usage::default(), log: Vec::new(), progress: false }
+        Self {
+            outcome,
+            usage: Usage::default(),
+            log: Vec::new(),
+            progress: false,
+            trouble: Trouble::default(),
+        }
     }
 }
 

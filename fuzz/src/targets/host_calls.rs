@@ -104,11 +104,7 @@ fn call(from: &mut Unstructured<'_>) -> arbitrary::Result<()> {
 
 fn tree(relative: &str, offset: u64, length: u32) {
     let path = TREE.store_path.to_str().unwrap();
-    let nix = NixDirs {
-        store: "/nix/store".into(),
-        state: "/nix/var/nix".into(),
-        conf: "/etc/nix".into(),
-    };
+    let nix = NixDirs::new("/nix/store", "/nix/var/nix", "/etc/nix");
     let store = Real::new(nix);
     if let Ok(bytes) = store.read_file(path, relative, offset, u64::from(length)) {
         assert!(
@@ -133,8 +129,7 @@ fn scope(services: &Services, paths: &[String]) {
             wants: Wants { nix_store: granted, ..Wants::default() },
             effective: Effective { nix_store: granted, ..Effective::default() },
         };
-        let nix =
-            NixDirs { store: STORE.into(), state: "/nix/var/nix".into(), conf: "/etc/nix".into() };
+        let nix = NixDirs::new(STORE, "/nix/var/nix", "/etc/nix");
         let reach = Reach::new(
             services.nix_stores(),
             &plugin,

@@ -37,7 +37,7 @@ impl Setup {
         C: FnOnce(&Config) -> bool,
         F: Fn(&Config) -> Result<Box<dyn super::Policy>, PolicyError> + Send + Sync + 'static,
     {
-        let config = match Config::load(&Dirs::from_env().config) {
+        let config = match Config::in_force(&Dirs::from_env()) {
             Ok(config) => config,
             Err(error) => {
                 let policy: PolicyFactory =

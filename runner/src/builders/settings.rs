@@ -9,6 +9,8 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
+use crate::nix::store_uri::LocalStore;
+
 use super::policy::Division;
 use super::types::{BUILTIN, LocalMachine};
 use crate::nix::wire::{self, WireError};
@@ -156,21 +158,7 @@ impl fmt::Debug for Settings {
 /// Nix's state directory that belongs to the setting `store`, if that is another store than this
 /// machine's own.
 pub fn state_dir_of(store: &str) -> Option<PathBuf> {
-    let (base, query) = store.split_once('?').unwrap_or((store, ""));
-    let parameter = |name: &str| {
-        query
-            .split('&')
-            .filter_map(|pair| pair.split_once('='))
-            .find(|(key, _)| *key == name)
-            .map(|(_, value)| value)
-    };
-    if let Some(state) = parameter("state") {
-        return Some(PathBuf::from(state));
-    }
-    let root = parameter("root").or_else(|| {
-        base.strip_prefix("local://").or(Some(base)).filter(|path| path.starts_with('/'))
-    })?;
-    Some(PathBuf::from(root).join("nix/var/nix"))
+    LocalStore::parse(store)?.state
 }
 
 fn write_setting(to: &mut impl Write, name: &[u8], value: &[u8]) -> io::Result<()> {

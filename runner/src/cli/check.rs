@@ -70,7 +70,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         Report { config: context.dirs.config.display().to_string(), ..Report::default() };
     match context.config() {
         Ok(config) => {
-            let origin = if config.embedded { " (not there: the built-in one)" } else { "" };
+            let origin = config.origin();
             report.good.push(format!("configuration {}{origin}", config.path.display()));
             all(context, &config, args.live, &mut report);
         }

@@ -19,10 +19,10 @@ use crate::supervise::supervisor::Supervisor;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Takes all events and runs every task that may run now; where a worker runs already, waits until it has done so. Tasks that wait for their next
-attempt stay for later.
+Takes all events and runs every due task. If another worker runs, waits until it has done so. Waiting tasks stay in the queue. Ends on SIGINT
+and SIGTERM; what runs then is run again later.
 
-Exit code 0: nothing failed and nothing is left. 1: something was given up or refused, or waits for its next attempt.
+Exit code 0: all tasks are done. 1: tasks are dead, lost, refused or waiting.
 
 Examples:
   hookrun drain
@@ -61,12 +61,12 @@ struct Report<'a> {
     waiting: u64,
     refused: u64,
     dead: u64,
+    lost: u64,
     next_ms: Option<u64>,
 }
 
 pub(super) fn drain(context: &Context, args: &DrainArgs) -> Result<Exit, CliError> {
     let progress = Progress::new(std::io::stderr().is_terminal());
-    let dead_before = open_tasks(context)?.dead;
     let mut summary = loop {
         match work(context, Mode::Drain, &mut |notice| progress.show(&notice)) {
             // The work is done by the worker that runs; when it leaves before the queue is empty,
@@ -88,8 +88,9 @@ pub(super) fn drain(context: &Context, args: &DrainArgs) -> Result<Exit, CliErro
         Format::Json => output::json(&report(&summary))?,
         Format::Text => output::print(&text(&summary))?,
     }
-    let Open { refused, waiting, dead, .. } = summary.open;
-    Ok(if dead > dead_before || refused > 0 || waiting > 0 { Exit::Failed } else { Exit::Done })
+    let open = summary.open;
+    let all_done = !open.failed() && open.waiting + open.running == 0;
+    Ok(if all_done { Exit::Done } else { Exit::Failed })
 }
 
 pub(super) fn daemon(context: &Context, _args: &DaemonArgs) -> Result<Exit, CliError> {
@@ -157,19 +158,47 @@ impl From<Stop> for CliError {
 /// How often a running worker's progress is looked at.
 const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
 
-/// Waits while another worker works. True: it has done all that can be done now. False: it has
-/// left.
+/// Waits while another worker works. True: it has done all that can be done now, or this process is
+/// asked to end. False: it has left.
 fn wait_for_other(context: &Context) -> Result<bool, CliError> {
-    while lock::is_held(&context.dirs.worker_lock()) {
-        // The spool first: an event that leaves it is in the journal already.
-        let spooled = spool::depth(&context.dirs);
-        let Open { due, running, .. } = open_tasks(context)?;
-        if spooled == 0 && due == 0 && running == 0 {
-            return Ok(true);
+    runtime()?.block_on(async {
+        // The worker in this process has taken the signals over, so that they end nothing by
+        // themselves any more.
+        let mut stop = std::pin::pin!(worker::asked_to_stop().map_err(CliError::environment)?);
+        while lock::is_held(&context.dirs.worker_lock()) {
+            // The spool first: an event that leaves it is in the journal already.
+            let spooled = spool::depth(&context.dirs);
+            let open = Journal::open_read_only(&context.dirs).and_then(|journal| {
+                journal.map(|journal| journal.open_tasks(now_ms())).transpose()
+            });
+            let busy = match open {
+                Ok(open) => {
+                    let Open { due, running, .. } = open.unwrap_or_default();
+                    due > 0 || running > 0
+                }
+                // The worker notices, and begins another one.
+                Err(error) if error.is_damage() => true,
+                Err(error) => return Err(CliError::environment(error)),
+            };
+            if spooled == 0 && !busy {
+                return Ok(true);
+            }
+            tokio::select! {
+                () = &mut stop => return Ok(true),
+                () = tokio::time::sleep(LOOK) => {}
+            }
         }
-        std::thread::sleep(LOOK);
-    }
-    Ok(false)
+        Ok(false)
+    })
+}
+
+/// The worker reads pipes and writes its journal; guests run in other processes. With more threads
+/// they would only wake each other.
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CliError::environment)
 }
 
 /// How many tasks are open; none without a journal.
@@ -192,13 +221,7 @@ fn work(
     }
     let executor = Supervisor::new(config, &context.dirs);
     executor.compile_all();
-    // The worker reads pipes and writes its journal; guests run in other processes. With more
-    // threads they would only wake each other.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(CliError::environment)?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         let stop = worker::asked_to_stop().map_err(CliError::environment)?;
         worker::run(&context.dirs, Arc::new(executor), Options::new(mode), stop, observer)
             .await
@@ -228,6 +251,7 @@ fn report(summary: &Summary) -> Report<'_> {
         waiting: open.waiting,
         refused: open.refused,
         dead: open.dead,
+        lost: open.lost,
         next_ms: open.next_ms,
     }
 }
@@ -239,26 +263,31 @@ fn text(summary: &Summary) -> String {
     if *rejected > 0 {
         parts.push(format!("{rejected} spool files set aside (hookrun status says where)"));
     }
-    if open.refused > 0 {
-        parts.push(format!(
-            "{} kept until the configuration is right (hookrun status says why)",
-            open.refused
-        ));
+    let mut left = Vec::new();
+    if open.running > 0 {
+        left.push(format!("{} running", open.running));
     }
     if open.waiting > 0 {
         let next = open.next_ms.map(|time| {
-            format!(", the next in {}", output::duration(time.saturating_sub(now_ms()).max(1)))
+            format!(" (next attempt in {})", output::duration(time.saturating_sub(now_ms()).max(1)))
         });
-        parts.push(format!(
-            "{} wait for their next attempt{}",
-            open.waiting,
-            next.unwrap_or_default()
-        ));
+        left.push(format!("{} waiting{}", open.waiting, next.unwrap_or_default()));
+    }
+    if open.refused > 0 {
+        left.push(format!("{} refused (hookrun status says why)", open.refused));
     }
     if open.dead > 0 {
-        parts.push(format!("{} given up in all (hookrun log --outcome dead)", open.dead));
+        left.push(format!("{} dead (hookrun log --outcome dead)", open.dead));
     }
-    format!("{}\n", parts.join(", "))
+    if open.lost > 0 {
+        left.push(format!("{} lost (hookrun log --outcome dead)", open.lost));
+    }
+    let taken = parts.join(", ");
+    if left.is_empty() {
+        format!("{taken}\n")
+    } else {
+        format!("{taken}; in the queue: {}\n", left.join(", "))
+    }
 }
 
 /// Lines for attempts, and on a terminal a bar below them.

@@ -107,8 +107,8 @@ mod tests {
         };
         let report = RunReport::from(outcome);
         let attempt = Attempt { event: &event.id, plugin: "cache", number, start_ms: 2, end_ms: 3 };
-        let ended =
-            Ended { attempt, report: &report, next: if done { Next::Done } else { Next::Dead } };
+        let next = if done { Next::Done } else { Next::Dead };
+        let ended = Ended { attempt, report: &report, next, age_ms: 1 };
         journal.step(&[ended], &[], 3).unwrap();
     }
 

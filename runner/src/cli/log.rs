@@ -14,14 +14,15 @@ use crate::queue::journal::{AttemptRow, EndedAs, LogFilter};
 /// the machine.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// The words of `--outcome`: the classes of an attempt, and `dead` for dead letters.
-const OUTCOMES: [&str; 9] = [
+/// The words of `--outcome`: the classes of an attempt, and `dead` for dead letters and lost tasks.
+const OUTCOMES: [&str; 10] = [
     "done",
     "transient",
     "permanent",
     "trapped",
     "limit",
     "refused",
+    "lost",
     "interrupted",
     "failed",
     "dead",
@@ -48,6 +49,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "NAME")]
     plugin: Option<String>,
     /// Show only attempts that ended so; `failed` is all but `done`, `dead` is all of dead letters
+    /// and lost tasks
     #[arg(long, value_parser = OUTCOMES)]
     outcome: Option<String>,
     /// Show only attempts that ended since: 2h or 3d ago, a date, or a time such as
@@ -146,6 +148,9 @@ fn text(rows: &[AttemptRow], verbose: bool, colours: bool) -> String {
             text.push_str(&differences::text(evidence, most, colours));
         }
         match (row.state.as_str(), row.not_before_ms) {
+            ("lost", _) if row.class == "lost" => {
+                let _ = writeln!(text, "    lost");
+            }
             ("dead", _) if row.class != "done" => {
                 let _ = writeln!(
                     text,
@@ -158,7 +163,7 @@ fn text(rows: &[AttemptRow], verbose: bool, colours: bool) -> String {
                     "    kept; tried again when the configuration, a plugin or a secret changes, and every few minutes"
                 );
             }
-            ("pending", Some(when)) => {
+            ("waiting", Some(when)) => {
                 let _ = writeln!(text, "    next attempt at {}", output::time(when));
             }
             _ => {}

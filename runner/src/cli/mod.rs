@@ -35,7 +35,7 @@ use clap::{FromArgMatches as _, Parser, Subcommand};
 
 pub use error::CliError;
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::dirs::Dirs;
 use crate::exit_code::Exit;
 use crate::layout;
@@ -138,6 +138,21 @@ enum Command {
 }
 
 impl Command {
+    /// Does a configuration matter that was named and is not there? Not where it comes over a pipe, or
+    /// none is read.
+    fn needs_configuration(&self) -> bool {
+        !matches!(
+            self,
+            Self::Runner
+                | Self::CompileOne(_)
+                | Self::CiHook(_)
+                | Self::Completions(_)
+                | Self::Man(_)
+                | Self::Demo(_)
+                | Self::Hook(_)
+        )
+    }
+
     /// Do files of this command have the modes of [`layout`] whatever the caller's umask is?
     fn fills_the_state_directory(&self) -> bool {
         matches!(
@@ -178,7 +193,7 @@ struct Context {
 
 impl Context {
     fn config(&self) -> Result<Config, CliError> {
-        Ok(Config::load(&self.dirs.config)?)
+        Ok(Config::in_force(&self.dirs)?)
     }
 
     /// Where commands that take a plugin look for its configuration.
@@ -206,13 +221,21 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         || std::env::var_os("HOOKRUN_STATE_DIR").is_some_and(|value| !value.is_empty());
     let config_is_chosen = cli.config.is_some()
         || std::env::var_os("HOOKRUN_CONFIG").is_some_and(|value| !value.is_empty());
+    let there = match &cli.config {
+        Some(config) => config::must_be_there(config, "--config"),
+        None => config::named_is_there(),
+    };
     if let Some(config) = cli.config {
         dirs.config = config;
     }
     if let Some(state) = cli.state_dir {
         dirs.state = state;
     }
-    match run(cli.command, &Context { dirs, state_is_chosen, config_is_chosen }) {
+    let there = if cli.command.needs_configuration() { there } else { Ok(()) };
+    let ended = there
+        .map_err(CliError::from)
+        .and_then(|()| run(cli.command, &Context { dirs, state_is_chosen, config_is_chosen }));
+    match ended {
         Ok(exit) => exit,
         Err(error) if error.is_broken_pipe() || error.exit == Exit::Done => Exit::Done,
         Err(error) => {

@@ -81,8 +81,10 @@ pub(super) fn styled(text: &str, style: Style, colours: bool) -> String {
 pub(super) fn style_of(word: &str) -> Style {
     match word {
         "done" | "ok" => Style::Good,
-        "transient" | "waiting" | "running" | "merged" => Style::Warning,
-        "permanent" | "trapped" | "limit" | "refused" | "dead" | "interrupted" => Style::Bad,
+        "transient" | "due" | "waiting" | "running" | "merged" => Style::Warning,
+        "permanent" | "trapped" | "limit" | "refused" | "dead" | "lost" | "interrupted" => {
+            Style::Bad
+        }
         _ => Style::Plain,
     }
 }

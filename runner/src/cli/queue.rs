@@ -1,5 +1,6 @@
 //! `hookrun queue`: tasks one by one, beside a worker that runs.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
@@ -12,27 +13,30 @@ use super::output::{self, Format, Style, printable, style_of, styled};
 use super::{CliError, Context, differences, state_dir};
 use crate::event::{Event, HookEvent, Origin, now_ms};
 use crate::exit_code::Exit;
-use crate::queue::journal::{AttemptRow, Journal, LogFilter, Open, Selection, TaskRow};
+use crate::queue::journal::{
+    AttemptRow, Journal, LogFilter, Open, OpenBreaker, Selection, TaskRow,
+};
 use crate::queue::{lock, roots, spool};
 
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(100);
-/// Characters of an event's id in a list: they tell apart what a person sees at once, and are taken
-/// as they are.
+/// The fewest characters of an event's id in a list: the time. What happened in the same millisecond
+/// is told apart by more of them.
 const SHORT_ID: usize = 13;
+/// Ids that a message names.
+const SHOWN_IDS: usize = 5;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// The tasks that have not ended well; with --all, every one
+    /// List the tasks that are not done; with --all, all tasks
     List(ListArgs),
-    /// One event with its tasks and their attempts
+    /// Show one event with its tasks and their attempts
     Show(ShowArgs),
-    /// Give tasks that were given up or refused all their attempts again, and those that wait their
-    /// time now
+    /// Retry dead, lost, refused and waiting tasks now
     Retry(ChangeArgs),
-    /// Remove tasks that were given up, were refused or wait; the log keeps their attempts
+    /// Remove dead, lost, refused and waiting tasks; the log keeps their attempts
     Drop(ChangeArgs),
-    /// Wait until nothing is left to do
+    /// Wait until all tasks have ended
     Wait(WaitArgs),
 }
 
@@ -46,7 +50,7 @@ pub(super) struct Which {
     /// Only derivations whose name or store path contains TEXT
     #[arg(long, value_name = "TEXT")]
     derivation: Option<String>,
-    /// Only what was given up
+    /// Only what was given up or is lost
     #[arg(long)]
     dead: bool,
 }
@@ -57,7 +61,7 @@ impl Which {
             events: self.events.clone(),
             plugin: self.plugin.clone(),
             derivation: self.derivation.clone(),
-            states: if self.dead { vec!["dead"] } else { Vec::new() },
+            states: if self.dead { vec!["dead", "lost"] } else { Vec::new() },
         }
     }
 }
@@ -71,7 +75,7 @@ Examples:
 pub(super) struct ListArgs {
     #[command(flatten)]
     which: Which,
-    /// Also those that ended well
+    /// Also the tasks that are done
     #[arg(long)]
     all: bool,
     /// How to print
@@ -93,20 +97,24 @@ pub(super) struct ShowArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Something has to say which tasks are meant; a worker that runs takes the change up at once. Exit code 1: no task was meant.
+At least one event or option has to select tasks. A running worker takes the change up at once. `retry` begins the attempts of a task anew,
+and closes the circuit breakers of the plugins that it selects. Exit code 1: nothing was changed.
 
 Examples:
-  hookrun queue retry --dead                   all that was given up
-  hookrun queue retry --plugin cache           of this plugin, also what waits for its next attempt
+  hookrun queue retry --dead                   what was given up or is lost
+  hookrun queue retry --plugin cache           all of this plugin, waiting tasks included
   hookrun queue drop 0192f3a1-7c7e")]
 pub(super) struct ChangeArgs {
     #[command(flatten)]
     which: Which,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
 }
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit code 0: nothing is left. 1: something was given up or refused meanwhile, or the time is over. 4: there is work and no worker.
+Exit code 0: all tasks are done. 1: tasks are dead, lost or refused, or the timeout has passed. 4: there is work and no worker.
 
 Examples:
   hookrun queue wait
@@ -115,14 +123,17 @@ pub(super) struct WaitArgs {
     /// Give up after this time, such as 90s or 2h
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
 }
 
 pub(super) fn run(context: &Context, command: &Command) -> Result<Exit, CliError> {
     match command {
         Command::List(args) => list(context, args),
         Command::Show(args) => show(context, args),
-        Command::Retry(args) => change(context, &args.which, Change::Retry),
-        Command::Drop(args) => change(context, &args.which, Change::Drop),
+        Command::Retry(args) => change(context, args, Change::Retry),
+        Command::Drop(args) => change(context, args, Change::Drop),
         Command::Wait(args) => wait(context, args),
     }
 }
@@ -135,15 +146,46 @@ fn list(context: &Context, args: &ListArgs) -> Result<Exit, CliError> {
         Some(journal) => journal.tasks().map_err(CliError::environment)?,
         None => Vec::new(),
     };
+    let ids = ShortIds::of(&tasks);
     tasks.retain(|task| selection.has(task) && (args.all || task.state != "done"));
     match args.format {
         Format::Json => output::json(&tasks)?,
-        Format::Text => output::print(&table(&tasks, output::colours()))?,
+        Format::Text => output::print(&table(&tasks, &ids, output::colours()))?,
     }
     Ok(Exit::Done)
 }
 
-fn table(tasks: &[TaskRow], colours: bool) -> String {
+/// How much of each event's id has to be shown so that it means no other.
+struct ShortIds(BTreeMap<String, usize>);
+
+impl ShortIds {
+    fn of(tasks: &[TaskRow]) -> Self {
+        let ids: BTreeSet<&str> = tasks.iter().map(|task| task.event.as_str()).collect();
+        let in_common =
+            |a: &str, b: &str| a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+        let sorted: Vec<&str> = ids.into_iter().collect();
+        let with_next: Vec<usize> =
+            sorted.iter().zip(sorted.iter().skip(1)).map(|(a, b)| in_common(a, b)).collect();
+        let length = |place: usize| {
+            let before = place.checked_sub(1).and_then(|before| with_next.get(before));
+            let shared = before.into_iter().chain(with_next.get(place)).max();
+            shared.map_or(SHORT_ID, |shared| SHORT_ID.max(shared + 1))
+        };
+        Self(
+            sorted
+                .iter()
+                .enumerate()
+                .map(|(place, id)| ((*id).to_owned(), length(place)))
+                .collect(),
+        )
+    }
+
+    fn shown<'a>(&self, id: &'a str) -> &'a str {
+        self.0.get(id).and_then(|length| id.get(..*length)).unwrap_or(id)
+    }
+}
+
+fn table(tasks: &[TaskRow], ids: &ShortIds, colours: bool) -> String {
     if tasks.is_empty() {
         return "no tasks\n".to_owned();
     }
@@ -153,9 +195,8 @@ fn table(tasks: &[TaskRow], colours: bool) -> String {
             .to_vec(),
     ];
     rows.extend(tasks.iter().map(|task| {
-        let id = task.event.get(..SHORT_ID).unwrap_or(&task.event);
         vec![
-            styled(id, Style::Faint, colours),
+            styled(ids.shown(&task.event), Style::Faint, colours),
             styled(&state(task), style_of(&task.state), colours),
             styled(&task.plugin, Style::Strong, colours),
             printable(&name(task)),
@@ -175,13 +216,12 @@ fn name(task: &TaskRow) -> String {
     }
 }
 
-/// The state in words, with the time for what waits.
+/// The state's word, with the time for what waits.
 fn state(task: &TaskRow) -> String {
     match (task.state.as_str(), task.not_before_ms) {
-        ("pending", Some(when)) if when > now_ms() => {
-            format!("waits {}", output::duration(when - now_ms()))
+        ("waiting", Some(when)) if when > now_ms() => {
+            format!("waiting {}", output::duration(when - now_ms()))
         }
-        ("pending", _) => "due".to_owned(),
         (state, _) => state.to_owned(),
     }
 }
@@ -203,25 +243,9 @@ fn show(context: &Context, args: &ShowArgs) -> Result<Exit, CliError> {
     };
     let mut tasks = journal.tasks().map_err(CliError::environment)?;
     tasks.retain(|task| task.event.starts_with(&args.event));
-    let mut ids: Vec<&str> = tasks.iter().map(|task| task.event.as_str()).collect();
-    ids.dedup();
-    let id = match ids.as_slice() {
-        [] => {
-            return Err(CliError::usage(format!(
-                "no event begins with `{}`; see `hookrun queue list --all`",
-                args.event
-            )));
-        }
-        [one] => (*one).to_owned(),
-        many => {
-            let message = format!(
-                "{} events begin with `{}`, such as {}; write more of the id",
-                many.len(),
-                args.event,
-                many.join(", ")
-            );
-            return Err(CliError::usage(message));
-        }
+    let id = {
+        let ids: BTreeSet<&str> = tasks.iter().map(|task| task.event.as_str()).collect();
+        one_event(&args.event, &ids)?.to_owned()
     };
     let mut attempts = journal.log(&LogFilter::default()).map_err(CliError::environment)?;
     attempts.retain(|attempt| attempt.event == id);
@@ -275,8 +299,20 @@ enum Change {
     Drop,
 }
 
-fn change(context: &Context, which: &Which, change: Change) -> Result<Exit, CliError> {
-    let selection = which.selection();
+/// What `retry` and `drop` did, as `--format json` prints it.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Changed {
+    /// The tasks that were changed, as they were before.
+    tasks: Vec<TaskRow>,
+    /// Plugins whose circuit breaker was closed.
+    closed_breakers: Vec<String>,
+    /// Does a worker run?
+    worker: bool,
+}
+
+fn change(context: &Context, args: &ChangeArgs, change: Change) -> Result<Exit, CliError> {
+    let selection = args.which.selection();
     if selection == Selection::default() {
         return Err(CliError::usage(
             "which tasks? name events, or write --dead, --plugin NAME or --derivation TEXT (`hookrun queue list` shows them)".to_owned(),
@@ -285,56 +321,121 @@ fn change(context: &Context, which: &Which, change: Change) -> Result<Exit, CliE
     state_dir::check(context)?;
     let journal = Journal::open_to_change(&context.dirs).map_err(CliError::environment)?;
     state_dir::known_plugin(context, journal.as_ref(), selection.plugin.as_deref())?;
-    let Some(mut journal) = journal else {
-        output::print("no tasks\n")?;
-        return Ok(Exit::Failed);
-    };
-    let tasks = journal.tasks().map_err(CliError::environment)?;
-    let mut count = 0_usize;
-    for task in tasks.iter().filter(|task| selection.has(task)) {
-        let (event, plugin) = (task.event.as_str(), task.plugin.as_str());
-        let changed = match change {
-            Change::Retry => {
-                let changed =
-                    journal.revive(event, plugin, now_ms()).map_err(CliError::environment)?;
-                if changed
-                    && let Some(event) = journal.event(event).map_err(CliError::environment)?
-                {
-                    // Its roots went when it had ended; what was collected since cannot be had
-                    // back, and the plugin will say so.
-                    roots::make(&event);
-                }
-                changed
+    let mut changed =
+        Changed { worker: lock::is_held(&context.dirs.worker_lock()), ..Changed::default() };
+    if let Some(mut journal) = journal {
+        let tasks = journal.tasks().map_err(CliError::environment)?;
+        unambiguous(&selection, &tasks)?;
+        let selected: Vec<TaskRow> = tasks.into_iter().filter(|task| selection.has(task)).collect();
+        for task in &selected {
+            let done = match change {
+                Change::Retry => revive(&mut journal, task)?,
+                Change::Drop => discard(&mut journal, task)?,
+            };
+            if done {
+                changed.tasks.push(task.clone());
             }
-            Change::Drop => {
-                let (changed, ended) =
-                    journal.discard(event, plugin, now_ms()).map_err(CliError::environment)?;
-                if ended && let Some(event) = journal.event(event).map_err(CliError::environment)? {
-                    roots::remove(&event);
-                }
-                changed
-            }
-        };
-        if changed {
-            count += 1;
-            let word = if change == Change::Retry { "again" } else { "dropped" };
-            output::print(&format!("{word}: {plugin} on {}\n", printable(&task.name)))?;
+        }
+        if change == Change::Retry {
+            changed.closed_breakers = close_breakers(&mut journal, &selection, &selected)?;
         }
     }
-    if count == 0 {
-        output::print("no tasks: none of these was given up, was refused or waits\n")?;
-        return Ok(Exit::Failed);
+    let nothing = changed.tasks.is_empty() && changed.closed_breakers.is_empty();
+    if change == Change::Retry && changed.worker && !nothing {
+        wake(context);
     }
-    if change == Change::Retry {
-        if lock::is_held(&context.dirs.worker_lock()) {
-            wake(context);
-        } else {
-            output::print(
-                "no worker runs: `hookrun drain` does them now, or the next hook's worker\n",
-            )?;
+    match args.format {
+        Format::Json => output::json(&changed)?,
+        Format::Text => output::print(&told(&changed, change))?,
+    }
+    Ok(if nothing { Exit::Failed } else { Exit::Done })
+}
+
+fn told(changed: &Changed, change: Change) -> String {
+    let mut text = String::new();
+    for plugin in &changed.closed_breakers {
+        let _ = writeln!(text, "breaker closed: {plugin}");
+    }
+    let word = if change == Change::Retry { "again" } else { "dropped" };
+    for TaskRow { plugin, name, .. } in &changed.tasks {
+        let _ = writeln!(text, "{word}: {plugin} on {}", printable(name));
+    }
+    if text.is_empty() {
+        text.push_str("no tasks: none of these is dead, lost, refused or waiting\n");
+    } else if change == Change::Retry && !changed.worker {
+        text.push_str("no worker runs: `hookrun drain` does them now, or the next hook's worker\n");
+    }
+    text
+}
+
+/// Each beginning of an id has to mean one event: what is changed is not meant by chance.
+fn unambiguous(selection: &Selection, tasks: &[TaskRow]) -> Result<(), CliError> {
+    for event in &selection.events {
+        let ids: BTreeSet<&str> = tasks
+            .iter()
+            .map(|task| task.event.as_str())
+            .filter(|id| id.starts_with(event.as_str()))
+            .collect();
+        one_event(event, &ids)?;
+    }
+    Ok(())
+}
+
+/// The one event whose id begins with `beginning`.
+fn one_event<'a>(beginning: &str, ids: &BTreeSet<&'a str>) -> Result<&'a str, CliError> {
+    match ids.iter().collect::<Vec<_>>().as_slice() {
+        [] => Err(CliError::usage(format!(
+            "no event begins with `{beginning}`; see `hookrun queue list --all`"
+        ))),
+        [one] => Ok(one),
+        many => Err(CliError::usage(format!(
+            "{} events begin with `{beginning}`, such as {}; write more of the id",
+            many.len(),
+            many.iter().take(SHOWN_IDS).map(|id| **id).collect::<Vec<_>>().join(", ")
+        ))),
+    }
+}
+
+/// Closes the open breakers of the selected plugins: whoever asks for another attempt has mended
+/// something, or wants to know.
+fn close_breakers(
+    journal: &mut Journal,
+    selection: &Selection,
+    tasks: &[TaskRow],
+) -> Result<Vec<String>, CliError> {
+    let mut closed = Vec::new();
+    for OpenBreaker { plugin, .. } in journal.breakers().map_err(CliError::environment)? {
+        let meant = selection.plugin.as_ref() == Some(&plugin)
+            || tasks.iter().any(|task| task.plugin == plugin && task.state != "done");
+        if meant && journal.close_breaker(&plugin, now_ms()).map_err(CliError::environment)? {
+            closed.push(plugin);
         }
     }
-    Ok(Exit::Done)
+    Ok(closed)
+}
+
+/// True if the task is tried again.
+fn revive(journal: &mut Journal, task: &TaskRow) -> Result<bool, CliError> {
+    let (event, plugin) = (task.event.as_str(), task.plugin.as_str());
+    let changed = journal.revive(event, plugin, now_ms()).map_err(CliError::environment)?;
+    if changed && let Some(event) = journal.event(event).map_err(CliError::environment)? {
+        // They may have gone, by the bounds on roots. If the outputs went after them, the task is
+        // lost, and says so.
+        let made = roots::make(&event);
+        journal.rooted(&event.id, made).map_err(CliError::environment)?;
+    }
+    Ok(changed)
+}
+
+/// True if the task is gone.
+fn discard(journal: &mut Journal, task: &TaskRow) -> Result<bool, CliError> {
+    let (event, plugin) = (task.event.as_str(), task.plugin.as_str());
+    let (changed, unrooted) =
+        journal.discard(event, plugin, now_ms()).map_err(CliError::environment)?;
+    if unrooted && let Some(event) = journal.event(event).map_err(CliError::environment)? {
+        roots::remove(&event);
+    }
+    Ok(changed)
 }
 
 /// The worker watches the spool, not the journal: something comes and goes there.
@@ -344,62 +445,142 @@ fn wake(context: &Context) {
     let _woken = std::fs::write(&path, "").and_then(|()| std::fs::remove_file(&path));
 }
 
+/// What there is to wait for.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Left {
+    /// Have all tasks ended?
+    finished: bool,
+    /// Events that no worker has taken.
+    spooled: u64,
+    due: u64,
+    waiting: u64,
+    running: u64,
+    refused: u64,
+    dead: u64,
+    lost: u64,
+    next_ms: Option<u64>,
+}
+
+impl Left {
+    fn look(context: &Context) -> Result<Self, CliError> {
+        // The spool first: an event that leaves it is in the journal already.
+        let spooled = spool::depth(&context.dirs) as u64;
+        let Open { due, waiting, running, refused, dead, lost, next_ms } = open_tasks(context)?;
+        let finished = spooled + due + waiting + running == 0;
+        Ok(Self { finished, spooled, due, waiting, running, refused, dead, lost, next_ms })
+    }
+
+    fn open(&self) -> u64 {
+        self.spooled + self.due + self.waiting + self.running
+    }
+
+    fn failed(&self) -> bool {
+        self.refused + self.dead + self.lost > 0
+    }
+
+    /// The state words of what did not end well, with their numbers.
+    fn failures(&self) -> String {
+        let counts = [(self.dead, "dead"), (self.lost, "lost"), (self.refused, "refused")];
+        let counts = counts.iter().filter(|(count, _)| *count > 0);
+        counts.map(|(count, word)| format!("{count} {word}")).collect::<Vec<_>>().join(", ")
+    }
+}
+
 fn wait(context: &Context, args: &WaitArgs) -> Result<Exit, CliError> {
     let begun = Instant::now();
-    let dead_before = open_tasks(context)?.dead;
     let bar = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
-    loop {
-        // The spool first: an event that leaves it is in the journal already.
-        let spooled = spool::depth(&context.dirs);
-        let Open { due, waiting, running, refused, dead, next_ms } = open_tasks(context)?;
-        let open = spooled as u64 + due + waiting + running;
+    let end = |left: &Left, exit: Exit, verdict: String| {
         if let Some(bar) = &bar {
-            let next = next_ms
-                .filter(|_| running + due == 0)
-                .map(|when| output::duration(when.saturating_sub(now_ms())));
-            let next = next.map(|next| format!(", next attempt in {next}")).unwrap_or_default();
-            bar.set_message(format!("{open} left, {running} running{next}"));
-            bar.tick();
+            bar.finish_and_clear();
         }
-        let ended = if open == 0 {
-            let failed = dead > dead_before || refused > 0;
-            let verdict = if failed {
-                "something was given up or refused: see `hookrun status`\n"
-            } else {
-                "nothing is left to do\n"
-            };
-            Some((if failed { Exit::Failed } else { Exit::Done }, verdict.to_owned()))
-        } else if args.timeout.is_some_and(|timeout| begun.elapsed() >= timeout) {
-            Some((
-                Exit::Failed,
-                format!(
-                    "the time is over, and {open} tasks or events are left: see `hookrun queue list`\n"
-                ),
-            ))
-        } else if !lock::is_held(&context.dirs.worker_lock()) && !has_come(context) {
+        match args.format {
+            Format::Json => output::json(left)?,
+            Format::Text => output::print(&verdict)?,
+        }
+        Ok(exit)
+    };
+    loop {
+        let left = Left::look(context)?;
+        if left.finished && left.failed() {
+            let verdict =
+                format!("not all tasks are done: {}; see `hookrun status`\n", left.failures());
+            return end(&left, Exit::Failed, verdict);
+        }
+        if left.finished {
+            return end(&left, Exit::Done, "nothing is left to do\n".to_owned());
+        }
+        let open = left.open();
+        if args.timeout.is_some_and(|timeout| begun.elapsed() >= timeout) {
+            let verdict = format!(
+                "the timeout has passed, and {open} tasks or events are left: see `hookrun queue list`\n"
+            );
+            return end(&left, Exit::Failed, verdict);
+        }
+        if !lock::is_held(&context.dirs.worker_lock()) && !has_come(context)? {
             let message = format!(
                 "{open} tasks or events are left and no worker runs; run `hookrun drain`, or start the service"
             );
             return Err(CliError::environment(anyhow::Error::msg(message)));
-        } else {
-            None
-        };
-        if let Some((exit, verdict)) = ended {
-            if let Some(bar) = &bar {
-                bar.finish_and_clear();
-            }
-            output::print(&verdict)?;
-            return Ok(exit);
+        }
+        if let Some(bar) = &bar {
+            let next = left
+                .next_ms
+                .filter(|_| left.running + left.due == 0)
+                .map(|when| output::duration(when.saturating_sub(now_ms())));
+            let next = next.map(|next| format!(", next attempt in {next}")).unwrap_or_default();
+            bar.set_message(format!("{open} left, {} running{next}", left.running));
+            bar.tick();
         }
         std::thread::sleep(LOOK);
     }
 }
 
-/// A worker that a hook has started needs a moment to take its lock.
-fn has_come(context: &Context) -> bool {
-    (0..20).any(|_| {
+/// A worker that a hook has started needs a moment to take its lock. True: it runs now, or has done
+/// everything meanwhile.
+fn has_come(context: &Context) -> Result<bool, CliError> {
+    for _ in 0..20 {
         std::thread::sleep(LOOK);
-        lock::is_held(&context.dirs.worker_lock())
-            || open_tasks(context).is_ok_and(|open| open == Open::default())
-    })
+        if lock::is_held(&context.dirs.worker_lock()) || Left::look(context)?.finished {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_as_long_as_it_takes_to_tell_them_apart() {
+        let task = |event: &str| TaskRow {
+            event: event.to_owned(),
+            kind: String::new(),
+            origin: String::new(),
+            name: String::new(),
+            drv_path: String::new(),
+            plugin: String::new(),
+            state: String::new(),
+            attempts: 0,
+            not_before_ms: None,
+            class: None,
+            message: None,
+            updated_ms: 0,
+        };
+        let ids = [
+            "01a21d30-5312-7a00-8000-000000000000",
+            "01a21d30-5312-7b00-8000-000000000000",
+            "01a21d30-5312-7b08-8000-000000000000",
+            "01a21d30-5399-7000-8000-000000000000",
+        ];
+        // Two tasks of one event.
+        let tasks: Vec<TaskRow> = ids.iter().chain([&ids[0]]).map(|id| task(id)).collect();
+        let short = ShortIds::of(&tasks);
+        let shown: Vec<&str> = ids.iter().map(|id| short.shown(id)).collect();
+        assert_eq!(
+            shown,
+            ["01a21d30-5312-7a", "01a21d30-5312-7b00", "01a21d30-5312-7b08", "01a21d30-5399"]
+        );
+    }
 }

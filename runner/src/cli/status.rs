@@ -66,6 +66,9 @@ struct Plugin {
 struct Status {
     config: String,
     config_is_embedded: bool,
+    /// Where it comes from, if not from its file.
+    #[serde(skip)]
+    config_origin: &'static str,
     state: String,
     /// The worker's process, if one runs; 0 where its number is not visible from here.
     worker: Option<i32>,
@@ -85,7 +88,7 @@ struct Status {
     /// When the worker last took up a change of configuration, plugins or secrets; milliseconds
     /// since 1970.
     refreshed_ms: Option<u64>,
-    /// What keeps the outputs of unfinished events from the garbage collector.
+    /// What keeps the outputs of unfinished events and dead letters from the garbage collector.
     roots: Roots,
     plugins: Vec<Plugin>,
     /// Plugins whose tasks wait together because what they need seems to be down.
@@ -160,11 +163,16 @@ fn gather(context: &Context) -> Result<Status, CliError> {
     let mut problems = Vec::new();
     let mut guests = sandbox::guests(None);
     let mut start = None;
+    let mut config_origin = "";
     let embedded = match context.config() {
         Ok(config) => {
             guests = sandbox::guests(Some(&config));
             problems.extend(sandbox::problems(&config));
             start = Some(config.worker.start);
+            config_origin = config.origin();
+            if config.is_last {
+                problems.push(format!("{}{config_origin}", dirs.config.display()));
+            }
             config.embedded
         }
         Err(error) => {
@@ -180,6 +188,7 @@ fn gather(context: &Context) -> Result<Status, CliError> {
     let mut status = Status {
         config: dirs.config.display().to_string(),
         config_is_embedded: embedded,
+        config_origin,
         state: dirs.state.display().to_string(),
         worker,
         worker_version: running
@@ -230,12 +239,13 @@ fn gather(context: &Context) -> Result<Status, CliError> {
                 Plugin { counts, record }
             };
             status.plugins = counts.into_iter().map(with_record).collect();
-            status.dead =
-                journal.tasks_in_state("dead", SHOWN_DEAD).map_err(CliError::environment)?;
+            status.dead = journal
+                .tasks_in_state(&["dead", "lost"], SHOWN_DEAD)
+                .map_err(CliError::environment)?;
             let oldest = status.plugins.iter().filter_map(|plugin| plugin.counts.oldest_ms).min();
             status.oldest_age_ms = oldest.map(|time| now.saturating_sub(time));
             let refused =
-                journal.tasks_in_state("refused", SHOWN_DEAD).map_err(CliError::environment)?;
+                journal.tasks_in_state(&["refused"], SHOWN_DEAD).map_err(CliError::environment)?;
             let mut messages: Vec<String> =
                 refused.into_iter().filter_map(|task| task.message).collect();
             messages.sort();
@@ -284,12 +294,7 @@ fn newest_reasons(directory: &Path) -> Vec<String> {
 fn text(status: &Status, colours: bool) -> String {
     let mut text = String::new();
     let label = |name: &str| styled(&format!("{name:<15}"), Style::Faint, colours);
-    let config = if status.config_is_embedded {
-        format!("{} (not there: the built-in one)", status.config)
-    } else {
-        status.config.clone()
-    };
-    let _ = writeln!(text, "{}{config}", label("configuration"));
+    let _ = writeln!(text, "{}{}{}", label("configuration"), status.config, status.config_origin);
     let _ = writeln!(text, "{}{}", label("state"), status.state);
     let _ = writeln!(text, "{}{}", label("worker"), status.worker_is);
     let _ = writeln!(text, "{}{}", label("guests run as"), status.guests);
@@ -303,8 +308,15 @@ fn text(status: &Status, colours: bool) -> String {
         let _ = writeln!(text, "{}{}", label("oldest task"), output::duration(seconds(age)));
     }
     if status.roots.count > 0 {
-        let Roots { count, bytes } = status.roots;
-        let _ = writeln!(text, "{}{count} ({})", label("roots"), bytesize::ByteSize(bytes));
+        let Roots { count, bytes, dead_count, dead_bytes } = status.roots;
+        let bytes = bytesize::ByteSize(bytes);
+        let dead = match dead_count {
+            0 => String::new(),
+            count => {
+                format!(", of these {count} of dead letters ({})", bytesize::ByteSize(dead_bytes))
+            }
+        };
+        let _ = writeln!(text, "{}{count} ({bytes}){dead}", label("roots"));
     }
     if !status.plugins.is_empty() {
         text.push('\n');
@@ -316,6 +328,7 @@ fn text(status: &Status, colours: bool) -> String {
                 "running",
                 "done",
                 "dead",
+                "lost",
                 "refused",
                 "success (24 h)",
                 "last success",
@@ -357,13 +370,14 @@ fn text(status: &Status, colours: bool) -> String {
         let _ = writeln!(
             text,
             "\n{} (all: hookrun log --outcome dead)",
-            styled("dead letters", Style::Bad, colours)
+            styled("dead letters and lost tasks", Style::Bad, colours)
         );
         for task in &status.dead {
             let message = task.message.as_deref().unwrap_or_default();
             let _ = writeln!(
                 text,
-                "  {} on {}: {}",
+                "  {} {} on {}: {}",
+                styled(&task.state, Style::Bad, colours),
                 task.plugin,
                 printable(&task.name),
                 printable(message)
@@ -382,8 +396,18 @@ fn text(status: &Status, colours: bool) -> String {
 /// A plugin's line of the table.
 fn row(plugin: &Plugin, now: u64, colours: bool) -> Vec<String> {
     let Plugin { counts, record } = plugin;
-    let PluginCounts { plugin, due, waiting, running, done, dead, refused, oldest_ms: _, next_ms } =
-        counts;
+    let PluginCounts {
+        plugin,
+        due,
+        waiting,
+        running,
+        done,
+        dead,
+        lost,
+        refused,
+        oldest_ms: _,
+        next_ms,
+    } = counts;
     let PluginRecord { succeeded, failed, last_success_ms } = record;
     let number = |count: u64, style| {
         if count == 0 { "0".to_owned() } else { styled(&count.to_string(), style, colours) }
@@ -401,6 +425,7 @@ fn row(plugin: &Plugin, now: u64, colours: bool) -> Vec<String> {
         number(*running, Style::Plain),
         number(*done, Style::Good),
         number(*dead, Style::Bad),
+        number(*lost, Style::Bad),
         number(*refused, Style::Bad),
         success,
         last_success_ms.map_or_else(dash, |when| {

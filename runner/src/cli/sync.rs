@@ -5,7 +5,7 @@
 //! Reads Nix's database and the journal, writes to the spool as hooks do. `hookrun ci` uses
 //! [`enqueue`] where a daemon ignores a user's hooks.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
@@ -17,29 +17,34 @@ use serde::Serialize;
 
 use super::output::{self, Format, printable};
 use super::{CliError, Context, since};
-use crate::config::Filter;
+use crate::config::{Config, Filter, suggestion};
 use crate::dirs::Dirs;
-use crate::event::{Event, HookEvent, NixDirs, Origin, Output, PostBuild, derivation_name};
+use crate::event::{
+    Event, HookEvent, HookKind, NixDirs, Origin, Output, PostBuild, derivation_name,
+};
 use crate::exit_code::Exit;
 use crate::nix::database::{Database, Registered};
 use crate::nix::{self, is_store_path, output_name_from_path};
 use crate::queue::journal::Journal;
 use crate::queue::spool::{self, Place};
 use crate::queue::{roots, spawn};
+use crate::supervise::supervisor;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Something has to say which paths are meant. Each derivation is one event, with those of its outputs that are meant. Paths that the journal knows
-are left out (`hookrun queue retry` is for them), and paths without a derivation, such as sources: plugins are told what was built.
+At least one path or option has to select paths. Each derivation becomes one event, with its selected outputs. For each plugin that takes
+built paths the journal is asked which it has or had already: these are left out (`hookrun queue retry` is for them). Paths without a derivation,
+such as sources, are left out too.
 
-Exit code 0: all of it is handed over, or was before. 1: a named path has no derivation.
+Exit code 0: everything was handed over, now or before. 1: a named path has no derivation.
 
 Examples:
   hookrun sync --dry-run --since 3d            what would it be?
   hookrun sync --since 2026-11-01 --built      what was built here since then
   hookrun sync ./result                        this path
   hookrun sync nixpkgs#hello                   this installable
-  hookrun sync --all --name '!*-source'        everything that is valid")]
+  hookrun sync --all --name '!*-source'        everything that is valid
+  hookrun sync --all --plugin cache2           fill a second cache")]
 pub(super) struct Args {
     /// Store paths, links to them, derivations, or installables as `nix path-info` takes them
     #[arg(value_name = "PATH")]
@@ -57,6 +62,9 @@ pub(super) struct Args {
     /// All valid paths
     #[arg(long)]
     all: bool,
+    /// Hand over to this plugin only
+    #[arg(long, value_name = "NAME")]
+    plugin: Option<String>,
     /// Also what the journal knows
     #[arg(long)]
     force: bool,
@@ -79,6 +87,8 @@ pub(super) struct Wanted {
     pub(super) built: bool,
     /// These paths.
     pub(super) only: Option<BTreeSet<String>>,
+    /// For this plugin; none: for all that take them.
+    pub(super) plugin: Option<String>,
 }
 
 /// What is done with them.
@@ -100,8 +110,12 @@ pub(super) struct Report {
     derivations: Vec<String>,
     /// Their outputs.
     paths: Vec<String>,
-    /// Paths that the journal knows.
+    /// For how many of these events each plugin was named, because others have theirs already.
+    only_for: BTreeMap<String, usize>,
+    /// Paths that every plugin has that wants them.
     known: usize,
+    /// Paths that no plugin's filter admits.
+    unwanted: usize,
     /// Paths without a derivation.
     without_derivation: usize,
 }
@@ -120,7 +134,13 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let nix = NixDirs::from_env();
     let only = if args.paths.is_empty() { None } else { Some(named(&args.paths, &nix)?) };
     let named = only.is_some();
-    let wanted = Wanted { since_ms: args.since, name: args.name.clone(), built: args.built, only };
+    let wanted = Wanted {
+        since_ms: args.since,
+        name: args.name.clone(),
+        built: args.built,
+        only,
+        plugin: args.plugin.clone(),
+    };
     let bar = std::io::stderr().is_terminal().then(|| {
         let bar = ProgressBar::new(0);
         if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} events  {wide_msg}") {
@@ -176,19 +196,20 @@ pub(super) fn enqueue(
     let registered = database
         .registered(wanted.since_ms.map(|since| since.div_ceil(1000)))
         .map_err(CliError::environment)?;
-    let known = match Journal::open_read_only(dirs).map_err(CliError::environment)? {
-        Some(journal) if !mode.force => journal.outputs(None).map_err(CliError::environment)?,
-        _ => BTreeSet::new(),
-    };
+    let takers = takers(dirs, wanted.plugin.as_deref(), mode.force)?;
     let mut report = Report::default();
-    let plan = plan(registered, wanted, &known, &nix.store.to_string_lossy(), &mut report);
+    let plan = plan(registered, wanted, &takers, &nix.store.to_string_lossy(), &mut report);
     let of = plan.len();
-    for (done, (drv_path, paths)) in plan.into_iter().enumerate() {
+    for (done, Planned { drv_path, paths, plugins }) in plan.into_iter().enumerate() {
         progress(Progress { done, of, name: derivation_name(&drv_path) });
+        let built =
+            PostBuild { outputs: outputs(&nix, &drv_path, &paths), drv_path: drv_path.clone() };
+        let event = Event {
+            origin: Origin::Sync,
+            plugins: plugins.clone(),
+            ..Event::now(HookEvent::PostBuild(built))
+        };
         if !mode.dry_run {
-            let built =
-                PostBuild { outputs: outputs(&drv_path, &paths), drv_path: drv_path.clone() };
-            let event = Event { origin: Origin::Sync, ..Event::now(HookEvent::PostBuild(built)) };
             // Before the event, as hooks do it.
             roots::make(&event);
             match spool::put(dirs, &event) {
@@ -211,6 +232,9 @@ pub(super) fn enqueue(
             }
         }
         report.enqueued += 1;
+        for plugin in plugins {
+            *report.only_for.entry(plugin).or_default() += 1;
+        }
         report.derivations.push(drv_path);
         report.paths.extend(paths);
     }
@@ -222,19 +246,72 @@ pub(super) fn enqueue(
     Ok(report)
 }
 
-/// The events to be: derivation and outputs, those first whose first output became valid first.
+/// A plugin that takes post-build events, and the outputs that it has or had already.
+struct Taker {
+    name: String,
+    filter: Filter,
+    known: BTreeSet<String>,
+}
+
+/// The plugins that a path may be handed over to: the one called `only`, or all.
+fn takers(dirs: &Dirs, only: Option<&str>, force: bool) -> Result<Vec<Taker>, CliError> {
+    let config = Config::in_force(dirs)?;
+    let journal = Journal::open_read_only(dirs).map_err(CliError::environment)?;
+    let plugins = supervisor::queued(&config, dirs, HookKind::PostBuild);
+    if let Some(name) = only
+        && !plugins.iter().any(|plugin| plugin.name == name)
+    {
+        let hint = suggestion(name, plugins.iter().map(|plugin| plugin.name.as_str()));
+        return Err(CliError::usage(format!(
+            "no plugin `{name}` in {} takes post-build events; {hint}",
+            config.path.display()
+        )));
+    }
+    if plugins.is_empty() {
+        // Nobody takes them yet: the journal keeps them for a plugin that comes.
+        let known = match &journal {
+            Some(journal) if !force => journal.outputs(None).map_err(CliError::environment)?,
+            _ => BTreeSet::new(),
+        };
+        return Ok(vec![Taker { name: String::new(), filter: Filter::default(), known }]);
+    }
+    let meant = plugins.into_iter().filter(|plugin| only.is_none_or(|only| plugin.name == only));
+    meant
+        .map(|plugin| {
+            let known = match &journal {
+                Some(journal) if !force => {
+                    journal.outputs_for(&plugin.name).map_err(CliError::environment)?
+                }
+                _ => BTreeSet::new(),
+            };
+            Ok(Taker { name: plugin.name.clone(), filter: plugin.filter.clone(), known })
+        })
+        .collect()
+}
+
+/// An event to be.
+#[derive(Debug, PartialEq, Eq)]
+struct Planned {
+    drv_path: String,
+    paths: Vec<String>,
+    /// The plugins it is for; none: all that want it.
+    plugins: Vec<String>,
+}
+
+/// The events to be, those first whose first output became valid first. Outputs of one derivation
+/// that are for the same plugins are one event.
 fn plan(
     registered: Vec<Registered>,
     wanted: &Wanted,
-    known: &BTreeSet<String>,
+    takers: &[Taker],
     store: &str,
     report: &mut Report,
-) -> Vec<(String, Vec<String>)> {
+) -> Vec<Planned> {
     let filter = Filter { name: wanted.name.clone(), max_nar_size: None };
-    let mut plan: Vec<(String, Vec<String>)> = Vec::new();
-    let mut places: HashMap<String, usize> = HashMap::new();
+    let mut plan: Vec<Planned> = Vec::new();
+    let mut places: HashMap<(String, Vec<String>), usize> = HashMap::new();
     for Registered { path, deriver, ultimate } in registered {
-        let Wanted { since_ms: _, name: _, built, only } = wanted;
+        let Wanted { since_ms: _, name: _, built, only, plugin: _ } = wanted;
         let meant = filter.admits_name(derivation_name(&path))
             && (ultimate || !built)
             && only.as_ref().is_none_or(|only| only.contains(&path))
@@ -249,14 +326,30 @@ fn plan(
             report.without_derivation += 1;
             continue;
         };
-        if known.contains(&path) {
+        // Those that would take it, and of these the ones that do not have it.
+        let admitting: Vec<&Taker> = takers
+            .iter()
+            .filter(|taker| taker.filter.admits_name(derivation_name(&deriver)))
+            .collect();
+        let lacking: Vec<String> = admitting
+            .iter()
+            .filter(|taker| !taker.known.contains(&path))
+            .map(|taker| taker.name.clone())
+            .collect();
+        if admitting.is_empty() {
+            report.unwanted += 1;
+            continue;
+        }
+        if lacking.is_empty() {
             report.known += 1;
             continue;
         }
-        let place = *places.entry(deriver.clone()).or_insert(plan.len());
+        let all = wanted.plugin.is_none() && lacking.len() == admitting.len();
+        let plugins = if all { Vec::new() } else { lacking };
+        let place = *places.entry((deriver.clone(), plugins.clone())).or_insert(plan.len());
         match plan.get_mut(place) {
-            Some((_, paths)) => paths.push(path),
-            None => plan.push((deriver, vec![path])),
+            Some(planned) => planned.paths.push(path),
+            None => plan.push(Planned { drv_path: deriver, paths: vec![path], plugins }),
         }
     }
     plan
@@ -267,8 +360,8 @@ fn is_derivation(path: &str) -> bool {
 }
 
 /// The outputs with their names: as the derivation says, or else as their paths do.
-fn outputs(drv_path: &str, paths: &[String]) -> Vec<Output> {
-    let by_derivation = nix::outputs_of(drv_path).unwrap_or_default();
+fn outputs(nix: &NixDirs, drv_path: &str, paths: &[String]) -> Vec<Output> {
+    let by_derivation = crate::nix::outputs_of(nix, drv_path).unwrap_or_default();
     let name = |path: &String| {
         let known = by_derivation
             .iter()
@@ -291,7 +384,7 @@ fn named(arguments: &[OsString], nix: &NixDirs) -> Result<BTreeSet<String>, CliE
         let shown = argument.to_string_lossy();
         let paths = match store_path(argument, nix) {
             Some(path) if is_derivation(&path) => {
-                let outputs = nix::outputs_of(&path).map_err(CliError::environment)?;
+                let outputs = crate::nix::outputs_of(nix, &path).map_err(CliError::environment)?;
                 outputs.into_iter().map(|output| output.path).collect()
             }
             Some(path) => vec![path],
@@ -361,12 +454,18 @@ fn text(report: &Report, dry_run: bool) -> String {
         report.enqueued,
         if dry_run { "would be handed over" } else { "handed over" }
     );
+    for (plugin, count) in &report.only_for {
+        let _ = write!(text, ", {count} for {plugin} only");
+    }
     if report.known > 0 {
         let _ = write!(
             text,
             ", {} in the journal already (--force takes them too)",
             counted(report.known)
         );
+    }
+    if report.unwanted > 0 {
+        let _ = write!(text, ", {} that no plugin's filter admits", counted(report.unwanted));
     }
     if report.without_derivation > 0 {
         let _ = write!(text, ", {} without a derivation", counted(report.without_derivation));
@@ -394,6 +493,18 @@ mod tests {
     }
 
     fn planned(wanted: &Wanted, known: &[&str]) -> (Vec<String>, Report) {
+        planned_for(wanted, &[taker("cache", None, known)])
+    }
+
+    fn taker(name: &str, filter: Option<&str>, known: &[&str]) -> Taker {
+        Taker {
+            name: name.to_owned(),
+            filter: Filter { name: filter.map(str::to_owned), max_nar_size: None },
+            known: known.iter().map(|name| path(name)).collect(),
+        }
+    }
+
+    fn planned_for(wanted: &Wanted, takers: &[Taker]) -> (Vec<String>, Report) {
         let registered = vec![
             row("a", Some("a"), true),
             row("a-dev", Some("a"), true),
@@ -401,21 +512,19 @@ mod tests {
             row("a.drv", None, true),
             row("source", None, true),
         ];
-        let known = known.iter().map(|name| path(name)).collect();
         let mut report = Report::default();
-        let plan = plan(registered, wanted, &known, "/nix/store", &mut report);
-        (
-            plan.into_iter()
-                .map(|(drv, paths)| format!("{} {}", derivation_name(&drv), paths.len()))
-                .collect(),
-            report,
-        )
+        let plan = plan(registered, wanted, takers, "/nix/store", &mut report);
+        let shown = |Planned { drv_path, paths, plugins }: Planned| {
+            let plugins = if plugins.is_empty() { "all".to_owned() } else { plugins.join("+") };
+            format!("{} {} {plugins}", derivation_name(&drv_path), paths.len())
+        };
+        (plan.into_iter().map(shown).collect(), report)
     }
 
     #[test]
     fn one_event_for_each_derivation() {
         let (plan, report) = planned(&Wanted::default(), &[]);
-        assert_eq!(plan, ["a 2", "b 1"]);
+        assert_eq!(plan, ["a 2 all", "b 1 all"]);
         assert_eq!(
             report.without_derivation, 1,
             "the source; derivations themselves are nothing to report"
@@ -425,15 +534,35 @@ mod tests {
     #[test]
     fn what_is_not_meant_or_known_is_left_out() {
         let plan = |wanted: Wanted, known: &[&str]| planned(&wanted, known).0;
-        assert_eq!(plan(Wanted::default(), &["a", "b"]), ["a 1"], "an output that nobody reported");
-        assert_eq!(plan(Wanted { built: true, ..Wanted::default() }, &[]), ["a 2"]);
+        assert_eq!(
+            plan(Wanted::default(), &["a", "b"]),
+            ["a 1 all"],
+            "an output that nobody reported"
+        );
+        assert_eq!(plan(Wanted { built: true, ..Wanted::default() }, &[]), ["a 2 all"]);
         assert_eq!(
             plan(Wanted { name: Some("!*-dev".into()), ..Wanted::default() }, &[]),
-            ["a 1", "b 1"]
+            ["a 1 all", "b 1 all"]
         );
         assert_eq!(
             plan(Wanted { only: Some([path("b")].into()), ..Wanted::default() }, &[]),
-            ["b 1"]
+            ["b 1 all"]
         );
+    }
+
+    #[test]
+    fn each_plugin_gets_what_it_lacks() {
+        let takers = [
+            taker("first", None, &["a", "a-dev"]),
+            taker("second", None, &["a-dev"]),
+            taker("third", Some("b"), &[]),
+        ];
+        let (plan, report) = planned_for(&Wanted::default(), &takers);
+        assert_eq!(plan, ["a 1 second", "b 1 all"]);
+        assert_eq!((report.known, report.unwanted), (1, 0));
+        let for_third = Wanted { plugin: Some("third".into()), ..Wanted::default() };
+        let (plan, report) = planned_for(&for_third, &takers[2..]);
+        assert_eq!(plan, ["b 1 third"], "also where it is the only one");
+        assert_eq!(report.unwanted, 2);
     }
 }

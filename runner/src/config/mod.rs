@@ -6,6 +6,7 @@
 
 mod error;
 pub mod http;
+mod last;
 pub mod limits;
 mod paths;
 mod plugin;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 pub use error::{ConfigError, nearest, suggestion};
 pub use http::{HttpCredential, HttpGrant};
+pub use last::{is_away, must_be_there, named_is_there};
 pub use limits::{Limit, Limits};
 pub use paths::SecretFile;
 pub use plugin::{Filter, Grant, Plugin, PluginSource, Retry, StoreScope, TaskOrder};
@@ -38,6 +40,8 @@ pub struct Config {
     pub path: PathBuf,
     /// Is it [`EMBEDDED`], because there is no file at `path`?
     pub embedded: bool,
+    /// Is it the one that a worker last took up, because its file is away?
+    pub is_last: bool,
     /// What was read, so that another process of hookrun works with the same.
     pub text: String,
     /// `[worker]`.

@@ -135,6 +135,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
     let mut config = Config {
         path: path.to_owned(),
         embedded: false,
+        is_last: false,
         text: text.to_owned(),
         worker: worker(raw.worker),
         builders: Builders::default(),

@@ -26,7 +26,7 @@ const MAX_CONF: u64 = 1 << 20;
 pub fn facts(dirs: &Dirs) -> Facts {
     let root = rustix::process::geteuid().is_root();
     let nix_conf = NixDirs::from_env().conf.join("nix.conf");
-    let config = Config::load(&dirs.config);
+    let config = Config::in_force(dirs);
     let nix = Installed::find();
     let group = nix
         .as_ref()

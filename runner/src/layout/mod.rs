@@ -60,7 +60,7 @@ const STATE: Entry = directory("", Access::Pass);
 /// The spool, and each fallback.
 const SPOOL: Entry = directory("spool", Access::Add);
 /// The whole table. `builders` and what is in it belong to builder selection.
-const ENTRIES: [Entry; 13] = [
+const ENTRIES: [Entry; 14] = [
     STATE,
     SPOOL,
     directory("rejected", Access::Nothing),
@@ -74,6 +74,7 @@ const ENTRIES: [Entry; 13] = [
     file("waiter.lock"),
     file("worker.log"),
     file("worker.json"),
+    file("last-config.json"),
 ];
 
 /// Mode of a directory that is its owner's alone.

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use nix_derivation::{Output, StoreDir, StorePath};
 use rustix::fs::{Mode, OFlags};
 
+use crate::event::NixDirs;
+
 /// The largest `.drv` that is read. The largest of Nixpkgs have some hundred KiB; Nix itself has no
 /// bound.
 pub const MAX_SIZE: u64 = 32 << 20;
@@ -91,13 +93,26 @@ impl Derivation {
     /// If `path` is not that of a derivation, or the file cannot be read, is over [`MAX_SIZE`], or
     /// does not parse.
     pub fn read(path: &Path) -> Result<Self, DerivationError> {
+        Self::read_file(path, path)
+    }
+
+    /// Reads the derivation at `path`, a full store path, in the store of `dirs`, which may have
+    /// another root.
+    ///
+    /// # Errors
+    /// As [`Derivation::read`].
+    pub fn read_in(dirs: &NixDirs, path: &str) -> Result<Self, DerivationError> {
+        Self::read_file(Path::new(path), &dirs.real_path(path))
+    }
+
+    fn read_file(path: &Path, file: &Path) -> Result<Self, DerivationError> {
         let (store_dir, store_path) = split(path)?;
         let read = |error: std::io::Error| DerivationError::Read { path: path.to_owned(), error };
         // Store paths of derivations are regular files. NOFOLLOW and NONBLOCK: whatever else lies
         // there neither leads elsewhere nor makes the hook wait.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file =
-            rustix::fs::open(path, flags, Mode::empty()).map_err(|error| read(error.into()))?;
+            rustix::fs::open(file, flags, Mode::empty()).map_err(|error| read(error.into()))?;
         let file = std::fs::File::from(file);
         // In one read, and one that finds the end.
         let size = file.metadata().map_err(read)?.len().min(MAX_SIZE);

@@ -6,6 +6,7 @@
 //! at: in a sandbox it is out of reach.
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use crate::event::{NixDirs, Output};
 
@@ -25,6 +26,9 @@ pub struct Call {
     pub previous: String,
     /// The current result.
     pub current: String,
+    /// Where the files of the store are, if it has another root: Nix names the results by their place
+    /// there, and the derivation by its store path.
+    pub real_store: Option<PathBuf>,
 }
 
 /// Why Nix's call gives no event.
@@ -60,8 +64,17 @@ pub fn read<E>(
         return Err(DiffError::Arguments(arguments.len()));
     };
     let store = dirs.store.to_string_lossy();
+    let real_store = Path::new(current)
+        .parent()
+        .filter(|real| *real != dirs.store && real.ends_with(in_root(&dirs.store)))
+        .map(Path::to_owned);
     let store_path = |argument: &OsString| {
-        let path = argument.to_string_lossy().into_owned();
+        let below =
+            real_store.as_ref().and_then(|real| Path::new(argument).strip_prefix(real).ok());
+        let path = below.map_or_else(
+            || argument.to_string_lossy().into_owned(),
+            |below| dirs.store.join(below).to_string_lossy().into_owned(),
+        );
         if is_store_path(&store, &path) {
             Ok(path)
         } else {
@@ -81,7 +94,12 @@ pub fn read<E>(
             path: path.clone(),
         }
     });
-    Ok(Call { drv_path, output, previous, current })
+    Ok(Call { drv_path, output, previous, current, real_store })
+}
+
+/// The store directory below a root.
+fn in_root(store: &Path) -> &Path {
+    store.strip_prefix("/").unwrap_or(store)
 }
 
 #[cfg(test)]
@@ -93,11 +111,7 @@ mod tests {
     const DEV: &str = "/nix/store/cvar8nqq71gb8af77ichz56mh6f9hd65-b-1.0-dev";
 
     fn call(arguments: &[&str], derivation: Option<Vec<Output>>) -> Result<Call, DiffError> {
-        let dirs = NixDirs {
-            store: "/nix/store".into(),
-            state: "/nix/var/nix".into(),
-            conf: "/etc/nix".into(),
-        };
+        let dirs = NixDirs::new("/nix/store", "/nix/var/nix", "/etc/nix");
         let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
         read(&arguments, &dirs, |_| derivation.ok_or(()))
     }
@@ -121,6 +135,15 @@ mod tests {
             let repeated = call(&[&check, DEV, DRV, "/tmp/x"], derivation).unwrap();
             assert_eq!(repeated.output, checked.output, "`repeat` has them the other way round");
         }
+    }
+
+    #[test]
+    fn a_store_with_another_root() {
+        let real = |path: &str| format!("/srv/root{path}");
+        let check = format!("{DEV}.check");
+        let call = call(&[&real(DEV), &real(&check), DRV, "/tmp/x"], None).unwrap();
+        assert_eq!((call.previous.as_str(), call.current.as_str()), (DEV, check.as_str()));
+        assert_eq!(call.real_store, Some("/srv/root/nix/store".into()));
     }
 
     #[test]

@@ -13,12 +13,13 @@ pub mod installed;
 pub mod machines;
 pub mod nar;
 pub mod post_build;
+pub mod store_uri;
 pub mod wire;
 
 use std::ffi::OsStr;
 use std::process::Command;
 
-use crate::event::Output;
+use crate::event::{NixDirs, Output};
 
 /// Set in the environment of every program that hookrun starts: a hook that finds it was called by
 /// a Nix below hookrun.
@@ -99,9 +100,12 @@ pub fn output_name_from_path<'a>(drv_path: &str, output_path: &'a str) -> Option
 /// The outputs of the derivation at `drv_path` whose paths are known, by name.
 ///
 /// # Errors
-/// If the derivation cannot be read; see [`derivation::Derivation::read`].
-pub fn outputs_of(drv_path: &str) -> Result<Vec<Output>, derivation::DerivationError> {
-    let derivation = derivation::Derivation::read(std::path::Path::new(drv_path))?;
+/// If the derivation cannot be read; see [`derivation::Derivation::read_in`].
+pub fn outputs_of(
+    dirs: &NixDirs,
+    drv_path: &str,
+) -> Result<Vec<Output>, derivation::DerivationError> {
+    let derivation = derivation::Derivation::read_in(dirs, drv_path)?;
     Ok(derivation
         .outputs
         .into_iter()

@@ -25,25 +25,19 @@ pub enum PostBuildError {
         /// The store directory.
         store: String,
     },
-    /// No output is known.
-    #[error("no output of {drv_path} is known: OUT_PATHS names none, and {reason}")]
-    NoOutputs {
-        /// The derivation.
-        drv_path: String,
-        /// Why the derivation does not tell either.
-        reason: String,
-    },
 }
 
 /// The event that Nix's two variables and the derivation give. `OUT_PATHS` alone does not do: it is
 /// empty in Nix 2.8.0, holds only the wanted outputs in 2.8.1 to 2.15, is empty under `--check` in
 /// 2.30.0 to 2.32.2, and never says the outputs' names. The derivation alone does not do either: it
 /// does not know where floating content-addressed outputs are, and may be out of reach in a store
-/// with another root. `derivation` reads the outputs that the derivation knows.
+/// with another root. `derivation` reads the outputs that the derivation knows. Where nobody knows any
+/// (a content-addressed build with 2.8.0), the event is without outputs: the worker, which may read
+/// Nix's database, finds them.
 ///
 /// # Errors
-/// If the call is not Nix's, or no output is known.
-pub fn read<E: std::fmt::Display>(
+/// If the call is not Nix's.
+pub fn read<E>(
     drv_path: Option<String>,
     out_paths: &str,
     dirs: &NixDirs,
@@ -54,10 +48,7 @@ pub fn read<E: std::fmt::Display>(
     if !is_store_path(&store, &drv_path) {
         return Err(PostBuildError::NotInStore { path: drv_path, store: store.into_owned() });
     }
-    let (mut outputs, reason) = match derivation(&drv_path) {
-        Ok(outputs) => (outputs, "its outputs are known only after the build".to_owned()),
-        Err(error) => (Vec::new(), error.to_string()),
-    };
+    let mut outputs = derivation(&drv_path).unwrap_or_default();
     outputs.retain(|output| is_store_path(&store, &output.path));
     for path in out_paths.split_ascii_whitespace().filter(|path| is_store_path(&store, path)) {
         if !outputs.iter().any(|output| output.path == path) {
@@ -66,9 +57,6 @@ pub fn read<E: std::fmt::Display>(
         }
     }
     outputs.sort();
-    if outputs.is_empty() {
-        return Err(PostBuildError::NoOutputs { drv_path, reason });
-    }
     Ok(PostBuild { drv_path, outputs })
 }
 
@@ -79,7 +67,9 @@ pub fn read<E: std::fmt::Display>(
 pub fn from_env(dirs: &NixDirs) -> Result<PostBuild, PostBuildError> {
     let text =
         |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
-    read(text("DRV_PATH"), &text("OUT_PATHS").unwrap_or_default(), dirs, super::outputs_of)
+    read(text("DRV_PATH"), &text("OUT_PATHS").unwrap_or_default(), dirs, |path| {
+        super::outputs_of(dirs, path)
+    })
 }
 
 #[cfg(test)]
@@ -91,11 +81,7 @@ mod tests {
     const DEV: &str = "/nix/store/cvar8nqq71gb8af77ichz56mh6f9hd65-b-1.0-dev";
 
     fn dirs() -> NixDirs {
-        NixDirs {
-            store: "/nix/store".into(),
-            state: "/nix/var/nix".into(),
-            conf: "/etc/nix".into(),
-        }
+        NixDirs::new("/nix/store", "/nix/var/nix", "/etc/nix")
     }
 
     fn outputs(list: &[(&str, &str)]) -> Vec<Output> {
@@ -123,6 +109,12 @@ mod tests {
         );
         assert_eq!(call(&format!("{DEV} {OUT}"), Err("gone")), Ok(both), "names from the paths");
         assert_eq!(
+            call("", Ok(Vec::new())),
+            Ok(Vec::new()),
+            "2.8.0, content-addressed: nobody knows"
+        );
+        assert_eq!(call("", Err("gone")), Ok(Vec::new()), "the worker looks for them");
+        assert_eq!(
             call("/etc/passwd relative", Ok(outputs(&[("out", OUT)]))),
             Ok(outputs(&[("out", OUT)]))
         );
@@ -135,6 +127,5 @@ mod tests {
         };
         insta::assert_snapshot!(error(None), @"DRV_PATH is not set: only Nix calls this; to try it, run it as post-build-hook of `nix-build`");
         insta::assert_snapshot!(error(Some("/etc/passwd")), @"DRV_PATH `/etc/passwd` is no store path below /nix/store; set NIX_STORE_DIR for Nix and hookrun alike");
-        insta::assert_snapshot!(error(Some(DRV)), @"no output of /nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-b-1.0.drv is known: OUT_PATHS names none, and it cannot be read");
     }
 }

@@ -222,7 +222,8 @@ impl LinkedPlugin {
         let usage =
             Usage { wall: begun.elapsed(), start: self.load_time + start, ..store.data().usage() };
         let fix = Limit::LogBytes.reached(self.name(), limits.get(Limit::LogBytes), None);
-        let report = RunReport { outcome, usage, log: log.finish(&fix), progress };
+        let report =
+            RunReport { usage, log: log.finish(&fix), progress, ..RunReport::from(outcome) };
         tracing::debug!(plugin = self.name(), class = report.outcome.class(), wall = ?report.usage.wall, "run ended");
         (answer, report)
     }

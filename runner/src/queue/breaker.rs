@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::retry;
 use crate::config::Retry;
-use crate::outcome::{Outcome, RunReport};
+use crate::outcome::{Outcome, RunReport, Trouble};
 
 /// Failures in a row that open a breaker: as many as can be in flight when a service goes down, and
 /// one more.
@@ -63,13 +63,17 @@ impl Sign {
     /// What this attempt says. One that stored something and failed then has met a service that
     /// works, if not for long.
     pub fn of(report: &RunReport) -> Self {
+        if report.trouble != Trouble::Service {
+            return Self::Nothing;
+        }
         match &report.outcome {
             Outcome::Done { .. } | Outcome::Failed { transient: false, .. } => Self::Life,
             Outcome::Failed { transient: true, .. } if report.progress => Self::Life,
             Outcome::Failed { transient: true, .. } => Self::Trouble,
-            Outcome::Trapped { .. } | Outcome::LimitReached { .. } | Outcome::Refused { .. } => {
-                Self::Nothing
-            }
+            Outcome::Trapped { .. }
+            | Outcome::LimitReached { .. }
+            | Outcome::Lost { .. }
+            | Outcome::Refused { .. } => Self::Nothing,
         }
     }
 }
@@ -224,6 +228,8 @@ mod tests {
         assert_eq!(sign(failed(false), false), Sign::Life);
         assert_eq!(sign(failed(true), false), Sign::Trouble);
         assert_eq!(sign(failed(true), true), Sign::Life, "it has stored something");
+        let own = RunReport { trouble: Trouble::Event, ..failed(true).into() };
+        assert_eq!(Sign::of(&own), Sign::Nothing);
         assert_eq!(sign(Outcome::Trapped { message: message() }, true), Sign::Nothing);
         assert_eq!(sign(Outcome::Refused { message: message() }, false), Sign::Nothing);
     }

@@ -7,7 +7,6 @@
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::guard::{self, Ended, Teller};
@@ -30,8 +29,9 @@ const CALLER_TIME: Duration = Duration::from_millis(200);
 /// event after this.
 pub fn post_build() -> Ended {
     guard::run("post-build-hook", |teller| {
-        let event = match nix::post_build::from_env(&NixDirs::from_env()) {
-            Ok(event) => Event::now(HookEvent::PostBuild(event)),
+        let nix_dirs = nix::store_uri::of_caller();
+        let event = match nix::post_build::from_env(&nix_dirs) {
+            Ok(event) => Event { nix: nix_dirs, ..Event::now(HookEvent::PostBuild(event)) },
             Err(error) => return say(&error.to_string()),
         };
         hand_over(teller, &event);
@@ -42,24 +42,31 @@ pub fn post_build() -> Ended {
 pub fn diff(arguments: &[OsString]) {
     let (begun, parent) = (Instant::now(), rustix::process::getppid());
     guard::run("diff-hook", |teller| {
-        let call = match nix::diff::read(arguments, &NixDirs::from_env(), nix::outputs_of) {
+        let mut nix_dirs = NixDirs::from_env();
+        let derivation = |path: &str| nix::outputs_of(&nix_dirs, path);
+        let call = match nix::diff::read(arguments, &nix_dirs, derivation) {
             Ok(call) => call,
             Err(error) => return say(&error.to_string()),
         };
-        let nix::diff::Call { drv_path, output, previous, current } = call;
+        let nix::diff::Call { drv_path, output, previous, current, real_store } = call;
+        nix_dirs.real_store = real_store;
+        let (old, new) = (nix_dirs.real_path(&previous), nix_dirs.real_path(&current));
+        if !rustix::process::geteuid().is_root() {
+            // A build user speaks of this machine's own store only; plugins get the evidence.
+            nix_dirs.real_store = None;
+        }
         // What is known if the comparison does not end.
         let evidence = Evidence {
             incomplete: Some("the comparison did not end in time".to_owned()),
             ..Evidence::default()
         };
-        let mut event =
-            Event::now(HookEvent::Diff(Diff { drv_path, output, previous, current, evidence }));
+        let diff = Diff { drv_path, output, previous, current, evidence };
+        let mut event = Event { nix: nix_dirs, ..Event::now(HookEvent::Diff(diff)) };
         if let Ok(sealed) = envelope::seal(&event) {
             teller.event(&sealed);
         }
         if let HookEvent::Diff(diff) = &mut event.hook {
-            diff.evidence =
-                compare(Path::new(&diff.previous), Path::new(&diff.current), Bounds::default());
+            diff.evidence = compare(&old, &new, Bounds::default());
         }
         if begun.elapsed() < CALLER_BEFORE {
             event.caller = Some(Caller::find(parent, CALLER_TIME));

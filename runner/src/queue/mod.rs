@@ -4,6 +4,7 @@
 //!   Nix waits for touches no file system.
 //! * [`spool`]: the directory of those files; a rename is the commit. [`envelope`]: their form.
 //!   [`trust`]: whose are believed.
+//! * [`outputs`]: which outputs an event speaks of, by Nix's database.
 //! * [`roots`]: outputs are kept from the garbage collector while their tasks last.
 //! * [`spawn`]: a hook starts a detached worker when none runs. [`lock`]: there is one worker.
 //!   [`waiter`]: starts one for what build users hand over. [`arrivals`]: what comes into the spool.
@@ -23,6 +24,7 @@ pub mod hand_over;
 pub mod health;
 pub mod journal;
 pub mod lock;
+pub mod outputs;
 pub mod retry;
 pub mod roots;
 pub mod spawn;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::Retry;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Trouble};
 
 /// Attempts of a task that traps or reaches a limit. It is the plugin or its limit that is wrong,
 /// and rarely passes; but a limit on time may have met a slow moment.
@@ -24,6 +24,8 @@ pub enum Next {
     Done,
     /// It failed for good: a dead letter.
     Dead,
+    /// It cannot be done any more.
+    Lost,
     /// Somebody has to mend something. No attempts are spent on waiting: it is tried again when
     /// configuration or secrets change, and every few minutes.
     Refused {
@@ -51,6 +53,8 @@ pub enum Uncounted {
     Outage,
     /// The attempt did a part of the work.
     Progress,
+    /// The process that ran it ended for a reason that need not be this run's.
+    Neighbour,
 }
 
 /// How a task stands when an attempt of it has ended.
@@ -58,22 +62,25 @@ pub enum Uncounted {
 pub struct Standing {
     /// Attempts made, this one included.
     pub attempts: u32,
-    /// Time since the first one began.
+    /// How long it has been tried for, as [`age`] counts.
     pub age: Duration,
     /// Is the plugin's breaker open?
     pub outage: bool,
     /// Did the attempt do something that lasts?
     pub progress: bool,
+    /// Whose trouble is a failure?
+    pub trouble: Trouble,
 }
 
 /// What comes after an attempt that ended with `outcome`. `random`, from 0 to 1, spreads tasks that
 /// failed together: see [`delay`]. It is never shorter than what the plugin asked for, up to
 /// [`LONGEST_WAIT`].
 pub fn next(outcome: &Outcome, standing: Standing, retry: &Retry, random: f64) -> Next {
-    let Standing { attempts, age, outage, progress } = standing;
+    let Standing { attempts, age, outage, progress, trouble } = standing;
     let (allowed, asked) = match outcome {
         Outcome::Done { .. } => return Next::Done,
         Outcome::Refused { .. } => return Next::Refused { after: refused_delay(retry) },
+        Outcome::Lost { .. } => return Next::Lost,
         Outcome::Failed { transient: false, .. } => return Next::Dead,
         Outcome::Failed { transient: true, retry_after_ms, .. } => {
             (retry.attempts, Duration::from_millis(retry_after_ms.unwrap_or(0)).min(LONGEST_WAIT))
@@ -87,6 +94,10 @@ pub fn next(outcome: &Outcome, standing: Standing, retry: &Retry, random: f64) -
     let progress = progress && !matches!(outcome, Outcome::Trapped { .. });
     // After progress the failures in a row begin anew.
     let after = delay(retry, if progress { 1 } else { attempts }, random).max(asked);
+    if trouble == Trouble::Neighbour {
+        return Next::Again { after: retry.min_delay, why: Uncounted::Neighbour };
+    }
+    let outage = outage && trouble == Trouble::Service;
     let transient = matches!(outcome, Outcome::Failed { .. });
     if (transient || progress) && age >= retry.give_up_after {
         Next::Dead
@@ -99,6 +110,14 @@ pub fn next(outcome: &Outcome, standing: Standing, retry: &Retry, random: f64) -
     } else {
         Next::Retry { after }
     }
+}
+
+/// What counts towards `give-up-after` at the end of an attempt: what counted at the end of the one
+/// before, the time since then and the time it took. No stretch counts for more than a quarter of
+/// `give-up-after`: a clock that is far ahead, or a machine that was off, gives nothing up.
+pub fn age(retry: &Retry, before: Duration, since_last: Duration, took: Duration) -> Duration {
+    let most = retry.give_up_after / 4;
+    before.saturating_add(since_last.min(most)).saturating_add(took.min(most))
 }
 
 /// The wait until a refused task is tried again if nothing changes.
@@ -130,7 +149,13 @@ mod tests {
     fn next(outcome: &Outcome, attempts: u32, retry: &Retry, random: f64) -> Next {
         super::next(
             outcome,
-            Standing { attempts, age: Duration::ZERO, outage: false, progress: false },
+            Standing {
+                attempts,
+                age: Duration::ZERO,
+                outage: false,
+                progress: false,
+                trouble: Trouble::Service,
+            },
             retry,
             random,
         )
@@ -185,7 +210,13 @@ mod tests {
     fn in_an_outage_attempts_are_free_and_time_is_not() {
         let retry = Retry::default();
         let at = |attempts, age, outcome: &Outcome| {
-            let standing = Standing { attempts, age, outage: true, progress: false };
+            let standing = Standing {
+                attempts,
+                age,
+                outage: true,
+                progress: false,
+                trouble: Trouble::Service,
+            };
             super::next(outcome, standing, &retry, 1.0)
         };
         let second = Duration::from_secs(1);
@@ -204,11 +235,49 @@ mod tests {
     }
 
     #[test]
+    fn whose_trouble_a_failure_is() {
+        let retry = Retry::default();
+        let at = |attempts, trouble| {
+            let standing =
+                Standing { attempts, age: Duration::ZERO, outage: true, progress: false, trouble };
+            super::next(&transient(None), standing, &retry, 1.0)
+        };
+        let after = retry.min_delay;
+        assert_eq!(
+            at(retry.attempts, Trouble::Neighbour),
+            Next::Again { after, why: Uncounted::Neighbour }
+        );
+        assert_eq!(at(1, Trouble::Event), Next::Retry { after }, "counted, outage or not");
+        assert_eq!(at(retry.attempts, Trouble::Event), Next::Dead);
+    }
+
+    #[test]
+    fn a_clock_that_is_far_ahead_gives_nothing_up() {
+        let retry = Retry::default();
+        let day = Duration::from_hours(24);
+        let ahead = age(&retry, Duration::ZERO, 1000 * day, 1000 * day);
+        assert!(ahead < retry.give_up_after, "{ahead:?}");
+        let mut tried = Duration::ZERO;
+        let mut attempts = 0;
+        while tried < retry.give_up_after {
+            tried = age(&retry, tried, retry.max_delay, Duration::from_secs(1));
+            attempts += 1;
+        }
+        let expected = retry.give_up_after.as_secs() / (retry.max_delay.as_secs() + 1);
+        assert!((expected..=expected + 1).contains(&attempts), "{attempts}");
+    }
+
+    #[test]
     fn progress_is_not_counted_and_is_not_endless() {
         let retry = Retry::default();
         let at = |age, outcome: &Outcome| {
-            let standing =
-                Standing { attempts: retry.attempts, age, outage: false, progress: true };
+            let standing = Standing {
+                attempts: retry.attempts,
+                age,
+                outage: false,
+                progress: true,
+                trouble: Trouble::Service,
+            };
             super::next(outcome, standing, &retry, 1.0)
         };
         let message = String::new;

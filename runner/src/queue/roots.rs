@@ -33,8 +33,18 @@ pub fn make(event: &Event) -> usize {
 }
 
 fn make_in(directory: &Path, event: &Event, outputs: &[&str]) -> usize {
+    // The worker may know the outputs otherwise than the hook did.
+    let there: Vec<PathBuf> = (0..)
+        .map(|number| std::fs::read_link(directory.join(link_name(&event.id, number))))
+        .map_while(Result::ok)
+        .collect();
     let mut made = 0;
-    for (number, output) in outputs.iter().enumerate() {
+    let mut number = there.len();
+    for output in outputs {
+        if there.iter().any(|target| target == Path::new(output)) {
+            made += 1;
+            continue;
+        }
         let link = directory.join(link_name(&event.id, number));
         let result = symlink(output, &link).or_else(|error| {
             if error.kind() == std::io::ErrorKind::NotFound {
@@ -45,8 +55,7 @@ fn make_in(directory: &Path, event: &Event, outputs: &[&str]) -> usize {
             }
         });
         match result {
-            Ok(()) => made += 1,
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => made += 1,
+            Ok(()) => (made, number) = (made + 1, number + 1),
             // What stops one stops all.
             Err(_) => break,
         }
@@ -56,12 +65,7 @@ fn make_in(directory: &Path, event: &Event, outputs: &[&str]) -> usize {
 
 /// Removes the roots of an event.
 pub fn remove(event: &Event) {
-    for directory in candidates(&event.nix.state) {
-        for number in 0..event.output_paths().len() {
-            // Not there, or not ours: either way nothing is left to do.
-            let _gone = std::fs::remove_file(directory.join(link_name(&event.id, number)));
-        }
-    }
+    remove_by_id(&event.nix.state, &event.id);
 }
 
 /// The ids of the events that have roots which are older than `age`, below the directories of one
@@ -82,7 +86,7 @@ pub fn ids(nix_state: &Path, age: Duration) -> BTreeSet<String> {
     names.filter_map(|name| Some(name.rsplit_once('-')?.0.to_owned())).collect()
 }
 
-/// Removes the roots of the event called `id`, of which nothing else is known.
+/// Removes the roots of the event called `id`.
 pub fn remove_by_id(nix_state: &Path, id: &str) {
     for directory in candidates(nix_state) {
         for number in 0.. {
@@ -136,6 +140,11 @@ mod tests {
             std::fs::read_link(link).unwrap().to_str(),
             event.output_paths().first().copied()
         );
+        let other = format!("{}-dev", event.output_paths()[0]);
+        if let crate::event::HookEvent::PostBuild(build) = &mut event.hook {
+            build.outputs[0].path = other;
+        }
+        assert_eq!((make(&event), count(state.path())), (1, 2), "another output");
         remove(&event);
         assert_eq!(count(state.path()), 0);
         event.nix.state = state.path().join("nowhere");

@@ -43,7 +43,7 @@ pub fn if_wanted(dirs: &Dirs) -> Result<(), String> {
     if lock::is_held(&dirs.worker_lock()) || !may_write_journal(dirs) {
         return Ok(());
     }
-    match Config::load(&dirs.config).map_err(|error| error.to_string())?.worker.start {
+    match Config::in_force(dirs).map_err(|error| error.to_string())?.worker.start {
         Start::Spawn => start(dirs).map_err(|error| format!("cannot start hookrun ({error})")),
         Start::Service | Start::None => Ok(()),
     }

@@ -6,11 +6,7 @@ use crate::evidence::Evidence;
 const HASH: &str = "00bgd045z0d4icpbc2yyz4gx48ak44la";
 
 fn event(hook: HookEvent) -> Event {
-    let nix = NixDirs {
-        store: "/nix/store".into(),
-        state: "/nix/var/nix".into(),
-        conf: "/etc/nix".into(),
-    };
+    let nix = NixDirs::new("/nix/store", "/nix/var/nix", "/etc/nix");
     Event { nix, ..Event::now(hook) }
 }
 

@@ -113,7 +113,8 @@ fn check_shape(event: &Event) -> Result<(), String> {
     {
         return Err("its id is no UUID".into());
     }
-    for directory in [&event.nix.store, &event.nix.state, &event.nix.conf] {
+    let NixDirs { store, state, conf, real_store } = &event.nix;
+    for directory in [store, state, conf].into_iter().chain(real_store) {
         let plain = |path: &Path| {
             path.components().all(|part| !matches!(part, std::path::Component::ParentDir))
         };

@@ -85,7 +85,7 @@ pub fn run(dirs: &Dirs) -> Result<(), String> {
         found &= !lock::is_held(&dirs.worker_lock());
     }
     // The configuration may have changed for days.
-    let config = Config::load(&dirs.config).map_err(|error| error.to_string())?;
+    let config = Config::in_force(dirs).map_err(|error| error.to_string())?;
     if wants(&config) && spool::depth(dirs) + super::health::waiting_elsewhere(dirs) > 0 {
         spawn::successor(dirs, spawn::SPAWNED)
             .map_err(|error| format!("no worker was started ({error})"))?;

@@ -32,7 +32,7 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
 use super::breaker::Breaker;
-use super::journal::{Journal, Task};
+use super::journal::{Damage, Journal, Task};
 use super::spawn;
 use super::spool::Reader;
 use super::trust::Trust;
@@ -111,7 +111,9 @@ struct Run {
     task: Task,
     number: u32,
     start_ms: u64,
-    first_ms: u64,
+    /// What counted towards `give-up-after` before it, and when the attempt before it ended.
+    age_ms: u64,
+    last_ms: Option<u64>,
     /// Does an open breaker wait for it?
     is_try: bool,
 }
@@ -119,13 +121,13 @@ struct Run {
 impl<'a> Worker<'a> {
     fn open(
         dirs: &Dirs,
+        (mut journal, damage): (Journal, Option<Damage>),
         executor: Arc<dyn Executor>,
         options: Options,
         observer: &'a mut (dyn FnMut(Notice<'_>) + Send),
         summary: &'a mut Summary,
     ) -> Result<Self, WorkerError> {
         let now = options.clock.now_ms();
-        let (mut journal, damage) = Journal::open(dirs)?;
         if let Some(damage) = damage {
             observer(Notice::Warning(&damage.notice));
             intake::hand_over_again(dirs, &damage.salvaged, observer);
@@ -220,12 +222,13 @@ impl<'a> Worker<'a> {
         &mut self,
         mut stop: Pin<&mut (impl Future<Output = ()> + Send)>,
     ) -> Result<(), WorkerError> {
+        self.match_unwanted()?;
         self.look()?;
         // However much is in the spool: a service manager does not wait for long.
         self.service.ready();
         loop {
             if self.now_ms().saturating_sub(self.latest_ms) >= millis(SAFETY_POLL) {
-                self.look()?;
+                self.poll()?;
             }
             self.take_some()?;
             self.keep_up()?;
@@ -273,9 +276,18 @@ impl<'a> Worker<'a> {
                 }
                 () = tokio::time::sleep(TRANSFERS), if !self.in_flight.is_empty() => {}
                 () = std::future::ready(()), if sleep.is_zero() => {}
-                () = clock.sleep(sleep), if !sleep.is_zero() => self.look()?,
+                () = clock.sleep(sleep), if !sleep.is_zero() => self.poll()?,
             }
         }
+    }
+
+    /// What is looked at now and then. Commands read the journal's file, of which this process may have
+    /// all it needs in memory.
+    fn poll(&mut self) -> Result<(), WorkerError> {
+        if self.journal.is_in_place() {
+            self.journal.verify()?;
+        }
+        self.look()
     }
 
     /// What is looked at now and then, and when something came into the spool.
@@ -368,6 +380,7 @@ impl<'a> Worker<'a> {
                 "configuration or plugins have changed and are taken up; {again} refused tasks may run again"
             ));
             self.state.refreshed_ms = self.now_ms();
+            self.match_unwanted()?;
             self.due = self.journal.due_plugins(self.now_ms())?.into_iter().collect();
         }
         if changed || problems != self.state.problems {
@@ -399,7 +412,7 @@ impl<'a> Worker<'a> {
         let mut sleep = SAFETY_POLL.min(self.service.interval());
         if self.in_flight.is_empty() && self.ended.is_empty() {
             let open = self.journal.open_tasks(now)?;
-            let can_run = open.due > 0 && self.something_can_run(now)?;
+            let can_run = self.something_can_run(now)?;
             let ended = match self.options.mode {
                 Mode::Drain => !can_run,
                 Mode::Daemon => false,
@@ -468,7 +481,7 @@ async fn or_never<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
 }
 
 /// The report of a run that ended in a defect of hookrun itself. It is retried as a trap is.
-fn defect() -> RunReport {
+pub fn defect() -> RunReport {
     let message =
         "hookrun failed inside while it ran the plugin; please report this with the worker's log"
             .to_owned();

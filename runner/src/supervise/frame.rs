@@ -24,11 +24,18 @@ fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// A message that is longer than [`MAX`]. Nothing of it was sent: the pipe is in step.
+#[derive(Debug, thiserror::Error)]
+#[error("a message of {0} bytes; at most {MAX} are taken")]
+struct TooLong(usize);
+
 fn too_long(length: usize) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("a message of {length} bytes; at most {MAX} are taken"),
-    )
+    io::Error::new(io::ErrorKind::InvalidData, TooLong(length))
+}
+
+/// Is this the error of a message that is too long to be sent?
+pub(super) fn is_too_long(error: &io::Error) -> bool {
+    matches!(error.get_ref(), Some(error) if error.is::<TooLong>())
 }
 
 /// Sends one message.
@@ -99,6 +106,9 @@ mod tests {
         assert!(read::<String>(&mut &pipe[..pipe.len() - 1]).is_err());
         assert!(read::<String>(&mut [255, 255, 255, 255, b'"'].as_slice()).is_err());
         assert!(read::<String>(&mut [1, 0, 0, 0, b'!'].as_slice()).is_err());
+        let error = write(&mut pipe, &"x".repeat(MAX)).unwrap_err();
+        assert!(is_too_long(&error), "{error}");
+        assert!(!is_too_long(&io::Error::other("gone")));
     }
 
     proptest::proptest! {

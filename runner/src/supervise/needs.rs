@@ -81,7 +81,8 @@ pub fn wall(
     // Native code is mapped behind the wall.
     wall.read.insert(dirs.artifacts());
     if effective.iter().any(|effective| effective.nix_store != StoreScope::None) {
-        wall.read.extend([nix.store.clone(), nix.state.join("db")]);
+        let store = nix.real_store.as_ref().unwrap_or(&nix.store);
+        wall.read.extend([store.clone(), nix.state.join("db")]);
     }
     let reach = effective
         .iter()

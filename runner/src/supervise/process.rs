@@ -1,7 +1,8 @@
 //! A runner, seen from the supervisor: its process, its pipes, and the runs it was given.
 //!
-//! What it says is bounded and checked: it may have been taken over. A runner that dies costs its
-//! running tasks one attempt each.
+//! What it says is bounded and checked: it may have been taken over. A runner that dies with one run
+//! in it was ended by that run. With several nobody knows by which: the supervisor runs each of them
+//! again alone, and only then it counts.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::process::CommandExt as _;
@@ -19,7 +20,7 @@ use crate::capability::Services;
 use crate::capability::object_store::Transfer;
 use crate::config::Config;
 use crate::event::Event;
-use crate::outcome::{Outcome, RunReport};
+use crate::outcome::{Outcome, RunReport, Trouble};
 
 /// Uploads of one runner that are shown; more are not believed to be there.
 const MAX_TRANSFERS: usize = 64;
@@ -45,8 +46,16 @@ pub(super) struct Runner {
     transfers: Mutex<Vec<Transfer>>,
 }
 
+/// A run that ended with the runner's process.
+pub(super) struct Death {
+    /// How the process ended.
+    pub(super) how: String,
+    /// Was it the only run in the process?
+    pub(super) alone: bool,
+}
+
 /// The runs of one runner; none once it is gone.
-type Runs = Mutex<Option<HashMap<u64, oneshot::Sender<RunReport>>>>;
+type Runs = Mutex<Option<HashMap<u64, oneshot::Sender<Result<RunReport, Death>>>>>;
 
 impl Runner {
     pub(super) async fn start(
@@ -113,19 +122,36 @@ impl Runner {
         plugin: &str,
         event: &Event,
         attempt: u32,
-    ) -> RunReport {
+    ) -> Result<RunReport, Death> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (report, reported) = oneshot::channel();
         match self.runs.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             Some(runs) => drop(runs.insert(id, report)),
-            None => return died("it is gone"),
+            None => return Err(gone("it is gone")),
         }
         let order =
             Order::Run { id, plugin: plugin.to_owned(), event: Box::new(event.clone()), attempt };
-        if let Err(error) = frame::send(&mut *self.input.lock().await, &order).await {
-            return died(&error.to_string());
+        match frame::send(&mut *self.input.lock().await, &order).await {
+            Ok(()) => {}
+            Err(error) if frame::is_too_long(&error) => {
+                self.forget(id);
+                let message = format!(
+                    "the event of {} is too large for a plugin ({error}); run `hookrun queue drop {}`",
+                    event.drv_path(),
+                    event.id
+                );
+                let outcome = Outcome::Failed { message, transient: false, retry_after_ms: None };
+                return Ok(RunReport { trouble: Trouble::Event, ..outcome.into() });
+            }
+            Err(error) => return Err(gone(&error.to_string())),
         }
-        reported.await.unwrap_or_else(|_| died("it is gone"))
+        reported.await.unwrap_or_else(|_| Err(gone("it is gone")))
+    }
+
+    fn forget(&self, id: u64) {
+        if let Some(runs) = self.runs.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            runs.remove(&id);
+        }
     }
 }
 
@@ -153,7 +179,7 @@ async fn listen(
                     .and_then(|runs| runs.remove(&id));
                 if let Some(waiting) = waiting {
                     // A worker that stops does not wait for its runs.
-                    let _told = waiting.send(*report);
+                    let _told = waiting.send(Ok(*report));
                 }
             }
             Ok(Some(Word::Transfers(mut transfers))) => {
@@ -195,22 +221,46 @@ async fn listen(
 
 /// Nobody waits for ever: every run of a runner that is gone has its report.
 fn end(runs: &Runs, message: &str) {
-    let waiting = runs.lock().unwrap_or_else(PoisonError::into_inner).take();
-    for waiting in waiting.into_iter().flat_map(HashMap::into_values) {
-        let _told = waiting.send(died(message));
+    let waiting = runs.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+    let alone = waiting.len() == 1;
+    for waiting in waiting.into_values() {
+        let _told = waiting.send(Err(Death { how: message.to_owned(), alone }));
     }
+}
+
+/// The process ended before the run began.
+fn gone(how: &str) -> Death {
+    Death { how: how.to_owned(), alone: false }
 }
 
 fn how(ended: std::io::Result<std::process::ExitStatus>) -> String {
     ended.map_or_else(|error| error.to_string(), |status| format!("it ended with {status}"))
 }
 
-/// One attempt is lost; the next one has another process.
-pub(super) fn died(how: &str) -> RunReport {
+impl Death {
+    /// The report of the run. If it was alone, it is what ended the process, which is a defect of the
+    /// plugin as a trap is; if not, it is not counted.
+    pub(super) fn report(self) -> RunReport {
+        let Self { how, alone } = self;
+        if alone {
+            let message = format!(
+                "the process that runs plugins died in this run ({how}); lower `memory` under [plugins.NAME.limits], or look into the kernel's log"
+            );
+            return Outcome::Trapped { message }.into();
+        }
+        let message = format!(
+            "the process that runs plugins died ({how}) while it ran this and other tasks; each of them is run again alone"
+        );
+        let outcome = Outcome::Failed { message, transient: true, retry_after_ms: None };
+        RunReport { trouble: Trouble::Neighbour, ..outcome.into() }
+    }
+}
+
+/// There was no process for the run; the next attempt may have one.
+pub(super) fn no_process(how: &str) -> RunReport {
     let message = format!(
-        "the process that runs plugins died in this run ({how}); it is tried again; if it happens each time, lower `memory` under \
-         [plugins.NAME.limits] or look into the kernel's log"
+        "the process that runs plugins cannot be used ({how}); it is tried again; look into the worker's and the kernel's log"
     );
     let outcome = Outcome::Failed { message, transient: true, retry_after_ms: None };
-    outcome.into()
+    RunReport { trouble: Trouble::Event, ..outcome.into() }
 }

@@ -9,11 +9,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt as _};
 use tokio::io::BufReader;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
@@ -25,13 +26,14 @@ use crate::builders::PolicyError;
 use crate::capability::mail::{ForProgram, Programs};
 use crate::capability::state::Pairs;
 use crate::capability::{CapabilityError, Services};
-use crate::config::Config;
+use crate::config::{Config, Limit};
 use crate::dirs::Dirs;
 use crate::exit_code::Exit;
-use crate::outcome::RunReport;
+use crate::outcome::{Outcome, RunReport};
 use crate::plugin::grants::Effective;
 use crate::plugin::{Compiler, Host, LinkedPlugin, PluginError, ReadyPlugin};
 use crate::queue::spawn;
+use crate::queue::worker::defect;
 use crate::wall::{Identity, Raised, Wall};
 
 /// How often the supervisor is told of uploads that are under way.
@@ -302,10 +304,11 @@ async fn serve(running: Arc<Running>) -> io::Result<()> {
             Order::Run { id, plugin, event, attempt } => {
                 let (running, output) = (Arc::clone(&running), Arc::clone(&output));
                 tokio::spawn(async move {
-                    let report = Box::new(running.run(&plugin, &event, attempt).await);
+                    // A defect of hookrun ends this run only, and its task hears of it.
+                    let run = AssertUnwindSafe(running.run(&plugin, &event, attempt));
+                    let report = run.catch_unwind().await.unwrap_or_else(|_| defect());
                     // Without a supervisor nobody wants to know; the loop above ends then.
-                    let _told =
-                        frame::send(&mut *output.lock().await, &Word::Ended { id, report }).await;
+                    let _told = tell(&output, id, report).await;
                 });
             }
             Order::Mailed { id, result } => {
@@ -342,6 +345,31 @@ async fn report_transfers(running: Arc<Running>, output: Output) {
     }
 }
 
+/// Tells how a run ended, in any case: a report that is too long for the pipe has no log and another
+/// outcome.
+async fn tell(output: &Output, id: u64, report: RunReport) -> io::Result<()> {
+    let mut output = output.lock().await;
+    let mut word = Word::Ended { id, report: Box::new(report) };
+    match frame::send(&mut *output, &word).await {
+        Err(error) if frame::is_too_long(&error) => {
+            if let Word::Ended { report, .. } = &mut word {
+                report.log.clear();
+                report.usage.calls.clear();
+                report.usage.denied.clear();
+                report.outcome = Outcome::LimitReached {
+                    limit: Limit::OutputBytes.key().to_owned(),
+                    message: format!(
+                        "what the run said and logged is too long to be kept ({error}); lower `output-bytes` and `log-bytes` under \
+                         [plugins.NAME.limits], and have the plugin say less"
+                    ),
+                };
+            }
+            frame::send(&mut *output, &word).await
+        }
+        sent => sent,
+    }
+}
+
 /// Messages for programs go to the supervisor.
 #[derive(Debug)]
 struct Post {
@@ -361,9 +389,16 @@ impl Programs for Post {
             let id = self.next.fetch_add(1, Ordering::Relaxed);
             let (answer, answered) = oneshot::channel();
             self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id, answer);
-            frame::send(&mut *self.output.lock().await, &Word::Mail { id, message })
-                .await
-                .map_err(|_| lost())?;
+            let sent =
+                frame::send(&mut *self.output.lock().await, &Word::Mail { id, message }).await;
+            sent.map_err(|error| {
+                self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                if frame::is_too_long(&error) {
+                    CapabilityError::limit(format!("the message is too long ({error})"))
+                } else {
+                    lost()
+                }
+            })?;
             answered.await.map_err(|_| lost())?
         })
     }
@@ -404,4 +439,23 @@ async fn select(
     };
     // A store in memory can be read.
     Word::Selected { decision, state: stores.load(name).unwrap_or_default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_report_that_is_too_long_for_the_pipe_ends_its_run_all_the_same() {
+        let (sender, mut receiver) = pipe::pipe().unwrap();
+        let output: Output = Arc::new(tokio::sync::Mutex::new(sender));
+        // Six bytes each as JSON.
+        let message = "\u{1}".repeat(12 << 20);
+        let report = RunReport::from(Outcome::Done { message, details: Vec::new() });
+        tell(&output, 7, report).await.unwrap();
+        let word = frame::receive::<Word>(&mut receiver).await.unwrap();
+        let Some(Word::Ended { id: 7, report }) = word else { panic!("{word:?}") };
+        assert_eq!(report.outcome.class(), "limit");
+        assert!(report.outcome.message().contains("lower `output-bytes`"));
+    }
 }

@@ -5,24 +5,26 @@
 //! beside the old ones and take over if they can use every plugin that worked before; a run in
 //! flight ends where it began.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use futures_util::future::BoxFuture;
+use sha2::{Digest as _, Sha256};
 
-use super::process::{NoRunner, Runner, died};
+use super::process::{NoRunner, Runner, no_process};
 use super::protocol::{Purpose, Setup};
 use crate::capability::Services;
 use crate::capability::object_store::Transfer;
-use crate::config::{self, Config, Plugin, Retry, TaskOrder, suggestion};
+use crate::config::{self, Config, Plugin, Retry, StoreScope, TaskOrder, suggestion};
 use crate::dirs::Dirs;
 use crate::event::{Event, HookEvent, HookKind, NixDirs};
 use crate::nix::database::Database;
-use crate::outcome::RunReport;
+use crate::outcome::{Outcome, RunReport, Trouble};
 use crate::plugin::{Compiler, Host};
 use crate::queue::journal::Wanted;
+use crate::queue::outputs;
 use crate::queue::worker::{Executor, Refreshed};
 
 /// Runners that are kept: a machine has one Nix, and a test a few.
@@ -33,6 +35,9 @@ pub struct Supervisor {
     dirs: Dirs,
     current: RwLock<Arc<Current>>,
     runners: tokio::sync::Mutex<Runners>,
+    /// Plugin and event of runs that were in a process that died, until they have ended.
+    suspects: Mutex<BTreeSet<(String, String)>>,
+    alone: tokio::sync::Mutex<()>,
     seen: Mutex<Seen>,
 }
 
@@ -65,11 +70,7 @@ impl Current {
         let host = Host::new(dirs, Compiler::Contained(config.worker.user.clone()));
         let mut plugins = BTreeMap::new();
         for (name, settings) in &config.plugins {
-            // A gate has run inside the hook, where it can refuse; running it again could change
-            // nothing.
-            let queued = settings.hooks.is_empty()
-                || settings.hooks.iter().any(|hook| *hook != HookKind::BuilderSelection);
-            if settings.gate || !queued {
+            if !is_queued(settings) {
                 continue;
             }
             let artifact = host.open(settings, &config).ok();
@@ -80,6 +81,16 @@ impl Current {
         }
         let services = Services::new(&config, dirs);
         Self { config, plugins, services }
+    }
+
+    /// Keeps the configuration for when its file is away.
+    fn keep(&self, dirs: &Dirs) {
+        if let Err(error) = self.config.keep(dirs) {
+            tracing::warn!(
+                "{} cannot be written ({error}); make space there",
+                dirs.last_config().display()
+            );
+        }
     }
 
     async fn start_runner(&self, dirs: &Dirs, nix: &NixDirs) -> Result<Arc<Runner>, NoRunner> {
@@ -94,10 +105,13 @@ impl Supervisor {
     pub fn new(config: Config, dirs: &Dirs) -> Self {
         let seen = Seen { stamps: stamps(&config), problems: Vec::new() };
         let current = Current::new(config, dirs);
+        current.keep(dirs);
         Self {
             dirs: dirs.clone(),
             current: RwLock::new(Arc::new(current)),
             runners: tokio::sync::Mutex::default(),
+            suspects: Mutex::default(),
+            alone: tokio::sync::Mutex::default(),
             seen: Mutex::new(seen),
         }
     }
@@ -136,6 +150,36 @@ impl Supervisor {
         Ok(runner)
     }
 
+    /// Runs a plugin in a runner, or alone in one of its own if it was in a process that died.
+    async fn run_in_runner(&self, plugin: &str, event: &Event, attempt: u32) -> RunReport {
+        let run = (plugin.to_owned(), event.id.clone());
+        let suspects = || self.suspects.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_suspect = suspects().contains(&run);
+        // One at a time: who does not fit into the memory beside others does not fit beside another
+        // suspect, either.
+        let _alone = if is_suspect { Some(self.alone.lock().await) } else { None };
+        let runner = if is_suspect {
+            self.current().start_runner(&self.dirs, &event.nix).await
+        } else {
+            self.runner(&event.nix).await
+        };
+        let ended = match runner {
+            Ok(runner) => runner.run(plugin, event, attempt).await,
+            Err(NoRunner::Refused(reason)) => return RunReport::refused(reason),
+            Err(NoRunner::Died(how)) => return no_process(&how),
+        };
+        match ended {
+            Ok(report) => {
+                suspects().remove(&run);
+                report
+            }
+            Err(death) => {
+                suspects().insert(run);
+                death.report()
+            }
+        }
+    }
+
     /// Takes up what has changed on disk, if it is right.
     async fn look(&self) -> Refreshed {
         let current = self.current();
@@ -148,6 +192,14 @@ impl Supervisor {
             seen.stamps = stamps;
         }
         let refreshed = match Config::load(&self.dirs.config) {
+            Ok(config) if config.embedded && !current.config.embedded => Refreshed {
+                changed: false,
+                problems: vec![format!(
+                    "{} is not there; the worker goes on with the configuration of before; put the file back, or make it empty to go on \
+                     without one",
+                    self.dirs.config.display()
+                )],
+            },
             Ok(config) => self.replace(&current, Current::new(config, &self.dirs)).await,
             Err(error) => Refreshed {
                 changed: false,
@@ -205,6 +257,7 @@ impl Supervisor {
         }
         // Both while no run can begin: what begins from here begins with the new one.
         let mut runners = self.runners.lock().await;
+        next.keep(&self.dirs);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         *runners = fresh;
         drop(runners);
@@ -221,7 +274,8 @@ impl Executor for Supervisor {
     fn wanted(&self, event: &Event) -> Vec<Wanted> {
         let current = self.current();
         let wants = |entry: &&Entry| {
-            serves(&entry.settings, entry.hooks.as_deref(), event.kind())
+            (event.plugins.is_empty() || event.plugins.contains(&entry.settings.name))
+                && serves(&entry.settings, entry.hooks.as_deref(), event.kind())
                 && admits(&entry.settings, event)
         };
         let mut reached = None;
@@ -231,6 +285,16 @@ impl Executor for Supervisor {
                 .then(|| reached.get_or_insert_with(|| reaches(event)).clone()),
         };
         current.plugins.values().filter(wants).map(wanted).collect()
+    }
+
+    fn wants(&self) -> String {
+        let current = self.current();
+        let mut digest = Sha256::new();
+        for Entry { settings, hooks, order: _ } in current.plugins.values() {
+            let filter = &settings.filter;
+            digest.update(format!("{:?}\n", (&settings.name, &settings.hooks, hooks, filter)));
+        }
+        format!("{:x}", digest.finalize())
     }
 
     fn retry(&self, plugin: &str) -> Retry {
@@ -259,10 +323,22 @@ impl Executor for Supervisor {
                     "plugin `{plugin}` is no longer in the configuration; {hint}, or add [plugins.{plugin}] again"
                 ));
             }
-            match self.runner(&event.nix).await {
-                Ok(runner) => runner.run(plugin, event, attempt).await,
-                Err(NoRunner::Refused(reason)) => RunReport::refused(reason),
-                Err(NoRunner::Died(how)) => died(&how),
+            let reads_store = current
+                .plugins
+                .get(plugin)
+                .is_some_and(|entry| entry.settings.grant.nix_store != StoreScope::None);
+            let event = &outputs::settled(event.clone());
+            let missing = if reads_store { outputs::missing(event) } else { None };
+            let report = match missing.as_ref().and_then(|missing| cannot_begin(event, missing)) {
+                Some(report) => return report,
+                None => self.run_in_runner(plugin, event, attempt).await,
+            };
+            match (missing, &report.outcome) {
+                // What is left was done, and that is not all there was.
+                (Some(missing), Outcome::Done { .. }) if event.seen_valid => {
+                    RunReport { outcome: lost(event, &missing), ..report }
+                }
+                _ => report,
             }
         })
     }
@@ -281,6 +357,60 @@ impl Executor for Supervisor {
     fn refresh(&self) -> BoxFuture<'_, Refreshed> {
         Box::pin(self.look())
     }
+}
+
+/// The report of a run that cannot begin, because no output of the event is valid.
+fn cannot_begin(event: &Event, missing: &(usize, String)) -> Option<RunReport> {
+    let count = event.output_paths().len();
+    if missing.0 < count {
+        return None;
+    }
+    if event.seen_valid {
+        return Some(lost(event, missing).into());
+    }
+    let message = format!(
+        "no output of {} is valid in the Nix store with the database below {}: it may not have been copied there yet, or the build was for a \
+         store with another root of which Nix did not tell its hook; name that store by the setting `store` of Nix 2.4 or later",
+        event.drv_path(),
+        event.nix.state.display(),
+    );
+    let outcome = Outcome::Failed { message, transient: true, retry_after_ms: None };
+    Some(RunReport { trouble: Trouble::Event, ..outcome.into() })
+}
+
+fn lost(event: &Event, (count, first): &(usize, String)) -> Outcome {
+    let more = match count.saturating_sub(1) {
+        0 => String::new(),
+        more => format!(" and {more} more outputs"),
+    };
+    Outcome::Lost {
+        message: format!(
+            "{first}{more} is not valid in the Nix store any more; build {} again and run `hookrun queue retry {id}`, or remove the task with \
+             `hookrun queue drop {id}`",
+            event.drv_path(),
+            id = event.id,
+        ),
+    }
+}
+
+/// Does the queue run the plugin? A gate has run inside the hook, where it can refuse; running it
+/// again could change nothing.
+fn is_queued(settings: &Plugin) -> bool {
+    let for_queue = settings.hooks.is_empty()
+        || settings.hooks.iter().any(|hook| *hook != HookKind::BuilderSelection);
+    for_queue && !settings.gate
+}
+
+/// The plugins that the queue gives events of this hook to.
+pub fn queued<'a>(config: &'a Config, dirs: &Dirs, hook: HookKind) -> Vec<&'a Plugin> {
+    let host = Host::new(dirs, Compiler::Contained(config.worker.user.clone()));
+    let hooks_of = |settings: &Plugin| {
+        host.open(settings, config).ok().map(|artifact| artifact.hooks().to_vec())
+    };
+    let takes = |settings: &&Plugin| {
+        is_queued(settings) && serves(settings, hooks_of(settings).as_deref(), hook)
+    };
+    config.plugins.values().filter(takes).collect()
 }
 
 /// Does the plugin serve this hook? One that cannot be read may have any that the configuration

@@ -71,7 +71,7 @@ pub fn try_all(dirs: &Dirs, live: bool) -> Result<Vec<Tried>, String> {
 
 /// The life of that process. Standard output is the pipe.
 pub fn child(dirs: &Dirs, live: bool) -> Exit {
-    let tried = Config::load(&dirs.config)
+    let tried = Config::in_force(dirs)
         .map_err(|error| error.to_string())
         .and_then(|config| trials(&config, dirs, live));
     match serde_json::to_writer(std::io::stdout().lock(), &tried) {

@@ -30,8 +30,7 @@ pub fn event(hook: HookKind) -> Option<Event> {
         }
         HookKind::BuilderSelection => return None,
     };
-    let nix =
-        NixDirs { store: STORE_DIR.into(), state: "/nix/var/nix".into(), conf: "/etc/nix".into() };
+    let nix = NixDirs::new(STORE_DIR, "/nix/var/nix", "/etc/nix");
     Some(Event {
         format: FORMAT,
         id: ID.to_owned(),
@@ -40,6 +39,8 @@ pub fn event(hook: HookKind) -> Option<Event> {
         nix,
         origin: Origin::Hook,
         caller: Some(caller()),
+        plugins: Vec::new(),
+        seen_valid: true,
         hook,
     })
 }

@@ -56,7 +56,7 @@ fn event(scene: &Scene, name: &str) -> Event {
     let path = format!("{}/{HASH}-{name}", nix.store_dir().display());
     let output = Output { name: "out".into(), path: path.clone() };
     let build = PostBuild { drv_path: format!("{path}.drv"), outputs: vec![output] };
-    let nix = NixDirs { store: nix.store_dir(), state: nix.state_dir(), conf: nix.conf_dir() };
+    let nix = NixDirs::new(nix.store_dir(), nix.state_dir(), nix.conf_dir());
     Event { nix, ..Event::now(HookEvent::PostBuild(build)) }
 }
 

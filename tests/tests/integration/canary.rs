@@ -184,7 +184,7 @@ grant = { mail = ["wrong"], state = true }
     /// One build and one difference, as hooks would hand them over.
     fn events(&self) -> [Event; 2] {
         let nix = self.scene.private_nix();
-        let nix = NixDirs { store: nix.store_dir(), state: nix.state_dir(), conf: nix.conf_dir() };
+        let nix = NixDirs::new(nix.store_dir(), nix.state_dir(), nix.conf_dir());
         let drv_path = self.scene.drv_path("alpha").display().to_string();
         let path = self.scene.out_path("alpha").display().to_string();
         let output = Output { name: "out".to_owned(), path: path.clone() };

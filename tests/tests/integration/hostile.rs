@@ -79,7 +79,7 @@ fn tarpit() -> std::net::TcpListener {
 /// Hands over one build and one difference of `prey`, which is built.
 fn hand_over(scene: &Scene) {
     let nix = scene.private_nix();
-    let nix = NixDirs { store: nix.store_dir(), state: nix.state_dir(), conf: nix.conf_dir() };
+    let nix = NixDirs::new(nix.store_dir(), nix.state_dir(), nix.conf_dir());
     let drv_path = scene.drv_path("prey").display().to_string();
     let path = scene.out_path("prey").display().to_string();
     let output = Output { name: "out".to_owned(), path: path.clone() };

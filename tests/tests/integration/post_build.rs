@@ -143,3 +143,45 @@ fn outputs_are_kept_from_the_garbage_collector_until_they_are_uploaded() {
     scene.nix("nix-store", &["--gc"]).expect_success();
     assert!(!alpha.exists(), "nothing keeps it any more");
 }
+
+#[test]
+fn a_build_in_a_store_with_another_root_is_uploaded_from_there() {
+    let scene = Scene::new()
+        .signing_key("lab-1")
+        .config(CONFIG)
+        .derivation("alpha", Script::text("below another root"));
+    let root = scene.path("root");
+    let output =
+        scene.build_with("alpha", &["--store", root.to_str().unwrap()]).expect_success().path();
+    assert!(!output.exists(), "it is not in the store of this Nix");
+    scene.drain().expect_success();
+    scene.expect_tasks(&["alpha cache done"]);
+    let second = scene.second_store();
+    second.copy_from(&output, &cache_url(&scene), &[scene.public_key("lab-1")]).expect_success();
+    assert!(second.has(&output));
+}
+
+#[test]
+fn outputs_that_the_hook_cannot_know_are_found_by_the_worker() {
+    let scene = Scene::new()
+        .nix_conf("experimental-features", "nix-command ca-derivations")
+        .signing_key("lab-1")
+        .config(CONFIG);
+    let expression = r#"
+        let
+          common = { system = builtins.currentSystem; builder = "/bin/sh"; };
+          floating = derivation (common // {
+            name = "floating"; args = [ "-c" "echo content > $out" ];
+            __contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256";
+          });
+        in derivation (common // { name = "deferred"; args = [ "-c" "echo ${floating} > $out" ]; })
+    "#;
+    let deferred =
+        scene.nix("nix-build", &["-E", expression, "--no-out-link"]).expect_success().path();
+    scene.drain().expect_success();
+    let tasks = scene.tasks();
+    assert!(tasks.contains(&"floating cache done".to_owned()), "{tasks:?}");
+    let second = scene.second_store();
+    second.substitute(&deferred, &cache_url(&scene), &[scene.public_key("lab-1")]).expect_success();
+    assert!(second.has(&deferred));
+}

@@ -173,6 +173,35 @@ fn a_task_that_was_refused_runs_when_its_secret_is_there() {
     });
 }
 
+#[test]
+fn a_configuration_that_is_away_for_a_while_costs_no_event() {
+    let good = guests::guest("good").unwrap();
+    let scene = Scene::new().config(&config(&good, "hello"));
+    let scene = ["alpha", "beta", "gamma"]
+        .iter()
+        .fold(scene, |scene, name| scene.derivation(name, Script::text(name)));
+    let _daemon = Daemon::start(&scene);
+    scene.build("alpha").expect_success();
+    assert_eq!(message(&scene, "alpha"), "hello alpha");
+    let away = scene.path("away.toml");
+    std::fs::rename(scene.config_path(), &away).unwrap();
+    scene.build("beta").expect_success();
+    // A named file has to be there, so that the commands are told where it is now.
+    let look = |arguments: &[&str]| {
+        let mut all = vec!["--config", away.to_str().unwrap()];
+        all.extend(arguments);
+        scene.hookrun(&all).expect_success().stdout
+    };
+    eventually("beta, with the configuration of before", || {
+        look(&["log"]).contains("hello beta").then_some(())
+    });
+    eventually("a word about it", || look(&["status"]).contains("is not there").then_some(()));
+    std::fs::rename(&away, scene.config_path()).unwrap();
+    scene.build("gamma").expect_success();
+    assert_eq!(message(&scene, "gamma"), "hello gamma");
+    eventually("the end of the problem", || problems(&scene).is_empty().then_some(()));
+}
+
 /// `bytes` with `from` replaced by `to`, which is as long, wherever it stands.
 fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     assert_eq!(from.len(), to.len());

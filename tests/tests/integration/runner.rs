@@ -98,7 +98,7 @@ fn a_runner_that_dies_costs_one_attempt_and_is_replaced() {
     .unwrap();
     assert_eq!(worker.wait_with_output().unwrap().status.code(), Some(1), "the task was given up");
     let [attempt] = &scene.attempts()[..] else { panic!("{:#?}", scene.attempts()) };
-    assert_eq!(attempt.class, "transient");
+    assert_eq!(attempt.class, "trapped", "it was alone, and so it is the one");
     assert!(
         attempt.message.contains("the process that runs plugins died in this run")
             && attempt.message.contains("signal: 9")
@@ -111,6 +111,63 @@ fn a_runner_that_dies_costs_one_attempt_and_is_replaced() {
     scene.build("beta").expect_success();
     scene.drain();
     assert!(scene.tasks().contains(&"beta good done".to_owned()), "{:?}", scene.tasks());
+}
+
+/// How many tasks are in this state.
+fn tasks_in(scene: &Scene, state: &str) -> usize {
+    let listed = scene.hookrun(&["queue", "list", "--all", "--format", "json"]).expect_success();
+    let tasks: Vec<serde_json::Value> = serde_json::from_str(&listed.stdout).unwrap();
+    tasks.iter().filter(|task| task["state"] == state).count()
+}
+
+#[test]
+fn a_runner_that_dies_under_several_runs_costs_only_the_one_that_ends_it_alone_too() {
+    let scene = Scene::new()
+        .config(&format!(
+            "[worker]\nstart = \"service\"\n[plugins.loops]\nsource = \"{0}\"\nhooks = [\"post-build\"]\n\
+             retry = {{ attempts = 1, min-delay = \"10ms\" }}\nconfig = {{ fault = \"loop\" }}\ngrant = {{ state = true }}\n\
+             limits = {{ wall-time = \"10m\" }}\n",
+            component("faulty"),
+        ))
+        .derivation("alpha", Script::text("hello"))
+        .derivation("beta", Script::text("world"));
+    scene.build("alpha").expect_success();
+    scene.build("beta").expect_success();
+    let mut worker = scene.hookrun_command(&["daemon"]).spawn().unwrap();
+    let running = || tasks_in(&scene, "running");
+    let kill = |runner: u32| {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(runner).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    };
+    let classes =
+        || -> Vec<String> { scene.attempts().into_iter().map(|attempt| attempt.class).collect() };
+    while running() < 2 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    kill(runner_of(worker.id()));
+    while classes().len() < 2 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(classes(), ["transient", "transient"]);
+    assert_eq!(tasks_in(&scene, "dead"), 0, "with one attempt each: it was not counted");
+    while running() < 2 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    // Both are begun, and one has a process; the other waits for its turn.
+    kill(runner_of(worker.id()));
+    while classes().len() < 3 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(classes()[2], "trapped");
+    assert_eq!((tasks_in(&scene, "dead"), running()), (1, 1), "the other one goes on");
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&worker),
+        rustix::process::Signal::TERM,
+    )
+    .unwrap();
+    worker.wait().unwrap();
 }
 
 #[test]

@@ -54,7 +54,7 @@ fn event(scene: &Scene, derivation: &str) -> Event {
     let outputs =
         vec![Output { name: "out".into(), path: scene.out_path(derivation).display().to_string() }];
     let drv_path = scene.drv_path(derivation).display().to_string();
-    let dirs = NixDirs { store: nix.store_dir(), state: nix.state_dir(), conf: nix.conf_dir() };
+    let dirs = NixDirs::new(nix.store_dir(), nix.state_dir(), nix.conf_dir());
     Event { nix: dirs, ..Event::now(HookEvent::PostBuild(PostBuild { drv_path, outputs })) }
 }
 

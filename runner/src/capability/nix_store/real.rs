@@ -1,7 +1,5 @@
 //! The store of a Nix on this machine: its database, and the files below its store directory.
 
-use std::path::{Path, PathBuf};
-
 use super::{Backend, Budget, Entry, TakeInfo, tree};
 use crate::capability::CapabilityError;
 use crate::event::NixDirs;
@@ -33,8 +31,8 @@ impl Backend for Real {
 
     fn derivation(&self, path: &str, budget: &mut Budget) -> Result<Derivation, CapabilityError> {
         // Its text crosses, more or less; what cannot be looked at is told by reading it.
-        budget.take(std::fs::metadata(path).map_or(0, |found| found.len()))?;
-        Ok(Derivation::read(Path::new(path))?)
+        budget.take(std::fs::metadata(self.dirs.real_path(path)).map_or(0, |found| found.len()))?;
+        Ok(Derivation::read_in(&self.dirs, path)?)
     }
 
     fn list_directory(
@@ -43,7 +41,7 @@ impl Backend for Real {
         relative: &str,
         budget: &mut Budget,
     ) -> Result<Vec<Entry>, CapabilityError> {
-        tree::list(Path::new(path), relative, budget)
+        tree::list(&self.dirs.real_path(path), relative, budget)
     }
 
     fn read_file(
@@ -53,11 +51,11 @@ impl Backend for Real {
         offset: u64,
         length: u64,
     ) -> Result<Vec<u8>, CapabilityError> {
-        tree::read(Path::new(path), relative, offset, length)
+        tree::read(&self.dirs.real_path(path), relative, offset, length)
     }
 
     fn nar_source(&self, path: &str) -> Source {
-        Source::Path(PathBuf::from(path))
+        Source::Path(self.dirs.real_path(path))
     }
 }
 

@@ -15,8 +15,7 @@ fn reach(granted: StoreScope, paths: &[&str]) -> Reach {
         wants: Wants::default(),
         effective: Effective { nix_store: granted, ..Effective::default() },
     };
-    let nix =
-        NixDirs { store: "/nix/store".into(), state: "/nowhere".into(), conf: "/nowhere".into() };
+    let nix = NixDirs::new("/nix/store", "/nowhere", "/nowhere");
     let scope = Scope {
         nix,
         paths: paths.iter().map(|path| (*path).to_owned()).collect(),

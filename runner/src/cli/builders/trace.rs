@@ -105,7 +105,8 @@ fn from_nix(builds: &[BuildRow]) -> FromNix {
         {
             found.references.insert(build.drv_path.clone(), info.references);
         }
-        let outputs = crate::nix::outputs_of(&build.drv_path).unwrap_or_default();
+        let outputs =
+            crate::nix::outputs_of(&NixDirs::from_env(), &build.drv_path).unwrap_or_default();
         let paths: Vec<String> = outputs.into_iter().map(|output| output.path).collect();
         let sizes = database.path_infos(&paths).unwrap_or_default();
         let bytes = sizes.into_iter().flatten().map(|info| info.nar_size).sum();

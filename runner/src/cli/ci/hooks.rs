@@ -19,6 +19,7 @@ use anyhow::{Context as _, Result, bail};
 use super::own_hooks::OwnHooks;
 use super::reach::Reach;
 use crate::cli::CliError;
+use crate::config::is_away;
 use crate::dirs::Dirs;
 use crate::exit_code::Exit;
 use crate::layout;
@@ -46,7 +47,11 @@ pub(in crate::cli) struct HookArgs {
 pub(in crate::cli) fn hook(dirs: &Dirs, args: &HookArgs) -> Exit {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("hookrun").args(["hook", &args.hook]).args(&args.arguments);
-    command.env("HOOKRUN_CONFIG", &dirs.config).env("HOOKRUN_STATE_DIR", &dirs.state);
+    command.env("HOOKRUN_STATE_DIR", &dirs.state);
+    // Without a file the default holds there, too.
+    if !is_away(&dirs.config) {
+        command.env("HOOKRUN_CONFIG", &dirs.config);
+    }
     // A build hook works for Nix itself: slot files, keys of root.
     let ready =
         if args.hook == "build-hook" { Ok(()) } else { become_owner(&mut command, &args.owner) };

@@ -35,7 +35,7 @@ use self::reach::Reach;
 use self::summary::Summary;
 use super::output::printable;
 use super::{CliError, Context, sync};
-use crate::config::Config;
+use crate::config::{Config, is_away};
 use crate::dirs::Dirs;
 use crate::event::{NixDirs, now_ms};
 use crate::exit_code::Exit;
@@ -304,7 +304,7 @@ impl Session {
             due: summary.count(|plugin| plugin.due),
             running: summary.count(|plugin| plugin.running),
             ended: summary.events
-                + summary.count(|plugin| plugin.done + plugin.dead + plugin.refused),
+                + summary.count(|plugin| plugin.done + plugin.dead + plugin.lost + plugin.refused),
         })
     }
 
@@ -361,8 +361,10 @@ impl Workers<'_> {
             return;
         }
         self.started = Some(Instant::now());
-        let mut arguments: Vec<&OsStr> = vec!["--config".as_ref(), dirs.config.as_os_str()];
-        arguments.extend(["--state-dir".as_ref(), dirs.state.as_os_str()]);
+        let mut arguments: Vec<&OsStr> = vec!["--state-dir".as_ref(), dirs.state.as_os_str()];
+        if !is_away(&dirs.config) {
+            arguments.extend(["--config".as_ref(), dirs.config.as_os_str()]);
+        }
         arguments.extend(spawn::ARGUMENTS.map(OsStr::new));
         if let Err(error) = spawn::detached(dirs, &arguments) {
             say(&format!("no worker can be started ({error}); events stay in the queue"));

@@ -44,7 +44,7 @@ impl Summary {
     }
 
     fn dead(&self) -> u64 {
-        self.count(|plugin| plugin.dead)
+        self.count(|plugin| plugin.dead + plugin.lost)
     }
 
     fn refused(&self) -> u64 {
@@ -107,6 +107,7 @@ impl std::fmt::Display for Summary {
             running,
             done,
             dead,
+            lost,
             refused,
             oldest_ms: _,
             next_ms: _,
@@ -116,6 +117,7 @@ impl std::fmt::Display for Summary {
                 (*done, "done"),
                 (due + waiting + running, "unfinished"),
                 (*dead, "dead"),
+                (*lost, "lost"),
                 (*refused, "refused"),
             ];
             let counts: Vec<String> = counts

@@ -115,8 +115,7 @@ fn outputs_come_from_the_text_then_the_database_then_the_deriver() {
 fn agrees_with_nix() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().canonicalize().unwrap();
-    let dirs =
-        NixDirs { store: root.join("store"), state: root.join("var"), conf: root.join("etc") };
+    let dirs = NixDirs::new(root.join("store"), root.join("var"), root.join("etc"));
     std::fs::create_dir_all(&dirs.conf).unwrap();
     std::fs::write(
         dirs.conf.join("nix.conf"),

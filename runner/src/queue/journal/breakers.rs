@@ -33,11 +33,11 @@ impl Journal {
             )?;
             let rows = statement.query_map([], |row| {
                 Ok(OpenBreaker {
-                    plugin: row.get(0)?,
+                    plugin: query::text(row, 0)?,
                     since_ms: query::count(row, 1)?,
                     until_ms: query::count(row, 2)?,
-                    trips: row.get(3)?,
-                    message: row.get(4)?,
+                    trips: query::number(row, 3)?,
+                    message: query::text(row, 4)?,
                 })
             })?;
             rows.collect()
@@ -59,19 +59,20 @@ impl Journal {
     }
 
     /// A breaker has closed. What failed while it was open may run now, in the order of its events:
-    /// the service is back.
+    /// the service is back. True if it was open.
     ///
     /// # Errors
     /// What SQLite says.
-    pub fn close_breaker(&mut self, plugin: &str, now_ms: u64) -> Result<(), JournalError> {
+    pub fn close_breaker(&mut self, plugin: &str, now_ms: u64) -> Result<bool, JournalError> {
         self.write(|transaction| {
-            transaction.execute("DELETE FROM breakers WHERE plugin = ?1", [plugin])?;
+            let closed =
+                transaction.execute("DELETE FROM breakers WHERE plugin = ?1", [plugin])?;
             transaction
                 .execute(
                     "UPDATE tasks SET not_before_ms = ?2 WHERE plugin = ?1 AND state = 'pending' AND class = 'transient' AND not_before_ms > ?2",
                     params![plugin, sql_time(now_ms)],
-                )
-                .map(drop)
+                )?;
+            Ok(closed > 0)
         })
     }
 }

@@ -1,14 +1,14 @@
 //! What people change in the journal, beside a worker that runs: dead letters get another chance,
 //! or go.
 //!
-//! Only tasks are touched that no worker holds: dead, refused, and those that wait for their time.
+//! Only tasks are touched that no worker holds: dead, lost, refused, and those that wait.
 //! One transaction each, so that nothing is half done.
 
 use rusqlite::params;
 
 use super::query::TaskRow;
 use super::run::{end_event, unblock};
-use super::{Journal, JournalError, sql_time};
+use super::{Journal, JournalError, query, sql_count, sql_time};
 use crate::event::Event;
 
 /// Which tasks are meant. All that is set has to hold.
@@ -36,7 +36,7 @@ impl Selection {
 }
 
 impl Journal {
-    /// Gives a dead or refused task all its attempts again, and one that waits its time now. The
+    /// Gives a dead, lost or refused task all its attempts again, and one that waits its time now. The
     /// event is open again. False if the task is none of these any more.
     ///
     /// # Errors
@@ -44,21 +44,36 @@ impl Journal {
     pub fn revive(&mut self, event: &str, plugin: &str, now_ms: u64) -> Result<bool, JournalError> {
         self.write(|transaction| {
             let changed = transaction.execute(
-                "UPDATE tasks SET state = 'pending', not_before_ms = 0, attempts = 0, first_ms = NULL, updated_ms = ?3
-                 WHERE event = ?1 AND plugin = ?2 AND (state IN ('dead', 'refused') OR (state = 'pending' AND not_before_ms > ?3))",
+                "UPDATE tasks SET state = 'pending', not_before_ms = 0, attempts = 0, age_ms = 0, last_ms = NULL, updated_ms = ?3
+                 WHERE event = ?1 AND plugin = ?2
+                 AND (state IN ('dead', 'lost', 'refused')
+                      OR (state = 'pending' AND (not_before_ms > ?3 OR EXISTS (SELECT 1 FROM breakers WHERE plugin = ?2))))",
                 params![event, plugin, sql_time(now_ms)],
             )?;
             if changed > 0 {
                 transaction.execute("UPDATE events SET ended_ms = NULL WHERE id = ?1", [event])?;
-                // Whoever asks for another attempt has mended something, or wants to know.
-                transaction.execute("DELETE FROM breakers WHERE plugin = ?1", [plugin])?;
             }
             Ok(changed > 0)
         })
     }
 
-    /// Removes a task that is dead, refused or waits; its attempts stay in the log. The second
-    /// value: it was the event's last open one, so that its roots may go.
+    /// The event has so many roots: it has been opened again, and they were made again.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn rooted(&mut self, event: &str, count: usize) -> Result<(), JournalError> {
+        self.write(|transaction| {
+            transaction
+                .execute(
+                    "UPDATE events SET rooted = max(rooted, ?2) WHERE id = ?1",
+                    params![event, sql_count(count)],
+                )
+                .map(drop)
+        })
+    }
+
+    /// Removes a task that is dead, lost, refused or waits; its attempts stay in the log. The second
+    /// value: nothing needs the event's roots any more.
     ///
     /// # Errors
     /// What SQLite says.
@@ -71,7 +86,8 @@ impl Journal {
         self.write(|transaction| {
             let changed = transaction.execute(
                 "DELETE FROM tasks WHERE event = ?1 AND plugin = ?2
-                 AND (state IN ('dead', 'refused', 'blocked') OR (state = 'pending' AND not_before_ms > ?3))",
+                 AND (state IN ('dead', 'lost', 'refused', 'blocked')
+                      OR (state = 'pending' AND (not_before_ms > ?3 OR EXISTS (SELECT 1 FROM breakers WHERE plugin = ?2))))",
                 params![event, plugin, sql_time(now_ms)],
             )?;
             if changed > 0 {
@@ -87,12 +103,11 @@ impl Journal {
     /// # Errors
     /// What SQLite says; none if there is none, or it cannot be read.
     pub fn event(&self, id: &str) -> Result<Option<Event>, JournalError> {
-        let body = self.read(|connection| {
+        self.read(|connection| {
             let mut rows = connection.prepare("SELECT body FROM events WHERE id = ?1")?;
             let mut rows = rows.query([id])?;
-            rows.next()?.map(|row| row.get::<_, String>(0)).transpose()
-        })?;
-        Ok(body.and_then(|body| serde_json::from_str(&body).ok()))
+            Ok(rows.next()?.and_then(|row| query::json(row, 0).ok()))
+        })
     }
 }
 
@@ -122,8 +137,8 @@ mod tests {
             Outcome::Failed { message: "no".to_owned(), transient: false, retry_after_ms: None };
         let report = RunReport::from(outcome);
         let attempt = Attempt { event: &event.id, plugin: "cache", number, start_ms: 2, end_ms: 3 };
-        let ended = Ended { attempt, report: &report, next: Next::Dead };
-        assert_eq!(journal.step(&[ended], &[], 3).unwrap().0, [true], "the event has ended");
+        let ended = Ended { attempt, report: &report, next: Next::Dead, age_ms: 1 };
+        assert_eq!(journal.step(&[ended], &[], 3).unwrap().0, [false], "it keeps its roots");
         (directory, dirs, event)
     }
 
@@ -133,7 +148,7 @@ mod tests {
     }
 
     fn due(journal: &Journal) -> Vec<Task> {
-        journal.due("cache", 100, 10, Order::Oldest).unwrap()
+        journal.due("cache", 100, 10, Order::Oldest).unwrap().0
     }
 
     #[test]

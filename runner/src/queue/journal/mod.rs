@@ -1,4 +1,5 @@
-//! The worker's database: events, tasks, attempts (SQLite, `schema-1.sql`).
+//! The worker's database: events, tasks, attempts (SQLite, `schema-1.sql` and what
+//! comes after it).
 //!
 //! Written by the one worker; `hookrun status` and `hookrun log` read it at the same time
 //! (write-ahead log). The worker may be killed at any instruction: an event's row and its tasks
@@ -30,13 +31,13 @@ pub use query::{
     AttemptRow, EndedAs, FileId, LogFilter, PluginCounts, PluginRecord, TaskRow, file_id,
 };
 pub use rooted::Roots;
-pub use run::{Attempt, Begun, Ended, Order, Task};
+pub use run::{Attempt, Begun, Ended, Order, Task, Unreadable};
 pub use take::{Incoming, Share, Taken, Wanted};
 
 /// The database's name in [`Dirs::journal`](crate::dirs::Dirs::journal).
 const FILE: &str = "journal.sqlite";
 /// What brings a database from version n to n + 1, in order.
-const MIGRATIONS: [&str; 1] = [include_str!("schema-1.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
 /// How long a statement waits for another process's lock: readers never block the worker for long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -69,12 +70,33 @@ pub enum JournalError {
         /// Its `user_version`.
         version: usize,
     },
+    /// Written by an earlier release, and this process may not change it.
+    #[error("the journal {} has version {version}, of an earlier hookrun, and only a worker changes it; restart the worker that runs, or run `hookrun drain`", path.display())]
+    Older {
+        /// The database.
+        path: PathBuf,
+        /// Its `user_version`.
+        version: usize,
+    },
+}
+
+impl JournalError {
+    /// Is the file itself damaged, so that another journal has to take its place?
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Sqlite { error, .. } => open::is_damage(error),
+            Self::Io { .. } | Self::Newer { .. } | Self::Older { .. } => false,
+        }
+    }
 }
 
 /// What to do about an error of SQLite.
 fn fix(error: &rusqlite::Error) -> &'static str {
     match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::DiskFull) => "make space there",
+        _ if open::is_damage(error) => {
+            "run `hookrun drain`: it sets the file aside and goes on with what can be read of it"
+        }
         _ => "its directory must be writable for the user that runs the worker",
     }
 }
@@ -84,16 +106,25 @@ fn fix(error: &rusqlite::Error) -> &'static str {
 pub struct Open {
     /// May run now.
     pub due: u64,
-    /// Wait for their time, or for another task.
+    /// Wait for their time, for another task, or until what their plugin needs is there again.
     pub waiting: u64,
     /// Run.
     pub running: u64,
-    /// Could not begin.
+    /// Kept until somebody mends something.
     pub refused: u64,
     /// Dead letters.
     pub dead: u64,
+    /// Cannot be done any more.
+    pub lost: u64,
     /// When the first of those that wait may run.
     pub next_ms: Option<u64>,
+}
+
+impl Open {
+    /// Has something ended that did not end well, or is it kept for the operator?
+    pub fn failed(&self) -> bool {
+        self.dead > 0 || self.lost > 0 || self.refused > 0
+    }
 }
 
 /// The journal, open.
@@ -113,12 +144,13 @@ impl Journal {
     pub fn open_tasks(&self, now_ms: u64) -> Result<Open, JournalError> {
         self.read(|connection| {
             connection.query_row(
-                "SELECT count(*) FILTER (WHERE state = 'pending' AND not_before_ms <= ?1),
-                        count(*) FILTER (WHERE state = 'blocked' OR (state = 'pending' AND not_before_ms > ?1)),
+                "SELECT count(*) FILTER (WHERE state = 'pending' AND not_before_ms <= ?1 AND until_ms IS NULL),
+                        count(*) FILTER (WHERE state = 'blocked' OR (state = 'pending' AND (not_before_ms > ?1 OR until_ms IS NOT NULL))),
                         count(*) FILTER (WHERE state = 'running'), count(*) FILTER (WHERE state = 'refused'),
-                        min(not_before_ms) FILTER (WHERE state = 'pending' AND not_before_ms > ?1),
-                        (SELECT count(*) FROM tasks WHERE state = 'dead')
-                 FROM tasks WHERE state IN ('pending', 'blocked', 'running', 'refused')",
+                        min(max(not_before_ms, coalesce(until_ms, 0))) FILTER (WHERE state = 'pending' AND (not_before_ms > ?1 OR until_ms > ?1)),
+                        (SELECT count(*) FROM tasks WHERE state = 'dead'), (SELECT count(*) FROM tasks WHERE state = 'lost')
+                 FROM tasks LEFT JOIN breakers ON breakers.plugin = tasks.plugin
+                 WHERE state IN ('pending', 'blocked', 'running', 'refused')",
                 [sql_time(now_ms)],
                 |row| {
                     Ok(Open {
@@ -128,6 +160,7 @@ impl Journal {
                         refused: query::count(row, 3)?,
                         next_ms: query::time(row, 4)?,
                         dead: query::count(row, 5)?,
+                        lost: query::count(row, 6)?,
                     })
                 },
             )

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::{BUSY_TIMEOUT, FILE, Journal, JournalError, MIGRATIONS, sql_count};
+use super::{BUSY_TIMEOUT, FILE, Journal, JournalError, MIGRATIONS, query, sql_count};
 use crate::dirs::Dirs;
 use crate::event::Event;
+use crate::queue::lock::WorkerLock;
 
 /// A journal that could not be used any more, and what was left of it.
 #[derive(Debug, Default, PartialEq)]
@@ -38,19 +39,33 @@ impl Journal {
         match Self::open_checked(&path) {
             Ok(journal) => Ok((journal, None)),
             Err(JournalError::Sqlite { error, .. }) if is_damage(&error) => {
-                let aside = set_aside(&path).map_err(io)?;
-                let journal = Self::open_checked(&path)?;
-                let salvaged = salvage_file(&aside);
-                let notice = format!(
-                    "the journal was damaged ({error}) and is set aside as {}; a new one is begun with the {} unfinished events that could \
-                     be read; `hookrun sync` finds what is missing",
-                    aside.display(),
-                    salvaged.len(),
-                );
-                Ok((journal, Some(Damage { notice, salvaged })))
+                Self::begin_anew(&path, &error.to_string())
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Opens a new journal in the place of one that turned out to be damaged while it was used,
+    /// however well it looks when it is opened.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub fn open_anew(dirs: &Dirs, reason: &str) -> Result<(Self, Option<Damage>), JournalError> {
+        Self::begin_anew(&dirs.journal().join(FILE), reason)
+    }
+
+    fn begin_anew(path: &Path, reason: &str) -> Result<(Self, Option<Damage>), JournalError> {
+        let aside =
+            set_aside(path).map_err(|error| JournalError::Io { path: path.to_owned(), error })?;
+        let journal = Self::open_checked(path)?;
+        let salvaged = salvage_file(&aside);
+        let notice = format!(
+            "the journal was damaged ({reason}) and is set aside as {}; a new one is begun with the {} unfinished events that could be \
+             read; `hookrun sync` finds what is missing",
+            aside.display(),
+            salvaged.len(),
+        );
+        Ok((journal, Some(Damage { notice, salvaged })))
     }
 
     /// Opens the journal for reading, beside a worker; none if there is none yet.
@@ -88,7 +103,12 @@ impl Journal {
         match version.cmp(&MIGRATIONS.len()) {
             std::cmp::Ordering::Greater => Err(JournalError::Newer { path, version }),
             // The worker has not got so far yet: it is as good as not there.
-            std::cmp::Ordering::Less => Ok(None),
+            std::cmp::Ordering::Less if version == 0 => Ok(None),
+            std::cmp::Ordering::Less => {
+                drop(connection);
+                bring_up_to_date(dirs, &path, version)?;
+                Self::open_beside(dirs, flags)
+            }
             std::cmp::Ordering::Equal => Ok(Some(Self { connection, path, inode: None })),
         }
     }
@@ -110,10 +130,39 @@ impl Journal {
         inode(&self.path) == self.inode
     }
 
+    /// Is the file still a journal for whoever opens it now?
+    ///
+    /// # Errors
+    /// It is not, or SQLite cannot read it.
+    pub fn verify(&self) -> Result<(), JournalError> {
+        let look = || {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
+            let connection = Connection::open_with_flags(&self.path, flags)?;
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            user_version(&connection)
+        };
+        look().map(drop).map_err(|error| JournalError::Sqlite { path: self.path.clone(), error })
+    }
+
     /// The events that have not ended: for another journal, when this one's file is gone.
     pub fn salvage(&self) -> Vec<Event> {
         salvage(&self.connection)
     }
+}
+
+/// Brings the journal of an earlier release up to date, if no worker runs that would not know it any
+/// more and this user may.
+fn bring_up_to_date(dirs: &Dirs, path: &Path, version: usize) -> Result<(), JournalError> {
+    let older = || JournalError::Older { path: path.to_owned(), version };
+    let _lock = WorkerLock::take(&dirs.worker_lock()).map_err(|_| older())?;
+    Journal::open_checked(path).map(drop).map_err(|error| match error {
+        JournalError::Sqlite { error, .. }
+            if error.sqlite_error_code() == Some(rusqlite::ErrorCode::ReadOnly) =>
+        {
+            older()
+        }
+        other => other,
+    })
 }
 
 /// Device and number of a file.
@@ -146,15 +195,16 @@ fn salvage_file(path: &Path) -> Vec<Event> {
 fn salvage(connection: &Connection) -> Vec<Event> {
     let mut found = std::collections::BTreeMap::new();
     for order in ["ASC", "DESC"] {
-        let sql = format!("SELECT id, body FROM events WHERE ended_ms IS NULL ORDER BY id {order}");
+        // Dead letters with roots may still be done.
+        let sql = format!(
+            "SELECT body FROM events WHERE ended_ms IS NULL OR rooted > 0 ORDER BY id {order}"
+        );
         let Ok(mut statement) = connection.prepare(&sql) else { continue };
         let Ok(mut rows) = statement.query([]) else { continue };
         while let Ok(Some(row)) = rows.next() {
-            let (Ok(id), Ok(body)) = (row.get::<_, String>(0), row.get::<_, String>(1)) else {
-                break;
-            };
-            if let Ok(event) = serde_json::from_str::<Event>(&body) {
-                found.insert(id, event);
+            // One event that cannot be read costs no other.
+            if let Ok(event) = query::json::<Event>(row, 0) {
+                found.insert(event.id.clone(), event);
             }
         }
     }
@@ -195,7 +245,7 @@ fn user_version(connection: &Connection) -> rusqlite::Result<usize> {
     Ok(usize::try_from(version).unwrap_or(usize::MAX))
 }
 
-fn is_damage(error: &rusqlite::Error) -> bool {
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
         Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase)

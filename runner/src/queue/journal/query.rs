@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rusqlite::types::ValueRef;
 use rusqlite::{Row, ToSql};
 
 use super::{FILE, Journal, JournalError, sql_count, sql_time};
 use crate::dirs::Dirs;
-use crate::event::{Event, HookEvent};
+use crate::event::{Event, HookEvent, now_ms};
 use crate::evidence::Evidence;
 use crate::outcome::{LogLine, Usage};
 
@@ -18,7 +19,7 @@ pub struct PluginCounts {
     pub plugin: String,
     /// May run now.
     pub due: u64,
-    /// Wait for their time.
+    /// Wait for their time, for another task, or until what the plugin needs is there again.
     pub waiting: u64,
     /// Run.
     pub running: u64,
@@ -26,7 +27,9 @@ pub struct PluginCounts {
     pub done: u64,
     /// Dead letters.
     pub dead: u64,
-    /// Could not begin.
+    /// Cannot be done any more.
+    pub lost: u64,
+    /// Kept until somebody mends something.
     pub refused: u64,
     /// When Nix called the hook for the oldest that has not ended; milliseconds since 1970.
     pub oldest_ms: Option<u64>,
@@ -38,6 +41,20 @@ pub struct PluginCounts {
 /// came from hooks for all that is known.
 const ORIGIN: &str =
     "coalesce(CASE WHEN json_valid(body) THEN json_extract(body, '$.origin') END, 'hook')";
+
+/// The state of a task in the word that all commands use, from the columns of `tasks`. `?1` is the
+/// time. Tasks of a plugin with an open breaker wait, whatever their own time is.
+const STATE: &str = "CASE tasks.state
+     WHEN 'pending' THEN CASE WHEN tasks.not_before_ms > ?1 OR EXISTS
+         (SELECT 1 FROM breakers WHERE breakers.plugin = tasks.plugin) THEN 'waiting' ELSE 'due' END
+     WHEN 'blocked' THEN 'waiting'
+     ELSE tasks.state END";
+
+/// When a task may run next, as far as anybody knows.
+const NEXT: &str = "CASE tasks.state
+     WHEN 'pending' THEN nullif(max(tasks.not_before_ms, coalesce(
+         (SELECT until_ms FROM breakers WHERE breakers.plugin = tasks.plugin), 0)), 0)
+     WHEN 'refused' THEN nullif(tasks.not_before_ms, 0) END";
 
 /// A task, for people.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -55,11 +72,11 @@ pub struct TaskRow {
     pub drv_path: String,
     /// The plugin's name.
     pub plugin: String,
-    /// `pending`, `blocked`, `running`, `done`, `dead` or `refused`.
+    /// `due`, `waiting`, `running`, `done`, `dead`, `lost` or `refused`.
     pub state: String,
     /// Attempts begun.
     pub attempts: u32,
-    /// When it may run.
+    /// When it may run next.
     pub not_before_ms: Option<u64>,
     /// Class of the last attempt.
     pub class: Option<String>,
@@ -94,13 +111,13 @@ pub struct AttemptRow {
     pub start_ms: u64,
     /// When it ended.
     pub end_ms: u64,
-    /// `done`, `permanent`, `transient`, `trapped`, `limit`, `refused` or `interrupted`.
+    /// `done`, `permanent`, `transient`, `trapped`, `limit`, `refused`, `lost` or `interrupted`.
     pub class: String,
     /// Its sentence.
     pub message: String,
-    /// State of the task now; `dropped` if somebody removed it.
+    /// State of the task now, as in [`TaskRow::state`]; `dropped` if somebody removed it.
     pub state: String,
-    /// When the task may run again, while it is pending.
+    /// When the task may run again.
     pub not_before_ms: Option<u64>,
     /// What it used; none if it was interrupted.
     pub usage: Option<Usage>,
@@ -118,7 +135,7 @@ pub enum EndedAs {
     Class(String),
     /// With any class but `done`.
     Failed,
-    /// Its task was given up.
+    /// Its task was given up, or is lost.
     Dead,
 }
 
@@ -212,28 +229,31 @@ impl Journal {
     ) -> Result<Vec<PluginCounts>, JournalError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT plugin,
-                        count(*) FILTER (WHERE state = 'pending' AND not_before_ms <= ?1),
-                        count(*) FILTER (WHERE state = 'blocked' OR (state = 'pending' AND not_before_ms > ?1)),
+                "SELECT tasks.plugin,
+                        count(*) FILTER (WHERE state = 'pending' AND not_before_ms <= ?1 AND until_ms IS NULL),
+                        count(*) FILTER (WHERE state = 'blocked' OR (state = 'pending' AND (not_before_ms > ?1 OR until_ms IS NOT NULL))),
                         count(*) FILTER (WHERE state = 'running'), count(*) FILTER (WHERE state = 'done'),
-                        count(*) FILTER (WHERE state = 'dead'), count(*) FILTER (WHERE state = 'refused'),
+                        count(*) FILTER (WHERE state = 'dead'), count(*) FILTER (WHERE state = 'lost'),
+                        count(*) FILTER (WHERE state = 'refused'),
                         min(events.time_ms) FILTER (WHERE state IN ('pending', 'blocked', 'running', 'refused')),
-                        min(not_before_ms) FILTER (WHERE state = 'pending' AND not_before_ms > ?1)
-                 FROM tasks JOIN events ON events.id = tasks.event
+                        min(max(not_before_ms, coalesce(until_ms, 0)))
+                            FILTER (WHERE state = 'pending' AND (not_before_ms > ?1 OR until_ms > ?1))
+                 FROM tasks JOIN events ON events.id = tasks.event LEFT JOIN breakers ON breakers.plugin = tasks.plugin
                  WHERE ?2 IS NULL OR events.id IN (SELECT coalesce(merged_into, id) FROM events WHERE time_ms >= ?2)
-                 GROUP BY plugin ORDER BY plugin",
+                 GROUP BY tasks.plugin ORDER BY tasks.plugin",
             )?;
             let rows = statement.query_map(rusqlite::params![sql_time(now_ms), since_ms.map(sql_time)], |row| {
                 Ok(PluginCounts {
-                    plugin: row.get(0)?,
+                    plugin: text(row, 0)?,
                     due: count(row, 1)?,
                     waiting: count(row, 2)?,
                     running: count(row, 3)?,
                     done: count(row, 4)?,
                     dead: count(row, 5)?,
-                    refused: count(row, 6)?,
-                    oldest_ms: time(row, 7)?,
-                    next_ms: time(row, 8)?,
+                    lost: count(row, 6)?,
+                    refused: count(row, 7)?,
+                    oldest_ms: time(row, 8)?,
+                    next_ms: time(row, 9)?,
                 })
             })?;
             rows.collect()
@@ -249,25 +269,38 @@ impl Journal {
         self.read(|connection| {
             let mut statement = connection
                 .prepare_cached("SELECT body FROM events WHERE kind = 'post-build' AND (?1 IS NULL OR time_ms >= ?1)")?;
-            let bodies = statement.query_map([since_ms.map(sql_time)], |row| row.get::<_, String>(0))?;
-            let mut paths = BTreeSet::new();
-            for body in bodies {
-                if let Ok(Event { hook: HookEvent::PostBuild(event), .. }) = serde_json::from_str(&body?) {
-                    paths.extend(event.outputs.into_iter().map(|output| output.path));
-                }
-            }
-            Ok(paths)
+            output_paths(statement.query([since_ms.map(sql_time)])?)
         })
     }
 
-    /// The tasks in one state, such as `dead`, those that changed last first.
+    /// The outputs of the events that this plugin has, had or is to have: those with a task of it that
+    /// can still be done or was.
     ///
     /// # Errors
     /// What SQLite says.
-    pub fn tasks_in_state(&self, state: &str, limit: usize) -> Result<Vec<TaskRow>, JournalError> {
+    pub fn outputs_for(&self, plugin: &str) -> Result<BTreeSet<String>, JournalError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT body FROM events JOIN tasks ON tasks.event = events.id
+                 WHERE kind = 'post-build' AND plugin = ?1 AND state <> 'lost'",
+            )?;
+            output_paths(statement.query([plugin])?)
+        })
+    }
+
+    /// The tasks in one of these states, such as `dead`, those that changed last first.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn tasks_in_state(
+        &self,
+        states: &[&str],
+        limit: usize,
+    ) -> Result<Vec<TaskRow>, JournalError> {
+        let states = format!("[\"{}\"]", states.join("\",\""));
         self.some_tasks(
-            "WHERE state = ?1 ORDER BY updated_ms DESC, event LIMIT ?2",
-            &[&state, &sql_count(limit)],
+            "WHERE state IN (SELECT value FROM json_each(?2)) ORDER BY updated_ms DESC, event LIMIT ?3",
+            &[&sql_time(now_ms()), &states, &sql_count(limit)],
         )
     }
 
@@ -276,37 +309,37 @@ impl Journal {
     /// # Errors
     /// What SQLite says.
     pub fn tasks(&self) -> Result<Vec<TaskRow>, JournalError> {
-        self.some_tasks("ORDER BY time_ms, event, plugin", &[])
+        self.some_tasks("ORDER BY time_ms, event, plugin", &[&sql_time(now_ms())])
     }
 
     fn some_tasks(&self, which: &str, values: &[&dyn ToSql]) -> Result<Vec<TaskRow>, JournalError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(&format!(
-                "SELECT event, kind, name, drv_path, plugin, state, attempts, nullif(not_before_ms, 0), class, message, updated_ms,
+                "SELECT event, kind, name, drv_path, plugin, {STATE}, attempts, {NEXT}, class, message, updated_ms,
                         {ORIGIN}
                  FROM tasks JOIN events ON events.id = tasks.event {which}"
             ))?;
             let rows = statement.query_map(values, |row| {
                 Ok(TaskRow {
-                    event: row.get(0)?,
-                    kind: row.get(1)?,
-                    name: row.get(2)?,
-                    drv_path: row.get(3)?,
-                    plugin: row.get(4)?,
-                    state: row.get(5)?,
-                    attempts: row.get(6)?,
+                    event: text(row, 0)?,
+                    kind: text(row, 1)?,
+                    name: text(row, 2)?,
+                    drv_path: text(row, 3)?,
+                    plugin: text(row, 4)?,
+                    state: text(row, 5)?,
+                    attempts: number(row, 6)?,
                     not_before_ms: time(row, 7)?,
-                    class: row.get(8)?,
-                    message: row.get(9)?,
+                    class: optional_text(row, 8)?,
+                    message: optional_text(row, 9)?,
                     updated_ms: count(row, 10)?,
-                    origin: row.get(11)?,
+                    origin: text(row, 11)?,
                 })
             })?;
             rows.collect()
         })
     }
 
-    /// The attempts that the filter admits, oldest first.
+    /// The attempts that the filter admits, oldest first, with the state of their tasks now.
     ///
     /// # Errors
     /// What SQLite says.
@@ -323,37 +356,40 @@ impl Journal {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(&format!(
                 "SELECT attempts.event, kind, name, drv_path, attempts.plugin, number, start_ms, end_ms, attempts.class, attempts.message,
-                        coalesce(state, 'dropped'), CASE state WHEN 'pending' THEN nullif(not_before_ms, 0) END, usage, log,
-                        attempts.id, {ORIGIN}, CASE kind WHEN 'diff' THEN body END
+                        coalesce({STATE}, 'dropped'), {NEXT}, usage, log, attempts.id, {ORIGIN},
+                        CASE kind WHEN 'diff' THEN body END
                  FROM attempts JOIN events ON events.id = attempts.event
                       LEFT JOIN tasks ON tasks.event = attempts.event AND tasks.plugin = attempts.plugin
-                 WHERE (?1 IS NULL OR instr(name, ?1) OR instr(drv_path, ?1)) AND (?2 IS NULL OR attempts.plugin = ?2)
-                       AND (?3 IS NULL OR attempts.class = ?3) AND (?4 IS NULL OR end_ms >= ?4)
-                       AND (NOT ?6 OR attempts.class <> 'done') AND (NOT ?7 OR state = 'dead')
-                       AND (?8 IS NULL OR attempts.id > ?8)
-                 ORDER BY attempts.id DESC LIMIT ?5"
+                 WHERE (?2 IS NULL OR instr(name, ?2) OR instr(drv_path, ?2)) AND (?3 IS NULL OR attempts.plugin = ?3)
+                       AND (?4 IS NULL OR attempts.class = ?4) AND (?5 IS NULL OR end_ms >= ?5)
+                       AND (NOT ?7 OR attempts.class <> 'done') AND (NOT ?8 OR state IN ('dead', 'lost'))
+                       AND (?9 IS NULL OR attempts.id > ?9)
+                 ORDER BY attempts.id DESC LIMIT ?6"
             ))?;
-            let values: [&dyn ToSql; 8] = [derivation, plugin, &class, &since, &limit, &failed, &dead, after];
+            let now = sql_time(now_ms());
+            let values: [&dyn ToSql; 9] =
+                [&now, derivation, plugin, &class, &since, &limit, &failed, &dead, after];
             let rows = statement.query_map(values, |row| {
-                let class: String = row.get(8)?;
+                let class = text(row, 8)?;
                 Ok(AttemptRow {
                     id: row.get(14)?,
-                    event: row.get(0)?,
-                    kind: row.get(1)?,
-                    name: row.get(2)?,
-                    drv_path: row.get(3)?,
-                    plugin: row.get(4)?,
-                    number: row.get(5)?,
+                    event: text(row, 0)?,
+                    kind: text(row, 1)?,
+                    name: text(row, 2)?,
+                    drv_path: text(row, 3)?,
+                    plugin: text(row, 4)?,
+                    number: number(row, 5)?,
                     start_ms: count(row, 6)?,
                     end_ms: count(row, 7)?,
-                    message: row.get(9)?,
-                    state: row.get(10)?,
+                    message: text(row, 9)?,
+                    state: text(row, 10)?,
                     not_before_ms: time(row, 11)?,
-                    usage: if class == "interrupted" { None } else { Some(json(row, 12)?) },
-                    log: json(row, 13)?,
+                    // What cannot be read is not shown; the attempt is.
+                    usage: if class == "interrupted" { None } else { json(row, 12).ok() },
+                    log: json(row, 13).unwrap_or_default(),
                     class,
-                    origin: row.get(15)?,
-                    evidence: row.get::<_, Option<String>>(16)?.and_then(|body| evidence(&body)),
+                    origin: text(row, 15)?,
+                    evidence: optional_text(row, 16)?.and_then(|body| evidence(&body)),
                 })
             })?;
             let mut rows: Vec<AttemptRow> = rows.collect::<rusqlite::Result<_>>()?;
@@ -377,7 +413,7 @@ impl Journal {
             let rows = statement.query_map(rusqlite::params![sql_time(since_ms), RECORD_ROWS], |row| {
                 let record =
                     PluginRecord { succeeded: count(row, 1)?, failed: count(row, 2)?, last_success_ms: time(row, 3)? };
-                Ok((row.get(0)?, record))
+                Ok((text(row, 0)?, record))
             })?;
             rows.collect()
         })
@@ -430,21 +466,68 @@ pub fn file_id(dirs: &Dirs) -> Option<FileId> {
     std::fs::metadata(dirs.journal().join(FILE)).ok().map(|found| (found.dev(), found.ino()))
 }
 
-/// A count or a time that is never negative.
+/// The event whose JSON is in column `body`, if it can be read and is the one called as column `id`
+/// says.
+pub(super) fn event(row: &Row<'_>, body: usize, id: usize) -> Result<Event, String> {
+    let event: Event = json(row, body).map_err(|error| error.to_string())?;
+    let id = text(row, id).map_err(|error| error.to_string())?;
+    if event.id == id { Ok(event) } else { Err(format!("it is that of {}", event.id)) }
+}
+
+/// The outputs that the events in the first column tell of. An event that this release cannot read
+/// tells none.
+fn output_paths(mut bodies: rusqlite::Rows<'_>) -> rusqlite::Result<BTreeSet<String>> {
+    let mut paths = BTreeSet::new();
+    while let Some(row) = bodies.next()? {
+        if let Ok(Event { hook: HookEvent::PostBuild(event), .. }) = json(row, 0) {
+            paths.extend(event.outputs.into_iter().map(|output| output.path));
+        }
+    }
+    Ok(paths)
+}
+
+// Values are taken as they are: a damaged one is shown as well as it can be, and costs no other row.
+
+/// A count or a time that is never negative; 0 for what is no number.
 pub(super) fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
-    Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
+    Ok(time(row, column)?.unwrap_or(0))
+}
+
+pub(super) fn number(row: &Row<'_>, column: usize) -> rusqlite::Result<u32> {
+    Ok(u32::try_from(count(row, column)?).unwrap_or(u32::MAX))
 }
 
 pub(super) fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>> {
-    Ok(row.get::<_, Option<i64>>(column)?.map(|value| u64::try_from(value).unwrap_or(0)))
+    Ok(match row.get_ref(column)? {
+        ValueRef::Integer(value) => Some(u64::try_from(value).unwrap_or(0)),
+        _ => None,
+    })
+}
+
+/// The bytes of a text; none of what is no text.
+pub(super) fn bytes<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<&'a [u8]> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes,
+        _ => &[],
+    })
+}
+
+pub(super) fn text(row: &Row<'_>, column: usize) -> rusqlite::Result<String> {
+    Ok(String::from_utf8_lossy(bytes(row, column)?).into_owned())
+}
+
+fn optional_text(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<String>> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Null => None,
+        _ => Some(text(row, column)?),
+    })
 }
 
 pub(super) fn json<T: serde::de::DeserializeOwned>(
     row: &Row<'_>,
     column: usize,
 ) -> rusqlite::Result<T> {
-    let text: String = row.get(column)?;
-    serde_json::from_str(&text).map_err(|error| {
+    serde_json::from_slice(bytes(row, column)?).map_err(|error| {
         rusqlite::Error::FromSqlConversionFailure(
             column,
             rusqlite::types::Type::Text,

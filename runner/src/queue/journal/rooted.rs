@@ -1,4 +1,5 @@
-//! Which unfinished events have garbage-collector roots, how old they are and how large.
+//! Which events have garbage-collector roots, how old they are and how large: those that have not
+//! ended, and those with a dead letter.
 
 use rusqlite::{OptionalExtension as _, params};
 
@@ -14,26 +15,31 @@ pub struct Roots {
     /// Bytes of what they keep, without what that refers to; a root whose size is not known yet
     /// counts as nothing.
     pub bytes: u64,
+    /// How many of these are there for dead letters only.
+    pub dead_count: u64,
+    /// Bytes of what those keep.
+    pub dead_bytes: u64,
 }
 
 impl Journal {
-    /// Up to `limit` unfinished events with roots whose size nobody has found out yet.
+    /// Up to `limit` events with roots whose size nobody has found out yet.
     ///
     /// # Errors
     /// What SQLite says.
     pub fn unmeasured(&self, limit: usize) -> Result<Vec<Event>, JournalError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT body FROM events WHERE ended_ms IS NULL AND rooted > 0 AND nar_size IS NULL LIMIT ?1",
+                "SELECT body, id FROM events WHERE rooted > 0 AND nar_size IS NULL LIMIT ?1",
             )?;
-            let rows = statement.query_map([sql_count(limit)], |row| query::json(row, 0))?;
-            rows.collect()
+            let rows =
+                statement.query_map([sql_count(limit)], |row| Ok(query::event(row, 0, 1).ok()))?;
+            rows.filter_map(Result::transpose).collect()
         })
     }
 
-    /// The unfinished events with roots that are older than `taken_before_ms`, or with which all
-    /// newer ones are larger than `max_size` bytes together; the first value says which: true, too
-    /// old.
+    /// The events with roots that are older than `taken_before_ms`, or with which all newer ones are
+    /// larger than `max_size` bytes together; the first value says which: true, too old. For the size
+    /// dead letters come after everything that has not ended, so that they cost it no root.
     ///
     /// # Errors
     /// What SQLite says.
@@ -45,26 +51,27 @@ impl Journal {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT taken_ms < ?1, body FROM
-                     (SELECT taken_ms, body, sum(nar_size) OVER (ORDER BY id DESC) AS size FROM events WHERE ended_ms IS NULL AND rooted > 0)
+                     (SELECT taken_ms, body, sum(nar_size) OVER (ORDER BY ended_ms IS NOT NULL, id DESC) AS size FROM events WHERE rooted > 0)
                  WHERE taken_ms < ?1 OR size > ?2",
             )?;
             let rows = statement.query_map(params![sql_time(taken_before_ms), sql_time(max_size)], |row| {
-                Ok((row.get(0)?, query::json(row, 1)?))
+                Ok(query::json(row, 1).ok().map(|event| (row.get(0), event)))
             })?;
-            rows.collect()
+            let readable = rows.filter_map(Result::transpose);
+            readable.map(|row| row.and_then(|(too_old, event)| Ok((too_old?, event)))).collect()
         })
     }
 
-    /// The stores of unfinished events with roots.
+    /// The stores of events with roots.
     ///
     /// # Errors
     /// What SQLite says.
     pub fn rooted_stores(&self) -> Result<Vec<NixDirs>, JournalError> {
         self.read(|connection| {
             let mut statement = connection
-                .prepare_cached("SELECT DISTINCT body ->> '$.nix' FROM events WHERE ended_ms IS NULL AND rooted > 0")?;
-            let rows = statement.query_map([], |row| query::json(row, 0))?;
-            rows.collect()
+                .prepare_cached("SELECT DISTINCT CASE WHEN json_valid(body) THEN body ->> '$.nix' END FROM events WHERE rooted > 0")?;
+            let rows = statement.query_map([], |row| Ok(query::json(row, 0).ok()))?;
+            rows.filter_map(Result::transpose).collect()
         })
     }
 
@@ -75,9 +82,19 @@ impl Journal {
     pub fn roots(&self) -> Result<Roots, JournalError> {
         self.read(|connection| {
             connection.query_row(
-                "SELECT coalesce(sum(rooted), 0), coalesce(sum(nar_size), 0) FROM events WHERE ended_ms IS NULL AND rooted > 0",
+                "SELECT coalesce(sum(rooted), 0), coalesce(sum(nar_size), 0),
+                        coalesce(sum(rooted) FILTER (WHERE ended_ms IS NOT NULL), 0),
+                        coalesce(sum(nar_size) FILTER (WHERE ended_ms IS NOT NULL), 0)
+                 FROM events WHERE rooted > 0",
                 [],
-                |row| Ok(Roots { count: query::count(row, 0)?, bytes: query::count(row, 1)? }),
+                |row| {
+                    Ok(Roots {
+                        count: query::count(row, 0)?,
+                        bytes: query::count(row, 1)?,
+                        dead_count: query::count(row, 2)?,
+                        dead_bytes: query::count(row, 3)?,
+                    })
+                },
             )
         })
     }
@@ -109,14 +126,15 @@ impl Journal {
         })
     }
 
-    /// Is the event unfinished, and has it roots? None: it is not in the journal.
+    /// Is something of the event still to be done or to be tried again, so that it has roots? None: it
+    /// is not in the journal.
     ///
     /// # Errors
     /// What SQLite says.
     pub fn is_rooted(&self, event: &str) -> Result<Option<bool>, JournalError> {
         self.read(|connection| {
             connection
-                .prepare_cached("SELECT ended_ms IS NULL AND rooted > 0 FROM events WHERE id = ?1")?
+                .prepare_cached("SELECT rooted > 0 FROM events WHERE id = ?1")?
                 .query_row([event], |row| row.get(0))
                 .optional()
         })

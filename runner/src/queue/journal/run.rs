@@ -1,5 +1,6 @@
 //! What the worker asks and says while it runs tasks: which are due, which begin, how they ended.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rusqlite::{OptionalExtension as _, Transaction, params};
@@ -52,6 +53,8 @@ pub struct Ended<'a> {
     pub report: &'a RunReport,
     /// What comes next.
     pub next: Next,
+    /// What counts towards `give-up-after`, this attempt included.
+    pub age_ms: u64,
 }
 
 /// An attempt that begins.
@@ -59,8 +62,19 @@ pub struct Ended<'a> {
 pub struct Begun {
     /// 1 for the first.
     pub number: u32,
-    /// When the task's first attempt began.
-    pub first_ms: u64,
+    /// What counted towards `give-up-after` when the last attempt ended.
+    pub age_ms: u64,
+    /// When the last attempt ended; none before the first, and if the task was refused since.
+    pub last_ms: Option<u64>,
+}
+
+/// A task that was due and cannot be run: its row is damaged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The event's id.
+    pub event: String,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
 /// Bytes of events that are read ahead at once; one is read however large it is.
@@ -68,8 +82,7 @@ const READ_AHEAD_BYTES: usize = 1 << 20;
 
 impl Journal {
     /// What a worker does when it starts: attempts that the worker before did not end are written
-    /// down as interrupted and count as made, and tasks that were refused may run again, since the
-    /// configuration may have been mended. Gives the number of interrupted attempts.
+    /// down as interrupted and count as made. Gives the number of interrupted attempts.
     ///
     /// # Errors
     /// What SQLite says.
@@ -82,15 +95,27 @@ impl Journal {
                 [sql_time(now_ms)],
             )?;
             let interrupted = transaction.execute(
-                "UPDATE tasks SET state = 'pending', not_before_ms = 0, class = 'interrupted',
+                "UPDATE tasks SET state = 'pending', not_before_ms = 0, class = 'interrupted', last_ms = ?1,
                  message = 'the worker ended during this attempt', updated_ms = ?1 WHERE state = 'running'",
                 [sql_time(now_ms)],
+            )?;
+            // A damaged number or word would keep its task from ever running.
+            transaction.execute(
+                "UPDATE tasks SET not_before_ms = 0, attempts = 0, age_ms = 0, last_ms = NULL, updated_ms = ?1
+                 WHERE typeof(not_before_ms) <> 'integer' OR typeof(attempts) <> 'integer' OR typeof(age_ms) <> 'integer'
+                       OR typeof(updated_ms) <> 'integer' OR typeof(last_ms) NOT IN ('integer', 'null')",
+                [sql_time(now_ms)],
+            )?;
+            transaction.execute(
+                "UPDATE tasks SET state = 'pending', not_before_ms = 0
+                 WHERE state NOT IN ('pending', 'blocked', 'running', 'done', 'dead', 'lost', 'refused')",
+                [],
             )?;
             Ok(interrupted)
         })
     }
 
-    /// Lets one refused task of each plugin run as a try for all of them, if its plugin's refused
+    /// Lets one refused task of each plugin but `running` run as a try for all of them, if its plugin's refused
     /// tasks were to be tried again by now: the one that was tried longest ago. The others wait for
     /// `delay` more, so that a service that refuses credentials is not asked for every task. Gives
     /// plugin and event of the tries.
@@ -100,9 +125,10 @@ impl Journal {
     pub fn try_refused(
         &mut self,
         now_ms: u64,
+        running: &BTreeSet<&str>,
         delay: impl Fn(&str) -> Duration,
     ) -> Result<Vec<(String, String)>, JournalError> {
-        let tries: Vec<(String, String)> = self.read(|connection| {
+        let mut tries: Vec<(String, String)> = self.read(|connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT plugin, event FROM
                      (SELECT plugin, event, row_number() OVER (PARTITION BY plugin ORDER BY updated_ms, event) AS place,
@@ -114,6 +140,7 @@ impl Journal {
                 statement.query_map([sql_time(now_ms)], |row| Ok((row.get(0)?, row.get(1)?)))?;
             rows.collect()
         })?;
+        tries.retain(|(plugin, _)| !running.contains(plugin.as_str()));
         if tries.is_empty() {
             return Ok(tries);
         }
@@ -159,7 +186,7 @@ impl Journal {
         self.write(|transaction| {
             transaction.execute(
                 "DELETE FROM events WHERE ended_ms < ?1
-                 AND NOT EXISTS (SELECT 1 FROM tasks WHERE event = events.id AND state = 'dead')",
+                 AND NOT EXISTS (SELECT 1 FROM tasks WHERE event = events.id AND state IN ('dead', 'lost'))",
                 [sql_time(before)],
             )
         })
@@ -198,46 +225,56 @@ impl Journal {
             transaction
                 .execute("UPDATE breakers SET until_ms = ?1, since_ms = min(since_ms, ?1) WHERE since_ms > ?2", values)?;
             transaction.execute(
+                "UPDATE tasks SET not_before_ms = ?1 WHERE state = 'refused' AND not_before_ms > ?1",
+                [sql_time(now_ms)],
+            )?;
+            transaction.execute(
                 "UPDATE tasks SET not_before_ms = not_before_ms - updated_ms + ?1, updated_ms = ?1
-                 WHERE state IN ('pending', 'refused') AND not_before_ms > ?1 AND updated_ms > ?2",
+                 WHERE state = 'pending' AND not_before_ms > ?1 AND updated_ms > ?2",
                 values,
             )
         })
     }
 
-    /// Up to `limit` tasks of one plugin that may run now.
+    /// Up to `limit` tasks of one plugin that may run now, and beside them those whose event cannot be
+    /// read.
     ///
     /// # Errors
-    /// What SQLite says. A row whose event is not readable is an error of the database.
+    /// What SQLite says.
     pub fn due(
         &self,
         plugin: &str,
         now_ms: u64,
         limit: usize,
         order: Order,
-    ) -> Result<Vec<Task>, JournalError> {
+    ) -> Result<(Vec<Task>, Vec<Unreadable>), JournalError> {
         let sql = match order {
             Order::Oldest => {
-                "SELECT events.body FROM tasks INDEXED BY tasks_order JOIN events ON events.id = tasks.event
+                "SELECT events.body, tasks.event FROM tasks INDEXED BY tasks_order LEFT JOIN events ON events.id = tasks.event
                  WHERE state = 'pending' AND plugin = ?1 AND not_before_ms <= ?2 ORDER BY tasks.event LIMIT ?3"
             }
             Order::LongestDue => {
-                "SELECT events.body FROM tasks INDEXED BY tasks_plugin JOIN events ON events.id = tasks.event
+                "SELECT events.body, tasks.event FROM tasks INDEXED BY tasks_plugin LEFT JOIN events ON events.id = tasks.event
                  WHERE state = 'pending' AND plugin = ?1 AND not_before_ms <= ?2 ORDER BY not_before_ms, tasks.event LIMIT ?3"
             }
         };
         self.read(|connection| {
             let mut statement = connection.prepare_cached(sql)?;
             let mut rows = statement.query(params![plugin, sql_time(now_ms), sql_count(limit)])?;
-            let (mut tasks, mut bytes) = (Vec::new(), 0);
+            let (mut tasks, mut unreadable, mut bytes) = (Vec::new(), Vec::new(), 0);
             while let Some(row) = rows.next()? {
-                bytes += row.get_ref(0)?.as_str().map_or(0, str::len);
-                tasks.push(Task { plugin: plugin.to_owned(), event: query::json(row, 0)? });
+                bytes += query::bytes(row, 0)?.len();
+                match query::event(row, 0, 1) {
+                    Ok(event) => tasks.push(Task { plugin: plugin.to_owned(), event }),
+                    Err(reason) => {
+                        unreadable.push(Unreadable { event: query::text(row, 1)?, reason });
+                    }
+                }
                 if bytes >= READ_AHEAD_BYTES {
                     break;
                 }
             }
-            Ok(tasks)
+            Ok((tasks, unreadable))
         })
     }
 
@@ -257,7 +294,7 @@ impl Journal {
                  SELECT plugin FROM waiting WHERE EXISTS
                      (SELECT 1 FROM tasks WHERE state = 'pending' AND plugin = waiting.plugin AND not_before_ms <= ?1)",
             )?;
-            let rows = statement.query_map([sql_time(now_ms)], |row| row.get(0))?;
+            let rows = statement.query_map([sql_time(now_ms)], |row| query::text(row, 0))?;
             rows.collect()
         })
     }
@@ -300,6 +337,30 @@ impl Journal {
         })
     }
 
+    /// A task can never be done: it is lost, for `message`. The second value: that was the event's last
+    /// open task.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn lose(
+        &mut self,
+        event: &str,
+        plugin: &str,
+        message: &str,
+        now_ms: u64,
+    ) -> Result<(), JournalError> {
+        self.write(|transaction| {
+            transaction.execute(
+                "UPDATE tasks SET state = 'lost', class = 'unreadable', message = ?3, updated_ms = ?4 WHERE event = ?1 AND plugin = ?2",
+                params![event, plugin, message, sql_time(now_ms)],
+            )?;
+            unblock(transaction, event, plugin)?;
+            end_event(transaction, event, now_ms)?;
+            // Nobody can tell any more which they are; the next sweep finds them.
+            transaction.execute("UPDATE events SET rooted = 0 WHERE id = ?1", [event]).map(drop)
+        })
+    }
+
     /// Takes a running task back, as if this attempt had not been begun: the worker stops.
     ///
     /// # Errors
@@ -333,22 +394,24 @@ fn begin_one(
 ) -> rusqlite::Result<Option<Begun>> {
     transaction
         .prepare_cached(
-            "UPDATE tasks SET state = 'running', attempts = attempts + 1, first_ms = coalesce(first_ms, ?3), updated_ms = ?3
-             WHERE event = ?1 AND plugin = ?2 AND state = 'pending' AND not_before_ms <= ?3 RETURNING attempts, first_ms",
+            "UPDATE tasks SET state = 'running', attempts = attempts + 1, updated_ms = ?3
+             WHERE event = ?1 AND plugin = ?2 AND state = 'pending' AND not_before_ms <= ?3 RETURNING attempts, age_ms, last_ms",
         )?
         .query_row(params![task.event.id, task.plugin, sql_time(now_ms)], |row| {
-            Ok(Begun { number: row.get(0)?, first_ms: query::count(row, 1)? })
+            let (number, age_ms) = (query::number(row, 0)?, query::count(row, 1)?);
+            Ok(Begun { number, age_ms, last_ms: query::time(row, 2)? })
         })
         .optional()
 }
 
-/// True if that was the event's last open task. Refused tasks are open.
+/// True if the event's roots may go: it has ended, and nothing of it is dead. Refused tasks are open.
 fn finish(transaction: &Transaction<'_>, ended: &Ended<'_>) -> rusqlite::Result<bool> {
-    let Ended { attempt: Attempt { event, plugin, number, start_ms, end_ms }, report, next } =
-        *ended;
+    let Ended { attempt, report, next, age_ms } = *ended;
+    let Attempt { event, plugin, number, start_ms, end_ms } = attempt;
     let (state, not_before_ms, uncounted) = match next {
         Next::Done => ("done", 0, 0),
         Next::Dead => ("dead", 0, 0),
+        Next::Lost => ("lost", 0, 0),
         Next::Refused { after } => ("refused", later(end_ms, after), 1),
         Next::Retry { after } => ("pending", later(end_ms, after), 0),
         Next::Again { after, .. } => ("pending", later(end_ms, after), 1),
@@ -374,11 +437,22 @@ fn finish(transaction: &Transaction<'_>, ended: &Ended<'_>) -> rusqlite::Result<
         ])?;
     transaction
         .prepare_cached(
-            "UPDATE tasks SET state = ?3, not_before_ms = ?4, class = ?5, message = ?6, updated_ms = ?7, attempts = attempts - ?8
+            "UPDATE tasks SET state = ?3, not_before_ms = ?4, class = ?5, message = ?6, updated_ms = ?7, attempts = attempts - ?8,
+             age_ms = ?9, last_ms = CASE WHEN ?3 = 'refused' THEN NULL ELSE ?7 END
              WHERE event = ?1 AND plugin = ?2",
         )?
-        .execute(params![event, plugin, state, sql_time(not_before_ms), class, message, sql_time(end_ms), uncounted])?;
-    if matches!(next, Next::Done | Next::Dead) {
+        .execute(params![
+            event,
+            plugin,
+            state,
+            sql_time(not_before_ms),
+            class,
+            message,
+            sql_time(end_ms),
+            uncounted,
+            sql_time(age_ms),
+        ])?;
+    if matches!(next, Next::Done | Next::Dead | Next::Lost) {
         unblock(transaction, event, plugin)?;
         end_event(transaction, event, end_ms)
     } else {
@@ -408,7 +482,8 @@ pub(super) fn unblock(
     Ok(())
 }
 
-/// Ends an event that has no open task; true if it ended now.
+/// Ends an event that has no open task; true if its roots may go. A dead letter keeps them: it may be
+/// tried again.
 pub(super) fn end_event(
     transaction: &Transaction<'_>,
     event: &str,
@@ -416,12 +491,19 @@ pub(super) fn end_event(
 ) -> rusqlite::Result<bool> {
     let ended = transaction
         .prepare_cached(
-            "UPDATE events SET ended_ms = ?2, rooted = 0 WHERE id = ?1 AND ended_ms IS NULL
+            "UPDATE events SET ended_ms = coalesce(ended_ms, ?2) WHERE id = ?1
              AND NOT EXISTS (SELECT 1 FROM tasks WHERE event = ?1 AND state IN ('pending', 'blocked', 'running', 'refused'))",
         )?
         .execute(params![event, sql_time(now_ms)])?;
-    if ended > 0 {
-        transaction.prepare_cached("DELETE FROM outputs WHERE event = ?1")?.execute([event])?;
+    if ended == 0 {
+        return Ok(false);
     }
-    Ok(ended > 0)
+    transaction.prepare_cached("DELETE FROM outputs WHERE event = ?1")?.execute([event])?;
+    let unrooted = transaction
+        .prepare_cached(
+            "UPDATE events SET rooted = 0
+             WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM tasks WHERE event = ?1 AND state = 'dead')",
+        )?
+        .execute([event])?;
+    Ok(unrooted > 0)
 }

@@ -3,7 +3,7 @@
 use rusqlite::{OptionalExtension as _, Transaction, params};
 use serde::Serialize as _;
 
-use super::{Journal, JournalError, sql_count, sql_time};
+use super::{Journal, JournalError, query, sql_count, sql_time};
 use crate::event::{Event, HookEvent};
 
 /// An event that is to be taken.
@@ -76,6 +76,74 @@ impl Journal {
         taken
     }
 
+    /// Up to `limit` events that nobody wanted, in order, those after `after`.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn unwanted(&self, after: &str, limit: usize) -> Result<Vec<Event>, JournalError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT body FROM events WHERE unwanted = 1 AND id > ?1 ORDER BY id LIMIT ?2",
+            )?;
+            let rows = statement
+                .query_map(params![after, sql_count(limit)], |row| Ok(query::json(row, 0).ok()))?;
+            rows.filter_map(Result::transpose).collect()
+        })
+    }
+
+    /// Events that nobody wanted are wanted now.
+    ///
+    /// # Errors
+    /// What SQLite says; then nothing was changed.
+    pub fn want(&mut self, events: &[Incoming<'_>], now_ms: u64) -> Result<(), JournalError> {
+        self.write(|transaction| {
+            for Incoming { event, uid: _, plugins, rooted } in events {
+                let opened = transaction
+                    .prepare_cached(
+                        "UPDATE events SET unwanted = 0, ended_ms = NULL, rooted = ?2, body = ?3 WHERE id = ?1 AND unwanted = 1",
+                    )?
+                    .execute(params![
+                        event.id,
+                        sql_count(*rooted),
+                        serde_json::to_string(event)
+                            .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?,
+                    ])?;
+                if opened > 0 {
+                    make_tasks(transaction, event, plugins, now_ms)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// What was noted under `name`.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn note(&self, name: &str) -> Result<Option<String>, JournalError> {
+        self.read(|connection| {
+            connection
+                .prepare_cached("SELECT value FROM notes WHERE name = ?1")?
+                .query_row([name], |row| query::text(row, 0))
+                .optional()
+        })
+    }
+
+    /// Notes `value` under `name`.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn set_note(&mut self, name: &str, value: &str) -> Result<(), JournalError> {
+        self.write(|transaction| {
+            transaction
+                .execute(
+                    "INSERT OR REPLACE INTO notes (name, value) VALUES (?1, ?2)",
+                    [name, value],
+                )
+                .map(drop)
+        })
+    }
+
     /// What a user has in the journal that has not ended.
     ///
     /// # Errors
@@ -118,17 +186,22 @@ fn take_one(
         return Ok(Taken::Known { ended });
     }
     let same = json(same(event))?;
+    // One that has a task for each plugin that wants this one: plugins may have come since.
+    let names: Vec<&str> = plugins.iter().map(|wanted| wanted.plugin.as_str()).collect();
     let earlier: Option<String> = transaction
         .prepare_cached(
-            "SELECT id FROM events WHERE same = ?1 AND ended_ms IS NULL ORDER BY id LIMIT 1",
+            "SELECT id FROM events WHERE same = ?1 AND ended_ms IS NULL AND json_array_length(?2) > 0 AND NOT EXISTS
+                 (SELECT 1 FROM json_each(?2) AS name WHERE NOT EXISTS
+                      (SELECT 1 FROM tasks WHERE tasks.event = events.id AND tasks.plugin = name.value))
+             ORDER BY id LIMIT 1",
         )?
-        .query_row([&same], |row| row.get(0))
+        .query_row([&same, &json(serde_json::to_string(&names))?], |row| row.get(0))
         .optional()?;
     let ended = (earlier.is_some() || plugins.is_empty()).then_some(sql_time(now_ms));
     transaction
         .prepare_cached(
-            "INSERT INTO events (id, time_ms, taken_ms, kind, name, drv_path, same, merged_into, rooted, uid, ended_ms, body)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+            "INSERT INTO events (id, time_ms, taken_ms, kind, name, drv_path, same, merged_into, rooted, uid, ended_ms, body, unwanted)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
         )?
         .execute(params![
             event.id,
@@ -144,10 +217,24 @@ fn take_one(
             uid,
             ended,
             json(serde_json::to_string(event))?,
+            earlier.is_none() && plugins.is_empty(),
         ])?;
     if let Some(earlier) = earlier {
         return Ok(Taken::Merged(earlier));
     }
+    make_tasks(transaction, event, plugins, now_ms)?;
+    Ok(Taken::New(plugins.len()))
+}
+
+fn make_tasks(
+    transaction: &Transaction<'_>,
+    event: &Event,
+    plugins: &[Wanted],
+    now_ms: u64,
+) -> rusqlite::Result<()> {
+    let json = |value: Result<String, serde_json::Error>| {
+        value.map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
+    };
     let mut statement = transaction.prepare_cached(
         "INSERT INTO tasks (event, plugin, state, updated_ms) VALUES (?1, ?2, ?3, ?4)",
     )?;
@@ -172,7 +259,7 @@ fn take_one(
             statement.execute([path, event.id.as_str()])?;
         }
     }
-    Ok(Taken::New(plugins.len()))
+    Ok(())
 }
 
 /// Notes which open tasks of the plugin come first; true if there is one. `paths` is a JSON list.

@@ -48,7 +48,7 @@ impl Scene {
     }
 
     fn due(&self, plugin: &str, now: u64) -> Vec<String> {
-        let tasks = self.journal.due(plugin, now, 99, Order::Oldest).unwrap();
+        let tasks = self.journal.due(plugin, now, 99, Order::Oldest).unwrap().0;
         tasks.into_iter().map(|task| task.event.name().to_owned()).collect()
     }
 
@@ -60,7 +60,7 @@ impl Scene {
             RunReport { usage: Usage { memory: 65536, ..Usage::default() }, log, ..outcome.into() };
         let attempt = Attempt { event: &event.id, plugin, number, start_ms: 2000, end_ms: 2500 };
         self.journal
-            .step(&[Ended { attempt, report: &report, next }], &[], 2500)
+            .step(&[Ended { attempt, report: &report, next, age_ms: 0 }], &[], 2500)
             .unwrap()
             .0
             .remove(0)
@@ -97,7 +97,7 @@ fn from_event_to_end() {
     );
     assert_eq!(scene.journal.due_plugins(1000).unwrap(), ["cache", "mail"]);
     assert_eq!(
-        scene.journal.due("cache", 1000, 9, Order::LongestDue).unwrap(),
+        scene.journal.due("cache", 1000, 9, Order::LongestDue).unwrap().0,
         [Task { plugin: "cache".into(), event: event.clone() }]
     );
 
@@ -171,7 +171,7 @@ fn filters_and_counts() {
     );
     let open = Open { waiting: 1, dead: 1, next_ms: Some(11_500), ..Open::default() };
     assert_eq!(scene.journal.open_tasks(3000).unwrap(), open);
-    let dead = scene.journal.tasks_in_state("dead", 9).unwrap();
+    let dead = scene.journal.tasks_in_state(&["dead"], 9).unwrap();
     assert_eq!((dead[0].name.as_str(), dead[0].message.as_deref()), ("beta", Some("no answer")));
     let reader = Journal::open_read_only(&scene.dirs).unwrap().unwrap();
     assert_eq!(reader.counts(3000).unwrap(), counts, "beside the worker");
@@ -333,7 +333,7 @@ fn dependencies_first() {
     let report = RunReport::from(done());
     scene
         .journal
-        .step(&[Ended { attempt, report: &report, next: Next::Done }], &[], 12_000)
+        .step(&[Ended { attempt, report: &report, next: Next::Done, age_ms: 0 }], &[], 12_000)
         .unwrap();
     assert_eq!(scene.due("cache", 12_000), ["app", "other"]);
     // Of one that nobody waits for any more.
@@ -372,7 +372,10 @@ fn uncounted_attempts_and_a_clock_that_was_set_back() {
     };
     let report = RunReport::from(failed());
     let next = Next::Again { after: Duration::from_mins(5), why: Uncounted::Outage };
-    scene.journal.step(&[Ended { attempt, report: &report, next }], &[], 2 * hour).unwrap();
+    scene
+        .journal
+        .step(&[Ended { attempt, report: &report, next, age_ms: 0 }], &[], 2 * hour)
+        .unwrap();
     assert_eq!(scene.journal.next_due(2 * hour).unwrap(), Some(2 * hour + 300_000));
     assert_eq!(scene.journal.clock_was_set(2 * hour, 5000).unwrap(), 0);
     assert_eq!(scene.journal.clock_was_set(hour, 5000).unwrap(), 1);
@@ -410,6 +413,7 @@ fn a_breaker_outlives_its_worker_and_a_person_closes_it() {
     scene.attempt(&event, "cache", failed(), Next::Dead);
     scene.journal.keep_breaker(&breaker).unwrap();
     assert!(scene.journal.revive(&event.id, "cache", 4000).unwrap());
+    assert!(scene.journal.close_breaker("cache", 4000).unwrap());
     assert_eq!(scene.journal.breakers().unwrap(), []);
 }
 
@@ -428,9 +432,9 @@ fn shares_and_roots() {
     let bytes = serde_json::to_string(&theirs).unwrap().len() as u64;
     assert_eq!(scene.journal.share(30001).unwrap(), Share { events: 1, bytes });
     assert_eq!(scene.journal.share(30002).unwrap(), Share::default());
-    assert_eq!(scene.journal.roots().unwrap(), Roots { count: 1, bytes: 0 });
+    assert_eq!(scene.journal.roots().unwrap(), Roots { count: 1, bytes: 0, ..Roots::default() });
     scene.journal.measured(&[(mine.id.clone(), 77)]).unwrap();
-    assert_eq!(scene.journal.roots().unwrap(), Roots { count: 1, bytes: 77 });
+    assert_eq!(scene.journal.roots().unwrap(), Roots { count: 1, bytes: 77, ..Roots::default() });
     assert_eq!(scene.journal.rooted_stores().unwrap(), std::slice::from_ref(&mine.nix));
     assert_eq!(
         (scene.journal.is_rooted(&mine.id).unwrap(), scene.journal.is_rooted("x").unwrap()),
@@ -480,7 +484,7 @@ fn a_journal_of_a_later_release_is_left_alone() {
             .to_string()
             .replace(&scene.dirs.state.display().to_string(), "STATE");
         insta::allow_duplicates! {
-            insta::assert_snapshot!(error, @"the journal STATE/journal/journal.sqlite has version 9, and this hookrun knows up to 1; a newer hookrun wrote it: run that one");
+            insta::assert_snapshot!(error, @"the journal STATE/journal/journal.sqlite has version 9, and this hookrun knows up to 2; a newer hookrun wrote it: run that one");
         }
     }
 }
@@ -508,4 +512,177 @@ fn who_told_of_an_event_and_events_of_releases_that_did_not_say() {
     assert_eq!(told(scene.journal.tasks().unwrap()), expected);
     let log = scene.journal.log(&LogFilter::default()).unwrap();
     assert_eq!(log.into_iter().map(|row| row.origin).collect::<Vec<_>>(), ["sync"]);
+}
+
+#[test]
+fn dead_letters_keep_their_roots_and_give_way_to_what_is_open() {
+    let mut scene = Scene::new();
+    let (dead, open, done_one) = (post_build("dead"), post_build("open"), post_build("done"));
+    for event in [&dead, &open, &done_one] {
+        scene.take(event, &["cache"]);
+    }
+    assert!(scene.attempt(&done_one, "cache", done(), Next::Done), "its roots may go");
+    assert!(!scene.attempt(&dead, "cache", failed(), Next::Dead), "its roots stay");
+    scene.journal.measured(&[(dead.id.clone(), 70), (open.id.clone(), 60)]).unwrap();
+    assert_eq!(
+        scene.journal.roots().unwrap(),
+        Roots { count: 2, bytes: 130, dead_count: 1, dead_bytes: 70 }
+    );
+    assert_eq!(scene.journal.is_rooted(&dead.id).unwrap(), Some(true));
+    let beyond: Vec<String> = scene
+        .journal
+        .rooted_beyond(0, 100)
+        .unwrap()
+        .into_iter()
+        .map(|(_, event)| event.name().to_owned())
+        .collect();
+    assert_eq!(beyond, ["dead"]);
+    assert!(scene.journal.revive(&dead.id, "cache", 3000).unwrap());
+    assert!(scene.attempt(&dead, "cache", done(), Next::Done), "now they may go");
+    assert_eq!(scene.journal.roots().unwrap().count, 1);
+}
+
+#[test]
+fn what_is_lost_is_a_state_of_its_own_and_can_be_tried_again() {
+    let mut scene = Scene::new();
+    let event = post_build("a");
+    scene.take(&event, &["cache"]);
+    let lost = Outcome::Lost { message: "it is gone".into() };
+    assert!(scene.attempt(&event, "cache", lost, Next::Lost), "there is nothing to keep");
+    let open = scene.journal.open_tasks(3000).unwrap();
+    assert_eq!((open.lost, open.dead, open.failed()), (1, 0, true));
+    let row = scene.journal.tasks().unwrap().remove(0);
+    assert_eq!((row.state.as_str(), row.class.as_deref()), ("lost", Some("lost")));
+    assert!(scene.journal.outputs_for("cache").unwrap().is_empty(), "`sync` may hand it over");
+    assert!(scene.journal.revive(&event.id, "cache", 3000).unwrap());
+    assert_eq!(scene.due("cache", 3000), ["a"]);
+}
+
+#[test]
+fn tasks_of_a_plugin_with_an_open_breaker_wait_in_every_view() {
+    let mut scene = Scene::new();
+    let event = post_build("a");
+    scene.take(&event, &["cache"]);
+    let until_ms = crate::event::now_ms() + 3_600_000;
+    let breaker = OpenBreaker {
+        plugin: "cache".into(),
+        since_ms: 1,
+        until_ms,
+        trips: 0,
+        message: "down".into(),
+    };
+    scene.journal.keep_breaker(&breaker).unwrap();
+    let open = scene.journal.open_tasks(3000).unwrap();
+    assert_eq!((open.due, open.waiting, open.next_ms), (0, 1, Some(until_ms)));
+    let counts = scene.journal.counts(3000).unwrap().remove(0);
+    assert_eq!((counts.due, counts.waiting, counts.next_ms), (0, 1, Some(until_ms)));
+    let row = scene.journal.tasks().unwrap().remove(0);
+    assert_eq!((row.state.as_str(), row.not_before_ms), ("waiting", Some(until_ms)));
+    assert!(scene.journal.revive(&event.id, "cache", 3000).unwrap(), "`queue retry` means it");
+    assert!(scene.journal.close_breaker("cache", 3000).unwrap());
+    assert!(!scene.journal.close_breaker("cache", 3000).unwrap(), "it is closed");
+    assert_eq!(scene.journal.open_tasks(3000).unwrap().due, 1);
+}
+
+#[test]
+fn one_event_that_cannot_be_read_costs_no_other() {
+    let mut scene = Scene::new();
+    let (bad, good) = (post_build("bad"), post_build("good"));
+    scene.take(&bad, &["cache"]);
+    scene.take(&good, &["cache"]);
+    let (mut scene, damage) = scene.reopen(|path| {
+        let journal = rusqlite::Connection::open(path).unwrap();
+        let written = "UPDATE events SET body = CAST(x'7b22ff' AS TEXT), name = CAST(x'ff' AS TEXT) WHERE id = ?1";
+        assert_eq!(journal.execute(written, [&bad.id]).unwrap(), 1);
+    });
+    assert_eq!(damage, None, "the file as a whole is right");
+    let (tasks, unreadable) = scene.journal.due("cache", 3000, 9, Order::Oldest).unwrap();
+    assert_eq!(tasks, [Task { plugin: "cache".into(), event: good.clone() }]);
+    assert_eq!(unreadable[0].event, bad.id);
+    scene.journal.lose(&bad.id, "cache", &unreadable[0].reason, 3000).unwrap();
+    assert_eq!(scene.due("cache", 3000), ["good"]);
+    // One that says that it is another.
+    let other = post_build("other");
+    scene.take(&other, &["cache"]);
+    let written = "UPDATE events SET body = replace(body, ?1, ?2) WHERE id = ?1";
+    scene.journal.connection.execute(written, [&other.id, &good.id]).unwrap();
+    let (_, unreadable) = scene.journal.due("cache", 3000, 9, Order::Oldest).unwrap();
+    assert_eq!(unreadable[0].event, other.id);
+    scene.journal.lose(&other.id, "cache", "it is another", 3000).unwrap();
+    let rows = scene.journal.tasks().unwrap();
+    assert_eq!((rows[0].state.as_str(), rows[0].name.as_str()), ("lost", "\u{fffd}"));
+    // Nothing that looks at all events stumbles over it.
+    assert_eq!(scene.journal.unmeasured(9).unwrap(), std::slice::from_ref(&good));
+    assert_eq!(scene.journal.rooted_stores().unwrap().len(), 1);
+    assert_eq!(scene.journal.rooted_beyond(u64::MAX, 0).unwrap().len(), 1);
+    assert_eq!(scene.journal.salvage(), [good]);
+}
+
+#[test]
+fn events_that_nobody_wanted_are_kept_and_can_be_wanted_later() {
+    let mut scene = Scene::new();
+    let (early, dropped) = (post_build("early"), post_build("dropped"));
+    assert_eq!(scene.take(&early, &[]), Taken::New(0));
+    scene.take(&dropped, &["cache"]);
+    scene.attempt(&dropped, "cache", failed(), Next::Dead);
+    scene.journal.discard(&dropped.id, "cache", 3000).unwrap();
+    assert_eq!(
+        scene.journal.unwanted("", 9).unwrap(),
+        std::slice::from_ref(&early),
+        "and not what was dropped"
+    );
+    let again = post_build("early");
+    assert_eq!(scene.take(&again, &[]), Taken::New(0), "it says the same, and nobody wants it");
+    let incoming = |event| Incoming { event, uid: 0, plugins: vec!["cache".into()], rooted: 1 };
+    scene.journal.want(&[incoming(&early), incoming(&early)], 4000).unwrap();
+    assert_eq!(scene.due("cache", 4000), ["early"]);
+    assert_eq!(scene.journal.unwanted("", 9).unwrap(), [again]);
+    assert_eq!(scene.journal.is_rooted(&early.id).unwrap(), Some(true));
+}
+
+#[test]
+fn an_event_is_not_merged_into_one_without_a_task_for_its_plugin() {
+    let mut scene = Scene::new();
+    let first = post_build("a");
+    scene.take(&first, &["cache"]);
+    assert_eq!(
+        scene.take(&post_build("a"), &["cache", "second"]),
+        Taken::New(2),
+        "the plugin came since"
+    );
+    assert_eq!(scene.take(&post_build("a"), &["cache"]), Taken::Merged(first.id));
+}
+
+#[test]
+fn a_journal_of_an_earlier_release_is_brought_up_to_date() {
+    let directory = tempfile::tempdir().unwrap();
+    let dirs = Dirs { config: directory.path().join("c"), state: directory.path().to_owned() };
+    std::fs::create_dir(dirs.journal()).unwrap();
+    let event = post_build("a");
+    let old = rusqlite::Connection::open(dirs.journal().join(FILE)).unwrap();
+    old.execute_batch(MIGRATIONS[0]).unwrap();
+    old.pragma_update(None, "user_version", 1).unwrap();
+    old.execute(
+        "INSERT INTO events (id, time_ms, taken_ms, kind, name, drv_path, same, rooted, uid, body)
+         VALUES (?1, 1, 1, 'post-build', 'a', 'd', 's', 1, 0, ?2)",
+        [&event.id, &serde_json::to_string(&event).unwrap()],
+    )
+    .unwrap();
+    old.execute(
+        "INSERT INTO tasks (event, plugin, state, attempts, first_ms, class, message, updated_ms)
+         VALUES (?1, 'cache', 'pending', 2, 5, 'transient', 'no answer', 7)",
+        [&event.id],
+    )
+    .unwrap();
+    drop(old);
+    // By a command that only reads, too: no worker has to come first.
+    let journal = Journal::open_read_only(&dirs).unwrap().unwrap();
+    let row = journal.tasks().unwrap().remove(0);
+    assert_eq!((row.state.as_str(), row.attempts), ("due", 2));
+    drop(journal);
+    let (mut journal, damage) = Journal::open(&dirs).unwrap();
+    assert_eq!(damage, None);
+    let task = Task { plugin: "cache".into(), event };
+    let begun = journal.step(&[], &[task], 9).unwrap().1.remove(0).unwrap();
+    assert_eq!(begun, Begun { number: 3, age_ms: 0, last_ms: Some(7) });
 }

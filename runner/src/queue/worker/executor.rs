@@ -13,9 +13,12 @@ pub trait Executor: Send + Sync + 'static {
     /// How the worker works. Asked again after each [`Executor::refresh`] that changed something.
     fn settings(&self) -> config::Worker;
 
-    /// The plugins that are to get this event. Called once for each event, when it is taken; no
-    /// plugin: the event is ended at once.
+    /// The plugins that are to get this event. Called for each event when it is taken; if there are
+    /// none, again when [`Executor::wants`] has changed.
     fn wanted(&self, event: &Event) -> Vec<Wanted>;
+
+    /// A text that changes whenever [`Executor::wanted`] may answer otherwise than before.
+    fn wants(&self) -> String;
 
     /// How a plugin is retried. Called after each failed attempt.
     fn retry(&self, plugin: &str) -> Retry;

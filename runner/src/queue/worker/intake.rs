@@ -7,8 +7,8 @@ use crate::config;
 use crate::dirs::Dirs;
 use crate::event::Event;
 use crate::queue::journal::{Incoming, Share, Taken};
-use crate::queue::roots;
 use crate::queue::spool::{self, Spooled};
+use crate::queue::{outputs, roots};
 
 /// Lines about files that were set aside, in a minute: anybody can cause any number.
 const LINES: u32 = 20;
@@ -45,6 +45,8 @@ impl Lines {
 /// Files looked at in one turn, and so events taken in one transaction: enough to share its sync,
 /// few enough to start the first soon.
 pub(super) const BATCH: usize = 256;
+/// The note of the journal that says what the unwanted events were last matched against.
+const MATCHED: &str = "matched";
 
 impl Worker<'_> {
     /// Takes the next events of the spool into the journal, if there are more; gives how many. One
@@ -122,14 +124,17 @@ impl Worker<'_> {
     }
 
     fn take(&mut self, events: &[Spooled]) -> Result<(), WorkerError> {
+        let settled: Vec<Event> =
+            events.iter().map(|spooled| outputs::settled(spooled.event.clone())).collect();
         let rows: Vec<Incoming<'_>> = events
             .iter()
-            .map(|spooled| Incoming {
-                event: &spooled.event,
+            .zip(&settled)
+            .map(|(spooled, event)| Incoming {
+                event,
                 uid: spooled.uid,
-                plugins: self.executor.wanted(&spooled.event),
+                plugins: self.executor.wanted(event),
                 // Roots that a crash lost, or that the hook might not make, are made here.
-                rooted: roots::make(&spooled.event),
+                rooted: roots::make(event),
             })
             .collect();
         let taken = self.journal.take(&rows, self.options.clock.now_ms())?;
@@ -162,6 +167,44 @@ impl Worker<'_> {
                 }
                 _ => {}
             }
+        }
+        Ok(())
+    }
+
+    /// Matches the events that nobody wanted again, if the configuration that they were matched against
+    /// has changed since. An event whose outputs have been collected meanwhile stays as it is.
+    pub(super) fn match_unwanted(&mut self) -> Result<(), WorkerError> {
+        let wants = self.executor.wants();
+        if self.journal.note(MATCHED)?.as_ref() == Some(&wants) {
+            return Ok(());
+        }
+        let mut after = String::new();
+        let mut count = 0_usize;
+        loop {
+            let events = self.journal.unwanted(&after, BATCH)?;
+            let Some(last) = events.last() else { break };
+            after.clone_from(&last.id);
+            let settled: Vec<Event> = events.into_iter().map(outputs::settled).collect();
+            let rows: Vec<Incoming<'_>> = settled
+                .iter()
+                .filter(|event| outputs::missing(event).is_none())
+                .map(|event| (event, self.executor.wanted(event)))
+                .filter(|(_, plugins)| !plugins.is_empty())
+                .map(|(event, plugins)| Incoming {
+                    event,
+                    uid: 0,
+                    plugins,
+                    rooted: roots::make(event),
+                })
+                .collect();
+            self.journal.want(&rows, self.options.clock.now_ms())?;
+            count += rows.len();
+            self.due
+                .extend(rows.into_iter().flat_map(|row| row.plugins).map(|wanted| wanted.plugin));
+        }
+        self.journal.set_note(MATCHED, &wants)?;
+        if count > 0 {
+            self.warn(&format!("{count} earlier events that no plugin wanted are wanted now"));
         }
         Ok(())
     }

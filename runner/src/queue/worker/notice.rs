@@ -77,12 +77,16 @@ impl std::fmt::Display for Notice<'_> {
                 match next {
                     Next::Done => Ok(()),
                     Next::Dead => write!(f, "; given up"),
+                    Next::Lost => write!(f, "; lost"),
                     Next::Refused { .. } => {
                         write!(f, "; kept, and tried again once that is mended")
                     }
                     Next::Retry { after } => write!(f, "; again in {:.1} s", after.as_secs_f64()),
                     Next::Again { why: Uncounted::Outage, .. } => {
                         write!(f, "; not counted: what it needs is down")
+                    }
+                    Next::Again { why: Uncounted::Neighbour, .. } => {
+                        write!(f, "; not counted: it is run again alone")
                     }
                     Next::Again { after, why: Uncounted::Progress } => write!(
                         f,

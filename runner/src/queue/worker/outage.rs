@@ -56,6 +56,10 @@ impl Executor for Outage {
         vec!["cache".into()]
     }
 
+    fn wants(&self) -> String {
+        "the same".to_owned()
+    }
+
     fn retry(&self, _plugin: &str) -> Retry {
         Retry::default()
     }

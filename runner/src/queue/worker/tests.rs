@@ -52,6 +52,10 @@ impl Executor for Script {
         }
     }
 
+    fn wants(&self) -> String {
+        "the same".to_owned()
+    }
+
     fn retry(&self, _plugin: &str) -> Retry {
         let (min_delay, max_delay) = (Duration::from_millis(1), Duration::from_millis(2));
         Retry { attempts: 4, min_delay, max_delay, ..Retry::default() }
@@ -356,6 +360,56 @@ fn a_journal_that_is_removed_under_the_worker_loses_nothing() {
             names.iter().filter(|name| *name == "b").count()
         ),
         (3, 1)
+    );
+}
+
+#[test]
+fn a_journal_that_is_overwritten_under_the_worker_is_begun_anew() {
+    let scene = Scene::new([Answer::Outcome(transient()), Answer::Hang]);
+    scene.put(&post_build("a"));
+    let (script, dirs) = (Arc::clone(&scene.script), scene.dirs.clone());
+    let stop = async move {
+        while script.ran.lock().unwrap().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let file = dirs.journal().join("journal.sqlite");
+        let garbage = vec![0x55; 1 << 16];
+        std::fs::write(&file, &garbage).unwrap();
+        // The log as well: else SQLite has all it needs there.
+        std::fs::write(file.with_extension("sqlite-wal"), &garbage).unwrap();
+        spool::put(&dirs, &post_build("b")).unwrap();
+        while !script.ran.lock().unwrap().iter().any(|(_, name, _)| name == "b") {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let (summary, notices) = scene.run_with_polls(Mode::Daemon, stop);
+    assert!(
+        notices.iter().any(|notice| notice.contains("the journal was damaged (")),
+        "{notices:?}"
+    );
+    assert_eq!((summary.open.dead, summary.open.lost), (0, 0));
+    let aside = std::fs::read_dir(scene.dirs.journal()).unwrap().filter(|entry| {
+        entry.as_ref().unwrap().file_name().to_string_lossy().contains(".damaged-")
+    });
+    assert!(aside.count() > 0);
+}
+
+#[test]
+fn an_event_that_cannot_be_read_is_lost_and_the_others_run() {
+    let refused = Outcome::Refused { message: "no grant".into() };
+    let scene = Scene::new([Answer::Outcome(refused)]);
+    scene.put(&post_build("bad"));
+    scene.run(Mode::Drain, std::future::pending());
+    let file = scene.dirs.journal().join("journal.sqlite");
+    let journal = rusqlite::Connection::open(file).unwrap();
+    assert_eq!(journal.execute("UPDATE events SET body = '{'", []).unwrap(), 1);
+    drop(journal);
+    scene.put(&post_build("good"));
+    let (summary, notices) = scene.run(Mode::Drain, std::future::pending());
+    assert_eq!((summary.attempts["done"], summary.open.lost), (1, 1));
+    assert!(
+        notices.iter().any(|notice| notice.contains("its event cannot be read (")),
+        "{notices:?}"
     );
 }
 

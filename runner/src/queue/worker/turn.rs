@@ -1,6 +1,7 @@
 //! One turn of the worker: attempts that have ended are written down, and others begin, in one
 //! transaction of the journal.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use super::schedule::{self, Ready};
 use super::{GATHER, Notice, Run, Worker, WorkerError, defect};
 use crate::outcome::RunReport;
 use crate::queue::breaker::{Admission, Breaker, Change, Sign};
-use crate::queue::journal::{Attempt, Ended, OpenBreaker, Order, Task};
+use crate::queue::journal::{Attempt, Ended, OpenBreaker, Order, Task, Unreadable};
 use crate::queue::retry::{self, Next, Standing};
 use crate::queue::roots;
 
@@ -120,13 +121,38 @@ impl Worker<'_> {
             }
             self.ready.remove(plugin);
             // Not always the same one: it may be the only one that fails.
-            return Ok(self.journal.due(plugin, now_ms, 1, Order::LongestDue)?.pop());
+            return Ok(self.read_due(plugin, 1, Order::LongestDue, now_ms)?.pop());
         }
-        let ready = self.ready.entry(plugin.to_owned()).or_default();
-        if ready.is_empty() && !already {
-            ready.extend(self.journal.due(plugin, now_ms, READ_AHEAD, Order::Oldest)?);
+        if !already && self.ready.get(plugin).is_none_or(VecDeque::is_empty) {
+            let tasks = self.read_due(plugin, READ_AHEAD, Order::Oldest, now_ms)?;
+            self.ready.insert(plugin.to_owned(), tasks.into());
         }
-        Ok(ready.pop_front())
+        Ok(self.ready.get_mut(plugin).and_then(VecDeque::pop_front))
+    }
+
+    /// Due tasks of a plugin. Those whose event cannot be read are lost, and the next ones come in
+    /// their place.
+    fn read_due(
+        &mut self,
+        plugin: &str,
+        limit: usize,
+        order: Order,
+        now_ms: u64,
+    ) -> Result<Vec<Task>, WorkerError> {
+        loop {
+            let (tasks, unreadable) = self.journal.due(plugin, now_ms, limit, order)?;
+            for Unreadable { event, reason } in &unreadable {
+                let message = format!(
+                    "its event cannot be read ({reason}): the journal was damaged there; `hookrun sync` finds what is valid and was not \
+                     handed over, and `hookrun queue drop {event}` removes it"
+                );
+                self.journal.lose(event, plugin, &message, now_ms)?;
+                self.warn(&format!("{plugin} on event {event}: {message}"));
+            }
+            if !tasks.is_empty() || unreadable.is_empty() {
+                return Ok(tasks);
+            }
+        }
     }
 
     /// Writes down what has ended and that `begin` begins, and starts that.
@@ -134,15 +160,20 @@ impl Worker<'_> {
         let now = self.now_ms();
         let ended = std::mem::take(&mut self.ended);
         let mut changes = Vec::new();
-        let next: Vec<Next> =
+        let next: Vec<(Next, u64)> =
             ended.iter().map(|(run, report)| self.judge(run, report, now, &mut changes)).collect();
         let rows: Vec<Ended<'_>> = ended
             .iter()
             .zip(&next)
-            .map(|((run, report), next)| Ended { attempt: attempt(run, now), report, next: *next })
+            .map(|((run, report), (next, age_ms))| Ended {
+                attempt: attempt(run, now),
+                report,
+                next: *next,
+                age_ms: *age_ms,
+            })
             .collect();
         let (last, begun) = self.journal.step(&rows, begin, now)?;
-        for (((run, report), next), last) in ended.iter().zip(&next).zip(last) {
+        for (((run, report), (next, _)), last) in ended.iter().zip(&next).zip(last) {
             let Run { task: Task { plugin, event }, number, .. } = run;
             if last {
                 roots::remove(event);
@@ -166,7 +197,8 @@ impl Worker<'_> {
                         task: task.clone(),
                         number: begun.number,
                         start_ms: now,
-                        first_ms: begun.first_ms,
+                        age_ms: begun.age_ms,
+                        last_ms: begun.last_ms,
                         is_try,
                     };
                     self.start(run);
@@ -182,7 +214,14 @@ impl Worker<'_> {
     pub(super) fn try_refused(&mut self, now_ms: u64) -> Result<(), WorkerError> {
         let executor = &self.executor;
         let delay = |plugin: &str| retry::refused_delay(&executor.retry(plugin));
-        self.tries.extend(self.journal.try_refused(now_ms, delay)?);
+        let running: BTreeSet<&str> = self
+            .running
+            .values()
+            .filter(|run| self.tries.get(&run.task.plugin) == Some(&run.task.event.id))
+            .map(|run| run.task.plugin.as_str())
+            .collect();
+        let tries = self.journal.try_refused(now_ms, &running, delay)?;
+        self.tries.extend(tries);
         Ok(())
     }
 
@@ -213,23 +252,30 @@ impl Worker<'_> {
         }
     }
 
-    /// What comes after an attempt; changes of breakers are added to `changes`.
+    /// What comes after an attempt, and what counts towards `give-up-after` now; changes of breakers
+    /// are added to `changes`.
     fn judge(
         &mut self,
         run: &Run,
         report: &RunReport,
         now: u64,
         changes: &mut Vec<(String, Change, String)>,
-    ) -> Next {
+    ) -> (Next, u64) {
         let plugin = &run.task.plugin;
         let retry = self.executor.retry(plugin);
         let breaker = self.breakers.entry(plugin.clone()).or_default();
-        let age = Duration::from_millis(now.saturating_sub(run.first_ms));
+        let age = retry::age(
+            &retry,
+            Duration::from_millis(run.age_ms),
+            Duration::from_millis(run.last_ms.map_or(0, |last| run.start_ms.saturating_sub(last))),
+            Duration::from_millis(now.saturating_sub(run.start_ms)),
+        );
         let standing = Standing {
             attempts: run.number,
             age,
             outage: breaker.is_open(),
             progress: report.progress,
+            trouble: report.trouble,
         };
         let mut random = rand::rng();
         let next = retry::next(&report.outcome, standing, &retry, random.random());
@@ -237,7 +283,7 @@ impl Worker<'_> {
         if change != Change::None {
             changes.push((plugin.clone(), change, report.outcome.message().to_owned()));
         }
-        next
+        (next, super::millis(age))
     }
 
     fn keep_breaker(

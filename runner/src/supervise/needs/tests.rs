@@ -18,11 +18,7 @@ fn wall_of(text: &str, variables: &[(&str, &str)]) -> Wall {
     let artifacts: Vec<Artifact> =
         config.plugins.values().map(|plugin| host.open(plugin, &config).unwrap()).collect();
     let effective: Vec<&Effective> = artifacts.iter().map(Artifact::effective).collect();
-    let nix = NixDirs {
-        store: "/nix/store".into(),
-        state: "/nix/var/nix".into(),
-        conf: "/etc/nix".into(),
-    };
+    let nix = NixDirs::new("/nix/store", "/nix/var/nix", "/etc/nix");
     let variable = |name: &str| {
         variables.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value))
     };
