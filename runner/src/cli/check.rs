@@ -196,10 +196,10 @@ fn services(context: &Context, config: &Config, report: &mut Report) {
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
         report.problems.push(wrong(&keys, &message));
     }
-    for (name, settings) in &config.object_stores {
-        // A directory that was named and is not there is not made here, but reported below.
+    for name in config.object_stores.keys() {
+        // A directory that is named and does not exist is reported below, and not made here.
         let reach = services.object_stores().reach(name);
-        if settings.url.is_some() && reach.directories.iter().any(|place| !place.is_dir()) {
+        if needs::missing_directory(&reach, &context.dirs).is_some() {
             continue;
         }
         match services.object_stores().check(name) {

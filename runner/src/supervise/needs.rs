@@ -152,6 +152,13 @@ pub fn make_directories(wall: &Wall, dirs: &Dirs) -> Result<(), String> {
     Ok(())
 }
 
+/// A directory that the configuration names and that does not exist. Those below the state directory
+/// are made by the worker.
+pub fn missing_directory<'a>(reach: &'a Reach, dirs: &Dirs) -> Option<&'a Path> {
+    let named = reach.directories.iter().filter(|directory| !directory.starts_with(&dirs.state));
+    named.map(PathBuf::as_path).find(|directory| !directory.is_dir())
+}
+
 /// Why this process cannot write in the directories of a service, with the fix. Asked behind the
 /// wall: as the user that runs plugins. A directory that is not there yet is made by the worker.
 pub fn unwritable(what: &str, name: &str, reach: &Reach) -> Option<String> {

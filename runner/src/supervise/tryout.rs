@@ -95,18 +95,11 @@ fn trials(config: &Config, dirs: &Dirs, live: bool) -> Result<Vec<Tried>, String
     let services = Services::new(config, dirs);
     let identity = needs::identity(config)?;
     let mut trials = Trials::default();
-    // Directories that were named have to be there; those below the state directory are made by the
-    // worker.
     let mut stores = BTreeSet::new();
-    for (name, settings) in &config.object_stores {
-        let missing = services
-            .object_stores()
-            .reach(name)
-            .directories
-            .into_iter()
-            .find(|directory| settings.url.is_some() && !directory.is_dir());
-        if let Some(directory) = missing {
-            let message = missing_store(name, &directory, &identity);
+    for name in config.object_stores.keys() {
+        let reach = services.object_stores().reach(name);
+        if let Some(directory) = needs::missing_directory(&reach, dirs) {
+            let message = missing_store(name, directory, &identity);
             trials.add(["object-stores", name, "url"], TriedAs::Failed, message);
         } else if services.object_stores().hold(name).is_ok() {
             // What is wrong with the settings is for the caller to say.
