@@ -196,7 +196,7 @@ const fn described(kind: Kind) -> (&'static str, Option<&'static str>) {
         ),
         Kind::Type => ("the type of file", None),
         Kind::Other => ("something else", None),
-        Kind::Unseen => ("contents, which this mail has no room for", None),
+        Kind::Unseen => ("contents, not shown for lack of space", None),
     }
 }
 

@@ -68,8 +68,8 @@ fn evidence() -> Evidence {
             difference(
                 "bin/greet",
                 "content",
-                "built on Jan 1 2025 11:58:02",
-                "built on Jan 1 2025 12:00:00",
+                "\"built on Jan 1 2025 11:58:02\\n\"",
+                "\"built on Jan 1 2025 12:00:00\\n\"",
                 Some(5128),
             ),
             difference("bin/greet-config", "mode", "0444", "0555", None),

@@ -321,6 +321,8 @@ impl Mailer {
         let (kind, fix) = if waiting {
             (ErrorKind::Transient, "it will be tried again".to_owned())
         } else {
+            // Nothing is left to do, unless somebody asks for it once more.
+            progress.forget_refused();
             let fix = format!(
                 "correct the recipients in `to` under [plugins.{}.config] or [mail.{name}]",
                 plugin.name

@@ -84,6 +84,12 @@ impl Progress {
         self.changed = true;
     }
 
+    /// Those that were refused for good may be tried again.
+    pub(super) fn forget_refused(&mut self) {
+        self.seen.refused.clear();
+        self.changed = true;
+    }
+
     /// Makes it durable, and removes what is too old to matter.
     pub(super) fn save(&mut self) -> std::io::Result<()> {
         let Some(path) = self.path.as_ref().filter(|_| self.changed) else { return Ok(()) };

@@ -317,6 +317,19 @@ fn what_sendmail_answers() {
 }
 
 #[test]
+fn a_retry_of_a_mail_that_everybody_refused_asks_everybody_again() {
+    let (scene, directory) = sendmail_scene(67);
+    for attempt in 1..=2 {
+        let to = ["root@localhost", "ann@example.org"];
+        let error = scene.send(&to, &message()).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Permanent);
+        assert!(error.message.contains("no recipient was accepted: root@localhost ("), "{error}");
+        let args = std::fs::read_to_string(directory.path().join("args")).unwrap();
+        assert_eq!(args.matches("--\n").count(), 2 * attempt);
+    }
+}
+
+#[test]
 fn a_server_that_is_down_is_worth_a_retry() {
     // A port that was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
