@@ -124,11 +124,11 @@ fn mail() -> Vec<Row> {
         mail("mail-to-stranger", r#"recipient = "mallory@example.net""#)
             .ends("permanent", "may not write to"),
         mail("mail-to-line-break", r#"recipient = "ann@example.org\r\nBcc: mallory@example.net""#)
-            .ends("permanent", "is no mail address"),
+            .ends("permanent", "is not a mail address"),
         mail("mail-to-two", r#"recipient = "ann@example.org, mallory@example.net""#)
-            .ends("permanent", "is no mail address"),
+            .ends("permanent", "is not a mail address"),
         mail("mail-to-option", r#"recipient = "-oQ/tmp@example.org""#)
-            .ends("permanent", "is no mail address"),
+            .ends("permanent", "is not a mail address"),
         mail(
             "mail-subject-line-break",
             r#"recipient = "ann@example.org", subject = "x\r\nBcc: mallory@example.net""#,
