@@ -60,7 +60,7 @@ const STATE: Entry = directory("", Access::Pass);
 /// The spool, and each fallback.
 const SPOOL: Entry = directory("spool", Access::Add);
 /// The whole table. `builders` and what is in it belong to builder selection.
-const ENTRIES: [Entry; 14] = [
+const ENTRIES: [Entry; 15] = [
     STATE,
     SPOOL,
     directory("rejected", Access::Nothing),
@@ -70,6 +70,7 @@ const ENTRIES: [Entry; 14] = [
     directory("object-stores", Access::Pass),
     directory("mail", Access::Pass),
     Entry { owner: Owner::Plugins, ..directory("plugin-state", Access::Nothing) },
+    Entry { owner: Owner::Plugins, ..directory("uploads", Access::Nothing) },
     file("worker.lock"),
     file("waiter.lock"),
     file("worker.log"),
