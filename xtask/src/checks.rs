@@ -7,7 +7,6 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::machine::{self, Need};
 use crate::process::{CommandExt as _, cargo};
-use crate::width;
 
 /// Installs the check of dependencies.
 const INSTALL: &str = "cargo install --locked cargo-deny";
@@ -15,11 +14,10 @@ const INSTALL: &str = "cargo install --locked cargo-deny";
 const UNREACHABLE: [&str; 2] =
     ["failed to fetch advisory database", "failed to load advisory database"];
 
-/// Formatting, line width, lints, documentation, dependencies; ends at the first that fails.
+/// Formatting, lints, documentation, dependencies; ends at the first that fails.
 pub fn run() -> Result<()> {
     machine::prepare(Need::Compiler)?;
     cargo().args(["fmt", "--all", "--check"]).run()?;
-    width::check()?;
     cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]).run()?;
     cargo()
         .args(["doc", "--workspace", "--no-deps", "--document-private-items"])

@@ -11,7 +11,6 @@ mod machine;
 mod newer_nix;
 mod process;
 mod test;
-mod width;
 
 use std::process::{Command, ExitCode};
 
@@ -38,7 +37,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Check formatting, line width, lints, documentation, and licences and advisories of
+    /// Check formatting, lints, documentation, and licences and advisories of
     /// dependencies.
     #[command(visible_alias = "ci")]
     Checks,

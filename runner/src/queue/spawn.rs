@@ -28,6 +28,8 @@ pub const WAITS: &str = "--waits";
 pub const ARGUMENTS: [&str; 2] = ["worker", SPAWNED];
 /// The worker's log is begun anew at this size; one old one is kept.
 const MAX_LOG_SIZE: u64 = 1 << 20;
+/// The program that this process runs, for proc(5).
+const RUNNING: &str = "/proc/self/exe";
 /// How proc(5) shows the path of a program whose file has another name now, or none.
 const DELETED: &[u8] = b" (deleted)";
 /// First descriptor after the standard streams.
@@ -141,17 +143,25 @@ fn old_log(path: &Path) -> PathBuf {
 /// This program: what is under its name now, after an upgrade, or the very file that runs, if
 /// nothing is.
 fn program() -> PathBuf {
-    use std::os::unix::ffi::OsStrExt as _;
-    let running = PathBuf::from("/proc/self/exe");
-    let link = std::fs::read_link(&running).unwrap_or_default();
-    let replaced = link.as_os_str().as_bytes().strip_suffix(DELETED);
-    let successor = replaced.map(|path| PathBuf::from(OsStr::from_bytes(path)));
-    successor.filter(|path| path.is_file()).unwrap_or(running)
+    replacement().unwrap_or_else(|| PathBuf::from(RUNNING))
 }
 
-/// Is the program that this process runs no longer under its name?
+/// Has the program that this process runs been replaced by another one of its name? A program that
+/// was only removed has no successor: starting one would start the same program again, for ever.
 pub fn is_replaced() -> bool {
-    std::fs::read_link("/proc/self/exe").is_ok_and(|link| is_deleted(&link))
+    replacement().is_some()
+}
+
+/// The program that now has the name of the one that runs.
+fn replacement() -> Option<PathBuf> {
+    successor_of(&std::fs::read_link(RUNNING).ok()?)
+}
+
+/// The file under the name of a program, if `link`, from `/proc/PID/exe`, leads to an older one.
+fn successor_of(link: &Path) -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let name = link.as_os_str().as_bytes().strip_suffix(DELETED)?;
+    Some(PathBuf::from(OsStr::from_bytes(name))).filter(|path| path.is_file())
 }
 
 /// Does `/proc/PID/exe` lead to a file that was removed or replaced?
@@ -176,6 +186,17 @@ fn log_file(dirs: &Dirs) -> std::io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_that_was_removed_has_no_successor() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("hookrun");
+        let link = PathBuf::from(format!("{} (deleted)", program.display()));
+        assert_eq!(successor_of(&link), None, "it was removed");
+        std::fs::write(&program, "new").unwrap();
+        assert_eq!(successor_of(&link), Some(program.clone()), "it was replaced");
+        assert_eq!(successor_of(&program), None, "it is the one that runs");
+    }
 
     #[test]
     fn a_broken_configuration_is_one_line_and_starts_nothing() {
