@@ -118,7 +118,7 @@ fn a_plugin_that_only_fails_is_tried_again_and_then_a_dead_letter() {
         scene.drain().expect_exit(1);
         attempts = scene.attempts();
     }
-    scene.drain().expect_success();
+    scene.drain().expect_exit(1);
     assert_eq!(
         attempts.iter().map(|attempt| attempt.number).collect::<Vec<_>>(),
         [1, 2, 3],
