@@ -69,6 +69,11 @@ fn words(command: &Command) -> String {
 /// Runs a script in a mount namespace of its own, in the scene's environment. `$hookrun`, `$hook`,
 /// `$store` and `$state` are variables, the builds functions.
 fn in_namespace(scene: &Scene, script: &str) -> Ran {
+    in_namespaces(scene, &[], script)
+}
+
+/// The same, with more options of `unshare`.
+fn in_namespaces(scene: &Scene, options: &[&str], script: &str) -> Ran {
     let build = |name| words(&scene.build_command(name, &[]));
     let text = format!(
         "set -e\nhookrun={}\nhook={}\nstore={}\nstate={}\nalpha() {{ {}; }}\nbeta() {{ {}; }}\n{script}\n",
@@ -80,7 +85,27 @@ fn in_namespace(scene: &Scene, script: &str) -> Ran {
         build("beta"),
     );
     let mut command = scene.private_nix().command("unshare");
-    Ran::of(command.args(["--mount", "--propagation", "private", "/bin/bash", "-c", &text]))
+    command.args(["--mount", "--propagation", "private"]).args(options);
+    Ran::of(command.args(["/bin/bash", "-c", &text]))
+}
+
+/// As in a container: the leaders of the session and of the process group are outside, so their ids
+/// are 0 inside.
+#[test]
+fn a_pid_namespace_whose_session_began_outside() {
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = scene();
+    let quick = config("").replace("[worker]", "[worker]\nidle-exit = \"100ms\"");
+    scene.set_config(&quick);
+    let script = "[ $(ps -o sid= -p $$) = 0 ]
+         alpha
+         $hookrun worker --spawned
+         $hookrun log";
+    in_namespaces(&scene, &["--pid", "--fork", "--mount-proc"], script)
+        .expect_success()
+        .expect_stdout("done  keeper");
 }
 
 #[test]

@@ -391,9 +391,9 @@ impl Signals {
             .into_iter()
             .map(|(number, kind)| Ok((number, signal(kind)?)))
             .collect::<std::io::Result<_>>();
-        // SAFETY: no pointer is passed; without a terminal it gives -1.
-        let foreground = unsafe { libc::tcgetpgrp(libc::STDIN_FILENO) };
-        let own = rustix::process::getpgrp().as_raw_nonzero().get();
+        // SAFETY: no pointers are passed. Without a terminal the first gives -1; both give 0 for a
+        // group whose leader is outside the PID namespace.
+        let (foreground, own) = unsafe { (libc::tcgetpgrp(libc::STDIN_FILENO), libc::getpgrp()) };
         Ok(Self { all: all.map_err(CliError::environment)?, terminal: foreground == own })
     }
 

@@ -27,8 +27,10 @@ pub fn lower(priority: Priority) {
     };
     if rustix::process::getpriority_process(None).is_ok_and(|nice| nice < NICE) {
         let _set = rustix::process::setpriority_process(None, NICE);
-        // Of the session only if it is the worker's own.
-        if rustix::process::getsid(None).ok() == Some(rustix::process::getpid()) {
+        // Of the session only if it is the worker's own. Asked through libc: the answer is 0 where
+        // the session's leader is outside the PID namespace, and rustix takes that for impossible.
+        // SAFETY: both calls take and give numbers only.
+        if unsafe { libc::getsid(0) == libc::getpid() } {
             let _set = std::fs::write(AUTOGROUP, NICE.to_string());
         }
     }
