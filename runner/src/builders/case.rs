@@ -67,7 +67,7 @@ impl<'r> Case<'r> {
         queue: &Queue,
         nix_dirs: &NixDirs,
     ) -> Self {
-        let (mut candidate, derivation) = described(request.candidate());
+        let (mut candidate, derivation) = described(request.candidate(), nix_dirs);
         let past = memory.past(&candidate.pname, &candidate.system);
         candidate.expected_seconds = past.expected_seconds;
         let database = Database::open_within(nix_dirs, DATABASE_PATIENCE).ok();
@@ -113,7 +113,7 @@ impl<'r> Case<'r> {
         let can_tell = !pool.settings.builders_use_substitutes() && fitting.len() <= MOST_COMPARED;
         let inputs = inputs.filter(|_| can_tell).unwrap_or_default();
         let present = Present::of(inputs, memory);
-        let lock = derivation.as_ref().and_then(local::lock_of);
+        let lock = derivation.as_ref().and_then(|derivation| local::lock_of(derivation, nix_dirs));
         Self {
             request,
             candidate,

@@ -26,6 +26,7 @@ use super::slots::Slot;
 use super::speech::{Ending, Timing};
 use super::stock::{Build, Offer, Report, StockHook, Target};
 use super::types::Candidate;
+use crate::event::NixDirs;
 use crate::nix::machines::MachineLine;
 use crate::shared::Text;
 
@@ -100,6 +101,8 @@ pub struct Delegation<'a> {
     pub memory: &'a mut Memory,
     /// Who else waits.
     pub queue: &'a Queue,
+    /// The directories of the Nix that called.
+    pub nix_dirs: &'a NixDirs,
     /// Where Nix reads.
     pub nix: BorrowedFd<'a>,
     /// Forgets slots' lock files.
@@ -336,7 +339,7 @@ impl Delegation<'_> {
 
     /// What a build needed, and what came of it, is on its machine now.
     fn brought(&mut self, machine: &str, candidate: &Candidate, present: &Present) {
-        let (_, derivation) = described(candidate.clone());
+        let (_, derivation) = described(candidate.clone(), self.nix_dirs);
         let outputs = derivation
             .iter()
             .flat_map(|derivation| &derivation.outputs)

@@ -5,9 +5,8 @@
 //! A `.drv` that cannot be read (it is in a store of another root, or garbage) is no error: the
 //! policy is told less.
 
-use std::path::Path;
-
 use super::types::{BUILTIN, Candidate};
+use crate::event::NixDirs;
 use crate::nix::derivation::Derivation;
 
 /// The attribute of a derivation whose words are hints for the policy. Nix writes a list of strings
@@ -19,9 +18,9 @@ const MAX_HINTS: usize = 32;
 /// Longest hint, in characters.
 const MAX_HINT: usize = 256;
 
-/// `candidate` with what its `.drv` says, and that.
-pub fn described(candidate: Candidate) -> (Candidate, Option<Derivation>) {
-    let derivation = Derivation::read(Path::new(&candidate.drv_path)).ok();
+/// `candidate` with what its `.drv` says in the store of `nix_dirs`, and that.
+pub fn described(candidate: Candidate, nix_dirs: &NixDirs) -> (Candidate, Option<Derivation>) {
+    let derivation = Derivation::read_in(nix_dirs, &candidate.drv_path).ok();
     (with(candidate, derivation.as_ref()), derivation)
 }
 
@@ -191,7 +190,8 @@ mod tests {
             drv_path: "/nowhere/a-1.drv".to_owned(),
             ..Candidate::default()
         };
-        let (told, _) = described(there_is_none);
+        let (told, _) =
+            described(there_is_none, &NixDirs::new("/nix/store", "/nix/var/nix", "/etc/nix"));
         assert_eq!((told.pname.as_str(), told.version.as_str()), ("a", "1"));
     }
 

@@ -30,11 +30,11 @@ const LOOKS: usize = 3;
 /// The file that Nix holds locked while it builds `derivation` (`DerivationGoal::tryToBuild`, 2.4
 /// to 2.35): that of its first output, or where the output's path is not known before the build,
 /// one beside the `.drv`.
-pub fn lock_of(derivation: &Derivation) -> Option<String> {
+pub fn lock_of(derivation: &Derivation, nix_dirs: &NixDirs) -> Option<String> {
     let output = derivation.outputs.first()?;
     let locked =
         output.path.clone().unwrap_or_else(|| format!("{}.{}", derivation.path, output.name));
-    Some(locked + ".lock")
+    Some(nix_dirs.real_path(&(locked + ".lock")).to_string_lossy().into_owned())
 }
 
 /// How many of the builds that `command` was told to do here run, or are about to.

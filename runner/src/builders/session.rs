@@ -81,8 +81,8 @@ impl<R: Read, W: Write> Session<'_, R, W> {
             pending.message(Level::Warn, warning);
         }
         pending.withdraw();
-        let state = settings.state_dir_of_store().unwrap_or_else(|| self.nix_dirs.state.clone());
-        let slot_files = SlotFiles::below(&state);
+        let nix_dirs = settings.dirs_of_store(&self.nix_dirs);
+        let slot_files = SlotFiles::below(&nix_dirs.state);
         let limits = self.options.resources.clone();
         let queue =
             Queue::new(&self.builders, slot_files.clone(), Command::of_parent(), limits.clone());
@@ -96,7 +96,6 @@ impl<R: Read, W: Write> Session<'_, R, W> {
             told: false,
             limits,
         };
-        let nix_dirs = NixDirs { state, ..self.nix_dirs.clone() };
         let mut settled = None;
         loop {
             let mut pending = Pending::new(&mut self.reply);
@@ -155,6 +154,7 @@ impl<R: Read, W: Write> Session<'_, R, W> {
                         stock: self.stock,
                         memory: &mut memory,
                         queue: &queue,
+                        nix_dirs: &nix_dirs,
                         nix: self.nix,
                         slot_files: &pool.slot_files,
                         ask_again: &mut ask_again,

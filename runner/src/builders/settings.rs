@@ -9,10 +9,10 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
-use crate::nix::store_uri::LocalStore;
-
 use super::policy::Division;
 use super::types::{BUILTIN, LocalMachine};
+use crate::event::NixDirs;
+use crate::nix::store_uri::LocalStore;
 use crate::nix::wire::{self, WireError};
 
 /// The setting that lists machines.
@@ -140,10 +140,11 @@ impl Settings {
         }
     }
 
-    /// Nix's state directory if the store is another than this machine's own (`store = /srv/x`,
-    /// `local?root=...`): Nix's hook keeps its slot files with the store.
-    pub fn state_dir_of_store(&self) -> Option<PathBuf> {
-        state_dir_of(&self.get("store")?)
+    /// The directories of the store that the setting `store` names (`/srv/x`, `local?root=...`), where
+    /// they are otherwise `usual`: Nix's hook keeps its slot files with the store.
+    pub fn dirs_of_store(&self, usual: &NixDirs) -> NixDirs {
+        let chosen = self.get("store").and_then(|store| LocalStore::parse(&store));
+        chosen.map_or_else(|| usual.clone(), |store| store.dirs(usual.clone()))
     }
 }
 
@@ -201,6 +202,8 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -262,12 +265,13 @@ mod tests {
 
     #[test]
     fn stores_elsewhere() {
-        let state = |store: &str| Settings::of(&[("store", store)]).state_dir_of_store();
-        assert_eq!(state("auto"), None);
-        assert_eq!(state("daemon"), None);
-        assert_eq!(state("/srv/x"), Some("/srv/x/nix/var/nix".into()));
-        assert_eq!(state("local?root=/srv/x"), Some("/srv/x/nix/var/nix".into()));
-        assert_eq!(state("local?root=/srv/x&state=/srv/s"), Some("/srv/s".into()));
+        let usual = NixDirs::new("/nix/store", "/nix/var/nix", "/etc/nix");
+        let dirs = |store: &str| Settings::of(&[("store", store)]).dirs_of_store(&usual);
+        assert_eq!((dirs("auto"), dirs("daemon")), (usual.clone(), usual.clone()));
+        assert_eq!(dirs("/srv/x").state, Path::new("/srv/x/nix/var/nix"));
+        assert_eq!(dirs("/srv/x").real_path("/nix/store/a"), Path::new("/srv/x/nix/store/a"));
+        assert_eq!(dirs("local?root=/srv/x&state=/srv/s").state, Path::new("/srv/s"));
+        assert_eq!(state_dir_of("auto"), None);
     }
 
     #[test]

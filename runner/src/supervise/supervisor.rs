@@ -183,6 +183,8 @@ impl Supervisor {
     /// Takes up what has changed on disk, if it is right.
     async fn look(&self) -> Refreshed {
         let current = self.current();
+        // There may have been no state directory when this process started.
+        current.keep(&self.dirs);
         let stamps = stamps(&current.config);
         {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
