@@ -23,7 +23,6 @@ use crate::wall::Wall;
 
 /// Runs the gates on the event that a hook handed over.
 pub fn run(handed_over: &Ended) -> Exit {
-    let Some(sealed) = &handed_over.event else { return Exit::Done };
     let dirs = Dirs::from_env();
     // Most installations have no gate: then neither parser nor engine is touched.
     let source = if is_away(&dirs.config) { dirs.last_config() } else { dirs.config.clone() };
@@ -32,7 +31,8 @@ pub fn run(handed_over: &Ended) -> Exit {
     if !mentioned {
         return Exit::Done;
     }
-    let (Ok(config), Ok(event)) = (Config::in_force(&dirs), envelope::open(sealed)) else {
+    let Some(sealed) = handed_over.event() else { return Exit::Done };
+    let (Ok(config), Ok(event)) = (Config::in_force(&dirs), envelope::open(&sealed)) else {
         return Exit::Done;
     };
     let event = &event;

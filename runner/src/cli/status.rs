@@ -194,7 +194,11 @@ fn gather(context: &Context) -> Result<Status, CliError> {
         worker_version: running
             .as_ref()
             .and_then(|running| Some(running.said.as_ref()?.version.clone())),
-        worker_is: worker_is(running.as_ref(), lock::holder(&dirs.waiter_lock())),
+        worker_is: if lock::can_be_seen(&dirs.worker_lock()) {
+            worker_is(running.as_ref(), lock::holder(&dirs.waiter_lock()))
+        } else {
+            "cannot be seen by this user".to_owned()
+        },
         guests,
         spooled: spool::depth(dirs) + health.elsewhere,
         rejected: spool::count_rejected(&dirs.rejected()),
@@ -256,7 +260,9 @@ fn gather(context: &Context) -> Result<Status, CliError> {
         // Another user's journal is not a defect of the queue; the rest of the picture still holds.
         Err(error) => status.problems.push(error.to_string()),
     }
-    if let (Some(start), None) = (start, status.worker) {
+    if let (Some(start), None) = (start, status.worker)
+        && lock::can_be_seen(&dirs.worker_lock())
+    {
         let due: u64 = status.plugins.iter().map(|plugin| plugin.counts.due).sum();
         let spooled = spool::oldest_ms(dirs).map(|time| now.saturating_sub(time));
         let due_age = status.oldest_age_ms.filter(|_| due > 0);

@@ -59,14 +59,15 @@ const fn file(name: &'static str) -> Entry {
 const STATE: Entry = directory("", Access::Pass);
 /// The spool, and each fallback.
 const SPOOL: Entry = directory("spool", Access::Add);
-/// The whole table. `builders` and what is in it belong to builder selection.
-const ENTRIES: [Entry; 15] = [
+/// The whole table. What is in `builders` belongs to builder selection, which makes it likewise.
+const ENTRIES: [Entry; 16] = [
     STATE,
     SPOOL,
     directory("rejected", Access::Nothing),
     directory("journal", Access::Nothing),
     directory("artifacts", Access::Nothing),
     directory("policy-state", Access::Nothing),
+    directory("builders", Access::Nothing),
     directory("object-stores", Access::Pass),
     directory("mail", Access::Pass),
     Entry { owner: Owner::Plugins, ..directory("plugin-state", Access::Nothing) },

@@ -20,6 +20,10 @@ use crate::nix;
 use crate::nix::caller::Caller;
 use crate::terminal::say;
 
+/// An event that the spool has not taken by then goes elsewhere as well.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The same for an event that a comparison comes before.
+const PATIENCE_WITH_DIFF: Duration = Duration::from_millis(1500);
 /// After a comparison that took longer, nobody looks for who called.
 const CALLER_BEFORE: Duration = Duration::from_secs(1);
 /// How long looking for who called may take.
@@ -28,7 +32,7 @@ const CALLER_TIME: Duration = Duration::from_millis(200);
 /// Nix's post-build hook. Standard output stays empty. Plugins that may fail the build run on its
 /// event after this.
 pub fn post_build() -> Ended {
-    guard::run("post-build-hook", |teller| {
+    guard::run("post-build-hook", PATIENCE, |teller| {
         let nix_dirs = nix::store_uri::of_caller();
         let event = match nix::post_build::from_env(&nix_dirs) {
             Ok(event) => Event { nix: nix_dirs, ..Event::now(HookEvent::PostBuild(event)) },
@@ -41,7 +45,7 @@ pub fn post_build() -> Ended {
 /// Nix's diff hook. What it writes to standard output Nix shows to the user, on exit code 0.
 pub fn diff(arguments: &[OsString]) {
     let (begun, parent) = (Instant::now(), rustix::process::getppid());
-    guard::run("diff-hook", |teller| {
+    guard::run("diff-hook", PATIENCE_WITH_DIFF, |teller| {
         let mut nix_dirs = NixDirs::from_env();
         let derivation = |path: &str| nix::outputs_of(&nix_dirs, path);
         let call = match nix::diff::read(arguments, &nix_dirs, derivation) {

@@ -83,6 +83,15 @@ pub fn holder(path: &Path) -> Option<i32> {
         .map(|lock| lock.pid.map_or(0, rustix::process::Pid::as_raw_pid))
 }
 
+/// May this user see who holds the lock? If there is no file, nobody holds it.
+pub fn can_be_seen(path: &Path) -> bool {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    !matches!(
+        rustix::fs::open(path, flags, Mode::empty()),
+        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM)
+    )
+}
+
 fn holder_of(file: &OwnedFd) -> Option<i32> {
     let lock = rustix::process::fcntl_getlk(file, &Flock::from(FlockType::WriteLock)).ok()??;
     lock.pid.map(rustix::process::Pid::as_raw_pid)

@@ -2,10 +2,13 @@
 //! systemd's is (sd_notify(3)).
 
 use std::os::unix::net::UnixDatagram;
-use std::process::Stdio;
-use std::time::Duration;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use hookrun_tests::lab::{Scene, Script};
+use hookrun::queue::lock;
+use hookrun_tests::guests;
+use hookrun_tests::lab::{Ran, Scene, Script, hookrun_program};
 use rustix::process::{Pid, Signal};
 
 /// The longest wait for a message: a machine under load.
@@ -87,4 +90,154 @@ fn hooks_and_commands_tell_the_service_manager_nothing() {
             .success()
     );
     assert_eq!(socket.recv(&mut [0; 4096]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
+/// A worker of the scene, ended with the test.
+struct Worker(Child);
+
+impl Worker {
+    fn start(scene: &Scene, mut command: Command) -> Self {
+        let worker = Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let lock = scene.state_dir().join("worker.lock");
+        wait_for("the worker takes its lock", || lock::is_held(&lock));
+        worker
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        self.0.wait().unwrap();
+    }
+}
+
+#[track_caller]
+fn wait_for(what: &str, mut is: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is() {
+        assert!(begun.elapsed() < PATIENCE, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Nice value and scheduling policy of a process (proc(5)).
+fn priority(pid: u32) -> (i64, i64) {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The second field, the name in parentheses, may have spaces in it.
+    let (_, rest) = stat.rsplit_once(") ").unwrap();
+    let field = |number: usize| rest.split(' ').nth(number - 3).unwrap().parse().unwrap();
+    (field(19), field(41))
+}
+
+/// Processes that `pid` has started.
+fn children(pid: u32) -> Vec<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+#[test]
+fn a_worker_in_the_background_and_its_processes_come_after_builds() {
+    let guest = guests::guest_for_all("good").unwrap();
+    let before = priority(std::process::id());
+    for (word, nice, policy) in [
+        ("low", 10.max(before.0), i64::from(libc_policies::BATCH)),
+        ("idle", 10.max(before.0), i64::from(libc_policies::IDLE)),
+        ("normal", before.0, before.1),
+    ] {
+        let scene = Scene::new().derivation("alpha", Script::text("hello")).config(&format!(
+            "[worker]\nstart = \"service\"\npriority = \"{word}\"\n[plugins.keeper]\nsource = \"{}\"\n\
+             hooks = [\"post-build\"]\ngrant = {{ state = true }}\n",
+            guest.display()
+        ));
+        scene.hookrun(&["compile"]).expect_success();
+        let worker = Worker::start(&scene, scene.hookrun_command(&["daemon"]));
+        scene.build("alpha").expect_success();
+        wait_for("the task is done", || scene.tasks() == ["alpha keeper done"]);
+        let pid = worker.0.id();
+        let runners = children(pid);
+        assert!(!runners.is_empty());
+        for process in runners.into_iter().chain([pid]) {
+            assert_eq!(priority(process), (nice, policy), "{word}: process {process}");
+        }
+        let version = env!("CARGO_PKG_VERSION");
+        scene
+            .hookrun(&["status"])
+            .expect_stdout(&format!("runs (process {pid}, version {version}, {word} priority)"));
+    }
+}
+
+/// Numbers of sched(7).
+mod libc_policies {
+    pub(super) const BATCH: u8 = 3;
+    pub(super) const IDLE: u8 = 5;
+}
+
+/// A copy of the program, as an installation has it.
+fn installed(scene: &Scene) -> PathBuf {
+    let path = scene.path("installed");
+    std::fs::copy(hookrun_program(), &path).unwrap();
+    path
+}
+
+/// As docs/install.md says it.
+fn upgrade(scene: &Scene, installed: &std::path::Path) {
+    let new = scene.path("installed.new");
+    let installed = installed.display();
+    Ran::of(Command::new("install").arg("-Dm755").arg(hookrun_program()).arg(&new))
+        .expect_success();
+    let script = format!("mv -f {} {installed}", new.display());
+    Ran::of(Command::new("/bin/sh").args(["-c", &script])).expect_success();
+}
+
+#[test]
+fn a_spawned_worker_makes_way_for_a_new_program_and_a_service_says_so() {
+    let scene = Scene::new().config("[worker]\nidle-exit = \"1h\"\n");
+    let program = installed(&scene);
+    let command = |words: &[&str]| {
+        let mut command = scene.private_nix().command(&program);
+        command.args(words);
+        command
+    };
+    let lock = scene.state_dir().join("worker.lock");
+    let mut worker = Worker::start(&scene, command(&["worker", "--spawned"]));
+    let first = lock::holder(&lock).unwrap();
+    upgrade(&scene, &program);
+    scene.hookrun(&["status"]).expect_success().expect_stdout("its program was replaced since");
+    wait_for("another worker runs", || {
+        // Only then is its number another one's.
+        let ended = worker.0.try_wait().unwrap().is_some();
+        ended && lock::holder(&lock).is_some_and(|pid| pid != first)
+    });
+    scene.hookrun(&["status"]).expect_success().expect_silent_about("was replaced");
+    let second = Pid::from_raw(lock::holder(&lock).unwrap()).unwrap();
+    rustix::process::kill_process(second, Signal::TERM).unwrap();
+    wait_for("it ends", || !lock::is_held(&lock));
+
+    let worker = Worker::start(&scene, command(&["daemon"]));
+    upgrade(&scene, &program);
+    wait_for("the service says what to do", || {
+        scene.hookrun(&["status"]).stdout.contains("run `systemctl restart hookrun`")
+    });
+    drop(worker);
+}
+
+#[test]
+fn builds_go_on_while_the_program_is_replaced() {
+    let scene = Scene::new().config("[worker]\nstart = \"none\"\n");
+    let program = installed(&scene);
+    let hook = || {
+        let path = format!("{}/{}-a", scene.private_nix().store_dir().display(), "0".repeat(32));
+        let mut command = scene.private_nix().command(&program);
+        command.args(["hook", "post-build"]);
+        command.env("DRV_PATH", format!("{path}.drv")).env("OUT_PATHS", path);
+        Ran::of(&mut command).expect_success();
+    };
+    std::thread::scope(|scope| {
+        let upgrades = scope.spawn(|| (0..10).for_each(|_| upgrade(&scene, &program)));
+        while !upgrades.is_finished() {
+            hook();
+        }
+    });
 }
