@@ -1,7 +1,8 @@
 #!/bin/sh
-# Called by cargo in place of the compiler for this workspace's own crates (RUSTC_WORKSPACE_WRAPPER): adds the coverage that libFuzzer
-# is guided by to hookrun and the targets, with the flags of cargo-fuzz (its `project.rs`), and leaves all dependencies as they
-# are, so that nothing of them is compiled again.
+# Called by cargo in place of the compiler for this workspace's own crates
+# (RUSTC_WORKSPACE_WRAPPER): adds the coverage that libFuzzer is guided by to hookrun and the
+# targets, with the flags of cargo-fuzz (its `project.rs`), and leaves all dependencies as they are,
+# so that nothing of them is compiled again.
 compiler="$1"
 shift
 case " $* " in

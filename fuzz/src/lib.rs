@@ -43,11 +43,11 @@ pub const TARGETS: &[Target] = &[
     targets::runner::TARGET,
     targets::sessions::TARGET,
     targets::locks::TARGET,
-    targets::speech::TARGET,
     targets::trace::TARGET,
     targets::journal::TARGET,
     targets::answers::TARGET,
     targets::smtp::TARGET,
+    targets::spool::TARGET,
 ];
 
 /// A target with a defect, for the tests of the driver; in no list.

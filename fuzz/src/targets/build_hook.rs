@@ -87,8 +87,9 @@ fn run(data: &[u8]) {
 /// more that ends it all.
 fn session(data: &[u8], settings: Option<&Settings>, questions: usize) {
     // Neither files that the input names, nor another store's locks.
+    let usual = NixDirs::from_env();
     if settings.is_some_and(|settings| {
-        settings.builders().contains(&b'@') || settings.state_dir_of_store().is_some()
+        settings.builders().contains(&b'@') || settings.dirs_of_store(&usual) != usual
     }) {
         return;
     }

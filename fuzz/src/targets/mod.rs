@@ -14,7 +14,7 @@ pub(crate) mod metadata;
 pub(crate) mod runner;
 pub(crate) mod sessions;
 pub(crate) mod smtp;
-pub(crate) mod speech;
+pub(crate) mod spool;
 pub(crate) mod stock_output;
 pub(crate) mod trace;
 
