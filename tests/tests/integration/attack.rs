@@ -12,7 +12,7 @@ use hookrun::dirs::Dirs;
 use hookrun::event::{Event, HookEvent, NixDirs, Output, PostBuild};
 use hookrun::layout;
 use hookrun::queue::{envelope, spool};
-use hookrun_tests::lab::{Need, Ran, Scene, require};
+use hookrun_tests::lab::{Need, Ran, Scene, answers, build_hook, conversation, require};
 
 /// A plain user.
 const STRANGER: u32 = 4242;
@@ -354,4 +354,66 @@ fn a_comparison_that_dies_leaves_an_event_that_says_so() {
     let incomplete = diff.evidence.incomplete.unwrap_or_default();
     assert!(incomplete.contains("did not end"), "{incomplete}: {}", ran.account());
     ran.expect_stderr("ended early");
+}
+
+#[test]
+fn files_that_are_set_aside_at_the_same_time_are_all_kept() {
+    const SAME: u32 = 200;
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = scene();
+    let dirs = dirs(&scene);
+    for number in 0..SAME {
+        // No plain form: where such characters are replaced, all have the same name.
+        let name = format!("x{}", char::from_u32(0x100 + number).unwrap());
+        std::fs::write(dirs.spool().join(name), number.to_string()).unwrap();
+    }
+    scene.drain().expect_success();
+    let kept = std::fs::read_dir(dirs.rejected()).unwrap().map(|entry| entry.unwrap().path());
+    let kept = kept.filter(|path| path.extension().is_none_or(|extension| extension != "reason"));
+    let mut kept: Vec<u32> =
+        kept.filter_map(|path| std::fs::read_to_string(path).unwrap().parse().ok()).collect();
+    kept.sort_unstable();
+    assert_eq!(kept, (0..SAME).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_a_stranger_puts_where_roots_fallback_might_be_is_not_touched() {
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = scene();
+    let directory = layout::own_fallback(&dirs(&scene), 0);
+    let victim = scene.path("victim");
+    std::fs::create_dir(&victim).unwrap();
+    std::fs::write(victim.join("precious"), "root's own").unwrap();
+    let place = directory.display();
+    let script =
+        format!("mkdir {place} && cd {place} && : > 0-first && : > precious && mkfifo fifo");
+    Ran::of(&mut shell(&script, STRANGER)).expect_success();
+    scene.drain().expect_success();
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 3, "nothing is taken from there");
+    let script = format!("rm -r {place} && ln -s {} {place}", victim.display());
+    Ran::of(&mut shell(&script, STRANGER)).expect_success();
+    scene.drain().expect_success();
+    assert_eq!(std::fs::read_to_string(victim.join("precious")).unwrap(), "root's own");
+    assert_eq!(std::fs::read_dir(dirs(&scene).rejected()).map_or(0, Iterator::count), 0);
+    std::fs::remove_file(&directory).unwrap();
+}
+
+#[test]
+fn a_stranger_can_neither_read_nor_lock_anything_of_builder_selection() {
+    if !require(Need::Root) {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut hook = build_hook(directory.path(), "echo '# decline' >&2");
+    let (bytes, _) = conversation("ssh://m - - 1", 1);
+    assert_eq!(answers(&mut hook, &bytes).directives, ["# decline"]);
+    let builders = directory.path().join("state/builders");
+    assert!(builders.join("queue.lock").exists());
+    let script = format!("ls {0} || exec 3<{0}/queue.lock", builders.display());
+    Ran::of(&mut shell(&script, STRANGER)).expect_failure().expect_stderr("ermission denied");
 }
