@@ -4,8 +4,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hookrun_tests::document::{self, Step, repository, steps};
-use hookrun_tests::lab::{Need, hookrun_program, require};
+use hookrun_tests::document::{self, Step, blocks, repository, steps};
+use hookrun_tests::lab::{Need, hookrun_program, require, require_nix};
 
 /// Where compiled dependencies of the documents' crates stay from one run to the next.
 fn target_directory() -> PathBuf {
@@ -58,6 +58,91 @@ fn every_command_of_the_sdks_readme_works_as_printed() {
         format!("ln -s {} target && cp ../hookrun/Cargo.lock .", target_directory().display());
     steps.insert(entered + 1, Step::Command { line: link, output: Vec::new() });
     document::run(&steps, &mut shell(directory.path()), "");
+}
+
+/// Makes the system's directories a private copy, and stands in for what a test cannot do: a
+/// release build and a service manager. Then, as the page says, the shell is in a clone.
+const PRIVATE_SYSTEM: &str = r#"
+set -e
+mount -t tmpfs tmpfs "$SCRATCH"
+for directory in /etc /usr/lib /usr/local /var /nix; do
+    [ -d "$directory" ] || continue
+    upper="$SCRATCH$directory"
+    mkdir -p "$upper/upper" "$upper/work"
+    mount -t overlay -o "lowerdir=$directory,upperdir=$upper/upper,workdir=$upper/work" overlay "$directory"
+done
+# A machine without hookrun, whatever this one has.
+rm -rf /var/lib/hookrun /var/lib/hookrun-fallback /etc/hookrun /etc/nix /usr/lib/hookrun
+! id hookrun > /dev/null 2>&1 || userdel hookrun
+mkdir -p "$HOME/.cargo/bin" /etc/nix
+cargo() {
+    [ "$*" = "install --locked --path runner" ] || { echo "unexpected: cargo $*" >&2; return 1; }
+    cp "$HOOKRUN_PROGRAM" "$HOME/.cargo/bin/hookrun"
+}
+rustup() { [ "$*" = "target add wasm32-wasip2" ]; }
+systemctl() {
+    [ "$*" = "restart nix-daemon" ] || { echo "unexpected: systemctl $*" >&2; return 1; }
+    nix-daemon --daemon > /dev/null 2>&1 &
+    daemon=$!
+}
+trap '[ -z "$daemon" ] || kill "$daemon"' EXIT
+set +e
+cd "$CLONE"
+"#;
+
+#[test]
+fn the_readmes_way_to_a_first_configuration_works_as_printed() {
+    if !require(Need::Root) {
+        return;
+    }
+    require_nix();
+    let directory = tempfile::tempdir().unwrap();
+    for name in ["scratch", "home"] {
+        std::fs::create_dir(directory.path().join(name)).unwrap();
+    }
+    let text = document::read("README.md");
+    let mut steps = steps(&text);
+    // `cargo xtask` is what runs this test, and the demo has a test of its own (`demo::`).
+    let before = steps.len();
+    steps.retain(
+        |step| !matches!(step, Step::Command { line, .. } if line.starts_with("cargo xtask")),
+    );
+    assert_eq!(before - steps.len(), 1, "the page shows one command of xtask");
+    // Listings that the text tells to add to a file are written before the daemon is restarted.
+    let restart = steps
+        .iter()
+        .position(
+            |step| matches!(step, Step::Command { line, .. } if line.starts_with("systemctl")),
+        )
+        .expect("the page restarts the daemon");
+    let nix_conf = blocks(&text).into_iter().find(|block| block.language == "ini").unwrap().text;
+    steps.insert(restart, Step::File { path: "/etc/nix/nix.conf".to_owned(), text: nix_conf });
+    // What a person types.
+    for step in &mut steps {
+        if let Step::Command { line, .. } = step
+            && line.contains("/dev/stdin")
+        {
+            *line = format!("echo example | {line}");
+        }
+    }
+    let modes =
+        "stat -c %a:%U /etc/hookrun/secrets /etc/hookrun/secrets/* /etc/hookrun/hookrun.toml";
+    steps.push(Step::Command {
+        line: modes.to_owned(),
+        output: ["700:root", "600:root", "600:root", "600:root", "600:root", "644:root"]
+            .map(ToOwned::to_owned)
+            .to_vec(),
+    });
+    let mut shell = Command::new("unshare");
+    shell
+        .args(["--mount", "--propagation", "private", "sh"])
+        .env("SCRATCH", directory.path().join("scratch"))
+        .env("HOME", directory.path().join("home"))
+        .env("HOOKRUN_PROGRAM", hookrun_program())
+        .env("CLONE", repository())
+        .env_remove("HOOKRUN_CONFIG")
+        .env_remove("HOOKRUN_STATE_DIR");
+    document::run(&steps, &mut shell, PRIVATE_SYSTEM);
 }
 
 #[test]
