@@ -44,7 +44,8 @@ in
       start = lib.mkDefault "service";
       user = lib.mkDefault "hookrun";
     };
-    # Plugins run as this user; the service itself is root, who takes events from build users and reads secrets.
+    # Plugins run as this user; the service itself is root, who takes events from build users and
+    # reads secrets.
     users.users.hookrun = lib.mkIf (cfg.settings.worker.user == "hookrun") { isSystemUser = true; group = "hookrun"; };
     users.groups.hookrun = lib.mkIf (cfg.settings.worker.user == "hookrun") { };
 

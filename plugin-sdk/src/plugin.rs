@@ -37,8 +37,8 @@ use crate::{BuilderSelection, Diff, PostBuild};
 /// (default: [`Wants::NOTHING`](crate::Wants::NOTHING)), `order` (default:
 /// [`TaskOrder::Any`](crate::TaskOrder::Any)) and `config_schema` (a JSON schema as a string;
 /// default: any table; at most 100 patterns, without recursion and without `unevaluatedProperties`
-/// and `unevaluatedItems`). Keys come in any order. Name, version and description come from the crate's
-/// manifest. A component has one `plugin!`, with all its hooks.
+/// and `unevaluatedItems`). Keys come in any order. Name, version and description come from the
+/// crate's manifest. A component has one `plugin!`, with all its hooks.
 #[macro_export]
 macro_rules! plugin {
     ($($keys:tt)*) => {

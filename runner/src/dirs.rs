@@ -1,8 +1,8 @@
 //! Where hookrun keeps its configuration and its state.
 //!
 //! A system installation (root, or a build user called by root's Nix) uses `/etc/hookrun` and
-//! `/var/lib/hookrun`; a user without root, with a home, uses the XDG directories. `HOOKRUN_CONFIG` and
-//! `HOOKRUN_STATE_DIR` override.
+//! `/var/lib/hookrun`; a user without root, with a home, uses the XDG directories. `HOOKRUN_CONFIG`
+//! and `HOOKRUN_STATE_DIR` override.
 
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,6 @@
 //! Makes text from outside safe for a terminal: derivation names, plugins' messages and metadata.
-//! Used wherever hookrun prints text that it did not write: in commands, in the gate, and in what Nix
-//! shows for the build hook.
+//! Used wherever hookrun prints text that it did not write: in commands, in the gate, and in what
+//! Nix shows for the build hook.
 
 use std::fmt::Write as _;
 
@@ -33,9 +33,9 @@ pub fn printable(text: &str) -> String {
         .collect()
 }
 
-/// JSON text in which no character is left that a terminal would obey instead of showing it. In JSON
-/// such characters only occur inside strings, where an escape means the same (RFC 8259, section 7);
-/// those below U+0020 are escaped by every JSON writer.
+/// JSON text in which no character is left that a terminal would obey instead of showing it. In
+/// JSON such characters only occur inside strings, where an escape means the same (RFC 8259,
+/// section 7); those below U+0020 are escaped by every JSON writer.
 pub fn printable_json(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,7 +1,7 @@
 //! Documents as tests: the listings and commands of a Markdown file, run as they are printed.
 //!
-//! A fenced block after a line that ends in a path and a colon (`` `src/lib.rs`: ``) is that file. A
-//! block `console` is a session: lines that begin with `$ ` or `# ` are commands, and the lines
+//! A fenced block after a line that ends in a path and a colon (`` `src/lib.rs`: ``) is that file.
+//! A block `console` is a session: lines that begin with `$ ` or `# ` are commands, and the lines
 //! below a command are what it prints. There `...` stands for anything within a line, and for any
 //! number of lines where it is a line of its own. All commands of a document run in one shell.
 

@@ -38,8 +38,8 @@ pub struct MailServer {
 }
 
 impl MailServer {
-    /// Starts a server. Returns `None` if the test is skipped: the server runs as a user of its own,
-    /// which needs root.
+    /// Starts a server. Returns `None` if the test is skipped: the server runs as a user of its
+    /// own, which needs root.
     ///
     /// # Panics
     /// If there is no Exim and it cannot be installed.

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::machine::{self, Need};
 use crate::process::{CommandExt as _, cargo};
+use crate::width;
 
 /// Installs the check of dependencies.
 const INSTALL: &str = "cargo install --locked cargo-deny";
@@ -18,6 +19,7 @@ const UNREACHABLE: [&str; 2] =
 pub fn run() -> Result<()> {
     machine::prepare(Need::Compiler)?;
     cargo().args(["fmt", "--all", "--check"]).run()?;
+    width::check()?;
     cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]).run()?;
     cargo()
         .args(["doc", "--workspace", "--no-deps", "--document-private-items"])

@@ -11,6 +11,7 @@ mod machine;
 mod newer_nix;
 mod process;
 mod test;
+mod width;
 
 use std::process::{Command, ExitCode};
 

@@ -24,8 +24,8 @@ pub struct Options {
     /// directory. Remove one to have it made anew.
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// Parts of tests' names, or other arguments of the test program, in place of the tests in which
-    /// Nix has a say.
+    /// Parts of tests' names, or other arguments of the test program, in place of the tests in
+    /// which Nix has a say.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }

@@ -1,5 +1,5 @@
-//! The files of a finding, put together by what their differences look like: one group a cause, with
-//! an example and the names of all its files. Pure.
+//! The files of a finding, put together by what their differences look like: one group a cause,
+//! with an example and the names of all its files. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,8 +36,8 @@ pub struct Group<'a> {
     pub examples: Vec<(&'a str, Vec<&'a Difference>)>,
 }
 
-/// Differences of this kind shown of one file. Several places of a shuffled or compressed file say no
-/// more than one.
+/// Differences of this kind shown of one file. Several places of a shuffled or compressed file say
+/// no more than one.
 const fn shown(kind: Kind) -> usize {
     match kind {
         Kind::Cause(Cause::Order | Cause::Compressed | Cause::ArchiveTime) => 1,

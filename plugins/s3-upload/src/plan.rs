@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, HashMap};
 use hookrun_sdk::Outcome;
 use hookrun_sdk::nix_store::PathInfo;
 
-/// The paths without those that one of the keys `skip` signed, which are counted in `signed` by key.
+/// The paths without those that one of the keys `skip` signed, which are counted in `signed` by
+/// key.
 pub fn not_signed_by(
     infos: Vec<PathInfo>,
     skip: &[String],

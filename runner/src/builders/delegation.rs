@@ -82,8 +82,8 @@ pub struct Accepted {
     pub present: Present,
 }
 
-/// Ranks the machines for an accepted build once more, without those that were tried; with it, after
-/// how long of waiting to do so again ([`Question::ask`](super::failover::Question::ask)).
+/// Ranks the machines for an accepted build once more, without those that were tried; with it,
+/// after how long of waiting to do so again ([`Question::ask`](super::failover::Question::ask)).
 pub type AskAgain<'a> =
     &'a mut dyn FnMut(&mut Memory, &BTreeSet<Text>) -> (Ranking, Option<Duration>);
 
@@ -296,8 +296,8 @@ impl Delegation<'_> {
         offer
     }
 
-    /// The machines that are left, as the policy ranks them now; after how long of waiting to ask it
-    /// again.
+    /// The machines that are left, as the policy ranks them now; after how long of waiting to ask
+    /// it again.
     fn rank(&mut self, failover: &mut Failover) -> Option<Duration> {
         let (ranking, ask_again) = (self.ask_again)(self.memory, failover.tried());
         failover.rank(ranking);

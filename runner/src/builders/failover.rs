@@ -9,9 +9,10 @@
 //! 3. machines that are out, those of the answer first;
 //! 4. machines that this build has lost before, since they may have been restarted.
 //!
-//! Whenever a machine is lost or refuses, the policy is asked again without it: before the accept by
-//! [`place`](super::place), afterwards by [`Question`]. A build that has lost [`MOST_LOST`] machines
-//! is taken for the reason itself (it may exhaust their memory) and is not sent to a further one.
+//! Whenever a machine is lost or refuses, the policy is asked again without it: before the accept
+//! by [`place`](super::place), afterwards by [`Question`]. A build that has lost [`MOST_LOST`]
+//! machines is taken for the reason itself (it may exhaust their memory) and is not sent to a
+//! further one.
 
 use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;

@@ -11,7 +11,8 @@
 //!   the one answer, as a type that must be used up.
 //! * [`session`]: the conversation. [`case`], [`place`]: where a candidate goes, among the machines
 //!   of [`pool`]. [`delegation`]: what follows an accept. [`failover`]: which machines are left.
-//!   [`stock`]: Nix's own hook, with [`program`], [`fds`], [`ssh`]; [`speech`]: what its words mean.
+//!   [`stock`]: Nix's own hook, with [`program`], [`fds`], [`ssh`]; [`speech`]: what its words
+//!   mean.
 //!   [`hook`]: the process; [`ending`]: what it does when it is asked to end.
 //! * [`load`]: busy slots, from Nix's own lock files. [`slots`] takes them. [`resources`]: what
 //!   builds take besides. [`queue`]: who gets one; [`lease`]: who waits and builds; [`held`]: files

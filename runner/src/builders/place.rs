@@ -363,8 +363,8 @@ impl Placing<'_> {
     }
 
     /// Where there is no answer, all machines that fit are used: the policy has no opinion of a
-    /// build that this machine cannot do, or postpones it after a machine has refused; or every slot
-    /// is taken, by Nix's rule.
+    /// build that this machine cannot do, or postpones it after a machine has refused; or every
+    /// slot is taken, by Nix's rule.
     fn not_without_answer(decided: &mut Decided, case: &Case<'_>) {
         let by_policy = decided.decided_by == "policy";
         let reason = match decided.decision.action {
@@ -442,8 +442,8 @@ fn joined(uris: &[Text], with: &str) -> String {
 /// Is nothing lost by accepting, before connecting, a build that can (`able`) or cannot be built
 /// here, for a machine that stands so? `others`: it may go to another machine too.
 ///
-/// A build that this machine can do is never accepted early, also where a machine has just answered:
-/// should all machines fail then, Nix would not build it here any more.
+/// A build that this machine can do is never accepted early, also where a machine has just
+/// answered: should all machines fail then, Nix would not build it here any more.
 const fn is_safe(able: bool, standing: Standing, others: bool) -> bool {
     match standing {
         // With no other way, a machine that does not answer fails the build either way.

@@ -140,8 +140,8 @@ impl Settings {
         }
     }
 
-    /// The directories of the store that the setting `store` names (`/srv/x`, `local?root=...`), where
-    /// they are otherwise `usual`: Nix's hook keeps its slot files with the store.
+    /// Returns the directories of the store that the setting `store` names (`/srv/x`,
+    /// `local?root=...`), or `usual` without one. Nix's hook keeps its slot files with the store.
     pub fn dirs_of_store(&self, usual: &NixDirs) -> NixDirs {
         let chosen = self.get("store").and_then(|store| LocalStore::parse(&store));
         chosen.map_or_else(|| usual.clone(), |store| store.dirs(usual.clone()))

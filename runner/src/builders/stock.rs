@@ -173,8 +173,8 @@ impl Running {
         let mut command = program.command();
         let shared = connections.iter().flat_map(|connections| &connections.variables);
         command.envs(variables.iter().chain(shared).map(|(name, value)| (name, value)));
-        // Nix's own hook says nothing on its standard output, and Nix would take a line of a wrapper
-        // there for an answer: it must not reach Nix unread.
+        // Nix's own hook says nothing on its standard output, and Nix would take a line of a
+        // wrapper there for an answer: it must not reach Nix unread.
         command.stdin(Stdio::piped()).stderr(Stdio::piped()).stdout(Stdio::null());
         let mut child = fds::bequeath(&mut command).spawn()?;
         let (Some(mut stdin), Some(stderr)) = (child.stdin.take(), child.stderr.take()) else {

@@ -18,8 +18,8 @@ pub enum ErrorKind {
     /// A retry may help.
     Transient,
     /// A retry helps once somebody has mended something that the operator of this machine has to
-    /// mend: credentials, certificates, the clock, a permission at the service. The task is kept and
-    /// runs again when configuration or secrets change, and every few minutes.
+    /// mend: credentials, certificates, the clock, a permission at the service. The task is kept
+    /// and runs again when configuration or secrets change, and every few minutes.
     Refused,
     /// A retry cannot help.
     Permanent,

@@ -138,8 +138,8 @@ enum Command {
 }
 
 impl Command {
-    /// Does a configuration matter that was named and is not there? Not where it comes over a pipe, or
-    /// none is read.
+    /// Does a configuration matter that was named and is not there? Not where it comes over a pipe,
+    /// or none is read.
     fn needs_configuration(&self) -> bool {
         !matches!(
             self,

@@ -20,8 +20,8 @@ use crate::queue::{lock, roots, spool};
 
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(100);
-/// The fewest characters of an event's id in a list: the time. What happened in the same millisecond
-/// is told apart by more of them.
+/// The fewest characters of an event's id in a list: the time. What happened in the same
+/// millisecond is told apart by more of them.
 const SHORT_ID: usize = 13;
 /// Ids that a message names.
 const SHOWN_IDS: usize = 5;

@@ -1,7 +1,7 @@
 //! The configuration that a worker last took up, kept in the state directory.
 //!
-//! A deployment tool may replace `hookrun.toml` in two steps, and a file system may come late. While
-//! the file is away, what was configured goes on, also with the next worker: events that come
+//! A deployment tool may replace `hookrun.toml` in two steps, and a file system may come late.
+//! While the file is away, what was configured goes on, also with the next worker: events that come
 //! meanwhile must not be matched against a configuration that nobody wrote. Whoever wants none
 //! makes the file empty.
 
@@ -59,7 +59,8 @@ impl Config {
         std::fs::rename(&temporary, &path)
     }
 
-    /// What people are told of where it comes from, behind its path; nothing where that is its file.
+    /// What people are told of where it comes from, behind its path; nothing where that is its
+    /// file.
     pub fn origin(&self) -> &'static str {
         if self.is_last {
             " (not there: the last one that a worker took up goes on; put it back, or make it an empty file to go on without it)"

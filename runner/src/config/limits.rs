@@ -42,7 +42,8 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 limits! {
-    /// Wall time of one run in the worker, host calls included, those of object stores and mail not.
+    /// Wall time of one run in the worker, host calls included, those of object stores and mail
+    /// not.
     WallTime = "wall-time", Time, 60_000;
     /// Wall time of one builder selection, host calls included; Nix stands still meanwhile.
     SelectionTime = "selection-time", Time, 2_000;

@@ -1,4 +1,5 @@
-# What `hookrun demo` builds. There is no nixpkgs: /bin/sh and its built-in commands are all there is.
+# What `hookrun demo` builds. There is no nixpkgs: /bin/sh and its built-in commands are all there
+# is.
 let
   script = name: attributes: text: derivation ({
     inherit name;

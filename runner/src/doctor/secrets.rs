@@ -10,8 +10,8 @@ use crate::config::{Config, SecretFile};
 const PERMISSIONS: u32 = 0o7777;
 
 /// Returns the files with secrets that others can read or replace, each with one line that says so
-/// and ends in the fix. Files that do not exist are left out: whoever reads them reports that. Asked
-/// as the user that runs the worker.
+/// and ends in the fix. Files that do not exist are left out: whoever reads them reports that.
+/// Asked as the user that runs the worker.
 pub fn exposed(config: &Config) -> Vec<(SecretFile, String)> {
     let me = rustix::process::geteuid().as_raw();
     let exposed = |secret: SecretFile| {

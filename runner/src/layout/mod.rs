@@ -20,8 +20,8 @@ use crate::dirs::{Dirs, SYSTEM_RUNTIME, SYSTEM_STATE};
 /// a plain user they may do nothing with any of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Access {
-    /// Directory: anybody may add, nobody may list, only the owner of a file removes it. Build users
-    /// hand over events of the diff hook.
+    /// Directory: anybody may add, nobody may list, only the owner of a file removes it. Build
+    /// users hand over events of the diff hook.
     Add,
     /// Directory: anybody may pass through and list.
     Pass,

@@ -26,8 +26,8 @@ pub struct Call {
     pub previous: String,
     /// The current result.
     pub current: String,
-    /// Where the files of the store are, if it has another root: Nix names the results by their place
-    /// there, and the derivation by its store path.
+    /// Where the files of the store are, if it has another root: Nix names the results by their
+    /// place there, and the derivation by its store path.
     pub real_store: Option<PathBuf>,
 }
 

@@ -34,8 +34,8 @@ const COLUMNS: [&str; 8] = [
 /// How a Nix reads machines: the places where versions differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reading {
-    /// True: a comment ends with its line, and blanks may precede `@`. False: a comment also ends at
-    /// the next `;`, and an entry with blanks before `@` is a machine.
+    /// True: a comment ends with its line, and blanks may precede `@`. False: a comment also ends
+    /// at the next `;`, and an entry with blanks before `@` is a machine.
     whole_line_comments: bool,
     /// True: numbers and host keys are checked. False: a number ends at the first character that is
     /// not a digit, and any word is a host key.

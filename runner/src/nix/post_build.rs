@@ -31,9 +31,9 @@ pub enum PostBuildError {
 /// empty in Nix 2.8.0, holds only the wanted outputs in 2.8.1 to 2.15, is empty under `--check` in
 /// 2.30.0 to 2.32.2, and never says the outputs' names. The derivation alone does not do either: it
 /// does not know where floating content-addressed outputs are, and may be out of reach in a store
-/// with another root. `derivation` reads the outputs that the derivation knows. Where nobody knows any
-/// (a content-addressed build with 2.8.0), the event is without outputs: the worker, which may read
-/// Nix's database, finds them.
+/// with another root. `derivation` reads the outputs that the derivation knows. Where nobody knows
+/// any (a content-addressed build with 2.8.0), the event is without outputs: the worker, which may
+/// read Nix's database, finds them.
 ///
 /// # Errors
 /// If the call is not Nix's.

@@ -54,9 +54,9 @@ impl LocalStore {
     }
 }
 
-/// The directories of the Nix that called a hook: those of its environment, or of the store that the
-/// setting `store` names. Nix 2.4 and later hand all settings over in `NIX_CONFIG`, of which nothing
-/// else is read: it holds secrets.
+/// The directories of the Nix that called a hook: those of its environment, or of the store that
+/// the setting `store` names. Nix 2.4 and later hand all settings over in `NIX_CONFIG`, of which
+/// nothing else is read: it holds secrets.
 pub fn of_caller() -> NixDirs {
     let usual = NixDirs::from_env();
     let settings = std::env::var_os("NIX_CONFIG");

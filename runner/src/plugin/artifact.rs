@@ -63,7 +63,8 @@ pub const OF_CONFIGURATION: Leftovers =
 /// For a cache of plugins under test, of which nothing needs to be kept.
 pub const OF_TESTS: Leftovers = Leftovers { most: 64, young: Duration::ZERO, old: DAY };
 
-/// An entry's time of use is at most this much too early: a hook that finds an entry need not write.
+/// An entry's time of use is at most this much too early: a hook that finds an entry need not
+/// write.
 const RENEWED_AFTER: Duration = Duration::from_hours(1);
 /// How often a lock that another process holds is tried.
 const LOCK_TICK: Duration = Duration::from_millis(10);

@@ -1,7 +1,8 @@
 //! What can be known of a component without running it: its metadata, and whether it accepts the
 //! `config` table that it is given. Both are a stranger's data that costs time and memory to read
 //! (a JSON schema is a program), so a contained process ([`super::contain`]) does it, and what it
-//! found is kept ([`super::verdicts`]). The processes of hooks, worker and commands read that alone.
+//! found is kept ([`super::verdicts`]). The processes of hooks, worker and commands read that
+//! alone.
 //!
 //! Called by [`super::load`] for every use of a plugin.
 

@@ -1,7 +1,8 @@
 //! Tells by name what comes into the directories of the spool (inotify(7)).
 //!
 //! Only renames are told, which is how hooks commit: what others do there costs nothing. Whoever
-//! misses something, because nothing can be watched or too much came at once, lists the directories.
+//! misses something, because nothing can be watched or too much came at once, lists the
+//! directories.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

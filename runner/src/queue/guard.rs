@@ -6,9 +6,9 @@
 //! it has any thread, and reads from pipes what the other one does. The other one has none of Nix's
 //! descriptors, and is left behind if it does not end in time.
 //!
-//! The one that works leaves each event, as soon as it is known, in memory that both share. If it has
-//! not written the event after a while, or has died, further processes write it, one for each place
-//! where it may be found: one of them mostly is on another file system. The worker takes an event
+//! The working process leaves each event, as soon as it is known, in memory that both share. If it
+//! has not written the event after a while, or has died, further processes write it, one for each
+//! fallback directory: usually one of them is on another file system. The worker takes an event
 //! once, however often it finds it.
 
 use std::fs::File;

@@ -5,8 +5,8 @@
 //! drops the lock with the process, so no stale lock blocks. A record lock is also dropped when its
 //! process closes any descriptor of the file, so nothing but this module opens it.
 //!
-//! The file is its owner's alone. Whoever can read it can lock it, for reading at least, and so keep
-//! a worker from starting and hooks from starting one.
+//! The file is its owner's alone. Whoever can read it can lock it, for reading at least, and so
+//! keep a worker from starting and hooks from starting one.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};

@@ -7,7 +7,8 @@
 //! * [`outputs`]: which outputs an event speaks of, by Nix's database.
 //! * [`roots`]: outputs are kept from the garbage collector while their tasks last.
 //! * [`spawn`]: a hook starts a detached worker when none runs. [`lock`]: there is one worker.
-//!   [`waiter`]: starts one for what build users hand over. [`arrivals`]: what comes into the spool.
+//!   [`waiter`]: starts one for what build users hand over. [`arrivals`]: what comes into the
+//!   spool.
 //! * [`journal`]: the worker's database: events, tasks, attempts. [`retry`]: when a task is tried
 //!   again. [`breaker`]: when a plugin's tasks wait together.
 //! * [`health`]: what is wrong with the spool, for people.

@@ -1,12 +1,13 @@
-//! What Nix's database says about an event's outputs, which a hook cannot or does not ask: which are
-//! valid, and which they are at all where neither Nix nor the derivation told the hook.
+//! What Nix's database says about an event's outputs, which a hook cannot or does not ask: which
+//! are valid, and which they are at all where neither Nix nor the derivation told the hook.
 
 use crate::event::{Event, HookEvent, Output};
 use crate::nix::database::{Database, DatabaseError};
 use crate::nix::derivation::Derivation;
 
-/// The event as the worker takes it: with the outputs that are valid now. One of which none is valid
-/// stays as the hook handed it over: a remote build is reported before its outputs are copied.
+/// The event as the worker takes it: with the outputs that are valid now. One of which none is
+/// valid stays as the hook handed it over: a remote build is reported before its outputs are
+/// copied.
 pub fn settled(event: Event) -> Event {
     let HookEvent::PostBuild(build) = &event.hook else { return event };
     if event.seen_valid {

@@ -5,8 +5,8 @@
 //! engine, asleep until a build user's file comes into the spool. Then it starts a worker and ends;
 //! that worker leaves another one behind. It also ends when the spool is removed.
 //!
-//! After a start of the machine there is none until root's first hook. `hookrun doctor` says so, and
-//! names the systemd unit that needs none.
+//! After a start of the machine there is none until root's first hook. `hookrun doctor` says so,
+//! and names the systemd unit that needs none.
 
 use rustix::event::{PollFd, PollFlags, poll};
 

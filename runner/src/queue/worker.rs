@@ -281,8 +281,8 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// What is looked at now and then. Commands read the journal's file, of which this process may have
-    /// all it needs in memory.
+    /// What is looked at now and then. Commands read the journal's file, of which this process may
+    /// have all it needs in memory.
     fn poll(&mut self) -> Result<(), WorkerError> {
         if self.journal.is_in_place() {
             self.journal.verify()?;

@@ -152,8 +152,8 @@ pub fn make_directories(wall: &Wall, dirs: &Dirs) -> Result<(), String> {
     Ok(())
 }
 
-/// A directory that the configuration names and that does not exist. Those below the state directory
-/// are made by the worker.
+/// A directory that the configuration names and that does not exist. Those below the state
+/// directory are made by the worker.
 pub fn missing_directory<'a>(reach: &'a Reach, dirs: &Dirs) -> Option<&'a Path> {
     let named = reach.directories.iter().filter(|directory| !directory.starts_with(&dirs.state));
     named.map(PathBuf::as_path).find(|directory| !directory.is_dir())

@@ -20,9 +20,9 @@ use crate::event::{HookKind, NixDirs};
 use crate::plugin::{Compiler, Host, Known, PluginError};
 use crate::queue::spawn;
 
-/// How long finding out which plugin chooses, and compiling it, may take while Nix waits: within the
-/// deadline of the policy, with time left to start it and to ask it. Both are done once for each
-/// plugin; the bundled policy takes a third of it on a busy machine.
+/// How long finding out which plugin chooses, and compiling it, may take while Nix waits: within
+/// the deadline of the policy, with time left to start it and to ask it. Both are done once for
+/// each plugin; the bundled policy takes a third of it on a busy machine.
 const PREPARE_TIME: Duration = Duration::from_millis(1500);
 
 /// May a plugin of `config` choose builders? One whose configuration does not list its hooks may:

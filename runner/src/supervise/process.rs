@@ -1,8 +1,8 @@
 //! A runner, seen from the supervisor: its process, its pipes, and the runs it was given.
 //!
-//! What it says is bounded and checked: it may have been taken over. A runner that dies with one run
-//! in it was ended by that run. With several nobody knows by which: the supervisor runs each of them
-//! again alone, and only then it counts.
+//! What it says is bounded and checked: it may have been taken over. A runner that dies with one
+//! run in it was ended by that run. With several nobody knows by which: the supervisor runs each of
+//! them again alone, and only then it counts.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::process::CommandExt as _;
@@ -238,8 +238,8 @@ fn how(ended: std::io::Result<std::process::ExitStatus>) -> String {
 }
 
 impl Death {
-    /// The report of the run. If it was alone, it is what ended the process, which is a defect of the
-    /// plugin as a trap is; if not, it is not counted.
+    /// The report of the run. If it was alone, it is what ended the process, which is a defect of
+    /// the plugin as a trap is; if not, it is not counted.
     pub(super) fn report(self) -> RunReport {
         let Self { how, alone } = self;
         if alone {

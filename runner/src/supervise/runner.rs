@@ -345,8 +345,8 @@ async fn report_transfers(running: Arc<Running>, output: Output) {
     }
 }
 
-/// Tells how a run ended, in any case: a report that is too long for the pipe has no log and another
-/// outcome.
+/// Tells how a run ended, in any case: a report that is too long for the pipe has no log and
+/// another outcome.
 async fn tell(output: &Output, id: u64, report: RunReport) -> io::Result<()> {
     let mut output = output.lock().await;
     let mut word = Word::Ended { id, report: Box::new(report) };

@@ -116,9 +116,9 @@ impl Supervisor {
         }
     }
 
-    /// Compiles, on a thread of its own, what is configured and not compiled yet: policies and gates
-    /// too, which no runner of the queue uses and whose hooks do not wait long for a compiler.
-    /// Removes what is left of plugins of earlier configurations.
+    /// Compiles, on a thread of its own, what is configured and not compiled yet: policies and
+    /// gates too, which no runner of the queue uses and whose hooks do not wait long for a
+    /// compiler. Removes what is left of plugins of earlier configurations.
     pub fn compile_all(&self) {
         let (current, dirs) = (self.current(), self.dirs.clone());
         let body = move || {

@@ -2,8 +2,8 @@
 //!
 //! [`corpus`] is the one table. A guest is either the crate `tests/guests/hostile` with a
 //! configuration that says what it does, or a component made by hand ([`made`]), or bytes that are
-//! no component at all. `tests/tests/integration/hostile.rs` runs all of them beside well-behaved neighbours,
-//! through the built program.
+//! no component at all. `tests/tests/integration/hostile.rs` runs all of them beside well-behaved
+//! neighbours, through the built program.
 //!
 //! To add one: a row in the file of its family here, an act in `tests/guests/hostile/src/acts.rs`
 //! if it needs a new one, and the snapshot of its message.

@@ -1,6 +1,6 @@
-//! Machines files are read as the Nix at hand reads them: its own build hook and hookrun on the same
-//! generated texts. What Nix's hook has read it says itself, when no machine fits: all machines with
-//! their systems, jobs and features, and (at verbosity "debug") their URIs.
+//! Machines files are read as the Nix at hand reads them: its own build hook and hookrun on the
+//! same generated texts. What Nix's hook has read it says itself, when no machine fits: all
+//! machines with their systems, jobs and features, and (at verbosity "debug") their URIs.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;

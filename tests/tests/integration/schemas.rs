@@ -129,8 +129,8 @@ fn a_component_that_says_too_much_is_refused() {
     bounded(&scene, &["check"]).expect_exit(3).expect_stderr("hostile.wasm has metadata");
 }
 
-/// The build hook answers, whatever the hooks of the plugin; and it does not open the plugin once it
-/// is known.
+/// The build hook answers, whatever the hooks of the plugin; and it does not open the plugin once
+/// it is known.
 #[test]
 fn the_build_hook_answers_whatever_schemas_are_configured() {
     for Refused { schema, why } in REFUSED {

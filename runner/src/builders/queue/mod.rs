@@ -33,7 +33,8 @@ use watch::{Watch, Woken};
 
 /// Held while one session computes and takes.
 const LOCK: &str = "queue.lock";
-/// How long a session waits for the others while Nix is blocked on it: each takes some milliseconds.
+/// How long a session waits for the others while Nix is blocked on it: each takes some
+/// milliseconds.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 /// The same for a build that is accepted.
 const LONG_PATIENCE: Duration = Duration::from_secs(5);
@@ -142,9 +143,9 @@ impl Queue {
 
     /// Is there a slot for `waiting` on one of `wanted`, with respect to all that wait? Takes it.
     ///
-    /// Sessions do so one at a time. Where another one holds the lock for longer than `patience`, two
-    /// may want the same slot, and one of them looks again; but what builds take besides must not be
-    /// given away twice, so a build that takes some of it waits.
+    /// Sessions do so one at a time. Where another one holds the lock for longer than `patience`,
+    /// two may want the same slot, and one of them looks again; but what builds take besides must
+    /// not be given away twice, so a build that takes some of it waits.
     pub fn turn(
         &self,
         waiting: &Waiting,

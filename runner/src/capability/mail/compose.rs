@@ -142,8 +142,8 @@ pub(super) fn compose(
     })
 }
 
-/// Text of a plugin as it may stand in the body of a message: every line ends in CR LF, and there is
-/// no NUL. A CR or LF alone is a line end to some servers and none to others (RFC 5321 section
+/// Text of a plugin as it may stand in the body of a message: every line ends in CR LF, and there
+/// is no NUL. A CR or LF alone is a line end to some servers and none to others (RFC 5321 section
 /// 2.3.8), so what follows could be taken for another message.
 fn body(text: &str) -> String {
     let mut body = String::with_capacity(text.len() + text.len() / 32);

@@ -221,8 +221,8 @@ impl Mailer {
     ///
     /// # Errors
     /// `denied` for a recipient that is not in the configuration, `invalid` for what cannot be a
-    /// message, `not-found` for an unknown transport, `transient`, `refused` or `permanent` from the
-    /// transport, or if it accepts none of the recipients that are left.
+    /// message, `not-found` for an unknown transport, `transient`, `refused` or `permanent` from
+    /// the transport, or if it accepts none of the recipients that are left.
     pub async fn send(
         &self,
         plugin: &config::Plugin,

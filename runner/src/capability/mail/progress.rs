@@ -1,9 +1,9 @@
 //! Who has a message already. A recipient that was refused for now is tried again with the next
 //! attempt of its task, and nobody gets the message twice.
 //!
-//! One file for each message of a task, below `mail-progress/` of the state directory: JSON, written
-//! whole and renamed. It is kept beyond the task, because an attempt may fail after its message has
-//! been taken; files that are older than any task can be are removed.
+//! One file for each message of a task, below `mail-progress/` of the state directory: JSON,
+//! written whole and renamed. It is kept beyond the task, because an attempt may fail after its
+//! message has been taken; files that are older than any task can be are removed.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read as _, Write as _};

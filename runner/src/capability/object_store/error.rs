@@ -59,7 +59,8 @@ pub fn explain(open: &Open, verb: &str, key: &str, error: &Error) -> CapabilityE
     if let Some(missing) = chain(error).find_map(|error| error.downcast_ref::<NoCredentials>()) {
         return CapabilityError::refused(format!("{subject}: {missing}"));
     }
-    // Of Google's and Azure's clients, which ask the machine's metadata when they find nothing else.
+    // Of Google's and Azure's clients, which ask the machine's metadata when they find nothing
+    // else.
     let asks_metadata = |text: String| {
         text.contains("metadata.google.internal") || text.contains("://169.254.169.254/")
     };

@@ -1,5 +1,5 @@
-//! `hookrun builders trace`: exports recorded builds, or generates some, in the format that `simulate`
-//! reads.
+//! `hookrun builders trace`: exports recorded builds, or generates some, in the format that
+//! `simulate` reads.
 
 use super::super::{CliError, Context, output};
 use super::fleet::{Listed, Machines};

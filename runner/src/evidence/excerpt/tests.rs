@@ -82,8 +82,8 @@ fn bytes_of_another_length_are_not_counted() {
 }
 
 proptest! {
-    /// Whatever a build writes: at most so many excerpts, each of them bounded, and the first one at
-    /// or before the first difference's line.
+    /// Whatever a build writes: at most so many excerpts, each of them bounded, and the first one
+    /// at or before the first difference's line.
     #[test]
     fn what_is_shown_is_bounded(
         previous in proptest::collection::vec(any::<u8>(), 0..600),

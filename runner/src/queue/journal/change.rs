@@ -36,8 +36,8 @@ impl Selection {
 }
 
 impl Journal {
-    /// Gives a dead, lost or refused task all its attempts again, and one that waits its time now. The
-    /// event is open again. False if the task is none of these any more.
+    /// Gives a dead, lost or refused task all its attempts again, and one that waits its time now.
+    /// The event is open again. False if the task is none of these any more.
     ///
     /// # Errors
     /// What SQLite says.
@@ -72,8 +72,8 @@ impl Journal {
         })
     }
 
-    /// Removes a task that is dead, lost, refused or waits; its attempts stay in the log. The second
-    /// value: nothing needs the event's roots any more.
+    /// Removes a task that is dead, lost, refused or waits; its attempts stay in the log. The
+    /// second value: nothing needs the event's roots any more.
     ///
     /// # Errors
     /// What SQLite says.

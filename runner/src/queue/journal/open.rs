@@ -150,8 +150,8 @@ impl Journal {
     }
 }
 
-/// Brings the journal of an earlier release up to date, if no worker runs that would not know it any
-/// more and this user may.
+/// Brings the journal of an earlier release up to date, if no worker runs that would not know it
+/// any more and this user may.
 fn bring_up_to_date(dirs: &Dirs, path: &Path, version: usize) -> Result<(), JournalError> {
     let older = || JournalError::Older { path: path.to_owned(), version };
     let _lock = WorkerLock::take(&dirs.worker_lock()).map_err(|_| older())?;

@@ -273,8 +273,8 @@ impl Journal {
         })
     }
 
-    /// The outputs of the events that this plugin has, had or is to have: those with a task of it that
-    /// can still be done or was.
+    /// The outputs of the events that this plugin has, had or is to have: those with a task of it
+    /// that can still be done or was.
     ///
     /// # Errors
     /// What SQLite says.
@@ -486,7 +486,8 @@ fn output_paths(mut bodies: rusqlite::Rows<'_>) -> rusqlite::Result<BTreeSet<Str
     Ok(paths)
 }
 
-// Values are taken as they are: a damaged one is shown as well as it can be, and costs no other row.
+// Values are taken as they are: a damaged one is shown as well as it can be, and costs no other
+// row.
 
 /// A count or a time that is never negative; 0 for what is no number.
 pub(super) fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {

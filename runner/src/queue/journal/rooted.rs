@@ -37,9 +37,10 @@ impl Journal {
         })
     }
 
-    /// The events with roots that are older than `taken_before_ms`, or with which all newer ones are
-    /// larger than `max_size` bytes together; the first value says which: true, too old. For the size
-    /// dead letters come after everything that has not ended, so that they cost it no root.
+    /// The events with roots that are older than `taken_before_ms`, or with which all newer ones
+    /// are larger than `max_size` bytes together; the first value says which: true, too old. For
+    /// the size dead letters come after everything that has not ended, so that they cost it no
+    /// root.
     ///
     /// # Errors
     /// What SQLite says.
@@ -126,8 +127,8 @@ impl Journal {
         })
     }
 
-    /// Is something of the event still to be done or to be tried again, so that it has roots? None: it
-    /// is not in the journal.
+    /// Is something of the event still to be done or to be tried again, so that it has roots? None:
+    /// it is not in the journal.
     ///
     /// # Errors
     /// What SQLite says.

@@ -115,10 +115,10 @@ impl Journal {
         })
     }
 
-    /// Lets one refused task of each plugin but `running` run as a try for all of them, if its plugin's refused
-    /// tasks were to be tried again by now: the one that was tried longest ago. The others wait for
-    /// `delay` more, so that a service that refuses credentials is not asked for every task. Gives
-    /// plugin and event of the tries.
+    /// Lets one refused task of each plugin but `running` run as a try for all of them, if its
+    /// plugin's refused tasks were to be tried again by now: the one that was tried longest ago.
+    /// The others wait for `delay` more, so that a service that refuses credentials is not asked
+    /// for every task. Gives plugin and event of the tries.
     ///
     /// # Errors
     /// What SQLite says.
@@ -236,8 +236,8 @@ impl Journal {
         })
     }
 
-    /// Up to `limit` tasks of one plugin that may run now, and beside them those whose event cannot be
-    /// read.
+    /// Up to `limit` tasks of one plugin that may run now, and beside them those whose event cannot
+    /// be read.
     ///
     /// # Errors
     /// What SQLite says.
@@ -337,8 +337,8 @@ impl Journal {
         })
     }
 
-    /// A task can never be done: it is lost, for `message`. The second value: that was the event's last
-    /// open task.
+    /// A task can never be done: it is lost, for `message`. The second value: that was the event's
+    /// last open task.
     ///
     /// # Errors
     /// What SQLite says.
@@ -404,7 +404,8 @@ fn begin_one(
         .optional()
 }
 
-/// True if the event's roots may go: it has ended, and nothing of it is dead. Refused tasks are open.
+/// True if the event's roots may go: it has ended, and nothing of it is dead. Refused tasks are
+/// open.
 fn finish(transaction: &Transaction<'_>, ended: &Ended<'_>) -> rusqlite::Result<bool> {
     let Ended { attempt, report, next, age_ms } = *ended;
     let Attempt { event, plugin, number, start_ms, end_ms } = attempt;
@@ -482,8 +483,8 @@ pub(super) fn unblock(
     Ok(())
 }
 
-/// Ends an event that has no open task; true if its roots may go. A dead letter keeps them: it may be
-/// tried again.
+/// Ends an event that has no open task; true if its roots may go. A dead letter keeps them: it may
+/// be tried again.
 pub(super) fn end_event(
     transaction: &Transaction<'_>,
     event: &str,

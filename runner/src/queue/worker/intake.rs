@@ -171,8 +171,9 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Matches the events that nobody wanted again, if the configuration that they were matched against
-    /// has changed since. An event whose outputs have been collected meanwhile stays as it is.
+    /// Matches the events that nobody wanted again, if the configuration that they were matched
+    /// against has changed since. An event whose outputs have been collected meanwhile stays as it
+    /// is.
     pub(super) fn match_unwanted(&mut self) -> Result<(), WorkerError> {
         let wants = self.executor.wants();
         if self.journal.note(MATCHED)?.as_ref() == Some(&wants) {

@@ -50,7 +50,8 @@ pub async fn run(
                 .await;
         begun |= !matches!(result, Err(WorkerError::Lock(_) | WorkerError::State { .. }));
         match result {
-            // Whoever asked it to stop asks once. What a damaged journal held is in the spool again.
+            // Whoever asked it to stop asks once. What a damaged journal held is in the spool
+            // again.
             Err(WorkerError::Journal(error))
                 if error.is_damage() && stopped.load(Ordering::Acquire) =>
             {
@@ -63,8 +64,8 @@ pub async fn run(
             Err(WorkerError::Lock(LockError::Held { .. })) if begun && !daemon => {
                 return Ok(summary);
             }
-            // The next shift begins with another journal. Not for ever: where one after the other is
-            // damaged, the disk is.
+            // The next shift begins with another journal. Not for ever: where one after the other
+            // is damaged, the disk is.
             Err(WorkerError::Journal(error)) if error.is_damage() && set_aside < MAX_SET_ASIDE => {
                 set_aside += 1;
                 damage = Some(error.to_string());

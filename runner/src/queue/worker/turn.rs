@@ -252,8 +252,8 @@ impl Worker<'_> {
         }
     }
 
-    /// What comes after an attempt, and what counts towards `give-up-after` now; changes of breakers
-    /// are added to `changes`.
+    /// What comes after an attempt, and what counts towards `give-up-after` now; changes of
+    /// breakers are added to `changes`.
     fn judge(
         &mut self,
         run: &Run,

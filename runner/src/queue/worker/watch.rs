@@ -146,8 +146,8 @@ impl Watch {
 }
 
 fn asynchronous(arrivals: Arrivals) -> std::io::Result<AsyncFd<Descriptor>> {
-    // SAFETY: the descriptor belongs to the value that is handed over, which keeps it open and never
-    // exchanges it for another.
+    // SAFETY: the descriptor belongs to the value that is handed over, which keeps it open and
+    // never exchanges it for another.
     let registered =
         unsafe { AsyncFd::register_with_interest(Descriptor(arrivals), Interest::READABLE) };
     registered.map_err(std::io::Error::from)

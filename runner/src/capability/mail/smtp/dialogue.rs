@@ -24,8 +24,8 @@ impl Default for Patience {
         Self {
             // Some servers delay replies on purpose by half a minute.
             command: Duration::from_mins(1),
-            // They look for spam and viruses first, and a message that is given up too early is sent
-            // twice.
+            // They look for spam and viruses first, and a message that is given up too early is
+            // sent twice.
             message: Duration::from_mins(3),
         }
     }
