@@ -125,8 +125,9 @@ fn the_readmes_way_to_a_first_configuration_works_as_printed() {
             *line = format!("echo example | {line}");
         }
     }
-    let modes =
-        "stat -c %a:%U /etc/hookrun/secrets /etc/hookrun/secrets/* /etc/hookrun/hookrun.toml";
+    let modes = "cd /etc/hookrun && stat -c %a:%U secrets secrets/cache-private-key \
+                 secrets/s3-access-key-id secrets/s3-secret-access-key secrets/smtp-password \
+                 hookrun.toml";
     steps.push(Step::Command {
         line: modes.to_owned(),
         output: ["700:root", "600:root", "600:root", "600:root", "600:root", "644:root"]

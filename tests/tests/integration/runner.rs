@@ -4,7 +4,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hookrun_tests::guests;
 use hookrun_tests::hostile::made::slow_to_compile;
@@ -122,46 +122,56 @@ fn tasks_in(scene: &Scene, state: &str) -> usize {
 
 #[test]
 fn a_runner_that_dies_under_several_runs_costs_only_the_one_that_ends_it_alone_too() {
-    let scene = Scene::new()
+    let scene = Scene::new();
+    let marks = scene.path("marks");
+    std::fs::create_dir(&marks).unwrap();
+    let scene = scene
         .config(&format!(
             "[worker]\nstart = \"service\"\n[plugins.loops]\nsource = \"{0}\"\nhooks = [\"post-build\"]\n\
-             retry = {{ attempts = 1, min-delay = \"10ms\" }}\nconfig = {{ fault = \"loop\" }}\ngrant = {{ state = true }}\n\
-             limits = {{ wall-time = \"10m\" }}\n",
+             retry = {{ attempts = 1, min-delay = \"10ms\" }}\nconfig = {{ fault = \"mark-then-loop\" }}\n\
+             grant = {{ state = true, object-store = [\"marks\"] }}\nlimits = {{ wall-time = \"10m\" }}\n\
+             [object-stores.marks]\nurl = \"file://{1}\"\n",
             component("faulty"),
+            marks.display(),
         ))
         .derivation("alpha", Script::text("hello"))
         .derivation("beta", Script::text("world"));
     scene.build("alpha").expect_success();
     scene.build("beta").expect_success();
     let mut worker = scene.hookrun_command(&["daemon"]).spawn().unwrap();
-    let running = || tasks_in(&scene, "running");
+    // Runs that have begun in a runner, since the test began.
+    let begun = || {
+        let names = std::fs::read_dir(&marks).unwrap().map(|mark| mark.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().chars().all(|c| c.is_ascii_digit())).count()
+    };
+    let until = |what: &str, holds: &dyn Fn() -> bool| {
+        let end = Instant::now() + Duration::from_mins(2);
+        while !holds() {
+            assert!(Instant::now() < end, "two minutes passed without {what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
     let kill = |runner: u32| {
         let pid = rustix::process::Pid::from_raw(i32::try_from(runner).unwrap()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     };
     let classes =
         || -> Vec<String> { scene.attempts().into_iter().map(|attempt| attempt.class).collect() };
-    while running() < 2 {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    std::thread::sleep(Duration::from_millis(500));
+    until("two runs", &|| begun() == 2);
     kill(runner_of(worker.id()));
-    while classes().len() < 2 {
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    until("two attempts", &|| classes().len() == 2);
     assert_eq!(classes(), ["transient", "transient"]);
     assert_eq!(tasks_in(&scene, "dead"), 0, "with one attempt each: it was not counted");
-    while running() < 2 {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    std::thread::sleep(Duration::from_millis(500));
+    until("a third run", &|| begun() == 3);
     // Both are begun, and one has a process; the other waits for its turn.
     kill(runner_of(worker.id()));
-    while classes().len() < 3 {
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    until("a third attempt", &|| classes().len() == 3);
     assert_eq!(classes()[2], "trapped");
-    assert_eq!((tasks_in(&scene, "dead"), running()), (1, 1), "the other one goes on");
+    assert_eq!(
+        (tasks_in(&scene, "dead"), tasks_in(&scene, "running")),
+        (1, 1),
+        "the other one goes on"
+    );
     rustix::process::kill_process(
         rustix::process::Pid::from_child(&worker),
         rustix::process::Signal::TERM,

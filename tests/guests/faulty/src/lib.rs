@@ -1,8 +1,11 @@
 //! A guest of the tests that misbehaves: `config.fault` says how. Each fault meets one limit, or
 //! traps.
 
+use std::hash::{BuildHasher as _, RandomState};
+
 use hookrun_sdk::builder_selection::{Candidate, Decision, LocalMachine, Machine};
 use hookrun_sdk::mail::{self, Message};
+use hookrun_sdk::object_store::ObjectStore;
 use hookrun_sdk::{
     BuilderSelection, Diff, Failure, Outcome, PostBuild, Want, Wants, config, diff, log,
     post_build, state,
@@ -19,6 +22,8 @@ struct Config {
 enum Fault {
     /// Never returns.
     Loop,
+    /// Writes an object with a name of its own to the store `marks`, and never returns.
+    MarkThenLoop,
     /// Panics.
     Trap,
     /// Leaves with `exit(3)`.
@@ -54,6 +59,14 @@ fn misbehave() -> Result<Outcome, Failure> {
         Fault::Loop => loop {
             std::hint::black_box(0);
         },
+        Fault::MarkThenLoop => {
+            // A name that no other run has: the keys of a hasher are random.
+            let name = RandomState::new().hash_one(0).to_string();
+            ObjectStore::named("marks").put(&name, "text/plain", b"begun")?;
+            loop {
+                std::hint::black_box(0);
+            }
+        }
         Fault::Trap => panic!("told to trap"),
         Fault::Exit => std::process::exit(3),
         Fault::Memory => {
@@ -125,5 +138,5 @@ impl BuilderSelection for Faulty {
 hookrun_sdk::plugin! {
     plugin: Faulty,
     hooks: [PostBuild, Diff, BuilderSelection],
-    wants: Wants { state: Want::Optional, ..Wants::NOTHING },
+    wants: Wants { state: Want::Optional, object_store: Want::Optional, ..Wants::NOTHING },
 }
