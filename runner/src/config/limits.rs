@@ -42,10 +42,9 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 limits! {
-    /// Wall time of one run in the worker, host calls included, those of object stores and mail
-    /// not.
+    /// Wall time of one run in the worker, without the calls of object stores and mail.
     WallTime = "wall-time", Time, 60_000;
-    /// Wall time of one builder selection, host calls included; Nix stands still meanwhile.
+    /// Wall time of one builder selection, during which Nix is blocked.
     SelectionTime = "selection-time", Time, 2_000;
     /// Time that calls of object stores and mail take in one run; it does not count as `wall-time`.
     StreamTime = "stream-time", Time, 86_400_000;
