@@ -11,10 +11,10 @@
 let
   cfg = config.services.hookrun;
   format = pkgs.formats.toml { };
-  # A path of the Nix store: a new version is another path, so nothing is replaced under a build.
+  # A store path: a new version has another path, so an upgrade does not affect running builds.
   program = "${cfg.package}/bin/hookrun";
   version = config.nix.package.version;
-  # These overwrite `build-hook` of the system's nix.conf with their own default.
+  # These versions ignore `build-hook` in the system's nix.conf.
   ignoresBuildHook = lib.versionAtLeast version "2.25" && lib.versionOlder version "2.34";
 in
 {
@@ -29,7 +29,7 @@ in
     settings = lib.mkOption {
       type = format.type;
       default = { };
-      description = "The contents of hookrun.toml. Secrets are named by file, never written here: the file is in the store.";
+      description = "The contents of hookrun.toml. Do not write secrets here, because the file is in the store; name files that contain them.";
     };
 
     hooks = lib.mkOption {
@@ -44,8 +44,8 @@ in
       start = lib.mkDefault "service";
       user = lib.mkDefault "hookrun";
     };
-    # Plugins run as this user; the service itself is root, who takes events from build users and
-    # reads secrets.
+    # Plugins run as this user. The service runs as root, because it takes events from build users
+    # and reads secrets.
     users.users.hookrun = lib.mkIf (cfg.settings.worker.user == "hookrun") { isSystemUser = true; group = "hookrun"; };
     users.groups.hookrun = lib.mkIf (cfg.settings.worker.user == "hookrun") { };
 
@@ -61,12 +61,12 @@ in
       lib.mkIf (lib.elem "builder-selection" cfg.hooks && ignoresBuildHook) { NIX_CONFIG = "build-hook = ${program}"; };
 
     systemd.services.hookrun = lib.mkIf (cfg.settings.worker.start == "service") {
-      description = "hookrun: plugins on what Nix builds";
+      description = "hookrun: run plugins on the builds of Nix";
       wantedBy = [ "multi-user.target" ];
       wants = [ "network-online.target" ];
       after = [ "network-online.target" ];
       restartTriggers = [ config.environment.etc."hookrun/hookrun.toml".source ];
-      # What each line is for is said in ../systemd/hookrun.service.
+      # ../systemd/hookrun.service explains each line.
       serviceConfig = {
         Type = "notify";
         WatchdogSec = "2min";
