@@ -70,6 +70,18 @@ impl Directory {
         Ok((File::from(file), stat))
     }
 
+    /// Opens a directory in this one, which must not be a symbolic link.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn below(&self, name: &[u8]) -> rustix::io::Result<Self> {
+        use std::os::unix::ffi::OsStrExt as _;
+        let descriptor =
+            rustix::fs::openat(&self.descriptor, name, flags(Use::List), Mode::empty())?;
+        let path = self.path.join(std::ffi::OsStr::from_bytes(name));
+        Ok(Self { descriptor: Arc::new(descriptor), path })
+    }
+
     /// Makes a file that must not be there yet, with exactly this mode.
     ///
     /// # Errors

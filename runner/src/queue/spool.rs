@@ -25,8 +25,8 @@
 //!
 //! Anybody may have put anything there. A file is taken only if it is a regular file with one link,
 //! of bounded size, of a trusted owner ([`super::trust`]), whole, and says what such an owner may
-//! say. Anything else is moved to the directory `rejected` beside the spool, with its reason; it is
-//! never deleted and never in the way of others. [`Reader`] does so.
+//! say. Anything else is moved to the directory `rejected` beside the spool, with its reason,
+//! or removed where too much is kept already; it is never in the way of others. [`Reader`] does so.
 
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};

@@ -208,6 +208,64 @@ fn a_flood_of_a_strangers_files_holds_up_no_event_of_root() {
 }
 
 #[test]
+fn a_stranger_with_many_user_ids_has_one_turn() {
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = scene();
+    let spool = dirs(&scene).spool();
+    // As many as are remembered, and more: subuid(5) gives 65,536 to a plain user.
+    for uid in 100_000..100_300 {
+        for number in 0..5 {
+            let file = spool.join(format!("!{uid}-{number}"));
+            std::fs::write(&file, "").unwrap();
+            std::os::unix::fs::chown(&file, Some(uid), Some(uid)).unwrap();
+        }
+    }
+    let mut event = diff_event(&scene, "honest");
+    let HookEvent::Diff(diff) = &mut event.hook else { panic!("a diff event") };
+    // The reader below believes a build user about this process's Nix only.
+    event.nix = NixDirs::from_env();
+    let store = event.nix.store.display().to_string();
+    let old = scene.private_nix().store_dir().display().to_string();
+    for path in [&mut diff.drv_path, &mut diff.output.path, &mut diff.previous, &mut diff.current] {
+        *path = path.replace(&old, &store);
+    }
+    std::fs::write(spool.join(&event.id), envelope::seal(&event).unwrap()).unwrap();
+    std::os::unix::fs::chown(spool.join(&event.id), Some(BUILD_USER), Some(BUILD_USER)).unwrap();
+    let mut reader = spool::Reader::new(&dirs(&scene), hookrun::queue::trust::Trust::from_env());
+    let scan = reader.scan(2);
+    assert_eq!((scan.events.len(), scan.rejected.len()), (1, 1), "{scan:?}");
+}
+
+#[test]
+fn directories_beyond_those_that_are_kept_are_removed_with_what_is_in_them() {
+    /// More than are kept.
+    const DIRECTORIES: usize = 1300;
+    /// More than can be removed by a function that calls itself, or holds each level open.
+    const LEVELS: usize = 2000;
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = scene();
+    let spool = dirs(&scene).spool();
+    let script = format!(
+        "cd {}; for i in $(seq {DIRECTORIES}); do echo d$i d$i/x; done | xargs mkdir; \
+         seq -f d999/%g 1000 | xargs touch; mkfifo d998/x/fifo; ln -s /etc d998/x/link; \
+         cd d997/x; for i in $(seq {LEVELS}); do mkdir d; cd -P d; done",
+        spool.display()
+    );
+    Ran::of(&mut shell(&script, STRANGER)).expect_success();
+    let event = event(&scene, "a");
+    spool::put(&dirs(&scene), &event).unwrap();
+    scene.drain().expect_success();
+    assert_eq!(std::fs::read_dir(&spool).unwrap().count(), 0);
+    let kept = spool::count_rejected(&dirs(&scene).rejected());
+    assert_eq!(kept, 1000);
+    assert!(Path::new("/etc/passwd").exists());
+}
+
+#[test]
 fn what_is_no_file_in_the_spool_blocks_nobody() {
     if !require(Need::Root) {
         return;

@@ -1,9 +1,10 @@
 //! Whose files are looked at next.
 //!
 //! Anybody may add to the spool of a system installation. So files of root and of the worker's own
-//! user come first, and the rest of the time is shared by the other users, one file of each in
-//! turn: whoever adds ten thousand waits for ten thousand, and others do not. Of one user's files
-//! the oldest come first, since ids sort by time.
+//! user come first, and the rest of the time is shared by the build users, one file of each in
+//! turn: whoever adds ten thousand waits for ten thousand, and others do not. Everything that
+//! cannot be an event has one turn as well. Of one user's files the oldest come first, since ids
+//! sort by time.
 //!
 //! Only so many names are kept of each user; the others are found by the next listing. Pure: it
 //! reads no directory.

@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FileType, Stat};
 
 use super::listing::{self, Listed, Queue};
-use super::rejected::Rejected;
+use super::rejected::{Fate, Rejected};
 use crate::dirs::Dirs;
 use crate::event::Event;
 use crate::layout::{self, Directory, Use};
@@ -35,6 +35,9 @@ const ABANDONED_BY_OTHERS: Duration = Duration::from_mins(1);
 const BATCH_BYTES: u64 = 16 << 20;
 /// Files that are left where they are because they can be neither taken nor moved.
 const MOST_IGNORED: usize = 10_000;
+/// The share of everything that cannot be an event, whoever owns it: a plain user may own files as
+/// any number of users (subuid(5)). No user has this number.
+const NO_EVENTS: u32 = u32::MAX;
 
 /// A file of the spool, taken for an event.
 #[derive(Debug)]
@@ -178,11 +181,15 @@ impl Reader {
                 }
                 Ok(None) => {}
                 Err(reason) => {
-                    let (shown, moved) = self.rejected.set_aside(&directory, &listed.name, &reason);
-                    if !moved {
-                        self.ignore_name(listed);
+                    let (shown, fate) = self.rejected.set_aside(&directory, &listed.name, &reason);
+                    match fate {
+                        Fate::Gone => scan.rejected.push(shown),
+                        Fate::Smaller => self.again = true,
+                        Fate::Stays => {
+                            self.ignore_name(listed);
+                            scan.rejected.push(shown);
+                        }
                     }
-                    scan.rejected.push(shown);
                 }
             }
         }
@@ -198,6 +205,9 @@ impl Reader {
     fn ignore_name(&mut self, listed: Listed) {
         if self.ignored.len() < MOST_IGNORED {
             self.ignored.insert(listed);
+        } else {
+            // Otherwise each listing would find it again.
+            self.hold_back(NO_EVENTS);
         }
     }
 
@@ -230,10 +240,22 @@ impl Reader {
             return;
         }
         let listed = Listed { name, directory };
-        let user = (!is_trusted).then_some(stat.st_uid);
+        let user = self.share(&stat);
         let is_held_back = user.is_some_and(|uid| self.held_back.contains(&uid));
         if !is_held_back && !self.ignored.contains(&listed) {
             self.queue.add(listed, user);
+        }
+    }
+
+    /// The user whose share of the time a file takes; none for those that come first.
+    fn share(&self, stat: &Stat) -> Option<u32> {
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Some(NO_EVENTS);
+        }
+        match self.trust.owner(stat.st_uid, stat.st_gid) {
+            Ok(Owner::Trusted) => None,
+            Ok(Owner::BuildUser) => Some(stat.st_uid),
+            Err(_) => Some(NO_EVENTS),
         }
     }
 

@@ -4,7 +4,7 @@
 //! disk: beyond [`MAX_FILES`] files or [`MAX_BYTES`] bytes only the line with the reason is kept,
 //! in a log of bounded size.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,8 @@ const REASON: &str = ".reason";
 const MAX_NAME: usize = 64;
 /// Names tried for a file, if others are taken.
 const MAX_TRIES: u32 = 10_000;
+/// Entries of a directory that are removed at once.
+const MAX_EMPTIED: usize = 256;
 /// What is kept is counted again after this long: people remove files.
 const COUNTED_FOR: Duration = Duration::from_mins(1);
 
@@ -43,6 +45,17 @@ pub fn count(directory: &Path) -> usize {
 
 fn is_kept(name: &[u8]) -> bool {
     !name.ends_with(REASON.as_bytes()) && !name.starts_with(LOG.as_bytes())
+}
+
+/// What became of something that is no event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It is out of the way.
+    Gone,
+    /// A large directory, of which a part is removed. The rest is next.
+    Smaller,
+    /// It can be neither moved nor removed.
+    Stays,
 }
 
 /// The directory of what is set aside.
@@ -66,48 +79,47 @@ impl Rejected {
     }
 
     /// Moves a file of `from` here, with its reason. Returns the reason as it may be shown, and
-    /// whether the file is out of the way.
+    /// what became of the file.
     pub(super) fn set_aside(
         &mut self,
         from: &Directory,
         name: &[u8],
         reason: &str,
-    ) -> (String, bool) {
+    ) -> (String, Fate) {
         // The name is anybody's choice, words of the file are in the reason, and both are shown on
         // terminals.
         let path = from.path().join(String::from_utf8_lossy(name).as_ref());
         let reason = printable(&format!("{}: {reason}", path.display()));
         match self.keep(from, name, &reason) {
-            Ok(()) => (reason, true),
+            Ok(fate) => (reason, fate),
             Err(error) => {
                 self.counted = None;
-                (format!("{reason}; and it cannot be set aside ({error}): remove it"), false)
+                (format!("{reason}; and it cannot be set aside ({error}): remove it"), Fate::Stays)
             }
         }
     }
 
-    fn keep(&mut self, from: &Directory, name: &[u8], reason: &str) -> std::io::Result<()> {
+    fn keep(&mut self, from: &Directory, name: &[u8], reason: &str) -> std::io::Result<Fate> {
         let stat = match from.stat_of(name) {
-            Err(rustix::io::Errno::NOENT) => return Ok(()),
+            Err(rustix::io::Errno::NOENT) => return Ok(Fate::Gone),
             result => result?,
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let counted = self.counted()?;
         if counted.files >= MAX_FILES || counted.bytes.saturating_add(size) > MAX_BYTES {
-            note(&counted.directory, reason)?;
-            return remove(from, name, kind);
+            return counted.remove(from, name, kind, reason);
         }
         let kept = counted.take(from, name, kind)?;
         let Some(kept) = kept else {
-            note(&counted.directory, reason)?;
-            return remove(from, name, kind);
+            return counted.remove(from, name, kind, reason);
         };
         counted.files += 1;
         counted.bytes = counted.bytes.saturating_add(size);
         let mut beside =
             counted.directory.create(format!("{kept}{REASON}").as_bytes(), FILE_MODE)?;
-        beside.write_all(format!("{reason}\n").as_bytes())
+        beside.write_all(format!("{reason}\n").as_bytes())?;
+        Ok(Fate::Gone)
     }
 
     fn counted(&mut self) -> std::io::Result<&mut Counted> {
@@ -133,6 +145,25 @@ impl Rejected {
 }
 
 impl Counted {
+    /// Removes what is not kept, and notes the reason.
+    fn remove(
+        &self,
+        from: &Directory,
+        name: &[u8],
+        kind: FileType,
+        reason: &str,
+    ) -> std::io::Result<Fate> {
+        let is_gone = match kind {
+            FileType::Directory => remove_directory(from, name)?,
+            _ => from.remove(name).map(|()| true)?,
+        };
+        if !is_gone {
+            return Ok(Fate::Smaller);
+        }
+        note(&self.directory, reason)?;
+        Ok(Fate::Gone)
+    }
+
     /// Moves the file under a name that nothing here has yet; none if it can only be removed.
     fn take(
         &self,
@@ -150,7 +181,7 @@ impl Counted {
         for number in 0..MAX_TRIES {
             let target = format!("{now}-{number}-{}", plain.trim_start_matches('.'));
             match self.take_as(from, name, kind, &target) {
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Ok(true) => return Ok(Some(target)),
                 Ok(false) => return Ok(None),
                 Err(error) => return Err(error),
@@ -183,7 +214,7 @@ impl Counted {
                 Err(rustix::io::Errno::NOENT) => {
                     from.rename(name, &self.directory, target.as_bytes()).map(|()| true)
                 }
-                Ok(_) => Err(std::io::ErrorKind::AlreadyExists.into()),
+                Ok(_) => Err(ErrorKind::AlreadyExists.into()),
                 Err(error) => Err(error.into()),
             },
             Err(error) => Err(error.into()),
@@ -206,8 +237,45 @@ fn note(directory: &Directory, reason: &str) -> std::io::Result<()> {
     std::fs::File::from(log).write_all(format!("{reason}\n").as_bytes())
 }
 
-fn remove(from: &Directory, name: &[u8], kind: FileType) -> std::io::Result<()> {
-    if kind == FileType::Directory { from.remove_directory(name) } else { from.remove(name) }
+/// Removes a directory with what is in it, or some of that: false if something is left. Directories
+/// below it are moved up into `from`, so that neither depth nor size takes memory or descriptors.
+fn remove_directory(from: &Directory, name: &[u8]) -> std::io::Result<bool> {
+    let (mut names, mut room) = (vec![name.to_vec()], MAX_EMPTIED);
+    while let Some(name) = names.pop() {
+        if removed(from.remove_directory(&name))? {
+            continue;
+        }
+        let directory = from.below(&name)?;
+        for entry in directory.names().take(room) {
+            room -= 1;
+            match directory.remove(&entry) {
+                Err(error) if error.kind() == ErrorKind::IsADirectory => {
+                    if removed(directory.remove_directory(&entry))? {
+                        continue;
+                    }
+                    let above = format!("removed-{}", uuid::Uuid::new_v4()).into_bytes();
+                    directory.rename(&entry, from, &above)?;
+                    names.push(above);
+                }
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        if !removed(from.remove_directory(&name))? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Is the directory gone? False if something is in it.
+fn removed(result: std::io::Result<()>) -> std::io::Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+        Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -235,8 +303,8 @@ mod tests {
         fn set_aside(&mut self, name: &str, size: u64) {
             let path = self.spool.path().join(name);
             File::create(&path).unwrap().set_len(size).unwrap();
-            let (reason, moved) = self.rejected.set_aside(&self.spool, name.as_bytes(), "odd");
-            assert!(moved && reason.ends_with(": odd"), "{reason}");
+            let (reason, fate) = self.rejected.set_aside(&self.spool, name.as_bytes(), "odd");
+            assert!(fate == Fate::Gone && reason.ends_with(": odd"), "{reason}");
             assert!(!path.exists());
         }
 
