@@ -12,7 +12,7 @@ use crate::capability::Services;
 use crate::config::{Config, SecretFile};
 use crate::doctor::secrets;
 use crate::exit_code::Exit;
-use crate::layout::{self, Repaired};
+use crate::layout::{self, Directory, Repaired, Use};
 use crate::plugin::{Compiler, Host, PluginError, bundled};
 use crate::supervise::needs;
 use crate::supervise::tryout::{self, Tried, TriedAs};
@@ -288,7 +288,9 @@ fn state(context: &Context, report: &mut Report) -> bool {
 }
 
 fn tempfile_in(directory: &Path) -> std::io::Result<()> {
-    let path = directory.join(format!(".check-{}", std::process::id()));
-    std::fs::OpenOptions::new().write(true).create_new(true).open(&path)?;
-    std::fs::remove_file(&path)
+    let directory = Directory::open(directory, Use::Add)?;
+    // Others may add to the spool: this is a name that nobody can have taken.
+    let name = format!(".check-{}", uuid::Uuid::new_v4());
+    drop(directory.create(name.as_bytes(), 0o600)?);
+    directory.remove(name.as_bytes())
 }

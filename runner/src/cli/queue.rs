@@ -6,6 +6,7 @@ use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
+use rustix::fs::{Timespec, Timestamps};
 use serde::Serialize;
 
 use super::drain::open_tasks;
@@ -13,6 +14,7 @@ use super::output::{self, Format, Style, printable, style_of, styled};
 use super::{CliError, Context, differences, state_dir};
 use crate::event::{Event, HookEvent, Origin, now_ms};
 use crate::exit_code::Exit;
+use crate::layout::{Directory, Use};
 use crate::queue::journal::{
     AttemptRow, Journal, LogFilter, Open, OpenBreaker, Selection, TaskRow,
 };
@@ -438,11 +440,14 @@ fn discard(journal: &mut Journal, task: &TaskRow) -> Result<bool, CliError> {
     Ok(changed)
 }
 
-/// The worker watches the spool, not the journal: something comes and goes there.
+/// The worker watches the spool, not the journal: its times are set. No file is made there, where
+/// anybody may have put a link under any name.
 fn wake(context: &Context) {
-    let path = context.dirs.spool().join(format!(".wake-{}", std::process::id()));
+    let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+    let times = Timestamps { last_access: now, last_modification: now };
     // If that fails, the worker looks by itself within half a minute.
-    let _woken = std::fs::write(&path, "").and_then(|()| std::fs::remove_file(&path));
+    let _woken = Directory::open(&context.dirs.spool(), Use::List)
+        .and_then(|spool| rustix::fs::futimens(&spool, &times));
 }
 
 /// What there is to wait for.

@@ -9,6 +9,7 @@ mod show;
 mod stage;
 mod steps;
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
@@ -87,11 +88,19 @@ pub fn run(options: &DemoOptions) -> Result<Exit> {
 }
 
 fn working_directory(options: &DemoOptions) -> Result<PathBuf> {
-    let directory = options.dir.clone().unwrap_or_else(|| {
-        // Short: Nix puts sockets below it. The process id keeps two demos apart.
-        std::env::temp_dir().join(format!("hookrun-demo-{}", std::process::id()))
-    });
-    std::fs::create_dir_all(&directory).with_context(|| {
+    let (directory, made) = match &options.dir {
+        Some(directory) => (directory.clone(), std::fs::create_dir_all(directory)),
+        None => {
+            // Short: Nix puts sockets below it. Programs of this user run in it, so it must be new:
+            // in this place anybody may have made one of any name.
+            let id = uuid::Uuid::new_v4().simple().to_string();
+            let name = format!("hookrun-demo-{}", id.get(..8).unwrap_or(&id));
+            let directory = std::env::temp_dir().join(name);
+            let made = std::fs::DirBuilder::new().mode(0o755).create(&directory);
+            (directory, made)
+        }
+    };
+    made.with_context(|| {
         format!("cannot make {}; name a directory you may write to with --dir", directory.display())
     })?;
     let directory = std::fs::canonicalize(&directory)

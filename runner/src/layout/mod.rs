@@ -60,18 +60,20 @@ const STATE: Entry = directory("", Access::Pass);
 /// The spool, and each fallback.
 const SPOOL: Entry = directory("spool", Access::Add);
 /// The whole table. What is in `builders` belongs to builder selection, which makes it likewise.
-const ENTRIES: [Entry; 16] = [
+const ENTRIES: [Entry; 18] = [
     STATE,
     SPOOL,
     directory("rejected", Access::Nothing),
     directory("journal", Access::Nothing),
     directory("artifacts", Access::Nothing),
+    directory("verdicts", Access::Nothing),
     directory("policy-state", Access::Nothing),
     directory("builders", Access::Nothing),
     directory("object-stores", Access::Pass),
     directory("mail", Access::Pass),
     Entry { owner: Owner::Plugins, ..directory("plugin-state", Access::Nothing) },
     Entry { owner: Owner::Plugins, ..directory("uploads", Access::Nothing) },
+    Entry { owner: Owner::Plugins, ..directory("mail-progress", Access::Nothing) },
     file("worker.lock"),
     file("waiter.lock"),
     file("worker.log"),

@@ -475,3 +475,141 @@ fn a_stranger_can_neither_read_nor_lock_anything_of_builder_selection() {
     let script = format!("ls {0} || exec 3<{0}/queue.lock", builders.display());
     Ran::of(&mut shell(&script, STRANGER)).expect_failure().expect_stderr("ermission denied");
 }
+
+/// Process numbers that the next commands may have.
+fn next_pids() -> std::ops::Range<u32> {
+    let now = std::process::id();
+    now..now + 4000
+}
+
+#[test]
+fn commands_of_root_follow_no_link_in_the_spool() {
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = scene();
+    let keeper = hookrun_tests::guests::guest("good").unwrap();
+    scene.set_config(&format!(
+        "{CONFIG}[plugins.keeper]\nsource = \"{}\"\nhooks = [\"post-build\"]\n\
+         config = {{ fail = \"permanent\" }}\ngrant = {{ state = true }}\n",
+        keeper.display()
+    ));
+    let event = event(&scene, "a");
+    spool::put(&dirs(&scene), &event).unwrap();
+    scene.drain().expect_exit(1);
+    let victim = scene.path("victim");
+    std::fs::write(&victim, "root's own").unwrap();
+    let _worker = Worker::start(&scene);
+    for pid in next_pids() {
+        for kind in ["wake", "check"] {
+            let link = dirs(&scene).spool().join(format!(".{kind}-{pid}"));
+            symlink(&victim, &link).unwrap();
+            std::os::unix::fs::lchown(&link, Some(STRANGER), Some(STRANGER)).unwrap();
+        }
+    }
+    scene.hookrun(&["check"]).expect_success();
+    scene.hookrun(&["queue", "retry", "--dead"]).expect_success();
+    assert_eq!(std::fs::read_to_string(&victim).unwrap(), "root's own");
+}
+
+#[test]
+fn a_worker_that_runs_retries_at_once_when_it_is_asked_to() {
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = scene();
+    let keeper = hookrun_tests::guests::guest("good").unwrap();
+    scene.set_config(&format!(
+        "{CONFIG}[plugins.keeper]\nsource = \"{}\"\nhooks = [\"post-build\"]\n\
+         config = {{ fail = \"permanent\" }}\ngrant = {{ state = true }}\n",
+        keeper.display()
+    ));
+    let event = event(&scene, "a");
+    spool::put(&dirs(&scene), &event).unwrap();
+    scene.drain().expect_exit(1);
+    let attempts =
+        |id: &str| scene.hookrun(&["queue", "show", id]).stdout.matches("attempt ").count();
+    let before = attempts(&event.id);
+    let _worker = Worker::start(&scene);
+    // Once it has done something, it sleeps.
+    let other = self::event(&scene, "b");
+    spool::put(&dirs(&scene), &other).unwrap();
+    wait_for("an attempt at the other event", || attempts(&other.id) > 0);
+    scene.hookrun(&["queue", "retry", &event.id]).expect_success();
+    let waited = wait_for("another attempt", || attempts(&event.id) > before);
+    assert!(waited < SOON, "the worker retried after {waited:?}");
+}
+
+#[test]
+fn a_stranger_cannot_make_the_directory_of_a_demo_first() {
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = scene();
+    let place = scene.path("temporary");
+    std::fs::create_dir(&place).unwrap();
+    std::fs::set_permissions(&place, std::fs::Permissions::from_mode(0o1777)).unwrap();
+    let range = next_pids();
+    let script = format!(
+        "cd {}; seq -f 'hookrun-demo-%.0f' {} {} | xargs mkdir",
+        place.display(),
+        range.start,
+        range.end
+    );
+    Ran::of(&mut shell(&script, STRANGER)).expect_success();
+    let mut demo = scene.hookrun_command(&["demo"]);
+    let demo = demo.env("TMPDIR", &place).stdout(Stdio::null()).stderr(Stdio::null());
+    // With all that it starts.
+    let mut demo = demo.process_group(0).spawn().unwrap();
+    let used = || {
+        let mut entries = std::fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().path());
+        entries.find(|path| std::fs::read_dir(path).unwrap().next().is_some())
+    };
+    wait_for("the demo has begun", || used().is_some());
+    let owner = used().unwrap().metadata().unwrap().uid();
+    let group = rustix::process::Pid::from_child(&demo);
+    rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+    demo.wait().unwrap();
+    assert_eq!(owner, 0, "root works in a directory of another user");
+}
+
+#[test]
+fn the_table_of_files_has_everything_in_the_state_directory() {
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = scene();
+    scene.set_config(
+        "[worker]\nstart = \"none\"\n[plugins.p]\nsource = \"bundled:email-on-nondeterminism\"\n\
+         hooks = [\"diff\"]\nconfig = { to = [\"a@example.org\"] }\n\
+         grant = { mail = [\"default\"], state = true }\n[mail.default]\ntransport = \"maildir\"\n\
+         [plugins.cache]\nsource = \"bundled:s3-upload\"\nhooks = [\"post-build\"]\n\
+         config = { bucket = \"cache\" }\n\
+         grant = { nix-store = \"closure\", object-store = [\"cache\"] }\n[object-stores.cache]\n\
+         [plugins.balanced]\nsource = \"bundled:speed-factor\"\n",
+    );
+    spool::put(&dirs(&scene), &diff_event(&scene, "d")).unwrap();
+    spool::put(&dirs(&scene), &event(&scene, "a")).unwrap();
+    std::fs::write(dirs(&scene).spool().join("junk"), "").unwrap();
+    scene.drain();
+    drop(Worker::start(&scene));
+    assert_eq!(scene.mails().len(), 1);
+    let security = Path::new(env!("CARGO_MANIFEST_DIR")).join("../SECURITY.md");
+    let security = std::fs::read_to_string(security).unwrap();
+    let names = || {
+        let entries = std::fs::read_dir(scene.state_dir()).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+    };
+    for name in names() {
+        let is_there =
+            [format!("`{name}`"), format!("`{name}/`")].iter().any(|n| security.contains(n));
+        assert!(is_there, "{name} is not in SECURITY.md's table of files");
+        let path = scene.state_dir().join(&name);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    scene.hookrun(&["check"]);
+    for name in names().into_iter().filter(|name| name != "spool") {
+        let mode = scene.state_dir().join(&name).metadata().unwrap().mode() & 0o7777;
+        assert_eq!(mode & 0o022, 0, "`hookrun check` leaves {name} with mode {mode:o}");
+    }
+}
