@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
-use super::policy::{Policy, PolicyError, checked};
-use super::types::{Candidate, Decision, LocalMachine, Machine};
+use super::policy::{Policy, checked};
+use crate::selection::PolicyError;
+use crate::selection::{Candidate, Decision, LocalMachine, Machine};
 
 /// How long a policy may take for one candidate, loading included: Nix's whole command stands still
 /// meanwhile.

@@ -11,9 +11,9 @@ use super::pool::{Pool, Present, Standings};
 use super::queue::{Queue, Waiting};
 use super::record::now_ms;
 use super::request::Request;
-use super::types::{Candidate, LocalMachine};
 use crate::event::NixDirs;
 use crate::nix::database::Database;
+use crate::selection::{Candidate, LocalMachine};
 use crate::shared::Text;
 
 /// How long a lock on Nix's database is waited for: Nix is blocked meanwhile, and what it says is

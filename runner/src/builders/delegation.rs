@@ -25,9 +25,9 @@ use super::settings::Settings;
 use super::slots::Slot;
 use super::speech::{Ending, Timing};
 use super::stock::{Build, Offer, Report, StockHook, Target};
-use super::types::Candidate;
 use crate::event::NixDirs;
 use crate::nix::machines::MachineLine;
+use crate::selection::Candidate;
 use crate::shared::Text;
 
 /// A wait is told when it takes longer than this: most do not.

@@ -5,9 +5,9 @@
 //! A `.drv` that cannot be read (it is in a store of another root, or garbage) is no error: the
 //! policy is told less.
 
-use super::types::{BUILTIN, Candidate};
 use crate::event::NixDirs;
 use crate::nix::derivation::Derivation;
+use crate::selection::{BUILTIN, Candidate};
 
 /// The attribute of a derivation whose words are hints for the policy. Nix writes a list of strings
 /// as words with blanks between them (`primops.cc`, `coerceToString` with `coerceMore`), so

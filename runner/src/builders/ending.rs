@@ -16,7 +16,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::record::{Record, now_ms};
-use super::{fds, stock};
+use super::stock;
+use crate::process;
 
 /// What is said to a Nix that is owed an answer: it goes on without us.
 const LAST_ANSWER: &[u8] = b"# decline-permanently\n";
@@ -120,7 +121,7 @@ impl Write for Replies {
 /// From here on a signal that asks this process to end does what is said [above](self). To be
 /// called before any thread is started.
 pub fn watch() {
-    fds::when_told_to_end(end);
+    process::when_told_to_end(end);
 }
 
 /// A build was taken: closed if the process is asked to end.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use super::pool::{Decided, Offered, Standings};
 use super::record::{DecisionRow, Verdict, now_ms};
-use super::types::{Candidate, Machine};
 use crate::config::Resources;
 use crate::nix::machines::MachineLine;
+use crate::selection::{Candidate, Machine};
 use crate::shared::Text;
 
 /// All that an answer followed from.

@@ -21,8 +21,8 @@ use super::asker::Asker;
 use super::memory::Memory;
 use super::policy::StockRule;
 use super::pool::{Offered, Pool, Present, Standings};
-use super::types::{Action, Candidate, Decision, LocalMachine, Machine};
 use crate::nix::database::Inputs;
+use crate::selection::{Action, Candidate, Decision, LocalMachine, Machine};
 use crate::shared::Text;
 
 /// Machines that one build may lose.

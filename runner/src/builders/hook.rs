@@ -9,8 +9,6 @@ use std::sync::Arc;
 
 use super::asker::{Asker, DEADLINE, PolicyFactory};
 use super::ending::{self, Replies};
-use super::fds;
-use super::policy::PolicyError;
 use super::program::StockProgram;
 use super::session::{End, Session};
 use super::ssh::{self, Sharing};
@@ -19,6 +17,8 @@ use crate::config::{self, Config};
 use crate::dirs::Dirs;
 use crate::event::NixDirs;
 use crate::exit_code::Exit;
+use crate::process;
+use crate::selection::PolicyError;
 
 /// What the configuration says about builder selection.
 pub struct Setup {
@@ -54,7 +54,7 @@ impl Setup {
 
 /// Plays the build hook that Nix started with this verbosity.
 pub fn main(verbosity: u64, setup: impl FnOnce() -> Setup) -> Exit {
-    fds::reserve();
+    process::reserve();
     ending::watch();
     let Setup { builders, policy } =
         catch_unwind(AssertUnwindSafe(setup)).unwrap_or_else(|_| Setup {

@@ -13,10 +13,10 @@ use std::time::UNIX_EPOCH;
 
 use super::memory::Memory;
 use super::record::{LocalBuild, now_ms};
-use super::types::Candidate;
 use crate::event::NixDirs;
 use crate::nix::database::Database;
 use crate::nix::derivation::Derivation;
+use crate::selection::Candidate;
 
 /// All file locks of this machine (proc(5)).
 const LOCKS: &str = "/proc/locks";

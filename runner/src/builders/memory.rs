@@ -13,7 +13,7 @@ use super::health;
 use super::record::{
     Ended, LocalBuild, MachineHealth, NewBuild, Past, Record, RecordError, now_ms,
 };
-use super::types::{Candidate, PastBuilds};
+use crate::selection::{Candidate, PastBuilds};
 
 /// What this session remembers and adds.
 #[derive(Debug)]

@@ -5,13 +5,13 @@
 //! own. It must never leave a candidate without exactly one answer, and never start a build by
 //! itself.
 //!
-//! * [`types`]: what a policy is told and what it answers. [`policy`]: the trait, and the rule of
+//! * [`policy`]: the trait, and the rule of
 //!   Nix itself. [`asker`]: asks it, with a time limit.
 //! * [`settings`], [`request`]: what Nix says; [`described`]: what the derivation says. [`reply`]:
 //!   the one answer, as a type that must be used up.
 //! * [`session`]: the conversation. [`case`], [`place`]: where a candidate goes, among the machines
 //!   of [`pool`]. [`delegation`]: what follows an accept. [`failover`]: which machines are left.
-//!   [`stock`]: Nix's own hook, with [`program`], [`fds`], [`ssh`]; [`speech`]: what its words
+//!   [`stock`]: Nix's own hook, with [`program`], [`ssh`]; [`speech`]: what its words
 //!   mean.
 //!   [`hook`]: the process; [`ending`]: what it does when it is asked to end.
 //! * [`load`]: busy slots, from Nix's own lock files. [`slots`] takes them. [`resources`]: what
@@ -30,7 +30,6 @@ pub mod described;
 pub mod ending;
 pub mod explanation;
 pub mod failover;
-pub mod fds;
 pub mod health;
 pub mod held;
 pub mod hook;
@@ -57,7 +56,8 @@ pub mod slots;
 pub mod speech;
 pub mod ssh;
 pub mod stock;
-pub mod types;
 
-pub use policy::{Policy, PolicyError, StockRule};
-pub use types::{Action, Candidate, Decision, LocalMachine, Machine, PastBuilds};
+pub use crate::selection::{
+    Action, Candidate, Decision, LocalMachine, Machine, PastBuilds, PolicyError,
+};
+pub use policy::{Policy, StockRule};

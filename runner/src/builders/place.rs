@@ -29,9 +29,9 @@ use super::reply::{Level, Pending};
 use super::request::Request;
 use super::resources::Hold;
 use super::stock::{Build, Offer, StockHook, Target};
-use super::types::{Action, Decision, Machine};
 use crate::config;
 use crate::event::NixDirs;
+use crate::selection::{Action, Decision, Machine};
 use crate::shared::Text;
 
 /// Machines that a line about a build names.

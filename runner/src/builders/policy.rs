@@ -4,7 +4,7 @@
 use std::cmp::Ordering;
 use std::collections::HashSet;
 
-use super::types::{Action, BUILTIN, Candidate, Decision, LocalMachine, Machine};
+use crate::selection::{Action, BUILTIN, Candidate, Decision, LocalMachine, Machine, PolicyError};
 use crate::shared::Text;
 
 /// Chooses where to build.
@@ -22,29 +22,6 @@ pub trait Policy: Send {
         machines: &[Machine],
         local: &LocalMachine,
     ) -> Result<Decision, PolicyError>;
-}
-
-/// Why a policy gave no usable answer. Every text is a lower-case fragment.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
-pub enum PolicyError {
-    /// The policy could not be had: no configuration, no plugin, wrong grants.
-    #[error("{0}")]
-    Unavailable(String),
-    /// No plugin of the configuration is a policy. Nothing is wrong, so nobody is told.
-    #[error("no plugin serves `builder-selection`")]
-    Nobody,
-    /// It is still being compiled. Nothing is wrong, so nobody is told.
-    #[error("{0}")]
-    Unready(String),
-    /// It failed, trapped or hit a limit.
-    #[error("{0}")]
-    Failed(String),
-    /// It answered something that cannot be done.
-    #[error("invalid answer: {0}")]
-    Invalid(String),
-    /// It did not answer in time.
-    #[error("it did not answer within {0:?}")]
-    TimedOut(std::time::Duration),
 }
 
 /// A policy cannot have itself asked again sooner than this, in milliseconds: a wish for 0 would

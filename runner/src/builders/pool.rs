@@ -10,14 +10,15 @@ use super::health::{Probe, Standing, standing};
 use super::lease::{self, Activity, Wanted};
 use super::load::SlotFiles;
 use super::memory::Memory;
-use super::policy::{PolicyError, StockRule};
+use super::policy::StockRule;
 use super::record::{MachineHealth, Past, now_ms};
 use super::resources::{Account, Left};
 use super::settings::Settings;
-use super::types::{Candidate, Decision, LocalMachine, Machine};
 use crate::config::Resources;
 use crate::nix::database::Inputs;
 use crate::nix::machines::MachineLine;
+use crate::selection::PolicyError;
+use crate::selection::{Candidate, Decision, LocalMachine, Machine};
 use crate::shared::Text;
 
 /// What the settings say, worked out once.

@@ -3,9 +3,9 @@
 
 use std::io::{self, Read, Write};
 
-use super::types::Candidate;
 use crate::event::derivation_name;
 use crate::nix::wire::{self, WireError};
+use crate::selection::Candidate;
 
 /// The word that opens a request.
 const TRY: &[u8] = b"try";

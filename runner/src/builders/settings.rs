@@ -10,10 +10,10 @@ use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
 use super::policy::Division;
-use super::types::{BUILTIN, LocalMachine};
 use crate::event::NixDirs;
 use crate::nix::store_uri::LocalStore;
 use crate::nix::wire::{self, WireError};
+use crate::selection::{BUILTIN, LocalMachine};
 
 /// The setting that lists machines.
 const BUILDERS: &str = "builders";

@@ -14,15 +14,16 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::ending;
 use super::program::StockProgram;
 use super::request::{Inputs, Request};
 use super::settings::Settings;
 use super::slots::Slot;
 use super::speech::{Ending, Listener, Timing, is_about_machine, plain};
 use super::ssh::{Connections, Sharing};
-use super::{ending, fds};
 use crate::nix::installed::{Flavour, Version};
 use crate::nix::machines::MachineLine;
+use crate::process;
 use crate::shared::Text;
 use names::Names;
 
@@ -176,7 +177,7 @@ impl Running {
         // Nix's own hook says nothing on its standard output, and Nix would take a line of a
         // wrapper there for an answer: it must not reach Nix unread.
         command.stdin(Stdio::piped()).stderr(Stdio::piped()).stdout(Stdio::null());
-        let mut child = fds::bequeath(&mut command).spawn()?;
+        let mut child = process::bequeath(&mut command).spawn()?;
         let (Some(mut stdin), Some(stderr)) = (child.stdin.take(), child.stderr.take()) else {
             return Err(io::ErrorKind::BrokenPipe.into());
         };

@@ -2,7 +2,7 @@
 //!
 //! Every capability goes through the same phases: *configure* once per process ([`Services`]),
 //! *link* once per engine (the table in `plugin/host_call/imports.rs`), *grant* per plugin
-//! ([`crate::plugin::grants`]), and then the host functions, each of which is one
+//! ([`crate::capability::grants`]), and then the host functions, each of which is one
 //! [`RunState::call`](crate::plugin::host_call::RunState::call). A capability never looks at grants
 //! or limits, never counts and never logs what it was asked: the choke point does that for all of
 //! them. Limits that are a capability's own (the size of a mail) are asked for by name,
@@ -10,11 +10,12 @@
 //!
 //! To add a capability: its interface in `plugin-sdk/wit`, its file here (types, service, `impl
 //! Host for RunState`, tests), a field in [`Services`], a variant in
-//! [`Need`](crate::plugin::grants::Need), and a line in the table of `plugin/host_call/imports.rs`.
+//! [`Need`](crate::capability::grants::Need), and a line in the table of `plugin/host_call/imports.rs`.
 
 pub mod clock;
-mod config;
+mod context;
 mod error;
+pub mod grants;
 pub mod http;
 mod log;
 pub mod mail;
@@ -27,12 +28,13 @@ pub mod state;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use context::{PluginContext, Scope};
 pub use error::{CapabilityError, ErrorKind};
 pub use log::RunLog;
 
+use crate::capability::grants::Effective;
 use crate::config::Config;
 use crate::dirs::Dirs;
-use crate::plugin::grants::Effective;
 
 /// What a service needs of the operating system: the wall of its process lets this through.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -15,11 +15,8 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use super::CapabilityError;
+use super::{CapabilityError, PluginContext};
 use crate::config::Limit;
-use crate::plugin::bindings::hookrun::host::state::{Error, Host};
-use crate::plugin::grants::Need;
-use crate::plugin::host_call::{Crossing, HostCall, PluginContext, RunState};
 
 /// How long a commit waits for another process's commit. Both take well under a millisecond.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -128,16 +125,31 @@ impl Transaction {
         Ok(self.pairs.insert(pairs))
     }
 
-    async fn get(&mut self, key: &str) -> Result<Option<Vec<u8>>, CapabilityError> {
+    /// Returns the value of `key`.
+    ///
+    /// # Errors
+    /// `invalid` or `limit` for the key; `transient` if the store cannot be read now.
+    pub async fn get(
+        &mut self,
+        key: &str,
+        context: &PluginContext,
+    ) -> Result<Option<Vec<u8>>, CapabilityError> {
+        check_key(key, context)?;
         Ok(self.pairs().await?.get(key).cloned())
     }
 
-    async fn set(
+    /// Sets `key` to `value` in this run's view.
+    ///
+    /// # Errors
+    /// `invalid` or `limit` for the key or the size of the store; `transient` if the store cannot
+    /// be read now.
+    pub async fn set(
         &mut self,
         key: String,
         value: Vec<u8>,
         context: &PluginContext,
     ) -> Result<(), CapabilityError> {
+        check_key(&key, context)?;
         let pairs = self.pairs().await?;
         let others = pairs.iter().filter(|(other, _)| **other != key);
         let (keys, bytes) = others.fold((0_u64, 0_u64), |(keys, bytes), (key, value)| {
@@ -150,13 +162,26 @@ impl Transaction {
         Ok(())
     }
 
-    async fn delete(&mut self, key: String) -> Result<(), CapabilityError> {
+    /// Removes `key` from this run's view.
+    ///
+    /// # Errors
+    /// As [`Transaction::get`].
+    pub async fn delete(
+        &mut self,
+        key: String,
+        context: &PluginContext,
+    ) -> Result<(), CapabilityError> {
+        check_key(&key, context)?;
         self.pairs().await?.remove(&key);
         self.written.insert(key);
         Ok(())
     }
 
-    async fn keys(&mut self, prefix: &str) -> Result<Vec<String>, CapabilityError> {
+    /// Returns the keys that begin with `prefix`, sorted.
+    ///
+    /// # Errors
+    /// `transient` if the store cannot be read now.
+    pub async fn keys(&mut self, prefix: &str) -> Result<Vec<String>, CapabilityError> {
         let pairs = self.pairs().await?;
         Ok(pairs
             .range(prefix.to_owned()..)
@@ -317,46 +342,4 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
          PRAGMA user_version = {FORMAT};"
     ))?;
     Ok(connection)
-}
-
-impl Host for RunState {
-    async fn get(&mut self, key: String) -> wasmtime::Result<Result<Option<Vec<u8>>, Error>> {
-        let call = HostCall::new(Need::State, "get", key.crossing());
-        self.call(call, |mut inside| {
-            Box::pin(async move {
-                check_key(&key, inside.plugin())?;
-                inside.state().get(&key).await
-            })
-        })
-        .await
-    }
-
-    async fn set(&mut self, key: String, value: Vec<u8>) -> wasmtime::Result<Result<(), Error>> {
-        let call = HostCall::new(Need::State, "set", key.crossing() + value.crossing());
-        self.call(call, |mut inside| {
-            Box::pin(async move {
-                let plugin = inside.plugin();
-                check_key(&key, plugin)?;
-                inside.state().set(key, value, plugin).await
-            })
-        })
-        .await
-    }
-
-    async fn delete(&mut self, key: String) -> wasmtime::Result<Result<(), Error>> {
-        let call = HostCall::new(Need::State, "delete", key.crossing());
-        self.call(call, |mut inside| {
-            Box::pin(async move {
-                check_key(&key, inside.plugin())?;
-                inside.state().delete(key).await
-            })
-        })
-        .await
-    }
-
-    async fn keys(&mut self, prefix: String) -> wasmtime::Result<Result<Vec<String>, Error>> {
-        let call = HostCall::new(Need::State, "keys", prefix.crossing());
-        self.call(call, |mut inside| Box::pin(async move { inside.state().keys(&prefix).await }))
-            .await
-    }
 }

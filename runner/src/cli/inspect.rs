@@ -6,12 +6,12 @@ use serde::Serialize;
 
 use super::output::{self, Format, Style, printable, styled};
 use super::{CliError, Context};
+use crate::capability::grants::{Effective, Want, Wants, word};
 use crate::config::limits::Unit;
 use crate::config::{Config, Grant, HttpGrant, Limit, Plugin, StoreScope, TaskOrder};
 use crate::event::HookKind;
 use crate::exit_code::Exit;
 use crate::plugin::examine::{ConfigKey, Verdict};
-use crate::plugin::grants::{Effective, Want, Wants, word};
 use crate::plugin::{Compiler, Host};
 use crate::testing::{Changes, Origin, Subject, SubjectError};
 

@@ -158,7 +158,7 @@ pub struct Order {
 /// The child: a component on standard input, native code on standard output, what is wrong on
 /// standard error.
 pub fn child(order: &Order) -> Exit {
-    crate::builders::fds::unblock_signals();
+    crate::process::unblock_signals();
     match child_work(order) {
         Ok(()) => Exit::Done,
         Err(error) => {

@@ -2,13 +2,13 @@
 //! so that a new one cannot be forgotten.
 
 use super::bindings::exports::hookrun::{builder_selection, diff, post_build};
-use crate::builders::{
-    Action, Candidate, Decision, LocalMachine, Machine, PastBuilds, PolicyError,
-};
 use crate::event::{self, Event, Output};
 use crate::evidence::{Difference, Evidence};
 use crate::nix::caller::Caller;
 use crate::outcome::Outcome;
+use crate::selection::{
+    Action, Candidate, Decision, LocalMachine, Machine, PastBuilds, PolicyError,
+};
 use crate::shared::Text;
 
 use builder_selection::builder_selection as selection;

@@ -181,7 +181,7 @@ fn failure(status: ExitStatus, said: &str) -> Result<Examined, ExamineError> {
 /// The child: the length of the `config` table, the table and the component on standard input, what
 /// is found out on standard output.
 pub fn child(bounds: &Bounds) -> Exit {
-    crate::builders::fds::unblock_signals();
+    crate::process::unblock_signals();
     match child_work(bounds) {
         Ok(()) => Exit::Done,
         Err(error) => {

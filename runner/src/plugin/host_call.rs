@@ -55,7 +55,7 @@
 
 mod border;
 mod call;
-mod context;
+mod config;
 mod crossing;
 #[cfg(feature = "escape-drill")]
 mod drill;
@@ -63,6 +63,12 @@ mod http;
 mod imports;
 mod inside;
 mod io;
+mod log;
+mod mail;
+mod nix_store;
+mod object_store;
+mod signing;
+mod state;
 mod wasi;
 
 use std::collections::BTreeMap;
@@ -76,7 +82,6 @@ use wasmtime_wasi::WasiCtx;
 
 use self::border::Refused;
 pub use self::call::HostCall;
-pub use self::context::{PluginContext, Scope};
 pub use self::crossing::Crossing;
 use self::http::RunHttp;
 pub use self::imports::Imports;
@@ -86,7 +91,7 @@ use super::limits::{Allocations, CallName, LimitReached};
 use super::output::GuestOutput;
 use super::run_clock::RunClock;
 use crate::capability::state::Transaction;
-use crate::capability::{CapabilityError, ErrorKind, RunLog, Services};
+use crate::capability::{CapabilityError, ErrorKind, PluginContext, RunLog, Scope, Services};
 use crate::config::{Limit, Plugin};
 use crate::outcome::Usage;
 

@@ -4,13 +4,13 @@
 //! The section `hookrun:metadata` is JSON. The SDK's macro writes it into the core module; tools
 //! for other languages may put it on the component. It is data from a stranger: read by a contained
 //! process ([`super::examine`]), bounded, parsed strictly, and it decides nothing by itself
-//! ([`super::grants`]).
+//! ([`crate::capability::grants`]).
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use wasmparser::{Encoding, Parser, Payload};
 
-use super::grants::Wants;
+use crate::capability::grants::Wants;
 use crate::config::TaskOrder;
 use crate::event::HookKind;
 use crate::terminal::{obeyed, printable};

@@ -28,7 +28,6 @@ mod convert;
 pub mod engine;
 mod error;
 pub mod examine;
-pub mod grants;
 pub mod host_call;
 pub mod limits;
 pub mod load;

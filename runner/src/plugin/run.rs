@@ -12,16 +12,17 @@ use super::bindings::exports::hookrun::builder_selection::builder_selection;
 use super::bindings::exports::hookrun::diff::diff;
 use super::bindings::exports::hookrun::post_build::post_build;
 use super::convert::{self, Answer};
-use super::host_call::{RunState, Scope};
+use super::host_call::RunState;
 use super::limits::LimitReached;
 use super::load::LinkedPlugin;
 use super::output::GuestOutput;
 use super::run_clock::RunClock;
-use crate::builders::{Candidate, Decision, LocalMachine, Machine, PolicyError};
+use crate::capability::Scope;
 use crate::capability::{RunLog, Services};
 use crate::config::Limit;
 use crate::event::{Event, HookEvent, HookKind, NixDirs};
 use crate::outcome::{Outcome, RunReport, Usage};
+use crate::selection::{Candidate, Decision, LocalMachine, Machine, PolicyError};
 
 /// Ticks between two yields of a guest to the executor.
 const YIELD_TICKS: u64 = 1;

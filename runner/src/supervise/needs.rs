@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use url::Url;
 
+use crate::capability::grants::Effective;
 use crate::capability::{Reach, Services};
 use crate::config::{Config, StoreScope};
 use crate::dirs::Dirs;
 use crate::event::NixDirs;
 use crate::layout;
-use crate::plugin::grants::Effective;
 use crate::wall::{Identity, User, Wall};
 
 /// Mode of a directory that the runner's user writes in, and of what is missing above it.

@@ -23,6 +23,7 @@ use super::needs;
 use super::protocol::{Order, Purpose, Setup, Word};
 use super::{frame, protocol};
 use crate::builders::PolicyError;
+use crate::capability::grants::Effective;
 use crate::capability::mail::{ForProgram, Programs};
 use crate::capability::state::Pairs;
 use crate::capability::{CapabilityError, Services};
@@ -30,7 +31,6 @@ use crate::config::{Config, Limit};
 use crate::dirs::Dirs;
 use crate::exit_code::Exit;
 use crate::outcome::{Outcome, RunReport};
-use crate::plugin::grants::Effective;
 use crate::plugin::{Compiler, Host, LinkedPlugin, PluginError, ReadyPlugin};
 use crate::queue::spawn;
 use crate::queue::worker::defect;
@@ -195,7 +195,7 @@ impl Running {
 
 /// A runner's life. Standard input and output are the pipes.
 pub fn main() -> Exit {
-    crate::builders::fds::unblock_signals();
+    crate::process::unblock_signals();
     match life() {
         Ok(()) => Exit::Done,
         Err(error) => {

@@ -10,12 +10,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::needs;
+use crate::capability::grants::Effective;
 use crate::capability::{CapabilityError, ErrorKind, Services};
 use crate::config::{Config, MailTransport};
 use crate::dirs::Dirs;
 use crate::event::NixDirs;
 use crate::exit_code::Exit;
-use crate::plugin::grants::Effective;
 use crate::wall::Identity;
 
 /// The hidden command of that process.

@@ -3,12 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::capability::grants::{Want, Wants, beyond_policy};
 use crate::config::{
     self, Config, ConfigError, Grant, HttpGrant, Limit, Plugin, PluginSource, StoreScope,
 };
 use crate::event::HookKind;
 use crate::plugin::examine::{Sample, SampleConfig, Verdict};
-use crate::plugin::grants::{Want, Wants, beyond_policy};
 use crate::plugin::{Component, Host, PluginError, bundled};
 
 /// The services that a plugin outside of a configuration is offered, by the names that the bundled

@@ -2,10 +2,10 @@
 
 use rusqlite::params;
 
-use super::super::types::{Candidate, PastBuilds};
 use super::read::median;
 use super::write::signed;
 use super::{Record, RecordError};
+use crate::selection::{Candidate, PastBuilds};
 
 /// Past builds of one package name that are looked at, newest first.
 const PAST_BUILDS: i64 = 32;

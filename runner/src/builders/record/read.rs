@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use rusqlite::{Row, params};
 
 use super::super::lease::Command;
-use super::super::types::PastBuilds;
 use super::rows::{BuildRow, DecisionRow, MachineHealth, Outcome, Past};
 use super::{Record, RecordError, version};
+use crate::selection::PastBuilds;
 
 /// Past builds of one package name that are looked at, newest first: older ones tell of other
 /// versions.

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::super::types::{Candidate, PastBuilds};
+use crate::selection::{Candidate, PastBuilds};
 
 /// Milliseconds since 1970.
 pub fn now_ms() -> u64 {

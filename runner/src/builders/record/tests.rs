@@ -1,5 +1,5 @@
 use super::*;
-use crate::builders::types::{Candidate, PastBuilds};
+use crate::selection::{Candidate, PastBuilds};
 
 fn candidate(name: &str) -> Candidate {
     Candidate {

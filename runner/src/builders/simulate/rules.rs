@@ -5,8 +5,8 @@ use super::engine::{Placement, Rule};
 use super::view::{MachineView, View};
 use crate::builders::policy::{Policy, StockRule};
 use crate::builders::queue::order::waits_for_resources;
-use crate::builders::types::{Action, Candidate, LocalMachine, Machine};
 use crate::config::Amounts;
+use crate::selection::{Action, Candidate, LocalMachine, Machine};
 
 /// Nix's own build hook: the best machine with a free slot, or postponed.
 #[derive(Debug, Clone, Copy, Default)]

@@ -17,15 +17,15 @@ use super::effective::Effective;
 use super::masters::{Masters, Shared};
 use super::mux::Session;
 use super::{MASTERS, PATH, PROGRAM, SEARCH_PATH, real_ssh};
-use crate::builders::fds;
 use crate::exit_code::Exit;
+use crate::process;
 
 /// The code with which ssh says that it could not (`ssh(1)`).
 const FAILED: u8 = 255;
 
 /// Plays ssh.
 pub fn main(arguments: &[OsString]) -> Exit {
-    fds::close_others();
+    process::close_others();
     let Some(program) =
         std::env::var_os(PROGRAM).map(PathBuf::from).or_else(|| real_ssh(&std::env::var_os(PATH)?))
     else {
@@ -93,7 +93,7 @@ impl Ssh {
                         .and_then(|()| std::io::stdout().flush());
                 }
                 // The master has them now. Nix is to see their end when the session ends.
-                fds::let_go_of_standard_streams();
+                process::let_go_of_standard_streams();
                 let code = running.wait().and_then(|code| u8::try_from(code).ok());
                 Some(code.unwrap_or(FAILED))
             }

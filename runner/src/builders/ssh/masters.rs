@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use super::call::Call;
 use super::hex;
 use super::mux::{Client, MuxError, Running, Session};
-use crate::builders::fds;
+use crate::process;
 
 /// Seconds that a connection is kept without a session. A build that begins later connects anew,
 /// which is no loss.
@@ -173,7 +173,7 @@ impl Masters {
         // A file, not a pipe: nobody has to wait until all who inherit it have closed it.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).current_dir("/");
         // Until it has connected it dies with us; in the background it is nobody's child (`-f`).
-        let Ok(status) = fds::dies_with_us(&mut command).status() else {
+        let Ok(status) = process::dies_with_us(&mut command).status() else {
             return Err(Shared::Alone);
         };
         let mut words = Vec::new();

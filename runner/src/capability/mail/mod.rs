@@ -8,7 +8,6 @@
 
 mod compose;
 mod error;
-mod host;
 mod maildir;
 mod progress;
 mod recipients;

@@ -6,7 +6,6 @@
 //! what a guest says alone: a store path has to be in scope, and what is below it is opened from
 //! its own descriptor without following a symlink ([`real`]).
 
-mod host;
 pub mod real;
 pub mod sample;
 mod tree;
@@ -15,13 +14,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::CapabilityError;
+use crate::capability::{PluginContext, Scope};
 use crate::config::{Limit, Plugin, StoreScope};
 use crate::event::NixDirs;
 use crate::nix::database::PathInfo;
 use crate::nix::derivation::Derivation;
 use crate::nix::is_store_path;
 use crate::nix::nar::{Expected, Source};
-use crate::plugin::host_call::{PluginContext, Scope};
 
 /// One valid path, opened for serialisation. The guest holds a handle to it; the bytes stay in the
 /// host.

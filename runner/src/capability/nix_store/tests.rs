@@ -2,8 +2,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::capability::grants::{Effective, Wants};
 use crate::config::{Config, StoreScope};
-use crate::plugin::grants::{Effective, Wants};
 
 fn reach(granted: StoreScope, paths: &[&str]) -> Reach {
     let text = "[plugins.reader]\nsource = \"reader.wasm\"\n";

@@ -3,13 +3,12 @@
 //!
 //! A store is opened when it is first used and kept; one whose credentials are refused is opened
 //! anew at the next call, so that changed files take effect. Which store a plugin may use is
-//! decided before ([`crate::plugin::grants`]). Every object appears whole or not at all, and what
+//! decided before ([`crate::capability::grants`]). Every object appears whole or not at all, and what
 //! comes back never holds a secret ([`error`]).
 
 mod connector;
 mod error;
 mod half_done;
-mod host;
 mod open;
 mod present;
 mod profile;

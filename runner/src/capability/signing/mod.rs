@@ -5,8 +5,6 @@
 //! read when it is first used, kept until its file changes, wiped from memory after, and never
 //! leaves this file.
 
-mod host;
-
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;

@@ -10,8 +10,8 @@ use wasmtime::Result;
 
 use super::{HostCall, RunState};
 use crate::capability::CapabilityError;
+use crate::capability::grants::Need;
 use crate::config::{Limit, Plugin};
-use crate::plugin::grants::Need;
 use crate::plugin::limits::LimitReached;
 
 /// Why a call did not pass.

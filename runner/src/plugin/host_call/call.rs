@@ -1,8 +1,8 @@
 //! One host call, described: what the choke point asks about, and what messages say.
 
+use crate::capability::grants::Need;
 #[cfg(doc)]
 use crate::config::Limit;
-use crate::plugin::grants::Need;
 use crate::plugin::limits::CallName;
 
 /// One host call, described.

@@ -21,13 +21,13 @@ use wasmtime_wasi_http::{
 };
 
 use super::{Crossing, HostCall, Inside, RunState};
+use crate::capability::grants::Need;
 use crate::capability::http::{About, Answer, Exchange, header_bytes, stream_error_code};
 use crate::capability::{CapabilityError, ErrorKind};
 use crate::config::http::{HttpTarget, Place, granting};
 use crate::config::{Limit, Limits};
 use crate::outcome::LogLine;
 use crate::plugin::bindings::http::wasi::http::outgoing_handler::Host;
-use crate::plugin::grants::Need;
 
 /// The version that is linked; a guest may import any compatible one.
 const TYPES: &str = "wasi:http/types@0.2.12";

@@ -44,7 +44,7 @@ fn a_component_says_what_it_is() {
         describe(&component(Some(METADATA), Some(interface(HookKind::PostBuild)))).unwrap();
     assert_eq!(description.exports, [HookKind::PostBuild]);
     assert_eq!(description.metadata.wants.nix_store, crate::config::StoreScope::Closure);
-    assert_eq!(description.metadata.wants.mail, super::super::grants::Want::Optional);
+    assert_eq!(description.metadata.wants.mail, crate::capability::grants::Want::Optional);
 }
 
 #[test]

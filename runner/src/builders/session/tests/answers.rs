@@ -1,7 +1,7 @@
 //! One answer to each question, and which.
 
 use super::*;
-use crate::builders::types::Action;
+use crate::selection::Action;
 
 #[test]
 fn a_dead_machine_is_skipped_in_one_request() {

@@ -1,7 +1,7 @@
 //! What follows an accept, and when it may come before connecting.
 
 use super::*;
-use crate::builders::types::Action;
+use crate::selection::Action;
 
 #[test]
 fn accepted_before_connecting_and_moved_on() {

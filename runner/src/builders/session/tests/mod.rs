@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use super::*;
 use crate::builders::asker::PolicyFactory;
-use crate::builders::policy::{Policy, PolicyError};
+use crate::builders::policy::Policy;
 use crate::builders::record::Record;
 use crate::builders::speech::{Ending, Timing};
 use crate::builders::stock::{Build, Offer, Report, Target};
-use crate::builders::types::{Candidate, Decision, LocalMachine, Machine};
+use crate::selection::PolicyError;
+use crate::selection::{Candidate, Decision, LocalMachine, Machine};
 
 /// Plays the machines: what each does is in its URI.
 #[derive(Default)]

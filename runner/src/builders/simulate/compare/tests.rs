@@ -4,10 +4,11 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::builders::policy::{Policy, PolicyError};
+use crate::builders::policy::Policy;
 use crate::builders::simulate::generate::{Fleet, generate};
 use crate::builders::simulate::{chart, svg};
-use crate::builders::types::{Action, Candidate, Decision, LocalMachine, Machine};
+use crate::selection::PolicyError;
+use crate::selection::{Action, Candidate, Decision, LocalMachine, Machine};
 
 /// Every machine, the free ones first, as Nix ranks them: what the queue alone is worth.
 struct Eager;

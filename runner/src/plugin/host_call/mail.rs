@@ -2,12 +2,12 @@
 
 use wasmtime::Result;
 
-use super::{Message, Refusal, Sent};
+use super::{Crossing, HostCall, RunState};
+use crate::capability::grants::Need;
+use crate::capability::mail::{Message, Refusal, Sent};
 use crate::config::Limit;
 use crate::outcome::LogLine;
 use crate::plugin::bindings::hookrun::host::mail::{self, Error, Host};
-use crate::plugin::grants::Need;
-use crate::plugin::host_call::{Crossing, HostCall, RunState};
 
 impl Host for RunState {
     async fn send(

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use wasmtime::Result;
 use wasmtime::component::Resource;
 
-use super::{Budget, Nar, Reach, blocking};
+use super::{Crossing, HostCall, Inside, RunState};
+use crate::capability::grants::Need;
+use crate::capability::nix_store::{Budget, Nar, Reach, blocking};
 use crate::config::Limit;
 use crate::nix::database::PathInfo as Info;
 use crate::nix::nar::Expected;
 use crate::plugin::bindings::hookrun::host::nix_store::{
     Derivation, Entry, Error, Host, HostNar, PathInfo,
 };
-use crate::plugin::grants::Need;
-use crate::plugin::host_call::{Crossing, HostCall, Inside, RunState};
 
 fn reach(inside: &Inside<'_>) -> Reach {
     Reach::new(inside.services().nix_stores(), inside.plugin(), inside.scope())
@@ -197,8 +197,8 @@ fn path_info(info: Info) -> PathInfo {
     }
 }
 
-fn entry(entry: super::Entry) -> Entry {
-    let super::Entry { name, kind, size, executable, target } = entry;
+fn entry(entry: crate::capability::nix_store::Entry) -> Entry {
+    let crate::capability::nix_store::Entry { name, kind, size, executable, target } = entry;
     Entry { name, kind: kind.to_owned(), size, executable, target }
 }
 

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use crate::capability::CapabilityError;
+use crate::capability::grants::{Effective, Wants};
 use crate::config::{Limit, Plugin};
 use crate::event::{Event, HookEvent, NixDirs};
-use crate::plugin::grants::{Effective, Wants};
 
 /// A plugin as capabilities see it.
 #[derive(Debug)]

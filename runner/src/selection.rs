@@ -191,17 +191,40 @@ impl Action {
     ///
     /// # Errors
     /// A word that is none of the four.
-    pub fn from_word(word: &str, machines: Vec<Text>) -> Result<Self, super::PolicyError> {
+    pub fn from_word(word: &str, machines: Vec<Text>) -> Result<Self, PolicyError> {
         match word {
             "machines" => Ok(Self::Machines(machines)),
             "local" => Ok(Self::Local),
             "postpone" => Ok(Self::Postpone),
             "decline" => Ok(Self::Decline),
-            _ => Err(super::PolicyError::Invalid(format!(
+            _ => Err(PolicyError::Invalid(format!(
                 "action `{word}` is none of `machines`, `local`, `postpone`, `decline`"
             ))),
         }
     }
+}
+
+/// Why a policy gave no usable answer. Every text is a lower-case fragment.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
+pub enum PolicyError {
+    /// The policy could not be had: no configuration, no plugin, wrong grants.
+    #[error("{0}")]
+    Unavailable(String),
+    /// No plugin of the configuration is a policy. Nothing is wrong, so nobody is told.
+    #[error("no plugin serves `builder-selection`")]
+    Nobody,
+    /// It is still being compiled. Nothing is wrong, so nobody is told.
+    #[error("{0}")]
+    Unready(String),
+    /// It failed, trapped or hit a limit.
+    #[error("{0}")]
+    Failed(String),
+    /// It answered something that cannot be done.
+    #[error("invalid answer: {0}")]
+    Invalid(String),
+    /// It did not answer in time.
+    #[error("it did not answer within {0:?}")]
+    TimedOut(std::time::Duration),
 }
 
 #[cfg(test)]

@@ -6,17 +6,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use wasmtime::Result;
 use wasmtime::component::Resource;
 
-use super::{Object as ToWrite, Stored};
+use super::{Crossing, HostCall, RunState, wit_error};
 use crate::capability::CapabilityError;
+use crate::capability::grants::Need;
 use crate::capability::nix_store::{Nar, Reach, blocking};
+use crate::capability::object_store::{Object as ToWrite, Stored};
 use crate::config::Limit;
 use crate::nix::database::PathInfo;
 use crate::nix::nar::{Compression, Expected, Written};
 use crate::plugin::bindings::hookrun::host::object_store::{
     Error, Host, Object, StoredNar, StoredNars,
 };
-use crate::plugin::grants::Need;
-use crate::plugin::host_call::{Crossing, HostCall, RunState, wit_error};
 
 impl Host for RunState {
     async fn exists(

@@ -2,9 +2,9 @@
 
 use wasmtime::Result;
 
+use super::{HostCall, RunState};
+use crate::capability::grants::Need;
 use crate::plugin::bindings::hookrun::host::config::Host;
-use crate::plugin::grants::Need;
-use crate::plugin::host_call::{HostCall, RunState};
 
 impl Host for RunState {
     async fn get(&mut self) -> Result<String> {

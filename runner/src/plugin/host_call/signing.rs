@@ -2,10 +2,10 @@
 
 use wasmtime::Result;
 
+use super::{Crossing, HostCall, RunState};
+use crate::capability::grants::Need;
 use crate::capability::nix_store::{Reach, blocking};
 use crate::plugin::bindings::hookrun::host::signing::{Error, Host};
-use crate::plugin::grants::Need;
-use crate::plugin::host_call::{Crossing, HostCall, RunState};
 
 impl Host for RunState {
     async fn keys(&mut self) -> Result<Result<Vec<String>, Error>> {
