@@ -7,19 +7,19 @@
 //! reaches a limit, does not load), open on what is not its doing (no readable configuration),
 //! which `hookrun check` tells.
 
-use crate::capability::Services;
-use crate::config::{Config, Plugin, is_away};
-use crate::dirs::Dirs;
-use crate::event::{Event, HookKind};
-use crate::exit_code::Exit;
-use crate::outcome::Outcome;
-use crate::plugin::{Compiler, Host};
-use crate::queue::envelope;
-use crate::queue::guard::Ended;
 use crate::supervise::needs;
 use crate::supervise::runner::Readied;
 use crate::supervise::supervisor::admits;
-use crate::wall::Wall;
+use hookrun_capability::Services;
+use hookrun_config::{Config, Plugin, is_away};
+use hookrun_host::wall::Wall;
+use hookrun_host::{Compiler, Host};
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::{Event, HookKind};
+use hookrun_nix::exit_code::Exit;
+use hookrun_nix::outcome::Outcome;
+use hookrun_queue::envelope;
+use hookrun_queue::guard::Ended;
 
 /// Runs the gates on the event that a hook handed over.
 pub fn run(handed_over: &Ended) -> Exit {
@@ -66,7 +66,7 @@ pub fn run(handed_over: &Ended) -> Exit {
 }
 
 /// Runs `gates` one after the other, in this very process: what it still has to do is to return. So
-/// it becomes a runner itself, for good: [`needs`] and [`crate::wall`] as in the worker's. The
+/// it becomes a runner itself, for good: [`needs`] and [`hookrun_host::wall`] as in the worker's. The
 /// error is the gate that refuses, and why.
 fn refusal<'a>(
     event: &Event,
@@ -106,5 +106,5 @@ fn refusal<'a>(
 
 /// One line on standard error, which Nix shows.
 fn say(message: &str) {
-    crate::terminal::say(&crate::terminal::printable(&message.replace('\n', " ")));
+    hookrun_nix::terminal::say(&hookrun_nix::terminal::printable(&message.replace('\n', " ")));
 }

@@ -8,9 +8,13 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 
-use crate::exit_code::Exit;
 use crate::supervise::policy::{self, PluginPolicy};
-use crate::{builders, cli, gate, nix, queue};
+use hookrun_builders as builders;
+use hookrun_nix as nix;
+use hookrun_queue as queue;
+
+use crate::{cli, gate};
+use hookrun_nix::exit_code::Exit;
 
 /// Link names that give a role outright. Nix starts all three hooks with the link's own name as
 /// argv\[0\]: Nix 2.8 to 2.34, `post-build-hook` and `diff-hook` with the text of the setting,

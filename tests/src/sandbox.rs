@@ -5,13 +5,13 @@
 
 use std::path::PathBuf;
 
-use hookrun::capability::Services;
-use hookrun::capability::nix_store::sample::Sample;
-use hookrun::config::Config;
-use hookrun::dirs::Dirs;
-use hookrun::event::{Event, HookEvent, PostBuild};
-use hookrun::outcome::RunReport;
-use hookrun::plugin::{Compiler, Host, LinkedPlugin};
+use hookrun_capability::Services;
+use hookrun_capability::nix_store::sample::Sample;
+use hookrun_config::Config;
+use hookrun_host::{Compiler, Host, LinkedPlugin};
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::{Event, HookEvent, PostBuild};
+use hookrun_nix::outcome::RunReport;
 
 use crate::guests::guest;
 

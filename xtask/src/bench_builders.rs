@@ -192,7 +192,7 @@ fn text(bytes: &mut Vec<u8>, text: &str) {
     bytes.resize(bytes.len().next_multiple_of(8), 0);
 }
 
-/// Settings, as Nix writes them: see `hookrun::nix::wire`.
+/// Settings, as Nix writes them: see `hookrun_nix::wire`.
 fn settings(builders: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, value) in [("builders", builders), ("max-jobs", "0"), ("system", SYSTEM)] {

@@ -1,6 +1,6 @@
 //! What an object store answers when it refuses.
 
-use hookrun::capability::object_store;
+use hookrun_capability::object_store;
 
 use crate::Target;
 

@@ -3,13 +3,13 @@
 
 use std::os::fd::AsFd as _;
 
-use hookrun::builders::request::{Inputs, Request};
-use hookrun::builders::session::Session;
-use hookrun::builders::settings::Settings;
-use hookrun::builders::stock::{Offer, StockHook, Target as Machine};
-use hookrun::config;
-use hookrun::event::NixDirs;
-use hookrun::nix::wire;
+use hookrun_builders::request::{Inputs, Request};
+use hookrun_builders::session::Session;
+use hookrun_builders::settings::Settings;
+use hookrun_builders::stock::{Offer, StockHook, Target as Machine};
+use hookrun_config as config;
+use hookrun_nix::event::NixDirs;
+use hookrun_nix::wire;
 
 use crate::Target;
 

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use hookrun::config::Config;
-use hookrun::dirs::Dirs;
+use hookrun_config::Config;
+use hookrun_nix::dirs::Dirs;
 
 use crate::Target;
 
@@ -55,12 +55,12 @@ fn run(data: &[u8]) {
         assert!(!name.is_empty() && !name.starts_with('.') && !name.contains('/'), "{name:?}");
         let _ =
             (plugin.filter.admits_name("hello-2.12"), config.line_of(&["plugins", name, "grant"]));
-        for limit in hookrun::config::Limit::ALL {
+        for limit in hookrun_config::Limit::ALL {
             assert!(plugin.limits.get(*limit) > 0, "nothing is unlimited, and nothing is zero");
         }
     }
     let dirs = Dirs { config: path.to_owned(), state: "/var/lib/hookrun".into() };
-    if let Err(error) = hookrun::capability::mail::check(&config, &dirs) {
+    if let Err(error) = hookrun_capability::mail::check(&config, &dirs) {
         assert!(!error.to_string().contains('\n'));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use hookrun::nix::derivation::Derivation;
+use hookrun_nix::derivation::Derivation;
 
 use crate::Target;
 

@@ -2,8 +2,8 @@
 
 use std::sync::LazyLock;
 
-use hookrun::queue::envelope;
-use hookrun::queue::trust::{Owner, Trust};
+use hookrun_queue::envelope;
+use hookrun_queue::trust::{Owner, Trust};
 use sha2::{Digest as _, Sha256};
 
 use crate::Target;

@@ -9,16 +9,16 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use arbitrary::{Arbitrary as _, Unstructured};
-use hookrun::capability::Services;
-use hookrun::capability::mail::Message;
-use hookrun::capability::nix_store::real::Real;
-use hookrun::capability::nix_store::{Backend as _, Budget, Reach};
-use hookrun::config::{Config, StoreScope};
-use hookrun::dirs::Dirs;
-use hookrun::event::NixDirs;
-use hookrun::nix::database::PathInfo;
-use hookrun::plugin::grants::{Effective, Wants};
-use hookrun::plugin::host_call::{PluginContext, Scope};
+use hookrun_capability::Services;
+use hookrun_capability::grants::{Effective, Wants};
+use hookrun_capability::mail::Message;
+use hookrun_capability::nix_store::real::Real;
+use hookrun_capability::nix_store::{Backend as _, Budget, Reach};
+use hookrun_capability::{PluginContext, Scope};
+use hookrun_config::{Config, StoreScope};
+use hookrun_nix::database::PathInfo;
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::NixDirs;
 
 use crate::Target;
 

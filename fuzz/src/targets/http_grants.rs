@@ -6,8 +6,8 @@
 
 use std::net::IpAddr;
 
-use hookrun::capability::http::address;
-use hookrun::config::http::{self, HttpGrant, HttpTarget, Place};
+use hookrun_capability::http::address;
+use hookrun_config::http::{self, HttpGrant, HttpTarget, Place};
 
 use crate::Target;
 

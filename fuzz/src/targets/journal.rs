@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use hookrun::dirs::Dirs;
-use hookrun::queue::journal::{Journal, LogFilter};
+use hookrun_nix::dirs::Dirs;
+use hookrun_queue::journal::{Journal, LogFilter};
 use rusqlite::types::Value;
 
 use crate::Target;

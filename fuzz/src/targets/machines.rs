@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use hookrun::nix::machines::{self, Machines, Reading};
+use hookrun_nix::machines::{self, Machines, Reading};
 
 use crate::Target;
 

@@ -1,9 +1,9 @@
 //! The metadata section of a plugin, its configuration schema, and the component around it: a
 //! stranger's.
 
-use hookrun::plugin::config_schema;
-use hookrun::plugin::grants::{Defined, Effective};
-use hookrun::plugin::metadata::{self, Metadata};
+use hookrun_capability::grants::{Defined, Effective};
+use hookrun_host::config_schema;
+use hookrun_host::metadata::{self, Metadata};
 
 use crate::Target;
 
@@ -48,7 +48,7 @@ fn run(data: &[u8]) {
     let Ok(metadata) = serde_json::from_slice::<Metadata>(data) else { return };
     let effective = Effective::decide(
         &metadata.wants,
-        &hookrun::config::Grant::default(),
+        &hookrun_config::Grant::default(),
         Defined { object_store: None, signing: None, mail: None },
     );
     if let Ok(effective) = effective {

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::sync::LazyLock;
 
-use hookrun::builders::lease::Live;
-use hookrun::builders::resources::{Account, Reserved};
-use hookrun::config::Config;
+use hookrun_builders::lease::Live;
+use hookrun_builders::resources::{Account, Reserved};
+use hookrun_config::Config;
 
 use crate::Target;
 
@@ -34,7 +34,7 @@ licence = 1
 ";
 
 fn run(data: &[u8]) {
-    static RESOURCES: LazyLock<hookrun::config::Resources> = LazyLock::new(|| {
+    static RESOURCES: LazyLock<hookrun_config::Resources> = LazyLock::new(|| {
         Config::parse(Path::new("hookrun.toml"), CONFIG).unwrap().builders.resources
     });
     if let Ok(live) = serde_json::from_slice::<Live>(data) {

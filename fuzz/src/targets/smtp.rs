@@ -8,8 +8,8 @@ use std::io::Cursor;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use hookrun::capability::mail::smtp::dialogue::{Dialogue, Patience, Problem};
-use hookrun::capability::mail::smtp::reply::{MAX_LINES, MAX_REPLY, Reply};
+use hookrun_capability::mail::smtp::dialogue::{Dialogue, Patience, Problem};
+use hookrun_capability::mail::smtp::reply::{MAX_LINES, MAX_REPLY, Reply};
 use tokio::runtime::Runtime;
 
 use crate::Target;

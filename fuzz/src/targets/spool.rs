@@ -4,9 +4,9 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use hookrun::dirs::Dirs;
-use hookrun::queue::spool::Reader;
-use hookrun::queue::trust::Trust;
+use hookrun_nix::dirs::Dirs;
+use hookrun_queue::spool::Reader;
+use hookrun_queue::trust::Trust;
 
 use crate::Target;
 

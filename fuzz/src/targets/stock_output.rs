@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use hookrun::builders::speech::{Ending, Listener};
+use hookrun_builders::speech::{Ending, Listener};
 
 use crate::Target;
 

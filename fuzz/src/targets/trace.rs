@@ -1,6 +1,6 @@
 //! Build traces: files that people hand to each other.
 
-use hookrun::builders::simulate::trace::Trace;
+use hookrun_simulate::trace::Trace;
 
 use crate::Target;
 

@@ -8,15 +8,15 @@ use serde::Serialize;
 
 use super::output::{self, Format};
 use super::{CliError, Context, sandbox};
-use crate::capability::Services;
-use crate::config::{Config, SecretFile};
 use crate::doctor::secrets;
-use crate::exit_code::Exit;
-use crate::layout::{self, Directory, Repaired, Use};
-use crate::plugin::{Compiler, Host, PluginError, bundled};
 use crate::supervise::needs;
 use crate::supervise::tryout::{self, Tried, TriedAs};
-use crate::wall::{Identity, Wall};
+use hookrun_capability::Services;
+use hookrun_config::{Config, SecretFile};
+use hookrun_host::wall::{Identity, Wall};
+use hookrun_host::{Compiler, Host, PluginError, bundled};
+use hookrun_nix::exit_code::Exit;
+use hookrun_nix::layout::{self, Directory, Repaired, Use};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -213,10 +213,10 @@ fn services(context: &Context, config: &Config, report: &mut Report) {
         }
     }
     http(&services, config, report);
-    if let Err(error) = crate::capability::mail::check(config, &context.dirs) {
+    if let Err(error) = hookrun_capability::mail::check(config, &context.dirs) {
         report.problems.push(Problem { exit: Exit::Configuration, message: error.to_string() });
     }
-    for (name, message) in crate::capability::mail::clear_text_passwords(config) {
+    for (name, message) in hookrun_capability::mail::clear_text_passwords(config) {
         let message = config.error(&["mail", &name, "url"], message).to_string();
         report.problems.push(Problem { exit: Exit::Done, message });
     }

@@ -4,11 +4,11 @@ use serde::Serialize;
 
 use super::output::{self, Format};
 use super::{CliError, Context};
-use crate::config::Plugin;
-use crate::exit_code::Exit;
-use crate::layout::{self, Repaired};
-use crate::plugin::artifact::Origin;
-use crate::plugin::{Compiler, Host};
+use hookrun_config::Plugin;
+use hookrun_host::artifact::Origin;
+use hookrun_host::{Compiler, Host};
+use hookrun_nix::exit_code::Exit;
+use hookrun_nix::layout::{self, Repaired};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -46,7 +46,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let config = context.config()?;
     let unknown = args.plugins.iter().find(|name| !config.plugins.contains_key(*name));
     if let Some(name) = unknown {
-        let hint = crate::config::suggestion(name, config.plugins.keys().map(String::as_str));
+        let hint = hookrun_config::suggestion(name, config.plugins.keys().map(String::as_str));
         return Err(CliError::usage(format!(
             "there is no [plugins.{name}] in {}; {hint}",
             config.path.display()

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::output::{Style, printable, styled};
-use crate::evidence::{Difference, Evidence};
+use hookrun_nix::evidence::{Difference, Evidence};
 
 /// Differences that are listed one by one where nobody asked for all of them.
 pub(super) const SOME: usize = 5;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::output::{self, Format, Style, printable, styled};
 use super::{CliError, Context};
 use crate::doctor::{Finding, Level, examine, facts};
-use crate::exit_code::Exit;
+use hookrun_nix::exit_code::Exit;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\

@@ -9,13 +9,13 @@ use serde::Serialize;
 
 use super::output::{self, Format, printable};
 use super::{CliError, Context};
-use crate::event::now_ms;
-use crate::exit_code::Exit;
-use crate::queue::journal::{Journal, Open};
-use crate::queue::lock::{self, LockError};
-use crate::queue::worker::{self, Mode, Notice, Options, Summary, WorkerError};
-use crate::queue::{spawn, spool, waiter};
 use crate::supervise::supervisor::Supervisor;
+use hookrun_nix::event::now_ms;
+use hookrun_nix::exit_code::Exit;
+use hookrun_queue::journal::{Journal, Open};
+use hookrun_queue::lock::{self, LockError};
+use hookrun_queue::worker::{self, Mode, Notice, Options, Summary, WorkerError};
+use hookrun_queue::{spawn, spool, waiter};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -122,7 +122,7 @@ pub(super) fn worker(context: &Context, args: &WorkerArgs) -> Result<Exit, CliEr
                 waiter::leave_behind(dirs, &context.config()?)
             };
             if let Err(error) = left {
-                crate::terminal::say(&format!("no process was left behind ({error})"));
+                hookrun_nix::terminal::say(&format!("no process was left behind ({error})"));
             }
             Ok(Exit::Done)
         }
@@ -237,7 +237,7 @@ fn say(notice: &Notice<'_>) {
     match notice {
         Notice::Began { .. } | Notice::Took { .. } => {}
         Notice::Warning(_) | Notice::Merged { .. } | Notice::Ended { .. } => {
-            crate::terminal::say(&printable(&notice.to_string()));
+            hookrun_nix::terminal::say(&printable(&notice.to_string()));
         }
     }
 }

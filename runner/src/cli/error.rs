@@ -1,7 +1,7 @@
 //! Errors of commands: an exit code and one line that ends in the fix.
 
-use crate::config::ConfigError;
-use crate::exit_code::Exit;
+use hookrun_config::ConfigError;
+use hookrun_nix::exit_code::Exit;
 
 /// The error of a command.
 #[derive(Debug)]

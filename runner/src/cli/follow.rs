@@ -5,8 +5,8 @@
 //! watch of the directory would report every write of the log, and would have to be made again for
 //! each new file.
 
-use crate::dirs::Dirs;
-use crate::queue::journal::{self, AttemptRow, FileId, Journal, JournalError, LogFilter};
+use hookrun_nix::dirs::Dirs;
+use hookrun_queue::journal::{self, AttemptRow, FileId, Journal, JournalError, LogFilter};
 
 /// Gives attempts that were not there at the last look.
 pub(super) struct Follower {
@@ -85,13 +85,14 @@ impl Follower {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::{Outcome, RunReport};
-    use crate::queue::journal::{Attempt, Ended, Incoming, Task};
-    use crate::queue::retry::Next;
-    use crate::queue::tests::post_build;
+    use hookrun_nix::event::{Event, HookEvent, PostBuild};
+    use hookrun_nix::outcome::{Outcome, RunReport};
+    use hookrun_queue::journal::{Attempt, Ended, Incoming, Task};
+    use hookrun_queue::retry::Next;
 
     fn attempt(journal: &mut Journal, name: &str, done: bool) {
-        let event = post_build(name);
+        let drv_path = format!("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-{name}.drv");
+        let event = Event::now(HookEvent::PostBuild(PostBuild { drv_path, outputs: Vec::new() }));
         journal
             .take(
                 &[Incoming { event: &event, uid: 0, plugins: vec!["cache".into()], rooted: 0 }],

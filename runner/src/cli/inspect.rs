@@ -6,14 +6,14 @@ use serde::Serialize;
 
 use super::output::{self, Format, Style, printable, styled};
 use super::{CliError, Context};
-use crate::capability::grants::{Effective, Want, Wants, word};
-use crate::config::limits::Unit;
-use crate::config::{Config, Grant, HttpGrant, Limit, Plugin, StoreScope, TaskOrder};
-use crate::event::HookKind;
-use crate::exit_code::Exit;
-use crate::plugin::examine::{ConfigKey, Verdict};
-use crate::plugin::{Compiler, Host};
 use crate::testing::{Changes, Origin, Subject, SubjectError};
+use hookrun_capability::grants::{Effective, Want, Wants, word};
+use hookrun_config::limits::Unit;
+use hookrun_config::{Config, Grant, HttpGrant, Limit, Plugin, StoreScope, TaskOrder};
+use hookrun_host::examine::{ConfigKey, Verdict};
+use hookrun_host::{Compiler, Host};
+use hookrun_nix::event::HookKind;
+use hookrun_nix::exit_code::Exit;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -347,8 +347,8 @@ fn hooks(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dirs::Dirs;
     use crate::testing::Files;
+    use hookrun_nix::dirs::Dirs;
 
     const CONFIGURATION: &str = r#"
 [plugins.cache]

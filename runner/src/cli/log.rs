@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::follow::Follower;
 use super::output::{self, Format, Style, printable, style_of, styled};
 use super::{CliError, Context, differences, since, state_dir};
-use crate::event::Origin;
-use crate::exit_code::Exit;
-use crate::queue::journal::{AttemptRow, EndedAs, LogFilter};
+use hookrun_nix::event::Origin;
+use hookrun_nix::exit_code::Exit;
+use hookrun_queue::journal::{AttemptRow, EndedAs, LogFilter};
 
 /// How often `--follow` looks for new attempts: soon enough for a person, and next to nothing for
 /// the machine.

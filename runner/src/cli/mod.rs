@@ -35,14 +35,14 @@ use clap::{FromArgMatches as _, Parser, Subcommand};
 
 pub use error::CliError;
 
-use crate::config::{self, Config};
-use crate::dirs::Dirs;
-use crate::exit_code::Exit;
-use crate::layout;
-use crate::plugin::{compile as compiler, contain, examine};
 use crate::supervise::{self, tryout};
-use crate::terminal::stamp;
 use crate::testing::Files;
+use hookrun_config::{self as config, Config};
+use hookrun_host::{compile as compiler, contain, examine};
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::exit_code::Exit;
+use hookrun_nix::layout;
+use hookrun_nix::terminal::stamp;
 
 const EXAMPLES: &str = "\
 Examples:

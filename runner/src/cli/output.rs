@@ -8,8 +8,8 @@ use serde::Serialize;
 use unicode_width::UnicodeWidthChar as _;
 
 use super::CliError;
-pub(super) use crate::terminal::printable;
-use crate::terminal::printable_json;
+pub(super) use hookrun_nix::terminal::printable;
+use hookrun_nix::terminal::printable_json;
 
 /// `--format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]

@@ -12,13 +12,13 @@ use serde::Serialize;
 use super::drain::open_tasks;
 use super::output::{self, Format, Style, printable, style_of, styled};
 use super::{CliError, Context, differences, state_dir};
-use crate::event::{Event, HookEvent, Origin, now_ms};
-use crate::exit_code::Exit;
-use crate::layout::{Directory, Use};
-use crate::queue::journal::{
+use hookrun_nix::event::{Event, HookEvent, Origin, now_ms};
+use hookrun_nix::exit_code::Exit;
+use hookrun_nix::layout::{Directory, Use};
+use hookrun_queue::journal::{
     AttemptRow, Journal, LogFilter, Open, OpenBreaker, Selection, TaskRow,
 };
-use crate::queue::{lock, roots, spool};
+use hookrun_queue::{lock, roots, spool};
 
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(100);

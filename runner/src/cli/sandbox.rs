@@ -1,8 +1,8 @@
 //! What `status` and `check` report about the sandbox of guests.
 
-use crate::config::Config;
 use crate::supervise::needs;
-use crate::wall::{self, Identity, User};
+use hookrun_config::Config;
+use hookrun_host::wall::{self, Identity, User};
 
 /// Describes the user that guests run as when this user runs the worker.
 pub(super) fn guests(config: Option<&Config>) -> String {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 
 use super::{CliError, help, man};
-use crate::exit_code::Exit;
+use hookrun_nix::exit_code::Exit;
 
 #[derive(Debug, clap::Args)]
 #[command(

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Local, NaiveDate, NaiveTime, TimeZone as _};
 
-use crate::event::now_ms;
+use hookrun_nix::event::now_ms;
 
 /// Milliseconds since 1970 of `text`: a duration before now (`90s`, `2h`, `3d`), a time as RFC 3339
 /// writes it (`2026-11-23T06:00:00+01:00`), or a local date (`2026-11-23`).

@@ -7,9 +7,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::{CliError, Context};
-use crate::config::suggestion;
-use crate::dirs::SYSTEM_STATE;
-use crate::queue::journal::Journal;
+use hookrun_config::suggestion;
+use hookrun_nix::dirs::SYSTEM_STATE;
+use hookrun_queue::journal::Journal;
 
 /// Opens the journal for reading; none if nothing is recorded yet.
 ///

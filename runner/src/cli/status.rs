@@ -9,12 +9,12 @@ use serde::Serialize;
 
 use super::output::{self, Format, Style, printable, styled};
 use super::{CliError, Context, sandbox, state_dir};
-use crate::capability::object_store::Transfer;
-use crate::event::now_ms;
-use crate::exit_code::Exit;
-use crate::queue::journal::{OpenBreaker, PluginCounts, PluginRecord, Roots, TaskRow};
-use crate::queue::worker::Running;
-use crate::queue::{health, lock, spool};
+use hookrun_nix::event::now_ms;
+use hookrun_nix::exit_code::Exit;
+use hookrun_nix::outcome::Transfer;
+use hookrun_queue::journal::{OpenBreaker, PluginCounts, PluginRecord, Roots, TaskRow};
+use hookrun_queue::worker::Running;
+use hookrun_queue::{health, lock, spool};
 
 /// Dead letters that are shown one by one; `hookrun log --outcome dead` has all.
 const SHOWN_DEAD: usize = 5;

@@ -17,18 +17,18 @@ use serde::Serialize;
 
 use super::output::{self, Format, printable};
 use super::{CliError, Context, since};
-use crate::config::{Config, Filter, suggestion};
-use crate::dirs::Dirs;
-use crate::event::{
+use crate::supervise::supervisor;
+use hookrun_config::{Config, Filter, suggestion};
+use hookrun_nix::database::{Database, Registered};
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::{
     Event, HookEvent, HookKind, NixDirs, Origin, Output, PostBuild, derivation_name,
 };
-use crate::exit_code::Exit;
-use crate::nix::database::{Database, Registered};
-use crate::nix::{self, is_store_path, output_name_from_path};
-use crate::queue::journal::Journal;
-use crate::queue::spool::{self, Place};
-use crate::queue::{roots, spawn};
-use crate::supervise::supervisor;
+use hookrun_nix::exit_code::Exit;
+use hookrun_nix::{self as nix, is_store_path, output_name_from_path};
+use hookrun_queue::journal::Journal;
+use hookrun_queue::spool::{self, Place};
+use hookrun_queue::{roots, spawn};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -361,7 +361,7 @@ fn is_derivation(path: &str) -> bool {
 
 /// The outputs with their names: as the derivation says, or else as their paths do.
 fn outputs(nix: &NixDirs, drv_path: &str, paths: &[String]) -> Vec<Output> {
-    let by_derivation = crate::nix::outputs_of(nix, drv_path).unwrap_or_default();
+    let by_derivation = hookrun_nix::outputs_of(nix, drv_path).unwrap_or_default();
     let name = |path: &String| {
         let known = by_derivation
             .iter()
@@ -384,7 +384,7 @@ fn named(arguments: &[OsString], nix: &NixDirs) -> Result<BTreeSet<String>, CliE
         let shown = argument.to_string_lossy();
         let paths = match store_path(argument, nix) {
             Some(path) if is_derivation(&path) => {
-                let outputs = crate::nix::outputs_of(nix, &path).map_err(CliError::environment)?;
+                let outputs = hookrun_nix::outputs_of(nix, &path).map_err(CliError::environment)?;
                 outputs.into_iter().map(|output| output.path).collect()
             }
             Some(path) => vec![path],

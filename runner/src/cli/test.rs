@@ -8,12 +8,12 @@ use serde::Serialize;
 use super::log::level_style;
 use super::output::{self, Format, Style, printable, style_of, styled};
 use super::{CliError, Context};
-use crate::config::{Limit, Limits};
-use crate::event::HookKind;
-use crate::exit_code::Exit;
-use crate::outcome::Usage;
-use crate::plugin::{Compiler, Host};
 use crate::testing::{self, Changes, Subject, SubjectError, TestRun};
+use hookrun_config::{Limit, Limits};
+use hookrun_host::{Compiler, Host};
+use hookrun_nix::event::HookKind;
+use hookrun_nix::exit_code::Exit;
+use hookrun_nix::outcome::Usage;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
-use crate::exit_code::Exit;
+use hookrun_nix::exit_code::Exit;
 use show::Show;
 use stage::Stage;
 

@@ -130,7 +130,7 @@ impl Stage {
     pub(super) fn wait_for_worker(&self) {
         let lock = self.path("state/worker.lock");
         for _ in 0..WORKER_POLLS {
-            if !crate::queue::lock::is_held(&lock) {
+            if !hookrun_queue::lock::is_held(&lock) {
                 return;
             }
             std::thread::sleep(WORKER_POLL);
@@ -280,6 +280,6 @@ mod tests {
     #[test]
     fn the_configuration_is_valid() {
         let text = configuration(Path::new("/demo"), Path::new("/demo/keys/key.secret"));
-        crate::config::Config::parse(Path::new("/demo/hookrun.toml"), &text).unwrap();
+        hookrun_config::Config::parse(Path::new("/demo/hookrun.toml"), &text).unwrap();
     }
 }

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::{Facts, Hook, NixFacts};
-use crate::config::Start;
-use crate::nix::installed::{Flavour, Version};
+use hookrun_config::Start;
+use hookrun_nix::installed::{Flavour, Version};
 
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

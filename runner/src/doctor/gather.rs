@@ -6,16 +6,16 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::{Facts, Hook, NixFacts, secrets};
-use crate::builders::resources;
-use crate::config::{Config, Start};
-use crate::dirs::Dirs;
-use crate::event::{NixDirs, now_ms};
-use crate::nix::installed::{self, Installed};
-use crate::nix::{bounded, machines};
-use crate::queue::worker::Running;
-use crate::queue::{health, lock, spool};
 use crate::supervise::needs;
-use crate::wall;
+use hookrun_builders::resources;
+use hookrun_config::{Config, Start};
+use hookrun_host::wall;
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::{NixDirs, now_ms};
+use hookrun_nix::installed::{self, Installed};
+use hookrun_nix::{bounded, machines};
+use hookrun_queue::worker::Running;
+use hookrun_queue::{health, lock, spool};
 
 /// How long systemd may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);

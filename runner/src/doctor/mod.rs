@@ -13,8 +13,8 @@ pub use gather::facts;
 
 use std::path::PathBuf;
 
-use crate::nix::installed::{Flavour, Version};
-use crate::queue::worker::Running;
+use hookrun_nix::installed::{Flavour, Version};
+use hookrun_queue::worker::Running;
 
 /// Facts about this machine. [`findings`] decides what they mean.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,7 +34,7 @@ pub struct Facts {
     /// The file of that configuration.
     pub config: PathBuf,
     /// `[worker] start`.
-    pub start: crate::config::Start,
+    pub start: hookrun_config::Start,
     /// The worker that runs.
     pub worker: Option<Running>,
     /// Whether a process waits to start one for build users.

@@ -4,7 +4,7 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use crate::config::{Config, SecretFile};
+use hookrun_config::{Config, SecretFile};
 
 /// The bits of a mode that chmod(1) sets.
 const PERMISSIONS: u32 = 0o7777;

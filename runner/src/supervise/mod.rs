@@ -1,6 +1,6 @@
 //! Two processes for one queue. The *supervisor* takes the spool, owns journal, schedule and roots,
 //! may be root, and never maps guest code. The *runner* reads the secrets that its plugins' grants
-//! name, puts up its wall ([`crate::wall`]), and only then maps and runs guests. They talk over two
+//! name, puts up its wall ([`hookrun_host::wall`]), and only then maps and runs guests. They talk over two
 //! pipes.
 //!
 //! * [`supervisor`]: the queue's executor; keeps one runner for each Nix store, and takes up

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use url::Url;
 
-use crate::capability::grants::Effective;
-use crate::capability::{Reach, Services};
-use crate::config::{Config, StoreScope};
-use crate::dirs::Dirs;
-use crate::event::NixDirs;
-use crate::layout;
-use crate::wall::{Identity, User, Wall};
+use hookrun_capability::grants::Effective;
+use hookrun_capability::{Reach, Services};
+use hookrun_config::{Config, StoreScope};
+use hookrun_host::wall::{Identity, User, Wall};
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::NixDirs;
+use hookrun_nix::layout;
 
 /// Mode of a directory that the runner's user writes in, and of what is missing above it.
 const DIRECTORY_MODE: u32 = 0o700;

@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use super::frame;
 use super::protocol::{COMMAND, Purpose, Question, Setup, Word};
-use crate::builders::{Candidate, Decision, LocalMachine, Machine, Policy, PolicyError};
-use crate::capability::state::{Pairs, Stores};
-use crate::config::{Config, Limit, Plugin};
-use crate::dirs::Dirs;
-use crate::event::{HookKind, NixDirs};
-use crate::plugin::{Compiler, Host, Known, PluginError};
-use crate::queue::spawn;
+use hookrun_builders::{Candidate, Decision, LocalMachine, Machine, Policy, PolicyError};
+use hookrun_capability::state::{Pairs, Stores};
+use hookrun_config::{Config, Limit, Plugin};
+use hookrun_host::{Compiler, Host, Known, PluginError};
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::{HookKind, NixDirs};
+use hookrun_queue::spawn;
 
 /// How long finding out which plugin chooses, and compiling it, may take while Nix waits: within
 /// the deadline of the policy, with time left to start it and to ask it. Both are done once for

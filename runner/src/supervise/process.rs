@@ -16,11 +16,11 @@ use tokio::sync::oneshot;
 
 use super::frame;
 use super::protocol::{COMMAND, Order, Setup, Word};
-use crate::capability::Services;
-use crate::capability::object_store::Transfer;
-use crate::config::Config;
-use crate::event::Event;
-use crate::outcome::{Outcome, RunReport, Trouble};
+use hookrun_capability::Services;
+use hookrun_config::Config;
+use hookrun_nix::event::Event;
+use hookrun_nix::outcome::Transfer;
+use hookrun_nix::outcome::{Outcome, RunReport, Trouble};
 
 /// Uploads of one runner that are shown; more are not believed to be there.
 const MAX_TRANSFERS: usize = 64;
@@ -196,7 +196,7 @@ async fn listen(
                 tokio::spawn(async move {
                     let result = match plugin {
                         Some(plugin) => services.mail().send_for(&plugin, &message).await,
-                        None => Err(crate::capability::CapabilityError::not_found(
+                        None => Err(hookrun_capability::CapabilityError::not_found(
                             "there is no such plugin",
                         )),
                     };

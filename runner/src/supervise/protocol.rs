@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::builders::{Candidate, Decision, LocalMachine, Machine, PolicyError};
-use crate::capability::CapabilityError;
-use crate::capability::mail::ForProgram;
-use crate::capability::object_store::Transfer;
-use crate::capability::state::Pairs;
-use crate::config::{Config, ConfigError};
-use crate::dirs::Dirs;
-use crate::event::{Event, NixDirs};
-use crate::outcome::RunReport;
-use crate::wall::Raised;
+use hookrun_builders::{Candidate, Decision, LocalMachine, Machine, PolicyError};
+use hookrun_capability::CapabilityError;
+use hookrun_capability::mail::ForProgram;
+use hookrun_capability::state::Pairs;
+use hookrun_config::{Config, ConfigError};
+use hookrun_host::wall::Raised;
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::{Event, NixDirs};
+use hookrun_nix::outcome::RunReport;
+use hookrun_nix::outcome::Transfer;
 
 /// The hidden command of a runner.
 pub(super) const COMMAND: &str = "runner";

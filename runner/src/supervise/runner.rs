@@ -22,19 +22,19 @@ use tokio::sync::oneshot;
 use super::needs;
 use super::protocol::{Order, Purpose, Setup, Word};
 use super::{frame, protocol};
-use crate::builders::PolicyError;
-use crate::capability::grants::Effective;
-use crate::capability::mail::{ForProgram, Programs};
-use crate::capability::state::Pairs;
-use crate::capability::{CapabilityError, Services};
-use crate::config::{Config, Limit};
-use crate::dirs::Dirs;
-use crate::exit_code::Exit;
-use crate::outcome::{Outcome, RunReport};
-use crate::plugin::{Compiler, Host, LinkedPlugin, PluginError, ReadyPlugin};
-use crate::queue::spawn;
-use crate::queue::worker::defect;
-use crate::wall::{Identity, Raised, Wall};
+use hookrun_builders::PolicyError;
+use hookrun_capability::grants::Effective;
+use hookrun_capability::mail::{ForProgram, Programs};
+use hookrun_capability::state::Pairs;
+use hookrun_capability::{CapabilityError, Services};
+use hookrun_config::{Config, Limit};
+use hookrun_host::wall::{Identity, Raised, Wall};
+use hookrun_host::{Compiler, Host, LinkedPlugin, PluginError, ReadyPlugin};
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::exit_code::Exit;
+use hookrun_nix::outcome::{Outcome, RunReport};
+use hookrun_queue::spawn;
+use hookrun_queue::worker::defect;
 
 /// How often the supervisor is told of uploads that are under way.
 const TRANSFERS: Duration = Duration::from_secs(1);
@@ -185,7 +185,12 @@ impl Running {
     }
 
     /// Runs a plugin on an event.
-    pub async fn run(&self, name: &str, event: &crate::event::Event, attempt: u32) -> RunReport {
+    pub async fn run(
+        &self,
+        name: &str,
+        event: &hookrun_nix::event::Event,
+        attempt: u32,
+    ) -> RunReport {
         match self.get(name) {
             Ok(linked) => linked.run_event(&self.services, event, attempt).await,
             Err(reason) => RunReport::refused(reason),
@@ -195,12 +200,12 @@ impl Running {
 
 /// A runner's life. Standard input and output are the pipes.
 pub fn main() -> Exit {
-    crate::process::unblock_signals();
+    hookrun_nix::process::unblock_signals();
     match life() {
         Ok(()) => Exit::Done,
         Err(error) => {
             // To the worker's log.
-            crate::terminal::say(&format!("the process that runs plugins ends: {error}"));
+            hookrun_nix::terminal::say(&format!("the process that runs plugins ends: {error}"));
             Exit::Internal
         }
     }
@@ -423,9 +428,9 @@ async fn answer(running: &Running, setup: &Setup) -> io::Result<()> {
 async fn select(
     running: &Running,
     name: &str,
-    candidate: &crate::builders::Candidate,
-    machines: &[crate::builders::Machine],
-    local: &crate::builders::LocalMachine,
+    candidate: &hookrun_builders::Candidate,
+    machines: &[hookrun_builders::Machine],
+    local: &hookrun_builders::LocalMachine,
     state: Pairs,
 ) -> protocol::Word {
     let stores = running.services().state();

@@ -15,17 +15,17 @@ use sha2::{Digest as _, Sha256};
 
 use super::process::{NoRunner, Runner, no_process};
 use super::protocol::{Purpose, Setup};
-use crate::capability::Services;
-use crate::capability::object_store::Transfer;
-use crate::config::{self, Config, Plugin, Retry, StoreScope, TaskOrder, suggestion};
-use crate::dirs::Dirs;
-use crate::event::{Event, HookEvent, HookKind, NixDirs};
-use crate::nix::database::Database;
-use crate::outcome::{Outcome, RunReport, Trouble};
-use crate::plugin::{Compiler, Host};
-use crate::queue::journal::Wanted;
-use crate::queue::outputs;
-use crate::queue::worker::{Executor, Refreshed};
+use hookrun_capability::Services;
+use hookrun_config::{self as config, Config, Plugin, Retry, StoreScope, TaskOrder, suggestion};
+use hookrun_host::{Compiler, Host};
+use hookrun_nix::database::Database;
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::{Event, HookEvent, HookKind, NixDirs};
+use hookrun_nix::outcome::Transfer;
+use hookrun_nix::outcome::{Outcome, RunReport, Trouble};
+use hookrun_queue::journal::Wanted;
+use hookrun_queue::outputs;
+use hookrun_queue::worker::{Executor, Refreshed};
 
 /// Runners that are kept: a machine has one Nix, and a test a few.
 const MAX_RUNNERS: usize = 4;

@@ -10,13 +10,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::needs;
-use crate::capability::grants::Effective;
-use crate::capability::{CapabilityError, ErrorKind, Services};
-use crate::config::{Config, MailTransport};
-use crate::dirs::Dirs;
-use crate::event::NixDirs;
-use crate::exit_code::Exit;
-use crate::wall::Identity;
+use hookrun_capability::grants::Effective;
+use hookrun_capability::{CapabilityError, ErrorKind, Services};
+use hookrun_config::{Config, MailTransport};
+use hookrun_host::wall::Identity;
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::NixDirs;
+use hookrun_nix::exit_code::Exit;
 
 /// The hidden command of that process.
 pub const COMMAND: &str = "try-services";

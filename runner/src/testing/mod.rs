@@ -13,14 +13,14 @@ use serde::Serialize;
 pub use policy::PolicyHere;
 pub use subject::{CAPABILITIES, Changes, Files, Origin, Subject, SubjectError};
 
-use crate::builders::{Action, Candidate, LocalMachine, Machine};
-use crate::capability::{Services, http};
-use crate::dirs::{self, Dirs};
-use crate::event::HookKind;
-use crate::outcome::{Outcome, RunReport};
-use crate::plugin::{Host, LinkedPlugin, ReadyPlugin, artifact};
 use crate::supervise::supervisor::serves;
-use crate::wall::{Identity, Wall};
+use hookrun_builders::{Action, Candidate, LocalMachine, Machine};
+use hookrun_capability::{Services, http};
+use hookrun_host::wall::{Identity, Wall};
+use hookrun_host::{Host, LinkedPlugin, ReadyPlugin, artifact};
+use hookrun_nix::dirs::{self, Dirs};
+use hookrun_nix::event::HookKind;
+use hookrun_nix::outcome::{Outcome, RunReport};
 
 /// Objects of one store that are listed; a sample upload has a dozen.
 const MAX_LISTED: u32 = 1000;
@@ -126,7 +126,7 @@ async fn ask(
     let Question { what, candidate, machines, local } = question;
     let (decision, mut report) = plugin.select(&services, candidate, machines, local).await;
     let checked =
-        decision.and_then(|decision| crate::builders::policy::checked(decision, machines, local));
+        decision.and_then(|decision| hookrun_builders::policy::checked(decision, machines, local));
     let mut effects = Vec::new();
     match checked {
         Ok(decision) => effects.push(match decision.action {

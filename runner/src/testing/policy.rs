@@ -5,12 +5,12 @@
 use tokio::runtime::Runtime;
 
 use super::Subject;
-use crate::builders::policy::Policy;
-use crate::builders::{Candidate, Decision, LocalMachine, Machine, PolicyError};
-use crate::capability::Services;
-use crate::dirs::Dirs;
-use crate::event::HookKind;
-use crate::plugin::{Host, LinkedPlugin, ReadyPlugin};
+use hookrun_builders::policy::Policy;
+use hookrun_builders::{Candidate, Decision, LocalMachine, Machine, PolicyError};
+use hookrun_capability::Services;
+use hookrun_host::{Host, LinkedPlugin, ReadyPlugin};
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::HookKind;
 
 /// A plugin that is asked here.
 pub struct PolicyHere {
@@ -48,6 +48,6 @@ impl Policy for PolicyHere {
     ) -> Result<Decision, PolicyError> {
         let answer =
             self.runtime.block_on(self.plugin.select(&self.services, candidate, machines, local)).0;
-        answer.and_then(|decision| crate::builders::policy::checked(decision, machines, local))
+        answer.and_then(|decision| hookrun_builders::policy::checked(decision, machines, local))
     }
 }

@@ -2,11 +2,11 @@
 //! should have an answer to.
 
 use super::Question;
-use crate::builders::{Candidate, LocalMachine, Machine};
-use crate::capability::nix_store::sample::{STORE_DIR, Sample};
-use crate::event::{Diff, Event, FORMAT, HookEvent, HookKind, NixDirs, Origin, PostBuild};
-use crate::evidence::{Difference, Evidence};
-use crate::nix::caller::Caller;
+use hookrun_builders::{Candidate, LocalMachine, Machine};
+use hookrun_capability::nix_store::sample::{STORE_DIR, Sample};
+use hookrun_nix::caller::Caller;
+use hookrun_nix::event::{Diff, Event, FORMAT, HookEvent, HookKind, NixDirs, Origin, PostBuild};
+use hookrun_nix::evidence::{Difference, Evidence};
 
 /// Samples have one time and one id, so that two runs of a test say the same: 2025-01-01T12:00:00Z.
 const TIME_MS: u64 = 1_735_732_800_000;

@@ -3,13 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::capability::grants::{Want, Wants, beyond_policy};
-use crate::config::{
-    self, Config, ConfigError, Grant, HttpGrant, Limit, Plugin, PluginSource, StoreScope,
+use hookrun_capability::grants::{Want, Wants, beyond_policy};
+use hookrun_config::{
+    self as config, Config, ConfigError, Grant, HttpGrant, Limit, Plugin, PluginSource, StoreScope,
 };
-use crate::event::HookKind;
-use crate::plugin::examine::{Sample, SampleConfig, Verdict};
-use crate::plugin::{Component, Host, PluginError, bundled};
+use hookrun_host::examine::{Sample, SampleConfig, Verdict};
+use hookrun_host::{Component, Host, PluginError, bundled};
+use hookrun_nix::event::HookKind;
 
 /// The services that a plugin outside of a configuration is offered, by the names that the bundled
 /// plugins' examples use. Documented in the help of `hookrun test`.
@@ -71,7 +71,7 @@ pub struct Changes<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum SubjectError {
     /// Neither a file, nor bundled, nor configured.
-    #[error("there is no file `{name}`, {looked}; write a path, `bundled:NAME` ({}) or the name of a configured plugin", bundled::NAMES.join(", "))]
+    #[error("there is no file `{name}`, {looked}; write a path, `bundled:NAME` ({}) or the name of a configured plugin", hookrun_config::bundled::NAMES.join(", "))]
     Missing {
         /// What was asked for.
         name: String,
@@ -493,7 +493,8 @@ fn examine(
     if let PluginSource::Bundled(bundled) = source
         && bundled::component(bundled).is_none()
     {
-        let reason = format!("is not bundled; known: {}", bundled::NAMES.join(", "));
+        let reason =
+            format!("is not bundled; known: {}", hookrun_config::bundled::NAMES.join(", "));
         return Err(SubjectError::NoPlugin { source_name: name.to_owned(), reason });
     }
     let component = Component::read(source).map_err(unreadable)?;

@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use hookrun::nix::wire;
+use hookrun_nix::wire;
 
 use super::hookrun_program;
 

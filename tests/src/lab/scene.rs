@@ -55,7 +55,7 @@ impl Scene {
         nix.set_variable("HOOKRUN_STATE_DIR", directory.path().join("state"));
         nix.set_variable("XDG_CACHE_HOME", directory.path().join("cache"));
         // As an installation without a configuration has it: a named file has to be there.
-        std::fs::write(directory.path().join("hookrun.toml"), hookrun::config::EMBEDDED).unwrap();
+        std::fs::write(directory.path().join("hookrun.toml"), hookrun_config::EMBEDDED).unwrap();
         Self {
             nix,
             hookrun,

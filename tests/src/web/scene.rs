@@ -1,12 +1,12 @@
 //! One run of the guest `web`, which sends the requests that its configuration names, with the real
 //! sender.
 
-use hookrun::capability::Services;
-use hookrun::config::Config;
-use hookrun::dirs::Dirs;
-use hookrun::event::{Event, HookEvent, Output, PostBuild};
-use hookrun::outcome::{Outcome, RunReport};
-use hookrun::plugin::{Compiler, Host};
+use hookrun_capability::Services;
+use hookrun_config::Config;
+use hookrun_host::{Compiler, Host};
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::{Event, HookEvent, Output, PostBuild};
+use hookrun_nix::outcome::{Outcome, RunReport};
 
 use crate::guests::guest;
 

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hookrun::dirs::Dirs;
-use hookrun::event::{Event, HookEvent, NixDirs, Output, PostBuild};
-use hookrun::layout;
-use hookrun::queue::{envelope, spool};
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::{Event, HookEvent, NixDirs, Output, PostBuild};
+use hookrun_nix::layout;
+use hookrun_queue::{envelope, spool};
 use hookrun_tests::lab::{Need, Ran, Scene, answers, build_hook, conversation, require};
 
 /// A plain user.
@@ -67,7 +67,7 @@ impl Worker {
         let mut command = scene.hookrun_command(&["daemon"]);
         let worker = Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         let lock = scene.state_dir().join("worker.lock");
-        wait_for("the worker takes its lock", || hookrun::queue::lock::is_held(&lock));
+        wait_for("the worker takes its lock", || hookrun_queue::lock::is_held(&lock));
         worker
     }
 }
@@ -142,7 +142,7 @@ fn a_build_user_who_swaps_its_fallback_for_a_link_moves_nothing_of_roots() {
     }
     let scene = scene();
     // A member of the group, whose directory is read.
-    let trust = hookrun::queue::trust::Trust::from_env();
+    let trust = hookrun_queue::trust::Trust::from_env();
     let Some(uid) = trust.uids().find(|uid| *uid != 0) else {
         panic!("this test needs a build user; `hookrun_tests::lab` makes some")
     };
@@ -233,7 +233,7 @@ fn a_stranger_with_many_user_ids_has_one_turn() {
     }
     std::fs::write(spool.join(&event.id), envelope::seal(&event).unwrap()).unwrap();
     std::os::unix::fs::chown(spool.join(&event.id), Some(BUILD_USER), Some(BUILD_USER)).unwrap();
-    let mut reader = spool::Reader::new(&dirs(&scene), hookrun::queue::trust::Trust::from_env());
+    let mut reader = spool::Reader::new(&dirs(&scene), hookrun_queue::trust::Trust::from_env());
     let scan = reader.scan(2);
     assert_eq!((scan.events.len(), scan.rejected.len()), (1, 1), "{scan:?}");
 }
@@ -309,8 +309,8 @@ fn a_build_user_beyond_its_share_waits_and_loses_nothing() {
 }
 
 fn diff_event(scene: &Scene, name: &str) -> Event {
-    use hookrun::event::Diff;
-    use hookrun::evidence::Evidence;
+    use hookrun_nix::event::Diff;
+    use hookrun_nix::evidence::Evidence;
     let event = event(scene, name);
     let HookEvent::PostBuild(PostBuild { drv_path, outputs }) = event.hook else { unreachable!() };
     let output = outputs.into_iter().next().unwrap();

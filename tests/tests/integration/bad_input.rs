@@ -4,8 +4,8 @@
 use std::fmt::Write as _;
 use std::process::Command;
 
-use hookrun::dirs::Dirs;
-use hookrun::layout;
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::layout;
 use hookrun_tests::lab::{Need, Ran, Scene, Script, require};
 
 /// Nothing is wrong in this one.

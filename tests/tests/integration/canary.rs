@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use hookrun::capability::Services;
-use hookrun::config::Config;
-use hookrun::dirs::Dirs;
-use hookrun::event::{Diff, Event, HookEvent, NixDirs, Output, PostBuild};
-use hookrun::evidence::{Difference, Evidence};
-use hookrun::plugin::{Compiler, Host};
+use hookrun_capability::Services;
+use hookrun_config::Config;
+use hookrun_host::{Compiler, Host};
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::{Diff, Event, HookEvent, NixDirs, Output, PostBuild};
+use hookrun_nix::evidence::{Difference, Evidence};
 use hookrun_tests::canary::{Canary, files_below, guest_memories};
 use hookrun_tests::guests::guest;
 use hookrun_tests::lab::s3::{ACCESS_KEY_ID, S3Server};

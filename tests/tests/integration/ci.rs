@@ -367,7 +367,7 @@ fn a_worker_that_is_killed_meanwhile_is_followed_by_another() {
     let lock = scene.state_dir().join("worker.lock");
     while begun.elapsed() < Duration::from_mins(1) && child.try_wait().unwrap().is_none() {
         if let Some(pid) =
-            hookrun::queue::lock::holder(&lock).and_then(rustix::process::Pid::from_raw)
+            hookrun_queue::lock::holder(&lock).and_then(rustix::process::Pid::from_raw)
         {
             // It may have left by itself.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);

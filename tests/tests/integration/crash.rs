@@ -15,10 +15,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use hookrun::dirs::Dirs;
-use hookrun::layout;
-use hookrun::queue::journal::{Journal, LogFilter};
-use hookrun::queue::spool;
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::layout;
+use hookrun_queue::journal::{Journal, LogFilter};
+use hookrun_queue::spool;
 use hookrun_tests::guests;
 use hookrun_tests::lab::{Boundary, Point, Ran, Scene};
 
@@ -381,7 +381,7 @@ fn points(count: usize) -> impl Iterator<Item = Point> {
 /// The keys that the plugin has written: one for each derivation that it has seen.
 fn effects(state: &Path) -> BTreeSet<String> {
     let stores =
-        hookrun::capability::state::Stores::durable(PathBuf::from(state).join("plugin-state"));
+        hookrun_capability::state::Stores::durable(PathBuf::from(state).join("plugin-state"));
     plugins().flat_map(|(plugin, _)| stores.load(&plugin).unwrap().into_keys()).collect()
 }
 

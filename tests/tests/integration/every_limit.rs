@@ -10,10 +10,10 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hookrun::builders::{Candidate, LocalMachine};
-use hookrun::capability::object_store::ObjectStores;
-use hookrun::config::Limit;
-use hookrun::outcome::{Outcome, RunReport};
+use hookrun_builders::{Candidate, LocalMachine};
+use hookrun_capability::object_store::ObjectStores;
+use hookrun_config::Limit;
+use hookrun_nix::outcome::{Outcome, RunReport};
 use hookrun_tests::sandbox::{Sandbox, built};
 
 /// What a guest does, and how that ends.

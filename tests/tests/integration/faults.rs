@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hookrun::dirs::Dirs;
-use hookrun::layout;
-use hookrun::queue::{lock, spool};
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::layout;
+use hookrun_queue::{lock, spool};
 use hookrun_tests::guests;
 use hookrun_tests::lab::{Boundary, Need, Ran, Scene, Script, require};
 

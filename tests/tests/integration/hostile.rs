@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use hookrun::dirs::Dirs;
-use hookrun::event::{Diff, Event, HookEvent, NixDirs, Output, PostBuild};
-use hookrun::evidence::{Difference, Evidence};
-use hookrun::queue::spool;
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::{Diff, Event, HookEvent, NixDirs, Output, PostBuild};
+use hookrun_nix::evidence::{Difference, Evidence};
+use hookrun_queue::spool;
 use hookrun_tests::guests::guest;
 use hookrun_tests::hostile::{Hook, Row, corpus};
 use hookrun_tests::lab::{Answered, Attempt, Scene, Script, answers, build_hook, conversation};

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use hookrun::capability::Services;
-use hookrun::capability::http::Client;
-use hookrun::capability::http::resolve::Resolve;
-use hookrun::config::Config;
-use hookrun::plugin::{Compiler, Host};
+use hookrun_capability::Services;
+use hookrun_capability::http::Client;
+use hookrun_capability::http::resolve::Resolve;
+use hookrun_config::Config;
+use hookrun_host::{Compiler, Host};
 use hookrun_tests::web::{REDIRECT, Scene, WebServer, get, grant};
 
 /// A secret that must be found nowhere but at the server.

@@ -1,7 +1,7 @@
 //! `wasi:http` where somebody means no good, or nothing works: odd URLs, smuggled headers, floods,
 //! malformed answers, silence.
 
-use hookrun::outcome::Outcome;
+use hookrun_nix::outcome::Outcome;
 use hookrun_tests::web::{Scene, WebServer, get, grant, raw, raw_then_silence};
 
 #[tokio::test]

@@ -8,8 +8,8 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use hookrun::nix::installed::{identify, in_path};
-use hookrun::nix::{machines, wire};
+use hookrun_nix::installed::{identify, in_path};
+use hookrun_nix::{machines, wire};
 use hookrun_tests::lab::{Ran, minor_version};
 
 /// Texts that are compared; each costs 35 ms.

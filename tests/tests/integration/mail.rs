@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use hookrun::capability::mail::{Mailer, Message, Sent, check};
-use hookrun::capability::{CapabilityError, ErrorKind};
-use hookrun::config::Config;
-use hookrun::dirs::Dirs;
+use hookrun_capability::mail::{Mailer, Message, Sent, check};
+use hookrun_capability::{CapabilityError, ErrorKind};
+use hookrun_config::Config;
+use hookrun_nix::dirs::Dirs;
 use hookrun_tests::lab::{Scene, Script};
 use hookrun_tests::smtp::{MailServer, PASSWORD, USERNAME};
 use mail_parser::MessageParser;

@@ -1,7 +1,7 @@
 //! The bundled policy's modes with real Nix: forty builds over four machines, one of them behind a
 //! real sshd, with features; and this machine as one to choose.
 
-use hookrun::builders::record::{BuildRow, Outcome, Record, Selection};
+use hookrun_builders::record::{BuildRow, Outcome, Record, Selection};
 use hookrun_tests::lab::{Need, Ran, Scene, Script, Sshd, require};
 
 /// A scene whose policy is `speed-factor` with this configuration.

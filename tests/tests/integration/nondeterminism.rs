@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use hookrun::queue::lock;
+use hookrun_queue::lock;
 use hookrun_tests::lab::{BUILD_GROUP, Need, Ran, Scene, Script, require};
 use mail_parser::MessageParser;
 

@@ -338,7 +338,7 @@ fn json_has_nothing_that_a_terminal_obeys() {
         let escaped = ["\\u202e", "\\u009b", "\\u007f"];
         assert!(escaped.iter().all(|escape| ran.stdout.contains(escape)), "{}", ran.account());
         assert!(
-            !ran.stdout.contains(|c: char| c != '\n' && hookrun::terminal::obeyed(c)),
+            !ran.stdout.contains(|c: char| c != '\n' && hookrun_nix::terminal::obeyed(c)),
             "{}",
             ran.account()
         );
@@ -365,7 +365,7 @@ fn the_log_of_a_worker_has_times_and_is_bounded_while_it_runs() {
     std::fs::write(&log, "x".repeat(TOO_LONG)).unwrap();
     // As a hook starts it.
     let mut command = scene.hookrun_command(&["worker", "--spawned"]);
-    command.env(hookrun::terminal::STAMPED, "1");
+    command.env(hookrun_nix::terminal::STAMPED, "1");
     command.stderr(std::fs::OpenOptions::new().append(true).open(&log).unwrap());
     assert!(command.status().unwrap().success());
     let text = std::fs::read_to_string(&log).unwrap();

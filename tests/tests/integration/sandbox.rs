@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use hookrun::builders::{Action, Candidate, LocalMachine, Machine};
-use hookrun::capability::Services;
-use hookrun::config::Config;
-use hookrun::event::{Diff, Event, HookEvent, HookKind, Output, PostBuild};
-use hookrun::evidence::{Difference, Evidence};
-use hookrun::outcome::{Outcome, RunReport};
-use hookrun::plugin::artifact::Origin;
-use hookrun::plugin::{Compiler, Host, LinkedPlugin};
+use hookrun_builders::{Action, Candidate, LocalMachine, Machine};
+use hookrun_capability::Services;
+use hookrun_config::Config;
+use hookrun_host::artifact::Origin;
+use hookrun_host::{Compiler, Host, LinkedPlugin};
+use hookrun_nix::event::{Diff, Event, HookEvent, HookKind, Output, PostBuild};
+use hookrun_nix::evidence::{Difference, Evidence};
+use hookrun_nix::outcome::{Outcome, RunReport};
 use hookrun_tests::sandbox::Sandbox;
 
 const DRV: &str = "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-hello-2.12.drv";

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hookrun::queue::lock;
+use hookrun_queue::lock;
 use hookrun_tests::guests;
 use hookrun_tests::lab::{Ran, Scene, Script, hookrun_program};
 use rustix::process::{Pid, Signal};

@@ -10,12 +10,12 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hookrun::builders::health::Probe;
-use hookrun::builders::lease::{self, Activity, Live};
-use hookrun::builders::load::SlotFiles;
-use hookrun::builders::record::{Outcome, Record, Selection};
-use hookrun::builders::slots::{Slot, Taken};
-use hookrun::nix::wire;
+use hookrun_builders::health::Probe;
+use hookrun_builders::lease::{self, Activity, Live};
+use hookrun_builders::load::SlotFiles;
+use hookrun_builders::record::{Outcome, Record, Selection};
+use hookrun_builders::slots::{Slot, Taken};
+use hookrun_nix::wire;
 use hookrun_tests::guests;
 use hookrun_tests::lab::{Ran, answers, build_hook, conversation, hookrun_program};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};

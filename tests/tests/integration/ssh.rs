@@ -214,8 +214,8 @@ fn a_killed_command_leaves_no_session_behind() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let sessions = hookrun::builders::lease::directory(&scene.state_dir().join("builders"));
-    while hookrun::builders::lease::live(&sessions).is_empty() || server.logins() == 0 {
+    let sessions = hookrun_builders::lease::directory(&scene.state_dir().join("builders"));
+    while hookrun_builders::lease::live(&sessions).is_empty() || server.logins() == 0 {
         std::thread::sleep(Duration::from_millis(20));
     }
     long.kill().unwrap();
@@ -263,7 +263,7 @@ fn servers_that_say_nothing_or_nonsense_cost_one_attempt() {
         let scene = many(scene, 4, 0.1);
         let ran = build(&scene, "all").expect_success();
         assert!(scene.on_builder("good", &ran.path()));
-        let record = hookrun::builders::record::Record::read(&scene.state_dir().join("builders"))
+        let record = hookrun_builders::record::Record::read(&scene.state_dir().join("builders"))
             .unwrap()
             .unwrap();
         let machines = record.machines().unwrap();

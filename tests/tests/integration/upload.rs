@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use hookrun::capability::Services;
-use hookrun::config::Config;
-use hookrun::dirs::Dirs;
-use hookrun::event::{Event, HookEvent, NixDirs, Output, PostBuild};
-use hookrun::outcome::{Outcome, RunReport};
-use hookrun::plugin::{Compiler, Host, LinkedPlugin};
+use hookrun_capability::Services;
+use hookrun_config::Config;
+use hookrun_host::{Compiler, Host, LinkedPlugin};
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::{Event, HookEvent, NixDirs, Output, PostBuild};
+use hookrun_nix::outcome::{Outcome, RunReport};
 use hookrun_tests::lab::s3::{ACCESS_KEY_ID, Fault, S3Server, SECRET_ACCESS_KEY};
 use hookrun_tests::lab::{Scene, Script};
 
@@ -321,7 +321,7 @@ fn hashes(cache: &Path, path: &Path) -> [(String, String); 2] {
         let line = text.lines().find_map(|line| line.strip_prefix(&format!("{key}: ")));
         line.unwrap().to_owned()
     };
-    let (hash, size) = hookrun::nix::nar::hash(&std::fs::read(cache.join(value("URL"))).unwrap());
+    let (hash, size) = hookrun_nix::nar::hash(&std::fs::read(cache.join(value("URL"))).unwrap());
     [(value("FileHash"), value("FileSize")), (hash, size.to_string())]
 }
 

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use hookrun::capability::clock::Clock;
-use hookrun::capability::random::Random;
+use hookrun_capability::clock::Clock;
+use hookrun_capability::random::Random;
 use hookrun_tests::sandbox::{Sandbox, built};
 
 const GRANT: &str = "grant = { nix-store = \"outputs\" }";

@@ -8,10 +8,10 @@ use serde::Serialize;
 use super::super::output::{self, Format, Style, printable, styled};
 use super::super::{CliError, Context};
 use super::fleet::{Listed, Machines};
-use crate::builders::probe::findings::{Finding, examine};
-use crate::builders::probe::{Prober, Seen, Tried};
-use crate::builders::resources;
-use crate::exit_code::Exit;
+use hookrun_builders::probe::findings::{Finding, examine};
+use hookrun_builders::probe::{Prober, Seen, Tried};
+use hookrun_builders::resources;
+use hookrun_nix::exit_code::Exit;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use super::super::output::{self, Format, Style, printable, styled};
 use super::super::{CliError, Context};
 use super::known::{self, in_style};
-use crate::builders::record::{BuildRow, DecisionRow, Selection, Verdict};
-use crate::exit_code::Exit;
+use hookrun_builders::record::{BuildRow, DecisionRow, Selection, Verdict};
+use hookrun_nix::exit_code::Exit;
 
 /// The column of inputs to send follows that of the speed factor.
 const TO_SEND_AFTER: usize = 3;
@@ -186,8 +186,8 @@ fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::builders::Candidate;
-    use crate::builders::record::{Move, Outcome};
+    use hookrun_builders::Candidate;
+    use hookrun_builders::record::{Move, Outcome};
 
     #[test]
     fn every_machine_with_its_reason() {

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::super::CliError;
 use super::super::output::{self, Format, printable};
-use crate::nix::installed::Installed;
-use crate::nix::machines::{self, MachineLine};
+use hookrun_nix::installed::Installed;
+use hookrun_nix::machines::{self, MachineLine};
 
 /// `--machines`.
 #[derive(Debug, clap::Args)]

@@ -9,13 +9,13 @@ use super::super::output::{self, Format, Style, printable, styled};
 use super::super::{CliError, Context};
 use super::fleet::{Listed, Machines};
 use super::known;
-use crate::builders::health::{Standing, standing};
-use crate::builders::load::SlotFiles;
-use crate::builders::record::{BuildRow, MachineHealth, Outcome, Selection, now_ms};
-use crate::builders::resources::{Account, Left};
-use crate::event::NixDirs;
-use crate::exit_code::Exit;
-use crate::nix::machines::MachineLine;
+use hookrun_builders::health::{Standing, standing};
+use hookrun_builders::load::SlotFiles;
+use hookrun_builders::record::{BuildRow, MachineHealth, Outcome, Selection, now_ms};
+use hookrun_builders::resources::{Account, Left};
+use hookrun_nix::event::NixDirs;
+use hookrun_nix::exit_code::Exit;
+use hookrun_nix::machines::MachineLine;
 
 /// The time that throughput is counted over.
 const LATELY: Duration = Duration::from_hours(24);
@@ -93,7 +93,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
 
 /// Where Nix keeps its slot files: with the store.
 fn state_dir(store: &str) -> std::path::PathBuf {
-    crate::builders::settings::state_dir_of(store).unwrap_or_else(|| NixDirs::from_env().state)
+    hookrun_builders::settings::state_dir_of(store).unwrap_or_else(|| NixDirs::from_env().state)
 }
 
 fn rows(
@@ -224,7 +224,7 @@ fn text(rows: &[Row], colours: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nix::machines;
+    use hookrun_nix::machines;
 
     #[test]
     fn a_line_a_machine() {

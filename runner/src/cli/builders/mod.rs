@@ -11,7 +11,7 @@ mod simulate;
 mod trace;
 
 use super::{CliError, Context};
-use crate::exit_code::Exit;
+use hookrun_nix::exit_code::Exit;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {

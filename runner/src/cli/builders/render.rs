@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use super::super::output;
 use super::super::{CliError, Context};
 use super::fleet::{Listed, Machines};
-use crate::builders::render::{Knowledge, render};
-use crate::exit_code::Exit;
+use hookrun_builders::render::{Knowledge, render};
+use hookrun_nix::exit_code::Exit;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\

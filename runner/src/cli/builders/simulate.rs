@@ -10,16 +10,16 @@ use super::super::test::subject_error;
 use super::super::{CliError, Context};
 use super::known::in_style;
 use super::trace::Generated;
-use crate::builders::Policy;
-use crate::builders::policy::{Division, StockRule};
-use crate::builders::simulate::compare::{Comparison, compare};
-use crate::builders::simulate::trace::{DEFAULT_MB_PER_S, Trace, TraceMachine};
-use crate::builders::simulate::{chart, svg};
-use crate::config::Resources;
-use crate::exit_code::Exit;
-use crate::nix::machines::{self, MachineLine};
-use crate::plugin::{Compiler, Host};
 use crate::testing::{self, Changes, PolicyHere, Subject};
+use hookrun_builders::Policy;
+use hookrun_builders::policy::{Division, StockRule};
+use hookrun_config::Resources;
+use hookrun_host::{Compiler, Host};
+use hookrun_nix::exit_code::Exit;
+use hookrun_nix::machines::{self, MachineLine};
+use hookrun_simulate::compare::{Comparison, compare};
+use hookrun_simulate::trace::{DEFAULT_MB_PER_S, Trace, TraceMachine};
+use hookrun_simulate::{chart, svg};
 
 /// The policy that is played if none is named.
 const DEFAULT_POLICY: &str = "bundled:speed-factor";

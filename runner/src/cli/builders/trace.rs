@@ -4,14 +4,14 @@
 use super::super::{CliError, Context, output};
 use super::fleet::{Listed, Machines};
 use super::known;
-use crate::builders::record::{BuildRow, Selection};
-use crate::builders::simulate::export::{FromNix, export};
-use crate::builders::simulate::generate::{Fleet, generate};
-use crate::builders::simulate::trace::Trace;
-use crate::event::NixDirs;
-use crate::exit_code::Exit;
-use crate::nix::database::Database;
-use crate::terminal::printable_json;
+use hookrun_builders::record::{BuildRow, Selection};
+use hookrun_nix::database::Database;
+use hookrun_nix::event::NixDirs;
+use hookrun_nix::exit_code::Exit;
+use hookrun_nix::terminal::printable_json;
+use hookrun_simulate::export::{FromNix, export};
+use hookrun_simulate::generate::{Fleet, generate};
+use hookrun_simulate::trace::Trace;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -106,7 +106,7 @@ fn from_nix(builds: &[BuildRow]) -> FromNix {
             found.references.insert(build.drv_path.clone(), info.references);
         }
         let outputs =
-            crate::nix::outputs_of(&NixDirs::from_env(), &build.drv_path).unwrap_or_default();
+            hookrun_nix::outputs_of(&NixDirs::from_env(), &build.drv_path).unwrap_or_default();
         let paths: Vec<String> = outputs.into_iter().map(|output| output.path).collect();
         let sizes = database.path_infos(&paths).unwrap_or_default();
         let bytes = sizes.into_iter().flatten().map(|info| info.nar_size).sum();

@@ -19,15 +19,15 @@ use anyhow::{Context as _, Result, bail};
 use super::own_hooks::OwnHooks;
 use super::reach::Reach;
 use crate::cli::CliError;
-use crate::config::is_away;
-use crate::dirs::Dirs;
-use crate::exit_code::Exit;
-use crate::layout;
+use hookrun_config::is_away;
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::exit_code::Exit;
+use hookrun_nix::layout;
 
 /// Build users and a daemon's root reach what is below; nobody else lists it.
 const REACHABLE: u32 = 0o711;
 /// Mode of a spool that build users hand over to, as in a system installation; see
-/// [`crate::queue::spool`].
+/// [`hookrun_queue::spool`].
 const SHARED_SPOOL: u32 = 0o1733;
 
 /// The hidden command that a hook's script runs.

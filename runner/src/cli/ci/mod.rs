@@ -35,14 +35,14 @@ use self::reach::Reach;
 use self::summary::Summary;
 use super::output::printable;
 use super::{CliError, Context, sync};
-use crate::config::{Config, is_away};
-use crate::dirs::Dirs;
-use crate::event::{NixDirs, now_ms};
-use crate::exit_code::Exit;
-use crate::queue::journal::Journal;
-use crate::queue::worker::Executor as _;
-use crate::queue::{health, lock, spawn, spool};
 use crate::supervise::supervisor::Supervisor;
+use hookrun_config::{Config, is_away};
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::{NixDirs, now_ms};
+use hookrun_nix::exit_code::Exit;
+use hookrun_queue::journal::Journal;
+use hookrun_queue::worker::Executor as _;
+use hookrun_queue::{health, lock, spawn, spool};
 
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -157,7 +157,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
 
 /// One line on standard error, where the command writes too.
 fn say(message: &str) {
-    crate::terminal::say(&printable(message));
+    hookrun_nix::terminal::say(&printable(message));
 }
 
 /// The queue that this command's events go to.
@@ -318,7 +318,7 @@ impl Session {
     fn output_bytes(&self) -> Option<u64> {
         let journal = Journal::open_read_only(&self.dirs).ok()??;
         let paths: Vec<String> = journal.outputs(Some(self.begun_ms)).ok()?.into_iter().collect();
-        let infos = crate::nix::database::Database::open(&NixDirs::from_env())
+        let infos = hookrun_nix::database::Database::open(&NixDirs::from_env())
             .ok()?
             .path_infos(&paths)
             .ok()?;

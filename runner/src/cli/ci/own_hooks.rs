@@ -4,10 +4,10 @@
 
 use std::path::Path;
 
-use crate::dirs::{Dirs, SYSTEM_STATE};
 use crate::doctor::Hook;
 use crate::doctor::gather::hook;
-use crate::nix::installed::Installed;
+use hookrun_nix::dirs::{Dirs, SYSTEM_STATE};
+use hookrun_nix::installed::Installed;
 
 /// The hooks that the command would have without us.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]

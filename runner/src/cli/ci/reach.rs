@@ -6,8 +6,8 @@ use std::path::Path;
 
 use rustix::fs::Access;
 
-use crate::event::NixDirs;
-use crate::nix;
+use hookrun_nix as nix;
+use hookrun_nix::event::NixDirs;
 
 /// Where builds happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::cli::output;
-use crate::exit_code::Exit;
-use crate::queue::journal::PluginCounts;
+use hookrun_nix::exit_code::Exit;
+use hookrun_queue::journal::PluginCounts;
 
 /// The result, as `--report` writes it.
 #[derive(Debug, Default, Serialize)]

@@ -1,12 +1,12 @@
 //! [`super`]: machines as they are found, and what is said of them.
 
 use super::*;
-use crate::queue::worker::{Running, WorkerState};
+use hookrun_queue::worker::{Running, WorkerState};
 
 const DIRECTORY: &str = "/usr/lib/hookrun";
 
 fn nix(says: &str) -> NixFacts {
-    let (flavour, version) = crate::nix::installed::identify(says).unwrap();
+    let (flavour, version) = hookrun_nix::installed::identify(says).unwrap();
     let link = |name: &str| Hook::Hookrun(format!("{DIRECTORY}/{name}"));
     NixFacts {
         says: says.to_owned(),

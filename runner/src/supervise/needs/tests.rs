@@ -1,8 +1,8 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::config::Config;
-use crate::plugin::{Artifact, Compiler, Host};
+use hookrun_config::Config;
+use hookrun_host::{Artifact, Compiler, Host};
 
 fn scene(text: &str) -> (Config, Dirs) {
     let dirs =

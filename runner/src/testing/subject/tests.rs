@@ -1,8 +1,8 @@
 use serde_json::json;
 
 use super::*;
-use crate::dirs::Dirs;
-use crate::plugin::Compiler;
+use hookrun_host::Compiler;
+use hookrun_nix::dirs::Dirs;
 
 /// A working directory with the bundled plugin `s3-upload` as `upload.wasm`.
 struct Directory(tempfile::TempDir);

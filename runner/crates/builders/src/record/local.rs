@@ -1,0 +1,120 @@
+//! Builds that were left to this machine: those that may still run, and how long the others took.
+
+use rusqlite::params;
+
+use super::read::median;
+use super::write::signed;
+use super::{Record, RecordError};
+use hookrun_nix::selection::{Candidate, PastBuilds};
+
+/// Past builds of one package name that are looked at, newest first.
+const PAST_BUILDS: i64 = 32;
+/// Open ones that are looked at, newest first: more than can run at once on any machine.
+const OPEN: i64 = 512;
+/// Nix says nothing of a build that failed: after so long, in milliseconds, one is no longer waited
+/// for.
+const GIVEN_UP_AFTER_MS: u64 = 2 * 24 * 60 * 60 * 1000;
+
+/// A build that was left to this machine and is not known to have ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalBuild {
+    /// Full store path of the `.drv`.
+    pub drv_path: String,
+    /// Which Nix process asked.
+    pub command: String,
+    /// The file that Nix holds locked while it builds; empty: not known.
+    pub lock: String,
+    /// When Nix was told.
+    pub declined_ms: u64,
+    /// Had it a slot free, so that it began at once?
+    pub willing: bool,
+}
+
+impl Record {
+    /// Nix was told to build `candidate` here.
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub fn begin_local(
+        &self,
+        candidate: &Candidate,
+        build: &LocalBuild,
+    ) -> Result<(), RecordError> {
+        let LocalBuild { drv_path, command, lock, declined_ms, willing } = build;
+        self.execute(
+            "insert into local_builds (drv_path, pname, system, command, lock, declined_ms, willing) values (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+             on conflict (drv_path) do update set command = ?4, lock = ?5, declined_ms = ?6, willing = ?7, ended_ms = null, seconds = null",
+            params![drv_path, candidate.pname, candidate.system, command, lock, signed(*declined_ms), willing],
+        )
+    }
+
+    /// Those that are not known to have ended, newest first.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub fn open_local(&self, now_ms: u64) -> Result<Vec<LocalBuild>, RecordError> {
+        let query = || -> Result<Vec<LocalBuild>, rusqlite::Error> {
+            let mut statement = self.connection.prepare_cached(
+                "select drv_path, command, lock, declined_ms, willing from local_builds
+                 where ended_ms is null and declined_ms >= ?1 order by declined_ms desc limit ?2",
+            )?;
+            let rows = statement.query_map(
+                params![signed(now_ms.saturating_sub(GIVEN_UP_AFTER_MS)), OPEN],
+                |row| {
+                    Ok(LocalBuild {
+                        drv_path: row.get(0)?,
+                        command: row.get(1)?,
+                        lock: row.get(2)?,
+                        declined_ms: u64::try_from(row.get::<_, i64>(3)?).unwrap_or_default(),
+                        willing: row.get(4)?,
+                    })
+                },
+            )?;
+            rows.collect()
+        };
+        query().map_err(|error| self.failed(error))
+    }
+
+    /// One has ended well, and took so long where that is known.
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub fn end_local(
+        &self,
+        drv_path: &str,
+        ended_ms: u64,
+        seconds: Option<f64>,
+    ) -> Result<(), RecordError> {
+        self.execute(
+            "update local_builds set ended_ms = ?2, seconds = ?3 where drv_path = ?1",
+            params![drv_path, signed(ended_ms), seconds],
+        )
+    }
+
+    /// It is not built here after all.
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub fn not_local(&self, drv_path: &str) -> Result<(), RecordError> {
+        self.execute(
+            "delete from local_builds where drv_path = ?1 and ended_ms is null",
+            params![drv_path],
+        )
+    }
+
+    /// How long builds of `pname` took here.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub fn past_local(&self, pname: &str, system: &str) -> Result<Option<PastBuilds>, RecordError> {
+        let query = || -> Result<Vec<f64>, rusqlite::Error> {
+            let mut statement = self.connection.prepare_cached(
+                "select seconds from local_builds where pname = ?1 and system = ?2 and seconds is not null order by ended_ms desc limit ?3",
+            )?;
+            statement.query_map(params![pname, system, PAST_BUILDS], |row| row.get(0))?.collect()
+        };
+        let seconds = query().map_err(|error| self.failed(error))?;
+        let count = u32::try_from(seconds.len()).unwrap_or(u32::MAX);
+        Ok(median(seconds).map(|median_seconds| PastBuilds { count, median_seconds }))
+    }
+}

@@ -1,0 +1,109 @@
+//! A machines file from what is known of machines: order, speed factors, and who is left out. For
+//! `hookrun builders render`. Pure.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use hookrun_nix::machines::MachineLine;
+
+/// Builds from which on what was measured counts more than what somebody wrote.
+const ENOUGH_BUILDS: u32 = 10;
+/// How far from what somebody wrote a measured factor may lead, either way: a fleet of two machines
+/// knows little.
+const MOST_CHANGE: f64 = 4.0;
+
+/// What is known of one machine.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Knowledge {
+    /// Why it is left out, if it is: a fragment.
+    pub out: Option<String>,
+    /// Builds that ended well, of packages that were built elsewhere too.
+    pub builds: u32,
+    /// How fast those were, on the scale of column 5: a median over packages.
+    pub measured_factor: Option<f64>,
+}
+
+/// The text of a machines file. At least one machine stays in: if all failed, all are.
+pub fn render(
+    machines: &[MachineLine],
+    knowledge: &BTreeMap<String, Knowledge>,
+    whole: bool,
+) -> String {
+    let nothing = Knowledge::default();
+    let known = |line: &MachineLine| knowledge.get(line.uri.as_str()).unwrap_or(&nothing);
+    let all_out = machines.iter().all(|line| known(line).out.is_some());
+    let mut text =
+        "# Written by `hookrun builders render`. What is changed here is lost: change the file it was made from.\n"
+            .to_owned();
+    let mut lines: Vec<(f64, &MachineLine)> =
+        machines.iter().map(|line| (factor(line, known(line)), line)).collect();
+    // Nix takes the first of equals; a stable order keeps the rest as it was.
+    lines.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    let lowest = lines.iter().map(|(factor, _)| *factor).fold(f64::INFINITY, f64::min);
+    for (factor, line) in lines {
+        let shown = if whole {
+            (factor / lowest.min(1.0)).round().max(1.0)
+        } else {
+            (factor * 100.0).round() / 100.0
+        };
+        let line_as_it_is_now = MachineLine { speed_factor: shown, ..line.clone() };
+        match &known(line).out {
+            Some(why) if !all_out => {
+                // Nix divides at semicolons before it looks for comments (`parseBuilderLines`,
+                // `libstore/machines.cc`).
+                let why = hookrun_nix::terminal::printable(why).replace(';', ",");
+                let _ = writeln!(text, "# left out: {why}\n# {line_as_it_is_now}");
+            }
+            _ => {
+                let _ = writeln!(text, "{line_as_it_is_now}");
+            }
+        }
+    }
+    text
+}
+
+/// What column 5 becomes.
+fn factor(line: &MachineLine, known: &Knowledge) -> f64 {
+    match known.measured_factor {
+        Some(measured)
+            if known.builds >= ENOUGH_BUILDS && measured.is_finite() && measured > 0.0 =>
+        {
+            measured.clamp(line.speed_factor / MOST_CHANGE, line.speed_factor * MOST_CHANGE)
+        }
+        _ => line.speed_factor,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hookrun_nix::machines;
+
+    #[test]
+    fn order_factors_and_who_is_left_out() {
+        let text = "ssh://a - - 2 1 ; ssh://b x86_64-linux /key 4 2 kvm ; ssh://c - - 1 0.5 ; ssh://d - - 1 2";
+        let machines = machines::parse(text, "x86_64-linux").machines;
+        let known = |out: Option<&str>, builds, measured_factor| Knowledge {
+            out: out.map(ToOwned::to_owned),
+            builds,
+            measured_factor,
+        };
+        let knowledge = BTreeMap::from([
+            ("ssh://a".to_owned(), known(None, 50, Some(3.217))),
+            ("ssh://b".to_owned(), known(Some("failed; to start\nSSH"), 0, None)),
+            ("ssh://c".to_owned(), known(None, 3, Some(9.0))),
+        ]);
+        let all_out = machines
+            .iter()
+            .map(|line| (line.uri.to_string(), known(Some("no answer"), 0, None)))
+            .collect();
+        let texts = [
+            render(&machines, &knowledge, false),
+            render(&machines, &knowledge, true),
+            render(&machines, &all_out, false),
+        ];
+        insta::assert_snapshot!(texts.join("\n"));
+        let back = machines::parse(&texts[0], "x86_64-linux");
+        assert_eq!((back.machines.len(), back.warnings.len()), (3, 0));
+    }
+}

@@ -1,0 +1,197 @@
+//! The one answer to a candidate, as a type that must be used up.
+//!
+//! Nix waits without a time limit for a line that starts with `# `, and gives up on the whole
+//! command if the hook dies first. So a [`Pending`] stands for "Nix is owed an answer": each way to
+//! give one consumes it, and dropping it, by an early return or a panic, answers `#
+//! decline-permanently`, which makes Nix go on without a build hook.
+
+use std::io::{self, Write};
+
+use hookrun_nix::terminal::printable;
+
+/// Nix's log levels (`libutil/logging.hh`) that are used here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// `lvlError`.
+    Error = 0,
+    /// `lvlWarn`.
+    Warn = 1,
+    /// `lvlInfo`: shown by default.
+    Info = 3,
+    /// `lvlTalkative`: shown with one `-v`.
+    Talkative = 4,
+    /// `lvlChatty`: shown with two.
+    Chatty = 5,
+}
+
+/// Nix is owed exactly one answer.
+#[derive(Debug)]
+#[must_use = "Nix is owed an answer"]
+pub struct Pending<'a, W: Write> {
+    /// Taken by the answer.
+    reply: Option<&'a mut W>,
+}
+
+impl<'a, W: Write> Pending<'a, W> {
+    /// From here on Nix is owed an answer.
+    pub fn new(reply: &'a mut W) -> Self {
+        Self { reply: Some(reply) }
+    }
+
+    /// The machine `name` builds. Returns the stream for what that machine has to say.
+    ///
+    /// # Errors
+    /// Nix is gone.
+    pub fn accept(mut self, name: &[u8]) -> io::Result<&'a mut W> {
+        let mut answer = b"# accept\n".to_vec();
+        answer.extend(name.iter().filter(|byte| **byte != b'\n'));
+        answer.push(b'\n');
+        let reply = self.reply.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        say(reply, &answer)?;
+        Ok(reply)
+    }
+
+    /// Nix builds here, now or when a slot is free.
+    ///
+    /// # Errors
+    /// Nix is gone.
+    pub fn decline(self) -> io::Result<()> {
+        self.answer(b"# decline\n")
+    }
+
+    /// Nix asks again later.
+    ///
+    /// # Errors
+    /// Nix is gone.
+    pub fn postpone(self) -> io::Result<()> {
+        self.answer(b"# postpone\n")
+    }
+
+    /// Nix never asks again in this command.
+    ///
+    /// # Errors
+    /// Nix is gone.
+    pub fn decline_permanently(self) -> io::Result<()> {
+        self.answer(DECLINE_PERMANENTLY)
+    }
+
+    /// Nix ended the conversation without a question: no answer.
+    pub fn withdraw(mut self) {
+        self.reply = None;
+    }
+
+    fn answer(mut self, text: &[u8]) -> io::Result<()> {
+        self.reply.take().map_or(Ok(()), |reply| say(reply, text))
+    }
+
+    /// A message of hookrun for the person at the client.
+    pub fn message(&mut self, level: Level, text: &str) {
+        if let Some(reply) = &mut self.reply {
+            // A message that cannot be delivered changes nothing: the answer will fail as well.
+            let _ = say(*reply, &message(level, text));
+        }
+    }
+
+    /// A line of the stock hook that is no answer, as it came.
+    pub fn relay(&mut self, line: &[u8]) {
+        if let Some(reply) = self.reply.as_mut().filter(|_| !line.starts_with(b"# ")) {
+            let mut line = line.to_vec();
+            if !line.ends_with(b"\n") {
+                line.push(b'\n');
+            }
+            let _ = say(*reply, &line);
+        }
+    }
+}
+
+impl<W: Write> Drop for Pending<'_, W> {
+    fn drop(&mut self) {
+        if let Some(reply) = self.reply.take() {
+            let _ = say(reply, DECLINE_PERMANENTLY);
+        }
+    }
+}
+
+const DECLINE_PERMANENTLY: &[u8] = b"# decline-permanently\n";
+
+fn say(reply: &mut impl Write, text: &[u8]) -> io::Result<()> {
+    reply.write_all(text)?;
+    reply.flush()
+}
+
+/// A log message in the form that Nix takes from its build hook (`makeJSONLogger`,
+/// `libutil/logging.cc`). One line whatever the text, and harmless when Nix has undone JSON's
+/// escapes and shows it: it may hold a policy's own words.
+pub fn message(level: Level, text: &str) -> Vec<u8> {
+    foreign(level, &format!("hookrun: {text}"))
+}
+
+/// The same of words that are not hookrun's own.
+pub fn foreign(level: Level, text: &str) -> Vec<u8> {
+    let json = serde_json::json!({ "action": "msg", "level": level as u8, "msg": printable(text) });
+    format!("@nix {json}\n").into_bytes()
+}
+
+/// The beginning of an activity that waits for a build (`actBuildWaiting`, `logging.hh`), in the
+/// same form.
+pub fn activity(id: u64, text: &str) -> Vec<u8> {
+    const BUILD_WAITING: u32 = 111;
+    let text = format!("hookrun: {}", printable(text));
+    let json = serde_json::json!({
+        "action": "start", "id": id, "level": Level::Info as u8, "type": BUILD_WAITING, "text": text, "fields": [],
+    });
+    format!("@nix {json}\n").into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(act: impl FnOnce(Pending<'_, Vec<u8>>)) -> String {
+        let mut reply = Vec::new();
+        act(Pending::new(&mut reply));
+        String::from_utf8(reply).unwrap()
+    }
+
+    #[test]
+    fn one_answer_each_way() {
+        assert_eq!(said(|pending| pending.decline().unwrap()), "# decline\n");
+        assert_eq!(said(|pending| pending.postpone().unwrap()), "# postpone\n");
+        assert_eq!(
+            said(|pending| pending.decline_permanently().unwrap()),
+            "# decline-permanently\n"
+        );
+        assert_eq!(said(|pending: Pending<'_, _>| Pending::withdraw(pending)), "");
+        assert_eq!(said(|pending| drop(pending)), "# decline-permanently\n");
+        let accept = |pending: Pending<'_, Vec<u8>>| {
+            pending.accept(b"ssh://m\n# decline").unwrap();
+        };
+        assert_eq!(said(accept), "# accept\nssh://m# decline\n");
+    }
+
+    #[test]
+    fn a_panic_answers() {
+        let mut reply = Vec::new();
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _pending = Pending::new(&mut reply);
+            panic!("defect");
+        }));
+        assert!(result.is_err());
+        assert_eq!(reply, DECLINE_PERMANENTLY);
+    }
+
+    #[test]
+    fn nothing_else_looks_like_an_answer() {
+        let text = said(|mut pending| {
+            pending.message(Level::Warn, "two\nlines # accept");
+            pending.relay(b"# accept");
+            pending.relay(b"plain");
+            pending.decline().unwrap();
+        });
+        insta::assert_snapshot!(text, @r#"
+        @nix {"action":"msg","level":1,"msg":"hookrun: two\\nlines # accept"}
+        plain
+        # decline
+        "#);
+    }
+}

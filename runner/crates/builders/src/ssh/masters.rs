@@ -1,0 +1,372 @@
+//! The connections to one machine that are shared: a directory of control sockets, each of an ssh
+//! that stays in the background (a master, in the words of `ssh_config(5)`).
+//!
+//! A socket's name is a key, what the connection is, and a number that never comes again: a master
+//! that ends removes its socket by its name, and must not remove that of its successor. One call at
+//! a time makes a master for a key, the others wait for it, so that many builds that begin together
+//! do not all log in (`MaxStartups` of sshd drops those). What does not answer in time is not used
+//! again: its socket goes, the sessions in it end as they may, and ssh ends by itself some time
+//! later.
+
+use std::ffi::OsString;
+use std::fs::{File, TryLockError};
+use std::io::{self, Read as _, Seek as _};
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::call::Call;
+use super::hex;
+use super::mux::{Client, MuxError, Running, Session};
+use hookrun_nix::process;
+
+/// Seconds that a connection is kept without a session. A build that begins later connects anew,
+/// which is no loss.
+const KEPT: u32 = 60;
+/// A master on this machine that does not greet within this time is stopped or as good as dead.
+const GREETING: Duration = Duration::from_secs(1);
+/// A session over a connection that lives takes a round trip and the start of a shell; a machine
+/// that needs longer for it is asked anew.
+const OPENING: Duration = Duration::from_secs(3);
+/// How long to wait for another call that connects; then this one connects by itself.
+const OTHERS: Duration = Duration::from_secs(5);
+/// How often to look whether it has.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Most connections to a machine. sshd allows 10 sessions in each (`MaxSessions`).
+const MOST: usize = 16;
+/// Bytes of the random part of a socket's name.
+const RANDOM_BYTES: usize = 4;
+/// Longest path of a socket (`unix(7)`: 108 with the final zero; macOS 104).
+const LONGEST_PATH: usize = 103;
+/// What is added to the directory's path below [`Masters`] at most: `/`, the key, `-`, the number,
+/// and what ssh adds while it makes the socket (`muxserver_listen` of mux.c: a dot and 16
+/// characters).
+const LONGEST_NAME: usize = 1 + 16 + 1 + 2 * RANDOM_BYTES + 17;
+
+/// What came of asking for a shared session.
+#[derive(Debug)]
+pub enum Shared {
+    /// It is open.
+    Running(Running),
+    /// The machine cannot be reached; what ssh said, and its exit code.
+    Unreachable(Vec<u8>, i32),
+    /// Not this way: a connection of its own may do.
+    Alone,
+}
+
+/// The masters of one machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Masters {
+    directory: PathBuf,
+}
+
+impl Masters {
+    /// In this directory, which is made if it is not there.
+    ///
+    /// # Errors
+    /// It cannot be made, is another's, or others may enter it.
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        private_directory(directory)?;
+        if directory.as_os_str().len() + LONGEST_NAME > LONGEST_PATH || !is_plain(directory) {
+            return Err(io::Error::other(
+                "the path is too long for sockets, or ssh would read more than a path from it",
+            ));
+        }
+        Ok(Self { directory: directory.to_owned() })
+    }
+
+    /// No connection of this machine is used again.
+    pub fn retire_all(&self) {
+        for socket in self.sockets("") {
+            let _ = std::fs::remove_file(socket);
+        }
+    }
+
+    /// The sockets of a key, oldest name first.
+    fn sockets(&self, key: &str) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let is_socket = |entry: &std::fs::DirEntry| {
+            // ssh's own half-made sockets have a dot.
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with(key)
+                && !name.contains('.')
+                && entry.file_type().is_ok_and(|kind| kind.is_socket())
+        };
+        let mut found: Vec<PathBuf> = entries.filter(is_socket).map(|entry| entry.path()).collect();
+        found.sort();
+        found
+    }
+
+    /// A session over one of the connections of `key`, or over a new one that `program` makes for
+    /// `call`.
+    pub fn session(
+        &self,
+        key: &str,
+        program: &mut dyn FnMut() -> Command,
+        call: &Call,
+        session: Session<'_>,
+        streams: [BorrowedFd<'_>; 3],
+    ) -> Shared {
+        let until = Instant::now() + OTHERS;
+        let mut tried: Vec<PathBuf> = Vec::new();
+        loop {
+            if let Some(running) = self.over_existing(key, session, streams, &mut tried) {
+                return Shared::Running(running);
+            }
+            let Ok(lock) = File::create(self.directory.join(format!("{key}.lock"))) else {
+                return Shared::Alone;
+            };
+            match lock.try_lock() {
+                // Another may have made one between the look and the lock.
+                Ok(()) if self.sockets(key).iter().any(|socket| !tried.contains(socket)) => {}
+                Ok(()) if tried.len() >= MOST => return Shared::Alone,
+                Ok(()) => match self.connect(key, program(), call) {
+                    Ok(()) => {}
+                    Err(other) => return other,
+                },
+                Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                    std::thread::sleep(LOOK_EVERY);
+                }
+                Err(_) => return Shared::Alone,
+            }
+        }
+    }
+
+    /// Tries each socket of `key` that is not in `tried`.
+    fn over_existing(
+        &self,
+        key: &str,
+        session: Session<'_>,
+        streams: [BorrowedFd<'_>; 3],
+        tried: &mut Vec<PathBuf>,
+    ) -> Option<Running> {
+        for socket in self.sockets(key) {
+            if tried.contains(&socket) {
+                continue;
+            }
+            let client = Client::connect(&socket, GREETING).map_err(MuxError::from);
+            match client.and_then(|client| client.open(session, streams, OPENING)) {
+                Ok(running) => return Some(running),
+                Err(MuxError::Refused(_)) => tried.push(socket),
+                Err(MuxError::Io(_)) => {
+                    // Nobody there any more, or the connection is dead and its master does not know
+                    // it yet.
+                    let _ = std::fs::remove_file(&socket);
+                    tried.push(socket);
+                }
+            }
+        }
+        None
+    }
+
+    /// Makes a master. It is ready when this returns `Ok`.
+    fn connect(&self, key: &str, mut command: Command, call: &Call) -> Result<(), Shared> {
+        self.remove_dead();
+        let number = hex(&rand::random::<[u8; RANDOM_BYTES]>());
+        let socket = self.directory.join(format!("{key}-{number}"));
+        let Ok(mut said) = self.nameless_file() else { return Err(Shared::Alone) };
+        let Ok(stderr) = said.try_clone() else { return Err(Shared::Alone) };
+        command.args(call.arguments(&options(&socket)));
+        // A file, not a pipe: nobody has to wait until all who inherit it have closed it.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).current_dir("/");
+        // Until it has connected it dies with us; in the background it is nobody's child (`-f`).
+        let Ok(status) = process::dies_with_us(&mut command).status() else {
+            return Err(Shared::Alone);
+        };
+        let mut words = Vec::new();
+        let _ = said.rewind().and_then(|()| said.read_to_end(&mut words));
+        match status.code() {
+            Some(0) if socket.exists() => Ok(()),
+            Some(code) if code != 0 && !is_about_sharing(&words) => {
+                Err(Shared::Unreachable(plain_lines(&words), code))
+            }
+            _ => Err(Shared::Alone),
+        }
+    }
+
+    /// Removes sockets, of any key, whose master is gone.
+    fn remove_dead(&self) {
+        for socket in self.sockets("") {
+            let gone = std::os::unix::net::UnixStream::connect(&socket)
+                .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+            if gone {
+                let _ = std::fs::remove_file(socket);
+            }
+        }
+    }
+
+    /// A file without a name.
+    fn nameless_file(&self) -> io::Result<File> {
+        let path = self.directory.join(format!("{}.said", std::process::id()));
+        let file = File::options().read(true).append(true).create(true).open(&path)?;
+        std::fs::remove_file(path)?;
+        Ok(file)
+    }
+}
+
+/// Options of a master, before all others.
+fn options(socket: &Path) -> Vec<OsString> {
+    let mut path = OsString::from("-oControlPath=");
+    path.push(socket);
+    let kept = format!("-oControlPersist={KEPT}");
+    // No session of its own, and nothing said for it.
+    ["-f", "-N", "-oControlMaster=yes", "-oPermitLocalCommand=no", &kept]
+        .into_iter()
+        .map(OsString::from)
+        .chain([path])
+        .collect()
+}
+
+/// OpenSSH ends its lines with CR LF (`log.c`, `do_log`). Nix takes what is before a CR for
+/// overwritten, and from 2.34 on shows nothing of it.
+fn plain_lines(words: &[u8]) -> Vec<u8> {
+    let mut plain = words.to_vec();
+    plain.retain(|byte| *byte != b'\r');
+    plain
+}
+
+/// Is what ssh complained of the sharing, and not the machine? (Words of mux.c and misc.c, 9.2.)
+fn is_about_sharing(words: &[u8]) -> bool {
+    let words = String::from_utf8_lossy(words);
+    ["ControlPath", "ControlSocket", "unix_listener", "mux_", "muxserver"]
+        .iter()
+        .any(|word| words.contains(word))
+}
+
+/// Only what neither ssh's tokens (`%`, `~`, `${}`) nor its quotes mean anything in.
+fn is_plain(path: &Path) -> bool {
+    path.is_absolute()
+        && path.to_str().is_some_and(|path| {
+            path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._+-@=".contains(&byte))
+        })
+}
+
+/// Makes a directory that is ours and that nobody else may enter.
+///
+/// # Errors
+/// It cannot be made, is a link, is another's, or others may enter it.
+pub fn private_directory(path: &Path) -> io::Result<()> {
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let found = std::fs::symlink_metadata(path)?;
+    if !found.is_dir()
+        || found.uid() != rustix::process::geteuid().as_raw()
+        || found.mode() & 0o077 != 0
+    {
+        let why = format!("{} is not a directory of this user alone (mode 0700)", path.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn call() -> Call {
+        Call { options: vec!["-p22".into()], host: "m".into(), command: b"true".to_vec() }
+    }
+
+    fn ask(masters: &Masters, script: &str) -> Shared {
+        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+        let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        let mut program = || {
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", script, "ssh"]);
+            command
+        };
+        masters.session(
+            "k",
+            &mut program,
+            &call(),
+            Session { command: b"true", environment: &[] },
+            streams,
+        )
+    }
+
+    #[test]
+    fn only_a_directory_of_our_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let inner = directory.path().join("m");
+        Masters::open(&inner).unwrap();
+        assert_eq!(inner.metadata().unwrap().mode() & 0o777, 0o700);
+        std::fs::set_permissions(&inner, std::fs::Permissions::from_mode(0o750)).unwrap();
+        assert!(Masters::open(&inner).unwrap_err().to_string().contains("mode 0700"));
+        std::os::unix::fs::symlink(directory.path(), directory.path().join("link")).unwrap();
+        assert!(Masters::open(&directory.path().join("link")).is_err());
+        assert!(Masters::open(&directory.path().join("x".repeat(LONGEST_PATH))).is_err());
+        assert!(Masters::open(&directory.path().join("%h")).is_err());
+    }
+
+    #[test]
+    fn a_machine_that_cannot_be_reached_is_said_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let masters = Masters::open(&directory.path().join("m")).unwrap();
+        let Shared::Unreachable(words, code) =
+            ask(&masters, "printf 'no route\\r\\n' >&2; exit 255")
+        else {
+            panic!("reached")
+        };
+        assert_eq!((words.as_slice(), code), (&b"no route\n"[..], 255));
+        assert!(matches!(ask(&masters, "echo ControlPath too long >&2; exit 255"), Shared::Alone));
+        assert!(matches!(ask(&masters, "exit 0"), Shared::Alone), "it has made no socket");
+    }
+
+    #[test]
+    fn dead_and_dumb_masters_are_put_aside() {
+        let directory = tempfile::tempdir().unwrap();
+        let masters = Masters::open(&directory.path().join("m")).unwrap();
+        let (dead, dumb) = (directory.path().join("m/k-1"), directory.path().join("m/k-2"));
+        drop(UnixListener::bind(&dead).unwrap());
+        let listener = UnixListener::bind(&dumb).unwrap();
+        assert!(matches!(ask(&masters, "exit 1"), Shared::Unreachable(..)));
+        assert!(!dead.exists() && !dumb.exists());
+        drop(listener);
+    }
+
+    #[test]
+    fn another_call_that_connects_is_waited_for_but_not_for_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        let masters = Masters::open(&directory.path().join("m")).unwrap();
+        let lock = File::create(directory.path().join("m/k.lock")).unwrap();
+        lock.lock().unwrap();
+        assert!(matches!(ask(&masters, "exit 1"), Shared::Alone));
+        drop(lock);
+        assert!(matches!(ask(&masters, "exit 1"), Shared::Unreachable(..)));
+    }
+
+    #[test]
+    fn what_a_master_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let masters = Masters::open(&directory.path().join("m")).unwrap();
+        let heard = directory.path().join("heard");
+        assert!(matches!(
+            ask(&masters, &format!("echo \"$@\" > {}; exit 1", heard.display())),
+            Shared::Unreachable(..)
+        ));
+        let heard = std::fs::read_to_string(heard).unwrap();
+        let socket = heard
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix("-oControlPath="))
+            .unwrap()
+            .to_owned();
+        let (directory_of, name) = socket.rsplit_once('/').unwrap();
+        assert_eq!(
+            (directory_of, name.len()),
+            (directory.path().join("m").to_str().unwrap(), 2 + 2 * RANDOM_BYTES)
+        );
+        assert_eq!(
+            heard.replace(&socket, "SOCKET").trim_end(),
+            "-f -N -oControlMaster=yes -oPermitLocalCommand=no -oControlPersist=60 -oControlPath=SOCKET -p22 -- m"
+        );
+    }
+}

@@ -1,0 +1,70 @@
+//! What a run is of, and about: the plugin as capabilities see it, and the event's paths.
+
+use std::path::PathBuf;
+
+use crate::CapabilityError;
+use crate::grants::{Effective, Wants};
+use hookrun_config::{Limit, Plugin};
+use hookrun_nix::event::{Event, HookEvent, NixDirs};
+
+/// A plugin as capabilities see it.
+#[derive(Debug)]
+pub struct PluginContext {
+    /// Its table in the configuration.
+    pub plugin: Plugin,
+    /// The configuration's file, for messages.
+    pub config_file: PathBuf,
+    /// Its `config` table, as JSON.
+    pub config_json: String,
+    /// What its metadata wants.
+    pub wants: Wants,
+    /// What it has.
+    pub effective: Effective,
+}
+
+impl PluginContext {
+    /// Is `wanted` within a limit of the plugin?
+    ///
+    /// # Errors
+    /// `limit`, with the line to write.
+    pub fn within(&self, limit: Limit, wanted: u64) -> Result<(), CapabilityError> {
+        let Plugin { name, limits, .. } = &self.plugin;
+        let allowed = limits.get(limit);
+        if wanted > allowed {
+            return Err(CapabilityError::limit(limit.reached(name, allowed, Some(wanted))));
+        }
+        Ok(())
+    }
+}
+
+/// What the event of this run is about: the roots of the `nix-store` grant.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    /// The Nix that called.
+    pub nix: NixDirs,
+    /// Full store paths: the derivation and its outputs. Empty for builder selection.
+    pub paths: Vec<String>,
+    /// The event's id: with the plugin it names the task. Empty for builder selection.
+    pub event: String,
+}
+
+impl Scope {
+    /// The scope of `event`.
+    pub fn of(event: &Event) -> Self {
+        let paths = match &event.hook {
+            HookEvent::PostBuild(build) => {
+                let outputs = build.outputs.iter().map(|output| output.path.clone());
+                [build.drv_path.clone()].into_iter().chain(outputs).collect()
+            }
+            HookEvent::Diff(diff) => {
+                vec![
+                    diff.drv_path.clone(),
+                    diff.output.path.clone(),
+                    diff.previous.clone(),
+                    diff.current.clone(),
+                ]
+            }
+        };
+        Self { nix: event.nix.clone(), paths, event: event.id.clone() }
+    }
+}

@@ -1,0 +1,77 @@
+//! `hookrun test`: nothing is sent. Every request that its grant covers is answered by `200` with
+//! the JSON body `{}`, and what it was is kept for the report.
+
+use std::sync::{Arc, OnceLock, PoisonError};
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Response};
+use http_body_util::{BodyExt as _, Full};
+use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
+
+use super::Client;
+use super::body::{About, Metered, Patience};
+use super::problem::Problem;
+use super::send::Answer;
+use hookrun_config::Limit;
+use hookrun_config::http::HttpTarget;
+
+/// The body of every answer: valid for a plugin that reads JSON, and nothing to one that reads
+/// text.
+const BODY: &[u8] = b"{}";
+
+/// A request that was not sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Requested {
+    /// The method.
+    pub method: String,
+    /// The URL, with its query.
+    pub url: String,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Client {
+    /// Answers a request without sending it.
+    ///
+    /// # Errors
+    /// Its body is beyond a limit, or broke off.
+    pub(super) async fn canned(
+        &self,
+        target: &HttpTarget,
+        path_and_query: &str,
+        body: Metered,
+        failed: &OnceLock<Problem>,
+        about: &Arc<About>,
+    ) -> Result<Answer, Problem> {
+        let body = body.collect().await.map_err(|_| {
+            failed.get().cloned().unwrap_or_else(|| {
+                about.problem(ErrorCode::HttpProtocolError, "its body broke off")
+            })
+        })?;
+        let url = format!(
+            "{}://{}{path_and_query}",
+            target.place.scheme.as_str(),
+            target.place.authority()
+        );
+        let requested =
+            Requested { method: target.method.clone(), url, body: body.to_bytes().to_vec() };
+        if let Some(kept) = &self.canned {
+            kept.lock().unwrap_or_else(PoisonError::into_inner).push(requested);
+        }
+        let answer = if target.method == "HEAD" { Bytes::new() } else { Bytes::from_static(BODY) };
+        let answer = Full::new(answer).map_err(|never| match never {}).boxed_unsync();
+        let pause = Patience::new(&about.limits, Limit::HttpBetweenBytesTime, None);
+        let mut response =
+            Response::new(Metered::response(answer, about.clone(), pause, None).boxed_unsync());
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Ok((response, wasmtime_wasi::runtime::spawn(std::future::ready(()))))
+    }
+
+    /// What was asked for so far, in order, where nothing is sent.
+    pub fn requested(&self) -> Vec<Requested> {
+        self.canned.as_ref().map_or_else(Vec::new, |kept| {
+            kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        })
+    }
+}

@@ -1,0 +1,142 @@
+//! `wasi:http`, outgoing: the standard interface, so that any language's client works, with a
+//! sender of our own behind it.
+//!
+//! A request passes the choke point first (`plugin/host_call/http.rs`), which asks the grants
+//! (`config::http`). Then, as a task ([`send`]): its headers are checked, a credential that the
+//! guest never sees is put in ([`credential`]), its name is looked up once, every address is
+//! checked ([`address`], [`resolve`]), and the connection is made to an address that passed.
+//! wasmtime-wasi-http is built without a sender: there is no other way out. What goes wrong is a
+//! code for the guest and a line in the run's log ([`problem`]), never a trap.
+//!
+//! Files are read in [`Client::new`], which runs before the process gives up the right to read
+//! them.
+
+pub mod address;
+mod body;
+mod canned;
+mod credential;
+
+mod problem;
+pub mod resolve;
+mod send;
+pub(crate) mod tls;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+pub use body::{About, header_bytes};
+pub use canned::Requested;
+use credential::Credential;
+pub use problem::stream_error_code;
+use resolve::{Resolve, System};
+pub use send::{Answer, Exchange};
+
+use hookrun_config::http::Scheme;
+use hookrun_config::{Config, HttpCredential, HttpGrant};
+
+/// Sends the requests of all plugins of a configuration.
+#[derive(Debug)]
+pub struct Client {
+    settings: BTreeMap<String, HttpCredential>,
+    /// Those that a grant names: read, or the key to blame and a sentence.
+    credentials: BTreeMap<String, Result<Arc<Credential>, (&'static str, String)>>,
+    /// By `ca-file`; none are the system's.
+    trust: BTreeMap<Option<PathBuf>, Result<Arc<rustls::ClientConfig>, String>>,
+    resolver: Arc<dyn Resolve>,
+    /// Keeps the requests instead of sending them.
+    canned: Option<Mutex<Vec<Requested>>>,
+}
+
+impl Client {
+    /// The sender for the grants of `config`. Reads the credentials and certificates that they
+    /// name, now; what cannot be read is said when it is used, and by [`Client::check`].
+    pub fn new(config: &Config) -> Self {
+        let grants = || config.plugins.values().flat_map(|plugin| &plugin.grant.http);
+        let named: BTreeSet<&String> =
+            grants().filter_map(|grant| grant.credential.as_ref()).collect();
+        let credentials = named
+            .into_iter()
+            .filter_map(|name| {
+                Some((name.clone(), Credential::load(name, config.http_credentials.get(name)?)))
+            })
+            .collect();
+        let secure = |grant: &&HttpGrant| {
+            grant.place.as_ref().is_some_and(|place| place.scheme == Scheme::Https)
+        };
+        let files: BTreeSet<Option<PathBuf>> =
+            grants().filter(secure).map(|grant| grant.ca_file.clone()).collect();
+        let trust =
+            files.into_iter().map(|file| (file.clone(), tls::trust(file.as_deref()))).collect();
+        Self {
+            settings: config.http_credentials.clone(),
+            credentials,
+            trust,
+            resolver: Arc::new(System),
+            canned: None,
+        }
+    }
+
+    /// A sender that reads no file, sends nothing and answers everything, for `hookrun test`.
+    pub fn in_memory(config: &Config) -> Self {
+        Self {
+            settings: config.http_credentials.clone(),
+            credentials: BTreeMap::new(),
+            trust: BTreeMap::new(),
+            resolver: Arc::new(System),
+            canned: Some(Mutex::default()),
+        }
+    }
+
+    /// The same with another resolver.
+    #[must_use]
+    pub fn resolving(self, resolver: Arc<dyn Resolve>) -> Self {
+        Self { resolver, ..self }
+    }
+
+    /// Can the files that a grant names be used?
+    ///
+    /// # Errors
+    /// The keys of the configuration to blame, and a sentence that ends in the fix.
+    pub fn check(&self, plugin: &str, grant: &HttpGrant) -> Result<(), (Vec<String>, String)> {
+        let keys = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>();
+        if let Some(name) = &grant.credential
+            && let Some(Err((key, message))) = self.credentials.get(name)
+        {
+            return Err((keys(&["http-credentials", name, key]), message.clone()));
+        }
+        if let Some(Err(message)) = self.trust.get(&grant.ca_file) {
+            return Err((keys(&["plugins", plugin, "grant", "http"]), message.clone()));
+        }
+        Ok(())
+    }
+
+    fn is_canned(&self) -> bool {
+        self.canned.is_some()
+    }
+
+    fn resolver(&self) -> &dyn Resolve {
+        &*self.resolver
+    }
+
+    /// Does the credential `name` set the header?
+    fn sets(&self, name: &str, header: &str) -> bool {
+        self.settings.get(name).is_some_and(|settings| settings.sets(header))
+    }
+
+    fn credential(&self, name: &str) -> Result<Arc<Credential>, &str> {
+        match self.credentials.get(name) {
+            Some(Ok(credential)) => Ok(credential.clone()),
+            Some(Err((_, message))) => Err(message),
+            None => Err("its credential was not there when the process started; start it again"),
+        }
+    }
+
+    fn trust(&self, ca_file: Option<&Path>) -> Result<Arc<rustls::ClientConfig>, &str> {
+        match self.trust.get(&ca_file.map(Path::to_owned)) {
+            Some(Ok(config)) => Ok(config.clone()),
+            Some(Err(message)) => Err(message),
+            None => Err("its certificates were not there when the process started; start it again"),
+        }
+    }
+}

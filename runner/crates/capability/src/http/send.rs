@@ -1,0 +1,409 @@
+//! One request, from the guest's hands to the head of its response: checked, completed, resolved,
+//! connected, sent.
+//!
+//! It runs as a task of its own, so that a guest can do other things meanwhile; the task ends with
+//! the run at the latest. One connection carries one request, HTTP/1.1, without a proxy. A redirect
+//! is a response like any other: it is never followed.
+
+use std::error::Error as _;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, HOST, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
+use http_body_util::{BodyExt as _, Full};
+use sha2::{Digest as _, Sha256};
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use wasmtime_wasi::runtime::AbortOnDropJoinHandle;
+use wasmtime_wasi_http::io::TokioIo;
+use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
+
+use super::body::{About, Metered, Patience, header_bytes};
+use super::problem::Problem;
+use super::resolve::{self, Unreachable};
+use super::{Client, tls};
+use hookrun_config::http::{HttpTarget, Scheme};
+use hookrun_config::{HttpGrant, Limit};
+
+/// What the host says it is where the guest says nothing (RFC 9110 section 10.1.5); some services
+/// want a name.
+const AGENT: &str = concat!("hookrun/", env!("CARGO_PKG_VERSION"));
+
+/// Header fields of one response. Their bytes are bounded by `http-header-bytes`; this bounds what
+/// the parser reserves.
+const MAX_FIELDS: usize = 1000;
+
+/// What the connection may buffer beside a header section: one read of the kernel's.
+const MIN_BUFFER: usize = 256 << 10;
+
+/// A response and the task that carries its connection.
+pub type Answer = (Response<WasiBody>, AbortOnDropJoinHandle<()>);
+
+/// One request that its grant covers.
+pub struct Exchange {
+    /// What sends it.
+    pub client: Arc<Client>,
+    /// For messages, limits and counting.
+    pub about: Arc<About>,
+    /// What covers it.
+    pub grant: HttpGrant,
+    /// What it asks for.
+    pub target: HttpTarget,
+    /// `/path?query`.
+    pub path_and_query: String,
+    /// The guest's headers.
+    pub headers: HeaderMap,
+    /// The guest's time-outs.
+    pub options: RequestOptions,
+    /// One of the run's places for requests under way; none if all are taken.
+    pub slot: Option<OwnedSemaphorePermit>,
+}
+
+impl Exchange {
+    /// Sends it with the guest's body, if there is one. What goes wrong is said in the run's log,
+    /// and is a code for the guest.
+    ///
+    /// # Errors
+    /// There is no response.
+    pub async fn run(self, body: Option<WasiBody>) -> Result<Answer, Error> {
+        let about = self.about.clone();
+        self.answer(body).await.map_err(|mut problem| {
+            about.report(&mut problem);
+            problem.into()
+        })
+    }
+
+    async fn answer(mut self, body: Option<WasiBody>) -> Result<Answer, Problem> {
+        let slot = self.slot.take().ok_or_else(|| {
+            self.about.limit(Limit::HttpConnections, None, ErrorCode::ConnectionLimitReached)
+        })?;
+        self.check_headers(body.is_some())?;
+        self.check_credential()?;
+        let authority = HeaderValue::try_from(self.target.place.authority());
+        self.headers.insert(
+            HOST,
+            authority.map_err(|_| self.invalid("its host cannot stand in a header"))?,
+        );
+        self.headers.entry(USER_AGENT).or_insert(HeaderValue::from_static(AGENT));
+        let body = body.unwrap_or_else(empty);
+        let (body, failed) = Metered::request(body, self.about.clone());
+        if self.client.is_canned() {
+            return self
+                .client
+                .canned(&self.target, &self.path_and_query, body, &failed, &self.about)
+                .await;
+        }
+        let body = self.completed(body, &failed).await?;
+        let stream = self.connect().await?;
+        self.send(stream, body, &failed, slot).await
+    }
+
+    fn invalid(&self, what: &str) -> Problem {
+        self.about.problem(ErrorCode::HttpRequestUriInvalid, what)
+    }
+
+    /// The size of the header section, and the one header that frames the body. The guest's map has
+    /// only one Content-Length, of digits.
+    fn check_headers(&self, has_body: bool) -> Result<(), Problem> {
+        let line = self.target.method.len() + self.path_and_query.len() + " HTTP/1.1\r\n ".len();
+        let bytes = header_bytes(&self.headers) + line as u64;
+        let shown = Some(u32::try_from(bytes).unwrap_or(u32::MAX));
+        if bytes > self.about.limits.get(Limit::HttpHeaderBytes) {
+            let code = ErrorCode::HttpRequestHeaderSectionSize(shown);
+            return Err(self.about.limit(Limit::HttpHeaderBytes, Some(bytes), code));
+        }
+        let length = self
+            .headers
+            .get(CONTENT_LENGTH)
+            .map(|length| length.to_str().unwrap_or_default().parse::<u64>());
+        match length {
+            Some(Ok(0)) | None => Ok(()),
+            Some(Ok(length)) if length > self.about.limits.get(Limit::HttpRequestBytes) => {
+                let code = ErrorCode::HttpRequestBodySize(Some(length));
+                Err(self.about.limit(Limit::HttpRequestBytes, Some(length), code))
+            }
+            Some(Ok(_)) if has_body => Ok(()),
+            Some(_) => {
+                let what = "its Content-Length does not fit its body; the plugin's author must leave that header out";
+                Err(self.about.problem(ErrorCode::HttpRequestBodySize(Some(0)), what))
+            }
+        }
+    }
+
+    /// A header that the host sets is not the guest's.
+    fn check_credential(&self) -> Result<(), Problem> {
+        let Some(name) = &self.grant.credential else { return Ok(()) };
+        let own = self.headers.keys().find(|header| self.client.sets(name, header.as_str()));
+        match own {
+            None => Ok(()),
+            Some(header) => Err(self.about.problem(
+                ErrorCode::HttpRequestDenied,
+                &format!(
+                    "the plugin sets `{header}`, which [http-credentials.{name}] sets; its author must leave that header out"
+                ),
+            )),
+        }
+    }
+
+    /// The body, and in the headers the credential. A signature covers the body, which is then read
+    /// first.
+    async fn completed(
+        &mut self,
+        body: Metered,
+        failed: &OnceLock<Problem>,
+    ) -> Result<WasiBody, Problem> {
+        let Some(name) = &self.grant.credential else { return Ok(body.boxed_unsync()) };
+        let credential = self
+            .client
+            .credential(name)
+            .map_err(|message| self.about.problem(ErrorCode::ConfigurationError, message))?;
+        let method = Method::from_bytes(self.target.method.as_bytes())
+            .map_err(|_| self.invalid("it has no method"))?;
+        let mut digest = [0; 32];
+        let body = if credential.covers_body() {
+            let whole = body.collect().await.map_err(|error| self.ended(failed, error))?.to_bytes();
+            digest = Sha256::digest(&whole).into();
+            Full::new(whole).map_err(|never| match never {}).boxed_unsync()
+        } else {
+            body.boxed_unsync()
+        };
+        let place = &self.target.place;
+        let url =
+            format!("{}://{}{}", place.scheme.as_str(), place.authority(), self.path_and_query);
+        let url = url.parse::<Uri>().map_err(|_| self.invalid("its URL is malformed"))?;
+        credential
+            .apply(&method, &url, &digest, &mut self.headers)
+            .map_err(|what| self.about.problem(ErrorCode::ConfigurationError, what))?;
+        Ok(body)
+    }
+
+    /// Why a request's body ended: its own problem, or what the error says.
+    fn ended(&self, failed: &OnceLock<Problem>, _error: Error) -> Problem {
+        failed.get().cloned().unwrap_or_else(|| {
+            self.about.problem(ErrorCode::HttpProtocolError, "its body broke off")
+        })
+    }
+
+    /// A connection to an address that was checked, with TLS if the scheme says so.
+    async fn connect(&self) -> Result<Stream, Problem> {
+        let patience =
+            Patience::new(&self.about.limits, Limit::HttpConnectTime, self.options.connect_timeout);
+        tokio::time::timeout(patience.time, self.connected(patience))
+            .await
+            .unwrap_or_else(|_| Err(patience.problem(&self.about, ErrorCode::ConnectionTimeout)))
+    }
+
+    async fn connected(&self, patience: Patience) -> Result<Stream, Problem> {
+        let place = &self.target.place;
+        let found = resolve::permitted(self.client.resolver(), place, &self.grant).await;
+        let addresses = found.map_err(|unreachable| self.unreachable(&unreachable))?;
+        let each = patience.time / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+        let mut last = None;
+        for address in &addresses {
+            match tokio::time::timeout(each, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => return self.secured(stream, *address).await,
+                Ok(Err(error)) => last = Some((*address, Some(error))),
+                Err(_) => last = Some((*address, None)),
+            }
+        }
+        Err(match last {
+            Some((address, Some(error))) => {
+                let code = match error.kind() {
+                    ErrorKind::ConnectionRefused => ErrorCode::ConnectionRefused,
+                    ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
+                        ErrorCode::DestinationIpUnroutable
+                    }
+                    _ => ErrorCode::DestinationUnavailable,
+                };
+                self.about.problem(
+                    code,
+                    &format!("no connection to {address} ({error}); see whether the server runs, and what stands between"),
+                )
+            }
+            _ => patience.problem(&self.about, ErrorCode::ConnectionTimeout),
+        })
+    }
+
+    async fn secured(&self, stream: TcpStream, address: SocketAddr) -> Result<Stream, Problem> {
+        // A request and its response are not held back for more data to come; without it they only
+        // come later.
+        drop(stream.set_nodelay(true));
+        if self.target.place.scheme == Scheme::Http {
+            return Ok(Stream::Plain(stream));
+        }
+        let configuration =
+            |message: &str| self.about.problem(ErrorCode::ConfigurationError, message);
+        let trust = self.client.trust(self.grant.ca_file.as_deref()).map_err(configuration)?;
+        let secured = tls::connect(trust, &self.target.place.host, stream).await;
+        secured.map(|stream| Stream::Tls(Box::new(stream))).map_err(|(code, what)| {
+            let fix = "check the url, or name the server's authority by `ca-file = \"/path\"` in the grant";
+            self.about.problem(code, &format!("{what} at {address}; {fix}"))
+        })
+    }
+
+    fn unreachable(&self, unreachable: &Unreachable) -> Problem {
+        let host = &self.target.place.host;
+        match unreachable {
+            Unreachable::LookUp(error) => Problem::dns(
+                "lookup failed",
+                self.about
+                    .problem(
+                        ErrorCode::DnsTimeout,
+                        &format!("`{host}` cannot be looked up ({error}); check the name, or this machine's resolver"),
+                    )
+                    .message,
+            ),
+            Unreachable::Nothing => Problem::dns(
+                "no address",
+                self.about
+                    .problem(
+                        ErrorCode::DnsTimeout,
+                        &format!("`{host}` has no address; check the name, or this machine's resolver"),
+                    )
+                    .message,
+            ),
+            Unreachable::Prohibited(address, kind) => {
+                let url = self.grant.place.as_ref().map(|place| format!(" beside `url = \"{place}\"`")).unwrap_or_default();
+                let what = format!(
+                    "`{host}` is {address}, {}, which is not reached; to allow it, write `address = [\"{address}\"]`{url} under \
+                     [[plugins.{}.grant.http]]",
+                    kind.as_str(),
+                    self.about.plugin
+                );
+                self.about.problem(ErrorCode::DestinationIpProhibited, &what)
+            }
+        }
+    }
+
+    async fn send(
+        self,
+        stream: Stream,
+        body: WasiBody,
+        failed: &OnceLock<Problem>,
+        slot: OwnedSemaphorePermit,
+    ) -> Result<Answer, Problem> {
+        let mut request = Request::new(body);
+        *request.method_mut() = Method::from_bytes(self.target.method.as_bytes())
+            .map_err(|_| self.invalid("it has no method"))?;
+        *request.uri_mut() =
+            self.path_and_query.parse().map_err(|_| self.invalid("its path is malformed"))?;
+        *request.headers_mut() = self.headers.clone();
+        let first_byte = Patience::new(
+            &self.about.limits,
+            Limit::HttpFirstByteTime,
+            self.options.first_byte_timeout,
+        );
+        let pause = Patience::new(
+            &self.about.limits,
+            Limit::HttpBetweenBytesTime,
+            self.options.between_bytes_timeout,
+        );
+        let exchanged = async {
+            match stream {
+                Stream::Plain(stream) => self.exchange(stream, request).await,
+                Stream::Tls(stream) => self.exchange(*stream, request).await,
+            }
+        };
+        let (response, worker) = match tokio::time::timeout(first_byte.time, exchanged).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => {
+                return Err(failed.get().cloned().unwrap_or_else(|| self.broken(&error)));
+            }
+            Err(_) => return Err(first_byte.problem(&self.about, ErrorCode::ConnectionReadTimeout)),
+        };
+        if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+            return Err(self.about.problem(
+                ErrorCode::HttpProtocolError,
+                "the server wants to speak another protocol",
+            ));
+        }
+        let head = header_bytes(response.headers());
+        let too_large = |bytes: u64| {
+            ErrorCode::HttpResponseHeaderSectionSize(Some(u32::try_from(bytes).unwrap_or(u32::MAX)))
+        };
+        if head > self.about.limits.get(Limit::HttpHeaderBytes) {
+            return Err(self.about.limit(Limit::HttpHeaderBytes, Some(head), too_large(head)));
+        }
+        let about = self.about.clone();
+        let response = response.map(|incoming| {
+            let inner = incoming.map_err(|error| response_error(&error)).boxed_unsync();
+            Metered::response(inner, about, pause, Some(slot)).boxed_unsync()
+        });
+        Ok((response, worker))
+    }
+
+    async fn exchange<S>(
+        &self,
+        stream: S,
+        request: Request<WasiBody>,
+    ) -> hyper::Result<(Response<hyper::body::Incoming>, AbortOnDropJoinHandle<()>)>
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    {
+        let head =
+            usize::try_from(self.about.limits.get(Limit::HttpHeaderBytes)).unwrap_or(usize::MAX);
+        let mut builder = hyper::client::conn::http1::Builder::new();
+        builder
+            .max_headers(MAX_FIELDS)
+            .max_header_size(head)
+            .max_buf_size(head.saturating_mul(2).max(MIN_BUFFER));
+        let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+        // Its error is the sender's or the body's as well.
+        let worker = wasmtime_wasi::runtime::spawn(async move { drop(connection.await) });
+        Ok((sender.send_request(request).await?, worker))
+    }
+
+    /// What an error of the connection means. Its text is hyper's own, never the server's.
+    fn broken(&self, error: &hyper::Error) -> Problem {
+        if error.is_parse_too_large() {
+            let code = ErrorCode::HttpResponseHeaderSectionSize(None);
+            return self.about.limit(Limit::HttpHeaderBytes, None, code);
+        }
+        if error.is_parse() {
+            return self.about.problem(
+                ErrorCode::HttpProtocolError,
+                &format!("the response is malformed ({error})"),
+            );
+        }
+        if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
+            return self.about.problem(
+                ErrorCode::ConnectionTerminated,
+                "the server closed the connection without a response",
+            );
+        }
+        self.about
+            .problem(ErrorCode::ConnectionTerminated, &format!("the connection broke ({error})"))
+    }
+}
+
+/// What a request is sent over.
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+}
+
+fn empty() -> WasiBody {
+    http_body_util::Empty::<Bytes>::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+fn response_error(error: &hyper::Error) -> Error {
+    let io = error.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    // hyper 1.12 says so for a body with a length, and keeps `is_incomplete_message` for heads.
+    let broke = io.is_some_and(|io| {
+        matches!(
+            io.kind(),
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted
+        )
+    });
+    if error.is_incomplete_message() || broke {
+        Error::HttpResponseIncomplete
+    } else if error.is_parse_too_large() {
+        Error::HttpResponseTrailerSectionSize(None)
+    } else {
+        Error::HttpProtocolError
+    }
+}

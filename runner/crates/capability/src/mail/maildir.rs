@@ -1,0 +1,94 @@
+//! Delivery into a maildir, by its author's rules (<https://cr.yp.to/proto/maildir.html>): written
+//! whole and made durable under `tmp/`, then moved into `new/` by one rename, under a name no other
+//! delivery has. A reader never sees half a message, and no lock is taken.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::Composed;
+use super::error::{current_user, file_error};
+use crate::{CapabilityError, ErrorKind};
+
+/// Mail is for its owner only.
+const DIRECTORY_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+
+/// Deliveries of this process so far; a part of the unique name.
+static DELIVERIES: AtomicU64 = AtomicU64::new(0);
+
+/// One maildir.
+#[derive(Debug, Clone)]
+pub(super) struct Maildir {
+    /// The transport's name.
+    pub(super) name: String,
+    /// Made with `tmp`, `new` and `cur` when it is not there.
+    pub(super) directory: PathBuf,
+}
+
+impl Maildir {
+    pub(super) async fn deliver(
+        &self,
+        message: &Composed,
+        host: &str,
+    ) -> Result<(), CapabilityError> {
+        let (maildir, text, host) = (self.clone(), message.unix_text(), host.to_owned());
+        tokio::task::spawn_blocking(move || maildir.deliver_now(&text, &host)).await.unwrap_or_else(
+            |error| {
+                Err(CapabilityError::new(
+                    ErrorKind::Transient,
+                    format!("mail transport `{}`: delivery was cut short ({error})", self.name),
+                ))
+            },
+        )
+    }
+
+    fn deliver_now(&self, text: &[u8], host: &str) -> Result<(), CapabilityError> {
+        write(&self.directory, text, host).map_err(|error| {
+            let shown = self.directory.display();
+            let fix = format!(
+                "make {shown} writable for user {}, or write another `directory` under [mail.{}]",
+                current_user(),
+                self.name
+            );
+            file_error(
+                &self.name,
+                &format!("cannot deliver into the maildir {shown}"),
+                &error,
+                &fix,
+            )
+        })
+    }
+}
+
+fn write(directory: &Path, text: &[u8], host: &str) -> std::io::Result<()> {
+    for part in ["tmp", "new", "cur"] {
+        DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory.join(part))?;
+    }
+    let name = unique_name(host);
+    let (temporary, target) =
+        (directory.join("tmp").join(&name), directory.join("new").join(&name));
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&temporary)?;
+    let written = file
+        .write_all(text)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| std::fs::rename(&temporary, &target));
+    if let Err(error) = written {
+        // What was left is of no use to anyone; that it cannot be removed is less important than
+        // the first error.
+        let _ = std::fs::remove_file(&temporary);
+        return Err(error);
+    }
+    File::open(directory.join("new"))?.sync_all()
+}
+
+/// `<seconds>.M<microseconds>P<process>Q<delivery>.<host>`, the form the maildir page recommends.
+fn unique_name(host: &str) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let delivery = DELIVERIES.fetch_add(1, Ordering::Relaxed);
+    format!("{}.M{}P{}Q{delivery}.{host}", now.as_secs(), now.subsec_micros(), std::process::id())
+}

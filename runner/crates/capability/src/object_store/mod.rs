@@ -1,0 +1,584 @@
+//! The `object-store` interface: the stores that `[object-stores]` names, over one client library
+//! for all services.
+//!
+//! A store is opened when it is first used and kept; one whose credentials are refused is opened
+//! anew at the next call, so that changed files take effect. Which store a plugin may use is
+//! decided before ([`crate::grants`]). Every object appears whole or not at all, and what
+//! comes back never holds a secret ([`error`]).
+
+mod connector;
+mod error;
+mod half_done;
+mod open;
+mod present;
+mod profile;
+mod put_nar;
+mod transfers;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ::object_store::path::Path;
+use ::object_store::{
+    Attribute, Attributes, Error, GetOptions, GetResult, ObjectStoreExt as _, PutMultipartOptions,
+    PutOptions, PutPayload,
+};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use tokio::sync::{OnceCell, Semaphore};
+
+use self::connector::Contents;
+use self::error::{Answer, explain};
+use self::half_done::HalfDone;
+use self::open::Open;
+use self::present::{Present, Uploads};
+use self::transfers::Transfers;
+use super::nix_store::Nar;
+use super::{CapabilityError, ErrorKind, Reach};
+use hookrun_config::{self as config, Config};
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::nar::{Compression, Expected, Written};
+use hookrun_nix::outcome::Transfer;
+
+/// Longest key, in bytes: that of S3 (its user guide, "Naming Amazon S3 objects"); Azure and Google
+/// Cloud have the same.
+const MAX_KEY: usize = 1024;
+
+/// Requests of one call to one service at once: so many times the latency is not waited for.
+const PARALLEL_REQUESTS: usize = 32;
+
+/// NARs of one call that are read, compressed and sent at once.
+const PARALLEL_NARS: usize = 16;
+
+/// All pages of one list together.
+const LIST_TIME: Duration = Duration::from_mins(10);
+
+/// Memory that all uploads of NARs in this process take together, in MiB. One that needs more by
+/// itself (xz at its highest level) goes alone.
+const NAR_MEMORY: u32 = 512;
+
+/// The stores of an installation.
+#[derive(Debug)]
+pub struct ObjectStores {
+    settings: BTreeMap<String, (config::ObjectStore, PathBuf)>,
+    in_memory: bool,
+    open: Mutex<BTreeMap<String, Open>>,
+    /// Those whose credentials cannot be read again.
+    held: Mutex<BTreeSet<String>>,
+    transfers: Arc<Transfers>,
+    present: Present,
+    uploads: Uploads,
+    half_done: HalfDone,
+    /// Those that have nothing left of killed processes.
+    swept: Mutex<BTreeMap<String, Arc<OnceCell<()>>>>,
+    /// MiB that uploads may still take.
+    memory: Semaphore,
+}
+
+/// An object that [`ObjectStores::put_nars`] stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Its key.
+    pub key: String,
+    /// Its bytes.
+    pub written: Written,
+}
+
+/// A small object to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    /// Its key.
+    pub key: String,
+    /// Its media type.
+    pub content_type: String,
+    /// What is in it.
+    pub body: Vec<u8>,
+}
+
+impl ObjectStores {
+    /// The stores that the configuration names. Opens none.
+    pub fn new(config: &Config, dirs: &Dirs) -> Self {
+        let settings = config.object_stores.iter();
+        let settings = settings
+            .map(|(name, store)| (name.clone(), (store.clone(), dirs.object_store(name))))
+            .collect();
+        Self {
+            settings,
+            in_memory: false,
+            open: Mutex::default(),
+            held: Mutex::default(),
+            transfers: Arc::default(),
+            present: Present::default(),
+            uploads: Uploads::default(),
+            half_done: HalfDone::below(dirs.uploads()),
+            swept: Mutex::default(),
+            memory: Semaphore::new(NAR_MEMORY as usize),
+        }
+    }
+
+    /// Stores of the same names in memory, for `hookrun test`.
+    pub fn in_memory(config: &Config, dirs: &Dirs) -> Self {
+        Self { in_memory: true, half_done: HalfDone::default(), ..Self::new(config, dirs) }
+    }
+
+    /// Reads the settings and the credentials of a store and tells where it is, and what it does
+    /// not take. Sends nothing.
+    ///
+    /// # Errors
+    /// What is wrong with them, with the line to write.
+    pub fn check(&self, name: &str) -> Result<String, CapabilityError> {
+        let open = self.open(name)?;
+        Ok(if open.whole_only {
+            let most = put_nar::PART >> 20;
+            format!(
+                "{}, which takes no object over {most} MiB; s3:// has no such bound",
+                open.place
+            )
+        } else {
+            open.place
+        })
+    }
+
+    /// Opens the store `name` now and keeps its client: this process is about to lose the right to
+    /// read its credentials.
+    ///
+    /// # Errors
+    /// As [`ObjectStores::check`].
+    pub fn hold(&self, name: &str) -> Result<(), CapabilityError> {
+        self.open(name)?;
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        Ok(())
+    }
+
+    /// What the store `name` needs of the operating system. One whose settings are wrong needs
+    /// nothing: it cannot be used.
+    pub fn reach(&self, name: &str) -> Reach {
+        match self.settings.get(name) {
+            Some((settings, directory)) if !self.in_memory => {
+                let reach = open::reach(settings, directory);
+                match self.half_done.directory() {
+                    Some(records) => reach.and(Reach::directory(records)),
+                    None => reach,
+                }
+            }
+            _ => Reach::default(),
+        }
+    }
+
+    /// Which of `keys` exist, in their order. One that was seen a short while ago is not asked for
+    /// again.
+    ///
+    /// # Errors
+    /// `invalid` keys, or as the store has it.
+    pub async fn exists(&self, name: &str, keys: &[String]) -> Result<Vec<bool>, CapabilityError> {
+        let open = self.open(name)?;
+        let paths: Vec<Path> = keys.iter().map(|key| path(name, key)).collect::<Result<_, _>>()?;
+        let forbidden = AtomicBool::new(false);
+        let asked = futures_util::stream::iter(paths).map(|path| {
+            let (open, forbidden) = (&open, &forbidden);
+            async move {
+                if self.present.has(name, path.as_ref()) {
+                    return Ok(true);
+                }
+                let exists = exists(open, &path, forbidden).await?;
+                if exists {
+                    self.present.seen(name, path.as_ref());
+                }
+                Ok(exists)
+            }
+        });
+        let result = asked.buffered(PARALLEL_REQUESTS).try_collect().await;
+        self.noticed(name, result)
+    }
+
+    /// The object under `key`, if there is one that may be read.
+    ///
+    /// # Errors
+    /// `limit` if it has more than `max_length` bytes, an `invalid` key, or as the store has it.
+    pub async fn get(
+        &self,
+        name: &str,
+        key: &str,
+        max_length: u64,
+    ) -> Result<Option<Vec<u8>>, CapabilityError> {
+        let open = self.open(name)?;
+        let path = path(name, key)?;
+        let result = match contents(&open, &path).await {
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) if Answer::of(&error).is_some_and(|said| said.is_forbidden_object()) => {
+                Ok(None)
+            }
+            Err(error) => Err(explain(&open, "get", key, &error)),
+            Ok(object) => read(&open, key, object, max_length).await.map(Some),
+        };
+        self.noticed(name, result)
+    }
+
+    /// Writes one small object.
+    ///
+    /// # Errors
+    /// As [`ObjectStores::put_all`].
+    pub async fn put(
+        &self,
+        name: &str,
+        key: &str,
+        content_type: &str,
+        body: Vec<u8>,
+    ) -> Result<(), CapabilityError> {
+        let (key, content_type) = (key.to_owned(), content_type.to_owned());
+        self.put_all(name, vec![Object { key, content_type, body }]).await
+    }
+
+    /// Writes small objects, many at a time and in no order. The first failure ends it; any of the
+    /// others may have been written.
+    ///
+    /// # Errors
+    /// An `invalid` key or content type, or as the store has it.
+    pub async fn put_all(&self, name: &str, objects: Vec<Object>) -> Result<(), CapabilityError> {
+        let open = self.open(name)?;
+        let checked: Vec<(Path, Object)> = objects
+            .into_iter()
+            .map(|object| {
+                check_content_type(&object.content_type)?;
+                Ok((path(name, &object.key)?, object))
+            })
+            .collect::<Result<_, CapabilityError>>()?;
+        let writing = futures_util::stream::iter(checked).map(|(path, object)| {
+            let open = &open;
+            async move {
+                let Object { key, content_type, body } = object;
+                let options = put_options(open, &content_type);
+                let stored = open.store.put_opts(&path, PutPayload::from(body), options).await;
+                stored.map_err(|error| explain(open, "put", &key, &error))?;
+                self.present.seen(name, path.as_ref());
+                Ok(())
+            }
+        });
+        let result = writing.buffer_unordered(PARALLEL_REQUESTS).try_collect().await;
+        self.noticed(name, result)
+    }
+
+    /// Reads, hashes, compresses and sends a NAR in one pass.
+    ///
+    /// # Errors
+    /// `permanent` if the store path is corrupt, `not-found` if it is gone, an `invalid` key, or as
+    /// the store has it.
+    pub async fn put_nar(
+        &self,
+        name: &str,
+        key: &str,
+        compression: Compression,
+        nar: Nar,
+    ) -> Result<Written, CapabilityError> {
+        let open = self.open(name)?;
+        let path = path(name, key)?;
+        let result = self.put_within_memory(&open, &path, compression, nar).await;
+        self.noticed(name, result)
+    }
+
+    /// As [`ObjectStores::put_nar`] for several at once, each below `directory` under the name that
+    /// says what is in it ([`Compression::object_name`]). One that another call is sending, or has
+    /// just sent, is not sent again. What was stored is that of the first `nars`, in their order;
+    /// if one of them fails, those behind it are left. `sent` is set as soon as one was sent.
+    pub async fn put_nars(
+        &self,
+        name: &str,
+        directory: &str,
+        compression: Compression,
+        nars: Vec<Nar>,
+        sent: &AtomicBool,
+    ) -> (Vec<Stored>, Option<CapabilityError>) {
+        let mut stored = Vec::with_capacity(nars.len());
+        let mut sending = futures_util::stream::iter(nars)
+            .map(|nar| self.put_once(name, directory, compression, nar, sent))
+            .buffered(PARALLEL_NARS);
+        while let Some(result) = sending.next().await {
+            match self.noticed(name, result) {
+                Ok(one) => stored.push(one),
+                Err(error) => return (stored, Some(error)),
+            }
+        }
+        drop(sending);
+        (stored, None)
+    }
+
+    /// One NAR of [`ObjectStores::put_nars`].
+    async fn put_once(
+        &self,
+        name: &str,
+        directory: &str,
+        compression: Compression,
+        nar: Nar,
+        sent: &AtomicBool,
+    ) -> Result<Stored, CapabilityError> {
+        let open = self.open(name)?;
+        let key = format!("{directory}/{}", compression.object_name(&nar.expected.nar_hash));
+        let path = path(name, &key)?;
+        let upload = self.uploads.of(name, &key);
+        let mut upload = upload.lock().await;
+        if let Some(written) = present::written(upload.as_ref()) {
+            return Ok(Stored { key, written });
+        }
+        let written = self.put_within_memory(&open, &path, compression, nar).await?;
+        *upload = Some((Instant::now(), written.clone()));
+        sent.store(true, Ordering::Relaxed);
+        Ok(Stored { key, written })
+    }
+
+    async fn put_within_memory(
+        &self,
+        open: &Open,
+        path: &Path,
+        compression: Compression,
+        nar: Nar,
+    ) -> Result<Written, CapabilityError> {
+        self.swept(open).await;
+        let bytes = put_nar::memory(compression, nar.expected.nar_size);
+        let wanted = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX).min(NAR_MEMORY);
+        // It is never closed.
+        let _taken = self.memory.acquire_many(wanted).await.ok();
+        let Expected { path: store_path, nar_size, .. } = &nar.expected;
+        let under_way = self.transfers.begin(&open.name, store_path, *nar_size).into();
+        put_nar::put_nar(open, path, compression, nar, &self.half_done, under_way).await
+    }
+
+    /// Before the first upload of this process to a store: ends those that others have left there.
+    async fn swept(&self, open: &Open) {
+        let cell = {
+            let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(swept.entry(open.name.clone()).or_default())
+        };
+        cell.get_or_init(|| put_nar::sweep(open, &self.half_done)).await;
+    }
+
+    /// At most `max` keys that start with `prefix`; fewer if they have more than `most` bytes
+    /// together, which is then exceeded by the last of them.
+    ///
+    /// # Errors
+    /// An `invalid` prefix, or as the store has it.
+    pub async fn list(
+        &self,
+        name: &str,
+        prefix: &str,
+        max: u32,
+        most: u64,
+    ) -> Result<Vec<String>, CapabilityError> {
+        let open = self.open(name)?;
+        // Services list by whole segments here; what is after the last `/` is compared by us.
+        let directory = match prefix.rsplit_once('/') {
+            Some((directory, _)) => Some(path(name, directory)?),
+            None => None,
+        };
+        let max = usize::try_from(max).unwrap_or(usize::MAX);
+        let mut objects = open.store.list(directory.as_ref());
+        let (mut keys, mut bytes) = (Vec::new(), 0);
+        let gather = async {
+            while keys.len() < max && bytes <= most {
+                let key = match objects.next().await {
+                    None => break,
+                    Some(Ok(object)) => object.location.to_string(),
+                    Some(Err(error)) => return Err(explain(&open, "list", prefix, &error)),
+                };
+                if key.starts_with(prefix) {
+                    bytes += key.len() as u64;
+                    keys.push(key);
+                }
+            }
+            Ok(())
+        };
+        // A server may go on for ever, with pages that hold nothing.
+        let result = tokio::time::timeout(LIST_TIME, gather).await.unwrap_or_else(|_| {
+            Err(CapabilityError::transient(format!(
+                "object store `{name}` ({}): the list of `{prefix}` did not end in {}",
+                open.place,
+                humantime::format_duration(LIST_TIME)
+            )))
+        });
+        self.noticed(name, result.map(|()| keys))
+    }
+
+    /// The uploads of NARs that are under way.
+    pub fn transfers(&self) -> Vec<Transfer> {
+        self.transfers.list()
+    }
+
+    /// Writes a small object, reads it back and removes it. The text is a warning: everything but
+    /// the removal worked.
+    ///
+    /// # Errors
+    /// As the store has it.
+    pub async fn try_out(&self, name: &str) -> Result<Option<String>, CapabilityError> {
+        let key = format!("hookrun-check-{}", uuid::Uuid::now_v7());
+        let body = key.clone().into_bytes();
+        self.put(name, &key, "text/plain", body.clone()).await?;
+        let read = self.get(name, &key, body.len() as u64).await?;
+        let removed = self.open(name)?.store.delete(&path(name, &key)?).await;
+        if read != Some(body) {
+            return Err(CapabilityError::permanent(format!(
+                "object store `{name}`: the object `{key}` was written and cannot be read back; \
+                 check what is between this machine and the store"
+            )));
+        }
+        let open = self.open(name)?;
+        Ok(removed.err().map(|error| {
+            let reason = explain(&open, "remove", &key, &error).message;
+            format!("{reason}; uploads work without that permission, and `{key}` stays there")
+        }))
+    }
+
+    /// The store called `name`, opened if it is not yet.
+    fn open(&self, name: &str) -> Result<Open, CapabilityError> {
+        let mut stores = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = stores.get(name) {
+            return Ok(open.clone());
+        }
+        let Some((settings, directory)) = self.settings.get(name) else {
+            return Err(CapabilityError::not_found(format!(
+                "object store `{name}` is not defined; write [object-stores.{name}] in the configuration"
+            )));
+        };
+        let open = if self.in_memory {
+            open::in_memory(name)
+        } else {
+            open::open(name, settings, directory)?
+        };
+        stores.insert(name.to_owned(), open.clone());
+        Ok(open)
+    }
+
+    /// Forgets a client that was refused: the next call reads the credentials again.
+    fn noticed<T>(
+        &self,
+        name: &str,
+        result: Result<T, CapabilityError>,
+    ) -> Result<T, CapabilityError> {
+        let held = || self.held.lock().unwrap_or_else(PoisonError::into_inner).contains(name);
+        if result.as_ref().is_err_and(|error| error.kind == ErrorKind::Refused)
+            && !self.in_memory
+            && !held()
+        {
+            self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        }
+        result
+    }
+}
+
+/// Is the object there? `forbidden`: this service is known to say of an object that is not there
+/// that it may not be read.
+async fn exists(open: &Open, path: &Path, forbidden: &AtomicBool) -> Result<bool, CapabilityError> {
+    let error = match open.store.head(path).await {
+        Ok(_) => return Ok(true),
+        Err(Error::NotFound { .. }) => return Ok(false),
+        Err(error) => error,
+    };
+    let answer = Answer::of(&error).filter(|answer| (300..500).contains(&answer.status));
+    let Some(answer) = answer else {
+        return Err(explain(open, "look for", path.as_ref(), &error));
+    };
+    if answer.is_forbidden_object() && forbidden.load(Ordering::Relaxed) {
+        return Ok(false);
+    }
+    // The answer to a HEAD has no body, and so no code; that to a GET has.
+    match contents(open, path).await {
+        Ok(_) => Ok(true),
+        Err(Error::NotFound { .. }) => Ok(false),
+        Err(error) if Answer::of(&error).is_some_and(|said| said.is_forbidden_object()) => {
+            forbidden.store(true, Ordering::Relaxed);
+            Ok(false)
+        }
+        Err(error) => Err(explain(open, "look for", path.as_ref(), &error)),
+    }
+}
+
+/// Asks for what is in an object.
+async fn contents(open: &Open, path: &Path) -> ::object_store::Result<GetResult> {
+    let mut options = GetOptions::default();
+    options.extensions.insert(Contents);
+    open.store.get_opts(path, options).await
+}
+
+/// A content type becomes a header.
+fn check_content_type(content_type: &str) -> Result<(), CapabilityError> {
+    if content_type.is_empty() || !content_type.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        let shown = content_type.escape_debug();
+        return Err(CapabilityError::invalid(format!(
+            "`{shown}` is not a content type; write for example `text/plain`"
+        )));
+    }
+    Ok(())
+}
+
+/// The body of an object, if it is not too long: what the service says first is not taken on trust.
+async fn read(
+    open: &Open,
+    key: &str,
+    object: GetResult,
+    max_length: u64,
+) -> Result<Vec<u8>, CapabilityError> {
+    let name = &open.name;
+    let too_long = || {
+        CapabilityError::limit(format!(
+            "object store `{name}`: `{key}` has more than the {max_length} bytes that were asked for"
+        ))
+    };
+    if object.meta.size > max_length {
+        return Err(too_long());
+    }
+    let mut body = Vec::new();
+    let mut chunks = object.into_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| explain(open, "get", key, &error))?;
+        if (body.len() as u64).saturating_add(chunk.len() as u64) > max_length {
+            return Err(too_long());
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// A key as a plugin gives it: segments between single slashes, none of them `.` or `..`.
+fn path(name: &str, key: &str) -> Result<Path, CapabilityError> {
+    if key.len() > MAX_KEY {
+        return Err(CapabilityError::invalid(format!(
+            "object store `{name}`: a key of {} bytes; at most {MAX_KEY} are allowed",
+            key.len()
+        )));
+    }
+    Path::parse(key).ok().filter(|path| !path.as_ref().is_empty() && path.as_ref() == key).ok_or_else(|| {
+        let shown = key.escape_debug();
+        CapabilityError::invalid(format!(
+            "object store `{name}`: `{shown}` is not a valid key; write it without `.`, `..`, and leading, doubled or trailing slashes"
+        ))
+    })
+}
+
+fn attributes(open: &Open, content_type: &str) -> Attributes {
+    if open.attributes {
+        Attributes::from_iter([(Attribute::ContentType, content_type.to_owned())])
+    } else {
+        Attributes::new()
+    }
+}
+
+fn put_options(open: &Open, content_type: &str) -> PutOptions {
+    PutOptions { attributes: attributes(open, content_type), ..PutOptions::default() }
+}
+
+fn multipart_options(open: &Open, content_type: &str) -> PutMultipartOptions {
+    PutMultipartOptions {
+        attributes: attributes(open, content_type),
+        ..PutMultipartOptions::default()
+    }
+}
+
+/// What a store's answer means that is in the text of an error. For the fuzz targets.
+pub fn explain_text(text: &str) -> CapabilityError {
+    let source = std::io::Error::other(text.to_owned()).into();
+    let error = ::object_store::Error::Generic { store: "S3", source };
+    error::explain(&open::in_memory("cache"), "read", "key", &error)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,243 @@
+use std::path::Path as FilePath;
+use std::sync::Arc;
+
+use super::*;
+use crate::nix_store::sample::Sample;
+use crate::nix_store::{Backend as _, Nar};
+use hookrun_nix::nar::{Expected, Source};
+
+fn stores(text: &str, state: &FilePath) -> ObjectStores {
+    let config = Config::parse(FilePath::new("hookrun.toml"), text).unwrap();
+    ObjectStores::new(&config, &Dirs { config: "hookrun.toml".into(), state: state.to_owned() })
+}
+
+fn nar(bytes: Vec<u8>) -> Nar {
+    let (nar_hash, nar_size) = hookrun_nix::nar::hash(&bytes);
+    let expected = Expected {
+        path: "/nix/store/7yqz1aw5s3jr0vkxg2h9w4l6dqm8nfbc-greet".into(),
+        nar_hash,
+        nar_size,
+    };
+    Nar { source: Source::Bytes(bytes.into()), expected }
+}
+
+/// Bytes that do not compress.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 1u64;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    })
+    .flatten()
+    .take(length)
+    .collect()
+}
+
+/// All files below `dir`.
+fn files(dir: &FilePath) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut pending = vec![dir.to_owned()];
+    while let Some(next) = pending.pop() {
+        for entry in std::fs::read_dir(&next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                pending.push(path);
+            } else {
+                found.push(path.strip_prefix(dir).unwrap().display().to_string());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn small_objects() {
+    let state = tempfile::tempdir().unwrap();
+    for text in ["[object-stores.cache]", "[object-stores.cache]\nurl = \"memory:///prefix\""] {
+        let stores = stores(text, state.path());
+        stores.put("cache", "a/1", "text/plain", b"one".to_vec()).await.unwrap();
+        stores.put("cache", "a/12", "text/plain", b"two".to_vec()).await.unwrap();
+        stores.put("cache", "b", "text/plain", vec![]).await.unwrap();
+        let keys = ["a/1", "a/3", "b"].map(str::to_owned);
+        assert_eq!(stores.exists("cache", &keys).await.unwrap(), [true, false, true]);
+        assert_eq!(stores.get("cache", "a/12", 3).await.unwrap(), Some(b"two".to_vec()));
+        assert_eq!(stores.get("cache", "none", 3).await.unwrap(), None);
+        assert_eq!(stores.get("cache", "a/12", 2).await.unwrap_err().kind, ErrorKind::Limit);
+        let mut listed = stores.list("cache", "a/1", 10, 100).await.unwrap();
+        listed.sort();
+        assert_eq!(listed, ["a/1", "a/12"]);
+        assert_eq!(stores.list("cache", "", 2, 100).await.unwrap().len(), 2);
+        assert_eq!(
+            stores.list("cache", "", u32::MAX, 4).await.unwrap().len(),
+            2,
+            "no more is gathered than may cross"
+        );
+        for key in ["", "/a", "a//b", "../a", "a/", "."] {
+            assert_eq!(
+                stores.get("cache", key, 1).await.unwrap_err().kind,
+                ErrorKind::Invalid,
+                "{key}"
+            );
+        }
+    }
+    let directory = state.path().join("object-stores/cache");
+    assert_eq!(files(&directory), ["a/1", "a/12", "b"]);
+}
+
+#[tokio::test]
+async fn nars_of_one_part_and_of_many() {
+    let state = tempfile::tempdir().unwrap();
+    let stores = stores("[object-stores.cache]", state.path());
+    let sample = Sample::new();
+    let (_, outputs) = Sample::built();
+    let mut infos = Vec::new();
+    let take = &mut |info: Option<hookrun_nix::database::PathInfo>| {
+        infos.extend(info);
+        Ok(())
+    };
+    sample.each_info(&[outputs[0].path.clone()], take).unwrap();
+    let info = infos.remove(0);
+    let expected =
+        Expected { path: info.path.clone(), nar_hash: info.nar_hash, nar_size: info.nar_size };
+    let small = Nar { source: sample.nar_source(&info.path), expected };
+    let exact = nar(noise(2 * put_nar::PART));
+    let large = nar(noise(3 * put_nar::PART + 5));
+    for (key, nar) in [("small", small), ("exact", exact), ("large", large)] {
+        for compression in [Compression::None, Compression::Zstd(3)] {
+            let written = stores.put_nar("cache", key, compression, nar.clone()).await.unwrap();
+            let bytes = std::fs::read(state.path().join("object-stores/cache").join(key)).unwrap();
+            assert_eq!((written.file_hash, written.file_size), hookrun_nix::nar::hash(&bytes));
+            let plain = if compression == Compression::None {
+                bytes
+            } else {
+                zstd::decode_all(bytes.as_slice()).unwrap()
+            };
+            assert_eq!(
+                hookrun_nix::nar::hash(&plain),
+                (nar.expected.nar_hash.clone(), nar.expected.nar_size)
+            );
+        }
+    }
+    assert_eq!(files(&state.path().join("object-stores/cache")), ["exact", "large", "small"]);
+}
+
+#[tokio::test]
+async fn a_corrupt_path_leaves_nothing_visible() {
+    let state = tempfile::tempdir().unwrap();
+    let stores = stores("[object-stores.cache]", state.path());
+    for length in [100, 3 * put_nar::PART] {
+        let good = nar(noise(length));
+        let mut bytes = noise(length);
+        bytes[length / 2] ^= 1;
+        let bad = Nar { source: Source::Bytes(bytes.into()), ..good };
+        let error = stores.put_nar("cache", "nar/x", Compression::Zstd(1), bad).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Permanent);
+        assert!(error.message.contains("is corrupt: its NAR hash is"), "{error}");
+    }
+    let gone = Nar { source: Source::Path(state.path().join("gone")), ..nar(noise(10)) };
+    let error = stores.put_nar("cache", "nar/x", Compression::None, gone).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound);
+    assert!(files(&state.path().join("object-stores/cache")).is_empty());
+}
+
+#[tokio::test]
+async fn an_upload_that_is_cut_off_leaves_nothing_visible() {
+    let state = tempfile::tempdir().unwrap();
+    let directory = state.path().join("object-stores/cache");
+    let stores = Arc::new(stores("[object-stores.cache]", state.path()));
+    // A NAR that never ends: a FIFO nobody closes would block the reader for good, so the source is
+    // merely long.
+    let long = nar(noise(6 * put_nar::PART));
+    let upload = tokio::spawn({
+        let stores = stores.clone();
+        async move { stores.put_nar("cache", "x", Compression::Xz(9), long).await }
+    });
+    upload.abort();
+    assert!(upload.await.unwrap_err().is_cancelled());
+    assert!(!directory.exists() || !files(&directory).contains(&"x".to_owned()));
+}
+
+#[tokio::test]
+async fn settings_that_cannot_be_used() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("empty"), "\n").unwrap();
+    std::fs::write(dir.path().join("secret"), "hunter2").unwrap();
+    let place = dir.path().display();
+    let mut errors = Vec::new();
+    for keys in [
+        "url = \"bucket\"".to_owned(),
+        "url = \"ftp://host/\"".to_owned(),
+        "url = \"https://user:hunter2@host/\"".to_owned(),
+        "url = \"file://host/dir\"".to_owned(),
+        "url = \"s3://bucket?endpoint=127.0.0.1:9&scheme=http&region=eu&profile=ci\"".to_owned(),
+        "url = \"s3://bucket?compression=xz&secret-key=/k&endpoint=https://e\"".to_owned(),
+        "url = \"https://host/p?token=1\"".to_owned(),
+        "url = \"gs://bucket#x\"".to_owned(),
+        "url = \"gs://bucket\"\nregion = \"x\"".to_owned(),
+        "url = \"s3://bucket\"\nendpoint = \"localhost:9000\"".to_owned(),
+        format!("url = \"s3://bucket\"\ncredentials.access-key-id-file = \"{place}/secret\""),
+        format!(
+            "url = \"s3://bucket\"\ncredentials.access-key-id-file = \"{place}/secret\"\n\
+             credentials.secret-access-key-file = \"{place}/empty\""
+        ),
+        format!(
+            "url = \"s3://bucket\"\ncredentials.access-key-id-file = \"{place}/secret\"\n\
+             credentials.secret-access-key-file = \"{place}/none\""
+        ),
+        format!("url = \"file://{place}/secret/below\""),
+    ] {
+        let stores = stores(&format!("[object-stores.cache]\n{keys}\n"), dir.path());
+        let error = stores.get("cache", "key", 1).await.unwrap_err();
+        let uid = format!("uid {}", rustix::process::geteuid().as_raw());
+        errors.push(
+            format!("{}: {error}", error.kind.as_str())
+                .replace(&place.to_string(), "/etc")
+                .replace(&uid, "uid N"),
+        );
+    }
+    errors.push(stores("", dir.path()).get("cache", "key", 1).await.unwrap_err().to_string());
+    assert!(errors.iter().all(|error| !error.contains("hunter2")), "no secret in a message");
+    insta::assert_snapshot!(errors.join("\n"));
+}
+
+#[test]
+fn what_a_plain_http_store_does_not_take_is_said_beforehand() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "[object-stores.cache]\nurl = \"https://cache.example.org/\"\n";
+    let said = stores(text, dir.path()).check("cache").unwrap();
+    assert_eq!(
+        said,
+        "https://cache.example.org/, which takes no object over 8 MiB; s3:// has no such bound"
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_is_down_is_worth_a_retry() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("secret"), "hunter2").unwrap();
+    // Bound and closed again: nobody listens there.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let text = format!(
+        "[object-stores.cache]\nurl = \"s3://bucket/prefix\"\nendpoint = \"http://127.0.0.1:{port}\"\n\
+         credentials.access-key-id-file = \"{0}/secret\"\ncredentials.secret-access-key-file = \"{0}/secret\"\n",
+        dir.path().display()
+    );
+    let error =
+        stores(&text, dir.path()).exists("cache", &["a.narinfo".to_owned()]).await.unwrap_err();
+    let message = format!("{}: {error}", error.kind.as_str()).replace(&port.to_string(), "PORT");
+    insta::assert_snapshot!(message);
+}
+
+proptest::proptest! {
+    /// Whatever key a plugin gives, it is the same key for the service, or refused.
+    #[test]
+    fn any_key(key in "(\\.\\./|/|a/|\\.|%2e|\\PC){0,8}") {
+        if let Ok(path) = path("cache", &key) {
+            proptest::prop_assert_eq!(path.as_ref(), key.as_str());
+            proptest::prop_assert!(!key.split('/').any(|segment| matches!(segment, "" | "." | "..")));
+        }
+    }
+}

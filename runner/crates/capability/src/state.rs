@@ -1,0 +1,345 @@
+//! The `state` interface: a small durable key-value store for each plugin.
+//!
+//! A run works on a copy: it reads the whole store at its first call (the store is small,
+//! [`Limit::StateBytes`]), sees its own writes at once, and [`Transaction::commit`] puts them into
+//! the store in one SQLite transaction when the run returns. A run that traps or meets a limit is
+//! dropped with its copy. Where two runs of one plugin write the same key, the one that returns
+//! last wins; a key that a run did not write it never changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind as Io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use super::{CapabilityError, PluginContext};
+use hookrun_config::Limit;
+
+/// How long a commit waits for another process's commit. Both take well under a millisecond.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Keys and values of one plugin.
+pub type Pairs = BTreeMap<String, Vec<u8>>;
+
+/// Keys with their new values; none: removed.
+type Changes = Vec<(String, Option<Vec<u8>>)>;
+
+/// All plugins' stores of an installation.
+#[derive(Debug)]
+pub struct Stores(Place);
+
+#[derive(Debug, Clone)]
+enum Place {
+    /// One SQLite file for each plugin in this directory.
+    Directory(PathBuf),
+    /// For `hookrun test`.
+    Memory(Arc<Mutex<BTreeMap<String, Pairs>>>),
+}
+
+impl Stores {
+    /// Stores in `directory`, which is made (0700) by the first write.
+    pub fn durable(directory: PathBuf) -> Self {
+        Self(Place::Directory(directory))
+    }
+
+    /// Stores that live as long as this value.
+    pub fn in_memory() -> Self {
+        Self(Place::Memory(Arc::default()))
+    }
+
+    /// Everything that `plugin` has stored, for a process that cannot open its store.
+    ///
+    /// # Errors
+    /// `transient` if the store cannot be read.
+    pub fn load(&self, plugin: &str) -> Result<Pairs, CapabilityError> {
+        match &self.0 {
+            Place::Memory(stores) => Ok(lock(stores).get(plugin).cloned().unwrap_or_default()),
+            Place::Directory(directory) => {
+                read_file(&file(directory, plugin)).map_err(|error| unusable(plugin, &error))
+            }
+        }
+    }
+
+    /// Makes durable what such a process has changed from `before` to `after`.
+    ///
+    /// # Errors
+    /// `transient` if the store cannot be written.
+    pub fn save(&self, plugin: &str, before: &Pairs, after: &Pairs) -> Result<(), CapabilityError> {
+        let removed =
+            before.keys().filter(|key| !after.contains_key(*key)).map(|key| (key.clone(), None));
+        let set = after.iter().filter(|(key, value)| before.get(*key) != Some(*value));
+        let set = set.map(|(key, value)| (key.clone(), Some(value.clone())));
+        let changes: Changes = removed.chain(set).collect();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        match &self.0 {
+            Place::Memory(stores) => {
+                change(&mut lock(stores), plugin, changes);
+                Ok(())
+            }
+            Place::Directory(directory) => make_directory(directory)
+                .and_then(|()| write_file(&file(directory, plugin), &changes))
+                .map_err(|error| unusable(plugin, &error)),
+        }
+    }
+
+    /// Puts `pairs` in place of what a store in memory holds for `plugin`.
+    pub fn fill(&self, plugin: &str, pairs: Pairs) {
+        if let Place::Memory(stores) = &self.0 {
+            lock(stores).insert(plugin.to_owned(), pairs);
+        }
+    }
+
+    /// A run of `plugin` begins. Reads nothing yet.
+    pub fn begin(&self, plugin: &str) -> Transaction {
+        Transaction {
+            place: self.0.clone(),
+            plugin: plugin.to_owned(),
+            pairs: None,
+            written: BTreeSet::new(),
+        }
+    }
+}
+
+/// One run's view of its plugin's store.
+#[derive(Debug)]
+pub struct Transaction {
+    place: Place,
+    plugin: String,
+    /// None: not read yet.
+    pairs: Option<Pairs>,
+    /// Keys set or deleted.
+    written: BTreeSet<String>,
+}
+
+impl Transaction {
+    async fn pairs(&mut self) -> Result<&mut Pairs, CapabilityError> {
+        let pairs = match self.pairs.take() {
+            Some(pairs) => pairs,
+            None => self.place.read(&self.plugin).await?,
+        };
+        Ok(self.pairs.insert(pairs))
+    }
+
+    /// Returns the value of `key`.
+    ///
+    /// # Errors
+    /// `invalid` or `limit` for the key; `transient` if the store cannot be read now.
+    pub async fn get(
+        &mut self,
+        key: &str,
+        context: &PluginContext,
+    ) -> Result<Option<Vec<u8>>, CapabilityError> {
+        check_key(key, context)?;
+        Ok(self.pairs().await?.get(key).cloned())
+    }
+
+    /// Sets `key` to `value` in this run's view.
+    ///
+    /// # Errors
+    /// `invalid` or `limit` for the key or the size of the store; `transient` if the store cannot
+    /// be read now.
+    pub async fn set(
+        &mut self,
+        key: String,
+        value: Vec<u8>,
+        context: &PluginContext,
+    ) -> Result<(), CapabilityError> {
+        check_key(&key, context)?;
+        let pairs = self.pairs().await?;
+        let others = pairs.iter().filter(|(other, _)| **other != key);
+        let (keys, bytes) = others.fold((0_u64, 0_u64), |(keys, bytes), (key, value)| {
+            (keys + 1, bytes + size(key, value))
+        });
+        context.within(Limit::StateKeys, keys + 1)?;
+        context.within(Limit::StateBytes, bytes + size(&key, &value))?;
+        pairs.insert(key.clone(), value);
+        self.written.insert(key);
+        Ok(())
+    }
+
+    /// Removes `key` from this run's view.
+    ///
+    /// # Errors
+    /// As [`Transaction::get`].
+    pub async fn delete(
+        &mut self,
+        key: String,
+        context: &PluginContext,
+    ) -> Result<(), CapabilityError> {
+        check_key(&key, context)?;
+        self.pairs().await?.remove(&key);
+        self.written.insert(key);
+        Ok(())
+    }
+
+    /// Returns the keys that begin with `prefix`, sorted.
+    ///
+    /// # Errors
+    /// `transient` if the store cannot be read now.
+    pub async fn keys(&mut self, prefix: &str) -> Result<Vec<String>, CapabilityError> {
+        let pairs = self.pairs().await?;
+        Ok(pairs
+            .range(prefix.to_owned()..)
+            .map(|(key, _)| key)
+            .take_while(|key| key.starts_with(prefix))
+            .cloned()
+            .collect())
+    }
+
+    /// Puts what was written into the store.
+    ///
+    /// # Errors
+    /// `transient` if the store cannot be written now.
+    pub async fn commit(&mut self) -> Result<(), CapabilityError> {
+        let written = std::mem::take(&mut self.written);
+        if written.is_empty() {
+            return Ok(());
+        }
+        let pairs = self.pairs.take().unwrap_or_default();
+        let changes = written
+            .into_iter()
+            .map(|key| (pairs.get(&key).cloned(), key))
+            .map(|(value, key)| (key, value))
+            .collect();
+        self.place.write(&self.plugin, changes).await
+    }
+}
+
+fn size(key: &str, value: &[u8]) -> u64 {
+    (key.len() + value.len()) as u64
+}
+
+fn check_key(key: &str, context: &PluginContext) -> Result<(), CapabilityError> {
+    if key.is_empty() {
+        return Err(CapabilityError::invalid("state: the key is empty; give it a name"));
+    }
+    context.within(Limit::StateKeyBytes, key.len() as u64)
+}
+
+impl Place {
+    async fn read(&self, plugin: &str) -> Result<Pairs, CapabilityError> {
+        match self {
+            Self::Memory(stores) => Ok(lock(stores).get(plugin).cloned().unwrap_or_default()),
+            Self::Directory(directory) => {
+                let path = file(directory, plugin);
+                blocking(plugin, move || read_file(&path)).await
+            }
+        }
+    }
+
+    async fn write(&self, plugin: &str, changes: Changes) -> Result<(), CapabilityError> {
+        match self {
+            Self::Memory(stores) => {
+                change(&mut lock(stores), plugin, changes);
+                Ok(())
+            }
+            Self::Directory(directory) => {
+                let (directory, path) = (directory.clone(), file(directory, plugin));
+                blocking(plugin, move || {
+                    make_directory(&directory)?;
+                    write_file(&path, &changes)
+                })
+                .await
+            }
+        }
+    }
+}
+
+fn lock(
+    stores: &Mutex<BTreeMap<String, Pairs>>,
+) -> std::sync::MutexGuard<'_, BTreeMap<String, Pairs>> {
+    stores.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn change(stores: &mut BTreeMap<String, Pairs>, plugin: &str, changes: Changes) {
+    let pairs = stores.entry(plugin.to_owned()).or_default();
+    for (key, value) in changes {
+        match value {
+            Some(value) => pairs.insert(key, value),
+            None => pairs.remove(&key),
+        };
+    }
+}
+
+/// Plugin names have letters, digits, `-`, `_` and `.`, and no leading `.` (checked by the
+/// configuration).
+fn file(directory: &Path, plugin: &str) -> PathBuf {
+    directory.join(format!("{plugin}.sqlite"))
+}
+
+fn make_directory(directory: &Path) -> rusqlite::Result<()> {
+    match std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory) {
+        Err(error) if error.kind() != Io::AlreadyExists => {
+            let error = format!("cannot make {}: {error}", directory.display());
+            Err(rusqlite::Error::InvalidPath(PathBuf::from(error)))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn blocking<R: Send + 'static>(
+    plugin: &str,
+    work: impl FnOnce() -> rusqlite::Result<R> + Send + 'static,
+) -> Result<R, CapabilityError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(|error| unusable(plugin, &error)),
+        Err(error) => Err(unusable(plugin, &error)),
+    }
+}
+
+fn unusable(plugin: &str, error: &dyn std::fmt::Display) -> CapabilityError {
+    CapabilityError::transient(format!(
+        "the state of plugin `{plugin}` cannot be used ({error}); see that hookrun's state directory can be written"
+    ))
+}
+
+fn read_file(path: &Path) -> rusqlite::Result<Pairs> {
+    if !path.exists() {
+        return Ok(Pairs::new());
+    }
+    let connection = open(path)?;
+    let mut statement = connection.prepare("SELECT key, value FROM pairs")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    rows.collect()
+}
+
+fn write_file(path: &Path, changes: &[(String, Option<Vec<u8>>)]) -> rusqlite::Result<()> {
+    let mut connection = open(path)?;
+    let transaction =
+        connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    for (key, value) in changes {
+        match value {
+            Some(value) => transaction.execute(
+                "INSERT OR REPLACE INTO pairs (key, value) VALUES (?1, ?2)",
+                (key, value),
+            )?,
+            None => transaction.execute("DELETE FROM pairs WHERE key = ?1", (key,))?,
+        };
+    }
+    transaction.commit()
+}
+
+/// `user_version` is the format; a later one is refused by the next release instead of being
+/// guessed at.
+const FORMAT: i64 = 1;
+
+fn open(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    let format: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if format > FORMAT {
+        let what =
+            format!("{} has format {format}, this hookrun reads up to {FORMAT}", path.display());
+        return Err(rusqlite::Error::InvalidPath(PathBuf::from(what)));
+    }
+    connection.execute_batch(&format!(
+        "CREATE TABLE IF NOT EXISTS pairs (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+         PRAGMA user_version = {FORMAT};"
+    ))?;
+    Ok(connection)
+}

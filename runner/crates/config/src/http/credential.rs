@@ -1,0 +1,245 @@
+//! `[http-credentials.NAME]`: what the host puts into a request whose grant names it. Secrets are
+//! named by file.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+/// One credential.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HttpCredential {
+    /// `Authorization: Bearer TOKEN` (RFC 6750 section 2.1).
+    Bearer {
+        /// A file with the token.
+        token_file: PathBuf,
+    },
+    /// `Authorization: Basic ...` (RFC 7617).
+    Basic {
+        /// The user.
+        username: String,
+        /// A file with the password.
+        password_file: PathBuf,
+    },
+    /// A header of any other name.
+    Header {
+        /// Its name.
+        header: String,
+        /// A file with its value.
+        value_file: PathBuf,
+    },
+    /// AWS Signature Version 4.
+    AwsSigv4 {
+        /// A file with the access key id.
+        access_key_file: PathBuf,
+        /// A file with the secret access key.
+        secret_key_file: PathBuf,
+        /// A file with a session token.
+        session_token_file: Option<PathBuf>,
+        /// Such as `eu-west-1`.
+        region: String,
+        /// Such as `execute-api`.
+        service: String,
+    },
+}
+
+impl HttpCredential {
+    /// Does it set this header (in lower case)? A request may then not bring its own.
+    pub fn sets(&self, header: &str) -> bool {
+        match self {
+            Self::Bearer { .. } | Self::Basic { .. } => header == "authorization",
+            Self::Header { header: own, .. } => header == own,
+            Self::AwsSigv4 { .. } => AWS_HEADERS.contains(&header),
+        }
+    }
+
+    /// The files it is read from, each with its key.
+    pub fn files(&self) -> Vec<(&'static str, &PathBuf)> {
+        match self {
+            Self::Bearer { token_file } => vec![("token-file", token_file)],
+            Self::Basic { username: _, password_file } => vec![("password-file", password_file)],
+            Self::Header { header: _, value_file } => vec![("value-file", value_file)],
+            Self::AwsSigv4 {
+                access_key_file,
+                secret_key_file,
+                session_token_file,
+                region: _,
+                service: _,
+            } => {
+                let mut files = vec![
+                    ("access-key-file", access_key_file),
+                    ("secret-key-file", secret_key_file),
+                ];
+                files.extend(session_token_file.iter().map(|file| ("session-token-file", file)));
+                files
+            }
+        }
+    }
+
+    /// The same files, to change their names.
+    pub(crate) fn files_mut(&mut self) -> Vec<&mut PathBuf> {
+        match self {
+            Self::Bearer { token_file } => vec![token_file],
+            Self::Basic { username: _, password_file } => vec![password_file],
+            Self::Header { header: _, value_file } => vec![value_file],
+            Self::AwsSigv4 { access_key_file, secret_key_file, session_token_file, .. } => {
+                [access_key_file, secret_key_file].into_iter().chain(session_token_file).collect()
+            }
+        }
+    }
+}
+
+/// The headers of a signature.
+pub const AWS_HEADERS: [&str; 4] =
+    ["authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-security-token"];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Kind {
+    Bearer,
+    Basic,
+    Header,
+    AwsSigv4,
+}
+
+impl Kind {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bearer => "bearer",
+            Self::Basic => "basic",
+            Self::Header => "header",
+            Self::AwsSigv4 => "aws-sigv4",
+        }
+    }
+}
+
+/// The table as it stands in the file: all keys of all kinds.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct RawHttpCredential {
+    kind: Kind,
+    token_file: Option<PathBuf>,
+    username: Option<String>,
+    password_file: Option<PathBuf>,
+    header: Option<String>,
+    value_file: Option<PathBuf>,
+    access_key_file: Option<PathBuf>,
+    secret_key_file: Option<PathBuf>,
+    session_token_file: Option<PathBuf>,
+    region: Option<String>,
+    service: Option<String>,
+}
+
+impl RawHttpCredential {
+    /// The credential called `name`.
+    ///
+    /// # Errors
+    /// The key to blame and a fragment.
+    pub fn checked(self, name: &str) -> Result<HttpCredential, (&'static str, String)> {
+        let Self {
+            kind,
+            token_file,
+            username,
+            password_file,
+            header,
+            value_file,
+            access_key_file,
+            secret_key_file,
+            session_token_file,
+            region,
+            service,
+        } = self;
+        let of = [
+            ("token-file", token_file.is_some(), Kind::Bearer),
+            ("username", username.is_some(), Kind::Basic),
+            ("password-file", password_file.is_some(), Kind::Basic),
+            ("header", header.is_some(), Kind::Header),
+            ("value-file", value_file.is_some(), Kind::Header),
+            ("access-key-file", access_key_file.is_some(), Kind::AwsSigv4),
+            ("secret-key-file", secret_key_file.is_some(), Kind::AwsSigv4),
+            ("session-token-file", session_token_file.is_some(), Kind::AwsSigv4),
+            ("region", region.is_some(), Kind::AwsSigv4),
+            ("service", service.is_some(), Kind::AwsSigv4),
+        ];
+        if let Some((key, _, other)) = of.iter().find(|(_, set, of)| *set && *of != kind) {
+            let other = other.as_str();
+            return Err((
+                key,
+                format!(
+                    "`{key}` of [http-credentials.{name}] is for `kind = \"{other}\"` only; write that, or remove `{key}`"
+                ),
+            ));
+        }
+        let missing = |key: &'static str, example: &str| {
+            let kind = kind.as_str();
+            (
+                "kind",
+                format!(
+                    "[http-credentials.{name}] is of the kind `{kind}` and lacks `{key}`; write `{key} = \"{example}\"`"
+                ),
+            )
+        };
+        Ok(match kind {
+            Kind::Bearer => HttpCredential::Bearer {
+                token_file: token_file.ok_or_else(|| missing("token-file", "/path"))?,
+            },
+            Kind::Basic => {
+                let username = username.ok_or_else(|| missing("username", "NAME"))?;
+                // RFC 7617 section 2: the first colon ends the user.
+                if username.contains(':') || username.chars().any(char::is_control) {
+                    return Err((
+                        "username",
+                        format!(
+                            "`username` of [http-credentials.{name}] may not hold `:` or control characters; correct it"
+                        ),
+                    ));
+                }
+                HttpCredential::Basic {
+                    username,
+                    password_file: password_file
+                        .ok_or_else(|| missing("password-file", "/path"))?,
+                }
+            }
+            Kind::Header => {
+                let header = header.ok_or_else(|| missing("header", "x-api-key"))?;
+                let token = !header.is_empty()
+                    && header
+                        .bytes()
+                        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+                if !token || RESERVED.iter().any(|reserved| header.eq_ignore_ascii_case(reserved)) {
+                    return Err((
+                        "header",
+                        format!(
+                            "`{header}` cannot be the `header` of [http-credentials.{name}]; write for example `x-api-key`"
+                        ),
+                    ));
+                }
+                HttpCredential::Header {
+                    header: header.to_ascii_lowercase(),
+                    value_file: value_file.ok_or_else(|| missing("value-file", "/path"))?,
+                }
+            }
+            Kind::AwsSigv4 => HttpCredential::AwsSigv4 {
+                access_key_file: access_key_file
+                    .ok_or_else(|| missing("access-key-file", "/path"))?,
+                secret_key_file: secret_key_file
+                    .ok_or_else(|| missing("secret-key-file", "/path"))?,
+                session_token_file,
+                region: region.ok_or_else(|| missing("region", "eu-west-1"))?,
+                service: service.ok_or_else(|| missing("service", "execute-api"))?,
+            },
+        })
+    }
+}
+
+/// Headers that frame or route a message (RFC 9110 sections 7 and 8.6, RFC 9112); a credential is
+/// none of them.
+const RESERVED: [&str; 8] = [
+    "connection",
+    "content-length",
+    "host",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];

@@ -1,0 +1,70 @@
+//! The component bindings, generated from `plugin-sdk/wit`. One world takes all imports and all
+//! hooks; a plugin has some of the hooks, so the world as a whole is never instantiated:
+//! [`super::load`] asks for each interface by itself.
+//!
+//! Every import is `async` (a guest waits without holding a thread) and `trappable` (a limit can
+//! end the run from within a host call). Only the rooms [`super`] and [`hookrun_capability`] use
+//! this module; everything else sees the types of [`hookrun_nix::event`] and [`hookrun_nix::outcome`].
+
+#![allow(
+    missing_docs,
+    unused_variables,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated code; the documentation is in the WIT"
+)]
+
+/// `wasi:http/outgoing-handler`, whose `handle` is a host call like the others; `wasi:http/types`
+/// is wasmtime-wasi-http's.
+pub mod http {
+    wasmtime::component::bindgen!({
+        path: "../../../plugin-sdk/wit/wasi-http-0.2.12",
+        inline: "
+            package hookrun:sender;
+
+            world sender {
+                import wasi:http/outgoing-handler@0.2.12;
+            }
+        ",
+        world: "hookrun:sender/sender",
+        imports: { default: async | trappable },
+        with: {
+            "wasi:http/types": wasmtime_wasi_http::p2::bindings::http::types,
+            "wasi:io": wasmtime_wasi::p2::bindings::io,
+            "wasi:clocks": wasmtime_wasi::p2::bindings::clocks,
+        },
+        require_store_data_send: true,
+    });
+}
+
+wasmtime::component::bindgen!({
+    path: [
+        "../../../plugin-sdk/wit/host-0.1.0",
+        "../../../plugin-sdk/wit/post-build-0.1.0",
+        "../../../plugin-sdk/wit/diff-0.1.0",
+        "../../../plugin-sdk/wit/builder-selection-0.1.0",
+    ],
+    inline: "
+        package hookrun:runner;
+
+        world plugin {
+            import hookrun:host/types@0.1.0;
+            import hookrun:host/log@0.1.0;
+            import hookrun:host/config@0.1.0;
+            import hookrun:host/state@0.1.0;
+            import hookrun:host/nix-store@0.1.0;
+            import hookrun:host/object-store@0.1.0;
+            import hookrun:host/signing@0.1.0;
+            import hookrun:host/mail@0.1.0;
+            export hookrun:post-build/post-build@0.1.0;
+            export hookrun:diff/diff@0.1.0;
+            export hookrun:builder-selection/builder-selection@0.1.0;
+        }
+    ",
+    imports: { default: async | trappable },
+    exports: { default: async },
+    with: {
+        "hookrun:host/nix-store.nar": hookrun_capability::nix_store::Nar,
+    },
+    require_store_data_send: true,
+});

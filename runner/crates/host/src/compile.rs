@@ -1,0 +1,221 @@
+//! Compilation, contained. A compiler that works on strangers' bytes can be made to take all time
+//! and memory, which wasmtime declares not its concern; so it runs in a child process
+//! ([`super::contain`]) with limits on both (`compile-time`, `compile-memory`). This process never
+//! compiles, except where [`Compiler::InProcess`] says so.
+//!
+//! Called by [`super::load`] while a plugin is made ready.
+
+use std::io::{Read as _, Write as _};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use wasmtime::Engine;
+
+use super::contain::{self, Bounds, Ended};
+use super::engine;
+use hookrun_config::{Limit, Plugin};
+use hookrun_nix::exit_code::Exit;
+
+/// The hidden command of the child.
+pub const COMMAND: &str = "compile-one";
+
+/// Threads of the compiler: it runs beside builds.
+const THREADS: &str = "2";
+/// The most native code that one component may become; the largest known (an interpreter of Python)
+/// becomes 35 MiB.
+const MAX_CODE: u64 = 1 << 30;
+/// What the compiler says when there is no memory for its threads (rayon-core 1.13) or for
+/// something else (wasmtime 48).
+const NO_MEMORY: [&str; 2] = ["ThreadPoolBuildError", "out of memory"];
+/// Processor time is counted over all threads: this much more than wall time is a child that nobody
+/// stopped.
+const PROCESSOR_FACTOR: u64 = 4;
+
+/// Who compiles.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Compiler {
+    /// A child of this process, which must be hookrun. Where this process is root it becomes this
+    /// user.
+    Contained(Option<String>),
+    /// The same in a process that Nix waits for: what is not done by then is left for the next.
+    Within(Option<String>, Instant),
+    /// This process: for programs that are not hookrun, such as tests.
+    InProcess,
+    /// Nobody: on the hook path a plugin is there or it is not.
+    Nobody,
+}
+
+/// Why there is no native code.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// A fragment about the component, such as `does not compile (...)`.
+    #[error("{0}")]
+    Component(String),
+    /// A whole message: a limit, with its key.
+    #[error("{0}")]
+    Limit(String),
+    /// Nobody compiles here.
+    #[error(
+        "is not compiled yet, and a hook does not wait for a compiler; it is being compiled now, or run `hookrun compile`"
+    )]
+    NotAhead,
+    /// The child could not be had.
+    #[error("cannot be compiled ({0}); see that there is memory, and that /proc is mounted")]
+    System(#[from] std::io::Error),
+}
+
+impl Compiler {
+    /// Compiles `wasm` for an engine with `plugin`'s settings.
+    pub(super) fn compile(
+        &self,
+        engine: &Engine,
+        plugin: &Plugin,
+        wasm: &[u8],
+    ) -> Result<Vec<u8>, CompileError> {
+        match self {
+            Self::Nobody => Err(CompileError::NotAhead),
+            Self::InProcess => {
+                engine.precompile_component(wasm).map_err(|error| refused(&format!("{error:#}")))
+            }
+            Self::Contained(user) => contained(user.as_deref(), plugin, wasm, None),
+            Self::Within(user, until) => contained(user.as_deref(), plugin, wasm, Some(*until)),
+        }
+    }
+
+    /// How long to wait for another process that compiles the same.
+    pub(super) fn patience(&self, plugin: &Plugin) -> Duration {
+        match self {
+            Self::Nobody => Duration::ZERO,
+            Self::Within(_, until) => until.saturating_duration_since(Instant::now()),
+            Self::InProcess | Self::Contained(_) => plugin.limits.time(Limit::CompileTime),
+        }
+    }
+}
+
+fn refused(said: &str) -> CompileError {
+    CompileError::Component(format!("does not compile ({})", said.trim().replace('\n', " ")))
+}
+
+fn contained(
+    user: Option<&str>,
+    plugin: &Plugin,
+    wasm: &[u8],
+    until: Option<Instant>,
+) -> Result<Vec<u8>, CompileError> {
+    let limits = &plugin.limits;
+    let allowed = limits.time(Limit::CompileTime);
+    let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+    let time = left.map_or(allowed, |left| left.min(allowed));
+    let bounds = Bounds {
+        memory: limits.get(Limit::CompileMemory),
+        processor: allowed.as_secs().saturating_add(1).saturating_mul(PROCESSOR_FACTOR),
+        output: MAX_CODE,
+        user: user.map(ToOwned::to_owned),
+    };
+    let stack = limits.get(Limit::Stack).to_string();
+    let command = [COMMAND, "--stack", &stack];
+    match contain::run(&command, &bounds, &[("RAYON_NUM_THREADS", THREADS)], &[wasm], time)? {
+        Ended::TimeUp if time < allowed => Err(CompileError::NotAhead),
+        Ended::TimeUp => Err(CompileError::Limit(Limit::CompileTime.reached(
+            &plugin.name,
+            limits.get(Limit::CompileTime),
+            None,
+        ))),
+        Ended::Exited { status, output, .. } if status.success() => Ok(output),
+        Ended::Exited { status, said, .. } => Err(failure(plugin, status, &said)),
+    }
+}
+
+fn failure(plugin: &Plugin, ended: ExitStatus, said: &str) -> CompileError {
+    use std::os::unix::process::ExitStatusExt as _;
+    let too_much_memory = || {
+        let allowed = plugin.limits.get(Limit::CompileMemory);
+        CompileError::Limit(Limit::CompileMemory.reached(&plugin.name, allowed, None))
+    };
+    match ended.signal() {
+        // Rust's allocator aborts when there is no more memory.
+        Some(libc::SIGABRT | libc::SIGKILL | libc::SIGSEGV | libc::SIGBUS) => too_much_memory(),
+        None if NO_MEMORY.iter().any(|words| said.contains(words)) => too_much_memory(),
+        Some(libc::SIGXCPU) => {
+            let allowed = plugin.limits.get(Limit::CompileTime);
+            CompileError::Limit(Limit::CompileTime.reached(&plugin.name, allowed, None))
+        }
+        Some(signal) => refused(&format!("the compiler died of signal {signal}")),
+        None => refused(said),
+    }
+}
+
+/// What the child is told.
+#[derive(Debug, clap::Args)]
+pub struct Order {
+    /// Bytes of stack for the guest: a setting of the engine
+    #[arg(long, value_name = "N")]
+    stack: u64,
+    #[command(flatten)]
+    bounds: Bounds,
+}
+
+/// The child: a component on standard input, native code on standard output, what is wrong on
+/// standard error.
+pub fn child(order: &Order) -> Exit {
+    hookrun_nix::process::unblock_signals();
+    match child_work(order) {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            // Read by the parent.
+            let _said = writeln!(std::io::stderr(), "{error}");
+            Exit::Failed
+        }
+    }
+}
+
+fn child_work(order: &Order) -> Result<(), String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    // The compiler will start some. If that fails although it works now, there is no memory left
+    // for their stacks.
+    let one = std::thread::Builder::new().spawn(|| ());
+    let _ended = one
+        .map_err(|error| {
+            format!(
+                "the compiler cannot start a thread ({error}); allow more processes (`ulimit -u`)"
+            )
+        })?
+        .join();
+    contain::confine(&order.bounds)?;
+    let mut wasm = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut wasm).map_err(|error| text(&error))?;
+    let engine =
+        Engine::new(&engine::settings(order.stack)).map_err(|error| format!("{error:#}"))?;
+    let code = engine.precompile_component(&wasm).map_err(|error| format!("{error:#}"))?;
+    std::io::stdout().lock().write_all(&code).map_err(|error| text(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    #[test]
+    fn which_limit_ended_the_compiler() {
+        let text = "[plugins.x]\nsource = \"x.wasm\"\n";
+        let config =
+            hookrun_config::Config::parse(std::path::Path::new("/etc/hookrun.toml"), text).unwrap();
+        let plugin = &config.plugins["x"];
+        let limit =
+            |status: i32, said: &str| match failure(plugin, ExitStatus::from_raw(status), said) {
+                CompileError::Limit(reached) => reached.split('`').nth(3).map(ToOwned::to_owned),
+                _ => None,
+            };
+        assert_eq!(
+            limit(libc::SIGABRT, "memory allocation failed").as_deref(),
+            Some("compile-memory")
+        );
+        assert_eq!(limit(libc::SIGXCPU, "").as_deref(), Some("compile-time"));
+        let panic = "not initialized.: ThreadPoolBuildError { kind: IOError(Os { code: 11, kind: WouldBlock";
+        assert_eq!(limit(101 << 8, panic).as_deref(), Some("compile-memory"));
+        assert_eq!(limit(1 << 8, "out of memory\n").as_deref(), Some("compile-memory"));
+        assert_eq!(limit(1 << 8, "unknown section"), None);
+        assert_eq!(limit(libc::SIGILL, ""), None);
+    }
+}

@@ -1,0 +1,22 @@
+//! Why a plugin cannot be used.
+
+use hookrun_config::ConfigError;
+
+/// Why a plugin cannot be used. One line that ends in the fix.
+#[derive(Debug, thiserror::Error)]
+pub enum PluginError {
+    /// The plugin, its grants or its configuration are wrong; names file and line.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Its `config` table is not what its schema allows; names file and line.
+    #[error(transparent)]
+    Table(ConfigError),
+    /// It is not compiled, and this process does not compile.
+    #[error(transparent)]
+    NotAhead(ConfigError),
+    /// This machine cannot run guests.
+    #[error(
+        "the WebAssembly engine cannot start ({0}); hookrun needs Linux on x86-64 or aarch64 and address space for 4 GiB reservations"
+    )]
+    Engine(String),
+}

@@ -1,0 +1,124 @@
+//! The border between guest and host: what each call is asked on its way in and out, and what
+//! becomes of one that does not pass.
+//!
+//! Called by the choke point for every call of every capability and of WASI. It decides by grants
+//! and limits, and does no work of a capability.
+
+use std::time::Instant;
+
+use wasmtime::Result;
+
+use super::{HostCall, RunState};
+use crate::limits::LimitReached;
+use hookrun_capability::CapabilityError;
+use hookrun_capability::grants::Need;
+use hookrun_config::{Limit, Plugin};
+
+/// Why a call did not pass.
+pub(super) enum Refused {
+    /// For the guest.
+    Denied(String),
+    /// Of this call alone.
+    Limit(LimitReached),
+}
+
+impl RunState {
+    /// The guest is about to enter the host: counts, and asks grants and limits.
+    pub(super) fn enter(&mut self, call: &HostCall<'_>) -> Result<Option<Refused>> {
+        let (count, limit) = match call.need {
+            Need::Wasi(_) => (&mut self.wasi_calls, Limit::WasiCalls),
+            _ => (&mut self.host_calls, Limit::HostCalls),
+        };
+        *count += 1;
+        let count = *count;
+        if count > self.limit(limit) {
+            return Err(self.stop_in(*call, limit, Some(count)));
+        }
+        let name = call.name();
+        if let Err(refusal) = self.plugin.effective.check(&self.plugin.wants, call.need) {
+            *self.denied.entry(name).or_default() += 1;
+            tracing::debug!(plugin = self.plugin.plugin.name, call = %name, "refused");
+            return Ok(Some(Refused::Denied(
+                refusal.message(&self.plugin.plugin.name, &self.plugin.config_file),
+            )));
+        }
+        *self.calls.entry(name).or_default() += 1;
+        let items = call.items as u64;
+        if items > self.limit(Limit::ListItems) {
+            let reached =
+                LimitReached { limit: Limit::ListItems, wanted: Some(items), call: Some(name) };
+            return Ok(Some(Refused::Limit(reached)));
+        }
+        self.cross(call, call.sent)
+    }
+
+    /// The host is about to return to the guest.
+    pub(super) fn leave(
+        &mut self,
+        call: &HostCall<'_>,
+        entered: Instant,
+        received: u64,
+        error: Option<&'static str>,
+    ) -> Result<Option<Refused>> {
+        tracing::trace!(
+            plugin = self.plugin.plugin.name,
+            call = %call.name(),
+            micros = u64::try_from(entered.elapsed().as_micros()).unwrap_or(u64::MAX),
+            error,
+        );
+        self.cross(call, received)
+    }
+
+    /// Bytes cross the border: one call may move so many, and a run so many.
+    pub(super) fn cross(&mut self, call: &HostCall<'_>, bytes: u64) -> Result<Option<Refused>> {
+        self.host_bytes = self.host_bytes.saturating_add(bytes);
+        if self.host_bytes > self.limit(Limit::HostBytes) {
+            return Err(self.stop_in(*call, Limit::HostBytes, Some(self.host_bytes)));
+        }
+        Ok((bytes > self.limit(Limit::CallBytes)).then(|| {
+            let name = Some(call.name());
+            Refused::Limit(LimitReached {
+                limit: Limit::CallBytes,
+                wanted: Some(bytes),
+                call: name,
+            })
+        }))
+    }
+
+    /// A refusal as the guest gets it.
+    pub(super) fn explain(&self, refused: &Refused) -> CapabilityError {
+        match refused {
+            Refused::Denied(message) => CapabilityError::denied(message.clone()),
+            Refused::Limit(reached) => {
+                let Plugin { name, limits, .. } = &self.plugin.plugin;
+                CapabilityError::limit(reached.message(name, limits))
+            }
+        }
+    }
+
+    /// A refusal where the guest cannot be given one.
+    pub(super) fn end(&mut self, refused: Refused) -> wasmtime::Error {
+        match refused {
+            Refused::Denied(message) => wasmtime::Error::msg(message),
+            Refused::Limit(reached) => self.stop(reached),
+        }
+    }
+
+    pub(super) fn limit(&self, limit: Limit) -> u64 {
+        self.plugin.plugin.limits.get(limit)
+    }
+
+    pub(super) fn stop_in(
+        &mut self,
+        call: HostCall<'_>,
+        limit: Limit,
+        wanted: Option<u64>,
+    ) -> wasmtime::Error {
+        self.stop(LimitReached { limit, wanted, call: Some(call.name()) })
+    }
+
+    pub(super) fn stop(&mut self, reached: LimitReached) -> wasmtime::Error {
+        self.reached = Some(reached);
+        reached.into()
+    }
+}

@@ -1,0 +1,17 @@
+//! The `config` interface: a plugin's own table.
+
+use wasmtime::Result;
+
+use super::{HostCall, RunState};
+use crate::bindings::hookrun::host::config::Host;
+use hookrun_capability::grants::Need;
+
+impl Host for RunState {
+    async fn get(&mut self) -> Result<String> {
+        let call = HostCall::new(Need::Config, "get", 0);
+        self.call_without_error(call, |inside| {
+            Box::pin(async move { Ok(inside.plugin().config_json.clone()) })
+        })
+        .await
+    }
+}

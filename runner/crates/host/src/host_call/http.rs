@@ -1,0 +1,256 @@
+//! The host function that sends, `wasi:http/outgoing-handler.handle`, through the choke point; and
+//! what a run has of `wasi:http`.
+//!
+//! The rest of `wasi:http/types` builds requests and takes responses apart in the run's own table,
+//! in wasmtime-wasi-http; it touches nothing outside, and is bounded by the number of handles and
+//! by `http-header-bytes`. Bodies cross in the streams of [`super::io`].
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wasmtime::Result;
+use wasmtime::component::{Linker, Resource};
+use wasmtime_wasi::runtime::AbortOnDropJoinHandle;
+use wasmtime_wasi_http::p2::bindings::http::types::{
+    ErrorCode, FutureIncomingResponse, IoError, Method, OutgoingRequest, RequestOptions, Scheme,
+};
+use wasmtime_wasi_http::{
+    DEFAULT_FORBIDDEN_HEADERS, Error, ForbiddenHeaderFilter, WasiBody, WasiHttpCtx,
+    WasiHttpCtxView, WasiHttpHooks,
+};
+
+use super::{Crossing, HostCall, Inside, RunState};
+use crate::bindings::http::wasi::http::outgoing_handler::Host;
+use hookrun_capability::grants::Need;
+use hookrun_capability::http::{About, Answer, Exchange, header_bytes, stream_error_code};
+use hookrun_capability::{CapabilityError, ErrorKind};
+use hookrun_config::http::{HttpTarget, Place, granting};
+use hookrun_config::{Limit, Limits};
+use hookrun_nix::outcome::LogLine;
+
+/// The version that is linked; a guest may import any compatible one.
+const TYPES: &str = "wasi:http/types@0.2.12";
+
+/// Headers beside [`DEFAULT_FORBIDDEN_HEADERS`] that belong to the connection and not to the guest:
+/// `te` (RFC 9110 section 10.1.4), and `expect` (section 10.1.1), whose interim response nobody
+/// waits for.
+const ALSO_FORBIDDEN: [HeaderName; 2] = [http::header::TE, http::header::EXPECT];
+
+/// What a header costs in memory beside its bytes, at worst, as a factor: the table's limit is on
+/// memory, ours is on bytes sent. A guest that exceeds even this ends its run.
+const FIELD_OVERHEAD: u64 = 4;
+
+/// What one run has of `wasi:http`.
+pub(super) struct RunHttp {
+    ctx: WasiHttpCtx,
+    hooks: Hooks,
+    slots: Arc<Semaphore>,
+}
+
+impl RunHttp {
+    /// For a run with these limits.
+    pub(super) fn new(limits: &Limits) -> Self {
+        let size = |limit| usize::try_from(limits.get(limit)).unwrap_or(usize::MAX);
+        let mut ctx = WasiHttpCtx::new();
+        let fields = limits.get(Limit::HttpHeaderBytes).saturating_mul(FIELD_OVERHEAD);
+        ctx.set_field_size_limit(usize::try_from(fields).unwrap_or(usize::MAX));
+        let slots = size(Limit::HttpConnections).min(Semaphore::MAX_PERMITS);
+        Self { ctx, hooks: Hooks, slots: Arc::new(Semaphore::new(slots)) }
+    }
+}
+
+/// What wasmtime-wasi-http asks its host.
+#[derive(Debug, Clone, Copy)]
+struct Hooks;
+
+impl WasiHttpHooks for Hooks {
+    fn forbidden_header_filter(&mut self) -> ForbiddenHeaderFilter {
+        Arc::new(|name| DEFAULT_FORBIDDEN_HEADERS.contains(name) || ALSO_FORBIDDEN.contains(name))
+    }
+
+    /// Only the crate's own `handle` would call it, which is not linked.
+    fn send_request(
+        &mut self,
+        _request: http::Request<WasiBody>,
+        _options: Option<RequestOptions>,
+        _worker: Box<dyn Future<Output = Result<(), Error>> + Send>,
+    ) -> Box<
+        dyn Future<
+                Output = Result<
+                    (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>),
+                    Error,
+                >,
+            > + Send,
+    > {
+        Box::new(std::future::ready(Err(Error::HttpRequestDenied)))
+    }
+}
+
+/// A request in the guest's words, read.
+#[derive(Clone)]
+struct Asked {
+    target: HttpTarget,
+    path_and_query: String,
+}
+
+impl Asked {
+    /// # Errors
+    /// What was asked for, and what is odd about it.
+    fn read(request: &OutgoingRequest) -> Result<Self, String> {
+        let method = method(&request.method);
+        let scheme = match &request.scheme {
+            Some(Scheme::Http) => "http",
+            // RFC 9110 section 4.2.2 is what wasi:http leaves to the host.
+            Some(Scheme::Https) | None => "https",
+            Some(Scheme::Other(other)) => other,
+        };
+        let authority = request.authority.as_deref().unwrap_or_default();
+        let path_with_query = request.path_with_query.as_deref().unwrap_or_default();
+        let (path, query) = match path_with_query.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (path_with_query, None),
+        };
+        // The authority is not repeated: it may hold a password.
+        let odd =
+            |what: &str| format!("http request `{method} {}`: its URL {what}", path.escape_debug());
+        let place = Place::of(scheme, authority, path).map_err(|flaw| odd(&flaw.to_string()))?;
+        if query
+            .is_some_and(|query| !query.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#'))
+        {
+            return Err(odd(
+                "has a query with a character that does not belong there; percent-encode it",
+            ));
+        }
+        let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+        let path_and_query = format!("{}{query}", place.path.as_str());
+        Ok(Self { target: HttpTarget { method: method.to_owned(), place }, path_and_query })
+    }
+}
+
+fn method(method: &Method) -> &str {
+    match method {
+        Method::Get => "GET",
+        Method::Head => "HEAD",
+        Method::Post => "POST",
+        Method::Put => "PUT",
+        Method::Delete => "DELETE",
+        Method::Connect => "CONNECT",
+        Method::Options => "OPTIONS",
+        Method::Trace => "TRACE",
+        Method::Patch => "PATCH",
+        Method::Other(other) => other,
+    }
+}
+
+/// A response that is on its way: nothing of it has crossed yet.
+impl Crossing for AbortOnDropJoinHandle<Result<Answer, Error>> {
+    fn crossing(&self) -> u64 {
+        0
+    }
+}
+
+impl Host for RunState {
+    async fn handle(
+        &mut self,
+        request: Resource<OutgoingRequest>,
+        options: Option<Resource<RequestOptions>>,
+    ) -> Result<Result<Resource<FutureIncomingResponse>, ErrorCode>> {
+        let options =
+            options.map(|options| self.wasi_table.delete(options)).transpose()?.unwrap_or_default();
+        let request = self.wasi_table.delete(request)?;
+        let asked = Asked::read(&request);
+        let need = asked.as_ref().map_or(Need::AnyHttp, |asked| Need::Http(&asked.target));
+        let headers = HeaderMap::from(request.headers);
+        let sent = header_bytes(&headers)
+            + request.path_with_query.as_ref().map_or(0, |path| path.len() as u64);
+        let call = HostCall::new(need, "handle", sent);
+        let asked =
+            asked.clone().map_err(|odd| format!("plugin `{}`: {odd}", self.plugin.plugin.name));
+        let (body, slot) = (request.body, self.http.slots.clone().try_acquire_owned().ok());
+        let passed = self
+            .guarded(call, |inside| {
+                let sending = asked
+                    .map_err(CapabilityError::invalid)
+                    .and_then(|asked| exchange(&inside, asked, headers, options, slot))
+                    .map(|exchange| wasmtime_wasi::runtime::spawn(exchange.run(body)));
+                Box::pin(std::future::ready(sending))
+            })
+            .await?;
+        let error = match passed {
+            Ok(Ok(sending)) => {
+                return Ok(Ok(self.wasi_table.push(FutureIncomingResponse::Pending(sending))?));
+            }
+            Ok(Err(error)) => error,
+            Err(refused) => self.explain(&refused),
+        };
+        // The guest learns a code; the words are for the operator.
+        self.log.push(LogLine {
+            level: "warn".to_owned(),
+            message: error.message,
+            fields: Vec::new(),
+        });
+        Ok(Err(match error.kind {
+            ErrorKind::Invalid => ErrorCode::HttpRequestUriInvalid,
+            ErrorKind::Limit => ErrorCode::HttpRequestHeaderSectionSize(None),
+            _ => ErrorCode::HttpRequestDenied,
+        }))
+    }
+}
+
+fn exchange(
+    inside: &Inside<'_>,
+    asked: Asked,
+    headers: HeaderMap,
+    options: RequestOptions,
+    slot: Option<OwnedSemaphorePermit>,
+) -> Result<Exchange, CapabilityError> {
+    let Asked { target, path_and_query } = asked;
+    let plugin = inside.plugin();
+    let grant = granting(&plugin.effective.http, &target).map_err(|miss| {
+        CapabilityError::denied(miss.message(&plugin.plugin.name, &plugin.config_file))
+    })?;
+    let about = About {
+        target: target.to_string(),
+        plugin: plugin.plugin.name.clone(),
+        limits: plugin.plugin.limits.clone(),
+        log: inside.log().clone(),
+    };
+    Ok(Exchange {
+        client: inside.services().http().clone(),
+        about: Arc::new(about),
+        grant: grant.clone(),
+        target,
+        path_and_query,
+        headers,
+        options,
+        slot,
+    })
+}
+
+impl RunState {
+    /// What the functions of `wasi:http/types` work with. They have no room for a refusal: they are
+    /// counted here, and the next call that can end the run does.
+    pub(super) fn http(&mut self) -> WasiHttpCtxView<'_> {
+        self.wasi_calls = self.wasi_calls.saturating_add(1);
+        let RunHttp { ctx, hooks, slots: _ } = &mut self.http;
+        WasiHttpCtxView { ctx, table: &mut self.wasi_table, hooks }
+    }
+}
+
+/// Links `http-error-code` anew; see [`stream_error_code`] for why.
+///
+/// # Errors
+/// The linker does not have `wasi:http/types`.
+pub(super) fn link_error_code(linker: &mut Linker<RunState>) -> Result<()> {
+    linker.allow_shadowing(true);
+    linker.instance(TYPES)?.func_wrap(
+        "http-error-code",
+        |mut store: wasmtime::StoreContextMut<'_, RunState>, (error,): (Resource<IoError>,)| {
+            let error = store.data_mut().wasi_table.get(&error)?;
+            Ok((stream_error_code(error),))
+        },
+    )?;
+    linker.allow_shadowing(false);
+    Ok(())
+}

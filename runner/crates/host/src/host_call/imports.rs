@@ -1,0 +1,108 @@
+//! The table: one line for each interface that a guest may import. Nothing is linked anywhere else:
+//! the linker is private to this file, and what leaves it can only instantiate.
+
+use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
+use wasmtime::{Engine, Result};
+use wasmtime_wasi::cli::WasiCli;
+use wasmtime_wasi::filesystem::WasiFilesystem;
+use wasmtime_wasi::p2::bindings::{cli, clocks, filesystem, random, sockets};
+use wasmtime_wasi::sockets::WasiSockets;
+use wasmtime_wasi_http::WasiHttp;
+use wasmtime_wasi_http::p2::bindings::LinkOptions;
+use wasmtime_wasi_http::p2::bindings::http::types as http_types;
+use wasmtime_wasi_io::bindings::wasi::io;
+
+use super::{RunState, http};
+use crate::bindings::hookrun::host;
+use crate::bindings::http::wasi::http::outgoing_handler;
+
+/// Everything that guests are linked with.
+pub struct Imports(Linker<RunState>);
+
+impl Imports {
+    /// Links the table for `engine`.
+    ///
+    /// # Errors
+    /// Two lines define the same interface: a defect of this file.
+    pub fn new(engine: &Engine) -> Result<Self> {
+        let mut linker = Linker::new(engine);
+        capabilities(&mut linker)?;
+        counted_wasi(&mut linker)?;
+        sending(&mut linker)?;
+        empty_wasi(&mut linker)?;
+        #[cfg(feature = "escape-drill")]
+        super::drill::add_to_linker(&mut linker)?;
+        Ok(Self(linker))
+    }
+
+    /// Links `component`.
+    ///
+    /// # Errors
+    /// It imports what is not in the table.
+    pub fn instantiate_pre(&self, component: &Component) -> Result<InstancePre<RunState>> {
+        self.0.instantiate_pre(component)
+    }
+}
+
+type Own = HasSelf<RunState>;
+
+/// `hookrun:host`: each function one [`RunState::call`].
+fn capabilities(linker: &mut Linker<RunState>) -> Result<()> {
+    host::types::add_to_linker::<_, Own>(linker, |state| state)?;
+    host::log::add_to_linker::<_, Own>(linker, |state| state)?;
+    host::config::add_to_linker::<_, Own>(linker, |state| state)?;
+    host::state::add_to_linker::<_, Own>(linker, |state| state)?;
+    host::nix_store::add_to_linker::<_, Own>(linker, |state| state)?;
+    host::object_store::add_to_linker::<_, Own>(linker, |state| state)?;
+    host::signing::add_to_linker::<_, Own>(linker, |state| state)?;
+    host::mail::add_to_linker::<_, Own>(linker, |state| state)
+}
+
+/// WASI that does something: [`super::wasi`], [`super::io`].
+fn counted_wasi(linker: &mut Linker<RunState>) -> Result<()> {
+    clocks::wall_clock::add_to_linker::<_, Own>(linker, |state| state)?;
+    clocks::monotonic_clock::add_to_linker::<_, Own>(linker, |state| state)?;
+    random::random::add_to_linker::<_, Own>(linker, |state| state)?;
+    random::insecure::add_to_linker::<_, Own>(linker, |state| state)?;
+    random::insecure_seed::add_to_linker::<_, Own>(linker, |state| state)?;
+    io::error::add_to_linker::<_, Own>(linker, |state| state)?;
+    io::poll::add_to_linker::<_, Own>(linker, |state| state)?;
+    io::streams::add_to_linker::<_, Own>(linker, |state| state)?;
+    sockets::tcp_create_socket::add_to_linker::<_, Own>(linker, |state| state)?;
+    sockets::udp_create_socket::add_to_linker::<_, Own>(linker, |state| state)
+}
+
+/// `wasi:http`, outgoing. Requests are built and responses taken apart by wasmtime-wasi-http in the
+/// run's own table; what sends is one [`RunState::call`] ([`super::http`]).
+fn sending(linker: &mut Linker<RunState>) -> Result<()> {
+    http_types::add_to_linker::<_, WasiHttp>(
+        linker,
+        &LinkOptions::default().into(),
+        RunState::http,
+    )?;
+    http::link_error_code(linker)?;
+    outgoing_handler::add_to_linker::<_, Own>(linker, |state| state)
+}
+
+/// WASI that is there so that ordinary toolchains instantiate, with nothing behind it
+/// (`super::wasi::context`).
+fn empty_wasi(linker: &mut Linker<RunState>) -> Result<()> {
+    cli::environment::add_to_linker::<_, WasiCli>(linker, RunState::cli)?;
+    cli::exit::add_to_linker::<_, WasiCli>(linker, RunState::cli)?;
+    cli::stdin::add_to_linker::<_, WasiCli>(linker, RunState::cli)?;
+    cli::stdout::add_to_linker::<_, WasiCli>(linker, RunState::cli)?;
+    cli::stderr::add_to_linker::<_, WasiCli>(linker, RunState::cli)?;
+    cli::terminal_input::add_to_linker::<_, WasiCli>(linker, RunState::cli)?;
+    cli::terminal_output::add_to_linker::<_, WasiCli>(linker, RunState::cli)?;
+    cli::terminal_stdin::add_to_linker::<_, WasiCli>(linker, RunState::cli)?;
+    cli::terminal_stdout::add_to_linker::<_, WasiCli>(linker, RunState::cli)?;
+    cli::terminal_stderr::add_to_linker::<_, WasiCli>(linker, RunState::cli)?;
+    filesystem::preopens::add_to_linker::<_, WasiFilesystem>(linker, RunState::filesystem)?;
+    filesystem::types::add_to_linker::<_, WasiFilesystem>(linker, RunState::filesystem)?;
+    let stable = sockets::network::LinkOptions::default();
+    sockets::network::add_to_linker::<_, WasiSockets>(linker, &stable, RunState::sockets)?;
+    sockets::instance_network::add_to_linker::<_, WasiSockets>(linker, RunState::sockets)?;
+    sockets::ip_name_lookup::add_to_linker::<_, WasiSockets>(linker, RunState::sockets)?;
+    sockets::tcp::add_to_linker::<_, WasiSockets>(linker, RunState::sockets)?;
+    sockets::udp::add_to_linker::<_, WasiSockets>(linker, RunState::sockets)
+}

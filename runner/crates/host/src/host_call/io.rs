@@ -1,0 +1,241 @@
+//! `wasi:io` behind the choke point: what guests wait for, and their streams.
+//!
+//! wasmtime's table does the work; here every call is counted, its bytes bounded, and its waiting
+//! ends with the run. A stream's own bounds stay with the stream: the log takes
+//! [`crate::output`]'s budget at a time and drops what is over its limit. Giving a handle
+//! back is never refused.
+
+use futures_util::future::BoxFuture;
+use wasmtime::Result;
+use wasmtime::component::{Resource, ResourceTable};
+use wasmtime_wasi::p2::{
+    DynInputStream, DynOutputStream, DynPollable, IoError, StreamError, StreamResult,
+};
+use wasmtime_wasi_io::bindings::wasi::io::{error, poll, streams};
+
+use super::{Crossing, HostCall, RunState};
+use hookrun_config::Limit;
+
+impl RunState {
+    /// A call that does not wait.
+    fn stream_now<R: Crossing>(
+        &mut self,
+        function: &'static str,
+        sent: u64,
+        work: impl FnOnce(&mut ResourceTable) -> StreamResult<R>,
+    ) -> StreamResult<R> {
+        let call = HostCall::wasi("wasi:io/streams", function).sending(sent);
+        self.wasi_call(call, |inside| Ok(Kept(work(inside.table)))).map_err(StreamError::Trap)?.0
+    }
+
+    /// A call that may wait.
+    async fn stream<R, F>(&mut self, function: &'static str, sent: u64, work: F) -> StreamResult<R>
+    where
+        R: Crossing + Send + 'static,
+        F: for<'r> FnOnce(&'r mut ResourceTable) -> BoxFuture<'r, StreamResult<R>> + Send,
+    {
+        let call = HostCall::wasi("wasi:io/streams", function).sending(sent);
+        let work = self.wasi_waiting(call, |table| {
+            let work = work(table);
+            Box::pin(async move { Ok(Kept(work.await)) })
+        });
+        work.await.map_err(StreamError::Trap)?.0
+    }
+
+    /// The most that one read may bring: what may cross in one call.
+    fn most(&self, length: u64) -> u64 {
+        length.min(self.limit(Limit::CallBytes))
+    }
+}
+
+/// A stream's result is passed on as it is; only what it brings is counted.
+struct Kept<R>(StreamResult<R>);
+
+impl<R: Crossing> Crossing for Kept<R> {
+    fn crossing(&self) -> u64 {
+        self.0.as_ref().map_or(0, Crossing::crossing)
+    }
+}
+
+impl poll::Host for RunState {
+    async fn poll(&mut self, pollables: Vec<Resource<DynPollable>>) -> Result<Vec<u32>> {
+        let call = HostCall::wasi("wasi:io/poll", "poll").items(pollables.len());
+        self.wasi_waiting(call, |table| Box::pin(poll::Host::poll(table, pollables))).await
+    }
+}
+
+impl poll::HostPollable for RunState {
+    async fn block(&mut self, pollable: Resource<DynPollable>) -> Result<()> {
+        let call = HostCall::wasi("wasi:io/poll", "pollable.block");
+        self.wasi_waiting(call, |table| Box::pin(poll::HostPollable::block(table, pollable))).await
+    }
+
+    async fn ready(&mut self, pollable: Resource<DynPollable>) -> Result<bool> {
+        let call = HostCall::wasi("wasi:io/poll", "pollable.ready");
+        self.wasi_waiting(call, |table| Box::pin(poll::HostPollable::ready(table, pollable))).await
+    }
+
+    fn drop(&mut self, pollable: Resource<DynPollable>) -> Result<()> {
+        poll::HostPollable::drop(&mut self.wasi_table, pollable)
+    }
+}
+
+impl error::Host for RunState {}
+
+impl error::HostError for RunState {
+    fn to_debug_string(&mut self, error: Resource<IoError>) -> Result<String> {
+        let call = HostCall::wasi("wasi:io/error", "error.to-debug-string");
+        self.wasi_call(call, |inside| error::HostError::to_debug_string(inside.table, error))
+    }
+
+    fn drop(&mut self, error: Resource<IoError>) -> Result<()> {
+        error::HostError::drop(&mut self.wasi_table, error)
+    }
+}
+
+impl streams::Host for RunState {
+    fn convert_stream_error(&mut self, error: StreamError) -> Result<streams::StreamError> {
+        streams::Host::convert_stream_error(&mut self.wasi_table, error)
+    }
+}
+
+impl streams::HostInputStream for RunState {
+    fn read(&mut self, stream: Resource<DynInputStream>, length: u64) -> StreamResult<Vec<u8>> {
+        let length = self.most(length);
+        self.stream_now("input-stream.read", 0, |table| {
+            streams::HostInputStream::read(table, stream, length)
+        })
+    }
+
+    async fn blocking_read(
+        &mut self,
+        stream: Resource<DynInputStream>,
+        length: u64,
+    ) -> StreamResult<Vec<u8>> {
+        let length = self.most(length);
+        self.stream("input-stream.blocking-read", 0, |table| {
+            Box::pin(streams::HostInputStream::blocking_read(table, stream, length))
+        })
+        .await
+    }
+
+    fn skip(&mut self, stream: Resource<DynInputStream>, length: u64) -> StreamResult<u64> {
+        let length = self.most(length);
+        self.stream_now("input-stream.skip", 0, |table| {
+            streams::HostInputStream::skip(table, stream, length)
+        })
+    }
+
+    async fn blocking_skip(
+        &mut self,
+        stream: Resource<DynInputStream>,
+        length: u64,
+    ) -> StreamResult<u64> {
+        let length = self.most(length);
+        self.stream("input-stream.blocking-skip", 0, |table| {
+            Box::pin(streams::HostInputStream::blocking_skip(table, stream, length))
+        })
+        .await
+    }
+
+    fn subscribe(&mut self, stream: Resource<DynInputStream>) -> Result<Resource<DynPollable>> {
+        let call = HostCall::wasi("wasi:io/streams", "input-stream.subscribe");
+        self.wasi_call(call, |inside| streams::HostInputStream::subscribe(inside.table, stream))
+    }
+
+    async fn drop(&mut self, stream: Resource<DynInputStream>) -> Result<()> {
+        streams::HostInputStream::drop(&mut self.wasi_table, stream).await
+    }
+}
+
+impl streams::HostOutputStream for RunState {
+    fn check_write(&mut self, stream: Resource<DynOutputStream>) -> StreamResult<u64> {
+        self.stream_now("output-stream.check-write", 0, |table| {
+            streams::HostOutputStream::check_write(table, stream)
+        })
+    }
+
+    fn write(&mut self, stream: Resource<DynOutputStream>, bytes: Vec<u8>) -> StreamResult<()> {
+        self.stream_now("output-stream.write", bytes.crossing(), |table| {
+            streams::HostOutputStream::write(table, stream, bytes)
+        })
+    }
+
+    async fn blocking_write_and_flush(
+        &mut self,
+        stream: Resource<DynOutputStream>,
+        bytes: Vec<u8>,
+    ) -> StreamResult<()> {
+        self.stream("output-stream.blocking-write-and-flush", bytes.crossing(), |table| {
+            Box::pin(streams::HostOutputStream::blocking_write_and_flush(table, stream, bytes))
+        })
+        .await
+    }
+
+    fn flush(&mut self, stream: Resource<DynOutputStream>) -> StreamResult<()> {
+        self.stream_now("output-stream.flush", 0, |table| {
+            streams::HostOutputStream::flush(table, stream)
+        })
+    }
+
+    async fn blocking_flush(&mut self, stream: Resource<DynOutputStream>) -> StreamResult<()> {
+        self.stream("output-stream.blocking-flush", 0, |table| {
+            Box::pin(streams::HostOutputStream::blocking_flush(table, stream))
+        })
+        .await
+    }
+
+    fn subscribe(&mut self, stream: Resource<DynOutputStream>) -> Result<Resource<DynPollable>> {
+        let call = HostCall::wasi("wasi:io/streams", "output-stream.subscribe");
+        self.wasi_call(call, |inside| streams::HostOutputStream::subscribe(inside.table, stream))
+    }
+
+    fn write_zeroes(&mut self, stream: Resource<DynOutputStream>, length: u64) -> StreamResult<()> {
+        // Counted as if they had crossed: they are as many bytes for the other side.
+        self.stream_now("output-stream.write-zeroes", length, |table| {
+            streams::HostOutputStream::write_zeroes(table, stream, length)
+        })
+    }
+
+    async fn blocking_write_zeroes_and_flush(
+        &mut self,
+        stream: Resource<DynOutputStream>,
+        length: u64,
+    ) -> StreamResult<()> {
+        self.stream("output-stream.blocking-write-zeroes-and-flush", length, |table| {
+            Box::pin(streams::HostOutputStream::blocking_write_zeroes_and_flush(
+                table, stream, length,
+            ))
+        })
+        .await
+    }
+
+    fn splice(
+        &mut self,
+        stream: Resource<DynOutputStream>,
+        source: Resource<DynInputStream>,
+        length: u64,
+    ) -> StreamResult<u64> {
+        let length = self.most(length);
+        self.stream_now("output-stream.splice", 0, |table| {
+            streams::HostOutputStream::splice(table, stream, source, length)
+        })
+    }
+
+    async fn blocking_splice(
+        &mut self,
+        stream: Resource<DynOutputStream>,
+        source: Resource<DynInputStream>,
+        length: u64,
+    ) -> StreamResult<u64> {
+        let length = self.most(length);
+        self.stream("output-stream.blocking-splice", 0, |table| {
+            Box::pin(streams::HostOutputStream::blocking_splice(table, stream, source, length))
+        })
+        .await
+    }
+
+    async fn drop(&mut self, stream: Resource<DynOutputStream>) -> Result<()> {
+        streams::HostOutputStream::drop(&mut self.wasi_table, stream).await
+    }
+}

@@ -1,0 +1,222 @@
+//! The host functions of `object-store`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use wasmtime::Result;
+use wasmtime::component::Resource;
+
+use super::{Crossing, HostCall, RunState, wit_error};
+use crate::bindings::hookrun::host::object_store::{Error, Host, Object, StoredNar, StoredNars};
+use hookrun_capability::CapabilityError;
+use hookrun_capability::grants::Need;
+use hookrun_capability::nix_store::{Nar, Reach, blocking};
+use hookrun_capability::object_store::{Object as ToWrite, Stored};
+use hookrun_config::Limit;
+use hookrun_nix::database::PathInfo;
+use hookrun_nix::nar::{Compression, Expected, Written};
+
+impl Host for RunState {
+    async fn exists(
+        &mut self,
+        store: String,
+        keys: Vec<String>,
+    ) -> Result<Result<Vec<bool>, Error>> {
+        let name = store.clone();
+        let call =
+            HostCall::new(Need::ObjectStore(&name), "exists", store.crossing() + keys.crossing())
+                .items(keys.len())
+                .waiting();
+        self.call(call, |inside| {
+            Box::pin(async move { inside.services().object_stores().exists(&store, &keys).await })
+        })
+        .await
+    }
+
+    async fn get(
+        &mut self,
+        store: String,
+        key: String,
+        max_length: u64,
+    ) -> Result<Result<Option<Vec<u8>>, Error>> {
+        let name = store.clone();
+        let call =
+            HostCall::new(Need::ObjectStore(&name), "get", store.crossing() + key.crossing())
+                .waiting();
+        self.call(call, |inside| {
+            // What may not cross is not read first.
+            let most = inside.plugin().plugin.limits.get(Limit::CallBytes).min(max_length);
+            Box::pin(async move { inside.services().object_stores().get(&store, &key, most).await })
+        })
+        .await
+    }
+
+    async fn put(
+        &mut self,
+        store: String,
+        key: String,
+        content_type: String,
+        body: Vec<u8>,
+    ) -> Result<Result<(), Error>> {
+        let name = store.clone();
+        let sent = store.crossing() + key.crossing() + content_type.crossing() + body.crossing();
+        let call = HostCall::new(Need::ObjectStore(&name), "put", sent).waiting().lasting();
+        self.call(call, |inside| {
+            Box::pin(async move {
+                inside.services().object_stores().put(&store, &key, &content_type, body).await
+            })
+        })
+        .await
+    }
+
+    async fn put_all(&mut self, store: String, objects: Vec<Object>) -> Result<Result<(), Error>> {
+        let name = store.clone();
+        let sent = store.crossing() + objects.crossing();
+        let call = HostCall::new(Need::ObjectStore(&name), "put-all", sent)
+            .items(objects.len())
+            .waiting()
+            .lasting();
+        self.call(call, |inside| {
+            Box::pin(async move {
+                let objects = objects.into_iter().map(|object| {
+                    let Object { key, content_type, body } = object;
+                    ToWrite { key, content_type, body }
+                });
+                inside.services().object_stores().put_all(&store, objects.collect()).await
+            })
+        })
+        .await
+    }
+
+    async fn put_nar(
+        &mut self,
+        store: String,
+        key: String,
+        compression: String,
+        level: Option<i32>,
+        nar: Resource<Nar>,
+    ) -> Result<Result<StoredNar, Error>> {
+        let name = store.clone();
+        let sent = store.crossing() + key.crossing() + compression.crossing();
+        let call = HostCall::new(Need::ObjectStore(&name), "put-nar", sent).waiting().lasting();
+        self.call(call, |inside| {
+            Box::pin(async move {
+                let compression =
+                    Compression::parse(&compression, level).map_err(CapabilityError::invalid)?;
+                let nar = inside.resolve(&nar)?.clone();
+                let expected = nar.expected.clone();
+                let stores = inside.services().object_stores();
+                let written = stores.put_nar(&store, &key, compression, nar).await?;
+                Ok(stored_nar(key, written, expected))
+            })
+        })
+        .await
+    }
+
+    async fn put_nars(
+        &mut self,
+        store: String,
+        directory: String,
+        compression: String,
+        level: Option<i32>,
+        paths: Vec<String>,
+    ) -> Result<Result<StoredNars, Error>> {
+        let name = store.clone();
+        let sent =
+            store.crossing() + directory.crossing() + compression.crossing() + paths.crossing();
+        let call =
+            HostCall::new(Need::ObjectStore(&name), "put-nars", sent).items(paths.len()).waiting();
+        let sent = Arc::new(AtomicBool::new(false));
+        let sending = Arc::clone(&sent);
+        let stored = self.call(call, |inside| {
+            let reach = Reach::new(inside.services().nix_stores(), inside.plugin(), inside.scope());
+            Box::pin(async move {
+                let compression =
+                    Compression::parse(&compression, level).map_err(CapabilityError::invalid)?;
+                let nars = blocking(move || {
+                    let mut nars = Vec::with_capacity(paths.len());
+                    reach.each_valid(&paths, |info| {
+                        let source = reach.backend().nar_source(&info.path);
+                        let PathInfo { path, nar_hash, nar_size, .. } = info;
+                        nars.push(Nar { source, expected: Expected { path, nar_hash, nar_size } });
+                        Ok(())
+                    })?;
+                    Ok(nars)
+                })
+                .await?;
+                let expected: Vec<Expected> = nars.iter().map(|nar| nar.expected.clone()).collect();
+                let stores = inside.services().object_stores();
+                let (stored, failure) =
+                    stores.put_nars(&store, &directory, compression, nars, &sending).await;
+                match failure {
+                    Some(error) if stored.is_empty() => Err(error),
+                    failure => Ok(StoredNars {
+                        stored: stored
+                            .into_iter()
+                            .zip(expected)
+                            .map(|(Stored { key, written }, expected)| {
+                                stored_nar(key, written, expected)
+                            })
+                            .collect(),
+                        failure: failure.map(wit_error),
+                    }),
+                }
+            })
+        });
+        let stored = stored.await;
+        if sent.load(Ordering::Relaxed) {
+            self.progressed();
+        }
+        let stored = stored?;
+        if let Ok(StoredNars { failure: Some(error), .. }) = &stored {
+            self.failed(error);
+        }
+        Ok(stored)
+    }
+
+    async fn list(
+        &mut self,
+        store: String,
+        prefix: String,
+        max: u32,
+    ) -> Result<Result<Vec<String>, Error>> {
+        let name = store.clone();
+        let call =
+            HostCall::new(Need::ObjectStore(&name), "list", store.crossing() + prefix.crossing())
+                .waiting();
+        self.call(call, |inside| {
+            let most = inside.plugin().plugin.limits.get(Limit::CallBytes);
+            Box::pin(async move {
+                inside.services().object_stores().list(&store, &prefix, max, most).await
+            })
+        })
+        .await
+    }
+}
+
+fn stored_nar(key: String, written: Written, expected: Expected) -> StoredNar {
+    let Written { file_hash, file_size } = written;
+    let Expected { path: _, nar_hash, nar_size } = expected;
+    StoredNar { key, file_hash, file_size, nar_hash, nar_size }
+}
+
+impl Crossing for StoredNar {
+    fn crossing(&self) -> u64 {
+        let Self { key, file_hash, nar_hash, file_size: _, nar_size: _ } = self;
+        key.crossing() + file_hash.crossing() + nar_hash.crossing()
+    }
+}
+
+impl Crossing for StoredNars {
+    fn crossing(&self) -> u64 {
+        let Self { stored, failure } = self;
+        stored.crossing() + failure.as_ref().map_or(0, |error| error.message.crossing())
+    }
+}
+
+impl Crossing for Object {
+    fn crossing(&self) -> u64 {
+        let Self { key, content_type, body } = self;
+        key.crossing() + content_type.crossing() + body.crossing()
+    }
+}

@@ -1,0 +1,42 @@
+//! Runs plugins in a sandbox. Plugins are untrusted code: they can do what the configuration grants
+//! and nothing else.
+//!
+//! The processes that run guests (the runner, the gate, `hookrun test`) call [`Host::prepare`],
+//! restrict themselves ([`wall`]), and then call [`Host::link`] and [`LinkedPlugin::run_event`] or
+//! [`LinkedPlugin::select`]. They see events, outcomes and reports, never the engine.
+//!
+//! * [`examine`]: what is known of a component without running it, found by a contained process and
+//!   kept ([`verdicts`]). [`metadata`]: what the component states about itself. [`config_schema`]:
+//!   its schema, bounded.
+//! * [`load`]: [`Artifact`] (checked) to [`ReadyPlugin`] (code open) to [`LinkedPlugin`] (mapped).
+//!   [`artifact`]: the cache of compiled plugins.
+//! * [`engine`]: compilation and interruption. [`bindings`]: generated from the WIT.
+//! * [`run`]: one run. [`limits`], [`run_clock`]: its bounds. [`host_call`]: all functions that a
+//!   guest can call, and the check that each call passes.
+//! * [`compile`]: the compiler, in a contained child. [`contain`]: such children. [`wall`]: Landlock
+//!   and seccomp.
+//! * [`bundled`]: the plugins that are part of the program.
+
+pub mod artifact;
+pub mod bindings;
+pub mod bundled;
+pub mod compile;
+pub mod config_schema;
+pub mod contain;
+mod convert;
+pub mod engine;
+mod error;
+pub mod examine;
+pub mod host_call;
+pub mod limits;
+pub mod load;
+pub mod metadata;
+mod output;
+mod run;
+mod run_clock;
+pub mod verdicts;
+pub mod wall;
+
+pub use compile::Compiler;
+pub use error::PluginError;
+pub use load::{Artifact, Component, Host, Known, LinkedPlugin, ReadyPlugin};

@@ -1,0 +1,230 @@
+//! What can be known of a plugin without running it: its metadata section, which hooks it exports
+//! and what it imports.
+//!
+//! The section `hookrun:metadata` is JSON. The SDK's macro writes it into the core module; tools
+//! for other languages may put it on the component. It is data from a stranger: read by a contained
+//! process ([`super::examine`]), bounded, parsed strictly, and it decides nothing by itself
+//! ([`hookrun_capability::grants`]).
+
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+use wasmparser::{Encoding, Parser, Payload};
+
+use hookrun_capability::grants::Wants;
+use hookrun_config::TaskOrder;
+use hookrun_nix::event::HookKind;
+use hookrun_nix::terminal::{obeyed, printable};
+
+/// The name of the section.
+pub const SECTION: &str = "hookrun:metadata";
+/// The version of its format.
+pub const FORMAT: u32 = 1;
+/// The largest section; a schema of this size describes hundreds of keys.
+const MAX_LENGTH: usize = 256 << 10;
+
+/// What a plugin says about itself.
+///
+/// Keys that a later SDK adds are ignored; what it *wants* has to be known.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Metadata {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Such as `s3-upload`.
+    pub name: String,
+    /// Its own version.
+    pub version: String,
+    /// One sentence.
+    #[serde(default)]
+    pub description: String,
+    /// The hooks it serves.
+    pub hooks: Vec<HookKind>,
+    /// The capabilities it wants.
+    #[serde(default)]
+    pub wants: Wants,
+    /// In which order its tasks run, unless the configuration says otherwise.
+    #[serde(default)]
+    pub order: TaskOrder,
+    /// A JSON schema of its `config` table.
+    #[serde(default)]
+    pub config_schema: Option<serde_json::Value>,
+}
+
+/// A component, as far as its bytes tell.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Description {
+    /// What it says about itself.
+    pub metadata: Metadata,
+    /// The hooks it exports.
+    pub exports: Vec<HookKind>,
+    /// Everything it imports, such as `hookrun:host/log@0.1.0`; an upper bound of what it can use.
+    pub imports: Vec<String>,
+}
+
+/// Only the version, so that a later format is named as such.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+/// The interface that makes a component serve `hook`.
+pub const fn interface(hook: HookKind) -> &'static str {
+    match hook {
+        HookKind::PostBuild => "hookrun:post-build/post-build@0.1.0",
+        HookKind::Diff => "hookrun:diff/diff@0.1.0",
+        HookKind::BuilderSelection => "hookrun:builder-selection/builder-selection@0.1.0",
+    }
+}
+
+/// Reads a component.
+///
+/// # Errors
+/// A fragment that says what is wrong with it and what its author does about it.
+pub fn describe(wasm: &[u8]) -> Result<Description, String> {
+    if !wasm.starts_with(b"\0asm") {
+        return Err("is not WebAssembly; name a component, as `cargo build --target wasm32-wasip2` makes it".to_owned());
+    }
+    let mut depth = 0_usize;
+    let (mut own, mut nested) = (None, None);
+    let (mut exports, mut imports) = (Vec::new(), Vec::new());
+    for payload in Parser::new(0).parse_all(wasm) {
+        match payload.map_err(|error| format!("is damaged ({error}); build it again"))? {
+            Payload::Version { encoding: Encoding::Module, .. } if depth == 0 => {
+                return Err(
+                    "is a core module, not a component; build with --target wasm32-wasip2, or make a component of it with \
+                     `wasm-tools component new`"
+                        .to_owned(),
+                );
+            }
+            Payload::Version { .. } => depth += 1,
+            Payload::End(_) => depth = depth.saturating_sub(1),
+            Payload::CustomSection(section) if section.name() == SECTION => {
+                let place = if depth == 1 { &mut own } else { &mut nested };
+                place.get_or_insert(section.data());
+            }
+            Payload::ComponentExportSection(section) if depth == 1 => {
+                for export in section {
+                    let name = export
+                        .map_err(|error| format!("is damaged ({error}); build it again"))?
+                        .name
+                        .name;
+                    exports.push(name.to_owned());
+                }
+            }
+            Payload::ComponentImportSection(section) if depth == 1 => {
+                for import in section {
+                    let name = import
+                        .map_err(|error| format!("is damaged ({error}); build it again"))?
+                        .name
+                        .name;
+                    imports.push(name.to_owned());
+                }
+            }
+            _ => {}
+        }
+    }
+    let Some(section) = own.or(nested) else {
+        return Err(format!(
+            "has no section `{SECTION}`; use `hookrun_sdk::plugin!`, or embed it with your language's tools"
+        ));
+    };
+    let metadata = parse(section)?;
+    let hooks: Vec<HookKind> = HookKind::ALL
+        .into_iter()
+        .filter(|hook| exports.iter().any(|export| export == interface(*hook)))
+        .collect();
+    if let Some(missing) = metadata.hooks.iter().find(|hook| !hooks.contains(hook)) {
+        let near = exports.iter().find(|export| export.starts_with(&format!("hookrun:{missing}/")));
+        let found =
+            near.map_or_else(|| "it does not".to_owned(), |near| format!("it exports `{near}`"));
+        return Err(format!(
+            "names the hook `{missing}` in its metadata and must export `{}`; {found}: build it with the SDK of this release",
+            interface(*missing)
+        ));
+    }
+    if hooks.is_empty() {
+        return Err(
+            "exports no hook; implement `post-build`, `diff` or `builder-selection`".to_owned()
+        );
+    }
+    Ok(Description { metadata, exports: hooks, imports })
+}
+
+fn parse(section: &[u8]) -> Result<Metadata, String> {
+    if section.len() > MAX_LENGTH {
+        return Err(format!(
+            "has metadata of {} bytes; at most {MAX_LENGTH} are read",
+            section.len()
+        ));
+    }
+    let wrong = |error: serde_json::Error| unreadable(section, &error);
+    let Format { format } = serde_json::from_slice(section).map_err(wrong)?;
+    if format != FORMAT {
+        return Err(format!(
+            "has metadata of format {format}, and this hookrun reads format {FORMAT}; use a matching release"
+        ));
+    }
+    let metadata: Metadata = serde_json::from_slice(section).map_err(wrong)?;
+    let Metadata {
+        name,
+        version,
+        description,
+        format: _,
+        hooks: _,
+        wants: _,
+        order: _,
+        config_schema: _,
+    } = &metadata;
+    for (key, text) in [("name", name), ("version", version), ("description", description)] {
+        if text.chars().any(obeyed) {
+            let shown = printable(text);
+            return Err(format!(
+                "has metadata whose `{key}` holds control characters (`{shown}`); its author must write plain text"
+            ));
+        }
+    }
+    Ok(metadata)
+}
+
+/// Why the section cannot be read, and what its author does about it.
+fn unreadable(section: &[u8], error: &serde_json::Error) -> String {
+    let mut values = serde_json::Deserializer::from_slice(section).into_iter::<IgnoredAny>();
+    if matches!(values.next(), Some(Ok(_))) {
+        let rest = section.get(values.byte_offset()..).unwrap_or_default();
+        if !rest.trim_ascii().is_empty() {
+            return "has the metadata of more than one plugin; use `plugin!` once, with all hooks in its list"
+                .to_owned();
+        }
+    }
+    // serde_json counts from the beginning of the section, which nobody sees.
+    let text = error.to_string();
+    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+    if error.is_data() {
+        return format!(
+            "has metadata that this hookrun does not know ({what}); use the release of hookrun that belongs to the plugin's SDK, or build \
+             the plugin with the SDK of this release"
+        );
+    }
+    match schema_before(section, error) {
+        Some(schema) => {
+            let line = schema.split(|byte| *byte == b'\n').count();
+            format!(
+                "has a `config_schema` that is not JSON ({what}, in its line {line}); its author must correct it"
+            )
+        }
+        None => format!("has a metadata section that is not JSON ({what}); build it again"),
+    }
+}
+
+/// The part of the configuration schema up to the place of the error, if the error is in there.
+fn schema_before<'a>(section: &'a [u8], error: &serde_json::Error) -> Option<&'a [u8]> {
+    const KEY: &[u8] = b",\"config-schema\":";
+    let start = section.windows(KEY.len()).position(|part| part == KEY)? + KEY.len();
+    let lines = section.split_inclusive(|byte| *byte == b'\n').take(error.line().saturating_sub(1));
+    let end = lines.map(<[u8]>::len).sum::<usize>() + error.column();
+    section.get(start..end.min(section.len()))
+}
+
+#[cfg(test)]
+mod tests;

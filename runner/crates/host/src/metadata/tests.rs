@@ -1,0 +1,85 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// A component with a custom section and one export of an instance by that name, which is all that
+/// [`describe`] looks at.
+fn component(metadata: Option<&str>, export: Option<&str>) -> Vec<u8> {
+    let mut wasm = b"\0asm\x0d\0\x01\0".to_vec();
+    let mut section = |id: u8, content: &[u8]| {
+        wasm.push(id);
+        wasm.extend(leb(content.len()));
+        wasm.extend(content);
+    };
+    if let Some(metadata) = metadata {
+        section(0, &[&leb(SECTION.len()), SECTION.as_bytes(), metadata.as_bytes()].concat());
+    }
+    if let Some(export) = export {
+        // Component model, binary format: an empty instance type... an instance of no items,
+        // exported by name.
+        section(5, &[1, 1, 0]);
+        section(11, &[&[1, 0][..], &leb(export.len()), export.as_bytes(), &[5, 0, 0]].concat());
+    }
+    wasm
+}
+
+fn leb(mut value: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let low = u8::try_from(value & 0x7f).unwrap();
+        value >>= 7;
+        if value == 0 {
+            bytes.push(low);
+            return bytes;
+        }
+        bytes.push(low | 0x80);
+    }
+}
+
+const METADATA: &str = r#"{"format":1,"name":"x","version":"1","hooks":["post-build"],"wants":{"nix-store":"closure","mail":"optional"}}"#;
+
+#[test]
+fn a_component_says_what_it_is() {
+    let description =
+        describe(&component(Some(METADATA), Some(interface(HookKind::PostBuild)))).unwrap();
+    assert_eq!(description.exports, [HookKind::PostBuild]);
+    assert_eq!(description.metadata.wants.nix_store, hookrun_config::StoreScope::Closure);
+    assert_eq!(description.metadata.wants.mail, hookrun_capability::grants::Want::Optional);
+}
+
+#[test]
+fn keys_of_a_later_sdk_are_ignored() {
+    let metadata = METADATA.replace("\"version\"", "\"colour\":\"red\",\"version\"");
+    describe(&component(Some(&metadata), Some(interface(HookKind::PostBuild)))).unwrap();
+}
+
+#[test]
+fn what_is_not_a_plugin_says_why() {
+    let wrong = |wasm: &[u8]| describe(wasm).unwrap_err();
+    insta::assert_snapshot!(wrong(b"#!/bin/sh"), @"is not WebAssembly; name a component, as `cargo build --target wasm32-wasip2` makes it");
+    insta::assert_snapshot!(wrong(b"\0asm\x01\0\0\0"), @"is a core module, not a component; build with --target wasm32-wasip2, or make a component of it with `wasm-tools component new`");
+    insta::assert_snapshot!(wrong(&component(None, None)), @"has no section `hookrun:metadata`; use `hookrun_sdk::plugin!`, or embed it with your language's tools");
+    insta::assert_snapshot!(wrong(&component(Some(METADATA), None)), @"names the hook `post-build` in its metadata and must export `hookrun:post-build/post-build@0.1.0`; it does not: build it with the SDK of this release");
+    insta::assert_snapshot!(wrong(&component(Some(METADATA), Some("hookrun:post-build/post-build@0.2.0"))), @"names the hook `post-build` in its metadata and must export `hookrun:post-build/post-build@0.1.0`; it exports `hookrun:post-build/post-build@0.2.0`: build it with the SDK of this release");
+    insta::assert_snapshot!(wrong(&component(Some(r#"{"format":2,"future":1}"#), None)), @"has metadata of format 2, and this hookrun reads format 1; use a matching release");
+    insta::assert_snapshot!(wrong(&component(Some(&format!("{METADATA}\n{METADATA}")), None)), @"has the metadata of more than one plugin; use `plugin!` once, with all hooks in its list");
+    let schema = |schema: &str| {
+        let metadata = METADATA.strip_suffix('}').unwrap();
+        wrong(&component(Some(&format!("{metadata},\"config-schema\":{schema}}}")), None))
+    };
+    insta::assert_snapshot!(schema("{\n  type: \"object\"\n}"), @"has a `config_schema` that is not JSON (key must be a string, in its line 2); its author must correct it");
+    insta::assert_snapshot!(schema(""), @"has a `config_schema` that is not JSON (expected value, in its line 1); its author must correct it");
+    insta::assert_snapshot!(wrong(&component(Some(&METADATA.replace("mail", "gpu")), None)), @"has metadata that this hookrun does not know (unknown field `gpu`, expected one of `nix-store`, `object-store`, `signing`, `mail`, `state`, `http`); use the release of hookrun that belongs to the plugin's SDK, or build the plugin with the SDK of this release");
+    insta::assert_snapshot!(wrong(&component(Some("{\"format\":1,"), None)), @"has a metadata section that is not JSON (EOF while parsing a value); build it again");
+    let large = format!(r#"{{"format":1,"name":"{}"}}"#, "x".repeat(MAX_LENGTH));
+    insta::assert_snapshot!(wrong(&component(Some(&large), None)), @"has metadata of 262166 bytes; at most 262144 are read");
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+        let _ = describe(&bytes);
+        let _ = describe(&[&b"\0asm\x0d\0\x01\0"[..], &bytes].concat());
+        let _ = parse(&bytes);
+    }
+}

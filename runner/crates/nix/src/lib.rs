@@ -1,0 +1,180 @@
+//! What Nix says to its hooks and hears from them, how hookrun starts a Nix, and the types that all
+//! other crates share.
+//!
+//! Facts about Nix's behaviour are cited where they are used, with file and version.
+//!
+//! * Nix's formats: [`post_build`], [`diff`], [`wire`] (what the hooks get), [`derivation`],
+//!   [`database`], [`nar`], [`machines`], [`store_uri`]. [`caller`], [`installed`]: which Nix calls,
+//!   and which is installed. [`bounded`]: runs a program with a time limit.
+//! * [`event`]: what happened. [`evidence`]: what differs between two trees. [`outcome`]: how a
+//!   plugin's run ended. [`selection`]: the question to a policy and its answer.
+//! * [`dirs`]: where files are. [`layout`]: their owners and modes. [`process`]: signals and file
+//!   descriptors. [`terminal`]: text from outside, made safe to show. [`exit_code`]: exit codes of
+//!   all commands. [`shared`]: strings and lists that many values hold.
+
+pub mod bounded;
+pub mod caller;
+pub mod database;
+pub mod derivation;
+pub mod diff;
+pub mod dirs;
+pub mod event;
+pub mod evidence;
+pub mod exit_code;
+pub mod installed;
+pub mod layout;
+pub mod machines;
+pub mod nar;
+pub mod outcome;
+pub mod post_build;
+pub mod process;
+pub mod selection;
+pub mod shared;
+pub mod store_uri;
+pub mod terminal;
+pub mod wire;
+
+use std::ffi::OsStr;
+use std::process::Command;
+
+use crate::event::{NixDirs, Output};
+
+/// Set in the environment of every program that hookrun starts: a hook that finds it was called by
+/// a Nix below hookrun.
+pub const NESTED: &str = "HOOKRUN_NESTED";
+
+/// What the hooks find in their environment and no child may inherit: a Nix below would hand the
+/// *outer* `DRV_PATH` to its own hooks (Nix adds its variables only where none is: seen with
+/// 2.8.0), and `NIX_CONFIG` holds every setting, access tokens included, and names the hook again.
+pub const HOOK_VARIABLES: [&str; 3] = ["DRV_PATH", "OUT_PATHS", "NIX_CONFIG"];
+
+/// Settings that keep a Nix from calling hooks again. Sent on to a daemon as overrides, where the
+/// user is trusted.
+const NO_HOOKS: &str = "post-build-hook =\nrun-diff-hook = false\n";
+
+/// A command for `program` that does not lead back into hookrun: use it for every Nix that hookrun
+/// starts.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    scrub(&mut command);
+    command.env("NIX_CONFIG", NO_HOOKS);
+    command
+}
+
+/// Takes what a hook was told out of the environment of a child, and marks the child as started by
+/// hookrun.
+pub fn scrub(command: &mut Command) -> &mut Command {
+    for name in HOOK_VARIABLES {
+        command.env_remove(name);
+    }
+    command.env(NESTED, "1")
+}
+
+/// Was this process started by a Nix that hookrun started?
+pub fn is_nested() -> bool {
+    std::env::var_os(NESTED).is_some_and(|value| !value.is_empty())
+}
+
+/// Is standard input a pipe, as it is for a build hook?
+pub fn stdin_is_pipe() -> bool {
+    rustix::fs::fstat(rustix::stdio::stdin()).is_ok_and(|stat| {
+        rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo
+    })
+}
+
+/// Length of the hash part of a store path's name.
+const HASH_LENGTH: usize = 32;
+/// Longest name after the hash that Nix accepts (`StorePath::MaxPathLen`).
+const MAX_NAME_LENGTH: usize = 211;
+
+/// Is `path` a store path: `<store_dir>/<hash>-<name>`, and nothing below it? The rule of Nix's
+/// `StorePath` (2.8 `libstore/path.cc`): 32 characters of Nix's base 32, a dash, then letters,
+/// digits and `+-._?=`, not longer than 211.
+pub fn is_store_path(store_dir: &str, path: &str) -> bool {
+    let base = path.strip_prefix(store_dir).and_then(|rest| rest.strip_prefix('/'));
+    let Some((hash, name)) = base.and_then(|base| base.split_at_checked(HASH_LENGTH)) else {
+        return false;
+    };
+    let Some(name) = name.strip_prefix('-') else { return false };
+    hash.bytes().all(|byte| {
+        matches!(byte, b'0'..=b'9' | b'a'..=b'z') && !matches!(byte, b'e' | b'o' | b'u' | b't')
+    }) && (1..=MAX_NAME_LENGTH).contains(&name.len())
+        && name.bytes().all(|byte| {
+            byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.' | b'_' | b'?' | b'=')
+        })
+}
+
+/// The output's name as its path tells it, for when the derivation does not: `<hash>-<name>` is
+/// `out` and `<hash>-<name>-dev` is `dev` (Nix's `outputPathName`). None if the path belongs to
+/// another derivation.
+pub fn output_name_from_path<'a>(drv_path: &str, output_path: &'a str) -> Option<&'a str> {
+    let name = crate::event::derivation_name(drv_path);
+    match crate::event::derivation_name(output_path).strip_prefix(name)? {
+        "" => Some("out"),
+        rest => rest.strip_prefix('-').filter(|output| !output.is_empty()),
+    }
+}
+
+/// The outputs of the derivation at `drv_path` whose paths are known, by name.
+///
+/// # Errors
+/// If the derivation cannot be read; see [`derivation::Derivation::read_in`].
+pub fn outputs_of(
+    dirs: &NixDirs,
+    drv_path: &str,
+) -> Result<Vec<Output>, derivation::DerivationError> {
+    let derivation = derivation::Derivation::read_in(dirs, drv_path)?;
+    Ok(derivation
+        .outputs
+        .into_iter()
+        .filter_map(|output| output.path.map(|path| Output { name: output.name, path }))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: &str = "00bgd045z0d4icpbc2yyz4gx48ak44la";
+
+    #[test]
+    fn store_paths() {
+        let is = |rest: &str| is_store_path("/nix/store", &format!("/nix/store/{HASH}{rest}"));
+        assert!(is("-hello-2.12.drv") && is("-a") && is("-a.check"));
+        assert!(
+            !is("")
+                && !is("-")
+                && !is("-a/b")
+                && !is("-a b")
+                && !is("-\u{fc}")
+                && !is(&format!("-{}", "a".repeat(212)))
+        );
+        assert!(!is_store_path("/nix/store", &format!("/nix/storex/{HASH}-a")));
+        assert!(!is_store_path(
+            "/nix/store",
+            "/nix/store/../../etc/passwd-0000000000000000000000000"
+        ));
+        assert!(!is_store_path("/nix/store", &format!("/nix/store/{}-a", "e".repeat(32))));
+    }
+
+    #[test]
+    fn output_names() {
+        let drv_path = format!("/nix/store/{HASH}-b-1.0.drv");
+        let name = |output| output_name_from_path(&drv_path, output);
+        assert_eq!(name("/nix/store/cvar8nqq71gb8af77ichz56mh6f9hd65-b-1.0"), Some("out"));
+        assert_eq!(name("/nix/store/cvar8nqq71gb8af77ichz56mh6f9hd65-b-1.0-dev"), Some("dev"));
+        assert_eq!(name("/nix/store/cvar8nqq71gb8af77ichz56mh6f9hd65-b-1.0x"), None);
+    }
+
+    #[test]
+    fn children_do_not_inherit_what_a_hook_was_told() {
+        let command = command("nix-store");
+        let env: Vec<_> = command.get_envs().collect();
+        assert!(
+            env.contains(&(OsStr::new("DRV_PATH"), None))
+                && env.contains(&(OsStr::new("OUT_PATHS"), None))
+        );
+        assert!(env.contains(&(OsStr::new(NESTED), Some(OsStr::new("1")))));
+        assert!(env.contains(&(OsStr::new("NIX_CONFIG"), Some(OsStr::new(NO_HOOKS)))));
+    }
+}

@@ -1,0 +1,135 @@
+//! The form of a spool file: one line with version and checksum, then the event as JSON.
+//!
+//! The checksum tells a file that is whole from one that a crash cut short: the hook renames first
+//! and syncs once (see [`super::spool`]), so after a power failure a file may have its name without
+//! its contents. It is no signature; whose file it is, its owner's uid tells ([`super::trust`]).
+
+use sha2::{Digest as _, Sha256};
+
+use hookrun_nix::event::{Event, FORMAT};
+
+/// Version of the first line.
+const VERSION: &str = "1";
+/// First word of a spool file.
+const MAGIC: &str = "hookrun-event";
+
+/// The largest spool file that is read. The largest that hooks write, 100 differences with the
+/// longest paths, is under 3 MiB.
+pub const MAX_SIZE: u64 = 4 << 20;
+
+/// Why a file is no event.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EnvelopeError {
+    /// No first line, or another one.
+    #[error("it does not begin with `{MAGIC} {VERSION} sha256:...`")]
+    Header,
+    /// Written by a later release.
+    #[error(
+        "it has version {0}, and this hookrun reads version {VERSION}; a newer hookrun wrote it: run that one"
+    )]
+    Version(String),
+    /// Cut short or changed.
+    #[error(
+        "its checksum is wrong; it was cut short by a crash before the hook returned, or changed"
+    )]
+    Checksum,
+    /// Not an event.
+    #[error("it holds no event ({0})")]
+    Json(String),
+    /// Written by a later release.
+    #[error(
+        "its event has format {0}, and this hookrun reads format {FORMAT}; a newer hookrun wrote it: run that one"
+    )]
+    Format(u32),
+}
+
+/// The bytes of a spool file.
+///
+/// # Errors
+/// If the event has no JSON form: a directory that is not UTF-8.
+pub fn seal(event: &Event) -> Result<Vec<u8>, serde_json::Error> {
+    let json = serde_json::to_vec(event)?;
+    let mut bytes = format!("{MAGIC} {VERSION} sha256:{}\n", digest(&json)).into_bytes();
+    bytes.extend_from_slice(&json);
+    Ok(bytes)
+}
+
+/// The event in the bytes of a spool file.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn open(bytes: &[u8]) -> Result<Event, EnvelopeError> {
+    let end = bytes.iter().position(|byte| *byte == b'\n').ok_or(EnvelopeError::Header)?;
+    let (header, json) = bytes.split_at(end);
+    let json = json.get(1..).unwrap_or_default();
+    let header = std::str::from_utf8(header).map_err(|_| EnvelopeError::Header)?;
+    let checksum = match header.split(' ').collect::<Vec<_>>().as_slice() {
+        [MAGIC, VERSION, checksum] => *checksum,
+        [MAGIC, version, ..] if *version != VERSION => {
+            return Err(EnvelopeError::Version((*version).chars().take(20).collect()));
+        }
+        _ => return Err(EnvelopeError::Header),
+    };
+    if checksum.strip_prefix("sha256:") != Some(&digest(json)) {
+        return Err(EnvelopeError::Checksum);
+    }
+    // The format first: a later one need not have the shape of this one.
+    let wrong = |error: serde_json::Error| EnvelopeError::Json(error.to_string());
+    let Versioned { format } = serde_json::from_slice(json).map_err(wrong)?;
+    if format != FORMAT {
+        return Err(EnvelopeError::Format(format));
+    }
+    serde_json::from_slice(json).map_err(wrong)
+}
+
+/// Of an event of any release.
+#[derive(serde::Deserialize)]
+struct Versioned {
+    format: u32,
+}
+
+/// SHA-256 in hexadecimal.
+pub(super) fn digest(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let bytes = Sha256::digest(bytes);
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tests::post_build;
+
+    #[test]
+    fn round_trip_and_what_is_refused() {
+        let event = post_build("hello-1.0");
+        let sealed = seal(&event).unwrap();
+        assert_eq!(open(&sealed), Ok(event.clone()));
+        let text = String::from_utf8(sealed.clone()).unwrap();
+        let error = |text: &str| open(text.as_bytes()).unwrap_err().to_string();
+        insta::assert_snapshot!(error(""), @"it does not begin with `hookrun-event 1 sha256:...`");
+        insta::assert_snapshot!(error(&text.replace("event 1 ", "event 2 ")), @"it has version 2, and this hookrun reads version 1; a newer hookrun wrote it: run that one");
+        insta::assert_snapshot!(error(&text.replace("hello", "hellp")), @"its checksum is wrong; it was cut short by a crash before the hook returned, or changed");
+        let later = seal(&Event { format: 7, ..event }).unwrap();
+        insta::assert_snapshot!(open(&later).unwrap_err(), @"its event has format 7, and this hookrun reads format 1; a newer hookrun wrote it: run that one");
+    }
+
+    proptest! {
+        #[test]
+        fn a_file_cut_short_anywhere_is_recognised(at in any::<prop::sample::Index>()) {
+            let sealed = seal(&post_build("hello-1.0")).unwrap();
+            prop_assert!(open(&sealed[..at.index(sealed.len())]).is_err());
+        }
+
+        #[test]
+        fn no_bytes_crash_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(open(&bytes).is_err());
+        }
+    }
+}

@@ -1,0 +1,484 @@
+//! The work of a thin hook, in a process that Nix does not wait for.
+//!
+//! Nix waits until its hook has ended and until everybody has closed the hook's standard output and
+//! error. A process that sleeps in the kernel, in a file system that does not answer, cannot end,
+//! whatever signal it gets. So the process that Nix started touches no file system: it forks before
+//! it has any thread, and reads from pipes what the other one does. The other one has none of Nix's
+//! descriptors, and is left behind if it does not end in time.
+//!
+//! The working process leaves each event, as soon as it is known, in memory that both share. If it
+//! has not written the event after a while, or has died, further processes write it, one for each
+//! fallback directory: usually one of them is on another file system. The worker takes an event
+//! once, however often it finds it.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileExt as _;
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, WaitOptions};
+
+use super::{envelope, spool};
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::terminal::say;
+
+/// The longest that a hook may take, in all.
+pub const CAP: Duration = Duration::from_secs(2);
+/// Bytes passed on at once. A pipe that poll(2) calls writable takes so many without blocking
+/// (`PIPE_BUF`).
+const PASSED_ON: usize = 4096;
+
+/// How often, and with which pauses, the exit of a process is looked for.
+const REAP_TRIES: u32 = 10;
+const REAP_PAUSE: Duration = Duration::from_micros(100);
+/// The first descriptor after the standard streams.
+const FIRST_OTHER: u32 = 3;
+
+/// Why a hook is given up that is still there.
+const HANGS: &str = "had no answer from a file system in time (is the state directory's hanging?)";
+
+/// What the working process says of an event, a byte for each. Nobody is woken by it: it is read
+/// when the process has ended or its time is over.
+const WRITING: u8 = b'w';
+const KEPT: u8 = b'k';
+const DONE: u8 = b'd';
+
+/// What the process that Nix waits for can see of the work.
+#[derive(Debug)]
+pub struct Teller {
+    /// None where there is one process only.
+    pipe: Option<File>,
+    events: Events,
+}
+
+impl Teller {
+    /// An event, as it is known by now, sealed. A later one replaces it.
+    pub fn event(&mut self, sealed: &[u8]) {
+        self.events.add(sealed);
+    }
+
+    /// The event is about to be written.
+    pub fn writing(&mut self) {
+        self.tell(WRITING);
+    }
+
+    /// The event is durable.
+    pub fn kept(&mut self) {
+        self.tell(KEPT);
+    }
+
+    fn tell(&mut self, what: u8) {
+        if let Some(pipe) = &mut self.pipe {
+            // The other process may have left: it waits for two seconds only.
+            let _told = pipe.write_all(&[what]);
+        }
+    }
+}
+
+/// Events in memory that both processes share: each with its length before it, the last one counts.
+#[derive(Debug)]
+struct Events(File);
+
+impl Events {
+    fn new() -> io::Result<Self> {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        Ok(Self(File::from(rustix::fs::memfd_create("hookrun-event", flags)?)))
+    }
+
+    fn add(&mut self, sealed: &[u8]) {
+        let mut frame = (sealed.len() as u64).to_le_bytes().to_vec();
+        frame.extend(sealed);
+        // Without memory there is no rescue.
+        let _added = self.0.write_all(&frame);
+    }
+
+    fn last(&self) -> Option<Vec<u8>> {
+        let (mut last, mut at) = (None, 0);
+        let size = self.0.metadata().ok()?.len();
+        loop {
+            let mut length = [0; 8];
+            if self.0.read_exact_at(&mut length, at).is_err() {
+                return last;
+            }
+            let length = u64::from_le_bytes(length);
+            at += 8;
+            // It was being added when the process died.
+            let mut sealed = match usize::try_from(length) {
+                Ok(length) if length as u64 <= size.saturating_sub(at) => vec![0; length],
+                _ => return last,
+            };
+            if self.0.read_exact_at(&mut sealed, at).is_err() {
+                return last;
+            }
+            at += length;
+            last = Some(sealed);
+        }
+    }
+}
+
+/// How the work of a hook ended.
+#[derive(Debug)]
+pub struct Ended {
+    events: Option<Events>,
+    /// Did the work end by itself, in time?
+    pub in_time: bool,
+}
+
+impl Ended {
+    /// The event, sealed; none if there was none.
+    pub fn event(&self) -> Option<Vec<u8>> {
+        self.events.as_ref()?.last()
+    }
+}
+
+/// Has `work` done by another process, and returns within [`CAP`]. An event that is not written
+/// after `patience` is written elsewhere as well. Must be called before this process has another
+/// thread.
+pub fn run(hook: &'static str, patience: Duration, work: impl FnOnce(&mut Teller)) -> Ended {
+    let begun = Instant::now();
+    match split() {
+        Ok(Side::Works(mut teller)) => {
+            safely(hook, || {
+                work(&mut teller);
+                teller.tell(DONE);
+            });
+            leave();
+        }
+        Ok(Side::Waits(watch)) => watch.run(hook, begun, patience),
+        // No process is to be had: the work is done here, without a bound on its time.
+        Err(_) => match Events::new() {
+            Ok(events) => {
+                let mut teller = Teller { pipe: None, events };
+                safely(hook, || work(&mut teller));
+                Ended { events: Some(teller.events), in_time: true }
+            }
+            Err(error) => {
+                say(&format!("{hook} cannot work ({error}); `hookrun sync` finds what was built"));
+                Ended { events: None, in_time: true }
+            }
+        },
+    }
+}
+
+/// A panic becomes a line.
+fn safely(hook: &'static str, work: impl FnOnce()) {
+    std::panic::set_hook(Box::new(move |panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        say(&format!(
+            "{hook} failed inside ({place}); the build is not affected; please report this"
+        ));
+    }));
+    // What it was doing is told by the panic hook.
+    let _panicked = std::panic::catch_unwind(AssertUnwindSafe(work));
+}
+
+/// Ends a process that was forked.
+fn leave() -> ! {
+    // Nobody may be listening.
+    let _shown = io::stdout().flush();
+    // SAFETY: `_exit` takes no pointer and does not return. What would run at an ordinary exit
+    // belongs to the process that was forked from.
+    unsafe { libc::_exit(0) }
+}
+
+/// Which of the two processes this is.
+enum Side {
+    Works(Teller),
+    Waits(Watch),
+}
+
+fn split() -> io::Result<Side> {
+    let events = Events::new()?;
+    let (control, tell) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (output, write_output) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (errors, write_errors) = pipe_with(PipeFlags::CLOEXEC)?;
+    if let Some(process) = fork()? {
+        return Ok(Side::Waits(Watch {
+            process,
+            control,
+            streams: [
+                Stream { from: Some(output), to: rustix::stdio::stdout() },
+                Stream { from: Some(errors), to: rustix::stdio::stderr() },
+            ],
+            events,
+            said: Vec::new(),
+        }));
+    }
+    detach([tell.as_fd(), events.0.as_fd()], &write_output, &write_errors)?;
+    forget([control, output, write_output, errors, write_errors]);
+    Ok(Side::Works(Teller { pipe: Some(File::from(tell)), events }))
+}
+
+/// Forks; returns the new process, and none in it.
+fn fork() -> io::Result<Option<Pid>> {
+    // SAFETY: hooks have one thread, so that the new process has all threads that the old one had,
+    // and no lock is held by one that is missing.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        process => Ok(Pid::from_raw(process)),
+    }
+}
+
+/// Leaves the session of Nix's hook, which is killed as a whole when the client goes, and its
+/// descriptors, and keeps these.
+fn detach<const N: usize>(
+    kept: [BorrowedFd<'_>; N],
+    output: &OwnedFd,
+    errors: &OwnedFd,
+) -> io::Result<()> {
+    // A new process leads no group, so it may.
+    let _session = rustix::process::setsid();
+    rustix::stdio::dup2_stdout(output)?;
+    rustix::stdio::dup2_stderr(errors)?;
+    // Dropped here, before all are closed.
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    let mut kept = kept.map(|kept| u32::try_from(kept.as_raw_fd()).unwrap_or(u32::MAX));
+    kept.sort_unstable();
+    let mut first = FIRST_OTHER;
+    for kept in kept {
+        close_all(first, kept.saturating_sub(1));
+        first = kept.saturating_add(1);
+    }
+    close_all(first, u32::MAX);
+    Ok(())
+}
+
+/// For descriptors that [`detach`] has closed.
+fn forget(closed: impl IntoIterator<Item = OwnedFd>) {
+    closed.into_iter().for_each(std::mem::forget);
+}
+
+fn close_all(first: u32, last: u32) {
+    if first <= last {
+        // SAFETY: a system call on numbers. The caller forgets what it had open there.
+        // A kernel before 5.9 has no such call; then Nix's descriptors stay open here, as they
+        // would without a second process.
+        let _closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    }
+}
+
+/// What the working process prints, and where it goes.
+struct Stream {
+    from: Option<OwnedFd>,
+    to: BorrowedFd<'static>,
+}
+
+/// The process that waits.
+struct Watch {
+    /// The one that works.
+    process: Pid,
+    control: OwnedFd,
+    streams: [Stream; 2],
+    events: Events,
+    /// What was read from the control pipe.
+    said: Vec<u8>,
+}
+
+impl Watch {
+    fn run(mut self, hook: &str, begun: Instant, patience: Duration) -> Ended {
+        let cap = begun + CAP;
+        let mut works = self.listen((begun + patience).min(cap));
+        if works && (self.has_said(KEPT) || self.events.last().is_none()) {
+            // What is left of the time is its own: the event is kept, or is not known yet.
+            works = self.listen(cap);
+        }
+        let why = if works { HANGS } else { "ended early, by a crash or a lack of memory" };
+        if !self.has_said(KEPT) && (works || !self.has_said(DONE)) {
+            let rescued = self.rescue(cap);
+            let line = last_words(hook, why, rescued.as_deref());
+            let [_, errors] = &self.streams;
+            pass_on(errors.to, line.as_bytes(), cap);
+        }
+        if !works {
+            self.reap();
+        }
+        Ended { events: Some(self.events), in_time: !works }
+    }
+
+    /// Takes the exit of the working process, which has closed its pipe and so is about to end. If
+    /// it does not, whoever takes over the orphans of this system does.
+    fn reap(&self) {
+        for _ in 0..REAP_TRIES {
+            let waited = rustix::process::waitpid(Some(self.process), WaitOptions::NOHANG);
+            if !matches!(waited, Ok(None)) {
+                return;
+            }
+            std::thread::sleep(REAP_PAUSE);
+        }
+    }
+
+    fn has_said(&self, what: u8) -> bool {
+        self.said.contains(&what)
+    }
+
+    /// Passes on what the working process prints until it has ended, or until `end`. Is it still
+    /// there?
+    fn listen(&mut self, end: Instant) -> bool {
+        let works = loop {
+            let printed = self.streams.iter().filter_map(|stream| stream.from.as_ref());
+            // Of the control pipe only its end is waited for.
+            let mut ready: Vec<PollFd<'_>> =
+                std::iter::once(PollFd::new(&self.control, PollFlags::empty()))
+                    .chain(printed.map(|from| PollFd::new(from, PollFlags::IN)))
+                    .collect();
+            if wait(&mut ready, end) == 0 {
+                break true;
+            }
+            let ended = ready.first().is_some_and(|control| !control.revents().is_empty());
+            self.pass_on(end);
+            if ended {
+                break false;
+            }
+        };
+        let mut buffer = [0; PASSED_ON];
+        while let Some(size) = take(&self.control, &mut buffer).filter(|size| *size > 0) {
+            self.said.extend(buffer.get(..size).unwrap_or_default());
+        }
+        works
+    }
+
+    /// What the working process has printed by now.
+    fn pass_on(&mut self, end: Instant) {
+        let mut buffer = [0; PASSED_ON];
+        for stream in &mut self.streams {
+            while let Some(size) = stream.from.as_ref().and_then(|from| take(from, &mut buffer)) {
+                if size == 0 {
+                    stream.from = None;
+                }
+                pass_on(stream.to, buffer.get(..size).unwrap_or_default(), end);
+            }
+        }
+    }
+
+    /// Has the event written by processes of their own; returns the first file that is durable.
+    fn rescue(&self, end: Instant) -> Option<PathBuf> {
+        let sealed = self.events.last()?;
+        let (read, tell) = pipe_with(PipeFlags::CLOEXEC).ok()?;
+        // A spool that was being written to does not answer; another one may.
+        let skipped = usize::from(self.has_said(WRITING));
+        for number in skipped..=spool::MOST_PLACES {
+            match fork() {
+                Ok(Some(_)) => {}
+                Ok(None) => rescuer(&tell, &sealed, number),
+                Err(_) => break,
+            }
+        }
+        drop(tell);
+        let mut ready = [PollFd::new(&read, PollFlags::IN)];
+        let mut path = [0; PASSED_ON];
+        // Each tells its path in one write, or nothing.
+        let size = (wait(&mut ready, end) > 0).then(|| take(&read, &mut path)).flatten()?;
+        let path = path.get(..size).filter(|path| !path.is_empty())?;
+        let path = path.split(|byte| *byte == 0).next().unwrap_or_default();
+        Some(PathBuf::from(std::ffi::OsStr::from_bytes(path)))
+    }
+}
+
+/// A process that writes the event into one of the places, and ends.
+fn rescuer(tell: &OwnedFd, sealed: &[u8], number: usize) -> ! {
+    let write = || -> Option<()> {
+        let nowhere = File::options().read(true).write(true).open("/dev/null").ok()?.into();
+        let detached = detach([tell.as_fd()], &nowhere, &nowhere);
+        forget([nowhere]);
+        detached.ok()?;
+        let event = envelope::open(sealed).ok()?;
+        let dirs = Dirs::from_env();
+        let written = match number.checked_sub(1) {
+            None => spool::put_in_spool(&dirs, &event.id, sealed).ok()?,
+            Some(place) => {
+                spool::put_in(spool::places(&dirs).get(place)?, &event.id, sealed).ok()?
+            }
+        };
+        let mut path = written.as_os_str().as_bytes().to_vec();
+        path.push(0);
+        let _told = rustix::io::write(tell, &path);
+        Some(())
+    };
+    let _panicked = std::panic::catch_unwind(AssertUnwindSafe(write));
+    leave()
+}
+
+/// What the user is told of a hook whose work did not end.
+fn last_words(hook: &str, why: &str, rescued: Option<&std::path::Path>) -> String {
+    let what = match rescued {
+        Some(path) => format!("its event is kept in {}", path.display()),
+        None => "its event may be lost; `hookrun sync` finds what was built".to_owned(),
+    };
+    format!("hookrun: {hook} was given up: it {why}; {what}\n")
+}
+
+/// Waits until one of them is ready, or until `end`; returns how many are.
+fn wait(ready: &mut [PollFd<'_>], end: Instant) -> usize {
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let time = Timespec::try_from(left).unwrap_or_default();
+        match poll(ready, Some(&time)) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return result.unwrap_or(0),
+        }
+    }
+}
+
+/// Reads what there is; none: nothing yet.
+fn take(from: &OwnedFd, buffer: &mut [u8]) -> Option<usize> {
+    let mut ready = [PollFd::new(from, PollFlags::IN)];
+    match poll(&mut ready, Some(&Timespec::default())) {
+        // The end counts as ready too.
+        Ok(1) => Some(rustix::io::read(from, buffer).unwrap_or(0)),
+        _ => None,
+    }
+}
+
+/// Writes to one of Nix's pipes, as long as that does not block beyond `end`.
+fn pass_on(to: BorrowedFd<'_>, mut bytes: &[u8], end: Instant) {
+    while !bytes.is_empty() {
+        if wait(&mut [PollFd::new(&to, PollFlags::OUT)], end) == 0 {
+            return;
+        }
+        let part = bytes.get(..bytes.len().min(PASSED_ON)).unwrap_or_default();
+        match rustix::io::write(to, part) {
+            Ok(size) => bytes = bytes.get(size..).unwrap_or_default(),
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+            // Nobody is listening.
+            Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_whole_event_counts() {
+        let mut events = Events::new().unwrap();
+        assert_eq!(events.last(), None);
+        events.add(b"one");
+        events.add(b"another");
+        assert_eq!(events.last().as_deref(), Some(b"another".as_slice()));
+        // Cut short.
+        events.0.write_all(&9_u64.to_le_bytes()).unwrap();
+        events.0.write_all(b"begun").unwrap();
+        assert_eq!(events.last().as_deref(), Some(b"another".as_slice()));
+    }
+
+    #[test]
+    fn a_hook_that_is_given_up_says_where_its_event_is() {
+        insta::assert_snapshot!(last_words("post-build-hook", HANGS, None));
+        let path = std::path::Path::new("/var/lib/hookrun-fallback/1");
+        insta::assert_snapshot!(last_words("diff-hook", HANGS, Some(path)));
+    }
+
+    #[test]
+    fn a_panic_ends_the_work_and_nothing_else() {
+        safely("post-build-hook", || panic!("inside"));
+        // For the other tests of this process.
+        drop(std::panic::take_hook());
+    }
+}

@@ -1,0 +1,170 @@
+//! The thin hooks: from Nix's call to a durable file in the spool.
+//!
+//! Called by the program's `role` module. They load no plugin, read no secret, open no socket and take no lock
+//! that another hook holds. Whatever happens inside, Nix sees exit code 0 within
+//! [`CAP`](super::guard::CAP): the work is done in a process of its own ([`super::guard`]), and
+//! errors and panics become one line.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use super::guard::{self, Ended, Teller};
+use super::spool::Place;
+use super::{envelope, roots, spawn, spool};
+use hookrun_nix as nix;
+use hookrun_nix::caller::Caller;
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::{Diff, Event, HookEvent, NixDirs};
+use hookrun_nix::evidence::Evidence;
+use hookrun_nix::evidence::compare::{Bounds, compare};
+use hookrun_nix::terminal::say;
+
+/// An event that the spool has not taken by then goes elsewhere as well.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The same for an event that a comparison comes before.
+const PATIENCE_WITH_DIFF: Duration = Duration::from_millis(1500);
+/// After a comparison that took longer, nobody looks for who called.
+const CALLER_BEFORE: Duration = Duration::from_secs(1);
+/// How long looking for who called may take.
+const CALLER_TIME: Duration = Duration::from_millis(200);
+
+/// Nix's post-build hook. Standard output stays empty. Plugins that may fail the build run on its
+/// event after this.
+pub fn post_build() -> Ended {
+    guard::run("post-build-hook", PATIENCE, |teller| {
+        let nix_dirs = nix::store_uri::of_caller();
+        let event = match nix::post_build::from_env(&nix_dirs) {
+            Ok(event) => Event { nix: nix_dirs, ..Event::now(HookEvent::PostBuild(event)) },
+            Err(error) => return say(&error.to_string()),
+        };
+        hand_over(teller, &event);
+    })
+}
+
+/// Nix's diff hook. What it writes to standard output Nix shows to the user, on exit code 0.
+pub fn diff(arguments: &[OsString]) {
+    let (begun, parent) = (Instant::now(), rustix::process::getppid());
+    guard::run("diff-hook", PATIENCE_WITH_DIFF, |teller| {
+        let mut nix_dirs = NixDirs::from_env();
+        let derivation = |path: &str| nix::outputs_of(&nix_dirs, path);
+        let call = match nix::diff::read(arguments, &nix_dirs, derivation) {
+            Ok(call) => call,
+            Err(error) => return say(&error.to_string()),
+        };
+        let nix::diff::Call { drv_path, output, previous, current, real_store } = call;
+        nix_dirs.real_store = real_store;
+        let (old, new) = (nix_dirs.real_path(&previous), nix_dirs.real_path(&current));
+        if !rustix::process::geteuid().is_root() {
+            // A build user speaks of this machine's own store only; plugins get the evidence.
+            nix_dirs.real_store = None;
+        }
+        // What is known if the comparison does not end.
+        let evidence = Evidence {
+            incomplete: Some("the comparison did not end in time".to_owned()),
+            ..Evidence::default()
+        };
+        let diff = Diff { drv_path, output, previous, current, evidence };
+        let mut event = Event { nix: nix_dirs, ..Event::now(HookEvent::Diff(diff)) };
+        if let Ok(sealed) = envelope::seal(&event) {
+            teller.event(&sealed);
+        }
+        if let HookEvent::Diff(diff) = &mut event.hook {
+            diff.evidence = compare(&old, &new, Bounds::default());
+        }
+        if begun.elapsed() < CALLER_BEFORE {
+            event.caller = Some(Caller::find(parent, CALLER_TIME));
+        }
+        let kept = hand_over(teller, &event);
+        // Nobody may be listening.
+        let _shown = writeln!(std::io::stdout(), "hookrun: {}", summary(&event, kept));
+    });
+}
+
+/// Roots, the event, the worker; true if the event is kept.
+fn hand_over(teller: &mut Teller, event: &Event) -> bool {
+    let sealed = match envelope::seal(event) {
+        Ok(sealed) => sealed,
+        Err(error) => {
+            say(&format!(
+                "the event of {} is lost: it cannot be written as JSON ({error})",
+                event.drv_path()
+            ));
+            return false;
+        }
+    };
+    teller.event(&sealed);
+    let dirs = Dirs::from_env();
+    // Before the event, so that its outputs are never queued without a root.
+    roots::make(event);
+    teller.writing();
+    match spool::put_sealed(&dirs, &event.id, &sealed) {
+        Ok(Place::Spool) => {}
+        Ok(Place::Fallback { path, reason }) => {
+            say(&format!(
+                "{reason}; the event of {} is kept in {} and will be found there",
+                event.name(),
+                path.display()
+            ));
+        }
+        Err(error) => {
+            say(&format!("the event of {} is lost: {error}", event.drv_path()));
+            roots::remove(event);
+            return false;
+        }
+    }
+    teller.kept();
+    if let Err(error) = spawn::if_wanted(&dirs) {
+        say(&format!("no worker was started ({error}); the event of {} is kept", event.name()));
+    }
+    true
+}
+
+/// One line for the user about a difference.
+fn summary(event: &Event, kept: bool) -> String {
+    let HookEvent::Diff(diff) = &event.hook else { return String::new() };
+    let mut files: Vec<&str> =
+        diff.evidence.differences.iter().map(|difference| difference.path.as_str()).collect();
+    files.dedup();
+    let more = if diff.evidence.incomplete.is_some() { "at least " } else { "" };
+    let what = match files.as_slice() {
+        [] => "differences were not found in the time there was".to_owned(),
+        [""] => "1 difference".to_owned(),
+        [file] => format!("{more}1 difference, {}", file.escape_debug()),
+        [first, ..] => format!("{more}{} differences, first {}", files.len(), first.escape_debug()),
+    };
+    let output = if diff.output.name.is_empty() { &diff.output.path } else { &diff.output.name };
+    let details = if kept { "details: hookrun log" } else { "not recorded, see standard error" };
+    format!("{what} in {output} of {}; {details}", event.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::diff;
+    use hookrun_nix::evidence::Difference;
+
+    #[test]
+    fn what_the_user_of_check_sees() {
+        let line = |paths: &[&str], incomplete: bool, kept: bool| {
+            let mut event = diff("hello-1.0");
+            if let HookEvent::Diff(diff) = &mut event.hook {
+                diff.evidence.incomplete = incomplete.then(String::new);
+                let difference = |path: &&str| Difference {
+                    path: (*path).into(),
+                    kind: "content".into(),
+                    previous: String::new(),
+                    current: String::new(),
+                    offset: None,
+                    details: Vec::new(),
+                };
+                diff.evidence.differences = paths.iter().map(difference).collect();
+            }
+            summary(&event, kept)
+        };
+        insta::assert_snapshot!(line(&[""], false, true), @"1 difference in out of hello-1.0; details: hookrun log");
+        insta::assert_snapshot!(line(&["bin/a", "bin/a", "lib/b"], false, true), @"2 differences, first bin/a in out of hello-1.0; details: hookrun log");
+        insta::assert_snapshot!(line(&["a"], true, false), @"at least 1 difference, a in out of hello-1.0; not recorded, see standard error");
+        insta::assert_snapshot!(line(&[], true, true), @"differences were not found in the time there was in out of hello-1.0; details: hookrun log");
+    }
+}

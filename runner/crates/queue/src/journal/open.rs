@@ -1,0 +1,253 @@
+//! Opening the journal: made, migrated, checked, and mended where a file system or a person damaged
+//! it.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use super::{BUSY_TIMEOUT, FILE, Journal, JournalError, MIGRATIONS, query, sql_count};
+use crate::lock::WorkerLock;
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::Event;
+
+/// A journal that could not be used any more, and what was left of it.
+#[derive(Debug, Default, PartialEq)]
+pub struct Damage {
+    /// What happened, where the old one is, and what was lost; one line.
+    pub notice: String,
+    /// Events that had not ended and could still be read: to be taken again. Their tasks begin
+    /// anew.
+    pub salvaged: Vec<Event>,
+}
+
+impl Journal {
+    /// Opens the journal for the worker: made if it is not there, brought to the newest version,
+    /// checked. A damaged one is set aside and a new one begun; then the second value says so, and
+    /// gives what could be read of the old one.
+    ///
+    /// # Errors
+    /// If it cannot be opened or made, or a later release wrote it.
+    pub fn open(dirs: &Dirs) -> Result<(Self, Option<Damage>), JournalError> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let path = dirs.journal().join(FILE);
+        let io = |error| JournalError::Io { path: path.clone(), error };
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dirs.journal())
+            .map_err(io)?;
+        match Self::open_checked(&path) {
+            Ok(journal) => Ok((journal, None)),
+            Err(JournalError::Sqlite { error, .. }) if is_damage(&error) => {
+                Self::begin_anew(&path, &error.to_string())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens a new journal in the place of one that turned out to be damaged while it was used,
+    /// however well it looks when it is opened.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub fn open_anew(dirs: &Dirs, reason: &str) -> Result<(Self, Option<Damage>), JournalError> {
+        Self::begin_anew(&dirs.journal().join(FILE), reason)
+    }
+
+    fn begin_anew(path: &Path, reason: &str) -> Result<(Self, Option<Damage>), JournalError> {
+        let aside =
+            set_aside(path).map_err(|error| JournalError::Io { path: path.to_owned(), error })?;
+        let journal = Self::open_checked(path)?;
+        let salvaged = salvage_file(&aside);
+        let notice = format!(
+            "the journal was damaged ({reason}) and is set aside as {}; a new one is begun with the {} unfinished events that could be \
+             read; `hookrun sync` finds what is missing",
+            aside.display(),
+            salvaged.len(),
+        );
+        Ok((journal, Some(Damage { notice, salvaged })))
+    }
+
+    /// Opens the journal for reading, beside a worker; none if there is none yet.
+    ///
+    /// # Errors
+    /// If it cannot be opened, or has another version.
+    pub fn open_read_only(dirs: &Dirs) -> Result<Option<Self>, JournalError> {
+        Self::open_beside(dirs, OpenFlags::SQLITE_OPEN_READ_ONLY)
+    }
+
+    /// Opens the journal that is there to change tasks in it, beside a worker; none if there is
+    /// none yet.
+    ///
+    /// # Errors
+    /// If it cannot be opened for writing, or has another version.
+    pub fn open_to_change(dirs: &Dirs) -> Result<Option<Self>, JournalError> {
+        let journal = Self::open_beside(dirs, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        if let Some(journal) = &journal {
+            journal.read(|connection| connection.pragma_update(None, "foreign_keys", true))?;
+        }
+        Ok(journal)
+    }
+
+    fn open_beside(dirs: &Dirs, flags: OpenFlags) -> Result<Option<Self>, JournalError> {
+        let path = dirs.journal().join(FILE);
+        if std::fs::symlink_metadata(&path)
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+        {
+            return Ok(None);
+        }
+        let sqlite = |error| JournalError::Sqlite { path: path.clone(), error };
+        let connection = Connection::open_with_flags(&path, flags).map_err(sqlite)?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(sqlite)?;
+        let version = user_version(&connection).map_err(sqlite)?;
+        match version.cmp(&MIGRATIONS.len()) {
+            std::cmp::Ordering::Greater => Err(JournalError::Newer { path, version }),
+            // The worker has not got so far yet: it is as good as not there.
+            std::cmp::Ordering::Less if version == 0 => Ok(None),
+            std::cmp::Ordering::Less => {
+                drop(connection);
+                bring_up_to_date(dirs, &path, version)?;
+                Self::open_beside(dirs, flags)
+            }
+            std::cmp::Ordering::Equal => Ok(Some(Self { connection, path, inode: None })),
+        }
+    }
+
+    fn open_checked(path: &Path) -> Result<Self, JournalError> {
+        let sqlite = |error| JournalError::Sqlite { path: path.to_owned(), error };
+        let mut connection = Connection::open(path).map_err(sqlite)?;
+        let version = prepare(&connection).map_err(sqlite)?;
+        if version > MIGRATIONS.len() {
+            return Err(JournalError::Newer { path: path.to_owned(), version });
+        }
+        migrate(&mut connection, version).map_err(sqlite)?;
+        Ok(Self { connection, path: path.to_owned(), inode: inode(path) })
+    }
+
+    /// Is the file that is open still the one under its name? SQLite would write on into a file
+    /// that somebody has removed.
+    pub fn is_in_place(&self) -> bool {
+        inode(&self.path) == self.inode
+    }
+
+    /// Is the file still a journal for whoever opens it now?
+    ///
+    /// # Errors
+    /// It is not, or SQLite cannot read it.
+    pub fn verify(&self) -> Result<(), JournalError> {
+        let look = || {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
+            let connection = Connection::open_with_flags(&self.path, flags)?;
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            user_version(&connection)
+        };
+        look().map(drop).map_err(|error| JournalError::Sqlite { path: self.path.clone(), error })
+    }
+
+    /// The events that have not ended: for another journal, when this one's file is gone.
+    pub fn salvage(&self) -> Vec<Event> {
+        salvage(&self.connection)
+    }
+}
+
+/// Brings the journal of an earlier release up to date, if no worker runs that would not know it
+/// any more and this user may.
+fn bring_up_to_date(dirs: &Dirs, path: &Path, version: usize) -> Result<(), JournalError> {
+    let older = || JournalError::Older { path: path.to_owned(), version };
+    let _lock = WorkerLock::take(&dirs.worker_lock()).map_err(|_| older())?;
+    Journal::open_checked(path).map(drop).map_err(|error| match error {
+        JournalError::Sqlite { error, .. }
+            if error.sqlite_error_code() == Some(rusqlite::ErrorCode::ReadOnly) =>
+        {
+            older()
+        }
+        other => other,
+    })
+}
+
+/// Device and number of a file.
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+}
+
+/// Moves a damaged database and what belongs to it out of the way; gives its new name.
+fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
+    let aside = path.with_added_extension(format!("damaged-{}", hookrun_nix::event::now_ms()));
+    std::fs::rename(path, &aside)?;
+    for suffix in ["-wal", "-shm"] {
+        let with_suffix = |path: &Path| PathBuf::from(format!("{}{suffix}", path.display()));
+        match std::fs::rename(with_suffix(path), with_suffix(&aside)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(aside)
+}
+
+fn salvage_file(path: &Path) -> Vec<Event> {
+    Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+        .map(|old| salvage(&old))
+        .unwrap_or_default()
+}
+
+/// Row by row, up to the first that cannot be read, from both ends: damage is mostly in one place.
+fn salvage(connection: &Connection) -> Vec<Event> {
+    let mut found = std::collections::BTreeMap::new();
+    for order in ["ASC", "DESC"] {
+        // Dead letters with roots may still be done.
+        let sql = format!(
+            "SELECT body FROM events WHERE ended_ms IS NULL OR rooted > 0 ORDER BY id {order}"
+        );
+        let Ok(mut statement) = connection.prepare(&sql) else { continue };
+        let Ok(mut rows) = statement.query([]) else { continue };
+        while let Ok(Some(row)) = rows.next() {
+            // One event that cannot be read costs no other.
+            if let Ok(event) = query::json::<Event>(row, 0) {
+                found.insert(event.id.clone(), event);
+            }
+        }
+    }
+    found.into_values().collect()
+}
+
+/// Pages in the write-ahead log before they go into the database, 16 MiB: a page that changes with
+/// every event goes there seldom.
+const CHECKPOINT_PAGES: u32 = 4096;
+
+/// Settings of every connection that writes, and the check; gives the version.
+fn prepare(connection: &Connection) -> rusqlite::Result<usize> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if found != "ok" {
+        let error = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+        return Err(rusqlite::Error::SqliteFailure(error, Some(found)));
+    }
+    user_version(connection)
+}
+
+fn migrate(connection: &mut Connection, version: usize) -> rusqlite::Result<()> {
+    for (number, migration) in MIGRATIONS.iter().enumerate().skip(version) {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch(migration)?;
+        transaction.pragma_update(None, "user_version", sql_count(number + 1))?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+fn user_version(connection: &Connection) -> rusqlite::Result<usize> {
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    Ok(usize::try_from(version).unwrap_or(usize::MAX))
+}
+
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase)
+    )
+}

@@ -1,0 +1,538 @@
+//! What `hookrun status` and `hookrun log` ask the journal.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Row, ToSql};
+
+use super::{FILE, Journal, JournalError, sql_count, sql_time};
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::{Event, HookEvent, now_ms};
+use hookrun_nix::evidence::Evidence;
+use hookrun_nix::outcome::{LogLine, Usage};
+
+/// The tasks of one plugin, counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PluginCounts {
+    /// Its name in the configuration.
+    pub plugin: String,
+    /// May run now.
+    pub due: u64,
+    /// Wait for their time, for another task, or until what the plugin needs is there again.
+    pub waiting: u64,
+    /// Run.
+    pub running: u64,
+    /// Ended well.
+    pub done: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Cannot be done any more.
+    pub lost: u64,
+    /// Kept until somebody mends something.
+    pub refused: u64,
+    /// When Nix called the hook for the oldest that has not ended; milliseconds since 1970.
+    pub oldest_ms: Option<u64>,
+    /// When the first of those that wait may run.
+    pub next_ms: Option<u64>,
+}
+
+/// The column with who told of an event, from its body: events of earlier releases do not say, and
+/// came from hooks for all that is known.
+const ORIGIN: &str =
+    "coalesce(CASE WHEN json_valid(body) THEN json_extract(body, '$.origin') END, 'hook')";
+
+/// The state of a task in the word that all commands use, from the columns of `tasks`. `?1` is the
+/// time. Tasks of a plugin with an open breaker wait, whatever their own time is.
+const STATE: &str = "CASE tasks.state
+     WHEN 'pending' THEN CASE WHEN tasks.not_before_ms > ?1 OR EXISTS
+         (SELECT 1 FROM breakers WHERE breakers.plugin = tasks.plugin) THEN 'waiting' ELSE 'due' END
+     WHEN 'blocked' THEN 'waiting'
+     ELSE tasks.state END";
+
+/// When a task may run next, as far as anybody knows.
+const NEXT: &str = "CASE tasks.state
+     WHEN 'pending' THEN nullif(max(tasks.not_before_ms, coalesce(
+         (SELECT until_ms FROM breakers WHERE breakers.plugin = tasks.plugin), 0)), 0)
+     WHEN 'refused' THEN nullif(tasks.not_before_ms, 0) END";
+
+/// A task, for people.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TaskRow {
+    /// The event's id.
+    pub event: String,
+    /// `post-build` or `diff`.
+    pub kind: String,
+    /// Who told of the event: `hook` or `sync`.
+    pub origin: String,
+    /// The derivation's name.
+    pub name: String,
+    /// The derivation's store path.
+    pub drv_path: String,
+    /// The plugin's name.
+    pub plugin: String,
+    /// `due`, `waiting`, `running`, `done`, `dead`, `lost` or `refused`.
+    pub state: String,
+    /// Attempts begun.
+    pub attempts: u32,
+    /// When it may run next.
+    pub not_before_ms: Option<u64>,
+    /// Class of the last attempt.
+    pub class: Option<String>,
+    /// Sentence of the last attempt.
+    pub message: Option<String>,
+    /// When it last changed.
+    pub updated_ms: u64,
+}
+
+/// One attempt, for people.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct AttemptRow {
+    /// Its row: later attempts have greater ones.
+    #[serde(skip)]
+    pub id: i64,
+    /// The event's id.
+    pub event: String,
+    /// `post-build` or `diff`.
+    pub kind: String,
+    /// Who told of the event: `hook` or `sync`.
+    pub origin: String,
+    /// The derivation's name.
+    pub name: String,
+    /// The derivation's store path.
+    pub drv_path: String,
+    /// The plugin's name.
+    pub plugin: String,
+    /// 1 for the first.
+    pub number: u32,
+    /// When it began.
+    pub start_ms: u64,
+    /// When it ended.
+    pub end_ms: u64,
+    /// `done`, `permanent`, `transient`, `trapped`, `limit`, `refused`, `lost` or `interrupted`.
+    pub class: String,
+    /// Its sentence.
+    pub message: String,
+    /// State of the task now, as in [`TaskRow::state`]; `dropped` if somebody removed it.
+    pub state: String,
+    /// When the task may run again.
+    pub not_before_ms: Option<u64>,
+    /// What it used; none if it was interrupted.
+    pub usage: Option<Usage>,
+    /// What the plugin logged.
+    pub log: Vec<LogLine>,
+    /// Of a diff event: what the comparison found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Evidence>,
+}
+
+/// How an attempt that is asked for ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EndedAs {
+    /// With this class, such as `done`.
+    Class(String),
+    /// With any class but `done`.
+    Failed,
+    /// Its task was given up, or is lost.
+    Dead,
+}
+
+/// What a plugin's newest attempts gave.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PluginRecord {
+    /// Attempts that ended well in the time asked for.
+    pub succeeded: u64,
+    /// Attempts that did not; those that a worker's end cut short do not count.
+    pub failed: u64,
+    /// When an attempt last ended well.
+    pub last_success_ms: Option<u64>,
+}
+
+/// A journal's file: device and inode. Another one stands for another journal.
+pub type FileId = (u64, u64);
+
+/// Attempts that [`Journal::records`] looks at, the newest, so that it takes no longer the more
+/// there are.
+const RECORD_ROWS: i64 = 20_000;
+
+/// Which attempts are asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LogFilter {
+    /// Part of the derivation's name or store path.
+    pub derivation: Option<String>,
+    /// The plugin's name.
+    pub plugin: Option<String>,
+    /// How they ended.
+    pub outcome: Option<EndedAs>,
+    /// Ended since then; milliseconds since 1970.
+    pub since_ms: Option<u64>,
+    /// Rows after this one.
+    pub after: Option<i64>,
+    /// The newest so many; all, if none.
+    pub limit: Option<usize>,
+}
+
+impl Journal {
+    /// The tasks of every plugin that has any, counted.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn counts(&self, now_ms: u64) -> Result<Vec<PluginCounts>, JournalError> {
+        self.counts_of(None, now_ms)
+    }
+
+    /// How many events were handed over since `since_ms`, and their tasks, counted by plugin. An
+    /// event that stands for one of them counts in its place.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn since(
+        &self,
+        since_ms: u64,
+        now_ms: u64,
+    ) -> Result<(u64, Vec<PluginCounts>), JournalError> {
+        let events = self.read(|connection| {
+            connection.query_row(
+                "SELECT count(*) FROM events WHERE time_ms >= ?1",
+                [sql_time(since_ms)],
+                |row| count(row, 0),
+            )
+        })?;
+        Ok((events, self.counts_of(Some(since_ms), now_ms)?))
+    }
+
+    /// The events handed over since `since_ms` that no plugin was given, neither themselves nor an
+    /// earlier event that says the same. Those that this release cannot read are left out.
+    ///
+    /// # Errors
+    /// SQLite reports an error.
+    pub fn events_without_tasks(&self, since_ms: u64) -> Result<Vec<Event>, JournalError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT body FROM events WHERE time_ms >= ?1 AND merged_into IS NULL
+                        AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.event = events.id)",
+            )?;
+            let bodies =
+                statement.query_map([sql_time(since_ms)], |row| row.get::<_, String>(0))?;
+            let bodies: Vec<String> = bodies.collect::<rusqlite::Result<_>>()?;
+            Ok(bodies.iter().filter_map(|body| serde_json::from_str(body).ok()).collect())
+        })
+    }
+
+    fn counts_of(
+        &self,
+        since_ms: Option<u64>,
+        now_ms: u64,
+    ) -> Result<Vec<PluginCounts>, JournalError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT tasks.plugin,
+                        count(*) FILTER (WHERE state = 'pending' AND not_before_ms <= ?1 AND until_ms IS NULL),
+                        count(*) FILTER (WHERE state = 'blocked' OR (state = 'pending' AND (not_before_ms > ?1 OR until_ms IS NOT NULL))),
+                        count(*) FILTER (WHERE state = 'running'), count(*) FILTER (WHERE state = 'done'),
+                        count(*) FILTER (WHERE state = 'dead'), count(*) FILTER (WHERE state = 'lost'),
+                        count(*) FILTER (WHERE state = 'refused'),
+                        min(events.time_ms) FILTER (WHERE state IN ('pending', 'blocked', 'running', 'refused')),
+                        min(max(not_before_ms, coalesce(until_ms, 0)))
+                            FILTER (WHERE state = 'pending' AND (not_before_ms > ?1 OR until_ms > ?1))
+                 FROM tasks JOIN events ON events.id = tasks.event LEFT JOIN breakers ON breakers.plugin = tasks.plugin
+                 WHERE ?2 IS NULL OR events.id IN (SELECT coalesce(merged_into, id) FROM events WHERE time_ms >= ?2)
+                 GROUP BY tasks.plugin ORDER BY tasks.plugin",
+            )?;
+            let rows = statement.query_map(rusqlite::params![sql_time(now_ms), since_ms.map(sql_time)], |row| {
+                Ok(PluginCounts {
+                    plugin: text(row, 0)?,
+                    due: count(row, 1)?,
+                    waiting: count(row, 2)?,
+                    running: count(row, 3)?,
+                    done: count(row, 4)?,
+                    dead: count(row, 5)?,
+                    lost: count(row, 6)?,
+                    refused: count(row, 7)?,
+                    oldest_ms: time(row, 8)?,
+                    next_ms: time(row, 9)?,
+                })
+            })?;
+            rows.collect()
+        })
+    }
+
+    /// The store paths of outputs that post-build events told of, of all or of those handed over
+    /// since `since_ms`. An event that this release cannot read tells none.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn outputs(&self, since_ms: Option<u64>) -> Result<BTreeSet<String>, JournalError> {
+        self.read(|connection| {
+            let mut statement = connection
+                .prepare_cached("SELECT body FROM events WHERE kind = 'post-build' AND (?1 IS NULL OR time_ms >= ?1)")?;
+            output_paths(statement.query([since_ms.map(sql_time)])?)
+        })
+    }
+
+    /// The outputs of the events that this plugin has, had or is to have: those with a task of it
+    /// that can still be done or was.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn outputs_for(&self, plugin: &str) -> Result<BTreeSet<String>, JournalError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT body FROM events JOIN tasks ON tasks.event = events.id
+                 WHERE kind = 'post-build' AND plugin = ?1 AND state <> 'lost'",
+            )?;
+            output_paths(statement.query([plugin])?)
+        })
+    }
+
+    /// The tasks in one of these states, such as `dead`, those that changed last first.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn tasks_in_state(
+        &self,
+        states: &[&str],
+        limit: usize,
+    ) -> Result<Vec<TaskRow>, JournalError> {
+        let states = format!("[\"{}\"]", states.join("\",\""));
+        self.some_tasks(
+            "WHERE state IN (SELECT value FROM json_each(?2)) ORDER BY updated_ms DESC, event LIMIT ?3",
+            &[&sql_time(now_ms()), &states, &sql_count(limit)],
+        )
+    }
+
+    /// All tasks, oldest event first.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn tasks(&self) -> Result<Vec<TaskRow>, JournalError> {
+        self.some_tasks("ORDER BY time_ms, event, plugin", &[&sql_time(now_ms())])
+    }
+
+    fn some_tasks(&self, which: &str, values: &[&dyn ToSql]) -> Result<Vec<TaskRow>, JournalError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(&format!(
+                "SELECT event, kind, name, drv_path, plugin, {STATE}, attempts, {NEXT}, class, message, updated_ms,
+                        {ORIGIN}
+                 FROM tasks JOIN events ON events.id = tasks.event {which}"
+            ))?;
+            let rows = statement.query_map(values, |row| {
+                Ok(TaskRow {
+                    event: text(row, 0)?,
+                    kind: text(row, 1)?,
+                    name: text(row, 2)?,
+                    drv_path: text(row, 3)?,
+                    plugin: text(row, 4)?,
+                    state: text(row, 5)?,
+                    attempts: number(row, 6)?,
+                    not_before_ms: time(row, 7)?,
+                    class: optional_text(row, 8)?,
+                    message: optional_text(row, 9)?,
+                    updated_ms: count(row, 10)?,
+                    origin: text(row, 11)?,
+                })
+            })?;
+            rows.collect()
+        })
+    }
+
+    /// The attempts that the filter admits, oldest first, with the state of their tasks now.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn log(&self, filter: &LogFilter) -> Result<Vec<AttemptRow>, JournalError> {
+        let LogFilter { derivation, plugin, outcome, since_ms, after, limit } = filter;
+        let (class, failed, dead) = match outcome {
+            None => (None, false, false),
+            Some(EndedAs::Class(class)) => (Some(class), false, false),
+            Some(EndedAs::Failed) => (None, true, false),
+            Some(EndedAs::Dead) => (None, false, true),
+        };
+        let since = since_ms.map(sql_time);
+        let limit = limit.map_or(-1, sql_count);
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(&format!(
+                "SELECT attempts.event, kind, name, drv_path, attempts.plugin, number, start_ms, end_ms, attempts.class, attempts.message,
+                        coalesce({STATE}, 'dropped'), {NEXT}, usage, log, attempts.id, {ORIGIN},
+                        CASE kind WHEN 'diff' THEN body END
+                 FROM attempts JOIN events ON events.id = attempts.event
+                      LEFT JOIN tasks ON tasks.event = attempts.event AND tasks.plugin = attempts.plugin
+                 WHERE (?2 IS NULL OR instr(name, ?2) OR instr(drv_path, ?2)) AND (?3 IS NULL OR attempts.plugin = ?3)
+                       AND (?4 IS NULL OR attempts.class = ?4) AND (?5 IS NULL OR end_ms >= ?5)
+                       AND (NOT ?7 OR attempts.class <> 'done') AND (NOT ?8 OR state IN ('dead', 'lost'))
+                       AND (?9 IS NULL OR attempts.id > ?9)
+                 ORDER BY attempts.id DESC LIMIT ?6"
+            ))?;
+            let now = sql_time(now_ms());
+            let values: [&dyn ToSql; 9] =
+                [&now, derivation, plugin, &class, &since, &limit, &failed, &dead, after];
+            let rows = statement.query_map(values, |row| {
+                let class = text(row, 8)?;
+                Ok(AttemptRow {
+                    id: row.get(14)?,
+                    event: text(row, 0)?,
+                    kind: text(row, 1)?,
+                    name: text(row, 2)?,
+                    drv_path: text(row, 3)?,
+                    plugin: text(row, 4)?,
+                    number: number(row, 5)?,
+                    start_ms: count(row, 6)?,
+                    end_ms: count(row, 7)?,
+                    message: text(row, 9)?,
+                    state: text(row, 10)?,
+                    not_before_ms: time(row, 11)?,
+                    // What cannot be read is not shown; the attempt is.
+                    usage: if class == "interrupted" { None } else { json(row, 12).ok() },
+                    log: json(row, 13).unwrap_or_default(),
+                    class,
+                    origin: text(row, 15)?,
+                    evidence: optional_text(row, 16)?.and_then(|body| evidence(&body)),
+                })
+            })?;
+            let mut rows: Vec<AttemptRow> = rows.collect::<rusqlite::Result<_>>()?;
+            rows.reverse();
+            Ok(rows)
+        })
+    }
+
+    /// What the newest attempts of every plugin gave, counted from `since_ms` on.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn records(&self, since_ms: u64) -> Result<BTreeMap<String, PluginRecord>, JournalError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT plugin, count(*) FILTER (WHERE class = 'done' AND end_ms >= ?1),
+                        count(*) FILTER (WHERE class NOT IN ('done', 'interrupted') AND end_ms >= ?1),
+                        max(end_ms) FILTER (WHERE class = 'done')
+                 FROM attempts WHERE id > (SELECT max(id) FROM attempts) - ?2 GROUP BY plugin",
+            )?;
+            let rows = statement.query_map(rusqlite::params![sql_time(since_ms), RECORD_ROWS], |row| {
+                let record =
+                    PluginRecord { succeeded: count(row, 1)?, failed: count(row, 2)?, last_success_ms: time(row, 3)? };
+                Ok((text(row, 0)?, record))
+            })?;
+            rows.collect()
+        })
+    }
+
+    /// The plugins that have tasks or attempts.
+    ///
+    /// # Errors
+    /// SQLite reports an error.
+    pub fn plugins(&self) -> Result<Vec<String>, JournalError> {
+        self.read(|connection| {
+            let mut statement = connection
+                .prepare_cached("SELECT plugin FROM tasks UNION SELECT plugin FROM attempts")?;
+            let rows = statement.query_map([], |row| row.get(0))?;
+            rows.collect()
+        })
+    }
+
+    /// The row of the newest attempt; 0 if there is none.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn newest_attempt(&self) -> Result<i64, JournalError> {
+        self.read(|connection| {
+            connection.query_row("SELECT coalesce(max(id), 0) FROM attempts", [], |row| row.get(0))
+        })
+    }
+
+    /// A number that changes when another process has changed the journal
+    /// (<https://www.sqlite.org/pragma.html#pragma_data_version>).
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn data_version(&self) -> Result<i64, JournalError> {
+        self.read(|connection| connection.query_row("PRAGMA data_version", [], |row| row.get(0)))
+    }
+}
+
+/// What the comparison of a diff event found; none if this release cannot read the event.
+fn evidence(body: &str) -> Option<Evidence> {
+    match serde_json::from_str(body) {
+        Ok(Event { hook: HookEvent::Diff(diff), .. }) => Some(diff.evidence),
+        _ => None,
+    }
+}
+
+/// The journal's file as it is now; none if there is none.
+pub fn file_id(dirs: &Dirs) -> Option<FileId> {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata(dirs.journal().join(FILE)).ok().map(|found| (found.dev(), found.ino()))
+}
+
+/// The event whose JSON is in column `body`, if it can be read and is the one called as column `id`
+/// says.
+pub(super) fn event(row: &Row<'_>, body: usize, id: usize) -> Result<Event, String> {
+    let event: Event = json(row, body).map_err(|error| error.to_string())?;
+    let id = text(row, id).map_err(|error| error.to_string())?;
+    if event.id == id { Ok(event) } else { Err(format!("it is that of {}", event.id)) }
+}
+
+/// The outputs that the events in the first column tell of. An event that this release cannot read
+/// tells none.
+fn output_paths(mut bodies: rusqlite::Rows<'_>) -> rusqlite::Result<BTreeSet<String>> {
+    let mut paths = BTreeSet::new();
+    while let Some(row) = bodies.next()? {
+        if let Ok(Event { hook: HookEvent::PostBuild(event), .. }) = json(row, 0) {
+            paths.extend(event.outputs.into_iter().map(|output| output.path));
+        }
+    }
+    Ok(paths)
+}
+
+// Values are taken as they are: a damaged one is shown as well as it can be, and costs no other
+// row.
+
+/// A count or a time that is never negative; 0 for what is no number.
+pub(super) fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    Ok(time(row, column)?.unwrap_or(0))
+}
+
+pub(super) fn number(row: &Row<'_>, column: usize) -> rusqlite::Result<u32> {
+    Ok(u32::try_from(count(row, column)?).unwrap_or(u32::MAX))
+}
+
+pub(super) fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Integer(value) => Some(u64::try_from(value).unwrap_or(0)),
+        _ => None,
+    })
+}
+
+/// The bytes of a text; none of what is no text.
+pub(super) fn bytes<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<&'a [u8]> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes,
+        _ => &[],
+    })
+}
+
+pub(super) fn text(row: &Row<'_>, column: usize) -> rusqlite::Result<String> {
+    Ok(String::from_utf8_lossy(bytes(row, column)?).into_owned())
+}
+
+fn optional_text(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<String>> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Null => None,
+        _ => Some(text(row, column)?),
+    })
+}
+
+pub(super) fn json<T: serde::de::DeserializeOwned>(
+    row: &Row<'_>,
+    column: usize,
+) -> rusqlite::Result<T> {
+    serde_json::from_slice(bytes(row, column)?).map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(
+            column,
+            rusqlite::types::Type::Text,
+            Box::new(error),
+        )
+    })
+}

@@ -1,0 +1,510 @@
+//! What the worker asks and says while it runs tasks: which are due, which begin, how they ended.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rusqlite::{OptionalExtension as _, Transaction, params};
+
+use super::{Journal, JournalError, query, sql_count, sql_time};
+use crate::retry::Next;
+use hookrun_nix::event::Event;
+use hookrun_nix::outcome::RunReport;
+
+/// A task that is to run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Task {
+    /// The plugin's name.
+    pub plugin: String,
+    /// The event.
+    pub event: Event,
+}
+
+/// In which order due tasks are given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// As Nix called the hooks.
+    Oldest,
+    /// Those that may run longest first: after a failure a task comes after those that were not
+    /// tried since.
+    LongestDue,
+}
+
+/// One attempt, as the worker knows it.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt<'a> {
+    /// The event's id.
+    pub event: &'a str,
+    /// The plugin's name.
+    pub plugin: &'a str,
+    /// 1 for the first.
+    pub number: u32,
+    /// When it began.
+    pub start_ms: u64,
+    /// When it ended.
+    pub end_ms: u64,
+}
+
+/// An attempt that ended, and what comes next.
+#[derive(Debug, Clone, Copy)]
+pub struct Ended<'a> {
+    /// The attempt.
+    pub attempt: Attempt<'a>,
+    /// How it ended.
+    pub report: &'a RunReport,
+    /// What comes next.
+    pub next: Next,
+    /// What counts towards `give-up-after`, this attempt included.
+    pub age_ms: u64,
+}
+
+/// An attempt that begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begun {
+    /// 1 for the first.
+    pub number: u32,
+    /// What counted towards `give-up-after` when the last attempt ended.
+    pub age_ms: u64,
+    /// When the last attempt ended; none before the first, and if the task was refused since.
+    pub last_ms: Option<u64>,
+}
+
+/// A task that was due and cannot be run: its row is damaged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The event's id.
+    pub event: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Bytes of events that are read ahead at once; one is read however large it is.
+const READ_AHEAD_BYTES: usize = 1 << 20;
+
+impl Journal {
+    /// What a worker does when it starts: attempts that the worker before did not end are written
+    /// down as interrupted and count as made. Gives the number of interrupted attempts.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn resume(&mut self, now_ms: u64) -> Result<usize, JournalError> {
+        self.write(|transaction| {
+            transaction.execute(
+                "INSERT INTO attempts (event, plugin, number, start_ms, end_ms, class, message, usage, log)
+                 SELECT event, plugin, attempts, updated_ms, ?1, 'interrupted', 'the worker ended during this attempt', '{}', '[]'
+                 FROM tasks WHERE state = 'running'",
+                [sql_time(now_ms)],
+            )?;
+            let interrupted = transaction.execute(
+                "UPDATE tasks SET state = 'pending', not_before_ms = 0, class = 'interrupted', last_ms = ?1,
+                 message = 'the worker ended during this attempt', updated_ms = ?1 WHERE state = 'running'",
+                [sql_time(now_ms)],
+            )?;
+            // A damaged number or word would keep its task from ever running.
+            transaction.execute(
+                "UPDATE tasks SET not_before_ms = 0, attempts = 0, age_ms = 0, last_ms = NULL, updated_ms = ?1
+                 WHERE typeof(not_before_ms) <> 'integer' OR typeof(attempts) <> 'integer' OR typeof(age_ms) <> 'integer'
+                       OR typeof(updated_ms) <> 'integer' OR typeof(last_ms) NOT IN ('integer', 'null')",
+                [sql_time(now_ms)],
+            )?;
+            transaction.execute(
+                "UPDATE tasks SET state = 'pending', not_before_ms = 0
+                 WHERE state NOT IN ('pending', 'blocked', 'running', 'done', 'dead', 'lost', 'refused')",
+                [],
+            )?;
+            Ok(interrupted)
+        })
+    }
+
+    /// Lets one refused task of each plugin but `running` run as a try for all of them, if its
+    /// plugin's refused tasks were to be tried again by now: the one that was tried longest ago.
+    /// The others wait for `delay` more, so that a service that refuses credentials is not asked
+    /// for every task. Gives plugin and event of the tries.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn try_refused(
+        &mut self,
+        now_ms: u64,
+        running: &BTreeSet<&str>,
+        delay: impl Fn(&str) -> Duration,
+    ) -> Result<Vec<(String, String)>, JournalError> {
+        let mut tries: Vec<(String, String)> = self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT plugin, event FROM
+                     (SELECT plugin, event, row_number() OVER (PARTITION BY plugin ORDER BY updated_ms, event) AS place,
+                             min(not_before_ms) OVER (PARTITION BY plugin) AS next
+                      FROM tasks WHERE state = 'refused')
+                 WHERE place = 1 AND next <= ?1",
+            )?;
+            let rows =
+                statement.query_map([sql_time(now_ms)], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect()
+        })?;
+        tries.retain(|(plugin, _)| !running.contains(plugin.as_str()));
+        if tries.is_empty() {
+            return Ok(tries);
+        }
+        self.write(|transaction| {
+            for (plugin, event) in &tries {
+                transaction.execute(
+                    "UPDATE tasks SET state = 'pending', not_before_ms = 0
+                     WHERE event = ?1 AND plugin = ?2 AND state = 'refused'",
+                    params![event, plugin],
+                )?;
+                transaction.execute(
+                    "UPDATE tasks SET not_before_ms = ?2 WHERE plugin = ?1 AND state = 'refused'",
+                    params![plugin, sql_time(later(now_ms, delay(plugin)))],
+                )?;
+            }
+            Ok(())
+        })?;
+        Ok(tries)
+    }
+
+    /// Tasks that were refused may run again, those of one plugin or all: the configuration, a
+    /// plugin or a secret has changed, or a try has succeeded. Gives how many there were.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn readmit(&mut self, plugin: Option<&str>) -> Result<usize, JournalError> {
+        self.write(|transaction| {
+            transaction.execute(
+                "UPDATE tasks SET state = 'pending', not_before_ms = 0
+                 WHERE state = 'refused' AND (?1 IS NULL OR plugin = ?1)",
+                [plugin],
+            )
+        })
+    }
+
+    /// Forgets events that ended longer than `keep` ago, with their attempts. Dead letters stay
+    /// until somebody decides.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn forget(&mut self, keep: Duration, now_ms: u64) -> Result<usize, JournalError> {
+        let before = now_ms.saturating_sub(u64::try_from(keep.as_millis()).unwrap_or(u64::MAX));
+        self.write(|transaction| {
+            transaction.execute(
+                "DELETE FROM events WHERE ended_ms < ?1
+                 AND NOT EXISTS (SELECT 1 FROM tasks WHERE event = events.id AND state IN ('dead', 'lost'))",
+                [sql_time(before)],
+            )
+        })
+    }
+
+    /// Forgets ended events of each user but root and `own` beyond so many, the oldest first, dead
+    /// letters included: a build user can hand over any number.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn forget_beyond(&mut self, most: u64, own: u32) -> Result<usize, JournalError> {
+        self.write(|transaction| {
+            transaction.execute(
+                "DELETE FROM events WHERE id IN (
+                     SELECT id FROM (
+                         SELECT id, row_number() OVER (
+                             PARTITION BY uid ORDER BY ended_ms DESC, id DESC
+                         ) AS number
+                         FROM events WHERE ended_ms IS NOT NULL AND uid NOT IN (0, ?1)
+                     ) WHERE number > ?2
+                 )",
+                params![own, i64::try_from(most).unwrap_or(i64::MAX)],
+            )
+        })
+    }
+
+    /// After the clock was set back: what waits for its time waits as long as it was to, and not
+    /// until a time that is now far away. `slack_ms` is no step of a clock. Gives how many tasks
+    /// that were.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn clock_was_set(&mut self, now_ms: u64, slack_ms: u64) -> Result<usize, JournalError> {
+        self.write(|transaction| {
+            let values = params![sql_time(now_ms), sql_time(now_ms.saturating_add(slack_ms))];
+            transaction
+                .execute("UPDATE breakers SET until_ms = ?1, since_ms = min(since_ms, ?1) WHERE since_ms > ?2", values)?;
+            transaction.execute(
+                "UPDATE tasks SET not_before_ms = ?1 WHERE state = 'refused' AND not_before_ms > ?1",
+                [sql_time(now_ms)],
+            )?;
+            transaction.execute(
+                "UPDATE tasks SET not_before_ms = not_before_ms - updated_ms + ?1, updated_ms = ?1
+                 WHERE state = 'pending' AND not_before_ms > ?1 AND updated_ms > ?2",
+                values,
+            )
+        })
+    }
+
+    /// Up to `limit` tasks of one plugin that may run now, and beside them those whose event cannot
+    /// be read.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn due(
+        &self,
+        plugin: &str,
+        now_ms: u64,
+        limit: usize,
+        order: Order,
+    ) -> Result<(Vec<Task>, Vec<Unreadable>), JournalError> {
+        let sql = match order {
+            Order::Oldest => {
+                "SELECT events.body, tasks.event FROM tasks INDEXED BY tasks_order LEFT JOIN events ON events.id = tasks.event
+                 WHERE state = 'pending' AND plugin = ?1 AND not_before_ms <= ?2 ORDER BY tasks.event LIMIT ?3"
+            }
+            Order::LongestDue => {
+                "SELECT events.body, tasks.event FROM tasks INDEXED BY tasks_plugin LEFT JOIN events ON events.id = tasks.event
+                 WHERE state = 'pending' AND plugin = ?1 AND not_before_ms <= ?2 ORDER BY not_before_ms, tasks.event LIMIT ?3"
+            }
+        };
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(sql)?;
+            let mut rows = statement.query(params![plugin, sql_time(now_ms), sql_count(limit)])?;
+            let (mut tasks, mut unreadable, mut bytes) = (Vec::new(), Vec::new(), 0);
+            while let Some(row) = rows.next()? {
+                bytes += query::bytes(row, 0)?.len();
+                match query::event(row, 0, 1) {
+                    Ok(event) => tasks.push(Task { plugin: plugin.to_owned(), event }),
+                    Err(reason) => {
+                        unreadable.push(Unreadable { event: query::text(row, 1)?, reason });
+                    }
+                }
+                if bytes >= READ_AHEAD_BYTES {
+                    break;
+                }
+            }
+            Ok((tasks, unreadable))
+        })
+    }
+
+    /// The plugins that have a task that may run now. Looks at one row a plugin, however many there
+    /// are.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn due_plugins(&self, now_ms: u64) -> Result<Vec<String>, JournalError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "WITH RECURSIVE waiting (plugin) AS (
+                     SELECT min(plugin) FROM tasks WHERE state = 'pending'
+                     UNION ALL
+                     SELECT (SELECT min(plugin) FROM tasks WHERE state = 'pending' AND plugin > waiting.plugin)
+                     FROM waiting WHERE waiting.plugin IS NOT NULL)
+                 SELECT plugin FROM waiting WHERE EXISTS
+                     (SELECT 1 FROM tasks WHERE state = 'pending' AND plugin = waiting.plugin AND not_before_ms <= ?1)",
+            )?;
+            let rows = statement.query_map([sql_time(now_ms)], |row| query::text(row, 0))?;
+            rows.collect()
+        })
+    }
+
+    /// When the first of the tasks that wait may run, or a refused one is tried again.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn next_due(&self, now_ms: u64) -> Result<Option<u64>, JournalError> {
+        self.read(|connection| {
+            let mut statement = connection
+                .prepare_cached("SELECT min(not_before_ms) FROM tasks WHERE state IN ('pending', 'refused') AND not_before_ms > ?1")?;
+            statement.query_row([sql_time(now_ms)], |row| query::time(row, 0))
+        })
+    }
+
+    /// One step of the worker, in one transaction: writes down how attempts ended, and marks tasks
+    /// as running. For each that ended: was it the event's last open task, so that its roots may
+    /// go? For each that is to begin: its attempt, or none if somebody has removed it or given it
+    /// another time since it was read.
+    ///
+    /// # Errors
+    /// What SQLite says; then nothing of it was done.
+    pub fn step(
+        &mut self,
+        ended: &[Ended<'_>],
+        begin: &[Task],
+        now_ms: u64,
+    ) -> Result<(Vec<bool>, Vec<Option<Begun>>), JournalError> {
+        self.write(|transaction| {
+            let ended = ended
+                .iter()
+                .map(|ended| finish(transaction, ended))
+                .collect::<rusqlite::Result<_>>()?;
+            let begun = begin
+                .iter()
+                .map(|task| begin_one(transaction, task, now_ms))
+                .collect::<rusqlite::Result<_>>()?;
+            Ok((ended, begun))
+        })
+    }
+
+    /// A task can never be done: it is lost, for `message`. The second value: that was the event's
+    /// last open task.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn lose(
+        &mut self,
+        event: &str,
+        plugin: &str,
+        message: &str,
+        now_ms: u64,
+    ) -> Result<(), JournalError> {
+        self.write(|transaction| {
+            transaction.execute(
+                "UPDATE tasks SET state = 'lost', class = 'unreadable', message = ?3, updated_ms = ?4 WHERE event = ?1 AND plugin = ?2",
+                params![event, plugin, message, sql_time(now_ms)],
+            )?;
+            unblock(transaction, event, plugin)?;
+            end_event(transaction, event, now_ms)?;
+            // Nobody can tell any more which they are; the next sweep finds them.
+            transaction.execute("UPDATE events SET rooted = 0 WHERE id = ?1", [event]).map(drop)
+        })
+    }
+
+    /// Takes a running task back, as if this attempt had not been begun: the worker stops.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn give_back(
+        &mut self,
+        event: &str,
+        plugin: &str,
+        now_ms: u64,
+    ) -> Result<(), JournalError> {
+        self.write(|transaction| {
+            transaction
+                .execute(
+                    "UPDATE tasks SET state = 'pending', attempts = attempts - 1, not_before_ms = 0, updated_ms = ?3
+                     WHERE event = ?1 AND plugin = ?2 AND state = 'running'",
+                    params![event, plugin, sql_time(now_ms)],
+                )
+                .map(drop)
+        })
+    }
+}
+
+fn later(now_ms: u64, after: Duration) -> u64 {
+    now_ms.saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn begin_one(
+    transaction: &Transaction<'_>,
+    task: &Task,
+    now_ms: u64,
+) -> rusqlite::Result<Option<Begun>> {
+    transaction
+        .prepare_cached(
+            "UPDATE tasks SET state = 'running', attempts = attempts + 1, updated_ms = ?3
+             WHERE event = ?1 AND plugin = ?2 AND state = 'pending' AND not_before_ms <= ?3 RETURNING attempts, age_ms, last_ms",
+        )?
+        .query_row(params![task.event.id, task.plugin, sql_time(now_ms)], |row| {
+            let (number, age_ms) = (query::number(row, 0)?, query::count(row, 1)?);
+            Ok(Begun { number, age_ms, last_ms: query::time(row, 2)? })
+        })
+        .optional()
+}
+
+/// True if the event's roots may go: it has ended, and nothing of it is dead. Refused tasks are
+/// open.
+fn finish(transaction: &Transaction<'_>, ended: &Ended<'_>) -> rusqlite::Result<bool> {
+    let Ended { attempt, report, next, age_ms } = *ended;
+    let Attempt { event, plugin, number, start_ms, end_ms } = attempt;
+    let (state, not_before_ms, uncounted) = match next {
+        Next::Done => ("done", 0, 0),
+        Next::Dead => ("dead", 0, 0),
+        Next::Lost => ("lost", 0, 0),
+        Next::Refused { after } => ("refused", later(end_ms, after), 1),
+        Next::Retry { after } => ("pending", later(end_ms, after), 0),
+        Next::Again { after, .. } => ("pending", later(end_ms, after), 1),
+    };
+    let json = |value: Result<String, serde_json::Error>| {
+        value.map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
+    };
+    let (class, message) = (report.outcome.class(), report.outcome.message());
+    transaction
+        .prepare_cached(
+            "INSERT INTO attempts (event, plugin, number, start_ms, end_ms, class, message, usage, log) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        )?
+        .execute(params![
+            event,
+            plugin,
+            number,
+            sql_time(start_ms),
+            sql_time(end_ms),
+            class,
+            message,
+            json(serde_json::to_string(&report.usage))?,
+            json(serde_json::to_string(&report.log))?,
+        ])?;
+    transaction
+        .prepare_cached(
+            "UPDATE tasks SET state = ?3, not_before_ms = ?4, class = ?5, message = ?6, updated_ms = ?7, attempts = attempts - ?8,
+             age_ms = ?9, last_ms = CASE WHEN ?3 = 'refused' THEN NULL ELSE ?7 END
+             WHERE event = ?1 AND plugin = ?2",
+        )?
+        .execute(params![
+            event,
+            plugin,
+            state,
+            sql_time(not_before_ms),
+            class,
+            message,
+            sql_time(end_ms),
+            uncounted,
+            sql_time(age_ms),
+        ])?;
+    if matches!(next, Next::Done | Next::Dead | Next::Lost) {
+        unblock(transaction, event, plugin)?;
+        end_event(transaction, event, end_ms)
+    } else {
+        Ok(false)
+    }
+}
+
+/// Tasks that waited for this one, and for no other any more, may run.
+pub(super) fn unblock(
+    transaction: &Transaction<'_>,
+    event: &str,
+    plugin: &str,
+) -> rusqlite::Result<()> {
+    let mut waiting = transaction.prepare_cached(
+        "DELETE FROM waits_for WHERE on_event = ?1 AND plugin = ?2 RETURNING event",
+    )?;
+    let waiting: Vec<String> =
+        waiting.query_map([event, plugin], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    for event in waiting {
+        transaction
+            .prepare_cached(
+                "UPDATE tasks SET state = 'pending' WHERE event = ?1 AND plugin = ?2 AND state = 'blocked'
+                 AND NOT EXISTS (SELECT 1 FROM waits_for WHERE event = ?1 AND plugin = ?2)",
+            )?
+            .execute([event.as_str(), plugin])?;
+    }
+    Ok(())
+}
+
+/// Ends an event that has no open task; true if its roots may go. A dead letter keeps them: it may
+/// be tried again.
+pub(super) fn end_event(
+    transaction: &Transaction<'_>,
+    event: &str,
+    now_ms: u64,
+) -> rusqlite::Result<bool> {
+    let ended = transaction
+        .prepare_cached(
+            "UPDATE events SET ended_ms = coalesce(ended_ms, ?2) WHERE id = ?1
+             AND NOT EXISTS (SELECT 1 FROM tasks WHERE event = ?1 AND state IN ('pending', 'blocked', 'running', 'refused'))",
+        )?
+        .execute(params![event, sql_time(now_ms)])?;
+    if ended == 0 {
+        return Ok(false);
+    }
+    transaction.prepare_cached("DELETE FROM outputs WHERE event = ?1")?.execute([event])?;
+    let unrooted = transaction
+        .prepare_cached(
+            "UPDATE events SET rooted = 0
+             WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM tasks WHERE event = ?1 AND state = 'dead')",
+        )?
+        .execute([event])?;
+    Ok(unrooted > 0)
+}

@@ -1,0 +1,37 @@
+//! The durable queue. An event that a hook has handed over is not lost.
+//!
+//! * [`hand_over`]: the post-build and diff hooks, from Nix's call to a durable file. [`guard`]: the
+//!   process that Nix waits for touches no file system.
+//! * [`spool`]: the directory of those files; a rename commits one. [`envelope`]: their format.
+//!   [`trust`]: whose files are accepted.
+//! * [`outputs`]: finds the outputs of an event in Nix's database. [`roots`]: keeps them from the
+//!   garbage collector while their tasks last.
+//! * [`spawn`]: starts a detached worker when none runs. [`lock`]: allows one worker only.
+//!   [`waiter`]: starts a worker for events of build users. [`arrivals`]: watches the spool.
+//! * [`journal`]: the worker's database of events, tasks and attempts. [`retry`]: when a task is
+//!   tried again. [`breaker`]: the circuit breaker of each plugin.
+//! * [`health`]: findings about the spool for `hookrun status`.
+//! * [`worker`]: takes events from the spool into the journal, and runs the tasks.
+//!
+//! The hooks use the modules above the journal and none below, and take no lock that another hook
+//! may hold.
+
+pub mod arrivals;
+pub mod breaker;
+pub mod envelope;
+pub mod guard;
+pub mod hand_over;
+pub mod health;
+pub mod journal;
+pub mod lock;
+pub mod outputs;
+pub mod retry;
+pub mod roots;
+pub mod spawn;
+pub mod spool;
+pub mod trust;
+pub mod waiter;
+pub mod worker;
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,142 @@
+//! There is one worker: it holds a lock on a file for as long as it lives.
+//!
+//! A record lock (fcntl) and not flock(2): a hook can ask who holds it without taking it, so 100
+//! hooks that ask do not keep a worker from starting, and the answer names the process. The kernel
+//! drops the lock with the process, so no stale lock blocks. A record lock is also dropped when its
+//! process closes any descriptor of the file, so nothing but this module opens it.
+//!
+//! The file is its owner's alone. Whoever can read it can lock it, for reading at least, and so
+//! keep a worker from starting and hooks from starting one.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::process::{Flock, FlockType};
+
+/// See the module.
+const MODE: u32 = 0o600;
+
+/// Held while a worker runs.
+#[derive(Debug)]
+pub struct WorkerLock {
+    _file: OwnedFd,
+}
+
+/// Why the lock was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another worker runs.
+    #[error("a worker runs already{}; `hookrun status` shows it", pid.map(|pid| format!(" (process {pid})")).unwrap_or_default())]
+    Held {
+        /// Its process, where it is visible from here.
+        pid: Option<i32>,
+    },
+    /// The file cannot be opened.
+    #[error("{} cannot be locked ({error}); run the worker as the user that owns the state directory", path.display())]
+    Io {
+        /// The lock file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        error: std::io::Error,
+    },
+}
+
+impl WorkerLock {
+    /// Takes the lock, if no other process holds it.
+    ///
+    /// # Errors
+    /// If another worker runs, or the file cannot be opened or locked.
+    pub fn take(path: &Path) -> Result<Self, LockError> {
+        let io =
+            |error: rustix::io::Errno| LockError::Io { path: path.to_owned(), error: error.into() };
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let mode = Mode::from_raw_mode(MODE);
+        let file = rustix::fs::open(path, flags, mode).map_err(io)?;
+        // It may be of an earlier release, or of a process with another umask.
+        if rustix::fs::fstat(&file).map_err(io)?.st_mode & 0o777 != MODE {
+            rustix::fs::fchmod(&file, mode).map_err(io)?;
+        }
+        match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { _file: file }),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => {
+                Err(LockError::Held { pid: holder_of(&file) })
+            }
+            Err(error) => Err(io(error)),
+        }
+    }
+}
+
+/// Does a worker hold the lock? Asks, and takes nothing. No file, or one that this user may not
+/// read: no.
+pub fn is_held(path: &Path) -> bool {
+    holder(path).is_some()
+}
+
+/// The process that holds the lock; 0 where it is not visible from here (another PID namespace).
+pub fn holder(path: &Path) -> Option<i32> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+    rustix::process::fcntl_getlk(&file, &Flock::from(FlockType::WriteLock))
+        .ok()?
+        .map(|lock| lock.pid.map_or(0, rustix::process::Pid::as_raw_pid))
+}
+
+/// May this user see who holds the lock? If there is no file, nobody holds it.
+pub fn can_be_seen(path: &Path) -> bool {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    !matches!(
+        rustix::fs::open(path, flags, Mode::empty()),
+        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM)
+    )
+}
+
+fn holder_of(file: &OwnedFd) -> Option<i32> {
+    let lock = rustix::process::fcntl_getlk(file, &Flock::from(FlockType::WriteLock)).ok()??;
+    lock.pid.map(rustix::process::Pid::as_raw_pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// Not a test: the other process of the one below, which holds the lock until its standard
+    /// input ends.
+    #[test]
+    #[ignore = "run by `one_at_a_time` as another process"]
+    fn other_process() {
+        let path = std::env::var_os("LOCK_FILE").expect("run by `one_at_a_time`");
+        let _lock = WorkerLock::take(Path::new(&path)).unwrap();
+        println!("\nlocked");
+        let _ended = std::io::stdin().read_line(&mut String::new());
+    }
+
+    #[test]
+    fn one_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("worker.lock");
+        assert!(!is_held(&path), "no file");
+        let mut other = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "lock::tests::other_process", "--ignored", "--nocapture"])
+            .env("LOCK_FILE", &path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(other.stdout.take().unwrap()).lines();
+        assert!(lines.map_while(Result::ok).any(|line| line == "locked"));
+        assert!(is_held(&path));
+        let pid = i32::try_from(other.id()).unwrap();
+        assert!(
+            matches!(WorkerLock::take(&path), Err(LockError::Held { pid: Some(holder) }) if holder == pid)
+        );
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert!(!is_held(&path), "a lock does not outlive its process");
+        WorkerLock::take(&path).unwrap();
+    }
+}

@@ -1,0 +1,304 @@
+//! When a task is tried again: exponential back-off with jitter, and when it is not. Pure.
+
+use std::time::Duration;
+
+use hookrun_config::Retry;
+use hookrun_nix::outcome::{Outcome, Trouble};
+
+/// Attempts of a task that traps or reaches a limit. It is the plugin or its limit that is wrong,
+/// and rarely passes; but a limit on time may have met a slow moment.
+pub const ATTEMPTS_OF_DEFECTS: u32 = 3;
+
+/// The longest wait that a plugin may ask for: the event's outputs stay rooted in Nix's store as
+/// long as a task of it is open.
+pub const LONGEST_WAIT: Duration = Duration::from_hours(7 * 24);
+
+/// A refused task is tried again after this time even if nothing has changed that hookrun can see:
+/// credentials may have been mended at the service. Shorter if the plugin's `max-delay` is.
+pub const REFUSED_DELAY: Duration = Duration::from_mins(5);
+
+/// What becomes of a task after an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// It ended well.
+    Done,
+    /// It failed for good: a dead letter.
+    Dead,
+    /// It cannot be done any more.
+    Lost,
+    /// Somebody has to mend something. No attempts are spent on waiting: it is tried again when
+    /// configuration or secrets change, and every few minutes.
+    Refused {
+        /// Not before this time has passed, if nothing changes.
+        after: Duration,
+    },
+    /// It is tried again.
+    Retry {
+        /// Not before this time has passed.
+        after: Duration,
+    },
+    /// It is tried again, and this attempt is not counted.
+    Again {
+        /// Not before this time has passed.
+        after: Duration,
+        /// Why it is not counted.
+        why: Uncounted,
+    },
+}
+
+/// Why an attempt is not counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Uncounted {
+    /// The service that the plugin needs is down for all its tasks ([`super::breaker`]).
+    Outage,
+    /// The attempt did a part of the work.
+    Progress,
+    /// The process that ran it ended for a reason that need not be this run's.
+    Neighbour,
+}
+
+/// How a task stands when an attempt of it has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Attempts made, this one included.
+    pub attempts: u32,
+    /// How long it has been tried for, as [`age`] counts.
+    pub age: Duration,
+    /// Is the plugin's breaker open?
+    pub outage: bool,
+    /// Did the attempt do something that lasts?
+    pub progress: bool,
+    /// Whose trouble is a failure?
+    pub trouble: Trouble,
+}
+
+/// What comes after an attempt that ended with `outcome`. `random`, from 0 to 1, spreads tasks that
+/// failed together: see [`delay`]. It is never shorter than what the plugin asked for, up to
+/// [`LONGEST_WAIT`].
+pub fn next(outcome: &Outcome, standing: Standing, retry: &Retry, random: f64) -> Next {
+    let Standing { attempts, age, outage, progress, trouble } = standing;
+    let (allowed, asked) = match outcome {
+        Outcome::Done { .. } => return Next::Done,
+        Outcome::Refused { .. } => return Next::Refused { after: refused_delay(retry) },
+        Outcome::Lost { .. } => return Next::Lost,
+        Outcome::Failed { transient: false, .. } => return Next::Dead,
+        Outcome::Failed { transient: true, retry_after_ms, .. } => {
+            (retry.attempts, Duration::from_millis(retry_after_ms.unwrap_or(0)).min(LONGEST_WAIT))
+        }
+        Outcome::Trapped { .. } | Outcome::LimitReached { .. } => {
+            (retry.attempts.min(ATTEMPTS_OF_DEFECTS), Duration::ZERO)
+        }
+    };
+    // Not counted: what an attempt has stored, the next one does not store again. A trap is counted
+    // all the same: it comes again where it came.
+    let progress = progress && !matches!(outcome, Outcome::Trapped { .. });
+    // After progress the failures in a row begin anew.
+    let after = delay(retry, if progress { 1 } else { attempts }, random).max(asked);
+    if trouble == Trouble::Neighbour {
+        return Next::Again { after: retry.min_delay, why: Uncounted::Neighbour };
+    }
+    let outage = outage && trouble == Trouble::Service;
+    let transient = matches!(outcome, Outcome::Failed { .. });
+    if (transient || progress) && age >= retry.give_up_after {
+        Next::Dead
+    } else if transient && outage {
+        Next::Again { after, why: Uncounted::Outage }
+    } else if progress {
+        Next::Again { after, why: Uncounted::Progress }
+    } else if attempts >= allowed {
+        Next::Dead
+    } else {
+        Next::Retry { after }
+    }
+}
+
+/// What counts towards `give-up-after` at the end of an attempt: what counted at the end of the one
+/// before, the time since then and the time it took. No stretch counts for more than a quarter of
+/// `give-up-after`: a clock that is far ahead, or a machine that was off, gives nothing up.
+pub fn age(retry: &Retry, before: Duration, since_last: Duration, took: Duration) -> Duration {
+    let most = retry.give_up_after / 4;
+    before.saturating_add(since_last.min(most)).saturating_add(took.min(most))
+}
+
+/// The wait until a refused task is tried again if nothing changes.
+pub fn refused_delay(retry: &Retry) -> Duration {
+    retry.max_delay.min(REFUSED_DELAY)
+}
+
+/// The wait after `failures` failures in a row: between half and all of a delay that doubles with
+/// each, at most `max_delay`.
+pub fn delay(retry: &Retry, failures: u32, random: f64) -> Duration {
+    let doublings = failures.saturating_sub(1);
+    let full = 2_u32
+        .checked_pow(doublings)
+        .and_then(|factor| retry.min_delay.checked_mul(factor))
+        .unwrap_or(retry.max_delay);
+    full.min(retry.max_delay).mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn transient(retry_after_ms: Option<u64>) -> Outcome {
+        Outcome::Failed { message: String::new(), transient: true, retry_after_ms }
+    }
+
+    fn next(outcome: &Outcome, attempts: u32, retry: &Retry, random: f64) -> Next {
+        super::next(
+            outcome,
+            Standing {
+                attempts,
+                age: Duration::ZERO,
+                outage: false,
+                progress: false,
+                trouble: Trouble::Service,
+            },
+            retry,
+            random,
+        )
+    }
+
+    fn after(next: Next) -> Option<u64> {
+        match next {
+            Next::Retry { after } => Some(u64::try_from(after.as_millis()).unwrap()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn table() {
+        let retry = Retry { attempts: 6, max_delay: Duration::from_secs(5), ..Retry::default() };
+        let delays: Vec<_> =
+            (1..=6).map(|attempts| after(next(&transient(None), attempts, &retry, 1.0))).collect();
+        assert_eq!(delays, [Some(1000), Some(2000), Some(4000), Some(5000), Some(5000), None]);
+        assert_eq!(after(next(&transient(None), 3, &retry, 0.0)), Some(2000), "half, with no luck");
+        assert_eq!(
+            after(next(&transient(Some(60_000)), 1, &retry, 0.5)),
+            Some(60_000),
+            "the plugin knows better"
+        );
+        assert_eq!(
+            after(next(&transient(Some(u64::MAX)), 1, &retry, 0.5)),
+            Some(604_800_000),
+            "but not for centuries"
+        );
+        let message = String::new;
+        let trap = Outcome::Trapped { message: message() };
+        assert_eq!(
+            (after(next(&trap, 2, &retry, 1.0)), next(&trap, 3, &retry, 1.0)),
+            (Some(2000), Next::Dead)
+        );
+        let limit = Outcome::LimitReached { limit: "memory".into(), message: message() };
+        assert_eq!(next(&limit, 3, &retry, 1.0), Next::Dead);
+        let permanent =
+            Outcome::Failed { message: message(), transient: false, retry_after_ms: Some(1) };
+        assert_eq!(next(&permanent, 1, &retry, 1.0), Next::Dead);
+        assert_eq!(
+            next(&Outcome::Refused { message: message() }, 99, &retry, 1.0),
+            Next::Refused { after: Duration::from_secs(5) }
+        );
+        assert_eq!(
+            next(&Outcome::Done { message: message(), details: vec![] }, 99, &retry, 1.0),
+            Next::Done
+        );
+    }
+
+    #[test]
+    fn in_an_outage_attempts_are_free_and_time_is_not() {
+        let retry = Retry::default();
+        let at = |attempts, age, outcome: &Outcome| {
+            let standing = Standing {
+                attempts,
+                age,
+                outage: true,
+                progress: false,
+                trouble: Trouble::Service,
+            };
+            super::next(outcome, standing, &retry, 1.0)
+        };
+        let second = Duration::from_secs(1);
+        assert_eq!(
+            at(99, Duration::ZERO, &transient(None)),
+            Next::Again { after: retry.max_delay, why: Uncounted::Outage }
+        );
+        assert_eq!(
+            at(1, Duration::ZERO, &transient(None)),
+            Next::Again { after: second, why: Uncounted::Outage }
+        );
+        assert_eq!(at(1, retry.give_up_after, &transient(None)), Next::Dead);
+        let trap = Outcome::Trapped { message: String::new() };
+        assert_eq!(at(3, Duration::ZERO, &trap), Next::Dead, "a trap is the plugin's own");
+        assert_eq!(at(1, retry.give_up_after, &trap), Next::Retry { after: second });
+    }
+
+    #[test]
+    fn whose_trouble_a_failure_is() {
+        let retry = Retry::default();
+        let at = |attempts, trouble| {
+            let standing =
+                Standing { attempts, age: Duration::ZERO, outage: true, progress: false, trouble };
+            super::next(&transient(None), standing, &retry, 1.0)
+        };
+        let after = retry.min_delay;
+        assert_eq!(
+            at(retry.attempts, Trouble::Neighbour),
+            Next::Again { after, why: Uncounted::Neighbour }
+        );
+        assert_eq!(at(1, Trouble::Event), Next::Retry { after }, "counted, outage or not");
+        assert_eq!(at(retry.attempts, Trouble::Event), Next::Dead);
+    }
+
+    #[test]
+    fn a_clock_that_is_far_ahead_gives_nothing_up() {
+        let retry = Retry::default();
+        let day = Duration::from_hours(24);
+        let ahead = age(&retry, Duration::ZERO, 1000 * day, 1000 * day);
+        assert!(ahead < retry.give_up_after, "{ahead:?}");
+        let mut tried = Duration::ZERO;
+        let mut attempts = 0;
+        while tried < retry.give_up_after {
+            tried = age(&retry, tried, retry.max_delay, Duration::from_secs(1));
+            attempts += 1;
+        }
+        let expected = retry.give_up_after.as_secs() / (retry.max_delay.as_secs() + 1);
+        assert!((expected..=expected + 1).contains(&attempts), "{attempts}");
+    }
+
+    #[test]
+    fn progress_is_not_counted_and_is_not_endless() {
+        let retry = Retry::default();
+        let at = |age, outcome: &Outcome| {
+            let standing = Standing {
+                attempts: retry.attempts,
+                age,
+                outage: false,
+                progress: true,
+                trouble: Trouble::Service,
+            };
+            super::next(outcome, standing, &retry, 1.0)
+        };
+        let message = String::new;
+        let limit = Outcome::LimitReached { limit: "wall-time".into(), message: message() };
+        let again = Next::Again { after: retry.min_delay, why: Uncounted::Progress };
+        for outcome in [&limit, &transient(None)] {
+            assert_eq!(at(Duration::ZERO, outcome), again);
+            assert_eq!(at(retry.give_up_after, outcome), Next::Dead);
+        }
+        assert_eq!(at(Duration::ZERO, &Outcome::Trapped { message: message() }), Next::Dead);
+        let permanent =
+            Outcome::Failed { message: message(), transient: false, retry_after_ms: None };
+        assert_eq!(at(Duration::ZERO, &permanent), Next::Dead, "the plugin says so");
+    }
+
+    proptest! {
+        #[test]
+        fn a_delay_is_within_its_bounds(attempts in 1_u32..10_000, random in 0.0..1.0, asked in 0_u64..1_000_000) {
+            let retry = Retry { attempts: u32::MAX, ..Retry::default() };
+            let delay = after(next(&transient(Some(asked)), attempts, &retry, random)).unwrap();
+            prop_assert!(delay >= asked.max(500) && delay <= asked.max(900_000));
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! A hook starts a detached worker when the configuration wants it and none runs.
+//!
+//! Called by the thin hooks after the event is in the spool. Nix waits until its hook's standard
+//! output and error are closed by everybody, kills the hook's process group when the client goes,
+//! and asks the kernel to kill the hook with it. So the worker gets a session of its own and none
+//! of the hook's descriptors; the parent-death signal is not inherited over fork (prctl(2)).
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::fs::Access;
+
+use super::lock;
+use hookrun_config::{Config, Start};
+use hookrun_nix as nix;
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::terminal::STAMPED;
+
+/// The flag of a worker that a hook starts.
+pub const SPAWNED: &str = "--spawned";
+/// The flag of a process that waits to start one.
+pub const WAITS: &str = "--waits";
+/// The arguments of a worker that a hook starts; a hidden command, not for people.
+pub const ARGUMENTS: [&str; 2] = ["worker", SPAWNED];
+/// The worker's log is begun anew at this size; one old one is kept.
+const MAX_LOG_SIZE: u64 = 1 << 20;
+/// The program that this process runs, for proc(5).
+const RUNNING: &str = "/proc/self/exe";
+/// How proc(5) shows the path of a program whose file has another name now, or none.
+const DELETED: &[u8] = b" (deleted)";
+/// First descriptor after the standard streams.
+const FIRST_OTHER_FD: libc::c_uint = 3;
+
+/// Starts a worker if the configuration says `start = "spawn"`, none runs and this user may write
+/// the journal.
+///
+/// # Errors
+/// If the configuration is broken or the program cannot be started; one line.
+pub fn if_wanted(dirs: &Dirs) -> Result<(), String> {
+    // The cheapest first: mostly a worker runs already.
+    if lock::is_held(&dirs.worker_lock()) || !may_write_journal(dirs) {
+        return Ok(());
+    }
+    match Config::in_force(dirs).map_err(|error| error.to_string())?.worker.start {
+        Start::Spawn => start(dirs).map_err(|error| format!("cannot start hookrun ({error})")),
+        Start::Service | Start::None => Ok(()),
+    }
+}
+
+/// Not so for build users, whose events wait for the next worker.
+fn may_write_journal(dirs: &Dirs) -> bool {
+    let writable =
+        |path: &std::path::Path| rustix::fs::access(path, Access::WRITE_OK | Access::EXEC_OK);
+    match writable(&dirs.journal()) {
+        Err(rustix::io::Errno::NOENT) => writable(&dirs.state).is_ok(),
+        result => result.is_ok(),
+    }
+}
+
+fn start(dirs: &Dirs) -> std::io::Result<()> {
+    detached(dirs, &ARGUMENTS)
+}
+
+/// Starts a process like this one, in which `hookrun worker` has another flag: on the same
+/// directories, however they were named.
+///
+/// # Errors
+/// The program cannot be started.
+pub fn successor(dirs: &Dirs, flag: &str) -> std::io::Result<()> {
+    let known = |argument: &OsString| argument == SPAWNED || argument == WAITS;
+    let arguments: Vec<OsString> = std::env::args_os()
+        .skip(1)
+        .map(|argument| if known(&argument) { flag.into() } else { argument })
+        .collect();
+    detached(dirs, &arguments)
+}
+
+/// Starts `hookrun` with `arguments` and nothing of this process: no standard streams but the
+/// worker's log, no descriptors, no session.
+///
+/// # Errors
+/// The program cannot be started.
+pub fn detached(dirs: &Dirs, arguments: &[impl AsRef<OsStr>]) -> std::io::Result<()> {
+    let mut command = Command::new(program());
+    nix::scrub(&mut command);
+    command
+        .arg0("hookrun")
+        .args(arguments)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    match log_file(dirs) {
+        Ok(log) => command.stderr(log).env(STAMPED, "1"),
+        Err(_) => command.stderr(Stdio::null()),
+    };
+    // SAFETY: between fork and exec; both calls are async-signal-safe system calls without
+    // pointers.
+    unsafe {
+        command.pre_exec(|| {
+            libc::setsid();
+            // Closed at exec, so that the report of a failed exec still gets through.
+            if libc::syscall(
+                libc::SYS_close_range,
+                FIRST_OTHER_FD,
+                libc::c_uint::MAX,
+                libc::CLOSE_RANGE_CLOEXEC,
+            ) != 0
+            {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    // Not waited for: this process ends first, and init takes the worker.
+    command.spawn().map(drop)
+}
+
+/// Begins the worker's log anew if it is too long and this process writes it. Its processes share
+/// one descriptor that appends, so the file is copied and emptied, not renamed.
+pub fn bound_log(dirs: &Dirs) {
+    use std::os::unix::fs::MetadataExt as _;
+    let path = dirs.worker_log();
+    let (Ok(open), Ok(named)) =
+        (rustix::fs::fstat(rustix::stdio::stderr()), std::fs::symlink_metadata(&path))
+    else {
+        return;
+    };
+    let is_ours = open.st_dev == named.dev() && open.st_ino == named.ino();
+    if is_ours && named.len() > MAX_LOG_SIZE && std::fs::copy(&path, old_log(&path)).is_ok() {
+        // Else it is too long for a while.
+        let _emptied = rustix::fs::ftruncate(rustix::stdio::stderr(), 0);
+    }
+}
+
+fn old_log(path: &Path) -> PathBuf {
+    path.with_added_extension("1")
+}
+
+/// This program: what is under its name now, after an upgrade, or the very file that runs, if
+/// nothing is.
+fn program() -> PathBuf {
+    replacement().unwrap_or_else(|| PathBuf::from(RUNNING))
+}
+
+/// Has the program that this process runs been replaced by another one of its name? A program that
+/// was only removed has no successor: starting one would start the same program again, for ever.
+pub fn is_replaced() -> bool {
+    replacement().is_some()
+}
+
+/// The program that now has the name of the one that runs.
+fn replacement() -> Option<PathBuf> {
+    successor_of(&std::fs::read_link(RUNNING).ok()?)
+}
+
+/// The file under the name of a program, if `link`, from `/proc/PID/exe`, leads to an older one.
+fn successor_of(link: &Path) -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let name = link.as_os_str().as_bytes().strip_suffix(DELETED)?;
+    Some(PathBuf::from(OsStr::from_bytes(name))).filter(|path| path.is_file())
+}
+
+/// Does `/proc/PID/exe` lead to a file that was removed or replaced?
+pub fn is_deleted(link: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt as _;
+    link.as_os_str().as_bytes().ends_with(DELETED)
+}
+
+fn log_file(dirs: &Dirs) -> std::io::Result<File> {
+    let path = dirs.worker_log();
+    if std::fs::symlink_metadata(&path).is_ok_and(|found| found.len() > MAX_LOG_SIZE) {
+        std::fs::rename(&path, old_log(&path))?;
+    }
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_was_removed_has_no_successor() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("hookrun");
+        let link = PathBuf::from(format!("{} (deleted)", program.display()));
+        assert_eq!(successor_of(&link), None, "it was removed");
+        std::fs::write(&program, "new").unwrap();
+        assert_eq!(successor_of(&link), Some(program.clone()), "it was replaced");
+        assert_eq!(successor_of(&program), None, "it is the one that runs");
+    }
+
+    #[test]
+    fn a_broken_configuration_is_one_line_and_starts_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = Dirs { config: dir.path().join("hookrun.toml"), state: dir.path().to_owned() };
+        std::fs::write(&dirs.config, "[worker]\nstrat = 1\n").unwrap();
+        let error = if_wanted(&dirs).unwrap_err().replace(&dir.path().display().to_string(), "DIR");
+        insta::assert_snapshot!(error, @"DIR/hookrun.toml:2: unknown key `strat`; did you mean `start`?");
+        std::fs::write(&dirs.config, "[worker]\nstart = \"none\"\n").unwrap();
+        assert_eq!(if_wanted(&dirs), Ok(()));
+        assert!(!dirs.worker_log().exists());
+    }
+}

@@ -1,0 +1,130 @@
+//! What the running worker says about itself, for `hookrun status`: a small file, replaced as a
+//! whole when something changes.
+//!
+//! It is believed only while the process it names holds the worker's lock.
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{lock, spawn};
+use hookrun_nix::dirs::Dirs;
+use hookrun_nix::outcome::Transfer;
+
+/// The worker, by itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct WorkerState {
+    /// Its process.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Its priority beside builds.
+    pub priority: String,
+    /// When it started; milliseconds since 1970.
+    pub started_ms: u64,
+    /// When it last took up a change of configuration, plugins or secrets; 0: not since it started.
+    pub refreshed_ms: u64,
+    /// What somebody should look at, each with the fix: a change that could not be taken up, a
+    /// spool that cannot be watched.
+    pub problems: Vec<String>,
+    /// The same, of the worker's own program.
+    pub own_problem: Option<String>,
+    /// The uploads that are under way.
+    pub transfers: Vec<Transfer>,
+}
+
+/// The worker that runs, as others see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Running {
+    /// Its process; 0 where its number is not visible from here.
+    pub pid: i32,
+    /// What it said; none if it said nothing yet.
+    pub said: Option<WorkerState>,
+    /// Was its program replaced since it started?
+    pub is_replaced: bool,
+}
+
+impl Running {
+    /// The worker that runs on these directories, if this user can see one.
+    pub fn find(dirs: &Dirs) -> Option<Self> {
+        let pid = lock::holder(&dirs.worker_lock())?;
+        let program = std::fs::read_link(format!("/proc/{pid}/exe"));
+        let is_replaced = program.is_ok_and(|program| spawn::is_deleted(&program));
+        Some(Self { pid, said: WorkerState::of(dirs, pid), is_replaced })
+    }
+}
+
+impl std::fmt::Display for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut parts = Vec::new();
+        if self.pid > 0 {
+            parts.push(format!("process {}", self.pid));
+        }
+        if let Some(said) = &self.said {
+            parts.push(format!("version {}", said.version));
+            if !said.priority.is_empty() {
+                parts.push(format!("{} priority", said.priority));
+            }
+        }
+        if self.is_replaced {
+            parts.push("its program was replaced since".to_owned());
+        }
+        let parts = parts.join(", ");
+        if parts.is_empty() { write!(f, "runs") } else { write!(f, "runs ({parts})") }
+    }
+}
+
+/// Longer is none of ours.
+const MAX_SIZE: u64 = 1 << 20;
+
+impl WorkerState {
+    /// What the worker that is process `pid` said; none if it said nothing yet.
+    pub fn of(dirs: &Dirs, pid: i32) -> Option<Self> {
+        use std::io::Read as _;
+        let mut text = String::new();
+        std::fs::File::open(dirs.worker_state())
+            .ok()?
+            .take(MAX_SIZE)
+            .read_to_string(&mut text)
+            .ok()?;
+        let state: Self = serde_json::from_str(&text).ok()?;
+        (i64::from(state.pid) == i64::from(pid)).then_some(state)
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// What the system says; then the file is as it was.
+    pub fn write(&self, dirs: &Dirs) -> std::io::Result<()> {
+        let path = dirs.worker_state();
+        let temporary = path.with_added_extension("new");
+        write_new(&temporary, &serde_json::to_vec(self)?)?;
+        std::fs::rename(&temporary, &path)
+    }
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    // Only for people who may see the journal.
+    options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options.open(path)?.write_all(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_the_process_that_wrote_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = Dirs { config: dir.path().join("c"), state: dir.path().to_owned() };
+        assert_eq!(WorkerState::of(&dirs, 7), None);
+        let state = WorkerState { pid: 7, problems: vec!["p".into()], ..WorkerState::default() };
+        state.write(&dirs).unwrap();
+        assert_eq!(WorkerState::of(&dirs, 7), Some(state));
+        assert_eq!(WorkerState::of(&dirs, 8), None);
+    }
+}

@@ -1,0 +1,472 @@
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::future::FutureExt as _;
+
+use super::*;
+use crate::journal::LogFilter;
+use crate::journal::{Open, Wanted};
+use crate::roots;
+use crate::spool;
+use crate::tests::{diff, post_build};
+use hookrun_config::Retry;
+use hookrun_nix::event::{Event, HookKind};
+use hookrun_nix::outcome::Transfer;
+
+/// Plugins `cache` (post-build) and `mail` (diff), answering from a script.
+#[derive(Default)]
+struct Script {
+    /// The answers of `cache`, first first; after the last: done.
+    answers: Mutex<VecDeque<Answer>>,
+    ran: Mutex<Vec<(String, String, u32)>>,
+    at_once: AtomicUsize,
+    most_at_once: AtomicUsize,
+    transfers: Mutex<Vec<Transfer>>,
+}
+
+enum Answer {
+    Outcome(Outcome),
+    /// With progress.
+    Progress(Outcome),
+    Panic,
+    Hang,
+}
+
+fn done() -> Outcome {
+    Outcome::Done { message: "done".into(), details: vec![] }
+}
+
+fn transient() -> Outcome {
+    Outcome::Failed { message: "no answer".into(), transient: true, retry_after_ms: None }
+}
+
+impl Executor for Script {
+    fn settings(&self) -> config::Worker {
+        config::Worker { concurrency: 2, ..config::Worker::default() }
+    }
+
+    fn wanted(&self, event: &Event) -> Vec<Wanted> {
+        match event.kind() {
+            HookKind::PostBuild => vec!["cache".into()],
+            _ => vec!["mail".into()],
+        }
+    }
+
+    fn wants(&self) -> String {
+        "the same".to_owned()
+    }
+
+    fn retry(&self, _plugin: &str) -> Retry {
+        let (min_delay, max_delay) = (Duration::from_millis(1), Duration::from_millis(2));
+        Retry { attempts: 4, min_delay, max_delay, ..Retry::default() }
+    }
+
+    fn concurrency(&self, _plugin: &str) -> Option<usize> {
+        None
+    }
+
+    fn transfers(&self) -> Vec<Transfer> {
+        self.transfers.lock().unwrap().clone()
+    }
+
+    fn files(&self) -> Vec<std::path::PathBuf> {
+        Vec::new()
+    }
+
+    fn refresh(&self) -> BoxFuture<'_, Refreshed> {
+        async { Refreshed::default() }.boxed()
+    }
+
+    fn run<'a>(
+        &'a self,
+        plugin: &'a str,
+        event: &'a Event,
+        attempt: u32,
+    ) -> BoxFuture<'a, RunReport> {
+        async move {
+            let now = self.at_once.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most_at_once.fetch_max(now, Ordering::SeqCst);
+            self.ran.lock().unwrap().push((plugin.to_owned(), event.name().to_owned(), attempt));
+            let answer =
+                if plugin == "cache" { self.answers.lock().unwrap().pop_front() } else { None };
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let mut report = RunReport::from(done());
+            match answer {
+                None => {}
+                Some(Answer::Outcome(outcome)) => report = outcome.into(),
+                Some(Answer::Progress(outcome)) => {
+                    report = RunReport { progress: true, ..outcome.into() };
+                }
+                Some(Answer::Panic) => panic!("inside"),
+                Some(Answer::Hang) => std::future::pending().await,
+            }
+            self.at_once.fetch_sub(1, Ordering::SeqCst);
+            report
+        }
+        .boxed()
+    }
+}
+
+/// Waits a thousandth of the time.
+struct Hasty;
+
+impl Clock for Hasty {
+    fn now_ms(&self) -> u64 {
+        hookrun_nix::event::now_ms()
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        tokio::time::sleep(duration / 1000).boxed()
+    }
+}
+
+struct Scene {
+    _dir: tempfile::TempDir,
+    dirs: Dirs,
+    script: Arc<Script>,
+}
+
+impl Scene {
+    fn new(answers: impl IntoIterator<Item = Answer>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = Dirs { config: dir.path().join("none"), state: dir.path().to_owned() };
+        let script =
+            Script { answers: Mutex::new(answers.into_iter().collect()), ..Script::default() };
+        Self { _dir: dir, dirs, script: Arc::new(script) }
+    }
+
+    fn put(&self, event: &Event) {
+        spool::put(&self.dirs, event).unwrap();
+    }
+
+    fn run(&self, mode: Mode, stop: impl Future<Output = ()> + Send) -> (Summary, Vec<String>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut notices = Vec::new();
+        let options = Options { stop_limit: Duration::from_millis(20), ..Options::new(mode) };
+        let executor: Arc<dyn Executor> = Arc::clone(&self.script) as _;
+        let summary = runtime
+            .block_on(run(&self.dirs, executor, options, stop, &mut |notice| {
+                notices.push(notice.to_string());
+            }))
+            .unwrap();
+        (summary, notices)
+    }
+
+    /// With a clock on which half a minute is short.
+    fn run_with_polls(
+        &self,
+        mode: Mode,
+        stop: impl Future<Output = ()> + Send,
+    ) -> (Summary, Vec<String>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut notices = Vec::new();
+        let options = Options {
+            stop_limit: Duration::from_millis(20),
+            clock: Arc::new(Hasty),
+            ..Options::new(mode)
+        };
+        let executor: Arc<dyn Executor> = Arc::clone(&self.script) as _;
+        let summary = runtime
+            .block_on(run(&self.dirs, executor, options, stop, &mut |notice| {
+                notices.push(notice.to_string());
+            }))
+            .unwrap();
+        (summary, notices)
+    }
+
+    /// Until nothing is open: what waits for its time is waited for.
+    fn run_until_idle(&self) -> (Summary, Vec<String>) {
+        self.run(Mode::Spawned { idle_exit: Duration::ZERO }, std::future::pending())
+    }
+
+    fn classes(&self) -> Vec<String> {
+        let journal = Journal::open_read_only(&self.dirs).unwrap().unwrap();
+        journal.log(&LogFilter::default()).unwrap().into_iter().map(|row| row.class).collect()
+    }
+}
+
+#[test]
+fn drains_what_is_there() {
+    let scene = Scene::new([]);
+    for event in [post_build("a"), post_build("b"), diff("c")] {
+        scene.put(&event);
+    }
+    let (summary, notices) = scene.run(Mode::Drain, std::future::pending());
+    assert_eq!((summary.taken, summary.attempts["done"], summary.open), (3, 3, Open::default()));
+    assert_eq!(spool::depth(&scene.dirs), 0);
+    assert_eq!(notices.len(), 9, "took, began, ended: {notices:?}");
+    assert!(notices.contains(&"cache on a: attempt 1 done: done".to_owned()));
+    let (summary, _) = scene.run(Mode::Drain, std::future::pending());
+    assert_eq!(summary, Summary::default());
+}
+
+#[test]
+fn failures_are_retried_and_then_given_up() {
+    let scene = Scene::new((0..4).map(|_| Answer::Outcome(transient())));
+    scene.put(&post_build("a"));
+    let (summary, notices) = scene.run_until_idle();
+    assert_eq!(scene.classes(), ["transient"; 4]);
+    assert_eq!((summary.open.dead, summary.open.waiting), (1, 0));
+    assert_eq!(notices.last().unwrap(), "cache on a: attempt 4 transient: no answer; given up");
+}
+
+#[test]
+fn drain_does_not_wait_for_what_is_not_due() {
+    let later = Outcome::Failed {
+        message: "busy".into(),
+        transient: true,
+        retry_after_ms: Some(3_600_000),
+    };
+    let scene = Scene::new([Answer::Outcome(later)]);
+    scene.put(&post_build("a"));
+    let (summary, _) = scene.run(Mode::Drain, std::future::pending());
+    assert_eq!((summary.open.waiting, summary.open.due), (1, 0));
+}
+
+#[test]
+fn a_panic_is_a_trap_and_the_others_go_on() {
+    let scene = Scene::new((0..3).map(|_| Answer::Panic));
+    scene.put(&post_build("a"));
+    scene.put(&diff("b"));
+    let (summary, _) = scene.run_until_idle();
+    assert_eq!(summary.attempts, BTreeMap::from([("done", 1), ("trapped", 3)]));
+    assert_eq!(summary.open.dead, 1);
+}
+
+#[test]
+fn refused_tasks_keep_their_roots_and_run_when_the_next_worker_starts() {
+    let scene = Scene::new([Answer::Outcome(Outcome::Refused { message: "no grant".into() })]);
+    let mut event = post_build("a");
+    event.nix.state = scene.dirs.state.join("nix");
+    std::fs::create_dir_all(event.nix.state.join("gcroots")).unwrap();
+    scene.put(&event);
+    let (summary, _) = scene.run(Mode::Drain, std::future::pending());
+    assert_eq!((summary.open.refused, roots::count(&event.nix.state)), (1, 1));
+    let (summary, _) = scene.run_until_idle();
+    assert_eq!((summary.attempts["done"], roots::count(&event.nix.state)), (1, 0));
+}
+
+#[test]
+fn refused_tasks_are_tried_one_at_a_time_until_one_is_not() {
+    let refused = || Answer::Outcome(Outcome::Refused { message: "wrong password".into() });
+    // Three are refused, then five tries, and the next one is not refused.
+    let scene = Scene::new((0..8).map(|_| refused()));
+    for name in ["a", "b", "c"] {
+        scene.put(&post_build(name));
+    }
+    let (summary, notices) = scene.run_until_idle();
+    assert_eq!(summary.attempts, BTreeMap::from([("done", 3), ("refused", 8)]));
+    assert_eq!(summary.open, Open::default());
+    let ran = scene.script.ran.lock().unwrap();
+    let tried: Vec<&str> = ran[3..8].iter().map(|(_, name, _)| name.as_str()).collect();
+    assert_eq!(tried, ["a", "b", "c", "a", "b"], "each in its turn");
+    assert!(ran.iter().all(|(.., attempt)| *attempt == 1), "none of these attempts is counted");
+    assert!(
+        notices.contains(&"cache: what was refused is mended; 2 refused tasks run again".into()),
+        "{notices:?}"
+    );
+}
+
+#[test]
+fn attempts_that_made_progress_are_not_counted() {
+    let scene = Scene::new((0..20).map(|_| Answer::Progress(transient())));
+    scene.put(&post_build("a"));
+    let (summary, notices) = scene.run_until_idle();
+    assert_eq!(summary.attempts, BTreeMap::from([("done", 1), ("transient", 20)]));
+    assert!(notices.iter().any(|notice| notice.contains("not counted: a part is done")));
+    assert!(!notices.iter().any(|notice| notice.contains("seems to be down")), "{notices:?}");
+}
+
+#[test]
+fn asked_to_stop_it_gives_back_what_does_not_end() {
+    let scene = Scene::new([Answer::Hang]);
+    scene.put(&post_build("a"));
+    let script = Arc::clone(&scene.script);
+    let stop = async move {
+        while script.ran.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let (summary, _) = scene.run(Mode::Daemon, stop);
+    assert_eq!((summary.open.due, summary.open.running), (1, 0));
+    let (summary, _) = scene.run(Mode::Drain, std::future::pending());
+    assert_eq!(summary.attempts, BTreeMap::from([("done", 1)]));
+    assert_eq!(
+        scene.script.ran.lock().unwrap().last().unwrap().2,
+        1,
+        "the attempt given back is not counted"
+    );
+}
+
+#[test]
+fn one_plugin_does_not_take_every_place() {
+    let scene = Scene::new([]);
+    for number in 0..20 {
+        scene.put(&post_build(&format!("a{number}")));
+    }
+    scene.put(&diff("late"));
+    scene.run(Mode::Drain, std::future::pending());
+    let ran = scene.script.ran.lock().unwrap();
+    let position = ran.iter().position(|(plugin, ..)| plugin == "mail").unwrap();
+    assert!(position <= 1, "the other plugin's only task ran first or second, not {position}th");
+    assert!(scene.script.most_at_once.load(Ordering::SeqCst) <= 2);
+}
+
+#[test]
+fn an_event_that_comes_while_it_runs_is_taken() {
+    let scene = Scene::new([]);
+    let script = Arc::clone(&scene.script);
+    let dirs = scene.dirs.clone();
+    let stop = async move {
+        // The worker is at work by now: this is polled in its loop.
+        spool::put(&dirs, &post_build("late")).unwrap();
+        while script.ran.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let (summary, _) = scene.run(Mode::Daemon, stop);
+    assert_eq!(summary.attempts, BTreeMap::from([("done", 1)]));
+}
+
+#[test]
+fn a_journal_that_is_removed_under_the_worker_loses_nothing() {
+    let scene = Scene::new([Answer::Outcome(transient()), Answer::Hang]);
+    scene.put(&post_build("a"));
+    let (script, dirs) = (Arc::clone(&scene.script), scene.dirs.clone());
+    let stop = async move {
+        while script.ran.lock().unwrap().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        std::fs::remove_dir_all(&dirs.state).unwrap();
+        // Hooks make the spool again; the worker sees that it is another one.
+        spool::put(&dirs, &post_build("b")).unwrap();
+        while script.ran.lock().unwrap().len() < 4 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let (summary, notices) = scene.run_with_polls(Mode::Daemon, stop);
+    assert!(
+        notices
+            .iter()
+            .any(|notice| notice.contains("was removed or replaced while the worker ran")),
+        "{notices:?}"
+    );
+    assert_eq!(summary.open.dead, 0);
+    let names: Vec<String> =
+        scene.script.ran.lock().unwrap().iter().map(|(_, name, _)| name.clone()).collect();
+    assert_eq!(
+        (
+            names.iter().filter(|name| *name == "a").count(),
+            names.iter().filter(|name| *name == "b").count()
+        ),
+        (3, 1)
+    );
+}
+
+#[test]
+fn a_journal_that_is_overwritten_under_the_worker_is_begun_anew() {
+    let scene = Scene::new([Answer::Outcome(transient()), Answer::Hang]);
+    scene.put(&post_build("a"));
+    let (script, dirs) = (Arc::clone(&scene.script), scene.dirs.clone());
+    let stop = async move {
+        while script.ran.lock().unwrap().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let file = dirs.journal().join("journal.sqlite");
+        let garbage = vec![0x55; 1 << 16];
+        std::fs::write(&file, &garbage).unwrap();
+        // The log as well: else SQLite has all it needs there.
+        std::fs::write(file.with_extension("sqlite-wal"), &garbage).unwrap();
+        spool::put(&dirs, &post_build("b")).unwrap();
+        while !script.ran.lock().unwrap().iter().any(|(_, name, _)| name == "b") {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let (summary, notices) = scene.run_with_polls(Mode::Daemon, stop);
+    assert!(
+        notices.iter().any(|notice| notice.contains("the journal was damaged (")),
+        "{notices:?}"
+    );
+    assert_eq!((summary.open.dead, summary.open.lost), (0, 0));
+    let aside = std::fs::read_dir(scene.dirs.journal()).unwrap().filter(|entry| {
+        entry.as_ref().unwrap().file_name().to_string_lossy().contains(".damaged-")
+    });
+    assert!(aside.count() > 0);
+}
+
+#[test]
+fn an_event_that_cannot_be_read_is_lost_and_the_others_run() {
+    let refused = Outcome::Refused { message: "no grant".into() };
+    let scene = Scene::new([Answer::Outcome(refused)]);
+    scene.put(&post_build("bad"));
+    scene.run(Mode::Drain, std::future::pending());
+    let file = scene.dirs.journal().join("journal.sqlite");
+    let journal = rusqlite::Connection::open(file).unwrap();
+    assert_eq!(journal.execute("UPDATE events SET body = '{'", []).unwrap(), 1);
+    drop(journal);
+    scene.put(&post_build("good"));
+    let (summary, notices) = scene.run(Mode::Drain, std::future::pending());
+    assert_eq!((summary.attempts["done"], summary.open.lost), (1, 1));
+    assert!(
+        notices.iter().any(|notice| notice.contains("its event cannot be read (")),
+        "{notices:?}"
+    );
+}
+
+#[test]
+fn a_full_spool_keeps_neither_its_tasks_nor_who_stops_the_worker_waiting() {
+    const EVENTS: usize = 8 * intake::BATCH;
+    let scene = Scene::new([]);
+    hookrun_nix::layout::make_spool(&scene.dirs.spool()).unwrap();
+    for number in 0..EVENTS {
+        // Without the syncs of a hook.
+        let event = post_build(&format!("a{number}"));
+        std::fs::write(scene.dirs.spool().join(&event.id), crate::envelope::seal(&event).unwrap())
+            .unwrap();
+    }
+    let script = Arc::clone(&scene.script);
+    let stop = async move {
+        while script.ran.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let (summary, _) = scene.run(Mode::Daemon, stop);
+    let left = spool::depth(&scene.dirs);
+    assert!(left > 0 && left < EVENTS, "{left} are left");
+    assert_eq!(summary.taken, (EVENTS - left) as u64);
+    assert!(summary.open.due > 0);
+    let first = scene.script.ran.lock().unwrap()[0].1.clone();
+    assert_eq!(first, "a0", "the oldest begins");
+    let (summary, _) = scene.run(Mode::Drain, std::future::pending());
+    assert_eq!((summary.taken, summary.open), (left as u64, Open::default()));
+    let names: BTreeSet<String> =
+        scene.script.ran.lock().unwrap().iter().map(|(_, name, _)| name.clone()).collect();
+    assert_eq!(names.len(), EVENTS);
+}
+
+#[test]
+fn uploads_under_way_are_written_down_for_status() {
+    let scene = Scene::new([Answer::Hang]);
+    let transfer = Transfer {
+        path: "/nix/store/a".into(),
+        store: "cache".into(),
+        bytes: 5,
+        nar_size: 9,
+        since_ms: 1,
+    };
+    scene.script.transfers.lock().unwrap().push(transfer.clone());
+    scene.put(&post_build("alpha"));
+    let pid = i32::try_from(std::process::id()).unwrap();
+    let shown = || WorkerState::of(&scene.dirs, pid).map(|state| state.transfers);
+    let stop = async {
+        while shown() != Some(vec![transfer.clone()]) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let limit = Duration::from_mins(1);
+    let mut in_time = false;
+    scene.run(Mode::Daemon, async {
+        in_time = tokio::time::timeout(limit, stop).await.is_ok();
+    });
+    assert!(in_time, "{:?}", shown());
+}

@@ -1,0 +1,381 @@
+//! One turn of the worker: attempts that have ended are written down, and others begin, in one
+//! transaction of the journal.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::FutureExt as _;
+use rand::RngExt as _;
+use tokio::task::{Id, JoinError};
+
+use super::schedule::{self, Ready};
+use super::{GATHER, Notice, Run, Worker, WorkerError, defect};
+use crate::breaker::{Admission, Breaker, Change, Sign};
+use crate::journal::{Attempt, Ended, OpenBreaker, Order, Task, Unreadable};
+use crate::retry::{self, Next, Standing};
+use crate::roots;
+use hookrun_nix::outcome::RunReport;
+
+/// Tasks of one plugin read ahead from the journal.
+const READ_AHEAD: usize = 64;
+
+impl Worker<'_> {
+    /// Writes down what has ended, and starts runs until there are as many as may be or no task is
+    /// due.
+    pub(super) fn turn(&mut self) -> Result<(), WorkerError> {
+        while let Some(ended) = self.runs.try_join_next_with_id() {
+            self.ended(ended);
+        }
+        loop {
+            let begin = self.choose()?;
+            if begin.is_empty() && self.ended.is_empty() {
+                return Ok(());
+            }
+            self.settle(&begin)?;
+        }
+    }
+
+    /// After a run has ended: those that end soon share its turn, and so its transaction, until a
+    /// quarter of what ran has ended: the others keep the runner busy meanwhile. With up to four in
+    /// flight nothing is waited for.
+    pub(super) async fn gather(&mut self) {
+        let mut over = self.options.clock.sleep(GATHER);
+        while self.ended.len().saturating_mul(3) < self.running.len() {
+            tokio::select! {
+                biased;
+                Some(ended) = self.runs.join_next_with_id() => self.ended(ended),
+                () = &mut over => return,
+            }
+        }
+    }
+
+    /// Notes a run that has ended.
+    pub(super) fn ended(&mut self, ended: Result<(Id, RunReport), JoinError>) {
+        let (id, report) = ended.unwrap_or_else(|error| (error.id(), defect()));
+        if let Some(run) = self.running.remove(&id) {
+            let plugin = run.task.plugin.as_str();
+            if let Some(count) = self.in_flight.get_mut(plugin) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    self.in_flight.remove(plugin);
+                }
+            }
+            self.ended.push((run, report));
+        }
+    }
+
+    /// The tasks whose turn it is. What is chosen counts as in flight from here.
+    fn choose(&mut self) -> Result<Vec<Task>, WorkerError> {
+        let now = self.now_ms();
+        let most = self.settings.concurrency.max(1);
+        let mut chosen: Vec<Task> = Vec::new();
+        let mut exhausted: Vec<String> = Vec::new();
+        while self.in_flight.values().sum::<usize>() < most {
+            let ready =
+                self.due.iter().filter(|plugin| !exhausted.contains(plugin)).map(|plugin| {
+                    let bound = self.executor.concurrency(plugin).unwrap_or(usize::MAX);
+                    Ready { plugin, most: self.places(plugin, bound, now) }
+                });
+            let Some(plugin) =
+                schedule::next_plugin(ready, &self.in_flight, most).map(ToOwned::to_owned)
+            else {
+                break;
+            };
+            let already = chosen.iter().any(|task| task.plugin == plugin);
+            match self.next_task(&plugin, already, now)? {
+                Some(task) => {
+                    *self.in_flight.entry(plugin).or_default() += 1;
+                    chosen.push(task);
+                }
+                // What was read is in the journal as it was until this turn is settled.
+                None if already => exhausted.push(plugin),
+                None => drop(self.due.remove(&plugin)),
+            }
+        }
+        Ok(chosen)
+    }
+
+    /// Runs at once that the plugin's bound and its breaker allow.
+    fn places(&self, plugin: &str, bound: usize, now_ms: u64) -> usize {
+        match self.breakers.get(plugin).map_or(Admission::All, |breaker| breaker.admits(now_ms)) {
+            Admission::All => bound,
+            // Beside what was in flight when it opened.
+            Admission::One => {
+                self.in_flight.get(plugin).copied().unwrap_or(0).saturating_add(1).min(bound)
+            }
+            Admission::Nothing { .. } => 0,
+        }
+    }
+
+    fn next_task(
+        &mut self,
+        plugin: &str,
+        already: bool,
+        now_ms: u64,
+    ) -> Result<Option<Task>, WorkerError> {
+        if self.breakers.get(plugin).is_some_and(Breaker::is_open) {
+            if already {
+                return Ok(None);
+            }
+            self.ready.remove(plugin);
+            // Not always the same one: it may be the only one that fails.
+            return Ok(self.read_due(plugin, 1, Order::LongestDue, now_ms)?.pop());
+        }
+        if !already && self.ready.get(plugin).is_none_or(VecDeque::is_empty) {
+            let tasks = self.read_due(plugin, READ_AHEAD, Order::Oldest, now_ms)?;
+            self.ready.insert(plugin.to_owned(), tasks.into());
+        }
+        Ok(self.ready.get_mut(plugin).and_then(VecDeque::pop_front))
+    }
+
+    /// Due tasks of a plugin. Those whose event cannot be read are lost, and the next ones come in
+    /// their place.
+    fn read_due(
+        &mut self,
+        plugin: &str,
+        limit: usize,
+        order: Order,
+        now_ms: u64,
+    ) -> Result<Vec<Task>, WorkerError> {
+        loop {
+            let (tasks, unreadable) = self.journal.due(plugin, now_ms, limit, order)?;
+            for Unreadable { event, reason } in &unreadable {
+                let message = format!(
+                    "its event cannot be read ({reason}): the journal was damaged there; `hookrun sync` finds what is valid and was not \
+                     handed over, and `hookrun queue drop {event}` removes it"
+                );
+                self.journal.lose(event, plugin, &message, now_ms)?;
+                self.warn(&format!("{plugin} on event {event}: {message}"));
+            }
+            if !tasks.is_empty() || unreadable.is_empty() {
+                return Ok(tasks);
+            }
+        }
+    }
+
+    /// Writes down what has ended and that `begin` begins, and starts that.
+    pub(super) fn settle(&mut self, begin: &[Task]) -> Result<(), WorkerError> {
+        let now = self.now_ms();
+        let ended = std::mem::take(&mut self.ended);
+        let mut changes = Vec::new();
+        let next: Vec<(Next, u64)> =
+            ended.iter().map(|(run, report)| self.judge(run, report, now, &mut changes)).collect();
+        let rows: Vec<Ended<'_>> = ended
+            .iter()
+            .zip(&next)
+            .map(|((run, report), (next, age_ms))| Ended {
+                attempt: attempt(run, now),
+                report,
+                next: *next,
+                age_ms: *age_ms,
+            })
+            .collect();
+        let (last, begun) = self.journal.step(&rows, begin, now)?;
+        for (((run, report), (next, _)), last) in ended.iter().zip(&next).zip(last) {
+            let Run { task: Task { plugin, event }, number, .. } = run;
+            if last {
+                roots::remove(event);
+            }
+            // Another task may be due now: this one again, or one that waited for it.
+            self.due.insert(plugin.clone());
+            *self.summary.attempts.entry(report.outcome.class()).or_default() += 1;
+            (self.observer)(Notice::Ended { event, plugin, attempt: *number, report, next: *next });
+        }
+        for (run, report) in &ended {
+            self.note_try(run, report)?;
+        }
+        for (plugin, change, message) in changes {
+            self.keep_breaker(plugin, change, message, now)?;
+        }
+        for (task, begun) in begin.iter().zip(begun) {
+            match begun {
+                Some(begun) => {
+                    let is_try = self.breakers.get_mut(&task.plugin).is_some_and(Breaker::began);
+                    let run = Run {
+                        task: task.clone(),
+                        number: begun.number,
+                        start_ms: now,
+                        age_ms: begun.age_ms,
+                        last_ms: begun.last_ms,
+                        is_try,
+                    };
+                    self.start(run);
+                }
+                // Somebody has removed it, or given it another time.
+                None => self.not_begun(&task.plugin),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets refused tasks run whose time for a try has come.
+    pub(super) fn try_refused(&mut self, now_ms: u64) -> Result<(), WorkerError> {
+        let executor = &self.executor;
+        let delay = |plugin: &str| retry::refused_delay(&executor.retry(plugin));
+        let running: BTreeSet<&str> = self
+            .running
+            .values()
+            .filter(|run| self.tries.get(&run.task.plugin) == Some(&run.task.event.id))
+            .map(|run| run.task.plugin.as_str())
+            .collect();
+        let tries = self.journal.try_refused(now_ms, &running, delay)?;
+        self.tries.extend(tries);
+        Ok(())
+    }
+
+    /// If this was a try for the refused tasks of its plugin and the service has answered, what was
+    /// wrong is mended, and all of them may run.
+    fn note_try(&mut self, run: &Run, report: &RunReport) -> Result<(), WorkerError> {
+        let Task { plugin, event } = &run.task;
+        if self.tries.get(plugin) == Some(&event.id) {
+            self.tries.remove(plugin);
+            if Sign::of(report) == Sign::Life {
+                let again = self.journal.readmit(Some(plugin))?;
+                if again > 0 {
+                    self.warn(&format!(
+                        "{plugin}: what was refused is mended; {again} refused tasks run again"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn not_begun(&mut self, plugin: &str) {
+        if let Some(count) = self.in_flight.get_mut(plugin) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.in_flight.remove(plugin);
+            }
+        }
+    }
+
+    /// What comes after an attempt, and what counts towards `give-up-after` now; changes of
+    /// breakers are added to `changes`.
+    fn judge(
+        &mut self,
+        run: &Run,
+        report: &RunReport,
+        now: u64,
+        changes: &mut Vec<(String, Change, String)>,
+    ) -> (Next, u64) {
+        let plugin = &run.task.plugin;
+        let retry = self.executor.retry(plugin);
+        let breaker = self.breakers.entry(plugin.clone()).or_default();
+        let age = retry::age(
+            &retry,
+            Duration::from_millis(run.age_ms),
+            Duration::from_millis(run.last_ms.map_or(0, |last| run.start_ms.saturating_sub(last))),
+            Duration::from_millis(now.saturating_sub(run.start_ms)),
+        );
+        let standing = Standing {
+            attempts: run.number,
+            age,
+            outage: breaker.is_open(),
+            progress: report.progress,
+            trouble: report.trouble,
+        };
+        let mut random = rand::rng();
+        let next = retry::next(&report.outcome, standing, &retry, random.random());
+        let change = breaker.ended(Sign::of(report), run.is_try, now, &retry, random.random());
+        if change != Change::None {
+            changes.push((plugin.clone(), change, report.outcome.message().to_owned()));
+        }
+        (next, super::millis(age))
+    }
+
+    fn keep_breaker(
+        &mut self,
+        plugin: String,
+        change: Change,
+        message: String,
+        now: u64,
+    ) -> Result<(), WorkerError> {
+        match change {
+            Change::None => {}
+            Change::Open { since_ms, until_ms, trips } => {
+                if trips == 0 {
+                    self.warn(&format!(
+                        "{plugin}: what it needs seems to be down ({message}); its tasks wait, one at a time is tried, and none is given up \
+                         for it"
+                    ));
+                }
+                self.ready.remove(&plugin);
+                self.journal.keep_breaker(&OpenBreaker {
+                    plugin,
+                    since_ms,
+                    until_ms,
+                    trips,
+                    message,
+                })?;
+            }
+            Change::Closed => {
+                self.warn(&format!("{plugin}: what it needs is there again"));
+                self.journal.close_breaker(&plugin, now)?;
+                self.ready.remove(&plugin);
+                self.due.insert(plugin);
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, run: Run) {
+        (self.observer)(Notice::Began {
+            event: &run.task.event,
+            plugin: &run.task.plugin,
+            attempt: run.number,
+        });
+        let executor = Arc::clone(&self.executor);
+        let (Task { plugin, event }, number) = (run.task.clone(), run.number);
+        let future = async move { executor.run(&plugin, &event, number).await };
+        let future = AssertUnwindSafe(future)
+            .catch_unwind()
+            .map(|report| report.unwrap_or_else(|_| defect()));
+        let handle = self.runs.spawn(future);
+        self.running.insert(handle.id(), run);
+    }
+
+    /// May a task that is due begin now, for all its plugin's breaker knows?
+    pub(super) fn something_can_run(&self, now_ms: u64) -> Result<bool, WorkerError> {
+        let admitted = |plugin: &String| self.places(plugin, 1, now_ms) > 0;
+        Ok(self.journal.due_plugins(now_ms)?.iter().any(admitted))
+    }
+
+    /// When the first open breaker of a plugin with due tasks tries again.
+    pub(super) fn next_try(&self, now_ms: u64) -> Result<Option<u64>, WorkerError> {
+        if !self.breakers.values().any(Breaker::is_open) {
+            return Ok(None);
+        }
+        let due = self.journal.due_plugins(now_ms)?;
+        let times =
+            due.iter().filter_map(|plugin| match self.breakers.get(plugin)?.admits(now_ms) {
+                Admission::Nothing { until_ms } if until_ms > now_ms => Some(until_ms),
+                _ => None,
+            });
+        Ok(times.min())
+    }
+
+    /// Somebody has asked for another attempt, and so closed a breaker in the journal.
+    pub(super) fn forget_closed_breakers(&mut self) -> Result<(), WorkerError> {
+        if self.breakers.values().any(Breaker::is_open) {
+            let open = self.journal.breakers()?;
+            self.breakers.retain(|plugin, breaker| {
+                !breaker.is_open() || open.iter().any(|open| open.plugin == *plugin)
+            });
+        }
+        Ok(())
+    }
+}
+
+fn attempt(run: &Run, now: u64) -> Attempt<'_> {
+    let Run { task: Task { plugin, event }, number, start_ms, .. } = run;
+    Attempt {
+        event: &event.id,
+        plugin,
+        number: *number,
+        start_ms: *start_ms,
+        end_ms: now.max(*start_ms),
+    }
+}

@@ -1,0 +1,115 @@
+//! What a worker does now and then: old history goes, roots are bounded and swept, a clock that was
+//! set back is noticed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::journal::{Journal, JournalError};
+use crate::roots;
+use hookrun_config as config;
+use hookrun_nix::database::Database;
+use hookrun_nix::event::{Event, NixDirs};
+
+/// How often.
+pub(super) const INTERVAL: Duration = Duration::from_mins(10);
+/// Events measured at once.
+const BATCH: usize = 1000;
+/// A root without an open event is left alone for so long: its hook may be about to hand the event
+/// over.
+const ORPHAN_AGE: Duration = Duration::from_hours(1);
+/// A clock that is behind what it showed before by more than this was set back.
+pub(super) const CLOCK_SLACK_MS: u64 = 5_000;
+
+/// Does all of it; gives what somebody should know.
+pub(super) fn run(
+    journal: &mut Journal,
+    settings: &config::Worker,
+    now_ms: u64,
+) -> Result<Vec<String>, JournalError> {
+    journal.forget(settings.keep, now_ms)?;
+    let own = rustix::process::geteuid().as_raw();
+    journal.forget_beyond(settings.max_events_per_user, own)?;
+    measure(journal)?;
+    let mut notices = bound_roots(journal, settings, now_ms)?;
+    let swept = sweep(journal, settings.roots_max_age)?;
+    if swept > 0 {
+        notices.push(format!(
+            "the roots of {swept} events that nothing waits for any more were removed"
+        ));
+    }
+    Ok(notices)
+}
+
+/// Sizes of rooted outputs, from Nix's database.
+fn measure(journal: &mut Journal) -> Result<(), JournalError> {
+    loop {
+        let events = journal.unmeasured(BATCH)?;
+        if events.is_empty() {
+            return Ok(());
+        }
+        let mut by_nix: BTreeMap<NixDirs, Vec<Event>> = BTreeMap::new();
+        for event in events {
+            by_nix.entry(event.nix.clone()).or_default().push(event);
+        }
+        for (nix, events) in by_nix {
+            let database = Database::open(&nix).ok();
+            let size = |event: &Event| {
+                let paths: Vec<String> =
+                    event.output_paths().into_iter().map(ToOwned::to_owned).collect();
+                let infos = database.as_ref()?.path_infos(&paths).ok()?;
+                Some(infos.into_iter().flatten().map(|info| info.nar_size).sum())
+            };
+            // What the database does not tell counts as nothing.
+            let sizes: Vec<(String, u64)> =
+                events.iter().map(|event| (event.id.clone(), size(event).unwrap_or(0))).collect();
+            journal.measured(&sizes)?;
+        }
+    }
+}
+
+/// Roots beyond the bounds on age and size go, the oldest first. The tasks stay: what is not
+/// collected is still done.
+fn bound_roots(
+    journal: &mut Journal,
+    settings: &config::Worker,
+    now_ms: u64,
+) -> Result<Vec<String>, JournalError> {
+    let max_age = u64::try_from(settings.roots_max_age.as_millis()).unwrap_or(u64::MAX);
+    let beyond = journal.rooted_beyond(now_ms.saturating_sub(max_age), settings.roots_max_size)?;
+    for (_, event) in &beyond {
+        roots::remove(event);
+        journal.unrooted(&event.id)?;
+    }
+    let old = beyond.iter().filter(|(too_old, _)| *too_old).count();
+    let counts =
+        [(old, "roots-max-age", "too long"), (beyond.len() - old, "roots-max-size", "too much")];
+    let notice = |(count, key, why): (usize, &str, &str)| {
+        format!(
+            "the outputs of {count} unfinished events were kept from the garbage collector for {why} and no longer are; raise `{key}` under \
+             [worker], or see with `hookrun queue list` what they wait for"
+        )
+    };
+    Ok(counts.into_iter().filter(|(count, ..)| *count > 0).map(notice).collect())
+}
+
+/// Roots that a killed hook or a killed worker left.
+fn sweep(journal: &Journal, max_age: Duration) -> Result<usize, JournalError> {
+    let mut stores: BTreeSet<NixDirs> = journal.rooted_stores()?.into_iter().collect();
+    stores.insert(NixDirs::from_env());
+    let mut swept = 0;
+    for nix in stores {
+        let ancient = roots::ids(&nix.state, max_age);
+        for id in roots::ids(&nix.state, ORPHAN_AGE) {
+            let orphan = match journal.is_rooted(&id)? {
+                Some(rooted) => !rooted,
+                // Of a hook that is about to hand it over, or of another installation.
+                None => ancient.contains(&id),
+            };
+            if orphan {
+                roots::remove_by_id(&nix.state, &id);
+                swept += 1;
+            }
+        }
+    }
+    Ok(swept)
+}

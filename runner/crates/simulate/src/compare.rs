@@ -1,0 +1,236 @@
+//! Several rules on several traces, in figures.
+
+use serde::Serialize;
+
+use super::bound::lower_bound;
+use super::engine::{Played, play};
+use super::rules::{Queued, Stock};
+use super::trace::Trace;
+use hookrun_builders::Policy;
+use hookrun_builders::policy::StockRule;
+use hookrun_config::Resources;
+
+/// The name of Nix's rule in tables.
+pub const STOCK: &str = "Nix's own rule";
+
+/// How the rules did.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Comparison {
+    /// Traces that were played.
+    pub traces: usize,
+    /// Derivations of the first.
+    pub derivations: usize,
+    /// Machines of the first.
+    pub machines: Vec<MachineOf>,
+    /// The lower bound.
+    pub bound: Bound,
+    /// Nix's rule first.
+    pub rules: Vec<RuleFigures>,
+}
+
+/// A machine of the first trace.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MachineOf {
+    /// Its name.
+    pub name: String,
+    /// Builds at once.
+    pub slots: u32,
+    /// Of the machines file.
+    pub speed_factor: f64,
+}
+
+/// What no rule can beat.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Bound {
+    /// Median over the traces.
+    pub makespan_s: f64,
+    /// Of each trace, over Nix's rule.
+    pub over_stock: Spread,
+    #[serde(skip)]
+    ratios: Vec<f64>,
+}
+
+impl Bound {
+    /// Of each trace, over Nix's rule.
+    pub fn ratios(&self) -> &[f64] {
+        &self.ratios
+    }
+}
+
+/// One rule's figures.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RuleFigures {
+    /// The plugin, or [`STOCK`].
+    pub name: String,
+    /// Median over the traces: when the last build ended.
+    pub makespan_s: f64,
+    /// The makespan of each trace over that of Nix's rule.
+    pub over_stock: Spread,
+    /// Over the lower bound.
+    pub over_bound: Spread,
+    /// Median over the traces: how long a build waited from ready to started, on average.
+    pub waited_s: f64,
+    /// Median over the traces: slot-seconds held over slot-seconds there were.
+    pub used: f64,
+    /// Median over the traces: seconds of transfer in all.
+    pub transfer_s: f64,
+    /// Derivations of all traces that fit on no machine.
+    pub never: usize,
+    /// By machine of the first trace: its builds, and how much of its slots was held.
+    pub by_machine: Vec<(u32, f64)>,
+    /// What went wrong with the policy; Nix's rule answered instead.
+    pub problem: Option<String>,
+    #[serde(skip)]
+    ratios: Vec<f64>,
+    #[serde(skip)]
+    first: Played,
+}
+
+impl RuleFigures {
+    /// Of each trace, over Nix's rule.
+    pub fn ratios(&self) -> &[f64] {
+        &self.ratios
+    }
+
+    /// How the first trace went.
+    pub const fn first(&self) -> &Played {
+        &self.first
+    }
+}
+
+/// Where a figure lies over the traces.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Spread {
+    /// Half lie below.
+    pub median: f64,
+    /// Nine of ten lie at or below.
+    pub p90: f64,
+}
+
+impl Spread {
+    /// Of these values.
+    pub fn of(values: &[f64]) -> Self {
+        Self { median: quantile(values, 50), p90: quantile(values, 90) }
+    }
+}
+
+/// The nearest rank; of an even number of values the median is the mean of the two in the middle.
+pub fn quantile(values: &[f64], percent: usize) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |rank: usize| sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN);
+    let rank = (sorted.len() * percent).div_ceil(100);
+    if percent == 50 && sorted.len().is_multiple_of(2) {
+        f64::midpoint(at(rank), at(rank + 1))
+    } else {
+        at(rank)
+    }
+}
+
+/// What was played of one rule.
+struct Runs {
+    name: String,
+    played: Vec<Played>,
+    problem: Option<String>,
+}
+
+/// Plays every trace by Nix's rule and by each of `policies`. What builds take besides a slot
+/// counts for the policies: Nix's rule knows nothing of it.
+pub fn compare(
+    traces: &[Trace],
+    division: StockRule,
+    limits: &Resources,
+    policies: &[(String, &dyn Policy)],
+) -> Comparison {
+    let nothing = Resources::default();
+    let stock = Runs {
+        name: STOCK.to_owned(),
+        played: traces.iter().map(|trace| play(trace, &nothing, &mut Stock(division))).collect(),
+        problem: None,
+    };
+    let mut runs = Vec::new();
+    for (name, policy) in policies {
+        let mut problem = None;
+        let play = |trace: &Trace| {
+            let mut rule = Queued::new(*policy);
+            let played = play(trace, limits, &mut rule);
+            if problem.is_none() {
+                problem = rule.problem;
+            }
+            played
+        };
+        let played = traces.iter().map(play).collect();
+        runs.push(Runs { name: name.clone(), played, problem });
+    }
+    let bounds: Vec<f64> = traces.iter().map(lower_bound).collect();
+    let base: Vec<f64> = stock.played.iter().map(|played| played.makespan).collect();
+    let over = |values: &[f64], base: &[f64]| -> Vec<f64> {
+        values.iter().zip(base).map(|(value, base)| value / base).collect()
+    };
+    let ratios = over(&bounds, &base);
+    let bound =
+        Bound { makespan_s: quantile(&bounds, 50), over_stock: Spread::of(&ratios), ratios };
+    let figures = |Runs { name, played, problem }: Runs| {
+        let makespans: Vec<f64> = played.iter().map(|played| played.makespan).collect();
+        let ratios = over(&makespans, &base);
+        let of = |value: &dyn Fn(&Played, &Trace) -> f64| {
+            let values: Vec<f64> =
+                played.iter().zip(traces).map(|(played, trace)| value(played, trace)).collect();
+            quantile(&values, 50)
+        };
+        let first = played.first().cloned().unwrap_or_default();
+        let by_machine = traces.first().map(|trace| by_machine(&first, trace)).unwrap_or_default();
+        RuleFigures {
+            name,
+            makespan_s: quantile(&makespans, 50),
+            over_stock: Spread::of(&ratios),
+            over_bound: Spread::of(&over(&makespans, &bounds)),
+            waited_s: of(&|played, _| {
+                played.waits.iter().sum::<f64>() / count(played.waits.len()).max(1.0)
+            }),
+            used: of(&|played, trace| {
+                played.busy.iter().sum::<f64>() / (slots(trace) * played.makespan)
+            }),
+            transfer_s: of(&|played, _| played.transfer),
+            never: played.iter().map(|played| played.never).sum(),
+            by_machine,
+            problem,
+            ratios,
+            first,
+        }
+    };
+    let machine = |machine: &super::trace::TraceMachine| MachineOf {
+        name: machine.name.clone(),
+        slots: machine.slots,
+        speed_factor: machine.speed_factor,
+    };
+    Comparison {
+        traces: traces.len(),
+        derivations: traces.first().map_or(0, |trace| trace.derivations.len()),
+        machines: traces
+            .first()
+            .map(|trace| trace.machines.iter().map(machine).collect())
+            .unwrap_or_default(),
+        bound,
+        rules: std::iter::once(stock).chain(runs).map(figures).collect(),
+    }
+}
+
+fn slots(trace: &Trace) -> f64 {
+    trace.machines.iter().map(|machine| f64::from(machine.slots)).sum()
+}
+
+fn by_machine(played: &Played, trace: &Trace) -> Vec<(u32, f64)> {
+    let used = |((busy, builds), machine): ((&f64, &u32), &super::trace::TraceMachine)| {
+        (*builds, busy / (f64::from(machine.slots.max(1)) * played.makespan.max(f64::MIN_POSITIVE)))
+    };
+    played.busy.iter().zip(&played.builds).zip(&trace.machines).map(used).collect()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a number of builds is small")]
+fn count(number: usize) -> f64 {
+    number as f64
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,354 @@
+//! Build traces: JSON lines that say which machines there are, what was to be built, and how long
+//! it takes. Written by `hookrun builders trace` and by the generator, read by `hookrun builders
+//! simulate`.
+//!
+//! The first line is the header; lines of machines and derivations follow in any order, and keys
+//! that are not known are ignored, so that newer writers do no harm. `docs/build-traces.md`
+//! describes the format.
+
+use std::io::{BufRead, Write};
+
+use serde::{Deserialize, Serialize};
+
+/// The version of the format that is written, and the newest that is read.
+pub const VERSION: u32 = 1;
+/// Most derivations of one trace: all of Nixpkgs has a tenth of it.
+const MAX_DERIVATIONS: usize = 1 << 20;
+/// Most machines of one trace.
+const MAX_MACHINES: usize = 1 << 16;
+/// What a transfer reaches if nobody says: a network of 1 Gbit/s.
+pub const DEFAULT_MB_PER_S: f64 = 100.0;
+
+/// A trace that is consistent: ids are 0, 1, 2, ..., dependencies come before what needs them,
+/// times are finite and positive.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Trace {
+    /// The first line.
+    pub header: Header,
+    /// The machines, in their order.
+    pub machines: Vec<TraceMachine>,
+    /// The derivations, by id.
+    pub derivations: Vec<TraceDerivation>,
+}
+
+/// Where a trace comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// Of the format.
+    pub version: u32,
+    /// Of the generator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// How many derivations follow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<usize>,
+    /// The name of the fleet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<String>,
+}
+
+impl Default for Header {
+    fn default() -> Self {
+        Self { version: VERSION, seed: None, nodes: None, fleet: None }
+    }
+}
+
+/// A machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TraceMachine {
+    /// Its name, or its store URI.
+    pub name: String,
+    /// Builds at once.
+    pub slots: u32,
+    /// What the machines file says.
+    pub speed_factor: f64,
+    /// What one slot really does: a build of `work_s` runs `work_s / speed` seconds.
+    pub speed: f64,
+    /// Transfer to it and from it, each build by itself.
+    #[serde(default = "default_mb_per_s")]
+    pub mb_per_s: f64,
+    /// The systems it builds for; empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub systems: Vec<String>,
+    /// Supported features.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
+    /// Mandatory features.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mandatory_features: Vec<String>,
+}
+
+fn default_mb_per_s() -> f64 {
+    DEFAULT_MB_PER_S
+}
+
+impl TraceMachine {
+    /// Can it build this? As [`hookrun_nix::machines::MachineLine::fits`].
+    pub fn fits(&self, derivation: &TraceDerivation) -> bool {
+        let known = |feature: &String| {
+            self.features.contains(feature) || self.mandatory_features.contains(feature)
+        };
+        let system = match derivation.system.as_deref() {
+            None | Some("builtin") => true,
+            Some(system) => {
+                self.systems.is_empty() || self.systems.iter().any(|known| known == system)
+            }
+        };
+        system
+            && derivation.features.iter().all(known)
+            && self
+                .mandatory_features
+                .iter()
+                .all(|mandatory| derivation.features.contains(mandatory))
+    }
+}
+
+/// A derivation that was built, or is to be.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct TraceDerivation {
+    /// From 0 on, without gaps.
+    pub id: usize,
+    /// Package name.
+    pub pname: String,
+    /// Ids of derivations that must be done first; all smaller.
+    #[serde(default)]
+    pub deps: Vec<usize>,
+    /// Seconds on a machine of speed 1.
+    pub work_s: f64,
+    /// Size of the outputs in 10^6 bytes.
+    #[serde(default)]
+    pub out_mb: f64,
+    /// What a host could have learned: a median for this package name at speed 1.
+    #[serde(default)]
+    pub history_s: Option<f64>,
+    /// Not before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_s: Option<f64>,
+    /// Its system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
+    /// The features it requires.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
+    /// Which Nix command asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+    /// May it be built where Nix runs?
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_ok: Option<bool>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum Line {
+    Trace(Header),
+    Machine(TraceMachine),
+    Drv(TraceDerivation),
+}
+
+/// Why a trace cannot be used: the line and what is wrong with it.
+#[derive(Debug, thiserror::Error)]
+#[error("line {line}: {problem}")]
+pub struct TraceError {
+    /// From 1.
+    pub line: usize,
+    /// A fragment.
+    pub problem: String,
+}
+
+impl Trace {
+    /// Reads a trace.
+    ///
+    /// # Errors
+    /// The first line that is wrong.
+    pub fn read(from: impl BufRead) -> Result<Self, TraceError> {
+        let mut header = None;
+        let mut machines = Vec::new();
+        let mut derivations: Vec<(usize, TraceDerivation)> = Vec::new();
+        for (index, line) in from.lines().enumerate() {
+            let number = index + 1;
+            let wrong = |problem: String| TraceError { line: number, problem };
+            let line = line.map_err(|error| wrong(format!("cannot be read ({error})")))?;
+            if line.trim().is_empty() {
+                continue;
+            }
+            let value: serde_json::Value = serde_json::from_str(&line)
+                .map_err(|error| wrong(format!("is not JSON ({error})")))?;
+            let kind = value.get("type").and_then(serde_json::Value::as_str).unwrap_or_default();
+            if !matches!(kind, "trace" | "machine" | "drv") {
+                // A kind of a newer version.
+                continue;
+            }
+            let line: Line =
+                serde_json::from_value(value).map_err(|error| wrong(error.to_string()))?;
+            match (line, &header) {
+                (Line::Trace(found), None) if found.version == 0 || found.version > VERSION => {
+                    return Err(wrong(format!(
+                        "version {} is not known; this hookrun reads version {VERSION}",
+                        found.version
+                    )));
+                }
+                (Line::Trace(found), None) => header = Some(found),
+                (_, None) => {
+                    let first = r#"{"type":"trace","version":1}"#;
+                    return Err(wrong(format!(
+                        "the first line has to be the header, such as `{first}`"
+                    )));
+                }
+                (Line::Trace(_), Some(_)) => {
+                    return Err(wrong("a second header; a file holds one trace".to_owned()));
+                }
+                (Line::Machine(machine), Some(_)) => {
+                    check_machine(&machine).map_err(wrong)?;
+                    machines.push(machine);
+                }
+                (Line::Drv(derivation), Some(_)) => {
+                    check_derivation(&derivation).map_err(wrong)?;
+                    derivations.push((number, derivation));
+                }
+            }
+            if derivations.len() > MAX_DERIVATIONS || machines.len() > MAX_MACHINES {
+                return Err(wrong(format!(
+                    "more than {MAX_DERIVATIONS} derivations or {MAX_MACHINES} machines; cut the trace"
+                )));
+            }
+        }
+        let header = header.ok_or(TraceError {
+            line: 1,
+            problem: "there is no header; the file is empty".to_owned(),
+        })?;
+        Ok(Self { header, machines, derivations: in_order(derivations)? })
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// `to` cannot be written.
+    pub fn write(&self, to: &mut impl Write) -> std::io::Result<()> {
+        let mut line = |line: &Line| -> std::io::Result<()> {
+            serde_json::to_writer(&mut *to, line)?;
+            to.write_all(b"\n")
+        };
+        line(&Line::Trace(self.header.clone()))?;
+        self.machines.iter().try_for_each(|machine| line(&Line::Machine(machine.clone())))?;
+        self.derivations.iter().try_for_each(|derivation| line(&Line::Drv(derivation.clone())))
+    }
+}
+
+/// Ids without gaps, and dependencies before what needs them.
+fn in_order(
+    mut derivations: Vec<(usize, TraceDerivation)>,
+) -> Result<Vec<TraceDerivation>, TraceError> {
+    derivations.sort_by_key(|(_, derivation)| derivation.id);
+    for (expected, (line, derivation)) in derivations.iter().enumerate() {
+        if derivation.id != expected {
+            let problem = format!(
+                "id {} where {expected} is next; ids are 0, 1, 2, ..., each once",
+                derivation.id
+            );
+            return Err(TraceError { line: *line, problem });
+        }
+        if let Some(late) = derivation.deps.iter().find(|dep| **dep >= expected) {
+            let problem = format!(
+                "depends on {late}, which is not before {expected}; ids of dependencies are smaller"
+            );
+            return Err(TraceError { line: *line, problem });
+        }
+    }
+    Ok(derivations.into_iter().map(|(_, derivation)| derivation).collect())
+}
+
+fn check_machine(machine: &TraceMachine) -> Result<(), String> {
+    let TraceMachine { name, slots: _, speed_factor, speed, mb_per_s, .. } = machine;
+    for (key, value) in [("speed_factor", speed_factor), ("speed", speed), ("mb_per_s", mb_per_s)] {
+        if !value.is_finite() || *value <= 0.0 {
+            return Err(format!("machine {name}: {key} is {value}; a number over 0 is needed"));
+        }
+    }
+    Ok(())
+}
+
+fn check_derivation(derivation: &TraceDerivation) -> Result<(), String> {
+    let TraceDerivation { pname, work_s, out_mb, history_s, start_s, .. } = derivation;
+    let times = [
+        ("work_s", Some(work_s)),
+        ("out_mb", Some(out_mb)),
+        ("history_s", history_s.as_ref()),
+        ("start_s", start_s.as_ref()),
+    ];
+    for (key, value) in times {
+        if let Some(value) = value.filter(|value| !value.is_finite() || **value < 0.0) {
+            return Err(format!(
+                "derivation {pname}: {key} is {value}; a number from 0 on is needed"
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const EXAMPLE: &str = r#"{"type":"trace","version":1,"seed":1,"nodes":2,"fleet":"four"}
+{"type":"drv","id":1,"pname":"b","deps":[0],"work_s":3.5,"out_mb":1,"history_s":null,"colour":"red"}
+{"type":"machine","name":"m0","slots":2,"speed_factor":1,"speed":1,"mb_per_s":100}
+{"type":"drv","id":0,"pname":"a","deps":[],"work_s":12.5,"out_mb":4.2,"history_s":11.9}
+{"type":"weather","sky":"blue"}
+"#;
+
+    #[test]
+    fn lines_in_any_order_and_back() {
+        let trace = Trace::read(EXAMPLE.as_bytes()).unwrap();
+        assert_eq!(
+            trace.derivations.iter().map(|d| d.pname.as_str()).collect::<Vec<_>>(),
+            ["a", "b"]
+        );
+        let mut text = Vec::new();
+        trace.write(&mut text).unwrap();
+        insta::assert_snapshot!(String::from_utf8(text.clone()).unwrap());
+        assert_eq!(Trace::read(text.as_slice()).unwrap(), trace);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_line() {
+        let header = r#"{"type":"trace","version":1}"#;
+        let texts = [
+            String::new(),
+            "[".to_owned(),
+            r#"{"type":"machine","name":"m","slots":1,"speed_factor":1,"speed":1}"#.to_owned(),
+            r#"{"type":"trace","version":2}"#.to_owned(),
+            format!("{header}\n{header}"),
+            format!(
+                "{header}\n{}",
+                r#"{"type":"machine","name":"m","slots":1,"speed_factor":0,"speed":1}"#
+            ),
+            format!(
+                "{header}\n{}",
+                r#"{"type":"machine","name":"m","slots":-1,"speed_factor":1,"speed":1}"#
+            ),
+            format!("{header}\n{}", r#"{"type":"drv","id":0,"pname":"a","deps":[0],"work_s":1}"#),
+            format!("{header}\n\n{}", r#"{"type":"drv","id":1,"pname":"a","work_s":1}"#),
+            format!("{header}\n{}", r#"{"type":"drv","id":0,"pname":"a","work_s":-1}"#),
+            format!("{header}\n{}", r#"{"type":"drv","id":0,"work_s":1}"#),
+        ];
+        let errors: Vec<String> = texts
+            .iter()
+            .map(|text| Trace::read(text.as_bytes()).unwrap_err().to_string())
+            .collect();
+        insta::assert_snapshot!(errors.join("\n"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text(text: String, cut in 0..EXAMPLE.len(), byte in 0u8..128) {
+            let _ = Trace::read(text.as_bytes());
+            let mut changed = EXAMPLE.as_bytes().to_vec();
+            let _ = Trace::read(&changed[..cut]);
+            changed[cut] = byte;
+            let _ = Trace::read(changed.as_slice());
+        }
+    }
+}
