@@ -1,5 +1,6 @@
 //! What the documents print is true: their commands and listings are run.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -144,6 +145,67 @@ fn the_readmes_way_to_a_first_configuration_works_as_printed() {
         .env_remove("HOOKRUN_CONFIG")
         .env_remove("HOOKRUN_STATE_DIR");
     document::run(&steps, &mut shell, PRIVATE_SYSTEM);
+}
+
+/// The rows of the table in ARCHITECTURE.md: a crate, and the crates that it may depend on.
+fn allowed_dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let text = document::read("ARCHITECTURE.md");
+    let table = text
+        .lines()
+        .skip_while(|line| !line.starts_with("| crate | may depend on |"))
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
+    let names = |cell: &str| -> BTreeSet<String> {
+        cell.split('`').skip(1).step_by(2).map(ToOwned::to_owned).collect()
+    };
+    table
+        .map(|line| {
+            let cells: Vec<&str> = line.split('|').collect();
+            (names(cells[1]).into_iter().next().unwrap(), names(cells[2]))
+        })
+        .collect()
+}
+
+/// The dependencies between crates of the workspace that programs are made of, as Cargo has them.
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let metadata = Command::new("cargo")
+        .args(["metadata", "--no-deps", "--offline", "--locked", "--format-version", "1"])
+        .current_dir(repository())
+        .output()
+        .unwrap();
+    assert!(metadata.status.success(), "{}", String::from_utf8_lossy(&metadata.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&metadata.stdout).unwrap();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let packages = metadata["packages"].as_array().unwrap().iter();
+    // What tests the programs may depend on all of them.
+    let packages = packages.filter(|package| {
+        let manifest = text(&package["manifest_path"]);
+        ["/runner/", "/plugin-sdk/", "/plugins/"].iter().any(|part| manifest.contains(part))
+    });
+    packages
+        .map(|package| {
+            let ours = package["dependencies"].as_array().unwrap().iter();
+            let ours = ours.filter(|dependency| dependency["path"].is_string());
+            (text(&package["name"]), ours.map(|dependency| text(&dependency["name"])).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn crates_depend_on_each_other_as_architecture_md_allows() {
+    if !require(Need::Program("cargo")) {
+        return;
+    }
+    let (allowed, dependencies) = (allowed_dependencies(), dependencies());
+    assert!(dependencies.len() > 8, "{dependencies:?}");
+    assert_eq!(
+        allowed.keys().collect::<Vec<_>>(),
+        dependencies.keys().collect::<Vec<_>>(),
+        "the table `crate | may depend on` has a row for each crate"
+    );
+    for (name, used) in &dependencies {
+        assert_eq!(&allowed[name], used, "the row of {name} and its Cargo.toml");
+    }
 }
 
 #[test]
