@@ -157,7 +157,7 @@ fn plugins(context: &Context, config: &Config, report: &mut Report) {
         return;
     }
     for (name, ready) in config.plugins.keys().zip(ready) {
-        match ready.and_then(|ready| Host::link(ready, config)) {
+        match ready.and_then(|ready| ready.link(config)) {
             Ok(linked) => {
                 let hooks: Vec<&str> = linked.hooks().iter().map(|hook| hook.as_str()).collect();
                 let metadata = linked.metadata();

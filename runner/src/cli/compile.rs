@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::output::{self, Format};
 use super::{CliError, Context};
 use hookrun_config::Plugin;
-use hookrun_host::artifact::Origin;
+use hookrun_host::compiled_cache::Origin;
 use hookrun_host::{Compiler, Host};
 use hookrun_nix::exit_code::Exit;
 use hookrun_nix::layout::{self, Repaired};

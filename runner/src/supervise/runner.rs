@@ -127,7 +127,7 @@ impl Readied {
     /// Maps and links them: behind the wall.
     pub fn link(self) -> Running {
         let Self { plugins, uncompiled, services, config, used } = self;
-        let link = |ready| Host::link(ready, &config).map_err(|error| error.to_string());
+        let link = |ready: ReadyPlugin| ready.link(&config).map_err(|error| error.to_string());
         let plugins = plugins
             .into_iter()
             .map(|(name, ready)| {

@@ -17,7 +17,7 @@ use crate::supervise::supervisor::serves;
 use hookrun_builders::{Action, Candidate, LocalMachine, Machine};
 use hookrun_capability::{Services, http};
 use hookrun_host::wall::{Identity, Wall};
-use hookrun_host::{Host, LinkedPlugin, ReadyPlugin, artifact};
+use hookrun_host::{Host, LinkedPlugin, ReadyPlugin, compiled_cache};
 use hookrun_nix::dirs::{self, Dirs};
 use hookrun_nix::event::HookKind;
 use hookrun_nix::outcome::{Outcome, RunReport};
@@ -68,7 +68,7 @@ impl TestRun {
 pub fn prepare(subject: &Subject, host: &Host) -> Result<ReadyPlugin, String> {
     let ready =
         host.prepare(&subject.plugin, &subject.config).map_err(|error| subject.explain(error))?;
-    host.prune(&[] as &[ReadyPlugin], artifact::OF_TESTS);
+    host.prune(&[] as &[ReadyPlugin], compiled_cache::OF_TESTS);
     Ok(ready)
 }
 
@@ -86,7 +86,7 @@ pub async fn run(
     ready: ReadyPlugin,
     dirs: &Dirs,
 ) -> Result<(LinkedPlugin, Vec<TestRun>), String> {
-    let plugin = Host::link(ready, &subject.config).map_err(|error| subject.explain(error))?;
+    let plugin = ready.link(&subject.config).map_err(|error| subject.explain(error))?;
     let mut runs = Vec::new();
     for hook in HookKind::ALL {
         if !serves(&subject.plugin, Some(plugin.hooks()), hook) {

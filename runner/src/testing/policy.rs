@@ -8,7 +8,7 @@ use super::Subject;
 use hookrun_builders::policy::Policy;
 use hookrun_builders::{Candidate, Decision, LocalMachine, Machine, PolicyError};
 use hookrun_capability::Services;
-use hookrun_host::{Host, LinkedPlugin, ReadyPlugin};
+use hookrun_host::{LinkedPlugin, ReadyPlugin};
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::HookKind;
 
@@ -25,7 +25,7 @@ impl PolicyHere {
     /// # Errors
     /// It does not load, or it is no policy: one line with the fix.
     pub fn new(subject: &Subject, ready: ReadyPlugin, dirs: &Dirs) -> Result<Self, String> {
-        let plugin = Host::link(ready, &subject.config).map_err(|error| subject.explain(error))?;
+        let plugin = ready.link(&subject.config).map_err(|error| subject.explain(error))?;
         if !plugin.hooks().contains(&HookKind::BuilderSelection) {
             return Err(format!(
                 "plugin `{}` is no policy: it has no hook `builder-selection`",

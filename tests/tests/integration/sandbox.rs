@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hookrun_builders::{Action, Candidate, LocalMachine, Machine};
 use hookrun_capability::Services;
 use hookrun_config::Config;
-use hookrun_host::artifact::Origin;
+use hookrun_host::compiled_cache::Origin;
 use hookrun_host::{Compiler, Host, LinkedPlugin};
 use hookrun_nix::event::{Diff, Event, HookEvent, HookKind, Output, PostBuild};
 use hookrun_nix::evidence::{Difference, Evidence};

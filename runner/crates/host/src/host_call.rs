@@ -11,7 +11,7 @@
 //! # What the shape guarantees
 //!
 //! * The fields of [`RunState`] are private to this file and its children. What a capability works
-//!   with is an [`Inside`], which only a call that passed hands out: no host function reaches
+//!   with is an [`CallContext`], which only a call that passed hands out: no host function reaches
 //!   services, state, log or handles otherwise.
 //!
 //!   ```compile_fail,E0616
@@ -40,28 +40,27 @@
 //!   ```
 //!
 //! What it does not guarantee: Rust cannot keep the body of a host function from opening a file or
-//! a socket by itself, without what an [`Inside`] holds. That is for the reader of a capability to
+//! a socket by itself, without what an [`CallContext`] holds. That is for the reader of a capability to
 //! see, and for the operating system's wall to stop.
 //!
 //! # A host function
 //!
 //! ```ignore
 //! async fn exists(&mut self, store: String, keys: Vec<String>) -> Result<Result<Vec<bool>, Error>> {
-//!     let call = HostCall::new(Need::ObjectStore(&store), "exists", keys.crossing()).items(keys.len());
+//!     let call = HostCall::new(Need::ObjectStore(&store), "exists", keys.wire_size()).items(keys.len());
 //!     let name = store.clone();
-//!     self.call(call, |inside| Box::pin(async move { inside.services().object_store().exists(&name, &keys).await })).await
+//!     self.call(call, |context| Box::pin(async move { context.services().object_store().exists(&name, &keys).await })).await
 //! }
 //! ```
 
-mod border;
+mod admission;
 mod call;
+mod call_context;
 mod config;
-mod crossing;
 #[cfg(feature = "escape-drill")]
-mod drill;
+mod escape_attempts;
 mod http;
 mod imports;
-mod inside;
 mod io;
 mod log;
 mod mail;
@@ -70,6 +69,7 @@ mod object_store;
 mod signing;
 mod state;
 mod wasi;
+mod wire_size;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -80,12 +80,12 @@ use wasmtime::Result;
 use wasmtime::component::{Resource, ResourceTable, ResourceTableError};
 use wasmtime_wasi::WasiCtx;
 
-use self::border::Refused;
+use self::admission::Refused;
 pub use self::call::HostCall;
-pub use self::crossing::Crossing;
+pub use self::call_context::CallContext;
 use self::http::RunHttp;
 pub use self::imports::Imports;
-pub use self::inside::Inside;
+pub use self::wire_size::WireSize;
 use super::bindings::hookrun::host::types::Error;
 use super::limits::{Allocations, CallName, LimitReached};
 use super::output::GuestOutput;
@@ -169,7 +169,7 @@ impl RunState {
     }
 
     /// Component handles the engine may hold for a run: those of capabilities and those of WASI,
-    /// with room for what is being passed, so that [`Inside::open`] refuses first.
+    /// with room for what is being passed, so that [`CallContext::open`] refuses first.
     pub fn max_component_handles(plugin: &Plugin) -> usize {
         usize::try_from(plugin.limits.get(Limit::Handles))
             .unwrap_or(usize::MAX)
@@ -182,8 +182,8 @@ impl RunState {
     /// Ends the run: a limit on the whole run was reached.
     pub async fn call<R, F>(&mut self, call: HostCall<'_>, work: F) -> Result<Result<R, Error>>
     where
-        R: Crossing + Send,
-        F: for<'r> FnOnce(Inside<'r>) -> BoxFuture<'r, Result<R, CapabilityError>> + Send,
+        R: WireSize + Send,
+        F: for<'r> FnOnce(CallContext<'r>) -> BoxFuture<'r, Result<R, CapabilityError>> + Send,
     {
         let passed = self.guarded(call, work).await?;
         Ok(match passed {
@@ -200,8 +200,8 @@ impl RunState {
     /// Ends the run.
     pub async fn call_without_error<R, F>(&mut self, call: HostCall<'_>, work: F) -> Result<R>
     where
-        R: Crossing + Send,
-        F: for<'r> FnOnce(Inside<'r>) -> BoxFuture<'r, Result<R, CapabilityError>> + Send,
+        R: WireSize + Send,
+        F: for<'r> FnOnce(CallContext<'r>) -> BoxFuture<'r, Result<R, CapabilityError>> + Send,
     {
         match self.guarded(call, work).await? {
             Ok(result) => result.map_err(|error| wasmtime::Error::msg(error.message)),
@@ -210,23 +210,23 @@ impl RunState {
     }
 
     /// A call of WASI that does not wait.
-    fn wasi_call<R: Crossing>(
+    fn wasi_call<R: WireSize>(
         &mut self,
         call: HostCall<'_>,
-        work: impl FnOnce(Inside<'_>) -> Result<R>,
+        work: impl FnOnce(CallContext<'_>) -> Result<R>,
     ) -> Result<R> {
         if let Some(refused) = self.enter(&call)? {
             return Err(self.end(refused));
         }
         let entered = Instant::now();
-        let result = work(self.inside());
+        let result = work(self.context());
         self.leave_wasi(&call, entered, result)
     }
 
     /// A call of WASI that may wait.
     async fn wasi_waiting<R, F>(&mut self, call: HostCall<'_>, work: F) -> Result<R>
     where
-        R: Crossing + Send,
+        R: WireSize + Send,
         F: for<'r> FnOnce(&'r mut ResourceTable) -> BoxFuture<'r, Result<R>> + Send,
     {
         if let Some(refused) = self.enter(&call)? {
@@ -240,13 +240,13 @@ impl RunState {
         }
     }
 
-    fn leave_wasi<R: Crossing>(
+    fn leave_wasi<R: WireSize>(
         &mut self,
         call: &HostCall<'_>,
         entered: Instant,
         result: Result<R>,
     ) -> Result<R> {
-        let received = result.as_ref().map_or(0, Crossing::crossing);
+        let received = result.as_ref().map_or(0, WireSize::wire_size);
         if let Some(refused) =
             self.leave(call, entered, received, result.is_err().then_some("failed"))?
         {
@@ -264,8 +264,8 @@ impl RunState {
         work: F,
     ) -> Result<Result<Result<R, CapabilityError>, Refused>>
     where
-        R: Crossing + Send,
-        F: for<'r> FnOnce(Inside<'r>) -> BoxFuture<'r, Result<R, CapabilityError>> + Send,
+        R: WireSize + Send,
+        F: for<'r> FnOnce(CallContext<'r>) -> BoxFuture<'r, Result<R, CapabilityError>> + Send,
     {
         if let Some(refused) = self.enter(&call)? {
             return Ok(Err(refused));
@@ -273,7 +273,7 @@ impl RunState {
         let entered = Instant::now();
         let waiting = call.waiting.then(|| self.clock.wait());
         let deadline = self.clock.deadline();
-        let Ok(result) = tokio::time::timeout_at(deadline.at, work(self.inside())).await else {
+        let Ok(result) = tokio::time::timeout_at(deadline.at, work(self.context())).await else {
             return Err(self.stop_in(call, deadline.limit, None));
         };
         drop(waiting);
@@ -285,7 +285,7 @@ impl RunState {
             Err(_) => {}
         }
         let (received, error) = match &result {
-            Ok(value) => (value.crossing(), None),
+            Ok(value) => (value.wire_size(), None),
             Err(error) => (error.message.len() as u64, Some(error.kind.as_str())),
         };
         Ok(match self.leave(&call, entered, received, error)? {
@@ -294,8 +294,8 @@ impl RunState {
         })
     }
 
-    fn inside(&mut self) -> Inside<'_> {
-        Inside {
+    fn context(&mut self) -> CallContext<'_> {
+        CallContext {
             plugin: &self.plugin,
             services: &self.services,
             scope: &self.scope,

@@ -2,14 +2,14 @@
 //! and nothing else.
 //!
 //! The processes that run guests (the runner, the gate, `hookrun test`) call [`Host::prepare`],
-//! restrict themselves ([`wall`]), and then call [`Host::link`] and [`LinkedPlugin::run_event`] or
+//! restrict themselves ([`wall`]), and then call [`ReadyPlugin::link`] and [`LinkedPlugin::run_event`] or
 //! [`LinkedPlugin::select`]. They see events, outcomes and reports, never the engine.
 //!
 //! * [`examine`]: what is known of a component without running it, found by a contained process and
 //!   kept ([`verdicts`]). [`metadata`]: what the component states about itself. [`config_schema`]:
 //!   its schema, bounded.
-//! * [`load`]: [`Artifact`] (checked) to [`ReadyPlugin`] (code open) to [`LinkedPlugin`] (mapped).
-//!   [`artifact`]: the cache of compiled plugins.
+//! * [`Host`] turns a table of the configuration into an [`Artifact`] (checked), a [`ReadyPlugin`]
+//!   (code open) and a [`LinkedPlugin`] (mapped). [`compiled_cache`]: the cache of compiled plugins.
 //! * [`engine`]: compilation and interruption. [`bindings`]: generated from the WIT.
 //! * [`run`]: one run. [`limits`], [`run_clock`]: its bounds. [`host_call`]: all functions that a
 //!   guest can call, and the check that each call passes.
@@ -17,19 +17,21 @@
 //!   and seccomp.
 //! * [`bundled`]: the plugins that are part of the program.
 
-pub mod artifact;
+mod artifact;
 pub mod bindings;
 pub mod bundled;
 pub mod compile;
+pub mod compiled_cache;
 pub mod config_schema;
 pub mod contain;
 mod convert;
 pub mod engine;
 mod error;
 pub mod examine;
+mod host;
 pub mod host_call;
 pub mod limits;
-pub mod load;
+mod linked;
 pub mod metadata;
 mod output;
 mod run;
@@ -37,6 +39,8 @@ mod run_clock;
 pub mod verdicts;
 pub mod wall;
 
+pub use artifact::{Artifact, Component};
 pub use compile::Compiler;
 pub use error::PluginError;
-pub use load::{Artifact, Component, Host, Known, LinkedPlugin, ReadyPlugin};
+pub use host::{Host, Known};
+pub use linked::{LinkedPlugin, ReadyPlugin};

@@ -14,7 +14,7 @@ use super::bindings::exports::hookrun::post_build::post_build;
 use super::convert::{self, Answer};
 use super::host_call::RunState;
 use super::limits::LimitReached;
-use super::load::LinkedPlugin;
+use super::linked::LinkedPlugin;
 use super::output::GuestOutput;
 use super::run_clock::RunClock;
 use hookrun_capability::Scope;

@@ -9,8 +9,8 @@ use hookrun_capability::grants::Need;
 impl Host for RunState {
     async fn get(&mut self) -> Result<String> {
         let call = HostCall::new(Need::Config, "get", 0);
-        self.call_without_error(call, |inside| {
-            Box::pin(async move { Ok(inside.plugin().config_json.clone()) })
+        self.call_without_error(call, |context| {
+            Box::pin(async move { Ok(context.plugin().config_json.clone()) })
         })
         .await
     }

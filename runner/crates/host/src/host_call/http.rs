@@ -20,7 +20,7 @@ use wasmtime_wasi_http::{
     WasiHttpCtxView, WasiHttpHooks,
 };
 
-use super::{Crossing, HostCall, Inside, RunState};
+use super::{CallContext, HostCall, RunState, WireSize};
 use crate::bindings::http::wasi::http::outgoing_handler::Host;
 use hookrun_capability::grants::Need;
 use hookrun_capability::http::{About, Answer, Exchange, header_bytes, stream_error_code};
@@ -144,8 +144,8 @@ fn method(method: &Method) -> &str {
 }
 
 /// A response that is on its way: nothing of it has crossed yet.
-impl Crossing for AbortOnDropJoinHandle<Result<Answer, Error>> {
-    fn crossing(&self) -> u64 {
+impl WireSize for AbortOnDropJoinHandle<Result<Answer, Error>> {
+    fn wire_size(&self) -> u64 {
         0
     }
 }
@@ -169,10 +169,10 @@ impl Host for RunState {
             asked.clone().map_err(|odd| format!("plugin `{}`: {odd}", self.plugin.plugin.name));
         let (body, slot) = (request.body, self.http.slots.clone().try_acquire_owned().ok());
         let passed = self
-            .guarded(call, |inside| {
+            .guarded(call, |context| {
                 let sending = asked
                     .map_err(CapabilityError::invalid)
-                    .and_then(|asked| exchange(&inside, asked, headers, options, slot))
+                    .and_then(|asked| exchange(&context, asked, headers, options, slot))
                     .map(|exchange| wasmtime_wasi::runtime::spawn(exchange.run(body)));
                 Box::pin(std::future::ready(sending))
             })
@@ -199,14 +199,14 @@ impl Host for RunState {
 }
 
 fn exchange(
-    inside: &Inside<'_>,
+    context: &CallContext<'_>,
     asked: Asked,
     headers: HeaderMap,
     options: RequestOptions,
     slot: Option<OwnedSemaphorePermit>,
 ) -> Result<Exchange, CapabilityError> {
     let Asked { target, path_and_query } = asked;
-    let plugin = inside.plugin();
+    let plugin = context.plugin();
     let grant = granting(&plugin.effective.http, &target).map_err(|miss| {
         CapabilityError::denied(miss.message(&plugin.plugin.name, &plugin.config_file))
     })?;
@@ -214,10 +214,10 @@ fn exchange(
         target: target.to_string(),
         plugin: plugin.plugin.name.clone(),
         limits: plugin.plugin.limits.clone(),
-        log: inside.log().clone(),
+        log: context.log().clone(),
     };
     Ok(Exchange {
-        client: inside.services().http().clone(),
+        client: context.services().http().clone(),
         about: Arc::new(about),
         grant: grant.clone(),
         target,

@@ -31,7 +31,7 @@ impl Imports {
         sending(&mut linker)?;
         empty_wasi(&mut linker)?;
         #[cfg(feature = "escape-drill")]
-        super::drill::add_to_linker(&mut linker)?;
+        super::escape_attempts::add_to_linker(&mut linker)?;
         Ok(Self(linker))
     }
 

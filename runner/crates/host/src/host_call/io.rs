@@ -13,25 +13,25 @@ use wasmtime_wasi::p2::{
 };
 use wasmtime_wasi_io::bindings::wasi::io::{error, poll, streams};
 
-use super::{Crossing, HostCall, RunState};
+use super::{HostCall, RunState, WireSize};
 use hookrun_config::Limit;
 
 impl RunState {
     /// A call that does not wait.
-    fn stream_now<R: Crossing>(
+    fn stream_now<R: WireSize>(
         &mut self,
         function: &'static str,
         sent: u64,
         work: impl FnOnce(&mut ResourceTable) -> StreamResult<R>,
     ) -> StreamResult<R> {
         let call = HostCall::wasi("wasi:io/streams", function).sending(sent);
-        self.wasi_call(call, |inside| Ok(Kept(work(inside.table)))).map_err(StreamError::Trap)?.0
+        self.wasi_call(call, |context| Ok(Kept(work(context.table)))).map_err(StreamError::Trap)?.0
     }
 
     /// A call that may wait.
     async fn stream<R, F>(&mut self, function: &'static str, sent: u64, work: F) -> StreamResult<R>
     where
-        R: Crossing + Send + 'static,
+        R: WireSize + Send + 'static,
         F: for<'r> FnOnce(&'r mut ResourceTable) -> BoxFuture<'r, StreamResult<R>> + Send,
     {
         let call = HostCall::wasi("wasi:io/streams", function).sending(sent);
@@ -51,9 +51,9 @@ impl RunState {
 /// A stream's result is passed on as it is; only what it brings is counted.
 struct Kept<R>(StreamResult<R>);
 
-impl<R: Crossing> Crossing for Kept<R> {
-    fn crossing(&self) -> u64 {
-        self.0.as_ref().map_or(0, Crossing::crossing)
+impl<R: WireSize> WireSize for Kept<R> {
+    fn wire_size(&self) -> u64 {
+        self.0.as_ref().map_or(0, WireSize::wire_size)
     }
 }
 
@@ -85,7 +85,7 @@ impl error::Host for RunState {}
 impl error::HostError for RunState {
     fn to_debug_string(&mut self, error: Resource<IoError>) -> Result<String> {
         let call = HostCall::wasi("wasi:io/error", "error.to-debug-string");
-        self.wasi_call(call, |inside| error::HostError::to_debug_string(inside.table, error))
+        self.wasi_call(call, |context| error::HostError::to_debug_string(context.table, error))
     }
 
     fn drop(&mut self, error: Resource<IoError>) -> Result<()> {
@@ -140,7 +140,7 @@ impl streams::HostInputStream for RunState {
 
     fn subscribe(&mut self, stream: Resource<DynInputStream>) -> Result<Resource<DynPollable>> {
         let call = HostCall::wasi("wasi:io/streams", "input-stream.subscribe");
-        self.wasi_call(call, |inside| streams::HostInputStream::subscribe(inside.table, stream))
+        self.wasi_call(call, |context| streams::HostInputStream::subscribe(context.table, stream))
     }
 
     async fn drop(&mut self, stream: Resource<DynInputStream>) -> Result<()> {
@@ -156,7 +156,7 @@ impl streams::HostOutputStream for RunState {
     }
 
     fn write(&mut self, stream: Resource<DynOutputStream>, bytes: Vec<u8>) -> StreamResult<()> {
-        self.stream_now("output-stream.write", bytes.crossing(), |table| {
+        self.stream_now("output-stream.write", bytes.wire_size(), |table| {
             streams::HostOutputStream::write(table, stream, bytes)
         })
     }
@@ -166,7 +166,7 @@ impl streams::HostOutputStream for RunState {
         stream: Resource<DynOutputStream>,
         bytes: Vec<u8>,
     ) -> StreamResult<()> {
-        self.stream("output-stream.blocking-write-and-flush", bytes.crossing(), |table| {
+        self.stream("output-stream.blocking-write-and-flush", bytes.wire_size(), |table| {
             Box::pin(streams::HostOutputStream::blocking_write_and_flush(table, stream, bytes))
         })
         .await
@@ -187,7 +187,7 @@ impl streams::HostOutputStream for RunState {
 
     fn subscribe(&mut self, stream: Resource<DynOutputStream>) -> Result<Resource<DynPollable>> {
         let call = HostCall::wasi("wasi:io/streams", "output-stream.subscribe");
-        self.wasi_call(call, |inside| streams::HostOutputStream::subscribe(inside.table, stream))
+        self.wasi_call(call, |context| streams::HostOutputStream::subscribe(context.table, stream))
     }
 
     fn write_zeroes(&mut self, stream: Resource<DynOutputStream>, length: u64) -> StreamResult<()> {

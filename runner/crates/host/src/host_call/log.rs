@@ -2,20 +2,20 @@
 
 use wasmtime::Result;
 
-use super::{Crossing, HostCall, RunState};
+use super::{HostCall, RunState, WireSize};
 use crate::bindings::hookrun::host::log::{Field, Host, Level};
 use hookrun_capability::grants::Need;
 use hookrun_nix::outcome::LogLine;
 
-impl Crossing for Field {
-    fn crossing(&self) -> u64 {
-        self.key.crossing() + self.value.crossing()
+impl WireSize for Field {
+    fn wire_size(&self) -> u64 {
+        self.key.wire_size() + self.value.wire_size()
     }
 }
 
 impl Host for RunState {
     async fn write(&mut self, level: Level, message: String, fields: Vec<Field>) -> Result<()> {
-        let sent = message.crossing() + fields.crossing();
+        let sent = message.wire_size() + fields.wire_size();
         let call = HostCall::new(Need::Log, "write", sent).items(fields.len());
         let level = match level {
             Level::Trace => "trace",
@@ -26,9 +26,9 @@ impl Host for RunState {
         };
         let fields = fields.into_iter().map(|Field { key, value }| (key, value)).collect();
         let line = LogLine { level: level.to_owned(), message, fields };
-        self.call_without_error(call, |inside| {
+        self.call_without_error(call, |context| {
             Box::pin(async move {
-                inside.log().push(line);
+                context.log().push(line);
                 Ok(())
             })
         })

@@ -2,7 +2,7 @@
 
 use wasmtime::Result;
 
-use super::{Crossing, HostCall, RunState};
+use super::{HostCall, RunState, WireSize};
 use crate::bindings::hookrun::host::mail::{self, Error, Host};
 use hookrun_capability::grants::Need;
 use hookrun_capability::mail::{Message, Refusal, Sent};
@@ -16,19 +16,19 @@ impl Host for RunState {
         recipients: Vec<String>,
         message: mail::Message,
     ) -> Result<Result<mail::Sent, Error>> {
-        let sent = transport.crossing() + recipients.crossing() + message.crossing();
+        let sent = transport.wire_size() + recipients.wire_size() + message.wire_size();
         let name = transport.clone();
         let call = HostCall::new(Need::Mail(&transport), "send", sent)
             .items(recipients.len())
             .items(message.headers.len())
             .waiting();
-        let size = message.crossing();
-        self.call(call, |mut inside| {
+        let size = message.wire_size();
+        self.call(call, |mut context| {
             Box::pin(async move {
-                inside.within(Limit::MailBytes, size)?;
-                inside.spend(Limit::Mails, 1)?;
-                let mailer = inside.services().mail();
-                let (plugin, task) = (&inside.plugin().plugin, &inside.scope().event);
+                context.within(Limit::MailBytes, size)?;
+                context.spend(Limit::Mails, 1)?;
+                let mailer = context.services().mail();
+                let (plugin, task) = (&context.plugin().plugin, &context.scope().event);
                 let sent = mailer.send(plugin, &name, &recipients, &message.into(), task).await?;
                 for Refusal { recipient, transient, reason } in &sent.refused {
                     let next = if *transient {
@@ -39,7 +39,7 @@ impl Host for RunState {
                             plugin.name
                         )
                     };
-                    inside.log().push(LogLine {
+                    context.log().push(LogLine {
                         level: "warn".to_owned(),
                         message: format!("`{recipient}` was refused ({reason}); {next}"),
                         fields: vec![("transport".to_owned(), name.clone())],
@@ -52,29 +52,29 @@ impl Host for RunState {
     }
 }
 
-impl Crossing for mail::Message {
-    fn crossing(&self) -> u64 {
+impl WireSize for mail::Message {
+    fn wire_size(&self) -> u64 {
         let Self { subject, text, html, headers, identity, in_reply_to } = self;
-        subject.crossing()
-            + text.crossing()
-            + html.crossing()
-            + headers.crossing()
-            + identity.crossing()
-            + in_reply_to.crossing()
+        subject.wire_size()
+            + text.wire_size()
+            + html.wire_size()
+            + headers.wire_size()
+            + identity.wire_size()
+            + in_reply_to.wire_size()
     }
 }
 
-impl Crossing for mail::Sent {
-    fn crossing(&self) -> u64 {
+impl WireSize for mail::Sent {
+    fn wire_size(&self) -> u64 {
         let Self { message_id, refused } = self;
-        message_id.crossing() + refused.crossing()
+        message_id.wire_size() + refused.wire_size()
     }
 }
 
-impl Crossing for mail::Refusal {
-    fn crossing(&self) -> u64 {
+impl WireSize for mail::Refusal {
+    fn wire_size(&self) -> u64 {
         let Self { recipient, transient: _, reason } = self;
-        recipient.crossing() + reason.crossing()
+        recipient.wire_size() + reason.wire_size()
     }
 }
 

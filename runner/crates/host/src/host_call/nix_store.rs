@@ -5,7 +5,7 @@ use std::sync::Arc;
 use wasmtime::Result;
 use wasmtime::component::Resource;
 
-use super::{Crossing, HostCall, Inside, RunState};
+use super::{CallContext, HostCall, RunState, WireSize};
 use crate::bindings::hookrun::host::nix_store::{
     Derivation, Entry, Error, Host, HostNar, PathInfo,
 };
@@ -15,8 +15,8 @@ use hookrun_config::Limit;
 use hookrun_nix::database::PathInfo as Info;
 use hookrun_nix::nar::Expected;
 
-fn reach(inside: &Inside<'_>) -> Reach {
-    Reach::new(inside.services().nix_stores(), inside.plugin(), inside.scope())
+fn reach(context: &CallContext<'_>) -> Reach {
+    Reach::new(context.services().nix_stores(), context.plugin(), context.scope())
 }
 
 impl Host for RunState {
@@ -24,17 +24,18 @@ impl Host for RunState {
         &mut self,
         paths: Vec<String>,
     ) -> Result<Result<Vec<Option<PathInfo>>, Error>> {
-        let call = HostCall::new(Need::NixStore, "path-infos", paths.crossing()).items(paths.len());
-        self.call(call, |inside| {
-            let reach = reach(&inside);
-            let mut budget = Budget::new(inside.plugin(), "nix-store.path-infos");
+        let call =
+            HostCall::new(Need::NixStore, "path-infos", paths.wire_size()).items(paths.len());
+        self.call(call, |context| {
+            let reach = reach(&context);
+            let mut budget = Budget::new(context.plugin(), "nix-store.path-infos");
             Box::pin(blocking(move || {
                 reach.check(&paths)?;
                 let mut infos = Vec::with_capacity(paths.len());
                 reach.backend().each_info(&paths, &mut |info| {
                     let info = info.map(path_info);
                     // What the list of them counts for each, too.
-                    budget.take(8 + info.crossing())?;
+                    budget.take(8 + info.wire_size())?;
                     infos.push(info);
                     Ok(())
                 })?;
@@ -45,9 +46,9 @@ impl Host for RunState {
     }
 
     async fn closure(&mut self, paths: Vec<String>) -> Result<Result<Vec<String>, Error>> {
-        let call = HostCall::new(Need::NixStore, "closure", paths.crossing()).items(paths.len());
-        self.call(call, |inside| {
-            let reach = reach(&inside);
+        let call = HostCall::new(Need::NixStore, "closure", paths.wire_size()).items(paths.len());
+        self.call(call, |context| {
+            let reach = reach(&context);
             Box::pin(blocking(move || {
                 reach.check_closure(&paths)?;
                 reach.backend().closure(&paths)
@@ -57,10 +58,10 @@ impl Host for RunState {
     }
 
     async fn read_derivation(&mut self, path: String) -> Result<Result<Derivation, Error>> {
-        let call = HostCall::new(Need::NixStore, "read-derivation", path.crossing());
-        self.call(call, |inside| {
-            let reach = reach(&inside);
-            let mut budget = Budget::new(inside.plugin(), "nix-store.read-derivation");
+        let call = HostCall::new(Need::NixStore, "read-derivation", path.wire_size());
+        self.call(call, |context| {
+            let reach = reach(&context);
+            let mut budget = Budget::new(context.plugin(), "nix-store.read-derivation");
             Box::pin(blocking(move || {
                 reach.check(std::slice::from_ref(&path))?;
                 let derivation = reach.backend().derivation(&path, &mut budget)?;
@@ -85,11 +86,14 @@ impl Host for RunState {
         path: String,
         relative: String,
     ) -> Result<Result<Vec<Entry>, Error>> {
-        let call =
-            HostCall::new(Need::NixStore, "list-directory", path.crossing() + relative.crossing());
-        self.call(call, |inside| {
-            let reach = reach(&inside);
-            let mut budget = Budget::new(inside.plugin(), "nix-store.list-directory");
+        let call = HostCall::new(
+            Need::NixStore,
+            "list-directory",
+            path.wire_size() + relative.wire_size(),
+        );
+        self.call(call, |context| {
+            let reach = reach(&context);
+            let mut budget = Budget::new(context.plugin(), "nix-store.list-directory");
             Box::pin(blocking(move || {
                 reach.check(std::slice::from_ref(&path))?;
                 Ok(reach
@@ -111,12 +115,12 @@ impl Host for RunState {
         length: u32,
     ) -> Result<Result<Vec<u8>, Error>> {
         let call =
-            HostCall::new(Need::NixStore, "read-file", path.crossing() + relative.crossing());
-        self.call(call, |inside| {
-            let reach = reach(&inside);
+            HostCall::new(Need::NixStore, "read-file", path.wire_size() + relative.wire_size());
+        self.call(call, |context| {
+            let reach = reach(&context);
             // One byte more than may cross is enough for the choke point to see that it is too
             // much.
-            let most = inside.plugin().plugin.limits.get(Limit::CallBytes).saturating_add(1);
+            let most = context.plugin().plugin.limits.get(Limit::CallBytes).saturating_add(1);
             Box::pin(blocking(move || {
                 reach.check(std::slice::from_ref(&path))?;
                 reach.backend().read_file(&path, &relative, offset, u64::from(length).min(most))
@@ -126,9 +130,9 @@ impl Host for RunState {
     }
 
     async fn open_nar(&mut self, path: String) -> Result<Result<Resource<Nar>, Error>> {
-        let call = HostCall::new(Need::NixStore, "open-nar", path.crossing());
-        self.call(call, |mut inside| {
-            let reach = Arc::new(reach(&inside));
+        let call = HostCall::new(Need::NixStore, "open-nar", path.wire_size());
+        self.call(call, |mut context| {
+            let reach = Arc::new(reach(&context));
             Box::pin(async move {
                 let nar = blocking(move || {
                     let info = reach.valid(&path)?;
@@ -143,7 +147,7 @@ impl Host for RunState {
                     })
                 })
                 .await?;
-                inside.open(nar)
+                context.open(nar)
             })
         })
         .await
@@ -153,16 +157,16 @@ impl Host for RunState {
 impl HostNar for RunState {
     async fn path(&mut self, nar: Resource<Nar>) -> Result<String> {
         let call = HostCall::new(Need::NixStore, "nar.path", 0);
-        self.call_without_error(call, |inside| {
-            Box::pin(async move { inside.resolve(&nar).map(|nar| nar.expected.path.clone()) })
+        self.call_without_error(call, |context| {
+            Box::pin(async move { context.resolve(&nar).map(|nar| nar.expected.path.clone()) })
         })
         .await
     }
 
     async fn size(&mut self, nar: Resource<Nar>) -> Result<u64> {
         let call = HostCall::new(Need::NixStore, "nar.size", 0);
-        self.call_without_error(call, |inside| {
-            Box::pin(async move { inside.resolve(&nar).map(|nar| nar.expected.nar_size) })
+        self.call_without_error(call, |context| {
+            Box::pin(async move { context.resolve(&nar).map(|nar| nar.expected.nar_size) })
         })
         .await
     }
@@ -202,8 +206,8 @@ fn entry(entry: hookrun_capability::nix_store::Entry) -> Entry {
     Entry { name, kind: kind.to_owned(), size, executable, target }
 }
 
-impl Crossing for PathInfo {
-    fn crossing(&self) -> u64 {
+impl WireSize for PathInfo {
+    fn wire_size(&self) -> u64 {
         let Self {
             path,
             nar_hash,
@@ -215,29 +219,29 @@ impl Crossing for PathInfo {
             ultimate: _,
             registration_time: _,
         } = self;
-        path.crossing()
-            + nar_hash.crossing()
-            + references.crossing()
-            + deriver.crossing()
-            + signatures.crossing()
-            + ca.crossing()
+        path.wire_size()
+            + nar_hash.wire_size()
+            + references.wire_size()
+            + deriver.wire_size()
+            + signatures.wire_size()
+            + ca.wire_size()
     }
 }
 
-impl Crossing for Derivation {
-    fn crossing(&self) -> u64 {
+impl WireSize for Derivation {
+    fn wire_size(&self) -> u64 {
         let Self { name, system, builder, outputs, env } = self;
-        name.crossing()
-            + system.crossing()
-            + builder.crossing()
-            + outputs.crossing()
-            + env.crossing()
+        name.wire_size()
+            + system.wire_size()
+            + builder.wire_size()
+            + outputs.wire_size()
+            + env.wire_size()
     }
 }
 
-impl Crossing for Entry {
-    fn crossing(&self) -> u64 {
+impl WireSize for Entry {
+    fn wire_size(&self) -> u64 {
         let Self { name, kind, target, size: _, executable: _ } = self;
-        name.crossing() + kind.crossing() + target.crossing()
+        name.wire_size() + kind.wire_size() + target.wire_size()
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use wasmtime::Result;
 use wasmtime::component::Resource;
 
-use super::{Crossing, HostCall, RunState, wit_error};
+use super::{HostCall, RunState, WireSize, wit_error};
 use crate::bindings::hookrun::host::object_store::{Error, Host, Object, StoredNar, StoredNars};
 use hookrun_capability::CapabilityError;
 use hookrun_capability::grants::Need;
@@ -24,11 +24,11 @@ impl Host for RunState {
     ) -> Result<Result<Vec<bool>, Error>> {
         let name = store.clone();
         let call =
-            HostCall::new(Need::ObjectStore(&name), "exists", store.crossing() + keys.crossing())
+            HostCall::new(Need::ObjectStore(&name), "exists", store.wire_size() + keys.wire_size())
                 .items(keys.len())
                 .waiting();
-        self.call(call, |inside| {
-            Box::pin(async move { inside.services().object_stores().exists(&store, &keys).await })
+        self.call(call, |context| {
+            Box::pin(async move { context.services().object_stores().exists(&store, &keys).await })
         })
         .await
     }
@@ -41,12 +41,14 @@ impl Host for RunState {
     ) -> Result<Result<Option<Vec<u8>>, Error>> {
         let name = store.clone();
         let call =
-            HostCall::new(Need::ObjectStore(&name), "get", store.crossing() + key.crossing())
+            HostCall::new(Need::ObjectStore(&name), "get", store.wire_size() + key.wire_size())
                 .waiting();
-        self.call(call, |inside| {
+        self.call(call, |context| {
             // What may not cross is not read first.
-            let most = inside.plugin().plugin.limits.get(Limit::CallBytes).min(max_length);
-            Box::pin(async move { inside.services().object_stores().get(&store, &key, most).await })
+            let most = context.plugin().plugin.limits.get(Limit::CallBytes).min(max_length);
+            Box::pin(
+                async move { context.services().object_stores().get(&store, &key, most).await },
+            )
         })
         .await
     }
@@ -59,11 +61,12 @@ impl Host for RunState {
         body: Vec<u8>,
     ) -> Result<Result<(), Error>> {
         let name = store.clone();
-        let sent = store.crossing() + key.crossing() + content_type.crossing() + body.crossing();
+        let sent =
+            store.wire_size() + key.wire_size() + content_type.wire_size() + body.wire_size();
         let call = HostCall::new(Need::ObjectStore(&name), "put", sent).waiting().lasting();
-        self.call(call, |inside| {
+        self.call(call, |context| {
             Box::pin(async move {
-                inside.services().object_stores().put(&store, &key, &content_type, body).await
+                context.services().object_stores().put(&store, &key, &content_type, body).await
             })
         })
         .await
@@ -71,18 +74,18 @@ impl Host for RunState {
 
     async fn put_all(&mut self, store: String, objects: Vec<Object>) -> Result<Result<(), Error>> {
         let name = store.clone();
-        let sent = store.crossing() + objects.crossing();
+        let sent = store.wire_size() + objects.wire_size();
         let call = HostCall::new(Need::ObjectStore(&name), "put-all", sent)
             .items(objects.len())
             .waiting()
             .lasting();
-        self.call(call, |inside| {
+        self.call(call, |context| {
             Box::pin(async move {
                 let objects = objects.into_iter().map(|object| {
                     let Object { key, content_type, body } = object;
                     ToWrite { key, content_type, body }
                 });
-                inside.services().object_stores().put_all(&store, objects.collect()).await
+                context.services().object_stores().put_all(&store, objects.collect()).await
             })
         })
         .await
@@ -97,15 +100,15 @@ impl Host for RunState {
         nar: Resource<Nar>,
     ) -> Result<Result<StoredNar, Error>> {
         let name = store.clone();
-        let sent = store.crossing() + key.crossing() + compression.crossing();
+        let sent = store.wire_size() + key.wire_size() + compression.wire_size();
         let call = HostCall::new(Need::ObjectStore(&name), "put-nar", sent).waiting().lasting();
-        self.call(call, |inside| {
+        self.call(call, |context| {
             Box::pin(async move {
                 let compression =
                     Compression::parse(&compression, level).map_err(CapabilityError::invalid)?;
-                let nar = inside.resolve(&nar)?.clone();
+                let nar = context.resolve(&nar)?.clone();
                 let expected = nar.expected.clone();
-                let stores = inside.services().object_stores();
+                let stores = context.services().object_stores();
                 let written = stores.put_nar(&store, &key, compression, nar).await?;
                 Ok(stored_nar(key, written, expected))
             })
@@ -123,13 +126,14 @@ impl Host for RunState {
     ) -> Result<Result<StoredNars, Error>> {
         let name = store.clone();
         let sent =
-            store.crossing() + directory.crossing() + compression.crossing() + paths.crossing();
+            store.wire_size() + directory.wire_size() + compression.wire_size() + paths.wire_size();
         let call =
             HostCall::new(Need::ObjectStore(&name), "put-nars", sent).items(paths.len()).waiting();
         let sent = Arc::new(AtomicBool::new(false));
         let sending = Arc::clone(&sent);
-        let stored = self.call(call, |inside| {
-            let reach = Reach::new(inside.services().nix_stores(), inside.plugin(), inside.scope());
+        let stored = self.call(call, |context| {
+            let reach =
+                Reach::new(context.services().nix_stores(), context.plugin(), context.scope());
             Box::pin(async move {
                 let compression =
                     Compression::parse(&compression, level).map_err(CapabilityError::invalid)?;
@@ -145,7 +149,7 @@ impl Host for RunState {
                 })
                 .await?;
                 let expected: Vec<Expected> = nars.iter().map(|nar| nar.expected.clone()).collect();
-                let stores = inside.services().object_stores();
+                let stores = context.services().object_stores();
                 let (stored, failure) =
                     stores.put_nars(&store, &directory, compression, nars, &sending).await;
                 match failure {
@@ -182,12 +186,12 @@ impl Host for RunState {
     ) -> Result<Result<Vec<String>, Error>> {
         let name = store.clone();
         let call =
-            HostCall::new(Need::ObjectStore(&name), "list", store.crossing() + prefix.crossing())
+            HostCall::new(Need::ObjectStore(&name), "list", store.wire_size() + prefix.wire_size())
                 .waiting();
-        self.call(call, |inside| {
-            let most = inside.plugin().plugin.limits.get(Limit::CallBytes);
+        self.call(call, |context| {
+            let most = context.plugin().plugin.limits.get(Limit::CallBytes);
             Box::pin(async move {
-                inside.services().object_stores().list(&store, &prefix, max, most).await
+                context.services().object_stores().list(&store, &prefix, max, most).await
             })
         })
         .await
@@ -200,23 +204,23 @@ fn stored_nar(key: String, written: Written, expected: Expected) -> StoredNar {
     StoredNar { key, file_hash, file_size, nar_hash, nar_size }
 }
 
-impl Crossing for StoredNar {
-    fn crossing(&self) -> u64 {
+impl WireSize for StoredNar {
+    fn wire_size(&self) -> u64 {
         let Self { key, file_hash, nar_hash, file_size: _, nar_size: _ } = self;
-        key.crossing() + file_hash.crossing() + nar_hash.crossing()
+        key.wire_size() + file_hash.wire_size() + nar_hash.wire_size()
     }
 }
 
-impl Crossing for StoredNars {
-    fn crossing(&self) -> u64 {
+impl WireSize for StoredNars {
+    fn wire_size(&self) -> u64 {
         let Self { stored, failure } = self;
-        stored.crossing() + failure.as_ref().map_or(0, |error| error.message.crossing())
+        stored.wire_size() + failure.as_ref().map_or(0, |error| error.message.wire_size())
     }
 }
 
-impl Crossing for Object {
-    fn crossing(&self) -> u64 {
+impl WireSize for Object {
+    fn wire_size(&self) -> u64 {
         let Self { key, content_type, body } = self;
-        key.crossing() + content_type.crossing() + body.crossing()
+        key.wire_size() + content_type.wire_size() + body.wire_size()
     }
 }

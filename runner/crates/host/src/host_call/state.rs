@@ -1,46 +1,46 @@
 //! The host functions of `state`.
 
-use super::{Crossing, HostCall, RunState};
+use super::{HostCall, RunState, WireSize};
 use crate::bindings::hookrun::host::state::{Error, Host};
 use hookrun_capability::grants::Need;
 
 impl Host for RunState {
     async fn get(&mut self, key: String) -> wasmtime::Result<Result<Option<Vec<u8>>, Error>> {
-        let call = HostCall::new(Need::State, "get", key.crossing());
-        self.call(call, |mut inside| {
+        let call = HostCall::new(Need::State, "get", key.wire_size());
+        self.call(call, |mut context| {
             Box::pin(async move {
-                let plugin = inside.plugin();
-                inside.state().get(&key, plugin).await
+                let plugin = context.plugin();
+                context.state().get(&key, plugin).await
             })
         })
         .await
     }
 
     async fn set(&mut self, key: String, value: Vec<u8>) -> wasmtime::Result<Result<(), Error>> {
-        let call = HostCall::new(Need::State, "set", key.crossing() + value.crossing());
-        self.call(call, |mut inside| {
+        let call = HostCall::new(Need::State, "set", key.wire_size() + value.wire_size());
+        self.call(call, |mut context| {
             Box::pin(async move {
-                let plugin = inside.plugin();
-                inside.state().set(key, value, plugin).await
+                let plugin = context.plugin();
+                context.state().set(key, value, plugin).await
             })
         })
         .await
     }
 
     async fn delete(&mut self, key: String) -> wasmtime::Result<Result<(), Error>> {
-        let call = HostCall::new(Need::State, "delete", key.crossing());
-        self.call(call, |mut inside| {
+        let call = HostCall::new(Need::State, "delete", key.wire_size());
+        self.call(call, |mut context| {
             Box::pin(async move {
-                let plugin = inside.plugin();
-                inside.state().delete(key, plugin).await
+                let plugin = context.plugin();
+                context.state().delete(key, plugin).await
             })
         })
         .await
     }
 
     async fn keys(&mut self, prefix: String) -> wasmtime::Result<Result<Vec<String>, Error>> {
-        let call = HostCall::new(Need::State, "keys", prefix.crossing());
-        self.call(call, |mut inside| Box::pin(async move { inside.state().keys(&prefix).await }))
+        let call = HostCall::new(Need::State, "keys", prefix.wire_size());
+        self.call(call, |mut context| Box::pin(async move { context.state().keys(&prefix).await }))
             .await
     }
 }

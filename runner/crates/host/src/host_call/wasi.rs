@@ -25,7 +25,7 @@ use wasmtime_wasi::p2::{
 };
 use wasmtime_wasi::sockets::WasiSocketsCtxView;
 
-use super::{Crossing, HostCall, Inside, RunState};
+use super::{CallContext, HostCall, RunState, WireSize};
 use crate::output::GuestOutput;
 use hookrun_capability::clock::Clock;
 use hookrun_config::Limit;
@@ -55,8 +55,8 @@ impl RunState {
     }
 }
 
-impl Crossing for wall_clock::Datetime {
-    fn crossing(&self) -> u64 {
+impl WireSize for wall_clock::Datetime {
+    fn wire_size(&self) -> u64 {
         0
     }
 }
@@ -74,25 +74,25 @@ const MONOTONIC: &str = "wasi:clocks/monotonic-clock";
 
 impl wall_clock::Host for RunState {
     fn now(&mut self) -> Result<wall_clock::Datetime> {
-        self.wasi_call(HostCall::wasi(WALL, "now"), |inside| {
-            Ok(datetime(inside.services.clock().wall()))
+        self.wasi_call(HostCall::wasi(WALL, "now"), |context| {
+            Ok(datetime(context.services.clock().wall()))
         })
     }
 
     fn resolution(&mut self) -> Result<wall_clock::Datetime> {
-        self.wasi_call(HostCall::wasi(WALL, "resolution"), |inside| {
-            Ok(datetime(inside.services.clock().resolution()))
+        self.wasi_call(HostCall::wasi(WALL, "resolution"), |context| {
+            Ok(datetime(context.services.clock().resolution()))
         })
     }
 }
 
-impl Inside<'_> {
+impl CallContext<'_> {
     /// Since the run began, as its clock has it.
     fn run_time(&self) -> Duration {
         self.services.clock().monotonic().saturating_sub(self.begun)
     }
 
-    /// A pollable that is ready when [`Inside::run_time`] is `until`.
+    /// A pollable that is ready when [`CallContext::run_time`] is `until`.
     fn subscribe(&mut self, until: Option<Duration>) -> Result<Resource<DynPollable>> {
         let alarm = Alarm {
             clock: Arc::clone(self.services.clock()),
@@ -105,14 +105,14 @@ impl Inside<'_> {
 
 impl monotonic_clock::Host for RunState {
     fn now(&mut self) -> Result<monotonic_clock::Instant> {
-        self.wasi_call(HostCall::wasi(MONOTONIC, "now"), |inside| {
-            Ok(nanoseconds(inside.run_time()))
+        self.wasi_call(HostCall::wasi(MONOTONIC, "now"), |context| {
+            Ok(nanoseconds(context.run_time()))
         })
     }
 
     fn resolution(&mut self) -> Result<monotonic_clock::Instant> {
-        self.wasi_call(HostCall::wasi(MONOTONIC, "resolution"), |inside| {
-            Ok(nanoseconds(inside.services.clock().resolution()))
+        self.wasi_call(HostCall::wasi(MONOTONIC, "resolution"), |context| {
+            Ok(nanoseconds(context.services.clock().resolution()))
         })
     }
 
@@ -120,8 +120,8 @@ impl monotonic_clock::Host for RunState {
         &mut self,
         when: monotonic_clock::Instant,
     ) -> Result<Resource<DynPollable>> {
-        self.wasi_call(HostCall::wasi(MONOTONIC, "subscribe-instant"), |mut inside| {
-            inside.subscribe(Some(Duration::from_nanos(when)))
+        self.wasi_call(HostCall::wasi(MONOTONIC, "subscribe-instant"), |mut context| {
+            context.subscribe(Some(Duration::from_nanos(when)))
         })
     }
 
@@ -129,9 +129,9 @@ impl monotonic_clock::Host for RunState {
         &mut self,
         wait: monotonic_clock::Duration,
     ) -> Result<Resource<DynPollable>> {
-        self.wasi_call(HostCall::wasi(MONOTONIC, "subscribe-duration"), |mut inside| {
-            let until = inside.run_time().checked_add(Duration::from_nanos(wait));
-            inside.subscribe(until)
+        self.wasi_call(HostCall::wasi(MONOTONIC, "subscribe-duration"), |mut context| {
+            let until = context.run_time().checked_add(Duration::from_nanos(wait));
+            context.subscribe(until)
         })
     }
 }
@@ -169,17 +169,17 @@ impl RunState {
         if length > allowed {
             return Err(self.stop_in(call, Limit::RandomBytes, Some(length)));
         }
-        self.wasi_call(call, |inside| {
+        self.wasi_call(call, |context| {
             let mut bytes = vec![0; usize::try_from(length)?];
-            inside.services.random().fill(&mut bytes);
+            context.services.random().fill(&mut bytes);
             Ok(bytes)
         })
     }
 
     fn random_u64(&mut self, interface: &'static str, function: &'static str) -> Result<u64> {
-        self.wasi_call(HostCall::wasi(interface, function), |inside| {
+        self.wasi_call(HostCall::wasi(interface, function), |context| {
             let mut bytes = [0; 8];
-            inside.services.random().fill(&mut bytes);
+            context.services.random().fill(&mut bytes);
             Ok(u64::from_le_bytes(bytes))
         })
     }
@@ -207,10 +207,10 @@ impl insecure::Host for RunState {
 
 impl insecure_seed::Host for RunState {
     fn insecure_seed(&mut self) -> Result<(u64, u64)> {
-        self.wasi_call(HostCall::wasi("wasi:random/insecure-seed", "insecure-seed"), |inside| {
+        self.wasi_call(HostCall::wasi("wasi:random/insecure-seed", "insecure-seed"), |context| {
             let mut seeds = [[0; 8]; 2];
             for seed in &mut seeds {
-                inside.services.random().fill(seed);
+                context.services.random().fill(seed);
             }
             let [first, second] = seeds.map(u64::from_le_bytes);
             Ok((first, second))

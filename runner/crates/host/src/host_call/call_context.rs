@@ -12,7 +12,7 @@ use hookrun_capability::{CapabilityError, RunLog, Services};
 use hookrun_config::Limit;
 
 /// What a host function works with, once its call has passed.
-pub struct Inside<'a> {
+pub struct CallContext<'a> {
     pub(super) plugin: &'a PluginContext,
     pub(super) services: &'a Services,
     pub(super) scope: &'a Scope,
@@ -24,7 +24,7 @@ pub struct Inside<'a> {
     pub(super) begun: Duration,
 }
 
-impl<'a> Inside<'a> {
+impl<'a> CallContext<'a> {
     /// The plugin that calls.
     pub fn plugin(&self) -> &'a PluginContext {
         self.plugin

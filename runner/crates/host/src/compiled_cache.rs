@@ -1,0 +1,453 @@
+//! Plugins compiled ahead of time, so that a start maps a file instead of running a compiler (0.1
+//! ms instead of 50 ms for a small Rust plugin, seconds for an interpreter).
+//!
+//! An entry is native code: whoever can write it can do what this process can. So the directory
+//! belongs to the user that runs guests, with mode 0700; no component of its path is a symlink or
+//! can be changed by anybody but that user and root; and entries are opened relative to its
+//! descriptor, without following links, and checked on the descriptor that is mapped. An entry
+//! appears by rename after fsync and is never changed in place. It is found by a key of everything
+//! that makes it fit: the digest of the component, and the engine's compatibility hash, which
+//! covers wasmtime's full version, its settings and the target with its CPU features. The key
+//! stands in the entry too, with a checksum of the code. Whatever does not fit is a miss and never
+//! an error; a directory that cannot be trusted only costs time.
+//!
+//! Use renews the age of an entry. Nothing removes entries but [`Cache::prune`], which knows those
+//! of the configured plugins and leaves them alone whatever their age.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::hash::{Hash, Hasher};
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::{Component as PathPart, Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, Timespec, Timestamps};
+use sha2::{Digest, Sha256};
+use wasmtime::component::Component;
+use wasmtime::{Engine, Result};
+
+/// The end of an entry: the key, the checksum and the length of the code before it, and this mark.
+const MARK: [u8; 16] = *b"hookrun-entry-02";
+/// A key is a SHA-256 in hexadecimal.
+const KEY_LENGTH: usize = 64;
+/// BLAKE3: an interpreter's 35 MiB are read in ten milliseconds.
+const CHECKSUM_LENGTH: usize = blake3::OUT_LEN;
+/// Key, checksum, length and mark.
+const TRAILER_LENGTH: usize = KEY_LENGTH + CHECKSUM_LENGTH + 8 + MARK.len();
+
+/// Everybody may read an entry who is handed its descriptor: the runner opens it as root and maps
+/// it as another user, which opens it once more through `/proc`. The directory keeps all others
+/// away.
+const ENTRY_MODE: Mode = Mode::RUSR.union(Mode::WUSR).union(Mode::RGRP).union(Mode::ROTH);
+
+/// What is kept of the entries of plugins that are not configured (now): each change of a plugin or
+/// of hookrun leaves one behind.
+#[derive(Debug, Clone, Copy)]
+pub struct Leftovers {
+    /// As many as these, the youngest.
+    pub most: usize,
+    /// Those beyond `most` that were used within this time.
+    pub young: Duration,
+    /// Those among `most` that were used within this time.
+    pub old: Duration,
+}
+
+const DAY: Duration = Duration::from_hours(24);
+/// For a cache of configured plugins: one that comes back soon is still there.
+pub const OF_CONFIGURATION: Leftovers =
+    Leftovers { most: 64, young: DAY, old: Duration::from_hours(30 * 24) };
+/// For a cache of plugins under test, of which nothing needs to be kept.
+pub const OF_TESTS: Leftovers = Leftovers { most: 64, young: Duration::ZERO, old: DAY };
+
+/// An entry's time of use is at most this much too early: a hook that finds an entry need not
+/// write.
+const RENEWED_AFTER: Duration = Duration::from_hours(1);
+/// How often a lock that another process holds is tried.
+const LOCK_TICK: Duration = Duration::from_millis(10);
+
+/// How a component was made ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Found in the cache.
+    Mapped,
+    /// Compiled and put into the cache.
+    Compiled,
+    /// Compiled, and not kept: why.
+    NotKept(String),
+}
+
+/// Native code that was found or made, open, and not mapped yet.
+#[derive(Debug)]
+pub struct Code {
+    file: File,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// The cache.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    directory: PathBuf,
+}
+
+impl Cache {
+    /// The cache in `directory`, which need not exist.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// The native code of the component whose bytes are `wasm`: from the cache, or from `compile`
+    /// and kept. Maps nothing. Of several processes that need the same, one compiles; the others
+    /// wait for it, at most for `patience`.
+    ///
+    /// # Errors
+    /// What `compile` says, or that there is no memory to hold its result.
+    pub fn code<E: From<std::io::Error>>(
+        &self,
+        engine: &Engine,
+        wasm: &[u8],
+        patience: Duration,
+        compile: impl FnOnce() -> std::result::Result<Vec<u8>, E>,
+    ) -> std::result::Result<Code, E> {
+        let key = key(engine, wasm);
+        let directory = open_directory(&self.directory);
+        let found = |directory: &OwnedFd| {
+            find(directory, &key).map(|file| Code { file, origin: Origin::Mapped })
+        };
+        let mut _only_one = None;
+        if let Ok(directory) = &directory {
+            if let Some(code) = found(directory) {
+                return Ok(code);
+            }
+            if !patience.is_zero() {
+                _only_one = Compiling::begin(directory, &key, patience);
+                if let Some(code) = found(directory) {
+                    return Ok(code);
+                }
+            }
+        }
+        let code = compile()?;
+        let kept = directory.as_ref().map_err(Clone::clone).and_then(|directory| {
+            let failed =
+                |error: &dyn std::fmt::Display| format!("{}: {error}", self.directory.display());
+            keep(directory, &key, &code).map_err(|error| failed(&error))?;
+            find(directory, &key)
+                .ok_or_else(|| failed(&"what was written there is not what is there"))
+        });
+        match kept {
+            Ok(file) => Ok(Code { file, origin: Origin::Compiled }),
+            Err(reason) => Ok(Code { file: in_memory(&code)?, origin: Origin::NotKept(reason) }),
+        }
+    }
+
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Removes entries that are not among `configured`, as far as `leftovers` does not keep them.
+    pub fn prune(&self, configured: &BTreeSet<String>, leftovers: Leftovers) {
+        prune(&self.directory, configured, leftovers);
+    }
+}
+
+/// Removes entries that are not among `configured`, as far as `leftovers` does not keep them; and
+/// what a process that died left half made.
+pub(super) fn prune(path: &Path, configured: &BTreeSet<String>, leftovers: Leftovers) {
+    let Ok(directory) = open_directory(path) else { return };
+    let Ok(listed) = rustix::fs::Dir::read_from(directory.as_fd()) else { return };
+    let mut others: Vec<(Duration, OsString)> = Vec::new();
+    for entry in listed.flatten() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let name = entry.file_name().to_bytes();
+        let is_entry = name.len() == KEY_LENGTH;
+        let is_half_made = name.starts_with(b".") && name != b"." && name != b"..";
+        let Ok(stat) = rustix::fs::statat(&directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)
+        else {
+            continue;
+        };
+        let name = OsStr::from_bytes(name).to_owned();
+        let is_configured = name.to_str().is_some_and(|name| configured.contains(name));
+        if is_half_made && unused_for(&stat) > DAY {
+            let _gone = rustix::fs::unlinkat(&directory, &name, AtFlags::empty());
+        } else if is_entry && !is_configured {
+            others.push((unused_for(&stat), name));
+        }
+    }
+    others.sort();
+    for (index, (unused, name)) in others.into_iter().enumerate() {
+        let kept_for = if index < leftovers.most { leftovers.old } else { leftovers.young };
+        if unused > kept_for || kept_for.is_zero() {
+            let _gone = rustix::fs::unlinkat(&directory, &name, AtFlags::empty());
+        }
+    }
+}
+
+/// The right to compile for an entry, held until it is dropped.
+#[derive(Debug)]
+struct Compiling<'a> {
+    directory: &'a OwnedFd,
+    name: String,
+    _lock: OwnedFd,
+}
+
+impl<'a> Compiling<'a> {
+    /// None if nobody lets go of it in time, or there are no locks: then two compile.
+    fn begin(directory: &'a OwnedFd, key: &str, patience: Duration) -> Option<Self> {
+        let name = format!(".{key}.lock");
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let lock = rustix::fs::openat(directory, &*name, flags, ENTRY_MODE).ok()?;
+        let begun = Instant::now();
+        loop {
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Some(Self { directory, name, _lock: lock }),
+                Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < patience => {
+                    std::thread::sleep(LOCK_TICK);
+                }
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+impl Drop for Compiling<'_> {
+    fn drop(&mut self) {
+        // Who waits has it open and finds the entry.
+        let _gone = rustix::fs::unlinkat(self.directory, &*self.name, AtFlags::empty());
+    }
+}
+
+impl Code {
+    /// Maps the code into `engine`, for which it was made.
+    ///
+    /// # Errors
+    /// The engine refuses it.
+    pub fn map(&self, engine: &Engine) -> Result<Component> {
+        map(engine, &self.file)
+    }
+}
+
+/// Code that could not be kept: a file without a name, which nobody can change.
+fn in_memory(code: &[u8]) -> std::io::Result<File> {
+    use rustix::fs::{MemfdFlags, SealFlags};
+    let mut file = File::from(rustix::fs::memfd_create(
+        "hookrun-code",
+        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+    )?);
+    file.write_all(code)?;
+    rustix::fs::fcntl_add_seals(
+        &file,
+        SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE,
+    )?;
+    Ok(file)
+}
+
+/// The SHA-256 of a component, in hexadecimal.
+pub fn digest(wasm: &[u8]) -> String {
+    hex(&Sha256::digest(wasm))
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The name of the entry for `wasm` in this engine.
+pub(super) fn key(engine: &Engine, wasm: &[u8]) -> String {
+    /// Feeds a digest from `Hash`, so that the key does not rest on 64 bits.
+    struct Sha(Sha256);
+    impl Hasher for Sha {
+        fn write(&mut self, bytes: &[u8]) {
+            self.0.update(bytes);
+        }
+        fn finish(&self) -> u64 {
+            0
+        }
+    }
+    let mut sha = Sha(Sha256::new());
+    sha.0.update(MARK);
+    sha.0.update(Sha256::digest(wasm));
+    // Covers the full version of wasmtime: `ModuleVersionStrategy::WasmtimeVersion`,
+    // crates/wasmtime/src/config.rs in 48.0.
+    engine.precompile_compatibility_hash().hash(&mut sha);
+    sha.0.update(std::env::consts::ARCH);
+    sha.0.update(std::env::consts::OS);
+    hex(&sha.0.finalize())
+}
+
+const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// The cache directory, if nobody but us and root could have put anything there.
+pub(super) fn open_directory(path: &Path) -> std::result::Result<OwnedFd, String> {
+    let user = rustix::process::geteuid().as_raw();
+    let failed =
+        |what: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", what.display());
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    if let Err(error) = made
+        && !path.is_dir()
+    {
+        return Err(failed(path, &error));
+    }
+    let mut reached = PathBuf::from("/");
+    let mut directory = rustix::fs::open("/", OFlags::PATH | DIRECTORY, Mode::empty())
+        .map_err(|error| failed(&reached, &error))?;
+    let absolute = std::path::absolute(path).map_err(|error| failed(path, &error))?;
+    let mut parts = absolute.components().filter(|part| *part != PathPart::RootDir).peekable();
+    while let Some(part) = parts.next() {
+        let stat = rustix::fs::fstat(&directory).map_err(|error| failed(&reached, &error))?;
+        if !only_ours(&stat, user, true) {
+            return Err(format!("{} can be changed by other users", reached.display()));
+        }
+        reached.push(part);
+        let access = if parts.peek().is_none() { OFlags::RDONLY } else { OFlags::PATH };
+        directory =
+            rustix::fs::openat(&directory, part.as_os_str(), access | DIRECTORY, Mode::empty())
+                .map_err(|error| failed(&reached, &error))?;
+    }
+    let stat = rustix::fs::fstat(&directory).map_err(|error| failed(path, &error))?;
+    if stat.st_uid != user {
+        return Err(format!(
+            "{} belongs to uid {}, not to uid {user}",
+            path.display(),
+            stat.st_uid
+        ));
+    }
+    if stat.st_mode & 0o077 != 0 {
+        return Err(format!(
+            "{} is open to other users; `chmod 700 {}`",
+            path.display(),
+            path.display()
+        ));
+    }
+    Ok(directory)
+}
+
+/// Can nobody but `user` and root change it? `sticky`: a directory in which users can rename only
+/// their own.
+fn only_ours(stat: &Stat, user: u32, sticky: bool) -> bool {
+    let owned = stat.st_uid == user || stat.st_uid == 0;
+    let closed = stat.st_mode & 0o022 == 0 || (sticky && stat.st_mode & 0o1000 != 0);
+    owned && closed
+}
+
+/// The entry `key`, if it is there and fits.
+fn find(directory: &OwnedFd, key: &str) -> Option<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = File::from(rustix::fs::openat(directory, key, flags, Mode::empty()).ok()?);
+    let stat = trusted(&file)?;
+    if Mode::from_raw_mode(stat.st_mode) != ENTRY_MODE {
+        // Written with another umask: the runner's user could not map it.
+        rustix::fs::fchmod(&file, ENTRY_MODE).ok()?;
+    }
+    let size = u64::try_from(stat.st_size).ok()?;
+    let code = size.checked_sub(TRAILER_LENGTH as u64)?;
+    let mut found = [0; TRAILER_LENGTH];
+    file.read_exact_at(&mut found, code).ok()?;
+    if found.as_slice() != trailer(key, &checksum(&file, code)?, code) {
+        return None;
+    }
+    // The form of the file; whether the engine can use it, the key says.
+    let form = Engine::detect_precompiled_file(descriptor_path(&file)).ok()?;
+    if form != Some(wasmtime::Precompiled::Component) {
+        return None;
+    }
+    renew(&file);
+    Some(file)
+}
+
+/// The state of an open file, if it is one that nobody but us can have written.
+pub(super) fn trusted(file: &File) -> Option<Stat> {
+    let stat = rustix::fs::fstat(file).ok()?;
+    let user = rustix::process::geteuid().as_raw();
+    let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    (regular && stat.st_uid == user && only_ours(&stat, user, false)).then_some(stat)
+}
+
+/// Makes a file young again, because it is used.
+pub(super) fn renew(file: &File) {
+    let Ok(stat) = rustix::fs::fstat(file) else { return };
+    if unused_for(&stat) > RENEWED_AFTER {
+        let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+        // One that cannot be renewed can be used all the same.
+        let _renewed =
+            rustix::fs::futimens(file, &Timestamps { last_access: now, last_modification: now });
+    }
+}
+
+/// How long ago an entry was made or renewed; nothing if the clock was set back.
+fn unused_for(stat: &Stat) -> Duration {
+    let used = UNIX_EPOCH + Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or_default());
+    SystemTime::now().duration_since(used).unwrap_or_default()
+}
+
+/// By descriptor: the very file that was checked, whatever its name is now.
+fn descriptor_path(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// Maps the code of an entry.
+///
+/// This is the one `unsafe` of the sandbox. `Component::deserialize_file` runs the file's bytes as
+/// native code, and needs that they came from `Component::serialize` of a compatible engine and
+/// never change while mapped. The callers above guarantee it: the descriptor is of a regular file
+/// that belongs to us and that only we can write, reached through directories that only we and root
+/// can change; this program alone writes there, complete files that appear by rename and are never
+/// opened for writing again; and the key in the trailer says which component and which engine it
+/// was made for (the engine compares its own header too). Deleting an entry leaves the mapped inode
+/// as it is. Code that could not be kept is in a sealed file in memory.
+#[expect(unsafe_code, reason = "the contract is above")]
+fn map(engine: &Engine, file: &File) -> Result<Component> {
+    // SAFETY: see the contract above.
+    unsafe { Component::deserialize_file(engine, descriptor_path(file)) }
+}
+
+fn trailer(key: &str, checksum: &blake3::Hash, code: u64) -> Vec<u8> {
+    [key.as_bytes(), checksum.as_bytes(), &code.to_le_bytes(), &MARK].concat()
+}
+
+/// Of the first `length` bytes: behind the wall nothing is compiled again, so damage has to be seen
+/// before.
+fn checksum(file: &File, length: u64) -> Option<blake3::Hash> {
+    use std::io::{Read as _, Seek as _};
+    let mut file = file;
+    file.rewind().ok()?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(file.take(length)).ok()?;
+    (hasher.count() == length).then(|| hasher.finalize())
+}
+
+/// Puts an entry into the directory.
+fn keep(directory: &OwnedFd, key: &str, code: &[u8]) -> std::io::Result<()> {
+    put(directory, key, &[code, &trailer(key, &blake3::hash(code), code.len() as u64)])
+}
+
+/// Puts a file into the directory: whole or not at all.
+pub(super) fn put(directory: &OwnedFd, name: &str, parts: &[&[u8]]) -> std::io::Result<()> {
+    static SEQUENCE: AtomicU64 = AtomicU64::new(0);
+    let temporary = format!(".{}-{}", std::process::id(), SEQUENCE.fetch_add(1, Ordering::Relaxed));
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // A file of that name is of a process that died: process numbers come again.
+    let _ = rustix::fs::unlinkat(directory, &*temporary, AtFlags::empty());
+    let mut file = File::from(rustix::fs::openat(directory, &*temporary, flags, ENTRY_MODE)?);
+    // The umask takes bits away from a new file.
+    rustix::fs::fchmod(&file, ENTRY_MODE)?;
+    let written = parts
+        .iter()
+        .try_for_each(|part| file.write_all(part))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| Ok(rustix::fs::renameat(directory, &*temporary, directory, name)?));
+    if written.is_err() {
+        let _ = rustix::fs::unlinkat(directory, &*temporary, AtFlags::empty());
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,237 @@
+//! Loads plugins, in stages that are types: an [`Artifact`] was read and checked, a [`ReadyPlugin`]
+//! has its native code open, a [`LinkedPlugin`] is mapped with everything linked. Only the last one
+//! runs ([`crate::run`]). A process restricts itself ([`crate::wall`]) after the second stage.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::artifact::{Artifact, Component, plugin_error};
+use super::bundled;
+use super::compile::{CompileError, Compiler};
+use super::compiled_cache::{self, Cache, Leftovers, Origin};
+use super::engine::Runtime;
+use super::error::PluginError;
+use super::examine::{ExamineError, Examined};
+use super::linked::{LinkedPlugin, ReadyPlugin};
+use super::verdicts::{Stamp, Verdicts};
+use hookrun_config::{self as config, Config, Limit, PluginSource};
+use hookrun_nix::dirs::{self, Dirs};
+use hookrun_nix::event::HookKind;
+
+/// What is known of a plugin without opening it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Known {
+    /// The hooks that it exports.
+    Exports(Vec<HookKind>),
+    /// It is not a plugin.
+    Refused,
+    /// Nothing yet, or nothing since its file was changed.
+    Nothing,
+}
+
+/// What loads plugins: the engines and the caches of a process.
+pub struct Host {
+    cache: Cache,
+    verdicts: Verdicts,
+    compiler: Compiler,
+    /// By stack size, which is a setting of the engine.
+    runtimes: Mutex<BTreeMap<u64, Arc<Runtime>>>,
+}
+
+impl Host {
+    /// A host with its cache in `dirs`. Starts nothing yet.
+    pub fn new(dirs: &Dirs, compiler: Compiler) -> Self {
+        let (cache, verdicts) = (Cache::new(dirs.artifacts()), Verdicts::new(dirs.verdicts()));
+        Self { cache, verdicts, compiler, runtimes: Mutex::default() }
+    }
+
+    /// A host for plugins under test, whose cache is none of the installation's.
+    pub fn for_tests(compiler: Compiler) -> Self {
+        let (cache, verdicts) =
+            (Cache::new(dirs::test_artifacts()), Verdicts::new(dirs::test_verdicts()));
+        Self { cache, verdicts, compiler, runtimes: Mutex::default() }
+    }
+
+    /// Where compiled plugins are.
+    pub fn artifacts(&self) -> &Path {
+        self.cache.directory()
+    }
+
+    /// Removes what `leftovers` does not keep of compiled plugins other than these, which are all
+    /// that are configured.
+    pub fn prune<'a>(
+        &self,
+        configured: impl IntoIterator<Item = &'a ReadyPlugin>,
+        leftovers: Leftovers,
+    ) {
+        let (mut artifacts, mut verdicts) = (BTreeSet::new(), BTreeSet::new());
+        for ready in configured {
+            let Artifact { component, context, .. } = &ready.artifact;
+            artifacts.insert(compiled_cache::key(ready.runtime.engine(), &component.wasm));
+            verdicts.insert(Verdicts::key(&component.digest, &context.plugin.config));
+            verdicts.extend(component.stamp.as_ref().map(|stamp| stamp.name().to_owned()));
+        }
+        self.cache.prune(&artifacts, leftovers);
+        self.verdicts.prune(&verdicts, leftovers);
+    }
+
+    /// What was found out about a component for this `config` table, now or before.
+    ///
+    /// # Errors
+    /// There is nobody to find it out.
+    pub fn examine(
+        &self,
+        component: &Component,
+        table: &serde_json::Value,
+    ) -> Result<Examined, ExamineError> {
+        let key = Verdicts::key(&component.digest, table);
+        let examined = match self.verdicts.get(&key) {
+            Some(examined) => examined,
+            None => {
+                let examined = self.compiler.examine(&component.wasm, table)?;
+                self.verdicts.put(&key, &examined);
+                examined
+            }
+        };
+        if let Some(stamp) = &component.stamp
+            && self.verdicts.digest(stamp).as_ref() != Some(&component.digest)
+        {
+            self.verdicts.remember(stamp, &component.digest);
+        }
+        Ok(examined)
+    }
+
+    /// What is known of `plugin` without opening it.
+    pub fn known(&self, plugin: &config::Plugin) -> Known {
+        let digest = match &plugin.source {
+            PluginSource::Bundled(name) => bundled::component(name).map(compiled_cache::digest),
+            PluginSource::File(path) => std::fs::metadata(path)
+                .ok()
+                .and_then(|found| self.verdicts.digest(&Stamp::of(path, &found))),
+        };
+        let examined =
+            digest.and_then(|digest| self.verdicts.get(&Verdicts::key(&digest, &plugin.config)));
+        match examined {
+            Some(Ok(verdict)) => Known::Exports(verdict.description.exports),
+            Some(Err(_)) => Known::Refused,
+            None => Known::Nothing,
+        }
+    }
+
+    /// Reads and checks `plugin`. Compiles nothing.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with the line of the configuration.
+    pub fn open(&self, plugin: &config::Plugin, config: &Config) -> Result<Artifact, PluginError> {
+        let source = &plugin.source;
+        let error = |message: String| plugin_error(config, &plugin.name, &["source"], &message);
+        let component =
+            Component::read(source).map_err(|message| PluginError::Config(error(message)))?;
+        let examined = self.examine(&component, &plugin.config).map_err(|problem| {
+            let why = error(format!("{source} {problem}"));
+            match problem {
+                ExamineError::NotAhead => PluginError::NotAhead(why),
+                ExamineError::System(_) => PluginError::Config(why),
+            }
+        })?;
+        let verdict = examined
+            .map_err(|message| PluginError::Config(error(format!("{source} {message}"))))?;
+        Artifact::checked(component, verdict, plugin, config)
+    }
+
+    /// Reads, checks and makes ready `plugin`. Maps nothing and starts no thread: what a process
+    /// does before its wall stands.
+    ///
+    /// # Errors
+    /// What is wrong with the plugin, its grants or its configuration.
+    pub fn prepare(
+        &self,
+        plugin: &config::Plugin,
+        config: &Config,
+    ) -> Result<ReadyPlugin, PluginError> {
+        self.ready(self.open(plugin, config)?, config)
+    }
+
+    /// Makes ready all plugins of `config`, and removes what is left of plugins of before from the
+    /// cache; nothing if one of them cannot be read, because what belongs to it is then not known.
+    pub fn prepare_all(&self, config: &Config) -> Vec<Result<ReadyPlugin, PluginError>> {
+        let all: Vec<_> =
+            config.plugins.values().map(|plugin| self.prepare(plugin, config)).collect();
+        if all.iter().all(Result::is_ok) {
+            self.prune(all.iter().flatten(), compiled_cache::OF_CONFIGURATION);
+        }
+        all
+    }
+
+    /// Finds or makes the native code of a checked plugin.
+    ///
+    /// # Errors
+    /// The component is invalid, or takes more than it may to compile.
+    pub fn ready(&self, artifact: Artifact, config: &Config) -> Result<ReadyPlugin, PluginError> {
+        let begun = Instant::now();
+        let plugin = &artifact.context.plugin;
+        let name = plugin.name.as_str();
+        let runtime = self.runtime(plugin.limits.get(Limit::Stack))?;
+        let wasm = &artifact.component.wasm;
+        let compile = || self.compiler.compile(runtime.engine(), plugin, wasm);
+        let patience = self.compiler.patience(plugin);
+        let code = self.cache.code(runtime.engine(), wasm, patience, compile);
+        let code = code.map_err(|error| {
+            let whole = |message: String| config.error(&["plugins", name, "source"], message);
+            let (keys, message) = match error {
+                CompileError::NotAhead => {
+                    return PluginError::NotAhead(whole(format!(
+                        "plugin `{name}`: {} {error}",
+                        plugin.source
+                    )));
+                }
+                CompileError::Component(what) => (
+                    "source",
+                    format!(
+                        "plugin `{name}`: {} {what}; build it with the SDK of this release",
+                        plugin.source
+                    ),
+                ),
+                CompileError::Limit(message) => ("limits", message),
+                CompileError::System(_) => {
+                    ("source", format!("plugin `{name}`: {} {error}", plugin.source))
+                }
+            };
+            PluginError::Config(config.error(&["plugins", name, keys], message))
+        })?;
+        if let Origin::NotKept(reason) = &code.origin {
+            tracing::warn!(
+                plugin = name,
+                reason,
+                "the compiled plugin is not kept; every start compiles it again"
+            );
+        }
+        Ok(ReadyPlugin { artifact, code, runtime, time: begun.elapsed() })
+    }
+
+    /// All stages at once, for a process that has its wall or needs none.
+    ///
+    /// # Errors
+    /// As [`Host::prepare`] and [`ReadyPlugin::link`].
+    pub fn load(
+        &self,
+        plugin: &config::Plugin,
+        config: &Config,
+    ) -> Result<LinkedPlugin, PluginError> {
+        self.prepare(plugin, config)?.link(config)
+    }
+
+    fn runtime(&self, stack: u64) -> Result<Arc<Runtime>, PluginError> {
+        let mut runtimes = self.runtimes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(runtime) = runtimes.get(&stack) {
+            return Ok(Arc::clone(runtime));
+        }
+        let runtime = Arc::new(
+            Runtime::new(stack).map_err(|error| PluginError::Engine(format!("{error:#}")))?,
+        );
+        runtimes.insert(stack, Arc::clone(&runtime));
+        Ok(runtime)
+    }
+}

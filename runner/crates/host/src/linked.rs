@@ -1,0 +1,169 @@
+//! A plugin whose native code is open ([`ReadyPlugin`]), and one that is mapped and linked and can
+//! run ([`LinkedPlugin`]).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use wasmtime::component::InstancePre;
+
+use super::artifact::{Artifact, Component};
+use super::bindings::exports::hookrun::{builder_selection, diff, post_build};
+use super::compiled_cache::{Code, Origin};
+use super::engine::Runtime;
+use super::error::PluginError;
+use super::host_call::RunState;
+use super::metadata::Metadata;
+use hookrun_capability::PluginContext;
+use hookrun_capability::grants::Effective;
+use hookrun_config::Config;
+use hookrun_nix::event::HookKind;
+
+/// A plugin whose native code is open, and not mapped yet.
+pub struct ReadyPlugin {
+    pub(crate) artifact: Artifact,
+    pub(crate) code: Code,
+    pub(crate) runtime: Arc<Runtime>,
+    /// What reading and compiling took.
+    pub(crate) time: Duration,
+}
+
+impl ReadyPlugin {
+    /// What was read and checked.
+    pub fn artifact(&self) -> &Artifact {
+        &self.artifact
+    }
+
+    /// Was the code found or compiled?
+    pub fn origin(&self) -> &Origin {
+        &self.code.origin
+    }
+
+    /// Maps and links it.
+    ///
+    /// # Errors
+    /// It imports what this release does not offer, or exports a hook of another type.
+    pub fn link(self, config: &Config) -> Result<LinkedPlugin, PluginError> {
+        let begun = Instant::now();
+        let ReadyPlugin {
+            artifact:
+                Artifact { component: Component { digest, .. }, description, hooks, context, .. },
+            code,
+            runtime,
+            time,
+        } = self;
+        let name = context.plugin.name.as_str();
+        let error = |what: &str, error: &wasmtime::Error| {
+            let cause = format!("{error:#}").replace('\n', " ");
+            let message = format!(
+                "plugin `{name}`: {} {what} ({cause}); build it with the SDK of this release",
+                context.plugin.source
+            );
+            PluginError::Config(config.error(&["plugins", name, "source"], message))
+        };
+        runtime.start().map_err(|cause| PluginError::Engine(format!("{cause:#}")))?;
+        let component =
+            code.map(runtime.engine()).map_err(|cause| error("cannot be mapped", &cause))?;
+        let instance = runtime
+            .linker()
+            .instantiate_pre(&component)
+            .map_err(|cause| error("imports what this hookrun does not offer", &cause))?;
+        let exports = Exports::find(&hooks, &instance)
+            .map_err(|cause| error("exports a hook of another type", &cause))?;
+        Ok(LinkedPlugin {
+            digest,
+            metadata: description.metadata,
+            hooks,
+            context,
+            instance,
+            exports,
+            origin: code.origin,
+            load_time: time + begun.elapsed(),
+            runtime,
+        })
+    }
+}
+
+/// Where the hooks are in an instance; those that are not served are none.
+pub(super) struct Exports {
+    pub(super) post_build: Option<post_build::post_build::GuestIndices>,
+    pub(super) diff: Option<diff::diff::GuestIndices>,
+    pub(super) builder_selection: Option<builder_selection::builder_selection::GuestIndices>,
+}
+
+impl Exports {
+    fn find(hooks: &[HookKind], instance: &InstancePre<RunState>) -> wasmtime::Result<Self> {
+        let has = |hook| hooks.contains(&hook);
+        Ok(Self {
+            post_build: has(HookKind::PostBuild)
+                .then(|| post_build::post_build::GuestIndices::new(instance))
+                .transpose()?,
+            diff: has(HookKind::Diff)
+                .then(|| diff::diff::GuestIndices::new(instance))
+                .transpose()?,
+            builder_selection: has(HookKind::BuilderSelection)
+                .then(|| builder_selection::builder_selection::GuestIndices::new(instance))
+                .transpose()?,
+        })
+    }
+}
+
+/// A plugin that can run. Each run has a fresh instance; runs share nothing but the code.
+pub struct LinkedPlugin {
+    pub(super) context: Arc<PluginContext>,
+    pub(super) instance: InstancePre<RunState>,
+    pub(super) exports: Exports,
+    pub(super) load_time: Duration,
+    metadata: Metadata,
+    digest: String,
+    hooks: Vec<HookKind>,
+    origin: Origin,
+    /// Keeps the engine, and with it the epoch thread, as long as a plugin can run.
+    #[expect(dead_code, reason = "held, not read")]
+    runtime: Arc<Runtime>,
+}
+
+impl std::fmt::Debug for LinkedPlugin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LinkedPlugin")
+            .field("name", &self.name())
+            .field("digest", &self.digest)
+            .finish_non_exhaustive()
+    }
+}
+
+impl LinkedPlugin {
+    /// Its name in the configuration.
+    pub fn name(&self) -> &str {
+        &self.context.plugin.name
+    }
+
+    /// The hooks it serves.
+    pub fn hooks(&self) -> &[HookKind] {
+        &self.hooks
+    }
+
+    /// What it says about itself.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// SHA-256 of the component, in hexadecimal.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Was it mapped or compiled?
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// How long compiling or mapping, and linking, took.
+    pub fn load_time(&self) -> Duration {
+        self.load_time
+    }
+
+    /// What it has: wanted and granted.
+    pub fn effective(&self) -> &Effective {
+        &self.context.effective
+    }
+}
