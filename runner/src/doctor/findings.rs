@@ -4,7 +4,10 @@ use serde::Serialize;
 
 use super::{Facts, Hook, NixFacts};
 use hookrun_config::Start;
-use hookrun_nix::installed::{Flavour, Version};
+use hookrun_nix::installed::Flavour;
+use hookrun_nix::versions::{
+    EMPTY_OUT_PATHS, IGNORES_BUILD_HOOK, LIX_PROTOCOL, Quirk, WHOLE_SPEED_FACTORS,
+};
 
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -28,16 +31,6 @@ pub struct Finding {
     /// A lower-case fragment that ends in the fix, if there is something to do.
     pub text: String,
 }
-
-/// The versions that overwrite `build-hook` after nix.conf was read (`nix/main.cc`;
-/// NixOS/nix#15083).
-const IGNORES_BUILD_HOOK: (Version, Version) = (Version(2, 25, 0), Version(2, 34, 0));
-/// Passes an empty `OUT_PATHS` to `post-build-hook`.
-const EMPTY_OUT_PATHS: Version = Version(2, 8, 0);
-/// Lix from here on speaks Cap'n Proto with its build hook.
-const LIX_OTHER_PROTOCOL: Version = Version(2, 94, 0);
-/// Nix from here on takes fractions as speed factors.
-const FRACTIONS: Version = Version(2, 20, 0);
 
 /// Returns the findings, in the order of a build.
 pub fn examine(facts: &Facts) -> Vec<Finding> {
@@ -64,6 +57,12 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     }
     hookrun(&mut say, facts);
     say.0
+}
+
+impl NixFacts {
+    fn has(&self, quirk: Quirk) -> bool {
+        quirk.applies_to(self.flavour, self.version)
+    }
 }
 
 struct Say(Vec<Finding>);
@@ -102,7 +101,7 @@ fn post_build(say: &mut Say, facts: &Facts, nix: &NixFacts) {
     match &nix.post_build_hook {
         Hook::Hookrun(text) => {
             say.good(about, text.clone());
-            if nix.flavour == Flavour::Nix && nix.version == EMPTY_OUT_PATHS {
+            if nix.has(EMPTY_OUT_PATHS) {
                 say.note(
                     about,
                     "Nix 2.8.0 does not tell the hook which outputs were built; hookrun reads them from the derivation, so there is \
@@ -160,7 +159,7 @@ fn build_hook(say: &mut Say, facts: &Facts, nix: &NixFacts) {
     let in_file =
         facts.build_hook_in_file.as_deref().is_some_and(|value| value.contains("hookrun"));
     let is_hookrun = matches!(nix.build_hook, Hook::Hookrun(_));
-    if nix.flavour == Flavour::Lix && nix.version >= LIX_OTHER_PROTOCOL {
+    if nix.has(LIX_PROTOCOL) {
         let text = format!(
             "Lix {} has a build hook protocol that hookrun does not support; {render}",
             nix.version
@@ -173,9 +172,7 @@ fn build_hook(say: &mut Say, facts: &Facts, nix: &NixFacts) {
         }
         return;
     }
-    let ignores = nix.flavour == Flavour::Nix
-        && (IGNORES_BUILD_HOOK.0..IGNORES_BUILD_HOOK.1).contains(&nix.version);
-    if ignores && !is_hookrun {
+    if nix.has(IGNORES_BUILD_HOOK) && !is_hookrun {
         let text = format!(
             "Nix {} ignores `build-hook` of {} (2.25 to 2.33 do); write `Environment=\"NIX_CONFIG=build-hook = {}\"` under [Service] in \
              /etc/systemd/system/nix-daemon.service.d/hookrun.conf, then `systemctl daemon-reload` and `systemctl restart nix-daemon`; \
@@ -229,7 +226,7 @@ fn machines(say: &mut Say, nix: &NixFacts) {
     for warning in &nix.machine_warnings {
         say.problem(about, warning.clone());
     }
-    let whole = nix.flavour == Flavour::Lix || nix.version < FRACTIONS;
+    let whole = nix.has(WHOLE_SPEED_FACTORS);
     let is_hookrun = matches!(nix.build_hook, Hook::Hookrun(_));
     match nix.machines {
         0 if is_hookrun => say.note(

@@ -5,7 +5,7 @@
 //!
 //! * Nix's formats: [`post_build`], [`diff`], [`wire`] (what the hooks get), [`derivation`],
 //!   [`database`], [`nar`], [`machines`], [`store_uri`]. [`caller`], [`installed`]: which Nix calls,
-//!   and which is installed. [`bounded`]: runs a program with a time limit.
+//!   and which is installed. [`versions`]: how versions differ. [`bounded`]: runs a program with a time limit.
 //! * [`event`]: what happened. [`evidence`]: what differs between two trees. [`outcome`]: how a
 //!   plugin's run ended. [`selection`]: the question to a policy and its answer.
 //! * [`dirs`]: where files are. [`layout`]: their owners and modes. [`process`]: signals and file
@@ -32,6 +32,7 @@ pub mod selection;
 pub mod shared;
 pub mod store_uri;
 pub mod terminal;
+pub mod versions;
 pub mod wire;
 
 use std::ffi::OsStr;
