@@ -141,7 +141,7 @@ impl Root {
         std::fs::create_dir_all(&part)
             .with_context(|| format!("cannot make {}", part.display()))?;
         Command::new("debootstrap")
-            .args(["--variant=minbase", "--include=ca-certificates", suite])
+            .args(["--variant=minbase", "--include=ca-certificates,e2fsprogs", suite])
             .arg(&part)
             .run()?;
         executable(&part.join("usr/sbin/policy-rc.d"), NO_SERVICES.as_bytes())?;
