@@ -20,6 +20,7 @@ use super::{CliError, Context, since};
 use crate::supervise::supervisor;
 use hookrun_config::{Config, Filter, suggestion};
 use hookrun_nix::database::{Database, Registered};
+use hookrun_nix::derivation::MAX_SIZE;
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::{
     Event, HookEvent, HookKind, NixDirs, Origin, Output, PostBuild, derivation_name,
@@ -361,7 +362,7 @@ fn is_derivation(path: &str) -> bool {
 
 /// The outputs with their names: as the derivation says, or else as their paths do.
 fn outputs(nix: &NixDirs, drv_path: &str, paths: &[String]) -> Vec<Output> {
-    let by_derivation = hookrun_nix::outputs_of(nix, drv_path).unwrap_or_default();
+    let by_derivation = hookrun_nix::outputs_of(nix, drv_path, MAX_SIZE).unwrap_or_default();
     let name = |path: &String| {
         let known = by_derivation
             .iter()
@@ -384,7 +385,8 @@ fn named(arguments: &[OsString], nix: &NixDirs) -> Result<BTreeSet<String>, CliE
         let shown = argument.to_string_lossy();
         let paths = match store_path(argument, nix) {
             Some(path) if is_derivation(&path) => {
-                let outputs = hookrun_nix::outputs_of(nix, &path).map_err(CliError::environment)?;
+                let outputs =
+                    hookrun_nix::outputs_of(nix, &path, MAX_SIZE).map_err(CliError::environment)?;
                 outputs.into_iter().map(|output| output.path).collect()
             }
             Some(path) => vec![path],

@@ -401,6 +401,38 @@ fn a_tree_with_many_names_under_a_long_path_takes_little_memory() {
 }
 
 #[test]
+fn a_large_derivation_costs_a_hook_neither_memory_nor_its_event() {
+    /// Each takes sixteen bytes of the file and some two hundred of memory.
+    const VARIABLES: usize = 1_500_000;
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = scene();
+    let nix = scene.private_nix();
+    let path = format!("{}/{HASH}-big", nix.store_dir().display());
+    let drv = format!("{path}.drv");
+    let mut text = format!(
+        r#"Derive([("out","{path}","","")],[],[],"x86_64-linux","/bin/sh",[],[("name","big")"#
+    );
+    text.extend((0..VARIABLES).map(|number| format!(r#",("v{number}","")"#)));
+    text.push_str("])");
+    std::fs::create_dir_all(nix.store_dir()).unwrap();
+    std::fs::write(&drv, text).unwrap();
+    let mut command = nix.command("prlimit");
+    command
+        .arg(format!("--data={}", 64 << 20))
+        .arg(scene.path("bin/hookrun"))
+        .args(["hook", "post-build"])
+        .env("DRV_PATH", &drv)
+        .env("OUT_PATHS", "");
+    let ran = Ran::of(&mut command).expect_success();
+    let spooled = scene.spooled();
+    let [file] = spooled.as_slice() else { panic!("one event: {}", ran.account()) };
+    let event = envelope::open(&std::fs::read(file).unwrap()).unwrap();
+    assert_eq!(event.drv_path(), drv);
+}
+
+#[test]
 fn a_comparison_that_dies_leaves_an_event_that_says_so() {
     if !require(Need::Root) {
         return;

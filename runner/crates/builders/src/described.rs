@@ -5,7 +5,7 @@
 //! A `.drv` that cannot be read (it is in a store of another root, or garbage) is no error: the
 //! policy is told less.
 
-use hookrun_nix::derivation::Derivation;
+use hookrun_nix::derivation::{Derivation, MAX_SIZE_IN_HOOK};
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::selection::{BUILTIN, Candidate};
 
@@ -20,7 +20,7 @@ const MAX_HINT: usize = 256;
 
 /// `candidate` with what its `.drv` says in the store of `nix_dirs`, and that.
 pub fn described(candidate: Candidate, nix_dirs: &NixDirs) -> (Candidate, Option<Derivation>) {
-    let derivation = Derivation::read_in(nix_dirs, &candidate.drv_path).ok();
+    let derivation = Derivation::read_in(nix_dirs, &candidate.drv_path, MAX_SIZE_IN_HOOK).ok();
     (with(candidate, derivation.as_ref()), derivation)
 }
 

@@ -18,6 +18,10 @@ use crate::event::NixDirs;
 /// bound.
 pub const MAX_SIZE: u64 = 32 << 20;
 
+/// The largest that a hook reads. In memory a derivation takes up to fourteen times its size, and any
+/// user can write one. What the hook does not learn from it, the worker finds.
+pub const MAX_SIZE_IN_HOOK: u64 = 2 << 20;
+
 /// What a `.drv` file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Derivation {
@@ -68,11 +72,13 @@ pub enum DerivationError {
         #[source]
         error: std::io::Error,
     },
-    /// The file is larger than [`MAX_SIZE`].
-    #[error("derivation {} has more than {} MiB, which is the most that hookrun reads", path.display(), MAX_SIZE >> 20)]
+    /// The file is larger than the reader allows.
+    #[error("derivation {} has more than {} MiB, which is the most that is read here", path.display(), most >> 20)]
     TooLarge {
         /// The `.drv`.
         path: PathBuf,
+        /// The most bytes.
+        most: u64,
     },
     /// The text is not that of a derivation.
     #[error("derivation {} cannot be parsed ({error}); check it with `nix-store --verify-path {}`", path.display(), path.display())]
@@ -93,19 +99,19 @@ impl Derivation {
     /// If `path` is not that of a derivation, or the file cannot be read, is over [`MAX_SIZE`], or
     /// does not parse.
     pub fn read(path: &Path) -> Result<Self, DerivationError> {
-        Self::read_file(path, path)
+        Self::read_file(path, path, MAX_SIZE)
     }
 
     /// Reads the derivation at `path`, a full store path, in the store of `dirs`, which may have
-    /// another root.
+    /// another root. `most` is [`MAX_SIZE`] or [`MAX_SIZE_IN_HOOK`].
     ///
     /// # Errors
-    /// As [`Derivation::read`].
-    pub fn read_in(dirs: &NixDirs, path: &str) -> Result<Self, DerivationError> {
-        Self::read_file(Path::new(path), &dirs.real_path(path))
+    /// As [`Derivation::read`], and if the file is over `most`.
+    pub fn read_in(dirs: &NixDirs, path: &str, most: u64) -> Result<Self, DerivationError> {
+        Self::read_file(Path::new(path), &dirs.real_path(path), most)
     }
 
-    fn read_file(path: &Path, file: &Path) -> Result<Self, DerivationError> {
+    fn read_file(path: &Path, file: &Path, most: u64) -> Result<Self, DerivationError> {
         let (store_dir, store_path) = split(path)?;
         let read = |error: std::io::Error| DerivationError::Read { path: path.to_owned(), error };
         // Store paths of derivations are regular files. NOFOLLOW and NONBLOCK: whatever else lies
@@ -115,11 +121,11 @@ impl Derivation {
             rustix::fs::open(file, flags, Mode::empty()).map_err(|error| read(error.into()))?;
         let file = std::fs::File::from(file);
         // In one read, and one that finds the end.
-        let size = file.metadata().map_err(read)?.len().min(MAX_SIZE);
+        let size = file.metadata().map_err(read)?.len().min(most);
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
-        file.take(MAX_SIZE + 1).read_to_end(&mut bytes).map_err(read)?;
-        if bytes.len() as u64 > MAX_SIZE {
-            return Err(DerivationError::TooLarge { path: path.to_owned() });
+        file.take(most + 1).read_to_end(&mut bytes).map_err(read)?;
+        if bytes.len() as u64 > most {
+            return Err(DerivationError::TooLarge { path: path.to_owned(), most });
         }
         parse(path, &store_dir, &store_path, &bytes)
     }

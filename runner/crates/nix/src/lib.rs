@@ -116,15 +116,17 @@ pub fn output_name_from_path<'a>(drv_path: &str, output_path: &'a str) -> Option
     }
 }
 
-/// The outputs of the derivation at `drv_path` whose paths are known, by name.
+/// The outputs of the derivation at `drv_path` whose paths are known, by name. The file may have
+/// `most` bytes.
 ///
 /// # Errors
 /// If the derivation cannot be read; see [`derivation::Derivation::read_in`].
 pub fn outputs_of(
     dirs: &NixDirs,
     drv_path: &str,
+    most: u64,
 ) -> Result<Vec<Output>, derivation::DerivationError> {
-    let derivation = derivation::Derivation::read_in(dirs, drv_path)?;
+    let derivation = derivation::Derivation::read_in(dirs, drv_path, most)?;
     Ok(derivation
         .outputs
         .into_iter()

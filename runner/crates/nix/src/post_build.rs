@@ -68,7 +68,7 @@ pub fn from_env(dirs: &NixDirs) -> Result<PostBuild, PostBuildError> {
     let text =
         |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
     read(text("DRV_PATH"), &text("OUT_PATHS").unwrap_or_default(), dirs, |path| {
-        super::outputs_of(dirs, path)
+        super::outputs_of(dirs, path, super::derivation::MAX_SIZE_IN_HOOK)
     })
 }
 

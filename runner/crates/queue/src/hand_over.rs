@@ -14,6 +14,7 @@ use super::spool::Place;
 use super::{envelope, roots, spawn, spool};
 use hookrun_nix as nix;
 use hookrun_nix::caller::Caller;
+use hookrun_nix::derivation::MAX_SIZE_IN_HOOK;
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::{Diff, Event, HookEvent, NixDirs};
 use hookrun_nix::evidence::Evidence;
@@ -47,7 +48,7 @@ pub fn diff(arguments: &[OsString]) {
     let (begun, parent) = (Instant::now(), rustix::process::getppid());
     guard::run("diff-hook", PATIENCE_WITH_DIFF, |teller| {
         let mut nix_dirs = NixDirs::from_env();
-        let derivation = |path: &str| nix::outputs_of(&nix_dirs, path);
+        let derivation = |path: &str| nix::outputs_of(&nix_dirs, path, MAX_SIZE_IN_HOOK);
         let call = match nix::diff::read(arguments, &nix_dirs, derivation) {
             Ok(call) => call,
             Err(error) => return say(&error.to_string()),

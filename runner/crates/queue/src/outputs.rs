@@ -2,7 +2,7 @@
 //! are valid, and which they are at all where neither Nix nor the derivation told the hook.
 
 use hookrun_nix::database::{Database, DatabaseError};
-use hookrun_nix::derivation::Derivation;
+use hookrun_nix::derivation::{Derivation, MAX_SIZE};
 use hookrun_nix::event::{Event, HookEvent, Output};
 
 /// The event as the worker takes it: with the outputs that are valid now. One of which none is
@@ -49,7 +49,7 @@ fn valid(event: &Event, outputs: Vec<Output>) -> Result<Vec<Output>, DatabaseErr
 }
 
 fn known(database: &Database, event: &Event) -> Result<Vec<Output>, DatabaseError> {
-    let Ok(derivation) = Derivation::read_in(&event.nix, event.drv_path()) else {
+    let Ok(derivation) = Derivation::read_in(&event.nix, event.drv_path(), MAX_SIZE) else {
         return Ok(Vec::new());
     };
     let known = database.outputs(&derivation)?;

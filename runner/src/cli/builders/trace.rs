@@ -6,6 +6,7 @@ use super::fleet::{Listed, Machines};
 use super::known;
 use hookrun_builders::record::{BuildRow, Selection};
 use hookrun_nix::database::Database;
+use hookrun_nix::derivation::MAX_SIZE;
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::exit_code::Exit;
 use hookrun_nix::terminal::printable_json;
@@ -105,8 +106,8 @@ fn from_nix(builds: &[BuildRow]) -> FromNix {
         {
             found.references.insert(build.drv_path.clone(), info.references);
         }
-        let outputs =
-            hookrun_nix::outputs_of(&NixDirs::from_env(), &build.drv_path).unwrap_or_default();
+        let outputs = hookrun_nix::outputs_of(&NixDirs::from_env(), &build.drv_path, MAX_SIZE)
+            .unwrap_or_default();
         let paths: Vec<String> = outputs.into_iter().map(|output| output.path).collect();
         let sizes = database.path_infos(&paths).unwrap_or_default();
         let bytes = sizes.into_iter().flatten().map(|info| info.nar_size).sum();

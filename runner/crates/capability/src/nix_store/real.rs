@@ -3,7 +3,7 @@
 use super::{Backend, Budget, Entry, TakeInfo, tree};
 use crate::CapabilityError;
 use hookrun_nix::database::{Database, DatabaseError};
-use hookrun_nix::derivation::{Derivation, DerivationError};
+use hookrun_nix::derivation::{Derivation, DerivationError, MAX_SIZE};
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::nar::Source;
 
@@ -32,7 +32,7 @@ impl Backend for Real {
     fn derivation(&self, path: &str, budget: &mut Budget) -> Result<Derivation, CapabilityError> {
         // Its text crosses, more or less; what cannot be looked at is told by reading it.
         budget.take(std::fs::metadata(self.dirs.real_path(path)).map_or(0, |found| found.len()))?;
-        Ok(Derivation::read_in(&self.dirs, path)?)
+        Ok(Derivation::read_in(&self.dirs, path, MAX_SIZE)?)
     }
 
     fn list_directory(

@@ -31,6 +31,11 @@ const MAX_ERROR: usize = 64 << 10;
 /// 1,024 bytes each, every byte of which may be escaped.
 const MAX_ANSWER: u64 = 8 << 20;
 
+/// The longest value in such an answer. The library puts what names a page of a list, and an upload
+/// in parts, into the URL of the next request, and panics if that is longer than 64 KiB; escaped, a
+/// value is three times as long.
+const MAX_VALUE: usize = 16 << 10;
+
 /// Marks a request for the contents of an object: whoever reads them bounds them.
 #[derive(Debug, Clone, Copy)]
 pub struct Contents;
@@ -81,7 +86,13 @@ impl HttpService for Bounded {
             return Err(too_long());
         }
         let idle = Box::pin(tokio::time::sleep(self.timeout));
-        let body = BoundedBody { inner: body, left, timeout: self.timeout, idle };
+        let body = BoundedBody {
+            inner: body,
+            left,
+            value: (!contents).then_some(0),
+            timeout: self.timeout,
+            idle,
+        };
         Ok(HttpResponse::from_parts(head, HttpResponseBody::new(body)))
     }
 }
@@ -109,6 +120,8 @@ async fn error_message(body: HttpResponseBody, timeout: Duration) -> String {
 struct BoundedBody {
     inner: HttpResponseBody,
     left: u64,
+    /// Bytes since the last tag of an XML document; none for the contents of an object.
+    value: Option<usize>,
     timeout: Duration,
     idle: Pin<Box<Sleep>>,
 }
@@ -129,6 +142,10 @@ impl Body for BoundedBody {
                     return Poll::Ready(Some(Err(too_long())));
                 };
                 this.left = left;
+                let data = frame.data_ref().map_or(&[][..], |data| data);
+                if this.value.as_mut().is_some_and(|value| !are_short(value, data)) {
+                    return Poll::Ready(Some(Err(long_value())));
+                }
                 this.idle.as_mut().reset(Instant::now() + this.timeout);
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -153,6 +170,7 @@ impl Body for BoundedBody {
 enum Unread {
     Late(Duration),
     TooLong,
+    LongValue,
 }
 
 impl fmt::Display for Unread {
@@ -160,6 +178,9 @@ impl fmt::Display for Unread {
         match self {
             Self::Late(waited) => write!(f, "waited {}", humantime::format_duration(*waited)),
             Self::TooLong => write!(f, "the answer has more than {} MiB", MAX_ANSWER >> 20),
+            Self::LongValue => {
+                write!(f, "a value in the answer has more than {} KiB", MAX_VALUE >> 10)
+            }
         }
     }
 }
@@ -172,4 +193,39 @@ fn late(waited: Duration) -> HttpError {
 
 fn too_long() -> HttpError {
     HttpError::new(HttpErrorKind::Decode, Unread::TooLong)
+}
+
+fn long_value() -> HttpError {
+    HttpError::new(HttpErrorKind::Decode, Unread::LongValue)
+}
+
+/// Is what stands between two tags never longer than [`MAX_VALUE`]? `value` is the length of what
+/// came since the last tag.
+fn are_short(value: &mut usize, data: &[u8]) -> bool {
+    let mut pieces = data.split(|byte| *byte == b'<');
+    *value += pieces.next().map_or(0, <[u8]>::len);
+    let mut short = *value <= MAX_VALUE;
+    for piece in pieces {
+        *value = piece.len();
+        short &= *value <= MAX_VALUE;
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_value_is_found_however_it_is_cut_into_pieces() {
+        for (length, expected) in [(MAX_VALUE - 6, true), (MAX_VALUE + 1, false)] {
+            let answer = format!("<a><token>{}</token></a>", "x".repeat(length));
+            for size in [1, 7, 1000, answer.len()] {
+                let mut value = 0;
+                let short =
+                    answer.as_bytes().chunks(size).all(|piece| are_short(&mut value, piece));
+                assert_eq!(short, expected, "{length} bytes in pieces of {size}");
+            }
+        }
+    }
 }
