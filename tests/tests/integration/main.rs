@@ -14,6 +14,7 @@ mod bad_input;
 mod builders;
 mod canary;
 mod ci;
+mod configuration_page;
 mod cost;
 mod crash;
 mod demo;

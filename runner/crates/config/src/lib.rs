@@ -4,47 +4,69 @@
 //! Each file has one element of the configuration, with its default and its documentation. Reading
 //! is pure: no file that the configuration names is opened here, secrets least of all.
 
+mod builders;
 pub mod bundled;
 mod error;
+mod filter;
+mod grant;
 pub mod http;
 mod last;
 pub mod limits;
+mod lines;
+mod mail;
+mod object_store;
 mod paths;
 mod plugin;
-mod raw;
+mod quantity;
 pub mod resources;
-mod services;
+mod retry;
+mod signing_key;
 mod worker;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-pub use error::{ConfigError, nearest, suggestion};
+use serde::Deserialize;
+
+pub use builders::Builders;
+pub use error::{ConfigError, KeyError, nearest, suggestion};
+pub use filter::Filter;
+pub use grant::{Grant, StoreScope};
 pub use http::{HttpCredential, HttpGrant};
 pub use last::{is_away, must_be_there, named_is_there};
 pub use limits::{Limit, Limits};
+use lines::Lines;
+pub use mail::{Mail, MailTransport};
+pub use object_store::{Credentials, ObjectStore, profiles_config_file, profiles_file};
 pub use paths::SecretFile;
-pub use plugin::{Filter, Grant, Plugin, PluginSource, Retry, StoreScope, TaskOrder};
+pub use plugin::{Plugin, PluginSource, TaskOrder};
 pub use resources::{Amounts, Resources};
-pub use services::{Credentials, Mail, MailTransport, ObjectStore, SigningKey};
-pub use services::{profiles_config_file, profiles_file};
-pub use worker::{Builders, Priority, Start, Worker};
+pub use retry::Retry;
+pub use signing_key::SigningKey;
+pub use worker::{Priority, Start, Worker};
 
 /// The configuration of an installation without a file: mails about non-reproducible builds into a
 /// maildir, and the speed-factor policy.
 pub const EMBEDDED: &str = include_str!("default.toml");
 
 /// A checked configuration: every name it uses is defined in it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Config {
-    /// Where it was read from.
+    /// The file that it was read from.
+    #[serde(skip)]
     pub path: PathBuf,
-    /// Is it [`EMBEDDED`], because there is no file at `path`?
+    /// Whether it is [`EMBEDDED`], because there is no file at `path`.
+    #[serde(skip)]
     pub embedded: bool,
-    /// Is it the one that a worker last took up, because its file is away?
+    /// Whether it is the one that a worker last used, because its file is away.
+    #[serde(skip)]
     pub is_last: bool,
-    /// What was read, so that another process of hookrun works with the same.
+    /// The text, so that another process of hookrun uses the same one.
+    #[serde(skip)]
     pub text: String,
+    #[serde(skip)]
+    lines: Lines,
     /// `[worker]`.
     pub worker: Worker,
     /// `[builders]`.
@@ -57,9 +79,11 @@ pub struct Config {
     pub signing_keys: BTreeMap<String, SigningKey>,
     /// `[mail.NAME]`.
     pub mail: BTreeMap<String, Mail>,
-    /// `[http-credentials.NAME]`.
+    #[serde(rename = "http-credentials")]
+    credential_tables: BTreeMap<String, http::CredentialTable>,
+    /// `[http-credentials.NAME]`, after the check of the tables.
+    #[serde(skip)]
     pub http_credentials: BTreeMap<String, HttpCredential>,
-    lines: Lines,
 }
 
 impl Config {
@@ -88,7 +112,49 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        raw::parse(path, text)
+        let mut config: Self =
+            toml::from_str(text).map_err(|error| ConfigError::syntax(path, text, &error))?;
+        path.clone_into(&mut config.path);
+        text.clone_into(&mut config.text);
+        config.lines = Lines::read(text);
+        config.check().map_err(|KeyError { keys, message }| {
+            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+            config.error(&keys, message)
+        })?;
+        paths::anchor(&mut config);
+        Ok(config)
+    }
+
+    /// The checks that need more than one value, in the order of the file's elements.
+    fn check(&mut self) -> Result<(), KeyError> {
+        self.worker.check().map_err(|error| error.below(&["worker"]))?;
+        self.builders.check().map_err(|error| error.below(&["builders"]))?;
+        for (name, table) in std::mem::take(&mut self.credential_tables) {
+            let credential =
+                table.checked(&name).map_err(|error| error.below(&["http-credentials", &name]))?;
+            self.http_credentials.insert(name, credential);
+        }
+        for (name, plugin) in &mut self.plugins {
+            plugin.name.clone_from(name);
+        }
+        for (name, plugin) in &self.plugins {
+            plugin.check(self).map_err(|error| error.below(&["plugins", name]))?;
+        }
+        Ok(())
+    }
+
+    /// Returns the names defined in a section of named tables, such as `object-stores`.
+    pub fn names(&self, section: &str) -> Vec<&str> {
+        fn keys<T>(tables: &BTreeMap<String, T>) -> Vec<&str> {
+            tables.keys().map(String::as_str).collect()
+        }
+        match section {
+            "object-stores" => keys(&self.object_stores),
+            "signing-keys" => keys(&self.signing_keys),
+            "mail" => keys(&self.mail),
+            "http-credentials" => keys(&self.http_credentials),
+            _ => Vec::new(),
+        }
     }
 
     /// The line of a key, such as `["plugins", "cache", "grant"]`, or of its nearest parent that is
@@ -151,21 +217,6 @@ impl Config {
     /// An error about the key `keys`.
     pub fn error(&self, keys: &[&str], message: impl Into<String>) -> ConfigError {
         ConfigError { path: self.path.clone(), line: self.line_of(keys), message: message.into() }
-    }
-}
-
-/// The lines of all keys, by dotted path.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Lines(BTreeMap<Vec<String>, usize>);
-
-impl Lines {
-    fn of(&self, keys: &[&str]) -> Option<usize> {
-        (1..=keys.len()).rev().find_map(|length| self.at(keys.get(..length)?))
-    }
-
-    fn at(&self, keys: &[&str]) -> Option<usize> {
-        let path: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
-        self.0.get(&path).copied()
     }
 }
 

@@ -2,7 +2,13 @@
 //! generated from it; the plugin room enforces it (`hookrun_host::limits`). Nothing is unlimited
 //! by default.
 
+use std::fmt;
 use std::time::Duration;
+
+use serde::de::{DeserializeSeed, Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::suggestion;
 
 /// What a limit counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +141,49 @@ impl Limits {
     pub fn set(&mut self, limit: Limit, value: u64) {
         self.overrides.retain(|(key, _)| *key != limit);
         self.overrides.push((limit, value));
+    }
+}
+
+impl<'de> Deserialize<'de> for Limits {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(LimitsVisitor)
+    }
+}
+
+struct LimitsVisitor;
+
+impl<'de> Visitor<'de> for LimitsVisitor {
+    type Value = Limits;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a table of limits")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Limits, M::Error> {
+        let mut limits = Limits::default();
+        while let Some(limit) = map.next_key::<Limit>()? {
+            limits.set(limit, map.next_value_seed(limit)?);
+        }
+        Ok(limits)
+    }
+}
+
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let key = String::deserialize(deserializer)?;
+        Self::ALL.iter().copied().find(|limit| limit.key() == key).ok_or_else(|| {
+            let hint = suggestion(&key, Self::ALL.iter().map(|limit| limit.key()));
+            D::Error::custom(format!("unknown limit `{key}`; {hint}"))
+        })
+    }
+}
+
+/// Reads the value of this limit.
+impl<'de> DeserializeSeed<'de> for Limit {
+    type Value = u64;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<u64, D::Error> {
+        self.parse(&toml::Value::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }
 
@@ -276,7 +325,7 @@ mod tests {
 
     /// The table of docs/configuration.md is this table.
     #[test]
-    fn documented() {
+    fn the_table_of_the_page_is_this_table() {
         let page = include_str!("../../../../docs/configuration.md");
         for limit in Limit::ALL {
             let line = limit.line(limit.default());
@@ -287,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn values() {
+    fn values_need_a_unit_and_are_positive() {
         assert_eq!(Limit::Memory.parse(&toml::Value::String("2MiB".into())), Ok(2 * MIB));
         assert_eq!(Limit::WallTime.parse(&toml::Value::String("2m".into())), Ok(120_000));
         assert!(

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Config, Credentials, Mail, SigningKey};
+use super::{Config, Credentials, Mail, PluginSource, SigningKey};
 
 /// A file with a secret, and the keys that name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct SecretFile {
     pub path: PathBuf,
 }
 
-/// Makes every relative path absolute, as `source` of a plugin is already.
+/// Makes every relative path absolute.
 pub(super) fn anchor(config: &mut Config) {
     let base = config.path.parent().unwrap_or(Path::new("/")).to_owned();
     for path in paths_mut(config) {
@@ -51,6 +51,9 @@ fn paths_mut(config: &mut Config) -> Vec<&mut PathBuf> {
         paths.extend(credential.files_mut());
     }
     for plugin in config.plugins.values_mut() {
+        if let PluginSource::File(file) = &mut plugin.source {
+            paths.push(file);
+        }
         paths.extend(plugin.grant.http.iter_mut().filter_map(|grant| grant.ca_file.as_mut()));
     }
     paths
@@ -154,6 +157,7 @@ mod tests {
         /etc/hookrun/http/id
         /etc/hookrun/http/secret
         /etc/hookrun/http/token
+        /etc/hookrun/a.wasm
         /etc/hookrun/tls/ca.pem
         ");
         let program = |name: &str| config.mail[name].program.clone().unwrap();

@@ -2,45 +2,64 @@
 //! retried.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
-use super::http::HttpGrant;
-use super::limits::Limits;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+use super::{Config, Filter, Grant, KeyError, Limits, Retry, bundled, nearest, suggestion};
 use hookrun_nix::event::HookKind;
 
 /// One plugin of the configuration.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Plugin {
-    /// The name in the configuration.
+    /// The name of its table.
+    #[serde(skip)]
     pub name: String,
     /// Where the component is.
     pub source: PluginSource,
     /// The hooks it serves; empty: all that it exports.
+    #[serde(default)]
     pub hooks: Vec<HookKind>,
     /// Which events it gets.
+    #[serde(default)]
     pub filter: Filter,
     /// How it is retried.
+    #[serde(default)]
     pub retry: Retry,
-    /// Runs of it at once; none: as many as the worker has places for it.
+    /// Runs at the same time; none: limited only by the worker's concurrency.
     pub concurrency: Option<usize>,
-    /// In which order its tasks run; none: as it asks for itself.
+    /// The order in which its tasks run; none: the order that its metadata asks for.
     pub order: Option<TaskOrder>,
-    /// May its failure fail the build? It then runs inside the hook. Only for post-build.
+    /// Whether it runs inside the post-build hook, where its failure fails the build.
+    #[serde(default)]
     pub gate: bool,
     /// Its own table, as JSON.
+    #[serde(default = "empty_table", deserialize_with = "json")]
     pub config: serde_json::Value,
     /// What it may do.
+    #[serde(default)]
     pub grant: Grant,
     /// Its limits.
+    #[serde(default)]
     pub limits: Limits,
+}
+
+fn empty_table() -> serde_json::Value {
+    serde_json::Value::Object(serde_json::Map::new())
+}
+
+fn json<'de, D: Deserializer<'de>>(deserializer: D) -> Result<serde_json::Value, D::Error> {
+    let table = toml::Table::deserialize(deserializer)?;
+    serde_json::to_value(table).map_err(D::Error::custom)
 }
 
 /// Where a component is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PluginSource {
-    /// Compiled into this binary: `bundled:s3-upload`.
+    /// Part of this program: `bundled:s3-upload`.
     Bundled(String),
-    /// A file; relative paths are taken from the configuration's directory.
+    /// A file; a relative path is relative to the configuration's directory.
     File(PathBuf),
 }
 
@@ -53,97 +72,31 @@ impl std::fmt::Display for PluginSource {
     }
 }
 
-/// How much of the Nix store a plugin may read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum StoreScope {
-    /// Nothing.
-    #[default]
-    None,
-    /// The event's derivation and outputs.
-    Outputs,
-    /// Everything they reach.
-    Closure,
-}
-
-/// What a plugin may do. The default is nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub struct Grant {
-    /// How much of the Nix store it may read.
-    pub nix_store: StoreScope,
-    /// Names of `[object-stores]`.
-    pub object_store: Vec<String>,
-    /// Names of `[signing-keys]`.
-    pub signing: Vec<String>,
-    /// Names of `[mail]` transports.
-    pub mail: Vec<String>,
-    /// A durable key-value store of its own?
-    pub state: bool,
-    /// Where it may send HTTP requests.
-    pub http: Vec<HttpGrant>,
-}
-
-/// Which events a plugin gets.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Filter {
-    /// A pattern for the derivation's name, `*` and `?`; a leading `!` turns it round.
-    pub name: Option<String>,
-    /// Outputs whose NARs are larger together are not handed over, in bytes.
-    pub max_nar_size: Option<u64>,
-}
-
-impl Filter {
-    /// Does the name pass?
-    pub fn admits_name(&self, name: &str) -> bool {
-        match self.name.as_deref() {
-            None => true,
-            Some(pattern) => match pattern.strip_prefix('!') {
-                Some(excluded) => !glob(excluded, name),
-                None => glob(pattern, name),
-            },
+impl<'de> Deserialize<'de> for PluginSource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let source = String::deserialize(deserializer)?;
+        match source.strip_prefix("bundled:") {
+            Some(name) if bundled::NAMES.contains(&name) => Ok(Self::Bundled(name.to_owned())),
+            Some(name) => {
+                let hint = suggestion(name, bundled::NAMES.iter().copied());
+                Err(D::Error::custom(format!("no plugin `{name}` is bundled; {hint}")))
+            }
+            None if source.contains("://") => Err(D::Error::custom(format!(
+                "source `{source}` is not supported; write a path or `bundled:NAME`"
+            ))),
+            None => Ok(Self::File(PathBuf::from(source))),
         }
     }
 }
 
-/// `*` for any run of characters, `?` for one.
-fn glob(pattern: &str, text: &str) -> bool {
-    let pattern: Vec<char> = pattern.chars().collect();
-    let text: Vec<char> = text.chars().collect();
-    // The classic two-pointer match: on a mismatch go back to the last `*` and let it take one
-    // character more.
-    let (mut p, mut t, mut star) = (0, 0, None);
-    while t < text.len() {
-        match pattern.get(p) {
-            Some('*') => {
-                star = Some((p, t));
-                p += 1;
-            }
-            Some(wanted) if *wanted == '?' || text.get(t) == Some(wanted) => {
-                p += 1;
-                t += 1;
-            }
-            _ => match star {
-                Some((star_p, star_t)) => {
-                    p = star_p + 1;
-                    t = star_t + 1;
-                    star = Some((star_p, star_t + 1));
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern.get(p..).is_some_and(|rest| rest.iter().all(|c| *c == '*'))
-}
-
-/// In which order a plugin's tasks run.
+/// The order in which a plugin's tasks run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TaskOrder {
-    /// As they come, several at once, a failed one later.
+    /// In the order of arrival, several at once; a failed task runs again later.
     #[default]
     Any,
-    /// What a build depends on has ended before the build's own task begins.
+    /// The tasks of a build's dependencies end before the build's own task starts.
     DependenciesFirst,
 }
 
@@ -156,44 +109,66 @@ impl std::fmt::Display for TaskOrder {
     }
 }
 
-/// How a plugin's tasks are retried.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Retry {
-    /// Attempts in all before a task becomes a dead letter.
-    pub attempts: u32,
-    /// Delay before the second attempt; doubles from there.
-    pub min_delay: Duration,
-    /// The longest delay.
-    pub max_delay: Duration,
-    /// A task whose attempts fail transiently for so long is given up, whatever number is left:
-    /// while a service is down for all of a plugin's tasks, attempts are not counted.
-    pub give_up_after: Duration,
-}
-
-impl Default for Retry {
-    fn default() -> Self {
-        // 20 attempts with delays up to 15 minutes last about 3.5 hours.
-        Self {
-            attempts: 20,
-            min_delay: Duration::from_secs(1),
-            max_delay: Duration::from_mins(15),
-            give_up_after: Duration::from_hours(7 * 24),
+impl Plugin {
+    /// Checks the table; `config` has the elements that grants name.
+    pub(super) fn check(&self, config: &Config) -> Result<(), KeyError> {
+        let name = &self.name;
+        if name.is_empty()
+            || !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+            || name.starts_with('.')
+        {
+            return Err(KeyError::new(
+                &[],
+                format!(
+                    "the plugin name `{name}` may have letters, digits, `-`, `_` and `.` only; \
+                     rename the table"
+                ),
+            ));
         }
+        if self.gate && !self.hooks.is_empty() && !self.hooks.contains(&HookKind::PostBuild) {
+            return Err(KeyError::new(
+                &["gate"],
+                "only a post-build plugin can be a gate; remove `gate = true`",
+            ));
+        }
+        self.check_names(config)?;
+        if self.concurrency == Some(0) {
+            return Err(KeyError::new(
+                &["concurrency"],
+                "`concurrency` must be at least 1; write `concurrency = 1`",
+            ));
+        }
+        self.retry.check().map_err(|error| error.below(&["retry"]))
+    }
+
+    /// Checks that every table named in the grant exists.
+    fn check_names(&self, config: &Config) -> Result<(), KeyError> {
+        for (key, section, granted) in self.grant.names() {
+            let defined = config.names(section);
+            if let Some(unknown) = granted.iter().find(|name| !defined.contains(name)) {
+                let hint = match nearest(unknown, defined.iter().copied()) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => "add that table".to_owned(),
+                };
+                let (name, table) = (&self.name, toml_key(unknown));
+                return Err(KeyError::new(
+                    &["grant", key],
+                    format!(
+                        "the grant `{key}` of plugin `{name}` names `{unknown}`, and there is no \
+                         [{section}.{table}]; {hint}"
+                    ),
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn name_filter() {
-        let filter = |pattern: &str| Filter { name: Some(pattern.into()), max_nar_size: None };
-        assert!(filter("!*-iso").admits_name("hello-2.12"));
-        assert!(!filter("!*-iso").admits_name("nixos-iso"));
-        assert!(filter("linux-*.?").admits_name("linux-6.1.2"));
-        assert!(!filter("linux-*").admits_name("linu"));
-        assert!(filter("*a*b*").admits_name("xxaxxbxx"));
-        assert!(Filter::default().admits_name("anything"));
+/// Returns a table key as TOML writes it: quoted unless bare.
+fn toml_key(key: &str) -> String {
+    if !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')) {
+        key.to_owned()
+    } else {
+        format!("\"{key}\"")
     }
 }

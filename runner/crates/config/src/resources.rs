@@ -8,7 +8,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{Limit, suggestion};
+use serde::de::{DeserializeSeed, Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::{KeyError, Limit, suggestion};
 use hookrun_nix::machines::full_uri;
 
 /// How much of what, by the name of the resource.
@@ -32,6 +35,74 @@ impl Amounts {
     /// By name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
         self.0.iter().map(|(name, amount)| (name.as_str(), *amount))
+    }
+}
+
+/// Reads one table of amounts of the configuration.
+pub(super) fn amounts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Amounts, D::Error> {
+    deserializer.deserialize_map(AmountsVisitor)
+}
+
+/// Reads a table of such tables.
+pub(super) fn amounts_by_name<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, Amounts>, D::Error> {
+    #[derive(Deserialize)]
+    struct Table(#[serde(deserialize_with = "amounts")] Amounts);
+    let tables = BTreeMap::<String, Table>::deserialize(deserializer)?;
+    Ok(tables.into_iter().map(|(name, Table(amounts))| (name, amounts)).collect())
+}
+
+struct AmountsVisitor;
+
+impl<'de> Visitor<'de> for AmountsVisitor {
+    type Value = Amounts;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a table of amounts")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Amounts, M::Error> {
+        let mut amounts = BTreeMap::new();
+        while let Some(ResourceName(name)) = map.next_key()? {
+            let amount = map.next_value_seed(Amount(&name))?;
+            amounts.insert(name, amount);
+        }
+        Ok(Amounts(amounts))
+    }
+}
+
+struct ResourceName(String);
+
+impl<'de> Deserialize<'de> for ResourceName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if name.is_empty() || !name.chars().all(allowed) {
+            return Err(D::Error::custom(format!(
+                "the name of a resource, `{name}`, may have letters, digits, `-`, `_` and `.` \
+                 only; rename it"
+            )));
+        }
+        Ok(Self(name))
+    }
+}
+
+/// Reads the amount of the resource with this name.
+struct Amount<'a>(&'a str);
+
+impl<'de> DeserializeSeed<'de> for Amount<'_> {
+    type Value = u64;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<u64, D::Error> {
+        let value = toml::Value::deserialize(deserializer)?;
+        Limit::Memory.parse(&value).map_err(|_| {
+            let name = self.0;
+            D::Error::custom(format!(
+                "{value} is not a valid amount of `{name}`; write a whole number of at least 1, \
+                 or a size such as \"64GiB\""
+            ))
+        })
     }
 }
 
@@ -73,17 +144,6 @@ pub struct Resources {
     pub shared: Amounts,
 }
 
-/// As serde reads it.
-#[derive(Debug, Default)]
-pub(super) struct RawResources {
-    pub(super) machines: BTreeMap<String, toml::Table>,
-    pub(super) features: BTreeMap<String, toml::Table>,
-    pub(super) shared: toml::Table,
-}
-
-/// What is wrong with a key, and where it is below `[builders]`.
-pub(super) type Wrong = (Vec<String>, String);
-
 /// The table of what machines have.
 const MACHINES: &str = "machine-resources";
 /// The table of what builds take.
@@ -91,41 +151,43 @@ const FEATURES: &str = "feature-resources";
 /// The table of what is shared.
 const SHARED: &str = "shared-resources";
 
-impl RawResources {
-    pub(super) fn checked(self) -> Result<Resources, Wrong> {
-        let shared = amounts(&[SHARED], &self.shared)?;
-        let mut resources = Resources { shared, ..Resources::default() };
-        for (machine, table) in &self.machines {
-            let amounts = amounts(&[MACHINES, machine], table)?;
-            if let Some((name, _)) =
-                amounts.iter().find(|(name, _)| resources.shared.get(name).is_some())
-            {
-                let message = format!(
-                    "`{name}` is a resource of this machine and in [builders.{SHARED}] too; remove one of them"
-                );
-                return Err((keys(&[MACHINES, machine, name]), message));
+impl Resources {
+    /// Checks the three tables against each other.
+    pub(super) fn checked(
+        machines: &BTreeMap<String, Amounts>,
+        features: &BTreeMap<String, Amounts>,
+        shared: &Amounts,
+    ) -> Result<Self, KeyError> {
+        let mut resources = Self { shared: shared.clone(), ..Self::default() };
+        for (machine, amounts) in machines {
+            if let Some((name, _)) = amounts.iter().find(|(name, _)| shared.get(name).is_some()) {
+                return Err(KeyError::new(
+                    &[MACHINES, machine, name],
+                    format!(
+                        "`{name}` is a resource of this machine and in [builders.{SHARED}] too; \
+                         remove one of them"
+                    ),
+                ));
             }
             let uri = full_uri(machine);
-            if resources.machines.insert(uri.to_string(), amounts).is_some() {
-                let message =
-                    format!("{uri} has two tables; join them in [builders.{MACHINES}.\"{uri}\"]");
-                return Err((keys(&[MACHINES, machine]), message));
+            if resources.machines.insert(uri.to_string(), amounts.clone()).is_some() {
+                return Err(KeyError::new(
+                    &[MACHINES, machine],
+                    format!("{uri} has two tables; join them in [builders.{MACHINES}.\"{uri}\"]"),
+                ));
             }
         }
-        for (feature, table) in &self.features {
-            let amounts = amounts(&[FEATURES, feature], table)?;
+        for (feature, amounts) in features {
             for (name, amount) in amounts.iter() {
                 resources
                     .check_use(name, amount)
-                    .map_err(|message| (keys(&[FEATURES, feature, name]), message))?;
+                    .map_err(|message| KeyError::new(&[FEATURES, feature, name], message))?;
             }
-            resources.features.insert(feature.clone(), amounts);
+            resources.features.insert(feature.clone(), amounts.clone());
         }
         Ok(resources)
     }
-}
 
-impl Resources {
     fn check_use(&self, name: &str, amount: u64) -> Result<(), String> {
         let mut of_machines =
             self.machines.values().filter_map(|amounts| amounts.get(name)).peekable();
@@ -198,29 +260,4 @@ impl Resources {
         let who = if shared { "there is" } else { "it has" };
         Some(format!("{who} {name} {} in all, and the build takes {}", show(total), show(amount)))
     }
-}
-
-fn keys(keys: &[&str]) -> Vec<String> {
-    keys.iter().map(|key| (*key).to_owned()).collect()
-}
-
-fn amounts(at: &[&str], table: &toml::Table) -> Result<Amounts, Wrong> {
-    let amount = |(name, value): (&String, &toml::Value)| {
-        let wrong = |message: String| {
-            let mut keys = keys(at);
-            keys.push(name.clone());
-            (keys, message)
-        };
-        if name.is_empty()
-            || !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-        {
-            return Err(wrong(format!(
-                "the name of a resource, `{name}`, may have letters, digits, `-`, `_` and `.` only; rename it"
-            )));
-        }
-        Limit::Memory.parse(value).map(|amount| (name.clone(), amount)).map_err(|_| {
-            wrong(format!("{value} is no amount of `{name}`; write a whole number from 1 on, or a size such as \"64GiB\""))
-        })
-    };
-    table.iter().map(amount).collect()
 }

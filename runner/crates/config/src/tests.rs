@@ -34,7 +34,7 @@ fn errors_name_line_key_and_fix() {
 }
 
 #[test]
-fn resources_that_make_no_sense() {
+fn invalid_resources_are_refused() {
     let errors: Vec<String> = [
         "[builders.machine-resources.m]\ngpu = -1\n",
         "[builders.machine-resources.m]\ngpu = 1.5\n",
@@ -55,7 +55,7 @@ fn resources_that_make_no_sense() {
 }
 
 #[test]
-fn a_whole_configuration() {
+fn a_configuration_with_all_elements_is_read() {
     let config = parse(
         r#"
 [worker]
@@ -91,7 +91,7 @@ file = "/etc/nix/cache-private-key"
 proptest::proptest! {
     /// Whatever the file holds, reading it ends in a value or an error, never in a panic.
     #[test]
-    fn any_text(text in "\\PC*") {
+    fn any_text_is_read_or_refused(text in "\\PC*") {
         let _ = parse(&text);
     }
 }

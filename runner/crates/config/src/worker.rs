@@ -1,8 +1,9 @@
-//! `[worker]` and `[builders]`.
+//! `[worker]`.
 
 use std::time::Duration;
 
-use super::resources::Resources;
+use super::KeyError;
+use super::quantity::{duration, size};
 
 /// Who starts the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
@@ -13,20 +14,20 @@ pub enum Start {
     Spawn,
     /// A service runs `hookrun daemon`.
     Service,
-    /// Somebody runs `hookrun drain`.
+    /// An administrator runs `hookrun drain`.
     None,
 }
 
-/// How much of processor and disk the worker leaves to others.
+/// The priority of a background worker for processor and disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Priority {
-    /// It works when nobody else wants to.
+    /// Uses only resources that nobody else uses.
     Idle,
     /// Builds come first.
     #[default]
     Low,
-    /// As it was started.
+    /// Keeps the priority it was started with.
     Normal,
 }
 
@@ -42,29 +43,35 @@ impl Priority {
 }
 
 /// `[worker]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Worker {
-    /// Who starts it.
+    /// Who starts the worker.
     pub start: Start,
-    /// Beside builds, for a worker in the background and all that it starts.
+    /// Of a worker in the background and of all that it starts.
     pub priority: Priority,
-    /// Tasks at once.
+    /// Tasks that run at the same time.
     pub concurrency: usize,
-    /// A spawned worker leaves after this long without work.
+    /// A worker started by a hook exits after this time without work.
+    #[serde(deserialize_with = "duration")]
     pub idle_exit: Duration,
-    /// Ended events and their attempts stay in the journal for so long.
+    /// How long ended events and their attempts stay in the journal.
+    #[serde(deserialize_with = "duration")]
     pub keep: Duration,
-    /// What an event's tasks wait for is kept from the garbage collector for so long at most.
+    /// Longest time for which outputs of unfinished events are kept from garbage collection.
+    #[serde(deserialize_with = "duration")]
     pub roots_max_age: Duration,
-    /// And so many bytes of outputs at most, the oldest going first.
+    /// Largest total size of these outputs in bytes; the oldest are released first.
+    #[serde(deserialize_with = "size")]
     pub roots_max_size: u64,
-    /// Events that one build user may have in the journal.
+    /// Unfinished events of one build user in the journal.
     pub max_events_per_user: u64,
-    /// Their bytes.
+    /// Total size of the unfinished events of one build user.
+    #[serde(deserialize_with = "size")]
     pub max_bytes_per_user: u64,
     /// The user that guests run as where the worker is root.
     pub user: Option<String>,
-    /// Is a kernel on which the sandbox is not whole an error?
+    /// Refuse to run plugins on a kernel that lacks a part of the sandbox.
     pub require_sandbox: bool,
 }
 
@@ -86,35 +93,14 @@ impl Default for Worker {
     }
 }
 
-/// `[builders]`: how a chosen machine is used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Builders {
-    /// How long one machine may take to accept before the next is tried.
-    pub connect_timeout: Duration,
-    /// How long a machine that failed is left alone at first; twice as long after each further
-    /// failure in a row.
-    pub retry_after: Duration,
-    /// May Nix be told that a build is taken before its machine has answered, or while it waits for
-    /// a slot?
-    pub early_accept: bool,
-    /// Builds that may wait in hookrun for a slot; for each Nix keeps a process and some file
-    /// descriptors.
-    pub max_waiting: u32,
-    /// May builds on one machine share an ssh connection?
-    pub share_connections: bool,
-    /// What builds take besides a slot.
-    pub resources: Resources,
-}
-
-impl Default for Builders {
-    fn default() -> Self {
-        Self {
-            connect_timeout: Duration::from_secs(10),
-            retry_after: Duration::from_secs(15),
-            early_accept: true,
-            max_waiting: 64,
-            share_connections: true,
-            resources: Resources::default(),
+impl Worker {
+    pub(super) fn check(&self) -> Result<(), KeyError> {
+        if self.concurrency == 0 {
+            return Err(KeyError::new(
+                &["concurrency"],
+                "`concurrency` must be at least 1; write `concurrency = 4`",
+            ));
         }
+        Ok(())
     }
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::KeyError;
+
 /// One credential.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HttpCredential {
@@ -112,10 +114,10 @@ impl Kind {
     }
 }
 
-/// The table as it stands in the file: all keys of all kinds.
-#[derive(Debug, Clone, Deserialize)]
+/// The table as written: all keys of all kinds. An enum with a tag would lose the lines of keys.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct RawHttpCredential {
+pub(crate) struct CredentialTable {
     kind: Kind,
     token_file: Option<PathBuf>,
     username: Option<String>,
@@ -129,12 +131,9 @@ pub struct RawHttpCredential {
     service: Option<String>,
 }
 
-impl RawHttpCredential {
-    /// The credential called `name`.
-    ///
-    /// # Errors
-    /// The key to blame and a fragment.
-    pub fn checked(self, name: &str) -> Result<HttpCredential, (&'static str, String)> {
+impl CredentialTable {
+    /// Checks the table called `name`.
+    pub(crate) fn checked(self, name: &str) -> Result<HttpCredential, KeyError> {
         let Self {
             kind,
             token_file,
@@ -162,8 +161,8 @@ impl RawHttpCredential {
         ];
         if let Some((key, _, other)) = of.iter().find(|(_, set, of)| *set && *of != kind) {
             let other = other.as_str();
-            return Err((
-                key,
+            return Err(KeyError::new(
+                &[key],
                 format!(
                     "`{key}` of [http-credentials.{name}] is for `kind = \"{other}\"` only; write that, or remove `{key}`"
                 ),
@@ -171,8 +170,8 @@ impl RawHttpCredential {
         }
         let missing = |key: &'static str, example: &str| {
             let kind = kind.as_str();
-            (
-                "kind",
+            KeyError::new(
+                &["kind"],
                 format!(
                     "[http-credentials.{name}] is of the kind `{kind}` and lacks `{key}`; write `{key} = \"{example}\"`"
                 ),
@@ -186,8 +185,8 @@ impl RawHttpCredential {
                 let username = username.ok_or_else(|| missing("username", "NAME"))?;
                 // RFC 7617 section 2: the first colon ends the user.
                 if username.contains(':') || username.chars().any(char::is_control) {
-                    return Err((
-                        "username",
+                    return Err(KeyError::new(
+                        &["username"],
                         format!(
                             "`username` of [http-credentials.{name}] may not hold `:` or control characters; correct it"
                         ),
@@ -206,8 +205,8 @@ impl RawHttpCredential {
                         .bytes()
                         .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
                 if !token || RESERVED.iter().any(|reserved| header.eq_ignore_ascii_case(reserved)) {
-                    return Err((
-                        "header",
+                    return Err(KeyError::new(
+                        &["header"],
                         format!(
                             "`{header}` cannot be the `header` of [http-credentials.{name}]; write for example `x-api-key`"
                         ),

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::Error as _;
 
-pub(super) use credential::RawHttpCredential;
+pub(super) use credential::CredentialTable;
 pub use credential::{AWS_HEADERS, HttpCredential};
 pub use url::{Flaw, Host, Place, Scheme};
 

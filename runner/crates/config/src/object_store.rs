@@ -1,11 +1,12 @@
-//! What plugins are given by name: `[object-stores.NAME]`, `[signing-keys.NAME]`, `[mail.NAME]`.
-//! Secrets are named by file or environment variable here and read only by the process that uses
-//! them.
+//! `[object-stores.NAME]`. Secrets are named by file or environment variable here and read only by
+//! the process that uses them.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
+
+use super::quantity::optional_duration;
 
 /// `[object-stores.NAME]`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
@@ -20,12 +21,12 @@ pub struct ObjectStore {
     pub endpoint: Option<String>,
     /// S3 path-style requests (`endpoint/bucket/key`); by default when `endpoint` is set.
     pub path_style: Option<bool>,
-    /// Where S3 credentials come from.
+    /// S3 credentials.
     pub credentials: Credentials,
     /// The profile of `~/.aws/credentials` that has the S3 credentials.
     pub profile: Option<String>,
     /// How long the server may take to begin an answer, and between two pieces of it.
-    #[serde(deserialize_with = "super::raw::duration")]
+    #[serde(deserialize_with = "optional_duration")]
     pub timeout: Option<Duration>,
 }
 
@@ -57,54 +58,4 @@ pub fn profiles_config_file() -> Option<PathBuf> {
 fn of_environment(variable: &str, in_home: &str) -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     set(variable).map(PathBuf::from).or_else(|| Some(PathBuf::from(set("HOME")?).join(in_home)))
-}
-
-/// `[signing-keys.NAME]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct SigningKey {
-    /// A file as `nix-store --generate-binary-cache-key` makes it; the name in it must be the NAME
-    /// of the table.
-    pub file: PathBuf,
-}
-
-/// How mail leaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MailTransport {
-    /// Into a maildir.
-    #[default]
-    Maildir,
-    /// To an SMTP server.
-    Smtp,
-    /// By a program such as `/usr/sbin/sendmail`.
-    Sendmail,
-}
-
-/// `[mail.NAME]`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub struct Mail {
-    /// How mail leaves.
-    pub transport: MailTransport,
-    /// For `smtp`: `smtps://host:465` (TLS), `smtp://host:587?tls=required` (STARTTLS),
-    /// `?tls=opportunistic`, or `smtp://host:25` (plain).
-    pub url: Option<String>,
-    /// The sender; by default `hookrun@` and the host name.
-    pub from: Option<String>,
-    /// Recipients that any plugin with this grant may write to.
-    pub to: Vec<String>,
-    /// For `smtp`.
-    pub username: Option<String>,
-    /// For `smtp`: a file with the password.
-    pub password_file: Option<PathBuf>,
-    /// For `smtp`: a file with the certificate authorities to trust instead of the system's.
-    pub ca_file: Option<PathBuf>,
-    /// For `smtp`: the name that this machine gives itself (EHLO); by default its host name if it
-    /// has a domain, else its address.
-    pub helo_name: Option<String>,
-    /// For `maildir`; by default below hookrun's state.
-    pub directory: Option<PathBuf>,
-    /// For `sendmail`: the program, by default `/usr/sbin/sendmail`.
-    pub program: Option<PathBuf>,
 }

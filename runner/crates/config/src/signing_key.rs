@@ -1,0 +1,14 @@
+//! `[signing-keys.NAME]`.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+/// `[signing-keys.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SigningKey {
+    /// A file as `nix-store --generate-binary-cache-key` makes it; the name in it must be the NAME
+    /// of the table.
+    pub file: PathBuf,
+}
