@@ -1,52 +1,54 @@
-//! Where will it be done first? For every machine: how long until a slot is free, how long the
-//! inputs travel, how long the build takes there; the same for this machine. A machine that would
-//! take longer than waiting for a better one is not used, so long builds go to fast machines, and
-//! while much waits every slot is used.
+//! Estimates when each machine would finish a build: the time until a slot is free, the transfer of
+//! the inputs, and the duration there; the same for this machine. A machine is not used if waiting
+//! for a better one takes less time, so long builds go to fast machines. While many builds wait,
+//! every slot is used.
 //!
 //! Pure: no clock, no randomness, no state.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use hookrun_sdk::builder_selection::{Candidate, Decision, LocalMachine, Machine, PastBuilds};
 
 use crate::Options;
 
-/// How long a build takes that nobody has seen before, in seconds at factor 1. Half of Nixpkgs'
-/// derivations are done in 20 s, but the mean, which is what a slot is held for, is three times
-/// that.
+/// The assumed duration of a build without history, in seconds at factor 1. Half of Nixpkgs'
+/// derivations take less than 20 s, but the mean, which decides how long a slot is held, is three
+/// times that.
 const TYPICAL_SECONDS: f64 = 60.0;
-/// Bytes a second where no copy was measured: a network of 1 Gbit/s.
+/// The assumed bytes per second where no copy was measured: a network of 1 Gbit/s.
 const TYPICAL_BYTES_PER_SECOND: f64 = 100e6;
-/// Builds of a package on a machine from which on their median says more than the median over all
-/// machines with the speed factor.
+/// From this many builds of a package on a machine, their median is a better estimate than the
+/// median over all machines and the speed factor.
 const ENOUGH_PAST: u32 = 3;
-/// A machine is used if it has the build done within this many times the best: estimates are not
-/// better than that.
+/// A machine is used if it finishes within this many times the best estimate: estimates are not
+/// more precise than that.
 const SLACK: f64 = 1.1;
-/// How much slower a full machine is than an idle one, in the order of machines only: slots share
-/// caches, memory and disks, so of equal machines the emptier is better.
+/// How much slower a full machine is than an idle one; for the order of machines only. Slots share
+/// caches, memory and disks, so of equal machines the one with less load is better.
 const CROWDING: f64 = 0.1;
 /// How much longer a build may take elsewhere if that keeps the last slot of a machine with rare
 /// features free.
 const LAST_RARE_SLOT: f64 = 2.0;
-/// The same for the other slots of such a machine: of nearly equal machines the plain one.
+/// The same for the other slots of such a machine: of nearly equal machines, the one without rare
+/// features is used.
 const RARE_SLOT: f64 = 1.05;
-/// How long to wait for machines that are full before the question is asked again, in seconds.
-/// Sooner would be worse: the estimate that sent a long build to a fast machine still holds, and
-/// asking again while a slow one happens to be free moves it there.
+/// How long to wait for full machines before the policy is asked again, in seconds. A shorter time
+/// would be worse: the estimate that sent a long build to a fast machine still holds, and asking
+/// again while a slow machine is free would move it there.
 const ASK_AGAIN_SECONDS: u64 = 7200;
 
-/// What is expected of one machine, in seconds.
+/// The estimate for one machine, in seconds.
 #[derive(Debug, Clone, Copy)]
 struct Estimate<'a> {
     machine: &'a Machine,
     /// Until a slot is free.
     wait: f64,
-    /// Connection and inputs.
+    /// Time to connect and to copy the inputs.
     transfer: f64,
     /// The build.
     build: f64,
-    /// What using it costs others, as a factor.
+    /// What using the machine costs other builds, as a factor.
     rare: f64,
 }
 
@@ -59,34 +61,34 @@ impl Estimate<'_> {
         self.wait + self.run()
     }
 
-    /// For the order: of equal machines the emptier.
+    /// The order of machines; of equal machines the one with less load comes first.
     fn rank(&self) -> f64 {
         let Machine { load, slots, .. } = self.machine;
         self.wait + self.run() * (1.0 + CROWDING * f64::from(*load) / f64::from((*slots).max(1)))
     }
 }
 
-/// Where to build.
+/// Decides where to build.
 pub fn decide(
     options: &Options,
     candidate: &Candidate,
     machines: &[Machine],
     local: &LocalMachine,
 ) -> Decision {
-    if let Some(decision) = wished(candidate, machines, local) {
+    if let Some(decision) = requested(candidate, machines, local) {
         return decision;
     }
     let here_now = local.able && local.willing && running(local) < local.slots;
-    // A download is done where its result is wanted: elsewhere it would travel twice.
+    // A download is made where its result is needed; elsewhere it would be copied twice.
     if candidate.fixed_output && here_now {
         return Decision::local(
-            "its result is known by its hash, most often a download, and this machine is free",
+            "it has a fixed hash, so it is probably a download, and this machine is free",
         );
     }
     let healthy: Vec<&Machine> =
         machines.iter().filter(|machine| machine.healthy && machine.slots > 0).collect();
     if healthy.is_empty() {
-        return nobody_healthy(machines, here_now);
+        return no_healthy_machine(machines, here_now);
     }
     let local_factor = options.local_speed_factor.or(local.speed_factor);
     let candidate = &Candidate {
@@ -108,7 +110,7 @@ pub fn decide(
             let here = duration(candidate, local.past, factor);
             if here <= best {
                 return Decision::local(format!(
-                    "this machine should have it done in {}, {} in {}",
+                    "this machine should finish it in {}, {} in {}",
                     seconds(here),
                     estimates.first().map_or("the next", |first| first.machine.uri.as_str()),
                     seconds(best)
@@ -120,8 +122,7 @@ pub fn decide(
             );
         }
     }
-    // The list is in the order of use, so a free machine comes before one that has to be waited
-    // for.
+    // The list is in the order of use, so free machines come first.
     estimates.sort_by_key(|estimate| !free(estimate.machine));
     let reason = reason(&estimates, all, any_free);
     let decision =
@@ -129,24 +130,30 @@ pub fn decide(
     if any_free { decision } else { decision.ask_again(Duration::from_secs(ASK_AGAIN_SECONDS)) }
 }
 
-/// Builds that this command was told to do here, and that run or are about to. Nix says of all
-/// builds that become ready together that a slot is free.
+/// Returns how many builds of this command were sent to this machine and have not ended. Nix
+/// reports a free slot for every build that becomes ready at the same time.
 fn running(local: &LocalMachine) -> u32 {
     let detail = local.details.iter().find(|(name, _)| name == "running");
     detail.and_then(|(_, count)| count.parse().ok()).unwrap_or(0)
 }
 
-/// What the derivation's author wishes.
-fn wished(candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> Option<Decision> {
+/// Returns the decision that the derivation's attributes or hints ask for.
+fn requested(
+    candidate: &Candidate,
+    machines: &[Machine],
+    local: &LocalMachine,
+) -> Option<Decision> {
     let hint = |name: &str| {
         candidate.hints.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     };
     if local.able {
         if hint("local").is_some() {
-            return Some(Decision::local("its `hookrunHints` say `local`"));
+            return Some(Decision::local("its `hookrunHints` contain `local`"));
         }
         if candidate.builtin {
-            return Some(Decision::local("Nix builds it itself, here as well as elsewhere"));
+            return Some(Decision::local(
+                "it has a builtin builder, which gains nothing from another machine",
+            ));
         }
         if candidate.prefer_local {
             return Some(Decision::local("it sets `preferLocalBuild`"));
@@ -159,23 +166,23 @@ fn wished(candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> 
     machine.healthy.then(|| {
         Decision::machines(
             [machine.uri.as_str()],
-            format!("its `hookrunHints` say `machine={wish}`"),
+            format!("its `hookrunHints` contain `machine={wish}`"),
         )
     })
 }
 
-/// Every machine has failed lately. They are still better than nothing.
-fn nobody_healthy(machines: &[Machine], here_now: bool) -> Decision {
+/// Decides when every machine has failed recently. They are used if this machine is not free.
+fn no_healthy_machine(machines: &[Machine], here_now: bool) -> Decision {
     if here_now {
         return Decision::local(
-            "every machine that fits has failed lately, and this machine is free",
+            "every suitable machine has failed recently, and this machine is free",
         );
     }
     let mut machines: Vec<&Machine> = machines.iter().collect();
     machines.sort_by(|a, b| free(b).cmp(&free(a)).then(b.speed_factor.total_cmp(&a.speed_factor)));
     Decision::machines(
         machines.iter().map(|machine| machine.uri.as_str()),
-        "every machine that fits has failed lately",
+        "every suitable machine has failed recently",
     )
 }
 
@@ -183,18 +190,18 @@ fn free(machine: &Machine) -> bool {
     machine.load < machine.slots
 }
 
-/// How long it should take at factor 1: from the machines, or else from this one.
+/// Returns the expected duration at factor 1, from past builds on other machines or on this one.
 fn expected(candidate: &Candidate, local: &LocalMachine, local_factor: Option<f64>) -> Option<f64> {
     candidate.expected_seconds.or_else(|| Some(local.past?.median_seconds * local_factor?))
 }
 
-/// What all estimates have in common.
+/// Values that all estimates share.
 struct Fleet<'a> {
     machines: &'a [&'a Machine],
-    /// How long it takes until everything that waits has a slot, in seconds.
+    /// The time until all waiting builds have a slot, in seconds.
     contention: f64,
-    /// Inputs that would be sent to a machine that nothing is known of. As many as to the best of
-    /// the others: it is worth a try, and then it is known.
+    /// Bytes to copy to a machine whose paths are unknown. The estimate is that of the best other
+    /// machine, so that the machine is tried and then known.
     unknown_bytes: u64,
 }
 
@@ -237,8 +244,8 @@ fn estimate<'a>(
     Estimate { machine, wait, transfer, build, rare }
 }
 
-/// Has it a feature that is to be kept for others, which the candidate does not require and some
-/// other machine does without?
+/// Returns whether the machine has a feature to keep free that the candidate does not require and
+/// that some other machine lacks.
 fn is_rare(options: &Options, candidate: &Candidate, machine: &Machine, all: &[&Machine]) -> bool {
     let has = |machine: &Machine, feature: &String| {
         machine.supported_features.contains(feature) || machine.mandatory_features.contains(feature)
@@ -253,7 +260,7 @@ fn is_rare(options: &Options, candidate: &Candidate, machine: &Machine, all: &[&
         .any(|feature| all.iter().any(|other| !has(other, feature)))
 }
 
-/// How long the build takes on a machine, in seconds.
+/// Returns the expected duration on a machine, in seconds.
 fn duration(candidate: &Candidate, past: Option<PastBuilds>, factor: f64) -> f64 {
     if let Some(past) = past.filter(|past| past.count >= ENOUGH_PAST) {
         return past.median_seconds;
@@ -270,8 +277,8 @@ fn as_float(bytes: u64) -> f64 {
     bytes as f64
 }
 
-/// `should be done on ssh://m2 in 12 s (2 s of transfer), on ssh://m1 in 13 s; a slower one is left
-/// out`
+/// Formats the reason, such as `should finish on ssh://m2 in 12 s (2 s of transfer), on ssh://m1 in
+/// 13 s; 1 slower machine is not used`.
 fn reason(estimates: &[Estimate<'_>], all: usize, any_free: bool) -> String {
     let described = |estimate: &Estimate<'_>| {
         let mut parts = Vec::new();
@@ -291,21 +298,18 @@ fn reason(estimates: &[Estimate<'_>], all: usize, any_free: bool) -> String {
     };
     let mut text = match estimates {
         [] => String::new(),
-        [only] => format!("should be done on {}", described(only)),
+        [only] => format!("should finish on {}", described(only)),
         [first, next, ..] => {
-            format!("should be done on {}, on {}", described(first), described(next))
+            format!("should finish on {}, on {}", described(first), described(next))
         }
     };
     let slower = all.saturating_sub(estimates.len());
     if slower > 0 {
-        text.push_str(if slower == 1 {
-            "; a slower one is left out"
-        } else {
-            "; slower ones are left out"
-        });
+        let machines = if slower == 1 { "machine is" } else { "machines are" };
+        let _ = write!(text, "; {slower} slower {machines} not used");
     }
     if !any_free {
-        text.push_str("; no slot there is free");
+        text.push_str("; no slot is free there");
     }
     text
 }

@@ -1,4 +1,4 @@
-//! The bundled policy: which machine will have a build done first, or Nix's own rule.
+//! The bundled policy: builds go to the machine that will finish them first.
 //!
 //! # Configuration
 //!
@@ -6,45 +6,30 @@
 //! [plugins.policy]
 //! source = "bundled:speed-factor"
 //! hooks = ["builder-selection"]
-//! config = { mode = "balanced", local-speed-factor = 2.0 }
+//! config = { local-speed-factor = 2.0 }
 //! ```
 //!
-//! * `mode`: `balanced` (the default) or `stock`, which answers what Nix's own hook would, to the
-//!   bit; for comparison, and for those who want hookrun's failover without another order.
-//! * `local-speed-factor`: how fast this machine is, on the scale of column 5 of the machines file.
-//!   Nix has no place to say it. Without it (the default) machines come before this one, as in Nix.
-//! * `keep-free`: features whose machines are kept for those who require them, as long as others do
-//!   nearly as well. `big-parallel`, `kvm` and `nixos-test` by default: with these the machines of
-//!   Nixpkgs' large builds and tests are marked.
+//! * `local-speed-factor`: the speed of this machine, on the scale of column 5 of the machines file.
+//!   Nix has no setting for it. Without it (the default), other machines come before this one, as in
+//!   Nix.
+//! * `keep-free`: features whose machines are kept free for derivations that require them, while
+//!   other machines do nearly as well. By default `big-parallel`, `kvm` and `nixos-test`, the
+//!   features that Nixpkgs' large builds and tests require.
 //!
-//! `balanced` also obeys hints of the derivation (`hookrunHints`): `local` (build here if this
-//! machine can), `machine=URI` (there if it fits), `seconds=N` (how long it takes at factor 1,
-//! until there is a history).
+//! Hints of the derivation (`hookrunHints`) are obeyed: `local` (build here if this machine can),
+//! `machine=URI` (build there if the machine fits), `seconds=N` (the duration at factor 1, until
+//! there is a history).
 //!
-//! The rules are pure functions; the same question has the same answer. [`balanced`] and [`stock`]
-//! are what the simulator runs, too.
+//! The rule is a pure function: the same question has the same answer.
 
-pub mod balanced;
+mod balanced;
 mod options;
-pub mod stock;
 
 use hookrun_sdk::BuilderSelection;
 use hookrun_sdk::builder_selection::{Candidate, Decision, LocalMachine, Machine};
 
-pub use options::{Mode, Options};
-
-/// Where to build.
-pub fn decide(
-    options: &Options,
-    candidate: &Candidate,
-    machines: &[Machine],
-    local: &LocalMachine,
-) -> Decision {
-    match options.mode {
-        Mode::Balanced => balanced::decide(options, candidate, machines, local),
-        Mode::Stock => stock::decide(candidate, machines, local),
-    }
-}
+pub use balanced::decide;
+pub use options::Options;
 
 struct SpeedFactor;
 
@@ -65,21 +50,16 @@ hookrun_sdk::plugin! {
     config_schema: r#"{
         "type": "object",
         "properties": {
-            "mode": {
-                "enum": ["balanced", "stock"],
-                "default": "balanced",
-                "description": "`balanced`: the machine that will have it done first; `stock`: what Nix's own hook would answer"
-            },
             "local-speed-factor": {
                 "type": "number",
                 "exclusiveMinimum": 0,
-                "description": "How fast this machine is, on the scale of column 5 of the machines file; without it, machines come first"
+                "description": "The speed of this machine, on the scale of column 5 of the machines file; without it, other machines come first"
             },
             "keep-free": {
                 "type": "array",
                 "items": { "type": "string" },
                 "default": ["big-parallel", "kvm", "nixos-test"],
-                "description": "Features whose machines are kept for derivations that require them, while others do nearly as well"
+                "description": "Features whose machines are kept free for derivations that require them, while other machines do nearly as well"
             }
         },
         "additionalProperties": false

@@ -64,9 +64,9 @@ fn how_long_builds_took_here_is_known_to_the_policy() {
     let scene = scene.derivation("pkg-3", package(0.1, 3));
     scene.build_with("pkg-3", &["--max-jobs", "2"]).expect_success();
     let reason = record(&scene).decisions(Selection::Last(1)).unwrap().remove(0).reason;
-    assert!(reason.starts_with("this machine should have it done in "), "{reason}");
+    assert!(reason.starts_with("this machine should finish it in "), "{reason}");
     assert!(
-        !reason.starts_with("this machine should have it done in 6.7 s"),
+        !reason.starts_with("this machine should finish it in 6.7 s"),
         "not the guess of 60 s at factor 9: {reason}"
     );
 }

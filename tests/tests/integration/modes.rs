@@ -1,5 +1,5 @@
-//! The bundled policy's modes with real Nix: forty builds over four machines, one of them behind a
-//! real sshd, with features; and this machine as one to choose.
+//! The bundled policy with real Nix: forty builds on four machines with features, one of them behind
+//! a real sshd; and this machine as a candidate.
 
 use hookrun_builders::record::{BuildRow, Outcome, Record, Selection};
 use hookrun_tests::lab::{Need, Ran, Scene, Script, Sshd, require};
@@ -28,21 +28,11 @@ fn record(scene: &Scene) -> Record {
 }
 
 #[test]
-fn forty_builds_over_four_machines_as_nixs_rule_does_it() {
-    forty("mode = \"stock\"");
-}
-
-#[test]
-fn forty_builds_over_four_machines_balanced() {
-    forty("mode = \"balanced\"");
-}
-
-#[test]
 fn sixteen_builds_on_a_fresh_state_directory_are_all_chosen_by_the_bundled_policy() {
     if !require(Need::Root) {
         return;
     }
-    let scene = machine(machine(scene("mode = \"balanced\""), "one", "4 1"), "two", "4 2");
+    let scene = machine(machine(scene(""), "one", "4 1"), "two", "4 2");
     let names: Vec<String> = (0..16).map(|number| format!("part-{number}")).collect();
     let scene = names.iter().fold(scene, |scene, name| scene.derivation(name, part(name)));
     let scene = scene.derivation("all", Script::naming(names.iter().map(String::as_str)));
@@ -55,11 +45,12 @@ fn sixteen_builds_on_a_fresh_state_directory_are_all_chosen_by_the_bundled_polic
     );
 }
 
-fn forty(policy: &str) {
+#[test]
+fn forty_builds_are_distributed_over_four_machines_by_their_features() {
     if !require(Need::Root) {
         return;
     }
-    let scene = scene(policy);
+    let scene = scene("");
     let server = Sshd::start(&scene, "");
     let scene = scene.variable("NIX_SSHOPTS", &server.options());
     let scene = machine(scene, "plain", "2 1");
@@ -165,7 +156,7 @@ fn short_builds_stay_on_a_fast_local_machine_while_it_has_a_slot() {
     assert_eq!(announced(&ran), 0, "{}", ran.account());
     let reasons = record(&scene).decisions(Selection::Last(10)).unwrap();
     assert!(
-        reasons.iter().all(|decision| decision.reason.contains("this machine should have it done")),
+        reasons.iter().all(|decision| decision.reason.contains("this machine should finish it")),
         "{reasons:#?}"
     );
 

@@ -1,4 +1,4 @@
-//! [`super`]: a question a line, and what is true of every answer.
+//! A table of questions with their decisions, and what holds for every decision.
 
 use hookrun_sdk::builder_selection::Action;
 use proptest::prelude::*;
@@ -9,7 +9,7 @@ fn machine(uri: &str, slots: u32, load: u32, speed_factor: f64) -> Machine {
     Machine { uri: uri.to_owned(), slots, load, speed_factor, healthy: true, ..Machine::default() }
 }
 
-fn taking(expected: f64) -> Candidate {
+fn candidate(expected: f64) -> Candidate {
     Candidate {
         system: "x86_64-linux".to_owned(),
         expected_seconds: Some(expected),
@@ -17,11 +17,11 @@ fn taking(expected: f64) -> Candidate {
     }
 }
 
-fn here(able: bool, willing: bool, factor: Option<f64>) -> LocalMachine {
+fn local(able: bool, willing: bool, factor: Option<f64>) -> LocalMachine {
     LocalMachine { able, willing, slots: 4, speed_factor: factor, ..LocalMachine::default() }
 }
 
-fn told(candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> String {
+fn decision_on(candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> String {
     let Decision { action, reason, ask_again } =
         decide(&Options::default(), candidate, machines, local);
     let ask_again = ask_again.map(|within| format!(" [again in {within:?}]")).unwrap_or_default();
@@ -32,8 +32,8 @@ fn told(candidate: &Candidate, machines: &[Machine], local: &LocalMachine) -> St
 }
 
 #[test]
-fn reasons() {
-    let nowhere = here(false, false, None);
+fn decisions_are_explained() {
+    let nowhere = local(false, false, None);
     let idle = [machine("slow", 4, 0, 1.0), machine("fast", 4, 0, 4.0)];
     let equal = [machine("busier", 4, 2, 1.0), machine("emptier", 4, 1, 1.0)];
     let fast_full = [
@@ -54,7 +54,7 @@ fn reasons() {
     ];
     let kvm = Machine { supported_features: vec!["kvm".to_owned()], ..machine("kvm", 2, 1, 1.5) };
     let with_kvm = [machine("plain", 2, 0, 1.0), kvm.clone()];
-    let needs_kvm = Candidate { required_features: vec!["kvm".to_owned()], ..taking(60.0) };
+    let needs_kvm = Candidate { required_features: vec!["kvm".to_owned()], ..candidate(60.0) };
     let past = Some(PastBuilds { count: 5, median_seconds: 10.0 });
     let known =
         [Machine { past, ..machine("known", 2, 0, 1.0) }, machine("said-to-be-fast", 2, 0, 2.0)];
@@ -67,70 +67,103 @@ fn reasons() {
     let waits = |waiting| LocalMachine { waiting, ..nowhere.clone() };
     let known_here = LocalMachine {
         past: Some(PastBuilds { count: 1, median_seconds: 3.0 }),
-        ..here(true, true, Some(5.0))
+        ..local(true, true, Some(5.0))
     };
     let spoken_for = LocalMachine {
         details: vec![("running".to_owned(), "4".to_owned())],
-        ..here(true, true, Some(2.0))
+        ..local(true, true, Some(2.0))
     };
     let half_known = [machine("unknown", 2, 0, 1.0), far[1].clone(), far[0].clone()];
     let lines = [
-        ("the fast one", told(&taking(60.0), &idle, &nowhere)),
-        ("of equals the emptier", told(&taking(60.0), &equal, &nowhere)),
-        ("a short build takes what is free", told(&taking(4.0), &fast_full, &nowhere)),
-        ("a long one waits for the fast", told(&taking(600.0), &fast_full, &nowhere)),
-        ("unless many wait", told(&taking(600.0), &fast_full, &waits(200))),
-        ("all full", told(&taking(60.0), &all_full, &nowhere)),
-        ("all full, free here", told(&taking(60.0), &all_full, &here(true, true, None))),
-        ("large inputs stay near", told(&taking(20.0), &far, &nowhere)),
-        ("but not for a long build", told(&taking(3000.0), &far, &nowhere)),
-        ("the last slot with kvm is kept", told(&taking(60.0), &with_kvm, &nowhere)),
-        ("for those who need it", told(&needs_kvm, &[kvm], &nowhere)),
-        ("history beats the file", told(&taking(60.0), &known, &nowhere)),
-        ("failed lately", told(&taking(60.0), &failed, &nowhere)),
-        ("all failed lately", told(&taking(60.0), &failed[..1], &nowhere)),
+        ("two idle machines", decision_on(&candidate(60.0), &idle, &nowhere)),
+        ("equal machines, different load", decision_on(&candidate(60.0), &equal, &nowhere)),
         (
-            "all failed lately, free here",
-            told(&taking(60.0), &failed[..1], &here(true, true, None)),
+            "short build, the fast machine is full",
+            decision_on(&candidate(4.0), &fast_full, &nowhere),
         ),
-        ("faster here", told(&taking(60.0), &idle[..1], &here(true, true, Some(2.0)))),
-        ("faster here, as it was before", told(&Candidate::default(), &idle, &known_here)),
-        ("faster here, but all slots are spoken for", told(&taking(60.0), &idle[..1], &spoken_for)),
-        ("nothing known of one's inputs", told(&taking(20.0), &half_known, &nowhere)),
-        ("faster there", told(&taking(60.0), &idle, &here(true, true, Some(2.0)))),
-        ("faster here, but busy", told(&taking(60.0), &idle[..1], &here(true, false, Some(2.0)))),
-        ("no history", told(&Candidate::default(), &idle, &nowhere)),
-        ("a hint of time", told(&hinted("seconds", "600"), &idle, &nowhere)),
-        ("a hint of place", told(&hinted("machine", "slow"), &idle, &nowhere)),
-        ("a hint to stay", told(&hinted("local", ""), &idle, &here(true, false, None))),
-        ("a hint to stay where that cannot be", told(&hinted("local", ""), &idle, &nowhere)),
         (
-            "a download",
-            told(
+            "long build, the fast machine is full",
+            decision_on(&candidate(600.0), &fast_full, &nowhere),
+        ),
+        (
+            "long build, the fast machine is full, many builds wait",
+            decision_on(&candidate(600.0), &fast_full, &waits(200)),
+        ),
+        ("all full", decision_on(&candidate(60.0), &all_full, &nowhere)),
+        (
+            "all full, this machine is free",
+            decision_on(&candidate(60.0), &all_full, &local(true, true, None)),
+        ),
+        ("large inputs, short build", decision_on(&candidate(20.0), &far, &nowhere)),
+        ("large inputs, long build", decision_on(&candidate(3000.0), &far, &nowhere)),
+        ("last slot of a machine with kvm", decision_on(&candidate(60.0), &with_kvm, &nowhere)),
+        (
+            "last slot of a machine with kvm, kvm is required",
+            decision_on(&needs_kvm, &[kvm], &nowhere),
+        ),
+        ("history contradicts the speed factor", decision_on(&candidate(60.0), &known, &nowhere)),
+        ("one machine has failed", decision_on(&candidate(60.0), &failed, &nowhere)),
+        ("all machines have failed", decision_on(&candidate(60.0), &failed[..1], &nowhere)),
+        (
+            "all machines have failed, this machine is free",
+            decision_on(&candidate(60.0), &failed[..1], &local(true, true, None)),
+        ),
+        (
+            "this machine is faster",
+            decision_on(&candidate(60.0), &idle[..1], &local(true, true, Some(2.0))),
+        ),
+        (
+            "this machine is faster, known from history",
+            decision_on(&Candidate::default(), &idle, &known_here),
+        ),
+        (
+            "this machine is faster, all its slots are taken",
+            decision_on(&candidate(60.0), &idle[..1], &spoken_for),
+        ),
+        ("unknown inputs on one machine", decision_on(&candidate(20.0), &half_known, &nowhere)),
+        (
+            "another machine is faster",
+            decision_on(&candidate(60.0), &idle, &local(true, true, Some(2.0))),
+        ),
+        (
+            "this machine is faster, but busy",
+            decision_on(&candidate(60.0), &idle[..1], &local(true, false, Some(2.0))),
+        ),
+        ("no history", decision_on(&Candidate::default(), &idle, &nowhere)),
+        ("hint `seconds`", decision_on(&hinted("seconds", "600"), &idle, &nowhere)),
+        ("hint `machine`", decision_on(&hinted("machine", "slow"), &idle, &nowhere)),
+        ("hint `local`", decision_on(&hinted("local", ""), &idle, &local(true, false, None))),
+        (
+            "hint `local`, this machine cannot build it",
+            decision_on(&hinted("local", ""), &idle, &nowhere),
+        ),
+        (
+            "fixed output",
+            decision_on(
                 &Candidate { fixed_output: true, ..Candidate::default() },
                 &idle,
-                &here(true, true, None),
+                &local(true, true, None),
             ),
         ),
         (
             "preferLocalBuild",
-            told(
+            decision_on(
                 &Candidate { prefer_local: true, ..Candidate::default() },
                 &idle,
-                &here(true, false, None),
+                &local(true, false, None),
             ),
         ),
         (
             "builtin",
-            told(
+            decision_on(
                 &Candidate { builtin: true, ..Candidate::default() },
                 &idle,
-                &here(true, false, None),
+                &local(true, false, None),
             ),
         ),
     ];
     let text: Vec<String> =
-        lines.iter().map(|(what, told)| format!("{what}\n    {told}")).collect();
+        lines.iter().map(|(what, decision)| format!("{what}\n    {decision}")).collect();
     insta::assert_snapshot!(text.join("\n"));
 }
 
@@ -164,10 +197,10 @@ prop_compose! {
 }
 
 proptest! {
-    /// Whatever is asked: an answer that can be carried out, the same each time, with a reason; a
-    /// failed machine only where all have.
+    /// Every decision can be carried out, is the same each time and has a reason. A failed machine
+    /// is used only if all have failed.
     #[test]
-    fn every_answer_can_be_carried_out(
+    fn every_decision_can_be_carried_out(
         machines in prop::collection::vec(any_machine(), 1..9),
         expected in prop::option::of(0.0f64..1e5),
         able: bool,
@@ -196,7 +229,7 @@ proptest! {
                 }
             }
             Action::Local => prop_assert!(able && willing),
-            other => prop_assert!(false, "{:?}: this rule always has an opinion", other),
+            other => prop_assert!(false, "{:?}: this rule always decides", other),
         }
     }
 }
