@@ -17,6 +17,7 @@ use rusqlite::Connection;
 
 use super::{CapabilityError, PluginContext};
 use hookrun_config::Limit;
+use hookrun_nix::sqlite::{self, MigrationError};
 
 /// How long a commit waits for another process's commit. Both take well under a millisecond.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -324,22 +325,20 @@ fn write_file(path: &Path, changes: &[(String, Option<Vec<u8>>)]) -> rusqlite::R
     transaction.commit()
 }
 
-/// `user_version` is the format; a later one is refused by the next release instead of being
-/// guessed at.
-const FORMAT: i64 = 1;
+/// The migrations from each version to the next.
+const MIGRATIONS: [&str; 1] =
+    ["CREATE TABLE pairs (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID"];
 
 fn open(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open(path)?;
+    let mut connection = Connection::open(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    let format: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    if format > FORMAT {
-        let what =
-            format!("{} has format {format}, this hookrun reads up to {FORMAT}", path.display());
-        return Err(rusqlite::Error::InvalidPath(PathBuf::from(what)));
-    }
-    connection.execute_batch(&format!(
-        "CREATE TABLE IF NOT EXISTS pairs (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
-         PRAGMA user_version = {FORMAT};"
-    ))?;
+    sqlite::migrate(&mut connection, &MIGRATIONS).map_err(|error| match error {
+        MigrationError::Newer { version } => rusqlite::Error::InvalidPath(PathBuf::from(format!(
+            "{} has version {version}, and this hookrun knows up to {}",
+            path.display(),
+            MIGRATIONS.len()
+        ))),
+        MigrationError::Sqlite(error) => error,
+    })?;
     Ok(connection)
 }

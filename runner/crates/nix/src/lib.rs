@@ -10,7 +10,7 @@
 //!   plugin's run ended. [`selection`]: the question to a policy and its answer.
 //! * [`dirs`]: where files are. [`layout`]: their owners and modes. [`process`]: signals and file
 //!   descriptors. [`terminal`]: text from outside, made safe to show. [`exit_code`]: exit codes of
-//!   all commands. [`shared`]: strings and lists that many values hold.
+//!   all commands. [`shared`]: strings and lists that many values hold. [`sqlite`]: versions of databases.
 
 pub mod bounded;
 pub mod caller;
@@ -30,6 +30,7 @@ pub mod post_build;
 pub mod process;
 pub mod selection;
 pub mod shared;
+pub mod sqlite;
 pub mod store_uri;
 pub mod terminal;
 pub mod versions;

@@ -32,7 +32,8 @@ mod write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use hookrun_nix::sqlite::{self, MigrationError};
+use rusqlite::{Connection, OpenFlags};
 
 use super::private;
 
@@ -45,9 +46,8 @@ pub use write::Ended;
 
 /// The database's name in its directory.
 const FILE: &str = "builders.sqlite";
-/// What brings a database from version n to n + 1, in order.
-const MIGRATIONS: [&str; 3] =
-    [include_str!("schema-1.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
+/// The migrations from each version to the next.
+const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
 /// A session waits this long for another one's write, which takes well under a millisecond. Nix
 /// stands still meanwhile.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(500);
@@ -146,13 +146,12 @@ impl Record {
         connection
             .execute_batch("pragma journal_mode = wal; pragma synchronous = normal;")
             .map_err(failed)?;
-        let version = version(&connection).map_err(failed)?;
-        if version > MIGRATIONS.len() {
-            return Err(RecordError::Newer { path: path.to_owned(), version });
-        }
-        if version < MIGRATIONS.len() {
-            migrate(&mut connection).map_err(failed)?;
-        }
+        sqlite::migrate(&mut connection, &MIGRATIONS).map_err(|error| match error {
+            MigrationError::Newer { version } => {
+                RecordError::Newer { path: path.to_owned(), version }
+            }
+            MigrationError::Sqlite(error) => failed(error),
+        })?;
         Ok(Self { connection, path: path.to_owned() })
     }
 
@@ -177,10 +176,8 @@ impl Record {
             Err(error) => connect_read_only(&path, true).map_err(|_| failed(error))?,
             Ok(connection) => connection,
         };
-        match version(&connection).map_err(failed)? {
+        match sqlite::version(&connection).map_err(failed)? {
             0 => Ok(None),
-            // What an earlier release wrote is read as it is; the next session brings it up to
-            // date.
             version if version <= MIGRATIONS.len() => Ok(Some(Self { connection, path })),
             version => Err(RecordError::Newer { path, version }),
         }
@@ -205,25 +202,8 @@ fn connect_read_only(path: &Path, immutable: bool) -> Result<Connection, rusqlit
     let connection = Connection::open_with_flags(uri, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     // SQLite opens nothing before the first statement.
-    version(&connection)?;
+    sqlite::version(&connection)?;
     Ok(connection)
-}
-
-fn version(connection: &Connection) -> Result<usize, rusqlite::Error> {
-    connection
-        .query_row("pragma user_version", [], |row| row.get::<_, u32>(0))
-        .map(|version| version as usize)
-}
-
-/// Another session may be at the same: who comes second finds it done.
-fn migrate(connection: &mut Connection) -> Result<(), rusqlite::Error> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let known = version(&transaction)?;
-    for (number, migration) in (1_u32..).zip(MIGRATIONS).skip(known) {
-        transaction.execute_batch(migration)?;
-        transaction.pragma_update(None, "user_version", number)?;
-    }
-    transaction.commit()
 }
 
 fn is_damaged(error: &rusqlite::Error) -> bool {

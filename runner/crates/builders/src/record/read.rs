@@ -6,7 +6,7 @@ use rusqlite::{Row, params};
 
 use super::super::lease::Command;
 use super::rows::{BuildRow, DecisionRow, MachineHealth, Outcome, Past};
-use super::{Record, RecordError, version};
+use super::{Record, RecordError};
 use hookrun_nix::selection::PastBuilds;
 
 /// Past builds of one package name that are looked at, newest first: older ones tell of other
@@ -75,11 +75,9 @@ impl Record {
     pub fn builds(&self, selection: Selection<'_>) -> Result<Vec<BuildRow>, RecordError> {
         let (condition, limit, drv_path) = conditions(selection);
         let query = || -> Result<Vec<BuildRow>, rusqlite::Error> {
-            // The column that schema-3 adds: a reader does not bring a database up to date.
-            let features = if version(&self.connection)? < 3 { "null" } else { "features" };
             let mut statement = self.connection.prepare_cached(&format!(
                 "select id, drv_path, name, pname, system, command, machine, speed_factor, accepted_ms, waited_ms, started_ms, ended_ms,
-                 seconds, outcome, detail, input_bytes, moves, {features} from builds where {condition} order by id desc limit ?1"
+                 seconds, outcome, detail, input_bytes, moves, features from builds where {condition} order by id desc limit ?1"
             ))?;
             let rows = statement.query_map(params![limit, drv_path], build)?;
             rows.collect()

@@ -169,39 +169,3 @@ fn many_write_at_once() {
     });
     assert_eq!(Record::open(path).unwrap().builds(Selection::Last(u32::MAX)).unwrap().len(), 160);
 }
-
-#[test]
-fn what_an_earlier_release_wrote_is_read_and_brought_up_to_date() {
-    let directory = tempfile::tempdir().unwrap();
-    let old = rusqlite::Connection::open(directory.path().join(FILE)).unwrap();
-    old.execute_batch(&format!(
-        "pragma journal_mode = wal; {} {} pragma user_version = 2;",
-        MIGRATIONS[0], MIGRATIONS[1]
-    ))
-    .unwrap();
-    old.execute_batch(
-        "insert into builds (drv_path, name, pname, system, command, machine, speed_factor, accepted_ms)
-         values ('/s/a.drv', 'a', 'a', 'x86_64-linux', '1-1', 'ssh://m', 1, 1)",
-    )
-    .unwrap();
-    let features = |record: &Record| -> Vec<Vec<String>> {
-        record
-            .builds(Selection::Last(9))
-            .unwrap()
-            .into_iter()
-            .map(|build| build.required_features)
-            .collect()
-    };
-    assert_eq!(features(&Record::read(directory.path()).unwrap().unwrap()), [[""; 0]; 1]);
-    let record = Record::open(directory.path()).unwrap();
-    let candidate = Candidate { required_features: vec!["kvm".to_owned()], ..candidate("b") };
-    record
-        .begin_build(&NewBuild {
-            candidate: &candidate,
-            command: "1-1",
-            machine: "ssh://m",
-            accepted_ms: 2,
-        })
-        .unwrap();
-    assert_eq!(features(&record), [vec!["kvm".to_owned()], Vec::new()]);
-}

@@ -1,5 +1,4 @@
-//! The worker's database: events, tasks, attempts (SQLite, `schema-1.sql` and what
-//! comes after it).
+//! The worker's database: events, tasks, attempts (SQLite, `schema.sql`).
 //!
 //! Written by the one worker; `hookrun status` and `hookrun log` read it at the same time
 //! (write-ahead log). The worker may be killed at any instruction: an event's row and its tasks
@@ -36,8 +35,8 @@ pub use take::{Incoming, Share, Taken, Wanted};
 
 /// The database's name in [`Dirs::journal`](hookrun_nix::dirs::Dirs::journal).
 const FILE: &str = "journal.sqlite";
-/// What brings a database from version n to n + 1, in order.
-const MIGRATIONS: [&str; 2] = [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
+/// The migrations from each version to the next.
+const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
 /// How long a statement waits for another process's lock: readers never block the worker for long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -70,14 +69,6 @@ pub enum JournalError {
         /// Its `user_version`.
         version: usize,
     },
-    /// Written by an earlier release, and this process may not change it.
-    #[error("the journal {} has version {version}, of an earlier hookrun, and only a worker changes it; restart the worker that runs, or run `hookrun drain`", path.display())]
-    Older {
-        /// The database.
-        path: PathBuf,
-        /// Its `user_version`.
-        version: usize,
-    },
 }
 
 impl JournalError {
@@ -85,7 +76,7 @@ impl JournalError {
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Sqlite { error, .. } => open::is_damage(error),
-            Self::Io { .. } | Self::Newer { .. } | Self::Older { .. } => false,
+            Self::Io { .. } | Self::Newer { .. } => false,
         }
     }
 }

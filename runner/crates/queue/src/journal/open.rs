@@ -3,12 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags};
 
-use super::{BUSY_TIMEOUT, FILE, Journal, JournalError, MIGRATIONS, query, sql_count};
-use crate::lock::WorkerLock;
+use super::{BUSY_TIMEOUT, FILE, Journal, JournalError, MIGRATIONS, query};
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::Event;
+use hookrun_nix::sqlite::{self, MigrationError};
 
 /// A journal that could not be used any more, and what was left of it.
 #[derive(Debug, Default, PartialEq)]
@@ -99,28 +99,24 @@ impl Journal {
         let sqlite = |error| JournalError::Sqlite { path: path.clone(), error };
         let connection = Connection::open_with_flags(&path, flags).map_err(sqlite)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(sqlite)?;
-        let version = user_version(&connection).map_err(sqlite)?;
-        match version.cmp(&MIGRATIONS.len()) {
-            std::cmp::Ordering::Greater => Err(JournalError::Newer { path, version }),
-            // The worker has not got so far yet: it is as good as not there.
-            std::cmp::Ordering::Less if version == 0 => Ok(None),
-            std::cmp::Ordering::Less => {
-                drop(connection);
-                bring_up_to_date(dirs, &path, version)?;
-                Self::open_beside(dirs, flags)
-            }
-            std::cmp::Ordering::Equal => Ok(Some(Self { connection, path, inode: None })),
+        match sqlite::version(&connection).map_err(sqlite)? {
+            // The worker is about to create it.
+            0 => Ok(None),
+            version if version > MIGRATIONS.len() => Err(JournalError::Newer { path, version }),
+            _ => Ok(Some(Self { connection, path, inode: None })),
         }
     }
 
     fn open_checked(path: &Path) -> Result<Self, JournalError> {
         let sqlite = |error| JournalError::Sqlite { path: path.to_owned(), error };
         let mut connection = Connection::open(path).map_err(sqlite)?;
-        let version = prepare(&connection).map_err(sqlite)?;
-        if version > MIGRATIONS.len() {
-            return Err(JournalError::Newer { path: path.to_owned(), version });
-        }
-        migrate(&mut connection, version).map_err(sqlite)?;
+        prepare(&connection).map_err(sqlite)?;
+        sqlite::migrate(&mut connection, &MIGRATIONS).map_err(|error| match error {
+            MigrationError::Newer { version } => {
+                JournalError::Newer { path: path.to_owned(), version }
+            }
+            MigrationError::Sqlite(error) => sqlite(error),
+        })?;
         Ok(Self { connection, path: path.to_owned(), inode: inode(path) })
     }
 
@@ -148,21 +144,6 @@ impl Journal {
     pub fn salvage(&self) -> Vec<Event> {
         salvage(&self.connection)
     }
-}
-
-/// Brings the journal of an earlier release up to date, if no worker runs that would not know it
-/// any more and this user may.
-fn bring_up_to_date(dirs: &Dirs, path: &Path, version: usize) -> Result<(), JournalError> {
-    let older = || JournalError::Older { path: path.to_owned(), version };
-    let _lock = WorkerLock::take(&dirs.worker_lock()).map_err(|_| older())?;
-    Journal::open_checked(path).map(drop).map_err(|error| match error {
-        JournalError::Sqlite { error, .. }
-            if error.sqlite_error_code() == Some(rusqlite::ErrorCode::ReadOnly) =>
-        {
-            older()
-        }
-        other => other,
-    })
 }
 
 /// Device and number of a file.
@@ -215,8 +196,8 @@ fn salvage(connection: &Connection) -> Vec<Event> {
 /// every event goes there seldom.
 const CHECKPOINT_PAGES: u32 = 4096;
 
-/// Settings of every connection that writes, and the check; gives the version.
-fn prepare(connection: &Connection) -> rusqlite::Result<usize> {
+/// Configures a connection that writes, and checks the database.
+fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
@@ -227,22 +208,7 @@ fn prepare(connection: &Connection) -> rusqlite::Result<usize> {
         let error = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
         return Err(rusqlite::Error::SqliteFailure(error, Some(found)));
     }
-    user_version(connection)
-}
-
-fn migrate(connection: &mut Connection, version: usize) -> rusqlite::Result<()> {
-    for (number, migration) in MIGRATIONS.iter().enumerate().skip(version) {
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        transaction.execute_batch(migration)?;
-        transaction.pragma_update(None, "user_version", sql_count(number + 1))?;
-        transaction.commit()?;
-    }
     Ok(())
-}
-
-fn user_version(connection: &Connection) -> rusqlite::Result<usize> {
-    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    Ok(usize::try_from(version).unwrap_or(usize::MAX))
 }
 
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
