@@ -12,6 +12,7 @@ use super::{CliError, Context};
 use crate::supervise::supervisor::Supervisor;
 use hookrun_nix::event::now_ms;
 use hookrun_nix::exit_code::Exit;
+use hookrun_nix::outcome::Class;
 use hookrun_queue::journal::{Journal, Open};
 use hookrun_queue::lock::{self, LockError};
 use hookrun_queue::worker::{self, Mode, Notice, Options, Summary, WorkerError};
@@ -57,7 +58,7 @@ pub(super) struct WorkerArgs {
 struct Report<'a> {
     taken: u64,
     rejected: u64,
-    attempts: &'a std::collections::BTreeMap<&'static str, u64>,
+    attempts: &'a std::collections::BTreeMap<Class, u64>,
     waiting: u64,
     refused: u64,
     dead: u64,

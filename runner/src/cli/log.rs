@@ -8,7 +8,8 @@ use super::output::{self, Format, Style, printable, style_of, styled};
 use super::{CliError, Context, differences, since, state_dir};
 use hookrun_nix::event::Origin;
 use hookrun_nix::exit_code::Exit;
-use hookrun_queue::journal::{AttemptRow, EndedAs, LogFilter};
+use hookrun_nix::outcome::Class;
+use hookrun_queue::journal::{AttemptRow, EndedAs, LogFilter, TaskState};
 
 /// How often `--follow` looks for new attempts: soon enough for a person, and next to nothing for
 /// the machine.
@@ -80,7 +81,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         outcome: args.outcome.as_deref().map(|word| match word {
             "failed" => EndedAs::Failed,
             "dead" => EndedAs::Dead,
-            class => EndedAs::Class(class.to_owned()),
+            word => EndedAs::Class(Class::from_word(word).unwrap_or(Class::Unreadable)),
         }),
         since_ms: args.since,
         after: None,
@@ -126,7 +127,7 @@ fn text(rows: &[AttemptRow], verbose: bool, colours: bool) -> String {
             text,
             "{}  {}  {}  {}",
             styled(&output::time(row.end_ms), Style::Faint, colours),
-            styled(&row.class, style_of(&row.class), colours),
+            styled(row.class.as_str(), style_of(row.class.as_str()), colours),
             styled(&row.plugin, Style::Strong, colours),
             printable(&row.name),
         );
@@ -147,23 +148,23 @@ fn text(rows: &[AttemptRow], verbose: bool, colours: bool) -> String {
             let most = if verbose { usize::MAX } else { differences::SOME };
             text.push_str(&differences::text(evidence, most, colours));
         }
-        match (row.state.as_str(), row.not_before_ms) {
-            ("lost", _) if row.class == "lost" => {
+        match (row.state, row.not_before_ms) {
+            (TaskState::Lost, _) if row.class == Class::Lost => {
                 let _ = writeln!(text, "    lost");
             }
-            ("dead", _) if row.class != "done" => {
+            (TaskState::Dead, _) if row.class != Class::Done => {
                 let _ = writeln!(
                     text,
                     "    dead letter: not tried again, unless `hookrun queue retry` says so"
                 );
             }
-            ("refused", _) => {
+            (TaskState::Refused, _) => {
                 let _ = writeln!(
                     text,
                     "    kept; tried again when the configuration, a plugin or a secret changes, and every few minutes"
                 );
             }
-            ("waiting", Some(when)) => {
+            (TaskState::Waiting, Some(when)) => {
                 let _ = writeln!(text, "    next attempt at {}", output::time(when));
             }
             _ => {}

@@ -16,7 +16,7 @@ use hookrun_nix::event::{Event, HookEvent, Origin, now_ms};
 use hookrun_nix::exit_code::Exit;
 use hookrun_nix::layout::{Directory, Use};
 use hookrun_queue::journal::{
-    AttemptRow, Journal, LogFilter, Open, OpenBreaker, Selection, TaskRow,
+    AttemptRow, Journal, LogFilter, Open, OpenBreaker, Selection, TaskRow, TaskState,
 };
 use hookrun_queue::{lock, roots, spool};
 
@@ -63,7 +63,7 @@ impl Which {
             events: self.events.clone(),
             plugin: self.plugin.clone(),
             derivation: self.derivation.clone(),
-            states: if self.dead { vec!["dead", "lost"] } else { Vec::new() },
+            states: if self.dead { vec![TaskState::Dead, TaskState::Lost] } else { Vec::new() },
         }
     }
 }
@@ -149,7 +149,7 @@ fn list(context: &Context, args: &ListArgs) -> Result<Exit, CliError> {
         None => Vec::new(),
     };
     let ids = ShortIds::of(&tasks);
-    tasks.retain(|task| selection.has(task) && (args.all || task.state != "done"));
+    tasks.retain(|task| selection.has(task) && (args.all || task.state != TaskState::Done));
     match args.format {
         Format::Json => output::json(&tasks)?,
         Format::Text => output::print(&table(&tasks, &ids, output::colours()))?,
@@ -199,7 +199,7 @@ fn table(tasks: &[TaskRow], ids: &ShortIds, colours: bool) -> String {
     rows.extend(tasks.iter().map(|task| {
         vec![
             styled(ids.shown(&task.event), Style::Faint, colours),
-            styled(&state(task), style_of(&task.state), colours),
+            styled(&state(task), style_of(task.state.as_str()), colours),
             styled(&task.plugin, Style::Strong, colours),
             printable(&name(task)),
             task.attempts.to_string(),
@@ -220,11 +220,11 @@ fn name(task: &TaskRow) -> String {
 
 /// The state's word, with the time for what waits.
 fn state(task: &TaskRow) -> String {
-    match (task.state.as_str(), task.not_before_ms) {
-        ("waiting", Some(when)) if when > now_ms() => {
+    match (task.state, task.not_before_ms) {
+        (TaskState::Waiting, Some(when)) if when > now_ms() => {
             format!("waiting {}", output::duration(when - now_ms()))
         }
-        (state, _) => state.to_owned(),
+        (state, _) => state.to_string(),
     }
 }
 
@@ -279,10 +279,10 @@ fn text(id: &str, shown: &Shown, colours: bool) -> String {
         text.push_str(&differences::text(&diff.evidence, usize::MAX, colours));
     }
     for task in &shown.tasks {
-        let word = styled(&state(task), style_of(&task.state), colours);
+        let word = styled(&state(task), style_of(task.state.as_str()), colours);
         let _ = writeln!(text, "\n{}  {word}", styled(&task.plugin, Style::Strong, colours));
         for attempt in shown.attempts.iter().filter(|attempt| attempt.plugin == task.plugin) {
-            let class = styled(&attempt.class, style_of(&attempt.class), colours);
+            let class = styled(attempt.class.as_str(), style_of(attempt.class.as_str()), colours);
             let _ = writeln!(
                 text,
                 "  {}  attempt {}  {class}",
@@ -408,7 +408,7 @@ fn close_breakers(
     let mut closed = Vec::new();
     for OpenBreaker { plugin, .. } in journal.breakers().map_err(CliError::environment)? {
         let meant = selection.plugin.as_ref() == Some(&plugin)
-            || tasks.iter().any(|task| task.plugin == plugin && task.state != "done");
+            || tasks.iter().any(|task| task.plugin == plugin && task.state != TaskState::Done);
         if meant && journal.close_breaker(&plugin, now_ms()).map_err(CliError::environment)? {
             closed.push(plugin);
         }
@@ -566,7 +566,7 @@ mod tests {
             name: String::new(),
             drv_path: String::new(),
             plugin: String::new(),
-            state: String::new(),
+            state: TaskState::Due,
             attempts: 0,
             not_before_ms: None,
             class: None,

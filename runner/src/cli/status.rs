@@ -12,7 +12,7 @@ use super::{CliError, Context, sandbox, state_dir};
 use hookrun_nix::event::now_ms;
 use hookrun_nix::exit_code::Exit;
 use hookrun_nix::outcome::Transfer;
-use hookrun_queue::journal::{OpenBreaker, PluginCounts, PluginRecord, Roots, TaskRow};
+use hookrun_queue::journal::{OpenBreaker, PluginCounts, PluginRecord, Roots, TaskRow, TaskState};
 use hookrun_queue::worker::Running;
 use hookrun_queue::{health, lock, spool};
 
@@ -244,12 +244,13 @@ fn gather(context: &Context) -> Result<Status, CliError> {
             };
             status.plugins = counts.into_iter().map(with_record).collect();
             status.dead = journal
-                .tasks_in_state(&["dead", "lost"], SHOWN_DEAD)
+                .tasks_in_state(&[TaskState::Dead, TaskState::Lost], SHOWN_DEAD)
                 .map_err(CliError::environment)?;
             let oldest = status.plugins.iter().filter_map(|plugin| plugin.counts.oldest_ms).min();
             status.oldest_age_ms = oldest.map(|time| now.saturating_sub(time));
-            let refused =
-                journal.tasks_in_state(&["refused"], SHOWN_DEAD).map_err(CliError::environment)?;
+            let refused = journal
+                .tasks_in_state(&[TaskState::Refused], SHOWN_DEAD)
+                .map_err(CliError::environment)?;
             let mut messages: Vec<String> =
                 refused.into_iter().filter_map(|task| task.message).collect();
             messages.sort();
@@ -383,7 +384,7 @@ fn text(status: &Status, colours: bool) -> String {
             let _ = writeln!(
                 text,
                 "  {} {} on {}: {}",
-                styled(&task.state, Style::Bad, colours),
+                styled(task.state.as_str(), Style::Bad, colours),
                 task.plugin,
                 printable(&task.name),
                 printable(message)

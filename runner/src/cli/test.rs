@@ -132,7 +132,7 @@ pub(super) fn subject_error(error: SubjectError) -> CliError {
 
 fn show(run: &TestRun, limits: &Limits, colours: bool) -> String {
     let TestRun { hook, sample, report, effects } = run;
-    let class = report.outcome.class();
+    let class = report.outcome.class().as_str();
     let mut text = format!("\n{hook}: {sample}\n");
     let _ = writeln!(
         text,

@@ -460,7 +460,7 @@ mod tests {
         tell(&output, 7, report).await.unwrap();
         let word = frame::receive::<Word>(&mut receiver).await.unwrap();
         let Some(Word::Ended { id: 7, report }) = word else { panic!("{word:?}") };
-        assert_eq!(report.outcome.class(), "limit");
+        assert_eq!(report.outcome.class().as_str(), "limit");
         assert!(report.outcome.message().contains("lower `output-bytes`"));
     }
 }

@@ -25,7 +25,7 @@ async fn nanoseconds(want: &str) -> u128 {
         let (plugin, services) = sandbox.load("greedy", &table);
         for _ in 0..ROUNDS {
             let report = plugin.run_event(&services, &built(), 1).await;
-            assert_eq!(report.outcome.class(), "done", "{:?}", report.outcome);
+            assert_eq!(report.outcome.class().as_str(), "done", "{:?}", report.outcome);
             *fastest = report.usage.wall.min(*fastest);
         }
     }

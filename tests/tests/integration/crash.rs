@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::layout;
-use hookrun_queue::journal::{Journal, LogFilter};
+use hookrun_nix::outcome::Class;
+use hookrun_queue::journal::{Journal, LogFilter, TaskState};
 use hookrun_queue::spool;
 use hookrun_tests::guests;
 use hookrun_tests::lab::{Boundary, Point, Ran, Scene};
@@ -302,16 +303,16 @@ impl Storm {
         }
         assert!(self.scene.spooled().is_empty(), "nothing is left in the spool");
         let journal = Journal::open_read_only(&dirs).unwrap().unwrap();
-        let mut states: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut states: BTreeMap<String, Vec<TaskState>> = BTreeMap::new();
         for task in journal.tasks().unwrap() {
             states.entry(task.name).or_default().push(task.state);
         }
         let mut successes: BTreeMap<String, usize> = BTreeMap::new();
         let mut interrupted = 0;
         for attempt in journal.log(&LogFilter::default()).unwrap() {
-            match attempt.class.as_str() {
-                "done" => *successes.entry(attempt.name).or_default() += 1,
-                "interrupted" => interrupted += 1,
+            match attempt.class {
+                Class::Done => *successes.entry(attempt.name).or_default() += 1,
+                Class::Interrupted => interrupted += 1,
                 _ => panic!("an attempt ended badly: {attempt:?}"),
             }
         }
@@ -321,7 +322,7 @@ impl Storm {
             let name = name(*number);
             assert_eq!(
                 states.get(&name).map(Vec::as_slice),
-                Some(&["done".to_owned()][..]),
+                Some(&[TaskState::Done][..]),
                 "{name}: not once, or lost"
             );
             assert_eq!(
@@ -332,7 +333,7 @@ impl Storm {
         }
         let came = perhaps.iter().filter(|number| states.contains_key(&name(**number))).count();
         for (name, states) in &states {
-            assert_eq!(states.as_slice(), ["done"], "{name}");
+            assert_eq!(states.as_slice(), [TaskState::Done], "{name}");
         }
         let effects = effects(&self.scene.state_dir());
         for number in handed_over.iter() {

@@ -309,7 +309,7 @@ async fn streams_have_a_time_of_their_own() {
         Some(Duration::from_millis(1500)),
     )
     .await;
-    assert_eq!(slow.class(), "done", "{slow:?}");
+    assert_eq!(slow.class().as_str(), "done", "{slow:?}");
     let stuck = with_slow_store("want = \"upload\"", "stream-time = \"500ms\"", None).await;
     insta::assert_snapshot!(stuck.message(), @r#"plugin `x` reached its limit `stream-time` (500ms) in the host call `object-store.put-nar`; to allow more, write `stream-time = "1s"` under [plugins.x.limits]"#);
 }
@@ -353,7 +353,7 @@ async fn a_time_out_is_nobody_elses() {
     let work = async {
         for attempt in 1..=20 {
             let report = neighbour.run_event(&services, &event, attempt).await;
-            assert_eq!(report.outcome.class(), "done", "{:?}", report.outcome);
+            assert_eq!(report.outcome.class().as_str(), "done", "{:?}", report.outcome);
             tokio::time::sleep(Duration::from_millis(30)).await;
         }
     };
@@ -366,7 +366,7 @@ async fn a_time_out_is_nobody_elses() {
         (slept, " in the host call `wasi:io/poll.pollable.block`;"),
         (looped, "(300ms); to allow more"),
     ] {
-        assert_eq!(report.outcome.class(), "limit");
+        assert_eq!(report.outcome.class().as_str(), "limit");
         assert!(report.outcome.message().contains(call), "{:?}", report.outcome);
     }
 }

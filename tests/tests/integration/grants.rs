@@ -45,7 +45,7 @@ async fn what_the_metadata_does_not_want_is_refused_in_the_call() {
     let report = sandbox
         .run("faulty", "hooks = [\"post-build\"]\nconfig = { fault = \"unwanted\" }\ngrant = { mail = [\"default\"] }")
         .await;
-    assert_eq!(report.outcome.class(), "permanent");
+    assert_eq!(report.outcome.class().as_str(), "permanent");
     insta::assert_snapshot!(report.outcome.message(), @"plugin `x` may not use `mail`: its metadata does not ask for it; its author must add `mail` to the plugin's `wants`");
     assert_eq!(report.usage.denied.get("mail.send"), Some(&1));
 }

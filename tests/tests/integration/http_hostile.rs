@@ -134,7 +134,7 @@ async fn the_wall_time_of_the_run_ends_a_request() {
     let url = format!("http://127.0.0.1:{}/never", server.port());
     let rest = format!("[plugins.x.limits]\nwall-time = \"300ms\"\n{}", grant(&url, ""));
     let done = scene.run(&get(&url), &rest).await;
-    assert_eq!(done.report.outcome.class(), "limit", "{:?}", done.report);
+    assert_eq!(done.report.outcome.class().as_str(), "limit", "{:?}", done.report);
 }
 
 #[tokio::test]

@@ -143,7 +143,7 @@ async fn failures_come_back_as_said_and_keep_their_state() {
 async fn a_trap_discards_the_state_of_its_run() {
     let scene = Scene::new();
     let report = scene.fault("state-then-trap", "grant = { state = true }").await;
-    assert_eq!(report.outcome.class(), "trapped");
+    assert_eq!(report.outcome.class().as_str(), "trapped");
     assert!(
         report.log.iter().any(|line| line.message.contains("told to trap")),
         "{:?}",

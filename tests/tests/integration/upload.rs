@@ -233,7 +233,7 @@ fn a_write_that_is_forbidden_is_refused() {
         asked.starts_with("PUT ").then_some(Fault::Answer(403, "AccessDenied"))
     });
     let report = run(&scene, &event(&scene, "alpha"));
-    assert_eq!(report.outcome.class(), "refused", "{report:?}");
+    assert_eq!(report.outcome.class().as_str(), "refused", "{report:?}");
     assert!(!report.progress, "nothing was stored");
 }
 
@@ -281,7 +281,7 @@ fn an_answer_without_an_end_is_cut() {
         let scene = scene.derivation("large", Script::large(20 << 20));
         scene.build("large").expect_success();
         let report = run(&scene, &event(&scene, "large"));
-        assert_eq!(report.outcome.class(), class, "{report:?}");
+        assert_eq!(report.outcome.class().as_str(), class, "{report:?}");
         assert!(report.outcome.message().len() < 2000, "{}", report.outcome.message().len());
     }
 }
@@ -304,7 +304,11 @@ fn a_lost_answer_to_the_end_of_an_upload_loses_nothing() {
         let event = event(&scene, "large");
         for attempt in 1..attempts {
             let report = run(&scene, &event);
-            assert_eq!(report.outcome.class(), "transient", "attempt {attempt}: {report:?}");
+            assert_eq!(
+                report.outcome.class().as_str(),
+                "transient",
+                "attempt {attempt}: {report:?}"
+            );
         }
         expect_done(&run(&scene, &event), "uploaded 1 path (");
         assert!(completes.load(Ordering::SeqCst) >= attempts);
@@ -390,7 +394,7 @@ fn a_run_that_stored_something_and_failed_has_made_progress() {
     configure(&scene, "", &s3_store(&server, &scene, SECRET_ACCESS_KEY));
     scene.build("gamma").expect_success();
     let report = run(&scene, &event(&scene, "gamma"));
-    assert_eq!(report.outcome.class(), "transient", "{report:?}");
+    assert_eq!(report.outcome.class().as_str(), "transient", "{report:?}");
     assert!(report.outcome.message().starts_with("after 1 of 3 paths, "), "{report:?}");
     assert!(report.progress);
 }
@@ -492,7 +496,7 @@ fn a_cache_for_another_store_directory_is_refused() {
     std::fs::create_dir_all(&cache).unwrap();
     std::fs::write(cache.join("nix-cache-info"), "StoreDir: /gnu/store\n").unwrap();
     let report = run(&scene, &event(&scene, "alpha"));
-    assert_eq!(report.outcome.class(), "permanent", "{report:?}");
+    assert_eq!(report.outcome.class().as_str(), "permanent", "{report:?}");
     assert!(
         report.outcome.message().contains("its nix-cache-info says StoreDir `/gnu/store`"),
         "{report:?}"

@@ -19,7 +19,7 @@ async fn there_is_nothing_to_find() {
     let sandbox = Sandbox::new();
     let report =
         sandbox.run("greedy", &format!("config = {{ want = \"look-around\" }}\n{GRANT}")).await;
-    assert_eq!(report.outcome.class(), "done", "{:?}", report.outcome);
+    assert_eq!(report.outcome.class().as_str(), "done", "{:?}", report.outcome);
     insta::assert_snapshot!(report.outcome.message());
     assert!(report.usage.calls.contains_key("wasi:sockets/tcp-create-socket.create-tcp-socket"));
 }

@@ -225,7 +225,7 @@ impl LinkedPlugin {
         let fix = Limit::LogBytes.reached(self.name(), limits.get(Limit::LogBytes), None);
         let report =
             RunReport { usage, log: log.finish(&fix), progress, ..RunReport::from(outcome) };
-        tracing::debug!(plugin = self.name(), class = report.outcome.class(), wall = ?report.usage.wall, "run ended");
+        tracing::debug!(plugin = self.name(), class = %report.outcome.class(), wall = ?report.usage.wall, "run ended");
         (answer, report)
     }
 
@@ -384,7 +384,7 @@ mod tests {
             Outcome::Refused { message: format!("{reason}; then: no upload") }
         );
         let trapped = Outcome::Trapped { message: "unreachable".to_owned() };
-        assert_eq!(refused(trapped).class(), "refused");
+        assert_eq!(refused(trapped).class().as_str(), "refused");
         let done = Outcome::Done { message: "stored elsewhere".to_owned(), details: Vec::new() };
         assert_eq!(refused(done.clone()), done);
         let limit = Outcome::LimitReached { limit: "mails".to_owned(), message: String::new() };

@@ -54,17 +54,88 @@ pub enum Outcome {
     },
 }
 
-impl Outcome {
-    /// The class as one word for tables and programs.
-    pub const fn class(&self) -> &'static str {
+/// The class of an attempt: how its run ended, or that it did not end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Class {
+    /// [`Outcome::Done`].
+    Done,
+    /// [`Outcome::Failed`], and a retry may help.
+    Transient,
+    /// [`Outcome::Failed`], and a retry does not help.
+    Permanent,
+    /// [`Outcome::Trapped`].
+    Trapped,
+    /// [`Outcome::LimitReached`].
+    Limit,
+    /// [`Outcome::Refused`].
+    Refused,
+    /// [`Outcome::Lost`].
+    Lost,
+    /// The worker ended during the attempt.
+    Interrupted,
+    /// The event or the class in the journal cannot be read.
+    Unreadable,
+}
+
+impl Class {
+    /// All classes that an attempt can have.
+    pub const ALL: [Self; 9] = [
+        Self::Done,
+        Self::Transient,
+        Self::Permanent,
+        Self::Trapped,
+        Self::Limit,
+        Self::Refused,
+        Self::Lost,
+        Self::Interrupted,
+        Self::Unreadable,
+    ];
+
+    /// Returns the word for tables, programs and the journal.
+    pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Done { .. } => "done",
-            Self::Failed { transient: true, .. } => "transient",
-            Self::Failed { transient: false, .. } => "permanent",
-            Self::Trapped { .. } => "trapped",
-            Self::LimitReached { .. } => "limit",
-            Self::Lost { .. } => "lost",
-            Self::Refused { .. } => "refused",
+            Self::Done => "done",
+            Self::Transient => "transient",
+            Self::Permanent => "permanent",
+            Self::Trapped => "trapped",
+            Self::Limit => "limit",
+            Self::Refused => "refused",
+            Self::Lost => "lost",
+            Self::Interrupted => "interrupted",
+            Self::Unreadable => "unreadable",
+        }
+    }
+
+    /// Returns the class with this word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.as_str() == word)
+    }
+}
+
+impl std::fmt::Display for Class {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl rusqlite::ToSql for Class {
+    fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
+        Ok(self.as_str().into())
+    }
+}
+
+impl Outcome {
+    /// Returns the class.
+    pub const fn class(&self) -> Class {
+        match self {
+            Self::Done { .. } => Class::Done,
+            Self::Failed { transient: true, .. } => Class::Transient,
+            Self::Failed { transient: false, .. } => Class::Permanent,
+            Self::Trapped { .. } => Class::Trapped,
+            Self::LimitReached { .. } => Class::Limit,
+            Self::Lost { .. } => Class::Lost,
+            Self::Refused { .. } => Class::Refused,
         }
     }
 

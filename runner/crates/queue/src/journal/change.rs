@@ -8,7 +8,7 @@ use rusqlite::params;
 
 use super::query::TaskRow;
 use super::run::{end_event, unblock};
-use super::{Journal, JournalError, query, sql_count, sql_time};
+use super::{Journal, JournalError, TaskState, query, sql_count, sql_time};
 use hookrun_nix::event::Event;
 
 /// Which tasks are meant. All that is set has to hold.
@@ -21,7 +21,7 @@ pub struct Selection {
     /// Part of the derivation's name or store path.
     pub derivation: Option<String>,
     /// States; none: all.
-    pub states: Vec<&'static str>,
+    pub states: Vec<TaskState>,
 }
 
 impl Selection {
@@ -31,7 +31,7 @@ impl Selection {
         (events.is_empty() || events.iter().any(|event| task.event.starts_with(event.as_str())))
             && plugin.as_ref().is_none_or(|plugin| *plugin == task.plugin)
             && derivation.as_ref().is_none_or(|part| task.drv_path.contains(part.as_str()))
-            && (states.is_empty() || states.contains(&task.state.as_str()))
+            && (states.is_empty() || states.contains(&task.state))
     }
 }
 

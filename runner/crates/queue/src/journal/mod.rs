@@ -16,6 +16,7 @@ mod open;
 mod query;
 mod rooted;
 mod run;
+mod state;
 mod take;
 
 use std::path::PathBuf;
@@ -31,6 +32,7 @@ pub use query::{
 };
 pub use rooted::Roots;
 pub use run::{Attempt, Begun, Ended, Order, Task, Unreadable};
+pub use state::TaskState;
 pub use take::{Incoming, Share, Taken, Wanted};
 
 /// The database's name in [`Dirs::journal`](hookrun_nix::dirs::Dirs::journal).

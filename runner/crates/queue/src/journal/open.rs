@@ -135,7 +135,7 @@ impl Journal {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
             let connection = Connection::open_with_flags(&self.path, flags)?;
             connection.busy_timeout(BUSY_TIMEOUT)?;
-            user_version(&connection)
+            sqlite::version(&connection)
         };
         look().map(drop).map_err(|error| JournalError::Sqlite { path: self.path.clone(), error })
     }

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use rusqlite::types::ValueRef;
 use rusqlite::{Row, ToSql};
 
-use super::{FILE, Journal, JournalError, sql_count, sql_time};
+use super::{FILE, Journal, JournalError, TaskState, sql_count, sql_time};
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::{Event, HookEvent, now_ms};
 use hookrun_nix::evidence::Evidence;
-use hookrun_nix::outcome::{LogLine, Usage};
+use hookrun_nix::outcome::{Class, LogLine, Usage};
 
 /// The tasks of one plugin, counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
@@ -72,14 +72,14 @@ pub struct TaskRow {
     pub drv_path: String,
     /// The plugin's name.
     pub plugin: String,
-    /// `due`, `waiting`, `running`, `done`, `dead`, `lost` or `refused`.
-    pub state: String,
+    /// Its state.
+    pub state: TaskState,
     /// Attempts begun.
     pub attempts: u32,
     /// When it may run next.
     pub not_before_ms: Option<u64>,
     /// Class of the last attempt.
-    pub class: Option<String>,
+    pub class: Option<Class>,
     /// Sentence of the last attempt.
     pub message: Option<String>,
     /// When it last changed.
@@ -111,12 +111,12 @@ pub struct AttemptRow {
     pub start_ms: u64,
     /// When it ended.
     pub end_ms: u64,
-    /// `done`, `permanent`, `transient`, `trapped`, `limit`, `refused`, `lost` or `interrupted`.
-    pub class: String,
+    /// How it ended.
+    pub class: Class,
     /// Its sentence.
     pub message: String,
-    /// State of the task now, as in [`TaskRow::state`]; `dropped` if somebody removed it.
-    pub state: String,
+    /// The state of the task now.
+    pub state: TaskState,
     /// When the task may run again.
     pub not_before_ms: Option<u64>,
     /// What it used; none if it was interrupted.
@@ -131,8 +131,8 @@ pub struct AttemptRow {
 /// How an attempt that is asked for ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EndedAs {
-    /// With this class, such as `done`.
-    Class(String),
+    /// With this class.
+    Class(Class),
     /// With any class but `done`.
     Failed,
     /// Its task was given up, or is lost.
@@ -294,9 +294,10 @@ impl Journal {
     /// What SQLite says.
     pub fn tasks_in_state(
         &self,
-        states: &[&str],
+        states: &[TaskState],
         limit: usize,
     ) -> Result<Vec<TaskRow>, JournalError> {
+        let states: Vec<&str> = states.iter().map(|state| state.as_str()).collect();
         let states = format!("[\"{}\"]", states.join("\",\""));
         self.some_tasks(
             "WHERE state IN (SELECT value FROM json_each(?2)) ORDER BY updated_ms DESC, event LIMIT ?3",
@@ -326,10 +327,10 @@ impl Journal {
                     name: text(row, 2)?,
                     drv_path: text(row, 3)?,
                     plugin: text(row, 4)?,
-                    state: text(row, 5)?,
+                    state: TaskState::from_query(&text(row, 5)?),
                     attempts: number(row, 6)?,
                     not_before_ms: time(row, 7)?,
-                    class: optional_text(row, 8)?,
+                    class: optional_text(row, 8)?.map(|word| read_class(&word)),
                     message: optional_text(row, 9)?,
                     updated_ms: count(row, 10)?,
                     origin: text(row, 11)?,
@@ -370,7 +371,7 @@ impl Journal {
             let values: [&dyn ToSql; 9] =
                 [&now, derivation, plugin, &class, &since, &limit, &failed, &dead, after];
             let rows = statement.query_map(values, |row| {
-                let class = text(row, 8)?;
+                let class = read_class(&text(row, 8)?);
                 Ok(AttemptRow {
                     id: row.get(14)?,
                     event: text(row, 0)?,
@@ -382,10 +383,10 @@ impl Journal {
                     start_ms: count(row, 6)?,
                     end_ms: count(row, 7)?,
                     message: text(row, 9)?,
-                    state: text(row, 10)?,
+                    state: TaskState::from_query(&text(row, 10)?),
                     not_before_ms: time(row, 11)?,
                     // What cannot be read is not shown; the attempt is.
-                    usage: if class == "interrupted" { None } else { json(row, 12).ok() },
+                    usage: if class == Class::Interrupted { None } else { json(row, 12).ok() },
                     log: json(row, 13).unwrap_or_default(),
                     class,
                     origin: text(row, 15)?,
@@ -511,6 +512,11 @@ pub(super) fn bytes<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<&'a
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes,
         _ => &[],
     })
+}
+
+/// A damaged class is shown as unreadable.
+fn read_class(word: &str) -> Class {
+    Class::from_word(word).unwrap_or(Class::Unreadable)
 }
 
 pub(super) fn text(row: &Row<'_>, column: usize) -> rusqlite::Result<String> {

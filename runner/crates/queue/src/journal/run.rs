@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
+use super::state::Stored;
 use super::{Journal, JournalError, query, sql_count, sql_time};
 use crate::retry::Next;
 use hookrun_nix::event::Event;
@@ -410,12 +411,12 @@ fn finish(transaction: &Transaction<'_>, ended: &Ended<'_>) -> rusqlite::Result<
     let Ended { attempt, report, next, age_ms } = *ended;
     let Attempt { event, plugin, number, start_ms, end_ms } = attempt;
     let (state, not_before_ms, uncounted) = match next {
-        Next::Done => ("done", 0, 0),
-        Next::Dead => ("dead", 0, 0),
-        Next::Lost => ("lost", 0, 0),
-        Next::Refused { after } => ("refused", later(end_ms, after), 1),
-        Next::Retry { after } => ("pending", later(end_ms, after), 0),
-        Next::Again { after, .. } => ("pending", later(end_ms, after), 1),
+        Next::Done => (Stored::Done, 0, 0),
+        Next::Dead => (Stored::Dead, 0, 0),
+        Next::Lost => (Stored::Lost, 0, 0),
+        Next::Refused { after } => (Stored::Refused, later(end_ms, after), 1),
+        Next::Retry { after } => (Stored::Pending, later(end_ms, after), 0),
+        Next::Again { after, .. } => (Stored::Pending, later(end_ms, after), 1),
     };
     let json = |value: Result<String, serde_json::Error>| {
         value.map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))

@@ -5,7 +5,7 @@ use crate::retry::{Next, Uncounted};
 use crate::tests::{diff, post_build};
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::{Event, Origin};
-use hookrun_nix::outcome::{LogLine, Outcome, RunReport, Usage};
+use hookrun_nix::outcome::{Class, LogLine, Outcome, RunReport, Usage};
 
 struct Scene {
     dir: tempfile::TempDir,
@@ -149,7 +149,7 @@ fn filters_and_counts() {
         ["beta"]
     );
     assert_eq!(
-        names(LogFilter { outcome: Some(EndedAs::Class("done".into())), ..LogFilter::default() }),
+        names(LogFilter { outcome: Some(EndedAs::Class(Class::Done)), ..LogFilter::default() }),
         Vec::<String>::new()
     );
     assert_eq!(
@@ -171,7 +171,7 @@ fn filters_and_counts() {
     );
     let open = Open { waiting: 1, dead: 1, next_ms: Some(11_500), ..Open::default() };
     assert_eq!(scene.journal.open_tasks(3000).unwrap(), open);
-    let dead = scene.journal.tasks_in_state(&["dead"], 9).unwrap();
+    let dead = scene.journal.tasks_in_state(&[TaskState::Dead], 9).unwrap();
     assert_eq!((dead[0].name.as_str(), dead[0].message.as_deref()), ("beta", Some("no answer")));
     let reader = Journal::open_read_only(&scene.dirs).unwrap().unwrap();
     assert_eq!(reader.counts(3000).unwrap(), counts, "beside the worker");
@@ -213,7 +213,7 @@ fn a_worker_that_was_killed_costs_one_attempt() {
     let rows = scene
         .journal
         .log(&LogFilter {
-            outcome: Some(EndedAs::Class("interrupted".into())),
+            outcome: Some(EndedAs::Class(Class::Interrupted)),
             ..LogFilter::default()
         })
         .unwrap();
@@ -552,7 +552,7 @@ fn what_is_lost_is_a_state_of_its_own_and_can_be_tried_again() {
     let open = scene.journal.open_tasks(3000).unwrap();
     assert_eq!((open.lost, open.dead, open.failed()), (1, 0, true));
     let row = scene.journal.tasks().unwrap().remove(0);
-    assert_eq!((row.state.as_str(), row.class.as_deref()), ("lost", Some("lost")));
+    assert_eq!((row.state.as_str(), row.class), ("lost", Some(Class::Lost)));
     assert!(scene.journal.outputs_for("cache").unwrap().is_empty(), "`sync` may hand it over");
     assert!(scene.journal.revive(&event.id, "cache", 3000).unwrap());
     assert_eq!(scene.due("cache", 3000), ["a"]);

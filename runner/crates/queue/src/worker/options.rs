@@ -1,5 +1,6 @@
 //! How a worker works, and how it ended.
 
+use hookrun_nix::outcome::Class;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +49,7 @@ pub struct Summary {
     /// Spool files set aside.
     pub rejected: u64,
     /// Attempts by class.
-    pub attempts: BTreeMap<&'static str, u64>,
+    pub attempts: BTreeMap<Class, u64>,
     /// What is left.
     pub open: Open,
     /// Was the worker's program replaced while it ran?

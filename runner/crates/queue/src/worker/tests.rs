@@ -11,7 +11,7 @@ use crate::spool;
 use crate::tests::{diff, post_build};
 use hookrun_config::Retry;
 use hookrun_nix::event::{Event, HookKind};
-use hookrun_nix::outcome::Transfer;
+use hookrun_nix::outcome::{Class, Transfer};
 
 /// Plugins `cache` (post-build) and `mail` (diff), answering from a script.
 #[derive(Default)]
@@ -179,7 +179,7 @@ impl Scene {
         self.run(Mode::Spawned { idle_exit: Duration::ZERO }, std::future::pending())
     }
 
-    fn classes(&self) -> Vec<String> {
+    fn classes(&self) -> Vec<Class> {
         let journal = Journal::open_read_only(&self.dirs).unwrap().unwrap();
         journal.log(&LogFilter::default()).unwrap().into_iter().map(|row| row.class).collect()
     }
@@ -192,7 +192,10 @@ fn drains_what_is_there() {
         scene.put(&event);
     }
     let (summary, notices) = scene.run(Mode::Drain, std::future::pending());
-    assert_eq!((summary.taken, summary.attempts["done"], summary.open), (3, 3, Open::default()));
+    assert_eq!(
+        (summary.taken, summary.attempts[&Class::Done], summary.open),
+        (3, 3, Open::default())
+    );
     assert_eq!(spool::depth(&scene.dirs), 0);
     assert_eq!(notices.len(), 9, "took, began, ended: {notices:?}");
     assert!(notices.contains(&"cache on a: attempt 1 done: done".to_owned()));
@@ -205,7 +208,7 @@ fn failures_are_retried_and_then_given_up() {
     let scene = Scene::new((0..4).map(|_| Answer::Outcome(transient())));
     scene.put(&post_build("a"));
     let (summary, notices) = scene.run_until_idle();
-    assert_eq!(scene.classes(), ["transient"; 4]);
+    assert_eq!(scene.classes(), [Class::Transient; 4]);
     assert_eq!((summary.open.dead, summary.open.waiting), (1, 0));
     assert_eq!(notices.last().unwrap(), "cache on a: attempt 4 transient: no answer; given up");
 }
@@ -229,7 +232,7 @@ fn a_panic_is_a_trap_and_the_others_go_on() {
     scene.put(&post_build("a"));
     scene.put(&diff("b"));
     let (summary, _) = scene.run_until_idle();
-    assert_eq!(summary.attempts, BTreeMap::from([("done", 1), ("trapped", 3)]));
+    assert_eq!(summary.attempts, BTreeMap::from([(Class::Done, 1), (Class::Trapped, 3)]));
     assert_eq!(summary.open.dead, 1);
 }
 
@@ -243,7 +246,7 @@ fn refused_tasks_keep_their_roots_and_run_when_the_next_worker_starts() {
     let (summary, _) = scene.run(Mode::Drain, std::future::pending());
     assert_eq!((summary.open.refused, roots::count(&event.nix.state)), (1, 1));
     let (summary, _) = scene.run_until_idle();
-    assert_eq!((summary.attempts["done"], roots::count(&event.nix.state)), (1, 0));
+    assert_eq!((summary.attempts[&Class::Done], roots::count(&event.nix.state)), (1, 0));
 }
 
 #[test]
@@ -255,7 +258,7 @@ fn refused_tasks_are_tried_one_at_a_time_until_one_is_not() {
         scene.put(&post_build(name));
     }
     let (summary, notices) = scene.run_until_idle();
-    assert_eq!(summary.attempts, BTreeMap::from([("done", 3), ("refused", 8)]));
+    assert_eq!(summary.attempts, BTreeMap::from([(Class::Done, 3), (Class::Refused, 8)]));
     assert_eq!(summary.open, Open::default());
     let ran = scene.script.ran.lock().unwrap();
     let tried: Vec<&str> = ran[3..8].iter().map(|(_, name, _)| name.as_str()).collect();
@@ -272,7 +275,7 @@ fn attempts_that_made_progress_are_not_counted() {
     let scene = Scene::new((0..20).map(|_| Answer::Progress(transient())));
     scene.put(&post_build("a"));
     let (summary, notices) = scene.run_until_idle();
-    assert_eq!(summary.attempts, BTreeMap::from([("done", 1), ("transient", 20)]));
+    assert_eq!(summary.attempts, BTreeMap::from([(Class::Done, 1), (Class::Transient, 20)]));
     assert!(notices.iter().any(|notice| notice.contains("not counted: a part is done")));
     assert!(!notices.iter().any(|notice| notice.contains("seems to be down")), "{notices:?}");
 }
@@ -290,7 +293,7 @@ fn asked_to_stop_it_gives_back_what_does_not_end() {
     let (summary, _) = scene.run(Mode::Daemon, stop);
     assert_eq!((summary.open.due, summary.open.running), (1, 0));
     let (summary, _) = scene.run(Mode::Drain, std::future::pending());
-    assert_eq!(summary.attempts, BTreeMap::from([("done", 1)]));
+    assert_eq!(summary.attempts, BTreeMap::from([(Class::Done, 1)]));
     assert_eq!(
         scene.script.ran.lock().unwrap().last().unwrap().2,
         1,
@@ -325,7 +328,7 @@ fn an_event_that_comes_while_it_runs_is_taken() {
         }
     };
     let (summary, _) = scene.run(Mode::Daemon, stop);
-    assert_eq!(summary.attempts, BTreeMap::from([("done", 1)]));
+    assert_eq!(summary.attempts, BTreeMap::from([(Class::Done, 1)]));
 }
 
 #[test]
@@ -406,7 +409,7 @@ fn an_event_that_cannot_be_read_is_lost_and_the_others_run() {
     drop(journal);
     scene.put(&post_build("good"));
     let (summary, notices) = scene.run(Mode::Drain, std::future::pending());
-    assert_eq!((summary.attempts["done"], summary.open.lost), (1, 1));
+    assert_eq!((summary.attempts[&Class::Done], summary.open.lost), (1, 1));
     assert!(
         notices.iter().any(|notice| notice.contains("its event cannot be read (")),
         "{notices:?}"
