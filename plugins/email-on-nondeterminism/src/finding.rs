@@ -103,10 +103,7 @@ impl Finding {
             hash.update(kind);
             hash.update([0]);
         }
-        hash.finalize()
-            .iter()
-            .take(16)
-            .fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
+        format!("{:.32x}", hash.finalize())
     }
 }
 

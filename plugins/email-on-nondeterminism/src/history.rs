@@ -66,7 +66,7 @@ pub enum Reason {
         unmailed: u64,
     },
     /// Nothing is remembered: no `state` grant.
-    Forgetful,
+    NoState,
 }
 
 /// Decides about `finding`, given what is known.

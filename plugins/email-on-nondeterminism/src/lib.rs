@@ -3,25 +3,25 @@
 //! The host calls it for each event of the diff hook. [`mod@finding`] is what the hook found,
 //! [`history`] decides whether there is anything new to say, [`groups`] puts files together by what
 //! their differences look like ([`cause`]), [`report`] says it, [`text`] and [`html`] lay it out,
-//! [`react`] joins these. All of it is plain Rust, tested without a host; only
+//! [`handle`] joins these. All of it is plain Rust, tested without a host; only
 //! this file knows the SDK.
 
 pub mod cause;
 pub mod finding;
+pub mod format;
 pub mod groups;
+pub mod handle;
 pub mod history;
 pub mod html;
-pub mod react;
 pub mod report;
 pub mod settings;
-pub mod shown;
 pub mod text;
 pub mod value;
 
 use hookrun_sdk::{Diff, Error, Failure, Outcome, Want, Wants, diff, mail, state};
 
 use finding::{Difference, Finding};
-use react::{Mail, Memory, Post};
+use handle::{Mail, Mailer, Memory};
 use settings::Settings;
 
 struct EmailOnNondeterminism;
@@ -29,7 +29,7 @@ struct EmailOnNondeterminism;
 impl Diff for EmailOnNondeterminism {
     fn handle(event: diff::Event) -> Result<Outcome, Failure> {
         let settings = Settings::parse(&hookrun_sdk::config_json()).map_err(Failure::permanent)?;
-        react::react(&finding(event), &settings, &Host, &Host)
+        handle::handle(&finding(event), &settings, &Host, &Host)
     }
 }
 
@@ -58,7 +58,7 @@ impl Memory for Host {
     }
 }
 
-impl Post for Host {
+impl Mailer for Host {
     fn send(&self, transport: &str, to: &[String], mail: &Mail) -> Result<mail::Sent, Error> {
         let Mail { subject, text, html, headers, identity, in_reply_to } = mail.clone();
         mail::send(

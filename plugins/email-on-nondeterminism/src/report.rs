@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crate::cause::{self, Cause};
 use crate::finding::{Difference, Finding};
+use crate::format::{counted, duration, number, shell_word, size, time, visible};
 use crate::groups::{Group, Kind, groups};
 use crate::history::Reason;
-use crate::shown::{counted, duration, number, shell_word, size, time, visible};
 use crate::value::{Row, Value, rows};
 
 /// Longest name, word or sentence of a build in a mail, in characters.
@@ -308,7 +308,7 @@ fn extent_of_all(finding: &Finding) -> Option<String> {
 
 fn note(reason: &Reason) -> Option<String> {
     match reason {
-        Reason::First | Reason::Forgetful => None,
+        Reason::First | Reason::NoState => None,
         Reason::Changed => Some(
             "It differs in other files, or in another way, than in the mail before.".to_owned(),
         ),
@@ -469,7 +469,7 @@ fn caveats(finding: &Finding) -> Vec<String> {
 
 fn footer(reason: &Reason, repeat_after: Duration) -> String {
     let repeat = match reason {
-        Reason::Forgetful => {
+        Reason::NoState => {
             "Each finding is mailed; with `state = true` in the plugin's grant, the same finding is mailed once.".to_owned()
         }
         _ if repeat_after.is_zero() => "Each finding is mailed; `repeat-after` sets a pause.".to_owned(),

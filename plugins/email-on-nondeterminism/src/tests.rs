@@ -7,8 +7,8 @@ use hookrun_sdk::{Error, ErrorKind};
 use proptest::prelude::*;
 
 use crate::finding::{Difference, Finding, package_name};
+use crate::handle::{Mail, Mailer, Memory, compose, handle};
 use crate::history::Reason;
-use crate::react::{Mail, Memory, Post, compose, react};
 use crate::settings::Settings;
 
 fn settings() -> Settings {
@@ -158,16 +158,16 @@ fn commands_are_never_cut() {
 #[test]
 fn a_package_that_was_changed_and_still_differs_is_mailed_again() {
     let host = Host::default();
-    host.react(&later(0, "a"));
+    host.handle(&later(0, "a"));
     let repaired = Finding {
         drv_path: "/nix/store/cvar8nqq71gb8af77ichz56mh6f9hd65-hello-2.12.drv".into(),
         ..later(1, "b")
     };
-    host.react(&repaired);
+    host.handle(&repaired);
     assert_eq!(host.sent(), 2);
     let note = "The derivation has changed since the mail before";
     assert!(host.sent.borrow()[1].text.contains(note), "{}", host.sent.borrow()[1].text);
-    host.react(&Finding { id: "c".into(), ..repaired });
+    host.handle(&Finding { id: "c".into(), ..repaired });
     assert_eq!(host.sent(), 2, "known now");
 }
 
@@ -225,7 +225,7 @@ impl Memory for Host {
     }
 }
 
-impl Post for Host {
+impl Mailer for Host {
     fn send(&self, transport: &str, to: &[String], mail: &Mail) -> Result<Sent, Error> {
         assert_eq!((transport, to), ("default", &["builds@example.org".to_owned()][..]));
         if self.mail_fails.get() {
@@ -240,8 +240,8 @@ impl Post for Host {
 }
 
 impl Host {
-    fn react(&self, finding: &Finding) -> String {
-        react(finding, &settings(), self, self)
+    fn handle(&self, finding: &Finding) -> String {
+        handle(finding, &settings(), self, self)
             .map_or_else(|failure| failure.message, |outcome| outcome.message)
     }
     fn sent(&self) -> usize {
@@ -258,12 +258,12 @@ fn later(days: u64, id: &str) -> Finding {
 fn a_story_with_state() {
     let host = Host::default();
     let said = [
-        host.react(&later(0, "a")),
-        host.react(&later(0, "a")),
-        host.react(&later(1, "b")),
-        host.react(&later(7, "c")),
-        host.react(&Finding { differences: Vec::new(), ..later(8, "d") }),
-        host.react(&Finding { name: "hello-2.13".into(), ..later(9, "e") }),
+        host.handle(&later(0, "a")),
+        host.handle(&later(0, "a")),
+        host.handle(&later(1, "b")),
+        host.handle(&later(7, "c")),
+        host.handle(&Finding { differences: Vec::new(), ..later(8, "d") }),
+        host.handle(&Finding { name: "hello-2.13".into(), ..later(9, "e") }),
     ];
     insta::assert_snapshot!(said.join("\n"));
     let threads: Vec<_> = host
@@ -287,8 +287,8 @@ fn a_story_with_state() {
 #[test]
 fn without_state_each_finding_is_mailed() {
     let host = Host { no_state: true, ..Host::default() };
-    host.react(&later(0, "a"));
-    host.react(&later(0, "b"));
+    host.handle(&later(0, "a"));
+    host.handle(&later(0, "b"));
     assert_eq!(host.sent(), 2);
     assert!(host.sent.borrow()[0].text.contains("with `state = true`"));
 }
@@ -297,20 +297,20 @@ fn without_state_each_finding_is_mailed() {
 fn a_mail_that_fails_is_not_remembered() {
     let host = Host::default();
     host.mail_fails.set(true);
-    assert_eq!(host.react(&later(0, "a")), "it is Transient");
+    assert_eq!(host.handle(&later(0, "a")), "it is Transient");
     host.mail_fails.set(false);
-    host.react(&later(0, "a"));
+    host.handle(&later(0, "a"));
     assert_eq!(host.sent(), 1);
 }
 
 #[test]
 fn a_full_store_makes_room() {
     let host = Host::default();
-    host.react(&Finding { name: "old-1".into(), ..later(0, "a") });
+    host.handle(&Finding { name: "old-1".into(), ..later(0, "a") });
     host.room.set(Some(2));
     // The record of old-1 is older than `repeat-after`; there is no room for another thread.
     assert_eq!(
-        host.react(&Finding { name: "new-1".into(), ..later(30, "b") }),
+        host.handle(&Finding { name: "new-1".into(), ..later(30, "b") }),
         "mailed 1 recipient about new-1 (out), and could not remember it: it is Limit"
     );
     assert!(
@@ -324,7 +324,7 @@ fn a_full_store_makes_room() {
 fn an_odd_record_counts_as_none() {
     let host = Host::default();
     host.set("output/hello-2.12/out", b"{").unwrap();
-    host.react(&finding());
+    host.handle(&finding());
     assert_eq!(host.sent(), 1);
 }
 
@@ -374,7 +374,7 @@ proptest! {
 
 #[test]
 fn durations_are_short() {
-    assert_eq!(crate::shown::duration(Duration::from_hours(7 * 24)), "7 days");
+    assert_eq!(crate::format::duration(Duration::from_hours(7 * 24)), "7 days");
 }
 
 fn refusal_of(recipient: &str, transient: bool, reason: &str) -> Refusal {
@@ -386,14 +386,14 @@ fn a_recipient_that_is_refused_for_now_is_tried_again_and_the_others_are_not_tol
     let host = Host::default();
     host.refused.replace(vec![refusal_of("b@example.org", true, "450 greylisted")]);
     assert_eq!(
-        host.react(&later(0, "a")),
+        host.handle(&later(0, "a")),
         "mailed 0 of 1 recipient about hello-2.12 (out); refused: b@example.org (450 greylisted); \
          those that were refused for now are tried again"
     );
     host.refused.replace(Vec::new());
-    host.react(&later(0, "a"));
+    host.handle(&later(0, "a"));
     assert_eq!(host.sent(), 2, "the host knows who has it");
-    host.react(&later(0, "a"));
+    host.handle(&later(0, "a"));
     assert_eq!(host.sent(), 2);
 }
 
@@ -402,9 +402,9 @@ fn a_recipient_that_is_refused_for_good_is_named() {
     let host = Host::default();
     host.refused.replace(vec![refusal_of("gone@example.org", false, "550 no such user")]);
     assert_eq!(
-        host.react(&later(0, "a")),
+        host.handle(&later(0, "a")),
         "mailed 0 of 1 recipient about hello-2.12 (out); refused: gone@example.org (550 no such user)"
     );
-    host.react(&later(0, "a"));
+    host.handle(&later(0, "a"));
     assert_eq!(host.sent(), 1);
 }

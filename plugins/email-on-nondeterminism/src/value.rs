@@ -1,7 +1,7 @@
 //! The two values of a difference, taken apart: lines of text or rows of bytes, with the part that
 //! differs marked. Pure.
 
-use crate::shown::visible;
+use crate::format::visible;
 
 /// Longest line that is shown, in characters.
 const MAX_LINE: usize = 260;

@@ -88,7 +88,8 @@ fn base(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// The owner of a process.
+/// Returns the name of the user that owns a process. Reads /etc/passwd itself: a name service could
+/// block, and Nix is blocked meanwhile.
 fn user_of(pid: i32) -> Option<String> {
     let uid = std::fs::metadata(format!("/proc/{pid}")).ok()?.uid();
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();

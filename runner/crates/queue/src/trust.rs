@@ -1,14 +1,13 @@
-//! Whose spool files are believed, and what they may say.
+//! Decides whose spool files are accepted, and for which events.
 //!
-//! In a system installation anybody may add a file to the spool, since build users must. So the
-//! worker believes a file by its owner's uid, which the kernel wrote: root and the worker's own
-//! user may say anything that Nix says; a build user may only say that two builds differ, of a
-//! store that the worker itself knows. Others are not believed. A build user is a member of Nix's
+//! In a system installation every user may add a file to the spool, since build users must. The
+//! worker therefore decides by the file's owner, which the kernel recorded. Root and the worker's
+//! own user may report every event. A build user may only report that two builds differ, for the
+//! store that the worker itself uses. Files of other users are rejected. A build user is a member of Nix's
 //! `build-users-group` (`nixbld`), a file of that group (its builders and hooks run with it as
 //! their group), or a uid of `auto-allocate-uids`.
 
 use std::collections::BTreeSet;
-use std::ffi::{CStr, CString};
 use std::path::Path;
 
 use hookrun_nix::event::{Event, HookEvent, NixDirs};
@@ -20,7 +19,7 @@ const DEFAULT_GROUP: &str = "nixbld";
 /// on, `globals.hh`).
 const AUTO_ALLOCATED: std::ops::Range<u32> = 0x3400_0000..(0x3400_0000 + 128 * 65536);
 
-/// How far a file's owner is believed.
+/// The trust in a file's owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
     /// Root, or the worker's own user.
@@ -29,7 +28,7 @@ pub enum Owner {
     BuildUser,
 }
 
-/// Who is believed.
+/// The users whose files are accepted.
 #[derive(Debug, Clone)]
 pub struct Trust {
     own: u32,
@@ -39,14 +38,13 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// What holds for a worker in this process's environment.
+    /// Reads the users and directories from this process's environment and nix.conf.
     pub fn from_env() -> Self {
         let nix = NixDirs::from_env();
         let group = build_users_group(
             &std::fs::read_to_string(nix.conf.join("nix.conf")).unwrap_or_default(),
         );
-        let (build_group, build_users) =
-            CString::new(group).ok().and_then(|group| members(&group)).unzip();
+        let (build_group, build_users) = members(&group).unzip();
         Self {
             own: rustix::process::geteuid().as_raw(),
             build_users: build_users.unwrap_or_default(),
@@ -55,7 +53,7 @@ impl Trust {
         }
     }
 
-    /// Root, the worker's user and the build users.
+    /// Returns root, the worker's user and the build users.
     pub fn uids(&self) -> impl Iterator<Item = u32> {
         let own: BTreeSet<u32> = [0, self.own].into();
         own.into_iter().chain(
@@ -63,10 +61,10 @@ impl Trust {
         )
     }
 
-    /// How far the owner of a file is believed.
+    /// Returns the trust in the owner of a file.
     ///
     /// # Errors
-    /// If it is not.
+    /// The owner's files are rejected.
     pub fn owner(&self, uid: u32, gid: u32) -> Result<Owner, String> {
         if uid == 0 || uid == self.own {
             Ok(Owner::Trusted)
@@ -82,21 +80,21 @@ impl Trust {
         }
     }
 
-    /// May such an owner hand over this event, and is it one that Nix can have caused?
+    /// Checks that this owner may report this event, and that Nix can have caused it.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The event is rejected, for the returned reason.
     pub fn admit(&self, owner: Owner, event: &Event) -> Result<(), String> {
         check_shape(event)?;
         if owner == Owner::Trusted {
             return Ok(());
         }
         if !matches!(event.hook, HookEvent::Diff(_)) {
-            return Err("a build user may hand over events of the diff hook only".into());
+            return Err("a build user may only report events of the diff hook".into());
         }
         if event.nix != self.nix {
             return Err(format!(
-                "it speaks of a Nix with {}, and a build user may only of {}; set NIX_STORE_DIR and its like for the worker too",
+                "it names the Nix directories {}; a build user may only report events for {}; set NIX_STORE_DIR, NIX_STATE_DIR and NIX_CONF_DIR for the worker as well",
                 show(&event.nix),
                 show(&self.nix),
             ));
@@ -105,13 +103,12 @@ impl Trust {
     }
 }
 
-/// Is everything in it where it has to be? File names are made of the id, and plugins are given the
-/// paths.
+/// Checks the id and all paths of an event: file names contain the id, and plugins get the paths.
 fn check_shape(event: &Event) -> Result<(), String> {
     if event.id.len() != 36
         || !event.id.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
     {
-        return Err("its id is no UUID".into());
+        return Err("its id is not a UUID".into());
     }
     let NixDirs { store, state, conf, real_store } = &event.nix;
     for directory in [store, state, conf].into_iter().chain(real_store) {
@@ -119,7 +116,7 @@ fn check_shape(event: &Event) -> Result<(), String> {
             path.components().all(|part| !matches!(part, std::path::Component::ParentDir))
         };
         if !directory.is_absolute() || !plain(directory) {
-            return Err(format!("`{}` is no absolute path", directory.display()));
+            return Err(format!("`{}` is not an absolute path without `..`", directory.display()));
         }
     }
     let store = event.nix.store.to_string_lossy();
@@ -132,10 +129,10 @@ fn check_shape(event: &Event) -> Result<(), String> {
     if let Some(path) =
         paths.into_iter().chain([event.drv_path()]).find(|path| !is_store_path(&store, path))
     {
-        return Err(format!("`{}` is no store path below {store}", path.escape_debug()));
+        return Err(format!("`{}` is not a store path below {store}", path.escape_debug()));
     }
     if Path::new(event.drv_path()).extension().is_none_or(|extension| extension != "drv") {
-        return Err(format!("`{}` is no derivation", event.drv_path()));
+        return Err(format!("`{}` is not a derivation", event.drv_path()));
     }
     Ok(())
 }
@@ -144,7 +141,8 @@ fn show(dirs: &NixDirs) -> String {
     format!("{}, {} and {}", dirs.store.display(), dirs.state.display(), dirs.conf.display())
 }
 
-/// The value of `build-users-group` in the text of a nix.conf; empty if builds have no users.
+/// Returns the value of `build-users-group` in the text of a nix.conf; empty if there are no build
+/// users.
 fn build_users_group(conf: &str) -> String {
     let mut values = conf.lines().filter_map(|line| {
         let (key, value) = line.split('#').next()?.split_once('=')?;
@@ -153,25 +151,12 @@ fn build_users_group(conf: &str) -> String {
     values.next_back().unwrap_or_else(|| DEFAULT_GROUP.to_owned())
 }
 
-/// The gid of a group and the uids of its members; none if there is no such group.
-fn members(group: &CStr) -> Option<(u32, BTreeSet<u32>)> {
-    // SAFETY: `group` is a C string. The worker asks once, at its start, before it has other
-    // threads, so nothing else writes to the static memory that getgrnam and getpwnam give out; the
-    // names are copied before getpwnam is called.
-    let (gid, names) = unsafe {
-        let entry = libc::getgrnam(group.as_ptr()).as_ref()?;
-        let mut names = Vec::new();
-        let mut member = entry.gr_mem;
-        while let Some(name) = member.as_ref().filter(|name| !name.is_null()) {
-            names.push(CStr::from_ptr(*name).to_owned());
-            member = member.add(1);
-        }
-        (entry.gr_gid, names)
-    };
-    // SAFETY: as above; `name` is a C string, and the uid is copied out at once.
-    let uid =
-        |name: CString| unsafe { libc::getpwnam(name.as_ptr()).as_ref().map(|user| user.pw_uid) };
-    Some((gid, names.into_iter().filter_map(uid).collect()))
+/// Returns the gid of a group and the uids of its members.
+fn members(group: &str) -> Option<(u32, BTreeSet<u32>)> {
+    use uzers::os::unix::GroupExt as _;
+    let group = uzers::get_group_by_name(group)?;
+    let users = group.members().iter().filter_map(uzers::get_user_by_name);
+    Some((group.gid(), users.map(|user| user.uid()).collect()))
 }
 
 #[cfg(test)]
@@ -191,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn owners() {
+    fn owners_are_trusted_by_uid_and_gid() {
         let trust = trust();
         for (uid, gid, expected) in [
             (0, 0, Some(Owner::Trusted)),
@@ -207,34 +192,34 @@ mod tests {
     }
 
     #[test]
-    fn what_a_build_user_may_say() {
+    fn a_build_user_reports_diff_events_of_the_workers_store_only() {
         let trust = trust();
         assert_eq!(trust.admit(Owner::BuildUser, &diff("a")), Ok(()));
         assert_eq!(trust.admit(Owner::Trusted, &post_build("a")), Ok(()));
-        insta::assert_snapshot!(trust.admit(Owner::BuildUser, &post_build("a")).unwrap_err(), @"a build user may hand over events of the diff hook only");
+        insta::assert_snapshot!(trust.admit(Owner::BuildUser, &post_build("a")).unwrap_err(), @"a build user may only report events of the diff hook");
         let mut event = diff("a");
         event.nix.state = "/elsewhere".into();
-        insta::assert_snapshot!(trust.admit(Owner::BuildUser, &event).unwrap_err(), @"it speaks of a Nix with /nix/store, /elsewhere and /etc/nix, and a build user may only of /nix/store, /nix/var/nix and /etc/nix; set NIX_STORE_DIR and its like for the worker too");
+        insta::assert_snapshot!(trust.admit(Owner::BuildUser, &event).unwrap_err(), @"it names the Nix directories /nix/store, /elsewhere and /etc/nix; a build user may only report events for /nix/store, /nix/var/nix and /etc/nix; set NIX_STORE_DIR, NIX_STATE_DIR and NIX_CONF_DIR for the worker as well");
     }
 
     #[test]
-    fn what_nobody_may_say() {
+    fn events_with_invalid_ids_or_paths_are_rejected() {
         let refused = |change: &dyn Fn(&mut Event)| {
             let mut event = post_build("a");
             change(&mut event);
             trust().admit(Owner::Trusted, &event).unwrap_err()
         };
-        insta::assert_snapshot!(refused(&|event| event.id = "../../../../../../../../../etc/passwd".into()), @"its id is no UUID");
-        insta::assert_snapshot!(refused(&|event| event.nix.state = "/x/../etc".into()), @"`/x/../etc` is no absolute path");
-        insta::assert_snapshot!(refused(&|event| event.nix.store = "/etc".into()), @"`/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a` is no store path below /etc");
+        insta::assert_snapshot!(refused(&|event| event.id = "../../../../../../../../../etc/passwd".into()), @"its id is not a UUID");
+        insta::assert_snapshot!(refused(&|event| event.nix.state = "/x/../etc".into()), @"`/x/../etc` is not an absolute path without `..`");
+        insta::assert_snapshot!(refused(&|event| event.nix.store = "/etc".into()), @"`/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a` is not a store path below /etc");
         insta::assert_snapshot!(
             refused(&|event| if let HookEvent::PostBuild(event) = &mut event.hook { event.drv_path = event.outputs[0].path.clone() }),
-            @"`/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a` is no derivation"
+            @"`/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a` is not a derivation"
         );
     }
 
     #[test]
-    fn the_group_of_nix_conf() {
+    fn the_build_users_group_is_read_from_nix_conf() {
         assert_eq!(build_users_group(""), "nixbld");
         assert_eq!(
             build_users_group("cores = 1\n build-users-group =  builders # ours\n"),

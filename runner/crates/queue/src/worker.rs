@@ -5,20 +5,20 @@
 //! before the spool file goes, and an attempt that it did not end is made again. It knows nothing
 //! of plugins but their names: an [`Executor`] runs them.
 //!
-//! Here is its loop. `life`: the lock, and what can be waited out. `intake`: from the spool into
-//! the journal. `turn`: attempts end and begin. `upkeep`: what is done now and then.
+//! Here is its loop. `lifecycle`: the lock, and what can be waited out. `intake`: from the spool into
+//! the journal. `step`: attempts end and begin. `upkeep`: what is done now and then.
 
 mod clock;
 mod executor;
 mod intake;
-mod life;
+mod lifecycle;
 mod notice;
 mod options;
 mod priority;
 mod schedule;
 mod service;
 mod state_file;
-mod turn;
+mod step;
 mod upkeep;
 mod watch;
 
@@ -42,7 +42,7 @@ use hookrun_nix::outcome::{Outcome, RunReport};
 
 pub use clock::{Clock, SystemClock};
 pub use executor::{Executor, Refreshed};
-pub use life::{asked_to_stop, run};
+pub use lifecycle::{asked_to_stop, run};
 pub use notice::Notice;
 pub use options::{Mode, Options, Summary, WorkerError};
 pub use priority::lower as lower_priority;
@@ -488,7 +488,5 @@ pub fn defect() -> RunReport {
     Outcome::Trapped { message }.into()
 }
 
-#[cfg(test)]
-mod outage;
 #[cfg(test)]
 mod tests;

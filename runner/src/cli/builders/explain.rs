@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::super::output::{self, Format, Style, printable, styled};
 use super::super::{CliError, Context};
-use super::known::{self, in_style};
+use super::measured::{self, in_style};
 use hookrun_builders::record::{BuildRow, DecisionRow, Selection, Verdict};
 use hookrun_nix::exit_code::Exit;
 
@@ -61,7 +61,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
 
 /// The newest decision about `wanted`, and the builds that followed from it.
 fn find(context: &Context, wanted: &str) -> Result<Explained, CliError> {
-    let Some(record) = known::record(context)? else { return Ok(Explained::default()) };
+    let Some(record) = measured::record(context)? else { return Ok(Explained::default()) };
     let of = |selection| record.decisions(selection).map_err(CliError::environment);
     let decision = match wanted {
         "last" => of(Selection::Last(1))?.into_iter().next(),
@@ -161,7 +161,7 @@ fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
         );
         for (what, ms) in [
             ("waited", build.waited_ms),
-            ("took", build.seconds.and_then(|seconds| known::whole_ms(seconds * 1000.0))),
+            ("took", build.seconds.and_then(|seconds| measured::whole_ms(seconds * 1000.0))),
         ] {
             if let Some(ms) = ms {
                 let _ = write!(text, ", {what} {}", output::duration(ms));

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::super::output::{self, Format, Style, printable, styled};
 use super::super::{CliError, Context};
 use super::fleet::{Listed, Machines};
-use super::known;
+use super::measured;
 use hookrun_builders::health::{Standing, standing};
 use hookrun_builders::load::SlotFiles;
 use hookrun_builders::record::{BuildRow, MachineHealth, Outcome, Selection, now_ms};
@@ -103,10 +103,10 @@ fn rows(
     account: &Account<'_>,
 ) -> Result<Vec<Row>, CliError> {
     let now = now_ms();
-    let (health, builds) = match known::record(context)? {
+    let (health, builds) = match measured::record(context)? {
         Some(record) => (
             record.machines().map_err(CliError::environment)?,
-            record.builds(Selection::Last(known::LOOKED_AT)).map_err(CliError::environment)?,
+            record.builds(Selection::Last(measured::LOOKED_AT)).map_err(CliError::environment)?,
         ),
         None => Default::default(),
     };
@@ -163,7 +163,7 @@ fn row(
         resources: Vec::new(),
         built: built.len(),
         not_built: here.len() - built.len(),
-        median_ms: known::median(built).and_then(known::whole_ms),
+        median_ms: measured::median(built).and_then(measured::whole_ms),
     }
 }
 

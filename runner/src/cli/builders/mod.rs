@@ -4,8 +4,8 @@
 mod check;
 mod explain;
 mod fleet;
-mod known;
 mod list;
+mod measured;
 mod render;
 mod simulate;
 mod trace;

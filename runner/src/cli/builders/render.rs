@@ -39,7 +39,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
             "--output and --machines name the same file, and machines that are left out would be lost; use two files",
         ));
     }
-    let knowledge = super::known::knowledge(context)?;
+    let knowledge = super::measured::knowledge(context)?;
     let whole = args.whole_speed_factors || nix.whole_speed_factors();
     let text = render(&machines, &knowledge, whole);
     match &args.output {

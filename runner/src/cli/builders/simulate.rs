@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::super::output::{self, Format, Style, printable, styled};
 use super::super::test::subject_error;
 use super::super::{CliError, Context};
-use super::known::in_style;
+use super::measured::in_style;
 use super::trace::Generated;
 use crate::testing::{self, Changes, PolicyHere, Subject};
 use hookrun_builders::Policy;

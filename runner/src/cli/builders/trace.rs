@@ -3,7 +3,7 @@
 
 use super::super::{CliError, Context, output};
 use super::fleet::{Listed, Machines};
-use super::known;
+use super::measured;
 use hookrun_builders::record::{BuildRow, Selection};
 use hookrun_nix::database::Database;
 use hookrun_nix::derivation::MAX_SIZE;
@@ -26,7 +26,7 @@ pub(in crate::cli) struct Args {
     #[command(flatten)]
     machines: Machines,
     /// Export the newest N builds
-    #[arg(long, value_name = "N", default_value_t = known::LOOKED_AT)]
+    #[arg(long, value_name = "N", default_value_t = measured::LOOKED_AT)]
     last: u32,
     /// Generate builds that look like building packages instead: seed, number of derivations, fleet
     /// (`four` or `fifty` machines)
@@ -83,7 +83,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
 
 fn recorded(context: &Context, args: &Args) -> Result<Trace, CliError> {
     let Listed { machines, .. } = Listed::find(&args.machines)?;
-    let Some(record) = known::record(context)? else {
+    let Some(record) = measured::record(context)? else {
         let message = "no build is recorded yet; hookrun's build hook records them (see `hookrun doctor`), or use --generate 1,500,four";
         return Err(CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) });
     };

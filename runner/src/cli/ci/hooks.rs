@@ -16,8 +16,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::daemon_access::DaemonAccess;
 use super::own_hooks::OwnHooks;
-use super::reach::Reach;
 use crate::cli::CliError;
 use hookrun_config::is_away;
 use hookrun_nix::dirs::Dirs;
@@ -152,14 +152,14 @@ impl WorkDirectory {
     pub(super) fn install(
         &self,
         dirs: &Dirs,
-        reach: Reach,
+        reach: DaemonAccess,
         diff: bool,
         build_hook: bool,
         private: bool,
         own: &OwnHooks,
     ) -> Result<Installed, CliError> {
         let root = rustix::process::geteuid().is_root();
-        let daemon = matches!(reach, Reach::Daemon { .. });
+        let daemon = matches!(reach, DaemonAccess::Daemon { .. });
         if build_hook && daemon && !root {
             return Err(CliError::usage(
                 "--build-hook needs root where a daemon builds: it runs as root and reads this configuration; set `build-hook` in /etc/nix/nix.conf instead",

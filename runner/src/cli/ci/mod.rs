@@ -7,10 +7,10 @@
 //! start too, so nothing is left running when this process is killed. The command's standard
 //! streams are its own: all messages go to standard error.
 
+mod daemon_access;
 mod hooks;
+mod idle_timeout;
 mod own_hooks;
-mod patience;
-mod reach;
 mod summary;
 
 use std::ffi::{OsStr, OsString};
@@ -28,10 +28,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub(super) use hooks::{HookArgs, hook};
 
+use self::daemon_access::DaemonAccess;
 use self::hooks::Installed;
+use self::idle_timeout::{IdleTimeout, Seen, Verdict};
 use self::own_hooks::OwnHooks;
-use self::patience::{Patience, Seen, Verdict};
-use self::reach::Reach;
 use self::summary::Summary;
 use super::output::printable;
 use super::{CliError, Context, sync};
@@ -112,9 +112,9 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     for path in [&mut dirs.config, &mut dirs.state] {
         *path = std::path::absolute(&*path)?;
     }
-    let reach = reach::find(&NixDirs::from_env());
+    let reach = daemon_access::find(&NixDirs::from_env());
     // A daemon that does not trust this user calls no other hooks than before.
-    let own = if reach == (Reach::Daemon { trusted: false }) {
+    let own = if reach == (DaemonAccess::Daemon { trusted: false }) {
         OwnHooks::default()
     } else {
         OwnHooks::find(&dirs, args.diff_hook, args.build_hook)
@@ -171,14 +171,14 @@ impl Session {
         &self,
         args: &Args,
         installed: &Installed,
-        reach: Reach,
+        reach: DaemonAccess,
     ) -> Result<Summary, CliError> {
         let mut signals = Signals::new()?;
         let mut workers = Workers { session: self, started: None };
         let Some((program, arguments)) = args.command.split_first() else {
             return Err(CliError::usage("no command; write it after `--`"));
         };
-        if reach == (Reach::Daemon { trusted: false }) {
+        if reach == (DaemonAccess::Daemon { trusted: false }) {
             say(
                 "the Nix daemon ignores the hooks of this user, who is not in `trusted-users`; what was built is looked up in Nix's database \
                  afterwards. For hooks, add the user to `trusted-users` in /etc/nix/nix.conf and restart nix-daemon, or set post-build-hook there",
@@ -196,7 +196,7 @@ impl Session {
                 i32::from(NOT_FOUND)
             }
         };
-        let without_hooks = reach == (Reach::Daemon { trusted: false });
+        let without_hooks = reach == (DaemonAccess::Daemon { trusted: false });
         self.look(&mut summary)?;
         if without_hooks || (summary.events == 0 && summary.spooled == 0) {
             match self.look_up() {
@@ -228,7 +228,7 @@ impl Session {
     ) -> Result<(), CliError> {
         let begun = Instant::now();
         let bar = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
-        let mut patience = Patience::new(args.wait_idle);
+        let mut patience = IdleTimeout::new(args.wait_idle);
         let mut look = Instant::now();
         loop {
             let seen = self.look(summary)?;

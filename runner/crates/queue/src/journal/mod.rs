@@ -8,32 +8,32 @@
 //!
 //! [`open`](Journal::open): made, migrated, checked. [`take`](Journal::take): events come in.
 //! [`step`](Journal::step): tasks begin and end. The files beside this one hold one of these each;
-//! `query` is for people, `change` is what people do.
+//! `query` answers the commands, `operator` makes the changes of `hookrun queue`.
 
+mod attempts;
 mod breakers;
-mod change;
+mod ingest;
 mod open;
+mod operator;
 mod query;
-mod rooted;
-mod run;
+mod roots;
 mod state;
-mod take;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+pub use attempts::{Attempt, Begun, Ended, Order, Task, Unreadable};
 pub use breakers::OpenBreaker;
-pub use change::Selection;
+pub use ingest::{Incoming, Share, Taken, Wanted};
 pub use open::Damage;
+pub use operator::Selection;
 pub use query::{
     AttemptRow, EndedAs, FileId, LogFilter, PluginCounts, PluginRecord, TaskRow, file_id,
 };
-pub use rooted::Roots;
-pub use run::{Attempt, Begun, Ended, Order, Task, Unreadable};
+pub use roots::Roots;
 pub use state::TaskState;
-pub use take::{Incoming, Share, Taken, Wanted};
 
 /// The database's name in [`Dirs::journal`](hookrun_nix::dirs::Dirs::journal).
 const FILE: &str = "journal.sqlite";

@@ -1,3 +1,5 @@
+mod outage;
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

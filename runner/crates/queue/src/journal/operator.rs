@@ -6,8 +6,8 @@
 
 use rusqlite::params;
 
+use super::attempts::{end_event, unblock};
 use super::query::TaskRow;
-use super::run::{end_event, unblock};
 use super::{Journal, JournalError, TaskState, query, sql_count, sql_time};
 use hookrun_nix::event::Event;
 

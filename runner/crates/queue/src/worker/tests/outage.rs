@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 
-use super::*;
+use super::super::*;
 use crate::journal::{Incoming, Wanted};
 use crate::tests::post_build;
 use hookrun_config::Retry;

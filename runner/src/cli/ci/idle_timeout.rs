@@ -30,13 +30,13 @@ pub(super) enum Verdict {
 
 /// Counts the time without progress.
 #[derive(Debug)]
-pub(super) struct Patience {
+pub(super) struct IdleTimeout {
     limit: Duration,
     idle: Duration,
     last: Option<Seen>,
 }
 
-impl Patience {
+impl IdleTimeout {
     pub(super) fn new(limit: Duration) -> Self {
         Self { limit, idle: Duration::ZERO, last: None }
     }
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn progress_is_waited_for_and_nothing_else() {
-        let mut patience = Patience::new(3 * SECOND);
+        let mut patience = IdleTimeout::new(3 * SECOND);
         let seen = |spooled, open, running, ended| Seen { spooled, open, due: 0, running, ended };
         assert_eq!(patience.step(seen(1, 0, 0, 0), SECOND), Verdict::Wait);
         assert_eq!(patience.step(seen(1, 0, 0, 0), SECOND), Verdict::Wait);
@@ -90,10 +90,13 @@ mod tests {
     #[test]
     fn no_patience_and_nothing_to_wait_for() {
         assert_eq!(
-            Patience::new(Duration::ZERO)
+            IdleTimeout::new(Duration::ZERO)
                 .step(Seen { spooled: 1, ..Seen::default() }, Duration::ZERO),
             Verdict::GiveUp
         );
-        assert_eq!(Patience::new(Duration::ZERO).step(Seen::default(), SECOND), Verdict::Finished);
+        assert_eq!(
+            IdleTimeout::new(Duration::ZERO).step(Seen::default(), SECOND),
+            Verdict::Finished
+        );
     }
 }

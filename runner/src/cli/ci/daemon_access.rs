@@ -11,7 +11,7 @@ use hookrun_nix::event::NixDirs;
 
 /// Where builds happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reach {
+pub(super) enum DaemonAccess {
     /// In the process of the command: hooks run as this user.
     Direct,
     /// In a daemon: hooks run as root.
@@ -39,7 +39,7 @@ fn through_daemon(place: &Place<'_>) -> bool {
 }
 
 /// Looks where the Nix with these directories builds for this process.
-pub(super) fn find(dirs: &NixDirs) -> Reach {
+pub(super) fn find(dirs: &NixDirs) -> DaemonAccess {
     let socket = std::env::var_os("NIX_DAEMON_SOCKET_PATH")
         .map_or_else(|| dirs.state.join("daemon-socket/socket"), std::path::PathBuf::from);
     let remote = std::env::var("NIX_REMOTE").unwrap_or_default();
@@ -49,11 +49,11 @@ pub(super) fn find(dirs: &NixDirs) -> Reach {
         socket: Path::new(&socket).exists(),
     };
     if !through_daemon(&place) {
-        return Reach::Direct;
+        return DaemonAccess::Direct;
     }
     let trusted =
         rustix::process::geteuid().is_root() || daemon_says().unwrap_or_else(configuration_says);
-    Reach::Daemon { trusted }
+    DaemonAccess::Daemon { trusted }
 }
 
 /// Asks the daemon, which answers from Nix 2.16 on.

@@ -8,7 +8,7 @@ use crate::finding::{Finding, package_name};
 use crate::history::{self, Decision, Reason, Record};
 use crate::report::report;
 use crate::settings::Settings;
-use crate::{html, shown, text};
+use crate::{format, html, text};
 
 /// What is kept from one run to the next.
 pub trait Memory {
@@ -52,7 +52,7 @@ pub struct Mail {
 }
 
 /// What takes the mail.
-pub trait Post {
+pub trait Mailer {
     /// Sends it to those who do not have it yet.
     ///
     /// # Errors
@@ -64,11 +64,11 @@ pub trait Post {
 ///
 /// # Errors
 /// When the mail could not be sent, or the state could not be read.
-pub fn react(
+pub fn handle(
     finding: &Finding,
     settings: &Settings,
     memory: &impl Memory,
-    post: &impl Post,
+    post: &impl Mailer,
 ) -> Result<Outcome, Failure> {
     let key = history::output_key(finding);
     let known = match memory.get(&key) {
@@ -79,7 +79,7 @@ pub fn react(
     let title = finding.title();
     let remembers = known.is_some();
     let reason = match known {
-        None => Reason::Forgetful,
+        None => Reason::NoState,
         Some(known) => match history::decide(known.as_ref(), finding, settings.repeat_after) {
             Decision::Mail { reason } => reason,
             Decision::AlreadyMailed => {
@@ -90,7 +90,7 @@ pub fn react(
             }
             Decision::Known { record, again_ms } => {
                 store(memory, &key, &record, finding, settings)?;
-                let again = shown::time(again_ms);
+                let again = format::time(again_ms);
                 let message = format!(
                     "{title} differs as before; not mailed again before {again} (`repeat-after`)"
                 );
@@ -137,11 +137,11 @@ pub fn react(
 /// `mailed 1 of 2 recipients about x; refused: b@example.org (550 no such user)`.
 fn recipients(all: usize, refused: &[Refusal], title: &str) -> String {
     let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
-    let all_of_them = shown::counted(count(all), "recipient", "recipients");
+    let all_of_them = format::counted(count(all), "recipient", "recipients");
     if refused.is_empty() {
         return format!("mailed {all_of_them} about {title}");
     }
-    let mailed = shown::number(count(all.saturating_sub(refused.len())));
+    let mailed = format::number(count(all.saturating_sub(refused.len())));
     let list: Vec<String> = refused
         .iter()
         .map(|Refusal { recipient, reason, .. }| format!("{recipient} ({reason})"))
@@ -157,10 +157,10 @@ pub fn compose(
     first: Option<&str>,
 ) -> Mail {
     let report = report(finding, reason, settings.repeat_after, settings.max_differences);
-    let prefix = shown::visible(settings.subject_prefix.trim(), 60);
+    let prefix = format::visible(settings.subject_prefix.trim(), 60);
     let gap = if prefix.is_empty() { "" } else { " " };
     // Long enough for a store path; the host allows 499 bytes.
-    let header = |value: &str| shown::visible(value, 100);
+    let header = |value: &str| format::visible(value, 100);
     Mail {
         subject: format!("{prefix}{gap}{}", report.subject),
         text: text::render(&report),
