@@ -63,7 +63,7 @@ impl Machine {
 pub struct Decision {
     /// Where to build.
     pub action: Action,
-    /// One sentence for people: why.
+    /// The reason, in one sentence for users.
     pub reason: String,
     /// The longest to wait before the question is asked again; none: as long as it takes.
     pub ask_again: Option<Duration>,

@@ -30,8 +30,8 @@ pub enum ErrorKind {
     Invalid,
     /// A retry may help.
     Transient,
-    /// The operator has to mend something, such as credentials. Return it as any other failure: the
-    /// host keeps the task and runs it again once something has been mended.
+    /// The operator has to fix something, such as credentials. Return it as any other failure: the
+    /// host keeps the task and runs it again after that.
     Refused,
     /// A retry cannot help; also every kind that this release does not know.
     Permanent,

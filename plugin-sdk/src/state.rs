@@ -27,7 +27,7 @@ pub fn set(key: &str, value: &[u8]) -> Result<(), Error> {
     host!("state.set", state::set(key, value))
 }
 
-/// Removes `key`; removing what is not there is no error.
+/// Removes `key`; removing a missing key is not an error.
 ///
 /// # Errors
 /// Not granted.

@@ -176,7 +176,7 @@ mod tests {
         ["/nix/store/a", "/nix/store/a.check", "/nix/store/a.drv", "/tmp/nix-build-a.drv-0"];
 
     #[test]
-    fn link_names() {
+    fn each_link_name_selects_its_role() {
         assert_eq!(role(&["/x/hookrun-post-build"], false, false), Role::PostBuild);
         assert_eq!(role(&["hookrun-post-build", "--help"], true, false), Role::PostBuild);
         assert_eq!(role(&["/x/hookrun-diff", "only-one"], false, false), diff(&["only-one"]));
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn how_nix_calls() {
+    fn calls_of_nix_are_recognised() {
         assert_eq!(role(&["/x/hookrun"], true, true), Role::PostBuild);
         assert_eq!(
             role(&["hookrun", FOUR[0], FOUR[1], FOUR[2], FOUR[3]], false, false),
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn outright() {
+    fn hook_subcommands_select_their_role() {
         assert_eq!(role(&["hookrun", "hook", "post-build"], false, false), Role::PostBuild);
         assert_eq!(role(&["hookrun", "hook", "diff", "a", "b"], false, false), diff(&["a", "b"]));
         assert_eq!(
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn people() {
+    fn other_arguments_select_the_command_line() {
         assert_eq!(role(&["hookrun"], false, true), Role::CommandLine);
         assert_eq!(
             role(&["hookrun", "status"], true, true),

@@ -80,7 +80,7 @@ static RUNTIME: LazyLock<tokio::runtime::Runtime> =
     LazyLock::new(|| tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap());
 
 fn run(data: &[u8]) {
-    // What does not fill the arguments is no call.
+    // Too few bytes for the arguments: no call is made.
     let _ = call(&mut Unstructured::new(data));
 }
 

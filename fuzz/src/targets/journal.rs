@@ -82,7 +82,7 @@ fn read(dirs: &Dirs) {
     let _ = journal.events_without_tasks(0).is_ok();
     let _ = journal.salvage().len();
     drop(journal);
-    Journal::open(dirs).expect("a row is no reason not to open the journal");
+    Journal::open(dirs).expect("the journal opens despite a damaged row");
 }
 
 /// Memory, where there is a file system in it.

@@ -9,9 +9,9 @@
 //! config = { local-speed-factor = 2.0 }
 //! ```
 //!
-//! * `local-speed-factor`: the speed of this machine, on the scale of column 5 of the machines file.
-//!   Nix has no setting for it. Without it (the default), other machines come before this one, as in
-//!   Nix.
+//! * `local-speed-factor`: the speed of this machine, on the scale of column 5 of the machines
+//!   file. Nix has no setting for it. Without it (the default), other machines come before this
+//!   one, as in Nix.
 //! * `keep-free`: features whose machines are kept free for derivations that require them, while
 //!   other machines do nearly as well. By default `big-parallel`, `kvm` and `nixos-test`, the
 //!   features that Nixpkgs' large builds and tests require.

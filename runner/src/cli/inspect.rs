@@ -395,14 +395,15 @@ hooks = ["diff"]
     }
 
     #[test]
-    fn for_people() {
+    fn the_text_report_is_complete() {
         for name in ["cache", "bare", "bundled:speed-factor"] {
-            insta::assert_snapshot!(format!("{name} for people"), text(&report(name), false));
+            let snapshot = format!("text_of_{}", name.replace(':', "_"));
+            insta::assert_snapshot!(snapshot, text(&report(name), false));
         }
     }
 
     #[test]
-    fn for_programs() {
+    fn the_json_report_is_complete() {
         insta::assert_json_snapshot!(report("cache"));
     }
 }

@@ -63,7 +63,7 @@ pub(super) struct Args {
     /// Show all attempts
     #[arg(long)]
     all: bool,
-    /// Go on with new attempts, until Ctrl-C
+    /// Print new attempts as they end, until Ctrl-C
     #[arg(long, short)]
     follow: bool,
     /// Also show all differences, what the plugin logged, and what it used

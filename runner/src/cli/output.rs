@@ -1,4 +1,4 @@
-//! Prints what commands return: text for people, JSON for programs. Colours are used only on a
+//! Prints what commands return: text for users, JSON for programs. Colours are used only on a
 //! terminal and without `NO_COLOR`.
 
 use std::fmt::Write as _;
@@ -14,7 +14,7 @@ use hookrun_nix::terminal::printable_json;
 /// `--format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub(super) enum Format {
-    /// For people.
+    /// For users.
     #[default]
     Text,
     /// For programs.

@@ -52,7 +52,7 @@ pub(super) struct Which {
     /// Only derivations whose name or store path contains TEXT
     #[arg(long, value_name = "TEXT")]
     derivation: Option<String>,
-    /// Only what was given up or is lost
+    /// Only dead letters and lost tasks
     #[arg(long)]
     dead: bool,
 }
@@ -99,12 +99,12 @@ pub(super) struct ShowArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-At least one event or option has to select tasks. A running worker takes the change up at once. `retry` begins the attempts of a task anew,
+At least one event or option has to select tasks. A running worker applies the change at once. `retry` begins the attempts of a task anew,
 and closes the circuit breakers of the plugins that it selects. Exit code 1: nothing was changed.
 
 Examples:
-  hookrun queue retry --dead                   what was given up or is lost
-  hookrun queue retry --plugin cache           all of this plugin, waiting tasks included
+  hookrun queue retry --dead                   dead letters and lost tasks
+  hookrun queue retry --plugin cache           all tasks of this plugin, waiting ones included
   hookrun queue drop 0192f3a1-7c7e")]
 pub(super) struct ChangeArgs {
     #[command(flatten)]
@@ -558,7 +558,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_as_long_as_it_takes_to_tell_them_apart() {
+    fn ids_are_shortened_as_long_as_they_stay_unique() {
         let task = |event: &str| TaskRow {
             event: event.to_owned(),
             kind: String::new(),

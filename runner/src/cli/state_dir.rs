@@ -85,7 +85,7 @@ pub(super) fn known_plugin(
         Some(journal) => journal.plugins().map_err(CliError::environment)?,
         None => Vec::new(),
     };
-    // A broken configuration is no reason to hide what the journal has.
+    // The journal is shown even if the configuration is broken.
     known.extend(context.config().into_iter().flat_map(|config| config.plugins.into_keys()));
     known.sort();
     known.dedup();

@@ -40,7 +40,7 @@ such as sources, are left out too.
 Exit code 0: everything was handed over, now or before. 1: a named path has no derivation.
 
 Examples:
-  hookrun sync --dry-run --since 3d            what would it be?
+  hookrun sync --dry-run --since 3d            show what would be handed over
   hookrun sync --since 2026-11-01 --built      what was built here since then
   hookrun sync ./result                        this path
   hookrun sync nixpkgs#hello                   this installable
@@ -54,7 +54,7 @@ pub(super) struct Args {
     /// 2026-11-23T06:00:00Z
     #[arg(long, value_name = "TIME", value_parser = since::parse)]
     since: Option<u64>,
-    /// Only paths whose name matches this pattern with * and ?; a leading ! turns it round
+    /// Only paths whose name matches this pattern with * and ?; a leading ! inverts the pattern
     #[arg(long, value_name = "GLOB")]
     name: Option<String>,
     /// Only what was built here, not what was substituted or copied
@@ -66,7 +66,7 @@ pub(super) struct Args {
     /// Hand over to this plugin only
     #[arg(long, value_name = "NAME")]
     plugin: Option<String>,
-    /// Also what the journal knows
+    /// Also hand over what the journal already has
     #[arg(long)]
     force: bool,
     /// Show what would be handed over, and do nothing
@@ -316,7 +316,7 @@ fn plan(
         let meant = filter.admits_name(derivation_name(&path))
             && (ultimate || !built)
             && only.as_ref().is_none_or(|only| only.contains(&path))
-            // A derivation is no output.
+            // A derivation is not an output.
             && !is_derivation(&path);
         if !meant {
             continue;
@@ -430,7 +430,7 @@ fn installable(argument: &OsStr) -> Result<Vec<String>, CliError> {
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(CliError::usage(format!(
-            "`{}` is no valid path and no installable that is built: {}",
+            "`{}` is neither a valid path nor an installable that is built: {}",
             argument.to_string_lossy(),
             said.trim()
         )));
@@ -534,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_meant_or_known_is_left_out() {
+    fn unselected_and_known_paths_are_left_out() {
         let plan = |wanted: Wanted, known: &[&str]| planned(&wanted, known).0;
         assert_eq!(
             plan(Wanted::default(), &["a", "b"]),

@@ -267,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_for_a_shell() {
+    fn arguments_are_quoted_for_a_shell() {
         assert_eq!(quoted("/a/b-c.nix"), "/a/b-c.nix");
         assert_eq!(
             quoted("ssh://localhost?remote-store=/x - 1"),

@@ -255,14 +255,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_line_counts() {
+    fn the_last_value_of_a_setting_counts() {
         let text = "# build-hook = /no\nbuild-hook = /one\nx=1\n build-hook= /two # why\nbuild-hook-x = /three\n";
         assert_eq!(setting_of(text, "build-hook").as_deref(), Some("/two"));
         assert_eq!(setting_of(text, "diff-hook"), None);
     }
 
     #[test]
-    fn what_build_users_cannot_reach() {
+    fn a_hook_that_build_users_cannot_reach_is_reported() {
         use std::os::unix::fs::PermissionsExt as _;
         let directory = tempfile::tempdir().unwrap();
         let above = directory.path().join("above");

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_and_back() {
+    fn a_message_is_read_as_it_was_written() {
         let mut pipe = Vec::new();
         write(&mut pipe, &"one").unwrap();
         write(&mut pipe, &vec![1, 2]).unwrap();
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_or_too_long_is_an_error() {
+    fn a_truncated_or_oversized_message_is_an_error() {
         let mut pipe = Vec::new();
         write(&mut pipe, &"message").unwrap();
         assert!(read::<String>(&mut &pipe[..pipe.len() - 1]).is_err());

@@ -29,7 +29,7 @@ const MAX_NAME: usize = 4096;
 
 /// Why there is no runner.
 pub(super) enum NoRunner {
-    /// It cannot be had until somebody mends something.
+    /// It cannot be had until the operator fixes something.
     Refused(String),
     /// It did not get as far; the next one may.
     Died(String),

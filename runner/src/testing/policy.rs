@@ -23,12 +23,12 @@ impl PolicyHere {
     /// Maps the subject's plugin.
     ///
     /// # Errors
-    /// It does not load, or it is no policy: one line with the fix.
+    /// It does not load, or it is not a policy: one line with the fix.
     pub fn new(subject: &Subject, ready: ReadyPlugin, dirs: &Dirs) -> Result<Self, String> {
         let plugin = ready.link(&subject.config).map_err(|error| subject.explain(error))?;
         if !plugin.hooks().contains(&HookKind::BuilderSelection) {
             return Err(format!(
-                "plugin `{}` is no policy: it has no hook `builder-selection`",
+                "plugin `{}` is not a policy: it does not export the hook `builder-selection`",
                 subject.plugin.name
             ));
         }

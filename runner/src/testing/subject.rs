@@ -91,7 +91,7 @@ pub enum SubjectError {
         /// A fragment that ends in the fix.
         reason: String,
     },
-    /// It is no plugin.
+    /// The file is not a plugin.
     #[error("plugin {source_name} {reason}")]
     NoPlugin {
         /// The file or bundled name.
@@ -294,7 +294,7 @@ impl Subject {
         }
     }
 
-    /// Why the plugin does not load, with the fix. A sample configuration is no file to correct.
+    /// Why the plugin does not load, with the fix. A sample configuration is not a file that the user can correct.
     pub fn explain(&self, error: PluginError) -> String {
         match (self.origin, error) {
             (Origin::Samples(_), PluginError::Table(ConfigError { message, .. })) => format!(

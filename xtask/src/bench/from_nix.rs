@@ -129,7 +129,7 @@ impl Nix {
         let read = |path: PathBuf| -> Result<Duration> {
             let text = std::fs::read_to_string(&path)?;
             Ok(Duration::from_micros(
-                text.trim().parse().with_context(|| format!("{text:?} is no time"))?,
+                text.trim().parse().with_context(|| format!("{text:?} is not a time"))?,
             ))
         };
         let taken: Vec<Duration> = std::fs::read_dir(&times)?

@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn words_codes_and_bounds() {
+    fn output_exit_code_and_time_limit_are_reported() {
         let said =
             run(&mut shell("echo out; echo err >&2; exit 3"), Duration::from_mins(1)).unwrap();
         assert_eq!(

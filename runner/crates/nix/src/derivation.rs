@@ -56,7 +56,7 @@ pub struct DerivationOutput {
 #[derive(Debug, thiserror::Error)]
 pub enum DerivationError {
     /// The path is not `<store dir>/<hash>-<name>.drv`.
-    #[error("`{}` is no derivation ({reason}); a derivation's path is <store directory>/<hash>-<name>.drv", path.display())]
+    #[error("`{}` is not a derivation ({reason}); a derivation's path is <store directory>/<hash>-<name>.drv", path.display())]
     Path {
         /// What was given.
         path: PathBuf,
@@ -294,9 +294,9 @@ mod tests {
         derivation /store/3gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv cannot be parsed (ATerm parse error at byte 7: expected "["); check it with `nix-store --verify-path /store/3gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv`
         derivation /store/4gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv cannot be read (Too many levels of symbolic links (os error 40)); a derivation is a regular file that anyone may read
         derivation /store/5gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv cannot be read (No such file or directory (os error 2)); it was garbage-collected, or it is in another store: see `NIX_STORE_DIR`
-        `/store/5gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0` is no derivation (its name does not end in .drv); a derivation's path is <store directory>/<hash>-<name>.drv
-        `3gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv` is no derivation (it is not absolute); a derivation's path is <store directory>/<hash>-<name>.drv
-        `/nix/store/e.drv` is no derivation (store path has no `-` separating digest from name); a derivation's path is <store directory>/<hash>-<name>.drv
+        `/store/5gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0` is not a derivation (its name does not end in .drv); a derivation's path is <store directory>/<hash>-<name>.drv
+        `3gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv` is not a derivation (it is not absolute); a derivation's path is <store directory>/<hash>-<name>.drv
+        `/nix/store/e.drv` is not a derivation (store path has no `-` separating digest from name); a derivation's path is <store directory>/<hash>-<name>.drv
         "#);
     }
 

@@ -41,7 +41,9 @@ pub enum DiffError {
     )]
     Arguments(usize),
     /// An argument is not in the store.
-    #[error("`{path}` is no store path below {store}; set NIX_STORE_DIR for Nix and hookrun alike")]
+    #[error(
+        "`{path}` is not a store path below {store}; set NIX_STORE_DIR for both Nix and hookrun"
+    )]
     NotInStore {
         /// What was given.
         path: String,
@@ -117,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn both_forms() {
+    fn calls_with_three_and_with_four_arguments_are_read() {
         let check = format!("{DEV}.check");
         let known = || {
             Some(vec![
@@ -149,6 +151,6 @@ mod tests {
     #[test]
     fn calls_that_give_no_event() {
         insta::assert_snapshot!(call(&[OUT], None).unwrap_err(), @"the diff hook takes four arguments (previous result, current result, derivation, build directory), and got 1; Nix calls it so since 2.3");
-        insta::assert_snapshot!(call(&[OUT, "/etc", DRV, "/tmp"], None).unwrap_err(), @"`/etc` is no store path below /nix/store; set NIX_STORE_DIR for Nix and hookrun alike");
+        insta::assert_snapshot!(call(&[OUT, "/etc", DRV, "/tmp"], None).unwrap_err(), @"`/etc` is not a store path below /nix/store; set NIX_STORE_DIR for both Nix and hookrun");
     }
 }

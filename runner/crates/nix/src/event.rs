@@ -270,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names() {
+    fn derivation_names_are_taken_from_store_paths() {
         assert_eq!(
             derivation_name("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-hello-2.12.drv"),
             "hello-2.12"

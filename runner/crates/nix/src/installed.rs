@@ -110,7 +110,7 @@ impl Installed {
         let (flavour, version) = identify(&says).ok_or_else(|| NixError::Mute {
             program: program.clone(),
             arguments: "--version".to_owned(),
-            problem: format!("says `{says}`, which is no version that hookrun knows"),
+            problem: format!("says `{says}`, which is not a version that hookrun knows"),
         })?;
         let json = settings_json(&program, version)?;
         Ok(Self { program, says, flavour, version, settings: kept(&json) })
@@ -224,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions() {
+    fn versions_are_parsed_and_ordered() {
         let identified = [
             "nix (Nix) 2.8.0",
             "nix (Nix) 2.26.3",

@@ -142,7 +142,7 @@ mod tests {
     const HASH: &str = "00bgd045z0d4icpbc2yyz4gx48ak44la";
 
     #[test]
-    fn store_paths() {
+    fn store_paths_are_recognised() {
         let is = |rest: &str| is_store_path("/nix/store", &format!("/nix/store/{HASH}{rest}"));
         assert!(is("-hello-2.12.drv") && is("-a") && is("-a.check"));
         assert!(
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn output_names() {
+    fn output_names_are_taken_from_store_paths() {
         let drv_path = format!("/nix/store/{HASH}-b-1.0.drv");
         let name = |output| output_name_from_path(&drv_path, output);
         assert_eq!(name("/nix/store/cvar8nqq71gb8af77ichz56mh6f9hd65-b-1.0"), Some("out"));

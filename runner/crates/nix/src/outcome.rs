@@ -44,7 +44,7 @@ pub enum Outcome {
         /// Names what is gone.
         message: String,
     },
-    /// The operator has to mend something: the plugin does not load, its grants or its
+    /// The operator has to fix something: the plugin does not load, its grants or its
     /// configuration are wrong, or a service refuses credentials. The task is kept, the attempt is
     /// not counted, and it runs again when configuration, plugin or secrets change, and every few
     /// minutes.

@@ -17,7 +17,7 @@ pub enum PostBuildError {
     NoDerivation,
     /// `DRV_PATH` is not in the store.
     #[error(
-        "DRV_PATH `{path}` is no store path below {store}; set NIX_STORE_DIR for Nix and hookrun alike"
+        "DRV_PATH `{path}` is not a store path below {store}; set NIX_STORE_DIR for both Nix and hookrun"
     )]
     NotInStore {
         /// What it says.
@@ -126,6 +126,6 @@ mod tests {
             read(drv.map(Into::into), "", &dirs(), |_| Err("it cannot be read")).unwrap_err()
         };
         insta::assert_snapshot!(error(None), @"DRV_PATH is not set: only Nix calls this; to try it, run it as post-build-hook of `nix-build`");
-        insta::assert_snapshot!(error(Some("/etc/passwd")), @"DRV_PATH `/etc/passwd` is no store path below /nix/store; set NIX_STORE_DIR for Nix and hookrun alike");
+        insta::assert_snapshot!(error(Some("/etc/passwd")), @"DRV_PATH `/etc/passwd` is not a store path below /nix/store; set NIX_STORE_DIR for both Nix and hookrun");
     }
 }

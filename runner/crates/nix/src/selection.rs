@@ -148,7 +148,7 @@ pub struct LocalMachine {
 pub struct Decision {
     /// What to do.
     pub action: Action,
-    /// One sentence for people: why.
+    /// The reason, in one sentence for users.
     pub reason: String,
     /// The longest to wait before the question is asked again, in milliseconds; none: as long as it
     /// takes.

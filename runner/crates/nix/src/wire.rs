@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn known_bytes() {
+    fn known_messages_are_decoded() {
         let mut out = Vec::new();
         write_bytes(&mut out, b"try").unwrap();
         write_u64(&mut out, 1).unwrap();

@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn opens_tries_and_closes() {
+    fn the_breaker_opens_tries_and_closes() {
         let mut breaker = Breaker::default();
         for _ in 1..THRESHOLD {
             assert_eq!(breaker.ended(Sign::Trouble, false, 1000, &retry(), 1.0), Change::None);
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_attempt_says_about_the_service() {
+    fn each_outcome_counts_for_or_against_the_service() {
         let sign =
             |outcome: Outcome, progress: bool| Sign::of(&RunReport { progress, ..outcome.into() });
         let message = String::new;

@@ -2,7 +2,7 @@
 //!
 //! The checksum tells a file that is whole from one that a crash cut short: the hook renames first
 //! and syncs once (see [`super::spool`]), so after a power failure a file may have its name without
-//! its contents. It is no signature; whose file it is, its owner's uid tells ([`super::trust`]).
+//! its contents. It is not a signature; the file's owner tells whose event it is ([`super::trust`]).
 
 use sha2::{Digest as _, Sha256};
 
@@ -17,7 +17,7 @@ const MAGIC: &str = "hookrun-event";
 /// longest paths, is under 3 MiB.
 pub const MAX_SIZE: u64 = 4 << 20;
 
-/// Why a file is no event.
+/// Why a file is not an event.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeError {
     /// No first line, or another one.

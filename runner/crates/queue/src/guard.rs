@@ -40,16 +40,17 @@ const REAP_PAUSE: Duration = Duration::from_micros(100);
 /// The first descriptor after the standard streams.
 const FIRST_OTHER: u32 = 3;
 
-/// Why a hook is given up that is still there.
-const HANGS: &str = "had no answer from a file system in time (is the state directory's hanging?)";
+/// The reason why a hook that still runs is stopped.
+const HANGS: &str =
+    "was stopped: a file system did not answer in time (check the one of the state directory)";
 
-/// What the working process says of an event, a byte for each. Nobody is woken by it: it is read
-/// when the process has ended or its time is over.
+/// Progress of one event, sent by the working process as one byte. The bytes are read when the
+/// process has ended or its time is over.
 const WRITING: u8 = b'w';
 const KEPT: u8 = b'k';
 const DONE: u8 = b'd';
 
-/// What the process that Nix waits for can see of the work.
+/// The working process's end of the pipe to the process that Nix waits for.
 #[derive(Debug)]
 pub struct Teller {
     /// None where there is one process only.
@@ -404,13 +405,13 @@ fn rescuer(tell: &OwnedFd, sealed: &[u8], number: usize) -> ! {
     leave()
 }
 
-/// What the user is told of a hook whose work did not end.
+/// Formats the message about a hook whose work did not end.
 fn last_words(hook: &str, why: &str, rescued: Option<&std::path::Path>) -> String {
     let what = match rescued {
         Some(path) => format!("its event is kept in {}", path.display()),
         None => "its event may be lost; `hookrun sync` finds what was built".to_owned(),
     };
-    format!("hookrun: {hook} was given up: it {why}; {what}\n")
+    format!("hookrun: {hook} {why}; {what}\n")
 }
 
 /// Waits until one of them is ready, or until `end`; returns how many are.
@@ -469,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_that_is_given_up_says_where_its_event_is() {
+    fn a_hook_that_is_stopped_says_where_its_event_is() {
         insta::assert_snapshot!(last_words("post-build-hook", HANGS, None));
         let path = std::path::Path::new("/var/lib/hookrun-fallback/1");
         insta::assert_snapshot!(last_words("diff-hook", HANGS, Some(path)));

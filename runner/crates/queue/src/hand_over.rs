@@ -146,7 +146,7 @@ mod tests {
     use hookrun_nix::evidence::Difference;
 
     #[test]
-    fn what_the_user_of_check_sees() {
+    fn the_first_difference_is_printed_for_nix_build_check() {
         let line = |paths: &[&str], incomplete: bool, kept: bool| {
             let mut event = diff("hello-1.0");
             if let HookEvent::Diff(diff) = &mut event.hook {

@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_right() {
+    fn a_healthy_spool_has_no_findings() {
         assert_eq!(seen(&directory(0o1733, 0), 0, true), "");
         assert_eq!(seen(&directory(0o700, 1000), 1000, false), "");
         assert_eq!(
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong() {
+    fn problems_of_the_spool_are_reported_with_the_fix() {
         let plain = directory(0o1733, 0);
         insta::assert_snapshot!(seen(&Look { free: Some(u64::MAX), ..Look::default() }, 0, true));
         insta::assert_snapshot!(seen(
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_as_it_is() {
+    fn facts_of_a_spool_directory_are_gathered() {
         let state = tempfile::tempdir().unwrap();
         let dirs = Dirs { config: state.path().join("c"), state: state.path().join("not/yet") };
         let health = check(&dirs, false);

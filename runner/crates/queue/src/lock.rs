@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn one_at_a_time() {
+    fn only_one_worker_holds_the_lock() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("worker.lock");
         assert!(!is_held(&path), "no file");

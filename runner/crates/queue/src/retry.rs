@@ -26,7 +26,7 @@ pub enum Next {
     Dead,
     /// It cannot be done any more.
     Lost,
-    /// Somebody has to mend something. No attempts are spent on waiting: it is tried again when
+    /// The operator has to fix something. No attempts are spent on waiting: it is tried again when
     /// configuration or secrets change, and every few minutes.
     Refused {
         /// Not before this time has passed, if nothing changes.
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn table() {
+    fn each_outcome_has_its_next_step() {
         let retry = Retry { attempts: 6, max_delay: Duration::from_secs(5), ..Retry::default() };
         let delays: Vec<_> =
             (1..=6).map(|attempts| after(next(&transient(None), attempts, &retry, 1.0))).collect();
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn whose_trouble_a_failure_is() {
+    fn failures_of_the_event_are_told_from_those_of_the_service() {
         let retry = Retry::default();
         let at = |attempts, trouble| {
             let standing =

@@ -3,7 +3,7 @@
 //! The hook makes them before it commits the event: the build keeps its own roots only while it
 //! runs. The worker removes them when the last task of the event has ended, and makes those that a
 //! crash lost again when it takes the event. Names are derived from the event's id, so nothing has
-//! to be remembered. Results of `--check` are not rooted: they are no valid paths, and no root
+//! to be remembered. Results of `--check` are not rooted: they are not valid paths, and no root
 //! keeps them.
 
 use std::collections::BTreeSet;
@@ -129,7 +129,7 @@ mod tests {
     use crate::tests::post_build;
 
     #[test]
-    fn made_once_and_removed() {
+    fn roots_are_made_once_and_removed() {
         let state = tempfile::tempdir().unwrap();
         std::fs::create_dir(state.path().join("gcroots")).unwrap();
         let mut event = post_build("hello-1.0");

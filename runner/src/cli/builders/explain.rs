@@ -190,7 +190,7 @@ mod tests {
     use hookrun_builders::record::{Move, Outcome};
 
     #[test]
-    fn every_machine_with_its_reason() {
+    fn a_decision_lists_every_machine_with_its_reason() {
         let verdict = |machine: &str, rank, taken, reason: &str| Verdict {
             machine: machine.to_owned(),
             slots: 4,

@@ -227,7 +227,7 @@ mod tests {
     use hookrun_nix::machines;
 
     #[test]
-    fn a_line_a_machine() {
+    fn each_machine_has_one_line() {
         let machines =
             machines::parse("ssh://a - - 4 2 ; ssh://b ; ssh://c ; ssh://d", "x86_64-linux")
                 .machines;

@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_three_parts() {
+    fn a_trace_has_machines_derivations_and_builds() {
         assert_eq!("7,500,four".parse(), Ok(Generated { seed: 7, nodes: 500, fleet: Fleet::Four }));
         let errors: Vec<String> = ["", "1,2", "x,2,four", "1,0,four", "1,2,six", "1,2,four,3"]
             .map(|text| text.parse::<Generated>().unwrap_err())

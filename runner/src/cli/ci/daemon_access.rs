@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_nix_builds() {
+    fn direct_and_daemon_builds_are_told_apart() {
         let daemon = |remote, state_writable, socket| {
             through_daemon(&Place { remote, state_writable, socket })
         };
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_trusted() {
+    fn trusted_users_and_groups_are_recognised() {
         assert_eq!(said(br#"{"trusted":1,"url":"daemon","version":"2.26.3"}"#), Some(true));
         assert_eq!(said(br#"{"trusted":false}"#), Some(false));
         assert_eq!(said(br#"{"url":"daemon"}"#), None);

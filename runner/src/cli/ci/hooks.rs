@@ -74,7 +74,7 @@ fn become_owner(command: &mut Command, owner: &str) -> Result<()> {
     let ids = owner
         .split_once(':')
         .and_then(|(uid, gid)| Some((uid.parse::<u32>().ok()?, gid.parse::<u32>().ok()?)));
-    let Some((uid, gid)) = ids else { bail!("`{owner}` is no uid and gid") };
+    let Some((uid, gid)) = ids else { bail!("`{owner}` is not a uid and a gid") };
     if uid == 0 || !rustix::process::geteuid().is_root() {
         return Ok(());
     }
@@ -282,7 +282,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_script() {
+    fn the_hook_script_starts_hookrun_with_its_settings() {
         let dirs = Dirs { config: "/h/it's.toml".into(), state: "/h/state".into() };
         insta::assert_snapshot!(
             script(Path::new("/p/hookrun"), &dirs, "1000:100", "post-build", Some("/own")).unwrap()
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn every_path_is_one_word() {
+    fn paths_are_quoted_as_one_shell_word() {
         use proptest::prelude::*;
         proptest!(|(text in "[^\0]{1,40}")| {
             let word = quoted(Path::new(&text)).unwrap();

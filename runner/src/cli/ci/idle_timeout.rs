@@ -68,7 +68,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn progress_is_waited_for_and_nothing_else() {
+    fn waiting_ends_after_the_time_without_progress() {
         let mut patience = IdleTimeout::new(3 * SECOND);
         let seen = |spooled, open, running, ended| Seen { spooled, open, due: 0, running, ended };
         assert_eq!(patience.step(seen(1, 0, 0, 0), SECOND), Verdict::Wait);
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn no_patience_and_nothing_to_wait_for() {
+    fn a_zero_timeout_or_an_empty_queue_ends_at_once() {
         assert_eq!(
             IdleTimeout::new(Duration::ZERO)
                 .step(Seen { spooled: 1, ..Seen::default() }, Duration::ZERO),

@@ -1,4 +1,4 @@
-//! The result of one `hookrun ci`: for people, for programs, and as an exit code.
+//! The result of one `hookrun ci`: as text, as JSON, and as an exit code.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;

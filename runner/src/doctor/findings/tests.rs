@@ -68,12 +68,12 @@ fn bad(facts: &Facts) -> String {
 }
 
 #[test]
-fn all_is_well() {
+fn a_correct_installation_has_no_problems() {
     insta::assert_snapshot!(told(&facts(nix("nix (Nix) 2.34.8"))));
 }
 
 #[test]
-fn versions_have_quirks() {
+fn quirks_of_each_nix_version_are_reported() {
     let unset = |says: &str| NixFacts { build_hook: Hook::Unset, ..nix(says) };
     let lines = [
         ("2.8.0", bad(&facts(nix("nix (Nix) 2.8.0")))),
@@ -102,7 +102,7 @@ fn versions_have_quirks() {
 }
 
 #[test]
-fn what_is_missing_is_told_with_its_line() {
+fn missing_settings_are_reported_with_the_line_to_write() {
     let bare = NixFacts {
         post_build_hook: Hook::Unset,
         diff_hook: Hook::Unset,
@@ -120,7 +120,7 @@ fn what_is_missing_is_told_with_its_line() {
             "there is no such file".to_owned(),
         ),
         machine_warnings: vec![
-            "/etc/nix/machines:3: column 4 (maximum number of jobs): `x` is no number of jobs"
+            "/etc/nix/machines:3: column 4 (maximum number of jobs): `x` is not a number of jobs"
                 .to_owned(),
         ],
         build_users: Some(("nixbld".to_owned(), None)),

@@ -53,7 +53,7 @@ fn ports_come_from_the_settings_and_the_proxies() {
 }
 
 #[test]
-fn nothing_granted_nothing_let_through() {
+fn without_grants_nothing_is_allowed() {
     let wall = wall_of("[plugins.policy]\nsource = \"bundled:speed-factor\"\n", &[]);
     assert_eq!(wall.read, BTreeSet::from([PathBuf::from("/var/lib/hookrun/artifacts")]));
     assert!(wall.write.is_empty() && !wall.network);

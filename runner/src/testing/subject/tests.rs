@@ -105,7 +105,7 @@ fn a_name_is_looked_up_in_the_working_directory_first() {
 }
 
 #[test]
-fn what_cannot_be_tested_says_why() {
+fn a_subject_that_cannot_be_tested_is_refused_with_the_reason() {
     let directory = Directory::new(Some(&format!("{ONE}{}", ONE.replace("cache", "second"))));
     let refused = |name: &str, chosen: Option<&str>, changes: &Changes<'_>| {
         directory.find(name, chosen, changes).unwrap_err()

@@ -35,7 +35,7 @@ fn add(connection: &Connection, id: i64, path: &str, references: &[i64]) {
 }
 
 #[test]
-fn infos_closure_and_order() {
+fn path_infos_and_closures_are_read_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let connection = database(dir.path());
     // d -> b -> a, d -> c -> a, and b refers to itself.
@@ -56,7 +56,7 @@ fn infos_closure_and_order() {
 }
 
 #[test]
-fn what_a_writer_has_in_its_log_is_seen() {
+fn uncheckpointed_changes_of_a_writer_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let connection = database(dir.path());
     add(&connection, 1, "/s/a", &[]);
@@ -112,7 +112,7 @@ fn outputs_come_from_the_text_then_the_database_then_the_deriver() {
 
 /// Against the real thing: what Nix itself says of its own store.
 #[test]
-fn agrees_with_nix() {
+fn results_equal_those_of_nix_store() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().canonicalize().unwrap();
     let dirs = NixDirs::new(root.join("store"), root.join("var"), root.join("etc"));
@@ -187,7 +187,7 @@ proptest::proptest! {
 }
 
 #[test]
-fn what_waits_behind_a_derivation() {
+fn the_depth_of_dependents_is_counted() {
     let dir = tempfile::tempdir().unwrap();
     let connection = database(dir.path());
     // a <- b <- d, a <- c <- d, d <- e: b, c and d are to be built, e is built already.

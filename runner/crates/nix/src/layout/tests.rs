@@ -25,7 +25,7 @@ fn seen(entry: Entry, mode: u32, uid: u32) -> String {
 }
 
 #[test]
-fn what_is_right() {
+fn correct_owners_and_modes_are_accepted() {
     for (entry, modes) in [
         (STATE, [0o755, 0o711].as_slice()),
         (SPOOL, &[0o1733]),
@@ -39,7 +39,7 @@ fn what_is_right() {
 }
 
 #[test]
-fn what_is_wrong() {
+fn wrong_owners_and_modes_are_reported_with_the_fix() {
     let said = [
         seen(STATE, 0o700, 0),
         seen(STATE, 0o777, 0),
@@ -107,7 +107,7 @@ fn what_is_made_has_its_mode() {
 }
 
 #[test]
-fn names_of_fallbacks() {
+fn fallback_directories_have_unpredictable_names() {
     let dirs = Dirs { config: "/c".into(), state: "/var/lib/hookrun".into() };
     assert_eq!(
         fallbacks(&dirs),

@@ -31,7 +31,7 @@ fn lines(found: &Machines) -> Vec<String> {
 }
 
 #[test]
-fn all_columns() {
+fn all_columns_are_parsed() {
     let found = parse_files(
         "ssh://m1 x86_64-linux,i686-linux /root/.ssh/id 8 2.5 kvm,big-parallel benchmark c3NoLWVkMjU1MTk=",
         &[],
@@ -66,7 +66,7 @@ fn separators_comments_defaults_and_names() {
 }
 
 #[test]
-fn includes() {
+fn included_files_are_read() {
     let files = [
         ("/etc/nix/machines", "m1\n@/etc/nix/more # and\n@/none\nm3 - - many\n"),
         ("/etc/nix/more", "m2;m2b - - 1 -2\n@/etc/nix/machines"),
@@ -203,7 +203,7 @@ fn files_that_include_each_other_end() {
 }
 
 #[test]
-fn speed_factors() {
+fn speed_factors_are_parsed_as_in_each_nix_version() {
     let read = |text: &str| factor(text);
     assert_eq!([read("2"), read("2.5"), read("1e2"), read(".5")], [2.0, 2.5, 100.0, 0.5].map(Some));
     assert_eq!([read("0"), read("-0"), read("1e-60"), read("nan")], [1.0; 4].map(Some));
@@ -212,7 +212,7 @@ fn speed_factors() {
 }
 
 #[test]
-fn fitting() {
+fn machines_fit_by_system_and_features() {
     let found = parse_files("m x86_64-linux,aarch64-linux - 1 1 kvm,big-parallel gpu", &[]);
     let fits = |system: &str, features: &[&str]| {
         found.machines[0]

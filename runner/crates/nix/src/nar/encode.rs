@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_has_no_bound() {
+    fn deep_trees_are_encoded() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
         std::fs::create_dir(&root).unwrap();
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_nar_cannot_hold_is_named() {
+    fn files_that_a_nar_cannot_hold_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
         std::fs::create_dir_all(root.join("a")).unwrap();

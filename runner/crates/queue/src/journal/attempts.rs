@@ -14,7 +14,7 @@ use hookrun_nix::outcome::RunReport;
 /// A task that is to run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Task {
-    /// The plugin's name.
+    /// The plugin's name in the configuration.
     pub plugin: String,
     /// The event.
     pub event: Event,
@@ -86,7 +86,7 @@ impl Journal {
     /// down as interrupted and count as made. Gives the number of interrupted attempts.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn resume(&mut self, now_ms: u64) -> Result<usize, JournalError> {
         self.write(|transaction| {
             transaction.execute(
@@ -122,7 +122,7 @@ impl Journal {
     /// for every task. Gives plugin and event of the tries.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn try_refused(
         &mut self,
         now_ms: u64,
@@ -166,7 +166,7 @@ impl Journal {
     /// plugin or a secret has changed, or a try has succeeded. Gives how many there were.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn readmit(&mut self, plugin: Option<&str>) -> Result<usize, JournalError> {
         self.write(|transaction| {
             transaction.execute(
@@ -181,7 +181,7 @@ impl Journal {
     /// until somebody decides.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn forget(&mut self, keep: Duration, now_ms: u64) -> Result<usize, JournalError> {
         let before = now_ms.saturating_sub(u64::try_from(keep.as_millis()).unwrap_or(u64::MAX));
         self.write(|transaction| {
@@ -197,7 +197,7 @@ impl Journal {
     /// letters included: a build user can hand over any number.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn forget_beyond(&mut self, most: u64, own: u32) -> Result<usize, JournalError> {
         self.write(|transaction| {
             transaction.execute(
@@ -214,12 +214,12 @@ impl Journal {
         })
     }
 
-    /// After the clock was set back: what waits for its time waits as long as it was to, and not
-    /// until a time that is now far away. `slack_ms` is no step of a clock. Gives how many tasks
-    /// that were.
+    /// Corrects waiting tasks after the clock was set back: each waits as long as planned, not
+    /// until a time that is now far away. A difference of up to `slack_ms` is not a step of the
+    /// clock. Returns the number of corrected tasks.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn clock_was_set(&mut self, now_ms: u64, slack_ms: u64) -> Result<usize, JournalError> {
         self.write(|transaction| {
             let values = params![sql_time(now_ms), sql_time(now_ms.saturating_add(slack_ms))];
@@ -241,7 +241,7 @@ impl Journal {
     /// be read.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn due(
         &self,
         plugin: &str,
@@ -283,7 +283,7 @@ impl Journal {
     /// are.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn due_plugins(&self, now_ms: u64) -> Result<Vec<String>, JournalError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
@@ -303,7 +303,7 @@ impl Journal {
     /// When the first of the tasks that wait may run, or a refused one is tried again.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn next_due(&self, now_ms: u64) -> Result<Option<u64>, JournalError> {
         self.read(|connection| {
             let mut statement = connection
@@ -318,7 +318,7 @@ impl Journal {
     /// another time since it was read.
     ///
     /// # Errors
-    /// What SQLite says; then nothing of it was done.
+    /// SQLite reports an error; then nothing of it was done.
     pub fn step(
         &mut self,
         ended: &[Ended<'_>],
@@ -342,7 +342,7 @@ impl Journal {
     /// last open task.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn lose(
         &mut self,
         event: &str,
@@ -365,7 +365,7 @@ impl Journal {
     /// Takes a running task back, as if this attempt had not been begun: the worker stops.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn give_back(
         &mut self,
         event: &str,

@@ -9,7 +9,7 @@ use super::{Journal, JournalError, query, sql_time};
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct OpenBreaker {
-    /// The plugin's name.
+    /// The plugin's name in the configuration.
     pub plugin: String,
     /// When it opened; milliseconds since 1970.
     pub since_ms: u64,
@@ -25,7 +25,7 @@ impl Journal {
     /// The open breakers.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn breakers(&self) -> Result<Vec<OpenBreaker>, JournalError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
@@ -47,7 +47,7 @@ impl Journal {
     /// Keeps an open breaker.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn keep_breaker(&mut self, breaker: &OpenBreaker) -> Result<(), JournalError> {
         let OpenBreaker { plugin, since_ms, until_ms, trips, message } = breaker;
         self.write(|transaction| {
@@ -62,7 +62,7 @@ impl Journal {
     /// the service is back. True if it was open.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn close_breaker(&mut self, plugin: &str, now_ms: u64) -> Result<bool, JournalError> {
         self.write(|transaction| {
             let closed =

@@ -62,7 +62,7 @@ impl Journal {
     /// Takes events. Durable when it returns: then the spool files may go.
     ///
     /// # Errors
-    /// What SQLite says; then nothing was taken.
+    /// SQLite reports an error; then nothing was taken.
     pub fn take(
         &mut self,
         events: &[Incoming<'_>],
@@ -79,7 +79,7 @@ impl Journal {
     /// Up to `limit` events that nobody wanted, in order, those after `after`.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn unwanted(&self, after: &str, limit: usize) -> Result<Vec<Event>, JournalError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
@@ -94,7 +94,7 @@ impl Journal {
     /// Events that nobody wanted are wanted now.
     ///
     /// # Errors
-    /// What SQLite says; then nothing was changed.
+    /// SQLite reports an error; then nothing was changed.
     pub fn want(&mut self, events: &[Incoming<'_>], now_ms: u64) -> Result<(), JournalError> {
         self.write(|transaction| {
             for Incoming { event, uid: _, plugins, rooted } in events {
@@ -119,7 +119,7 @@ impl Journal {
     /// What was noted under `name`.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn note(&self, name: &str) -> Result<Option<String>, JournalError> {
         self.read(|connection| {
             connection
@@ -132,7 +132,7 @@ impl Journal {
     /// Notes `value` under `name`.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn set_note(&mut self, name: &str, value: &str) -> Result<(), JournalError> {
         self.write(|transaction| {
             transaction
@@ -147,7 +147,7 @@ impl Journal {
     /// What a user has in the journal that has not ended.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn share(&self, uid: u32) -> Result<Share, JournalError> {
         self.read(|connection| {
             connection

@@ -50,7 +50,7 @@ pub enum JournalError {
     Sqlite {
         /// The database.
         path: PathBuf,
-        /// What SQLite says.
+        /// The error of SQLite.
         #[source]
         error: rusqlite::Error,
     },
@@ -103,7 +103,7 @@ pub struct Open {
     pub waiting: u64,
     /// Run.
     pub running: u64,
-    /// Kept until somebody mends something.
+    /// Kept until the operator fixes something.
     pub refused: u64,
     /// Dead letters.
     pub dead: u64,
@@ -133,7 +133,7 @@ impl Journal {
     /// How many tasks are open, and when the next may run.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn open_tasks(&self, now_ms: u64) -> Result<Open, JournalError> {
         self.read(|connection| {
             connection.query_row(

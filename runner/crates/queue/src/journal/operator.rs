@@ -40,7 +40,7 @@ impl Journal {
     /// The event is open again. False if the task is none of these any more.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn revive(&mut self, event: &str, plugin: &str, now_ms: u64) -> Result<bool, JournalError> {
         self.write(|transaction| {
             let changed = transaction.execute(
@@ -60,7 +60,7 @@ impl Journal {
     /// The event has so many roots: it has been opened again, and they were made again.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn rooted(&mut self, event: &str, count: usize) -> Result<(), JournalError> {
         self.write(|transaction| {
             transaction
@@ -76,7 +76,7 @@ impl Journal {
     /// second value: nothing needs the event's roots any more.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn discard(
         &mut self,
         event: &str,
@@ -101,7 +101,7 @@ impl Journal {
     /// The event called `id`, as the hook handed it over.
     ///
     /// # Errors
-    /// What SQLite says; none if there is none, or it cannot be read.
+    /// SQLite reports an error; none if there is none, or it cannot be read.
     pub fn event(&self, id: &str) -> Result<Option<Event>, JournalError> {
         self.read(|connection| {
             let mut rows = connection.prepare("SELECT body FROM events WHERE id = ?1")?;
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_letter_lives_again_once() {
+    fn a_dead_letter_is_revived_once() {
         let (_directory, dirs, event) = with_a_dead_letter();
         let mut journal = Journal::open_to_change(&dirs).unwrap().unwrap();
         assert!(journal.revive(&event.id, "cache", 10).unwrap());
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dropped_is_gone_and_its_attempts_stay() {
+    fn a_dropped_task_is_removed_and_its_attempts_stay() {
         let (_directory, dirs, event) = with_a_dead_letter();
         let mut journal = Journal::open_to_change(&dirs).unwrap().unwrap();
         assert!(journal.discard(&event.id, "cache", 10).unwrap().0);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn no_journal_is_none() {
+    fn a_missing_journal_is_none() {
         let directory = tempfile::tempdir().unwrap();
         let dirs = Dirs { config: directory.path().join("c"), state: directory.path().to_owned() };
         assert!(Journal::open_to_change(&dirs).unwrap().is_none());

@@ -29,7 +29,7 @@ pub struct PluginCounts {
     pub dead: u64,
     /// Cannot be done any more.
     pub lost: u64,
-    /// Kept until somebody mends something.
+    /// Kept until the operator fixes something.
     pub refused: u64,
     /// When Nix called the hook for the oldest that has not ended; milliseconds since 1970.
     pub oldest_ms: Option<u64>,
@@ -70,7 +70,7 @@ pub struct TaskRow {
     pub name: String,
     /// The derivation's store path.
     pub drv_path: String,
-    /// The plugin's name.
+    /// The plugin's name in the configuration.
     pub plugin: String,
     /// Its state.
     pub state: TaskState,
@@ -103,7 +103,7 @@ pub struct AttemptRow {
     pub name: String,
     /// The derivation's store path.
     pub drv_path: String,
-    /// The plugin's name.
+    /// The plugin's name in the configuration.
     pub plugin: String,
     /// 1 for the first.
     pub number: u32,
@@ -179,7 +179,7 @@ impl Journal {
     /// The tasks of every plugin that has any, counted.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn counts(&self, now_ms: u64) -> Result<Vec<PluginCounts>, JournalError> {
         self.counts_of(None, now_ms)
     }
@@ -188,7 +188,7 @@ impl Journal {
     /// event that stands for one of them counts in its place.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn since(
         &self,
         since_ms: u64,
@@ -264,7 +264,7 @@ impl Journal {
     /// since `since_ms`. An event that this release cannot read tells none.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn outputs(&self, since_ms: Option<u64>) -> Result<BTreeSet<String>, JournalError> {
         self.read(|connection| {
             let mut statement = connection
@@ -277,7 +277,7 @@ impl Journal {
     /// that can still be done or was.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn outputs_for(&self, plugin: &str) -> Result<BTreeSet<String>, JournalError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
@@ -291,7 +291,7 @@ impl Journal {
     /// The tasks in one of these states, such as `dead`, those that changed last first.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn tasks_in_state(
         &self,
         states: &[TaskState],
@@ -308,7 +308,7 @@ impl Journal {
     /// All tasks, oldest event first.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn tasks(&self) -> Result<Vec<TaskRow>, JournalError> {
         self.some_tasks("ORDER BY time_ms, event, plugin", &[&sql_time(now_ms())])
     }
@@ -343,7 +343,7 @@ impl Journal {
     /// The attempts that the filter admits, oldest first, with the state of their tasks now.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn log(&self, filter: &LogFilter) -> Result<Vec<AttemptRow>, JournalError> {
         let LogFilter { derivation, plugin, outcome, since_ms, after, limit } = filter;
         let (class, failed, dead) = match outcome {
@@ -402,7 +402,7 @@ impl Journal {
     /// What the newest attempts of every plugin gave, counted from `since_ms` on.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn records(&self, since_ms: u64) -> Result<BTreeMap<String, PluginRecord>, JournalError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
@@ -436,7 +436,7 @@ impl Journal {
     /// The row of the newest attempt; 0 if there is none.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn newest_attempt(&self) -> Result<i64, JournalError> {
         self.read(|connection| {
             connection.query_row("SELECT coalesce(max(id), 0) FROM attempts", [], |row| row.get(0))
@@ -447,7 +447,7 @@ impl Journal {
     /// (<https://www.sqlite.org/pragma.html#pragma_data_version>).
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn data_version(&self) -> Result<i64, JournalError> {
         self.read(|connection| connection.query_row("PRAGMA data_version", [], |row| row.get(0)))
     }
@@ -490,7 +490,7 @@ fn output_paths(mut bodies: rusqlite::Rows<'_>) -> rusqlite::Result<BTreeSet<Str
 // Values are taken as they are: a damaged one is shown as well as it can be, and costs no other
 // row.
 
-/// A count or a time that is never negative; 0 for what is no number.
+/// A count or a time that is never negative; 0 for a value that is not a number.
 pub(super) fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     Ok(time(row, column)?.unwrap_or(0))
 }
@@ -506,7 +506,7 @@ pub(super) fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>
     })
 }
 
-/// The bytes of a text; none of what is no text.
+/// The bytes of a text; none of a value that is not text.
 pub(super) fn bytes<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<&'a [u8]> {
     Ok(match row.get_ref(column)? {
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes,

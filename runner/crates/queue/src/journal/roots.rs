@@ -25,7 +25,7 @@ impl Journal {
     /// Up to `limit` events with roots whose size nobody has found out yet.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn unmeasured(&self, limit: usize) -> Result<Vec<Event>, JournalError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
@@ -43,7 +43,7 @@ impl Journal {
     /// root.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn rooted_beyond(
         &self,
         taken_before_ms: u64,
@@ -66,7 +66,7 @@ impl Journal {
     /// The stores of events with roots.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn rooted_stores(&self) -> Result<Vec<NixDirs>, JournalError> {
         self.read(|connection| {
             let mut statement = connection
@@ -79,7 +79,7 @@ impl Journal {
     /// All roots together.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn roots(&self) -> Result<Roots, JournalError> {
         self.read(|connection| {
             connection.query_row(
@@ -103,7 +103,7 @@ impl Journal {
     /// Sizes that were found out, by event id.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn measured(&mut self, sizes: &[(String, u64)]) -> Result<(), JournalError> {
         self.write(|transaction| {
             let mut statement =
@@ -117,7 +117,7 @@ impl Journal {
     /// The roots of an event are gone, and its tasks are not.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn unrooted(&mut self, event: &str) -> Result<(), JournalError> {
         self.write(|transaction| {
             transaction
@@ -131,7 +131,7 @@ impl Journal {
     /// it is not in the journal.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// SQLite reports an error.
     pub fn is_rooted(&self, event: &str) -> Result<Option<bool>, JournalError> {
         self.read(|connection| {
             connection

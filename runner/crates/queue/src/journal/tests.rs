@@ -86,7 +86,7 @@ fn failed() -> Outcome {
 }
 
 #[test]
-fn from_event_to_end() {
+fn an_event_is_taken_tried_and_ended() {
     let mut scene = Scene::new();
     let event = post_build("hello-1.0");
     assert_eq!(scene.take(&event, &["cache", "mail"]), Taken::New(2));
@@ -128,7 +128,7 @@ fn from_event_to_end() {
 }
 
 #[test]
-fn filters_and_counts() {
+fn attempts_are_filtered_and_tasks_are_counted() {
     let mut scene = Scene::new();
     let (a, b) = (post_build("alpha"), diff("beta"));
     scene.take(&a, &["cache"]);
@@ -178,7 +178,7 @@ fn filters_and_counts() {
 }
 
 #[test]
-fn what_says_the_same_is_done_once() {
+fn equal_events_are_merged() {
     let mut scene = Scene::new();
     let (first, second, third) = (post_build("a"), post_build("a"), post_build("a"));
     scene.take(&first, &["cache"]);
@@ -309,7 +309,7 @@ fn what_can_be_read_of_a_damaged_journal_is_taken_again() {
 }
 
 #[test]
-fn dependencies_first() {
+fn tasks_wait_for_the_tasks_of_their_dependencies() {
     let mut scene = Scene::new();
     let (lib, app, other) = (post_build("lib"), post_build("app"), post_build("other"));
     let after = |events: &[&Event]| {
@@ -418,7 +418,7 @@ fn a_breaker_outlives_its_worker_and_a_person_closes_it() {
 }
 
 #[test]
-fn shares_and_roots() {
+fn shares_of_users_and_roots_are_counted() {
     let mut scene = Scene::new();
     let (mine, theirs) = (post_build("a"), diff("b"));
     scene.take(&mine, &["cache"]);

@@ -47,7 +47,7 @@ fn is_kept(name: &[u8]) -> bool {
     !name.ends_with(REASON.as_bytes()) && !name.starts_with(LOG.as_bytes())
 }
 
-/// What became of something that is no event.
+/// What happened to a file that is not an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
     /// It is out of the way.

@@ -76,10 +76,10 @@ impl std::fmt::Display for Notice<'_> {
                 )?;
                 match next {
                     Next::Done => Ok(()),
-                    Next::Dead => write!(f, "; given up"),
+                    Next::Dead => write!(f, "; dead letter"),
                     Next::Lost => write!(f, "; lost"),
                     Next::Refused { .. } => {
-                        write!(f, "; kept, and tried again once that is mended")
+                        write!(f, "; kept, and tried again after that is fixed")
                     }
                     Next::Retry { after } => write!(f, "; again in {:.1} s", after.as_secs_f64()),
                     Next::Again { why: Uncounted::Outage, .. } => {

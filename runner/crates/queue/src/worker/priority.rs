@@ -1,7 +1,7 @@
 //! The worker and all that it starts take second place beside builds.
 //!
 //! Threads and processes that are started later inherit it, so it is set before there are any.
-//! What the system refuses is left as it is: a priority is no promise.
+//! What the system refuses is left as it is: a priority is not guaranteed.
 
 use hookrun_config::Priority;
 

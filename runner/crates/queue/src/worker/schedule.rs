@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn table() {
+    fn free_slots_are_shared_between_plugins() {
         let next = |due: &[(&'static str, usize)], running: &[(&str, usize)], concurrency| {
             let due = due.iter().map(|(plugin, most)| Ready { plugin, most: *most });
             let running =

@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_the_process_that_wrote_it() {
+    fn the_state_file_is_valid_only_for_its_process() {
         let dir = tempfile::tempdir().unwrap();
         let dirs = Dirs { config: dir.path().join("c"), state: dir.path().to_owned() };
         assert_eq!(WorkerState::of(&dirs, 7), None);

@@ -235,7 +235,7 @@ impl Worker<'_> {
                 let again = self.journal.readmit(Some(plugin))?;
                 if again > 0 {
                     self.warn(&format!(
-                        "{plugin}: what was refused is mended; {again} refused tasks run again"
+                        "{plugin}: the cause of the refusal is fixed; {again} refused tasks run again"
                     ));
                 }
             }

@@ -188,7 +188,7 @@ impl Scene {
 }
 
 #[test]
-fn drains_what_is_there() {
+fn drain_runs_all_due_tasks() {
     let scene = Scene::new([]);
     for event in [post_build("a"), post_build("b"), diff("c")] {
         scene.put(&event);
@@ -206,13 +206,13 @@ fn drains_what_is_there() {
 }
 
 #[test]
-fn failures_are_retried_and_then_given_up() {
+fn failures_are_retried_until_they_are_dead_letters() {
     let scene = Scene::new((0..4).map(|_| Answer::Outcome(transient())));
     scene.put(&post_build("a"));
     let (summary, notices) = scene.run_until_idle();
     assert_eq!(scene.classes(), [Class::Transient; 4]);
     assert_eq!((summary.open.dead, summary.open.waiting), (1, 0));
-    assert_eq!(notices.last().unwrap(), "cache on a: attempt 4 transient: no answer; given up");
+    assert_eq!(notices.last().unwrap(), "cache on a: attempt 4 transient: no answer; dead letter");
 }
 
 #[test]
@@ -267,7 +267,9 @@ fn refused_tasks_are_tried_one_at_a_time_until_one_is_not() {
     assert_eq!(tried, ["a", "b", "c", "a", "b"], "each in its turn");
     assert!(ran.iter().all(|(.., attempt)| *attempt == 1), "none of these attempts is counted");
     assert!(
-        notices.contains(&"cache: what was refused is mended; 2 refused tasks run again".into()),
+        notices.contains(
+            &"cache: the cause of the refusal is fixed; 2 refused tasks run again".into()
+        ),
         "{notices:?}"
     );
 }

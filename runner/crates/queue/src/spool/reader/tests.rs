@@ -11,7 +11,7 @@ use crate::tests::post_build;
 enum Deed {
     /// A hook hands over.
     Put(u8),
-    /// Somebody writes what is no event.
+    /// A user writes a file that is not an event.
     Junk(u8),
     /// A hook is about to hand over.
     Unfinished(u8),
