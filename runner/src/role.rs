@@ -16,7 +16,7 @@ use hookrun_queue as queue;
 use crate::{cli, gate};
 use hookrun_nix::exit_code::Exit;
 
-/// Link names that give a role outright. Nix starts all three hooks with the link's own name as
+/// Link names that select a role. Nix starts all three hooks with the link's own name as
 /// argv\[0\]: Nix 2.8 to 2.34, `post-build-hook` and `diff-hook` with the text of the setting,
 /// `build-hook` with its last component.
 const LINKS: [(&[u8], Hook); 3] = [

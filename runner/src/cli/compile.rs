@@ -84,7 +84,9 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
                 match (*result, message) {
                     ("failed", Some(message)) => eprintln!("error: {message}"),
                     ("not-kept", Some(reason)) => {
-                        eprintln!("plugin {plugin}: compiled, and cannot be kept: {reason}");
+                        eprintln!(
+                            "plugin {plugin}: compiled, but the result cannot be stored: {reason}"
+                        );
                     }
                     (result, _) => output::print(&format!("plugin {plugin}: {result}\n"))?,
                 }

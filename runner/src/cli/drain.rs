@@ -123,7 +123,9 @@ pub(super) fn worker(context: &Context, args: &WorkerArgs) -> Result<Exit, CliEr
                 waiter::leave_behind(dirs, &context.config()?)
             };
             if let Err(error) = left {
-                hookrun_nix::terminal::say(&format!("no process was left behind ({error})"));
+                hookrun_nix::terminal::say(&format!(
+                    "the next process cannot be started ({error})"
+                ));
             }
             Ok(Exit::Done)
         }

@@ -317,7 +317,7 @@ fn change(context: &Context, args: &ChangeArgs, change: Change) -> Result<Exit, 
     let selection = args.which.selection();
     if selection == Selection::default() {
         return Err(CliError::usage(
-            "which tasks? name events, or write --dead, --plugin NAME or --derivation TEXT (`hookrun queue list` shows them)".to_owned(),
+            "no tasks selected: name events, or write --dead, --plugin NAME or --derivation TEXT (`hookrun queue list` shows them)".to_owned(),
         ));
     }
     state_dir::check(context)?;

@@ -129,7 +129,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         && !args.all
     {
         return Err(CliError::usage(
-            "which paths? name some, or write --since TIME, --name GLOB, --built or --all (--dry-run shows what it would be)",
+            "no paths selected: name paths, or write --since TIME, --name GLOB, --built or --all (--dry-run shows the selection)",
         ));
     }
     let nix = NixDirs::from_env();
@@ -425,7 +425,7 @@ fn installable(argument: &OsStr) -> Result<Vec<String>, CliError> {
         .arg(argument)
         .stdin(std::process::Stdio::null())
         .output()
-        .context("`nix` does not start; install Nix, or name store paths that are there")
+        .context("`nix` cannot be started; install Nix, or name existing store paths")
         .map_err(CliError::environment)?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);

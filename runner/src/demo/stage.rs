@@ -44,7 +44,7 @@ impl Stage {
         // Build users have to reach what is in it.
         set_mode(directory, 0o755)?;
         let mut nix = PrivateNix::create(directory)?;
-        let program = std::env::current_exe().context("cannot tell where this program is")?;
+        let program = std::env::current_exe().context("cannot find the path of this program")?;
         let hooks = directory.join("bin");
         install_hookrun(&program, &hooks)?;
         nix.set_variable("HOOKRUN_CONFIG", directory.join("hookrun.toml"));

@@ -26,7 +26,7 @@ fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
 
 /// A message that is longer than [`MAX`]. Nothing of it was sent: the pipe is in step.
 #[derive(Debug, thiserror::Error)]
-#[error("a message of {0} bytes; at most {MAX} are taken")]
+#[error("a message has {0} bytes, more than the limit of {MAX}")]
 struct TooLong(usize);
 
 fn too_long(length: usize) -> io::Error {

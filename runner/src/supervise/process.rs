@@ -92,7 +92,7 @@ impl Runner {
         let (runs, weak) = (Arc::clone(&runner.runs), Arc::downgrade(&runner));
         tokio::spawn(async move {
             let reason = listen(&mut output, &runs, &weak, &config, &services).await;
-            // What cannot be understood is not listened to any more.
+            // After a message that cannot be parsed, nothing more is read.
             let _ended = child.start_kill();
             let ended = child.wait().await;
             let message = reason.unwrap_or_else(|| how(ended));
@@ -214,7 +214,7 @@ async fn listen(
                 return Some("it said what it should not".to_owned());
             }
             Ok(None) => return None,
-            Err(error) => return Some(format!("it cannot be understood: {error}")),
+            Err(error) => return Some(format!("its message cannot be parsed: {error}")),
         }
     }
 }

@@ -167,7 +167,9 @@ impl Running {
         match self.plugins.get(name) {
             Some(Ok(linked)) => Ok(linked),
             Some(Err(reason)) => Err(reason.clone()),
-            None => Err(format!("plugin `{name}` is not one of this process, a defect of hookrun")),
+            None => Err(format!(
+                "plugin `{name}` is not loaded in this process; this is a defect of hookrun, please report it"
+            )),
         }
     }
 

@@ -249,7 +249,7 @@ impl Supervisor {
                 .problems()
                 .iter()
                 .filter(|(name, _)| works_now(name))
-                .map(|(_, reason)| format!("{reason}; what worked before goes on"))
+                .map(|(_, reason)| format!("{reason}; the previous state stays in use"))
                 .collect();
             if !broken.is_empty() {
                 return Refreshed { changed: false, problems: broken };
@@ -257,7 +257,7 @@ impl Supervisor {
             problems.extend(runner.problems().clone());
             fresh.insert(nix.clone(), runner);
         }
-        // Both while no run can begin: what begins from here begins with the new one.
+        // Swap both under the lock, so that new runs use the new configuration.
         let mut runners = self.runners.lock().await;
         next.keep(&self.dirs);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);

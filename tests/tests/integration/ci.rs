@@ -306,7 +306,7 @@ fn sync_hands_over_what_no_hook_reported() {
     let scene = scene("");
     scene.build("beta").expect_success();
     assert!(scene.spooled().is_empty(), "there was no hook");
-    scene.hookrun(&["sync"]).expect_exit(2).expect_stderr("which paths?");
+    scene.hookrun(&["sync"]).expect_exit(2).expect_stderr("no paths selected");
     let shown = scene
         .hookrun(&["sync", "--dry-run", "--all"])
         .expect_success()

@@ -137,7 +137,7 @@ impl Storm {
             return true;
         }
         assert!(status.success(), "a hook fails no build: {status}");
-        let killed = said.contains("it ended early");
+        let killed = said.contains("ended early");
         if said.contains("may be lost") || said.contains("is lost") {
             self.perhaps.lock().unwrap().insert(number);
             if !killed {

@@ -1,4 +1,4 @@
-//! `hookrun queue`: what was given up gets another chance or goes, and waiting for the end tells
+//! `hookrun queue`: dead letters are retried or dropped, and waiting for the end tells
 //! how it ended.
 
 use hookrun_tests::guests;
@@ -121,7 +121,7 @@ fn what_waits_for_an_hour_is_done_now() {
 #[test]
 fn somebody_has_to_say_which() {
     let scene = Scene::new();
-    scene.hookrun(&["queue", "retry"]).expect_exit(2).expect_stderr("which tasks?");
+    scene.hookrun(&["queue", "retry"]).expect_exit(2).expect_stderr("no tasks selected");
     scene
         .hookrun(&["queue", "show", "nothing"])
         .expect_exit(4)

@@ -112,7 +112,7 @@ fn a_configuration_is_taken_up_and_a_broken_one_is_not() {
     let problem = eventually("another word", || {
         problems(&scene).into_iter().find(|problem| problem.contains("state"))
     });
-    assert!(problem.ends_with("; what worked before goes on"), "{problem}");
+    assert!(problem.ends_with("; the previous state stays in use"), "{problem}");
     taken_up(&scene, || scene.set_config(&config(&good, "again")));
     assert_eq!(problems(&scene), Vec::<String>::new());
 }
@@ -143,7 +143,7 @@ fn a_plugin_is_taken_up_and_a_broken_one_is_not() {
     install(b"\0asm but not for long");
     let problem = eventually("a word about it", || problems(&scene).pop());
     assert!(
-        problem.contains("plugin.wasm") && problem.ends_with("; what worked before goes on"),
+        problem.contains("plugin.wasm") && problem.ends_with("; the previous state stays in use"),
         "{problem}"
     );
     scene.build("gamma").expect_success();

@@ -269,7 +269,7 @@ impl Parser<'_> {
             return;
         }
         if self.files >= MAX_FILES {
-            self.warn(line, &format!("`@{shown}` is not read: it is file {}; at most {MAX_FILES} are, so put several into one", self.files + 1));
+            self.warn(line, &format!("`@{shown}` is not read: it is file number {}, and at most {MAX_FILES} are read; merge some of them", self.files + 1));
             return;
         }
         self.files += 1;

@@ -160,7 +160,9 @@ pub fn run(hook: &'static str, patience: Duration, work: impl FnOnce(&mut Teller
                 Ended { events: Some(teller.events), in_time: true }
             }
             Err(error) => {
-                say(&format!("{hook} cannot work ({error}); `hookrun sync` finds what was built"));
+                say(&format!(
+                    "{hook} cannot start its work ({error}); run `hookrun sync` to hand over what was built"
+                ));
                 Ended { events: None, in_time: true }
             }
         },
@@ -172,7 +174,7 @@ fn safely(hook: &'static str, work: impl FnOnce()) {
     std::panic::set_hook(Box::new(move |panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         say(&format!(
-            "{hook} failed inside ({place}); the build is not affected; please report this"
+            "{hook} failed with an internal error ({place}); the build is not affected; please report this"
         ));
     }));
     // What it was doing is told by the panic hook.
@@ -409,7 +411,7 @@ fn rescuer(tell: &OwnedFd, sealed: &[u8], number: usize) -> ! {
 fn last_words(hook: &str, why: &str, rescued: Option<&std::path::Path>) -> String {
     let what = match rescued {
         Some(path) => format!("its event is kept in {}", path.display()),
-        None => "its event may be lost; `hookrun sync` finds what was built".to_owned(),
+        None => "its event may be lost; run `hookrun sync` to hand over what was built".to_owned(),
     };
     format!("hookrun: {hook} {why}; {what}\n")
 }

@@ -145,7 +145,7 @@ fn judge(spool: &Path, look: &Look, me: u32, worker: bool) -> Vec<String> {
         problems.push(if *owner == me {
             format!("the spool {shown} cannot be read ({error}); run `chmod u+rwx {shown}`")
         } else {
-            format!("how many events wait in {shown} only its owner can see (uid {owner}); ask as that user")
+            format!("only uid {owner}, the owner of {shown}, can see how many events wait there; run this command as that user")
         });
     }
     if *read_only {
@@ -159,7 +159,7 @@ fn judge(spool: &Path, look: &Look, me: u32, worker: bool) -> Vec<String> {
         ));
     } else if let Some(left) = inodes.filter(|left| *left < FEW_INODES) {
         problems
-            .push(format!("the file system of {shown} has room for {left} files, and every event is one; make space there"));
+            .push(format!("the file system of {shown} has {left} free inodes, and every event needs one; remove files there"));
     }
     problems
 }

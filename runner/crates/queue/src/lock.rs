@@ -27,7 +27,7 @@ pub struct WorkerLock {
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another worker runs.
-    #[error("a worker runs already{}; `hookrun status` shows it", pid.map(|pid| format!(" (process {pid})")).unwrap_or_default())]
+    #[error("a worker already runs{}; `hookrun status` shows it", pid.map(|pid| format!(" (process {pid})")).unwrap_or_default())]
     Held {
         /// Its process, where it is visible from here.
         pid: Option<i32>,

@@ -296,7 +296,9 @@ impl<'a> Worker<'a> {
         if now.saturating_add(upkeep::CLOCK_SLACK_MS) < self.latest_ms {
             let back = Duration::from_millis(self.latest_ms.saturating_sub(now)).as_secs();
             let moved = self.journal.clock_was_set(now, upkeep::CLOCK_SLACK_MS)?;
-            self.warn(&format!("the clock was set back by {back} s; {moved} tasks wait as long as they were to, from now"));
+            self.warn(&format!(
+                "the clock was set back by {back} s; {moved} waiting tasks were rescheduled"
+            ));
             self.breakers.values_mut().for_each(|breaker| breaker.clock_was_set(now));
             self.upkeep_ms = self.upkeep_ms.min(now);
             self.refresh_ms = self.refresh_ms.min(now);
@@ -483,7 +485,7 @@ async fn or_never<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
 /// The report of a run that ended in a defect of hookrun itself. It is retried as a trap is.
 pub fn defect() -> RunReport {
     let message =
-        "hookrun failed inside while it ran the plugin; please report this with the worker's log"
+        "an internal error of hookrun ended the run; please report it with the worker's log"
             .to_owned();
     Outcome::Trapped { message }.into()
 }

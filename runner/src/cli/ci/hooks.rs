@@ -205,7 +205,7 @@ impl WorkDirectory {
 
     fn script(&self, dirs: &Dirs, hook: &str, own: Option<&str>) -> Result<PathBuf> {
         let program = std::fs::read_link("/proc/self/exe")
-            .context("cannot tell where this program is; mount /proc")?;
+            .context("cannot find the path of this program; mount /proc")?;
         let path = self.path.join(hook);
         let owner = format!(
             "{}:{}",

@@ -47,9 +47,10 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
         Some(decision) if decision.decided_by == "policy" => Ok(Verdict::Works(
             "built on the machine with speed factor 4, as the policy chose, and copied back".into(),
         )),
-        Some(decision) => {
-            Ok(Verdict::Broken(format!("the policy was not asked, but {}", decision.decided_by)))
-        }
+        Some(decision) => Ok(Verdict::Broken(format!(
+            "the decision was made by {}, not by the policy",
+            decision.decided_by
+        ))),
         None => Ok(Verdict::Broken(
             "hookrun was not asked: Nix has chosen by itself; run `hookrun doctor`".to_owned(),
         )),

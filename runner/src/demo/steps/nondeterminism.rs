@@ -33,7 +33,7 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     stage.hookrun(&["log", "--plugin", "nondeterminism"])?;
     let maildir = stage.path("state/mail/default/new");
     let mail = newest_file(&maildir)
-        .with_context(|| format!("there should be a mail in {}", maildir.display()))?;
+        .with_context(|| format!("no mail was found in {}", maildir.display()))?;
     stage.show.command(&format!("cat {}", mail.display()));
     let message = std::fs::read_to_string(&mail)
         .with_context(|| format!("cannot read {}", mail.display()))?;

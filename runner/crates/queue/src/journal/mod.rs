@@ -99,9 +99,9 @@ fn fix(error: &rusqlite::Error) -> &'static str {
 pub struct Open {
     /// May run now.
     pub due: u64,
-    /// Wait for their time, for another task, or until what their plugin needs is there again.
+    /// Wait for their time, for another task, or until their plugin's service is available again.
     pub waiting: u64,
-    /// Run.
+    /// Running.
     pub running: u64,
     /// Kept until the operator fixes something.
     pub refused: u64,

@@ -1,5 +1,5 @@
-//! What people change in the journal, beside a worker that runs: dead letters get another chance,
-//! or go.
+//! Changes that the operator makes in the journal while a worker runs: dead letters are retried or
+//! removed.
 //!
 //! Only tasks are touched that no worker holds: dead, lost, refused, and those that wait.
 //! One transaction each, so that nothing is half done.

@@ -19,9 +19,9 @@ pub struct PluginCounts {
     pub plugin: String,
     /// May run now.
     pub due: u64,
-    /// Wait for their time, for another task, or until what the plugin needs is there again.
+    /// Wait for their time, for another task, or until the plugin's service is available again.
     pub waiting: u64,
-    /// Run.
+    /// Running.
     pub running: u64,
     /// Ended well.
     pub done: u64,
@@ -135,7 +135,7 @@ pub enum EndedAs {
     Class(Class),
     /// With any class but `done`.
     Failed,
-    /// Its task was given up, or is lost.
+    /// Its task is a dead letter or lost.
     Dead,
 }
 

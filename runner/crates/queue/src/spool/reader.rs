@@ -284,7 +284,7 @@ impl Reader {
             Err(error) => return Err(unreadable(&error)),
         };
         if stat.st_nlink > 1 {
-            return Err(format!("it has {} links; an event has one", stat.st_nlink));
+            return Err(format!("it has {} hard links; an event file has one", stat.st_nlink));
         }
         let owner = self.trust.owner(stat.st_uid, stat.st_gid)?;
         // One byte more, so that the end is found without another buffer.

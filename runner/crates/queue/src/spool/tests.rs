@@ -84,12 +84,12 @@ fn what_is_no_event_is_set_aside_and_in_nobodys_way() {
     .abandoned: it was never completed; its hook was killed
     0-directory: it is not a regular file
     0-fifo: it is not a regular file
-    0-hard: it has 2 links; an event has one
+    0-hard: it has 2 hard links; an event file has one
     0-large: it has more than 4 MiB, the most that an event has
     0-link: it is not a regular file
     0-odd\n\u{1b}[31m: it does not begin with `hookrun-event 1 sha256:...`
     0-renamed: its name is not the id of its event
-    0-short: it has 2 links; an event has one
+    0-short: it has 2 hard links; an event file has one
     ");
     scene.reader.look_again();
     let again = scene.reader.scan(100);

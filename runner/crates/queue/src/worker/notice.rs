@@ -81,16 +81,16 @@ impl std::fmt::Display for Notice<'_> {
                     Next::Refused { .. } => {
                         write!(f, "; kept, and tried again after that is fixed")
                     }
-                    Next::Retry { after } => write!(f, "; again in {:.1} s", after.as_secs_f64()),
+                    Next::Retry { after } => write!(f, "; retry in {:.1} s", after.as_secs_f64()),
                     Next::Again { why: Uncounted::Outage, .. } => {
-                        write!(f, "; not counted: what it needs is down")
+                        write!(f, "; not counted: its service is unavailable")
                     }
                     Next::Again { why: Uncounted::Neighbour, .. } => {
                         write!(f, "; not counted: it is run again alone")
                     }
                     Next::Again { after, why: Uncounted::Progress } => write!(
                         f,
-                        "; not counted: a part is done; again in {:.1} s",
+                        "; not counted: it made progress; retry in {:.1} s",
                         after.as_secs_f64()
                     ),
                 }

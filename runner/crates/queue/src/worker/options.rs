@@ -66,7 +66,7 @@ pub enum WorkerError {
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// Somebody has removed the journal while the worker ran.
-    #[error("the journal {} was removed or replaced while the worker ran; what it held unfinished is handed over again", path.display())]
+    #[error("the journal {} was removed or replaced while the worker ran; its unfinished events are handed over again", path.display())]
     Gone {
         /// Its directory.
         path: std::path::PathBuf,

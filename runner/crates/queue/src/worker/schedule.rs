@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 /// A plugin with tasks that are due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ready<'a> {
-    /// Its name.
+    /// The name of the plugin.
     pub(super) plugin: &'a str,
     /// Its runs at once, as the configuration and its breaker have it.
     pub(super) most: usize,

@@ -298,8 +298,8 @@ impl Worker<'_> {
             Change::Open { since_ms, until_ms, trips } => {
                 if trips == 0 {
                     self.warn(&format!(
-                        "{plugin}: what it needs seems to be down ({message}); its tasks wait, one at a time is tried, and none is given up \
-                         for it"
+                        "{plugin}: its service seems to be unavailable ({message}); its tasks wait, one at a time is tried, and \
+                         no attempt is counted"
                     ));
                 }
                 self.ready.remove(&plugin);
@@ -312,7 +312,7 @@ impl Worker<'_> {
                 })?;
             }
             Change::Closed => {
-                self.warn(&format!("{plugin}: what it needs is there again"));
+                self.warn(&format!("{plugin}: its service is available again"));
                 self.journal.close_breaker(&plugin, now)?;
                 self.ready.remove(&plugin);
                 self.due.insert(plugin);

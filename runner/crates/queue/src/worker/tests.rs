@@ -280,8 +280,11 @@ fn attempts_that_made_progress_are_not_counted() {
     scene.put(&post_build("a"));
     let (summary, notices) = scene.run_until_idle();
     assert_eq!(summary.attempts, BTreeMap::from([(Class::Done, 1), (Class::Transient, 20)]));
-    assert!(notices.iter().any(|notice| notice.contains("not counted: a part is done")));
-    assert!(!notices.iter().any(|notice| notice.contains("seems to be down")), "{notices:?}");
+    assert!(notices.iter().any(|notice| notice.contains("not counted: it made progress")));
+    assert!(
+        !notices.iter().any(|notice| notice.contains("seems to be unavailable")),
+        "{notices:?}"
+    );
 }
 
 #[test]

@@ -13,7 +13,7 @@ use hookrun_config::Retry;
 use hookrun_nix::event::Event;
 
 const HOUR_MS: u64 = 3_600_000;
-/// The service is there again at this time.
+/// The service is available again at this time.
 const END_OF_OUTAGE: u64 = 24 * HOUR_MS;
 
 /// Time passes only when everybody waits.
