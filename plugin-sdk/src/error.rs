@@ -43,7 +43,7 @@ impl Error {
         Self { kind: ErrorKind::Permanent, message: message.into(), retry_after: None }
     }
 
-    /// Is a retry worth while?
+    /// Whether a retry may help.
     pub fn is_transient(&self) -> bool {
         self.kind == ErrorKind::Transient
     }

@@ -208,7 +208,7 @@ pub struct Response {
 }
 
 impl Response {
-    /// Is the status 2xx?
+    /// Returns whether the status is 2xx.
     pub const fn is_success(&self) -> bool {
         self.status >= 200 && self.status < 300
     }

@@ -35,7 +35,7 @@ impl Outcome {
 pub struct Failure {
     /// One sentence for `hookrun log`.
     pub message: String,
-    /// Does a retry make sense?
+    /// Whether a retry may help.
     pub transient: bool,
     /// At least this long before the next attempt.
     pub retry_after: Option<Duration>,

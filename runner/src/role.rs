@@ -69,9 +69,9 @@ pub enum Role {
 pub struct Call<'a> {
     /// argv, with argv\[0\].
     pub argv: &'a [OsString],
-    /// Is `DRV_PATH` in the environment, and not empty?
+    /// Whether `DRV_PATH` is in the environment and not empty.
     pub drv_path: bool,
-    /// Is standard input a pipe?
+    /// Whether standard input is a pipe.
     pub stdin_is_pipe: bool,
 }
 

@@ -183,7 +183,7 @@ fn exim(directory: &Path) -> Command {
     command
 }
 
-/// Does it greet?
+/// Whether it sends a greeting.
 fn is_up(daemon: &mut Child, port: u16) -> bool {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline && daemon.try_wait().unwrap().is_none() {

@@ -113,7 +113,7 @@ fn install(debian: bool, missing: &[Package]) -> Result<()> {
     apt(&["install", "-y", "-qq", "--no-install-recommends"]).args(&names).run()
 }
 
-/// Is this root?
+/// Returns whether this process runs as root.
 pub fn is_root() -> Result<bool> {
     Ok(Command::new("id").arg("-u").read()?.trim() == "0")
 }

@@ -47,7 +47,7 @@ fn is_long(line: &str) -> bool {
     line.chars().count() > COLUMNS
 }
 
-/// Has it a blank to break at, behind its indentation and before the end of the last column?
+/// Returns whether it has a blank to break at, between its indentation and the last column.
 fn can_break(line: &str) -> bool {
     let text = line.trim_start_matches([' ', '/', '!', '#', '*', '-', '>']);
     let indentation = line.chars().count() - text.chars().count();

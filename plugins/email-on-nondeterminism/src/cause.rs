@@ -35,7 +35,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Does it follow from another difference of the same file?
+    /// Whether it follows from another difference of the same file.
     pub const fn follows(self) -> bool {
         matches!(self, Self::BuildId)
     }

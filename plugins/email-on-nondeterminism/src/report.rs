@@ -418,7 +418,7 @@ fn of_type(value: &str) -> String {
     if value.is_empty() { String::new() } else { format!(" ({})", visible(value, MAX_VALUE)) }
 }
 
-/// Is it the result that only the check has, and the next garbage collection takes?
+/// Returns whether it is the result of the check, which the next garbage collection removes.
 fn is_check(path: &str) -> bool {
     path.strip_suffix(".check").is_some()
 }

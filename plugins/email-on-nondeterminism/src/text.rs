@@ -117,7 +117,7 @@ fn write_rows(text: &mut String, rows: &[Row]) -> std::fmt::Result {
     Ok(())
 }
 
-/// Do the marks of both rows stand in the same columns?
+/// Returns whether the marks of both rows are in the same columns.
 fn same_marks(row: &Row, next: &Row) -> bool {
     let columns = |row: &Row| -> Vec<(usize, bool)> {
         row.pieces.iter().map(|piece| (piece.text.chars().count(), piece.marked)).collect()

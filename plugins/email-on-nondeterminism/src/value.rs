@@ -11,11 +11,11 @@ const MAX_LINE: usize = 260;
 pub enum Value {
     /// Lines of text, with their ends.
     Text {
-        /// Was something left out before?
+        /// Whether something was left out before.
         cut_before: bool,
         /// The text.
         text: String,
-        /// Was something left out after?
+        /// Whether something was left out after.
         cut_after: bool,
     },
     /// Bytes.
@@ -109,7 +109,7 @@ pub fn changed(previous: &str, current: &str) -> (std::ops::Range<usize>, std::o
 pub struct Piece {
     /// Fit to be shown.
     pub text: String,
-    /// Does it differ from the other side?
+    /// Whether it differs from the other side.
     pub marked: bool,
 }
 

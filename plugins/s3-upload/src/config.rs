@@ -19,7 +19,7 @@ pub struct Config {
     /// Paths with a signature by one of these keys are left out.
     #[serde(default)]
     pub skip_signed_by: Vec<String>,
-    /// What the outputs reach, too?
+    /// Whether to upload the closure of the outputs as well.
     #[serde(default = "yes")]
     pub closure: bool,
     /// For a new cache.

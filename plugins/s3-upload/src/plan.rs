@@ -28,7 +28,7 @@ pub fn is_signed_by(info: &PathInfo, key: &str) -> bool {
     info.signatures.iter().any(|signature| names(signature, key))
 }
 
-/// Does the signature say it is by `key`?
+/// Returns whether the signature names `key`.
 pub fn names(signature: &str, key: &str) -> bool {
     signature.split_once(':').is_some_and(|(name, _)| name == key)
 }

@@ -153,7 +153,7 @@ impl Command {
         )
     }
 
-    /// Do files of this command have the modes of [`layout`] whatever the caller's umask is?
+    /// Returns whether files of this command get the modes of [`layout`] whatever the umask.
     fn fills_the_state_directory(&self) -> bool {
         matches!(
             self,
@@ -187,7 +187,7 @@ struct Context {
     dirs: Dirs,
     /// Did the user name the state directory? Then it has to be there.
     state_is_chosen: bool,
-    /// Did the user name the configuration, by `--config` or `HOOKRUN_CONFIG`?
+    /// Whether the user chose the configuration, by `--config` or `HOOKRUN_CONFIG`.
     config_is_chosen: bool,
 }
 

@@ -309,7 +309,7 @@ struct Changed {
     tasks: Vec<TaskRow>,
     /// Plugins whose circuit breaker was closed.
     closed_breakers: Vec<String>,
-    /// Does a worker run?
+    /// Whether a worker runs.
     worker: bool,
 }
 
@@ -454,7 +454,7 @@ fn wake(context: &Context) {
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Left {
-    /// Have all tasks ended?
+    /// Whether all tasks have ended.
     finished: bool,
     /// Events that no worker has taken.
     spooled: u64,

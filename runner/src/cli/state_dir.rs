@@ -20,7 +20,7 @@ pub(super) fn journal(context: &Context) -> Result<Option<Journal>, CliError> {
     Journal::open_read_only(&context.dirs).map_err(CliError::environment)
 }
 
-/// Is there a state directory to read, and may this user read it?
+/// Checks that there is a state directory and that this user may read it.
 ///
 /// # Errors
 /// As [`journal`].

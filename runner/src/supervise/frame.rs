@@ -33,7 +33,7 @@ fn too_long(length: usize) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, TooLong(length))
 }
 
-/// Is this the error of a message that is too long to be sent?
+/// Returns whether this is the error of a message that is too long to be sent.
 pub(super) fn is_too_long(error: &io::Error) -> bool {
     matches!(error.get_ref(), Some(error) if error.is::<TooLong>())
 }

@@ -179,7 +179,7 @@ pub fn unwritable(what: &str, name: &str, reach: &Reach) -> Option<String> {
 }
 
 /// Makes `directory` (0700) and its missing parents (0755), in a directory that nobody but this
-/// user and root can change. Did it have to?
+/// user and root can change. Returns whether it was missing.
 fn make(directory: &Path) -> std::io::Result<bool> {
     if directory.is_dir() {
         return Ok(false);

@@ -50,7 +50,7 @@ pub(super) struct Runner {
 pub(super) struct Death {
     /// How the process ended.
     pub(super) how: String,
-    /// Was it the only run in the process?
+    /// Whether it was the only run in the process.
     pub(super) alone: bool,
 }
 
@@ -111,7 +111,7 @@ impl Runner {
         self.transfers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Has it not gone yet?
+    /// Returns whether it still runs.
     pub(super) fn is_alive(&self) -> bool {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }

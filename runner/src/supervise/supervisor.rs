@@ -422,7 +422,7 @@ pub fn serves(settings: &Plugin, hooks: Option<&[HookKind]>, hook: HookKind) -> 
         && hooks.is_none_or(|hooks| hooks.contains(&hook))
 }
 
-/// Does the event pass the plugin's filter?
+/// Returns whether the event passes the plugin's filter.
 pub fn admits(settings: &Plugin, event: &Event) -> bool {
     settings.filter.admits_name(event.name())
         && settings.filter.max_nar_size.is_none_or(|max| nar_size(event) <= max)

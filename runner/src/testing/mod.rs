@@ -55,7 +55,7 @@ pub struct TestRun {
 }
 
 impl TestRun {
-    /// Did it end as a run should?
+    /// Returns whether the run succeeded.
     pub const fn passed(&self) -> bool {
         matches!(self.report.outcome, Outcome::Done { .. })
     }

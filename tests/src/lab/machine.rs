@@ -17,7 +17,7 @@ const BUILD_USERS: u32 = 4;
 /// CI install.
 const DEBIAN_PACKAGES: &str = include_str!("../../../xtask/debian-packages.txt");
 
-/// Is this root?
+/// Returns whether this process runs as root.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }

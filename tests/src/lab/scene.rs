@@ -151,7 +151,7 @@ impl Scene {
         self.path("builders").join(name)
     }
 
-    /// Was the path built on (or copied to) this builder?
+    /// Returns whether the path was built on or copied to this builder.
     pub fn on_builder(&self, name: &str, store_path: &Path) -> bool {
         PrivateNix::path_in_store(&self.builder_store(name), store_path).exists()
     }
@@ -434,7 +434,7 @@ impl SecondStore<'_> {
             .collect()
     }
 
-    /// Is the path there?
+    /// Returns whether the path exists.
     pub fn has(&self, path: &Path) -> bool {
         self.locate(path).exists()
     }

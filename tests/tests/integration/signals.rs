@@ -99,7 +99,7 @@ struct Stage {
     occupied: bool,
     /// The directives that were given.
     said: &'static [&'static str],
-    /// Is the moment there?
+    /// Whether the moment has come.
     reached: fn(&Session) -> bool,
 }
 
@@ -181,7 +181,7 @@ impl Stage {
         ]
     }
 
-    /// Is there a build, as far as hookrun knows?
+    /// Returns whether hookrun knows of a build.
     fn is_delegated(&self) -> bool {
         self.spoken == Spoken::Inputs
     }
@@ -339,7 +339,7 @@ fn children(pid: Pid) -> Vec<Pid> {
 /// SIGTERM, 15, in the masks of `/proc/PID/status`.
 const TERM: u64 = 1 << (15 - 1);
 
-/// Is it the hook, and has it set up what happens when it is asked to end?
+/// Returns whether it is the hook and has installed its signal handlers.
 fn minds_signals(pid: Pid) -> bool {
     let program = std::fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero()));
     if program.ok().and_then(|program| Some(program.file_name()? != "hookrun")) != Some(false) {

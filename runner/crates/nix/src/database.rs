@@ -46,7 +46,7 @@ pub struct PathInfo {
     pub signatures: Vec<String>,
     /// The content address.
     pub ca: Option<String>,
-    /// Was it built on this machine?
+    /// Whether it was built on this machine.
     pub ultimate: bool,
     /// Seconds since 1970.
     pub registration_time: u64,
@@ -59,7 +59,7 @@ pub struct Registered {
     pub path: String,
     /// Full store path of the `.drv`; it need not be valid.
     pub deriver: Option<String>,
-    /// Was it built on this machine?
+    /// Whether it was built on this machine.
     pub ultimate: bool,
 }
 
@@ -365,7 +365,7 @@ impl Snapshot<'_> {
     }
 }
 
-/// Is there a write-ahead log that holds something?
+/// Returns whether there is a write-ahead log that is not empty.
 fn has_log(database: &Path) -> bool {
     let mut log = database.as_os_str().to_owned();
     log.push("-wal");

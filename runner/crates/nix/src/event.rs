@@ -39,7 +39,7 @@ pub struct Event {
     /// The plugins that it is for; none: for all that want it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plugins: Vec<String>,
-    /// Did the worker find the outputs valid when it took the event?
+    /// Whether the outputs were valid when the worker took the event.
     #[serde(default)]
     pub seen_valid: bool,
     /// What happened.

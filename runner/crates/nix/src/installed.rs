@@ -121,8 +121,8 @@ impl Installed {
         self.settings.get(name).map(|setting| setting.value.as_str()).unwrap_or_default()
     }
 
-    /// Does it divide load by speed factor as whole numbers, and take nothing else in column 5
-    /// (2.19 and older, Lix too: it is 2.18)?
+    /// Returns whether it divides load by speed factor as whole numbers and accepts only those in
+    /// column 5 (2.19 and older, and Lix, which is 2.18).
     pub fn whole_speed_factors(&self) -> bool {
         self.flavour == Flavour::Lix || self.version < Version(2, 20, 0)
     }

@@ -72,12 +72,12 @@ pub fn scrub(command: &mut Command) -> &mut Command {
     command.env(NESTED, "1")
 }
 
-/// Was this process started by a Nix that hookrun started?
+/// Returns whether a Nix that hookrun started has started this process.
 pub fn is_nested() -> bool {
     std::env::var_os(NESTED).is_some_and(|value| !value.is_empty())
 }
 
-/// Is standard input a pipe, as it is for a build hook?
+/// Returns whether standard input is a pipe, as it is for a build hook.
 pub fn stdin_is_pipe() -> bool {
     rustix::fs::fstat(rustix::stdio::stdin()).is_ok_and(|stat| {
         rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo

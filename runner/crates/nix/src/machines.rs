@@ -83,7 +83,7 @@ pub struct MachineLine {
 }
 
 impl MachineLine {
-    /// Can this machine build a derivation of `system` that requires `features`?
+    /// Returns whether this machine can build a derivation of `system` that requires `features`.
     pub fn fits(&self, system: &str, features: &[String]) -> bool {
         (system == "builtin" || self.systems.iter().any(|known| known == system))
             && features.iter().all(|f| self.features().any(|known| known == f))

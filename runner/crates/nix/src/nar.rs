@@ -269,7 +269,7 @@ struct Counting<W> {
     hash: Sha256,
     size: u64,
     limit: u64,
-    /// Was more written than the limit?
+    /// Whether more was written than the limit.
     too_long: bool,
 }
 

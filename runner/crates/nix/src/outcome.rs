@@ -21,7 +21,7 @@ pub enum Outcome {
     Failed {
         /// Its sentence.
         message: String,
-        /// Does a retry make sense?
+        /// Whether a retry may help.
         transient: bool,
         /// Not before this many milliseconds.
         retry_after_ms: Option<u64>,

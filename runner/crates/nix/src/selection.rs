@@ -29,11 +29,11 @@ pub struct Candidate {
     pub system: String,
     /// The system features it requires, sorted.
     pub required_features: Vec<String>,
-    /// Is it built by Nix itself?
+    /// Whether Nix builds it itself.
     pub builtin: bool,
-    /// Has it a hash that is known before the build?
+    /// Whether its hash is known before the build.
     pub fixed_output: bool,
-    /// Did its author set `preferLocalBuild`?
+    /// Whether `preferLocalBuild` is set.
     pub prefer_local: bool,
     /// The words of `hookrunHints` in its environment.
     pub hints: Vec<(String, String)>,
@@ -116,7 +116,7 @@ impl Default for Machine {
 }
 
 impl Machine {
-    /// Is a slot free?
+    /// Returns whether a slot is free.
     pub const fn has_free_slot(&self) -> bool {
         self.load < self.slots
     }
@@ -125,9 +125,9 @@ impl Machine {
 /// This machine: what it can do, and what waits on it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct LocalMachine {
-    /// Could it build the candidate at all (system, features, `max-jobs` over 0)?
+    /// Whether it can build the candidate at all (system, features, `max-jobs` above 0).
     pub able: bool,
-    /// Is a local build slot free right now?
+    /// Whether a local build slot is free now.
     pub willing: bool,
     /// `max-jobs`.
     pub slots: u32,
@@ -137,7 +137,7 @@ pub struct LocalMachine {
     pub past: Option<PastBuilds>,
     /// Builds of all Nix commands on this machine that wait in hookrun for a machine.
     pub waiting: u32,
-    /// Does the Nix that asks divide load by speed factor as whole numbers (2.19 and older)?
+    /// Whether the calling Nix divides load by speed factor as whole numbers (2.19 and older).
     pub whole_speed_factors: bool,
     /// More, by name.
     pub details: Vec<(String, String)>,

@@ -71,7 +71,7 @@ impl From<String> for Text {
 }
 
 impl Words {
-    /// Is there none?
+    /// Returns whether it is empty.
     pub fn is_empty(&self) -> bool {
         (**self).is_empty()
     }

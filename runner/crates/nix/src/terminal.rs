@@ -50,7 +50,7 @@ pub fn printable_json(text: &str) -> String {
     escaped
 }
 
-/// Does a terminal obey this character instead of showing it?
+/// Returns whether a terminal interprets this character instead of showing it.
 pub fn obeyed(c: char) -> bool {
     (c.is_control() && c != '\t')
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

@@ -30,7 +30,7 @@ struct OpenSince {
     until_ms: u64,
     /// Tries that failed.
     trips: u32,
-    /// Is one being made?
+    /// Whether a try is running.
     trying: bool,
 }
 
@@ -105,7 +105,7 @@ impl Breaker {
         }
     }
 
-    /// Is it open?
+    /// Returns whether the breaker is open.
     pub fn is_open(&self) -> bool {
         self.open.is_some()
     }

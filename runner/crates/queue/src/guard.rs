@@ -127,7 +127,7 @@ impl Events {
 #[derive(Debug)]
 pub struct Ended {
     events: Option<Events>,
-    /// Did the work end by itself, in time?
+    /// Whether the work ended by itself and in time.
     pub in_time: bool,
 }
 
@@ -320,8 +320,8 @@ impl Watch {
         self.said.contains(&what)
     }
 
-    /// Passes on what the working process prints until it has ended, or until `end`. Is it still
-    /// there?
+    /// Forwards the output of the working process until it has ended, or until `end`. Returns
+    /// whether it still runs.
     fn listen(&mut self, end: Instant) -> bool {
         let works = loop {
             let printed = self.streams.iter().filter_map(|stream| stream.from.as_ref());

@@ -64,11 +64,11 @@ pub struct Standing {
     pub attempts: u32,
     /// How long it has been tried for, as [`age`] counts.
     pub age: Duration,
-    /// Is the plugin's breaker open?
+    /// Whether the plugin's breaker is open.
     pub outage: bool,
-    /// Did the attempt do something that lasts?
+    /// Whether the attempt made lasting progress.
     pub progress: bool,
-    /// Whose trouble is a failure?
+    /// What a failure says about the service, the event or other runs.
     pub trouble: Trouble,
 }
 

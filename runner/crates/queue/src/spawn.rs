@@ -164,7 +164,7 @@ fn successor_of(link: &Path) -> Option<PathBuf> {
     Some(PathBuf::from(OsStr::from_bytes(name))).filter(|path| path.is_file())
 }
 
-/// Does `/proc/PID/exe` lead to a file that was removed or replaced?
+/// Returns whether `/proc/PID/exe` leads to a file that was removed or replaced.
 pub fn is_deleted(link: &Path) -> bool {
     use std::os::unix::ffi::OsStrExt as _;
     link.as_os_str().as_bytes().ends_with(DELETED)

@@ -114,7 +114,7 @@ struct Run {
     /// What counted towards `give-up-after` before it, and when the attempt before it ended.
     age_ms: u64,
     last_ms: Option<u64>,
-    /// Does an open breaker wait for it?
+    /// Whether an open breaker waits for it.
     is_try: bool,
 }
 

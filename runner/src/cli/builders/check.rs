@@ -47,7 +47,7 @@ struct Checked {
     connect_ms: Option<u64>,
     /// Its Nix, where it says so.
     nix_version: Option<String>,
-    /// Does it trust us, where it says so?
+    /// Whether it trusts this user, if it says so.
     trusted: Option<bool>,
     /// What it says it is.
     system: Option<String>,

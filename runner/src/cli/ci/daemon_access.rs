@@ -16,7 +16,7 @@ pub(super) enum DaemonAccess {
     Direct,
     /// In a daemon: hooks run as root.
     Daemon {
-        /// Does it take settings from this user?
+        /// Whether it accepts settings from this user.
         trusted: bool,
     },
 }

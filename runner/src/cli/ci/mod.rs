@@ -375,7 +375,7 @@ impl Workers<'_> {
 /// Signals that are handed on to the command.
 struct Signals {
     all: Vec<(Signal, tokio::signal::unix::Signal)>,
-    /// Does the terminal send SIGINT and SIGQUIT to the command as well?
+    /// Whether the terminal sends SIGINT and SIGQUIT to the command as well.
     terminal: bool,
 }
 

@@ -170,7 +170,7 @@ struct Level {
 /// What is in a directory.
 struct Listing {
     names: BTreeMap<Box<OsStr>, FileType>,
-    /// Are these all?
+    /// Whether this list is complete.
     is_whole: bool,
 }
 
@@ -307,7 +307,7 @@ impl Comparison<'_> {
         Ok(both)
     }
 
-    /// Has the directory that is compared this name on one side?
+    /// Returns whether one side of the compared directory has this name.
     fn is_there(&self, name: &OsStr, side: impl Fn(&Sides<OwnedFd>) -> &OwnedFd) -> bool {
         self.levels.last().is_some_and(|level| {
             let place =

@@ -35,7 +35,7 @@ pub struct Pieces<'a> {
     pub start: u64,
     /// The first difference, within the pieces.
     pub at: usize,
-    /// Do both reach the end of their file?
+    /// Whether both reach the end of their file.
     pub whole: bool,
 }
 

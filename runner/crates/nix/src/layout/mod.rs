@@ -112,7 +112,7 @@ impl Entry {
         }
     }
 
-    /// Does this mode do what the entry is for, and no more?
+    /// Returns whether this mode allows what the entry is for, and no more.
     fn admits(self, mode: u32, own_group: bool, system: bool) -> bool {
         let wanted = self.mode(system);
         match self.access {
@@ -146,7 +146,7 @@ pub struct Wrong {
 pub struct Repaired {
     /// What it was, and the command that sets it right if this user could not.
     pub message: String,
-    /// Is it right now?
+    /// Whether it is correct now.
     pub done: bool,
 }
 
@@ -263,17 +263,17 @@ fn short_hash(path: &Path) -> String {
     format!("{a:02x}{b:02x}{c:02x}{d:02x}")
 }
 
-/// Is this path in the place where everybody may make a directory?
+/// Returns whether this path is in the place where every user may make a directory.
 pub fn is_in_common(path: &Path) -> bool {
     path.parent() == Some(Path::new(COMMON_PARENT))
 }
 
-/// Is this directory the user's, and can nobody else change what is in it?
+/// Returns whether the user owns this directory and no other user can change its contents.
 pub fn is_of_user_alone(stat: &Stat, uid: u32) -> bool {
     stat.st_uid == uid && stat.st_mode & OTHERS_WRITE == 0
 }
 
-/// Is this directory root's, and can others at most add to it?
+/// Returns whether root owns this directory and others can at most add files.
 pub fn is_shared_by_root(stat: &Stat) -> bool {
     stat.st_uid == 0 && (stat.st_mode & OTHERS_WRITE == 0 || stat.st_mode & STICKY != 0)
 }

@@ -44,7 +44,7 @@ pub enum Taken {
     Merged(String),
     /// It was in the journal before.
     Known {
-        /// Have its tasks ended?
+        /// Whether its tasks have ended.
         ended: bool,
     },
 }

@@ -74,7 +74,7 @@ pub enum JournalError {
 }
 
 impl JournalError {
-    /// Is the file itself damaged, so that another journal has to take its place?
+    /// Returns whether the file is damaged, so that a new journal has to replace it.
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Sqlite { error, .. } => open::is_damage(error),
@@ -114,7 +114,7 @@ pub struct Open {
 }
 
 impl Open {
-    /// Has something ended that did not end well, or is it kept for the operator?
+    /// Returns whether there are dead, lost or refused tasks.
     pub fn failed(&self) -> bool {
         self.dead > 0 || self.lost > 0 || self.refused > 0
     }

@@ -126,7 +126,7 @@ impl Journal {
         inode(&self.path) == self.inode
     }
 
-    /// Is the file still a journal for whoever opens it now?
+    /// Checks that the file can still be opened as a journal.
     ///
     /// # Errors
     /// It is not, or SQLite cannot read it.

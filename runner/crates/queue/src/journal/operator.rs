@@ -25,7 +25,7 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Is the task meant?
+    /// Returns whether the task is selected.
     pub fn has(&self, task: &TaskRow) -> bool {
         let Self { events, plugin, derivation, states } = self;
         (events.is_empty() || events.iter().any(|event| task.event.starts_with(event.as_str())))

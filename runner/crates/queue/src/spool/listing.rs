@@ -42,7 +42,7 @@ pub(super) struct Queue {
     /// The user whose turn was last.
     last: u32,
     turn: u32,
-    /// Were there more than are kept?
+    /// Whether there were more than are kept.
     more: bool,
 }
 
@@ -100,12 +100,12 @@ impl Queue {
         self.others.remove(&user);
     }
 
-    /// Is there none?
+    /// Returns whether it is empty.
     pub(super) fn is_empty(&self) -> bool {
         self.trusted.is_empty() && self.others.is_empty()
     }
 
-    /// Were there more than are kept, since this was asked last?
+    /// Returns whether there were more than are kept since the last call.
     pub(super) fn take_more(&mut self) -> bool {
         std::mem::take(&mut self.more)
     }

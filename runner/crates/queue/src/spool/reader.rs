@@ -48,7 +48,7 @@ pub struct Spooled {
     pub event: Event,
     /// The file's owner.
     pub uid: u32,
-    /// Is that root or the worker's own user?
+    /// Whether that is root or the worker's own user.
     pub is_trusted: bool,
     /// The file's size.
     pub bytes: u64,
@@ -111,7 +111,7 @@ pub struct Reader {
     held_back: BTreeSet<u32>,
     /// Found and not looked at yet.
     queue: Queue,
-    /// Are the directories to be listed when all of that has been looked at?
+    /// Whether the directories are to be listed after all of that.
     again: bool,
 }
 
@@ -314,12 +314,12 @@ impl Reader {
     }
 }
 
-/// Is it a name that a file has while its hook writes it?
+/// Returns whether a file has this name only while its hook writes it.
 fn is_unfinished(name: &[u8]) -> bool {
     name.starts_with(b".")
 }
 
-/// May its hook still write an unfinished file?
+/// Returns whether the hook of an unfinished file may still be writing.
 fn is_in_the_making(stat: &Stat, is_trusted: bool) -> bool {
     let limit = if is_trusted { ABANDONED } else { ABANDONED_BY_OTHERS };
     let modified = Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));

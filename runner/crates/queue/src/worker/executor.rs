@@ -53,7 +53,7 @@ pub trait Executor: Send + Sync + 'static {
 /// What a look at the files of an [`Executor`] found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Refreshed {
-    /// Was something taken up?
+    /// Whether something changed.
     pub changed: bool,
     /// Changes that cannot be taken up, each with the fix; what was before goes on.
     pub problems: Vec<String>,

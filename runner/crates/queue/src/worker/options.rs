@@ -52,7 +52,7 @@ pub struct Summary {
     pub attempts: BTreeMap<Class, u64>,
     /// What is left.
     pub open: Open,
-    /// Was the worker's program replaced while it ran?
+    /// Whether the worker's program was replaced while it ran.
     pub replaced: bool,
 }
 

@@ -9,7 +9,7 @@ use super::SAFETY_POLL;
 /// What systemd wants to know of a service (sd_notify(3)); nothing where nobody asks.
 #[derive(Debug)]
 pub(super) struct Service {
-    /// Is this the service's own process?
+    /// Whether this is the service's main process.
     on: bool,
     watchdog: Option<Duration>,
     said: Option<(Instant, usize)>,

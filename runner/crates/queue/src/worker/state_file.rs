@@ -43,7 +43,7 @@ pub struct Running {
     pub pid: i32,
     /// What it said; none if it said nothing yet.
     pub said: Option<WorkerState>,
-    /// Was its program replaced since it started?
+    /// Whether its program was replaced since it started.
     pub is_replaced: bool,
 }
 

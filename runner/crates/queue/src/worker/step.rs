@@ -337,7 +337,7 @@ impl Worker<'_> {
         self.running.insert(handle.id(), run);
     }
 
-    /// May a task that is due begin now, for all its plugin's breaker knows?
+    /// Returns whether the circuit breaker of its plugin lets a due task begin now.
     pub(super) fn something_can_run(&self, now_ms: u64) -> Result<bool, WorkerError> {
         let admitted = |plugin: &String| self.places(plugin, 1, now_ms) > 0;
         Ok(self.journal.due_plugins(now_ms)?.iter().any(admitted))
