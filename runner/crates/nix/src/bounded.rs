@@ -1,5 +1,5 @@
-//! Running a program of Nix with a bound on its time and its words. Called by commands that look at
-//! Nix or at machines, and by the build hook where it has to know the version of Nix.
+//! Runs a program of Nix with bounds on its time and its output. Used by commands that look at Nix
+//! or at machines, and by the build hook if it needs the version of Nix.
 
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt as _;

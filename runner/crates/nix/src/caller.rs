@@ -1,5 +1,5 @@
-//! Who had Nix build: the command and its user, and which Nix it was, as far as this machine tells
-//! a hook. For the reader of a report; nothing is decided by it.
+//! Finds out which command and user called Nix, and which Nix it is, as far as a hook can see. Only
+//! for reports; no decision depends on it.
 //!
 //! A hook's parent is the Nix that builds: the command itself, or a process of the daemon, which
 //! writes its client's number into its own first argument (`daemon.cc` of Nix 2.3 and later, for a

@@ -1,11 +1,11 @@
-//! Nix's own database of valid paths, `<state>/db/db.sqlite`, read only. The worker asks it about
-//! events' outputs, plugins through `nix-store` and `signing`; what it says about a path is the
-//! only thing that the host ever signs.
+//! Reads Nix's database of valid paths, `<state>/db/db.sqlite`. The worker looks up events'
+//! outputs, plugins use it through `nix-store` and `signing`. The host signs only what this
+//! database contains about a path.
 //!
 //! The schema is internal to Nix but has been the same since schema 10 (Nix 1.12 to 2.35;
-//! `libstore/schema.sql`, `ca` since 7, `sigs` since 9). Reading it needs no daemon, no root and
-//! about a millisecond, and works within a diff hook, where the daemon refuses the user. Nothing
-//! here writes, and nothing here runs Nix.
+//! `libstore/schema.sql`, `ca` since 7, `sigs` since 9). Reading it needs no daemon and no root,
+//! and takes about a millisecond. It works within a diff hook, where the daemon refuses the user.
+//! This module never writes and never runs Nix.
 
 mod dependents;
 mod inputs;

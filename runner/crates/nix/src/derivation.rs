@@ -1,10 +1,10 @@
-//! A derivation, as its `.drv` file says: which outputs it has, and what builds them. The hooks
-//! read it to learn what Nix did not tell them (Nix 2.8.0 passes an empty `OUT_PATHS`), and plugins
-//! see it through `nix-store.derivation`.
+//! Reads a derivation from its `.drv` file: its outputs and its builder. The hooks need what Nix
+//! did not tell them (Nix 2.8.0 passes an empty `OUT_PATHS`), and plugins see it through
+//! `nix-store.derivation`.
 //!
-//! The file is text in ATerm form, parsed by the `nix-derivation` crate. It is read whole, so its
-//! size is bounded; it is untrusted input in so far as any user may write derivations. Nothing here
-//! asks Nix or its database.
+//! The file is text in ATerm form, parsed by the `nix-derivation` crate. It is read as a whole, so
+//! its size is bounded. It is untrusted input, because every user may write derivations. This
+//! module uses neither Nix nor its database.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,9 @@
-//! What Nix tells its diff hook: four arguments (since 2.3): the previous result, the current one,
-//! the derivation, the build directory.
+//! Reads the four arguments that Nix passes to its diff hook (since 2.3): the previous result, the
+//! current one, the derivation, the build directory.
 //!
-//! Called by the thin hook, as the build user. With `--check` the current result ends in `.check`;
-//! in rounds of `repeat` (up to Nix 2.12) the previous one does. The build directory is not looked
-//! at: in a sandbox it is out of reach.
+//! The thin hook calls this as the build user. With `--check` the current result ends in `.check`;
+//! in rounds of `repeat` (up to Nix 2.12) the previous one does. The build directory is ignored:
+//! with a sandbox it is not accessible.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

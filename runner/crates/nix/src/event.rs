@@ -1,8 +1,8 @@
-//! The typed events: what Nix said in one call of the post-build hook or the diff hook.
+//! The typed events of the post-build hook and the diff hook.
 //!
-//! An event is written to the spool by the hook and read back by the worker, possibly of a later
-//! release. So the format carries [`FORMAT`], and readers refuse a format they do not know instead
-//! of guessing. Builder selection is answered at once and never spooled; its question is
+//! A hook writes an event to the spool, and a worker reads it, possibly one of a later release. So
+//! the format carries [`FORMAT`], and readers refuse a format that they do not know. Builder
+//! selection is answered at once and never spooled; its question is
 //! [`crate::selection::Candidate`].
 
 use std::path::{Path, PathBuf};

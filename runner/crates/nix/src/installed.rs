@@ -1,7 +1,7 @@
-//! The Nix of this machine: where it is, which one it is, and its settings as it says itself. For
+//! Finds the Nix of this machine: its program, version and settings, as it reports them itself. For
 //! `hookrun doctor` and `hookrun builders`.
 //!
-//! All settings come with their values, secrets among them; only those that are named here are
+//! Nix prints all settings with their values, including secrets; only those that are named here are
 //! kept.
 
 use std::collections::BTreeMap;

@@ -1,5 +1,5 @@
-//! How a run of a plugin ended, what it used and what it said: the answer of the plugin room to the
-//! queue, the commands and the builder selection.
+//! The result of a plugin's run: outcome, use and log. Shared by the plugin host, the queue, the
+//! commands and builder selection.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,6 +1,6 @@
-//! What Nix tells its post-build hook: `DRV_PATH` and `OUT_PATHS` in the environment, nothing else.
+//! Reads what Nix passes to its post-build hook: `DRV_PATH` and `OUT_PATHS` in the environment.
 //!
-//! Called by the thin hook. It never reads standard input (below `nix-store --serve` that is the
+//! The thin hook calls this. It never reads standard input (below `nix-store --serve` that is the
 //! client's protocol stream) and never looks at `NIX_CONFIG` (it holds secrets).
 
 use crate::event::{NixDirs, Output, PostBuild};

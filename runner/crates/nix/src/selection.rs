@@ -1,5 +1,5 @@
-//! What a policy is told and what it answers. Mirrors `plugin-sdk/wit/builder-selection-0.1.0`, so
-//! that the plugin room only copies fields.
+//! The question to a policy and its answer. Mirrors `plugin-sdk/wit/builder-selection-0.1.0`, so
+//! that the plugin host only copies fields.
 
 use serde::{Deserialize, Serialize};
 

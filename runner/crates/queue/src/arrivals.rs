@@ -1,8 +1,8 @@
-//! Tells by name what comes into the directories of the spool (inotify(7)).
+//! Reports by name which files arrive in the directories of the spool (inotify(7)).
 //!
-//! Only renames are told, which is how hooks commit: what others do there costs nothing. Whoever
-//! misses something, because nothing can be watched or too much came at once, lists the
-//! directories.
+//! Only renames are reported, because hooks commit by a rename; other changes there cost nothing.
+//! The caller lists the directories if something was missed: if a directory cannot be watched, or
+//! too many files arrived at once.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,10 +1,10 @@
-//! A plugin's breaker: when the service it needs is down, its tasks wait together instead of
-//! failing one by one. Pure.
+//! The circuit breaker of a plugin: while the service that the plugin needs is unavailable, its
+//! tasks wait together instead of failing one by one. Pure.
 //!
-//! After [`THRESHOLD`] transient failures in a row, of whichever tasks, the breaker opens: nothing
-//! is started but one task at a time, after a back-off that grows up to the plugin's longest delay.
-//! What fails then is not counted as an attempt. The first sign of life closes it. Traps and limits
-//! say nothing about the service.
+//! After [`THRESHOLD`] transient failures in a row, of any tasks, the breaker opens. Then only one
+//! task at a time is started, after a back-off that grows up to the plugin's longest delay. Its
+//! failures are not counted as attempts. The first success closes the breaker. Traps and limits are
+//! no evidence about the service.
 
 use std::time::Duration;
 

@@ -1,8 +1,9 @@
-//! The form of a spool file: one line with version and checksum, then the event as JSON.
+//! The format of a spool file: one line with version and checksum, then the event as JSON.
 //!
-//! The checksum tells a file that is whole from one that a crash cut short: the hook renames first
+//! The checksum distinguishes a whole file from one that a crash cut short. The hook renames first
 //! and syncs once (see [`super::spool`]), so after a power failure a file may have its name without
-//! its contents. It is not a signature; the file's owner tells whose event it is ([`super::trust`]).
+//! its contents. The checksum is not a signature; the file's owner decides whether it is accepted
+//! ([`super::trust`]).
 
 use sha2::{Digest as _, Sha256};
 

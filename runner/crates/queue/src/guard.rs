@@ -1,15 +1,15 @@
-//! The work of a thin hook, in a process that Nix does not wait for.
+//! Runs the work of a thin hook in a process that Nix does not wait for.
 //!
-//! Nix waits until its hook has ended and until everybody has closed the hook's standard output and
-//! error. A process that sleeps in the kernel, in a file system that does not answer, cannot end,
-//! whatever signal it gets. So the process that Nix started touches no file system: it forks before
-//! it has any thread, and reads from pipes what the other one does. The other one has none of Nix's
-//! descriptors, and is left behind if it does not end in time.
+//! Nix waits until its hook has ended and until every process has closed the hook's standard output
+//! and error. A process that sleeps in the kernel, in a file system that does not answer, cannot
+//! end by any signal. Therefore the process that Nix started touches no file system: it forks
+//! before it has threads, and reads from pipes what the working process reports. The working
+//! process has none of Nix's descriptors and is abandoned if it does not end in time.
 //!
-//! The working process leaves each event, as soon as it is known, in memory that both share. If it
-//! has not written the event after a while, or has died, further processes write it, one for each
-//! fallback directory: usually one of them is on another file system. The worker takes an event
-//! once, however often it finds it.
+//! The working process puts each event into shared memory as soon as it is known. If it has not
+//! written the event after some time, or has died, further processes write it, one for each
+//! fallback directory, because one of them is usually on another file system. The worker takes an
+//! event once, even if it finds several copies.
 
 use std::fs::File;
 use std::io::{self, Write as _};

@@ -1,8 +1,8 @@
 //! The thin hooks: from Nix's call to a durable file in the spool.
 //!
-//! Called by the program's `role` module. They load no plugin, read no secret, open no socket and take no lock
-//! that another hook holds. Whatever happens inside, Nix sees exit code 0 within
-//! [`CAP`](super::guard::CAP): the work is done in a process of its own ([`super::guard`]), and
+//! The program's `role` module calls them. They load no plugin, read no secret, open no socket and
+//! take no lock that another hook holds. In every case Nix sees exit code 0 within
+//! [`CAP`](super::guard::CAP): the work is done in a separate process ([`super::guard`]), and
 //! errors and panics become one line.
 
 use std::ffi::OsString;

@@ -1,8 +1,7 @@
-//! What is wrong with the place where hooks put events: for `hookrun status` and whoever else tells
-//! people.
+//! Finds problems of the spool, for `hookrun status` and `hookrun doctor`. Changes nothing.
 //!
-//! Looks and judges, changes nothing. What is seen and what it means are apart: [`Look`] is what
-//! the system says, [`judge`] a pure function of it.
+//! Facts and judgement are separate: [`Look`] holds what the system reports, and [`judge`] is a
+//! pure function of it.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};

@@ -1,12 +1,9 @@
-//! There is one worker: it holds a lock on a file for as long as it lives.
+//! The lock that allows one worker: a lock on a file, held for the worker's lifetime.
 //!
-//! A record lock (fcntl) and not flock(2): a hook can ask who holds it without taking it, so 100
+//! It is a record lock (fcntl), not flock(2): a hook can ask who holds it without taking it. So 100
 //! hooks that ask do not keep a worker from starting, and the answer names the process. The kernel
-//! drops the lock with the process, so no stale lock blocks. A record lock is also dropped when its
-//! process closes any descriptor of the file, so nothing but this module opens it.
-//!
-//! The file is its owner's alone. Whoever can read it can lock it, for reading at least, and so
-//! keep a worker from starting and hooks from starting one.
+//! releases the lock with the process, so no stale lock remains. A record lock is also released
+//! when its process closes any descriptor of the file, so only this module opens it.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! What Nix's database says about an event's outputs, which a hook cannot or does not ask: which
-//! are valid, and which they are at all where neither Nix nor the derivation told the hook.
+//! Looks up an event's outputs in Nix's database, which a hook cannot or does not do: which are
+//! valid, and which outputs there are if neither Nix nor the derivation named them.
 
 use hookrun_nix::database::{Database, DatabaseError};
 use hookrun_nix::derivation::{Derivation, MAX_SIZE};

@@ -1,4 +1,4 @@
-//! When a task is tried again: exponential back-off with jitter, and when it is not. Pure.
+//! Decides whether and when a task is tried again: exponential back-off with jitter. Pure.
 
 use std::time::Duration;
 

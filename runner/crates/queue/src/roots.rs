@@ -1,10 +1,10 @@
 //! Garbage-collector roots for the outputs of queued events: symbolic links below Nix's `gcroots`.
 //!
-//! The hook makes them before it commits the event: the build keeps its own roots only while it
-//! runs. The worker removes them when the last task of the event has ended, and makes those that a
-//! crash lost again when it takes the event. Names are derived from the event's id, so nothing has
-//! to be remembered. Results of `--check` are not rooted: they are not valid paths, and no root
-//! keeps them.
+//! The hook makes them before it commits the event, because the build keeps its own roots only
+//! while it runs. The worker removes them when the last task of the event has ended. When it takes
+//! an event, it makes roots again that a crash has lost. Names are derived from the event's id, so
+//! no list of them is needed. Results of `--check` are not rooted: they are not valid paths, and a
+//! root would not keep them.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;

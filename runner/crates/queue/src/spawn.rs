@@ -1,9 +1,9 @@
-//! A hook starts a detached worker when the configuration wants it and none runs.
+//! Starts a detached worker from a hook, if the configuration asks for it and none runs.
 //!
-//! Called by the thin hooks after the event is in the spool. Nix waits until its hook's standard
-//! output and error are closed by everybody, kills the hook's process group when the client goes,
-//! and asks the kernel to kill the hook with it. So the worker gets a session of its own and none
-//! of the hook's descriptors; the parent-death signal is not inherited over fork (prctl(2)).
+//! The thin hooks call this after the event is in the spool. Nix waits until all processes have
+//! closed its hook's standard output and error, kills the hook's process group when the client
+//! goes, and asks the kernel to kill the hook with it. So the worker gets a session of its own and
+//! none of the hook's descriptors; the parent-death signal is not inherited over fork (prctl(2)).
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};

@@ -1,4 +1,4 @@
-//! The spool: a directory into which hooks put events, one file each, and out of which the worker
+//! The spool: the directory into which hooks put events, one file each, and from which the worker
 //! takes them.
 //!
 //! # Writing
@@ -10,23 +10,24 @@
 //! with its names, F2FS does so in its default `fsync_mode=posix`, ZFS writes all creations and
 //! renames before it to its intent log. POSIX would have the directory synced as well; hooks
 //! cannot, since the directory is not readable for them, and it would double the cost. A crash
-//! between rename and sync can leave a name without its contents: the checksum tells
-//! ([`super::envelope`]), and no hook had promised anything yet. On tmpfs nothing survives a power
+//! between rename and sync can leave a name without its contents. The checksum shows this
+//! ([`super::envelope`]), and the hook had not returned yet. On tmpfs nothing survives a power
 //! failure.
 //!
-//! [`hookrun_nix::layout`] makes the directory: in a system installation with mode 1733 (anybody may add,
-//! nobody may list, only the owner removes: build users hand over events of the diff hook), for a
-//! plain user with 0700. All is done relative to its descriptor.
+//! [`hookrun_nix::layout`] makes the directory. In a system installation it has mode 1733: every
+//! user may add files, only the owner of a file may remove it, and only the directory's owner may
+//! list it, because build users hand over events of the diff hook. For a plain user it has mode
+//! 0700. All operations are relative to its descriptor.
 //!
 //! If the spool cannot be written, the event goes to a fallback ([`places`]), which is a spool like
 //! this one in another place. The worker reads them all.
 //!
 //! # Reading
 //!
-//! Anybody may have put anything there. A file is taken only if it is a regular file with one link,
-//! of bounded size, of a trusted owner ([`super::trust`]), whole, and says what such an owner may
-//! say. Anything else is moved to the directory `rejected` beside the spool, with its reason,
-//! or removed where too much is kept already; it is never in the way of others. [`Reader`] does so.
+//! Every user may put files there. [`Reader`] takes a file only if it is a complete regular file
+//! with one link and of bounded size, if its owner is accepted ([`super::trust`]), and if this
+//! owner may report its event. Any other file is moved to the directory `rejected` beside the
+//! spool, with the reason, or removed if too many are kept already. It never delays other files.
 
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Events for the tests of this room.
+//! Events for the tests of this crate.
 
 use hookrun_nix::event::{Diff, Event, HookEvent, NixDirs, Output, PostBuild};
 use hookrun_nix::evidence::Evidence;

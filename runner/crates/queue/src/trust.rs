@@ -3,9 +3,9 @@
 //! In a system installation every user may add a file to the spool, since build users must. The
 //! worker therefore decides by the file's owner, which the kernel recorded. Root and the worker's
 //! own user may report every event. A build user may only report that two builds differ, for the
-//! store that the worker itself uses. Files of other users are rejected. A build user is a member of Nix's
-//! `build-users-group` (`nixbld`), a file of that group (its builders and hooks run with it as
-//! their group), or a uid of `auto-allocate-uids`.
+//! store that the worker itself uses. Files of other users are rejected. A build user is a member
+//! of Nix's `build-users-group` (`nixbld`), a file of that group (its builders and hooks run with
+//! it as their group), or a uid of `auto-allocate-uids`.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,12 +1,9 @@
-//! Starts a worker when a build user hands something over.
+//! Starts a worker when a build user hands over an event.
 //!
 //! The diff hook runs as a build user, who cannot start root's worker. So a worker that root's hook
-//! has started leaves this process behind when it has nothing to do any more: small, without the
-//! engine, asleep until a build user's file comes into the spool. Then it starts a worker and ends;
-//! that worker leaves another one behind. It also ends when the spool is removed.
-//!
-//! After a start of the machine there is none until root's first hook. `hookrun doctor` says so,
-//! and names the systemd unit that needs none.
+//! has started leaves this process behind when it has no more work. The process is small, without
+//! the engine, and sleeps until a build user's file arrives in the spool. Then it starts a worker,
+//! which later leaves the next such process behind. It also ends when the spool is removed.
 
 use rustix::event::{PollFd, PollFlags, poll};
 

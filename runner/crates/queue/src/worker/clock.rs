@@ -1,4 +1,4 @@
-//! What time it is, and waiting: the worker asks nobody else, so that a day can pass in a test.
+//! The worker's clock: time and waiting. A test replaces it to let a day pass at once.
 
 use std::time::Duration;
 

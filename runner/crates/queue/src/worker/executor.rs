@@ -1,4 +1,4 @@
-//! What the worker asks whoever runs its plugins.
+//! The interface between the worker and the code that runs plugins.
 
 use futures_util::future::BoxFuture;
 

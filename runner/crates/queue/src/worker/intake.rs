@@ -1,4 +1,4 @@
-//! From the spool into the journal.
+//! Takes events from the spool into the journal.
 
 use std::collections::BTreeMap;
 

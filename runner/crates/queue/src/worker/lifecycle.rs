@@ -1,5 +1,5 @@
-//! A worker's life: from taking the lock to leaving it, and again after what can be waited out,
-//! such as a full disk.
+//! Starts and ends a worker: takes the lock, runs the loop, and runs it again after errors that can
+//! pass, such as a full disk.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What a worker tells a log or a progress bar.
+//! Messages of a worker for a log or a progress bar.
 
 use crate::retry::{Next, Uncounted};
 use hookrun_nix::event::Event;

@@ -1,4 +1,4 @@
-//! How a worker works, and how it ended.
+//! The options of a worker, its summary and its errors.
 
 use hookrun_nix::outcome::Class;
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
-//! The worker and all that it starts take second place beside builds.
+//! Gives the worker and its children a lower priority than builds.
 //!
-//! Threads and processes that are started later inherit it, so it is set before there are any.
-//! What the system refuses is left as it is: a priority is not guaranteed.
+//! Threads and processes that are started later inherit it, so it is set before there are any. If
+//! the system refuses a setting, the worker runs without it.
 
 use hookrun_config::Priority;
 

@@ -1,4 +1,4 @@
-//! Whose turn it is. Pure.
+//! Decides which plugin's tasks run next. Pure.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What a service manager is told: ready, alive, stopping.
+//! Notifications for a service manager: ready, alive, stopping.
 
 use std::time::Duration;
 

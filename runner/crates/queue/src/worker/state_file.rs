@@ -1,7 +1,7 @@
-//! What the running worker says about itself, for `hookrun status`: a small file, replaced as a
-//! whole when something changes.
+//! The state of the running worker for `hookrun status`: a small file, replaced as a whole on
+//! changes.
 //!
-//! It is believed only while the process it names holds the worker's lock.
+//! It is valid only while the process that it names holds the worker's lock.
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;

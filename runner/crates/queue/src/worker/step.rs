@@ -1,5 +1,5 @@
-//! One turn of the worker: attempts that have ended are written down, and others begin, in one
-//! transaction of the journal.
+//! One step of the worker: in one transaction of the journal, attempts that have ended are recorded
+//! and others begin.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::panic::AssertUnwindSafe;

@@ -1,5 +1,5 @@
-//! What a worker does now and then: old history goes, roots are bounded and swept, a clock that was
-//! set back is noticed.
+//! Regular maintenance by the worker: removes old history, bounds and sweeps roots, and notices
+//! that the clock was set back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

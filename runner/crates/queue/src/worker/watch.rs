@@ -1,9 +1,8 @@
-//! What changes on disk while a worker runs: what comes into the spool, and the files that its
-//! executor was made from.
+//! Watches files while a worker runs: the spool, and the files that its executor was made from.
 //!
-//! Watching may fail, and miss things (a directory that is a symbolic link somewhere above, a
-//! network file system); the worker looks at everything now and then anyway. Changes are flags: one
-//! stands for many.
+//! Watching can fail or miss changes (behind a symbolic link in a parent directory, or on a network
+//! file system), so the worker also looks at everything from time to time. Changes are flags: one
+//! flag stands for any number of changes.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
