@@ -65,9 +65,9 @@ pub fn run(handed_over: &Ended) -> Exit {
     }
 }
 
-/// Runs `gates` one after the other, in this very process: what it still has to do is to return. So
-/// it becomes a runner itself, for good: [`needs`] and [`hookrun_host::wall`] as in the worker's. The
-/// error is the gate that refuses, and why.
+/// Runs `gates` one after the other in this process, which only has to return afterwards. So it
+/// becomes a runner for the rest of its life, with [`needs`] and [`hookrun_host::wall`] as in a
+/// worker's runner. The error names the gate that refuses, and the reason.
 fn refusal<'a>(
     event: &Event,
     config: &Config,

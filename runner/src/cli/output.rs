@@ -143,8 +143,8 @@ fn narrow(widths: &mut [usize], limit: usize) {
     }
 }
 
-/// The first `limit` columns of a text, the last of them `…` if there is more. Escape sequences of
-/// [`styled`] stay, so that a colour ends where it did.
+/// Returns the first `limit` columns of a text, the last of them `…` if there is more. Escape
+/// sequences of [`styled`] are kept, so that a colour still ends.
 fn cut(text: &str, limit: usize) -> String {
     if width(text) <= limit {
         return text.to_owned();

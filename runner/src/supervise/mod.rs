@@ -1,15 +1,15 @@
 //! Two processes for one queue. The *supervisor* takes the spool, owns journal, schedule and roots,
 //! may be root, and never maps guest code. The *runner* reads the secrets that its plugins' grants
-//! name, puts up its wall ([`hookrun_host::wall`]), and only then maps and runs guests. They talk over two
-//! pipes.
+//! name, enters its sandbox ([`hookrun_host::wall`]), and only then maps and runs guests. They
+//! communicate over two pipes.
 //!
-//! * [`supervisor`]: the queue's executor; keeps one runner for each Nix store, and takes up
-//!   changes on disk. `process`: one runner, from there.
-//! * [`runner`]: the other process. [`needs`]: what its wall lets through, from the grants.
-//! * [`tryout`]: a process behind the same wall that tries services, for `hookrun check`.
-//! * [`policy`]: the same for builder selection, with a wall that lets nothing through.
-//! * [`protocol`], [`frame`]: what is said, and how. The supervisor believes nothing a runner says
-//!   beyond the outcome of a run.
+//! * [`supervisor`]: the queue's executor; keeps one runner for each Nix store, and applies changes
+//!   on disk. `process`: one runner as the supervisor sees it.
+//! * [`runner`]: the runner process. [`needs`]: what its sandbox allows, computed from the grants.
+//! * [`tryout`]: a process in the same sandbox that tries services, for `hookrun check`.
+//! * [`policy`]: the same for builder selection, in a sandbox that allows nothing.
+//! * [`protocol`], [`frame`]: the messages and their encoding. The supervisor trusts a runner for
+//!   nothing but the outcome of a run.
 
 mod frame;
 pub mod needs;

@@ -294,7 +294,8 @@ impl Subject {
         }
     }
 
-    /// Why the plugin does not load, with the fix. A sample configuration is not a file that the user can correct.
+    /// Returns why the plugin does not load, with the fix. A sample configuration is not a file
+    /// that the user can correct.
     pub fn explain(&self, error: PluginError) -> String {
         match (self.origin, error) {
             (Origin::Samples(_), PluginError::Table(ConfigError { message, .. })) => format!(

@@ -1,16 +1,17 @@
-//! What Nix says to its hooks and hears from them, how hookrun starts a Nix, and the types that all
-//! other crates share.
+//! The interfaces of Nix to its hooks, the start of Nix programs, and the types that all other
+//! crates share.
 //!
 //! Facts about Nix's behaviour are cited where they are used, with file and version.
 //!
-//! * Nix's formats: [`post_build`], [`diff`], [`wire`] (what the hooks get), [`derivation`],
-//!   [`database`], [`nar`], [`machines`], [`store_uri`]. [`caller`], [`installed`]: which Nix calls,
-//!   and which is installed. [`versions`]: how versions differ. [`bounded`]: runs a program with a time limit.
-//! * [`event`]: what happened. [`evidence`]: what differs between two trees. [`outcome`]: how a
-//!   plugin's run ended. [`selection`]: the question to a policy and its answer.
-//! * [`dirs`]: where files are. [`layout`]: their owners and modes. [`process`]: signals and file
-//!   descriptors. [`terminal`]: text from outside, made safe to show. [`exit_code`]: exit codes of
-//!   all commands. [`shared`]: strings and lists that many values hold. [`sqlite`]: versions of databases.
+//! * Nix's formats: [`post_build`], [`diff`], [`wire`] (input of the hooks), [`derivation`],
+//!   [`database`], [`nar`], [`machines`], [`store_uri`].
+//! * [`caller`], [`installed`]: the calling and the installed Nix. [`versions`]: how versions
+//!   differ. [`bounded`]: runs a program with a time limit.
+//! * [`event`]: the events of hooks. [`evidence`]: the differences between two trees. [`outcome`]:
+//!   the result of a plugin's run. [`selection`]: the question to a policy and its answer.
+//! * [`dirs`]: the places of files. [`layout`]: their owners and modes. [`process`]: signals and
+//!   file descriptors. [`sqlite`]: versions of databases. [`terminal`]: escapes text from outside.
+//!   [`exit_code`]: exit codes of all commands. [`shared`]: strings and lists with many holders.
 
 pub mod bounded;
 pub mod caller;

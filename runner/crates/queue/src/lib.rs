@@ -1,7 +1,7 @@
 //! The durable queue. An event that a hook has handed over is not lost.
 //!
-//! * [`hand_over`]: the post-build and diff hooks, from Nix's call to a durable file. [`guard`]: the
-//!   process that Nix waits for touches no file system.
+//! * [`hand_over`]: the post-build and diff hooks, from Nix's call to a durable file. [`guard`]:
+//!   keeps the process that Nix waits for away from file systems.
 //! * [`spool`]: the directory of those files; a rename commits one. [`envelope`]: their format.
 //!   [`trust`]: whose files are accepted.
 //! * [`outputs`]: finds the outputs of an event in Nix's database. [`roots`]: keeps them from the

@@ -1,12 +1,12 @@
-//! The worker: takes the spool into the journal and runs the tasks.
+//! The worker: takes events from the spool into the journal and runs the tasks.
 //!
-//! Called by `hookrun drain`, `hookrun daemon` and the worker that a hook starts. There is one at a
-//! time ([`super::lock`]). It may be killed at any instruction: what it took is in the journal
-//! before the spool file goes, and an attempt that it did not end is made again. It knows nothing
-//! of plugins but their names: an [`Executor`] runs them.
+//! Called by `hookrun drain`, `hookrun daemon` and the worker that a hook starts. Only one runs at
+//! a time ([`super::lock`]). It may be killed at any instruction: an event is in the journal before
+//! its spool file is removed, and an interrupted attempt is made again. It knows only the names of
+//! plugins: an [`Executor`] runs them.
 //!
-//! Here is its loop. `lifecycle`: the lock, and what can be waited out. `intake`: from the spool into
-//! the journal. `step`: attempts end and begin. `upkeep`: what is done now and then.
+//! This file contains the loop. `lifecycle`: the lock, and errors that can pass. `intake`: from the
+//! spool into the journal. `step`: attempts end and begin. `upkeep`: regular maintenance.
 
 mod clock;
 mod executor;

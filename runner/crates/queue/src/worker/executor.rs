@@ -23,13 +23,13 @@ pub trait Executor: Send + Sync + 'static {
     /// How a plugin is retried. Called after each failed attempt.
     fn retry(&self, plugin: &str) -> Retry;
 
-    /// Runs of a plugin at once; none: as many as there are places.
+    /// Returns the limit of concurrent runs of a plugin; none: as many as there are slots.
     fn concurrency(&self, plugin: &str) -> Option<usize>;
 
     /// Runs a plugin on an event; `attempt` counts from 1. It must end by itself (the plugin's
-    /// limits see to it). A plugin that is no longer configured is
-    /// [`Outcome::Refused`](hookrun_nix::outcome::Outcome::Refused). May be dropped before it ends, when
-    /// the worker stops.
+    /// limits ensure that). A plugin that is no longer configured is
+    /// [`Outcome::Refused`](hookrun_nix::outcome::Outcome::Refused). The future may be dropped
+    /// before it ends, when the worker stops.
     fn run<'a>(
         &'a self,
         plugin: &'a str,
