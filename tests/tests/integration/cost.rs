@@ -36,7 +36,7 @@ async fn nanoseconds(want: &str) -> u128 {
 
 #[tokio::test]
 #[ignore = "prints a figure, and takes a while"]
-async fn of_one_host_call() {
+async fn the_cost_of_one_host_call_is_printed() {
     for (want, what) in [
         ("clock", "the monotonic clock (a call that does not wait)"),
         ("log", "a log message over its limit (a call that may wait)"),

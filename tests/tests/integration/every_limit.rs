@@ -250,7 +250,7 @@ async fn every_limit_is_hit_and_named() {
 }
 
 #[tokio::test]
-async fn a_selection_ends_too() {
+async fn a_policy_ends_at_its_limits() {
     let sandbox = Sandbox::new();
     let table = "config = { fault = \"loop\" }\nlimits = { selection-time = \"200ms\" }";
     let (plugin, services) = sandbox.load("faulty", table);

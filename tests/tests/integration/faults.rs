@@ -109,7 +109,7 @@ fn a_pid_namespace_whose_session_began_outside() {
 }
 
 #[test]
-fn a_full_disk() {
+fn a_full_disk_loses_no_event() {
     if !require(Need::Root) {
         return;
     }
@@ -144,7 +144,7 @@ fn a_full_disk() {
 }
 
 #[test]
-fn a_read_only_directory() {
+fn a_read_only_directory_loses_no_event() {
     if !require(Need::Root) {
         return;
     }
@@ -183,7 +183,7 @@ fn as_nobody(scene: &Scene, home: &Path, program: &Path) -> Command {
 }
 
 #[test]
-fn permission_denied() {
+fn a_directory_without_permission_loses_no_event() {
     if !require(Need::Root) {
         return;
     }
@@ -267,7 +267,7 @@ fn a_clock_that_is_set_back_an_hour() {
 }
 
 #[test]
-fn a_spool_that_hangs() {
+fn a_spool_that_hangs_does_not_block_nix() {
     let scene = scene();
     let fallback = Fallbacks::of(&scene);
     let boundary = Boundary::compile(scene.dir());

@@ -157,7 +157,7 @@ fn attempts_of<'a>(attempts: &'a [Attempt], plugin: &str) -> Vec<&'a Attempt> {
 }
 
 #[test]
-fn the_corpus_is_one() {
+fn every_row_of_the_corpus_has_its_own_name() {
     let rows = corpus();
     let names: BTreeSet<&str> = rows.iter().map(|row| row.name.as_str()).collect();
     assert_eq!(names.len(), rows.len(), "every guest has a name of its own");

@@ -303,7 +303,7 @@ async fn a_test_sends_nothing() {
 }
 
 #[test]
-fn the_ports_of_all_grants() {
+fn the_sandbox_allows_the_ports_of_all_grants() {
     let text = format!(
         "[plugins.a]\nsource = \"a.wasm\"\n{}[plugins.b]\nsource = \"b.wasm\"\n{}",
         grant("https://h/", "").replace("plugins.x", "plugins.a"),

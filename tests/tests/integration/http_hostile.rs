@@ -138,7 +138,7 @@ async fn the_wall_time_of_the_run_ends_a_request() {
 }
 
 #[tokio::test]
-async fn headers_cannot_smuggle() {
+async fn headers_that_could_smuggle_a_request_are_refused() {
     let (scene, server) = (Scene::new(), WebServer::plain().await);
     let base = format!("http://127.0.0.1:{}/", server.port());
     let headers = [
@@ -199,7 +199,7 @@ async fn malformed_answers_are_errors() {
 }
 
 #[tokio::test]
-async fn nobody_there() {
+async fn a_server_that_does_not_listen_is_a_transient_failure() {
     let scene = Scene::new();
     // Bound and never listened to: nobody else can have the port.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();

@@ -97,7 +97,7 @@ fn a_message_arrives_whole() {
 }
 
 #[test]
-fn encryption_and_login() {
+fn mails_are_sent_with_encryption_and_login() {
     let Some(server) = MailServer::start() else { return };
     let ca = format!("ca-file = \"{}\"", server.ca_file().display());
     let login = format!(
@@ -126,7 +126,7 @@ fn encryption_and_login() {
 }
 
 #[test]
-fn refusals() {
+fn refused_mails_name_the_reason() {
     let Some(server) = MailServer::start() else { return };
     let ca = format!("ca-file = \"{}\"", server.ca_file().display());
     let wrong = server.password_file("Tr0ub4dor");

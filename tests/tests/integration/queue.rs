@@ -119,7 +119,7 @@ fn what_waits_for_an_hour_is_done_now() {
 }
 
 #[test]
-fn somebody_has_to_say_which() {
+fn retry_and_drop_without_a_selection_are_usage_errors() {
     let scene = Scene::new();
     scene.hookrun(&["queue", "retry"]).expect_exit(2).expect_stderr("no tasks selected");
     scene

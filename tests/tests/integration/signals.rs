@@ -39,7 +39,7 @@ const GOOD: &str = "echo '# accept' >&2; echo m >&2; cat > /dev/null";
 
 /// How the end comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Blow {
+enum Interruption {
     /// The hook is asked to end.
     Asked,
     /// The hook is killed.
@@ -52,7 +52,7 @@ enum Blow {
 
 /// How far Nix has spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Spoken {
+enum Progress {
     Nothing,
     HalfOfSettings,
     Settings,
@@ -63,7 +63,7 @@ enum Spoken {
     Inputs,
 }
 
-impl Spoken {
+impl Progress {
     fn bytes(self) -> Vec<u8> {
         let (bytes, ends) = conversation(&format!("{MACHINE} - - 1"), 2);
         let [settings, question, second] = ends[..] else { unreachable!() };
@@ -92,7 +92,7 @@ impl Spoken {
 /// A moment of the conversation, and what stands then.
 struct Stage {
     name: &'static str,
-    spoken: Spoken,
+    spoken: Progress,
     config: String,
     stock_hook: &'static str,
     /// Another build has the slot.
@@ -104,7 +104,7 @@ struct Stage {
 }
 
 impl Stage {
-    fn of(name: &'static str, spoken: Spoken) -> Self {
+    fn of(name: &'static str, spoken: Progress) -> Self {
         let config = CONNECT_FIRST.to_owned();
         Self {
             name,
@@ -122,36 +122,36 @@ impl Stage {
         let hangs = guests::guest_for_all("faulty").unwrap().display().to_string();
         let connecting = |session: &Session| session.process("stock").is_some();
         vec![
-            Self::of("before the settings", Spoken::Nothing),
-            Self::of("between settings", Spoken::HalfOfSettings),
-            Self::of("before the first question", Spoken::Settings),
-            Self::of("in the middle of a question", Spoken::HalfOfQuestion),
-            Self { said: &[DECLINE], ..Self::of("after an answer", Spoken::Question) },
+            Self::of("before the settings", Progress::Nothing),
+            Self::of("between settings", Progress::HalfOfSettings),
+            Self::of("before the first question", Progress::Settings),
+            Self::of("in the middle of a question", Progress::HalfOfQuestion),
+            Self { said: &[DECLINE], ..Self::of("after an answer", Progress::Question) },
             Self {
                 said: &[DECLINE],
-                ..Self::of("in the middle of the second question", Spoken::QuestionAndHalf)
+                ..Self::of("in the middle of the second question", Progress::QuestionAndHalf)
             },
             Self {
                 config: format!(
                     "[plugins.policy]\nsource = \"{hangs}\"\nhooks = [\"builder-selection\"]\nconfig = {{ fault = \"loop\" }}\n"
                 ),
                 reached: |session| !children(session.hook).is_empty(),
-                ..Self::of("while the policy is asked", Spoken::Question)
+                ..Self::of("while the policy is asked", Progress::Question)
             },
             Self {
                 stock_hook: CONNECTS,
                 reached: connecting,
-                ..Self::of("while the stock hook connects, before the answer", Spoken::Question)
+                ..Self::of("while the stock hook connects, before the answer", Progress::Question)
             },
             Self {
                 said: &[ACCEPT],
                 config: String::new(),
-                ..Self::of("before the inputs", Spoken::Question)
+                ..Self::of("before the inputs", Progress::Question)
             },
             Self {
                 said: &[ACCEPT],
                 config: String::new(),
-                ..Self::of("between inputs and outputs", Spoken::HalfOfInputs)
+                ..Self::of("between inputs and outputs", Progress::HalfOfInputs)
             },
             Self {
                 said: &[ACCEPT],
@@ -163,27 +163,27 @@ impl Stage {
                         .iter()
                         .any(|live| matches!(live.activity, Activity::Waiting(_)))
                 },
-                ..Self::of("while it waits for a slot", Spoken::Inputs)
+                ..Self::of("while it waits for a slot", Progress::Inputs)
             },
             Self {
                 said: &[ACCEPT],
                 config: String::new(),
                 stock_hook: CONNECTS,
                 reached: connecting,
-                ..Self::of("while the stock hook connects, after the answer", Spoken::Inputs)
+                ..Self::of("while the stock hook connects, after the answer", Progress::Inputs)
             },
             Self {
                 said: &[ACCEPT],
                 stock_hook: BUILDS,
                 reached: connecting,
-                ..Self::of("while it builds", Spoken::Inputs)
+                ..Self::of("while it builds", Progress::Inputs)
             },
         ]
     }
 
     /// Returns whether hookrun knows of a build.
     fn is_delegated(&self) -> bool {
-        self.spoken == Spoken::Inputs
+        self.spoken == Progress::Inputs
     }
 }
 
@@ -246,12 +246,12 @@ impl Session {
         session
     }
 
-    fn meet(&mut self, blow: Blow) {
-        match blow {
-            Blow::Asked => kill_process(self.hook, Signal::TERM).unwrap(),
-            Blow::Killed => kill_process(self.hook, Signal::KILL).unwrap(),
-            Blow::NixKilled => self.nix.kill().unwrap(),
-            Blow::NixGone => {
+    fn meet(&mut self, interruption: Interruption) {
+        match interruption {
+            Interruption::Asked => kill_process(self.hook, Signal::TERM).unwrap(),
+            Interruption::Killed => kill_process(self.hook, Signal::KILL).unwrap(),
+            Interruption::NixKilled => self.nix.kill().unwrap(),
+            Interruption::NixGone => {
                 self.listen();
                 (self.input, self.replies) = (None, None);
             }
@@ -365,39 +365,39 @@ fn is_gone(pid: Pid) -> bool {
 }
 
 /// Every stage meets its end in this way.
-fn at_every_stage(blow: Blow) {
+fn at_every_stage(interruption: Interruption) {
     // A Nix that is gone without the kernel killing the hook is noticed where the hook reads, waits
     // or speaks.
     let stages = Stage::all()
         .into_iter()
-        .filter(|stage| blow != Blow::NixGone || stage.stock_hook == REFUSES);
+        .filter(|stage| interruption != Interruption::NixGone || stage.stock_hook == REFUSES);
     for stage in stages {
-        let at = format!("{blow:?} {}", stage.name);
+        let at = format!("{interruption:?} {}", stage.name);
         let mut session = Session::reach(&stage);
-        session.meet(blow);
-        let code =
-            matches!(blow, Blow::Asked | Blow::NixGone).then(|| session.nix.wait().unwrap().code());
+        session.meet(interruption);
+        let code = matches!(interruption, Interruption::Asked | Interruption::NixGone)
+            .then(|| session.nix.wait().unwrap().code());
 
         // Nix gets at most one answer to each question, and never waits for one.
         session.listen();
         let mut said = stage.said.to_vec();
-        if blow == Blow::Asked && !said.contains(&ACCEPT) {
+        if interruption == Interruption::Asked && !said.contains(&ACCEPT) {
             said.push(NEVER);
         }
         assert_eq!(session.directives(), said, "{at}: {}", session.heard);
-        match (blow, code) {
-            (Blow::Asked, code) => assert_eq!(code, Some(Some(1)), "{at}"),
-            (Blow::NixGone, code) => {
+        match (interruption, code) {
+            (Interruption::Asked, code) => assert_eq!(code, Some(Some(1)), "{at}"),
+            (Interruption::NixGone, code) => {
                 assert_eq!(code, Some(Some(i32::from(stage.said == [ACCEPT]))), "{at}");
             }
-            (Blow::Killed | Blow::NixKilled, _) => {}
+            (Interruption::Killed | Interruption::NixKilled, _) => {}
         }
 
         // Nothing lives on. (What the stock hook has started as ssh ends with its streams, if the
         // hook could not end it.)
         for file in ["stock", "ssh"] {
             if let Some(pid) = session.process(file)
-                && (file == "stock" || blow == Blow::Asked)
+                && (file == "stock" || interruption == Interruption::Asked)
             {
                 until(&format!("{at}: {file} ends"), || is_gone(pid).then_some(()));
             }
@@ -411,7 +411,7 @@ fn at_every_stage(blow: Blow) {
 
         // The record says what it was, and nothing against the machine. (Only a Nix that has ended
         // shows that nobody will say more.)
-        if blow == Blow::Killed {
+        if interruption == Interruption::Killed {
             session.nix.wait().unwrap();
         }
         let record = Record::read(&session.builders()).unwrap();
@@ -432,7 +432,7 @@ fn at_every_stage(blow: Blow) {
         // The next one goes on as if nothing had been.
         let mut next = build_hook(session.directory.path(), GOOD);
         std::fs::write(session.directory.path().join("hookrun.toml"), "").unwrap();
-        let next = answers(&mut next, &Spoken::Inputs.bytes());
+        let next = answers(&mut next, &Progress::Inputs.bytes());
         assert_eq!(
             (next.directives, next.code),
             (vec![ACCEPT.to_owned()], Some(0)),
@@ -444,22 +444,22 @@ fn at_every_stage(blow: Blow) {
 
 #[test]
 fn asked_to_end_at_every_stage() {
-    at_every_stage(Blow::Asked);
+    at_every_stage(Interruption::Asked);
 }
 
 #[test]
 fn killed_at_every_stage() {
-    at_every_stage(Blow::Killed);
+    at_every_stage(Interruption::Killed);
 }
 
 #[test]
 fn nix_killed_at_every_stage() {
-    at_every_stage(Blow::NixKilled);
+    at_every_stage(Interruption::NixKilled);
 }
 
 #[test]
 fn nix_closes_its_pipes_at_every_stage_without_a_stock_hook() {
-    at_every_stage(Blow::NixGone);
+    at_every_stage(Interruption::NixGone);
 }
 
 /// A Nix that does not read any more, with its pipe full, cannot keep the hook from ending what it
@@ -472,7 +472,7 @@ fn asked_to_end_while_nix_does_not_read() {
         said: &[ACCEPT],
         stock_hook: FLOODS,
         reached: |session| session.process("stock").is_some(),
-        ..Stage::of("while it floods", Spoken::Inputs)
+        ..Stage::of("while it floods", Progress::Inputs)
     };
     let mut session = Session::reach(&stage);
     let replies = session.replies.take().unwrap();
@@ -480,7 +480,7 @@ fn asked_to_end_while_nix_does_not_read() {
     until("the pipe is full", || {
         (rustix::io::ioctl_fionread(&replies).unwrap() > 60_000).then_some(())
     });
-    session.meet(Blow::Asked);
+    session.meet(Interruption::Asked);
     for file in ["stock", "ssh"] {
         let pid = session.process(file).unwrap();
         until(file, || is_gone(pid).then_some(()));

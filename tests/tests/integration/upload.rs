@@ -113,7 +113,7 @@ fn read_back(scene: &Scene, path: &Path, directory: &Path) {
 }
 
 #[test]
-fn to_a_directory_and_back() {
+fn a_directory_store_is_a_substituter() {
     for (config, suffix) in
         [("", "zst"), ("compression = \"xz\"\nlevel = 1", "xz"), ("compression = \"none\"", "nar")]
     {

@@ -15,7 +15,7 @@ const GRANT: &str = "grant = { nix-store = \"outputs\" }";
 /// No file, no directory, no argument, no variable, no input, no socket, no name: refused with
 /// WASI's own words.
 #[tokio::test]
-async fn there_is_nothing_to_find() {
+async fn a_guest_sees_no_files_environment_or_arguments() {
     let sandbox = Sandbox::new();
     let report =
         sandbox.run("greedy", &format!("config = {{ want = \"look-around\" }}\n{GRANT}")).await;
