@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use unicode_width::UnicodeWidthStr as _;
+
 use crate::report::{Example, Report, Section};
 use crate::value::{Row, Side};
 
@@ -58,7 +60,7 @@ fn write(text: &mut String, report: &Report) -> std::fmt::Result {
 }
 
 fn title(text: &mut String, title: &str) -> std::fmt::Result {
-    writeln!(text, "\n{title}\n{}", "-".repeat(title.chars().count()))
+    writeln!(text, "\n{title}\n{}", "-".repeat(title.width()))
 }
 
 fn write_section(text: &mut String, section: &Section) -> std::fmt::Result {
@@ -101,7 +103,7 @@ fn write_rows(text: &mut String, rows: &[Row]) -> std::fmt::Result {
             .iter()
             .map(|piece| {
                 let mark = if piece.marked { "^" } else { " " };
-                mark.repeat(piece.text.chars().count())
+                mark.repeat(piece.text.width())
             })
             .collect();
         let before = row.offset.map(|offset| format!("{offset:08x}  ")).unwrap_or_default();
@@ -120,7 +122,7 @@ fn write_rows(text: &mut String, rows: &[Row]) -> std::fmt::Result {
 /// Returns whether the marks of both rows are in the same columns.
 fn same_marks(row: &Row, next: &Row) -> bool {
     let columns = |row: &Row| -> Vec<(usize, bool)> {
-        row.pieces.iter().map(|piece| (piece.text.chars().count(), piece.marked)).collect()
+        row.pieces.iter().map(|piece| (piece.text.width(), piece.marked)).collect()
     };
     let trimmed = |row: &Row| {
         let mut columns = columns(row);
@@ -140,14 +142,14 @@ fn wrapped(prose: &str, indent: &str) -> String {
 /// The same of words that are not broken, whatever they hold.
 fn filled<'a>(words: impl Iterator<Item = &'a str>, indent: &str) -> String {
     let mut text = String::from(indent);
-    let mut length = indent.chars().count();
+    let mut length = indent.width();
     for word in words {
-        let wanted = word.chars().count();
-        let first = length == indent.chars().count();
+        let wanted = word.width();
+        let first = length == indent.width();
         if !first && length + 1 + wanted > WIDTH {
             text.push('\n');
             text.push_str(indent);
-            length = indent.chars().count();
+            length = indent.width();
         } else if !first {
             text.push(' ');
             length += 1;

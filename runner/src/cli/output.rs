@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 
 use serde::Serialize;
-use unicode_width::UnicodeWidthChar as _;
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr};
 
 use super::CliError;
 pub(super) use hookrun_nix::terminal::printable;
@@ -166,20 +166,10 @@ fn cut(text: &str, limit: usize) -> String {
     short
 }
 
-/// Columns of a terminal that the text takes: escape sequences of [`styled`] take none, wide
+/// Returns the columns of a terminal that the text takes. Escape sequences take none, wide
 /// characters two.
 fn width(text: &str) -> usize {
-    let mut columns = 0;
-    let mut escape = false;
-    for c in text.chars() {
-        match (escape, c) {
-            (false, '\u{1b}') => escape = true,
-            (false, _) => columns += c.width().unwrap_or(0),
-            (true, 'm') => escape = false,
-            (true, _) => {}
-        }
-    }
-    columns
+    anstream::adapter::strip_str(text).map(UnicodeWidthStr::width).sum()
 }
 
 /// The fields of a log line: ` key=value` each.

@@ -252,14 +252,9 @@ fn line(command: &Command) -> String {
     std::iter::once(program).chain(words).collect::<Vec<_>>().join(" ")
 }
 
-/// A word as a shell wants it.
+/// Quotes a word for a shell, to be shown.
 fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/-_.:=,+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
+    shlex::try_quote(word).unwrap_or(word.into()).into_owned()
 }
 
 #[cfg(test)]
@@ -273,7 +268,7 @@ mod tests {
             quoted("ssh://localhost?remote-store=/x - 1"),
             "'ssh://localhost?remote-store=/x - 1'"
         );
-        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted("it's"), "\"it's\"");
         assert_eq!(quoted(""), "''");
     }
 

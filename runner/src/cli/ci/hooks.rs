@@ -5,10 +5,9 @@
 //! the queue of another user it becomes that user first, so that nothing in that user's directories
 //! is written as root.
 
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -270,11 +269,10 @@ fn script(
     ))
 }
 
-/// `path` as one word of a POSIX shell.
+/// Quotes `path` as one word of a POSIX shell.
 fn quoted(path: &Path) -> Result<String> {
     let Some(text) = path.to_str() else { bail!("{} is not UTF-8; move it", path.display()) };
-    CString::new(path.as_os_str().as_bytes())?;
-    Ok(format!("'{}'", text.replace('\'', r"'\''")))
+    Ok(shlex::try_quote(text)?.into_owned())
 }
 
 #[cfg(test)]
