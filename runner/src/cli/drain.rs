@@ -29,7 +29,7 @@ Examples:
   hookrun drain
   hookrun drain --format json")]
 pub(super) struct DrainArgs {
-    /// How to print the summary
+    /// The output format of the summary
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }

@@ -23,9 +23,9 @@ Examples:
   hookrun inspect cache
   hookrun inspect bundled:email-on-nondeterminism --format json")]
 pub(super) struct Args {
-    /// What to look at
+    /// The plugin to inspect
     plugin: String,
-    /// How to print
+    /// The output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }

@@ -80,7 +80,7 @@ pub(super) struct ListArgs {
     /// Also the tasks that are done
     #[arg(long)]
     all: bool,
-    /// How to print
+    /// The output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
@@ -92,7 +92,7 @@ Example:
 pub(super) struct ShowArgs {
     /// The beginning of an event's id
     event: String,
-    /// How to print
+    /// The output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
@@ -109,7 +109,7 @@ Examples:
 pub(super) struct ChangeArgs {
     #[command(flatten)]
     which: Which,
-    /// How to print
+    /// The output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
@@ -125,7 +125,7 @@ pub(super) struct WaitArgs {
     /// Give up after this time, such as 90s or 2h
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
-    /// How to print
+    /// The output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }

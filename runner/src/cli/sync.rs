@@ -72,7 +72,7 @@ pub(super) struct Args {
     /// Show what would be handed over, and do nothing
     #[arg(long, short = 'n')]
     dry_run: bool,
-    /// How to print
+    /// The output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }

@@ -31,7 +31,7 @@ Examples:
   hookrun test ./announce.wasm --deny mail --limit wall-time=2s
   hookrun test cache --format json")]
 pub(super) struct Args {
-    /// What to test
+    /// The plugin to test
     plugin: String,
     /// Set a key of the plugin's configuration, as TOML
     #[arg(long, value_name = "KEY = VALUE")]
@@ -42,7 +42,7 @@ pub(super) struct Args {
     /// Do not grant a capability that the plugin wants optionally
     #[arg(long, value_name = "CAPABILITY", value_parser = testing_capabilities())]
     deny: Vec<String>,
-    /// How to print
+    /// The output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }

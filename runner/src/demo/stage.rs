@@ -20,7 +20,7 @@ const EXPRESSION: &str = include_str!("demo.nix");
 pub(super) struct Stage {
     /// The Nix.
     pub(super) nix: PrivateNix,
-    /// How to print.
+    /// The output format.
     pub(super) show: Show,
     /// The public half of the signing key, as `trusted-public-keys` wants it.
     pub(super) public_key: String,

@@ -23,7 +23,7 @@ pub(super) enum Command {
     Check(check::Args),
     /// Simulate a trace of builds with Nix's own rule and with policies
     Simulate(simulate::Args),
-    /// Write a machines file for a Nix that does not call our build hook
+    /// Write a machines file for a Nix that does not call hookrun's build hook
     Render(render::Args),
     /// Export recorded builds, or generate some, as a trace (JSON lines)
     Trace(trace::Args),

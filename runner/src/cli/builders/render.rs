@@ -1,4 +1,5 @@
-//! `hookrun builders render`: writes a machines file for a Nix that does not call our build hook.
+//! `hookrun builders render`: writes a machines file for a Nix that does not call hookrun's build
+//! hook.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -12,8 +13,8 @@ use hookrun_nix::exit_code::Exit;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 For Lix 2.94 and later, and for Nix 2.25 to 2.33 where `build-hook` cannot be set: writes what
-hookrun knows into a file that Nix's own rule reads. Machines that failed lately become comments, the
-fastest come first, and speed factors are measured where enough builds are recorded. They are whole
+hookrun knows into a file that Nix's own rule reads. Machines that failed recently become comments,
+the fastest come first, and speed factors are measured where enough builds are recorded. They are whole
 numbers for a Nix that takes no others. Run it from a timer, every few minutes.
 
 Examples:
