@@ -86,11 +86,11 @@ impl Cause {
                  depend on the time or on the machine."
             }
             Self::Compressed => {
-                "The difference is in what was compressed. Compare the unpacked contents (diffoscope unpacks), and mend what goes in, \
+                "The difference is in what was compressed. Compare the unpacked contents (diffoscope unpacks), and fix what goes in, \
                  or the order in which it goes in."
             }
             Self::BuildId => {
-                "Nothing to mend here: it will be the same when the rest of the file is."
+                "Nothing to fix here: it is the same once the rest of the file is the same."
             }
         }
     }
@@ -100,8 +100,7 @@ impl Cause {
 const DIGITS_IN_TEXT: usize = 1;
 const DIGITS_IN_BYTES: usize = 3;
 
-/// What one difference looks like: nothing known, or one cause or more, as lines may differ for
-/// different reasons.
+/// Returns the probable causes of one difference; several if lines differ for different reasons.
 pub fn of_difference(difference: &Difference, finding: &Finding) -> BTreeSet<Cause> {
     let one = |cause: Option<Cause>| cause.into_iter().collect();
     match difference.kind.as_str() {

@@ -58,7 +58,7 @@ pub enum Reason {
     First,
     /// It differs in other files, or in another way, than before.
     Changed,
-    /// The same as before, in another derivation: whatever was changed has not mended it.
+    /// The same as before, in another derivation: the change has not fixed it.
     AnotherDerivation,
     /// The same as before, and `repeat-after` has passed.
     Again {

@@ -398,8 +398,8 @@ fn one_event<'a>(beginning: &str, ids: &BTreeSet<&'a str>) -> Result<&'a str, Cl
     }
 }
 
-/// Closes the open breakers of the selected plugins: whoever asks for another attempt has mended
-/// something, or wants to know.
+/// Closes the open breakers of the selected plugins: the operator asks for an attempt after a fix,
+/// or to try again.
 fn close_breakers(
     journal: &mut Journal,
     selection: &Selection,

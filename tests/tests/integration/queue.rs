@@ -410,7 +410,7 @@ fn a_configuration_that_is_named_has_to_be_there() {
 }
 
 #[test]
-fn a_damaged_journal_is_mended_by_drain_and_others_say_so() {
+fn a_damaged_journal_is_replaced_by_drain_and_reported_by_other_commands() {
     let scene = Scene::new().config(&config("")).derivation("alpha", Script::text("hello"));
     scene.build("alpha").expect_success();
     scene.drain().expect_success();

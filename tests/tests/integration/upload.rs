@@ -192,7 +192,7 @@ fn with_faults(
 
 /// The first request is a HEAD, whose answer says nothing but the status.
 #[test]
-fn what_the_operator_has_to_mend_is_refused_by_its_name() {
+fn settings_that_the_operator_has_to_fix_are_refused_by_name() {
     for (status, code, fix) in [
         (400, "ExpiredToken", "the credentials have expired"),
         (403, "RequestTimeTooSkewed", "this machine's clock is wrong"),

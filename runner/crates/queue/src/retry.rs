@@ -14,7 +14,7 @@ pub const ATTEMPTS_OF_DEFECTS: u32 = 3;
 pub const LONGEST_WAIT: Duration = Duration::from_hours(7 * 24);
 
 /// A refused task is tried again after this time even if nothing has changed that hookrun can see:
-/// credentials may have been mended at the service. Shorter if the plugin's `max-delay` is.
+/// credentials may have been corrected at the service. Shorter if the plugin's `max-delay` is.
 pub const REFUSED_DELAY: Duration = Duration::from_mins(5);
 
 /// What becomes of a task after an attempt.

@@ -1,5 +1,4 @@
-//! Opening the journal: made, migrated, checked, and mended where a file system or a person damaged
-//! it.
+//! Opens the journal: creates, migrates and checks it, and replaces a damaged one.
 
 use std::path::{Path, PathBuf};
 

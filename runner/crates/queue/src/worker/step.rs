@@ -225,8 +225,8 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// If this was a try for the refused tasks of its plugin and the service has answered, what was
-    /// wrong is mended, and all of them may run.
+    /// Lets all refused tasks of a plugin run if this run was a try for them and the service has
+    /// answered.
     fn note_try(&mut self, run: &Run, report: &RunReport) -> Result<(), WorkerError> {
         let Task { plugin, event } = &run.task;
         if self.tries.get(plugin) == Some(&event.id) {
