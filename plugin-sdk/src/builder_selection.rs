@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::bindings::builder_selection::exports::hookrun::builder_selection::builder_selection as wit;
 pub use wit::{Candidate, LocalMachine, Machine, PastBuilds};
 
-/// A policy that says where a derivation is built.
+/// A policy that decides where a derivation is built.
 ///
 /// ```
 /// use hookrun_sdk::BuilderSelection;
@@ -28,8 +28,8 @@ pub trait BuilderSelection {
     /// and features fit.
     ///
     /// # Errors
-    /// A sentence for the log; Nix's own rule then decides, as it does after a trap, a time-out or
-    /// an invalid answer.
+    /// A sentence for the log. Nix's own rule then decides, as after a trap, a time-out or an
+    /// invalid answer.
     fn select(
         candidate: Candidate,
         machines: Vec<Machine>,
@@ -65,7 +65,7 @@ pub struct Decision {
     pub action: Action,
     /// The reason, in one sentence for users.
     pub reason: String,
-    /// The longest to wait before the question is asked again; none: as long as it takes.
+    /// The longest time to wait before the policy is asked again; none: no limit.
     pub ask_again: Option<Duration>,
 }
 
@@ -76,7 +76,7 @@ pub enum Action {
     /// taken. If all are full, the build waits for one of these. Other machines are used only when
     /// all of these are lost, refuse or are out.
     Machines(Vec<String>),
-    /// Here, now or when a slot is free.
+    /// On this machine, now or when a slot is free.
     Local,
     /// Ask again later.
     Postpone,
@@ -89,7 +89,7 @@ impl Decision {
         Self { action, reason: reason.into(), ask_again: None }
     }
 
-    /// Try these machines, by URI, best first.
+    /// Returns a decision to try these machines, by URI, best first.
     pub fn machines(
         uris: impl IntoIterator<Item = impl Into<String>>,
         reason: impl Into<String>,
@@ -97,22 +97,22 @@ impl Decision {
         Self::new(Action::Machines(uris.into_iter().map(Into::into).collect()), reason)
     }
 
-    /// Build here.
+    /// Returns a decision to build on this machine.
     pub fn local(reason: impl Into<String>) -> Self {
         Self::new(Action::Local, reason)
     }
 
-    /// Ask again later.
+    /// Returns a decision to be asked again later.
     pub fn postpone(reason: impl Into<String>) -> Self {
         Self::new(Action::Postpone, reason)
     }
 
-    /// No opinion.
+    /// Returns a decision without an opinion.
     pub fn decline(reason: impl Into<String>) -> Self {
         Self::new(Action::Decline, reason)
     }
 
-    /// Asked again after so long at the latest.
+    /// Sets the longest time after which the policy is asked again.
     #[must_use]
     pub fn ask_again(mut self, within: Duration) -> Self {
         self.ask_again = Some(within);

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use crate::Error;
 use crate::bindings::imports::hookrun::host::config;
 
-/// The `config` table of this plugin, already checked against the schema given to
+/// Returns the `config` table of this plugin, already checked against the schema given to
 /// [`plugin!`](crate::plugin!).
 ///
 /// ```no_run
@@ -20,12 +20,12 @@ use crate::bindings::imports::hookrun::host::config;
 /// ```
 ///
 /// # Errors
-/// Permanent: the table does not fit `T`, so schema and type disagree.
+/// A permanent error if the table does not fit `T`, because schema and type disagree.
 pub fn config<T: DeserializeOwned>() -> Result<T, Error> {
     serde_json::from_str(&config_json()).map_err(|error| Error::permanent(wrong(&error)))
 }
 
-/// Without line and column, which are those of a JSON text that nobody sees.
+/// Removes line and column, which belong to a JSON text that the user does not see.
 fn wrong(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
@@ -35,7 +35,7 @@ fn wrong(error: &serde_json::Error) -> String {
     )
 }
 
-/// The table as a JSON object; `{}` in a native build.
+/// Returns the table as a JSON object; `{}` in a native build.
 pub fn config_json() -> String {
     if cfg!(target_arch = "wasm32") { config::get() } else { "{}".to_owned() }
 }

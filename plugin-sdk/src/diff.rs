@@ -1,9 +1,9 @@
-//! The diff hook: a second build of an output gave another result.
+//! The diff hook: a second build of an output had a different result.
 
 pub use crate::bindings::diff::exports::hookrun::diff::diff::{Difference, Event};
 use crate::{Failure, Outcome};
 
-/// A plugin that is told of outputs that are not reproducible.
+/// A plugin that receives outputs that are not reproducible.
 ///
 /// ```
 /// use hookrun_sdk::{Diff, Failure, Outcome, diff, log};
@@ -24,7 +24,7 @@ pub trait Diff {
     /// idempotent.
     ///
     /// # Errors
-    /// A transient [`Failure`] is tried again later, a permanent one becomes a dead letter that
-    /// `hookrun queue` shows.
+    /// After a transient [`Failure`] the event is tried again later. After a permanent one the task
+    /// becomes a dead letter, which `hookrun queue` shows.
     fn handle(event: Event) -> Result<Outcome, Failure>;
 }

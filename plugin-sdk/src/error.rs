@@ -1,22 +1,22 @@
-//! Why a host call gave no result.
+//! Errors of host calls.
 
 use std::time::Duration;
 
 use crate::bindings::imports::hookrun::host::types;
 
-/// Why a host call gave no result. Converts into a [`Failure`](crate::Failure):
-/// [`ErrorKind::Transient`] is worth a retry, the rest is not.
+/// The error of a host call. Converts into a [`Failure`](crate::Failure):
+/// after [`ErrorKind::Transient`] a retry may help, after other kinds it does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
-    /// What kind of failure.
+    /// The kind of failure.
     pub kind: ErrorKind,
-    /// What was tried, on what, and the line that would change it.
+    /// The attempted operation, its object, and the line to change.
     pub message: String,
-    /// What the other side asked to wait.
+    /// The time after which the service asks to be called again.
     pub retry_after: Option<Duration>,
 }
 
-/// What kind of failure.
+/// The kind of failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -24,7 +24,7 @@ pub enum ErrorKind {
     Denied,
     /// A limit was reached.
     Limit,
-    /// There is no such thing.
+    /// The named object does not exist.
     NotFound,
     /// An argument is malformed.
     Invalid,
@@ -33,28 +33,28 @@ pub enum ErrorKind {
     /// The operator has to fix something, such as credentials. Return it as any other failure: the
     /// host keeps the task and runs it again after that.
     Refused,
-    /// A retry cannot help; also every kind that this release does not know.
+    /// A retry cannot help. Also stands for every kind that this release does not know.
     Permanent,
 }
 
 impl Error {
-    /// An error that a retry cannot help.
+    /// Returns an error after which a retry cannot help.
     pub fn permanent(message: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Permanent, message: message.into(), retry_after: None }
     }
 
-    /// Whether a retry may help.
+    /// Returns whether a retry may help.
     pub fn is_transient(&self) -> bool {
         self.kind == ErrorKind::Transient
     }
 
-    /// The same, with what was being done in front: `context: message`.
+    /// Returns the error with a context before its message: `context: message`.
     #[must_use]
     pub fn context(self, context: impl std::fmt::Display) -> Self {
         Self { message: format!("{context}: {}", self.message), ..self }
     }
 
-    /// What a host call gives where there is no host: in a native unit test.
+    /// Returns the error of a host call in a native unit test, where there is no host.
     pub(crate) fn no_host(function: &str) -> Self {
         Self::permanent(format!("`{function}` works only inside hookrun; this is a native build"))
     }
@@ -94,7 +94,7 @@ impl From<types::Error> for Error {
     }
 }
 
-/// Calls the host; gives [`Error::no_host`] in a native build, where there is none.
+/// Calls the host; returns [`Error::no_host`] in a native build.
 macro_rules! host {
     ($name:literal, $call:expr) => {
         if cfg!(target_arch = "wasm32") {

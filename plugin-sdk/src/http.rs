@@ -12,10 +12,10 @@
 //! # }
 //! ```
 //!
-//! What a plugin should know of the host's side:
+//! Behaviour of the host:
 //!
-//! * Credentials are not the plugin's: the grant may name one (`credential = "NAME"`), and the host
-//!   puts it into the request. A plugin that sets the same header itself is refused.
+//! * Credentials are hidden from the plugin: the grant may name one (`credential = "NAME"`), and
+//!   the host adds it to the request. A plugin that sets the same header itself is refused.
 //! * Only public addresses are reached, unless the grant names others. Redirects are never
 //!   followed: the response is returned, and a request to its `location` wants a grant like any
 //!   other.
@@ -48,7 +48,7 @@ use crate::{Error, ErrorKind};
 /// Bytes read from the host at once.
 const PIECE: u64 = 64 << 10;
 
-/// A request that is being made.
+/// A request that has not been sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "a request does nothing until it is sent"]
 pub struct Request {
@@ -60,23 +60,23 @@ pub struct Request {
     timeout: Option<Duration>,
 }
 
-/// A GET request.
+/// Returns a GET request.
 pub fn get(url: impl Into<String>) -> Request {
     Request::new("GET", url)
 }
 
-/// A POST request.
+/// Returns a POST request.
 pub fn post(url: impl Into<String>) -> Request {
     Request::new("POST", url)
 }
 
-/// A PUT request.
+/// Returns a PUT request.
 pub fn put(url: impl Into<String>) -> Request {
     Request::new("PUT", url)
 }
 
 impl Request {
-    /// A request with a method such as `PATCH` (in capitals), to
+    /// Returns a request with a method such as `PATCH` (in capitals), to
     /// `https://host[:port][/path][?query]` or `http://...`.
     pub fn new(method: impl Into<String>, url: impl Into<String>) -> Self {
         Self {
@@ -89,8 +89,8 @@ impl Request {
         }
     }
 
-    /// Adds a header. `host`, `connection`, `transfer-encoding` and their like are the host's;
-    /// `content-length` is set by itself.
+    /// Adds a header. Headers such as `host`, `connection` and `transfer-encoding` are reserved for
+    /// the host; `content-length` is set automatically.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
         self.headers.push((name.into(), value.into()));
         self
@@ -105,22 +105,21 @@ impl Request {
     /// Sets the body to `value` as JSON, and `content-type`.
     ///
     /// # Errors
-    /// `value` has no JSON form.
+    /// `value` cannot be written as JSON.
     pub fn json(self, value: &impl serde::Serialize) -> Result<Self, Error> {
         let body = serde_json::to_vec(value)
             .map_err(|error| Error::permanent(format!("the body has no JSON form: {error}")))?;
         Ok(self.header("content-type", "application/json").body(body))
     }
 
-    /// Allows this long for name look-up, connection and TLS; at most what `http-connect-time`
-    /// says.
+    /// Sets the time limit of name look-up, connection and TLS; at most `http-connect-time`.
     pub fn connect_timeout(mut self, time: Duration) -> Self {
         self.connect_timeout = Some(time);
         self
     }
 
-    /// Allows this long for the head of the response, and between two pieces of its body; at most
-    /// what `http-first-byte-time` and `http-between-bytes-time` say.
+    /// Sets the time limit of the head of the response, and between two pieces of its body; at most
+    /// `http-first-byte-time` and `http-between-bytes-time`.
     pub fn timeout(mut self, time: Duration) -> Self {
         self.timeout = Some(time);
         self
@@ -196,14 +195,14 @@ impl Request {
     }
 }
 
-/// A response, whole.
+/// A complete response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
     /// The status code.
     pub status: u16,
     /// The headers, names in lower case.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// The body as it came.
+    /// The body as received.
     pub body: Vec<u8>,
 }
 
@@ -213,28 +212,28 @@ impl Response {
         self.status >= 200 && self.status < 300
     }
 
-    /// The first value of a header, if it is text.
+    /// Returns the first value of a header, if it is text.
     pub fn header(&self, name: &str) -> Option<&str> {
         let value = self.headers.iter().find(|(own, _)| own.eq_ignore_ascii_case(name));
         value.and_then(|(_, value)| std::str::from_utf8(value).ok())
     }
 
-    /// The body as text; what is not UTF-8 is replaced.
+    /// Returns the body as text; bytes that are not UTF-8 are replaced.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The body, from JSON.
+    /// Parses the body as JSON.
     ///
     /// # Errors
-    /// It is not that.
+    /// The body is not JSON, or does not fit `T`.
     pub fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, Error> {
         serde_json::from_slice(&self.body).map_err(|error| {
             Error::permanent(format!("the response is not the JSON expected: {error}"))
         })
     }
 
-    /// The response, if its status is 2xx.
+    /// Returns the response if its status is 2xx.
     ///
     /// # Errors
     /// Any other status: [`ErrorKind::Transient`] for 408, 425, 429 and 5xx, with the seconds of

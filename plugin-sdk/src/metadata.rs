@@ -1,5 +1,5 @@
-//! The metadata section of a plugin: who it is, which hooks it has, what it wants, in which order
-//! it works. Written at compile time, read by the host without running the plugin.
+//! The metadata section of a plugin: its identity, hooks, wanted capabilities and order of tasks.
+//! Written at compile time, read by the host without running the plugin.
 
 /// How much of the Nix store a plugin wants to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -8,18 +8,18 @@ pub enum Scope {
     None,
     /// The event's derivation and outputs.
     Outputs,
-    /// Everything they reach.
+    /// The closure of those outputs.
     Closure,
 }
 
 /// How much a plugin wants a capability.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Want {
-    /// Not at all; calls are refused.
+    /// The plugin does not use it; calls are refused.
     No,
-    /// It works without.
+    /// The plugin also works without it.
     Optional,
-    /// It does not load without a grant.
+    /// The plugin does not load without a grant.
     Required,
 }
 
@@ -67,7 +67,7 @@ impl Default for Wants {
 /// In which order a plugin's tasks run, unless the configuration says otherwise (`order`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TaskOrder {
-    /// As events come, several at once, a failed one later.
+    /// In the order of events, several at once, failed ones later.
     #[default]
     Any,
     /// A task begins when the plugin's tasks for all that the event's outputs reach have ended: for

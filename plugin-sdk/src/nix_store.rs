@@ -7,7 +7,7 @@ use crate::bindings::imports::hookrun::host::nix_store;
 use crate::error::host;
 pub use nix_store::{Derivation, Entry, Nar, PathInfo};
 
-/// Infos of `paths`, in their order; none for a path that is not valid.
+/// Returns the infos of `paths`, in their order; none for a path that is not valid.
 ///
 /// # Errors
 /// A path is outside the grant's scope.
@@ -15,8 +15,8 @@ pub fn path_infos(paths: &[String]) -> Result<Vec<Option<PathInfo>>, Error> {
     host!("nix-store.path-infos", nix_store::path_infos(paths))
 }
 
-/// The paths of everything `paths` reach, references before referrers. Ask [`path_infos`] for what
-/// is known of some of them at a time.
+/// Returns the closure of `paths`, references before referrers. Ask [`path_infos`] for some of them
+/// at a time.
 ///
 /// # Errors
 /// A path is outside the grant's scope.
@@ -24,37 +24,37 @@ pub fn closure(paths: &[String]) -> Result<Vec<String>, Error> {
     host!("nix-store.closure", nix_store::closure(paths))
 }
 
-/// The derivation at `path`.
+/// Returns the derivation at `path`.
 ///
 /// # Errors
-/// It is outside the grant's scope, or no derivation.
+/// It is outside the grant's scope, or not a derivation.
 pub fn derivation(path: &str) -> Result<Derivation, Error> {
     host!("nix-store.read-derivation", nix_store::read_derivation(path))
 }
 
-/// The entries of the directory `relative` (empty: the path itself) below the store path `path`,
-/// sorted by name.
+/// Returns the entries of the directory `relative` (empty: the path itself) below the store path
+/// `path`, sorted by name.
 ///
 /// # Errors
-/// It is outside the grant's scope, or no directory.
+/// It is outside the grant's scope, or not a directory.
 pub fn list_directory(path: &str, relative: &str) -> Result<Vec<Entry>, Error> {
     host!("nix-store.list-directory", nix_store::list_directory(path, relative))
 }
 
-/// At most `length` bytes of the regular file `relative` below `path`, from `offset`. No symlink is
-/// followed.
+/// Returns at most `length` bytes of the regular file `relative` below `path`, from `offset`. No
+/// symlink is followed.
 ///
 /// # Errors
-/// It is outside the grant's scope, or no regular file.
+/// It is outside the grant's scope, or not a regular file.
 pub fn read_file(path: &str, relative: &str, offset: u64, length: u32) -> Result<Vec<u8>, Error> {
     host!("nix-store.read-file", nix_store::read_file(path, relative, offset, length))
 }
 
-/// Opens the serialisation of a valid path, to be handed to
+/// Opens the NAR serialisation of a valid path, for
 /// [`ObjectStore::put_nar`](crate::object_store::ObjectStore::put_nar). The bytes stay in the host.
 ///
 /// # Errors
-/// It is outside the grant's scope, or not valid, or too many are open.
+/// It is outside the grant's scope or not valid, or too many are open.
 pub fn open_nar(path: &str) -> Result<Nar, Error> {
     host!("nix-store.open-nar", nix_store::open_nar(path))
 }

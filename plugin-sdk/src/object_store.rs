@@ -1,7 +1,7 @@
 //! Named object stores of the configuration (`[object-stores.NAME]`). Wants `object_store`, grant
 //! `object-store = ["NAME"]`. The time that calls take does not count as the plugin's wall time.
 //!
-//! Calls for many objects cost about as much time as calls for one: prefer [`ObjectStore::exists`]
+//! A call for many objects takes about as long as a call for one: prefer [`ObjectStore::exists`]
 //! of all keys, [`ObjectStore::put_all`] and [`ObjectStore::put_nars`].
 
 use crate::Error;
@@ -10,10 +10,10 @@ use crate::error::host;
 use crate::nix_store::Nar;
 pub use object_store::{Object, StoredNar};
 
-/// How a NAR is stored.
+/// The compression of a stored NAR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Compression {
-    /// As it is.
+    /// No compression.
     None,
     /// Zstandard, RFC 8878.
     #[default]
@@ -23,7 +23,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// The word in a narinfo's `Compression` line.
+    /// Returns the word for the `Compression` line of a narinfo.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -33,7 +33,7 @@ impl Compression {
     }
 }
 
-/// What was stored of several NARs.
+/// The result of storing several NARs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredNars {
     /// Of the first paths, in their order: of all of them, or of those before the one that failed.
