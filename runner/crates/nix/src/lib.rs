@@ -13,6 +13,10 @@
 //!   file descriptors. [`sqlite`]: versions of databases. [`terminal`]: escapes text from outside.
 //!   [`exit_code`]: exit codes of all commands. [`shared`]: strings and lists with many holders.
 
+// Standard output belongs to commands, and Nix reads the standard error of hooks:
+// `hookrun_nix::terminal::say` writes there.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod bounded;
 pub mod caller;
 pub mod database;

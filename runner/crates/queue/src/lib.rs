@@ -16,6 +16,10 @@
 //! The hooks use the modules above the journal and none below, and take no lock that another hook
 //! may hold.
 
+// Standard output belongs to commands, and Nix reads the standard error of hooks:
+// `hookrun_nix::terminal::say` writes there.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod arrivals;
 pub mod breaker;
 pub mod envelope;

@@ -104,9 +104,9 @@ mod tests {
     /// Not a test: the other process of the one below, which holds the lock until its standard
     /// input ends.
     #[test]
-    #[ignore = "run by `one_at_a_time` as another process"]
+    #[ignore = "run by `only_one_worker_holds_the_lock` as another process"]
     fn other_process() {
-        let path = std::env::var_os("LOCK_FILE").expect("run by `one_at_a_time`");
+        let path = std::env::var_os("LOCK_FILE").expect("run by `only_one_worker_holds_the_lock`");
         let _lock = WorkerLock::take(Path::new(&path)).unwrap();
         println!("\nlocked");
         let _ended = std::io::stdin().read_line(&mut String::new());
