@@ -61,6 +61,6 @@ fn run(data: &[u8]) {
     }
     let dirs = Dirs { config: path.to_owned(), state: "/var/lib/hookrun".into() };
     if let Err(error) = hookrun_capability::mail::check(&config, &dirs) {
-        assert!(!error.to_string().contains('\n'));
+        assert!(!error.message.contains('\n'));
     }
 }

@@ -13,7 +13,7 @@ use hookrun_capability::Services;
 use hookrun_capability::grants::{Effective, Wants};
 use hookrun_capability::mail::Message;
 use hookrun_capability::nix_store::real::Real;
-use hookrun_capability::nix_store::{Backend as _, Budget, Reach};
+use hookrun_capability::nix_store::{Backend as _, Budget, StoreScopeCheck};
 use hookrun_capability::{PluginContext, Scope};
 use hookrun_config::{Config, StoreScope};
 use hookrun_nix::database::PathInfo;
@@ -127,10 +127,16 @@ fn scope(services: &Services, paths: &[String]) {
             config_file: CONFIG.path.clone(),
             config_json: "{}".to_owned(),
             wants: Wants { nix_store: granted, ..Wants::default() },
-            effective: Effective { nix_store: granted, ..Effective::default() },
+            effective: Effective {
+                grant: hookrun_config::Grant {
+                    nix_store: granted,
+                    ..hookrun_config::Grant::default()
+                },
+                policy: false,
+            },
         };
         let nix = NixDirs::new(STORE, "/nix/var/nix", "/etc/nix");
-        let reach = Reach::new(
+        let reach = StoreScopeCheck::new(
             services.nix_stores(),
             &plugin,
             &Scope { nix, paths: vec![IN_SCOPE.to_owned()], event: String::new() },

@@ -11,8 +11,8 @@ use super::{CliError, Context, sandbox};
 use crate::doctor::secrets;
 use crate::supervise::needs;
 use crate::supervise::tryout::{self, Tried, TriedAs};
-use hookrun_capability::Services;
-use hookrun_config::{Config, SecretFile};
+use hookrun_capability::{Finding, Services};
+use hookrun_config::{Config, KeyError, SecretFile};
 use hookrun_host::wall::{Identity, Wall};
 use hookrun_host::{Compiler, Host, PluginError, bundled};
 use hookrun_nix::exit_code::Exit;
@@ -179,84 +179,34 @@ fn services(context: &Context, config: &Config, report: &mut Report) {
         exit: Exit::Configuration,
         message: config.error(keys, message).to_string(),
     };
-    let mut not_a_key = BTreeSet::new();
-    for (name, key) in &config.signing_keys {
-        match services.signing_keys().public_key(name) {
-            Ok(public) => report.good.push(format!("signing key {public}")),
-            Err(error) => {
-                report.problems.push(wrong(&["signing-keys", name, "file"], &error.message));
-                not_a_key.insert(&key.file);
+    let mut failed = BTreeSet::new();
+    for finding in services.check(config, &context.dirs) {
+        let (exit, KeyError { keys, message }) = match finding {
+            Finding::Good(line) => {
+                report.good.push(line);
+                continue;
             }
-        }
+            Finding::Warning(error) => (Exit::Done, error),
+            Finding::Problem(error) => (Exit::Configuration, error),
+        };
+        let words: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let message = config.error(&words, message).to_string();
+        report.problems.push(Problem { exit, message });
+        failed.insert(keys);
     }
-    for (SecretFile { keys, path }, message) in secrets::exposed(config) {
-        if not_a_key.contains(&path) {
+    for (SecretFile { keys, .. }, message) in secrets::exposed(config) {
+        // A file that is not a key is reported once.
+        if keys.first().is_some_and(|key| key == "signing-keys") && failed.contains(&keys) {
             continue;
         }
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
         report.problems.push(wrong(&keys, &message));
-    }
-    for name in config.object_stores.keys() {
-        // A directory that is named and does not exist is reported below, and not made here.
-        let reach = services.object_stores().reach(name);
-        if needs::missing_directory(&reach, &context.dirs).is_some() {
-            continue;
-        }
-        match services.object_stores().check(name) {
-            Ok(place) => report.good.push(format!("object store {name}: {place}")),
-            Err(error) => report.problems.push(wrong(&["object-stores", name], &error.message)),
-        }
     }
     for plugin in config.plugins.values() {
         if let Some((key, message)) = bundled::beyond_grants(plugin) {
             report.problems.push(wrong(&["plugins", &plugin.name, "config", key], &message));
         }
     }
-    http(&services, config, report);
-    if let Err(error) = hookrun_capability::mail::check(config, &context.dirs) {
-        report.problems.push(Problem { exit: Exit::Configuration, message: error.to_string() });
-    }
-    for (name, message) in hookrun_capability::mail::clear_text_passwords(config) {
-        let message = config.error(&["mail", &name, "url"], message).to_string();
-        report.problems.push(Problem { exit: Exit::Done, message });
-    }
-    for (name, mail) in &config.mail {
-        for (key, file) in [("password-file", &mail.password_file), ("ca-file", &mail.ca_file)] {
-            match file.as_deref().map(readable) {
-                Some(Err(error)) => {
-                    let path = file.as_deref().unwrap_or(Path::new("")).display();
-                    let message = format!(
-                        "the {key} {path} cannot be read ({error}); make it readable for the user that runs the worker"
-                    );
-                    report.problems.push(wrong(&["mail", name, key], &message));
-                }
-                Some(Ok(())) => report.good.push(format!("mail {name}: {key} is readable")),
-                None => {}
-            }
-        }
-    }
-}
-
-/// The files that the plugins' `http` grants name.
-fn http(services: &Services, config: &Config, report: &mut Report) {
-    for (plugin, settings) in &config.plugins {
-        for grant in &settings.grant.http {
-            let place = grant.place.as_ref().map(ToString::to_string).unwrap_or_default();
-            match services.http().check(plugin, grant) {
-                Ok(()) => report.good.push(format!("plugin {plugin}: http {place}")),
-                Err((keys, message)) => {
-                    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-                    let message = config.error(&keys, message).to_string();
-                    report.problems.push(Problem { exit: Exit::Configuration, message });
-                }
-            }
-        }
-    }
-}
-
-/// Opens the file without reading it: a check does not need the secret.
-fn readable(file: &Path) -> std::io::Result<()> {
-    std::fs::File::open(file).map(drop)
 }
 
 /// Checks that the state directory can be written.

@@ -7,9 +7,9 @@ use serde::Serialize;
 use super::output::{self, Format, Style, printable, styled};
 use super::{CliError, Context};
 use crate::testing::{Changes, Origin, Subject, SubjectError};
-use hookrun_capability::grants::{Effective, Want, Wants, word};
+use hookrun_capability::grants::Effective;
 use hookrun_config::limits::Unit;
-use hookrun_config::{Config, Grant, HttpGrant, Limit, Plugin, StoreScope, TaskOrder};
+use hookrun_config::{Capability, Config, Grant, Limit, Plugin, TaskOrder, Want, Wants};
 use hookrun_host::examine::{ConfigKey, Verdict};
 use hookrun_host::{Compiler, Host};
 use hookrun_nix::event::HookKind;
@@ -50,7 +50,7 @@ struct Report {
     imports: Vec<String>,
     /// Where the plugin's table is; none for a plugin that is in no configuration.
     configured_in: Option<Place>,
-    capabilities: Vec<Capability>,
+    capabilities: Vec<CapabilityRow>,
     limits: Vec<LimitRow>,
     config_keys: Vec<ConfigKey>,
     /// Why it would not load.
@@ -104,7 +104,7 @@ impl std::fmt::Display for Decision {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Capability {
+struct CapabilityRow {
     name: &'static str,
     /// `no`, `optional`, `required`, or a scope.
     wanted: &'static str,
@@ -185,35 +185,21 @@ fn capabilities(
     plugin: &Plugin,
     wants: &Wants,
     configured: bool,
-) -> Vec<Capability> {
+) -> Vec<CapabilityRow> {
     // A plugin outside of a configuration is granted what it wants to see whether it loads; nobody
     // has granted it anything.
     let grant = if configured { plugin.grant.clone() } else { Grant::default() };
-    let Effective { nix_store, object_store, signing, mail, state, http, policy: _ } =
-        Effective::of(wants, &grant);
-    let places = |grants: &[HttpGrant]| grants.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let yes = |granted: bool| if granted { vec!["yes".to_owned()] } else { Vec::new() };
-    let scope = |scope: StoreScope| match scope {
-        StoreScope::None => Vec::new(),
-        scope => vec![word(scope).to_owned()],
-    };
-    let always = |name| Capability {
+    let effective = Effective::of(wants, &grant);
+    let always = |name| CapabilityRow {
         name,
         wanted: "always",
-        granted: yes(true),
-        effective: yes(true),
+        granted: vec!["yes".to_owned()],
+        effective: vec!["yes".to_owned()],
         decided_by: Decision::Hookrun,
     };
-    let want = |want: Want| match want {
-        Want::No => "no",
-        Want::Optional => "optional",
-        Want::Required => "required",
-    };
-    let wanted_scope =
-        if wants.nix_store == StoreScope::None { "no" } else { word(wants.nix_store) };
-    let row = |name, wanted, granted: Vec<String>, effective: Vec<String>| {
-        let keys = ["plugins", plugin.name.as_str(), "grant", name];
-        let decided_by = if wanted == "no" {
+    let row = |capability: Capability| {
+        let keys = ["plugins", plugin.name.as_str(), "grant", capability.name()];
+        let decided_by = if wants.of(capability) == Want::No {
             Decision::Plugin
         } else if !configured {
             Decision::Nobody
@@ -222,18 +208,18 @@ fn capabilities(
         } else {
             Decision::NoLine(place(config, &keys))
         };
-        Capability { name, wanted, granted, effective, decided_by }
+        CapabilityRow {
+            name: capability.name(),
+            wanted: match (capability, wants.of(capability)) {
+                (Capability::NixStore, Want::Required) => wants.nix_store.as_str(),
+                (_, want) => want.as_str(),
+            },
+            granted: capability.granted(&grant),
+            effective: capability.granted(&effective),
+            decided_by,
+        }
     };
-    vec![
-        always("log"),
-        always("config"),
-        row("state", want(wants.state), yes(grant.state), yes(state)),
-        row("nix-store", wanted_scope, scope(grant.nix_store), scope(nix_store)),
-        row("object-store", want(wants.object_store), grant.object_store, object_store),
-        row("signing", want(wants.signing), grant.signing, signing),
-        row("mail", want(wants.mail), grant.mail, mail),
-        row("http", want(wants.http), places(&grant.http), places(&http)),
-    ]
+    [always("log"), always("config")].into_iter().chain(Capability::ALL.map(row)).collect()
 }
 
 fn limits(config: &Config, plugin: &Plugin) -> Vec<LimitRow> {
@@ -289,7 +275,7 @@ fn text(report: &Report, colours: bool) -> String {
     let names = |names: &[String]| {
         if names.is_empty() { "no".to_owned() } else { printable(&names.join(", ")) }
     };
-    for Capability { name, wanted, granted, effective, decided_by } in &report.capabilities {
+    for CapabilityRow { name, wanted, granted, effective, decided_by } in &report.capabilities {
         let style = if effective.is_empty() { Style::Faint } else { Style::Good };
         rows.push(vec![
             (*name).to_owned(),

@@ -9,7 +9,7 @@ use super::log::level_style;
 use super::output::{self, Format, Style, printable, style_of, styled};
 use super::{CliError, Context};
 use crate::testing::{self, Changes, Subject, SubjectError, TestRun};
-use hookrun_config::{Limit, Limits};
+use hookrun_config::{Capability, Limit, Limits};
 use hookrun_host::{Compiler, Host};
 use hookrun_nix::event::HookKind;
 use hookrun_nix::exit_code::Exit;
@@ -48,7 +48,7 @@ pub(super) struct Args {
 }
 
 fn testing_capabilities() -> clap::builder::PossibleValuesParser {
-    testing::CAPABILITIES.into()
+    Capability::ALL.map(Capability::name).into()
 }
 
 #[derive(Debug, Serialize)]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use url::Url;
 
 use hookrun_capability::grants::Effective;
-use hookrun_capability::{Reach, Services};
+use hookrun_capability::{SandboxNeeds, Services};
 use hookrun_config::{Config, StoreScope};
 use hookrun_host::wall::{Identity, User, Wall};
 use hookrun_nix::dirs::Dirs;
@@ -84,14 +84,14 @@ pub fn wall(
         let store = nix.real_store.as_ref().unwrap_or(&nix.store);
         wall.read.extend([store.clone(), nix.state.join("db")]);
     }
-    let reach = effective
+    let needs = effective
         .iter()
-        .map(|effective| services.reach(effective, dirs))
-        .fold(Reach::default(), Reach::and);
-    wall.write.extend(reach.directories);
-    wall.network = !reach.ports.is_empty();
+        .map(|effective| services.sandbox_needs(effective, dirs))
+        .fold(SandboxNeeds::default(), SandboxNeeds::and);
+    wall.write.extend(needs.directories);
+    wall.network = !needs.ports.is_empty();
     if wall.network {
-        wall.connect.extend(reach.ports);
+        wall.connect.extend(needs.ports);
         wall.connect.insert(DNS);
         wall.connect.extend(PROXY_VARIABLES.iter().filter_map(|name| proxy_port(&variable(name)?)));
         wall.read.extend(NAMES.iter().chain(&AUTHORITIES).chain(&LIBRARIES).map(PathBuf::from));
@@ -152,18 +152,11 @@ pub fn make_directories(wall: &Wall, dirs: &Dirs) -> Result<(), String> {
     Ok(())
 }
 
-/// A directory that the configuration names and that does not exist. Those below the state
-/// directory are made by the worker.
-pub fn missing_directory<'a>(reach: &'a Reach, dirs: &Dirs) -> Option<&'a Path> {
-    let named = reach.directories.iter().filter(|directory| !directory.starts_with(&dirs.state));
-    named.map(PathBuf::as_path).find(|directory| !directory.is_dir())
-}
-
 /// Why this process cannot write in the directories of a service, with the fix. Asked behind the
 /// wall: as the user that runs plugins. A directory that is not there yet is made by the worker.
-pub fn unwritable(what: &str, name: &str, reach: &Reach) -> Option<String> {
+pub fn unwritable(what: &str, name: &str, needs: &SandboxNeeds) -> Option<String> {
     use rustix::fs::Access;
-    reach.directories.iter().find_map(|directory| {
+    needs.directories.iter().find_map(|directory| {
         match rustix::fs::access(directory, Access::WRITE_OK | Access::EXEC_OK) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => None,
             Err(error) => {

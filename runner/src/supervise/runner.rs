@@ -27,7 +27,7 @@ use hookrun_capability::grants::Effective;
 use hookrun_capability::mail::{ForProgram, Programs};
 use hookrun_capability::state::Pairs;
 use hookrun_capability::{CapabilityError, Services};
-use hookrun_config::{Config, Limit};
+use hookrun_config::{Config, KeyError, Limit};
 use hookrun_host::wall::{Identity, Raised, Wall};
 use hookrun_host::{Compiler, Host, LinkedPlugin, PluginError, ReadyPlugin};
 use hookrun_nix::dirs::Dirs;
@@ -88,8 +88,8 @@ impl Readied {
                     if secrets {
                         // Put right by the operator, not by time: the task is kept, instead of
                         // failing until it is given up.
-                        services.hold(name, ready.artifact().effective()).map_err(
-                            |(keys, message)| {
+                        services.hold_secrets(name, ready.artifact().effective()).map_err(
+                            |KeyError { keys, message }| {
                                 let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
                                 config.error(&keys, message).to_string()
                             },
@@ -150,9 +150,9 @@ fn writable(services: &Services, effective: &Effective) -> Result<(), String> {
     let stores = effective
         .object_store
         .iter()
-        .map(|name| ("object store", name, services.object_stores().reach(name)));
+        .map(|name| ("object store", name, services.object_stores().needs_of(name)));
     let mails =
-        effective.mail.iter().map(|name| ("mail transport", name, services.mail().reach(name)));
+        effective.mail.iter().map(|name| ("mail transport", name, services.mail().needs_of(name)));
     let unwritable =
         stores.chain(mails).find_map(|(what, name, reach)| needs::unwritable(what, name, &reach));
     unwritable.map_or(Ok(()), Err)

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::needs;
 use hookrun_capability::grants::Effective;
 use hookrun_capability::{CapabilityError, ErrorKind, Services};
-use hookrun_config::{Config, MailTransport};
+use hookrun_config::{Config, Grant, MailTransport};
 use hookrun_host::wall::Identity;
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::NixDirs;
@@ -97,8 +97,8 @@ fn trials(config: &Config, dirs: &Dirs, live: bool) -> Result<Vec<Tried>, String
     let mut trials = Trials::default();
     let mut stores = BTreeSet::new();
     for name in config.object_stores.keys() {
-        let reach = services.object_stores().reach(name);
-        if let Some(directory) = needs::missing_directory(&reach, dirs) {
+        let needs = services.object_stores().needs_of(name);
+        if let Some(directory) = needs.missing_directory(dirs) {
             let message = missing_store(name, directory, &identity);
             trials.add(["object-stores", name, "url"], TriedAs::Failed, message);
         } else if services.object_stores().hold(name).is_ok() {
@@ -109,11 +109,12 @@ fn trials(config: &Config, dirs: &Dirs, live: bool) -> Result<Vec<Tried>, String
     for name in config.mail.keys() {
         services.mail().hold(name);
     }
-    let effective = Effective {
+    let grant = Grant {
         object_store: stores.iter().cloned().collect(),
         mail: config.mail.keys().cloned().collect(),
-        ..Effective::default()
+        ..Grant::default()
     };
+    let effective = Effective { grant, policy: false };
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let nix = NixDirs::from_env();
     let wall = needs::wall(&[&effective], &services, dirs, &nix, identity, variable);
@@ -147,14 +148,14 @@ fn missing_store(name: &str, directory: &Path, identity: &Identity) -> String {
 /// Asks behind the wall: as the user that runs plugins.
 fn writable(config: &Config, services: &Services, stores: &BTreeSet<String>, trials: &mut Trials) {
     for name in stores {
-        let reach = services.object_stores().reach(name);
-        if let Some(message) = needs::unwritable("object store", name, &reach) {
+        let needs = services.object_stores().needs_of(name);
+        if let Some(message) = needs::unwritable("object store", name, &needs) {
             trials.add(["object-stores", name, "url"], TriedAs::Failed, message);
         }
     }
     for (name, settings) in &config.mail {
-        let reach = services.mail().reach(name);
-        if let Some(message) = needs::unwritable("mail transport", name, &reach) {
+        let needs = services.mail().needs_of(name);
+        if let Some(message) = needs::unwritable("mail transport", name, &needs) {
             trials.add(["mail", name, "directory"], TriedAs::Failed, message);
         }
         let program = settings.program.as_deref().unwrap_or(Path::new("/usr/sbin/sendmail"));

@@ -11,7 +11,7 @@ mod subject;
 use serde::Serialize;
 
 pub use policy::PolicyHere;
-pub use subject::{CAPABILITIES, Changes, Files, Origin, Subject, SubjectError};
+pub use subject::{Changes, Files, Origin, Subject, SubjectError};
 
 use crate::supervise::supervisor::serves;
 use hookrun_builders::{Action, Candidate, LocalMachine, Machine};

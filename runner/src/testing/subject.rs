@@ -3,9 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use hookrun_capability::grants::{Want, Wants, beyond_policy};
 use hookrun_config::{
-    self as config, Config, ConfigError, Grant, HttpGrant, Limit, Plugin, PluginSource, StoreScope,
+    self as config, Capability, Config, ConfigError, Grant, Limit, Plugin, PluginSource, Want,
+    Wants,
 };
 use hookrun_host::examine::{Sample, SampleConfig, Verdict};
 use hookrun_host::{Component, Host, PluginError, bundled};
@@ -116,10 +116,6 @@ pub enum SubjectError {
         capabilities: String,
     },
 }
-
-/// Capabilities by the words of `--deny`.
-pub const CAPABILITIES: [&str; 6] =
-    ["nix-store", "object-store", "signing", "mail", "state", "http"];
 
 impl Subject {
     /// Finds what `name` names: a file or a bundled plugin, with the configuration that has it as a
@@ -240,12 +236,12 @@ impl Subject {
             .collect();
         // A policy gets less than it may want; a plugin that is more than a policy is tested as
         // what it is besides, with all its grants.
-        let mut grant = everything(&metadata.wants);
+        let mut grant = everything(&metadata.wants, &config);
         let mut hooks = Vec::new();
         if description.exports == [HookKind::BuilderSelection] {
-            grant = everything(&metadata.wants.of_policy());
+            grant = everything(&metadata.wants.of_policy(), &config);
         } else if description.exports.contains(&HookKind::BuilderSelection)
-            && !beyond_policy(&grant).is_empty()
+            && !grant.beyond_policy().is_empty()
         {
             hooks = description.exports;
             hooks.retain(|hook| *hook != HookKind::BuilderSelection);
@@ -325,39 +321,15 @@ impl Subject {
         let grant = &mut self.plugin.grant;
         let mut required = Vec::new();
         for capability in capabilities {
-            let want = match capability.as_str() {
-                "nix-store" => {
-                    grant.nix_store = StoreScope::None;
-                    if wants.nix_store == StoreScope::None { Want::No } else { Want::Required }
-                }
-                "object-store" => {
-                    grant.object_store.clear();
-                    wants.object_store
-                }
-                "signing" => {
-                    grant.signing.clear();
-                    wants.signing
-                }
-                "mail" => {
-                    grant.mail.clear();
-                    wants.mail
-                }
-                "state" => {
-                    grant.state = false;
-                    wants.state
-                }
-                "http" => {
-                    grant.http.clear();
-                    wants.http
-                }
-                other => {
-                    let known = CAPABILITIES.join(", ");
-                    return Err(SubjectError::Option(format!(
-                        "there is no capability `{other}` to deny; known: {known}"
-                    )));
-                }
+            let found = Capability::ALL.into_iter().find(|known| known.name() == capability);
+            let Some(found) = found else {
+                let known = Capability::ALL.map(Capability::name).join(", ");
+                return Err(SubjectError::Option(format!(
+                    "there is no capability `{capability}` to deny; known: {known}"
+                )));
             };
-            match want {
+            found.revoke(grant);
+            match wants.of(found) {
                 Want::No => {
                     return Err(SubjectError::Option(format!(
                         "`--deny {capability}` changes nothing: plugin `{}` does not want `{capability}`; remove the option",
@@ -445,19 +417,17 @@ impl Files<'_> {
     }
 }
 
-/// A grant of all that is wanted, from the sample services.
-fn everything(wants: &Wants) -> Grant {
-    let names =
-        |want: Want, name: &str| if want == Want::No { Vec::new() } else { vec![name.to_owned()] };
-    let Wants { nix_store, object_store, signing, mail, state, http } = wants;
-    Grant {
-        nix_store: *nix_store,
-        object_store: names(*object_store, OBJECT_STORE),
-        signing: names(*signing, SIGNING_KEY),
-        mail: names(*mail, MAIL),
-        state: *state != Want::No,
-        http: if *http == Want::No { Vec::new() } else { vec![HttpGrant::everything()] },
+/// Returns a grant of all that is wanted, with the names of the sample configuration.
+fn everything(wants: &Wants, config: &Config) -> Grant {
+    let mut grant = Grant::default();
+    for capability in Capability::ALL {
+        if wants.of(capability) != Want::No {
+            let names = capability.section().map(|section| config.names(section));
+            let name = names.and_then(|names| names.first().copied()).unwrap_or_default();
+            capability.give(&mut grant, wants, name);
+        }
     }
+    grant
 }
 
 /// Puts `new` into `value`: tables key by key, anything else as a whole.

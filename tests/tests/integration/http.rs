@@ -159,7 +159,7 @@ async fn a_secret_is_read_once_and_early() {
     assert_eq!(scene.run_with(&config, services).await.answer(), "200: hello 0");
 
     let services = Services::new(&config, &scene.dirs);
-    let (keys, message) =
+    let hookrun_config::KeyError { keys, message } =
         services.http().check("x", &config.plugins["x"].grant.http[0]).unwrap_err();
     assert_eq!(keys, ["http-credentials", "c", "token-file"]);
     assert!(message.contains("cannot be read"), "{message}");

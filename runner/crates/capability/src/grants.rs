@@ -4,65 +4,13 @@
 //!
 //! An empty grant grants nothing. A refusal names the line that would change it.
 
-use serde::{Deserialize, Serialize};
+use std::ops::Deref;
 
 use hookrun_config::http::{self, HttpMiss, HttpTarget};
-use hookrun_config::{Grant, HttpGrant, StoreScope};
+use hookrun_config::{Capability, Config, Grant};
+pub use hookrun_config::{Want, Wants};
 
-/// How much a plugin wants a capability.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Want {
-    /// Not at all; calls are refused even if it is granted.
-    #[default]
-    No,
-    /// It works without.
-    Optional,
-    /// It does not load without.
-    Required,
-}
-
-/// What a plugin wants: `wants` of its metadata.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub struct Wants {
-    /// The least scope it works with.
-    pub nix_store: StoreScope,
-    /// An object store.
-    pub object_store: Want,
-    /// A signing key.
-    pub signing: Want,
-    /// A mail transport.
-    pub mail: Want,
-    /// A durable key-value store.
-    pub state: Want,
-    /// HTTP requests (`wasi:http`).
-    pub http: Want,
-}
-
-impl Wants {
-    /// What is left of it for a policy of builder selection: [`Effective::policy`].
-    #[must_use]
-    pub fn of_policy(&self) -> Self {
-        Self { state: self.state, ..Self::default() }
-    }
-
-    /// The interfaces, quoted, without which the plugin does not load and which no policy gets.
-    pub fn required_beyond_policy(&self) -> Vec<String> {
-        let Self { nix_store, object_store, signing, mail, state: _, http } = self;
-        let required = [
-            ("nix-store", *nix_store != StoreScope::None),
-            ("object-store", *object_store == Want::Required),
-            ("signing", *signing == Want::Required),
-            ("mail", *mail == Want::Required),
-            ("http", *http == Want::Required),
-        ];
-        let required = required.into_iter().filter(|(_, required)| *required);
-        required.map(|(interface, _)| format!("`{interface}`")).collect()
-    }
-}
-
-/// What one host call needs. `Log` and `Config` are always granted.
+/// What one host call needs. `log` and `config` need no grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need<'a> {
     /// `log`.
@@ -71,12 +19,11 @@ pub enum Need<'a> {
     Config,
     /// `state`.
     State,
-    /// `nix-store`; which paths is checked where they are resolved, against
-    /// [`Effective::nix_store`].
+    /// `nix-store`. Which paths is checked where they are resolved.
     NixStore,
     /// `object-store`, this one.
     ObjectStore(&'a str),
-    /// `signing`, without a key: which are granted.
+    /// `signing`, without a key: which keys are granted.
     SigningKeys,
     /// `signing`, with this key.
     Signing(&'a str),
@@ -85,25 +32,33 @@ pub enum Need<'a> {
     /// An interface of WASI that every guest has: clocks, random numbers, polls, the streams of
     /// what it was given.
     Wasi(&'static str),
-    /// `http`, without a place: whether it is there at all.
+    /// `http`, without a URL: whether it can be used at all.
     AnyHttp,
     /// `http`, this request.
     Http(&'a HttpTarget),
 }
 
 impl Need<'_> {
+    /// The capability that has to be wanted and granted; none for what every guest has.
+    pub const fn capability(&self) -> Option<Capability> {
+        match self {
+            Self::Log | Self::Config | Self::Wasi(_) => None,
+            Self::State => Some(Capability::State),
+            Self::NixStore => Some(Capability::NixStore),
+            Self::ObjectStore(_) => Some(Capability::ObjectStore),
+            Self::SigningKeys | Self::Signing(_) => Some(Capability::Signing),
+            Self::Mail(_) => Some(Capability::Mail),
+            Self::AnyHttp | Self::Http(_) => Some(Capability::Http),
+        }
+    }
+
     /// The interface of `hookrun:host`, or `http` for `wasi:http`.
     pub const fn interface(&self) -> &'static str {
-        match self {
-            Self::Log => "log",
-            Self::Config => "config",
-            Self::State => "state",
-            Self::NixStore => "nix-store",
-            Self::ObjectStore(_) => "object-store",
-            Self::SigningKeys | Self::Signing(_) => "signing",
-            Self::Mail(_) => "mail",
-            Self::Wasi(interface) => interface,
-            Self::AnyHttp | Self::Http(_) => "http",
+        match (self, self.capability()) {
+            (_, Some(capability)) => capability.name(),
+            (Self::Wasi(interface), None) => interface,
+            (Self::Config, None) => "config",
+            (_, None) => "log",
         }
     }
 }
@@ -111,34 +66,18 @@ impl Need<'_> {
 /// What a plugin has: wanted and granted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Effective {
-    /// How much of the Nix store it may read.
-    pub nix_store: StoreScope,
-    /// The object stores it may use.
-    pub object_store: Vec<String>,
-    /// The keys it may have things signed with.
-    pub signing: Vec<String>,
-    /// The mail transports it may use.
-    pub mail: Vec<String>,
-    /// Has it a key-value store?
-    pub state: bool,
-    /// Where it may send HTTP requests.
-    pub http: Vec<HttpGrant>,
-    /// Is it a policy of builder selection? Then it gets `log`, `config` and `state` only: Nix
-    /// stands still while it thinks, and what it answers is to follow from what it was asked.
+    /// The part of its grant that it wants.
+    pub grant: Grant,
+    /// Whether it is a policy of builder selection, which gets `log`, `config` and `state` only.
     pub policy: bool,
 }
 
-/// The interfaces of a grant that a policy of builder selection may not have.
-pub fn beyond_policy(grant: &Grant) -> Vec<&'static str> {
-    let Grant { nix_store, object_store, signing, mail, state: _, http } = grant;
-    let granted = [
-        ("nix-store", *nix_store != StoreScope::None),
-        ("object-store", !object_store.is_empty()),
-        ("signing", !signing.is_empty()),
-        ("mail", !mail.is_empty()),
-        ("http", !http.is_empty()),
-    ];
-    granted.into_iter().filter(|(_, granted)| *granted).map(|(interface, _)| interface).collect()
+impl Deref for Effective {
+    type Target = Grant;
+
+    fn deref(&self) -> &Grant {
+        &self.grant
+    }
 }
 
 /// A required capability without a grant: the line to write.
@@ -150,79 +89,40 @@ pub struct Missing {
     pub line: String,
 }
 
-/// What the configuration could grant, so that a message names something that is there.
-#[derive(Debug, Clone, Copy)]
-pub struct Defined<'a> {
-    /// The first of `[object-stores]`.
-    pub object_store: Option<&'a str>,
-    /// The first of `[signing-keys]`.
-    pub signing: Option<&'a str>,
-    /// The first of `[mail]`.
-    pub mail: Option<&'a str>,
-}
-
 impl Effective {
-    /// What a plugin has that `wants` this and was granted that. An empty grant grants nothing, and
-    /// a generous one no more than is wanted.
+    /// Returns the part of `grant` that is wanted. An empty grant gives nothing, and a generous one
+    /// no more than is wanted.
     pub fn of(wants: &Wants, grant: &Grant) -> Self {
-        let Wants { nix_store, object_store, signing, mail, state, http } = wants;
-        let Grant {
-            nix_store: granted_scope,
-            object_store: stores,
-            signing: keys,
-            mail: transports,
-            state: granted_state,
-            http: places,
-        } = grant;
-        let names =
-            |want, granted: &[String]| if want == Want::No { Vec::new() } else { granted.to_vec() };
-        Self {
-            nix_store: if rank(*granted_scope) < rank(*nix_store) {
-                *granted_scope
-            } else {
-                *nix_store
-            },
-            object_store: names(*object_store, stores),
-            signing: names(*signing, keys),
-            mail: names(*mail, transports),
-            state: *state != Want::No && *granted_state,
-            http: if *http == Want::No { Vec::new() } else { places.clone() },
-            policy: false,
+        let mut grant = grant.clone();
+        grant.nix_store = grant.nix_store.min(wants.nix_store);
+        for capability in Capability::ALL {
+            if wants.of(capability) == Want::No {
+                capability.revoke(&mut grant);
+            }
         }
+        Self { grant, policy: false }
     }
 
-    /// As [`Effective::of`], for a plugin that is to run.
+    /// As [`Effective::of`], for a plugin that is to run. `config` has the names for messages.
     ///
     /// # Errors
     /// The capabilities that are required and not granted.
-    pub fn decide(
-        wants: &Wants,
-        grant: &Grant,
-        defined: Defined<'_>,
-    ) -> Result<Self, Vec<Missing>> {
-        let missing = missing(wants, grant, defined);
+    pub fn decide(wants: &Wants, grant: &Grant, config: &Config) -> Result<Self, Vec<Missing>> {
+        let missing = missing(wants, grant, config);
         if missing.is_empty() { Ok(Self::of(wants, grant)) } else { Err(missing) }
     }
 
-    /// May a plugin with these capabilities, that `wants` and was granted so, make the call?
+    /// Checks whether a plugin with these capabilities, that `wants` so much, may make the call.
     ///
     /// # Errors
     /// A fragment that names the capability and the line to write, without the plugin and the file.
     pub fn check(&self, wants: &Wants, need: Need<'_>) -> Result<(), Refusal> {
-        let interface = need.interface();
-        if self.policy && !matches!(need, Need::Log | Need::Config | Need::State | Need::Wasi(_)) {
+        let Some(capability) = need.capability() else { return Ok(()) };
+        let interface = capability.name();
+        if self.policy && !capability.is_for_policies() {
             return Err(Refusal::Policy { interface });
         }
-        let wanted = match need {
-            Need::Log | Need::Config | Need::Wasi(_) => true,
-            Need::State => wants.state != Want::No,
-            Need::NixStore => wants.nix_store != StoreScope::None,
-            Need::ObjectStore(_) => wants.object_store != Want::No,
-            Need::SigningKeys | Need::Signing(_) => wants.signing != Want::No,
-            Need::Mail(_) => wants.mail != Want::No,
-            Need::AnyHttp | Need::Http(_) => wants.http != Want::No,
-        };
-        if !wanted {
+        if wants.of(capability) == Want::No {
             return Err(Refusal::Unwanted { interface });
         }
         let named = |granted: &[String], name: &str| {
@@ -242,12 +142,15 @@ impl Effective {
             })
         };
         match need {
-            Need::State if !self.state => {
-                Err(Refusal::Ungranted { interface, name: None, line: "state = true".to_owned() })
-            }
-            Need::NixStore if self.nix_store == StoreScope::None => {
-                let line = format!("nix-store = \"{}\"", word(wants.nix_store));
+            Need::State | Need::NixStore if capability.granted(self).is_empty() => {
+                let line = capability.line(wants, "");
                 Err(Refusal::Ungranted { interface, name: None, line })
+            }
+            Need::ObjectStore(name) => named(&self.object_store, name),
+            Need::Signing(name) => named(&self.signing, name),
+            Need::Mail(name) => named(&self.mail, name),
+            Need::Http(target) => {
+                http::granting(&self.http, target).map(|_| ()).map_err(Refusal::Http)
             }
             Need::Log
             | Need::Config
@@ -256,48 +159,22 @@ impl Effective {
             | Need::SigningKeys
             | Need::AnyHttp
             | Need::Wasi(_) => Ok(()),
-            Need::ObjectStore(name) => named(&self.object_store, name),
-            Need::Signing(name) => named(&self.signing, name),
-            Need::Mail(name) => named(&self.mail, name),
-            Need::Http(target) => {
-                http::granting(&self.http, target).map(|_| ()).map_err(Refusal::Http)
-            }
         }
     }
 }
 
-/// The capabilities that are required and not granted.
-fn missing(wants: &Wants, grant: &Grant, defined: Defined<'_>) -> Vec<Missing> {
-    let Wants { nix_store, object_store, signing, mail, state, http } = wants;
-    let mut missing = Vec::new();
-    if rank(grant.nix_store) < rank(*nix_store) {
-        missing.push(Missing {
-            interface: "nix-store",
-            line: format!("nix-store = \"{}\"", word(*nix_store)),
-        });
-    }
-    for (interface, want, granted, example) in [
-        ("object-store", object_store, &grant.object_store, defined.object_store),
-        ("signing", signing, &grant.signing, defined.signing),
-        ("mail", mail, &grant.mail, defined.mail),
-    ] {
-        if *want == Want::Required && granted.is_empty() {
-            missing.push(Missing {
-                interface,
-                line: format!("{interface} = [\"{}\"]", example.unwrap_or("NAME")),
-            });
-        }
-    }
-    if *state == Want::Required && !grant.state {
-        missing.push(Missing { interface: "state", line: "state = true".to_owned() });
-    }
-    if *http == Want::Required && grant.http.is_empty() {
-        missing.push(Missing {
-            interface: "http",
-            line: "http = [{ url = \"https://HOST/\" }]".to_owned(),
-        });
-    }
-    missing
+/// Returns the capabilities that are required and not granted.
+fn missing(wants: &Wants, grant: &Grant, config: &Config) -> Vec<Missing> {
+    let lacking = |capability: &Capability| match capability {
+        Capability::NixStore => grant.nix_store < wants.nix_store,
+        other => wants.of(*other) == Want::Required && other.granted(grant).is_empty(),
+    };
+    let missing = |capability: Capability| {
+        let names = capability.section().map(|section| config.names(section)).unwrap_or_default();
+        let example = names.first().copied().unwrap_or("NAME");
+        Missing { interface: capability.name(), line: capability.line(wants, example) }
+    };
+    Capability::ALL.into_iter().filter(lacking).map(missing).collect()
 }
 
 /// Why a host call was refused.
@@ -347,23 +224,6 @@ impl Refusal {
             ),
             Self::Http(miss) => miss.message(plugin, file),
         }
-    }
-}
-
-const fn rank(scope: StoreScope) -> u8 {
-    match scope {
-        StoreScope::None => 0,
-        StoreScope::Outputs => 1,
-        StoreScope::Closure => 2,
-    }
-}
-
-/// The word of a scope in the configuration.
-pub const fn word(scope: StoreScope) -> &'static str {
-    match scope {
-        StoreScope::None => "none",
-        StoreScope::Outputs => "outputs",
-        StoreScope::Closure => "closure",
     }
 }
 

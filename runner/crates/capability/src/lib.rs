@@ -1,14 +1,9 @@
 //! The services behind the interfaces of `hookrun:host`, and the grants that give them to a plugin.
 //!
-//! Every capability has the same phases: *configure* once per process ([`Services`]), *grant* per
-//! plugin ([`grants`]), *hold* its secrets before the sandbox closes ([`Services::hold`]), and then
-//! the host functions, which are in `hookrun-host` (`host_call/`), one file per interface. A service
-//! never looks at grants or limits and never counts calls: the host functions do that for all of
-//! them.
-//!
-//! To add a capability: its interface in `plugin-sdk/wit`, its service here, a field in
-//! [`Services`], a variant in [`grants::Need`], its host functions in `host_call/`, and a line in the
-//! table of `host_call/imports.rs`.
+//! Every capability has a row in `hookrun_config::Capability`, which says what can be granted, and a
+//! [`Service`], whose phases are configure, check, sandbox needs and hold secrets. Its host functions
+//! are in `hookrun-host` (`host_call/`), one file per interface: they check grants and limits and
+//! count calls, and a service never does.
 
 pub mod clock;
 mod context;
@@ -20,50 +15,22 @@ pub mod mail;
 pub mod nix_store;
 pub mod object_store;
 pub mod random;
+mod service;
 pub mod signing;
 pub mod state;
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use context::{PluginContext, Scope};
 pub use error::{CapabilityError, ErrorKind};
 pub use log::RunLog;
+pub use service::{Finding, SandboxNeeds, Service};
 
 use crate::grants::Effective;
-use hookrun_config::Config;
+use hookrun_config::{Config, KeyError};
 use hookrun_nix::dirs::Dirs;
 
-/// What a service needs of the operating system: the wall of its process lets this through.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reach {
-    /// Directories in which it writes.
-    pub directories: Vec<PathBuf>,
-    /// TCP ports it connects to, on any machine.
-    pub ports: Vec<u16>,
-}
-
-impl Reach {
-    /// One directory.
-    pub fn directory(path: &Path) -> Self {
-        Self { directories: vec![path.to_owned()], ports: Vec::new() }
-    }
-
-    /// These ports.
-    pub fn ports(ports: impl IntoIterator<Item = u16>) -> Self {
-        Self { directories: Vec::new(), ports: ports.into_iter().collect() }
-    }
-
-    /// This and that.
-    #[must_use]
-    pub fn and(mut self, other: Self) -> Self {
-        self.directories.extend(other.directories);
-        self.ports.extend(other.ports);
-        self
-    }
-}
-
-/// What the capabilities have behind them. Made once per process and configuration, shared by all
+/// The services behind the capabilities. Made once per process and configuration, shared by all
 /// runs.
 #[derive(Debug, Clone)]
 pub struct Services {
@@ -79,22 +46,33 @@ pub struct Services {
 
 impl Services {
     /// The services of an installation. Opens no connection, and no file but those that `http`
-    /// grants name (a process behind its walls could not, later): a service that cannot work says
-    /// so when it is used.
+    /// grants name, because a process in its sandbox could not do that later.
     pub fn new(config: &Config, dirs: &Dirs) -> Self {
         Self {
             clock: Arc::new(clock::SystemClock::new()),
             random: Arc::new(random::SystemRandom),
-            state: Arc::new(state::Stores::durable(dirs.plugin_state())),
-            mail: Arc::new(mail::Mailer::new(config, dirs)),
-            nix_stores: Arc::new(nix_store::NixStores::real()),
-            object_stores: Arc::new(object_store::ObjectStores::new(config, dirs)),
-            signing_keys: Arc::new(signing::SigningKeys::new(config)),
-            http: Arc::new(http::Client::new(config)),
+            state: Arc::new(Service::configure(config, dirs)),
+            mail: Arc::new(Service::configure(config, dirs)),
+            nix_stores: Arc::new(Service::configure(config, dirs)),
+            object_stores: Arc::new(Service::configure(config, dirs)),
+            signing_keys: Arc::new(Service::configure(config, dirs)),
+            http: Arc::new(Service::configure(config, dirs)),
         }
     }
 
-    /// The services of a policy, whose wall lets nothing through: `state` is what was put into it.
+    /// All services, in the order in which they are checked.
+    fn all(&self) -> [&dyn Service; 6] {
+        [
+            &*self.signing_keys,
+            &*self.object_stores,
+            &*self.http,
+            &*self.mail,
+            &*self.state,
+            &*self.nix_stores,
+        ]
+    }
+
+    /// The services of a policy, whose sandbox allows nothing: `state` is what was put into it.
     pub fn for_policy(config: &Config, dirs: &Dirs) -> Self {
         let mut without_secrets = config.clone();
         without_secrets.http_credentials.clear();
@@ -106,12 +84,12 @@ impl Services {
         Self {
             clock: Arc::new(clock::SystemClock::new()),
             random: Arc::new(random::SystemRandom),
-            state: Arc::new(state::Stores::in_memory()),
-            mail: Arc::new(mail::Mailer::capturing(config, dirs)),
-            nix_stores: Arc::new(nix_store::NixStores::sample()),
-            object_stores: Arc::new(object_store::ObjectStores::in_memory(config, dirs)),
-            signing_keys: Arc::new(signing::SigningKeys::throwaway(config)),
-            http: Arc::new(http::Client::in_memory(config)),
+            state: Arc::new(Service::in_memory(config, dirs)),
+            mail: Arc::new(Service::in_memory(config, dirs)),
+            nix_stores: Arc::new(Service::in_memory(config, dirs)),
+            object_stores: Arc::new(Service::in_memory(config, dirs)),
+            signing_keys: Arc::new(Service::in_memory(config, dirs)),
+            http: Arc::new(Service::in_memory(config, dirs)),
         }
     }
 
@@ -133,46 +111,34 @@ impl Services {
         Self { object_stores, ..self }
     }
 
-    /// What guests take for time.
+    /// The time that guests see.
     pub fn clock(&self) -> &Arc<dyn clock::Clock> {
         &self.clock
     }
 
-    /// What guests take for chance.
+    /// The random numbers that guests see.
     pub fn random(&self) -> &dyn random::Random {
         &*self.random
     }
 
-    /// What a plugin that has `effective` needs of the operating system for its services.
-    pub fn reach(&self, effective: &Effective, dirs: &Dirs) -> Reach {
-        let stores = effective.object_store.iter().map(|name| self.object_stores.reach(name));
-        let mails = effective.mail.iter().map(|name| self.mail.reach(name));
-        let state = effective.state.then(|| Reach::directory(&dirs.plugin_state()));
-        let http = (!effective.http.is_empty())
-            .then(|| Reach::ports(hookrun_config::http::ports(&effective.http)));
-        stores.chain(mails).chain(state).chain(http).fold(Reach::default(), Reach::and)
+    /// Checks what the configuration says of every service. Sends nothing.
+    pub fn check(&self, config: &Config, dirs: &Dirs) -> Vec<Finding> {
+        self.all().into_iter().flat_map(|service| service.check(config, dirs)).collect()
     }
 
-    /// Reads every secret that `plugin`, with `effective`, uses, and keeps it: this process is
-    /// about to lose the right to.
+    /// What a plugin that has `effective` needs of the operating system for its services.
+    pub fn sandbox_needs(&self, effective: &Effective, dirs: &Dirs) -> SandboxNeeds {
+        let needs = self.all().into_iter().map(|service| service.sandbox_needs(effective, dirs));
+        needs.fold(SandboxNeeds::default(), SandboxNeeds::and)
+    }
+
+    /// Reads every secret that `plugin`, with `effective`, uses, and keeps it. Called before this
+    /// process loses the right to read them.
     ///
     /// # Errors
-    /// The keys of the configuration that name what cannot be used, and why.
-    pub fn hold(&self, plugin: &str, effective: &Effective) -> Result<(), (Vec<String>, String)> {
-        let keys = |keys: [&str; 3]| keys.map(str::to_owned).to_vec();
-        for key in &effective.signing {
-            let held = self.signing_keys.hold(key);
-            held.map_err(|error| (keys(["signing-keys", key, "file"]), error.message))?;
-        }
-        for store in &effective.object_store {
-            let held = self.object_stores.hold(store);
-            held.map_err(|error| (keys(["object-stores", store, "url"]), error.message))?;
-        }
-        for transport in &effective.mail {
-            self.mail.hold(transport);
-        }
-        // Read when the services were made.
-        effective.http.iter().try_for_each(|grant| self.http.check(plugin, grant))
+    /// The key that names a secret that cannot be used.
+    pub fn hold_secrets(&self, plugin: &str, effective: &Effective) -> Result<(), KeyError> {
+        self.all().into_iter().try_for_each(|service| service.hold_secrets(plugin, effective))
     }
 
     /// The plugins' key-value stores.

@@ -15,8 +15,9 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use super::{CapabilityError, PluginContext};
-use hookrun_config::Limit;
+use super::{CapabilityError, PluginContext, SandboxNeeds, Service};
+use hookrun_config::{Config, Grant, Limit};
+use hookrun_nix::dirs::Dirs;
 use hookrun_nix::sqlite::{self, MigrationError};
 
 /// How long a commit waits for another process's commit. Both take well under a millisecond.
@@ -38,6 +39,24 @@ enum Place {
     Directory(PathBuf),
     /// For `hookrun test`.
     Memory(Arc<Mutex<BTreeMap<String, Pairs>>>),
+}
+
+impl Service for Stores {
+    fn configure(_config: &Config, dirs: &Dirs) -> Self {
+        Self::durable(dirs.plugin_state())
+    }
+
+    fn in_memory(_config: &Config, _dirs: &Dirs) -> Self {
+        Self::in_memory()
+    }
+
+    fn sandbox_needs(&self, grant: &Grant, dirs: &Dirs) -> SandboxNeeds {
+        if grant.state {
+            SandboxNeeds::directory(&dirs.plugin_state())
+        } else {
+            SandboxNeeds::default()
+        }
+    }
 }
 
 impl Stores {

@@ -31,7 +31,7 @@ use serde::Deserialize;
 pub use builders::Builders;
 pub use error::{ConfigError, KeyError, nearest, suggestion};
 pub use filter::Filter;
-pub use grant::{Grant, StoreScope};
+pub use grant::{Capability, Grant, StoreScope, Want, Wants};
 pub use http::{HttpCredential, HttpGrant};
 pub use last::{is_away, must_be_there, named_is_there};
 pub use limits::{Limit, Limits};

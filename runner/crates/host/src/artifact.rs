@@ -16,7 +16,7 @@ use super::examine::{ConfigKey, Verdict, Violation};
 use super::metadata::Description;
 use super::verdicts::Stamp;
 use hookrun_capability::PluginContext;
-use hookrun_capability::grants::{Defined, Effective, Missing, beyond_policy};
+use hookrun_capability::grants::{Effective, Missing};
 use hookrun_config::{self as config, Config, ConfigError, PluginSource};
 use hookrun_nix::event::HookKind;
 
@@ -64,7 +64,8 @@ impl Artifact {
         }
         let policy = hooks.contains(&HookKind::BuilderSelection);
         let mut wants = description.metadata.wants.clone();
-        let never = wants.required_beyond_policy();
+        let never: Vec<String> =
+            wants.required_beyond_policy().map(|it| format!("`{}`", it.name())).collect();
         if description.exports == [HookKind::BuilderSelection] && !never.is_empty() {
             return Err(error(
                 &["source"],
@@ -77,13 +78,11 @@ impl Artifact {
         if policy && hooks.len() == 1 {
             wants = wants.of_policy();
         }
-        if policy && !beyond_policy(&plugin.grant).is_empty() {
-            return Err(error(
-                &["grant"],
-                too_much_for_policy(name, &hooks, &beyond_policy(&plugin.grant)),
-            ));
+        let beyond: Vec<&str> = plugin.grant.beyond_policy().iter().map(|it| it.name()).collect();
+        if policy && !beyond.is_empty() {
+            return Err(error(&["grant"], too_much_for_policy(name, &hooks, &beyond)));
         }
-        let mut effective = Effective::decide(&wants, &plugin.grant, defined(config))
+        let mut effective = Effective::decide(&wants, &plugin.grant, config)
             .map_err(|missing| error(&["grant"], ungranted(name, &missing, config)))?;
         effective.policy = policy;
         let context = PluginContext {
@@ -270,12 +269,4 @@ fn too_much_for_policy(plugin: &str, hooks: &[HookKind], granted: &[&str]) -> St
         )
     };
     format!("it serves `builder-selection`, where `state` is all that can be granted; {instead}")
-}
-
-fn defined(config: &Config) -> Defined<'_> {
-    Defined {
-        object_store: config.object_stores.keys().next().map(String::as_str),
-        signing: config.signing_keys.keys().next().map(String::as_str),
-        mail: config.mail.keys().next().map(String::as_str),
-    }
 }

@@ -1,6 +1,10 @@
 use super::*;
 
-const NOTHING: Defined<'_> = Defined { object_store: None, signing: None, mail: None };
+use hookrun_config::{HttpGrant, StoreScope};
+
+fn config(text: &str) -> Config {
+    Config::parse(std::path::Path::new("/etc/hookrun/hookrun.toml"), text).unwrap()
+}
 
 fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
@@ -19,7 +23,8 @@ fn everything() -> Wants {
 
 #[test]
 fn an_empty_grant_grants_nothing() {
-    let effective = Effective::decide(&Wants::default(), &Grant::default(), NOTHING).unwrap();
+    let effective =
+        Effective::decide(&Wants::default(), &Grant::default(), &Config::default()).unwrap();
     assert_eq!(effective, Effective::default());
     let target = HttpTarget {
         method: "GET".to_owned(),
@@ -52,10 +57,10 @@ fn a_required_capability_without_a_grant_names_the_line() {
         http: vec![HttpGrant::everything()],
     };
     assert!(
-        Effective::decide(&everything(), &full, NOTHING).is_ok(),
+        Effective::decide(&everything(), &full, &Config::default()).is_ok(),
         "an optional one may be missing"
     );
-    let defined = Defined { object_store: Some("cache"), ..NOTHING };
+    let config = config("[object-stores.cache]\n");
     for (grant, line) in [
         (Grant { nix_store: StoreScope::Outputs, ..full.clone() }, "nix-store = \"closure\""),
         (Grant { object_store: Vec::new(), ..full.clone() }, "object-store = [\"cache\"]"),
@@ -63,10 +68,10 @@ fn a_required_capability_without_a_grant_names_the_line() {
         (Grant { state: false, ..full.clone() }, "state = true"),
         (Grant { http: Vec::new(), ..full.clone() }, "http = [{ url = \"https://HOST/\" }]"),
     ] {
-        let missing = Effective::decide(&everything(), &grant, defined).unwrap_err();
+        let missing = Effective::decide(&everything(), &grant, &config).unwrap_err();
         assert_eq!(missing.iter().map(|missing| missing.line.as_str()).collect::<Vec<_>>(), [line]);
     }
-    let missing = Effective::decide(&everything(), &Grant::default(), defined).unwrap_err();
+    let missing = Effective::decide(&everything(), &Grant::default(), &config).unwrap_err();
     let missing: Vec<&str> = missing.iter().map(|missing| missing.interface).collect();
     assert_eq!(
         missing,
@@ -75,9 +80,9 @@ fn a_required_capability_without_a_grant_names_the_line() {
     );
 }
 
-/// One key alone opens nothing, whichever it is; both open just what both name.
+/// Neither is enough alone; together they allow exactly what both name.
 #[test]
-fn it_takes_two_keys() {
+fn a_capability_has_to_be_wanted_and_granted() {
     let full = Grant {
         nix_store: StoreScope::Closure,
         object_store: names(&["a"]),
@@ -132,8 +137,11 @@ fn a_grant_gives_no_more_than_is_wanted() {
         http: vec![HttpGrant::everything()],
     };
     let wants = Wants { nix_store: StoreScope::Outputs, ..Wants::default() };
-    let effective = Effective::decide(&wants, &generous, NOTHING).unwrap();
-    assert_eq!(effective, Effective { nix_store: StoreScope::Outputs, ..Effective::default() });
+    let effective = Effective::decide(&wants, &generous, &Config::default()).unwrap();
+    assert_eq!(
+        effective,
+        Effective::of(&wants, &Grant { nix_store: StoreScope::Outputs, ..Grant::default() })
+    );
     assert_eq!(
         effective.check(&wants, Need::Mail("default")),
         Err(Refusal::Unwanted { interface: "mail" })
@@ -144,7 +152,8 @@ fn a_grant_gives_no_more_than_is_wanted() {
 fn refusals_end_in_the_line_to_write() {
     let file = std::path::Path::new("/etc/hookrun/hookrun.toml");
     let wants = everything();
-    let effective = Effective { object_store: names(&["cache"]), ..Effective::default() };
+    let grant = Grant { object_store: names(&["cache"]), ..Grant::default() };
+    let effective = Effective { grant, policy: false };
     let refused = |need| effective.check(&wants, need).unwrap_err().message("upload", file);
     insta::assert_snapshot!(refused(Need::ObjectStore("other")), @r#"plugin `upload` has no grant for object-store `other`; write `object-store = ["cache", "other"]` under [plugins.upload.grant] in /etc/hookrun/hookrun.toml"#);
     insta::assert_snapshot!(refused(Need::Signing("key-1")), @r#"plugin `upload` has no grant for signing `key-1`; write `signing = ["key-1"]` under [plugins.upload.grant] in /etc/hookrun/hookrun.toml"#);

@@ -32,8 +32,10 @@ pub use problem::stream_error_code;
 use resolve::{Resolve, System};
 pub use send::{Answer, Exchange};
 
+use crate::{Finding, SandboxNeeds, Service};
 use hookrun_config::http::Scheme;
-use hookrun_config::{Config, HttpCredential, HttpGrant};
+use hookrun_config::{Config, Grant, HttpCredential, HttpGrant, KeyError};
+use hookrun_nix::dirs::Dirs;
 
 /// Sends the requests of all plugins of a configuration.
 #[derive(Debug)]
@@ -46,6 +48,36 @@ pub struct Client {
     resolver: Arc<dyn Resolve>,
     /// Keeps the requests instead of sending them.
     canned: Option<Mutex<Vec<Requested>>>,
+}
+
+impl Service for Client {
+    fn configure(config: &Config, _dirs: &Dirs) -> Self {
+        Self::new(config)
+    }
+
+    fn in_memory(config: &Config, _dirs: &Dirs) -> Self {
+        Self::in_memory(config)
+    }
+
+    fn check(&self, config: &Config, _dirs: &Dirs) -> Vec<Finding> {
+        let grants = config.plugins.iter().flat_map(|(plugin, settings)| {
+            settings.grant.http.iter().map(move |grant| (plugin, grant))
+        });
+        let checked = |(plugin, grant): (&String, &HttpGrant)| {
+            let place = grant.place.as_ref().map(ToString::to_string).unwrap_or_default();
+            self.check(plugin, grant).map(|()| format!("plugin {plugin}: http {place}"))
+        };
+        grants.map(checked).map(Finding::of).collect()
+    }
+
+    fn sandbox_needs(&self, grant: &Grant, _dirs: &Dirs) -> SandboxNeeds {
+        SandboxNeeds::ports(hookrun_config::http::ports(&grant.http))
+    }
+
+    fn hold_secrets(&self, plugin: &str, grant: &Grant) -> Result<(), KeyError> {
+        // They were read by `configure`.
+        grant.http.iter().try_for_each(|grant| self.check(plugin, grant))
+    }
 }
 
 impl Client {
@@ -94,19 +126,18 @@ impl Client {
         Self { resolver, ..self }
     }
 
-    /// Can the files that a grant names be used?
+    /// Checks whether the files that a grant names can be used.
     ///
     /// # Errors
-    /// The keys of the configuration to blame, and a sentence that ends in the fix.
-    pub fn check(&self, plugin: &str, grant: &HttpGrant) -> Result<(), (Vec<String>, String)> {
-        let keys = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>();
+    /// The key that names the file, and the fix.
+    pub fn check(&self, plugin: &str, grant: &HttpGrant) -> Result<(), KeyError> {
         if let Some(name) = &grant.credential
             && let Some(Err((key, message))) = self.credentials.get(name)
         {
-            return Err((keys(&["http-credentials", name, key]), message.clone()));
+            return Err(KeyError::new(&["http-credentials", name, key], message.as_str()));
         }
         if let Some(Err(message)) = self.trust.get(&grant.ca_file) {
-            return Err((keys(&["plugins", plugin, "grant", "http"]), message.clone()));
+            return Err(KeyError::new(&["plugins", plugin, "grant", "http"], message.as_str()));
         }
         Ok(())
     }

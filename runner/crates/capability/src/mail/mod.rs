@@ -26,9 +26,9 @@ use recipients::{allowed_recipients, mailbox, own_recipients, recipient};
 use sendmail::Sendmail;
 use smtp::Smtp;
 
-use super::{CapabilityError, ErrorKind, Reach};
+use super::{CapabilityError, ErrorKind, Finding, SandboxNeeds, Service};
 use error::quoted;
-use hookrun_config::{self as config, Config, ConfigError, MailTransport};
+use hookrun_config::{self as config, Config, Grant, KeyError, MailTransport};
 use hookrun_nix::dirs::Dirs;
 
 /// One message, as a plugin hands it over.
@@ -182,6 +182,53 @@ pub struct ForProgram {
 pub trait Programs: std::fmt::Debug + Send + Sync {
     /// Has the transport's program send the message.
     fn sendmail(&self, message: ForProgram) -> BoxFuture<'_, Result<(), CapabilityError>>;
+}
+
+impl Service for Mailer {
+    fn configure(config: &Config, dirs: &Dirs) -> Self {
+        Self::new(config, dirs)
+    }
+
+    fn in_memory(config: &Config, dirs: &Dirs) -> Self {
+        Self::capturing(config, dirs)
+    }
+
+    fn check(&self, config: &Config, dirs: &Dirs) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        findings.extend(check(config, dirs).err().map(Finding::Problem));
+        findings.extend(clear_text_passwords(config).into_iter().map(Finding::Warning));
+        for (name, mail) in &config.mail {
+            for (key, file) in [("password-file", &mail.password_file), ("ca-file", &mail.ca_file)]
+            {
+                // Opened and not read: a check does not need the secret.
+                let Some(file) = file else { continue };
+                findings.push(Finding::of(match std::fs::File::open(file) {
+                    Ok(_) => Ok(format!("mail {name}: {key} is readable")),
+                    Err(error) => Err(KeyError::new(
+                        &["mail", name, key],
+                        format!(
+                            "the {key} {} cannot be read ({error}); make it readable for the user \
+                             that runs the worker",
+                            file.display()
+                        ),
+                    )),
+                }));
+            }
+        }
+        findings
+    }
+
+    fn sandbox_needs(&self, grant: &Grant, _dirs: &Dirs) -> SandboxNeeds {
+        let needs = grant.mail.iter().map(|name| self.needs_of(name));
+        needs.fold(SandboxNeeds::default(), SandboxNeeds::and)
+    }
+
+    fn hold_secrets(&self, _plugin: &str, grant: &Grant) -> Result<(), KeyError> {
+        for name in &grant.mail {
+            self.hold(name);
+        }
+        Ok(())
+    }
 }
 
 impl Mailer {
@@ -415,16 +462,15 @@ impl Mailer {
 
     /// What a transport needs of the operating system. A program is not among it: a walled process
     /// starts none.
-    pub fn reach(&self, name: &str) -> Reach {
+    pub fn needs_of(&self, name: &str) -> SandboxNeeds {
         let settings = self.transports.get(name).filter(|_| self.captured.is_none());
         match settings.map(|settings| checked_transport(name, settings, &self.dirs)) {
-            Some(Ok(Transport::Maildir(maildir))) => Reach::directory(&maildir.directory)
-                .and(Reach::directory(&self.dirs.mail_progress())),
-            Some(Ok(Transport::Smtp(smtp))) => {
-                Reach::ports([smtp.port()]).and(Reach::directory(&self.dirs.mail_progress()))
-            }
-            Some(Ok(Transport::Sendmail(_))) => Reach::directory(&self.dirs.mail_progress()),
-            Some(Err(_)) | None => Reach::default(),
+            Some(Ok(Transport::Maildir(maildir))) => SandboxNeeds::directory(&maildir.directory)
+                .and(SandboxNeeds::directory(&self.dirs.mail_progress())),
+            Some(Ok(Transport::Smtp(smtp))) => SandboxNeeds::ports([smtp.port()])
+                .and(SandboxNeeds::directory(&self.dirs.mail_progress())),
+            Some(Ok(Transport::Sendmail(_))) => SandboxNeeds::directory(&self.dirs.mail_progress()),
+            Some(Err(_)) | None => SandboxNeeds::default(),
         }
     }
 
@@ -461,16 +507,16 @@ impl Mailer {
 ///
 /// # Errors
 /// The first transport that cannot work as it is written.
-pub fn check(config: &Config, dirs: &Dirs) -> Result<(), ConfigError> {
+pub fn check(config: &Config, dirs: &Dirs) -> Result<(), KeyError> {
     let host = compose::host_name("");
     for (name, settings) in &config.mail {
         checked_transport(name, settings, dirs)
-            .map_err(|(key, message)| config.error(&["mail", name, key], message))?;
+            .map_err(|(key, message)| KeyError::new(&["mail", name, key], message))?;
         compose::sender(name, settings, &host)
-            .map_err(|error| config.error(&["mail", name, "from"], error.message))?;
+            .map_err(|error| KeyError::new(&["mail", name, "from"], error.message))?;
         for to in &settings.to {
             recipient(to, settings.transport, &host)
-                .map_err(|error| config.error(&["mail", name, "to"], error.message))?;
+                .map_err(|error| KeyError::new(&["mail", name, "to"], error.message))?;
         }
     }
     for (name, plugin) in &config.plugins {
@@ -483,7 +529,7 @@ pub fn check(config: &Config, dirs: &Dirs) -> Result<(), ConfigError> {
                 refused.is_none()
             });
             if let Some(error) = refused.filter(|_| !reached) {
-                return Err(config.error(&["plugins", name, "config", "to"], error.message));
+                return Err(KeyError::new(&["plugins", name, "config", "to"], error.message));
             }
         }
     }
@@ -491,8 +537,8 @@ pub fn check(config: &Config, dirs: &Dirs) -> Result<(), ConfigError> {
 }
 
 /// The transports whose password goes over the network without encryption, which is accepted for a
-/// server on this machine only: the name, and a warning.
-pub fn clear_text_passwords(config: &Config) -> Vec<(String, String)> {
+/// server on this machine only.
+fn clear_text_passwords(config: &Config) -> Vec<KeyError> {
     let clear = |(name, settings): (&String, &config::Mail)| {
         let smtp = Smtp::new(name, settings).ok()?;
         let warning = smtp.sends_password_in_clear().then(|| {
@@ -501,7 +547,7 @@ pub fn clear_text_passwords(config: &Config) -> Vec<(String, String)> {
                  only; write `smtps://` or `?tls=required` if its server can do that"
             )
         })?;
-        Some((name.clone(), warning))
+        Some(KeyError::new(&["mail", name, "url"], warning))
     };
     let smtp = config.mail.iter().filter(|(_, mail)| mail.transport == MailTransport::Smtp);
     smtp.filter_map(clear).collect()

@@ -238,7 +238,7 @@ fn settings_that_cannot_work() {
     .map(|text| {
         let text = format!("[mail.out]\n{text}\n");
         let config = Config::parse(Path::new("hookrun.toml"), &text).unwrap();
-        check(&config, &Dirs { config: "hookrun.toml".into(), state: "/state".into() }).expect_err(&text).to_string()
+        described(&config).expect_err(&text)
     })
     .collect();
     assert!(!errors.join("").contains("secret"));
@@ -248,7 +248,7 @@ fn settings_that_cannot_work() {
 #[test]
 fn the_embedded_configuration_can_mail() {
     let config = Config::parse(Path::new("hookrun.toml"), config::EMBEDDED).unwrap();
-    check(&config, &Dirs { config: "hookrun.toml".into(), state: "/state".into() }).unwrap();
+    described(&config).unwrap();
 }
 
 /// A program that does as a mail server's `sendmail` does, with the given exit code.
@@ -377,8 +377,16 @@ fn checked(transport: &str, to: &str) -> Result<(), String> {
          [mail.out]\n{transport}\n"
     );
     let config = Config::parse(Path::new("hookrun.toml"), &text).unwrap();
+    described(&config)
+}
+
+/// The check of a configuration, with its message as it is shown.
+fn described(config: &Config) -> Result<(), String> {
     let dirs = Dirs { config: "hookrun.toml".into(), state: "/state".into() };
-    check(&config, &dirs).map_err(|error| error.to_string())
+    check(config, &dirs).map_err(|KeyError { keys, message }| {
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        config.error(&keys, message).to_string()
+    })
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The `nix-store` interface: what Nix's database and the store itself say, read only, within the
 //! scope of the grant.
 //!
-//! A [`Backend`] answers; [`Reach`] decides whether a path is in scope, before any backend is asked
+//! A [`Backend`] answers; [`StoreScopeCheck`] decides whether a path is in scope, before any backend is asked
 //! about it. All of it blocks on files, so it runs on blocking threads. Paths are never opened by
 //! what a guest says alone: a store path has to be in scope, and what is below it is opened from
 //! its own descriptor without following a symlink ([`real`]).
@@ -13,11 +13,12 @@ mod tree;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::CapabilityError;
+use super::{CapabilityError, Service};
 use crate::{PluginContext, Scope};
-use hookrun_config::{Limit, Plugin, StoreScope};
+use hookrun_config::{Config, Limit, Plugin, StoreScope};
 use hookrun_nix::database::PathInfo;
 use hookrun_nix::derivation::Derivation;
+use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::is_store_path;
 use hookrun_nix::nar::{Expected, Source};
@@ -112,6 +113,16 @@ enum Place {
 /// emptying the table.
 const MAX_REACHES: usize = 64;
 
+impl Service for NixStores {
+    fn configure(_config: &Config, _dirs: &Dirs) -> Self {
+        Self::real()
+    }
+
+    fn in_memory(_config: &Config, _dirs: &Dirs) -> Self {
+        Self::sample()
+    }
+}
+
 impl NixStores {
     /// The real stores.
     pub fn real() -> Self {
@@ -146,7 +157,7 @@ impl NixStores {
 
 /// Which paths one run may ask about: its scope, the store behind it, and the words for a refusal.
 #[derive(Debug)]
-pub struct Reach {
+pub struct StoreScopeCheck {
     stores: Arc<NixStores>,
     backend: Arc<dyn Backend>,
     granted: StoreScope,
@@ -155,7 +166,7 @@ pub struct Reach {
     config_file: std::path::PathBuf,
 }
 
-impl Reach {
+impl StoreScopeCheck {
     /// The reach of a run of `plugin` for the event that `scope` is of.
     pub fn new(stores: &Arc<NixStores>, plugin: &PluginContext, scope: &Scope) -> Self {
         Self {
@@ -227,7 +238,7 @@ impl Reach {
     /// What the database says of `path`, which is in scope and valid.
     ///
     /// # Errors
-    /// As [`Reach::each_valid`].
+    /// As [`StoreScopeCheck::each_valid`].
     pub fn valid(&self, path: &str) -> Result<PathInfo, CapabilityError> {
         let mut found = None;
         self.each_valid(&[path.to_owned()], |info| {
@@ -241,7 +252,7 @@ impl Reach {
     /// after another in their order.
     ///
     /// # Errors
-    /// As [`Reach::check`]; `not-found` for a path that is not valid; an error of `take`.
+    /// As [`StoreScopeCheck::check`]; `not-found` for a path that is not valid; an error of `take`.
     pub fn each_valid(
         &self,
         paths: &[String],

@@ -5,7 +5,7 @@ use super::*;
 use crate::grants::{Effective, Wants};
 use hookrun_config::{Config, StoreScope};
 
-fn reach(granted: StoreScope, paths: &[&str]) -> Reach {
+fn reach(granted: StoreScope, paths: &[&str]) -> StoreScopeCheck {
     let text = "[plugins.reader]\nsource = \"reader.wasm\"\n";
     let config = Config::parse(Path::new("/etc/hookrun/hookrun.toml"), text).unwrap();
     let context = PluginContext {
@@ -13,7 +13,10 @@ fn reach(granted: StoreScope, paths: &[&str]) -> Reach {
         config_file: PathBuf::from("/etc/hookrun/hookrun.toml"),
         config_json: "{}".to_owned(),
         wants: Wants::default(),
-        effective: Effective { nix_store: granted, ..Effective::default() },
+        effective: Effective {
+            grant: hookrun_config::Grant { nix_store: granted, ..hookrun_config::Grant::default() },
+            policy: false,
+        },
     };
     let nix = NixDirs::new("/nix/store", "/nowhere", "/nowhere");
     let scope = Scope {
@@ -21,7 +24,7 @@ fn reach(granted: StoreScope, paths: &[&str]) -> Reach {
         paths: paths.iter().map(|path| (*path).to_owned()).collect(),
         event: String::new(),
     };
-    Reach::new(&Arc::new(NixStores::sample()), &context, &scope)
+    StoreScopeCheck::new(&Arc::new(NixStores::sample()), &context, &scope)
 }
 
 #[test]

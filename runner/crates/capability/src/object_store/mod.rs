@@ -36,8 +36,8 @@ use self::open::Open;
 use self::present::{Present, Uploads};
 use self::transfers::Transfers;
 use super::nix_store::Nar;
-use super::{CapabilityError, ErrorKind, Reach};
-use hookrun_config::{self as config, Config};
+use super::{CapabilityError, ErrorKind, Finding, SandboxNeeds, Service};
+use hookrun_config::{self as config, Config, Grant, KeyError};
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::nar::{Compression, Expected, Written};
 use hookrun_nix::outcome::Transfer;
@@ -97,6 +97,39 @@ pub struct Object {
     pub body: Vec<u8>,
 }
 
+impl Service for ObjectStores {
+    fn configure(config: &Config, dirs: &Dirs) -> Self {
+        Self::new(config, dirs)
+    }
+
+    fn in_memory(config: &Config, dirs: &Dirs) -> Self {
+        Self::in_memory(config, dirs)
+    }
+
+    fn check(&self, config: &Config, dirs: &Dirs) -> Vec<Finding> {
+        // A directory that is named and does not exist is reported by a trial as the user that runs
+        // plugins, and not made here.
+        let there = |name: &&String| self.needs_of(name).missing_directory(dirs).is_none();
+        let checked = |name: &String| match self.check(name) {
+            Ok(place) => Ok(format!("object store {name}: {place}")),
+            Err(error) => Err(KeyError::new(&["object-stores", name], error.message)),
+        };
+        config.object_stores.keys().filter(there).map(checked).map(Finding::of).collect()
+    }
+
+    fn sandbox_needs(&self, grant: &Grant, _dirs: &Dirs) -> SandboxNeeds {
+        let needs = grant.object_store.iter().map(|name| self.needs_of(name));
+        needs.fold(SandboxNeeds::default(), SandboxNeeds::and)
+    }
+
+    fn hold_secrets(&self, _plugin: &str, grant: &Grant) -> Result<(), KeyError> {
+        grant.object_store.iter().try_for_each(|name| {
+            let held = self.hold(name);
+            held.map_err(|error| KeyError::new(&["object-stores", name, "url"], error.message))
+        })
+    }
+}
+
 impl ObjectStores {
     /// The stores that the configuration names. Opens none.
     pub fn new(config: &Config, dirs: &Dirs) -> Self {
@@ -154,16 +187,16 @@ impl ObjectStores {
 
     /// What the store `name` needs of the operating system. One whose settings are wrong needs
     /// nothing: it cannot be used.
-    pub fn reach(&self, name: &str) -> Reach {
+    pub fn needs_of(&self, name: &str) -> SandboxNeeds {
         match self.settings.get(name) {
             Some((settings, directory)) if !self.in_memory => {
-                let reach = open::reach(settings, directory);
+                let reach = open::sandbox_needs(settings, directory);
                 match self.half_done.directory() {
-                    Some(records) => reach.and(Reach::directory(records)),
+                    Some(records) => reach.and(SandboxNeeds::directory(records)),
                     None => reach,
                 }
             }
-            _ => Reach::default(),
+            _ => SandboxNeeds::default(),
         }
     }
 

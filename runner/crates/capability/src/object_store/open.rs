@@ -25,7 +25,7 @@ use url::Url;
 
 use super::connector::{self, BoundedConnector};
 use super::profile;
-use crate::{CapabilityError, Reach};
+use crate::{CapabilityError, SandboxNeeds};
 use hookrun_config as config;
 
 /// A server that does not take a connection in this time is down.
@@ -290,21 +290,21 @@ fn left_over(name: &str, url: &Url) -> Option<String> {
 }
 
 /// What a store needs of the operating system.
-pub fn reach(settings: &config::ObjectStore, default: &Path) -> Reach {
+pub(super) fn sandbox_needs(settings: &config::ObjectStore, default: &Path) -> SandboxNeeds {
     let config::ObjectStore { url, endpoint, credentials, .. } = settings;
-    let Some(url) = url else { return Reach::directory(default) };
-    let Ok(url) = Url::parse(url) else { return Reach::default() };
+    let Some(url) = url else { return SandboxNeeds::directory(default) };
+    let Ok(url) = Url::parse(url) else { return SandboxNeeds::default() };
     match url.scheme() {
-        "file" => {
-            url.to_file_path().map_or_else(|()| Reach::default(), |path| Reach::directory(&path))
-        }
+        "file" => url
+            .to_file_path()
+            .map_or_else(|()| SandboxNeeds::default(), |path| SandboxNeeds::directory(&path)),
         "s3" => {
             let from_environment = AmazonS3Builder::from_env();
             let endpoint = endpoint
                 .clone()
                 .or_else(|| from_environment.get_config_value(&AmazonS3ConfigKey::Endpoint));
             let endpoint = endpoint.and_then(|endpoint| Url::parse(&endpoint).ok());
-            let mut reach = Reach::ports([endpoint
+            let mut reach = SandboxNeeds::ports([endpoint
                 .and_then(|url| url.port_or_known_default())
                 .unwrap_or(HTTPS)]);
             // A role's credentials come from Amazon's token service or from the machine's metadata.
@@ -314,8 +314,8 @@ pub fn reach(settings: &config::ObjectStore, default: &Path) -> Reach {
             reach
         }
         // The service, and the machine's metadata.
-        "gs" | "az" => Reach::ports([HTTP, HTTPS]),
-        _ => Reach::ports(url.port_or_known_default()),
+        "gs" | "az" => SandboxNeeds::ports([HTTP, HTTPS]),
+        _ => SandboxNeeds::ports(url.port_or_known_default()),
     }
 }
 

@@ -19,9 +19,10 @@ use nix_narinfo::NarInfo;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use super::CapabilityError;
-use hookrun_config::Config;
+use super::{CapabilityError, Finding, Service};
+use hookrun_config::{Config, Grant, KeyError};
 use hookrun_nix::database::PathInfo;
+use hookrun_nix::dirs::Dirs;
 
 /// A key file is a name and 88 characters of base64.
 const MAX_FILE: u64 = 4 << 10;
@@ -46,6 +47,31 @@ struct Loaded {
 
 /// Tells a file from what it was: device, inode, size, seconds and nanoseconds of the last change.
 type Stamp = (u64, u64, u64, i64, i64);
+
+impl Service for SigningKeys {
+    fn configure(config: &Config, _dirs: &Dirs) -> Self {
+        Self::new(config)
+    }
+
+    fn in_memory(config: &Config, _dirs: &Dirs) -> Self {
+        Self::throwaway(config)
+    }
+
+    fn check(&self, config: &Config, _dirs: &Dirs) -> Vec<Finding> {
+        let checked = |name: &String| match self.public_key(name) {
+            Ok(public) => Ok(format!("signing key {public}")),
+            Err(error) => Err(KeyError::new(&["signing-keys", name, "file"], error.message)),
+        };
+        config.signing_keys.keys().map(checked).map(Finding::of).collect()
+    }
+
+    fn hold_secrets(&self, _plugin: &str, grant: &Grant) -> Result<(), KeyError> {
+        grant.signing.iter().try_for_each(|name| {
+            let held = self.hold(name);
+            held.map_err(|error| KeyError::new(&["signing-keys", name, "file"], error.message))
+        })
+    }
+}
 
 impl SigningKeys {
     /// The keys that the configuration names. Reads none.

@@ -10,13 +10,13 @@ use crate::bindings::hookrun::host::nix_store::{
     Derivation, Entry, Error, Host, HostNar, PathInfo,
 };
 use hookrun_capability::grants::Need;
-use hookrun_capability::nix_store::{Budget, Nar, Reach, blocking};
+use hookrun_capability::nix_store::{Budget, Nar, StoreScopeCheck, blocking};
 use hookrun_config::Limit;
 use hookrun_nix::database::PathInfo as Info;
 use hookrun_nix::nar::Expected;
 
-fn reach(context: &CallContext<'_>) -> Reach {
-    Reach::new(context.services().nix_stores(), context.plugin(), context.scope())
+fn reach(context: &CallContext<'_>) -> StoreScopeCheck {
+    StoreScopeCheck::new(context.services().nix_stores(), context.plugin(), context.scope())
 }
 
 impl Host for RunState {

@@ -10,7 +10,7 @@ use super::{HostCall, RunState, WireSize, wit_error};
 use crate::bindings::hookrun::host::object_store::{Error, Host, Object, StoredNar, StoredNars};
 use hookrun_capability::CapabilityError;
 use hookrun_capability::grants::Need;
-use hookrun_capability::nix_store::{Nar, Reach, blocking};
+use hookrun_capability::nix_store::{Nar, StoreScopeCheck, blocking};
 use hookrun_capability::object_store::{Object as ToWrite, Stored};
 use hookrun_config::Limit;
 use hookrun_nix::database::PathInfo;
@@ -132,8 +132,11 @@ impl Host for RunState {
         let sent = Arc::new(AtomicBool::new(false));
         let sending = Arc::clone(&sent);
         let stored = self.call(call, |context| {
-            let reach =
-                Reach::new(context.services().nix_stores(), context.plugin(), context.scope());
+            let reach = StoreScopeCheck::new(
+                context.services().nix_stores(),
+                context.plugin(),
+                context.scope(),
+            );
             Box::pin(async move {
                 let compression =
                     Compression::parse(&compression, level).map_err(CapabilityError::invalid)?;

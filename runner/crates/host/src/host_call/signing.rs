@@ -5,7 +5,7 @@ use wasmtime::Result;
 use super::{HostCall, RunState, WireSize};
 use crate::bindings::hookrun::host::signing::{Error, Host};
 use hookrun_capability::grants::Need;
-use hookrun_capability::nix_store::{Reach, blocking};
+use hookrun_capability::nix_store::{StoreScopeCheck, blocking};
 
 impl Host for RunState {
     async fn keys(&mut self) -> Result<Result<Vec<String>, Error>> {
@@ -21,8 +21,11 @@ impl Host for RunState {
         let call =
             HostCall::new(Need::Signing(&name), "sign-path", key.wire_size() + path.wire_size());
         self.call(call, |context| {
-            let reach =
-                Reach::new(context.services().nix_stores(), context.plugin(), context.scope());
+            let reach = StoreScopeCheck::new(
+                context.services().nix_stores(),
+                context.plugin(),
+                context.scope(),
+            );
             let keys = context.services().signing_keys().clone();
             let store_dir = context.scope().nix.store.to_string_lossy().into_owned();
             Box::pin(blocking(move || keys.sign(&key, &store_dir, &reach.valid(&path)?)))
@@ -39,8 +42,11 @@ impl Host for RunState {
         let sent = key.wire_size() + paths.wire_size();
         let call = HostCall::new(Need::Signing(&name), "sign-paths", sent).items(paths.len());
         self.call(call, |context| {
-            let reach =
-                Reach::new(context.services().nix_stores(), context.plugin(), context.scope());
+            let reach = StoreScopeCheck::new(
+                context.services().nix_stores(),
+                context.plugin(),
+                context.scope(),
+            );
             let keys = context.services().signing_keys().clone();
             let store_dir = context.scope().nix.store.to_string_lossy().into_owned();
             Box::pin(blocking(move || {
