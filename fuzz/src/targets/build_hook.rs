@@ -3,10 +3,10 @@
 
 use std::os::fd::AsFd as _;
 
-use hookrun_builders::request::{Inputs, Request};
+use hookrun_builders::protocol::request::{Inputs, Request};
+use hookrun_builders::protocol::settings::Settings;
+use hookrun_builders::run::stock::{Offer, StockHook, Target as Machine};
 use hookrun_builders::session::Session;
-use hookrun_builders::settings::Settings;
-use hookrun_builders::stock::{Offer, StockHook, Target as Machine};
 use hookrun_config as config;
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::wire;

@@ -1,6 +1,6 @@
 //! `/proc/locks`, whose lines name locks of every user of the machine.
 
-use hookrun_builders::local;
+use hookrun_builders::run::local_builds;
 
 use crate::Target;
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::LazyLock;
 
-use hookrun_builders::lease::Live;
-use hookrun_builders::resources::{Account, Reserved};
+use hookrun_builders::slots::reservations::{Account, Reserved};
+use hookrun_builders::slots::sessions::SessionState;
 use hookrun_config::Config;
 
 use crate::Target;
@@ -37,9 +37,10 @@ fn run(data: &[u8]) {
     static RESOURCES: LazyLock<hookrun_config::Resources> = LazyLock::new(|| {
         Config::parse(Path::new("hookrun.toml"), CONFIG).unwrap().builders.resources
     });
-    if let Ok(live) = serde_json::from_slice::<Live>(data) {
+    if let Ok(live) = serde_json::from_slice::<SessionState>(data) {
         let text = serde_json::to_vec(&live).unwrap();
-        let again: Live = serde_json::from_slice(&text).expect("what is written can be read");
+        let again: SessionState =
+            serde_json::from_slice(&text).expect("what is written can be read");
         assert_eq!((again.pid, again.activity), (live.pid, live.activity));
     }
     // One file a line: together they may take more than there is.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use hookrun_builders::speech::{Ending, Listener};
+use hookrun_builders::run::stock_output::{Ending, OutputClassifier};
 
 use crate::Target;
 
@@ -30,11 +30,11 @@ pub(crate) const TARGET: Target = Target {
 const PROCESS: u32 = 7;
 
 fn run(data: &[u8]) {
-    let mut listener = Listener::of(PROCESS, "ssh://m");
+    let mut listener = OutputClassifier::of(PROCESS, "ssh://m");
     let now = Instant::now();
     let mut held = 0;
     for line in data.split_inclusive(|byte| *byte == b'\n') {
-        held += usize::from(!listener.hear(line, now));
+        held += usize::from(!listener.line(line, now));
     }
     assert_eq!(listener.held().len(), held, "what is not passed on is kept");
     assert_eq!(listener.ending(Some(0)), Ending::Built, "the exit status decides");

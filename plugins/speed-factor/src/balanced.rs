@@ -78,7 +78,8 @@ pub fn decide(
     if let Some(decision) = requested(candidate, machines, local) {
         return decision;
     }
-    let here_now = local.able && local.willing && running(local) < local.slots;
+    // Nix reports a free slot for all builds that become ready together.
+    let here_now = local.able && local.willing && local.running < local.slots;
     // A download is made where its result is needed; elsewhere it would be copied twice.
     if candidate.fixed_output && here_now {
         return Decision::local(
@@ -128,13 +129,6 @@ pub fn decide(
     let decision =
         Decision::machines(estimates.iter().map(|estimate| estimate.machine.uri.as_str()), reason);
     if any_free { decision } else { decision.ask_again(Duration::from_secs(ASK_AGAIN_SECONDS)) }
-}
-
-/// Returns how many builds of this command were sent to this machine and have not ended. Nix
-/// reports a free slot for every build that becomes ready at the same time.
-fn running(local: &LocalMachine) -> u32 {
-    let detail = local.details.iter().find(|(name, _)| name == "running");
-    detail.and_then(|(_, count)| count.parse().ok()).unwrap_or(0)
 }
 
 /// Returns the decision that the derivation's attributes or hints ask for.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Facts, Hook, NixFacts, secrets};
 use crate::supervise::needs;
-use hookrun_builders::resources;
+use hookrun_builders::slots::reservations;
 use hookrun_config::{Config, Start};
 use hookrun_host::wall;
 use hookrun_nix::dirs::Dirs;

@@ -125,8 +125,8 @@ async fn ask(
     let services = Services::in_memory(&subject.config, dirs);
     let Question { what, candidate, machines, local } = question;
     let (decision, mut report) = plugin.select(&services, candidate, machines, local).await;
-    let checked =
-        decision.and_then(|decision| hookrun_builders::policy::checked(decision, machines, local));
+    let checked = decision
+        .and_then(|decision| hookrun_builders::choice::policy::checked(decision, machines, local));
     let mut effects = Vec::new();
     match checked {
         Ok(decision) => effects.push(match decision.action {

@@ -5,7 +5,7 @@
 use tokio::runtime::Runtime;
 
 use super::Subject;
-use hookrun_builders::policy::Policy;
+use hookrun_builders::choice::policy::Policy;
 use hookrun_builders::{Candidate, Decision, LocalMachine, Machine, PolicyError};
 use hookrun_capability::Services;
 use hookrun_host::{LinkedPlugin, ReadyPlugin};
@@ -48,6 +48,8 @@ impl Policy for PolicyHere {
     ) -> Result<Decision, PolicyError> {
         let answer =
             self.runtime.block_on(self.plugin.select(&self.services, candidate, machines, local)).0;
-        answer.and_then(|decision| hookrun_builders::policy::checked(decision, machines, local))
+        answer.and_then(|decision| {
+            hookrun_builders::choice::policy::checked(decision, machines, local)
+        })
     }
 }

@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use hookrun_builders::record::{BuildRow, Outcome, Record, Selection};
+use hookrun_builders::history::{BuildRow, Outcome, Record, Selection};
 use hookrun_tests::lab::{Need, Ran, Scene, Script, require};
 
 /// Machines are reached by a program in the place of `nix-store --serve`, which this shell script
@@ -373,9 +373,10 @@ fn a_session_that_is_killed_frees_its_slot() {
     let mut long = scene.build_command("long", &["--max-jobs", "0"]);
     long.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
     let mut long = long.spawn().unwrap();
-    let sessions = hookrun_builders::lease::directory(&scene.state_dir().join("builders"));
+    let sessions =
+        hookrun_builders::slots::sessions::directory(&scene.state_dir().join("builders"));
     let start = std::time::Instant::now();
-    while hookrun_builders::lease::live(&sessions).is_empty() {
+    while hookrun_builders::slots::sessions::live(&sessions).is_empty() {
         assert!(start.elapsed() < std::time::Duration::from_mins(1), "it never began");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
@@ -388,5 +389,5 @@ fn a_session_that_is_killed_frees_its_slot() {
         long.wait().unwrap();
         short.join().unwrap().expect_success();
     });
-    assert!(hookrun_builders::lease::live(&sessions).is_empty());
+    assert!(hookrun_builders::slots::sessions::live(&sessions).is_empty());
 }

@@ -1,7 +1,7 @@
 //! This machine as one to choose, with real Nix: builds that become ready together, how long its
 //! own builds took, and what lies where.
 
-use hookrun_builders::record::{Outcome, Record, Selection};
+use hookrun_builders::history::{Outcome, Record, Selection};
 use hookrun_tests::lab::{Need, Scene, Script, require};
 
 /// One machine with four slots; this one is twice as fast.

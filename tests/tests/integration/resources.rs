@@ -4,7 +4,7 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use hookrun_builders::record::{BuildRow, Outcome, Record, Selection};
+use hookrun_builders::history::{BuildRow, Outcome, Record, Selection};
 use hookrun_tests::lab::{Need, Ran, Scene, Script, require};
 
 /// Two machines with many slots. Each has one GPU, which builds that require `benchmark` take;

@@ -10,11 +10,11 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hookrun_builders::health::Probe;
-use hookrun_builders::lease::{self, Activity, Live};
-use hookrun_builders::load::SlotFiles;
-use hookrun_builders::record::{Outcome, Record, Selection};
-use hookrun_builders::slots::{Slot, Taken};
+use hookrun_builders::choice::health::Probe;
+use hookrun_builders::history::{Outcome, Record, Selection};
+use hookrun_builders::slots::sessions::{self, Activity, SessionState};
+use hookrun_builders::slots::slot_files::SlotFiles;
+use hookrun_builders::slots::slot_files::{Slot, Taken};
 use hookrun_nix::wire;
 use hookrun_tests::guests;
 use hookrun_tests::lab::{Ran, answers, build_hook, conversation, hookrun_program};
@@ -281,7 +281,7 @@ impl Session {
         Pid::from_raw(text.strip_suffix('\n')?.parse().ok()?)
     }
 
-    fn sessions(&self) -> Vec<Live> {
+    fn sessions(&self) -> Vec<SessionState> {
         lease::live(&lease::directory(&self.builders()))
     }
 

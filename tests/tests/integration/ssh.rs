@@ -7,9 +7,14 @@ use std::time::Duration;
 use hookrun_tests::lab::{Need, Ran, Scene, Script, Sshd, require};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A scene with one machine behind sshd, with these lines of `[builders]`, `sshd_config` and
-/// `NIX_SSHOPTS`.
-fn scene(builders: &str, sshd: &str, options: &str, slots: u32) -> (Scene, Sshd) {
+/// A scene with one machine behind sshd, whose builds share connections, with these lines of
+/// `sshd_config` and `NIX_SSHOPTS`.
+fn scene(sshd: &str, options: &str, slots: u32) -> (Scene, Sshd) {
+    scene_with("share-connections = true", sshd, options, slots)
+}
+
+/// The same with these lines of `[builders]`.
+fn scene_with(builders: &str, sshd: &str, options: &str, slots: u32) -> (Scene, Sshd) {
     let scene = Scene::new()
         .nix_conf("post-build-hook", "")
         .config(&format!("[worker]\nstart = \"none\"\n[builders]\n{builders}\n"));
@@ -60,7 +65,7 @@ fn builds_share_a_connection_that_holds_nothing_of_theirs() {
     if !require(Need::Root) {
         return;
     }
-    let (scene, server) = scene("", "", "", 3);
+    let (scene, server) = scene("", "", 3);
     let scene = many(scene, 9, 0.1);
     let ran = build(&scene, "all").expect_success();
     assert!(!ran.account().contains("is lost"), "{}", ran.account());
@@ -82,11 +87,11 @@ fn builds_share_a_connection_that_holds_nothing_of_theirs() {
 }
 
 #[test]
-fn sharing_can_be_switched_off() {
+fn connections_are_not_shared_by_default() {
     if !require(Need::Root) {
         return;
     }
-    let (scene, server) = scene("share-connections = false", "", "", 3);
+    let (scene, server) = scene_with("", "", "", 3);
     let scene = many(scene, 3, 0.1);
     build(&scene, "all").expect_success();
     assert_eq!(server.logins(), 4);
@@ -98,7 +103,7 @@ fn connections_and_masters_that_hang_or_die_cost_no_build() {
     if !require(Need::Root) {
         return;
     }
-    let (scene, server) = scene("", "", "", 2);
+    let (scene, server) = scene("", "", 2);
     let scene = (0..4).fold(scene, |scene, number| {
         scene.derivation(&format!("n{number}"), Script::text(&number.to_string()))
     });
@@ -132,7 +137,7 @@ fn more_builds_than_sessions_take_further_connections() {
     if !require(Need::Root) {
         return;
     }
-    let (scene, server) = scene("", "MaxSessions 2", "", 6);
+    let (scene, server) = scene("MaxSessions 2", "", 6);
     let scene = many(scene, 12, 1.0);
     let ran = build(&scene, "all").expect_success();
     assert!(!ran.account().contains("is lost"), "{}", ran.account());
@@ -144,7 +149,7 @@ fn a_connection_dies_in_the_middle_of_a_build() {
     if !require(Need::Root) {
         return;
     }
-    let (scene, server) = scene("", "", "", 1);
+    let (scene, server) = scene("", "", 1);
     let scene = scene.derivation("long", Script::new("/bin/sleep 3; echo done > $out"));
     let ran = std::thread::scope(|scope| {
         let build = scope.spawn(|| build(&scene, "long"));
@@ -169,7 +174,7 @@ fn a_users_own_sharing_goes_on() {
         return;
     }
     let own = "-oControlMaster=auto -oControlPath=@scene@/own-%C -oControlPersist=30";
-    let (scene, server) = scene("", "", own, 1);
+    let (scene, server) = scene("", own, 1);
     let scene = many(scene, 2, 0.1);
     build(&scene, "all").expect_success();
     assert_eq!(server.logins(), 1);
@@ -186,7 +191,7 @@ fn a_machine_that_refuses_the_key_is_told_once() {
     if !require(Need::Root) {
         return;
     }
-    let (scene, server) = scene("", "", "", 1);
+    let (scene, server) = scene("", "", 1);
     std::fs::write(scene.path("sshd/user.pub"), "").unwrap();
     let scene = scene.derivation("alpha", Script::text("a"));
     let ran =
@@ -205,7 +210,7 @@ fn a_killed_command_leaves_no_session_behind() {
     if !require(Need::Root) {
         return;
     }
-    let (scene, server) = scene("", "", "", 1);
+    let (scene, server) = scene("", "", 1);
     let scene = scene
         .derivation("long", Script::new("/bin/sleep 600"))
         .derivation("short", Script::text("s"));
@@ -214,8 +219,9 @@ fn a_killed_command_leaves_no_session_behind() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let sessions = hookrun_builders::lease::directory(&scene.state_dir().join("builders"));
-    while hookrun_builders::lease::live(&sessions).is_empty() || server.logins() == 0 {
+    let sessions =
+        hookrun_builders::slots::sessions::directory(&scene.state_dir().join("builders"));
+    while hookrun_builders::slots::sessions::live(&sessions).is_empty() || server.logins() == 0 {
         std::thread::sleep(Duration::from_millis(20));
     }
     long.kill().unwrap();
@@ -263,7 +269,7 @@ fn servers_that_say_nothing_or_nonsense_cost_one_attempt() {
         let scene = many(scene, 4, 0.1);
         let ran = build(&scene, "all").expect_success();
         assert!(scene.on_builder("good", &ran.path()));
-        let record = hookrun_builders::record::Record::read(&scene.state_dir().join("builders"))
+        let record = hookrun_builders::history::Record::read(&scene.state_dir().join("builders"))
             .unwrap()
             .unwrap();
         let machines = record.machines().unwrap();
@@ -277,7 +283,7 @@ fn why_ssh_does_not_connect_is_told() {
     if !require(Need::Root) {
         return;
     }
-    let (scene, server) = scene("", "", "", 2);
+    let (scene, server) = scene("", "", 2);
     let known = scene.path("sshd/known_hosts");
     std::fs::write(&known, "").unwrap();
     let strict = format!("{} -oStrictHostKeyChecking=yes -oBatchMode=yes", server.options());

@@ -69,10 +69,7 @@ fn decisions_are_explained() {
         past: Some(PastBuilds { count: 1, median_seconds: 3.0 }),
         ..local(true, true, Some(5.0))
     };
-    let spoken_for = LocalMachine {
-        details: vec![("running".to_owned(), "4".to_owned())],
-        ..local(true, true, Some(2.0))
-    };
+    let spoken_for = LocalMachine { running: 4, ..local(true, true, Some(2.0)) };
     let half_known = [machine("unknown", 2, 0, 1.0), far[1].clone(), far[0].clone()];
     let lines = [
         ("two idle machines", decision_on(&candidate(60.0), &idle, &nowhere)),

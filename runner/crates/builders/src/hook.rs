@@ -7,12 +7,12 @@ use std::os::fd::AsFd as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use super::asker::{Asker, DEADLINE, PolicyFactory};
-use super::ending::{self, Replies};
-use super::program::StockProgram;
-use super::session::{End, Session};
-use super::ssh::{self, Sharing};
-use super::stock::Delegate;
+use crate::choice::policy_thread::{DEADLINE, PolicyFactory, PolicyThread};
+use crate::run::shutdown::{self, Replies};
+use crate::run::stock::InstalledHook;
+use crate::run::stock_program::StockProgram;
+use crate::session::{End, Session};
+use crate::ssh::{self, Sharing};
 use hookrun_config::{self as config, Config};
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::NixDirs;
@@ -55,7 +55,7 @@ impl Setup {
 /// Plays the build hook that Nix started with this verbosity.
 pub fn main(verbosity: u64, setup: impl FnOnce() -> Setup) -> Exit {
     process::reserve();
-    ending::watch();
+    shutdown::watch();
     let Setup { builders, policy } =
         catch_unwind(AssertUnwindSafe(setup)).unwrap_or_else(|_| Setup {
             builders: config::Builders::default(),
@@ -67,7 +67,7 @@ pub fn main(verbosity: u64, setup: impl FnOnce() -> Setup) -> Exit {
         });
     let ended = catch_unwind(AssertUnwindSafe(|| {
         let dirs = Dirs::from_env();
-        let mut stock = Delegate {
+        let mut stock = InstalledHook {
             program: StockProgram::of_caller(verbosity),
             deadline: builders.connect_timeout,
             variables: ssh::variables(&builders),
@@ -79,7 +79,7 @@ pub fn main(verbosity: u64, setup: impl FnOnce() -> Setup) -> Exit {
             reply: Replies,
             nix: nix.as_fd(),
             stock: &mut stock,
-            policy: policy.map(|factory| Asker::new(factory, DEADLINE)),
+            policy: policy.map(|factory| PolicyThread::new(factory, DEADLINE)),
             nix_dirs: NixDirs::from_env(),
             builders: dirs.builders(),
             options: builders,

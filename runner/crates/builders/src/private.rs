@@ -25,7 +25,7 @@ const TRY_EVERY: Duration = Duration::from_millis(2);
 ///
 /// # Errors
 /// It cannot be made, or belongs to another user.
-pub(super) fn directory(path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn directory(path: &Path) -> io::Result<OwnedFd> {
     if let Some(parent) = path.parent() {
         // The state directory is not only ours.
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
@@ -46,7 +46,7 @@ pub(super) fn directory(path: &Path) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// It is not there, or belongs to another user.
-pub(super) fn opened(path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn opened(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = rustix::fs::open(path, flags, Mode::empty())?;
     if !is_own(&rustix::fs::fstat(&directory)?) {
@@ -57,7 +57,7 @@ pub(super) fn opened(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Does this belong to the user of this process?
-pub(super) fn is_own(found: &rustix::fs::Stat) -> bool {
+pub(crate) fn is_own(found: &rustix::fs::Stat) -> bool {
     found.st_uid == rustix::process::geteuid().as_raw()
 }
 
@@ -65,7 +65,7 @@ pub(super) fn is_own(found: &rustix::fs::Stat) -> bool {
 ///
 /// # Errors
 /// It cannot be made, is no plain file, or belongs to another user.
-pub(super) fn file(directory: &OwnedFd, name: &str, more: OFlags) -> io::Result<OwnedFd> {
+pub(crate) fn file(directory: &OwnedFd, name: &str, more: OFlags) -> io::Result<OwnedFd> {
     // A FIFO in its place must not be waited for.
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::openat(directory, name, flags | OFlags::NONBLOCK | more, FILE)?;
@@ -82,7 +82,7 @@ pub(super) fn file(directory: &OwnedFd, name: &str, more: OFlags) -> io::Result<
 }
 
 /// Takes the lock of a file, waiting at most `patience` for who holds it.
-pub(super) fn lock_within(file: &OwnedFd, patience: Duration) -> bool {
+pub(crate) fn lock_within(file: &OwnedFd, patience: Duration) -> bool {
     let began = Instant::now();
     loop {
         match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {

@@ -3,7 +3,7 @@
 //!
 //! Effects come in through [`StockHook`], the two streams and the directories, so that a test can
 //! end or garble the conversation at any byte. Every way out of [`Session::run`] has answered each
-//! candidate exactly once. Where a candidate goes is worked out in [`place`](super::place); what
+//! candidate exactly once. Where a candidate goes is worked out in [`place`](crate::choice::decide); what
 //! follows an accept is [`super::delegation`].
 
 use std::collections::{BTreeSet, HashMap};
@@ -12,20 +12,20 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::asker::Asker;
-use super::delegation::Delegation;
-use super::failover::Question;
-use super::lease::Command;
-use super::load::SlotFiles;
-use super::local;
-use super::memory::Memory;
-use super::place::{Placed, Placing};
-use super::pool::Pool;
-use super::queue::Queue;
-use super::reply::{Level, Pending};
-use super::request::{Inputs, Request};
-use super::settings::Settings;
-use super::stock::StockHook;
+use crate::choice::decide::{Answer, Decider};
+use crate::choice::policy_thread::PolicyThread;
+use crate::choice::pool::Pool;
+use crate::history::History;
+use crate::protocol::reply::{Level, Pending};
+use crate::protocol::request::{Inputs, Request};
+use crate::protocol::settings::Settings;
+use crate::run::delegate::{Accepted, Delegation};
+use crate::run::failover::Question;
+use crate::run::local_builds;
+use crate::run::stock::StockHook;
+use crate::slots::sessions::Command;
+use crate::slots::slot_files::SlotFiles;
+use crate::slots::wait::Queue;
 use hookrun_config as config;
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::machines;
@@ -54,7 +54,7 @@ pub struct Session<'a, R, W> {
     /// Who carries out.
     pub stock: &'a mut dyn StockHook,
     /// Who chooses; none: Nix's own rule.
-    pub policy: Option<Asker>,
+    pub policy: Option<PolicyThread>,
     /// Nix's directories, as its environment names them.
     pub nix_dirs: NixDirs,
     /// [`Dirs::builders`](hookrun_nix::dirs::Dirs::builders).
@@ -63,38 +63,27 @@ pub struct Session<'a, R, W> {
     pub options: config::Builders,
 }
 
+/// What is set up once Nix has sent its settings.
+struct Opened {
+    nix_dirs: NixDirs,
+    queue: Queue,
+    history: History,
+    pool: Pool,
+}
+
+/// A build that Nix was told is accepted.
+struct Taken<'r> {
+    accepted: Accepted,
+    request: &'r Request,
+    inputs: Inputs,
+}
+
 impl<R: Read, W: Write> Session<'_, R, W> {
     /// Plays it to its end.
     pub fn run(mut self) -> End {
-        let mut pending = Pending::new(&mut self.reply);
-        let settings = match Settings::read(&mut self.input) {
-            Ok(Some(settings)) => settings,
-            Ok(None) => {
-                pending.withdraw();
-                return End::Closed;
-            }
-            Err(error) => return give_up(pending, &error.to_string()),
-        };
-        let found =
-            machines::parse_as(settings.builders(), &settings.system(), || self.stock.version());
-        for warning in &found.warnings {
-            pending.message(Level::Warn, warning);
-        }
-        pending.withdraw();
-        let nix_dirs = settings.dirs_of_store(&self.nix_dirs);
-        let slot_files = SlotFiles::below(&nix_dirs.state);
-        let limits = self.options.resources.clone();
-        let queue =
-            Queue::new(&self.builders, slot_files.clone(), Command::of_parent(), limits.clone());
-        let mut memory = Memory::new(self.builders.clone(), self.options.retry_after);
-        let mut pool = Pool {
-            settings,
-            machines: found.machines.into(),
-            slot_files,
-            failed: BTreeSet::new(),
-            postponed: HashMap::new(),
-            told: false,
-            limits,
+        let mut opened = match self.open() {
+            Ok(opened) => opened,
+            Err(end) => return end,
         };
         let mut settled = None;
         loop {
@@ -107,72 +96,121 @@ impl<R: Read, W: Write> Session<'_, R, W> {
                 }
                 Err(error) => return give_up(pending, &error.to_string()),
             };
-            let placing = Placing {
-                pool: &mut pool,
-                memory: &mut memory,
-                queue: &queue,
+            let decider = Decider {
+                pool: &mut opened.pool,
+                history: &mut opened.history,
+                queue: &opened.queue,
                 options: &self.options,
-                nix_dirs: &nix_dirs,
+                nix_dirs: &opened.nix_dirs,
                 stock: self.stock,
                 policy: self.policy.as_mut(),
             };
-            let answered = match placing.place(&request, &mut pending) {
-                Placed::Never => {
+            let answered = match decider.decide(&request, &mut pending) {
+                Answer::Never => {
                     let _ = pending.decline_permanently();
                     return End::Closed;
                 }
-                Placed::Decline => pending.decline(),
-                Placed::Postpone => pending.postpone(),
-                Placed::Accepted(accepted) => {
+                Answer::Declined(_) => pending.decline(),
+                Answer::Postponed(_) => pending.postpone(),
+                Answer::Accepted(accepted) => {
                     let Ok(reply) = pending.accept(accepted.name.as_bytes()) else {
                         return End::Closed;
                     };
                     // Nix blocks on writing these until they are read, so they are read whole
                     // before anything else. If they do not come, Nix is gone, or not in step after
                     // an accept: there is no build to save. Dropping it ends it.
-                    let Ok(wanted) = Inputs::read(&mut self.input) else { return End::Built(1) };
-                    memory.save();
-                    let mut policy = self.policy;
-                    // Its process is not kept for a build that waits or runs.
-                    if let Some(policy) = &mut policy {
-                        policy.rest();
-                    }
-                    let (candidate, inputs) =
-                        (accepted.candidate.clone(), accepted.present.inputs.clone());
-                    let mut question = Question {
-                        pool: pool.clone_for_asking(),
-                        policy: policy.as_mut(),
-                        candidate: &candidate,
-                        inputs: &inputs,
-                    };
-                    let mut ask_again =
-                        |memory: &mut Memory, tried: &BTreeSet<Text>| question.ask(memory, tried);
-                    let delegation = Delegation {
-                        settings: &pool.settings,
-                        machines: &pool.machines,
-                        request: &request,
-                        stock: self.stock,
-                        memory: &mut memory,
-                        queue: &queue,
-                        nix_dirs: &nix_dirs,
-                        nix: self.nix,
-                        slot_files: &pool.slot_files,
-                        ask_again: &mut ask_again,
-                    };
-                    let code = delegation.run(*accepted, &wanted, reply);
-                    local::settle(&mut memory, &nix_dirs);
-                    return End::Built(code);
+                    let Ok(inputs) = Inputs::read(&mut self.input) else { return End::Built(1) };
+                    let taken = Taken { accepted: *accepted, request: &request, inputs };
+                    let Self { stock, policy, nix, .. } = self;
+                    return End::Built(opened.delegate(taken, stock, policy, nix, reply));
                 }
             };
-            memory.save();
+            opened.history.save();
             if answered.is_err() {
                 return End::Closed;
             }
             if settled.is_none_or(|when: Instant| when.elapsed() >= SETTLE_EVERY) {
-                local::settle(&mut memory, &nix_dirs);
+                local_builds::settle(&mut opened.history, &opened.nix_dirs);
                 settled = Some(Instant::now());
             }
         }
+    }
+
+    /// Reads Nix's settings.
+    fn open(&mut self) -> Result<Opened, End> {
+        let mut pending = Pending::new(&mut self.reply);
+        let settings = match Settings::read(&mut self.input) {
+            Ok(Some(settings)) => settings,
+            Ok(None) => {
+                pending.withdraw();
+                return Err(End::Closed);
+            }
+            Err(error) => return Err(give_up(pending, &error.to_string())),
+        };
+        let found =
+            machines::parse_as(settings.builders(), &settings.system(), || self.stock.version());
+        for warning in &found.warnings {
+            pending.message(Level::Warn, warning);
+        }
+        pending.withdraw();
+        let nix_dirs = settings.dirs_of_store(&self.nix_dirs);
+        let slot_files = SlotFiles::below(&nix_dirs.state);
+        let limits = self.options.resources.clone();
+        let queue =
+            Queue::new(&self.builders, slot_files.clone(), Command::of_parent(), limits.clone());
+        let history = History::new(self.builders.clone(), self.options.retry_after);
+        let pool = Pool {
+            settings,
+            machines: found.machines.into(),
+            slot_files,
+            failed: BTreeSet::new(),
+            postponed: HashMap::new(),
+            told: false,
+            limits,
+        };
+        Ok(Opened { nix_dirs, queue, history, pool })
+    }
+}
+
+impl Opened {
+    /// Carries out an accepted build. Returns the exit code for Nix.
+    fn delegate(
+        mut self,
+        Taken { accepted, request, inputs }: Taken<'_>,
+        stock: &mut dyn StockHook,
+        mut policy: Option<PolicyThread>,
+        nix: BorrowedFd<'_>,
+        reply: &mut dyn Write,
+    ) -> u8 {
+        self.history.save();
+        // The policy's process is not kept for a build that waits or runs.
+        if let Some(policy) = &mut policy {
+            policy.stop();
+        }
+        let candidate = accepted.candidate.clone();
+        let mut question = Question {
+            pool: self.pool.clone_for_asking(),
+            policy: policy.as_mut(),
+            candidate: &candidate,
+            inputs: &accepted.present.inputs.clone(),
+        };
+        let mut ask_again =
+            |history: &mut History, tried: &BTreeSet<Text>| question.ask(history, tried);
+        let delegation = Delegation {
+            settings: &self.pool.settings,
+            machines: &self.pool.machines,
+            request,
+            stock,
+            history: &mut self.history,
+            queue: &self.queue,
+            nix_dirs: &self.nix_dirs,
+            nix,
+            slot_files: &self.pool.slot_files,
+            ask_again: &mut ask_again,
+        };
+        let code = delegation.run(accepted, &inputs, reply);
+        local_builds::settle(&mut self.history, &self.nix_dirs);
+        code
     }
 }
 

@@ -155,6 +155,7 @@ pub(super) fn local(local: &LocalMachine) -> selection::LocalMachine {
         speed_factor,
         past: past_builds,
         waiting,
+        running,
         whole_speed_factors,
         details,
     } = local.clone();
@@ -166,6 +167,7 @@ pub(super) fn local(local: &LocalMachine) -> selection::LocalMachine {
         speed_factor,
         past,
         waiting,
+        running,
         whole_speed_factors,
         details,
     }

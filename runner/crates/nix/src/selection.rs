@@ -137,6 +137,9 @@ pub struct LocalMachine {
     pub past: Option<PastBuilds>,
     /// Builds of all Nix commands on this machine that wait in hookrun for a machine.
     pub waiting: u32,
+    /// Builds that the calling Nix command was told to do on this machine, and that run or are
+    /// about to start.
+    pub running: u32,
     /// Whether the calling Nix divides load by speed factor as whole numbers (2.19 and older).
     pub whole_speed_factors: bool,
     /// More, by name.

@@ -7,7 +7,7 @@ use super::engine::{Played, play};
 use super::rules::{Queued, Stock};
 use super::trace::Trace;
 use hookrun_builders::Policy;
-use hookrun_builders::policy::StockRule;
+use hookrun_builders::choice::policy::StockRule;
 use hookrun_config::Resources;
 
 /// The name of Nix's rule in tables.

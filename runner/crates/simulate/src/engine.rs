@@ -11,7 +11,7 @@ use std::collections::BinaryHeap;
 
 use super::trace::Trace;
 use super::view::{Running, View};
-use hookrun_builders::resources::Account;
+use hookrun_builders::slots::reservations::Account;
 use hookrun_config::Resources;
 
 /// Nix's default of `build-poll-interval`: what was postponed is asked about again at a multiple of

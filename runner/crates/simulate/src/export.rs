@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::trace::{DEFAULT_MB_PER_S, Header, Trace, TraceDerivation, TraceMachine};
-use hookrun_builders::record::{BuildRow, MachineHealth, Outcome};
+use hookrun_builders::history::{BuildRow, MachineHealth, Outcome};
 use hookrun_nix::machines::MachineLine;
 
 /// What Nix's database knows of the derivations that were built.

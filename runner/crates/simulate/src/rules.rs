@@ -3,8 +3,8 @@
 
 use super::engine::{Placement, Rule};
 use super::view::{MachineView, View};
-use hookrun_builders::policy::{Policy, StockRule};
-use hookrun_builders::queue::order::waits_for_resources;
+use hookrun_builders::choice::policy::{Policy, StockRule};
+use hookrun_builders::slots::slot_files::order::waits_for_resources;
 use hookrun_config::Amounts;
 use hookrun_nix::selection::{Action, Candidate, LocalMachine, Machine};
 
@@ -213,7 +213,7 @@ impl Rule for Queued<'_> {
         Placement::Waits(decision.ask_again_ms.map(seconds))
     }
 
-    /// The order of [`hookrun_builders::queue`]: the command with the fewest builds running, then
+    /// The order of [`hookrun_builders::slots::wait`]: the command with the fewest builds running, then
     /// the longest chain behind, then the longest build (an unknown one may be the longest), then
     /// the oldest.
     fn freed(&mut self, view: &View<'_>, machine: usize) -> Option<usize> {

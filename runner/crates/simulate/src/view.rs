@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::trace::{Trace, TraceDerivation, TraceMachine};
-use hookrun_builders::resources::Account;
+use hookrun_builders::slots::reservations::Account;
 use hookrun_config::{Amounts, Resources};
 
 /// What a rule may look at.

@@ -10,7 +10,7 @@ use super::super::{CliError, Context};
 use super::fleet::{Listed, Machines};
 use hookrun_builders::probe::findings::{Finding, examine};
 use hookrun_builders::probe::{Prober, Seen, Tried};
-use hookrun_builders::resources;
+use hookrun_builders::slots::reservations;
 use hookrun_nix::exit_code::Exit;
 
 #[derive(Debug, clap::Args)]

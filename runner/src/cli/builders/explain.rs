@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::super::output::{self, Format, Style, printable, styled};
 use super::super::{CliError, Context};
 use super::measured::{self, in_style};
-use hookrun_builders::record::{BuildRow, DecisionRow, Selection, Verdict};
+use hookrun_builders::history::{BuildRow, DecisionRow, Selection, Verdict};
 use hookrun_nix::exit_code::Exit;
 
 /// The column of inputs to send follows that of the speed factor.
@@ -187,7 +187,7 @@ fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
 mod tests {
     use super::*;
     use hookrun_builders::Candidate;
-    use hookrun_builders::record::{Move, Outcome};
+    use hookrun_builders::history::{Move, Outcome};
 
     #[test]
     fn a_decision_lists_every_machine_with_its_reason() {

@@ -9,10 +9,10 @@ use super::super::output::{self, Format, Style, printable, styled};
 use super::super::{CliError, Context};
 use super::fleet::{Listed, Machines};
 use super::measured;
-use hookrun_builders::health::{Standing, standing};
-use hookrun_builders::load::SlotFiles;
-use hookrun_builders::record::{BuildRow, MachineHealth, Outcome, Selection, now_ms};
-use hookrun_builders::resources::{Account, Left};
+use hookrun_builders::choice::health::{Standing, standing};
+use hookrun_builders::history::{BuildRow, MachineHealth, Outcome, Selection, now_ms};
+use hookrun_builders::slots::reservations::{Account, Left};
+use hookrun_builders::slots::slot_files::SlotFiles;
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::exit_code::Exit;
 use hookrun_nix::machines::MachineLine;
@@ -93,7 +93,8 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
 
 /// Where Nix keeps its slot files: with the store.
 fn state_dir(store: &str) -> std::path::PathBuf {
-    hookrun_builders::settings::state_dir_of(store).unwrap_or_else(|| NixDirs::from_env().state)
+    hookrun_builders::protocol::settings::state_dir_of(store)
+        .unwrap_or_else(|| NixDirs::from_env().state)
 }
 
 fn rows(

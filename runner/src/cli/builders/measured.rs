@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::super::{CliError, Context};
-use hookrun_builders::health::{Standing, standing};
-use hookrun_builders::record::{BuildRow, Outcome, Record, Selection, now_ms};
-use hookrun_builders::render::Knowledge;
+use hookrun_builders::choice::health::{Standing, standing};
+use hookrun_builders::history::render::Knowledge;
+use hookrun_builders::history::{BuildRow, Outcome, Record, Selection, now_ms};
 
 /// Builds that are looked at, newest first: enough for weeks, little enough for a moment.
 pub(super) const LOOKED_AT: u32 = 5000;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::super::output;
 use super::super::{CliError, Context};
 use super::fleet::{Listed, Machines};
-use hookrun_builders::render::{Knowledge, render};
+use hookrun_builders::history::render::{Knowledge, render};
 use hookrun_nix::exit_code::Exit;
 
 #[derive(Debug, clap::Args)]

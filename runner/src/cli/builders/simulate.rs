@@ -12,7 +12,7 @@ use super::measured::in_style;
 use super::trace::Generated;
 use crate::testing::{self, Changes, PolicyHere, Subject};
 use hookrun_builders::Policy;
-use hookrun_builders::policy::{Division, StockRule};
+use hookrun_builders::choice::policy::{Division, StockRule};
 use hookrun_config::Resources;
 use hookrun_host::{Compiler, Host};
 use hookrun_nix::exit_code::Exit;

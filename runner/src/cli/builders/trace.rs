@@ -4,7 +4,7 @@
 use super::super::{CliError, Context, output};
 use super::fleet::{Listed, Machines};
 use super::measured;
-use hookrun_builders::record::{BuildRow, Selection};
+use hookrun_builders::history::{BuildRow, Selection};
 use hookrun_nix::database::Database;
 use hookrun_nix::derivation::MAX_SIZE;
 use hookrun_nix::event::NixDirs;

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use crate::demo::Verdict;
 use crate::demo::private_nix::PrivateNix;
 use crate::demo::stage::{Stage, ended};
-use hookrun_builders::record::{Record, Selection};
+use hookrun_builders::history::{Record, Selection};
 
 /// Builds on one of two stores that stand for machines, and looks in which of them the path is.
 pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {

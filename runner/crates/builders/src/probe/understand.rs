@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Is;
-use crate::speech::without_colours;
+use crate::run::stock_output::without_colours;
 
 /// Why a build did not happen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::generate::{Fleet, generate};
 use crate::{chart, svg};
-use hookrun_builders::policy::Policy;
+use hookrun_builders::choice::policy::Policy;
 use hookrun_nix::selection::PolicyError;
 use hookrun_nix::selection::{Action, Candidate, Decision, LocalMachine, Machine};
 

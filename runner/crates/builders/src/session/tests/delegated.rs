@@ -73,7 +73,7 @@ fn a_build_that_this_machine_can_do_is_left_to_it_when_a_proven_machine_has_died
     place.play(&Story::machines("m1").asks(&here("a")).inputs().bytes, None, true);
     // The machine that has just answered is dead: as if another session had found it proven.
     let record = Record::open(&place.builders).unwrap();
-    record.machine_answered("ssh://dead", 1, crate::record::now_ms()).unwrap();
+    record.machine_answered("ssh://dead", 1, crate::history::now_ms()).unwrap();
     let (end, reply, _) = place.play(&Story::machines("dead").asks(&here("b")).bytes, None, true);
     assert_eq!((end, answers(&reply)), (End::Closed, vec!["# decline"]), "{reply}");
 }
@@ -175,7 +175,7 @@ impl Write for DeadAfterAccept<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.heard.extend_from_slice(bytes);
         if bytes.starts_with(b"# accept") {
-            let now = crate::record::now_ms();
+            let now = crate::history::now_ms();
             let mut record = Record::open(&self.place.builders).unwrap();
             record.machine_failed(self.machine, "dead", now, now, |_| now + 60_000).unwrap();
         }
@@ -191,7 +191,7 @@ impl Write for DeadAfterAccept<'_> {
 fn a_build_that_waits_for_a_machine_that_dies_goes_to_one_that_the_policy_left_out() {
     let place = Place::new();
     let busy = SlotFiles::below(&place.directory.path().join("nix")).take("ssh://fast1", 1);
-    assert!(matches!(busy, crate::slots::Taken::Slot(_)));
+    assert!(matches!(busy, crate::slots::slot_files::Taken::Slot(_)));
     let mut reply = DeadAfterAccept { machine: "ssh://fast1", place: &place, heard: Vec::new() };
     let mut stock = Scripted::default();
     let story = far(&["good", "fast1"]);

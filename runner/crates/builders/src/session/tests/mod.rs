@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::asker::PolicyFactory;
-use crate::policy::Policy;
-use crate::record::Record;
-use crate::speech::{Ending, Timing};
-use crate::stock::{Build, Offer, Report, Target};
+use crate::choice::policy::Policy;
+use crate::choice::policy_thread::PolicyFactory;
+use crate::history::Record;
+use crate::run::stock::{Build, Offer, Report, Target};
+use crate::run::stock_output::{Ending, Timing};
 use hookrun_nix::selection::PolicyError;
 use hookrun_nix::selection::{Candidate, Decision, LocalMachine, Machine};
 
@@ -176,7 +176,7 @@ impl Place {
             reply,
             nix: nix.as_fd(),
             stock,
-            policy: policy.map(|select| Asker::new(make(select), self.deadline)),
+            policy: policy.map(|select| PolicyThread::new(make(select), self.deadline)),
             nix_dirs: NixDirs { state: self.directory.path().join("nix"), ..NixDirs::from_env() },
             builders: self.builders.clone(),
             options: config::Builders { early_accept, ..config::Builders::default() },

@@ -1,7 +1,7 @@
 //! What a session writes down of machines and builds, and what follows for the next one.
 
 use super::*;
-use crate::record::{Outcome, Selection, now_ms};
+use crate::history::{Outcome, Selection, now_ms};
 
 #[test]
 fn what_is_remembered() {

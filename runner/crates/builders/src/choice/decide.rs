@@ -1,0 +1,571 @@
+//! Decides where a candidate goes: asks the policy, takes a slot, and connects if the result has to
+//! be known before the answer.
+//!
+//! Accepting before connecting saves Nix the wait, but rules out a local build. So it is done only
+//! for builds that this machine cannot do ([`is_safe`]), and only if the configuration allows it
+//! ([`config::Builders::early_accept`]).
+//!
+//! The policy's answer is a preference ([`failover`](crate::run::failover)): when a machine
+//! refuses, the policy is asked again without it. If the policy then names no machine, all machines
+//! that are left are used.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::choice::candidate::OpenCandidate;
+use crate::choice::explanation::Explanation;
+use crate::choice::health::Standing;
+use crate::choice::policy::StockRule;
+use crate::choice::policy_thread::PolicyThread;
+use crate::choice::pool::{Decided, DecidedBy, Offered, Pool, wanted};
+use crate::history::{History, now_ms};
+use crate::protocol::reply::{Level, Pending};
+use crate::protocol::request::Request;
+use crate::run::delegate::{Accepted, First};
+use crate::run::driver::{Connected, Driven, Driver, Found, Refusal, Slotted, Stage};
+use crate::run::failover::{Failover, Ranking};
+use crate::run::local_builds;
+use crate::run::stock::StockHook;
+use crate::slots::reservations::Hold;
+use crate::slots::wait::{PATIENCE, Queue, Turn};
+use hookrun_config as config;
+use hookrun_nix::event::NixDirs;
+use hookrun_nix::machines::MachineLine;
+use hookrun_nix::selection::{Action, Decision, Machine};
+use hookrun_nix::shared::Text;
+
+/// Number of machines that a message about a build names.
+const SHOWN: usize = 5;
+/// Number of the best machines that are checked for a free slot before all are: there may be
+/// thousands, and most often one of the first has a slot.
+const LOOKED_AT_FIRST: usize = 16;
+/// A derivation that a policy has postponed for this long waits in the queue instead, or is built
+/// on this machine.
+const LONGEST_POSTPONED: Duration = Duration::from_mins(10);
+/// The same while a machine that fits is out, for which the policy may be waiting.
+const LONGEST_POSTPONED_WITH_MACHINES_OUT: Duration = Duration::from_secs(10);
+
+/// The answer to a candidate.
+pub(crate) enum Answer {
+    /// It goes to a machine, now or when one is free.
+    Accepted(Box<Accepted>),
+    /// Nix builds it on this machine, if it can.
+    Declined(Why),
+    /// Nix asks again later.
+    Postponed(Why),
+    /// There are no machines: Nix does not ask again in this command.
+    Never,
+}
+
+/// Why a candidate is not accepted.
+pub(crate) enum Why {
+    /// So it was decided.
+    Decided,
+    SlotsTaken,
+    /// Nix's own hook fails on this machine; why.
+    HookFails(String),
+}
+
+impl Answer {
+    /// The text on record.
+    fn text(&self) -> String {
+        match self {
+            Self::Accepted(accepted) => match accepted.first {
+                First::Connected(_) => "accept, after connecting".to_owned(),
+                First::Slot { .. } => "accept, before connecting".to_owned(),
+                First::Queue => "accept: it waits for a slot".to_owned(),
+            },
+            Self::Declined(Why::Decided) => "decline".to_owned(),
+            Self::Declined(Why::SlotsTaken) => {
+                "decline: every slot is taken, and this machine is free".to_owned()
+            }
+            Self::Declined(Why::HookFails(why)) => format!("decline: {}", cannot_start(why)),
+            Self::Postponed(Why::Decided) => "postpone".to_owned(),
+            Self::Postponed(Why::SlotsTaken) => "postpone: every slot is taken".to_owned(),
+            Self::Postponed(Why::HookFails(why)) => format!("postpone: {}", cannot_start(why)),
+            Self::Never => "decline-permanently".to_owned(),
+        }
+    }
+
+    /// The machine that was taken.
+    fn taken(&self) -> Option<Text> {
+        let Self::Accepted(accepted) = self else { return None };
+        match &accepted.first {
+            First::Connected(connected) => Some(connected.machine.clone()),
+            First::Slot { machine, .. } => Some(machine.clone()),
+            First::Queue => None,
+        }
+    }
+}
+
+fn cannot_start(why: &str) -> String {
+    format!("this machine cannot start remote builds: {why}")
+}
+
+/// Decides where candidates go.
+pub(crate) struct Decider<'a> {
+    pub(crate) pool: &'a mut Pool,
+    pub(crate) history: &'a mut History,
+    pub(crate) queue: &'a Queue,
+    pub(crate) options: &'a config::Builders,
+    pub(crate) nix_dirs: &'a NixDirs,
+    pub(crate) stock: &'a mut dyn StockHook,
+    pub(crate) policy: Option<&'a mut PolicyThread>,
+}
+
+impl Decider<'_> {
+    /// Decides where one candidate goes. Every answer but [`Answer::Never`] is recorded.
+    pub(crate) fn decide<W: Write>(
+        mut self,
+        request: &Request,
+        pending: &mut Pending<'_, W>,
+    ) -> Answer {
+        // As Nix's own hook; no policy can change it.
+        if self.pool.machines.is_empty() {
+            return Answer::Never;
+        }
+        let mut case =
+            OpenCandidate::of(request, self.pool, self.history, self.queue, self.nix_dirs);
+        // Each round but the last takes at least one machine out.
+        loop {
+            case = match self.round(case, pending) {
+                ControlFlow::Break(answer) => return answer,
+                ControlFlow::Continue(case) => case,
+            };
+        }
+    }
+
+    /// Asks the policy and tries its machines. Goes on when a machine has refused.
+    fn round<'r, W: Write>(
+        &mut self,
+        case: OpenCandidate<'r>,
+        pending: &mut Pending<'_, W>,
+    ) -> ControlFlow<Answer, OpenCandidate<'r>> {
+        let fitting = self.pool.fitting(&case.candidate);
+        if fitting.is_empty() {
+            let level = if case.local.able { Level::Chatty } else { Level::Warn };
+            pending.message(level, &self.pool.nobody(&case.candidate));
+            let decided = Decided {
+                decided_by: DecidedBy::StockRule(None),
+                decision: Decision::new(Action::Decline, "no machine can take it"),
+            };
+            let answer = Answer::Declined(Why::Decided);
+            return ControlFlow::Break(self.record(case, decided, None, Vec::new(), answer));
+        }
+        let past = self.history.past(&case.candidate.pname, &case.candidate.system);
+        let OpenCandidate { candidate, standings, present, .. } = &case;
+        let builders = self.history.directory();
+        let offered = self.pool.offered(candidate, &fitting, standings, &past, present, builders);
+        if offered.machines.iter().all(|machine| !machine.healthy) && case.local.able {
+            return ControlFlow::Break(self.all_out(case, offered, pending));
+        }
+        let mut decided = self.ask(&case, &offered, pending);
+        let (name, reason) = (&case.candidate.name, &decided.decision.reason);
+        let answer = match &mut decided.decision.action {
+            Action::Machines(uris) => {
+                let chosen = std::mem::take(uris);
+                return self.go(case, &fitting, offered, decided, &chosen, pending);
+            }
+            Action::Local | Action::Decline => {
+                let text = format!("{name} is left to this machine: {reason}");
+                pending.message(Level::Talkative, &text);
+                Answer::Declined(Why::Decided)
+            }
+            Action::Postpone => {
+                pending.message(Level::Talkative, &format!("{name} waits: {reason}"));
+                Answer::Postponed(Why::Decided)
+            }
+        };
+        ControlFlow::Break(self.record(case, decided, Some(offered), Vec::new(), answer))
+    }
+
+    /// Asks the policy, and overrules an answer that would keep the build waiting for ever.
+    fn ask<W: Write>(
+        &mut self,
+        case: &OpenCandidate<'_>,
+        offered: &Offered,
+        pending: &mut Pending<'_, W>,
+    ) -> Decided {
+        let policy = self.policy.as_deref_mut();
+        let (mut decided, tell) =
+            self.pool.decide(&case.candidate, &offered.machines, &case.local, policy);
+        if let Some(text) = tell {
+            pending.message(Level::Warn, &text);
+        }
+        self.not_for_ever(&mut decided, case, &offered.machines);
+        Self::not_without_answer(&mut decided, case);
+        decided
+    }
+
+    /// Tries the machines, those that were `chosen` first.
+    fn go<'r, W: Write>(
+        &mut self,
+        mut case: OpenCandidate<'r>,
+        fitting: &[usize],
+        offered: Offered,
+        decided: Decided,
+        chosen: &[Text],
+        pending: &mut Pending<'_, W>,
+    ) -> ControlFlow<Answer, OpenCandidate<'r>> {
+        let rule = StockRule { division: self.pool.settings.division() };
+        let ranking = Ranking::of(chosen, &offered.machines, &case.standings, rule);
+        let mut failover = Failover::to(ranking);
+        let ranked = failover.next().to_vec();
+        let name = case.candidate.name.clone();
+        let text =
+            format!("{name} goes to {}: {}", Self::in_order(&ranked), decided.decision.reason);
+        pending.message(Level::Talkative, &text);
+        let first = match self.drive(&mut case, fitting, &mut failover, pending) {
+            Driven::Connected(connected) => Ok(First::Connected(connected)),
+            Driven::Ended(NotConnected::Early(machine, hold)) => Ok(First::Slot { machine, hold }),
+            Driven::Ended(NotConnected::Refused) => return ControlFlow::Continue(case),
+            Driven::Ended(NotConnected::Full) if self.may_queue(&case, &decided) => {
+                Ok(First::Queue)
+            }
+            Driven::Ended(NotConnected::Full) => {
+                let OpenCandidate { candidate, local, .. } = &case;
+                let stock = StockRule::without_machine(candidate, fitting.len(), local);
+                Err(match stock.action {
+                    Action::Postpone => Answer::Postponed(Why::SlotsTaken),
+                    _ => Answer::Declined(Why::SlotsTaken),
+                })
+            }
+            Driven::Here(why) => {
+                pending.message(Level::Error, &format!("{name}: {}", cannot_start(&why)));
+                Err(Answer::Declined(Why::HookFails(why)))
+            }
+        };
+        let answer = match first {
+            Err(answer) => answer,
+            Ok(first) => {
+                Answer::Accepted(Box::new(Self::accepted(&mut case, &decided, failover, first)))
+            }
+        };
+        ControlFlow::Break(self.record(case, decided, Some(offered), ranked, answer))
+    }
+
+    fn accepted(
+        case: &mut OpenCandidate<'_>,
+        decided: &Decided,
+        failover: Failover,
+        first: First,
+    ) -> Accepted {
+        let name = match &first {
+            First::Connected(Connected { machine, .. }) | First::Slot { machine, .. } => {
+                machine.clone()
+            }
+            First::Queue => match failover.next() {
+                [only] => only.clone(),
+                several => format!("the first free of {}", joined(several, ", ")).into(),
+            },
+        };
+        Accepted {
+            candidate: case.candidate.clone(),
+            failover,
+            first,
+            probe: case.standings.take_probe(&name),
+            waiting: case.waiting.clone(),
+            ask_again: decided.decision.ask_again_ms.map(Duration::from_millis),
+            name,
+            present: case.present.clone(),
+        }
+    }
+
+    fn drive<W: Write>(
+        &mut self,
+        case: &mut OpenCandidate<'_>,
+        fitting: &[usize],
+        failover: &mut Failover,
+        pending: &mut Pending<'_, W>,
+    ) -> Driven<NotConnected> {
+        let Pool { settings, machines, failed, .. } = &mut *self.pool;
+        let (candidate, request) = (case.candidate.clone(), case.request);
+        let mut stage = BeforeAccept {
+            case,
+            fitting,
+            machines: machines.as_slice(),
+            failed,
+            queue: self.queue,
+            early_accept: self.options.early_accept,
+            pending,
+        };
+        let mut driver = Driver {
+            settings,
+            machines: machines.as_slice(),
+            candidate: &candidate,
+            request,
+            stock: &mut *self.stock,
+            history: &mut *self.history,
+        };
+        driver.drive(failover, &mut stage)
+    }
+
+    /// Returns the first machines of an answer, for a message.
+    fn in_order(uris: &[Text]) -> String {
+        let shown = joined(uris.get(..SHOWN).unwrap_or(uris), ", then ");
+        let more = uris.len().saturating_sub(SHOWN);
+        if more == 0 { shown } else { format!("{shown}, then {more} others") }
+    }
+
+    /// Returns whether the build may wait in hookrun's queue.
+    fn may_queue(&self, case: &OpenCandidate<'_>, decided: &Decided) -> bool {
+        let meant_for_machines =
+            matches!(decided.decided_by, DecidedBy::Policy) || !case.local.able;
+        self.options.early_accept
+            && meant_for_machines
+            && case.local.waiting < self.options.max_waiting
+    }
+
+    /// Overrules a policy that postpones for too long.
+    fn not_for_ever(
+        &mut self,
+        decided: &mut Decided,
+        case: &OpenCandidate<'_>,
+        offered: &[Machine],
+    ) {
+        if !matches!(decided.decided_by, DecidedBy::Policy)
+            || decided.decision.action != Action::Postpone
+        {
+            return;
+        }
+        let now = now_ms();
+        let drv_path = &case.candidate.drv_path;
+        // If the database cannot be used, the time is known at least in this process.
+        let here = *self.pool.postponed.entry(drv_path.clone()).or_insert(now);
+        let since = self.history.postponed(drv_path).map_or(here, |since| since.min(here));
+        let waited = Duration::from_millis(now.saturating_sub(since));
+        let all_healthy = offered.iter().all(|machine| machine.healthy);
+        let longest = if all_healthy && self.pool.failed.is_empty() {
+            LONGEST_POSTPONED
+        } else {
+            LONGEST_POSTPONED_WITH_MACHINES_OUT
+        };
+        if waited < longest {
+            return;
+        }
+        let reason = format!("the policy has postponed it for {} s", waited.as_secs());
+        let here = case.local.able && case.local.willing;
+        let action = if here { Action::Local } else { Action::Machines(Vec::new()) };
+        decided.decision = Decision::new(action, reason);
+    }
+
+    /// Uses all machines that fit if the decision names none and the build would fail or wait for
+    /// ever: the policy declines a build that this machine cannot do, or postpones one after a
+    /// machine has refused; or Nix's rule finds every slot taken.
+    fn not_without_answer(decided: &mut Decided, case: &OpenCandidate<'_>) {
+        let by_policy = matches!(decided.decided_by, DecidedBy::Policy);
+        let reason = match decided.decision.action {
+            Action::Decline if !case.local.able => "this machine cannot build it",
+            Action::Postpone if by_policy && !case.skipped.is_empty() => "a machine has refused it",
+            Action::Postpone if !by_policy && !case.local.able => {
+                decided.decision.action = Action::Machines(Vec::new());
+                return;
+            }
+            _ => return,
+        };
+        let reason = format!("{reason}, and the policy names no other machine");
+        decided.decision = Decision::new(Action::Machines(Vec::new()), reason);
+    }
+
+    /// Leaves the build to this machine, because no other one may be used now.
+    fn all_out<W: Write>(
+        &mut self,
+        case: OpenCandidate<'_>,
+        offered: Offered,
+        pending: &mut Pending<'_, W>,
+    ) -> Answer {
+        let soonest = case
+            .standings
+            .soonest_seconds(offered.machines.iter().map(|machine| machine.uri.as_str()))
+            .unwrap_or(0);
+        let reason = format!(
+            "all machines that fit have failed lately, the first is tried again in {soonest} s; built here"
+        );
+        pending.message(Level::Talkative, &format!("{}: {reason}", case.candidate.name));
+        let decided = Decided {
+            decided_by: DecidedBy::Health,
+            decision: Decision::new(Action::Local, reason),
+        };
+        self.record(case, decided, Some(offered), Vec::new(), Answer::Declined(Why::Decided))
+    }
+
+    /// Records the answer and how it came about.
+    fn record(
+        &mut self,
+        case: OpenCandidate<'_>,
+        decided: Decided,
+        offered: Option<Offered>,
+        ranked: Vec<Text>,
+        answer: Answer,
+    ) -> Answer {
+        let command = self.queue.command().to_string();
+        let OpenCandidate { candidate, local, begins_here, lock, standings, skipped, .. } = case;
+        let is_declined = matches!(answer, Answer::Declined(_));
+        if is_declined && local.able {
+            local_builds::left(self.history, &candidate, command.clone(), lock, begins_here);
+        }
+        let explanation = Explanation {
+            local_willing: local.willing,
+            machines: Arc::clone(&self.pool.machines),
+            limits: self.pool.limits.clone(),
+            offered,
+            skipped,
+            ranked,
+            taken: answer.taken(),
+            ..Explanation::now(command, candidate, decided, standings, &answer.text())
+        };
+        self.history.decided(Box::new(move || explanation.row()));
+        if is_declined && !local.able {
+            // No machine can build it: Nix gives up as soon as it has this answer, and kills its
+            // hook.
+            self.history.save();
+        }
+        answer
+    }
+}
+
+/// The search for a machine before the accept: Nix is blocked, so it takes only what is free now,
+/// and asks the policy again after a refusal.
+struct BeforeAccept<'s, 'r, 'w, W: Write> {
+    case: &'s mut OpenCandidate<'r>,
+    /// Indexes of the machines that fit.
+    fitting: &'s [usize],
+    machines: &'s [MachineLine],
+    /// See [`Pool::failed`].
+    failed: &'s mut BTreeSet<usize>,
+    queue: &'s Queue,
+    early_accept: bool,
+    pending: &'s mut Pending<'w, W>,
+}
+
+/// Why a candidate has no connected machine.
+enum NotConnected {
+    /// It need not be connected to yet.
+    Early(Text, Hold),
+    Full,
+    /// A machine has refused.
+    Refused,
+}
+
+impl<W: Write> Stage for BeforeAccept<'_, '_, '_, W> {
+    type End = NotConnected;
+
+    fn slot(
+        &mut self,
+        failover: &mut Failover,
+        _: &mut History,
+    ) -> ControlFlow<NotConnected, Found> {
+        let health_read_ms = now_ms();
+        match self.turn(failover.next()) {
+            None | Some(Turn::Wait { .. }) => ControlFlow::Break(NotConnected::Full),
+            Some(Turn::Yours(machine, hold)) if self.is_early(&machine, &hold, failover) => {
+                ControlFlow::Break(NotConnected::Early(machine, hold))
+            }
+            Some(Turn::Yours(machine, hold)) => {
+                ControlFlow::Continue(Found::Slot(Slotted { machine, hold, health_read_ms }))
+            }
+            Some(Turn::Unusable(machine, why)) => {
+                ControlFlow::Continue(Found::Unusable(machine, why))
+            }
+        }
+    }
+
+    fn begin(&mut self, _: &MachineLine) {}
+
+    fn relay(&mut self, line: &[u8]) {
+        self.pending.relay(line);
+    }
+
+    fn full(&mut self, machine: &Text) -> Option<String> {
+        self.case.full.push(machine.clone());
+        None
+    }
+
+    fn refused(
+        &mut self,
+        machine: &Text,
+        refusal: Refusal,
+        _: &mut Failover,
+        _: &mut History,
+    ) -> ControlFlow<NotConnected> {
+        let (Refusal::Unusable(why) | Refusal::Failed(why)) = refusal;
+        self.pending.message(Level::Warn, &format!("machine {machine} skipped: {why}"));
+        let is_it =
+            |index: &&usize| self.machines.get(**index).is_some_and(|line| line.uri == *machine);
+        self.failed.extend(self.fitting.iter().find(is_it));
+        self.case.skipped.insert(machine.to_string(), why);
+        ControlFlow::Break(NotConnected::Refused)
+    }
+}
+
+impl<W: Write> BeforeAccept<'_, '_, '_, W> {
+    /// Takes a slot on one of `open` that has not said that it is full. Returns `None` if there is
+    /// no such machine.
+    fn turn(&self, open: &[Text]) -> Option<Turn> {
+        let mut turn = None;
+        for some in [open.get(..LOOKED_AT_FIRST), Some(open)].into_iter().flatten() {
+            let lines = self.fitting.iter().filter_map(|index| self.machines.get(*index));
+            let mut wanted = wanted(lines, some);
+            wanted.retain(|wanted| !self.case.full.contains(&wanted.machine));
+            if !wanted.is_empty() {
+                turn = Some(self.queue.turn(&self.case.waiting, &wanted, None, PATIENCE));
+            }
+            if let Some(Turn::Yours(..) | Turn::Unusable(..)) = turn {
+                break;
+            }
+        }
+        turn
+    }
+
+    /// Returns whether nothing is lost by accepting before connecting.
+    fn is_early(&self, machine: &Text, hold: &Hold, failover: &Failover) -> bool {
+        let others = failover.groups().flatten().any(|uri| uri != machine);
+        let OpenCandidate { local, standings, .. } = &*self.case;
+        self.early_accept
+            && hold.slot.is_some()
+            && is_safe(local.able, standings.standing(machine), others)
+    }
+}
+
+fn joined(uris: &[Text], with: &str) -> String {
+    uris.iter().map(Text::as_str).collect::<Vec<_>>().join(with)
+}
+
+/// Returns whether nothing is lost by accepting a build before connecting to a machine with this
+/// standing. `able`: this machine can build it. `others`: it may also go to another machine.
+///
+/// A build that this machine can do is never accepted early, not even if the machine has just
+/// answered: if all machines failed then, Nix would no longer build it here.
+const fn is_safe(able: bool, standing: Standing, others: bool) -> bool {
+    match standing {
+        // Without another way to build it, a machine that does not answer fails it in any case.
+        Standing::Proven | Standing::Unknown => !able,
+        Standing::Due | Standing::Out { .. } => !able && others,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_builds_that_this_machine_cannot_do_are_accepted_early() {
+        let out = Standing::Out { ms: 1 };
+        for (able, standing, others, safe) in [
+            (true, Standing::Proven, true, false),
+            (true, Standing::Unknown, true, false),
+            (true, Standing::Due, true, false),
+            (false, Standing::Proven, false, true),
+            (false, Standing::Unknown, false, true),
+            (false, Standing::Due, false, false),
+            (false, Standing::Due, true, true),
+            (false, out, true, true),
+            (false, out, false, false),
+        ] {
+            assert_eq!(is_safe(able, standing, others), safe, "{able} {standing:?} {others}");
+        }
+    }
+}

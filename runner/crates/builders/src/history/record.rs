@@ -1,0 +1,202 @@
+//! What is remembered about machines: health, history, decisions. One SQLite database,
+//! `builders.sqlite` in [`Dirs::builders`](hookrun_nix::dirs::Dirs::builders).
+//!
+//! SQLite with a write-ahead log because many sessions write at once without a worker, each opens
+//! it for some milliseconds only, and any may be killed at any instruction. It is not synced: what
+//! a power failure takes is a little memory of machines, never a build. Everything has a bound:
+//! [`BUILDS_KEPT`], [`DECISIONS_KEPT`], [`KEPT_FOR`].
+//!
+//! Sessions write ([`Record::open`]); `hookrun builders` and the policy's past durations read:
+//!
+//! * [`Record::read`]: opens what is there, without making or changing anything; `None` where
+//!   nothing is.
+//! * [`Record::machines`]: [`MachineHealth`] of every machine ever tried, by URI.
+//! * [`Record::past`]: [`Past`] durations of one package name: by machine, and expected at speed
+//!   factor 1.
+//! * [`Record::builds`]: [`BuildRow`]s, newest first; all of one derivation, or the last so many.
+//! * [`Record::decisions`]: [`DecisionRow`]s, newest first; the same.
+//! * [`Record::open_local`], [`Record::past_local`]: builds that were left to this machine.
+//!   [`Record::bytes_present`]: what lies on machines.
+//!
+//! Who waits and who builds right now is not here but in [`crate::slots::sessions::live`], because that ends
+//! with its process.
+//!
+//! Nothing here may hurt a build: a session takes every error for "nothing is known".
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hookrun_nix::sqlite::{self, MigrationError};
+use rusqlite::{Connection, OpenFlags};
+
+use crate::private;
+
+/// The database's name in its directory.
+const FILE: &str = "builders.sqlite";
+/// The migrations from each version to the next.
+const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
+/// A session waits this long for another one's write, which takes well under a millisecond. Nix
+/// stands still meanwhile.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(500);
+/// The same for a session whose build is accepted: Nix waits for nothing any more, and what is not
+/// written is forgotten.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Builds kept.
+pub const BUILDS_KEPT: i64 = 20_000;
+/// Decisions kept.
+pub const DECISIONS_KEPT: i64 = 2_000;
+/// Builds and machines that were not seen for so long are forgotten.
+pub const KEPT_FOR: Duration = Duration::from_hours(180 * 24);
+
+/// Why the database cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// SQLite or the file system says no.
+    #[error("{} cannot be used ({error}); its directory must be writable for the user that Nix builds as, or remove it: builders are then learnt anew", path.display())]
+    Sqlite {
+        /// The database.
+        path: PathBuf,
+        /// What SQLite says.
+        #[source]
+        error: rusqlite::Error,
+    },
+    /// Its directory cannot be made.
+    #[error("{} cannot be made ({error}); make the state directory writable for the user that Nix builds as", path.display())]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        error: std::io::Error,
+    },
+    /// It is another user's.
+    #[error("{} may only be read by its owner, the user that Nix builds as; run this command as that user, for instance with sudo", path.display())]
+    Forbidden {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Written by a later release.
+    #[error("{} has version {version}, and this hookrun knows up to {}; a newer hookrun wrote it: run that one", path.display(), MIGRATIONS.len())]
+    Newer {
+        /// The database.
+        path: PathBuf,
+        /// Its `user_version`.
+        version: usize,
+    },
+}
+
+impl RecordError {
+    /// Was another session's lock waited for in vain?
+    pub fn is_busy(&self) -> bool {
+        let Self::Sqlite { error, .. } = self else { return false };
+        matches!(
+            error.sqlite_error_code(),
+            Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked)
+        )
+    }
+}
+
+/// The database, open.
+#[derive(Debug)]
+pub struct Record {
+    pub(crate) connection: Connection,
+    path: PathBuf,
+}
+
+impl Record {
+    /// Opens it to write; made if it is not there. A damaged one is removed: it is memory, not a
+    /// promise.
+    ///
+    /// # Errors
+    /// If it cannot be opened or made, or a later release wrote it.
+    pub fn open(directory: &Path) -> Result<Self, RecordError> {
+        private::directory(directory)
+            .map_err(|error| RecordError::Io { path: directory.to_owned(), error })?;
+        let path = directory.join(FILE);
+        match Self::open_file(&path) {
+            Err(RecordError::Sqlite { error, .. }) if is_damaged(&error) => {
+                for name in [FILE.to_owned(), format!("{FILE}-wal"), format!("{FILE}-shm")] {
+                    let _gone = std::fs::remove_file(directory.join(name));
+                }
+                Self::open_file(&path)
+            }
+            result => result,
+        }
+    }
+
+    fn open_file(path: &Path) -> Result<Self, RecordError> {
+        let failed = |error| RecordError::Sqlite { path: path.to_owned(), error };
+        let mut connection = Connection::open(path).map_err(failed)?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
+        // A power failure may take the last transactions, never the file
+        // (https://www.sqlite.org/pragma.html#pragma_synchronous).
+        connection
+            .execute_batch("pragma journal_mode = wal; pragma synchronous = normal;")
+            .map_err(failed)?;
+        sqlite::migrate(&mut connection, &MIGRATIONS).map_err(|error| match error {
+            MigrationError::Newer { version } => {
+                RecordError::Newer { path: path.to_owned(), version }
+            }
+            MigrationError::Sqlite(error) => failed(error),
+        })?;
+        Ok(Self { connection, path: path.to_owned() })
+    }
+
+    /// Opens it to read. `None` if there is none.
+    ///
+    /// # Errors
+    /// If it cannot be read, or a later release wrote it.
+    pub fn read(directory: &Path) -> Result<Option<Self>, RecordError> {
+        let path = directory.join(FILE);
+        match path.symlink_metadata() {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                return Err(RecordError::Forbidden { path: directory.to_owned() });
+            }
+            Err(_) => return Ok(None),
+        }
+        let failed = |error| RecordError::Sqlite { path: path.clone(), error };
+        // Another user cannot make the files beside it that a write-ahead log needs. Where there is
+        // no log, the file is the whole truth (https://www.sqlite.org/wal.html, "Read-Only
+        // Databases").
+        let connection = match connect_read_only(&path, false) {
+            Err(error) => connect_read_only(&path, true).map_err(|_| failed(error))?,
+            Ok(connection) => connection,
+        };
+        match sqlite::version(&connection).map_err(failed)? {
+            0 => Ok(None),
+            version if version <= MIGRATIONS.len() => Ok(Some(Self { connection, path })),
+            version => Err(RecordError::Newer { path, version }),
+        }
+    }
+
+    /// From here on waits longer for others' writes: Nix does not stand still any more.
+    pub fn allow_slow_writes(&self) {
+        // Only a handler is set, which cannot fail.
+        let _set = self.connection.busy_timeout(PATIENCE);
+    }
+
+    pub(crate) fn failed(&self, error: rusqlite::Error) -> RecordError {
+        RecordError::Sqlite { path: self.path.clone(), error }
+    }
+}
+
+fn connect_read_only(path: &Path, immutable: bool) -> Result<Connection, rusqlite::Error> {
+    let uri = hookrun_nix::database::file_uri(path, immutable);
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+        | OpenFlags::SQLITE_OPEN_URI
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(uri, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    // SQLite opens nothing before the first statement.
+    sqlite::version(&connection)?;
+    Ok(connection)
+}
+
+fn is_damaged(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
+}
+
+#[cfg(test)]
+mod tests;

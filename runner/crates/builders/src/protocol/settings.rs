@@ -1,0 +1,282 @@
+//! What Nix tells a build hook first: all its settings, secrets among them.
+//!
+//! They are kept as they came, in their order, to be repeated to Nix's own hook. Nothing else may
+//! see a value that this file does not name: `Debug` shows names only.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+
+use crate::choice::policy::Division;
+use hookrun_nix::event::NixDirs;
+use hookrun_nix::selection::{BUILTIN, LocalMachine};
+use hookrun_nix::store_uri::LocalStore;
+use hookrun_nix::wire::{self, WireError};
+
+/// The setting that lists machines.
+const BUILDERS: &str = "builders";
+/// Evaluator settings that Nix 2.20 brought, the release that made speed factors fractions.
+const SINCE_2_20: [&str; 2] = ["max-call-depth", "debugger-on-trace"];
+/// Most settings: Nix 2.34 sends 122.
+const MAX_SETTINGS: usize = 4096;
+
+/// The settings of the Nix that called.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Settings {
+    entries: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Settings {
+    /// Reads them; `None` if the stream ended before the first.
+    ///
+    /// # Errors
+    /// The stream is not in step or ends early.
+    pub fn read(from: &mut impl Read) -> Result<Option<Self>, WireError> {
+        let mut entries = Vec::new();
+        let Some(mut more) = wire::read_u64_or_eof(from, "the settings")? else { return Ok(None) };
+        while more != 0 {
+            if entries.len() >= MAX_SETTINGS {
+                let (length, cap) = (entries.len() as u64 + 1, MAX_SETTINGS as u64);
+                return Err(WireError::TooLong { what: "the list of settings", length, cap });
+            }
+            let name = wire::read_bytes(from, "the name of a setting")?;
+            let value = wire::read_bytes(from, "the value of a setting")?;
+            entries.push((name, value));
+            more = wire::read_u64(from, "the settings")?;
+        }
+        Ok(Some(Self { entries }))
+    }
+
+    /// Repeats them with `builders` set to one line.
+    ///
+    /// # Errors
+    /// `to` cannot be written.
+    pub fn write(&self, to: &mut impl Write, builders: &str) -> io::Result<()> {
+        let mut replaced = false;
+        for (name, value) in &self.entries {
+            let is_builders = name == BUILDERS.as_bytes();
+            replaced |= is_builders;
+            write_setting(to, name, if is_builders { builders.as_bytes() } else { value })?;
+        }
+        // Lix 2.92 and 2.93 leave out what has its default.
+        if !replaced {
+            write_setting(to, BUILDERS.as_bytes(), builders.as_bytes())?;
+        }
+        wire::write_u64(to, 0)
+    }
+
+    fn get_bytes(&self, name: &str) -> Option<&[u8]> {
+        self.entries
+            .iter()
+            .rev()
+            .find(|(known, _)| known == name.as_bytes())
+            .map(|(_, value)| value.as_slice())
+    }
+
+    fn get(&self, name: &str) -> Option<Cow<'_, str>> {
+        self.get_bytes(name).map(String::from_utf8_lossy)
+    }
+
+    fn words(&self, name: &str) -> Option<BTreeSet<String>> {
+        self.get(name).map(|value| value.split_ascii_whitespace().map(ToOwned::to_owned).collect())
+    }
+
+    /// The machines, as text.
+    pub fn builders(&self) -> &[u8] {
+        self.get_bytes(BUILDERS).unwrap_or_default()
+    }
+
+    /// What this machine is, such as `x86_64-linux`.
+    pub fn system(&self) -> String {
+        self.get("system")
+            .filter(|system| !system.is_empty())
+            .map_or_else(own_system, Cow::into_owned)
+    }
+
+    /// How this Nix divides load by speed factor.
+    pub fn division(&self) -> Division {
+        if SINCE_2_20.iter().any(|name| self.get(name).is_some()) {
+            Division::Float
+        } else {
+            Division::Integer
+        }
+    }
+
+    /// Can this machine build such a derivation itself, and has it a slot free (`willing`, as Nix
+    /// said)?
+    pub fn local_machine(&self, system: &str, features: &[String], willing: bool) -> LocalMachine {
+        let slots = self.max_jobs();
+        let platform = system == BUILTIN
+            || system == self.system()
+            || self.words("extra-platforms").is_some_and(|platforms| platforms.contains(system));
+        // Without the setting (Lix leaves out defaults) Nix's default, bar what depends on the
+        // machine.
+        let known = self.words("system-features").unwrap_or_else(|| {
+            ["benchmark", "big-parallel", "nixos-test"].map(ToOwned::to_owned).into()
+        });
+        let able = slots > 0 && platform && features.iter().all(|feature| known.contains(feature));
+        LocalMachine {
+            able,
+            willing,
+            slots,
+            whole_speed_factors: self.division() == Division::Integer,
+            ..LocalMachine::default()
+        }
+    }
+
+    /// May machines fetch what they need from their own substituters (`builders-use-substitutes`)?
+    pub fn builders_use_substitutes(&self) -> bool {
+        self.get("builders-use-substitutes").is_some_and(|value| value == "true")
+    }
+
+    fn max_jobs(&self) -> u32 {
+        match self.get("max-jobs").as_deref().map(str::trim) {
+            Some("auto") => std::thread::available_parallelism()
+                .map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX)),
+            Some(text) => text.parse().unwrap_or(1),
+            None => 1,
+        }
+    }
+
+    /// Returns the directories of the store that the setting `store` names (`/srv/x`,
+    /// `local?root=...`), or `usual` without one. Nix's hook keeps its slot files with the store.
+    pub fn dirs_of_store(&self, usual: &NixDirs) -> NixDirs {
+        let chosen = self.get("store").and_then(|store| LocalStore::parse(&store));
+        chosen.map_or_else(|| usual.clone(), |store| store.dirs(usual.clone()))
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.entries.iter().map(|(name, _)| String::from_utf8_lossy(name)))
+            .finish()
+    }
+}
+
+/// Nix's state directory that belongs to the setting `store`, if that is another store than this
+/// machine's own.
+pub fn state_dir_of(store: &str) -> Option<PathBuf> {
+    LocalStore::parse(store)?.state
+}
+
+fn write_setting(to: &mut impl Write, name: &[u8], value: &[u8]) -> io::Result<()> {
+    wire::write_u64(to, 1)?;
+    wire::write_bytes(to, name)?;
+    wire::write_bytes(to, value)
+}
+
+/// This machine in Nix's words, for a Nix that does not say.
+fn own_system() -> String {
+    let cpu = match std::env::consts::ARCH {
+        "x86" => "i686",
+        "arm" => "armv7l",
+        other => other,
+    };
+    let kernel = if std::env::consts::OS == "macos" { "darwin" } else { std::env::consts::OS };
+    format!("{cpu}-{kernel}")
+}
+
+#[cfg(test)]
+impl Settings {
+    /// For tests.
+    pub(crate) fn of(entries: &[(&str, &str)]) -> Self {
+        Self {
+            entries: entries
+                .iter()
+                .map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()))
+                .collect(),
+        }
+    }
+
+    /// For tests: as Nix sends them.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let builders = String::from_utf8(self.builders().to_vec()).unwrap();
+        self.write(&mut out, &builders).unwrap();
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn repeated_with_one_machine() {
+        let settings = Settings::of(&[
+            ("access-tokens", "github.com=s3cret"),
+            ("builders", "@/etc/nix/machines"),
+            ("cores", "2"),
+        ]);
+        let mut out = Vec::new();
+        settings.write(&mut out, "ssh://m").unwrap();
+        let back = Settings::read(&mut out.as_slice()).unwrap().unwrap();
+        assert_eq!(
+            back,
+            Settings::of(&[
+                ("access-tokens", "github.com=s3cret"),
+                ("builders", "ssh://m"),
+                ("cores", "2")
+            ])
+        );
+        let mut out = Vec::new();
+        Settings::default().write(&mut out, "ssh://m").unwrap();
+        assert_eq!(Settings::read(&mut out.as_slice()).unwrap().unwrap().builders(), b"ssh://m");
+        assert_eq!(
+            format!("{settings:?}"),
+            r#"["access-tokens", "builders", "cores"]"#,
+            "values are secret"
+        );
+    }
+
+    #[test]
+    fn what_this_machine_can_build() {
+        let settings = Settings::of(&[
+            ("system", "x86_64-linux"),
+            ("extra-platforms", "i686-linux"),
+            ("system-features", "kvm big-parallel"),
+            ("max-jobs", "4"),
+        ]);
+        let able = |system: &str, features: &[&str]| {
+            settings
+                .local_machine(
+                    system,
+                    &features.iter().map(|f| (*f).to_owned()).collect::<Vec<_>>(),
+                    true,
+                )
+                .able
+        };
+        assert!(able("x86_64-linux", &["kvm"]));
+        assert!(able("i686-linux", &[]));
+        assert!(able("builtin", &[]));
+        assert!(!able("aarch64-linux", &[]));
+        assert!(!able("x86_64-linux", &["cuda"]));
+        assert!(
+            !Settings::of(&[("system", "x86_64-linux"), ("max-jobs", "0")])
+                .local_machine("x86_64-linux", &[], true)
+                .able
+        );
+    }
+
+    #[test]
+    fn stores_elsewhere() {
+        let usual = NixDirs::new("/nix/store", "/nix/var/nix", "/etc/nix");
+        let dirs = |store: &str| Settings::of(&[("store", store)]).dirs_of_store(&usual);
+        assert_eq!((dirs("auto"), dirs("daemon")), (usual.clone(), usual.clone()));
+        assert_eq!(dirs("/srv/x").state, Path::new("/srv/x/nix/var/nix"));
+        assert_eq!(dirs("/srv/x").real_path("/nix/store/a"), Path::new("/srv/x/nix/store/a"));
+        assert_eq!(dirs("local?root=/srv/x&state=/srv/s").state, Path::new("/srv/s"));
+        assert_eq!(state_dir_of("auto"), None);
+    }
+
+    #[test]
+    fn divides_as_the_version_does() {
+        assert_eq!(Settings::of(&[("cores", "1")]).division(), Division::Integer);
+        assert_eq!(Settings::of(&[("max-call-depth", "10000")]).division(), Division::Float);
+    }
+}

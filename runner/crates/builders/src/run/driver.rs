@@ -1,0 +1,169 @@
+//! Gets a machine for a build: takes a slot, offers the build, and goes on to the next machine when
+//! one is full or refuses. Used before the accept by [`decide`](crate::choice::decide) and after it
+//! by [`delegate`](crate::run::delegate); what differs between the two is a [`Stage`].
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use crate::history::History;
+use crate::protocol::request::Request;
+use crate::protocol::settings::Settings;
+use crate::run::failover::Failover;
+use crate::run::stock::{Build, Offer, StockHook, Target};
+use crate::slots::reservations::Hold;
+use hookrun_nix::machines::MachineLine;
+use hookrun_nix::selection::Candidate;
+use hookrun_nix::shared::Text;
+
+/// A machine with what is held of it.
+pub(crate) struct Slotted {
+    /// Store URI.
+    pub(crate) machine: Text,
+    pub(crate) hold: Hold,
+    /// When the health of machines was read before this one was chosen, in milliseconds since
+    /// 1970. Failures recorded before this time were known then; later ones count as the same
+    /// failure as ours.
+    pub(crate) health_read_ms: u64,
+}
+
+/// A machine that has accepted the build.
+pub(crate) struct Connected {
+    /// Store URI.
+    pub(crate) machine: Text,
+    /// What is held of it.
+    pub(crate) hold: Hold,
+    /// The hook, waiting for the inputs.
+    pub(crate) build: Box<dyn Build>,
+}
+
+/// What a [`Stage`] found when it looked for a slot.
+pub(crate) enum Found {
+    Slot(Slotted),
+    /// This machine has a slot and cannot be used; why.
+    Unusable(Text, String),
+}
+
+/// Why a machine does not take the build.
+pub(crate) enum Refusal {
+    /// It was not connected to: what the build needs besides a slot cannot be reserved.
+    Unusable(String),
+    /// It could not be reached, or did not accept.
+    Failed(String),
+}
+
+/// How the driver ended.
+pub(crate) enum Driven<E> {
+    Connected(Connected),
+    /// Nix's own hook fails on this machine; why.
+    Here(String),
+    /// The stage has ended the search.
+    Ended(E),
+}
+
+/// What differs before and after the accept.
+pub(crate) trait Stage {
+    /// Why there is no machine.
+    type End;
+
+    /// Takes a slot on one of the machines that are left ([`Failover::next`]).
+    fn slot(
+        &mut self,
+        failover: &mut Failover,
+        history: &mut History,
+    ) -> ControlFlow<Self::End, Found>;
+
+    /// Called before the build is offered to `line`.
+    fn begin(&mut self, line: &MachineLine);
+
+    /// Passes on a line of Nix's own hook.
+    fn relay(&mut self, line: &[u8]);
+
+    /// Called when the machine has no slot free although one was seen. Returns why it is not used
+    /// any more, or `None` to go on.
+    fn full(&mut self, machine: &Text) -> Option<String>;
+
+    /// Called when a machine does not take the build, or was lost. It is out of `failover` by then.
+    fn refused(
+        &mut self,
+        machine: &Text,
+        refusal: Refusal,
+        failover: &mut Failover,
+        history: &mut History,
+    ) -> ControlFlow<Self::End>;
+}
+
+/// Offers one build to machines and records their health.
+pub(crate) struct Driver<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) machines: &'a [MachineLine],
+    pub(crate) candidate: &'a Candidate,
+    pub(crate) request: &'a Request,
+    pub(crate) stock: &'a mut dyn StockHook,
+    pub(crate) history: &'a mut History,
+}
+
+impl Driver<'_> {
+    /// Goes through the machines until one has accepted or `stage` ends the search.
+    pub(crate) fn drive<S: Stage>(
+        &mut self,
+        failover: &mut Failover,
+        stage: &mut S,
+    ) -> Driven<S::End> {
+        loop {
+            let slotted = match stage.slot(failover, self.history) {
+                ControlFlow::Break(end) => return Driven::Ended(end),
+                ControlFlow::Continue(Found::Slot(slotted)) => slotted,
+                ControlFlow::Continue(Found::Unusable(machine, why)) => {
+                    failover.refused(&machine);
+                    let refusal = Refusal::Unusable(why);
+                    match stage.refused(&machine, refusal, failover, self.history) {
+                        ControlFlow::Break(end) => return Driven::Ended(end),
+                        ControlFlow::Continue(()) => continue,
+                    }
+                }
+            };
+            let Slotted { machine, hold, health_read_ms } = slotted;
+            let why = match self.offer(&machine, &hold, stage) {
+                Offer::Accepted(build) => {
+                    return Driven::Connected(Connected { machine, hold, build });
+                }
+                Offer::Here(why) => return Driven::Here(why),
+                Offer::Full => match stage.full(&machine) {
+                    None => continue,
+                    Some(why) => why,
+                },
+                Offer::Failed(why) => why,
+            };
+            self.history.failed(&machine, &why, health_read_ms);
+            failover.refused(&machine);
+            let refusal = Refusal::Failed(why);
+            if let ControlFlow::Break(end) =
+                stage.refused(&machine, refusal, failover, self.history)
+            {
+                return Driven::Ended(end);
+            }
+        }
+    }
+
+    fn offer<S: Stage>(&mut self, machine: &Text, hold: &Hold, stage: &mut S) -> Offer {
+        let Some(line) = self.line(machine) else {
+            return Offer::Failed("no line of the setting `builders` fits".to_owned());
+        };
+        stage.begin(&line);
+        let began = Instant::now();
+        let target = Target { machine: &line, slot: hold.slot.as_ref() };
+        let relay = &mut |line: &[u8]| stage.relay(line);
+        let offer = self.stock.offer(self.settings, target, self.request, relay);
+        if let Offer::Accepted(_) = offer {
+            self.history.answered(machine, began.elapsed());
+        }
+        offer
+    }
+
+    /// Returns the line that Nix would use: of two lines with one URI, the first that fits.
+    pub(crate) fn line(&self, machine: &Text) -> Option<MachineLine> {
+        let Candidate { system, required_features, .. } = self.candidate;
+        let mut lines = self.machines.iter().filter(|line| line.uri == *machine);
+        lines.find(|line| line.fits(system, required_features)).cloned()
+    }
+}

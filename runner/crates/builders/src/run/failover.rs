@@ -1,0 +1,277 @@
+//! Which machines a build may still go to. Used before and after the accept: a ranking is a
+//! preference, so a machine that the policy left out is used when those that it named are lost or
+//! refuse.
+//!
+//! [`Failover`] is pure. [`Failover::next`] are the machines to use now:
+//!
+//! 1. those of the policy's answer that are not out;
+//! 2. the other machines that fit and are not out, in the order of Nix's rule;
+//! 3. machines that are out, those of the answer first;
+//! 4. machines that this build has lost before, since they may have been restarted.
+//!
+//! Whenever a machine is lost or refuses, the policy is asked again without it: before the accept
+//! by [`place`](crate::choice::decide), afterwards by [`Question`]. A build that has lost [`MOST_LOST`]
+//! machines is taken for the reason itself (it may exhaust their history) and is not sent to a
+//! further one.
+
+use std::collections::{BTreeSet, HashSet};
+use std::time::Duration;
+
+use crate::choice::policy::StockRule;
+use crate::choice::policy_thread::PolicyThread;
+use crate::choice::pool::{Offered, Pool, Present, Standings};
+use crate::history::History;
+use hookrun_nix::database::Inputs;
+use hookrun_nix::selection::{Action, Candidate, Decision, LocalMachine, Machine};
+use hookrun_nix::shared::Text;
+
+/// Machines that one build may lose.
+pub(crate) const MOST_LOST: usize = 3;
+
+/// The machines of one build, by URI.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failover {
+    /// Not tried yet, in the order of use.
+    untried: Ranking,
+    /// Lost once.
+    again: Vec<Text>,
+    /// Lost or refused.
+    tried: BTreeSet<Text>,
+    lost: usize,
+}
+
+/// Machines in the order of use: a later group is for when an earlier one is empty.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Ranking {
+    /// Named by the policy, and usable.
+    chosen: Vec<Text>,
+    /// Usable, in the order of Nix's rule.
+    others: Vec<Text>,
+    out: Vec<Text>,
+}
+
+impl Ranking {
+    /// All machines of `offered`, which stand so: those of `answer` first.
+    pub(crate) fn of(
+        answer: &[Text],
+        offered: &[Machine],
+        standings: &Standings,
+        rule: StockRule,
+    ) -> Self {
+        let named: HashSet<&str> = answer.iter().map(Text::as_str).collect();
+        // There may be thousands of machines, and most often all of them are named.
+        let by_rule =
+            if named.len() < offered.len() { rule.ranked_with_full(offered) } else { Vec::new() };
+        let by_rule = by_rule.into_iter().filter_map(|index| Some(&offered.get(index)?.uri));
+        let rest = by_rule.filter(|uri| !named.contains(uri.as_str())).cloned();
+        let is_usable = |uri: &Text| standings.is_usable(uri);
+        let (chosen, named_out): (Vec<Text>, Vec<Text>) =
+            answer.iter().cloned().partition(is_usable);
+        let (others, others_out): (Vec<Text>, Vec<Text>) = rest.partition(is_usable);
+        Self { chosen, others, out: [named_out, others_out].concat() }
+    }
+
+    fn retain(&mut self, keep: impl Fn(&Text) -> bool) {
+        for group in [&mut self.chosen, &mut self.others, &mut self.out] {
+            group.retain(&keep);
+        }
+    }
+}
+
+impl Failover {
+    /// A build that has not been anywhere.
+    pub(crate) const fn to(ranking: Ranking) -> Self {
+        Self { untried: ranking, again: Vec::new(), tried: BTreeSet::new(), lost: 0 }
+    }
+
+    /// The machines to use now, the best first; empty: none is left.
+    pub(crate) fn next(&self) -> &[Text] {
+        self.groups().next().map_or(&[], Vec::as_slice)
+    }
+
+    /// The groups that are not empty, in the order of use.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = &Vec<Text>> {
+        let Ranking { chosen, others, out } = &self.untried;
+        let open = !self.is_the_build();
+        let groups = [chosen, others, out, &self.again].into_iter();
+        groups.filter(move |group| open && !group.is_empty())
+    }
+
+    /// A new ranking. Where it names no machine that the policy has chosen, those that it chose
+    /// before stay first.
+    pub(crate) fn rank(&mut self, ranking: Ranking) {
+        let last = std::mem::replace(&mut self.untried, ranking);
+        let tried = &self.tried;
+        self.untried.retain(|uri| !tried.contains(uri));
+        let Ranking { chosen, others, .. } = &mut self.untried;
+        if chosen.is_empty() {
+            *chosen = last.chosen.into_iter().filter(|uri| others.contains(uri)).collect();
+            others.retain(|uri| !chosen.contains(uri));
+        }
+    }
+
+    /// The machine did not take it.
+    pub(crate) fn refused(&mut self, machine: &Text) {
+        self.untried.retain(|known| known != machine);
+        self.again.retain(|known| known != machine);
+        self.tried.insert(machine.clone());
+    }
+
+    /// The machine was lost while it had it.
+    pub(crate) fn lost(&mut self, machine: &Text) {
+        let first_time = !self.tried.contains(machine);
+        self.refused(machine);
+        if first_time {
+            self.again.push(machine.clone());
+        }
+        self.lost += 1;
+    }
+
+    /// Machines that were lost or have refused.
+    pub(crate) const fn tried(&self) -> &BTreeSet<Text> {
+        &self.tried
+    }
+
+    /// Is it the build that loses its machines?
+    pub(crate) const fn is_the_build(&self) -> bool {
+        self.lost >= MOST_LOST
+    }
+}
+
+/// A question to the policy about a build that is accepted already.
+pub(crate) struct Question<'a> {
+    /// The machines, as they were when it was accepted.
+    pub(crate) pool: Pool,
+    pub(crate) policy: Option<&'a mut PolicyThread>,
+    pub(crate) candidate: &'a Candidate,
+    pub(crate) inputs: &'a Inputs,
+}
+
+impl Question<'_> {
+    /// Asks it, without the machines that were `tried`: the ranking, and after how long of waiting
+    /// the policy wants to be asked again. A policy that has no answer chooses no machine.
+    pub(crate) fn ask(
+        &mut self,
+        history: &mut History,
+        tried: &BTreeSet<Text>,
+    ) -> (Ranking, Option<Duration>) {
+        let Self { pool, policy, candidate, inputs } = self;
+        let mut fitting = pool.fitting(candidate);
+        fitting.retain(|index| {
+            pool.machines.get(*index).is_some_and(|line| !tried.contains(&line.uri))
+        });
+        let lines = fitting.iter().filter_map(|index| pool.machines.get(*index));
+        let standings = Standings::of(lines, history);
+        let past = history.past(&candidate.pname, &candidate.system);
+        let present = Present::of((*inputs).clone(), history);
+        let Offered { machines, .. } =
+            pool.offered(candidate, &fitting, &standings, &past, &present, history.directory());
+        // It is too late for this machine.
+        let local = LocalMachine::default();
+        let decision = policy.as_mut().filter(|_| !machines.is_empty()).and_then(|policy| {
+            let decision = policy.ask(candidate, &machines, &local);
+            policy.stop();
+            decision.ok()
+        });
+        let (answer, ask_again) = match decision {
+            Some(Decision { action: Action::Machines(uris), ask_again_ms, .. }) => {
+                (uris, ask_again_ms.map(Duration::from_millis))
+            }
+            _ => (Vec::new(), None),
+        };
+        let rule = StockRule { division: pool.settings.division() };
+        (Ranking::of(&answer, &machines, &standings, rule), ask_again)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn texts(machines: &[&str]) -> Vec<Text> {
+        machines.iter().map(|machine| Text::from(*machine)).collect()
+    }
+
+    fn ranking(chosen: &[&str], others: &[&str], out: &[&str]) -> Ranking {
+        Ranking { chosen: texts(chosen), others: texts(others), out: texts(out) }
+    }
+
+    #[test]
+    fn machines_that_the_policy_left_out_follow_those_that_it_named() {
+        let mut failover = Failover::to(ranking(&["a"], &["b"], &["c"]));
+        assert_eq!(failover.next(), texts(&["a"]));
+        failover.refused(&"a".into());
+        assert_eq!(failover.next(), texts(&["b"]));
+        failover.refused(&"b".into());
+        assert_eq!(failover.next(), texts(&["c"]), "a machine that is out is better than none");
+        failover.refused(&"c".into());
+        assert!(failover.next().is_empty());
+    }
+
+    #[test]
+    fn a_lost_machine_comes_back_after_all_others_and_only_once() {
+        let mut failover = Failover::to(ranking(&["a"], &["b"], &[]));
+        failover.lost(&"a".into());
+        assert_eq!(failover.next(), texts(&["b"]));
+        failover.refused(&"b".into());
+        assert_eq!(failover.next(), texts(&["a"]));
+        failover.lost(&"a".into());
+        assert!(failover.next().is_empty(), "not a third time");
+        assert!(!failover.is_the_build());
+    }
+
+    #[test]
+    fn a_new_answer_never_brings_back_a_machine_that_was_tried() {
+        let mut failover = Failover::to(ranking(&["a", "b"], &["c"], &[]));
+        failover.refused(&"a".into());
+        failover.rank(ranking(&["a", "c"], &["b"], &[]));
+        assert_eq!(failover.next(), texts(&["c"]));
+    }
+
+    #[test]
+    fn without_an_answer_the_last_one_stays() {
+        let mut failover = Failover::to(ranking(&["a", "b", "d"], &["c"], &[]));
+        failover.refused(&"a".into());
+        failover.rank(ranking(&[], &["c", "b"], &["d"]));
+        assert_eq!(failover.next(), texts(&["b"]), "d is out by now");
+        failover.refused(&"b".into());
+        assert_eq!(failover.next(), texts(&["c"]));
+    }
+
+    #[test]
+    fn a_build_that_loses_its_machines_is_stopped() {
+        let mut failover = Failover::to(ranking(&["a", "b"], &["c", "d"], &[]));
+        for machine in ["a", "b", "c"] {
+            assert!(!failover.is_the_build());
+            failover.lost(&machine.into());
+        }
+        assert!(failover.is_the_build() && failover.next().is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn every_build_ends_and_has_been_everywhere(
+            machines in 0usize..6,
+            chosen in 0usize..6,
+            refusals in prop::collection::vec(any::<bool>(), 64),
+        ) {
+            let names: Vec<String> = (0..machines).map(|number| number.to_string()).collect();
+            let (first, rest) = names.split_at(chosen.min(machines));
+            let text = |names: &[String]| names.iter().map(|name| name.as_str().into()).collect();
+            let all = Ranking { chosen: text(first), others: text(rest), out: Vec::new() };
+            let mut failover = Failover::to(all.clone());
+            let mut steps = 0;
+            for refused in refusals {
+                let Some(machine) = failover.next().first().cloned() else { break };
+                if refused { failover.refused(&machine) } else { failover.lost(&machine) }
+                failover.rank(all.clone());
+                steps += 1;
+            }
+            prop_assert!(failover.next().is_empty());
+            prop_assert!(steps <= machines + MOST_LOST);
+            prop_assert!(failover.is_the_build() || failover.tried().len() == machines);
+        }
+    }
+}

@@ -1,0 +1,451 @@
+//! What Nix's own hook says after it has accepted: did the build fail, was its machine lost, or is
+//! this machine in trouble? Pure; [`super::stock`] carries the bytes.
+//!
+//! The stream holds what the hook says, what the machine's Nix says and what the build prints. Only
+//! the hook's own words count, and these are told from the others by the protocol:
+//!
+//! * The end is the exit status, and the exception that ended the hook. That is the last message of
+//!   level 0 with `raw_msg`, which only a logger of the hook's own process writes (`logging.cc`,
+//!   `logEI`); what a machine or a build says comes without it. Nix 2.3 has no `raw_msg`: there it
+//!   is the last message of level 0.
+//! * The stage of the build is told by activities of the hook. A build may begin activities of one
+//!   type only, that of downloads (`handleJSONLogMessage`), and a machine's have the number of a
+//!   process of its own in the upper half of their ids.
+//! * The exception may quote the build's log at its end ("last 10 log lines:"): that part is cut.
+//!
+//! Of the exception its fixed beginning counts, or the error text of a system call at its end
+//! (`SysError`), and nothing in between, where names and values are that others choose. The words
+//! are those of Nix 2.8 (seen) and 2.35 (read).
+//!
+//! `build of '...' on '...' failed: ...` means that the machine has answered. A build that is known
+//! to have failed is never tried again, and neither is one whose end nobody understands: only where
+//! the connection demonstrably went, or the machine would not build at all, is it moved. What goes
+//! wrong while nothing but this machine's store and state are at work is this machine's trouble.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use serde_json::Value;
+
+use crate::slots::slot_files::forms;
+
+/// What begins a message of a logger (`logging.cc`, `makeJSONLogger`).
+const JSON: &[u8] = b"@nix ";
+/// Longest JSON line that is looked into; a longer one is carried and nothing else.
+const LONGEST: usize = 1 << 20;
+/// Most errors held back.
+const MOST_HELD: usize = 64;
+/// `actUnknown`, the type of the hook's own activities.
+const UNKNOWN: u64 = 0;
+/// `actCopyPath`.
+const COPY_PATH: u64 = 100;
+/// `resProgress`.
+const PROGRESS: u64 = 105;
+/// How exceptions begin that tell of the end of a connection, or of a peer that does not speak
+/// Nix's protocol; lower case.
+const LOST: [&str; 13] = [
+    "unexpected end-of-file",
+    "unexpected eof",
+    "cannot open connection to remote store",
+    "failed to start ssh",
+    "cannot connect to",
+    "nix daemon disconnected unexpectedly",
+    "protocol mismatch",
+    "'nix-store --serve' protocol mismatch",
+    "unsupported 'nix-store --serve' protocol",
+    "serialised integer",
+    "string is too long",
+    "got unknown message type",
+    "corrupt daemon response",
+];
+/// Errors of system calls that tell of the end of a connection.
+const CONNECTION: [Errno; 11] = [
+    Errno::PIPE,
+    Errno::CONNRESET,
+    Errno::CONNREFUSED,
+    Errno::CONNABORTED,
+    Errno::TIMEDOUT,
+    Errno::HOSTUNREACH,
+    Errno::HOSTDOWN,
+    Errno::NETUNREACH,
+    Errno::NETDOWN,
+    Errno::NETRESET,
+    Errno::NOTCONN,
+];
+/// Errors of system calls that tell of a full disk.
+const FULL: [Errno; 2] = [Errno::NOSPC, Errno::DQUOT];
+/// Errors of system calls that tell of a missing right.
+const FORBIDDEN: [Errno; 3] = [Errno::ACCESS, Errno::PERM, Errno::ROFS];
+/// The machine will not build for this user, or cannot build such a thing at all, whatever the
+/// machines file says: how the message begins, and what follows in it; lower case.
+const REFUSED: [(&str, &str); 7] = [
+    ("you are not privileged to build", ""),
+    ("unable to start any build", ""),
+    // "a 'X' with features {..} is required to build '..', but I am a 'Y' with features {..}"
+    ("a '", "' with features {"),
+    // 2.29 to 2.33.
+    ("cannot build '", "'. reason: required system or feature not available"),
+    // From 2.34 on.
+    ("cannot build '", "'. reason: missing system features"),
+    ("cannot build '", "'. reason: platform mismatch"),
+    ("cannot build '", "'. reason: local builds are disabled"),
+];
+/// Error texts of other systems than this one (musl, macOS).
+const ELSEWHERE: [(&str, Errno); 5] = [
+    ("Operation timed out", Errno::TIMEDOUT),
+    ("Host is unreachable", Errno::HOSTUNREACH),
+    ("Network unreachable", Errno::NETUNREACH),
+    ("Quota exceeded", Errno::DQUOT),
+    ("Disc quota exceeded", Errno::DQUOT),
+];
+/// Error numbers of Linux end here.
+const ERRNOS: std::ops::RangeInclusive<i32> = 1..=133;
+
+/// How a delegated build ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// Well.
+    Built,
+    /// The build failed, or nobody knows better; why, a lower-case fragment.
+    Failed(String),
+    /// Its machine was lost, or would not build; why, a lower-case fragment.
+    Lost(String),
+    /// This machine failed; what it could not do and why, to follow "this machine".
+    Here(String),
+    /// Nobody reads what we say to Nix.
+    NixGone,
+}
+
+/// When things began.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Timing {
+    /// The inputs are being copied.
+    pub copying: Option<Instant>,
+    /// They are there.
+    pub started: Option<Instant>,
+    /// The outputs are being copied back.
+    pub built: Option<Instant>,
+    /// Bytes copied to the machine.
+    pub bytes: u64,
+}
+
+impl Timing {
+    /// How long it was built, if that is known.
+    pub fn building(&self) -> Option<Duration> {
+        self.built?.checked_duration_since(self.started?)
+    }
+
+    /// Bytes a second that the inputs' copy reached.
+    #[expect(clippy::cast_precision_loss, reason = "a speed need not be exact")]
+    pub fn bytes_per_second(&self) -> Option<f64> {
+        let seconds = self.started?.checked_duration_since(self.copying?)?.as_secs_f64();
+        // Anything smaller is all latency.
+        (self.bytes > 1 << 20 && seconds > 0.0).then(|| self.bytes as f64 / seconds)
+    }
+}
+
+/// Listens to one build.
+#[derive(Debug, Default)]
+pub struct OutputClassifier {
+    /// The hook's process.
+    process: u32,
+    /// The machine's names, in quotes.
+    machine: Vec<String>,
+    /// Exceptions, as plain text.
+    errors: Vec<Exception>,
+    /// Errors as they came, kept back until it is known whether they matter.
+    held: Vec<Vec<u8>>,
+    /// Are the outputs being copied back? Then this machine writes.
+    fetching: bool,
+    /// Activities that were begun and not ended.
+    open: BTreeSet<u64>,
+    /// The one that copies the inputs.
+    inputs: Option<u64>,
+    /// Paths that are being copied to the machine, and how many bytes of them are there.
+    copies: BTreeMap<u64, u64>,
+    timing: Timing,
+}
+
+/// What may have ended the hook.
+#[derive(Debug)]
+struct Exception {
+    /// Said by the hook for certain.
+    own: bool,
+    text: String,
+}
+
+impl OutputClassifier {
+    /// Listens to the hook with this process number, which builds on `machine`.
+    pub fn of(process: u32, machine: &str) -> Self {
+        let machine = forms(machine).into_iter().map(|form| format!("'{form}'")).collect();
+        Self { process, machine, ..Self::default() }
+    }
+
+    /// Hears a line. Is it to be passed on now?
+    pub fn line(&mut self, line: &[u8], now: Instant) -> bool {
+        let Some(json) = line.strip_prefix(JSON).filter(|json| json.len() <= LONGEST) else {
+            return true;
+        };
+        // Most lines are the log of a build that runs on the machine.
+        if self.inputs.is_none() && contains(json, b"\"action\":\"result\"") {
+            return true;
+        }
+        let Ok(message) = serde_json::from_slice::<Value>(json) else { return true };
+        let number = |name: &str| message.get(name).and_then(Value::as_u64);
+        let text = |name: &str| message.get(name).and_then(Value::as_str).unwrap_or_default();
+        match (text("action"), number("id")) {
+            ("start", Some(id)) => {
+                self.open.insert(id);
+                let own = number("type") == Some(UNKNOWN) && self.is_own(id, text("text"));
+                if own && text("text").starts_with("copying dependencies to ") {
+                    self.inputs = Some(id);
+                    self.timing.copying = Some(now);
+                } else if own && text("text").starts_with("copying outputs from ") {
+                    self.fetching = true;
+                    self.timing.built = Some(now);
+                } else if self.inputs.is_some() && number("type") == Some(COPY_PATH) {
+                    self.copies.insert(id, 0);
+                }
+                true
+            }
+            ("stop", Some(id)) => {
+                self.open.remove(&id);
+                if self.inputs == Some(id) {
+                    self.inputs = None;
+                    self.timing.started = Some(now);
+                    self.timing.bytes = std::mem::take(&mut self.copies).values().sum();
+                }
+                true
+            }
+            ("result", Some(id)) => {
+                let done = || message.get("fields")?.get(0)?.as_u64();
+                if number("type") == Some(PROGRESS)
+                    && let (Some(bytes), Some(done)) = (self.copies.get_mut(&id), done())
+                {
+                    *bytes = done;
+                }
+                true
+            }
+            ("msg", _) if number("level") == Some(0) => self.error_line(line, &message),
+            _ => true,
+        }
+    }
+
+    /// Is this activity one of the hook's own? Nix numbers them from its process number shifted by
+    /// 32 bits on (`logging.cc`); a hook behind a script of another process names the machine.
+    fn is_own(&self, id: u64, text: &str) -> bool {
+        id >> 32 == u64::from(self.process) || self.machine.iter().any(|name| text.ends_with(name))
+    }
+
+    fn error_line(&mut self, line: &[u8], message: &Value) -> bool {
+        let text = |name: &str| message.get(name).and_then(Value::as_str);
+        let own = text("raw_msg").is_some();
+        let said = without_colours(text("raw_msg").or_else(|| text("msg")).unwrap_or_default());
+        if (!own && !said.starts_with("error:")) || self.held.len() >= MOST_HELD {
+            return true;
+        }
+        self.errors.push(Exception { own, text: plain(without_log(&said)) });
+        self.held.push(line.to_vec());
+        false
+    }
+
+    /// What ended the hook.
+    fn exception(&self) -> Option<&str> {
+        let own = self.errors.iter().rev().find(|error| error.own);
+        own.or_else(|| self.errors.last()).map(|error| error.text.as_str())
+    }
+
+    /// Errors that were kept back.
+    pub fn held(&self) -> &[Vec<u8>] {
+        &self.held
+    }
+
+    /// When things began.
+    pub const fn timing(&self) -> Timing {
+        self.timing
+    }
+
+    /// Ends activities that a lost hook has left open, so that nobody shows them for ever.
+    pub fn close_activities(&mut self) -> Vec<u8> {
+        let ids = std::mem::take(&mut self.open).into_iter().rev();
+        ids.flat_map(|id| format!("@nix {{\"action\":\"stop\",\"id\":{id}}}\n").into_bytes())
+            .collect()
+    }
+
+    /// What the end means: with `code`, or by a signal.
+    pub fn ending(&self, code: Option<i32>) -> Ending {
+        let Some(code) = code else {
+            return Ending::Here("has lost Nix's own build hook, which was killed".to_owned());
+        };
+        if code == 0 {
+            return Ending::Built;
+        }
+        let Some(error) = self.exception() else {
+            return Ending::Failed(format!(
+                "Nix's own build hook ended with code {code} without a word"
+            ));
+        };
+        if let Some(why) = failed_build(error) {
+            let lost = !is_failed_builder(why) && (is_refusal(why) || is_full(why));
+            return if lost {
+                Ending::Lost(why.to_owned())
+            } else {
+                Ending::Failed(why.to_owned())
+            };
+        }
+        if is_end_of_connection(error) {
+            return Ending::Lost(error.to_owned());
+        }
+        if self.fetching && is_of_system(error) {
+            return here("cannot store what was built", error);
+        }
+        if is_of_system(error) && is_lock_of_hook(error) {
+            return here("cannot begin the build", error);
+        }
+        if is_refusal(error) || is_full(error) {
+            return Ending::Lost(error.to_owned());
+        }
+        Ending::Failed(error.to_owned())
+    }
+}
+
+/// This machine's trouble, with what to do about it.
+fn here(cannot: &str, error: &str) -> Ending {
+    let number = errno(error);
+    let fix = if is_full(error) {
+        "; make room in the Nix store and in Nix's state directory, then build again"
+    } else if number.is_some_and(|number| FORBIDDEN.contains(&number)) {
+        "; make the Nix store and Nix's state directory writable for the user that Nix builds as"
+    } else {
+        ""
+    };
+    Ending::Here(format!("{cannot}: {error}{fix}"))
+}
+
+/// The words of `build-remote.cc` for a build that the machine says has failed: what it says.
+fn failed_build(error: &str) -> Option<&str> {
+    let (_, rest) = error.strip_prefix("build of '")?.split_once("' on '")?;
+    let (_, why) = rest.split_once("' failed: ")?;
+    Some(why.strip_prefix("error: ").unwrap_or(why))
+}
+
+/// Does the machine say that the program which builds has failed? It may have failed for any
+/// reason, and Nix quotes what it printed.
+fn is_failed_builder(why: &str) -> bool {
+    let why = why.to_lowercase();
+    let is_new = |rest: &str| rest.contains("'. reason: builder failed");
+    why.starts_with("builder for '") || why.strip_prefix("cannot build '").is_some_and(is_new)
+}
+
+fn is_end_of_connection(error: &str) -> bool {
+    let lower = error.to_lowercase();
+    LOST.iter().any(|begin| lower.starts_with(begin))
+        || lower.ends_with(": unexpected end-of-file")
+        || errno(error).is_some_and(|number| CONNECTION.contains(&number))
+}
+
+fn is_refusal(error: &str) -> bool {
+    let error = error.to_lowercase();
+    REFUSED.iter().any(|(begin, then)| {
+        error.strip_prefix(begin).is_some_and(|rest| {
+            // What stands between the two is a store path or a system, without quotes.
+            let named = rest.split_once('\'').map_or(0, |(name, _)| name.len());
+            rest.get(named..).unwrap_or_default().starts_with(then)
+        })
+    })
+}
+
+/// Has a Nix, and not what it built, found the disk full?
+fn is_full(error: &str) -> bool {
+    errno(error).is_some_and(|number| FULL.contains(&number))
+        || is_sqlite(error, "database or disk is full")
+}
+
+/// Is it about the lock file that the hook opens before it copies (`build-remote.cc`)?
+fn is_lock_of_hook(error: &str) -> bool {
+    error.starts_with("opening lock file '") && error.contains(".upload-lock'")
+}
+
+/// Did a system call or SQLite fail?
+fn is_of_system(error: &str) -> bool {
+    errno(error).is_some() || is_sqlite(error, "")
+}
+
+/// An error of SQLite as Nix says it (`libstore/sqlite.cc`): `what: text (in 'file')`, or `SQLite
+/// database 'file' is busy`.
+fn is_sqlite(error: &str, text: &str) -> bool {
+    let is_busy = error.starts_with("SQLite database '") && error.ends_with("' is busy");
+    let is_error = error.ends_with("')") && error.contains(" (in '") && error.contains(text);
+    is_error || (text.is_empty() && is_busy)
+}
+
+/// The number of the error text of a system call that the message ends with.
+fn errno(message: &str) -> Option<Errno> {
+    static TEXTS: LazyLock<BTreeMap<String, Errno>> = LazyLock::new(|| {
+        let here = ERRNOS.map(|number| {
+            let text = std::io::Error::from_raw_os_error(number).to_string();
+            let text = text.split(" (os error").next().unwrap_or_default().to_owned();
+            (text, Errno::from_raw_os_error(number))
+        });
+        let elsewhere = ELSEWHERE.map(|(text, number)| (text.to_owned(), number));
+        here.chain(elsewhere).collect()
+    });
+    let (_, text) = message.rsplit_once(": ")?;
+    TEXTS.get(text.trim_end_matches('.')).copied()
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).take(64).any(|window| window == part)
+}
+
+/// A message without the last lines of a build's log, which Nix quotes at the end of the reason
+/// (`DerivationGoal::buildDone` and its successors): "last 10 log lines:" up to 2.28, "Last 10 log
+/// lines:" from then on, on a line of its own.
+pub(crate) fn without_log(message: &str) -> &str {
+    let mut length = 0;
+    for line in message.split_inclusive('\n') {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let is_start = matches!(words.as_slice(), [last, count, "log", "lines:" | "line:"]
+            if last.eq_ignore_ascii_case("last") && count.bytes().all(|byte| byte.is_ascii_digit()));
+        if is_start {
+            break;
+        }
+        length += line.len();
+    }
+    message.get(..length).unwrap_or(message).trim_end().trim_end_matches(';')
+}
+
+/// Without the sequences that colour (ECMA-48: ESC [ parameters, up to a letter).
+pub(crate) fn without_colours(text: &str) -> String {
+    let mut bare = String::with_capacity(text.len());
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        if character == '\u{1b}' {
+            let _ = characters.by_ref().find(char::is_ascii_alphabetic);
+        } else {
+            bare.push(character);
+        }
+    }
+    bare
+}
+
+/// Is this what the hook says of a machine that it cannot use (`build-remote.cc`)?
+pub(crate) fn is_about_machine(message: &str) -> bool {
+    let message = without_colours(message);
+    message.strip_prefix("error: ").unwrap_or(&message).starts_with("cannot build on '")
+}
+
+/// A message of Nix as one plain line: without colours, line ends and the words that only repeat
+/// which machine it is.
+pub(crate) fn plain(text: &str) -> String {
+    let line = without_colours(text).split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = line.strip_prefix("error: ").unwrap_or(&line);
+    let reason = line.strip_prefix("cannot build on '").and_then(|rest| rest.split_once("': "));
+    let reason = reason.map_or(line, |(_, reason)| reason);
+    reason.strip_prefix("error: ").unwrap_or(reason).to_owned()
+}
+
+#[cfg(test)]
+mod tests;

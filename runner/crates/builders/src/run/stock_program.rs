@@ -1,0 +1,119 @@
+//! Which program Nix's own build hook is: that of the very Nix that called.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use hookrun_nix::bounded;
+use hookrun_nix::installed::{Flavour, Version, identify};
+
+/// How long Nix may take to say its version: it takes 25 ms, and the whole command waits.
+const VERSION_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The programs that are one binary, which is `build-remote` too if called so. Others
+/// (nix-eval-jobs, Hydra) only use Nix's library.
+const NIX_PROGRAMS: [&str; 13] = [
+    "nix",
+    "nix-build",
+    "nix-channel",
+    "nix-collect-garbage",
+    "nix-copy-closure",
+    "nix-daemon",
+    "nix-env",
+    "nix-hash",
+    "nix-instantiate",
+    "nix-prefetch-url",
+    "nix-shell",
+    "nix-store",
+    "build-remote",
+];
+
+/// The stock hook as a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StockProgram {
+    program: PathBuf,
+    name: &'static str,
+    arguments: Vec<String>,
+}
+
+impl StockProgram {
+    /// That of the Nix that called this process, or else the `nix` in `PATH`.
+    pub(crate) fn of_caller(verbosity: u64) -> Self {
+        let link = rustix::process::getppid()
+            .map(|pid| PathBuf::from(format!("/proc/{}/exe", pid.as_raw_nonzero())));
+        let is_nix = |link: &PathBuf| {
+            let target = std::fs::read_link(link).ok()?;
+            // A Nix that was upgraded while it runs.
+            let name = target.file_name()?.to_str()?.trim_end_matches(" (deleted)").to_owned();
+            NIX_PROGRAMS.contains(&name.as_str()).then_some(())
+        };
+        // Since 2.0 the binary plays the role that argv[0] names.
+        let as_build_remote = |program| Self {
+            program,
+            name: "build-remote",
+            arguments: vec![verbosity.to_string()],
+        };
+        if let Some(program) = link.filter(|link| is_nix(link).is_some()) {
+            return as_build_remote(program);
+        }
+        match nix_in_path() {
+            Some(program) if !is_script(&program) => as_build_remote(program),
+            // A wrapper script loses argv[0]; `__build-remote` is there since 2.10.
+            program => {
+                let arguments = vec!["__build-remote".to_owned(), verbosity.to_string()];
+                Self {
+                    program: program.unwrap_or_else(|| PathBuf::from("nix")),
+                    name: "nix",
+                    arguments,
+                }
+            }
+        }
+    }
+
+    /// Its command, without anything else set.
+    pub(crate) fn command(&self) -> Command {
+        let Self { program, name, arguments } = self;
+        let mut command = Command::new(program);
+        std::os::unix::process::CommandExt::arg0(&mut command, name).args(arguments);
+        command
+    }
+
+    /// The version of its Nix, if it says one soon.
+    pub(crate) fn version(&self) -> Option<(Flavour, Version)> {
+        let mut command = Command::new(&self.program);
+        std::os::unix::process::CommandExt::arg0(&mut command, "nix").arg("--version");
+        let said = bounded::run(&mut command, VERSION_PATIENCE).ok()?;
+        said.status.success().then(|| identify(said.stdout.trim())).flatten()
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.program
+    }
+
+    /// For tests: any program.
+    #[cfg(test)]
+    pub(crate) fn other(program: &str, arguments: &[&str]) -> Self {
+        Self {
+            program: program.into(),
+            name: "sh",
+            arguments: arguments.iter().map(|word| (*word).to_owned()).collect(),
+        }
+    }
+}
+
+fn nix_in_path() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let executable = |program: &PathBuf| {
+        program.is_file()
+            && rustix::fs::access(program.as_path(), rustix::fs::Access::EXEC_OK).is_ok()
+    };
+    std::env::split_paths(&path).map(|directory| directory.join("nix")).find(executable)
+}
+
+fn is_script(program: &Path) -> bool {
+    let mut start = [0; 2];
+    std::fs::File::open(program).and_then(|mut file| file.read_exact(&mut start)).is_ok()
+        && start == *b"#!"
+}

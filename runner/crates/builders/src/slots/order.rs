@@ -1,0 +1,290 @@
+//! Which waiting build gets which free slot. Pure: every session computes the same from the same
+//! files, and takes what is its own.
+//!
+//! The command with the fewest builds running comes first; within a command the build with the most
+//! behind it, then the one that is expected to take longest (one that is not known may be the
+//! longest), then the oldest. `hookrun_simulate` plays the same order.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use crate::slots::reservations::Account;
+use crate::slots::sessions::{Command, Wanted};
+use hookrun_config::Amounts;
+use hookrun_nix::shared::Text;
+
+/// A build that has waited for resources for so long, in milliseconds, is kept them free for:
+/// younger builds that take some of the same go elsewhere or wait. Sooner, one large build would
+/// idle a machine at every turn; never, small ones would pass it for ever.
+const KEPT_FREE_AFTER_MS: u64 = 5 * 60 * 1000;
+
+/// A build that waits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ticket {
+    /// No other ticket has it.
+    pub name: std::ffi::OsString,
+    /// Which Nix process asked.
+    pub command: Command,
+    /// Where it may go, the best first.
+    pub wanted: Vec<Wanted>,
+    /// How many derivations stand one after another behind it.
+    pub depth: Option<u32>,
+    /// How long it should take at speed factor 1.
+    pub expected_seconds: Option<f64>,
+    /// Since when it waits, in milliseconds since 1970.
+    pub since_ms: u64,
+    /// What it takes besides a slot.
+    pub takes: Amounts,
+}
+
+impl Ticket {
+    fn wants(&self, machine: &str) -> bool {
+        self.wanted.iter().any(|wanted| wanted.machine == machine)
+    }
+
+    /// Does it wait for nothing but resources, and has done so for long?
+    fn is_kept_for(&self, free: &BTreeMap<Text, u32>, account: &Account<'_>, now_ms: u64) -> bool {
+        let has_slot = |wanted: &&Wanted| free.get(&wanted.machine).is_some_and(|slots| *slots > 0);
+        let with_slot = self.wanted.iter().filter(has_slot).map(|wanted| wanted.machine.as_str());
+        waits_for_resources(&self.takes, now_ms.saturating_sub(self.since_ms), with_slot, account)
+    }
+
+    /// Is what it would take on `machine` to be kept free for `older`, which has waited for it for
+    /// long?
+    fn gives_way(&self, older: &Self, machine: &str, account: &Account<'_>) -> bool {
+        (older.since_ms, &older.name) < (self.since_ms, &self.name)
+            && older.wants(machine)
+            && account.compete(machine, &self.takes, &older.takes)
+    }
+}
+
+/// Does a build that takes so much wait for nothing else, and has done so for long? `with_slot` are
+/// the machines it wants that have one free.
+pub fn waits_for_resources<'m>(
+    takes: &Amounts,
+    waited_ms: u64,
+    with_slot: impl Iterator<Item = &'m str>,
+    account: &Account<'_>,
+) -> bool {
+    let mut with_slot = with_slot.peekable();
+    !takes.is_empty()
+        && waited_ms >= KEPT_FREE_AFTER_MS
+        && with_slot.peek().is_some()
+        && with_slot.all(|machine| account.short(machine, takes).is_some())
+}
+
+/// Shares out `free` slots (by machine), and what `account` has left, between `tickets`; `running`
+/// builds (by command) count for fairness. Pairs of ticket and machine, in the order of the
+/// sharing.
+pub fn shared_out(
+    tickets: &[Ticket],
+    mut free: BTreeMap<Text, u32>,
+    mut account: Account<'_>,
+    mut running: BTreeMap<Command, u32>,
+    now_ms: u64,
+) -> Vec<(usize, Text)> {
+    let mut order: Vec<(usize, &Ticket)> = tickets.iter().enumerate().collect();
+    order.sort_by(|(_, a), (_, b)| compare(a, b));
+    let mut shares = Vec::new();
+    loop {
+        let kept_for: Vec<&Ticket> = order
+            .iter()
+            .map(|(_, ticket)| *ticket)
+            .filter(|ticket| ticket.is_kept_for(&free, &account, now_ms))
+            .collect();
+        let placeable = order.iter().enumerate().filter_map(|(place, (index, ticket))| {
+            let has_room = |wanted: &&Wanted| {
+                let Wanted { machine, .. } = wanted;
+                free.get(machine).is_some_and(|slots| *slots > 0)
+                    && account.short(machine, &ticket.takes).is_none()
+                    && !kept_for.iter().any(|older| ticket.gives_way(older, machine, &account))
+            };
+            let machine = ticket.wanted.iter().find(has_room)?.machine.clone();
+            Some((running.get(&ticket.command).copied().unwrap_or(0), place, *index, machine))
+        });
+        // The first by order among the commands with the fewest.
+        let Some((_, place, index, machine)) =
+            placeable.min_by_key(|(count, place, ..)| (*count, *place))
+        else {
+            return shares;
+        };
+        let (_, ticket) = order.remove(place);
+        *running.entry(ticket.command).or_default() += 1;
+        account.take(&machine, &ticket.takes);
+        if let Some(slots) = free.get_mut(&machine) {
+            *slots -= 1;
+        }
+        shares.push((index, machine));
+    }
+}
+
+fn compare(a: &Ticket, b: &Ticket) -> Ordering {
+    let depth = |ticket: &Ticket| ticket.depth.unwrap_or(0);
+    let seconds = |ticket: &Ticket| ticket.expected_seconds.unwrap_or(f64::INFINITY);
+    depth(b)
+        .cmp(&depth(a))
+        .then(seconds(b).total_cmp(&seconds(a)))
+        .then(a.since_ms.cmp(&b.since_ms))
+        .then(a.name.cmp(&b.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::slots::reservations::Reserved;
+    use hookrun_config::Resources;
+
+    fn ticket(name: &str, command: u32, machines: &[&str]) -> Ticket {
+        Ticket {
+            name: name.into(),
+            command: Command { pid: command, started: 0 },
+            wanted: machines
+                .iter()
+                .map(|machine| Wanted { machine: (*machine).into(), slots: 9 })
+                .collect(),
+            depth: None,
+            expected_seconds: None,
+            since_ms: 0,
+            takes: Amounts::default(),
+        }
+    }
+
+    fn free(slots: &[(&str, u32)]) -> BTreeMap<Text, u32> {
+        slots.iter().map(|(machine, slots)| ((*machine).into(), *slots)).collect()
+    }
+
+    /// `name machine` of each share.
+    fn shares(tickets: &[Ticket], slots: &[(&str, u32)]) -> Vec<String> {
+        let none = Resources::default();
+        let shares = shared_out(tickets, free(slots), Account::of(&none, []), BTreeMap::new(), 0);
+        shares
+            .iter()
+            .map(|(index, machine)| format!("{} {machine}", tickets[*index].name.display()))
+            .collect()
+    }
+
+    #[test]
+    fn what_waits_behind_it_then_the_longest_then_the_oldest() {
+        let tickets = [
+            Ticket { since_ms: 5, ..ticket("old", 1, &["m"]) },
+            Ticket { since_ms: 6, expected_seconds: Some(9.0), ..ticket("long", 1, &["m"]) },
+            Ticket {
+                since_ms: 7,
+                expected_seconds: Some(1.0),
+                depth: Some(4),
+                ..ticket("deep", 1, &["m"])
+            },
+            Ticket { since_ms: 8, expected_seconds: Some(1.0), ..ticket("short", 1, &["m"]) },
+            Ticket { since_ms: 9, expected_seconds: Some(5.0), ..ticket("middling", 1, &["m"]) },
+        ];
+        assert_eq!(
+            shares(&tickets, &[("m", 9)]),
+            ["deep m", "old m", "long m", "middling m", "short m"]
+        );
+    }
+
+    #[test]
+    fn the_first_machine_with_a_slot() {
+        let tickets =
+            [ticket("a", 1, &["full", "m"]), ticket("b", 1, &["m", "n"]), ticket("c", 1, &["m"])];
+        assert_eq!(shares(&tickets, &[("full", 0), ("m", 1), ("n", 1)]), ["a m", "b n"]);
+    }
+
+    #[test]
+    fn commands_share_fairly() {
+        let mut tickets: Vec<Ticket> = (0..4)
+            .map(|number| Ticket { since_ms: number, ..ticket(&format!("big{number}"), 1, &["m"]) })
+            .collect();
+        tickets.push(Ticket { since_ms: 50, ..ticket("small", 2, &["m"]) });
+        assert_eq!(shares(&tickets, &[("m", 3)]), ["big0 m", "small m", "big1 m"]);
+        let running = BTreeMap::from([(Command { pid: 2, started: 0 }, 2)]);
+        let none = Resources::default();
+        let first = shared_out(&tickets, free(&[("m", 1)]), Account::of(&none, []), running, 0);
+        assert_eq!(first, [(0, "m".into())]);
+    }
+
+    #[test]
+    fn a_large_build_is_not_passed_for_ever() {
+        let amounts = |gpus: u64| Amounts::from_iter([("gpu".to_owned(), gpus)]);
+        let limits = Resources {
+            machines: BTreeMap::from([("m".to_owned(), amounts(4))]),
+            features: BTreeMap::from([("cuda".to_owned(), amounts(1))]),
+            shared: Amounts::default(),
+        };
+        let running =
+            || Account::of(&limits, [Reserved { machine: "m".to_owned(), takes: amounts(2) }]);
+        let large = Ticket { takes: amounts(3), ..ticket("large", 1, &["m"]) };
+        let small =
+            Ticket { takes: amounts(1), since_ms: 1, depth: Some(9), ..ticket("small", 1, &["m"]) };
+        let plain = Ticket { since_ms: 1, ..ticket("plain", 1, &["m"]) };
+        let tickets = [large, small, plain];
+        let at =
+            |now_ms| shared_out(&tickets, free(&[("m", 9)]), running(), BTreeMap::new(), now_ms);
+        let names = |shares: Vec<(usize, Text)>| -> Vec<String> {
+            shares.iter().map(|(index, _)| tickets[*index].name.display().to_string()).collect()
+        };
+        assert_eq!(names(at(1000)), ["small", "plain"]);
+        assert_eq!(names(at(KEPT_FREE_AFTER_MS)), ["plain"], "what takes nothing of it goes on");
+        let idle = shared_out(
+            &tickets,
+            free(&[("m", 9)]),
+            Account::of(&limits, []),
+            BTreeMap::new(),
+            KEPT_FREE_AFTER_MS,
+        );
+        assert_eq!(names(idle), ["small", "large", "plain"]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_slot_twice_and_none_left_over(
+            tickets in prop::collection::vec(
+                (0u32..4, prop::collection::vec(0usize..4, 0..4), prop::option::of(0u32..5), prop::option::of(0.0f64..9.0), 0u64..3),
+                0..12,
+            ),
+            slots in prop::collection::vec(0u32..4, 4),
+            gpus in prop::collection::vec(0u64..4, 4),
+        ) {
+            const MACHINES: [&str; 4] = ["a", "b", "c", "d"];
+            let tickets: Vec<Ticket> = tickets
+                .into_iter()
+                .enumerate()
+                .map(|(index, (command, machines, depth, expected_seconds, takes))| {
+                    let machines: Vec<&str> = machines.into_iter().map(|machine| MACHINES[machine]).collect();
+                    let takes = [("gpu".to_owned(), takes)].into_iter().filter(|(_, amount)| *amount > 0).collect();
+                    Ticket { depth, expected_seconds, takes, ..ticket(&index.to_string(), command, &machines) }
+                })
+                .collect();
+            let gpus: BTreeMap<&str, u64> = MACHINES.into_iter().zip(gpus).collect();
+            let of_machine = |(machine, gpus): (&&str, &u64)| ((*machine).to_owned(), Amounts::from_iter([("gpu".to_owned(), *gpus)]));
+            let limits = Resources {
+                machines: gpus.iter().map(of_machine).collect(),
+                features: BTreeMap::from([("cuda".to_owned(), Amounts::default())]),
+                shared: Amounts::default(),
+            };
+            let all: BTreeMap<Text, u32> = MACHINES.iter().map(|m| Text::from(*m)).zip(slots).collect();
+            let mut left = all.clone();
+            let mut resources_left = gpus.clone();
+            let shares = shared_out(&tickets, all, Account::of(&limits, []), BTreeMap::new(), 0);
+            let mut given = std::collections::BTreeSet::new();
+            for (index, machine) in shares {
+                prop_assert!(given.insert(index), "twice");
+                prop_assert!(tickets[index].wanted.iter().any(|wanted| wanted.machine == machine));
+                let slots = left.get_mut(&machine).unwrap();
+                prop_assert!(*slots > 0, "over-committed");
+                *slots -= 1;
+                let takes = tickets[index].takes.get("gpu").unwrap_or(0);
+                let gpus = resources_left.get_mut(machine.as_str()).unwrap();
+                prop_assert!(*gpus >= takes, "over-committed");
+                *gpus -= takes;
+            }
+            for (index, ticket) in tickets.iter().enumerate() {
+                let takes = ticket.takes.get("gpu").unwrap_or(0);
+                let no_room = |wanted: &Wanted| left[&wanted.machine] == 0 || resources_left[wanted.machine.as_str()] < takes;
+                prop_assert!(given.contains(&index) || ticket.wanted.iter().all(no_room), "left over");
+            }
+        }
+    }
+}

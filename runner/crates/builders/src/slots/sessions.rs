@@ -1,0 +1,190 @@
+//! Who waits and who builds right now: one small file for each session that has accepted a build,
+//! which counts for as long as the session lives ([`super::held`]).
+//!
+//! Sessions write; `hookrun builders list` and the policy's busy times read ([`live`]).
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::slots::live_file::{self, LiveFile};
+use hookrun_config::Amounts;
+use hookrun_nix::shared::Text;
+
+/// The directory, below [`Dirs::builders`](hookrun_nix::dirs::Dirs::builders).
+const SESSIONS: &str = "sessions";
+
+/// The Nix process that asked: what builds are shared out between. Its start makes it unique.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Command {
+    /// Process.
+    pub pid: u32,
+    /// Field 22 of `/proc/PID/stat`; 0 where there is none.
+    pub started: u64,
+}
+
+impl Command {
+    /// The parent of this process.
+    pub fn of_parent() -> Self {
+        let pid =
+            rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
+        Self { pid, started: stat(pid).map_or(0, |(_, started)| started) }
+    }
+
+    /// Has the process ended that `text` names (as this is displayed)? `false` where that cannot be
+    /// known.
+    pub fn is_gone(text: &str) -> bool {
+        let named = text
+            .split_once('-')
+            .and_then(|(pid, start)| Some((pid.parse().ok()?, start.parse::<u64>().ok()?)));
+        match named.map(|(pid, start)| (pid, start, stat(pid))) {
+            None | Some((_, 0, _)) => false,
+            // One that is a zombie is only waited for.
+            Some((_, start, Some((state, now)))) => now != start || matches!(state, 'Z' | 'X'),
+            // It is gone, or other users' processes are not shown here (proc(5), `hidepid`).
+            Some((pid, ..)) => {
+                let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+                pid.is_some_and(|pid| {
+                    rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH)
+                })
+            }
+        }
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.pid, self.started)
+    }
+}
+
+/// State and start of a process. proc(5): the second field, in parentheses, may hold anything.
+fn stat(pid: u32) -> Option<(char, u64)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    Some((fields.next()?.chars().next()?, fields.nth(18)?.parse().ok()?))
+}
+
+/// A machine that a build may go to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Store URI.
+    pub machine: Text,
+    /// Builds at once.
+    pub slots: u32,
+}
+
+/// What a session does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activity {
+    /// It waits for a slot on one of these, the first the best.
+    Waiting(Vec<Wanted>),
+    /// It has a slot on this machine, by URI.
+    Building(Text),
+}
+
+/// A session that has accepted a build.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SessionState {
+    /// Its process.
+    pub pid: u32,
+    /// Which Nix process asked.
+    pub command: Command,
+    /// Full store path of the `.drv`.
+    pub drv_path: String,
+    /// The derivation's name.
+    pub name: String,
+    /// How many derivations stand one after another behind it.
+    pub depth: Option<u32>,
+    /// How long it should take on the machine it builds on, or (waiting) at speed factor 1.
+    pub expected_seconds: Option<f64>,
+    /// Since when it waits, or builds; milliseconds since 1970.
+    pub since_ms: u64,
+    /// What it takes besides a slot.
+    #[serde(default)]
+    pub takes: Amounts,
+    /// What it does.
+    pub activity: Activity,
+}
+
+/// The files of the sessions below `builders`, the directory of what is known about machines.
+pub fn directory(builders: &Path) -> PathBuf {
+    builders.join(SESSIONS)
+}
+
+/// Lets the others know, for as long as what is returned is kept.
+///
+/// # Errors
+/// The directory cannot be written.
+pub fn announce(directory: &Path, live: &SessionState) -> io::Result<LiveFile> {
+    LiveFile::make(directory, live)
+}
+
+/// All living sessions. What the dead left is swept away where this user may.
+pub fn live(directory: &Path) -> Vec<SessionState> {
+    named(directory).into_iter().map(|(_, live)| live).collect()
+}
+
+/// The same, each with the name of its file.
+pub(crate) fn named(directory: &Path) -> Vec<(OsString, SessionState)> {
+    live_file::living(directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(name: &str) -> SessionState {
+        SessionState {
+            pid: std::process::id(),
+            command: Command::of_parent(),
+            drv_path: format!("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-{name}.drv"),
+            name: name.to_owned(),
+            depth: Some(3),
+            expected_seconds: None,
+            since_ms: 1,
+            takes: Amounts::default(),
+            activity: Activity::Waiting(vec![Wanted { machine: "ssh://m".into(), slots: 2 }]),
+        }
+    }
+
+    #[test]
+    fn the_living_are_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let sessions = super::directory(directory.path());
+        assert!(live(&sessions).is_empty());
+        let (_one, two) = (
+            announce(&sessions, &session("one")).unwrap(),
+            announce(&sessions, &session("two")).unwrap(),
+        );
+        let mut names: Vec<String> = live(&sessions).into_iter().map(|live| live.name).collect();
+        names.sort();
+        assert_eq!(names, ["one", "two"]);
+        drop(two);
+        assert_eq!(live(&sessions), [session("one")]);
+        // As an earlier release wrote it.
+        let mut earlier = serde_json::to_value(session("earlier")).unwrap();
+        earlier.as_object_mut().unwrap().remove("takes");
+        assert_eq!(serde_json::from_value::<SessionState>(earlier).unwrap(), session("earlier"));
+    }
+
+    #[test]
+    fn a_command_is_one_process() {
+        let command = Command::of_parent();
+        assert!(command.pid > 0);
+        assert_eq!(command, Command::of_parent());
+        assert!(!Command::is_gone(&command.to_string()));
+        assert_eq!(
+            Command::is_gone(&format!("{}-{}", command.pid, command.started + 1)),
+            command.started != 0
+        );
+        assert!(
+            !Command::is_gone("") && !Command::is_gone("1-0") && !Command::is_gone("another text")
+        );
+        assert_eq!(stat(std::process::id()).is_some(), cfg!(target_os = "linux"));
+    }
+}

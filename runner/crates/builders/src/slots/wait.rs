@@ -1,0 +1,341 @@
+//! The queue of builds that wait for a slot, shared by the sessions of all Nix commands on this
+//! machine.
+//!
+//! There is no coordinator. Each session announces what it waits for ([`sessions`]); whenever
+//! something ends, each computes, one at a time, who gets what ([`order`]), and takes what is its
+//! own ([`slots`](crate::slots::slot_files)). A session that dies frees its place and its slot, because the
+//! kernel drops its locks. A waiting session is one small process that sleeps; it has no plugin and
+//! no database open.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fd::OwnedFd;
+use rustix::fs::OFlags;
+
+use crate::history::now_ms;
+use crate::private;
+use crate::slots::live_file::LiveFile;
+use crate::slots::order::{self, Ticket};
+use crate::slots::reservations::{self, Account, Hold};
+use crate::slots::sessions::{self, Activity, Command, SessionState, Wanted};
+use crate::slots::slot_files::SlotFiles;
+use crate::slots::slot_files::{Slot, Taken};
+use crate::slots::watch::{Watch, Woken};
+use hookrun_config::{Amounts, Resources};
+use hookrun_nix::shared::Text;
+
+/// Held while one session computes and takes.
+const LOCK: &str = "queue.lock";
+/// How long a session waits for the others while Nix is blocked on it: each takes some
+/// milliseconds.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+/// The same for a build that is accepted.
+const LONG_PATIENCE: Duration = Duration::from_secs(5);
+/// The name of a ticket that is not announced yet; a real one has a number in front.
+const NOT_ANNOUNCED: &str = "~";
+
+/// What waits: a build that one session has accepted, or is about to.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Waiting {
+    pub(crate) drv_path: String,
+    pub(crate) name: String,
+    /// How many derivations stand one after another behind it.
+    pub(crate) depth: Option<u32>,
+    /// How long it should take at speed factor 1.
+    pub(crate) expected_seconds: Option<f64>,
+    /// Since when, in milliseconds since 1970.
+    pub(crate) since_ms: u64,
+    /// What it takes besides a slot.
+    pub(crate) takes: Amounts,
+}
+
+/// Whose turn it is.
+#[derive(Debug)]
+pub(crate) enum Turn {
+    /// This machine, with what is held from now on.
+    Yours(Text, Hold),
+    /// This machine has a slot, and it cannot be used; why, as a lower-case fragment.
+    Unusable(Text, String),
+    Wait {
+        /// Builds that wait for the same machines.
+        others: usize,
+    },
+}
+
+/// How a wait ended.
+#[derive(Debug)]
+pub(crate) enum Waited {
+    Turn(Text, Hold),
+    /// It would be, on this machine, and that cannot be used; why.
+    Unusable(Text, String),
+    /// Nobody reads what we say to Nix.
+    NixGone,
+    TimeOver,
+}
+
+/// The queue of this machine.
+#[derive(Debug, Clone)]
+pub(crate) struct Queue {
+    /// [`Dirs::builders`](hookrun_nix::dirs::Dirs::builders).
+    builders: PathBuf,
+    slot_files: SlotFiles,
+    command: Command,
+    limits: Resources,
+}
+
+impl Queue {
+    /// The queue whose files are in `builders`, for the command that this session belongs to.
+    pub(crate) fn new(
+        builders: &Path,
+        slot_files: SlotFiles,
+        command: Command,
+        limits: Resources,
+    ) -> Self {
+        Self { builders: builders.to_owned(), slot_files, command, limits }
+    }
+
+    /// What builds take besides a slot.
+    pub(crate) const fn limits(&self) -> &Resources {
+        &self.limits
+    }
+
+    /// Whose session this is.
+    pub(crate) const fn command(&self) -> Command {
+        self.command
+    }
+
+    /// Builds of all commands that wait.
+    pub(crate) fn waiting(&self) -> usize {
+        let live = sessions::live(&sessions::directory(&self.builders));
+        live.iter().filter(|live| matches!(live.activity, Activity::Waiting(_))).count()
+    }
+
+    /// Lets the others know what this session does.
+    pub(crate) fn announce(&self, waiting: &Waiting, activity: Activity) -> Option<LiveFile> {
+        let Waiting { drv_path, name, depth, expected_seconds, since_ms, takes } = waiting.clone();
+        let command = self.command;
+        let live = SessionState {
+            pid: std::process::id(),
+            command,
+            drv_path,
+            name,
+            depth,
+            expected_seconds,
+            since_ms,
+            takes,
+            activity,
+        };
+        // Without it the others know less; the slot file still counts.
+        sessions::announce(&sessions::directory(&self.builders), &live).ok()
+    }
+
+    /// Is there a slot for `waiting` on one of `wanted`, with respect to all that wait? Takes it.
+    ///
+    /// Sessions do so one at a time. Where another one holds the lock for longer than `patience`,
+    /// two may want the same slot, and one of them looks again; but what builds take besides must
+    /// not be given away twice, so a build that takes some of it waits.
+    pub(crate) fn turn(
+        &self,
+        waiting: &Waiting,
+        wanted: &[Wanted],
+        own: Option<&LiveFile>,
+        patience: Duration,
+    ) -> Turn {
+        let one_at_a_time = self.lock(patience);
+        let takes = !self.limits.is_empty() && !waiting.takes.is_empty();
+        if takes && matches!(one_at_a_time, OneAtATime::Busy) {
+            return Turn::Wait { others: 0 };
+        }
+        let own =
+            own.map_or_else(|| OsString::from(NOT_ANNOUNCED), |session| session.name().to_owned());
+        let sessions = sessions::named(&sessions::directory(&self.builders));
+        let mut running: BTreeMap<Command, u32> = BTreeMap::new();
+        let mut others = Vec::new();
+        for (
+            name,
+            SessionState { command, depth, expected_seconds, since_ms, takes, activity, .. },
+        ) in sessions
+        {
+            match activity {
+                Activity::Building(_) => *running.entry(command).or_default() += 1,
+                Activity::Waiting(_) if name == own => {}
+                Activity::Waiting(wanted) => {
+                    others.push(Ticket {
+                        name,
+                        command,
+                        wanted,
+                        depth,
+                        expected_seconds,
+                        since_ms,
+                        takes,
+                    });
+                }
+            }
+        }
+        let account = Account::now(&self.limits, &self.builders);
+        if others.is_empty() {
+            return self.first_with_room(waiting, wanted, &account);
+        }
+        let mine = Ticket {
+            name: own,
+            command: self.command,
+            wanted: wanted.to_vec(),
+            depth: waiting.depth,
+            expected_seconds: waiting.expected_seconds,
+            since_ms: waiting.since_ms,
+            takes: waiting.takes.clone(),
+        };
+        let tickets: Vec<Ticket> = std::iter::once(mine).chain(others).collect();
+        let mut free = self.free(&tickets);
+        loop {
+            let shares = order::shared_out(
+                &tickets,
+                free.clone(),
+                account.clone(),
+                running.clone(),
+                now_ms(),
+            );
+            let Some((_, machine)) = shares.into_iter().find(|(index, _)| *index == 0) else {
+                let wanted_too =
+                    |ticket: &&Ticket| ticket.wanted.iter().any(|machine| wanted.contains(machine));
+                return Turn::Wait { others: tickets.iter().skip(1).filter(wanted_too).count() };
+            };
+            let slots = wanted
+                .iter()
+                .find(|wanted| wanted.machine == machine)
+                .map_or(1, |wanted| wanted.slots);
+            let slot = match self.slot_files.take(&machine, slots) {
+                Taken::Slot(slot) => Some(slot),
+                Taken::Unknown => None,
+                // Another Nix was faster.
+                Taken::Full => {
+                    free.insert(machine, 0);
+                    continue;
+                }
+            };
+            return self.hold(slot, &machine, waiting);
+        }
+    }
+
+    /// The same where nobody else waits: there may be thousands of machines, and most often the
+    /// first has a slot.
+    fn first_with_room(&self, waiting: &Waiting, wanted: &[Wanted], account: &Account<'_>) -> Turn {
+        for Wanted { machine, slots } in wanted {
+            if account.short(machine, &waiting.takes).is_some() {
+                continue;
+            }
+            match self.slot_files.take(machine, *slots) {
+                Taken::Slot(slot) => return self.hold(Some(slot), machine, waiting),
+                // As far as can be seen.
+                Taken::Unknown
+                    if self
+                        .slot_files
+                        .loads([(machine.as_str(), *slots)])
+                        .iter()
+                        .all(|load| load < slots) =>
+                {
+                    return self.hold(None, machine, waiting);
+                }
+                Taken::Unknown | Taken::Full => {}
+            }
+        }
+        Turn::Wait { others: 0 }
+    }
+
+    fn hold(&self, slot: Option<Slot>, machine: &Text, waiting: &Waiting) -> Turn {
+        match Hold::of(slot, machine, &waiting.takes, &self.limits, &self.builders) {
+            Ok(hold) => Turn::Yours(machine.clone(), hold),
+            Err(why) => Turn::Unusable(machine.clone(), why),
+        }
+    }
+
+    /// Waits for its turn, at most until `until`. `wanted` may change meanwhile: machines fail and
+    /// come back. `told` hears what is waited for, at first and after `tell_after`, and then now
+    /// and again.
+    pub(crate) fn wait(
+        &self,
+        waiting: &Waiting,
+        wanted: &mut dyn FnMut() -> Vec<Wanted>,
+        until: Option<Instant>,
+        tell_after: Duration,
+        nix: BorrowedFd<'_>,
+        told: &mut dyn FnMut(&[Wanted], usize),
+    ) -> Waited {
+        let tell = Instant::now() + tell_after;
+        let mut machines = wanted();
+        let mut session = self.announce(waiting, Activity::Waiting(machines.clone()));
+        // Watched before the first look, so that nothing is missed in between.
+        let sessions = sessions::directory(&self.builders);
+        let reserved = reservations::directory(&self.builders);
+        let mut watched = vec![self.slot_files.directory(), &sessions];
+        if !self.limits.is_empty() && std::fs::create_dir_all(&reserved).is_ok() {
+            watched.push(&reserved);
+        }
+        let mut watch = Watch::on(&watched);
+        loop {
+            match self.turn(waiting, &machines, session.as_ref(), LONG_PATIENCE) {
+                Turn::Yours(machine, hold) => return Waited::Turn(machine, hold),
+                Turn::Unusable(machine, why) => return Waited::Unusable(machine, why),
+                Turn::Wait { others } => told(&machines, others),
+            }
+            let within = match until.map(|until| until.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => return Waited::TimeOver,
+                Some(left) => left,
+                None => Duration::MAX,
+            };
+            let within = match tell.saturating_duration_since(Instant::now()) {
+                Duration::ZERO => within,
+                left => within.min(left),
+            };
+            if watch.next(nix, within) == Woken::NixGone {
+                return Waited::NixGone;
+            }
+            let now = wanted();
+            if now != machines {
+                machines = now;
+                session = self.announce(waiting, Activity::Waiting(machines.clone()));
+            }
+        }
+    }
+
+    /// Free slots of all machines that somebody waits for.
+    fn free(&self, tickets: &[Ticket]) -> BTreeMap<Text, u32> {
+        let mut slots: BTreeMap<&Text, u32> = BTreeMap::new();
+        for Wanted { machine, slots: count } in tickets.iter().flat_map(|ticket| &ticket.wanted) {
+            let known = slots.entry(machine).or_default();
+            *known = (*known).max(*count);
+        }
+        let loads =
+            self.slot_files.loads(slots.iter().map(|(machine, slots)| (machine.as_str(), *slots)));
+        let free = slots.into_iter().zip(loads);
+        free.map(|((machine, slots), load)| (machine.clone(), slots.saturating_sub(load))).collect()
+    }
+
+    fn lock(&self, patience: Duration) -> OneAtATime {
+        let file = private::directory(&self.builders)
+            .and_then(|directory| private::file(&directory, LOCK, OFlags::empty()));
+        match file {
+            Ok(file) if private::lock_within(&file, patience) => OneAtATime::Taken { _lock: file },
+            Ok(_) => OneAtATime::Busy,
+            Err(_) => OneAtATime::Unusable,
+        }
+    }
+}
+
+/// The lock that lets one session at a time compute and take.
+#[derive(Debug)]
+enum OneAtATime {
+    /// By this session, while this is kept.
+    Taken { _lock: OwnedFd },
+    /// By another session, for longer than this one may wait.
+    Busy,
+    /// There is none: nothing can be written in `builders/`.
+    Unusable,
+}
+
+#[cfg(test)]
+mod tests;
