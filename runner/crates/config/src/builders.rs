@@ -46,7 +46,7 @@ impl Default for Builders {
             retry_after: Duration::from_secs(15),
             early_accept: true,
             max_waiting: 64,
-            share_connections: true,
+            share_connections: false,
             machine_resources: BTreeMap::new(),
             feature_resources: BTreeMap::new(),
             shared_resources: Amounts::default(),
