@@ -21,7 +21,7 @@ pub(crate) const TARGET: Target = Target {
 
 fn run(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    let locked = local::locked(&text);
+    let locked = local_builds::locked(&text);
     let flock = text.lines().filter(|line| line.contains("FLOCK"));
     assert!(locked.len() <= flock.count(), "{locked:?}");
 }

@@ -96,7 +96,7 @@ fn nix_facts(nix: &Installed, config: Option<&Config>) -> NixFacts {
             Some((nix.flavour, nix.version))
         });
     let useless = config
-        .map(|config| resources::useless(&config.builders.resources, &found.machines))
+        .map(|config| reservations::useless(&config.builders.resources, &found.machines))
         .unwrap_or_default();
     found.warnings.extend(useless.into_iter().map(|(machine, text)| match machine {
         Some(machine) => format!("{machine}: {text}"),

@@ -282,7 +282,7 @@ impl Session {
     }
 
     fn sessions(&self) -> Vec<SessionState> {
-        lease::live(&lease::directory(&self.builders()))
+        sessions::live(&sessions::directory(&self.builders()))
     }
 
     fn builders(&self) -> PathBuf {

@@ -1,6 +1,6 @@
 //! The build hook as a process: descriptors, configuration, session, exit code.
 //!
-//! Whatever is wrong with the configuration or with hookrun itself, Nix gets its answers.
+//! Nix gets its answers even if the configuration or hookrun itself is faulty.
 
 use std::io::BufReader;
 use std::os::fd::AsFd as _;
@@ -20,18 +20,18 @@ use hookrun_nix::exit_code::Exit;
 use hookrun_nix::process;
 use hookrun_nix::selection::PolicyError;
 
-/// What the configuration says about builder selection.
+/// The configuration of builder selection.
 pub struct Setup {
     /// `[builders]`.
     pub builders: config::Builders,
-    /// Who chooses; none: Nix's own rule.
+    /// Makes the policy. None: Nix's own rule chooses.
     pub policy: Option<PolicyFactory>,
 }
 
 impl Setup {
-    /// From this installation's configuration; `may_choose` says whether a plugin may be the one
-    /// that chooses, and `policy` makes the policy of it, within the policy's deadline. Without one
-    /// Nix's own rule chooses.
+    /// Reads the configuration of this installation. `may_choose` returns whether a plugin may be
+    /// the policy, and `policy` makes it, within the policy's deadline. Without one, Nix's own rule
+    /// chooses.
     pub fn load<C, F>(may_choose: C, policy: F) -> Self
     where
         C: FnOnce(&Config) -> bool,
@@ -52,7 +52,7 @@ impl Setup {
     }
 }
 
-/// Plays the build hook that Nix started with this verbosity.
+/// Runs as the build hook that Nix started with this verbosity.
 pub fn main(verbosity: u64, setup: impl FnOnce() -> Setup) -> Exit {
     process::reserve();
     shutdown::watch();
@@ -88,11 +88,10 @@ pub fn main(verbosity: u64, setup: impl FnOnce() -> Setup) -> Exit {
     }));
     match ended {
         Ok(End::Closed | End::Built(0)) => Exit::Done,
-        // After a panic the question, if there was one, is answered; if a build was running, it is
-        // lost.
+        // After a panic an open question is answered, and a running build is lost.
         Ok(End::Built(1)) | Err(_) => Exit::Failed,
-        // Up to Nix 2.28 the code of a build hook has a meaning (100 permanent failure, 101
-        // time-out): it is passed on.
+        // Up to Nix 2.28 the exit code of a build hook has a meaning (100: permanent failure, 101:
+        // time-out), so it is passed on.
         Ok(End::Built(code)) => std::process::exit(i32::from(code)),
     }
 }

@@ -1,10 +1,10 @@
-//! The directory `builders/` and all that is in it belong to the user that Nix builds as, and
-//! nobody else may enter: whoever can open a lock file can hold its lock, and whoever can write a
-//! session's file can speak for a session.
+//! The directory `builders/` and everything in it belong to the user that Nix builds as, and no
+//! other user may enter: a user who can open a lock file can hold its lock, and one who can write
+//! the file of a session can act for that session.
 //!
-//! Directories have mode 0700 and files 0600, whatever the umask and whatever an earlier release
-//! made. What belongs to another user is not used: builds then go on without memory. Other users
-//! see nothing of it; `hookrun builders` is run as the owner.
+//! Directories have mode 0700 and files 0600, independent of the umask and of what an earlier
+//! release created. What belongs to another user is not used: builds then go on without history.
+//! Other users see nothing of it; `hookrun builders` is run as the owner.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,16 +18,16 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 const DIRECTORY: Mode = Mode::RWXU;
 /// Mode of files.
 const FILE: Mode = Mode::RUSR.union(Mode::WUSR);
-/// How often a lock that another session holds is tried.
+/// Interval between attempts to take a lock that another session holds.
 const TRY_EVERY: Duration = Duration::from_millis(2);
 
-/// Opens a directory of this user, made if it is not there, for its owner alone.
+/// Opens a directory that only this user may enter, and creates it if there is none.
 ///
 /// # Errors
-/// It cannot be made, or belongs to another user.
+/// It cannot be created, or belongs to another user.
 pub(crate) fn directory(path: &Path) -> io::Result<OwnedFd> {
     if let Some(parent) = path.parent() {
-        // The state directory is not only ours.
+        // The state directory is used by other parts of hookrun too.
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
     }
     match std::fs::DirBuilder::new().mode(DIRECTORY.bits()).create(path) {
@@ -42,10 +42,10 @@ pub(crate) fn directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(directory)
 }
 
-/// Opens a directory of this user that is there.
+/// Opens an existing directory of this user.
 ///
 /// # Errors
-/// It is not there, or belongs to another user.
+/// It does not exist, or belongs to another user.
 pub(crate) fn opened(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = rustix::fs::open(path, flags, Mode::empty())?;
@@ -56,17 +56,17 @@ pub(crate) fn opened(path: &Path) -> io::Result<OwnedFd> {
     Ok(directory)
 }
 
-/// Does this belong to the user of this process?
+/// Returns whether this belongs to the user of this process.
 pub(crate) fn is_own(found: &rustix::fs::Stat) -> bool {
     found.st_uid == rustix::process::geteuid().as_raw()
 }
 
-/// Opens a file of this user below `directory`, made if it is not there, for its owner alone.
+/// Opens a file below `directory` that only this user may open, and creates it if there is none.
 ///
 /// # Errors
-/// It cannot be made, is no plain file, or belongs to another user.
+/// It cannot be created, is not a regular file, or belongs to another user.
 pub(crate) fn file(directory: &OwnedFd, name: &str, more: OFlags) -> io::Result<OwnedFd> {
-    // A FIFO in its place must not be waited for.
+    // Do not wait for a FIFO in its place.
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::openat(directory, name, flags | OFlags::NONBLOCK | more, FILE)?;
     let found = rustix::fs::fstat(&file)?;
@@ -81,7 +81,7 @@ pub(crate) fn file(directory: &OwnedFd, name: &str, more: OFlags) -> io::Result<
     Ok(file)
 }
 
-/// Takes the lock of a file, waiting at most `patience` for who holds it.
+/// Takes the lock of a file. Waits at most `patience` if another process holds it.
 pub(crate) fn lock_within(file: &OwnedFd, patience: Duration) -> bool {
     let began = Instant::now();
     loop {
@@ -122,13 +122,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_directory_or_no_plain_file_is_not_used() {
+    fn a_link_or_a_fifo_is_not_used() {
         let place = tempfile::tempdir().unwrap();
         let target = place.path().join("target");
         std::fs::create_dir(&target).unwrap();
         let link = place.path().join("link");
         std::os::unix::fs::symlink(&target, &link).unwrap();
-        assert!(directory(&link).is_err(), "a symbolic link may be another's");
+        assert!(directory(&link).is_err(), "a symbolic link may lead to another user's directory");
         let opened = directory(&target).unwrap();
         let fifo = Mode::from_raw_mode(0o600);
         rustix::fs::mknodat(&opened, "fifo", rustix::fs::FileType::Fifo, fifo, 0).unwrap();
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_is_held_is_waited_for_only_so_long() {
+    fn the_wait_for_a_held_lock_is_bounded() {
         let place = tempfile::tempdir().unwrap();
         let opened = directory(place.path()).unwrap();
         let held = file(&opened, "lock", OFlags::empty()).unwrap();

@@ -2,9 +2,9 @@
 //! (contract of `HookInstance` and `build-remote.cc`, 2.3 to 2.35).
 //!
 //! Effects come in through [`StockHook`], the two streams and the directories, so that a test can
-//! end or garble the conversation at any byte. Every way out of [`Session::run`] has answered each
-//! candidate exactly once. Where a candidate goes is worked out in [`place`](crate::choice::decide); what
-//! follows an accept is [`super::delegation`].
+//! end or change the conversation at any byte. On every way out of [`Session::run`], each candidate
+//! was answered exactly once. [`decide`](crate::choice::decide) finds the answer; what follows an
+//! accept is [`crate::run::delegate`].
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::{Read, Write};
@@ -31,13 +31,13 @@ use hookrun_nix::event::NixDirs;
 use hookrun_nix::machines;
 use hookrun_nix::shared::Text;
 
-/// Builds of this machine are looked after once in so long; the next question waits for it.
+/// How often the ends of local builds are recorded. The next question waits meanwhile.
 const SETTLE_EVERY: Duration = Duration::from_secs(2);
 
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// Nix has no more questions, or cannot be talked to.
+    /// Nix has no more questions, or cannot be understood.
     Closed,
     /// A build was delegated and ended with this exit code.
     Built(u8),
@@ -49,11 +49,11 @@ pub struct Session<'a, R, W> {
     pub input: R,
     /// Our replies.
     pub reply: W,
-    /// Where Nix reads them.
+    /// The stream that Nix reads.
     pub nix: BorrowedFd<'a>,
-    /// Who carries out.
+    /// Nix's own hook.
     pub stock: &'a mut dyn StockHook,
-    /// Who chooses; none: Nix's own rule.
+    /// The policy. None: Nix's own rule chooses.
     pub policy: Option<PolicyThread>,
     /// Nix's directories, as its environment names them.
     pub nix_dirs: NixDirs,
@@ -79,7 +79,7 @@ struct Taken<'r> {
 }
 
 impl<R: Read, W: Write> Session<'_, R, W> {
-    /// Plays it to its end.
+    /// Runs the session to its end.
     pub fn run(mut self) -> End {
         let mut opened = match self.open() {
             Ok(opened) => opened,
@@ -116,9 +116,9 @@ impl<R: Read, W: Write> Session<'_, R, W> {
                     let Ok(reply) = pending.accept(accepted.name.as_bytes()) else {
                         return End::Closed;
                     };
-                    // Nix blocks on writing these until they are read, so they are read whole
-                    // before anything else. If they do not come, Nix is gone, or not in step after
-                    // an accept: there is no build to save. Dropping it ends it.
+                    // Nix blocks on writing these until they are read, so all of them are read
+                    // first. If they do not come, Nix has ended or sends something else: the build
+                    // cannot go on, and dropping it ends it.
                     let Ok(inputs) = Inputs::read(&mut self.input) else { return End::Built(1) };
                     let taken = Taken { accepted: *accepted, request: &request, inputs };
                     let Self { stock, policy, nix, .. } = self;
@@ -214,7 +214,7 @@ impl Opened {
     }
 }
 
-/// The conversation cannot go on: says why; Nix builds without a hook from here on.
+/// Ends a conversation that cannot go on with a message; Nix then builds without a hook.
 fn give_up<W: Write>(mut pending: Pending<'_, W>, why: &str) -> End {
     pending.message(
         Level::Warn,

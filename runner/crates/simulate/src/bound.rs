@@ -1,9 +1,9 @@
-//! What no scheduler can beat.
+//! A lower bound of the makespan.
 
 use super::trace::Trace;
 
-/// The larger of total work over total capacity, and the critical path at the highest speed; in
-/// seconds. Transfers are left out, so the bound is below what the best schedule reaches.
+/// Returns the larger of total work over total capacity and the critical path at the highest speed,
+/// in seconds. Transfers are not counted, so the bound is below the best possible makespan.
 pub fn lower_bound(trace: &Trace) -> f64 {
     let capacity: f64 =
         trace.machines.iter().map(|machine| f64::from(machine.slots) * machine.speed).sum();

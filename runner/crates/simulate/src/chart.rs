@@ -2,12 +2,12 @@
 
 use super::compare::{Comparison, STOCK};
 
-/// Characters of a line of [`busy_over_time`].
+/// Width of a line of [`busy_over_time`] in characters.
 const WIDTH: usize = 60;
-/// One eighth more each (Unicode block elements).
+/// Steps of one eighth (Unicode block elements).
 const LEVELS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-/// The table of figures: rows of cells, the first row its head.
+/// Returns the table of figures: rows of cells, of which the first is the head.
 pub fn table(comparison: &Comparison) -> Vec<Vec<String>> {
     let head = [
         "",
@@ -45,7 +45,7 @@ pub fn table(comparison: &Comparison) -> Vec<Vec<String>> {
     rows
 }
 
-/// How much of each machine was used by each rule, in the first trace.
+/// Returns how much of each machine each rule used, in the first trace.
 pub fn machines(comparison: &Comparison) -> Vec<Vec<String>> {
     let head = ["machine", "slots", "factor"].map(ToOwned::to_owned).into_iter();
     let mut rows: Vec<Vec<String>> =
@@ -62,7 +62,7 @@ pub fn machines(comparison: &Comparison) -> Vec<Vec<String>> {
     rows
 }
 
-/// Slots in use over time in the first trace, a row for each rule, all on one scale.
+/// Returns the slots in use over time in the first trace, a row for each rule, on one scale.
 pub fn busy_over_time(comparison: &Comparison) -> Vec<Vec<String>> {
     let end = comparison.rules.iter().map(|rule| rule.first().makespan).fold(0.0, f64::max);
     let slots: f64 = comparison.machines.iter().map(|machine| f64::from(machine.slots)).sum();
@@ -76,7 +76,7 @@ pub fn busy_over_time(comparison: &Comparison) -> Vec<Vec<String>> {
     comparison.rules.iter().map(row).collect()
 }
 
-/// The mean number of spans that cover each of `buckets` equal parts of 0 .. `end`.
+/// Returns the mean number of spans that cover each of `buckets` equal parts of 0 .. `end`.
 pub fn busy(spans: &[(f64, f64)], end: f64, buckets: usize) -> Vec<f64> {
     let mut sums = vec![0.0; buckets];
     let width = end / as_float(buckets);
@@ -106,7 +106,7 @@ fn as_float(number: usize) -> f64 {
     number as f64
 }
 
-/// `1h 5m`, `5m 10s`, `9.5s`.
+/// Formats a duration as `1h 5m`, `5m 10s`, `9.5s`.
 pub fn duration(seconds: f64) -> String {
     #[expect(
         clippy::cast_possible_truncation,

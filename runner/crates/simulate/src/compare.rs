@@ -1,4 +1,4 @@
-//! Several rules on several traces, in figures.
+//! Compares several rules on several traces.
 
 use serde::Serialize;
 
@@ -13,18 +13,18 @@ use hookrun_config::Resources;
 /// The name of Nix's rule in tables.
 pub const STOCK: &str = "Nix's own rule";
 
-/// How the rules did.
+/// The results of all rules.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
-    /// Traces that were played.
+    /// Number of traces.
     pub traces: usize,
-    /// Derivations of the first.
+    /// Number of derivations of the first trace.
     pub derivations: usize,
-    /// Machines of the first.
+    /// The machines of the first trace.
     pub machines: Vec<MachineOf>,
     /// The lower bound.
     pub bound: Bound,
-    /// Nix's rule first.
+    /// The rules, Nix's first.
     pub rules: Vec<RuleFigures>,
 }
 
@@ -33,25 +33,25 @@ pub struct Comparison {
 pub struct MachineOf {
     /// Its name.
     pub name: String,
-    /// Builds at once.
+    /// Number of builds at once.
     pub slots: u32,
-    /// Of the machines file.
+    /// The speed factor of the machines file.
     pub speed_factor: f64,
 }
 
-/// What no rule can beat.
+/// The bound that no rule can beat.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Bound {
     /// Median over the traces.
     pub makespan_s: f64,
-    /// Of each trace, over Nix's rule.
+    /// The bound of each trace over Nix's rule.
     pub over_stock: Spread,
     #[serde(skip)]
     ratios: Vec<f64>,
 }
 
 impl Bound {
-    /// Of each trace, over Nix's rule.
+    /// The bound of each trace over Nix's rule.
     pub fn ratios(&self) -> &[f64] {
         &self.ratios
     }
@@ -87,7 +87,7 @@ pub struct RuleFigures {
 }
 
 impl RuleFigures {
-    /// Of each trace, over Nix's rule.
+    /// The bound of each trace over Nix's rule.
     pub fn ratios(&self) -> &[f64] {
         &self.ratios
     }
@@ -98,23 +98,23 @@ impl RuleFigures {
     }
 }
 
-/// Where a figure lies over the traces.
+/// The distribution of a figure over the traces.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Spread {
-    /// Half lie below.
+    /// The median.
     pub median: f64,
-    /// Nine of ten lie at or below.
+    /// The 90th percentile.
     pub p90: f64,
 }
 
 impl Spread {
-    /// Of these values.
+    /// Computes it from these values.
     pub fn of(values: &[f64]) -> Self {
         Self { median: quantile(values, 50), p90: quantile(values, 90) }
     }
 }
 
-/// The nearest rank; of an even number of values the median is the mean of the two in the middle.
+/// Returns the nearest rank. The median of an even number of values is the mean of the middle two.
 pub fn quantile(values: &[f64], percent: usize) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -127,15 +127,15 @@ pub fn quantile(values: &[f64], percent: usize) -> f64 {
     }
 }
 
-/// What was played of one rule.
+/// The runs of one rule.
 struct Runs {
     name: String,
     played: Vec<Played>,
     problem: Option<String>,
 }
 
-/// Plays every trace by Nix's rule and by each of `policies`. What builds take besides a slot
-/// counts for the policies: Nix's rule knows nothing of it.
+/// Simulates every trace with Nix's rule and with each of `policies`. Resources besides slots count
+/// only for the policies, because Nix's rule does not know them.
 pub fn compare(
     traces: &[Trace],
     division: StockRule,

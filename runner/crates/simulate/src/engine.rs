@@ -1,10 +1,10 @@
-//! A trace, played: derivations become ready, are placed, hold a slot for transfer, work and copy
-//! back, and set free what waits behind them. Discrete events, no clock, no I/O, and no choice of
-//! its own: that is a [`Rule`]'s.
+//! Simulates a trace: derivations become ready, are placed, hold a slot for transfer, work and copy
+//! back, and then make their dependents ready. It works with discrete events, without a clock and
+//! I/O. A [`Rule`] makes all choices.
 //!
-//! A rule sees what a host could know ([`View`]): the machines file's speed factor and what was
-//! learned from builds before. What a machine really does, and how much work a build really is, is
-//! read here and nowhere else.
+//! A rule sees what a host could know ([`View`]): the speed factor of the machines file and what
+//! was learned from earlier builds. The real speed of a machine and the real work of a build are
+//! used only here.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -14,37 +14,38 @@ use super::view::{Running, View};
 use hookrun_builders::slots::reservations::Account;
 use hookrun_config::Resources;
 
-/// Nix's default of `build-poll-interval`: what was postponed is asked about again at a multiple of
-/// this, in seconds.
+/// Nix's default of `build-poll-interval`, in seconds. Nix asks again about postponed derivations
+/// at multiples of this time.
 pub const POLL_INTERVAL: f64 = 5.0;
 
-/// Who places builds.
+/// Places builds.
 pub trait Rule {
-    /// Nix offers `id`; there may be no free slot. The answer is final unless it is
+    /// Called when Nix offers `id`; there may be no free slot. The answer is final unless it is
     /// [`Placement::Postpone`].
     fn offered(&mut self, view: &View<'_>, id: usize) -> Placement;
 
-    /// `machine` has a free slot: the waiting build that gets it. Asked again until there is none.
+    /// Called when `machine` has a free slot. Returns the waiting build that gets it. Called again
+    /// until it returns none.
     fn freed(&mut self, view: &View<'_>, machine: usize) -> Option<usize>;
 }
 
-/// What a rule answers.
+/// The answer of a rule.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Placement {
     /// On this machine, which has a free slot.
     On(usize),
-    /// The rule keeps it and will say when, or is asked again after so many seconds.
+    /// The rule keeps it until a slot is free, or is asked again after this many seconds.
     Waits(Option<f64>),
-    /// Asked again at the next multiple of [`POLL_INTERVAL`].
+    /// The rule is asked again at the next multiple of [`POLL_INTERVAL`].
     Postpone,
 }
 
-/// How it went.
+/// The result of a simulation.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Played {
     /// When the last build ended.
     pub makespan: f64,
-    /// From ready to started, of each derivation that was built.
+    /// Time from ready to started of each derivation that was built.
     pub waits: Vec<f64>,
     /// Slot-seconds by machine.
     pub busy: Vec<f64>,
@@ -52,9 +53,9 @@ pub struct Played {
     pub builds: Vec<u32>,
     /// Seconds of transfer, of all builds.
     pub transfer: f64,
-    /// Derivations that fit on no machine, or wait for such.
+    /// Derivations that fit on no machine, or depend on such.
     pub never: usize,
-    /// When a slot was held: from, to.
+    /// Times in which a slot was held: from, to.
     pub spans: Vec<(f64, f64)>,
 }
 
@@ -66,8 +67,8 @@ enum Event {
     Poll,
 }
 
-/// In the order of time; at one time in the order in which they were made, so that a trace has one
-/// outcome.
+/// Ordered by time, and at the same time in the order in which they were created, so that a trace
+/// has one result.
 struct Due {
     at: f64,
     order: u64,
@@ -96,7 +97,7 @@ struct Player<'a, R: ?Sized> {
     rule: &'a mut R,
     due: BinaryHeap<Reverse<Due>>,
     made: u64,
-    /// By derivation: dependencies that are not done.
+    /// Number of dependencies that are not built, by derivation.
     missing: Vec<usize>,
     dependents: Vec<Vec<usize>>,
     ready_at: Vec<f64>,
@@ -107,7 +108,7 @@ struct Player<'a, R: ?Sized> {
     done: usize,
 }
 
-/// Plays `trace` by `rule`, with what builds take besides a slot.
+/// Simulates `trace` with `rule` and the resources that builds take besides a slot.
 pub fn play<R: Rule + ?Sized>(trace: &Trace, limits: &Resources, rule: &mut R) -> Played {
     let (dependents, depth) = behind(trace);
     let machines = trace.machines.len();
@@ -146,12 +147,11 @@ pub fn play<R: Rule + ?Sized>(trace: &Trace, limits: &Resources, rule: &mut R) -
     player.played
 }
 
-/// Who needs each derivation, and the longest chain behind it.
+/// Returns the dependents of each derivation, and the longest chain of them.
 fn behind(trace: &Trace) -> (Vec<Vec<usize>>, Vec<u32>) {
     let mut dependents: Vec<Vec<usize>> = vec![Vec::new(); trace.derivations.len()];
     let mut depth = vec![0_u32; trace.derivations.len()];
-    // Dependencies have smaller ids, so from the last to the first every depth is final when it is
-    // used.
+    // Dependencies have smaller ids, so in descending order every depth is final when it is used.
     for derivation in trace.derivations.iter().rev() {
         let own = depth.get(derivation.id).copied().unwrap_or(0);
         for dep in &derivation.deps {
@@ -205,7 +205,7 @@ impl<R: Rule + ?Sized> Player<'_, R> {
             Placement::Waits(None) => {}
             Placement::Waits(Some(within)) => self.at(self.view.now + within, Event::Again(id)),
             Placement::Postpone => {
-                // Nothing is running and nothing fits: nobody will ever change that.
+                // Nothing runs and nothing fits, so this will never change.
                 if !(0..self.view.machines()).any(|machine| self.view.fits(machine, id)) {
                     return;
                 }
@@ -276,10 +276,10 @@ impl<R: Rule + ?Sized> Player<'_, R> {
         if let Some(on) = self.view.trace.machines.get(machine) {
             self.view.account.give_back(&on.name, &takes);
         }
-        // Nix learns of the end of one build, and offers what it set free, after the slot is free
-        // for others.
+        // Nix notices the end of a build, and offers its dependents, after the slot is free for
+        // other builds.
         self.hand_on(machine);
-        // What it had besides may have been missing elsewhere.
+        // Its other resources may have been missing on other machines.
         if !takes.is_empty() {
             (0..self.view.machines()).for_each(|machine| self.hand_on(machine));
         }

@@ -1,4 +1,4 @@
-//! A trace of what was really built, from the record of builder selection. Pure.
+//! Makes a trace of real builds from the database of builder selection. Pure.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use super::trace::{DEFAULT_MB_PER_S, Header, Trace, TraceDerivation, TraceMachin
 use hookrun_builders::history::{BuildRow, MachineHealth, Outcome};
 use hookrun_nix::machines::MachineLine;
 
-/// What Nix's database knows of the derivations that were built.
+/// What Nix's database contains about the derivations that were built.
 #[derive(Debug, Default)]
 pub struct FromNix {
     /// The `.drv` files that each refers to.
@@ -15,8 +15,8 @@ pub struct FromNix {
     pub output_bytes: HashMap<String, u64>,
 }
 
-/// The builds that ended well, `builds` in any order, each derivation once; with the machines of
-/// `lines`.
+/// Returns a trace of the successful ones of `builds` (in any order), each derivation once, with
+/// the machines of `lines`.
 pub fn export(
     builds: &[BuildRow],
     lines: &[MachineLine],
@@ -27,7 +27,7 @@ pub fn export(
         .iter()
         .filter(|build| build.outcome == Some(Outcome::Built) && build.seconds.is_some())
         .collect();
-    // A dependency has ended before what needs it was offered, so its id is smaller.
+    // A dependency ends before its dependents are offered, so its id is smaller.
     built.sort_by_key(|build| (build.ended_ms, build.id));
     let first = built.iter().map(|build| build.accepted_ms).min().unwrap_or(0);
     let mut ids: HashMap<&str, usize> = HashMap::new();
@@ -54,7 +54,7 @@ pub fn export(
             work_s: rounded(work_s),
             out_mb: rounded(megabytes(nix.output_bytes.get(&build.drv_path).copied().unwrap_or(0))),
             history_s: history_s.map(rounded),
-            // What depends on nothing here came when its Nix command came.
+            // A derivation without dependencies in the trace came with its Nix command.
             start_s: deps.is_empty().then(|| seconds(build.accepted_ms.saturating_sub(first))),
             deps,
             system: Some(build.system.clone()),
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_built_in_order_with_what_was_known_then() {
+    fn builds_are_exported_in_order_with_the_history_of_their_time() {
         let builds = [
             build(4, "b-1", 3.0, Outcome::Built),
             build(3, "a-2", 2.0, Outcome::Built),

@@ -1,32 +1,32 @@
-//! Traces that look like building packages: heavy-tailed durations, a few derivations that
-//! everybody needs, neighbours that need each other. The same seed gives the same trace on every
-//! machine of one kind, whatever version of which library is linked.
+//! Generates traces that resemble package builds: durations with a heavy tail, a few derivations
+//! that most others need, and neighbours that need each other. The same seed gives the same trace
+//! on every machine of one kind, independent of library versions.
 
 use super::trace::{Header, Trace, TraceDerivation, TraceMachine};
 
-/// Durations: log-normal with these, cut to [`WORK`]. The median is 20 s, the mean 72 s: of
-/// Nixpkgs' derivations most are done at once, and a few take an hour.
+/// Parameters of the log-normal durations, which are cut to [`WORK`]. The median is 20 s and the
+/// mean 72 s: most derivations of Nixpkgs are quick, and a few take an hour.
 const WORK_MU: f64 = 3.0;
 const WORK_SIGMA: f64 = 1.6;
 const WORK: (f64, f64) = (1.0, 3600.0);
-/// Sizes of outputs in MB: log-normal with these, at most [`MAX_OUT_MB`].
+/// Parameters of the log-normal sizes of outputs in MB, which are at most [`MAX_OUT_MB`].
 const OUT_MU: f64 = 1.6;
 const OUT_SIGMA: f64 = 1.5;
 const MAX_OUT_MB: f64 = 2000.0;
-/// How many package names were built before, and how far what was learned then is off.
+/// Share of package names that were built before, and the error of their known durations.
 const HISTORY_KNOWN: f64 = 0.85;
 const HISTORY_SIGMA: f64 = 0.35;
-/// Dependencies beside the first: exponential with this mean.
+/// Mean of the exponential number of dependencies beside the first.
 const MORE_DEPENDENCIES: f64 = 2.5;
-/// Of the dependencies so many are among the first [`CORE`] of all ids (compilers, shells, ...).
+/// Share of dependencies that are among the first [`CORE`] of all ids (compilers, shells, ...).
 const AMONG_CORE: f64 = 0.35;
 const CORE: f64 = 0.01;
-/// So many are neighbours, at an exponential distance with the mean [`NEAR`] of all ids.
+/// Share that are neighbours, at an exponential distance with the mean [`NEAR`] of all ids.
 const AMONG_NEIGHBOURS: f64 = 0.40;
 const NEAR: f64 = 0.08;
 /// The larger fleet.
 const FIFTY: u32 = 50;
-/// Speeds of its machines, each as likely as the next.
+/// Speeds of its machines, all with the same probability.
 const SPEEDS: [f64; 4] = [1.0, 1.0, 2.0, 4.0];
 
 /// Machines for a generated trace.
@@ -39,10 +39,10 @@ pub enum Fleet {
 }
 
 impl Fleet {
-    /// All of them.
+    /// All variants.
     pub const ALL: [Self; 2] = [Self::Four, Self::Fifty];
 
-    /// The word of the header and of the command line.
+    /// Returns its name in the header and on the command line.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Four => "four",
@@ -79,7 +79,7 @@ impl Fleet {
     }
 }
 
-/// A trace of `nodes` derivations on `fleet`.
+/// Generates a trace of `nodes` derivations on `fleet`.
 pub fn generate(seed: u64, nodes: usize, fleet: Fleet) -> Trace {
     let mut random = Random(seed);
     let machines = fleet.machines(&mut random);
@@ -126,7 +126,7 @@ fn derivation(id: usize, nodes: usize, random: &mut Random) -> TraceDerivation {
     }
 }
 
-/// To thousandths, so that a written trace is the same as the one in memory.
+/// Rounds to thousandths, so that a written trace is the same as the one in memory.
 fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
@@ -146,7 +146,7 @@ fn count_of(nodes: usize) -> f64 {
 }
 
 /// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014): a few
-/// lines that never change, where a crate's generator may with its next version.
+/// lines that never change, while the generator of a crate may change with its next version.
 struct Random(u64);
 
 impl Random {
@@ -158,13 +158,13 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// In [0, 1), with 53 bits.
+    /// Returns a number in [0, 1) with 53 bits.
     #[expect(clippy::cast_precision_loss, reason = "53 bits are exact")]
     fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// In 0..limit.
+    /// Returns a number in 0..limit.
     fn below(&mut self, limit: usize) -> usize {
         floor(self.unit() * count_of(limit)).min(limit.saturating_sub(1))
     }
@@ -173,7 +173,7 @@ impl Random {
         -mean * (1.0 - self.unit()).ln()
     }
 
-    /// Box and Muller's transform.
+    /// Returns a normally distributed number (Box-Muller transform).
     fn log_normal(&mut self, mu: f64, sigma: f64) -> f64 {
         let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
         let normal = radius * (std::f64::consts::TAU * self.unit()).cos();
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_seed_is_the_same_trace_and_another_is_another() {
+    fn a_seed_determines_the_trace() {
         let trace = generate(1, 500, Fleet::Four);
         assert_eq!(trace, generate(1, 500, Fleet::Four));
         assert_ne!(trace.derivations, generate(2, 500, Fleet::Four).derivations);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shape_is_as_described() {
+    fn generated_traces_have_the_documented_shape() {
         let trace = generate(7, 5000, Fleet::Fifty);
         assert_eq!(trace.machines.len(), 50);
         assert!(

@@ -2,13 +2,13 @@
 //! hookrun's queue; and compares the results with a lower bound. `hookrun builders simulate` prints
 //! it, and `cargo xtask bench` checks the bundled policy with it.
 //!
-//! * [`trace`]: the format. [`export`]: traces of recorded builds. [`generate`]: made-up traces with
-//!   the shape of package builds.
-//! * [`engine`]: the discrete events. [`rules`]: place builds by what [`view`] shows them. [`bound`]:
+//! * [`trace`]: the format. [`export`]: traces of recorded builds. [`generate`]: generated traces
+//!   that resemble package builds.
+//! * [`engine`]: the discrete events. [`rules`]: place builds with what [`view`] shows. [`bound`]:
 //!   the lower bound.
-//! * [`compare`]: several rules on several traces, as numbers. [`chart`], [`svg`]: as pictures.
+//! * [`compare`]: several rules on several traces, as numbers. [`chart`], [`svg`]: as charts.
 //!
-//! Pure, except for the policy that is asked. A rule sees what a host could know, and never how long
+//! Pure, except for the policy that is asked. A rule sees what a host could know, but not how long
 //! a build will take.
 
 pub mod bound;

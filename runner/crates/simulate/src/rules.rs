@@ -1,14 +1,13 @@
-//! The rules that a simulation compares: Nix's own, and a policy in front of hookrun's waiting
-//! queue.
+//! The rules that a simulation compares: Nix's own, and a policy with hookrun's queue.
 
 use super::engine::{Placement, Rule};
 use super::view::{MachineView, View};
 use hookrun_builders::choice::policy::{Policy, StockRule};
-use hookrun_builders::slots::slot_files::order::waits_for_resources;
+use hookrun_builders::slots::order::waits_for_resources;
 use hookrun_config::Amounts;
 use hookrun_nix::selection::{Action, Candidate, LocalMachine, Machine};
 
-/// Nix's own build hook: the best machine with a free slot, or postponed.
+/// Nix's own build hook: chooses the best machine with a free slot, or postpones.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Stock(pub StockRule);
 
@@ -31,12 +30,12 @@ impl Rule for Stock {
     }
 }
 
-/// A policy, and behind it the queue in which builds wait for a slot.
+/// A policy with the queue in which builds wait for a slot.
 pub struct Queued<'a> {
     policy: &'a dyn Policy,
     waiting: Vec<Waiting>,
     arrived: u64,
-    /// What went wrong with the policy, once.
+    /// The first error of the policy.
     pub problem: Option<String>,
 }
 
@@ -45,7 +44,7 @@ struct Waiting {
     depth: u32,
     expected: Option<f64>,
     arrived: u64,
-    /// When that was, in seconds.
+    /// The time of that, in seconds.
     since: f64,
     command: String,
     machines: Vec<usize>,
@@ -53,7 +52,7 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// Is what it takes kept free for it?
+    /// Whether its resources are kept free for it.
     fn is_kept_for(&self, view: &View<'_>) -> bool {
         let with_slot = self
             .machines
@@ -70,7 +69,8 @@ impl Waiting {
 }
 
 impl<'a> Queued<'a> {
-    /// Is what `build` takes on `machine` left, and kept for no older one?
+    /// Returns whether the resources of `build` are left on `machine` and not kept for an older
+    /// one.
     fn may_have(&self, view: &View<'_>, build: &Waiting, machine: usize) -> bool {
         let name = view.name(machine).unwrap_or_default();
         let gives_way = |older: &&Waiting| {
@@ -82,13 +82,13 @@ impl<'a> Queued<'a> {
         view.has_room(machine, &build.takes) && !self.waiting.iter().any(|older| gives_way(&older))
     }
 
-    /// An empty queue.
+    /// Starts with an empty queue.
     pub fn new(policy: &'a dyn Policy) -> Self {
         Self { policy, waiting: Vec::new(), arrived: 0, problem: None }
     }
 }
 
-/// What a policy is told of a build in the simulation.
+/// Returns what a policy sees of a build in the simulation.
 pub fn question(
     view: &View<'_>,
     id: usize,
@@ -115,7 +115,7 @@ pub fn question(
         machines.push(Machine {
             uri: machine.name.into(),
             slots: machine.slots,
-            // As the hook offers it: one that has not what the build takes is full.
+            // As in the hook, a machine without enough resources is offered as full.
             load: if view.has_room(index, &takes) { machine.load } else { machine.slots },
             speed_factor: machine.speed_factor,
             supported_features: machine.features.iter().cloned().collect(),
@@ -158,7 +158,7 @@ fn seconds(ms: u64) -> f64 {
 
 impl Rule for Queued<'_> {
     fn offered(&mut self, view: &View<'_>, id: usize) -> Placement {
-        // Asked again: it keeps its place.
+        // If it is asked again, it keeps its place.
         let before = self.waiting.iter().position(|waiting| waiting.id == id);
         let before = before
             .map(|place| self.waiting.swap_remove(place))
@@ -213,9 +213,9 @@ impl Rule for Queued<'_> {
         Placement::Waits(decision.ask_again_ms.map(seconds))
     }
 
-    /// The order of [`hookrun_builders::slots::wait`]: the command with the fewest builds running, then
-    /// the longest chain behind, then the longest build (an unknown one may be the longest), then
-    /// the oldest.
+    /// Uses the order of [`hookrun_builders::slots::order`]: the command with the fewest running
+    /// builds, then the longest chain of dependents, then the longest build (an unknown one may be
+    /// the longest), then the oldest.
     fn freed(&mut self, view: &View<'_>, machine: usize) -> Option<usize> {
         let running = view.running_by_command();
         let of = |command: &str| running.get(command).copied().unwrap_or(0);

@@ -1,13 +1,13 @@
-//! A comparison as a picture: slots in use over time in the first trace, and, with several traces,
-//! every trace's makespan over that of Nix's rule. Plain SVG 1.1 without scripts, on white,
-//! readable in grey.
+//! A comparison as an SVG image: slots in use over time in the first trace, and, with several
+//! traces, the makespan of every trace over that of Nix's rule. Plain SVG 1.1 without scripts, on
+//! white, readable in grey.
 
 use std::fmt::Write as _;
 
 use super::chart::{busy, duration};
 use super::compare::{Comparison, STOCK};
 
-/// Measures in pixels. Names of rules stand left of [`LEFT`].
+/// Sizes in pixels. Names of rules are left of [`LEFT`].
 const WIDTH: f64 = 860.0;
 const LEFT: f64 = 190.0;
 const RIGHT: f64 = 30.0;
@@ -15,14 +15,14 @@ const STRIP: f64 = 74.0;
 const DOTS: f64 = 34.0;
 const TOP: f64 = 64.0;
 const GAP: f64 = 58.0;
-/// Steps of a curve.
+/// Number of steps of a curve.
 const STEPS: usize = 240;
-/// Blue, orange, green, purple, brown of the Okabe-Ito palette, which colour-blind people can tell
-/// apart; grey is Nix's rule.
+/// Blue, orange, green, purple and brown of the Okabe-Ito palette, which colour-blind people can
+/// distinguish. Grey is Nix's rule.
 const COLOURS: [&str; 5] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f5f00"];
 const GREY: &str = "#888888";
 
-/// The picture; `title` is its first line.
+/// Returns the image, with `title` as its first line.
 pub fn picture(comparison: &Comparison, title: &str) -> String {
     let rules = &comparison.rules;
     let rows = as_float(rules.len());
@@ -175,7 +175,7 @@ fn as_float(number: usize) -> f64 {
     number as f64
 }
 
-/// Text of others (names of plugins) in XML 1.0.
+/// Escapes foreign text (names of plugins) for XML 1.0.
 fn escaped(text: &str) -> String {
     hookrun_nix::terminal::printable(text)
         .replace('&', "&amp;")

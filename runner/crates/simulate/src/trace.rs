@@ -1,10 +1,9 @@
-//! Build traces: JSON lines that say which machines there are, what was to be built, and how long
-//! it takes. Written by `hookrun builders trace` and by the generator, read by `hookrun builders
-//! simulate`.
+//! Build traces: JSON lines that describe machines, derivations to build, and their durations.
+//! Written by `hookrun builders trace` and by the generator, read by `hookrun builders simulate`.
 //!
 //! The first line is the header; lines of machines and derivations follow in any order, and keys
-//! that are not known are ignored, so that newer writers do no harm. `docs/build-traces.md`
-//! describes the format.
+//! that are not known are ignored, so that traces of newer versions can be read.
+//! `docs/build-traces.md` describes the format.
 
 use std::io::{BufRead, Write};
 
@@ -12,15 +11,15 @@ use serde::{Deserialize, Serialize};
 
 /// The version of the format that is written, and the newest that is read.
 pub const VERSION: u32 = 1;
-/// Most derivations of one trace: all of Nixpkgs has a tenth of it.
+/// Largest number of derivations in one trace. All of Nixpkgs has a tenth of it.
 const MAX_DERIVATIONS: usize = 1 << 20;
-/// Most machines of one trace.
+/// Largest number of machines in one trace.
 const MAX_MACHINES: usize = 1 << 16;
-/// What a transfer reaches if nobody says: a network of 1 Gbit/s.
+/// Default speed of transfers: a network of 1 Gbit/s.
 pub const DEFAULT_MB_PER_S: f64 = 100.0;
 
-/// A trace that is consistent: ids are 0, 1, 2, ..., dependencies come before what needs them,
-/// times are finite and positive.
+/// A consistent trace: ids are 0, 1, 2, ..., dependencies come before their dependents, and times
+/// are finite and positive.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Trace {
     /// The first line.
@@ -31,15 +30,15 @@ pub struct Trace {
     pub derivations: Vec<TraceDerivation>,
 }
 
-/// Where a trace comes from.
+/// The origin of a trace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
-    /// Of the format.
+    /// The version of the format.
     pub version: u32,
-    /// Of the generator.
+    /// The seed of the generator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
-    /// How many derivations follow.
+    /// Number of derivations that follow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<usize>,
     /// The name of the fleet.
@@ -58,16 +57,16 @@ impl Default for Header {
 pub struct TraceMachine {
     /// Its name, or its store URI.
     pub name: String,
-    /// Builds at once.
+    /// Number of builds at once.
     pub slots: u32,
-    /// What the machines file says.
+    /// The speed factor of the machines file.
     pub speed_factor: f64,
-    /// What one slot really does: a build of `work_s` runs `work_s / speed` seconds.
+    /// The real speed of one slot: a build of `work_s` runs `work_s / speed` seconds.
     pub speed: f64,
-    /// Transfer to it and from it, each build by itself.
+    /// Speed of transfers to it and from it, for each build.
     #[serde(default = "default_mb_per_s")]
     pub mb_per_s: f64,
-    /// The systems it builds for; empty: all.
+    /// The systems that it builds for. Empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub systems: Vec<String>,
     /// Supported features.
@@ -83,7 +82,7 @@ fn default_mb_per_s() -> f64 {
 }
 
 impl TraceMachine {
-    /// Can it build this? As [`hookrun_nix::machines::MachineLine::fits`].
+    /// Returns whether it can build this, as [`hookrun_nix::machines::MachineLine::fits`].
     pub fn fits(&self, derivation: &TraceDerivation) -> bool {
         let known = |feature: &String| {
             self.features.contains(feature) || self.mandatory_features.contains(feature)
@@ -110,7 +109,7 @@ pub struct TraceDerivation {
     pub id: usize,
     /// Package name.
     pub pname: String,
-    /// Ids of derivations that must be done first; all smaller.
+    /// Ids of derivations that must be built first; all are smaller.
     #[serde(default)]
     pub deps: Vec<usize>,
     /// Seconds on a machine of speed 1.
@@ -118,10 +117,10 @@ pub struct TraceDerivation {
     /// Size of the outputs in 10^6 bytes.
     #[serde(default)]
     pub out_mb: f64,
-    /// What a host could have learned: a median for this package name at speed 1.
+    /// The duration that a host could know: a median for this package name at speed 1.
     #[serde(default)]
     pub history_s: Option<f64>,
-    /// Not before.
+    /// The build is not offered before this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_s: Option<f64>,
     /// Its system.
@@ -130,10 +129,10 @@ pub struct TraceDerivation {
     /// The features it requires.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub features: Vec<String>,
-    /// Which Nix command asked.
+    /// The Nix command that asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
-    /// May it be built where Nix runs?
+    /// Whether it may be built where Nix runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_ok: Option<bool>,
 }
@@ -150,7 +149,7 @@ enum Line {
 #[derive(Debug, thiserror::Error)]
 #[error("line {line}: {problem}")]
 pub struct TraceError {
-    /// From 1.
+    /// The number of the line, from 1.
     pub line: usize,
     /// A fragment.
     pub problem: String,
@@ -160,7 +159,7 @@ impl Trace {
     /// Reads a trace.
     ///
     /// # Errors
-    /// The first line that is wrong.
+    /// Returns the first line that is not valid.
     pub fn read(from: impl BufRead) -> Result<Self, TraceError> {
         let mut header = None;
         let mut machines = Vec::new();
@@ -176,7 +175,7 @@ impl Trace {
                 .map_err(|error| wrong(format!("is not JSON ({error})")))?;
             let kind = value.get("type").and_then(serde_json::Value::as_str).unwrap_or_default();
             if !matches!(kind, "trace" | "machine" | "drv") {
-                // A kind of a newer version.
+                // A type of a newer version.
                 continue;
             }
             let line: Line =
@@ -235,7 +234,7 @@ impl Trace {
     }
 }
 
-/// Ids without gaps, and dependencies before what needs them.
+/// Checks that ids have no gaps and dependencies come before their dependents.
 fn in_order(
     mut derivations: Vec<(usize, TraceDerivation)>,
 ) -> Result<Vec<TraceDerivation>, TraceError> {
@@ -300,7 +299,7 @@ mod tests {
 "#;
 
     #[test]
-    fn lines_in_any_order_and_back() {
+    fn lines_are_read_in_any_order_and_written_back() {
         let trace = Trace::read(EXAMPLE.as_bytes()).unwrap();
         assert_eq!(
             trace.derivations.iter().map(|d| d.pname.as_str()).collect::<Vec<_>>(),
@@ -313,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_its_line() {
+    fn errors_name_their_line() {
         let header = r#"{"type":"trace","version":1}"#;
         let texts = [
             String::new(),
@@ -343,7 +342,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text(text: String, cut in 0..EXAMPLE.len(), byte in 0u8..128) {
+        fn any_text_is_read_without_a_panic(text: String, cut in 0..EXAMPLE.len(), byte in 0u8..128) {
             let _ = Trace::read(text.as_bytes());
             let mut changed = EXAMPLE.as_bytes().to_vec();
             let _ = Trace::read(&changed[..cut]);

@@ -1,4 +1,4 @@
-//! What a rule may look at while a trace is played: what a host could know then.
+//! What a rule may read during a simulation: what a host could know at that time.
 
 use std::collections::HashMap;
 
@@ -6,20 +6,20 @@ use super::trace::{Trace, TraceDerivation, TraceMachine};
 use hookrun_builders::slots::reservations::Account;
 use hookrun_config::{Amounts, Resources};
 
-/// What a rule may look at.
+/// What a rule may read.
 pub struct View<'a> {
-    /// The trace; a rule keeps its eyes off `work_s`, `speed` and the `out_mb` of what is not
-    /// built.
+    /// The trace. Rules must not read `work_s`, `speed`, and the `out_mb` of derivations that are
+    /// not built.
     pub(super) trace: &'a Trace,
     pub(super) now: f64,
     pub(super) running: Vec<Vec<Running>>,
-    /// By machine, then by derivation: is its output there?
+    /// Whether an output is on a machine, by machine and then by derivation.
     pub(super) there: Vec<Vec<bool>>,
-    /// By derivation: the longest chain behind it.
+    /// The longest chain of dependents, by derivation.
     pub(super) depth: &'a [u32],
     /// What builds take besides a slot.
     pub(super) limits: &'a Resources,
-    /// What is taken of that.
+    /// How much of these resources is taken.
     pub(super) account: Account<'a>,
 }
 
@@ -30,12 +30,12 @@ pub(super) struct Running {
 }
 
 impl View<'_> {
-    /// How many machines there are.
+    /// Returns the number of machines.
     pub fn machines(&self) -> usize {
         self.trace.machines.len()
     }
 
-    /// Name, slots, speed factor, features, transfer.
+    /// Returns name, slots, speed factor, features and transfer speed.
     pub fn machine(&self, machine: usize) -> Option<MachineView<'_>> {
         let TraceMachine {
             name, slots, speed_factor, mb_per_s, features, mandatory_features, ..
@@ -52,12 +52,12 @@ impl View<'_> {
         })
     }
 
-    /// Now, in seconds.
+    /// Returns the current time, in seconds.
     pub const fn now(&self) -> f64 {
         self.now
     }
 
-    /// Does it fit there?
+    /// Returns whether the derivation fits on the machine.
     pub fn fits(&self, machine: usize, id: usize) -> bool {
         let (Some(machine), Some(derivation)) =
             (self.trace.machines.get(machine), self.trace.derivations.get(id))
@@ -67,19 +67,19 @@ impl View<'_> {
         machine.fits(derivation) && self.limits.never(&machine.name, &self.takes(id)).is_none()
     }
 
-    /// What it takes besides a slot.
+    /// Returns the resources that it takes besides a slot.
     pub fn takes(&self, id: usize) -> Amounts {
-        // Mostly nothing is limited.
+        // In most cases nothing is limited.
         let features = self.trace.derivations.get(id).filter(|_| !self.limits.is_empty());
         features.map(|derivation| self.limits.takes(&derivation.features)).unwrap_or_default()
     }
 
-    /// Is enough of that left on `machine`?
+    /// Returns whether enough of them is left on `machine`.
     pub fn has_room(&self, machine: usize, takes: &Amounts) -> bool {
         self.name(machine).is_some_and(|name| self.account.short(name, takes).is_none())
     }
 
-    /// What is taken of everything that is limited.
+    /// Returns how much of each limited resource is taken.
     pub const fn account(&self) -> &Account<'_> {
         &self.account
     }
@@ -89,12 +89,12 @@ impl View<'_> {
         self.trace.machines.get(machine).map(|machine| machine.name.as_str())
     }
 
-    /// Is a slot free?
+    /// Returns whether a slot is free.
     pub fn free(&self, machine: usize) -> bool {
         self.machine(machine).is_some_and(|machine| machine.load < machine.slots)
     }
 
-    /// What is known of a derivation.
+    /// Returns what is known of a derivation.
     pub fn derivation(&self, id: usize) -> Option<DerivationView<'_>> {
         let TraceDerivation { pname, history_s, system, features, command, .. } =
             self.trace.derivations.get(id)?;
@@ -108,8 +108,8 @@ impl View<'_> {
         })
     }
 
-    /// Size of the direct inputs that are not on `machine`, in MB: they are built, so their size is
-    /// known.
+    /// Returns the size in MB of the direct inputs that are not on `machine`. They are built, so
+    /// their size is known.
     pub fn missing_mb(&self, machine: usize, id: usize) -> f64 {
         let Some(derivation) = self.trace.derivations.get(id) else { return 0.0 };
         let missing = |dep: &&usize| {
@@ -124,7 +124,7 @@ impl View<'_> {
             .sum()
     }
 
-    /// How many builds each Nix command has running.
+    /// Returns the number of running builds of each Nix command.
     pub fn running_by_command(&self) -> HashMap<&str, usize> {
         let mut count = HashMap::new();
         for running in self.running.iter().flatten() {
@@ -136,8 +136,7 @@ impl View<'_> {
         count
     }
 
-    /// For each busy slot whose build has an expected duration: seconds until it should end, the
-    /// soonest first.
+    /// Returns the seconds until builds with an expected duration should end, the soonest first.
     pub fn busy_seconds(&self, machine: usize) -> Vec<f64> {
         let (Some(running), Some(factor)) =
             (self.running.get(machine), self.trace.machines.get(machine).map(|m| m.speed_factor))
@@ -146,7 +145,7 @@ impl View<'_> {
         };
         let left = |running: &Running| {
             let expected = self.trace.derivations.get(running.id)?.history_s? / factor;
-            // As the sessions estimate it.
+            // The same estimate as that of sessions.
             Some((running.since + expected - self.now).max(0.0))
         };
         let mut busy: Vec<f64> = running.iter().filter_map(left).collect();
@@ -160,13 +159,13 @@ impl View<'_> {
 pub struct MachineView<'a> {
     /// Its name.
     pub name: &'a str,
-    /// Builds at once.
+    /// Number of builds at once.
     pub slots: u32,
-    /// Builds now.
+    /// Number of running builds.
     pub load: u32,
-    /// Of the machines file.
+    /// The speed factor of the machines file.
     pub speed_factor: f64,
-    /// As measured lately.
+    /// The measured speed of transfers.
     pub mb_per_s: f64,
     /// Supported features.
     pub features: &'a [String],
@@ -185,8 +184,8 @@ pub struct DerivationView<'a> {
     pub system: Option<&'a str>,
     /// Required features.
     pub features: &'a [String],
-    /// Which Nix command asked.
+    /// The Nix command that asked.
     pub command: Option<&'a str>,
-    /// The longest chain of derivations behind it.
+    /// The longest chain of derivations that depend on it.
     pub depth: u32,
 }

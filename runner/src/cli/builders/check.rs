@@ -92,7 +92,7 @@ impl Checked {
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let Listed { nix, machines } = Listed::find(&args.machines)?.some_or_empty_json(args.format)?;
     let limits = context.config()?.builders.resources;
-    let mut useless = resources::useless(&limits, &machines);
+    let mut useless = reservations::useless(&limits, &machines);
     let prober = Prober {
         nix: &nix,
         limit: Duration::from_secs(args.timeout),

@@ -79,8 +79,8 @@ impl<'r> OpenCandidate<'r> {
         );
         local.waiting = u32::try_from(queue.waiting()).unwrap_or(u32::MAX);
         local.past = history.past_local(&candidate.pname, &candidate.system);
-        // Nix asks about all builds that are ready before it starts the first local one, and reports
-        // a free slot for each.
+        // Nix asks about all builds that are ready before it starts the first local one, and
+        // reports a free slot for each.
         local.running = if local.able && local.willing {
             local_builds::running(history, &command, &candidate.drv_path)
         } else {

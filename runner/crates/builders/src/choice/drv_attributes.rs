@@ -1,24 +1,25 @@
-//! What a derivation says about itself that helps to place it: package name and version, whether
-//! its hash is known, what its author wishes. Read from the `.drv` between Nix's question and the
-//! policy's answer.
+//! Attributes of a derivation that help a policy: package name and version, whether its hash is
+//! known, and hints of its author. They are read from the `.drv` between Nix's question and the
+//! answer.
 //!
-//! A `.drv` that cannot be read (it is in a store of another root, or garbage) is no error: the
-//! policy is told less.
+//! A `.drv` that cannot be read (because it is in a store with another root, or damaged) is not an
+//! error: the policy gets fewer attributes.
 
 use hookrun_nix::derivation::{Derivation, MAX_SIZE_IN_HOOK};
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::selection::{BUILTIN, Candidate};
 
 /// The attribute of a derivation whose words are hints for the policy. Nix writes a list of strings
-/// as words with blanks between them (`primops.cc`, `coerceToString` with `coerceMore`), so
+/// as words separated by blanks (`primops.cc`, `coerceToString` with `coerceMore`), so
 /// `hookrunHints = [ "long" "seconds=600" ];` and one string are the same.
 pub(crate) const HINTS: &str = "hookrunHints";
-/// Most hints of one derivation; whatever is beyond is left out.
+/// Number of hints that are read of one derivation.
 const MAX_HINTS: usize = 32;
-/// Longest hint, in characters.
+/// Length of the longest hint, in characters.
 const MAX_HINT: usize = 256;
 
-/// `candidate` with what its `.drv` says in the store of `nix_dirs`, and that.
+/// Returns `candidate` with the attributes of its `.drv` in the store of `nix_dirs`, and the
+/// derivation.
 pub(crate) fn described(
     candidate: Candidate,
     nix_dirs: &NixDirs,
@@ -27,7 +28,7 @@ pub(crate) fn described(
     (with(candidate, derivation.as_ref()), derivation)
 }
 
-/// `candidate` with what `derivation` says; without one, what its name says.
+/// Returns `candidate` with the attributes of `derivation`, or with what its name says.
 pub(crate) fn with(mut candidate: Candidate, derivation: Option<&Derivation>) -> Candidate {
     candidate.builtin = candidate.system == BUILTIN;
     let (pname, version) = package_name(&candidate.name);
@@ -38,16 +39,15 @@ pub(crate) fn with(mut candidate: Candidate, derivation: Option<&Derivation>) ->
         candidate.pname = pname;
         candidate.version = attributes.text("version").unwrap_or_default();
     }
-    // `derivationStrict` (`primops.cc`) takes a derivation for one with a fixed output by this
-    // attribute.
+    // `derivationStrict` (`primops.cc`) recognises a fixed output by this attribute.
     candidate.fixed_output = attributes.text("outputHash").is_some_and(|hash| !hash.is_empty());
     candidate.prefer_local = attributes.text("preferLocalBuild").is_some_and(|value| value == "1");
     candidate.hints = hints(&attributes.text(HINTS).unwrap_or_default());
     candidate
 }
 
-/// Name and version as `DrvName` (`libstore/names.cc`) divides them: the version begins after the
-/// first dash that no letter follows.
+/// Returns name and version as `DrvName` (`libstore/names.cc`) divides them: the version begins
+/// after the first dash that is not followed by a letter.
 pub(crate) fn package_name(name: &str) -> (&str, &str) {
     let begins = |(index, _): &(usize, &str)| {
         let after = name.as_bytes().get(index + 1);

@@ -1,5 +1,5 @@
-//! Why each machine was or was not taken, for the record. Computed after Nix has its answer, because
-//! there may be thousands of machines.
+//! Why each machine was or was not taken, for the record. Computed after Nix has its answer,
+//! because there may be thousands of machines.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

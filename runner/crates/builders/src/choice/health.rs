@@ -1,5 +1,5 @@
 //! Whether a machine may be used, may be tried by one build, or is out until later. Pure; the facts
-//! are in [`super::record`].
+//! are in [`crate::history`].
 //!
 //! A machine that failed is out for a time that doubles with each failure in a row, with jitter, up
 //! to a bound. Then one session (a lock, [`Probe`]) sends its build there; all others go on without

@@ -1,6 +1,7 @@
 //! Chooses where a candidate is built.
 //!
-//! * [`candidate`]: all that is known of one candidate; [`drv_attributes`]: what its derivation says.
+//! * [`candidate`]: all that is known of one candidate; [`drv_attributes`]: what its derivation
+//!   says.
 //! * [`pool`]: the machines of a session. [`health`]: whether a machine may be used.
 //! * [`policy`]: the trait, and the rule of Nix itself. [`policy_thread`]: asks it, within a time
 //!   limit.

@@ -26,8 +26,8 @@ pub trait Policy: Send {
     ) -> Result<Decision, PolicyError>;
 }
 
-/// The shortest time before a policy is asked again, in milliseconds. Without it, a policy that asks
-/// for 0 would keep a processor busy.
+/// The shortest time before a policy is asked again, in milliseconds. Without it, a policy that
+/// asks for 0 would keep a processor busy.
 const SOONEST_ASK_AGAIN_MS: u64 = 1000;
 /// Number of machines that a message lists. A fleet has hundreds.
 const MAX_SHOWN: usize = 5;
@@ -160,9 +160,9 @@ impl StockRule {
         .then(a.load.cmp(&b.load))
     }
 
-    /// Returns what Nix's hook answers when no machine is free: `postpone` if there is a machine that fits
-    /// and this machine cannot build right now, else `decline`. `fitting` is the number of machines
-    /// that fit and have not failed.
+    /// Returns what Nix's hook answers when no machine is free: `postpone` if there is a machine
+    /// that fits and this machine cannot build right now, else `decline`. `fitting` is the number
+    /// of machines that fit and have not failed.
     pub fn without_machine(
         candidate: &Candidate,
         fitting: usize,

@@ -257,8 +257,8 @@ impl Pool {
         Offered { machines, short }
     }
 
-    /// Asks the policy. If it gives no answer, Nix's own rule decides among the usable machines. The
-    /// second value is a message about a policy that failed; there is one in each session.
+    /// Asks the policy. If it gives no answer, Nix's own rule decides among the usable machines.
+    /// The second value is a message about a policy that failed; there is one in each session.
     pub(crate) fn decide(
         &mut self,
         candidate: &Candidate,

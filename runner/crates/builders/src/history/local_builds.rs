@@ -1,4 +1,5 @@
-//! Builds that were left to this machine: those that may still run, and how long the others took.
+//! Statements about builds that were left to this machine: those that may still run, and the
+//! durations of the others.
 
 use rusqlite::params;
 
@@ -7,12 +8,12 @@ use super::write::signed;
 use super::{Record, RecordError};
 use hookrun_nix::selection::{Candidate, PastBuilds};
 
-/// Past builds of one package name that are looked at, newest first.
+/// Number of past builds of one package name that are read, newest first.
 const PAST_BUILDS: i64 = 32;
-/// Open ones that are looked at, newest first: more than can run at once on any machine.
+/// Number of open builds that are read, newest first: more than any machine runs at once.
 const OPEN: i64 = 512;
-/// Nix says nothing of a build that failed: after so long, in milliseconds, one is no longer waited
-/// for.
+/// Time in milliseconds after which the end of a build is no longer expected. Nix does not report
+/// builds that failed.
 const GIVEN_UP_AFTER_MS: u64 = 2 * 24 * 60 * 60 * 1000;
 
 /// A build that was left to this machine and is not known to have ended.
@@ -20,18 +21,18 @@ const GIVEN_UP_AFTER_MS: u64 = 2 * 24 * 60 * 60 * 1000;
 pub struct LocalBuild {
     /// Full store path of the `.drv`.
     pub drv_path: String,
-    /// Which Nix process asked.
+    /// The Nix process that asked.
     pub command: String,
-    /// The file that Nix holds locked while it builds; empty: not known.
+    /// The file that Nix keeps locked while it builds. Empty: not known.
     pub lock: String,
-    /// When Nix was told.
+    /// When Nix got the answer.
     pub declined_ms: u64,
-    /// Had it a slot free, so that it began at once?
+    /// Whether this machine had a free slot, so that the build started at once.
     pub willing: bool,
 }
 
 impl Record {
-    /// Nix was told to build `candidate` here.
+    /// Records that Nix builds `candidate` on this machine.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -48,7 +49,7 @@ impl Record {
         )
     }
 
-    /// Those that are not known to have ended, newest first.
+    /// Returns the builds that are not known to have ended, newest first.
     ///
     /// # Errors
     /// If the database cannot be read.
@@ -75,7 +76,7 @@ impl Record {
         query().map_err(|error| self.failed(error))
     }
 
-    /// One has ended well, and took so long where that is known.
+    /// Records that a build has succeeded, with its duration if that is known.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -91,7 +92,7 @@ impl Record {
         )
     }
 
-    /// It is not built here after all.
+    /// Records that the build is not done here after all.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -102,7 +103,7 @@ impl Record {
         )
     }
 
-    /// How long builds of `pname` took here.
+    /// Returns how long builds of `pname` took here.
     ///
     /// # Errors
     /// If the database cannot be read.

@@ -41,9 +41,9 @@ pub struct History {
     /// How long a machine is out after its first failure.
     retry_after: Duration,
     state: State,
-    /// Does Nix wait for nothing any more?
+    /// Whether Nix is no longer blocked on this session.
     has_time: bool,
-    /// Answers that Nix has, or is about to have, and that are not written yet.
+    /// Answers that are given or about to be, and are not written yet.
     unsaved: Vec<Explain>,
     /// Builds left to this machine by these answers.
     unsaved_local: Vec<(Candidate, LocalBuild)>,
@@ -53,12 +53,12 @@ pub struct History {
 enum State {
     Closed,
     Open(Record),
-    /// It could not be opened: not tried again.
+    /// It could not be opened, and is not tried again.
     Unusable,
 }
 
 impl History {
-    /// What is in `directory`.
+    /// Uses the database in `directory`.
     pub fn new(directory: PathBuf, retry_after: Duration) -> Self {
         Self {
             directory,
@@ -70,12 +70,12 @@ impl History {
         }
     }
 
-    /// Where it is.
+    /// Returns the directory of the database.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Frees what an open database takes; the next use opens it again.
+    /// Writes what is unsaved and closes the database. The next use opens it again.
     pub fn close(&mut self) {
         self.save();
         if let State::Open(_) = self.state {
@@ -83,7 +83,7 @@ impl History {
         }
     }
 
-    /// Nix waits for nothing any more: others' writes may take longer.
+    /// Allows a longer busy timeout, because Nix is no longer blocked.
     pub fn allow_slow_writes(&mut self) {
         self.has_time = true;
         match &self.state {
@@ -110,24 +110,24 @@ impl History {
         result.unwrap_or_default()
     }
 
-    /// Health of all machines, by URI.
+    /// Returns the health of all machines, by URI.
     pub fn machines(&mut self) -> BTreeMap<String, MachineHealth> {
         self.with(|record| record.machines())
     }
 
-    /// Past durations.
+    /// Returns past durations of a package.
     pub fn past(&mut self, pname: &str, system: &str) -> Past {
         self.with(|record| record.past(pname, system))
     }
 
-    /// The machine answered after this time.
+    /// Records that the machine answered after this time.
     pub fn answered(&mut self, machine: &str, took: Duration) {
         let took = u32::try_from(took.as_millis()).unwrap_or(u32::MAX);
         self.with(|record| record.machine_answered(machine, took, now_ms()));
     }
 
-    /// The machine failed in an attempt that began then, by the clock that its answers are written
-    /// down by.
+    /// Records that the machine failed in an attempt that began at `began_ms`, in milliseconds
+    /// since 1970.
     pub fn failed(&mut self, machine: &str, why: &str, began_ms: u64) {
         let (first, chance, now) = (self.retry_after, rand::random::<f64>(), now_ms());
         let retry = |failures| {
@@ -137,19 +137,19 @@ impl History {
         self.with(|record| record.machine_failed(machine, why, began_ms, now, retry));
     }
 
-    /// Copies to the machine reached this speed.
+    /// Records the speed of a copy to the machine.
     pub fn copied(&mut self, machine: &str, bytes_per_second: f64) {
         self.with(|record| record.machine_copied(machine, bytes_per_second));
     }
 
-    /// A build was accepted.
+    /// Records that a build was accepted. Returns its number.
     pub fn began(&mut self, build: &NewBuild<'_>) -> Option<i64> {
         let id = self.with(|record| record.begin_build(build).map(Some))?;
         crate::run::shutdown::taken(&self.directory, id);
         Some(id)
     }
 
-    /// It has ended.
+    /// Records how a build ended.
     pub fn ended(&mut self, id: Option<i64>, ended: &Ended<'_>) {
         if let Some(id) = id {
             self.with(|record| record.end_build(id, ended));
@@ -157,12 +157,12 @@ impl History {
         }
     }
 
-    /// An answer to Nix, to be written by [`History::save`]: Nix does not wait for that.
+    /// Keeps an answer for [`History::save`], so that Nix does not wait for the write.
     pub fn decided(&mut self, explain: Explain) {
         self.unsaved.push(explain);
     }
 
-    /// Writes down what was decided. To be called once Nix has its answer.
+    /// Writes what was decided. To be called after Nix has its answer.
     pub fn save(&mut self) {
         for explain in std::mem::take(&mut self.unsaved) {
             self.with(|record| record.decided(&explain()));
@@ -172,45 +172,45 @@ impl History {
         }
     }
 
-    /// How long builds of this package took on this machine.
+    /// Returns how long builds of this package took on this machine.
     pub fn past_local(&mut self, pname: &str, system: &str) -> Option<PastBuilds> {
         self.with(|record| record.past_local(pname, system))
     }
 
-    /// Nix is told to build `candidate` here; to be written by [`History::save`].
+    /// Keeps a build that is left to this machine for [`History::save`].
     pub fn left_here(&mut self, candidate: Candidate, build: LocalBuild) {
         self.unsaved_local.push((candidate, build));
     }
 
-    /// Builds left to this machine that are not known to have ended.
+    /// Returns the builds left to this machine that are not known to have ended.
     pub fn open_local(&mut self) -> Vec<LocalBuild> {
         self.with(|record| record.open_local(now_ms()))
     }
 
-    /// One of them has ended well, and took so long where that is known.
+    /// Records that a local build has succeeded, with its duration if that is known.
     pub fn ended_here(&mut self, drv_path: &str, ended_ms: u64, seconds: Option<f64>) {
         self.with(|record| record.end_local(drv_path, ended_ms, seconds));
     }
 
-    /// It goes to a machine after all.
+    /// Records that the build goes to a machine after all.
     pub fn not_here(&mut self, drv_path: &str) {
-        // Most never were: what reads is in nobody's way.
+        // Most were never left to this machine, and reading blocks no other session.
         if self.open_local().iter().any(|build| build.drv_path == drv_path) {
             self.with(|record| record.not_local(drv_path));
         }
     }
 
-    /// `paths` are on `machine` now.
+    /// Records that `paths` are on `machine`.
     pub fn record_paths_on<'p>(&mut self, machine: &str, paths: impl IntoIterator<Item = &'p str>) {
         self.with(|record| record.record_paths_on(machine, paths, now_ms()));
     }
 
-    /// How many bytes of `paths` are on each machine that something is known of, by URI.
+    /// Returns how many bytes of `paths` are on each machine of which something is known, by URI.
     pub fn bytes_present(&mut self, paths: &[(String, u64)]) -> BTreeMap<String, u64> {
         self.with(|record| record.bytes_present(paths, now_ms()))
     }
 
-    /// Since when, in milliseconds since 1970, is the derivation postponed? Now is once more.
+    /// Records that the derivation is postponed. Returns since when, in milliseconds since 1970.
     pub fn postponed(&mut self, drv_path: &str) -> Option<u64> {
         self.with(|record| record.postponed(drv_path, now_ms()).map(Some))
     }

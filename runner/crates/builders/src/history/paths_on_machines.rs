@@ -1,5 +1,5 @@
-//! What lies on machines, as far as builds have brought it there: an estimate, since machines
-//! collect garbage too.
+//! Statements about store paths on machines, as far as builds have copied them there. This is an
+//! estimate, because machines collect garbage too.
 
 use std::collections::BTreeMap;
 
@@ -8,11 +8,11 @@ use rusqlite::params;
 use super::write::signed;
 use super::{Record, RecordError};
 
-/// What was not seen on a machine for so long, in milliseconds, may be gone.
+/// Time in milliseconds after which a path may have been deleted from a machine.
 const BELIEVED_FOR_MS: u64 = 14 * 24 * 60 * 60 * 1000;
 
 impl Record {
-    /// `paths` are on `machine`.
+    /// Records that `paths` are on `machine`.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -39,8 +39,8 @@ impl Record {
         write(&mut self.connection).map_err(|error| self.failed(error))
     }
 
-    /// How many bytes of `paths` (with their sizes) are on each machine, by URI. A machine that
-    /// nothing at all is known of is not named.
+    /// Returns how many bytes of `paths` (with their sizes) are on each machine, by URI. Machines
+    /// of which nothing is known are missing.
     ///
     /// # Errors
     /// If the database cannot be read.
@@ -68,7 +68,7 @@ impl Record {
         query().map_err(|error| self.failed(error))
     }
 
-    /// Forgets what is not believed any more.
+    /// Deletes rows that are too old.
     ///
     /// # Errors
     /// If the database cannot be written.

@@ -1,27 +1,29 @@
 //! What is remembered about machines: health, history, decisions. One SQLite database,
 //! `builders.sqlite` in [`Dirs::builders`](hookrun_nix::dirs::Dirs::builders).
 //!
-//! SQLite with a write-ahead log because many sessions write at once without a worker, each opens
-//! it for some milliseconds only, and any may be killed at any instruction. It is not synced: what
-//! a power failure takes is a little memory of machines, never a build. Everything has a bound:
+//! It is SQLite with a write-ahead log, because many sessions write at once without a worker, each
+//! opens it only for some milliseconds, and any may be killed at any instruction. It is not synced:
+//! a power failure loses some statistics, never a build. Everything has a bound:
 //! [`BUILDS_KEPT`], [`DECISIONS_KEPT`], [`KEPT_FOR`].
 //!
 //! Sessions write ([`Record::open`]); `hookrun builders` and the policy's past durations read:
 //!
-//! * [`Record::read`]: opens what is there, without making or changing anything; `None` where
-//!   nothing is.
-//! * [`Record::machines`]: [`MachineHealth`] of every machine ever tried, by URI.
-//! * [`Record::past`]: [`Past`] durations of one package name: by machine, and expected at speed
-//!   factor 1.
-//! * [`Record::builds`]: [`BuildRow`]s, newest first; all of one derivation, or the last so many.
-//! * [`Record::decisions`]: [`DecisionRow`]s, newest first; the same.
+//! * [`Record::read`]: opens an existing database without changing anything; `None` if there is
+//!   none.
+//! * [`Record::machines`]: [`MachineHealth`](super::MachineHealth) of every machine ever tried, by
+//!   URI.
+//! * [`Record::past`]: [`Past`](super::Past) durations of one package name: by machine, and
+//!   expected at speed factor 1.
+//! * [`Record::builds`]: [`BuildRow`](super::BuildRow)s, newest first: all of one derivation, or a
+//!   number of them.
+//! * [`Record::decisions`]: [`DecisionRow`](super::DecisionRow)s, in the same way.
 //! * [`Record::open_local`], [`Record::past_local`]: builds that were left to this machine.
-//!   [`Record::bytes_present`]: what lies on machines.
+//!   [`Record::bytes_present`]: the paths on machines.
 //!
-//! Who waits and who builds right now is not here but in [`crate::slots::sessions::live`], because that ends
-//! with its process.
+//! Who waits and who builds right now is not here but in [`crate::slots::sessions::live`], because
+//! that ends with its process.
 //!
-//! Nothing here may hurt a build: a session takes every error for "nothing is known".
+//! Errors must not affect a build: a session treats every error as "nothing is known".
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -35,41 +37,41 @@ use crate::private;
 const FILE: &str = "builders.sqlite";
 /// The migrations from each version to the next.
 const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
-/// A session waits this long for another one's write, which takes well under a millisecond. Nix
-/// stands still meanwhile.
+/// How long a session waits for the write of another one, which takes less than a millisecond. Nix
+/// is blocked meanwhile.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(500);
-/// The same for a session whose build is accepted: Nix waits for nothing any more, and what is not
-/// written is forgotten.
+/// The same for a session whose build is accepted: Nix is no longer blocked, and what is not
+/// written is lost.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Builds kept.
+/// Number of builds that are kept.
 pub const BUILDS_KEPT: i64 = 20_000;
-/// Decisions kept.
+/// Number of decisions that are kept.
 pub const DECISIONS_KEPT: i64 = 2_000;
-/// Builds and machines that were not seen for so long are forgotten.
+/// Builds and machines that were not seen for this long are deleted.
 pub const KEPT_FOR: Duration = Duration::from_hours(180 * 24);
 
 /// Why the database cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// SQLite or the file system says no.
-    #[error("{} cannot be used ({error}); its directory must be writable for the user that Nix builds as, or remove it: builders are then learnt anew", path.display())]
+    /// SQLite or the file system reports an error.
+    #[error("{} cannot be used ({error}); make its directory writable for the user that Nix builds as, or delete it: builder history then starts over", path.display())]
     Sqlite {
         /// The database.
         path: PathBuf,
-        /// What SQLite says.
+        /// The error of SQLite.
         #[source]
         error: rusqlite::Error,
     },
-    /// Its directory cannot be made.
-    #[error("{} cannot be made ({error}); make the state directory writable for the user that Nix builds as", path.display())]
+    /// Its directory cannot be created.
+    #[error("{} cannot be created ({error}); make the state directory writable for the user that Nix builds as", path.display())]
     Io {
         /// The directory.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         #[source]
         error: std::io::Error,
     },
-    /// It is another user's.
+    /// It belongs to another user.
     #[error("{} may only be read by its owner, the user that Nix builds as; run this command as that user, for instance with sudo", path.display())]
     Forbidden {
         /// The directory.
@@ -86,7 +88,7 @@ pub enum RecordError {
 }
 
 impl RecordError {
-    /// Was another session's lock waited for in vain?
+    /// Returns whether another session held the lock for too long.
     pub fn is_busy(&self) -> bool {
         let Self::Sqlite { error, .. } = self else { return false };
         matches!(
@@ -104,11 +106,11 @@ pub struct Record {
 }
 
 impl Record {
-    /// Opens it to write; made if it is not there. A damaged one is removed: it is memory, not a
-    /// promise.
+    /// Opens it for writing, and creates it if there is none. A damaged one is deleted, because it
+    /// holds only statistics.
     ///
     /// # Errors
-    /// If it cannot be opened or made, or a later release wrote it.
+    /// It cannot be opened or created, or a later release wrote it.
     pub fn open(directory: &Path) -> Result<Self, RecordError> {
         private::directory(directory)
             .map_err(|error| RecordError::Io { path: directory.to_owned(), error })?;
@@ -142,10 +144,10 @@ impl Record {
         Ok(Self { connection, path: path.to_owned() })
     }
 
-    /// Opens it to read. `None` if there is none.
+    /// Opens it for reading. Returns `None` if there is none.
     ///
     /// # Errors
-    /// If it cannot be read, or a later release wrote it.
+    /// It cannot be read, or a later release wrote it.
     pub fn read(directory: &Path) -> Result<Option<Self>, RecordError> {
         let path = directory.join(FILE);
         match path.symlink_metadata() {
@@ -170,7 +172,7 @@ impl Record {
         }
     }
 
-    /// From here on waits longer for others' writes: Nix does not stand still any more.
+    /// Allows a longer busy timeout, because Nix is no longer blocked.
     pub fn allow_slow_writes(&self) {
         // Only a handler is set, which cannot fail.
         let _set = self.connection.busy_timeout(PATIENCE);

@@ -1,29 +1,29 @@
-//! A machines file from what is known of machines: order, speed factors, and who is left out. For
-//! `hookrun builders render`. Pure.
+//! Makes a machines file from what is known of machines: order, speed factors, and machines that
+//! are left out. For `hookrun builders render`. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use hookrun_nix::machines::MachineLine;
 
-/// Builds from which on what was measured counts more than what somebody wrote.
+/// Number of builds from which on a measured factor is used instead of the written one.
 const ENOUGH_BUILDS: u32 = 10;
-/// How far from what somebody wrote a measured factor may lead, either way: a fleet of two machines
-/// knows little.
+/// How far a measured factor may be from the written one, in both directions: two machines give few
+/// measurements.
 const MOST_CHANGE: f64 = 4.0;
 
 /// What is known of one machine.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Knowledge {
-    /// Why it is left out, if it is: a fragment.
+    /// Why it is left out, if it is, as a fragment.
     pub out: Option<String>,
-    /// Builds that ended well, of packages that were built elsewhere too.
+    /// Successful builds of packages that were built on other machines too.
     pub builds: u32,
-    /// How fast those were, on the scale of column 5: a median over packages.
+    /// Their speed on the scale of column 5, as a median over packages.
     pub measured_factor: Option<f64>,
 }
 
-/// The text of a machines file. At least one machine stays in: if all failed, all are.
+/// Returns the text of a machines file. If all machines failed, none is left out.
 pub fn render(
     machines: &[MachineLine],
     knowledge: &BTreeMap<String, Knowledge>,
@@ -62,7 +62,7 @@ pub fn render(
     text
 }
 
-/// What column 5 becomes.
+/// Returns the new column 5.
 fn factor(line: &MachineLine, known: &Knowledge) -> f64 {
     match known.measured_factor {
         Some(measured)

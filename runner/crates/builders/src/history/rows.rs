@@ -1,4 +1,4 @@
-//! The rows of the record, as types.
+//! The rows of the database, as types.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -7,14 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use hookrun_nix::selection::{Candidate, PastBuilds};
 
-/// Milliseconds since 1970.
+/// Returns the time in milliseconds since 1970.
 pub fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// What is known of one machine's health. What follows from it is decided in
-/// [`crate::choice::health`].
+/// The known health of one machine. [`crate::choice::health`] decides what follows from it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct MachineHealth {
     /// Store URI.
@@ -23,15 +22,15 @@ pub struct MachineHealth {
     pub failures: u32,
     /// The last failure, a lower-case fragment.
     pub last_error: Option<String>,
-    /// When.
+    /// The time of the last failure.
     pub failed_ms: Option<u64>,
-    /// It is not tried again before.
+    /// It is not tried again before this time.
     pub retry_ms: Option<u64>,
     /// When it last answered.
     pub succeeded_ms: Option<u64>,
-    /// How long that took.
+    /// How long that answer took, in milliseconds.
     pub connect_ms: Option<u32>,
-    /// What copies to it reached lately.
+    /// Recent speed of copies to it.
     pub bytes_per_second: Option<f64>,
 }
 
@@ -41,7 +40,7 @@ pub struct MachineHealth {
 pub enum Outcome {
     /// Its outputs are here.
     Built,
-    /// The build itself failed; or nobody knows better.
+    /// The build itself failed, or ended in a way that is not understood.
     Failed,
     /// No machine was left to go to.
     Lost,
@@ -50,7 +49,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// All of them.
+    /// All variants.
     pub const ALL: [Self; 4] = [Self::Built, Self::Failed, Self::Lost, Self::Abandoned];
 
     /// The word in the database.
@@ -82,14 +81,14 @@ pub struct NewBuild<'a> {
     pub command: &'a str,
     /// The first choice, by URI.
     pub machine: &'a str,
-    /// When Nix was told.
+    /// When Nix got the answer.
     pub accepted_ms: u64,
 }
 
 /// A delegated build.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BuildRow {
-    /// Grows.
+    /// Number of the row; a later build has a higher one.
     pub id: i64,
     /// Full store path of the `.drv`.
     pub drv_path: String,
@@ -99,27 +98,27 @@ pub struct BuildRow {
     pub pname: String,
     /// Its system.
     pub system: String,
-    /// The features it required; none known of builds of earlier releases.
+    /// The features it required. Empty for builds of earlier releases.
     pub required_features: Vec<String>,
-    /// Which Nix process asked.
+    /// The Nix process that asked.
     pub command: String,
     /// Store URI of the machine it ended on.
     pub machine: String,
     /// That machine's speed factor then.
     pub speed_factor: f64,
-    /// When Nix was told that it is taken.
+    /// When Nix was told that it is accepted.
     pub accepted_ms: u64,
     /// How long it then waited for a slot.
     pub waited_ms: Option<u64>,
     /// When the machine had its inputs.
     pub started_ms: Option<u64>,
-    /// When it ended; none: it runs, or its session was killed.
+    /// When it ended. None: it runs, or its session was killed.
     pub ended_ms: Option<u64>,
     /// How long it was built, copies not counted.
     pub seconds: Option<f64>,
     /// How it ended.
     pub outcome: Option<Outcome>,
-    /// Why, if it did not end well.
+    /// The reason, if it did not succeed.
     pub detail: Option<String>,
     /// Size of its inputs with all they need.
     pub input_bytes: Option<u64>,
@@ -152,7 +151,7 @@ pub struct Verdict {
     pub missing_bytes: Option<u64>,
     /// Its place in the policy's ranking, from 1.
     pub rank: Option<u32>,
-    /// Was it the one?
+    /// Whether it was taken.
     pub taken: bool,
     /// Why it was or was not taken, a lower-case fragment.
     pub reason: String,
@@ -161,21 +160,21 @@ pub struct Verdict {
 /// One answer to Nix, and how it came about.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DecisionRow {
-    /// When.
+    /// The time of the answer.
     pub at_ms: u64,
     /// The derivation, as the policy saw it.
     pub candidate: Candidate,
-    /// Which Nix process asked.
+    /// The Nix process that asked.
     pub command: String,
-    /// Had this machine a slot free (`willing`)?
+    /// Whether this machine had a free slot (`willing`).
     pub local_willing: bool,
     /// Who decided: `policy`, or `Nix's rule` and why.
     pub decided_by: String,
     /// `machines`, `local`, `postpone` or `decline`, as decided.
     pub action: String,
-    /// Why, in the policy's words.
+    /// The reason in the policy's words.
     pub reason: String,
-    /// What Nix was told: `accept`, `decline` or `postpone`, and more words.
+    /// The answer to Nix: `accept`, `decline` or `postpone`, and details.
     pub answer: String,
     /// All machines, in the order of the setting `builders`.
     pub machines: Vec<Verdict>,

@@ -1,15 +1,15 @@
-//! What sessions write. Each call is one transaction.
+//! Statements with which sessions write. Each call is one transaction.
 
 use rusqlite::{OptionalExtension as _, params};
 
 use super::rows::{DecisionRow, MachineHealth, Move, NewBuild, Outcome};
 use super::{BUILDS_KEPT, DECISIONS_KEPT, KEPT_FOR, Record, RecordError};
 
-/// Retention is seen to once in so many builds.
+/// Old rows are deleted once in this number of builds.
 const CLEAN_EVERY: i64 = 256;
-/// A derivation that was not postponed for so long has not been waiting, in milliseconds.
+/// Time in milliseconds without being postponed after which a derivation counts as new.
 const POSTPONED_APART_MS: u64 = 120_000;
-/// How much the newest copy counts in the average of speeds.
+/// Weight of the newest copy in the average of speeds.
 const NEWEST_SPEED: f64 = 0.3;
 /// Longest message kept.
 const MAX_ERROR: usize = 1000;
@@ -25,22 +25,22 @@ pub struct Ended<'a> {
     pub waited_ms: u64,
     /// When the last machine had the inputs.
     pub started_ms: Option<u64>,
-    /// Now.
+    /// When it ended.
     pub ended_ms: u64,
-    /// Of building alone.
+    /// Duration of the build without copies.
     pub seconds: Option<f64>,
-    /// How.
+    /// How it ended.
     pub outcome: Outcome,
-    /// Why, if not well.
+    /// The reason, if it did not succeed.
     pub detail: Option<&'a str>,
     /// Size of the inputs.
     pub input_bytes: Option<u64>,
-    /// Machines before.
+    /// Machines that it was taken away from.
     pub moves: &'a [Move],
 }
 
 impl Record {
-    /// The machine answered: what was said against it is forgotten.
+    /// Records that the machine answered, and resets its failures.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -57,9 +57,9 @@ impl Record {
         )
     }
 
-    /// The machine failed, in an attempt that began at `began_ms`. An attempt that began before its
-    /// last answer says nothing new; one that began before the last failure is part of it.
-    /// `retry_ms` says, from the number of failures, when to try again.
+    /// Records that the machine failed in an attempt that began at `began_ms`. An attempt that
+    /// began before the last answer is ignored; one that began before the last failure counts as
+    /// the same failure. `retry_ms` returns, for the number of failures, when to try again.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -102,7 +102,7 @@ impl Record {
         write(&mut self.connection).map_err(|error| self.failed(error))
     }
 
-    /// Copies to the machine reached this speed.
+    /// Records the speed of a copy to the machine.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -113,7 +113,7 @@ impl Record {
         )
     }
 
-    /// A build was accepted. The number names it in [`Record::end_build`].
+    /// Records that a build was accepted. Returns its number for [`Record::end_build`].
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -140,7 +140,7 @@ impl Record {
         Ok(id)
     }
 
-    /// It has ended.
+    /// Records how a build ended.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -177,7 +177,7 @@ impl Record {
         )
     }
 
-    /// Nobody will know how it ended.
+    /// Records that the end of the build is unknown.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -188,7 +188,7 @@ impl Record {
         )
     }
 
-    /// Remembers an answer and how it came about.
+    /// Records an answer and how it came about.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -203,7 +203,7 @@ impl Record {
         self.execute("delete from decisions where id <= ?1", params![id - DECISIONS_KEPT])
     }
 
-    /// The derivation is postponed. Since when, in milliseconds since 1970.
+    /// Records that the derivation is postponed. Returns since when, in milliseconds since 1970.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -249,15 +249,13 @@ impl Record {
     }
 }
 
-/// For what SQLite keeps signed.
+/// Converts to the signed integers of SQLite.
 pub(crate) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// Something to say against or for a machine, without the database; for tests of what follows from
-/// it.
 impl MachineHealth {
-    /// Nothing is known of it.
+    /// Returns the health of a machine of which nothing is known.
     pub fn unknown(machine: &str) -> Self {
         Self { machine: machine.to_owned(), ..Self::default() }
     }

@@ -1,26 +1,25 @@
-//! What was seen of a machine, against what its line claims: sentences that end in the line to
-//! write, and where. Pure.
+//! Compares the results for a machine with its line. Each finding is a sentence that ends with the
+//! line to write, and where. Pure.
 
 use serde::Serialize;
 
 use super::understand::Trouble;
 use super::{Is, Reached, Seen, Tried};
 
-/// From here on a connection is worth a word: Nix stands still for that long, derivation after
-/// derivation.
+/// Connections that take longer are reported: Nix is blocked for this time, for each derivation.
 const SLOW_MS: u64 = 2000;
 
 /// One sentence about one machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Does something not work?
+    /// Whether something does not work.
     pub problem: bool,
     /// A lower-case fragment that ends in the fix, if there is something to do.
     pub text: String,
 }
 
-/// What is to be said of a machine; `user` is who this process logs in as where the URI does not
-/// say.
+/// Returns the findings about a machine. `user` is the user that this process logs in as if the URI
+/// names none.
 pub fn examine(seen: &Seen, user: &str) -> Vec<Finding> {
     let host = Host::of(&seen.machine, user);
     let mut say = Vec::new();
@@ -83,7 +82,7 @@ pub fn examine(seen: &Seen, user: &str) -> Vec<Finding> {
     say
 }
 
-/// Claimed features that the machine does not have.
+/// Returns the features of the line that the machine does not have.
 fn lacks(add: &mut dyn FnMut(bool, String), seen: &Seen, is: &Is, host: &Host) {
     let claimed: Vec<String> = seen.line.features().cloned().collect();
     let lacking: Vec<&str> = missing(&claimed, is).collect();
@@ -108,12 +107,12 @@ fn missing<'a>(features: &'a [String], is: &'a Is) -> impl Iterator<Item = &'a s
     features.iter().filter(|feature| !is.features.contains(feature)).map(String::as_str)
 }
 
-/// How to speak of a machine.
+/// How findings name a machine.
 struct Host {
     /// `on builder`
     on: String,
     user: String,
-    /// Where ssh goes, if it does.
+    /// The destination of ssh, if the machine is reached by ssh.
     ssh: Option<String>,
 }
 

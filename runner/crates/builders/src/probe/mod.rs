@@ -1,11 +1,11 @@
-//! Can a machine really build for us? For `hookrun builders check`: each machine is connected to,
-//! asked what it is, and given a tiny build, by the very way that builds go (Nix's own build hook
-//! with this one machine), so that what fails here fails there.
+//! Checks whether machines can really build, for `hookrun builders check`. It connects to each
+//! machine, asks for its system and features, and runs a tiny build in the same way as real builds
+//! (through Nix's own build hook with this one machine), so that the same errors appear.
 //!
-//! * [`understand`]: what Nix's words mean. [`findings`]: what follows, with the line to write on
-//!   which machine. Both pure.
-//! * This file: the effects. All are bounded in time; nothing is changed but a tiny path in both
-//!   stores, which no root keeps.
+//! * [`understand`]: parses the messages of Nix. [`findings`]: findings, each with the line to
+//!   write and on which machine. Both pure.
+//! * This file: the effects. All are bounded in time, and change nothing but a tiny path in both
+//!   stores, which has no garbage collector root.
 
 pub mod findings;
 pub mod understand;
@@ -23,15 +23,15 @@ use hookrun_nix::bounded;
 use hookrun_nix::installed::{Flavour, Installed, Version};
 use hookrun_nix::machines::MachineLine;
 
-/// A feature that no machine has: a build that requires it fails at once, with a message that says
-/// what the machine is.
+/// A feature that no machine has. A build that requires it fails at once, with a message that names
+/// the system and features of the machine.
 const NO_SUCH_FEATURE: &str = "hookrun-probe";
-/// Machines that are tried at the same time.
+/// Number of machines that are checked at the same time.
 const AT_ONCE: usize = 32;
-/// The release in which `nix store ping --json` came.
+/// The release that added `nix store ping --json`.
 const PING_AS_JSON: Version = Version(2, 15, 0);
 
-/// What was seen of one machine.
+/// The results for one machine.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Seen {
     /// Its line.
@@ -41,24 +41,24 @@ pub struct Seen {
     pub machine: String,
     /// The connection.
     pub reached: Result<Reached, String>,
-    /// What it says it is.
+    /// The system and features that it reports.
     pub is: Option<Is>,
-    /// A build for each system that is claimed.
+    /// A build for each system of its line.
     pub builds: Vec<Tried>,
 }
 
 /// A store that answers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Reached {
-    /// How long it took, in milliseconds, a process of Nix included.
+    /// The time in milliseconds, including that of a Nix process.
     pub ms: u64,
-    /// Its Nix, where it says so.
+    /// The version of its Nix, if it reports one.
     pub version: Option<String>,
-    /// Does it trust us, where it says so?
+    /// Whether it trusts us, if it reports that.
     pub trusted: Option<bool>,
 }
 
-/// What a machine is.
+/// System and features of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Is {
     /// Its system.
@@ -70,27 +70,27 @@ pub struct Is {
 /// A build that was tried.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Tried {
-    /// For this system.
+    /// The system.
     pub system: String,
-    /// Requiring these features.
+    /// The required features.
     pub features: Vec<String>,
-    /// How long it took, in milliseconds; or what went wrong.
+    /// The time in milliseconds, or the error.
     pub result: Result<u64, Trouble>,
 }
 
-/// What tries machines.
+/// Checks machines.
 #[derive(Debug)]
 pub struct Prober<'a> {
-    /// The Nix that builds go through.
+    /// The Nix that runs the builds.
     pub nix: &'a Installed,
-    /// The most that one step with one machine takes.
+    /// The longest time for one step with one machine.
     pub limit: Duration,
-    /// Makes builds unique, with the machine's place in the list.
+    /// Makes builds unique, together with the index of the machine.
     pub nonce: String,
 }
 
 impl Prober<'_> {
-    /// Tries `machines`, many at once; the answers are in their order.
+    /// Checks `machines`, many at once. The results are in their order.
     pub fn all(&self, machines: &[MachineLine]) -> Vec<Seen> {
         let next = Mutex::new(0..machines.len());
         let seen = Mutex::new(Vec::new());
@@ -113,8 +113,8 @@ impl Prober<'_> {
     }
 
     fn one(&self, line: &MachineLine, index: usize) -> Seen {
-        // Two lines may name one machine; builds of theirs that were the same would wait for each
-        // other, or one would fail for the other.
+        // Two lines may name one machine. If their builds were the same, one would wait for the
+        // other, or fail because of it.
         let nonce = format!("{}-{index}", self.nonce);
         let mut seen = Seen {
             line: line.clone(),
@@ -129,7 +129,7 @@ impl Prober<'_> {
         let first =
             line.systems.first().cloned().unwrap_or_else(|| self.nix.setting("system").to_owned());
         let mandatory = line.mandatory_features.to_vec();
-        // One that cannot be built tells what the machine is.
+        // A build that cannot run makes the machine report its system and features.
         let nothing: Vec<String> =
             mandatory.iter().cloned().chain([NO_SUCH_FEATURE.to_owned()]).collect();
         match self.build(line, &nonce, &first, &nothing) {
@@ -142,7 +142,7 @@ impl Prober<'_> {
                 });
                 return seen;
             }
-            // Whatever else is wrong, the real builds tell.
+            // Other errors show in the real builds.
             Err(_) | Ok(_) => {}
         }
         let systems = if line.systems.is_empty() { vec![first] } else { line.systems.to_vec() };
@@ -162,7 +162,7 @@ impl Prober<'_> {
         seen
     }
 
-    /// Connects and says hello.
+    /// Connects to the store.
     fn reach(&self, line: &MachineLine) -> Result<Reached, String> {
         let Installed { program, flavour, version, .. } = self.nix;
         let mut command = Command::new(program);
@@ -192,7 +192,7 @@ impl Prober<'_> {
         Ok(Reached { ms, version, trusted })
     }
 
-    /// A build that takes no time, on this machine and on no other.
+    /// Runs a build that takes no time, on this machine only.
     fn build(
         &self,
         line: &MachineLine,
@@ -202,7 +202,7 @@ impl Prober<'_> {
     ) -> Result<u64, Trouble> {
         let mut command = Command::new(self.nix.program.with_file_name("nix-build"));
         let mut claimed = line.clone();
-        // The stock hook goes by the line; what it claims here is what is asked for.
+        // The stock hook checks the line, so the line here claims what the build requires.
         claimed.supported_features =
             line.supported_features.iter().chain(features).cloned().collect();
         claimed.systems = std::iter::once(system.to_owned()).collect();
@@ -221,9 +221,9 @@ impl Prober<'_> {
         }
     }
 
-    /// Without hooks of ours, substitutes and colours; with `builders` as the only place to build.
-    /// As arguments: a machine that is reached without ssh (`ssh://localhost`) inherits the
-    /// environment, and is not meant.
+    /// Returns arguments that switch off our hooks, substitutes and colours, and make `builders`
+    /// the only place to build. They are not in the environment, because a machine that is reached
+    /// without ssh (`ssh://localhost`) would inherit that.
     fn quiet(&self, command: &mut Command, builders: Option<&str>) {
         hookrun_nix::scrub(command);
         let mut option = |name: &str, value: &str| {
@@ -249,8 +249,8 @@ impl Prober<'_> {
     }
 }
 
-/// The features that a line claims, without those that its machine is known not to have: with these
-/// it has to build.
+/// Returns the features of a line without those that its machine is known to lack. It has to build
+/// with these.
 fn able(line: &MachineLine, is: Option<&Is>) -> Vec<String> {
     let has = |feature: &&String| is.is_none_or(|is| is.features.contains(feature));
     line.features().filter(has).cloned().collect()
@@ -267,7 +267,8 @@ fn expression(nonce: &str, system: &str, features: &[String]) -> String {
     )
 }
 
-/// The store URI with the keys of columns 3 and 8 (`Machine::openStore`, `libstore/machines.cc`).
+/// Returns the store URI with the keys of columns 3 and 8 (`Machine::openStore`,
+/// `libstore/machines.cc`).
 fn with_keys(line: &MachineLine) -> String {
     let mut uri = line.uri.to_string();
     if !uri.starts_with("ssh") {
@@ -284,7 +285,7 @@ fn with_keys(line: &MachineLine) -> String {
     uri
 }
 
-/// A string of the Nix language.
+/// Returns a string literal of the Nix language.
 fn nix_string(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace("${", "\\${"))
 }

@@ -1,4 +1,4 @@
-//! What Nix's words about a machine mean. Pure.
+//! Parses messages of Nix about a machine. Pure.
 
 use serde::Serialize;
 
@@ -9,17 +9,17 @@ use crate::run::stock_output::without_colours;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Trouble {
-    /// The user we log in as may not build what it likes there.
+    /// The user that we log in as is not trusted there.
     NotPrivileged,
-    /// The machine has not the system or the features; what it is.
+    /// The machine lacks the system or the features; those that it has.
     Lacks(Is),
     /// It did not end in time.
     TooLong,
-    /// In Nix's words.
+    /// Another error, as Nix reports it.
     Other(String),
 }
 
-/// What the messages of a failed build mean that was asked of a machine of this kind.
+/// Parses the messages of a failed build that required this system and these features.
 pub fn trouble(messages: &str, asked: &Is) -> Trouble {
     let text = errors(messages);
     // `libstore/daemon.cc`, `wopBuildDerivation`: a user who is not trusted.
@@ -38,7 +38,7 @@ pub fn trouble(messages: &str, asked: &Is) -> Trouble {
         return Trouble::Lacks(is);
     }
     // From 2.34 on: "Reason: platform mismatch" with "Current system: 'Y'", "Reason: missing system
-    // features" with "Available features: {..}". What is not said is as asked.
+    // features" with "Available features: {..}". What is not reported is as required.
     let (current, available) =
         (after(&text, "Current system: '", '\''), after(&text, "Available features: {", '}'));
     if current.is_some() || available.is_some() {
@@ -51,8 +51,8 @@ pub fn trouble(messages: &str, asked: &Is) -> Trouble {
     Trouble::Other(last_error(messages).unwrap_or_else(|| "Nix says nothing about why".to_owned()))
 }
 
-/// Nix's own errors, without what ssh or a program says before them and without lines of a build's
-/// log.
+/// Returns Nix's own errors, without output of ssh or a program before them and without lines of a
+/// build log.
 fn errors(messages: &str) -> String {
     let text = without_colours(messages);
     let is_error =
@@ -69,7 +69,7 @@ fn system_at(text: &str, at: usize, length: usize) -> Option<Is> {
     Some(Is { system: system.to_owned(), features: names(features) })
 }
 
-/// The features of a set that Nix names, without its braces.
+/// Parses a set of features that Nix prints, without its braces.
 fn names(set: &str) -> Vec<String> {
     set.split(',')
         .map(str::trim)
@@ -78,17 +78,17 @@ fn names(set: &str) -> Vec<String> {
         .collect()
 }
 
-/// What stands between the last `begin` and the next `end`.
+/// Returns the text between the last `begin` and the next `end`.
 fn after<'t>(text: &'t str, begin: &str, end: char) -> Option<&'t str> {
     text.rsplit_once(begin)?.1.split_once(end).map(|(between, _)| between)
 }
 
-/// What makes a line of ssh's or Nix's one that tells of a failure, in lower case.
+/// Words that mark a line of ssh or Nix as an error, in lower case.
 const WORDS_OF_FAILURE: [&str; 8] =
     ["error", "cannot", "could not", "failed", "denied", "refused", "timed out", "not found"];
 
-/// The last error among messages, on one line, without what only says that something failed because
-/// something failed.
+/// Returns the last error among messages, on one line, without errors that only repeat that
+/// something has failed.
 pub fn last_error(messages: &str) -> Option<String> {
     let text = without_colours(messages);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
@@ -99,8 +99,8 @@ pub fn last_error(messages: &str) -> Option<String> {
             || (line.starts_with("error: build of") && line.ends_with("failed"));
         !empty && WORDS_OF_FAILURE.iter().any(|word| line.contains(word))
     };
-    // `LegacySSHStore::openConnection`, `SSHMaster::startCommand`: a line before, of ssh or of the
-    // Nix there, tells why.
+    // `LegacySSHStore::openConnection`, `SSHMaster::startCommand`: an earlier line, of ssh or of
+    // the Nix there, gives the reason.
     let outcome = |line: &str| {
         line.contains("error: cannot connect to '")
             || line.contains("failed to start SSH connection to")
@@ -113,8 +113,8 @@ pub fn last_error(messages: &str) -> Option<String> {
     Some(line.strip_prefix("error: ").unwrap_or(line).to_owned())
 }
 
-/// Version and trust, as `nix store ping` tells them: lines in 2.8 (`Version: 2.8.0`, `Trusted: 1`
-/// later), or JSON.
+/// Parses version and trust in the output of `nix store ping`: lines in 2.8 (`Version: 2.8.0`,
+/// later `Trusted: 1`), or JSON.
 pub fn hello(said: &str) -> (Option<String>, Option<bool>) {
     for line in said.lines() {
         if let Ok(value) = serde_json::from_str::<serde_json::Value>(line)
@@ -148,7 +148,7 @@ mod tests {
         Trouble::Lacks(Is { system: system.to_owned(), features })
     }
 
-    /// Of a machine that was asked for features which no release says it has.
+    /// Parses the messages of a machine that was asked for features that it lacks.
     fn trouble(messages: &str) -> Trouble {
         super::trouble(
             messages,
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_several_releases() {
+    fn refusals_of_several_releases_are_understood() {
         let old = "building '/nix/store/x-hookrun-probe.drv' on 'ssh://m'...\n\u{1b}[31;1merror:\u{1b}[0m a '\u{1b}[35;1mx86_64-linux\u{1b}[0m' with \
                    features {hookrun-probe} is required to build '\u{1b}[35;1m/nix/store/x-hookrun-probe.drv\u{1b}[0m', but I am a \
                    'x86_64-linux' with features {benchmark, big-parallel}\n";
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn words_that_are_not_nixs_say_nothing() {
+    fn the_output_of_builds_and_ssh_is_ignored() {
         let failed = "error: build of '/nix/store/x.drv' on 'ssh://m' failed: builder for '/nix/store/x.drv' failed with exit code 1;\n";
         for words in
             ["you are not privileged to build derivations", "Current system: 'riscv64-linux'"]
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn why_there_is_no_connection() {
+    fn the_reason_of_a_failed_connection_is_found() {
         let said = "Store URL: ssh://m\nssh: connect to host m port 22: Connection refused\nerror: cannot connect to 'm'\n";
         assert_eq!(
             last_error(said).as_deref(),
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn greetings() {
+    fn version_and_trust_are_read_from_lines_and_json() {
         assert_eq!(
             hello("Store URL: ssh-ng://m\nVersion: 2.8.0\n"),
             (Some("2.8.0".to_owned()), None)

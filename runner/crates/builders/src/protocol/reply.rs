@@ -1,9 +1,9 @@
-//! The one answer to a candidate, as a type that must be used up.
+//! The one answer to a candidate, as a type that is consumed by answering.
 //!
-//! Nix waits without a time limit for a line that starts with `# `, and gives up on the whole
-//! command if the hook dies first. So a [`Pending`] stands for "Nix is owed an answer": each way to
-//! give one consumes it, and dropping it, by an early return or a panic, answers `#
-//! decline-permanently`, which makes Nix go on without a build hook.
+//! Nix waits without a time limit for a line that starts with `# `, and aborts the whole command if
+//! the hook dies first. A [`Pending`] means that Nix is owed an answer: each way to answer consumes
+//! it, and dropping it, by an early return or a panic, answers `# decline-permanently`, which makes
+//! Nix go on without a build hook.
 
 use std::io::{self, Write};
 
@@ -33,12 +33,12 @@ pub struct Pending<'a, W: Write> {
 }
 
 impl<'a, W: Write> Pending<'a, W> {
-    /// From here on Nix is owed an answer.
+    /// Starts a question: Nix is owed an answer from now on.
     pub fn new(reply: &'a mut W) -> Self {
         Self { reply: Some(reply) }
     }
 
-    /// The machine `name` builds. Returns the stream for what that machine has to say.
+    /// Answers that the machine `name` builds it. Returns the stream for further messages.
     ///
     /// # Errors
     /// Nix is gone.
@@ -51,7 +51,7 @@ impl<'a, W: Write> Pending<'a, W> {
         Ok(reply)
     }
 
-    /// Nix builds here, now or when a slot is free.
+    /// Answers that Nix builds here, now or when a slot is free.
     ///
     /// # Errors
     /// Nix is gone.
@@ -59,7 +59,7 @@ impl<'a, W: Write> Pending<'a, W> {
         self.answer(b"# decline\n")
     }
 
-    /// Nix asks again later.
+    /// Answers that Nix is to ask again later.
     ///
     /// # Errors
     /// Nix is gone.
@@ -67,7 +67,7 @@ impl<'a, W: Write> Pending<'a, W> {
         self.answer(b"# postpone\n")
     }
 
-    /// Nix never asks again in this command.
+    /// Answers that Nix is not to ask again in this command.
     ///
     /// # Errors
     /// Nix is gone.
@@ -75,7 +75,7 @@ impl<'a, W: Write> Pending<'a, W> {
         self.answer(DECLINE_PERMANENTLY)
     }
 
-    /// Nix ended the conversation without a question: no answer.
+    /// Ends without an answer, because Nix ended the conversation without a question.
     pub fn withdraw(mut self) {
         self.reply = None;
     }
@@ -84,7 +84,7 @@ impl<'a, W: Write> Pending<'a, W> {
         self.reply.take().map_or(Ok(()), |reply| say(reply, text))
     }
 
-    /// A message of hookrun for the person at the client.
+    /// Writes a message of hookrun for the user at the client.
     pub fn message(&mut self, level: Level, text: &str) {
         if let Some(reply) = &mut self.reply {
             // A message that cannot be delivered changes nothing: the answer will fail as well.
@@ -92,7 +92,7 @@ impl<'a, W: Write> Pending<'a, W> {
         }
     }
 
-    /// A line of the stock hook that is no answer, as it came.
+    /// Relays a line of the stock hook that is not an answer.
     pub fn relay(&mut self, line: &[u8]) {
         if let Some(reply) = self.reply.as_mut().filter(|_| !line.starts_with(b"# ")) {
             let mut line = line.to_vec();
@@ -119,21 +119,21 @@ fn say(reply: &mut impl Write, text: &[u8]) -> io::Result<()> {
     reply.flush()
 }
 
-/// A log message in the form that Nix takes from its build hook (`makeJSONLogger`,
-/// `libutil/logging.cc`). One line whatever the text, and harmless when Nix has undone JSON's
-/// escapes and shows it: it may hold a policy's own words.
+/// Returns a log message in the form that Nix reads from its build hook (`makeJSONLogger`,
+/// `libutil/logging.cc`). It is always one line, and safe to show after Nix has decoded the JSON,
+/// because it may contain text of a policy.
 pub fn message(level: Level, text: &str) -> Vec<u8> {
     foreign(level, &format!("hookrun: {text}"))
 }
 
-/// The same of words that are not hookrun's own.
+/// The same for text that is not from hookrun.
 pub fn foreign(level: Level, text: &str) -> Vec<u8> {
     let json = serde_json::json!({ "action": "msg", "level": level as u8, "msg": printable(text) });
     format!("@nix {json}\n").into_bytes()
 }
 
-/// The beginning of an activity that waits for a build (`actBuildWaiting`, `logging.hh`), in the
-/// same form.
+/// Returns the start of an activity that waits for a build (`actBuildWaiting`, `logging.hh`), in
+/// the same form.
 pub fn activity(id: u64, text: &str) -> Vec<u8> {
     const BUILD_WAITING: u32 = 111;
     let text = format!("hookrun: {}", printable(text));
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn one_answer_each_way() {
+    fn each_way_to_answer_writes_one_answer() {
         assert_eq!(said(|pending| pending.decline().unwrap()), "# decline\n");
         assert_eq!(said(|pending| pending.postpone().unwrap()), "# postpone\n");
         assert_eq!(

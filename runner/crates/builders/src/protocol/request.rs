@@ -13,10 +13,10 @@ const TRY: &[u8] = b"try";
 /// What came instead of a request.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// The stream is not in step or ends early.
+    /// The stream is malformed or ends early.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// Another word than `try`.
+    /// A word other than `try`.
     #[error("Nix said `{0}` where hookrun knows only `try`")]
     Word(String),
 }
@@ -34,7 +34,7 @@ impl Request {
     /// Reads one; `None` if the stream ended before it.
     ///
     /// # Errors
-    /// The stream is not in step or ends early.
+    /// The stream is malformed or ends early.
     pub fn read(from: &mut impl Read) -> Result<Option<Self>, RequestError> {
         let Some(word) = wire::read_bytes_or_eof(from, "the request")? else { return Ok(None) };
         if word != TRY {
@@ -50,7 +50,7 @@ impl Request {
         }))
     }
 
-    /// Repeats it.
+    /// Writes it again.
     ///
     /// # Errors
     /// `to` cannot be written.
@@ -67,7 +67,7 @@ impl Request {
         self.am_willing != 0
     }
 
-    /// The derivation as a policy sees it.
+    /// Returns the derivation as a policy sees it.
     pub fn candidate(&self) -> Candidate {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let drv_path = text(&self.drv_path);
@@ -81,8 +81,8 @@ impl Request {
     }
 }
 
-/// What Nix sends after an accept: the closure of the inputs, and the outputs it wants. Kept whole,
-/// so that a second machine can be told the same.
+/// What Nix sends after an accept: the closure of the inputs, and the outputs that it wants. It is
+/// kept, so that it can be sent to a second machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inputs {
     paths: Vec<Vec<u8>>,
@@ -93,7 +93,7 @@ impl Inputs {
     /// Reads them.
     ///
     /// # Errors
-    /// The stream is not in step or ends early.
+    /// The stream is malformed or ends early.
     pub fn read(from: &mut impl Read) -> Result<Self, WireError> {
         Ok(Self {
             paths: wire::read_list(from, "the inputs")?,
@@ -101,7 +101,7 @@ impl Inputs {
         })
     }
 
-    /// Repeats them.
+    /// Writes them again.
     ///
     /// # Errors
     /// `to` cannot be written.

@@ -1,7 +1,7 @@
-//! What Nix tells a build hook first: all its settings, secrets among them.
+//! The settings of Nix, which it sends to a build hook first; some of them are secrets.
 //!
-//! They are kept as they came, in their order, to be repeated to Nix's own hook. Nothing else may
-//! see a value that this file does not name: `Debug` shows names only.
+//! They are kept unchanged and in order, to be repeated to Nix's own hook. Values that this file
+//! does not name are not available to anything else: `Debug` shows only names.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -17,9 +17,9 @@ use hookrun_nix::wire::{self, WireError};
 
 /// The setting that lists machines.
 const BUILDERS: &str = "builders";
-/// Evaluator settings that Nix 2.20 brought, the release that made speed factors fractions.
+/// Evaluator settings that Nix 2.20 added, the release that made speed factors fractions.
 const SINCE_2_20: [&str; 2] = ["max-call-depth", "debugger-on-trace"];
-/// Most settings: Nix 2.34 sends 122.
+/// Largest number of settings that is read. Nix 2.34 sends 122.
 const MAX_SETTINGS: usize = 4096;
 
 /// The settings of the Nix that called.
@@ -29,10 +29,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads them; `None` if the stream ended before the first.
+    /// Reads them. Returns `None` if the stream ended before the first.
     ///
     /// # Errors
-    /// The stream is not in step or ends early.
+    /// The stream is malformed or ends early.
     pub fn read(from: &mut impl Read) -> Result<Option<Self>, WireError> {
         let mut entries = Vec::new();
         let Some(mut more) = wire::read_u64_or_eof(from, "the settings")? else { return Ok(None) };
@@ -49,7 +49,7 @@ impl Settings {
         Ok(Some(Self { entries }))
     }
 
-    /// Repeats them with `builders` set to one line.
+    /// Writes them with `builders` set to one line.
     ///
     /// # Errors
     /// `to` cannot be written.
@@ -60,7 +60,7 @@ impl Settings {
             replaced |= is_builders;
             write_setting(to, name, if is_builders { builders.as_bytes() } else { value })?;
         }
-        // Lix 2.92 and 2.93 leave out what has its default.
+        // Lix 2.92 and 2.93 leave out settings with their default value.
         if !replaced {
             write_setting(to, BUILDERS.as_bytes(), builders.as_bytes())?;
         }
@@ -83,19 +83,19 @@ impl Settings {
         self.get(name).map(|value| value.split_ascii_whitespace().map(ToOwned::to_owned).collect())
     }
 
-    /// The machines, as text.
+    /// Returns the setting that lists machines.
     pub fn builders(&self) -> &[u8] {
         self.get_bytes(BUILDERS).unwrap_or_default()
     }
 
-    /// What this machine is, such as `x86_64-linux`.
+    /// Returns the system of this machine, such as `x86_64-linux`.
     pub fn system(&self) -> String {
         self.get("system")
             .filter(|system| !system.is_empty())
             .map_or_else(own_system, Cow::into_owned)
     }
 
-    /// How this Nix divides load by speed factor.
+    /// Returns how this Nix divides load by speed factor.
     pub fn division(&self) -> Division {
         if SINCE_2_20.iter().any(|name| self.get(name).is_some()) {
             Division::Float
@@ -104,15 +104,15 @@ impl Settings {
         }
     }
 
-    /// Can this machine build such a derivation itself, and has it a slot free (`willing`, as Nix
-    /// said)?
+    /// Returns whether this machine can build such a derivation, and has a free slot (`willing`, as
+    /// Nix reported).
     pub fn local_machine(&self, system: &str, features: &[String], willing: bool) -> LocalMachine {
         let slots = self.max_jobs();
         let platform = system == BUILTIN
             || system == self.system()
             || self.words("extra-platforms").is_some_and(|platforms| platforms.contains(system));
-        // Without the setting (Lix leaves out defaults) Nix's default, bar what depends on the
-        // machine.
+        // Without the setting (Lix leaves out defaults) Nix's default, except for what depends on
+        // the machine.
         let known = self.words("system-features").unwrap_or_else(|| {
             ["benchmark", "big-parallel", "nixos-test"].map(ToOwned::to_owned).into()
         });
@@ -126,7 +126,8 @@ impl Settings {
         }
     }
 
-    /// May machines fetch what they need from their own substituters (`builders-use-substitutes`)?
+    /// Returns whether machines fetch inputs from their own substituters
+    /// (`builders-use-substitutes`).
     pub fn builders_use_substitutes(&self) -> bool {
         self.get("builders-use-substitutes").is_some_and(|value| value == "true")
     }
@@ -156,8 +157,8 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// Nix's state directory that belongs to the setting `store`, if that is another store than this
-/// machine's own.
+/// Returns the state directory of the store that the setting `store` names, if that is another one
+/// than this machine's own.
 pub fn state_dir_of(store: &str) -> Option<PathBuf> {
     LocalStore::parse(store)?.state
 }
@@ -168,7 +169,7 @@ fn write_setting(to: &mut impl Write, name: &[u8], value: &[u8]) -> io::Result<(
     wire::write_bytes(to, value)
 }
 
-/// This machine in Nix's words, for a Nix that does not say.
+/// Returns the system of this machine as Nix names it, for a Nix that does not send the setting.
 fn own_system() -> String {
     let cpu = match std::env::consts::ARCH {
         "x86" => "i686",

@@ -143,7 +143,7 @@ impl Delegation<'_> {
         };
         let (nix_dirs, slot_files) = (self.nix_dirs, self.slot_files);
         let run = Run { driver, stage, failover, inputs, present, nix_dirs, slot_files };
-        run.to_its_end(connected)
+        run.finish(connected)
     }
 }
 
@@ -168,7 +168,7 @@ struct Progress {
 }
 
 impl Run<'_> {
-    fn to_its_end(mut self, first: Option<Connected>) -> u8 {
+    fn finish(mut self, first: Option<Connected>) -> u8 {
         let mut connected = first;
         if let Some(line) = connected.as_ref().and_then(|first| self.driver.line(&first.machine)) {
             self.stage.begin(&line);

@@ -1,4 +1,4 @@
-//! The processes that a process has started, as the kernel tells (Linux only).
+//! The processes that a process has started, as listed by the kernel (Linux only).
 
 /// Kills all processes started by `pid` and by those.
 pub(crate) fn end_descendants(pid: u32) {
@@ -7,13 +7,13 @@ pub(crate) fn end_descendants(pid: u32) {
     }
 }
 
-/// Does the kernel tell the children of a process (`CONFIG_PROC_CHILDREN`)?
+/// Returns whether the kernel lists the children of a process (`CONFIG_PROC_CHILDREN`).
 pub(crate) fn are_children_known() -> bool {
     let pid = std::process::id();
     std::path::Path::new(&format!("/proc/{pid}/task/{pid}/children")).exists()
 }
 
-/// All processes started by `pid` and by those, deepest first. Linux only; elsewhere none.
+/// Returns all processes started by `pid` and by those, deepest first; none except on Linux.
 pub(crate) fn descendants(pid: u32) -> Vec<rustix::process::Pid> {
     let mut found = Vec::new();
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();

@@ -1,8 +1,8 @@
-//! Which machines a build may still go to. Used before and after the accept: a ranking is a
-//! preference, so a machine that the policy left out is used when those that it named are lost or
+//! The machines that a build may still go to, before and after the accept. A ranking is a
+//! preference: a machine that the policy left out is used when those that it named are lost or
 //! refuse.
 //!
-//! [`Failover`] is pure. [`Failover::next`] are the machines to use now:
+//! [`Failover`] is pure. [`Failover::next`] returns the machines to use now:
 //!
 //! 1. those of the policy's answer that are not out;
 //! 2. the other machines that fit and are not out, in the order of Nix's rule;
@@ -10,9 +10,9 @@
 //! 4. machines that this build has lost before, since they may have been restarted.
 //!
 //! Whenever a machine is lost or refuses, the policy is asked again without it: before the accept
-//! by [`place`](crate::choice::decide), afterwards by [`Question`]. A build that has lost [`MOST_LOST`]
-//! machines is taken for the reason itself (it may exhaust their history) and is not sent to a
-//! further one.
+//! by [`decide`](crate::choice::decide), afterwards by [`Question`]. A build that has lost
+//! [`MOST_LOST`] machines is assumed to be the cause (it may exhaust their memory) and is not sent
+//! to another one.
 
 use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
@@ -25,7 +25,7 @@ use hookrun_nix::database::Inputs;
 use hookrun_nix::selection::{Action, Candidate, Decision, LocalMachine, Machine};
 use hookrun_nix::shared::Text;
 
-/// Machines that one build may lose.
+/// Number of machines that one build may lose.
 pub(crate) const MOST_LOST: usize = 3;
 
 /// The machines of one build, by URI.
@@ -40,7 +40,7 @@ pub(crate) struct Failover {
     lost: usize,
 }
 
-/// Machines in the order of use: a later group is for when an earlier one is empty.
+/// Machines in the order of use. A later group is used when the earlier ones are empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Ranking {
     /// Named by the policy, and usable.
@@ -51,7 +51,7 @@ pub(crate) struct Ranking {
 }
 
 impl Ranking {
-    /// All machines of `offered`, which stand so: those of `answer` first.
+    /// Ranks all machines of `offered`, those of `answer` first.
     pub(crate) fn of(
         answer: &[Text],
         offered: &[Machine],
@@ -79,17 +79,17 @@ impl Ranking {
 }
 
 impl Failover {
-    /// A build that has not been anywhere.
+    /// Starts with a build that was not offered to any machine.
     pub(crate) const fn to(ranking: Ranking) -> Self {
         Self { untried: ranking, again: Vec::new(), tried: BTreeSet::new(), lost: 0 }
     }
 
-    /// The machines to use now, the best first; empty: none is left.
+    /// Returns the machines to use now, the best first. Empty: none is left.
     pub(crate) fn next(&self) -> &[Text] {
         self.groups().next().map_or(&[], Vec::as_slice)
     }
 
-    /// The groups that are not empty, in the order of use.
+    /// Returns the groups that are not empty, in the order of use.
     pub(crate) fn groups(&self) -> impl Iterator<Item = &Vec<Text>> {
         let Ranking { chosen, others, out } = &self.untried;
         let open = !self.is_the_build();
@@ -97,8 +97,8 @@ impl Failover {
         groups.filter(move |group| open && !group.is_empty())
     }
 
-    /// A new ranking. Where it names no machine that the policy has chosen, those that it chose
-    /// before stay first.
+    /// Replaces the ranking. If the policy has chosen no machine in the new one, those that it
+    /// chose before stay first.
     pub(crate) fn rank(&mut self, ranking: Ranking) {
         let last = std::mem::replace(&mut self.untried, ranking);
         let tried = &self.tried;
@@ -110,14 +110,14 @@ impl Failover {
         }
     }
 
-    /// The machine did not take it.
+    /// Takes out a machine that did not take the build.
     pub(crate) fn refused(&mut self, machine: &Text) {
         self.untried.retain(|known| known != machine);
         self.again.retain(|known| known != machine);
         self.tried.insert(machine.clone());
     }
 
-    /// The machine was lost while it had it.
+    /// Takes out a machine that was lost during the build.
     pub(crate) fn lost(&mut self, machine: &Text) {
         let first_time = !self.tried.contains(machine);
         self.refused(machine);
@@ -127,18 +127,18 @@ impl Failover {
         self.lost += 1;
     }
 
-    /// Machines that were lost or have refused.
+    /// Returns the machines that were lost or have refused.
     pub(crate) const fn tried(&self) -> &BTreeSet<Text> {
         &self.tried
     }
 
-    /// Is it the build that loses its machines?
+    /// Returns whether the build itself is assumed to be the cause of the losses.
     pub(crate) const fn is_the_build(&self) -> bool {
         self.lost >= MOST_LOST
     }
 }
 
-/// A question to the policy about a build that is accepted already.
+/// A question to the policy about a build that was accepted.
 pub(crate) struct Question<'a> {
     /// The machines, as they were when it was accepted.
     pub(crate) pool: Pool,
@@ -148,8 +148,8 @@ pub(crate) struct Question<'a> {
 }
 
 impl Question<'_> {
-    /// Asks it, without the machines that were `tried`: the ranking, and after how long of waiting
-    /// the policy wants to be asked again. A policy that has no answer chooses no machine.
+    /// Asks the policy without the machines that were `tried`. Returns the ranking, and the longest
+    /// wait before the policy is to be asked again. A policy without an answer chooses no machine.
     pub(crate) fn ask(
         &mut self,
         history: &mut History,
@@ -166,7 +166,7 @@ impl Question<'_> {
         let present = Present::of((*inputs).clone(), history);
         let Offered { machines, .. } =
             pool.offered(candidate, &fitting, &standings, &past, &present, history.directory());
-        // It is too late for this machine.
+        // After the accept this machine cannot build it any more.
         let local = LocalMachine::default();
         let decision = policy.as_mut().filter(|_| !machines.is_empty()).and_then(|policy| {
             let decision = policy.ask(candidate, &machines, &local);
@@ -218,7 +218,7 @@ mod tests {
         failover.refused(&"b".into());
         assert_eq!(failover.next(), texts(&["a"]));
         failover.lost(&"a".into());
-        assert!(failover.next().is_empty(), "not a third time");
+        assert!(failover.next().is_empty(), "it is not tried a third time");
         assert!(!failover.is_the_build());
     }
 
@@ -252,7 +252,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_build_ends_and_has_been_everywhere(
+        fn every_build_ends_after_it_was_offered_to_all_machines(
             machines in 0usize..6,
             chosen in 0usize..6,
             refusals in prop::collection::vec(any::<bool>(), 64),

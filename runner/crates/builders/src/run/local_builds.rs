@@ -1,11 +1,10 @@
 //! Builds that are left to this machine: how many of them run, and how long they took.
 //!
-//! Nix tells a build hook nothing of what it builds itself. Whether one runs is seen by the lock
-//! that Nix holds on its outputs (`libstore`, `PathLocks`), which it takes before it asks the hook
-//! and keeps until the build has ended. When one has ended is seen in Nix's database, and more
-//! exactly by its log.
+//! Nix does not tell a build hook what it builds itself. A build runs while Nix holds a lock on its
+//! outputs (`libstore`, `PathLocks`), which it takes before it asks the hook and keeps until the
+//! build has ended. The end of a build is in Nix's database, and more exactly in its log.
 //!
-//! All of it helps and never hurts: what cannot be seen is not counted.
+//! Errors are ignored: what cannot be read is not counted.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -18,18 +17,18 @@ use hookrun_nix::derivation::Derivation;
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::selection::Candidate;
 
-/// All file locks of this machine (proc(5)).
+/// The list of all file locks of this machine (proc(5)).
 const LOCKS: &str = "/proc/locks";
-/// How much of it is read: some 70 bytes a lock.
+/// Number of bytes of it that are read. A lock takes some 70 bytes.
 const MAX_LOCKS: u64 = 4 << 20;
 
-/// The kernel shows its list in pieces (`fs/seq_file.c`), and a lock is missed if others end
-/// between two of them: what is not seen is looked for so often.
+/// Number of times that a missing lock is looked for. The kernel returns its list in pieces
+/// (`fs/seq_file.c`), and a lock is missed if others end between two of them.
 const LOOKS: usize = 3;
 
-/// The file that Nix holds locked while it builds `derivation` (`DerivationGoal::tryToBuild`, 2.4
-/// to 2.35): that of its first output, or where the output's path is not known before the build,
-/// one beside the `.drv`.
+/// Returns the file that Nix keeps locked while it builds `derivation`
+/// (`DerivationGoal::tryToBuild`, 2.4 to 2.35): that of its first output, or one beside the `.drv`
+/// if the output's path is not known before the build.
 pub fn lock_of(derivation: &Derivation, nix_dirs: &NixDirs) -> Option<String> {
     let output = derivation.outputs.first()?;
     let locked =
@@ -37,7 +36,7 @@ pub fn lock_of(derivation: &Derivation, nix_dirs: &NixDirs) -> Option<String> {
     Some(nix_dirs.real_path(&(locked + ".lock")).to_string_lossy().into_owned())
 }
 
-/// How many of the builds that `command` was told to do here run, or are about to.
+/// Returns how many of the builds that `command` was told to do here run or are about to start.
 pub fn running(history: &mut History, command: &str, except: &str) -> u32 {
     let open = history.open_local();
     let files = open.iter().filter(|build| {
@@ -66,8 +65,9 @@ fn read_locks() -> std::io::Result<String> {
     Ok(text)
 }
 
-/// Device and inode of every file that somebody holds locked by flock(2): `1: FLOCK  ADVISORY
-/// WRITE 1234 fe:00:5678 0 EOF`. Who only waits for a lock has an arrow after the number.
+/// Returns device and inode of every file that is locked by flock(2): `1: FLOCK  ADVISORY  WRITE
+/// 1234 fe:00:5678 0 EOF`. The line of a process that waits for a lock has an arrow after the
+/// number.
 pub fn locked(locks: &str) -> Vec<(u64, u64)> {
     let file = |line: &str| {
         let mut words = line.split_ascii_whitespace().skip(1);
@@ -83,7 +83,7 @@ pub fn locked(locks: &str) -> Vec<(u64, u64)> {
     locks.lines().filter_map(file).collect()
 }
 
-/// Nix was told to build `candidate` here.
+/// Keeps in `history` that Nix is told to build `candidate` here.
 pub fn left(
     history: &mut History,
     candidate: &Candidate,
@@ -101,8 +101,8 @@ pub fn left(
     history.left_here(candidate.clone(), build);
 }
 
-/// Writes down which of them have ended, and how long they took. Takes a few milliseconds: not to
-/// be called while Nix waits for an answer.
+/// Records which of them have ended, and how long they took. This takes some milliseconds and must
+/// not be called while Nix waits for an answer.
 pub fn settle(history: &mut History, nix_dirs: &NixDirs) {
     let open = history.open_local();
     if open.is_empty() {
@@ -113,7 +113,7 @@ pub fn settle(history: &mut History, nix_dirs: &NixDirs) {
     for build in open {
         let Ok(Some(registered)) = database.built_here(&build.drv_path) else { continue };
         let registered_ms = registered.saturating_mul(1000);
-        // In whole seconds, rounded down. Before that it is the last build of the same.
+        // Times are whole seconds, rounded down. An earlier time is that of a previous build.
         if registered_ms.saturating_add(1000) <= build.declined_ms {
             continue;
         }
@@ -122,12 +122,12 @@ pub fn settle(history: &mut History, nix_dirs: &NixDirs) {
             .unwrap_or_else(|| registered_ms.saturating_add(500).max(build.declined_ms));
         let took = std::time::Duration::from_millis(ended_ms.saturating_sub(build.declined_ms))
             .as_secs_f64();
-        // A build that had to wait for a slot took nobody knows how long.
+        // The duration of a build that had to wait for a slot is not known.
         history.ended_here(&build.drv_path, ended_ms, build.willing.then_some(took));
     }
 }
 
-/// Where Nix keeps build logs: `NIX_LOG_DIR`, or beside its state directory.
+/// Returns the directory of build logs: `NIX_LOG_DIR`, or one beside the state directory.
 fn log_dir(nix_dirs: &NixDirs) -> PathBuf {
     match std::env::var_os("NIX_LOG_DIR").filter(|value| !value.is_empty()) {
         Some(named) => PathBuf::from(named),
@@ -135,8 +135,8 @@ fn log_dir(nix_dirs: &NixDirs) -> PathBuf {
     }
 }
 
-/// When the log of a build was last written to: at its end (`DerivationGoal::openLogFile`:
-/// `drvs/<2>/<rest>.drv`, with or without `.bz2`).
+/// Returns when the log of a build was last written, which is at its end
+/// (`DerivationGoal::openLogFile`: `drvs/<2>/<rest>.drv`, with or without `.bz2`).
 fn log_ended(logs: &Path, drv_path: &str) -> Option<u64> {
     let name = drv_path.rsplit('/').next()?;
     let (first, rest) = name.split_at_checked(2)?;
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn what_runs_is_seen_by_its_lock() {
+    fn a_build_runs_while_its_lock_is_held() {
         let directory = tempfile::tempdir().unwrap();
         let mut history =
             History::new(directory.path().join("builders"), std::time::Duration::from_secs(1));

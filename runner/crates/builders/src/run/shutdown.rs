@@ -1,11 +1,11 @@
-//! What happens when this process is asked to end (SIGTERM, which Nix sends from 2.35 on, half a
-//! second before SIGKILL; SIGINT, SIGHUP): Nix gets the answer that it is owed, everything that was
-//! started ends, a build that was taken is closed in the record, and nothing else happens any more:
-//! no machine is blamed, no other one is tried.
+//! Ends this process when it gets SIGTERM (which Nix sends from 2.35 on, half a second before
+//! SIGKILL), SIGINT or SIGHUP. Nix gets the answer that it is owed, all child processes end, and a
+//! build that was accepted is closed in the database. No failure of a machine is recorded, and no
+//! other machine is tried.
 //!
-//! [`watch`] is called once by the hook's process ([`super::hook`]); [`Replies`] is how the session
-//! speaks to Nix, so that it is known at any moment whether an answer is owed. It never waits for
-//! Nix, which may not read any more.
+//! [`watch`] is called once by the hook's process ([`crate::hook`]); The session writes to Nix
+//! through [`Replies`], so that it is always known whether an answer is owed. It never waits for
+//! Nix, which may no longer read.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd as _;
@@ -19,24 +19,23 @@ use crate::history::{Record, now_ms};
 use crate::run::descendants::end_descendants;
 use hookrun_nix::process;
 
-/// What is said to a Nix that is owed an answer: it goes on without us.
+/// The answer to a Nix that is owed one: it goes on without the hook.
 const LAST_ANSWER: &[u8] = b"# decline-permanently\n";
-/// How an answer begins.
+/// Prefix of an answer.
 const ANSWER: &[u8] = b"# ";
-/// The answer after which there are no further ones from this process.
+/// The answer after which there is no further one in this process.
 const TAKEN: &[u8] = b"# accept\n";
-/// How long to wait for a Nix that does not read: it takes what is written into its pipe at once,
-/// or not at all.
+/// How long to wait for a Nix that does not read. Normally its pipe accepts a write at once.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 static ANSWERS: Answers = Answers { stage: Mutex::new(Stage::Owed), changed: Condvar::new() };
-/// The build that was taken: where its record is, and which it is.
+/// The accepted build: the directory of the database, and its number there.
 static BUILD: Mutex<Option<(PathBuf, i64)>> = Mutex::new(None);
 
-/// Where the conversation is.
+/// The stage of the conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// Nix is owed an answer, or may be: it may just be writing a question.
+    /// Nix is owed an answer, or may be, because it may be writing a question.
     Owed,
     /// It is being given.
     BeingGiven,
@@ -46,7 +45,7 @@ enum Stage {
     Ending,
 }
 
-/// Who answers: the session, or what ends it.
+/// Decides whether the session or the end of the process answers.
 #[derive(Debug)]
 struct Answers {
     stage: Mutex<Stage>,
@@ -58,8 +57,8 @@ impl Answers {
         self.stage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The session is about to say this. `None`: it must not say anything any more. `Some(true)`:
-    /// it is an answer.
+    /// Called before the session writes `words`. Returns `None` if it must not write any more, and
+    /// `Some(true)` if `words` are an answer.
     fn begin(&self, words: &[u8]) -> Option<bool> {
         let mut stage = self.stage();
         match *stage {
@@ -72,7 +71,7 @@ impl Answers {
         }
     }
 
-    /// The answer that was begun is given.
+    /// Called after an answer was written.
     fn given(&self, words: &[u8]) {
         let mut stage = self.stage();
         if *stage == Stage::BeingGiven {
@@ -82,8 +81,8 @@ impl Answers {
         self.changed.notify_all();
     }
 
-    /// From here on the session says nothing. Is Nix owed an answer? One that is being given is
-    /// waited for, at most `patience`.
+    /// Stops the session from writing. Returns whether Nix is owed an answer. Waits at most
+    /// `patience` for an answer that is being written.
     fn end(&self, patience: Duration) -> bool {
         let waited = self
             .changed
@@ -118,31 +117,31 @@ impl Write for Replies {
     }
 }
 
-/// From here on a signal that asks this process to end does what is said [above](self). To be
-/// called before any thread is started.
+/// Handles signals that ask this process to end, as described [above](self). To be called before
+/// any thread is started.
 pub(crate) fn watch() {
     process::when_told_to_end(end);
 }
 
-/// A build was taken: closed if the process is asked to end.
+/// Remembers an accepted build, which is closed if the process is asked to end.
 pub(crate) fn taken(builders: &Path, id: i64) {
     *build() = Some((builders.to_owned(), id));
 }
 
-/// It has its end in the record.
+/// Called when its end is recorded.
 pub(crate) fn closed() {
     *build() = None;
 }
 
-/// Goes on, unless the process was asked to end: what its children say from then on is not their
-/// own doing.
+/// Stops this thread if the process was asked to end, because the output of its children is then a
+/// consequence of that.
 pub(crate) fn stand_still_if_ending() {
     if ANSWERS.is_ending() {
         stand_still();
     }
 }
 
-/// The process ends within moments.
+/// Parks this thread until the process ends, which is soon.
 fn stand_still() -> ! {
     loop {
         std::thread::park();
@@ -153,23 +152,23 @@ fn build() -> MutexGuard<'static, Option<(PathBuf, i64)>> {
     BUILD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// On the thread that waits for signals.
+/// Runs on the thread that waits for signals.
 fn end() {
     if ANSWERS.end(PATIENCE) && is_writable() {
-        // Not through `io::stderr`, whose lock the session may hold.
+        // Not through `io::stderr`, because the session may hold its lock.
         let _ = rustix::io::write(rustix::stdio::stderr(), LAST_ANSWER);
     }
     end_descendants(std::process::id());
     if let Some((builders, id)) = build().take() {
-        // It is memory, not a promise: what cannot be written is forgotten.
+        // The database holds only statistics: an error is ignored.
         let _ = Record::open(&builders)
             .and_then(|record| record.abandon(id, "the build hook was asked to end", now_ms()));
     }
-    // What the session may have started in the moment before it stood still.
+    // The session may have started more processes before it stopped.
     end_descendants(std::process::id());
 }
 
-/// Does the pipe to Nix take a line without waiting?
+/// Returns whether the pipe to Nix accepts a line without waiting.
 fn is_writable() -> bool {
     let stderr = io::stderr();
     let stderr = stderr.as_fd();

@@ -1,10 +1,10 @@
 //! Delegation to Nix's own build hook: `build-remote` of the very Nix that called, with one machine
 //! to choose from.
 //!
-//! The stock hook connects, copies, builds and copies back; this file starts it, listens for its
-//! answer within a time limit, and then carries bytes. It changes nothing that the stock hook says
-//! after its accept, but for the machine's name, and it keeps its last error back until it is known
-//! whether the build goes on elsewhere ([`super::speech`]).
+//! The stock hook connects, copies, builds and copies back. This file starts it, reads its answer
+//! within a time limit, and then relays bytes. After the accept it changes only the machine's name
+//! in the output, and it holds the last error back until it is known whether the build goes on
+//! elsewhere ([`crate::run::stock_output`]).
 
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write};
@@ -30,8 +30,8 @@ use hookrun_nix::shared::Text;
 
 /// Nix's own build hook, started for one machine.
 pub trait StockHook {
-    /// Offers `request` to the one machine of `target`. Lines that are no answer go to `relay` as
-    /// they come.
+    /// Offers `request` to the machine of `target`. Passes lines that are not an answer to `relay`
+    /// as they arrive.
     fn offer(
         &mut self,
         settings: &Settings,
@@ -40,8 +40,8 @@ pub trait StockHook {
         relay: &mut dyn FnMut(&[u8]),
     ) -> Offer;
 
-    /// Which Nix it is part of, if it says so. Called at most once in a session, before the first
-    /// answer, and only if versions read the machines differently.
+    /// Returns the Nix that the hook is part of, if it reports its version. Called at most once in
+    /// a session, before the first answer, and only if versions read the machines differently.
     fn version(&mut self) -> Option<(Flavour, Version)> {
         None
     }
@@ -52,26 +52,26 @@ pub trait StockHook {
 pub struct Target<'a> {
     /// Its line.
     pub machine: &'a MachineLine,
-    /// The slot on it that this process holds; without one Nix's own hook takes one itself.
+    /// The slot that this process holds. Without one, Nix's own hook takes one itself.
     pub slot: Option<&'a Slot>,
 }
 
-/// What became of an offer.
+/// The result of an offer.
 pub enum Offer {
-    /// The machine takes it: the hook waits for the inputs.
+    /// The machine has accepted: the hook waits for the inputs.
     Accepted(Box<dyn Build>),
     /// It has no slot free: another Nix was faster.
     Full,
     /// The machine cannot be used; why, as a lower-case fragment.
     Failed(String),
-    /// Nix's own hook failed on this machine, before it had tried the other one; why, as a
-    /// lower-case fragment.
+    /// Nix's own hook failed on this machine before it tried the other one; why, as a lower-case
+    /// fragment.
     Here(String),
 }
 
 /// An accepted build.
 pub trait Build {
-    /// Hands over the inputs, relays what the hook says until its end, and reports.
+    /// Sends the inputs, relays the output of the hook until its end, and returns how it ended.
     fn run(self: Box<Self>, inputs: &Inputs, reply: &mut dyn Write) -> Report;
 }
 
@@ -82,31 +82,31 @@ pub struct Report {
     pub ending: Ending,
     /// The hook's exit code.
     pub code: u8,
-    /// Errors that were not relayed, as they came.
+    /// Errors that were not relayed, unchanged.
     pub held: Vec<Vec<u8>>,
-    /// What ends the activities that are still open.
+    /// Messages that end the activities that are still open.
     pub closing: Vec<u8>,
     /// When things began.
     pub timing: Timing,
 }
 
-/// Longest line before the answer; the longest known is the list of all machines in a message.
+/// Length of the longest line before the answer. The longest known one is a list of all machines.
 const MAX_LINE: usize = 4 << 20;
-/// How often a child is asked whether it ended although its standard error is still open (ssh may
-/// keep it).
+/// How often to check whether a child has ended although its standard error is still open (ssh may
+/// keep it open).
 const REAP_EVERY: Duration = Duration::from_millis(250);
-/// Bytes carried at once: a pipe's capacity on Linux.
+/// Number of bytes relayed at once: the capacity of a pipe on Linux.
 const CHUNK: usize = 64 << 10;
-/// Starts the stock hook.
+/// The build hook of the installed Nix.
 #[derive(Debug)]
 pub(crate) struct InstalledHook {
-    /// What to start.
+    /// The program to start.
     pub(crate) program: StockProgram,
     /// How long a machine may take to answer.
     pub(crate) deadline: Duration,
-    /// Variables for it, beside its environment.
+    /// Variables that are added to its environment.
     pub(crate) variables: Vec<(OsString, OsString)>,
-    /// Connections that builds share; none: each has its own.
+    /// Connections that builds share. None: each build has its own.
     pub(crate) sharing: Option<Sharing>,
 }
 
@@ -152,13 +152,13 @@ impl StockHook for InstalledHook {
     }
 }
 
-/// A started stock hook. Dropping it ends it, with everything it started.
+/// A running stock hook. Dropping this ends it, with everything that it started.
 struct Running {
     child: Child,
-    /// To the thread that writes its standard input; dropping this closes it.
+    /// Feeds the thread that writes its standard input. Dropping this closes the input.
     feed: Option<Sender<Vec<u8>>>,
     stderr: ChildStderr,
-    /// What was read and not yet looked at.
+    /// Bytes that were read and not processed yet.
     buffer: Vec<u8>,
     /// The machine's own name.
     machine: Text,
@@ -175,14 +175,14 @@ impl Running {
         let mut command = program.command();
         let shared = connections.iter().flat_map(|connections| &connections.variables);
         command.envs(variables.iter().chain(shared).map(|(name, value)| (name, value)));
-        // Nix's own hook says nothing on its standard output, and Nix would take a line of a
-        // wrapper there for an answer: it must not reach Nix unread.
+        // Nix's own hook writes nothing to its standard output. Nix would take a line that a
+        // wrapper writes there for an answer, so it is dropped.
         command.stdin(Stdio::piped()).stderr(Stdio::piped()).stdout(Stdio::null());
         let mut child = process::bequeath(&mut command).spawn()?;
         let (Some(mut stdin), Some(stderr)) = (child.stdin.take(), child.stderr.take()) else {
             return Err(io::ErrorKind::BrokenPipe.into());
         };
-        // Its own thread, so that a child that does not read cannot hold up the deadline or the
+        // A thread of its own, so that a child that does not read cannot delay the deadline or the
         // relay.
         let (feed, words) = mpsc::channel::<Vec<u8>>();
         let write = move || words.into_iter().try_for_each(|bytes| stdin.write_all(&bytes));
@@ -201,12 +201,12 @@ impl Running {
 
     fn tell(&self, bytes: Vec<u8>) {
         if let Some(feed) = &self.feed {
-            // A child that is gone is noticed at its standard error.
+            // That a child has ended is noticed at its standard error.
             let _ = feed.send(bytes);
         }
     }
 
-    /// Listens for the answer.
+    /// Reads the answer.
     fn answer(mut self, until: Instant, patience: Duration, relay: &mut dyn FnMut(&[u8])) -> Offer {
         let mut complaints = Complaints::default();
         loop {
@@ -223,7 +223,7 @@ impl Running {
             match line.strip_prefix(b"# ".as_slice()) {
                 Some(b"accept\n") => {
                     return match self.line(until) {
-                        // Its name for the machine is not of interest.
+                        // The name that it gives the machine is not needed.
                         Ok(Some(_)) => {
                             complaints.lines.iter().for_each(|line| relay(line));
                             Offer::Accepted(Box::new(self))
@@ -231,7 +231,7 @@ impl Running {
                         _ => complaints.without_answer("ended inside its answer"),
                     };
                 }
-                // Full, or not to be reached: then it has said so.
+                // The machine is full, or cannot be reached: then there was a message before.
                 Some(b"postpone\n" | b"decline\n") => {
                     return complaints.of_machine().map_or(Offer::Full, Offer::Failed);
                 }
@@ -248,7 +248,7 @@ impl Running {
         }
     }
 
-    /// The time is over. A hook that has not even started ssh still waits for something of this
+    /// Called when the time is over. A hook that has not started ssh waits for something on this
     /// machine, such as a lock on Nix's database.
     fn no_answer(&self, complaints: Complaints, patience: Duration) -> Offer {
         let within = format!("no answer within {patience:?} (`connect-timeout` in `[builders]`)");
@@ -261,7 +261,7 @@ impl Running {
         Offer::Failed(complaints.of_machine().unwrap_or(within))
     }
 
-    /// The next line with its end; `None` at the end of the stream.
+    /// Returns the next line with its line end, or `None` at the end of the stream.
     fn line(&mut self, until: Instant) -> io::Result<Option<Vec<u8>>> {
         let mut searched = 0;
         loop {
@@ -307,8 +307,7 @@ impl Running {
         result
     }
 
-    /// Relays until the end of the stream, or until the child ended and nothing is left in the
-    /// pipe.
+    /// Relays until the end of the stream, or until the child has ended and the pipe is empty.
     fn relay_all(
         &mut self,
         listener: &mut OutputClassifier,
@@ -324,13 +323,13 @@ impl Running {
             } else if patience.is_zero() {
                 return self.relay_lines(listener, reply, true);
             } else if self.child.try_wait()?.is_some() {
-                // What it wrote before it ended is in the pipe by now.
+                // All that it wrote before its end is in the pipe now.
                 patience = Duration::ZERO;
             }
         }
     }
 
-    /// Relays all whole lines, and at the end what is left.
+    /// Relays all complete lines, and at the end the rest.
     fn relay_lines(
         &mut self,
         listener: &mut OutputClassifier,
@@ -363,11 +362,12 @@ impl Build for Running {
         let (ending, code) = if self.relay_all(&mut listener, reply).is_ok() {
             let status = self.child.wait();
             self.ended = true;
-            // A signal has no code; Nix reports any failure of the stock hook alike.
+            // After a signal there is no code; Nix reports all failures of the hook in the same
+            // way.
             let code = status.ok().and_then(|status| status.code());
             (listener.ending(code), code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
         } else {
-            // Nobody would learn of the build's end.
+            // Nix no longer reads, so it would not learn about the end of the build.
             (Ending::NixGone, 1)
         };
         shutdown::stand_still_if_ending();
@@ -392,27 +392,27 @@ impl Drop for Running {
     }
 }
 
-/// Lines of ssh that are repeated for a machine that cannot be reached: the last ones tell why.
+/// Number of the last lines of ssh that are reported for a machine that cannot be reached.
 const SSH_LINES: usize = 3;
 
-/// What the stock hook says before its answer, kept back from the client until it is known whether
-/// it matters.
+/// Errors and warnings of the stock hook before its answer, held back until it is known whether
+/// they matter.
 #[derive(Debug, Default)]
 struct Complaints {
-    /// What it says against the machine.
+    /// The error about the machine.
     machine: Option<String>,
     /// Its first error that is not about the machine.
     error: Option<String>,
     /// The first warning.
     warning: Option<String>,
-    /// The last lines of what is not Nix's: for `ssh-ng://` what ssh says comes by itself.
+    /// The last lines that are not from Nix. For `ssh-ng://` the output of ssh comes separately.
     ssh: Vec<String>,
-    /// All messages as they came, for a machine that is used all the same.
+    /// All messages unchanged, for a machine that is used nevertheless.
     lines: Vec<Vec<u8>>,
 }
 
 impl Complaints {
-    /// Keeps an error or a warning of the stock hook. `false` for every other line.
+    /// Keeps an error or a warning of the stock hook. Returns `false` for every other line.
     fn takes(&mut self, line: &[u8]) -> bool {
         let Some(json) = line.strip_prefix(b"@nix ".as_slice()) else {
             self.ssh.push(plain(&String::from_utf8_lossy(line)));
@@ -440,7 +440,7 @@ impl Complaints {
         true
     }
 
-    /// What was said against the machine, with ssh's reason.
+    /// Returns the error about the machine, with the reason that ssh gives.
     fn of_machine(self) -> Option<String> {
         let why = self.machine?;
         let said = self.ssh.into_iter().filter(|line| !why.contains(line.as_str()));
@@ -448,8 +448,8 @@ impl Complaints {
         Some(if said.is_empty() { why } else { format!("{why}: {said}") })
     }
 
-    /// The hook has `done` this instead of giving an answer. Whatever keeps it from one is not the
-    /// machine: of a machine that it cannot use it says so, and declines.
+    /// Returns the result for a hook that has `done` this instead of answering. The cause is not
+    /// the machine: about a machine that it cannot use the hook prints an error, and declines.
     fn without_answer(self, done: &str) -> Offer {
         if self.machine.is_some() {
             return self.of_machine().map_or(Offer::Full, Offer::Failed);

@@ -1,12 +1,12 @@
-//! The other name that Nix's own hook knows a machine by
-//! ([`Slot::line`](crate::slots::slot_files::Slot::line)), in what it says: people see the machine's
-//! own name. Pure.
+//! Replaces the other name that Nix's own hook has for a machine
+//! ([`Slot::line`](crate::slots::slot_files::Slot::line)) in its output by the machine's own name.
+//! Pure.
 
 use std::borrow::Cow;
 
 use crate::slots::slot_files::forms;
 
-/// What the hook may call the machine.
+/// The names that the hook may use for the machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Names {
     of_hook: Vec<Vec<u8>>,
@@ -14,7 +14,7 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// The machine is called `of_hook` to the hook, and `of_people` otherwise.
+    /// The hook knows the machine as `of_hook`; its own name is `of_people`.
     pub(crate) fn of(of_hook: &str, of_people: &str) -> Self {
         if of_hook == of_people {
             return Self::default();
@@ -24,7 +24,7 @@ impl Names {
         Self { of_hook, of_people: of_people.as_bytes().to_vec() }
     }
 
-    /// A line with the machine's own name.
+    /// Returns the line with the machine's own name.
     pub(crate) fn as_people_say<'l>(&self, line: &'l [u8]) -> Cow<'l, [u8]> {
         self.of_hook.iter().fold(Cow::Borrowed(line), |line, name| {
             match replaced(&line, name, &self.of_people) {
@@ -35,7 +35,7 @@ impl Names {
     }
 }
 
-/// `line` with `to` for each `from`; `None` if there is none.
+/// Returns `line` with each `from` replaced by `to`, or `None` if there is none.
 fn replaced(line: &[u8], from: &[u8], to: &[u8]) -> Option<Vec<u8>> {
     let mut rest = line;
     let mut renamed = Vec::new();
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_written_and_as_newer_nix_says_it() {
+    fn both_forms_of_the_other_name_are_replaced() {
         let own = "ssh://m?remote-store=/b";
         let names = Names::of("ssh://m?remote-store=/b&path-info-cache-size=65536", own);
         let said = |line: &str| {

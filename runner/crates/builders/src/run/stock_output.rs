@@ -1,26 +1,26 @@
-//! What Nix's own hook says after it has accepted: did the build fail, was its machine lost, or is
-//! this machine in trouble? Pure; [`super::stock`] carries the bytes.
+//! Classifies the output of Nix's own hook after its accept: whether the build failed, its machine
+//! was lost, or this machine has a problem. Pure; [`crate::run::stock`] carries the bytes.
 //!
-//! The stream holds what the hook says, what the machine's Nix says and what the build prints. Only
-//! the hook's own words count, and these are told from the others by the protocol:
+//! The stream contains messages of the hook, of the machine's Nix and of the build. Only those of
+//! the hook count, and the protocol distinguishes them from the others:
 //!
 //! * The end is the exit status, and the exception that ended the hook. That is the last message of
 //!   level 0 with `raw_msg`, which only a logger of the hook's own process writes (`logging.cc`,
-//!   `logEI`); what a machine or a build says comes without it. Nix 2.3 has no `raw_msg`: there it
+//!   `logEI`); messages of a machine or a build do not have it. Nix 2.3 has no `raw_msg`: there it
 //!   is the last message of level 0.
-//! * The stage of the build is told by activities of the hook. A build may begin activities of one
-//!   type only, that of downloads (`handleJSONLogMessage`), and a machine's have the number of a
-//!   process of its own in the upper half of their ids.
+//! * The stage of the build follows from the activities of the hook. A build may begin only
+//!   activities of one type, downloads (`handleJSONLogMessage`), and those of a machine have the
+//!   number of another process in the upper half of their ids.
 //! * The exception may quote the build's log at its end ("last 10 log lines:"): that part is cut.
 //!
-//! Of the exception its fixed beginning counts, or the error text of a system call at its end
-//! (`SysError`), and nothing in between, where names and values are that others choose. The words
-//! are those of Nix 2.8 (seen) and 2.35 (read).
+//! Only the fixed beginning of the exception counts, or the error text of a system call at its end
+//! (`SysError`), because names and values in between are chosen by others. The texts are those of
+//! Nix 2.8 (tested) and 2.35 (from its source).
 //!
 //! `build of '...' on '...' failed: ...` means that the machine has answered. A build that is known
-//! to have failed is never tried again, and neither is one whose end nobody understands: only where
-//! the connection demonstrably went, or the machine would not build at all, is it moved. What goes
-//! wrong while nothing but this machine's store and state are at work is this machine's trouble.
+//! to have failed is never tried again, and neither is one whose end is not understood. It is moved
+//! only if the connection was demonstrably lost, or the machine refused to build. An error while
+//! only this machine's store and state are in use is a problem of this machine.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
@@ -31,11 +31,11 @@ use serde_json::Value;
 
 use crate::slots::slot_files::forms;
 
-/// What begins a message of a logger (`logging.cc`, `makeJSONLogger`).
+/// Prefix of a message of a logger (`logging.cc`, `makeJSONLogger`).
 const JSON: &[u8] = b"@nix ";
-/// Longest JSON line that is looked into; a longer one is carried and nothing else.
+/// Length of the longest JSON line that is parsed. Longer ones are only relayed.
 const LONGEST: usize = 1 << 20;
-/// Most errors held back.
+/// Largest number of errors that are held back.
 const MOST_HELD: usize = 64;
 /// `actUnknown`, the type of the hook's own activities.
 const UNKNOWN: u64 = 0;
@@ -43,8 +43,8 @@ const UNKNOWN: u64 = 0;
 const COPY_PATH: u64 = 100;
 /// `resProgress`.
 const PROGRESS: u64 = 105;
-/// How exceptions begin that tell of the end of a connection, or of a peer that does not speak
-/// Nix's protocol; lower case.
+/// Beginnings of exceptions that mean the end of a connection, or a peer that does not speak Nix's
+/// protocol; lower case.
 const LOST: [&str; 13] = [
     "unexpected end-of-file",
     "unexpected eof",
@@ -60,7 +60,7 @@ const LOST: [&str; 13] = [
     "got unknown message type",
     "corrupt daemon response",
 ];
-/// Errors of system calls that tell of the end of a connection.
+/// Errors of system calls that mean the end of a connection.
 const CONNECTION: [Errno; 11] = [
     Errno::PIPE,
     Errno::CONNRESET,
@@ -74,12 +74,12 @@ const CONNECTION: [Errno; 11] = [
     Errno::NETRESET,
     Errno::NOTCONN,
 ];
-/// Errors of system calls that tell of a full disk.
+/// Errors of system calls that mean a full disk.
 const FULL: [Errno; 2] = [Errno::NOSPC, Errno::DQUOT];
-/// Errors of system calls that tell of a missing right.
+/// Errors of system calls that mean a missing permission.
 const FORBIDDEN: [Errno; 3] = [Errno::ACCESS, Errno::PERM, Errno::ROFS];
-/// The machine will not build for this user, or cannot build such a thing at all, whatever the
-/// machines file says: how the message begins, and what follows in it; lower case.
+/// Messages of a machine that refuses to build for this user, or cannot build such a derivation,
+/// whatever the machines file says: the beginning, and a text that follows; lower case.
 const REFUSED: [(&str, &str); 7] = [
     ("you are not privileged to build", ""),
     ("unable to start any build", ""),
@@ -106,15 +106,15 @@ const ERRNOS: std::ops::RangeInclusive<i32> = 1..=133;
 /// How a delegated build ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
-    /// Well.
+    /// It succeeded.
     Built,
-    /// The build failed, or nobody knows better; why, a lower-case fragment.
+    /// The build failed, or ended in a way that is not understood; why, as a lower-case fragment.
     Failed(String),
-    /// Its machine was lost, or would not build; why, a lower-case fragment.
+    /// Its machine was lost, or refused to build; why, as a lower-case fragment.
     Lost(String),
     /// This machine failed; what it could not do and why, to follow "this machine".
     Here(String),
-    /// Nobody reads what we say to Nix.
+    /// The Nix that called no longer reads our replies.
     NixGone,
 }
 
@@ -132,21 +132,21 @@ pub struct Timing {
 }
 
 impl Timing {
-    /// How long it was built, if that is known.
+    /// Returns how long it was built, if that is known.
     pub fn building(&self) -> Option<Duration> {
         self.built?.checked_duration_since(self.started?)
     }
 
-    /// Bytes a second that the inputs' copy reached.
+    /// Returns the speed of the copy of the inputs, in bytes per second.
     #[expect(clippy::cast_precision_loss, reason = "a speed need not be exact")]
     pub fn bytes_per_second(&self) -> Option<f64> {
         let seconds = self.started?.checked_duration_since(self.copying?)?.as_secs_f64();
-        // Anything smaller is all latency.
+        // For less data the time is mostly latency.
         (self.bytes > 1 << 20 && seconds > 0.0).then(|| self.bytes as f64 / seconds)
     }
 }
 
-/// Listens to one build.
+/// Classifies the output of one build.
 #[derive(Debug, Default)]
 pub struct OutputClassifier {
     /// The hook's process.
@@ -155,13 +155,13 @@ pub struct OutputClassifier {
     machine: Vec<String>,
     /// Exceptions, as plain text.
     errors: Vec<Exception>,
-    /// Errors as they came, kept back until it is known whether they matter.
+    /// Errors, unchanged, held back until it is known whether they matter.
     held: Vec<Vec<u8>>,
-    /// Are the outputs being copied back? Then this machine writes.
+    /// Whether the outputs are being copied back, so that this machine writes.
     fetching: bool,
     /// Activities that were begun and not ended.
     open: BTreeSet<u64>,
-    /// The one that copies the inputs.
+    /// The activity that copies the inputs.
     inputs: Option<u64>,
     /// Paths that are being copied to the machine, and how many bytes of them are there.
     copies: BTreeMap<u64, u64>,
@@ -171,19 +171,19 @@ pub struct OutputClassifier {
 /// What may have ended the hook.
 #[derive(Debug)]
 struct Exception {
-    /// Said by the hook for certain.
+    /// Whether it is certainly from the hook.
     own: bool,
     text: String,
 }
 
 impl OutputClassifier {
-    /// Listens to the hook with this process number, which builds on `machine`.
+    /// Classifies the output of the hook with this process number, which builds on `machine`.
     pub fn of(process: u32, machine: &str) -> Self {
         let machine = forms(machine).into_iter().map(|form| format!("'{form}'")).collect();
         Self { process, machine, ..Self::default() }
     }
 
-    /// Hears a line. Is it to be passed on now?
+    /// Reads a line. Returns whether it is to be passed on now.
     pub fn line(&mut self, line: &[u8], now: Instant) -> bool {
         let Some(json) = line.strip_prefix(JSON).filter(|json| json.len() <= LONGEST) else {
             return true;
@@ -233,8 +233,9 @@ impl OutputClassifier {
         }
     }
 
-    /// Is this activity one of the hook's own? Nix numbers them from its process number shifted by
-    /// 32 bits on (`logging.cc`); a hook behind a script of another process names the machine.
+    /// Returns whether this activity is one of the hook. Nix numbers them from its process number,
+    /// shifted by 32 bits (`logging.cc`); for a hook behind a script of another process, the text
+    /// ends with the machine.
     fn is_own(&self, id: u64, text: &str) -> bool {
         id >> 32 == u64::from(self.process) || self.machine.iter().any(|name| text.ends_with(name))
     }
@@ -251,30 +252,30 @@ impl OutputClassifier {
         false
     }
 
-    /// What ended the hook.
+    /// Returns the exception that ended the hook.
     fn exception(&self) -> Option<&str> {
         let own = self.errors.iter().rev().find(|error| error.own);
         own.or_else(|| self.errors.last()).map(|error| error.text.as_str())
     }
 
-    /// Errors that were kept back.
+    /// Returns the errors that were held back.
     pub fn held(&self) -> &[Vec<u8>] {
         &self.held
     }
 
-    /// When things began.
+    /// Returns when each stage began.
     pub const fn timing(&self) -> Timing {
         self.timing
     }
 
-    /// Ends activities that a lost hook has left open, so that nobody shows them for ever.
+    /// Returns messages that end the activities that a lost hook has left open.
     pub fn close_activities(&mut self) -> Vec<u8> {
         let ids = std::mem::take(&mut self.open).into_iter().rev();
         ids.flat_map(|id| format!("@nix {{\"action\":\"stop\",\"id\":{id}}}\n").into_bytes())
             .collect()
     }
 
-    /// What the end means: with `code`, or by a signal.
+    /// Returns the meaning of the end, with `code` or by a signal.
     pub fn ending(&self, code: Option<i32>) -> Ending {
         let Some(code) = code else {
             return Ending::Here("has lost Nix's own build hook, which was killed".to_owned());
@@ -311,7 +312,7 @@ impl OutputClassifier {
     }
 }
 
-/// This machine's trouble, with what to do about it.
+/// Returns a problem of this machine, with its fix.
 fn here(cannot: &str, error: &str) -> Ending {
     let number = errno(error);
     let fix = if is_full(error) {
@@ -324,15 +325,15 @@ fn here(cannot: &str, error: &str) -> Ending {
     Ending::Here(format!("{cannot}: {error}{fix}"))
 }
 
-/// The words of `build-remote.cc` for a build that the machine says has failed: what it says.
+/// Returns the reason in the message of `build-remote.cc` for a build that failed on the machine.
 fn failed_build(error: &str) -> Option<&str> {
     let (_, rest) = error.strip_prefix("build of '")?.split_once("' on '")?;
     let (_, why) = rest.split_once("' failed: ")?;
     Some(why.strip_prefix("error: ").unwrap_or(why))
 }
 
-/// Does the machine say that the program which builds has failed? It may have failed for any
-/// reason, and Nix quotes what it printed.
+/// Returns whether the machine reports that the builder has failed. It may have failed for any
+/// reason, and Nix quotes its output.
 fn is_failed_builder(why: &str) -> bool {
     let why = why.to_lowercase();
     let is_new = |rest: &str| rest.contains("'. reason: builder failed");
@@ -350,38 +351,39 @@ fn is_refusal(error: &str) -> bool {
     let error = error.to_lowercase();
     REFUSED.iter().any(|(begin, then)| {
         error.strip_prefix(begin).is_some_and(|rest| {
-            // What stands between the two is a store path or a system, without quotes.
+            // Between the two is a store path or a system, without quotes.
             let named = rest.split_once('\'').map_or(0, |(name, _)| name.len());
             rest.get(named..).unwrap_or_default().starts_with(then)
         })
     })
 }
 
-/// Has a Nix, and not what it built, found the disk full?
+/// Returns whether Nix, and not the builder, found the disk full.
 fn is_full(error: &str) -> bool {
     errno(error).is_some_and(|number| FULL.contains(&number))
         || is_sqlite(error, "database or disk is full")
 }
 
-/// Is it about the lock file that the hook opens before it copies (`build-remote.cc`)?
+/// Returns whether it is about the lock file that the hook opens before it copies
+/// (`build-remote.cc`).
 fn is_lock_of_hook(error: &str) -> bool {
     error.starts_with("opening lock file '") && error.contains(".upload-lock'")
 }
 
-/// Did a system call or SQLite fail?
+/// Returns whether a system call or SQLite failed.
 fn is_of_system(error: &str) -> bool {
     errno(error).is_some() || is_sqlite(error, "")
 }
 
-/// An error of SQLite as Nix says it (`libstore/sqlite.cc`): `what: text (in 'file')`, or `SQLite
-/// database 'file' is busy`.
+/// Returns whether it is an error of SQLite as Nix reports it (`libstore/sqlite.cc`): `what: text
+/// (in 'file')`, or `SQLite database 'file' is busy`.
 fn is_sqlite(error: &str, text: &str) -> bool {
     let is_busy = error.starts_with("SQLite database '") && error.ends_with("' is busy");
     let is_error = error.ends_with("')") && error.contains(" (in '") && error.contains(text);
     is_error || (text.is_empty() && is_busy)
 }
 
-/// The number of the error text of a system call that the message ends with.
+/// Returns the number of the system error whose text the message ends with.
 fn errno(message: &str) -> Option<Errno> {
     static TEXTS: LazyLock<BTreeMap<String, Errno>> = LazyLock::new(|| {
         let here = ERRNOS.map(|number| {
@@ -400,9 +402,9 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).take(64).any(|window| window == part)
 }
 
-/// A message without the last lines of a build's log, which Nix quotes at the end of the reason
-/// (`DerivationGoal::buildDone` and its successors): "last 10 log lines:" up to 2.28, "Last 10 log
-/// lines:" from then on, on a line of its own.
+/// Returns a message without the last lines of a build log, which Nix quotes at the end of the
+/// reason (`DerivationGoal::buildDone` and its successors): "last 10 log lines:" up to 2.28, "Last
+/// 10 log lines:" from then on, on a line of its own.
 pub(crate) fn without_log(message: &str) -> &str {
     let mut length = 0;
     for line in message.split_inclusive('\n') {
@@ -417,7 +419,7 @@ pub(crate) fn without_log(message: &str) -> &str {
     message.get(..length).unwrap_or(message).trim_end().trim_end_matches(';')
 }
 
-/// Without the sequences that colour (ECMA-48: ESC [ parameters, up to a letter).
+/// Returns the text without colour sequences (ECMA-48: ESC [ parameters, up to a letter).
 pub(crate) fn without_colours(text: &str) -> String {
     let mut bare = String::with_capacity(text.len());
     let mut characters = text.chars();
@@ -431,14 +433,14 @@ pub(crate) fn without_colours(text: &str) -> String {
     bare
 }
 
-/// Is this what the hook says of a machine that it cannot use (`build-remote.cc`)?
+/// Returns whether this is the message about a machine that cannot be used (`build-remote.cc`).
 pub(crate) fn is_about_machine(message: &str) -> bool {
     let message = without_colours(message);
     message.strip_prefix("error: ").unwrap_or(&message).starts_with("cannot build on '")
 }
 
-/// A message of Nix as one plain line: without colours, line ends and the words that only repeat
-/// which machine it is.
+/// Returns a message of Nix as one plain line, without colours, line ends and the name of the
+/// machine.
 pub(crate) fn plain(text: &str) -> String {
     let line = without_colours(text).split_whitespace().collect::<Vec<_>>().join(" ");
     let line = line.strip_prefix("error: ").unwrap_or(&line);

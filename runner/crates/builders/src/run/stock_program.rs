@@ -1,4 +1,4 @@
-//! Which program Nix's own build hook is: that of the very Nix that called.
+//! Finds the program of Nix's own build hook: that of the Nix that called.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -8,11 +8,11 @@ use std::time::Duration;
 use hookrun_nix::bounded;
 use hookrun_nix::installed::{Flavour, Version, identify};
 
-/// How long Nix may take to say its version: it takes 25 ms, and the whole command waits.
+/// How long `nix --version` may take. It takes 25 ms, and the whole command waits for it.
 const VERSION_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The programs that are one binary, which is `build-remote` too if called so. Others
-/// (nix-eval-jobs, Hydra) only use Nix's library.
+/// The names of the one binary that is also `build-remote`. Other programs (nix-eval-jobs, Hydra)
+/// only use Nix's library.
 const NIX_PROGRAMS: [&str; 13] = [
     "nix",
     "nix-build",
@@ -38,17 +38,17 @@ pub(crate) struct StockProgram {
 }
 
 impl StockProgram {
-    /// That of the Nix that called this process, or else the `nix` in `PATH`.
+    /// Finds that of the Nix that called this process, or else the `nix` in `PATH`.
     pub(crate) fn of_caller(verbosity: u64) -> Self {
         let link = rustix::process::getppid()
             .map(|pid| PathBuf::from(format!("/proc/{}/exe", pid.as_raw_nonzero())));
         let is_nix = |link: &PathBuf| {
             let target = std::fs::read_link(link).ok()?;
-            // A Nix that was upgraded while it runs.
+            // A Nix that was upgraded while it runs has this suffix.
             let name = target.file_name()?.to_str()?.trim_end_matches(" (deleted)").to_owned();
             NIX_PROGRAMS.contains(&name.as_str()).then_some(())
         };
-        // Since 2.0 the binary plays the role that argv[0] names.
+        // Since 2.0 the binary acts as the program that argv[0] names.
         let as_build_remote = |program| Self {
             program,
             name: "build-remote",
@@ -59,7 +59,7 @@ impl StockProgram {
         }
         match nix_in_path() {
             Some(program) if !is_script(&program) => as_build_remote(program),
-            // A wrapper script loses argv[0]; `__build-remote` is there since 2.10.
+            // A wrapper script loses argv[0]; `__build-remote` exists since 2.10.
             program => {
                 let arguments = vec!["__build-remote".to_owned(), verbosity.to_string()];
                 Self {
@@ -71,7 +71,7 @@ impl StockProgram {
         }
     }
 
-    /// Its command, without anything else set.
+    /// Returns the command that starts it.
     pub(crate) fn command(&self) -> Command {
         let Self { program, name, arguments } = self;
         let mut command = Command::new(program);
@@ -79,7 +79,7 @@ impl StockProgram {
         command
     }
 
-    /// The version of its Nix, if it says one soon.
+    /// Returns the version of its Nix, if it prints one in time.
     pub(crate) fn version(&self) -> Option<(Flavour, Version)> {
         let mut command = Command::new(&self.program);
         std::os::unix::process::CommandExt::arg0(&mut command, "nix").arg("--version");
@@ -87,12 +87,12 @@ impl StockProgram {
         said.status.success().then(|| identify(said.stdout.trim())).flatten()
     }
 
-    /// Where it is.
+    /// Returns its path.
     pub(crate) fn path(&self) -> &Path {
         &self.program
     }
 
-    /// For tests: any program.
+    /// Any program, for tests.
     #[cfg(test)]
     pub(crate) fn other(program: &str, arguments: &[&str]) -> Self {
         Self {

@@ -1,9 +1,10 @@
-//! A small file that counts for as long as the process that made it lives: who waits
-//! ([`super::lease`]), what is taken ([`super::resources`]).
+//! Small files that count for as long as the process that created them lives: the sessions
+//! ([`crate::slots::sessions`]) and their reservations ([`crate::slots::reservations`]).
 //!
-//! The lock (`flock`) is what counts. The kernel drops it with the process, however that ends, so a
-//! dead session frees its place; its file is swept away by whoever sees it next. A file is locked
-//! before it has its name, so nobody sees an unlocked one of the living.
+//! A file counts while it is locked (`flock`). The kernel drops the lock when the process ends, in
+//! whatever way, so a dead session frees its place; its file is deleted by the next session that
+//! reads the directory. A file is locked before it gets its name, so no other process sees an
+//! unlocked file of a living one.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read as _, Write as _};
@@ -19,12 +20,12 @@ use serde::de::DeserializeOwned;
 use crate::history::now_ms;
 use crate::private;
 
-/// What a finished file's name ends in.
+/// Suffix of the name of a finished file.
 const SUFFIX: &str = ".json";
-/// Largest file that is read; a waiting session names each machine that it waits for.
+/// Size of the largest file that is read. A waiting session names each machine that it waits for.
 const MAX_SIZE: u64 = 1 << 20;
 
-/// A file of this process. Dropping it takes it away.
+/// A file of this process. It is deleted when this is dropped.
 #[derive(Debug)]
 pub struct LiveFile {
     /// Held locked.
@@ -34,7 +35,7 @@ pub struct LiveFile {
 }
 
 impl LiveFile {
-    /// Makes one in `directory`, which is made too, with `content`.
+    /// Creates one with `content` in `directory`, which is created too.
     ///
     /// # Errors
     /// The directory cannot be written.
@@ -61,7 +62,7 @@ impl LiveFile {
         Ok(Self { _file: file, directory: opened, name: name.into() })
     }
 
-    /// Its name, which no other one in its directory has.
+    /// Returns its name, which is unique in its directory.
     pub fn name(&self) -> &OsStr {
         &self.name
     }
@@ -73,8 +74,8 @@ impl Drop for LiveFile {
     }
 }
 
-/// The files of the living in `directory`, with their names. What the dead left is swept away; what
-/// cannot be read, and all of a directory of another user, is left out.
+/// Returns the files of living processes in `directory`, with their names, and deletes those of
+/// dead ones. What cannot be read is left out, and so is a directory of another user.
 pub(crate) fn living<T: DeserializeOwned>(directory: &Path) -> Vec<(OsString, T)> {
     let builders = directory.parent().map(private::opened);
     let (Some(Ok(_)), Ok(directory)) = (builders, private::opened(directory)) else {
@@ -94,7 +95,7 @@ fn read<T: DeserializeOwned>(directory: &OwnedFd, name: &OsStr) -> Option<T> {
     if !private::is_own(&rustix::fs::fstat(&file).ok()?) {
         return None;
     }
-    // A shared lock: two that look at once do not take each other for the owner.
+    // A shared lock, so that two readers do not take each other for the owner.
     if rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
         let _gone = rustix::fs::unlinkat(directory, name, AtFlags::empty());
         return None;
@@ -109,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_living_count_and_the_dead_are_swept() {
+    fn files_of_living_processes_count_and_others_are_deleted() {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().join("below");
         assert!(living::<u32>(&place).is_empty());

@@ -1,9 +1,9 @@
-//! Which waiting build gets which free slot. Pure: every session computes the same from the same
-//! files, and takes what is its own.
+//! Assigns free slots to waiting builds. Pure: every session computes the same from the same files,
+//! and takes its own slot.
 //!
-//! The command with the fewest builds running comes first; within a command the build with the most
-//! behind it, then the one that is expected to take longest (one that is not known may be the
-//! longest), then the oldest. `hookrun_simulate` plays the same order.
+//! The command with the fewest running builds comes first. Within a command it is the build with
+//! the longest chain of dependents, then the one with the longest expected duration (an unknown one
+//! may be the longest), then the oldest. `hookrun_simulate` uses the same order.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -13,25 +13,25 @@ use crate::slots::sessions::{Command, Wanted};
 use hookrun_config::Amounts;
 use hookrun_nix::shared::Text;
 
-/// A build that has waited for resources for so long, in milliseconds, is kept them free for:
-/// younger builds that take some of the same go elsewhere or wait. Sooner, one large build would
-/// idle a machine at every turn; never, small ones would pass it for ever.
+/// Time in milliseconds after which resources are kept free for a build that waits for them:
+/// younger builds that take some of the same go elsewhere or wait. With a shorter time, each large
+/// build would idle a machine; without it, small builds would overtake a large one for ever.
 const KEPT_FREE_AFTER_MS: u64 = 5 * 60 * 1000;
 
 /// A build that waits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ticket {
-    /// No other ticket has it.
+    /// Unique among the tickets.
     pub name: std::ffi::OsString,
-    /// Which Nix process asked.
+    /// The Nix process that asked.
     pub command: Command,
     /// Where it may go, the best first.
     pub wanted: Vec<Wanted>,
-    /// How many derivations stand one after another behind it.
+    /// Length of the longest chain of derivations that depend on it.
     pub depth: Option<u32>,
-    /// How long it should take at speed factor 1.
+    /// Expected duration at speed factor 1.
     pub expected_seconds: Option<f64>,
-    /// Since when it waits, in milliseconds since 1970.
+    /// Start of the wait, in milliseconds since 1970.
     pub since_ms: u64,
     /// What it takes besides a slot.
     pub takes: Amounts,
@@ -42,15 +42,14 @@ impl Ticket {
         self.wanted.iter().any(|wanted| wanted.machine == machine)
     }
 
-    /// Does it wait for nothing but resources, and has done so for long?
+    /// Returns whether it waits only for resources, and has done so for long.
     fn is_kept_for(&self, free: &BTreeMap<Text, u32>, account: &Account<'_>, now_ms: u64) -> bool {
         let has_slot = |wanted: &&Wanted| free.get(&wanted.machine).is_some_and(|slots| *slots > 0);
         let with_slot = self.wanted.iter().filter(has_slot).map(|wanted| wanted.machine.as_str());
         waits_for_resources(&self.takes, now_ms.saturating_sub(self.since_ms), with_slot, account)
     }
 
-    /// Is what it would take on `machine` to be kept free for `older`, which has waited for it for
-    /// long?
+    /// Returns whether the resources that it would take on `machine` are kept free for `older`.
     fn gives_way(&self, older: &Self, machine: &str, account: &Account<'_>) -> bool {
         (older.since_ms, &older.name) < (self.since_ms, &self.name)
             && older.wants(machine)
@@ -58,8 +57,8 @@ impl Ticket {
     }
 }
 
-/// Does a build that takes so much wait for nothing else, and has done so for long? `with_slot` are
-/// the machines it wants that have one free.
+/// Returns whether a build that takes so much waits only for resources, and has done so for long.
+/// `with_slot` are the machines it wants that have a free slot.
 pub fn waits_for_resources<'m>(
     takes: &Amounts,
     waited_ms: u64,
@@ -73,9 +72,9 @@ pub fn waits_for_resources<'m>(
         && with_slot.all(|machine| account.short(machine, takes).is_some())
 }
 
-/// Shares out `free` slots (by machine), and what `account` has left, between `tickets`; `running`
-/// builds (by command) count for fairness. Pairs of ticket and machine, in the order of the
-/// sharing.
+/// Assigns `free` slots (by machine), and the resources that `account` has left, to `tickets`.
+/// `running` builds (by command) count for fairness. Returns pairs of ticket and machine, in the
+/// order of assignment.
 pub fn shared_out(
     tickets: &[Ticket],
     mut free: BTreeMap<Text, u32>,
@@ -102,7 +101,7 @@ pub fn shared_out(
             let machine = ticket.wanted.iter().find(has_room)?.machine.clone();
             Some((running.get(&ticket.command).copied().unwrap_or(0), place, *index, machine))
         });
-        // The first by order among the commands with the fewest.
+        // The first in order among the commands with the fewest builds.
         let Some((_, place, index, machine)) =
             placeable.min_by_key(|(count, place, ..)| (*count, *place))
         else {

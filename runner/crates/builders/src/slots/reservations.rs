@@ -1,10 +1,10 @@
-//! What running builds take besides a slot, and what is left: memory, GPUs, licences, as
+//! Resources that running builds take besides a slot, such as memory, GPUs and licences, as
 //! `[builders.machine-resources]` and its neighbours say ([`hookrun_config::Resources`]).
 //!
-//! A session that gets a slot reserves at once what its build takes, in a file that counts for as
-//! long as it lives ([`super::held`]), while it holds the lock of the queue; so nothing is given
-//! away twice, and whoever dies gives it back. Nix's own hook knows nothing of this: what it starts
-//! without hookrun is not counted.
+//! A session that gets a slot also reserves what its build takes, in a file that counts for as long
+//! as the session lives ([`crate::slots::live_file`]), while it holds the lock of the queue. So
+//! nothing is assigned twice, and a session that dies frees its resources. Builds that Nix's own
+//! hook starts without hookrun are not counted.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,30 +20,31 @@ use hookrun_nix::machines::MachineLine;
 /// The directory of reservations, below [`Dirs::builders`](hookrun_nix::dirs::Dirs::builders).
 const RESERVED: &str = "reserved";
 
-/// What one build has.
+/// The resources of one build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reserved {
     /// Store URI.
     pub machine: String,
-    /// Only what is limited there.
+    /// Only resources that are limited there.
     pub takes: Amounts,
 }
 
-/// What a session holds of a machine, from before it connects until the build ends. Dropping it
-/// gives it back.
+/// A slot with the resources of a build, held from before the session connects until the build
+/// ends. They are freed when this is dropped.
 #[derive(Debug)]
 pub struct Hold {
-    /// Goes first: who is woken by the slot must find this free.
+    /// Declared first so that it is dropped before `slot`: a session that is woken by the slot must
+    /// find these resources free.
     _reserved: Option<LiveFile>,
-    /// The slot; none: only Nix's own hook can take it.
+    /// The slot. None: only Nix's own hook can take it.
     pub slot: Option<Slot>,
 }
 
 impl Hold {
-    /// `slot` on `machine` with what a build takes there besides.
+    /// Reserves what a build takes on `machine` besides `slot`.
     ///
     /// # Errors
-    /// It cannot be reserved; why, as a lower-case fragment.
+    /// Returns why it cannot be reserved, as a lower-case fragment.
     pub fn of(
         slot: Option<Slot>,
         machine: &str,
@@ -71,25 +72,25 @@ impl Hold {
     }
 }
 
-/// The reservations below `builders`.
+/// Returns the directory of the reservations below `builders`.
 pub fn directory(builders: &Path) -> PathBuf {
     builders.join(RESERVED)
 }
 
-/// One resource of a machine, now.
+/// The current state of one resource of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Left {
     /// Its name.
     pub name: String,
-    /// What builds have.
+    /// The amount that builds take.
     pub taken: u64,
-    /// What there is in all.
+    /// The whole amount.
     pub total: u64,
-    /// Do all machines share it?
+    /// Whether all machines share it.
     pub shared: bool,
 }
 
-/// What is taken of everything that is limited.
+/// How much is taken of each limited resource.
 #[derive(Debug, Clone)]
 pub struct Account<'a> {
     limits: &'a Resources,
@@ -98,14 +99,14 @@ pub struct Account<'a> {
 }
 
 impl<'a> Account<'a> {
-    /// As the reservations below `builders` say.
+    /// Reads the reservations below `builders`.
     pub fn now(limits: &'a Resources, builders: &Path) -> Self {
         let reserved =
             if limits.is_empty() { Vec::new() } else { live_file::living(&directory(builders)) };
         Self::of(limits, reserved.into_iter().map(|(_, reserved)| reserved))
     }
 
-    /// With these reservations.
+    /// Counts these reservations.
     pub fn of(limits: &'a Resources, reserved: impl IntoIterator<Item = Reserved>) -> Self {
         let mut account = Self { limits, machines: BTreeMap::new(), shared: BTreeMap::new() };
         for Reserved { machine, takes } in reserved {
@@ -114,7 +115,7 @@ impl<'a> Account<'a> {
         account
     }
 
-    /// The first resource that is short for such a build on `machine`.
+    /// Returns the first resource of which `machine` has too little for such a build.
     pub fn short(&self, machine: &str, takes: &Amounts) -> Option<Left> {
         self.limits.limited(machine, takes).find_map(|(name, amount, total, shared)| {
             let taken = self.taken(machine, name, shared);
@@ -127,7 +128,7 @@ impl<'a> Account<'a> {
         })
     }
 
-    /// A build that takes so much is on `machine` from now on.
+    /// Counts a build on `machine`.
     pub fn take(&mut self, machine: &str, takes: &Amounts) {
         for (name, amount, _, shared) in self.limits.limited(machine, takes) {
             let of = if shared {
@@ -140,7 +141,7 @@ impl<'a> Account<'a> {
         }
     }
 
-    /// Such a build has left `machine`.
+    /// Counts that a build has left `machine`.
     pub fn give_back(&mut self, machine: &str, takes: &Amounts) {
         for (name, amount, _, shared) in self.limits.limited(machine, takes) {
             let of = if shared { Some(&mut self.shared) } else { self.machines.get_mut(machine) };
@@ -150,12 +151,12 @@ impl<'a> Account<'a> {
         }
     }
 
-    /// Would builds that take this and that want some of the same, on `machine`?
+    /// Returns whether two such builds would use a common resource on `machine`.
     pub fn compete(&self, machine: &str, takes: &Amounts, others: &Amounts) -> bool {
         self.limits.limited(machine, takes).any(|(name, ..)| others.get(name).is_some())
     }
 
-    /// What `machine` has of its own, and what is shared.
+    /// Returns the resources of `machine` and the shared ones.
     pub fn of_machine(&self, machine: &str) -> Vec<Left> {
         let own = self.limits.machines.get(machine).into_iter().flat_map(Amounts::iter);
         let left = |name: &str, total: u64, shared: bool| Left {
@@ -175,20 +176,20 @@ impl<'a> Account<'a> {
 }
 
 impl Left {
-    /// `1/2`
+    /// Formats it as `1/2`.
     pub fn ratio(&self) -> String {
         format!("{}/{}", show(self.taken), show(self.total))
     }
 
-    /// Why there is no room for one more, as a lower-case fragment.
+    /// Returns why there is no room for one more build, as a lower-case fragment.
     pub fn why(&self) -> String {
         let place = if self.shared { "of all machines together" } else { "there" };
         format!("not enough {} is free {place} ({} taken)", self.name, self.ratio())
     }
 }
 
-/// What of the tables can be of no use with these machines, one sentence each: of a machine (by
-/// URI), or of none.
+/// Returns which entries of the tables have no effect with these machines, one sentence each, with
+/// the URI of the machine if it is about one.
 pub fn useless(limits: &Resources, machines: &[MachineLine]) -> Vec<(Option<String>, String)> {
     let mut found = Vec::new();
     for uri in limits.machines.keys().filter(|uri| !machines.iter().any(|line| line.uri == *uri)) {
@@ -271,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_is_not_given_again() {
+    fn what_is_taken_is_not_assigned_again() {
         let limits = limits();
         let mut account = Account::of(&limits, []);
         let big = takes(&["big"]);
@@ -282,7 +283,11 @@ mod tests {
             account.short("ssh://m", &big).unwrap().why(),
             "not enough memory is free there (6.0 GiB/8.0 GiB taken)"
         );
-        assert_eq!(account.short("ssh://other", &big), None, "it has enough of what nobody counts");
+        assert_eq!(
+            account.short("ssh://other", &big),
+            None,
+            "it has enough of what is not limited"
+        );
         account.take("ssh://other", &takes(&["matlab"]));
         let why = account.short("ssh://m", &takes(&["matlab"])).unwrap().why();
         assert_eq!(why, "not enough licence is free of all machines together (1/1 taken)");
@@ -312,7 +317,7 @@ mod tests {
         assert!(short());
         drop(held);
         assert!(!short());
-        // What nobody counts leaves no file.
+        // What is not limited leaves no file.
         let _held =
             Hold::of(None, "ssh://other", &takes(&["big"]), &limits, directory.path()).unwrap();
         assert_eq!(std::fs::read_dir(super::directory(directory.path())).unwrap().count(), 0);
@@ -328,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_that_can_be_of_no_use() {
+    fn tables_without_effect_are_reported() {
         let machines =
             hookrun_nix::machines::parse("ssh://n - - 4 1 matlab", "x86_64-linux").machines;
         let mut found = useless(&limits(), &machines);

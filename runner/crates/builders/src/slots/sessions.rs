@@ -1,5 +1,5 @@
-//! Who waits and who builds right now: one small file for each session that has accepted a build,
-//! which counts for as long as the session lives ([`super::held`]).
+//! The builds that wait and run right now: one small file for each session that has accepted a
+//! build, which counts for as long as the session lives ([`crate::slots::live_file`]).
 //!
 //! Sessions write; `hookrun builders list` and the policy's busy times read ([`live`]).
 
@@ -17,10 +17,10 @@ use hookrun_nix::shared::Text;
 /// The directory, below [`Dirs::builders`](hookrun_nix::dirs::Dirs::builders).
 const SESSIONS: &str = "sessions";
 
-/// The Nix process that asked: what builds are shared out between. Its start makes it unique.
+/// A Nix process that asks. Slots are shared out between these. Its start time makes it unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Command {
-    /// Process.
+    /// The process.
     pub pid: u32,
     /// Field 22 of `/proc/PID/stat`; 0 where there is none.
     pub started: u64,
@@ -34,17 +34,17 @@ impl Command {
         Self { pid, started: stat(pid).map_or(0, |(_, started)| started) }
     }
 
-    /// Has the process ended that `text` names (as this is displayed)? `false` where that cannot be
-    /// known.
+    /// Returns whether the process that `text` names (as displayed by this type) has ended; `false`
+    /// if that is not known.
     pub fn is_gone(text: &str) -> bool {
         let named = text
             .split_once('-')
             .and_then(|(pid, start)| Some((pid.parse().ok()?, start.parse::<u64>().ok()?)));
         match named.map(|(pid, start)| (pid, start, stat(pid))) {
             None | Some((_, 0, _)) => false,
-            // One that is a zombie is only waited for.
+            // A zombie has ended.
             Some((_, start, Some((state, now)))) => now != start || matches!(state, 'Z' | 'X'),
-            // It is gone, or other users' processes are not shown here (proc(5), `hidepid`).
+            // It has ended, or processes of other users are hidden (proc(5), `hidepid`).
             Some((pid, ..)) => {
                 let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
                 pid.is_some_and(|pid| {
@@ -61,7 +61,8 @@ impl fmt::Display for Command {
     }
 }
 
-/// State and start of a process. proc(5): the second field, in parentheses, may hold anything.
+/// Returns the state and start of a process. The second field, in parentheses, may contain anything
+/// (proc(5)).
 fn stat(pid: u32) -> Option<(char, u64)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
@@ -73,7 +74,7 @@ fn stat(pid: u32) -> Option<(char, u64)> {
 pub struct Wanted {
     /// Store URI.
     pub machine: Text,
-    /// Builds at once.
+    /// Number of builds at once.
     pub slots: u32,
 }
 
@@ -81,7 +82,7 @@ pub struct Wanted {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Activity {
-    /// It waits for a slot on one of these, the first the best.
+    /// It waits for a slot on one of these machines, the best first.
     Waiting(Vec<Wanted>),
     /// It has a slot on this machine, by URI.
     Building(Text),
@@ -92,17 +93,17 @@ pub enum Activity {
 pub struct SessionState {
     /// Its process.
     pub pid: u32,
-    /// Which Nix process asked.
+    /// The Nix process that asked.
     pub command: Command,
     /// Full store path of the `.drv`.
     pub drv_path: String,
     /// The derivation's name.
     pub name: String,
-    /// How many derivations stand one after another behind it.
+    /// Length of the longest chain of derivations that depend on it.
     pub depth: Option<u32>,
-    /// How long it should take on the machine it builds on, or (waiting) at speed factor 1.
+    /// Expected duration on its machine, or at speed factor 1 while it waits.
     pub expected_seconds: Option<f64>,
-    /// Since when it waits, or builds; milliseconds since 1970.
+    /// Start of the wait or of the build, in milliseconds since 1970.
     pub since_ms: u64,
     /// What it takes besides a slot.
     #[serde(default)]
@@ -111,12 +112,12 @@ pub struct SessionState {
     pub activity: Activity,
 }
 
-/// The files of the sessions below `builders`, the directory of what is known about machines.
+/// Returns the directory of the sessions below `builders`.
 pub fn directory(builders: &Path) -> PathBuf {
     builders.join(SESSIONS)
 }
 
-/// Lets the others know, for as long as what is returned is kept.
+/// Tells other sessions, until the returned file is dropped.
 ///
 /// # Errors
 /// The directory cannot be written.
@@ -124,12 +125,12 @@ pub fn announce(directory: &Path, live: &SessionState) -> io::Result<LiveFile> {
     LiveFile::make(directory, live)
 }
 
-/// All living sessions. What the dead left is swept away where this user may.
+/// Returns all living sessions, and deletes files of dead ones if this user may.
 pub fn live(directory: &Path) -> Vec<SessionState> {
     named(directory).into_iter().map(|(_, live)| live).collect()
 }
 
-/// The same, each with the name of its file.
+/// The same, with the names of the files.
 pub(crate) fn named(directory: &Path) -> Vec<(OsString, SessionState)> {
     live_file::living(directory)
 }
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_living_are_seen() {
+    fn only_living_sessions_are_listed() {
         let directory = tempfile::tempdir().unwrap();
         let sessions = super::directory(directory.path());
         assert!(live(&sessions).is_empty());

@@ -27,27 +27,27 @@ use hookrun_nix::machines::MachineLine;
 const CURRENT_LOAD: &str = "current-load";
 /// Locked by the stock hook while it tries slots and chooses.
 const MAIN_LOCK: &str = "main-lock";
-/// Most slots looked at for one machine; a column 4 beyond it is a slip of the pen.
+/// Number of slots that are checked for one machine; a larger column 4 is a mistake.
 const MAX_SLOTS: u32 = 4096;
-/// How long to wait for a stock hook that is choosing. While it chooses, a lock held by this probe
-/// would look like a build to it; after this time the probe is made all the same, since a choice
-/// takes less than a millisecond a machine.
+/// How long to wait for a stock hook that is choosing, because it would take a lock held by this
+/// check for a build. After this time slots are checked anyway, because a choice takes less than a
+/// millisecond for each machine.
 const MAIN_LOCK_PATIENCE: Duration = Duration::from_millis(20);
 
-/// A parameter that every store of every Nix since 2.0 takes (`libstore/store-api.hh`) and that
-/// changes nothing for a hook, which asks for a path once.
+/// A parameter that every store accepts since Nix 2.0 (`libstore/store-api.hh`) and that has no
+/// effect on a hook, which asks for each path once.
 const NEUTRAL: &str = "path-info-cache-size";
-/// Its default. The number of the slot is added: what is exclusive by the slot is then exclusive by
-/// the other name too.
+/// Its default. The number of the slot is added to it, so that the other name is as exclusive as
+/// the slot.
 const NEUTRAL_DEFAULT: u32 = 65536;
 /// The longest name of a file on Linux (`NAME_MAX`).
 const MAX_NAME: usize = 255;
-/// The end of the longest name that Nix's own hook makes of a URI.
+/// Suffix of the longest name that Nix's own hook makes from a URI.
 const UPLOAD_LOCK: &str = ".upload-lock";
-/// Shorter URIs stay short enough, whatever is added.
+/// URIs up to this length stay short enough, whatever is added.
 const SHORT_URI: usize = 150;
 
-/// Reads load.
+/// The slot files of one Nix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotFiles {
     directory: PathBuf,
@@ -69,30 +69,31 @@ impl SlotFiles {
         machines.into_iter().map(|(uri, slots)| self.load(uri, slots, &there)).collect()
     }
 
-    /// What is in the directory: of thousands of machines few have files, and one look is cheaper
-    /// than thousands of attempts.
+    /// Returns the names in the directory. Of thousands of machines few have files, and reading the
+    /// directory is cheaper than thousands of attempts to open one.
     fn names(&self) -> HashSet<OsString> {
         let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
         entries.map(|entry| entry.file_name()).collect()
     }
 
-    /// Where they are.
+    /// Returns their directory.
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Makes the directory, as the stock hook does.
+    /// Creates the directory, as the stock hook does.
     pub(crate) fn make(&self) -> std::io::Result<()> {
         std::fs::create_dir_all(&self.directory)
     }
 
-    /// Holds off stock hooks that would choose during the probe. Shared, so that probes do not hold
-    /// off each other.
+    /// Blocks stock hooks that would choose during the check. The lock is shared, so that checks do
+    /// not block each other.
     fn while_nobody_chooses(&self) -> Option<OwnedFd> {
         self.main_lock(FlockOperation::NonBlockingLockShared)
     }
 
-    /// Holds off stock hooks and probes, whose locks would look like builds to who takes a slot.
+    /// Blocks stock hooks and checks, whose locks would look like builds to a session that takes a
+    /// slot.
     pub(crate) fn while_nobody_looks(&self) -> Option<OwnedFd> {
         self.main_lock(FlockOperation::NonBlockingLockExclusive)
     }
@@ -111,7 +112,7 @@ impl SlotFiles {
         }
     }
 
-    /// Busy slots of one machine.
+    /// Returns the number of busy slots of one machine.
     pub(crate) fn load_now(&self, uri: &str, slots: u32) -> u32 {
         self.load(uri, slots, &self.names())
     }
@@ -151,14 +152,14 @@ impl SlotFiles {
     }
 }
 
-/// The names, without the number, that slot files of `uri` may have: its text up to Nix 2.22, and
-/// the form that `StoreReference::render` gives it from 2.23 on. Builds of both may run at once, so
-/// both count.
+/// Returns the names, without the number, that slot files of `uri` may have: its text up to Nix
+/// 2.22, and the form that `StoreReference::render` gives it from 2.23 on. Builds of both may run
+/// at once, so both count.
 pub(crate) fn file_names(uri: &str) -> Vec<String> {
     forms(uri).into_iter().map(|form| form.replace('/', "_")).collect()
 }
 
-/// `uri` as it was written, and as Nix says it from 2.23 on, if that is another.
+/// Returns `uri` as it was written, and in the form of Nix 2.23 and later if that differs.
 pub(crate) fn forms(uri: &str) -> Vec<String> {
     let mut forms = vec![uri.to_owned()];
     if !is_normal(uri) {
@@ -168,7 +169,8 @@ pub(crate) fn forms(uri: &str) -> Vec<String> {
     forms
 }
 
-/// Is [`normalised`] the same for certain? So it is of nearly all, and there may be thousands.
+/// Returns whether [`normalised`] certainly changes nothing, as for nearly all of what may be
+/// thousands of machines.
 fn is_normal(uri: &str) -> bool {
     let (base, query) =
         uri.split_once('?').map_or((uri, None), |(base, query)| (base, Some(query)));
@@ -206,18 +208,18 @@ fn normalised(uri: &str) -> String {
 pub struct Slot {
     _files: Vec<OwnedFd>,
     number: u32,
-    /// Does Nix's own hook take a slot of another name beside it?
+    /// Whether Nix's own hook takes a slot of another name beside it.
     renames: bool,
 }
 
-/// What came of taking one.
+/// The result of [`SlotFiles::take`].
 #[derive(Debug)]
 pub enum Taken {
-    /// Here it is.
+    /// The slot.
     Slot(Slot),
-    /// All are busy.
+    /// All slots are busy.
     Full,
-    /// The lock files cannot be used: only Nix's own hook can tell.
+    /// The lock files cannot be used, so only Nix's own hook can find out.
     Unknown,
 }
 
@@ -245,7 +247,7 @@ impl SlotFiles {
         Taken::Full
     }
 
-    /// `None` if it is held.
+    /// Returns `None` if the lock is held.
     fn lock(&self, name: &str) -> io::Result<Option<OwnedFd>> {
         // As `openLockFile` (`libutil`, pathlocks) opens it.
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -272,7 +274,8 @@ impl SlotFiles {
 }
 
 impl Slot {
-    /// The machine for Nix's own hook: under the other name, with one slot, where it can have one.
+    /// Returns the machine for Nix's own hook: under the other name and with one slot, if the URI
+    /// has room for it.
     pub fn line(&self, machine: &MachineLine) -> MachineLine {
         if self.renames {
             MachineLine { uri: self.uri(&machine.uri).into(), max_jobs: 1, ..machine.clone() }
@@ -281,7 +284,7 @@ impl Slot {
         }
     }
 
-    /// The URI for Nix's own hook.
+    /// Returns the URI for Nix's own hook.
     pub fn uri(&self, uri: &str) -> String {
         if self.renames { renamed(uri, self.number) } else { uri.to_owned() }
     }
@@ -292,8 +295,8 @@ fn renamed(uri: &str, number: u32) -> String {
     format!("{uri}{separator}{NEUTRAL}={}", u64::from(NEUTRAL_DEFAULT) + u64::from(number))
 }
 
-/// The name of hookrun's own lock files, without the number, for a machine whose URI leaves no room
-/// for another parameter in the name of a file, or has that parameter already.
+/// Returns the name of hookrun's own lock files, without the number, for a machine whose URI leaves
+/// no room for another parameter in a file name, or has that parameter already.
 pub(crate) fn own_name(uri: &str) -> Option<String> {
     let has_room = || {
         let fits = |name: &String| name.len() + UPLOAD_LOCK.len() <= MAX_NAME;
@@ -303,8 +306,8 @@ pub(crate) fn own_name(uri: &str) -> Option<String> {
     (!renames).then(|| format!("hookrun-{}", blake3::hash(uri.as_bytes()).to_hex()))
 }
 
-/// May the closing of a file with this name mean that a slot is free? Not if Nix's own hook has
-/// made it for itself.
+/// Returns whether closing a file with this name may free a slot. It does not if Nix's own hook
+/// created the file for itself.
 pub fn may_be_slot(name: &[u8]) -> bool {
     let contains = |part: &str| name.windows(part.len()).any(|window| window == part.as_bytes());
     !contains(NEUTRAL) && !name.ends_with(b"-lock") && !name.starts_with(b".")
@@ -357,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn forms() {
+    fn uris_are_normalised_as_nix_does() {
         let forms = [
             "ssh://h?remote-store=/b&a=1",
             "/exp/r",
@@ -380,7 +383,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn what_is_called_normal_is(uri in "(ssh://)?[a-c/]{0,3}(\\?[a-c&=]{0,7})?") {
+        fn a_normal_uri_is_not_changed(uri in "(ssh://)?[a-c/]{0,3}(\\?[a-c&=]{0,7})?") {
             proptest::prop_assert!(!is_normal(&uri) || normalised(&uri) == uri);
         }
     }

@@ -1,11 +1,11 @@
 //! The queue of builds that wait for a slot, shared by the sessions of all Nix commands on this
 //! machine.
 //!
-//! There is no coordinator. Each session announces what it waits for ([`sessions`]); whenever
-//! something ends, each computes, one at a time, who gets what ([`order`]), and takes what is its
-//! own ([`slots`](crate::slots::slot_files)). A session that dies frees its place and its slot, because the
-//! kernel drops its locks. A waiting session is one small process that sleeps; it has no plugin and
-//! no database open.
+//! There is no coordinator. Each session announces what it waits for ([`sessions`]). Whenever
+//! something ends, each session computes, one at a time, which build gets which slot ([`order`]),
+//! and takes its own ([`SlotFiles::take`]). A session that dies frees its place and its slot,
+//! because the kernel drops its locks. A waiting session is one small process that sleeps; it has
+//! no plugin and no database open.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -28,9 +28,9 @@ use crate::slots::watch::{Watch, Woken};
 use hookrun_config::{Amounts, Resources};
 use hookrun_nix::shared::Text;
 
-/// Held while one session computes and takes.
+/// File that is locked while one session computes and takes.
 const LOCK: &str = "queue.lock";
-/// How long a session waits for the others while Nix is blocked on it: each takes some
+/// How long a session waits for the others while Nix is blocked. Each of them needs some
 /// milliseconds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 /// The same for a build that is accepted.
@@ -38,16 +38,16 @@ const LONG_PATIENCE: Duration = Duration::from_secs(5);
 /// The name of a ticket that is not announced yet; a real one has a number in front.
 const NOT_ANNOUNCED: &str = "~";
 
-/// What waits: a build that one session has accepted, or is about to.
+/// A build that waits: its session has accepted it, or is about to.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Waiting {
     pub(crate) drv_path: String,
     pub(crate) name: String,
-    /// How many derivations stand one after another behind it.
+    /// Length of the longest chain of derivations that depend on it.
     pub(crate) depth: Option<u32>,
-    /// How long it should take at speed factor 1.
+    /// Expected duration at speed factor 1.
     pub(crate) expected_seconds: Option<f64>,
-    /// Since when, in milliseconds since 1970.
+    /// Start of the wait, in milliseconds since 1970.
     pub(crate) since_ms: u64,
     /// What it takes besides a slot.
     pub(crate) takes: Amounts,
@@ -56,9 +56,9 @@ pub(crate) struct Waiting {
 /// Whose turn it is.
 #[derive(Debug)]
 pub(crate) enum Turn {
-    /// This machine, with what is held from now on.
+    /// The build gets this machine; the slot is held from now on.
     Yours(Text, Hold),
-    /// This machine has a slot, and it cannot be used; why, as a lower-case fragment.
+    /// This machine has a slot but cannot be used; why, as a lower-case fragment.
     Unusable(Text, String),
     Wait {
         /// Builds that wait for the same machines.
@@ -70,9 +70,9 @@ pub(crate) enum Turn {
 #[derive(Debug)]
 pub(crate) enum Waited {
     Turn(Text, Hold),
-    /// It would be, on this machine, and that cannot be used; why.
+    /// This machine has a slot but cannot be used; why.
     Unusable(Text, String),
-    /// Nobody reads what we say to Nix.
+    /// The Nix that called no longer reads our replies.
     NixGone,
     TimeOver,
 }
@@ -103,18 +103,18 @@ impl Queue {
         &self.limits
     }
 
-    /// Whose session this is.
+    /// Returns the Nix command that this session belongs to.
     pub(crate) const fn command(&self) -> Command {
         self.command
     }
 
-    /// Builds of all commands that wait.
+    /// Returns the number of builds of all commands that wait.
     pub(crate) fn waiting(&self) -> usize {
         let live = sessions::live(&sessions::directory(&self.builders));
         live.iter().filter(|live| matches!(live.activity, Activity::Waiting(_))).count()
     }
 
-    /// Lets the others know what this session does.
+    /// Tells the other sessions what this one does.
     pub(crate) fn announce(&self, waiting: &Waiting, activity: Activity) -> Option<LiveFile> {
         let Waiting { drv_path, name, depth, expected_seconds, since_ms, takes } = waiting.clone();
         let command = self.command;
@@ -129,15 +129,15 @@ impl Queue {
             takes,
             activity,
         };
-        // Without it the others know less; the slot file still counts.
+        // Without it the other sessions know less, but the slot file still counts.
         sessions::announce(&sessions::directory(&self.builders), &live).ok()
     }
 
-    /// Is there a slot for `waiting` on one of `wanted`, with respect to all that wait? Takes it.
+    /// Takes a slot for `waiting` on one of `wanted`, if it is its turn among all builds that wait.
     ///
-    /// Sessions do so one at a time. Where another one holds the lock for longer than `patience`,
-    /// two may want the same slot, and one of them looks again; but what builds take besides must
-    /// not be given away twice, so a build that takes some of it waits.
+    /// Sessions do so one at a time. If another one holds the lock for longer than `patience`, two
+    /// may try to take the same slot, and one of them tries again. Other resources must not be
+    /// assigned twice, so a build that takes some of them waits.
     pub(crate) fn turn(
         &self,
         waiting: &Waiting,
@@ -221,7 +221,7 @@ impl Queue {
         }
     }
 
-    /// The same where nobody else waits: there may be thousands of machines, and most often the
+    /// The same if no other build waits. There may be thousands of machines, and most often the
     /// first has a slot.
     fn first_with_room(&self, waiting: &Waiting, wanted: &[Wanted], account: &Account<'_>) -> Turn {
         for Wanted { machine, slots } in wanted {
@@ -230,7 +230,7 @@ impl Queue {
             }
             match self.slot_files.take(machine, *slots) {
                 Taken::Slot(slot) => return self.hold(Some(slot), machine, waiting),
-                // As far as can be seen.
+                // The slot files cannot be locked, but seem to be free.
                 Taken::Unknown
                     if self
                         .slot_files
@@ -253,9 +253,9 @@ impl Queue {
         }
     }
 
-    /// Waits for its turn, at most until `until`. `wanted` may change meanwhile: machines fail and
-    /// come back. `told` hears what is waited for, at first and after `tell_after`, and then now
-    /// and again.
+    /// Waits for its turn, at most until `until`. `wanted` may change meanwhile, because machines
+    /// fail and come back. Calls `told` with what it waits for: first, after `tell_after`, and each
+    /// time that it has looked.
     pub(crate) fn wait(
         &self,
         waiting: &Waiting,
@@ -268,7 +268,7 @@ impl Queue {
         let tell = Instant::now() + tell_after;
         let mut machines = wanted();
         let mut session = self.announce(waiting, Activity::Waiting(machines.clone()));
-        // Watched before the first look, so that nothing is missed in between.
+        // Watch before the first look, so that no change is missed in between.
         let sessions = sessions::directory(&self.builders);
         let reserved = reservations::directory(&self.builders);
         let mut watched = vec![self.slot_files.directory(), &sessions];
@@ -302,7 +302,7 @@ impl Queue {
         }
     }
 
-    /// Free slots of all machines that somebody waits for.
+    /// Returns the free slots of all machines that builds wait for.
     fn free(&self, tickets: &[Ticket]) -> BTreeMap<Text, u32> {
         let mut slots: BTreeMap<&Text, u32> = BTreeMap::new();
         for Wanted { machine, slots: count } in tickets.iter().flat_map(|ticket| &ticket.wanted) {
@@ -333,7 +333,7 @@ enum OneAtATime {
     Taken { _lock: OwnedFd },
     /// By another session, for longer than this one may wait.
     Busy,
-    /// There is none: nothing can be written in `builders/`.
+    /// The lock cannot be used, because `builders/` cannot be written.
     Unusable,
 }
 

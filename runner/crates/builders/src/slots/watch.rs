@@ -1,10 +1,10 @@
-//! Wakes a waiting session: when a slot may have become free, when another session has come to its
-//! end, or when Nix is gone.
+//! Wakes a waiting session when a slot may be free, when another session has ended, or when Nix is
+//! gone.
 //!
-//! A slot is freed by closing a file that was open for writing, which inotify(7) tells as
-//! `IN_CLOSE_WRITE`; so does a session's file. The kernel tells it just before it drops the lock
-//! (`__fput` in Linux 6.x), so who is woken looks again a little later. Where there is no inotify,
-//! and on network file systems, looking now and then has to do.
+//! A slot is freed by closing a file that was open for writing, which inotify(7) reports as
+//! `IN_CLOSE_WRITE`; the file of a session is too. The kernel reports it just before it drops the
+//! lock (`__fput` in Linux 6.x), so the woken session looks again a little later. Without inotify,
+//! and on network file systems, sessions look at intervals.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// How long after a sign the lock is gone for certain; looked again at each.
+/// Times after an event at which to look again. At the last one the lock is certainly dropped.
 const AFTER_A_SIGN: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(25)];
-/// Without any sign.
+/// Interval without an event.
 const NOW_AND_THEN: Duration = Duration::from_secs(5);
-/// The same where nothing gives signs.
+/// Interval without inotify.
 const WITHOUT_SIGNS: Duration = Duration::from_millis(500);
 
 /// Why [`Watch::next`] returned.
@@ -24,7 +24,7 @@ const WITHOUT_SIGNS: Duration = Duration::from_millis(500);
 pub(crate) enum Woken {
     /// Look again.
     Look,
-    /// Nobody reads what we say to Nix.
+    /// The Nix that called no longer reads our replies.
     NixGone,
 }
 
@@ -32,12 +32,12 @@ pub(crate) enum Woken {
 #[derive(Debug)]
 pub(crate) struct Watch {
     inotify: Option<OwnedFd>,
-    /// Looks that are still owed to the last sign.
+    /// Number of looks that are left after the last event.
     owed: usize,
 }
 
 impl Watch {
-    /// Watches these directories. Those that cannot be watched are looked at now and then.
+    /// Watches these directories. Those that cannot be watched are read at intervals.
     pub(crate) fn on(directories: &[&Path]) -> Self {
         Self { inotify: inotify(directories), owed: 0 }
     }
@@ -52,8 +52,8 @@ impl Watch {
         let usual = if self.inotify.is_some() { NOW_AND_THEN } else { WITHOUT_SIGNS };
         let patience = owed.unwrap_or(usual).min(within);
         let Ok(timeout) = Timespec::try_from(patience) else { return Woken::Look };
-        // No events asked for: errors and hang-ups are always told, and a pipe without a reader is
-        // an error (poll(2)).
+        // No events are requested: errors and hang-ups are always reported, and a pipe without a
+        // reader is an error (poll(2)).
         let mut fds = vec![PollFd::from_borrowed_fd(nix, PollFlags::empty())];
         let inotify = self.inotify.as_ref().filter(|_| owed.is_none());
         fds.extend(inotify.map(|inotify| PollFd::new(inotify, PollFlags::IN)));
@@ -70,7 +70,7 @@ impl Watch {
         }
         let signed = fds.get(1).is_some_and(|fd| fd.revents().contains(PollFlags::IN));
         self.owed = self.owed.saturating_sub(1);
-        // What comes while looks are owed is read with the next sign.
+        // Events that come meanwhile are read with the next one.
         if signed && inotify_told(self.inotify.as_ref()) {
             self.owed = AFTER_A_SIGN.len();
         }
@@ -88,7 +88,7 @@ fn inotify(directories: &[&Path]) -> Option<OwnedFd> {
     Some(inotify)
 }
 
-/// Empties the queue of events. Is there one that may mean a free slot?
+/// Empties the queue of events. Returns whether one of them may mean a free slot.
 #[cfg(target_os = "linux")]
 fn inotify_told(inotify: Option<&OwnedFd>) -> bool {
     use std::mem::MaybeUninit;

@@ -1,19 +1,19 @@
-//! How Nix calls `ssh`: which words are options, which is the host, which are the command. Pure.
+//! Parses the arguments with which Nix calls `ssh`: options, host and command. Pure.
 //!
 //! Nix 2.3 to 2.35 call `ssh HOST -x [-a] WORDS.. [-i FILE] [-oUserKnownHostsFile=FILE] [-C]
 //! [-pPORT] [-oPermitLocalCommand=yes -oLocalCommand=echo started] [-S SOCKET] [-v] [--] COMMAND..`
 //! (`libstore/ssh.cc`), where WORDS are the user's, and `ssh -O check HOST ..`. Only the first is a
-//! [`Call`] that may share a connection; everything else is the affair of the real ssh.
+//! [`Call`] that may share a connection; everything else is left to the real ssh.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
 /// Options of ssh with a value (`ssh.c` of 9.2 to 10.2).
 const WITH_VALUE: &[u8] = b"bceilmopBDEFIJLOPQRSwW";
-/// Options without one that change nothing for who shares.
+/// Options without a value that do not affect sharing.
 const PLAIN: &[u8] = b"1246akqxCKTvy";
-/// Options with a value after which nothing is to be shared: a log file, forwardings, a control
-/// command or socket, questions.
+/// Options with a value that exclude sharing: a log file, forwardings, a control command or socket,
+/// questions.
 const ALONE: &[u8] = b"EDLROQSwW";
 
 /// A command to run on a host.
@@ -23,17 +23,17 @@ pub struct Call {
     pub options: Vec<OsString>,
     /// `user@host` or `host`.
     pub host: OsString,
-    /// What to run, as ssh sends it.
+    /// The command as ssh sends it.
     pub command: Vec<u8>,
 }
 
 impl Call {
-    /// From the arguments of ssh; `None`: nothing that could share a connection.
+    /// Parses the arguments of ssh. Returns `None` for a call that cannot share a connection.
     pub fn parse(arguments: &[OsString]) -> Option<Self> {
         let mut options = Vec::new();
         let rest = take_options(arguments, &mut options)?;
         let (host, rest) = rest.split_first()?;
-        // As ssh itself: options may come after the host, too.
+        // As in ssh itself, options may also follow the host.
         let command = take_options(rest, &mut options)?;
         if host.is_empty() || command.is_empty() {
             return None;
@@ -45,14 +45,15 @@ impl Call {
         })
     }
 
-    /// The arguments of an ssh that begins with these options; the first value of an option counts.
+    /// Returns the arguments of an ssh that starts with these options. Of each option the first
+    /// value counts.
     pub fn arguments<'a>(&'a self, first: &'a [OsString]) -> impl Iterator<Item = &'a OsStr> {
         let options = first.iter().chain(&self.options).map(OsString::as_os_str);
         options.chain([OsStr::new("--"), self.host.as_os_str()])
     }
 }
 
-/// Takes options from the beginning, as getopt(3) does; what is left.
+/// Takes options from the beginning, as getopt(3) does. Returns the rest.
 fn take_options<'a>(
     mut words: &'a [OsString],
     options: &mut Vec<OsString>,
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn as_nix_calls() {
+    fn calls_of_nix_are_parsed() {
         let old = "root@m,-x,-a,-p,22,-oConnectTimeout=10,-i,/key,-C,-v,nix-store --serve --write";
         let call_2_8 = call(old).unwrap();
         assert_eq!(call_2_8.options, ["-x", "-a", "-p22", "-oConnectTimeout=10", "-i/key", "-C"]);
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_to_the_real_ssh() {
+    fn other_calls_are_left_to_the_real_ssh() {
         for words in [
             "-O,check,m",
             "m",

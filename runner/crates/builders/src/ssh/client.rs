@@ -1,9 +1,9 @@
-//! What Nix starts as `ssh`: a session over a shared connection where that can be had, and else the
-//! real ssh, in this very process and with the same words.
+//! The program that Nix starts as `ssh`: it opens a session over a shared connection if possible,
+//! and otherwise becomes the real ssh, in the same process and with the same arguments.
 //!
-//! It says `started` where Nix waits for that, stays as long as the session, and ends with its
-//! code. It never waits longer than a connection of its own would take, and needs nothing but its
-//! environment: whatever is missing, the real ssh is run.
+//! It prints `started` if Nix waits for that, runs as long as the session, and ends with its exit
+//! code. It never waits longer than a connection of its own would take, and needs only its
+//! environment: if anything is missing, the real ssh is run.
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -20,10 +20,10 @@ use super::{MASTERS, PATH, PROGRAM, SEARCH_PATH, real_ssh};
 use hookrun_nix::exit_code::Exit;
 use hookrun_nix::process;
 
-/// The code with which ssh says that it could not (`ssh(1)`).
+/// Exit code of ssh for its own errors (`ssh(1)`).
 const FAILED: u8 = 255;
 
-/// Plays ssh.
+/// Runs as `ssh`.
 pub fn main(arguments: &[OsString]) -> Exit {
     process::close_others();
     let Some(program) =
@@ -43,13 +43,13 @@ pub fn main(arguments: &[OsString]) -> Exit {
     }
 }
 
-/// The real one.
+/// The real ssh.
 struct Ssh {
     program: PathBuf,
 }
 
 impl Ssh {
-    /// With the environment that it would have without us.
+    /// Restores the environment that it would have without hookrun.
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.arg0("ssh");
@@ -62,7 +62,8 @@ impl Ssh {
         command
     }
 
-    /// The code of a session over a shared connection; `None` if there is none.
+    /// Runs a session over a shared connection. Returns its exit code, or `None` if there is no
+    /// session.
     fn shared(&self, arguments: &[OsString]) -> Option<u8> {
         let call = Call::parse(arguments)?;
         let masters = Masters::open(&PathBuf::from(std::env::var_os(MASTERS)?)).ok()?;
@@ -86,13 +87,14 @@ impl Ssh {
         match masters.session(&key, &mut || self.command(), &call, session, streams) {
             Shared::Running(running) => {
                 if started {
-                    // Nix sends nothing before it has read this, and the other side says nothing
-                    // before it is spoken to.
+                    // Nix sends nothing before it has read this, and the other side sends nothing
+                    // before Nix does.
                     let _ = std::io::stdout()
                         .write_all(b"started\n")
                         .and_then(|()| std::io::stdout().flush());
                 }
-                // The master has them now. Nix is to see their end when the session ends.
+                // The master has its own copies now. Nix must see the end of these when the session
+                // ends.
                 process::let_go_of_standard_streams();
                 let code = running.wait().and_then(|code| u8::try_from(code).ok());
                 Some(code.unwrap_or(FAILED))

@@ -1,5 +1,6 @@
-//! What `ssh -G` says a call means, with all of the user's configuration: may it share a
-//! connection, and with which others? Pure but for the known host keys that Nix writes.
+//! Decides from the output of `ssh -G`, which includes the user's configuration, whether a call may
+//! share a connection, and with which other calls. Pure, except that it reads the known host keys
+//! that Nix writes.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -9,12 +10,12 @@ use sha2::{Digest as _, Sha256};
 
 use super::hex;
 
-/// What Nix asks ssh to say when the connection is there (`libstore/ssh.cc`, since 2.17). OpenSSH
+/// The command that Nix has ssh run when it is connected (`libstore/ssh.cc`, since 2.17). OpenSSH
 /// does not run it for a session over a shared connection.
 const STARTED: &[u8] = b"echo started";
-/// Options that must have this value: anything else means something to a process of its own.
+/// Options that must have this value. With any other one the call needs an ssh of its own.
 const USUAL: [(&[u8], &[&[u8]]); 10] = [
-    // A user who has said how connections are shared shares them so.
+    // Users who have configured sharing themselves keep their configuration.
     (b"controlpath", &[b"none"]),
     (b"forwardagent", &[b"no"]),
     (b"forwardx11", &[b"no"]),
@@ -26,10 +27,10 @@ const USUAL: [(&[u8], &[&[u8]]); 10] = [
     (b"tunnel", &[b"no", b"false"]),
     (b"stdioforward", &[b"none"]),
 ];
-/// Forwardings belong to one connection each.
+/// Forwardings, each of which belongs to one connection.
 const FORWARDINGS: [&[u8]; 3] = [b"localforward", b"remoteforward", b"dynamicforward"];
-/// The file that Nix writes a machine's public host key to has another place each time, and this
-/// name.
+/// Name of the file to which Nix writes a machine's public host key, each time in another
+/// directory.
 const HOST_KEY_FILE: &str = "/host-key";
 
 /// A call that may share a connection.
@@ -37,19 +38,19 @@ const HOST_KEY_FILE: &str = "/host-key";
 pub struct Effective {
     /// Calls with the same key may share one.
     pub key: String,
-    /// Does Nix wait for `started`?
+    /// Whether Nix waits for `started`.
     pub started: bool,
     /// The variables of `environment` that go to the host, `NAME=value`.
     pub environment: Vec<Vec<u8>>,
 }
 
 impl Effective {
-    /// From the output of `ssh -G`, the environment, and the program. `None`: it is not to be
-    /// shared.
+    /// Reads the output of `ssh -G`, the environment, and the program. Returns `None` if the call
+    /// may not share a connection.
     pub fn of(said: &[u8], environment: &[(OsString, OsString)], program: &Path) -> Option<Self> {
         let mut key = Sha256::new();
         key.update(program.as_os_str().as_bytes());
-        // Who is asked for signatures.
+        // The agent that is asked for signatures.
         if let Some((_, agent)) = environment.iter().find(|(name, _)| name == "SSH_AUTH_SOCK") {
             key.update(agent.as_bytes());
         }
@@ -100,8 +101,8 @@ impl Effective {
     }
 }
 
-/// Bytes of a key: enough that two configurations of one user never meet, and short, since a
-/// socket's path is (`unix(7)`).
+/// Number of bytes of a key: enough that two configurations of one user never have the same, and
+/// few, because the path of a socket is short (`unix(7)`).
 const KEY_BYTES: usize = 8;
 
 fn assignment(name: &OsStr, value: &OsStr) -> Vec<u8> {
@@ -111,8 +112,8 @@ fn assignment(name: &OsStr, value: &OsStr) -> Vec<u8> {
     text.into_vec()
 }
 
-/// A file with known host keys, by its name, or by what is in it if Nix has written it for this one
-/// call.
+/// Returns what identifies a file with known host keys: its name, or its content if Nix wrote it
+/// for this call.
 fn known_hosts(file: &[u8], key: &mut Sha256) {
     key.update(b" ");
     let path = Path::new(OsStr::from_bytes(file));
@@ -122,7 +123,7 @@ fn known_hosts(file: &[u8], key: &mut Sha256) {
     }
 }
 
-/// `*` and `?`, as in `SendEnv` (`ssh_config(5)`).
+/// Matches `*` and `?`, as in `SendEnv` (`ssh_config(5)`).
 fn matches(pattern: &[u8], text: &[u8]) -> bool {
     match (pattern.split_first(), text.split_first()) {
         (None, None) => true,
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_and_said() {
+    fn variables_to_send_and_the_wait_for_started_are_found() {
         let usual =
             of(USUAL_ANSWER, &[("LC_TIME", "de"), ("LANG", "C"), ("HOME", "/root")]).unwrap();
         assert_eq!(usual.environment, [b"LANG=C".to_vec(), b"LC_TIME=de".to_vec()]);
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn one_of_its_own_for_what_is_unusual() {
+    fn a_call_with_unusual_options_gets_its_own_connection() {
         for line in [
             "controlpath /home/u/.ssh/m",
             "forwardagent yes",
@@ -178,13 +179,13 @@ mod tests {
             "remotecommand top",
             "permitlocalcommand yes\nlocalcommand xmessage",
         ] {
-            // Some are said twice then: neither may be missed.
+            // Some options are printed twice: both count.
             assert_eq!(of(&format!("{USUAL_ANSWER}{line}\n"), &[]), None, "{line}");
         }
     }
 
     #[test]
-    fn another_configuration_is_another_connection() {
+    fn calls_with_different_configurations_do_not_share() {
         let key = |said: &str, agent: &str| of(said, &[("SSH_AUTH_SOCK", agent)]).unwrap().key;
         let first = key(USUAL_ANSWER, "/a");
         assert_eq!(first, key(USUAL_ANSWER, "/a"));
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn nixs_host_key_counts_by_what_it_is() {
+    fn a_host_key_file_of_nix_counts_by_its_content() {
         let directory = tempfile::tempdir().unwrap();
         let key = |place: &str, content: &str| {
             let directory = directory.path().join(place);

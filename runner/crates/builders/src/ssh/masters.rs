@@ -1,12 +1,12 @@
-//! The connections to one machine that are shared: a directory of control sockets, each of an ssh
-//! that stays in the background (a master, in the words of `ssh_config(5)`).
+//! The shared connections to one machine: a directory of control sockets, each of an ssh that stays
+//! in the background (a master, see `ssh_config(5)`).
 //!
-//! A socket's name is a key, what the connection is, and a number that never comes again: a master
-//! that ends removes its socket by its name, and must not remove that of its successor. One call at
-//! a time makes a master for a key, the others wait for it, so that many builds that begin together
-//! do not all log in (`MaxStartups` of sshd drops those). What does not answer in time is not used
-//! again: its socket goes, the sessions in it end as they may, and ssh ends by itself some time
-//! later.
+//! The name of a socket consists of a key, which identifies the configuration, and a unique number:
+//! a master that ends removes its socket by name, and must not remove that of its successor. One
+//! call at a time makes a master for a key and the others wait for it, so that many builds that
+//! start together do not all log in (`MaxStartups` of sshd drops such connections). A master that
+//! does not answer in time is not used again: its socket is removed, its sessions go on if they
+//! can, and it ends some time later.
 
 use std::ffi::OsString;
 use std::fs::{File, TryLockError};
@@ -22,37 +22,36 @@ use super::hex;
 use super::mux::{Client, MuxError, Running, Session};
 use hookrun_nix::process;
 
-/// Seconds that a connection is kept without a session. A build that begins later connects anew,
-/// which is no loss.
+/// Seconds that a connection is kept without a session. A build that starts later connects again.
 const KEPT: u32 = 60;
-/// A master on this machine that does not greet within this time is stopped or as good as dead.
+/// How long a master on this machine may take to greet. One that takes longer is stopped or hangs.
 const GREETING: Duration = Duration::from_secs(1);
-/// A session over a connection that lives takes a round trip and the start of a shell; a machine
-/// that needs longer for it is asked anew.
+/// How long a session may take to open: a round trip and the start of a shell. If it takes longer,
+/// the call connects again.
 const OPENING: Duration = Duration::from_secs(3);
-/// How long to wait for another call that connects; then this one connects by itself.
+/// How long to wait for another call that connects. After that this call connects itself.
 const OTHERS: Duration = Duration::from_secs(5);
-/// How often to look whether it has.
+/// How often to check whether it has connected.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// Most connections to a machine. sshd allows 10 sessions in each (`MaxSessions`).
+/// Largest number of connections to a machine. sshd allows 10 sessions in each (`MaxSessions`).
 const MOST: usize = 16;
-/// Bytes of the random part of a socket's name.
+/// Number of bytes of the random part of a socket's name.
 const RANDOM_BYTES: usize = 4;
-/// Longest path of a socket (`unix(7)`: 108 with the final zero; macOS 104).
+/// Length of the longest path of a socket (`unix(7)`: 108 with the final zero; macOS 104).
 const LONGEST_PATH: usize = 103;
-/// What is added to the directory's path below [`Masters`] at most: `/`, the key, `-`, the number,
+/// Largest number of characters after the path of the directory: `/`, the key, `-`, the number,
 /// and what ssh adds while it makes the socket (`muxserver_listen` of mux.c: a dot and 16
 /// characters).
 const LONGEST_NAME: usize = 1 + 16 + 1 + 2 * RANDOM_BYTES + 17;
 
-/// What came of asking for a shared session.
+/// The result of asking for a shared session.
 #[derive(Debug)]
 pub enum Shared {
     /// It is open.
     Running(Running),
-    /// The machine cannot be reached; what ssh said, and its exit code.
+    /// The machine cannot be reached; the output of ssh, and its exit code.
     Unreachable(Vec<u8>, i32),
-    /// Not this way: a connection of its own may do.
+    /// There is none, but a connection of its own may work.
     Alone,
 }
 
@@ -63,10 +62,10 @@ pub struct Masters {
 }
 
 impl Masters {
-    /// In this directory, which is made if it is not there.
+    /// Uses this directory, and creates it if there is none.
     ///
     /// # Errors
-    /// It cannot be made, is another's, or others may enter it.
+    /// It cannot be created, belongs to another user, or is open to others.
     pub fn open(directory: &Path) -> io::Result<Self> {
         private_directory(directory)?;
         if directory.as_os_str().len() + LONGEST_NAME > LONGEST_PATH || !is_plain(directory) {
@@ -77,18 +76,18 @@ impl Masters {
         Ok(Self { directory: directory.to_owned() })
     }
 
-    /// No connection of this machine is used again.
+    /// Makes sure that no connection of this machine is used again.
     pub fn retire_all(&self) {
         for socket in self.sockets("") {
             let _ = std::fs::remove_file(socket);
         }
     }
 
-    /// The sockets of a key, oldest name first.
+    /// Returns the sockets of a key, the oldest name first.
     fn sockets(&self, key: &str) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
         let is_socket = |entry: &std::fs::DirEntry| {
-            // ssh's own half-made sockets have a dot.
+            // Unfinished sockets of ssh start with a dot.
             let name = entry.file_name();
             let name = name.to_string_lossy();
             name.starts_with(key)
@@ -100,8 +99,8 @@ impl Masters {
         found
     }
 
-    /// A session over one of the connections of `key`, or over a new one that `program` makes for
-    /// `call`.
+    /// Opens a session over one of the connections of `key`, or over a new one that `program` makes
+    /// for `call`.
     pub fn session(
         &self,
         key: &str,
@@ -120,7 +119,7 @@ impl Masters {
                 return Shared::Alone;
             };
             match lock.try_lock() {
-                // Another may have made one between the look and the lock.
+                // Another call may have made one before the lock was taken.
                 Ok(()) if self.sockets(key).iter().any(|socket| !tried.contains(socket)) => {}
                 Ok(()) if tried.len() >= MOST => return Shared::Alone,
                 Ok(()) => match self.connect(key, program(), call) {
@@ -152,8 +151,8 @@ impl Masters {
                 Ok(running) => return Some(running),
                 Err(MuxError::Refused(_)) => tried.push(socket),
                 Err(MuxError::Io(_)) => {
-                    // Nobody there any more, or the connection is dead and its master does not know
-                    // it yet.
+                    // The master has ended, or the connection is dead and the master has not
+                    // noticed it yet.
                     let _ = std::fs::remove_file(&socket);
                     tried.push(socket);
                 }
@@ -162,7 +161,7 @@ impl Masters {
         None
     }
 
-    /// Makes a master. It is ready when this returns `Ok`.
+    /// Starts a master. It is ready when this returns `Ok`.
     fn connect(&self, key: &str, mut command: Command, call: &Call) -> Result<(), Shared> {
         self.remove_dead();
         let number = hex(&rand::random::<[u8; RANDOM_BYTES]>());
@@ -170,9 +169,9 @@ impl Masters {
         let Ok(mut said) = self.nameless_file() else { return Err(Shared::Alone) };
         let Ok(stderr) = said.try_clone() else { return Err(Shared::Alone) };
         command.args(call.arguments(&options(&socket)));
-        // A file, not a pipe: nobody has to wait until all who inherit it have closed it.
+        // A file, not a pipe: its end does not depend on the processes that inherit it.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).current_dir("/");
-        // Until it has connected it dies with us; in the background it is nobody's child (`-f`).
+        // Until it has connected it dies with this process; then it goes to the background (`-f`).
         let Ok(status) = process::dies_with_us(&mut command).status() else {
             return Err(Shared::Alone);
         };
@@ -187,7 +186,7 @@ impl Masters {
         }
     }
 
-    /// Removes sockets, of any key, whose master is gone.
+    /// Removes the sockets, of any key, whose master has ended.
     fn remove_dead(&self) {
         for socket in self.sockets("") {
             let gone = std::os::unix::net::UnixStream::connect(&socket)
@@ -198,7 +197,7 @@ impl Masters {
         }
     }
 
-    /// A file without a name.
+    /// Creates a file without a name.
     fn nameless_file(&self) -> io::Result<File> {
         let path = self.directory.join(format!("{}.said", std::process::id()));
         let file = File::options().read(true).append(true).create(true).open(&path)?;
@@ -212,7 +211,7 @@ fn options(socket: &Path) -> Vec<OsString> {
     let mut path = OsString::from("-oControlPath=");
     path.push(socket);
     let kept = format!("-oControlPersist={KEPT}");
-    // No session of its own, and nothing said for it.
+    // No session of its own, and no output.
     ["-f", "-N", "-oControlMaster=yes", "-oPermitLocalCommand=no", &kept]
         .into_iter()
         .map(OsString::from)
@@ -220,15 +219,16 @@ fn options(socket: &Path) -> Vec<OsString> {
         .collect()
 }
 
-/// OpenSSH ends its lines with CR LF (`log.c`, `do_log`). Nix takes what is before a CR for
-/// overwritten, and from 2.34 on shows nothing of it.
+/// Removes the CR before each LF. OpenSSH ends its lines with CR LF (`log.c`, `do_log`); Nix treats
+/// text before a CR as overwritten, and does not show it from 2.34 on.
 fn plain_lines(words: &[u8]) -> Vec<u8> {
     let mut plain = words.to_vec();
     plain.retain(|byte| *byte != b'\r');
     plain
 }
 
-/// Is what ssh complained of the sharing, and not the machine? (Words of mux.c and misc.c, 9.2.)
+/// Returns whether the error of ssh is about the sharing and not about the machine (texts of mux.c
+/// and misc.c, 9.2).
 fn is_about_sharing(words: &[u8]) -> bool {
     let words = String::from_utf8_lossy(words);
     ["ControlPath", "ControlSocket", "unix_listener", "mux_", "muxserver"]
@@ -236,7 +236,7 @@ fn is_about_sharing(words: &[u8]) -> bool {
         .any(|word| words.contains(word))
 }
 
-/// Only what neither ssh's tokens (`%`, `~`, `${}`) nor its quotes mean anything in.
+/// Returns whether the path contains nothing that ssh expands (`%`, `~`, `${}`) or unquotes.
 fn is_plain(path: &Path) -> bool {
     path.is_absolute()
         && path.to_str().is_some_and(|path| {
@@ -244,10 +244,10 @@ fn is_plain(path: &Path) -> bool {
         })
 }
 
-/// Makes a directory that is ours and that nobody else may enter.
+/// Creates a directory of this user that no other user may enter.
 ///
 /// # Errors
-/// It cannot be made, is a link, is another's, or others may enter it.
+/// It cannot be created, is a link, belongs to another user, or is open to others.
 pub fn private_directory(path: &Path) -> io::Result<()> {
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_directory_of_our_own() {
+    fn a_directory_of_others_or_a_link_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let inner = directory.path().join("m");
         Masters::open(&inner).unwrap();
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_cannot_be_reached_is_said_once() {
+    fn a_machine_that_cannot_be_reached_is_reported_once() {
         let directory = tempfile::tempdir().unwrap();
         let masters = Masters::open(&directory.path().join("m")).unwrap();
         let Shared::Unreachable(words, code) =
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn dead_and_dumb_masters_are_put_aside() {
+    fn dead_and_silent_masters_are_not_used_again() {
         let directory = tempfile::tempdir().unwrap();
         let masters = Masters::open(&directory.path().join("m")).unwrap();
         let (dead, dumb) = (directory.path().join("m/k-1"), directory.path().join("m/k-2"));
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn another_call_that_connects_is_waited_for_but_not_for_ever() {
+    fn the_wait_for_another_call_that_connects_is_bounded() {
         let directory = tempfile::tempdir().unwrap();
         let masters = Masters::open(&directory.path().join("m")).unwrap();
         let lock = File::create(directory.path().join("m/k.lock")).unwrap();
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_master_is_told() {
+    fn a_master_starts_with_these_options() {
         let directory = tempfile::tempdir().unwrap();
         let masters = Masters::open(&directory.path().join("m")).unwrap();
         let heard = directory.path().join("heard");

@@ -1,8 +1,8 @@
-//! The ssh of Nix's own hook: what it is told, and how its connections are shared.
+//! The ssh of Nix's own hook: its options, and shared connections.
 //!
-//! It is told to give up on a machine that does not answer, and to notice one that is gone in the
-//! middle of a build, which without this may take hours. And it is found, first in `PATH`, as a
-//! link to hookrun ([`client`]), which goes over a connection that an earlier build has made.
+//! Its options make it give up on a machine that does not answer, and notice one that disappears
+//! during a build, which would otherwise take hours. If connections are shared, a link to hookrun
+//! ([`client`]) comes first in `PATH`, which uses a connection that an earlier build has made.
 
 pub mod client;
 
@@ -14,7 +14,7 @@ mod mux;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use sha2::{Digest as _, Sha256};
 
@@ -22,13 +22,13 @@ use hookrun_config as config;
 use hookrun_nix::dirs::Dirs;
 use masters::{Masters, private_directory};
 
-/// Up to 2.33 Nix splits it at blanks, later as a shell does, and gives the words to every ssh that
-/// it starts (`libstore/ssh.cc`).
+/// Options for every ssh that Nix starts. Nix splits it at blanks up to 2.33, and later as a shell
+/// does (`libstore/ssh.cc`).
 const VARIABLE: &str = "NIX_SSHOPTS";
 /// Seconds between two signs of life; ssh gives up after three that are not answered
 /// (`ServerAliveCountMax`).
 const ALIVE_EVERY: u32 = 15;
-/// Where programs are looked for.
+/// The search path of programs.
 const PATH: &str = "PATH";
 /// For [`client`]: the real ssh.
 const PROGRAM: &str = "HOOKRUN_SSH_PROGRAM";
@@ -36,18 +36,18 @@ const PROGRAM: &str = "HOOKRUN_SSH_PROGRAM";
 const SEARCH_PATH: &str = "HOOKRUN_SSH_PATH";
 /// For [`client`]: the directory of the machine's connections.
 const MASTERS: &str = "HOOKRUN_SSH_MASTERS";
-/// The name by which Nix starts it, and so the link's.
+/// The name by which Nix starts it, and the name of the link.
 const SSH: &str = "ssh";
-/// Bytes of the name of a machine's directory. Two machines in one do no harm: it only says what is
-/// put aside together.
+/// Number of bytes in the name of a machine's directory. Two machines may share one: it only
+/// determines which connections are retired together.
 const MACHINE_BYTES: usize = 4;
 
-/// Variables for Nix's own hook.
+/// Returns variables for Nix's own hook.
 pub fn variables(options: &config::Builders) -> Vec<(OsString, OsString)> {
     vec![(VARIABLE.into(), with_options(std::env::var_os(VARIABLE).unwrap_or_default(), options))]
 }
 
-/// The user's words come first: for ssh the first value of an option counts (`ssh_config(5)`).
+/// Adds options after those of the user: ssh uses the first value of an option (`ssh_config(5)`).
 fn with_options(mut words: OsString, options: &config::Builders) -> OsString {
     let seconds = options.connect_timeout.as_secs().max(1);
     words.push(format!(" -oConnectTimeout={seconds} -oServerAliveInterval={ALIVE_EVERY}"));
@@ -62,7 +62,7 @@ pub struct Sharing {
     search_path: OsString,
 }
 
-/// Those to one machine.
+/// Shared connections to one machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connections {
     /// For Nix's own hook.
@@ -71,7 +71,8 @@ pub struct Connections {
 }
 
 impl Sharing {
-    /// Ready to be used, unless it is switched off, there is no ssh, or no directory for it.
+    /// Prepares shared connections. Returns `None` if they are not enabled, or if there is no ssh
+    /// or no directory for them.
     pub fn prepare(options: &config::Builders, dirs: &Dirs) -> Option<Self> {
         if !options.share_connections {
             return None;
@@ -82,12 +83,12 @@ impl Sharing {
         sharing.link().ok().map(|()| sharing)
     }
 
-    /// Where the link is.
+    /// Returns the directory of the link.
     fn links(&self) -> PathBuf {
         self.directory.join("bin")
     }
 
-    /// Makes the link, or sets it right after an upgrade.
+    /// Creates the link, or updates it after an upgrade.
     fn link(&self) -> io::Result<()> {
         if let Some(above) = self.directory.parent() {
             std::fs::create_dir_all(above)?;
@@ -104,7 +105,7 @@ impl Sharing {
         std::fs::rename(other, link)
     }
 
-    /// The connections to the machine with this URI, if it is reached by ssh.
+    /// Returns the connections to the machine with this URI, if it is reached by ssh.
     pub fn of(&self, uri: &str) -> Option<Connections> {
         if !is_by_ssh(uri) {
             return None;
@@ -127,7 +128,7 @@ impl Sharing {
 }
 
 impl Connections {
-    /// The machine was lost, or cannot be used: the next build connects anew.
+    /// Makes the next build connect again, because the machine was lost or cannot be used.
     pub fn retire(&self) {
         self.masters.retire_all();
     }
@@ -141,14 +142,15 @@ fn hex<'a>(bytes: impl IntoIterator<Item = &'a u8>) -> String {
     })
 }
 
-/// Does Nix start ssh for this machine? (`ssh.cc`: for the host `localhost` it starts the program
-/// itself.)
+/// Returns whether Nix starts ssh for this machine. For the host `localhost` it starts the program
+/// itself (`ssh.cc`).
 fn is_by_ssh(uri: &str) -> bool {
     let host = uri.strip_prefix("ssh://").or_else(|| uri.strip_prefix("ssh-ng://"));
     host.is_some_and(|host| host.split(['?', '/']).next() != Some("localhost"))
 }
 
-/// The first ssh in `search_path` that is not hookrun.
+/// Returns the first ssh in `search_path` that is not hookrun. Ignores relative entries, which name
+/// another directory when used elsewhere.
 fn real_ssh(search_path: &OsStr) -> Option<PathBuf> {
     let us = std::env::current_exe().and_then(std::fs::canonicalize).ok()?;
     let is_real = |program: &PathBuf| {
@@ -157,14 +159,9 @@ fn real_ssh(search_path: &OsStr) -> Option<PathBuf> {
         runs && std::fs::canonicalize(program).is_ok_and(|program| program != us)
     };
     std::env::split_paths(search_path)
-        .filter(|path| is_absolute(path))
+        .filter(|path| path.is_absolute())
         .map(|directory| directory.join(SSH))
         .find(is_real)
-}
-
-/// A relative entry would be another directory for who runs it elsewhere.
-fn is_absolute(path: &Path) -> bool {
-    path.is_absolute()
 }
 
 #[cfg(test)]
@@ -172,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_users_words_come_first() {
+    fn options_of_the_user_come_first() {
         let words = with_options("-p 22".into(), &config::Builders::default());
         assert_eq!(words, "-p 22 -oConnectTimeout=10 -oServerAliveInterval=15");
     }
@@ -191,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nixs_hook_gets() {
+    fn the_hook_finds_the_link_first_in_path() {
         let directory = tempfile::tempdir().unwrap();
         let sharing = Sharing {
             directory: directory.path().join("ssh"),

@@ -1,9 +1,9 @@
 //! A client of a shared ssh connection: OpenSSH's multiplexing protocol, version 4, unchanged since
 //! OpenSSH 5.4 (`PROTOCOL.mux`, `mux.c`).
 //!
-//! ssh itself is no use as the client: it does not run `LocalCommand` for a shared session, for
-//! whose output Nix waits, and it waits without bound for a connection that hangs. This one gives
-//! up in time, and says when the session is there.
+//! ssh itself cannot be the client: it does not run `LocalCommand` for a shared session, although
+//! Nix waits for its output, and it waits without limit for a connection that hangs. This client
+//! gives up in time, and reports when the session is open.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -25,22 +25,22 @@ const SESSION_OPENED: u32 = 0x8000_0006;
 const NO_ESCAPE: u32 = u32::MAX;
 /// The only request of a client of ours.
 const REQUEST: u32 = 1;
-/// Longest packet read: the longest that matters holds a reason in words.
+/// Length of the longest packet that is read. The longest useful one contains a reason.
 const MAX_PACKET: u32 = 256 << 10;
 
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
 pub enum MuxError {
-    /// The connection lives and takes no further session (`MaxSessions` of its sshd,
+    /// The connection works but accepts no further session (`MaxSessions` of its sshd,
     /// `sshd_config(5)`).
     #[error("no further session over this connection ({0})")]
     Refused(String),
-    /// Nobody answers in time, or not in this protocol.
+    /// The master does not answer in time, or not in this protocol.
     #[error("{0}")]
     Io(#[from] io::Error),
 }
 
-/// What to run.
+/// The command to run.
 #[derive(Debug, Clone, Copy)]
 pub struct Session<'a> {
     /// The command.
@@ -49,13 +49,13 @@ pub struct Session<'a> {
     pub environment: &'a [Vec<u8>],
 }
 
-/// A client that has greeted and was greeted.
+/// A client after the exchange of greetings.
 #[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
 }
 
-/// What a master says.
+/// A reply of a master.
 #[derive(Debug, PartialEq, Eq)]
 enum Said {
     Hello(u32),
@@ -66,10 +66,10 @@ enum Said {
 }
 
 impl Client {
-    /// Connects to the socket of a master, which has this long to greet.
+    /// Connects to the socket of a master, which has to greet within this time.
     ///
     /// # Errors
-    /// Nobody listens, nobody answers, or not with this protocol.
+    /// No master listens, or it does not answer in this protocol.
     pub fn connect(socket: &Path, patience: Duration) -> io::Result<Self> {
         let mut client = Self { stream: UnixStream::connect(socket)? };
         let until = Instant::now() + patience;
@@ -85,7 +85,7 @@ impl Client {
     /// Opens a session with these three streams, within this time.
     ///
     /// # Errors
-    /// It is refused, or nobody answers in time: the connection may be dead.
+    /// It is refused, or there is no answer in time, in which case the connection may be dead.
     pub fn open(
         mut self,
         session: Session<'_>,
@@ -142,12 +142,12 @@ impl Client {
         Ok(Some(understand(&packet)))
     }
 
-    /// Fills `buffer`. `false`: the stream has ended.
+    /// Fills `buffer`. Returns `false` if the stream has ended.
     fn read(&mut self, mut buffer: &mut [u8], until: Option<Instant>) -> io::Result<bool> {
         while !buffer.is_empty() {
             let left = match until.map(|until| until.checked_duration_since(Instant::now())) {
                 None => None,
-                // Zero would mean without bound.
+                // Zero would mean no limit.
                 Some(Some(left)) if !left.is_zero() => Some(left),
                 Some(_) => return Err(io::ErrorKind::TimedOut.into()),
             };
@@ -166,18 +166,17 @@ impl Client {
     }
 }
 
-/// A session that is open. When this is dropped, or its process dies, the master closes the
-/// session.
+/// An open session. The master closes it when this is dropped or its process dies.
 #[derive(Debug)]
 pub struct Running {
     client: Client,
 }
 
 impl Running {
-    /// Waits for its end; the command's exit code, if it had one.
+    /// Waits for its end. Returns the exit code of the command, if there is one.
     pub fn wait(mut self) -> Option<u32> {
         let mut code = None;
-        // The code comes before the last output is written; the end of the stream after it.
+        // The code comes before the last output is written, the end of the stream after it.
         while let Ok(Some(said)) = self.client.receive(None) {
             if let Said::Exit(number) = said {
                 code = Some(number);
@@ -197,7 +196,7 @@ fn put_string(out: &mut Vec<u8>, text: &[u8]) {
     out.extend_from_slice(text);
 }
 
-/// A packet: its length, its type, and what `fill` adds.
+/// Makes a packet: its length, its type, and what `fill` adds.
 fn packet(kind: u32, fill: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut body = Vec::new();
     put_u32(&mut body, kind);
@@ -299,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_with_its_exit_code() {
+    fn a_session_returns_the_exit_code_of_its_command() {
         let opened = packet(SESSION_OPENED, |out| {
             for number in [REQUEST, 7] {
                 put_u32(out, number);
@@ -317,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_silent_or_another_language() {
+    fn a_master_that_refuses_is_silent_or_speaks_another_protocol_is_an_error() {
         let refusal = packet(FAILURE, |out| {
             put_u32(out, REQUEST);
             put_string(out, b"Session open refused by peer");
