@@ -25,20 +25,20 @@ fn paths() -> Vec<Row> {
     };
     vec![
         read("read-parent", "{out}", "../../etc/passwd")
-            .ends("permanent", "is no path below a store path"),
+            .ends("permanent", "is not a path below a store path"),
         read("read-parent-inside", "{out}", "dir/../../x")
-            .ends("permanent", "is no path below a store path"),
+            .ends("permanent", "is not a path below a store path"),
         read("read-parent-diff", "{out}", "../x")
             .hook(Hook::Diff)
-            .ends("permanent", "is no path below a store path"),
+            .ends("permanent", "is not a path below a store path"),
         read("read-absolute", "{out}", "/etc/passwd")
-            .ends("permanent", "is no path below a store path"),
+            .ends("permanent", "is not a path below a store path"),
         read("read-symlink", "{out}", "escape").ends("permanent", "symlink"),
         read("read-through-symlink", "{out}", "etc/passwd").ends("permanent", "symlink"),
         list("list-symlink", "{out}", "etc").ends("permanent", "symlink"),
         read("read-nul", "{out}", "a\\u0000/etc/passwd")
-            .ends("permanent", "is no path below a store path"),
-        read("read-directory", "{out}", "").ends("permanent", "is no regular file"),
+            .ends("permanent", "is not a path below a store path"),
+        read("read-directory", "{out}", "").ends("permanent", "is not a regular file"),
         read("read-etc", "/etc", "passwd").ends("permanent", "is not a store path"),
         read("read-store-parent", "{store}/..", "etc/passwd")
             .ends("permanent", "is not a store path"),
@@ -143,12 +143,12 @@ fn mail() -> Vec<Row> {
             "mail-header-bcc",
             r#"recipient = "ann@example.org", header = ["Bcc", "mallory@example.net"]"#,
         )
-        .ends("permanent", "is no header a plugin may set"),
+        .ends("permanent", "is not a header that a plugin may set"),
         mail(
             "mail-header-name",
             r#"recipient = "ann@example.org", header = ["X-A: b\r\nBcc", "mallory@example.net"]"#,
         )
-        .ends("permanent", "is no header a plugin may set"),
+        .ends("permanent", "is not a header that a plugin may set"),
         mail(
             "mail-header-value",
             r#"recipient = "ann@example.org", header = ["X-A", "b\r\nBcc: mallory@example.net"]"#,

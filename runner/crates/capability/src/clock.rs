@@ -1,8 +1,8 @@
-//! Where a guest's time comes from: wall clock, monotonic clock and sleep of `wasi:clocks`.
+//! The source of a guest's time: wall clock, monotonic clock and sleep of `wasi:clocks`.
 //!
 //! Called by the choke point only. Another source takes the place of this machine's by
-//! [`Services::with_clock`](super::Services::with_clock): then a run sees the time it is shown, and
-//! sleeps as long as it is told.
+//! [`Services::with_clock`](super::Services::with_clock), which then decides what time a run sees
+//! and how long it sleeps.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -12,8 +12,8 @@ use futures_util::future::BoxFuture;
 pub trait Clock: std::fmt::Debug + Send + Sync {
     /// Since 1970-01-01T00:00:00Z, for `wasi:clocks/wall-clock.now`.
     fn wall(&self) -> Duration;
-    /// Since any moment, never less than before, for `wasi:clocks/monotonic-clock.now`. A guest is
-    /// told the difference to the begin of its run.
+    /// Since any moment, never less than before, for `wasi:clocks/monotonic-clock.now`. A guest
+    /// gets the time since the start of its run.
     fn monotonic(&self) -> Duration;
     /// How fine both are.
     fn resolution(&self) -> Duration;
@@ -42,7 +42,7 @@ impl Default for SystemClock {
 
 impl Clock for SystemClock {
     fn wall(&self) -> Duration {
-        // A machine that believes in a time before 1970 is believed to be in 1970.
+        // A clock before 1970 counts as 1970.
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
     }
 

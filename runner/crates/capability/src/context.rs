@@ -1,4 +1,4 @@
-//! What a run is of, and about: the plugin as capabilities see it, and the event's paths.
+//! The context of a run: the plugin as capabilities see it, and the event's paths.
 
 use std::path::PathBuf;
 
@@ -16,14 +16,14 @@ pub struct PluginContext {
     pub config_file: PathBuf,
     /// Its `config` table, as JSON.
     pub config_json: String,
-    /// What its metadata wants.
+    /// The capabilities that its metadata wants.
     pub wants: Wants,
-    /// What it has.
+    /// The capabilities that it has: wanted and granted.
     pub effective: Effective,
 }
 
 impl PluginContext {
-    /// Is `wanted` within a limit of the plugin?
+    /// Checks that `wanted` is within a limit of the plugin.
     ///
     /// # Errors
     /// `limit`, with the line to write.

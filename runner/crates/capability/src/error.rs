@@ -1,4 +1,4 @@
-//! How a capability says that it has no result. The choke point turns it into the `error` record of
+//! The error of a host call. The choke point turns it into the `error` record of
 //! `hookrun:host/types`.
 
 use std::time::Duration;
@@ -17,9 +17,9 @@ pub enum ErrorKind {
     Invalid,
     /// A retry may help.
     Transient,
-    /// A retry helps once somebody has mended something that the operator of this machine has to
-    /// mend: credentials, certificates, the clock, a permission at the service. The task is kept
-    /// and runs again when configuration or secrets change, and every few minutes.
+    /// A retry helps after the operator of this machine has fixed something: credentials,
+    /// certificates, the clock, a permission at the service. The task is kept and runs again when
+    /// configuration or secrets change, and every few minutes.
     Refused,
     /// A retry cannot help.
     Permanent,
@@ -49,7 +49,7 @@ pub struct CapabilityError {
     pub kind: ErrorKind,
     /// What was tried, on what, and what would change it. Never a secret.
     pub message: String,
-    /// What the other side asked to wait.
+    /// The waiting time that the server asked for.
     pub retry_after: Option<Duration>,
 }
 
@@ -84,7 +84,7 @@ impl CapabilityError {
         Self::new(ErrorKind::Transient, message)
     }
 
-    /// The operator has to mend something: see [`ErrorKind::Refused`].
+    /// The operator has to fix something: see [`ErrorKind::Refused`].
     pub fn refused(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Refused, message)
     }

@@ -1,6 +1,6 @@
-//! Which capabilities a plugin has: a pure decision from two keys. What the plugin's metadata
-//! *wants* and what the configuration *grants* must agree; imports decide nothing, because
-//! toolchains import more than a plugin uses.
+//! Decides which capabilities a plugin has. It has a capability if its metadata *wants* it and the
+//! configuration *grants* it. Imports decide nothing, because toolchains import more than a plugin
+//! uses.
 //!
 //! An empty grant grants nothing. A refusal names the line that would change it.
 

@@ -1,9 +1,9 @@
 //! The services behind the interfaces of `hookrun:host`, and the grants that give them to a plugin.
 //!
-//! Every capability has a row in `hookrun_config::Capability`, which says what can be granted, and a
-//! [`Service`], whose phases are configure, check, sandbox needs and hold secrets. Its host functions
-//! are in `hookrun-host` (`host_call/`), one file per interface: they check grants and limits and
-//! count calls, and a service never does.
+//! Every capability has a row in `hookrun_config::Capability`, which says what can be granted, and
+//! a [`Service`], whose phases are configure, check, sandbox needs and hold secrets. Its host
+//! functions are in `hookrun-host` (`host_call/`), one file per interface: they check grants and
+//! limits and count calls, and a service never does.
 
 pub mod clock;
 mod context;

@@ -1,5 +1,5 @@
-//! The `log` interface, and the log of one run: bounded, shared with the guest's standard output
-//! and error.
+//! The log of one run: bounded, shared by the `log` interface and the guest's standard output and
+//! error.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -1,4 +1,4 @@
-//! Where a guest's random numbers come from: all of `wasi:random`.
+//! The source of a guest's random numbers: all of `wasi:random`.
 //!
 //! Called by the choke point only. Another source takes the place of this machine's by
 //! [`Services::with_random`](super::Services::with_random).
@@ -7,8 +7,7 @@ use rand::Rng as _;
 
 /// A source of random numbers.
 pub trait Random: std::fmt::Debug + Send + Sync {
-    /// Fills `bytes`. What WASI calls insecure comes from here too: guests do not need numbers that
-    /// are bad.
+    /// Fills `bytes`. Also serves the interfaces that WASI calls insecure.
     fn fill(&self, bytes: &mut [u8]);
 }
 

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use hookrun_config::{Config, Grant, KeyError};
 use hookrun_nix::dirs::Dirs;
 
-/// The service behind a capability. Grants and limits are checked by the host functions, never here.
+/// The service behind a capability. Grants and limits are checked by the host functions, never
+/// here.
 pub trait Service: std::fmt::Debug + Send + Sync {
     /// Configures the service of an installation, once per process and configuration. Opens no
     /// connection. A service that cannot work reports that when it is used.

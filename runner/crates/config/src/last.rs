@@ -1,9 +1,9 @@
-//! The configuration that a worker last took up, kept in the state directory.
+//! The configuration that a worker last used, kept in the state directory.
 //!
 //! A deployment tool may replace `hookrun.toml` in two steps, and a file system may come late.
-//! While the file is away, what was configured goes on, also with the next worker: events that come
-//! meanwhile must not be matched against a configuration that nobody wrote. Whoever wants none
-//! makes the file empty.
+//! While the file is away, the last configuration stays in force, also for the next worker: events
+//! that arrive meanwhile must not be matched against a configuration that nobody wrote. An empty
+//! file stands for no configuration.
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{Config, ConfigError};
 use hookrun_nix::dirs::Dirs;
 
-/// What is kept: the text, and the file that it was read from.
+/// The file that is kept: the text, and the path that it was read from.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Last {
@@ -23,8 +23,8 @@ struct Last {
 }
 
 impl Config {
-    /// The configuration of an installation: from its file, from what a worker last took up if the
-    /// file is away, or [`super::EMBEDDED`] if there never was one.
+    /// Returns the configuration of an installation: from its file, from what a worker last used if
+    /// the file is away, or [`super::EMBEDDED`] if there never was one.
     ///
     /// # Errors
     /// As [`Config::load`], and if the file is away that `HOOKRUN_CONFIG` names.
@@ -39,10 +39,10 @@ impl Config {
         Self::load(&dirs.config)
     }
 
-    /// Keeps it as the one that a worker took up last. Nothing is kept of what is in no file.
+    /// Keeps it as the one that a worker used last. A configuration that is in no file is not kept.
     ///
     /// # Errors
-    /// What the system says; then what was kept before is as it was.
+    /// The error of the system; the file that was kept before is unchanged.
     pub fn keep(&self, dirs: &Dirs) -> std::io::Result<()> {
         if self.embedded || self.is_last {
             return Ok(());
@@ -59,8 +59,7 @@ impl Config {
         std::fs::rename(&temporary, &path)
     }
 
-    /// What people are told of where it comes from, behind its path; nothing where that is its
-    /// file.
+    /// Returns the words after its path that say where it comes from; empty if that is its file.
     pub fn origin(&self) -> &'static str {
         if self.is_last {
             " (not there: the last one that a worker took up goes on; put it back, or make it an empty file to go on without it)"
@@ -72,16 +71,16 @@ impl Config {
     }
 }
 
-/// Is there no such file? One that cannot be looked at is there for all that is known.
+/// Returns whether there is no such file. A file that cannot be examined counts as present.
 pub fn is_away(path: &Path) -> bool {
     std::fs::metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
-/// Is the configuration there that `HOOKRUN_CONFIG` names, if it names one? A name that leads
-/// nowhere is a mistake, and never means the embedded configuration.
+/// Checks that the file named by `HOOKRUN_CONFIG`, if it is set, exists. A wrong name is a mistake,
+/// and never means the embedded configuration.
 ///
 /// # Errors
-/// It is not.
+/// The file does not exist.
 pub fn named_is_there() -> Result<(), ConfigError> {
     match std::env::var_os("HOOKRUN_CONFIG").filter(|value| !value.is_empty()) {
         Some(path) => must_be_there(Path::new(&path), "HOOKRUN_CONFIG"),
@@ -92,7 +91,7 @@ pub fn named_is_there() -> Result<(), ConfigError> {
 /// As [`named_is_there`], for a path that `who` names.
 ///
 /// # Errors
-/// It is not there.
+/// The file does not exist.
 pub fn must_be_there(path: &Path, who: &str) -> Result<(), ConfigError> {
     if !is_away(path) {
         return Ok(());
@@ -106,7 +105,7 @@ pub fn must_be_there(path: &Path, who: &str) -> Result<(), ConfigError> {
     })
 }
 
-/// What is kept for this configuration file.
+/// Returns what is kept for this configuration file.
 fn last(dirs: &Dirs) -> Option<Last> {
     let text = std::fs::read(dirs.last_config()).ok()?;
     serde_json::from_slice::<Last>(&text).ok().filter(|last| last.path == dirs.config)

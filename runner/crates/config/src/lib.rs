@@ -1,8 +1,8 @@
-//! Reads `hookrun.toml` into a checked [`Config`]. Every error names the file, the line, the key and
-//! the fix.
+//! Reads `hookrun.toml` into a checked [`Config`]. Every error names the file, the line, the key
+//! and the fix.
 //!
 //! Each file has one element of the configuration, with its default and its documentation. Reading
-//! is pure: no file that the configuration names is opened here, secrets least of all.
+//! is pure: no file that the configuration names is opened here.
 
 mod builders;
 pub mod bundled;
@@ -90,7 +90,7 @@ impl Config {
     /// Reads and checks the configuration at `path`, or [`EMBEDDED`] if there is no file.
     ///
     /// # Errors
-    /// The first thing that is wrong, with its line and its fix.
+    /// The first error, with its line and its fix.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(path, &text),
@@ -168,14 +168,14 @@ impl Config {
         self.lines.at(keys)
     }
 
-    /// The TCP ports that the `http` grants of all plugins need, for a wall that lets out
+    /// Returns the TCP ports that the `http` grants of all plugins need, for a sandbox that allows
     /// connections to named ports only.
     pub fn http_ports(&self) -> std::collections::BTreeSet<u16> {
         self.plugins.values().flat_map(|plugin| http::ports(&plugin.grant.http)).collect()
     }
 
-    /// Every file that the configuration comes from or names: itself, plugins, secrets,
-    /// certificates. What a process that goes on for long looks at for changes.
+    /// Returns every file that the configuration comes from or names: itself, plugins, secrets and
+    /// certificates. Long-running processes watch them for changes.
     pub fn files(&self) -> Vec<PathBuf> {
         let plugins = self.plugins.values().filter_map(|plugin| match &plugin.source {
             PluginSource::File(path) => Some(path),

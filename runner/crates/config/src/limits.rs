@@ -1,5 +1,5 @@
 //! The one table of limits: key, default, unit and meaning. Documentation and messages are
-//! generated from it; the plugin room enforces it (`hookrun_host::limits`). Nothing is unlimited
+//! generated from it; `hookrun_host::limits` enforces it. Nothing is unlimited
 //! by default.
 
 use std::fmt;
@@ -33,7 +33,7 @@ macro_rules! limits {
 
             /// The key under `[plugins.NAME.limits]`.
             pub const fn key(self) -> &'static str { match self { $(Self::$variant => $key,)+ } }
-            /// What it counts.
+            /// The unit.
             pub const fn unit(self) -> Unit { match self { $(Self::$variant => Unit::$unit,)+ } }
             /// The default, in bytes, milliseconds or pieces.
             pub const fn default(self) -> u64 { match self { $(Self::$variant => $default,)+ } }
@@ -132,7 +132,7 @@ impl Limits {
         Duration::from_millis(self.get(limit))
     }
 
-    /// Was it set in the configuration?
+    /// Returns whether it was set in the configuration.
     pub fn is_set(&self, limit: Limit) -> bool {
         self.overrides.iter().any(|(key, _)| *key == limit)
     }
@@ -188,7 +188,7 @@ impl<'de> DeserializeSeed<'de> for Limit {
 }
 
 impl Limit {
-    /// A value of this limit as people write it: `128 MiB`, `60s`, `64`.
+    /// Formats a value of this limit: `128 MiB`, `60s`, `64`.
     pub fn show(self, value: u64) -> String {
         match self.unit() {
             Unit::Bytes => bytesize::ByteSize(value).display().iec().to_string(),
@@ -197,7 +197,7 @@ impl Limit {
         }
     }
 
-    /// A value of this limit as a line of the configuration: `memory = "256MiB"`.
+    /// Formats a value as a line of the configuration: `memory = "256MiB"`.
     pub fn line(self, value: u64) -> String {
         match self.unit() {
             Unit::Count => format!("{} = {value}", self.key()),
@@ -221,13 +221,13 @@ impl Limit {
         }
     }
 
-    /// The message of a run that reached this limit of `allowed`: names limit, use and the line to
-    /// write.
+    /// Returns the message of a run that reached this limit of `allowed`. It names the limit, the
+    /// use and the line to write.
     pub fn reached(self, plugin: &str, allowed: u64, used: Option<u64>) -> String {
         self.reached_in(plugin, allowed, used, None)
     }
 
-    /// As [`Limit::reached`], of a run that stood in the host call `call`, such as `mail.send`.
+    /// As [`Limit::reached`], during the host call `call`, such as `mail.send`.
     pub fn reached_in(
         self,
         plugin: &str,
@@ -248,7 +248,7 @@ impl Limit {
         )
     }
 
-    /// `used` as it is shown beside `allowed`, from which rounding must not hide it.
+    /// Formats `used` so that rounding does not make it look like `allowed`.
     fn show_beside(self, used: u64, allowed: u64) -> String {
         let shown = self.show(used);
         if self.unit() == Unit::Bytes && shown == self.show(allowed) {
@@ -258,7 +258,8 @@ impl Limit {
         }
     }
 
-    /// A value to write instead of `allowed`: twice as much, or what was wanted if that is more.
+    /// Returns a value to write instead of `allowed`: twice as much, or what was wanted if that is
+    /// more.
     fn enough(self, allowed: u64, used: Option<u64>) -> u64 {
         let used = used.unwrap_or_default();
         let wanted = if self.unit() == Unit::Bytes {
@@ -272,7 +273,7 @@ impl Limit {
     /// Parses what the configuration says for this limit.
     ///
     /// # Errors
-    /// A fragment that says what form is expected.
+    /// A fragment with the expected form.
     pub fn parse(self, value: &toml::Value) -> Result<u64, String> {
         let expected = match self.unit() {
             Unit::Bytes => "a size such as \"128MiB\"",

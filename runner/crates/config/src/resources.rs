@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer};
 use super::{KeyError, Limit, suggestion};
 use hookrun_nix::machines::full_uri;
 
-/// How much of what, by the name of the resource.
+/// Amounts by the name of the resource.
 #[derive(
     Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
@@ -22,17 +22,17 @@ use hookrun_nix::machines::full_uri;
 pub struct Amounts(pub BTreeMap<String, u64>);
 
 impl Amounts {
-    /// Of one resource; none: it is not named.
+    /// Returns the amount of one resource, if it is named.
     pub fn get(&self, resource: &str) -> Option<u64> {
         self.0.get(resource).copied()
     }
 
-    /// Is nothing named?
+    /// Returns whether no resource is named.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// By name.
+    /// Returns the amounts, ordered by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
         self.0.iter().map(|(name, amount)| (name.as_str(), *amount))
     }
@@ -123,20 +123,20 @@ impl fmt::Display for Amounts {
     }
 }
 
-/// An amount as people write it. From a mebibyte on it is taken for a size: nobody has a million
+/// Formats an amount. From one mebibyte on it is shown as a size, because nobody has a million
 /// GPUs.
 pub fn show(amount: u64) -> String {
     const SIZE_FROM: u64 = 1 << 20;
     if amount < SIZE_FROM { amount.to_string() } else { Limit::Memory.show(amount) }
 }
 
-/// The feature whose amounts hold for what no required feature says anything of.
+/// The feature with the amounts of resources that no required feature names.
 pub const ANY_FEATURE: &str = "*";
 
 /// Resources that builds consume.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Resources {
-    /// What each machine has, by store URI. Of what is not named here a machine has enough.
+    /// What each machine has, by store URI. A machine has an unlimited amount of other resources.
     pub machines: BTreeMap<String, Amounts>,
     /// What a build takes that requires a feature, by feature, or [`ANY_FEATURE`].
     pub features: BTreeMap<String, Amounts>,
@@ -215,13 +215,13 @@ impl Resources {
         Ok(())
     }
 
-    /// Is nothing limited?
+    /// Returns whether no resource is limited.
     pub fn is_empty(&self) -> bool {
         self.features.is_empty()
     }
 
-    /// What a build takes that requires `features`: the sum of what these say, and [`ANY_FEATURE`]
-    /// for what they do not name.
+    /// Returns what a build with these required features takes: the sum of their amounts, and those
+    /// of [`ANY_FEATURE`] for resources that they do not name.
     pub fn takes(&self, features: &[String]) -> Amounts {
         let mut takes = Amounts::default();
         for feature in features {
@@ -236,7 +236,7 @@ impl Resources {
         takes
     }
 
-    /// The part of `takes` that is limited on `machine`, with how much there is in all. The flag
+    /// Returns the part of `takes` that is limited on `machine`, with the total amount. The flag
     /// says whether all machines share it.
     pub fn limited<'a>(
         &'a self,
@@ -253,7 +253,7 @@ impl Resources {
         })
     }
 
-    /// Why a build that takes so much can never be on `machine`, if so.
+    /// Returns why a build that takes so much can never run on `machine`, if so.
     pub fn never(&self, machine: &str, takes: &Amounts) -> Option<String> {
         let (name, amount, total, shared) =
             self.limited(machine, takes).find(|(_, amount, total, _)| amount > total)?;

@@ -1,10 +1,10 @@
 //! The component bindings, generated from `plugin-sdk/wit`. One world takes all imports and all
 //! hooks; a plugin has some of the hooks, so the world as a whole is never instantiated:
-//! [`super::load`] asks for each interface by itself.
+//! [`super::linked`] asks for each interface by itself.
 //!
 //! Every import is `async` (a guest waits without holding a thread) and `trappable` (a limit can
-//! end the run from within a host call). Only the rooms [`super`] and [`hookrun_capability`] use
-//! this module; everything else sees the types of [`hookrun_nix::event`] and [`hookrun_nix::outcome`].
+//! end the run from within a host call). Only this crate and [`hookrun_capability`] use this
+//! module; everything else sees the types of [`hookrun_nix::event`] and [`hookrun_nix::outcome`].
 
 #![allow(
     missing_docs,

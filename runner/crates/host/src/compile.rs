@@ -1,9 +1,9 @@
-//! Compilation, contained. A compiler that works on strangers' bytes can be made to take all time
-//! and memory, which wasmtime declares not its concern; so it runs in a child process
+//! Compilation, contained. Untrusted bytes can make a compiler take unlimited time and memory, and
+//! wasmtime does not protect against that. The compiler therefore runs in a child process
 //! ([`super::contain`]) with limits on both (`compile-time`, `compile-memory`). This process never
-//! compiles, except where [`Compiler::InProcess`] says so.
+//! compiles, except with [`Compiler::InProcess`].
 //!
-//! Called by [`super::load`] while a plugin is made ready.
+//! Called by [`super::host`] when a plugin is made ready.
 
 use std::io::{Read as _, Write as _};
 use std::process::ExitStatus;
@@ -145,7 +145,7 @@ fn failure(plugin: &Plugin, ended: ExitStatus, said: &str) -> CompileError {
     }
 }
 
-/// What the child is told.
+/// The input of the child process.
 #[derive(Debug, clap::Args)]
 pub struct Order {
     /// Bytes of stack for the guest: a setting of the engine

@@ -1,17 +1,17 @@
 //! Plugins compiled ahead of time, so that a start maps a file instead of running a compiler (0.1
 //! ms instead of 50 ms for a small Rust plugin, seconds for an interpreter).
 //!
-//! An entry is native code: whoever can write it can do what this process can. So the directory
-//! belongs to the user that runs guests, with mode 0700; no component of its path is a symlink or
-//! can be changed by anybody but that user and root; and entries are opened relative to its
-//! descriptor, without following links, and checked on the descriptor that is mapped. An entry
+//! An entry is native code: a user who can write it can do what this process can. The directory
+//! therefore belongs to the user that runs guests, with mode 0700; no component of its path is a
+//! symlink or can be changed by anybody but that user and root; and entries are opened relative to
+//! its descriptor, without following links, and checked on the descriptor that is mapped. An entry
 //! appears by rename after fsync and is never changed in place. It is found by a key of everything
 //! that makes it fit: the digest of the component, and the engine's compatibility hash, which
-//! covers wasmtime's full version, its settings and the target with its CPU features. The key
-//! stands in the entry too, with a checksum of the code. Whatever does not fit is a miss and never
-//! an error; a directory that cannot be trusted only costs time.
+//! covers wasmtime's full version, its settings and the target with its CPU features. The key is in
+//! the entry too, with a checksum of the code. An entry that does not match is a miss and never an
+//! error; a directory that cannot be trusted only costs time.
 //!
-//! Use renews the age of an entry. Nothing removes entries but [`Cache::prune`], which knows those
+//! Use renews the age of an entry. Only [`Cache::prune`] removes entries; it knows those
 //! of the configured plugins and leaves them alone whatever their age.
 
 use std::collections::BTreeSet;

@@ -1,12 +1,13 @@
-//! A plugin's configuration schema: a stranger's data that runs, as a JSON schema.
+//! A plugin's configuration schema: untrusted data that is executed, because a JSON schema is a
+//! program.
 //!
 //! Applied by the contained process that examines a component ([`super::examine`]), where time and
-//! memory are bounded; never by a process that may be root. Before a schema runs its cost is
-//! bounded here too, so that what is wrong with it is named: references must end and must not
+//! memory are bounded; never by a process that may be root. Before a schema is applied, its
+//! cost is bounded here, so that the error names the cause: references must end and must not
 //! multiply (a schema of forty definitions, each naming the one before twice, is a billion of
 //! billions of checks), they stay inside the schema, keywords whose cost grows with each level are
 //! refused, and patterns are few and matched by an engine that takes linear time. Nothing is
-//! fetched, ever.
+//! ever fetched.
 
 use jsonschema::PatternOptions;
 use serde_json::Value;

@@ -1,9 +1,8 @@
-//! Children in which strangers' bytes are worked on: bounded in time, memory and output, behind a
-//! wall with no file and no network. They get their input in memory and hand their result over in
-//! memory.
+//! Child processes that handle untrusted bytes: bounded in time, memory and output, in a sandbox
+//! without files and network. Input and result are passed in memory.
 //!
-//! Called by [`super::compile`] and [`super::examine`] before this process has its own wall: a
-//! walled process starts no other.
+//! Called by [`super::compile`] and [`super::examine`] before this process enters its own sandbox,
+//! in which it can start no process.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -114,7 +113,7 @@ fn memory_file(name: &str) -> io::Result<File> {
     Ok(File::from(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?))
 }
 
-/// Has the child ended in this time?
+/// Returns whether the child has ended in this time.
 fn wait(child: &std::process::Child, time: Duration) -> io::Result<bool> {
     let process = rustix::process::Pid::from_child(child);
     let ended: OwnedFd = rustix::process::pidfd_open(process, PidfdFlags::empty())?;

@@ -1,5 +1,5 @@
-//! The border: our events to the records of the interfaces, and answers back. Every field is named,
-//! so that a new one cannot be forgotten.
+//! Conversion of events to the records of the interfaces, and of answers back. Every field is
+//! named, so that a new one cannot be forgotten.
 
 use super::bindings::exports::hookrun::{builder_selection, diff, post_build};
 use hookrun_nix::caller::Caller;

@@ -1,9 +1,9 @@
 //! The engine: how guests are compiled and interrupted.
 //!
 //! Time is bounded by epochs: one thread counts them, every store yields to the executor at each
-//! tick, and a time-out around the run ([`super::run`]) then ends it, wherever it stands. So a loop
-//! is stopped, host calls count, and no store's time-out touches another store. What guests are
-//! linked with is the choke point's ([`super::host_call`]).
+//! tick, and a time-out around the run ([`super::run`]) then ends it at any point. A loop is
+//! stopped, host calls count, and the time-out of one store does not affect another. The functions
+//! that guests are linked with are in [`super::host_call`].
 
 use std::sync::Once;
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// An engine for guests with `stack` bytes of stack. Its ticker stands still until
+    /// An engine for guests with `stack` bytes of stack. Its ticker does not run until
     /// [`Runtime::start`], so that a process that has yet to put up its wall has one thread.
     ///
     /// # Errors

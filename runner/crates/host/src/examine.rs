@@ -1,10 +1,10 @@
-//! What can be known of a component without running it: its metadata, and whether it accepts the
-//! `config` table that it is given. Both are a stranger's data that costs time and memory to read
-//! (a JSON schema is a program), so a contained process ([`super::contain`]) does it, and what it
-//! found is kept ([`super::verdicts`]). The processes of hooks, worker and commands read that
-//! alone.
+//! What is known of a component without running it: its metadata, and whether it accepts the
+//! `config` table that it is given. Both are untrusted data that costs time and memory to read (a
+//! JSON schema is a program), so a contained process ([`super::contain`]) reads them, and the
+//! result is kept ([`super::verdicts`]). The processes of hooks, worker and commands read the
+//! result only.
 //!
-//! Called by [`super::load`] for every use of a plugin.
+//! Called by [`super::host`] for every use of a plugin.
 
 use std::io::{Read as _, Write as _};
 use std::process::ExitStatus;
@@ -53,7 +53,7 @@ pub struct Verdict {
 pub struct ConfigKey {
     /// Its name.
     pub key: String,
-    /// Must it be there?
+    /// Whether the schema requires it.
     pub required: bool,
     /// Its default.
     pub default: Option<Value>,

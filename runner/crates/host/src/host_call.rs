@@ -1,8 +1,7 @@
-//! The choke point. Every host function of every capability is one [`RunState::call`], and every
-//! function of WASI that does something its like for WASI ([`wasi`], [`io`], [`http`]): there the
-//! grant is checked, the call counted, its bytes and list items bounded, its time bounded by what
-//! is left of the run's, its use recorded and traced, and errors become the `error` record of
-//! `hookrun:host/types`.
+//! The choke point that every call of a guest passes. A host function of a capability is one
+//! [`RunState::call`]; a function of WASI with an effect is one `wasi_call` ([`wasi`], [`io`],
+//! [`http`]). Both check the grant, count the call, bound its bytes, list items and time, and
+//! record and trace its use. Errors become the `error` record of `hookrun:host/types`.
 //!
 //! A refusal is a value for the guest, never a trap; only a limit on the whole run ends the run.
 //! WASI's functions have no room for a refusal that names a limit, so there a limit ends the run
@@ -11,7 +10,7 @@
 //! # What the shape guarantees
 //!
 //! * The fields of [`RunState`] are private to this file and its children. What a capability works
-//!   with is an [`CallContext`], which only a call that passed hands out: no host function reaches
+//!   with is a [`CallContext`], which only a call that passed hands out: no host function reaches
 //!   services, state, log or handles otherwise.
 //!
 //!   ```compile_fail,E0616
@@ -40,16 +39,21 @@
 //!   ```
 //!
 //! What it does not guarantee: Rust cannot keep the body of a host function from opening a file or
-//! a socket by itself, without what an [`CallContext`] holds. That is for the reader of a capability to
-//! see, and for the operating system's wall to stop.
+//! a socket by itself, without what a [`CallContext`] holds. That is for the reader of a capability
+//! to see, and for the operating system's wall to stop.
 //!
 //! # A host function
 //!
 //! ```ignore
-//! async fn exists(&mut self, store: String, keys: Vec<String>) -> Result<Result<Vec<bool>, Error>> {
-//!     let call = HostCall::new(Need::ObjectStore(&store), "exists", keys.wire_size()).items(keys.len());
+//! async fn exists(&mut self, store: String, keys: Vec<String>) -> Result<Result<Vec<bool>, Error>>
+//! {
+//!     let call = HostCall::new(Need::ObjectStore(&store), "exists", keys.wire_size())
+//!         .items(keys.len());
 //!     let name = store.clone();
-//!     self.call(call, |context| Box::pin(async move { context.services().object_store().exists(&name, &keys).await })).await
+//!     self.call(call, |context| {
+//!         Box::pin(async move { context.services().object_stores().exists(&name, &keys).await })
+//!     })
+//!     .await
 //! }
 //! ```
 
@@ -344,7 +348,7 @@ impl RunState {
         self.refused.as_deref()
     }
 
-    /// Has a call succeeded whose effect outlives the run?
+    /// Returns whether a call has succeeded whose effect outlives the run.
     pub fn made_progress(&self) -> bool {
         self.progress
     }

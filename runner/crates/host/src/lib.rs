@@ -2,19 +2,21 @@
 //! and nothing else.
 //!
 //! The processes that run guests (the runner, the gate, `hookrun test`) call [`Host::prepare`],
-//! restrict themselves ([`wall`]), and then call [`ReadyPlugin::link`] and [`LinkedPlugin::run_event`] or
-//! [`LinkedPlugin::select`]. They see events, outcomes and reports, never the engine.
+//! restrict themselves ([`wall`]), and then call [`ReadyPlugin::link`] and
+//! [`LinkedPlugin::run_event`] or [`LinkedPlugin::select`]. They see events, outcomes and reports,
+//! never the engine.
 //!
 //! * [`examine`]: what is known of a component without running it, found by a contained process and
 //!   kept ([`verdicts`]). [`metadata`]: what the component states about itself. [`config_schema`]:
 //!   its schema, bounded.
 //! * [`Host`] turns a table of the configuration into an [`Artifact`] (checked), a [`ReadyPlugin`]
-//!   (code open) and a [`LinkedPlugin`] (mapped). [`compiled_cache`]: the cache of compiled plugins.
+//!   (code open) and a [`LinkedPlugin`] (mapped). [`compiled_cache`]: the cache of compiled
+//!   plugins.
 //! * [`engine`]: compilation and interruption. [`bindings`]: generated from the WIT.
 //! * [`run`]: one run. [`limits`], [`run_clock`]: its bounds. [`host_call`]: all functions that a
 //!   guest can call, and the check that each call passes.
-//! * [`compile`]: the compiler, in a contained child. [`contain`]: such children. [`wall`]: Landlock
-//!   and seccomp.
+//! * [`compile`]: the compiler, in a contained child. [`contain`]: such children. [`wall`]:
+//!   Landlock and seccomp.
 //! * [`bundled`]: the plugins that are part of the program.
 
 mod artifact;

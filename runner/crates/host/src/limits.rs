@@ -3,8 +3,8 @@
 //! in [`super::run`], the stack in [`super::engine`].
 //!
 //! A limit ends the run with [`LimitReached`], which [`super::run`] turns into the message that
-//! names the key. Growth is refused with a trap instead of the -1 of `memory.grow`: guests answer
-//! that with an abort that says nothing.
+//! names the key. Growth is refused with a trap instead of the -1 of `memory.grow`: guests react
+//! to that with an abort without a message.
 
 use wasmtime::{ResourceLimiter, Result};
 
@@ -14,7 +14,7 @@ use hookrun_config::{Limit, Limits};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("limit `{}` reached", limit.key())]
 pub struct LimitReached {
-    /// Which.
+    /// The limit.
     pub limit: Limit,
     /// What was wanted, in the limit's unit, if it is known.
     pub wanted: Option<u64>,

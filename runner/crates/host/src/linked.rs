@@ -33,7 +33,7 @@ impl ReadyPlugin {
         &self.artifact
     }
 
-    /// Was the code found or compiled?
+    /// Where the native code came from.
     pub fn origin(&self) -> &Origin {
         &self.code.origin
     }
@@ -152,7 +152,7 @@ impl LinkedPlugin {
         &self.digest
     }
 
-    /// Was it mapped or compiled?
+    /// Where the native code came from.
     pub fn origin(&self) -> &Origin {
         &self.origin
     }

@@ -1,8 +1,8 @@
-//! What can be known of a plugin without running it: its metadata section, which hooks it exports
+//! What is known of a plugin without running it: its metadata section, which hooks it exports
 //! and what it imports.
 //!
 //! The section `hookrun:metadata` is JSON. The SDK's macro writes it into the core module; tools
-//! for other languages may put it on the component. It is data from a stranger: read by a contained
+//! for other languages may put it on the component. It is untrusted data: read by a contained
 //! process ([`super::examine`]), bounded, parsed strictly, and it decides nothing by itself
 //! ([`hookrun_capability::grants`]).
 

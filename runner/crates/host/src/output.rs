@@ -1,4 +1,4 @@
-//! A guest's standard output and error: lines in the log of its run, and nowhere else.
+//! A guest's standard output and error, which become lines in the log of its run.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,5 +1,5 @@
-//! One run of a plugin: a fresh store and instance, one call, and a report whatever happens.
-//! Nothing here fails: a trap, a limit and a refusal are outcomes.
+//! One run of a plugin: a fresh store and instance, one call, and a report in every case. A
+//! trap, a limit and a refusal are outcomes, not errors.
 
 use std::time::{Duration, Instant};
 

@@ -2,12 +2,12 @@
 //!
 //! Wall time passes in the guest and in its host calls; the time of calls that wait for a service
 //! (object stores, mail) is counted apart ([`Limit::StreamTime`]) and moves the end of the run by
-//! as much, because how long they take is decided by the size of store paths and by the service,
-//! not by the plugin. A builder selection has no such allowance, and a gate only if `stream-time`
-//! is set for it: Nix is blocked meanwhile.
+//! as much, because their duration depends on the size of store paths and on the service, not on
+//! the plugin. A builder selection has no such allowance, and a gate only if `stream-time` is set
+//! for it: Nix is blocked meanwhile.
 //!
-//! The choke point ends host calls by it ([`RunClock::deadline`]), and [`super::run`] the guest
-//! ([`RunClock::expired`]). No store shares a clock with another, so no run's end is another's.
+//! The choke point ends host calls at [`RunClock::deadline`], and [`super::run`] ends the guest at
+//! [`RunClock::expired`]. Each store has a clock of its own.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

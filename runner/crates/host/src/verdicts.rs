@@ -1,10 +1,10 @@
-//! What was found out about components ([`super::examine`]), kept beside the compiled plugins: one
-//! file for each component and `config` table. And for each file that a plugin was read from, which
-//! component that was, so that a hook knows a plugin without opening it.
+//! The results of [`super::examine`], kept beside the compiled plugins: one file for each component
+//! and `config` table. For each file that a plugin was read from, the digest of the component is
+//! kept as well, so that a hook knows a plugin without opening it.
 //!
-//! Whoever can write here can make hookrun believe anything about a plugin, but for its grants. So
-//! the directory is trusted as that of the compiled plugins is ([`super::artifact`]), and whatever
-//! does not fit is a miss.
+//! A user who can write here can make hookrun believe anything about a plugin except its grants.
+//! The directory is therefore checked like that of the compiled plugins
+//! ([`super::compiled_cache`]), and an entry that does not match is a miss.
 
 use std::collections::BTreeSet;
 use std::io::Read as _;

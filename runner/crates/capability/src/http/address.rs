@@ -1,6 +1,6 @@
 //! Which addresses a request may reach: public ones, and those that its grant names.
 //!
-//! Pure. A name under somebody else's control may resolve to anything, so every address is
+//! Pure. A name that others control may resolve to anything, so every address is
 //! classified before a connection is made to exactly that address. The ranges are those of IANA's
 //! special-purpose registries (RFC 6890 and its updates) and of the clouds' metadata services.
 //! Forms of IPv6 that carry an IPv4 address are as good as the address they carry.
@@ -15,7 +15,7 @@ use hookrun_config::http::Host;
 /// Why an address is not public.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A cloud's metadata service, which hands credentials to whoever asks.
+    /// A cloud's metadata service, which gives credentials to any caller.
     Metadata,
     /// This machine.
     Loopback,
@@ -145,7 +145,7 @@ fn carried(address: Ipv6Addr) -> Vec<Ipv4Addr> {
     found
 }
 
-/// May a request with `grant` for `host` connect to `address`?
+/// Returns whether a request with `grant` for `host` may connect to `address`.
 ///
 /// Public ones: yes. Others: if the URL of the grant is that very address, or if a network of
 /// `address` in the grant holds it. A metadata service has to be named alone: a network around it

@@ -1,5 +1,5 @@
-//! Bodies that are bounded, each by itself; what of them crosses the border counts in the streams
-//! of `wasi:io`. A pause in a response ends it.
+//! Bodies of requests and responses, each with a limit of its own. The bytes that guests read and
+//! write are counted in the streams of `wasi:io`. A long pause in a response ends it.
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -18,7 +18,7 @@ use crate::RunLog;
 use hookrun_config::{Limit, Limits};
 use hookrun_nix::outcome::LogLine;
 
-/// One request, for everything that may go wrong with it.
+/// What error messages about a request need.
 #[derive(Debug)]
 pub struct About {
     /// Method, origin and path, without the query: a guest may put anything there.
@@ -59,7 +59,7 @@ impl About {
 /// is less.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// So long.
+    /// The duration.
     pub time: Duration,
     limit: Limit,
     own: bool,
@@ -96,7 +96,7 @@ pub fn header_bytes(headers: &http::HeaderMap) -> u64 {
     headers.iter().map(|(name, value)| (name.as_str().len() + value.len() + 4) as u64).sum()
 }
 
-/// Which way a body goes.
+/// The direction of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// From the guest.
@@ -136,7 +136,7 @@ pub struct Metered {
     direction: Direction,
     about: Arc<About>,
     bytes: u64,
-    /// Why it ended, for whoever sees only that it did.
+    /// Why it ended, for callers that only see that it ended.
     failed: Arc<OnceLock<Problem>>,
     /// The pause that ends a response, and the time to its end.
     pause: Option<(Patience, Pin<Box<Sleep>>)>,

@@ -1,5 +1,5 @@
-//! `hookrun test`: nothing is sent. Every request that its grant covers is answered by `200` with
-//! the JSON body `{}`, and what it was is kept for the report.
+//! Requests in `hookrun test`, which are not sent. A request that a grant covers is answered with
+//! `200` and the JSON body `{}`, and kept for the report.
 
 use std::sync::{Arc, OnceLock, PoisonError};
 

@@ -1,9 +1,9 @@
 //! Credentials: read from their files once, when the process starts and may still read them, and
 //! put into requests by the host.
 //!
-//! A secret is wiped when its [`Credential`] is dropped, is never shown by `Debug`, and never
-//! stands in a message. The guest neither names nor sees it: the grant does the former, and what is
-//! added to a request is added after the guest has given it away.
+//! A secret is wiped when its [`Credential`] is dropped, is never shown by `Debug`, and is never
+//! part of a message. The guest neither names nor sees it: the grant names it, and it is added
+//! after the guest has handed over the request.
 
 use std::fmt;
 use std::io::Read as _;
@@ -57,7 +57,7 @@ impl Credential {
     /// Reads the credential called `name`.
     ///
     /// # Errors
-    /// The key to blame, and a sentence that ends in the fix.
+    /// The key, and a sentence that ends in the fix.
     pub fn load(
         name: &str,
         settings: &HttpCredential,
@@ -93,7 +93,7 @@ impl Credential {
                     (
                         "header",
                         format!(
-                            "http credential `{name}`: `{header}` is no header; correct `header`"
+                            "http credential `{name}`: `{header}` is not a valid header; correct `header`"
                         ),
                     )
                 })?;
@@ -120,7 +120,7 @@ impl Credential {
         })))
     }
 
-    /// Does it cover the body, so that all of the body has to be there first?
+    /// Returns whether it covers the body, which then has to be complete first.
     pub fn covers_body(&self) -> bool {
         matches!(self.0, Kind::Aws { .. })
     }

@@ -1,12 +1,12 @@
 //! `wasi:http`, outgoing: the standard interface, so that any language's client works, with a
 //! sender of our own behind it.
 //!
-//! A request passes the choke point first (`plugin/host_call/http.rs`), which asks the grants
-//! (`config::http`). Then, as a task ([`send`]): its headers are checked, a credential that the
-//! guest never sees is put in ([`credential`]), its name is looked up once, every address is
-//! checked ([`address`], [`resolve`]), and the connection is made to an address that passed.
-//! wasmtime-wasi-http is built without a sender: there is no other way out. What goes wrong is a
-//! code for the guest and a line in the run's log ([`problem`]), never a trap.
+//! A request passes the choke point first (`hookrun_host`, `host_call/http.rs`), which checks the
+//! grants (`hookrun_config::http`). Then, as a task ([`send`]): its headers are checked, a
+//! credential that the guest never sees is put in ([`credential`]), its name is looked up once,
+//! every address is checked ([`address`], [`resolve`]), and the connection is made to an address
+//! that passed. wasmtime-wasi-http is built without a sender: there is no other way out. What goes
+//! wrong is a code for the guest and a line in the run's log ([`problem`]), never a trap.
 //!
 //! Files are read in [`Client::new`], which runs before the process gives up the right to read
 //! them.
@@ -41,7 +41,7 @@ use hookrun_nix::dirs::Dirs;
 #[derive(Debug)]
 pub struct Client {
     settings: BTreeMap<String, HttpCredential>,
-    /// Those that a grant names: read, or the key to blame and a sentence.
+    /// Those that a grant names: read, or the key and a sentence about the error.
     credentials: BTreeMap<String, Result<Arc<Credential>, (&'static str, String)>>,
     /// By `ca-file`; none are the system's.
     trust: BTreeMap<Option<PathBuf>, Result<Arc<rustls::ClientConfig>, String>>,
@@ -150,7 +150,7 @@ impl Client {
         &*self.resolver
     }
 
-    /// Does the credential `name` set the header?
+    /// Returns whether the credential `name` sets the header.
     fn sets(&self, name: &str, header: &str) -> bool {
         self.settings.get(name).is_some_and(|settings| settings.sets(header))
     }

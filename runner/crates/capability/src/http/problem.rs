@@ -15,9 +15,9 @@ use hookrun_config::{Limit, Limits};
 pub struct Problem {
     /// For the guest.
     pub code: ErrorCode,
-    /// For the log: what was asked for, what became of it, what to do.
+    /// For the log: the request, the error and the fix.
     pub message: String,
-    /// Is it in the log already?
+    /// Whether it is in the log already.
     pub reported: bool,
 }
 

@@ -1,5 +1,5 @@
-//! Names to addresses, once per request: what is checked is what is connected to, so that a second
-//! answer cannot change it.
+//! Looks up a name once per request. The connection goes to the address that was checked, so that a
+//! second answer of DNS cannot change it.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

@@ -1,5 +1,4 @@
-//! One request, from the guest's hands to the head of its response: checked, completed, resolved,
-//! connected, sent.
+//! Sends one request and reads the head of its response: check, complete, resolve, connect, send.
 //!
 //! It runs as a task of its own, so that a guest can do other things meanwhile; the task ends with
 //! the run at the latest. One connection carries one request, HTTP/1.1, without a proxy. A redirect
@@ -221,7 +220,7 @@ impl Exchange {
                 };
                 self.about.problem(
                     code,
-                    &format!("no connection to {address} ({error}); see whether the server runs, and what stands between"),
+                    &format!("no connection to {address} ({error}); check that the server is running and reachable"),
                 )
             }
             _ => patience.problem(&self.about, ErrorCode::ConnectionTimeout),

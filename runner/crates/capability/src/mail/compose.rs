@@ -1,4 +1,4 @@
-//! A plugin's message -> RFC 5322 text. Pure: no clock, no file, no network.
+//! Composes RFC 5322 text from a plugin's message. Pure: no clock, no file, no network.
 //!
 //! lettre encodes; this module decides what may be in a header at all. Text of a plugin that holds
 //! a control character never reaches a header: with CR or LF it could start one of its own.
@@ -42,7 +42,7 @@ pub(super) fn host_name(name: &str) -> String {
     if fits { name.to_owned() } else { "localhost".to_owned() }
 }
 
-/// Is it a host name with a domain, that other machines can know it by?
+/// Returns whether it is a host name with a domain, by which other machines can know it.
 pub(super) fn is_full_host_name(name: &str) -> bool {
     name.contains('.')
         && !name.split('.').next_back().is_some_and(|last| {
@@ -165,7 +165,7 @@ fn body(text: &str) -> String {
 fn header_name(name: &str) -> Result<HeaderName, CapabilityError> {
     let refused = || {
         invalid(format!(
-            "`{}` is no header a plugin may set; names start with `X-` and have letters, digits and `-` only",
+            "`{}` is not a header that a plugin may set; names start with `X-` and have letters, digits and `-` only",
             name.escape_debug()
         ))
     };
@@ -177,7 +177,7 @@ fn header_name(name: &str) -> Result<HeaderName, CapabilityError> {
     HeaderName::new_from_ascii(name.to_owned()).map_err(|_| refused())
 }
 
-/// `value` if it may stand in a header.
+/// Returns `value` if it is allowed in a header.
 fn header_text<'a>(what: &str, value: &'a str) -> Result<&'a str, CapabilityError> {
     // Besides CR and LF of RFC 5322: U+2028 and U+2029 break lines in some readers.
     if let Some(bad) =

@@ -1,4 +1,4 @@
-//! What messages of this room have in common.
+//! Error messages about mail transports.
 
 use crate::{CapabilityError, ErrorKind};
 

@@ -1,9 +1,9 @@
-//! Mail: the `mail` interface of the host. A plugin says what, this room sends it: it composes the
-//! message, holds the credentials and knows the transports of the configuration (`[mail.NAME]`).
+//! Mail, for the `mail` interface. Composes and sends a plugin's message, holds the credentials and
+//! knows the transports of the configuration (`[mail.NAME]`).
 //!
 //! Called by the choke point for host calls, which has already checked that the plugin's grant
-//! names the transport. What is checked here is the rest: every recipient stands in the
-//! configuration, and nothing the plugin hands over can become a header of its own. A guest never
+//! names the transport. This module checks that every recipient is in the
+//! configuration, and that no text of the plugin can become a header of its own. A guest never
 //! sees an address book, a server or a password.
 
 mod compose;
@@ -86,7 +86,7 @@ pub struct Sent {
 pub struct Refusal {
     /// The address, or the name of a user of this machine.
     pub recipient: String,
-    /// May it be accepted later?
+    /// Whether it may be accepted later.
     pub transient: bool,
     /// What the transport says, on one line.
     pub reason: String,
@@ -98,7 +98,7 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-/// Whom a message goes to, and whom a program is told it comes from.
+/// The recipients of a message, and the sender that a program gets.
 #[derive(Debug, Clone)]
 struct Envelope {
     from: String,
@@ -138,7 +138,7 @@ impl Composed {
     }
 }
 
-/// How mail leaves, checked.
+/// A checked transport.
 #[derive(Debug, Clone)]
 enum Transport {
     Maildir(Maildir),
@@ -178,7 +178,7 @@ pub struct ForProgram {
     pub text: String,
 }
 
-/// Whoever may start programs, for a process that may not.
+/// Starts programs for a process that may not start any.
 pub trait Programs: std::fmt::Debug + Send + Sync {
     /// Has the transport's program send the message.
     fn sendmail(&self, message: ForProgram) -> BoxFuture<'_, Result<(), CapabilityError>>;
@@ -319,7 +319,7 @@ impl Mailer {
         Ok(Sent { message_id: composed.message_id, refused: sent? })
     }
 
-    /// Delivers to everybody who has no verdict yet, and returns those who did not get it.
+    /// Delivers to all recipients without a verdict yet, and returns those that did not get it.
     async fn deliver(
         &self,
         plugin: &config::Plugin,
@@ -429,8 +429,8 @@ impl Mailer {
             .map_err(|(_, message)| CapabilityError::new(ErrorKind::Refused, message))
     }
 
-    /// Reads the secrets of a transport now and keeps them. What cannot be read is told when the
-    /// transport is used.
+    /// Reads the secrets of a transport now and keeps them. A secret that cannot be read is
+    /// reported when the transport is used.
     pub fn hold(&self, name: &str) {
         let Some(settings) = self.transports.get(name) else { return };
         if let Ok(Transport::Smtp(smtp)) = checked_transport(name, settings, &self.dirs) {
@@ -454,7 +454,7 @@ impl Mailer {
         }
     }
 
-    /// From now on programs are started by somebody else.
+    /// From now on `programs` starts the programs.
     pub fn delegate(&self, programs: Arc<dyn Programs>) {
         // Set once, when a runner starts.
         let _first = self.programs.set(programs);
@@ -553,7 +553,7 @@ fn clear_text_passwords(config: &Config) -> Vec<KeyError> {
     smtp.filter_map(clear).collect()
 }
 
-/// Turns settings into a transport. The error is the key to blame and a sentence.
+/// Turns settings into a transport. The error is the key and a sentence.
 fn checked_transport(
     name: &str,
     settings: &config::Mail,

@@ -1,5 +1,5 @@
-//! Who has a message already. A recipient that was refused for now is tried again with the next
-//! attempt of its task, and nobody gets the message twice.
+//! Records which recipients already have a message. A recipient with a temporary refusal is tried
+//! again with the next attempt of the task, and no recipient gets the message twice.
 //!
 //! One file for each message of a task, below `mail-progress/` of the state directory: JSON,
 //! written whole and renamed. It is kept beyond the task, because an attempt may fail after its
@@ -56,7 +56,7 @@ impl Progress {
         Self { path: Some(path), seen, changed: false }
     }
 
-    /// Is there nothing more to do for this recipient?
+    /// Whether there is nothing more to do for this recipient.
     pub(super) fn is_settled(&self, recipient: &str) -> bool {
         self.seen.delivered.iter().any(|known| known == recipient)
             || self.seen.refused.iter().any(|known| known.recipient == recipient)

@@ -1,7 +1,7 @@
-//! Whom a plugin may write to: addresses that stand in the configuration, and no others. Pure.
+//! The recipients that a plugin may write to: addresses in the configuration, and no others. Pure.
 //!
-//! Asked before a message is composed, and once more by the process that starts a program for a
-//! walled one, which believes nothing that it is told.
+//! Checked before a message is composed, and again by the process that starts a program for a
+//! sandboxed one, because it does not trust the latter.
 
 use lettre::Address;
 use lettre::message::Mailbox;
@@ -16,9 +16,9 @@ const MAX_LOCAL: usize = 64;
 /// Whom a message goes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Recipient {
-    /// As it stands in the header.
+    /// The form in the header.
     pub(super) mailbox: Mailbox,
-    /// As the transport is told: an address, or the name of a user of this machine.
+    /// The form for the transport: an address, or the name of a user of this machine.
     pub(super) envelope: String,
 }
 
@@ -104,7 +104,7 @@ pub(super) fn own_recipients(plugin: &config::Plugin) -> Vec<&str> {
     }
 }
 
-/// The mailboxes of `wanted`, if each of them stands in the configuration.
+/// Returns the mailboxes of `wanted`, if each of them is in the configuration.
 pub(super) fn allowed_recipients(
     plugin: &config::Plugin,
     transport: &str,

@@ -1,10 +1,10 @@
-//! The `nix-store` interface: what Nix's database and the store itself say, read only, within the
-//! scope of the grant.
+//! The `nix-store` interface: read access to Nix's database and the store, within the scope of the
+//! grant.
 //!
-//! A [`Backend`] answers; [`StoreScopeCheck`] decides whether a path is in scope, before any backend is asked
-//! about it. All of it blocks on files, so it runs on blocking threads. Paths are never opened by
-//! what a guest says alone: a store path has to be in scope, and what is below it is opened from
-//! its own descriptor without following a symlink ([`real`]).
+//! A [`Backend`] answers; [`StoreScopeCheck`] decides whether a path is in scope, before any
+//! backend is asked about it. All of it blocks on files, so it runs on blocking threads. Paths are
+//! never opened by what a guest says alone: a store path has to be in scope, and what is below it
+//! is opened from its own descriptor without following a symlink ([`real`]).
 
 pub mod real;
 pub mod sample;
@@ -42,7 +42,7 @@ pub struct Entry {
     pub kind: &'static str,
     /// Bytes, for regular files.
     pub size: u64,
-    /// Has its owner the right to execute it?
+    /// Whether its owner may execute it.
     pub executable: bool,
     /// For symlinks.
     pub target: Option<String>,
@@ -187,7 +187,7 @@ impl StoreScopeCheck {
     /// Refuses the first of `paths` that is not in scope.
     ///
     /// # Errors
-    /// `invalid` for what is no store path, `denied` for what is out of scope.
+    /// `invalid` for a string that is not a store path, `denied` for a path out of scope.
     pub fn check(&self, paths: &[String]) -> Result<(), CapabilityError> {
         let store_dir = self.scope.nix.store.to_string_lossy();
         if let Some(odd) = paths.iter().find(|path| !is_store_path(&store_dir, path)) {

@@ -273,7 +273,7 @@ impl Backend for Sample {
                 Ok(entries.iter().map(|(name, tree)| tree.entry(name)).collect())
             }
             Tree::File { .. } | Tree::Link(_) => {
-                Err(CapabilityError::invalid(format!("{path}/{relative} is no directory")))
+                Err(CapabilityError::invalid(format!("{path}/{relative} is not a directory")))
             }
         }
     }
@@ -287,7 +287,7 @@ impl Backend for Sample {
     ) -> Result<Vec<u8>, CapabilityError> {
         let Tree::File { contents, .. } = self.find(path, relative)? else {
             return Err(CapabilityError::invalid(format!(
-                "{path}/{relative} is no regular file; list it instead"
+                "{path}/{relative} is not a regular file; list it instead"
             )));
         };
         let clamp = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);

@@ -6,7 +6,7 @@
 //! is missing, or a container's filter forbids it, the path is walked a component at a time with
 //! `O_NOFOLLOW`, which is as safe where no component is `..`.
 //!
-//! Whatever is opened is then looked at by its descriptor: only regular files are read and only
+//! Every opened file is then examined through its descriptor: only regular files are read and only
 //! directories listed, and nothing is waited for, so that a FIFO or a device is refused and cannot
 //! hang a worker.
 //!
@@ -52,7 +52,7 @@ pub fn components(relative: &str) -> Result<Vec<&str>, CapabilityError> {
     {
         let shown = relative.escape_debug();
         return Err(CapabilityError::invalid(format!(
-            "`{shown}` is no path below a store path; write it without `.`, `..`, NUL and leading, doubled or trailing slashes"
+            "`{shown}` is not a path below a store path; write it without `.`, `..`, NUL and leading, doubled or trailing slashes"
         )));
     }
     Ok(components)
@@ -64,7 +64,7 @@ fn open(path: &Path, relative: &str, kind: OFlags) -> Result<OwnedFd, Capability
     let shown = shown(path, relative);
     let failed = |errno: Errno| match errno {
         Errno::NOTDIR if kind.contains(OFlags::DIRECTORY) => {
-            CapabilityError::invalid(format!("{shown} is no directory"))
+            CapabilityError::invalid(format!("{shown} is not a directory"))
         }
         Errno::NOENT | Errno::NOTDIR => {
             CapabilityError::not_found(format!("{shown} does not exist"))
@@ -82,7 +82,7 @@ fn open(path: &Path, relative: &str, kind: OFlags) -> Result<OwnedFd, Capability
     let (Some(store), Some(name)) =
         (path.parent(), path.file_name().and_then(|name| name.to_str()))
     else {
-        return Err(CapabilityError::invalid(format!("{shown} is no store path")));
+        return Err(CapabilityError::invalid(format!("{shown} is not a store path")));
     };
     let store =
         rustix::fs::open(store, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
@@ -214,7 +214,7 @@ pub fn list(
 /// what was asked.
 ///
 /// # Errors
-/// `not-found`, or `invalid` for what is no regular file.
+/// `not-found`, or `invalid` for anything but a regular file.
 pub fn read(
     path: &Path,
     relative: &str,
@@ -229,7 +229,7 @@ pub fn read(
     let kind = file.metadata().map_err(failed)?.file_type();
     if kind.is_dir() {
         return Err(CapabilityError::invalid(format!(
-            "{shown} is no regular file; list it instead"
+            "{shown} is not a regular file; list it instead"
         )));
     }
     if !kind.is_file() {

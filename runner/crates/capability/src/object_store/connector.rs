@@ -1,4 +1,4 @@
-//! The HTTP client of the object stores. Whatever a server answers is bounded in bytes and in time
+//! The HTTP client of the object stores. Every answer of a server is bounded in bytes and in time
 //! before it is kept: the client library reads error messages, lists and credentials as a whole.
 
 use std::fmt;
@@ -36,7 +36,7 @@ const MAX_ANSWER: u64 = 8 << 20;
 /// value is three times as long.
 const MAX_VALUE: usize = 16 << 10;
 
-/// Marks a request for the contents of an object: whoever reads them bounds them.
+/// Marks a request for the contents of an object: the reader bounds them.
 #[derive(Debug, Clone, Copy)]
 pub struct Contents;
 
@@ -199,8 +199,8 @@ fn long_value() -> HttpError {
     HttpError::new(HttpErrorKind::Decode, Unread::LongValue)
 }
 
-/// Is what stands between two tags never longer than [`MAX_VALUE`]? `value` is the length of what
-/// came since the last tag.
+/// Returns whether no text between two tags is longer than [`MAX_VALUE`]. `value` is the length of
+/// the text since the last tag.
 fn are_short(value: &mut usize, data: &[u8]) -> bool {
     let mut pieces = data.split(|byte| *byte == b'<');
     *value += pieces.next().map_or(0, <[u8]>::len);

@@ -1,4 +1,4 @@
-//! What a store's refusal means to a plugin: is a retry worth it, and what should be changed.
+//! Explains a store's refusal to a plugin: whether a retry may help, and what should be changed.
 //!
 //! The crate's own messages hold whole responses with request signatures; these hold the store's
 //! name, the key, the HTTP status and the service's own code and sentence.
@@ -14,7 +14,7 @@ use crate::{CapabilityError, ErrorKind};
 /// How much of a service's sentence is passed on.
 const MAX_SENTENCE: usize = 300;
 
-/// What a service answered instead of doing what it was asked for.
+/// The error response of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// The HTTP status.
@@ -34,8 +34,9 @@ impl Answer {
         Some(Self { status, code: said("Code"), message: said("Message") })
     }
 
-    /// Does it say that this object may not be read? S3 says so of an object that is not there, to
-    /// those who may not list the bucket. An answer about credentials has another code.
+    /// Returns whether it says that this object may not be read. S3 answers so for an object that
+    /// does not exist if the caller may not list the bucket. An answer about credentials has
+    /// another code.
     pub fn is_forbidden_object(&self) -> bool {
         let code = self.code.as_deref();
         self.status == 403 && code.is_none_or(|code| matches!(code, "AccessDenied" | "Forbidden"))
@@ -124,7 +125,7 @@ pub fn explain(open: &Open, verb: &str, key: &str, error: &Error) -> CapabilityE
     }
 }
 
-/// Is a retry worth it, and what is to be done?
+/// Decides whether a retry may help, and what has to be done.
 fn judge(status: u16, code: Option<&str>, name: &str) -> (ErrorKind, String) {
     let mend = |fix: String| (ErrorKind::Refused, fix);
     match (status, code.unwrap_or_default()) {

@@ -1,8 +1,8 @@
-//! `[object-stores.NAME]` -> a store that can be used: the settings checked, the credentials read,
-//! the client made.
+//! Opens a store of `[object-stores.NAME]`: checks the settings, reads the credentials and makes
+//! the client.
 //!
-//! Secrets are read here, by the process that uses them, and go nowhere but into the client.
-//! Messages name files and variables, never what is in them.
+//! Secrets are read here, by the process that uses them, and are passed to the client only.
+//! Messages name files and variables, never their contents.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
@@ -55,7 +55,7 @@ pub struct Open {
     pub name: String,
     /// What is behind it.
     pub store: Arc<dyn ObjectStore>,
-    /// Does it keep a content type?
+    /// Whether it keeps a content type.
     pub attributes: bool,
     /// Where it is, for messages.
     pub place: String,
@@ -63,7 +63,7 @@ pub struct Open {
     pub parts: Option<Parts>,
     /// The directory, if it is one.
     pub directory: Option<PathBuf>,
-    /// Does it take objects only in one piece?
+    /// Whether it takes objects in one piece only.
     pub whole_only: bool,
 }
 
@@ -449,7 +449,7 @@ fn s3(
     Ok((builder.with_retry(retry()).with_client_options(options), endpoint))
 }
 
-/// Does the environment say where credentials come from?
+/// Returns whether the environment says where credentials come from.
 fn in_environment(value: &impl Fn(AmazonS3ConfigKey) -> Option<String>) -> bool {
     use AmazonS3ConfigKey as Name;
     let names = [

@@ -1,5 +1,5 @@
-//! What this process knows to be in a store: objects that were seen or written a short while ago,
-//! and uploads of NARs that are under way or have just ended.
+//! The objects that this process knows to be in a store, because they were seen or written a short
+//! while ago, and uploads of NARs that are under way or have just ended.
 //!
 //! Only presence is remembered, and not for long: others may delete objects. It saves the look-ups
 //! of builds that follow one another, and sends a NAR once when several tasks want it at the same
@@ -34,7 +34,7 @@ fn name(store: &str, key: &str) -> Name {
 pub struct Present(Mutex<HashMap<Name, Instant>>);
 
 impl Present {
-    /// Was the object seen a short while ago?
+    /// Returns whether the object was seen a short while ago.
     pub fn has(&self, store: &str, key: &str) -> bool {
         let objects = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         objects.get(&name(store, key)).is_some_and(|seen| seen.elapsed() < BELIEVED)

@@ -1,4 +1,4 @@
-//! A NAR from the store path to the object in one pass: a blocking thread reads, hashes and
+//! Uploads a store path as a NAR in one pass: a blocking thread reads, hashes and
 //! compresses ([`hookrun_nix::nar::write`]), and fixed-size parts go through a short channel to the
 //! service.
 //!
@@ -143,7 +143,7 @@ pub async fn put_nar(
     }
 }
 
-/// Is there an object of so many bytes?
+/// Returns whether there is an object of so many bytes.
 async fn is_there(open: &Open, path: &Path, size: u64) -> bool {
     open.store.head(path).await.is_ok_and(|found| found.size == size)
 }

@@ -1,4 +1,4 @@
-//! Uploads that are under way, for people who wait for them: which path, how much is sent.
+//! The uploads under way, with path and progress, for commands that show them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

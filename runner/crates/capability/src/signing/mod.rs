@@ -185,7 +185,7 @@ fn read(name: &str, file: &Path) -> Result<ed25519_dalek::SigningKey, Capability
 
 /// The key in the text of a key file, `name:base64`. What is wrong is said without a byte of it.
 fn parse(name: &str, text: &[u8]) -> Result<ed25519_dalek::SigningKey, String> {
-    let form = || "is no Nix signing key; make one with `nix-store --generate-binary-cache-key NAME secret-file public-file`";
+    let form = || "is not a Nix signing key; make one with `nix-store --generate-binary-cache-key NAME secret-file public-file`";
     let text = std::str::from_utf8(text).map_err(|_| form())?.trim();
     let (found, encoded) =
         text.split_once(':').filter(|(found, _)| !found.is_empty()).ok_or_else(form)?;

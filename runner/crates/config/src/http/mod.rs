@@ -84,7 +84,7 @@ pub enum HttpMiss {
 }
 
 impl HttpGrant {
-    /// Everything, for `hookrun test` of a plugin that stands in no configuration; nothing is sent
+    /// Everything, for `hookrun test` of a plugin that is in no configuration; nothing is sent
     /// there.
     pub fn everything() -> Self {
         Self {
@@ -148,7 +148,7 @@ impl HttpMiss {
         let (Self::Place(target) | Self::Method { target, .. }) = self;
         if NEVER.contains(&target.method.as_str()) {
             return format!(
-                "plugin `{plugin}` asked for http `{target}`, and no grant gives {}; its author must do without",
+                "plugin `{plugin}` asked for http `{target}`, and no grant can give {}; its author must remove the request",
                 target.method
             );
         }
@@ -183,7 +183,7 @@ pub fn ports(grants: &[HttpGrant]) -> BTreeSet<u16> {
     grants.iter().filter_map(|grant| Some(grant.place.as_ref()?.port)).collect()
 }
 
-/// As it stands in the file, each value checked where its line is known.
+/// The table as written. Each value is checked where its line is known.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct RawHttpGrant {
@@ -265,7 +265,7 @@ impl<'de> Deserialize<'de> for RawMethod {
             Ok(Self(text))
         } else {
             Err(D::Error::custom(format!(
-                "`{text}` is no method; write it in capitals, such as `GET`"
+                "`{text}` is not a valid method; write it in capitals, such as `GET`"
             )))
         }
     }
@@ -281,7 +281,7 @@ impl<'de> Deserialize<'de> for RawNetwork {
             text.parse().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from));
         let network = network.ok_or_else(|| {
             D::Error::custom(format!(
-                "`{text}` is no network; write for example \"10.0.0.0/8\", \"fd00::/8\" or \"192.0.2.1\""
+                "`{text}` is not a valid network; write for example \"10.0.0.0/8\", \"fd00::/8\" or \"192.0.2.1\""
             ))
         })?;
         if network.trunc() != network {

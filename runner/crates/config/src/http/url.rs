@@ -143,7 +143,7 @@ impl Path {
     /// Parses the path of a request or of a grant; empty is `/`.
     ///
     /// # Errors
-    /// It could mean another path to somebody.
+    /// Another program could read it as another path.
     pub fn parse(text: &str) -> Result<Self, Flaw> {
         let text = if text.is_empty() { "/" } else { text };
         let rest = text.strip_prefix('/').ok_or(Flaw::RelativePath)?;
@@ -274,7 +274,7 @@ impl Place {
         Self::of(scheme, authority, path)
     }
 
-    /// Is `other` at this place or below it?
+    /// Returns whether `other` is this place or below it.
     pub fn covers(&self, other: &Self) -> bool {
         self.scheme == other.scheme
             && self.host == other.host

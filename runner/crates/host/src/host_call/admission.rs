@@ -1,5 +1,5 @@
-//! The border between guest and host: what each call is asked on its way in and out, and what
-//! becomes of one that does not pass.
+//! Admission of host calls: the checks of each call on its way into the host and back to the guest,
+//! and the refusal of a call that fails one.
 //!
 //! Called by the choke point for every call of every capability and of WASI. It decides by grants
 //! and limits, and does no work of a capability.
@@ -23,7 +23,7 @@ pub(super) enum Refused {
 }
 
 impl RunState {
-    /// The guest is about to enter the host: counts, and asks grants and limits.
+    /// Counts a call that enters the host, and checks grants and limits.
     pub(super) fn enter(&mut self, call: &HostCall<'_>) -> Result<Option<Refused>> {
         let (count, limit) = match call.need {
             Need::Wasi(_) => (&mut self.wasi_calls, Limit::WasiCalls),
@@ -52,7 +52,7 @@ impl RunState {
         self.cross(call, call.sent)
     }
 
-    /// The host is about to return to the guest.
+    /// Checks what a call returns to the guest.
     pub(super) fn leave(
         &mut self,
         call: &HostCall<'_>,
@@ -69,7 +69,7 @@ impl RunState {
         self.cross(call, received)
     }
 
-    /// Bytes cross the border: one call may move so many, and a run so many.
+    /// Counts bytes between guest and host against the limits of a call and of a run.
     pub(super) fn cross(&mut self, call: &HostCall<'_>, bytes: u64) -> Result<Option<Refused>> {
         self.host_bytes = self.host_bytes.saturating_add(bytes);
         if self.host_bytes > self.limit(Limit::HostBytes) {

@@ -1,4 +1,4 @@
-//! One host call, described: what the choke point asks about, and what messages say.
+//! The description of one host call, for the checks of the choke point and for messages.
 
 use crate::limits::CallName;
 use hookrun_capability::grants::Need;

@@ -1,5 +1,5 @@
-//! What a host function works with. Only the choke point makes one, for the time of a call that
-//! passed.
+//! The context of one host call. Only the choke point makes one, for the time of a call that
+//! passed its checks.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use hookrun_capability::state::Transaction;
 use hookrun_capability::{CapabilityError, RunLog, Services};
 use hookrun_config::Limit;
 
-/// What a host function works with, once its call has passed.
+/// What a host function may use during a call that passed its checks.
 pub struct CallContext<'a> {
     pub(super) plugin: &'a PluginContext,
     pub(super) services: &'a Services,
@@ -30,7 +30,7 @@ impl<'a> CallContext<'a> {
         self.plugin
     }
 
-    /// What the capabilities have behind them.
+    /// The services behind the capabilities.
     pub fn services(&self) -> &'a Services {
         self.services
     }
@@ -50,7 +50,7 @@ impl<'a> CallContext<'a> {
         self.state
     }
 
-    /// Is `wanted` within a limit of the plugin?
+    /// Checks that `wanted` is within a limit of the plugin.
     ///
     /// # Errors
     /// `limit`, with the line to write.
@@ -85,7 +85,7 @@ impl<'a> CallContext<'a> {
         })
     }
 
-    /// What the guest's handle stands for.
+    /// Returns the value of the guest's handle.
     ///
     /// # Errors
     /// The handle is not open (the engine checks handles before a call, so this is a defect of the

@@ -1,7 +1,7 @@
-//! The escape drill: what somebody would do who had taken over a process that runs guests. Compiled
-//! for the tests only (feature `escape-drill`): a guest names an attempt, and the host makes it,
-//! behind the wall. All of them have to fail; `tests/tests/integration/escape.rs` sees to it. This
-//! file is the one way round the choke point, and that is its purpose.
+//! The escape drill: what an attacker would try in a process that runs guests. Compiled for the
+//! tests only (feature `escape-drill`): a guest names an attempt, and the host makes it inside the
+//! sandbox. `tests/tests/integration/escape.rs` checks that all of them fail. This file bypasses
+//! the choke point on purpose.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};

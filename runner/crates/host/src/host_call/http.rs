@@ -1,9 +1,9 @@
-//! The host function that sends, `wasi:http/outgoing-handler.handle`, through the choke point; and
-//! what a run has of `wasi:http`.
+//! The host function that sends, `wasi:http/outgoing-handler.handle`, through the choke point, and
+//! the state of `wasi:http` in a run.
 //!
 //! The rest of `wasi:http/types` builds requests and takes responses apart in the run's own table,
 //! in wasmtime-wasi-http; it touches nothing outside, and is bounded by the number of handles and
-//! by `http-header-bytes`. Bodies cross in the streams of [`super::io`].
+//! by `http-header-bytes`. Bodies are passed in the streams of [`super::io`].
 
 use std::sync::Arc;
 

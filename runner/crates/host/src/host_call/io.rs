@@ -1,4 +1,4 @@
-//! `wasi:io` behind the choke point: what guests wait for, and their streams.
+//! `wasi:io` behind the choke point: pollables and streams.
 //!
 //! wasmtime's table does the work; here every call is counted, its bytes bounded, and its waiting
 //! ends with the run. A stream's own bounds stay with the stream: the log takes

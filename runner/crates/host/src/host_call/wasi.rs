@@ -2,10 +2,10 @@
 //! ([`hookrun_capability::clock`], [`hookrun_capability::random`]), and refusals where WASI would
 //! open a socket.
 //!
-//! What is left to wasmtime's own implementation is linked over views that only this room can make
-//! ([`RunState::cli`], [`RunState::filesystem`], [`RunState::sockets`]), and has nothing behind it:
-//! no arguments, no environment, standard input closed, no directory, no address that may be used,
-//! no name that may be resolved. Standard output and error are the log of the run.
+//! What is left to wasmtime's own implementation is linked over views that only this module can
+//! make ([`RunState::cli`], [`RunState::filesystem`], [`RunState::sockets`]), and has nothing
+//! behind it: no arguments, no environment, standard input closed, no directory, no address that
+//! may be used, no name that may be resolved. Standard output and error are the log of the run.
 
 use std::sync::Arc;
 use std::time::Duration;

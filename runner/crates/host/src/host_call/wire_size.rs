@@ -1,11 +1,10 @@
-//! How many bytes a value of the interfaces takes on its way over the border.
+//! The number of bytes that a value of the interfaces takes between guest and host.
 
 use wasmtime::component::Resource;
 
-/// What crosses the border counts: bytes of the strings and lists in a value, without its fixed
-/// part.
+/// The size of a value in a call: bytes of its strings and lists, without its fixed part.
 pub trait WireSize {
-    /// The count.
+    /// Returns the number of bytes.
     fn wire_size(&self) -> u64;
 }
 

@@ -1,4 +1,4 @@
-//! Who a walled process is: another user, or the same without capabilities.
+//! The user of a sandboxed process: another user, or the same one without capabilities.
 
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, CapabilitySets, clear_ambient_capability_set,

@@ -1,4 +1,4 @@
-//! Landlock: which files and which TCP ports
+//! Landlock rules for files and TCP ports
 //! (<https://docs.kernel.org/userspace-api/landlock.html>).
 
 use landlock::{

@@ -1,6 +1,5 @@
-//! Which system calls a walled process may make: a list of what is allowed. Whatever is not on it
-//! does not exist for the process (`ENOSYS`), so that libraries fall back where they can, and calls
-//! of later kernels stay out.
+//! The list of system calls that a sandboxed process may make. All others fail with `ENOSYS`, so
+//! that libraries use their fallbacks, and calls of later kernels are refused as well.
 
 use std::collections::BTreeMap;
 

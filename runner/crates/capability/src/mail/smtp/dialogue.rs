@@ -111,7 +111,7 @@ impl Dialogue {
         Self { stream: BufReader::new(stream), offers: BTreeSet::new(), patience }
     }
 
-    /// Does the server offer this?
+    /// Returns whether the server offers this.
     pub fn offers(&self, keyword: &str) -> bool {
         self.offers.contains(keyword)
     }

@@ -1,8 +1,8 @@
 //! Mail over SMTP: the settings, the connection, TLS by rustls from the first byte (`smtps`, RFC
 //! 8314) or after STARTTLS (RFC 3207), and what each problem means for the operator.
 //!
-//! The dialogue is hookrun's own ([`dialogue`]), and not that of a library, because a server is a
-//! stranger: each reply is bounded in bytes, lines and time ([`reply`]), and each recipient has a
+//! The dialogue is hookrun's own ([`dialogue`]), and not that of a library, because a server is not
+//! trusted: each reply is bounded in bytes, lines and time ([`reply`]), and each recipient has a
 //! verdict of its own.
 
 pub mod dialogue;
@@ -93,7 +93,7 @@ enum Security {
 }
 
 impl Smtp {
-    /// Checks the settings. The error is the key to blame and a sentence.
+    /// Checks the settings. The error is the key and a sentence.
     pub(super) fn new(name: &str, settings: &config::Mail) -> Result<Self, (&'static str, String)> {
         let example = "`url = \"smtps://mail.example.org:465\"`";
         let Some(text) = &settings.url else {
@@ -107,7 +107,8 @@ impl Smtp {
         let wrong = |why: String| {
             ("url", format!("`url` of [mail.{name}] {why}; write for example {example}"))
         };
-        let url = Url::parse(text).map_err(|error| wrong(format!("is no URL ({error})")))?;
+        let url =
+            Url::parse(text).map_err(|error| wrong(format!("is not a valid URL ({error})")))?;
         // Never quoted: a URL with a password is a mistake, and repeating it would spread the
         // password.
         if url.password().is_some() || !url.username().is_empty() {
@@ -217,13 +218,13 @@ impl Smtp {
         self.port
     }
 
-    /// The same with its files read. What cannot be read is told when it is used.
+    /// The same with its files read. A file that cannot be read is reported when it is used.
     pub(super) fn hold(mut self) -> Self {
         self.held = Some(self.read_secrets());
         self
     }
 
-    /// Does a login show the password to whoever listens?
+    /// Returns whether a login sends the password without encryption.
     pub(super) fn sends_password_in_clear(&self) -> bool {
         self.security == Security::Plain && self.username.is_some()
     }
@@ -639,7 +640,7 @@ impl Smtp {
     }
 }
 
-/// May this stand after EHLO (RFC 5321 section 4.1.1.1)?
+/// Returns whether this is a valid argument of EHLO (RFC 5321 section 4.1.1.1).
 fn is_hello(name: &str) -> bool {
     let literal = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     match literal {

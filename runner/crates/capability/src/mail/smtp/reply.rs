@@ -1,6 +1,6 @@
 //! Replies of a mail server (RFC 5321 section 4.2), bounded in bytes and in lines.
 //!
-//! A server is a stranger: nothing that it sends is kept beyond these bounds, whether or not it
+//! A server is not trusted: nothing that it sends is kept beyond these bounds, whether or not it
 //! ever ends a line.
 
 use std::fmt;
@@ -85,12 +85,12 @@ impl Reply {
         }
     }
 
-    /// Does the server agree, or ask for more?
+    /// Returns whether the server agrees, or asks for more.
     pub const fn is_positive(&self) -> bool {
         self.code < 400
     }
 
-    /// May the same succeed later (RFC 5321 section 4.2.1)?
+    /// Returns whether the same may succeed later (RFC 5321 section 4.2.1).
     pub const fn is_transient(&self) -> bool {
         self.code >= 400 && self.code < 500
     }
