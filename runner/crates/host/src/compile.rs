@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn which_limit_ended_the_compiler() {
+    fn the_limit_that_ended_the_compiler_is_named() {
         let text = "[plugins.x]\nsource = \"x.wasm\"\n";
         let config =
             hookrun_config::Config::parse(std::path::Path::new("/etc/hookrun.toml"), text).unwrap();

@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_are_few() {
+    fn too_many_patterns_are_refused() {
         let named = |count: usize, schema: Value| -> Value {
             (0..count).map(|number| (number.to_string(), schema.clone())).collect()
         };

@@ -284,7 +284,7 @@ mod tests {
 
     /// Files of this form are on disk: after a change raise `FORMAT` of the verdicts.
     #[test]
-    fn the_form_of_a_verdict() {
+    fn a_verdict_keeps_its_format() {
         let metadata = r#"{"format":1,"name":"x","version":"1","hooks":["post-build"]}"#;
         let verdict = Verdict {
             description: Description {
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_a_schema() {
+    fn keys_of_a_schema_are_listed() {
         let schema = serde_json::json!({
             "required": ["to"],
             "properties": { "to": { "description": "who" }, "size": { "default": 3 } },

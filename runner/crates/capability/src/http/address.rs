@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds() {
+    fn addresses_are_classified() {
         for (address, expected) in [
             ("127.0.0.1", "a loopback address"),
             ("127.255.255.254", "a loopback address"),

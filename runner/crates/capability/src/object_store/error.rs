@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn statuses_and_sentences() {
+    fn status_and_message_of_a_response_are_found() {
         let text = "Error performing PUT http://h/b/k in 1ms - Server returned non-2xx status code: 403 Forbidden: <?xml?>\
                     <Error><Code>SignatureDoesNotMatch</Code><Message>The request\nsignature</Message>\
                     <StringToSign>AWS4</StringToSign></Error>";
@@ -298,7 +298,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_text(text in "\\PC*(status code: \\PC*)?(<Code>\\PC*</Code>)?") {
+        fn any_text_of_a_service_is_explained(text in "\\PC*(status code: \\PC*)?(<Code>\\PC*</Code>)?") {
             let _ = status(&text);
             if let Some(said) = element(&text, "Code") {
                 proptest::prop_assert!(!said.contains('\n'));

@@ -54,7 +54,7 @@ fn files(dir: &FilePath) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn small_objects() {
+async fn small_objects_are_written_read_and_listed() {
     let state = tempfile::tempdir().unwrap();
     for text in ["[object-stores.cache]", "[object-stores.cache]\nurl = \"memory:///prefix\""] {
         let stores = stores(text, state.path());

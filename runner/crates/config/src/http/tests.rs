@@ -13,7 +13,7 @@ fn grants(text: &str) -> Vec<HttpGrant> {
 }
 
 #[test]
-fn what_a_grant_covers() {
+fn a_grant_covers_its_place_and_methods() {
     let grants = grants(
         "http = [\n{ url = \"https://api.example.org/v1/\", methods = [\"GET\", \"POST\"] },\n{ url = \"http://h:8080\" }\n]",
     );
@@ -39,7 +39,7 @@ fn what_a_grant_covers() {
 }
 
 #[test]
-fn the_longest_path_counts() {
+fn the_grant_with_the_longest_path_applies() {
     let grants = grants(
         "http = [{ url = \"https://h/\", credential = \"a\" }, { url = \"https://h/x/\", credential = \"b\" }, { url = \"https://h/x\", credential = \"c\" }]",
     );
@@ -64,7 +64,7 @@ fn refusals_end_in_the_lines_to_write() {
 }
 
 #[test]
-fn grants_that_are_wrong() {
+fn invalid_grants_are_refused() {
     let error = |line: &str| {
         let text = format!(
             "[plugins.a]\nsource = \"a.wasm\"\n[[plugins.a.grant.http]]\n{line}\n[http-credentials.github]\nkind = \"bearer\"\n\
@@ -101,7 +101,7 @@ fn grants_that_are_wrong() {
 }
 
 #[test]
-fn credentials_that_are_wrong() {
+fn invalid_credentials_are_refused() {
     let error = |lines: &str| {
         let text = format!("[http-credentials.c]\n{lines}\n");
         crate::Config::parse(std::path::Path::new("hookrun.toml"), &text)

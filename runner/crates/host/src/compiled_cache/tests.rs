@@ -223,7 +223,7 @@ fn many_changes_in_a_day_remove_nothing() {
 }
 
 #[test]
-fn use_renews() {
+fn use_renews_the_age_of_an_entry() {
     let scene = Scene::new();
     scene.get();
     scene.age(&key(&scene.engine, EMPTY), 40);

@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_of_nothing_are_not_free() {
+    fn lists_of_empty_values_have_a_size() {
         assert_eq!(vec![String::new(); 1000].wire_size(), 8000);
         assert_eq!(vec![0_u8; 1000].wire_size(), 1000);
         assert_eq!(

@@ -11,7 +11,7 @@ fn a_process_with_threads_gets_no_wall() {
 }
 
 #[test]
-fn users() {
+fn an_unknown_user_is_named_with_the_fix() {
     let error = User::find("no-such-user").unwrap_err();
     insta::assert_snapshot!(error, @"there is no user `no-such-user`; make it with `useradd --system --no-create-home no-such-user`");
     let error = User::find("root").unwrap_err();

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 #[test]
-fn places() {
+fn urls_are_parsed_into_places() {
     for (url, expected) in [
         ("https://api.example.org", "https://api.example.org/"),
         ("HTTPS://API.Example.ORG:443/v1", "https://api.example.org/v1"),
@@ -24,7 +24,7 @@ fn places() {
 }
 
 #[test]
-fn odd_hosts() {
+fn invalid_hosts_are_refused_or_normalised() {
     for (host, flaw) in [
         ("", Flaw::NoHost),
         ("h.", Flaw::TrailingDot),
@@ -67,7 +67,7 @@ fn odd_hosts() {
 }
 
 #[test]
-fn odd_paths() {
+fn ambiguous_paths_are_refused() {
     for (path, flaw) in [
         ("x", Flaw::RelativePath),
         ("*", Flaw::RelativePath),
@@ -117,14 +117,14 @@ fn prefixes_end_at_segments() {
 proptest! {
     /// Whatever the text, parsing ends in a value or an error.
     #[test]
-    fn any_text(scheme in "\\PC*", authority in "\\PC*", path in "\\PC*") {
+    fn any_text_is_parsed_or_refused(scheme in "\\PC*", authority in "\\PC*", path in "\\PC*") {
         let _ = Place::of(&scheme, &authority, &path);
         let _ = Place::parse(&format!("https://{authority}{path}"));
     }
 
     /// What is accepted is written so that it parses to the same.
     #[test]
-    fn round_trip(authority in "[a-z0-9.:\\[\\]-]{1,20}", path in "(/[a-z.%0-9;]{0,6}){0,4}") {
+    fn a_parsed_place_is_parsed_again_from_its_text(authority in "[a-z0-9.:\\[\\]-]{1,20}", path in "(/[a-z.%0-9;]{0,6}){0,4}") {
         if let Ok(place) = Place::of("http", &authority, &path) {
             prop_assert_eq!(Place::parse(&place.to_string()), Ok(place));
         }
