@@ -12,6 +12,9 @@ const WORD: usize = 8;
 /// Longest string: settings such as `trusted-users` are short, but nothing bounds `builders` or a
 /// netrc-like value.
 pub const MAX_STRING: u64 = 16 << 20;
+/// The most bytes of a list, and of all settings, together: the closure of a system's inputs has a
+/// few MiB.
+pub const MAX_TOTAL: u64 = 16 << 20;
 /// Most strings in a list: inputs of one derivation, of which the largest known closures have some
 /// 100,000.
 pub const MAX_LIST: u64 = 4 << 20;
@@ -123,11 +126,25 @@ pub fn read_list(from: &mut impl Read, what: &'static str) -> Result<Vec<Vec<u8>
     if count > MAX_LIST {
         return Err(WireError::TooLong { what, length: count, cap: MAX_LIST });
     }
-    let mut list = Vec::new();
+    let (mut list, mut total) = (Vec::new(), 0);
     for _ in 0..count {
-        list.push(read_bytes(from, what)?);
+        let bytes = read_bytes(from, what)?;
+        add_to(&mut total, &bytes, what)?;
+        list.push(bytes);
     }
     Ok(list)
+}
+
+/// Adds a string to the bytes that were read together.
+///
+/// # Errors
+/// They are more than [`MAX_TOTAL`].
+pub fn add_to(total: &mut u64, bytes: &[u8], what: &'static str) -> Result<(), WireError> {
+    *total = total.saturating_add(bytes.len() as u64);
+    if *total > MAX_TOTAL {
+        return Err(WireError::TooLong { what, length: *total, cap: MAX_TOTAL });
+    }
+    Ok(())
 }
 
 /// Writes an integer.
@@ -215,5 +232,18 @@ mod tests {
                 prop_assert_eq!(out.as_slice(), &bytes[..bytes.len() - from.len()]);
             }
         }
+    }
+
+    #[test]
+    fn a_list_of_long_strings_is_not_kept() {
+        let count = MAX_TOTAL / MAX_STRING + 1;
+        let mut bytes = Vec::new();
+        write_u64(&mut bytes, count).unwrap();
+        let long = vec![b'f'; usize::try_from(MAX_STRING).unwrap()];
+        (0..count).for_each(|_| write_bytes(&mut bytes, &long).unwrap());
+        assert!(matches!(
+            read_list(&mut bytes.as_slice(), "the features"),
+            Err(WireError::TooLong { cap: MAX_TOTAL, .. })
+        ));
     }
 }

@@ -34,7 +34,7 @@ impl Settings {
     /// # Errors
     /// The stream is malformed or ends early.
     pub fn read(from: &mut impl Read) -> Result<Option<Self>, WireError> {
-        let mut entries = Vec::new();
+        let (mut entries, mut total) = (Vec::new(), 0);
         let Some(mut more) = wire::read_u64_or_eof(from, "the settings")? else { return Ok(None) };
         while more != 0 {
             if entries.len() >= MAX_SETTINGS {
@@ -43,6 +43,9 @@ impl Settings {
             }
             let name = wire::read_bytes(from, "the name of a setting")?;
             let value = wire::read_bytes(from, "the value of a setting")?;
+            for part in [&name, &value] {
+                wire::add_to(&mut total, part, "the list of settings")?;
+            }
             entries.push((name, value));
             more = wire::read_u64(from, "the settings")?;
         }
