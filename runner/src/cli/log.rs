@@ -119,6 +119,12 @@ fn lines(rows: &[AttemptRow]) -> Result<(), CliError> {
     rows.iter().try_for_each(output::json_line)
 }
 
+/// Returns whether no later attempt of the same task is in `rows`.
+fn is_last(rows: &[AttemptRow], row: &AttemptRow) -> bool {
+    let same = |other: &&AttemptRow| other.event == row.event && other.plugin == row.plugin;
+    rows.iter().filter(same).all(|other| other.id <= row.id)
+}
+
 fn text(rows: &[AttemptRow], verbose: bool, colours: bool) -> String {
     let mut text = String::new();
     for row in rows {
@@ -152,7 +158,7 @@ fn text(rows: &[AttemptRow], verbose: bool, colours: bool) -> String {
             (TaskState::Lost, _) if row.class == Class::Lost => {
                 let _ = writeln!(text, "    lost");
             }
-            (TaskState::Dead, _) if row.class != Class::Done => {
+            (TaskState::Dead, _) if row.class != Class::Done && is_last(rows, row) => {
                 let _ = writeln!(
                     text,
                     "    dead letter: not tried again, unless `hookrun queue retry` says so"

@@ -24,6 +24,7 @@ mod shell;
 mod since;
 mod state_dir;
 mod status;
+mod stop;
 mod sync;
 mod test;
 
@@ -95,6 +96,8 @@ enum Command {
     Drain(drain::DrainArgs),
     /// Run tasks until told to stop (for a service)
     Daemon(drain::DaemonArgs),
+    /// End the worker that runs; its attempts run again later
+    Stop(stop::Args),
     /// Show what runs, what waits and what failed
     Status(status::Args),
     /// Show attempts and their outcomes
@@ -263,6 +266,7 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Compile(args) => compile::run(context, &args),
         Command::Drain(args) => drain::drain(context, &args),
         Command::Daemon(args) => drain::daemon(context, &args),
+        Command::Stop(args) => stop::run(context, &args),
         Command::Worker(args) => drain::worker(context, &args),
         Command::Runner => Ok(supervise::runner::main()),
         Command::CompileOne(order) => Ok(compiler::child(&order)),

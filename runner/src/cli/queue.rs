@@ -363,7 +363,10 @@ fn told(changed: &Changed, change: Change) -> String {
         let _ = writeln!(text, "{word}: {plugin} on {}", printable(name));
     }
     if text.is_empty() {
-        text.push_str("no tasks: none of these is dead, lost, refused or waiting\n");
+        text.push_str(match change {
+            Change::Retry => "no tasks: none of these is dead, lost, refused or waiting\n",
+            Change::Drop => "no tasks: none of these is dead, lost, refused, due or waiting\n",
+        });
     } else if change == Change::Retry && !changed.worker {
         text.push_str("no worker runs: `hookrun drain` does them now, or the next hook's worker\n");
     }

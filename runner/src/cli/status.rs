@@ -264,7 +264,9 @@ fn gather(context: &Context) -> Result<Status, CliError> {
     if let (Some(start), None) = (start, status.worker)
         && lock::can_be_seen(&dirs.worker_lock())
     {
-        let due: u64 = status.plugins.iter().map(|plugin| plugin.counts.due).sum();
+        // A task that was running when the worker ended is due again.
+        let due = status.plugins.iter().map(|plugin| plugin.counts.due + plugin.counts.running);
+        let due: u64 = due.sum();
         let spooled = spool::oldest_ms(dirs).map(|time| now.saturating_sub(time));
         let due_age = status.oldest_age_ms.filter(|_| due > 0);
         let age = Duration::from_millis(spooled.max(due_age).unwrap_or_default());

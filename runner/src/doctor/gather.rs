@@ -14,6 +14,7 @@ use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::{NixDirs, now_ms};
 use hookrun_nix::installed::{self, Installed};
 use hookrun_nix::{bounded, machines};
+use hookrun_queue::journal::Journal;
 use hookrun_queue::worker::Running;
 use hookrun_queue::{health, lock, spool};
 
@@ -77,11 +78,17 @@ fn exposed_secrets(config: &Config) -> Vec<String> {
         .collect()
 }
 
-/// Reports events in the spool that no worker takes.
+/// Reports events and tasks that no worker takes.
 fn stalled(dirs: &Dirs, start: Start) -> Option<String> {
-    let oldest = spool::oldest_ms(dirs)?;
-    let age = Duration::from_millis(now_ms().saturating_sub(oldest));
-    health::stalled(start, spool::depth(dirs) as u64, age)
+    let now = now_ms();
+    let journal = Journal::open_read_only(dirs).ok().flatten();
+    let counts = journal.and_then(|journal| journal.counts(now).ok()).unwrap_or_default();
+    // A task that was running when the worker ended is due again.
+    let due: u64 = counts.iter().map(|plugin| plugin.due + plugin.running).sum();
+    let task = counts.iter().filter_map(|plugin| plugin.oldest_ms).min().filter(|_| due > 0);
+    let oldest = spool::oldest_ms(dirs).into_iter().chain(task).min()?;
+    let age = Duration::from_millis(now.saturating_sub(oldest));
+    health::stalled(start, due.saturating_add(spool::depth(dirs) as u64), age)
 }
 
 fn problems_of_sandbox(config: &Config) -> Vec<String> {

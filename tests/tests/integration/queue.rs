@@ -345,6 +345,19 @@ fn events_that_no_worker_has_taken_are_work_without_a_worker() {
 }
 
 #[test]
+fn stop_ends_the_worker_and_the_process_that_waits() {
+    let scene = Scene::new()
+        .config(&config("").replace("start = \"none\"", "start = \"spawn\"\nidle-exit = \"1h\""))
+        .derivation("alpha", Script::text("hello"));
+    scene.hookrun(&["stop"]).expect_success().expect_stdout("no worker runs");
+    scene.build("alpha").expect_success();
+    scene.hookrun(&["queue", "wait"]).expect_success();
+    scene.hookrun(&["stop"]).expect_success().expect_stdout("stopped");
+    scene.hookrun(&["status"]).expect_stdout("does not run");
+    scene.hookrun(&["stop"]).expect_success().expect_stdout("no worker runs");
+}
+
+#[test]
 fn a_second_plugin_gets_what_it_lacks() {
     let scene = Scene::new()
         .config(&config(""))

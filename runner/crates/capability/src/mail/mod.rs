@@ -311,6 +311,15 @@ impl Mailer {
             Progress::of(&self.dirs.mail_progress(), task, &composed.message_id)
         };
         let transport_used = self.checked(transport, settings)?;
+        // A message whose recipients cannot be recorded would be sent again by every attempt.
+        progress.claim().map_err(|error| {
+            let directory = self.dirs.mail_progress();
+            CapabilityError::refused(format!(
+                "mail transport `{transport}`: {} cannot be written ({error}), so nothing is sent; \
+                 run `hookrun check` as root, which corrects its owner and mode",
+                directory.display()
+            ))
+        })?;
         let sent = self.deliver(plugin, transport, &transport_used, &composed, &mut progress).await;
         if let Err(error) = progress.save() {
             let directory = self.dirs.mail_progress();

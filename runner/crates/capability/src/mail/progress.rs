@@ -56,6 +56,12 @@ impl Progress {
         Self { path: Some(path), seen, changed: false }
     }
 
+    /// Makes sure that what follows can be recorded, by recording what is known now.
+    pub(super) fn claim(&mut self) -> std::io::Result<()> {
+        self.changed = true;
+        self.save()
+    }
+
     /// Whether there is nothing more to do for this recipient.
     pub(super) fn is_settled(&self, recipient: &str) -> bool {
         self.seen.delivered.iter().any(|known| known == recipient)

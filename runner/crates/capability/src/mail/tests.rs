@@ -149,6 +149,16 @@ fn a_maildir_that_cannot_be_written() {
 }
 
 #[test]
+fn nothing_is_sent_while_its_recipients_cannot_be_recorded() {
+    let (scene, directory) = sendmail_scene(0);
+    std::fs::write(scene.state.path().join("mail-progress"), "in the way").unwrap();
+    let error = scene.send(&["root@localhost"], &message()).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Refused);
+    assert!(error.message.contains("mail-progress cannot be written"), "{}", error.message);
+    assert!(!directory.path().join("args").exists(), "the program was started");
+}
+
+#[test]
 fn recipients_stand_in_the_configuration() {
     let scene = scene(CONFIGURATION, true);
     scene

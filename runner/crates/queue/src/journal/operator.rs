@@ -72,8 +72,8 @@ impl Journal {
         })
     }
 
-    /// Removes a task that is dead, lost, refused or waits; its attempts stay in the log. The
-    /// second value: nothing needs the event's roots any more.
+    /// Removes a task that is dead, lost, refused, due or waiting; its attempts stay in the log. A
+    /// running task is left alone. The second value: nothing needs the event's roots any more.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -86,9 +86,8 @@ impl Journal {
         self.write(|transaction| {
             let changed = transaction.execute(
                 "DELETE FROM tasks WHERE event = ?1 AND plugin = ?2
-                 AND (state IN ('dead', 'lost', 'refused', 'blocked')
-                      OR (state = 'pending' AND (not_before_ms > ?3 OR EXISTS (SELECT 1 FROM breakers WHERE plugin = ?2))))",
-                params![event, plugin, sql_time(now_ms)],
+                 AND state IN ('dead', 'lost', 'refused', 'blocked', 'pending')",
+                params![event, plugin],
             )?;
             if changed > 0 {
                 unblock(transaction, event, plugin)?;
