@@ -349,7 +349,7 @@ fn sync_hands_over_what_no_hook_reported() {
     scene
         .hookrun(&["sync", scene.path("missing").to_str().unwrap()])
         .expect_exit(2)
-        .expect_stderr("no valid path and no installable");
+        .expect_stderr("is neither a valid path nor an installable that is built");
     let unbuilt = scene.derivation("gamma", Script::text("x"));
     let path = unbuilt.out_path("gamma").display().to_string();
     unbuilt.hookrun(&["sync", &path]).expect_exit(2).expect_stderr("build it first");
