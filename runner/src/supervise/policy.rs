@@ -5,12 +5,12 @@
 //! the answer.
 
 use std::io::BufReader;
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::frame;
+use super::process::how;
 use super::protocol::{COMMAND, Purpose, Question, Setup, Word};
 use hookrun_builders::{Candidate, Decision, LocalMachine, Machine, Policy, PolicyError};
 use hookrun_capability::state::{Pairs, Stores};
@@ -19,6 +19,8 @@ use hookrun_host::{Compiler, Host, Known, PluginError};
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::{HookKind, NixDirs};
 use hookrun_queue::spawn;
+use hookrun_system::child::Preparation;
+use hookrun_system::process;
 
 /// How long finding out which plugin chooses, and compiling it, may take while Nix waits: within
 /// the deadline of the policy, with time left to start it and to ask it. Both are done once for
@@ -117,31 +119,22 @@ impl Process {
         let failed = |error: std::io::Error| {
             format!("the process that runs the policy cannot be started ({error})")
         };
-        let mut command = Command::new("/proc/self/exe");
-        command
-            .arg0("hookrun")
-            .arg(COMMAND)
-            .current_dir("/")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
-        // SAFETY: between fork and exec; one async-signal-safe system call on numbers. It dies with
-        // this thread, which lives as long as the session, also when the session is killed.
-        unsafe {
-            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            });
-        }
-        let mut child = command.spawn().map_err(failed)?;
+        let mut command = process::this_program();
+        command.arg(COMMAND).current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
+        // It dies with this thread, which lives as long as the session, also when the session is
+        // killed.
+        let preparation = Preparation { dies_with_parent: true, ..Preparation::default() };
+        let mut child = preparation.add_to(&mut command).spawn().map_err(failed)?;
         let gone = || failed(std::io::Error::other("its pipes are gone"));
-        let mut input = child.stdin.take().ok_or_else(gone)?;
+        let input = child.stdin.take().ok_or_else(gone)?;
         let output = child.stdout.take().ok_or_else(gone)?;
-        frame::write(&mut input, setup).map_err(failed)?;
         let mut process = Self { child, input, output: BufReader::new(output) };
-        match frame::read::<Word>(&mut process.output).map_err(failed)? {
-            Some(Word::Ready(..)) => Ok(process),
-            Some(Word::Unwalled(reason)) => Err(reason),
-            Some(_) | None => Err(failed(std::io::Error::other("it ended"))),
+        let answer = frame::write(&mut process.input, setup)
+            .and_then(|()| frame::read::<Word>(&mut process.output));
+        match answer {
+            Ok(Some(Word::Ready(..))) => Ok(process),
+            Ok(Some(Word::Unwalled(reason))) => Err(reason),
+            Ok(Some(_) | None) | Err(_) => Err(failed(process.ended())),
         }
     }
 
@@ -149,11 +142,19 @@ impl Process {
         &mut self,
         question: &Question<'_>,
     ) -> std::io::Result<(Result<Decision, PolicyError>, Pairs)> {
-        frame::write(&mut self.input, question)?;
-        match frame::read(&mut self.output)? {
-            Some(Word::Selected { decision, state }) => Ok((decision, state)),
-            _ => Err(std::io::Error::other("it ended")),
+        let answer =
+            frame::write(&mut self.input, question).and_then(|()| frame::read(&mut self.output));
+        match answer {
+            Ok(Some(Word::Selected { decision, state })) => Ok((decision, state)),
+            _ => Err(self.ended()),
         }
+    }
+
+    /// Describes how the process ended, which has closed its pipe. A process that is ending keeps
+    /// its exit status when it is killed.
+    fn ended(&mut self) -> std::io::Error {
+        let ended = self.child.kill().and_then(|()| self.child.wait());
+        std::io::Error::other(how(ended))
     }
 }
 

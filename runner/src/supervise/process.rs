@@ -5,7 +5,6 @@
 //! them again alone, and only then it counts.
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::unix::process::CommandExt as _;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -69,9 +68,12 @@ impl Runner {
         let mut input = child.stdin.take().ok_or_else(gone)?;
         let mut output =
             BufReader::with_capacity(frame::BUFFER, child.stdout.take().ok_or_else(gone)?);
-        frame::send(&mut input, setup).await.map_err(died)?;
-        let problems = match frame::receive::<Word>(&mut output).await.map_err(died)? {
-            Some(Word::Ready(raised, problems)) => {
+        let answer = match frame::send(&mut input, setup).await {
+            Ok(()) => frame::receive::<Word>(&mut output).await,
+            Err(error) => Err(error),
+        };
+        let problems = match answer {
+            Ok(Some(Word::Ready(raised, problems))) => {
                 tracing::debug!(
                     identity = raised.identity,
                     missing = raised.missing.join("; "),
@@ -79,8 +81,14 @@ impl Runner {
                 );
                 problems
             }
-            Some(Word::Unwalled(reason)) => return Err(NoRunner::Refused(reason)),
-            Some(_) | None => return Err(NoRunner::Died(how(child.wait().await))),
+            Ok(Some(Word::Unwalled(reason))) => return Err(NoRunner::Refused(reason)),
+            Ok(Some(_) | None) => return Err(NoRunner::Died(how(child.wait().await))),
+            Err(error) => {
+                // A process that is ending keeps its exit status when it is killed.
+                let _killed = child.start_kill();
+                let how = how(child.wait().await);
+                return Err(NoRunner::Died(format!("{how} while it was set up: {error}")));
+            }
         };
         let runner = Arc::new(Self {
             input: tokio::sync::Mutex::new(input),
@@ -156,8 +164,8 @@ impl Runner {
 }
 
 fn spawn() -> std::io::Result<Child> {
-    let mut command = std::process::Command::new("/proc/self/exe");
-    command.arg0("hookrun").arg(COMMAND).current_dir("/");
+    let mut command = hookrun_system::process::this_program();
+    command.arg(COMMAND).current_dir("/");
     Command::from(command).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()
 }
 
@@ -233,7 +241,8 @@ fn gone(how: &str) -> Death {
     Death { how: how.to_owned(), alone: false }
 }
 
-fn how(ended: std::io::Result<std::process::ExitStatus>) -> String {
+/// Describes the end of a process: its exit code or signal.
+pub(super) fn how(ended: std::io::Result<std::process::ExitStatus>) -> String {
     ended.map_or_else(|error| error.to_string(), |status| format!("it ended with {status}"))
 }
 

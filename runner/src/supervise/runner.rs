@@ -202,7 +202,7 @@ impl Running {
 
 /// A runner's life. Standard input and output are the pipes.
 pub fn main() -> Exit {
-    hookrun_nix::process::unblock_signals();
+    hookrun_system::signals::unblock();
     match life() {
         Ok(()) => Exit::Done,
         Err(error) => {

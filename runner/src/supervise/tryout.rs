@@ -2,9 +2,8 @@
 //! process of its own, which goes behind the same wall as a runner and tries them there.
 
 use std::collections::BTreeSet;
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -56,8 +55,8 @@ pub enum TriedAs {
 /// The process cannot be started, or cannot put up its sandbox.
 pub fn try_all(dirs: &Dirs, live: bool) -> Result<Vec<Tried>, String> {
     let failed = |error: &dyn std::fmt::Display| format!("services cannot be tried ({error})");
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("hookrun").arg("--state-dir").arg(&dirs.state);
+    let mut command = hookrun_system::process::this_program();
+    command.arg("--state-dir").arg(&dirs.state);
     // A configuration that is named has to be there.
     if dirs.config.exists() {
         command.arg("--config").arg(&dirs.config);

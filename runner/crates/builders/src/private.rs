@@ -30,7 +30,7 @@ pub(crate) fn directory(path: &Path) -> io::Result<OwnedFd> {
         // The state directory is used by other parts of hookrun too.
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
     }
-    match std::fs::DirBuilder::new().mode(DIRECTORY.bits()).create(path) {
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }

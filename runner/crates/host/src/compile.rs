@@ -59,9 +59,15 @@ pub enum CompileError {
         "is not compiled yet, and a hook does not wait for a compiler; it is being compiled now, or run `hookrun compile`"
     )]
     NotAhead,
-    /// The child could not be had.
+    /// The child could not be started or did not finish; it says nothing about the component.
     #[error("cannot be compiled ({0}); see that there is memory, and that /proc is mounted")]
-    System(#[from] std::io::Error),
+    System(String),
+}
+
+impl From<std::io::Error> for CompileError {
+    fn from(error: std::io::Error) -> Self {
+        Self::System(error.to_string())
+    }
 }
 
 impl Compiler {
@@ -140,8 +146,11 @@ fn failure(plugin: &Plugin, ended: ExitStatus, said: &str) -> CompileError {
             let allowed = plugin.limits.get(Limit::CompileTime);
             CompileError::Limit(Limit::CompileTime.reached(&plugin.name, allowed, None))
         }
-        Some(signal) => refused(&format!("the compiler died of signal {signal}")),
-        None => refused(said),
+        // The child judges a component by this code alone, and says what is wrong.
+        None if ended.code() == Some(Exit::Failed.code().into()) && !said.trim().is_empty() => {
+            refused(said)
+        }
+        _ => CompileError::System(Ended::describe(ended, said)),
     }
 }
 
@@ -158,18 +167,19 @@ pub struct Order {
 /// The child: a component on standard input, native code on standard output, what is wrong on
 /// standard error.
 pub fn child(order: &Order) -> Exit {
-    hookrun_nix::process::unblock_signals();
-    match child_work(order) {
-        Ok(()) => Exit::Done,
-        Err(error) => {
-            // Read by the parent.
-            let _said = writeln!(std::io::stderr(), "{error}");
-            Exit::Failed
-        }
-    }
+    hookrun_system::signals::unblock();
+    let (exit, error) = match child_work(order) {
+        Ok(Ok(())) => return Exit::Done,
+        Ok(Err(refused)) => (Exit::Failed, refused),
+        Err(error) => (Exit::Environment, error),
+    };
+    // Read by the parent.
+    let _said = writeln!(std::io::stderr(), "{error}");
+    exit
 }
 
-fn child_work(order: &Order) -> Result<(), String> {
+/// The inner error is about the component, the outer one about this process.
+fn child_work(order: &Order) -> Result<Result<(), String>, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     // The compiler will start some. If that fails although it works now, there is no memory left
     // for their stacks.
@@ -186,8 +196,11 @@ fn child_work(order: &Order) -> Result<(), String> {
     std::io::stdin().lock().read_to_end(&mut wasm).map_err(|error| text(&error))?;
     let engine =
         Engine::new(&engine::settings(order.stack)).map_err(|error| format!("{error:#}"))?;
-    let code = engine.precompile_component(&wasm).map_err(|error| format!("{error:#}"))?;
-    std::io::stdout().lock().write_all(&code).map_err(|error| text(&error))
+    let code = match engine.precompile_component(&wasm) {
+        Ok(code) => code,
+        Err(error) => return Ok(Err(format!("{error:#}"))),
+    };
+    std::io::stdout().lock().write_all(&code).map_err(|error| text(&error)).map(Ok)
 }
 
 #[cfg(test)]
@@ -217,5 +230,29 @@ mod tests {
         assert_eq!(limit(1 << 8, "out of memory\n").as_deref(), Some("compile-memory"));
         assert_eq!(limit(1 << 8, "unknown section"), None);
         assert_eq!(limit(libc::SIGILL, ""), None);
+        let text = |status: i32, said: &str| {
+            failure(plugin, ExitStatus::from_raw(status), said).to_string()
+        };
+        insta::assert_snapshot!(text(1 << 8, "unknown section\n"), @"does not compile (unknown section)");
+        insta::assert_snapshot!(text(1 << 8, ""), @"");
+        insta::assert_snapshot!(text(4 << 8, "no such user"), @"");
+        insta::assert_snapshot!(text(libc::SIGILL, ""), @"");
+    }
+
+    #[test]
+    fn a_compiler_process_that_is_not_hookrun_is_no_fault_of_the_component() {
+        let text = "[plugins.x]\nsource = \"x.wasm\"\n";
+        let config =
+            hookrun_config::Config::parse(std::path::Path::new("/etc/hookrun.toml"), text).unwrap();
+        let plugin = &config.plugins["x"];
+        let engine = Engine::new(&engine::settings(plugin.limits.get(Limit::Stack))).unwrap();
+        // The program of this process is the test runner, which does not know the command.
+        let error = Compiler::Contained(None).compile(&engine, plugin, b"").unwrap_err();
+        let error = error.to_string();
+        assert!(error.starts_with("cannot be compiled (its process ended with exit status: 101"));
+        assert!(
+            error.ends_with("; see that there is memory, and that /proc is mounted"),
+            "{error}"
+        );
     }
 }

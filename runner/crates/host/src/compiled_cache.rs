@@ -19,12 +19,13 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::hash::{Hash, Hasher};
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Component as PathPart, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use hookrun_system::descriptor::{self, LOCATE};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, Timespec, Timestamps};
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
@@ -233,17 +234,7 @@ impl Code {
 
 /// Code that could not be kept: a file without a name, which nobody can change.
 fn in_memory(code: &[u8]) -> std::io::Result<File> {
-    use rustix::fs::{MemfdFlags, SealFlags};
-    let mut file = File::from(rustix::fs::memfd_create(
-        "hookrun-code",
-        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-    )?);
-    file.write_all(code)?;
-    rustix::fs::fcntl_add_seals(
-        &file,
-        SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE,
-    )?;
-    Ok(file)
+    hookrun_system::memory::sealed("hookrun-code", code)
 }
 
 /// The SHA-256 of a component, in hexadecimal.
@@ -296,7 +287,7 @@ pub(super) fn open_directory(path: &Path) -> std::result::Result<OwnedFd, String
         return Err(failed(path, &error));
     }
     let mut reached = PathBuf::from("/");
-    let mut directory = rustix::fs::open("/", OFlags::PATH | DIRECTORY, Mode::empty())
+    let mut directory = rustix::fs::open("/", LOCATE | DIRECTORY, Mode::empty())
         .map_err(|error| failed(&reached, &error))?;
     let absolute = std::path::absolute(path).map_err(|error| failed(path, &error))?;
     let mut parts = absolute.components().filter(|part| *part != PathPart::RootDir).peekable();
@@ -306,7 +297,7 @@ pub(super) fn open_directory(path: &Path) -> std::result::Result<OwnedFd, String
             return Err(format!("{} can be changed by other users", reached.display()));
         }
         reached.push(part);
-        let access = if parts.peek().is_none() { OFlags::RDONLY } else { OFlags::PATH };
+        let access = if parts.peek().is_none() { OFlags::RDONLY } else { LOCATE };
         directory =
             rustix::fs::openat(&directory, part.as_os_str(), access | DIRECTORY, Mode::empty())
                 .map_err(|error| failed(&reached, &error))?;
@@ -354,7 +345,7 @@ fn find(directory: &OwnedFd, key: &str) -> Option<File> {
         return None;
     }
     // The form of the file; whether the engine can use it, the key says.
-    let form = Engine::detect_precompiled_file(descriptor_path(&file)).ok()?;
+    let form = Engine::detect_precompiled_file(descriptor::path_of(file.as_fd())).ok()?;
     if form != Some(wasmtime::Precompiled::Component) {
         return None;
     }
@@ -387,11 +378,6 @@ fn unused_for(stat: &Stat) -> Duration {
     SystemTime::now().duration_since(used).unwrap_or_default()
 }
 
-/// By descriptor: the very file that was checked, whatever its name is now.
-fn descriptor_path(file: &File) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
-}
-
 /// Maps the code of an entry.
 ///
 /// This is the one `unsafe` of the sandbox. `Component::deserialize_file` runs the file's bytes as
@@ -405,7 +391,7 @@ fn descriptor_path(file: &File) -> PathBuf {
 #[expect(unsafe_code, reason = "the contract is above")]
 fn map(engine: &Engine, file: &File) -> Result<Component> {
     // SAFETY: see the contract above.
-    unsafe { Component::deserialize_file(engine, descriptor_path(file)) }
+    unsafe { Component::deserialize_file(engine, descriptor::path_of(file.as_fd())) }
 }
 
 fn trailer(key: &str, checksum: &blake3::Hash, code: u64) -> Vec<u8> {

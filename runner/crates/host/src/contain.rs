@@ -4,16 +4,12 @@
 //! Called by [`super::compile`] and [`super::examine`] before this process enters its own sandbox,
 //! in which it can start no process.
 
-use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::MemfdFlags;
-use rustix::process::{PidfdFlags, Resource, Rlimit, Signal, getrlimit, setrlimit};
+use hookrun_system::{memory, process};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::wall::{Identity, User, Wall};
 
@@ -53,9 +49,33 @@ pub(super) enum Ended {
     },
 }
 
+impl Ended {
+    /// Describes a child that failed, for a message: its exit code or signal, and its message.
+    pub(super) fn describe(status: ExitStatus, said: &str) -> String {
+        match said.trim() {
+            "" => format!("its process ended with {status} and without a message"),
+            said => format!("its process ended with {status}: {}", said.replace('\n', " ")),
+        }
+    }
+}
+
 /// Runs the hidden command `command` of this program on `input`, for at most `time`. Where this
 /// process is root it becomes the user of `bounds`.
+///
+/// # Errors
+/// The child cannot be started or waited for; the text says which.
 pub(super) fn run(
+    command: &[&str],
+    bounds: &Bounds,
+    environment: &[(&str, &str)],
+    input: &[&[u8]],
+    time: Duration,
+) -> io::Result<Ended> {
+    run_program(process::this_program(), command, bounds, environment, input, time)
+}
+
+fn run_program(
+    mut child: Command,
     command: &[&str],
     bounds: &Bounds,
     environment: &[(&str, &str)],
@@ -65,15 +85,13 @@ pub(super) fn run(
     // Files in memory and no pipes: nobody has to be read from and written to at once, so one
     // thread is enough.
     let (mut given, mut output, mut said) =
-        (memory_file("input")?, memory_file("output")?, memory_file("said")?);
+        (memory::file("input")?, memory::file("output")?, memory::file("said")?);
     for part in input {
         given.write_all(part)?;
     }
     given.rewind()?;
     let Bounds { memory, processor, output: most, user } = bounds;
-    let mut child = Command::new("/proc/self/exe");
     child
-        .arg0("hookrun")
         .args(command)
         .args(["--memory", &memory.to_string()])
         .args(["--cpu", &processor.to_string()])
@@ -87,8 +105,11 @@ pub(super) fn run(
     if let Some(user) = user.as_ref().filter(|_| rustix::process::geteuid().is_root()) {
         child.args(["--user", user]);
     }
-    let mut child = child.spawn()?;
-    match wait(&child, time) {
+    let mut child = child.spawn().map_err(|error| {
+        let program = child.get_program().to_string_lossy();
+        io::Error::new(error.kind(), format!("its process cannot be started: {program} ({error})"))
+    })?;
+    match process::ends_within(&mut child, time) {
         Ok(true) => {}
         stopped => {
             child.kill()?;
@@ -109,30 +130,6 @@ pub(super) fn run(
     Ok(Ended::Exited { status, output: handed_over, said })
 }
 
-fn memory_file(name: &str) -> io::Result<File> {
-    Ok(File::from(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?))
-}
-
-/// Returns whether the child has ended in this time.
-fn wait(child: &std::process::Child, time: Duration) -> io::Result<bool> {
-    let process = rustix::process::Pid::from_child(child);
-    let ended: OwnedFd = rustix::process::pidfd_open(process, PidfdFlags::empty())?;
-    let mut events = [PollFd::new(&ended, PollFlags::IN)];
-    let begun = std::time::Instant::now();
-    loop {
-        let left = time.saturating_sub(begun.elapsed());
-        let left = Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(left.subsec_nanos()),
-        };
-        match poll(&mut events, Some(&left)) {
-            Ok(count) => return Ok(count > 0),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
 /// Puts this process, which is such a child, behind its wall and its bounds.
 pub(super) fn confine(bounds: &Bounds) -> Result<(), String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
@@ -143,8 +140,7 @@ pub(super) fn confine(bounds: &Bounds) -> Result<(), String> {
         None => Identity::Powerless,
     };
     // Its parent bounds its time, and waits on the thread that started this process.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(|error| text(&error))?;
+    process::die_with_parent().map_err(|error| text(&error))?;
     let bound = |resource, current: u64, maximum: u64| {
         // Whoever started hookrun may allow less.
         let allowed = getrlimit(resource).maximum.unwrap_or(u64::MAX);
@@ -160,4 +156,35 @@ pub(super) fn confine(bounds: &Bounds) -> Result<(), String> {
     bound(Resource::Fsize, bounds.output, bounds.output)?;
     Wall::closed(identity).raise().map_err(|error| text(&error))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(program: &str) -> io::Result<Ended> {
+        let bounds = Bounds { memory: 1 << 20, processor: 1, output: 1 << 10, user: None };
+        run_program(
+            Command::new(program),
+            &["compile-one"],
+            &bounds,
+            &[],
+            &[],
+            Duration::from_secs(9),
+        )
+    }
+
+    #[test]
+    fn a_child_that_cannot_be_started_is_named_with_the_reason() {
+        let error = run("/no/such/program").unwrap_err();
+        insta::assert_snapshot!(error, @"its process cannot be started: /no/such/program (No such file or directory (os error 2))");
+    }
+
+    #[test]
+    fn a_child_that_fails_without_a_message_is_named_with_its_exit_code() {
+        let Ended::Exited { status, said, .. } = run("/bin/false").unwrap() else {
+            panic!("it was stopped")
+        };
+        insta::assert_snapshot!(Ended::describe(status, &said), @"its process ended with exit status: 1 and without a message");
+    }
 }

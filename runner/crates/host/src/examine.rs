@@ -173,15 +173,14 @@ fn failure(status: ExitStatus, said: &str) -> Result<Examined, ExamineError> {
         Some(libc::SIGXFSZ) => {
             too_much(format!("{} KiB to repeat and so too long", MAX_VERDICT >> 10))
         }
-        Some(signal) => Err(ExamineError::System(format!("signal {signal}"))),
-        None => Err(ExamineError::System(said.trim().replace('\n', " "))),
+        _ => Err(ExamineError::System(Ended::describe(status, said))),
     }
 }
 
 /// The child: the length of the `config` table, the table and the component on standard input, what
 /// is found out on standard output.
 pub fn child(bounds: &Bounds) -> Exit {
-    hookrun_nix::process::unblock_signals();
+    hookrun_system::signals::unblock();
     match child_work(bounds) {
         Ok(()) => Exit::Done,
         Err(error) => {

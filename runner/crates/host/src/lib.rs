@@ -39,7 +39,7 @@ mod output;
 mod run;
 mod run_clock;
 pub mod verdicts;
-pub mod wall;
+pub use hookrun_system::wall;
 
 pub use artifact::{Artifact, Component};
 pub use compile::Compiler;

@@ -5,11 +5,11 @@
 //! writes its client's number into its own first argument (`daemon.cc` of Nix 2.3 and later, for a
 //! daemon that was started as `nix-daemon --daemon`).
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use hookrun_system::process::{self, arguments_of};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -40,9 +40,9 @@ impl Caller {
         let Some(parent) = nix.map(|pid| pid.as_raw_nonzero().get()) else {
             return Self::default();
         };
-        let of_parent = arguments(parent);
+        let of_parent = arguments_of(parent);
         let by = match client_of(&of_parent) {
-            Some(client) => Some((client, arguments(client))),
+            Some(client) => Some((client, arguments_of(client))),
             // The daemon does not say for whom it builds.
             None if is_daemon(&of_parent) => None,
             None => Some((parent, of_parent.clone())),
@@ -57,19 +57,6 @@ impl Caller {
             nix: program_of(parent, &of_parent).and_then(|program| version(&program, patience)),
         }
     }
-}
-
-/// The arguments of a process; none if it cannot be seen.
-fn arguments(pid: i32) -> Vec<String> {
-    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let mut arguments: Vec<String> = bytes
-        .split(|byte| *byte == 0)
-        .map(|argument| String::from_utf8_lossy(argument).into_owned())
-        .collect();
-    while arguments.last().is_some_and(String::is_empty) {
-        arguments.pop();
-    }
-    arguments
 }
 
 fn is_daemon(arguments: &[String]) -> bool {
@@ -91,7 +78,7 @@ fn base(path: &str) -> &str {
 /// Returns the name of the user that owns a process. Reads /etc/passwd itself: a name service could
 /// block, and Nix is blocked meanwhile.
 fn user_of(pid: i32) -> Option<String> {
-    let uid = std::fs::metadata(format!("/proc/{pid}")).ok()?.uid();
+    let uid = process::owner_of(pid)?;
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let name = passwd.lines().find_map(|line| {
         let mut fields = line.split(':');
@@ -145,7 +132,7 @@ fn quoted(word: &str) -> String {
 
 /// The program that a process runs: what the kernel says, or what its first argument leads to.
 fn program_of(pid: i32, arguments: &[String]) -> Option<PathBuf> {
-    if let Ok(program) = std::fs::read_link(format!("/proc/{pid}/exe")) {
+    if let Some(program) = process::program_of(pid) {
         return Some(program);
     }
     // Another user's.

@@ -21,12 +21,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitOptions};
 
 use super::{envelope, spool};
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::terminal::say;
+use hookrun_system::descriptor::close_range;
+use hookrun_system::process::fork;
 
 /// The longest that a hook may take, in all.
 pub const CAP: Duration = Duration::from_secs(2);
@@ -88,8 +89,7 @@ struct Events(File);
 
 impl Events {
     fn new() -> io::Result<Self> {
-        let flags = rustix::fs::MemfdFlags::CLOEXEC;
-        Ok(Self(File::from(rustix::fs::memfd_create("hookrun-event", flags)?)))
+        Ok(Self(hookrun_system::memory::file("hookrun-event")?))
     }
 
     fn add(&mut self, sealed: &[u8]) {
@@ -185,9 +185,8 @@ fn safely(hook: &'static str, work: impl FnOnce()) {
 fn leave() -> ! {
     // Nobody may be listening.
     let _shown = io::stdout().flush();
-    // SAFETY: `_exit` takes no pointer and does not return. What would run at an ordinary exit
-    // belongs to the process that was forked from.
-    unsafe { libc::_exit(0) }
+    // What would run at an ordinary exit belongs to the process that was forked from.
+    hookrun_system::process::end_now(0)
 }
 
 /// Which of the two processes this is.
@@ -196,11 +195,17 @@ enum Side {
     Waits(Watch),
 }
 
+/// A pipe that is closed on exec: its reading end and its writing end.
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = io::pipe()?;
+    Ok((read.into(), write.into()))
+}
+
 fn split() -> io::Result<Side> {
     let events = Events::new()?;
-    let (control, tell) = pipe_with(PipeFlags::CLOEXEC)?;
-    let (output, write_output) = pipe_with(PipeFlags::CLOEXEC)?;
-    let (errors, write_errors) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (control, tell) = pipe()?;
+    let (output, write_output) = pipe()?;
+    let (errors, write_errors) = pipe()?;
     if let Some(process) = fork()? {
         return Ok(Side::Waits(Watch {
             process,
@@ -216,16 +221,6 @@ fn split() -> io::Result<Side> {
     detach([tell.as_fd(), events.0.as_fd()], &write_output, &write_errors)?;
     forget([control, output, write_output, errors, write_errors]);
     Ok(Side::Works(Teller { pipe: Some(File::from(tell)), events }))
-}
-
-/// Forks; returns the new process, and none in it.
-fn fork() -> io::Result<Option<Pid>> {
-    // SAFETY: hooks have one thread, so that the new process has all threads that the old one had,
-    // and no lock is held by one that is missing.
-    match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error()),
-        process => Ok(Pid::from_raw(process)),
-    }
 }
 
 /// Leaves the session of Nix's hook, which is killed as a whole when the client goes, and its
@@ -245,25 +240,18 @@ fn detach<const N: usize>(
     kept.sort_unstable();
     let mut first = FIRST_OTHER;
     for kept in kept {
-        close_all(first, kept.saturating_sub(1));
+        // Where the kernel cannot do it Nix's descriptors stay open here, as they would without a
+        // second process.
+        close_range(first, kept.saturating_sub(1));
         first = kept.saturating_add(1);
     }
-    close_all(first, u32::MAX);
+    close_range(first, u32::MAX);
     Ok(())
 }
 
 /// For descriptors that [`detach`] has closed.
 fn forget(closed: impl IntoIterator<Item = OwnedFd>) {
     closed.into_iter().for_each(std::mem::forget);
-}
-
-fn close_all(first: u32, last: u32) {
-    if first <= last {
-        // SAFETY: a system call on numbers. The caller forgets what it had open there.
-        // A kernel before 5.9 has no such call; then Nix's descriptors stay open here, as they
-        // would without a second process.
-        let _closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-    }
 }
 
 /// What the working process prints, and where it goes.
@@ -362,7 +350,7 @@ impl Watch {
     /// Has the event written by processes of their own; returns the first file that is durable.
     fn rescue(&self, end: Instant) -> Option<PathBuf> {
         let sealed = self.events.last()?;
-        let (read, tell) = pipe_with(PipeFlags::CLOEXEC).ok()?;
+        let (read, tell) = pipe().ok()?;
         // A spool that was being written to does not answer; another one may.
         let skipped = usize::from(self.has_said(WRITING));
         for number in skipped..=spool::MOST_PLACES {

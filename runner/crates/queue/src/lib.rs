@@ -20,7 +20,7 @@
 // `hookrun_nix::terminal::say` writes there.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
-pub mod arrivals;
+pub use hookrun_system::arrivals;
 pub mod breaker;
 pub mod envelope;
 pub mod guard;

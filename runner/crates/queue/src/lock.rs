@@ -49,10 +49,10 @@ impl WorkerLock {
         let io =
             |error: rustix::io::Errno| LockError::Io { path: path.to_owned(), error: error.into() };
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let mode = Mode::from_raw_mode(MODE);
+        let mode = hookrun_system::stat::mode(MODE);
         let file = rustix::fs::open(path, flags, mode).map_err(io)?;
         // It may be of an earlier release, or of a process with another umask.
-        if rustix::fs::fstat(&file).map_err(io)?.st_mode & 0o777 != MODE {
+        if hookrun_system::stat::mode_of(&rustix::fs::fstat(&file).map_err(io)?) & 0o777 != MODE {
             rustix::fs::fchmod(&file, mode).map_err(io)?;
         }
         match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {

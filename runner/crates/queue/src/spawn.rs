@@ -12,6 +12,8 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use hookrun_system::child::Preparation;
+use hookrun_system::process;
 use rustix::fs::Access;
 
 use super::lock;
@@ -28,12 +30,6 @@ pub const WAITS: &str = "--waits";
 pub const ARGUMENTS: [&str; 2] = ["worker", SPAWNED];
 /// The worker's log is begun anew at this size; one old one is kept.
 const MAX_LOG_SIZE: u64 = 1 << 20;
-/// The program that this process runs, for proc(5).
-const RUNNING: &str = "/proc/self/exe";
-/// How proc(5) shows the path of a program whose file has another name now, or none.
-const DELETED: &[u8] = b" (deleted)";
-/// First descriptor after the standard streams.
-const FIRST_OTHER_FD: libc::c_uint = 3;
 
 /// Starts a worker if the configuration says `start = "spawn"`, none runs and this user may write
 /// the journal.
@@ -85,7 +81,10 @@ pub fn successor(dirs: &Dirs, flag: &str) -> std::io::Result<()> {
 /// # Errors
 /// The program cannot be started.
 pub fn detached(dirs: &Dirs, arguments: &[impl AsRef<OsStr>]) -> std::io::Result<()> {
-    let mut command = Command::new(program());
+    let mut command = match replacement() {
+        Some(program) => Command::new(program),
+        None => process::this_program(),
+    };
     nix::scrub(&mut command);
     command
         .arg0("hookrun")
@@ -97,26 +96,9 @@ pub fn detached(dirs: &Dirs, arguments: &[impl AsRef<OsStr>]) -> std::io::Result
         Ok(log) => command.stderr(log).env(STAMPED, "1"),
         Err(_) => command.stderr(Stdio::null()),
     };
-    // SAFETY: between fork and exec; both calls are async-signal-safe system calls without
-    // pointers.
-    unsafe {
-        command.pre_exec(|| {
-            libc::setsid();
-            // Closed at exec, so that the report of a failed exec still gets through.
-            if libc::syscall(
-                libc::SYS_close_range,
-                FIRST_OTHER_FD,
-                libc::c_uint::MAX,
-                libc::CLOSE_RANGE_CLOEXEC,
-            ) != 0
-            {
-                return Err(std::io::Error::last_os_error());
-            }
-            Ok(())
-        });
-    }
+    let preparation = Preparation { session: true, closes_others: true, ..Preparation::default() };
     // Not waited for: this process ends first, and init takes the worker.
-    command.spawn().map(drop)
+    preparation.add_to(&mut command).spawn().map(drop)
 }
 
 /// Begins the worker's log anew if it is too long and this process writes it. Its processes share
@@ -129,7 +111,7 @@ pub fn bound_log(dirs: &Dirs) {
     else {
         return;
     };
-    let is_ours = open.st_dev == named.dev() && open.st_ino == named.ino();
+    let is_ours = hookrun_system::stat::identity_of(&open) == (named.dev(), named.ino());
     if is_ours && named.len() > MAX_LOG_SIZE && std::fs::copy(&path, old_log(&path)).is_ok() {
         // Else it is too long for a while.
         let _emptied = rustix::fs::ftruncate(rustix::stdio::stderr(), 0);
@@ -140,12 +122,6 @@ fn old_log(path: &Path) -> PathBuf {
     path.with_added_extension("1")
 }
 
-/// This program: what is under its name now, after an upgrade, or the very file that runs, if
-/// nothing is.
-fn program() -> PathBuf {
-    replacement().unwrap_or_else(|| PathBuf::from(RUNNING))
-}
-
 /// Has the program that this process runs been replaced by another one of its name? A program that
 /// was only removed has no successor: starting one would start the same program again, for ever.
 pub fn is_replaced() -> bool {
@@ -154,20 +130,21 @@ pub fn is_replaced() -> bool {
 
 /// The program that now has the name of the one that runs.
 fn replacement() -> Option<PathBuf> {
-    successor_of(&std::fs::read_link(RUNNING).ok()?)
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    successor_of(&process::program_of(own)?)
 }
 
 /// The file under the name of a program, if `link`, from `/proc/PID/exe`, leads to an older one.
 fn successor_of(link: &Path) -> Option<PathBuf> {
     use std::os::unix::ffi::OsStrExt as _;
-    let name = link.as_os_str().as_bytes().strip_suffix(DELETED)?;
+    let name = link.as_os_str().as_bytes().strip_suffix(process::DELETED.as_bytes())?;
     Some(PathBuf::from(OsStr::from_bytes(name))).filter(|path| path.is_file())
 }
 
 /// Returns whether `/proc/PID/exe` leads to a file that was removed or replaced.
 pub fn is_deleted(link: &Path) -> bool {
     use std::os::unix::ffi::OsStrExt as _;
-    link.as_os_str().as_bytes().ends_with(DELETED)
+    link.as_os_str().as_bytes().ends_with(process::DELETED.as_bytes())
 }
 
 fn log_file(dirs: &Dirs) -> std::io::Result<File> {

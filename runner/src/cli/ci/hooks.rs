@@ -44,8 +44,8 @@ pub(in crate::cli) struct HookArgs {
 
 /// Plays a hook with the directories of `dirs`. Never fails a build by itself.
 pub(in crate::cli) fn hook(dirs: &Dirs, args: &HookArgs) -> Exit {
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("hookrun").args(["hook", &args.hook]).args(&args.arguments);
+    let mut command = hookrun_system::process::this_program();
+    command.args(["hook", &args.hook]).args(&args.arguments);
     command.env("HOOKRUN_STATE_DIR", &dirs.state);
     // Without a file the default holds there, too.
     if !is_away(&dirs.config) {
@@ -81,17 +81,8 @@ fn become_owner(command: &mut Command, owner: &str) -> Result<()> {
         use uzers::os::unix::UserExt as _;
         command.env("USER", user.name()).env("LOGNAME", user.name()).env("HOME", user.home_dir());
     }
-    // SAFETY: no pointer is passed but the empty list; this process has one thread.
-    let became = unsafe {
-        libc::setgroups(0, std::ptr::null()) == 0
-            && libc::setgid(gid) == 0
-            && libc::setuid(uid) == 0
-    };
-    if became {
-        Ok(())
-    } else {
-        Err(std::io::Error::last_os_error()).with_context(|| format!("cannot become uid {uid}"))
-    }
+    hookrun_system::process::become_user(uid, gid)
+        .with_context(|| format!("cannot become uid {uid}"))
 }
 
 /// The directory of one `hookrun ci`.
@@ -203,8 +194,8 @@ impl WorkDirectory {
     }
 
     fn script(&self, dirs: &Dirs, hook: &str, own: Option<&str>) -> Result<PathBuf> {
-        let program = std::fs::read_link("/proc/self/exe")
-            .context("cannot find the path of this program; mount /proc")?;
+        let program =
+            std::env::current_exe().context("cannot find the path of this program; mount /proc")?;
         let path = self.path.join(hook);
         let owner = format!(
             "{}:{}",

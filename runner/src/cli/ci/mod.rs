@@ -391,10 +391,8 @@ impl Signals {
             .into_iter()
             .map(|(number, kind)| Ok((number, signal(kind)?)))
             .collect::<std::io::Result<_>>();
-        // SAFETY: no pointers are passed. Without a terminal the first gives -1; both give 0 for a
-        // group whose leader is outside the PID namespace.
-        let (foreground, own) = unsafe { (libc::tcgetpgrp(libc::STDIN_FILENO), libc::getpgrp()) };
-        Ok(Self { all: all.map_err(CliError::environment)?, terminal: foreground == own })
+        let terminal = hookrun_system::process::is_in_foreground();
+        Ok(Self { all: all.map_err(CliError::environment)?, terminal })
     }
 
     async fn next(&mut self) -> Signal {

@@ -5,6 +5,7 @@
 //! was refused, and in a result that begins with `ESCAPED` when it was not. So a test need only
 //! look at how the run ended.
 
+#![expect(unsafe_code, reason = "attacks forge handles and break the rules of strings")]
 #![expect(
     clippy::unnecessary_wraps,
     clippy::needless_pass_by_value,

@@ -17,9 +17,7 @@ use hookrun_nix::derivation::Derivation;
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::selection::Candidate;
 
-/// The list of all file locks of this machine (proc(5)).
-const LOCKS: &str = "/proc/locks";
-/// Number of bytes of it that are read. A lock takes some 70 bytes.
+/// Number of bytes of the machine's locks that are read. A lock takes some 70 bytes.
 const MAX_LOCKS: u64 = 4 << 20;
 
 /// Number of times that a missing lock is looked for. The kernel returns its list in pieces
@@ -51,18 +49,10 @@ pub fn running(history: &mut History, command: &str, except: &str) -> u32 {
         if unlocked.is_empty() {
             break;
         }
-        let locks = read_locks().unwrap_or_default();
-        let locked = locked(&locks);
+        let locked = locked(&hookrun_system::process::locks(MAX_LOCKS));
         unlocked.retain(|file| !locked.contains(file));
     }
     u32::try_from(all - unlocked.len()).unwrap_or(u32::MAX)
-}
-
-fn read_locks() -> std::io::Result<String> {
-    use std::io::Read as _;
-    let mut text = String::new();
-    std::fs::File::open(LOCKS)?.take(MAX_LOCKS).read_to_string(&mut text)?;
-    Ok(text)
 }
 
 /// Returns device and inode of every file that is locked by flock(2): `1: FLOCK  ADVISORY  WRITE
@@ -78,7 +68,7 @@ pub fn locked(locks: &str) -> Vec<(u64, u64)> {
         let (major, minor) = (parts.next()?, parts.next()?);
         let (major, minor) =
             (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
-        Some((rustix::fs::makedev(major, minor), parts.next()?.parse().ok()?))
+        Some((hookrun_system::stat::device(major, minor), parts.next()?.parse().ok()?))
     };
     locks.lines().filter_map(file).collect()
 }

@@ -17,7 +17,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::history::{Record, now_ms};
 use crate::run::descendants::end_descendants;
-use hookrun_nix::process;
 
 /// The answer to a Nix that is owed one: it goes on without the hook.
 const LAST_ANSWER: &[u8] = b"# decline-permanently\n";
@@ -120,7 +119,7 @@ impl Write for Replies {
 /// Handles signals that ask this process to end, as described [above](self). To be called before
 /// any thread is started.
 pub(crate) fn watch() {
-    process::when_told_to_end(end);
+    hookrun_system::signals::when_told_to_end(end);
 }
 
 /// Remembers an accepted build, which is closed if the process is asked to end.

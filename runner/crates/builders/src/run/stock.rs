@@ -16,7 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::protocol::request::{Inputs, Request};
 use crate::protocol::settings::Settings;
-use crate::run::descendants::{are_children_known, descendants, end_descendants};
+use crate::run::descendants::{descendants, end_descendants};
 use crate::run::shutdown;
 use crate::run::stock_names::Names;
 use crate::run::stock_output::{Ending, OutputClassifier, Timing, is_about_machine, plain};
@@ -253,7 +253,10 @@ impl Running {
     fn no_answer(&self, complaints: Complaints, patience: Duration) -> Offer {
         let within = format!("no answer within {patience:?} (`connect-timeout` in `[builders]`)");
         let by_ssh = self.machine.starts_with("ssh://") || self.machine.starts_with("ssh-ng://");
-        if by_ssh && are_children_known() && descendants(self.child.id()).is_empty() {
+        if by_ssh
+            && hookrun_system::process::are_children_known()
+            && i32::try_from(self.child.id()).map(descendants).is_ok_and(|found| found.is_empty())
+        {
             return Offer::Here(format!(
                 "Nix's own build hook has not begun to connect: {within}; is Nix's database locked?"
             ));

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hookrun_nix::bounded;
 use hookrun_nix::installed::{Flavour, Version, identify};
+use hookrun_system::process;
 
 /// How long `nix --version` may take. It takes 25 ms, and the whole command waits for it.
 const VERSION_PATIENCE: Duration = Duration::from_secs(2);
@@ -40,12 +41,11 @@ pub(crate) struct StockProgram {
 impl StockProgram {
     /// Finds that of the Nix that called this process, or else the `nix` in `PATH`.
     pub(crate) fn of_caller(verbosity: u64) -> Self {
-        let link = rustix::process::getppid()
-            .map(|pid| PathBuf::from(format!("/proc/{}/exe", pid.as_raw_nonzero())));
-        let is_nix = |link: &PathBuf| {
-            let target = std::fs::read_link(link).ok()?;
+        let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
+        let is_nix = |pid: &i32| {
+            let target = process::program_of(*pid)?;
             // A Nix that was upgraded while it runs has this suffix.
-            let name = target.file_name()?.to_str()?.trim_end_matches(" (deleted)").to_owned();
+            let name = target.file_name()?.to_str()?.trim_end_matches(process::DELETED).to_owned();
             NIX_PROGRAMS.contains(&name.as_str()).then_some(())
         };
         // Since 2.0 the binary acts as the program that argv[0] names.
@@ -54,8 +54,8 @@ impl StockProgram {
             name: "build-remote",
             arguments: vec![verbosity.to_string()],
         };
-        if let Some(program) = link.filter(|link| is_nix(link).is_some()) {
-            return as_build_remote(program);
+        if let Some(parent) = parent.filter(|parent| is_nix(parent).is_some()) {
+            return as_build_remote(process::image_of(parent));
         }
         match nix_in_path() {
             Some(program) if !is_script(&program) => as_build_remote(program),

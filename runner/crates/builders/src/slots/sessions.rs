@@ -8,6 +8,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use hookrun_system::process;
 use serde::{Deserialize, Serialize};
 
 use crate::slots::live_file::{self, LiveFile};
@@ -22,16 +23,16 @@ const SESSIONS: &str = "sessions";
 pub struct Command {
     /// The process.
     pub pid: u32,
-    /// Field 22 of `/proc/PID/stat`; 0 where there is none.
+    /// When it was started ([`process::started`]); 0 where that is not known.
     pub started: u64,
 }
 
 impl Command {
     /// The parent of this process.
     pub fn of_parent() -> Self {
-        let pid =
-            rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
-        Self { pid, started: stat(pid).map_or(0, |(_, started)| started) }
+        let pid = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+        let started = process::started(pid).map_or(0, |started| started.time);
+        Self { pid: pid.unsigned_abs(), started }
     }
 
     /// Returns whether the process that `text` names (as displayed by this type) has ended; `false`
@@ -40,17 +41,14 @@ impl Command {
         let named = text
             .split_once('-')
             .and_then(|(pid, start)| Some((pid.parse().ok()?, start.parse::<u64>().ok()?)));
-        match named.map(|(pid, start)| (pid, start, stat(pid))) {
+        match named.map(|(pid, start)| (pid, start, process::started(pid))) {
             None | Some((_, 0, _)) => false,
             // A zombie has ended.
-            Some((_, start, Some((state, now)))) => now != start || matches!(state, 'Z' | 'X'),
+            Some((_, start, Some(now))) => now.time != start || now.is_zombie,
             // It has ended, or processes of other users are hidden (proc(5), `hidepid`).
-            Some((pid, ..)) => {
-                let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-                pid.is_some_and(|pid| {
-                    rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH)
-                })
-            }
+            Some((pid, ..)) => rustix::process::Pid::from_raw(pid).is_some_and(|pid| {
+                rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH)
+            }),
         }
     }
 }
@@ -59,14 +57,6 @@ impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.pid, self.started)
     }
-}
-
-/// Returns the state and start of a process. The second field, in parentheses, may contain anything
-/// (proc(5)).
-fn stat(pid: u32) -> Option<(char, u64)> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-    Some((fields.next()?.chars().next()?, fields.nth(18)?.parse().ok()?))
 }
 
 /// A machine that a build may go to.
@@ -186,6 +176,5 @@ mod tests {
         assert!(
             !Command::is_gone("") && !Command::is_gone("1-0") && !Command::is_gone("another text")
         );
-        assert_eq!(stat(std::process::id()).is_some(), cfg!(target_os = "linux"));
     }
 }

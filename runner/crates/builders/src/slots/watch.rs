@@ -6,10 +6,11 @@
 //! lock (`__fput` in Linux 6.x), so the woken session looks again a little later. Without inotify,
 //! and on network file systems, sessions look at intervals.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::Duration;
 
+use hookrun_system::closings::Closings;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Times after an event at which to look again. At the last one the lock is certainly dropped.
@@ -31,7 +32,7 @@ pub(crate) enum Woken {
 /// Watches directories.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    inotify: Option<OwnedFd>,
+    closings: Option<Closings>,
     /// Number of looks that are left after the last event.
     owed: usize,
 }
@@ -39,7 +40,7 @@ pub(crate) struct Watch {
 impl Watch {
     /// Watches these directories. Those that cannot be watched are read at intervals.
     pub(crate) fn on(directories: &[&Path]) -> Self {
-        Self { inotify: inotify(directories), owed: 0 }
+        Self { closings: Closings::new(directories), owed: 0 }
     }
 
     /// Waits until it is time to look, at most `within`.
@@ -49,14 +50,14 @@ impl Watch {
             .checked_sub(self.owed)
             .and_then(|done| AFTER_A_SIGN.get(done))
             .copied();
-        let usual = if self.inotify.is_some() { NOW_AND_THEN } else { WITHOUT_SIGNS };
+        let usual = if self.closings.is_some() { NOW_AND_THEN } else { WITHOUT_SIGNS };
         let patience = owed.unwrap_or(usual).min(within);
         let Ok(timeout) = Timespec::try_from(patience) else { return Woken::Look };
         // No events are requested: errors and hang-ups are always reported, and a pipe without a
         // reader is an error (poll(2)).
         let mut fds = vec![PollFd::from_borrowed_fd(nix, PollFlags::empty())];
-        let inotify = self.inotify.as_ref().filter(|_| owed.is_none());
-        fds.extend(inotify.map(|inotify| PollFd::new(inotify, PollFlags::IN)));
+        let closings = self.closings.as_ref().filter(|_| owed.is_none());
+        fds.extend(closings.map(|closings| PollFd::new(closings, PollFlags::IN)));
         match poll(&mut fds, Some(&timeout)) {
             Err(_) => std::thread::sleep(patience.min(WITHOUT_SIGNS)),
             Ok(_) => {
@@ -71,53 +72,19 @@ impl Watch {
         let signed = fds.get(1).is_some_and(|fd| fd.revents().contains(PollFlags::IN));
         self.owed = self.owed.saturating_sub(1);
         // Events that come meanwhile are read with the next one.
-        if signed && inotify_told(self.inotify.as_ref()) {
+        let may_be_free = |closings: &Closings| closings.any(crate::slots::slot_files::may_be_slot);
+        if signed && self.closings.as_ref().is_some_and(may_be_free) {
             self.owed = AFTER_A_SIGN.len();
         }
         Woken::Look
     }
 }
 
-#[cfg(target_os = "linux")]
-fn inotify(directories: &[&Path]) -> Option<OwnedFd> {
-    use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
-    let inotify = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?;
-    for directory in directories {
-        add_watch(&inotify, *directory, WatchFlags::CLOSE_WRITE | WatchFlags::DELETE).ok()?;
-    }
-    Some(inotify)
-}
-
-/// Empties the queue of events. Returns whether one of them may mean a free slot.
-#[cfg(target_os = "linux")]
-fn inotify_told(inotify: Option<&OwnedFd>) -> bool {
-    use std::mem::MaybeUninit;
-    let Some(inotify) = inotify else { return false };
-    let mut buffer = [MaybeUninit::uninit(); 4096];
-    let mut reader = rustix::fs::inotify::Reader::new(inotify.as_fd(), &mut buffer);
-    let mut told = false;
-    // Ends with EAGAIN.
-    while let Ok(event) = reader.next() {
-        told |= event
-            .file_name()
-            .is_none_or(|name| crate::slots::slot_files::may_be_slot(name.to_bytes()));
-    }
-    told
-}
-
-#[cfg(not(target_os = "linux"))]
-fn inotify(_: &[&Path]) -> Option<OwnedFd> {
-    None
-}
-
-#[cfg(not(target_os = "linux"))]
-fn inotify_told(_: Option<&OwnedFd>) -> bool {
-    false
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
+
+    use std::os::fd::AsFd as _;
 
     use super::*;
 

@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage};
 
 const HELLO: u32 = 1;
 const VERSION: u32 = 4;
@@ -121,7 +121,7 @@ impl Client {
             &self.stream,
             &[IoSlice::new(&[0])],
             &mut control,
-            SendFlags::NOSIGNAL,
+            hookrun_system::descriptor::NO_SIGNAL,
         )?;
         Ok(())
     }

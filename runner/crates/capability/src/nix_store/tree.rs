@@ -16,7 +16,8 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
+use hookrun_system::descriptor::{self, LOCATE};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{Budget, Entry};
@@ -32,10 +33,6 @@ const FLAGS: OFlags = OFlags::RDONLY
     .union(OFlags::NONBLOCK)
     .union(OFlags::NOCTTY)
     .union(OFlags::CLOEXEC);
-
-/// How the kernel resolves what is below the store directory.
-const BENEATH: ResolveFlags =
-    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 /// The components of a path that a guest gave: relative, and without `.` and `..`.
 ///
@@ -85,7 +82,7 @@ fn open(path: &Path, relative: &str, kind: OFlags) -> Result<OwnedFd, Capability
         return Err(CapabilityError::invalid(format!("{shown} is not a store path")));
     };
     let store =
-        rustix::fs::open(store, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        rustix::fs::open(store, LOCATE | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let components: Vec<&str> = std::iter::once(name).chain(below).collect();
     beneath(store.map_err(failed)?.as_fd(), &components, FLAGS | kind).map_err(failed)
 }
@@ -99,7 +96,7 @@ fn beneath(
     // Without O_NOFOLLOW, which would let O_DIRECTORY have the first word about a symlink;
     // RESOLVE_NO_SYMLINKS says it for all components.
     let kernel = flags - OFlags::NOFOLLOW;
-    match rustix::fs::openat2(directory, components.join("/"), kernel, Mode::empty(), BENEATH) {
+    match descriptor::open_beneath(directory, &components.join("/"), kernel) {
         // Linux before 5.6; a filter that does not know it (containers answer EPERM).
         Err(Errno::NOSYS | Errno::PERM) => walk(directory, components, flags),
         // A component that leads out of the store directory can only be a link that was not there
@@ -114,7 +111,7 @@ fn walk(directory: BorrowedFd<'_>, components: &[&str], flags: OFlags) -> Result
     let Some((last, above)) = components.split_last() else { return Err(Errno::INVAL) };
     let mut here: Option<OwnedFd> = None;
     for component in above {
-        let step = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let step = LOCATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let next = rustix::fs::openat(
             here.as_ref().map_or(directory, AsFd::as_fd),
             *component,
@@ -262,7 +259,7 @@ mod tests {
             std::os::unix::fs::symlink(target, dir.path().join("p").join(link)).unwrap();
         }
         let store =
-            rustix::fs::open(dir.path(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+            rustix::fs::open(dir.path(), LOCATE | OFlags::DIRECTORY, Mode::empty()).unwrap();
         for path in [
             "p",
             "p/a",

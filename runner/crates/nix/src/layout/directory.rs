@@ -3,10 +3,12 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hookrun_system::descriptor::LOCATE;
+use hookrun_system::directory as system;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 
 /// What a directory is opened for.
@@ -89,7 +91,7 @@ impl Directory {
     pub fn create(&self, name: &[u8], mode: u32) -> rustix::io::Result<File> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let mode = Mode::from_raw_mode(mode);
+        let mode = hookrun_system::stat::mode(mode);
         let file = rustix::fs::openat(&self.descriptor, name, flags, mode)?;
         // The umask takes bits away from a new file.
         rustix::fs::fchmod(&file, mode)?;
@@ -102,17 +104,7 @@ impl Directory {
     /// What the system says.
     pub fn rename(&self, from: &[u8], into: &Self, to: &[u8]) -> std::io::Result<()> {
         let (from, to) = (CString::new(from)?, CString::new(to)?);
-        // By the C library, so that the crash tests can put something in its place.
-        // SAFETY: two open descriptors and two C strings that outlive the call.
-        let result = unsafe {
-            libc::renameat(
-                self.descriptor.as_raw_fd(),
-                from.as_ptr(),
-                into.descriptor.as_raw_fd(),
-                to.as_ptr(),
-            )
-        };
-        if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        system::rename(self.as_fd(), &from, into.as_fd(), &to)
     }
 
     /// Removes an entry that is not a directory.
@@ -120,7 +112,7 @@ impl Directory {
     /// # Errors
     /// What the system says.
     pub fn remove(&self, name: &[u8]) -> std::io::Result<()> {
-        self.unlink(name, 0)
+        system::remove(self.as_fd(), &CString::new(name)?)
     }
 
     /// Removes an empty directory.
@@ -128,15 +120,7 @@ impl Directory {
     /// # Errors
     /// What the system says.
     pub fn remove_directory(&self, name: &[u8]) -> std::io::Result<()> {
-        self.unlink(name, libc::AT_REMOVEDIR)
-    }
-
-    fn unlink(&self, name: &[u8], flags: libc::c_int) -> std::io::Result<()> {
-        let name = CString::new(name)?;
-        // By the C library, as above.
-        // SAFETY: an open descriptor and a C string that outlives the call.
-        let result = unsafe { libc::unlinkat(self.descriptor.as_raw_fd(), name.as_ptr(), flags) };
-        if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        system::remove_directory(self.as_fd(), &CString::new(name)?)
     }
 
     /// The names in it, without `.` and `..`.
@@ -156,7 +140,7 @@ impl AsFd for Directory {
 
 fn flags(purpose: Use) -> OFlags {
     let access = match purpose {
-        Use::Add => OFlags::PATH,
+        Use::Add => LOCATE,
         Use::List => OFlags::RDONLY,
     };
     access | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC

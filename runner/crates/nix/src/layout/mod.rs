@@ -9,6 +9,7 @@ mod directory;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use hookrun_system::stat::mode_of;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
 use sha2::{Digest as _, Sha256};
 
@@ -159,7 +160,7 @@ struct Repair {
 
 /// Sets the umask of this process, before it has threads.
 pub fn set_umask() {
-    rustix::process::umask(Mode::from_raw_mode(UMASK));
+    rustix::process::umask(hookrun_system::stat::mode(UMASK));
 }
 
 /// Makes a directory of the table and the directories above it, where they are missing.
@@ -203,7 +204,7 @@ pub fn make(path: &Path, mode: u32) -> std::io::Result<()> {
         // ours, and a link in another is not followed.
         Ok(()) => {
             let made = Directory::open(path, Use::List)?;
-            Ok(rustix::fs::fchmod(&made, Mode::from_raw_mode(mode))?)
+            Ok(rustix::fs::fchmod(&made, hookrun_system::stat::mode(mode))?)
         }
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
@@ -270,12 +271,12 @@ pub fn is_in_common(path: &Path) -> bool {
 
 /// Returns whether the user owns this directory and no other user can change its contents.
 pub fn is_of_user_alone(stat: &Stat, uid: u32) -> bool {
-    stat.st_uid == uid && stat.st_mode & OTHERS_WRITE == 0
+    stat.st_uid == uid && mode_of(stat) & OTHERS_WRITE == 0
 }
 
 /// Returns whether root owns this directory and others can at most add files.
 pub fn is_shared_by_root(stat: &Stat) -> bool {
-    stat.st_uid == 0 && (stat.st_mode & OTHERS_WRITE == 0 || stat.st_mode & STICKY != 0)
+    stat.st_uid == 0 && (mode_of(stat) & OTHERS_WRITE == 0 || mode_of(stat) & STICKY != 0)
 }
 
 /// What is wrong with owner, mode or type of what is there.
@@ -315,7 +316,7 @@ fn judge(entry: Entry, path: &Path, stat: &Stat, owner: u32) -> Option<Wrong> {
         return wrong(format!("{shown} is not {expected}; move it away, it is made again"), None);
     }
     let system = owner == 0;
-    let (mode, wanted) = (stat.st_mode & PERMISSIONS, entry.mode(system));
+    let (mode, wanted) = (mode_of(stat) & PERMISSIONS, entry.mode(system));
     let is_foreign = entry.owner == Owner::Installation && stat.st_uid != owner;
     let own_group = stat.st_gid != 0;
     let is_open = !entry.admits(mode, own_group, system);
@@ -386,7 +387,7 @@ fn set_right(wrong: &Wrong) -> rustix::io::Result<bool> {
         rustix::fs::fchown(&open, Some(Uid::from_raw(owner)), None::<Gid>)?;
     }
     if let Some(mode) = mode {
-        rustix::fs::fchmod(&open, Mode::from_raw_mode(mode))?;
+        rustix::fs::fchmod(&open, hookrun_system::stat::mode(mode))?;
     }
     Ok(true)
 }

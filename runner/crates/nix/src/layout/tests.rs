@@ -15,6 +15,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 /// One entry of root's installation with another mode or owner.
+#[expect(unsafe_code, reason = "rustix has no other way to make a `Stat`")]
 fn seen(entry: Entry, mode: u32, uid: u32) -> String {
     // SAFETY: all zeros are a valid `stat`, which holds numbers only.
     let mut stat: Stat = unsafe { std::mem::zeroed() };

@@ -238,7 +238,7 @@ impl Walk<'_> {
 }
 
 fn identity(found: &Stat) -> (u64, u64) {
-    (found.st_dev, found.st_ino)
+    hookrun_system::stat::identity_of(found)
 }
 
 fn token(out: &mut impl Write, word: &[u8]) -> Result<(), EncodeError> {

@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{FileType, OFlags, RenameFlags};
 
 use hookrun_nix::layout::{self, Directory, Use};
 use hookrun_nix::terminal::printable;
@@ -232,7 +232,7 @@ fn note(directory: &Directory, reason: &str) -> std::io::Result<()> {
         directory,
         LOG,
         flags | OFlags::CLOEXEC,
-        Mode::from_raw_mode(FILE_MODE),
+        hookrun_system::stat::mode(FILE_MODE),
     )?;
     std::fs::File::from(log).write_all(format!("{reason}\n").as_bytes())
 }
@@ -253,7 +253,7 @@ fn remove_directory(from: &Directory, name: &[u8]) -> std::io::Result<bool> {
                     if removed(directory.remove_directory(&entry))? {
                         continue;
                     }
-                    let above = format!("removed-{}", uuid::Uuid::new_v4()).into_bytes();
+                    let above = format!("removed-{}", uuid::Uuid::now_v7()).into_bytes();
                     directory.rename(&entry, from, &above)?;
                     names.push(above);
                 }

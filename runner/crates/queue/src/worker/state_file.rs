@@ -51,8 +51,8 @@ impl Running {
     /// The worker that runs on these directories, if this user can see one.
     pub fn find(dirs: &Dirs) -> Option<Self> {
         let pid = lock::holder(&dirs.worker_lock())?;
-        let program = std::fs::read_link(format!("/proc/{pid}/exe"));
-        let is_replaced = program.is_ok_and(|program| spawn::is_deleted(&program));
+        let program = hookrun_system::process::program_of(pid);
+        let is_replaced = program.is_some_and(|program| spawn::is_deleted(&program));
         Some(Self { pid, said: WorkerState::of(dirs, pid), is_replaced })
     }
 }

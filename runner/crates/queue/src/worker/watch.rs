@@ -144,6 +144,7 @@ impl Watch {
     }
 }
 
+#[expect(unsafe_code, reason = "tokio's contract, kept below")]
 fn asynchronous(arrivals: Arrivals) -> std::io::Result<AsyncFd<Descriptor>> {
     // SAFETY: the descriptor belongs to the value that is handed over, which keeps it open and
     // never exchanges it for another.

@@ -9,7 +9,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-use super::WallError;
+use crate::wall::WallError;
 
 /// Files, memory, threads, time: what computing, mapping native code, SQLite and the async runtime
 /// need.

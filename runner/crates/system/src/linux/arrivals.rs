@@ -10,19 +10,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 
+use crate::arrivals::Arrived;
+
 /// Room for the events of one read; one with the longest name has 272 bytes.
 const BUFFER: usize = 16 << 10;
-
-/// What has happened since the last look.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Arrived {
-    /// Files that came: the number of the directory, and the name.
-    pub files: Vec<(usize, Vec<u8>)>,
-    /// More than is told has happened: the directories are to be listed.
-    pub more: bool,
-    /// The first directory is gone, or is another one now.
-    pub gone: bool,
-}
 
 /// Watches directories.
 #[derive(Debug)]

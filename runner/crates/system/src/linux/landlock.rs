@@ -6,7 +6,7 @@ use landlock::{
     PathBeneath, PathFd, Ruleset, RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, Scope,
 };
 
-use super::{Wall, WallError};
+use crate::wall::{Wall, WallError};
 
 /// The newest rights that are asked for; older kernels are asked for what they know ([`missing`]
 /// says what that lacks). Those of newer kernels (UDP ports, from Linux 7.2) are not: name

@@ -6,23 +6,26 @@
 //! capabilities and Landlock belong to threads. In this order:
 //!
 //! 1. no core dumps and no debugger (the process is not dumpable), no new privileges;
-//! 2. [`identity`]: another user, or the same one without a single capability;
-//! 3. [`landlock`]: files beneath the listed directories, TCP connections to the listed ports,
+//! 2. another user, or the same one without a single capability;
+//! 3. Landlock: files beneath the listed directories, TCP connections to the listed ports,
 //!    nothing else;
-//! 4. [`seccomp`]: the system calls that guests and their host functions need. No exec, no new
+//! 4. seccomp: the system calls that guests and their host functions need. No exec, no new
 //!    process, no ptrace, no mount, no Unix socket, no packet socket, no io_uring, no bpf, no keys.
 //!
-//! What the kernel lacks is in [`Raised::missing`]; `[worker] require-sandbox = true` makes that an
+//! On macOS steps 3 and 4 are its own sandbox (`sandbox_init`), which knows files and the network,
+//! but neither ports nor system calls.
+//!
+//! What the system lacks is in [`Raised::missing`]; `[worker] require-sandbox = true` makes that an
 //! error. Called by the runner (`hookrun runner`), the compile child, the gate and `hookrun
 //! test`; knows none of them.
 
 mod identity;
-mod landlock;
-mod seccomp;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use crate::os;
 
 pub use identity::{Identity, User};
 
@@ -78,7 +81,7 @@ pub enum WallError {
 }
 
 impl WallError {
-    fn step(step: &'static str, error: &dyn std::fmt::Display) -> Self {
+    pub(crate) fn step(step: &'static str, error: &dyn std::fmt::Display) -> Self {
         Self::Step { step, error: error.to_string() }
     }
 }
@@ -107,14 +110,7 @@ impl Wall {
         if self.required && !missing.is_empty() {
             return Err(WallError::Missing(missing));
         }
-        // The rules open paths: while this process still may.
-        let rules = landlock::Rules::prepare(self)?;
-        let identity = self.identity.take()?;
-        private()?;
-        rules.apply()?;
-        if seccomp::missing().is_empty() {
-            seccomp::apply(self.network)?;
-        }
+        let identity = os::raise(self)?;
         Ok(Raised { identity, missing })
     }
 }
@@ -126,7 +122,7 @@ const THREAD_GONE: Duration = Duration::from_millis(500);
 fn alone() -> Result<(), WallError> {
     let begun = Instant::now();
     loop {
-        let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+        let threads = os::threads();
         if threads == 1 {
             return Ok(());
         }
@@ -139,23 +135,14 @@ fn alone() -> Result<(), WallError> {
 
 /// What this kernel lacks of the wall, in sentences; empty: nothing.
 pub fn missing() -> Vec<String> {
-    let mut missing = landlock::missing();
-    missing.extend(seccomp::missing());
-    missing
+    os::missing()
 }
 
-/// No dump of this process's memory, which holds secrets; no debugger, not even of the same user;
-/// no privileges by exec.
-fn private() -> Result<(), WallError> {
-    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+/// No dump of this process's memory, which holds secrets.
+pub(crate) fn forbid_core_dumps() -> Result<(), WallError> {
+    use rustix::process::{Resource, Rlimit, setrlimit};
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
-        .map_err(|error| WallError::step("forbidding core dumps", &error))?;
-    // After the change of user, which makes a process dumpable or not by its own rules (prctl(2),
-    // PR_SET_DUMPABLE).
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(|error| WallError::step("forbidding debuggers", &error))?;
-    rustix::thread::set_no_new_privs(true)
-        .map_err(|error| WallError::step("forbidding new privileges", &error))
+        .map_err(|error| WallError::step("forbidding core dumps", &error))
 }
 
 #[cfg(test)]

@@ -1,0 +1,84 @@
+//! What a child process does between fork and exec.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+use crate::{descriptor, os, signals};
+
+/// First descriptor after the standard streams.
+pub(crate) const FIRST_OTHER: u32 = 3;
+
+/// The preparation of a child; [`Preparation::add_to`] adds it to a command.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Preparation {
+    /// It leads a session of its own.
+    pub session: bool,
+    /// It inherits nothing but the standard streams.
+    pub closes_others: bool,
+    /// It inherits these descriptors, although they are closed on exec.
+    pub inherits: &'static [RawFd],
+    /// It can be ended by all signals, whatever this thread blocks.
+    pub unblocks_signals: bool,
+    /// It is killed when the thread that starts it ends; its own children are not. On Linux only.
+    pub dies_with_parent: bool,
+}
+
+impl Preparation {
+    /// Adds it to `command`.
+    pub fn add_to(self, command: &mut Command) -> &mut Command {
+        let parent = rustix::process::getpid();
+        let before_exec = move || -> io::Result<()> {
+            if self.session {
+                // Fails only for a leader of a group, which a new process is not.
+                let _session = rustix::process::setsid();
+            }
+            if self.closes_others {
+                // Closed at exec, so that the report of a failed exec still gets through.
+                os::close_on_exec_from(FIRST_OTHER)?;
+            }
+            for number in self.inherits {
+                descriptor::set_close_on_exec(*number, false);
+            }
+            if self.unblocks_signals {
+                signals::unblock();
+            }
+            if self.dies_with_parent {
+                os::die_with(parent)?;
+            }
+            Ok(())
+        };
+        // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are
+        // allowed: it makes system calls on numbers, allocates nothing and takes no lock.
+        unsafe { command.pre_exec(before_exec) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A number that no other test uses.
+    const NUMBER: RawFd = 250;
+
+    fn output(preparation: Preparation, script: &str) -> String {
+        let mut command = Command::new("/bin/sh");
+        let output = preparation.add_to(command.args(["-c", script])).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    #[test]
+    fn a_child_inherits_what_it_is_told_to_and_nothing_else() {
+        let file = std::fs::File::open("/").unwrap();
+        descriptor::duplicate_to(std::os::fd::AsFd::as_fd(&file), NUMBER).unwrap();
+        let script = "test -e /dev/fd/250 && echo open || echo closed";
+        assert_eq!(output(Preparation::default(), script), "closed");
+        let inherits = Preparation { inherits: &[NUMBER], ..Preparation::default() };
+        assert_eq!(output(inherits, script), "open");
+        descriptor::set_close_on_exec(NUMBER, false);
+        assert_eq!(output(Preparation::default(), script), "open");
+        let closes = Preparation { closes_others: true, ..Preparation::default() };
+        assert_eq!(output(closes, script), "closed");
+    }
+}

@@ -1,0 +1,39 @@
+//! What hookrun uses of the operating system beyond the standard library and rustix: the sandbox,
+//! processes, descriptors, memory files, users.
+//!
+//! * [`wall`]: the sandbox of a process that runs guests.
+//! * [`child`]: what a child process does between fork and exec.
+//! * [`process`]: other processes, and what this one can become; [`signals`].
+//! * [`descriptor`]: open files by number; [`directory`]: entries by the C library.
+//! * [`arrivals`], [`closings`]: what happens in directories.
+//! * [`memory`]: files in memory. [`stat`]: modes.
+//!
+//! What differs between operating systems is in `linux/` and `macos/`, which have the same
+//! functions; docs/platforms.md says what macOS lacks. All unsafe code of the program is in this
+//! crate, apart from two functions of libraries with a contract of their own: mapping compiled
+//! plugins (`hookrun-host`) and registering a descriptor with tokio (`hookrun-queue`).
+
+#![expect(unsafe_code, reason = "this crate wraps the system calls that rustix does not")]
+
+pub mod arrivals;
+pub mod child;
+pub mod closings;
+pub mod descriptor;
+pub mod directory;
+#[cfg(all(target_os = "linux", feature = "escape-drill"))]
+pub mod drill;
+pub mod memory;
+pub mod process;
+pub mod signals;
+pub mod stat;
+pub mod wall;
+
+#[cfg(target_os = "linux")]
+#[path = "linux/mod.rs"]
+mod os;
+#[cfg(target_os = "macos")]
+#[path = "macos/mod.rs"]
+mod os;
+
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+compile_error!("hookrun runs on Linux and macOS");

@@ -1,0 +1,48 @@
+//! Signals that ask this process to end.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::process;
+
+/// Signals that ask a process to end.
+const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
+/// From here on a signal that asks this process to end (SIGTERM, SIGINT, SIGHUP) runs `act` on a
+/// thread of its own and then ends the process, with code 1 and without running anything else. To
+/// be called before any thread is started.
+pub fn when_told_to_end(act: impl FnOnce() + Send + 'static) {
+    // SAFETY: `sigset_t` is plain data, made valid by `sigemptyset`; the other calls take pointers
+    // to it, which live on the stack.
+    let signals = unsafe {
+        let mut signals = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut signals);
+        for signal in ENDING {
+            libc::sigaddset(&raw mut signals, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, std::ptr::null_mut());
+        signals
+    };
+    let waits = move || {
+        let mut signal = 0;
+        // SAFETY: two pointers to values on this stack.
+        while unsafe { libc::sigwait(&raw const signals, &raw mut signal) } != 0 {}
+        let _ = catch_unwind(AssertUnwindSafe(act));
+        process::end_now(1)
+    };
+    // Without the thread these signals would be ignored: better to die of them.
+    if std::thread::Builder::new().name("signals".to_owned()).spawn(waits).is_err() {
+        unblock();
+    }
+}
+
+/// Lets this thread, or a child, die of the signals again: a process that a session starts has its
+/// mask. Async-signal-safe.
+pub fn unblock() {
+    // SAFETY: as in `when_told_to_end`; all three functions are async-signal-safe
+    // (signal-safety(7)).
+    unsafe {
+        let mut none = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut none);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
