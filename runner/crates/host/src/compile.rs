@@ -234,9 +234,9 @@ mod tests {
             failure(plugin, ExitStatus::from_raw(status), said).to_string()
         };
         insta::assert_snapshot!(text(1 << 8, "unknown section\n"), @"does not compile (unknown section)");
-        insta::assert_snapshot!(text(1 << 8, ""), @"");
-        insta::assert_snapshot!(text(4 << 8, "no such user"), @"");
-        insta::assert_snapshot!(text(libc::SIGILL, ""), @"");
+        insta::assert_snapshot!(text(1 << 8, ""), @"cannot be compiled (its process ended with exit status: 1 and without a message); see that there is memory, and that /proc is mounted");
+        insta::assert_snapshot!(text(4 << 8, "no such user"), @"cannot be compiled (its process ended with exit status: 4: no such user); see that there is memory, and that /proc is mounted");
+        insta::assert_snapshot!(text(libc::SIGILL, ""), @"cannot be compiled (its process ended with signal: 4 (SIGILL) and without a message); see that there is memory, and that /proc is mounted");
     }
 
     #[test]
