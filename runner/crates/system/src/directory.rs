@@ -1,9 +1,17 @@
-//! Changes of directory entries by the C library, not by a system call, so that the crash tests can
-//! put a function of their own in its place.
+//! Directories. Entries are changed by the C library, not by a system call, so that the crash tests
+//! can put a function of their own in its place.
 
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::path::Path;
+
+use crate::os;
+
+/// Can programs be started in this directory? Not if its file system is mounted `noexec`.
+pub fn allows_programs(path: &Path) -> bool {
+    os::allows_programs(path)
+}
 
 /// Renames an entry of `from` into `into`.
 ///

@@ -222,8 +222,7 @@ fn can_hold_hooks(directory: &Path) -> bool {
     let is_one_word =
         |text: &str| !text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#');
     directory.to_str().is_some_and(is_one_word)
-        && rustix::fs::statvfs(directory)
-            .is_ok_and(|found| !found.f_flag.contains(rustix::fs::StatVfsMountFlags::NOEXEC))
+        && hookrun_system::directory::allows_programs(directory)
 }
 
 fn make(path: &Path) -> std::io::Result<()> {

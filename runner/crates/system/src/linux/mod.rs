@@ -15,7 +15,7 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{MemfdFlags, Mode, OFlags, ResolveFlags, SealFlags};
+use rustix::fs::{MemfdFlags, Mode, OFlags, ResolveFlags, SealFlags, StatVfsMountFlags};
 use rustix::net::SendFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
@@ -45,6 +45,11 @@ pub(crate) fn open_beneath(
 ) -> rustix::io::Result<OwnedFd> {
     let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     rustix::fs::openat2(directory, path, flags, Mode::empty(), beneath)
+}
+
+pub(crate) fn allows_programs(directory: &Path) -> bool {
+    rustix::fs::statvfs(directory)
+        .is_ok_and(|found| !found.f_flag.contains(StatVfsMountFlags::NOEXEC))
 }
 
 pub(crate) fn close_range(first: u32, last: u32) {

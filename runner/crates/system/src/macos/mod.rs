@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,11 @@ fn most_files() -> RawFd {
 
 pub(crate) fn open_beneath(_: BorrowedFd<'_>, _: &str, _: OFlags) -> rustix::io::Result<OwnedFd> {
     Err(rustix::io::Errno::NOSYS)
+}
+
+pub(crate) fn allows_programs(directory: &Path) -> bool {
+    rustix::fs::statfs(directory)
+        .is_ok_and(|found| found.f_flags & libc::MNT_NOEXEC.unsigned_abs() == 0)
 }
 
 pub(crate) fn close_range(first: u32, last: u32) {
