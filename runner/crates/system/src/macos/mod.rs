@@ -1,4 +1,4 @@
-//! macOS. Compiled and linked by CI, and never run there: what is doubtful is left out, and
+//! macOS. Checked by the compiler, never linked and never run: what is doubtful is left out, and
 //! docs/platforms.md lists it.
 
 pub(crate) mod arrivals;
