@@ -29,7 +29,7 @@ use crate::process::{CommandExt as _, cargo, target_directory};
 
 /// What to measure.
 #[derive(clap::Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Runs of each command.
     #[arg(long, default_value_t = 300)]
     runs: usize,
@@ -165,7 +165,7 @@ fn guest(target: &Path, name: &str) -> Result<PathBuf> {
 }
 
 /// Builds the release and prints a table.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     machine::prepare(Need::Compiler)?;
     let target = target_directory()?;
     let program = match &options.program {

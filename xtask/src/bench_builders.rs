@@ -26,7 +26,7 @@ use crate::process::{CommandExt as _, cargo, target_directory};
 
 /// What to measure.
 #[derive(clap::Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Runs of each command.
     #[arg(long, default_value_t = 3)]
     runs: usize,
@@ -224,7 +224,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// Measures and prints a table.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     machine::prepare(Need::Nix)?;
     let program = match &options.program {
         Some(program) => {

@@ -16,7 +16,7 @@ const UNREACHABLE: [&str; 2] =
     ["failed to fetch advisory database", "failed to load advisory database"];
 
 /// Formatting, lints, documentation, dependencies; ends at the first that fails.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     machine::prepare(Need::Compiler)?;
     cargo().args(["fmt", "--all", "--check"]).run()?;
     width::check()?;

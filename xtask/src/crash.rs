@@ -7,7 +7,7 @@ use crate::process::{self, CommandExt as _, cargo};
 
 /// Options of `cargo xtask crash`.
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Events to hand over.
     #[arg(long, default_value_t = 10_000)]
     events: usize,
@@ -20,7 +20,7 @@ pub struct Options {
 }
 
 /// Runs it.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     machine::prepare(Need::Nix)?;
     process::build_workspace()?;
     let mut command = cargo();

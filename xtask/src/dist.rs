@@ -13,7 +13,7 @@ const COMPLETIONS: [(&str, &str); 3] =
     [("bash", "hookrun.bash"), ("zsh", "_hookrun"), ("fish", "hookrun.fish")];
 
 /// Builds the release and puts binary, completions, man pages, examples and licences together.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     machine::prepare(Need::Compiler)?;
     cargo().args(["build", "--release", "--package", "hookrun"]).run()?;
     let target = target_directory()?;

@@ -24,7 +24,7 @@ const MEMORY: u32 = 2048;
 
 /// How inputs are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Engine {
+pub(crate) enum Engine {
     /// libFuzzer, guided by coverage.
     Libfuzzer,
     /// Seeded mutations of the corpus, not guided.
@@ -33,7 +33,7 @@ pub enum Engine {
 
 /// Options of `cargo xtask fuzz`.
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Seconds for each target.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
@@ -45,7 +45,7 @@ pub struct Options {
 }
 
 /// Builds and runs.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     machine::prepare(Need::Compiler)?;
     let engine = options.engine.unwrap_or_else(|| {
         let compiler = std::env::var_os("CXX").is_some() || find_program("c++").is_some();

@@ -15,7 +15,7 @@ const WASM_TARGET: &str = "wasm32-wasip2";
 
 /// How much is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Need {
+pub(crate) enum Need {
     /// To compile only.
     Compiler,
     /// To run Nix too.
@@ -39,12 +39,12 @@ impl Package {
 }
 
 /// The names of all that is needed, on a Debian.
-pub fn debian_packages() -> impl Iterator<Item = &'static str> {
+pub(crate) fn debian_packages() -> impl Iterator<Item = &'static str> {
     packages().map(|package| package.name)
 }
 
 /// The packages that a Debian in a directory lacks.
-pub fn missing_below(root: &Path) -> Vec<&'static str> {
+pub(crate) fn missing_below(root: &Path) -> Vec<&'static str> {
     let programs = ["usr/local/bin", "usr/bin", "usr/sbin"];
     let missing = packages().filter(|package| match package.proof.strip_prefix('/') {
         Some(file) => !root.join(file).exists(),
@@ -63,7 +63,7 @@ fn packages() -> impl Iterator<Item = Package> {
 
 /// The first program of this name in `PATH`, or in the directories of root that a plain user's
 /// `PATH` lacks.
-pub fn find_program(name: &str) -> Option<PathBuf> {
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
     places.map(|place: PathBuf| place.join(name)).find(|program| program.is_file())
@@ -73,7 +73,7 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
 ///
 /// # Errors
 /// It cannot be installed here: names the command.
-pub fn prepare(need: Need) -> Result<()> {
+pub(crate) fn prepare(need: Need) -> Result<()> {
     let debian = Path::new("/etc/debian_version").exists();
     let missing: Vec<Package> = packages()
         // A file tells something on Debian only.
@@ -114,7 +114,7 @@ fn install(debian: bool, missing: &[Package]) -> Result<()> {
 }
 
 /// Returns whether this process runs as root.
-pub fn is_root() -> Result<bool> {
+pub(crate) fn is_root() -> Result<bool> {
     Ok(Command::new("id").arg("-u").read()?.trim() == "0")
 }
 

@@ -16,7 +16,7 @@ use crate::process::{self, CommandExt as _, cargo, repository, target_directory}
 
 /// What to run, and with which Nix.
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// The Debian whose Nix it is to be: `trixie` has 2.26, `sid` the newest that Debian has.
     #[arg(long, default_value = "trixie")]
     suite: String,
@@ -46,7 +46,7 @@ const ENTER: &str = "xtask/src/newer_nix/enter.sh";
 const NO_SERVICES: &str = "#!/bin/sh\nexit 101\n";
 
 /// Makes the root where it is missing, builds, and runs everything there.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     machine::prepare(Need::Nix)?;
     if !machine::is_root()? {
         bail!("a root of its own needs root; run `sudo -E cargo xtask newer-nix`");

@@ -7,14 +7,14 @@ use anyhow::{Context as _, Result};
 
 /// A command that ran and failed.
 #[derive(Debug)]
-pub struct Failed {
+pub(crate) struct Failed {
     line: String,
     status: ExitStatus,
 }
 
 impl Failed {
     /// Its exit code, or 1 if a signal ended it.
-    pub fn exit_code(&self) -> ExitCode {
+    pub(crate) fn exit_code(&self) -> ExitCode {
         self.status
             .code()
             .and_then(|code| u8::try_from(code).ok())
@@ -31,7 +31,7 @@ impl std::fmt::Display for Failed {
 impl std::error::Error for Failed {}
 
 /// Ways to run a command.
-pub trait CommandExt {
+pub(crate) trait CommandExt {
     /// Shows the command line, runs it with the terminal's streams, and fails if it does.
     fn run(&mut self) -> Result<()>;
     /// Runs it silently and gives its standard output; fails if it does.
@@ -78,7 +78,7 @@ const OF_THIS_PACKAGE: [&str; 5] = [
 ];
 
 /// `cargo` in the repository.
-pub fn cargo() -> Command {
+pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for (name, _) in std::env::vars_os() {
         if name
@@ -94,17 +94,17 @@ pub fn cargo() -> Command {
 
 /// Builds everything. Always the whole workspace, so that crates are not built again with other
 /// features.
-pub fn build_workspace() -> Result<()> {
+pub(crate) fn build_workspace() -> Result<()> {
     cargo().args(["build", "--workspace"]).run()
 }
 
 /// The repository's directory.
-pub fn repository() -> &'static Path {
+pub(crate) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
 /// The target directory: this program is `debug/xtask` in it.
-pub fn target_directory() -> Result<PathBuf> {
+pub(crate) fn target_directory() -> Result<PathBuf> {
     let program = std::env::current_exe().context("cannot tell where xtask is")?;
     let target = program.parent().and_then(Path::parent);
     target.map(Path::to_owned).context("xtask is in no target directory; run it as `cargo xtask`")

@@ -12,7 +12,7 @@ use crate::process::{self, CommandExt as _, cargo};
 const SKIPPED: &str = "HOOKRUN_TESTS_SKIPPED";
 
 /// Prepares the machine, builds the program that the end-to-end tests run, and runs all tests.
-pub fn run(arguments: &[String]) -> Result<()> {
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
     machine::prepare(Need::Nix)?;
     // The end-to-end tests find `hookrun` beside them in the target directory; no test target of
     // theirs builds it.

@@ -18,7 +18,7 @@ const COLUMNS: usize = 100;
 const FOREIGN: [&str; 2] = ["fuzz/corpus/", "plugin-sdk/wit/wasi-"];
 
 /// Names every line that is too long.
-pub fn check() -> Result<()> {
+pub(crate) fn check() -> Result<()> {
     eprintln!("$ comments and documents of at most {COLUMNS} columns");
     let files = Command::new("git").arg("ls-files").current_dir(repository()).read()?;
     let mut long = Vec::new();

@@ -3,14 +3,14 @@
 use std::fmt::Write as _;
 
 /// Its name.
-pub const KEY: &str = "nix-cache-info";
+pub(crate) const KEY: &str = "nix-cache-info";
 /// As Nix writes it.
-pub const CONTENT_TYPE: &str = "text/x-nix-cache-info";
+pub(crate) const CONTENT_TYPE: &str = "text/x-nix-cache-info";
 /// It has three short lines.
-pub const MAX_LENGTH: u64 = 64 << 10;
+pub(crate) const MAX_LENGTH: u64 = 64 << 10;
 
 /// The text for a new cache.
-pub fn new(store_dir: &str, priority: Option<u32>, want_mass_query: bool) -> String {
+pub(crate) fn new(store_dir: &str, priority: Option<u32>, want_mass_query: bool) -> String {
     let mut text = format!("StoreDir: {store_dir}\n");
     if want_mass_query {
         text.push_str("WantMassQuery: 1\n");
@@ -26,7 +26,7 @@ pub fn new(store_dir: &str, priority: Option<u32>, want_mass_query: bool) -> Str
 ///
 /// # Errors
 /// A fragment that says what it is for.
-pub fn check(text: &str, store_dir: &str) -> Result<(), String> {
+pub(crate) fn check(text: &str, store_dir: &str) -> Result<(), String> {
     let said = text
         .lines()
         .filter_map(|line| line.split_once(':'))

@@ -5,7 +5,7 @@ use serde::Deserialize;
 /// The configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct Config {
+pub(crate) struct Config {
     /// The object store.
     pub bucket: String,
     /// How NARs are stored.
@@ -56,7 +56,7 @@ fn yes() -> bool {
 
 impl Config {
     /// The keys that sign, if the configuration says; else all that are granted do.
-    pub fn keys(&self) -> Option<Vec<String>> {
+    pub(crate) fn keys(&self) -> Option<Vec<String>> {
         self.key.as_ref().map(|keys| match keys {
             Keys::One(key) => vec![key.clone()],
             Keys::Many(keys) => keys.clone(),

@@ -7,16 +7,16 @@ use hookrun_sdk::nix_store::PathInfo;
 use hookrun_sdk::object_store::{Compression, StoredNar};
 
 /// As Nix writes it.
-pub const CONTENT_TYPE: &str = "text/x-nix-narinfo";
+pub(crate) const CONTENT_TYPE: &str = "text/x-nix-narinfo";
 
 /// `<hash part of the store path>.narinfo`.
-pub fn key(path: &str) -> String {
+pub(crate) fn key(path: &str) -> String {
     let base = base(path);
     format!("{}.narinfo", base.split_once('-').map_or(base, |(hash, _)| hash))
 }
 
 /// The text.
-pub fn text(
+pub(crate) fn text(
     store_dir: &str,
     info: &PathInfo,
     compression: Compression,

@@ -8,7 +8,7 @@ use hookrun_sdk::nix_store::PathInfo;
 
 /// The paths without those that one of the keys `skip` signed, which are counted in `signed` by
 /// key.
-pub fn not_signed_by(
+pub(crate) fn not_signed_by(
     infos: Vec<PathInfo>,
     skip: &[String],
     signed: &mut BTreeMap<String, usize>,
@@ -24,17 +24,17 @@ pub fn not_signed_by(
 }
 
 /// Has the path a signature that says it is by `key`? Nix verified those of paths it substituted.
-pub fn is_signed_by(info: &PathInfo, key: &str) -> bool {
+pub(crate) fn is_signed_by(info: &PathInfo, key: &str) -> bool {
     info.signatures.iter().any(|signature| names(signature, key))
 }
 
 /// Returns whether the signature names `key`.
-pub fn names(signature: &str, key: &str) -> bool {
+pub(crate) fn names(signature: &str, key: &str) -> bool {
     signature.split_once(':').is_some_and(|(name, _)| name == key)
 }
 
 /// A few paths, each after those of them that it refers to.
-pub fn references_first(mut infos: Vec<PathInfo>) -> Vec<PathInfo> {
+pub(crate) fn references_first(mut infos: Vec<PathInfo>) -> Vec<PathInfo> {
     let mut ordered: Vec<PathInfo> = Vec::with_capacity(infos.len());
     while !infos.is_empty() {
         let waits = |info: &PathInfo| {
@@ -51,7 +51,7 @@ pub fn references_first(mut infos: Vec<PathInfo>) -> Vec<PathInfo> {
 
 /// Which of `infos`, which are in order, may become visible together, by index: each is in a level
 /// behind those of all that it refers to.
-pub fn levels<'a>(infos: impl Iterator<Item = &'a PathInfo>) -> Vec<Vec<usize>> {
+pub(crate) fn levels<'a>(infos: impl Iterator<Item = &'a PathInfo>) -> Vec<Vec<usize>> {
     let mut levels: Vec<Vec<usize>> = Vec::new();
     let mut level_of: HashMap<&str, usize> = HashMap::new();
     for (index, info) in infos.enumerate() {
@@ -71,7 +71,7 @@ pub fn levels<'a>(infos: impl Iterator<Item = &'a PathInfo>) -> Vec<Vec<usize>> 
 
 /// What was done.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Paths uploaded.
     pub uploaded: usize,
     /// Their bytes as stored.
@@ -90,7 +90,7 @@ pub struct Tally {
 
 impl Tally {
     /// In words and figures.
-    pub fn outcome(&self) -> Outcome {
+    pub(crate) fn outcome(&self) -> Outcome {
         let Self { uploaded, file_bytes, nar_bytes, present, signed, invalid, unsigned: _ } = self;
         let mut parts = vec![match uploaded {
             0 => "uploaded nothing".to_owned(),
@@ -114,7 +114,7 @@ impl Tally {
 }
 
 /// `1.2 MiB`.
-pub fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if bytes < 1024 {
         return format!("{bytes} B");
@@ -133,10 +133,10 @@ pub fn size(bytes: u64) -> String {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    pub fn info(path: &str, references: &[&str]) -> PathInfo {
+    pub(crate) fn info(path: &str, references: &[&str]) -> PathInfo {
         PathInfo {
             path: path.to_owned(),
             nar_hash: "sha256:n".to_owned(),

@@ -14,7 +14,7 @@ const ID: &str = "01941fd6-4c00-7000-8000-000000000001";
 const HOST: &str = "builder.example.org";
 
 /// The sample event of a hook that is spooled.
-pub fn event(hook: HookKind) -> Option<Event> {
+pub(super) fn event(hook: HookKind) -> Option<Event> {
     let (drv_path, outputs) = Sample::built();
     let hook = match hook {
         HookKind::PostBuild => HookEvent::PostBuild(PostBuild { drv_path, outputs }),
@@ -85,7 +85,7 @@ fn evidence() -> Evidence {
 }
 
 /// Questions for a policy.
-pub fn questions() -> Vec<Question> {
+pub(super) fn questions() -> Vec<Question> {
     let candidate = |name: &str, features: &[&str]| Candidate {
         drv_path: format!("{STORE_DIR}/2c3k0d1bfkvzvmr9b4xv0yqsxl1a6z4w-{name}.drv"),
         name: name.to_owned(),

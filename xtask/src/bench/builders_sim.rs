@@ -14,7 +14,7 @@ const AIM_SIMULATED_P90: f64 = 1.1;
 
 /// `--part builders-sim`: the simulator's figures beside their aims and the lower bound. The traces
 /// are generated, so the figures are the same on every machine.
-pub fn run(program: &Path, seeds: u16) -> Result<()> {
+pub(super) fn run(program: &Path, seeds: u16) -> Result<()> {
     println!(
         "{:<36} {:>8} {:>8} {:>12}  aim",
         "makespan over Nix's own rule", "median", "p90", "lower bound"

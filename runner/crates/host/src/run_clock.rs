@@ -21,7 +21,7 @@ const FAR: Duration = Duration::from_hours(24 * 365 * 10);
 
 /// The clock of one run. Clones share it.
 #[derive(Debug, Clone)]
-pub struct RunClock(Arc<Mutex<Times>>);
+pub(crate) struct RunClock(Arc<Mutex<Times>>);
 
 #[derive(Debug)]
 struct Times {
@@ -36,7 +36,7 @@ struct Times {
 
 /// When a run ends if nothing happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Deadline {
+pub(crate) struct Deadline {
     /// Then.
     pub at: Instant,
     /// By this limit.
@@ -76,17 +76,17 @@ impl Times {
 impl RunClock {
     /// The clock of a run that begins now and ends by `limit`; `apart`: the time of waiting for
     /// object stores is counted apart.
-    pub fn start(limits: &Limits, limit: Limit, apart: bool) -> Self {
+    pub(crate) fn start(limits: &Limits, limit: Limit, apart: bool) -> Self {
         Self(Arc::new(Mutex::new(Times::start(limits, limit, apart, Instant::now()))))
     }
 
     /// When the run ends as things stand.
-    pub fn deadline(&self) -> Deadline {
+    pub(crate) fn deadline(&self) -> Deadline {
         self.lock().deadline()
     }
 
     /// Waits until the run is over, and says by which limit.
-    pub async fn expired(&self) -> Limit {
+    pub(crate) async fn expired(&self) -> Limit {
         loop {
             let Deadline { at, limit } = self.deadline();
             tokio::time::sleep_until(at).await;
@@ -98,7 +98,7 @@ impl RunClock {
     }
 
     /// A call begins to wait for a service; it ends when what is returned is dropped.
-    pub fn wait(&self) -> Waiting {
+    pub(crate) fn wait(&self) -> Waiting {
         self.lock().open_stream(Instant::now());
         Waiting(self.clone())
     }
@@ -110,7 +110,7 @@ impl RunClock {
 
 /// A call waits for a service.
 #[derive(Debug)]
-pub struct Waiting(RunClock);
+pub(crate) struct Waiting(RunClock);
 
 impl Drop for Waiting {
     fn drop(&mut self) {

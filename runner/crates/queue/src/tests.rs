@@ -16,13 +16,13 @@ fn drv(name: &str) -> (String, Output) {
 }
 
 /// A derivation called `name` was built.
-pub fn post_build(name: &str) -> Event {
+pub(crate) fn post_build(name: &str) -> Event {
     let (drv_path, output) = drv(name);
     event(HookEvent::PostBuild(PostBuild { drv_path, outputs: vec![output] }))
 }
 
 /// Two builds of `name` differ.
-pub fn diff(name: &str) -> Event {
+pub(crate) fn diff(name: &str) -> Event {
     let (drv_path, output) = drv(name);
     let (previous, current) = (output.path.clone(), format!("{}.check", output.path));
     event(HookEvent::Diff(Diff {

@@ -12,21 +12,21 @@ use wasip2::sockets::{instance_network, ip_name_lookup, tcp_create_socket, udp_c
 
 const DAY: u64 = 24 * 3600 * 1_000_000_000;
 
-pub fn sleep_for_a_day() {
+pub(crate) fn sleep_for_a_day() {
     monotonic_clock::subscribe_duration(DAY).block();
 }
 
-pub fn timers(count: usize) {
+pub(crate) fn timers(count: usize) {
     let _held: Vec<_> = (0..count).map(|_| monotonic_clock::subscribe_duration(DAY)).collect();
 }
 
-pub fn poll(count: usize) {
+pub(crate) fn poll(count: usize) {
     let timer = monotonic_clock::subscribe_duration(0);
     poll::poll(&vec![&timer; count]);
 }
 
 /// The last of so many readings, which never fall.
-pub fn clock(times: usize) -> String {
+pub(crate) fn clock(times: usize) -> String {
     let mut last = 0;
     for _ in 0..times {
         let now = monotonic_clock::now();
@@ -36,12 +36,12 @@ pub fn clock(times: usize) -> String {
     format!("{last} ns")
 }
 
-pub fn random(length: u64) -> usize {
+pub(crate) fn random(length: u64) -> usize {
     random::get_random_bytes(length).len()
 }
 
 /// One line for each thing that there is, or is not.
-pub fn look_around() -> String {
+pub(crate) fn look_around() -> String {
     let mut found = String::new();
     let _ = writeln!(found, "arguments {}", environment::get_arguments().len());
     let _ = writeln!(found, "variables {}", environment::get_environment().len());
@@ -84,7 +84,7 @@ pub fn look_around() -> String {
     found
 }
 
-pub fn look_up() -> String {
+pub(crate) fn look_up() -> String {
     let wall = wall_clock::now();
     let mut bytes = random::get_random_bytes(4);
     bytes.extend(insecure::get_insecure_random_bytes(4));

@@ -18,7 +18,7 @@ const ALONE: &[u8] = b"EDLROQSwW";
 
 /// A command to run on a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Call {
+pub(super) struct Call {
     /// Options, each with its value in one word, without `-v`.
     pub options: Vec<OsString>,
     /// `user@host` or `host`.
@@ -29,7 +29,7 @@ pub struct Call {
 
 impl Call {
     /// Parses the arguments of ssh. Returns `None` for a call that cannot share a connection.
-    pub fn parse(arguments: &[OsString]) -> Option<Self> {
+    pub(super) fn parse(arguments: &[OsString]) -> Option<Self> {
         let mut options = Vec::new();
         let rest = take_options(arguments, &mut options)?;
         let (host, rest) = rest.split_first()?;
@@ -47,7 +47,10 @@ impl Call {
 
     /// Returns the arguments of an ssh that starts with these options. Of each option the first
     /// value counts.
-    pub fn arguments<'a>(&'a self, first: &'a [OsString]) -> impl Iterator<Item = &'a OsStr> {
+    pub(super) fn arguments<'a>(
+        &'a self,
+        first: &'a [OsString],
+    ) -> impl Iterator<Item = &'a OsStr> {
         let options = first.iter().chain(&self.options).map(OsString::as_os_str);
         options.chain([OsStr::new("--"), self.host.as_os_str()])
     }

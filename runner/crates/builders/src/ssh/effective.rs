@@ -35,7 +35,7 @@ const HOST_KEY_FILE: &str = "/host-key";
 
 /// A call that may share a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Effective {
+pub(super) struct Effective {
     /// Calls with the same key may share one.
     pub key: String,
     /// Whether Nix waits for `started`.
@@ -47,7 +47,11 @@ pub struct Effective {
 impl Effective {
     /// Reads the output of `ssh -G`, the environment, and the program. Returns `None` if the call
     /// may not share a connection.
-    pub fn of(said: &[u8], environment: &[(OsString, OsString)], program: &Path) -> Option<Self> {
+    pub(super) fn of(
+        said: &[u8],
+        environment: &[(OsString, OsString)],
+        program: &Path,
+    ) -> Option<Self> {
         let mut key = Sha256::new();
         key.update(program.as_os_str().as_bytes());
         // The agent that is asked for signatures.

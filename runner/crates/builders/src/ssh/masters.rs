@@ -46,7 +46,7 @@ const LONGEST_NAME: usize = 1 + 16 + 1 + 2 * RANDOM_BYTES + 17;
 
 /// The result of asking for a shared session.
 #[derive(Debug)]
-pub enum Shared {
+pub(super) enum Shared {
     /// It is open.
     Running(Running),
     /// The machine cannot be reached; the output of ssh, and its exit code.
@@ -57,7 +57,7 @@ pub enum Shared {
 
 /// The masters of one machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Masters {
+pub(super) struct Masters {
     directory: PathBuf,
 }
 
@@ -66,7 +66,7 @@ impl Masters {
     ///
     /// # Errors
     /// It cannot be created, belongs to another user, or is open to others.
-    pub fn open(directory: &Path) -> io::Result<Self> {
+    pub(super) fn open(directory: &Path) -> io::Result<Self> {
         private_directory(directory)?;
         if directory.as_os_str().len() + LONGEST_NAME > LONGEST_PATH || !is_plain(directory) {
             return Err(io::Error::other(
@@ -77,7 +77,7 @@ impl Masters {
     }
 
     /// Makes sure that no connection of this machine is used again.
-    pub fn retire_all(&self) {
+    pub(super) fn retire_all(&self) {
         for socket in self.sockets("") {
             let _ = std::fs::remove_file(socket);
         }
@@ -101,7 +101,7 @@ impl Masters {
 
     /// Opens a session over one of the connections of `key`, or over a new one that `program` makes
     /// for `call`.
-    pub fn session(
+    pub(super) fn session(
         &self,
         key: &str,
         program: &mut dyn FnMut() -> Command,
@@ -248,7 +248,7 @@ fn is_plain(path: &Path) -> bool {
 ///
 /// # Errors
 /// It cannot be created, is a link, belongs to another user, or is open to others.
-pub fn private_directory(path: &Path) -> io::Result<()> {
+pub(super) fn private_directory(path: &Path) -> io::Result<()> {
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}

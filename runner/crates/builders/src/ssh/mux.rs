@@ -30,7 +30,7 @@ const MAX_PACKET: u32 = 256 << 10;
 
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
-pub enum MuxError {
+pub(super) enum MuxError {
     /// The connection works but accepts no further session (`MaxSessions` of its sshd,
     /// `sshd_config(5)`).
     #[error("no further session over this connection ({0})")]
@@ -42,7 +42,7 @@ pub enum MuxError {
 
 /// The command to run.
 #[derive(Debug, Clone, Copy)]
-pub struct Session<'a> {
+pub(super) struct Session<'a> {
     /// The command.
     pub command: &'a [u8],
     /// `NAME=value`.
@@ -51,7 +51,7 @@ pub struct Session<'a> {
 
 /// A client after the exchange of greetings.
 #[derive(Debug)]
-pub struct Client {
+pub(super) struct Client {
     stream: UnixStream,
 }
 
@@ -70,7 +70,7 @@ impl Client {
     ///
     /// # Errors
     /// No master listens, or it does not answer in this protocol.
-    pub fn connect(socket: &Path, patience: Duration) -> io::Result<Self> {
+    pub(super) fn connect(socket: &Path, patience: Duration) -> io::Result<Self> {
         let mut client = Self { stream: UnixStream::connect(socket)? };
         let until = Instant::now() + patience;
         client.send(&packet(HELLO, |out| put_u32(out, VERSION)))?;
@@ -86,7 +86,7 @@ impl Client {
     ///
     /// # Errors
     /// It is refused, or there is no answer in time, in which case the connection may be dead.
-    pub fn open(
+    pub(super) fn open(
         mut self,
         session: Session<'_>,
         streams: [BorrowedFd<'_>; 3],
@@ -168,13 +168,13 @@ impl Client {
 
 /// An open session. The master closes it when this is dropped or its process dies.
 #[derive(Debug)]
-pub struct Running {
+pub(super) struct Running {
     client: Client,
 }
 
 impl Running {
     /// Waits for its end. Returns the exit code of the command, if there is one.
-    pub fn wait(mut self) -> Option<u32> {
+    pub(super) fn wait(mut self) -> Option<u32> {
         let mut code = None;
         // The code comes before the last output is written, the end of the stream after it.
         while let Ok(Some(said)) = self.client.receive(None) {

@@ -58,7 +58,7 @@ impl About {
 /// How long something may take: as long as the limit says, or as the plugin itself does, whichever
 /// is less.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub(super) struct Patience {
     /// The duration.
     pub time: Duration,
     limit: Limit,
@@ -67,7 +67,7 @@ pub struct Patience {
 
 impl Patience {
     /// The lesser of `limit` and of what the plugin wants.
-    pub fn new(limits: &Limits, limit: Limit, wanted: Option<Duration>) -> Self {
+    pub(super) fn new(limits: &Limits, limit: Limit, wanted: Option<Duration>) -> Self {
         let allowed = limits.time(limit);
         match wanted {
             Some(wanted) if wanted < allowed => Self { time: wanted, limit, own: true },
@@ -76,7 +76,7 @@ impl Patience {
     }
 
     /// It is at its end.
-    pub fn problem(self, about: &About, code: ErrorCode) -> Problem {
+    pub(super) fn problem(self, about: &About, code: ErrorCode) -> Problem {
         if self.own {
             about.problem(
                 code,
@@ -98,7 +98,7 @@ pub fn header_bytes(headers: &http::HeaderMap) -> u64 {
 
 /// The direction of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
+pub(super) enum Direction {
     /// From the guest.
     Request,
     /// To the guest.
@@ -131,7 +131,7 @@ impl Direction {
 
 /// A counted body.
 #[derive(Debug)]
-pub struct Metered {
+pub(super) struct Metered {
     inner: WasiBody,
     direction: Direction,
     about: Arc<About>,
@@ -146,7 +146,7 @@ pub struct Metered {
 
 impl Metered {
     /// The body of a request, and where its problem will be.
-    pub fn request(inner: WasiBody, about: Arc<About>) -> (Self, Arc<OnceLock<Problem>>) {
+    pub(super) fn request(inner: WasiBody, about: Arc<About>) -> (Self, Arc<OnceLock<Problem>>) {
         let failed = Arc::new(OnceLock::new());
         let body = Self {
             inner,
@@ -161,7 +161,7 @@ impl Metered {
     }
 
     /// The body of a response, which may pause so long.
-    pub fn response(
+    pub(super) fn response(
         inner: WasiBody,
         about: Arc<About>,
         pause: Patience,

@@ -26,7 +26,7 @@ use hookrun_config::http::AWS_HEADERS;
 const MAX_SECRET: u64 = 16 << 10;
 
 /// One credential, ready to be put into requests.
-pub struct Credential(Kind);
+pub(super) struct Credential(Kind);
 
 enum Kind {
     /// One header.
@@ -58,7 +58,7 @@ impl Credential {
     ///
     /// # Errors
     /// The key, and a sentence that ends in the fix.
-    pub fn load(
+    pub(super) fn load(
         name: &str,
         settings: &HttpCredential,
     ) -> Result<Arc<Self>, (&'static str, String)> {
@@ -121,7 +121,7 @@ impl Credential {
     }
 
     /// Returns whether it covers the body, which then has to be complete first.
-    pub fn covers_body(&self) -> bool {
+    pub(super) fn covers_body(&self) -> bool {
         matches!(self.0, Kind::Aws { .. })
     }
 
@@ -130,7 +130,7 @@ impl Credential {
     ///
     /// # Errors
     /// A fragment: the request cannot be signed.
-    pub fn apply(
+    pub(super) fn apply(
         &self,
         method: &Method,
         uri: &Uri,

@@ -22,7 +22,7 @@ const MAX_FILE: u64 = 4 << 20;
 ///
 /// # Errors
 /// A sentence that ends in the fix.
-pub fn trust(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
+pub(crate) fn trust(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore::empty();
     match ca_file {
         Some(file) => {
@@ -72,7 +72,7 @@ pub fn trust(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
 ///
 /// # Errors
 /// The code for the guest and a fragment.
-pub async fn connect(
+pub(crate) async fn connect(
     config: Arc<ClientConfig>,
     host: &Host,
     stream: TcpStream,

@@ -38,7 +38,7 @@ const FLAGS: OFlags = OFlags::RDONLY
 ///
 /// # Errors
 /// `invalid` for any other.
-pub fn components(relative: &str) -> Result<Vec<&str>, CapabilityError> {
+pub(super) fn components(relative: &str) -> Result<Vec<&str>, CapabilityError> {
     if relative.is_empty() {
         return Ok(Vec::new());
     }
@@ -156,7 +156,7 @@ fn shown(path: &Path, relative: &str) -> String {
 /// # Errors
 /// `not-found`, `invalid` for what is not a directory, `limit` for a directory of more than
 /// [`MAX_ENTRIES`] or one that is not within `budget`.
-pub fn list(
+pub(super) fn list(
     path: &Path,
     relative: &str,
     budget: &mut Budget,
@@ -212,7 +212,7 @@ pub fn list(
 ///
 /// # Errors
 /// `not-found`, or `invalid` for anything but a regular file.
-pub fn read(
+pub(super) fn read(
     path: &Path,
     relative: &str,
     offset: u64,

@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep};
 
 /// How long a server may take to begin its answer, and between two pieces of it, unless the
 /// configuration says otherwise.
-pub const TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 /// The slowest line that the body of a request may travel over, in bytes per second: a request has
 /// so much more time.
 const SLOWEST: u64 = 64 << 10;
@@ -38,17 +38,17 @@ const MAX_VALUE: usize = 16 << 10;
 
 /// Marks a request for the contents of an object: the reader bounds them.
 #[derive(Debug, Clone, Copy)]
-pub struct Contents;
+pub(super) struct Contents;
 
 /// Makes clients whose answers are bounded.
 #[derive(Debug)]
-pub struct BoundedConnector {
+pub(super) struct BoundedConnector {
     timeout: Duration,
 }
 
 impl BoundedConnector {
     /// With so much time for each answer.
-    pub fn new(timeout: Duration) -> Self {
+    pub(super) fn new(timeout: Duration) -> Self {
         Self { timeout }
     }
 }

@@ -16,7 +16,7 @@ const MAX_SENTENCE: usize = 300;
 
 /// The error response of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub(super) struct Answer {
     /// The HTTP status.
     pub status: u16,
     /// The service's word for it, such as `AccessDenied`; the answer to a HEAD has none.
@@ -27,7 +27,7 @@ pub struct Answer {
 
 impl Answer {
     /// The answer that `error` is about, if there was one.
-    pub fn of(error: &Error) -> Option<Self> {
+    pub(super) fn of(error: &Error) -> Option<Self> {
         let texts: Vec<String> = chain(error).map(ToString::to_string).collect();
         let status = texts.iter().rev().find_map(|text| status(text))?;
         let said = |name| texts.iter().rev().find_map(|text| element(text, name));
@@ -37,14 +37,14 @@ impl Answer {
     /// Returns whether it says that this object may not be read. S3 answers so for an object that
     /// does not exist if the caller may not list the bucket. An answer about credentials has
     /// another code.
-    pub fn is_forbidden_object(&self) -> bool {
+    pub(super) fn is_forbidden_object(&self) -> bool {
         let code = self.code.as_deref();
         self.status == 403 && code.is_none_or(|code| matches!(code, "AccessDenied" | "Forbidden"))
     }
 }
 
 /// The error of `verb`ing `key` in `open`.
-pub fn explain(open: &Open, verb: &str, key: &str, error: &Error) -> CapabilityError {
+pub(super) fn explain(open: &Open, verb: &str, key: &str, error: &Error) -> CapabilityError {
     let Open { name, place, .. } = open;
     let subject = format!("object store `{name}` ({place}): cannot {verb} `{key}`");
     if let Some(answer) = Answer::of(error) {

@@ -24,12 +24,12 @@ const VERSION: u32 = 1;
 
 /// The directory of the records; none: nothing is recorded.
 #[derive(Debug, Clone, Default)]
-pub struct HalfDone(Option<PathBuf>);
+pub(super) struct HalfDone(Option<PathBuf>);
 
 /// One upload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Entry {
+pub(super) struct Entry {
     version: u32,
     /// The store's name in the configuration.
     pub store: String,
@@ -43,7 +43,7 @@ pub struct Entry {
 
 impl Entry {
     /// The upload `upload` of `key` to the store `store` at `place`.
-    pub fn new(store: &str, place: &str, key: &str, upload: Option<&str>) -> Self {
+    pub(super) fn new(store: &str, place: &str, key: &str, upload: Option<&str>) -> Self {
         Self {
             version: VERSION,
             store: store.to_owned(),
@@ -56,7 +56,7 @@ impl Entry {
 
 /// The record of an upload that is under way. Removed when this is dropped.
 #[derive(Debug)]
-pub struct Record {
+pub(super) struct Record {
     path: PathBuf,
     _locked: File,
 }
@@ -70,7 +70,7 @@ impl Drop for Record {
 
 /// A record whose process was killed. It stays unless it is removed.
 #[derive(Debug)]
-pub struct Left {
+pub(super) struct Left {
     /// What it says.
     pub entry: Entry,
     path: PathBuf,
@@ -80,18 +80,18 @@ pub struct Left {
 
 impl HalfDone {
     /// Records below `directory`, which need not exist.
-    pub fn below(directory: PathBuf) -> Self {
+    pub(super) fn below(directory: PathBuf) -> Self {
         Self(Some(directory))
     }
 
     /// The directory.
-    pub fn directory(&self) -> Option<&Path> {
+    pub(super) fn directory(&self) -> Option<&Path> {
         self.0.as_deref()
     }
 
     /// Writes down that an upload has begun. Without a record, because the disk is full for
     /// example, the upload goes on: it is worth more.
-    pub fn begin(&self, entry: &Entry) -> Option<Record> {
+    pub(super) fn begin(&self, entry: &Entry) -> Option<Record> {
         let directory = self.0.as_deref()?;
         let write = || -> std::io::Result<Record> {
             let path = directory.join(format!("{}.json", uuid::Uuid::now_v7()));
@@ -113,7 +113,7 @@ impl HalfDone {
 
     /// The records of killed processes that are about the store `store` at `place`, and old ones
     /// of any store, which are removed.
-    pub fn left(&self, store: &str, place: &str) -> Vec<Left> {
+    pub(super) fn left(&self, store: &str, place: &str) -> Vec<Left> {
         let Some(entries) = self.0.as_deref().and_then(|path| std::fs::read_dir(path).ok()) else {
             return Vec::new();
         };
@@ -130,7 +130,7 @@ impl HalfDone {
 
 impl Left {
     /// Forgets the upload: nothing of it is left.
-    pub fn remove(&self) {
+    pub(super) fn remove(&self) {
         // One that stays is found again, and aborted in vain.
         let _removed = std::fs::remove_file(&self.path);
     }

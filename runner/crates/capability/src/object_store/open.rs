@@ -50,7 +50,7 @@ const HTTPS: u16 = 443;
 
 /// A store that can be used.
 #[derive(Debug, Clone)]
-pub struct Open {
+pub(super) struct Open {
     /// The name in the configuration.
     pub name: String,
     /// What is behind it.
@@ -69,7 +69,7 @@ pub struct Open {
 
 /// Uploads in parts that can be named: what a process has left, another can end.
 #[derive(Clone)]
-pub struct Parts {
+pub(super) struct Parts {
     store: Arc<dyn MultipartStore>,
     prefix: Key,
 }
@@ -82,12 +82,12 @@ impl std::fmt::Debug for Parts {
 
 impl Parts {
     /// What does it.
-    pub fn store(&self) -> Arc<dyn MultipartStore> {
+    pub(super) fn store(&self) -> Arc<dyn MultipartStore> {
         Arc::clone(&self.store)
     }
 
     /// The object `key` as the service names it.
-    pub fn key(&self, key: &Key) -> Key {
+    pub(super) fn key(&self, key: &Key) -> Key {
         self.prefix.parts().chain(key.parts()).collect()
     }
 }
@@ -98,14 +98,14 @@ impl Parts {
     "no credentials: the configuration and the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.aws/credentials) have none, and this machine's metadata service gives none ({cause}); \
      write `credentials = {{ access-key-id-file = \"FILE\", secret-access-key-file = \"FILE\" }}` under [object-stores.{store}]"
 )]
-pub struct NoCredentials {
+pub(super) struct NoCredentials {
     store: String,
     cause: String,
 }
 
 impl NoCredentials {
     /// For the store `store`; `cause`: why the machine gives none.
-    pub fn new(store: &str, cause: &str) -> Self {
+    pub(super) fn new(store: &str, cause: &str) -> Self {
         Self { store: store.to_owned(), cause: cause.to_owned() }
     }
 }
@@ -139,7 +139,7 @@ impl CredentialProvider for Fetched {
 ///
 /// # Errors
 /// `refused`, with the line to write.
-pub fn open(
+pub(super) fn open(
     name: &str,
     settings: &config::ObjectStore,
     default: &Path,
@@ -320,7 +320,7 @@ pub(super) fn sandbox_needs(settings: &config::ObjectStore, default: &Path) -> S
 }
 
 /// A store in memory, for `hookrun test`.
-pub fn in_memory(name: &str) -> Open {
+pub(super) fn in_memory(name: &str) -> Open {
     Open {
         name: name.to_owned(),
         store: Arc::new(InMemory::new()),

@@ -31,17 +31,17 @@ fn name(store: &str, key: &str) -> Name {
 
 /// Objects known to be present.
 #[derive(Debug, Default)]
-pub struct Present(Mutex<HashMap<Name, Instant>>);
+pub(super) struct Present(Mutex<HashMap<Name, Instant>>);
 
 impl Present {
     /// Returns whether the object was seen a short while ago.
-    pub fn has(&self, store: &str, key: &str) -> bool {
+    pub(super) fn has(&self, store: &str, key: &str) -> bool {
         let objects = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         objects.get(&name(store, key)).is_some_and(|seen| seen.elapsed() < BELIEVED)
     }
 
     /// The object is there now.
-    pub fn seen(&self, store: &str, key: &str) {
+    pub(super) fn seen(&self, store: &str, key: &str) {
         let mut objects = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if objects.len() >= MAX_OBJECTS {
             objects.retain(|_, seen| seen.elapsed() < BELIEVED);
@@ -55,16 +55,16 @@ impl Present {
 
 /// One upload of an object: locked while it is under way; what was written and when, once it has
 /// ended well.
-pub type Upload = Arc<tokio::sync::Mutex<Option<(Instant, Written)>>>;
+pub(super) type Upload = Arc<tokio::sync::Mutex<Option<(Instant, Written)>>>;
 
 /// Uploads by object.
 #[derive(Debug, Default)]
-pub struct Uploads(Mutex<HashMap<Name, Upload>>);
+pub(super) struct Uploads(Mutex<HashMap<Name, Upload>>);
 
 impl Uploads {
     /// The upload of this object: whoever locks it first makes it, and the others find what was
     /// written.
-    pub fn of(&self, store: &str, key: &str) -> Upload {
+    pub(super) fn of(&self, store: &str, key: &str) -> Upload {
         let mut uploads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if uploads.len() >= MAX_UPLOADS {
             uploads.retain(|_, upload| Arc::strong_count(upload) > 1);
@@ -74,7 +74,7 @@ impl Uploads {
 }
 
 /// What an upload that ended well has written, if that is not long ago.
-pub fn written(upload: Option<&(Instant, Written)>) -> Option<Written> {
+pub(super) fn written(upload: Option<&(Instant, Written)>) -> Option<Written> {
     upload.filter(|(ended, _)| ended.elapsed() < BELIEVED).map(|(_, written)| written.clone())
 }
 

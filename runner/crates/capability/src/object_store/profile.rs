@@ -24,7 +24,7 @@ const ELSEWHERE: [&str; 6] = [
 
 /// What a profile says.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Profile {
+pub(super) struct Profile {
     /// The access key id.
     pub key_id: String,
     /// Its secret.
@@ -40,7 +40,7 @@ pub struct Profile {
 ///
 /// # Errors
 /// A fragment that names the file and says what is wrong with it.
-pub fn find(wanted: Option<&str>) -> Result<Option<Profile>, String> {
+pub(super) fn find(wanted: Option<&str>) -> Result<Option<Profile>, String> {
     let environment = std::env::var("AWS_PROFILE").ok().filter(|name| !name.is_empty());
     let asked = wanted.or(environment.as_deref());
     let name = asked.unwrap_or(DEFAULT);

@@ -30,7 +30,7 @@ use hookrun_nix::nar::{self, Compression, EncodeError, NarError, Written};
 
 /// Size of a part, unless that would be too many parts: over the 5 MiB that S3 wants, and equal
 /// for all but the last as R2 wants.
-pub const PART: usize = 8 << 20;
+pub(super) const PART: usize = 8 << 20;
 /// Parts of one upload: S3 takes 10,000, and compressed bytes may be a few more than the NAR's.
 const MAX_PARTS: u64 = 9_900;
 /// Parts on their way at once.
@@ -42,7 +42,7 @@ const IN_MEMORY: u64 = (PARALLEL + WAITING + 1) as u64;
 /// What compressors may add to bytes that do not compress.
 const OVERHEAD: u64 = 64 << 10;
 /// What a binary cache serves NARs as (Nix 2.34 `nix copy --to s3://`).
-pub const CONTENT_TYPE: &str = "application/x-nix-nar";
+pub(super) const CONTENT_TYPE: &str = "application/x-nix-nar";
 /// For removing what killed processes have left, before the first upload.
 const SWEEP_TIME: Duration = Duration::from_mins(1);
 
@@ -53,7 +53,7 @@ fn part_size(nar_size: u64) -> usize {
 }
 
 /// About the most memory that putting a NAR of `nar_size` bytes takes.
-pub fn memory(compression: Compression, nar_size: u64) -> u64 {
+pub(super) fn memory(compression: Compression, nar_size: u64) -> u64 {
     let parts = (part_size(nar_size) as u64).saturating_mul(IN_MEMORY);
     compression.memory(nar_size).saturating_add(parts.min(nar_size.saturating_add(OVERHEAD)))
 }
@@ -63,7 +63,7 @@ pub fn memory(compression: Compression, nar_size: u64) -> u64 {
 /// # Errors
 /// `permanent` if the store path is not what Nix's database says, `not-found` if it is gone, or as
 /// the store has it.
-pub async fn put_nar(
+pub(super) async fn put_nar(
     open: &Open,
     path: &Path,
     compression: Compression,
@@ -352,7 +352,7 @@ async fn abort(way: Way, record: Option<Record>) {
 }
 
 /// Ends the uploads to `open` that killed processes have left.
-pub async fn sweep(open: &Open, half_done: &HalfDone) {
+pub(super) async fn sweep(open: &Open, half_done: &HalfDone) {
     // What is not swept in time is left to the next process.
     let _swept = tokio::time::timeout(SWEEP_TIME, sweep_all(open, half_done)).await;
 }

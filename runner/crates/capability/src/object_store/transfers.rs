@@ -8,13 +8,13 @@ use hookrun_nix::outcome::Transfer;
 
 /// All of one process.
 #[derive(Debug, Default)]
-pub struct Transfers {
+pub(super) struct Transfers {
     under_way: Mutex<BTreeMap<u64, Transfer>>,
 }
 
 impl Transfers {
     /// Those that are under way now, oldest first.
-    pub fn list(&self) -> Vec<Transfer> {
+    pub(super) fn list(&self) -> Vec<Transfer> {
         self.lock().values().cloned().collect()
     }
 

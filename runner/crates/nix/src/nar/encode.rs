@@ -61,7 +61,7 @@ struct Level {
 /// # Errors
 /// The tree cannot be read, changes meanwhile, holds something that a NAR cannot, or the writer
 /// fails.
-pub fn encode(mut out: impl Write, root: &Path) -> Result<(), EncodeError> {
+pub(super) fn encode(mut out: impl Write, root: &Path) -> Result<(), EncodeError> {
     let out = &mut out;
     let mut walk = Walk { root, levels: Vec::new(), buffer: vec![0; CHUNK] };
     let name = CString::new(root.as_os_str().as_bytes())
