@@ -10,8 +10,8 @@ fn main() {
     }
 }
 
-/// Asks the linker whether it knows the flag, by linking an empty library. Others than GNU ld, gold,
-/// mold and lld (such as zig's) refuse it.
+/// Asks the linker whether it knows the flag, by linking an empty library. Others than GNU ld,
+/// gold, mold and lld (such as zig's) refuse it.
 fn linker_packs_relocations() -> bool {
     let linker = std::env::var_os("RUSTC_LINKER").unwrap_or_else(default_linker);
     let Some(directory) = std::env::var_os("OUT_DIR") else { return false };

@@ -1,5 +1,5 @@
-//! The bundled policy with real Nix: forty builds on four machines with features, one of them behind
-//! a real sshd; and this machine as a candidate.
+//! The bundled policy with real Nix: forty builds on four machines with features, one of them
+//! behind a real sshd; and this machine as a candidate.
 
 use hookrun_builders::history::{BuildRow, Outcome, Record, Selection};
 use hookrun_tests::lab::{Need, Ran, Scene, Script, Sshd, require};

@@ -3,7 +3,8 @@
 //! licences, and how much of it there is.
 //!
 //! Amounts are whole numbers in whatever unit the configuration uses throughout; a size such as
-//! `"64GiB"` is its bytes. What is counted against them is in `hookrun_builders::slots::reservations`.
+//! `"64GiB"` is its bytes. What is counted against them is in
+//! `hookrun_builders::slots::reservations`.
 
 use std::collections::BTreeMap;
 use std::fmt;

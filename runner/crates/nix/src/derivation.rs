@@ -18,8 +18,8 @@ use crate::event::NixDirs;
 /// bound.
 pub const MAX_SIZE: u64 = 32 << 20;
 
-/// The largest that a hook reads. In memory a derivation takes up to fourteen times its size, and any
-/// user can write one. What the hook does not learn from it, the worker finds.
+/// The largest that a hook reads. In memory a derivation takes up to fourteen times its size, and
+/// any user can write one. What the hook does not learn from it, the worker finds.
 pub const MAX_SIZE_IN_HOOK: u64 = 2 << 20;
 
 /// What a `.drv` file says.

@@ -1,9 +1,9 @@
 //! Differences between versions of Nix and of Lix that hookrun handles, in one table.
 //! docs/nix-versions.md explains the same rows to users; a test compares the two.
 //!
-//! Most code needs no version, because the caller shows by what it sends which rule it follows; then
-//! `handled_in` names that code. Only code that asks `hookrun doctor`'s question, "what would this
-//! Nix do?", calls [`Quirk::applies_to`].
+//! Most code needs no version, because the caller shows by what it sends which rule it follows;
+//! then `handled_in` names that code. Only code that asks `hookrun doctor`'s question, "what would
+//! this Nix do?", calls [`Quirk::applies_to`].
 
 use crate::installed::{Flavour, Version};
 

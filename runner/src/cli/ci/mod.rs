@@ -2,10 +2,10 @@
 //! unfinished work in the exit code.
 //!
 //! The hooks are set through `NIX_CONFIG` of the command ([`hooks`]), which Nix sends on to a
-//! daemon that trusts the user. Another daemon would ignore them silently: [`reach`] finds that out
-//! beforehand, and what was built is then looked up in Nix's database. Workers are those that hooks
-//! start too, so nothing is left running when this process is killed. The command's standard
-//! streams are its own: all messages go to standard error.
+//! daemon that trusts the user. Another daemon would ignore them silently: [`daemon_access`] finds
+//! that out beforehand, and built paths are then looked up in Nix's database. Workers are those
+//! that hooks start too, so nothing is left running when this process is killed. The command keeps
+//! its own standard streams: all messages go to standard error.
 
 mod daemon_access;
 mod hooks;

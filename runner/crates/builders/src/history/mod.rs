@@ -4,7 +4,7 @@
 //! and closes it while a build waits or runs. It helps and never hurts: what cannot be read is
 //! unknown, what cannot be written is forgotten.
 //!
-//! [`Record`] is the database: [`rows`] are its types, [`read`] and [`write`] its statements,
+//! [`Record`] is the database: [`rows`] are its types, [`read`] and [`mod@write`] its statements,
 //! [`local_builds`] and [`paths_on_machines`] those of two tables. [`render`] makes a machines file
 //! from what is known.
 
