@@ -509,6 +509,20 @@ fn a_stranger_can_neither_read_nor_lock_anything_of_builder_selection() {
     Ran::of(&mut shell(&script, STRANGER)).expect_failure().expect_stderr("ermission denied");
 }
 
+/// Leaves a dead letter; returns its event.
+fn give_up_a_task(scene: &Scene) -> Event {
+    let keeper = hookrun_tests::guests::guest("good").unwrap();
+    scene.set_config(&format!(
+        "{CONFIG}[plugins.keeper]\nsource = \"{}\"\nhooks = [\"post-build\"]\n\
+         config = {{ fail = \"permanent\" }}\ngrant = {{ state = true }}\n",
+        keeper.display()
+    ));
+    let event = event(scene, "a");
+    spool::put(&dirs(scene), &event).unwrap();
+    scene.drain().expect_exit(1);
+    event
+}
+
 /// Process numbers that the next commands may have.
 fn next_pids() -> std::ops::Range<u32> {
     let now = std::process::id();
@@ -521,15 +535,7 @@ fn commands_of_root_follow_no_link_in_the_spool() {
         return;
     }
     let scene = scene();
-    let keeper = hookrun_tests::guests::guest("good").unwrap();
-    scene.set_config(&format!(
-        "{CONFIG}[plugins.keeper]\nsource = \"{}\"\nhooks = [\"post-build\"]\n\
-         config = {{ fail = \"permanent\" }}\ngrant = {{ state = true }}\n",
-        keeper.display()
-    ));
-    let event = event(&scene, "a");
-    spool::put(&dirs(&scene), &event).unwrap();
-    scene.drain().expect_exit(1);
+    give_up_a_task(&scene);
     let victim = scene.path("victim");
     std::fs::write(&victim, "root's own").unwrap();
     let _worker = Worker::start(&scene);
@@ -552,15 +558,7 @@ fn a_worker_that_runs_retries_at_once_when_it_is_asked_to() {
         return;
     }
     let scene = scene();
-    let keeper = hookrun_tests::guests::guest("good").unwrap();
-    scene.set_config(&format!(
-        "{CONFIG}[plugins.keeper]\nsource = \"{}\"\nhooks = [\"post-build\"]\n\
-         config = {{ fail = \"permanent\" }}\ngrant = {{ state = true }}\n",
-        keeper.display()
-    ));
-    let event = event(&scene, "a");
-    spool::put(&dirs(&scene), &event).unwrap();
-    scene.drain().expect_exit(1);
+    let event = give_up_a_task(&scene);
     let attempts =
         |id: &str| scene.hookrun(&["queue", "show", id]).stdout.matches("attempt ").count();
     let before = attempts(&event.id);

@@ -14,7 +14,7 @@ pub struct Quirk {
     pub versions: &'static str,
     /// Of Nix: the first version that has it, and the first that does not have it any more.
     nix: Option<(Version, Version)>,
-    /// The same of Lix.
+    /// The same of Lix; none also where nobody has looked.
     lix: Option<(Version, Version)>,
     /// What differs, as the second column of the document has it.
     pub difference: &'static str,
@@ -97,7 +97,7 @@ pub const LIX_PROTOCOL: Quirk = Quirk {
     nix: None,
     lix: Some((Version(2, 94, 0), LAST)),
     difference: "The protocol is another one.",
-    source: "lix/libstore/build/hook-instance.cc",
+    source: "lix/libstore/build/hook-instance.capnp",
     handled_in: "hookrun's doctor and `builders render`",
 };
 
@@ -127,7 +127,7 @@ pub const OLD_MACHINES_SYNTAX: Quirk = Quirk {
 pub const PLAIN_SLOT_NAMES: Quirk = Quirk {
     versions: "2.22 and earlier",
     nix: Some((FIRST, Version(2, 23, 0))),
-    lix: ALL,
+    lix: None,
     difference: "The names of slot files contain the store URI as it was written; later versions \
                  normalise it.",
     source: "build-remote/build-remote.cc",
@@ -148,7 +148,7 @@ pub const EXIT_CODES: Quirk = Quirk {
 pub const SSHOPTS_AT_BLANKS: Quirk = Quirk {
     versions: "up to 2.33",
     nix: Some((FIRST, Version(2, 34, 0))),
-    lix: ALL,
+    lix: None,
     difference: "`NIX_SSHOPTS` is split at blanks; later versions split it as a shell does.",
     source: "libstore/ssh.cc",
     handled_in: "ssh in hookrun-builders",
@@ -158,7 +158,7 @@ pub const SSHOPTS_AT_BLANKS: Quirk = Quirk {
 pub const KILLS_THE_HOOK: Quirk = Quirk {
     versions: "up to 2.34",
     nix: Some((FIRST, Version(2, 35, 0))),
-    lix: ALL,
+    lix: None,
     difference: "An aborted build kills the hook with SIGKILL. 2.35 sends SIGTERM first.",
     source: "libstore/build/hook-instance.cc",
     handled_in: "the shutdown of sessions in hookrun-builders",
@@ -168,7 +168,7 @@ pub const KILLS_THE_HOOK: Quirk = Quirk {
 pub const TELLS_TRUST: Quirk = Quirk {
     versions: "2.16 and later",
     nix: Some((Version(2, 16, 0), LAST)),
-    lix: ALL,
+    lix: None,
     difference: "The daemon tells whether it trusts a user.",
     source: "libstore/daemon.cc",
     handled_in: "`hookrun ci`",
