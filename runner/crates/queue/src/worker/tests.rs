@@ -1,7 +1,7 @@
 mod outage;
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use futures_util::future::FutureExt as _;
 
@@ -122,6 +122,33 @@ impl Clock for Hasty {
     }
 }
 
+/// Its time passes only while the worker waits and no plugin runs.
+struct Stepped {
+    now_ms: Arc<AtomicU64>,
+    script: Arc<Script>,
+}
+
+impl Clock for Stepped {
+    fn now_ms(&self) -> u64 {
+        self.now_ms.load(Ordering::SeqCst)
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        let (now_ms, script) = (Arc::clone(&self.now_ms), Arc::clone(&self.script));
+        async move {
+            loop {
+                // Runs that have been started begin meanwhile.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                if script.at_once.load(Ordering::SeqCst) == 0 {
+                    break;
+                }
+            }
+            now_ms.fetch_add(millis(duration).max(1), Ordering::SeqCst);
+        }
+        .boxed()
+    }
+}
+
 struct Scene {
     _dir: tempfile::TempDir,
     dirs: Dirs,
@@ -142,9 +169,19 @@ impl Scene {
     }
 
     fn run(&self, mode: Mode, stop: impl Future<Output = ()> + Send) -> (Summary, Vec<String>) {
+        self.run_by(Arc::new(SystemClock), mode, stop)
+    }
+
+    fn run_by(
+        &self,
+        clock: Arc<dyn Clock>,
+        mode: Mode,
+        stop: impl Future<Output = ()> + Send,
+    ) -> (Summary, Vec<String>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut notices = Vec::new();
-        let options = Options { stop_limit: Duration::from_millis(20), ..Options::new(mode) };
+        let options =
+            Options { stop_limit: Duration::from_millis(20), clock, ..Options::new(mode) };
         let executor: Arc<dyn Executor> = Arc::clone(&self.script) as _;
         let summary = runtime
             .block_on(run(&self.dirs, executor, options, stop, &mut |notice| {
@@ -160,25 +197,20 @@ impl Scene {
         mode: Mode,
         stop: impl Future<Output = ()> + Send,
     ) -> (Summary, Vec<String>) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let mut notices = Vec::new();
-        let options = Options {
-            stop_limit: Duration::from_millis(20),
-            clock: Arc::new(Hasty),
-            ..Options::new(mode)
-        };
-        let executor: Arc<dyn Executor> = Arc::clone(&self.script) as _;
-        let summary = runtime
-            .block_on(run(&self.dirs, executor, options, stop, &mut |notice| {
-                notices.push(notice.to_string());
-            }))
-            .unwrap();
-        (summary, notices)
+        self.run_by(Arc::new(Hasty), mode, stop)
     }
 
     /// Until nothing is open: what waits for its time is waited for.
     fn run_until_idle(&self) -> (Summary, Vec<String>) {
         self.run(Mode::Spawned { idle_exit: Duration::ZERO }, std::future::pending())
+    }
+
+    /// As [`run_until_idle`](Self::run_until_idle), by a clock that does not depend on the speed of
+    /// this machine.
+    fn run_in_steps(&self) -> (Summary, Vec<String>) {
+        let now_ms = AtomicU64::new(hookrun_nix::event::now_ms()).into();
+        let clock = Arc::new(Stepped { now_ms, script: Arc::clone(&self.script) });
+        self.run_by(clock, Mode::Spawned { idle_exit: Duration::ZERO }, std::future::pending())
     }
 
     fn classes(&self) -> Vec<Class> {
@@ -259,7 +291,7 @@ fn refused_tasks_are_tried_one_at_a_time_until_one_is_not() {
     for name in ["a", "b", "c"] {
         scene.put(&post_build(name));
     }
-    let (summary, notices) = scene.run_until_idle();
+    let (summary, notices) = scene.run_in_steps();
     assert_eq!(summary.attempts, BTreeMap::from([(Class::Done, 3), (Class::Refused, 8)]));
     assert_eq!(summary.open, Open::default());
     let ran = scene.script.ran.lock().unwrap();
