@@ -27,22 +27,44 @@ fn record(scene: &Scene) -> Record {
     Record::read(&scene.state_dir().join("builders")).unwrap().unwrap()
 }
 
+/// Counts the decisions of the policy. The others have to be late answers: on a busy machine the
+/// time for an answer, or for compiling at the first use, may not be enough, and then Nix's rule
+/// decides. `cargo xtask bench` measures both.
+fn by_policy(scene: &Scene) -> usize {
+    let decisions = record(scene).decisions(Selection::Last(1000)).unwrap();
+    let is_late = |by: &str| by.contains("did not answer within") || by.contains("compile");
+    let (policy, others): (Vec<_>, Vec<_>) =
+        decisions.into_iter().partition(|decision| decision.decided_by == "policy");
+    assert!(others.iter().all(|decision| is_late(&decision.decided_by)), "{others:#?}");
+    policy.len()
+}
+
 #[test]
-fn sixteen_builds_on_a_fresh_state_directory_are_all_chosen_by_the_bundled_policy() {
+fn builds_on_a_fresh_state_directory_are_chosen_by_the_bundled_policy_as_soon_as_it_answers() {
+    /// Commands until one has an answer in time.
+    const COMMANDS: usize = 20;
     if !require(Need::Root) {
         return;
     }
     let scene = machine(machine(scene(""), "one", "4 1"), "two", "4 2");
     let names: Vec<String> = (0..16).map(|number| format!("part-{number}")).collect();
-    let scene = names.iter().fold(scene, |scene, name| scene.derivation(name, part(name)));
+    let later: Vec<String> = (0..COMMANDS).map(|number| format!("later-{number}")).collect();
+    let scene =
+        names.iter().chain(&later).fold(scene, |scene, name| scene.derivation(name, part(name)));
     let scene = scene.derivation("all", Script::naming(names.iter().map(String::as_str)));
-    let account = scene.build_with("all", &["--max-jobs", "0"]).expect_success().account();
-    assert!(!account.contains("policy") && !account.contains("compile"), "{account}");
-    let decisions = record(&scene).decisions(Selection::Last(100)).unwrap();
-    assert!(
-        decisions.len() >= 17 && decisions.iter().all(|decision| decision.decided_by == "policy"),
-        "{decisions:#?}"
-    );
+    scene.build_with("all", &["--max-jobs", "0"]).expect_success();
+    let decisions = record(&scene).decisions(Selection::Last(1000)).unwrap().len();
+    assert!(decisions > names.len(), "{decisions}");
+    if by_policy(&scene) == decisions {
+        return;
+    }
+    scene.hookrun(&["compile"]).expect_success();
+    let before = by_policy(&scene);
+    let chosen = later.iter().any(|name| {
+        scene.build_with(name, &["--max-jobs", "0"]).expect_success();
+        by_policy(&scene) > before
+    });
+    assert!(chosen, "no answer of the policy was in time");
 }
 
 #[test]
