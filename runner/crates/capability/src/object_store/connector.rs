@@ -1,22 +1,24 @@
 //! The HTTP client of the object stores. Every answer of a server is bounded in bytes and in time
 //! before it is kept: the client library reads error messages, lists and credentials as a whole.
 
+use std::cell::Cell;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use ::object_store::ClientOptions;
 use ::object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
-    HttpResponseBody, HttpService, ReqwestConnector,
+    HttpResponseBody, HttpService,
 };
+use ::object_store::{ClientConfigKey, ClientOptions};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
+const USER_AGENT: &str = concat!("hookrun/", env!("CARGO_PKG_VERSION"));
 /// How long a server may take to begin its answer, and between two pieces of it, unless the
 /// configuration says otherwise.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
@@ -35,6 +37,15 @@ const MAX_ANSWER: u64 = 8 << 20;
 /// in parts, into the URL of the next request, and panics if that is longer than 64 KiB; escaped, a
 /// value is three times as long.
 const MAX_VALUE: usize = 16 << 10;
+
+/// Pages of a list in a row that may hold no key. Services have empty pages, for example between
+/// two partitions; each is a round trip.
+pub(super) const MAX_EMPTY_PAGES: u32 = 256;
+
+tokio::task_local! {
+    /// Requests for pages of the list that this task reads, since the last key.
+    pub(super) static PAGES: Cell<u32>;
+}
 
 /// Marks a request for the contents of an object: the reader bounds them.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +66,26 @@ impl BoundedConnector {
 
 impl HttpConnector for BoundedConnector {
     fn connect(&self, options: &ClientOptions) -> ::object_store::Result<HttpClient> {
-        let inner = ReqwestConnector::default().connect(options)?;
+        let value = |key| options.get_config_value(&key).unwrap_or_default();
+        let duration = |key| humantime::parse_duration(&value(key)).ok();
+        // As the library makes it, but without following redirects: a server must not choose where
+        // requests go, nor whose answer a plugin gets.
+        let mut client = reqwest::Client::builder()
+            .user_agent(USER_AGENT)
+            .redirect(reqwest::redirect::Policy::none())
+            .http1_only()
+            .https_only(value(ClientConfigKey::AllowHttp) != "true");
+        if let Some(timeout) = duration(ClientConfigKey::ConnectTimeout) {
+            client = client.connect_timeout(timeout);
+        }
+        if let Some(timeout) = duration(ClientConfigKey::Timeout) {
+            client = client.timeout(timeout);
+        }
+        let failed = |error: reqwest::Error| ::object_store::Error::Generic {
+            store: "HTTP",
+            source: Box::new(error),
+        };
+        let inner = HttpClient::new(client.build().map_err(failed)?);
         Ok(HttpClient::new(Bounded { inner, timeout: self.timeout }))
     }
 }
@@ -69,6 +99,9 @@ struct Bounded {
 #[async_trait]
 impl HttpService for Bounded {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        if !counts_page(&request) {
+            return Err(HttpError::new(HttpErrorKind::Decode, Unread::EmptyPages));
+        }
         let contents = request.extensions().get::<Contents>().is_some();
         let completes = request.method() == http::Method::POST
             && request.uri().query().is_some_and(|query| query.contains("uploadId="));
@@ -95,6 +128,17 @@ impl HttpService for Bounded {
         };
         Ok(HttpResponse::from_parts(head, HttpResponseBody::new(body)))
     }
+}
+
+/// Counts a request of a list. Returns false if too many pages before it held no key.
+fn counts_page(request: &HttpRequest) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    let is_page = query.split('&').any(|pair| pair == "list-type=2" || pair == "comp=list");
+    if !is_page {
+        return true;
+    }
+    let count = |pages: &Cell<u32>| pages.replace(pages.get().saturating_add(1));
+    PAGES.try_with(count).map_or(true, |before| before <= MAX_EMPTY_PAGES)
 }
 
 /// The beginning of an error's body, as text: what the library would fail to read as a string must
@@ -171,6 +215,7 @@ enum Unread {
     Late(Duration),
     TooLong,
     LongValue,
+    EmptyPages,
 }
 
 impl fmt::Display for Unread {
@@ -181,6 +226,7 @@ impl fmt::Display for Unread {
             Self::LongValue => {
                 write!(f, "a value in the answer has more than {} KiB", MAX_VALUE >> 10)
             }
+            Self::EmptyPages => write!(f, "{MAX_EMPTY_PAGES} pages in a row hold no key"),
         }
     }
 }

@@ -88,6 +88,7 @@ pub(super) fn explain(open: &Open, verb: &str, key: &str, error: &Error) -> Capa
         let what = match http.kind() {
             HttpErrorKind::Connect => "no connection",
             HttpErrorKind::Timeout => "no answer in time",
+            HttpErrorKind::Decode => "the answer is not usable",
             _ => "the connection broke",
         };
         return CapabilityError::transient(format!(

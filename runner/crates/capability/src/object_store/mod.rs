@@ -15,6 +15,7 @@ mod profile;
 mod put_nar;
 mod transfers;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +30,7 @@ use ::object_store::{
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::{OnceCell, Semaphore};
 
-use self::connector::Contents;
+use self::connector::{Contents, PAGES};
 use self::error::{Answer, explain};
 use self::half_done::HalfDone;
 use self::open::Open;
@@ -414,6 +415,7 @@ impl ObjectStores {
                     Some(Ok(object)) => object.location.to_string(),
                     Some(Err(error)) => return Err(explain(&open, "list", prefix, &error)),
                 };
+                PAGES.with(|pages| pages.set(0));
                 if key.starts_with(prefix) {
                     bytes += key.len() as u64;
                     keys.push(key);
@@ -421,7 +423,8 @@ impl ObjectStores {
             }
             Ok(())
         };
-        // A server may go on for ever, with pages that hold nothing.
+        // A server may go on for ever.
+        let gather = PAGES.scope(Cell::new(0), gather);
         let result = tokio::time::timeout(LIST_TIME, gather).await.unwrap_or_else(|_| {
             Err(CapabilityError::transient(format!(
                 "object store `{name}` ({}): the list of `{prefix}` did not end in {}",

@@ -1,5 +1,6 @@
 use std::path::Path as FilePath;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use super::*;
 use crate::nix_store::sample::Sample;
@@ -85,6 +86,8 @@ async fn small_objects_are_written_read_and_listed() {
     }
     let directory = state.path().join("object-stores/cache");
     assert_eq!(files(&directory), ["a/1", "a/12", "b"]);
+    let mode = std::os::unix::fs::MetadataExt::mode(&directory.metadata().unwrap());
+    assert_eq!(mode & 0o777, 0o700, "others do not read hookrun's own directories");
 }
 
 #[tokio::test]
@@ -240,4 +243,87 @@ proptest::proptest! {
             proptest::prop_assert!(!key.split('/').any(|segment| matches!(segment, "" | "." | "..")));
         }
     }
+}
+
+/// An HTTP server that answers each request by its number. Returns its port, and how many requests
+/// there were.
+fn server(answer: impl Fn(usize) -> String + Send + 'static) -> (u16, Arc<AtomicUsize>) {
+    use std::io::{BufRead as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&requests);
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            let head = std::io::BufReader::new(&connection).lines();
+            // The client may have left.
+            let _head = head.map_while(Result::ok).take_while(|line| !line.is_empty()).count();
+            let number = counted.fetch_add(1, Ordering::SeqCst);
+            let _written = connection.write_all(answer(number).as_bytes());
+        }
+    });
+    (port, requests)
+}
+
+/// Pages of a list without an end, with a key in every page whose number `has_key`.
+fn endless_list(has_key: fn(usize) -> bool) -> (u16, Arc<AtomicUsize>) {
+    server(move |number| {
+        let key = "<Contents><Key>prefix/found</Key><Size>1</Size>\
+                   <LastModified>2026-01-01T00:00:00Z</LastModified></Contents>";
+        let key = if has_key(number) { key } else { "" };
+        let body = format!(
+            "<ListBucketResult><IsTruncated>true</IsTruncated>\
+             <NextContinuationToken>{number}</NextContinuationToken>{key}</ListBucketResult>"
+        );
+        let length = body.len();
+        format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}")
+    })
+}
+
+/// The bucket of the server at this port.
+fn bucket(port: u16, dir: &FilePath) -> ObjectStores {
+    std::fs::write(dir.join("secret"), "x").unwrap();
+    let text = format!(
+        "[object-stores.cache]\nurl = \"s3://bucket/prefix\"\nendpoint = \"http://127.0.0.1:{port}\"\n\
+         credentials.access-key-id-file = \"{0}/secret\"\ncredentials.secret-access-key-file = \"{0}/secret\"\n",
+        dir.display()
+    );
+    stores(&text, dir)
+}
+
+#[tokio::test]
+async fn a_redirect_of_a_store_is_not_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let answer = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx";
+    let (elsewhere, followed) = server(move |_| answer.to_owned());
+    for status in [301, 302, 307, 308] {
+        let (port, requests) = server(move |_| {
+            format!(
+                "HTTP/1.1 {status} Moved\r\nConnection: close\r\nContent-Length: 0\r\n\
+                 Location: http://127.0.0.1:{elsewhere}/stolen\r\n\r\n"
+            )
+        });
+        let store = bucket(port, dir.path());
+        store.get("cache", "a", 10).await.unwrap_err();
+        store.put("cache", "a", "text/plain", vec![1]).await.unwrap_err();
+        assert!(requests.load(Ordering::SeqCst) >= 2, "{status}");
+    }
+    assert_eq!(followed.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_list_whose_pages_hold_no_key_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |port: u16| bucket(port, dir.path());
+    let (port, requests) = endless_list(|_| false);
+    let error = open(port).list("cache", "", 10, 1000).await.unwrap_err();
+    let message = format!("{}: {error}", error.kind.as_str()).replace(&port.to_string(), "PORT");
+    insta::assert_snapshot!(message);
+    let most = connector::MAX_EMPTY_PAGES as usize + 1;
+    assert_eq!(requests.load(Ordering::SeqCst), most);
+    // Some empty pages are nothing unusual.
+    let (port, requests) = endless_list(|number| number % 100 == 99);
+    let keys = open(port).list("cache", "", 5, 1000).await.unwrap();
+    assert_eq!((keys.len(), requests.load(Ordering::SeqCst)), (5, 500));
 }
