@@ -27,6 +27,7 @@ use super::connector::{self, BoundedConnector};
 use super::profile;
 use crate::{CapabilityError, SandboxNeeds};
 use hookrun_config as config;
+use hookrun_nix::layout;
 
 /// A server that does not take a connection in this time is down.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -152,7 +153,10 @@ pub(super) fn open(
             "object store `{name}`: {what} under [object-stores.{name}]"
         ))
     };
-    let Some(text) = url else { return open_directory(name, default) };
+    let Some(text) = url else {
+        layout::make_own(default).map_err(|error| unusable(name, default, &error))?;
+        return open_directory(name, default);
+    };
     let url = Url::parse(text).map_err(|error| {
         wrong(&format!(
             "`{text}` is not a valid URL ({error}); write for example `url = \"s3://bucket\"`"
@@ -332,13 +336,15 @@ pub(super) fn in_memory(name: &str) -> Open {
     }
 }
 
+fn unusable(name: &str, path: &Path, error: &dyn std::fmt::Display) -> CapabilityError {
+    CapabilityError::refused(format!(
+        "object store `{name}`: directory {} cannot be used ({error}); make it, writable for the user that runs plugins",
+        path.display()
+    ))
+}
+
 fn open_directory(name: &str, path: &Path) -> Result<Open, CapabilityError> {
-    let failed = |error: &dyn std::fmt::Display| {
-        CapabilityError::refused(format!(
-            "object store `{name}`: directory {} cannot be used ({error}); make it, writable for the user that runs plugins",
-            path.display()
-        ))
-    };
+    let failed = |error: &dyn std::fmt::Display| unusable(name, path, error);
     std::fs::create_dir_all(path).map_err(|error| failed(&error))?;
     // A written object is on the disk when `put` returns: without this the crate leaves that to the
     // kernel.

@@ -226,6 +226,18 @@ pub fn make_all(path: &Path, mode: u32) -> std::io::Result<()> {
     }
 }
 
+/// Makes a directory of the plugins' user, as it is made for one service, and the directories above
+/// it, where they are missing.
+///
+/// # Errors
+/// What the system says.
+pub fn make_own(path: &Path) -> std::io::Result<()> {
+    if let Some(parent) = path.parent() {
+        make_all(parent, STATE.mode(rustix::process::geteuid().is_root()))?;
+    }
+    make(path, PRIVATE)
+}
+
 /// Where events go when the spool of these directories cannot be written, the best first: beside
 /// the state directory, where only its owner can make anything; then, for a system installation, in
 /// memory, which is another file system and is lost when the machine stops.
