@@ -2,6 +2,7 @@
 //! hook.
 
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::super::output;
@@ -9,6 +10,9 @@ use super::super::{CliError, Context};
 use super::fleet::{Listed, Machines};
 use hookrun_builders::history::render::{Knowledge, render};
 use hookrun_nix::exit_code::Exit;
+
+/// Mode of the file, less the umask: every user's Nix may read it.
+const MODE: u32 = 0o666;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -66,15 +70,15 @@ fn write(path: &Path, text: &str) -> Result<(), CliError> {
             anyhow::Error::new(error).context(format!("cannot write {}", path.display())),
         )
     };
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let written = std::fs::File::create(&temporary).and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    });
-    written.and_then(|()| std::fs::rename(&temporary, path)).map_err(|error| {
-        let _gone = std::fs::remove_file(&temporary);
-        failed(error)
-    })
+    // Under a name that nobody can make before, and with the mode that a new file would have.
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let written = tempfile::Builder::new()
+        .permissions(std::fs::Permissions::from_mode(MODE))
+        .tempfile_in(directory.unwrap_or(Path::new(".")))
+        .and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.as_file().sync_all()?;
+            file.persist(path).map_err(|error| error.error)
+        });
+    written.map(drop).map_err(failed)
 }
