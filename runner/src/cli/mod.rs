@@ -156,6 +156,20 @@ impl Command {
         )
     }
 
+    /// Returns whether this command only reads what is in the state directory, or speaks to who
+    /// works there.
+    fn reads_the_state_directory(&self) -> bool {
+        matches!(
+            self,
+            Self::Status(_)
+                | Self::Log(_)
+                | Self::Queue(_)
+                | Self::Builders(_)
+                | Self::Doctor(_)
+                | Self::Stop(_)
+        )
+    }
+
     /// Returns whether files of this command get the modes of [`layout`] whatever the umask.
     fn fills_the_state_directory(&self) -> bool {
         matches!(
@@ -257,6 +271,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
 fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
     if command.fills_the_state_directory() {
         layout::set_umask();
+    }
+    if command.reads_the_state_directory() {
+        state_dir::answers(context)?;
     }
     match command {
         Command::Demo(args) => demo::run(&args),

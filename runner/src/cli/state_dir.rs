@@ -5,11 +5,42 @@
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use super::{CliError, Context};
 use hookrun_config::suggestion;
 use hookrun_nix::dirs::SYSTEM_STATE;
 use hookrun_queue::journal::Journal;
+use hookrun_queue::{guard, lock, spool};
+
+/// The longest that a first look into the state directory may take: a busy disk takes seconds.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+
+/// Checks that the file system of the state directory answers. If it does not, no signal ends a
+/// process that looks at it; so another one does.
+///
+/// # Errors
+/// It does not answer in time.
+pub(super) fn answers(context: &Context) -> Result<(), CliError> {
+    let dirs = &context.dirs;
+    let look = || {
+        let _held = lock::is_held(&dirs.worker_lock());
+        let _waiting = spool::depth(dirs);
+        if let Ok(Some(journal)) = Journal::open_read_only(dirs) {
+            let _plugins = journal.plugins();
+        }
+    };
+    match guard::ends_within(ANSWERS_WITHIN, look) {
+        Ok(false) => Err(CliError::environment(anyhow::anyhow!(
+            "the file system of {} did not answer in {} s; see that its disk or server works, and \
+             that it is not frozen (`fsfreeze --unfreeze`)",
+            dirs.state.display(),
+            ANSWERS_WITHIN.as_secs()
+        ))),
+        // Without another process it is tried without a bound.
+        Ok(true) | Err(_) => Ok(()),
+    }
+}
 
 /// Opens the journal for reading; none if nothing is recorded yet.
 ///

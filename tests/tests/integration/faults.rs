@@ -306,6 +306,7 @@ fn a_file_system_that_does_not_answer_holds_up_no_build() {
            OUT_PATHS=$store/00bgd045z0d4icpbc2yyz4gx48ak44la-gamma $hook
          echo took $(( ($(date +%s%N) - begun) / 1000000 ))
          beta; echo built
+         $hookrun status || echo \"status ended with $?\"
          while [ $(ls $state-fallback | wc -l) -lt 2 ]; do sleep 0.1; done
          fsfreeze -u $state; trap - EXIT
          $hookrun drain || true
@@ -313,7 +314,10 @@ fn a_file_system_that_does_not_answer_holds_up_no_build() {
     )
     .expect_success()
     .expect_stderr("a file system did not answer in time")
-    .expect_stdout("built");
+    .expect_stdout("built")
+    // Nor does a command hang that looks.
+    .expect_stderr("did not answer in 5 s")
+    .expect_stdout("status ended with 4");
     let took = ran.stdout.lines().find_map(|line| line.strip_prefix("took ")).unwrap();
     let took: u64 = took.parse().unwrap();
     assert!(took < 2500, "the hook took {took} ms: {}", ran.account());

@@ -169,6 +169,32 @@ pub fn run(hook: &'static str, patience: Duration, work: impl FnOnce(&mut Teller
     }
 }
 
+/// Has `work` done by another process, and returns whether that ended within `patience`. One that
+/// sleeps in the kernel, in a file system that does not answer, is left behind; it has none of this
+/// process's descriptors. Must be called before this process has another thread.
+///
+/// # Errors
+/// There is no process to be had.
+pub fn ends_within(patience: Duration, work: impl FnOnce()) -> io::Result<bool> {
+    let end = Instant::now() + patience;
+    let (read, held) = pipe()?;
+    let nowhere: OwnedFd = File::options().read(true).write(true).open("/dev/null")?.into();
+    let Some(process) = fork()? else {
+        if detach([held.as_fd()], &nowhere, &nowhere).is_ok() {
+            // What is wrong is for the one who asks to say.
+            let _panicked = std::panic::catch_unwind(AssertUnwindSafe(work));
+        }
+        leave()
+    };
+    drop(held);
+    // Nothing is written: the end of the pipe is waited for.
+    let ended = wait(&mut [PollFd::new(&read, PollFlags::IN)], end) > 0;
+    if ended {
+        reap(process);
+    }
+    Ok(ended)
+}
+
 /// A panic becomes a line.
 fn safely(hook: &'static str, work: impl FnOnce()) {
     std::panic::set_hook(Box::new(move |panic| {
@@ -287,21 +313,9 @@ impl Watch {
             pass_on(errors.to, line.as_bytes(), cap);
         }
         if !works {
-            self.reap();
+            reap(self.process);
         }
         Ended { events: Some(self.events), in_time: !works }
-    }
-
-    /// Takes the exit of the working process, which has closed its pipe and so is about to end. If
-    /// it does not, whoever takes over the orphans of this system does.
-    fn reap(&self) {
-        for _ in 0..REAP_TRIES {
-            let waited = rustix::process::waitpid(Some(self.process), WaitOptions::NOHANG);
-            if !matches!(waited, Ok(None)) {
-                return;
-            }
-            std::thread::sleep(REAP_PAUSE);
-        }
     }
 
     fn has_said(&self, what: u8) -> bool {
@@ -368,6 +382,18 @@ impl Watch {
         let path = path.get(..size).filter(|path| !path.is_empty())?;
         let path = path.split(|byte| *byte == 0).next().unwrap_or_default();
         Some(PathBuf::from(std::ffi::OsStr::from_bytes(path)))
+    }
+}
+
+/// Takes the exit of a process that has closed its pipe and so is about to end. If this does not,
+/// whoever takes over the orphans of this system does.
+fn reap(process: Pid) {
+    for _ in 0..REAP_TRIES {
+        let waited = rustix::process::waitpid(Some(process), WaitOptions::NOHANG);
+        if !matches!(waited, Ok(None)) {
+            return;
+        }
+        std::thread::sleep(REAP_PAUSE);
     }
 }
 
