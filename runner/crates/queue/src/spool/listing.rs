@@ -82,6 +82,11 @@ impl Queue {
         self.pop_other().or_else(|| self.trusted.pop_first())
     }
 
+    /// The next name of those that are trusted.
+    pub(super) fn pop_trusted(&mut self) -> Option<Listed> {
+        self.trusted.pop_first()
+    }
+
     fn pop_other(&mut self) -> Option<Listed> {
         let after = (Bound::Excluded(self.last), Bound::Unbounded);
         let next = self.others.range(after).next().or_else(|| self.others.iter().next());

@@ -1,7 +1,8 @@
 //! The worker's side of the spool: which files are events, and what becomes of the others.
 //!
 //! The directories are listed once, and then worked through a batch at a time, so that a full spool
-//! costs as much for each of its files as an empty one. What comes meanwhile is told by name
+//! costs as much for each of its files as an empty one. A long listing takes several scans, which
+//! take root's events as soon as they are found. What comes meanwhile is told by name
 //! ([`Reader::came`]) or found by the next listing, which [`Reader::look_again`] asks for. Between
 //! two batches anything may happen to the directories: a name that is gone is passed over, and
 //! whatever a name stands for is looked at when its turn comes. A name leaves the spool when it was
@@ -33,6 +34,9 @@ const ABANDONED_BY_OTHERS: Duration = Duration::from_mins(1);
 /// A batch ends with the file that makes it larger than this. An event is a few KiB, and 4 MiB at
 /// most.
 const BATCH_BYTES: u64 = 16 << 20;
+/// Names that one scan finds, if there are more: so long does an event of root wait that is told
+/// by name meanwhile.
+const LISTED_AT_ONCE: usize = 16_384;
 /// Files that are left where they are because they can be neither taken nor moved.
 const MOST_IGNORED: usize = 10_000;
 /// The share of everything that cannot be an event, whoever owns it: a plain user may own files as
@@ -113,6 +117,22 @@ pub struct Reader {
     queue: Queue,
     /// Whether the directories are to be listed after all of that.
     again: bool,
+    /// A listing that has begun.
+    listing: Option<Listing>,
+    /// Names looked at in one scan.
+    at_once: usize,
+}
+
+/// How far a listing is.
+struct Listing {
+    directory: usize,
+    names: Box<dyn Iterator<Item = Vec<u8>> + Send>,
+}
+
+impl std::fmt::Debug for Listing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listing").field("directory", &self.directory).finish_non_exhaustive()
+    }
 }
 
 impl Reader {
@@ -132,6 +152,8 @@ impl Reader {
             held_back: BTreeSet::new(),
             queue: Queue::new(listing::MOST, listing::MOST_EACH),
             again: true,
+            listing: None,
+            at_once: LISTED_AT_ONCE,
         }
     }
 
@@ -157,20 +179,27 @@ impl Reader {
     /// Is there something to look at? If not, [`scan`](Self::scan) finds nothing before
     /// [`look_again`](Self::look_again).
     pub fn has_more(&self) -> bool {
-        self.again || !self.queue.is_empty()
+        self.again || self.listing.is_some() || !self.queue.is_empty()
     }
 
     /// Looks at the next files, `limit` at most: takes what is an event, and sets aside what is
     /// none. The caller removes, rejects or ignores each that was taken before the next call, or
     /// holds back its user.
     pub fn scan(&mut self, limit: usize) -> Scan {
-        if self.queue.is_empty() && self.again {
-            self.list();
+        if self.queue.is_empty() && self.again && self.listing.is_none() {
+            self.again = false;
+            self.listing = self.open(0);
         }
+        self.list();
         let mut scan = Scan::default();
         let (mut looked, mut bytes) = (0, 0);
         while looked < limit && bytes < BATCH_BYTES {
-            let Some(listed) = self.queue.pop() else { break };
+            // While the rest of a full spool is listed, root's events do not wait for it.
+            let next = match self.listing {
+                Some(_) => self.queue.pop_trusted(),
+                None => self.queue.pop(),
+            };
+            let Some(listed) = next else { break };
             looked += 1;
             let open = self.sources.get(listed.directory).and_then(|source| source.open.clone());
             let Some(directory) = open else { continue };
@@ -217,18 +246,37 @@ impl Reader {
         self.queue.forget(uid);
     }
 
-    /// Finds the names in all directories.
-    fn list(&mut self) {
-        self.again = false;
-        for number in 0..self.sources.len() {
-            let Some(source) = self.sources.get_mut(number) else { continue };
+    /// Opens the first directory that is there, from this number on.
+    fn open(&mut self, first: usize) -> Option<Listing> {
+        for (number, source) in self.sources.iter_mut().enumerate().skip(first) {
             source.open = source.open();
-            let Some(directory) = source.open.clone() else { continue };
-            for name in directory.names() {
-                self.add(&directory, number, name);
+            if let Some(directory) = &source.open {
+                return Some(Listing { directory: number, names: Box::new(directory.names()) });
             }
         }
-        self.again = self.queue.take_more();
+        None
+    }
+
+    /// Finds some more of the names in all directories.
+    fn list(&mut self) {
+        for _ in 0..self.at_once {
+            let Some(listing) = &mut self.listing else { return };
+            let number = listing.directory;
+            match listing.names.next() {
+                Some(name) => {
+                    let open = self.sources.get(number).and_then(|source| source.open.clone());
+                    if let Some(directory) = open {
+                        self.add(&directory, number, name);
+                    }
+                }
+                None => {
+                    self.listing = self.open(number + 1);
+                    if self.listing.is_none() {
+                        self.again |= self.queue.take_more();
+                    }
+                }
+            }
+        }
     }
 
     /// Adds a name, if it is to be looked at.

@@ -49,7 +49,7 @@ impl Scene {
         let dirs = Dirs { config: dir.path().join("hookrun.toml"), state: dir.path().to_owned() };
         layout::make_spool(&dirs.spool()).unwrap();
         let queue = Queue::new(most, most);
-        let reader = Reader { queue, ..Reader::new(&dirs, Trust::from_env()) };
+        let reader = Reader { queue, at_once: most, ..Reader::new(&dirs, Trust::from_env()) };
         Self { _dir: dir, dirs, reader, taken: BTreeMap::new(), rejected: 0 }
     }
 
@@ -153,6 +153,27 @@ proptest! {
         scene.scan_all(limit);
         prop_assert_eq!(scene.taken.len(), ids.len() + 1);
     }
+}
+
+#[test]
+fn an_event_that_is_told_does_not_wait_for_a_long_listing() {
+    if !rustix::process::geteuid().is_root() {
+        // Only root makes files of others.
+        return;
+    }
+    let mut scene = Scene::new(3);
+    for number in 0..30 {
+        let name = format!("!{number}");
+        scene.write(&name);
+        std::os::unix::fs::chown(scene.dirs.spool().join(name), Some(4242), Some(4242)).unwrap();
+    }
+    scene.scan(10);
+    let id = scene.put(1);
+    scene.reader.came(0, id.clone().into_bytes());
+    scene.scan(10);
+    assert_eq!((scene.taken.contains_key(&id), scene.rejected), (true, 0));
+    scene.scan_all(10);
+    assert_eq!((scene.taken.len(), scene.rejected), (1, 30));
 }
 
 #[test]
