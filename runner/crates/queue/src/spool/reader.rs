@@ -16,6 +16,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use hookrun_system::stat::mode_of;
 use rustix::fs::{FileType, Stat};
 
 use super::listing::{self, Listed, Queue};
@@ -39,6 +40,10 @@ const BATCH_BYTES: u64 = 16 << 20;
 const LISTED_AT_ONCE: usize = 16_384;
 /// Files that are left where they are because they can be neither taken nor moved.
 const MOST_IGNORED: usize = 10_000;
+/// Hooks make files that their owner can write. Files of the Nix store are root's too, with contents
+/// of a user's choice; none of them can be written. Where `fs.protected_hardlinks` is off, a user
+/// may link one, have Nix delete the other name, and move the link here.
+const OWNER_WRITES: u32 = 0o200;
 /// The share of everything that cannot be an event, whoever owns it: a plain user may own files as
 /// any number of users (subuid(5)). No user has this number.
 const NO_EVENTS: u32 = u32::MAX;
@@ -335,6 +340,9 @@ impl Reader {
             return Err(format!("it has {} hard links; an event file has one", stat.st_nlink));
         }
         let owner = self.trust.owner(stat.st_uid, stat.st_gid)?;
+        if mode_of(&stat) & OWNER_WRITES == 0 {
+            return Err("its owner cannot write it; hooks write files with mode 0644".into());
+        }
         // One byte more, so that the end is found without another buffer.
         let size = u64::try_from(stat.st_size).unwrap_or(0).min(envelope::MAX_SIZE);
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
