@@ -12,9 +12,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use hookrun_nix::event::Event;
+use hookrun_nix::layout;
 
 /// The directory of hookrun's roots, below `gcroots` or a user's own part of it.
 const DIRECTORY: &str = "hookrun";
+/// Its mode: Nix of other users lists roots.
+const DIRECTORY_MODE: u32 = 0o755;
 
 /// Makes the roots of an event that are not there yet, where this user may: root and the owner of a
 /// single-user installation below `gcroots`, other users below `gcroots/per-user/$USER`. Gives how
@@ -48,7 +51,8 @@ fn make_in(directory: &Path, event: &Event, outputs: &[&str]) -> usize {
         let link = directory.join(link_name(&event.id, number));
         let result = symlink(output, &link).or_else(|error| {
             if error.kind() == std::io::ErrorKind::NotFound {
-                std::fs::create_dir(directory)?;
+                // Whatever the umask of who calls Nix is.
+                layout::make(directory, DIRECTORY_MODE)?;
                 symlink(output, &link)
             } else {
                 Err(error)
