@@ -106,12 +106,19 @@ impl Wall {
     /// A part of it does not stand; the process must end.
     pub fn raise(&self) -> Result<Raised, WallError> {
         alone()?;
-        let missing = missing();
+        let missing = self.admit(missing())?;
+        let identity = os::raise(self)?;
+        Ok(Raised { identity, missing })
+    }
+}
+
+impl Wall {
+    /// Without what the system lacks it stands only if not all of it is required.
+    fn admit(&self, missing: Vec<String>) -> Result<Vec<String>, WallError> {
         if self.required && !missing.is_empty() {
             return Err(WallError::Missing(missing));
         }
-        let identity = os::raise(self)?;
-        Ok(Raised { identity, missing })
+        Ok(missing)
     }
 }
 

@@ -17,3 +17,13 @@ fn an_unknown_user_is_named_with_the_fix() {
     let error = User::find("root").unwrap_err();
     insta::assert_snapshot!(error, @"`root` is root, which guests never run as; name another user");
 }
+
+#[test]
+fn without_a_layer_there_is_no_wall_if_all_are_required() {
+    let missing = || vec!["Landlock".to_owned()];
+    let required = Wall { required: true, ..Wall::default() };
+    let error = required.admit(missing()).unwrap_err();
+    assert!(matches!(error, WallError::Missing(_)) && error.to_string().contains("Landlock"));
+    assert_eq!(required.admit(Vec::new()).unwrap(), Vec::<String>::new());
+    assert_eq!(Wall::default().admit(missing()).unwrap(), missing());
+}
