@@ -52,6 +52,13 @@ fn shell(script: &str, uid: u32) -> Command {
     command
 }
 
+/// A build user with an entry in /etc/passwd.
+fn member_of_the_build_group() -> u32 {
+    require_build_users();
+    let trust = hookrun_queue::trust::Trust::from_env();
+    trust.uids().find(|uid| *uid != 0).expect("a build user")
+}
+
 /// An event of root's post-build hook.
 fn event(scene: &Scene, name: &str) -> Event {
     let nix = scene.private_nix();
@@ -549,6 +556,19 @@ fn commands_of_root_follow_no_link_in_the_spool() {
     }
     scene.hookrun(&["check"]).expect_success();
     scene.hookrun(&["queue", "retry", "--dead"]).expect_success();
+    // Nor does a command that replaces a file, in a directory of another user.
+    let place = scene.path("place");
+    std::fs::create_dir(&place).unwrap();
+    for pid in next_pids() {
+        symlink(&victim, place.join(format!("machines.{pid}"))).unwrap();
+    }
+    std::os::unix::fs::chown(&place, Some(STRANGER), Some(STRANGER)).unwrap();
+    let (all, output) = (scene.path("all"), place.join("machines"));
+    std::fs::write(&all, "ssh://one - - 1\n").unwrap();
+    let mut render = scene.hookrun_command(&["builders", "render", "--machines"]);
+    Ran::of(render.arg(&all).arg("--output").arg(&output)).expect_success();
+    let written = output.symlink_metadata().unwrap();
+    assert!(written.is_file() && written.mode() & 0o7777 == 0o644, "{written:?}");
     assert_eq!(std::fs::read_to_string(&victim).unwrap(), "root's own");
 }
 
@@ -605,11 +625,8 @@ fn a_stranger_cannot_make_the_directory_of_a_demo_first() {
     assert_eq!(owner, 0, "root works in a directory of another user");
 }
 
-#[test]
-fn the_table_of_files_has_everything_in_the_state_directory() {
-    if !require(Need::Root) {
-        return;
-    }
+/// A scene in which everything has run once: all capabilities, the policy, a rejected file.
+fn scene_with_all_files() -> Scene {
     let scene = scene();
     scene.set_config(
         "[worker]\nstart = \"none\"\n[plugins.p]\nsource = \"bundled:email-on-nondeterminism\"\n\
@@ -626,6 +643,15 @@ fn the_table_of_files_has_everything_in_the_state_directory() {
     scene.drain();
     drop(Worker::start(&scene));
     assert_eq!(scene.mails().len(), 1);
+    scene
+}
+
+#[test]
+fn the_table_of_files_has_everything_in_the_state_directory() {
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = scene_with_all_files();
     let security = Path::new(env!("CARGO_MANIFEST_DIR")).join("../SECURITY.md");
     let security = std::fs::read_to_string(security).unwrap();
     let names = || {
@@ -639,9 +665,204 @@ fn the_table_of_files_has_everything_in_the_state_directory() {
         let path = scene.state_dir().join(&name);
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).unwrap();
     }
+    for command in ["status", "doctor"] {
+        let said = scene.hookrun(&[command]).account();
+        for name in names() {
+            let path = scene.state_dir().join(&name);
+            let is_named = said.lines().any(|line| {
+                line.contains("chmod") && line.trim_end().ends_with(&format!("{}`", path.display()))
+            });
+            assert!(is_named, "`hookrun {command}` names the wrong mode of {name}: {said}");
+        }
+    }
     scene.hookrun(&["check"]);
     for name in names().into_iter().filter(|name| name != "spool") {
         let mode = scene.state_dir().join(&name).metadata().unwrap().mode() & 0o7777;
         assert_eq!(mode & 0o022, 0, "`hookrun check` leaves {name} with mode {mode:o}");
     }
+}
+
+#[test]
+fn no_other_user_can_open_a_file_below_the_state_directory() {
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = scene_with_all_files();
+    let _worker = Worker::start(&scene);
+    let state = scene.state_dir().display().to_string();
+    let find = &mut Command::new("find");
+    let paths = Ran::of(find.args([state.clone(), format!("{state}-fallback")])).expect_success();
+    let paths = paths.stdout;
+    assert!(paths.lines().count() > 20, "{paths}");
+    let list = scene.path("paths");
+    std::fs::write(&list, &paths).unwrap();
+    let script = format!(
+        "while read -r path; do
+           [ -d \"$path\" ] || ! (exec 3< \"$path\") || echo read \"$path\"
+           [ ! -w \"$path\" ] || echo write \"$path\"
+         done < {} 2> /dev/null",
+        list.display()
+    );
+    let member = member_of_the_build_group();
+    for uid in [STRANGER, BUILD_USER, member] {
+        let opened = Ran::of(&mut shell(&script, uid)).expect_success().stdout;
+        let expected = format!("write {state}/spool\nwrite {state}-fallback\n");
+        assert_eq!(opened, expected, "uid {uid}");
+    }
+}
+
+#[test]
+fn links_that_the_plugins_user_makes_lead_nowhere() {
+    if !require(Need::Root) {
+        return;
+    }
+    let nobody = Ran::of(Command::new("id").args(["-u", "nobody"])).stdout.trim().parse().unwrap();
+    require_build_users();
+    let scene = scene();
+    let configure = |user: &str| {
+        scene.set_config(&format!(
+            "[worker]\nstart = \"none\"\nuser = \"{user}\"\n[plugins.p]\n\
+             source = \"bundled:email-on-nondeterminism\"\nhooks = [\"diff\"]\n\
+             config = {{ to = [\"a@example.org\"] }}\n\
+             grant = {{ mail = [\"default\"], state = true }}\n\
+             [mail.default]\ntransport = \"maildir\"\n"
+        ));
+    };
+    configure("nobody");
+    spool::put(&dirs(&scene), &diff_event(&scene, "a")).unwrap();
+    scene.drain().expect_success();
+    let victim = scene.path("victim");
+    std::fs::create_dir(&victim).unwrap();
+    std::fs::write(victim.join("file"), "root's own").unwrap();
+    // In each of the directories that are this user's, what is there becomes a link to a file of
+    // root's, and a FIFO is beside it.
+    let script = format!(
+        "set -e; cd {}
+         for directory in plugin-state mail-progress; do
+           for file in $directory/*; do rm $file; ln -s {1}/file $file; done
+           ln -s {1} $directory/directory; mkfifo $directory/0.json
+         done
+         cd mail/default; mv new old; ln -s {1} new; rm -r tmp; mkfifo tmp",
+        scene.state_dir().display(),
+        victim.display()
+    );
+    Ran::of(&mut shell(&script, nobody)).expect_success();
+    for user in ["nobody", "nixbld1"] {
+        configure(user);
+        spool::put(&dirs(&scene), &diff_event(&scene, user)).unwrap();
+        for command in ["check", "drain", "status", "doctor"] {
+            let mut command = scene.hookrun_command(&[command]);
+            let mut running = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            wait_for("the command ends", || running.try_wait().unwrap().is_some());
+        }
+        let found = victim.join("file").metadata().unwrap();
+        assert_eq!((found.uid(), found.mode() & 0o7777), (0, 0o644), "{user}");
+        assert_eq!(std::fs::read_to_string(victim.join("file")).unwrap(), "root's own", "{user}");
+        assert_eq!(
+            (victim.metadata().unwrap().uid(), std::fs::read_dir(&victim).unwrap().count()),
+            (0, 1)
+        );
+    }
+}
+
+#[test]
+fn roots_and_their_directory_are_closed_to_others_whatever_the_umask() {
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = scene();
+    let nix = scene.private_nix();
+    std::fs::create_dir_all(nix.state_dir().join("gcroots")).unwrap();
+    let path = format!("{}/{HASH}-a", nix.store_dir().display());
+    let hook = format!(
+        "umask 0; DRV_PATH={path}.drv OUT_PATHS={path} exec {} hook post-build",
+        scene.path("bin/hookrun").display()
+    );
+    Ran::of(nix.command("/bin/sh").args(["-c", &hook])).expect_success();
+    let roots = nix.state_dir().join("gcroots/hookrun");
+    assert_eq!(std::fs::read_dir(&roots).unwrap().count(), 1);
+    assert_eq!(roots.metadata().unwrap().mode() & 0o7777, 0o755);
+    let script = format!("cd {} && ln -s /etc other; rm -f *; ls", roots.display());
+    let left = Ran::of(&mut shell(&script, STRANGER)).stdout;
+    assert_eq!(left.lines().count(), 1, "{left}");
+    // Nor is anything that this hook has made open to others.
+    let state = scene.state_dir().metadata().unwrap().mode() & 0o7777;
+    let spool = dirs(&scene).spool().metadata().unwrap().mode() & 0o7777;
+    let files: Vec<u32> =
+        scene.spooled().iter().map(|file| file.metadata().unwrap().mode() & 0o7777).collect();
+    assert_eq!((state, spool, files), (0o755, 0o1733, vec![0o644]));
+}
+
+#[test]
+fn a_file_of_roots_that_no_hook_wrote_is_no_event() {
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = scene();
+    let event = event(&scene, "a");
+    let sealed = envelope::seal(&event).unwrap();
+    let spool = dirs(&scene).spool();
+    // As in the Nix store: root's, with contents of a user's choice, and not writable.
+    std::fs::write(spool.join(&event.id), &sealed).unwrap();
+    let read_only = std::fs::Permissions::from_mode(0o444);
+    std::fs::set_permissions(spool.join(&event.id), read_only).unwrap();
+    // With another name beside it, or under the name of another event.
+    let other = self::event(&scene, "b");
+    std::fs::write(scene.path("outside"), envelope::seal(&other).unwrap()).unwrap();
+    std::fs::hard_link(scene.path("outside"), spool.join(&other.id)).unwrap();
+    std::fs::write(spool.join(self::event(&scene, "c").id), &sealed).unwrap();
+    let ran = scene.drain().expect_success();
+    assert_eq!(spool::count_rejected(&dirs(&scene).rejected()), 3, "{}", ran.account());
+    assert_eq!(scene.tasks(), Vec::<String>::new());
+    // An event that was taken before is not taken again.
+    give_up_a_task(&scene);
+    let known = self::event(&scene, "d");
+    for _ in 0..2 {
+        std::fs::write(spool.join(&known.id), envelope::seal(&known).unwrap()).unwrap();
+        scene.drain();
+    }
+    assert_eq!(scene.tasks().len(), 2);
+}
+
+#[test]
+fn tricks_of_other_users_with_their_own_files_hold_up_no_event_of_root() {
+    const TRICKS: usize = 300;
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = scene();
+    let dirs = dirs(&scene);
+    let _worker = Worker::start(&scene);
+    let member = member_of_the_build_group();
+    let script = format!(
+        "cd {}; n=0
+         while [ $n -lt {TRICKS} ]; do
+           name=$(cat /proc/sys/kernel/random/uuid)
+           case $((n % 6)) in
+             0) : > $name; flock -x $name sleep 5 & ;;
+             1) mkfifo $name; exec 8<> $name ;;
+             2) : > $name; rm $name; ln -s /etc/shadow $name ;;
+             3) mkdir $name; : > $name/x ;;
+             4) : > $name; chmod 0 $name ;;
+             5) : > $name; mv $name .$name; mv .$name $name; truncate -s 1T $name ;;
+           esac
+           n=$((n + 1))
+         done; wait",
+        dirs.spool().display()
+    );
+    let mut tricks: Vec<Child> = [STRANGER, BUILD_USER, member]
+        .map(|uid| shell(&script, uid).stderr(Stdio::null()).spawn().unwrap())
+        .into();
+    for number in 0..20 {
+        let event = event(&scene, &format!("e{number}"));
+        spool::put(&dirs, &event).unwrap();
+        let file = dirs.spool().join(&event.id);
+        let waited = wait_for("root's event is taken", || !file.exists());
+        assert!(waited < SOON, "root's event waited for {waited:?}");
+    }
+    for child in &mut tricks {
+        assert!(child.wait().unwrap().success());
+    }
+    wait_for("what is no event is out of the way", || spool::depth(&dirs) == 0);
+    assert!(std::fs::read_to_string("/etc/shadow").is_ok());
 }

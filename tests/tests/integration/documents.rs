@@ -244,17 +244,69 @@ fn the_readme_has_a_row_for_every_command() {
     assert_eq!(rows, commands);
 }
 
+/// The names of all tests of the repository.
+fn tests() -> BTreeSet<String> {
+    let sources = files(repository(), "rs");
+    assert!(sources.len() > 200, "{}", sources.len());
+    let mut names = BTreeSet::new();
+    for source in sources {
+        let text = std::fs::read_to_string(source).unwrap();
+        let mut is_test = false;
+        for line in text.lines().map(str::trim_start) {
+            if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
+                is_test = true;
+            } else if let Some((_, rest)) = line.split_once("fn ").filter(|_| is_test) {
+                names.extend(rest.split('(').next().map(ToOwned::to_owned));
+                is_test = false;
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn every_test_that_security_md_names_is_there() {
+    let text = document::read("SECURITY.md");
+    let is_name = |word: &&str| {
+        word.matches('_').count() > 2
+            && word.bytes().all(|byte| byte == b'_' || byte.is_ascii_lowercase())
+    };
+    let named: Vec<&str> = text.split('`').skip(1).step_by(2).filter(is_name).collect();
+    assert!(named.len() > 80, "{named:?}");
+    let tests = tests();
+    let missing: Vec<&&str> = named.iter().filter(|name| !tests.contains(**name)).collect();
+    assert_eq!(missing, Vec::<&&str>::new(), "there is no such test");
+    // A row of a table of promises has at least one; the rows in bold are headings.
+    let rows = |head: &str| -> Vec<String> {
+        let lines = text.lines().skip_while(|line| !line.starts_with(head)).skip(2);
+        lines.take_while(|line| line.starts_with('|')).map(ToOwned::to_owned).collect()
+    };
+    let promises = rows("| promise | tests |").into_iter().filter(|row| !row.starts_with("| **"));
+    let files = rows("| file | owner, mode |");
+    assert!(files.len() > 15, "{files:?}");
+    for row in files.into_iter().chain(promises) {
+        let last = row.trim_end_matches('|').rsplit('|').next().unwrap().to_owned();
+        let has_test = last.split('`').skip(1).step_by(2).any(|word| is_name(&word));
+        assert!(has_test, "no test holds this: {row}");
+    }
+}
+
 /// The Markdown files of the repository.
 fn pages(directory: &Path) -> Vec<PathBuf> {
-    let mut pages = Vec::new();
+    files(directory, "md")
+}
+
+/// The files of the repository whose names end so.
+fn files(directory: &Path, end: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         if path.is_dir() && name != "target" && !name.starts_with('.') {
-            pages.extend(self::pages(&path));
-        } else if path.extension().is_some_and(|extension| extension == "md") {
-            pages.push(path);
+            found.extend(files(&path, end));
+        } else if path.extension().is_some_and(|extension| extension == end) {
+            found.push(path);
         }
     }
-    pages
+    found
 }

@@ -151,6 +151,41 @@ fn a_policy_has_no_file_and_no_network_at_all() {
 }
 
 #[test]
+fn a_gate_and_a_test_run_behind_a_wall() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let scene = Scene::new().derivation("alpha", Script::text("hello"));
+    let (outside, mine) = (scene.path("outside"), scene.state_dir().join("object-stores/mine/a"));
+    let attempts = [
+        format!("write:{}", outside.display()),
+        format!("connect:{}", listener.local_addr().unwrap()),
+        "read:/etc/shadow".to_owned(),
+        "exec:/bin/sh".to_owned(),
+        format!("write:{}", mine.display()),
+    ];
+    scene.set_config(&format!(
+        "[worker]\nstart = \"none\"\n[plugins.escape]\nsource = \"{}\"\nhooks = [\"post-build\"]\n\
+         gate = true\nconfig = {{ attempts = {attempts:?} }}\n\
+         grant = {{ state = true, object-store = [\"mine\"] }}\n[object-stores.mine]\n",
+        guests::guest("escape").unwrap().display()
+    ));
+    scene.hookrun(&["compile"]).expect_success();
+    let closed = || {
+        assert!(!outside.exists());
+        assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    };
+    // Before the first gate has made the store, for which a test has no use.
+    let tested = scene.hookrun(&["test", "escape"]).account();
+    for attempt in &attempts {
+        assert!(tested.contains(&format!("{attempt} => failed: ")), "{attempt}: {tested}");
+    }
+    closed();
+    scene.build("alpha").expect_success();
+    assert!(mine.exists(), "the gate does what its grants allow");
+    closed();
+}
+
+#[test]
 fn the_drill_is_in_no_program_that_is_used() {
     for manifest in [
         include_str!("../../../runner/Cargo.toml"),
