@@ -1,5 +1,7 @@
 //! What Nix's own hook says: its own words mixed with those of a machine, of ssh and of a build.
 
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::ExitStatus;
 use std::time::Instant;
 
 use hookrun_builders::run::stock_output::{Ending, OutputClassifier};
@@ -26,8 +28,14 @@ pub(crate) const TARGET: Target = Target {
     run,
 };
 
+const SIGKILL: i32 = 9;
+
 /// The process that the dictionary's activities are of.
 const PROCESS: u32 = 7;
+
+fn ended(code: i32) -> ExitStatus {
+    ExitStatus::from_raw(code << 8)
+}
 
 fn run(data: &[u8]) {
     let mut listener = OutputClassifier::of(PROCESS, "ssh://m");
@@ -37,9 +45,9 @@ fn run(data: &[u8]) {
         held += usize::from(!listener.line(line, now));
     }
     assert_eq!(listener.held().len(), held, "what is not passed on is kept");
-    assert_eq!(listener.ending(Some(0)), Ending::Built, "the exit status decides");
-    assert!(matches!(listener.ending(None), Ending::Here(_)));
-    let failed = listener.ending(Some(1));
+    assert_eq!(listener.ending(ended(0)), Ending::Built, "the exit status decides");
+    assert!(matches!(listener.ending(ExitStatus::from_raw(SIGKILL)), Ending::Here(_)));
+    let failed = listener.ending(ended(1));
     let blames = matches!(failed, Ending::Lost(_) | Ending::Here(_));
     assert!(!blames || held > 0, "nobody is blamed without an error of the hook: {failed:?}");
     assert!(

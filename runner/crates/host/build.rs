@@ -6,7 +6,7 @@
 //! the outer build's flags reaches it: they are meant for another target.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
 /// The target of components.
 const TARGET: &str = "wasm32-wasip2";
@@ -58,7 +58,7 @@ fn build() -> Result<(), String> {
         .output()
         .map_err(|error| format!("cannot run cargo for the bundled plugins ({error})"))?;
     if !output.status.success() {
-        return Err(explain(&String::from_utf8_lossy(&output.stderr)));
+        return Err(explain(output.status, &String::from_utf8_lossy(&output.stderr)));
     }
     let mut table = Vec::new();
     for plugin in &plugins {
@@ -119,7 +119,7 @@ fn scrub(cargo: &mut Command) {
 }
 
 /// What to do about a build that failed.
-fn explain(errors: &str) -> String {
+fn explain(status: ExitStatus, errors: &str) -> String {
     let missing = errors.contains("can't find crate for `core`")
         || errors.contains("can't find crate for `std`");
     if missing || errors.contains("target may not be installed") {
@@ -127,7 +127,7 @@ fn explain(errors: &str) -> String {
             "the bundled plugins need the target {TARGET}; run `rustup target add {TARGET}`"
         );
     }
-    format!("the bundled plugins do not build:\n{errors}")
+    format!("the bundled plugins do not build (cargo ended with {status}):\n{errors}")
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), String> {

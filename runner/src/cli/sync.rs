@@ -30,6 +30,7 @@ use hookrun_nix::{self as nix, is_store_path, output_name_from_path};
 use hookrun_queue::journal::Journal;
 use hookrun_queue::spool::{self, Place};
 use hookrun_queue::{roots, spawn};
+use hookrun_system::process::describe_end;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -430,9 +431,9 @@ fn installable(argument: &OsStr) -> Result<Vec<String>, CliError> {
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(CliError::usage(format!(
-            "`{}` is neither a valid path nor an installable that is built: {}",
+            "`{}` is neither a valid path nor an installable that is built: `nix path-info` {}",
             argument.to_string_lossy(),
-            said.trim()
+            describe_end(output.status, &said)
         )));
     }
     Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())

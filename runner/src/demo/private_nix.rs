@@ -15,6 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use hookrun_system::process::describe_end;
 
 /// How long a daemon may take until it listens. It takes milliseconds; a machine under load some
 /// more.
@@ -48,9 +49,8 @@ pub fn nix_version() -> Result<String> {
     };
     if !output.status.success() {
         bail!(
-            "`nix-build --version` fails ({}): {}; install Nix again",
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
+            "`nix-build --version` {}; install Nix again",
+            describe_end(output.status, &String::from_utf8_lossy(&output.stderr))
         );
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
@@ -229,8 +229,8 @@ impl PrivateNix {
             .context("`nix-store` does not start")?;
         if !output.status.success() {
             bail!(
-                "`nix-store --generate-binary-cache-key` fails: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
+                "`nix-store --generate-binary-cache-key` {}",
+                describe_end(output.status, &String::from_utf8_lossy(&output.stderr))
             );
         }
         set_mode(&secret, 0o600)?;
@@ -275,7 +275,10 @@ impl PrivateNix {
             .output()
             .context("`chgrp` does not start")?;
         if !changed.status.success() {
-            bail!("`chgrp {group}` fails: {}", String::from_utf8_lossy(&changed.stderr).trim());
+            bail!(
+                "`chgrp {group}` {}",
+                describe_end(changed.status, &String::from_utf8_lossy(&changed.stderr))
+            );
         }
         set_mode(&self.store_dir(), 0o1775)?;
         self.set("build-users-group", group)
@@ -303,7 +306,11 @@ impl PrivateNix {
                 let said = std::fs::read_to_string(&log_path).unwrap_or_default();
                 let _ = child.kill();
                 let _ = child.wait();
-                bail!("`nix-daemon` does not listen on {}: {}", socket.display(), said.trim());
+                let why = ended.map_or_else(
+                    || format!("was killed after {DAEMON_START:?}: {}", said.trim()),
+                    |status| describe_end(status, &said),
+                );
+                bail!("`nix-daemon` does not listen on {}: it {why}", socket.display());
             }
             std::thread::sleep(DAEMON_POLL);
         }

@@ -117,14 +117,16 @@ impl PluginPolicy {
 impl Process {
     fn start(setup: &Setup) -> Result<Self, String> {
         let failed = |error: std::io::Error| {
-            format!("the process that runs the policy cannot be started ({error})")
+            format!("the process that runs the policy cannot be started: {error}")
         };
         let mut command = process::this_program();
         command.arg(COMMAND).current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
         // It dies with this thread, which lives as long as the session, also when the session is
         // killed.
         let preparation = Preparation { dies_with_parent: true, ..Preparation::default() };
-        let mut child = preparation.add_to(&mut command).spawn().map_err(failed)?;
+        let mut child = preparation.add_to(&mut command).spawn().map_err(|error| {
+            failed(std::io::Error::other(process::describe_start(&command, &error)))
+        })?;
         let gone = || failed(std::io::Error::other("its pipes are gone"));
         let input = child.stdin.take().ok_or_else(gone)?;
         let output = child.stdout.take().ok_or_else(gone)?;

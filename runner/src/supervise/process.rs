@@ -20,6 +20,7 @@ use hookrun_config::Config;
 use hookrun_nix::event::Event;
 use hookrun_nix::outcome::Transfer;
 use hookrun_nix::outcome::{Outcome, RunReport, Trouble};
+use hookrun_system::process::describe_start;
 
 /// Uploads of one runner that are shown; more are not believed to be there.
 const MAX_TRANSFERS: usize = 64;
@@ -165,8 +166,11 @@ impl Runner {
 
 fn spawn() -> std::io::Result<Child> {
     let mut command = hookrun_system::process::this_program();
-    command.arg(COMMAND).current_dir("/");
-    Command::from(command).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()
+    command.arg(COMMAND).current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut command = Command::from(command);
+    command.kill_on_drop(true).spawn().map_err(|error| {
+        std::io::Error::new(error.kind(), describe_start(command.as_std(), &error))
+    })
 }
 
 /// Hears a runner out until it ends; gives a reason if it is the supervisor that ends it.

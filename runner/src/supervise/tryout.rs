@@ -16,6 +16,7 @@ use hookrun_host::wall::Identity;
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::exit_code::Exit;
+use hookrun_system::process::describe_start;
 
 /// The hidden command of that process.
 pub const COMMAND: &str = "try-services";
@@ -62,9 +63,17 @@ pub fn try_all(dirs: &Dirs, live: bool) -> Result<Vec<Tried>, String> {
         command.arg("--config").arg(&dirs.config);
     }
     command.arg(COMMAND).args(live.then_some("--live")).stdin(Stdio::null());
-    let output = command.stderr(Stdio::inherit()).output().map_err(|error| failed(&error))?;
+    let output = command.stderr(Stdio::inherit()).output().map_err(|error| {
+        failed(&format!("the process cannot be started: {}", describe_start(&command, &error)))
+    })?;
     serde_json::from_slice::<Result<Vec<Tried>, String>>(&output.stdout)
-        .map_err(|_| failed(&format!("the process ended with {}", output.status)))?
+        .map_err(|error| {
+            failed(&if output.status.success() {
+                format!("the answer of the process cannot be parsed: {error}")
+            } else {
+                format!("the process ended with {}", output.status)
+            })
+        })?
         .map_err(|error| failed(&error))
 }
 

@@ -16,6 +16,9 @@ use crate::wall::{Identity, User, Wall};
 /// How much of what the child says is read.
 const MAX_SAID: u64 = 4 << 10;
 
+/// The fix for a child that has no message of its own.
+const CHECK_SYSTEM: &str = "check that there is enough memory and that /proc is mounted";
+
 /// What a child may use.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Bounds {
@@ -52,9 +55,11 @@ pub(super) enum Ended {
 impl Ended {
     /// Describes a child that failed, for a message: its exit code or signal, and its message.
     pub(super) fn describe(status: ExitStatus, said: &str) -> String {
-        match said.trim() {
-            "" => format!("its process ended with {status} and without a message"),
-            said => format!("its process ended with {status}: {}", said.replace('\n', " ")),
+        let end = process::describe_end(status, said);
+        if said.trim().is_empty() {
+            format!("its process {end}; {CHECK_SYSTEM}")
+        } else {
+            format!("its process {end}")
         }
     }
 }
@@ -106,8 +111,9 @@ fn run_program(
         child.args(["--user", user]);
     }
     let mut child = child.spawn().map_err(|error| {
-        let program = child.get_program().to_string_lossy();
-        io::Error::new(error.kind(), format!("its process cannot be started: {program} ({error})"))
+        let why = process::describe_start(&child, &error);
+        let message = format!("its process cannot be started: {why}; {CHECK_SYSTEM}");
+        io::Error::new(error.kind(), message)
     })?;
     match process::ends_within(&mut child, time) {
         Ok(true) => {}
@@ -177,7 +183,7 @@ mod tests {
     #[test]
     fn a_child_that_cannot_be_started_is_named_with_the_reason() {
         let error = run("/no/such/program").unwrap_err();
-        insta::assert_snapshot!(error, @"its process cannot be started: /no/such/program (No such file or directory (os error 2))");
+        insta::assert_snapshot!(error, @"its process cannot be started: /no/such/program (No such file or directory (os error 2)); check that there is enough memory and that /proc is mounted");
     }
 
     #[test]
@@ -185,6 +191,6 @@ mod tests {
         let Ended::Exited { status, said, .. } = run("/bin/false").unwrap() else {
             panic!("it was stopped")
         };
-        insta::assert_snapshot!(Ended::describe(status, &said), @"its process ended with exit status: 1 and without a message");
+        insta::assert_snapshot!(Ended::describe(status, &said), @"its process ended with exit status: 1 and without a message; check that there is enough memory and that /proc is mounted");
     }
 }

@@ -106,7 +106,7 @@ pub enum ExamineError {
     )]
     NotAhead,
     /// The child could not be had, or did not get as far.
-    #[error("cannot be examined ({0}); see that there is memory, and that /proc is mounted")]
+    #[error("cannot be examined: {0}")]
     System(String),
 }
 
@@ -277,8 +277,8 @@ mod tests {
         };
         insta::assert_snapshot!(meaning(libc::SIGXCPU), @"has metadata or a configuration schema that takes more than 2 s of processor time to check; its author must simplify it");
         insta::assert_snapshot!(meaning(libc::SIGABRT), @"has metadata or a configuration schema that takes more than 256 MiB of memory to check; its author must simplify it");
-        insta::assert_snapshot!(meaning(libc::SIGKILL), @"cannot be examined (its process ended with signal: 9 (SIGKILL): no such user); see that there is memory, and that /proc is mounted");
-        insta::assert_snapshot!(meaning(1 << 8), @"cannot be examined (its process ended with exit status: 1: no such user); see that there is memory, and that /proc is mounted");
+        insta::assert_snapshot!(meaning(libc::SIGKILL), @"cannot be examined: its process ended with signal: 9 (SIGKILL): no such user");
+        insta::assert_snapshot!(meaning(1 << 8), @"cannot be examined: its process ended with exit status: 1: no such user");
     }
 
     /// Files of this form are on disk: after a change raise `FORMAT` of the verdicts.

@@ -6,6 +6,8 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use hookrun_system::process::describe_start;
+
 /// Most bytes kept of each of a program's two streams; `nix show-config --json` has 100 KiB.
 const MAX_OUTPUT: u64 = 4 << 20;
 /// How often a program is asked whether it ended.
@@ -27,7 +29,7 @@ pub struct Said {
 /// Runs `command` in a process group of its own, which is killed as a whole after `limit`.
 ///
 /// # Errors
-/// It cannot be started, or (`TimedOut`) it did not end in time.
+/// It cannot be started (names the program), or (`TimedOut`) it did not end in time.
 pub fn run(command: &mut Command, limit: Duration) -> io::Result<Said> {
     let begun = Instant::now();
     let mut child = command
@@ -35,7 +37,11 @@ pub fn run(command: &mut Command, limit: Duration) -> io::Result<Said> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
-        .spawn()?;
+        .spawn()
+        .map_err(|error| {
+            let why = describe_start(command, &error);
+            io::Error::new(error.kind(), format!("cannot be started: {why}"))
+        })?;
     let stdout = child.stdout.take().map(collect);
     let stderr = child.stderr.take().map(collect);
     let status = loop {
@@ -98,6 +104,15 @@ mod tests {
         );
         let error = run(&mut shell("sleep 1000 & wait"), Duration::from_millis(100)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_started_is_named() {
+        let missing = run(&mut Command::new("/no/such"), Duration::from_mins(1)).unwrap_err();
+        assert_eq!(
+            missing.to_string(),
+            "cannot be started: /no/such (No such file or directory (os error 2))"
+        );
         let said = run(&mut shell("head -c 6000000 /dev/zero"), Duration::from_mins(1)).unwrap();
         assert_eq!(said.stdout.len(), 4 << 20);
     }

@@ -182,19 +182,12 @@ fn ask(program: &Path, arguments: &[&str]) -> Result<String, NixError> {
     // Not through `nix::command`: the settings of the environment are what is asked about. Nothing
     // is built.
     command.args(arguments).env(super::NESTED, "1").env_remove("DRV_PATH").env_remove("OUT_PATHS");
-    let said = bounded::run(&mut command, PATIENCE)
-        .map_err(|error| mute(format!("cannot be run ({error})")))?;
+    let said = bounded::run(&mut command, PATIENCE).map_err(|error| mute(error.to_string()))?;
     if said.status.success() {
         return Ok(said.stdout);
     }
-    let why = said
-        .stderr
-        .lines()
-        .rfind(|line| !line.trim().is_empty())
-        .unwrap_or("without a word")
-        .trim()
-        .to_owned();
-    Err(mute(format!("failed ({why})")))
+    let last = said.stderr.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+    Err(mute(hookrun_system::process::describe_end(said.status, last)))
 }
 
 /// The settings that are kept, of Nix's JSON.

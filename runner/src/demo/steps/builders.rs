@@ -10,6 +10,7 @@ use crate::demo::Verdict;
 use crate::demo::private_nix::PrivateNix;
 use crate::demo::stage::{Stage, ended};
 use hookrun_builders::history::{Record, Selection};
+use hookrun_system::process::describe_end;
 
 /// Builds on one of two stores that stand for machines, and looks in which of them the path is.
 pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
@@ -71,8 +72,8 @@ fn impossible() -> Option<String> {
         Ok(output) if output.status.success() => None,
         Ok(output) => Some(format!(
             "the two machines are second stores on this host, which Nix builds for in a chroot, and that needs mount namespaces \
-             ({}); in a container, allow them (CAP_SYS_ADMIN, for example `docker run --privileged`)",
-            String::from_utf8_lossy(&output.stderr).trim()
+             (`unshare --mount` {}); in a container, allow them (CAP_SYS_ADMIN, for example `docker run --privileged`)",
+            describe_end(output.status, &String::from_utf8_lossy(&output.stderr))
         )),
         Err(error) => Some(format!(
             "whether mount namespaces work cannot be told without `unshare` ({error}); install util-linux"

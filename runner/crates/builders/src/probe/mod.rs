@@ -22,6 +22,7 @@ use understand::{Trouble, trouble};
 use hookrun_nix::bounded;
 use hookrun_nix::installed::{Flavour, Installed, Version};
 use hookrun_nix::machines::MachineLine;
+use hookrun_system::process::describe_end;
 
 /// A feature that no machine has. A build that requires it fails at once, with a message that names
 /// the system and features of the machine.
@@ -181,11 +182,12 @@ impl Prober<'_> {
         }
         let said = bounded::run(&mut command, self.limit).map_err(|error| match error.kind() {
             std::io::ErrorKind::TimedOut => format!("no answer within {:?}", self.limit),
-            _ => format!("`{}` cannot be started ({error})", program.display()),
+            _ => error.to_string(),
         })?;
         if !said.status.success() {
-            return Err(understand::last_error(&said.stderr)
-                .unwrap_or_else(|| "Nix says nothing about why".to_owned()));
+            return Err(understand::last_error(&said.stderr).unwrap_or_else(|| {
+                format!("`{}` {}", program.display(), describe_end(said.status, ""))
+            }));
         }
         let ms = u64::try_from(said.took.as_millis()).unwrap_or(u64::MAX);
         let (version, trusted) = understand::hello(&format!("{}\n{}", said.stdout, said.stderr));
@@ -210,14 +212,14 @@ impl Prober<'_> {
         command.args(["--no-out-link", "--expr", &expression(nonce, system, features)]);
         let said = bounded::run(&mut command, self.limit).map_err(|error| match error.kind() {
             std::io::ErrorKind::TimedOut => Trouble::TooLong,
-            _ => Trouble::Other(format!("`nix-build` cannot be started ({error})")),
+            _ => Trouble::Other(error.to_string()),
         })?;
         if said.status.success() {
             Ok(u64::try_from(said.took.as_millis()).unwrap_or(u64::MAX))
         } else {
             let features =
                 features.iter().filter(|feature| *feature != NO_SUCH_FEATURE).cloned().collect();
-            Err(trouble(&said.stderr, &Is { system: system.to_owned(), features }))
+            Err(trouble(said.status, &said.stderr, &Is { system: system.to_owned(), features }))
         }
     }
 

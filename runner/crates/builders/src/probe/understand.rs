@@ -1,5 +1,8 @@
 //! Parses messages of Nix about a machine. Pure.
 
+use std::process::ExitStatus;
+
+use hookrun_system::process::describe_end;
 use serde::Serialize;
 
 use super::Is;
@@ -20,7 +23,7 @@ pub enum Trouble {
 }
 
 /// Parses the messages of a failed build that required this system and these features.
-pub fn trouble(messages: &str, asked: &Is) -> Trouble {
+pub fn trouble(status: ExitStatus, messages: &str, asked: &Is) -> Trouble {
     let text = errors(messages);
     // `libstore/daemon.cc`, `wopBuildDerivation`: a user who is not trusted.
     if text.contains("you are not privileged to build") {
@@ -48,7 +51,8 @@ pub fn trouble(messages: &str, asked: &Is) -> Trouble {
             features,
         });
     }
-    Trouble::Other(last_error(messages).unwrap_or_else(|| "Nix says nothing about why".to_owned()))
+    let silent = || format!("`nix-build` {}", describe_end(status, ""));
+    Trouble::Other(last_error(messages).unwrap_or_else(silent))
 }
 
 /// Returns Nix's own errors, without output of ssh or a program before them and without lines of a
@@ -139,6 +143,8 @@ pub fn hello(said: &str) -> (Option<String>, Option<bool>) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -151,6 +157,7 @@ mod tests {
     /// Parses the messages of a machine that was asked for features that it lacks.
     fn trouble(messages: &str) -> Trouble {
         super::trouble(
+            ExitStatus::from_raw(1 << 8),
             messages,
             &Is { system: "asked-linux".to_owned(), features: vec!["asked".to_owned()] },
         )

@@ -27,6 +27,7 @@ use hookrun_nix::installed::{Flavour, Version};
 use hookrun_nix::machines::MachineLine;
 use hookrun_nix::process;
 use hookrun_nix::shared::Text;
+use hookrun_system::process::describe_start;
 
 /// Nix's own build hook, started for one machine.
 pub trait StockHook {
@@ -134,9 +135,8 @@ impl StockHook for InstalledHook {
         let mut running = match Running::start(self, connections.clone()) {
             Ok(running) => running,
             Err(error) => {
-                let program = self.program.path().display();
                 return Offer::Here(format!(
-                    "Nix's own build hook `{program}` cannot be started ({error}); put `nix` into PATH"
+                    "Nix's own build hook cannot be started: {error}; put `nix` into PATH"
                 ));
             }
         };
@@ -178,7 +178,9 @@ impl Running {
         // Nix's own hook writes nothing to its standard output. Nix would take a line that a
         // wrapper writes there for an answer, so it is dropped.
         command.stdin(Stdio::piped()).stderr(Stdio::piped()).stdout(Stdio::null());
-        let mut child = process::bequeath(&mut command).spawn()?;
+        let mut child = process::bequeath(&mut command)
+            .spawn()
+            .map_err(|error| io::Error::other(describe_start(&command, &error)))?;
         let (Some(mut stdin), Some(stderr)) = (child.stdin.take(), child.stderr.take()) else {
             return Err(io::ErrorKind::BrokenPipe.into());
         };
@@ -212,7 +214,10 @@ impl Running {
         loop {
             let line = match self.line(until) {
                 Ok(Some(line)) => self.names.as_people_say(&line).into_owned(),
-                Ok(None) => return complaints.without_answer("ended without an answer"),
+                Ok(None) => {
+                    return complaints
+                        .without_answer(&format!("{} without an answer", self.how_ended()));
+                }
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                     return self.no_answer(complaints, patience);
                 }
@@ -228,7 +233,11 @@ impl Running {
                             complaints.lines.iter().for_each(|line| relay(line));
                             Offer::Accepted(Box::new(self))
                         }
-                        _ => complaints.without_answer("ended inside its answer"),
+                        Ok(None) => complaints
+                            .without_answer(&format!("{} within its answer", self.how_ended())),
+                        Err(error) => {
+                            complaints.without_answer(&format!("cannot be understood ({error})"))
+                        }
                     };
                 }
                 // The machine is full, or cannot be reached: then there was a message before.
@@ -245,6 +254,19 @@ impl Running {
                     }
                 }
             }
+        }
+    }
+
+    /// Describes the end of the hook, which has closed its standard error.
+    fn how_ended(&mut self) -> String {
+        // A process that has closed its last stream is about to end.
+        let ended = hookrun_system::process::ends_within(&mut self.child, REAP_EVERY);
+        match ended.and_then(|ended| if ended { self.child.try_wait() } else { Ok(None) }) {
+            Ok(Some(status)) => {
+                self.ended = true;
+                format!("ended with {status}")
+            }
+            _ => "closed its standard error".to_owned(),
         }
     }
 
@@ -365,10 +387,15 @@ impl Build for Running {
         let (ending, code) = if self.relay_all(&mut listener, reply).is_ok() {
             let status = self.child.wait();
             self.ended = true;
-            // After a signal there is no code; Nix reports all failures of the hook in the same
-            // way.
-            let code = status.ok().and_then(|status| status.code());
-            (listener.ending(code), code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+            match status {
+                // After a signal there is no code; Nix reports all failures of the hook in the
+                // same way.
+                Ok(status) => {
+                    let code = status.code().and_then(|code| u8::try_from(code).ok());
+                    (listener.ending(status), code.unwrap_or(1))
+                }
+                Err(error) => (Ending::Here(format!("has lost Nix's own build hook ({error})")), 1),
+            }
         } else {
             // Nix no longer reads, so it would not learn about the end of the build.
             (Ending::NixGone, 1)

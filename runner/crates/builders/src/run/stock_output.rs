@@ -23,9 +23,11 @@
 //! only this machine's store and state are in use is a problem of this machine.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::process::ExitStatus;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use hookrun_system::process::describe_end;
 use rustix::io::Errno;
 use serde_json::Value;
 
@@ -275,18 +277,18 @@ impl OutputClassifier {
             .collect()
     }
 
-    /// Returns the meaning of the end, with `code` or by a signal.
-    pub fn ending(&self, code: Option<i32>) -> Ending {
-        let Some(code) = code else {
-            return Ending::Here("has lost Nix's own build hook, which was killed".to_owned());
-        };
-        if code == 0 {
+    /// Returns the meaning of the end of the hook's process.
+    pub fn ending(&self, status: ExitStatus) -> Ending {
+        if status.code().is_none() {
+            return Ending::Here(format!(
+                "has lost Nix's own build hook, which ended with {status}"
+            ));
+        }
+        if status.success() {
             return Ending::Built;
         }
         let Some(error) = self.exception() else {
-            return Ending::Failed(format!(
-                "Nix's own build hook ended with code {code} without a word"
-            ));
+            return Ending::Failed(format!("Nix's own build hook {}", describe_end(status, "")));
         };
         if let Some(why) = failed_build(error) {
             let lost = !is_failed_builder(why) && (is_refusal(why) || is_full(why));

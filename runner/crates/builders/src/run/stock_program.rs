@@ -87,11 +87,6 @@ impl StockProgram {
         said.status.success().then(|| identify(said.stdout.trim())).flatten()
     }
 
-    /// Returns its path.
-    pub(crate) fn path(&self) -> &Path {
-        &self.program
-    }
-
     /// Any program, for tests.
     #[cfg(test)]
     pub(crate) fn other(program: &str, arguments: &[&str]) -> Self {

@@ -1,23 +1,22 @@
-//! The second wall: what the operating system refuses to a process that runs guests, should the
-//! first wall (the engine, the grants) have a hole.
+//! The second wall: the operating system restricts a process that runs guests, in case the first
+//! wall (the engine and the grants) has a hole.
 //!
-//! A [`Wall`] is a plain description; [`Wall::raise`] puts it round this process, for good. It is
-//! raised before any guest code is mapped, and while the process has one thread, because users,
-//! capabilities and Landlock belong to threads. In this order:
+//! A [`Wall`] is a description; [`Wall::raise`] applies it to this process permanently. This
+//! happens before any guest code is mapped, and while the process has one thread, because users,
+//! capabilities and Landlock belong to threads. The steps are, in this order:
 //!
 //! 1. no core dumps and no debugger (the process is not dumpable), no new privileges;
-//! 2. another user, or the same one without a single capability;
-//! 3. Landlock: files beneath the listed directories, TCP connections to the listed ports,
-//!    nothing else;
-//! 4. seccomp: the system calls that guests and their host functions need. No exec, no new
+//! 2. another user, or the same one without capabilities;
+//! 3. Landlock: only files below the listed directories, and TCP connections to the listed ports;
+//! 4. seccomp: only the system calls that guests and their host functions need. No exec, no new
 //!    process, no ptrace, no mount, no Unix socket, no packet socket, no io_uring, no bpf, no keys.
 //!
-//! On macOS steps 3 and 4 are its own sandbox (`sandbox_init`), which knows files and the network,
-//! but neither ports nor system calls.
+//! On macOS the system's own sandbox (`sandbox_init`) replaces steps 3 and 4. It restricts files
+//! and the network, but neither ports nor system calls.
 //!
-//! What the system lacks is in [`Raised::missing`]; `[worker] require-sandbox = true` makes that an
+//! [`Raised::missing`] lists what the system lacks; `[worker] require-sandbox = true` makes that an
 //! error. Called by the runner (`hookrun runner`), the compile child, the gate and `hookrun
-//! test`; knows none of them.
+//! test`; depends on none of them.
 
 mod identity;
 
@@ -29,51 +28,53 @@ use crate::os;
 
 pub use identity::{Identity, User};
 
-/// What a process that runs guests may still do.
+/// What a process that runs guests may do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wall {
-    /// Files and directories that may be read, with everything beneath. What is not there is left
-    /// out.
+    /// Files and directories that may be read, with everything below. Missing ones are ignored.
     pub read: BTreeSet<PathBuf>,
-    /// Directories in which files may be made, changed and removed. What is not there is left out.
+    /// Directories in which files may be created, changed and removed. Missing ones are ignored.
     pub write: BTreeSet<PathBuf>,
     /// TCP ports that may be connected to.
     pub connect: BTreeSet<u16>,
-    /// May it use the network at all?
+    /// Whether it may use the network.
     pub network: bool,
-    /// Who it becomes.
+    /// The user that it becomes.
     pub identity: Identity,
-    /// Is a kernel that lacks a part of the wall an error?
+    /// Whether it is an error if the kernel lacks a part of the wall.
     pub required: bool,
 }
 
-/// A wall that stands.
+/// A wall that was raised.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Raised {
-    /// Who the process is now, in words.
+    /// The user of the process, in words.
     pub identity: String,
-    /// What the kernel lacks; empty if the wall is whole.
+    /// What the kernel lacks; empty if the wall is complete.
     pub missing: Vec<String>,
 }
 
-/// Why the wall does not stand. The process must not run guests.
+/// Why the wall was not raised. The process must not run guests.
 #[derive(Debug, thiserror::Error)]
 pub enum WallError {
-    /// There are other threads, on which the wall would not be.
+    /// There are other threads, to which the wall would not apply.
     #[error(
-        "the sandbox cannot be put up: this process has {0} threads and not one, a defect of hookrun"
+        "the sandbox cannot be set up: this process has {0} threads instead of one; an emulator such as qemu-user adds threads, so plugins cannot run in it; elsewhere this is a bug in hookrun"
     )]
     Threads(usize),
-    /// The kernel lacks something, and the configuration wants all of it.
-    #[error("the sandbox is not whole, and `require-sandbox = true` under [worker] wants it so: {}", .0.join("; "))]
+    /// The kernel lacks something that the configuration requires.
+    #[error(
+        "the sandbox is incomplete, but [worker] has `require-sandbox = true`: {}",
+        .0.join("; ")
+    )]
     Missing(Vec<String>),
     /// A step failed.
     #[error(
-        "the sandbox cannot be put up: {step} failed ({error}); see `hookrun status` for what this kernel has"
+        "the sandbox cannot be set up: {step} failed ({error}); `hookrun status` shows what this kernel supports"
     )]
     Step {
-        /// Which.
+        /// The step.
         step: &'static str,
         /// What the system says.
         error: String,
@@ -87,23 +88,23 @@ impl WallError {
 }
 
 impl Wall {
-    /// Nothing but computing: no file, no network. For the policy of builder selection, compilation
-    /// and `hookrun test`.
+    /// Allows only computing: no files, no network. For the policy of builder selection,
+    /// compilation and `hookrun test`.
     pub fn closed(identity: Identity) -> Self {
         Self { identity, ..Self::default() }
     }
 
-    /// Allows reading beneath `path`.
+    /// Allows reading below `path`.
     #[must_use]
     pub fn reading(mut self, path: impl AsRef<Path>) -> Self {
         self.read.insert(path.as_ref().to_owned());
         self
     }
 
-    /// Puts the wall round this process. There is no way back.
+    /// Applies the wall to this process. This cannot be undone.
     ///
     /// # Errors
-    /// A part of it does not stand; the process must end.
+    /// A part of it cannot be applied; the process must end.
     pub fn raise(&self) -> Result<Raised, WallError> {
         alone()?;
         let missing = self.admit(missing())?;
@@ -122,10 +123,11 @@ impl Wall {
     }
 }
 
-/// How long a thread that has ended may still be seen.
+/// How long a thread that has ended may still be listed.
 const THREAD_GONE: Duration = Duration::from_millis(500);
 
-/// Has this process one thread? One that was joined a moment ago may still be on the kernel's list.
+/// Checks that this process has one thread. A thread that was just joined may still be listed by
+/// the kernel for a moment.
 fn alone() -> Result<(), WallError> {
     let begun = Instant::now();
     loop {
@@ -140,12 +142,12 @@ fn alone() -> Result<(), WallError> {
     }
 }
 
-/// What this kernel lacks of the wall, in sentences; empty: nothing.
+/// Returns what this system lacks of the wall, in sentences; empty if the wall is complete.
 pub fn missing() -> Vec<String> {
     os::missing()
 }
 
-/// No dump of this process's memory, which holds secrets.
+/// Prevents dumps of this process's memory, which contains secrets.
 pub(crate) fn forbid_core_dumps() -> Result<(), WallError> {
     use rustix::process::{Resource, Rlimit, setrlimit};
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })

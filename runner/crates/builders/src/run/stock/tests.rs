@@ -44,17 +44,26 @@ fn answers_of_the_stock_hook() {
         .replace("sh\n", ""),
         "failed to start SSH connection to 'm': ssh: connection refused"
     );
-    assert_eq!(failure("exit 3"), "here: Nix's own build hook ended without an answer");
-    assert_eq!(failure("printf '# acc' >&2"), "here: Nix's own build hook ended without an answer");
+    assert_eq!(
+        failure("exit 3"),
+        "here: Nix's own build hook ended with exit status: 3 without an answer"
+    );
+    assert_eq!(
+        failure("printf '# acc' >&2"),
+        "here: Nix's own build hook ended with exit status: 0 without an answer"
+    );
     assert_eq!(
         failure("printf '# accept\\nssh://m' >&2"),
-        "here: Nix's own build hook ended inside its answer"
+        "here: Nix's own build hook ended with exit status: 0 within its answer"
     );
     assert_eq!(
         failure("echo '# decline-permanently' >&2"),
         "here: Nix's own build hook answered `decline-permanently`"
     );
-    assert_eq!(failure("kill -9 $$"), "here: Nix's own build hook ended without an answer");
+    assert_eq!(
+        failure("kill -9 $$"),
+        "here: Nix's own build hook ended with signal: 9 (SIGKILL) without an answer"
+    );
 }
 
 #[test]
@@ -130,7 +139,7 @@ fn a_program_that_is_not_there() {
     };
     assert_eq!(
         why.replace(&missing, "MISSING"),
-        "Nix's own build hook `MISSING` cannot be started (No such file or directory (os error 2)); put `nix` into PATH"
+        "Nix's own build hook cannot be started: MISSING (No such file or directory (os error 2)); put `nix` into PATH"
     );
 }
 

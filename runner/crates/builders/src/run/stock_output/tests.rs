@@ -1,3 +1,5 @@
+use std::os::unix::process::ExitStatusExt as _;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -18,7 +20,14 @@ fn ending(lines: &[String], code: Option<i32>) -> Ending {
     for line in lines {
         listener.line(line.as_bytes(), Instant::now());
     }
-    listener.ending(code)
+    listener.ending(status(code))
+}
+
+const SIGKILL: i32 = 9;
+
+/// The status of a process that ended with `code`, or was killed.
+fn status(code: Option<i32>) -> ExitStatus {
+    ExitStatus::from_raw(code.map_or(SIGKILL, |code| code << 8))
 }
 
 const FAILED: &str = "build of '\u{1b}[35;1m/nix/store/x-a.drv\u{1b}[0m' on '\u{1b}[35;1mssh://m\u{1b}[0m' failed: builder for '/nix/store/x-a.drv' failed with exit code 3";
@@ -124,8 +133,8 @@ proptest! {
             listener.line(&line, Instant::now());
             listener.line(&json, Instant::now());
         }
-        prop_assert_eq!(listener.ending(Some(code)) == Ending::Built, code == 0);
-        let blames = matches!(listener.ending(Some(code)), Ending::Lost(_) | Ending::Here(_));
+        prop_assert_eq!(listener.ending(status(Some(code))) == Ending::Built, code == 0);
+        let blames = matches!(listener.ending(status(Some(code))), Ending::Lost(_) | Ending::Here(_));
         prop_assert!(!blames, "without an exception nobody is to blame");
     }
 }
@@ -234,5 +243,8 @@ fn what_fails_while_outputs_are_stored_is_this_machines_trouble() {
     }
     let lock = "opening lock file '/nix/var/nix/current-load/ssh:__m.upload-lock': No space left on device";
     assert!(matches!(ending(&[error(lock)], Some(1)), Ending::Here(_)));
-    assert!(matches!(ending(&[], None), Ending::Here(_)), "the hook was killed on this machine");
+    let Ending::Here(killed) = ending(&[], None) else { panic!("it was killed on this machine") };
+    assert_eq!(killed, "has lost Nix's own build hook, which ended with signal: 9 (SIGKILL)");
+    let Ending::Failed(silent) = ending(&[], Some(3)) else { panic!("it gave no reason") };
+    assert_eq!(silent, "Nix's own build hook ended with exit status: 3 and without a message");
 }
