@@ -1,14 +1,14 @@
-//! Tells by name which files are renamed into directories (Linux: inotify(7); nothing on macOS).
+//! Reports by name which files are renamed into directories (inotify(7); not available on macOS).
 
 pub use crate::os::arrivals::Arrivals;
 
-/// What has happened since the last look.
+/// What has happened since the last call.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Arrived {
-    /// Files that came: the number of the directory, and the name.
+    /// Files that arrived: the number of the directory, and the name.
     pub files: Vec<(usize, Vec<u8>)>,
-    /// More than is told has happened: the directories are to be listed.
+    /// Events were lost: the caller must list the directories.
     pub more: bool,
-    /// The first directory is gone, or is another one now.
+    /// The first directory was removed or replaced.
     pub gone: bool,
 }

@@ -15,13 +15,13 @@ pub(crate) const FIRST_OTHER: u32 = 3;
 pub struct Preparation {
     /// It leads a session of its own.
     pub session: bool,
-    /// It inherits nothing but the standard streams.
+    /// It inherits only the standard streams.
     pub closes_others: bool,
-    /// It inherits these descriptors, although they are closed on exec.
+    /// It inherits these descriptors, which are otherwise closed on exec.
     pub inherits: &'static [RawFd],
-    /// It can be ended by all signals, whatever this thread blocks.
+    /// No signals are blocked in it, whatever this thread blocks.
     pub unblocks_signals: bool,
-    /// It is killed when the thread that starts it ends; its own children are not. On Linux only.
+    /// It is killed when the thread that starts it ends; its own children are not. Linux only.
     pub dies_with_parent: bool,
 }
 
@@ -35,7 +35,7 @@ impl Preparation {
                 let _session = rustix::process::setsid();
             }
             if self.closes_others {
-                // Closed at exec, so that the report of a failed exec still gets through.
+                // They are closed at exec, not now, so that a failed exec can still be reported.
                 os::close_on_exec_from(FIRST_OTHER)?;
             }
             for number in self.inherits {
@@ -59,7 +59,7 @@ impl Preparation {
 mod tests {
     use super::*;
 
-    /// A number that no other test uses.
+    /// The number of a descriptor that no other test uses.
     const NUMBER: RawFd = 250;
 
     fn output(preparation: Preparation, script: &str) -> String {

@@ -1,3 +1,4 @@
-//! Tells which files of directories are closed after writing (Linux: inotify(7); nothing on macOS).
+//! Reports which files in directories are closed after writing (inotify(7); not available on
+//! macOS).
 
 pub use crate::os::closings::Closings;

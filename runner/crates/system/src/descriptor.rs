@@ -9,10 +9,10 @@ use rustix::net::SendFlags;
 
 use crate::os;
 
-/// Opens a directory as a place to look below, without the right to list it.
+/// Opens a directory to resolve paths below it, without the right to list it.
 pub const LOCATE: OFlags = os::LOCATE;
 
-/// For sending to a stream: if nobody reads it, that is an error and not a signal.
+/// For sending to a stream: a closed peer causes an error, not a signal.
 pub const NO_SIGNAL: SendFlags = os::NO_SIGNAL;
 
 /// Sets or clears the close-on-exec flag. Returns whether the descriptor is open.
@@ -38,10 +38,9 @@ pub fn duplicate_to(from: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes all descriptors from `first` to `last`. The caller owns none of them, or forgets what it
-/// owns.
+/// Closes all descriptors from `first` to `last`. No value in this process may own one of them.
 ///
-/// A Linux before 5.9 cannot do this; then they stay open.
+/// Linux before 5.9 cannot do this; then they stay open.
 pub fn close_range(first: u32, last: u32) {
     if first <= last {
         os::close_range(first, last);

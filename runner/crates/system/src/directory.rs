@@ -1,5 +1,5 @@
-//! Directories. Entries are changed by the C library, not by a system call, so that the crash tests
-//! can put a function of their own in its place.
+//! Directories. Entries are changed through the C library, not by direct system calls, so that the
+//! crash tests can replace its functions.
 
 use std::ffi::CStr;
 use std::io;
@@ -8,7 +8,8 @@ use std::path::Path;
 
 use crate::os;
 
-/// Can programs be started in this directory? Not if its file system is mounted `noexec`.
+/// Returns whether programs can be started in this directory: its file system is not mounted
+/// `noexec`.
 pub fn allows_programs(path: &Path) -> bool {
     os::allows_programs(path)
 }

@@ -1,11 +1,10 @@
-//! Attempts to break out of the sandbox, for the tests only: all of them have to fail behind the
-//! wall.
+//! Attempts to break out of the sandbox, only for tests: all of them must fail behind the wall.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 
-/// Makes an attempt; returns `done`, or `failed: ` and what the system said.
+/// Makes an attempt; returns `done`, or `failed: ` and the error of the system.
 pub fn attempt(what: &str) -> String {
     let (kind, rest) = what.split_once(':').unwrap_or((what, ""));
     let parent = rustix::process::getppid().map_or(1, |pid| pid.as_raw_nonzero().get());
@@ -38,12 +37,11 @@ fn file(result: std::io::Result<()>) -> std::result::Result<(), String> {
     result.map_err(|error| error.to_string())
 }
 
-/// Attempts without a safe wrapper. Each is made with arguments that do no harm if the kernel lets
-/// it through.
+/// Attempts without a safe wrapper. Their arguments do no harm if the kernel allows the call.
 fn system_call(kind: &str, parent: i32) -> std::result::Result<(), String> {
     let null = std::ptr::null::<libc::c_void>();
-    // SAFETY: no pointer is passed but null, or one to a constant; what the calls would do to this
-    // process is the test's business.
+    // SAFETY: all pointers are null or point to constants. The test expects the effects of these
+    // calls on this process.
     let result = unsafe {
         match kind {
             "ptrace-parent" => {
@@ -75,7 +73,7 @@ fn system_call(kind: &str, parent: i32) -> std::result::Result<(), String> {
             other => return Err(format!("there is no attempt `{other}`")),
         }
     };
-    // A call that got as far as looking at its arguments was let through.
+    // A call that fails because of its arguments was allowed.
     let error = std::io::Error::last_os_error();
     let refused = matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EACCES));
     if result < 0 && refused { Err(error.to_string()) } else { Ok(()) }

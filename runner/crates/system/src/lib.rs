@@ -4,13 +4,13 @@
 //! * [`wall`]: the sandbox of a process that runs guests.
 //! * [`child`]: what a child process does between fork and exec.
 //! * [`process`]: other processes, and what this one can become; [`signals`].
-//! * [`descriptor`]: open files by number; [`directory`]: entries by the C library.
-//! * [`arrivals`], [`closings`]: what happens in directories.
-//! * [`memory`]: files in memory. [`stat`]: modes.
+//! * [`descriptor`]: open files by number; [`directory`]: changes entries through the C library.
+//! * [`arrivals`], [`closings`]: events in directories.
+//! * [`memory`]: files in memory. [`stat`]: numbers whose types differ.
 //!
-//! What differs between operating systems is in `linux/` and `macos/`, which have the same
-//! functions; docs/platforms.md says what macOS lacks. All unsafe code of the program is in this
-//! crate, apart from two functions of libraries with a contract of their own: mapping compiled
+//! Code that differs between operating systems is in `linux/` and `macos/`, which have the same
+//! functions; docs/platforms.md lists what macOS lacks. All unsafe code of the program is in this
+//! crate, except for calls of two library functions with contracts of their own: mapping compiled
 //! plugins (`hookrun-host`) and registering a descriptor with tokio (`hookrun-queue`).
 
 #![expect(unsafe_code, reason = "this crate wraps the system calls that rustix does not")]

@@ -1,12 +1,12 @@
 //! Files in memory, without a name. On macOS a file in the temporary directory whose name is
-//! removed at once.
+//! removed immediately.
 
 use std::fs::File;
 use std::io::{self, Write as _};
 
 use crate::os;
 
-/// Makes an empty file; `name` is for diagnostics.
+/// Creates an empty file; `name` is for diagnostics.
 ///
 /// # Errors
 /// What the system says.
@@ -14,7 +14,7 @@ pub fn file(name: &str) -> io::Result<File> {
     os::memory_file(name)
 }
 
-/// Makes a file with `bytes` that nobody can change (on macOS: that nobody else can reach).
+/// Creates a file with `bytes` that cannot be changed (on macOS: that no other process can open).
 ///
 /// # Errors
 /// What the system says.

@@ -7,9 +7,9 @@ use crate::process;
 /// Signals that ask a process to end.
 const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
-/// From here on a signal that asks this process to end (SIGTERM, SIGINT, SIGHUP) runs `act` on a
-/// thread of its own and then ends the process, with code 1 and without running anything else. To
-/// be called before any thread is started.
+/// Handles signals that ask this process to end (SIGTERM, SIGINT, SIGHUP): runs `act` on a thread
+/// of its own, then ends the process with code 1, without destructors or exit handlers. Must be
+/// called before any thread is started.
 pub fn when_told_to_end(act: impl FnOnce() + Send + 'static) {
     // SAFETY: `sigset_t` is plain data, made valid by `sigemptyset`; the other calls take pointers
     // to it, which live on the stack.
@@ -29,14 +29,14 @@ pub fn when_told_to_end(act: impl FnOnce() + Send + 'static) {
         let _ = catch_unwind(AssertUnwindSafe(act));
         process::end_now(1)
     };
-    // Without the thread these signals would be ignored: better to die of them.
+    // Without the thread these signals would be ignored. Unblocked, they end the process.
     if std::thread::Builder::new().name("signals".to_owned()).spawn(waits).is_err() {
         unblock();
     }
 }
 
-/// Lets this thread, or a child, die of the signals again: a process that a session starts has its
-/// mask. Async-signal-safe.
+/// Unblocks all signals for this thread. A child inherits the mask of the session that starts it.
+/// Async-signal-safe.
 pub fn unblock() {
     // SAFETY: as in `when_told_to_end`; all three functions are async-signal-safe
     // (signal-safety(7)).

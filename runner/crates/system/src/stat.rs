@@ -2,19 +2,19 @@
 
 use rustix::fs::{Mode, RawMode, Stat};
 
-/// A mode from its number, such as `0o755`.
+/// Returns the mode with this number, such as `0o755`.
 pub fn mode(number: u32) -> Mode {
-    // No bit of a mode is above the sixteen that every system has.
+    // The bits of a mode fit into the 16 bits that every system has.
     Mode::from_raw_mode(RawMode::try_from(number & 0o7777).unwrap_or_default())
 }
 
-/// The mode and type of a file as a number.
+/// Returns the mode and type of a file as a number.
 #[allow(clippy::useless_conversion, reason = "the type differs between systems")]
 pub fn mode_of(stat: &Stat) -> u32 {
     u32::from(stat.st_mode)
 }
 
-/// The number of a device, as in [`identity_of`].
+/// Returns the number of a device, as in [`identity_of`].
 #[allow(
     clippy::useless_conversion,
     clippy::unnecessary_fallible_conversions,
@@ -24,7 +24,7 @@ pub fn device(major: u32, minor: u32) -> u64 {
     u64::try_from(rustix::fs::makedev(major, minor)).unwrap_or_default()
 }
 
-/// Device and inode: which file it is.
+/// Returns device and inode, which identify a file.
 #[allow(
     clippy::useless_conversion,
     clippy::unnecessary_fallible_conversions,

@@ -25,12 +25,12 @@ pub struct Arrivals {
 #[derive(Debug)]
 struct Watched {
     path: PathBuf,
-    /// The kernel's number of the watch; none where there is no directory.
+    /// The kernel's number of the watch; `None` if the directory does not exist.
     watch: Option<i32>,
 }
 
 impl Arrivals {
-    /// Watches these directories, the spool first; those that are not there yet are left out.
+    /// Watches these directories, the spool first. Those that do not exist yet are skipped.
     ///
     /// # Errors
     /// What the system says.
@@ -42,11 +42,11 @@ impl Arrivals {
         Ok(arrivals)
     }
 
-    /// Watches directories that were made meanwhile. True if there was one, whose contents nobody
-    /// has told.
+    /// Watches directories that were created meanwhile. Returns whether there was one; the caller
+    /// must list it.
     ///
     /// # Errors
-    /// The first directory is there and cannot be watched.
+    /// The first directory exists and cannot be watched.
     pub fn follow(&mut self) -> std::io::Result<bool> {
         let flags = WatchFlags::MOVED_TO
             | WatchFlags::DELETE_SELF
@@ -65,14 +65,14 @@ impl Arrivals {
                 }
                 Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
                 Err(error) if number == 0 => return Err(error.into()),
-                // The fallbacks are looked at now and then.
+                // The caller lists the fallback directories at intervals.
                 Err(_) => {}
             }
         }
         Ok(found)
     }
 
-    /// What has happened; does not wait.
+    /// Returns what has happened since the last call. Does not wait.
     pub fn look(&mut self) -> Arrived {
         let mut arrived = Arrived::default();
         let mut buffer = [MaybeUninit::uninit(); BUFFER];
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn renames_are_told_by_name_and_nothing_else() {
+    fn only_renames_are_reported_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let (spool, fallback) = (dir.path().join("spool"), dir.path().join("fallback"));
         std::fs::create_dir(&spool).unwrap();

@@ -1,4 +1,4 @@
-//! Tells which files that were open for writing are closed (inotify(7)).
+//! Reports which files that were open for writing are closed (inotify(7)).
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,7 +14,7 @@ const BUFFER: usize = 4096;
 pub struct Closings(OwnedFd);
 
 impl Closings {
-    /// Watches these directories; none if one of them cannot be watched.
+    /// Watches these directories; `None` if one of them cannot be watched.
     pub fn new(directories: &[&Path]) -> Option<Self> {
         let inotify = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?;
         for directory in directories {
@@ -23,7 +23,7 @@ impl Closings {
         Some(Self(inotify))
     }
 
-    /// Forgets what has happened. Was there a file of interest, or something without a name?
+    /// Reads all pending events. Returns whether one is about a file of interest, or has no name.
     pub fn any(&self, is_of_interest: impl Fn(&[u8]) -> bool) -> bool {
         let mut buffer = [MaybeUninit::uninit(); BUFFER];
         let mut reader = Reader::new(self.0.as_fd(), &mut buffer);

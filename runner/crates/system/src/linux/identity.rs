@@ -1,4 +1,4 @@
-//! Makes a walled process another user, or the same one without capabilities.
+//! Changes a walled process to another user, or removes its capabilities.
 
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, CapabilitySets, clear_ambient_capability_set,
@@ -7,15 +7,15 @@ use rustix::thread::{
 
 use crate::wall::{Identity, User, WallError};
 
-/// Becomes it, for good, and says who that is.
+/// Changes to this identity permanently, and returns it in words.
 pub(super) fn take(identity: &Identity) -> Result<String, WallError> {
     forget_capabilities()?;
     if let Identity::User(User { uid, gid, .. }) = identity {
         crate::process::become_user(*uid, *gid)
             .map_err(|error| WallError::step("changing the user", &error))?;
     }
-    // Those that are left, and those of a root that stays root. Permission to take more is gone
-    // with them.
+    // The remaining capabilities, and those of root without a change of user. Without them the
+    // process cannot get any others.
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),
         permitted: CapabilitySet::empty(),
@@ -31,7 +31,7 @@ pub(super) fn take(identity: &Identity) -> Result<String, WallError> {
     })
 }
 
-/// What exec could give back. A process that may not do this has none to lose.
+/// Removes the capabilities that exec could give back. A process without `CAP_SETPCAP` has none.
 fn forget_capabilities() -> Result<(), WallError> {
     let sets = rustix::thread::capabilities(None)
         .map_err(|error| WallError::step("reading capabilities", &error))?;
@@ -47,7 +47,7 @@ fn forget_capabilities() -> Result<(), WallError> {
             Err(error) => return Err(WallError::step("bounding capabilities", &error)),
         }
     }
-    // Root is a user like any other from here on (capabilities(7), securebits).
+    // From here on root has no special privileges (capabilities(7), securebits).
     let plain = CapabilitiesSecureBits::NO_ROOT
         | CapabilitiesSecureBits::NO_ROOT_LOCKED
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE

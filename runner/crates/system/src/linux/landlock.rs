@@ -8,12 +8,12 @@ use landlock::{
 
 use crate::wall::{Wall, WallError};
 
-/// The newest rights that are asked for; older kernels are asked for what they know ([`missing`]
-/// says what that lacks). Those of newer kernels (UDP ports, from Linux 7.2) are not: name
-/// resolution needs them.
+/// The newest rights that are restricted. On older kernels, only those that the kernel supports
+/// are; [`missing`] lists the others. Rights of newer kernels (UDP ports, from Linux 7.2) are not
+/// restricted, because name resolution needs them.
 const RIGHTS: ABI = ABI::V7;
 
-/// Rules whose paths are open, ready to be put on a process that can no longer open them.
+/// Rules whose paths are open, so that a process that cannot open them can apply the rules.
 pub(super) struct Rules(RulesetCreated);
 
 impl Rules {
@@ -27,7 +27,7 @@ impl Rules {
             .and_then(Ruleset::create)
             .map_err(failed)?;
         let reading = AccessFs::ReadFile | AccessFs::ReadDir;
-        // Neither devices nor sockets nor executing.
+        // No devices, no sockets, no execution.
         let writing = reading
             | AccessFs::WriteFile
             | AccessFs::Truncate
@@ -39,7 +39,7 @@ impl Rules {
             | AccessFs::Refer;
         for (paths, rights) in [(&wall.read, reading), (&wall.write, writing)] {
             for path in paths {
-                // What is not there cannot be used; what cannot be opened now cannot be later.
+                // A path that does not exist or cannot be opened needs no rule.
                 let Ok(beneath) = PathFd::new(path) else { continue };
                 let rights =
                     if path.is_dir() { rights } else { rights & AccessFs::from_file(RIGHTS) };
@@ -61,7 +61,7 @@ impl Rules {
     }
 }
 
-/// What this kernel's Landlock lacks. The numbers are ABI versions (landlock(7), VERSIONS).
+/// Returns what this kernel's Landlock lacks. The numbers are ABI versions (landlock(7), VERSIONS).
 pub(super) fn missing() -> Vec<String> {
     let lacks = |what: &str| vec![what.to_owned()];
     match version() {
@@ -72,7 +72,7 @@ pub(super) fn missing() -> Vec<String> {
             lacks("files and ports are not restricted: the kernel has no Landlock (Linux 5.13)")
         }
         Ok(1..=2) => lacks(
-            "truncating files is not restricted, nor are ports: Landlock of Linux 6.7 is needed",
+            "truncating files and TCP ports are not restricted: Landlock of Linux 6.7 is needed",
         ),
         Ok(3) => lacks("TCP ports are not restricted: Landlock of Linux 6.7 is needed"),
         Ok(4..=5) => {
@@ -82,12 +82,12 @@ pub(super) fn missing() -> Vec<String> {
     }
 }
 
-/// `LANDLOCK_CREATE_RULESET_VERSION` of linux/landlock.h: asks for the version, makes nothing.
+/// `LANDLOCK_CREATE_RULESET_VERSION` of linux/landlock.h: returns the version, creates nothing.
 const ASK_VERSION: libc::c_uint = 1;
 
 fn version() -> Result<i64, rustix::io::Errno> {
     let no_attributes = std::ptr::null::<libc::c_void>();
-    // SAFETY: with this flag the attributes are none and of no length, and nothing is read or
+    // SAFETY: with this flag the attributes must be null with length 0, and no memory is read or
     // written.
     let version = unsafe {
         libc::syscall(libc::SYS_landlock_create_ruleset, no_attributes, 0_usize, ASK_VERSION)

@@ -22,7 +22,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use crate::process::{Scheduling, Started};
 use crate::wall::{Wall, WallError};
 
-/// Writing to a stream that nobody reads is an error and not a signal.
+/// Writing to a closed stream causes an error, not a signal.
 pub(crate) const NO_SIGNAL: SendFlags = SendFlags::NOSIGNAL;
 pub(crate) const LOCATE: OFlags = OFlags::PATH;
 /// Has an entry for each open file of this process.
@@ -59,7 +59,7 @@ pub(crate) fn close_range(first: u32, last: u32) {
 
 /// Async-signal-safe.
 pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
-    // SAFETY: a system call on numbers, which closes nothing yet.
+    // SAFETY: a system call on numbers, which does not close anything yet.
     let result = unsafe {
         libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
     };
@@ -114,7 +114,7 @@ pub(crate) fn owner_of(pid: i32) -> Option<u32> {
     std::fs::metadata(format!("/proc/{pid}")).ok().map(|found| found.uid())
 }
 
-/// proc(5): the second field, in parentheses, may hold anything.
+/// Parses `/proc/PID/stat` (proc(5)). The second field, in parentheses, may contain any text.
 pub(crate) fn started(pid: i32) -> Option<Started> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
@@ -133,7 +133,7 @@ pub(crate) fn children_of(pid: i32) -> Vec<i32> {
     children.split_ascii_whitespace().filter_map(|text| text.parse().ok()).collect()
 }
 
-/// `CONFIG_PROC_CHILDREN`.
+/// The kernel needs `CONFIG_PROC_CHILDREN`.
 pub(crate) fn are_children_known() -> bool {
     let pid = std::process::id();
     Path::new(&format!("/proc/{pid}/task/{pid}/children")).exists()
@@ -193,21 +193,21 @@ pub(crate) fn lower_session(nice: i32) {
     let _set = std::fs::write(AUTOGROUP, nice.to_string());
 }
 
-/// The number of threads of this process.
+/// Returns the number of threads of this process.
 pub(crate) fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
 }
 
-/// What this kernel lacks of the wall, in sentences.
+/// Returns what this kernel lacks of the wall, in sentences.
 pub(crate) fn missing() -> Vec<String> {
     let mut missing = landlock::missing();
     missing.extend(seccomp::missing());
     missing
 }
 
-/// Puts the parts of the wall round this process; returns who it is now.
+/// Applies the parts of the wall to this process; returns its user, in words.
 pub(crate) fn raise(wall: &Wall) -> Result<String, WallError> {
-    // The rules open paths: while this process still may.
+    // The rules open paths, which this process may not be able to do later.
     let rules = landlock::Rules::prepare(wall)?;
     let identity = identity::take(&wall.identity)?;
     private()?;
@@ -218,12 +218,12 @@ pub(crate) fn raise(wall: &Wall) -> Result<String, WallError> {
     Ok(identity)
 }
 
-/// No dump of this process's memory, which holds secrets; no debugger, not even of the same user;
-/// no privileges by exec.
+/// Prevents dumps of this process's memory, debuggers even of the same user, and new privileges by
+/// exec.
 fn private() -> Result<(), WallError> {
     use rustix::process::{DumpableBehavior, set_dumpable_behavior};
     crate::wall::forbid_core_dumps()?;
-    // After the change of user, which makes a process dumpable or not by its own rules (prctl(2),
+    // After the change of user, which also changes whether the process is dumpable (prctl(2),
     // PR_SET_DUMPABLE).
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| WallError::step("forbidding debuggers", &error))?;

@@ -11,8 +11,7 @@ use seccompiler::{
 
 use crate::wall::WallError;
 
-/// Files, memory, threads, time: what computing, mapping native code, SQLite and the async runtime
-/// need.
+/// Calls for files, memory, threads and time, which native code, SQLite and the async runtime need.
 const ORDINARY: &[c_long] = &[
     // Files.
     libc::SYS_close,
@@ -128,7 +127,7 @@ const ORDINARY: &[c_long] = &[
     libc::SYS_nanosleep,
 ];
 
-/// The older forms of the above, which only this architecture has.
+/// Older forms of these calls, which only this architecture has.
 #[cfg(target_arch = "x86_64")]
 const OLDER: &[c_long] = &[
     libc::SYS_access,
@@ -156,7 +155,7 @@ const OLDER: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[c_long] = &[];
 
-/// Clients of the internet. Nobody can connect to the process.
+/// Calls of internet clients. No other process can connect to this one.
 const NETWORK: &[c_long] = &[
     libc::SYS_connect,
     libc::SYS_getpeername,
@@ -172,11 +171,11 @@ const NETWORK: &[c_long] = &[
     libc::SYS_shutdown,
 ];
 
-/// For [`libc::prctl`]: names of threads, names of mappings, questions.
+/// For [`libc::prctl`]: names of threads and mappings, and queries.
 const PRCTL: &[libc::c_int] =
     &[libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_VMA, libc::PR_GET_DUMPABLE];
 
-/// For [`libc::ioctl`]: how much can be read, blocking or not, closing at exec, is it a terminal.
+/// For [`libc::ioctl`]: readable bytes, blocking mode, close-on-exec, and terminal queries.
 const IOCTL: &[libc::Ioctl] =
     &[libc::FIONREAD, libc::FIONBIO, libc::FIOCLEX, libc::TCGETS, libc::TIOCGWINSZ];
 
@@ -186,7 +185,7 @@ const SOCK_TYPE_MASK: u64 = 0xf;
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// Puts the filter on this thread, and so on all that it starts.
+/// Applies the filter to this thread, and so to all threads that it starts.
 pub(super) fn apply(network: bool) -> Result<(), WallError> {
     let failed = |error: &dyn std::fmt::Display| WallError::step("applying seccomp", error);
     let program = program(network).map_err(|error| failed(&error))?;
@@ -203,7 +202,7 @@ fn program(network: bool) -> Result<BpfProgram, seccompiler::BackendError> {
     filter.try_into()
 }
 
-/// An argument, 32 bits of it, is `value`, looking at the bits of `mask`.
+/// The condition that the bits of `mask` in the lower 32 bits of an argument are `value`.
 fn argument(
     index: u8,
     mask: u64,
@@ -227,7 +226,7 @@ fn rules(network: bool) -> Result<Rules, seccompiler::BackendError> {
     // glibc then uses `clone`.
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
     only(libc::SYS_clone, vec![vec![argument(0, thread, thread)?]])?;
-    // Signals to this process itself: that is how it aborts.
+    // Signals to this process itself, which it needs to abort.
     let own = u64::from(std::process::id());
     only(libc::SYS_tgkill, vec![vec![argument(0, WHOLE, own)?]])?;
     // Its limits can be read, not set.
@@ -244,15 +243,15 @@ fn rules(network: bool) -> Result<Rules, seccompiler::BackendError> {
     )?;
     #[allow(clippy::useless_conversion, reason = "the type differs between C libraries")]
     only(libc::SYS_ioctl, one_of(1, &mut IOCTL.iter().map(|request| u64::from(*request)))?)?;
-    // A pair is for this process alone; the async runtime hears of signals through one.
+    // A socket pair stays within this process; the async runtime uses one for signals.
     only(libc::SYS_socketpair, vec![vec![argument(0, WHOLE, family(libc::AF_UNIX))?]])?;
     let pairs = [libc::SYS_recvfrom, libc::SYS_sendto];
     if !network {
         rules.extend(pairs.map(|number| (number, Vec::new())));
         return Ok(rules);
     }
-    // The internet by TCP and UDP (name resolution): no Unix sockets, behind which daemons of root
-    // listen, no raw packets.
+    // TCP and UDP (name resolution) over IP. No Unix sockets, on which daemons of root listen, and
+    // no raw packets.
     let mut sockets = Vec::new();
     for domain in [libc::AF_INET, libc::AF_INET6] {
         for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
@@ -271,7 +270,7 @@ fn family(number: libc::c_int) -> u64 {
     u64::from(number.unsigned_abs())
 }
 
-/// What this kernel's seccomp lacks.
+/// Returns what this kernel's seccomp lacks.
 pub(super) fn missing() -> Vec<String> {
     if std::path::Path::new("/proc/sys/kernel/seccomp/actions_avail").exists() {
         return Vec::new();

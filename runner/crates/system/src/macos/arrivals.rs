@@ -1,4 +1,4 @@
-//! Nothing tells by name what comes into a directory: the caller looks at it now and then.
+//! Not available: the caller lists the directories at intervals.
 
 use std::convert::Infallible;
 use std::io;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::arrivals::Arrived;
 
-/// Never made.
+/// Is never created.
 #[derive(Debug)]
 pub struct Arrivals(Infallible);
 
@@ -15,7 +15,7 @@ impl Arrivals {
     /// Fails.
     ///
     /// # Errors
-    /// Always: the system has nothing of the kind.
+    /// Always, because the system has no such interface.
     pub fn new<'a>(_: impl Iterator<Item = &'a Path>) -> io::Result<Self> {
         Err(io::ErrorKind::Unsupported.into())
     }

@@ -1,15 +1,15 @@
-//! Nothing tells which files are closed: the caller looks at them now and then.
+//! Not available: the caller checks the files at intervals.
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-/// Never made.
+/// Is never created.
 #[derive(Debug)]
 pub struct Closings(Infallible);
 
 impl Closings {
-    /// Returns none: the system has nothing of the kind.
+    /// Returns `None`, because the system has no such interface.
     pub fn new(_: &[&Path]) -> Option<Self> {
         None
     }

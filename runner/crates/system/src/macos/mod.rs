@@ -1,5 +1,5 @@
-//! macOS. Checked by the compiler, never linked and never run: what is doubtful is left out, and
-//! docs/platforms.md lists it.
+//! macOS. This code was never run. Calls whose behaviour is uncertain are left out;
+//! docs/platforms.md lists what is missing.
 
 pub(crate) mod arrivals;
 pub(crate) mod closings;
@@ -24,19 +24,19 @@ use crate::wall::{Identity, User, Wall, WallError};
 
 /// `O_SEARCH` of sys/fcntl.h: `O_EXEC | O_DIRECTORY`.
 const O_SEARCH: u32 = 0x4010_0000;
-/// Programs of Rust ignore the signal.
+/// The runtime of Rust ignores the signal.
 pub(crate) const NO_SIGNAL: SendFlags = SendFlags::empty();
 pub(crate) const LOCATE: OFlags = OFlags::from_bits_retain(O_SEARCH);
 /// Opening an entry duplicates the descriptor.
 pub(crate) const DESCRIPTORS: &str = "/dev/fd";
 /// The largest number of an open file where no limit is known (`OPEN_MAX` of sys/syslimits.h).
 const MOST_FILES: RawFd = 10_240;
-/// Between two looks at a child that has not ended.
+/// The pause between two checks whether a child has ended.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// One more than the largest number that an open file can have. Async-signal-safe.
+/// Returns one more than the largest number that an open file can have. Async-signal-safe.
 fn most_files() -> RawFd {
-    // SAFETY: takes and gives numbers only.
+    // SAFETY: takes and returns only numbers.
     let most = unsafe { libc::getdtablesize() };
     if (1..MOST_FILES).contains(&most) { most } else { MOST_FILES }
 }
@@ -67,8 +67,8 @@ pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// The system has no such signal. What hookrun starts reads a pipe of its parent's, or is bounded
-/// in time.
+/// Not available. The processes that hookrun starts read a pipe of their parent, or have a time
+/// limit.
 pub(crate) fn die_with_parent() -> io::Result<()> {
     Ok(())
 }
@@ -77,7 +77,7 @@ pub(crate) fn die_with(_: Pid) -> io::Result<()> {
     Ok(())
 }
 
-/// A file in the temporary directory, without a name.
+/// Creates a file in the temporary directory and removes its name.
 pub(crate) fn memory_file(name: &str) -> io::Result<File> {
     for attempt in 0_u32.. {
         let file = format!("{name}-{}-{attempt}", std::process::id());
@@ -99,7 +99,7 @@ pub(crate) fn sealable_file(name: &str) -> io::Result<File> {
     memory_file(name)
 }
 
-/// There are no seals; nobody else can reach a file without a name.
+/// There are no seals, but no other process can open a file without a name.
 pub(crate) fn seal(_: &File) -> io::Result<()> {
     Ok(())
 }
@@ -122,7 +122,7 @@ pub(crate) fn program_of(pid: i32) -> Option<PathBuf> {
     Some(PathBuf::from(std::ffi::OsString::from_vec(buffer)))
 }
 
-/// Not asked for: the system gives them to root and their owner, in a form of its own.
+/// Not implemented: the system returns them in a format of its own, only to root and the owner.
 pub(crate) fn arguments_of(_: i32) -> Vec<u8> {
     Vec::new()
 }
@@ -151,7 +151,7 @@ pub(crate) fn started(pid: i32) -> Option<Started> {
     })
 }
 
-/// Not asked for: who must end its descendants ends its own child only.
+/// Not implemented: callers that end their descendants end only their own child.
 pub(crate) fn children_of(_: i32) -> Vec<i32> {
     Vec::new()
 }
@@ -179,33 +179,32 @@ pub(crate) fn ends_within(child: &mut Child, time: Duration) -> io::Result<bool>
 }
 
 pub(crate) fn set_ids(uid: u32, gid: u32) -> io::Result<()> {
-    // SAFETY: system calls on numbers. Of root they set the saved numbers as well.
+    // SAFETY: system calls on numbers. For root they also set the saved ids.
     let done = unsafe { libc::setgid(gid) == 0 && libc::setuid(uid) == 0 };
     if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The nice value is all there is.
+/// There is only the nice value.
 pub(crate) fn schedule(_: Scheduling) {}
 
 pub(crate) fn lower_session(_: i32) {}
 
-/// Not asked for: the wall is of the process here, not of a thread.
+/// Not implemented: the wall applies to the whole process here, not to a thread.
 pub(crate) fn threads() -> usize {
     1
 }
 
-/// What this system lacks of the wall, in sentences.
+/// Returns what this system lacks of the wall, in sentences.
 pub(crate) fn missing() -> Vec<String> {
     vec![
-        "the sandbox of macOS is used as far as it is documented and was never tried on a Mac"
+        "the sandbox of macOS (`sandbox_init`) is used, but hookrun was never tested on a Mac"
             .to_owned(),
-        "system calls, signals and debuggers are not restricted by a list: there is no seccomp"
-            .to_owned(),
+        "system calls are not restricted: macOS has no seccomp".to_owned(),
         "TCP connections are not restricted to the ports of the grants".to_owned(),
     ]
 }
 
-/// Puts the parts of the wall round this process; returns who it is now.
+/// Applies the parts of the wall to this process; returns its user, in words.
 pub(crate) fn raise(wall: &Wall) -> Result<String, WallError> {
     let profile = seatbelt::profile(wall);
     let identity = match &wall.identity {
@@ -217,8 +216,7 @@ pub(crate) fn raise(wall: &Wall) -> Result<String, WallError> {
         Identity::Powerless => format!("uid {}", rustix::process::geteuid().as_raw()),
     };
     crate::wall::forbid_core_dumps()?;
-    // No debugger.
-    // SAFETY: the request takes no address.
+    // SAFETY: the request uses no address.
     if unsafe { libc::ptrace(libc::PT_DENY_ATTACH, 0, std::ptr::null_mut(), 0) } != 0 {
         let error = io::Error::last_os_error();
         return Err(WallError::step("forbidding debuggers", &error));

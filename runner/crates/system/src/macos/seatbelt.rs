@@ -1,6 +1,6 @@
-//! The sandbox of macOS (`sandbox_init`): which files, and the network or not. The function is
-//! declared deprecated and used by browsers all the same; its profiles are not documented, so this
-//! one uses nothing but what the profiles in `/usr/share/sandbox` have.
+//! The sandbox of macOS (`sandbox_init`), which restricts files and the network. The function is
+//! deprecated, but browsers use it. The language of its profiles is not documented, so this profile
+//! uses only what the profiles in `/usr/share/sandbox` use.
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::fmt::Write as _;
@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::wall::{Wall, WallError};
 
-/// What any process needs: its libraries, time zones, random numbers, and to know itself.
+/// What every process needs: libraries, time zones, random numbers, and information about itself.
 const BASE: &str = r#"(version 1)
 (deny default)
 (allow file-read-metadata)
@@ -20,7 +20,7 @@ const BASE: &str = r#"(version 1)
 (allow signal (target self))
 "#;
 
-/// Connections to anywhere, and what resolves names.
+/// Connections to any address, and name resolution.
 const NETWORK: &str = r#"(allow network-outbound (remote ip))
 (allow network-outbound (literal "/private/var/run/mDNSResponder"))
 (allow system-socket)
@@ -32,13 +32,13 @@ unsafe extern "C" {
     fn sandbox_free_error(error: *mut c_char);
 }
 
-/// The profile of a wall, in the language of the system.
+/// Returns the profile of a wall, in the language of the system.
 pub(super) fn profile(wall: &Wall) -> String {
     let mut text = BASE.to_owned();
     let rules = [(&wall.read, "file-read*"), (&wall.write, "file-read* file-write*")];
     for (paths, operations) in rules {
         for path in paths {
-            // The system compares paths without symbolic links; what is not there cannot be used.
+            // The system compares paths without symbolic links. A missing path needs no rule.
             let Some(path) = std::fs::canonicalize(path).ok().as_deref().and_then(quoted) else {
                 continue;
             };
@@ -52,19 +52,19 @@ pub(super) fn profile(wall: &Wall) -> String {
     text
 }
 
-/// A path as a string of the profile; none if it is not text.
+/// Returns a path as a string of the profile; `None` if it is not UTF-8.
 fn quoted(path: &Path) -> Option<String> {
     let text = path.to_str()?;
     Some(format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")))
 }
 
-/// Puts the profile on this process, and on all that it starts.
+/// Applies the profile to this process, and to all that it starts.
 pub(super) fn apply(profile: &str) -> Result<(), WallError> {
     let failed = |error: &dyn std::fmt::Display| WallError::step("sandbox_init", error);
     let profile = CString::new(profile).map_err(|error| failed(&error))?;
     let mut error: *mut c_char = std::ptr::null_mut();
-    // SAFETY: a C string that outlives the call, and a pointer that it sets to a string of its own,
-    // which is copied and given back.
+    // SAFETY: a C string that outlives the call, and a pointer that the call sets to a string of its
+    // own, which is copied and then freed.
     unsafe {
         if sandbox_init(profile.as_ptr(), 0, &raw mut error) == 0 {
             return Ok(());

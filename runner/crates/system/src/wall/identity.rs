@@ -1,31 +1,31 @@
-//! Who a walled process is: another user, or the same without capabilities.
+//! The user that a walled process runs as: another one, or the same without capabilities.
 
-/// Who to become.
+/// The identity of a walled process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Identity {
-    /// Whoever it is, without any capability: root's files, and none of root's powers.
+    /// The same user without any capability: root's files, but none of root's privileges.
     #[default]
     Powerless,
-    /// This user; for root only.
+    /// This user. Only root can change to it.
     User(User),
 }
 
 /// A user of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
-    /// The name.
+    /// Its name.
     pub name: String,
     /// Its number.
     pub uid: u32,
-    /// Its own group.
+    /// Its primary group.
     pub gid: u32,
 }
 
 impl User {
-    /// The user called `name`.
+    /// Finds the user called `name`.
     ///
     /// # Errors
-    /// There is none, or it is root: a fragment with the fix.
+    /// There is none, or it is root: part of a message, with the fix.
     pub fn find(name: &str) -> Result<Self, String> {
         let Some(user) = uzers::get_user_by_name(name) else {
             return Err(format!(

@@ -1,5 +1,5 @@
-//! The wall itself is tried in processes of their own, by `tests/tests/integration/escape.rs`: it
-//! cannot be taken down again.
+//! `tests/tests/integration/escape.rs` tests the wall itself in separate processes, because it
+//! cannot be removed.
 
 use super::*;
 
