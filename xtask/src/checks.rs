@@ -1,5 +1,5 @@
-//! `cargo xtask checks`: what CI wants besides tests. All use the same compiled metadata of the
-//! dependencies.
+//! `cargo xtask checks`: the checks of CI apart from tests. All use the same compiled metadata of
+//! the dependencies.
 
 use std::process::Command;
 
@@ -9,13 +9,13 @@ use crate::machine::{self, Need};
 use crate::process::{CommandExt as _, cargo};
 use crate::width;
 
-/// Installs the check of dependencies.
+/// The command that installs cargo-deny.
 const INSTALL: &str = "cargo install --locked cargo-deny";
-/// What cargo-deny says where it cannot have the database of advisories, which is a Git repository.
+/// Messages of cargo-deny if it cannot fetch the database of advisories, a Git repository.
 const UNREACHABLE: [&str; 2] =
     ["failed to fetch advisory database", "failed to load advisory database"];
 
-/// Formatting, lints, documentation, dependencies; ends at the first that fails.
+/// Checks formatting, lints, documentation and dependencies; stops at the first failure.
 pub(crate) fn run() -> Result<()> {
     machine::prepare(Need::Compiler)?;
     cargo().args(["fmt", "--all", "--check"]).run()?;
@@ -28,8 +28,8 @@ pub(crate) fn run() -> Result<()> {
     dependencies()
 }
 
-/// Licences, bans and sources of all dependencies; and the advisories about them, where their
-/// database can be reached.
+/// Checks licences, bans and sources of all dependencies, and advisories if their database can be
+/// reached.
 fn dependencies() -> Result<()> {
     if !Command::new("cargo")
         .args(["deny", "--version"])
@@ -37,7 +37,7 @@ fn dependencies() -> Result<()> {
         .is_ok_and(|output| output.status.success())
     {
         eprintln!(
-            "note: licences, bans, sources and advisories were NOT checked; `{INSTALL}` brings the check"
+            "note: licences, bans, sources and advisories were NOT checked; run `{INSTALL}` to check them"
         );
         return Ok(());
     }

@@ -1,4 +1,4 @@
-//! `cargo xtask crash`: the crash test in its long form, with its figures.
+//! `cargo xtask crash`: runs the long crash test and prints its figures.
 
 use anyhow::Result;
 
@@ -14,7 +14,7 @@ pub(crate) struct Options {
     /// Hooks and workers to kill.
     #[arg(long, default_value_t = 1000)]
     kills: usize,
-    /// The seed of another run, which it printed.
+    /// The seed that an earlier run printed.
     #[arg(long)]
     seed: Option<u64>,
 }

@@ -1,10 +1,10 @@
-//! `cargo xtask fuzz`: every fuzz target for a bounded time.
+//! `cargo xtask fuzz`: runs fuzz targets for a limited time.
 //!
-//! Guided by coverage (libFuzzer) where there is a C++ compiler, which libFuzzer needs; else by the
-//! driver of `fuzz/`, which mutates the corpus blindly and says so. Neither needs a nightly
-//! compiler: the coverage flags are stable, and are given to this workspace's crates only
-//! (`fuzz/coverage.sh`). What is found goes to `fuzz/artifacts`; once mended, it belongs into
-//! `fuzz/corpus`, which the ordinary tests replay.
+//! With a C++ compiler, libFuzzer runs them, guided by coverage. Otherwise the driver in `fuzz/`
+//! mutates the corpus without coverage. Neither needs a nightly compiler: the coverage flags are
+//! stable, and apply only to the crates of this workspace (`fuzz/coverage.sh`). Inputs that fail
+//! are written to `fuzz/artifacts`. After the fix they belong into `fuzz/corpus`, which the ordinary
+//! tests replay.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,9 +15,9 @@ use anyhow::{Context as _, Result, bail};
 use crate::machine::{self, Need, find_program};
 use crate::process::{CommandExt as _, cargo, repository, target_directory};
 
-/// Longest input; the driver's too.
+/// The longest input, as in the driver.
 const MAX_LENGTH: usize = 64 << 10;
-/// Seconds that one input may take; the driver's too.
+/// Seconds that one input may take, as in the driver.
 const PATIENCE: u32 = 20;
 /// Memory that one input may make a target use, in MiB.
 const MEMORY: u32 = 2048;
@@ -40,7 +40,7 @@ pub(crate) struct Options {
     /// How inputs are made; by default libFuzzer where there is a C++ compiler.
     #[arg(long, value_enum)]
     engine: Option<Engine>,
-    /// Which targets; by default all.
+    /// The targets; by default all.
     targets: Vec<String>,
 }
 
@@ -64,7 +64,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
 }
 
-/// The targets: the directories of the corpus that have a program.
+/// Returns the targets to run.
 fn targets(options: &Options) -> Result<Vec<String>> {
     let mut known: Vec<String> = Vec::new();
     for entry in std::fs::read_dir(repository().join("fuzz/fuzz_targets"))

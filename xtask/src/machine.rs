@@ -1,5 +1,5 @@
-//! What a machine needs to build and test hookrun: installed where that can be done (Debian, root),
-//! else the exact command.
+//! Installs what is needed to build and test hookrun (on Debian, as root), or names the command that
+//! installs it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,21 +8,31 @@ use anyhow::{Result, bail};
 
 use crate::process::{CommandExt as _, repository};
 
-/// Package and proof, one a line; the one list that CI and the tests' lab use too.
+/// Packages with their proofs, one per line. CI and the end-to-end tests use the same list.
 const DEBIAN_PACKAGES: &str = include_str!("../debian-packages.txt");
-/// What plugins are compiled for.
+/// The packages of `cargo xtask cross`: a cross compiler, an emulator, and Python, whose package
+/// index has zig.
+const CROSS_PACKAGES: [Package; 4] = [
+    Package { name: "gcc-aarch64-linux-gnu", proof: "aarch64-linux-gnu-gcc" },
+    Package { name: "libc6-dev-arm64-cross", proof: "/usr/aarch64-linux-gnu/include/stdlib.h" },
+    Package { name: "qemu-user", proof: "qemu-aarch64" },
+    Package { name: "python3-venv", proof: "/var/lib/dpkg/info/python3-venv.list" },
+];
+/// The target of plugins.
 const WASM_TARGET: &str = "wasm32-wasip2";
 
-/// How much is needed.
+/// What the machine is needed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
     /// To compile only.
     Compiler,
     /// To run Nix too.
     Nix,
+    /// To compile for other platforms, and to run programs of aarch64 Linux.
+    Cross,
 }
 
-/// A package and what shows that it is there.
+/// A package, and a program or file that shows that it is installed.
 struct Package {
     name: &'static str,
     proof: &'static str,
@@ -38,12 +48,12 @@ impl Package {
     }
 }
 
-/// The names of all that is needed, on a Debian.
+/// Returns the names of the packages to build and test hookrun on Debian.
 pub(crate) fn debian_packages() -> impl Iterator<Item = &'static str> {
     packages().map(|package| package.name)
 }
 
-/// The packages that a Debian in a directory lacks.
+/// Returns the packages that are not installed in the Debian below `root`.
 pub(crate) fn missing_below(root: &Path) -> Vec<&'static str> {
     let programs = ["usr/local/bin", "usr/bin", "usr/sbin"];
     let missing = packages().filter(|package| match package.proof.strip_prefix('/') {
@@ -61,8 +71,7 @@ fn packages() -> impl Iterator<Item = Package> {
     })
 }
 
-/// The first program of this name in `PATH`, or in the directories of root that a plain user's
-/// `PATH` lacks.
+/// Finds a program in `PATH`, or in the directories for root that the `PATH` of a plain user lacks.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
@@ -72,19 +81,20 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
 /// Installs what is missing.
 ///
 /// # Errors
-/// It cannot be installed here: names the command.
+/// It cannot be installed; the error names the command.
 pub(crate) fn prepare(need: Need) -> Result<()> {
     let debian = Path::new("/etc/debian_version").exists();
     let missing: Vec<Package> = packages()
-        // A file tells something on Debian only.
-        .filter(|package| debian || !package.proof.starts_with('/'))
         .filter(|package| need == Need::Nix || matches!(package.name, "gcc" | "libc6-dev"))
+        .chain(CROSS_PACKAGES.into_iter().filter(|_| need == Need::Cross))
+        // A file is a proof only on Debian.
+        .filter(|package| debian || !package.proof.starts_with('/'))
         .filter(|package| !package.is_here())
         .collect();
     if !missing.is_empty() {
         install(debian, &missing)?;
     }
-    wasm_target()
+    rust_target(WASM_TARGET)
 }
 
 fn install(debian: bool, missing: &[Package]) -> Result<()> {
@@ -92,8 +102,8 @@ fn install(debian: bool, missing: &[Package]) -> Result<()> {
     if !debian {
         let proofs: Vec<&str> = missing.iter().map(|package| package.proof).collect();
         bail!(
-            "missing: {}; on Debian `apt-get install -y --no-install-recommends {}` brings them; Nix elsewhere: \
-             https://nixos.org/download",
+            "missing: {}; on Debian run `apt-get install -y --no-install-recommends {}`; for Nix on \
+             other systems see https://nixos.org/download",
             proofs.join(", "),
             names.join(" ")
         );
@@ -105,7 +115,7 @@ fn install(debian: bool, missing: &[Package]) -> Result<()> {
     };
     if !is_root()? {
         bail!(
-            "missing packages; run `sudo apt-get install -y --no-install-recommends {}` and try again",
+            "packages are missing; run `sudo apt-get install -y --no-install-recommends {}` and try again",
             names.join(" ")
         );
     }
@@ -118,19 +128,19 @@ pub(crate) fn is_root() -> Result<bool> {
     Ok(Command::new("id").arg("-u").read()?.trim() == "0")
 }
 
-/// Adds [`WASM_TARGET`] where it is missing.
-fn wasm_target() -> Result<()> {
+/// Adds a target of Rust if it is missing.
+pub(crate) fn rust_target(target: &str) -> Result<()> {
     let mut rustc = Command::new("rustc");
     rustc.current_dir(repository());
-    let libraries = rustc.args(["--print", "target-libdir", "--target", WASM_TARGET]).read()?;
+    let libraries = rustc.args(["--print", "target-libdir", "--target", target]).read()?;
     if Path::new(libraries.trim()).is_dir() {
         return Ok(());
     }
     if find_program("rustup").is_none() {
         bail!(
-            "the Rust target {WASM_TARGET} is missing and there is no `rustup`; install the `rust-std` of your Rust for \
-             {WASM_TARGET}, or use rustup (https://rustup.rs)"
+            "the Rust target {target} is missing and there is no `rustup`; install the `rust-std` \
+             of your Rust for {target}, or use rustup (https://rustup.rs)"
         );
     }
-    Command::new("rustup").args(["target", "add", WASM_TARGET]).current_dir(repository()).run()
+    Command::new("rustup").args(["target", "add", target]).current_dir(repository()).run()
 }

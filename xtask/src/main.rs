@@ -1,10 +1,11 @@
-//! `cargo xtask`: what people and CI do with this repository, one command each. Prepares the
-//! machine where that can be done (Debian, root) and names the exact command where it cannot.
+//! `cargo xtask`: the tasks of developers and CI, one command each. Installs what is missing where
+//! that is possible (Debian, root), otherwise names the command that installs it.
 
 mod bench;
 mod bench_builders;
 mod checks;
 mod crash;
+mod cross;
 mod dist;
 mod fuzz;
 mod machine;
@@ -25,14 +26,14 @@ use process::{CommandExt as _, Failed};
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", max_term_width = 100)]
 enum Task {
-    /// Show hookrun at work on real Nix, in a private store. Installs what is missing, builds, runs
-    /// `hookrun demo`.
+    /// Demonstrate hookrun with real Nix in a private store. Installs what is missing, builds, and
+    /// runs `hookrun demo`.
     Demo {
         /// For `hookrun demo`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Run all tests, the end-to-end ones with real Nix among them.
+    /// Run all tests, including the end-to-end tests with real Nix.
     Test {
         /// For the test runner, such as a part of a test's name.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -42,13 +43,15 @@ enum Task {
     /// dependencies.
     #[command(visible_alias = "ci")]
     Checks,
-    /// Fuzz: each target for a bounded time. Exit code 1 if one finds something; what it found is
-    /// in `fuzz/artifacts`.
+    /// Fuzz each target for a limited time. Exits with 1 if one finds something, and writes the
+    /// input to `fuzz/artifacts`.
     Fuzz(fuzz::Options),
-    /// The crash test in its long form: hooks and workers killed at every boundary and at random.
+    /// Run the long crash test: kill hooks and workers at every boundary and at random.
     Crash(crash::Options),
-    /// Run the demo and the tests with the Nix of a later Debian, in a root of its own that is made
-    /// once. Needs root and debootstrap.
+    /// Compile for aarch64 Linux and macOS, and run unit tests for aarch64 Linux in an emulator.
+    Cross(cross::Options),
+    /// Run the demo and the tests with the Nix of a later Debian, in a separate root directory that
+    /// is created once. Needs root and debootstrap.
     NewerNix(newer_nix::Options),
     /// Measure a release build: the thin hook and an inline plugin against a shell and a disk.
     Bench(bench::Options),
@@ -63,7 +66,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            // A command that failed has said why; its code is handed on.
+            // A command that failed has reported why. Its exit code is passed on.
             error.downcast_ref::<Failed>().map_or(ExitCode::FAILURE, Failed::exit_code)
         }
     }
@@ -83,6 +86,7 @@ fn run(task: Task) -> Result<()> {
         Task::Checks => checks::run(),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Crash(options) => crash::run(&options),
+        Task::Cross(options) => cross::run(&options),
         Task::NewerNix(options) => newer_nix::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::BenchBuilders(options) => bench_builders::run(&options),

@@ -1,9 +1,9 @@
-//! `cargo xtask newer-nix`: `hookrun demo` and the end-to-end tests with the Nix of a later Debian,
-//! in a root of its own.
+//! `cargo xtask newer-nix`: runs `hookrun demo` and the end-to-end tests with the Nix of a later
+//! Debian, in a separate root directory.
 //!
-//! Programs and tests are built here and run there: a later Debian runs what an earlier one has
-//! linked. The tests find everything where they were built, because the workspace and the target
-//! directory are there under the same names. The root is made once and kept.
+//! Programs and tests are built here and run there, because a later Debian runs programs that an
+//! earlier one has linked. The workspace and the target directory have the same paths in both. The
+//! root directory is created once and kept.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -14,42 +14,42 @@ use anyhow::{Context as _, Result, bail};
 use crate::machine::{self, Need};
 use crate::process::{self, CommandExt as _, cargo, repository, target_directory};
 
-/// What to run, and with which Nix.
+/// Options of `cargo xtask newer-nix`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// The Debian whose Nix it is to be: `trixie` has 2.26, `sid` the newest that Debian has.
+    /// The Debian release whose Nix is used: `trixie` has 2.26, `sid` has the newest in Debian.
     #[arg(long, default_value = "trixie")]
     suite: String,
-    /// Where roots are kept, one directory a suite: by default `hookrun/roots` in the cache
-    /// directory. Remove one to have it made anew.
+    /// The directory of the roots, one per suite: by default `hookrun/roots` in the cache
+    /// directory. Remove a root to create it again.
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// Parts of tests' names, or other arguments of the test program, in place of the tests in
-    /// which Nix has a say.
+    /// Arguments of the test program, such as parts of test names. By default the tests that depend
+    /// on Nix run.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
 
-/// Modules of the end-to-end tests that have nothing to do with Nix, or need a compiler.
+/// Modules of the end-to-end tests that do not depend on Nix, or need a compiler.
 const WITHOUT_NIX: [&str; 5] =
     ["crash::", "documents::", "fuzz_corpus::", "hostile::", "hostile_artifacts::"];
 /// The test that builds the guests, which need a compiler that the root does not have.
 const GUESTS: &str = "lab::every_guest_is_built";
-/// What tests of mail install where it is not there; the package lists of a root may be too old for
-/// that by then.
+/// Packages that the tests of mail install if they are missing. Later, the package lists of the root
+/// may be too old for that.
 const MAIL_SERVER: [&str; 2] = ["exim4-daemon-light", "openssl"];
-/// Where programs are in a Debian.
+/// The directories of programs in Debian.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Makes a directory the root of a mount namespace.
 const ENTER: &str = "xtask/src/newer_nix/enter.sh";
-/// Keeps packages from starting services: the exit code of "forbidden" (invoke-rc.d(8)).
+/// Prevents packages from starting services: exit code 101 means "forbidden" (invoke-rc.d(8)).
 const NO_SERVICES: &str = "#!/bin/sh\nexit 101\n";
 
-/// Makes the root where it is missing, builds, and runs everything there.
+/// Creates the root if it is missing, builds, and runs everything there.
 pub(crate) fn run(options: &Options) -> Result<()> {
     machine::prepare(Need::Nix)?;
     if !machine::is_root()? {
-        bail!("a root of its own needs root; run `sudo -E cargo xtask newer-nix`");
+        bail!("a separate root directory needs root; run `sudo -E cargo xtask newer-nix`");
     }
     let root = Root {
         directory: options
@@ -95,7 +95,7 @@ fn test_program() -> Result<PathBuf> {
     let build = ["test", "--workspace", "--test", "integration", "--no-run"];
     cargo().args(build).run()?;
     let messages = cargo().args(build).args(["--message-format", "json"]).read()?;
-    // One JSON object a line.
+    // One JSON object per line.
     let executable = messages.lines().find_map(|line| {
         let (_, path) = line.split_once("\"executable\":\"")?;
         let (path, _) = path.split_once('"')?;
@@ -104,7 +104,7 @@ fn test_program() -> Result<PathBuf> {
     executable.context("cargo did not say where the end-to-end tests are")
 }
 
-/// Where cargo runs the end-to-end tests.
+/// Returns the directory in which cargo runs the end-to-end tests.
 fn package_of_tests() -> PathBuf {
     repository().join("tests")
 }
@@ -115,7 +115,7 @@ struct Root {
 }
 
 impl Root {
-    /// Makes it, or installs what a root that was made before lacks.
+    /// Creates it, or installs the packages that an existing root lacks.
     fn make(&self, suite: &str) -> Result<()> {
         if self.directory.is_dir() {
             let missing = machine::missing_below(&self.directory);
@@ -132,7 +132,7 @@ impl Root {
                 );
             }
         }
-        // Under another name until it is whole.
+        // It has another name until it is complete.
         let part = self.directory.with_extension("part");
         if part.exists() {
             std::fs::remove_dir_all(&part)
@@ -151,7 +151,8 @@ impl Root {
             .with_context(|| format!("cannot make {}", self.directory.display()))
     }
 
-    /// A command that runs in it, in the package of the tests, with nothing of this environment.
+    /// Returns a command that runs in it, in the package of the tests, with an environment of its
+    /// own.
     fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let target = target_directory().unwrap_or_default();
         let mut command = Command::new("unshare");
@@ -173,9 +174,9 @@ impl Root {
         // From Nix 2.30 on nothing above the directory of builds may be open to all (`build-dir`),
         // as /tmp is.
         command.env("TMPDIR", "/srv");
-        // Built a moment ago, whatever was compiled after it.
+        // It was just built, even if other files were compiled later.
         command.env("HOOKRUN_BIN", target.join("debug/hookrun"));
-        // Snapshots are compared and never written.
+        // Snapshots are compared, never written.
         command
             .env("INSTA_UPDATE", "no")
             .env("INSTA_WORKSPACE_ROOT", repository())
@@ -184,7 +185,7 @@ impl Root {
     }
 }
 
-/// Where `hookrun_tests::guests` puts them.
+/// Where `hookrun_tests::guests` puts the guests.
 const GUESTS_IN_TARGET: &str = "guests/wasm32-wasip2/release";
 
 /// Installs packages in a root.
@@ -198,7 +199,7 @@ fn install(root: &Path, packages: &[&str]) -> Result<()> {
 }
 
 fn executable(path: &Path, bytes: &[u8]) -> Result<()> {
-    // A program that runs cannot be written: another takes its place.
+    // A running program cannot be written, so a new file replaces it.
     let _gone = std::fs::remove_file(path);
     let written = std::fs::write(path, bytes);
     written

@@ -1,4 +1,4 @@
-//! Running commands: shown before they run, their failure handed on with its exit code.
+//! Runs commands: prints each before it runs, and passes on the exit code of one that fails.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
@@ -32,9 +32,9 @@ impl std::error::Error for Failed {}
 
 /// Ways to run a command.
 pub(crate) trait CommandExt {
-    /// Shows the command line, runs it with the terminal's streams, and fails if it does.
+    /// Prints the command line and runs it with this process's streams. Fails if the command fails.
     fn run(&mut self) -> Result<()>;
-    /// Runs it silently and gives its standard output; fails if it does.
+    /// Runs it silently and returns its standard output. Fails if the command fails.
     fn read(&mut self) -> Result<String>;
 }
 
@@ -66,9 +66,9 @@ fn line(command: &Command) -> String {
         .join(" ")
 }
 
-/// What `cargo run` tells this program about its own package. Build scripts that look at the same
-/// variables (that of `ring` does) would be run again after each change from plain cargo to xtask
-/// and back, and all that depends on them be compiled again.
+/// Variables that `cargo run` sets for this program. Build scripts that read them (such as that of
+/// `ring`) would run again after each change between plain cargo and xtask, and everything that
+/// depends on them would be compiled again.
 const OF_THIS_PACKAGE: [&str; 5] = [
     "CARGO_PKG_",
     "CARGO_MANIFEST_",
@@ -77,7 +77,7 @@ const OF_THIS_PACKAGE: [&str; 5] = [
     "CARGO_PRIMARY_PACKAGE",
 ];
 
-/// `cargo` in the repository.
+/// Returns a command that runs `cargo` in the repository.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for (name, _) in std::env::vars_os() {
@@ -92,18 +92,17 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Builds everything. Always the whole workspace, so that crates are not built again with other
-/// features.
+/// Builds the whole workspace, so that crates are not compiled again with other features.
 pub(crate) fn build_workspace() -> Result<()> {
     cargo().args(["build", "--workspace"]).run()
 }
 
-/// The repository's directory.
+/// Returns the directory of the repository.
 pub(crate) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
-/// The target directory: this program is `debug/xtask` in it.
+/// Returns the target directory: this program is `debug/xtask` in it.
 pub(crate) fn target_directory() -> Result<PathBuf> {
     let program = std::env::current_exe().context("cannot tell where xtask is")?;
     let target = program.parent().and_then(Path::parent);

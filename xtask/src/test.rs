@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every test, and the summary of the end-to-end tests last.
+//! `cargo xtask test`: runs all tests; the summary of the end-to-end tests comes last.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,8 +14,7 @@ const SKIPPED: &str = "HOOKRUN_TESTS_SKIPPED";
 /// Prepares the machine, builds the program that the end-to-end tests run, and runs all tests.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     machine::prepare(Need::Nix)?;
-    // The end-to-end tests find `hookrun` beside them in the target directory; no test target of
-    // theirs builds it.
+    // The end-to-end tests run `hookrun` from the target directory, but do not build it.
     process::build_workspace()?;
     let skipped = process::target_directory()?.join("skipped-tests.txt");
     std::fs::write(&skipped, "").with_context(|| format!("cannot write {}", skipped.display()))?;
@@ -26,7 +25,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 
 fn run_tests(arguments: &[String], skipped: &Path) -> Result<()> {
     if arguments.is_empty() {
-        // Before the others, so that their summary closes the output; nextest runs no doc tests.
+        // First, so that the summary of the other tests is the end of the output. nextest does not
+        // run doc tests.
         cargo().args(["test", "--workspace", "--doc", "--quiet"]).run()?;
     }
     if has_nextest() {
@@ -40,7 +40,7 @@ fn run_tests(arguments: &[String], skipped: &Path) -> Result<()> {
         "note: `cargo install --locked cargo-nextest` installs a faster test runner with one \
          summary; continuing with `cargo test`"
     );
-    // `cargo test` prints a summary for each program: that of the end-to-end tests comes last.
+    // `cargo test` prints a summary for each program, so the end-to-end tests run last.
     let unit_tests = cargo_test(&["--lib", "--bins"], arguments, skipped);
     let end_to_end_tests = cargo_test(&["--test", "*"], arguments, skipped);
     unit_tests.and(end_to_end_tests)

@@ -1,8 +1,8 @@
-//! Comments and documents of at most 100 columns. Code is rustfmt's, which leaves comments as they
-//! are.
+//! Checks that comments and documents have at most 100 columns. rustfmt checks code, but not
+//! comments.
 //!
-//! A line may be longer where a break would change what it means: in a table, a link, a listing, or
-//! where there is no blank to break at.
+//! A line may be longer if a break would change its meaning (in a table, a link or a listing), or if
+//! it has no blank to break at.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,13 +11,13 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::process::{CommandExt as _, repository};
 
-/// The width of `rustfmt.toml`, for everything.
+/// The same width as in `rustfmt.toml`.
 const COLUMNS: usize = 100;
 
-/// Files that others wrote, or that are data.
+/// Files of other projects, and data.
 const FOREIGN: [&str; 2] = ["fuzz/corpus/", "plugin-sdk/wit/wasi-"];
 
-/// Names every line that is too long.
+/// Fails with the names of all lines that are too long.
 pub(crate) fn check() -> Result<()> {
     eprintln!("$ comments and documents of at most {COLUMNS} columns");
     let files = Command::new("git").arg("ls-files").current_dir(repository()).read()?;
@@ -47,14 +47,14 @@ fn is_long(line: &str) -> bool {
     line.chars().count() > COLUMNS
 }
 
-/// Returns whether it has a blank to break at, between its indentation and the last column.
+/// Returns whether a line has a blank to break at, between its indentation and the last column.
 fn can_break(line: &str) -> bool {
     let text = line.trim_start_matches([' ', '/', '!', '#', '*', '-', '>']);
     let indentation = line.chars().count() - text.chars().count();
     text.chars().take(COLUMNS.saturating_sub(indentation)).any(|c| c == ' ')
 }
 
-/// Numbers of long comments in Rust or WIT, outside of listings in them.
+/// Returns the numbers of long comment lines in Rust or WIT, outside of listings.
 fn long_in_rust(text: &str) -> Vec<usize> {
     let mut long = Vec::new();
     let mut listing = false;
@@ -72,7 +72,7 @@ fn long_in_rust(text: &str) -> Vec<usize> {
     long
 }
 
-/// Numbers of long lines of prose.
+/// Returns the numbers of long lines of prose.
 fn long_in_markdown(text: &str) -> Vec<usize> {
     let mut long = Vec::new();
     let mut listing = false;
@@ -90,7 +90,7 @@ fn long_in_markdown(text: &str) -> Vec<usize> {
     long
 }
 
-/// Numbers of long lines that are comments from `#` on.
+/// Returns the numbers of long lines that are comments with `#`.
 fn long_in_hash_comments(text: &str) -> Vec<usize> {
     let lines = (1..).zip(text.lines());
     let comments = lines.filter(|(_, line)| line.trim_start().starts_with('#'));

@@ -10,10 +10,9 @@ pub(super) fn guests(config: Option<&Config>) -> String {
         Some(Ok(Identity::User(User { name, uid, .. }))) => format!("{name} (uid {uid})"),
         Some(Err(_)) => "no user: `user` under [worker] is wrong".to_owned(),
         Some(Ok(Identity::Powerless)) | None => {
-            let user = rustix::process::geteuid();
-            let better =
-                if user.is_root() { "; better `user = \"hookrun\"` under [worker]" } else { "" };
-            format!("uid {} without capabilities{better}", user.as_raw())
+            let is_root = rustix::process::geteuid().is_root();
+            let better = if is_root { "; better `user = \"hookrun\"` under [worker]" } else { "" };
+            format!("{}{better}", wall::powerless())
         }
     }
 }

@@ -1,8 +1,8 @@
 # Runs a command with a directory as its root: enter ROOT DIRECTORY... -- COMMAND...
 #
-# Nix's sandbox does not work in a plain chroot (pivot_root(2) and mounts want the root of a mount
-# namespace to be a mount point), so the root becomes that of the mount namespace this runs in. The
-# other directories are there too, under their own names. Builds need /dev/pts.
+# Nix's sandbox does not work in a plain chroot, because pivot_root(2) and mounts need a mount point
+# as the root of the mount namespace. So ROOT becomes the root of this mount namespace. The other
+# directories are mounted in it with the same paths. Builds need /dev/pts.
 set -e
 root=$1
 shift

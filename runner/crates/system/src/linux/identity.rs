@@ -25,9 +25,7 @@ pub(super) fn take(identity: &Identity) -> Result<String, WallError> {
         .map_err(|error| WallError::step("dropping capabilities", &error))?;
     Ok(match identity {
         Identity::User(User { name, uid, .. }) => format!("user {name} (uid {uid})"),
-        Identity::Powerless => {
-            format!("uid {} without capabilities", rustix::process::geteuid().as_raw())
-        }
+        Identity::Powerless => super::powerless(),
     })
 }
 

@@ -198,6 +198,11 @@ pub(crate) fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
 }
 
+/// Describes this process's user without capabilities.
+pub(crate) fn powerless() -> String {
+    format!("uid {} without capabilities", rustix::process::geteuid().as_raw())
+}
+
 /// Returns what this kernel lacks of the wall, in sentences.
 pub(crate) fn missing() -> Vec<String> {
     let mut missing = landlock::missing();

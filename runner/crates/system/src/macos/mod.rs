@@ -1,6 +1,8 @@
 //! macOS. This code was never run. Calls whose behaviour is uncertain are left out;
 //! docs/platforms.md lists what is missing.
 
+#![expect(clippy::unnecessary_wraps, reason = "the functions of Linux can fail")]
+
 pub(crate) mod arrivals;
 pub(crate) mod closings;
 mod seatbelt;
@@ -194,6 +196,11 @@ pub(crate) fn threads() -> usize {
     1
 }
 
+/// Describes this process's user. There are no capabilities to drop.
+pub(crate) fn powerless() -> String {
+    format!("uid {}", rustix::process::geteuid().as_raw())
+}
+
 /// Returns what this system lacks of the wall, in sentences.
 pub(crate) fn missing() -> Vec<String> {
     vec![
@@ -213,7 +220,7 @@ pub(crate) fn raise(wall: &Wall) -> Result<String, WallError> {
                 .map_err(|error| WallError::step("changing the user", &error))?;
             format!("user {name} (uid {uid})")
         }
-        Identity::Powerless => format!("uid {}", rustix::process::geteuid().as_raw()),
+        Identity::Powerless => powerless(),
     };
     crate::wall::forbid_core_dumps()?;
     // SAFETY: the request uses no address.

@@ -147,6 +147,11 @@ pub fn missing() -> Vec<String> {
     os::missing()
 }
 
+/// Describes this process's user as a walled process has it with [`Identity::Powerless`].
+pub fn powerless() -> String {
+    os::powerless()
+}
+
 /// Prevents dumps of this process's memory, which contains secrets.
 pub(crate) fn forbid_core_dumps() -> Result<(), WallError> {
     use rustix::process::{Resource, Rlimit, setrlimit};
