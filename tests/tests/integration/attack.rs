@@ -120,6 +120,33 @@ fn no_other_user_can_open_what_is_locked() {
 }
 
 #[test]
+fn the_lock_of_the_process_that_waits_for_build_users_is_closed_to_others() {
+    if !require(Need::Root) {
+        return;
+    }
+    let scene = scene();
+    scene.set_config(
+        "[worker]\nstart = \"spawn\"\nidle-exit = \"1s\"\n[plugins.p]\n\
+         source = \"bundled:email-on-nondeterminism\"\nhooks = [\"diff\"]\n\
+         config = { to = [\"a@example.org\"] }\n\
+         grant = { mail = [\"default\"], state = true }\n[mail.default]\ntransport = \"maildir\"\n",
+    );
+    let lock = scene.state_dir().join("waiter.lock");
+    // As an earlier release may have left it.
+    std::fs::write(&lock, "").unwrap();
+    let path = format!("{}/{HASH}-a", scene.private_nix().store_dir().display());
+    let mut hook = scene.hookrun_command(&["hook", "post-build"]);
+    let hook = hook.env("DRV_PATH", format!("{path}.drv")).env("OUT_PATHS", &path);
+    Ran::of(hook).expect_success();
+    wait_for("a process waits for build users", || hookrun_queue::lock::is_held(&lock));
+    let found = lock.metadata().unwrap();
+    let read = Ran::of(&mut shell(&format!("exec 3<{}", lock.display()), STRANGER));
+    scene.hookrun(&["stop"]).expect_success();
+    assert_eq!((found.mode() & 0o7777, found.uid()), (0o600, 0));
+    read.expect_failure().expect_stderr("ermission denied");
+}
+
+#[test]
 fn a_stranger_who_makes_a_fallback_first_takes_no_event() {
     if !require(Need::Root) {
         return;

@@ -20,11 +20,12 @@ use std::fs::File;
 use std::hash::{Hash, Hasher};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Component as PathPart, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use hookrun_nix::layout;
 use hookrun_system::descriptor::{self, LOCATE};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, Timespec, Timestamps};
 use sha2::{Digest, Sha256};
@@ -280,8 +281,7 @@ pub(super) fn open_directory(path: &Path) -> std::result::Result<OwnedFd, String
     let user = rustix::process::geteuid().as_raw();
     let failed =
         |what: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", what.display());
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    if let Err(error) = made
+    if let Err(error) = layout::make_own(path)
         && !path.is_dir()
     {
         return Err(failed(path, &error));

@@ -226,8 +226,8 @@ pub fn make_all(path: &Path, mode: u32) -> std::io::Result<()> {
     }
 }
 
-/// Makes a directory of the plugins' user, as it is made for one service, and the directories above
-/// it, where they are missing.
+/// Makes a directory that is its owner's alone, and the directories above it with the mode of the
+/// state directory, where they are missing.
 ///
 /// # Errors
 /// What the system says.

@@ -7,6 +7,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::{BUSY_TIMEOUT, FILE, Journal, JournalError, MIGRATIONS, query};
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::Event;
+use hookrun_nix::layout;
 use hookrun_nix::sqlite::{self, MigrationError};
 
 /// A journal that could not be used any more, and what was left of it.
@@ -27,14 +28,9 @@ impl Journal {
     /// # Errors
     /// If it cannot be opened or made, or a later release wrote it.
     pub fn open(dirs: &Dirs) -> Result<(Self, Option<Damage>), JournalError> {
-        use std::os::unix::fs::DirBuilderExt as _;
         let path = dirs.journal().join(FILE);
         let io = |error| JournalError::Io { path: path.clone(), error };
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dirs.journal())
-            .map_err(io)?;
+        layout::make_own(&dirs.journal()).map_err(io)?;
         match Self::open_checked(&path) {
             Ok(journal) => Ok((journal, None)),
             Err(JournalError::Sqlite { error, .. }) if is_damage(&error) => {
