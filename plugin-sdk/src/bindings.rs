@@ -5,20 +5,7 @@
 pub mod imports {
     wit_bindgen::generate!({
         path: ["wit/host-0.1.0"],
-        inline: "
-            package hookrun:sdk-imports;
-
-            world imports {
-                import hookrun:host/log@0.1.0;
-                import hookrun:host/config@0.1.0;
-                import hookrun:host/state@0.1.0;
-                import hookrun:host/nix-store@0.1.0;
-                import hookrun:host/object-store@0.1.0;
-                import hookrun:host/signing@0.1.0;
-                import hookrun:host/mail@0.1.0;
-            }
-        ",
-        world: "hookrun:sdk-imports/imports",
+        world: "hookrun:host/imports",
         generate_all,
         additional_derives: [PartialEq],
         runtime_path: "::hookrun_sdk::__private::wit_bindgen::rt",

@@ -61,9 +61,24 @@ pub use builder_selection::BuilderSelection;
 pub use config::{config, config_json};
 pub use diff::Diff;
 pub use error::{Error, ErrorKind};
-pub use metadata::{Scope, TaskOrder, Want, Wants};
+pub use metadata::{Scope, TaskOrder, Want};
 pub use outcome::{Failure, Outcome};
 pub use post_build::PostBuild;
+
+metadata::wants! {
+    /// The least scope of [`nix_store`] it works with.
+    nix_store: Scope = "nix-store",
+    /// [`object_store`].
+    object_store: Want = "object-store",
+    /// [`signing`].
+    signing: Want = "signing",
+    /// [`mail`].
+    mail: Want = "mail",
+    /// [`state`].
+    state: Want = "state",
+    /// [`http`], or any other client over `wasi:http`.
+    http: Want = "http",
+}
 
 #[doc(hidden)]
 pub mod __private {

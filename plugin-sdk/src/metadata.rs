@@ -1,6 +1,8 @@
 //! The metadata section of a plugin: its identity, hooks, wanted capabilities and order of tasks.
 //! Written at compile time, read by the host without running the plugin.
 
+use crate::Wants;
+
 /// How much of the Nix store a plugin wants to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
@@ -10,6 +12,19 @@ pub enum Scope {
     Outputs,
     /// The closure of those outputs.
     Closure,
+}
+
+impl Scope {
+    pub(crate) const NOTHING: Self = Self::None;
+    pub(crate) const LEAST: Self = Self::Outputs;
+
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Outputs => "outputs",
+            Self::Closure => "closure",
+        }
+    }
 }
 
 /// How much a plugin wants a capability.
@@ -23,46 +38,61 @@ pub enum Want {
     Required,
 }
 
-/// What a plugin wants. Start from [`Wants::NOTHING`].
-///
-/// ```
-/// use hookrun_sdk::{Scope, Want, Wants};
-///
-/// const WANTS: Wants = Wants { nix_store: Scope::Closure, object_store: Want::Required, ..Wants::NOTHING };
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wants {
-    /// The least scope of [`nix_store`](crate::nix_store) it works with.
-    pub nix_store: Scope,
-    /// [`object_store`](crate::object_store).
-    pub object_store: Want,
-    /// [`signing`](crate::signing).
-    pub signing: Want,
-    /// [`mail`](crate::mail).
-    pub mail: Want,
-    /// [`state`](crate::state).
-    pub state: Want,
-    /// [`http`](crate::http), or any other client over `wasi:http`.
-    pub http: Want,
-}
+impl Want {
+    pub(crate) const NOTHING: Self = Self::No;
+    pub(crate) const LEAST: Self = Self::Optional;
 
-impl Wants {
-    /// A plugin that only logs and reads its configuration.
-    pub const NOTHING: Self = Self {
-        nix_store: Scope::None,
-        object_store: Want::No,
-        signing: Want::No,
-        mail: Want::No,
-        state: Want::No,
-        http: Want::No,
-    };
-}
-
-impl Default for Wants {
-    fn default() -> Self {
-        Self::NOTHING
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::No => "no",
+            Self::Optional => "optional",
+            Self::Required => "required",
+        }
     }
 }
+
+/// Defines [`Wants`](crate::Wants) from one row for each capability.
+macro_rules! wants {
+    ($($(#[$doc:meta])* $field:ident: $wanted:ident = $key:literal,)+) => {
+        /// What a plugin wants. Start from [`Wants::NOTHING`].
+        ///
+        /// ```
+        /// use hookrun_sdk::{Scope, Want, Wants};
+        ///
+        /// const WANTS: Wants =
+        ///     Wants { nix_store: Scope::Closure, object_store: Want::Required, ..Wants::NOTHING };
+        /// ```
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub struct Wants {
+            $($(#[$doc])* pub $field: $wanted,)+
+        }
+
+        impl Wants {
+            /// A plugin that only logs and reads its configuration.
+            pub const NOTHING: Self = Self { $($field: $wanted::NOTHING,)+ };
+
+            /// A plugin that uses all that it is granted, for tests of hookrun.
+            #[doc(hidden)]
+            pub const EVERYTHING: Self = Self { $($field: $wanted::LEAST,)+ };
+
+            /// Writes the members of the JSON object.
+            pub(crate) const fn write<const N: usize>(
+                self,
+                out: metadata::Writer<N>,
+            ) -> metadata::Writer<N> {
+                $(let out = out.member($key, self.$field.word());)+
+                out
+            }
+        }
+
+        impl Default for Wants {
+            fn default() -> Self {
+                Self::NOTHING
+            }
+        }
+    };
+}
+pub(crate) use wants;
 
 /// In which order a plugin's tasks run, unless the configuration says otherwise (`order`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -95,12 +125,12 @@ pub struct Metadata {
 impl Metadata {
     /// Bytes of the JSON form.
     pub const fn json_length(&self) -> usize {
-        self.write(Writer::<0> { bytes: [], length: 0 }).length
+        self.write(Writer::<0> { bytes: [], length: 0, last: 0 }).length
     }
 
     /// The JSON form; `N` is [`Metadata::json_length`].
     pub const fn json<const N: usize>(&self) -> [u8; N] {
-        self.write(Writer::<N> { bytes: [0; N], length: 0 }).bytes
+        self.write(Writer::<N> { bytes: [0; N], length: 0, last: 0 }).bytes
     }
 
     const fn write<const N: usize>(&self, out: Writer<N>) -> Writer<N> {
@@ -118,17 +148,7 @@ impl Metadata {
             first = false;
             hooks = rest;
         }
-        let Wants { nix_store, object_store, signing, mail, state, http } = self.wants;
-        let scope = match nix_store {
-            Scope::None => "none",
-            Scope::Outputs => "outputs",
-            Scope::Closure => "closure",
-        };
-        let out = out.raw("],\"wants\":{\"nix-store\":").string(scope);
-        let out =
-            out.raw(",\"object-store\":").want(object_store).raw(",\"signing\":").want(signing);
-        let out = out.raw(",\"mail\":").want(mail).raw(",\"state\":").want(state);
-        let out = out.raw(",\"http\":").want(http).raw("}");
+        let out = self.wants.write(out.raw("],\"wants\":{")).raw("}");
         let out = out.raw(",\"order\":").string(match self.order {
             TaskOrder::Any => "any",
             TaskOrder::DependenciesFirst => "dependencies-first",
@@ -139,9 +159,11 @@ impl Metadata {
 }
 
 /// Writes what fits into `N` bytes and counts all of it.
-struct Writer<const N: usize> {
+#[derive(Debug)]
+pub(crate) struct Writer<const N: usize> {
     bytes: [u8; N],
     length: usize,
+    last: u8,
 }
 
 impl<const N: usize> Writer<N> {
@@ -151,6 +173,7 @@ impl<const N: usize> Writer<N> {
             self.bytes[self.length] = byte;
         }
         self.length += 1;
+        self.last = byte;
         self
     }
 
@@ -178,12 +201,10 @@ impl<const N: usize> Writer<N> {
         self.byte(b'"')
     }
 
-    const fn want(self, want: Want) -> Self {
-        self.string(match want {
-            Want::No => "no",
-            Want::Optional => "optional",
-            Want::Required => "required",
-        })
+    /// A member of an object whose value is a string.
+    pub(crate) const fn member(self, key: &str, value: &str) -> Self {
+        let out = if self.last == b'{' { self } else { self.byte(b',') };
+        out.string(key).byte(b':').string(value)
     }
 }
 
@@ -207,13 +228,18 @@ mod tests {
             config_schema: "{\"type\": \"object\"}",
         };
         const JSON: [u8; METADATA.json_length()] = METADATA.json();
-        let value: serde_json::Value = serde_json::from_slice(&JSON).unwrap();
+        let mut value: serde_json::Value = serde_json::from_slice(&JSON).unwrap();
+        let wants = value["wants"].as_object_mut().unwrap();
+        assert_eq!(wants.remove("nix-store"), Some("closure".into()));
+        assert_eq!(wants.remove("state"), Some("optional".into()));
+        assert!(wants.values().all(|want| want == "no"), "{wants:?}");
+        wants.clear();
         assert_eq!(
             value,
             serde_json::json!({
                 "format": 1, "name": "a \"quoted\"\n name", "version": "1.2.3", "description": "ünï",
                 "hooks": ["post-build", "diff"],
-                "wants": {"nix-store": "closure", "object-store": "no", "signing": "no", "mail": "no", "state": "optional", "http": "no"},
+                "wants": {},
                 "order": "dependencies-first",
                 "config-schema": {"type": "object"},
             })

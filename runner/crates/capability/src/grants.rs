@@ -10,55 +10,44 @@ use hookrun_config::http::{self, HttpMiss, HttpTarget};
 use hookrun_config::{Capability, Config, Grant};
 pub use hookrun_config::{Want, Wants};
 
-/// What one host call needs. `log` and `config` need no grant.
+/// What one host call needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need<'a> {
-    /// `log`.
-    Log,
-    /// `config`.
-    Config,
-    /// `state`.
-    State,
-    /// `nix-store`. Which paths is checked where they are resolved.
-    NixStore,
-    /// `object-store`, this one.
-    ObjectStore(&'a str),
-    /// `signing`, without a key: which keys are granted.
-    SigningKeys,
-    /// `signing`, with this key.
-    Signing(&'a str),
-    /// `mail`, through this transport.
-    Mail(&'a str),
-    /// An interface of WASI that every guest has: clocks, random numbers, polls, the streams of
-    /// what it was given.
+    /// Nothing: every guest has this interface of `hookrun:host`.
+    Nothing(&'static str),
+    /// Nothing: every guest has this interface of WASI, such as clocks and random numbers.
     Wasi(&'static str),
-    /// `http`, without a URL: whether it can be used at all.
-    AnyHttp,
+    /// A capability that is wanted. Its grant may be empty: the call asks what is granted, or
+    /// cannot be matched with a grant.
+    Wanted(Capability),
+    /// A capability that is wanted and granted. What is granted of it is checked by the service.
+    Granted(Capability),
+    /// A capability, with this table of the configuration.
+    Named(Capability, &'a str),
     /// `http`, this request.
     Http(&'a HttpTarget),
 }
 
 impl Need<'_> {
-    /// The capability that has to be wanted and granted; none for what every guest has.
+    /// Returns the capability that has to be wanted and granted; none for what every guest has.
     pub const fn capability(&self) -> Option<Capability> {
         match self {
-            Self::Log | Self::Config | Self::Wasi(_) => None,
-            Self::State => Some(Capability::State),
-            Self::NixStore => Some(Capability::NixStore),
-            Self::ObjectStore(_) => Some(Capability::ObjectStore),
-            Self::SigningKeys | Self::Signing(_) => Some(Capability::Signing),
-            Self::Mail(_) => Some(Capability::Mail),
-            Self::AnyHttp | Self::Http(_) => Some(Capability::Http),
+            Self::Nothing(_) | Self::Wasi(_) => None,
+            Self::Wanted(capability) | Self::Granted(capability) | Self::Named(capability, _) => {
+                Some(*capability)
+            }
+            Self::Http(_) => Some(Capability::Http),
         }
     }
 
-    /// The interface of `hookrun:host`, or `http` for `wasi:http`.
+    /// Returns the interface of `hookrun:host` or of WASI, or `http` for `wasi:http`.
     pub const fn interface(&self) -> &'static str {
-        match (self, self.capability()) {
-            (_, Some(capability)) => capability.name(),
-            (Self::Wasi(interface), None) => interface,
-            (Self::Config, None) => "config",
-            (_, None) => "log",
+        match self {
+            Self::Nothing(interface) | Self::Wasi(interface) => interface,
+            Self::Wanted(capability) | Self::Granted(capability) | Self::Named(capability, _) => {
+                capability.name()
+            }
+            Self::Http(_) => Capability::Http.name(),
         }
     }
 }
@@ -83,7 +72,6 @@ impl Deref for Effective {
 /// A required capability without a grant: the line to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
-    /// The interface.
     pub interface: &'static str,
     /// Such as `nix-store = "closure"`.
     pub line: String,
@@ -94,11 +82,8 @@ impl Effective {
     /// no more than is wanted.
     pub fn of(wants: &Wants, grant: &Grant) -> Self {
         let mut grant = grant.clone();
-        grant.nix_store = grant.nix_store.min(wants.nix_store);
         for capability in Capability::ALL {
-            if wants.of(capability) == Want::No {
-                capability.revoke(&mut grant);
-            }
+            capability.restrict(&mut grant, wants);
         }
         Self { grant, policy: false }
     }
@@ -125,50 +110,29 @@ impl Effective {
         if wants.of(capability) == Want::No {
             return Err(Refusal::Unwanted { interface });
         }
-        let named = |granted: &[String], name: &str| {
-            if granted.iter().any(|granted| granted == name) {
-                return Ok(());
-            }
-            let names: Vec<String> = granted
-                .iter()
-                .map(String::as_str)
-                .chain([name])
-                .map(|name| format!("{name:?}"))
-                .collect();
-            Err(Refusal::Ungranted {
-                interface,
-                name: Some(name.to_owned()),
-                line: format!("{interface} = [{}]", names.join(", ")),
-            })
-        };
-        match need {
-            Need::State | Need::NixStore if capability.granted(self).is_empty() => {
-                let line = capability.line(wants, "");
-                Err(Refusal::Ungranted { interface, name: None, line })
-            }
-            Need::ObjectStore(name) => named(&self.object_store, name),
-            Need::Signing(name) => named(&self.signing, name),
-            Need::Mail(name) => named(&self.mail, name),
+        let granted = match need {
+            Need::Nothing(_) | Need::Wasi(_) | Need::Wanted(_) => return Ok(()),
             Need::Http(target) => {
-                http::granting(&self.http, target).map(|_| ()).map_err(Refusal::Http)
+                return http::granting(&self.http, target).map(|_| ()).map_err(Refusal::Http);
             }
-            Need::Log
-            | Need::Config
-            | Need::State
-            | Need::NixStore
-            | Need::SigningKeys
-            | Need::AnyHttp
-            | Need::Wasi(_) => Ok(()),
-        }
+            Need::Granted(_) | Need::Named(..) => capability.granted(self),
+        };
+        let (name, line) = match need {
+            Need::Named(_, name) if !granted.iter().any(|granted| granted == name) => {
+                let names = granted.iter().map(String::as_str).chain([name]);
+                let names: Vec<String> = names.map(|name| format!("{name:?}")).collect();
+                (Some(name.to_owned()), format!("{interface} = [{}]", names.join(", ")))
+            }
+            Need::Granted(_) if granted.is_empty() => (None, capability.line(wants, "NAME")),
+            _ => return Ok(()),
+        };
+        Err(Refusal::Ungranted { interface, name, line })
     }
 }
 
 /// Returns the capabilities that are required and not granted.
 fn missing(wants: &Wants, grant: &Grant, config: &Config) -> Vec<Missing> {
-    let lacking = |capability: &Capability| match capability {
-        Capability::NixStore => grant.nix_store < wants.nix_store,
-        other => wants.of(*other) == Want::Required && other.granted(grant).is_empty(),
-    };
+    let lacking = |capability: &Capability| !capability.is_covered(grant, wants);
     let missing = |capability: Capability| {
         let names = capability.section().map(|section| config.names(section)).unwrap_or_default();
         let example = names.first().copied().unwrap_or("NAME");
@@ -181,24 +145,11 @@ fn missing(wants: &Wants, grant: &Grant, config: &Config) -> Vec<Missing> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     /// The plugin's metadata does not ask for it.
-    Unwanted {
-        /// The interface.
-        interface: &'static str,
-    },
+    Unwanted { interface: &'static str },
     /// The configuration does not grant it.
-    Ungranted {
-        /// The interface.
-        interface: &'static str,
-        /// What was asked for.
-        name: Option<String>,
-        /// The line to write.
-        line: String,
-    },
+    Ungranted { interface: &'static str, name: Option<String>, line: String },
     /// A policy of builder selection may not have it, whatever is granted.
-    Policy {
-        /// The interface.
-        interface: &'static str,
-    },
+    Policy { interface: &'static str },
     /// No grant covers an HTTP request.
     Http(Box<HttpMiss>),
 }

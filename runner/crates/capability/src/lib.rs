@@ -30,67 +30,71 @@ use crate::grants::Effective;
 use hookrun_config::{Config, KeyError};
 use hookrun_nix::dirs::Dirs;
 
-/// The services behind the capabilities. Made once per process and configuration, shared by all
-/// runs.
-#[derive(Debug, Clone)]
-pub struct Services {
-    clock: Arc<dyn clock::Clock>,
-    random: Arc<dyn random::Random>,
-    state: Arc<state::Stores>,
-    mail: Arc<mail::Mailer>,
-    nix_stores: Arc<nix_store::NixStores>,
-    object_stores: Arc<object_store::ObjectStores>,
-    signing_keys: Arc<signing::SigningKeys>,
-    http: Arc<http::Client>,
+/// Defines [`Services`] from the rows below.
+macro_rules! services {
+    ($($(#[$doc:meta])* $name:ident: $service:ty,)+) => {
+        /// The services behind the capabilities. Made once per process and configuration, shared
+        /// by all runs.
+        #[derive(Debug, Clone)]
+        pub struct Services {
+            clock: Arc<dyn clock::Clock>,
+            random: Arc<dyn random::Random>,
+            $($name: Arc<$service>,)+
+        }
+
+        impl Services {
+            /// The services of an installation. Opens no connection, and no file but those that
+            /// `http` grants name, because a process in its sandbox could not do that later.
+            pub fn new(config: &Config, dirs: &Dirs) -> Self {
+                Self {
+                    clock: Arc::new(clock::SystemClock::new()),
+                    random: Arc::new(random::SystemRandom),
+                    $($name: Arc::new(Service::configure(config, dirs)),)+
+                }
+            }
+
+            /// Services that keep everything in memory and send nothing, for `hookrun test`.
+            pub fn in_memory(config: &Config, dirs: &Dirs) -> Self {
+                Self {
+                    clock: Arc::new(clock::SystemClock::new()),
+                    random: Arc::new(random::SystemRandom),
+                    $($name: Arc::new(Service::in_memory(config, dirs)),)+
+                }
+            }
+
+            /// All services, in the order in which they are checked.
+            fn all(&self) -> [&dyn Service; [$(stringify!($name)),+].len()] {
+                [$(&*self.$name),+]
+            }
+
+            $($(#[$doc])* pub fn $name(&self) -> &Arc<$service> {
+                &self.$name
+            })+
+        }
+    };
+}
+
+services! {
+    /// The signing keys.
+    signing_keys: signing::SigningKeys,
+    /// The object stores.
+    object_stores: object_store::ObjectStores,
+    /// The sender of HTTP requests.
+    http: http::Client,
+    /// The mail transports.
+    mail: mail::Mailer,
+    /// The plugins' key-value stores.
+    state: state::Stores,
+    /// The Nix stores.
+    nix_stores: nix_store::NixStores,
 }
 
 impl Services {
-    /// The services of an installation. Opens no connection, and no file but those that `http`
-    /// grants name, because a process in its sandbox could not do that later.
-    pub fn new(config: &Config, dirs: &Dirs) -> Self {
-        Self {
-            clock: Arc::new(clock::SystemClock::new()),
-            random: Arc::new(random::SystemRandom),
-            state: Arc::new(Service::configure(config, dirs)),
-            mail: Arc::new(Service::configure(config, dirs)),
-            nix_stores: Arc::new(Service::configure(config, dirs)),
-            object_stores: Arc::new(Service::configure(config, dirs)),
-            signing_keys: Arc::new(Service::configure(config, dirs)),
-            http: Arc::new(Service::configure(config, dirs)),
-        }
-    }
-
-    /// All services, in the order in which they are checked.
-    fn all(&self) -> [&dyn Service; 6] {
-        [
-            &*self.signing_keys,
-            &*self.object_stores,
-            &*self.http,
-            &*self.mail,
-            &*self.state,
-            &*self.nix_stores,
-        ]
-    }
-
     /// The services of a policy, whose sandbox allows nothing: `state` is what was put into it.
     pub fn for_policy(config: &Config, dirs: &Dirs) -> Self {
         let mut without_secrets = config.clone();
         without_secrets.http_credentials.clear();
         Self { state: Arc::new(state::Stores::in_memory()), ..Self::new(&without_secrets, dirs) }
-    }
-
-    /// Services that keep everything in memory and send nothing, for `hookrun test`.
-    pub fn in_memory(config: &Config, dirs: &Dirs) -> Self {
-        Self {
-            clock: Arc::new(clock::SystemClock::new()),
-            random: Arc::new(random::SystemRandom),
-            state: Arc::new(Service::in_memory(config, dirs)),
-            mail: Arc::new(Service::in_memory(config, dirs)),
-            nix_stores: Arc::new(Service::in_memory(config, dirs)),
-            object_stores: Arc::new(Service::in_memory(config, dirs)),
-            signing_keys: Arc::new(Service::in_memory(config, dirs)),
-            http: Arc::new(Service::in_memory(config, dirs)),
-        }
     }
 
     /// The same with another source of time.
@@ -141,39 +145,9 @@ impl Services {
         self.all().into_iter().try_for_each(|service| service.hold_secrets(plugin, effective))
     }
 
-    /// The plugins' key-value stores.
-    pub fn state(&self) -> &state::Stores {
-        &self.state
-    }
-
-    /// The mail transports.
-    pub fn mail(&self) -> &mail::Mailer {
-        &self.mail
-    }
-
-    /// The Nix stores.
-    pub fn nix_stores(&self) -> &Arc<nix_store::NixStores> {
-        &self.nix_stores
-    }
-
-    /// The object stores.
-    pub fn object_stores(&self) -> &object_store::ObjectStores {
-        &self.object_stores
-    }
-
-    /// The sender of HTTP requests.
-    pub fn http(&self) -> &Arc<http::Client> {
-        &self.http
-    }
-
     /// The same with another sender, such as one with a resolver of its own.
     #[must_use]
     pub fn with_http(self, http: http::Client) -> Self {
         Self { http: Arc::new(http), ..self }
-    }
-
-    /// The signing keys.
-    pub fn signing_keys(&self) -> &Arc<signing::SigningKeys> {
-        &self.signing_keys
     }
 }

@@ -1,108 +1,256 @@
 //! Capabilities: what a plugin's metadata wants ([`Wants`]) and what its `grant` in the
-//! configuration gives ([`Grant`]). [`Capability`] is the table of both: messages, `hookrun
-//! inspect`, `hookrun test` and `--deny` walk it.
+//! configuration gives ([`Grant`]). [`Capability`] is the table of both, with one row each:
+//! messages, `hookrun inspect`, `hookrun test` and `--deny` iterate over it.
 
 use serde::{Deserialize, Serialize};
 
 use super::http::HttpGrant;
 
-/// What a plugin may be granted, in the order of the documentation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Capability {
-    /// `nix-store`: reading store paths.
-    NixStore,
-    /// `object-store`: reading and writing object stores.
-    ObjectStore,
-    /// `signing`: signatures with keys that the plugin does not see.
-    Signing,
-    /// `mail`: sending mail.
-    Mail,
-    /// `state`: a durable key-value store.
-    State,
-    /// `http`: sending HTTP requests through `wasi:http`.
-    Http,
+/// Defines [`Capability`], [`Wants`] and [`Grant`] from the rows below.
+macro_rules! capabilities {
+    ($(
+        $(#[$doc:meta])*
+        $variant:ident {
+            $field:ident: $key:literal, wants $wanted:ty, grants $granted:ty
+            $(, of section $section:literal)?
+            $(, for policies $policies:literal)?
+        }
+    )+) => {
+        /// What a plugin may be granted, in the order of the documentation.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Capability {
+            $($(#[$doc])* $variant,)+
+        }
+
+        /// What a plugin wants: `wants` of its metadata.
+        #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+        pub struct Wants {
+            $($(#[$doc])* pub $field: $wanted,)+
+        }
+
+        /// What a plugin may do. The default is nothing.
+        #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+        #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+        pub struct Grant {
+            $($(#[$doc])* pub $field: $granted,)+
+        }
+
+        impl Capability {
+            pub const ALL: [Self; [$($key),+].len()] = [$(Self::$variant),+];
+
+            /// Returns the key in `grant` and in a plugin's `wants`.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $key,)+
+                }
+            }
+
+            /// Returns the section of the tables whose names are granted.
+            pub const fn section(self) -> Option<&'static str> {
+                match self {
+                    $($(Self::$variant => Some($section),)?)+
+                    _ => None,
+                }
+            }
+
+            /// Returns whether a policy of builder selection may have it. Nix is blocked while a
+            /// policy runs, and its decision has to follow from its input.
+            pub const fn is_for_policies(self) -> bool {
+                match self {
+                    $($(Self::$variant => $policies,)?)+
+                    _ => false,
+                }
+            }
+
+            /// Returns what `grant` gives of it: names, a scope, URLs or `yes`; empty if nothing.
+            pub fn granted(self, grant: &Grant) -> Vec<String> {
+                match self {
+                    $(Self::$variant => grant.$field.shown(),)+
+                }
+            }
+
+            /// Returns whether `grant` gives what `wants` requires of it.
+            pub fn is_covered(self, grant: &Grant, wants: &Wants) -> bool {
+                match self {
+                    $(Self::$variant => grant.$field.covers(wants.$field),)+
+                }
+            }
+
+            /// Removes from `grant` what `wants` does not ask for.
+            pub fn restrict(self, grant: &mut Grant, wants: &Wants) {
+                match self {
+                    $(Self::$variant => grant.$field.restrict(wants.$field),)+
+                }
+            }
+
+            /// Removes it from `grant`.
+            pub fn revoke(self, grant: &mut Grant) {
+                self.restrict(grant, &Wants::default());
+            }
+
+            /// Adds it to `grant`, as much as `wants` asks for: everything, or the table `name`.
+            pub fn give(self, grant: &mut Grant, wants: &Wants, name: &str) {
+                match self {
+                    $(Self::$variant => grant.$field.give(wants.$field, name),)+
+                }
+            }
+
+            /// Returns the line of a grant that gives `wants` what it asks for, with an example of
+            /// a name.
+            pub fn line(self, wants: &Wants, name: &str) -> String {
+                match self {
+                    $(Self::$variant => {
+                        format!("{} = {}", $key, <$granted>::example(wants.$field, name))
+                    })+
+                }
+            }
+        }
+
+        impl Wants {
+            /// Returns how much `capability` is wanted.
+            pub fn of(&self, capability: Capability) -> Want {
+                match capability {
+                    $(Capability::$variant => self.$field.into(),)+
+                }
+            }
+
+            /// Returns what of it a policy of builder selection may have.
+            #[must_use]
+            pub fn of_policy(&self) -> Self {
+                let mut wants = Self::default();
+                $(if Capability::$variant.is_for_policies() {
+                    wants.$field = self.$field;
+                })+
+                wants
+            }
+        }
+    };
 }
 
-impl Capability {
-    /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::NixStore, Self::ObjectStore, Self::Signing, Self::Mail, Self::State, Self::Http];
+capabilities! {
+    /// Reading paths of the Nix store.
+    NixStore { nix_store: "nix-store", wants StoreScope, grants StoreScope }
+    /// Reading and writing object stores.
+    ObjectStore {
+        object_store: "object-store", wants Want, grants Vec<String>, of section "object-stores"
+    }
+    /// Signatures with keys that the plugin does not see.
+    Signing { signing: "signing", wants Want, grants Vec<String>, of section "signing-keys" }
+    /// Sending mail.
+    Mail { mail: "mail", wants Want, grants Vec<String>, of section "mail" }
+    /// A durable key-value store of its own.
+    State { state: "state", wants Want, grants bool, for policies true }
+    /// Sending HTTP requests through `wasi:http`.
+    Http { http: "http", wants Want, grants Vec<HttpGrant> }
+}
 
-    /// The key in `grant` and in a plugin's `wants`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::NixStore => "nix-store",
-            Self::ObjectStore => "object-store",
-            Self::Signing => "signing",
-            Self::Mail => "mail",
-            Self::State => "state",
-            Self::Http => "http",
-        }
+/// How much of a capability is granted: the type of a key of [`Grant`].
+trait Granted: Default {
+    /// How much of it is wanted: the type of a key of [`Wants`].
+    type Wanted: Copy + Into<Want>;
+
+    /// Returns it as words; empty if nothing is granted.
+    fn shown(&self) -> Vec<String>;
+
+    /// Grants as much as is wanted, or the table `name`.
+    fn give(&mut self, wanted: Self::Wanted, name: &str);
+
+    /// Returns the value to write in a grant, in TOML.
+    fn example(wanted: Self::Wanted, name: &str) -> String;
+
+    /// Returns whether it is enough.
+    fn covers(&self, wanted: Self::Wanted) -> bool {
+        wanted.into() != Want::Required || !self.shown().is_empty()
     }
 
-    /// The section of the tables whose names are granted.
-    pub const fn section(self) -> Option<&'static str> {
-        match self {
-            Self::ObjectStore => Some("object-stores"),
-            Self::Signing => Some("signing-keys"),
-            Self::Mail => Some("mail"),
-            Self::NixStore | Self::State | Self::Http => None,
+    /// Takes away what is not wanted.
+    fn restrict(&mut self, wanted: Self::Wanted) {
+        if wanted.into() == Want::No {
+            *self = Self::default();
         }
     }
+}
 
-    /// Whether a policy of builder selection may have it. Nix is blocked while a policy runs, and
-    /// its decision has to follow from its input.
-    pub const fn is_for_policies(self) -> bool {
-        matches!(self, Self::State)
+/// A switch.
+impl Granted for bool {
+    type Wanted = Want;
+
+    fn shown(&self) -> Vec<String> {
+        self.then(|| "yes".to_owned()).into_iter().collect()
     }
 
-    /// What `grant` gives of it: names, a scope, URLs or `yes`; empty if nothing.
-    pub fn granted(self, grant: &Grant) -> Vec<String> {
-        match self {
-            Self::NixStore if grant.nix_store == StoreScope::None => Vec::new(),
-            Self::NixStore => vec![grant.nix_store.as_str().to_owned()],
-            Self::ObjectStore => grant.object_store.clone(),
-            Self::Signing => grant.signing.clone(),
-            Self::Mail => grant.mail.clone(),
-            Self::State if grant.state => vec!["yes".to_owned()],
-            Self::State => Vec::new(),
-            Self::Http => grant.http.iter().map(ToString::to_string).collect(),
-        }
+    fn give(&mut self, _wanted: Want, _name: &str) {
+        *self = true;
     }
 
-    /// Removes it from `grant`.
-    pub fn revoke(self, grant: &mut Grant) {
-        match self {
-            Self::NixStore => grant.nix_store = StoreScope::None,
-            Self::ObjectStore => grant.object_store.clear(),
-            Self::Signing => grant.signing.clear(),
-            Self::Mail => grant.mail.clear(),
-            Self::State => grant.state = false,
-            Self::Http => grant.http.clear(),
-        }
+    fn example(_wanted: Want, _name: &str) -> String {
+        "true".to_owned()
+    }
+}
+
+/// Names of tables of the configuration.
+impl Granted for Vec<String> {
+    type Wanted = Want;
+
+    fn shown(&self) -> Vec<String> {
+        self.clone()
     }
 
-    /// Adds it to `grant`, as much as `wants` asks for: everything, or the table `name`.
-    pub fn give(self, grant: &mut Grant, wants: &Wants, name: &str) {
-        match self {
-            Self::NixStore => grant.nix_store = wants.nix_store,
-            Self::ObjectStore => grant.object_store.push(name.to_owned()),
-            Self::Signing => grant.signing.push(name.to_owned()),
-            Self::Mail => grant.mail.push(name.to_owned()),
-            Self::State => grant.state = true,
-            Self::Http => grant.http.push(HttpGrant::everything()),
-        }
+    fn give(&mut self, _wanted: Want, name: &str) {
+        self.push(name.to_owned());
     }
 
-    /// The line of a grant that gives `wants` what it asks for, with an example of a name.
-    pub fn line(self, wants: &Wants, name: &str) -> String {
-        let key = self.name();
-        match self {
-            Self::NixStore => format!("{key} = \"{}\"", wants.nix_store.as_str()),
-            Self::ObjectStore | Self::Signing | Self::Mail => format!("{key} = [\"{name}\"]"),
-            Self::State => format!("{key} = true"),
-            Self::Http => format!("{key} = [{{ url = \"https://HOST/\" }}]"),
-        }
+    fn example(_wanted: Want, name: &str) -> String {
+        format!("[\"{name}\"]")
+    }
+}
+
+impl Granted for Vec<HttpGrant> {
+    type Wanted = Want;
+
+    fn shown(&self) -> Vec<String> {
+        self.iter().map(ToString::to_string).collect()
+    }
+
+    fn give(&mut self, _wanted: Want, _name: &str) {
+        self.push(HttpGrant::everything());
+    }
+
+    fn example(_wanted: Want, _name: &str) -> String {
+        "[{ url = \"https://HOST/\" }]".to_owned()
+    }
+}
+
+impl Granted for StoreScope {
+    type Wanted = Self;
+
+    fn shown(&self) -> Vec<String> {
+        let granted = (*self != Self::None).then(|| self.as_str().to_owned());
+        granted.into_iter().collect()
+    }
+
+    fn give(&mut self, wanted: Self, _name: &str) {
+        *self = wanted;
+    }
+
+    fn example(wanted: Self, _name: &str) -> String {
+        format!("\"{}\"", wanted.as_str())
+    }
+
+    fn covers(&self, wanted: Self) -> bool {
+        *self >= wanted
+    }
+
+    fn restrict(&mut self, wanted: Self) {
+        *self = wanted.min(*self);
+    }
+}
+
+/// A scope that is wanted is required.
+impl From<StoreScope> for Want {
+    fn from(scope: StoreScope) -> Self {
+        if scope == StoreScope::None { Self::No } else { Self::Required }
     }
 }
 
@@ -120,7 +268,6 @@ pub enum Want {
 }
 
 impl Want {
-    /// The word in metadata.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::No => "no",
@@ -130,48 +277,11 @@ impl Want {
     }
 }
 
-/// What a plugin wants: `wants` of its metadata.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub struct Wants {
-    /// The least scope it works with.
-    pub nix_store: StoreScope,
-    /// Object stores.
-    pub object_store: Want,
-    /// Signing keys.
-    pub signing: Want,
-    /// Mail transports.
-    pub mail: Want,
-    /// A durable key-value store.
-    pub state: Want,
-    /// HTTP requests (`wasi:http`).
-    pub http: Want,
-}
-
 impl Wants {
-    /// How much `capability` is wanted. A scope of the Nix store is required.
-    pub fn of(&self, capability: Capability) -> Want {
-        match capability {
-            Capability::NixStore if self.nix_store == StoreScope::None => Want::No,
-            Capability::NixStore => Want::Required,
-            Capability::ObjectStore => self.object_store,
-            Capability::Signing => self.signing,
-            Capability::Mail => self.mail,
-            Capability::State => self.state,
-            Capability::Http => self.http,
-        }
-    }
-
-    /// The capabilities that are required, and that no policy of builder selection gets.
+    /// Returns the capabilities that are required and that no policy of builder selection gets.
     pub fn required_beyond_policy(&self) -> impl Iterator<Item = Capability> {
         let required = |capability: &Capability| self.of(*capability) == Want::Required;
         Capability::ALL.into_iter().filter(required).filter(|it| !it.is_for_policies())
-    }
-
-    /// What is left of it for a policy of builder selection.
-    #[must_use]
-    pub fn of_policy(&self) -> Self {
-        Self { state: self.state, ..Self::default() }
     }
 }
 
@@ -189,7 +299,6 @@ pub enum StoreScope {
 }
 
 impl StoreScope {
-    /// The word in the configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -197,24 +306,6 @@ impl StoreScope {
             Self::Closure => "closure",
         }
     }
-}
-
-/// What a plugin may do. The default is nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub struct Grant {
-    /// The scope of the Nix store.
-    pub nix_store: StoreScope,
-    /// Names of `[object-stores]`.
-    pub object_store: Vec<String>,
-    /// Names of `[signing-keys]`.
-    pub signing: Vec<String>,
-    /// Names of `[mail]` transports.
-    pub mail: Vec<String>,
-    /// Whether it has a durable key-value store of its own.
-    pub state: bool,
-    /// URLs that it may send HTTP requests to.
-    pub http: Vec<HttpGrant>,
 }
 
 impl Grant {
@@ -226,16 +317,10 @@ impl Grant {
 
     /// Returns each key that names tables of the configuration, with the section of these tables
     /// and the names.
-    pub fn names(&self) -> [(&'static str, &'static str, Vec<&str>); 4] {
-        fn all(names: &[String]) -> Vec<&str> {
-            names.iter().map(String::as_str).collect()
-        }
-        let credentials = self.http.iter().filter_map(|grant| grant.credential.as_deref());
-        [
-            ("object-store", "object-stores", all(&self.object_store)),
-            ("signing", "signing-keys", all(&self.signing)),
-            ("mail", "mail", all(&self.mail)),
-            ("http", "http-credentials", credentials.collect()),
-        ]
+    pub fn names(&self) -> impl Iterator<Item = (&'static str, &'static str, Vec<String>)> {
+        let named = |it: Capability| Some((it.name(), it.section()?, it.granted(self)));
+        let credentials = self.http.iter().filter_map(|grant| grant.credential.clone());
+        let credentials = ("http", "http-credentials", credentials.collect());
+        Capability::ALL.into_iter().filter_map(named).chain([credentials])
     }
 }

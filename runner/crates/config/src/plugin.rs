@@ -13,18 +13,14 @@ use hookrun_nix::event::HookKind;
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Plugin {
-    /// The name of its table.
     #[serde(skip)]
     pub name: String,
-    /// Where the component is.
     pub source: PluginSource,
     /// The hooks it serves; empty: all that it exports.
     #[serde(default)]
     pub hooks: Vec<HookKind>,
-    /// Which events it gets.
     #[serde(default)]
     pub filter: Filter,
-    /// How it is retried.
     #[serde(default)]
     pub retry: Retry,
     /// Runs at the same time; none: limited only by the worker's concurrency.
@@ -34,13 +30,10 @@ pub struct Plugin {
     /// Whether it runs inside the post-build hook, where its failure fails the build.
     #[serde(default)]
     pub gate: bool,
-    /// Its own table, as JSON.
     #[serde(default = "empty_table", deserialize_with = "json")]
     pub config: serde_json::Value,
-    /// What it may do.
     #[serde(default)]
     pub grant: Grant,
-    /// Its limits.
     #[serde(default)]
     pub limits: Limits,
 }
@@ -145,7 +138,7 @@ impl Plugin {
     fn check_names(&self, config: &Config) -> Result<(), KeyError> {
         for (key, section, granted) in self.grant.names() {
             let defined = config.names(section);
-            if let Some(unknown) = granted.iter().find(|name| !defined.contains(name)) {
+            if let Some(unknown) = granted.iter().find(|name| !defined.contains(&name.as_str())) {
                 let hint = match nearest(unknown, defined.iter().copied()) {
                     Some(near) => format!("did you mean `{near}`?"),
                     None => "add that table".to_owned(),

@@ -7,7 +7,6 @@
 //! module; everything else sees the types of [`hookrun_nix::event`] and [`hookrun_nix::outcome`].
 
 #![allow(
-    missing_docs,
     unused_variables,
     clippy::all,
     clippy::pedantic,
@@ -48,14 +47,7 @@ wasmtime::component::bindgen!({
         package hookrun:runner;
 
         world plugin {
-            import hookrun:host/types@0.1.0;
-            import hookrun:host/log@0.1.0;
-            import hookrun:host/config@0.1.0;
-            import hookrun:host/state@0.1.0;
-            import hookrun:host/nix-store@0.1.0;
-            import hookrun:host/object-store@0.1.0;
-            import hookrun:host/signing@0.1.0;
-            import hookrun:host/mail@0.1.0;
+            include hookrun:host/imports@0.1.0;
             export hookrun:post-build/post-build@0.1.0;
             export hookrun:diff/diff@0.1.0;
             export hookrun:builder-selection/builder-selection@0.1.0;

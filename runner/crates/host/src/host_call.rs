@@ -47,7 +47,8 @@
 //! ```ignore
 //! async fn exists(&mut self, store: String, keys: Vec<String>) -> Result<Result<Vec<bool>, Error>>
 //! {
-//!     let call = HostCall::new(Need::ObjectStore(&store), "exists", keys.wire_size())
+//!     let need = Need::Named(Capability::ObjectStore, &store);
+//!     let call = HostCall::new(need, "exists", keys.wire_size())
 //!         .items(keys.len());
 //!     let name = store.clone();
 //!     self.call(call, |context| {
@@ -122,7 +123,7 @@ pub struct RunState {
     /// What the guest's clock said when the run began.
     begun: Duration,
     reached: Option<LimitReached>,
-    /// What the operator has to mend, as the first host call that was refused for it said.
+    /// What the operator has to fix: the message of the first host call that was refused for it.
     refused: Option<String>,
     progress: bool,
 }
@@ -343,7 +344,7 @@ impl RunState {
         }
     }
 
-    /// What the operator has to mend, if a host call was refused for it.
+    /// Returns what the operator has to fix, if a host call was refused for it.
     pub fn refused(&self) -> Option<&str> {
         self.refused.as_deref()
     }

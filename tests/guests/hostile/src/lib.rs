@@ -25,8 +25,7 @@ mod words;
 use acts::Act;
 use hookrun_sdk::builder_selection::{Candidate, Decision, LocalMachine, Machine};
 use hookrun_sdk::{
-    BuilderSelection, Diff, Failure, Outcome, PostBuild, Scope, Want, Wants, config, diff, log,
-    post_build,
+    BuilderSelection, Diff, Failure, Outcome, PostBuild, Wants, config, diff, log, post_build,
 };
 
 struct Hostile;
@@ -89,12 +88,5 @@ hookrun_sdk::plugin! {
     plugin: Hostile,
     hooks: [PostBuild, Diff, BuilderSelection],
     // The least of scopes, so that a generous grant gives no more; everything else as granted.
-    wants: Wants {
-        nix_store: Scope::Outputs,
-        object_store: Want::Optional,
-        signing: Want::Optional,
-        mail: Want::Optional,
-        state: Want::Optional,
-        http: Want::Optional,
-    },
+    wants: Wants::EVERYTHING,
 }

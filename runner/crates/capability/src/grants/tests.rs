@@ -1,6 +1,6 @@
 use super::*;
 
-use hookrun_config::{HttpGrant, StoreScope};
+use hookrun_config::StoreScope;
 
 fn config(text: &str) -> Config {
     Config::parse(std::path::Path::new("/etc/hookrun/hookrun.toml"), text).unwrap()
@@ -11,14 +11,21 @@ fn names(names: &[&str]) -> Vec<String> {
 }
 
 fn everything() -> Wants {
-    Wants {
-        nix_store: StoreScope::Closure,
-        object_store: Want::Required,
-        signing: Want::Optional,
-        mail: Want::Required,
-        state: Want::Required,
-        http: Want::Required,
+    let mut wants = Wants::default();
+    (wants.nix_store, wants.signing) = (StoreScope::Closure, Want::Optional);
+    (wants.object_store, wants.mail) = (Want::Required, Want::Required);
+    (wants.state, wants.http) = (Want::Required, Want::Required);
+    wants
+}
+
+/// A grant of everything, with one name of each kind.
+fn full(name: &str) -> Grant {
+    let mut grant = Grant::default();
+    for capability in Capability::ALL {
+        let wants = Wants { nix_store: StoreScope::Closure, ..Wants::default() };
+        capability.give(&mut grant, &wants, name);
     }
+    grant
 }
 
 #[test]
@@ -31,31 +38,24 @@ fn an_empty_grant_grants_nothing() {
         place: http::Place::parse("https://example.org/").unwrap(),
     };
     for need in [
-        Need::State,
-        Need::NixStore,
-        Need::ObjectStore("a"),
-        Need::Signing("a"),
-        Need::Mail("a"),
-        Need::AnyHttp,
+        Need::Granted(Capability::State),
+        Need::Granted(Capability::NixStore),
+        Need::Named(Capability::ObjectStore, "a"),
+        Need::Named(Capability::Signing, "a"),
+        Need::Named(Capability::Mail, "a"),
+        Need::Wanted(Capability::Http),
         Need::Http(&target),
     ] {
         assert!(effective.check(&Wants::default(), need).is_err(), "{need:?}");
     }
-    for need in [Need::Log, Need::Config] {
+    for need in [Need::Nothing("log"), Need::Nothing("config")] {
         assert_eq!(effective.check(&Wants::default(), need), Ok(()), "{need:?}");
     }
 }
 
 #[test]
 fn a_required_capability_without_a_grant_names_the_line() {
-    let full = Grant {
-        nix_store: StoreScope::Closure,
-        object_store: names(&["cache"]),
-        signing: Vec::new(),
-        mail: names(&["default"]),
-        state: true,
-        http: vec![HttpGrant::everything()],
-    };
+    let full = Grant { signing: Vec::new(), ..full("cache") };
     assert!(
         Effective::decide(&everything(), &full, &Config::default()).is_ok(),
         "an optional one may be missing"
@@ -83,14 +83,7 @@ fn a_required_capability_without_a_grant_names_the_line() {
 /// Neither is enough alone; together they allow exactly what both name.
 #[test]
 fn a_capability_has_to_be_wanted_and_granted() {
-    let full = Grant {
-        nix_store: StoreScope::Closure,
-        object_store: names(&["a"]),
-        signing: names(&["a"]),
-        mail: names(&["a"]),
-        state: true,
-        http: vec![HttpGrant::everything()],
-    };
+    let full = full("a");
     let target = HttpTarget {
         method: "GET".to_owned(),
         place: http::Place::parse("https://example.org/").unwrap(),
@@ -98,11 +91,11 @@ fn a_capability_has_to_be_wanted_and_granted() {
     let http = Need::Http(&target);
     let wanted = Wants { signing: Want::Required, ..everything() };
     for need in [
-        Need::State,
-        Need::NixStore,
-        Need::ObjectStore("a"),
-        Need::Signing("a"),
-        Need::Mail("a"),
+        Need::Granted(Capability::State),
+        Need::Granted(Capability::NixStore),
+        Need::Named(Capability::ObjectStore, "a"),
+        Need::Named(Capability::Signing, "a"),
+        Need::Named(Capability::Mail, "a"),
         http,
     ] {
         let check = |wants: &Wants, grant: &Grant| Effective::of(wants, grant).check(wants, need);
@@ -120,22 +113,19 @@ fn a_capability_has_to_be_wanted_and_granted() {
         );
     }
     let another = |need| Effective::of(&wanted, &full).check(&wanted, need);
-    for need in [Need::ObjectStore("b"), Need::Signing("b"), Need::Mail("b"), Need::ObjectStore("")]
-    {
+    for need in [
+        Need::Named(Capability::ObjectStore, "b"),
+        Need::Named(Capability::Signing, "b"),
+        Need::Named(Capability::Mail, "b"),
+        Need::Named(Capability::ObjectStore, ""),
+    ] {
         assert!(matches!(another(need), Err(Refusal::Ungranted { .. })), "{need:?}");
     }
 }
 
 #[test]
 fn a_grant_gives_no_more_than_is_wanted() {
-    let generous = Grant {
-        nix_store: StoreScope::Closure,
-        object_store: names(&["cache"]),
-        signing: names(&["key"]),
-        mail: names(&["default"]),
-        state: true,
-        http: vec![HttpGrant::everything()],
-    };
+    let generous = full("default");
     let wants = Wants { nix_store: StoreScope::Outputs, ..Wants::default() };
     let effective = Effective::decide(&wants, &generous, &Config::default()).unwrap();
     assert_eq!(
@@ -143,7 +133,7 @@ fn a_grant_gives_no_more_than_is_wanted() {
         Effective::of(&wants, &Grant { nix_store: StoreScope::Outputs, ..Grant::default() })
     );
     assert_eq!(
-        effective.check(&wants, Need::Mail("default")),
+        effective.check(&wants, Need::Named(Capability::Mail, "default")),
         Err(Refusal::Unwanted { interface: "mail" })
     );
 }
@@ -155,10 +145,11 @@ fn refusals_end_in_the_line_to_write() {
     let grant = Grant { object_store: names(&["cache"]), ..Grant::default() };
     let effective = Effective { grant, policy: false };
     let refused = |need| effective.check(&wants, need).unwrap_err().message("upload", file);
-    insta::assert_snapshot!(refused(Need::ObjectStore("other")), @r#"plugin `upload` has no grant for object-store `other`; write `object-store = ["cache", "other"]` under [plugins.upload.grant] in /etc/hookrun/hookrun.toml"#);
-    insta::assert_snapshot!(refused(Need::Signing("key-1")), @r#"plugin `upload` has no grant for signing `key-1`; write `signing = ["key-1"]` under [plugins.upload.grant] in /etc/hookrun/hookrun.toml"#);
-    insta::assert_snapshot!(refused(Need::State), @"plugin `upload` has no grant for state; write `state = true` under [plugins.upload.grant] in /etc/hookrun/hookrun.toml");
-    let unwanted =
-        Effective::default().check(&Wants::default(), Need::Mail("default")).unwrap_err();
+    insta::assert_snapshot!(refused(Need::Named(Capability::ObjectStore, "other")), @r#"plugin `upload` has no grant for object-store `other`; write `object-store = ["cache", "other"]` under [plugins.upload.grant] in /etc/hookrun/hookrun.toml"#);
+    insta::assert_snapshot!(refused(Need::Named(Capability::Signing, "key-1")), @r#"plugin `upload` has no grant for signing `key-1`; write `signing = ["key-1"]` under [plugins.upload.grant] in /etc/hookrun/hookrun.toml"#);
+    insta::assert_snapshot!(refused(Need::Granted(Capability::State)), @"plugin `upload` has no grant for state; write `state = true` under [plugins.upload.grant] in /etc/hookrun/hookrun.toml");
+    let unwanted = Effective::default()
+        .check(&Wants::default(), Need::Named(Capability::Mail, "default"))
+        .unwrap_err();
     insta::assert_snapshot!(unwanted.message("upload", file), @"plugin `upload` may not use `mail`: its metadata does not ask for it; its author must add `mail` to the plugin's `wants`");
 }

@@ -25,12 +25,10 @@ pub struct CallContext<'a> {
 }
 
 impl<'a> CallContext<'a> {
-    /// The plugin that calls.
     pub fn plugin(&self) -> &'a PluginContext {
         self.plugin
     }
 
-    /// The services behind the capabilities.
     pub fn services(&self) -> &'a Services {
         self.services
     }
@@ -40,7 +38,6 @@ impl<'a> CallContext<'a> {
         self.scope
     }
 
-    /// The log of this run.
     pub fn log(&self) -> &'a RunLog {
         self.log
     }

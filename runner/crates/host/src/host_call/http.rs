@@ -25,6 +25,7 @@ use crate::bindings::http::wasi::http::outgoing_handler::Host;
 use hookrun_capability::grants::Need;
 use hookrun_capability::http::{About, Answer, Exchange, header_bytes, stream_error_code};
 use hookrun_capability::{CapabilityError, ErrorKind};
+use hookrun_config::Capability;
 use hookrun_config::http::{HttpTarget, Place, granting};
 use hookrun_config::{Limit, Limits};
 use hookrun_nix::outcome::LogLine;
@@ -160,7 +161,9 @@ impl Host for RunState {
             options.map(|options| self.wasi_table.delete(options)).transpose()?.unwrap_or_default();
         let request = self.wasi_table.delete(request)?;
         let asked = Asked::read(&request);
-        let need = asked.as_ref().map_or(Need::AnyHttp, |asked| Need::Http(&asked.target));
+        let need = asked
+            .as_ref()
+            .map_or(Need::Wanted(Capability::Http), |asked| Need::Http(&asked.target));
         let headers = HeaderMap::from(request.headers);
         let sent = header_bytes(&headers)
             + request.path_with_query.as_ref().map_or(0, |path| path.len() as u64);
@@ -238,7 +241,7 @@ impl RunState {
     }
 }
 
-/// Links `http-error-code` anew; see [`stream_error_code`] for why.
+/// Links `http-error-code` again; see [`stream_error_code`] for the reason.
 ///
 /// # Errors
 /// The linker does not have `wasi:http/types`.

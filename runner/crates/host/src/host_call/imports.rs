@@ -1,5 +1,6 @@
-//! The table: one line for each interface that a guest may import. Nothing is linked anywhere else:
-//! the linker is private to this file, and what leaves it can only instantiate.
+//! The table of all interfaces that a guest may import: the world `imports` of `hookrun:host`, and
+//! one line for each interface of WASI. Nothing is linked anywhere else: the linker is private to
+//! this file, and what leaves it can only instantiate.
 
 use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 use wasmtime::{Engine, Result};
@@ -13,7 +14,6 @@ use wasmtime_wasi_http::p2::bindings::http::types as http_types;
 use wasmtime_wasi_io::bindings::wasi::io;
 
 use super::{RunState, http};
-use crate::bindings::hookrun::host;
 use crate::bindings::http::wasi::http::outgoing_handler;
 
 /// Everything that guests are linked with.
@@ -46,16 +46,9 @@ impl Imports {
 
 type Own = HasSelf<RunState>;
 
-/// `hookrun:host`: each function one [`RunState::call`].
+/// The world `imports` of `hookrun:host`: each function is one [`RunState::call`].
 fn capabilities(linker: &mut Linker<RunState>) -> Result<()> {
-    host::types::add_to_linker::<_, Own>(linker, |state| state)?;
-    host::log::add_to_linker::<_, Own>(linker, |state| state)?;
-    host::config::add_to_linker::<_, Own>(linker, |state| state)?;
-    host::state::add_to_linker::<_, Own>(linker, |state| state)?;
-    host::nix_store::add_to_linker::<_, Own>(linker, |state| state)?;
-    host::object_store::add_to_linker::<_, Own>(linker, |state| state)?;
-    host::signing::add_to_linker::<_, Own>(linker, |state| state)?;
-    host::mail::add_to_linker::<_, Own>(linker, |state| state)
+    crate::bindings::Plugin::add_to_linker::<_, Own>(linker, |state| state)
 }
 
 /// WASI that does something: [`super::wasi`], [`super::io`].

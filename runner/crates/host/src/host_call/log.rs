@@ -16,7 +16,7 @@ impl WireSize for Field {
 impl Host for RunState {
     async fn write(&mut self, level: Level, message: String, fields: Vec<Field>) -> Result<()> {
         let sent = message.wire_size() + fields.wire_size();
-        let call = HostCall::new(Need::Log, "write", sent).items(fields.len());
+        let call = HostCall::new(Need::Nothing("log"), "write", sent).items(fields.len());
         let level = match level {
             Level::Trace => "trace",
             Level::Debug => "debug",

@@ -6,6 +6,7 @@ use super::{HostCall, RunState, WireSize};
 use crate::bindings::hookrun::host::mail::{self, Error, Host};
 use hookrun_capability::grants::Need;
 use hookrun_capability::mail::{Message, Refusal, Sent};
+use hookrun_config::Capability;
 use hookrun_config::Limit;
 use hookrun_nix::outcome::LogLine;
 
@@ -18,7 +19,7 @@ impl Host for RunState {
     ) -> Result<Result<mail::Sent, Error>> {
         let sent = transport.wire_size() + recipients.wire_size() + message.wire_size();
         let name = transport.clone();
-        let call = HostCall::new(Need::Mail(&transport), "send", sent)
+        let call = HostCall::new(Need::Named(Capability::Mail, &transport), "send", sent)
             .items(recipients.len())
             .items(message.headers.len())
             .waiting();

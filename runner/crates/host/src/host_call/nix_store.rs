@@ -11,6 +11,7 @@ use crate::bindings::hookrun::host::nix_store::{
 };
 use hookrun_capability::grants::Need;
 use hookrun_capability::nix_store::{Budget, Nar, StoreScopeCheck, blocking};
+use hookrun_config::Capability;
 use hookrun_config::Limit;
 use hookrun_nix::database::PathInfo as Info;
 use hookrun_nix::nar::Expected;
@@ -25,7 +26,8 @@ impl Host for RunState {
         paths: Vec<String>,
     ) -> Result<Result<Vec<Option<PathInfo>>, Error>> {
         let call =
-            HostCall::new(Need::NixStore, "path-infos", paths.wire_size()).items(paths.len());
+            HostCall::new(Need::Granted(Capability::NixStore), "path-infos", paths.wire_size())
+                .items(paths.len());
         self.call(call, |context| {
             let reach = reach(&context);
             let mut budget = Budget::new(context.plugin(), "nix-store.path-infos");
@@ -46,7 +48,8 @@ impl Host for RunState {
     }
 
     async fn closure(&mut self, paths: Vec<String>) -> Result<Result<Vec<String>, Error>> {
-        let call = HostCall::new(Need::NixStore, "closure", paths.wire_size()).items(paths.len());
+        let call = HostCall::new(Need::Granted(Capability::NixStore), "closure", paths.wire_size())
+            .items(paths.len());
         self.call(call, |context| {
             let reach = reach(&context);
             Box::pin(blocking(move || {
@@ -58,7 +61,8 @@ impl Host for RunState {
     }
 
     async fn read_derivation(&mut self, path: String) -> Result<Result<Derivation, Error>> {
-        let call = HostCall::new(Need::NixStore, "read-derivation", path.wire_size());
+        let call =
+            HostCall::new(Need::Granted(Capability::NixStore), "read-derivation", path.wire_size());
         self.call(call, |context| {
             let reach = reach(&context);
             let mut budget = Budget::new(context.plugin(), "nix-store.read-derivation");
@@ -87,7 +91,7 @@ impl Host for RunState {
         relative: String,
     ) -> Result<Result<Vec<Entry>, Error>> {
         let call = HostCall::new(
-            Need::NixStore,
+            Need::Granted(Capability::NixStore),
             "list-directory",
             path.wire_size() + relative.wire_size(),
         );
@@ -114,8 +118,11 @@ impl Host for RunState {
         offset: u64,
         length: u32,
     ) -> Result<Result<Vec<u8>, Error>> {
-        let call =
-            HostCall::new(Need::NixStore, "read-file", path.wire_size() + relative.wire_size());
+        let call = HostCall::new(
+            Need::Granted(Capability::NixStore),
+            "read-file",
+            path.wire_size() + relative.wire_size(),
+        );
         self.call(call, |context| {
             let reach = reach(&context);
             // One byte more than may cross is enough for the choke point to see that it is too
@@ -130,7 +137,7 @@ impl Host for RunState {
     }
 
     async fn open_nar(&mut self, path: String) -> Result<Result<Resource<Nar>, Error>> {
-        let call = HostCall::new(Need::NixStore, "open-nar", path.wire_size());
+        let call = HostCall::new(Need::Granted(Capability::NixStore), "open-nar", path.wire_size());
         self.call(call, |mut context| {
             let reach = Arc::new(reach(&context));
             Box::pin(async move {
@@ -156,7 +163,7 @@ impl Host for RunState {
 
 impl HostNar for RunState {
     async fn path(&mut self, nar: Resource<Nar>) -> Result<String> {
-        let call = HostCall::new(Need::NixStore, "nar.path", 0);
+        let call = HostCall::new(Need::Granted(Capability::NixStore), "nar.path", 0);
         self.call_without_error(call, |context| {
             Box::pin(async move { context.resolve(&nar).map(|nar| nar.expected.path.clone()) })
         })
@@ -164,7 +171,7 @@ impl HostNar for RunState {
     }
 
     async fn size(&mut self, nar: Resource<Nar>) -> Result<u64> {
-        let call = HostCall::new(Need::NixStore, "nar.size", 0);
+        let call = HostCall::new(Need::Granted(Capability::NixStore), "nar.size", 0);
         self.call_without_error(call, |context| {
             Box::pin(async move { context.resolve(&nar).map(|nar| nar.expected.nar_size) })
         })

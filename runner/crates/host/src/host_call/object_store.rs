@@ -12,6 +12,7 @@ use hookrun_capability::CapabilityError;
 use hookrun_capability::grants::Need;
 use hookrun_capability::nix_store::{Nar, StoreScopeCheck, blocking};
 use hookrun_capability::object_store::{Object as ToWrite, Stored};
+use hookrun_config::Capability;
 use hookrun_config::Limit;
 use hookrun_nix::database::PathInfo;
 use hookrun_nix::nar::{Compression, Expected, Written};
@@ -23,10 +24,13 @@ impl Host for RunState {
         keys: Vec<String>,
     ) -> Result<Result<Vec<bool>, Error>> {
         let name = store.clone();
-        let call =
-            HostCall::new(Need::ObjectStore(&name), "exists", store.wire_size() + keys.wire_size())
-                .items(keys.len())
-                .waiting();
+        let call = HostCall::new(
+            Need::Named(Capability::ObjectStore, &name),
+            "exists",
+            store.wire_size() + keys.wire_size(),
+        )
+        .items(keys.len())
+        .waiting();
         self.call(call, |context| {
             Box::pin(async move { context.services().object_stores().exists(&store, &keys).await })
         })
@@ -40,9 +44,12 @@ impl Host for RunState {
         max_length: u64,
     ) -> Result<Result<Option<Vec<u8>>, Error>> {
         let name = store.clone();
-        let call =
-            HostCall::new(Need::ObjectStore(&name), "get", store.wire_size() + key.wire_size())
-                .waiting();
+        let call = HostCall::new(
+            Need::Named(Capability::ObjectStore, &name),
+            "get",
+            store.wire_size() + key.wire_size(),
+        )
+        .waiting();
         self.call(call, |context| {
             // What may not cross is not read first.
             let most = context.plugin().plugin.limits.get(Limit::CallBytes).min(max_length);
@@ -63,7 +70,9 @@ impl Host for RunState {
         let name = store.clone();
         let sent =
             store.wire_size() + key.wire_size() + content_type.wire_size() + body.wire_size();
-        let call = HostCall::new(Need::ObjectStore(&name), "put", sent).waiting().lasting();
+        let call = HostCall::new(Need::Named(Capability::ObjectStore, &name), "put", sent)
+            .waiting()
+            .lasting();
         self.call(call, |context| {
             Box::pin(async move {
                 context.services().object_stores().put(&store, &key, &content_type, body).await
@@ -75,7 +84,7 @@ impl Host for RunState {
     async fn put_all(&mut self, store: String, objects: Vec<Object>) -> Result<Result<(), Error>> {
         let name = store.clone();
         let sent = store.wire_size() + objects.wire_size();
-        let call = HostCall::new(Need::ObjectStore(&name), "put-all", sent)
+        let call = HostCall::new(Need::Named(Capability::ObjectStore, &name), "put-all", sent)
             .items(objects.len())
             .waiting()
             .lasting();
@@ -101,7 +110,9 @@ impl Host for RunState {
     ) -> Result<Result<StoredNar, Error>> {
         let name = store.clone();
         let sent = store.wire_size() + key.wire_size() + compression.wire_size();
-        let call = HostCall::new(Need::ObjectStore(&name), "put-nar", sent).waiting().lasting();
+        let call = HostCall::new(Need::Named(Capability::ObjectStore, &name), "put-nar", sent)
+            .waiting()
+            .lasting();
         self.call(call, |context| {
             Box::pin(async move {
                 let compression =
@@ -127,8 +138,9 @@ impl Host for RunState {
         let name = store.clone();
         let sent =
             store.wire_size() + directory.wire_size() + compression.wire_size() + paths.wire_size();
-        let call =
-            HostCall::new(Need::ObjectStore(&name), "put-nars", sent).items(paths.len()).waiting();
+        let call = HostCall::new(Need::Named(Capability::ObjectStore, &name), "put-nars", sent)
+            .items(paths.len())
+            .waiting();
         let sent = Arc::new(AtomicBool::new(false));
         let sending = Arc::clone(&sent);
         let stored = self.call(call, |context| {
@@ -188,9 +200,12 @@ impl Host for RunState {
         max: u32,
     ) -> Result<Result<Vec<String>, Error>> {
         let name = store.clone();
-        let call =
-            HostCall::new(Need::ObjectStore(&name), "list", store.wire_size() + prefix.wire_size())
-                .waiting();
+        let call = HostCall::new(
+            Need::Named(Capability::ObjectStore, &name),
+            "list",
+            store.wire_size() + prefix.wire_size(),
+        )
+        .waiting();
         self.call(call, |context| {
             let most = context.plugin().plugin.limits.get(Limit::CallBytes);
             Box::pin(async move {

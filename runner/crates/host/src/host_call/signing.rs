@@ -6,10 +6,11 @@ use super::{HostCall, RunState, WireSize};
 use crate::bindings::hookrun::host::signing::{Error, Host};
 use hookrun_capability::grants::Need;
 use hookrun_capability::nix_store::{StoreScopeCheck, blocking};
+use hookrun_config::Capability;
 
 impl Host for RunState {
     async fn keys(&mut self) -> Result<Result<Vec<String>, Error>> {
-        let call = HostCall::new(Need::SigningKeys, "keys", 0);
+        let call = HostCall::new(Need::Wanted(Capability::Signing), "keys", 0);
         self.call(call, |context| {
             Box::pin(async move { Ok(context.plugin().effective.signing.clone()) })
         })
@@ -18,8 +19,11 @@ impl Host for RunState {
 
     async fn sign_path(&mut self, key: String, path: String) -> Result<Result<String, Error>> {
         let name = key.clone();
-        let call =
-            HostCall::new(Need::Signing(&name), "sign-path", key.wire_size() + path.wire_size());
+        let call = HostCall::new(
+            Need::Named(Capability::Signing, &name),
+            "sign-path",
+            key.wire_size() + path.wire_size(),
+        );
         self.call(call, |context| {
             let reach = StoreScopeCheck::new(
                 context.services().nix_stores(),
@@ -40,7 +44,8 @@ impl Host for RunState {
     ) -> Result<Result<Vec<String>, Error>> {
         let name = key.clone();
         let sent = key.wire_size() + paths.wire_size();
-        let call = HostCall::new(Need::Signing(&name), "sign-paths", sent).items(paths.len());
+        let call = HostCall::new(Need::Named(Capability::Signing, &name), "sign-paths", sent)
+            .items(paths.len());
         self.call(call, |context| {
             let reach = StoreScopeCheck::new(
                 context.services().nix_stores(),
@@ -63,7 +68,8 @@ impl Host for RunState {
 
     async fn public_key(&mut self, key: String) -> Result<Result<String, Error>> {
         let name = key.clone();
-        let call = HostCall::new(Need::Signing(&name), "public-key", key.wire_size());
+        let call =
+            HostCall::new(Need::Named(Capability::Signing, &name), "public-key", key.wire_size());
         self.call(call, |context| {
             let keys = context.services().signing_keys().clone();
             Box::pin(blocking(move || keys.public_key(&key)))

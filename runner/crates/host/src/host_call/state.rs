@@ -3,10 +3,11 @@
 use super::{HostCall, RunState, WireSize};
 use crate::bindings::hookrun::host::state::{Error, Host};
 use hookrun_capability::grants::Need;
+use hookrun_config::Capability;
 
 impl Host for RunState {
     async fn get(&mut self, key: String) -> wasmtime::Result<Result<Option<Vec<u8>>, Error>> {
-        let call = HostCall::new(Need::State, "get", key.wire_size());
+        let call = HostCall::new(Need::Granted(Capability::State), "get", key.wire_size());
         self.call(call, |mut context| {
             Box::pin(async move {
                 let plugin = context.plugin();
@@ -17,7 +18,11 @@ impl Host for RunState {
     }
 
     async fn set(&mut self, key: String, value: Vec<u8>) -> wasmtime::Result<Result<(), Error>> {
-        let call = HostCall::new(Need::State, "set", key.wire_size() + value.wire_size());
+        let call = HostCall::new(
+            Need::Granted(Capability::State),
+            "set",
+            key.wire_size() + value.wire_size(),
+        );
         self.call(call, |mut context| {
             Box::pin(async move {
                 let plugin = context.plugin();
@@ -28,7 +33,7 @@ impl Host for RunState {
     }
 
     async fn delete(&mut self, key: String) -> wasmtime::Result<Result<(), Error>> {
-        let call = HostCall::new(Need::State, "delete", key.wire_size());
+        let call = HostCall::new(Need::Granted(Capability::State), "delete", key.wire_size());
         self.call(call, |mut context| {
             Box::pin(async move {
                 let plugin = context.plugin();
@@ -39,7 +44,7 @@ impl Host for RunState {
     }
 
     async fn keys(&mut self, prefix: String) -> wasmtime::Result<Result<Vec<String>, Error>> {
-        let call = HostCall::new(Need::State, "keys", prefix.wire_size());
+        let call = HostCall::new(Need::Granted(Capability::State), "keys", prefix.wire_size());
         self.call(call, |mut context| Box::pin(async move { context.state().keys(&prefix).await }))
             .await
     }

@@ -4,7 +4,6 @@ use wasmtime::component::Resource;
 
 /// The size of a value in a call: bytes of its strings and lists, without its fixed part.
 pub trait WireSize {
-    /// Returns the number of bytes.
     fn wire_size(&self) -> u64;
 }
 
