@@ -5,7 +5,7 @@
 compiler="$1"
 shift
 case " $* " in
-*" --crate-name hookrun "* | *" --crate-name hookrun_"* | *" --crate-name fuzz_"*)
+*" --crate-name hookrun "* | *" --crate-name hookrun_"*)
   exec "$compiler" "$@" -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table -Ccodegen-units=1
   ;;

@@ -1,18 +1,18 @@
 //! Fuzz targets: functions from bytes that must neither panic, hang nor break what they promise,
 //! whatever the bytes are.
 //!
-//! The libFuzzer programs in `fuzz_targets/`, the driver ([`drive`]) and the replay of the corpus
-//! in the ordinary tests all call [`run`]. A target asserts: a panic is a finding.
+//! The libFuzzer program (`main.rs`) and the replay of the corpus in the ordinary tests run them. A
+//! target asserts: a panic is a finding. It is a file in `targets/`, a row of [`TARGETS`], a
+//! directory of seeds in `corpus/`, and a file in `dictionaries/` (libFuzzer's format) with the
+//! words that its inputs are made of.
 
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "fuzzing: a panic is how a target says that it found something"
+    reason = "fuzzing: a panic is how a target reports a finding"
 )]
 
-pub mod drive;
-pub mod mutate;
 mod targets;
 
 use std::path::PathBuf;
@@ -20,70 +20,46 @@ use std::path::PathBuf;
 /// A fuzz target.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
-    /// Its name on the command line, and of its directory in `fuzz/corpus`.
+    /// The name of its directory in `corpus/` and of its file in `dictionaries/`.
     pub name: &'static str,
-    /// What it reads, for people.
-    pub about: &'static str,
-    /// Words that its inputs are made of.
-    pub dictionary: &'static [&'static str],
-    run: fn(&[u8]),
+    /// Runs one input.
+    pub run: fn(&[u8]),
 }
 
 /// All targets.
 pub const TARGETS: &[Target] = &[
-    targets::event::TARGET,
-    targets::config::TARGET,
-    targets::metadata::TARGET,
-    targets::build_hook::TARGET,
-    targets::stock_output::TARGET,
-    targets::machines::TARGET,
-    targets::derivation::TARGET,
-    targets::host_calls::TARGET,
-    targets::http_grants::TARGET,
-    targets::runner::TARGET,
-    targets::sessions::TARGET,
-    targets::locks::TARGET,
-    targets::trace::TARGET,
-    targets::journal::TARGET,
-    targets::answers::TARGET,
-    targets::smtp::TARGET,
-    targets::spool::TARGET,
+    Target { name: "event", run: targets::event::run },
+    Target { name: "config", run: targets::config::run },
+    Target { name: "metadata", run: targets::metadata::run },
+    Target { name: "build-hook", run: targets::build_hook::run },
+    Target { name: "stock-output", run: targets::stock_output::run },
+    Target { name: "machines", run: targets::machines::run },
+    Target { name: "derivation", run: targets::derivation::run },
+    Target { name: "host-calls", run: targets::host_calls::run },
+    Target { name: "http-grants", run: targets::http_grants::run },
+    Target { name: "runner", run: targets::runner::run },
+    Target { name: "sessions", run: targets::sessions::run },
+    Target { name: "locks", run: targets::locks::run },
+    Target { name: "trace", run: targets::trace::run },
+    Target { name: "journal", run: targets::journal::run },
+    Target { name: "answers", run: targets::answers::run },
+    Target { name: "smtp", run: targets::smtp::run },
+    Target { name: "spool", run: targets::spool::run },
 ];
 
-/// A target with a defect, for the tests of the driver; in no list.
-const PLANTED: Target = Target {
-    name: "planted",
-    about: "a planted defect",
-    dictionary: &["defect"],
-    run: targets::planted,
-};
-
 impl Target {
-    /// The target called `name`.
-    pub fn find(name: &str) -> Option<Self> {
-        TARGETS.iter().chain([&PLANTED]).find(|target| target.name == name).copied()
-    }
-
-    /// Runs one input.
-    pub fn run(&self, data: &[u8]) {
-        (self.run)(data);
+    /// Returns the target called `name`.
+    pub fn find(name: &str) -> Option<&'static Self> {
+        TARGETS.iter().find(|target| target.name == name)
     }
 }
 
-/// Runs one input of the target `name`.
-///
-/// # Panics
-/// There is no such target, or it found something.
-pub fn run(name: &str, data: &[u8]) {
-    Target::find(name).unwrap_or_else(|| panic!("there is no target `{name}`")).run(data);
-}
-
-/// The seeds of a target, and what was ever found with it: file name and content, sorted.
+/// Returns the seeds of a target, and what was ever found with it: file name and content, sorted.
 ///
 /// # Panics
 /// The directory cannot be read.
 pub fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
-    let directory = directory().join("corpus").join(target);
+    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
     let entries = std::fs::read_dir(&directory)
         .unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
     let mut files: Vec<(String, Vec<u8>)> = entries
@@ -94,9 +70,4 @@ pub fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
         .collect();
     files.sort();
     files
-}
-
-/// This crate's directory.
-pub fn directory() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }

@@ -1,10 +1,9 @@
-//! `cargo xtask fuzz`: runs fuzz targets for a limited time.
+//! `cargo xtask fuzz`: every fuzz target for a bounded time.
 //!
-//! With a C++ compiler, libFuzzer runs them, guided by coverage. Otherwise the driver in `fuzz/`
-//! mutates the corpus without coverage. Neither needs a nightly compiler: the coverage flags are
-//! stable, and apply only to the crates of this workspace (`fuzz/coverage.sh`). Inputs that fail
-//! are written to `fuzz/artifacts`. After the fix they belong into `fuzz/corpus`, which the ordinary
-//! tests replay.
+//! libFuzzer guides the inputs by coverage and needs a C++ compiler, but no nightly compiler: the
+//! coverage flags are stable, and are given to this workspace's crates only (`fuzz/coverage.sh`).
+//! Inputs that fail are written to `fuzz/artifacts`. After the fault is fixed, they belong into
+//! `fuzz/corpus`, which the ordinary tests replay.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,24 +11,17 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::machine::{self, Need, find_program};
+use crate::machine::{self, Need};
 use crate::process::{CommandExt as _, cargo, repository, target_directory};
 
-/// The longest input, as in the driver.
+/// Names the target to the program.
+const TARGET: &str = "HOOKRUN_FUZZ_TARGET";
+/// Longest input, in bytes.
 const MAX_LENGTH: usize = 64 << 10;
-/// Seconds that one input may take, as in the driver.
+/// Seconds that one input may take.
 const PATIENCE: u32 = 20;
 /// Memory that one input may make a target use, in MiB.
 const MEMORY: u32 = 2048;
-
-/// How inputs are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Engine {
-    /// libFuzzer, guided by coverage.
-    Libfuzzer,
-    /// Seeded mutations of the corpus, not guided.
-    Driver,
-}
 
 /// Options of `cargo xtask fuzz`.
 #[derive(Debug, clap::Args)]
@@ -37,40 +29,17 @@ pub(crate) struct Options {
     /// Seconds for each target.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
-    /// How inputs are made; by default libFuzzer where there is a C++ compiler.
-    #[arg(long, value_enum)]
-    engine: Option<Engine>,
-    /// The targets; by default all.
+    /// Which targets; by default all.
     targets: Vec<String>,
 }
 
-/// Builds and runs.
-pub(crate) fn run(options: &Options) -> Result<()> {
-    machine::prepare(Need::Compiler)?;
-    let engine = options.engine.unwrap_or_else(|| {
-        let compiler = std::env::var_os("CXX").is_some() || find_program("c++").is_some();
-        if compiler { Engine::Libfuzzer } else { Engine::Driver }
-    });
-    match engine {
-        Engine::Driver => {
-            crate::process::build_workspace()?;
-            let mut driver = Command::new(target_directory()?.join("debug/hookrun-fuzz"));
-            driver
-                .args(["all", "--seconds", &options.seconds.to_string()])
-                .args(&options.targets)
-                .run()
-        }
-        Engine::Libfuzzer => libfuzzer(options),
-    }
-}
-
-/// Returns the targets to run.
+/// The targets: the directories of the corpus.
 fn targets(options: &Options) -> Result<Vec<String>> {
     let mut known: Vec<String> = Vec::new();
-    for entry in std::fs::read_dir(repository().join("fuzz/fuzz_targets"))
-        .context("fuzz/fuzz_targets cannot be read")?
+    for entry in
+        std::fs::read_dir(repository().join("fuzz/corpus")).context("fuzz/corpus cannot be read")?
     {
-        known.extend(entry?.path().file_stem().map(|name| name.to_string_lossy().into_owned()));
+        known.push(entry?.file_name().to_string_lossy().into_owned());
     }
     known.sort();
     if let Some(unknown) = options.targets.iter().find(|name| !known.contains(name)) {
@@ -79,26 +48,27 @@ fn targets(options: &Options) -> Result<Vec<String>> {
     Ok(if options.targets.is_empty() { known } else { options.targets.clone() })
 }
 
-fn libfuzzer(options: &Options) -> Result<()> {
+/// Builds and runs.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    machine::prepare(Need::Compiler)?;
     let targets = targets(options)?;
     // Always the whole workspace, so that dependencies are those of any other build; and in its
     // target directory, where the wrapper gives what it compiles names of its own.
-    let directory = target_directory()?.join("debug");
-    let mut build = cargo();
-    build.args(["build", "--workspace", "--features", "hookrun-fuzz/libfuzzer"]);
-    for target in &targets {
-        build.args(["--bin", &format!("fuzz-{target}")]);
-    }
-    build.env("RUSTC_WORKSPACE_WRAPPER", repository().join("fuzz/coverage.sh")).run()?;
+    cargo()
+        .args(["build", "--workspace", "--features", "hookrun-fuzz/libfuzzer"])
+        .args(["--bin", "hookrun-fuzz"])
+        .env("RUSTC_WORKSPACE_WRAPPER", repository().join("fuzz/coverage.sh"))
+        .run()?;
+    let program = target_directory()?.join("debug/hookrun-fuzz");
     let mut found = Vec::new();
     for target in &targets {
-        match one(&directory.join(format!("fuzz-{target}")), target, options.seconds)? {
+        match one(&program, target, options.seconds)? {
             Ended::Nothing(line) => println!("{target:<12} {line}, nothing found"),
             Ended::Found(file) => {
                 println!("{target:<12} FOUND {}", file.display());
                 println!(
-                    "             again: {} {}",
-                    directory.join(format!("fuzz-{target}")).display(),
+                    "             again: {TARGET}={target} {} {}",
+                    program.display(),
                     file.display()
                 );
                 found.push(target.clone());
@@ -128,10 +98,12 @@ fn one(program: &Path, target: &str, seconds: u64) -> Result<Ended> {
     std::fs::create_dir_all(&scratch)?;
     let before = Instant::now();
     let output = Command::new(program)
+        .env(TARGET, target)
         .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-max_len={MAX_LENGTH}"))
         .arg(format!("-timeout={PATIENCE}"))
         .arg(format!("-rss_limit_mb={MEMORY}"))
+        .arg(format!("-dict={}", repository().join("fuzz/dictionaries").join(target).display()))
         .arg(format!("-artifact_prefix={}/", artifacts.display()))
         .arg(&scratch)
         .arg(repository().join("fuzz/corpus").join(target))

@@ -11,23 +11,6 @@ use hookrun_config as config;
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::wire;
 
-use crate::Target;
-
-pub(crate) const TARGET: Target = Target {
-    name: "build-hook",
-    about: "the wire between Nix and the build hook: settings and questions",
-    dictionary: &[
-        "\x01\0\0\0\0\0\0\0",
-        "\0\0\0\0\0\0\0\0",
-        "\x03\0\0\0\0\0\0\0try\0\0\0\0\0",
-        "\x08\0\0\0\0\0\0\0builders",
-        "\x0c\0\0\0\0\0\0\0x86_64-linux\0\0\0\0",
-        "ssh://m - - 4 2",
-        "max-jobs",
-    ],
-    run,
-};
-
 /// Refuses every offer, so that no build begins.
 struct Refuses;
 
@@ -47,7 +30,7 @@ impl StockHook for Refuses {
     }
 }
 
-fn run(data: &[u8]) {
+pub(crate) fn run(data: &[u8]) {
     let mut from = data;
     let settings = match Settings::read(&mut from) {
         Ok(Some(settings)) => Some(settings),

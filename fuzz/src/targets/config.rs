@@ -5,36 +5,7 @@ use std::path::Path;
 use hookrun_config::Config;
 use hookrun_nix::dirs::Dirs;
 
-use crate::Target;
-
-pub(crate) const TARGET: Target = Target {
-    name: "config",
-    about: "hookrun.toml",
-    dictionary: &[
-        "[worker]\n",
-        "[builders]\n",
-        "[plugins.x]\n",
-        "[plugins.x.grant]\n",
-        "[plugins.x.limits]\n",
-        "[object-stores.x]\n",
-        "[signing-keys.x]\n",
-        "[mail.x]\n",
-        "source = ",
-        "hooks = [",
-        "\"post-build\"",
-        "bundled:s3-upload",
-        "wall-time = ",
-        "\"128MiB\"",
-        "\"60s\"",
-        "transport = \"smtp\"",
-        "url = ",
-        "{ ",
-        " }",
-    ],
-    run,
-};
-
-fn run(data: &[u8]) {
+pub(crate) fn run(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let path = Path::new("/etc/hookrun/hookrun.toml");
     let config = match Config::parse(path, &text) {

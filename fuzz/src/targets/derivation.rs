@@ -4,26 +4,7 @@ use std::path::Path;
 
 use hookrun_nix::derivation::Derivation;
 
-use crate::Target;
-
-pub(crate) const TARGET: Target = Target {
-    name: "derivation",
-    about: "files ending in .drv",
-    dictionary: &[
-        "Derive([",
-        "DrvWithVersion(\"xp-dyn-drv\",",
-        "(\"out\",\"/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-hello\",\"\",\"\")",
-        "\"x86_64-linux\"",
-        "[\"-c\"]",
-        "r:sha256",
-        "\\\"",
-        "\\n",
-        "],[",
-    ],
-    run,
-};
-
-fn run(data: &[u8]) {
+pub(crate) fn run(data: &[u8]) {
     let path = Path::new("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-hello.drv");
     match Derivation::parse(path, data) {
         Ok(derivation) => {

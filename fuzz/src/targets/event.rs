@@ -1,4 +1,4 @@
-//! Files of the spool: anybody may write one.
+//! Files of the spool, which any user may write.
 
 use std::sync::LazyLock;
 
@@ -6,32 +6,9 @@ use hookrun_queue::envelope;
 use hookrun_queue::trust::{Owner, Trust};
 use sha2::{Digest as _, Sha256};
 
-use crate::Target;
-
-pub(crate) const TARGET: Target = Target {
-    name: "event",
-    about: "files of the spool: envelope, checksum, event",
-    dictionary: &[
-        "hookrun-event 1 sha256:",
-        "\"format\":1",
-        "\"id\":",
-        "\"time-ms\":",
-        "\"host\":",
-        "\"nix\":",
-        "\"hook\":",
-        "\"kind\":\"post-build\"",
-        "\"kind\":\"diff\"",
-        "\"drv-path\":",
-        "\"outputs\":",
-        "/nix/store/",
-        "../",
-    ],
-    run,
-};
-
-fn run(data: &[u8]) {
+pub(crate) fn run(data: &[u8]) {
     open(data);
-    // With a checksum that is right: what a build user who means harm would write.
+    // With a correct checksum, as a malicious build user would write it.
     let digest =
         Sha256::digest(data).iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
     let sealed = [format!("hookrun-event 1 sha256:{digest}\n").as_bytes(), data].concat();

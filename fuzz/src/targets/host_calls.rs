@@ -20,31 +20,6 @@ use hookrun_nix::database::PathInfo;
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::NixDirs;
 
-use crate::Target;
-
-pub(crate) const TARGET: Target = Target {
-    name: "host-calls",
-    about: "arguments of host calls: paths, keys, fingerprints, mail",
-    dictionary: &[
-        "..",
-        "/",
-        "./",
-        "dir/file",
-        "escape",
-        "outside",
-        "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-hello",
-        "sha256:",
-        "ann@example.org",
-        "mallory@example.net",
-        "\r\nBcc: ",
-        "X-",
-        "text/plain",
-        "\0",
-        "=?utf-8?q?",
-    ],
-    run,
-};
-
 /// What lies outside of the store path, and must never be read.
 const OUTSIDE: &[u8] = b"outside";
 /// Bytes of keys that a list may have here.
@@ -79,7 +54,7 @@ static CONFIG: LazyLock<Config> = LazyLock::new(|| {
 static RUNTIME: LazyLock<tokio::runtime::Runtime> =
     LazyLock::new(|| tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap());
 
-fn run(data: &[u8]) {
+pub(crate) fn run(data: &[u8]) {
     // Too few bytes for the arguments: no call is made.
     let _ = call(&mut Unstructured::new(data));
 }

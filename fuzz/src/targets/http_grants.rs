@@ -9,38 +9,7 @@ use std::net::IpAddr;
 use hookrun_capability::http::address;
 use hookrun_config::http::{self, HttpGrant, HttpTarget, Place};
 
-use crate::Target;
-
-pub(crate) const TARGET: Target = Target {
-    name: "http-grants",
-    about: "HTTP grants, and the requests that they cover",
-    dictionary: &[
-        "https://",
-        "http",
-        "api.example.org",
-        "127.0.0.1",
-        "[::1]",
-        "[::ffff:127.0.0.1]",
-        "2130706433",
-        "0x7f.1",
-        ":443",
-        "@",
-        "/v1/",
-        "..",
-        "%2e%2e",
-        "%2f",
-        "//",
-        "?",
-        "#",
-        "GET",
-        "CONNECT",
-        "xn--",
-        "\n",
-    ],
-    run,
-};
-
-fn run(data: &[u8]) {
+pub(crate) fn run(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let mut lines = text.split('\n');
     let mut line = || lines.next().unwrap_or_default();

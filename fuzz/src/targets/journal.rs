@@ -6,24 +6,6 @@ use hookrun_nix::dirs::Dirs;
 use hookrun_queue::journal::{Journal, LogFilter};
 use rusqlite::types::Value;
 
-use crate::Target;
-
-pub(crate) const TARGET: Target = Target {
-    name: "journal",
-    about: "values in rows of the journal",
-    dictionary: &[
-        "\"format\":1",
-        "\"hook\":{\"kind\":\"post-build\"",
-        "pending",
-        "running",
-        "\"outcome\":",
-        "\"level\":\"info\"",
-        "-1",
-        "9223372036854775807",
-    ],
-    run,
-};
-
 /// A column of one row is replaced; the first byte of the input says which.
 const COLUMNS: [(&str, &str); 12] = [
     ("events", "body"),
@@ -51,7 +33,7 @@ INSERT INTO attempts (event, plugin, number, start_ms, end_ms, class, message, u
     VALUES ('01941fd6-4c00-7000-8000-00000000000@', 'p', 1, 1, 2, 'done', 'm', '{}', '[]');
 ";
 
-fn run(data: &[u8]) {
+pub(crate) fn run(data: &[u8]) {
     let Some((which, value)) = data.split_first() else { return };
     let directory = tempfile::Builder::new().tempdir_in(place()).unwrap();
     let state = directory.path().to_owned();

@@ -4,28 +4,7 @@ use std::path::Path;
 
 use hookrun_nix::machines::{self, Machines, Reading};
 
-use crate::Target;
-
-pub(crate) const TARGET: Target = Target {
-    name: "machines",
-    about: "machines files and the setting `builders`",
-    dictionary: &[
-        "ssh://",
-        "ssh-ng://",
-        " - ",
-        " x86_64-linux ",
-        "kvm,big-parallel",
-        ";",
-        "#",
-        "@",
-        "\n",
-        "1.5",
-        "c3NoLWVk",
-    ],
-    run,
-};
-
-fn run(data: &[u8]) {
+pub(crate) fn run(data: &[u8]) {
     // `@file` reads what is behind a form feed, so that included files are fuzzed too.
     let mut parts = data.splitn(2, |byte| *byte == 0xc);
     let (builders, included) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
@@ -53,7 +32,7 @@ fn run(data: &[u8]) {
             found.machines.into_iter().next().unwrap()
         };
         assert_eq!(alone(&machine.to_string()), machine, "what is written is read as the same");
-        // What Nix's own hook is told is this machine and no other.
+        // Nix's own hook gets exactly this machine.
         let told = alone(&machine.line_for_stock_hook());
         assert_eq!(
             (told.uri, told.systems, told.max_jobs),

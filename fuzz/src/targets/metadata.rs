@@ -5,36 +5,11 @@ use hookrun_capability::grants::Effective;
 use hookrun_host::config_schema;
 use hookrun_host::metadata::{self, Metadata};
 
-use crate::Target;
-
-pub(crate) const TARGET: Target = Target {
-    name: "metadata",
-    about: "components, their metadata section and its schema",
-    dictionary: &[
-        "\0asm\x0d\0\x01\0",
-        "hookrun:metadata",
-        "\"format\":1",
-        "\"name\":",
-        "\"version\":",
-        "\"hooks\":[\"post-build\"]",
-        "\"wants\":{",
-        "\"nix-store\":\"closure\"",
-        "\"mail\":\"required\"",
-        "\"config-schema\":{",
-        "\"properties\":{",
-        "\"$ref\":\"#\"",
-        "\"pattern\":\"(a+)+$\"",
-        "\"type\":\"object\"",
-        "\"allOf\":[",
-    ],
-    run,
-};
-
 /// The header of a component, and a custom section of the metadata's name up to its content.
 const HEADER: &[u8] = b"\0asm\x0d\0\x01\0";
 const NAME: &[u8] = b"\x10hookrun:metadata";
 
-fn run(data: &[u8]) {
+pub(crate) fn run(data: &[u8]) {
     describe(data);
     let length = NAME.len() + data.len();
     // LEB128 of 5 bytes, so that any length has the same form.

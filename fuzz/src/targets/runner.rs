@@ -2,27 +2,7 @@
 
 use hookrun::supervise;
 
-use crate::Target;
-
-pub(crate) const TARGET: Target = Target {
-    name: "runner",
-    about: "messages of a runner to its supervisor",
-    dictionary: &[
-        "\x10\0\0\0",
-        "\u{ff}\0\0\0",
-        "{\"Unwalled\":\"",
-        "{\"Ended\":{\"id\":",
-        "\"report\":",
-        "\"outcome\":{\"class\":\"done\"",
-        "{\"Mail\":{\"id\":",
-        "{\"Selected\":{\"decision\":",
-        "\"state\":",
-        "{\"Ready\":[",
-    ],
-    run,
-};
-
-fn run(data: &[u8]) {
+pub(crate) fn run(data: &[u8]) {
     let mut from = data;
     let messages = supervise::read_messages(&mut from);
     // Each message has a length of four bytes, so many messages need many bytes.

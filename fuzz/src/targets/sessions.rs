@@ -1,4 +1,4 @@
-//! Files in `builders/` that sessions of other users write: who waits, who builds, what is taken.
+//! Files in `builders/` that sessions of other users write: waiting, building and reserved.
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -6,24 +6,6 @@ use std::sync::LazyLock;
 use hookrun_builders::slots::reservations::{Account, Reserved};
 use hookrun_builders::slots::sessions::SessionState;
 use hookrun_config::Config;
-
-use crate::Target;
-
-pub(crate) const TARGET: Target = Target {
-    name: "sessions",
-    about: "files of build-hook sessions: who waits, who builds, what is taken",
-    dictionary: &[
-        "\"machine\":\"ssh://m\"",
-        "\"takes\":{\"gpu\":",
-        "\"command\":{\"pid\":1,\"started\":",
-        "\"drv-path\":\"/nix/store/",
-        "\"slots\":",
-        "18446744073709551615",
-        "-1",
-        "1e400",
-    ],
-    run,
-};
 
 /// Two machines with one resource each, and one that all share.
 const CONFIG: &str = "
@@ -33,7 +15,7 @@ gpu = 2
 licence = 1
 ";
 
-fn run(data: &[u8]) {
+pub(crate) fn run(data: &[u8]) {
     static RESOURCES: LazyLock<hookrun_config::Resources> = LazyLock::new(|| {
         Config::parse(Path::new("hookrun.toml"), CONFIG).unwrap().builders.resources
     });

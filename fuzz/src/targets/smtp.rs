@@ -1,6 +1,6 @@
 //! What a mail server may answer.
 //!
-//! The bytes are all that the server says in one dialogue, whatever it is told. What is asserted:
+//! The bytes are all that the server sends in one dialogue, whatever the client sends. Asserted:
 //! each recipient is delivered to, refused or left, and never two of them; and no reply is larger
 //! than its bounds.
 
@@ -12,32 +12,6 @@ use hookrun_capability::mail::smtp::dialogue::{Dialogue, Patience, Problem};
 use hookrun_capability::mail::smtp::reply::{MAX_LINES, MAX_REPLY, Reply};
 use tokio::runtime::Runtime;
 
-use crate::Target;
-
-pub(crate) const TARGET: Target = Target {
-    name: "smtp",
-    about: "what a mail server may answer",
-    dictionary: &[
-        "220 here ESMTP\r\n",
-        "250-here\r\n",
-        "250 ok\r\n",
-        "250-AUTH PLAIN LOGIN\r\n",
-        "250 STARTTLS\r\n",
-        "235 welcome\r\n",
-        "334 VXNlcm5hbWU6\r\n",
-        "354 go on\r\n",
-        "421 closing\r\n",
-        "452 4.5.3 too many recipients\r\n",
-        "502 what\r\n",
-        "550 5.1.1 no such user\r\n",
-        "250",
-        "-",
-        "\r",
-        "\n",
-    ],
-    run,
-};
-
 const TO: [&str; 3] = ["a@example.org", "b@example.org", "c@example.org"];
 /// No server of a test is slow.
 const PATIENCE: Patience =
@@ -46,7 +20,7 @@ const PATIENCE: Patience =
 static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap());
 
-fn run(data: &[u8]) {
+pub(crate) fn run(data: &[u8]) {
     for (login, tls) in [(false, false), (true, false), (false, true)] {
         RUNTIME.block_on(talk(data, login, tls));
     }

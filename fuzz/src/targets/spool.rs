@@ -8,27 +8,10 @@ use hookrun_nix::dirs::Dirs;
 use hookrun_queue::spool::Reader;
 use hookrun_queue::trust::Trust;
 
-use crate::Target;
-
-pub(crate) const TARGET: Target = Target {
-    name: "spool",
-    about: "names of files in the spool",
-    dictionary: &[
-        "01941fd6-4c00-7000-8000-000000000001",
-        ".01941fd6",
-        "\n",
-        "-",
-        "..",
-        "\u{1b}[2J",
-        "\u{ff}",
-    ],
-    run,
-};
-
 /// Names of one input; each is a file to write.
 const MOST: usize = 32;
 
-fn run(data: &[u8]) {
+pub(crate) fn run(data: &[u8]) {
     let directory = tempfile::Builder::new().tempdir_in(place()).unwrap();
     let state = directory.path().to_owned();
     let dirs = Dirs { config: state.join("hookrun.toml"), state };
@@ -37,7 +20,7 @@ fn run(data: &[u8]) {
     let mut put = 0;
     for name in names.filter(|name| !name.is_empty()).take(MOST) {
         let path = dirs.spool().join(OsStr::from_bytes(name));
-        // A name that is too long, or that stands for a directory, is none.
+        // A name that is too long, or that means a directory, is not a file name.
         if !path.exists() && std::fs::write(path, name).is_ok() {
             put += usize::from(!name.starts_with(b"."));
         }

@@ -6,28 +6,6 @@ use std::time::Instant;
 
 use hookrun_builders::run::stock_output::{Ending, OutputClassifier};
 
-use crate::Target;
-
-pub(crate) const TARGET: Target = Target {
-    name: "stock-output",
-    about: "the output of Nix's own build hook, in which machines and builds speak too",
-    dictionary: &[
-        "@nix {\"action\":\"msg\",\"level\":0,\"msg\":\"",
-        "\",\"raw_msg\":\"",
-        "@nix {\"action\":\"start\",\"id\":30064771077,\"level\":4,\"type\":0,\"text\":\"",
-        "@nix {\"action\":\"stop\",\"id\":30064771077}",
-        "copying outputs from 'ssh://m'",
-        "copying dependencies to 'ssh://m'",
-        "build of '/nix/store/x.drv' on 'ssh://m' failed: ",
-        "builder for '/nix/store/x.drv' failed with exit code 1;\\nlast 2 log lines:\\n> ",
-        "unexpected end-of-file",
-        ": No space left on device",
-        "\"}\n",
-        "error: ",
-    ],
-    run,
-};
-
 const SIGKILL: i32 = 9;
 
 /// The process that the dictionary's activities are of.
@@ -37,7 +15,7 @@ fn ended(code: i32) -> ExitStatus {
     ExitStatus::from_raw(code << 8)
 }
 
-fn run(data: &[u8]) {
+pub(crate) fn run(data: &[u8]) {
     let mut listener = OutputClassifier::of(PROCESS, "ssh://m");
     let now = Instant::now();
     let mut held = 0;
