@@ -29,7 +29,6 @@ use crate::slots::wait::Queue;
 use hookrun_config as config;
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::machines;
-use hookrun_nix::shared::Text;
 
 /// How often the ends of local builds are recorded. The next question waits meanwhile.
 const SETTLE_EVERY: Duration = Duration::from_secs(2);
@@ -195,7 +194,7 @@ impl Opened {
             inputs: &accepted.present.inputs.clone(),
         };
         let mut ask_again =
-            |history: &mut History, tried: &BTreeSet<Text>| question.ask(history, tried);
+            |history: &mut History, tried: &BTreeSet<String>| question.ask(history, tried);
         let delegation = Delegation {
             settings: &self.pool.settings,
             machines: &self.pool.machines,

@@ -124,7 +124,7 @@ impl fmt::Display for Amounts {
     }
 }
 
-/// Formats an amount. From one mebibyte on it is shown as a size, because nobody has a million
+/// Formats an amount. From one mebibyte on it is shown as a size, because there are no million
 /// GPUs.
 pub fn show(amount: u64) -> String {
     const SIZE_FROM: u64 = 1 << 20;
@@ -171,7 +171,7 @@ impl Resources {
                 ));
             }
             let uri = full_uri(machine);
-            if resources.machines.insert(uri.to_string(), amounts.clone()).is_some() {
+            if resources.machines.insert(uri.clone(), amounts.clone()).is_some() {
                 return Err(KeyError::new(
                     &[MACHINES, machine],
                     format!("{uri} has two tables; join them in [builders.{MACHINES}.\"{uri}\"]"),

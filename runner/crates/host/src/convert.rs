@@ -9,7 +9,6 @@ use hookrun_nix::outcome::Outcome;
 use hookrun_nix::selection::{
     Action, Candidate, Decision, LocalMachine, Machine, PastBuilds, PolicyError,
 };
-use hookrun_nix::shared::Text;
 
 use builder_selection::builder_selection as selection;
 use diff::diff as wit_diff;
@@ -131,12 +130,12 @@ pub(super) fn machine(machine: &Machine) -> selection::Machine {
         details,
     } = machine.clone();
     selection::Machine {
-        uri: uri.to_string(),
+        uri: uri.clone(),
         slots,
         load,
         speed_factor,
-        supported_features: supported_features.to_vec(),
-        mandatory_features: mandatory_features.to_vec(),
+        supported_features: supported_features.clone(),
+        mandatory_features: mandatory_features.clone(),
         healthy,
         connect_ms,
         past: past_builds.map(past),
@@ -179,11 +178,7 @@ fn past(PastBuilds { count, median_seconds }: PastBuilds) -> selection::PastBuil
 
 pub(super) fn decision(decision: selection::Decision) -> Result<Decision, PolicyError> {
     let selection::Decision { action, machines, reason, ask_again_ms } = decision;
-    Ok(Decision {
-        action: Action::from_word(&action, machines.into_iter().map(Text::from).collect())?,
-        reason,
-        ask_again_ms,
-    })
+    Ok(Decision { action: Action::from_word(&action, machines)?, reason, ask_again_ms })
 }
 
 /// The answer of a hook, whose two records are the same in both packages.

@@ -11,7 +11,7 @@
 //!   the result of a plugin's run. [`selection`]: the question to a policy and its answer.
 //! * [`dirs`]: the places of files. [`layout`]: their owners and modes. [`process`]: signals and
 //!   file descriptors. [`sqlite`]: versions of databases. [`terminal`]: escapes text from outside.
-//!   [`exit_code`]: exit codes of all commands. [`shared`]: strings and lists with many holders.
+//!   [`exit_code`]: exit codes of all commands.
 
 // Standard output belongs to commands, and Nix reads the standard error of hooks:
 // `hookrun_nix::terminal::say` writes there.
@@ -34,7 +34,6 @@ pub mod outcome;
 pub mod post_build;
 pub mod process;
 pub mod selection;
-pub mod shared;
 pub mod sqlite;
 pub mod store_uri;
 pub mod terminal;

@@ -8,11 +8,15 @@
 //! Versions differ in few places ([`Reading`]). The version is asked for only if the text has such
 //! a place, because asking starts a program while Nix waits.
 
+mod entry;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+pub use entry::full_uri;
+use entry::machine;
+
 use super::installed::{Flavour, Version};
-use crate::shared::{Text, Words};
 
 /// How deep `@file` may lead to `@file`: Nix has no bound and overflows its stack on a cycle.
 const MAX_DEPTH: usize = 64;
@@ -65,21 +69,21 @@ impl Reading {
 #[derive(Debug, Clone, PartialEq)]
 pub struct MachineLine {
     /// Column 1, with `ssh://` in front of a bare name.
-    pub uri: Text,
+    pub uri: String,
     /// Column 2.
-    pub systems: Words,
+    pub systems: Vec<String>,
     /// Column 3.
-    pub ssh_key: Option<Text>,
+    pub ssh_key: Option<String>,
     /// Column 4.
     pub max_jobs: u32,
     /// Column 5. Nix 2.19 and older know only whole numbers.
     pub speed_factor: f64,
     /// Column 6, sorted, each once.
-    pub supported_features: Words,
+    pub supported_features: Vec<String>,
     /// Column 7, sorted, each once: supported too, and the derivation must require all of them.
-    pub mandatory_features: Words,
+    pub mandatory_features: Vec<String>,
     /// Column 8, base64.
-    pub host_key: Option<Text>,
+    pub host_key: Option<String>,
 }
 
 impl MachineLine {
@@ -109,12 +113,12 @@ impl MachineLine {
         // A lone dash is Nix's word for nothing; one that is an element gets a comma in front,
         // which adds no element.
         let column = |joined: String| if joined == "-" { format!(",{joined}") } else { joined };
-        let list = |features: &Words| {
+        let list = |features: &[String]| {
             if features.is_empty() { "-".to_owned() } else { column(features.join(",")) }
         };
-        let or_dash = |value: &Option<Text>| value.as_deref().unwrap_or("-").to_owned();
+        let or_dash = |value: &Option<String>| value.as_deref().unwrap_or("-").to_owned();
         [
-            self.uri.to_string(),
+            self.uri.clone(),
             // A lone comma is an empty list; an empty column would shift the others.
             if self.systems.is_empty() { ",".to_owned() } else { column(self.systems.join(",")) },
             or_dash(&self.ssh_key),
@@ -176,7 +180,7 @@ pub fn parse_with(
         read,
         reading,
         differs: false,
-        lists: Lists::new(this_system),
+        this_system,
         found: Machines::default(),
         open: Vec::new(),
         files: 0,
@@ -189,7 +193,7 @@ struct Parser<'a> {
     read: &'a mut dyn FnMut(&Path) -> std::io::Result<Vec<u8>>,
     reading: Reading,
     differs: bool,
-    lists: Lists,
+    this_system: &'a str,
     found: Machines,
     /// The files being read, outermost first.
     open: Vec<PathBuf>,
@@ -246,7 +250,7 @@ impl Parser<'_> {
         if entry.is_empty() {
             return;
         }
-        match machine(entry, self.reading, &mut self.lists, &mut self.differs) {
+        match machine(entry, self.reading, self.this_system, &mut self.differs) {
             Ok(machine) => self.found.machines.push(machine),
             Err((column, problem)) => {
                 let name = COLUMNS.get(column).copied().unwrap_or_default();
@@ -297,151 +301,6 @@ impl Parser<'_> {
             .map_or_else(|| "setting `builders`".to_owned(), |path| path.display().to_string());
         self.found.warnings.push(format!("{place}:{line}: {problem}"));
     }
-}
-
-/// The lists of the line before. Most lines of a long file say the same.
-struct Lists {
-    this_system: Words,
-    systems: (String, Words),
-    features: [(String, Words); 2],
-}
-
-impl Lists {
-    fn new(this_system: &str) -> Self {
-        let this_system = std::iter::once(this_system.to_owned()).collect();
-        Self { this_system, systems: Default::default(), features: Default::default() }
-    }
-}
-
-/// The words of `text`, which `last` has if it is the same as before.
-fn words(last: &mut (String, Words), text: &str, is_set: bool) -> Words {
-    if last.0 != text {
-        let mut words: Vec<String> =
-            text.split(',').filter(|word| !word.is_empty()).map(ToOwned::to_owned).collect();
-        if is_set {
-            words.sort_unstable();
-            words.dedup();
-        }
-        *last = (text.to_owned(), words.into_iter().collect());
-    }
-    last.1.clone()
-}
-
-/// One entry, or the index of the column that is wrong and how.
-fn machine(
-    entry: &[u8],
-    reading: Reading,
-    lists: &mut Lists,
-    differs: &mut bool,
-) -> Result<MachineLine, (usize, String)> {
-    let mut columns = [None; COLUMNS.len()];
-    let words = entry.split(|byte| is_blank(*byte)).filter(|word| !word.is_empty());
-    for (index, (column, word)) in columns.iter_mut().zip(words).enumerate() {
-        let word = std::str::from_utf8(word)
-            .map_err(|_| (index, "it is not UTF-8; write it in UTF-8".to_owned()))?;
-        *column = Some(word).filter(|word| *word != "-");
-    }
-    let [uri, systems, ssh_key, max_jobs, speed_factor, supported, mandatory, host_key] = columns;
-    let uri =
-        uri.ok_or_else(|| (0, "a store URI is needed, such as `ssh://builder`".to_owned()))?;
-    let [supported_before, mandatory_before] = &mut lists.features;
-    let as_before_2_4 = uri_before_2_4(uri);
-    let uri = full_uri(uri);
-    *differs |= uri != as_before_2_4;
-    let max_jobs = match max_jobs {
-        None => 1,
-        Some(text) => text.parse().or_else(|_| {
-            *differs = true;
-            leading_number(text).filter(|_| !reading.strict).ok_or_else(|| {
-                (3, format!("`{text}` is not a number of jobs; write a whole number such as `4`"))
-            })
-        })?,
-    };
-    let speed_factor = match speed_factor {
-        None => 1.0,
-        Some(text) => factor(text).map_or_else(
-            || {
-                *differs = true;
-                let number = leading_number(text).filter(|_| !reading.strict);
-                number.map(|number| f64::from(number.max(1))).ok_or_else(|| {
-                    let what = "is not a speed factor; write a number over 0 such as `2`";
-                    (4, format!("`{text}` {what}"))
-                })
-            },
-            Ok,
-        )?,
-    };
-    if host_key.is_some_and(|text| !is_base64(text)) {
-        *differs = true;
-        if reading.strict {
-            let what = "it is not base64; write the output of `base64 -w0` on the machine's public host key";
-            return Err((7, what.to_owned()));
-        }
-    }
-    Ok(MachineLine {
-        uri: if reading.bare_hosts { uri } else { as_before_2_4 },
-        systems: systems.map_or_else(
-            || lists.this_system.clone(),
-            |text| self::words(&mut lists.systems, text, false),
-        ),
-        ssh_key: ssh_key.map(Text::from),
-        max_jobs,
-        speed_factor,
-        supported_features: self::words(supported_before, supported.unwrap_or_default(), true),
-        mandatory_features: self::words(mandatory_before, mandatory.unwrap_or_default(), true),
-        host_key: host_key.map(Text::from),
-    })
-}
-
-/// `speedFactor` as Nix reads it, in single precision: never negative; 0 counts as 1. What is not a
-/// finite number stays comparable.
-fn factor(text: &str) -> Option<f64> {
-    let factor: f64 = text.parse().ok()?;
-    #[expect(clippy::cast_possible_truncation, reason = "the precision of Nix")]
-    let as_nix = factor as f32;
-    match as_nix {
-        0.0 => Some(1.0),
-        nan if nan.is_nan() => Some(1.0),
-        infinite if infinite == f32::INFINITY => Some(f64::from(f32::MAX)),
-        positive if positive > 0.0 => Some(factor),
-        _ => None,
-    }
-}
-
-/// `std::stoull`, cut to an `unsigned int`: what is behind the digits is not looked at.
-fn leading_number(text: &str) -> Option<u32> {
-    let (negative, digits) = match text.strip_prefix('-') {
-        Some(rest) => (true, rest),
-        None => (false, text.strip_prefix('+').unwrap_or(text)),
-    };
-    let end = digits.bytes().position(|byte| !byte.is_ascii_digit()).unwrap_or(digits.len());
-    let number: u64 = digits.get(..end)?.parse().ok()?;
-    let number = if negative { number.wrapping_neg() } else { number };
-    #[expect(clippy::cast_possible_truncation, reason = "what the C++ does")]
-    let number = number as u32;
-    Some(number)
-}
-
-/// Nix's own decoder: what follows the first `=` is not looked at, and neither is the length.
-fn is_base64(text: &str) -> bool {
-    let mut code = text.bytes().take_while(|byte| *byte != b'=');
-    code.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/'))
-}
-
-/// A URI without a scheme that is neither a path nor one of Nix's words is a host name.
-pub fn full_uri(uri: &str) -> Text {
-    let word = uri.split_once('?').map_or(uri, |(word, _)| word);
-    if uri.contains('/') || matches!(word, "auto" | "daemon" | "local" | "") {
-        uri.into()
-    } else {
-        format!("ssh://{uri}").into()
-    }
-}
-
-/// The same in Nix 2.3.
-fn uri_before_2_4(uri: &str) -> Text {
-    let as_it_is = ["local", "remote", "auto", "/"].iter().any(|start| uri.starts_with(start));
-    if as_it_is || uri.contains("://") { uri.into() } else { format!("ssh://{uri}").into() }
 }
 
 #[cfg(test)]

@@ -3,8 +3,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::shared::{Text, Words};
-
 /// Builds that ended well, as this machine remembers them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct PastBuilds {
@@ -58,7 +56,7 @@ pub const BUILTIN: &str = "builtin";
 #[serde(default)]
 pub struct Machine {
     /// The store URI of the machines file; names the machine in the answer.
-    pub uri: Text,
+    pub uri: String,
     /// Builds at once (column 4).
     pub slots: u32,
     /// Slots that are busy now.
@@ -66,11 +64,11 @@ pub struct Machine {
     /// Column 5.
     pub speed_factor: f64,
     /// Column 6.
-    #[serde(skip_serializing_if = "Words::is_empty")]
-    pub supported_features: Words,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub supported_features: Vec<String>,
     /// Column 7.
-    #[serde(skip_serializing_if = "Words::is_empty")]
-    pub mandatory_features: Words,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mandatory_features: Vec<String>,
     /// False after recent failures to connect.
     pub healthy: bool,
     /// How long a connection took lately, in milliseconds.
@@ -98,12 +96,12 @@ pub struct Machine {
 impl Default for Machine {
     fn default() -> Self {
         Self {
-            uri: Text::default(),
+            uri: String::default(),
             slots: 1,
             load: 0,
             speed_factor: 1.0,
-            supported_features: Words::default(),
-            mandatory_features: Words::default(),
+            supported_features: Vec::default(),
+            mandatory_features: Vec::default(),
             healthy: true,
             connect_ms: None,
             past: None,
@@ -170,7 +168,7 @@ impl Decision {
 pub enum Action {
     /// These machines, by URI, in this order: the first with a free slot is taken. If all are full,
     /// the build waits for one of these. Others are used when all of these are lost or refuse.
-    Machines(Vec<Text>),
+    Machines(Vec<String>),
     /// Build here, now or when a slot is free.
     Local,
     /// Ask again later. Nix does so after `build-poll-interval`, 5 s by default.
@@ -194,7 +192,7 @@ impl Action {
     ///
     /// # Errors
     /// A word that is none of the four.
-    pub fn from_word(word: &str, machines: Vec<Text>) -> Result<Self, PolicyError> {
+    pub fn from_word(word: &str, machines: Vec<String>) -> Result<Self, PolicyError> {
         match word {
             "machines" => Ok(Self::Machines(machines)),
             "local" => Ok(Self::Local),

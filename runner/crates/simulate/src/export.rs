@@ -64,7 +64,7 @@ pub fn export(
         });
     }
     let machine = |line: &MachineLine| TraceMachine {
-        name: line.uri.to_string(),
+        name: line.uri.clone(),
         slots: line.max_jobs,
         speed_factor: line.speed_factor,
         speed: line.speed_factor,
@@ -73,9 +73,9 @@ pub fn export(
             .and_then(|health| health.bytes_per_second)
             .filter(|rate| rate.is_finite() && *rate > 0.0)
             .map_or(DEFAULT_MB_PER_S, |rate| rounded(rate / 1e6).max(0.001)),
-        systems: line.systems.to_vec(),
-        features: line.supported_features.to_vec(),
-        mandatory_features: line.mandatory_features.to_vec(),
+        systems: line.systems.clone(),
+        features: line.supported_features.clone(),
+        mandatory_features: line.mandatory_features.clone(),
     };
     Trace {
         header: Header { nodes: Some(derivations.len()), ..Header::default() },

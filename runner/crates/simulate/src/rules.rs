@@ -118,8 +118,8 @@ pub fn question(
             // As in the hook, a machine without enough resources is offered as full.
             load: if view.has_room(index, &takes) { machine.load } else { machine.slots },
             speed_factor: machine.speed_factor,
-            supported_features: machine.features.iter().cloned().collect(),
-            mandatory_features: machine.mandatory_features.iter().cloned().collect(),
+            supported_features: machine.features.to_vec(),
+            mandatory_features: machine.mandatory_features.to_vec(),
             busy_seconds: view.busy_seconds(index),
             missing_bytes: Some(bytes(view.missing_mb(index, id))),
             bytes_per_second: Some(machine.mb_per_s * 1e6),

@@ -151,8 +151,8 @@ fn row(
         .map(|build| build.seconds.unwrap_or(0.0) * 1000.0)
         .collect();
     Row {
-        machine: line.uri.to_string(),
-        systems: line.systems.to_vec(),
+        machine: line.uri.clone(),
+        systems: line.systems.clone(),
         slots: line.max_jobs,
         load,
         speed_factor: line.speed_factor,

@@ -179,14 +179,14 @@ fn machines_of(path: &Path) -> Result<Vec<MachineLine>, CliError> {
 fn as_in_trace(line: &MachineLine, known: &[TraceMachine]) -> TraceMachine {
     let known = known.iter().find(|machine| line.uri == machine.name);
     TraceMachine {
-        name: line.uri.to_string(),
+        name: line.uri.clone(),
         slots: line.max_jobs,
         speed_factor: line.speed_factor,
         speed: known.map_or(line.speed_factor, |machine| machine.speed),
         mb_per_s: known.map_or(DEFAULT_MB_PER_S, |machine| machine.mb_per_s),
-        systems: line.systems.to_vec(),
-        features: line.supported_features.to_vec(),
-        mandatory_features: line.mandatory_features.to_vec(),
+        systems: line.systems.clone(),
+        features: line.supported_features.clone(),
+        mandatory_features: line.mandatory_features.clone(),
     }
 }
 

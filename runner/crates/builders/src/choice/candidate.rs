@@ -14,7 +14,6 @@ use crate::slots::wait::{Queue, Waiting};
 use hookrun_nix::database::Database;
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::selection::{Candidate, LocalMachine};
-use hookrun_nix::shared::Text;
 
 /// How long to wait for a lock on Nix's database. Nix is blocked meanwhile, and the result is
 /// optional.
@@ -46,7 +45,7 @@ pub(crate) struct OpenCandidate<'r> {
     /// Machines that did not take it, with the reason.
     pub(crate) skipped: BTreeMap<String, String>,
     /// Machines that turned out to be full. They are not asked again for this candidate.
-    pub(crate) full: Vec<Text>,
+    pub(crate) full: Vec<String>,
 }
 
 impl<'r> OpenCandidate<'r> {

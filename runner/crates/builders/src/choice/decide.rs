@@ -35,7 +35,6 @@ use hookrun_config as config;
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::machines::MachineLine;
 use hookrun_nix::selection::{Action, Decision, Machine};
-use hookrun_nix::shared::Text;
 
 /// Number of machines that a message about a build names.
 const SHOWN: usize = 5;
@@ -91,7 +90,7 @@ impl Answer {
     }
 
     /// The machine that was taken.
-    fn taken(&self) -> Option<Text> {
+    fn taken(&self) -> Option<String> {
         let Self::Accepted(accepted) = self else { return None };
         match &accepted.first {
             First::Connected(connected) => Some(connected.machine.clone()),
@@ -207,7 +206,7 @@ impl Decider<'_> {
         fitting: &[usize],
         offered: Offered,
         decided: Decided,
-        chosen: &[Text],
+        chosen: &[String],
         pending: &mut Pending<'_, W>,
     ) -> ControlFlow<Answer, OpenCandidate<'r>> {
         let rule = StockRule { division: self.pool.settings.division() };
@@ -259,7 +258,7 @@ impl Decider<'_> {
             }
             First::Queue => match failover.next() {
                 [only] => only.clone(),
-                several => format!("the first free of {}", joined(several, ", ")).into(),
+                several => format!("the first free of {}", joined(several, ", ")),
             },
         };
         Accepted {
@@ -304,7 +303,7 @@ impl Decider<'_> {
     }
 
     /// Returns the first machines of an answer, for a message.
-    fn in_order(uris: &[Text]) -> String {
+    fn in_order(uris: &[String]) -> String {
         let shown = joined(uris.get(..SHOWN).unwrap_or(uris), ", then ");
         let more = uris.len().saturating_sub(SHOWN);
         if more == 0 { shown } else { format!("{shown}, then {more} others") }
@@ -398,7 +397,7 @@ impl Decider<'_> {
         case: OpenCandidate<'_>,
         decided: Decided,
         offered: Option<Offered>,
-        ranked: Vec<Text>,
+        ranked: Vec<String>,
         answer: Answer,
     ) -> Answer {
         let command = self.queue.command().to_string();
@@ -444,7 +443,7 @@ struct BeforeAccept<'s, 'r, 'w, W: Write> {
 /// Why a candidate has no connected machine.
 enum NotConnected {
     /// It need not be connected to yet.
-    Early(Text, Hold),
+    Early(String, Hold),
     Full,
     /// A machine has refused.
     Refused,
@@ -479,14 +478,14 @@ impl<W: Write> Stage for BeforeAccept<'_, '_, '_, W> {
         self.pending.relay(line);
     }
 
-    fn full(&mut self, machine: &Text) -> Option<String> {
-        self.case.full.push(machine.clone());
+    fn full(&mut self, machine: &str) -> Option<String> {
+        self.case.full.push(machine.to_owned());
         None
     }
 
     fn refused(
         &mut self,
-        machine: &Text,
+        machine: &str,
         refusal: Refusal,
         _: &mut Failover,
         _: &mut History,
@@ -496,7 +495,7 @@ impl<W: Write> Stage for BeforeAccept<'_, '_, '_, W> {
         let is_it =
             |index: &&usize| self.machines.get(**index).is_some_and(|line| line.uri == *machine);
         self.failed.extend(self.fitting.iter().find(is_it));
-        self.case.skipped.insert(machine.to_string(), why);
+        self.case.skipped.insert(machine.to_owned(), why);
         ControlFlow::Break(NotConnected::Refused)
     }
 }
@@ -504,7 +503,7 @@ impl<W: Write> Stage for BeforeAccept<'_, '_, '_, W> {
 impl<W: Write> BeforeAccept<'_, '_, '_, W> {
     /// Takes a slot on one of `open` that has not said that it is full. Returns `None` if there is
     /// no such machine.
-    fn turn(&self, open: &[Text]) -> Option<Turn> {
+    fn turn(&self, open: &[String]) -> Option<Turn> {
         let mut turn = None;
         for some in [open.get(..LOOKED_AT_FIRST), Some(open)].into_iter().flatten() {
             let lines = self.fitting.iter().filter_map(|index| self.machines.get(*index));
@@ -521,7 +520,7 @@ impl<W: Write> BeforeAccept<'_, '_, '_, W> {
     }
 
     /// Returns whether nothing is lost by accepting before connecting.
-    fn is_early(&self, machine: &Text, hold: &Hold, failover: &Failover) -> bool {
+    fn is_early(&self, machine: &str, hold: &Hold, failover: &Failover) -> bool {
         let others = failover.groups().flatten().any(|uri| uri != machine);
         let OpenCandidate { local, standings, .. } = &*self.case;
         self.early_accept
@@ -530,8 +529,8 @@ impl<W: Write> BeforeAccept<'_, '_, '_, W> {
     }
 }
 
-fn joined(uris: &[Text], with: &str) -> String {
-    uris.iter().map(Text::as_str).collect::<Vec<_>>().join(with)
+fn joined(uris: &[String], with: &str) -> String {
+    uris.iter().map(String::as_str).collect::<Vec<_>>().join(with)
 }
 
 /// Returns whether nothing is lost by accepting a build before connecting to a machine with this

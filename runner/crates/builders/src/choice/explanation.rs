@@ -9,7 +9,6 @@ use crate::history::{DecisionRow, Verdict, now_ms};
 use hookrun_config::Resources;
 use hookrun_nix::machines::MachineLine;
 use hookrun_nix::selection::{Candidate, Machine};
-use hookrun_nix::shared::Text;
 
 /// Everything that led to an answer.
 #[derive(Debug)]
@@ -29,8 +28,8 @@ pub(crate) struct Explanation {
     pub(crate) skipped: BTreeMap<String, String>,
     pub(crate) decided: Decided,
     /// The machines of the answer, in order.
-    pub(crate) ranked: Vec<Text>,
-    pub(crate) taken: Option<Text>,
+    pub(crate) ranked: Vec<String>,
+    pub(crate) taken: Option<String>,
     /// The answer to Nix.
     pub(crate) answer: String,
     /// The time of the answer, in milliseconds since 1970.
@@ -121,7 +120,7 @@ impl Explanation {
                 (_, None) => "not chosen".to_owned(),
             };
             Verdict {
-                machine: line.uri.to_string(),
+                machine: line.uri.clone(),
                 slots: line.max_jobs,
                 load: short(line)
                     .map_or_else(|| seen.map_or(0, |machine| machine.load), |(_, load)| *load),

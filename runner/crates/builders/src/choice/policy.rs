@@ -7,7 +7,6 @@ use std::collections::HashSet;
 use hookrun_nix::selection::{
     Action, BUILTIN, Candidate, Decision, LocalMachine, Machine, PolicyError,
 };
-use hookrun_nix::shared::Text;
 
 /// Chooses where to build.
 pub trait Policy: Send {
@@ -48,7 +47,7 @@ pub fn checked(
             let offered: HashSet<&str> =
                 machines.iter().map(|machine| machine.uri.as_str()).collect();
             let mut seen: HashSet<&str> = HashSet::new();
-            let mut unique: Vec<Text> = Vec::with_capacity(uris.len().min(offered.len()));
+            let mut unique: Vec<String> = Vec::with_capacity(uris.len().min(offered.len()));
             for uri in uris {
                 let Some(known) = offered.get(uri.as_str()) else {
                     return Err(PolicyError::Invalid(format!(
@@ -283,7 +282,7 @@ mod tests {
         let able = LocalMachine { able: true, ..LocalMachine::default() };
         let decision = |action| Decision::new(action, "");
         let machines_of =
-            |uris: &[&str]| Action::Machines(uris.iter().map(|uri| Text::from(*uri)).collect());
+            |uris: &[&str]| Action::Machines(uris.iter().map(|uri| String::from(*uri)).collect());
         let ok = checked(decision(machines_of(&["b", "a", "b"])), &machines, &able).unwrap();
         assert_eq!(ok.action, machines_of(&["b", "a"]));
         let message = |result: Result<Decision, PolicyError>| result.unwrap_err().to_string();

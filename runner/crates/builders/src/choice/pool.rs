@@ -20,7 +20,6 @@ use hookrun_nix::database::Inputs;
 use hookrun_nix::machines::MachineLine;
 use hookrun_nix::selection::PolicyError;
 use hookrun_nix::selection::{Candidate, Decision, LocalMachine, Machine};
-use hookrun_nix::shared::Text;
 
 /// What follows from the settings of one session.
 pub(crate) struct Pool {
@@ -73,7 +72,7 @@ pub(crate) struct Offered {
     pub(crate) machines: Arc<[Machine]>,
     /// Machines that have a free slot but lack another resource that the build takes, with their
     /// busy slots. They are offered as full.
-    pub(crate) short: HashMap<Text, (Left, u32)>,
+    pub(crate) short: HashMap<String, (Left, u32)>,
 }
 
 /// How machines stand for one candidate.
@@ -81,10 +80,10 @@ pub(crate) struct Offered {
 pub(crate) struct Standings {
     health: BTreeMap<String, MachineHealth>,
     /// Machines of which nothing is known are missing.
-    by_uri: HashMap<Text, Standing>,
+    by_uri: HashMap<String, Standing>,
     /// The right to try machines that are due, kept until the result is known. `None`: it was taken
     /// by [`Standings::take_probe`].
-    probes: BTreeMap<Text, Option<Probe>>,
+    probes: BTreeMap<String, Option<Probe>>,
 }
 
 impl Standings {
@@ -311,7 +310,7 @@ impl Pool {
 /// the first counts.
 pub(crate) fn wanted<'a>(
     machines: impl Iterator<Item = &'a MachineLine>,
-    uris: &[Text],
+    uris: &[String],
 ) -> Vec<Wanted> {
     let mut slots: HashMap<&str, Option<u32>> =
         uris.iter().map(|uri| (uri.as_str(), None)).collect();
@@ -327,7 +326,7 @@ pub(crate) fn wanted<'a>(
         }
     }
     let wanted =
-        |uri: &Text| Some(Wanted { machine: uri.clone(), slots: (*slots.get(uri.as_str())?)? });
+        |uri: &String| Some(Wanted { machine: uri.clone(), slots: (*slots.get(uri.as_str())?)? });
     uris.iter().filter_map(wanted).collect()
 }
 
@@ -336,9 +335,9 @@ fn failed_policy(error: &PolicyError) -> String {
 }
 
 /// Returns the seconds until the builds of sessions should end, by machine, the soonest first.
-fn busy_seconds(builders: &Path) -> BTreeMap<Text, Vec<f64>> {
+fn busy_seconds(builders: &Path) -> BTreeMap<String, Vec<f64>> {
     let now = now_ms();
-    let mut busy: BTreeMap<Text, Vec<f64>> = BTreeMap::new();
+    let mut busy: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for live in sessions::live(&sessions::directory(builders)) {
         if let (Activity::Building(machine), Some(expected)) =
             (live.activity, live.expected_seconds)

@@ -95,7 +95,7 @@ mod tests {
         ]);
         let all_out = machines
             .iter()
-            .map(|line| (line.uri.to_string(), known(Some("no answer"), 0, None)))
+            .map(|line| (line.uri.clone(), known(Some("no answer"), 0, None)))
             .collect();
         let texts = [
             render(&machines, &knowledge, false),

@@ -181,7 +181,7 @@ mod tests {
     fn seen(line: &str) -> Seen {
         let line = machines::parse(line, "x86_64-linux").machines.remove(0);
         Seen {
-            machine: line.uri.to_string(),
+            machine: line.uri.clone(),
             line,
             reached: Ok(Reached { ms: 350, version: Some("2.26.3".to_owned()), trusted: None }),
             is: Some(Is {

@@ -119,7 +119,7 @@ impl Prober<'_> {
         let nonce = format!("{}-{index}", self.nonce);
         let mut seen = Seen {
             line: line.clone(),
-            machine: line.uri.to_string(),
+            machine: line.uri.clone(),
             reached: self.reach(line),
             is: None,
             builds: Vec::new(),
@@ -129,7 +129,7 @@ impl Prober<'_> {
         }
         let first =
             line.systems.first().cloned().unwrap_or_else(|| self.nix.setting("system").to_owned());
-        let mandatory = line.mandatory_features.to_vec();
+        let mandatory = line.mandatory_features.clone();
         // A build that cannot run makes the machine report its system and features.
         let nothing: Vec<String> =
             mandatory.iter().cloned().chain([NO_SUCH_FEATURE.to_owned()]).collect();
@@ -146,7 +146,7 @@ impl Prober<'_> {
             // Other errors show in the real builds.
             Err(_) | Ok(_) => {}
         }
-        let systems = if line.systems.is_empty() { vec![first] } else { line.systems.to_vec() };
+        let systems = if line.systems.is_empty() { vec![first] } else { line.systems.clone() };
         for (index, system) in systems.into_iter().enumerate() {
             let ask = |is: Option<&Is>| {
                 let features = if index == 0 { able(line, is) } else { mandatory.clone() };
@@ -272,7 +272,7 @@ fn expression(nonce: &str, system: &str, features: &[String]) -> String {
 /// Returns the store URI with the keys of columns 3 and 8 (`Machine::openStore`,
 /// `libstore/machines.cc`).
 fn with_keys(line: &MachineLine) -> String {
-    let mut uri = line.uri.to_string();
+    let mut uri = line.uri.clone();
     if !uri.starts_with("ssh") {
         return uri;
     }

@@ -30,7 +30,6 @@ use crate::slots::wait::{Queue, Waited, Waiting};
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::machines::MachineLine;
 use hookrun_nix::selection::Candidate;
-use hookrun_nix::shared::Text;
 
 /// A wait is reported when it takes longer than this. Most do not.
 const TOLD_AFTER: Duration = Duration::from_secs(1);
@@ -47,7 +46,7 @@ pub(crate) enum First {
     /// On a machine that has accepted.
     Connected(Connected),
     /// On a machine that is not connected to yet.
-    Slot { machine: Text, hold: Hold },
+    Slot { machine: String, hold: Hold },
     /// On the machine that has a slot free first.
     Queue,
 }
@@ -62,7 +61,7 @@ pub(crate) struct Accepted {
     /// The longest wait before the policy is asked again.
     pub(crate) ask_again: Option<Duration>,
     /// The name of its machine for Nix.
-    pub(crate) name: Text,
+    pub(crate) name: String,
     /// Its inputs, and where they are.
     pub(crate) present: Present,
 }
@@ -71,7 +70,7 @@ pub(crate) struct Accepted {
 /// longest wait before it is to be called again
 /// ([`Question::ask`](crate::run::failover::Question::ask)).
 pub(crate) type AskAgain<'a> =
-    &'a mut dyn FnMut(&mut History, &BTreeSet<Text>) -> (Ranking, Option<Duration>);
+    &'a mut dyn FnMut(&mut History, &BTreeSet<String>) -> (Ranking, Option<Duration>);
 
 /// What is needed to carry out an accepted build.
 pub(crate) struct Delegation<'a> {
@@ -161,7 +160,7 @@ struct Run<'a> {
 /// What is known at the end of a build.
 struct Progress {
     id: Option<i64>,
-    machine: Text,
+    machine: String,
     waited: Duration,
     moves: Vec<Move>,
     timing: Timing,
@@ -312,7 +311,7 @@ struct AfterAccept<'a> {
     /// See [`Slotted::health_read_ms`].
     health_read_ms: u64,
     /// Held since before the accept.
-    slot: Option<(Text, Hold)>,
+    slot: Option<(String, Hold)>,
     /// The right to try a machine that had failed.
     probe: Option<Probe>,
     /// How often a machine was full although it had a slot.
@@ -384,7 +383,7 @@ impl Stage for AfterAccept<'_> {
         write(self.reply, &relayed(line));
     }
 
-    fn full(&mut self, _: &Text) -> Option<String> {
+    fn full(&mut self, _: &str) -> Option<String> {
         // Only a hook that is just being killed can hold what is ours; or, without a slot of ours,
         // another Nix was faster.
         if self.full >= MOST_FULL {
@@ -397,7 +396,7 @@ impl Stage for AfterAccept<'_> {
 
     fn refused(
         &mut self,
-        machine: &Text,
+        machine: &str,
         refusal: Refusal,
         failover: &mut Failover,
         history: &mut History,
@@ -413,7 +412,7 @@ impl Stage for AfterAccept<'_> {
             self.rank(failover, history);
         }
         self.lost = Some(lost);
-        self.progress.moves.push(Move { machine: machine.to_string(), why });
+        self.progress.moves.push(Move { machine: machine.to_owned(), why });
         ControlFlow::Continue(())
     }
 }
@@ -467,7 +466,7 @@ fn usable(history: &mut History, machines: &[&MachineLine], failover: &Failover)
     let is_inside = |wanted: &Wanted| {
         !matches!(standing(known.get(wanted.machine.as_str()), now), Standing::Out { .. })
     };
-    let wanted_of = |group: &Vec<Text>| pool::wanted(machines.iter().copied(), group);
+    let wanted_of = |group: &Vec<String>| pool::wanted(machines.iter().copied(), group);
     for group in failover.groups() {
         let mut wanted = wanted_of(group);
         wanted.retain(is_inside);

@@ -13,12 +13,11 @@ use crate::run::stock::{Build, Offer, StockHook, Target};
 use crate::slots::reservations::Hold;
 use hookrun_nix::machines::MachineLine;
 use hookrun_nix::selection::Candidate;
-use hookrun_nix::shared::Text;
 
 /// A machine with what is held of it.
 pub(crate) struct Slotted {
     /// Store URI.
-    pub(crate) machine: Text,
+    pub(crate) machine: String,
     pub(crate) hold: Hold,
     /// When the health of machines was read before this one was chosen, in milliseconds since
     /// 1970. Failures recorded before this time were known then; later ones count as the same
@@ -29,7 +28,7 @@ pub(crate) struct Slotted {
 /// A machine that has accepted the build.
 pub(crate) struct Connected {
     /// Store URI.
-    pub(crate) machine: Text,
+    pub(crate) machine: String,
     /// What is held of it.
     pub(crate) hold: Hold,
     /// The hook, waiting for the inputs.
@@ -40,7 +39,7 @@ pub(crate) struct Connected {
 pub(crate) enum Found {
     Slot(Slotted),
     /// This machine has a slot and cannot be used; why.
-    Unusable(Text, String),
+    Unusable(String, String),
 }
 
 /// Why a machine does not take the build.
@@ -80,12 +79,12 @@ pub(crate) trait Stage {
 
     /// Called when the machine has no slot free although one was seen. Returns why it is not used
     /// any more, or `None` to go on.
-    fn full(&mut self, machine: &Text) -> Option<String>;
+    fn full(&mut self, machine: &str) -> Option<String>;
 
     /// Called when a machine does not take the build, or was lost. It is out of `failover` by then.
     fn refused(
         &mut self,
-        machine: &Text,
+        machine: &str,
         refusal: Refusal,
         failover: &mut Failover,
         history: &mut History,
@@ -145,7 +144,7 @@ impl Driver<'_> {
         }
     }
 
-    fn offer<S: Stage>(&mut self, machine: &Text, hold: &Hold, stage: &mut S) -> Offer {
+    fn offer<S: Stage>(&mut self, machine: &str, hold: &Hold, stage: &mut S) -> Offer {
         let Some(line) = self.line(machine) else {
             return Offer::Failed("no line of the setting `builders` fits".to_owned());
         };
@@ -161,7 +160,7 @@ impl Driver<'_> {
     }
 
     /// Returns the line that Nix would use: of two lines with one URI, the first that fits.
-    pub(crate) fn line(&self, machine: &Text) -> Option<MachineLine> {
+    pub(crate) fn line(&self, machine: &str) -> Option<MachineLine> {
         let Candidate { system, required_features, .. } = self.candidate;
         let mut lines = self.machines.iter().filter(|line| line.uri == *machine);
         lines.find(|line| line.fits(system, required_features)).cloned()

@@ -23,7 +23,6 @@ use crate::choice::pool::{Offered, Pool, Present, Standings};
 use crate::history::History;
 use hookrun_nix::database::Inputs;
 use hookrun_nix::selection::{Action, Candidate, Decision, LocalMachine, Machine};
-use hookrun_nix::shared::Text;
 
 /// Number of machines that one build may lose.
 pub(crate) const MOST_LOST: usize = 3;
@@ -34,9 +33,9 @@ pub(crate) struct Failover {
     /// Not tried yet, in the order of use.
     untried: Ranking,
     /// Lost once.
-    again: Vec<Text>,
+    again: Vec<String>,
     /// Lost or refused.
-    tried: BTreeSet<Text>,
+    tried: BTreeSet<String>,
     lost: usize,
 }
 
@@ -44,34 +43,34 @@ pub(crate) struct Failover {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Ranking {
     /// Named by the policy, and usable.
-    chosen: Vec<Text>,
+    chosen: Vec<String>,
     /// Usable, in the order of Nix's rule.
-    others: Vec<Text>,
-    out: Vec<Text>,
+    others: Vec<String>,
+    out: Vec<String>,
 }
 
 impl Ranking {
     /// Ranks all machines of `offered`, those of `answer` first.
     pub(crate) fn of(
-        answer: &[Text],
+        answer: &[String],
         offered: &[Machine],
         standings: &Standings,
         rule: StockRule,
     ) -> Self {
-        let named: HashSet<&str> = answer.iter().map(Text::as_str).collect();
+        let named: HashSet<&str> = answer.iter().map(String::as_str).collect();
         // There may be thousands of machines, and most often all of them are named.
         let by_rule =
             if named.len() < offered.len() { rule.ranked_with_full(offered) } else { Vec::new() };
         let by_rule = by_rule.into_iter().filter_map(|index| Some(&offered.get(index)?.uri));
         let rest = by_rule.filter(|uri| !named.contains(uri.as_str())).cloned();
-        let is_usable = |uri: &Text| standings.is_usable(uri);
-        let (chosen, named_out): (Vec<Text>, Vec<Text>) =
+        let is_usable = |uri: &String| standings.is_usable(uri);
+        let (chosen, named_out): (Vec<String>, Vec<String>) =
             answer.iter().cloned().partition(is_usable);
-        let (others, others_out): (Vec<Text>, Vec<Text>) = rest.partition(is_usable);
+        let (others, others_out): (Vec<String>, Vec<String>) = rest.partition(is_usable);
         Self { chosen, others, out: [named_out, others_out].concat() }
     }
 
-    fn retain(&mut self, keep: impl Fn(&Text) -> bool) {
+    fn retain(&mut self, keep: impl Fn(&String) -> bool) {
         for group in [&mut self.chosen, &mut self.others, &mut self.out] {
             group.retain(&keep);
         }
@@ -85,12 +84,12 @@ impl Failover {
     }
 
     /// Returns the machines to use now, the best first. Empty: none is left.
-    pub(crate) fn next(&self) -> &[Text] {
+    pub(crate) fn next(&self) -> &[String] {
         self.groups().next().map_or(&[], Vec::as_slice)
     }
 
     /// Returns the groups that are not empty, in the order of use.
-    pub(crate) fn groups(&self) -> impl Iterator<Item = &Vec<Text>> {
+    pub(crate) fn groups(&self) -> impl Iterator<Item = &Vec<String>> {
         let Ranking { chosen, others, out } = &self.untried;
         let open = !self.is_the_build();
         let groups = [chosen, others, out, &self.again].into_iter();
@@ -111,24 +110,24 @@ impl Failover {
     }
 
     /// Takes out a machine that did not take the build.
-    pub(crate) fn refused(&mut self, machine: &Text) {
+    pub(crate) fn refused(&mut self, machine: &str) {
         self.untried.retain(|known| known != machine);
         self.again.retain(|known| known != machine);
-        self.tried.insert(machine.clone());
+        self.tried.insert(machine.to_owned());
     }
 
     /// Takes out a machine that was lost during the build.
-    pub(crate) fn lost(&mut self, machine: &Text) {
+    pub(crate) fn lost(&mut self, machine: &str) {
         let first_time = !self.tried.contains(machine);
         self.refused(machine);
         if first_time {
-            self.again.push(machine.clone());
+            self.again.push(machine.to_owned());
         }
         self.lost += 1;
     }
 
     /// Returns the machines that were lost or have refused.
-    pub(crate) const fn tried(&self) -> &BTreeSet<Text> {
+    pub(crate) const fn tried(&self) -> &BTreeSet<String> {
         &self.tried
     }
 
@@ -153,7 +152,7 @@ impl Question<'_> {
     pub(crate) fn ask(
         &mut self,
         history: &mut History,
-        tried: &BTreeSet<Text>,
+        tried: &BTreeSet<String>,
     ) -> (Ranking, Option<Duration>) {
         let Self { pool, policy, candidate, inputs } = self;
         let mut fitting = pool.fitting(candidate);
@@ -190,8 +189,8 @@ mod tests {
 
     use super::*;
 
-    fn texts(machines: &[&str]) -> Vec<Text> {
-        machines.iter().map(|machine| Text::from(*machine)).collect()
+    fn texts(machines: &[&str]) -> Vec<String> {
+        machines.iter().map(|machine| String::from(*machine)).collect()
     }
 
     fn ranking(chosen: &[&str], others: &[&str], out: &[&str]) -> Ranking {
@@ -202,22 +201,22 @@ mod tests {
     fn machines_that_the_policy_left_out_follow_those_that_it_named() {
         let mut failover = Failover::to(ranking(&["a"], &["b"], &["c"]));
         assert_eq!(failover.next(), texts(&["a"]));
-        failover.refused(&"a".into());
+        failover.refused("a");
         assert_eq!(failover.next(), texts(&["b"]));
-        failover.refused(&"b".into());
+        failover.refused("b");
         assert_eq!(failover.next(), texts(&["c"]), "a machine that is out is better than none");
-        failover.refused(&"c".into());
+        failover.refused("c");
         assert!(failover.next().is_empty());
     }
 
     #[test]
     fn a_lost_machine_comes_back_after_all_others_and_only_once() {
         let mut failover = Failover::to(ranking(&["a"], &["b"], &[]));
-        failover.lost(&"a".into());
+        failover.lost("a");
         assert_eq!(failover.next(), texts(&["b"]));
-        failover.refused(&"b".into());
+        failover.refused("b");
         assert_eq!(failover.next(), texts(&["a"]));
-        failover.lost(&"a".into());
+        failover.lost("a");
         assert!(failover.next().is_empty(), "it is not tried a third time");
         assert!(!failover.is_the_build());
     }
@@ -225,7 +224,7 @@ mod tests {
     #[test]
     fn a_new_answer_never_brings_back_a_machine_that_was_tried() {
         let mut failover = Failover::to(ranking(&["a", "b"], &["c"], &[]));
-        failover.refused(&"a".into());
+        failover.refused("a");
         failover.rank(ranking(&["a", "c"], &["b"], &[]));
         assert_eq!(failover.next(), texts(&["c"]));
     }
@@ -233,10 +232,10 @@ mod tests {
     #[test]
     fn without_an_answer_the_last_one_stays() {
         let mut failover = Failover::to(ranking(&["a", "b", "d"], &["c"], &[]));
-        failover.refused(&"a".into());
+        failover.refused("a");
         failover.rank(ranking(&[], &["c", "b"], &["d"]));
         assert_eq!(failover.next(), texts(&["b"]), "d is out by now");
-        failover.refused(&"b".into());
+        failover.refused("b");
         assert_eq!(failover.next(), texts(&["c"]));
     }
 
@@ -245,7 +244,7 @@ mod tests {
         let mut failover = Failover::to(ranking(&["a", "b"], &["c", "d"], &[]));
         for machine in ["a", "b", "c"] {
             assert!(!failover.is_the_build());
-            failover.lost(&machine.into());
+            failover.lost(machine);
         }
         assert!(failover.is_the_build() && failover.next().is_empty());
     }

@@ -26,7 +26,6 @@ use crate::ssh::{Connections, Sharing};
 use hookrun_nix::installed::{Flavour, Version};
 use hookrun_nix::machines::MachineLine;
 use hookrun_nix::process;
-use hookrun_nix::shared::Text;
 use hookrun_system::process::describe_start;
 
 /// Nix's own build hook, started for one machine.
@@ -161,7 +160,7 @@ struct Running {
     /// Bytes that were read and not processed yet.
     buffer: Vec<u8>,
     /// The machine's own name.
-    machine: Text,
+    machine: String,
     names: Names,
     connections: Option<Connections>,
     ended: bool,
@@ -194,7 +193,7 @@ impl Running {
             feed: Some(feed),
             stderr,
             buffer: Vec::new(),
-            machine: Text::default(),
+            machine: String::default(),
             names: Names::default(),
             connections,
             ended: false,

@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 use crate::slots::reservations::Account;
 use crate::slots::sessions::{Command, Wanted};
 use hookrun_config::Amounts;
-use hookrun_nix::shared::Text;
 
 /// Time in milliseconds after which resources are kept free for a build that waits for them:
 /// younger builds that take some of the same go elsewhere or wait. With a shorter time, each large
@@ -43,7 +42,12 @@ impl Ticket {
     }
 
     /// Returns whether it waits only for resources, and has done so for long.
-    fn is_kept_for(&self, free: &BTreeMap<Text, u32>, account: &Account<'_>, now_ms: u64) -> bool {
+    fn is_kept_for(
+        &self,
+        free: &BTreeMap<String, u32>,
+        account: &Account<'_>,
+        now_ms: u64,
+    ) -> bool {
         let has_slot = |wanted: &&Wanted| free.get(&wanted.machine).is_some_and(|slots| *slots > 0);
         let with_slot = self.wanted.iter().filter(has_slot).map(|wanted| wanted.machine.as_str());
         waits_for_resources(&self.takes, now_ms.saturating_sub(self.since_ms), with_slot, account)
@@ -77,11 +81,11 @@ pub fn waits_for_resources<'m>(
 /// order of assignment.
 pub fn shared_out(
     tickets: &[Ticket],
-    mut free: BTreeMap<Text, u32>,
+    mut free: BTreeMap<String, u32>,
     mut account: Account<'_>,
     mut running: BTreeMap<Command, u32>,
     now_ms: u64,
-) -> Vec<(usize, Text)> {
+) -> Vec<(usize, String)> {
     let mut order: Vec<(usize, &Ticket)> = tickets.iter().enumerate().collect();
     order.sort_by(|(_, a), (_, b)| compare(a, b));
     let mut shares = Vec::new();
@@ -150,7 +154,7 @@ mod tests {
         }
     }
 
-    fn free(slots: &[(&str, u32)]) -> BTreeMap<Text, u32> {
+    fn free(slots: &[(&str, u32)]) -> BTreeMap<String, u32> {
         slots.iter().map(|(machine, slots)| ((*machine).into(), *slots)).collect()
     }
 
@@ -221,7 +225,7 @@ mod tests {
         let tickets = [large, small, plain];
         let at =
             |now_ms| shared_out(&tickets, free(&[("m", 9)]), running(), BTreeMap::new(), now_ms);
-        let names = |shares: Vec<(usize, Text)>| -> Vec<String> {
+        let names = |shares: Vec<(usize, String)>| -> Vec<String> {
             shares.iter().map(|(index, _)| tickets[*index].name.display().to_string()).collect()
         };
         assert_eq!(names(at(1000)), ["small", "plain"]);
@@ -263,7 +267,7 @@ mod tests {
                 features: BTreeMap::from([("cuda".to_owned(), Amounts::default())]),
                 shared: Amounts::default(),
             };
-            let all: BTreeMap<Text, u32> = MACHINES.iter().map(|m| Text::from(*m)).zip(slots).collect();
+            let all: BTreeMap<String, u32> = MACHINES.iter().map(|m| String::from(*m)).zip(slots).collect();
             let mut left = all.clone();
             let mut resources_left = gpus.clone();
             let shares = shared_out(&tickets, all, Account::of(&limits, []), BTreeMap::new(), 0);

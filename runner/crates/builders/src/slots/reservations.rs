@@ -192,7 +192,7 @@ impl Left {
 /// the URI of the machine if it is about one.
 pub fn useless(limits: &Resources, machines: &[MachineLine]) -> Vec<(Option<String>, String)> {
     let mut found = Vec::new();
-    for uri in limits.machines.keys().filter(|uri| !machines.iter().any(|line| line.uri == *uri)) {
+    for uri in limits.machines.keys().filter(|uri| !machines.iter().any(|line| line.uri == **uri)) {
         let known: Vec<&str> = machines.iter().map(|line| line.uri.as_str()).collect();
         let hint = hookrun_config::nearest(uri, known.iter().copied())
             .map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
@@ -223,7 +223,7 @@ pub fn useless(limits: &Resources, machines: &[MachineLine]) -> Vec<(Option<Stri
             let takes = limits.takes(std::slice::from_ref(feature));
             if let Some(why) = limits.never(&line.uri, &takes) {
                 found.push((
-                    Some(line.uri.to_string()),
+                    Some(line.uri.clone()),
                     format!(
                         "no build that requires `{feature}` can go there: {why}; raise it, or take the feature off its line"
                     ),

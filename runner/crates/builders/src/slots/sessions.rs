@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::slots::live_file::{self, LiveFile};
 use hookrun_config::Amounts;
-use hookrun_nix::shared::Text;
 
 /// The directory, below [`Dirs::builders`](hookrun_nix::dirs::Dirs::builders).
 const SESSIONS: &str = "sessions";
@@ -63,7 +62,7 @@ impl fmt::Display for Command {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
     /// Store URI.
-    pub machine: Text,
+    pub machine: String,
     /// Number of builds at once.
     pub slots: u32,
 }
@@ -75,7 +74,7 @@ pub enum Activity {
     /// It waits for a slot on one of these machines, the best first.
     Waiting(Vec<Wanted>),
     /// It has a slot on this machine, by URI.
-    Building(Text),
+    Building(String),
 }
 
 /// A session that has accepted a build.

@@ -278,7 +278,7 @@ impl Slot {
     /// has room for it.
     pub fn line(&self, machine: &MachineLine) -> MachineLine {
         if self.renames {
-            MachineLine { uri: self.uri(&machine.uri).into(), max_jobs: 1, ..machine.clone() }
+            MachineLine { uri: self.uri(&machine.uri), max_jobs: 1, ..machine.clone() }
         } else {
             machine.clone()
         }

@@ -26,7 +26,6 @@ use crate::slots::slot_files::SlotFiles;
 use crate::slots::slot_files::{Slot, Taken};
 use crate::slots::watch::{Watch, Woken};
 use hookrun_config::{Amounts, Resources};
-use hookrun_nix::shared::Text;
 
 /// File that is locked while one session computes and takes.
 const LOCK: &str = "queue.lock";
@@ -57,9 +56,9 @@ pub(crate) struct Waiting {
 #[derive(Debug)]
 pub(crate) enum Turn {
     /// The build gets this machine; the slot is held from now on.
-    Yours(Text, Hold),
+    Yours(String, Hold),
     /// This machine has a slot but cannot be used; why, as a lower-case fragment.
-    Unusable(Text, String),
+    Unusable(String, String),
     Wait {
         /// Builds that wait for the same machines.
         others: usize,
@@ -69,9 +68,9 @@ pub(crate) enum Turn {
 /// How a wait ended.
 #[derive(Debug)]
 pub(crate) enum Waited {
-    Turn(Text, Hold),
+    Turn(String, Hold),
     /// This machine has a slot but cannot be used; why.
-    Unusable(Text, String),
+    Unusable(String, String),
     /// The Nix that called no longer reads our replies.
     NixGone,
     TimeOver,
@@ -246,10 +245,10 @@ impl Queue {
         Turn::Wait { others: 0 }
     }
 
-    fn hold(&self, slot: Option<Slot>, machine: &Text, waiting: &Waiting) -> Turn {
+    fn hold(&self, slot: Option<Slot>, machine: &str, waiting: &Waiting) -> Turn {
         match Hold::of(slot, machine, &waiting.takes, &self.limits, &self.builders) {
-            Ok(hold) => Turn::Yours(machine.clone(), hold),
-            Err(why) => Turn::Unusable(machine.clone(), why),
+            Ok(hold) => Turn::Yours(machine.to_owned(), hold),
+            Err(why) => Turn::Unusable(machine.to_owned(), why),
         }
     }
 
@@ -303,8 +302,8 @@ impl Queue {
     }
 
     /// Returns the free slots of all machines that builds wait for.
-    fn free(&self, tickets: &[Ticket]) -> BTreeMap<Text, u32> {
-        let mut slots: BTreeMap<&Text, u32> = BTreeMap::new();
+    fn free(&self, tickets: &[Ticket]) -> BTreeMap<String, u32> {
+        let mut slots: BTreeMap<&String, u32> = BTreeMap::new();
         for Wanted { machine, slots: count } in tickets.iter().flat_map(|ticket| &ticket.wanted) {
             let known = slots.entry(machine).or_default();
             *known = (*known).max(*count);

@@ -204,7 +204,7 @@ fn files_that_include_each_other_end() {
 
 #[test]
 fn speed_factors_are_parsed_as_in_each_nix_version() {
-    let read = |text: &str| factor(text);
+    let read = |text: &str| entry::factor(text);
     assert_eq!([read("2"), read("2.5"), read("1e2"), read(".5")], [2.0, 2.5, 100.0, 0.5].map(Some));
     assert_eq!([read("0"), read("-0"), read("1e-60"), read("nan")], [1.0; 4].map(Some));
     assert_eq!([read("inf"), read("1e60")], [f64::from(f32::MAX); 2].map(Some));
@@ -243,14 +243,14 @@ prop_compose! {
         use base64::Engine as _;
         let host_key = host_key.map(|bytes| base64::engine::general_purpose::STANDARD.encode(bytes));
         MachineLine {
-            uri: uri.into(),
+            uri,
             systems: systems.into_iter().collect(),
-            ssh_key: ssh_key.map(Text::from),
+            ssh_key,
             max_jobs,
             speed_factor,
             supported_features: supported_features.into_iter().collect(),
             mandatory_features: mandatory_features.into_iter().collect(),
-            host_key: host_key.map(Text::from),
+            host_key,
         }
     }
 }
