@@ -114,7 +114,7 @@ mod tests {
     }
 
     fn names(rows: Vec<AttemptRow>) -> Vec<String> {
-        rows.into_iter().map(|row| row.name).collect()
+        rows.into_iter().map(|row| row.event.name).collect()
     }
 
     #[test]

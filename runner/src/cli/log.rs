@@ -121,7 +121,7 @@ fn lines(rows: &[AttemptRow]) -> Result<(), CliError> {
 
 /// Returns whether no later attempt of the same task is in `rows`.
 fn is_last(rows: &[AttemptRow], row: &AttemptRow) -> bool {
-    let same = |other: &&AttemptRow| other.event == row.event && other.plugin == row.plugin;
+    let same = |other: &&AttemptRow| other.event.id == row.event.id && other.plugin == row.plugin;
     rows.iter().filter(same).all(|other| other.id <= row.id)
 }
 
@@ -135,11 +135,11 @@ fn text(rows: &[AttemptRow], verbose: bool, colours: bool) -> String {
             styled(&output::time(row.end_ms), Style::Faint, colours),
             styled(row.class.as_str(), style_of(row.class.as_str()), colours),
             styled(&row.plugin, Style::Strong, colours),
-            printable(&row.name),
+            printable(&row.event.name),
         );
-        let _ = write!(text, "  ({}, attempt {}", row.kind, row.number);
-        if row.origin != Origin::Hook.as_str() {
-            let _ = write!(text, ", {}", printable(&row.origin));
+        let _ = write!(text, "  ({}, attempt {}", row.event.kind, row.number);
+        if row.event.origin != Origin::Hook.as_str() {
+            let _ = write!(text, ", {}", printable(&row.event.origin));
         }
         if let Some(usage) = &row.usage {
             let _ = write!(
@@ -198,7 +198,7 @@ fn details(text: &mut String, row: &AttemptRow, colours: bool) {
             output::bytes(usage.log_bytes),
         );
     }
-    let _ = writeln!(text, "    event {}, {}", row.event, printable(&row.drv_path));
+    let _ = writeln!(text, "    event {}, {}", row.event.id, printable(&row.event.drv_path));
 }
 
 pub(super) fn level_style(level: &str) -> Style {

@@ -162,7 +162,7 @@ struct ShortIds(BTreeMap<String, usize>);
 
 impl ShortIds {
     fn of(tasks: &[TaskRow]) -> Self {
-        let ids: BTreeSet<&str> = tasks.iter().map(|task| task.event.as_str()).collect();
+        let ids: BTreeSet<&str> = tasks.iter().map(|task| task.event.id.as_str()).collect();
         let in_common =
             |a: &str, b: &str| a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
         let sorted: Vec<&str> = ids.into_iter().collect();
@@ -198,7 +198,7 @@ fn table(tasks: &[TaskRow], ids: &ShortIds, colours: bool) -> String {
     ];
     rows.extend(tasks.iter().map(|task| {
         vec![
-            styled(ids.shown(&task.event), Style::Faint, colours),
+            styled(ids.shown(&task.event.id), Style::Faint, colours),
             styled(&state(task), style_of(task.state.as_str()), colours),
             styled(&task.plugin, Style::Strong, colours),
             printable(&name(task)),
@@ -211,10 +211,10 @@ fn table(tasks: &[TaskRow], ids: &ShortIds, colours: bool) -> String {
 
 /// The derivation's name, and who told of it where that was no hook.
 fn name(task: &TaskRow) -> String {
-    if task.origin == Origin::Hook.as_str() {
-        task.name.clone()
+    if task.event.origin == Origin::Hook.as_str() {
+        task.event.name.clone()
     } else {
-        format!("{} ({})", task.name, task.origin)
+        format!("{} ({})", task.event.name, task.event.origin)
     }
 }
 
@@ -244,13 +244,13 @@ fn show(context: &Context, args: &ShowArgs) -> Result<Exit, CliError> {
         )));
     };
     let mut tasks = journal.tasks().map_err(CliError::environment)?;
-    tasks.retain(|task| task.event.starts_with(&args.event));
+    tasks.retain(|task| task.event.id.starts_with(&args.event));
     let id = {
-        let ids: BTreeSet<&str> = tasks.iter().map(|task| task.event.as_str()).collect();
+        let ids: BTreeSet<&str> = tasks.iter().map(|task| task.event.id.as_str()).collect();
         one_event(&args.event, &ids)?.to_owned()
     };
     let mut attempts = journal.log(&LogFilter::default()).map_err(CliError::environment)?;
-    attempts.retain(|attempt| attempt.event == id);
+    attempts.retain(|attempt| attempt.event.id == id);
     let shown =
         Shown { event: journal.event(&id).map_err(CliError::environment)?, tasks, attempts };
     match args.format {
@@ -359,8 +359,8 @@ fn told(changed: &Changed, change: Change) -> String {
         let _ = writeln!(text, "breaker closed: {plugin}");
     }
     let word = if change == Change::Retry { "again" } else { "dropped" };
-    for TaskRow { plugin, name, .. } in &changed.tasks {
-        let _ = writeln!(text, "{word}: {plugin} on {}", printable(name));
+    for TaskRow { plugin, event, .. } in &changed.tasks {
+        let _ = writeln!(text, "{word}: {plugin} on {}", printable(&event.name));
     }
     if text.is_empty() {
         text.push_str(match change {
@@ -378,7 +378,7 @@ fn unambiguous(selection: &Selection, tasks: &[TaskRow]) -> Result<(), CliError>
     for event in &selection.events {
         let ids: BTreeSet<&str> = tasks
             .iter()
-            .map(|task| task.event.as_str())
+            .map(|task| task.event.id.as_str())
             .filter(|id| id.starts_with(event.as_str()))
             .collect();
         one_event(event, &ids)?;
@@ -421,7 +421,7 @@ fn close_breakers(
 
 /// True if the task is tried again.
 fn revive(journal: &mut Journal, task: &TaskRow) -> Result<bool, CliError> {
-    let (event, plugin) = (task.event.as_str(), task.plugin.as_str());
+    let (event, plugin) = (task.event.id.as_str(), task.plugin.as_str());
     let changed = journal.revive(event, plugin, now_ms()).map_err(CliError::environment)?;
     if changed && let Some(event) = journal.event(event).map_err(CliError::environment)? {
         // They may have gone, by the bounds on roots. If the outputs went after them, the task is
@@ -434,7 +434,7 @@ fn revive(journal: &mut Journal, task: &TaskRow) -> Result<bool, CliError> {
 
 /// True if the task is gone.
 fn discard(journal: &mut Journal, task: &TaskRow) -> Result<bool, CliError> {
-    let (event, plugin) = (task.event.as_str(), task.plugin.as_str());
+    let (event, plugin) = (task.event.id.as_str(), task.plugin.as_str());
     let (changed, unrooted) =
         journal.discard(event, plugin, now_ms()).map_err(CliError::environment)?;
     if unrooted && let Some(event) = journal.event(event).map_err(CliError::environment)? {
@@ -559,15 +559,12 @@ fn has_come(context: &Context) -> Result<bool, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hookrun_queue::journal::EventRef;
 
     #[test]
     fn ids_are_shortened_as_long_as_they_stay_unique() {
         let task = |event: &str| TaskRow {
-            event: event.to_owned(),
-            kind: String::new(),
-            origin: String::new(),
-            name: String::new(),
-            drv_path: String::new(),
+            event: EventRef { id: event.to_owned(), ..EventRef::default() },
             plugin: String::new(),
             state: TaskState::Due,
             attempts: 0,

@@ -388,7 +388,7 @@ fn text(status: &Status, colours: bool) -> String {
                 "  {} {} on {}: {}",
                 styled(task.state.as_str(), Style::Bad, colours),
                 task.plugin,
-                printable(&task.name),
+                printable(&task.event.name),
                 printable(message)
             );
         }

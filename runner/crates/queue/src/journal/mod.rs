@@ -30,7 +30,7 @@ pub use ingest::{Incoming, Share, Taken, Wanted};
 pub use open::Damage;
 pub use operator::Selection;
 pub use query::{
-    AttemptRow, EndedAs, FileId, LogFilter, PluginCounts, PluginRecord, TaskRow, file_id,
+    AttemptRow, EndedAs, EventRef, FileId, LogFilter, PluginCounts, PluginRecord, TaskRow, file_id,
 };
 pub use roots::Roots;
 pub use state::TaskState;

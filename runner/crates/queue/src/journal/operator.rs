@@ -28,9 +28,9 @@ impl Selection {
     /// Returns whether the task is selected.
     pub fn has(&self, task: &TaskRow) -> bool {
         let Self { events, plugin, derivation, states } = self;
-        (events.is_empty() || events.iter().any(|event| task.event.starts_with(event.as_str())))
+        (events.is_empty() || events.iter().any(|event| task.event.id.starts_with(event.as_str())))
             && plugin.as_ref().is_none_or(|plugin| *plugin == task.plugin)
-            && derivation.as_ref().is_none_or(|part| task.drv_path.contains(part.as_str()))
+            && derivation.as_ref().is_none_or(|part| task.event.drv_path.contains(part.as_str()))
             && (states.is_empty() || states.contains(&task.state))
     }
 }

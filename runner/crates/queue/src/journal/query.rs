@@ -56,20 +56,44 @@ const NEXT: &str = "CASE tasks.state
          (SELECT until_ms FROM breakers WHERE breakers.plugin = tasks.plugin), 0)), 0)
      WHEN 'refused' THEN nullif(tasks.not_before_ms, 0) END";
 
-/// A task, for people.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+/// The event of a row.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct TaskRow {
-    /// The event's id.
-    pub event: String,
+pub struct EventRef {
+    /// Its id.
+    #[serde(rename = "event")]
+    pub id: String,
     /// `post-build` or `diff`.
     pub kind: String,
-    /// Who told of the event: `hook` or `sync`.
+    /// What reported the event: `hook` or `sync`.
     pub origin: String,
     /// The derivation's name.
     pub name: String,
     /// The derivation's store path.
     pub drv_path: String,
+}
+
+impl EventRef {
+    /// Reads it from the first columns (id, kind, name, path of the derivation) and the column
+    /// `origin`.
+    fn read(row: &Row<'_>, origin: usize) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: text(row, 0)?,
+            kind: text(row, 1)?,
+            origin: text(row, origin)?,
+            name: text(row, 2)?,
+            drv_path: text(row, 3)?,
+        })
+    }
+}
+
+/// A task, for people.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TaskRow {
+    /// Its event.
+    #[serde(flatten)]
+    pub event: EventRef,
     /// The plugin's name in the configuration.
     pub plugin: String,
     /// Its state.
@@ -93,16 +117,9 @@ pub struct AttemptRow {
     /// Its row: later attempts have greater ones.
     #[serde(skip)]
     pub id: i64,
-    /// The event's id.
-    pub event: String,
-    /// `post-build` or `diff`.
-    pub kind: String,
-    /// Who told of the event: `hook` or `sync`.
-    pub origin: String,
-    /// The derivation's name.
-    pub name: String,
-    /// The derivation's store path.
-    pub drv_path: String,
+    /// Its event.
+    #[serde(flatten)]
+    pub event: EventRef,
     /// The plugin's name in the configuration.
     pub plugin: String,
     /// 1 for the first.
@@ -322,10 +339,7 @@ impl Journal {
             ))?;
             let rows = statement.query_map(values, |row| {
                 Ok(TaskRow {
-                    event: text(row, 0)?,
-                    kind: text(row, 1)?,
-                    name: text(row, 2)?,
-                    drv_path: text(row, 3)?,
+                    event: EventRef::read(row, 11)?,
                     plugin: text(row, 4)?,
                     state: TaskState::from_query(&text(row, 5)?),
                     attempts: number(row, 6)?,
@@ -333,7 +347,6 @@ impl Journal {
                     class: optional_text(row, 8)?.map(|word| read_class(&word)),
                     message: optional_text(row, 9)?,
                     updated_ms: count(row, 10)?,
-                    origin: text(row, 11)?,
                 })
             })?;
             rows.collect()
@@ -374,10 +387,7 @@ impl Journal {
                 let class = read_class(&text(row, 8)?);
                 Ok(AttemptRow {
                     id: row.get(14)?,
-                    event: text(row, 0)?,
-                    kind: text(row, 1)?,
-                    name: text(row, 2)?,
-                    drv_path: text(row, 3)?,
+                    event: EventRef::read(row, 15)?,
                     plugin: text(row, 4)?,
                     number: number(row, 5)?,
                     start_ms: count(row, 6)?,
@@ -389,7 +399,6 @@ impl Journal {
                     usage: if class == Class::Interrupted { None } else { json(row, 12).ok() },
                     log: json(row, 13).unwrap_or_default(),
                     class,
-                    origin: text(row, 15)?,
                     evidence: optional_text(row, 16)?.and_then(|body| evidence(&body)),
                 })
             })?;

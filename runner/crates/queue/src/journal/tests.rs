@@ -136,7 +136,13 @@ fn attempts_are_filtered_and_tasks_are_counted() {
     scene.attempt(&a, "cache", failed(), Next::Retry { after: Duration::from_secs(9) });
     scene.attempt(&b, "mail", failed(), Next::Dead);
     let names = |filter: LogFilter| {
-        scene.journal.log(&filter).unwrap().into_iter().map(|row| row.name).collect::<Vec<_>>()
+        scene
+            .journal
+            .log(&filter)
+            .unwrap()
+            .into_iter()
+            .map(|row| row.event.name)
+            .collect::<Vec<_>>()
     };
     assert_eq!(names(LogFilter::default()), ["alpha", "beta"]);
     assert_eq!(names(LogFilter { limit: Some(1), ..LogFilter::default() }), ["beta"], "the newest");
@@ -172,7 +178,10 @@ fn attempts_are_filtered_and_tasks_are_counted() {
     let open = Open { waiting: 1, dead: 1, next_ms: Some(11_500), ..Open::default() };
     assert_eq!(scene.journal.open_tasks(3000).unwrap(), open);
     let dead = scene.journal.tasks_in_state(&[TaskState::Dead], 9).unwrap();
-    assert_eq!((dead[0].name.as_str(), dead[0].message.as_deref()), ("beta", Some("no answer")));
+    assert_eq!(
+        (dead[0].event.name.as_str(), dead[0].message.as_deref()),
+        ("beta", Some("no answer"))
+    );
     let reader = Journal::open_read_only(&scene.dirs).unwrap().unwrap();
     assert_eq!(reader.counts(3000).unwrap(), counts, "beside the worker");
 }
@@ -246,7 +255,7 @@ fn a_build_user_keeps_so_many_ended_events_and_root_all() {
     let mut scene = Scene::new();
     let names = |scene: &Scene| -> Vec<String> {
         let rows = scene.journal.log(&LogFilter::default()).unwrap();
-        rows.into_iter().map(|row| row.name).collect()
+        rows.into_iter().map(|row| row.event.name).collect()
     };
     for (uid, name) in [(0, "root-1"), (0, "root-2"), (BUILD_USER, "a"), (BUILD_USER, "b")] {
         let event = diff(name);
@@ -503,13 +512,14 @@ fn who_told_of_an_event_and_events_of_releases_that_did_not_say() {
         assert_eq!(journal.execute(written, [&old.id]).unwrap(), 1);
     });
     assert_eq!(scene.journal.event(&old.id).unwrap(), Some(old));
-    let told =
-        |rows: Vec<TaskRow>| rows.into_iter().map(|row| (row.name, row.origin)).collect::<Vec<_>>();
+    let told = |rows: Vec<TaskRow>| {
+        rows.into_iter().map(|row| (row.event.name, row.event.origin)).collect::<Vec<_>>()
+    };
     let expected = [("old", "hook"), ("synced", "sync"), ("told", "hook")];
     let expected = expected.map(|(name, origin)| (name.to_owned(), origin.to_owned()));
     assert_eq!(told(scene.journal.tasks().unwrap()), expected);
     let log = scene.journal.log(&LogFilter::default()).unwrap();
-    assert_eq!(log.into_iter().map(|row| row.origin).collect::<Vec<_>>(), ["sync"]);
+    assert_eq!(log.into_iter().map(|row| row.event.origin).collect::<Vec<_>>(), ["sync"]);
 }
 
 #[test]
@@ -608,7 +618,7 @@ fn one_event_that_cannot_be_read_costs_no_other() {
     assert_eq!(unreadable[0].event, other.id);
     scene.journal.lose(&other.id, "cache", "it is another", 3000).unwrap();
     let rows = scene.journal.tasks().unwrap();
-    assert_eq!((rows[0].state.as_str(), rows[0].name.as_str()), ("lost", "\u{fffd}"));
+    assert_eq!((rows[0].state.as_str(), rows[0].event.name.as_str()), ("lost", "\u{fffd}"));
     // Nothing that looks at all events stumbles over it.
     assert_eq!(scene.journal.unmeasured(9).unwrap(), std::slice::from_ref(&good));
     assert_eq!(scene.journal.rooted_stores().unwrap().len(), 1);
