@@ -50,14 +50,9 @@ pub fn counted(count: u64, one: &str, many: &str) -> String {
 
 /// Bytes as people read them: `17 bytes`, `1.2 MiB`.
 pub fn size(bytes: u64) -> String {
-    const UNITS: [(&str, u64); 4] =
-        [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    match UNITS.iter().find(|(_, unit)| bytes >= *unit) {
-        Some((name, unit)) => {
-            let tenths = bytes.saturating_mul(10) / unit;
-            format!("{}.{} {name}", number(tenths / 10), tenths % 10)
-        }
-        None => counted(bytes, "byte", "bytes"),
+    match bytes {
+        0..1024 => counted(bytes, "byte", "bytes"),
+        _ => bytesize::ByteSize(bytes).display().iec().to_string(),
     }
 }
 
@@ -88,15 +83,8 @@ pub fn duration(duration: std::time::Duration) -> String {
 
 /// A word of a shell command, quoted where it has to be.
 pub fn shell_word(word: &str) -> String {
-    let plain = |c: char| {
-        c.is_ascii_alphanumeric()
-            || matches!(c, '/' | '.' | '-' | '_' | '+' | '=' | ':' | ',' | '%' | '@')
-    };
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
+    // Only a null character cannot be quoted, and `visible` has made that readable.
+    shlex::try_quote(word).unwrap_or(word.into()).into_owned()
 }
 
 #[cfg(test)]
@@ -120,6 +108,6 @@ mod tests {
         assert_eq!(time(1_700_000_000_123), "2023-11-14 22:13:20 UTC");
         assert_eq!(time(u64::MAX), "9999-12-31 23:59:59 UTC");
         assert_eq!(shell_word("/nix/store/a-b"), "/nix/store/a-b");
-        assert_eq!(shell_word("a;'b"), r"'a;'\''b'");
+        assert_eq!(shell_word("a;'b"), "\"a;'b\"");
     }
 }

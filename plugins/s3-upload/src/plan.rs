@@ -115,21 +115,7 @@ impl Tally {
 
 /// `1.2 MiB`.
 pub(crate) fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    // Tenths of the unit below, in whole numbers.
-    let mut tenths = bytes.saturating_mul(10) / 1024;
-    let mut unit = "KiB";
-    for next in UNITS.iter().skip(1) {
-        if tenths < 10 * 1024 {
-            break;
-        }
-        tenths /= 1024;
-        unit = next;
-    }
-    format!("{}.{} {unit}", tenths / 10, tenths % 10)
+    bytesize::ByteSize(bytes).display().iec().to_string()
 }
 
 #[cfg(test)]

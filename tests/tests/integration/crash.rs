@@ -49,25 +49,9 @@ fn killed_at_random_for_long() {
     crash(number("HOOKRUN_CRASH_EVENTS", 10_000), number("HOOKRUN_CRASH_KILLS", 1000));
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): the same choices for the same seed, which is printed.
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit.max(1) as u64).unwrap()
-    }
-
-    fn part_of(&mut self, whole: Duration) -> Duration {
-        whole * u32::try_from(self.below(1000)).unwrap() / 1000
-    }
+/// A random part of `whole`.
+fn part_of(whole: Duration, chance: &mut fastrand::Rng) -> Duration {
+    whole.mul_f64(chance.f64())
 }
 
 /// A scene, and what became of the hooks in it.
@@ -228,7 +212,7 @@ impl Storm {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let worker = scope.spawn(|| {
-                let mut chance = Chance(seed);
+                let mut chance = fastrand::Rng::with_seed(seed);
                 let (mut lives, begun) = (0, Instant::now());
                 while !done.load(Ordering::Relaxed)
                     || !enough(&killed)
@@ -236,14 +220,14 @@ impl Storm {
                 {
                     let mut command = self.scene.hookrun_command(&["daemon"]);
                     // One in four dies at a boundary that chance chooses.
-                    if chance.below(4) == 0 {
+                    if chance.usize(..4) == 0 {
                         let point =
-                            Point { number: 1 + chance.below(40), after: chance.below(2) == 0 };
+                            Point { number: 1 + chance.usize(..40), after: chance.usize(..2) == 0 };
                         self.boundary.kill(&mut command, point);
                     }
                     let mut child =
                         command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-                    std::thread::sleep(chance.part_of(WORKER_LIFE));
+                    std::thread::sleep(part_of(WORKER_LIFE, &mut chance));
                     // It may have died at its boundary.
                     let _ = child.kill();
                     if child.wait().unwrap().signal() == KILLED {
@@ -257,23 +241,23 @@ impl Storm {
                 .map(|thread| {
                     let killed = &killed;
                     scope.spawn(move || {
-                        let mut chance = Chance(seed ^ (thread as u64 + 1));
+                        let mut chance = fastrand::Rng::with_seed(seed ^ (thread as u64 + 1));
                         while self.kept() < events {
                             let (number, mut command) = self.hook();
                             // As many as are needed, spread over all events; workers take their
                             // part.
-                            let kill = !enough(killed) && chance.below(events) < kills;
-                            let at_boundary = chance.below(2) == 0;
+                            let kill = !enough(killed) && chance.usize(..events) < kills;
+                            let at_boundary = chance.usize(..2) == 0;
                             if kill && at_boundary {
                                 let point = Point {
-                                    number: 1 + chance.below(3),
-                                    after: chance.below(2) == 0,
+                                    number: 1 + chance.usize(..3),
+                                    after: chance.usize(..2) == 0,
                                 };
                                 self.boundary.kill(&mut command, point);
                             }
                             let mut child = command.spawn().unwrap();
                             if kill && !at_boundary {
-                                std::thread::sleep(chance.part_of(HOOK_LIFE));
+                                std::thread::sleep(part_of(HOOK_LIFE, &mut chance));
                                 // It may have returned.
                                 let _ = child.kill();
                             }
@@ -305,13 +289,13 @@ impl Storm {
         let journal = Journal::open_read_only(&dirs).unwrap().unwrap();
         let mut states: BTreeMap<String, Vec<TaskState>> = BTreeMap::new();
         for task in journal.tasks().unwrap() {
-            states.entry(task.name).or_default().push(task.state);
+            states.entry(task.event.name).or_default().push(task.state);
         }
         let mut successes: BTreeMap<String, usize> = BTreeMap::new();
         let mut interrupted = 0;
         for attempt in journal.log(&LogFilter::default()).unwrap() {
             match attempt.class {
-                Class::Done => *successes.entry(attempt.name).or_default() += 1,
+                Class::Done => *successes.entry(attempt.event.name).or_default() += 1,
                 Class::Interrupted => interrupted += 1,
                 _ => panic!("an attempt ended badly: {attempt:?}"),
             }

@@ -6,7 +6,7 @@ use hookrun_sdk::{
     BuilderSelection, Failure, Outcome, PostBuild, Want, Wants, config, log, post_build,
 };
 
-#[allow(clippy::all, clippy::pedantic, missing_docs, unsafe_code, reason = "generated code")]
+#[allow(clippy::all, clippy::pedantic, unsafe_code, reason = "generated code")]
 mod drill {
     wit_bindgen::generate!({
         inline: "

@@ -8,8 +8,6 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
-use super::hex;
-
 /// The command that Nix has ssh run when it is connected (`libstore/ssh.cc`, since 2.17). OpenSSH
 /// does not run it for a session over a shared connection.
 const STARTED: &[u8] = b"echo started";
@@ -100,14 +98,14 @@ impl Effective {
             Some(STARTED) => true,
             Some(_) => return None,
         };
-        let key = hex(key.finalize().iter().take(KEY_BYTES));
+        let key = format!("{:.KEY_DIGITS$x}", key.finalize());
         Some(Self { key, started, environment: sent })
     }
 }
 
-/// Number of bytes of a key: enough that two configurations of one user never have the same, and
+/// Number of hexadecimal digits of a key: enough that two configurations of one user never have the same, and
 /// few, because the path of a socket is short (`unix(7)`).
-const KEY_BYTES: usize = 8;
+const KEY_DIGITS: usize = 16;
 
 fn assignment(name: &OsStr, value: &OsStr) -> Vec<u8> {
     let mut text = name.to_owned();
@@ -193,7 +191,7 @@ mod tests {
         let key = |said: &str, agent: &str| of(said, &[("SSH_AUTH_SOCK", agent)]).unwrap().key;
         let first = key(USUAL_ANSWER, "/a");
         assert_eq!(first, key(USUAL_ANSWER, "/a"));
-        assert_eq!(first.len(), 2 * KEY_BYTES);
+        assert_eq!(first.len(), KEY_DIGITS);
         assert_ne!(first, key(USUAL_ANSWER, "/b"));
         assert_ne!(first, key(&USUAL_ANSWER.replace("port 22", "port 23"), "/a"));
         assert_ne!(first, key(&format!("{USUAL_ANSWER}identityfile /key\n"), "/a"));

@@ -18,7 +18,6 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::call::Call;
-use super::hex;
 use super::mux::{Client, MuxError, Running, Session};
 use hookrun_nix::process;
 
@@ -35,14 +34,14 @@ const OTHERS: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Largest number of connections to a machine. sshd allows 10 sessions in each (`MaxSessions`).
 const MOST: usize = 16;
-/// Number of bytes of the random part of a socket's name.
-const RANDOM_BYTES: usize = 4;
+/// Number of hexadecimal digits of the random part of a socket's name.
+const RANDOM_DIGITS: usize = 8;
 /// Length of the longest path of a socket (`unix(7)`: 108 with the final zero; macOS 104).
 const LONGEST_PATH: usize = 103;
 /// Largest number of characters after the path of the directory: `/`, the key, `-`, the number,
 /// and what ssh adds while it makes the socket (`muxserver_listen` of mux.c: a dot and 16
 /// characters).
-const LONGEST_NAME: usize = 1 + 16 + 1 + 2 * RANDOM_BYTES + 17;
+const LONGEST_NAME: usize = 1 + 16 + 1 + RANDOM_DIGITS + 17;
 
 /// The result of asking for a shared session.
 #[derive(Debug)]
@@ -164,7 +163,7 @@ impl Masters {
     /// Starts a master. It is ready when this returns `Ok`.
     fn connect(&self, key: &str, mut command: Command, call: &Call) -> Result<(), Shared> {
         self.remove_dead();
-        let number = hex(&rand::random::<[u8; RANDOM_BYTES]>());
+        let number = format!("{:0RANDOM_DIGITS$x}", rand::random::<u32>());
         let socket = self.directory.join(format!("{key}-{number}"));
         let Ok(mut said) = self.nameless_file() else { return Err(Shared::Alone) };
         let Ok(stderr) = said.try_clone() else { return Err(Shared::Alone) };
@@ -362,7 +361,7 @@ mod tests {
         let (directory_of, name) = socket.rsplit_once('/').unwrap();
         assert_eq!(
             (directory_of, name.len()),
-            (directory.path().join("m").to_str().unwrap(), 2 + 2 * RANDOM_BYTES)
+            (directory.path().join("m").to_str().unwrap(), 2 + RANDOM_DIGITS)
         );
         assert_eq!(
             heard.replace(&socket, "SOCKET").trim_end(),

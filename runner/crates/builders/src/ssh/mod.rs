@@ -12,7 +12,6 @@ mod masters;
 mod mux;
 
 use std::ffi::{OsStr, OsString};
-use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 
@@ -38,9 +37,9 @@ const SEARCH_PATH: &str = "HOOKRUN_SSH_PATH";
 const MASTERS: &str = "HOOKRUN_SSH_MASTERS";
 /// The name by which Nix starts it, and the name of the link.
 const SSH: &str = "ssh";
-/// Number of bytes in the name of a machine's directory. Two machines may share one: it only
+/// Number of hexadecimal digits in the name of a machine's directory. Two machines may share one: it only
 /// determines which connections are retired together.
-const MACHINE_BYTES: usize = 4;
+const MACHINE_DIGITS: usize = 8;
 
 /// Returns variables for Nix's own hook.
 pub fn variables(options: &config::Builders) -> Vec<(OsString, OsString)> {
@@ -110,7 +109,7 @@ impl Sharing {
         if !is_by_ssh(uri) {
             return None;
         }
-        let name = hex(Sha256::digest(uri).iter().take(MACHINE_BYTES));
+        let name = format!("{:.MACHINE_DIGITS$x}", Sha256::digest(uri));
         let directory = self.directory.join(name);
         let masters = Masters::open(&directory).ok()?;
         let path = std::env::join_paths(
@@ -132,14 +131,6 @@ impl Connections {
     pub fn retire(&self) {
         self.masters.retire_all();
     }
-}
-
-fn hex<'a>(bytes: impl IntoIterator<Item = &'a u8>) -> String {
-    bytes.into_iter().fold(String::new(), |mut text, byte| {
-        // Writing to memory cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// Returns whether Nix starts ssh for this machine. For the host `localhost` it starts the program
