@@ -202,12 +202,12 @@ async fn listen(
                     *runner.transfers.lock().unwrap_or_else(PoisonError::into_inner) = transfers;
                 }
             }
-            Ok(Some(Word::Mail { id, message })) => {
+            Ok(Some(Word::Mail { id, mail })) => {
                 let (services, runner) = (services.clone(), runner.clone());
-                let plugin = config.plugins.get(&message.plugin).cloned();
+                let plugin = config.plugins.get(&mail.plugin).cloned();
                 tokio::spawn(async move {
                     let result = match plugin {
-                        Some(plugin) => services.mail().send_for(&plugin, &message).await,
+                        Some(plugin) => services.mail().send_for(&plugin, mail).await,
                         None => Err(hookrun_capability::CapabilityError::not_found(
                             "there is no such plugin",
                         )),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use hookrun_builders::{Candidate, Decision, LocalMachine, Machine, PolicyError};
 use hookrun_capability::CapabilityError;
-use hookrun_capability::mail::ForProgram;
+use hookrun_capability::mail::ProgramMail;
 use hookrun_capability::state::Pairs;
 use hookrun_config::{Config, ConfigError};
 use hookrun_host::wall::Raised;
@@ -113,7 +113,7 @@ pub(super) enum Word {
     /// A run ended.
     Ended { id: u64, report: Box<RunReport> },
     /// A message for a program that the runner may not start.
-    Mail { id: u64, message: ForProgram },
+    Mail { id: u64, mail: ProgramMail },
     /// The policy's answer, and its plugin's state after it.
     Selected { decision: Result<Decision, PolicyError>, state: Pairs },
 }

@@ -10,13 +10,13 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::future::FutureExt as _;
 use tokio::io::BufReader;
 use tokio::net::unix::pipe;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
 use super::needs;
@@ -24,7 +24,7 @@ use super::protocol::{Order, Purpose, Setup, Word};
 use super::{frame, protocol};
 use hookrun_builders::PolicyError;
 use hookrun_capability::grants::Effective;
-use hookrun_capability::mail::{ForProgram, Programs};
+use hookrun_capability::mail::Delegated;
 use hookrun_capability::state::Pairs;
 use hookrun_capability::{CapabilityError, Services};
 use hookrun_config::{Config, KeyError, Limit};
@@ -299,12 +299,9 @@ fn pipes() -> io::Result<(BufReader<pipe::Receiver>, Output)> {
 /// pipe.
 async fn serve(running: Arc<Running>) -> io::Result<()> {
     let (mut input, output) = pipes()?;
-    let post = Arc::new(Post {
-        output: Arc::clone(&output),
-        next: AtomicU64::new(0),
-        waiting: Mutex::default(),
-    });
-    running.services().mail().delegate(Arc::clone(&post) as Arc<dyn Programs>);
+    let mails: Mails = Arc::default();
+    let delegated = running.services().mail().delegate();
+    tokio::spawn(forward_mail(delegated, Arc::clone(&mails), Arc::clone(&output)));
     tokio::spawn(report_transfers(Arc::clone(&running), Arc::clone(&output)));
     while let Some(order) = frame::receive(&mut input).await? {
         match order {
@@ -319,11 +316,10 @@ async fn serve(running: Arc<Running>) -> io::Result<()> {
                 });
             }
             Order::Mailed { id, result } => {
-                let waiting =
-                    post.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-                if let Some(waiting) = waiting {
+                let answer = mails.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                if let Some(answer) = answer {
                     // The run may have ended meanwhile.
-                    let _told = waiting.send(result);
+                    let _told = answer.send(result);
                 }
             }
             Order::Select { .. } => {
@@ -377,37 +373,23 @@ async fn tell(output: &Output, id: u64, report: RunReport) -> io::Result<()> {
     }
 }
 
-/// Messages for programs go to the supervisor.
-#[derive(Debug)]
-struct Post {
-    output: Output,
-    next: AtomicU64,
-    waiting: Mutex<BTreeMap<u64, oneshot::Sender<Result<(), CapabilityError>>>>,
-}
+/// Where the answers about messages for programs go, by number.
+type Mails = Arc<Mutex<BTreeMap<u64, oneshot::Sender<Result<(), CapabilityError>>>>>;
 
-impl Programs for Post {
-    fn sendmail(&self, message: ForProgram) -> BoxFuture<'_, Result<(), CapabilityError>> {
-        Box::pin(async move {
-            let lost = || {
-                CapabilityError::transient(
-                    "the process that starts mail programs is gone; it is tried again",
-                )
-            };
-            let id = self.next.fetch_add(1, Ordering::Relaxed);
-            let (answer, answered) = oneshot::channel();
-            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id, answer);
-            let sent =
-                frame::send(&mut *self.output.lock().await, &Word::Mail { id, message }).await;
-            sent.map_err(|error| {
-                self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-                if frame::is_too_long(&error) {
-                    CapabilityError::limit(format!("the message is too long ({error})"))
-                } else {
-                    lost()
-                }
-            })?;
-            answered.await.map_err(|_| lost())?
-        })
+/// Sends messages for programs to the supervisor: this process may not start any.
+async fn forward_mail(mut delegated: UnboundedReceiver<Delegated>, mails: Mails, output: Output) {
+    let mut id = 0;
+    while let Some((mail, answer)) = delegated.recv().await {
+        id += 1;
+        mails.lock().unwrap_or_else(PoisonError::into_inner).insert(id, answer);
+        let sent = frame::send(&mut *output.lock().await, &Word::Mail { id, mail }).await;
+        let Err(error) = sent else { continue };
+        // Without an answer the run learns that the supervisor is gone.
+        let answer = mails.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        if let Some(answer) = answer.filter(|_| frame::is_too_long(&error)) {
+            let message = format!("the message is too long ({error})");
+            let _told = answer.send(Err(CapabilityError::limit(message)));
+        }
     }
 }
 

@@ -17,10 +17,10 @@ use hookrun_config as config;
 /// RFC 5322 section 2.1.1 allows lines of 998 characters; encoding may make a header longer, so
 /// plugins get half.
 const MAX_HEADER_LENGTH: usize = 499;
-/// More headers than that are no use to anyone.
+/// Most headers that a plugin may set.
 const MAX_HEADERS: usize = 32;
-/// Bytes of the hash in a Message-ID: 128 bits cannot collide by chance.
-const MESSAGE_ID_BYTES: usize = 16;
+/// Hexadecimal digits of the hash in a Message-ID: 128 bits cannot collide by chance.
+const MESSAGE_ID_DIGITS: usize = 32;
 
 /// RFC 3834 section 5: tells other programs not to answer.
 const AUTO_SUBMITTED: HeaderName = HeaderName::new_from_ascii_str("Auto-Submitted");
@@ -76,10 +76,7 @@ pub(super) fn message_id(plugin: &str, identity: &str, host: &str) -> String {
     } else {
         let digest =
             Sha256::new_with_prefix(plugin).chain_update([0]).chain_update(identity).finalize();
-        digest
-            .iter()
-            .take(MESSAGE_ID_BYTES)
-            .fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
+        format!("{digest:.MESSAGE_ID_DIGITS$x}")
     };
     format!("<{left}.hookrun@{host}>")
 }
@@ -142,8 +139,8 @@ pub(super) fn compose(
     })
 }
 
-/// Text of a plugin as it may stand in the body of a message: every line ends in CR LF, and there
-/// is no NUL. A CR or LF alone is a line end to some servers and none to others (RFC 5321 section
+/// Makes text of a plugin fit for the body of a message: every line ends in CR LF, and there
+/// is no NUL. Only some servers take a single CR or LF for a line end (RFC 5321 section
 /// 2.3.8), so what follows could be taken for another message.
 fn body(text: &str) -> String {
     let mut body = String::with_capacity(text.len() + text.len() / 32);

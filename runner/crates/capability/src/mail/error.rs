@@ -38,12 +38,9 @@ pub(super) fn quoted(text: &str) -> String {
 
 /// The user this process runs as, for messages about permissions: `hookrun (uid 997)`.
 pub(super) fn current_user() -> String {
-    let uid = rustix::process::geteuid().as_raw();
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then_some(name)
-    });
-    name.map_or_else(|| format!("uid {uid}"), |name| format!("{name} (uid {uid})"))
+    let uid = uzers::get_effective_uid();
+    uzers::get_user_by_uid(uid).map_or_else(
+        || format!("uid {uid}"),
+        |user| format!("{} (uid {uid})", user.name().to_string_lossy()),
+    )
 }

@@ -20,10 +20,8 @@ const FILE_MODE: u32 = 0o600;
 /// Deliveries of this process so far; a part of the unique name.
 static DELIVERIES: AtomicU64 = AtomicU64::new(0);
 
-/// One maildir.
 #[derive(Debug, Clone)]
 pub(super) struct Maildir {
-    /// The transport's name.
     pub(super) name: String,
     /// Made with `tmp`, `new` and `cur` when it is not there.
     pub(super) directory: PathBuf,
@@ -46,7 +44,7 @@ impl Maildir {
         )
     }
 
-    fn deliver_now(&self, text: &[u8], host: &str) -> Result<(), CapabilityError> {
+    fn deliver_now(&self, text: &str, host: &str) -> Result<(), CapabilityError> {
         write(&self.directory, text, host).map_err(|error| {
             let shown = self.directory.display();
             let fix = format!(
@@ -64,7 +62,7 @@ impl Maildir {
     }
 }
 
-fn write(directory: &Path, text: &[u8], host: &str) -> std::io::Result<()> {
+fn write(directory: &Path, text: &str, host: &str) -> std::io::Result<()> {
     for part in ["tmp", "new", "cur"] {
         DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory.join(part))?;
     }
@@ -74,7 +72,7 @@ fn write(directory: &Path, text: &[u8], host: &str) -> std::io::Result<()> {
     let mut file =
         OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&temporary)?;
     let written = file
-        .write_all(text)
+        .write_all(text.as_bytes())
         .and_then(|()| file.sync_all())
         .and_then(|()| std::fs::rename(&temporary, &target));
     if let Err(error) = written {

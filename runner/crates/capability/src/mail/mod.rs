@@ -9,134 +9,35 @@
 mod compose;
 mod error;
 mod maildir;
+mod message;
 mod progress;
 mod recipients;
 mod sendmail;
+mod settings;
 pub mod smtp;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
-use futures_util::future::BoxFuture;
-use maildir::Maildir;
-use progress::Progress;
-use recipients::{allowed_recipients, mailbox, own_recipients, recipient};
-use sendmail::Sendmail;
-use smtp::Smtp;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::oneshot;
+
+pub use message::{Captured, Message, Refusal, Sent};
+pub use sendmail::ProgramMail;
+pub use settings::check;
 
 use super::{CapabilityError, ErrorKind, Finding, SandboxNeeds, Service};
 use error::quoted;
-use hookrun_config::{self as config, Config, Grant, KeyError, MailTransport};
+use hookrun_config::{self as config, Config, Grant, KeyError};
 use hookrun_nix::dirs::Dirs;
-
-/// One message, as a plugin hands it over.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Message {
-    /// One line.
-    pub subject: String,
-    /// The plain text part.
-    pub text: String,
-    /// The HTML part.
-    pub html: Option<String>,
-    /// More headers; names start with `X-`.
-    pub headers: Vec<(String, String)>,
-    /// What makes two messages the same message; empty for a fresh one each time.
-    pub identity: String,
-    /// The identity of the message that this one answers.
-    pub in_reply_to: Option<String>,
-}
-
-/// A message that was taken by a capturing [`Mailer`] instead of being sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Captured {
-    /// The transport's name in the configuration.
-    pub transport: String,
-    /// Where it would have gone.
-    pub recipients: Vec<String>,
-    /// Its Message-ID.
-    pub message_id: String,
-    /// The message as RFC 5322 text, with CR LF line ends.
-    pub raw: Vec<u8>,
-}
-
-/// A composed message with its envelope, ready for any transport.
-#[derive(Debug, Clone)]
-struct Composed {
-    message_id: String,
-    from: String,
-    to: Vec<String>,
-    /// RFC 5322 text, CR LF line ends, ASCII only.
-    raw: Vec<u8>,
-}
-
-/// A message that was sent.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Sent {
-    /// Its Message-ID, with angle brackets.
-    pub message_id: String,
-    /// The recipients that did not get it.
-    pub refused: Vec<Refusal>,
-}
-
-/// A recipient that was refused.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Refusal {
-    /// The address, or the name of a user of this machine.
-    pub recipient: String,
-    /// Whether it may be accepted later.
-    pub transient: bool,
-    /// What the transport says, on one line.
-    pub reason: String,
-}
-
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ({})", self.recipient, self.reason)
-    }
-}
-
-/// The recipients of a message, and the sender that a program gets.
-#[derive(Debug, Clone)]
-struct Envelope {
-    from: String,
-    to: Vec<String>,
-}
-
-/// A composed message as a process that may start the program gets it.
-fn for_program(
-    plugin: &config::Plugin,
-    transport: &str,
-    message: &Composed,
-    recipient: &str,
-) -> Result<ForProgram, CapabilityError> {
-    let text = String::from_utf8(message.unix_text()).map_err(|_| {
-        CapabilityError::new(ErrorKind::Invalid, "the message is not ASCII, a defect of hookrun")
-    })?;
-    Ok(ForProgram {
-        plugin: plugin.name.clone(),
-        transport: transport.to_owned(),
-        from: message.from.clone(),
-        to: vec![recipient.to_owned()],
-        text,
-    })
-}
-
-impl Composed {
-    /// With LF line ends, as programs and maildirs of Unix have it.
-    fn unix_text(&self) -> Vec<u8> {
-        let mut text = Vec::with_capacity(self.raw.len());
-        let mut bytes = self.raw.iter().copied().peekable();
-        while let Some(byte) = bytes.next() {
-            if !(byte == b'\r' && bytes.peek() == Some(&b'\n')) {
-                text.push(byte);
-            }
-        }
-        text
-    }
-}
+use maildir::Maildir;
+use message::Composed;
+use progress::Progress;
+use recipients::{allowed_recipients, mailbox};
+use sendmail::Sendmail;
+use settings::{checked_transport, clear_text_passwords, readable_files};
+use smtp::Smtp;
 
 /// A checked transport.
 #[derive(Debug, Clone)]
@@ -145,6 +46,9 @@ enum Transport {
     Smtp(Smtp),
     Sendmail(Sendmail),
 }
+
+/// A message for a program that another process starts, and where its answer goes.
+pub type Delegated = (ProgramMail, oneshot::Sender<Result<(), CapabilityError>>);
 
 /// Sends mail through the transports of a configuration.
 #[derive(Debug)]
@@ -158,30 +62,8 @@ pub struct Mailer {
     captured: Option<Mutex<Vec<Captured>>>,
     /// Transports with their secrets read.
     held: Mutex<BTreeMap<String, Transport>>,
-    /// Starts `sendmail` where this process may not.
-    programs: OnceLock<Arc<dyn Programs>>,
-}
-
-/// A message for a program with the interface of `sendmail`, which another process starts.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct ForProgram {
-    /// The plugin that sends; its recipients are checked once more.
-    pub plugin: String,
-    /// The transport's name in the configuration.
-    pub transport: String,
-    /// The sender of the envelope.
-    pub from: String,
-    /// The recipients of the envelope.
-    pub to: Vec<String>,
-    /// The message with LF line ends.
-    pub text: String,
-}
-
-/// Starts programs for a process that may not start any.
-pub trait Programs: std::fmt::Debug + Send + Sync {
-    /// Has the transport's program send the message.
-    fn sendmail(&self, message: ForProgram) -> BoxFuture<'_, Result<(), CapabilityError>>;
+    /// Takes messages for programs, where this process may not start any.
+    programs: OnceLock<UnboundedSender<Delegated>>,
 }
 
 impl Service for Mailer {
@@ -197,24 +79,7 @@ impl Service for Mailer {
         let mut findings = Vec::new();
         findings.extend(check(config, dirs).err().map(Finding::Problem));
         findings.extend(clear_text_passwords(config).into_iter().map(Finding::Warning));
-        for (name, mail) in &config.mail {
-            for (key, file) in [("password-file", &mail.password_file), ("ca-file", &mail.ca_file)]
-            {
-                // Opened and not read: a check does not need the secret.
-                let Some(file) = file else { continue };
-                findings.push(Finding::of(match std::fs::File::open(file) {
-                    Ok(_) => Ok(format!("mail {name}: {key} is readable")),
-                    Err(error) => Err(KeyError::new(
-                        &["mail", name, key],
-                        format!(
-                            "the {key} {} cannot be read ({error}); make it readable for the user \
-                             that runs the worker",
-                            file.display()
-                        ),
-                    )),
-                }));
-            }
-        }
+        findings.extend(readable_files(config));
         findings
     }
 
@@ -376,7 +241,7 @@ impl Mailer {
         let (kind, fix) = if waiting {
             (ErrorKind::Transient, "it will be tried again".to_owned())
         } else {
-            // Nothing is left to do, unless somebody asks for it once more.
+            // Nothing is left to do, unless the task is retried by hand.
             progress.forget_refused();
             let fix = format!(
                 "correct the recipients in `to` under [plugins.{}.config] or [mail.{name}]",
@@ -404,19 +269,29 @@ impl Mailer {
     ) -> Result<Vec<Refusal>, CapabilityError> {
         let mut refused = Vec::new();
         for recipient in to {
+            let mail = ProgramMail {
+                plugin: plugin.name.clone(),
+                transport: name.to_owned(),
+                from: message.from.clone(),
+                to: recipient.clone(),
+                text: message.unix_text(),
+            };
             let started = match self.programs.get() {
-                None => {
-                    let envelope =
-                        Envelope { from: message.from.clone(), to: vec![recipient.clone()] };
-                    sendmail.send(&envelope, &message.unix_text()).await
-                }
+                None => sendmail.send(&mail).await,
                 Some(programs) => {
-                    programs.sendmail(for_program(plugin, name, message, recipient)?).await
+                    let (answer, answered) = oneshot::channel();
+                    // If nothing takes it, `answer` is dropped here.
+                    let _sent = programs.send((mail, answer));
+                    answered.await.unwrap_or_else(|_| {
+                        Err(CapabilityError::transient(
+                            "the process that starts mail programs is gone; it is tried again",
+                        ))
+                    })
                 }
             };
             match started {
                 Ok(()) => progress.delivered(recipient),
-                // It would be the same for the others, or there is nobody else.
+                // The others would fail in the same way, or there are no others.
                 Err(error) if error.kind == ErrorKind::Refused || to.len() == 1 => {
                     return Err(error);
                 }
@@ -463,14 +338,16 @@ impl Mailer {
         }
     }
 
-    /// From now on `programs` starts the programs.
-    pub fn delegate(&self, programs: Arc<dyn Programs>) {
+    /// Returns the messages for programs from now on: the caller has the programs started.
+    pub fn delegate(&self) -> UnboundedReceiver<Delegated> {
+        let (programs, delegated) = mpsc::unbounded_channel();
         // Set once, when a runner starts.
         let _first = self.programs.set(programs);
+        delegated
     }
 
-    /// What a transport needs of the operating system. A program is not among it: a walled process
-    /// starts none.
+    /// Returns what a transport needs of the operating system. A program is not part of it, because
+    /// a sandboxed process cannot start one.
     pub fn needs_of(&self, name: &str) -> SandboxNeeds {
         let settings = self.transports.get(name).filter(|_| self.captured.is_none());
         match settings.map(|settings| checked_transport(name, settings, &self.dirs)) {
@@ -483,142 +360,36 @@ impl Mailer {
         }
     }
 
-    /// Sends a message that a walled process composed through the program of its transport. Nothing
-    /// it says is believed: the program is the configuration's, and so are the recipients.
+    /// Sends a message that a sandboxed process composed through the program of its transport.
+    /// Program, recipient and sender are checked again, because that process is not trusted.
     ///
     /// # Errors
-    /// `denied` for other recipients, `not-found` for a transport that is no program, or what the
-    /// program says.
+    /// `denied` for another recipient, `not-found` for a transport that is not a program, or what
+    /// the program says.
     pub async fn send_for(
         &self,
         plugin: &config::Plugin,
-        message: &ForProgram,
+        mail: ProgramMail,
     ) -> Result<(), CapabilityError> {
-        let ForProgram { plugin: _, transport, from, to, text } = message;
-        let granted = plugin.grant.mail.iter().any(|granted| granted == transport);
-        let settings = self.transports.get(transport).filter(|_| granted);
+        let name = mail.transport.as_str();
+        let granted = plugin.grant.mail.iter().any(|granted| granted == name);
+        let settings = self.transports.get(name).filter(|_| granted);
         let Some((settings, Ok(Transport::Sendmail(sendmail)))) =
-            settings.map(|settings| (settings, self.checked(transport, settings)))
+            settings.map(|settings| (settings, self.checked(name, settings)))
         else {
-            let shown = transport.escape_debug();
+            let shown = name.escape_debug();
             return Err(CapabilityError::not_found(format!(
                 "there is no mail transport `{shown}` that starts a program"
             )));
         };
-        let recipients = allowed_recipients(plugin, transport, settings, to, &self.host)?;
-        let from = mailbox(from)?.email.to_string();
-        let to = recipients.into_iter().map(|recipient| recipient.envelope).collect();
-        sendmail.send(&Envelope { from, to }, text.as_bytes()).await
-    }
-}
-
-/// Checks every `[mail.NAME]` as far as that goes without opening a file or a socket.
-///
-/// # Errors
-/// The first transport that cannot work as it is written.
-pub fn check(config: &Config, dirs: &Dirs) -> Result<(), KeyError> {
-    let host = compose::host_name("");
-    for (name, settings) in &config.mail {
-        checked_transport(name, settings, dirs)
-            .map_err(|(key, message)| KeyError::new(&["mail", name, key], message))?;
-        compose::sender(name, settings, &host)
-            .map_err(|error| KeyError::new(&["mail", name, "from"], error.message))?;
-        for to in &settings.to {
-            recipient(to, settings.transport, &host)
-                .map_err(|error| KeyError::new(&["mail", name, "to"], error.message))?;
+        let to = std::slice::from_ref(&mail.to);
+        let recipients = allowed_recipients(plugin, name, settings, to, &self.host)?;
+        let from = mailbox(&mail.from)?.email.to_string();
+        for recipient in recipients {
+            let to = recipient.envelope;
+            sendmail.send(&ProgramMail { from: from.clone(), to, ..mail.clone() }).await?;
         }
-    }
-    for (name, plugin) in &config.plugins {
-        let granted = || plugin.grant.mail.iter().filter_map(|name| config.mail.get(name));
-        for to in own_recipients(plugin) {
-            // Which of the granted transports the plugin uses is not known here.
-            let mut refused = None;
-            let reached = granted().any(|settings| {
-                refused = recipient(to, settings.transport, &host).err();
-                refused.is_none()
-            });
-            if let Some(error) = refused.filter(|_| !reached) {
-                return Err(KeyError::new(&["plugins", name, "config", "to"], error.message));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The transports whose password goes over the network without encryption, which is accepted for a
-/// server on this machine only.
-fn clear_text_passwords(config: &Config) -> Vec<KeyError> {
-    let clear = |(name, settings): (&String, &config::Mail)| {
-        let smtp = Smtp::new(name, settings).ok()?;
-        let warning = smtp.sends_password_in_clear().then(|| {
-            format!(
-                "mail transport `{name}` sends its password without encryption, to this machine \
-                 only; write `smtps://` or `?tls=required` if its server can do that"
-            )
-        })?;
-        Some(KeyError::new(&["mail", name, "url"], warning))
-    };
-    let smtp = config.mail.iter().filter(|(_, mail)| mail.transport == MailTransport::Smtp);
-    smtp.filter_map(clear).collect()
-}
-
-/// Turns settings into a transport. The error is the key and a sentence.
-fn checked_transport(
-    name: &str,
-    settings: &config::Mail,
-    dirs: &Dirs,
-) -> Result<Transport, (&'static str, String)> {
-    let config::Mail {
-        transport,
-        url,
-        from: _,
-        to: _,
-        username,
-        password_file,
-        ca_file,
-        helo_name,
-        directory,
-        program,
-    } = settings;
-    let unused = |used_by: &str, keys: &[(&'static str, bool)]| {
-        keys.iter().find(|(_, set)| *set).map_or(Ok(()), |(key, _)| {
-            Err((
-                *key,
-                format!("`{key}` of [mail.{name}] is for `transport = \"{used_by}\"` only; write that, or remove `{key}`"),
-            ))
-        })
-    };
-    let smtp_keys = [
-        ("url", url.is_some()),
-        ("username", username.is_some()),
-        ("password-file", password_file.is_some()),
-        ("ca-file", ca_file.is_some()),
-        ("helo-name", helo_name.is_some()),
-    ];
-    match transport {
-        MailTransport::Maildir => {
-            unused("smtp", &smtp_keys)?;
-            unused("sendmail", &[("program", program.is_some())])?;
-            Ok(Transport::Maildir(Maildir {
-                name: name.to_owned(),
-                directory: directory.clone().unwrap_or_else(|| dirs.maildir(name)),
-            }))
-        }
-        MailTransport::Smtp => {
-            unused("maildir", &[("directory", directory.is_some())])?;
-            unused("sendmail", &[("program", program.is_some())])?;
-            Smtp::new(name, settings).map(Transport::Smtp)
-        }
-        MailTransport::Sendmail => {
-            unused("smtp", &smtp_keys)?;
-            unused("maildir", &[("directory", directory.is_some())])?;
-            Ok(Transport::Sendmail(Sendmail {
-                name: name.to_owned(),
-                program: program
-                    .clone()
-                    .unwrap_or_else(|| PathBuf::from(sendmail::DEFAULT_PROGRAM)),
-            }))
-        }
+        Ok(())
     }
 }
 

@@ -21,7 +21,7 @@ const KEEP: Duration = Duration::from_hours(30 * 24);
 /// The largest file that is read: hundreds of recipients.
 const MAX_SIZE: u64 = 1 << 20;
 
-/// Who has one message of a task.
+/// Which recipients have one message of a task.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Progress {
     /// Nowhere, for a message that has no identity.
@@ -44,12 +44,7 @@ impl Progress {
     /// none.
     pub(super) fn of(directory: &Path, task: &str, message_id: &str) -> Self {
         let digest = Sha256::new_with_prefix(task).chain_update([0]).chain_update(message_id);
-        let name = digest
-            .finalize()
-            .iter()
-            .take(16)
-            .fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
-        let path = directory.join(format!("{name}.json"));
+        let path = directory.join(format!("{:.32x}.json", digest.finalize()));
         let mut text = Vec::new();
         let read = File::open(&path).and_then(|file| file.take(MAX_SIZE).read_to_end(&mut text));
         let seen = read.ok().and_then(|_| serde_json::from_slice(&text).ok()).unwrap_or_default();

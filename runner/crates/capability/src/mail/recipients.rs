@@ -13,7 +13,7 @@ use hookrun_config::{self as config, MailTransport};
 const MAX_ADDRESS: usize = 254;
 const MAX_LOCAL: usize = 64;
 
-/// Whom a message goes to.
+/// A recipient of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Recipient {
     /// The form in the header.

@@ -8,7 +8,6 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-use super::Envelope;
 use super::error::quoted;
 use crate::{CapabilityError, ErrorKind};
 
@@ -33,21 +32,28 @@ const EX_CONFIG: i32 = 78;
 const NOT_EXECUTABLE: i32 = 126;
 const NOT_FOUND: i32 = 127;
 
-/// One program.
+/// A message for one recipient, for a program with the interface of `sendmail`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ProgramMail {
+    pub plugin: String,
+    /// The transport's name in the configuration.
+    pub transport: String,
+    pub from: String,
+    pub to: String,
+    /// The message with LF line ends.
+    pub text: String,
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct Sendmail {
-    /// The transport's name.
     pub(super) name: String,
     pub(super) program: PathBuf,
 }
 
 impl Sendmail {
-    pub(super) async fn send(
-        &self,
-        envelope: &Envelope,
-        text: &[u8],
-    ) -> Result<(), CapabilityError> {
-        match tokio::time::timeout(TIMEOUT, self.run(envelope, text)).await {
+    pub(super) async fn send(&self, mail: &ProgramMail) -> Result<(), CapabilityError> {
+        match tokio::time::timeout(TIMEOUT, self.run(mail)).await {
             Ok(result) => result,
             Err(_) => Err(self.error(
                 ErrorKind::Transient,
@@ -64,15 +70,15 @@ impl Sendmail {
         )
     }
 
-    async fn run(&self, envelope: &Envelope, text: &[u8]) -> Result<(), CapabilityError> {
+    async fn run(&self, mail: &ProgramMail) -> Result<(), CapabilityError> {
         let fix_program = format!("write the right `program` under [mail.{}]", self.name);
-        // -i: a line with a single dot does not end the message. The recipients come from the
+        // -i: a line with a single dot does not end the message. The recipient comes from the
         // envelope, never from the headers (`-t`), so that what is sent is what was checked.
         let mut child = Command::new(&self.program)
             .args(["-i", "-f"])
-            .arg(&envelope.from)
+            .arg(&mail.from)
             .arg("--")
-            .args(&envelope.to)
+            .arg(&mail.to)
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -90,7 +96,7 @@ impl Sendmail {
         let write = async move {
             if let Some(mut stdin) = stdin {
                 // A program that reads no further says why by its exit code.
-                let _ = stdin.write_all(text).await;
+                let _ = stdin.write_all(mail.text.as_bytes()).await;
                 let _ = stdin.shutdown().await;
             }
         };

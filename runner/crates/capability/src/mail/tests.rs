@@ -1,9 +1,13 @@
+mod sendmail;
+
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use lettre::message::Mailbox;
 
+use self::sendmail::sendmail_scene;
+use super::recipients::recipient;
 use super::*;
 use hookrun_config::MailTransport;
 
@@ -149,16 +153,6 @@ fn a_maildir_that_cannot_be_written() {
 }
 
 #[test]
-fn nothing_is_sent_while_its_recipients_cannot_be_recorded() {
-    let (scene, directory) = sendmail_scene(0);
-    std::fs::write(scene.state.path().join("mail-progress"), "in the way").unwrap();
-    let error = scene.send(&["root@localhost"], &message()).unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Refused);
-    assert!(error.message.contains("mail-progress cannot be written"), "{}", error.message);
-    assert!(!directory.path().join("args").exists(), "the program was started");
-}
-
-#[test]
 fn recipients_stand_in_the_configuration() {
     let scene = scene(CONFIGURATION, true);
     scene
@@ -261,84 +255,6 @@ fn the_embedded_configuration_can_mail() {
     described(&config).unwrap();
 }
 
-/// A program that does as a mail server's `sendmail` does, with the given exit code.
-fn sendmail_scene(exit: i32) -> (Scene, tempfile::TempDir) {
-    let directory = tempfile::tempdir().unwrap();
-    let (program, args, body) = (
-        directory.path().join("sendmail"),
-        directory.path().join("args"),
-        directory.path().join("body"),
-    );
-    let script = format!(
-        "#!/bin/sh\nprintf '%s\\n' \"$@\" >> {}\ncat > {}\necho 'no such\nuser' >&2\nexit {exit}\n",
-        args.display(),
-        body.display()
-    );
-    std::fs::write(&program, script).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let text = CONFIGURATION.replace(
-        "[mail.default]",
-        &format!("[mail.default]\ntransport = \"sendmail\"\nprogram = \"{}\"", program.display()),
-    );
-    (scene(&text, false), directory)
-}
-
-#[test]
-fn sendmail_gets_the_envelope_as_arguments() {
-    let (scene, directory) = sendmail_scene(0);
-    scene.send(&["root@localhost", "Ann <ann@example.org>"], &message()).unwrap();
-    let args = std::fs::read_to_string(directory.path().join("args")).unwrap();
-    assert_eq!(
-        args,
-        "-i\n-f\nhookrun@example.org\n--\nroot@localhost\n\
-         -i\n-f\nhookrun@example.org\n--\nann@example.org\n",
-        "one start for each recipient"
-    );
-    let body = std::fs::read_to_string(directory.path().join("body")).unwrap();
-    assert!(body.contains("Auto-Submitted: auto-generated\n") && !body.contains('\r'), "{body}");
-}
-
-#[test]
-fn what_sendmail_answers() {
-    for (exit, kind) in
-        [(75, ErrorKind::Transient), (67, ErrorKind::Permanent), (78, ErrorKind::Refused)]
-    {
-        let (scene, directory) = sendmail_scene(exit);
-        let error = scene.send(&["root@localhost"], &message()).unwrap_err();
-        assert_eq!(error.kind, kind, "{error}");
-        let shown = error.message.replace(&directory.path().display().to_string(), "DIR");
-        assert_eq!(
-            shown,
-            format!(
-                "mail transport `default`: DIR/sendmail refused the message (exit status: {exit}: no such user); check its \
-                 configuration, and `from` and `to` under [mail.default]"
-            )
-        );
-    }
-    let directory = tempfile::tempdir().unwrap();
-    let missing = directory.path().join("missing");
-    let text = CONFIGURATION.replace(
-        "[mail.default]",
-        &format!("[mail.default]\ntransport = \"sendmail\"\nprogram = \"{}\"", missing.display()),
-    );
-    let error = scene(&text, false).send(&["root@localhost"], &message()).unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Refused);
-    assert!(error.message.contains("write the right `program` under [mail.default]"), "{error}");
-}
-
-#[test]
-fn a_retry_of_a_mail_that_everybody_refused_asks_everybody_again() {
-    let (scene, directory) = sendmail_scene(67);
-    for attempt in 1..=2 {
-        let to = ["root@localhost", "ann@example.org"];
-        let error = scene.send(&to, &message()).unwrap_err();
-        assert_eq!(error.kind, ErrorKind::Permanent);
-        assert!(error.message.contains("no recipient was accepted: root@localhost ("), "{error}");
-        let args = std::fs::read_to_string(directory.path().join("args")).unwrap();
-        assert_eq!(args.matches("--\n").count(), 2 * attempt);
-    }
-}
-
 #[test]
 fn a_server_that_is_down_is_worth_a_retry() {
     // A port that was free a moment ago.
@@ -380,7 +296,7 @@ fn the_name_of_a_local_user_is_enough_where_mail_is_delivered_on_this_machine() 
     assert!(body.contains("To: root@build1\n"), "{body}");
 }
 
-/// What `check` says of recipients.
+/// The result of `check` for these recipients.
 fn checked(transport: &str, to: &str) -> Result<(), String> {
     let text = format!(
         "[plugins.report]\nsource = \"bundled:email-on-nondeterminism\"\nconfig = {{ to = {to} }}\ngrant = {{ mail = [\"out\"] }}\n\

@@ -172,7 +172,7 @@ impl Dialogue {
     /// each of the others as soon as the server has taken the message for it.
     ///
     /// # Errors
-    /// Nobody whom `delivered` was not told of has it.
+    /// Recipients for which `delivered` was not called do not have it.
     pub async fn send<'a>(
         &mut self,
         from: &str,
@@ -205,7 +205,7 @@ impl Dialogue {
             }
             self.message(message).await.map_err(|problem| (Step::Message, problem))?;
             taken.into_iter().for_each(&mut delivered);
-            // Each turn delivers to somebody, so this ends.
+            // Each round delivers to at least one recipient, so this ends.
             waiting = later.into_iter().map(|(recipient, _)| recipient).collect();
         }
         Ok(refused)

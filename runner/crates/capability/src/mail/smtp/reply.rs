@@ -15,7 +15,6 @@ pub const MAX_LINES: usize = 128;
 /// Bytes of one reply.
 pub const MAX_REPLY: usize = 64 << 10;
 
-/// One reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
     /// From 200 to 599.
@@ -95,15 +94,15 @@ impl Reply {
         self.code >= 400 && self.code < 500
     }
 
-    /// Is it for the operator to mend: the name that is given in EHLO (504, as Postfix says it), a
-    /// missing or wrong login (530, 534, 535) or missing encryption (523, 530, 538)? Of RFC 4954
-    /// section 6 and RFC 3207 section 4.
+    /// Returns whether the operator has to fix it: the name that is given in EHLO (504 from
+    /// Postfix), a missing or wrong login (530, 534, 535) or missing encryption (523, 530, 538). The
+    /// codes are those of RFC 4954 section 6 and RFC 3207 section 4.
     pub const fn is_for_the_operator(&self) -> bool {
         matches!(self.code, 504 | 523 | 530 | 534 | 535 | 538)
     }
 
-    /// Has the server reached its number of recipients for one message? RFC 5321 section 4.5.3.1.10
-    /// has 452, and 552 for older servers.
+    /// Returns whether the message has too many recipients for the server. RFC 5321 section
+    /// 4.5.3.1.10 has 452, and 552 for older servers.
     pub const fn is_too_many_recipients(&self) -> bool {
         matches!(self.code, 452 | 552)
     }

@@ -6,7 +6,7 @@ use super::*;
 const PATIENCE: Patience =
     Patience { command: Duration::from_secs(20), message: Duration::from_secs(20) };
 
-/// A server that answers each command with what `answer` says of it, and keeps all it was told.
+/// A server that replies to each command with the result of `answer`, and keeps all commands.
 async fn serve(stream: DuplexStream, answer: impl Fn(&str) -> String) -> Vec<String> {
     let mut stream = BufReader::new(stream);
     let mut heard = Vec::new();
@@ -54,7 +54,7 @@ fn run<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-/// Who got `message`, who was refused with what, and what the server heard.
+/// Returns the recipients that got `message`, those refused with their replies, and the commands.
 struct Told {
     delivered: Vec<String>,
     refused: Result<Vec<(String, String)>>,
