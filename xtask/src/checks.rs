@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::machine::{self, Need};
 use crate::process::{CommandExt as _, cargo};
-use crate::width;
+use crate::{module_heads, width};
 
 /// The command that installs cargo-deny.
 const INSTALL: &str = "cargo install --locked cargo-deny";
@@ -20,6 +20,7 @@ pub(crate) fn run() -> Result<()> {
     machine::prepare(Need::Compiler)?;
     cargo().args(["fmt", "--all", "--check"]).run()?;
     width::check()?;
+    module_heads::check()?;
     cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]).run()?;
     cargo()
         .args(["doc", "--workspace", "--no-deps", "--document-private-items"])

@@ -9,6 +9,7 @@ mod cross;
 mod dist;
 mod fuzz;
 mod machine;
+mod module_heads;
 mod newer_nix;
 mod process;
 mod test;

@@ -26,7 +26,6 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// The word in the interface.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Denied => "denied",
@@ -45,7 +44,6 @@ impl ErrorKind {
 #[error("{message}")]
 #[serde(rename_all = "kebab-case")]
 pub struct CapabilityError {
-    /// What kind of failure.
     pub kind: ErrorKind,
     /// What was tried, on what, and what would change it. Never a secret.
     pub message: String,
@@ -54,32 +52,26 @@ pub struct CapabilityError {
 }
 
 impl CapabilityError {
-    /// An error of `kind`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), retry_after: None }
     }
 
-    /// No grant covers the call.
     pub fn denied(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Denied, message)
     }
 
-    /// A limit was reached.
     pub fn limit(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Limit, message)
     }
 
-    /// There is no such thing.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::NotFound, message)
     }
 
-    /// An argument is malformed.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Invalid, message)
     }
 
-    /// A retry may help.
     pub fn transient(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Transient, message)
     }
@@ -89,7 +81,6 @@ impl CapabilityError {
         Self::new(ErrorKind::Refused, message)
     }
 
-    /// A retry cannot help.
     pub fn permanent(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Permanent, message)
     }

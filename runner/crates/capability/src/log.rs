@@ -46,7 +46,6 @@ impl RunLog {
         }
     }
 
-    /// Bytes taken.
     pub fn bytes(&self) -> u64 {
         self.lock().bytes
     }

@@ -8,7 +8,6 @@ use super::lines::line_at;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}{}: {message}", path.display(), line.map(|line| format!(":{line}")).unwrap_or_default())]
 pub struct ConfigError {
-    /// The file.
     pub path: PathBuf,
     /// The line of the key, from 1, if there is one.
     pub line: Option<usize>,

@@ -2,8 +2,8 @@
 //!
 //! A deployment tool may replace `hookrun.toml` in two steps, and a file system may come late.
 //! While the file is away, the last configuration stays in force, also for the next worker: events
-//! that arrive meanwhile must not be matched against a configuration that nobody wrote. An empty
-//! file stands for no configuration.
+//! that arrive meanwhile must not be matched against the built-in configuration. An empty file
+//! means that there was no configuration.
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;

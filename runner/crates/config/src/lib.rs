@@ -67,17 +67,11 @@ pub struct Config {
     pub text: String,
     #[serde(skip)]
     lines: Lines,
-    /// `[worker]`.
     pub worker: Worker,
-    /// `[builders]`.
     pub builders: Builders,
-    /// `[plugins.NAME]`, by name.
     pub plugins: BTreeMap<String, Plugin>,
-    /// `[object-stores.NAME]`.
     pub object_stores: BTreeMap<String, ObjectStore>,
-    /// `[signing-keys.NAME]`.
     pub signing_keys: BTreeMap<String, SigningKey>,
-    /// `[mail.NAME]`.
     pub mail: BTreeMap<String, Mail>,
     #[serde(rename = "http-credentials")]
     credential_tables: BTreeMap<String, http::CredentialTable>,

@@ -17,7 +17,6 @@ pub enum MailTransport {
     Sendmail,
 }
 
-/// `[mail.NAME]`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Mail {

@@ -8,20 +8,17 @@ use serde::Deserialize;
 
 use super::quantity::optional_duration;
 
-/// `[object-stores.NAME]`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct ObjectStore {
     /// `s3://bucket[/prefix]`, `gs://`, `az://`, `http(s)://` or `file:///dir`; absent: a directory
     /// below hookrun's state.
     pub url: Option<String>,
-    /// The S3 region.
     pub region: Option<String>,
     /// The S3 endpoint, such as `http://127.0.0.1:9000`.
     pub endpoint: Option<String>,
     /// S3 path-style requests (`endpoint/bucket/key`); by default when `endpoint` is set.
     pub path_style: Option<bool>,
-    /// S3 credentials.
     pub credentials: Credentials,
     /// The profile of `~/.aws/credentials` that has the S3 credentials.
     pub profile: Option<String>,

@@ -10,7 +10,6 @@ use super::{Config, Credentials, Mail, PluginSource, SigningKey};
 pub struct SecretFile {
     /// Such as `["signing-keys", "cache-1", "file"]`.
     pub keys: Vec<String>,
-    /// The file.
     pub path: PathBuf,
 }
 

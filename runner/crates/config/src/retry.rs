@@ -14,7 +14,6 @@ pub struct Retry {
     /// Delay before the second attempt; doubles from there.
     #[serde(deserialize_with = "duration")]
     pub min_delay: Duration,
-    /// The longest delay.
     #[serde(deserialize_with = "duration")]
     pub max_delay: Duration,
     /// A task with transient failures is given up after this time, however many attempts are left:

@@ -22,7 +22,7 @@ pub enum Start {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Priority {
-    /// Uses only resources that nobody else uses.
+    /// Uses only resources that are idle.
     Idle,
     /// Builds come first.
     #[default]
@@ -32,7 +32,6 @@ pub enum Priority {
 }
 
 impl Priority {
-    /// The word in the configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Idle => "idle",
@@ -42,7 +41,6 @@ impl Priority {
     }
 }
 
-/// `[worker]`.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Worker {

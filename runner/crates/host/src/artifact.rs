@@ -182,7 +182,7 @@ fn read(source: &PluginSource) -> Result<(Cow<'static, [u8]>, Option<Stamp>), St
                     "{shown} cannot be read ({error}); make it readable for the user that runs plugins"
                 ),
             };
-            // Opening a FIFO must not wait for somebody to write.
+            // Opening a FIFO must not wait for a writer.
             let mut file = std::fs::OpenOptions::new()
                 .read(true)
                 .custom_flags(libc::O_NONBLOCK)

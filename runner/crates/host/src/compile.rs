@@ -31,7 +31,7 @@ const NO_MEMORY: [&str; 2] = ["ThreadPoolBuildError", "out of memory"];
 /// stopped.
 const PROCESSOR_FACTOR: u64 = 4;
 
-/// Who compiles.
+/// Where plugins are compiled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compiler {
     /// A child of this process, which must be hookrun. Where this process is root it becomes this

@@ -3,71 +3,43 @@
 //!
 //! An entry is native code: a user who can write it can do what this process can. The directory
 //! therefore belongs to the user that runs guests, with mode 0700; no component of its path is a
-//! symlink or can be changed by anybody but that user and root; and entries are opened relative to
-//! its descriptor, without following links, and checked on the descriptor that is mapped. An entry
-//! appears by rename after fsync and is never changed in place. It is found by a key of everything
-//! that makes it fit: the digest of the component, and the engine's compatibility hash, which
-//! covers wasmtime's full version, its settings and the target with its CPU features. The key is in
-//! the entry too, with a checksum of the code. An entry that does not match is a miss and never an
-//! error; a directory that cannot be trusted only costs time.
+//! symlink or can be changed by users other than that one and root; and entries are opened relative
+//! to its descriptor, without following links, and checked on the descriptor that is mapped. An
+//! entry appears by rename after fsync and is never changed in place. It is found by a key of
+//! everything that makes it fit: the digest of the component, and the engine's compatibility hash,
+//! which covers wasmtime's full version, its settings and the target with its CPU features. The key
+//! is in the entry too, with a checksum of the code. An entry that does not match is a miss and
+//! never an error; a directory that cannot be trusted only costs time.
 //!
 //! Use renews the age of an entry. Only [`Cache::prune`] removes entries; it knows those
 //! of the configured plugins and leaves them alone whatever their age.
 
 use std::collections::BTreeSet;
-use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::hash::{Hash, Hasher};
-use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::{Component as PathPart, Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use hookrun_nix::layout;
-use hookrun_system::descriptor::{self, LOCATE};
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, Timespec, Timestamps};
+use hookrun_system::descriptor;
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 use wasmtime::{Engine, Result};
 
+use super::cache_directory::{ENTRY_MODE, open_directory, prune, put, renew, trusted};
+pub use super::cache_directory::{Leftovers, OF_CONFIGURATION, OF_TESTS};
+
 /// The end of an entry: the key, the checksum and the length of the code before it, and this mark.
 const MARK: [u8; 16] = *b"hookrun-entry-02";
 /// A key is a SHA-256 in hexadecimal.
-const KEY_LENGTH: usize = 64;
+pub(super) const KEY_LENGTH: usize = 64;
 /// BLAKE3: an interpreter's 35 MiB are read in ten milliseconds.
 const CHECKSUM_LENGTH: usize = blake3::OUT_LEN;
 /// Key, checksum, length and mark.
 const TRAILER_LENGTH: usize = KEY_LENGTH + CHECKSUM_LENGTH + 8 + MARK.len();
 
-/// Everybody may read an entry who is handed its descriptor: the runner opens it as root and maps
-/// it as another user, which opens it once more through `/proc`. The directory keeps all others
-/// away.
-const ENTRY_MODE: Mode = Mode::RUSR.union(Mode::WUSR).union(Mode::RGRP).union(Mode::ROTH);
-
-/// What is kept of the entries of plugins that are not configured (now): each change of a plugin or
-/// of hookrun leaves one behind.
-#[derive(Debug, Clone, Copy)]
-pub struct Leftovers {
-    /// As many as these, the youngest.
-    pub most: usize,
-    /// Those beyond `most` that were used within this time.
-    pub young: Duration,
-    /// Those among `most` that were used within this time.
-    pub old: Duration,
-}
-
-const DAY: Duration = Duration::from_hours(24);
-/// For a cache of configured plugins: one that comes back soon is still there.
-pub const OF_CONFIGURATION: Leftovers =
-    Leftovers { most: 64, young: DAY, old: Duration::from_hours(30 * 24) };
-/// For a cache of plugins under test, of which nothing needs to be kept.
-pub const OF_TESTS: Leftovers = Leftovers { most: 64, young: Duration::ZERO, old: DAY };
-
-/// An entry's time of use is at most this much too early: a hook that finds an entry need not
-/// write.
-const RENEWED_AFTER: Duration = Duration::from_hours(1);
 /// How often a lock that another process holds is tried.
 const LOCK_TICK: Duration = Duration::from_millis(10);
 
@@ -157,38 +129,6 @@ impl Cache {
     }
 }
 
-/// Removes entries that are not among `configured`, as far as `leftovers` does not keep them; and
-/// what a process that died left half made.
-pub(super) fn prune(path: &Path, configured: &BTreeSet<String>, leftovers: Leftovers) {
-    let Ok(directory) = open_directory(path) else { return };
-    let Ok(listed) = rustix::fs::Dir::read_from(directory.as_fd()) else { return };
-    let mut others: Vec<(Duration, OsString)> = Vec::new();
-    for entry in listed.flatten() {
-        use std::os::unix::ffi::OsStrExt as _;
-        let name = entry.file_name().to_bytes();
-        let is_entry = name.len() == KEY_LENGTH;
-        let is_half_made = name.starts_with(b".") && name != b"." && name != b"..";
-        let Ok(stat) = rustix::fs::statat(&directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)
-        else {
-            continue;
-        };
-        let name = OsStr::from_bytes(name).to_owned();
-        let is_configured = name.to_str().is_some_and(|name| configured.contains(name));
-        if is_half_made && unused_for(&stat) > DAY {
-            let _gone = rustix::fs::unlinkat(&directory, &name, AtFlags::empty());
-        } else if is_entry && !is_configured {
-            others.push((unused_for(&stat), name));
-        }
-    }
-    others.sort();
-    for (index, (unused, name)) in others.into_iter().enumerate() {
-        let kept_for = if index < leftovers.most { leftovers.old } else { leftovers.young };
-        if unused > kept_for || kept_for.is_zero() {
-            let _gone = rustix::fs::unlinkat(&directory, &name, AtFlags::empty());
-        }
-    }
-}
-
 /// The right to compile for an entry, held until it is dropped.
 #[derive(Debug)]
 struct Compiling<'a> {
@@ -198,7 +138,8 @@ struct Compiling<'a> {
 }
 
 impl<'a> Compiling<'a> {
-    /// None if nobody lets go of it in time, or there are no locks: then two compile.
+    /// Returns `None` if the lock is not released in time, or the file system has no locks; then
+    /// two processes compile.
     fn begin(directory: &'a OwnedFd, key: &str, patience: Duration) -> Option<Self> {
         let name = format!(".{key}.lock");
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -218,7 +159,7 @@ impl<'a> Compiling<'a> {
 
 impl Drop for Compiling<'_> {
     fn drop(&mut self) {
-        // Who waits has it open and finds the entry.
+        // A process that waits has it open and finds the entry.
         let _gone = rustix::fs::unlinkat(self.directory, &*self.name, AtFlags::empty());
     }
 }
@@ -233,22 +174,14 @@ impl Code {
     }
 }
 
-/// Code that could not be kept: a file without a name, which nobody can change.
+/// Returns code that could not be kept as a file without a name, which cannot be changed.
 fn in_memory(code: &[u8]) -> std::io::Result<File> {
     hookrun_system::memory::sealed("hookrun-code", code)
 }
 
 /// The SHA-256 of a component, in hexadecimal.
 pub fn digest(wasm: &[u8]) -> String {
-    hex(&Sha256::digest(wasm))
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    format!("{:x}", Sha256::digest(wasm))
 }
 
 /// The name of the entry for `wasm` in this engine.
@@ -271,61 +204,7 @@ pub(super) fn key(engine: &Engine, wasm: &[u8]) -> String {
     engine.precompile_compatibility_hash().hash(&mut sha);
     sha.0.update(std::env::consts::ARCH);
     sha.0.update(std::env::consts::OS);
-    hex(&sha.0.finalize())
-}
-
-const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-
-/// The cache directory, if nobody but us and root could have put anything there.
-pub(super) fn open_directory(path: &Path) -> std::result::Result<OwnedFd, String> {
-    let user = rustix::process::geteuid().as_raw();
-    let failed =
-        |what: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", what.display());
-    if let Err(error) = layout::make_own(path)
-        && !path.is_dir()
-    {
-        return Err(failed(path, &error));
-    }
-    let mut reached = PathBuf::from("/");
-    let mut directory = rustix::fs::open("/", LOCATE | DIRECTORY, Mode::empty())
-        .map_err(|error| failed(&reached, &error))?;
-    let absolute = std::path::absolute(path).map_err(|error| failed(path, &error))?;
-    let mut parts = absolute.components().filter(|part| *part != PathPart::RootDir).peekable();
-    while let Some(part) = parts.next() {
-        let stat = rustix::fs::fstat(&directory).map_err(|error| failed(&reached, &error))?;
-        if !only_ours(&stat, user, true) {
-            return Err(format!("{} can be changed by other users", reached.display()));
-        }
-        reached.push(part);
-        let access = if parts.peek().is_none() { OFlags::RDONLY } else { LOCATE };
-        directory =
-            rustix::fs::openat(&directory, part.as_os_str(), access | DIRECTORY, Mode::empty())
-                .map_err(|error| failed(&reached, &error))?;
-    }
-    let stat = rustix::fs::fstat(&directory).map_err(|error| failed(path, &error))?;
-    if stat.st_uid != user {
-        return Err(format!(
-            "{} belongs to uid {}, not to uid {user}",
-            path.display(),
-            stat.st_uid
-        ));
-    }
-    if stat.st_mode & 0o077 != 0 {
-        return Err(format!(
-            "{} is open to other users; `chmod 700 {}`",
-            path.display(),
-            path.display()
-        ));
-    }
-    Ok(directory)
-}
-
-/// Can nobody but `user` and root change it? `sticky`: a directory in which users can rename only
-/// their own.
-fn only_ours(stat: &Stat, user: u32, sticky: bool) -> bool {
-    let owned = stat.st_uid == user || stat.st_uid == 0;
-    let closed = stat.st_mode & 0o022 == 0 || (sticky && stat.st_mode & 0o1000 != 0);
-    owned && closed
+    format!("{:x}", sha.0.finalize())
 }
 
 /// The entry `key`, if it is there and fits.
@@ -351,31 +230,6 @@ fn find(directory: &OwnedFd, key: &str) -> Option<File> {
     }
     renew(&file);
     Some(file)
-}
-
-/// The state of an open file, if it is one that nobody but us can have written.
-pub(super) fn trusted(file: &File) -> Option<Stat> {
-    let stat = rustix::fs::fstat(file).ok()?;
-    let user = rustix::process::geteuid().as_raw();
-    let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-    (regular && stat.st_uid == user && only_ours(&stat, user, false)).then_some(stat)
-}
-
-/// Makes a file young again, because it is used.
-pub(super) fn renew(file: &File) {
-    let Ok(stat) = rustix::fs::fstat(file) else { return };
-    if unused_for(&stat) > RENEWED_AFTER {
-        let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
-        // One that cannot be renewed can be used all the same.
-        let _renewed =
-            rustix::fs::futimens(file, &Timestamps { last_access: now, last_modification: now });
-    }
-}
-
-/// How long ago an entry was made or renewed; nothing if the clock was set back.
-fn unused_for(stat: &Stat) -> Duration {
-    let used = UNIX_EPOCH + Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or_default());
-    SystemTime::now().duration_since(used).unwrap_or_default()
 }
 
 /// Maps the code of an entry.
@@ -412,27 +266,6 @@ fn checksum(file: &File, length: u64) -> Option<blake3::Hash> {
 /// Puts an entry into the directory.
 fn keep(directory: &OwnedFd, key: &str, code: &[u8]) -> std::io::Result<()> {
     put(directory, key, &[code, &trailer(key, &blake3::hash(code), code.len() as u64)])
-}
-
-/// Puts a file into the directory: whole or not at all.
-pub(super) fn put(directory: &OwnedFd, name: &str, parts: &[&[u8]]) -> std::io::Result<()> {
-    static SEQUENCE: AtomicU64 = AtomicU64::new(0);
-    let temporary = format!(".{}-{}", std::process::id(), SEQUENCE.fetch_add(1, Ordering::Relaxed));
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    // A file of that name is of a process that died: process numbers come again.
-    let _ = rustix::fs::unlinkat(directory, &*temporary, AtFlags::empty());
-    let mut file = File::from(rustix::fs::openat(directory, &*temporary, flags, ENTRY_MODE)?);
-    // The umask takes bits away from a new file.
-    rustix::fs::fchmod(&file, ENTRY_MODE)?;
-    let written = parts
-        .iter()
-        .try_for_each(|part| file.write_all(part))
-        .and_then(|()| file.sync_all())
-        .and_then(|()| Ok(rustix::fs::renameat(directory, &*temporary, directory, name)?));
-    if written.is_err() {
-        let _ = rustix::fs::unlinkat(directory, &*temporary, AtFlags::empty());
-    }
-    written
 }
 
 #[cfg(test)]

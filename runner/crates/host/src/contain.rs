@@ -36,14 +36,12 @@ pub struct Bounds {
     pub user: Option<String>,
 }
 
-/// How a child ended.
 #[derive(Debug)]
 pub(super) enum Ended {
     /// It was stopped.
     TimeUp,
     /// By itself, or by its other bounds.
     Exited {
-        /// Its status.
         status: ExitStatus,
         /// What it handed over.
         output: Vec<u8>,

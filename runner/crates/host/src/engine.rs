@@ -53,12 +53,10 @@ impl Runtime {
         Ok(started?)
     }
 
-    /// The engine.
     pub fn engine(&self) -> &Engine {
         &self.engine
     }
 
-    /// What guests are linked with.
     pub fn linker(&self) -> &Imports {
         &self.imports
     }

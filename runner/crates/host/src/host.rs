@@ -80,7 +80,7 @@ impl Host {
     /// What was found out about a component for this `config` table, now or before.
     ///
     /// # Errors
-    /// There is nobody to find it out.
+    /// There is no compiler to find it out.
     pub fn examine(
         &self,
         component: &Component,

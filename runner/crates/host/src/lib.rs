@@ -22,6 +22,7 @@
 mod artifact;
 pub mod bindings;
 pub mod bundled;
+mod cache_directory;
 pub mod compile;
 pub mod compiled_cache;
 pub mod config_schema;

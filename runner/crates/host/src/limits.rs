@@ -14,7 +14,6 @@ use hookrun_config::{Limit, Limits};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("limit `{}` reached", limit.key())]
 pub struct LimitReached {
-    /// The limit.
     pub limit: Limit,
     /// What was wanted, in the limit's unit, if it is known.
     pub wanted: Option<u64>,
@@ -41,7 +40,6 @@ impl LimitReached {
 pub struct CallName {
     /// The interface, such as `mail` or `wasi:io/poll`.
     pub interface: &'static str,
-    /// The function.
     pub function: &'static str,
 }
 
@@ -66,7 +64,6 @@ pub struct Allocations {
 }
 
 impl Allocations {
-    /// Nothing allocated yet.
     pub fn new(limits: &Limits) -> Self {
         Self {
             memory: 0,

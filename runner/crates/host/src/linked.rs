@@ -28,7 +28,6 @@ pub struct ReadyPlugin {
 }
 
 impl ReadyPlugin {
-    /// What was read and checked.
     pub fn artifact(&self) -> &Artifact {
         &self.artifact
     }
@@ -137,12 +136,10 @@ impl LinkedPlugin {
         &self.context.plugin.name
     }
 
-    /// The hooks it serves.
     pub fn hooks(&self) -> &[HookKind] {
         &self.hooks
     }
 
-    /// What it says about itself.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }

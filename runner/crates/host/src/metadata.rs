@@ -30,16 +30,11 @@ const MAX_LENGTH: usize = 256 << 10;
 pub struct Metadata {
     /// [`FORMAT`].
     pub format: u32,
-    /// Such as `s3-upload`.
     pub name: String,
-    /// Its own version.
     pub version: String,
-    /// One sentence.
     #[serde(default)]
     pub description: String,
-    /// The hooks it serves.
     pub hooks: Vec<HookKind>,
-    /// The capabilities it wants.
     #[serde(default)]
     pub wants: Wants,
     /// In which order its tasks run, unless the configuration says otherwise.
@@ -54,9 +49,7 @@ pub struct Metadata {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Description {
-    /// What it says about itself.
     pub metadata: Metadata,
-    /// The hooks it exports.
     pub exports: Vec<HookKind>,
     /// Everything it imports, such as `hookrun:host/log@0.1.0`; an upper bound of what it can use.
     pub imports: Vec<String>,
@@ -197,7 +190,7 @@ fn unreadable(section: &[u8], error: &serde_json::Error) -> String {
                 .to_owned();
         }
     }
-    // serde_json counts from the beginning of the section, which nobody sees.
+    // serde_json counts from the beginning of the section, which the author does not see.
     let text = error.to_string();
     let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
     if error.is_data() {

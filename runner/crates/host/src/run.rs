@@ -54,7 +54,6 @@ trait HookCall: Send {
     /// What the hook returns.
     type Answer: Answer + Clone + Send;
 
-    /// Calls it.
     fn call(
         self,
         store: &mut Store<RunState>,
@@ -332,7 +331,7 @@ impl LinkedPlugin {
     }
 }
 
-/// The outcome of a run in which a host call was refused until the operator mends something, for
+/// The outcome of a run in which a host call was refused until the operator fixes something, for
 /// `reason`. Whatever the guest made of it, a failure is not the event's: the task is kept. A limit
 /// stays one, because the guest went on after the refusal.
 fn refused_instead(outcome: Outcome, reason: &str) -> Outcome {

@@ -37,9 +37,7 @@ struct Times {
 /// When a run ends if nothing happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Deadline {
-    /// Then.
     pub at: Instant,
-    /// By this limit.
     pub limit: Limit,
 }
 

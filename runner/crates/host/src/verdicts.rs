@@ -16,7 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::compiled_cache::{self, Leftovers};
+use super::cache_directory::{self, Leftovers};
 use super::examine::Examined;
 
 /// Of the form of the files and of what is found out: another number with each change of either, so
@@ -54,7 +54,7 @@ impl Stamp {
             sha.update(number.to_le_bytes());
         }
         sha.update(path.as_os_str().as_encoded_bytes());
-        Self(compiled_cache::hex(&sha.finalize()))
+        Self(format!("{:x}", sha.finalize()))
     }
 }
 
@@ -70,7 +70,7 @@ impl Verdicts {
         sha.update(FORMAT);
         sha.update(digest);
         sha.update(config.to_string());
-        compiled_cache::hex(&sha.finalize())
+        format!("{:x}", sha.finalize())
     }
 
     /// What was found out under this key.
@@ -90,32 +90,31 @@ impl Verdicts {
         String::from_utf8(self.read(&stamp.0)?).ok()
     }
 
-    /// Keeps it.
     pub(super) fn remember(&self, stamp: &Stamp, digest: &str) {
         self.write(&stamp.0, digest.as_bytes());
     }
 
     /// Removes what is not among `configured`, as far as `leftovers` does not keep it.
     pub(super) fn prune(&self, configured: &BTreeSet<String>, leftovers: Leftovers) {
-        compiled_cache::prune(&self.directory, configured, leftovers);
+        cache_directory::prune(&self.directory, configured, leftovers);
     }
 
     fn read(&self, name: &str) -> Option<Vec<u8>> {
-        let directory: OwnedFd = compiled_cache::open_directory(&self.directory).ok()?;
+        let directory: OwnedFd = cache_directory::open_directory(&self.directory).ok()?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let file = rustix::fs::openat(&directory, name, flags, Mode::empty()).ok()?;
         let file = std::fs::File::from(file);
-        compiled_cache::trusted(&file)?;
+        cache_directory::trusted(&file)?;
         let mut content = Vec::new();
         (&file).take(MAX_LENGTH).read_to_end(&mut content).ok()?;
-        compiled_cache::renew(&file);
+        cache_directory::renew(&file);
         Some(content)
     }
 
     fn write(&self, name: &str, content: &[u8]) {
         // Found out again where it cannot be kept.
-        let _kept = compiled_cache::open_directory(&self.directory)
-            .map(|directory| compiled_cache::put(&directory, name, &[content]));
+        let _kept = cache_directory::open_directory(&self.directory)
+            .map(|directory| cache_directory::put(&directory, name, &[content]));
     }
 }
 

@@ -38,7 +38,6 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// In words.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Metadata => "a metadata service",

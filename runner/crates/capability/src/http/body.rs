@@ -23,11 +23,8 @@ use hookrun_nix::outcome::LogLine;
 pub struct About {
     /// Method, origin and path, without the query: a guest may put anything there.
     pub target: String,
-    /// The plugin's name.
     pub plugin: String,
-    /// Its limits.
     pub limits: Limits,
-    /// The run's log.
     pub log: RunLog,
 }
 
@@ -37,7 +34,6 @@ impl About {
         Problem::new(code, format!("plugin `{}`: http `{}`: {what}", self.plugin, self.target))
     }
 
-    /// A limit was reached.
     pub fn limit(&self, limit: Limit, wanted: Option<u64>, code: ErrorCode) -> Problem {
         let problem = Problem::limit(limit, &self.plugin, &self.limits, wanted, code);
         Problem { message: format!("http `{}`: {}", self.target, problem.message), ..problem }
@@ -55,11 +51,10 @@ impl About {
     }
 }
 
-/// How long something may take: as long as the limit says, or as the plugin itself does, whichever
+/// How long something may take: the limit, or the plugin's own time-out, whichever
 /// is less.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// The duration.
     pub time: Duration,
     limit: Limit,
     own: bool,
@@ -129,7 +124,6 @@ impl Direction {
     }
 }
 
-/// A counted body.
 #[derive(Debug)]
 pub(super) struct Metered {
     inner: WasiBody,

@@ -23,11 +23,9 @@ const BODY: &[u8] = b"{}";
 /// A request that was not sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Requested {
-    /// The method.
     pub method: String,
     /// The URL, with its query.
     pub url: String,
-    /// The body.
     pub body: Vec<u8>,
 }
 

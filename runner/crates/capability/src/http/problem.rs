@@ -5,6 +5,9 @@
 //! in the log. No text of a server and no header value is ever part of a sentence: either may hold
 //! a credential.
 
+use std::error::Error as _;
+use std::io;
+
 use wasmtime_wasi_http::Error;
 use wasmtime_wasi_http::p2::bindings::http::types::{DnsErrorPayload, ErrorCode};
 
@@ -69,4 +72,25 @@ pub fn stream_error_code(error: &wasmtime::Error) -> Option<ErrorCode> {
         Error::ConnectionReadTimeout => ErrorCode::ConnectionReadTimeout,
         _ => ErrorCode::HttpProtocolError,
     })
+}
+
+/// The code for an error while the response was read.
+pub(super) fn response_error(error: &hyper::Error) -> Error {
+    let io = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    // hyper 1.12 says so for a body with a length, and keeps `is_incomplete_message` for heads.
+    let broke = io.is_some_and(|io| {
+        matches!(
+            io.kind(),
+            io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+        )
+    });
+    if error.is_incomplete_message() || broke {
+        Error::HttpResponseIncomplete
+    } else if error.is_parse_too_large() {
+        Error::HttpResponseTrailerSectionSize(None)
+    } else {
+        Error::HttpProtocolError
+    }
 }

@@ -4,7 +4,6 @@
 //! the run at the latest. One connection carries one request, HTTP/1.1, without a proxy. A redirect
 //! is a response like any other: it is never followed.
 
-use std::error::Error as _;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -22,7 +21,7 @@ use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
 
 use super::body::{About, Metered, Patience, header_bytes};
-use super::problem::Problem;
+use super::problem::{Problem, response_error};
 use super::resolve::{self, Unreachable};
 use super::{Client, tls};
 use hookrun_config::http::{HttpTarget, Scheme};
@@ -44,19 +43,14 @@ pub type Answer = (Response<WasiBody>, AbortOnDropJoinHandle<()>);
 
 /// One request that its grant covers.
 pub struct Exchange {
-    /// What sends it.
     pub client: Arc<Client>,
     /// For messages, limits and counting.
     pub about: Arc<About>,
-    /// What covers it.
     pub grant: HttpGrant,
-    /// What it asks for.
     pub target: HttpTarget,
     /// `/path?query`.
     pub path_and_query: String,
-    /// The guest's headers.
     pub headers: HeaderMap,
-    /// The guest's time-outs.
     pub options: RequestOptions,
     /// One of the run's places for requests under way; none if all are taken.
     pub slot: Option<OwnedSemaphorePermit>,
@@ -387,22 +381,4 @@ enum Stream {
 
 fn empty() -> WasiBody {
     http_body_util::Empty::<Bytes>::new().map_err(|never| match never {}).boxed_unsync()
-}
-
-fn response_error(error: &hyper::Error) -> Error {
-    let io = error.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
-    // hyper 1.12 says so for a body with a length, and keeps `is_incomplete_message` for heads.
-    let broke = io.is_some_and(|io| {
-        matches!(
-            io.kind(),
-            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted
-        )
-    });
-    if error.is_incomplete_message() || broke {
-        Error::HttpResponseIncomplete
-    } else if error.is_parse_too_large() {
-        Error::HttpResponseTrailerSectionSize(None)
-    } else {
-        Error::HttpProtocolError
-    }
 }

@@ -62,7 +62,7 @@ pub(crate) fn trust(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String>
         .with_safe_default_protocol_versions()
         .map_err(|error| format!("TLS cannot be used ({error}); this is a defect of hookrun"))?;
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
-    // The sender speaks HTTP/1.1 only; a server that speaks HTTP/2 as well is to know.
+    // Tells a server that also speaks HTTP/2 that the sender speaks HTTP/1.1 only.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

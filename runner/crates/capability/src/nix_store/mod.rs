@@ -124,7 +124,6 @@ impl Service for NixStores {
 }
 
 impl NixStores {
-    /// The real stores.
     pub fn real() -> Self {
         Self { place: Place::Real, reaches: Mutex::default() }
     }
@@ -179,7 +178,6 @@ impl StoreScopeCheck {
         }
     }
 
-    /// The store.
     pub fn backend(&self) -> &dyn Backend {
         &*self.backend
     }

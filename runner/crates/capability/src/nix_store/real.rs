@@ -30,7 +30,7 @@ impl Backend for Real {
     }
 
     fn derivation(&self, path: &str, budget: &mut Budget) -> Result<Derivation, CapabilityError> {
-        // Its text crosses, more or less; what cannot be looked at is told by reading it.
+        // An error here has the same cause as the error of reading it.
         budget.take(std::fs::metadata(self.dirs.real_path(path)).map_or(0, |found| found.len()))?;
         Ok(Derivation::read_in(&self.dirs, path, MAX_SIZE)?)
     }

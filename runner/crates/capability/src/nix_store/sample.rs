@@ -55,7 +55,6 @@ impl Default for Sample {
 }
 
 impl Sample {
-    /// Makes it.
     pub fn new() -> Self {
         let file =
             |text: &str| Tree::File { executable: false, contents: text.as_bytes().to_vec() };

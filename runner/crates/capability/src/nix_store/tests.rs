@@ -113,7 +113,7 @@ fn reads_stay_below_the_store_path() {
     for (target, link) in [("../secret", "up"), ("/etc/passwd", "away"), ("bin", "inner")] {
         std::os::unix::fs::symlink(target, path.join(link)).unwrap();
     }
-    // None of these may be waited for, nor read: a FIFO nobody writes to, a socket.
+    // Must not be waited for or read: a FIFO without a writer, a socket.
     let fifo = std::process::Command::new("mkfifo").arg(path.join("bin/fifo")).status().unwrap();
     assert!(fifo.success());
     let _socket = std::os::unix::net::UnixListener::bind(path.join("bin/socket")).unwrap();

@@ -72,7 +72,7 @@ fn open(path: &Path, relative: &str, kind: OFlags) -> Result<OwnedFd, Capability
         Errno::NAMETOOLONG => {
             CapabilityError::invalid(format!("{shown} is longer than a path may be"))
         }
-        // What `open` says of a socket.
+        // The error of `open` on a socket.
         Errno::NXIO => neither(&shown),
         errno => CapabilityError::transient(format!("{shown} cannot be opened ({errno})")),
     };
@@ -243,7 +243,7 @@ pub(super) fn read(
 mod tests {
     use super::*;
 
-    /// What an opener says of each path: the same, however it goes about it.
+    /// Every way of opening gives the same result for each path.
     #[test]
     fn both_ways_of_opening_agree() {
         let dir = tempfile::tempdir().unwrap();

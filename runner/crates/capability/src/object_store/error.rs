@@ -8,7 +8,8 @@ use std::error::Error as StdError;
 use ::object_store::Error;
 use ::object_store::client::{HttpError, HttpErrorKind};
 
-use super::open::{NoCredentials, Open};
+use super::open::Open;
+use super::s3::NoCredentials;
 use crate::{CapabilityError, ErrorKind};
 
 /// How much of a service's sentence is passed on.
@@ -17,11 +18,9 @@ const MAX_SENTENCE: usize = 300;
 /// The error response of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Answer {
-    /// The HTTP status.
     pub status: u16,
     /// The service's word for it, such as `AccessDenied`; the answer to a HEAD has none.
     pub code: Option<String>,
-    /// Its sentence.
     message: Option<String>,
 }
 
@@ -174,7 +173,7 @@ fn judge(status: u16, code: Option<&str>, name: &str) -> (ErrorKind, String) {
     }
 }
 
-/// The error and its causes. What an I/O error wraps is no cause of it by `source`, which gives
+/// The error and its causes. `source` of an I/O error skips the error that it wraps and gives
 /// that one's own cause.
 fn chain<'a>(
     error: &'a (dyn StdError + 'static),

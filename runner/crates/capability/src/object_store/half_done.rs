@@ -3,7 +3,7 @@
 //!
 //! `uploads/ID.json` in the state directory: one JSON object for each upload, [`Entry`], version 1.
 //! The file is locked (`flock`) by the process that uploads, and removed when the upload has ended,
-//! either way. A file that nobody has locked is of a process that was killed. What a store cannot
+//! either way. A file without a lock belongs to a process that was killed. What a store cannot
 //! abort now is tried again by later processes, for [`KEPT`].
 
 use std::fs::File;
@@ -26,7 +26,6 @@ const VERSION: u32 = 1;
 #[derive(Debug, Clone, Default)]
 pub(super) struct HalfDone(Option<PathBuf>);
 
-/// One upload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Entry {
@@ -35,9 +34,8 @@ pub(super) struct Entry {
     pub store: String,
     /// Where the store is.
     pub place: String,
-    /// The object.
     pub key: String,
-    /// The service's name for the upload; none where it has none.
+    /// The service's name for the upload, if it has one.
     pub upload: Option<String>,
 }
 
@@ -71,7 +69,6 @@ impl Drop for Record {
 /// A record whose process was killed. It stays unless it is removed.
 #[derive(Debug)]
 pub(super) struct Left {
-    /// What it says.
     pub entry: Entry,
     path: PathBuf,
     age: Duration,
@@ -84,7 +81,6 @@ impl HalfDone {
         Self(Some(directory))
     }
 
-    /// The directory.
     pub(super) fn directory(&self) -> Option<&Path> {
         self.0.as_deref()
     }
@@ -143,7 +139,7 @@ fn look(path: PathBuf) -> Option<Left> {
     let age = file.metadata().ok()?.modified().ok()?.elapsed().unwrap_or_default();
     let mut text = Vec::new();
     (&mut file).take(MAX_ENTRY).read_to_end(&mut text).ok()?;
-    // One that is no entry is being written, or by another version.
+    // A file that cannot be parsed is being written, or is from another version.
     let entry: Entry = serde_json::from_slice(&text).ok()?;
     (entry.version == VERSION).then_some(Left { entry, path, age, _locked: file })
 }

@@ -2,63 +2,55 @@
 //! for all services.
 //!
 //! A store is opened when it is first used and kept; one whose credentials are refused is opened
-//! anew at the next call, so that changed files take effect. Which store a plugin may use is
+//! again at the next call, so that changed files take effect. Which store a plugin may use is
 //! decided before ([`crate::grants`]). Every object appears whole or not at all, and what
 //! comes back never holds a secret ([`error`]).
 
 mod connector;
 mod error;
 mod half_done;
+mod nars;
 mod open;
 mod present;
 mod profile;
 mod put_nar;
+mod requests;
+mod s3;
 mod transfers;
+mod upload;
+
+pub use nars::Stored;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ::object_store::path::Path;
-use ::object_store::{
-    Attribute, Attributes, Error, GetOptions, GetResult, ObjectStoreExt as _, PutMultipartOptions,
-    PutOptions, PutPayload,
-};
+use ::object_store::{Error, ObjectStoreExt as _, PutPayload};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::{OnceCell, Semaphore};
 
-use self::connector::{Contents, PAGES};
+use self::connector::PAGES;
 use self::error::{Answer, explain};
 use self::half_done::HalfDone;
+use self::nars::NAR_MEMORY;
 use self::open::Open;
 use self::present::{Present, Uploads};
+use self::requests::{check_content_type, contents, exists, path, put_options, read};
 use self::transfers::Transfers;
-use super::nix_store::Nar;
 use super::{CapabilityError, ErrorKind, Finding, SandboxNeeds, Service};
 use hookrun_config::{self as config, Config, Grant, KeyError};
 use hookrun_nix::dirs::Dirs;
-use hookrun_nix::nar::{Compression, Expected, Written};
 use hookrun_nix::outcome::Transfer;
-
-/// Longest key, in bytes: that of S3 (its user guide, "Naming Amazon S3 objects"); Azure and Google
-/// Cloud have the same.
-const MAX_KEY: usize = 1024;
 
 /// Requests of one call to one service at once: so many times the latency is not waited for.
 const PARALLEL_REQUESTS: usize = 32;
 
-/// NARs of one call that are read, compressed and sent at once.
-const PARALLEL_NARS: usize = 16;
-
 /// All pages of one list together.
 const LIST_TIME: Duration = Duration::from_mins(10);
-
-/// Memory that all uploads of NARs in this process take together, in MiB. One that needs more by
-/// itself (xz at its highest level) goes alone.
-const NAR_MEMORY: u32 = 512;
 
 /// The stores of an installation.
 #[derive(Debug)]
@@ -78,23 +70,11 @@ pub struct ObjectStores {
     memory: Semaphore,
 }
 
-/// An object that [`ObjectStores::put_nars`] stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stored {
-    /// Its key.
-    pub key: String,
-    /// Its bytes.
-    pub written: Written,
-}
-
 /// A small object to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Object {
-    /// Its key.
     pub key: String,
-    /// Its media type.
     pub content_type: String,
-    /// What is in it.
     pub body: Vec<u8>,
 }
 
@@ -294,99 +274,6 @@ impl ObjectStores {
         self.noticed(name, result)
     }
 
-    /// Reads, hashes, compresses and sends a NAR in one pass.
-    ///
-    /// # Errors
-    /// `permanent` if the store path is corrupt, `not-found` if it is gone, an `invalid` key, or as
-    /// the store has it.
-    pub async fn put_nar(
-        &self,
-        name: &str,
-        key: &str,
-        compression: Compression,
-        nar: Nar,
-    ) -> Result<Written, CapabilityError> {
-        let open = self.open(name)?;
-        let path = path(name, key)?;
-        let result = self.put_within_memory(&open, &path, compression, nar).await;
-        self.noticed(name, result)
-    }
-
-    /// As [`ObjectStores::put_nar`] for several at once, each below `directory` under the name that
-    /// says what is in it ([`Compression::object_name`]). One that another call is sending, or has
-    /// just sent, is not sent again. What was stored is that of the first `nars`, in their order;
-    /// if one of them fails, those behind it are left. `sent` is set as soon as one was sent.
-    pub async fn put_nars(
-        &self,
-        name: &str,
-        directory: &str,
-        compression: Compression,
-        nars: Vec<Nar>,
-        sent: &AtomicBool,
-    ) -> (Vec<Stored>, Option<CapabilityError>) {
-        let mut stored = Vec::with_capacity(nars.len());
-        let mut sending = futures_util::stream::iter(nars)
-            .map(|nar| self.put_once(name, directory, compression, nar, sent))
-            .buffered(PARALLEL_NARS);
-        while let Some(result) = sending.next().await {
-            match self.noticed(name, result) {
-                Ok(one) => stored.push(one),
-                Err(error) => return (stored, Some(error)),
-            }
-        }
-        drop(sending);
-        (stored, None)
-    }
-
-    /// One NAR of [`ObjectStores::put_nars`].
-    async fn put_once(
-        &self,
-        name: &str,
-        directory: &str,
-        compression: Compression,
-        nar: Nar,
-        sent: &AtomicBool,
-    ) -> Result<Stored, CapabilityError> {
-        let open = self.open(name)?;
-        let key = format!("{directory}/{}", compression.object_name(&nar.expected.nar_hash));
-        let path = path(name, &key)?;
-        let upload = self.uploads.of(name, &key);
-        let mut upload = upload.lock().await;
-        if let Some(written) = present::written(upload.as_ref()) {
-            return Ok(Stored { key, written });
-        }
-        let written = self.put_within_memory(&open, &path, compression, nar).await?;
-        *upload = Some((Instant::now(), written.clone()));
-        sent.store(true, Ordering::Relaxed);
-        Ok(Stored { key, written })
-    }
-
-    async fn put_within_memory(
-        &self,
-        open: &Open,
-        path: &Path,
-        compression: Compression,
-        nar: Nar,
-    ) -> Result<Written, CapabilityError> {
-        self.swept(open).await;
-        let bytes = put_nar::memory(compression, nar.expected.nar_size);
-        let wanted = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX).min(NAR_MEMORY);
-        // It is never closed.
-        let _taken = self.memory.acquire_many(wanted).await.ok();
-        let Expected { path: store_path, nar_size, .. } = &nar.expected;
-        let under_way = self.transfers.begin(&open.name, store_path, *nar_size).into();
-        put_nar::put_nar(open, path, compression, nar, &self.half_done, under_way).await
-    }
-
-    /// Before the first upload of this process to a store: ends those that others have left there.
-    async fn swept(&self, open: &Open) {
-        let cell = {
-            let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(swept.entry(open.name.clone()).or_default())
-        };
-        cell.get_or_init(|| put_nar::sweep(open, &self.half_done)).await;
-    }
-
     /// At most `max` keys that start with `prefix`; fewer if they have more than `most` bytes
     /// together, which is then exceeded by the last of them.
     ///
@@ -498,114 +385,6 @@ impl ObjectStores {
             self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         }
         result
-    }
-}
-
-/// Is the object there? `forbidden`: this service is known to say of an object that is not there
-/// that it may not be read.
-async fn exists(open: &Open, path: &Path, forbidden: &AtomicBool) -> Result<bool, CapabilityError> {
-    let error = match open.store.head(path).await {
-        Ok(_) => return Ok(true),
-        Err(Error::NotFound { .. }) => return Ok(false),
-        Err(error) => error,
-    };
-    let answer = Answer::of(&error).filter(|answer| (300..500).contains(&answer.status));
-    let Some(answer) = answer else {
-        return Err(explain(open, "look for", path.as_ref(), &error));
-    };
-    if answer.is_forbidden_object() && forbidden.load(Ordering::Relaxed) {
-        return Ok(false);
-    }
-    // The answer to a HEAD has no body, and so no code; that to a GET has.
-    match contents(open, path).await {
-        Ok(_) => Ok(true),
-        Err(Error::NotFound { .. }) => Ok(false),
-        Err(error) if Answer::of(&error).is_some_and(|said| said.is_forbidden_object()) => {
-            forbidden.store(true, Ordering::Relaxed);
-            Ok(false)
-        }
-        Err(error) => Err(explain(open, "look for", path.as_ref(), &error)),
-    }
-}
-
-/// Asks for what is in an object.
-async fn contents(open: &Open, path: &Path) -> ::object_store::Result<GetResult> {
-    let mut options = GetOptions::default();
-    options.extensions.insert(Contents);
-    open.store.get_opts(path, options).await
-}
-
-/// A content type becomes a header.
-fn check_content_type(content_type: &str) -> Result<(), CapabilityError> {
-    if content_type.is_empty() || !content_type.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-        let shown = content_type.escape_debug();
-        return Err(CapabilityError::invalid(format!(
-            "`{shown}` is not a content type; write for example `text/plain`"
-        )));
-    }
-    Ok(())
-}
-
-/// The body of an object, if it is not too long: what the service says first is not taken on trust.
-async fn read(
-    open: &Open,
-    key: &str,
-    object: GetResult,
-    max_length: u64,
-) -> Result<Vec<u8>, CapabilityError> {
-    let name = &open.name;
-    let too_long = || {
-        CapabilityError::limit(format!(
-            "object store `{name}`: `{key}` has more than the {max_length} bytes that were asked for"
-        ))
-    };
-    if object.meta.size > max_length {
-        return Err(too_long());
-    }
-    let mut body = Vec::new();
-    let mut chunks = object.into_stream();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|error| explain(open, "get", key, &error))?;
-        if (body.len() as u64).saturating_add(chunk.len() as u64) > max_length {
-            return Err(too_long());
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
-}
-
-/// A key as a plugin gives it: segments between single slashes, none of them `.` or `..`.
-fn path(name: &str, key: &str) -> Result<Path, CapabilityError> {
-    if key.len() > MAX_KEY {
-        return Err(CapabilityError::invalid(format!(
-            "object store `{name}`: a key of {} bytes; at most {MAX_KEY} are allowed",
-            key.len()
-        )));
-    }
-    Path::parse(key).ok().filter(|path| !path.as_ref().is_empty() && path.as_ref() == key).ok_or_else(|| {
-        let shown = key.escape_debug();
-        CapabilityError::invalid(format!(
-            "object store `{name}`: `{shown}` is not a valid key; write it without `.`, `..`, and leading, doubled or trailing slashes"
-        ))
-    })
-}
-
-fn attributes(open: &Open, content_type: &str) -> Attributes {
-    if open.attributes {
-        Attributes::from_iter([(Attribute::ContentType, content_type.to_owned())])
-    } else {
-        Attributes::new()
-    }
-}
-
-fn put_options(open: &Open, content_type: &str) -> PutOptions {
-    PutOptions { attributes: attributes(open, content_type), ..PutOptions::default() }
-}
-
-fn multipart_options(open: &Open, content_type: &str) -> PutMultipartOptions {
-    PutMultipartOptions {
-        attributes: attributes(open, content_type),
-        ..PutMultipartOptions::default()
     }
 }
 

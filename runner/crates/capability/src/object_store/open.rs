@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use ::object_store::aws::{
-    AmazonS3Builder, AmazonS3ConfigKey, AwsCredential, AwsCredentialProvider,
-};
+use ::object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use ::object_store::azure::MicrosoftAzureBuilder;
 use ::object_store::gcp::GoogleCloudStorageBuilder;
 use ::object_store::http::HttpBuilder;
@@ -19,12 +17,11 @@ use ::object_store::memory::InMemory;
 use ::object_store::multipart::MultipartStore;
 use ::object_store::path::Path as Key;
 use ::object_store::prefix::PrefixStore;
-use ::object_store::{BackoffConfig, ClientOptions, CredentialProvider, ObjectStore, RetryConfig};
-use async_trait::async_trait;
+use ::object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 use url::Url;
 
 use super::connector::{self, BoundedConnector};
-use super::profile;
+use super::s3::{Fetched, one_line, s3};
 use crate::{CapabilityError, SandboxNeeds};
 use hookrun_config as config;
 use hookrun_nix::layout;
@@ -37,16 +34,12 @@ const REQUEST_TIMEOUT: Duration = Duration::from_mins(15);
 /// Tries again within one call are for a dropped connection or a single 503; whatever lasts is for
 /// the queue, which waits longer and survives a restart.
 const RETRIES: usize = 3;
-/// As above.
+/// Time for these tries.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(20);
-/// The region that S3 has where nobody names one; servers other than Amazon's ignore it.
-const DEFAULT_REGION: &str = "us-east-1";
-/// A credential is a line. What is longer is another file.
-const MAX_SECRET: u64 = 64 << 10;
 
 /// RFC 9110, section 4.2.
 const HTTP: u16 = 80;
-/// As above.
+/// RFC 9110, section 4.2.
 const HTTPS: u16 = 443;
 
 /// A store that can be used.
@@ -82,7 +75,6 @@ impl std::fmt::Debug for Parts {
 }
 
 impl Parts {
-    /// What does it.
     pub(super) fn store(&self) -> Arc<dyn MultipartStore> {
         Arc::clone(&self.store)
     }
@@ -90,49 +82,6 @@ impl Parts {
     /// The object `key` as the service names it.
     pub(super) fn key(&self, key: &Key) -> Key {
         self.prefix.parts().chain(key.parts()).collect()
-    }
-}
-
-/// There are no credentials.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "no credentials: the configuration and the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.aws/credentials) have none, and this machine's metadata service gives none ({cause}); \
-     write `credentials = {{ access-key-id-file = \"FILE\", secret-access-key-file = \"FILE\" }}` under [object-stores.{store}]"
-)]
-pub(super) struct NoCredentials {
-    store: String,
-    cause: String,
-}
-
-impl NoCredentials {
-    /// For the store `store`; `cause`: why the machine gives none.
-    pub(super) fn new(store: &str, cause: &str) -> Self {
-        Self { store: store.to_owned(), cause: cause.to_owned() }
-    }
-}
-
-/// Says of credentials that cannot be fetched what is missing.
-#[derive(Debug)]
-struct Fetched {
-    store: String,
-    from: AwsCredentialProvider,
-}
-
-#[async_trait]
-impl CredentialProvider for Fetched {
-    type Credential = AwsCredential;
-
-    async fn get_credential(&self) -> ::object_store::Result<Arc<AwsCredential>> {
-        self.from.get_credential().await.map_err(|error| {
-            let cause = std::iter::successors(Some(&error as &dyn std::error::Error), |error| {
-                error.source()
-            });
-            let cause = cause.last().map(|cause| one_line(&cause.to_string())).unwrap_or_default();
-            ::object_store::Error::Unauthenticated {
-                path: String::new(),
-                source: Box::new(NoCredentials::new(&self.store, &cause)),
-            }
-        })
     }
 }
 
@@ -362,139 +311,11 @@ fn open_directory(name: &str, path: &Path) -> Result<Open, CapabilityError> {
     })
 }
 
-/// The builder of the client, and the endpoint if one is named.
-fn s3(
-    name: &str,
-    url: &Url,
-    settings: &config::ObjectStore,
-) -> Result<(AmazonS3Builder, Option<String>), CapabilityError> {
-    let wrong = |what: &str| {
-        CapabilityError::refused(format!(
-            "object store `{name}`: {what} under [object-stores.{name}]"
-        ))
-    };
-    let config::ObjectStore { region, endpoint, path_style, credentials, .. } = settings;
-    let config::Credentials {
-        access_key_id_file,
-        secret_access_key_file,
-        session_token_file,
-        anonymous,
-    } = credentials;
-    let bucket = url
-        .host_str()
-        .ok_or_else(|| wrong("`url` names no bucket; write `url = \"s3://bucket\"`"))?;
-    let from_environment = AmazonS3Builder::from_env();
-    let environment = |key| from_environment.get_config_value(&key);
-    let profile = match &settings.profile {
-        Some(_) if access_key_id_file.is_some() || *anonymous => {
-            return Err(wrong("`profile` and `credentials` exclude each other; remove one"));
-        }
-        wanted @ Some(_) => profile::find(wanted.as_deref()).map_err(|what| wrong(&what))?,
-        None if access_key_id_file.is_none() && !anonymous && !in_environment(&environment) => {
-            profile::find(None).map_err(|what| wrong(&what))?
-        }
-        None => None,
-    };
-    let region = region
-        .clone()
-        .or_else(|| environment(AmazonS3ConfigKey::Region))
-        .or_else(|| profile.as_ref().and_then(|profile| profile.region.clone()))
-        .unwrap_or_else(|| DEFAULT_REGION.to_owned());
-    let endpoint = endpoint.clone().or_else(|| environment(AmazonS3ConfigKey::Endpoint));
-    let mut builder = match (access_key_id_file, secret_access_key_file) {
-        (Some(id), Some(secret)) => {
-            let builder = AmazonS3Builder::new()
-                .with_access_key_id(credential(name, "access-key-id-file", id)?)
-                .with_secret_access_key(credential(name, "secret-access-key-file", secret)?);
-            match session_token_file {
-                Some(token) => builder.with_token(credential(name, "session-token-file", token)?),
-                None => builder,
-            }
-        }
-        (None, None) if session_token_file.is_some() => {
-            return Err(wrong(
-                "`session-token-file` needs `access-key-id-file` and `secret-access-key-file`; write all three",
-            ));
-        }
-        (None, None) => match profile {
-            Some(profile) => {
-                let builder = AmazonS3Builder::new()
-                    .with_access_key_id(profile.key_id)
-                    .with_secret_access_key(profile.secret);
-                profile.token.into_iter().fold(builder, AmazonS3Builder::with_token)
-            }
-            None => from_environment.clone().with_skip_signature(*anonymous),
-        },
-        (Some(_), None) => {
-            return Err(wrong("`access-key-id-file` needs `secret-access-key-file`; write both"));
-        }
-        (None, Some(_)) => {
-            return Err(wrong("`secret-access-key-file` needs `access-key-id-file`; write both"));
-        }
-    };
-    let path_style = path_style.unwrap_or(endpoint.is_some());
-    builder = builder
-        .with_region(region)
-        .with_bucket_name(bucket)
-        .with_virtual_hosted_style_request(!path_style);
-    let mut options = client();
-    if let Some(endpoint) = &endpoint {
-        let mut parsed = Url::parse(endpoint)
-            .ok()
-            .filter(|url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some())
-            .ok_or_else(|| wrong("`endpoint` is not a valid URL; write for example `endpoint = \"https://s3.example.org\"`"))?;
-        options = options.with_allow_http(parsed.scheme() == "http");
-        if !path_style {
-            let host = format!("{bucket}.{}", parsed.host_str().unwrap_or_default());
-            parsed
-                .set_host(Some(&host))
-                .map_err(|_| wrong("`endpoint` is an address; write `path-style = true`"))?;
-        }
-        builder = builder.with_endpoint(parsed.as_str().trim_end_matches('/'));
-    }
-    Ok((builder.with_retry(retry()).with_client_options(options), endpoint))
-}
-
-/// Returns whether the environment says where credentials come from.
-fn in_environment(value: &impl Fn(AmazonS3ConfigKey) -> Option<String>) -> bool {
-    use AmazonS3ConfigKey as Name;
-    let names = [
-        Name::AccessKeyId,
-        Name::WebIdentityTokenFile,
-        Name::ContainerCredentialsRelativeUri,
-        Name::ContainerCredentialsFullUri,
-    ];
-    names.into_iter().any(|name| value(name).is_some_and(|value| !value.is_empty()))
-}
-
-/// The one line of a file with a secret.
-fn credential(name: &str, key: &str, file: &PathBuf) -> Result<String, CapabilityError> {
-    let wrong = |what: &str| {
-        CapabilityError::refused(format!(
-            "object store `{name}`: `{key}`: {} {what}; it must hold one line and be readable for uid {}, which runs plugins",
-            file.display(),
-            rustix::process::geteuid().as_raw()
-        ))
-    };
-    let metadata =
-        std::fs::metadata(file).map_err(|error| wrong(&format!("cannot be read ({error})")))?;
-    if metadata.len() > MAX_SECRET {
-        return Err(wrong("is too long"));
-    }
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| wrong(&format!("cannot be read ({error})")))?;
-    let line = text.trim();
-    if line.is_empty() || line.contains(char::is_whitespace) {
-        return Err(wrong(if line.is_empty() { "is empty" } else { "holds more than one word" }));
-    }
-    Ok(line.to_owned())
-}
-
-fn client() -> ClientOptions {
+pub(super) fn client() -> ClientOptions {
     ClientOptions::new().with_connect_timeout(CONNECT_TIMEOUT).with_timeout(REQUEST_TIMEOUT)
 }
 
-fn retry() -> RetryConfig {
+pub(super) fn retry() -> RetryConfig {
     RetryConfig {
         backoff: BackoffConfig::default(),
         max_retries: RETRIES,
@@ -506,11 +327,7 @@ fn retry() -> RetryConfig {
 fn use_ring() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // Someone else's choice, made earlier, serves as well.
+        // If another provider was installed earlier, it is used.
         drop(rustls::crypto::ring::default_provider().install_default());
     });
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

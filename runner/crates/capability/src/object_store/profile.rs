@@ -8,7 +8,7 @@ use std::path::Path;
 
 use hookrun_config::{profiles_config_file, profiles_file};
 
-/// The profile where nobody names one.
+/// The name of the profile if none is configured.
 const DEFAULT: &str = "default";
 /// The file is a few lines for each profile.
 const MAX_FILE: u64 = 1 << 20;
@@ -25,13 +25,9 @@ const ELSEWHERE: [&str; 6] = [
 /// What a profile says.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Profile {
-    /// The access key id.
     pub key_id: String,
-    /// Its secret.
     pub secret: String,
-    /// A session token.
     pub token: Option<String>,
-    /// The region.
     pub region: Option<String>,
 }
 

@@ -8,22 +8,19 @@
 //! has left is aborted by the next ([`super::half_done`]).
 
 use std::io::{self, Write};
-use std::path::Path as FilePath;
 use std::sync::Arc;
-use std::time::Duration;
 
-use ::object_store::multipart::PartId;
 use ::object_store::path::Path;
-use ::object_store::{MultipartUpload, ObjectStoreExt as _, PutPayload};
+use ::object_store::{ObjectStoreExt as _, PutPayload};
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 
-use super::error::{Answer, explain};
-use super::half_done::{Entry, HalfDone, Record};
-use super::open::{Open, Parts};
+use super::error::explain;
+use super::half_done::HalfDone;
+use super::open::Open;
+use super::requests::put_options;
 use super::transfers::UnderWay;
-use super::{multipart_options, put_options};
+use super::upload::{PARALLEL, Upload};
 use crate::CapabilityError;
 use crate::nix_store::Nar;
 use hookrun_nix::nar::{self, Compression, EncodeError, NarError, Written};
@@ -33,8 +30,6 @@ use hookrun_nix::nar::{self, Compression, EncodeError, NarError, Written};
 pub(super) const PART: usize = 8 << 20;
 /// Parts of one upload: S3 takes 10,000, and compressed bytes may be a few more than the NAR's.
 const MAX_PARTS: u64 = 9_900;
-/// Parts on their way at once.
-const PARALLEL: usize = 3;
 /// Parts between the compressor and the sender.
 const WAITING: usize = 1;
 /// Parts in memory at once: with the one that is filled.
@@ -43,9 +38,6 @@ const IN_MEMORY: u64 = (PARALLEL + WAITING + 1) as u64;
 const OVERHEAD: u64 = 64 << 10;
 /// What a binary cache serves NARs as (Nix 2.34 `nix copy --to s3://`).
 pub(super) const CONTENT_TYPE: &str = "application/x-nix-nar";
-/// For removing what killed processes have left, before the first upload.
-const SWEEP_TIME: Duration = Duration::from_mins(1);
-
 /// The size of the parts of a NAR of `nar_size` bytes.
 fn part_size(nar_size: u64) -> usize {
     let times = nar_size.div_ceil(PART as u64 * MAX_PARTS).max(1);
@@ -201,206 +193,6 @@ impl Write for Filler {
     }
 }
 
-/// How parts are sent.
-enum Way {
-    /// The service names the upload.
-    Named { parts: Parts, key: Path, id: String, sent: Vec<(usize, PartId)> },
-    /// The library keeps what there is to know.
-    Plain(Box<dyn MultipartUpload>),
-}
-
-/// A part that was sent, with its number where the upload has a name.
-type Sent = Option<(usize, PartId)>;
-
-/// A multipart upload that is aborted unless it is completed, also when the run that wants it is
-/// cut off.
-struct Upload {
-    way: Option<Way>,
-    parts: usize,
-    sending: JoinSet<::object_store::Result<Sent>>,
-    record: Option<Record>,
-    under_way: Arc<UnderWay>,
-}
-
-impl Upload {
-    async fn begin(
-        open: &Open,
-        path: &Path,
-        half_done: &HalfDone,
-        under_way: Arc<UnderWay>,
-    ) -> ::object_store::Result<Self> {
-        let options = multipart_options(open, CONTENT_TYPE);
-        let way = match &open.parts {
-            Some(parts) => {
-                let key = parts.key(path);
-                let id = parts.store().create_multipart_opts(&key, options).await?;
-                Way::Named { parts: parts.clone(), key, id, sent: Vec::new() }
-            }
-            None => Way::Plain(open.store.put_multipart_opts(path, options).await?),
-        };
-        let id = match &way {
-            Way::Named { id, .. } => Some(id.as_str()),
-            Way::Plain(_) => None,
-        };
-        let entry = Entry::new(&open.name, &open.place, path.as_ref(), id);
-        let leaves_something = id.is_some() || open.directory.is_some();
-        // From here on it is aborted if it is dropped.
-        let sending = JoinSet::new();
-        let mut upload = Self { way: Some(way), parts: 0, sending, record: None, under_way };
-        if leaves_something {
-            let half_done = half_done.clone();
-            let begun = tokio::task::spawn_blocking(move || half_done.begin(&entry)).await;
-            upload.record = begun.ok().flatten();
-        }
-        Ok(upload)
-    }
-
-    async fn send(&mut self, part: Bytes) -> ::object_store::Result<()> {
-        if part.is_empty() {
-            return Ok(());
-        }
-        self.settle(PARALLEL - 1).await?;
-        let number = self.parts;
-        self.parts += 1;
-        let (under_way, length) = (Arc::clone(&self.under_way), part.len());
-        match &mut self.way {
-            Some(Way::Named { parts, key, id, .. }) => {
-                let (store, key, id) = (parts.store(), key.clone(), id.clone());
-                self.sending.spawn(async move {
-                    let sent = store.put_part(&key, &id, number, part.into()).await?;
-                    under_way.sent(length);
-                    Ok(Some((number, sent)))
-                });
-            }
-            Some(Way::Plain(upload)) => {
-                let sent = upload.put_part(part.into());
-                self.sending.spawn(async move {
-                    sent.await?;
-                    under_way.sent(length);
-                    Ok(None)
-                });
-            }
-            None => {}
-        }
-        Ok(())
-    }
-
-    /// Waits until at most `most` parts are on their way.
-    async fn settle(&mut self, most: usize) -> ::object_store::Result<()> {
-        while self.sending.len() > most {
-            match self.sending.join_next().await {
-                Some(Ok(result)) => {
-                    if let (Some(part), Some(Way::Named { sent, .. })) = (result?, &mut self.way) {
-                        sent.push(part);
-                    }
-                }
-                Some(Err(source)) => return Err(::object_store::Error::JoinError { source }),
-                None => break,
-            }
-        }
-        Ok(())
-    }
-
-    async fn complete(&mut self) -> ::object_store::Result<()> {
-        match &mut self.way {
-            Some(Way::Named { parts, key, id, sent }) => {
-                sent.sort_by_key(|(number, _)| *number);
-                let sent = sent.iter().map(|(_, part)| part.clone()).collect();
-                parts.store().complete_multipart(key, id, sent).await?;
-            }
-            Some(Way::Plain(upload)) => drop(upload.complete().await?),
-            None => {}
-        }
-        self.done();
-        Ok(())
-    }
-
-    /// The object is there: there is nothing to abort.
-    fn done(&mut self) {
-        self.way = None;
-        self.record = None;
-    }
-
-    async fn abort(mut self) {
-        self.sending.shutdown().await;
-        if let Some(way) = self.way.take() {
-            abort(way, self.record.take()).await;
-        }
-    }
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        if let (Some(way), Ok(runtime)) = (self.way.take(), tokio::runtime::Handle::try_current()) {
-            self.sending.abort_all();
-            runtime.spawn(abort(way, self.record.take()));
-        }
-    }
-}
-
-/// What is left when even this fails is invisible and costs space; a lifecycle rule for incomplete
-/// uploads removes it. The record of it goes last.
-async fn abort(way: Way, record: Option<Record>) {
-    let aborted = match way {
-        Way::Named { parts, key, id, .. } => parts.store().abort_multipart(&key, &id).await,
-        Way::Plain(mut upload) => upload.abort().await,
-    };
-    if let Err(error) = aborted {
-        tracing::warn!(%error, "an incomplete upload could not be aborted");
-    }
-    drop(record);
-}
-
-/// Ends the uploads to `open` that killed processes have left.
-pub(super) async fn sweep(open: &Open, half_done: &HalfDone) {
-    // What is not swept in time is left to the next process.
-    let _swept = tokio::time::timeout(SWEEP_TIME, sweep_all(open, half_done)).await;
-}
-
-async fn sweep_all(open: &Open, half_done: &HalfDone) {
-    let (records, name, place) = (half_done.clone(), open.name.clone(), open.place.clone());
-    let found = tokio::task::spawn_blocking(move || records.left(&name, &place)).await;
-    for left in found.unwrap_or_default() {
-        let Entry { key, upload, .. } = &left.entry;
-        let ended = match (&open.parts, upload, &open.directory) {
-            (Some(parts), Some(id), _) => {
-                let Ok(path) = Path::parse(key) else { continue };
-                match parts.store().abort_multipart(&parts.key(&path), id).await {
-                    Ok(()) => true,
-                    // Ended by somebody else, or completed after all.
-                    Err(error) => Answer::of(&error).is_some_and(|answer| answer.status == 404),
-                }
-            }
-            (_, None, Some(directory)) => remove_staged(&directory.join(key)).is_ok(),
-            _ => true,
-        };
-        if ended {
-            left.remove();
-        }
-    }
-}
-
-/// Removes the files in which the library gathers what becomes `file`: its name with `#NUMBER`.
-fn remove_staged(file: &FilePath) -> io::Result<()> {
-    let (Some(directory), Some(name)) = (file.parent(), file.file_name()) else { return Ok(()) };
-    let entries = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries?,
-    };
-    for entry in entries {
-        let entry = entry?;
-        let found = entry.file_name();
-        let number = found
-            .to_str()
-            .zip(name.to_str())
-            .and_then(|(found, name)| found.strip_prefix(name)?.strip_prefix('#'));
-        if number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit())) {
-            std::fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -423,21 +215,5 @@ mod tests {
         assert!(memory(Compression::Zstd(3), 1000) < 8 * MIB);
         assert!(memory(Compression::None, 1 << 40) > 40 * MIB);
         assert!(memory(Compression::Xz(9), 1 << 30) > 600 * MIB);
-    }
-
-    #[test]
-    fn only_what_was_gathered_for_the_object_is_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["a.nar", "a.nar#1", "a.nar#12", "a.nar#x", "a.nar.zst#1"] {
-            std::fs::write(dir.path().join(name), "").unwrap();
-        }
-        remove_staged(&dir.path().join("a.nar")).unwrap();
-        remove_staged(&dir.path().join("none/b.nar")).unwrap();
-        let mut left: Vec<_> = std::fs::read_dir(dir.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name())
-            .collect();
-        left.sort();
-        assert_eq!(left, ["a.nar", "a.nar#x", "a.nar.zst#1"]);
     }
 }

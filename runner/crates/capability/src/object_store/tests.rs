@@ -1,11 +1,12 @@
 use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::nix_store::sample::Sample;
 use crate::nix_store::{Backend as _, Nar};
-use hookrun_nix::nar::{Expected, Source};
+use hookrun_nix::nar::{Compression, Expected, Source};
 
 fn stores(text: &str, state: &FilePath) -> ObjectStores {
     let config = Config::parse(FilePath::new("hookrun.toml"), text).unwrap();
@@ -221,7 +222,7 @@ fn what_a_plain_http_store_does_not_take_is_said_beforehand() {
 async fn a_server_that_is_down_is_worth_a_retry() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("secret"), "hunter2").unwrap();
-    // Bound and closed again: nobody listens there.
+    // Bound and closed again, so that nothing listens there.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let text = format!(
         "[object-stores.cache]\nurl = \"s3://bucket/prefix\"\nendpoint = \"http://127.0.0.1:{port}\"\n\

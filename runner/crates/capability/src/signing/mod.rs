@@ -200,7 +200,7 @@ fn parse(name: &str, text: &[u8]) -> Result<ed25519_dalek::SigningKey, String> {
         "holds a secret and a public half that do not belong together; make a new pair".to_owned()
     })?;
     if found != name {
-        // The name of a key is no secret: it stands in every signature.
+        // The name of a key is not secret: every signature contains it.
         let found = found.escape_debug();
         return Err(format!(
             "holds the key `{found}`; write its table as [signing-keys.\"{found}\"], and grant that name"

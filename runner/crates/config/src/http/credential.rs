@@ -17,14 +17,12 @@ pub enum HttpCredential {
     },
     /// `Authorization: Basic ...` (RFC 7617).
     Basic {
-        /// The user.
         username: String,
         /// A file with the password.
         password_file: PathBuf,
     },
     /// A header of any other name.
     Header {
-        /// Its name.
         header: String,
         /// A file with its value.
         value_file: PathBuf,
@@ -45,7 +43,7 @@ pub enum HttpCredential {
 }
 
 impl HttpCredential {
-    /// Does it set this header (in lower case)? A request may then not bring its own.
+    /// Returns whether it sets this header (in lower case). A request must then not contain it.
     pub fn sets(&self, header: &str) -> bool {
         match self {
             Self::Bearer { .. } | Self::Basic { .. } => header == "authorization",

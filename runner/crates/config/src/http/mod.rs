@@ -20,14 +20,18 @@ pub use credential::{AWS_HEADERS, HttpCredential};
 pub use url::{Flaw, Host, Place, Scheme};
 
 /// One element of `http` in `[plugins.NAME.grant]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(remote = "Self", rename_all = "kebab-case", deny_unknown_fields)]
 pub struct HttpGrant {
-    /// Where. None is everywhere; the configuration cannot say that, only `hookrun test` of a
-    /// plugin without one can.
+    /// Where requests may go. `None` is everywhere: only `hookrun test` of a plugin that is in no
+    /// configuration grants that. The key is required.
+    #[serde(rename = "url", deserialize_with = "required_place")]
     pub place: Option<Place>,
     /// Request methods, as they are sent.
+    #[serde(default = "default_methods", deserialize_with = "methods")]
     pub methods: Vec<String>,
     /// Networks that are reached although they are not public.
+    #[serde(default, deserialize_with = "networks")]
     pub address: Vec<IpNet>,
     /// A file with the certificate authorities to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
@@ -48,7 +52,7 @@ impl fmt::Display for HttpGrant {
 /// What is allowed where `methods` is not written: what changes nothing (RFC 9110 section 9.2.1).
 const DEFAULT_METHODS: [&str; 2] = ["GET", "HEAD"];
 
-/// Methods that no grant can give: they turn the connection into something that is no request
+/// Methods that cannot be granted: they turn the connection into something other than a request
 /// (CONNECT), or return the request with what the host put into it (TRACE, RFC 9110 section 9.3.8).
 const NEVER: [&str; 2] = ["CONNECT", "TRACE"];
 
@@ -57,7 +61,6 @@ const NEVER: [&str; 2] = ["CONNECT", "TRACE"];
 pub struct HttpTarget {
     /// The method, as it is sent.
     pub method: String,
-    /// The place.
     pub place: Place,
 }
 
@@ -74,11 +77,9 @@ pub enum HttpMiss {
     Place(HttpTarget),
     /// A grant for the place, without the method.
     Method {
-        /// What was asked for.
         target: HttpTarget,
         /// The place of the grant that is nearest.
         grant: Place,
-        /// Its methods.
         methods: Vec<String>,
     },
 }
@@ -183,28 +184,12 @@ pub fn ports(grants: &[HttpGrant]) -> BTreeSet<u16> {
     grants.iter().filter_map(|grant| Some(grant.place.as_ref()?.port)).collect()
 }
 
-/// The table as written. Each value is checked where its line is known.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct RawHttpGrant {
-    url: RawPlace,
-    #[serde(default)]
-    methods: Option<Vec<RawMethod>>,
-    #[serde(default)]
-    address: Vec<RawNetwork>,
-    #[serde(default)]
-    ca_file: Option<PathBuf>,
-    #[serde(default)]
-    credential: Option<String>,
-}
-
+/// Checks what the keys mean together.
 impl<'de> Deserialize<'de> for HttpGrant {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let RawHttpGrant { url: RawPlace(place), methods, address, ca_file, credential } =
-            RawHttpGrant::deserialize(deserializer)?;
-        let methods: Vec<String> = match methods {
-            Some(methods) => methods.into_iter().map(|RawMethod(method)| method).collect(),
-            None => DEFAULT_METHODS.map(str::to_owned).to_vec(),
+        let grant = Self::deserialize(deserializer)?;
+        let Self { place: Some(place), methods, ca_file, credential, .. } = &grant else {
+            return Ok(grant);
         };
         if methods.is_empty() {
             return Err(D::Error::custom(format!(
@@ -221,9 +206,28 @@ impl<'de> Deserialize<'de> for HttpGrant {
                 "`{place}` would send a credential over the network in clear text; write `https://`, or remove `credential`"
             )));
         }
-        let address = address.into_iter().map(|RawNetwork(network)| network).collect();
-        Ok(Self { place: Some(place), methods, address, ca_file, credential })
+        Ok(grant)
     }
+}
+
+fn required_place<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Place>, D::Error> {
+    Place::deserialize(deserializer).map(Some)
+}
+
+fn default_methods() -> Vec<String> {
+    DEFAULT_METHODS.map(str::to_owned).to_vec()
+}
+
+fn methods<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let methods = Vec::deserialize(deserializer)?;
+    Ok(methods.into_iter().map(|Method(method)| method).collect())
+}
+
+fn networks<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    let networks = Vec::deserialize(deserializer)?;
+    Ok(networks.into_iter().map(|Network(network)| network).collect())
 }
 
 fn is_loopback(host: &Host) -> bool {
@@ -233,13 +237,10 @@ fn is_loopback(host: &Host) -> bool {
     }
 }
 
-#[derive(Debug)]
-struct RawPlace(Place);
-
-impl<'de> Deserialize<'de> for RawPlace {
+impl<'de> Deserialize<'de> for Place {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        Place::parse(&text).map(Self).map_err(|flaw| {
+        Self::parse(&text).map_err(|flaw| {
             // Never quoted with its user information: repeating a password would spread it.
             let shown =
                 if flaw == Flaw::UserInformation { String::new() } else { format!(" `{text}`") };
@@ -248,10 +249,10 @@ impl<'de> Deserialize<'de> for RawPlace {
     }
 }
 
-#[derive(Debug)]
-struct RawMethod(String);
+/// An element of `methods`, which is checked where its line is known.
+struct Method(String);
 
-impl<'de> Deserialize<'de> for RawMethod {
+impl<'de> Deserialize<'de> for Method {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         if NEVER.contains(&text.to_ascii_uppercase().as_str()) {
@@ -271,10 +272,10 @@ impl<'de> Deserialize<'de> for RawMethod {
     }
 }
 
-#[derive(Debug)]
-struct RawNetwork(IpNet);
+/// An element of `address`.
+struct Network(IpNet);
 
-impl<'de> Deserialize<'de> for RawNetwork {
+impl<'de> Deserialize<'de> for Network {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let network: Option<IpNet> =

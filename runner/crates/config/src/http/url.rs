@@ -33,7 +33,6 @@ impl Scheme {
         }
     }
 
-    /// Its word.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
@@ -156,8 +155,8 @@ impl Path {
         Ok(Self { segments, text: text.to_owned() })
     }
 
-    /// Is `other` this path or below it? `/v1` covers `/v1` and `/v1/x` and not `/v10`; `/v1/` does
-    /// not cover `/v1`.
+    /// Returns whether `other` is this path or below it. `/v1` covers `/v1` and `/v1/x` and not
+    /// `/v10`; `/v1/` does not cover `/v1`.
     pub fn covers(&self, other: &Self) -> bool {
         let directory = self.segments.last().is_some_and(Vec::is_empty);
         let prefix = self.segments.len() - usize::from(directory);
@@ -221,11 +220,8 @@ fn decode(text: &[u8]) -> Option<Vec<u8>> {
 /// Scheme, host, port and path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// The scheme.
     pub scheme: Scheme,
-    /// The host.
     pub host: Host,
-    /// The port.
     pub port: u16,
     /// The path; of a grant, the prefix.
     pub path: Path,
@@ -317,7 +313,6 @@ pub enum Flaw {
     /// Neither http nor https.
     #[error("has a scheme that is not known; write `https://` or `http://`")]
     Scheme,
-    /// No host.
     #[error("names no host; write `https://host/path`")]
     NoHost,
     /// Neither a name nor an address.
@@ -325,7 +320,6 @@ pub enum Flaw {
         "has a host that is neither a name nor an address; write letters, digits, `-` and dots, or an IPv6 address in brackets"
     )]
     Host,
-    /// Not ASCII.
     #[error("has a host beyond ASCII; write its `xn--` form")]
     NotAscii,
     /// `host.`
@@ -339,7 +333,6 @@ pub enum Flaw {
         "holds a user name or a password; write it without, and let a credential of the configuration log in"
     )]
     UserInformation,
-    /// No port.
     #[error("has a port that is none; write a number from 1 to 65535 without leading zeros")]
     Port,
     /// Does not start with `/`.

@@ -1,3 +1,6 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::*;

@@ -6,20 +6,21 @@
 //! links are compared, never followed, and nothing but regular files is opened. What counts is what
 //! a NAR holds: type, executable bit, contents, link target.
 
-use std::collections::BTreeMap;
+mod contents;
+mod entry;
+
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::Read;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, openat, statat};
+use rustix::fs::{CWD, FileType};
 
-use super::excerpt::{self, Contents, Pieces};
+use self::entry::{
+    Listing, Place, Side, Sides, cost, list, open_directory, stat, target, type_name,
+};
 use super::{Difference, Evidence};
 
 /// When a comparison ends without having seen everything.
@@ -49,19 +50,8 @@ impl Default for Bounds {
     }
 }
 
-/// Places shown of one file whose contents differ, as long as values take less than
-/// [`MANY_VALUES`]; then one.
-const PLACES: usize = 3;
-/// Bytes of values from which on less is shown of each file.
-const MANY_VALUES: usize = 96 << 10;
-/// Bytes of values from which on files are only named.
-const MAX_VALUES: usize = 256 << 10;
 /// Bytes of the paths of all differences.
 const MAX_PATHS: usize = 256 << 10;
-/// Lines are numbered in files whose first difference is not further in than this.
-const MAX_NUMBERED: u64 = 4 << 20;
-/// Bytes read at once: large enough for sequential disks, small enough to look at the clock often.
-const CHUNK: usize = 128 << 10;
 /// Longest value of a difference in bytes. Link targets may have 4096.
 const MAX_VALUE: usize = 512;
 /// Longest path of a difference in bytes (`PATH_MAX`).
@@ -70,10 +60,6 @@ const MAX_PATH: usize = 4096;
 /// Bytes that the names of directories may take which are being compared: 300,000 of usual length.
 /// More cannot be compared in the time of a hook.
 const HELD: usize = 24 << 20;
-/// Bytes that a name takes besides its own.
-const NODE: usize = 64;
-/// Names that are listed between two looks at the clock.
-const LOOK_AT_THE_CLOCK: usize = 4096;
 /// Directories below each other, whatever may be open.
 const MOST_LEVELS: usize = 2000;
 
@@ -104,36 +90,6 @@ pub fn compare(previous: &Path, current: &Path, bounds: Bounds) -> Evidence {
 /// A bound was reached; which one is in the evidence.
 struct Ended;
 
-/// Something of each of the two trees.
-#[derive(Debug, Clone, Copy)]
-struct Sides<T> {
-    previous: T,
-    current: T,
-}
-
-impl<T> Sides<T> {
-    /// The same of both; or the error of the first for which it fails.
-    fn map<U, E>(self, mut act: impl FnMut(T) -> Result<U, E>) -> Result<Sides<U>, (Side, E)> {
-        let previous = act(self.previous).map_err(|error| (Side::Previous, error))?;
-        let current = act(self.current).map_err(|error| (Side::Current, error))?;
-        Ok(Sides { previous, current })
-    }
-}
-
-/// One of the trees.
-#[derive(Debug, Clone, Copy)]
-enum Side {
-    Previous,
-    Current,
-}
-
-/// Where something is: relative to the directory that is compared, or a whole tree.
-#[derive(Debug, Clone, Copy)]
-struct Place<'a> {
-    directory: BorrowedFd<'a>,
-    name: &'a Path,
-}
-
 struct Comparison<'a> {
     bounds: Bounds,
     deadline: Option<Instant>,
@@ -150,13 +106,6 @@ struct Comparison<'a> {
     paths: usize,
 }
 
-/// One thing in a tree, as far as a NAR tells.
-struct Entry {
-    kind: FileType,
-    executable: bool,
-    size: u64,
-}
-
 /// A directory that both trees have. It is held by descriptor and has only the names in it, so that
 /// what is held does not grow with the length of paths.
 struct Level {
@@ -165,13 +114,6 @@ struct Level {
     name: Box<OsStr>,
     /// What both have and is still to compare, last first.
     names: Vec<Box<OsStr>>,
-}
-
-/// What is in a directory.
-struct Listing {
-    names: BTreeMap<Box<OsStr>, FileType>,
-    /// Whether this list is complete.
-    is_whole: bool,
 }
 
 impl Comparison<'_> {
@@ -316,104 +258,6 @@ impl Comparison<'_> {
         })
     }
 
-    fn files(
-        &mut self,
-        name: &OsStr,
-        places: Sides<Place<'_>>,
-        entries: &Sides<Entry>,
-    ) -> Result<(), Ended> {
-        let Sides { previous, current } = entries;
-        if previous.executable != current.executable {
-            // As Nix's store has them: 0444, or 0555 with the executable bit.
-            let mode = |entry: &Entry| {
-                if entry.executable { "0555".to_owned() } else { "0444".to_owned() }
-            };
-            self.differ(name, "mode", mode(previous), mode(current), None)?;
-        }
-        if previous.size != current.size {
-            let (previous, current) = (previous.size.to_string(), current.size.to_string());
-            self.differ(name, "size", previous, current, None)?;
-        }
-        let Sides { previous, current } = match places.map(open_file) {
-            Ok(files) => files,
-            Err(error) => {
-                self.unreadable(name, &error);
-                return Ok(());
-            }
-        };
-        match self.first_difference(&previous, &current)? {
-            Ok(Some(at)) => self.contents(name, &previous, &current, at),
-            Ok(None) => Ok(()),
-            Err(error) => {
-                self.unreadable(name, &(Side::Previous, error));
-                Ok(())
-            }
-        }
-    }
-
-    /// The offset of the first byte that differs.
-    fn first_difference(
-        &mut self,
-        mut left: impl Read,
-        mut right: impl Read,
-    ) -> Result<std::io::Result<Option<u64>>, Ended> {
-        let (mut a, mut b) = (Vec::new(), Vec::new());
-        let mut offset = 0_u64;
-        loop {
-            a.clear();
-            b.clear();
-            let read = left
-                .by_ref()
-                .take(CHUNK as u64)
-                .read_to_end(&mut a)
-                .and_then(|_| right.by_ref().take(CHUNK as u64).read_to_end(&mut b));
-            if let Err(error) = read {
-                return Ok(Err(error));
-            }
-            self.found.compared_bytes =
-                self.found.compared_bytes.saturating_add(a.len().max(b.len()) as u64);
-            if a != b {
-                let at = a.iter().zip(&b).take_while(|(left, right)| left == right).count();
-                return Ok(Ok(Some(offset + at as u64)));
-            }
-            if a.len() < CHUNK {
-                return Ok(Ok(None));
-            }
-            offset += a.len() as u64;
-            self.check_bounds()?;
-        }
-    }
-
-    /// Reports contents that differ first at the byte `at`. What cannot be read again is named
-    /// without its contents.
-    fn contents(&mut self, name: &OsStr, left: &File, right: &File, at: u64) -> Result<(), Ended> {
-        let places = match self.values {
-            values if values < MANY_VALUES => PLACES,
-            values if values < MAX_VALUES => 1,
-            _ => 0,
-        };
-        let found = if places == 0 { None } else { look(left, right, at, places).ok() };
-        let Some(found) = found.filter(|found| !found.contents.excerpts.is_empty()) else {
-            return self.differ(name, "content", String::new(), String::new(), Some(at));
-        };
-        let Found { contents, first_line } = found;
-        let mut totals = totals(&contents);
-        for excerpt in contents.excerpts {
-            let line = first_line.zip(excerpt.lines_before).map(|(first, before)| first + before);
-            let mut details: Vec<(String, String)> = [("line", line), ("from", excerpt.from)]
-                .into_iter()
-                .filter_map(|(key, value)| Some((key.to_owned(), value?.to_string())))
-                .collect();
-            details.append(&mut totals);
-            let offset = Some(excerpt.offset);
-            self.differ(name, "content", excerpt.previous, excerpt.current, offset)?;
-            if let Some(last) = self.found.differences.last_mut() {
-                last.details = details;
-            }
-        }
-        Ok(())
-    }
-
     fn differ(
         &mut self,
         name: &OsStr,
@@ -499,145 +343,12 @@ impl Comparison<'_> {
     }
 }
 
-fn stat(place: Place<'_>) -> std::io::Result<Entry> {
-    let stat: Stat = statat(place.directory, place.name, AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok(Entry {
-        kind: FileType::from_raw_mode(stat.st_mode),
-        // The bit that Nix looks at (`S_IXUSR`, `archive.cc`).
-        executable: Mode::from_raw_mode(stat.st_mode).contains(Mode::XUSR),
-        size: u64::try_from(stat.st_size).unwrap_or(0),
-    })
-}
-
-fn target(place: Place<'_>) -> std::io::Result<Vec<u8>> {
-    Ok(rustix::fs::readlinkat(place.directory, place.name, Vec::new())?.into_bytes())
-}
-
-fn open_file(place: Place<'_>) -> std::io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    Ok(File::from(openat(place.directory, place.name, flags, Mode::empty())?))
-}
-
-/// A symbolic link in place of the directory is not followed.
-fn open_directory(place: Place<'_>) -> std::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::DIRECTORY;
-    Ok(openat(place.directory, place.name, flags, Mode::empty())?)
-}
-
-/// The names in a directory, without `.` and `..`, as long as there is room and time for them.
-fn list(directory: &OwnedFd, room: usize, deadline: Option<Instant>) -> std::io::Result<Listing> {
-    let (mut names, mut held) = (BTreeMap::new(), 0);
-    for entry in rustix::fs::Dir::read_from(directory)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name == b"." || name == b".." {
-            continue;
-        }
-        let name = OsStr::from_bytes(name);
-        held += cost(name);
-        let late = names.len() % LOOK_AT_THE_CLOCK == LOOK_AT_THE_CLOCK - 1
-            && deadline.is_none_or(|deadline| Instant::now() >= deadline);
-        if held > room || late {
-            return Ok(Listing { names, is_whole: false });
-        }
-        names.insert(name.into(), entry.file_type());
-    }
-    Ok(Listing { names, is_whole: true })
-}
-
-/// What holding a name takes, about: the name, and a node of the tree that it is in.
-fn cost(name: &OsStr) -> usize {
-    name.len() + NODE
-}
-
 /// Two descriptors for each level, and some to spare.
 fn most_levels() -> usize {
     const SPARE: u64 = 64;
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let levels = limit.unwrap_or(u64::MAX).saturating_sub(SPARE) / 2;
     usize::try_from(levels).unwrap_or(MOST_LEVELS).min(MOST_LEVELS)
-}
-
-const fn type_name(kind: FileType) -> &'static str {
-    match kind {
-        FileType::RegularFile => "regular",
-        FileType::Directory => "directory",
-        FileType::Symlink => "symlink",
-        _ => "other",
-    }
-}
-
-/// What was seen on a closer look at a file.
-struct Found {
-    contents: Contents,
-    /// The number of the line at which the look begins.
-    first_line: Option<u64>,
-}
-
-/// Reads a bounded part of both files again, from a little before the byte `at`.
-fn look(left: &File, right: &File, at: u64, places: usize) -> std::io::Result<Found> {
-    let start = at.saturating_sub(excerpt::BEFORE as u64);
-    let (a, b) = (read_at(left, start, excerpt::WINDOW)?, read_at(right, start, excerpt::WINDOW)?);
-    let pieces = Pieces {
-        previous: &a,
-        current: &b,
-        start,
-        at: usize::try_from(at - start).unwrap_or(0),
-        whole: a.len() < excerpt::WINDOW && b.len() < excerpt::WINDOW,
-    };
-    let contents = excerpt::look(pieces, places);
-    let numbered = contents.lines.is_some() && start <= MAX_NUMBERED;
-    let first_line = if numbered { Some(lines_before(left, start)? + 1) } else { None };
-    Ok(Found { contents, first_line })
-}
-
-fn read_at(file: &File, start: u64, length: usize) -> std::io::Result<Vec<u8>> {
-    let mut bytes = vec![0; length];
-    let mut filled = 0;
-    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, start + filled as u64)? {
-            0 => break,
-            read => filled += read,
-        }
-    }
-    bytes.truncate(filled);
-    Ok(bytes)
-}
-
-/// The number of lines that end before `end`.
-fn lines_before(file: &File, end: u64) -> std::io::Result<u64> {
-    let (mut lines, mut start) = (0, 0);
-    while start < end {
-        let length = usize::try_from(end - start).unwrap_or(CHUNK).min(CHUNK);
-        let bytes = read_at(file, start, length)?;
-        if bytes.is_empty() {
-            break;
-        }
-        lines += excerpt::count_lines(&bytes);
-        start += bytes.len() as u64;
-    }
-    Ok(lines)
-}
-
-/// How much of a file differs, by the names of `diff.wit`.
-fn totals(contents: &Contents) -> Vec<(String, String)> {
-    let Contents { excerpts: _, places, lines, bytes, at_least, reordered } = contents;
-    let numbers = [
-        ("differing-places", Some(*places)),
-        ("differing-lines", *lines),
-        ("differing-bytes", *bytes),
-    ];
-    let mut details: Vec<(String, String)> = numbers
-        .into_iter()
-        .filter_map(|(key, value)| Some((key.to_owned(), value?.to_string())))
-        .collect();
-    if *at_least {
-        details.push(("at-least".to_owned(), "true".to_owned()));
-    }
-    if *reordered {
-        details.push(("order".to_owned(), "lines".to_owned()));
-    }
-    details
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -1,9 +1,12 @@
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use proptest::prelude::*;
+use rustix::fs::Mode;
 
+use super::entry::NODE;
 use super::*;
 
 /// A tree in memory.
