@@ -1,30 +1,78 @@
-//! Flags for the linker of the program.
+//! Flags for the linker of the two programs. A hook is a process of milliseconds, and a good part of
+//! them is the loader's.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The libraries that rustc names for the C library and for unwinding, and their archives.
+const ARCHIVES: [(&str, &str); 7] = [
+    ("gcc_s", "libgcc_eh.a"),
+    ("util", "libutil.a"),
+    ("rt", "librt.a"),
+    ("pthread", "libpthread.a"),
+    ("m", "libm.a"),
+    ("dl", "libdl.a"),
+    ("c", "libc.a"),
+];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    // A hook is a process of milliseconds, and a good part of them is the loader reading 1.5 MB of
-    // relocations: packed (`DT_RELR`, glibc 2.36) they are 20 KB.
     let is_gnu = std::env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|env| env == "gnu");
-    if is_gnu && linker_packs_relocations() {
-        println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    let Some(directory) = std::env::var_os("OUT_DIR").map(PathBuf::from) else { return };
+    if !is_gnu {
+        return;
+    }
+    // Packed relocations (`DT_RELR`, glibc 2.36) of `hookrun` take 20 KB in place of 1.5 MB.
+    if links(&directory, &["-shared", "-nostdlib", "-Wl,-z,pack-relative-relocs"]) {
+        println!("cargo::rustc-link-arg-bin=hookrun=-Wl,-z,pack-relative-relocs");
+    }
+    for flag in static_flags(&directory).into_iter().flatten() {
+        println!("cargo::rustc-link-arg-bin=hookrun-hook={flag}");
     }
 }
 
-/// Asks the linker whether it knows the flag, by linking an empty library. Others than GNU ld,
-/// gold, mold and lld (such as zig's) refuse it.
-fn linker_packs_relocations() -> bool {
-    let linker = std::env::var_os("RUSTC_LINKER").unwrap_or_else(default_linker);
-    let Some(directory) = std::env::var_os("OUT_DIR") else { return false };
-    std::process::Command::new(linker)
-        .args(["-shared", "-nostdlib", "-Wl,-z,pack-relative-relocs", "-o"])
-        .arg(std::path::Path::new(&directory).join("empty.so"))
-        .args(["-x", "c", "/dev/null"])
+/// Returns the flags that link a program statically, if the static libraries are installed.
+///
+/// The feature `crt-static` of rustc would apply to `hookrun` too, which needs the dynamic C library
+/// for name look-up. So rustc names dynamic libraries, and the linker finds scripts of their names,
+/// which name the archives.
+fn static_flags(directory: &Path) -> Option<[String; 2]> {
+    let scripts = directory.join("static");
+    std::fs::create_dir_all(&scripts).ok()?;
+    for (name, archive) in ARCHIVES {
+        let script = format!("GROUP ( {} )\n", path_of(archive)?.display());
+        std::fs::write(scripts.join(format!("lib{name}.so")), script).ok()?;
+    }
+    let flags = [format!("-L{}", scripts.to_str()?), "-static-pie".to_owned()];
+    let [scripts, pie] = &flags;
+    links(directory, &["-Wl,-Bdynamic", "-lgcc_s", "-lc", scripts, pie]).then_some(flags)
+}
+
+/// Returns the path of an archive that the linker finds by itself.
+fn path_of(archive: &str) -> Option<PathBuf> {
+    let output = Command::new(linker()).arg(format!("-print-file-name={archive}")).output().ok()?;
+    let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
+    path.is_absolute().then_some(path)
+}
+
+/// Asks the linker whether it accepts these flags, by linking a program that does nothing. GNU ld
+/// before 2.38 only warns about a flag that it ignores, and zig's linker refuses it.
+fn links(directory: &Path, flags: &[&str]) -> bool {
+    let source = directory.join("nothing.c");
+    if std::fs::write(&source, "int main(void) { return 0; }\n").is_err() {
+        return false;
+    }
+    Command::new(linker())
+        .arg(source)
+        .arg("-o")
+        .arg(directory.join("nothing"))
+        .args(flags)
         .output()
-        // GNU ld before 2.38 only warns that it ignores the flag.
         .is_ok_and(|output| output.status.success() && output.stderr.is_empty())
 }
 
-/// What rustc uses where no linker is set: `cc`, which links for this machine only.
-fn default_linker() -> std::ffi::OsString {
-    "cc".into()
+/// What rustc links with: by default `cc`, which links for this machine only.
+fn linker() -> OsString {
+    std::env::var_os("RUSTC_LINKER").unwrap_or_else(|| "cc".into())
 }

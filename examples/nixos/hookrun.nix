@@ -3,7 +3,7 @@
 #   imports = [ ./hookrun.nix ];
 #   services.hookrun = {
 #     enable = true;
-#     package = ...;                       # a package with bin/hookrun
+#     package = ...;                       # a package with bin/hookrun and bin/hookrun-hook
 #     settings.plugins.cache = { source = "bundled:s3-upload"; ... };   # as in hookrun.toml
 #   };
 { config, lib, pkgs, ... }:
@@ -13,6 +13,8 @@ let
   format = pkgs.formats.toml { };
   # A store path: a new version has another path, so an upgrade does not affect running builds.
   program = "${cfg.package}/bin/hookrun";
+  # The small program for the hooks that every build waits for.
+  hook = "${cfg.package}/bin/hookrun-hook";
   version = config.nix.package.version;
   # These versions ignore `build-hook` in the system's nix.conf.
   ignoresBuildHook = lib.versionAtLeast version "2.25" && lib.versionOlder version "2.34";
@@ -23,7 +25,7 @@ in
 
     package = lib.mkOption {
       type = lib.types.package;
-      description = "The package with bin/hookrun.";
+      description = "The package with bin/hookrun and bin/hookrun-hook.";
     };
 
     settings = lib.mkOption {
@@ -53,8 +55,8 @@ in
     environment.etc."hookrun/hookrun.toml".source = format.generate "hookrun.toml" cfg.settings;
 
     nix.settings = lib.mkMerge [
-      (lib.mkIf (lib.elem "post-build" cfg.hooks) { post-build-hook = program; })
-      (lib.mkIf (lib.elem "diff" cfg.hooks) { run-diff-hook = true; diff-hook = program; })
+      (lib.mkIf (lib.elem "post-build" cfg.hooks) { post-build-hook = hook; })
+      (lib.mkIf (lib.elem "diff" cfg.hooks) { run-diff-hook = true; diff-hook = hook; })
       (lib.mkIf (lib.elem "builder-selection" cfg.hooks && !ignoresBuildHook) { build-hook = program; })
     ];
     systemd.services.nix-daemon.environment =

@@ -11,7 +11,7 @@ use crate::supervise::needs;
 use crate::supervise::runner::Readied;
 use crate::supervise::supervisor::admits;
 use hookrun_capability::Services;
-use hookrun_config::{Config, Plugin, is_away};
+use hookrun_config::{Config, Plugin, Text};
 use hookrun_host::wall::Wall;
 use hookrun_host::{Compiler, Host};
 use hookrun_nix::dirs::Dirs;
@@ -23,16 +23,16 @@ use hookrun_queue::guard::Ended;
 
 /// Runs the gates on the event that a hook handed over.
 pub fn run(handed_over: &Ended) -> Exit {
-    let dirs = Dirs::from_env();
     // Most installations have no gate: then neither parser nor engine is touched.
-    let source = if is_away(&dirs.config) { dirs.last_config() } else { dirs.config.clone() };
-    let mentioned =
-        std::fs::read(source).is_ok_and(|text| text.windows(4).any(|word| word == b"gate"));
-    if !mentioned {
+    if !handed_over.may_have_gate() {
         return Exit::Done;
     }
-    let Some(sealed) = handed_over.event() else { return Exit::Done };
-    let (Ok(config), Ok(event)) = (Config::in_force(&dirs), envelope::open(&sealed)) else {
+    let dirs = Dirs::from_env();
+    let text = handed_over
+        .configuration()
+        .or_else(|| Text::in_force(&dirs).ok().filter(Text::may_have_gate));
+    let (Some(text), Some(sealed)) = (text, handed_over.event()) else { return Exit::Done };
+    let (Ok(config), Ok(event)) = (text.parse(), envelope::open(&sealed)) else {
         return Exit::Done;
     };
     let event = &event;

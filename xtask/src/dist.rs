@@ -12,7 +12,7 @@ use crate::process::{CommandExt as _, cargo, repository, target_directory};
 const COMPLETIONS: [(&str, &str); 3] =
     [("bash", "hookrun.bash"), ("zsh", "_hookrun"), ("fish", "hookrun.fish")];
 
-/// Builds the release and puts binary, completions, man pages, examples and licences together.
+/// Builds the release and puts the programs, completions, man pages, examples and licences together.
 pub(crate) fn run() -> Result<()> {
     machine::prepare(Need::Compiler)?;
     cargo().args(["build", "--release", "--package", "hookrun"]).run()?;
@@ -25,7 +25,9 @@ pub(crate) fn run() -> Result<()> {
     for directory in ["bin", "completions", "man", "examples"] {
         make(&dist.join(directory))?;
     }
-    copy(&program, &dist.join("bin/hookrun"))?;
+    for name in ["hookrun", "hookrun-hook"] {
+        copy(&program.with_file_name(name), &dist.join("bin").join(name))?;
+    }
     for (shell, file) in COMPLETIONS {
         let text = Command::new(&program).args(["completions", shell]).read()?;
         std::fs::write(dist.join("completions").join(file), text)?;
@@ -35,8 +37,15 @@ pub(crate) fn run() -> Result<()> {
         copy(&repository().join(name), &dist.join(name))?;
     }
     copy_tree(&repository().join("examples"), &dist.join("examples"))?;
-    let size = std::fs::metadata(dist.join("bin/hookrun"))?.len();
-    println!("{} (hookrun: {} KiB)", dist.display(), size / 1024);
+    let size = |name: &str| -> Result<u64> {
+        Ok(std::fs::metadata(dist.join("bin").join(name))?.len() / 1024)
+    };
+    println!(
+        "{} (hookrun: {} KiB, hookrun-hook: {} KiB)",
+        dist.display(),
+        size("hookrun")?,
+        size("hookrun-hook")?
+    );
     Ok(())
 }
 

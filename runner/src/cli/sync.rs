@@ -18,7 +18,7 @@ use serde::Serialize;
 use super::output::{self, Format, printable};
 use super::{CliError, Context, since};
 use crate::supervise::supervisor;
-use hookrun_config::{Config, Filter, suggestion};
+use hookrun_config::{Config, Filter, Text, suggestion};
 use hookrun_nix::database::{Database, Registered};
 use hookrun_nix::derivation::MAX_SIZE;
 use hookrun_nix::dirs::Dirs;
@@ -240,8 +240,8 @@ pub(super) fn enqueue(
         report.derivations.push(drv_path);
         report.paths.extend(paths);
     }
-    if report.enqueued > 0 && !mode.dry_run {
-        spawn::if_wanted(dirs).map_err(|error| {
+    if report.enqueued > 0 && !mode.dry_run && spawn::may_start(dirs) {
+        spawn::if_wanted(dirs, &Text::in_force(dirs)?).map_err(|error| {
             CliError::environment(anyhow!("no worker was started ({error}); the events are kept"))
         })?;
     }

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use hookrun_system::process::describe_end;
 
+use hookrun_queue::spawn::{PROGRAM, THIN_PROGRAM};
+
 /// How long a daemon may take until it listens. It takes milliseconds; a machine under load some
 /// more.
 const DAEMON_START: Duration = Duration::from_secs(30);
@@ -351,27 +353,41 @@ fn sandbox_paths() -> Vec<String> {
     paths.iter().filter(|path| Path::new(path).exists()).map(|path| (*path).to_owned()).collect()
 }
 
-/// Puts the program `hookrun` into `directory`, which build users can reach (a target directory
-/// below /root they cannot), with the three links by which it knows its role.
+/// Puts the program `hookrun`, and `hookrun-hook` if it is beside it, into `directory`, which build
+/// users can reach (a target directory below /root they cannot), with a link for each hook. Returns
+/// the path of `hookrun` there.
 ///
 /// # Errors
-/// The program cannot be linked or copied, or a link cannot be made.
+/// A program cannot be linked or copied, or a link cannot be made.
 pub fn install_hookrun(program: &Path, directory: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
-    let installed = directory.join("hookrun");
-    // A hard link costs nothing; across file systems it has to be a copy.
-    if std::fs::hard_link(program, &installed).is_err() {
-        std::fs::copy(program, &installed).with_context(|| {
-            format!("cannot copy {} to {}", program.display(), installed.display())
-        })?;
-    }
-    for role in ["hookrun-post-build", "hookrun-diff", "hookrun-build-hook"] {
+    let installed = directory.join(PROGRAM);
+    link_or_copy(program, &installed)?;
+    let thin = program.with_file_name(THIN_PROGRAM);
+    let thin = if thin.is_file() {
+        link_or_copy(&thin, &directory.join(THIN_PROGRAM))?;
+        THIN_PROGRAM
+    } else {
+        PROGRAM
+    };
+    let links =
+        [("hookrun-post-build", thin), ("hookrun-diff", thin), ("hookrun-build-hook", PROGRAM)];
+    for (role, target) in links {
         let link = directory.join(role);
-        std::os::unix::fs::symlink("hookrun", &link)
+        std::os::unix::fs::symlink(target, &link)
             .with_context(|| format!("cannot make {}", link.display()))?;
     }
     Ok(installed)
+}
+
+/// A hard link, which costs nothing; a copy across file systems.
+fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
+    if std::fs::hard_link(from, to).is_err() {
+        std::fs::copy(from, to)
+            .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    }
+    Ok(())
 }
 
 /// Sets the mode of a file or directory.

@@ -8,6 +8,7 @@ use hookrun_nix::installed::Flavour;
 use hookrun_nix::versions::{
     EMPTY_OUT_PATHS, IGNORES_BUILD_HOOK, LIX_PROTOCOL, Quirk, WHOLE_SPEED_FACTORS,
 };
+use hookrun_queue::spawn::THIN_PROGRAM;
 
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -101,6 +102,7 @@ fn post_build(say: &mut Say, facts: &Facts, nix: &NixFacts) {
     match &nix.post_build_hook {
         Hook::Hookrun(text) => {
             say.good(about, text.clone());
+            slow(say, about, nix.faster_post_build_hook.as_ref());
             if nix.has(EMPTY_OUT_PATHS) {
                 say.note(
                     about,
@@ -122,11 +124,21 @@ fn post_build(say: &mut Say, facts: &Facts, nix: &NixFacts) {
     }
 }
 
+/// Advises the small program, where it is installed and not used.
+fn slow(say: &mut Say, about: &'static str, fix: Option<&String>) {
+    if let Some(fix) = fix {
+        say.note(about, format!("{THIN_PROGRAM} does the same in less time; {fix}"));
+    }
+}
+
 fn diff(say: &mut Say, facts: &Facts, nix: &NixFacts) {
     let about = "diff-hook";
     let conf = facts.nix_conf.display();
     match (&nix.diff_hook, nix.run_diff_hook) {
-        (Hook::Hookrun(text), true) => say.good(about, text.clone()),
+        (Hook::Hookrun(text), true) => {
+            say.good(about, text.clone());
+            slow(say, about, nix.faster_diff_hook.as_ref());
+        }
         (Hook::Hookrun(text), false) => say.problem(
             about,
             format!("it is `{text}`, but Nix calls it only with `run-diff-hook = true`; write that in {conf} and restart nix-daemon"),

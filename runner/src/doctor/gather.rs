@@ -15,6 +15,7 @@ use hookrun_nix::event::{NixDirs, now_ms};
 use hookrun_nix::installed::{self, Installed};
 use hookrun_nix::{bounded, machines};
 use hookrun_queue::journal::Journal;
+use hookrun_queue::spawn::{self, THIN_PROGRAM};
 use hookrun_queue::worker::Running;
 use hookrun_queue::{health, lock, spool};
 
@@ -117,7 +118,9 @@ fn nix_facts(nix: &Installed, config: Option<&Config>) -> NixFacts {
         flavour: nix.flavour,
         version: nix.version,
         post_build_hook: hook(nix, "post-build-hook"),
+        faster_post_build_hook: faster(nix, "post-build-hook"),
         diff_hook: hook(nix, "diff-hook"),
+        faster_diff_hook: faster(nix, "diff-hook"),
         run_diff_hook: nix.setting("run-diff-hook") == "true",
         build_hook: hook(nix, "build-hook"),
         machines: found.machines.len(),
@@ -161,7 +164,32 @@ pub(crate) fn hook(nix: &Installed, name: &str) -> Hook {
             format!("it cannot be executed; run `chmod 755 {}`", program.display()),
         );
     }
-    if is_hookrun(program) { Hook::Hookrun(text.to_owned()) } else { Hook::Other(text.to_owned()) }
+    if !is_hookrun(program) {
+        return Hook::Other(text.to_owned());
+    }
+    match std::fs::canonicalize(program).ok().and_then(|target| spawn::beside(&target)) {
+        Some(hookrun) if !hookrun.is_file() => Hook::Unusable(
+            text.to_owned(),
+            format!("it needs {}, which does not exist; install it there", hookrun.display()),
+        ),
+        _ => Hook::Hookrun(text.to_owned()),
+    }
+}
+
+/// What to do to have `hookrun-hook` as a hook, if it is beside the program that is the hook now.
+fn faster(nix: &Installed, name: &str) -> Option<String> {
+    let Hook::Hookrun(text) = hook(nix, name) else { return None };
+    let target = std::fs::canonicalize(&text).ok()?;
+    let thin = target.with_file_name(THIN_PROGRAM);
+    if target == thin || !thin.is_file() {
+        return None;
+    }
+    if Path::new(&text).is_symlink() {
+        Some(format!("run `ln -sfn {} {text}`", thin.display()))
+    } else {
+        let file = NixDirs::from_env().conf.join("nix.conf");
+        Some(format!("write `{name} = {}` in {}", thin.display(), file.display()))
+    }
 }
 
 /// A link to this very program, or a file of its name: another release of it, or a link to one.

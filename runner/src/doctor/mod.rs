@@ -68,8 +68,12 @@ pub struct NixFacts {
     pub version: Version,
     /// What `post-build-hook` is.
     pub post_build_hook: Hook,
+    /// What to do to have `hookrun-hook` as `post-build-hook`, if it is installed and not used.
+    pub faster_post_build_hook: Option<String>,
     /// What `diff-hook` is.
     pub diff_hook: Hook,
+    /// The same for `diff-hook`.
+    pub faster_diff_hook: Option<String>,
     /// `run-diff-hook`.
     pub run_diff_hook: bool,
     /// What `build-hook` is.

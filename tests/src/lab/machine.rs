@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 use hookrun::demo::private_nix;
+use hookrun_queue::spawn::{PROGRAM, THIN_PROGRAM};
 
 /// Nix's usual name for the group of build users.
 pub const BUILD_GROUP: &str = "nixbld";
@@ -137,23 +138,25 @@ pub fn hookrun_program() -> PathBuf {
     // target/debug/deps/upload-0123456789abcdef
     let test = std::env::current_exe().unwrap();
     let dependencies = test.parent().unwrap();
-    let program = dependencies.parent().unwrap().join("hookrun");
-    assert!(
-        program.is_file(),
-        "there is no {}: run `cargo build --workspace` first, or set HOOKRUN_BIN",
-        program.display()
-    );
     let libraries = std::fs::read_dir(dependencies).unwrap().flatten().filter(|entry| {
         let name = PathBuf::from(entry.file_name());
         name.extension().is_some_and(|extension| extension == "rlib")
             && name.to_string_lossy().starts_with("libhookrun-")
     });
     let library = libraries.filter_map(|entry| entry.metadata().ok()?.modified().ok()).max();
-    let linked = program.metadata().unwrap().modified().unwrap();
-    assert!(
-        library.is_none_or(|compiled| compiled <= linked),
-        "{} is older than the library it is made of: run `cargo build --workspace` first",
-        program.display()
-    );
+    let program = dependencies.parent().unwrap().join(PROGRAM);
+    for program in [&program, &program.with_file_name(THIN_PROGRAM)] {
+        assert!(
+            program.is_file(),
+            "there is no {}: run `cargo build --workspace` first, or set HOOKRUN_BIN",
+            program.display()
+        );
+        let linked = program.metadata().unwrap().modified().unwrap();
+        assert!(
+            library.is_none_or(|compiled| compiled <= linked),
+            "{} is older than the library it is made of: run `cargo build --workspace` first",
+            program.display()
+        );
+    }
     program
 }

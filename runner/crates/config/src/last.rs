@@ -22,21 +22,97 @@ struct Last {
     text: String,
 }
 
-impl Config {
-    /// Returns the configuration of an installation: from its file, from what a worker last used if
-    /// the file is away, or [`super::EMBEDDED`] if there never was one.
+/// The text of the configuration of an installation, not yet parsed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Text {
+    /// The file that it comes from.
+    pub path: PathBuf,
+    /// The text itself.
+    pub text: String,
+    /// Why it comes from there.
+    origin: Origin,
+}
+
+/// Where the configuration of an installation comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Origin {
+    /// Its file.
+    File,
+    /// The copy of what a worker last used, because the file is away.
+    Last,
+    /// [`super::EMBEDDED`], because there never was a file.
+    Embedded,
+}
+
+impl Text {
+    /// Reads the configuration of an installation: its file, or what a worker last used if the file
+    /// is away, or [`super::EMBEDDED`] if there never was one.
     ///
     /// # Errors
-    /// As [`Config::load`], and if the file is away that `HOOKRUN_CONFIG` names.
+    /// The file cannot be read, or `HOOKRUN_CONFIG` names a file that does not exist.
     pub fn in_force(dirs: &Dirs) -> Result<Self, ConfigError> {
-        if is_away(&dirs.config) {
-            named_is_there()?;
-            if let Some(last) = last(dirs) {
-                return Self::parse(&last.path, &last.text)
-                    .map(|config| Self { is_last: true, ..config });
-            }
+        if let Some(text) = Self::of_file(&dirs.config)? {
+            return Ok(text);
         }
-        Self::load(&dirs.config)
+        named_is_there()?;
+        Ok(match last(dirs) {
+            Some(Last { path, text }) => Self { path, text, origin: Origin::Last },
+            None => Self::embedded(&dirs.config),
+        })
+    }
+
+    /// Reads `path`; none if there is no such file.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(crate) fn of_file(path: &Path) -> Result<Option<Self>, ConfigError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Ok(Some(Self { path: path.to_owned(), text, origin: Origin::File })),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(ConfigError {
+                path: path.to_owned(),
+                line: None,
+                message: format!(
+                    "cannot be read ({error}); make it readable for the user that runs hookrun"
+                ),
+            }),
+        }
+    }
+
+    /// The embedded configuration, in place of the file `path`.
+    pub(crate) fn embedded(path: &Path) -> Self {
+        Self { path: path.to_owned(), text: super::EMBEDDED.to_owned(), origin: Origin::Embedded }
+    }
+
+    /// Returns whether a plugin may have `gate = true`: never false if one has it, and sometimes
+    /// true if none has. Reading the text costs a hook less than parsing it.
+    pub fn may_have_gate(&self) -> bool {
+        let is_comment = |line: &str| line.trim_start().starts_with('#');
+        // A quoted key can contain an escape.
+        let may_have = |line: &str| line.contains("gate") || line.contains("\\u");
+        self.text.lines().any(|line| !is_comment(line) && may_have(line))
+    }
+
+    /// Parses and checks the text.
+    ///
+    /// # Errors
+    /// As [`Config::parse`].
+    pub fn parse(&self) -> Result<Config, ConfigError> {
+        Config::parse(&self.path, &self.text).map(|config| Config {
+            embedded: self.origin == Origin::Embedded,
+            is_last: self.origin == Origin::Last,
+            ..config
+        })
+    }
+}
+
+impl Config {
+    /// Returns the configuration of an installation: see [`Text::in_force`].
+    ///
+    /// # Errors
+    /// As [`Text::in_force`] and [`Config::parse`].
+    pub fn in_force(dirs: &Dirs) -> Result<Self, ConfigError> {
+        Text::in_force(dirs)?.parse()
     }
 
     /// Keeps it as the one that a worker used last. A configuration that is in no file is not kept.
@@ -114,6 +190,18 @@ fn last(dirs: &Dirs) -> Option<Last> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gate_is_seen_in_the_text_unless_it_is_a_comment() {
+        let text =
+            |text: &str| Text { path: PathBuf::new(), text: text.to_owned(), origin: Origin::File };
+        for with in ["gate = true", " x = { gate=true }", "\"g\\u0061te\" = true"] {
+            assert!(text(with).may_have_gate(), "{with}");
+        }
+        for without in ["", "# gate = true", "[worker]\n  # gate", crate::EMBEDDED] {
+            assert!(!text(without).may_have_gate(), "{without}");
+        }
+    }
 
     #[test]
     fn a_file_that_is_away_leaves_the_last_configuration_in_force() {

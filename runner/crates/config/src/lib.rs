@@ -33,7 +33,7 @@ pub use error::{ConfigError, KeyError, nearest, suggestion};
 pub use filter::Filter;
 pub use grant::{Capability, Grant, StoreScope, Want, Wants};
 pub use http::{HttpCredential, HttpGrant};
-pub use last::{is_away, must_be_there, named_is_there};
+pub use last::{Text, is_away, must_be_there, named_is_there};
 pub use limits::{Limit, Limits};
 use lines::Lines;
 pub use mail::{Mail, MailTransport};
@@ -86,19 +86,7 @@ impl Config {
     /// # Errors
     /// The first error, with its line and its fix.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(path, &text),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Self::parse(path, EMBEDDED).map(|config| Self { embedded: true, ..config })
-            }
-            Err(error) => Err(ConfigError {
-                path: path.to_owned(),
-                line: None,
-                message: format!(
-                    "cannot be read ({error}); make it readable for the user that runs hookrun"
-                ),
-            }),
-        }
+        Text::of_file(path)?.unwrap_or_else(|| Text::embedded(path)).parse()
     }
 
     /// Checks the text of a configuration.

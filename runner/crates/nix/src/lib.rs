@@ -3,6 +3,7 @@
 //!
 //! Facts about Nix's behaviour are cited where they are used, with file and version.
 //!
+//! * [`role`]: which hook a process is, or the command line.
 //! * Nix's formats: [`post_build`], [`diff`], [`wire`] (input of the hooks), [`derivation`],
 //!   [`database`], [`nar`], [`machines`], [`store_uri`].
 //! * [`caller`], [`installed`]: the calling and the installed Nix. [`versions`]: how versions
@@ -33,6 +34,7 @@ pub mod nar;
 pub mod outcome;
 pub mod post_build;
 pub mod process;
+pub mod role;
 pub mod selection;
 pub mod sqlite;
 pub mod store_uri;

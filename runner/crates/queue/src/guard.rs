@@ -11,20 +11,25 @@
 //! fallback directory, because one of them is usually on another file system. The worker takes an
 //! event once, even if it finds several copies.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, WaitOptions};
 
 use super::{envelope, spool};
+use hookrun_config::Text;
 use hookrun_nix::dirs::Dirs;
+use hookrun_nix::role::GATE;
 use hookrun_nix::terminal::say;
 use hookrun_system::descriptor::close_range;
 use hookrun_system::process::fork;
@@ -35,8 +40,10 @@ pub const CAP: Duration = Duration::from_secs(2);
 /// (`PIPE_BUF`).
 const PASSED_ON: usize = 4096;
 
-/// How often, and with which pauses, the exit of a process is looked for.
-const REAP_TRIES: u32 = 10;
+/// How often the exit of a process is looked for: first without pauses, because it takes
+/// microseconds on an idle machine.
+const REAP_TRIES: u32 = 60;
+const REAP_YIELDS: u32 = 50;
 const REAP_PAUSE: Duration = Duration::from_micros(100);
 /// The first descriptor after the standard streams.
 const FIRST_OTHER: u32 = 3;
@@ -56,13 +63,20 @@ const DONE: u8 = b'd';
 pub struct Teller {
     /// None where there is one process only.
     pipe: Option<File>,
-    events: Events,
+    frames: Frames,
 }
 
 impl Teller {
     /// An event, as it is known by now, sealed. A later one replaces it.
     pub fn event(&mut self, sealed: &[u8]) {
-        self.events.add(sealed);
+        self.frames.add(Kind::Event, sealed);
+    }
+
+    /// A configuration that may have a gate.
+    pub fn configuration(&mut self, text: &Text) {
+        if let Ok(json) = serde_json::to_vec(text) {
+            self.frames.add(Kind::Configuration, &json);
+        }
     }
 
     /// The event is about to be written.
@@ -83,42 +97,60 @@ impl Teller {
     }
 }
 
-/// Events in memory that both processes share: each with its length before it, the last one counts.
+/// What the working process leaves for the other one, in memory that both share: a list of frames.
+/// The last one of each kind counts. A frame is its kind (one byte), the length of its content
+/// (64 bits, little-endian) and its content.
 #[derive(Debug)]
-struct Events(File);
+struct Frames(File);
 
-impl Events {
+/// What a frame has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// An event, sealed.
+    Event = 1,
+    /// A configuration that may have a gate, as JSON.
+    Configuration = 2,
+}
+
+/// Bytes before the content of a frame.
+const HEADER: usize = 9;
+
+impl Frames {
     fn new() -> io::Result<Self> {
         Ok(Self(hookrun_system::memory::file("hookrun-event")?))
     }
 
-    fn add(&mut self, sealed: &[u8]) {
-        let mut frame = (sealed.len() as u64).to_le_bytes().to_vec();
-        frame.extend(sealed);
-        // Without memory there is no rescue.
+    fn add(&mut self, kind: Kind, content: &[u8]) {
+        let mut frame = vec![kind as u8];
+        frame.extend((content.len() as u64).to_le_bytes());
+        frame.extend(content);
+        // Without memory there is no rescue, and the gates read the configuration themselves.
         let _added = self.0.write_all(&frame);
     }
 
-    fn last(&self) -> Option<Vec<u8>> {
+    fn last(&self, wanted: Kind) -> Option<Vec<u8>> {
         let (mut last, mut at) = (None, 0);
         let size = self.0.metadata().ok()?.len();
         loop {
-            let mut length = [0; 8];
-            if self.0.read_exact_at(&mut length, at).is_err() {
+            let mut header = [0; HEADER];
+            if self.0.read_exact_at(&mut header, at).is_err() {
                 return last;
             }
+            let [kind, length @ ..] = header;
             let length = u64::from_le_bytes(length);
-            at += 8;
-            // It was being added when the process died.
-            let mut sealed = match usize::try_from(length) {
-                Ok(length) if length as u64 <= size.saturating_sub(at) => vec![0; length],
-                _ => return last,
-            };
-            if self.0.read_exact_at(&mut sealed, at).is_err() {
+            at += HEADER as u64;
+            // The process died while it added this one.
+            if length > size.saturating_sub(at) {
                 return last;
+            }
+            if kind == wanted as u8 {
+                let mut content = vec![0; usize::try_from(length).ok()?];
+                if self.0.read_exact_at(&mut content, at).is_err() {
+                    return last;
+                }
+                last = Some(content);
             }
             at += length;
-            last = Some(sealed);
         }
     }
 }
@@ -126,15 +158,57 @@ impl Events {
 /// How the work of a hook ended.
 #[derive(Debug)]
 pub struct Ended {
-    events: Option<Events>,
+    frames: Option<Frames>,
     /// Whether the work ended by itself and in time.
     pub in_time: bool,
+    /// Whether all of the work was done, so that a gate would have been found.
+    is_complete: bool,
 }
+
+/// The argument of `hookrun hook gate` that says whether the hook's work ended in time.
+const IN_TIME: &str = "in-time";
+const LATE: &str = "late";
 
 impl Ended {
     /// The event, sealed; none if there was none.
     pub fn event(&self) -> Option<Vec<u8>> {
-        self.events.as_ref()?.last()
+        self.frames.as_ref()?.last(Kind::Event)
+    }
+
+    /// The configuration, if it may have a gate.
+    pub fn configuration(&self) -> Option<Text> {
+        serde_json::from_slice(&self.frames.as_ref()?.last(Kind::Configuration)?).ok()
+    }
+
+    /// Returns whether a gate may have to run on the event.
+    pub fn may_have_gate(&self) -> bool {
+        self.event().is_some() && (!self.is_complete || self.configuration().is_some())
+    }
+
+    /// Replaces this process with `program`, which runs the gates. Returns only if that fails.
+    pub fn exec_gates(self, program: &Path) -> io::Error {
+        let Some(Frames(file)) = &self.frames else { return io::ErrorKind::NotFound.into() };
+        if let Err(error) = rustix::io::fcntl_setfd(file, rustix::io::FdFlags::empty()) {
+            return error.into();
+        }
+        Command::new(program)
+            .args(["hook", GATE])
+            .arg(file.as_raw_fd().to_string())
+            .arg(if self.in_time { IN_TIME } else { LATE })
+            .exec()
+    }
+
+    /// Takes over what the program that called [`Ended::exec_gates`] left, from the arguments after
+    /// `hook gate`: the number of a file descriptor, and whether its work ended in time.
+    pub fn inherited(arguments: &[OsString]) -> Self {
+        let [descriptor, time] = arguments else { return Self::nothing() };
+        let number = descriptor.to_str().and_then(|text| text.parse::<u32>().ok());
+        let file = number.and_then(|number| File::open(format!("/dev/fd/{number}")).ok());
+        Self { frames: file.map(Frames), in_time: time == IN_TIME, is_complete: false }
+    }
+
+    fn nothing() -> Self {
+        Self { frames: None, in_time: true, is_complete: true }
     }
 }
 
@@ -153,17 +227,17 @@ pub fn run(hook: &'static str, patience: Duration, work: impl FnOnce(&mut Teller
         }
         Ok(Side::Waits(watch)) => watch.run(hook, begun, patience),
         // No process is to be had: the work is done here, without a bound on its time.
-        Err(_) => match Events::new() {
-            Ok(events) => {
-                let mut teller = Teller { pipe: None, events };
-                safely(hook, || work(&mut teller));
-                Ended { events: Some(teller.events), in_time: true }
+        Err(_) => match Frames::new() {
+            Ok(frames) => {
+                let mut teller = Teller { pipe: None, frames };
+                let is_complete = safely(hook, || work(&mut teller));
+                Ended { frames: Some(teller.frames), in_time: true, is_complete }
             }
             Err(error) => {
                 say(&format!(
                     "{hook} cannot start its work ({error}); run `hookrun sync` to hand over what was built"
                 ));
-                Ended { events: None, in_time: true }
+                Ended::nothing()
             }
         },
     }
@@ -195,16 +269,15 @@ pub fn ends_within(patience: Duration, work: impl FnOnce()) -> io::Result<bool> 
     Ok(ended)
 }
 
-/// A panic becomes a line.
-fn safely(hook: &'static str, work: impl FnOnce()) {
+/// Does `work`, and writes one line if it panics. Returns whether it did not.
+fn safely(hook: &'static str, work: impl FnOnce()) -> bool {
     std::panic::set_hook(Box::new(move |panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         say(&format!(
             "{hook} failed with an internal error ({place}); the build is not affected; please report this"
         ));
     }));
-    // What it was doing is told by the panic hook.
-    let _panicked = std::panic::catch_unwind(AssertUnwindSafe(work));
+    std::panic::catch_unwind(AssertUnwindSafe(work)).is_ok()
 }
 
 /// Ends a process that was forked.
@@ -228,7 +301,7 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 fn split() -> io::Result<Side> {
-    let events = Events::new()?;
+    let frames = Frames::new()?;
     let (control, tell) = pipe()?;
     let (output, write_output) = pipe()?;
     let (errors, write_errors) = pipe()?;
@@ -240,13 +313,13 @@ fn split() -> io::Result<Side> {
                 Stream { from: Some(output), to: rustix::stdio::stdout() },
                 Stream { from: Some(errors), to: rustix::stdio::stderr() },
             ],
-            events,
+            frames,
             said: Vec::new(),
         }));
     }
-    detach([tell.as_fd(), events.0.as_fd()], &write_output, &write_errors)?;
+    detach([tell.as_fd(), frames.0.as_fd()], &write_output, &write_errors)?;
     forget([control, output, write_output, errors, write_errors]);
-    Ok(Side::Works(Teller { pipe: Some(File::from(tell)), events }))
+    Ok(Side::Works(Teller { pipe: Some(File::from(tell)), frames }))
 }
 
 /// Leaves the session of Nix's hook, which is killed as a whole when the client goes, and its
@@ -292,7 +365,7 @@ struct Watch {
     process: Pid,
     control: OwnedFd,
     streams: [Stream; 2],
-    events: Events,
+    frames: Frames,
     /// What was read from the control pipe.
     said: Vec<u8>,
 }
@@ -301,7 +374,7 @@ impl Watch {
     fn run(mut self, hook: &str, begun: Instant, patience: Duration) -> Ended {
         let cap = begun + CAP;
         let mut works = self.listen((begun + patience).min(cap));
-        if works && (self.has_said(KEPT) || self.events.last().is_none()) {
+        if works && (self.has_said(KEPT) || self.frames.last(Kind::Event).is_none()) {
             // What is left of the time is its own: the event is kept, or is not known yet.
             works = self.listen(cap);
         }
@@ -315,7 +388,8 @@ impl Watch {
         if !works {
             reap(self.process);
         }
-        Ended { events: Some(self.events), in_time: !works }
+        let is_complete = self.has_said(DONE);
+        Ended { frames: Some(self.frames), in_time: !works, is_complete }
     }
 
     fn has_said(&self, what: u8) -> bool {
@@ -363,7 +437,7 @@ impl Watch {
 
     /// Has the event written by processes of their own; returns the first file that is durable.
     fn rescue(&self, end: Instant) -> Option<PathBuf> {
-        let sealed = self.events.last()?;
+        let sealed = self.frames.last(Kind::Event)?;
         let (read, tell) = pipe().ok()?;
         // A spool that was being written to does not answer; another one may.
         let skipped = usize::from(self.has_said(WRITING));
@@ -388,12 +462,16 @@ impl Watch {
 /// Takes the exit of a process that has closed its pipe and so is about to end. If this does not,
 /// whoever takes over the orphans of this system does.
 fn reap(process: Pid) {
-    for _ in 0..REAP_TRIES {
+    for attempt in 0..REAP_TRIES {
         let waited = rustix::process::waitpid(Some(process), WaitOptions::NOHANG);
         if !matches!(waited, Ok(None)) {
             return;
         }
-        std::thread::sleep(REAP_PAUSE);
+        if attempt < REAP_YIELDS {
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep(REAP_PAUSE);
+        }
     }
 }
 
@@ -473,16 +551,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_whole_event_counts() {
-        let mut events = Events::new().unwrap();
-        assert_eq!(events.last(), None);
-        events.add(b"one");
-        events.add(b"another");
-        assert_eq!(events.last().as_deref(), Some(b"another".as_slice()));
-        // Cut short.
-        events.0.write_all(&9_u64.to_le_bytes()).unwrap();
-        events.0.write_all(b"begun").unwrap();
-        assert_eq!(events.last().as_deref(), Some(b"another".as_slice()));
+    fn the_last_whole_frame_of_a_kind_counts() {
+        let mut frames = Frames::new().unwrap();
+        assert_eq!(frames.last(Kind::Event), None);
+        frames.add(Kind::Event, b"one");
+        frames.add(Kind::Event, b"another");
+        frames.add(Kind::Configuration, b"text");
+        assert_eq!(frames.last(Kind::Event).as_deref(), Some(b"another".as_slice()));
+        assert_eq!(frames.last(Kind::Configuration).as_deref(), Some(b"text".as_slice()));
+        // The process died while it wrote this one.
+        frames.0.write_all(&[Kind::Event as u8]).unwrap();
+        frames.0.write_all(&9_u64.to_le_bytes()).unwrap();
+        frames.0.write_all(b"begun").unwrap();
+        assert_eq!(frames.last(Kind::Event).as_deref(), Some(b"another".as_slice()));
+    }
+
+    #[test]
+    fn gates_are_looked_for_unless_the_work_found_that_there_are_none() {
+        let mut frames = Frames::new().unwrap();
+        frames.add(Kind::Event, b"one");
+        let mut ended = Ended { frames: Some(frames), in_time: true, is_complete: true };
+        assert!(!ended.may_have_gate());
+        ended.is_complete = false;
+        assert!(ended.may_have_gate(), "it died before it had read the configuration");
+        assert!(!Ended::nothing().may_have_gate(), "there is no event");
+        assert!(!Ended::inherited(&["x".into(), LATE.into()]).may_have_gate());
     }
 
     #[test]

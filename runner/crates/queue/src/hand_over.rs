@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::guard::{self, Ended, Teller};
 use super::spool::Place;
 use super::{envelope, roots, spawn, spool};
+use hookrun_config::Text;
 use hookrun_nix as nix;
 use hookrun_nix::caller::Caller;
 use hookrun_nix::derivation::MAX_SIZE_IN_HOOK;
@@ -115,10 +116,27 @@ fn hand_over(teller: &mut Teller, event: &Event) -> bool {
         }
     }
     teller.kept();
-    if let Err(error) = spawn::if_wanted(&dirs) {
+    follow_up(teller, &dirs, event);
+    true
+}
+
+/// Passes on a configuration that may have a gate, and starts a worker if the configuration says so
+/// and none runs. Reads the configuration once, and not at all if nothing depends on it.
+fn follow_up(teller: &mut Teller, dirs: &Dirs, event: &Event) {
+    // Only a post-build hook has gates.
+    let may_have_gate = matches!(event.hook, HookEvent::PostBuild(_));
+    let may_start = spawn::may_start(dirs);
+    if !may_have_gate && !may_start {
+        return;
+    }
+    let text = Text::in_force(dirs);
+    if let Some(text) = text.as_ref().ok().filter(|text| may_have_gate && text.may_have_gate()) {
+        teller.configuration(text);
+    }
+    let started = text.map_err(|error| error.to_string());
+    if may_start && let Err(error) = started.and_then(|text| spawn::if_wanted(dirs, &text)) {
         say(&format!("no worker was started ({error}); the event of {} is kept", event.name()));
     }
-    true
 }
 
 /// One line for the user about a difference.

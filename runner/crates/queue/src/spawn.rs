@@ -17,7 +17,7 @@ use hookrun_system::process;
 use rustix::fs::Access;
 
 use super::lock;
-use hookrun_config::{Config, Start};
+use hookrun_config::{Start, Text};
 use hookrun_nix as nix;
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::terminal::STAMPED;
@@ -31,18 +31,24 @@ pub const ARGUMENTS: [&str; 2] = ["worker", SPAWNED];
 /// The worker's log is begun anew at this size; one old one is kept.
 const MAX_LOG_SIZE: u64 = 1 << 20;
 
-/// Starts a worker if the configuration says `start = "spawn"`, none runs and this user may write
-/// the journal.
+/// Returns whether no worker runs and this user may write the journal.
+pub fn may_start(dirs: &Dirs) -> bool {
+    // The cheapest first: mostly a worker runs already.
+    !lock::is_held(&dirs.worker_lock()) && may_write_journal(dirs)
+}
+
+/// Starts a worker if the configuration says `start = "spawn"`. Called if [`may_start`].
 ///
 /// # Errors
-/// If the configuration is broken or the program cannot be started; one line.
-pub fn if_wanted(dirs: &Dirs) -> Result<(), String> {
-    // The cheapest first: mostly a worker runs already.
-    if lock::is_held(&dirs.worker_lock()) || !may_write_journal(dirs) {
-        return Ok(());
-    }
-    match Config::in_force(dirs).map_err(|error| error.to_string())?.worker.start {
-        Start::Spawn => start(dirs).map_err(|error| format!("cannot start hookrun ({error})")),
+/// The configuration is wrong, or the program cannot be started; one line.
+pub fn if_wanted(dirs: &Dirs, text: &Text) -> Result<(), String> {
+    match text.parse().map_err(|error| error.to_string())?.worker.start {
+        Start::Spawn => start(dirs).map_err(|error| match hookrun_beside() {
+            Some(program) => {
+                format!("{} cannot be started ({error}); install it there", program.display())
+            }
+            None => format!("cannot start hookrun ({error})"),
+        }),
         Start::Service | Start::None => Ok(()),
     }
 }
@@ -81,7 +87,7 @@ pub fn successor(dirs: &Dirs, flag: &str) -> std::io::Result<()> {
 /// # Errors
 /// The program cannot be started.
 pub fn detached(dirs: &Dirs, arguments: &[impl AsRef<OsStr>]) -> std::io::Result<()> {
-    let mut command = match replacement() {
+    let mut command = match hookrun_beside().or_else(replacement) {
         Some(program) => Command::new(program),
         None => process::this_program(),
     };
@@ -120,6 +126,25 @@ pub fn bound_log(dirs: &Dirs) {
 
 fn old_log(path: &Path) -> PathBuf {
     path.with_added_extension("1")
+}
+
+/// The name of the small program that has the thin hooks only. It executes [`PROGRAM`] for
+/// everything else.
+pub const THIN_PROGRAM: &str = "hookrun-hook";
+/// The name of the program with all roles, in the same directory.
+pub const PROGRAM: &str = "hookrun";
+
+/// The program with all roles, if this process runs the small one.
+pub fn hookrun_beside() -> Option<PathBuf> {
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    beside(&process::program_of(own)?)
+}
+
+/// The program with all roles beside a program, if that is the small one.
+pub fn beside(program: &Path) -> Option<PathBuf> {
+    let name = program.file_name()?.to_str()?;
+    let name = name.strip_suffix(process::DELETED).unwrap_or(name);
+    (name == THIN_PROGRAM).then(|| program.with_file_name(PROGRAM))
 }
 
 /// Has the program that this process runs been replaced by another one of its name? A program that
@@ -165,6 +190,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_small_program_starts_the_one_beside_it() {
+        let hookrun = Some(PathBuf::from("/a/hookrun"));
+        assert_eq!(beside(Path::new("/a/hookrun-hook")), hookrun);
+        assert_eq!(beside(Path::new("/a/hookrun-hook (deleted)")), hookrun, "it was replaced");
+        assert_eq!(beside(Path::new("/a/hookrun")), None);
+    }
+
+    #[test]
     fn a_program_that_was_removed_has_no_successor() {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("hookrun");
@@ -180,10 +213,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dirs = Dirs { config: dir.path().join("hookrun.toml"), state: dir.path().to_owned() };
         std::fs::write(&dirs.config, "[worker]\nstrat = 1\n").unwrap();
-        let error = if_wanted(&dirs).unwrap_err().replace(&dir.path().display().to_string(), "DIR");
+        let start = || if_wanted(&dirs, &Text::in_force(&dirs).unwrap());
+        assert!(may_start(&dirs));
+        let error = start().unwrap_err().replace(&dir.path().display().to_string(), "DIR");
         insta::assert_snapshot!(error, @"DIR/hookrun.toml:2: unknown key `strat`; did you mean `start`?");
         std::fs::write(&dirs.config, "[worker]\nstart = \"none\"\n").unwrap();
-        assert_eq!(if_wanted(&dirs), Ok(()));
+        assert_eq!(start(), Ok(()));
         assert!(!dirs.worker_log().exists());
     }
 }

@@ -46,3 +46,10 @@ pub fn unblock() {
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
     }
 }
+
+/// Makes a write to a closed pipe an error instead of a signal, as the standard library does before
+/// `main`. For a program that has another entry point.
+pub fn ignore_broken_pipes() {
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}

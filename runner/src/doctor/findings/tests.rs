@@ -13,7 +13,9 @@ fn nix(says: &str) -> NixFacts {
         flavour,
         version,
         post_build_hook: link("hookrun-post-build"),
+        faster_post_build_hook: None,
         diff_hook: link("hookrun-diff"),
+        faster_diff_hook: None,
         run_diff_hook: true,
         build_hook: link("hookrun-build-hook"),
         machines: 2,
@@ -65,6 +67,13 @@ fn bad(facts: &Facts) -> String {
         (level != Level::Good).then(|| format!("{level:?} {about}: {text}\n"))
     };
     examine(facts).into_iter().filter_map(line).collect()
+}
+
+#[test]
+fn the_small_program_is_advised_where_it_is_installed() {
+    let mut nix = nix("nix (Nix) 2.8.0");
+    nix.faster_diff_hook = Some("run `ln -sfn /a/hookrun-hook /a/hookrun-diff`".to_owned());
+    insta::assert_snapshot!(bad(&facts(nix)), @"");
 }
 
 #[test]
