@@ -5,7 +5,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::Ran;
+use hookrun_queue::spawn::PROGRAM;
+
+use super::{Ran, Scene};
 
 const SOURCE: &str = include_str!("boundary.c");
 
@@ -25,12 +27,19 @@ pub struct Point {
 }
 
 impl Boundary {
-    /// Compiles it into `directory`.
+    /// Compiles it into the scene's directory. From now on the scene's hooks are `hookrun`, because
+    /// nothing can be preloaded into the static `hookrun-hook`.
     ///
     /// # Panics
     /// There is no C compiler.
     #[track_caller]
-    pub fn compile(directory: &Path) -> Self {
+    pub fn compile(scene: &Scene) -> Self {
+        for link in ["hookrun-post-build", "hookrun-diff"] {
+            let link = scene.path("bin").join(link);
+            std::fs::remove_file(&link).unwrap();
+            std::os::unix::fs::symlink(PROGRAM, link).unwrap();
+        }
+        let directory = scene.dir();
         let (source, library) = (directory.join("boundary.c"), directory.join("boundary.so"));
         std::fs::write(&source, SOURCE).unwrap();
         let mut compiler = Command::new("cc");

@@ -85,7 +85,7 @@ impl Storm {
         scene.hookrun(&["compile"]).expect_success();
         // Nix makes it with its first build; here nothing is built.
         std::fs::create_dir(scene.private_nix().state_dir().join("gcroots")).unwrap();
-        let boundary = Boundary::compile(scene.dir());
+        let boundary = Boundary::compile(&scene);
         Self {
             scene,
             boundary,

@@ -251,7 +251,7 @@ fn a_clock_that_is_set_back_an_hour() {
     scene.set_config(&config(
         "config = { fail = \"transient\" }\nretry = { min-delay = \"1s\", max-delay = \"2s\" }\n",
     ));
-    let boundary = Boundary::compile(scene.dir());
+    let boundary = Boundary::compile(&scene);
     let hour = 3600;
     // In the hour that comes again: an event that waits for its next attempt, and one that nobody
     // has taken.
@@ -270,7 +270,7 @@ fn a_clock_that_is_set_back_an_hour() {
 fn a_spool_that_hangs_does_not_block_nix() {
     let scene = scene();
     let fallback = Fallbacks::of(&scene);
-    let boundary = Boundary::compile(scene.dir());
+    let boundary = Boundary::compile(&scene);
     let built = Ran::of(
         boundary.hang(&mut scene.build_command("alpha", &[]), &scene.state_dir().join("spool")),
     )

@@ -1,0 +1,162 @@
+//! What the work of a thin hook leaves for the process that Nix waits for, in memory that both
+//! share: the event, and a configuration that may have a gate.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use hookrun_config::Text;
+use hookrun_nix::role::GATE;
+
+/// What the working process leaves for the other one, in memory that both share: a list of frames.
+/// The last one of each kind counts. A frame is its kind (one byte), the length of its content
+/// (64 bits, little-endian) and its content.
+#[derive(Debug)]
+pub(super) struct Frames(pub(super) File);
+
+/// What a frame has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// An event, sealed.
+    Event = 1,
+    /// A configuration that may have a gate, as JSON.
+    Configuration = 2,
+}
+
+/// Bytes before the content of a frame.
+const HEADER: usize = 9;
+
+impl Frames {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self(hookrun_system::memory::file("hookrun-event")?))
+    }
+
+    pub(super) fn add(&mut self, kind: Kind, content: &[u8]) {
+        let mut frame = vec![kind as u8];
+        frame.extend((content.len() as u64).to_le_bytes());
+        frame.extend(content);
+        // Without memory there is no rescue, and the gates read the configuration themselves.
+        let _added = self.0.write_all(&frame);
+    }
+
+    pub(super) fn last(&self, wanted: Kind) -> Option<Vec<u8>> {
+        let (mut last, mut at) = (None, 0);
+        let size = self.0.metadata().ok()?.len();
+        loop {
+            let mut header = [0; HEADER];
+            if self.0.read_exact_at(&mut header, at).is_err() {
+                return last;
+            }
+            let [kind, length @ ..] = header;
+            let length = u64::from_le_bytes(length);
+            at += HEADER as u64;
+            // The process died while it added this one.
+            if length > size.saturating_sub(at) {
+                return last;
+            }
+            if kind == wanted as u8 {
+                let mut content = vec![0; usize::try_from(length).ok()?];
+                if self.0.read_exact_at(&mut content, at).is_err() {
+                    return last;
+                }
+                last = Some(content);
+            }
+            at += length;
+        }
+    }
+}
+
+/// How the work of a hook ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub(super) frames: Option<Frames>,
+    /// Whether the work ended by itself and in time.
+    pub in_time: bool,
+    /// Whether all of the work was done, so that a gate would have been found.
+    pub(super) is_complete: bool,
+}
+
+/// The argument of `hookrun hook gate` that says whether the hook's work ended in time.
+const IN_TIME: &str = "in-time";
+const LATE: &str = "late";
+
+impl Ended {
+    /// The event, sealed; none if there was none.
+    pub fn event(&self) -> Option<Vec<u8>> {
+        self.frames.as_ref()?.last(Kind::Event)
+    }
+
+    /// The configuration, if it may have a gate.
+    pub fn configuration(&self) -> Option<Text> {
+        serde_json::from_slice(&self.frames.as_ref()?.last(Kind::Configuration)?).ok()
+    }
+
+    /// Returns whether a gate may have to run on the event.
+    pub fn may_have_gate(&self) -> bool {
+        self.event().is_some() && (!self.is_complete || self.configuration().is_some())
+    }
+
+    /// Replaces this process with `program`, which runs the gates. Returns only if that fails.
+    pub fn exec_gates(self, program: &Path) -> io::Error {
+        let Some(Frames(file)) = &self.frames else { return io::ErrorKind::NotFound.into() };
+        if let Err(error) = rustix::io::fcntl_setfd(file, rustix::io::FdFlags::empty()) {
+            return error.into();
+        }
+        Command::new(program)
+            .args(["hook", GATE])
+            .arg(file.as_raw_fd().to_string())
+            .arg(if self.in_time { IN_TIME } else { LATE })
+            .exec()
+    }
+
+    /// Takes over what the program that called [`Ended::exec_gates`] left, from the arguments after
+    /// `hook gate`: the number of a file descriptor, and whether its work ended in time.
+    pub fn inherited(arguments: &[OsString]) -> Self {
+        let [descriptor, time] = arguments else { return Self::nothing() };
+        let number = descriptor.to_str().and_then(|text| text.parse::<u32>().ok());
+        let file = number.and_then(|number| File::open(format!("/dev/fd/{number}")).ok());
+        Self { frames: file.map(Frames), in_time: time == IN_TIME, is_complete: false }
+    }
+
+    pub(super) fn nothing() -> Self {
+        Self { frames: None, in_time: true, is_complete: true }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_whole_frame_of_a_kind_counts() {
+        let mut frames = Frames::new().unwrap();
+        assert_eq!(frames.last(Kind::Event), None);
+        frames.add(Kind::Event, b"one");
+        frames.add(Kind::Event, b"another");
+        frames.add(Kind::Configuration, b"text");
+        assert_eq!(frames.last(Kind::Event).as_deref(), Some(b"another".as_slice()));
+        assert_eq!(frames.last(Kind::Configuration).as_deref(), Some(b"text".as_slice()));
+        // The process died while it wrote this one.
+        frames.0.write_all(&[Kind::Event as u8]).unwrap();
+        frames.0.write_all(&9_u64.to_le_bytes()).unwrap();
+        frames.0.write_all(b"begun").unwrap();
+        assert_eq!(frames.last(Kind::Event).as_deref(), Some(b"another".as_slice()));
+    }
+
+    #[test]
+    fn gates_are_looked_for_unless_the_work_found_that_there_are_none() {
+        let mut frames = Frames::new().unwrap();
+        frames.add(Kind::Event, b"one");
+        let mut ended = Ended { frames: Some(frames), in_time: true, is_complete: true };
+        assert!(!ended.may_have_gate());
+        ended.is_complete = false;
+        assert!(ended.may_have_gate(), "it died before it had read the configuration");
+        assert!(!Ended::nothing().may_have_gate(), "there is no event");
+        assert!(!Ended::inherited(&["x".into(), LATE.into()]).may_have_gate());
+    }
+}
