@@ -11,7 +11,7 @@ use super::{CliError, Context};
 use hookrun_config::suggestion;
 use hookrun_nix::dirs::SYSTEM_STATE;
 use hookrun_queue::journal::Journal;
-use hookrun_queue::{guard, lock, spool};
+use hookrun_queue::{guard, lock};
 
 /// The longest that a first look into the state directory may take: a busy disk takes seconds.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
@@ -23,11 +23,11 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 /// It does not answer in time.
 pub(super) fn answers(context: &Context) -> Result<(), CliError> {
     let dirs = &context.dirs;
+    // Nothing that takes longer the more there is: anybody may fill the spool.
     let look = || {
         let _held = lock::is_held(&dirs.worker_lock());
-        let _waiting = spool::depth(dirs);
         if let Ok(Some(journal)) = Journal::open_read_only(dirs) {
-            let _plugins = journal.plugins();
+            let _open = journal.breakers();
         }
     };
     match guard::ends_within(ANSWERS_WITHIN, look) {
