@@ -40,9 +40,9 @@ const BATCH_BYTES: u64 = 16 << 20;
 const LISTED_AT_ONCE: usize = 16_384;
 /// Files that are left where they are because they can be neither taken nor moved.
 const MOST_IGNORED: usize = 10_000;
-/// Hooks make files that their owner can write. Files of the Nix store are root's too, with contents
-/// of a user's choice; none of them can be written. Where `fs.protected_hardlinks` is off, a user
-/// may link one, have Nix delete the other name, and move the link here.
+/// Hooks make files that their owner can write. Files of the Nix store are root's too, with
+/// contents of a user's choice, and cannot be written. Where `fs.protected_hardlinks` is off, a
+/// user may link one, have Nix delete the other name, and move the link here.
 const OWNER_WRITES: u32 = 0o200;
 /// The share of everything that cannot be an event, whoever owns it: a plain user may own files as
 /// any number of users (subuid(5)). No user has this number.
