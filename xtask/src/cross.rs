@@ -45,6 +45,7 @@ struct NotEmulated {
 }
 
 const FAILED_EXEC: &str = "the emulator reports a failed exec as exit code 127";
+const OWN_PROGRAM: &str = "a process cannot execute its own program without binfmt_misc";
 /// The unit tests that do not run in the emulator. docs/platforms.md has the same table.
 const NOT_EMULATED: &[NotEmulated] = &[
     NotEmulated {
@@ -53,12 +54,13 @@ const NOT_EMULATED: &[NotEmulated] = &[
     },
     NotEmulated {
         test: "compile::tests::a_compiler_process_that_is_not_hookrun_is_no_fault_of_the_component",
-        reason: "a process cannot execute its own program without binfmt_misc",
+        reason: OWN_PROGRAM,
     },
     NotEmulated {
         test: "contain::tests::a_child_that_cannot_be_started_is_named_with_the_reason",
         reason: FAILED_EXEC,
     },
+    NotEmulated { test: "lock::tests::only_one_worker_holds_the_lock", reason: OWN_PROGRAM },
     NotEmulated { test: "mail::tests::what_sendmail_answers", reason: FAILED_EXEC },
     NotEmulated {
         test: "process::tests::a_program_that_cannot_be_started_is_named_with_the_reason",

@@ -167,7 +167,8 @@ fn judge(spool: &Path, look: &Look, me: u32, worker: bool) -> Vec<String> {
 mod tests {
     use super::*;
 
-    const DIRECTORY: u32 = libc::S_IFDIR;
+    /// `S_IFDIR`, whose type differs between systems.
+    const DIRECTORY: u32 = 0o040_000;
 
     fn seen(look: &Look, me: u32, worker: bool) -> String {
         judge(Path::new("/s/spool"), look, me, worker).join("\n")

@@ -142,7 +142,6 @@ fn log_ended(logs: &Path, drv_path: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use rustix::fs::FlockOperation;
 
     use super::*;
 
@@ -150,7 +149,7 @@ mod tests {
     fn locks_are_read_as_the_kernel_writes_them() {
         let text = "1: FLOCK  ADVISORY  WRITE 7034 fe:00:1573 0 EOF\n1: -> FLOCK  ADVISORY  WRITE 7035 fe:00:99 0 EOF\n\
                     2: POSIX  ADVISORY  READ 33 00:1a:4 128 128\n3: FLOCK ADVISORY\n";
-        assert_eq!(locked(text), [(rustix::fs::makedev(0xfe, 0), 1573)]);
+        assert_eq!(locked(text), [(hookrun_system::stat::device(0xfe, 0), 1573)]);
     }
 
     proptest! {
@@ -189,7 +188,8 @@ mod tests {
         history.save();
         assert_eq!(running(&mut history, "7-1", ""), 0, "nothing is locked");
         for file in &locks {
-            rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).unwrap();
+            let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+            rustix::fs::flock(file, exclusive).unwrap();
         }
         assert_eq!(running(&mut history, "7-1", ""), 2);
         assert_eq!(

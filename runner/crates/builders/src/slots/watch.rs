@@ -82,8 +82,6 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use std::os::fd::AsFd as _;
 
     use super::*;
@@ -104,7 +102,7 @@ mod tests {
         let (_reader, writer) = std::io::pipe().unwrap();
         let slot = std::fs::File::create(directory.path().join("ssh:__m-0")).unwrap();
         let mut watch = Watch::on(&[directory.path()]);
-        let start = Instant::now();
+        let start = std::time::Instant::now();
         let waking = std::thread::spawn(move || drop(slot));
         assert_eq!(watch.next(writer.as_fd(), Duration::from_mins(1)), Woken::Look);
         waking.join().unwrap();

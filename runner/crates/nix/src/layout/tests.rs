@@ -19,7 +19,7 @@ fn mode(path: &Path) -> u32 {
 fn seen(entry: Entry, mode: u32, uid: u32) -> String {
     // SAFETY: all zeros are a valid `stat`, which holds numbers only.
     let mut stat: Stat = unsafe { std::mem::zeroed() };
-    stat.st_mode = entry.kind.as_raw_mode() | mode;
+    stat.st_mode = entry.kind.as_raw_mode() | hookrun_system::stat::mode(mode).as_raw_mode();
     stat.st_uid = uid;
     let path = Path::new("/s").join(entry.name);
     judge(entry, &path, &stat, 0).map(|wrong| wrong.message).unwrap_or_default()

@@ -2,8 +2,6 @@ use std::fs::File;
 use std::os::unix::fs::symlink;
 use std::time::SystemTime;
 
-use rustix::fs::{FileType, Mode};
-
 use super::reader::ABANDONED;
 use super::*;
 use crate::tests::post_build;
@@ -62,14 +60,9 @@ fn what_is_no_event_is_set_aside_and_in_nobodys_way() {
     std::fs::create_dir(spool.join("0-directory")).unwrap();
     symlink("/etc/passwd", spool.join("0-link")).unwrap();
     std::fs::hard_link(spool.join("0-short"), spool.join("0-hard")).unwrap();
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        spool.join("0-fifo"),
-        FileType::Fifo,
-        Mode::from_raw_mode(0o600),
-        0,
-    )
-    .unwrap();
+    // macOS has no `mknodat`.
+    let fifo = spool.join("0-fifo");
+    assert!(std::process::Command::new("mkfifo").arg(fifo).status().unwrap().success());
     File::create(spool.join("0-large")).unwrap().set_len(envelope::MAX_SIZE + 1).unwrap();
     std::fs::write(spool.join("0-odd\n\u{1b}[31m"), "").unwrap();
     std::fs::write(spool.join(".in-the-making"), "").unwrap();
