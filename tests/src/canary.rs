@@ -1,6 +1,6 @@
-//! Secrets that are random, so that each byte of them found anywhere was leaked: [`Canary`], what
-//! it looks like in the usual encodings, and where to look, the linear memories of guests in this
-//! process among it.
+//! Random secrets: whoever finds the text of a [`Canary`] has found a leak. This module has their
+//! forms in the usual encodings, and searches files and the linear memories of guests in this
+//! process.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::FileExt as _;
@@ -8,26 +8,25 @@ use std::path::{Path, PathBuf};
 
 use memchr::memmem::Finder;
 
-/// A linear memory of wasmtime is followed by what it has reserved and not given out: 4 GiB less
-/// the memory itself, by default (`Config::memory_reservation`). Nothing else in a process of ours
-/// has so much of nothing behind it.
+/// wasmtime reserves 4 GiB for a linear memory by default (`Config::memory_reservation`), so unused
+/// address space follows it. No other mapping in this process is followed by that much.
 const LEAST_RESERVED: u64 = 2 << 30;
 
 /// A secret of a test.
 #[derive(Debug)]
 pub struct Canary {
-    /// What it is.
+    /// The name for messages.
     pub name: String,
-    /// Itself.
+    /// The secret.
     pub secret: Vec<u8>,
     forms: Vec<(String, Finder<'static>)>,
 }
 
-/// Random text of letters and digits, as long as a secret of a cloud, with the characters in it
-/// that encodings change.
+/// Returns a random text of letters and digits with the length of a cloud secret. It contains
+/// characters that encodings change.
 ///
 /// # Panics
-/// There is no randomness.
+/// If there are no random numbers.
 pub fn random_text() -> String {
     const LETTERS: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
     let mut bytes = [0; 40];
@@ -42,7 +41,7 @@ pub fn random_text() -> String {
 }
 
 impl Canary {
-    /// A secret of this text.
+    /// Makes a secret with this text.
     pub fn of(name: &str, secret: impl Into<Vec<u8>>) -> Self {
         let secret = secret.into();
         let forms = forms(&secret)
@@ -52,20 +51,20 @@ impl Canary {
         Self { name: name.to_owned(), secret, forms }
     }
 
-    /// A fresh one.
+    /// Makes a random secret.
     pub fn random(name: &str) -> Self {
         Self::of(name, random_text())
     }
 
-    /// As text.
+    /// Returns the secret as text.
     ///
     /// # Panics
-    /// It is none.
+    /// If it is not text.
     pub fn text(&self) -> &str {
         std::str::from_utf8(&self.secret).unwrap()
     }
 
-    /// In which form it is in `bytes`, if it is.
+    /// Returns the form in which `bytes` contain the secret.
     pub fn found_in(&self, bytes: &[u8]) -> Option<&str> {
         self.forms
             .iter()
@@ -74,7 +73,7 @@ impl Canary {
     }
 }
 
-/// What `secret` looks like: as it is, and in the encodings that protocols and programs use.
+/// Returns the forms of `secret`: unchanged, and in the encodings of protocols and programs.
 fn forms(secret: &[u8]) -> Vec<(String, Vec<u8>)> {
     let hex = |format: fn(u8) -> String| {
         secret.iter().map(|byte| format(*byte)).collect::<String>().into_bytes()
@@ -103,8 +102,8 @@ fn forms(secret: &[u8]) -> Vec<(String, Vec<u8>)> {
         text
     });
     forms.push(("percent-encoded".to_owned(), percent.into_bytes()));
-    // Three bytes become four characters, so what stands before decides what a secret looks like:
-    // three ways.
+    // Three bytes become four characters, so there are three forms, depending on the text before
+    // the secret.
     for skipped in 0..3 {
         let aligned = secret.get(skipped..).unwrap_or_default();
         let whole = aligned.get(..aligned.len() / 3 * 3).unwrap_or_default();
@@ -114,7 +113,7 @@ fn forms(secret: &[u8]) -> Vec<(String, Vec<u8>)> {
     forms
 }
 
-/// RFC 4648 section 4 and 5 of a multiple of three bytes.
+/// Encodes a multiple of three bytes (RFC 4648 sections 4 and 5).
 fn base64(bytes: &[u8], last: [u8; 2]) -> Vec<u8> {
     let letters =
         [&b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"[..], &last].concat();
@@ -128,15 +127,15 @@ fn base64(bytes: &[u8], last: [u8; 2]) -> Vec<u8> {
         .collect()
 }
 
-/// The linear memories that guests have in this process now.
+/// Returns the linear memories of the guests in this process.
 ///
 /// # Panics
-/// The process cannot be looked at.
+/// If the memory of the process cannot be read.
 pub fn guest_memories() -> Vec<Vec<u8>> {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let memory = std::fs::File::open("/proc/self/mem").unwrap();
     let mut found = Vec::new();
-    // The written part that goes on to here, if there is one.
+    // The writable mapping that ends here.
     let mut written: Option<std::ops::Range<u64>> = None;
     for line in maps.lines() {
         let mut words = line.split(' ');
@@ -159,10 +158,10 @@ pub fn guest_memories() -> Vec<Vec<u8>> {
     found
 }
 
-/// All files below `directory` but those below `without`.
+/// Returns all files below `directory`, except for those below `without`.
 ///
 /// # Panics
-/// A directory cannot be read.
+/// If a directory cannot be read.
 pub fn files_below(directory: &Path, without: &[PathBuf]) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut directories = vec![directory.to_owned()];

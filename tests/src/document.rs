@@ -1,9 +1,9 @@
-//! Documents as tests: the listings and commands of a Markdown file, run as they are printed.
+//! Documents as tests: writes the listings and runs the commands of a Markdown file.
 //!
 //! A fenced block after a line that ends in a path and a colon (`` `src/lib.rs`: ``) is that file.
 //! A block `console` is a session: lines that begin with `$ ` or `# ` are commands, and the lines
-//! below a command are what it prints. There `...` stands for anything within a line, and for any
-//! number of lines where it is a line of its own. All commands of a document run in one shell.
+//! below a command are its output. In the output, `...` matches any text within a line, and a line
+//! `...` matches any number of lines. All commands of a document run in one shell.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -35,11 +35,11 @@ pub struct Block {
     pub language: String,
     /// The path in the line above, if that names a file.
     pub file: Option<String>,
-    /// What is between the fences, without the indentation of the fence.
+    /// The text between the fences, without the indentation of the fence.
     pub text: String,
 }
 
-/// The fenced blocks of a document.
+/// Returns the fenced blocks of a document.
 pub fn blocks(document: &str) -> Vec<Block> {
     let mut blocks = Vec::new();
     let mut lines = document.lines();
@@ -65,17 +65,17 @@ pub fn blocks(document: &str) -> Vec<Block> {
     blocks
 }
 
-/// `` `PATH`: `` at the end of a line.
+/// Returns the path of `` `PATH`: `` at the end of a line.
 fn named(line: &str) -> Option<String> {
     let line = line.strip_suffix("`:")?;
     let (_, path) = line.rsplit_once('`')?;
     (path.contains('.') && !path.contains(' ')).then(|| path.to_owned())
 }
 
-/// What can be run of a document, in order.
+/// Returns the files and commands of a document, in order.
 ///
 /// # Panics
-/// If a session begins with something else than a command.
+/// If a session does not begin with a command.
 pub fn steps(document: &str) -> Vec<Step> {
     let mut steps = Vec::new();
     for block in blocks(document) {

@@ -1,8 +1,9 @@
-//! The guests of `tests/guests`, built once per machine on demand.
+//! Builds the guests of `tests/guests` on demand.
 //!
-//! Called by the tests that load a guest of their own. The build is a nested cargo with a target
-//! directory beside the one of the tests, so that a second run costs a freshness check.
+//! The build is a nested cargo with its own target directory beside that of the tests, so that
+//! later runs only check whether it is up to date.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -12,13 +13,14 @@ use anyhow::{Context, Result, ensure};
 /// The target of components.
 const TARGET: &str = "wasm32-wasip2";
 
-/// The directory of guests that are built, where there is no cargo (`cargo xtask newer-nix`).
+/// The variable with the directory of built guests, where there is no cargo (`cargo xtask
+/// newer-nix`).
 const BUILT_ELSEWHERE: &str = "HOOKRUN_GUESTS";
 
-/// The guest `name` of `tests/guests`, such as `good`, as a component.
+/// Returns the component of a guest of `tests/guests`, such as `good`.
 ///
 /// # Errors
-/// It does not build.
+/// If it does not build.
 pub fn guest(name: &str) -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let directory = BUILT
@@ -30,32 +32,38 @@ pub fn guest(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// As [`guest`], where every user of the machine can read it: a target directory may be below a
-/// home that others may not enter.
+/// Returns a copy of the component that every user of the machine can read. Other users may not be
+/// able to enter a target directory.
 ///
 /// # Errors
 /// If it cannot be built or copied.
 pub fn guest_for_all(name: &str) -> Result<PathBuf> {
     use std::os::unix::fs::PermissionsExt as _;
-    let built = guest(name)?;
+    let component = std::fs::read(guest(name)?)?;
     let user = rustix::process::getuid().as_raw();
     let directory = std::env::temp_dir().join(format!("hookrun-test-guests-{user}"));
     std::fs::create_dir_all(&directory)?;
     std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755))?;
-    // Tests run at the same time, in processes or threads.
-    let own = format!(".{name}-{}-{:?}", std::process::id(), std::thread::current().id());
-    let (copy, place) = (directory.join(own), directory.join(format!("{name}.wasm")));
-    std::fs::copy(built, &copy)?;
-    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o644))?;
-    std::fs::rename(&copy, &place)?;
-    Ok(place)
+    // A file that is there is not replaced: a worker of another test would read it again.
+    let mut hasher = DefaultHasher::new();
+    component.hash(&mut hasher);
+    let path = directory.join(format!("{name}-{:016x}.wasm", hasher.finish()));
+    if !path.exists() {
+        // Tests run at the same time, in processes or threads.
+        let own = format!(".{name}-{}-{:?}", std::process::id(), std::thread::current().id());
+        let copy = directory.join(own);
+        std::fs::write(&copy, component)?;
+        std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o644))?;
+        std::fs::rename(&copy, &path)?;
+    }
+    Ok(path)
 }
 
-/// The files of `plugin-sdk/wit` that plugins are made of, and their texts: what the host offers
-/// before the hooks.
+/// Returns the files of `plugin-sdk/wit` for plugins and their texts. The host comes before the
+/// hooks.
 ///
 /// # Panics
-/// They cannot be read.
+/// If they cannot be read.
 pub fn sdk_interfaces() -> Vec<(PathBuf, String)> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugin-sdk/wit");
     let files = ["host-0.1.0/host", "post-build-0.1.0/post-build", "diff-0.1.0/diff"];

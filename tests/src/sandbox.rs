@@ -1,8 +1,9 @@
-//! Guests in this process, without Nix: a configuration, the real engine, and services that keep
-//! everything in memory.
+//! Guests that run in this process, without Nix: a configuration, the real engine, and services
+//! that keep everything in memory.
 //!
-//! Called by the tests that look at one run from close by.
+//! The tests of single runs use it.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 
 use hookrun_capability::Services;
@@ -12,21 +13,27 @@ use hookrun_host::{Compiler, Host, LinkedPlugin};
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::{Event, HookEvent, PostBuild};
 use hookrun_nix::outcome::RunReport;
+use toml::{Table, toml};
 
 use crate::guests::guest;
+use crate::lab::{ConfigFile, PluginTable};
 
-/// A place for configurations and compiled plugins.
+/// A directory for a configuration and compiled plugins.
 pub struct Sandbox {
     _directory: tempfile::TempDir,
-    /// Where it is.
+    /// The configuration file and the state directory.
     pub dirs: Dirs,
-    /// What loads plugins.
+    /// Loads plugins.
     pub host: Host,
 }
 
-/// What a configuration of [`Sandbox`] defines beside the plugin and the object store `cache`.
-const SERVICES: &str =
-    "[mail.default]\n[signing-keys.\"cache.example.org-1\"]\nfile = \"in-memory\"\n";
+/// The services that a configuration of [`Sandbox`] has unless the test defines them.
+fn services() -> ConfigFile {
+    ConfigFile::default()
+        .object_store("cache", Table::new())
+        .mail("default", Table::new())
+        .signing_key("cache.example.org-1", "in-memory")
+}
 
 impl Default for Sandbox {
     fn default() -> Self {
@@ -35,7 +42,7 @@ impl Default for Sandbox {
 }
 
 impl Sandbox {
-    /// An empty one.
+    /// Makes an empty sandbox.
     pub fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().canonicalize().unwrap();
@@ -43,52 +50,53 @@ impl Sandbox {
         Self { host: Host::new(&dirs, Compiler::InProcess), dirs, _directory: directory }
     }
 
-    /// A configuration with the plugin `x` from the guest `name`; `rest` is the rest of its table,
-    /// and more tables.
-    pub fn config(&self, name: &str, rest: &str) -> Config {
-        // A test may define the object store itself.
-        let store =
-            if rest.contains("[object-stores.cache]") { "" } else { "[object-stores.cache]\n" };
-        let text = format!(
-            "[plugins.x]\nsource = \"{}\"\n{rest}\n{store}{SERVICES}",
-            guest(name).unwrap().display()
-        );
-        Config::parse(&self.dirs.config, &text).unwrap()
+    /// Parses a configuration with the services of this sandbox. A [`PluginTable`] alone is the
+    /// plugin `x`.
+    pub fn config(&self, file: impl Into<ConfigFile>) -> Config {
+        self.parse(&services().and(file))
     }
 
-    /// The plugin `x` of [`Sandbox::config`], loaded.
-    pub fn load(&self, name: &str, rest: &str) -> (LinkedPlugin, Services) {
-        let config = self.config(name, rest);
+    fn parse(&self, text: &impl Display) -> Config {
+        Config::parse(&self.dirs.config, &text.to_string()).unwrap()
+    }
+
+    /// Loads the plugin `x`.
+    pub fn load(&self, file: impl Into<ConfigFile>) -> (LinkedPlugin, Services) {
+        let config = self.config(file);
         let plugin = self.host.load(config.plugins.get("x").unwrap(), &config).unwrap();
         (plugin, Services::in_memory(&config, &self.dirs))
     }
 
-    /// One run for [`built`].
-    pub async fn run(&self, name: &str, rest: &str) -> RunReport {
-        let (plugin, services) = self.load(name, rest);
+    /// Runs the plugin `x` for the event [`built`].
+    pub async fn run(&self, table: PluginTable) -> RunReport {
+        let (plugin, services) = self.load(table);
         plugin.run_event(&services, &built(), 1).await
     }
 
-    /// Why the plugin `x` does not load, with this place and the guest's left out.
+    /// Returns the error of loading the plugin `x`, which is the guest `name`. `rest` are the lines
+    /// of its table after `source`, a text because the errors name lines. The directories of the
+    /// sandbox and of the guests are replaced by words.
     pub fn refused(&self, name: &str, rest: &str) -> String {
-        let config = self.config(name, rest);
+        let (source, services) = (guest(name).unwrap(), services());
+        let source_line = toml! { source = (source.display().to_string()) };
+        let config = self.parse(&format!("[plugins.x]\n{source_line}{rest}\n{services}"));
         let message =
             self.host.open(config.plugins.get("x").unwrap(), &config).unwrap_err().to_string();
-        self.shown(&message).replace(&guest(name).unwrap().display().to_string(), "GUEST")
+        self.shown(&message).replace(&source.display().to_string(), "GUEST")
     }
 
-    /// `text` with this place left out.
+    /// Returns `text` with the directory of the sandbox replaced by a word.
     pub fn shown(&self, text: &str) -> String {
         text.replace(&self.root().display().to_string(), "ROOT")
     }
 
-    /// Where it is.
+    /// Returns the directory of the sandbox.
     pub fn root(&self) -> PathBuf {
         self.dirs.config.parent().unwrap().to_owned()
     }
 }
 
-/// The sample store's derivation was built.
+/// Returns the event of a build of the sample store's derivation.
 pub fn built() -> Event {
     let (drv_path, outputs) = Sample::built();
     Event::now(HookEvent::PostBuild(PostBuild { drv_path, outputs }))

@@ -1,7 +1,6 @@
-//! A real mail server for tests: Exim (Debian package exim4-daemon-light), started by the test in a
-//! directory and on ports of its own, with STARTTLS, TLS from the first byte, logins, refusals, and
-//! a maildir for what it takes. Nothing of a mail server that the machine may have is read or
-//! written.
+//! A real mail server for tests: Exim (Debian package exim4-daemon-light) in a directory and on
+//! ports of its own, with STARTTLS, implicit TLS, logins, refusals, and a maildir for accepted
+//! messages. It does not use the files of a mail server of the machine.
 
 use std::fs::Permissions;
 use std::io::Read as _;
@@ -17,18 +16,18 @@ use crate::lab::{Need, require, shared_directory};
 const PROGRAM: &str = "/usr/sbin/exim4";
 /// The user Debian's Exim runs as; a compiled-in name.
 const USER: &str = "Debian-exim";
-/// What an absent server needs, as a person would type it.
+/// The command that installs the server.
 const INSTALL: &str = "apt-get install --no-install-recommends exim4-daemon-light openssl";
-/// How long the server may take to start, or to deliver. A limit for hangs; nothing is measured.
+/// The longest time to start or to deliver a message.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// The login the server knows.
+/// The user name of the only login.
 pub const USERNAME: &str = "hookrun";
 /// Its password.
 pub const PASSWORD: &str = "correct horse";
 
-/// A running mail server. It takes mail for `example.org` from anybody, and for
-/// `private.example.org` after a login; it refuses `nobody@` and is too busy for `busy@`.
+/// A running mail server. It accepts mail for `example.org` without a login, and for
+/// `private.example.org` with a login. It refuses `nobody@` for ever and `busy@` for now.
 #[derive(Debug)]
 pub struct MailServer {
     directory: tempfile::TempDir,
@@ -38,8 +37,8 @@ pub struct MailServer {
 }
 
 impl MailServer {
-    /// Starts a server. Returns `None` if the test is skipped: the server runs as a user of its
-    /// own, which needs root.
+    /// Starts a server. Returns `None` if the test is skipped, since the server needs root to run
+    /// as its own user.
     ///
     /// # Panics
     /// If there is no Exim and it cannot be installed.
@@ -47,10 +46,10 @@ impl MailServer {
         Self::start_with(PASSWORD)
     }
 
-    /// As [`MailServer::start`], with another password for [`USERNAME`].
+    /// Starts a server with another password for [`USERNAME`].
     ///
     /// # Panics
-    /// As [`MailServer::start`].
+    /// If there is no Exim and it cannot be installed.
     pub fn start_with(password: &str) -> Option<Self> {
         if !require(Need::Root) {
             return None;
@@ -58,7 +57,7 @@ impl MailServer {
         require_exim();
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
-        // Exim's user passes through, and owns what it writes.
+        // Exim's user traverses the directory and owns the files that it writes.
         std::fs::set_permissions(path, Permissions::from_mode(0o711)).unwrap();
         for name in ["spool", "log", "mail"] {
             std::fs::create_dir(path.join(name)).unwrap();
@@ -77,35 +76,47 @@ impl MailServer {
             if is_up(&mut daemon, port) {
                 return Some(Self { directory, daemon, port, tls_port });
             }
-            // Another process may have taken a port meanwhile.
+            // Another process may have taken the port.
             assert!(attempt < 5, "Exim does not start: {}", log_of(path));
         }
         unreachable!("the loop ends by a server or by a panic")
     }
 
-    /// `smtp://...` without encryption, or with what `query` says: `?tls=required`.
+    /// Returns `smtp://...` with this query, such as `?tls=required`.
     pub fn url(&self, query: &str) -> String {
         format!("smtp://localhost:{}{query}", self.port)
     }
 
-    /// `smtps://...`.
+    /// Returns `smtps://...`.
     pub fn tls_url(&self) -> String {
         format!("smtps://localhost:{}", self.tls_port)
     }
 
-    /// The authority that signed the server's certificate.
+    /// Returns the table of a mail transport that logs in with the password in this file.
+    pub fn transport(&self, password_file: &Path) -> toml::Table {
+        toml::toml! {
+            transport = "smtp"
+            url = (self.tls_url())
+            from = "hookrun@example.org"
+            username = USERNAME
+            password-file = (password_file.display().to_string())
+            ca-file = (self.ca_file().display().to_string())
+        }
+    }
+
+    /// Returns the file with the authority that signed the server's certificate.
     pub fn ca_file(&self) -> PathBuf {
         self.directory.path().join("ca.pem")
     }
 
-    /// A file with `password`.
+    /// Writes a file with `password` and returns its path.
     pub fn password_file(&self, password: &str) -> PathBuf {
         let path = self.directory.path().join("password");
         std::fs::write(&path, format!("{password}\n")).unwrap();
         path
     }
 
-    /// A `sendmail` that hands over to this server.
+    /// Returns the path of a `sendmail` program that hands messages to this server.
     pub fn sendmail(&self) -> PathBuf {
         let path = self.directory.path().join("sendmail");
         let script = format!(
@@ -117,11 +128,11 @@ impl MailServer {
         path
     }
 
-    /// The messages the server has delivered, once there are `count` of them: one for each
-    /// recipient, with the headers `Return-path` and `Envelope-to` by the server.
+    /// Waits until the server has delivered `count` messages and returns them. There is one for
+    /// each recipient, with the headers `Return-path` and `Envelope-to` of the server.
     ///
     /// # Panics
-    /// If they do not come.
+    /// If they do not arrive in time.
     pub fn delivered(&self, count: usize) -> Vec<String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -132,7 +143,7 @@ impl MailServer {
             }
             assert!(
                 Instant::now() < deadline,
-                "{} of {count} mails came: {}",
+                "{} of {count} mails arrived: {}",
                 mails.len(),
                 self.log()
             );
@@ -140,7 +151,7 @@ impl MailServer {
         }
     }
 
-    /// The messages the server has delivered so far.
+    /// Returns the messages that the server has delivered so far.
     pub fn delivered_now(&self) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.directory.path().join("mail/new")) else {
             return Vec::new();
@@ -151,7 +162,7 @@ impl MailServer {
         mails
     }
 
-    /// What the server logged.
+    /// Returns the logs of the server.
     pub fn log(&self) -> String {
         log_of(self.directory.path())
     }
@@ -183,7 +194,7 @@ fn exim(directory: &Path) -> Command {
     command
 }
 
-/// Whether it sends a greeting.
+/// Returns whether the server sends a greeting in time.
 fn is_up(daemon: &mut Child, port: u16) -> bool {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline && daemon.try_wait().unwrap().is_none() {
@@ -266,7 +277,7 @@ plain:
     )
 }
 
-/// An authority of its own, and the server's certificate by it.
+/// Makes a certificate authority and the certificate of the server.
 fn make_certificates(directory: &Path) {
     let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
     let openssl = |arguments: &[&str], more: &[&str]| {

@@ -1,8 +1,7 @@
-//! Real HTTP servers for tests, on this machine: one that answers by path and keeps what it was
-//! sent, with TLS of an authority of its own if wanted, and one that answers with bytes that no
-//! server should send.
+//! Real HTTP servers on this machine: one that answers by path and records the requests, with or
+//! without TLS, and one that answers with malformed bytes.
 
-mod scene;
+mod sandbox;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -21,23 +20,23 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-pub use scene::{Done, Scene, get, grant};
+pub use sandbox::{Done, WebSandbox, get, post, sends};
 
-/// A request as it arrived.
+/// A request that the server received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
     /// The method.
     pub method: String,
     /// The path and the query.
     pub target: String,
-    /// Names in lower case.
+    /// The headers. Names are in lower case.
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: Vec<u8>,
 }
 
 impl Seen {
-    /// The values of a header.
+    /// Returns the values of a header.
     pub fn header(&self, name: &str) -> Vec<&str> {
         self.headers
             .iter()
@@ -48,8 +47,8 @@ impl Seen {
 }
 
 /// A server that answers by path: `/bytes/N` with N bytes, `/header/N` with a header of N bytes,
-/// `/redirect` with a redirect to [`REDIRECT`], `/never` not at all, `/status/N` with that status,
-/// all else with `hello` and the number of bytes it was sent.
+/// `/redirect` with a redirect to [`REDIRECT`], `/status/N` with that status, and other paths with
+/// `hello` and the length of the body. It never answers `/never`.
 #[derive(Debug)]
 pub struct WebServer {
     address: SocketAddr,
@@ -58,17 +57,17 @@ pub struct WebServer {
     authority: Option<tempfile::NamedTempFile>,
 }
 
-/// Where `/redirect` leads: to a metadata service.
+/// The target of `/redirect`, which is a metadata service.
 pub const REDIRECT: &str = "http://169.254.169.254/latest/meta-data/";
 
 impl WebServer {
-    /// A server without TLS.
+    /// Starts a server without TLS.
     pub async fn plain() -> Self {
         Self::start(None, None).await
     }
 
-    /// A server with TLS, for the name `localhost` and the address 127.0.0.1, of an authority of
-    /// its own.
+    /// Starts a server with TLS. Its certificate for `localhost` and 127.0.0.1 is from its own
+    /// authority.
     pub async fn tls() -> Self {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
@@ -103,17 +102,17 @@ impl WebServer {
         Self { address, seen, task, authority }
     }
 
-    /// Its port.
+    /// Returns the port.
     pub fn port(&self) -> u16 {
         self.address.port()
     }
 
-    /// The file of its authority.
+    /// Returns the file with the certificate of the authority.
     pub fn authority(&self) -> PathBuf {
         self.authority.as_ref().map_or_else(PathBuf::new, |file| file.path().to_owned())
     }
 
-    /// What it was sent so far.
+    /// Returns the requests so far.
     pub fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -128,7 +127,7 @@ impl Drop for WebServer {
 async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, seen: Arc<Mutex<Vec<Seen>>>) {
     let service = service_fn(move |request| answer(request, seen.clone()));
     let http = hyper::server::conn::http1::Builder::new();
-    // A client that goes away in the middle is part of some tests.
+    // In some tests the client closes the connection early.
     let _ = match tls {
         None => http.serve_connection(TokioIo::new(stream), service).await,
         Some(tls) => match tls.accept(stream).await {
@@ -178,13 +177,13 @@ async fn answer(
     Ok(response)
 }
 
-/// A server that reads the head of a request and answers with these bytes, whatever it was asked,
-/// and closes; gives its port.
+/// Starts a server that reads the head of a request, answers with these bytes and closes the
+/// connection. Returns its port.
 pub async fn raw(answer: &'static [u8]) -> u16 {
     raw_server(answer, false).await
 }
 
-/// The same, and then it holds the connection and says nothing more.
+/// Starts a server like [`raw`], but it does not close the connection.
 pub async fn raw_then_silence(answer: &'static [u8]) -> u16 {
     raw_server(answer, true).await
 }

@@ -60,8 +60,10 @@ fn cargo_test(targets: &[&str], arguments: &[String], skipped: &Path) -> Result<
 fn report_skipped(file: &Path) -> Result<()> {
     let text =
         std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    if !text.is_empty() {
-        eprint!("{} tests were skipped:\n{text}", text.lines().count());
+    match text.lines().count() {
+        0 => {}
+        1 => eprint!("1 test was skipped:\n{text}"),
+        count => eprint!("{count} tests were skipped:\n{text}"),
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! Guests that call the host too often, and with arguments of any size.
 
+use toml::toml;
+
 use super::{Row, act};
 
 /// Every host function that takes a list or a string.
@@ -34,14 +36,14 @@ const GIANTS: [&str; 25] = [
 pub(super) fn rows() -> Vec<Row> {
     let giants = GIANTS.iter().map(|call| {
         let name = format!("giant-{}", call.replace('.', "-"));
-        act(&name, &format!("act = \"giant\", call = \"{call}\""))
-            .limits("memory = \"512MiB\"")
+        act(&name, toml! { act = "giant" call = (*call) })
+            .limit("memory", "512MiB")
             .ends("limit", "`call-bytes`")
     });
     let floods = [
-        act("host-calls", r#"act = "host-calls""#).ends("limit", "`host-calls`"),
-        act("mail-flood", r#"act = "mail-flood", recipient = "ann@example.org""#)
-            .limits("host-calls = 20")
+        act("host-calls", toml! { act = "host-calls" }).ends("limit", "`host-calls`"),
+        act("mail-flood", toml! { act = "mail-flood" recipient = "ann@example.org" })
+            .limit("host-calls", 20)
             .ends("limit", "`host-calls`"),
     ];
     giants.chain(floods).collect()

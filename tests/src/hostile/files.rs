@@ -1,5 +1,7 @@
-//! Files that are no component, damaged ones, and metadata that lies, asks for everything, or is a
-//! bomb.
+//! Files that are not components, damaged files, and metadata that is wrong, asks for everything or
+//! takes many resources to read.
+
+use toml::toml;
 
 use super::made::{METADATA, crafted, custom_section, nested};
 use super::{Row, bytes};
@@ -136,22 +138,22 @@ fn schemas() -> Vec<Row> {
     fn with(schema: &str) -> Vec<u8> {
         crafted().metadata(METADATA.replace('}', &format!(",\"config-schema\":{schema}}}"))).build()
     }
-    /// What the patterns are matched with.
-    const WORD: &str = "word = \"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!\"";
+    /// The text that the patterns are matched with.
+    const WORD: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!";
     vec![
         bytes("schema-none", || with("7")).ends("refused", "is not a valid JSON schema"),
         bytes("schema-of-a-bad-type", || with(r#"{"type":"root"}"#)).ends("refused", "is not a valid JSON schema"),
         bytes("schema-backtracking", || with(r#"{"properties":{"word":{"pattern":"^(?=a)(a+)+(a+)+$"}}}"#))
-            .config(WORD)
+            .config(toml! { word = WORD })
             .ends("refused", "is not a valid JSON schema"),
         bytes("schema-large-pattern", || with(r#"{"properties":{"word":{"pattern":"((a{1000}){1000}){1000}"}}}"#))
-            .config(WORD)
+            .config(toml! { word = WORD })
             .ends("refused", "is not a valid JSON schema"),
-        bytes("schema-recursion", || with(r##"{"allOf":[{"$ref":"#"}]}"##)).config(WORD).ends("refused", "do not end"),
+        bytes("schema-recursion", || with(r##"{"allOf":[{"$ref":"#"}]}"##)).config(toml! { word = WORD }).ends("refused", "do not end"),
         bytes("schema-recursion-by-definitions", || {
             with(r##"{"$defs":{"a":{"$ref":"#/$defs/b"},"b":{"$ref":"#/$defs/a"}},"$ref":"#/$defs/a"}"##)
         })
-        .config(WORD)
+        .config(toml! { word = WORD })
         .ends("refused", "do not end"),
         bytes("schema-growth", || {
             let mut definitions: Vec<String> = (1..40)
@@ -163,7 +165,7 @@ fn schemas() -> Vec<Row> {
             definitions.push(r#""l0":{"type":"object"}"#.to_owned());
             with(&format!(r##"{{"$defs":{{{}}},"$ref":"#/$defs/l39"}}"##, definitions.join(",")))
         })
-        .config(WORD)
+        .config(toml! { word = WORD })
         .ends("refused", "do not end"),
         bytes("schema-of-a-file", || with(r#"{"$ref":"file:///etc/passwd"}"#))
             .ends("refused", "refers to `file:///etc/passwd`"),

@@ -1,6 +1,6 @@
-//! Components by hand: a core module as text, made a component of the interfaces in
-//! `plugin-sdk/wit`. What a compiler would never write: tables that grow without end, an allocator
-//! that lies, results that point nowhere.
+//! Components by hand: a core module as text becomes a component of the interfaces in
+//! `plugin-sdk/wit`. It can do what no compiler generates: tables that grow without end, an
+//! allocator that returns invalid addresses, results with invalid pointers.
 
 use std::path::Path;
 
@@ -9,15 +9,15 @@ use wit_parser::Resolve;
 
 use crate::guests::sdk_interfaces;
 
-/// What a crafted component says about itself, unless it says something else.
+/// The default metadata of a crafted component.
 pub const METADATA: &str =
     r#"{"format":1,"name":"crafted","version":"0.0.1","hooks":["post-build"]}"#;
 
-/// Where the answer is in the guest's memory: `result<outcome, failure>` of the post-build hook,
-/// that says `crafted`.
+/// The address of the answer in the memory of the guest: `result<outcome, failure>` of the
+/// post-build hook with the message `crafted`.
 const ANSWER: u32 = 1024;
 
-/// A component in the making.
+/// A builder of components.
 #[derive(Debug, Clone)]
 pub struct Crafted {
     world: String,
@@ -30,14 +30,14 @@ pub struct Crafted {
     sections: Vec<(String, Vec<u8>)>,
 }
 
-/// One that does nothing wrong yet: it answers every build with `crafted`.
+/// Returns a builder of a harmless component, which answers every build with `crafted`.
 pub fn crafted() -> Crafted {
     Crafted {
         world: "export hookrun:post-build/post-build@0.1.0;".to_owned(),
         packages: Vec::new(),
         memory: "2".to_owned(),
         more: String::new(),
-        // Takes and never gives back; a word is enough alignment for everything here.
+        // Never frees memory. The alignment of a word is enough for everything here.
         allocator: "(local $at i32) (local.set $at (global.get $top))
             (global.set $top (i32.and (i32.add (i32.add (global.get $top) (local.get 3)) (i32.const 7)) (i32.const -8)))
             (local.get $at)"
@@ -50,33 +50,33 @@ pub fn crafted() -> Crafted {
 }
 
 impl Crafted {
-    /// The memory's type, such as `1 65536`.
+    /// Sets the type of the memory, such as `1 65536`.
     pub fn memory(self, pages: &str) -> Self {
         Self { memory: pages.to_owned(), ..self }
     }
 
-    /// More of the core module: tables, functions, a start function.
+    /// Adds to the core module: tables, functions, a start function.
     pub fn with(self, fields: &str) -> Self {
         Self { more: format!("{}\n{fields}", self.more), ..self }
     }
 
-    /// The body of the allocator that the host calls for its arguments: `(param i32 i32 i32 i32)
+    /// Sets the body of the allocator that the host calls for arguments: `(param i32 i32 i32 i32)
     /// (result i32)`.
     pub fn allocator(self, body: &str) -> Self {
         Self { allocator: body.to_owned(), ..self }
     }
 
-    /// The body of the hook: gives where the answer is.
+    /// Sets the body of the hook, which returns the address of the answer.
     pub fn hook(self, body: &str) -> Self {
         Self { hook: body.to_owned(), ..self }
     }
 
-    /// The bytes of the answer, as a string of the text format.
+    /// Sets the bytes of the answer, as a string of the text format.
     pub fn answer(self, bytes: &str) -> Self {
         Self { answer: bytes.to_owned(), ..self }
     }
 
-    /// Answers with this text, of at most 255 bytes without quotes.
+    /// Sets the message of the answer, at most 255 bytes without quotation marks.
     pub fn says(self, text: &str) -> Self {
         let length = u8::try_from(text.len()).unwrap();
         self.with(&format!("(data (i32.const 2304) \"{text}\")")).answer(&format!(
@@ -84,41 +84,41 @@ impl Crafted {
         ))
     }
 
-    /// The items of its world instead of the post-build hook.
+    /// Replaces the items of the world, which has the post-build hook by default.
     pub fn world(self, items: &str) -> Self {
         Self { world: items.to_owned(), ..self }
     }
 
-    /// A package of its own in WIT, for imports that no host has.
+    /// Adds a WIT package, for imports that no host has.
     pub fn package(mut self, text: &str) -> Self {
         self.packages.push(text.to_owned());
         self
     }
 
-    /// Its metadata.
+    /// Sets the metadata.
     pub fn metadata(mut self, text: impl Into<Vec<u8>>) -> Self {
         self.sections.retain(|(name, _)| name != "hookrun:metadata");
         self.section("hookrun:metadata", text)
     }
 
-    /// No metadata.
+    /// Removes the metadata.
     pub fn without_metadata(mut self) -> Self {
         self.sections.clear();
         self
     }
 
-    /// One more custom section.
+    /// Adds a custom section.
     pub fn section(mut self, name: &str, content: impl Into<Vec<u8>>) -> Self {
         self.sections.push((name.to_owned(), content.into()));
         self
     }
 
-    /// The component.
+    /// Returns the component.
     pub fn build(&self) -> Vec<u8> {
         let Self { world, packages, memory, more, allocator, hook, answer, sections } = self;
         let mut resolve = Resolve::default();
         for (path, text) in sdk_interfaces() {
-            // A package of its own takes the place of the SDK's.
+            // An added package replaces that of the SDK.
             let name = text
                 .lines()
                 .find_map(|line| line.strip_prefix("package "))
@@ -171,7 +171,7 @@ impl Crafted {
     }
 }
 
-/// A custom section of the binary format: id 0, length, name, content.
+/// Returns a custom section of the binary format: id 0, length, name, content.
 pub fn custom_section(name: &str, content: &[u8]) -> Vec<u8> {
     let mut inner = leb128(name.len());
     inner.extend_from_slice(name.as_bytes());
@@ -182,7 +182,7 @@ pub fn custom_section(name: &str, content: &[u8]) -> Vec<u8> {
     section
 }
 
-/// A component with one more core module, which nothing uses and which takes seconds to compile.
+/// Returns a component with another core module that is not used and takes seconds to compile.
 pub fn slow_to_compile(component: &[u8]) -> Vec<u8> {
     const FUNCTIONS: usize = 2000;
     const STEPS: usize = 400;
@@ -208,7 +208,7 @@ pub fn slow_to_compile(component: &[u8]) -> Vec<u8> {
     [component, &section(1, &module)].concat()
 }
 
-/// A component with so many imports more, of 100 bytes each.
+/// Returns a component with so many more imports of 100 bytes each.
 pub fn importing(count: usize, component: &[u8]) -> Vec<u8> {
     let section = |id: u8, content: &[u8]| -> Vec<u8> {
         [&[id], leb128(content.len()).as_slice(), content].concat()
@@ -224,7 +224,7 @@ pub fn importing(count: usize, component: &[u8]) -> Vec<u8> {
     [component, &types, &section(10, &[leb128(count), imports].concat())].concat()
 }
 
-/// An unsigned number in LEB128.
+/// Encodes an unsigned number in LEB128.
 fn leb128(mut number: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     loop {
@@ -238,8 +238,8 @@ fn leb128(mut number: usize) -> Vec<u8> {
     }
 }
 
-/// Components one in the other, this deep: the header of a component, and in it a section (id 4)
-/// with a component.
+/// Returns components that are nested this deep: the header of a component, and in it a section (id
+/// 4) with a component.
 pub fn nested(depth: usize) -> Vec<u8> {
     const HEADER: &[u8] = b"\0asm\x0d\0\x01\0";
     (0..depth).fold(HEADER.to_vec(), |inner, _| {
@@ -251,7 +251,7 @@ pub fn nested(depth: usize) -> Vec<u8> {
     })
 }
 
-/// The component at `path` with the byte after the mark of its constructor changed
+/// Returns the component at `path` with another byte after the mark of its constructor
 /// (`tests/guests/hostile/src/startup.rs`).
 pub fn patched(path: &Path, choice: u8) -> Vec<u8> {
     const MARK: &[u8] = b"hostile-start: ";

@@ -1,12 +1,12 @@
-//! The hostile corpus: guests that attack their host, each with the outcome that is expected of it.
+//! The hostile corpus: guests that attack their host, each with its expected outcome.
 //!
-//! [`corpus`] is the one table. A guest is either the crate `tests/guests/hostile` with a
-//! configuration that says what it does, or a component made by hand ([`made`]), or bytes that are
-//! no component at all. `tests/tests/integration/hostile.rs` runs all of them beside well-behaved
-//! neighbours, through the built program.
+//! [`corpus`] is the table. A guest is the crate `tests/guests/hostile` with a configuration that
+//! selects an act, a component made by hand ([`made`]), or bytes that are not a component.
+//! `tests/tests/integration/hostile.rs` runs all of them in the built program, together with
+//! well-behaved plugins.
 //!
-//! To add one: a row in the file of its family here, an act in `tests/guests/hostile/src/acts.rs`
-//! if it needs a new one, and the snapshot of its message.
+//! To add a guest, add a row to a file of this directory, an act to
+//! `tests/guests/hostile/src/acts.rs` if it needs one, and the snapshot of its message.
 
 mod calls;
 mod files;
@@ -18,21 +18,24 @@ mod shapes;
 
 use std::path::{Path, PathBuf};
 
-use crate::guests::guest;
+use toml::{Table, Value, toml};
 
-/// Which hook a guest is called by.
+use crate::guests::guest;
+use crate::lab::PluginTable;
+
+/// The hook that a guest serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
-    /// A build.
+    /// Called after a build.
     PostBuild,
-    /// Two builds that differ.
+    /// Called after two builds that differ.
     Diff,
-    /// A question where to build.
+    /// Asked where to build.
     BuilderSelection,
 }
 
 impl Hook {
-    /// Its word in the configuration.
+    /// Returns its name in the configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::PostBuild => "post-build",
@@ -42,7 +45,7 @@ impl Hook {
     }
 }
 
-/// Where a guest comes from.
+/// The component of a guest.
 #[derive(Debug, Clone, Copy)]
 pub enum Guest {
     /// The crate `tests/guests/hostile`.
@@ -53,54 +56,62 @@ pub enum Guest {
     Bytes(fn() -> Vec<u8>),
 }
 
-/// What every hostile guest is granted: things of its own.
-const GRANT: &str = r#"
-grant.nix-store = "outputs"
-grant.object-store = ["own", "tarpit"]
-grant.signing = ["own-1"]
-grant.mail = ["default"]
-grant.state = true
-grant.http = [{ url = "http://granted.example.org/v1/" }, { url = "http://localhost:9/" }]
-"#;
-
-/// A policy runs where there is neither a file nor a network, and is granted nothing here.
-const POLICY_GRANT: &str = "grant.state = false\n";
+/// Grants a hostile guest what is its own.
+fn granted(table: PluginTable) -> PluginTable {
+    table
+        .grant("nix-store", "outputs")
+        .grant("object-store", ["own", "tarpit"])
+        .grant("signing", ["own-1"])
+        .grant("mail", ["default"])
+        .grant("state", true)
+        .grant_http("http://granted.example.org/v1/", Table::new())
+        .grant_http("http://localhost:9/", Table::new())
+}
 
 /// One row of the corpus.
 #[derive(Debug, Clone)]
 pub struct Row {
     /// The plugin's name in the configuration.
     pub name: String,
-    /// By which hook it is called.
+    /// The hook that the plugin serves.
     pub hook: Hook,
-    /// What is run.
+    /// The component.
     pub guest: Guest,
-    /// Its `config` table, inline.
-    pub config: String,
-    /// More lines of its table: limits, retries.
-    pub more: String,
+    /// Its `config` table.
+    pub config: Table,
+    /// Its `limits` table.
+    pub limits: Table,
+    /// Its `retry` table.
+    pub retry: Table,
     /// The class of its outcome.
     pub class: &'static str,
-    /// What its message, or a line of its log, has in it.
+    /// A part of its message or of its log.
     pub says: &'static str,
 }
 
-/// A row for the crate with this act.
-fn act(name: &str, config: &str) -> Row {
+/// Returns a row for the crate with this act.
+fn act(name: &str, config: Table) -> Row {
     Row {
         name: name.to_owned(),
         hook: Hook::PostBuild,
         guest: Guest::Crate,
-        config: config.to_owned(),
-        more: String::new(),
+        config,
+        limits: Table::new(),
+        retry: toml! { attempts = 1 },
         class: "refused",
         says: "",
     }
 }
 
-/// A row for bytes.
+/// Returns a row for bytes.
 fn bytes(name: &str, guest: fn() -> Vec<u8>) -> Row {
-    Row { guest: Guest::Bytes(guest), ..act(name, "") }
+    Row { guest: Guest::Bytes(guest), ..act(name, Table::new()) }
+}
+
+/// Returns the keys of both tables.
+fn with(mut table: Table, more: Table) -> Table {
+    table.extend(more);
+    table
 }
 
 impl Row {
@@ -108,23 +119,26 @@ impl Row {
         Self { hook, ..self }
     }
 
-    fn config(self, config: &str) -> Self {
-        Self { config: config.to_owned(), ..self }
+    fn config(self, config: Table) -> Self {
+        Self { config, ..self }
     }
 
-    fn limits(self, limits: &str) -> Self {
-        Self { more: format!("{}limits = {{ {limits} }}\n", self.more), ..self }
+    fn limit(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.limits.insert(key.to_owned(), value.into());
+        self
     }
 
-    fn retry(self, retry: &str) -> Self {
-        Self { more: format!("{}retry = {{ {retry} }}\n", self.more), ..self }
+    fn retry(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.retry.insert(key.to_owned(), value.into());
+        self
     }
 
     fn ends(self, class: &'static str, says: &'static str) -> Self {
         Self { class, says, ..self }
     }
 
-    /// Writes the guest's file into `directory`, if it has one of its own, and gives its path.
+    /// Returns the path of the component, which is written into `directory` unless it is a guest of
+    /// `tests/guests`.
     pub fn component(&self, directory: &Path) -> PathBuf {
         let shared = guest("hostile").unwrap();
         let content = match self.guest {
@@ -137,20 +151,22 @@ impl Row {
         path
     }
 
-    /// Its table in the configuration, with everything of its own granted; `component` is its file.
-    pub fn table(&self, component: &Path) -> String {
-        let Self { name, hook, config, more, .. } = self;
-        let retry = if more.contains("retry") { "" } else { "retry = { attempts = 1 }\n" };
-        let grant = if *hook == Hook::BuilderSelection { POLICY_GRANT } else { GRANT };
-        format!(
-            "[plugins.{name}]\nsource = \"{}\"\nhooks = [\"{}\"]\nconfig = {{ {config} }}\n{retry}{more}{grant}",
-            component.display(),
-            hook.as_str(),
-        )
+    /// Returns the plugin's table for this file. It grants what is the plugin's own. A policy runs
+    /// without files and network, so it is granted nothing.
+    pub fn table(&self, component: &Path) -> PluginTable {
+        let table = PluginTable::file(component)
+            .hooks([self.hook.as_str()])
+            .config(self.config.clone())
+            .set("limits", &self.limits)
+            .set("retry", &self.retry);
+        match self.hook {
+            Hook::BuilderSelection => table.grant("state", false),
+            Hook::PostBuild | Hook::Diff => granted(table),
+        }
     }
 }
 
-/// The corpus.
+/// Returns the corpus.
 pub fn corpus() -> Vec<Row> {
     [resources::rows(), calls::rows(), reach::rows(), shapes::rows(), files::rows(), http::rows()]
         .concat()

@@ -1,10 +1,12 @@
-//! Guests that use more than they may: time, memory, stack, tables, handles, log, output, state.
+//! Guests that use too much of something: time, memory, stack, tables, handles, log, output, state.
+
+use toml::{Table, toml};
 
 use super::made::crafted;
 use super::{Guest, Hook, Row, act, bytes};
 
-/// Short, and long enough that a guest has begun.
-const SECOND: &str = "wall-time = \"1s\"";
+/// A wall time that is short, but long enough for a guest to start.
+const SECOND: &str = "1s";
 
 pub(super) fn rows() -> Vec<Row> {
     [in_hooks(), at_start(), by_hand(), selections()].concat()
@@ -12,58 +14,65 @@ pub(super) fn rows() -> Vec<Row> {
 
 fn in_hooks() -> Vec<Row> {
     vec![
-        act("loop", r#"act = "loop""#).limits(SECOND).ends("limit", "`wall-time`"),
-        act("loop-diff", r#"act = "loop""#)
+        act("loop", toml! { act = "loop" }).limit("wall-time", SECOND).ends("limit", "`wall-time`"),
+        act("loop-diff", toml! { act = "loop" })
             .hook(Hook::Diff)
-            .limits(SECOND)
+            .limit("wall-time", SECOND)
             .ends("limit", "`wall-time`"),
-        act("sleep", r#"act = "sleep""#).limits(SECOND).ends("limit", "`wall-time`"),
-        // The store accepts connections and never says a word.
-        act("host-call-that-hangs", r#"act = "get", store = "tarpit", key = "key""#)
-            .limits(SECOND)
+        act("sleep", toml! { act = "sleep" })
+            .limit("wall-time", SECOND)
+            .ends("limit", "`wall-time`"),
+        // The server accepts connections and never answers.
+        act("host-call-that-hangs", toml! { act = "get" store = "tarpit" key = "key" })
+            .limit("wall-time", SECOND)
             .ends("transient", "no answer in time (waited 500ms)"),
-        act("trap", r#"act = "trap""#).ends("trapped", "told to trap"),
-        act("trap-diff", r#"act = "trap""#).hook(Hook::Diff).ends("trapped", "told to trap"),
-        act("exit-0", r#"act = "exit", code = 0"#)
+        act("trap", toml! { act = "trap" }).ends("trapped", "told to trap"),
+        act("trap-diff", toml! { act = "trap" }).hook(Hook::Diff).ends("trapped", "told to trap"),
+        act("exit-0", toml! { act = "exit" code = 0 })
             .ends("trapped", "called exit(0) instead of returning"),
-        act("exit-0-diff", r#"act = "exit", code = 0"#)
+        act("exit-0-diff", toml! { act = "exit" code = 0 })
             .hook(Hook::Diff)
             .ends("trapped", "called exit(0) instead of returning"),
-        act("exit-3", r#"act = "exit", code = 3"#)
+        act("exit-3", toml! { act = "exit" code = 3 })
             .ends("trapped", "called exit(1) instead of returning"),
-        act("recursion", r#"act = "recursion""#).ends("limit", "`stack`"),
-        act("memory", r#"act = "memory""#).ends("limit", "`memory`"),
-        act("memory-diff", r#"act = "memory""#).hook(Hook::Diff).ends("limit", "`memory`"),
-        act("one-allocation", r#"act = "one-allocation""#).ends("limit", "`memory`"),
-        act("strings", r#"act = "strings""#).ends("limit", "`memory`"),
-        act("handles", r#"act = "handles""#).ends("permanent", "`handles`"),
-        act("trap-holding-a-handle", r#"act = "trap-holding""#).ends("trapped", "told to trap"),
-        act("drop-twice", r#"act = "drop-twice""#).ends("trapped", "unknown handle index"),
-        act("use-after-drop", r#"act = "use-dropped""#).ends("trapped", "unknown handle index"),
-        act("forged-handle", r#"act = "forged-handle""#).ends("trapped", "unknown handle index"),
-        act("log-flood", r#"act = "log""#).ends("done", "`log-bytes`"),
-        act("log-fields-flood", r#"act = "log-fields""#).ends("done", "`log-bytes`"),
-        act("stdout-flood", r#"act = "stdout""#).ends("done", "`log-bytes`"),
-        act("output-flood", r#"act = "output""#).ends("limit", "`output-bytes`"),
-        act("details-flood", r#"act = "details""#).ends("limit", "`output-bytes`"),
-        act("state-keys-flood", r#"act = "state""#)
-            .limits("state-bytes = \"8KiB\"")
+        act("recursion", toml! { act = "recursion" }).ends("limit", "`stack`"),
+        act("memory", toml! { act = "memory" }).ends("limit", "`memory`"),
+        act("memory-diff", toml! { act = "memory" }).hook(Hook::Diff).ends("limit", "`memory`"),
+        act("one-allocation", toml! { act = "one-allocation" }).ends("limit", "`memory`"),
+        act("strings", toml! { act = "strings" }).ends("limit", "`memory`"),
+        act("handles", toml! { act = "handles" }).ends("permanent", "`handles`"),
+        act("trap-holding-a-handle", toml! { act = "trap-holding" })
+            .ends("trapped", "told to trap"),
+        act("drop-twice", toml! { act = "drop-twice" }).ends("trapped", "unknown handle index"),
+        act("use-after-drop", toml! { act = "use-dropped" })
+            .ends("trapped", "unknown handle index"),
+        act("forged-handle", toml! { act = "forged-handle" })
+            .ends("trapped", "unknown handle index"),
+        act("log-flood", toml! { act = "log" }).ends("done", "`log-bytes`"),
+        act("log-fields-flood", toml! { act = "log-fields" }).ends("done", "`log-bytes`"),
+        act("stdout-flood", toml! { act = "stdout" }).ends("done", "`log-bytes`"),
+        act("output-flood", toml! { act = "output" }).ends("limit", "`output-bytes`"),
+        act("details-flood", toml! { act = "details" }).ends("limit", "`output-bytes`"),
+        act("state-keys-flood", toml! { act = "state" })
+            .limit("state-bytes", "8KiB")
             .ends("permanent", "`state-bytes`"),
-        act("state-value-flood", r#"act = "state-value""#).ends("permanent", "`state-bytes`"),
-        act("random-flood", r#"act = "random""#).ends("done", "a million hash maps"),
+        act("state-value-flood", toml! { act = "state-value" }).ends("permanent", "`state-bytes`"),
+        act("random-flood", toml! { act = "random" }).ends("done", "a million hash maps"),
     ]
 }
 
 fn at_start() -> Vec<Row> {
     let constructor = |name: &str, choice| Row {
         guest: Guest::Constructor(choice),
-        ..act(name, r#"act = "nothing""#)
+        ..act(name, toml! { act = "nothing" })
     };
     vec![
-        constructor("constructor-loop", b'1').limits(SECOND).ends("limit", "`wall-time`"),
+        constructor("constructor-loop", b'1')
+            .limit("wall-time", SECOND)
+            .ends("limit", "`wall-time`"),
         constructor("constructor-loop-diff", b'1')
             .hook(Hook::Diff)
-            .limits(SECOND)
+            .limit("wall-time", SECOND)
             .ends("limit", "`wall-time`"),
         constructor("constructor-memory", b'2').ends("limit", "`memory`"),
         constructor("constructor-exit", b'3')
@@ -71,7 +80,7 @@ fn at_start() -> Vec<Row> {
         bytes("start-loop", || {
             crafted().with("(func $start (loop (br 0))) (start $start)").build()
         })
-        .limits(SECOND)
+        .limit("wall-time", SECOND)
         .ends("limit", "`wall-time`"),
         bytes("start-trap", || crafted().with("(func $start unreachable) (start $start)").build())
             .ends("trapped", "unreachable"),
@@ -93,15 +102,15 @@ fn by_hand() -> Vec<Row> {
             crafted().with("(table $t 1 funcref)").hook(grow).build()
         })
         .ends("limit", "`table-elements`"),
-        act("instances", r#"act = "nothing""#).limits("instances = 1").ends("limit", "`instances`"),
+        act("instances", toml! { act = "nothing" }).limit("instances", 1).ends("limit", "`instances`"),
         bytes("allocator-loop", || crafted().allocator("(loop (br 0)) unreachable").build())
-            .limits(SECOND)
+            .limit("wall-time", SECOND)
             .ends("limit", "`wall-time`"),
         bytes("post-return-loop", || {
             let after = "(func (export \"cabi_post_hookrun:post-build/post-build@0.1.0#handle\") (param i32) (loop (br 0)))";
             crafted().with(after).build()
         })
-        .limits(SECOND)
+        .limit("wall-time", SECOND)
         .ends("limit", "`wall-time`"),
         // 8000 pairs of strings, each of which is the same 60,000 bytes: a gigabyte out of 128 KiB.
         bytes("amplified-details", || {
@@ -135,38 +144,40 @@ fn by_hand() -> Vec<Row> {
     ]
 }
 
-/// Asked where to build. The answer to Nix is the same for all of them; `class` is not looked at.
+/// Policies of builder selection.
 fn selections() -> Vec<Row> {
-    let selection = |name: &str, config: &str| act(name, config).hook(Hook::BuilderSelection);
+    let selection = |name: &str, config: Table| act(name, config).hook(Hook::BuilderSelection);
     vec![
-        selection("select-loop", r#"act = "loop""#)
-            .limits("selection-time = \"300ms\"")
+        selection("select-loop", toml! { act = "loop" })
+            .limit("selection-time", "300ms")
             .ends("limit", "`selection-time`"),
-        selection("select-sleep", r#"act = "sleep""#)
-            .limits("selection-time = \"300ms\"")
+        selection("select-sleep", toml! { act = "sleep" })
+            .limit("selection-time", "300ms")
             .ends("limit", "`selection-time`"),
-        selection("select-trap", r#"act = "trap""#).ends("trapped", "trapped"),
-        selection("select-exit-0", r#"act = "exit", code = 0"#).ends("trapped", "called exit(0)"),
-        selection("select-memory", r#"act = "memory""#).ends("limit", "`memory`"),
-        selection("select-recursion", r#"act = "recursion""#).ends("limit", "`stack`"),
-        selection("select-host-calls", r#"act = "host-calls""#)
-            .limits("host-calls = 10000")
+        selection("select-trap", toml! { act = "trap" }).ends("trapped", "trapped"),
+        selection("select-exit-0", toml! { act = "exit" code = 0 })
+            .ends("trapped", "called exit(0)"),
+        selection("select-memory", toml! { act = "memory" }).ends("limit", "`memory`"),
+        selection("select-recursion", toml! { act = "recursion" }).ends("limit", "`stack`"),
+        selection("select-host-calls", toml! { act = "host-calls" })
+            .limit("host-calls", 10000)
             .ends("limit", "`host-calls`"),
         selection(
             "select-machine-of-its-own",
-            r#"act = "choose", uri = "ssh://mallory", times = 1"#,
+            toml! { act = "choose" uri = "ssh://mallory" times = 1 },
         )
         .ends("permanent", "`ssh://mallory` was not offered"),
         selection(
             "select-one-machine-often",
-            r#"act = "choose", uri = "ssh://fast", times = 200000"#,
+            toml! { act = "choose" uri = "ssh://fast" times = 200_000 },
         )
         .ends("limit", "`output-bytes`"),
-        selection("select-fails-with-escapes", r#"act = "fail-escapes""#).ends("permanent", ""),
+        selection("select-fails-with-escapes", toml! { act = "fail-escapes" })
+            .ends("permanent", ""),
         Row {
             guest: Guest::Constructor(b'1'),
-            ..selection("select-constructor-loop", r#"act = "nothing""#)
-                .limits("selection-time = \"300ms\"")
+            ..selection("select-constructor-loop", toml! { act = "nothing" })
+                .limit("selection-time", "300ms")
                 .ends("limit", "`selection-time`")
         },
     ]

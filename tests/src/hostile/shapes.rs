@@ -1,5 +1,5 @@
-//! Components whose code lies at the border: pointers, lengths and discriminants that are none,
-//! exports and imports of other types than their names promise.
+//! Components with invalid values at the component interface: pointers, lengths and discriminants,
+//! and exports and imports with other types than those of their names.
 
 use super::made::crafted;
 use super::{Row, bytes};
@@ -8,7 +8,7 @@ pub(super) fn rows() -> Vec<Row> {
     [answers(), types()].concat()
 }
 
-/// What comes back from the hook is not what the canonical ABI allows.
+/// The hook returns what the canonical ABI does not allow.
 fn answers() -> Vec<Row> {
     vec![
         bytes("allocator-wild", || crafted().allocator("(i32.const 0x7fffff00)").build())
@@ -51,7 +51,7 @@ fn answers() -> Vec<Row> {
     ]
 }
 
-/// The names are right and the types are not.
+/// The names are right, but the types are wrong.
 fn types() -> Vec<Row> {
     const WRONG_EXPORT: &str =
         "package hookrun:post-build@0.1.0; interface post-build { handle: func(event: string); }";
@@ -70,7 +70,7 @@ fn types() -> Vec<Row> {
                 .build()
         })
         .ends("refused", "exports a hook of another type"),
-        // The metadata says post-build, and what is exported is diff.
+        // The metadata names post-build, but the component exports diff.
         bytes("export-swapped", || {
             crafted()
                 .world("export hookrun:diff/diff@0.1.0;")

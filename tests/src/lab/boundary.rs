@@ -1,6 +1,5 @@
-//! A library that is preloaded into hookrun: it kills the process before or after a chosen `fsync`,
-//! `rename` and their like, or gives it another clock. Compiled once a test with the C compiler
-//! that Rust links with.
+//! A library that is preloaded into hookrun. It kills the process before or after a chosen call,
+//! such as `fsync` or `rename`, or shifts its clock. Each test compiles it with the C compiler.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +10,7 @@ use super::{Ran, Scene};
 
 const SOURCE: &str = include_str!("boundary.c");
 
-/// The library.
+/// The preloaded library.
 #[derive(Debug, Clone)]
 pub struct Boundary {
     library: PathBuf,
@@ -20,18 +19,18 @@ pub struct Boundary {
 /// Where to kill a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Point {
-    /// Which boundary of the process, 1 for the first.
+    /// The number of the boundary, 1 for the first of the process.
     pub number: usize,
-    /// After it, not before.
+    /// Whether to kill the process after the boundary, not before it.
     pub after: bool,
 }
 
 impl Boundary {
-    /// Compiles it into the scene's directory. From now on the scene's hooks are `hookrun`, because
-    /// nothing can be preloaded into the static `hookrun-hook`.
+    /// Compiles the library into the directory of the scene. From now on the hooks of the scene are
+    /// `hookrun`, since nothing can be preloaded into the static `hookrun-hook`.
     ///
     /// # Panics
-    /// There is no C compiler.
+    /// If there is no C compiler.
     #[track_caller]
     pub fn compile(scene: &Scene) -> Self {
         for link in ["hookrun-post-build", "hookrun-diff"] {
@@ -52,7 +51,7 @@ impl Boundary {
         Self { library }
     }
 
-    /// Kills `command` at a point.
+    /// Lets `command` be killed at a point.
     pub fn kill<'a>(&self, command: &'a mut Command, point: Point) -> &'a mut Command {
         command.env("LD_PRELOAD", &self.library).env("BOUNDARY_KILL", point.number.to_string());
         if point.after {
@@ -66,7 +65,7 @@ impl Boundary {
         command.env("LD_PRELOAD", &self.library).env("BOUNDARY_LOG", file)
     }
 
-    /// The boundaries that were met, in order.
+    /// Returns the boundaries of a log, in order.
     pub fn seen(file: &Path) -> Vec<String> {
         std::fs::read_to_string(file).unwrap_or_default().lines().map(str::to_owned).collect()
     }

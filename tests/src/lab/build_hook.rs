@@ -1,4 +1,4 @@
-//! A conversation with the build hook alone, without a Nix.
+//! Conversations with the build hook without a Nix.
 
 use std::io::{Read as _, Write as _};
 use std::path::Path;
@@ -8,19 +8,20 @@ use hookrun_nix::wire;
 
 use super::hookrun_program;
 
-/// What the hook said to Nix.
+/// The output of the hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answered {
-    /// The directives, one for each candidate if all is well.
+    /// The directives, one for each candidate.
     pub directives: Vec<String>,
-    /// Everything else, a line each.
+    /// The other lines.
     pub messages: Vec<String>,
-    /// Its exit code.
+    /// The exit code.
     pub code: Option<i32>,
 }
 
-/// The hook with configuration, state and a `nix` that is this shell script in `directory`. The
-/// caller is no Nix, so the hook looks for one in PATH.
+/// Returns the command of the hook with its configuration and state in `directory`, and with a
+/// `nix` that is this shell script. The parent process is not Nix, so the hook looks for Nix in
+/// PATH.
 pub fn build_hook(directory: &Path, stock_hook: &str) -> Command {
     let nix = directory.join("nix");
     std::fs::write(&nix, format!("#!/bin/sh\n{stock_hook}\n")).unwrap();
@@ -39,7 +40,7 @@ pub fn build_hook(directory: &Path, stock_hook: &str) -> Command {
     command
 }
 
-/// Settings and `count` questions, as Nix writes them; and where each ends.
+/// Returns settings and `count` questions as Nix writes them, and the position of each end.
 pub fn conversation(builders: &str, count: usize) -> (Vec<u8>, Vec<usize>) {
     let mut bytes = Vec::new();
     for (name, value) in [("builders", builders), ("max-jobs", "0"), ("system", "x86_64-linux")] {
@@ -61,10 +62,10 @@ pub fn conversation(builders: &str, count: usize) -> (Vec<u8>, Vec<usize>) {
     (bytes, ends)
 }
 
-/// What the hook answers to these bytes.
+/// Runs the hook with this input.
 pub fn answers(command: &mut Command, bytes: &[u8]) -> Answered {
     let mut child = command.spawn().unwrap();
-    // The hook may stop reading when it has answered.
+    // The hook may close its input after the answer.
     let _ = child.stdin.take().unwrap().write_all(bytes);
     let mut text = Vec::new();
     child.stderr.take().unwrap().read_to_end(&mut text).unwrap();

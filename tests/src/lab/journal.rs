@@ -1,4 +1,4 @@
-//! What `hookrun log` knows, for expectations.
+//! The output of `hookrun log`.
 
 use std::collections::BTreeMap;
 
@@ -17,9 +17,9 @@ pub struct Attempt {
     pub number: u64,
     /// `done`, `permanent`, `transient`, `trapped`, `limit`, `refused` or `interrupted`.
     pub class: String,
-    /// Its sentence.
+    /// The message of the outcome.
     pub message: String,
-    /// What the plugin logged, one message each.
+    /// The messages that the plugin logged.
     pub log: Vec<String>,
 }
 
@@ -29,7 +29,7 @@ impl Attempt {
     pub(super) fn read(value: &serde_json::Value) -> Self {
         let text = |key: &str| match value.get(key).and_then(serde_json::Value::as_str) {
             Some(text) => text.to_owned(),
-            None => panic!("`hookrun log` gives no `{key}`: {value}"),
+            None => panic!("the output of `hookrun log` has no `{key}`: {value}"),
         };
         let log = value.get("log").and_then(serde_json::Value::as_array).into_iter().flatten();
         Self {
@@ -45,8 +45,8 @@ impl Attempt {
     }
 }
 
-/// `alpha cache done` for each event and plugin: the derivation's name, the plugin's, the class of
-/// the last attempt; sorted.
+/// Returns `alpha cache done` for each event and plugin, sorted: the name of the derivation, the
+/// name of the plugin, and the class of the last attempt.
 pub(super) fn tasks(attempts: &[Attempt]) -> Vec<String> {
     let mut last: BTreeMap<(&str, &str), &Attempt> = BTreeMap::new();
     for attempt in attempts {

@@ -1,6 +1,6 @@
-//! What the lab needs of the machine: Nix, build users, the program under test. What is missing is
-//! installed where that can be done (Debian, root), once for all tests that run at the same time;
-//! else the test fails and names the command.
+//! Requirements of the lab: Nix, build users, and the program under test. As root on Debian,
+//! missing programs are installed once for all tests that run at the same time. Elsewhere the test
+//! fails and names the command.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,12 @@ use std::sync::LazyLock;
 use hookrun::demo::private_nix;
 use hookrun_queue::spawn::{PROGRAM, THIN_PROGRAM};
 
-/// Nix's usual name for the group of build users.
+/// The usual name of the group of build users.
 pub const BUILD_GROUP: &str = "nixbld";
-/// Build users made where there are none. Each serves one build at a time, on the whole machine.
+/// The number of build users to make if there are none. Each runs one build at a time, on the whole
+/// machine.
 const BUILD_USERS: u32 = 4;
-/// What the tests need, a Debian package first in each line; the same list that `cargo xtask` and
-/// CI install.
+/// The list of Debian packages that `cargo xtask` and CI install. Each line starts with a package.
 const DEBIAN_PACKAGES: &str = include_str!("../../../xtask/debian-packages.txt");
 
 /// Returns whether this process runs as root.
@@ -23,7 +23,7 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// A directory that all tests of this machine share, for locks.
+/// Returns a directory for locks that all tests of this machine share.
 pub fn shared_directory() -> PathBuf {
     let directory =
         std::env::temp_dir().join(format!("hookrun-lab-{}", rustix::process::geteuid().as_raw()));
@@ -31,14 +31,14 @@ pub fn shared_directory() -> PathBuf {
     directory
 }
 
-/// Runs `action` while no other test process is in one.
+/// Runs `action` while no other test process does so.
 pub(super) fn locked<T>(action: impl FnOnce() -> T) -> T {
     let lock = File::create(shared_directory().join("install.lock")).unwrap();
     lock.lock().unwrap();
     action()
 }
 
-/// Nix is there, or gets installed, or the test fails.
+/// Installs Nix if it is missing. The test fails if that is not possible.
 pub fn require_nix() {
     static NIX: LazyLock<Result<String, String>> = LazyLock::new(|| {
         private_nix::nix_version().or_else(|_| {
@@ -61,20 +61,21 @@ pub fn require_nix() {
     }
 }
 
-/// The 8 of 2.8.0: which of Nix's ways a test has to expect.
+/// Returns the minor version of Nix, such as 8 for 2.8.0.
 ///
 /// # Panics
-/// If there is no Nix, or not of version 2.
+/// If there is no Nix of version 2.
 pub fn minor_version() -> u32 {
     require_nix();
     let text = private_nix::nix_version().unwrap();
     let minor = text.rsplit_once(' ').and_then(|(_, version)| version.strip_prefix("2."));
     minor
         .and_then(|minor| minor.split('.').next()?.parse().ok())
-        .unwrap_or_else(|| panic!("{text} is no Nix 2"))
+        .unwrap_or_else(|| panic!("`{text}` is not version 2 of Nix"))
 }
 
-/// The program is there, or gets installed with the other packages, or the test fails.
+/// Installs the packages of the tests if the program is missing. The test fails if that is not
+/// possible.
 pub(super) fn require_program(program: &Path) {
     locked(|| {
         if !program.exists() && is_root() && Path::new("/etc/debian_version").exists() {
@@ -93,7 +94,7 @@ fn install_packages() {
         .args(packages));
 }
 
-/// The group of build users with members, made where it is missing. Needs root.
+/// Makes the group of build users and its members if they are missing. Needs root.
 pub fn require_build_users() {
     assert!(is_root(), "this test needs root: build users and a daemon that becomes them");
     locked(|| {
@@ -126,11 +127,12 @@ fn run(command: &mut Command) {
     super::Ran::of(command.env("DEBIAN_FRONTEND", "noninteractive")).expect_success();
 }
 
-/// The program under test: `HOOKRUN_BIN`, or the one beside this test in the target directory.
+/// Returns the program under test: `HOOKRUN_BIN`, or `hookrun` in the target directory of this
+/// test.
 ///
 /// # Panics
-/// If it is not there, or is older than the library in this test: cargo builds the program for no
-/// test of another package.
+/// If it is missing or older than the library of this test, since cargo does not build the program
+/// for the tests of another package.
 pub fn hookrun_program() -> PathBuf {
     if let Some(program) = std::env::var_os("HOOKRUN_BIN") {
         return PathBuf::from(program);

@@ -1,4 +1,5 @@
-//! What a test may need of the machine beyond Nix, and what happens where the machine lacks it.
+//! Requirements of tests that not every machine meets. A test that cannot run fails, unless tests
+//! may be skipped. Then it is counted.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -6,13 +7,13 @@ use std::path::Path;
 
 use super::is_root;
 
-/// Set to `1` it lets tests skip themselves.
+/// The variable that allows tests to be skipped if it is `1`.
 pub const MAY_SKIP: &str = "HOOKRUN_TESTS_MAY_SKIP";
-/// Names the file to which skipped tests are appended, one a line. `cargo xtask test` sets it and
-/// prints the lines after the run.
+/// The variable with the path of a file to which skipped tests are appended, one in each line.
+/// `cargo xtask test` sets it, and prints their number and the lines after the run.
 pub const SKIPPED: &str = "HOOKRUN_TESTS_SKIPPED";
 
-/// Something that a test needs and that not every machine has.
+/// A requirement of a test.
 #[derive(Debug, Clone, Copy)]
 pub enum Need {
     /// Root: mounts, build users, processes of other users.
@@ -46,9 +47,8 @@ fn is_file(directory: &Path, name: &str) -> bool {
     directory.join(name).is_file()
 }
 
-/// Returns true if the machine has what the test needs. If it has not, the test fails, unless
-/// [`MAY_SKIP`] is `1`: then the result is false, and the test is counted as skipped and has to
-/// return.
+/// Returns true if the machine meets the need. Otherwise the test fails, unless [`MAY_SKIP`] is
+/// `1`: then the result is false, and the test is counted as skipped and has to return.
 ///
 /// ```no_run
 /// # use hookrun_tests::lab::{Need, require};
@@ -74,7 +74,7 @@ pub fn require(need: Need) -> bool {
     let line = format!("{}: needs {missing}\n", thread.name().unwrap_or("a test"));
     eprint!("skipped: {line}");
     if let Some(file) = std::env::var_os(SKIPPED) {
-        // One write of a line to a file opened for appending: tests run at the same time.
+        // Other tests write at the same time, so this is one write to a file opened for appending.
         let mut file = OpenOptions::new().create(true).append(true).open(file).unwrap();
         file.write_all(line.as_bytes()).unwrap();
     }

@@ -1,4 +1,4 @@
-//! A command that ran: what it said, and expectations about it that show all of it when they fail.
+//! A command that ran, and expectations about it whose failures show all of its output.
 
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
@@ -17,7 +17,7 @@ pub struct Ran {
 }
 
 impl Ran {
-    /// Runs the command to its end.
+    /// Runs the command and waits until it ends.
     #[track_caller]
     pub fn of(command: &mut Command) -> Self {
         let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -35,27 +35,27 @@ impl Ran {
         }
     }
 
-    /// It returned 0.
+    /// Fails unless the exit code is 0.
     #[track_caller]
     pub fn expect_success(self) -> Self {
         self.expect_exit(0)
     }
 
-    /// It did not return 0.
+    /// Fails if the exit code is 0.
     #[track_caller]
     pub fn expect_failure(self) -> Self {
         assert!(!self.status.success(), "should have failed: {}", self.account());
         self
     }
 
-    /// It returned this.
+    /// Fails unless this is the exit code.
     #[track_caller]
     pub fn expect_exit(self, code: i32) -> Self {
         assert_eq!(self.status.code(), Some(code), "wrong exit code: {}", self.account());
         self
     }
 
-    /// Its standard error has this in it.
+    /// Fails unless the standard error contains this.
     #[track_caller]
     pub fn expect_stderr(self, part: &str) -> Self {
         assert!(
@@ -66,7 +66,7 @@ impl Ran {
         self
     }
 
-    /// Its standard output has this in it.
+    /// Fails unless the standard output contains this.
     #[track_caller]
     pub fn expect_stdout(self, part: &str) -> Self {
         assert!(
@@ -77,23 +77,23 @@ impl Ran {
         self
     }
 
-    /// Neither stream has this in it.
+    /// Fails if the standard output or the standard error contains this.
     #[track_caller]
     pub fn expect_silent_about(self, part: &str) -> Self {
         assert!(
             !self.stderr.contains(part) && !self.stdout.contains(part),
-            "`{part}` was said: {}",
+            "`{part}` should not be in the output: {}",
             self.account()
         );
         self
     }
 
-    /// The store paths it printed, one a line, as `nix-build` does.
+    /// Returns the store paths that it printed, one in each line, as `nix-build` does.
     pub fn paths(&self) -> Vec<PathBuf> {
         self.stdout.lines().filter(|line| line.starts_with('/')).map(PathBuf::from).collect()
     }
 
-    /// The one store path it printed.
+    /// Returns the only store path that it printed.
     #[track_caller]
     pub fn path(&self) -> PathBuf {
         match self.paths().as_slice() {
@@ -102,7 +102,7 @@ impl Ran {
         }
     }
 
-    /// All of it, for a message.
+    /// Returns the command with its status and output, for a message.
     pub fn account(&self) -> String {
         format!(
             "`{}` ({})\n--- stdout\n{}\n--- stderr\n{}\n---",

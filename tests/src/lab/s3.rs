@@ -1,8 +1,10 @@
-//! A real S3 server in this process: `s3s` checks the signature of every request (SigV4), `s3s-fs`
-//! keeps objects as files, so that they can also be read as a `file://` binary cache. A rule may
-//! put faults in its way.
+//! A real S3 server in this process: `s3s` checks the signature of every request (SigV4), and
+//! `s3s-fs` keeps objects as files, so that a test can also read them as a `file://` binary cache.
+//! A rule can inject faults.
 
+use std::fs::Permissions;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -23,21 +25,21 @@ pub const ACCESS_KEY_ID: &str = "lab-access-key-id";
 /// Its secret.
 pub const SECRET_ACCESS_KEY: &str = "lab-secret-access-key";
 
-/// What becomes of a request instead of what should.
+/// A fault that a request meets.
 pub enum Fault {
-    /// An answer with this status and S3's word for it. That to a HEAD has no body.
+    /// An answer with this status and this S3 error code. The answer to a HEAD request has no body.
     Answer(u16, &'static str),
-    /// An answer with this status and a body of zeros without an end.
+    /// An answer with this status and an endless body of zeros.
     Endless(u16),
-    /// No answer, ever.
+    /// No answer.
     Hang,
-    /// It is done, and the connection is closed without an answer.
+    /// The request is executed, and the connection is closed without an answer.
     Lost,
-    /// It is done later.
+    /// The request is executed after this time.
     Later(Duration),
 }
 
-/// Which fault a request meets: `METHOD /bucket/key?query`.
+/// Chooses the fault of a request `METHOD /bucket/key?query`.
 pub type Rule = dyn Fn(&str) -> Option<Fault> + Send + Sync;
 
 /// A server that runs until it is dropped.
@@ -50,17 +52,17 @@ pub struct S3Server {
 }
 
 impl S3Server {
-    /// Starts a server that keeps its buckets, these, in `root`.
+    /// Starts a server with these buckets, which it keeps in `root`.
     pub fn start(root: &Path, buckets: &[&str]) -> Self {
         Self::start_with(root, buckets, SECRET_ACCESS_KEY)
     }
 
-    /// As [`S3Server::start`], with another secret.
+    /// Starts a server with another secret.
     pub fn start_with(root: &Path, buckets: &[&str], secret: &str) -> Self {
         Self::serve(root, buckets, secret, Arc::new(|_| None))
     }
 
-    /// As [`S3Server::start`], with faults.
+    /// Starts a server with faults.
     pub fn start_faulty(
         root: &Path,
         buckets: &[&str],
@@ -101,7 +103,7 @@ impl S3Server {
                     });
                     tokio::spawn(async move {
                         let server = Connection::new(TokioExecutor::new());
-                        // A client that hangs up is no failure of the server.
+                        // A client may close the connection.
                         let _ = server.serve_connection(TokioIo::new(socket), service).await;
                     });
                 }
@@ -110,23 +112,41 @@ impl S3Server {
         Self { address, root: root.to_owned(), requests, stop: Some(stop), thread: Some(thread) }
     }
 
-    /// `http://127.0.0.1:PORT`.
+    /// Returns `http://127.0.0.1:PORT`.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// What it was asked so far, as a [`Rule`] sees it.
+    /// Returns the table of an object store on this server. Writes the credentials into
+    /// `directory`.
+    pub fn object_store(&self, url: &str, directory: &Path, secret: &str) -> toml::Table {
+        let secret_file = |name: &str, text: &str| {
+            let path = directory.join(name);
+            std::fs::write(&path, format!("{text}\n")).unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+            path.display().to_string()
+        };
+        toml::toml! {
+            url = url
+            region = "eu-west-1"
+            endpoint = (self.endpoint())
+            credentials.access-key-id-file = (secret_file("access-key-id", ACCESS_KEY_ID))
+            credentials.secret-access-key-file = (secret_file("secret-access-key", secret))
+        }
+    }
+
+    /// Returns the requests so far, in the form that a [`Rule`] gets.
     pub fn requests(&self) -> Vec<String> {
         self.requests.lock().unwrap().clone()
     }
 
-    /// Where the objects of `bucket` lie.
+    /// Returns the directory with the objects of `bucket`.
     pub fn bucket(&self, bucket: &str) -> PathBuf {
         self.root.join(bucket)
     }
 }
 
-/// Does what the request says, unless a fault is in its way.
+/// Executes the request, unless it meets a fault.
 async fn answer(
     service: S3Service,
     request: Request<Incoming>,
@@ -141,7 +161,7 @@ async fn answer(
         Some(Fault::Hang) => std::future::pending().await,
         Some(Fault::Answer(code, _)) if is_head => return status(code, s3s::Body::empty()),
         Some(Fault::Answer(code, word)) => {
-            // The body is read first, as a server does that checks it.
+            // A server that checks the body reads it first.
             drop(request.into_body().collect().await);
             let text = format!("<Error><Code>{word}</Code><Message>told to</Message></Error>");
             return status(code, text.into());

@@ -1,19 +1,19 @@
-//! [`Scene`]: a private Nix, hookrun's configuration and state, derivations, and the commands that
-//! walk through them.
+//! [`Scene`]: a private Nix with hookrun as its hooks, a configuration and derivations, and the
+//! commands that a test runs in it.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use hookrun::demo::private_nix::{self, Daemon, PrivateNix};
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::machine::{self, shared_directory};
-use super::{Attempt, Ran, Script, journal, nix_string};
+use super::{Ran, Script, nix_string};
 
-/// In texts given to a scene this stands for its directory.
+/// Stands for the directory of the scene in texts that a test gives to it.
 const SCENE: &str = "@scene@";
 
 /// A private Nix with hookrun as its hooks. See the [module](super).
@@ -34,8 +34,8 @@ impl Default for Scene {
 }
 
 impl Scene {
-    /// A single-user Nix whose post-build-hook and diff-hook are hookrun, without a configuration
-    /// file and without derivations.
+    /// Makes a single-user Nix whose post-build-hook and diff-hook are hookrun. It has the embedded
+    /// configuration and no derivations.
     pub fn new() -> Self {
         machine::require_nix();
         // Short, and reachable for build users.
@@ -54,7 +54,7 @@ impl Scene {
         nix.set_variable("HOOKRUN_CONFIG", directory.path().join("hookrun.toml"));
         nix.set_variable("HOOKRUN_STATE_DIR", directory.path().join("state"));
         nix.set_variable("XDG_CACHE_HOME", directory.path().join("cache"));
-        // As an installation without a configuration has it: a named file has to be there.
+        // `HOOKRUN_CONFIG` has to name a file that exists.
         std::fs::write(directory.path().join("hookrun.toml"), hookrun_config::EMBEDDED).unwrap();
         Self {
             nix,
@@ -67,16 +67,17 @@ impl Scene {
         }
     }
 
-    /// Writes `hookrun.toml`. `@scene@` stands for the scene's directory.
-    pub fn config(self, text: &str) -> Self {
-        self.set_config(text);
+    /// Writes `hookrun.toml`: a [`ConfigFile`](super::ConfigFile), or a text where the test is
+    /// about the text. `@scene@` stands for the scene's directory.
+    pub fn config(self, file: &(impl Display + ?Sized)) -> Self {
+        self.set_config(file);
         self
     }
 
-    /// Writes `hookrun.toml` again.
-    pub fn set_config(&self, text: &str) {
-        std::fs::write(self.config_path(), text.replace(SCENE, &self.dir().display().to_string()))
-            .unwrap();
+    /// Replaces `hookrun.toml`.
+    pub fn set_config(&self, file: &(impl Display + ?Sized)) {
+        let text = file.to_string().replace(SCENE, &self.dir().display().to_string());
+        std::fs::write(self.config_path(), text).unwrap();
     }
 
     /// Sets a line of `nix.conf`; an empty value removes a hook. `@scene@` stands for the scene's
@@ -105,14 +106,23 @@ impl Scene {
         self
     }
 
-    /// Makes a key pair: `keys/NAME.secret` in the scene, and [`Scene::public_key`].
+    /// Adds a derivation for each name.
+    pub fn derivations(self, names: &[impl AsRef<str>], script: impl Fn(&str) -> Script) -> Self {
+        names
+            .iter()
+            .map(AsRef::as_ref)
+            .fold(self, |scene, name| scene.derivation(name, script(name)))
+    }
+
+    /// Makes a key pair: the file `keys/NAME.secret`, and [`Scene::public_key`].
     pub fn signing_key(mut self, name: &str) -> Self {
         let (_, public) = self.nix.generate_key(&self.path("keys"), name).unwrap();
         self.keys.insert(name.to_owned(), public);
         self
     }
 
-    /// The public key of a pair made by [`Scene::signing_key`], as `trusted-public-keys` wants it.
+    /// Returns the public key of a pair made by [`Scene::signing_key`], in the form that
+    /// `trusted-public-keys` takes.
     #[track_caller]
     pub fn public_key(&self, name: &str) -> &str {
         self.keys.get(name).expect("make the key with signing_key first")
@@ -126,8 +136,8 @@ impl Scene {
         self.machine(&line)
     }
 
-    /// Makes a builder's store before anything uses it: Nix 2.8 does not bear that several
-    /// processes make one store at the same time (`nix/var/nix/db/schema' is corrupt`).
+    /// Makes a builder's store before anything uses it. Nix 2.8 fails if several processes make one
+    /// store at the same time (`nix/var/nix/db/schema' is corrupt`).
     pub fn make_builder_store(&self, name: &str) {
         std::fs::create_dir_all(self.path("builders")).unwrap();
         let mut init = self.private_nix().command_on_store(&self.builder_store(name), "nix-store");
@@ -146,7 +156,7 @@ impl Scene {
         self
     }
 
-    /// The store of a builder made by [`Scene::builder`].
+    /// Returns the store of a builder made by [`Scene::builder`].
     pub fn builder_store(&self, name: &str) -> PathBuf {
         self.path("builders").join(name)
     }
@@ -156,8 +166,8 @@ impl Scene {
         PrivateNix::path_in_store(&self.builder_store(name), store_path).exists()
     }
 
-    /// From here on Nix works through a `nix-daemon` with build users, started now: what the
-    /// configuration of Nix and the variables are to be has to be said before. Needs root.
+    /// Starts a `nix-daemon` with build users, through which Nix works from now on. The daemon does
+    /// not see later changes to the configuration of Nix and to variables. Needs root.
     pub fn through_daemon(mut self) -> Self {
         machine::require_build_users();
         self.nix
@@ -167,32 +177,32 @@ impl Scene {
         self
     }
 
-    /// The scene's directory.
+    /// Returns the scene's directory.
     pub fn dir(&self) -> &Path {
         self.nix.root()
     }
 
-    /// A path in the scene's directory.
+    /// Returns a path in the scene's directory.
     pub fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.dir().join(relative)
     }
 
-    /// `HOOKRUN_CONFIG`.
+    /// Returns the path of `hookrun.toml`.
     pub fn config_path(&self) -> PathBuf {
         self.path("hookrun.toml")
     }
 
-    /// `HOOKRUN_STATE_DIR`.
+    /// Returns the state directory.
     pub fn state_dir(&self) -> PathBuf {
         self.path("state")
     }
 
-    /// The Nix of the scene.
+    /// Returns the Nix of the scene.
     pub fn private_nix(&self) -> &PrivateNix {
         &self.nix
     }
 
-    /// What the daemon and the hooks' standard error wrote.
+    /// Returns what the daemon logged, with the standard error of the hooks.
     pub fn daemon_log(&self) -> String {
         self.daemon
             .as_ref()
@@ -204,23 +214,23 @@ impl Scene {
         self.path("scene.nix")
     }
 
-    /// `nix-build` of one derivation.
+    /// Runs `nix-build` for one derivation.
     pub fn build(&self, derivation: &str) -> Ran {
         self.build_with(derivation, &[])
     }
 
-    /// `nix-build --check` of one derivation: builds it again and compares.
+    /// Runs `nix-build --check` for one derivation, which builds it again and compares.
     pub fn check(&self, derivation: &str) -> Ran {
         self.build_with(derivation, &["--check"])
     }
 
-    /// `nix-build` of one derivation with more arguments.
+    /// Runs `nix-build` for one derivation with more arguments.
     #[track_caller]
     pub fn build_with(&self, derivation: &str, arguments: &[&str]) -> Ran {
         Ran::of(&mut self.build_command(derivation, arguments))
     }
 
-    /// The command of [`Scene::build_with`], to change or to run beside something else.
+    /// Returns the command of [`Scene::build_with`].
     pub fn build_command(&self, derivation: &str, arguments: &[&str]) -> Command {
         let mut command = self.nix.command("nix-build");
         command
@@ -230,13 +240,13 @@ impl Scene {
         command
     }
 
-    /// Any program of Nix in this scene.
+    /// Runs a program of Nix.
     #[track_caller]
     pub fn nix(&self, program: &str, arguments: &[&str]) -> Ran {
         Ran::of(self.nix.command(program).args(arguments))
     }
 
-    /// The store path of a derivation's `.drv`.
+    /// Returns the store path of a derivation's `.drv`.
     #[track_caller]
     pub fn drv_path(&self, derivation: &str) -> PathBuf {
         Ran::of(
@@ -249,7 +259,7 @@ impl Scene {
         .path()
     }
 
-    /// The store path of a derivation's only output, built or not.
+    /// Returns the store path of a derivation's only output, whether it is built or not.
     #[track_caller]
     pub fn out_path(&self, derivation: &str) -> PathBuf {
         let drv = self.drv_path(derivation);
@@ -258,7 +268,7 @@ impl Scene {
             .path()
     }
 
-    /// The store paths of all of a derivation's outputs, built or not.
+    /// Returns the store paths of all outputs of a derivation, whether they are built or not.
     #[track_caller]
     pub fn out_paths(&self, derivation: &str) -> Vec<PathBuf> {
         let drv = self.drv_path(derivation);
@@ -267,117 +277,24 @@ impl Scene {
             .paths()
     }
 
-    /// `hookrun` in the scene's environment.
+    /// Runs `hookrun` in the scene's environment.
     #[track_caller]
     pub fn hookrun(&self, arguments: &[&str]) -> Ran {
         Ran::of(&mut self.hookrun_command(arguments))
     }
 
-    /// The command of [`Scene::hookrun`], to change or to run beside something else.
+    /// Returns the command of [`Scene::hookrun`].
     pub fn hookrun_command(&self, arguments: &[&str]) -> Command {
         let mut command = self.nix.command(&self.hookrun);
         command.args(arguments);
         command
     }
 
-    /// `hookrun drain`: every task that may run has run, by this worker or by one that a hook
-    /// started.
+    /// Runs `hookrun drain`, which returns when all due tasks have run, in this worker or in one
+    /// that a hook started.
     #[track_caller]
     pub fn drain(&self) -> Ran {
         self.hookrun(&["drain"])
-    }
-
-    /// What `hookrun log --format json` tells, oldest first.
-    #[track_caller]
-    pub fn attempts(&self) -> Vec<Attempt> {
-        let ran = self.hookrun(&["log", "--all", "--format", "json"]).expect_success();
-        match serde_json::from_str(&ran.stdout) {
-            Ok(serde_json::Value::Array(values)) => values.iter().map(Attempt::read).collect(),
-            _ => panic!("not a JSON array: {}", ran.account()),
-        }
-    }
-
-    /// The tasks that were tried, as `alpha cache done`: derivation, plugin, class of the last
-    /// attempt; sorted.
-    #[track_caller]
-    pub fn tasks(&self) -> Vec<String> {
-        journal::tasks(&self.attempts())
-    }
-
-    /// [`Scene::tasks`] are these.
-    #[track_caller]
-    pub fn expect_tasks(&self, expected: &[&str]) {
-        let attempts = self.attempts();
-        assert_eq!(journal::tasks(&attempts), expected, "all attempts: {attempts:#?}");
-    }
-
-    /// Files of the spool that wait for the worker.
-    pub fn spooled(&self) -> Vec<PathBuf> {
-        let mut files = files_in(&self.state_dir().join("spool"));
-        // A leading dot is a file that a hook has not finished yet.
-        files.retain(|path| {
-            path.file_name().is_some_and(|name| !name.as_encoded_bytes().starts_with(b"."))
-        });
-        files
-    }
-
-    /// The messages of a maildir, by default of the transport `default`.
-    pub fn mails(&self) -> Vec<String> {
-        self.mails_of("default")
-    }
-
-    /// The messages of the maildir of one transport without a directory of its own.
-    pub fn mails_of(&self, transport: &str) -> Vec<String> {
-        let maildir = self.state_dir().join("mail").join(transport);
-        files_in(&maildir.join("new"))
-            .iter()
-            .map(|path| std::fs::read_to_string(path).unwrap())
-            .collect()
-    }
-
-    /// An empty second store with the same store paths.
-    pub fn second_store(&self) -> SecondStore<'_> {
-        let stores = self.path("stores");
-        std::fs::create_dir_all(&stores).unwrap();
-        let number = std::fs::read_dir(&stores).unwrap().count();
-        let directory = stores.join(number.to_string());
-        std::fs::create_dir(&directory).unwrap();
-        SecondStore { scene: self, directory }
-    }
-
-    /// Processes that still run with this scene's state directory in their environment.
-    pub fn processes(&self) -> Vec<Pid> {
-        let marker = format!("HOOKRUN_STATE_DIR={}", self.state_dir().display());
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
-                .and_then(Pid::from_raw)
-            else {
-                continue;
-            };
-            let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
-            if environment.split(|byte| *byte == 0).any(|variable| variable == marker.as_bytes()) {
-                found.push(pid);
-            }
-        }
-        found
-    }
-
-    /// What happened, for a test that failed.
-    fn account(&self) -> String {
-        let mut text = String::new();
-        for (title, path) in [
-            ("worker's log", self.state_dir().join("worker.log")),
-            ("daemon's log", self.path("daemon.log")),
-        ] {
-            if let Ok(log) = std::fs::read_to_string(&path) {
-                writeln!(text, "--- the {title}\n{}", log.trim_end()).unwrap();
-            }
-        }
-        text
     }
 }
 
@@ -399,57 +316,4 @@ impl Drop for Scene {
             let _ = private_nix::remove_tree(directory.path());
         }
     }
-}
-
-/// An empty second store with the same store paths, to take things back into.
-pub struct SecondStore<'a> {
-    scene: &'a Scene,
-    directory: PathBuf,
-}
-
-impl SecondStore<'_> {
-    /// Substitutes `path` from the cache `url`, trusting these keys only, signatures required.
-    #[track_caller]
-    pub fn substitute(&self, path: &Path, url: &str, trusted_keys: &[&str]) -> Ran {
-        let mut command = self.scene.nix.command_on_store(&self.directory, "nix-store");
-        Ran::of(command.arg("--realise").arg(path).args(Self::trust(trusted_keys)).args([
-            "--option",
-            "substituters",
-            url,
-        ]))
-    }
-
-    /// `nix copy --from` the cache `url`, trusting these keys only, signatures required.
-    #[track_caller]
-    pub fn copy_from(&self, path: &Path, url: &str, trusted_keys: &[&str]) -> Ran {
-        let mut command = self.scene.nix.command_on_store(&self.directory, "nix");
-        Ran::of(command.args(["copy", "--from", url]).arg(path).args(Self::trust(trusted_keys)))
-    }
-
-    fn trust(keys: &[&str]) -> Vec<String> {
-        ["--option", "require-sigs", "true", "--option", "trusted-public-keys"]
-            .into_iter()
-            .map(str::to_owned)
-            .chain([keys.join(" ")])
-            .collect()
-    }
-
-    /// Returns whether the path exists.
-    pub fn has(&self, path: &Path) -> bool {
-        self.locate(path).exists()
-    }
-
-    /// Where the path lies on the disk.
-    pub fn locate(&self, path: &Path) -> PathBuf {
-        PrivateNix::path_in_store(&self.directory, path)
-    }
-}
-
-/// The files directly in a directory, sorted; none where it is not there.
-fn files_in(directory: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let mut files: Vec<PathBuf> =
-        entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect();
-    files.sort();
-    files
 }

@@ -1,9 +1,9 @@
-//! What a derivation of a scene does: a shell script of built-in commands, and how it looks in the
-//! Nix language.
+//! The derivations of a scene: a shell script of built-in commands, and its form in the Nix
+//! language.
 
 use std::fmt::Write as _;
 
-/// What a derivation does. There is no PATH: shell built-ins only.
+/// The script of a derivation. It has no PATH, so it can only use shell built-ins.
 #[derive(Debug, Clone)]
 pub struct Script {
     text: String,
@@ -13,7 +13,7 @@ pub struct Script {
 }
 
 impl Script {
-    /// A script of its own; it must make `$out`.
+    /// A script that has to create `$out`.
     pub fn new(text: impl Into<String>) -> Self {
         Self {
             text: text.into(),
@@ -23,28 +23,29 @@ impl Script {
         }
     }
 
-    /// The output is a file with this text, the same in every build.
+    /// The output is a file with this text in every build.
     pub fn text(text: &str) -> Self {
         Self::new("printf '%s\\n' \"$content\" > $out").attribute("content", &nix_string(text))
     }
 
-    /// The output is a file that is another one in every build.
+    /// The output is a file that differs in every build.
     pub fn random() -> Self {
         Self::new("read x < /proc/sys/kernel/random/uuid; echo \"$x\" > $out")
     }
 
-    /// The output is a file that names (and so refers to) the outputs of these derivations.
+    /// The output is a file that contains the output paths of these derivations, and so refers to
+    /// them.
     pub fn naming<'a>(dependencies: impl IntoIterator<Item = &'a str>) -> Self {
         dependencies.into_iter().fold(Self::new("echo \"$dependencies\" > $out"), Self::uses)
     }
 
     /// The build fails.
     pub fn failing() -> Self {
-        Self::new("echo no such luck; exit 1")
+        Self::new("echo this build fails; exit 1")
     }
 
-    /// The output is a file of at least this many bytes, the same in every build, which does not
-    /// compress to nothing.
+    /// The output is a file of at least this many bytes that is the same in every build and does
+    /// not compress well.
     pub fn large(bytes: usize) -> Self {
         Self::new(format!(
             "x=; n=0; while [ ${{#x}} -lt {chunk} ]; do n=$((n * 1103515245 + 12345 & 0x7fffffff)); x=$x$n; done; i=0; \
@@ -54,33 +55,33 @@ impl Script {
         ))
     }
 
-    /// Depends on another derivation of the scene. Its output path is in `$dependencies` and in a
-    /// variable of its name.
+    /// Adds a dependency on another derivation of the scene. Its output path is in `$dependencies`
+    /// and in a variable of its name.
     pub fn uses(mut self, derivation: &str) -> Self {
         self.uses.push(derivation.to_owned());
         self
     }
 
-    /// The outputs' names instead of `out`; the script finds their paths in variables of these
-    /// names.
+    /// Replaces the output `out` by outputs with these names. The script has their paths in
+    /// variables of these names.
     pub fn outputs(mut self, names: &[&str]) -> Self {
         self.outputs = names.iter().map(|name| (*name).to_owned()).collect();
         self
     }
 
-    /// `requiredSystemFeatures`.
+    /// Sets `requiredSystemFeatures`.
     pub fn requires(self, features: &[&str]) -> Self {
         let list: Vec<String> = features.iter().map(|feature| nix_string(feature)).collect();
         self.attribute("requiredSystemFeatures", &format!("[ {} ]", list.join(" ")))
     }
 
-    /// Any attribute of the derivation, its value in the Nix language.
+    /// Sets an attribute of the derivation to a value in the Nix language.
     pub fn attribute(mut self, name: &str, value: &str) -> Self {
         self.attributes.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// `"name" = derivation { ... };` in a set called `self`.
+    /// Writes `"name" = derivation { ... };` for a set called `self`.
     pub(super) fn to_nix(&self, name: &str) -> String {
         let mut text = format!(
             "  {quoted} = derivation {{\n    name = {quoted};\n    builder = \"/bin/sh\";\n    args = [ \"-c\" {script} ];\n",
@@ -105,7 +106,7 @@ impl Script {
     }
 }
 
-/// Bytes of one line of [`Script::large`]: large enough that the shell's loop ends soon.
+/// The length of a line of [`Script::large`]: long enough that the shell needs few iterations.
 const LARGE_CHUNK: usize = 16 << 10;
 
 fn list(items: &[String], prefix: &str) -> String {
@@ -114,12 +115,12 @@ fn list(items: &[String], prefix: &str) -> String {
     format!("[ {} ]", items.join(" "))
 }
 
-/// The name as a shell variable.
+/// Returns the name of the shell variable for a derivation.
 fn variable(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }
 
-/// A string literal of the Nix language.
+/// Returns a string literal of the Nix language.
 pub fn nix_string(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace("${", "\\${"))
 }

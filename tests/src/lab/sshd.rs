@@ -1,6 +1,6 @@
-//! A real ssh server on the loopback, with keys and a configuration of its own, and machines behind
-//! it that are stores of a scene. Nothing of the user's or the system's ssh is read or changed, but
-//! for `/run/sshd`, where sshd locks itself up.
+//! A real ssh server on the loopback interface with its own keys and configuration, and machines
+//! behind it that are stores of a scene. It does not use the ssh files of the user or the system,
+//! except for the directory `/run/sshd`, which sshd needs.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use super::{Ran, Scene, machine};
 
-/// Where Debian has it; sshd wants to be called by its full path.
+/// The path on Debian. sshd has to be started by its full path.
 const PROGRAM: &str = "/usr/sbin/sshd";
-/// The least strange host name that Nix does not take for this very process.
+/// Nix treats `localhost` as the local machine, but not this address.
 const HOST: &str = "127.0.0.1";
 
 /// A server that runs until it is dropped. Needs root.
@@ -23,7 +23,7 @@ pub struct Sshd {
 }
 
 impl Sshd {
-    /// Starts one for `scene`, with more lines of `sshd_config`.
+    /// Starts a server for `scene` with more lines of `sshd_config`.
     pub fn start(scene: &Scene, lines: &str) -> Self {
         machine::require_program(Path::new(PROGRAM));
         let directory = scene.path("sshd");
@@ -37,7 +37,7 @@ impl Sshd {
             )
             .expect_success();
         }
-        // Reserved by nobody, and free a moment ago.
+        // A free port, which another process could take before sshd does.
         let port = std::net::TcpListener::bind((HOST, 0)).unwrap().local_addr().unwrap().port();
         let path = |name: &str| directory.join(name).display().to_string();
         let config = format!(
@@ -68,7 +68,7 @@ impl Sshd {
         server
     }
 
-    /// `NIX_SSHOPTS` with which it is reached.
+    /// Returns `NIX_SSHOPTS` for this server.
     pub fn options(&self) -> String {
         format!(
             "-F /dev/null -p {} -oUserKnownHostsFile={} -oGlobalKnownHostsFile=/dev/null -oIdentitiesOnly=yes",
@@ -77,8 +77,8 @@ impl Sshd {
         )
     }
 
-    /// A line for `builders`: the store `builders/NAME` of the scene, as seen over ssh. The scene's
-    /// Nix has to be set up by now.
+    /// Returns a line for `builders` with the store `builders/NAME` of the scene over ssh. Later
+    /// changes to the variables of the scene do not affect this machine.
     pub fn machine(&self, scene: &Scene, name: &str, slots: u32, speed_factor: u32) -> String {
         scene.make_builder_store(name);
         let mut script = "#!/bin/sh\n".to_owned();
@@ -98,18 +98,18 @@ impl Sshd {
         )
     }
 
-    /// What it has logged.
+    /// Returns the log of the server.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
-    /// How often somebody has logged in.
+    /// Returns the number of logins.
     pub fn logins(&self) -> usize {
         self.log().matches("Accepted publickey").count()
     }
 
-    /// The server's processes of connections that are open now. Since OpenSSH 9.8 a connection has
-    /// a second one, which is a child of the first.
+    /// Returns the server processes of the open connections. Since OpenSSH 9.8 a connection has a
+    /// second process, which is a child of the first.
     pub fn connections(&self) -> Vec<rustix::process::Pid> {
         sshds_below(self.child.id())
     }
@@ -136,7 +136,7 @@ impl Drop for Sshd {
             eprintln!("--- sshd's log\n{}", self.log());
         }
         for connection in self.connections() {
-            // It may have ended by now.
+            // It may have ended.
             let _ = rustix::process::kill_process(connection, rustix::process::Signal::KILL);
         }
         let _ = self.child.kill();

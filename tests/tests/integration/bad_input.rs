@@ -1,75 +1,119 @@
-//! What is wrong is said in one line that ends in the fix, with the documented exit code; and
-//! whatever is wrong, builds go on and their events are kept until it is put right.
+//! Wrong configurations: `hookrun check` prints one line that ends in the fix and exits with the
+//! documented code, builds succeed, and their events are kept until the configuration is valid.
 
 use std::fmt::Write as _;
 use std::process::Command;
 
-use hookrun_nix::dirs::Dirs;
 use hookrun_nix::layout;
-use hookrun_tests::lab::{Need, Ran, Scene, Script, require};
+use hookrun_tests::lab::{ConfigFile, Need, PluginTable, Ran, Scene, Script, require};
 
-/// Nothing is wrong in this one.
-const VALID: &str = "[worker]\nstart = \"none\"\n";
 /// The header of a core module: `\0asm`, version 1, layer 0 (a component has version 13, layer 1).
 const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
 
-/// Nothing is wrong in this one either, and it has a plugin.
-const UPLOAD: &str = "[worker]\nstart = \"none\"\n\
-    [plugins.cache]\nsource = \"bundled:s3-upload\"\nhooks = [\"post-build\"]\nconfig = { bucket = \"cache\" }\n\
-    grant = { nix-store = \"closure\", object-store = [\"cache\"] }\n[object-stores.cache]\n";
+/// A valid configuration.
+const VALID: &str = r#"
+[worker]
+start = "none"
+"#;
 
-/// What is wrong, and the configuration that has it.
+/// The lines of a valid plugin.
+const UPLOAD: &str = r#"
+[plugins.cache]
+source = "bundled:s3-upload"
+hooks = ["post-build"]
+config = { bucket = "cache" }
+grant = { nix-store = "closure", object-store = ["cache"] }
+[object-stores.cache]
+"#;
+
+/// Lines that make the configuration invalid, and what is wrong with them.
 const UNREADABLE: [(&str, &str); 3] = [
-    ("unknown key", "[worker]\nstrat = \"none\"\n"),
-    ("unknown value", "[worker]\nstart = \"sometimes\"\n"),
+    ("unknown key", "[worker]\nstrat = 'none'\n"),
+    ("unknown value", "[worker]\nstart = 'sometimes'\n"),
     ("no TOML", "[worker\n"),
 ];
 
-/// What is wrong with a plugin, and the lines for it after those of [`VALID`].
+/// The lines of plugins that do not load, and what is wrong with them.
 const UNUSABLE: [(&str, &str); 6] = [
     (
         "missing plugin file",
-        "[plugins.cache]\nsource = \"plugins/cache.wasm\"\nhooks = [\"post-build\"]\n",
+        r#"
+[plugins.cache]
+source = "plugins/cache.wasm"
+hooks = ["post-build"]
+"#,
     ),
-    ("core module", "[plugins.cache]\nsource = \"core.wasm\"\nhooks = [\"post-build\"]\n"),
+    (
+        "core module",
+        r#"
+[plugins.cache]
+source = "core.wasm"
+hooks = ["post-build"]
+"#,
+    ),
     (
         "not WebAssembly at all",
-        "[plugins.cache]\nsource = \"hookrun.toml\"\nhooks = [\"post-build\"]\n",
+        r#"
+[plugins.cache]
+source = "hookrun.toml"
+hooks = ["post-build"]
+"#,
     ),
     (
         "capability without a grant",
-        "[plugins.cache]\nsource = \"bundled:s3-upload\"\nconfig = { bucket = \"cache\" }\n[object-stores.cache]\n",
+        r#"
+[plugins.cache]
+source = "bundled:s3-upload"
+config = { bucket = "cache" }
+[object-stores.cache]
+"#,
     ),
     (
         "missing key file",
-        "[plugins.cache]\nsource = \"bundled:s3-upload\"\nconfig = { bucket = \"cache\" }\n\
-         grant = { nix-store = \"closure\", object-store = [\"cache\"], signing = [\"lab-1\"] }\n\
-         [object-stores.cache]\n[signing-keys.lab-1]\nfile = \"@scene@/keys/missing.secret\"\n",
+        r#"
+[plugins.cache]
+source = "bundled:s3-upload"
+config = { bucket = "cache" }
+grant = { nix-store = "closure", object-store = ["cache"], signing = ["lab-1"] }
+[object-stores.cache]
+[signing-keys.lab-1]
+file = "keys/missing.secret"
+"#,
     ),
     (
         "key file with something else",
-        "[plugins.cache]\nsource = \"bundled:s3-upload\"\nconfig = { bucket = \"cache\" }\n\
-         grant = { nix-store = \"closure\", object-store = [\"cache\"], signing = [\"lab-1\"] }\n\
-         [object-stores.cache]\n[signing-keys.lab-1]\nfile = \"@scene@/hookrun.toml\"\n",
+        r#"
+[plugins.cache]
+source = "bundled:s3-upload"
+config = { bucket = "cache" }
+grant = { nix-store = "closure", object-store = ["cache"], signing = ["lab-1"] }
+[object-stores.cache]
+[signing-keys.lab-1]
+file = "hookrun.toml"
+"#,
     ),
 ];
 
-/// All of them, as whole configurations.
+/// Returns whole configurations, and what is wrong with each of them.
 fn wrong() -> Vec<(&'static str, String)> {
-    let unreadable = UNREADABLE.iter().map(|(what, config)| (*what, (*config).to_owned()));
-    unreadable
-        .chain(UNUSABLE.iter().map(|(what, lines)| (*what, format!("{VALID}{lines}"))))
-        .collect()
+    let unreadable = UNREADABLE.iter().map(|(what, text)| (*what, (*text).to_owned()));
+    let unusable = UNUSABLE.iter().map(|(what, lines)| (*what, with(lines)));
+    unreadable.chain(unusable).collect()
 }
 
-/// Text of a scene as a snapshot can hold it.
+/// Returns the valid configuration with more lines.
+fn with(lines: &str) -> String {
+    format!("{}{}", VALID.trim_start(), lines.trim_start())
+}
+
+/// Returns `text` with the directory of the scene replaced.
 fn without_places(scene: &Scene, text: &str) -> String {
     text.replace(&scene.dir().display().to_string(), "@scene@")
 }
 
 #[test]
-fn a_plugin_that_is_a_pipe_does_not_hold_anybody_up() {
-    let scene = Scene::new().config("[plugins.x]\nsource = \"pipe\"\n");
+fn a_plugin_file_that_is_a_pipe_is_refused() {
+    let scene = Scene::new().config(&ConfigFile::from(PluginTable::file("pipe")));
     let made = std::process::Command::new("mkfifo").arg(scene.path("pipe")).status().unwrap();
     assert!(made.success());
     scene
@@ -79,7 +123,7 @@ fn a_plugin_that_is_a_pipe_does_not_hold_anybody_up() {
 }
 
 #[test]
-fn check_says_what_is_wrong_in_one_line() {
+fn check_reports_a_wrong_configuration_in_one_line() {
     let scene = Scene::new().config(VALID);
     scene.hookrun(&["check"]).expect_success();
     std::fs::write(scene.path("core.wasm"), CORE_MODULE).unwrap();
@@ -106,32 +150,33 @@ fn a_build_under_a_broken_configuration_succeeds_and_its_event_is_kept() {
         scene.set_config(config);
         let ran = scene.build(name);
         assert!(ran.status.success(), "{what}: {}", ran.account());
-        // The worker does not do better, and loses nothing.
+        // The worker fails too, and loses no event.
         let drained = scene.drain();
         assert!(!drained.status.success(), "{what}: {}", drained.account());
     }
-    scene.set_config(UPLOAD);
+    scene.set_config(&with(UPLOAD));
     scene.drain().expect_success();
     let done: Vec<String> = names.iter().map(|name| format!("{name} cache done")).collect();
-    assert_eq!(scene.tasks(), done, "put right, everything is done");
+    assert_eq!(scene.tasks(), done, "all events are done with a valid configuration");
 }
 
 #[test]
 fn a_plugin_file_that_vanishes_does_not_stop_the_others() {
     let scene = Scene::new()
         .config(&format!(
-            "{UPLOAD}[plugins.gone]\nsource = \"gone.wasm\"\nhooks = [\"post-build\"]\n"
+            "{}[plugins.gone]\nsource = 'gone.wasm'\nhooks = ['post-build']\n",
+            with(UPLOAD)
         ))
         .derivation("alpha", Script::text("hello"));
     scene.build("alpha").expect_success();
-    let _fails_for_one = scene.drain();
+    scene.drain().expect_exit(1);
     let tasks = scene.tasks();
     assert!(tasks.contains(&"alpha cache done".to_owned()), "{tasks:?}");
     assert!(tasks.contains(&"alpha gone refused".to_owned()), "{tasks:?}");
 }
 
-/// The command under a state directory that is on a read-only file system, which not even root can
-/// write to.
+/// Wraps the command so that the state directory is on a read-only file system, which even root
+/// cannot write.
 fn with_read_only_state(scene: &Scene, command: &Command) -> Command {
     std::fs::create_dir_all(scene.state_dir()).unwrap();
     let mut wrapped = scene.private_nix().command("unshare");
@@ -142,20 +187,19 @@ fn with_read_only_state(scene: &Scene, command: &Command) -> Command {
     wrapped
 }
 
-/// Events that hooks left outside of the state directory.
+/// Returns the events that hooks wrote to fallback directories.
 fn fallback_events(scene: &Scene) -> Vec<std::path::PathBuf> {
-    let dirs = Dirs { config: scene.config_path(), state: scene.state_dir() };
-    let fallbacks = layout::fallbacks(&dirs).into_iter();
+    let fallbacks = layout::fallbacks(&scene.dirs()).into_iter();
     let entries = fallbacks.filter_map(|fallback| std::fs::read_dir(fallback).ok()).flatten();
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
 #[test]
-fn a_read_only_state_directory_is_named_and_costs_no_event() {
+fn a_read_only_state_directory_is_named_and_loses_no_event() {
     if !require(Need::Root) {
         return;
     }
-    let scene = Scene::new().config(UPLOAD).derivation("alpha", Script::text("hello"));
+    let scene = Scene::new().config(&with(UPLOAD)).derivation("alpha", Script::text("hello"));
     let check = Ran::of(&mut with_read_only_state(&scene, &scene.hookrun_command(&["check"])))
         .expect_exit(4);
     assert_eq!(check.stderr.lines().count(), 1, "{}", check.account());
@@ -177,14 +221,14 @@ fn a_read_only_state_directory_is_named_and_costs_no_event() {
         &format!("{}{}{said}", check.stderr, drain.stderr)
     ));
 
-    // Writable again: the worker finds it.
+    // The state directory is writable again, and the worker finds the event.
     scene.drain().expect_success();
     assert_eq!(fallback_events(&scene), Vec::<std::path::PathBuf>::new());
     scene.expect_tasks(&["alpha cache done"]);
 }
 
 #[test]
-fn usage_errors_have_their_code() {
+fn usage_errors_exit_with_2() {
     let scene = Scene::new().config(VALID);
     for arguments in
         [&["no-such-command"][..], &["log", "--no-such-option"], &["test"], &["inspect"]]

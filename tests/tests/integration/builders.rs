@@ -1,25 +1,27 @@
-//! Builder selection, as Nix sees it: machines that are stores of the scene, reached the way ssh
-//! machines are but without ssh (`ssh://localhost?remote-store=...`), and conversations with the
-//! hook itself that end or go wrong anywhere.
+//! Builder selection with real Nix: machines that are stores of the scene, which Nix reaches
+//! without ssh (`ssh://localhost?remote-store=...`), and conversations with the hook that end early
+//! or are garbled.
 
 use std::io::Write as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use hookrun_tests::lab::{self, Need, Ran, Scene, Script, build_hook, conversation, require};
+use hookrun_tests::lab::{
+    self, ConfigFile, Need, Ran, Scene, Script, build_hook, conversation, require, toml, wait_until,
+};
 
 /// A machine that refuses: the port is reserved (RFC 6335: tcpmux) and nothing listens on it.
 const REFUSES: &str = "ssh://127.0.0.1 - - 4 100";
 
-/// A scene without post-build-hook: it would only slow the tests down.
+/// A scene without a post-build-hook, which would slow the tests down.
 fn scene() -> Scene {
     Scene::new()
         .nix_conf("post-build-hook", "")
         .variable("NIX_SSHOPTS", "-p 1")
-        .config("[worker]\nstart = \"none\"\n")
+        .config(&ConfigFile::new())
 }
 
-/// Which machine Nix says it builds on.
+/// Returns the machines of the remote builds that Nix announces.
 fn announced(ran: &Ran) -> Vec<String> {
     let account = ran.account();
     let machines = account
@@ -30,7 +32,7 @@ fn announced(ran: &Ran) -> Vec<String> {
 }
 
 #[test]
-fn the_better_machine_builds_and_nix_says_so() {
+fn the_faster_machine_builds_and_nix_announces_it() {
     if !require(Need::Root) {
         return;
     }
@@ -50,7 +52,7 @@ fn the_better_machine_builds_and_nix_says_so() {
 }
 
 #[test]
-fn fractions_work_with_every_nix() {
+fn fractional_speed_factors_work_with_every_nix() {
     if !require(Need::Root) {
         return;
     }
@@ -75,20 +77,20 @@ fn a_machine_that_refuses_is_skipped_with_one_line() {
     assert!(scene.on_builder("good", &ran.path()), "{}", ran.account());
     let account = ran.account();
     assert_eq!(account.matches("machine ssh://127.0.0.1 is lost").count(), 1, "{account}");
-    assert!(!account.contains("cannot build on"), "Nix's own message is in that line: {account}");
+    assert!(!account.contains("cannot build on"), "the message of Nix is shown twice: {account}");
 }
 
 #[test]
-fn all_machines_dead_is_nixs_own_error_or_a_local_build() {
+fn without_a_reachable_machine_nix_fails_or_builds_locally() {
     let scene = scene().machine(REFUSES).derivation("alpha", Script::text("a"));
-    // It cannot be built here, so Nix is answered before the machine is tried; from then on the
-    // machine is known to be dead.
+    // Without local builds hookrun accepts before it tries the machine. The next build knows that
+    // the machine is unreachable.
     scene
         .build_with("alpha", &["--max-jobs", "0"])
         .expect_failure()
         .expect_stderr("no machine is left to build it: ssh://127.0.0.1: ");
     let ran = scene.build_with("alpha", &["--max-jobs", "0"]).expect_failure();
-    // Nix's words, up to 2.33 and from 2.34 on.
+    // The messages of Nix up to 2.33 and from 2.34 on.
     let own = ["nable to start any build", "local builds are disabled"];
     assert!(own.iter().any(|words| ran.stderr.contains(words)), "{}", ran.account());
     ran.expect_stderr("hookrun: machine ssh://127.0.0.1 skipped: ");
@@ -97,14 +99,13 @@ fn all_machines_dead_is_nixs_own_error_or_a_local_build() {
 }
 
 #[test]
-fn features_decide_who_may_build() {
+fn builds_go_to_machines_with_the_required_features() {
     if !require(Need::Root) {
         return;
     }
     let scene = scene().builder("plain", 1, 9.0).builder("special", 1, 1.0);
-    // The lab writes five columns; this adds supported and mandatory features to the second
-    // machine. The store behind it is this machine's, so they have to be features that Nix has by
-    // default.
+    // Supported and mandatory features for the second machine. Its Nix is the local one, so they
+    // have to be features that Nix has by default.
     let lines = format!(
         "ssh://localhost?remote-store={plain} - - 1 9 ; ssh://localhost?remote-store={special} - - 1 1 big-parallel benchmark",
         plain = scene.builder_store("plain").display(),
@@ -126,7 +127,7 @@ fn features_decide_who_may_build() {
 }
 
 #[test]
-fn a_build_that_fails_fails_once_with_its_own_words() {
+fn a_build_that_fails_is_tried_once() {
     if !require(Need::Root) {
         return;
     }
@@ -144,7 +145,7 @@ fn a_broken_configuration_does_not_stop_a_build() {
         return;
     }
     let scene = scene()
-        .config("[pluggins]\n")
+        .config(&toml! { [pluggins] })
         .builder("one", 1, 1.0)
         .derivation("alpha", Script::text("a"));
     let ran = scene.build_with("alpha", &["--max-jobs", "0"]).expect_success();
@@ -152,42 +153,40 @@ fn a_broken_configuration_does_not_stop_a_build() {
 }
 
 #[test]
-fn many_builds_over_several_machines() {
+fn nine_builds_are_distributed_over_two_machines_and_skip_an_unreachable_one() {
     if !require(Need::Root) {
         return;
     }
     let names: Vec<String> = (0..8).map(|number| format!("part-{number}")).collect();
-    let scene = names.iter().fold(
-        scene()
-            .nix_conf("build-poll-interval", "1")
-            .builder("one", 2, 1.0)
-            .builder("two", 2, 2.0)
-            .machine(REFUSES),
-        |scene, name| scene.derivation(name, Script::text(name)),
-    );
+    let scene = scene()
+        .nix_conf("build-poll-interval", "1")
+        .builder("one", 2, 1.0)
+        .builder("two", 2, 2.0)
+        .machine(REFUSES)
+        .derivations(&names, Script::text);
     let scene = scene.derivation("all", Script::naming(names.iter().map(String::as_str)));
     let ran = scene.build_with("all", &["--max-jobs", "0"]).expect_success();
     assert_eq!(announced(&ran).len(), 9, "{}", ran.account());
 }
 
-/// The hook alone, with a `nix` in its PATH that is this shell script.
+/// Returns the hook with a `nix` in its PATH that is this shell script.
 fn hook(stock_hook: &str) -> (tempfile::TempDir, Command) {
     let directory = tempfile::tempdir().unwrap();
     let command = build_hook(directory.path(), stock_hook);
-    // Each answer is to depend on what the stock hook does.
-    std::fs::write(directory.path().join("hookrun.toml"), "[builders]\nearly-accept = false\n")
-        .unwrap();
+    // Without `early-accept` each answer depends on the stock hook.
+    let file = ConfigFile::default().builders("early-accept", false).to_string();
+    std::fs::write(directory.path().join("hookrun.toml"), file).unwrap();
     (directory, command)
 }
 
-/// The hook's directives to these bytes, and its exit code.
+/// Returns the directives of the hook to these bytes, and its exit code.
 fn answers(command: &mut Command, bytes: &[u8]) -> (Vec<String>, Option<i32>) {
     let answered = lab::answers(command, bytes);
     (answered.directives, answered.code)
 }
 
 #[test]
-fn the_conversation_may_end_at_any_byte() {
+fn the_hook_answers_each_question_of_a_conversation_that_ends_at_any_byte() {
     let (_directory, mut command) = hook("exit 1");
     let (bytes, ends) = conversation("ssh://m - - 1", 3);
     // Every byte inside the last two questions, and every fifth before.
@@ -215,7 +214,7 @@ fn garbage_is_answered_once() {
 }
 
 #[test]
-fn every_way_a_stock_hook_can_go_wrong_is_one_answer() {
+fn each_fault_of_a_stock_hook_is_one_answer() {
     let (bytes, _) = conversation("ssh://m - - 1", 1);
     for (stock_hook, expected) in [
         ("exit 0", "# decline"),
@@ -237,7 +236,7 @@ fn every_way_a_stock_hook_can_go_wrong_is_one_answer() {
 }
 
 #[test]
-fn what_a_stock_hook_writes_to_its_standard_output_is_no_answer() {
+fn the_standard_output_of_a_stock_hook_is_not_an_answer() {
     let (_directory, mut command) = hook(
         "echo '# accept'; echo ssh://m; echo '# decline' >&2; echo '# accept'; cat > /dev/null",
     );
@@ -246,7 +245,7 @@ fn what_a_stock_hook_writes_to_its_standard_output_is_no_answer() {
 }
 
 #[test]
-fn a_lock_that_is_held_does_not_hold_up_an_answer() {
+fn a_held_lock_does_not_block_an_answer() {
     let (directory, mut command) = hook("echo '# postpone' >&2; cat > /dev/null");
     let (bytes, _) = conversation("ssh://m - - 1", 1);
     let expected = (vec!["# postpone".to_owned()], Some(0));
@@ -256,17 +255,17 @@ fn a_lock_that_is_held_does_not_hold_up_an_answer() {
     lock.lock().unwrap();
     let began = Instant::now();
     assert_eq!(answers(&mut command, &bytes), expected);
-    // A limit for hangs on a busy machine.
+    // Long enough for a busy machine, and shorter than a hang.
     assert!(began.elapsed() < Duration::from_secs(20), "it took {:?}", began.elapsed());
     drop(lock);
 }
 
 #[test]
-fn what_is_known_of_machines_is_closed_to_others() {
+fn other_users_cannot_read_the_state_of_machines() {
     use std::os::unix::fs::PermissionsExt as _;
     let (directory, mut command) = hook("exit 1");
     let builders = directory.path().join("state/builders");
-    // As an earlier release made it.
+    // The mode that an earlier release used.
     std::fs::create_dir_all(&builders).unwrap();
     std::fs::set_permissions(&builders, std::fs::Permissions::from_mode(0o755)).unwrap();
     let (bytes, _) = conversation("ssh://m - - 1", 1);
@@ -274,11 +273,15 @@ fn what_is_known_of_machines_is_closed_to_others() {
     let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&builders), 0o700);
     assert_eq!(mode(&builders.join("queue.lock")), 0o600);
-    assert_eq!(mode(&directory.path().join("state")), 0o755, "others have their part in that");
+    assert_eq!(
+        mode(&directory.path().join("state")),
+        0o755,
+        "other users read other parts of the state directory"
+    );
 }
 
 #[test]
-fn what_belongs_to_another_user_is_not_used() {
+fn a_state_directory_of_another_user_is_not_used() {
     if !require(Need::Root) {
         return;
     }
@@ -292,12 +295,12 @@ fn what_belongs_to_another_user_is_not_used() {
 }
 
 #[test]
-fn the_stock_hook_dies_with_us() {
+fn the_stock_hook_dies_with_the_hook() {
     let (directory, mut command) = hook("echo $$ > \"${0%/nix}/pid\"; exec sleep 1000");
     let mut child = command.spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(&conversation("ssh://m - - 1", 1).0).unwrap();
-    let pid = until(|| {
+    let pid = wait_until("the stock hook has started", || {
         std::fs::read_to_string(directory.path().join("pid"))
             .ok()
             .filter(|text| text.ends_with('\n'))
@@ -305,20 +308,7 @@ fn the_stock_hook_dies_with_us() {
     child.kill().unwrap();
     child.wait().unwrap();
     let stat = format!("/proc/{}/stat", pid.trim());
-    until(|| {
+    wait_until("the stock hook ends", || {
         std::fs::read_to_string(&stat).map_or(true, |text| text.contains(") Z ")).then_some(())
     });
-}
-
-/// Waits for it.
-#[track_caller]
-fn until<T>(mut there: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = there() {
-            return found;
-        }
-        assert!(start.elapsed() < Duration::from_mins(1), "it never came");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }

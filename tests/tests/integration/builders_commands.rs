@@ -1,16 +1,16 @@
-//! The commands about machines, and `doctor`, with real Nix: machines that are stores of the scene,
-//! one that refuses, one that claims what it has not.
+//! `hookrun builders` and `doctor` with real Nix: machines that are stores of the scene, one that
+//! refuses connections, and one that claims features that it does not have.
 
-use hookrun_tests::lab::{Need, Ran, Scene, Script, minor_version, require};
+use hookrun_tests::lab::{ConfigFile, Need, Ran, Scene, Script, minor_version, require};
 
 /// A machine that refuses: the port is reserved (RFC 6335: tcpmux) and nothing listens on it.
 const REFUSES: &str = "ssh://127.0.0.1 - - 4 100";
 
 fn scene() -> Scene {
-    Scene::new().variable("NIX_SSHOPTS", "-p 1").config("[worker]\nstart = \"none\"\n")
+    Scene::new().variable("NIX_SSHOPTS", "-p 1").config(&ConfigFile::new())
 }
 
-/// What a command printed, with the scene's directory as a word.
+/// Returns the standard output with the directory of the scene replaced by a word.
 fn shown(scene: &Scene, ran: &Ran) -> String {
     ran.stdout.replace(&scene.dir().display().to_string(), "SCENE")
 }
@@ -20,13 +20,13 @@ fn json(ran: &Ran) -> serde_json::Value {
 }
 
 #[test]
-fn check_says_what_each_machine_lacks() {
+fn check_lists_what_each_machine_lacks() {
     if !require(Need::Root) {
         return;
     }
     let scene = scene().builder("plain", 2, 1.0);
     let plain = scene.builder_store("plain").display().to_string();
-    // This machine's own store behind it, and so its system and its features.
+    // The machine is the local one, so it has the local system and features.
     let claims = format!(
         "ssh://localhost?remote-store={plain} x86_64-linux,aarch64-linux - 1 1 benchmark,quantum"
     );
@@ -64,7 +64,7 @@ fn check_says_what_each_machine_lacks() {
 }
 
 #[test]
-fn list_explain_trace_and_render_tell_what_happened() {
+fn list_explain_trace_and_render_show_the_builds_of_each_machine() {
     if !require(Need::Root) {
         return;
     }
@@ -128,7 +128,7 @@ fn list_explain_trace_and_render_tell_what_happened() {
 }
 
 #[test]
-fn render_writes_in_one_step_and_not_over_its_source() {
+fn render_refuses_to_overwrite_its_source() {
     let scene = scene();
     let all = scene.path("machines.all");
     std::fs::write(&all, "ssh://a - - 2 1.5\nssh://b - - 2 4\n").unwrap();
@@ -137,7 +137,7 @@ fn render_writes_in_one_step_and_not_over_its_source() {
     let text = std::fs::read_to_string(&out).unwrap();
     let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
     assert!(lines[0].starts_with("ssh://b ") && lines[1].starts_with("ssh://a "), "{text}");
-    // Nix takes whole numbers only, before 2.20.
+    // Before 2.20 Nix only accepts integers.
     assert_eq!(lines.iter().all(|line| !line.contains('.')), minor_version() < 20, "{text}");
     scene
         .hookrun(&["builders", "render", "--machines", &all, "--output", &all])
@@ -146,7 +146,7 @@ fn render_writes_in_one_step_and_not_over_its_source() {
 }
 
 #[test]
-fn doctor_finds_nothing_wrong_with_the_lab_and_what_is_broken() {
+fn doctor_finds_broken_settings_and_no_fault_in_the_lab() {
     let scene = scene().builder("one", 1, 1.0);
     let findings = |ran: &Ran| -> Vec<String> {
         let report = json(ran);

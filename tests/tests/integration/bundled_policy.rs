@@ -1,37 +1,33 @@
 //! The bundled policy with real Nix: forty builds on four machines with features, one of them
-//! behind a real sshd; and this machine as a candidate.
+//! behind a real sshd, and the local machine as a candidate.
 
-use hookrun_builders::history::{BuildRow, Outcome, Record, Selection};
-use hookrun_tests::lab::{Need, Ran, Scene, Script, Sshd, require};
+use hookrun_builders::history::{BuildRow, Outcome, Selection};
+use hookrun_tests::lab::{ConfigFile, Need, PluginTable, Ran, Scene, Script, Sshd, require, toml};
+use toml::Table;
 
 /// A scene whose policy is `speed-factor` with this configuration.
-fn scene(policy: &str) -> Scene {
-    Scene::new().nix_conf("post-build-hook", "").config(&format!(
-        "[worker]\nstart = \"none\"\n[plugins.policy]\nsource = \"bundled:speed-factor\"\nhooks = [\"builder-selection\"]\nconfig = {{ {policy} }}\n"
-    ))
+fn scene(policy: Table) -> Scene {
+    let policy = PluginTable::speed_factor().config(policy);
+    Scene::new().nix_conf("post-build-hook", "").config(&ConfigFile::new().plugin("policy", policy))
 }
 
-/// A machine that is a store of the scene, with slots, speed factor, features and mandatory
-/// features.
+/// Adds a machine that is a store of the scene. `rest` has its slots, speed factor, features and
+/// mandatory features.
 fn machine(scene: Scene, name: &str, rest: &str) -> Scene {
     scene.make_builder_store(name);
     scene.machine(&format!("ssh://localhost?remote-store=@scene@/builders/{name} - - {rest}"))
 }
 
-/// A build that says its name and takes a moment.
+/// A build that logs its name and takes a moment.
 fn part(name: &str) -> Script {
     Script::new(format!("echo log of {name}; /bin/sleep 0.2; echo {name} > $out"))
 }
 
-fn record(scene: &Scene) -> Record {
-    Record::read(&scene.state_dir().join("builders")).unwrap().unwrap()
-}
-
-/// Counts the decisions of the policy. The others have to be late answers: on a busy machine the
-/// time for an answer, or for compiling at the first use, may not be enough, and then Nix's rule
-/// decides. `cargo xtask bench` measures both.
+/// Counts the decisions of the policy, and fails if another decision is not because of a late answer.
+/// On a busy machine the time for an answer, or for compiling at the first use, may be too short, and
+/// then the rule of Nix decides. `cargo xtask bench` measures both.
 fn by_policy(scene: &Scene) -> usize {
-    let decisions = record(scene).decisions(Selection::Last(1000)).unwrap();
+    let decisions = scene.builder_record().decisions(Selection::Last(1000)).unwrap();
     let is_late = |by: &str| by.contains("did not answer within") || by.contains("compile");
     let (policy, others): (Vec<_>, Vec<_>) =
         decisions.into_iter().partition(|decision| decision.decided_by == "policy");
@@ -46,14 +42,13 @@ fn builds_on_a_fresh_state_directory_are_chosen_by_the_bundled_policy_as_soon_as
     if !require(Need::Root) {
         return;
     }
-    let scene = machine(machine(scene(""), "one", "4 1"), "two", "4 2");
+    let scene = machine(machine(scene(Table::new()), "one", "4 1"), "two", "4 2");
     let names: Vec<String> = (0..16).map(|number| format!("part-{number}")).collect();
     let later: Vec<String> = (0..COMMANDS).map(|number| format!("later-{number}")).collect();
-    let scene =
-        names.iter().chain(&later).fold(scene, |scene, name| scene.derivation(name, part(name)));
+    let scene = scene.derivations(&names, part).derivations(&later, part);
     let scene = scene.derivation("all", Script::naming(names.iter().map(String::as_str)));
     scene.build_with("all", &["--max-jobs", "0"]).expect_success();
-    let decisions = record(&scene).decisions(Selection::Last(1000)).unwrap().len();
+    let decisions = scene.builder_record().decisions(Selection::Last(1000)).unwrap().len();
     assert!(decisions > names.len(), "{decisions}");
     if by_policy(&scene) == decisions {
         return;
@@ -72,7 +67,7 @@ fn forty_builds_are_distributed_over_four_machines_by_their_features() {
     if !require(Need::Root) {
         return;
     }
-    let scene = scene("");
+    let scene = scene(Table::new());
     let server = Sshd::start(&scene, "");
     let scene = scene.variable("NIX_SSHOPTS", &server.options());
     let scene = machine(scene, "plain", "2 1");
@@ -81,7 +76,7 @@ fn forty_builds_are_distributed_over_four_machines_by_their_features() {
     let remote = server.machine(&scene, "remote", 2, 2);
     let scene = scene.machine(&remote);
     let names: Vec<String> = (0..40).map(|number| format!("part-{number}")).collect();
-    // What a machine may do is in its own Nix, and there these two are known by default.
+    // The Nix of each machine has these two features by default.
     let feature = |number: usize| match number % 10 {
         0 => Some("benchmark"),
         5 => Some("big-parallel"),
@@ -102,12 +97,12 @@ fn forty_builds_are_distributed_over_four_machines_by_their_features() {
         ran.account()
     );
 
-    let decisions = record(&scene).decisions(Selection::Last(100)).unwrap();
+    let decisions = scene.builder_record().decisions(Selection::Last(100)).unwrap();
     assert!(
         decisions.len() >= 41 && decisions.iter().all(|decision| decision.decided_by == "policy"),
         "{decisions:#?}"
     );
-    let builds = record(&scene).builds(Selection::Last(100)).unwrap();
+    let builds = scene.recorded_builds();
     assert_eq!(builds.len(), 41);
     let on = |name: &str| -> Vec<&BuildRow> {
         let end = format!("/builders/{name}");
@@ -144,12 +139,12 @@ fn forty_builds_are_distributed_over_four_machines_by_their_features() {
         .expect_failure()
         .expect_stderr("failed with exit code 1");
     assert_eq!(ran.account().matches("build of '").count(), 1, "{}", ran.account());
-    assert_eq!(ran.account().matches("no such luck").count(), 1, "{}", ran.account());
-    let build = record(&scene).builds(Selection::Last(1)).unwrap().remove(0);
+    assert_eq!(ran.account().matches("this build fails").count(), 1, "{}", ran.account());
+    let build = scene.last_build();
     assert_eq!((build.outcome, build.moves.len()), (Some(Outcome::Failed), 0));
 }
 
-/// Which machines Nix says it builds on.
+/// Returns the number of remote builds that Nix announces.
 fn announced(ran: &Ran) -> usize {
     ran.account()
         .lines()
@@ -162,8 +157,8 @@ fn short_builds_stay_on_a_fast_local_machine_while_it_has_a_slot() {
     if !require(Need::Root) {
         return;
     }
-    let scene = machine(scene("local-speed-factor = 8.0"), "slow", "4 1");
-    // Each needs the one before: there is always a slot free here.
+    let scene = machine(scene(toml! { local-speed-factor = 8.0 }), "slow", "4 1");
+    // Each depends on the one before, so there is always a free local slot.
     let names: Vec<String> = (0..4).map(|number| format!("step-{number}")).collect();
     let scene = names.iter().enumerate().fold(scene, |scene, (number, name)| {
         let script = number
@@ -176,13 +171,13 @@ fn short_builds_stay_on_a_fast_local_machine_while_it_has_a_slot() {
     scene.hookrun(&["compile"]).expect_success();
     let ran = scene.build_with("step-3", &["--max-jobs", "1"]).expect_success();
     assert_eq!(announced(&ran), 0, "{}", ran.account());
-    let reasons = record(&scene).decisions(Selection::Last(10)).unwrap();
+    let reasons = scene.builder_record().decisions(Selection::Last(10)).unwrap();
     assert!(
         reasons.iter().all(|decision| decision.reason.contains("this machine should finish it")),
         "{reasons:#?}"
     );
 
-    // It may not build at all.
+    // No local builds.
     let scene = scene.derivation("far", Script::text("far"));
     let ran = scene.build_with("far", &["--max-jobs", "0"]).expect_success();
     assert_eq!(announced(&ran), 1, "{}", ran.account());

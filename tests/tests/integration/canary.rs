@@ -1,40 +1,41 @@
-//! Every secret of the configuration is a random canary; afterwards none is anywhere: not in a
-//! guest's memory at any host call, not in a file that hookrun wrote or sent, not in anything a
-//! command said, not in an argument or a variable of a process.
+//! Every secret of the configuration is a random text. The tests look for these texts in the memory
+//! of guests at each host call, in files that hookrun wrote or sent, in the output of commands, and
+//! in the arguments and variables of processes.
+
+mod memory_search;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::path::Path;
 use std::process::Child;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use hookrun_capability::Services;
 use hookrun_config::Config;
 use hookrun_host::{Compiler, Host};
-use hookrun_nix::dirs::Dirs;
-use hookrun_nix::event::{Diff, Event, HookEvent, NixDirs, Output, PostBuild};
-use hookrun_nix::evidence::{Difference, Evidence};
-use hookrun_tests::canary::{Canary, files_below, guest_memories};
-use hookrun_tests::guests::guest;
+use hookrun_tests::canary::{Canary, files_below};
 use hookrun_tests::lab::s3::{ACCESS_KEY_ID, S3Server};
-use hookrun_tests::lab::{Scene, Script, answers, build_hook, conversation};
-use hookrun_tests::smtp::{MailServer, USERNAME};
+use hookrun_tests::lab::{
+    ConfigFile, PluginTable, Ran, Scene, Script, answers, build_hook, conversation, toml,
+};
+use hookrun_tests::smtp::MailServer;
+use memory_search::MemorySearch;
 
-/// Bytes of an Ed25519 seed that whole groups of base64 hold; the rest shares a character with the
-/// public half.
+/// The bytes of an Ed25519 seed that whole groups of base64 contain. The next byte shares a
+/// character with the public half.
 const WHOLE_SEED: usize = 30;
+/// The recipient of all mail. The server demands a login for this domain.
+const RECIPIENT: &str = "ann@private.example.org";
 
-/// A scene with servers, and the secrets that they ask for.
-struct Aviary {
+/// A scene with servers and the secrets that they ask for.
+struct SecretScene {
     scene: Scene,
     s3: S3Server,
     mail: MailServer,
     canaries: Vec<Canary>,
 }
 
-impl Aviary {
-    /// None where there can be no mail server.
+impl SecretScene {
+    /// Returns `None` if the test is skipped.
     fn new() -> Option<Self> {
         let (s3_secret, password) =
             (Canary::random("S3 secret key"), Canary::random("SMTP password"));
@@ -70,7 +71,7 @@ impl Aviary {
         assert_eq!(
             seed.found_in(key.as_bytes()),
             Some("base64 from byte 0"),
-            "the test can see the key in its file"
+            "the search finds the key in its file"
         );
         Some(Self {
             scene,
@@ -80,96 +81,57 @@ impl Aviary {
         })
     }
 
-    /// The configuration: services with every secret, good plugins, and guests that fail and
+    /// Returns a configuration of services with every secret, good plugins, and guests that fail or
     /// attack.
-    fn config(&self) -> String {
-        let (s3, mail) = (self.s3.endpoint(), self.mail.tls_url());
-        let (ca, hostile, faulty) =
-            (self.mail.ca_file(), guest("hostile").unwrap(), guest("faulty").unwrap());
-        let mut config = r#"
-[worker]
-start = "none"
-[signing-keys.lab-1]
-file = "@scene@/keys/lab-1.secret"
-[plugins.cache]
-source = "bundled:s3-upload"
-hooks = ["post-build"]
-config = { bucket = "cache" }
-grant = { nix-store = "closure", object-store = ["cache"], signing = ["lab-1"] }
-[plugins.refused]
-source = "bundled:s3-upload"
-hooks = ["post-build"]
-config = { bucket = "wrong" }
-retry = { attempts = 1 }
-grant = { nix-store = "closure", object-store = ["wrong"], signing = ["lab-1"] }
-[plugins.report]
-source = "bundled:email-on-nondeterminism"
-hooks = ["diff"]
-config = { to = ["ann@private.example.org"], transport = "out" }
-grant = { mail = ["out"], state = true }
-[plugins.unheard]
-source = "bundled:email-on-nondeterminism"
-hooks = ["diff"]
-config = { to = ["ann@private.example.org"], transport = "wrong" }
-retry = { attempts = 1 }
-grant = { mail = ["wrong"], state = true }
-"#
-        .to_owned();
+    fn config(&self) -> ConfigFile {
+        let mut file = ConfigFile::new().signing_key("lab-1", "keys/lab-1.secret");
         for (name, secret) in [("cache", "s3-secret"), ("wrong", "s3-wrong")] {
-            write!(
-                config,
-                "[object-stores.{name}]\nurl = \"s3://bucket/{name}\"\nregion = \"eu-west-1\"\nendpoint = \"{s3}\"\n\
-                 credentials.access-key-id-file = \"@scene@/secrets/s3-id\"\n\
-                 credentials.secret-access-key-file = \"@scene@/secrets/{secret}\"\n"
-            )
-            .unwrap();
+            let store = toml! {
+                url = (format!("s3://bucket/{name}"))
+                region = "eu-west-1"
+                endpoint = (self.s3.endpoint())
+                credentials.access-key-id-file = "secrets/s3-id"
+                credentials.secret-access-key-file = (format!("secrets/{secret}"))
+            };
+            file = file.object_store(name, store);
         }
         for (name, secret) in [("out", "smtp"), ("wrong", "smtp-wrong")] {
-            write!(
-                config,
-                "[mail.{name}]\ntransport = \"smtp\"\nurl = \"{mail}\"\nfrom = \"hookrun@example.org\"\nto = [\"ann@private.example.org\"]\n\
-                 username = \"{USERNAME}\"\npassword-file = \"@scene@/secrets/{secret}\"\nca-file = \"{}\"\n",
-                ca.display()
-            )
-            .unwrap();
+            let mut transport = self.mail.transport(&Path::new("secrets").join(secret));
+            transport.extend(toml! { to = [RECIPIENT] });
+            file = file.mail(name, transport);
         }
-        for (name, source, act) in [
-            ("signs", &hostile, r#"act = "sign", key = "lab-1", path = "{out}""#),
-            ("puts", &hostile, r#"act = "put", store = "cache", key = "hostile""#),
-            ("puts-wrongly", &hostile, r#"act = "put", store = "wrong", key = "hostile""#),
-            ("lists", &hostile, r#"act = "list", store = "cache", prefix = """#),
-            (
-                "writes",
-                &hostile,
-                r#"act = "mail", transport = "out", recipient = "ann@private.example.org""#,
-            ),
-            (
-                "writes-wrongly",
-                &hostile,
-                r#"act = "mail", transport = "wrong", recipient = "ann@private.example.org""#,
-            ),
-            ("looks-around", &hostile, r#"act = "environment""#),
-            ("reads", &hostile, r#"act = "wasi-read", path = "@scene@/secrets/smtp""#),
+        let refused = PluginTable::uploader("lab-1")
+            .config(toml! { bucket = "wrong" })
+            .retry("attempts", 1)
+            .grant("object-store", ["wrong"]);
+        file = file
+            .plugin("cache", PluginTable::uploader("lab-1"))
+            .plugin("refused", refused)
+            .plugin("report", PluginTable::mailer("out", RECIPIENT))
+            .plugin("unheard", PluginTable::mailer("wrong", RECIPIENT).retry("attempts", 1));
+        for (name, act) in [
+            ("signs", toml! { act = "sign" key = "lab-1" path = "{out}" }),
+            ("puts", toml! { act = "put" store = "cache" key = "hostile" }),
+            ("puts-wrongly", toml! { act = "put" store = "wrong" key = "hostile" }),
+            ("lists", toml! { act = "list" store = "cache" prefix = "" }),
+            ("writes", toml! { act = "mail" transport = "out" recipient = RECIPIENT }),
+            ("writes-wrongly", toml! { act = "mail" transport = "wrong" recipient = RECIPIENT }),
+            ("looks-around", toml! { act = "environment" }),
+            ("reads", toml! { act = "wasi-read" path = "@scene@/secrets/smtp" }),
             (
                 "reads-beside",
-                &hostile,
-                r#"act = "read-file", path = "{out}", relative = "../../secrets/smtp""#,
+                toml! { act = "read-file" path = "{out}" relative = "../../secrets/smtp" },
             ),
-            ("holds", &hostile, r#"act = "trap-holding""#),
-            ("prints", &hostile, r#"act = "escapes""#),
-            ("traps", &faulty, r#"fault = "trap""#),
-            ("eats", &faulty, r#"fault = "memory""#),
+            ("holds", toml! { act = "trap-holding" }),
+            ("prints", toml! { act = "escapes" }),
         ] {
-            write!(
-                config,
-                "[plugins.{name}]\nsource = \"{}\"\nconfig = {{ {act} }}\nhooks = [\"post-build\", \"diff\"]\n\
-                 retry = {{ attempts = 1 }}\ngrant = {{ nix-store = \"outputs\", object-store = [\"cache\", \"wrong\"], \
-                 signing = [\"lab-1\"], mail = [\"out\", \"wrong\"], state = true }}\n",
-                source.display()
-            )
-            .unwrap();
+            file = file.plugin(name, all_granted(PluginTable::guest("hostile").config(act)));
         }
-        config
+        for (name, fault) in [("traps", "trap"), ("eats", "memory")] {
+            let table = PluginTable::guest("faulty").config(toml! { fault = fault });
+            file = file.plugin(name, all_granted(table));
+        }
+        file
     }
 
     #[track_caller]
@@ -180,32 +142,21 @@ grant = { mail = ["wrong"], state = true }
             }
         }
     }
-
-    /// One build and one difference, as hooks would hand them over.
-    fn events(&self) -> [Event; 2] {
-        let nix = self.scene.private_nix();
-        let nix = NixDirs::new(nix.store_dir(), nix.state_dir(), nix.conf_dir());
-        let drv_path = self.scene.drv_path("alpha").display().to_string();
-        let path = self.scene.out_path("alpha").display().to_string();
-        let output = Output { name: "out".to_owned(), path: path.clone() };
-        let difference = Difference {
-            path: String::new(),
-            kind: "content".to_owned(),
-            previous: "a".to_owned(),
-            current: "b".to_owned(),
-            offset: Some(0),
-            details: Vec::new(),
-        };
-        let evidence = Evidence { differences: vec![difference], ..Evidence::default() };
-        let build = PostBuild { drv_path: drv_path.clone(), outputs: vec![output.clone()] };
-        let diff =
-            Diff { drv_path, output, current: format!("{path}.check"), previous: path, evidence };
-        [HookEvent::PostBuild(build), HookEvent::Diff(diff)]
-            .map(|hook| Event { nix: nix.clone(), ..Event::now(hook) })
-    }
 }
 
-/// Base64 without padding inside.
+/// Serves both event hooks with every grant.
+fn all_granted(table: PluginTable) -> PluginTable {
+    table
+        .hooks(["post-build", "diff"])
+        .retry("attempts", 1)
+        .grant("nix-store", "outputs")
+        .grant("object-store", ["cache", "wrong"])
+        .grant("signing", ["lab-1"])
+        .grant("mail", ["out", "wrong"])
+        .grant("state", true)
+}
+
+/// Decodes base64.
 fn decoded(text: &str) -> Vec<u8> {
     let value = |letter: u8| match letter {
         b'A'..=b'Z' => letter - b'A',
@@ -224,101 +175,32 @@ fn decoded(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// Looks into all guests' memories at every host call: the choke point traces each call while its
-/// guest stands still.
-#[derive(Clone)]
-struct Lookout {
-    aviary: Arc<Aviary>,
-    /// Looks by plugin, and how often the plugin's own word was seen there: that shows that the
-    /// looking works.
-    seen: Arc<Mutex<BTreeMap<String, (usize, usize)>>>,
-    control: Arc<str>,
-    looks: Arc<AtomicUsize>,
-}
-
-/// The name of the plugin in an event of the choke point.
-#[derive(Default)]
-struct PluginField(Option<String>);
-
-impl tracing::field::Visit for PluginField {
-    fn record_str(&mut self, field: &tracing::field::Field, value: &str) {
-        if field.name() == "plugin" {
-            self.0 = Some(value.to_owned());
-        }
-    }
-
-    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-        if field.name() == "plugin" {
-            self.0 = Some(format!("{value:?}"));
-        }
-    }
-}
-
-impl tracing::Subscriber for Lookout {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.target().starts_with("hookrun")
-    }
-
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn event(&self, event: &tracing::Event<'_>) {
-        let mut plugin = PluginField::default();
-        event.record(&mut plugin);
-        let Some(plugin) = plugin.0 else { return };
-        let mut control = 0;
-        for memory in guest_memories() {
-            self.aviary.expect_none(&format!("the memory of plugin `{plugin}`"), &memory);
-            control +=
-                usize::from(memchr::memmem::find(&memory, self.control.as_bytes()).is_some());
-        }
-        self.looks.fetch_add(1, Ordering::Relaxed);
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let (looks, found) = seen.entry(plugin).or_default();
-        *looks += 1;
-        *found += control;
-    }
-
-    fn enter(&self, _: &tracing::span::Id) {}
-
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 #[test]
-fn no_guest_ever_holds_a_secret() {
-    let Some(aviary) = Aviary::new() else { return };
-    // Neither the hook nor its queue: the plugins alone, in this process.
-    aviary.scene.set_config(&aviary.config());
-    aviary.scene.build("alpha").expect_success();
-    let config = Config::load(&aviary.scene.config_path()).unwrap();
-    let dirs = Dirs { config: aviary.scene.config_path(), state: aviary.scene.state_dir() };
+fn no_guest_has_a_secret_in_its_memory_at_a_host_call() {
+    let Some(secrets_scene) = SecretScene::new() else { return };
+    // Only the plugins, in this process, without hook and queue.
+    secrets_scene.scene.set_config(&secrets_scene.config());
+    secrets_scene.scene.build("alpha").expect_success();
+    let config = Config::load(&secrets_scene.scene.config_path()).unwrap();
+    let dirs = secrets_scene.scene.dirs();
     let services = Services::new(&config, &dirs);
     let host = Host::new(&dirs, Compiler::InProcess);
-    let events = aviary.events();
-    // What every guest is told, and so has in its memory.
+    let events =
+        [secrets_scene.scene.build_event("alpha"), secrets_scene.scene.diff_event("alpha", "")];
     let told: Arc<str> =
-        aviary.scene.drv_path("alpha").file_name().unwrap().to_str().unwrap().into();
-    let aviary = Arc::new(aviary);
-    let lookout = Lookout {
-        aviary: aviary.clone(),
-        seen: Arc::default(),
-        control: told,
-        looks: Arc::default(),
-    };
-    // One thread, so that every event is heard here.
+        secrets_scene.scene.drv_path("alpha").file_name().unwrap().to_str().unwrap().into();
+    let secrets_scene = Arc::new(secrets_scene);
+    let search =
+        MemorySearch { secrets_scene: secrets_scene.clone(), seen: Arc::default(), control: told };
+    // The subscriber receives events of this thread only.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut classes = BTreeMap::new();
-    tracing::subscriber::with_default(lookout.clone(), || {
+    tracing::subscriber::with_default(search.clone(), || {
         for (name, settings) in &config.plugins {
             let plugin = host.load(settings, &config).unwrap();
             for event in events.iter().filter(|event| plugin.hooks().contains(&event.kind())) {
                 let report = runtime.block_on(plugin.run_event(&services, event, 1));
-                aviary.expect_none(
+                secrets_scene.expect_none(
                     &format!("the report of plugin `{name}`"),
                     format!("{report:?}").as_bytes(),
                 );
@@ -326,33 +208,32 @@ fn no_guest_ever_holds_a_secret() {
             }
         }
     });
-    // The secrets were used, and refused where they are wrong.
+    // The right secrets were accepted, and the wrong ones refused.
     assert_eq!([classes["cache"], classes["report"]], ["done", "done"], "{classes:?}");
     assert_eq!([classes["refused"], classes["unheard"]], ["refused", "refused"], "{classes:?}");
-    // The looking works: each plugin was looked at, and what it may know was there.
-    let seen = lookout.seen.lock().unwrap();
+    // The search works: it ran for each plugin and found the control text.
+    let seen = search.seen.lock().unwrap();
     for name in config.plugins.keys() {
         let (looks, found) = seen.get(name).copied().unwrap_or_default();
         assert!(
             looks > 0 && found > 0,
-            "`{name}`: {looks} looks, and its event was seen {found} times"
+            "`{name}`: {looks} searches, which found its event {found} times"
         );
     }
-    println!("{} looks into guests' memories", lookout.looks.load(Ordering::Relaxed));
 }
 
-/// What processes of this scene show of themselves, until `child` ends: arguments and variables.
-fn processes_until_the_end(aviary: &Aviary, child: &mut Child) -> usize {
+/// Searches the arguments and variables of the processes of this scene until `child` ends. Returns
+/// the number of searches.
+fn processes_until_the_end(secrets_scene: &SecretScene, child: &mut Child) -> usize {
     let mut looks = 0;
     while child.try_wait().unwrap().is_none() {
-        for pid in aviary.scene.processes() {
+        for pid in secrets_scene.scene.processes() {
             for file in ["cmdline", "environ"] {
                 let path = format!("/proc/{}/{file}", pid.as_raw_nonzero());
                 // It may have ended.
                 let Ok(bytes) = std::fs::read(&path) else { continue };
-                // The token is in the test's own environment of Nix, which `hookrun drain` has from
-                // here.
-                aviary
+                // The test itself sets the token in the environment.
+                secrets_scene
                     .canaries
                     .iter()
                     .filter(|canary| !canary.name.contains("NIX_CONFIG"))
@@ -373,36 +254,37 @@ fn processes_until_the_end(aviary: &Aviary, child: &mut Child) -> usize {
 }
 
 #[test]
-fn no_secret_is_left_anywhere() {
-    let Some(aviary) = Aviary::new() else { return };
-    let scene = &aviary.scene;
-    scene.set_config(&aviary.config());
-    // Through real hooks: Nix's settings, with a token in them, are in their environment.
+fn no_secret_is_in_files_output_arguments_or_variables() {
+    let Some(secrets_scene) = SecretScene::new() else { return };
+    let scene = &secrets_scene.scene;
+    scene.set_config(&secrets_scene.config());
+    // The environment of the hooks has the settings of Nix with the token.
     let said = [scene.build("alpha"), scene.build("random"), scene.check("random")];
     for ran in &said {
-        aviary.expect_none("what Nix showed of the hooks", ran.account().as_bytes());
+        secrets_scene.expect_none("the output of Nix", ran.account().as_bytes());
     }
     assert!(!scene.spooled().is_empty());
-    aviary.expect_none(
+    secrets_scene.expect_none(
         "the spool",
         &scene.spooled().iter().flat_map(|path| std::fs::read(path).unwrap()).collect::<Vec<_>>(),
     );
-    // A file that is no event goes to `rejected`.
+    // A file that is not an event is moved to `rejected`.
     std::fs::write(scene.state_dir().join("spool/garbage"), "garbage").unwrap();
 
     let mut drain = scene.hookrun_command(&["drain"]);
     drain.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
     let mut child = drain.spawn().unwrap();
-    // Read while it runs: a full pipe would stop it.
+    // A full pipe would block the worker.
     let mut streams = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
     let readers = [
         std::thread::spawn(move || std::io::read_to_string(&mut streams.0).unwrap()),
         std::thread::spawn(move || std::io::read_to_string(&mut streams.1).unwrap()),
     ];
-    let looks = processes_until_the_end(&aviary, &mut child);
-    assert!(looks > 0, "the worker was looked at while it ran");
+    let looks = processes_until_the_end(&secrets_scene, &mut child);
+    assert!(looks > 0, "the worker was searched while it ran");
     for reader in readers {
-        aviary.expect_none("what `hookrun drain` says", reader.join().unwrap().as_bytes());
+        secrets_scene
+            .expect_none("the output of `hookrun drain`", reader.join().unwrap().as_bytes());
     }
     let tasks = scene.tasks();
     for expected in [
@@ -426,63 +308,63 @@ fn no_secret_is_left_anywhere() {
         &["test", "signs", "--format", "json"],
     ] {
         let ran = scene.hookrun(arguments);
-        aviary.expect_none(
-            &format!("what `hookrun {}` says", arguments.join(" ")),
+        secrets_scene.expect_none(
+            &format!("the output of `hookrun {}`", arguments.join(" ")),
             ran.account().as_bytes(),
         );
     }
-    // A file that is no key at all: what is in it is not repeated.
-    scene.set_config(
-        &aviary.config().replace("@scene@/keys/lab-1.secret", "@scene@/secrets/no-key"),
-    );
+    // The message about a file that is not a key does not repeat its contents.
+    scene.set_config(&secrets_scene.config().signing_key("lab-1", "secrets/no-key"));
     scene.build("beta").expect_success();
     for command in ["check", "drain"] {
         let ran = scene.hookrun(&[command]).expect_failure();
-        aviary.expect_none("what is said about a wrong key", ran.account().as_bytes());
+        secrets_scene.expect_none("the message about a wrong key", ran.account().as_bytes());
     }
-    // A build hook gets all of Nix's settings.
+    // A build hook gets all settings of Nix.
     let mut hook = build_hook(scene.dir(), "echo \"$@\" >&2; exit 1");
-    let token = aviary.canaries.iter().find(|canary| canary.name.contains("NIX_CONFIG")).unwrap();
+    let token =
+        secrets_scene.canaries.iter().find(|canary| canary.name.contains("NIX_CONFIG")).unwrap();
     let (bytes, _) = conversation(&format!("ssh://m?token={} - - x", token.text()), 1);
     drop(answers(&mut hook, &bytes));
 
-    let mails = aviary.mail.delivered_now();
+    let mails = secrets_scene.mail.delivered_now();
     assert!(!mails.is_empty());
-    aviary.expect_none("a mail", mails.concat().as_bytes());
+    secrets_scene.expect_none("a mail", mails.concat().as_bytes());
     let without = ["secrets", "keys"].map(|name| scene.path(name));
     let files = files_below(scene.dir(), &without);
     let names: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
     for part in
         ["journal/journal.sqlite", "/rejected/", "/artifacts/", "/plugin-state/", "/s3/bucket/"]
     {
-        assert!(names.iter().any(|name| name.contains(part)), "{part} was looked at: {names:#?}");
+        assert!(names.iter().any(|name| name.contains(part)), "{part} was searched: {names:#?}");
     }
     for path in files {
-        aviary.expect_none(&path.display().to_string(), &std::fs::read(&path).unwrap());
+        secrets_scene.expect_none(&path.display().to_string(), &std::fs::read(&path).unwrap());
     }
 }
 
-/// Credentials that come by the environment are in the worker's own environment, and nowhere else.
 #[test]
-fn secrets_of_the_environment_go_no_further() {
-    let Some(aviary) = Aviary::new() else { return };
-    let scene = &aviary.scene;
-    let by_file = "credentials.access-key-id-file = \"@scene@/secrets/s3-id\"\n\
-                   credentials.secret-access-key-file = \"@scene@/secrets/s3-secret\"\n";
-    let config = aviary.config();
-    assert!(config.contains(by_file), "{config}");
-    scene.set_config(&config.replace(by_file, ""));
+fn secrets_of_the_environment_stay_in_the_environment_of_the_worker() {
+    let Some(secrets_scene) = SecretScene::new() else { return };
+    let scene = &secrets_scene.scene;
+    let without_files = toml! {
+        url = "s3://bucket/cache"
+        region = "eu-west-1"
+        endpoint = (secrets_scene.s3.endpoint())
+    };
+    scene.set_config(&secrets_scene.config().object_store("cache", without_files));
     scene.build("alpha").expect_success();
-    let secret = aviary.canaries.iter().find(|canary| canary.name == "S3 secret key").unwrap();
+    let secret =
+        secrets_scene.canaries.iter().find(|canary| canary.name == "S3 secret key").unwrap();
     let mut drain = scene.hookrun_command(&["drain"]);
     drain.env("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID).env("AWS_SECRET_ACCESS_KEY", secret.text());
-    let ran = hookrun_tests::lab::Ran::of(&mut drain);
-    aviary.expect_none("what `hookrun drain` says", ran.account().as_bytes());
+    let ran = Ran::of(&mut drain);
+    secrets_scene.expect_none("the output of `hookrun drain`", ran.account().as_bytes());
     assert!(scene.tasks().contains(&"alpha cache done".to_owned()), "{}", ran.account());
     let attempts = scene.attempts();
     let own = attempts.iter().find(|attempt| attempt.plugin == "looks-around").unwrap();
     assert_eq!(own.message, "no environment");
     for path in files_below(&scene.state_dir(), &[]) {
-        aviary.expect_none(&path.display().to_string(), &std::fs::read(&path).unwrap());
+        secrets_scene.expect_none(&path.display().to_string(), &std::fs::read(&path).unwrap());
     }
 }

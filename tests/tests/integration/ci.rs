@@ -1,31 +1,35 @@
-//! `hookrun ci` and `hookrun sync` with real Nix: what one command builds is reported and waited
-//! for, whoever does the building; what no hook reported is found in Nix's database.
+//! `hookrun ci` and `hookrun sync` with real Nix: `ci` reports the builds of one command and waits
+//! for them, and builds that no hook reported are found in the database of Nix.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use hookrun_tests::guests;
-use hookrun_tests::lab::{Need, Ran, Scene, Script, require};
+use hookrun_tests::lab::{ConfigFile, Need, PluginTable, Ran, Scene, Script, require, toml};
 
-fn config(extra: &str) -> String {
-    format!(
-        "[worker]\nstart = \"none\"\nidle-exit = \"1s\"\n[plugins.keeper]\nsource = \"{}\"\nhooks = [\"post-build\"]\n\
-         grant = {{ state = true }}\nretry = {{ attempts = 3, min-delay = \"1h\", max-delay = \"1h\" }}\n{extra}",
-        guests::guest_for_all("good").unwrap().display()
-    )
+fn keeper() -> PluginTable {
+    PluginTable::keeper().retry_hourly()
 }
 
-/// A Nix whose own configuration names no hook, and two derivations.
-fn scene(extra: &str) -> Scene {
+/// The plugin `good`, which fails with a `transient` or a `permanent` error.
+fn failing(kind: &str) -> PluginTable {
+    keeper().config(toml! { fail = kind })
+}
+
+fn config(keeper: PluginTable) -> ConfigFile {
+    ConfigFile::new().worker("idle-exit", "1s").plugin("keeper", keeper)
+}
+
+/// A Nix whose configuration sets no hook, and two derivations.
+fn scene(keeper: PluginTable) -> Scene {
     Scene::new()
         .nix_conf("post-build-hook", "")
         .nix_conf("run-diff-hook", "false")
-        .config(&config(extra))
+        .config(&config(keeper))
         .derivation("alpha", Script::text("the first"))
         .derivation("beta", Script::naming(["alpha"]))
 }
 
-/// `hookrun ci ARGUMENTS -- nix-build` of a derivation.
+/// Runs `hookrun ci ARGUMENTS -- nix-build` for a derivation.
 fn ci(scene: &Scene, arguments: &[&str], derivation: &str) -> Ran {
     let build = scene.build_command(derivation, &[]);
     let mut words: Vec<&str> = vec!["ci"];
@@ -37,11 +41,11 @@ fn ci(scene: &Scene, arguments: &[&str], derivation: &str) -> Ran {
 }
 
 #[test]
-fn what_a_command_builds_is_reported_and_waited_for() {
-    let scene = scene("");
+fn ci_reports_the_builds_of_a_command_and_waits_for_them() {
+    let scene = scene(keeper());
     let report = scene.path("summary.json").display().to_string();
     let ran = ci(&scene, &["--report", &report], "beta").expect_success();
-    assert_eq!(ran.path(), scene.out_path("beta"), "the command's output is its own");
+    assert_eq!(ran.path(), scene.out_path("beta"), "the standard output is that of the command");
     assert!(
         ran.stderr.contains("2 events") && ran.stderr.contains("keeper: 2 done"),
         "{}",
@@ -58,9 +62,8 @@ fn what_a_command_builds_is_reported_and_waited_for() {
 }
 
 #[test]
-fn the_exit_code_is_the_commands_or_tells_of_what_is_unfinished() {
-    let scene =
-        scene("config = { fail = \"permanent\" }\n").derivation("broken", Script::failing());
+fn ci_exits_with_the_code_of_the_command_or_with_that_of_unfinished_tasks() {
+    let scene = scene(failing("permanent")).derivation("broken", Script::failing());
     ci(&scene, &[], "alpha").expect_exit(1).expect_stderr("1 dead");
     ci(&scene, &[], "broken").expect_exit(100);
     scene
@@ -68,7 +71,7 @@ fn the_exit_code_is_the_commands_or_tells_of_what_is_unfinished() {
         .expect_exit(127)
         .expect_stderr("does not start");
     scene.hookrun(&["ci", "--", "/bin/sh", "-c", "kill -TERM $$"]).expect_exit(143);
-    scene.set_config("[worker]\nstrat = 1\n");
+    scene.set_config(&toml! { worker.strat = 1 });
     scene
         .hookrun(&["ci", "--", "/bin/sh", "-c", "echo ran"])
         .expect_exit(3)
@@ -76,9 +79,9 @@ fn the_exit_code_is_the_commands_or_tells_of_what_is_unfinished() {
 }
 
 #[test]
-fn without_progress_nobody_waits_for_ever() {
-    let scene = scene("config = { fail = \"transient\" }\n");
-    let ran = ci(&scene, &["--wait-idle", "1s"], "alpha").expect_exit(1);
+fn ci_stops_waiting_after_an_idle_time() {
+    let scene = scene(failing("transient"));
+    let ran = ci(&scene, &["--wait-idle", "5s"], "alpha").expect_exit(1);
     assert!(
         ran.stderr.contains("keeper: 1 unfinished; ") && ran.stderr.contains("stay in the queue"),
         "{}",
@@ -87,8 +90,8 @@ fn without_progress_nobody_waits_for_ever() {
 }
 
 #[test]
-fn a_private_queue_goes_when_all_is_done_and_stays_when_not() {
-    let scene = scene("");
+fn a_private_queue_is_removed_only_if_all_tasks_are_done() {
+    let scene = scene(keeper());
     let directories = || {
         let entries = std::fs::read_dir(scene.path("tmp")).unwrap().flatten();
         entries
@@ -98,9 +101,9 @@ fn a_private_queue_goes_when_all_is_done_and_stays_when_not() {
     };
     ci(&scene, &["--private"], "alpha").expect_success().expect_stderr("keeper: 1 done");
     assert!(directories().is_empty(), "{:?}", directories());
-    assert!(!scene.state_dir().join("journal").exists(), "the ordinary queue was not touched");
-    assert!(scene.processes().is_empty(), "nothing runs on");
-    scene.set_config(&config("config = { fail = \"permanent\" }\n"));
+    assert!(!scene.state_dir().join("journal").exists(), "the ordinary queue was not used");
+    assert!(scene.processes().is_empty(), "no process is left");
+    scene.set_config(&config(failing("permanent")));
     ci(&scene, &["--private"], "beta").expect_exit(1).expect_stderr("the queue is kept");
     let kept = directories();
     let state = kept.first().unwrap().join("state").display().to_string();
@@ -111,8 +114,8 @@ fn a_private_queue_goes_when_all_is_done_and_stays_when_not() {
 }
 
 #[test]
-fn signals_are_handed_to_the_command() {
-    let scene = scene("");
+fn ci_forwards_signals_to_the_command() {
+    let scene = scene(keeper());
     let mut child = scene
         .hookrun_command(&[
             "ci",
@@ -133,13 +136,12 @@ fn signals_are_handed_to_the_command() {
 }
 
 #[test]
-fn a_difference_is_reported_by_a_hook_of_the_command() {
+fn ci_reports_a_difference_with_diff_hook() {
     if !require(Need::Root) {
         return;
     }
-    let scene = scene("")
-        .derivation("chance", Script::new("read x < /proc/sys/kernel/random/uuid; echo $x > $out"));
-    scene.set_config(&config("").replace("\"post-build\"", "\"diff\""));
+    let scene = scene(keeper()).derivation("chance", Script::random());
+    scene.set_config(&config(keeper().hooks(["diff"])));
     scene.build("chance").expect_success();
     let build = scene.build_command("chance", &["--check"]);
     let mut words = vec!["ci", "--diff-hook", "--", "nix-build"];
@@ -158,8 +160,8 @@ fn program(scene: &Scene, name: &str, text: &str) -> String {
 }
 
 #[test]
-fn the_users_own_post_build_hook_is_called_as_well() {
-    let scene = scene("");
+fn the_post_build_hook_of_the_user_is_called_as_well() {
+    let scene = scene(keeper());
     let called = scene.path("called");
     let own = program(
         &scene,
@@ -181,14 +183,14 @@ fn the_users_own_post_build_hook_is_called_as_well() {
     assert!(ran.stderr.contains("keeper: 1 done"), "{}", ran.account());
     let drv = scene.drv_path("alpha").display().to_string();
     assert_eq!(std::fs::read_to_string(&called).unwrap().trim(), drv);
-    // It fails a build as it would without us.
+    // The hook of the user fails a build as it does without hookrun.
     std::fs::write(scene.path("fail"), "").unwrap();
     ci(&scene, &[], "beta").expect_exit(1).expect_stderr("the command failed");
 }
 
 #[test]
-fn temporary_directories_with_odd_names_do_not_break_hooks() {
-    let scene = scene("");
+fn hooks_work_with_special_characters_in_the_temporary_directory() {
+    let scene = scene(keeper());
     for (number, name) in ["a b", "a#b", "a\tb", "ü"].iter().enumerate() {
         let directory = scene.path(name);
         std::fs::create_dir(&directory).unwrap();
@@ -205,13 +207,13 @@ fn temporary_directories_with_odd_names_do_not_break_hooks() {
             .expect_success()
             .expect_stderr("1 event")
             .expect_stderr("keeper: 1 done");
-        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0, "nothing is left in {name}");
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0, "no file is left in {name}");
     }
 }
 
 #[test]
-fn builds_that_no_hook_reported_are_found_in_the_database() {
-    let scene = scene("");
+fn ci_finds_builds_that_no_hook_reported_in_the_database() {
+    let scene = scene(keeper());
     let build = scene.build_command("beta", &[]);
     let mut words = vec!["ci", "--", "env", "-u", "NIX_CONFIG", "nix-build"];
     words.extend(build.get_args().map(|word| word.to_str().unwrap()));
@@ -221,19 +223,19 @@ fn builds_that_no_hook_reported_are_found_in_the_database() {
 }
 
 #[test]
-fn a_queue_that_no_plugin_takes_from_is_named() {
-    let scene = scene("");
-    scene.set_config("[worker]\nstart = \"none\"\n");
+fn ci_reports_that_no_plugin_takes_the_events() {
+    let scene = scene(keeper());
+    scene.set_config(&ConfigFile::new());
     ci(&scene, &[], "alpha")
         .expect_success()
         .expect_stderr("1 event")
         .expect_stderr("no plugin of the configuration takes them");
 }
 
-/// A plain user of the machine without anything to lose.
+/// The user id of `nobody`.
 const NOBODY: u32 = 65534;
 
-/// `hookrun ci ARGUMENTS -- nix-build` by a plain user, through the scene's daemon.
+/// Runs `hookrun ci ARGUMENTS -- nix-build` as a plain user, through the daemon of the scene.
 fn as_a_plain_user(scene: &Scene, arguments: &[&str], derivation: &str, options: &[&str]) -> Ran {
     use std::os::unix::process::CommandExt as _;
     let home = scene.path("plain");
@@ -253,7 +255,7 @@ fn a_trusted_user_of_a_daemon_has_its_own_queue() {
     if !require(Need::Root) {
         return;
     }
-    let scene = scene("").nix_conf("trusted-users", "root nobody").through_daemon();
+    let scene = scene(keeper()).nix_conf("trusted-users", "root nobody").through_daemon();
     let ran = as_a_plain_user(&scene, &[], "beta", &[]).expect_success();
     assert!(ran.stderr.contains("keeper: 2 done"), "{}\n{}", ran.account(), scene.daemon_log());
     let owner =
@@ -261,18 +263,17 @@ fn a_trusted_user_of_a_daemon_has_its_own_queue() {
     assert_eq!(
         owner(&scene.path("plain/state/spool")),
         NOBODY,
-        "root's hook wrote nothing as root"
+        "the hook of root writes as this user"
     );
 }
 
 #[test]
-fn a_build_users_difference_reaches_a_trusted_users_private_queue() {
+fn a_difference_that_a_build_user_reports_reaches_the_private_queue_of_a_trusted_user() {
     if !require(Need::Root) {
         return;
     }
-    let scene = scene("")
-        .derivation("chance", Script::new("read x < /proc/sys/kernel/random/uuid; echo $x > $out"));
-    scene.set_config(&config("").replace("\"post-build\"", "\"diff\""));
+    let scene = scene(keeper()).derivation("chance", Script::random());
+    scene.set_config(&config(keeper().hooks(["diff"])));
     let scene = scene.nix_conf("trusted-users", "root nobody").through_daemon();
     scene.build("chance").expect_success();
     let ran = as_a_plain_user(&scene, &["--private", "--diff-hook"], "chance", &["--check"])
@@ -290,11 +291,11 @@ fn a_build_users_difference_reaches_a_trusted_users_private_queue() {
 }
 
 #[test]
-fn a_user_whom_the_daemon_does_not_trust_is_told_and_served_from_the_database() {
+fn builds_of_an_untrusted_user_are_found_in_the_database() {
     if !require(Need::Root) {
         return;
     }
-    let scene = scene("").through_daemon();
+    let scene = scene(keeper()).through_daemon();
     let ran = as_a_plain_user(&scene, &[], "beta", &[])
         .expect_success()
         .expect_stderr("ignores the hooks of this user");
@@ -302,10 +303,10 @@ fn a_user_whom_the_daemon_does_not_trust_is_told_and_served_from_the_database() 
 }
 
 #[test]
-fn sync_hands_over_what_no_hook_reported() {
-    let scene = scene("");
+fn sync_queues_builds_that_no_hook_reported() {
+    let scene = scene(keeper());
     scene.build("beta").expect_success();
-    assert!(scene.spooled().is_empty(), "there was no hook");
+    assert!(scene.spooled().is_empty(), "no hook is set");
     scene.hookrun(&["sync"]).expect_exit(2).expect_stderr("no paths selected");
     let shown = scene
         .hookrun(&["sync", "--dry-run", "--all"])
@@ -332,7 +333,7 @@ fn sync_hands_over_what_no_hook_reported() {
     scene.drain().expect_success();
     scene.expect_tasks(&["alpha keeper done", "beta keeper done"]);
     scene.hookrun(&["sync", "--all"]).expect_success().expect_stdout("0 events");
-    // Paths, links to them and derivations; known ones with force.
+    // Arguments may be paths, links to paths, and derivations. `--force` queues known ones again.
     let link = scene.path("result");
     std::os::unix::fs::symlink(scene.out_path("alpha"), &link).unwrap();
     scene
@@ -356,8 +357,8 @@ fn sync_hands_over_what_no_hook_reported() {
 }
 
 #[test]
-fn a_worker_that_is_killed_meanwhile_is_followed_by_another() {
-    let scene = scene("");
+fn ci_starts_another_worker_after_one_was_killed() {
+    let scene = scene(keeper());
     // The first worker dies as soon as it has its lock.
     let build = scene.build_command("beta", &[]);
     let mut words = vec!["ci", "--", "nix-build"];
@@ -384,7 +385,7 @@ fn the_directory_of_a_ci_run_can_be_passed_and_not_listed() {
     if !require(Need::Root) {
         return;
     }
-    let scene = scene("");
+    let scene = scene(keeper());
     let place = scene.path("shared");
     std::fs::create_dir(&place).unwrap();
     std::fs::set_permissions(&place, std::os::unix::fs::PermissionsExt::from_mode(0o1777)).unwrap();

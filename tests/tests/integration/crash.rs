@@ -1,12 +1,11 @@
-//! The queue's promise under SIGKILL: what a hook has handed over ends exactly once in the journal,
-//! nothing is lost, and the plugin has seen it at least once, whenever hooks and workers are
-//! killed: at every boundary of both (each `fsync`, `rename` and their like, before and after), and
-//! at random moments while 100 hooks run at once.
+//! The queue under SIGKILL: each event that a hook has spooled ends exactly once in the journal,
+//! none is lost, and the plugin has seen each of them at least once. Hooks and workers are killed
+//! before and after each boundary (`fsync`, `rename` and similar calls), and at random moments
+//! while 100 hooks run at once.
 //!
 //! `cargo xtask crash --events 10000 --kills 1000` runs the long form.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::io::Read as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -15,34 +14,32 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use hookrun_nix::dirs::Dirs;
 use hookrun_nix::layout;
 use hookrun_nix::outcome::Class;
 use hookrun_queue::journal::{Journal, LogFilter, TaskState};
 use hookrun_queue::spool;
-use hookrun_tests::guests;
-use hookrun_tests::lab::{Boundary, Point, Ran, Scene};
+use hookrun_tests::lab::{Boundary, ConfigFile, PluginTable, Point, Ran, Scene, toml};
 
-/// Hook processes at once.
+/// The number of hooks at once.
 const HOOKS: usize = 100;
 /// SIGKILL.
 const KILLED: Option<i32> = Some(9);
-/// The longest life of a worker before it is killed: it begins, takes and runs within this, also on
-/// a machine under load.
+/// The longest time after which a worker is killed. It starts and runs tasks within this time, even
+/// on a machine under load.
 const WORKER_LIFE: Duration = Duration::from_secs(2);
-/// Of so many kills one at least is a worker's.
+/// At least one of so many kills is that of a worker.
 const KILLS_PER_WORKER: usize = 10;
-/// A hook's life is a few milliseconds.
+/// The longest time after which a hook is killed. It runs for a few milliseconds.
 const HOOK_LIFE: Duration = Duration::from_millis(8);
 
 #[test]
-fn killed_at_every_boundary_and_at_random() {
+fn no_event_is_lost_when_hooks_and_workers_are_killed() {
     crash(300, 130);
 }
 
 #[test]
 #[ignore = "takes minutes: `cargo xtask crash` runs it"]
-fn killed_at_random_for_long() {
+fn no_event_is_lost_in_a_long_run_of_kills() {
     let number = |name: &str, default| {
         std::env::var(name).ok().map_or(default, |text| text.parse().unwrap())
     };
@@ -54,36 +51,32 @@ fn part_of(whole: Duration, chance: &mut fastrand::Rng) -> Duration {
     whole.mul_f64(chance.f64())
 }
 
-/// A scene, and what became of the hooks in it.
+/// A scene and the results of its hooks.
 struct Storm {
     scene: Scene,
     boundary: Boundary,
     next: AtomicUsize,
-    /// Numbers of events whose hook returned 0.
+    /// The numbers of events whose hook returned 0.
     handed_over: Mutex<BTreeSet<usize>>,
-    /// Numbers of events whose hook was killed: there or not, but not twice.
+    /// The numbers of events whose hook was killed. Each of them was spooled once or not at all.
     perhaps: Mutex<BTreeSet<usize>>,
-    /// What hooks said that could not hand over, as after two seconds on a machine under load:
-    /// these count as killed ones.
+    /// The messages of hooks that gave up, such as after two seconds on a machine under load. These
+    /// count as killed ones.
     given_up: Mutex<Vec<String>>,
 }
 
 impl Storm {
     fn new() -> Self {
-        let guest = guests::guest("good").unwrap();
-        let mut config = "[worker]\nstart = \"none\"\nroots-max-age = \"1h\"\n".to_owned();
-        for (plugin, digit) in plugins() {
-            write!(
-                config,
-                "[plugins.{plugin}]\nsource = \"{}\"\nhooks = [\"post-build\"]\nfilter = {{ name = \"*{digit}\" }}\n\
-                 grant = {{ state = true }}\nlimits = {{ state-keys = 100000, state-bytes = \"64MiB\" }}\n",
-                guest.display()
-            )
-            .unwrap();
-        }
-        let scene = Scene::new().config(&config);
+        let keeper =
+            PluginTable::keeper().limit("state-keys", 100_000).limit("state-bytes", "64MiB");
+        let file = ConfigFile::new().worker("roots-max-age", "1h");
+        let file = plugins().fold(file, |file, (plugin, digit)| {
+            let filter = toml! { name = (format!("*{digit}")) };
+            file.plugin(&plugin, keeper.clone().set("filter", filter))
+        });
+        let scene = Scene::new().config(&file);
         scene.hookrun(&["compile"]).expect_success();
-        // Nix makes it with its first build; here nothing is built.
+        // Nix makes this directory with its first build, and this test builds nothing.
         std::fs::create_dir(scene.private_nix().state_dir().join("gcroots")).unwrap();
         let boundary = Boundary::compile(&scene);
         Self {
@@ -96,7 +89,7 @@ impl Storm {
         }
     }
 
-    /// A hook for a build of its own, and the build's number.
+    /// Returns a hook for another build, and the number of the build.
     fn hook(&self) -> (usize, Command) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let path = format!(
@@ -111,7 +104,7 @@ impl Storm {
         (number, command)
     }
 
-    /// Notes how a hook ended; true if it, or the process that does its work, was killed.
+    /// Records how a hook ended. Returns true if it, or the process that does its work, was killed.
     fn ended(&self, number: usize, child: &mut Child) -> bool {
         let mut said = String::new();
         child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
@@ -120,7 +113,7 @@ impl Storm {
             self.perhaps.lock().unwrap().insert(number);
             return true;
         }
-        assert!(status.success(), "a hook fails no build: {status}");
+        assert!(status.success(), "a hook must not fail a build: {status}");
         let killed = said.contains("ended early");
         if said.contains("may be lost") || said.contains("is lost") {
             self.perhaps.lock().unwrap().insert(number);
@@ -128,13 +121,13 @@ impl Storm {
                 self.given_up.lock().unwrap().push(said);
             }
         } else {
-            // By itself, or by a process that came after it.
+            // The hook spooled it, or a process that it started.
             self.handed_over.lock().unwrap().insert(number);
         }
         killed
     }
 
-    /// Hands over `count` events, undisturbed.
+    /// Runs `count` hooks without killing them.
     fn hand_over(&self, count: usize) {
         for _ in 0..count {
             let (number, mut command) = self.hook();
@@ -146,10 +139,10 @@ impl Storm {
         self.handed_over.lock().unwrap().len()
     }
 
-    /// Kills hooks and workers once before and once after each of their boundaries. Gives the
+    /// Kills hooks and workers once before and once after each of their boundaries. Returns the
     /// number of kills.
     fn every_boundary(&self) -> usize {
-        // The first one makes directories.
+        // The first hook makes directories.
         self.hand_over(1);
         let log = self.scene.path("boundaries");
         let (number, mut command) = self.hook();
@@ -170,8 +163,8 @@ impl Storm {
             kills += 1;
         }
         std::fs::remove_file(&log).unwrap();
-        // Undisturbed: it makes the journal and takes what the killed hooks have left in fallback
-        // directories, which no later worker has to do.
+        // This worker makes the journal and takes the events in fallback directories, which later
+        // workers do not have to do.
         self.scene.hookrun(&["drain"]).expect_success();
         self.hand_over(3);
         Ran::of(self.boundary.log(&mut self.scene.hookrun_command(&["drain"]), &log))
@@ -195,7 +188,7 @@ impl Storm {
                 .unwrap();
             if status.signal() == KILLED { kills += 1 } else { survived.push(point) }
         }
-        // A later worker may have less to do, such as no new journal to make.
+        // A later worker may have less to do.
         assert!(survived.len() < of_worker.len(), "not reached: {survived:?} of {of_worker:?}");
         eprintln!(
             "boundaries: hook {of_hook:?}, worker {} ({synced} syncs), {kills} kills, not reached {survived:?}",
@@ -204,8 +197,8 @@ impl Storm {
         kills
     }
 
-    /// Hands over until `events` are kept, by [`HOOKS`] hooks at once, while hooks and workers are
-    /// killed `kills` times.
+    /// Runs [`HOOKS`] hooks at once until `events` are spooled, while hooks and workers are killed
+    /// `kills` times.
     fn random(&self, events: usize, kills: usize, seed: u64) {
         let killed = AtomicUsize::new(0);
         let enough = |killed: &AtomicUsize| killed.load(Ordering::Relaxed) >= kills;
@@ -219,7 +212,7 @@ impl Storm {
                     || lives < kills / KILLS_PER_WORKER
                 {
                     let mut command = self.scene.hookrun_command(&["daemon"]);
-                    // One in four dies at a boundary that chance chooses.
+                    // One in four dies at a random boundary.
                     if chance.usize(..4) == 0 {
                         let point =
                             Point { number: 1 + chance.usize(..40), after: chance.usize(..2) == 0 };
@@ -244,8 +237,7 @@ impl Storm {
                         let mut chance = fastrand::Rng::with_seed(seed ^ (thread as u64 + 1));
                         while self.kept() < events {
                             let (number, mut command) = self.hook();
-                            // As many as are needed, spread over all events; workers take their
-                            // part.
+                            // Kills are spread over all events.
                             let kill = !enough(killed) && chance.usize(..events) < kills;
                             let at_boundary = chance.usize(..2) == 0;
                             if kill && at_boundary {
@@ -277,12 +269,13 @@ impl Storm {
         eprintln!("{} random kills", killed.load(Ordering::Relaxed));
     }
 
-    /// What has to hold once an undisturbed worker has drained the queue.
+    /// Fails unless every event ended exactly once, after a worker that was not killed has drained
+    /// the queue.
     fn check(&self) {
-        let dirs = Dirs { config: self.scene.config_path(), state: self.scene.state_dir() };
+        let dirs = self.scene.dirs();
         for fallback in layout::fallbacks(&dirs) {
             assert_eq!(spool::count(&fallback), 0, "nothing is left in {}", fallback.display());
-            // One of them is not in the scene.
+            // One of them is outside of the scene.
             let _ = std::fs::remove_dir_all(fallback);
         }
         assert!(self.scene.spooled().is_empty(), "nothing is left in the spool");
@@ -307,7 +300,7 @@ impl Storm {
             assert_eq!(
                 states.get(&name).map(Vec::as_slice),
                 Some(&[TaskState::Done][..]),
-                "{name}: not once, or lost"
+                "{name}: lost, or not once"
             );
             assert_eq!(
                 successes.get(&name),
@@ -323,7 +316,7 @@ impl Storm {
         for number in handed_over.iter() {
             assert!(effects.contains(&name(*number)), "the plugin never saw {}", name(*number));
         }
-        // What killed hooks and workers left behind is swept later than `roots-max-age`.
+        // Roots of killed hooks and workers are removed after `roots-max-age`.
         let rooted = || {
             std::fs::read_dir(self.scene.private_nix().state_dir().join("gcroots/hookrun"))
                 .unwrap()
@@ -348,8 +341,8 @@ impl Storm {
     }
 }
 
-/// The plugins, each with the last digit of the names that it gets: a run reads all that its plugin
-/// has stored.
+/// The plugins, each with the last digit of the names that it gets. Each run reads the whole state
+/// of its plugin, so one plugin for all events would be slow.
 fn plugins() -> impl Iterator<Item = (String, u8)> {
     (0..10).map(|digit| (format!("keeper-{digit}"), digit))
 }
@@ -358,12 +351,12 @@ fn name(number: usize) -> String {
     format!("crash-{number}")
 }
 
-/// Before and after each of so many boundaries.
+/// Returns the points before and after each of so many boundaries.
 fn points(count: usize) -> impl Iterator<Item = Point> {
     (1..=count).flat_map(|number| [false, true].map(|after| Point { number, after }))
 }
 
-/// The keys that the plugin has written: one for each derivation that it has seen.
+/// Returns the keys that the plugins have written, one for each derivation.
 fn effects(state: &Path) -> BTreeSet<String> {
     let stores =
         hookrun_capability::state::Stores::durable(PathBuf::from(state).join("plugin-state"));

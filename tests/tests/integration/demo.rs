@@ -1,19 +1,19 @@
-//! `hookrun demo` shows all of it working, and leaves nothing behind when told so.
+//! `hookrun demo` shows that all parts work, and removes its files with `--remove`.
 
 use hookrun_tests::lab::{Need, Scene, require};
 
 #[test]
-fn every_step_works() {
+fn every_step_of_the_demo_works() {
     if !require(Need::Root) {
         return;
     }
-    // Only for its environment: the demo makes a Nix of its own.
+    // The scene has the environment. The demo makes its own Nix.
     let scene = Scene::new();
     let directory = scene.path("d");
     let ran =
         scene.hookrun(&["demo", "--remove", "--dir", directory.to_str().unwrap()]).expect_success();
     assert_eq!(ran.stdout.matches("=> works:").count(), 4, "{}", ran.account());
-    assert!(!ran.stdout.contains('\u{1b}'), "no colours into a pipe");
+    assert!(!ran.stdout.contains('\u{1b}'), "a pipe gets no colours");
     assert!(!directory.exists());
 }
 
@@ -27,7 +27,7 @@ fn a_directory_in_use_is_refused() {
 }
 
 #[test]
-fn without_nix_the_command_that_installs_it_is_named() {
+fn a_demo_without_nix_names_the_command_that_installs_it() {
     let scene = Scene::new();
     let mut command = scene.hookrun_command(&["demo"]);
     command.env("PATH", scene.path("missing"));

@@ -1,13 +1,14 @@
-//! Builder selection under load and under faults, with real Nix: machines that are lost in the
-//! middle of a build, hang, or talk nonsense; many builds over few slots; two Nix commands at once.
+//! Builder selection under load and with faults, with real Nix: machines that are lost during a
+//! build, that hang or that answer garbage; many builds on few slots; two Nix commands at once.
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use hookrun_builders::history::{BuildRow, Outcome, Record, Selection};
-use hookrun_tests::lab::{Need, Ran, Scene, Script, require};
+use hookrun_builders::history::{BuildRow, Outcome};
+use hookrun_tests::lab::{
+    ConfigFile, Need, PluginTable, Ran, Scene, Script, most_at_once, require, wait_for,
+};
 
-/// Machines are reached by a program in the place of `nix-store --serve`, which this shell script
-/// is.
+/// Adds a machine that is reached by this shell script instead of `nix-store --serve`.
 fn machine(scene: Scene, name: &str, slots: usize, speed_factor: u32, script: &str) -> Scene {
     let program = scene.path(format!("serve-{name}"));
     std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -18,32 +19,28 @@ fn machine(scene: Scene, name: &str, slots: usize, speed_factor: u32, script: &s
     ))
 }
 
-/// Serves.
+/// The script of a machine without faults.
 const GOOD: &str = "exec nix-store \"$@\"";
 
 fn scene() -> Scene {
     Scene::new()
         .nix_conf("post-build-hook", "")
-        .config("[worker]\nstart = \"none\"\n[builders]\nconnect-timeout = \"20s\"\n")
+        .config(&ConfigFile::new().builders("connect-timeout", "20s"))
 }
 
-/// `nix-build` of a derivation that this machine may not build itself.
+/// Runs `nix-build` for a derivation without local builds.
 fn build(scene: &Scene, derivation: &str) -> Ran {
-    // Not in nix.conf, which the machines read too.
+    // The machines read nix.conf too, so the option is not there.
     scene.build_with(derivation, &["--max-jobs", "0"])
 }
 
-/// A derivation that takes so long.
+/// A build that takes so long.
 fn taking(seconds: f32) -> Script {
     Script::new(format!("/bin/sleep {seconds}; echo done > $out"))
 }
 
-fn record(scene: &Scene) -> Record {
-    Record::read(&scene.state_dir().join("builders")).unwrap().unwrap()
-}
-
 #[test]
-fn a_machine_lost_in_the_middle_of_a_build_is_replaced() {
+fn a_machine_that_is_lost_during_a_build_is_replaced() {
     if !require(Need::Root) {
         return;
     }
@@ -53,17 +50,17 @@ fn a_machine_lost_in_the_middle_of_a_build_is_replaced() {
     assert!(scene.on_builder("good", &ran.path()));
     let ran = ran.expect_stderr("is lost (unexpected end-of-file); it goes on to ssh://");
     assert!(!ran.account().contains("error:"), "{}", ran.account());
-    let build = record(&scene).builds(Selection::Last(1)).unwrap().remove(0);
+    let build = scene.last_build();
     assert_eq!((build.outcome, build.moves.len()), (Some(Outcome::Built), 1), "{build:?}");
     assert!(build.seconds.is_some_and(|seconds| seconds >= 3.0), "{build:?}");
 }
 
 #[test]
-fn a_machine_lost_while_inputs_are_copied_is_replaced() {
+fn a_machine_that_is_lost_while_inputs_are_copied_is_replaced() {
     if !require(Need::Root) {
         return;
     }
-    // `head` ends in the middle of what it is sent.
+    // `head` ends while inputs are sent.
     let scene = machine(scene(), "flaky", 2, 9, "head -c 1000000 | nix-store \"$@\"");
     let scene = machine(scene, "good", 2, 1, GOOD)
         .derivation("input", Script::large(4 << 20))
@@ -82,25 +79,24 @@ fn a_build_that_fails_is_reported_once_and_not_tried_again() {
     let scene = machine(scene(), "one", 1, 2, GOOD);
     let scene = machine(scene, "two", 1, 1, GOOD).derivation("bad", Script::failing());
     let ran = build(&scene, "bad").expect_failure().expect_stderr("failed with exit code 1");
-    assert_eq!(ran.account().matches("no such luck").count(), 1, "{}", ran.account());
+    assert_eq!(ran.account().matches("this build fails").count(), 1, "{}", ran.account());
     assert_eq!(ran.account().matches("build of '").count(), 1, "{}", ran.account());
     assert!(
         !ran.account().contains("path-info-cache-size"),
-        "the other name is not seen: {}",
+        "an internal option is shown: {}",
         ran.account()
     );
-    let build = record(&scene).builds(Selection::Last(1)).unwrap().remove(0);
+    let build = scene.last_build();
     assert_eq!((build.outcome, build.moves.len()), (Some(Outcome::Failed), 0));
 }
 
 #[test]
-fn machines_that_hang_or_talk_nonsense_cost_one_attempt() {
+fn machines_that_hang_or_answer_garbage_are_tried_once() {
     if !require(Need::Root) {
         return;
     }
     let names: Vec<String> = (0..4).map(|number| format!("part-{number}")).collect();
-    let scene =
-        scene().config("[worker]\nstart = \"none\"\n[builders]\nconnect-timeout = \"2s\"\n");
+    let scene = scene().config(&ConfigFile::new().builders("connect-timeout", "2s"));
     let scene = machine(scene, "hangs", 4, 9, "exec sleep 1000");
     let scene = machine(
         scene,
@@ -110,23 +106,23 @@ fn machines_that_hang_or_talk_nonsense_cost_one_attempt() {
         "echo nonsense, and enough of it to be read as a greeting; exec cat > /dev/null",
     );
     let scene = machine(scene, "good", 4, 1, GOOD);
-    let scene = names.iter().fold(scene, |scene, name| scene.derivation(name, Script::text(name)));
+    let scene = scene.derivations(&names, Script::text);
     let scene = scene.derivation("all", Script::naming(names.iter().map(String::as_str)));
     let ran = build(&scene, "all").expect_success();
     assert!(scene.on_builder("good", &ran.path()));
-    let machines = record(&scene).machines().unwrap();
+    let machines = scene.builder_record().machines().unwrap();
     for (uri, health) in &machines {
         let bad = !uri.contains("serve-good");
         assert_eq!(health.failures > 0, bad, "{health:?}");
-        assert!(health.failures <= 1, "attempts at the same time are one: {health:?}");
+        assert!(health.failures <= 1, "attempts at the same time count once: {health:?}");
     }
-    // They are out: nobody tries them for the next build.
+    // The next build does not try these machines.
     let scene = scene.derivation("later", Script::text("later"));
     let ran = build(&scene, "later").expect_success();
     assert!(!ran.account().contains("is lost"), "{}", ran.account());
 }
 
-/// Serves from a file system of this size, which is there for one connection only.
+/// The script of a machine with a file system of this size, which exists for one connection.
 fn with_disk_of(size: &str, name: &str) -> String {
     format!(
         "exec unshare -m sh -c 'mount -t tmpfs -o size={size} tmpfs @scene@/builders/{name} && exec nix-store \"$@\"' nix-store \"$@\""
@@ -138,7 +134,7 @@ fn a_machine_whose_disk_is_full_is_replaced() {
     if !require(Need::Root) {
         return;
     }
-    // No room for its own database, for the inputs, for the output.
+    // No space for the database, for the inputs, for the output.
     let copies = "/bin/dd if=/dev/zero of=$out bs=1M count=4";
     let careless = format!("{copies} || :");
     for (size, input, script) in [
@@ -147,7 +143,7 @@ fn a_machine_whose_disk_is_full_is_replaced() {
         ("2m", 0, &careless),
         ("2m", 0, copies),
     ] {
-        // Nix keeps 8 MiB for itself, and newer ones leave nothing of a smaller disk.
+        // Nix reserves 8 MiB, and newer versions leave no space on a smaller disk.
         let scene = scene().nix_conf("gc-reserved-space", "0");
         let serves =
             with_disk_of(size, "full").replace("@scene@", &scene.dir().display().to_string());
@@ -172,15 +168,15 @@ fn a_machine_whose_disk_is_full_is_replaced() {
 
 /// With the bundled policy, compiled, which leaves slower machines out of its answer.
 fn balanced() -> Scene {
-    let scene = Scene::new().nix_conf("post-build-hook", "").config(
-        "[worker]\nstart = \"none\"\n[plugins.policy]\nsource = \"bundled:speed-factor\"\nhooks = [\"builder-selection\"]\n",
-    );
+    let scene = Scene::new()
+        .nix_conf("post-build-hook", "")
+        .config(&ConfigFile::new().plugin("policy", PluginTable::speed_factor()));
     scene.hookrun(&["compile"]).expect_success();
     scene
 }
 
 #[test]
-fn a_slower_machine_that_the_policy_left_out_builds_what_the_fast_one_does_not() {
+fn a_slower_machine_that_the_policy_left_out_replaces_the_fast_one() {
     if !require(Need::Root) {
         return;
     }
@@ -194,7 +190,7 @@ fn a_slower_machine_that_the_policy_left_out_builds_what_the_fast_one_does_not()
             .derivation("beta", Script::text("b"));
         let ran = build(&scene, "alpha").expect_success().expect_stderr(words);
         assert!(scene.on_builder("slow", &ran.path()), "{}", ran.account());
-        // The fast one is out now: it is not tried first.
+        // The next build does not try the fast machine.
         let ran = build(&scene, "beta").expect_success();
         assert!(scene.on_builder("slow", &ran.path()), "{}", ran.account());
         assert!(!ran.account().contains("is lost"), "{}", ran.account());
@@ -202,7 +198,7 @@ fn a_slower_machine_that_the_policy_left_out_builds_what_the_fast_one_does_not()
 }
 
 #[test]
-fn a_build_that_this_machine_can_do_is_built_here_when_a_machine_that_answered_is_gone() {
+fn a_build_falls_back_to_the_local_machine_when_the_only_machine_is_gone() {
     if !require(Need::Root) {
         return;
     }
@@ -220,11 +216,11 @@ fn a_build_that_this_machine_can_do_is_built_here_when_a_machine_that_answered_i
 }
 
 #[test]
-fn words_in_the_log_of_a_build_that_fails_say_nothing_about_its_machine() {
+fn words_in_the_log_of_a_failed_build_do_not_count_against_its_machine() {
     if !require(Need::Root) {
         return;
     }
-    // The messages of ssh-ng:// hold the last lines of the log.
+    // The messages of ssh-ng:// contain the last lines of the log.
     let scene = ["one", "two"].into_iter().fold(scene(), |scene, name| {
         scene.make_builder_store(name);
         scene.machine(&format!("ssh-ng://localhost?remote-store=@scene@/builders/{name} - - 1 1"))
@@ -243,15 +239,15 @@ fn words_in_the_log_of_a_build_that_fails_say_nothing_about_its_machine() {
     for (number, words) in words.iter().enumerate() {
         let ran = build(&scene, &format!("bad-{number}")).expect_failure();
         assert!(!ran.account().contains("is lost"), "{words}: {}", ran.account());
-        let build = record(&scene).builds(Selection::Last(1)).unwrap().remove(0);
+        let build = scene.last_build();
         assert_eq!((build.outcome, build.moves.len()), (Some(Outcome::Failed), 0), "{build:?}");
     }
-    for health in record(&scene).machines().unwrap().values() {
+    for health in scene.builder_record().machines().unwrap().values() {
         assert_eq!(health.failures, 0, "{health:?}");
     }
 }
 
-/// `command` where `directory` is a file system of this size.
+/// Runs `command` with a file system of this size in `directory`.
 fn with_small(directory: &std::path::Path, size: &str, command: &std::process::Command) -> Ran {
     let mut small = std::process::Command::new("unshare");
     let mount = format!("mount -t tmpfs -o size={size} tmpfs \"$0\" && exec \"$@\"");
@@ -266,7 +262,7 @@ fn with_small(directory: &std::path::Path, size: &str, command: &std::process::C
 }
 
 #[test]
-fn a_full_disk_of_this_machine_puts_no_machine_out() {
+fn a_full_local_disk_does_not_count_against_a_machine() {
     if !require(Need::Root) {
         return;
     }
@@ -279,15 +275,15 @@ fn a_full_disk_of_this_machine_puts_no_machine_out() {
         .expect_failure()
         .expect_stderr("this machine cannot store what was built: ");
     assert!(!ran.account().contains("is lost"), "{}", ran.account());
-    let build = record(&scene).builds(Selection::Last(1)).unwrap().remove(0);
+    let build = scene.last_build();
     assert_eq!((build.outcome, build.moves.len()), (Some(Outcome::Failed), 0), "{build:?}");
-    for health in record(&scene).machines().unwrap().values() {
+    for health in scene.builder_record().machines().unwrap().values() {
         assert_eq!(health.failures, 0, "{health:?}");
     }
 }
 
 #[test]
-fn no_machine_left_is_a_failure_with_all_reasons() {
+fn a_build_without_a_machine_left_fails_with_all_reasons() {
     if !require(Need::Root) {
         return;
     }
@@ -296,19 +292,7 @@ fn no_machine_left_is_a_failure_with_all_reasons() {
     build(&scene, "alpha").expect_failure().expect_stderr("no machine is left to build it");
 }
 
-/// The most builds that a machine had at once: between the time when it had the inputs and the end,
-/// a build surely held a slot.
-fn most_at_once(builds: &[&BuildRow]) -> usize {
-    let at = |instant: u64| {
-        let runs = |build: &&&BuildRow| {
-            build.started_ms.unwrap() < instant && instant <= build.ended_ms.unwrap()
-        };
-        builds.iter().filter(runs).count()
-    };
-    builds.iter().map(|build| at(build.ended_ms.unwrap())).max().unwrap_or(0)
-}
-
-/// Machines with their slots.
+/// The machines and their slots.
 const MACHINES: [(&str, usize); 4] = [("a", 1), ("b", 2), ("c", 2), ("d", 3)];
 
 #[test]
@@ -321,12 +305,12 @@ fn forty_builds_of_two_commands_never_take_more_slots_than_there_are() {
         scene = machine(scene, name, slots, 1, GOOD);
     }
     let names: Vec<String> = (0..40).map(|number| format!("part-{number}")).collect();
-    let scene = names.iter().fold(scene, |scene, name| scene.derivation(name, taking(0.5)));
+    let scene = scene.derivations(&names, |_| taking(0.5));
     let (left, right) = names.split_at(20);
     let scene = scene
         .derivation("left", Script::naming(left.iter().map(String::as_str)))
         .derivation("right", Script::naming(right.iter().map(String::as_str)));
-    // The same of this machine's own store.
+    // Both commands would create the local store at the same time.
     scene.drv_path("left");
     let runs = std::thread::scope(|scope| {
         let run = |name: &'static str| {
@@ -343,12 +327,12 @@ fn forty_builds_of_two_commands_never_take_more_slots_than_there_are() {
     let [left, right] = runs;
     left.expect_success();
     right.expect_success();
-    let builds = record(&scene).builds(Selection::Last(100)).unwrap();
+    let builds = scene.recorded_builds();
     assert_eq!(builds.len(), 42);
     assert!(builds.iter().all(|build| build.outcome == Some(Outcome::Built)));
     assert!(
         builds.iter().any(|build| build.waited_ms > Some(0)),
-        "some have waited in our own queue"
+        "some builds have waited in the queue"
     );
     for (name, slots) in MACHINES {
         let of: Vec<&BuildRow> = builds
@@ -375,15 +359,11 @@ fn a_session_that_is_killed_frees_its_slot() {
     let mut long = long.spawn().unwrap();
     let sessions =
         hookrun_builders::slots::sessions::directory(&scene.state_dir().join("builders"));
-    let start = std::time::Instant::now();
-    while hookrun_builders::slots::sessions::live(&sessions).is_empty() {
-        assert!(start.elapsed() < std::time::Duration::from_mins(1), "it never began");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    wait_for("a session", || !hookrun_builders::slots::sessions::live(&sessions).is_empty());
     std::thread::scope(|scope| {
         let short =
             scope.spawn(|| Ran::of(&mut scene.build_command("short", &["--max-jobs", "0"])));
-        // It may wait already or not yet: either way the slot is free in the end.
+        // The second build may wait already or not. Either way the slot is free in the end.
         std::thread::sleep(std::time::Duration::from_millis(300));
         long.kill().unwrap();
         long.wait().unwrap();

@@ -1,4 +1,4 @@
-//! What the documents print is true: their commands and listings are run.
+//! Runs the commands and checks the listings of the documents.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::symlink;
@@ -8,14 +8,15 @@ use std::process::Command;
 use hookrun_tests::document::{self, Step, blocks, repository, steps};
 use hookrun_tests::lab::{Need, hookrun_program, require, require_nix};
 
-/// Where compiled dependencies of the documents' crates stay from one run to the next.
+/// Returns a directory for compiled dependencies of the crates in the documents, which later runs
+/// use again.
 fn target_directory() -> PathBuf {
     let directory = hookrun_program().ancestors().nth(2).unwrap().join("documents");
     std::fs::create_dir_all(&directory).unwrap();
     directory
 }
 
-/// A shell in an empty directory, with `hookrun` and with the toolchain of this repository.
+/// Returns a shell in an empty directory with `hookrun` and the toolchain of this repository.
 fn shell(directory: &Path) -> Command {
     let bin = directory.join("bin");
     std::fs::create_dir(&bin).unwrap();
@@ -28,10 +29,10 @@ fn shell(directory: &Path) -> Command {
         .current_dir(directory.join("work"))
         .env("PATH", format!("{}:{path}", bin.display()))
         .env("RUSTUP_TOOLCHAIN", toolchain)
-        // Whatever this test was started by, cargo in the shell is a user's.
+        // Cargo in the shell must not use the settings of this test run.
         .env_remove("CARGO_TARGET_DIR")
         .env_remove("CARGO_MANIFEST_DIR")
-        // What the repository needs was downloaded to build it.
+        // The build of the repository has downloaded all dependencies.
         .env("CARGO_NET_OFFLINE", "true")
         .env("HOOKRUN_STATE_DIR", directory.join("state"))
         .env_remove("HOOKRUN_CONFIG");
@@ -46,7 +47,7 @@ fn every_command_of_the_sdks_readme_works_as_printed() {
     let directory = tempfile::tempdir().unwrap();
     let work = directory.path().join("work");
     std::fs::create_dir(&work).unwrap();
-    // The clone that the page speaks of.
+    // The clone that the page mentions.
     symlink(repository(), work.join("hookrun")).unwrap();
     let mut steps = steps(&document::read("plugin-sdk/README.md"));
     // Dependencies are resolved as in the repository, from what was downloaded for it, and compiled
@@ -61,8 +62,8 @@ fn every_command_of_the_sdks_readme_works_as_printed() {
     document::run(&steps, &mut shell(directory.path()), "");
 }
 
-/// Makes the system's directories a private copy, and stands in for what a test cannot do: a
-/// release build and a service manager. Then, as the page says, the shell is in a clone.
+/// Replaces the directories of the system by private copies, and the release build and the service
+/// manager by functions. Then it enters a clone, as the page says.
 const PRIVATE_SYSTEM: &str = r#"
 set -e
 mount -t tmpfs tmpfs "$SCRATCH"
@@ -92,7 +93,7 @@ cd "$CLONE"
 "#;
 
 #[test]
-fn the_readmes_way_to_a_first_configuration_works_as_printed() {
+fn the_first_configuration_of_the_readme_works_as_printed() {
     if !require(Need::Root) {
         return;
     }
@@ -109,7 +110,7 @@ fn the_readmes_way_to_a_first_configuration_works_as_printed() {
         |step| !matches!(step, Step::Command { line, .. } if line.starts_with("cargo xtask")),
     );
     assert_eq!(before - steps.len(), 1, "the page shows one command of xtask");
-    // Listings that the text tells to add to a file are written before the daemon is restarted.
+    // The listing for nix.conf has to be there before the daemon is restarted.
     let restart = steps
         .iter()
         .position(
@@ -118,7 +119,7 @@ fn the_readmes_way_to_a_first_configuration_works_as_printed() {
         .expect("the page restarts the daemon");
     let nix_conf = blocks(&text).into_iter().find(|block| block.language == "ini").unwrap().text;
     steps.insert(restart, Step::File { path: "/etc/nix/nix.conf".to_owned(), text: nix_conf });
-    // What a person types.
+    // The secret that a user types.
     for step in &mut steps {
         if let Step::Command { line, .. } = step
             && line.contains("/dev/stdin")
@@ -147,7 +148,7 @@ fn the_readmes_way_to_a_first_configuration_works_as_printed() {
     document::run(&steps, &mut shell, PRIVATE_SYSTEM);
 }
 
-/// The rows of the table in ARCHITECTURE.md: a crate, and the crates that it may depend on.
+/// Returns the table in ARCHITECTURE.md: each crate, and the crates that it may depend on.
 fn allowed_dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let text = document::read("ARCHITECTURE.md");
     let table = text
@@ -166,7 +167,7 @@ fn allowed_dependencies() -> BTreeMap<String, BTreeSet<String>> {
         .collect()
 }
 
-/// The dependencies between crates of the workspace that programs are made of, as Cargo has them.
+/// Returns the dependencies between crates of the workspace, without those that test programs.
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let metadata = Command::new("cargo")
         .args(["metadata", "--no-deps", "--offline", "--locked", "--format-version", "1"])
@@ -177,7 +178,7 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let metadata: serde_json::Value = serde_json::from_slice(&metadata.stdout).unwrap();
     let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
     let packages = metadata["packages"].as_array().unwrap().iter();
-    // What tests the programs may depend on all of them.
+    // Test crates may depend on all crates.
     let packages = packages.filter(|package| {
         let manifest = text(&package["manifest_path"]);
         ["/runner/", "/plugin-sdk/", "/plugins/"].iter().any(|part| manifest.contains(part))
@@ -244,7 +245,7 @@ fn the_readme_has_a_row_for_every_command() {
     assert_eq!(rows, commands);
 }
 
-/// The names of all tests of the repository.
+/// Returns the names of all tests of the repository.
 fn tests() -> BTreeSet<String> {
     let sources = files(repository(), "rs");
     assert!(sources.len() > 200, "{}", sources.len());
@@ -276,7 +277,7 @@ fn every_test_that_security_md_names_is_there() {
     let tests = tests();
     let missing: Vec<&&str> = named.iter().filter(|name| !tests.contains(**name)).collect();
     assert_eq!(missing, Vec::<&&str>::new(), "there is no such test");
-    // A row of a table of promises has at least one; the rows in bold are headings.
+    // A row of a table of promises has at least one test. The rows in bold are headings.
     let rows = |head: &str| -> Vec<String> {
         let lines = text.lines().skip_while(|line| !line.starts_with(head)).skip(2);
         lines.take_while(|line| line.starts_with('|')).map(ToOwned::to_owned).collect()
@@ -291,12 +292,12 @@ fn every_test_that_security_md_names_is_there() {
     }
 }
 
-/// The Markdown files of the repository.
+/// Returns the Markdown files of a directory.
 fn pages(directory: &Path) -> Vec<PathBuf> {
     files(directory, "md")
 }
 
-/// The files of the repository whose names end so.
+/// Returns the files of a directory with this extension.
 fn files(directory: &Path, end: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory).unwrap() {

@@ -1,24 +1,27 @@
-//! The escape drill: a guest has the host itself try to break out, behind the wall that is round
-//! it. Everything fails that the grants do not name, as root's number without capabilities and as
-//! another user.
+//! The escape drill: a guest asks the host process itself to break out of its sandbox. Everything
+//! fails that is not granted, as root without capabilities and as another user.
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 
-use hookrun_tests::guests;
-use hookrun_tests::lab::{Need, Scene, Script, require};
+use hookrun_tests::lab::{ConfigFile, Need, PluginTable, Scene, Script, require, toml};
 
-/// What one run of the drill found: each attempt with its result.
-fn drill(scene: &Scene, worker: &str, attempts: &[String]) -> Vec<(String, String)> {
-    let guest = guests::guest("escape").unwrap();
-    let listed: Vec<String> = attempts.iter().map(|attempt| format!("{attempt:?}")).collect();
-    scene.set_config(&format!(
-        "[worker]\nstart = \"none\"\n{worker}\n[plugins.escape]\nsource = \"{}\"\nhooks = [\"post-build\"]\nretry = {{ attempts = 1 }}\n\
-         config = {{ attempts = [{}] }}\ngrant = {{ state = true, object-store = [\"mine\"] }}\n[object-stores.mine]\n",
-        guest.display(),
-        listed.join(", ")
-    ));
+/// The guest of the drill with these attempts.
+fn escape(attempts: &[String]) -> PluginTable {
+    PluginTable::guest("escape").config(toml! { attempts = (attempts.to_vec()) })
+}
+
+/// Runs the drill with a changed configuration. Returns each attempt with its result.
+fn drill(scene: &Scene, file: &ConfigFile, attempts: &[String]) -> Vec<(String, String)> {
+    let plugin = escape(attempts)
+        .hooks(["post-build"])
+        .retry("attempts", 1)
+        .grant("state", true)
+        .grant("object-store", ["mine"]);
+    scene.set_config(
+        &file.clone().plugin("escape", plugin).object_store("mine", toml::Table::new()),
+    );
     scene.build("alpha").expect_success();
     scene.drain().expect_success();
     let attempts = scene.attempts();
@@ -29,7 +32,7 @@ fn drill(scene: &Scene, worker: &str, attempts: &[String]) -> Vec<(String, Strin
         .collect()
 }
 
-/// Everything that has to fail.
+/// Returns the attempts that have to fail.
 fn forbidden(scene: &Scene, port: u16, socket: &str) -> Vec<String> {
     let state = scene.state_dir();
     let in_state = |kind: &str, name: &str| format!("{kind}:{}", state.join(name).display());
@@ -72,24 +75,24 @@ fn forbidden(scene: &Scene, port: u16, socket: &str) -> Vec<String> {
     attempts.push(in_state("remove", "worker.lock"));
     attempts.push(format!("write:{}", scene.config_path().display()));
     attempts.push(format!("read:{}", scene.config_path().display()));
-    // Not granted: `nix-store`.
+    // `nix-store` is not granted.
     attempts.push(format!("list:{}", scene.path("store").display()));
     attempts.push(format!("connect:127.0.0.1:{port}"));
     attempts.push(format!("unix:{socket}"));
     attempts
 }
 
-fn stands(scene: &Scene, worker: &str) {
+fn expect_no_escape(scene: &Scene, file: &ConfigFile) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let socket = scene.path("listening");
     let _listening = UnixListener::bind(&socket).unwrap();
     let attempts =
         forbidden(scene, listener.local_addr().unwrap().port(), socket.to_str().unwrap());
-    // What the grants name works: the drill does what it says.
+    // A granted attempt works, which shows that the drill works.
     let mine = scene.state_dir().join("object-stores/mine/written");
     let granted = format!("write:{}", mine.display());
     let all: Vec<String> = attempts.iter().chain([&granted]).cloned().collect();
-    let results = drill(scene, worker, &all);
+    let results = drill(scene, file, &all);
     assert_eq!(results.len(), all.len(), "{results:#?}");
     let (escaped, refused): (Vec<_>, Vec<_>) =
         results.into_iter().partition(|(_, result)| result == "done");
@@ -99,27 +102,27 @@ fn stands(scene: &Scene, worker: &str) {
 }
 
 #[test]
-fn nobody_breaks_out_without_capabilities() {
+fn the_sandbox_holds_without_capabilities() {
     let scene = Scene::new().derivation("alpha", Script::text("hello"));
-    stands(&scene, "");
+    expect_no_escape(&scene, &ConfigFile::new());
 }
 
 #[test]
-fn nobody_breaks_out_as_another_user() {
+fn the_sandbox_holds_as_another_user() {
     if !require(Need::Root) {
         return;
     }
     let scene = Scene::new().derivation("alpha", Script::text("hello"));
     std::fs::set_permissions(scene.dir(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    stands(&scene, "user = \"nobody\"");
+    expect_no_escape(&scene, &ConfigFile::new().worker("user", "nobody"));
     let owner = std::os::unix::fs::MetadataExt::uid(
         &std::fs::metadata(scene.state_dir().join("object-stores/mine")).unwrap(),
     );
-    assert_eq!(owner, 65_534, "its directories are its own");
+    assert_eq!(owner, 65_534, "the user owns its directories");
 }
 
 #[test]
-fn a_policy_has_no_file_and_no_network_at_all() {
+fn a_policy_has_no_files_and_no_network() {
     if !require(Need::Root) {
         return;
     }
@@ -128,7 +131,6 @@ fn a_policy_has_no_file_and_no_network_at_all() {
         .nix_conf("post-build-hook", "")
         .builder("near", 1, 1.0)
         .derivation("alpha", Script::text("a"));
-    let guest = guests::guest("escape").unwrap();
     let attempts = [
         format!("connect:{}", listener.local_addr().unwrap()),
         format!("list:{}", scene.path("store").display()),
@@ -138,11 +140,8 @@ fn a_policy_has_no_file_and_no_network_at_all() {
         "fork".to_owned(),
         "signal-parent".to_owned(),
     ];
-    scene.set_config(&format!(
-        "[worker]\nstart = \"none\"\n[plugins.escape]\nsource = \"{}\"\nhooks = [\"builder-selection\"]\n\
-         config = {{ attempts = {attempts:?} }}\n",
-        guest.display()
-    ));
+    let policy = escape(&attempts).hooks(["builder-selection"]);
+    scene.set_config(&ConfigFile::new().plugin("escape", policy));
     scene.hookrun(&["compile"]).expect_success();
     let account = scene.build_with("alpha", &["--max-jobs", "0"]).expect_success().account();
     for attempt in &attempts {
@@ -151,7 +150,7 @@ fn a_policy_has_no_file_and_no_network_at_all() {
 }
 
 #[test]
-fn a_gate_and_a_test_run_behind_a_wall() {
+fn a_gate_and_a_test_run_in_the_sandbox() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let scene = Scene::new().derivation("alpha", Script::text("hello"));
@@ -163,30 +162,31 @@ fn a_gate_and_a_test_run_behind_a_wall() {
         "exec:/bin/sh".to_owned(),
         format!("write:{}", mine.display()),
     ];
-    scene.set_config(&format!(
-        "[worker]\nstart = \"none\"\n[plugins.escape]\nsource = \"{}\"\nhooks = [\"post-build\"]\n\
-         gate = true\nconfig = {{ attempts = {attempts:?} }}\n\
-         grant = {{ state = true, object-store = [\"mine\"] }}\n[object-stores.mine]\n",
-        guests::guest("escape").unwrap().display()
-    ));
+    let gate = escape(&attempts)
+        .hooks(["post-build"])
+        .set("gate", true)
+        .grant("state", true)
+        .grant("object-store", ["mine"]);
+    let file = ConfigFile::new().plugin("escape", gate);
+    scene.set_config(&file.object_store("mine", toml::Table::new()));
     scene.hookrun(&["compile"]).expect_success();
     let closed = || {
         assert!(!outside.exists());
         assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     };
-    // Before the first gate has made the store, for which a test has no use.
+    // The first gate makes the store, so this comes before it.
     let tested = scene.hookrun(&["test", "escape"]).account();
     for attempt in &attempts {
         assert!(tested.contains(&format!("{attempt} => failed: ")), "{attempt}: {tested}");
     }
     closed();
     scene.build("alpha").expect_success();
-    assert!(mine.exists(), "the gate does what its grants allow");
+    assert!(mine.exists(), "the grants allow this to the gate");
     closed();
 }
 
 #[test]
-fn the_drill_is_in_no_program_that_is_used() {
+fn the_drill_is_not_a_default_feature() {
     for manifest in [
         include_str!("../../../runner/Cargo.toml"),
         include_str!("../../../runner/crates/host/Cargo.toml"),

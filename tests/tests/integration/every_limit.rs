@@ -1,7 +1,7 @@
-//! Every limit of the table is hit by a compiled guest, and what is said then names limit, use and
-//! the line to write.
+//! A compiled guest reaches each limit, and the message names the limit, its value and the line to
+//! write.
 //!
-//! A limit without a row here fails [`no_limit_is_without_a_test`]: add a guest that hits it.
+//! A limit without a row fails [`every_limit_has_a_test`]: add a guest that reaches it.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -14,211 +14,146 @@ use hookrun_builders::{Candidate, LocalMachine};
 use hookrun_capability::object_store::ObjectStores;
 use hookrun_config::Limit;
 use hookrun_nix::outcome::{Outcome, RunReport};
+use hookrun_tests::lab::{ConfigFile, PluginTable, toml};
 use hookrun_tests::sandbox::{Sandbox, built};
 
-/// What a guest does, and how that ends.
+/// A plugin that reaches a limit.
 struct Hit {
     limit: Limit,
-    guest: &'static str,
-    /// The rest of the plugin's table.
-    table: &'static str,
+    plugin: PluginTable,
     ends: Ends,
 }
 
 enum Ends {
-    /// The run.
+    /// The run ends.
     Run,
-    /// The call, with a `limit` for the guest.
+    /// The call fails with `limit`.
     Call,
-    /// Nothing; the log says so.
+    /// Nothing ends, and the log names the limit.
     Log,
 }
 
-const fn hit(limit: Limit, guest: &'static str, table: &'static str, ends: Ends) -> Hit {
-    Hit { limit, guest, table, ends }
+fn hit(limit: Limit, ends: Ends, plugin: PluginTable) -> Hit {
+    Hit { limit, plugin, ends }
 }
 
-/// One row for each way into a limit.
-const HITS: &[Hit] = &[
-    hit(
-        Limit::WallTime,
-        "faulty",
-        "config = { fault = \"loop\" }\nlimits = { wall-time = \"200ms\" }",
-        Ends::Run,
-    ),
-    hit(
-        Limit::WallTime,
-        "greedy",
-        "config = { want = \"sleep\" }\nlimits = { wall-time = \"200ms\" }",
-        Ends::Run,
-    ),
-    hit(
-        Limit::WallTime,
-        "greedy",
-        "config = { want = \"nap\" }\nlimits = { wall-time = \"200ms\" }",
-        Ends::Run,
-    ),
-    hit(
-        Limit::Memory,
-        "faulty",
-        "config = { fault = \"memory\" }\nlimits = { memory = \"16MiB\" }",
-        Ends::Run,
-    ),
-    hit(
-        Limit::TableElements,
-        "faulty",
-        "config = { fault = \"trap\" }\nlimits = { table-elements = 1 }",
-        Ends::Run,
-    ),
-    hit(
-        Limit::Instances,
-        "faulty",
-        "config = { fault = \"trap\" }\nlimits = { instances = 1 }",
-        Ends::Run,
-    ),
-    hit(Limit::Stack, "faulty", "config = { fault = \"stack\" }", Ends::Run),
-    hit(
-        Limit::HostCalls,
-        "greedy",
-        "config = { want = \"log\" }\nlimits = { host-calls = 50 }",
-        Ends::Run,
-    ),
-    hit(
-        Limit::WasiCalls,
-        "greedy",
-        "config = { want = \"clock\" }\nlimits = { wasi-calls = 50 }",
-        Ends::Run,
-    ),
-    hit(
-        Limit::Handles,
-        "greedy",
-        "config = { want = \"nars\" }\nlimits = { handles = 10 }",
-        Ends::Call,
-    ),
-    hit(Limit::Handles, "greedy", "config = { want = \"timers\" }", Ends::Run),
-    hit(Limit::Handles, "greedy", "config = { want = \"poll\", times = 30000 }", Ends::Run),
-    hit(
-        Limit::CallBytes,
-        "faulty",
-        "config = { fault = \"call-bytes\" }\ngrant = { state = true }",
-        Ends::Run,
-    ),
-    hit(
-        Limit::CallBytes,
-        "greedy",
-        "config = { want = \"state-key\", times = 2000 }\nlimits = { call-bytes = \"1KiB\" }",
-        Ends::Call,
-    ),
-    hit(
-        Limit::CallBytes,
-        "greedy",
-        "config = { want = \"infos\", times = 20000 }\nlimits = { call-bytes = \"2MiB\" }",
-        Ends::Call,
-    ),
-    hit(
-        Limit::HostBytes,
-        "faulty",
-        "config = { fault = \"log\" }\nlimits = { host-bytes = \"1MiB\" }",
-        Ends::Run,
-    ),
-    hit(Limit::ListItems, "greedy", "config = { want = \"exists\", times = 30000 }", Ends::Call),
-    hit(
-        Limit::ListItems,
-        "greedy",
-        "config = { want = \"poll\", times = 300 }\nlimits = { list-items = 200 }",
-        Ends::Run,
-    ),
-    hit(Limit::RandomBytes, "greedy", "config = { want = \"random\" }", Ends::Run),
-    hit(Limit::LogBytes, "faulty", "config = { fault = \"log\" }", Ends::Log),
-    hit(Limit::LogBytes, "greedy", "config = { want = \"print\", times = 1000 }", Ends::Log),
-    hit(Limit::OutputBytes, "faulty", "config = { fault = \"output\" }", Ends::Run),
-    hit(
-        Limit::StateBytes,
-        "faulty",
-        "config = { fault = \"state\" }\ngrant = { state = true }",
-        Ends::Call,
-    ),
-    hit(
-        Limit::StateKeys,
-        "greedy",
-        "config = { want = \"state-keys\", times = 30 }\nlimits = { state-keys = 20 }",
-        Ends::Call,
-    ),
-    hit(
-        Limit::StateKeyBytes,
-        "greedy",
-        "config = { want = \"state-key\", times = 513 }",
-        Ends::Call,
-    ),
-    hit(
-        Limit::Mails,
-        "greedy",
-        "config = { want = \"mails\", to = \"root@localhost\" }",
-        Ends::Call,
-    ),
-    hit(
-        Limit::MailBytes,
-        "greedy",
-        "config = { want = \"mail-bytes\", times = 2000000, to = \"root@localhost\" }",
-        Ends::Call,
-    ),
-];
+/// The guest `faulty` with this fault.
+fn faulty(fault: &str) -> PluginTable {
+    PluginTable::guest("faulty").config(toml! { fault = fault })
+}
 
-/// Hit by the tests of this file that need more than a row, and by those of other rooms.
+/// The guest `greedy` with everything that it can be granted.
+fn greedy(want: &str) -> PluginTable {
+    PluginTable::guest("greedy")
+        .config(toml! { want = want })
+        .grant("nix-store", "outputs")
+        .grant("object-store", ["cache"])
+        .grant("mail", ["default"])
+        .grant("state", true)
+}
+
+/// The guest `greedy` that does something so many times.
+fn greedy_times(want: &str, times: u32) -> PluginTable {
+    greedy(want).config(toml! { times = times })
+}
+
+/// Returns one row for each way to reach a limit.
+fn hits() -> Vec<Hit> {
+    let to_root = toml! { to = "root@localhost" };
+    let short = |plugin: PluginTable| plugin.limit("wall-time", "200ms");
+    vec![
+        hit(Limit::WallTime, Ends::Run, short(faulty("loop"))),
+        hit(Limit::WallTime, Ends::Run, short(greedy("sleep"))),
+        hit(Limit::WallTime, Ends::Run, short(greedy("nap"))),
+        hit(Limit::Memory, Ends::Run, faulty("memory").limit("memory", "16MiB")),
+        hit(Limit::TableElements, Ends::Run, faulty("trap").limit("table-elements", 1)),
+        hit(Limit::Instances, Ends::Run, faulty("trap").limit("instances", 1)),
+        hit(Limit::Stack, Ends::Run, faulty("stack")),
+        hit(Limit::HostCalls, Ends::Run, greedy("log").limit("host-calls", 50)),
+        hit(Limit::WasiCalls, Ends::Run, greedy("clock").limit("wasi-calls", 50)),
+        hit(Limit::Handles, Ends::Call, greedy("nars").limit("handles", 10)),
+        hit(Limit::Handles, Ends::Run, greedy("timers")),
+        hit(Limit::Handles, Ends::Run, greedy_times("poll", 30_000)),
+        hit(Limit::CallBytes, Ends::Run, faulty("call-bytes").grant("state", true)),
+        hit(
+            Limit::CallBytes,
+            Ends::Call,
+            greedy_times("state-key", 2000).limit("call-bytes", "1KiB"),
+        ),
+        hit(
+            Limit::CallBytes,
+            Ends::Call,
+            greedy_times("infos", 20_000).limit("call-bytes", "2MiB"),
+        ),
+        hit(Limit::HostBytes, Ends::Run, faulty("log").limit("host-bytes", "1MiB")),
+        hit(Limit::ListItems, Ends::Call, greedy_times("exists", 30_000)),
+        hit(Limit::ListItems, Ends::Run, greedy_times("poll", 300).limit("list-items", 200)),
+        hit(Limit::RandomBytes, Ends::Run, greedy("random")),
+        hit(Limit::LogBytes, Ends::Log, faulty("log")),
+        hit(Limit::LogBytes, Ends::Log, greedy_times("print", 1000)),
+        hit(Limit::OutputBytes, Ends::Run, faulty("output")),
+        hit(Limit::StateBytes, Ends::Call, faulty("state").grant("state", true)),
+        hit(Limit::StateKeys, Ends::Call, greedy_times("state-keys", 30).limit("state-keys", 20)),
+        hit(Limit::StateKeyBytes, Ends::Call, greedy_times("state-key", 513)),
+        hit(Limit::Mails, Ends::Call, greedy("mails").config(to_root.clone())),
+        hit(Limit::MailBytes, Ends::Call, greedy_times("mail-bytes", 2_000_000).config(to_root)),
+    ]
+}
+
+/// The limits that other tests reach: the rest of this file, and other files.
 const ELSEWHERE: &[(Limit, &str)] = &[
-    (Limit::SelectionTime, "a_selection_ends_too"),
-    (Limit::StreamTime, "streams_have_a_time_of_their_own"),
-    (Limit::CompileTime, "runner.rs: a_compiler_that_takes_too_much_is_stopped"),
-    (Limit::CompileMemory, "runner.rs: a_compiler_that_takes_too_much_is_stopped"),
-    (Limit::HttpConnections, "http_hostile.rs: too_many_requests_at_once"),
+    (Limit::SelectionTime, "a_policy_ends_at_its_limits"),
+    (Limit::StreamTime, "streams_have_their_own_time_limit"),
+    (Limit::CompileTime, "runner.rs: a_compilation_that_reaches_a_limit_is_stopped"),
+    (Limit::CompileMemory, "runner.rs: a_compilation_that_reaches_a_limit_is_stopped"),
+    (
+        Limit::HttpConnections,
+        "http_hostile.rs: requests_beyond_the_limit_of_connections_are_refused",
+    ),
     (
         Limit::HttpHeaderBytes,
-        "http_hostile.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator",
+        "http_hostile.rs: a_limit_is_a_code_for_the_guest_and_a_key_for_the_operator",
     ),
     (
         Limit::HttpRequestBytes,
-        "http_hostile.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator",
+        "http_hostile.rs: a_limit_is_a_code_for_the_guest_and_a_key_for_the_operator",
     ),
     (
         Limit::HttpResponseBytes,
-        "http_hostile.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator",
+        "http_hostile.rs: a_limit_is_a_code_for_the_guest_and_a_key_for_the_operator",
     ),
     (
         Limit::HttpConnectTime,
-        "http_hostile.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator",
+        "http_hostile.rs: a_limit_is_a_code_for_the_guest_and_a_key_for_the_operator",
     ),
     (
         Limit::HttpFirstByteTime,
-        "http_hostile.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator",
+        "http_hostile.rs: a_limit_is_a_code_for_the_guest_and_a_key_for_the_operator",
     ),
     (
         Limit::HttpBetweenBytesTime,
-        "http_hostile.rs: limits_are_codes_for_the_guest_and_keys_for_the_operator",
+        "http_hostile.rs: a_limit_is_a_code_for_the_guest_and_a_key_for_the_operator",
     ),
 ];
 
-/// What [`greedy`](HITS) wants beside what its table says.
-const GRANT: &str = "grant = { nix-store = \"outputs\", object-store = [\"cache\"], mail = [\"default\"], state = true }";
-
-fn with_grant(hit: &Hit) -> String {
-    if hit.guest == "greedy" { format!("{}\n{GRANT}", hit.table) } else { hit.table.to_owned() }
-}
-
-/// What was said about a limit: how the run ended, or the last line of its log.
+/// Returns the message about a limit: that of the outcome, or the last line of the log.
 fn said(report: &RunReport, hit: &Hit) -> String {
     let key = hit.limit.key();
     match (&hit.ends, &report.outcome) {
         (Ends::Run, Outcome::LimitReached { limit, message }) if limit == key => message.clone(),
         (Ends::Call, Outcome::Failed { message, transient: false, .. }) => message.clone(),
         (Ends::Log, Outcome::Done { .. }) => report.log.last().unwrap().message.clone(),
-        (_, other) => panic!("`{key}` by {} ({}): {other:?}", hit.guest, hit.table),
+        (_, other) => panic!("`{key}` by {:?}: {other:?}", hit.plugin),
     }
 }
 
 #[test]
-fn no_limit_is_without_a_test() {
-    let tested: BTreeSet<Limit> =
-        HITS.iter().map(|hit| hit.limit).chain(ELSEWHERE.iter().map(|(limit, _)| *limit)).collect();
+fn every_limit_has_a_test() {
+    let tested: BTreeSet<Limit> = hits()
+        .iter()
+        .map(|hit| hit.limit)
+        .chain(ELSEWHERE.iter().map(|(limit, _)| *limit))
+        .collect();
     let untested: Vec<&str> = Limit::ALL
         .iter()
         .filter(|limit| !tested.contains(limit))
@@ -226,17 +161,17 @@ fn no_limit_is_without_a_test() {
         .collect();
     assert!(
         untested.is_empty(),
-        "no guest hits these: {untested:?}; add a row to HITS, or a test and a line to ELSEWHERE"
+        "no guest reaches these: {untested:?}; add a row to `hits`, or a test and a line to `ELSEWHERE`"
     );
 }
 
 #[tokio::test]
-async fn every_limit_is_hit_and_named() {
+async fn a_plugin_that_reaches_a_limit_is_told_the_limit_its_use_and_the_line_to_write() {
     let sandbox = Sandbox::new();
     let mut messages = String::new();
-    for hit in HITS {
-        let report = sandbox.run(hit.guest, &with_grant(hit)).await;
-        let message = said(&report, hit);
+    for hit in hits() {
+        let report = sandbox.run(hit.plugin.clone()).await;
+        let message = said(&report, &hit);
         let key = hit.limit.key();
         assert!(message.contains(&format!("its limit `{key}` (")), "{message}");
         assert!(
@@ -252,8 +187,7 @@ async fn every_limit_is_hit_and_named() {
 #[tokio::test]
 async fn a_policy_ends_at_its_limits() {
     let sandbox = Sandbox::new();
-    let table = "config = { fault = \"loop\" }\nlimits = { selection-time = \"200ms\" }";
-    let (plugin, services) = sandbox.load("faulty", table);
+    let (plugin, services) = sandbox.load(faulty("loop").limit("selection-time", "200ms"));
     let candidate = Candidate {
         drv_path: "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-hello-2.12.drv".to_owned(),
         name: "hello-2.12".to_owned(),
@@ -266,7 +200,8 @@ async fn a_policy_ends_at_its_limits() {
     insta::assert_snapshot!(report.outcome.message(), @r#"plugin `x` reached its limit `selection-time` (200ms); to allow more, write `selection-time = "400ms"` under [plugins.x.limits]"#);
 }
 
-/// A server that takes a request, waits, and then says that all is well, or says nothing.
+/// Starts a server that reads a request, waits and answers with 201, or never answers. Returns its
+/// port.
 fn slow_server(wait: Option<Duration>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -287,68 +222,52 @@ fn slow_server(wait: Option<Duration>) -> u16 {
     port
 }
 
-/// How a run ends that does `config` with an object store on [`slow_server`].
-async fn with_slow_store(config: &str, limits: &str, wait: Option<Duration>) -> Outcome {
+/// Returns the outcome of a run with an object store on [`slow_server`].
+async fn with_slow_store(plugin: PluginTable, wait: Option<Duration>) -> Outcome {
     let sandbox = Sandbox::new();
-    let table = format!(
-        "config = {{ {config} }}\n{GRANT}\nlimits = {{ {limits} }}\n[object-stores.cache]\nurl = \"http://127.0.0.1:{}/\"\n",
-        slow_server(wait)
-    );
-    let config = sandbox.config("greedy", &table);
-    let (plugin, services) = sandbox.load("greedy", &table);
+    let store = toml! { url = (format!("http://127.0.0.1:{}/", slow_server(wait))) };
+    let file = ConfigFile::from(plugin).object_store("cache", store);
+    let config = sandbox.config(file.clone());
+    let (plugin, services) = sandbox.load(file);
     let services = services.with_object_stores(Arc::new(ObjectStores::new(&config, &sandbox.dirs)));
     plugin.run_event(&services, &built(), 1).await.outcome
 }
 
-/// A stream may take longer than all the rest of the run, and no longer than its own limit.
 #[tokio::test]
-async fn streams_have_a_time_of_their_own() {
+async fn streams_have_their_own_time_limit() {
     let slow = with_slow_store(
-        "want = \"upload\"",
-        "wall-time = \"1s\"",
+        greedy("upload").limit("wall-time", "1s"),
         Some(Duration::from_millis(1500)),
     )
     .await;
     assert_eq!(slow.class().as_str(), "done", "{slow:?}");
-    let stuck = with_slow_store("want = \"upload\"", "stream-time = \"500ms\"", None).await;
+    let stuck = with_slow_store(greedy("upload").limit("stream-time", "500ms"), None).await;
     insta::assert_snapshot!(stuck.message(), @r#"plugin `x` reached its limit `stream-time` (500ms) in the host call `object-store.put-nar`; to allow more, write `stream-time = "1s"` under [plugins.x.limits]"#);
 }
 
-/// Every call that waits for a store has the time of streams, and says where it stood.
 #[tokio::test]
 async fn a_call_that_waits_for_a_store_has_the_time_of_streams() {
-    let stuck =
-        with_slow_store("want = \"exists\", times = 1", "stream-time = \"500ms\"", None).await;
+    let plugin = greedy_times("exists", 1).limit("stream-time", "500ms");
+    let stuck = with_slow_store(plugin, None).await;
     insta::assert_snapshot!(stuck.message(), @r#"plugin `x` reached its limit `stream-time` (500ms) in the host call `object-store.exists`; to allow more, write `stream-time = "1s"` under [plugins.x.limits]"#);
 }
 
-/// Nix is blocked by a gate: what it waits for is its time.
+/// Nix is blocked while a gate runs, so the time of the store counts too.
 #[tokio::test]
-async fn a_gate_ends_with_its_wall_time_unless_it_has_another() {
-    let stuck = with_slow_store(
-        "want = \"exists\", times = 1",
-        "wall-time = \"500ms\" }\ngate = true\nretry = { attempts = 1",
-        None,
-    )
-    .await;
+async fn a_call_of_a_gate_that_waits_for_a_store_ends_with_the_wall_time() {
+    let plugin = greedy_times("exists", 1).limit("wall-time", "500ms");
+    let stuck = with_slow_store(plugin.set("gate", true).retry("attempts", 1), None).await;
     assert!(stuck.message().contains("its limit `wall-time` (500ms)"), "{stuck:?}");
 }
 
-/// Sleepers and loops that meet their ends leave their neighbours on the same engine and the same
-/// thread alone.
+/// The plugins share the engine and the thread.
 #[tokio::test]
-async fn a_time_out_is_nobody_elses() {
+async fn a_plugin_that_reaches_its_wall_time_does_not_affect_its_neighbours() {
     let sandbox = Sandbox::new();
-    let short = |want: &str| {
-        format!("config = {{ want = \"{want}\" }}\n{GRANT}\nlimits = {{ wall-time = \"300ms\" }}")
-    };
-    let (sleeper, services) = sandbox.load("greedy", &short("sleep"));
-    let (looping, _) =
-        sandbox.load("faulty", "config = { fault = \"loop\" }\nlimits = { wall-time = \"300ms\" }");
-    let (neighbour, _) = sandbox.load(
-        "greedy",
-        &format!("config = {{ want = \"use-all\", to = \"root@localhost\" }}\n{GRANT}"),
-    );
+    let short = |plugin: PluginTable| sandbox.load(plugin.limit("wall-time", "300ms"));
+    let (sleeper, services) = short(greedy("sleep"));
+    let (looping, _) = short(faulty("loop"));
+    let (neighbour, _) = sandbox.load(greedy("use-all").config(toml! { to = "root@localhost" }));
     let event = built();
     let work = async {
         for attempt in 1..=20 {

@@ -23,7 +23,10 @@ fn the_configuration_passes_the_check() {
     }
     let text = std::fs::read_to_string(example("hookrun.toml")).unwrap();
     scene.set_config(&text.replace("/etc/hookrun/secrets", secrets.to_str().unwrap()));
-    scene.hookrun(&["check"]).expect_success();
+    let ran = scene.hookrun(&["check"]).expect_success();
+    for plugin in ["cache", "nondeterminism", "policy"] {
+        assert!(ran.stdout.contains(&format!("plugin {plugin}: ")), "{plugin}: {}", ran.account());
+    }
 }
 
 #[test]
@@ -36,7 +39,7 @@ fn nix_knows_every_setting() {
     std::fs::write(scene.private_nix().conf_dir().join("nix.conf"), text).unwrap();
     let shown =
         scene.nix("nix", &["show-config"]).expect_success().expect_silent_about("unknown setting");
-    // 2.25 to 2.33 forget what nix.conf says of it, as the file tells.
+    // 2.25 to 2.33 ignore this setting of nix.conf, as the example says.
     let forgets = (25..=33).contains(&minor_version());
     assert_eq!(
         shown.stdout.contains("build-hook = /usr/lib/hookrun/hookrun-build-hook"),
@@ -47,7 +50,7 @@ fn nix_knows_every_setting() {
 }
 
 #[test]
-fn the_nixos_module_is_the_nix_language() {
+fn the_nixos_module_has_no_syntax_error() {
     let scene = Scene::new();
     let module = example("nixos/hookrun.nix");
     scene.nix("nix-instantiate", &["--parse", module.to_str().unwrap()]).expect_success();
@@ -69,7 +72,7 @@ fn the_units_are_valid_for_systemd() {
         .unwrap();
         unit
     });
-    // One knows the other from beside it.
+    // Each unit finds the other in the same directory.
     let ran = Ran::of(Command::new("systemd-analyze").arg("verify").args(&units)).expect_success();
     assert_eq!(ran.stderr, "", "{}", ran.account());
 }

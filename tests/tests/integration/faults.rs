@@ -1,49 +1,48 @@
-//! What goes wrong around the queue: no build fails, nothing that was taken is lost, and `hookrun
-//! status` says what is wrong.
+//! Faults of the file system and of the clock: no build fails, no event is lost, and `hookrun
+//! status` reports the fault.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::layout;
 use hookrun_queue::{lock, spool};
-use hookrun_tests::guests;
-use hookrun_tests::lab::{Boundary, Need, Ran, Scene, Script, require};
+use hookrun_tests::lab::{
+    Boundary, ConfigFile, Need, PluginTable, Ran, Scene, Script, require, toml, wait_for,
+};
 
-/// Longer than anything here takes, the worker's look at its files every half minute included.
-const PATIENCE: Duration = Duration::from_mins(2);
 /// A plain user of the machine.
 const NOBODY: u32 = 65534;
 
-fn config(extra: &str) -> String {
-    format!(
-        "[worker]\nstart = \"none\"\n[plugins.keeper]\nsource = \"{}\"\nhooks = [\"post-build\", \"diff\"]\n\
-         grant = {{ state = true }}\n{extra}",
-        guests::guest_for_all("good").unwrap().display()
-    )
+fn config(keeper: PluginTable) -> ConfigFile {
+    ConfigFile::new().plugin("keeper", keeper)
+}
+
+fn keeper() -> PluginTable {
+    PluginTable::keeper().hooks(["post-build", "diff"])
+}
+
+/// The plugin `good`, which waits so long between two attempts.
+fn retrying(min_delay: &str, max_delay: &str) -> PluginTable {
+    keeper().retry("min-delay", min_delay).retry("max-delay", max_delay)
 }
 
 fn scene() -> Scene {
     Scene::new()
-        .config(&config(""))
+        .config(&config(keeper()))
         .derivation("alpha", Script::text("the first"))
         .derivation("beta", Script::text("the second"))
 }
 
-fn dirs(scene: &Scene) -> Dirs {
-    Dirs { config: scene.config_path(), state: scene.state_dir() }
-}
-
-/// The fallbacks of an installation. One of them is beside those of other installations; they are
-/// removed with the test.
+/// The fallback directories of an installation, which are removed with the test. One of them is in
+/// a directory of all installations.
 struct Fallbacks(Vec<PathBuf>);
 
 impl Fallbacks {
     fn of(scene: &Scene) -> Self {
-        Self(layout::fallbacks(&dirs(scene)))
+        Self(layout::fallbacks(&scene.dirs()))
     }
 
     fn count(&self) -> usize {
@@ -54,25 +53,25 @@ impl Fallbacks {
 impl Drop for Fallbacks {
     fn drop(&mut self) {
         for fallback in &self.0 {
-            // It may never have been made.
+            // It may not exist.
             let _ = std::fs::remove_dir_all(fallback);
         }
     }
 }
 
-/// A command line for a shell.
+/// Returns the command line for a shell.
 fn words(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| format!("'{}'", word.to_str().unwrap())).collect::<Vec<_>>().join(" ")
 }
 
-/// Runs a script in a mount namespace of its own, in the scene's environment. `$hookrun`, `$hook`,
-/// `$store` and `$state` are variables, the builds functions.
+/// Runs a script in its own mount namespace and in the scene's environment. It has the variables
+/// `$hookrun`, `$hook`, `$store` and `$state`, and a function for each derivation.
 fn in_namespace(scene: &Scene, script: &str) -> Ran {
     in_namespaces(scene, &[], script)
 }
 
-/// The same, with more options of `unshare`.
+/// Runs a script like [`in_namespace`], with more options of `unshare`.
 fn in_namespaces(scene: &Scene, options: &[&str], script: &str) -> Ran {
     let build = |name| words(&scene.build_command(name, &[]));
     let text = format!(
@@ -89,16 +88,15 @@ fn in_namespaces(scene: &Scene, options: &[&str], script: &str) -> Ran {
     Ran::of(command.args(["/bin/bash", "-c", &text]))
 }
 
-/// As in a container: the leaders of the session and of the process group are outside, so their ids
-/// are 0 inside.
+/// In a container the leaders of the session and of the process group are outside, so their ids are
+/// 0 inside.
 #[test]
-fn a_pid_namespace_whose_session_began_outside() {
+fn a_worker_runs_in_a_pid_namespace_whose_session_leader_is_outside() {
     if !require(Need::Root) {
         return;
     }
     let scene = scene();
-    let quick = config("").replace("[worker]", "[worker]\nidle-exit = \"100ms\"");
-    scene.set_config(&quick);
+    scene.set_config(&config(keeper()).worker("idle-exit", "100ms"));
     let script = "[ $(ps -o sid= -p $$) = 0 ]
          alpha
          $hookrun worker --spawned
@@ -116,7 +114,7 @@ fn a_full_disk_loses_no_event() {
     let scene = scene();
     let fallback = Fallbacks::of(&scene);
     std::fs::create_dir_all(scene.state_dir()).unwrap();
-    // The journal is there and has something; then there is no room for anything.
+    // There is a journal with a task before the disk is full.
     let ran = in_namespace(
         &scene,
         "mount -t tmpfs -o size=8m,mode=755 none $state
@@ -132,14 +130,18 @@ fn a_full_disk_loses_no_event() {
     )
     .expect_success()
     .expect_stderr("make space there; the event of beta is kept in");
-    assert!(ran.stdout.contains("too little for events"), "status says it: {}", ran.account());
+    assert!(
+        ran.stdout.contains("too little for events"),
+        "the status reports it: {}",
+        ran.account()
+    );
     assert!(
         ran.stdout.contains("events that the spool could not hold are in"),
-        "and where they are: {}",
+        "the status names the fallback: {}",
         ran.account()
     );
     let done = ran.stdout.lines().filter(|line| line.contains("done  keeper")).count();
-    assert_eq!(done, 2, "both in the end: {}", ran.account());
+    assert_eq!(done, 2, "both tasks are done in the end: {}", ran.account());
     assert_eq!(fallback.count(), 0);
 }
 
@@ -170,7 +172,7 @@ fn a_read_only_directory_loses_no_event() {
     assert_eq!(fallback.count(), 0);
 }
 
-/// A program of the scene as a plain user with a state directory of its own.
+/// Runs a program of the scene as a plain user with its own state directory.
 fn as_nobody(scene: &Scene, home: &Path, program: &Path) -> Command {
     let mut command = scene.private_nix().command(program);
     command
@@ -210,56 +212,26 @@ fn a_directory_without_permission_loses_no_event() {
         .expect_success()
         .expect_stdout("events that the spool could not hold are in");
     assert!(shown.stdout.contains("has mode 0500"), "{}", shown.account());
-    // The worker sets it right.
+    // The worker repairs the mode.
     hookrun(&["drain"]).expect_success();
     hookrun(&["log"]).expect_success().expect_stdout("done  keeper");
     assert_eq!(fallback.count(), 0);
 }
 
-/// A worker that runs until the end of the test.
-struct Worker(Child);
-
-impl Worker {
-    fn start(scene: &Scene, mut command: Command) -> Self {
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let worker = Self(child);
-        let lock = scene.state_dir().join("worker.lock");
-        wait_for("the worker takes its lock", || lock::is_held(&lock));
-        worker
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-#[track_caller]
-fn wait_for(what: &str, mut is: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is() {
-        assert!(begun.elapsed() < PATIENCE, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 #[test]
-fn a_clock_that_is_set_back_an_hour() {
+fn tasks_run_after_the_clock_is_set_back_by_an_hour() {
     let scene = scene();
-    scene.set_config(&config(
-        "config = { fail = \"transient\" }\nretry = { min-delay = \"1s\", max-delay = \"2s\" }\n",
-    ));
+    let failing = toml! { fail = "transient" };
+    scene.set_config(&config(retrying("1s", "2s").config(failing)));
     let boundary = Boundary::compile(&scene);
     let hour = 3600;
-    // In the hour that comes again: an event that waits for its next attempt, and one that nobody
-    // has taken.
+    // In the hour that repeats there are an event that waits for its next attempt, and one that no
+    // worker has taken.
     Ran::of(boundary.shift_clock(&mut scene.build_command("alpha", &[]), hour)).expect_success();
     Ran::of(boundary.shift_clock(&mut scene.hookrun_command(&["drain"]), hour)).expect_exit(1);
     Ran::of(boundary.shift_clock(&mut scene.build_command("beta", &[]), hour)).expect_success();
-    scene.set_config(&config("retry = { min-delay = \"1s\", max-delay = \"2s\" }\n"));
-    let _worker = Worker::start(&scene, scene.hookrun_command(&["daemon"]));
+    scene.set_config(&config(retrying("1s", "2s")));
+    let _worker = scene.start_daemon();
     wait_for("both are done, not in an hour", || {
         scene.tasks() == ["alpha keeper done", "beta keeper done"]
     });
@@ -276,22 +248,22 @@ fn a_spool_that_hangs_does_not_block_nix() {
     )
     .expect_success();
     built.expect_stderr("a file system did not answer in time");
-    // On a busy machine it is there a moment later.
+    // The event may arrive a moment later.
     wait_for("the event is in a fallback", || fallback.count() >= 1);
     scene.drain().expect_success();
     assert_eq!((fallback.count(), scene.tasks()), (0, vec!["alpha keeper done".to_owned()]));
 }
 
 #[test]
-fn a_file_system_that_does_not_answer_holds_up_no_build() {
+fn a_file_system_that_does_not_answer_does_not_block_a_build() {
     if !require(Need::Root) {
         return;
     }
     let scene = scene();
     let fallback = Fallbacks::of(&scene);
     std::fs::create_dir_all(scene.state_dir()).unwrap();
-    // A process that writes to a file system that is frozen sleeps until it is thawed, and no
-    // signal ends it.
+    // A process that writes to a frozen file system sleeps until it is thawed, and no signal ends
+    // it.
     let ran = in_namespace(
         &scene,
         "truncate -s 32M $state.disk
@@ -315,7 +287,7 @@ fn a_file_system_that_does_not_answer_holds_up_no_build() {
     .expect_success()
     .expect_stderr("a file system did not answer in time")
     .expect_stdout("built")
-    // Nor does a command hang that looks.
+    // A command that reads the directory does not hang either.
     .expect_stderr("did not answer in 5 s")
     .expect_stdout("status ended with 4");
     let took = ran.stdout.lines().find_map(|line| line.strip_prefix("took ")).unwrap();
@@ -327,9 +299,9 @@ fn a_file_system_that_does_not_answer_holds_up_no_build() {
 }
 
 #[test]
-fn a_spool_that_is_removed_under_the_worker() {
+fn a_worker_continues_after_its_spool_was_removed() {
     let scene = scene();
-    let _worker = Worker::start(&scene, scene.hookrun_command(&["daemon"]));
+    let _worker = scene.start_daemon();
     scene.build("alpha").expect_success();
     wait_for("alpha is done", || scene.tasks() == ["alpha keeper done"]);
     std::fs::remove_dir_all(scene.state_dir().join("spool")).unwrap();
@@ -340,32 +312,29 @@ fn a_spool_that_is_removed_under_the_worker() {
 }
 
 #[test]
-fn a_collection_between_two_attempts_loses_nothing() {
+fn outputs_survive_a_garbage_collection_between_two_attempts() {
     let scene = scene();
-    let failing =
-        "config = { fail = \"transient\" }\nretry = { min-delay = \"1h\", max-delay = \"1h\" }\n";
-    scene.set_config(&config(failing));
+    let failing = toml! { fail = "transient" };
+    scene.set_config(&config(retrying("1h", "1h").config(failing)));
     let alpha = scene.build("alpha").expect_success().path();
     scene.nix("nix-store", &["--gc"]).expect_success();
-    assert!(alpha.exists(), "kept by the hook's root, with no worker");
+    assert!(alpha.exists(), "the root of the hook keeps it without a worker");
     scene.drain().expect_exit(1);
     scene.nix("nix-store", &["--gc"]).expect_success();
-    assert!(alpha.exists(), "kept while the next attempt is waited for");
-    scene.set_config(&config(""));
+    assert!(alpha.exists(), "the root keeps it until the next attempt");
+    scene.set_config(&config(keeper()));
     scene.hookrun(&["queue", "retry", "--plugin", "keeper"]).expect_success();
     scene.drain().expect_success();
     scene.nix("nix-store", &["--gc"]).expect_success();
-    assert!(!alpha.exists(), "nothing keeps it any more");
+    assert!(!alpha.exists(), "no root keeps it any more");
 }
 
 #[test]
-fn wrong_modes_cost_no_event_and_are_set_right() {
+fn wrong_modes_lose_no_event_and_are_repaired() {
     if !require(Need::Root) {
         return;
     }
-    let scene = scene()
-        .derivation("chance", Script::new("read x < /proc/sys/kernel/random/uuid; echo $x > $out"))
-        .through_daemon();
+    let scene = scene().derivation("chance", Script::random()).through_daemon();
     scene.build("chance").expect_success();
     scene.drain().expect_success();
     let fallback = Fallbacks::of(&scene);
@@ -410,13 +379,13 @@ fn modes_do_not_depend_on_the_umask() {
     let artifacts = scene.state_dir().join("artifacts");
     let entries = || std::fs::read_dir(&artifacts).unwrap().map(|entry| entry.unwrap().path());
     assert!(entries().count() > 0);
-    // Another user opens them by a descriptor that it is handed.
-    assert!(entries().all(|entry| mode(&entry) == 0o644), "as they are made");
+    // Plugins run as another user, which gets descriptors of these files.
+    assert!(entries().all(|entry| mode(&entry) == 0o644), "new artifacts");
     for entry in entries() {
         std::fs::set_permissions(entry, std::fs::Permissions::from_mode(0o600)).unwrap();
     }
     scene.hookrun(&["compile"]).expect_success().expect_stdout("found");
-    assert!(entries().all(|entry| mode(&entry) == 0o644), "as they are found");
+    assert!(entries().all(|entry| mode(&entry) == 0o644), "artifacts that exist already");
     if rustix::process::geteuid().is_root() {
         assert_eq!(mode(&scene.state_dir()), 0o755);
         assert_eq!(mode(&scene.state_dir().join("spool")), 0o1733);
@@ -425,20 +394,18 @@ fn modes_do_not_depend_on_the_umask() {
 }
 
 #[test]
-fn what_a_build_user_hands_over_waits_for_the_next_worker() {
+fn an_event_of_a_build_user_waits_for_the_next_worker() {
     if !require(Need::Root) {
         return;
     }
-    let scene = scene()
-        .derivation("chance", Script::new("read x < /proc/sys/kernel/random/uuid; echo $x > $out"))
-        .through_daemon();
+    let scene = scene().derivation("chance", Script::random()).through_daemon();
     scene.build("chance").expect_success();
     scene.drain().expect_success();
     scene.check("chance").expect_failure();
     let spooled = scene.spooled();
     let owner = |path: &PathBuf| std::os::unix::fs::MetadataExt::uid(&path.metadata().unwrap());
     assert!(spooled.iter().any(|path| owner(path) != 0), "a build user's event waits: {spooled:?}");
-    assert!(!lock::is_held(&scene.state_dir().join("worker.lock")), "nobody has come for it");
+    assert!(!lock::is_held(&scene.state_dir().join("worker.lock")), "no worker runs");
     scene.drain().expect_success();
     assert_eq!(scene.tasks(), ["chance keeper done", "chance keeper done"]);
 }

@@ -1,17 +1,17 @@
-//! The corpus of the fuzz targets, replayed. What fuzzing ever found is a file of the corpus.
+//! Replays the corpus of the fuzz targets, which has every input that a fuzzer has found.
 
 use hookrun_fuzz::{TARGETS, corpus};
 
-/// Fewer seeds are no start.
+/// The least number of seeds.
 const LEAST_SEEDS: usize = 3;
 
 #[test]
-fn every_target_takes_its_corpus() {
+fn every_target_runs_its_corpus_without_a_panic() {
     for target in TARGETS {
         let corpus = corpus(target.name);
         assert!(corpus.len() >= LEAST_SEEDS, "{} has {} seeds", target.name, corpus.len());
         for (name, input) in corpus {
-            // Shown by the test runner when the target fails.
+            // The test runner shows this when the target fails.
             eprintln!("{} {name}", target.name);
             (target.run)(&input);
         }

@@ -1,42 +1,40 @@
-//! Plugins that may stop a build: a gate that is content, one that is not, and one that nobody has
-//! compiled.
+//! Gates, which are plugins that may fail a build: one that accepts the build, one that refuses it,
+//! and one that is not compiled yet.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 
-use hookrun_tests::guests;
 use hookrun_tests::hostile::made::crafted;
-use hookrun_tests::lab::{Scene, Script};
+use hookrun_tests::lab::{ConfigFile, PluginTable, Scene, Script, toml, wait_for};
 
-fn scene(config: &str) -> Scene {
-    let guest = guests::guest("good").unwrap();
-    Scene::new()
-        .config(&format!(
-            "[worker]\nstart = \"none\"\n[plugins.keeper]\nsource = \"{}\"\nhooks = [\"post-build\"]\ngate = true\n\
-             grant = {{ state = true }}\nconfig = {{ {config} }}\n",
-            guest.display()
-        ))
-        .derivation("alpha", Script::text("hello"))
+fn gate() -> PluginTable {
+    PluginTable::keeper().set("gate", true)
+}
+
+fn config(gate: PluginTable) -> ConfigFile {
+    ConfigFile::new().plugin("keeper", gate)
+}
+
+fn scene(gate: PluginTable) -> Scene {
+    Scene::new().config(&config(gate)).derivation("alpha", Script::text("hello"))
 }
 
 #[test]
-fn a_content_gate_lets_the_build_pass_and_runs_once() {
-    let scene = scene("");
+fn a_gate_that_accepts_a_build_runs_once_in_the_hook() {
+    let scene = scene(gate());
     scene.hookrun(&["compile"]).expect_success().expect_stdout("plugin keeper: compiled");
     scene.hookrun(&["compile"]).expect_success().expect_stdout("plugin keeper: found");
     scene.build("alpha").expect_success();
-    assert!(scene.state_dir().join("plugin-state/keeper.sqlite").exists(), "it ran, in the hook");
+    assert!(scene.state_dir().join("plugin-state/keeper.sqlite").exists(), "it ran in the hook");
     scene.drain().expect_success();
     scene.expect_tasks(&[]);
 }
 
 #[test]
-fn seventy_test_runs_leave_the_plugins_of_the_configuration_alone() {
+fn seventy_test_runs_do_not_evict_the_artifacts_of_configured_plugins() {
     const RUNS: usize = 70;
-    let scene = scene("");
-    let mut config = std::fs::read_to_string(scene.config_path()).unwrap();
-    config.push_str("[plugins.policy]\nsource = \"bundled:speed-factor\"\n");
-    scene.set_config(&config);
+    let scene = scene(gate());
+    scene.set_config(&config(gate()).plugin("policy", PluginTable::bundled("speed-factor")));
     scene.hookrun(&["compile"]).expect_success();
     let entries = || -> BTreeSet<OsString> {
         let listed = std::fs::read_dir(scene.state_dir().join("artifacts")).unwrap();
@@ -52,12 +50,12 @@ fn seventy_test_runs_leave_the_plugins_of_the_configuration_alone() {
     scene.hookrun(&["compile"]).expect_success().expect_stdout("plugin policy: found");
     scene.build("alpha").expect_success();
     let of_tests = std::fs::read_dir(scene.path("cache/hookrun/test-artifacts")).unwrap().count();
-    assert!((2..RUNS).contains(&of_tests), "{of_tests} entries of plugins under test are kept");
+    assert!((2..RUNS).contains(&of_tests), "{of_tests} artifacts of tested plugins are kept");
 }
 
 #[test]
-fn a_gate_that_refuses_fails_the_build_with_its_own_words() {
-    let scene = scene("fail = \"permanent\"");
+fn a_gate_that_refuses_fails_the_build_with_its_message() {
+    let scene = scene(gate().config(toml! { fail = "permanent" }));
     scene.hookrun(&["compile"]).expect_success();
     let ran = scene.build("alpha").expect_failure();
     let account = ran.account();
@@ -70,8 +68,8 @@ fn a_gate_that_refuses_fails_the_build_with_its_own_words() {
 }
 
 #[test]
-fn a_gate_that_is_not_compiled_stays_shut_and_is_compiled_for_the_next_build() {
-    let scene = scene("");
+fn a_gate_that_is_not_compiled_fails_the_build_and_is_compiled_for_the_next_one() {
+    let scene = scene(gate());
     let ran = scene.build("alpha").expect_failure();
     assert!(
         ran.account().contains("is not compiled yet, and a hook does not wait for a compiler"),
@@ -79,13 +77,10 @@ fn a_gate_that_is_not_compiled_stays_shut_and_is_compiled_for_the_next_build() {
         ran.account()
     );
     let artifacts = scene.state_dir().join("artifacts");
-    for _ in 0..600 {
-        if std::fs::read_dir(&artifacts).is_ok_and(|mut entries| {
+    wait_for("the gate is compiled", || {
+        std::fs::read_dir(&artifacts).is_ok_and(|mut entries| {
             entries.any(|entry| !entry.unwrap().file_name().as_encoded_bytes().starts_with(b"."))
-        }) {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
+        })
+    });
     scene.build("alpha").expect_success();
 }

@@ -1,25 +1,26 @@
-//! The hostile corpus at work: every guest ends as the table says, its neighbours do their work,
-//! and what people read about it stays harmless.
+//! Runs the hostile corpus: every guest ends with the outcome of the table, other plugins are not
+//! affected, and the output for people contains no control characters.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use hookrun_nix::dirs::Dirs;
-use hookrun_nix::event::{Diff, Event, HookEvent, NixDirs, Output, PostBuild};
-use hookrun_nix::evidence::{Difference, Evidence};
 use hookrun_queue::spool;
 use hookrun_tests::guests::guest;
 use hookrun_tests::hostile::{Hook, Row, corpus};
-use hookrun_tests::lab::{Answered, Attempt, Scene, Script, answers, build_hook, conversation};
+use hookrun_tests::lab::{
+    Answered, Attempt, ConfigFile, PluginTable, Scene, Script, answers, build_hook, conversation,
+    toml,
+};
+use toml::Table;
 
-/// Fewer would be no corpus.
+/// The least number of rows.
 const LEAST: usize = 40;
-/// What of a message a snapshot keeps.
+/// The length of a message in a snapshot.
 const SHOWN: usize = 400;
 
-/// A Nix with one output that has links out of the store, and hookrun without a hook: the tests
-/// hand over events themselves.
+/// A Nix with one output that has links out of the store. Its hooks are not set, since the tests
+/// spool the events.
 fn scene() -> Scene {
     let script = "PATH=/usr/bin:/bin; mkdir -p $out/dir; echo prey > $out/file; ln -s /etc/passwd $out/escape; ln -s /etc $out/etc";
     Scene::new()
@@ -29,89 +30,45 @@ fn scene() -> Scene {
         .derivation("prey", Script::new(script))
 }
 
-/// What is there for all: services, and three neighbours that only want to work.
-fn neighbours(tarpit: &std::net::TcpListener) -> String {
-    format!(
-        r#"
-[worker]
-start = "none"
-[object-stores.own]
-[object-stores.neighbour]
-[object-stores.tarpit]
-url = "s3://tarpit"
-timeout = "500ms"
-region = "eu-west-1"
-endpoint = "http://{}"
-credentials.anonymous = true
-[signing-keys.own-1]
-file = "@scene@/keys/own-1.secret"
-[signing-keys.neighbour-1]
-file = "@scene@/keys/neighbour-1.secret"
-[mail.default]
-to = ["ann@example.org"]
-[mail.team]
-
-[plugins.neighbour-cache]
-source = "bundled:s3-upload"
-hooks = ["post-build"]
-config = {{ bucket = "neighbour" }}
-grant = {{ nix-store = "closure", object-store = ["neighbour"], signing = ["neighbour-1"] }}
-[plugins.neighbour-good]
-source = "{}"
-hooks = ["post-build", "diff"]
-grant = {{ state = true }}
-[plugins.neighbour-mail]
-source = "bundled:email-on-nondeterminism"
-hooks = ["diff"]
-config = {{ to = ["team@example.org"], transport = "team" }}
-grant = {{ mail = ["team"], state = true }}
-"#,
-        tarpit.local_addr().unwrap(),
-        guest("good").unwrap().display(),
-    )
+/// The configuration of services, and of three plugins that must not be affected.
+fn neighbours(tarpit: &std::net::TcpListener) -> ConfigFile {
+    let hangs = toml! {
+        url = "s3://tarpit"
+        timeout = "500ms"
+        region = "eu-west-1"
+        endpoint = (format!("http://{}", tarpit.local_addr().unwrap()))
+        credentials.anonymous = true
+    };
+    let cache = PluginTable::uploader("neighbour-1")
+        .config(toml! { bucket = "neighbour" })
+        .grant("object-store", ["neighbour"]);
+    let good = PluginTable::keeper().hooks(["post-build", "diff"]);
+    ConfigFile::new()
+        .object_store("own", Table::new())
+        .object_store("neighbour", Table::new())
+        .object_store("tarpit", hangs)
+        .signing_key("own-1", "keys/own-1.secret")
+        .signing_key("neighbour-1", "keys/neighbour-1.secret")
+        .mail("default", toml! { to = ["ann@example.org"] })
+        .mail("team", Table::new())
+        .plugin("neighbour-cache", cache)
+        .plugin("neighbour-good", good)
+        .plugin("neighbour-mail", PluginTable::mailer("team", "team@example.org"))
 }
 
-/// Accepts connections, since its system does, and never says a word.
+/// A server that accepts connections and never answers.
 fn tarpit() -> std::net::TcpListener {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap()
 }
 
-/// Hands over one build and one difference of `prey`, which is built.
+/// Spools one build and one difference of `prey`, which is built.
 fn hand_over(scene: &Scene) {
-    let nix = scene.private_nix();
-    let nix = NixDirs::new(nix.store_dir(), nix.state_dir(), nix.conf_dir());
-    let drv_path = scene.drv_path("prey").display().to_string();
-    let path = scene.out_path("prey").display().to_string();
-    let output = Output { name: "out".to_owned(), path: path.clone() };
-    let difference = Difference {
-        path: "file".to_owned(),
-        kind: "content".to_owned(),
-        previous: "prey".to_owned(),
-        current: "pray".to_owned(),
-        offset: Some(2),
-        details: Vec::new(),
-    };
-    let evidence = Evidence { differences: vec![difference], ..Evidence::default() };
-    let build = HookEvent::PostBuild(PostBuild {
-        drv_path: drv_path.clone(),
-        outputs: vec![output.clone()],
-    });
-    let diff = HookEvent::Diff(Diff {
-        drv_path,
-        output,
-        current: format!("{path}.check"),
-        previous: path,
-        evidence,
-    });
-    let dirs = Dirs { config: scene.config_path(), state: scene.state_dir() };
-    for hook in [build, diff] {
-        let event = Event { nix: nix.clone(), ..Event::now(hook) };
-        assert_eq!(spool::put(&dirs, &event).unwrap(), spool::Place::Spool);
+    for event in [scene.build_event("prey"), scene.diff_event("prey", "file")] {
+        assert_eq!(spool::put(&scene.dirs(), &event).unwrap(), spool::Place::Spool);
     }
 }
 
-/// A message as a snapshot can hold it: without places, sizes and positions that change with the
-/// toolchain.
+/// Returns a message without paths, sizes and positions, which change with the toolchain.
 fn steady(scene: &Scene, message: &str) -> String {
     let mut text = message.to_owned();
     let components = scene.path("components").display().to_string();
@@ -126,7 +83,7 @@ fn steady(scene: &Scene, message: &str) -> String {
         text = text.replace(place, name);
     }
     text = text.replace(&scene.dir().display().to_string(), "@scene@");
-    // The guest's stack.
+    // Leave out the stack of the guest.
     if let Some((before, _)) = text.split_once(" (in ") {
         text = before.to_owned();
     }
@@ -141,7 +98,7 @@ fn steady(scene: &Scene, message: &str) -> String {
     text.escape_debug().to_string().replace("\\'", "'").replace("\\\"", "\"")
 }
 
-/// `text` with what follows each `start` up to one of `ends` replaced.
+/// Returns `text` with everything between each `start` and one of `ends` replaced.
 fn between(text: &str, start: &str, ends: &[char]) -> String {
     let mut parts = text.split(start);
     let mut kept = parts.next().unwrap_or_default().to_owned();
@@ -160,16 +117,15 @@ fn attempts_of<'a>(attempts: &'a [Attempt], plugin: &str) -> Vec<&'a Attempt> {
 fn every_row_of_the_corpus_has_its_own_name() {
     let rows = corpus();
     let names: BTreeSet<&str> = rows.iter().map(|row| row.name.as_str()).collect();
-    assert_eq!(names.len(), rows.len(), "every guest has a name of its own");
+    assert_eq!(names.len(), rows.len(), "names are unique");
     assert!(rows.len() >= LEAST, "{} guests", rows.len());
     for hook in [Hook::PostBuild, Hook::Diff, Hook::BuilderSelection] {
         assert!(rows.iter().filter(|row| row.hook == hook).count() >= 8, "of {}", hook.as_str());
     }
 }
 
-/// One drain for all of them, beside their neighbours.
 #[test]
-fn every_guest_ends_as_expected_and_its_neighbours_work() {
+fn every_guest_ends_as_expected_and_does_not_affect_other_plugins() {
     let scene = scene();
     scene.build("prey").expect_success();
     std::fs::create_dir(scene.path("components")).unwrap();
@@ -178,7 +134,8 @@ fn every_guest_ends_as_expected_and_its_neighbours_work() {
     rows.retain(|row| row.hook != Hook::BuilderSelection);
     let mut config = neighbours(&tarpit);
     for row in &rows {
-        config.push_str(&row.table(&row.component(&scene.path("components"))));
+        let table = row.table(&row.component(&scene.path("components")));
+        config = config.plugin(&row.name, table);
     }
     scene.set_config(&config);
     hand_over(&scene);
@@ -186,7 +143,7 @@ fn every_guest_ends_as_expected_and_its_neighbours_work() {
     assert_eq!(
         drained.status.code(),
         Some(1),
-        "some fail, and none ends the worker: {}",
+        "some tasks fail, and the worker continues: {}",
         drained.account()
     );
 
@@ -222,13 +179,13 @@ fn every_guest_ends_as_expected_and_its_neighbours_work() {
     assert!(wrong.is_empty(), "{wrong}");
     insta::assert_snapshot!("corpus", account);
 
-    the_neighbours_worked(&scene, &attempts);
-    nothing_is_outside(&scene);
-    what_people_read_is_harmless(&scene);
+    expect_neighbours_done(&scene, &attempts);
+    expect_nothing_outside(&scene);
+    expect_harmless_output(&scene);
     drop(tarpit);
 }
 
-fn the_neighbours_worked(scene: &Scene, attempts: &[Attempt]) {
+fn expect_neighbours_done(scene: &Scene, attempts: &[Attempt]) {
     for (plugin, runs) in [("neighbour-cache", 1), ("neighbour-good", 2), ("neighbour-mail", 1)] {
         let own = attempts_of(attempts, plugin);
         assert_eq!(own.len(), runs, "{plugin}: {own:#?}");
@@ -243,8 +200,8 @@ fn the_neighbours_worked(scene: &Scene, attempts: &[Attempt]) {
     assert_eq!(scene.mails_of("team").len(), 1);
 }
 
-/// No attack left anything where it must not be.
-fn nothing_is_outside(scene: &Scene) {
+/// Fails if an attack has left something outside of what the guest may write.
+fn expect_nothing_outside(scene: &Scene) {
     for path in ["/etc/cron.d/hostile", "/tmp/hookrun-hostile", "/tmp@example.org"] {
         assert!(!Path::new(path).exists(), "{path}");
     }
@@ -253,7 +210,7 @@ fn nothing_is_outside(scene: &Scene) {
         mails.iter().all(|mail| !mail.contains("mallory") && mail.contains("Subject: number ")),
         "{mails:#?}"
     );
-    // What hostile guests may write to has only what they may write.
+    // The store of the hostile guests is empty, since each of their writes is refused.
     let own = scene.state_dir().join("object-stores/own");
     let left: Vec<_> = std::fs::read_dir(&own)
         .into_iter()
@@ -263,9 +220,9 @@ fn nothing_is_outside(scene: &Scene) {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// Whatever guests said: terminals get no control characters, and no text that turns its direction
-/// round.
-fn what_people_read_is_harmless(scene: &Scene) {
+/// Fails if the output of commands has control characters, or characters that change the direction
+/// of text.
+fn expect_harmless_output(scene: &Scene) {
     for arguments in [&["log", "--all", "--verbose"][..], &["status"], &["check"]] {
         let ran = scene.hookrun(arguments);
         let text = format!("{}{}", ran.stdout, ran.stderr);
@@ -277,7 +234,7 @@ fn what_people_read_is_harmless(scene: &Scene) {
     }
 }
 
-/// The class of an outcome as `hookrun test --format json` has it.
+/// Returns the class of an outcome in the output of `hookrun test --format json`.
 fn class_of(outcome: &serde_json::Value) -> &str {
     match outcome.get("class").and_then(serde_json::Value::as_str) {
         Some("limit-reached") => "limit",
@@ -286,8 +243,8 @@ fn class_of(outcome: &serde_json::Value) -> &str {
     }
 }
 
-/// How the policy of `row` ends on the samples of `hookrun test`: the same engine, limits and
-/// grants as in the hook.
+/// Runs the policy of `row` on the samples of `hookrun test`, with the engine, limits and grants of
+/// the hook.
 fn tested(scene: &Scene, row: &Row) -> String {
     let ran = scene.hookrun(&["test", &row.name, "--format", "json"]);
     let report: serde_json::Value =
@@ -306,9 +263,8 @@ fn tested(scene: &Scene, row: &Row) -> String {
     said
 }
 
-/// Whatever the policy does, Nix has exactly one answer to each question, and hears what was wrong.
 #[test]
-fn a_hostile_policy_costs_its_own_answer_only() {
+fn nix_gets_one_answer_to_each_question_whatever_the_policy_does() {
     let scene = scene();
     let directory = scene.path("hook");
     std::fs::create_dir_all(scene.path("components")).unwrap();
@@ -316,13 +272,12 @@ fn a_hostile_policy_costs_its_own_answer_only() {
     let mut account = String::new();
     for row in corpus().iter().filter(|row| row.hook == Hook::BuilderSelection) {
         let table = row.table(&row.component(&scene.path("components")));
-        // What a policy answers is to be seen in the answer to Nix.
-        scene.set_config(&format!(
-            "{}{table}\n[builders]\nearly-accept = false\n",
-            neighbours(&tarpit())
-        ));
+        // With `early-accept` the answer to Nix would not depend on the policy.
+        scene.set_config(
+            &neighbours(&tarpit()).plugin(&row.name, table).builders("early-accept", false),
+        );
         let said = tested(&scene, row);
-        // The hook would compile it too, and have less time left.
+        // Otherwise the hook compiles it, and the policy has less time.
         scene.hookrun(&["compile", &row.name]);
         let mut hook = build_hook(&directory, "exit 1");
         hook.env("HOOKRUN_CONFIG", scene.config_path()).env("HOOKRUN_STATE_DIR", scene.state_dir());
@@ -334,7 +289,7 @@ fn a_hostile_policy_costs_its_own_answer_only() {
             "{}: {directives:?} {messages:?}",
             row.name
         );
-        // What Nix shows of the policy, when JSON is undone.
+        // The messages about the policy that Nix shows.
         let messages: Vec<serde_json::Value> = messages
             .iter()
             .filter_map(|line| serde_json::from_str(line.strip_prefix("@nix ")?).ok())

@@ -1,15 +1,14 @@
-//! Artifacts that are not what they should be: swapped, cut short, stale, somebody else's. Each
-//! plugin runs its own code all the same, or none; whatever does not fit is compiled again.
+//! Artifacts that are swapped, cut short, stale or replaced. Each plugin runs its own code, and an
+//! artifact that does not fit is compiled again.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use hookrun_tests::hostile::made::crafted;
-use hookrun_tests::lab::{Scene, Script};
+use hookrun_tests::lab::{ConfigFile, PluginTable, Scene, Script};
 
-/// What is done to the entry of each plugin; the second is the entry of the plugin after it.
+/// Changes the artifact of a plugin. The second path is that of the next plugin.
 type Damage = fn(&Path, &Path);
 
 const DAMAGES: [(&str, Damage); 10] = [
@@ -18,7 +17,7 @@ const DAMAGES: [(&str, Damage); 10] = [
         std::fs::write(own, theirs).unwrap();
         std::fs::write(other, mine).unwrap();
     }),
-    // Its entry was swapped by the one before.
+    // The plugin before has swapped its artifact.
     ("swapped-too", |_, _| {}),
     ("cut-short", |own, _| {
         let content = std::fs::read(own).unwrap();
@@ -29,8 +28,9 @@ const DAMAGES: [(&str, Damage); 10] = [
         let content = std::fs::read(own).unwrap();
         std::fs::write(own, [content.as_slice(), b"more"].concat()).unwrap();
     }),
-    // Made by another release of the engine: its header holds the length and the text of the major
-    // version (`ModuleVersionStrategy::WasmtimeVersion`, crates/wasmtime/src/config.rs in 48.0).
+    // An artifact of another release of the engine: its header holds the length and the text of the
+    // major version (`ModuleVersionStrategy::WasmtimeVersion`, crates/wasmtime/src/config.rs in
+    // 48.0).
     ("stale", |own, _| {
         let mut content = std::fs::read(own).unwrap();
         let version = content.windows(3).position(|window| window == b"\x0248").unwrap();
@@ -50,7 +50,7 @@ const DAMAGES: [(&str, Damage); 10] = [
         std::fs::remove_file(own).unwrap();
         std::fs::create_dir(own).unwrap();
     }),
-    // A pipe: opening it must not wait for somebody to write.
+    // A pipe, which must not block the reader.
     ("pipe", |own, _| {
         std::fs::remove_file(own).unwrap();
         let path = own.to_str().unwrap();
@@ -67,7 +67,7 @@ fn entries(scene: &Scene) -> Vec<PathBuf> {
         .collect()
 }
 
-/// What each plugin said last.
+/// Returns the class and the message of the last attempt of each plugin.
 fn said(scene: &Scene) -> BTreeMap<String, String> {
     scene
         .attempts()
@@ -76,9 +76,9 @@ fn said(scene: &Scene) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Everybody's own words.
+/// Fails unless each plugin has run its own code.
 #[track_caller]
-fn expect_own_words(scene: &Scene) {
+fn expect_own_code(scene: &Scene) {
     for (plugin, said) in said(scene) {
         assert_eq!(said, format!("done I am {plugin}"), "{plugin}");
     }
@@ -86,23 +86,18 @@ fn expect_own_words(scene: &Scene) {
 }
 
 #[test]
-fn whatever_happens_to_its_artifact_a_plugin_runs_its_own_code() {
+fn a_plugin_with_a_damaged_artifact_runs_its_own_code() {
     let scene = Scene::new()
         .derivation("alpha", Script::text("hello"))
         .derivation("beta", Script::text("hello again"));
-    let mut config = "[worker]\nstart = \"none\"\n".to_owned();
+    let mut file = ConfigFile::new();
     for (name, _) in DAMAGES {
         let path = scene.path(format!("{name}.wasm"));
         std::fs::write(&path, crafted().says(&format!("I am {name}")).build()).unwrap();
-        write!(
-            config,
-            "[plugins.{name}]\nsource = \"{}\"\nretry = {{ attempts = 1 }}\n",
-            path.display()
-        )
-        .unwrap();
+        file = file.plugin(name, PluginTable::file(&path).retry("attempts", 1));
     }
-    scene.set_config(&config);
-    // One after the other, so that it is known whose entry is whose.
+    scene.set_config(&file);
+    // One after the other, which shows the artifact of each plugin.
     let mut own: Vec<PathBuf> = Vec::new();
     for (name, _) in DAMAGES {
         scene.hookrun(&["compile", name]).expect_success();
@@ -118,13 +113,12 @@ fn whatever_happens_to_its_artifact_a_plugin_runs_its_own_code() {
     }
     scene.build("alpha").expect_success();
     scene.drain();
-    expect_own_words(&scene);
+    expect_own_code(&scene);
 
-    // The directory itself is open to everybody: nothing in it is believed, and the plugins still
-    // run.
+    // A directory that everybody can write is not used, and the plugins still run.
     let directory = scene.state_dir().join("artifacts");
     std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o777)).unwrap();
     scene.build("beta").expect_success();
     scene.drain();
-    expect_own_words(&scene);
+    expect_own_code(&scene);
 }

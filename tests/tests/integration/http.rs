@@ -10,19 +10,21 @@ use hookrun_capability::http::Client;
 use hookrun_capability::http::resolve::Resolve;
 use hookrun_config::Config;
 use hookrun_host::{Compiler, Host};
-use hookrun_tests::web::{REDIRECT, Scene, WebServer, get, grant};
+use hookrun_tests::lab::{ConfigFile, PluginTable, toml};
+use hookrun_tests::web::{REDIRECT, WebSandbox, WebServer, get, post, sends};
+use toml::Table;
 
-/// A secret that must be found nowhere but at the server.
+/// A secret that only the server may receive.
 const SECRET: &str = "s3cret-7d1f0c5a";
 
-/// A file with it.
-fn secret(scene: &Scene) -> String {
-    let path = scene.directory.path().join("secret");
+/// Writes a file with the secret.
+fn secret(sandbox: &WebSandbox) -> String {
+    let path = sandbox.directory.path().join("secret");
     std::fs::write(&path, format!("{SECRET}\n")).unwrap();
     path.display().to_string()
 }
 
-/// A resolver that knows one name, and whose answers are the ones given.
+/// A resolver that knows one name with these addresses.
 #[derive(Debug)]
 struct Knows(&'static str, Vec<IpAddr>);
 
@@ -38,14 +40,15 @@ impl Resolve for Knows {
 
 #[tokio::test]
 async fn a_granted_request_arrives() {
-    let (scene, server) = (Scene::new(), WebServer::plain().await);
+    let (sandbox, server) = (WebSandbox::new(), WebServer::plain().await);
     let base = format!("http://127.0.0.1:{}", server.port());
-    let requests = format!(
-        "{}, {{ method = \"POST\", url = \"{base}/v1/b?q=1#f\", headers = [[\"X-Own\", \"1\"]], body = \"text\" }}",
-        get(&format!("{base}/v1/a%20b"))
-    );
-    let done =
-        scene.run(&requests, &grant(&format!("{base}/v1/"), "methods = [\"GET\", \"POST\"]")).await;
+    let requests = [
+        get(&format!("{base}/v1/a%20b")),
+        post(&format!("{base}/v1/b?q=1#f"), toml! { headers = [["X-Own", "1"]] body = "text" }),
+    ];
+    let plugin =
+        sends(requests).grant_http(&format!("{base}/v1/"), toml! { methods = ["GET", "POST"] });
+    let done = sandbox.run(plugin).await;
     assert_eq!(done.answers(), ["200: hello 0", "200: hello 4"]);
     assert_eq!(done.log(), "");
     let seen = server.seen();
@@ -60,15 +63,16 @@ async fn a_granted_request_arrives() {
 }
 
 #[tokio::test]
-async fn tls_by_name_with_an_own_authority() {
-    let (scene, server) = (Scene::new(), WebServer::tls().await);
+async fn a_server_with_tls_needs_a_trusted_certificate_for_its_name() {
+    let (sandbox, server) = (WebSandbox::new(), WebServer::tls().await);
     let base = format!("https://localhost:{}/", server.port());
-    let address = "address = [\"127.0.0.0/8\", \"::1\"]";
-    let trusted = format!("{address}\nca-file = \"{}\"", server.authority().display());
-    let done = scene.run(&get(&base), &grant(&base, &trusted)).await;
+    let address = toml! { address = ["127.0.0.0/8", "::1"] };
+    let mut trusted = address.clone();
+    trusted.extend(toml! { ca-file = (server.authority().display().to_string()) });
+    let done = sandbox.run(sends([get(&base)]).grant_http(&base, trusted.clone())).await;
     assert_eq!(done.answer(), "200: hello 0");
 
-    let done = scene.run(&get(&base), &grant(&base, address)).await;
+    let done = sandbox.run(sends([get(&base)]).grant_http(&base, address)).await;
     assert!(done.answer().starts_with("Permanent: "), "{}", done.answer());
     assert!(
         done.log().contains("no trusted TLS connection") && done.log().contains("`ca-file = "),
@@ -76,60 +80,61 @@ async fn tls_by_name_with_an_own_authority() {
         done.log()
     );
 
-    // The certificate is for `localhost` and 127.0.0.1 and not for this name, wherever it leads.
+    // The certificate is for `localhost` and 127.0.0.1, not for this name of the same address.
     let other = format!("https://other.example:{}/", server.port());
-    let config = scene.config(&get(&other), &grant(&other, &trusted));
+    let config = sandbox.config(sends([get(&other)]).grant_http(&other, trusted));
     let resolver = Arc::new(Knows("other.example", vec!["127.0.0.1".parse().unwrap()]));
     let services =
-        Services::new(&config, &scene.dirs).with_http(Client::new(&config).resolving(resolver));
-    let done = scene.run_with(&config, services).await;
+        Services::new(&config, &sandbox.dirs).with_http(Client::new(&config).resolving(resolver));
+    let done = sandbox.run_with(&config, services).await;
     assert!(done.answer().contains("certificate is not trusted"), "{}", done.answer());
 }
 
 #[tokio::test]
-async fn credentials_reach_the_server_and_nobody_else() {
-    let scene = Scene::new();
-    let secret = secret(&scene);
-    let key = scene.directory.path().join("key");
+async fn credentials_reach_only_the_server() {
+    let sandbox = WebSandbox::new();
+    let secret = secret(&sandbox);
+    let key = sandbox.directory.path().join("key");
     std::fs::write(&key, "AKIDEXAMPLE").unwrap();
-    let key = key.display();
+    let key = key.display().to_string();
     for (table, header, expected) in [
         (
-            format!("kind = \"bearer\"\ntoken-file = \"{secret}\""),
+            toml! { kind = "bearer" token-file = (secret.as_str()) },
             "authorization",
             format!("Bearer {SECRET}"),
         ),
         (
-            format!("kind = \"basic\"\nusername = \"me\"\npassword-file = \"{secret}\""),
+            toml! { kind = "basic" username = "me" password-file = (secret.as_str()) },
             "authorization",
             "Basic bWU6czNjcmV0LTdkMWYwYzVh".to_owned(),
         ),
         (
-            format!("kind = \"header\"\nheader = \"X-Api-Key\"\nvalue-file = \"{secret}\""),
+            toml! { kind = "header" header = "X-Api-Key" value-file = (secret.as_str()) },
             "x-api-key",
             SECRET.to_owned(),
         ),
         (
-            format!(
-                "kind = \"aws-sigv4\"\naccess-key-file = \"{key}\"\nsecret-key-file = \"{secret}\"\nregion = \"eu-west-1\"\nservice = \"execute-api\""
-            ),
+            toml! {
+                kind = "aws-sigv4"
+                access-key-file = (key.as_str())
+                secret-key-file = (secret.as_str())
+                region = "eu-west-1"
+                service = "execute-api"
+            },
             "authorization",
             "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/".to_owned(),
         ),
     ] {
         let server = WebServer::plain().await;
         let base = format!("http://127.0.0.1:{}/", server.port());
-        let rest = format!(
-            "{}[http-credentials.c]\n{table}\n",
-            grant(&base, "methods = [\"POST\"]\ncredential = \"c\"")
-        );
-        let request = |headers: &str| {
-            format!(
-                "{{ method = \"POST\", url = \"{base}\", body = \"text\", headers = [{headers}] }}"
-            )
-        };
-        let own = format!("[\"{header}\", \"mine\"]");
-        let done = scene.run(&format!("{}, {}", request(""), request(&own)), &rest).await;
+        let requests = [
+            post(&base, toml! { body = "text" }),
+            post(&base, toml! { body = "text" headers = [[header, "mine"]] }),
+        ];
+        let plugin =
+            sends(requests).grant_http(&base, toml! { methods = ["POST"] credential = "c" });
+        let file = ConfigFile::from(plugin).http_credential("c", table.clone());
+        let done = sandbox.run(file).await;
         let answers = done.answers();
         assert_eq!(answers[0], "200: hello 4", "{table} {}", done.log());
         assert!(answers[1].starts_with("Denied: "), "{answers:?}");
@@ -147,32 +152,31 @@ async fn credentials_reach_the_server_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_secret_is_read_once_and_early() {
-    let (scene, server) = (Scene::new(), WebServer::plain().await);
-    let secret = secret(&scene);
+async fn a_secret_is_read_once_before_the_first_request() {
+    let (sandbox, server) = (WebSandbox::new(), WebServer::plain().await);
+    let secret = secret(&sandbox);
     let base = format!("http://127.0.0.1:{}/", server.port());
-    let table = format!("[http-credentials.c]\nkind = \"bearer\"\ntoken-file = \"{secret}\"\n");
-    let config =
-        scene.config(&get(&base), &format!("{}{table}", grant(&base, "credential = \"c\"")));
-    let services = Services::new(&config, &scene.dirs);
+    let plugin = sends([get(&base)]).grant_http(&base, toml! { credential = "c" });
+    let credential = toml! { kind = "bearer" token-file = (secret.as_str()) };
+    let config = sandbox.config(ConfigFile::from(plugin).http_credential("c", credential));
+    let services = Services::new(&config, &sandbox.dirs);
     std::fs::remove_file(&secret).unwrap();
-    assert_eq!(scene.run_with(&config, services).await.answer(), "200: hello 0");
+    assert_eq!(sandbox.run_with(&config, services).await.answer(), "200: hello 0");
 
-    let services = Services::new(&config, &scene.dirs);
+    let services = Services::new(&config, &sandbox.dirs);
     let hookrun_config::KeyError { keys, message } =
         services.http().check("x", &config.plugins["x"].grant.http[0]).unwrap_err();
     assert_eq!(keys, ["http-credentials", "c", "token-file"]);
     assert!(message.contains("cannot be read"), "{message}");
-    let done = scene.run_with(&config, services).await;
+    let done = sandbox.run_with(&config, services).await;
     assert!(done.answer().contains("the host's configuration is incomplete"), "{}", done.answer());
     assert_eq!(server.seen().len(), 1);
 }
 
 #[tokio::test]
-async fn what_is_not_granted_is_refused_with_the_lines() {
-    let (scene, server) = (Scene::new(), WebServer::plain().await);
+async fn requests_without_a_grant_are_refused_with_the_line_to_write() {
+    let (sandbox, server) = (WebSandbox::new(), WebServer::plain().await);
     let port = server.port();
-    let grants = grant(&format!("http://127.0.0.1:{port}/v1/"), "methods = [\"GET\"]");
     let requests = [
         "http://127.0.0.2:PORT/v1/x",
         "http://127.0.0.1:81/v1/x",
@@ -182,12 +186,12 @@ async fn what_is_not_granted_is_refused_with_the_lines() {
         "http://localhost:PORT/v1/x",
         "http://[::ffff:127.0.0.1]:PORT/v1/x",
     ];
-    let mut tables: Vec<String> =
+    let mut tables: Vec<Table> =
         requests.iter().map(|url| get(&url.replace("PORT", &port.to_string()))).collect();
-    tables.push(format!(
-        "{{ method = \"DELETE\", url = \"http://127.0.0.1:{port}/v1/x?secret=1\" }}"
-    ));
-    let done = scene.run(&tables.join(", "), &grants).await;
+    let granted = format!("http://127.0.0.1:{port}/v1/");
+    tables.push(toml! { method = "DELETE" url = (format!("{granted}x?secret=1")) });
+    let plugin = sends(tables).grant_http(&granted, toml! { methods = ["GET"] });
+    let done = sandbox.run(plugin).await;
     for answer in done.answers() {
         assert!(
             answer.starts_with("Denied: ")
@@ -201,27 +205,27 @@ async fn what_is_not_granted_is_refused_with_the_lines() {
 }
 
 #[tokio::test]
-async fn names_lead_to_public_addresses_only() {
-    let (scene, server) = (Scene::new(), WebServer::plain().await);
+async fn names_are_resolved_to_public_addresses_only() {
+    let (sandbox, server) = (WebSandbox::new(), WebServer::plain().await);
     let url = format!("http://cache.example:{}/", server.port());
     let mut logs = Vec::new();
-    for (addresses, rest, reached) in [
-        (&["127.0.0.1"][..], "", false),
-        (&["::ffff:127.0.0.1"], "", false),
-        (&["169.254.169.254"], "address = [\"169.254.0.0/16\"]", false),
-        (&["10.0.0.1", "fd00::1"], "", false),
-        (&[], "", false),
-        (&["127.0.0.1"], "address = [\"127.0.0.1\"]", true),
-        (&["::ffff:127.0.0.1"], "address = [\"127.0.0.0/8\"]", true),
-        // What is not permitted is passed over, not tried.
-        (&["10.0.0.1", "127.0.0.1"], "address = [\"127.0.0.1\"]", true),
+    for (addresses, granted, reached) in [
+        (&["127.0.0.1"][..], Table::new(), false),
+        (&["::ffff:127.0.0.1"], Table::new(), false),
+        (&["169.254.169.254"], toml! { address = ["169.254.0.0/16"] }, false),
+        (&["10.0.0.1", "fd00::1"], Table::new(), false),
+        (&[], Table::new(), false),
+        (&["127.0.0.1"], toml! { address = ["127.0.0.1"] }, true),
+        (&["::ffff:127.0.0.1"], toml! { address = ["127.0.0.0/8"] }, true),
+        // An address that is not permitted is skipped.
+        (&["10.0.0.1", "127.0.0.1"], toml! { address = ["127.0.0.1"] }, true),
     ] {
-        let config = scene.config(&get(&url), &grant(&url, rest));
+        let config = sandbox.config(sends([get(&url)]).grant_http(&url, granted));
         let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
         let resolver = Arc::new(Knows("cache.example", addresses));
-        let services =
-            Services::new(&config, &scene.dirs).with_http(Client::new(&config).resolving(resolver));
-        let done = scene.run_with(&config, services).await;
+        let services = Services::new(&config, &sandbox.dirs)
+            .with_http(Client::new(&config).resolving(resolver));
+        let done = sandbox.run_with(&config, services).await;
         assert_eq!(done.answer() == "200: hello 0", reached, "{} {}", done.answer(), done.log());
         logs.push(done.log().replace(&server.port().to_string(), "PORT"));
     }
@@ -229,18 +233,13 @@ async fn names_lead_to_public_addresses_only() {
     assert_eq!(server.seen().len(), 3);
 }
 
-/// The system's resolver, as people have it.
+/// Uses the resolver of the system.
 #[tokio::test]
-async fn localhost_is_this_machine() {
-    let (scene, server) = (Scene::new(), WebServer::plain().await);
+async fn localhost_is_refused_as_a_loopback_address() {
+    let (sandbox, server) = (WebSandbox::new(), WebServer::plain().await);
     let url = format!("http://localhost:{}/", server.port());
-    let done = scene.run(&get(&url), &grant(&url, "")).await;
-    assert!(
-        done.answer().starts_with("Denied: the address is not reached")
-            || done.answer().contains("Denied: "),
-        "{}",
-        done.answer()
-    );
+    let done = sandbox.run(sends([get(&url)]).grant_http(&url, Table::new())).await;
+    assert!(done.answer().starts_with("Denied: "), "{}", done.answer());
     assert!(
         done.log()
             .contains("a loopback address, which is not reached; to allow it, write `address = ["),
@@ -251,12 +250,11 @@ async fn localhost_is_this_machine() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_an_answer_and_not_followed() {
-    let (scene, server) = (Scene::new(), WebServer::plain().await);
+async fn a_redirect_is_not_followed() {
+    let (sandbox, server) = (WebSandbox::new(), WebServer::plain().await);
     let base = format!("http://127.0.0.1:{}", server.port());
-    let done = scene
-        .run(&format!("{}, {}", get(&format!("{base}/redirect")), get(REDIRECT)), &grant(&base, ""))
-        .await;
+    let requests = [get(&format!("{base}/redirect")), get(REDIRECT)];
+    let done = sandbox.run(sends(requests).grant_http(&base, Table::new())).await;
     assert_eq!(done.answers()[0], format!("302 to {REDIRECT}: hello 0"));
     assert!(done.answers()[1].starts_with("Denied: "), "{:?}", done.answers());
     assert_eq!(server.seen().len(), 1);
@@ -264,9 +262,9 @@ async fn a_redirect_is_an_answer_and_not_followed() {
 
 #[tokio::test]
 async fn without_a_grant_the_plugin_does_not_load() {
-    let scene = Scene::new();
-    let config = scene.config("", "");
-    let message = Host::new(&scene.dirs, Compiler::InProcess)
+    let sandbox = WebSandbox::new();
+    let config = sandbox.config(sends(Vec::new()));
+    let message = Host::new(&sandbox.dirs, Compiler::InProcess)
         .load(&config.plugins["x"], &config)
         .unwrap_err()
         .to_string();
@@ -278,20 +276,20 @@ async fn without_a_grant_the_plugin_does_not_load() {
     );
 }
 
-/// `hookrun test`: the same grants, and nothing is sent.
+/// `hookrun test` uses these services.
 #[tokio::test]
-async fn a_test_sends_nothing() {
-    let scene = Scene::new();
-    let rest = format!(
-        "{}[http-credentials.c]\nkind = \"bearer\"\ntoken-file = \"missing\"\n",
-        grant("https://api.example.org/v1/", "methods = [\"POST\"]\ncredential = \"c\"")
-    );
-    let config = scene.config(
-        "{ method = \"POST\", url = \"https://api.example.org/v1/x?q\", body = \"text\" }, { url = \"https://other.example/\" }",
-        &rest,
-    );
-    let services = Services::in_memory(&config, &scene.dirs);
-    let done = scene.run_with(&config, services.clone()).await;
+async fn services_in_memory_send_no_request() {
+    let sandbox = WebSandbox::new();
+    let requests = [
+        post("https://api.example.org/v1/x?q", toml! { body = "text" }),
+        get("https://other.example/"),
+    ];
+    let granted = toml! { methods = ["POST"] credential = "c" };
+    let plugin = sends(requests).grant_http("https://api.example.org/v1/", granted);
+    let credential = toml! { kind = "bearer" token-file = "missing" };
+    let config = sandbox.config(ConfigFile::from(plugin).http_credential("c", credential));
+    let services = Services::in_memory(&config, &sandbox.dirs);
+    let done = sandbox.run_with(&config, services.clone()).await;
     assert_eq!(done.answers()[0], "200: {}");
     assert!(done.answers()[1].contains("Denied: "), "{:?}", done.answers());
     let requested = services.http().requested();
@@ -304,11 +302,10 @@ async fn a_test_sends_nothing() {
 
 #[test]
 fn the_sandbox_allows_the_ports_of_all_grants() {
-    let text = format!(
-        "[plugins.a]\nsource = \"a.wasm\"\n{}[plugins.b]\nsource = \"b.wasm\"\n{}",
-        grant("https://h/", "").replace("plugins.x", "plugins.a"),
-        grant("http://h:8080/", "").replace("plugins.x", "plugins.b"),
-    );
-    let config = Config::parse(Path::new("/hookrun.toml"), &text).unwrap();
+    let granted = |file: &str, url: &str| PluginTable::file(file).grant_http(url, Table::new());
+    let file = ConfigFile::new()
+        .plugin("a", granted("a.wasm", "https://h/"))
+        .plugin("b", granted("b.wasm", "http://h:8080/"));
+    let config = Config::parse(Path::new("/hookrun.toml"), &file.to_string()).unwrap();
     assert_eq!(config.http_ports().into_iter().collect::<Vec<_>>(), [443, 8080]);
 }

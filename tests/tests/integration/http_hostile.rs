@@ -1,12 +1,14 @@
-//! `wasi:http` where somebody means no good, or nothing works: odd URLs, smuggled headers, floods,
-//! malformed answers, silence.
+//! `wasi:http` with hostile guests and servers: ambiguous URLs, smuggled headers, floods, malformed
+//! answers, and servers that do not answer.
 
 use hookrun_nix::outcome::Outcome;
-use hookrun_tests::web::{Scene, WebServer, get, grant, raw, raw_then_silence};
+use hookrun_tests::lab::{PluginTable, toml};
+use hookrun_tests::web::{WebSandbox, WebServer, get, post, raw, raw_then_silence, sends};
+use toml::Table;
 
 #[tokio::test]
-async fn odd_urls_are_refused_before_anything_else() {
-    let (scene, server) = (Scene::new(), WebServer::plain().await);
+async fn ambiguous_urls_are_refused_before_a_request_is_sent() {
+    let (sandbox, server) = (WebSandbox::new(), WebServer::plain().await);
     let port = server.port();
     let urls = [
         "http://2130706433:PORT/v1/x",
@@ -19,14 +21,14 @@ async fn odd_urls_are_refused_before_anything_else() {
         "http://127.0.0.1:PORT/v1/%2e%2e/v2/x",
         "http://127.0.0.1:PORT/v1/%252e%252e/v2/x",
         "http://127.0.0.1:PORT/v1/..%2fv2",
-        "http://127.0.0.1:PORT/v1\\\\..\\\\v2",
+        "http://127.0.0.1:PORT/v1\\..\\v2",
         "http://127.0.0.1:PORT/v1/%00",
         "ftp://127.0.0.1:PORT/v1/x",
     ];
-    let tables: Vec<String> =
+    let requests: Vec<Table> =
         urls.iter().map(|url| get(&url.replace("PORT", &port.to_string()))).collect();
-    let done =
-        scene.run(&tables.join(", "), &grant(&format!("http://127.0.0.1:{port}/v1/"), "")).await;
+    let granted = format!("http://127.0.0.1:{port}/v1/");
+    let done = sandbox.run(sends(requests).grant_http(&granted, Table::new())).await;
     for (url, answer) in urls.iter().zip(done.answers()) {
         assert!(answer.starts_with("Invalid: "), "{url}: {answer}");
     }
@@ -36,42 +38,32 @@ async fn odd_urls_are_refused_before_anything_else() {
 }
 
 #[tokio::test]
-async fn limits_are_codes_for_the_guest_and_keys_for_the_operator() {
-    let (scene, server) = (Scene::new(), WebServer::plain().await);
+async fn a_limit_is_a_code_for_the_guest_and_a_key_for_the_operator() {
+    let (sandbox, server) = (WebSandbox::new(), WebServer::plain().await);
     let base = format!("http://127.0.0.1:{}", server.port());
-    // Takes a connection and never speaks TLS; and one that stops in the middle of its answer.
+    // A server that accepts connections but not TLS, and one that stops in the middle of its
+    // answer.
     let mute = format!("https://127.0.0.1:{}", raw_then_silence(b"").await);
     let half = raw_then_silence(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhello").await;
     let half = format!("http://127.0.0.1:{half}");
-    let post = |what: &str| format!("{{ method = \"POST\", url = \"{base}/\", {what} }}");
-    for (request, limits, key) in [
-        (post("body-bytes = 70000"), "http-request-bytes = \"64KiB\"", "http-request-bytes"),
-        (
-            get(&format!("{base}/bytes/70000")),
-            "http-response-bytes = \"64KiB\"",
-            "http-response-bytes",
-        ),
-        (post("fillers = 20"), "http-header-bytes = \"16KiB\"", "http-header-bytes"),
-        (
-            get(&format!("{base}/header/20000")),
-            "http-header-bytes = \"16KiB\"",
-            "http-header-bytes",
-        ),
-        (get(&format!("{base}/never")), "http-first-byte-time = \"100ms\"", "http-first-byte-time"),
-        (get(&format!("{mute}/")), "http-connect-time = \"100ms\"", "http-connect-time"),
-        (
-            get(&format!("{half}/")),
-            "http-between-bytes-time = \"100ms\"",
-            "http-between-bytes-time",
-        ),
+    let post = |more: Table| post(&format!("{base}/"), more);
+    let get_from_server = |path: &str| get(&format!("{base}{path}"));
+    let granted = |plugin: PluginTable| {
+        plugin
+            .grant_http(&base, toml! { methods = ["GET", "POST"] })
+            .grant_http(&mute, Table::new())
+            .grant_http(&half, Table::new())
+    };
+    for (request, key, limit) in [
+        (post(toml! { body-bytes = 70_000 }), "http-request-bytes", "64KiB"),
+        (get_from_server("/bytes/70000"), "http-response-bytes", "64KiB"),
+        (post(toml! { fillers = 20 }), "http-header-bytes", "16KiB"),
+        (get_from_server("/header/20000"), "http-header-bytes", "16KiB"),
+        (get_from_server("/never"), "http-first-byte-time", "100ms"),
+        (get(&format!("{mute}/")), "http-connect-time", "100ms"),
+        (get(&format!("{half}/")), "http-between-bytes-time", "100ms"),
     ] {
-        let grants = format!(
-            "{}{}{}",
-            grant(&base, "methods = [\"GET\", \"POST\"]"),
-            grant(&mute, ""),
-            grant(&half, "")
-        );
-        let done = scene.run(&request, &format!("[plugins.x.limits]\n{limits}\n{grants}")).await;
+        let done = sandbox.run(granted(sends([request]).limit(key, limit))).await;
         let kind = if key.ends_with("time") { "Transient: " } else { "Limit: " };
         assert!(done.answer().starts_with(kind), "{key}: {} {}", done.answer(), done.log());
         let log = done.log();
@@ -82,24 +74,20 @@ async fn limits_are_codes_for_the_guest_and_keys_for_the_operator() {
             "{log}"
         );
     }
-    // As much as is allowed passes.
-    let rest = grant(&base, "methods = [\"GET\", \"POST\"]");
-    let done = scene
-        .run(
-            &format!("{}, {}", post("body-bytes = 8388608"), get(&format!("{base}/bytes/4194304"))),
-            &rest,
-        )
-        .await;
+    // Exactly as much as the default limits allow.
+    let requests = [post(toml! { body-bytes = 8_388_608 }), get_from_server("/bytes/4194304")];
+    let done = sandbox.run(granted(sends(requests))).await;
     assert_eq!(done.answers(), ["200: hello 8388608", "200: 4194304 bytes"], "{}", done.log());
 }
 
 #[tokio::test]
-async fn too_many_requests_at_once() {
-    let (scene, server) = (Scene::new(), WebServer::plain().await);
+async fn requests_beyond_the_limit_of_connections_are_refused() {
+    let (sandbox, server) = (WebSandbox::new(), WebServer::plain().await);
     let base = format!("http://127.0.0.1:{}/", server.port());
-    let request = |at_once: u32| format!("{{ url = \"{base}\", at-once = {at_once} }}");
-    let rest = format!("[plugins.x.limits]\nhttp-connections = 3\n{}", grant(&base, ""));
-    let done = scene.run(&format!("{}, {}", request(5), request(3)), &rest).await;
+    let request = |count: u32| toml! { url = (base.as_str()) at-once = count };
+    let plugin = sends([request(5), request(3)]);
+    let done =
+        sandbox.run(plugin.limit("http-connections", 3).grant_http(&base, Table::new())).await;
     assert_eq!(done.answers(), ["3 of 5 were answered", "3 of 3 were answered"], "{}", done.log());
     let log = done.log();
     assert_eq!(log.lines().count(), 2, "{log}");
@@ -110,15 +98,14 @@ async fn too_many_requests_at_once() {
     );
 }
 
-/// A header table far beyond its limit ends the run: the interface has no code for it.
+/// The interface has no code for headers that are far beyond the limit.
 #[tokio::test]
 async fn a_flood_of_headers_ends_the_run() {
-    let scene = Scene::new();
-    let rest = format!(
-        "[plugins.x.limits]\nhttp-header-bytes = \"4KiB\"\n{}",
-        grant("http://127.0.0.1:9/", "")
-    );
-    let done = scene.run("{ url = \"http://127.0.0.1:9/\", fillers = 100 }", &rest).await;
+    let sandbox = WebSandbox::new();
+    let url = "http://127.0.0.1:9/";
+    let plugin = sends([toml! { url = url fillers = 100 }]);
+    let done =
+        sandbox.run(plugin.limit("http-header-bytes", "4KiB").grant_http(url, Table::new())).await;
     match &done.report.outcome {
         Outcome::LimitReached { limit, message } => {
             assert_eq!(limit, "http-header-bytes");
@@ -130,41 +117,40 @@ async fn a_flood_of_headers_ends_the_run() {
 
 #[tokio::test]
 async fn the_wall_time_of_the_run_ends_a_request() {
-    let (scene, server) = (Scene::new(), WebServer::plain().await);
+    let (sandbox, server) = (WebSandbox::new(), WebServer::plain().await);
     let url = format!("http://127.0.0.1:{}/never", server.port());
-    let rest = format!("[plugins.x.limits]\nwall-time = \"300ms\"\n{}", grant(&url, ""));
-    let done = scene.run(&get(&url), &rest).await;
+    let plugin = sends([get(&url)]).limit("wall-time", "300ms").grant_http(&url, Table::new());
+    let done = sandbox.run(plugin).await;
     assert_eq!(done.report.outcome.class().as_str(), "limit", "{:?}", done.report);
 }
 
 #[tokio::test]
 async fn headers_that_could_smuggle_a_request_are_refused() {
-    let (scene, server) = (Scene::new(), WebServer::plain().await);
+    let (sandbox, server) = (WebSandbox::new(), WebServer::plain().await);
     let base = format!("http://127.0.0.1:{}/", server.port());
     let headers = [
-        ("[\"x-a\", \"1\\r\\nx-b: 2\"]", "malformed"),
-        ("[\"x-a\\r\\nx-b\", \"1\"]", "malformed"),
-        ("[\"x a\", \"1\"]", "malformed"),
-        ("[\"x-a\", \"1\\u0000\"]", "malformed"),
-        ("[\"transfer-encoding\", \"chunked\"]", "belongs to the host"),
-        ("[\"Host\", \"other.example\"]", "belongs to the host"),
-        ("[\"connection\", \"upgrade\"]", "belongs to the host"),
-        ("[\"expect\", \"100-continue\"]", "belongs to the host"),
-        ("[\"te\", \"trailers\"]", "belongs to the host"),
-        ("[\"content-length\", \"4\"], [\"content-length\", \"5\"]", "malformed"),
-        ("[\"content-length\", \"+4\"]", "malformed"),
-        ("[\"content-length\", \"3\"]", ""),
-        ("[\"content-length\", \"5\"]", ""),
+        (toml! { headers = [["x-a", "1\r\nx-b: 2"]] }, "malformed"),
+        (toml! { headers = [["x-a\r\nx-b", "1"]] }, "malformed"),
+        (toml! { headers = [["x a", "1"]] }, "malformed"),
+        (toml! { headers = [["x-a", "1\0"]] }, "malformed"),
+        (toml! { headers = [["transfer-encoding", "chunked"]] }, "belongs to the host"),
+        (toml! { headers = [["Host", "other.example"]] }, "belongs to the host"),
+        (toml! { headers = [["connection", "upgrade"]] }, "belongs to the host"),
+        (toml! { headers = [["expect", "100-continue"]] }, "belongs to the host"),
+        (toml! { headers = [["te", "trailers"]] }, "belongs to the host"),
+        (toml! { headers = [["content-length", "4"], ["content-length", "5"]] }, "malformed"),
+        (toml! { headers = [["content-length", "+4"]] }, "malformed"),
+        (toml! { headers = [["content-length", "3"]] }, ""),
+        (toml! { headers = [["content-length", "5"]] }, ""),
     ];
-    let requests: Vec<String> = headers
-        .iter()
-        .map(|(headers, _)| {
-            format!(
-                "{{ method = \"POST\", url = \"{base}\", body = \"text\", headers = [{headers}] }}"
-            )
-        })
-        .collect();
-    let done = scene.run(&requests.join(", "), &grant(&base, "methods = [\"POST\"]")).await;
+    let requests = headers.iter().map(|(headers, _)| {
+        let mut request = post(&base, toml! { body = "text" });
+        request.extend(headers.clone());
+        request
+    });
+    let plugin =
+        sends(requests.collect::<Vec<Table>>()).grant_http(&base, toml! { methods = ["POST"] });
+    let done = sandbox.run(plugin).await;
     for ((header, expected), answer) in headers.iter().zip(done.answers()) {
         assert!(!answer.starts_with("200") && answer.contains(expected), "{header}: {answer}");
     }
@@ -177,7 +163,7 @@ async fn headers_that_could_smuggle_a_request_are_refused() {
 
 #[tokio::test]
 async fn malformed_answers_are_errors() {
-    let scene = Scene::new();
+    let sandbox = WebSandbox::new();
     for (answer, kind) in [
         (
             &b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nhello"[..],
@@ -191,7 +177,7 @@ async fn malformed_answers_are_errors() {
         (b"", "Transient: "),
     ] {
         let url = format!("http://127.0.0.1:{}/", raw(answer).await);
-        let done = scene.run(&get(&url), &grant(&url, "")).await;
+        let done = sandbox.run(sends([get(&url)]).grant_http(&url, Table::new())).await;
         let shown = String::from_utf8_lossy(answer);
         assert!(done.answer().contains(kind.trim()), "{shown}: {} {}", done.answer(), done.log());
         assert_eq!(done.log().lines().count(), 1, "{shown}: {}", done.log());
@@ -200,12 +186,12 @@ async fn malformed_answers_are_errors() {
 
 #[tokio::test]
 async fn a_server_that_does_not_listen_is_a_transient_failure() {
-    let scene = Scene::new();
-    // Bound and never listened to: nobody else can have the port.
+    let sandbox = WebSandbox::new();
+    // A bound socket that does not listen: no other process can have the port.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let url = format!("http://127.0.0.1:{}/", socket.local_addr().unwrap().port());
-    let done = scene.run(&get(&url), &grant(&url, "")).await;
+    let done = sandbox.run(sends([get(&url)]).grant_http(&url, Table::new())).await;
     assert!(done.answer().starts_with("Transient: "), "{}", done.answer());
     assert!(done.log().contains("no connection to 127.0.0.1:"), "{}", done.log());
 }

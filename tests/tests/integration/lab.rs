@@ -1,9 +1,10 @@
 //! The lab itself: a scene without hookrun is a working Nix, alone and through a daemon, with a
-//! second store and a builder.
+//! second store and a builder. Tests are skipped only by [`require`], and counted.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use hookrun_tests::document::repository;
 use hookrun_tests::guests::guest;
 use hookrun_tests::lab::{BUILD_GROUP, MAY_SKIP, Need, Ran, SKIPPED, Scene, Script, require};
 
@@ -13,7 +14,7 @@ fn bare() -> Scene {
 }
 
 #[test]
-fn a_scene_is_a_private_nix() {
+fn a_scene_builds_with_a_private_nix() {
     let scene = bare()
         .derivation("alpha", Script::text("it's \"quoted\" and ${this} \\ too"))
         .derivation("beta-2.0", Script::naming(["alpha"]).uses("gamma"))
@@ -41,7 +42,7 @@ fn random_builds_differ_and_large_ones_do_not() {
 }
 
 #[test]
-fn through_a_daemon_builds_run_as_build_users() {
+fn builds_through_a_daemon_run_as_build_users() {
     if !require(Need::Root) {
         return;
     }
@@ -58,7 +59,7 @@ fn through_a_daemon_builds_run_as_build_users() {
 }
 
 #[test]
-fn a_second_store_takes_signed_paths_only() {
+fn a_second_store_only_takes_signed_paths() {
     let scene = bare()
         .signing_key("lab-1")
         .signing_key("other-1")
@@ -88,7 +89,7 @@ fn a_builder_is_a_store_in_the_scene() {
     if !require(Need::Root) {
         return;
     }
-    // The stock hook here: Nix's default.
+    // The build hook is that of Nix.
     let scene = bare().derivation("alpha", Script::text("hello"));
     let builders =
         hookrun::demo::private_nix::PrivateNix::local_machine(&scene.builder_store("only"), 1, 1.0);
@@ -97,15 +98,17 @@ fn a_builder_is_a_store_in_the_scene() {
     assert!(scene.on_builder("only", &built.path()), "{}", built.account());
 }
 
-/// `cargo xtask newer-nix` runs this test where there is a compiler, before all others.
+/// `cargo xtask newer-nix` runs this test before all others, where there is a compiler.
 #[test]
-fn every_guest_is_built() {
+fn every_guest_is_built_as_a_component() {
     for name in ["good", "faulty", "greedy", "web", "escape", "hostile"] {
-        guest(name).unwrap();
+        let component = std::fs::read(guest(name).unwrap()).unwrap();
+        // Version 13 and layer 1 of the binary format: a component, not a core module.
+        assert!(component.starts_with(b"\0asm\x0d\0\x01\0"), "{name}");
     }
 }
 
-/// Runs one test of this program in a process of its own, without any program in `PATH`.
+/// Runs one test of this program in another process, without programs in `PATH`.
 fn without_programs(test: &str, variables: &[(&str, &Path)]) -> Ran {
     let nothing = tempfile::tempdir().unwrap();
     Ran::of(
@@ -119,7 +122,7 @@ fn without_programs(test: &str, variables: &[(&str, &Path)]) -> Ran {
 }
 
 #[test]
-fn a_test_cannot_skip_silently() {
+fn a_test_that_cannot_run_fails_unless_it_may_be_skipped_and_is_counted() {
     let test = "examples::the_units_are_valid_for_systemd";
     without_programs(test, &[]).expect_failure().expect_stdout(
         "this test needs `systemd-analyze` in PATH; `cargo xtask test` installs it on Debian as \
@@ -138,28 +141,46 @@ fn a_test_cannot_skip_silently() {
     );
 }
 
-#[test]
-fn only_the_lab_skips_tests() {
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let mut directories = ["tests", "runner", "plugin-sdk", "plugins", "fuzz", "xtask"]
-        .map(|name| repository.join(name))
-        .to_vec();
-    let mut offenders = Vec::new();
+/// Returns the files of the repository below these directories.
+fn files_of(directories: &[&str]) -> Vec<PathBuf> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    let mut files = Vec::new();
+    let mut directories: Vec<PathBuf> =
+        directories.iter().map(|name| repository().join(name)).collect();
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
-            if path.is_dir() {
+            if !path.is_dir() {
+                files.push(path);
+            } else if !path.ends_with("target") && Some(&path) != target.as_ref() {
                 directories.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs")
-                && !path.ends_with("lab/need.rs")
-            {
-                let text = std::fs::read_to_string(&path).unwrap();
-                // In two parts, because this file is read too.
-                if text.contains(&["!(\"", "skipped"].concat()) {
-                    offenders.push(path);
-                }
             }
         }
     }
+    files
+}
+
+const WITH_TESTS: [&str; 6] = ["tests", "runner", "plugin-sdk", "plugins", "fuzz", "xtask"];
+
+#[test]
+fn only_the_lab_skips_tests() {
+    // In two parts, since this file is searched too.
+    let prints_skipped = ["!(\"", "skipped"].concat();
+    let mut offenders = files_of(&WITH_TESTS);
+    offenders.retain(|path| {
+        path.extension().is_some_and(|extension| extension == "rs")
+            && !path.ends_with("lab/need.rs")
+            && std::fs::read_to_string(path).unwrap().contains(&prints_skipped)
+    });
     assert!(offenders.is_empty(), "use `lab::require` in {offenders:?}");
+}
+
+#[test]
+fn names_of_snapshots_have_no_blanks_or_colons() {
+    let mut snapshots = files_of(&WITH_TESTS);
+    snapshots.retain(|path| path.extension().is_some_and(|extension| extension == "snap"));
+    assert!(snapshots.len() > 10, "{snapshots:?}");
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.@".contains(c);
+    snapshots.retain(|path| !path.file_name().unwrap().to_str().unwrap().chars().all(is_plain));
+    assert!(snapshots.is_empty(), "rename the tests or snapshots of {snapshots:?}");
 }

@@ -1,30 +1,15 @@
-//! Plugins that misbehave: the build succeeds, the other plugins run, and `hookrun log` says which
-//! limit and which key.
+//! Plugins that fail or reach a limit: the build succeeds, the other plugins run, and `hookrun log`
+//! names the limit and its key.
 
-use hookrun_tests::guests;
-use hookrun_tests::lab::{Attempt, Scene, Script};
+use hookrun_tests::lab::{Attempt, ConfigFile, PluginTable, Scene, Script, toml};
 
-/// The file of a guest of `tests/guests`.
-fn component(name: &str) -> String {
-    guests::guest(name).unwrap().display().to_string()
-}
-
-/// A configuration of a well-behaved plugin and of the same faulty one in several roles, `(name,
-/// fault, limits)`.
-fn config(faults: &[(&str, &str, &str)]) -> String {
-    let mut text = format!(
-        "[worker]\nstart = \"none\"\n[plugins.good]\nsource = \"{}\"\nhooks = [\"post-build\"]\ngrant = {{ state = true }}\n",
-        component("good")
-    );
-    for (name, fault, limits) in faults {
-        let table = format!(
-            "[plugins.{name}]\nsource = \"{}\"\nhooks = [\"post-build\"]\nretry = {{ attempts = 1 }}\n\
-             config = {{ fault = \"{fault}\" }}\ngrant = {{ state = true }}\nlimits = {{ {limits} }}\n",
-            component("faulty")
-        );
-        text.push_str(&table);
-    }
-    text
+/// A plugin with this fault that is tried once.
+fn faulty(fault: &str) -> PluginTable {
+    PluginTable::guest("faulty")
+        .hooks(["post-build"])
+        .retry("attempts", 1)
+        .config(toml! { fault = fault })
+        .grant("state", true)
 }
 
 /// The only attempt of a plugin.
@@ -37,16 +22,18 @@ fn attempt_of(scene: &Scene, plugin: &str) -> Attempt {
 }
 
 #[test]
-fn a_loop_a_trap_and_a_glutton_harm_nobody() {
+fn plugins_that_loop_trap_or_take_memory_do_not_affect_others() {
     let scene = Scene::new()
-        .config(&config(&[
-            ("loops", "loop", "wall-time = \"1s\""),
-            ("traps", "trap", ""),
-            ("eats", "memory", "memory = \"32MiB\""),
-        ]))
+        .config(
+            &ConfigFile::new()
+                .plugin("good", PluginTable::keeper())
+                .plugin("loops", faulty("loop").limit("wall-time", "1s"))
+                .plugin("traps", faulty("trap"))
+                .plugin("eats", faulty("memory").limit("memory", "32MiB")),
+        )
         .derivation("alpha", Script::text("hello"));
     scene.build("alpha").expect_success();
-    // Something has failed, and the exit code says so.
+    // The exit code reports the failures.
     scene.drain().expect_exit(1);
     scene.expect_tasks(&[
         "alpha eats limit",
@@ -67,9 +54,8 @@ fn a_loop_a_trap_and_a_glutton_harm_nobody() {
     );
     assert!(traps.contains("trapped"), "{traps}");
     let said = attempt_of(&scene, "traps").log.join("\n");
-    assert!(said.contains("told to trap"), "the panic's own words are in its log: {said}");
+    assert!(said.contains("told to trap"), "the message of the panic is in its log: {said}");
 
-    // What people see.
     let log = scene.hookrun(&["log"]).expect_success().stdout;
     for part in ["wall-time", "[plugins.loops.limits]", "memory", "[plugins.eats.limits]", "traps"]
     {
@@ -78,8 +64,8 @@ fn a_loop_a_trap_and_a_glutton_harm_nobody() {
 }
 
 #[test]
-fn every_limit_names_itself_and_its_key() {
-    // The fault, and the limit that it meets.
+fn a_plugin_that_reaches_a_limit_is_told_its_name_and_its_key() {
+    // The fault, and the limit that it reaches.
     let faults = [
         ("stack", "stack"),
         ("host-calls", "host-calls"),
@@ -88,9 +74,10 @@ fn every_limit_names_itself_and_its_key() {
         ("output", "output-bytes"),
         ("state", "state-bytes"),
     ];
-    let plugins: Vec<(&str, &str, &str)> =
-        faults.iter().map(|(fault, _)| (*fault, *fault, "memory = \"512MiB\"")).collect();
-    let scene = Scene::new().config(&config(&plugins)).derivation("alpha", Script::text("hello"));
+    let file = faults.iter().fold(ConfigFile::new(), |file, (fault, _)| {
+        file.plugin(fault, faulty(fault).limit("memory", "512MiB"))
+    });
+    let scene = Scene::new().config(&file).derivation("alpha", Script::text("hello"));
     scene.build("alpha").expect_success();
     let _some_fail = scene.drain();
     for (fault, limit) in faults {
@@ -102,17 +89,21 @@ fn every_limit_names_itself_and_its_key() {
 }
 
 #[test]
-fn a_plugin_that_only_fails_is_tried_again_and_then_a_dead_letter() {
+fn a_plugin_that_always_fails_is_retried_and_then_becomes_a_dead_letter() {
     let scene = Scene::new()
-        .config(&format!(
-            "[worker]\nstart = \"none\"\n[plugins.fails]\nsource = \"{}\"\nhooks = [\"post-build\"]\n\
-             retry = {{ attempts = 3, min-delay = \"10ms\", max-delay = \"20ms\" }}\nconfig = {{ fail = \"transient\" }}\n\
-             grant = {{ state = true }}\n",
-            component("good")
-        ))
+        .config(
+            &ConfigFile::new().plugin(
+                "fails",
+                PluginTable::keeper()
+                    .config(toml! { fail = "transient" })
+                    .retry("attempts", 3)
+                    .retry("min-delay", "10ms")
+                    .retry("max-delay", "20ms"),
+            ),
+        )
         .derivation("alpha", Script::text("hello"));
     scene.build("alpha").expect_success();
-    // Each drain makes the attempts whose time has come; the others wait.
+    // Each drain makes the attempts that are due.
     let mut attempts = Vec::new();
     while attempts.len() < 3 {
         scene.drain().expect_exit(1);

@@ -1,6 +1,6 @@
-//! Machines files are read as the Nix at hand reads them: its own build hook and hookrun on the
-//! same generated texts. What Nix's hook has read it says itself, when no machine fits: all
-//! machines with their systems, jobs and features, and (at verbosity "debug") their URIs.
+//! Compares how hookrun and the build hook of the installed Nix read the same generated machines
+//! files. When no machine fits, the hook of Nix prints all machines with their systems, jobs and
+//! features, and their URIs at the verbosity "debug".
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -12,7 +12,7 @@ use hookrun_nix::installed::{identify, in_path};
 use hookrun_nix::{machines, wire};
 use hookrun_tests::lab::{Ran, minor_version};
 
-/// Texts that are compared; each costs 35 ms.
+/// The number of texts. Each takes 35 ms.
 const TEXTS: u64 = 150;
 const THIS_SYSTEM: &str = "x86_64-linux";
 /// Nix's `lvlDebug`.
@@ -20,10 +20,11 @@ const DEBUG: &str = "6";
 /// Nix shows each value of a message between these.
 const VALUE: (&str, &str) = ("\u{1b}[35;1m", "\u{1b}[0m");
 
-/// What can be compared of a machine: URI, systems, jobs, supported and mandatory features.
+/// The values of a machine that can be compared: URI, systems, jobs, supported and mandatory
+/// features.
 type Read = (String, BTreeSet<String>, u32, BTreeSet<String>, BTreeSet<String>);
 
-/// Numbers that look random and are the same in each run (Knuth's linear congruential generator).
+/// Pseudorandom numbers that are the same in each run (Knuth's linear congruential generator).
 struct Dice(u64);
 
 impl Dice {
@@ -38,7 +39,7 @@ impl Dice {
     }
 }
 
-/// A text of a few entries, with everything that is read in a special way somewhere.
+/// Returns a text of a few entries that contains syntax with special rules.
 fn text(dice: &mut Dice, directory: &Path) -> String {
     let columns: [&[&str]; 8] = [
         &[
@@ -96,7 +97,7 @@ fn text(dice: &mut Dice, directory: &Path) -> String {
     text
 }
 
-/// What Nix's own hook reads; nothing where it gives up.
+/// Returns the machines that the hook of Nix reads, or `None` if it fails.
 fn read_by_nix(nix: &Path, state: &Path, builders: &str) -> Option<Vec<Read>> {
     let mut words = Vec::new();
     let settings =
@@ -156,7 +157,7 @@ fn read_by_nix(nix: &Path, state: &Path, builders: &str) -> Option<Vec<Read>> {
     Some(uris.into_iter().zip(rest).map(machine).collect())
 }
 
-/// The values in a line of a message.
+/// Returns the values in a line of a message.
 fn values(line: &str) -> Vec<String> {
     line.split(VALUE.0).skip(1).map(|part| part.split(VALUE.1).next().unwrap().to_owned()).collect()
 }

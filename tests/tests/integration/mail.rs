@@ -1,4 +1,4 @@
-//! Mail to a real server: what arrives, over which connection, and what each refusal means.
+//! Mail to a real server: messages, connections and refusals.
 
 use std::path::Path;
 
@@ -6,30 +6,35 @@ use hookrun_capability::mail::{Mailer, Message, Sent, check};
 use hookrun_capability::{CapabilityError, ErrorKind};
 use hookrun_config::Config;
 use hookrun_nix::dirs::Dirs;
-use hookrun_tests::lab::{Scene, Script};
+use hookrun_tests::lab::{ConfigFile, PluginTable, Scene, Script, toml};
 use hookrun_tests::smtp::{MailServer, PASSWORD, USERNAME};
 use mail_parser::MessageParser;
+use toml::Table;
 
-/// Sends through `[mail.out]` with these `settings`; every recipient has to be accepted.
-fn send(settings: &str, to: &[&str], message: &Message) -> Result<String, CapabilityError> {
+/// Sends through `[mail.out]` with these settings, and fails unless every recipient is accepted.
+fn send(settings: &Table, to: &[&str], message: &Message) -> Result<String, CapabilityError> {
     let state = tempfile::tempdir().unwrap();
     let sent = send_from(state.path(), settings, to, message)?;
     assert_eq!(sent.refused, []);
     Ok(sent.message_id)
 }
 
-/// The same with hookrun's state in `state`.
+/// Sends through `[mail.out]` with these settings and this state directory.
 fn send_from(
     state: &Path,
-    settings: &str,
+    settings: &Table,
     to: &[&str],
     message: &Message,
 ) -> Result<Sent, CapabilityError> {
-    let text = format!(
-        "[plugins.report]\nsource = \"bundled:email-on-nondeterminism\"\nconfig = {{ to = {to:?} }}\ngrant = {{ mail = [\"out\"] }}\n\
-         [mail.out]\nfrom = \"Builds <hookrun@example.org>\"\n{settings}\n"
-    );
-    let config = Config::parse(Path::new("hookrun.toml"), &text).unwrap();
+    let mut transport = toml! { from = "Builds <hookrun@example.org>" };
+    transport.extend(settings.clone());
+    let file = ConfigFile::new()
+        .plugin(
+            "report",
+            PluginTable::mailer("out", "ann@example.org").config(toml! { to = (to.to_vec()) }),
+        )
+        .mail("out", transport);
+    let config = Config::parse(Path::new("hookrun.toml"), &file.to_string()).unwrap();
     let dirs = Dirs { config: "hookrun.toml".into(), state: state.to_owned() };
     check(&config, &dirs).unwrap();
     let to: Vec<String> = to.iter().map(ToString::to_string).collect();
@@ -38,16 +43,32 @@ fn send_from(
     )
 }
 
-fn smtp(url: &str, more: &str) -> String {
-    format!("transport = \"smtp\"\nurl = \"{url}\"\n{more}")
+/// A transport to this server without a login.
+fn smtp(url: &str) -> Table {
+    toml! { transport = "smtp" url = url }
+}
+
+/// A transport to this server that trusts the authority of `server`.
+fn trusting(url: &str, server: &MailServer) -> Table {
+    let mut table = smtp(url);
+    table.extend(toml! { ca-file = (server.ca_file().display().to_string()) });
+    table
+}
+
+/// A transport to this server that trusts the authority of `server` and logs in.
+fn logging_in(url: &str, server: &MailServer, password: &str) -> Table {
+    let mut table = trusting(url, server);
+    let password_file = server.password_file(password).display().to_string();
+    table.extend(toml! { username = USERNAME password-file = password_file });
+    table
 }
 
 fn message() -> Message {
     Message {
         subject: "[hookrun] grüße, ein sehr langer Betreff, der gefaltet werden muss, weil er über die Zeile hinausgeht"
             .into(),
-        // A dot alone ends SMTP data, and `From ` begins a message in an mbox; neither may happen
-        // here.
+        // A line with a single dot ends SMTP data, and `From ` begins a message in an mbox. Neither
+        // may happen here.
         text: "Grüße.\n.\nFrom here\n..two\n".into(),
         html: Some("<p title=\"x\">Grüße &amp; mehr</p>\n".into()),
         headers: vec![("X-Hookrun-Event".into(), "1".into())],
@@ -57,10 +78,10 @@ fn message() -> Message {
 }
 
 #[test]
-fn a_message_arrives_whole() {
+fn a_message_arrives_complete() {
     let Some(server) = MailServer::start() else { return };
     let id =
-        send(&smtp(&server.url(""), ""), &["ann@example.org", "Bob <bob@example.org>"], &message())
+        send(&smtp(&server.url("")), &["ann@example.org", "Bob <bob@example.org>"], &message())
             .unwrap();
     let mails = server.delivered(2);
     let envelope: Vec<&str> = mails
@@ -99,27 +120,23 @@ fn a_message_arrives_whole() {
 #[test]
 fn mails_are_sent_with_encryption_and_login() {
     let Some(server) = MailServer::start() else { return };
-    let ca = format!("ca-file = \"{}\"", server.ca_file().display());
-    let login = format!(
-        "{ca}\nusername = \"{USERNAME}\"\npassword-file = \"{}\"",
-        server.password_file(PASSWORD).display()
-    );
-    // (URL, settings, recipient, what the server says of the connection)
+    let trusting = |url: &str| trusting(url, &server);
+    let logging_in = |url: &str| logging_in(url, &server, PASSWORD);
+    // (settings, recipient, the protocol in the log of the server)
     let ways = [
-        (server.url(""), "", "a@example.org", "P=esmtp "),
-        (server.url("?tls=opportunistic"), &*ca, "b@example.org", "P=esmtps "),
-        (server.url("?tls=required"), &*ca, "c@example.org", "P=esmtps "),
-        (server.tls_url(), &*ca, "d@example.org", "P=esmtps "),
-        (server.url("?tls=required"), &*login, "e@private.example.org", "P=esmtpsa "),
-        (server.tls_url(), &*login, "f@private.example.org", "P=esmtpsa "),
+        (smtp(&server.url("")), "a@example.org", "P=esmtp "),
+        (trusting(&server.url("?tls=opportunistic")), "b@example.org", "P=esmtps "),
+        (trusting(&server.url("?tls=required")), "c@example.org", "P=esmtps "),
+        (trusting(&server.tls_url()), "d@example.org", "P=esmtps "),
+        (logging_in(&server.url("?tls=required")), "e@private.example.org", "P=esmtpsa "),
+        (logging_in(&server.tls_url()), "f@private.example.org", "P=esmtpsa "),
     ];
-    for (index, (url, settings, to, protocol)) in ways.iter().enumerate() {
-        send(&smtp(url, settings), &[to], &message())
-            .unwrap_or_else(|error| panic!("{url}: {error}"));
+    for (index, (settings, to, protocol)) in ways.iter().enumerate() {
+        send(settings, &[to], &message()).unwrap_or_else(|error| panic!("{settings}: {error}"));
         server.delivered(index + 1);
         let log = server.log();
-        let taken = log.lines().filter(|line| line.contains(" <= ")).nth(index).unwrap();
-        assert!(taken.contains(protocol), "{url}: {taken}");
+        let accepted = log.lines().filter(|line| line.contains(" <= ")).nth(index).unwrap();
+        assert!(accepted.contains(protocol), "{settings}: {accepted}");
     }
     let log = server.log();
     assert_eq!(log.matches("A=plain:hookrun").count(), 2, "{log}");
@@ -128,12 +145,8 @@ fn mails_are_sent_with_encryption_and_login() {
 #[test]
 fn refused_mails_name_the_reason() {
     let Some(server) = MailServer::start() else { return };
-    let ca = format!("ca-file = \"{}\"", server.ca_file().display());
-    let wrong = server.password_file("Tr0ub4dor");
-    let wrong_login =
-        format!("{ca}\nusername = \"{USERNAME}\"\npassword-file = \"{}\"", wrong.display());
-    let refused = |url: String, settings: &str, to: &[&str]| {
-        let error = send(&smtp(&url, settings), to, &message()).unwrap_err();
+    let refused = |settings: &Table, to: &[&str]| {
+        let error = send(settings, to, &message()).unwrap_err();
         assert!(!error.message.contains('\n') && !error.message.contains("Tr0ub4dor"), "{error}");
         let plain = server.url("").rsplit(':').next().unwrap().to_owned();
         let tls = server.tls_url().rsplit(':').next().unwrap().to_owned();
@@ -143,48 +156,46 @@ fn refused_mails_name_the_reason() {
             error.message.replace(&plain, "PORT").replace(&tls, "TLSPORT")
         )
     };
+    let (plain, with_tls) = (smtp(&server.url("")), server.url("?tls=required"));
+    let wrong_login = logging_in(&server.tls_url(), &server, "Tr0ub4dor");
     let said = [
-        refused(server.url(""), "", &["nobody@example.org", "nobody@private.example.org"]),
-        refused(server.url(""), "", &["busy@example.org"]),
-        refused(server.url(""), "", &["ann@example.net"]),
-        refused(server.url("?tls=required"), &ca, &["ann@private.example.org"]),
-        refused(server.tls_url(), &wrong_login, &["ann@private.example.org"]),
+        refused(&plain, &["nobody@example.org", "nobody@private.example.org"]),
+        refused(&plain, &["busy@example.org"]),
+        refused(&plain, &["ann@example.net"]),
+        refused(&trusting(&with_tls, &server), &["ann@private.example.org"]),
+        refused(&wrong_login, &["ann@private.example.org"]),
         // The machine does not know this authority.
-        refused(server.tls_url(), "", &["ann@example.org"]),
-        refused(server.url("?tls=required"), "", &["ann@example.org"]),
+        refused(&smtp(&server.tls_url()), &["ann@example.org"]),
+        refused(&smtp(&with_tls), &["ann@example.org"]),
     ];
     insta::assert_snapshot!(said.join("\n"));
     assert_eq!(server.delivered_now().len(), 0);
 
-    // TLS spoken to a port that does not: no panic, no hang, one line.
-    let error = send(
-        &smtp(&server.url("").replace("smtp:", "smtps:"), &ca),
-        &["ann@example.org"],
-        &message(),
-    )
-    .unwrap_err();
+    // TLS to a port without TLS is an error of one line.
+    let wrong_port = server.url("").replace("smtp:", "smtps:");
+    let error =
+        send(&trusting(&wrong_port, &server), &["ann@example.org"], &message()).unwrap_err();
     assert!(
         matches!(error.kind, ErrorKind::Refused | ErrorKind::Transient)
             && !error.message.contains('\n'),
         "{error}"
     );
 
-    let url = server.url("");
     drop(server);
     assert_eq!(
-        send(&smtp(&url, ""), &["ann@example.org"], &message()).unwrap_err().kind,
+        send(&plain, &["ann@example.org"], &message()).unwrap_err().kind,
         ErrorKind::Transient,
-        "it may come back"
+        "the server may come back"
     );
 }
 
-/// Who is refused, whether for now, and how many mails there are.
+/// Returns the refused recipients, and whether each refusal is transient.
 fn verdicts(sent: &Sent) -> Vec<(&str, bool)> {
     sent.refused.iter().map(|one| (one.recipient.as_str(), one.transient)).collect()
 }
 
 #[test]
-fn one_refused_recipient_does_not_silence_the_others() {
+fn a_refused_recipient_does_not_affect_the_others() {
     let Some(server) = MailServer::start() else { return };
     for (index, to) in
         [["nobody@example.org", "ann@example.org"], ["ann@example.org", "nobody@example.org"]]
@@ -192,7 +203,7 @@ fn one_refused_recipient_does_not_silence_the_others() {
             .enumerate()
     {
         let state = tempfile::tempdir().unwrap();
-        let sent = send_from(state.path(), &smtp(&server.url(""), ""), to, &message()).unwrap();
+        let sent = send_from(state.path(), &smtp(&server.url("")), to, &message()).unwrap();
         assert_eq!(verdicts(&sent), [("nobody@example.org", false)]);
         assert_eq!(sent.refused[0].reason, "550 no such user here");
         let mails = server.delivered(index + 1);
@@ -201,11 +212,11 @@ fn one_refused_recipient_does_not_silence_the_others() {
 }
 
 #[test]
-fn only_those_who_do_not_have_it_get_the_message_of_a_second_attempt() {
+fn a_second_attempt_sends_the_message_only_to_recipients_that_do_not_have_it() {
     let Some(server) = MailServer::start() else { return };
     let state = tempfile::tempdir().unwrap();
     let to = ["busy@example.org", "ann@example.org", "nobody@example.org"];
-    let attempt = || send_from(state.path(), &smtp(&server.url(""), ""), &to, &message());
+    let attempt = || send_from(state.path(), &smtp(&server.url("")), &to, &message());
     let sent = attempt().unwrap();
     assert_eq!(verdicts(&sent), [("nobody@example.org", false), ("busy@example.org", true)]);
     let error = attempt().unwrap_err();
@@ -220,17 +231,17 @@ fn only_those_who_do_not_have_it_get_the_message_of_a_second_attempt() {
     let asked = |who: &str| server.log().matches(&format!("rejected RCPT <{who}>")).count();
     // Exim writes each refusal into two logs.
     assert_eq!((asked("nobody@example.org"), asked("busy@example.org")), (2, 4));
-    // Another message is for everybody.
+    // Another message is sent to all recipients.
     let another = Message { identity: "another".into(), ..message() };
-    send_from(state.path(), &smtp(&server.url(""), ""), &to, &another).unwrap();
+    send_from(state.path(), &smtp(&server.url("")), &to, &another).unwrap();
     assert_eq!(server.delivered(2).len(), 2);
 }
 
 #[test]
-fn by_the_sendmail_of_a_real_server() {
+fn mails_are_sent_by_the_sendmail_program_of_a_server() {
     let Some(server) = MailServer::start() else { return };
     let settings =
-        format!("transport = \"sendmail\"\nprogram = \"{}\"", server.sendmail().display());
+        toml! { transport = "sendmail" program = (server.sendmail().display().to_string()) };
     send(&settings, &["ann@example.org", "bob@example.org"], &message()).unwrap();
     for mail in server.delivered(2) {
         let parsed = MessageParser::default().parse(&mail).unwrap();
@@ -242,28 +253,11 @@ fn by_the_sendmail_of_a_real_server() {
 #[test]
 fn a_build_that_is_not_reproducible_is_mailed_over_smtp() {
     let Some(server) = MailServer::start() else { return };
-    let configuration = format!(
-        r#"
-[worker]
-start = "none"
-[plugins.nondeterminism]
-source = "bundled:email-on-nondeterminism"
-hooks = ["diff"]
-config = {{ to = ["ann@private.example.org"], transport = "out" }}
-grant = {{ mail = ["out"], state = true }}
-[mail.out]
-transport = "smtp"
-url = "{}"
-from = "hookrun@example.org"
-username = "{USERNAME}"
-password-file = "{}"
-ca-file = "{}"
-"#,
-        server.tls_url(),
-        server.password_file(PASSWORD).display(),
-        server.ca_file().display(),
-    );
-    let scene = Scene::new().config(&configuration).derivation("random", Script::random());
+    let transport = server.transport(&server.password_file(PASSWORD));
+    let file = ConfigFile::new()
+        .plugin("nondeterminism", PluginTable::mailer("out", "ann@private.example.org"))
+        .mail("out", transport);
+    let scene = Scene::new().config(&file).derivation("random", Script::random());
     let previous = scene.build("random").expect_success().path();
     scene.check("random").expect_exit(104).expect_stderr("may not be deterministic");
     scene.drain().expect_success();
@@ -285,7 +279,7 @@ ca-file = "{}"
             assert!(part.contains(fact), "`{fact}` is not in: {part}");
         }
     }
-    // The same finding once more: known, not mailed again.
+    // The same finding is not mailed again.
     scene.check("random").expect_exit(104);
     scene.drain().expect_success();
     assert_eq!(server.delivered_now().len(), 1, "{}", scene.hookrun(&["log"]).stdout);

@@ -18,7 +18,6 @@ mod bundled_policy;
 mod canary;
 mod ci;
 mod configuration_page;
-mod cost;
 mod crash;
 mod demo;
 mod dispatch;

@@ -1,33 +1,24 @@
-//! Another result in a second build: a mail that names derivation, output and files, and Nix's
-//! verdict as it would be without hookrun.
+//! A second build with another result: a mail names derivation, output and files, and Nix exits as
+//! it does without hookrun.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use hookrun_queue::lock;
-use hookrun_tests::lab::{BUILD_GROUP, Need, Ran, Scene, Script, require};
+use hookrun_tests::lab::{
+    BUILD_GROUP, ConfigFile, Need, PluginTable, Ran, Scene, Script, require, toml, wait_for,
+};
 use mail_parser::MessageParser;
 
-/// Longer than a worker takes to start, work and leave.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// The configuration with the plugin `nondeterminism`, which writes into a maildir.
+fn config() -> ConfigFile {
+    ConfigFile::new()
+        .plugin("nondeterminism", PluginTable::mailer("default", "builds@example.org"))
+        .mail("default", toml! { transport = "maildir" })
+}
 
-const CONFIG: &str = r#"
-[worker]
-start = "none"
-
-[plugins.nondeterminism]
-source = "bundled:email-on-nondeterminism"
-hooks = ["diff"]
-config = { to = ["builds@example.org"] }
-grant = { mail = ["default"], state = true }
-
-[mail.default]
-transport = "maildir"
-"#;
-
-/// A directory: one file the same in every build, one not, and a link that is not.
+/// A directory with a file that is the same in every build, and a file and a link that differ.
 fn changing_tree() -> Script {
     Script::new(
         "PATH=/usr/bin:/bin; read x < /proc/sys/kernel/random/uuid; mkdir $out; echo always > $out/steady; echo made $x > \
@@ -35,7 +26,7 @@ fn changing_tree() -> Script {
     )
 }
 
-/// What the user of a mail program reads: subject, text and HTML.
+/// The parts of a message that a mail program shows.
 struct Mail {
     subject: String,
     text: String,
@@ -45,7 +36,7 @@ struct Mail {
 
 fn only_mail(scene: &Scene) -> Mail {
     let mails = scene.mails();
-    assert_eq!(mails.len(), 1, "one finding, one mail");
+    assert_eq!(mails.len(), 1, "one finding has one mail");
     let message = MessageParser::default().parse(&mails[0]).expect("a mail");
     Mail {
         subject: message.subject().unwrap().to_owned(),
@@ -56,14 +47,14 @@ fn only_mail(scene: &Scene) -> Mail {
 }
 
 #[test]
-fn through_a_daemon_the_hook_is_a_build_user_and_a_mail_arrives() {
+fn a_difference_that_a_build_user_reports_through_a_daemon_is_mailed() {
     if !require(Need::Root) {
         return;
     }
-    let scene = Scene::new().config(CONFIG).derivation("tree", changing_tree()).through_daemon();
+    let scene = Scene::new().config(&config()).derivation("tree", changing_tree()).through_daemon();
     scene.build("tree").expect_success();
     scene.drain().expect_success();
-    // As Nix 2.8 says it through a daemon with no diff-hook at all: the client ends with 1.
+    // Nix 2.8 exits with 1 through a daemon, with or without a diff-hook.
     scene
         .check("tree")
         .expect_failure()
@@ -93,11 +84,11 @@ fn through_a_daemon_the_hook_is_a_build_user_and_a_mail_arrives() {
 }
 
 #[test]
-fn the_verdict_is_the_same_with_and_without_hookrun() {
+fn nix_exits_the_same_with_and_without_hookrun() {
     if !require(Need::Root) {
         return;
     }
-    let with = Scene::new().config(CONFIG).derivation("tree", changing_tree());
+    let with = Scene::new().config(&config()).derivation("tree", changing_tree());
     let without = Scene::new()
         .nix_conf("post-build-hook", "")
         .nix_conf("run-diff-hook", "false")
@@ -113,16 +104,16 @@ fn the_verdict_is_the_same_with_and_without_hookrun() {
 }
 
 #[test]
-fn equal_results_are_no_finding() {
-    let scene = Scene::new().config(CONFIG).derivation("alpha", Script::text("always the same"));
+fn equal_results_are_not_mailed() {
+    let scene = Scene::new().config(&config()).derivation("alpha", Script::text("always the same"));
     scene.build("alpha").expect_success();
     scene.check("alpha").expect_success();
     scene.drain().expect_success();
     assert_eq!(scene.mails(), Vec::<String>::new());
 }
 
-/// A package as they are: many files with the same defect, and a few with others. The second build
-/// is told from the first by a file that the first leaves in `memory`.
+/// A realistic package: many files with the same defect and a few with others. The first build
+/// leaves a file in `memory`, by which the second knows that it is the second.
 fn realistic_package(memory: &Path) -> Script {
     let memory = memory.display();
     Script::new(format!(
@@ -149,10 +140,10 @@ echo x > $out/share/doc/only-in-$n"#
 #[test]
 fn a_mail_about_many_files_groups_them_by_cause_and_names_them_all() {
     let memory = tempfile::tempdir().unwrap();
-    // A build user may be the one that builds.
+    // A build user may run the build.
     std::fs::set_permissions(memory.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     let script = realistic_package(memory.path());
-    let scene = Scene::new().config(CONFIG).derivation("real-1.2", script);
+    let scene = Scene::new().config(&config()).derivation("real-1.2", script);
     scene.build("real-1.2").expect_success();
     scene.check("real-1.2").expect_exit(104);
     scene.drain().expect_success();
@@ -160,7 +151,7 @@ fn a_mail_about_many_files_groups_them_by_cause_and_names_them_all() {
     for label in [">previous<", ">current<", "<mark>"] {
         assert!(mail.html.contains(label), "`{label}` is not in: {}", mail.html);
     }
-    // What this machine is, and where the test runs, is not the same each time.
+    // The facts about the machine and the test run differ each time.
     let facts = ["  Machine ", "  Nix ", "  Built by ", "  Command ", "  Time "];
     for fact in facts {
         assert!(mail.text.contains(fact), "`{fact}` is not in: {}", mail.text);
@@ -178,30 +169,21 @@ fn a_mail_about_many_files_groups_them_by_cause_and_names_them_all() {
 }
 
 #[test]
-fn on_an_idle_machine_a_finding_is_mailed_without_a_service() {
+fn a_finding_is_mailed_without_a_service_after_the_worker_has_left() {
     if !require(Need::Root) {
         return;
     }
-    let config = CONFIG.replace("start = \"none\"", "start = \"spawn\"\nidle-exit = \"1s\"");
+    let config = config().worker("start", "spawn").worker("idle-exit", "1s");
     let scene = Scene::new().config(&config).derivation("tree", changing_tree()).through_daemon();
     scene.build("tree").expect_success();
     let held = |name: &str| lock::is_held(&scene.state_dir().join(name));
-    // Twice: each worker leaves the next process behind.
+    // Twice, since each worker leaves another process that waits.
     for number in 1..=2 {
         wait_for("the worker has left", || held("waiter.lock") && !held("worker.lock"));
         scene.hookrun(&["status"]).expect_success().expect_stdout("for build users process");
         scene.check("tree").expect_failure().expect_stderr("may not be deterministic");
-        wait_for("the finding is dealt with", || scene.attempts().len() == number);
+        wait_for("the finding is handled", || scene.attempts().len() == number);
     }
-    // The second one is the same.
+    // The second finding is the same.
     assert_eq!(only_mail(&scene).to, "builds@example.org");
-}
-
-#[track_caller]
-fn wait_for(what: &str, mut is: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is() {
-        assert!(begun.elapsed() < PATIENCE, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }

@@ -1,33 +1,34 @@
-//! The commands with which an operator looks at an installation: `check`, `doctor`, `status` and
-//! `log` say what is the case, and what to do.
+//! The commands of an operator: `check`, `doctor`, `status` and `log` report what is wrong and how
+//! to fix it.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use hookrun_tests::lab::s3::{ACCESS_KEY_ID, S3Server, SECRET_ACCESS_KEY};
-use hookrun_tests::lab::{Need, Ran, Scene, Script, is_root, require};
+use hookrun_tests::lab::s3::{S3Server, SECRET_ACCESS_KEY};
+use hookrun_tests::lab::{
+    ConfigFile, Need, PluginTable, Ran, Scene, Script, is_root, require, toml,
+};
 use hookrun_tests::smtp::{MailServer, PASSWORD};
+use toml::Table;
 
-/// A plain user of the machine without anything to lose.
+/// The user id of `nobody`.
 const NOBODY: u32 = 65534;
 
 fn set_mode(path: &Path, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// The configuration of an uploader with the lines of its store and more tables.
-fn uploader(store: &str, more: &str) -> String {
-    format!(
-        "[worker]\nstart = \"none\"\n{more}\n[plugins.cache]\nsource = \"bundled:s3-upload\"\nhooks = [\"post-build\"]\n\
-         config = {{ bucket = \"cache\" }}\n\
-         grant = {{ nix-store = \"closure\", object-store = [\"cache\"], signing = [\"lab-1\"] }}\n\
-         [signing-keys.lab-1]\nfile = \"keys/lab-1.secret\"\n[object-stores.cache]\n{store}\n"
-    )
+/// The configuration of an uploader to this store.
+fn uploader(store: Table) -> ConfigFile {
+    ConfigFile::new()
+        .plugin("cache", PluginTable::uploader("lab-1"))
+        .signing_key("lab-1", "keys/lab-1.secret")
+        .object_store("cache", store)
 }
 
-/// A scene whose secrets are as they should be.
+/// A scene with a signing key that only its owner can read.
 fn scene() -> Scene {
     let scene = Scene::new().nix_conf("post-build-hook", "").signing_key("lab-1");
     set_mode(&scene.path("keys/lab-1.secret"), 0o600);
@@ -35,23 +36,26 @@ fn scene() -> Scene {
 }
 
 #[test]
-fn a_store_that_is_missing_or_not_writable_for_plugins_is_an_error_of_check() {
+fn a_store_that_is_missing_or_that_plugins_cannot_write_is_an_error_of_check() {
     let scene = scene();
     let store = scene.path("cache");
-    scene.set_config(&uploader("url = \"file://@scene@/cache\"", ""));
+    let file = uploader(toml! { url = "file://@scene@/cache" });
+    scene.set_config(&file);
+    let text = file.to_string();
+    let line = 1 + text.lines().position(|line| line.starts_with("url = ")).unwrap();
     scene
         .hookrun(&["check"])
         .expect_exit(3)
-        .expect_stderr("hookrun.toml:12: object store `cache`: the directory")
+        .expect_stderr(&format!("hookrun.toml:{line}: object store `cache`: the directory"))
         .expect_stderr(&format!("is not there; run `install -d {}`", store.display()));
-    assert!(!store.exists(), "a check makes nothing");
+    assert!(!store.exists(), "a check does not create the directory");
     std::fs::create_dir(&store).unwrap();
     scene.hookrun(&["check"]).expect_success().expect_stdout("ok  object store cache: file://");
     if !require(Need::Root) {
         return;
     }
-    // Plugins run as another user.
-    scene.set_config(&uploader("url = \"file://@scene@/cache\"", "user = \"nobody\""));
+    // Plugins run as another user now.
+    scene.set_config(&file.worker("user", "nobody"));
     set_mode(&store, 0o755);
     scene
         .hookrun(&["check"])
@@ -68,7 +72,7 @@ fn directories_below_the_state_directory_are_given_to_the_user_that_runs_plugins
         return;
     }
     let scene = scene();
-    scene.set_config(&uploader("", "user = \"nobody\""));
+    scene.set_config(&uploader(Table::new()).worker("user", "nobody"));
     for _ in 0..2 {
         scene
             .hookrun(&["check", "--live"])
@@ -78,10 +82,9 @@ fn directories_below_the_state_directory_are_given_to_the_user_that_runs_plugins
 }
 
 #[test]
-fn a_bucket_that_no_grant_has_is_an_error_of_check() {
+fn a_bucket_outside_of_the_grant_is_an_error_of_check() {
     let scene = scene();
-    let text = uploader("", "").replace("bucket = \"cache\"", "bucket = \"cahce\"");
-    scene.set_config(&text);
+    scene.set_config(&uploader(Table::new()).and(toml! { plugins.cache.config.bucket = "cahce" }));
     scene.hookrun(&["check"]).expect_exit(3).expect_stderr(
         "`bucket` names `cahce`, which the grant `object-store` of plugin `cache` does not",
     );
@@ -91,7 +94,7 @@ fn a_bucket_that_no_grant_has_is_an_error_of_check() {
 fn secrets_that_others_can_read_or_replace_are_errors_of_check_and_doctor() {
     let scene = scene();
     let key = scene.path("keys/lab-1.secret");
-    scene.set_config(&uploader("", ""));
+    scene.set_config(&uploader(Table::new()));
     scene.hookrun(&["check"]).expect_success();
     set_mode(&key, 0o644);
     let problem =
@@ -113,15 +116,8 @@ fn check_live_writes_to_stores_and_says_what_a_server_refuses() {
     let scene = scene();
     let server = S3Server::start(&scene.path("s3"), &["bucket"]);
     let configure = |secret: &str| {
-        std::fs::write(scene.path("id"), ACCESS_KEY_ID).unwrap();
-        std::fs::write(scene.path("secret"), secret).unwrap();
-        set_mode(&scene.path("secret"), 0o600);
-        let store = format!(
-            "url = \"s3://bucket/prefix\"\nendpoint = \"{}\"\ncredentials.access-key-id-file = \"id\"\n\
-             credentials.secret-access-key-file = \"secret\"",
-            server.endpoint()
-        );
-        scene.set_config(&uploader(&store, ""));
+        let store = server.object_store("s3://bucket/prefix", scene.dir(), secret);
+        scene.set_config(&uploader(store));
     };
     configure(SECRET_ACCESS_KEY);
     scene
@@ -142,13 +138,7 @@ fn check_live_logs_in_to_mail_servers() {
     let configure = |password: &str| {
         let file = server.password_file(password);
         set_mode(&file, 0o600);
-        scene.set_config(&format!(
-            "[worker]\nstart = \"none\"\n[mail.default]\ntransport = \"smtp\"\nurl = \"{}\"\nfrom = \"a@example.org\"\n\
-             username = \"hookrun\"\npassword-file = \"{}\"\nca-file = \"{}\"\n",
-            server.tls_url(),
-            file.display(),
-            server.ca_file().display(),
-        ));
+        scene.set_config(&ConfigFile::new().mail("default", server.transport(&file)));
     };
     configure(PASSWORD);
     scene
@@ -170,17 +160,17 @@ fn a_user_of_the_configuration_that_does_not_exist_is_one_error() {
         return;
     }
     let scene = scene();
-    scene.set_config(&uploader("", "user = \"no-such-user-here\""));
+    scene.set_config(&uploader(Table::new()).worker("user", "no-such-user-here"));
     let ran = scene.hookrun(&["check"]).expect_exit(3);
     assert_eq!(ran.stderr.matches("no-such-user-here").count(), 2, "{}", ran.account());
     assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.account());
     assert!(!ran.stdout.contains("guests run as"), "{}", ran.account());
 }
 
-/// A scene that has events and no worker.
+/// A scene with a queued event and without a worker.
 fn with_waiting_events(start: &str) -> Scene {
     let scene = Scene::new()
-        .config(&format!("[worker]\nstart = \"{start}\"\n"))
+        .config(&ConfigFile::new().worker("start", start))
         .derivation("alpha", Script::text("a"));
     scene.build("alpha").expect_success();
     assert_eq!(scene.spooled().len(), 1);
@@ -188,7 +178,7 @@ fn with_waiting_events(start: &str) -> Scene {
 }
 
 #[test]
-fn status_knows_a_stopped_worker() {
+fn status_and_doctor_report_events_without_a_worker() {
     for (start, fix) in
         [("service", "systemctl enable --now hookrun"), ("none", "run `hookrun drain`")]
     {
@@ -234,7 +224,7 @@ fn status_and_doctor_agree_about_the_spool() {
 }
 
 #[test]
-fn an_interval_without_a_pause_is_refused() {
+fn an_interval_that_is_too_short_is_refused() {
     let scene = Scene::new();
     for interval in ["0s", "1ms"] {
         scene
@@ -245,19 +235,22 @@ fn an_interval_without_a_pause_is_refused() {
 }
 
 #[test]
-fn what_a_diff_found_is_in_the_log() {
+fn the_log_shows_the_differences_that_a_diff_hook_found() {
     if !require(Need::Root) {
         return;
     }
     let scene = Scene::new()
         .nix_conf("post-build-hook", "")
         .config(
-            "[worker]\nstart = \"none\"\n[plugins.mail]\nsource = \"bundled:email-on-nondeterminism\"\n\
-             config = { to = [\"a@example.org\"] }\ngrant = { mail = [\"default\"], state = true }\n[mail.default]\n",
+            &ConfigFile::new()
+                .plugin("mail", PluginTable::mailer("default", "a@example.org"))
+                .mail("default", Table::new()),
         )
         .derivation(
             "chance",
-            Script::new("/bin/mkdir $out; read x < /proc/sys/kernel/random/uuid; echo $x > $out/tool"),
+            Script::new(
+                "/bin/mkdir $out; read x < /proc/sys/kernel/random/uuid; echo $x > $out/tool",
+            ),
         );
     scene.build("chance").expect_success();
     scene.check("chance").expect_failure();
@@ -281,7 +274,7 @@ fn what_a_diff_found_is_in_the_log() {
         .expect_stdout("differs: tool, content in line 1");
 }
 
-/// `hookrun ARGUMENTS` of a scene by a plain user.
+/// Runs `hookrun ARGUMENTS` as a plain user.
 fn as_nobody(scene: &Scene, arguments: &[&str]) -> Ran {
     let mut command: Command = scene.hookrun_command(arguments);
     command.uid(NOBODY).gid(NOBODY).current_dir("/");
@@ -289,7 +282,7 @@ fn as_nobody(scene: &Scene, arguments: &[&str]) -> Ran {
 }
 
 #[test]
-fn another_users_queue_is_not_an_empty_one() {
+fn the_queue_of_another_user_is_not_shown_as_empty() {
     if !require(Need::Root) {
         return;
     }
@@ -327,12 +320,10 @@ fn unknown_plugins_and_missing_state_directories_are_errors() {
 }
 
 #[test]
-fn json_has_nothing_that_a_terminal_obeys() {
+fn json_contains_no_control_characters() {
     let scene = Scene::new();
-    // TOML has escapes of its own.
-    scene.set_config(
-        "[worker]\nstart = \"none\"\n[plugins.\"a\\u202e\\u009b31m\\u007f\"]\nsource = \"x\"\n",
-    );
+    let name = "a\u{202e}\u{9b}31m\u{7f}";
+    scene.set_config(&ConfigFile::new().plugin(name, PluginTable::file("x")));
     for command in ["status", "check", "doctor"] {
         let ran = scene.hookrun(&[command, "--format", "json"]);
         let escaped = ["\\u202e", "\\u009b", "\\u007f"];
@@ -349,7 +340,7 @@ fn json_has_nothing_that_a_terminal_obeys() {
 #[test]
 fn paths_in_the_configuration_are_relative_to_it() {
     let scene = scene();
-    scene.set_config(&uploader("", ""));
+    scene.set_config(&uploader(Table::new()));
     let mut command = scene.hookrun_command(&["check"]);
     Ran::of(command.current_dir("/")).expect_success().expect_stdout("ok  signing key lab-1:");
 }
@@ -359,11 +350,11 @@ fn the_log_of_a_worker_has_times_and_is_bounded_while_it_runs() {
     const TOO_LONG: usize = 2 << 20;
     let scene = Scene::new().signing_key("lab-1").derivation("alpha", Script::text("a"));
     set_mode(&scene.path("keys/lab-1.secret"), 0o600);
-    scene.set_config(&uploader("", "idle-exit = \"100ms\""));
+    scene.set_config(&uploader(Table::new()).worker("idle-exit", "100ms"));
     scene.build("alpha").expect_success();
     let log = scene.state_dir().join("worker.log");
     std::fs::write(&log, "x".repeat(TOO_LONG)).unwrap();
-    // As a hook starts it.
+    // A hook starts a worker like this.
     let mut command = scene.hookrun_command(&["worker", "--spawned"]);
     command.env(hookrun_nix::terminal::STAMPED, "1");
     command.stderr(std::fs::OpenOptions::new().append(true).open(&log).unwrap());
@@ -378,5 +369,5 @@ fn the_log_of_a_worker_has_times_and_is_bounded_while_it_runs() {
         assert_eq!((time.len(), digits), (25, 18), "no time: {line}");
     }
     let old = std::fs::read(log.with_added_extension("1")).unwrap();
-    assert!(old.len() >= TOO_LONG, "what was there is kept");
+    assert!(old.len() >= TOO_LONG, "the old log is kept");
 }

@@ -1,29 +1,19 @@
-//! From Nix's build through hook, spool, worker and plugin to a cache: what Nix builds is uploaded,
-//! signed, and can be taken back by whoever trusts the key, and by nobody else. (`upload.rs` has
-//! the upload plugin by itself.)
+//! From a build of Nix through hook, spool, worker and plugin to a cache: the outputs are uploaded
+//! and signed, and only those who trust the key can copy them back. The tests of the upload plugin
+//! alone are in `upload.rs`.
 
-use hookrun_tests::lab::{Scene, Script};
+use hookrun_tests::lab::{ConfigFile, PluginTable, Scene, Script, toml};
 
-/// Uploads to a directory, signed by `lab-1`.
-const CONFIG: &str = r#"
-[worker]
-start = "none"
+/// Uploads to a directory with signatures of `lab-1`.
+fn uploader() -> ConfigFile {
+    ConfigFile::new()
+        .plugin("cache", PluginTable::uploader("lab-1"))
+        .signing_key("lab-1", "keys/lab-1.secret")
+        .object_store("cache", toml! { url = "file://@scene@/cache" })
+}
 
-[plugins.cache]
-source = "bundled:s3-upload"
-hooks = ["post-build"]
-config = { bucket = "cache" }
-grant = { nix-store = "closure", object-store = ["cache"], signing = ["lab-1"] }
-
-[object-stores.cache]
-url = "file://@scene@/cache"
-
-[signing-keys.lab-1]
-file = "@scene@/keys/lab-1.secret"
-"#;
-
-/// Three derivations, each needing the one before, and two keys of which one signs.
-fn three_derivations(config: &str) -> Scene {
+/// Three derivations, each of which depends on the ones before, and two keys, one of which signs.
+fn three_derivations(config: &ConfigFile) -> Scene {
     Scene::new()
         .signing_key("lab-1")
         .signing_key("stranger-1")
@@ -38,8 +28,8 @@ fn cache_url(scene: &Scene) -> String {
 }
 
 #[test]
-fn three_derivations_are_uploaded_and_taken_back() {
-    let scene = three_derivations(CONFIG);
+fn three_derivations_are_uploaded_and_copied_back() {
+    let scene = three_derivations(&uploader());
     let gamma = scene.build("gamma").expect_success().path();
     assert_eq!(scene.spooled().len(), 3, "one event for each derivation");
     scene.drain().expect_success();
@@ -50,7 +40,7 @@ fn three_derivations_are_uploaded_and_taken_back() {
     second
         .substitute(&gamma, &cache_url(&scene), &[scene.public_key("stranger-1")])
         .expect_failure();
-    assert!(!second.has(&gamma), "a signature of an unknown key is none");
+    assert!(!second.has(&gamma), "signatures of other keys do not count");
     second.substitute(&gamma, &cache_url(&scene), &[scene.public_key("lab-1")]).expect_success();
     for name in ["alpha", "beta", "gamma"] {
         let path = scene.out_path(name);
@@ -68,8 +58,8 @@ fn three_derivations_are_uploaded_and_taken_back() {
 }
 
 #[test]
-fn what_is_there_is_not_uploaded_again() {
-    let scene = three_derivations(CONFIG);
+fn paths_that_the_store_has_are_not_uploaded_again() {
+    let scene = three_derivations(&uploader());
     scene.build("beta").expect_success();
     scene.drain().expect_success();
     let narinfo = |name: &str| {
@@ -80,7 +70,7 @@ fn what_is_there_is_not_uploaded_again() {
     };
     let written = |name: &str| narinfo(name).metadata().unwrap().modified().unwrap();
     let (alpha, beta) = (written("alpha"), written("beta"));
-    // Its closure has both.
+    // The closure contains both.
     scene.build("gamma").expect_success();
     scene.drain().expect_success();
     assert!(narinfo("gamma").exists());
@@ -88,12 +78,10 @@ fn what_is_there_is_not_uploaded_again() {
 }
 
 #[test]
-fn a_worker_that_the_hook_starts_needs_no_command() {
-    let scene = three_derivations(
-        &CONFIG.replace("start = \"none\"", "start = \"spawn\"\nidle-exit = \"1s\""),
-    );
+fn a_worker_that_the_hook_starts_uploads_without_a_command() {
+    let scene = three_derivations(&uploader().worker("start", "spawn").worker("idle-exit", "1s"));
     let gamma = scene.build("gamma").expect_success().path();
-    // Waits for the worker that runs; would do the work itself if there were none.
+    // Waits for the worker that the hook started.
     scene.drain().expect_success();
     scene.expect_tasks(&["alpha cache done", "beta cache done", "gamma cache done"]);
     let log = std::fs::read_to_string(scene.state_dir().join("worker.log"))
@@ -105,7 +93,7 @@ fn a_worker_that_the_hook_starts_needs_no_command() {
 
 #[test]
 fn every_output_is_uploaded() {
-    let scene = three_derivations(CONFIG).derivation(
+    let scene = three_derivations(&uploader()).derivation(
         "many",
         Script::new("echo out > $out; echo dev > $dev; echo doc > $doc")
             .outputs(&["out", "dev", "doc"]),
@@ -125,8 +113,9 @@ fn every_output_is_uploaded() {
 }
 
 #[test]
-fn a_build_that_fails_is_no_event() {
-    let scene = three_derivations(CONFIG).derivation("broken", Script::failing().uses("alpha"));
+fn a_failed_build_has_no_event() {
+    let scene =
+        three_derivations(&uploader()).derivation("broken", Script::failing().uses("alpha"));
     scene.build("broken").expect_failure();
     scene.drain().expect_success();
     scene.expect_tasks(&["alpha cache done"]);
@@ -134,26 +123,26 @@ fn a_build_that_fails_is_no_event() {
 
 #[test]
 fn outputs_are_kept_from_the_garbage_collector_until_they_are_uploaded() {
-    let scene = three_derivations(CONFIG);
+    let scene = three_derivations(&uploader());
     let alpha = scene.build("alpha").expect_success().path();
     scene.nix("nix-store", &["--gc"]).expect_success();
-    assert!(alpha.exists(), "the event in the queue keeps it");
+    assert!(alpha.exists(), "the root of the event keeps it");
     scene.drain().expect_success();
     scene.expect_tasks(&["alpha cache done"]);
     scene.nix("nix-store", &["--gc"]).expect_success();
-    assert!(!alpha.exists(), "nothing keeps it any more");
+    assert!(!alpha.exists(), "no root keeps it any more");
 }
 
 #[test]
 fn a_build_in_a_store_with_another_root_is_uploaded_from_there() {
     let scene = Scene::new()
         .signing_key("lab-1")
-        .config(CONFIG)
+        .config(&uploader())
         .derivation("alpha", Script::text("below another root"));
     let root = scene.path("root");
     let output =
         scene.build_with("alpha", &["--store", root.to_str().unwrap()]).expect_success().path();
-    assert!(!output.exists(), "it is not in the store of this Nix");
+    assert!(!output.exists(), "the output is in the other store");
     scene.drain().expect_success();
     scene.expect_tasks(&["alpha cache done"]);
     let second = scene.second_store();
@@ -162,11 +151,11 @@ fn a_build_in_a_store_with_another_root_is_uploaded_from_there() {
 }
 
 #[test]
-fn outputs_that_the_hook_cannot_know_are_found_by_the_worker() {
+fn outputs_without_a_path_in_the_derivation_are_uploaded() {
     let scene = Scene::new()
         .nix_conf("experimental-features", "nix-command ca-derivations")
         .signing_key("lab-1")
-        .config(CONFIG);
+        .config(&uploader());
     let expression = r#"
         let
           common = { system = builtins.currentSystem; builder = "/bin/sh"; };

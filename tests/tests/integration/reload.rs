@@ -1,44 +1,16 @@
-//! What changes on disk while `hookrun daemon` runs: taken up for the next run, or left where it is
-//! with a word in `hookrun status`.
+//! Changes on disk while `hookrun daemon` runs: the next run uses them, or `hookrun status` reports
+//! why they are not used.
 
 use std::path::Path;
-use std::process::Child;
 use std::time::Duration;
 
-use hookrun_tests::guests;
-use hookrun_tests::lab::{Scene, Script};
-
-/// `hookrun daemon`, until the test ends.
-struct Daemon(Child);
-
-impl Daemon {
-    fn start(scene: &Scene) -> Self {
-        Self(scene.hookrun_command(&["daemon"]).spawn().unwrap())
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.0);
-        let _asked = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let _ended = self.0.wait();
-    }
-}
-
-/// Waits for what has to come; a machine under load may take its time.
-fn eventually<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
-    for _ in 0..1200 {
-        if let Some(found) = look() {
-            return found;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    panic!("a minute passed without {what}");
-}
+use hookrun_tests::guests::guest;
+use hookrun_tests::lab::{ConfigFile, PluginTable, Scene, Script, toml, wait_until};
+use toml::Table;
 
 /// The message of the plugin's only attempt on the derivation.
 fn message(scene: &Scene, derivation: &str) -> String {
-    eventually(derivation, || {
+    wait_until(derivation, || {
         scene
             .attempts()
             .into_iter()
@@ -67,38 +39,38 @@ fn refreshed(scene: &Scene) -> Option<u64> {
     status.get("refreshed-ms").and_then(serde_json::Value::as_u64)
 }
 
-/// Waits until a change has been taken up.
+/// Changes something and waits until the worker uses it.
 fn taken_up(scene: &Scene, change: impl FnOnce()) {
     let before = refreshed(scene);
-    // Times are milliseconds.
+    // The times in the status are in milliseconds.
     std::thread::sleep(Duration::from_millis(2));
     change();
-    eventually("a change that is taken up", || (refreshed(scene) > before).then_some(()));
+    wait_until("the worker uses the change", || (refreshed(scene) > before).then_some(()));
 }
 
-fn config(plugin: &Path, greeting: &str) -> String {
-    format!(
-        "[worker]\nstart = \"service\"\n[plugins.keeper]\nsource = \"{}\"\nhooks = [\"post-build\"]\nconfig = {{ greeting = \"{greeting}\" }}\n\
-         grant = {{ state = true }}\n",
-        plugin.display()
-    )
+/// A service with the plugin `keeper` in this file, with this configuration.
+fn config(plugin: &Path, keys: Table) -> ConfigFile {
+    let keeper = PluginTable::file(plugin).hooks(["post-build"]).config(keys).grant("state", true);
+    ConfigFile::new().worker("start", "service").plugin("keeper", keeper)
+}
+
+/// The same with the plugin `good` and its greeting.
+fn greeting(text: &str) -> ConfigFile {
+    config(&guest("good").unwrap(), toml! { greeting = text })
 }
 
 #[test]
-fn a_configuration_is_taken_up_and_a_broken_one_is_not() {
-    let good = guests::guest("good").unwrap();
-    let scene = Scene::new().config(&config(&good, "hello"));
-    let scene = ["alpha", "beta", "gamma"]
-        .iter()
-        .fold(scene, |scene, name| scene.derivation(name, Script::text(name)));
-    let _daemon = Daemon::start(&scene);
+fn a_changed_configuration_is_used_unless_it_is_broken() {
+    let scene = Scene::new().config(&greeting("hello"));
+    let scene = scene.derivations(&["alpha", "beta", "gamma"], Script::text);
+    let _daemon = scene.start_daemon();
     scene.build("alpha").expect_success();
     assert_eq!(message(&scene, "alpha"), "hello alpha");
-    taken_up(&scene, || scene.set_config(&config(&good, "bye")));
+    taken_up(&scene, || scene.set_config(&greeting("bye")));
     scene.build("beta").expect_success();
     assert_eq!(message(&scene, "beta"), "bye beta");
     scene.set_config("[plugins.keeper\n");
-    let problem = eventually("a word about it", || problems(&scene).pop());
+    let problem = wait_until("a problem in the status", || problems(&scene).pop());
     assert!(
         problem.contains(":1: ")
             && problem.ends_with("; the worker goes on with the configuration of before"),
@@ -106,32 +78,29 @@ fn a_configuration_is_taken_up_and_a_broken_one_is_not() {
     );
     scene.build("gamma").expect_success();
     assert_eq!(message(&scene, "gamma"), "bye gamma");
-    // What the runner is to start with is refused behind the wall, not when it is read: that is no
-    // reason to stop, either.
-    scene.set_config(&config(&good, "bye").replace("state = true", "state = false"));
-    let problem = eventually("another word", || {
+    // A missing grant is only found in the sandbox of the runner. The worker does not stop for that
+    // either.
+    scene.set_config(&greeting("bye").and(toml! { plugins.keeper.grant.state = false }));
+    let problem = wait_until("another problem in the status", || {
         problems(&scene).into_iter().find(|problem| problem.contains("state"))
     });
     assert!(problem.ends_with("; the previous state stays in use"), "{problem}");
-    taken_up(&scene, || scene.set_config(&config(&good, "again")));
+    taken_up(&scene, || scene.set_config(&greeting("again")));
     assert_eq!(problems(&scene), Vec::<String>::new());
 }
 
 #[test]
-fn a_plugin_is_taken_up_and_a_broken_one_is_not() {
-    let good = std::fs::read(guests::guest("good").unwrap()).unwrap();
+fn a_changed_plugin_is_used_unless_it_is_broken() {
+    let good = std::fs::read(guest("good").unwrap()).unwrap();
     let scene = Scene::new();
     let plugin = scene.path("plugin.wasm");
     std::fs::write(&plugin, &good).unwrap();
-    let failing = config(&plugin, "x").replace("greeting = \"x\"", "fail = \"permanent\"");
-    let scene = scene.config(&failing);
-    let scene = ["alpha", "beta", "gamma"]
-        .iter()
-        .fold(scene, |scene, name| scene.derivation(name, Script::text(name)));
-    let _daemon = Daemon::start(&scene);
+    let scene = scene.config(&config(&plugin, toml! { fail = "permanent" }));
+    let scene = scene.derivations(&["alpha", "beta", "gamma"], Script::text);
+    let _daemon = scene.start_daemon();
     scene.build("alpha").expect_success();
     assert_eq!(message(&scene, "alpha"), "told to fail");
-    // As an installation does it: a new file in the place of the old one.
+    // An installation puts a new file in the place of the old one.
     let install = |bytes: &[u8]| {
         std::fs::write(scene.path("plugin.new"), bytes).unwrap();
         std::fs::rename(scene.path("plugin.new"), &plugin).unwrap();
@@ -141,68 +110,68 @@ fn a_plugin_is_taken_up_and_a_broken_one_is_not() {
     scene.build("beta").expect_success();
     assert_eq!(message(&scene, "beta"), "sold to fail");
     install(b"\0asm but not for long");
-    let problem = eventually("a word about it", || problems(&scene).pop());
+    let problem = wait_until("a problem in the status", || problems(&scene).pop());
     assert!(
         problem.contains("plugin.wasm") && problem.ends_with("; the previous state stays in use"),
         "{problem}"
     );
     scene.build("gamma").expect_success();
-    assert_eq!(message(&scene, "gamma"), "sold to fail", "the one before the broken one");
+    assert_eq!(message(&scene, "gamma"), "sold to fail", "the last plugin that was not broken");
     taken_up(&scene, || install(&good));
     assert_eq!(problems(&scene), Vec::<String>::new());
 }
 
 #[test]
-fn a_task_that_was_refused_runs_when_its_secret_is_there() {
+fn a_refused_task_runs_when_its_secret_exists() {
     let scene =
         Scene::new().signing_key("cache.example.org-1").derivation("alpha", Script::text("hello"));
     let key = scene.path("key-to-come");
-    let scene = scene.config(&format!(
-        "[worker]\nstart = \"service\"\n[plugins.cache]\nsource = \"bundled:s3-upload\"\nhooks = [\"post-build\"]\n\
-         config = {{ bucket = \"cache\" }}\ngrant = {{ nix-store = \"closure\", object-store = [\"cache\"], signing = [\"cache.example.org-1\"] }}\n\
-         [object-stores.cache]\n[signing-keys.\"cache.example.org-1\"]\nfile = \"{}\"\n",
-        key.display()
-    ));
-    let _daemon = Daemon::start(&scene);
+    let scene = scene.config(
+        &ConfigFile::new()
+            .worker("start", "service")
+            .plugin("cache", PluginTable::uploader("cache.example.org-1"))
+            .signing_key("cache.example.org-1", &key)
+            .object_store("cache", Table::new()),
+    );
+    let _daemon = scene.start_daemon();
     scene.build("alpha").expect_success();
     let refusal = message(&scene, "alpha");
     assert!(refusal.contains("key-to-come"), "{refusal}");
     std::fs::copy(scene.path("keys/cache.example.org-1.secret"), &key).unwrap();
-    eventually("the upload", || {
+    wait_until("the upload is done", || {
         scene.tasks().contains(&"alpha cache done".to_owned()).then_some(())
     });
 }
 
 #[test]
-fn a_configuration_that_is_away_for_a_while_costs_no_event() {
-    let good = guests::guest("good").unwrap();
-    let scene = Scene::new().config(&config(&good, "hello"));
-    let scene = ["alpha", "beta", "gamma"]
-        .iter()
-        .fold(scene, |scene, name| scene.derivation(name, Script::text(name)));
-    let _daemon = Daemon::start(&scene);
+fn a_configuration_that_is_missing_for_a_while_loses_no_event() {
+    let scene = Scene::new().config(&greeting("hello"));
+    let scene = scene.derivations(&["alpha", "beta", "gamma"], Script::text);
+    let _daemon = scene.start_daemon();
     scene.build("alpha").expect_success();
     assert_eq!(message(&scene, "alpha"), "hello alpha");
     let away = scene.path("away.toml");
     std::fs::rename(scene.config_path(), &away).unwrap();
     scene.build("beta").expect_success();
-    // A named file has to be there, so that the commands are told where it is now.
+    // The commands get the new path, since `HOOKRUN_CONFIG` has to name a file that exists.
     let look = |arguments: &[&str]| {
         let mut all = vec!["--config", away.to_str().unwrap()];
         all.extend(arguments);
         scene.hookrun(&all).expect_success().stdout
     };
-    eventually("beta, with the configuration of before", || {
+    wait_until("beta is done with the previous configuration", || {
         look(&["log"]).contains("hello beta").then_some(())
     });
-    eventually("a word about it", || look(&["status"]).contains("is not there").then_some(()));
+    wait_until("a problem in the status", || {
+        look(&["status"]).contains("is not there").then_some(())
+    });
     std::fs::rename(&away, scene.config_path()).unwrap();
     scene.build("gamma").expect_success();
     assert_eq!(message(&scene, "gamma"), "hello gamma");
-    eventually("the end of the problem", || problems(&scene).is_empty().then_some(()));
+    wait_until("the problem is gone", || problems(&scene).is_empty().then_some(()));
 }
 
-/// `bytes` with `from` replaced by `to`, which is as long, wherever it stands.
+/// Returns `bytes` with each `from` replaced by `to`, which has the same length.
 fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     assert_eq!(from.len(), to.len());
     let mut bytes = bytes.to_vec();

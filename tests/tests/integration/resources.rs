@@ -1,35 +1,33 @@
-//! What builds take besides slots, with real Nix: never given away twice, seen by `hookrun
-//! builders`, given back by the dead.
+//! Resources that builds take besides slots, with real Nix: they are never taken twice, `hookrun
+//! builders` shows them, and a killed command frees them.
 
+use std::collections::BTreeMap;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
-use hookrun_builders::history::{BuildRow, Outcome, Record, Selection};
-use hookrun_tests::lab::{Need, Ran, Scene, Script, require};
+use hookrun_builders::history::{BuildRow, Outcome};
+use hookrun_tests::lab::{
+    ConfigFile, Need, Ran, Scene, Script, most_at_once, require, toml, wait_for,
+};
+use toml::Table;
 
-/// Two machines with many slots. Each has one GPU, which builds that require `benchmark` take;
-/// there is one licence for both, which builds that require `big-parallel` take. (What a machine
-/// may do is in its own Nix, and there these two are known by default.)
+/// Two machines with many slots. Each has one GPU, which builds that require `benchmark` take. Both
+/// share one licence, which builds that require `big-parallel` take. The Nix of each machine has
+/// these two features by default.
 fn scene() -> Option<Scene> {
     if !require(Need::Root) {
         return None;
     }
-    let scene = Scene::new().nix_conf("post-build-hook", "").config(
-        "
-        [worker]
-        start = \"none\"
-        [builders.machine-resources.\"ssh://localhost?remote-store=@scene@/builders/one\"]
-        gpu = 1
-        [builders.machine-resources.\"ssh://localhost?remote-store=@scene@/builders/two\"]
-        gpu = 1
-        [builders.feature-resources.benchmark]
-        gpu = 1
-        [builders.feature-resources.big-parallel]
-        licence = 1
-        [builders.shared-resources]
-        licence = 1
-        ",
-    );
+    let scene = Scene::new().nix_conf("post-build-hook", "");
+    let uri = |name: &str| {
+        format!("ssh://localhost?remote-store={}", scene.builder_store(name).display())
+    };
+    let machines: BTreeMap<String, Table> =
+        ["one", "two"].into_iter().map(|name| (uri(name), toml! { gpu = 1 })).collect();
+    let file = ConfigFile::new()
+        .builders("machine-resources", machines)
+        .builders("feature-resources", toml! { benchmark.gpu = 1 big-parallel.licence = 1 })
+        .builders("shared-resources", toml! { licence = 1 });
+    let scene = scene.config(&file);
     Some(["one", "two"].into_iter().fold(scene, |scene, name| {
         scene.make_builder_store(name);
         scene.machine(&format!(
@@ -42,27 +40,8 @@ fn taking(seconds: f32, features: &[&str]) -> Script {
     Script::new(format!("/bin/sleep {seconds}; echo done > $out")).requires(features)
 }
 
-fn builds(scene: &Scene) -> Vec<BuildRow> {
-    Record::read(&scene.state_dir().join("builders"))
-        .unwrap()
-        .unwrap()
-        .builds(Selection::Last(100))
-        .unwrap()
-}
-
-/// Most of these builds that were on a machine at the same time.
-fn most_at_once(builds: &[&BuildRow]) -> usize {
-    let at = |instant: u64| {
-        let runs = |build: &&&BuildRow| {
-            build.started_ms.unwrap() < instant && instant <= build.ended_ms.unwrap()
-        };
-        builds.iter().filter(runs).count()
-    };
-    builds.iter().map(|build| at(build.ended_ms.unwrap())).max().unwrap_or(0)
-}
-
 #[test]
-fn two_commands_never_take_more_than_there_is() {
+fn two_commands_never_take_more_resources_than_there_are() {
     let Some(scene) = scene() else { return };
     let kinds: [(&str, &[&str]); 3] =
         [("gpu", &["benchmark"]), ("licence", &["big-parallel"]), ("plain", &[])];
@@ -79,7 +58,7 @@ fn two_commands_never_take_more_than_there_is() {
         scene = scene.derivation(command, Script::naming(names.iter().map(String::as_str)));
     }
     scene.hookrun(&["compile"]).expect_success();
-    // The same of this machine's own store.
+    // Both commands would create the local store at the same time.
     scene.drv_path("left");
     let runs = std::thread::scope(|scope| {
         let run = |name: &'static str| {
@@ -92,7 +71,7 @@ fn two_commands_never_take_more_than_there_is() {
         assert!(!ran.account().contains("is lost"), "{}", ran.account());
         ran.expect_success();
     }
-    let builds = builds(&scene);
+    let builds = scene.recorded_builds();
     assert!(builds.iter().all(|build| build.outcome == Some(Outcome::Built)));
     let of = |kind: &str, machine: &str| -> Vec<&BuildRow> {
         builds
@@ -109,13 +88,13 @@ fn two_commands_never_take_more_than_there_is() {
         (8, 1),
         "there is one licence"
     );
-    assert!(most_at_once(&of("plain", "")) > 1, "what takes nothing goes on beside");
+    assert!(most_at_once(&of("plain", "")) > 1, "builds without resources run at the same time");
     assert!(
         of("gpu", "").iter().any(|build| build.waited_ms > Some(0)),
-        "some have waited in our own queue"
+        "some builds have waited in the queue"
     );
 
-    // What was built can be played again, with what it took.
+    // The trace has the resources, and the simulator uses them.
     let trace = scene.hookrun(&["builders", "trace"]).expect_success().stdout;
     assert_eq!(trace.matches(r#""features":["big-parallel"],"command""#).count(), 8, "{trace}");
     let file = scene.dir().join("trace.jsonl");
@@ -134,17 +113,8 @@ fn two_commands_never_take_more_than_there_is() {
     assert!(makespans[1] >= licensed * 0.999, "one after the other: {makespans:?}, {licensed}");
 }
 
-/// Waits until something is so.
-fn until(what: &str, mut is: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is() {
-        assert!(start.elapsed() < Duration::from_mins(1), "{what} did not happen within a minute");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 #[test]
-fn what_a_killed_command_had_is_free_again_and_all_of_it_is_seen() {
+fn resources_of_a_killed_command_are_free_again() {
     let Some(scene) = scene() else { return };
     let scene = scene
         .derivation("long", taking(600.0, &["big-parallel"]))
@@ -154,7 +124,7 @@ fn what_a_killed_command_had_is_free_again_and_all_of_it_is_seen() {
     let mut long = scene.build_command("long", &["--max-jobs", "0"]);
     let mut long = long.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let list = || scene.hookrun(&["builders", "list"]).expect_success().stdout;
-    until("a build with the licence", || list().contains("shared by all: licence 1/1"));
+    wait_for("a build with the licence", || list().contains("shared by all: licence 1/1"));
     let text = list();
     assert_eq!(text.matches("gpu 0/1").count(), 2, "{text}");
 
@@ -169,25 +139,23 @@ fn what_a_killed_command_had_is_free_again_and_all_of_it_is_seen() {
                 ran,
             )
         };
-        until("the decision about the second", || waits().0);
+        wait_for("the decision about the second", || waits().0);
         let (_, explained) = waits();
         explained.expect_stdout("answer to Nix: accept: it waits for a slot");
         long.kill().unwrap();
         long.wait().unwrap();
         short.join().unwrap().expect_success();
     });
-    until("an idle fleet", || list().contains("shared by all: licence 0/1"));
+    wait_for("an idle fleet", || list().contains("shared by all: licence 0/1"));
 }
 
 #[test]
-fn a_build_that_takes_more_than_any_machine_has_goes_nowhere() {
+fn a_build_that_takes_more_than_any_machine_has_fails() {
     let Some(scene) = scene() else { return };
     // Twice the GPU of a machine.
-    let config = std::fs::read_to_string(scene.config_path()).unwrap();
-    scene.set_config(&config.replace(
-        "[builders.feature-resources.benchmark]\n        gpu = 1",
-        "[builders.feature-resources.benchmark]\n        gpu = 2",
-    ));
+    let file: Table = std::fs::read_to_string(scene.config_path()).unwrap().parse().unwrap();
+    let more = toml! { builders.feature-resources.benchmark.gpu = 2 };
+    scene.set_config(&ConfigFile::from(file).and(more));
     let scene = scene.derivation("large", taking(0.0, &["benchmark"]));
     scene.build_with("large", &["--max-jobs", "0"]).expect_failure();
     scene

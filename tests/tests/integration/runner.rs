@@ -1,45 +1,56 @@
-//! The two processes, as an operator meets them: a runner that dies, programs that the worker
-//! starts for it, secrets that stay root's, a policy in a process of its own, and a compiler that
-//! takes too much.
+//! The worker and its runner: a runner that dies, programs that the worker starts for it, secrets
+//! that only root can read, a policy in its own process, and a compiler that takes too much.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use hookrun_tests::guests;
+use hookrun_tests::guests::guest;
 use hookrun_tests::hostile::made::slow_to_compile;
-use hookrun_tests::lab::s3::{ACCESS_KEY_ID, S3Server, SECRET_ACCESS_KEY};
-use hookrun_tests::lab::{Need, Scene, Script, hookrun_program, require};
+use hookrun_tests::lab::s3::{S3Server, SECRET_ACCESS_KEY};
+use hookrun_tests::lab::{
+    ConfigFile, Need, PluginTable, Scene, Script, hookrun_program, require, toml, wait_for,
+    wait_until,
+};
 
-fn component(name: &str) -> String {
-    guests::guest(name).unwrap().display().to_string()
+/// The guest `faulty` with this fault, which may run for ten minutes.
+fn faulty(fault: &str) -> PluginTable {
+    PluginTable::guest("faulty")
+        .hooks(["post-build"])
+        .config(toml! { fault = fault })
+        .retry("attempts", 1)
+        .grant("state", true)
+        .limit("wall-time", "10m")
 }
 
-/// For tests with a user other than root: everybody may walk through the scene.
+/// A policy in this file.
+fn policy(table: PluginTable) -> ConfigFile {
+    let table = table.hooks(["builder-selection"]).grant("state", true);
+    ConfigFile::new().plugin("policy", table)
+}
+
+/// Lets users other than root traverse the scene.
 fn open_to_others(scene: &Scene) {
     std::fs::set_permissions(scene.dir(), std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// The process that runs plugins below this one, once there is one.
+/// Waits for the runner that this worker starts.
 fn runner_of(worker: u32) -> u32 {
-    for _ in 0..600 {
-        let children = std::fs::read_to_string(format!("/proc/{worker}/task/{worker}/children"))
-            .unwrap_or_default();
-        let others =
+    wait_until("the worker starts a runner", || {
+        let threads =
             std::fs::read_dir(format!("/proc/{worker}/task")).into_iter().flatten().flatten();
-        let threads: String = others
-            .map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default())
-            .collect::<Vec<_>>()
-            .join(" ");
-        for child in format!("{children} {threads}").split_whitespace() {
-            let command = std::fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
-            if command.starts_with(b"hookrun\0runner") {
-                return child.parse().unwrap();
-            }
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    panic!("the worker started no runner in a minute");
+        let children: Vec<String> = threads
+            .map(|thread| {
+                std::fs::read_to_string(thread.path().join("children")).unwrap_or_default()
+            })
+            .collect();
+        let mut pids = children.iter().flat_map(|line| line.split_whitespace());
+        let runner = pids.find(|pid| {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command.starts_with(b"hookrun\0runner")
+        })?;
+        runner.parse().ok()
+    })
 }
 
 #[test]
@@ -74,19 +85,16 @@ fn a_runner_dies_of_sigterm_whatever_its_starter_has_blocked() {
 }
 
 #[test]
-fn a_runner_that_dies_costs_one_attempt_and_is_replaced() {
+fn a_runner_that_dies_is_replaced_after_one_failed_attempt() {
     let scene = Scene::new()
-        .config(&format!(
-            "[worker]\nstart = \"none\"\n[plugins.loops]\nsource = \"{0}\"\nhooks = [\"post-build\"]\nretry = {{ attempts = 1 }}\n\
-             config = {{ fault = \"loop\" }}\ngrant = {{ state = true }}\nlimits = {{ wall-time = \"10m\" }}\n",
-            component("faulty"),
-        ))
+        .config(&ConfigFile::new().plugin("loops", faulty("loop")))
         .derivation("alpha", Script::text("hello"))
         .derivation("beta", Script::text("world"));
     scene.build("alpha").expect_success();
     let worker = scene.hookrun_command(&["drain"]).spawn().unwrap();
     let runner = runner_of(worker.id());
-    // Behind its wall it starts threads; killed before, the attempt would end in another way.
+    // The runner starts threads after it has closed its sandbox. An earlier death would end the
+    // attempt in another way.
     while std::fs::read_dir(format!("/proc/{runner}/task")).unwrap().count() < 2 {
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -98,22 +106,19 @@ fn a_runner_that_dies_costs_one_attempt_and_is_replaced() {
     .unwrap();
     assert_eq!(worker.wait_with_output().unwrap().status.code(), Some(1), "the task was given up");
     let [attempt] = &scene.attempts()[..] else { panic!("{:#?}", scene.attempts()) };
-    assert_eq!(attempt.class, "trapped", "it was alone, and so it is the one");
+    assert_eq!(attempt.class, "trapped", "no other attempt can be the cause");
     assert!(
         attempt.message.contains("the process that runs plugins died in this run")
             && attempt.message.contains("signal: 9")
     );
-    // The next task finds another.
-    scene.set_config(&format!(
-        "[worker]\nstart = \"none\"\n[plugins.good]\nsource = \"{}\"\nhooks = [\"post-build\"]\ngrant = {{ state = true }}\n",
-        component("good")
-    ));
+    // The next task gets another runner.
+    scene.set_config(&ConfigFile::new().plugin("good", PluginTable::keeper()));
     scene.build("beta").expect_success();
     scene.drain();
     assert!(scene.tasks().contains(&"beta good done".to_owned()), "{:?}", scene.tasks());
 }
 
-/// How many tasks are in this state.
+/// Returns the number of tasks in this state.
 fn tasks_in(scene: &Scene, state: &str) -> usize {
     let listed = scene.hookrun(&["queue", "list", "--all", "--format", "json"]).expect_success();
     let tasks: Vec<serde_json::Value> = serde_json::from_str(&listed.stdout).unwrap();
@@ -121,35 +126,31 @@ fn tasks_in(scene: &Scene, state: &str) -> usize {
 }
 
 #[test]
-fn a_runner_that_dies_under_several_runs_costs_only_the_one_that_ends_it_alone_too() {
+fn a_death_of_the_runner_counts_only_against_a_run_that_kills_it_alone_too() {
     let scene = Scene::new();
     let marks = scene.path("marks");
     std::fs::create_dir(&marks).unwrap();
     let scene = scene
-        .config(&format!(
-            "[worker]\nstart = \"service\"\n[plugins.loops]\nsource = \"{0}\"\nhooks = [\"post-build\"]\n\
-             retry = {{ attempts = 1, min-delay = \"10ms\" }}\nconfig = {{ fault = \"mark-then-loop\" }}\n\
-             grant = {{ state = true, object-store = [\"marks\"] }}\nlimits = {{ wall-time = \"10m\" }}\n\
-             [object-stores.marks]\nurl = \"file://{1}\"\n",
-            component("faulty"),
-            marks.display(),
-        ))
+        .config(
+            &ConfigFile::new()
+                .worker("start", "service")
+                .plugin(
+                    "loops",
+                    faulty("mark-then-loop")
+                        .retry("min-delay", "10ms")
+                        .grant("object-store", ["marks"]),
+                )
+                .object_store("marks", toml! { url = (format!("file://{}", marks.display())) }),
+        )
         .derivation("alpha", Script::text("hello"))
         .derivation("beta", Script::text("world"));
     scene.build("alpha").expect_success();
     scene.build("beta").expect_success();
     let mut worker = scene.hookrun_command(&["daemon"]).spawn().unwrap();
-    // Runs that have begun in a runner, since the test began.
+    // The number of runs that have begun since the start of the test.
     let begun = || {
         let names = std::fs::read_dir(&marks).unwrap().map(|mark| mark.unwrap().file_name());
         names.filter(|name| name.to_string_lossy().chars().all(|c| c.is_ascii_digit())).count()
-    };
-    let until = |what: &str, holds: &dyn Fn() -> bool| {
-        let end = Instant::now() + Duration::from_mins(2);
-        while !holds() {
-            assert!(Instant::now() < end, "two minutes passed without {what}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
     };
     let kill = |runner: u32| {
         let pid = rustix::process::Pid::from_raw(i32::try_from(runner).unwrap()).unwrap();
@@ -157,20 +158,20 @@ fn a_runner_that_dies_under_several_runs_costs_only_the_one_that_ends_it_alone_t
     };
     let classes =
         || -> Vec<String> { scene.attempts().into_iter().map(|attempt| attempt.class).collect() };
-    until("two runs", &|| begun() == 2);
+    wait_for("two runs", || begun() == 2);
     kill(runner_of(worker.id()));
-    until("two attempts", &|| classes().len() == 2);
+    wait_for("two attempts", || classes().len() == 2);
     assert_eq!(classes(), ["transient", "transient"]);
-    assert_eq!(tasks_in(&scene, "dead"), 0, "with one attempt each: it was not counted");
-    until("a third run", &|| begun() == 3);
-    // Both are begun, and one has a process; the other waits for its turn.
+    assert_eq!(tasks_in(&scene, "dead"), 0, "the only attempt of each task was not counted");
+    wait_for("a third run", || begun() == 3);
+    // Both tasks are running, and one of them has a process.
     kill(runner_of(worker.id()));
-    until("a third attempt", &|| classes().len() == 3);
+    wait_for("a third attempt", || classes().len() == 3);
     assert_eq!(classes()[2], "trapped");
     assert_eq!(
         (tasks_in(&scene, "dead"), tasks_in(&scene, "running")),
         (1, 1),
-        "the other one goes on"
+        "the other task goes on"
     );
     rustix::process::kill_process(
         rustix::process::Pid::from_child(&worker),
@@ -188,12 +189,16 @@ fn a_mail_program_is_started_by_the_worker() {
     std::fs::write(&program, format!("#!/bin/sh\n{{ echo \"$*\"; cat; }} > {}\n", taken.display()))
         .unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    scene.set_config(&format!(
-        "[worker]\nstart = \"none\"\n[plugins.mail]\nsource = \"bundled:email-on-nondeterminism\"\n\
-         config = {{ to = [\"ops@example.org\"] }}\ngrant = {{ mail = [\"default\"], state = true }}\n\
-         [mail.default]\ntransport = \"sendmail\"\nprogram = \"{}\"\nfrom = \"hookrun@example.org\"\n",
-        program.display()
-    ));
+    let transport = toml! {
+        transport = "sendmail"
+        program = (program.display().to_string())
+        from = "hookrun@example.org"
+    };
+    scene.set_config(
+        &ConfigFile::new()
+            .plugin("mail", PluginTable::mailer("default", "ops@example.org"))
+            .mail("default", transport),
+    );
     scene.build("dice").expect_success();
     scene.check("dice").expect_failure();
     scene.drain().expect_success();
@@ -203,28 +208,21 @@ fn a_mail_program_is_started_by_the_worker() {
 }
 
 #[test]
-fn secrets_stay_roots_and_uploads_work_as_another_user() {
+fn an_upload_as_another_user_works_with_secrets_of_root() {
     if !require(Need::Root) {
         return;
     }
     let scene = Scene::new().signing_key("lab-1").derivation("alpha", Script::text("hello"));
     open_to_others(&scene);
     let server = S3Server::start(&scene.path("s3"), &["bucket"]);
-    let secret = |name: &str, text: &str| {
-        let path = scene.path(name);
-        std::fs::write(&path, text).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-    };
-    secret("id", ACCESS_KEY_ID);
-    secret("secret", SECRET_ACCESS_KEY);
-    scene.set_config(&format!(
-        "[worker]\nstart = \"none\"\nuser = \"nobody\"\n[plugins.cache]\nsource = \"bundled:s3-upload\"\n\
-         config = {{ bucket = \"cache\" }}\ngrant = {{ nix-store = \"closure\", object-store = [\"cache\"], signing = [\"lab-1\"] }}\n\
-         [signing-keys.lab-1]\nfile = \"@scene@/keys/lab-1.secret\"\n\
-         [object-stores.cache]\nurl = \"s3://bucket\"\nendpoint = \"{}\"\n\
-         credentials.access-key-id-file = \"@scene@/id\"\ncredentials.secret-access-key-file = \"@scene@/secret\"\n",
-        server.endpoint()
-    ));
+    let store = server.object_store("s3://bucket", scene.dir(), SECRET_ACCESS_KEY);
+    scene.set_config(
+        &ConfigFile::new()
+            .worker("user", "nobody")
+            .plugin("cache", PluginTable::uploader("lab-1"))
+            .signing_key("lab-1", "keys/lab-1.secret")
+            .object_store("cache", store),
+    );
     let alpha = scene.build("alpha").expect_success().path();
     scene.drain().expect_success();
     scene.expect_tasks(&["alpha cache done"]);
@@ -234,17 +232,12 @@ fn secrets_stay_roots_and_uploads_work_as_another_user() {
 }
 
 #[test]
-fn a_user_that_is_not_there_keeps_the_task_and_names_the_command() {
+fn a_missing_user_keeps_the_task_and_the_error_names_the_command() {
     if !require(Need::Root) {
         return;
     }
-    let config = |user: &str| {
-        format!(
-            "[worker]\nstart = \"none\"\nuser = \"{user}\"\n[plugins.good]\nsource = \"{}\"\nhooks = [\"post-build\"]\n\
-             grant = {{ state = true }}\n",
-            component("good")
-        )
-    };
+    let config =
+        |user: &str| ConfigFile::new().worker("user", user).plugin("good", PluginTable::keeper());
     let scene =
         Scene::new().config(&config("no-such-user")).derivation("alpha", Script::text("hello"));
     open_to_others(&scene);
@@ -261,28 +254,25 @@ fn a_user_that_is_not_there_keeps_the_task_and_names_the_command() {
 }
 
 #[test]
-fn a_policy_chooses_in_a_process_of_its_own() {
+fn a_policy_chooses_a_machine_in_its_own_process() {
     if !require(Need::Root) {
         return;
     }
-    // As offered: the slow one stands first. Nix's own rule would take the other.
+    // The policy takes the first machine. The rule of Nix would take the other.
     let scene = Scene::new()
         .nix_conf("post-build-hook", "")
-        .config(&format!(
-            "[worker]\nstart = \"none\"\n[plugins.policy]\nsource = \"{}\"\nhooks = [\"builder-selection\"]\ngrant = {{ state = true }}\n",
-            component("good")
-        ))
+        .config(&policy(PluginTable::guest("good")))
         .builder("slow", 1, 1.0)
         .builder("fast", 1, 4.0)
         .derivation("alpha", Script::text("a"))
         .derivation("beta", Script::text("b"));
-    // It is compiled while Nix waits.
+    // The policy is compiled while Nix waits.
     let account = scene.build_with("alpha", &["--max-jobs", "0"]).expect_success().account();
     assert!(account.contains("builders/slow'"), "{account}");
 }
 
 #[test]
-fn a_policy_that_takes_long_to_compile_is_replaced_without_a_word() {
+fn a_policy_that_takes_long_to_compile_is_replaced_silently_by_the_rule_of_nix() {
     if !require(Need::Root) {
         return;
     }
@@ -292,12 +282,9 @@ fn a_policy_that_takes_long_to_compile_is_replaced_without_a_word() {
         .builder("fast", 1, 4.0)
         .derivation("alpha", Script::text("a"));
     let large = scene.path("large.wasm");
-    std::fs::write(&large, slow_to_compile(&std::fs::read(component("good")).unwrap())).unwrap();
-    scene.set_config(&format!(
-        "[worker]\nstart = \"none\"\n[plugins.policy]\nsource = \"{}\"\nhooks = [\"builder-selection\"]\n\
-         grant = {{ state = true }}\n",
-        large.display()
-    ));
+    let component = std::fs::read(guest("good").unwrap()).unwrap();
+    std::fs::write(&large, slow_to_compile(&component)).unwrap();
+    scene.set_config(&policy(PluginTable::file(&large)));
     let ran = scene.build_with("alpha", &["--max-jobs", "0"]).expect_success();
     let account = ran.account();
     assert!(account.contains("builders/fast'"), "Nix's own rule: {account}");
@@ -309,18 +296,16 @@ fn a_policy_that_takes_long_to_compile_is_replaced_without_a_word() {
 }
 
 #[test]
-fn a_compiler_that_takes_too_much_is_stopped() {
+fn a_compilation_that_reaches_a_limit_is_stopped() {
     let mut said = String::new();
-    for limits in ["compile-time = \"1ms\"", "compile-memory = \"1MiB\""] {
-        let scene = Scene::new().config(&format!(
-            "[plugins.x]\nsource = \"{}\"\ngrant = {{ state = true }}\nlimits = {{ {limits} }}\n",
-            component("good")
-        ));
+    for (limit, value) in [("compile-time", "1ms"), ("compile-memory", "1MiB")] {
+        let plugin = PluginTable::guest("good").grant("state", true).limit(limit, value);
+        let scene = Scene::new().config(&ConfigFile::from(plugin));
         let ran = scene.hookrun(&["compile"]).expect_exit(3);
         let place = scene.dir().display().to_string();
         said.push_str(&ran.stderr.replace(&place, "DIR"));
         let artifacts = scene.state_dir().join("artifacts");
-        assert!(entries(&artifacts) == 0, "nothing half-made is kept");
+        assert!(entries(&artifacts) == 0, "no part of an artifact is kept");
     }
     insta::assert_snapshot!(said);
 }

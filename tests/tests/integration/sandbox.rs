@@ -1,4 +1,5 @@
-//! The sandbox with real guests: what a good one does, and where each fault of a bad one ends.
+//! The sandbox with real guests: the results of a good guest, and the outcome of each fault of a
+//! bad one.
 
 use std::collections::BTreeMap;
 
@@ -10,31 +11,32 @@ use hookrun_host::{Compiler, Host, LinkedPlugin};
 use hookrun_nix::event::{Diff, Event, HookEvent, HookKind, Output, PostBuild};
 use hookrun_nix::evidence::{Difference, Evidence};
 use hookrun_nix::outcome::{Outcome, RunReport};
+use hookrun_tests::lab::{PluginTable, toml};
 use hookrun_tests::sandbox::Sandbox;
 
 const DRV: &str = "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-hello-2.12.drv";
 const OUT: &str = "/nix/store/10bgd045z0d4icpbc2yyz4gx48ak44la-hello-2.12";
 
-/// A sandbox whose plugins have durable state.
-struct Scene(Sandbox);
+/// Loads the plugin with durable state.
+fn load(sandbox: &Sandbox, table: PluginTable) -> (LinkedPlugin, Services) {
+    let config = sandbox.config(table);
+    let plugin = sandbox.host.load(&config.plugins["x"], &config).unwrap();
+    (plugin, Services::new(&config, &sandbox.dirs))
+}
 
-impl Scene {
-    fn new() -> Self {
-        Self(Sandbox::new())
-    }
+/// The guest `good` with durable state.
+fn good() -> PluginTable {
+    PluginTable::guest("good").grant("state", true)
+}
 
-    fn load(&self, name: &str, rest: &str) -> (LinkedPlugin, Services) {
-        let config = self.0.config(name, rest);
-        let plugin = self.0.host.load(&config.plugins["x"], &config).unwrap();
-        (plugin, Services::new(&config, &self.0.dirs))
-    }
+/// The guest `faulty` with this fault.
+fn faulty(fault: &str) -> PluginTable {
+    PluginTable::guest("faulty").config(toml! { fault = fault })
+}
 
-    /// What becomes of the fault `fault`, with these limits.
-    async fn fault(&self, fault: &str, rest: &str) -> RunReport {
-        let (plugin, services) =
-            self.load("faulty", &format!("config = {{ fault = \"{fault}\" }}\n{rest}"));
-        plugin.run_event(&services, &built(), 1).await
-    }
+async fn run(sandbox: &Sandbox, table: PluginTable) -> RunReport {
+    let (plugin, services) = load(sandbox, table);
+    plugin.run_event(&services, &built(), 1).await
 }
 
 fn built() -> Event {
@@ -72,9 +74,8 @@ fn details(report: &RunReport) -> BTreeMap<&str, &str> {
 
 #[tokio::test]
 async fn a_good_guest_serves_all_hooks() {
-    let scene = Scene::new();
-    let (plugin, services) =
-        scene.load("good", "config = { greeting = \"hi\" }\ngrant = { state = true }");
+    let sandbox = Sandbox::new();
+    let (plugin, services) = load(&sandbox, good().config(toml! { greeting = "hi" }));
     assert_eq!(plugin.hooks(), HookKind::ALL);
     assert_eq!(plugin.metadata().name, "guest-good");
     assert_eq!(plugin.origin(), &Origin::Compiled);
@@ -112,10 +113,8 @@ async fn a_good_guest_serves_all_hooks() {
     );
     assert_eq!(report.outcome.message(), "as offered");
 
-    let again = Host::new(&scene.0.dirs, Compiler::InProcess).load(
-        &scene.0.config("good", "grant = { state = true }").plugins["x"],
-        &scene.0.config("good", ""),
-    );
+    let config = sandbox.config(good());
+    let again = Host::new(&sandbox.dirs, Compiler::InProcess).load(&config.plugins["x"], &config);
     assert_eq!(
         again.unwrap().origin(),
         &Origin::Mapped,
@@ -124,44 +123,42 @@ async fn a_good_guest_serves_all_hooks() {
 }
 
 #[tokio::test]
-async fn failures_come_back_as_said_and_keep_their_state() {
-    let scene = Scene::new();
-    let (plugin, services) =
-        scene.load("good", "config = { fail = \"transient\" }\ngrant = { state = true }");
-    let report = plugin.run_event(&services, &built(), 1).await;
+async fn a_failed_run_returns_its_failure_and_keeps_its_state() {
+    let sandbox = Sandbox::new();
+    let report = run(&sandbox, good().config(toml! { fail = "transient" })).await;
     let expected = Outcome::Failed {
         message: "told to fail for a while".to_owned(),
         transient: true,
         retry_after_ms: Some(7000),
     };
     assert_eq!(report.outcome, expected);
-    let (plugin, services) = scene.load("good", "grant = { state = true }");
+    let (plugin, services) = load(&sandbox, good());
     assert_eq!(details(&plugin.run_event(&services, &built(), 2).await)["runs"], "2");
 }
 
 #[tokio::test]
 async fn a_trap_discards_the_state_of_its_run() {
-    let scene = Scene::new();
-    let report = scene.fault("state-then-trap", "grant = { state = true }").await;
+    let sandbox = Sandbox::new();
+    let report = run(&sandbox, faulty("state-then-trap").grant("state", true)).await;
     assert_eq!(report.outcome.class().as_str(), "trapped");
     assert!(
         report.log.iter().any(|line| line.message.contains("told to trap")),
         "{:?}",
         report.log
     );
-    assert!(!scene.0.dirs.plugin_state().join("x.sqlite").exists());
+    assert!(!sandbox.dirs.plugin_state().join("x.sqlite").exists());
 }
 
 #[tokio::test]
-async fn traps_name_the_plugin() {
-    let scene = Scene::new();
-    let report = scene.fault("trap", "").await;
+async fn messages_of_traps_name_the_plugin() {
+    let sandbox = Sandbox::new();
+    let report = run(&sandbox, faulty("trap")).await;
     assert!(
         report.outcome.message().starts_with("plugin `x` trapped: wasm trap: "),
         "{:?}",
         report.outcome
     );
-    let report = scene.fault("exit", "").await;
+    let report = run(&sandbox, faulty("exit")).await;
     assert!(
         report.outcome.message().contains("called exit(1) instead of returning"),
         "{:?}",
@@ -170,28 +167,28 @@ async fn traps_name_the_plugin() {
 }
 
 #[tokio::test]
-async fn calls_without_a_grant_are_refused_with_the_line() {
-    let scene = Scene::new();
-    let report = scene.fault("state", "").await;
+async fn calls_without_a_grant_are_refused_with_the_line_to_write() {
+    let sandbox = Sandbox::new();
+    let report = run(&sandbox, faulty("state")).await;
     assert_eq!(
         report.outcome.message(),
         format!(
             "plugin `x` has no grant for state; write `state = true` under [plugins.x.grant] in {}",
-            scene.0.dirs.config.display()
+            sandbox.dirs.config.display()
         )
     );
     assert_eq!(report.usage.denied["state.set"], 1);
 }
 
 #[test]
-fn what_does_not_load_says_what_to_write() {
-    let scene = Scene::new();
-    insta::assert_snapshot!(scene.0.refused("good", ""), @r#"ROOT/hookrun.toml:1: plugin `x`: it wants `state` and has no grant for that; write `state = true` under [plugins.x.grant] in ROOT/hookrun.toml (there is no such table yet)"#);
-    insta::assert_snapshot!(scene.0.refused("good", "grant = { state = true }\nconfig = { greetin = \"hi\" }"), @r#"ROOT/hookrun.toml:4: plugin `x`: config: Additional properties are not allowed ('greetin' was unexpected); change it (known keys: fail, greeting)"#);
-    insta::assert_snapshot!(scene.0.refused("good", "grant = { state = true }\n[plugins.x.config]\nfail = 1"), @r#"ROOT/hookrun.toml:5: plugin `x`: config.fail: 1 is not one of "transient" or "permanent"; change it (known keys: fail, greeting)"#);
+fn a_plugin_that_does_not_load_names_the_line_to_write() {
+    let sandbox = Sandbox::new();
+    insta::assert_snapshot!(sandbox.refused("good", ""), @r#"ROOT/hookrun.toml:1: plugin `x`: it wants `state` and has no grant for that; write `state = true` under [plugins.x.grant] in ROOT/hookrun.toml (there is no such table yet)"#);
+    insta::assert_snapshot!(sandbox.refused("good", "grant = { state = true }\nconfig = { greetin = 'hi' }"), @r#"ROOT/hookrun.toml:4: plugin `x`: config: Additional properties are not allowed ('greetin' was unexpected); change it (known keys: fail, greeting)"#);
+    insta::assert_snapshot!(sandbox.refused("good", "grant = { state = true }\n[plugins.x.config]\nfail = 1"), @r#"ROOT/hookrun.toml:5: plugin `x`: config.fail: 1 is not one of "transient" or "permanent"; change it (known keys: fail, greeting)"#);
 
     let config =
-        Config::parse(&scene.0.dirs.config, "[plugins.x]\nsource = \"none.wasm\"\n").unwrap();
-    let message = scene.0.host.open(&config.plugins["x"], &config).unwrap_err().to_string();
-    insta::assert_snapshot!(message.replace(&scene.0.dirs.config.parent().unwrap().display().to_string(), "ROOT"), @r#"ROOT/hookrun.toml:2: plugin `x`: there is no file ROOT/none.wasm; correct `source`"#);
+        Config::parse(&sandbox.dirs.config, "[plugins.x]\nsource = 'none.wasm'\n").unwrap();
+    let message = sandbox.host.open(&config.plugins["x"], &config).unwrap_err().to_string();
+    insta::assert_snapshot!(message.replace(&sandbox.dirs.config.parent().unwrap().display().to_string(), "ROOT"), @r#"ROOT/hookrun.toml:2: plugin `x`: there is no file ROOT/none.wasm; correct `source`"#);
 }

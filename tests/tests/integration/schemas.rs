@@ -1,19 +1,21 @@
-//! Configuration schemas that take all time or memory to check, as those of configured plugins: the
-//! worker, the commands and the build hook go on, each within little memory and processor time, and
-//! say what is wrong with the plugin.
+//! Configuration schemas that would take very long or very much memory to check. The worker, the
+//! commands and the build hook continue within bounds of memory and processor time, and name what
+//! is wrong with the plugin.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use hookrun_tests::hostile::made::{crafted, importing};
-use hookrun_tests::lab::{Ran, Scene, Script, answers, build_hook, conversation};
+use hookrun_tests::lab::{
+    ConfigFile, PluginTable, Ran, Scene, Script, answers, build_hook, conversation,
+};
 use rustix::fs::inotify;
 use serde_json::{Value, json};
 
-/// Bytes of data and seconds of processor time that each process may have, by the kernel.
+/// The kernel limits the data and the processor time of each process.
 const BOUNDS: &str = "ulimit -d 400000; ulimit -t 10";
 
-/// 2 KB that take twice the time for each of 45 levels.
+/// A schema of 2 KB: each of its 45 levels doubles the time.
 fn nested() -> Value {
     (0..45).fold(
         json!({ "type": "object" }),
@@ -21,7 +23,7 @@ fn nested() -> Value {
     )
 }
 
-/// 80 KB of patterns that become 4 GB.
+/// A schema with 80 KB of patterns that take 4 GB when compiled.
 fn patterns() -> Value {
     let properties: serde_json::Map<String, Value> = (0..4000)
         .map(|number| (number.to_string(), json!({ "pattern": format!("\\pL{{20}}{number}") })))
@@ -29,7 +31,7 @@ fn patterns() -> Value {
     json!({ "properties": properties })
 }
 
-/// As many patterns as are allowed, each of almost a megabyte.
+/// A schema with as many patterns as are allowed, each of almost a megabyte.
 fn large_patterns() -> Value {
     let properties: serde_json::Map<String, Value> = (0..100)
         .map(|number| (number.to_string(), json!({ "pattern": format!("\\pL{{20}}{number}") })))
@@ -37,7 +39,7 @@ fn large_patterns() -> Value {
     json!({ "properties": properties })
 }
 
-/// A plugin with this schema that says it serves post-build.
+/// Writes a plugin with this schema that serves post-build.
 fn plugin(path: &Path, schema: &Value) {
     let metadata = json!({
         "format": 1, "name": "crafted", "version": "0.0.1", "hooks": ["post-build"], "config-schema": schema,
@@ -45,19 +47,19 @@ fn plugin(path: &Path, schema: &Value) {
     std::fs::write(path, crafted().metadata(metadata.to_string()).build()).unwrap();
 }
 
-/// A scene with one such plugin and one that is as it should be. `hooks`: the line of the former.
-fn scene(schema: &Value, hooks: &str) -> Scene {
+/// A scene with the plugin `hostile`, which has this schema, and the plugin `good`.
+fn scene(schema: &Value) -> Scene {
     let scene = Scene::new().derivation("alpha", Script::text("hello"));
     plugin(&scene.path("hostile.wasm"), schema);
     std::fs::write(scene.path("good.wasm"), crafted().says("still here").build()).unwrap();
-    scene.set_config(&format!(
-        "[worker]\nstart = \"none\"\n[plugins.hostile]\nsource = \"@scene@/hostile.wasm\"\n{hooks}\n\
-         [plugins.good]\nsource = \"@scene@/good.wasm\"\n"
-    ));
-    scene
+    scene.config(
+        &ConfigFile::new()
+            .plugin("hostile", PluginTable::file("hostile.wasm"))
+            .plugin("good", PluginTable::file("good.wasm")),
+    )
 }
 
-/// The same command within bounds of a shell.
+/// Runs the command within these bounds of a shell.
 fn within(bounds: &str, command: &Command) -> Command {
     let mut shell = Command::new("/bin/bash");
     shell.args(["-c", &format!("{bounds}; exec \"$0\" \"$@\"")]).arg(command.get_program());
@@ -72,7 +74,7 @@ fn bounded(scene: &Scene, arguments: &[&str]) -> Ran {
     Ran::of(&mut within(BOUNDS, &scene.hookrun_command(arguments)))
 }
 
-/// A schema that is refused.
+/// A schema that hookrun refuses, and a part of the message.
 struct Refused {
     schema: fn() -> Value,
     why: &'static str,
@@ -86,7 +88,7 @@ const REFUSED: [Refused; 2] = [
 #[test]
 fn commands_and_worker_name_a_hostile_schema_within_bounds() {
     for Refused { schema, why } in REFUSED {
-        let scene = scene(&schema(), "");
+        let scene = scene(&schema());
         bounded(&scene, &["inspect", "hostile"])
             .expect_exit(3)
             .expect_stdout("crafted 0.0.1")
@@ -111,10 +113,10 @@ fn commands_and_worker_name_a_hostile_schema_within_bounds() {
 }
 
 #[test]
-fn what_is_allowed_is_within_bounds_too() {
-    let scene = scene(&large_patterns(), "");
+fn a_schema_with_the_most_patterns_that_are_allowed_is_checked_within_bounds() {
+    let scene = scene(&large_patterns());
     bounded(&scene, &["check"]).expect_success().expect_stdout("plugin hostile: crafted");
-    // Less than the schema takes.
+    // Less memory than the schema takes.
     let less = BOUNDS.replace("400000", "60000");
     let mut check = within(&less, &scene.hookrun_command(&["inspect", "hostile"]));
     check.env("XDG_CACHE_HOME", scene.path("another-cache"));
@@ -122,48 +124,45 @@ fn what_is_allowed_is_within_bounds_too() {
 }
 
 #[test]
-fn a_component_that_says_too_much_is_refused() {
-    let scene = scene(&json!({}), "");
+fn a_component_with_too_much_metadata_is_refused() {
+    let scene = scene(&json!({}));
     let component = std::fs::read(scene.path("good.wasm")).unwrap();
     std::fs::write(scene.path("hostile.wasm"), importing(30_000, &component)).unwrap();
     bounded(&scene, &["check"]).expect_exit(3).expect_stderr("hostile.wasm has metadata");
 }
 
-/// The build hook answers, whatever the hooks of the plugin; and it does not open the plugin once
-/// it is known.
 #[test]
-fn the_build_hook_answers_whatever_schemas_are_configured() {
+fn the_build_hook_answers_with_a_hostile_schema_in_the_configuration() {
     for Refused { schema, why } in REFUSED {
-        for hooks in ["", "hooks = [\"post-build\"]", "hooks = [\"builder-selection\"]"] {
+        let hostile = PluginTable::file("hostile.wasm");
+        for table in [
+            hostile.clone(),
+            hostile.clone().hooks(["post-build"]),
+            hostile.hooks(["builder-selection"]),
+        ] {
+            let file = ConfigFile::default().plugin("hostile", table).to_string();
             let directory = tempfile::tempdir().unwrap();
             plugin(&directory.path().join("hostile.wasm"), &schema());
-            std::fs::write(
-                directory.path().join("hookrun.toml"),
-                format!("[plugins.hostile]\nsource = \"hostile.wasm\"\n{hooks}\n"),
-            )
-            .unwrap();
+            std::fs::write(directory.path().join("hookrun.toml"), &file).unwrap();
             let hook = build_hook(directory.path(), "echo '# decline' >&2");
             let mut shell = within(BOUNDS, &hook);
             shell.env_remove("HOME").stdout(Stdio::null());
             let (bytes, _) = conversation("ssh://m", 1);
             let begun = std::time::Instant::now();
             let answered = answers(&mut shell, &bytes);
-            assert_eq!(answered.directives.len(), 1, "{why} {hooks}: {answered:?}");
-            assert!(begun.elapsed().as_secs() < 30, "{why} {hooks}: {:?}", begun.elapsed());
+            assert_eq!(answered.directives.len(), 1, "{why} {file}: {answered:?}");
+            assert!(begun.elapsed().as_secs() < 30, "{why} {file}: {:?}", begun.elapsed());
         }
     }
 }
 
 #[test]
-fn the_build_hook_opens_no_plugin_that_is_known() {
+fn the_build_hook_does_not_open_a_known_plugin_again() {
     let directory = tempfile::tempdir().unwrap();
     let component = directory.path().join("good.wasm");
     std::fs::write(&component, crafted().build()).unwrap();
-    std::fs::write(
-        directory.path().join("hookrun.toml"),
-        "[plugins.good]\nsource = \"good.wasm\"\n",
-    )
-    .unwrap();
+    let file = ConfigFile::default().plugin("good", PluginTable::file("good.wasm"));
+    std::fs::write(directory.path().join("hookrun.toml"), file.to_string()).unwrap();
     let (bytes, _) = conversation("ssh://m", 1);
     let opened = || -> bool {
         let flags = inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC;
@@ -173,8 +172,8 @@ fn the_build_hook_opens_no_plugin_that_is_known() {
         assert_eq!(answers(&mut hook, &bytes).directives.len(), 1);
         rustix::io::read(&watch, &mut [0_u8; 4096]).is_ok_and(|length| length > 0)
     };
-    assert!(opened(), "the first time nothing is known");
-    assert!(!opened());
+    assert!(opened(), "the plugin is not known yet");
+    assert!(!opened(), "the plugin is known");
     std::fs::write(&component, crafted().says("changed").build()).unwrap();
-    assert!(opened(), "it is another one");
+    assert!(opened(), "the file has changed");
 }

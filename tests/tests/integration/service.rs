@@ -1,22 +1,24 @@
-//! `hookrun daemon` as a systemd service: what it tells the service manager, over a socket as
-//! systemd's is (sd_notify(3)).
+//! `hookrun daemon` as a systemd service: its notifications over a socket like that of systemd
+//! (sd_notify(3)), its priority, and upgrades of the program.
 
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use hookrun_queue::lock;
-use hookrun_tests::guests;
-use hookrun_tests::lab::{Ran, Scene, Script, hookrun_program};
+use hookrun_tests::lab::{
+    ConfigFile, PluginTable, Ran, Scene, Script, Worker, hookrun_program, wait_for,
+};
 use rustix::process::{Pid, Signal};
 
 /// The longest wait for a message: a machine under load.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// Microseconds between two signs of life that are asked for; small, so that the test sees some.
+/// The requested interval of watchdog notifications in microseconds. It is short, so that the test
+/// sees some.
 const WATCHDOG: &str = "400000";
 
-/// What the service says, line by line.
+/// A service manager and the lines that it received.
 struct Manager {
     socket: UnixDatagram,
     said: Vec<String>,
@@ -43,7 +45,7 @@ impl Manager {
 }
 
 #[test]
-fn it_says_when_it_is_ready_alive_and_stopping() {
+fn a_service_reports_that_it_is_ready_alive_and_stopping() {
     let scene = Scene::new().derivation("alpha", Script::text("hello"));
     let path = scene.path("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
@@ -59,7 +61,7 @@ fn it_says_when_it_is_ready_alive_and_stopping() {
     manager.wait_for("WATCHDOG=1");
     rustix::process::kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     manager.wait_for("STOPPING=1");
-    assert!(child.wait().unwrap().success(), "asked to stop, it ends well");
+    assert!(child.wait().unwrap().success(), "a service that is asked to stop exits with 0");
 }
 
 #[test]
@@ -68,60 +70,14 @@ fn hooks_and_commands_tell_the_service_manager_nothing() {
     let path = scene.path("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket.set_nonblocking(true).unwrap();
-    // As below a unit that runs Nix.
-    let mut build = scene.build_command("alpha", &[]);
-    assert!(
-        build
-            .env("NOTIFY_SOCKET", &path)
-            .stderr(Stdio::null())
-            .stdout(Stdio::null())
-            .status()
-            .unwrap()
-            .success()
-    );
-    let mut drain = scene.hookrun_command(&["drain"]);
-    assert!(
-        drain
-            .env("NOTIFY_SOCKET", &path)
-            .stderr(Stdio::null())
-            .stdout(Stdio::null())
-            .status()
-            .unwrap()
-            .success()
-    );
+    // A unit that runs Nix passes this variable on.
+    for mut command in [scene.build_command("alpha", &[]), scene.hookrun_command(&["drain"])] {
+        Ran::of(command.env("NOTIFY_SOCKET", &path)).expect_success();
+    }
     assert_eq!(socket.recv(&mut [0; 4096]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
 }
 
-/// A worker of the scene, ended with the test.
-struct Worker(Child);
-
-impl Worker {
-    fn start(scene: &Scene, mut command: Command) -> Self {
-        let worker = Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-        let lock = scene.state_dir().join("worker.lock");
-        wait_for("the worker takes its lock", || lock::is_held(&lock));
-        worker
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        self.0.wait().unwrap();
-    }
-}
-
-#[track_caller]
-fn wait_for(what: &str, mut is: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is() {
-        assert!(begun.elapsed() < PATIENCE, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// Nice value and scheduling policy of a process (proc(5)).
+/// Returns the nice value and the scheduling policy of a process (proc(5)).
 fn priority(pid: u32) -> (i64, i64) {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     // The second field, the name in parentheses, may have spaces in it.
@@ -130,7 +86,7 @@ fn priority(pid: u32) -> (i64, i64) {
     (field(19), field(41))
 }
 
-/// Processes that `pid` has started.
+/// Returns the child processes of `pid`.
 fn children(pid: u32) -> Vec<u32> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let text = std::fs::read_to_string(path).unwrap_or_default();
@@ -138,24 +94,22 @@ fn children(pid: u32) -> Vec<u32> {
 }
 
 #[test]
-fn a_worker_in_the_background_and_its_processes_come_after_builds() {
-    let guest = guests::guest_for_all("good").unwrap();
+fn a_worker_and_its_processes_have_the_configured_priority() {
     let before = priority(std::process::id());
     for (word, nice, policy) in [
         ("low", 10.max(before.0), i64::from(libc_policies::BATCH)),
         ("idle", 10.max(before.0), i64::from(libc_policies::IDLE)),
         ("normal", before.0, before.1),
     ] {
-        let scene = Scene::new().derivation("alpha", Script::text("hello")).config(&format!(
-            "[worker]\nstart = \"service\"\npriority = \"{word}\"\n[plugins.keeper]\nsource = \"{}\"\n\
-             hooks = [\"post-build\"]\ngrant = {{ state = true }}\n",
-            guest.display()
-        ));
+        let file = ConfigFile::new().worker("start", "service").worker("priority", word);
+        let scene = Scene::new()
+            .derivation("alpha", Script::text("hello"))
+            .config(&file.plugin("keeper", PluginTable::keeper()));
         scene.hookrun(&["compile"]).expect_success();
-        let worker = Worker::start(&scene, scene.hookrun_command(&["daemon"]));
+        let worker = scene.start_daemon();
         scene.build("alpha").expect_success();
         wait_for("the task is done", || scene.tasks() == ["alpha keeper done"]);
-        let pid = worker.0.id();
+        let pid = worker.id();
         let runners = children(pid);
         assert!(!runners.is_empty());
         for process in runners.into_iter().chain([pid]) {
@@ -168,20 +122,20 @@ fn a_worker_in_the_background_and_its_processes_come_after_builds() {
     }
 }
 
-/// Numbers of sched(7).
+/// Scheduling policies of sched(7).
 mod libc_policies {
     pub(super) const BATCH: u8 = 3;
     pub(super) const IDLE: u8 = 5;
 }
 
-/// A copy of the program, as an installation has it.
+/// Makes a copy of the program that can be replaced.
 fn installed(scene: &Scene) -> PathBuf {
     let path = scene.path("installed");
     std::fs::copy(hookrun_program(), &path).unwrap();
     path
 }
 
-/// As docs/install.md says it.
+/// Replaces the program as docs/install.md describes it.
 fn upgrade(scene: &Scene, installed: &std::path::Path) {
     let new = scene.path("installed.new");
     let installed = installed.display();
@@ -192,8 +146,8 @@ fn upgrade(scene: &Scene, installed: &std::path::Path) {
 }
 
 #[test]
-fn a_spawned_worker_makes_way_for_a_new_program_and_a_service_says_so() {
-    let scene = Scene::new().config("[worker]\nidle-exit = \"1h\"\n");
+fn a_spawned_worker_restarts_with_a_new_program_and_a_service_asks_for_a_restart() {
+    let scene = Scene::new().config(&ConfigFile::default().worker("idle-exit", "1h"));
     let program = installed(&scene);
     let command = |words: &[&str]| {
         let mut command = scene.private_nix().command(&program);
@@ -206,28 +160,30 @@ fn a_spawned_worker_makes_way_for_a_new_program_and_a_service_says_so() {
     upgrade(&scene, &program);
     scene.hookrun(&["status"]).expect_success().expect_stdout("its program was replaced since");
     wait_for("another worker runs", || {
-        // Only then is its number another one's.
+        // Before it has ended, no other process can have its id.
         let ended = worker.0.try_wait().unwrap().is_some();
         ended && lock::holder(&lock).is_some_and(|pid| pid != first)
     });
     scene.hookrun(&["status"]).expect_success().expect_silent_about("was replaced");
     let second = Pid::from_raw(lock::holder(&lock).unwrap()).unwrap();
     rustix::process::kill_process(second, Signal::TERM).unwrap();
-    wait_for("it ends", || !lock::is_held(&lock));
+    wait_for("the worker ends", || !lock::is_held(&lock));
 
     let worker = Worker::start(&scene, command(&["daemon"]));
     upgrade(&scene, &program);
-    wait_for("the service says what to do", || {
+    wait_for("the status names the command", || {
         scene.hookrun(&["status"]).stdout.contains("run `systemctl restart hookrun`")
     });
     drop(worker);
 }
 
 #[test]
-fn builds_go_on_while_the_program_is_replaced() {
-    let scene = Scene::new().config("[worker]\nstart = \"none\"\n");
+fn hooks_succeed_while_the_program_is_replaced() {
+    let scene = Scene::new().config(&ConfigFile::new());
     let program = installed(&scene);
-    let hook = || {
+    let mut hooks = 0;
+    let mut hook = || {
+        hooks += 1;
         let path = format!("{}/{}-a", scene.private_nix().store_dir().display(), "0".repeat(32));
         let mut command = scene.private_nix().command(&program);
         command.args(["hook", "post-build"]);
@@ -240,4 +196,5 @@ fn builds_go_on_while_the_program_is_replaced() {
             hook();
         }
     });
+    assert_eq!(scene.spooled().len(), hooks, "each hook has spooled its event");
 }

@@ -1,23 +1,21 @@
-//! Machines behind a real sshd: connections that builds share, and what happens when they hang, die
-//! or are full.
+//! Machines behind a real sshd: shared connections, also those that hang, die or are full.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hookrun_tests::lab::{Need, Ran, Scene, Script, Sshd, require};
+use hookrun_tests::lab::{ConfigFile, Need, Ran, Scene, Script, Sshd, require, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A scene with one machine behind sshd, whose builds share connections, with these lines of
-/// `sshd_config` and `NIX_SSHOPTS`.
+/// A scene with one machine behind sshd whose builds share connections. `sshd` are lines of
+/// `sshd_config`, and `options` is a part of `NIX_SSHOPTS`.
 fn scene(sshd: &str, options: &str, slots: u32) -> (Scene, Sshd) {
-    scene_with("share-connections = true", sshd, options, slots)
+    let file = ConfigFile::new().builders("share-connections", true);
+    scene_with(&file, sshd, options, slots)
 }
 
-/// The same with these lines of `[builders]`.
-fn scene_with(builders: &str, sshd: &str, options: &str, slots: u32) -> (Scene, Sshd) {
-    let scene = Scene::new()
-        .nix_conf("post-build-hook", "")
-        .config(&format!("[worker]\nstart = \"none\"\n[builders]\n{builders}\n"));
+/// The same with this configuration.
+fn scene_with(file: &ConfigFile, sshd: &str, options: &str, slots: u32) -> (Scene, Sshd) {
+    let scene = Scene::new().nix_conf("post-build-hook", "").config(file);
     let server = Sshd::start(&scene, sshd);
     let options = options.replace("@scene@", &scene.dir().display().to_string());
     let scene = scene.variable("NIX_SSHOPTS", &format!("{options} {}", server.options()));
@@ -25,13 +23,13 @@ fn scene_with(builders: &str, sshd: &str, options: &str, slots: u32) -> (Scene, 
     (scene.machine(&line), server)
 }
 
-/// `count` derivations that take so long, and `all` that needs them.
+/// Adds `count` derivations that take so long, and `all`, which depends on them.
 fn many(scene: Scene, count: usize, seconds: f32) -> Scene {
     let names: Vec<String> = (0..count).map(|number| format!("part-{number}")).collect();
     let part = |name: &str| {
         Script::new(format!("echo log of {name}; /bin/sleep {seconds}; echo {name} > $out"))
     };
-    let scene = names.iter().fold(scene, |scene, name| scene.derivation(name, part(name)));
+    let scene = scene.derivations(&names, part);
     scene.derivation("all", Script::naming(names.iter().map(String::as_str)))
 }
 
@@ -39,7 +37,7 @@ fn build(scene: &Scene, derivation: &str) -> Ran {
     scene.build_with(derivation, &["--max-jobs", "0"])
 }
 
-/// ssh processes in the background.
+/// Returns the ssh processes that hold shared connections.
 fn masters(scene: &Scene) -> Vec<Pid> {
     let is_master = |pid: &Pid| {
         let line =
@@ -61,7 +59,7 @@ fn sockets(scene: &Scene) -> Vec<PathBuf> {
 }
 
 #[test]
-fn builds_share_a_connection_that_holds_nothing_of_theirs() {
+fn builds_share_a_connection_that_has_no_descriptors_of_theirs() {
     if !require(Need::Root) {
         return;
     }
@@ -73,8 +71,7 @@ fn builds_share_a_connection_that_holds_nothing_of_theirs() {
     assert_eq!(server.logins(), 1, "{}", server.log());
     let part = scene.out_path("part-3").display().to_string();
     scene.nix("nix-store", &["--read-log", &part]).expect_success().expect_stdout("log of part-3");
-    // Its master is there still, and has none of the descriptors of Nix, of its hook, or of a
-    // session of hookrun's.
+    // The master still runs. It has no descriptors of Nix, of the hook or of a session of hookrun.
     let masters = masters(&scene);
     assert_eq!((masters.len(), sockets(&scene).len()), (1, 1));
     for entry in std::fs::read_dir(format!("/proc/{}/fd", masters[0].as_raw_nonzero())).unwrap() {
@@ -91,7 +88,7 @@ fn connections_are_not_shared_by_default() {
     if !require(Need::Root) {
         return;
     }
-    let (scene, server) = scene_with("", "", "", 3);
+    let (scene, server) = scene_with(&ConfigFile::new(), "", "", 3);
     let scene = many(scene, 3, 0.1);
     build(&scene, "all").expect_success();
     assert_eq!(server.logins(), 4);
@@ -99,7 +96,7 @@ fn connections_are_not_shared_by_default() {
 }
 
 #[test]
-fn connections_and_masters_that_hang_or_die_cost_no_build() {
+fn a_build_succeeds_after_a_connection_or_its_master_hangs_or_dies() {
     if !require(Need::Root) {
         return;
     }
@@ -109,21 +106,21 @@ fn connections_and_masters_that_hang_or_die_cost_no_build() {
     });
     build(&scene, "n0").expect_success();
     assert_eq!(server.logins(), 1);
-    // The machine's end of the connection no longer answers.
+    // The process of the connection on the machine does not answer any more.
     for connection in server.connections() {
         kill_process(connection, Signal::STOP).unwrap();
     }
     let ran = build(&scene, "n1").expect_success();
     assert!(!ran.account().contains("is lost"), "{}", ran.account());
     assert_eq!(server.logins(), 2);
-    // Our end stands still: the newest of the two masters.
+    // The masters do not answer any more.
     for master in masters(&scene) {
         kill_process(master, Signal::STOP).unwrap();
     }
     let ran = build(&scene, "n2").expect_success();
     assert!(!ran.account().contains("is lost"), "{}", ran.account());
     assert_eq!(server.logins(), 3);
-    // It dies without a word, and leaves its socket behind.
+    // The masters are killed, and leave a socket behind.
     for master in masters(&scene) {
         kill_process(master, Signal::KILL).unwrap();
     }
@@ -133,7 +130,7 @@ fn connections_and_masters_that_hang_or_die_cost_no_build() {
 }
 
 #[test]
-fn more_builds_than_sessions_take_further_connections() {
+fn builds_beyond_the_sessions_of_a_connection_open_more_connections() {
     if !require(Need::Root) {
         return;
     }
@@ -145,7 +142,7 @@ fn more_builds_than_sessions_take_further_connections() {
 }
 
 #[test]
-fn a_connection_dies_in_the_middle_of_a_build() {
+fn a_build_whose_connection_dies_is_tried_once_more() {
     if !require(Need::Root) {
         return;
     }
@@ -153,23 +150,20 @@ fn a_connection_dies_in_the_middle_of_a_build() {
     let scene = scene.derivation("long", Script::new("/bin/sleep 3; echo done > $out"));
     let ran = std::thread::scope(|scope| {
         let build = scope.spawn(|| build(&scene, "long"));
-        while server.logins() == 0 {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_for("a login", || server.logins() > 0);
         std::thread::sleep(Duration::from_secs(1));
         for master in masters(&scene) {
             kill_process(master, Signal::KILL).unwrap();
         }
         build.join().unwrap()
     });
-    // The only machine is tried once more.
     let ran = ran.expect_success();
     ran.expect_stderr("is lost (");
     assert_eq!(server.logins(), 2);
 }
 
 #[test]
-fn a_users_own_sharing_goes_on() {
+fn connection_sharing_of_the_user_is_not_replaced() {
     if !require(Need::Root) {
         return;
     }
@@ -187,7 +181,7 @@ fn a_users_own_sharing_goes_on() {
 }
 
 #[test]
-fn a_machine_that_refuses_the_key_is_told_once() {
+fn the_error_of_a_machine_that_refuses_the_key_is_shown_once() {
     if !require(Need::Root) {
         return;
     }
@@ -221,24 +215,24 @@ fn a_killed_command_leaves_no_session_behind() {
         .unwrap();
     let sessions =
         hookrun_builders::slots::sessions::directory(&scene.state_dir().join("builders"));
-    while hookrun_builders::slots::sessions::live(&sessions).is_empty() || server.logins() == 0 {
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_for("a session with a login", || {
+        !hookrun_builders::slots::sessions::live(&sessions).is_empty() && server.logins() > 0
+    });
     long.kill().unwrap();
     long.wait().unwrap();
-    // The slot is free, the connection too.
+    // The slot and the connection are free.
     build(&scene, "short").expect_success();
     assert_eq!(server.logins(), 1);
 }
 
-/// A server that is no ssh server, and what it says to all who connect.
+/// Starts a server that sends these bytes instead of the ssh protocol. Returns its port.
 fn no_sshd(words: &'static [u8]) -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         let mut open = Vec::new();
         for mut stream in listener.incoming().flatten() {
-            // Who has gone by now does not matter.
+            // The client may have closed the connection.
             let _ = std::io::Write::write_all(&mut stream, words);
             open.push(stream);
         }
@@ -247,7 +241,7 @@ fn no_sshd(words: &'static [u8]) -> u16 {
 }
 
 #[test]
-fn servers_that_say_nothing_or_nonsense_cost_one_attempt() {
+fn servers_without_ssh_are_tried_once() {
     if !require(Need::Root) {
         return;
     }
@@ -259,7 +253,7 @@ fn servers_that_say_nothing_or_nonsense_cost_one_attempt() {
         let port = no_sshd(words);
         let scene = Scene::new()
             .nix_conf("post-build-hook", "")
-            .config("[worker]\nstart = \"none\"\n[builders]\nconnect-timeout = \"3s\"\n")
+            .config(&ConfigFile::new().builders("connect-timeout", "3s"))
             .variable(
                 "NIX_SSHOPTS",
                 &format!("-F /dev/null -p {port} -oStrictHostKeyChecking=no -oUserKnownHostsFile=/dev/null"),
@@ -269,17 +263,14 @@ fn servers_that_say_nothing_or_nonsense_cost_one_attempt() {
         let scene = many(scene, 4, 0.1);
         let ran = build(&scene, "all").expect_success();
         assert!(scene.on_builder("good", &ran.path()));
-        let record = hookrun_builders::history::Record::read(&scene.state_dir().join("builders"))
-            .unwrap()
-            .unwrap();
-        let machines = record.machines().unwrap();
+        let machines = scene.builder_record().machines().unwrap();
         let bad = machines.iter().find(|(uri, _)| uri.contains("127.0.0.1")).unwrap().1;
         assert_eq!(bad.failures, 1, "{bad:?}");
     }
 }
 
 #[test]
-fn why_ssh_does_not_connect_is_told() {
+fn the_error_of_an_ssh_that_does_not_connect_is_shown() {
     if !require(Need::Root) {
         return;
     }

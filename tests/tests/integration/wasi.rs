@@ -1,5 +1,5 @@
-//! What WASI gives a guest: time and chance through the choke point, from sources that can be
-//! exchanged; and beside those nothing.
+//! The WASI of a guest: clocks and random numbers, from sources that can be replaced, and nothing
+//! else.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -8,23 +8,23 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use hookrun_capability::clock::Clock;
 use hookrun_capability::random::Random;
+use hookrun_tests::lab::{PluginTable, toml};
 use hookrun_tests::sandbox::{Sandbox, built};
 
-const GRANT: &str = "grant = { nix-store = \"outputs\" }";
+fn greedy(want: &str) -> PluginTable {
+    PluginTable::guest("greedy").config(toml! { want = want }).grant("nix-store", "outputs")
+}
 
-/// No file, no directory, no argument, no variable, no input, no socket, no name: refused with
-/// WASI's own words.
 #[tokio::test]
 async fn a_guest_sees_no_files_environment_or_arguments() {
     let sandbox = Sandbox::new();
-    let report =
-        sandbox.run("greedy", &format!("config = {{ want = \"look-around\" }}\n{GRANT}")).await;
+    let report = sandbox.run(greedy("look-around")).await;
     assert_eq!(report.outcome.class().as_str(), "done", "{:?}", report.outcome);
     insta::assert_snapshot!(report.outcome.message());
     assert!(report.usage.calls.contains_key("wasi:sockets/tcp-create-socket.create-tcp-socket"));
 }
 
-/// Time stands still but for sleeping.
+/// A clock that only sleeping advances.
 #[derive(Debug)]
 struct Stopped(std::sync::Mutex<Duration>);
 
@@ -47,7 +47,7 @@ impl Clock for Stopped {
     }
 }
 
-/// Counts.
+/// Random numbers that count up.
 #[derive(Debug, Default)]
 struct Counting(AtomicU8);
 
@@ -59,12 +59,10 @@ impl Random for Counting {
     }
 }
 
-/// An hour of sleep takes no time, and chance is none, when the sources are exchanged.
 #[tokio::test]
-async fn time_and_chance_can_be_exchanged() {
+async fn clocks_and_random_numbers_can_be_replaced() {
     let sandbox = Sandbox::new();
-    let (plugin, services) =
-        sandbox.load("greedy", &format!("config = {{ want = \"look-up\" }}\n{GRANT}"));
+    let (plugin, services) = sandbox.load(greedy("look-up"));
     let mut said = Vec::new();
     for _ in 0..2 {
         let services = services

@@ -1,5 +1,5 @@
-//! The guest of the escape drill: names attempts, which a host with the feature `escape-drill`
-//! makes behind its wall, and logs what came of each.
+//! The guest of the escape drill. A host with the feature `escape-drill` makes the attempts of the
+//! configuration in its sandbox, and the guest logs the result of each.
 
 use hookrun_sdk::builder_selection::{Candidate, Decision, LocalMachine, Machine};
 use hookrun_sdk::{
@@ -41,7 +41,7 @@ impl PostBuild for Escape {
 }
 
 impl BuilderSelection for Escape {
-    /// The session shows the reason why a policy has no answer.
+    /// The reason of a failed policy is in the output of the hook.
     fn select(_: Candidate, _: Vec<Machine>, _: LocalMachine) -> Result<Decision, String> {
         let Config { attempts } = config().map_err(|error| error.to_string())?;
         let results = attempts

@@ -1,5 +1,4 @@
-//! A guest of the tests that misbehaves: `config.fault` says how. Each fault meets one limit, or
-//! traps.
+//! A guest with a fault that `config.fault` names. Each fault reaches a limit or traps.
 
 use std::hash::{BuildHasher as _, RandomState};
 
@@ -22,11 +21,11 @@ struct Config {
 enum Fault {
     /// Never returns.
     Loop,
-    /// Writes an object with a name of its own to the store `marks`, and never returns.
+    /// Writes an object with a unique name to the store `marks`, and never returns.
     MarkThenLoop,
     /// Panics.
     Trap,
-    /// Leaves with `exit(3)`.
+    /// Exits with `exit(3)`.
     Exit,
     /// Allocates without end.
     Memory,
@@ -34,7 +33,7 @@ enum Fault {
     Stack,
     /// Calls the host without end.
     HostCalls,
-    /// Logs without end of sense.
+    /// Logs long messages.
     Log,
     /// Hands 64 MiB to the host in one call.
     CallBytes,

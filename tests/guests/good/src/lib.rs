@@ -1,5 +1,4 @@
-//! A guest of the tests that does everything right: all three hooks in one component, with log,
-//! configuration and state.
+//! A well-behaved guest: all three hooks in one component, with log, configuration and state.
 
 use hookrun_sdk::builder_selection::{Candidate, Decision, LocalMachine, Machine};
 use hookrun_sdk::log::Level;
@@ -12,7 +11,7 @@ use hookrun_sdk::{
 struct Config {
     #[serde(default = "greeting")]
     greeting: String,
-    /// Fail after writing to the state: `transient` or `permanent`.
+    /// Fails after writing to the state: `transient` or `permanent`.
     #[serde(default)]
     fail: Option<String>,
 }
@@ -23,7 +22,7 @@ fn greeting() -> String {
 
 struct Good;
 
-/// Counts its runs under `name` and says so.
+/// Counts the runs for `name` in the state, and logs it.
 fn count(name: &str, host: &str) -> Result<Outcome, Failure> {
     let config: Config = config()?;
     let runs = state::get_json::<u64>(name)?.unwrap_or(0) + 1;

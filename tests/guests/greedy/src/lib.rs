@@ -1,6 +1,6 @@
-//! A guest of the tests that wants too much of one thing, over capabilities and over WASI:
-//! `config.want` says which, `config.times` how often. What the host refuses comes back as the
-//! failure of the run, in the host's words.
+//! A guest that uses too much of one thing, through capabilities or WASI. `config.want` names it,
+//! and `config.times` is the number. If the host refuses, the run fails with the message of the
+//! host.
 
 mod wasi;
 
@@ -19,7 +19,7 @@ struct Config {
     times: usize,
 }
 
-/// More than any default limit on a count.
+/// More than any default limit of a number.
 fn many() -> usize {
     200_000
 }
@@ -27,45 +27,45 @@ fn many() -> usize {
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Wish {
-    /// To sleep for a day.
+    /// Sleeps for a day.
     Sleep,
-    /// To sleep for a day, as `std` does it.
+    /// Sleeps for a day through `std`.
     Nap,
-    /// To know the time again and again.
+    /// Reads the clock.
     Clock,
-    /// So many random bytes at once.
+    /// Asks for so many random bytes in one call.
     Random,
-    /// So many timers at once.
+    /// Holds so many timers.
     Timers,
-    /// So many names of one timer in one poll.
+    /// Polls the same timer so many times in one call.
     Poll,
-    /// So many open NARs.
+    /// Holds so many open NARs.
     Nars,
-    /// So many answers in one call.
+    /// Asks for so many results in one call.
     Exists,
-    /// To be told so often, in one call, what it knows.
+    /// Asks for the same path so many times in one call.
     Infos,
-    /// So many keys in its state.
+    /// Writes so many keys of state.
     StateKeys,
-    /// A key of so many bytes.
+    /// Writes a key of so many bytes.
     StateKey,
-    /// So many mails.
+    /// Sends so many mails.
     Mails,
-    /// A mail of so many bytes.
+    /// Sends a mail of so many bytes.
     MailBytes,
-    /// So many lines on standard output.
+    /// Prints so many lines.
     Print,
-    /// So many log messages.
+    /// Writes so many log messages.
     Log,
-    /// So many refusals.
+    /// Makes so many calls that are refused.
     Denied,
-    /// A NAR in an object store.
+    /// Uploads a NAR to an object store.
     Upload,
-    /// Everything that WASI offers beside clocks and random numbers.
+    /// Uses all of WASI except clocks and random numbers.
     LookAround,
-    /// What the clocks say, and some random numbers.
+    /// Reads the clocks and some random numbers.
     LookUp,
-    /// Each capability once, with what there is to say about it.
+    /// Uses each capability once.
     UseAll,
 }
 
@@ -143,7 +143,7 @@ fn wish(output: &str) -> Result<Outcome, Failure> {
     Ok(Outcome::new("got it"))
 }
 
-/// `capability: kind of the refusal` for each, or `ok`.
+/// Returns `capability: ok` or `capability: KIND OF ERROR` for each.
 fn use_all(output: &str) -> String {
     let store = ObjectStore::named(STORE);
     let message = Message { subject: "hello".to_owned(), ..Message::default() };

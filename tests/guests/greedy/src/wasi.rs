@@ -1,4 +1,4 @@
-//! What a guest can ask of WASI without its language's library in between.
+//! Direct calls of WASI, without the standard library.
 
 use std::fmt::Write as _;
 
@@ -25,7 +25,7 @@ pub(crate) fn poll(count: usize) {
     poll::poll(&vec![&timer; count]);
 }
 
-/// The last of so many readings, which never fall.
+/// Reads the clock so many times and returns the last value. The values never decrease.
 pub(crate) fn clock(times: usize) -> String {
     let mut last = 0;
     for _ in 0..times {
@@ -40,7 +40,7 @@ pub(crate) fn random(length: u64) -> usize {
     random::get_random_bytes(length).len()
 }
 
-/// One line for each thing that there is, or is not.
+/// Returns one line for each part of WASI, with what it offers or why it fails.
 pub(crate) fn look_around() -> String {
     let mut found = String::new();
     let _ = writeln!(found, "arguments {}", environment::get_arguments().len());

@@ -1,15 +1,15 @@
-//! The acts by name, and who plays each.
+//! The acts and their functions.
 
 use hookrun_sdk::{Failure, Outcome};
 use serde::Deserialize;
 
 use crate::{Here, bombs, floods, giants, handles, outside, reach, words};
 
-/// What to do; the table of the configuration.
+/// The configuration.
 #[derive(Deserialize)]
 #[serde(tag = "act", rename_all = "kebab-case")]
 pub(crate) enum Act {
-    /// Returns at once; what a guest does whose attack is elsewhere.
+    /// Returns at once, for guests whose attack is elsewhere.
     Nothing,
     // bombs
     /// Never returns.
@@ -24,38 +24,38 @@ pub(crate) enum Act {
     Memory,
     /// Allocates almost all of the address space at once.
     OneAllocation,
-    /// A string that doubles.
+    /// Doubles a string without end.
     Strings,
     // floods
     /// Calls the host without end.
     HostCalls,
-    /// Many long messages.
+    /// Logs many long messages.
     Log,
-    /// Messages of nothing but empty fields, a million together.
+    /// Logs a million empty fields.
     LogFields,
-    /// Prints without end of line.
+    /// Prints without a line break.
     Stdout,
     /// Returns 8 MiB.
     Output,
     /// Returns a hundred thousand details.
     Details,
-    /// Many keys.
+    /// Writes many keys of state.
     State,
-    /// One key with more than the store may hold.
+    /// Writes a value that is larger than the limit.
     StateValue,
     // giants
-    /// A giant argument to the host function `call`.
+    /// Calls the host function `call` with a large argument.
     Giant { call: String },
     // handles
     /// Opens NARs and keeps them.
     Handles,
     /// Opens a NAR and panics.
     TrapHolding,
-    /// Gives a handle back twice.
+    /// Drops a handle twice.
     DropTwice,
-    /// Uses a handle that was given back.
+    /// Uses a handle after dropping it.
     UseDropped,
-    /// Uses a handle it never had.
+    /// Uses a handle that it does not have.
     ForgedHandle,
     // reach
     /// Reads below a store path.
@@ -64,13 +64,13 @@ pub(crate) enum Act {
     ListDirectory { path: String, relative: String },
     /// Asks about a store path.
     PathInfo { path: String },
-    /// What a store path reaches.
+    /// Asks for the closure of a store path.
     Closure { path: String },
     /// Reads a derivation.
     Derivation { path: String },
-    /// A path that is not UTF-8.
+    /// Passes a path that is not UTF-8.
     NotUtf8,
-    /// Has a store path signed.
+    /// Asks for the signature of a store path.
     Sign { key: String, path: String },
     /// Writes an object.
     Put { store: String, key: String },
@@ -78,7 +78,7 @@ pub(crate) enum Act {
     PutNars { store: String, directory: String, path: String },
     /// Writes an object with a key of 100,000 bytes.
     PutLongKey { store: String },
-    /// Writes an object with a content type that is a header of its own.
+    /// Writes an object with a content type that contains another header.
     PutContentType { store: String },
     /// Reads an object of any size.
     Get { store: String, key: String },
@@ -88,7 +88,7 @@ pub(crate) enum Act {
     StateKey { key: String },
     /// Writes state under a key of 600 bytes.
     StateLongKey,
-    /// Sends mail. Not `to`: what stands under that key is what the plugin may write to.
+    /// Sends mail. The recipient is not in `to`, since that key grants recipients.
     Mail {
         #[serde(default = "transport")]
         transport: String,
@@ -98,7 +98,7 @@ pub(crate) enum Act {
         #[serde(default)]
         header: Option<(String, String)>,
     },
-    /// Sends as many mails as it may.
+    /// Sends mails without end.
     MailFlood { recipient: String },
     /// Sends a request.
     Http {
@@ -115,13 +115,13 @@ pub(crate) enum Act {
     WasiWrite { path: String },
     /// Lists a directory through WASI.
     WasiList { path: String },
-    /// Connects.
+    /// Connects to an address.
     Tcp { address: String },
-    /// Listens.
+    /// Listens on a port.
     TcpListen,
     /// Sends a datagram.
     Udp { address: String },
-    /// Looks a name up.
+    /// Resolves a name.
     Lookup { name: String },
     /// Shows its environment.
     Environment,
@@ -129,9 +129,9 @@ pub(crate) enum Act {
     Arguments,
     /// Reads standard input.
     Stdin,
-    /// Leaves with this code.
+    /// Exits with this code.
     Exit { code: i32 },
-    /// Asks for 16 MiB of randomness.
+    /// Asks for 16 MiB of random bytes.
     Random,
     // words
     /// Fails with terminal escapes and line breaks.

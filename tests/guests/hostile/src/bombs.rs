@@ -1,4 +1,4 @@
-//! Time, stack and memory without end.
+//! Endless use of time, stack and memory.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -13,7 +13,7 @@ pub(crate) fn endless() -> ! {
     }
 }
 
-/// One call of `wasi:io/poll` that waits for a clock.
+/// Waits for a clock in one call of `wasi:io/poll`.
 pub(crate) fn sleep() -> Result<Outcome, Failure> {
     std::thread::sleep(Duration::from_hours(1));
     crate::escaped("slept for an hour")

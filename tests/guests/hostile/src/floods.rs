@@ -1,4 +1,4 @@
-//! More of everything than anybody wants.
+//! Large amounts of log messages, output and state.
 
 use hookrun_sdk::log::{self, Level};
 use hookrun_sdk::mail::{self, Message};
@@ -27,7 +27,7 @@ pub(crate) fn log_fields() -> Result<Outcome, Failure> {
     Ok(Outcome::new("logged"))
 }
 
-/// Not a line break in 100 MiB.
+/// Prints 100 MiB without a line break.
 pub(crate) fn stdout() -> Result<Outcome, Failure> {
     use std::io::Write as _;
     let chunk = vec![b'x'; MIB];

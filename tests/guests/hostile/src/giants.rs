@@ -1,5 +1,5 @@
-//! A giant list or string to every host function. 16 MiB: twice what one call may carry, and less
-//! than a guest may hold.
+//! A large list or string as an argument of each host function. 16 MiB is twice the limit of one
+//! call, and less than the memory limit of a guest.
 
 use hookrun_sdk::log::{self, Level};
 use hookrun_sdk::mail::{self, Message};
@@ -9,17 +9,17 @@ use hookrun_sdk::{Failure, Outcome, signing, state};
 
 use crate::Here;
 
-/// Bytes of the giant string.
+/// The length of the string in bytes.
 const LENGTH: usize = 16 << 20;
-/// Elements of the giant list: as strings they are pairs of words, so 16 MiB of list before their
-/// contents.
+/// The length of the list. Strings are pairs of words, so a list of strings has 16 MiB without
+/// their contents.
 const COUNT: usize = 2 << 20;
 
 fn text() -> String {
     "g".repeat(LENGTH)
 }
 
-/// Many short strings; what is in them does not matter.
+/// Many short strings with any contents.
 fn list() -> Vec<String> {
     vec![String::new(); COUNT]
 }

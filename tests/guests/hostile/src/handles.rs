@@ -1,11 +1,11 @@
-//! Handles: too many, given back twice, used after, never had.
+//! Invalid uses of handles: too many, dropped twice, used after the drop, forged.
 
 use hookrun_sdk::nix_store::{self, Nar};
 use hookrun_sdk::{Failure, Outcome};
 
 use crate::Here;
 
-/// A number that no table of handles has reached.
+/// A number beyond every table of handles.
 const FORGED: u32 = 4711;
 
 pub(crate) fn many(here: &Here) -> Result<Outcome, Failure> {
@@ -24,7 +24,7 @@ pub(crate) fn trap_holding(here: &Here) -> Result<Outcome, Failure> {
     crate::bombs::trap()
 }
 
-/// A second owner of the same handle.
+/// Makes a second owner of a handle.
 fn again(nar: &Nar) -> Nar {
     // SAFETY: there is none, and that is the attack: the engine has to notice. In the guest it is
     // only a number.

@@ -1,9 +1,9 @@
-//! A guest of the tests that attacks its host: `config.act` says how. One module for each family of
-//! attacks.
+//! A guest that attacks its host. `config.act` names the attack. Each family of attacks has a
+//! module.
 //!
-//! Every act that is about reaching something ends in a failure with the host's own words when it
-//! was refused, and in a result that begins with `ESCAPED` when it was not. So a test need only
-//! look at how the run ended.
+//! An act that tries to reach something fails with the message of the host if it is refused, and
+//! returns a result that begins with `ESCAPED` if it is not. So the outcome of the run is enough
+//! for a test.
 
 #![expect(unsafe_code, reason = "attacks forge handles and break the rules of strings")]
 #![expect(
@@ -30,7 +30,7 @@ use hookrun_sdk::{
 
 struct Hostile;
 
-/// What the event names: acts aim at it.
+/// The paths of the event, which acts use.
 struct Here {
     /// The derivation.
     drv: String,
@@ -41,13 +41,13 @@ struct Here {
 }
 
 impl Here {
-    /// `text` with `{drv}`, `{out}` and `{store}` replaced.
+    /// Returns `text` with `{drv}`, `{out}` and `{store}` replaced.
     fn fill(&self, text: &str) -> String {
         text.replace("{drv}", &self.drv).replace("{out}", &self.out).replace("{store}", &self.store)
     }
 }
 
-/// What was reached although it must not be.
+/// Returns a result for something that the guest must not reach.
 fn escaped(what: impl std::fmt::Display) -> Result<Outcome, Failure> {
     Ok(Outcome::new(format!("ESCAPED: {what}")))
 }

@@ -1,4 +1,4 @@
-//! Past the host's interfaces, through what the language's own library asks of WASI.
+//! Attacks through WASI and the standard library, not through the interfaces of hookrun.
 
 use std::io::Read as _;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket};
@@ -72,7 +72,7 @@ pub(crate) fn stdin() -> Result<Outcome, Failure> {
     }
 }
 
-/// Randomness for a hash map is 16 bytes; this is one call for a million times that.
+/// A hash map needs 16 random bytes. This asks for a million times as many in one call.
 pub(crate) fn random() -> Result<Outcome, Failure> {
     use std::collections::HashMap;
     let mut maps = Vec::new();

@@ -1,4 +1,4 @@
-//! For what is not granted, through the host's own interfaces.
+//! Attacks on what is not granted, through the interfaces of the host.
 
 use hookrun_sdk::mail::{self, Message};
 use hookrun_sdk::nix_store;
@@ -73,8 +73,8 @@ pub(crate) fn list(store: &str, prefix: &str) -> Result<Outcome, Failure> {
     escaped(format!("{store} has {}", keys.join(" ")))
 }
 
-/// Any text is a key, and stays in the plugin's own store: what comes back is what went in, and
-/// nothing else is there.
+/// Any text is a valid key in the state of the plugin. It can be read back, and no other key
+/// exists.
 pub(crate) fn state_key(key: &str) -> Result<Outcome, Failure> {
     let before = state::keys("")?;
     if !before.is_empty() {

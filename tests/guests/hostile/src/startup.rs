@@ -1,8 +1,8 @@
-//! Attacks before any hook is called: a constructor that runs while the component is made. It
-//! cannot ask for its configuration yet, so the byte after [`MARK`] says what it does; the tests
-//! change it in the built component.
+//! Attacks before the first hook: a constructor that runs when the component is instantiated. It
+//! cannot read its configuration, so the byte after [`MARK`] selects the attack. The tests change
+//! this byte in the built component.
 
-/// Found by the tests in the component; the last byte is the choice.
+/// The mark that tests find in the component. The last byte selects the attack.
 const MARK: [u8; 16] = *b"hostile-start: 0";
 
 static CHOICE: [u8; 16] = MARK;

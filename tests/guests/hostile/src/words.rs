@@ -1,12 +1,12 @@
-//! Words for people's terminals and programs' parsers.
+//! Messages that attack terminals and parsers.
 
 use std::time::Duration;
 
 use hookrun_sdk::log::{self, Level};
 use hookrun_sdk::{Failure, Outcome};
 
-/// Clears the screen, sets the window's title, breaks the line, turns the reading direction round,
-/// and ends a string in C.
+/// Clears the screen, sets the title of the window, breaks the line, reverses the direction of
+/// text, and ends a string in C.
 const ESCAPES: &str =
     "\u{1b}[2J\u{1b}]0;owned\u{7}\r\nerror: forged\n\u{9b}31m\u{202e}desrever\u{0}";
 

@@ -1,5 +1,5 @@
-//! A guest of the tests that sends the HTTP requests its configuration names, one after the other,
-//! and returns what became of them.
+//! A guest that sends the HTTP requests of its configuration one after the other, and returns their
+//! results.
 
 use hookrun_sdk::bindings::http::wasi::http::outgoing_handler;
 use hookrun_sdk::bindings::http::wasi::http::types::{Fields, OutgoingRequest, Scheme};
@@ -20,13 +20,13 @@ struct Request {
     headers: Vec<(String, String)>,
     #[serde(default)]
     body: String,
-    /// So many bytes more in the body.
+    /// Adds so many bytes to the body.
     #[serde(default)]
     body_bytes: usize,
-    /// So many times the header `x-filler`, of 1 KiB each.
+    /// Adds the header `x-filler` of 1 KiB so many times.
     #[serde(default)]
     fillers: usize,
-    /// So many of these requests are under way before the first is looked at.
+    /// Sends this request so many times before it waits for the first response.
     #[serde(default)]
     at_once: usize,
 }
@@ -58,8 +58,7 @@ fn send(request: Request) -> Result<String, Error> {
     Ok(format!("{}{location}: {text}", response.status))
 }
 
-/// By the standard interface itself, which any language has: the SDK sends one request after the
-/// other.
+/// Uses the interface `wasi:http` directly, since the SDK sends one request after the other.
 fn at_once(request: &Request) -> String {
     let asked = request.at_once;
     let Some((_, rest)) = request.url.split_once("://") else { return "no URL".to_owned() };

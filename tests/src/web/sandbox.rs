@@ -7,26 +7,27 @@ use hookrun_host::{Compiler, Host};
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::{Event, HookEvent, Output, PostBuild};
 use hookrun_nix::outcome::{Outcome, RunReport};
+use toml::Table;
 
-use crate::guests::guest;
+use crate::lab::{ConfigFile, PluginTable, toml};
 
-/// A place for a configuration with one plugin `x`, the guest `web`.
-pub struct Scene {
-    /// Where files of a test may be.
+/// A directory for a configuration with one plugin `x`, the guest `web`.
+pub struct WebSandbox {
+    /// Where a test may write files.
     pub directory: tempfile::TempDir,
-    /// Where hookrun has its own.
+    /// The configuration file and the state directory.
     pub dirs: Dirs,
 }
 
-/// What became of the requests.
+/// The run of a plugin that sent requests.
 pub struct Done {
-    /// The run.
+    /// The report of the run.
     pub report: RunReport,
     file: String,
 }
 
 impl Done {
-    /// The answers the guest had.
+    /// Returns the answers that the guest received.
     pub fn answers(&self) -> Vec<String> {
         match &self.report.outcome {
             Outcome::Done { details, .. } => {
@@ -36,14 +37,14 @@ impl Done {
         }
     }
 
-    /// The only answer.
+    /// Returns the only answer.
     pub fn answer(&self) -> String {
         let mut answers = self.answers();
         assert_eq!(answers.len(), 1, "{answers:?}");
         answers.remove(0)
     }
 
-    /// What the log of the run says, the configuration's file left out.
+    /// Returns the log of the run, with the path of the configuration replaced by a word.
     pub fn log(&self) -> String {
         let lines: Vec<String> =
             self.report.log.iter().map(|line| self.shown(&line.message)).collect();
@@ -54,20 +55,20 @@ impl Done {
         text.replace(&self.file, "FILE")
     }
 
-    /// Everything that anybody can read of this run.
+    /// Returns everything of this run that anybody can read.
     pub fn everything(&self) -> String {
         format!("{:?}", self.report)
     }
 }
 
-impl Default for Scene {
+impl Default for WebSandbox {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Scene {
-    /// An empty one.
+impl WebSandbox {
+    /// Makes an empty sandbox.
     pub fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().canonicalize().unwrap();
@@ -75,25 +76,19 @@ impl Scene {
         Self { directory, dirs }
     }
 
-    /// A configuration whose plugin `x` sends `requests` (a TOML list); `rest` has its grants and
-    /// whatever else.
-    pub fn config(&self, requests: &str, rest: &str) -> Config {
-        let source = guest("web").unwrap();
-        let text = format!(
-            "[plugins.x]\nsource = \"{}\"\n[plugins.x.config]\nrequests = [{requests}]\n{rest}\n",
-            source.display()
-        );
-        Config::parse(&self.dirs.config, &text).unwrap()
+    /// Parses a configuration. A [`PluginTable`] alone is the plugin `x`.
+    pub fn config(&self, file: impl Into<ConfigFile>) -> Config {
+        Config::parse(&self.dirs.config, &file.into().to_string()).unwrap()
     }
 
-    /// Runs it with the services of an installation.
-    pub async fn run(&self, requests: &str, rest: &str) -> Done {
-        let config = self.config(requests, rest);
+    /// Runs the plugin `x` with the services of an installation.
+    pub async fn run(&self, file: impl Into<ConfigFile>) -> Done {
+        let config = self.config(file);
         let services = Services::new(&config, &self.dirs);
         self.run_with(&config, services).await
     }
 
-    /// Runs it with these services.
+    /// Runs the plugin `x` with these services.
     pub async fn run_with(&self, config: &Config, services: Services) -> Done {
         let plugin = Host::new(&self.dirs, Compiler::InProcess)
             .load(config.plugins.get("x").unwrap(), config)
@@ -103,7 +98,7 @@ impl Scene {
     }
 }
 
-/// What the run is about.
+/// Returns the event of each run.
 fn built() -> Event {
     let outputs = vec![Output {
         name: "out".to_owned(),
@@ -113,12 +108,20 @@ fn built() -> Event {
     Event::now(HookEvent::PostBuild(PostBuild { drv_path, outputs }))
 }
 
-/// A grant; `rest` are more lines of its table.
-pub fn grant(url: &str, rest: &str) -> String {
-    format!("[[plugins.x.grant.http]]\nurl = \"{url}\"\n{rest}\n")
+/// Returns a plugin that sends these requests.
+pub fn sends(requests: impl Into<Vec<Table>>) -> PluginTable {
+    let requests = requests.into();
+    PluginTable::guest("web").config(toml! { requests = requests })
 }
 
-/// A GET request, as the guest's configuration has it.
-pub fn get(url: &str) -> String {
-    format!("{{ url = \"{url}\" }}")
+/// Returns a GET request.
+pub fn get(url: &str) -> Table {
+    toml! { url = url }
+}
+
+/// Returns a POST request with other keys of its table.
+pub fn post(url: &str, more: Table) -> Table {
+    let mut request = toml! { method = "POST" url = url };
+    request.extend(more);
+    request
 }
