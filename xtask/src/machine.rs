@@ -1,5 +1,5 @@
-//! Installs what is needed to build and test hookrun (on Debian, as root), or names the command that
-//! installs it.
+//! Installs what is needed to build and test hookrun (on Debian, as root), or names the command
+//! that installs it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

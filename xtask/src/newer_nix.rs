@@ -35,8 +35,8 @@ const WITHOUT_NIX: [&str; 5] =
     ["crash::", "documents::", "fuzz_corpus::", "hostile::", "hostile_artifacts::"];
 /// The test that builds the guests, which need a compiler that the root does not have.
 const GUESTS: &str = "lab::every_guest_is_built_as_a_component";
-/// Packages that the tests of mail install if they are missing. Later, the package lists of the root
-/// may be too old for that.
+/// Packages that the tests of mail install if they are missing. Later, the package lists of the
+/// root may be too old for that.
 const MAIL_SERVER: [&str; 2] = ["exim4-daemon-light", "openssl"];
 /// The directories of programs in Debian.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -1,8 +1,8 @@
 //! Checks that comments and documents have at most 100 columns. rustfmt checks code, but not
 //! comments.
 //!
-//! A line may be longer if a break would change its meaning (in a table, a link or a listing), or if
-//! it has no blank to break at.
+//! A line may be longer if a break would change its meaning (in a table, a link or a listing), or
+//! if it has no blank to break at.
 
 use std::path::Path;
 use std::process::Command;

@@ -63,8 +63,8 @@ pub(super) fn apply(profile: &str) -> Result<(), WallError> {
     let failed = |error: &dyn std::fmt::Display| WallError::step("sandbox_init", error);
     let profile = CString::new(profile).map_err(|error| failed(&error))?;
     let mut error: *mut c_char = std::ptr::null_mut();
-    // SAFETY: a C string that outlives the call, and a pointer that the call sets to a string of its
-    // own, which is copied and then freed.
+    // SAFETY: a C string that outlives the call, and a pointer that the call sets to a string of
+    // its own, which is copied and then freed.
     unsafe {
         if sandbox_init(profile.as_ptr(), 0, &raw mut error) == 0 {
             return Ok(());
