@@ -1,6 +1,6 @@
-//! The bindings generated from `wit/`: one world for everything the host offers, and one for each
-//! hook, so that a plugin exports just the hooks it has. The linker merges the worlds a component
-//! uses.
+//! The bindings generated from `wit/`: one world for all imports from the host, and one for each
+//! hook, so that a plugin exports only the hooks that it has. The linker merges the worlds that a
+//! component uses.
 
 pub mod imports {
     wit_bindgen::generate!({
@@ -12,7 +12,8 @@ pub mod imports {
     });
 }
 
-/// Apart from [`imports`], as it is WASI's: a plugin may use any client over `wasi:http`.
+/// The bindings of `wasi:http`. They are separate from [`imports`], because they are WASI's
+/// interface and a plugin may use another client.
 pub mod http {
     wit_bindgen::generate!({
         path: ["wit/wasi-http-0.2.12"],

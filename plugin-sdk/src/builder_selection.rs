@@ -24,12 +24,12 @@ pub use wit::{Candidate, LocalMachine, Machine, PastBuilds};
 /// }
 /// ```
 pub trait BuilderSelection {
-    /// Called once per candidate while Nix waits; 2 s by default. `machines` are those whose system
-    /// and features fit.
+    /// Chooses where to build the candidate. Called once per candidate while Nix is blocked, for at
+    /// most 2 s by default. `machines` are those whose system and features fit.
     ///
     /// # Errors
-    /// A sentence for the log. Nix's own rule then decides, as after a trap, a time-out or an
-    /// invalid answer.
+    /// The message is written to the log, and Nix's own rule is used, as after a trap, a timeout or
+    /// an invalid decision.
     fn select(
         candidate: Candidate,
         machines: Vec<Machine>,
@@ -38,8 +38,8 @@ pub trait BuilderSelection {
 }
 
 impl Machine {
-    /// The host name in the store URI: `fast1` of `ssh-ng://me@fast1:22?compress=true`. Empty for a
-    /// URI without one, such as that of a local store.
+    /// Returns the host name in the store URI: `fast1` for `ssh-ng://me@fast1:22?compress=true`. It
+    /// is empty for a URI without a host, such as that of a local store.
     ///
     /// ```
     /// use hookrun_sdk::builder_selection::Machine;
@@ -58,29 +58,29 @@ impl Machine {
     }
 }
 
-/// The answer of a policy.
+/// The decision of a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
     /// Where to build.
     pub action: Action,
     /// The reason, in one sentence for users.
     pub reason: String,
-    /// The longest time to wait before the policy is asked again; none: no limit.
+    /// The longest time before the policy is asked again; `None` for no limit.
     pub ask_again: Option<Duration>,
 }
 
 /// Where to build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// These machines in order, by the URIs they were offered with: the first with a free slot is
-    /// taken. If all are full, the build waits for one of these. Other machines are used only when
-    /// all of these are lost, refuse or are out.
+    /// Build on one of these machines, in order, named by the URIs with which they were offered.
+    /// The first with a free slot is used. If all are full, the build waits for one of them. Other
+    /// machines are used only if all of these are lost, refuse the build, or are out.
     Machines(Vec<String>),
-    /// On this machine, now or when a slot is free.
+    /// Build on this machine, now or when a slot is free.
     Local,
     /// Ask again later.
     Postpone,
-    /// No opinion: Nix builds here if it can.
+    /// No preference: Nix builds on this machine if it can.
     Decline,
 }
 
@@ -89,7 +89,7 @@ impl Decision {
         Self { action, reason: reason.into(), ask_again: None }
     }
 
-    /// Returns a decision to try these machines, by URI, best first.
+    /// Returns a decision to build on one of these machines, given by URI, best first.
     pub fn machines(
         uris: impl IntoIterator<Item = impl Into<String>>,
         reason: impl Into<String>,
@@ -102,17 +102,17 @@ impl Decision {
         Self::new(Action::Local, reason)
     }
 
-    /// Returns a decision to be asked again later.
+    /// Returns a decision to ask again later.
     pub fn postpone(reason: impl Into<String>) -> Self {
         Self::new(Action::Postpone, reason)
     }
 
-    /// Returns a decision without an opinion.
+    /// Returns a decision without a preference.
     pub fn decline(reason: impl Into<String>) -> Self {
         Self::new(Action::Decline, reason)
     }
 
-    /// Sets the longest time after which the policy is asked again.
+    /// Sets the longest time before the policy is asked again.
     #[must_use]
     pub fn ask_again(mut self, within: Duration) -> Self {
         self.ask_again = Some(within);

@@ -1,11 +1,11 @@
-//! A plugin's own `config` table.
+//! The plugin's `config` table.
 
 use serde::de::DeserializeOwned;
 
 use crate::Error;
 use crate::bindings::imports::hookrun::host::config;
 
-/// Returns the `config` table of this plugin, already checked against the schema given to
+/// Returns the `config` table of this plugin, validated with the schema given to
 /// [`plugin!`](crate::plugin!).
 ///
 /// ```no_run
@@ -20,12 +20,13 @@ use crate::bindings::imports::hookrun::host::config;
 /// ```
 ///
 /// # Errors
-/// A permanent error if the table does not fit `T`, because schema and type disagree.
+/// Returns a permanent error if the table does not fit `T`, because the schema and the type
+/// disagree.
 pub fn config<T: DeserializeOwned>() -> Result<T, Error> {
     serde_json::from_str(&config_json()).map_err(|error| Error::permanent(wrong(&error)))
 }
 
-/// Removes line and column, which belong to a JSON text that the user does not see.
+/// Formats the error without line and column, which refer to JSON that the user does not see.
 fn wrong(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
@@ -48,7 +49,7 @@ mod tests {
     fn a_missing_key_is_named_without_a_place_in_invisible_json() {
         #[derive(Debug, serde::Deserialize)]
         struct Config {
-            #[expect(dead_code, reason = "read by nobody")]
+            #[expect(dead_code, reason = "only deserialised")]
             url: String,
         }
         let error = config::<Config>().unwrap_err();

@@ -3,7 +3,7 @@
 pub use crate::bindings::diff::exports::hookrun::diff::diff::{Difference, Event};
 use crate::{Failure, Outcome};
 
-/// A plugin that receives outputs that are not reproducible.
+/// A plugin that handles the differences of outputs that are not reproducible.
 ///
 /// ```
 /// use hookrun_sdk::{Diff, Failure, Outcome, diff, log};
@@ -20,8 +20,8 @@ use crate::{Failure, Outcome};
 /// }
 /// ```
 pub trait Diff {
-    /// Called in the worker for every attempt at one event; at least once per event, so it must be
-    /// idempotent.
+    /// Handles an event. Called in the worker for every attempt. Must be idempotent, because the
+    /// same event may be handled again.
     ///
     /// # Errors
     /// After a transient [`Failure`] the event is tried again later. After a permanent one the task

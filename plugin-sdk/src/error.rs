@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use crate::bindings::imports::hookrun::host::types;
 
-/// The error of a host call. Converts into a [`Failure`](crate::Failure):
-/// after [`ErrorKind::Transient`] a retry may help, after other kinds it does not.
+/// The error of a host call. It converts into a [`Failure`](crate::Failure), which is transient if
+/// the kind is [`ErrorKind::Transient`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     /// The kind of failure.
     pub kind: ErrorKind,
-    /// The attempted operation, its object, and the line to change.
+    /// The operation, its object, and the configuration line to change.
     pub message: String,
-    /// The time after which the service asks to be called again.
+    /// The time that the service asks to wait before the next attempt.
     pub retry_after: Option<Duration>,
 }
 
@@ -30,10 +30,11 @@ pub enum ErrorKind {
     Invalid,
     /// A retry may help.
     Transient,
-    /// The operator has to fix something, such as credentials. Return it as any other failure: the
-    /// host keeps the task and runs it again after that.
+    /// The operator has to fix something, such as credentials. Return it like any other failure:
+    /// the host keeps the task, and runs it again after the operator's change.
     Refused,
-    /// A retry cannot help. Also stands for every kind that this release does not know.
+    /// A retry cannot help. Kinds that this version of the SDK does not know are also mapped to
+    /// this one.
     Permanent,
 }
 
@@ -68,7 +69,7 @@ impl std::fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// So that `?` works in [`BuilderSelection::select`](crate::BuilderSelection::select).
+/// Allows `?` in [`BuilderSelection::select`](crate::BuilderSelection::select).
 impl From<Error> for String {
     fn from(error: Error) -> Self {
         error.message

@@ -1,4 +1,4 @@
-//! HTTP requests, one at a time, whole bodies. Wants [`http`](crate::Wants::http), grant
+//! HTTP requests with complete bodies, one at a time. Wants [`http`](crate::Wants::http), grant
 //! `[[plugins.NAME.grant.http]]` with `url = "https://host/path/"` (a prefix) and `methods`
 //! (default: GET and HEAD).
 //!
@@ -14,22 +14,22 @@
 //!
 //! Behaviour of the host:
 //!
-//! * Credentials are hidden from the plugin: the grant may name one (`credential = "NAME"`), and
-//!   the host adds it to the request. A plugin that sets the same header itself is refused.
-//! * Only public addresses are reached, unless the grant names others. Redirects are never
-//!   followed: the response is returned, and a request to its `location` wants a grant like any
-//!   other.
-//! * HTTP/1.1, one connection for each request. Bodies are not decompressed; ask for
-//!   `accept-encoding: identity` (the default is to send no such header).
-//! * Limits, all keys of `[plugins.NAME.limits]`: `http-request-bytes`, `http-response-bytes`,
+//! * Plugins do not see credentials. The grant may name one (`credential = "NAME"`), and the host
+//!   adds it to the request. A request that sets the same header itself is refused.
+//! * Only public addresses are reached, unless the grant names others. Redirects are not followed:
+//!   the response is returned, and a request to its `location` needs a grant of its own.
+//! * The protocol is HTTP/1.1 with one connection for each request. Bodies are not decompressed. No
+//!   `accept-encoding` header is sent; set `accept-encoding: identity` if the server compresses
+//!   anyway.
+//! * These keys of `[plugins.NAME.limits]` apply: `http-request-bytes`, `http-response-bytes`,
 //!   `http-header-bytes`, `http-connections`, `http-connect-time`, `http-first-byte-time`,
-//!   `http-between-bytes-time`, and the run's `host-bytes` and `wall-time`. The response is held in
-//!   the plugin's memory, so `memory` bounds it too.
-//! * `hookrun test` sends nothing: a request with a grant is answered by `200` with the JSON body
-//!   `{}` and shown in the report, one without is refused as always.
+//!   `http-between-bytes-time`, and the run's `host-bytes` and `wall-time`. The response is stored
+//!   in the plugin's memory, so `memory` limits it too.
+//! * `hookrun test` sends nothing. A request with a grant is answered with status 200 and the JSON
+//!   body `{}`, and shown in the report. A request without a grant is refused as usual.
 //!
-//! This module is a client over the standard `wasi:http`; another one works as well and needs the
-//! same grants.
+//! This module is a client for the standard interface `wasi:http`. Other clients work as well and
+//! need the same grants.
 
 mod codes;
 
@@ -45,7 +45,7 @@ use crate::bindings::http::wasi::http::types::{
 use crate::bindings::http::wasi::io::streams::{InputStream, OutputStream, StreamError};
 use crate::{Error, ErrorKind};
 
-/// Bytes read from the host at once.
+/// The number of bytes that one read requests from the host.
 const PIECE: u64 = 64 << 10;
 
 /// A request that has not been sent.
@@ -107,8 +107,9 @@ impl Request {
     /// # Errors
     /// `value` cannot be written as JSON.
     pub fn json(self, value: &impl serde::Serialize) -> Result<Self, Error> {
-        let body = serde_json::to_vec(value)
-            .map_err(|error| Error::permanent(format!("the body has no JSON form: {error}")))?;
+        let body = serde_json::to_vec(value).map_err(|error| {
+            Error::permanent(format!("the body cannot be written as JSON: {error}"))
+        })?;
         Ok(self.header("content-type", "application/json").body(body))
     }
 
@@ -118,8 +119,8 @@ impl Request {
         self
     }
 
-    /// Sets the time limit of the head of the response, and between two pieces of its body; at most
-    /// `http-first-byte-time` and `http-between-bytes-time`.
+    /// Sets the time limit for the head of the response, and between two pieces of its body; at
+    /// most `http-first-byte-time` and `http-between-bytes-time`.
     pub fn timeout(mut self, time: Duration) -> Self {
         self.timeout = Some(time);
         self
@@ -129,10 +130,11 @@ impl Request {
     /// [`Response::error_for_status`].
     ///
     /// # Errors
-    /// [`ErrorKind::Denied`]: no grant covers it, or the address is not reached; the run's log has
-    /// the lines to write. [`ErrorKind::Limit`]: a limit was reached; the log has its key.
-    /// [`ErrorKind::Invalid`]: URL or headers are malformed. [`ErrorKind::Transient`]: no
-    /// connection, or it broke. [`ErrorKind::Permanent`]: TLS, or the host's configuration.
+    /// [`ErrorKind::Denied`]: no grant covers the request, or the address is not allowed; the log
+    /// of the run contains the lines to write. [`ErrorKind::Limit`]: a limit was reached; the log
+    /// names its key. [`ErrorKind::Invalid`]: the URL or a header is malformed.
+    /// [`ErrorKind::Transient`]: the connection failed or broke. [`ErrorKind::Permanent`]: TLS
+    /// failed, or the host's configuration is incomplete.
     pub fn send(self) -> Result<Response, Error> {
         if cfg!(target_arch = "wasm32") {
             self.exchange()
@@ -175,7 +177,7 @@ impl Request {
         let nanos = |time: Option<Duration>| {
             time.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
         };
-        // This host knows all three; one that does not keeps its own.
+        // hookrun supports all three timeouts; another host may ignore them.
         let _ = options.set_connect_timeout(nanos(connect_timeout));
         let _ = options.set_first_byte_timeout(nanos(timeout));
         let _ = options.set_between_bytes_timeout(nanos(timeout));
@@ -190,7 +192,7 @@ impl Request {
                 None => coming.subscribe().block(),
             }
         };
-        let response = response.map_err(|()| Error::permanent("the response was taken already"))?;
+        let response = response.map_err(|()| Error::permanent("the response was already read"))?;
         read(&response.map_err(|code| failed(&code))?)
     }
 }
@@ -229,16 +231,16 @@ impl Response {
     /// The body is not JSON, or does not fit `T`.
     pub fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, Error> {
         serde_json::from_slice(&self.body).map_err(|error| {
-            Error::permanent(format!("the response is not the JSON expected: {error}"))
+            Error::permanent(format!("the response is not the expected JSON: {error}"))
         })
     }
 
     /// Returns the response if its status is 2xx.
     ///
     /// # Errors
-    /// Any other status: [`ErrorKind::Transient`] for 408, 425, 429 and 5xx, with the seconds of
-    /// `retry-after` if it says so; else [`ErrorKind::NotFound`] for 404 and 410,
-    /// [`ErrorKind::Denied`] for 401 and 403, [`ErrorKind::Permanent`].
+    /// Returns an error for any other status: [`ErrorKind::Transient`] for 408, 425, 429 and 5xx,
+    /// with the time in `retry-after` if it is in seconds; [`ErrorKind::NotFound`] for 404 and 410;
+    /// [`ErrorKind::Denied`] for 401 and 403; otherwise [`ErrorKind::Permanent`].
     pub fn error_for_status(self) -> Result<Self, Error> {
         if self.is_success() {
             return Ok(self);
@@ -262,8 +264,8 @@ impl Response {
     }
 }
 
-/// Without query and fragment, which may hold what a log should not, and without what is in front
-/// of an `@`.
+/// Returns the URL for messages: without the query and the fragment, which may contain secrets, and
+/// without user name and password.
 fn shown(url: &str) -> String {
     let url = url.split(['?', '#']).next().unwrap_or_default();
     match url.split_once("://") {
@@ -277,7 +279,8 @@ fn shown(url: &str) -> String {
     }
 }
 
-/// Scheme, authority, and path with query; the fragment stays here (RFC 9110 section 7.1).
+/// Splits a URL into scheme, authority, and path with query. The fragment is not sent (RFC 9110
+/// section 7.1).
 fn split(url: &str) -> Result<(Scheme, &str, &str), Error> {
     let url = url.split('#').next().unwrap_or_default();
     let (scheme, rest) = url.split_once("://").ok_or_else(|| Error {
@@ -309,16 +312,17 @@ fn method_of(method: String) -> Method {
     }
 }
 
-/// Writes the whole body. A server may answer before it has read all of it; then the answer counts.
+/// Writes the whole body. If the server answers before it has read all of it, the response counts
+/// and the error of the body does not.
 fn write(outgoing: OutgoingBody, body: &[u8]) -> Result<(), Error> {
-    let stream = outgoing.write().map_err(|()| Error::permanent("the body was taken already"))?;
+    let stream = outgoing.write().map_err(|()| Error::permanent("the body was already opened"))?;
     let written = write_all(&stream, body);
     drop(stream);
     match written {
         Ok(()) => OutgoingBody::finish(outgoing, None).map_err(|code| failed(&code)),
         Err(StreamError::Closed) => Ok(()),
         Err(StreamError::LastOperationFailed(error)) => Err(http_error_code(&error)
-            .map_or_else(|| Error::permanent("the body was not taken"), |code| failed(&code))),
+            .map_or_else(|| Error::permanent("the body could not be sent"), |code| failed(&code))),
     }
 }
 
@@ -340,8 +344,8 @@ fn read(response: &IncomingResponse) -> Result<Response, Error> {
     let status = response.status();
     let headers = response.headers().entries();
     let incoming =
-        response.consume().map_err(|()| Error::permanent("the response was taken already"))?;
-    let stream = incoming.stream().map_err(|()| Error::permanent("the body was taken already"))?;
+        response.consume().map_err(|()| Error::permanent("the response was already read"))?;
+    let stream = incoming.stream().map_err(|()| Error::permanent("the body was already opened"))?;
     let body = read_all(&stream);
     drop(stream);
     drop::<IncomingBody>(incoming);
@@ -356,7 +360,7 @@ fn read_all(stream: &InputStream) -> Result<Vec<u8>, Error> {
             Err(StreamError::Closed) => return Ok(body),
             Err(StreamError::LastOperationFailed(error)) => {
                 return Err(http_error_code(&error).map_or_else(
-                    || Error::permanent("the response broke off"),
+                    || Error::permanent("the response ended too early"),
                     |code| failed(&code),
                 ));
             }
@@ -369,7 +373,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_split_and_not_understood() {
+    fn urls_are_split_into_scheme_authority_and_path() {
         let parts = |url| {
             split(url)
                 .map(|(scheme, authority, path)| format!("{scheme:?} {authority} {path}"))
@@ -382,13 +386,13 @@ mod tests {
     }
 
     #[test]
-    fn messages_hold_no_query_and_no_password() {
+    fn urls_in_messages_have_no_query_and_no_password() {
         assert_eq!(shown("https://me:secret@h/a?token=secret#x"), "https://h/a");
         assert_eq!(shown("https://h"), "https://h");
     }
 
     #[test]
-    fn statuses() {
+    fn statuses_are_mapped_to_kinds_of_error() {
         let response = |status, headers: &[(&str, &str)]| Response {
             status,
             headers: headers
@@ -418,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_no_host_in_a_native_test() {
+    fn a_request_in_a_native_test_is_an_error() {
         assert_eq!(get("https://h/").send().unwrap_err().kind, ErrorKind::Permanent);
     }
 }

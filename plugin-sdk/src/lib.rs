@@ -1,6 +1,6 @@
 //! Write plugins for hookrun: sandboxed WebAssembly components that Nix's hooks call.
 //!
-//! A plugin is a type with one or more of the traits [`PostBuild`], [`Diff`] and
+//! A plugin is a type that implements one or more of the traits [`PostBuild`], [`Diff`] and
 //! [`BuilderSelection`], and one [`plugin!`] that exports it:
 //!
 //! ```
@@ -22,12 +22,13 @@
 //! ```
 //!
 //! Build it with `cargo build --release --target wasm32-wasip2` (crate type `cdylib`), name the
-//! file in `hookrun.toml`, and try it with `hookrun test`. The crate compiles for the machine's own
-//! target too, so that the logic of a plugin can be unit-tested natively; host calls then give an
-//! error, and [`log`] writes to standard error.
+//! file in `hookrun.toml`, and run it with `hookrun test`. The crate also compiles natively, so
+//! that the logic of a plugin can be unit-tested. In a native build, host calls return an error,
+//! and [`log`] writes to standard error.
 //!
-//! What a plugin may do is decided by two keys: its own `wants` in [`plugin!`], and the grants of
-//! the configuration. A refused call is an [`Error`] with the line to write, never a trap.
+//! A plugin can use a capability only if its `wants` in [`plugin!`] ask for it and the
+//! configuration grants it. A refused call returns an [`Error`] that names the line to write; it
+//! does not trap.
 
 #![deny(missing_docs)]
 

@@ -1,10 +1,10 @@
-//! Messages for the operator: `hookrun log` shows them with the run. Always granted; bounded per
+//! Messages for the operator: `hookrun log` shows them with the run. Always granted; limited per
 //! run.
 
 use crate::bindings::imports::hookrun::host::log;
 pub use log::Level;
 
-/// Writes a message with details.
+/// Writes a message with named values.
 ///
 /// ```
 /// use hookrun_sdk::log::{self, Level};
@@ -24,27 +24,27 @@ pub fn write(level: Level, message: impl AsRef<str>, fields: &[(&str, &str)]) {
     }
 }
 
-/// For the plugin's author.
+/// Writes a message for the author of the plugin, in detail.
 pub fn trace(message: impl AsRef<str>) {
     write(Level::Trace, message, &[]);
 }
 
-/// For the plugin's author.
+/// Writes a message for the author of the plugin.
 pub fn debug(message: impl AsRef<str>) {
     write(Level::Debug, message, &[]);
 }
 
-/// What was done.
+/// Writes a message about normal operation.
 pub fn info(message: impl AsRef<str>) {
     write(Level::Info, message, &[]);
 }
 
-/// What somebody should look at.
+/// Writes a message about a problem that does not stop the run.
 pub fn warn(message: impl AsRef<str>) {
     write(Level::Warn, message, &[]);
 }
 
-/// What went wrong.
+/// Writes a message about an error.
 pub fn error(message: impl AsRef<str>) {
     write(Level::Error, message, &[]);
 }

@@ -1,5 +1,5 @@
-//! The metadata section of a plugin: its identity, hooks, wanted capabilities and order of tasks.
-//! Written at compile time, read by the host without running the plugin.
+//! The metadata section of a plugin: identity, hooks, wanted capabilities, and order of tasks. It
+//! is written at compile time, and the host reads it without running the plugin.
 
 use crate::Wants;
 
@@ -32,9 +32,9 @@ impl Scope {
 pub enum Want {
     /// The plugin does not use it; calls are refused.
     No,
-    /// The plugin also works without it.
+    /// The plugin uses it, and also works without a grant.
     Optional,
-    /// The plugin does not load without a grant.
+    /// The plugin needs it, and does not load without a grant.
     Required,
 }
 
@@ -94,21 +94,22 @@ macro_rules! wants {
 }
 pub(crate) use wants;
 
-/// In which order a plugin's tasks run, unless the configuration says otherwise (`order`).
+/// The order in which a plugin's tasks run, unless `order` in the configuration overrides it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TaskOrder {
-    /// In the order of events, several at once, failed ones later.
+    /// In the order of events, several at once. Failed tasks run again later.
     #[default]
     Any,
-    /// A task begins when the plugin's tasks for all that the event's outputs reach have ended: for
-    /// a plugin whose service must know dependencies before what depends on them.
+    /// A task starts when the plugin's tasks for all dependencies of the event's outputs have
+    /// ended. Use this for a service that must know dependencies before the paths that refer to
+    /// them.
     DependenciesFirst,
 }
 
-/// Version of the section's format.
+/// The version of the section's format.
 const FORMAT: &str = "1";
 
-/// The content of the section. Used by [`plugin!`](crate::plugin!) only.
+/// The contents of the section. Only [`plugin!`](crate::plugin!) uses this type.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy)]
 pub struct Metadata {
@@ -118,17 +119,17 @@ pub struct Metadata {
     pub hooks: &'static [&'static str],
     pub wants: Wants,
     pub order: TaskOrder,
-    /// A JSON schema, or empty.
+    /// A JSON schema, or an empty string.
     pub config_schema: &'static str,
 }
 
 impl Metadata {
-    /// Bytes of the JSON form.
+    /// Returns the number of bytes of the JSON text.
     pub const fn json_length(&self) -> usize {
         self.write(Writer::<0> { bytes: [], length: 0, last: 0 }).length
     }
 
-    /// The JSON form; `N` is [`Metadata::json_length`].
+    /// Returns the JSON text; `N` must be [`Metadata::json_length`].
     pub const fn json<const N: usize>(&self) -> [u8; N] {
         self.write(Writer::<N> { bytes: [0; N], length: 0, last: 0 }).bytes
     }
@@ -186,7 +187,7 @@ impl<const N: usize> Writer<N> {
         self
     }
 
-    /// A JSON string, RFC 8259 section 7.
+    /// Writes a JSON string (RFC 8259 section 7).
     const fn string(mut self, text: &str) -> Self {
         self = self.byte(b'"');
         let mut rest = text.as_bytes();

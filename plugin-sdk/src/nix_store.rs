@@ -1,4 +1,4 @@
-//! The Nix store, read only. Wants [`Scope::Outputs`](crate::Scope::Outputs) or
+//! Read access to the Nix store. Wants [`Scope::Outputs`](crate::Scope::Outputs) or
 //! [`Scope::Closure`](crate::Scope::Closure), grant `nix-store = "outputs"` or `"closure"`. Paths
 //! are full store paths.
 
@@ -7,7 +7,7 @@ use crate::bindings::imports::hookrun::host::nix_store;
 use crate::error::host;
 pub use nix_store::{Derivation, Entry, Nar, PathInfo};
 
-/// Returns the infos of `paths`, in their order; none for a path that is not valid.
+/// Returns information about `paths`, in the same order; `None` for a path that is not valid.
 ///
 /// # Errors
 /// A path is outside the grant's scope.
@@ -15,8 +15,8 @@ pub fn path_infos(paths: &[String]) -> Result<Vec<Option<PathInfo>>, Error> {
     host!("nix-store.path-infos", nix_store::path_infos(paths))
 }
 
-/// Returns the closure of `paths`, references before referrers. Ask [`path_infos`] for some of them
-/// at a time.
+/// Returns the closure of `paths`, references before referrers. A closure can be large, so call
+/// [`path_infos`] for parts of it.
 ///
 /// # Errors
 /// A path is outside the grant's scope.
@@ -27,25 +27,25 @@ pub fn closure(paths: &[String]) -> Result<Vec<String>, Error> {
 /// Returns the derivation at `path`.
 ///
 /// # Errors
-/// It is outside the grant's scope, or not a derivation.
+/// The path is outside the grant's scope, or is not a derivation.
 pub fn derivation(path: &str) -> Result<Derivation, Error> {
     host!("nix-store.read-derivation", nix_store::read_derivation(path))
 }
 
-/// Returns the entries of the directory `relative` (empty: the path itself) below the store path
-/// `path`, sorted by name.
+/// Returns the entries of the directory `relative` below the store path `path`, sorted by name. If
+/// `relative` is empty, the directory is `path` itself.
 ///
 /// # Errors
-/// It is outside the grant's scope, or not a directory.
+/// The path is outside the grant's scope, or is not a directory.
 pub fn list_directory(path: &str, relative: &str) -> Result<Vec<Entry>, Error> {
     host!("nix-store.list-directory", nix_store::list_directory(path, relative))
 }
 
-/// Returns at most `length` bytes of the regular file `relative` below `path`, from `offset`. No
-/// symlink is followed.
+/// Reads at most `length` bytes, from `offset`, of the regular file `relative` below `path`.
+/// Symlinks are not followed.
 ///
 /// # Errors
-/// It is outside the grant's scope, or not a regular file.
+/// The path is outside the grant's scope, or is not a regular file.
 pub fn read_file(path: &str, relative: &str, offset: u64, length: u32) -> Result<Vec<u8>, Error> {
     host!("nix-store.read-file", nix_store::read_file(path, relative, offset, length))
 }
@@ -54,7 +54,7 @@ pub fn read_file(path: &str, relative: &str, offset: u64, length: u32) -> Result
 /// [`ObjectStore::put_nar`](crate::object_store::ObjectStore::put_nar). The bytes stay in the host.
 ///
 /// # Errors
-/// It is outside the grant's scope or not valid, or too many are open.
+/// The path is outside the grant's scope or not valid, or too many NARs are open.
 pub fn open_nar(path: &str) -> Result<Nar, Error> {
     host!("nix-store.open-nar", nix_store::open_nar(path))
 }

@@ -1,8 +1,8 @@
-//! Named object stores of the configuration (`[object-stores.NAME]`). Wants `object_store`, grant
+//! The object stores of the configuration (`[object-stores.NAME]`). Wants `object_store`, grant
 //! `object-store = ["NAME"]`. The time that calls take does not count as the plugin's wall time.
 //!
-//! A call for many objects takes about as long as a call for one: prefer [`ObjectStore::exists`]
-//! of all keys, [`ObjectStore::put_all`] and [`ObjectStore::put_nars`].
+//! A call for many objects takes about as long as a call for one, so pass many keys to
+//! [`ObjectStore::exists`], and use [`ObjectStore::put_all`] and [`ObjectStore::put_nars`].
 
 use crate::Error;
 use crate::bindings::imports::hookrun::host::object_store;
@@ -18,12 +18,12 @@ pub enum Compression {
     /// Zstandard, RFC 8878.
     #[default]
     Zstd,
-    /// The .xz format.
+    /// The `.xz` format.
     Xz,
 }
 
 impl Compression {
-    /// Returns the word for the `Compression` line of a narinfo.
+    /// Returns the value of the `Compression` line of a narinfo.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -36,68 +36,70 @@ impl Compression {
 /// The result of storing several NARs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredNars {
-    /// Of the first paths, in their order: of all of them, or of those before the one that failed.
+    /// The stored NARs, in the order of the paths: all of them, or those before the first failure.
     pub stored: Vec<StoredNar>,
-    /// Why there are no more.
+    /// The first failure, if there was one.
     pub failure: Option<Error>,
 }
 
-/// One store.
+/// An object store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectStore {
     name: String,
 }
 
 impl ObjectStore {
-    /// The store `[object-stores.NAME]`.
+    /// Returns the store `[object-stores.NAME]`.
     pub fn named(name: impl Into<String>) -> Self {
         Self { name: name.into() }
     }
 
-    /// Its name.
+    /// Returns the name of the store.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Which of `keys` exist, in their order. An object that was seen or written a few minutes ago
-    /// is not asked for again.
+    /// Returns for each of `keys` whether the object exists, in the same order. Results are cached
+    /// for some minutes.
     ///
     /// # Errors
-    /// Not granted, or the store does not answer.
+    /// The call is not granted, or the store does not answer.
     pub fn exists(&self, keys: &[String]) -> Result<Vec<bool>, Error> {
         host!("object-store.exists", object_store::exists(&self.name, keys))
     }
 
-    /// The object under `key`, if there is one and it has at most `max_length` bytes.
+    /// Reads the object with the key `key`; `None` if it does not exist.
     ///
     /// # Errors
-    /// Not granted, too long, or the store does not answer.
+    /// The call is not granted, the object has more than `max_length` bytes, or the store does not
+    /// answer.
     pub fn get(&self, key: &str, max_length: u64) -> Result<Option<Vec<u8>>, Error> {
         host!("object-store.get", object_store::get(&self.name, key, max_length))
     }
 
-    /// Writes one small object.
+    /// Writes a small object.
     ///
     /// # Errors
-    /// Not granted, or the store does not take it.
+    /// The call is not granted, or the store refuses the object.
     pub fn put(&self, key: &str, content_type: &str, body: &[u8]) -> Result<(), Error> {
         host!("object-store.put", object_store::put(&self.name, key, content_type, body))
     }
 
-    /// Writes small objects, many at a time and in no order. The first failure ends it; any of the
-    /// others may have been written.
+    /// Writes small objects, many at a time and in no particular order. The first failure ends the
+    /// call; any of the other objects may have been written.
     ///
     /// # Errors
-    /// Not granted, or the store does not take them.
+    /// The call is not granted, or the store refuses an object.
     pub fn put_all(&self, objects: &[Object]) -> Result<(), Error> {
         host!("object-store.put-all", object_store::put_all(&self.name, objects))
     }
 
-    /// Has the host read, hash, compress and send a NAR in one pass. `level`: none for the format's
-    /// default.
+    /// Reads, hashes, compresses and sends a NAR in the host, in one pass. If `level` is `None`,
+    /// the default of the format is used.
     ///
     /// # Errors
-    /// Not granted, the store does not take it, or the path is not what Nix's database says.
+    /// The call is not granted, the store refuses the object, or the path differs from Nix's
+    /// database.
     pub fn put_nar(
         &self,
         key: &str,
@@ -111,13 +113,13 @@ impl ObjectStore {
         )
     }
 
-    /// Has the host do that for the NARs of valid paths, several at a time. Each is stored below
-    /// `directory` under a name that no other bytes ever get ([`StoredNar`] has it). A NAR that
-    /// another run is sending, or has sent a few minutes ago, is not sent again.
+    /// Sends the NARs of valid paths, several at a time. Each is stored below `directory`. Its
+    /// name, which [`StoredNar`] contains, is never used for different bytes. A NAR that another
+    /// run is sending, or has sent some minutes ago, is not sent again.
     ///
     /// # Errors
-    /// Not granted, or not even the first was stored; a later failure comes with what was stored
-    /// before.
+    /// The call is not granted, or the first NAR could not be stored. A later failure is returned
+    /// together with the NARs that were stored before it.
     pub fn put_nars(
         &self,
         directory: &str,
@@ -133,10 +135,10 @@ impl ObjectStore {
         Ok(StoredNars { stored: sent.stored, failure: sent.failure.map(Error::from) })
     }
 
-    /// At most `max` keys that start with `prefix`.
+    /// Returns at most `max` keys that start with `prefix`.
     ///
     /// # Errors
-    /// Not granted, or the store does not answer.
+    /// The call is not granted, or the store does not answer.
     pub fn list(&self, prefix: &str, max: u32) -> Result<Vec<String>, Error> {
         host!("object-store.list", object_store::list(&self.name, prefix, max))
     }

@@ -1,4 +1,4 @@
-//! What a run says when it ends.
+//! The result of a run.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -7,22 +7,22 @@ use crate::Error;
 use crate::bindings::diff::exports::hookrun::diff::diff;
 use crate::bindings::post_build::exports::hookrun::post_build::post_build;
 
-/// A run that ended well.
+/// The result of a successful run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// One sentence for `hookrun log`.
+    /// One sentence, shown by `hookrun log`.
     pub message: String,
-    /// Figures and facts, for programs.
+    /// Values by name, for programs.
     pub details: Vec<(String, String)>,
 }
 
 impl Outcome {
-    /// With this sentence.
+    /// Returns an outcome with this message.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), details: Vec::new() }
     }
 
-    /// Adds a figure or fact.
+    /// Adds a value for programs.
     #[must_use]
     pub fn detail(mut self, key: impl Into<String>, value: impl Display) -> Self {
         self.details.push((key.into(), value.to_string()));
@@ -30,29 +30,29 @@ impl Outcome {
     }
 }
 
-/// A run that did not end well. [`Error`] converts into it, so that `?` works in a hook.
+/// The reason why a run failed. [`Error`] converts into it, so `?` works in a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// One sentence for `hookrun log`.
+    /// One sentence, shown by `hookrun log`.
     pub message: String,
     /// Whether a retry may help.
     pub transient: bool,
-    /// At least this long before the next attempt.
+    /// The shortest time before the next attempt.
     pub retry_after: Option<Duration>,
 }
 
 impl Failure {
-    /// A retry cannot help.
+    /// Returns a failure after which a retry cannot help.
     pub fn permanent(message: impl Into<String>) -> Self {
         Self { message: message.into(), transient: false, retry_after: None }
     }
 
-    /// A retry may help.
+    /// Returns a failure after which a retry may help.
     pub fn transient(message: impl Into<String>) -> Self {
         Self { message: message.into(), transient: true, retry_after: None }
     }
 
-    /// Not before `wait`.
+    /// Sets the shortest time before the next attempt.
     #[must_use]
     pub fn retry_after(self, wait: Duration) -> Self {
         Self { retry_after: Some(wait), ..self }

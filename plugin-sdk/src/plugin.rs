@@ -1,11 +1,11 @@
-//! The macro that makes a component of a type.
+//! The macro that exports a type as a plugin.
 
 use std::marker::PhantomData;
 
 use crate::bindings::{builder_selection, diff, post_build};
 use crate::{BuilderSelection, Diff, PostBuild};
 
-/// Makes a plugin of a type: exports its hooks and writes the metadata section.
+/// Exports the hooks of a type and writes the metadata section of the plugin.
 ///
 /// ```
 /// use hookrun_sdk::{Diff, Failure, Outcome, PostBuild, TaskOrder, Want, Wants, diff, post_build};
@@ -33,12 +33,12 @@ use crate::{BuilderSelection, Diff, PostBuild};
 /// }
 /// ```
 ///
-/// `hooks` names the traits of the type that become hooks. The other keys may be left out: `wants`
-/// (default: [`Wants::NOTHING`](crate::Wants::NOTHING)), `order` (default:
+/// `hooks` lists the traits of the type that are exported as hooks. The other keys are optional:
+/// `wants` (default: [`Wants::NOTHING`](crate::Wants::NOTHING)), `order` (default:
 /// [`TaskOrder::Any`](crate::TaskOrder::Any)) and `config_schema` (a JSON schema as a string;
-/// default: any table; at most 100 patterns, without recursion and without `unevaluatedProperties`
-/// and `unevaluatedItems`). Keys come in any order. Name, version and description come from the
-/// crate's manifest. A component has one `plugin!`, with all its hooks.
+/// default: any table is valid; a schema has at most 100 patterns, without recursion and without
+/// `unevaluatedProperties` and `unevaluatedItems`). The keys may be in any order. Name, version and
+/// description come from the crate's manifest. A component has one `plugin!`, with all its hooks.
 #[macro_export]
 macro_rules! plugin {
     ($($keys:tt)*) => {
@@ -140,8 +140,8 @@ macro_rules! __hook_name {
     };
 }
 
-// Exports only in a component: their names (`...@0.1.0#handle`) would be versioned symbols to an
-// ELF linker.
+// Exports exist only in a component, because an ELF linker would treat their names
+// (`...@0.1.0#handle`) as versioned symbols.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __export_hook {
@@ -169,7 +169,7 @@ macro_rules! __export_hook {
     ($other:ident, $plugin:ty) => {};
 }
 
-/// Turns the SDK's traits into those of the bindings.
+/// Implements the traits of the bindings with those of the SDK.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct Adapter<T>(PhantomData<T>);

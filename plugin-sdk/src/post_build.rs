@@ -3,7 +3,7 @@
 pub use crate::bindings::post_build::exports::hookrun::post_build::post_build::{Event, Output};
 use crate::{Failure, Outcome};
 
-/// A plugin that is told of every derivation that was built on this machine.
+/// A plugin that handles every derivation that was built on this machine.
 ///
 /// ```
 /// use hookrun_sdk::{Failure, Outcome, PostBuild, post_build};
@@ -20,11 +20,12 @@ use crate::{Failure, Outcome};
 /// }
 /// ```
 pub trait PostBuild {
-    /// Called in the worker for every attempt at one event; at least once per event, so it must be
-    /// idempotent. The outputs are valid and rooted against garbage collection.
+    /// Handles an event. Called in the worker for every attempt. Must be idempotent, because the
+    /// same event may be handled again. The outputs are valid and protected from the garbage
+    /// collector.
     ///
     /// # Errors
-    /// A transient [`Failure`] is tried again later, a permanent one becomes a dead letter that
-    /// `hookrun queue` shows.
+    /// After a transient [`Failure`] the event is tried again later. After a permanent one the task
+    /// becomes a dead letter, which `hookrun queue` shows.
     fn handle(event: Event) -> Result<Outcome, Failure>;
 }

@@ -1,7 +1,8 @@
-//! A small durable key-value store, private to this plugin. Wants `state`, grant `state = true`.
+//! A small, durable key-value store that is private to the plugin. Wants `state`, grant `state =
+//! true`.
 //!
-//! A run sees its own writes at once. They are committed together when the run returns, with a
-//! result or with a failure; a trap or a limit that ends the run discards them.
+//! A run sees its own writes immediately. They are committed together when the run returns, whether
+//! it succeeds or fails. If a trap or a limit ends the run, they are discarded.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -10,43 +11,42 @@ use crate::Error;
 use crate::bindings::imports::hookrun::host::state;
 use crate::error::host;
 
-/// The value under `key`.
+/// Returns the value of `key`.
 ///
 /// # Errors
-/// Not granted, or the store cannot be read.
+/// The call is not granted, or the store cannot be read.
 pub fn get(key: &str) -> Result<Option<Vec<u8>>, Error> {
     host!("state.get", state::get(key))
 }
 
-/// Puts `value` under `key` (at most `limits.state-key-bytes`, 512 unless the configuration says
-/// otherwise).
+/// Sets the value of `key`. A key has at most `limits.state-key-bytes` bytes (512 by default).
 ///
 /// # Errors
-/// Not granted, or the store would be larger than its limit.
+/// The call is not granted, or the store would exceed its limit.
 pub fn set(key: &str, value: &[u8]) -> Result<(), Error> {
     host!("state.set", state::set(key, value))
 }
 
-/// Removes `key`; removing a missing key is not an error.
+/// Removes `key`. It is not an error if the key does not exist.
 ///
 /// # Errors
-/// Not granted.
+/// The call is not granted.
 pub fn delete(key: &str) -> Result<(), Error> {
     host!("state.delete", state::delete(key))
 }
 
-/// The keys that start with `prefix`, in byte order.
+/// Returns the keys that start with `prefix`, in byte order.
 ///
 /// # Errors
-/// Not granted, or the store cannot be read.
+/// The call is not granted, or the store cannot be read.
 pub fn keys(prefix: &str) -> Result<Vec<String>, Error> {
     host!("state.keys", state::keys(prefix))
 }
 
-/// The value under `key`, from JSON.
+/// Returns the value of `key`, parsed as JSON.
 ///
 /// # Errors
-/// As [`get`], and if the value is not what is expected.
+/// As for [`get`], or the value does not fit `T`.
 pub fn get_json<T: DeserializeOwned>(key: &str) -> Result<Option<T>, Error> {
     get(key)?
         .map(|value| {
@@ -56,10 +56,10 @@ pub fn get_json<T: DeserializeOwned>(key: &str) -> Result<Option<T>, Error> {
         .transpose()
 }
 
-/// Puts `value` under `key`, as JSON.
+/// Sets the value of `key`, written as JSON.
 ///
 /// # Errors
-/// As [`set`], and if the value cannot be written as JSON.
+/// As for [`set`], or the value cannot be written as JSON.
 pub fn set_json<T: Serialize>(key: &str, value: &T) -> Result<(), Error> {
     let value = serde_json::to_vec(value)
         .map_err(|error| Error::permanent(format!("state `{key}`: {error}")))?;

@@ -1,11 +1,10 @@
-//! Plugins marked `gate = true`: they run inside the post-build hook, and their refusal fails the
+//! Plugins with `gate = true`: they run inside the post-build hook, and their refusal fails the
 //! build.
 //!
-//! Called by [`crate::role`] after the event has been handed over, so that a gate that is killed
-//! costs no other plugin its event. This is the one place on the hook path where guests run, and
-//! the one that may return anything but 0: closed on whatever the gate itself does (refuses, traps,
-//! reaches a limit, does not load), open on what is not its doing (no readable configuration),
-//! which `hookrun check` tells.
+//! Called by [`crate::role`] after the event has been handed over, so that other plugins get the
+//! event even if a gate is killed. Only here do guests run in a hook, and only here can a hook
+//! return anything other than 0. A gate that refuses, traps, reaches a limit or does not load fails
+//! the build. Other problems (no readable configuration) do not; `hookrun check` reports them.
 
 use crate::supervise::needs;
 use crate::supervise::runner::Readied;
@@ -21,9 +20,9 @@ use hookrun_nix::outcome::Outcome;
 use hookrun_queue::envelope;
 use hookrun_queue::guard::Ended;
 
-/// Runs the gates on the event that a hook handed over.
+/// Runs the gates on an event that a hook has handed over.
 pub fn run(handed_over: &Ended) -> Exit {
-    // Most installations have no gate: then neither parser nor engine is touched.
+    // Most installations have no gate. In that case neither the parser nor the engine is used.
     if !handed_over.may_have_gate() {
         return Exit::Done;
     }
@@ -46,7 +45,7 @@ pub fn run(handed_over: &Ended) -> Exit {
         return Exit::Done;
     }
     let result = match gates.first() {
-        // What is compiled is in the state directory too, and reading it may never end.
+        // Compiled code is in the state directory too, and reading it might never return.
         Some(first) if !handed_over.in_time => {
             Err((first.name.as_str(), "the state directory did not answer in time".to_owned()))
         }
@@ -65,9 +64,9 @@ pub fn run(handed_over: &Ended) -> Exit {
     }
 }
 
-/// Runs `gates` one after the other in this process, which only has to return afterwards. So it
-/// becomes a runner for the rest of its life, with [`needs`] and [`hookrun_host::wall`] as in a
-/// worker's runner. The error names the gate that refuses, and the reason.
+/// Runs `gates` one after the other in this process. The process is not needed for anything else,
+/// so it becomes a runner, with [`needs`] and [`hookrun_host::wall`] as in a worker's runner. The
+/// error contains the gate that refuses, and the reason.
 fn refusal<'a>(
     event: &Event,
     config: &Config,
@@ -77,13 +76,13 @@ fn refusal<'a>(
     let first = gates.first().map_or("", |gate| gate.name.as_str());
     let all = |reason: String| (first, reason);
     let names: Vec<String> = gates.iter().map(|gate| gate.name.clone()).collect();
-    // Nix waits: nothing is compiled here.
+    // Nix is blocked, so nothing is compiled here.
     let host = Host::new(dirs, Compiler::Nobody);
     let mut own = config.clone();
     own.plugins.retain(|name, _| names.contains(name));
     let services = Services::new(&own, dirs);
     let readied = Readied::new(own, services, &host, &names, true);
-    readied.compile_for_the_next(dirs);
+    readied.compile_for_next_hook(dirs);
     let identity = needs::identity(config).map_err(all)?;
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let wall =

@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::time::Instant;
 
-use hookrun_builders::run::stock_output::{Ending, OutputClassifier};
+use hookrun_builders::run::stock_output::{DelegationOutcome, OutputClassifier};
 
 const SIGKILL: i32 = 9;
 
@@ -23,10 +23,10 @@ pub(crate) fn run(data: &[u8]) {
         held += usize::from(!listener.line(line, now));
     }
     assert_eq!(listener.held().len(), held, "what is not passed on is kept");
-    assert_eq!(listener.ending(ended(0)), Ending::Built, "the exit status decides");
-    assert!(matches!(listener.ending(ExitStatus::from_raw(SIGKILL)), Ending::Here(_)));
+    assert_eq!(listener.ending(ended(0)), DelegationOutcome::Built, "the exit status decides");
+    assert!(matches!(listener.ending(ExitStatus::from_raw(SIGKILL)), DelegationOutcome::Here(_)));
     let failed = listener.ending(ended(1));
-    let blames = matches!(failed, Ending::Lost(_) | Ending::Here(_));
+    let blames = matches!(failed, DelegationOutcome::Lost(_) | DelegationOutcome::Here(_));
     assert!(!blames || held > 0, "nobody is blamed without an error of the hook: {failed:?}");
     assert!(
         listener

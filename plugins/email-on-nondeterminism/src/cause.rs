@@ -1,5 +1,5 @@
-//! What a difference looks like. A hint from a few bytes, not a finding: the words stay careful,
-//! and where nothing fits there is no hint.
+//! Guesses the cause of a difference from a few bytes. A guess can be wrong, so the texts are
+//! careful, and contents that match no pattern have no cause.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -9,7 +9,7 @@ use regex_lite::Regex;
 use crate::finding::{Difference, Finding};
 use crate::value::{Value, changed};
 
-/// What may be behind a difference.
+/// A possible cause of a difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
     /// A date or a time of day.
@@ -20,34 +20,34 @@ pub enum Cause {
     BuildPath,
     /// The machine's name.
     HostName,
-    /// The same things in another order.
+    /// The same lines or words in a different order.
     Order,
     /// A random or counted identifier.
     RandomId,
-    /// A number and nothing else.
+    /// A number, and nothing else.
     Number,
-    /// Which files there are.
+    /// A file that only one of the builds made.
     Presence,
     /// The contents of a compressed file.
     Compressed,
-    /// A build ID, made from the rest of the file.
+    /// A build ID, which is computed from the rest of the file.
     BuildId,
 }
 
 impl Cause {
-    /// Whether it follows from another difference of the same file.
+    /// Returns whether it follows from another difference of the same file.
     pub const fn follows(self) -> bool {
         matches!(self, Self::BuildId)
     }
 
-    /// A noun phrase.
+    /// Returns the name of the cause as a noun phrase.
     pub const fn looks_like(self) -> &'static str {
         match self {
             Self::Date => "an embedded date or time",
             Self::ArchiveTime => "a time stamp in a file header",
             Self::BuildPath => "the path of the build directory",
             Self::HostName => "the machine's name",
-            Self::Order => "the same things in another order",
+            Self::Order => "the same contents in another order",
             Self::RandomId => "a random identifier",
             Self::Number => "a number that changes, such as a process ID, a counter or a size",
             Self::Presence => "files that only one of the builds made",
@@ -56,7 +56,7 @@ impl Cause {
         }
     }
 
-    /// What usually helps.
+    /// Returns what usually helps.
     pub const fn advice(self) -> &'static str {
         match self {
             Self::Date => {
@@ -67,36 +67,33 @@ impl Cause {
                  `touch -d @$SOURCE_DATE_EPOCH` on all files first."
             }
             Self::BuildPath => {
-                "Map the path away (`-ffile-prefix-map=$NIX_BUILD_TOP=.`, `--remap-path-prefix`, `-trimpath`), or strip what holds it."
+                "Remove the path with a compiler option (`-ffile-prefix-map=$NIX_BUILD_TOP=.`, `--remap-path-prefix`, `-trimpath`), or strip the files that contain it."
             }
             Self::HostName => {
-                "Look for `hostname` or `uname -n` in the build, and give it a fixed name."
+                "Look for `hostname` or `uname -n` in the build, and use a fixed name instead."
             }
             Self::Order => {
-                "Sort what is read from directories and hash tables (`LC_ALL=C sort`); or a parallel build writes as it finishes: try \
-                 `enableParallelBuilding = false`."
+                "Sort the entries of directories and hash tables (`LC_ALL=C sort`). If a parallel build writes in the order in which it finishes, try `enableParallelBuilding = false`."
             }
-            Self::RandomId => "Seed what is random, or derive the identifier from the contents.",
+            Self::RandomId => "Use a fixed seed, or derive the identifier from the contents.",
             Self::Number => {
-                "Look for what writes it (`$$` or `getpid()`, a counter that several jobs share, a size of something else that \
-                 differs), and leave it out or give it a fixed value."
+                "Find the source of the number (`$$` or `getpid()`, a counter that several jobs share, the size of another file that differs), and remove it or use a fixed value."
             }
             Self::Presence => {
-                "Look for temporary names, for a race in a parallel build (try `enableParallelBuilding = false`), and for steps that \
-                 depend on the time or on the machine."
+                "Look for temporary names, for a race in a parallel build (try `enableParallelBuilding = false`), and for steps that depend on the time or the machine."
             }
             Self::Compressed => {
-                "The difference is in what was compressed. Compare the unpacked contents (diffoscope unpacks), and fix what goes in, \
-                 or the order in which it goes in."
+                "The difference is in the data that was compressed. Compare the unpacked contents (diffoscope unpacks them), and fix the files or their order in the archive."
             }
             Self::BuildId => {
-                "Nothing to fix here: it is the same once the rest of the file is the same."
+                "There is nothing to fix here: it is the same if the rest of the file is the same."
             }
         }
     }
 }
 
-/// Digits that make a number in text, and in bytes, where a few may be there by chance.
+/// The minimum number of digits that count as a number: in text, and in bytes, where a few digits
+/// may be there by chance.
 const DIGITS_IN_TEXT: usize = 1;
 const DIGITS_IN_BYTES: usize = 3;
 
@@ -126,7 +123,7 @@ pub fn of_difference(difference: &Difference, finding: &Finding) -> BTreeSet<Cau
                         .collect()
                 }
                 (previous, current) => one(in_format(difference, previous).or_else(|| {
-                    // Patterns in compressed bytes are there by chance.
+                    // Compressed bytes match patterns by chance.
                     if compressed(&difference.path) {
                         return Some(Cause::Compressed);
                     }
@@ -142,7 +139,7 @@ pub fn of_difference(difference: &Difference, finding: &Finding) -> BTreeSet<Cau
     }
 }
 
-/// The ending of a file name, in lower case.
+/// Returns the extension of a file name in lower case.
 fn extension(path: &str) -> Option<String> {
     let name = path.rsplit('/').next()?;
     name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase())
@@ -160,7 +157,8 @@ fn compressed(path: &str) -> bool {
     })
 }
 
-/// Formats that carry a time, or a hash of the rest, at a known place.
+/// Returns the cause if the format of the file has a time, or a hash of the rest, at a known
+/// offset.
 fn in_format(difference: &Difference, value: &Value) -> Option<Cause> {
     let offset = difference.offset?;
     let extension = extension(&difference.path).unwrap_or_default();
@@ -169,10 +167,10 @@ fn in_format(difference: &Difference, value: &Value) -> Option<Cause> {
         _ => &[],
     };
     let from: u64 = difference.details.get("from").and_then(|from| from.parse().ok()).unwrap_or(0);
-    // The bytes before the one that differs, as far as they are shown.
+    // The bytes that are shown before the first one that differs.
     let at = usize::try_from(offset.saturating_sub(from)).unwrap_or(usize::MAX);
     let before = bytes.get(..at).unwrap_or_default();
-    // `mark` begins a header in which the time is at `place`.
+    // `mark` begins a header that has a time in the range `place`.
     let in_header = |mark: &[u8], place: std::ops::Range<usize>| {
         place.into_iter().any(|distance| {
             before
@@ -195,7 +193,7 @@ fn in_format(difference: &Difference, value: &Value) -> Option<Cause> {
         "a" => (24..36).contains(&offset),
         // POSIX ustar: `mtime` of a header, and the checksum after it.
         "tar" => (136..156).contains(&(offset % 512)),
-        // PEP 552: the source's time, unless the file is of the hash-based kind.
+        // PEP 552: the time of the source, unless the file is hash-based.
         "pyc" => (8..12).contains(&offset),
         _ => false,
     };
@@ -208,7 +206,8 @@ fn in_format(difference: &Difference, value: &Value) -> Option<Cause> {
     named.into_iter().any(|window| window == b"\x03\0\0\0GNU\0").then_some(Cause::BuildId)
 }
 
-/// A match counts if both sides have one that holds the difference, and they are not the same.
+/// Patterns of values that change. A pattern applies if both sides have a match that contains the
+/// difference, and the matches differ.
 static CHANGING: LazyLock<Vec<(Cause, Regex)>> = LazyLock::new(|| {
     [
         (Cause::Date, r"\b(?:19|20)\d\d[-/.]?[01]\d[-/.]?[0-3]\d(?:[T _-]?[0-2]\d[:h]?[0-5]\d(?:[:m]?[0-5]\d)?)?"),
@@ -227,8 +226,8 @@ static CHANGING: LazyLock<Vec<(Cause, Regex)>> = LazyLock::new(|| {
     .collect()
 });
 
-/// A build directory, as Nix makes them: `/build` in the sandbox, `nix-build-NAME.drv-N` or
-/// `nix-N-N` outside.
+/// A build directory as Nix names it: `/build` in the sandbox, otherwise `nix-build-NAME.drv-N` or
+/// `nix-N-N`.
 static BUILD_PATH: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"nix-build-|/builds/nix-\d|^/build/|[^\w.-]/build/").ok());
 
@@ -251,7 +250,7 @@ fn of_texts(previous: &str, current: &str, finding: &Finding, min_digits: usize)
         return Some(*cause);
     }
     let host = finding.host.split('.').next().unwrap_or_default();
-    // Shorter names turn up in other words.
+    // Shorter names occur in other words.
     if host.len() >= 4 && word.contains(host) != other.contains(host) {
         return Some(Cause::HostName);
     }
@@ -273,7 +272,7 @@ fn of_texts(previous: &str, current: &str, finding: &Finding, min_digits: usize)
     .then_some(Cause::Number)
 }
 
-/// The part of `text` around `range` without blanks and quotation marks.
+/// Returns the part of `text` around `range` that has no blanks or quotation marks.
 fn word_around<'a>(text: &'a str, range: &std::ops::Range<usize>) -> &'a str {
     let ends = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'' | '\0');
     let start = text.get(..range.start).and_then(|before| {
@@ -283,7 +282,8 @@ fn word_around<'a>(text: &'a str, range: &std::ops::Range<usize>) -> &'a str {
     text.get(start.unwrap_or(0)..end.unwrap_or(text.len())).unwrap_or_default()
 }
 
-/// The same words in another order. What is cut off at either end does not count.
+/// Returns whether both texts have the same words in a different order. Words that are cut off at
+/// either end do not count.
 fn same_words(previous: &str, current: &str) -> bool {
     let words = |text: &str| {
         let mut words: Vec<String> = text
@@ -332,13 +332,13 @@ mod tests {
     }
 
     #[test]
-    fn every_pattern_is_a_pattern() {
+    fn every_pattern_compiles() {
         assert_eq!(CHANGING.len(), 9);
         assert!(BUILD_PATH.is_some());
     }
 
     #[test]
-    fn hints() {
+    fn values_are_matched_to_causes() {
         let text = |previous: &str, current: &str| content("bin/x", 100, previous, current);
         let table = [
             (r#""built 2026-11-22""#, r#""built 2026-11-23""#, Some(Cause::Date)),

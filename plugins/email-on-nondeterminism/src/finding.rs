@@ -1,40 +1,40 @@
-//! What the diff hook reports, as this plugin works with it. File names, link targets and bytes
-//! come from a build: they are to be shown, never to be trusted.
+//! The event of the diff hook, as this plugin uses it. File names, link targets and bytes come from
+//! a build and are not trusted.
 
 use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 
-/// Two builds of one output that differ.
+/// Two builds of the same output with different results.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Finding {
-    /// The event's id: the same on every attempt.
+    /// The event's id, which is the same for every attempt.
     pub id: String,
     /// Milliseconds since 1970.
     pub time_ms: u64,
-    /// The machine.
+    /// The host name of the machine.
     pub host: String,
-    /// Full store path of the `.drv`.
+    /// The full store path of the `.drv` file.
     pub drv_path: String,
     /// The derivation's name.
     pub name: String,
-    /// The output's name; empty where it could not be told.
+    /// The output's name; empty if it is not known.
     pub output: String,
-    /// The result Nix had first.
+    /// The path of the result that Nix had first.
     pub previous_path: String,
-    /// The other result.
+    /// The path of the other result.
     pub current_path: String,
-    /// What was found.
+    /// The differences that were found.
     pub differences: Vec<Difference>,
-    /// Why the comparison did not see everything, if so.
+    /// The limit that ended the comparison before everything was compared.
     pub incomplete: Option<String>,
-    /// Files compared.
+    /// The number of files compared.
     pub compared_files: u64,
-    /// Bytes read of each side.
+    /// The number of bytes read of each result.
     pub compared_bytes: u64,
-    /// Who had Nix build, where that is known.
+    /// The user who called Nix, if known.
     pub user: Option<String>,
-    /// By which command.
+    /// The command that called Nix, if known.
     pub command: Option<String>,
     /// The version of the Nix that built.
     pub nix: Option<String>,
@@ -43,23 +43,25 @@ pub struct Finding {
 /// How one file differs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Difference {
-    /// Relative to the output; empty for the output itself.
+    /// The path relative to the output; empty for the output itself.
     pub path: String,
     /// `type`, `size`, `mode`, `link-target`, `content`, `only-in-previous`, `only-in-current`, or
-    /// a word of a later host.
+    /// a kind that a later host added.
     pub kind: String,
     /// The value in the previous result.
     pub previous: String,
     /// The value in the current result.
     pub current: String,
-    /// The first byte that differs.
+    /// The offset of the first byte that differs.
     pub offset: Option<u64>,
-    /// More, by the names of the interface: `line`, `from`, `differing-lines` and so on.
+    /// Additional values by their names in the interface: `line`, `from`, `differing-lines` and so
+    /// on.
     pub details: BTreeMap<String, String>,
 }
 
 impl Finding {
-    /// `hello-2.12 (out)`, or without the brackets where the output is not known.
+    /// Returns the name and the output, such as `hello-2.12 (out)`, or only the name if the output
+    /// is not known.
     pub fn title(&self) -> String {
         if self.output.is_empty() {
             self.name.clone()
@@ -68,7 +70,7 @@ impl Finding {
         }
     }
 
-    /// The differences of each file, sorted by path.
+    /// Returns the differences of each file, sorted by path.
     pub fn files(&self) -> BTreeMap<&str, Vec<&Difference>> {
         let mut files: BTreeMap<&str, Vec<&Difference>> = BTreeMap::new();
         for difference in &self.differences {
@@ -77,7 +79,7 @@ impl Finding {
         files
     }
 
-    /// The side that alone has this file: `previous` or `current`.
+    /// Returns the only side that has this file: `previous` or `current`.
     pub fn only_in(&self, path: &str) -> Option<&'static str> {
         self.differences.iter().filter(|one| one.path == path).find_map(|one| {
             match one.kind.as_str() {
@@ -88,13 +90,13 @@ impl Finding {
         })
     }
 
-    /// What makes two findings the same: which files differ, and how. Not the values: a date
-    /// differs each time in the same place.
+    /// Returns a string that is equal for equal findings. It contains which files differ and how,
+    /// but no values, because a date differs each time in the same place.
     pub fn fingerprint(&self) -> String {
         let mut pairs: Vec<(&str, &str)> =
             self.differences.iter().map(|one| (one.path.as_str(), one.kind.as_str())).collect();
         pairs.sort_unstable();
-        // Places of one file.
+        // Several places of one file count once.
         pairs.dedup();
         let mut hash = Sha256::new();
         for (path, kind) in pairs {
@@ -107,8 +109,8 @@ impl Finding {
     }
 }
 
-/// The package: the derivation's name without its version, which begins at the first dash that no
-/// letter follows (Nix, `parseDrvName` in `names.cc`).
+/// Returns the package name: the derivation's name without its version, which begins at the first
+/// dash that is not followed by a letter (Nix, `parseDrvName` in `names.cc`).
 pub fn package_name(name: &str) -> &str {
     let version = name.match_indices('-').find(|(at, _)| {
         name.get(at + 1..)

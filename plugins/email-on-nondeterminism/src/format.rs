@@ -1,8 +1,8 @@
-//! Text from a build, made fit to be read: one line, bounded, and nothing in it that a terminal or
-//! a mail reader would act on.
+//! Formats text from a build for readers: on one line, of limited length, and without characters
+//! that a terminal or a mail reader would interpret.
 
-/// `text` on one line of at most `limit` characters. Control characters, and those that reorder or
-/// hide text (the "Trojan Source" ones, CVE-2021-42574), are written out.
+/// Returns `text` on one line of at most `limit` characters. Control characters, and characters
+/// that reorder or hide text ("Trojan Source", CVE-2021-42574), are written as escapes.
 pub fn visible(text: &str, limit: usize) -> String {
     let mut shown = String::with_capacity(text.len().min(limit.saturating_mul(4)));
     let mut length = 0;
@@ -30,7 +30,7 @@ fn is_hidden(c: char) -> bool {
             | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// `12,345`.
+/// Formats a number, such as `12,345`.
 pub fn number(value: u64) -> String {
     let digits = value.to_string();
     let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
@@ -43,12 +43,12 @@ pub fn number(value: u64) -> String {
     grouped
 }
 
-/// `1 file`, `2,000 files`.
+/// Formats a number with its noun, such as `1 file` and `2,000 files`.
 pub fn counted(count: u64, one: &str, many: &str) -> String {
     format!("{} {}", number(count), if count == 1 { one } else { many })
 }
 
-/// Bytes as people read them: `17 bytes`, `1.2 MiB`.
+/// Formats a number of bytes, such as `17 bytes` and `1.2 MiB`.
 pub fn size(bytes: u64) -> String {
     match bytes {
         0..1024 => counted(bytes, "byte", "bytes"),
@@ -56,9 +56,9 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
-/// `2026-11-22 19:47:12 UTC`.
+/// Formats a time, such as `2026-11-22 19:47:12 UTC`.
 pub fn time(milliseconds: u64) -> String {
-    // The last second that has a four-digit year.
+    // The last second of the year 9999.
     const LAST: u64 = 253_402_300_799;
     let seconds = (milliseconds / 1000).min(LAST);
     let text = humantime::format_rfc3339_seconds(
@@ -68,7 +68,7 @@ pub fn time(milliseconds: u64) -> String {
     text.replace('T', " ").replace('Z', " UTC")
 }
 
-/// A duration in its two largest units: `7 days`, `1 day 2 h`.
+/// Formats a duration in its two largest units, such as `7 days` and `1 day 2 h`.
 pub fn duration(duration: std::time::Duration) -> String {
     let text = humantime::format_duration(duration).to_string();
     let mut spaced = String::new();
@@ -81,7 +81,7 @@ pub fn duration(duration: std::time::Duration) -> String {
     spaced
 }
 
-/// A word of a shell command, quoted where it has to be.
+/// Returns `word` as an argument of a shell command, quoted if necessary.
 pub fn shell_word(word: &str) -> String {
     // Only a null character cannot be quoted, and `visible` has made that readable.
     shlex::try_quote(word).unwrap_or(word.into()).into_owned()
@@ -92,14 +92,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_of_a_build() {
+    fn text_of_a_build_is_escaped_and_cut() {
         assert_eq!(visible("a\r\nb\u{202e}c\u{1b}[2J", 80), r"a\r\nb\u{202e}c\u{1b}[2J");
         assert_eq!(visible(&"x".repeat(20), 5), "xxxxx\u{2026}");
         assert_eq!(visible("gr\u{fc}n", 80), "gr\u{fc}n");
     }
 
     #[test]
-    fn figures() {
+    fn numbers_sizes_and_times_are_formatted() {
         assert_eq!([0, 999, 1000, 1_234_567].map(number), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!(
             [1, 1023, 1536, 5 << 30].map(size),

@@ -1,5 +1,5 @@
-//! The files of a finding, put together by what their differences look like: one group a cause,
-//! with an example and the names of all its files. Pure.
+//! Groups the files of a finding by the kind of their differences. Each group has examples and the
+//! names of all its files. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use crate::finding::{Difference, Finding};
 pub enum Kind {
     /// A known cause.
     Cause(Cause),
-    /// Contents differ in no known way.
+    /// The contents differ and match no known pattern.
     Contents,
     /// The link target.
     LinkTarget,
@@ -21,7 +21,7 @@ pub enum Kind {
     Type,
     /// Something else.
     Other,
-    /// The comparison named it without its contents.
+    /// The comparison names the file without its contents.
     Unseen,
 }
 
@@ -32,12 +32,12 @@ pub struct Group<'a> {
     pub kind: Kind,
     /// Their paths, sorted.
     pub files: Vec<&'a str>,
-    /// The differences to show of the first few of them: those of this kind.
+    /// The differences of this kind to show, for the first few files.
     pub examples: Vec<(&'a str, Vec<&'a Difference>)>,
 }
 
-/// Differences of this kind shown of one file. Several places of a shuffled or compressed file say
-/// no more than one.
+/// Returns how many differences of this kind are shown for one file. For reordered or compressed
+/// files, one place tells as much as several.
 const fn shown(kind: Kind) -> usize {
     match kind {
         Kind::Cause(Cause::Order | Cause::Compressed | Cause::ArchiveTime) => 1,
@@ -45,7 +45,7 @@ const fn shown(kind: Kind) -> usize {
     }
 }
 
-/// All groups, those with the most files first.
+/// Returns all groups, starting with the one that has the most files.
 pub fn groups(finding: &Finding) -> Vec<Group<'_>> {
     let mut found: BTreeMap<Kind, Group<'_>> = BTreeMap::new();
     for (path, differences) in finding.files() {
@@ -58,7 +58,7 @@ pub fn groups(finding: &Finding) -> Vec<Group<'_>> {
             .collect();
         let of_file: BTreeSet<Kind> = kinds.iter().map(|(kind, _)| *kind).collect();
         for one in &of_file {
-            // What is explained by another difference of the same file is not mentioned.
+            // A difference that another one of the same file explains is not mentioned.
             let explained = match one {
                 Kind::Contents => of_file
                     .iter()
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_grouped_by_what_they_look_like() {
+    fn files_are_grouped_by_the_kind_of_their_differences() {
         let finding = finding(&[
             ("a", "content", r#""pid 1""#, r#""pid 2""#),
             ("a", "size", "5", "6"),

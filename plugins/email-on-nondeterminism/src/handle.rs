@@ -1,5 +1,5 @@
-//! From a finding to a mail or to none. What the host offers comes in as two small traits, so that
-//! this is tested without one.
+//! Decides about a finding and sends the mail. The capabilities of the host are two small traits,
+//! so that tests need no host.
 
 use hookrun_sdk::mail::{Refusal, Sent};
 use hookrun_sdk::{Error, ErrorKind, Failure, Outcome};
@@ -10,24 +10,24 @@ use crate::report::report;
 use crate::settings::Settings;
 use crate::{format, html, text};
 
-/// What is kept from one run to the next.
+/// The state that is kept from one run to the next.
 pub trait Memory {
-    /// The value under `key`.
+    /// Returns the value of `key`.
     ///
     /// # Errors
     /// `denied` without a `state` grant.
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Error>;
-    /// Puts `value` under `key`.
+    /// Sets the value of `key`.
     ///
     /// # Errors
-    /// `limit` when the store is full.
+    /// `limit` if the store is full.
     fn set(&self, key: &str, value: &[u8]) -> Result<(), Error>;
     /// Removes `key`.
     ///
     /// # Errors
     /// As [`Memory::get`].
     fn delete(&self, key: &str) -> Result<(), Error>;
-    /// The keys that start with `prefix`.
+    /// Returns the keys that start with `prefix`.
     ///
     /// # Errors
     /// As [`Memory::get`].
@@ -37,33 +37,33 @@ pub trait Memory {
 /// One mail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mail {
-    /// One line.
+    /// The subject, on one line.
     pub subject: String,
     /// The plain text part.
     pub text: String,
     /// The HTML part.
     pub html: String,
-    /// More headers.
+    /// Additional headers.
     pub headers: Vec<(String, String)>,
-    /// The same for each attempt at the same event.
+    /// A string that is the same for each attempt at the same event.
     pub identity: String,
-    /// The first mail about this package.
+    /// The identity of the first mail about this package.
     pub in_reply_to: Option<String>,
 }
 
-/// What takes the mail.
+/// A mail transport.
 pub trait Mailer {
-    /// Sends it to those who do not have it yet.
+    /// Sends `mail` to the recipients that do not have it yet.
     ///
     /// # Errors
-    /// Nobody has got it.
+    /// No recipient has got the mail.
     fn send(&self, transport: &str, to: &[String], mail: &Mail) -> Result<Sent, Error>;
 }
 
-/// Mails about `finding`, unless it has been said before.
+/// Sends a mail about `finding`, unless one was sent before.
 ///
 /// # Errors
-/// When the mail could not be sent, or the state could not be read.
+/// The mail could not be sent, or the state could not be read.
 pub fn handle(
     finding: &Finding,
     settings: &Settings,
@@ -92,7 +92,7 @@ pub fn handle(
                 store(memory, &key, &record, finding, settings)?;
                 let again = format::time(again_ms);
                 let message = format!(
-                    "{title} differs as before; not mailed again before {again} (`repeat-after`)"
+                    "{title}: the same finding was mailed before, and is not mailed again before {again} (`repeat-after`)"
                 );
                 return Ok(Outcome::new(message)
                     .detail("mailed", 0)
@@ -111,7 +111,8 @@ pub fn handle(
     let waiting = refused.iter().any(|refusal| refusal.transient);
     let said = recipients(settings.to.len(), &refused, &title);
     if remembers {
-        // A full store must not keep the next mail back: what cannot be remembered is mailed again.
+        // A full store must not prevent the next mail. A finding that is not recorded is mailed
+        // again.
         let record = Record { unfinished: waiting, ..history::mailed(finding) };
         let stored = store(memory, &key, &record, finding, settings).and_then(|()| {
             if first.is_none() { memory.set(&thread_key, mail.identity.as_bytes()) } else { Ok(()) }
@@ -119,13 +120,16 @@ pub fn handle(
         if let Err(error) = stored
             && !waiting
         {
-            let message = format!("{said}, and could not remember it: {}", error.message);
+            let message = format!(
+                "{said}; the finding could not be recorded and will be mailed again: {}",
+                error.message
+            );
             return Ok(Outcome::new(message).detail("mailed", 1).detail("message-id", message_id));
         }
     }
     if waiting {
         return Err(Failure::transient(format!(
-            "{said}; those that were refused for now are tried again"
+            "{said}; recipients with a temporary refusal are tried again"
         )));
     }
     let outcome = Outcome::new(said).detail("mailed", 1).detail("message-id", message_id);
@@ -134,7 +138,8 @@ pub fn handle(
     }))
 }
 
-/// `mailed 1 of 2 recipients about x; refused: b@example.org (550 no such user)`.
+/// Formats the result, such as `mailed 1 of 2 recipients about x; refused: b@example.org (550 no
+/// such user)`.
 fn recipients(all: usize, refused: &[Refusal], title: &str) -> String {
     let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
     let all_of_them = format::counted(count(all), "recipient", "recipients");
@@ -149,7 +154,7 @@ fn recipients(all: usize, refused: &[Refusal], title: &str) -> String {
     format!("mailed {mailed} of {all_of_them} about {title}; refused: {}", list.join(", "))
 }
 
-/// The mail about `finding`, as an answer to the mail with the identity `first`.
+/// Returns the mail about `finding`, as a reply to the mail with the identity `first`.
 pub fn compose(
     finding: &Finding,
     settings: &Settings,
@@ -176,8 +181,8 @@ pub fn compose(
     }
 }
 
-/// Keeps `record`; makes room once if the store is full, by forgetting what would be mailed again
-/// anyway.
+/// Stores `record`. If the store is full, removes once the records of findings that would be mailed
+/// again anyway.
 fn store(
     memory: &impl Memory,
     key: &str,

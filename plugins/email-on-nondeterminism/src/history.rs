@@ -1,6 +1,6 @@
-//! When to write again. One mail a change of state, never "still broken": a mail that says nothing
-//! new teaches people to delete all of them. Pure: the record comes from the `state` capability and
-//! goes back there.
+//! Decides when to send another mail: once for each change, because readers ignore mails that
+//! contain nothing new. Pure: the record comes from the `state` capability and is stored there
+//! again.
 
 use std::time::Duration;
 
@@ -8,68 +8,68 @@ use serde::{Deserialize, Serialize};
 
 use crate::finding::Finding;
 
-/// Longest key that is written out; the `state` capability allows 512 bytes.
+/// The longest key that is stored unhashed; the `state` capability allows 512 bytes.
 const MAX_KEY: usize = 480;
 
 /// What is known about one output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Record {
-    /// The event that was mailed last.
+    /// The id of the event that was mailed last.
     pub event: String,
-    /// [`Finding::fingerprint`] of it.
+    /// The [`Finding::fingerprint`] of that event.
     pub fingerprint: String,
-    /// Its derivation; empty in records of old.
+    /// The derivation of that event; empty in records of earlier versions.
     #[serde(default)]
     pub drv_path: String,
-    /// When it was mailed, in milliseconds since 1970.
+    /// The time of the mail, in milliseconds since 1970.
     pub mailed_ms: u64,
-    /// Findings since then that were not mailed.
+    /// The number of findings since then that were not mailed.
     #[serde(default)]
     pub unmailed: u64,
-    /// Some recipients are still to get the mail about `event`.
+    /// Whether some recipients have not got the mail about `event` yet.
     #[serde(default)]
     pub unfinished: bool,
 }
 
-/// What to do about a finding.
+/// The decision about a finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// Write.
+    /// Send a mail.
     Mail {
-        /// Why, and what the reader should know about it.
+        /// The reason, which the mail states.
         reason: Reason,
     },
-    /// This very event was mailed by an earlier attempt.
+    /// An earlier attempt has mailed this event.
     AlreadyMailed,
-    /// The same was mailed a short time ago.
+    /// The same finding was mailed a short time ago.
     Known {
         /// The record with this finding counted.
         record: Record,
-        /// When it would be mailed again, in milliseconds since 1970.
+        /// The time from which it would be mailed again, in milliseconds since 1970.
         again_ms: u64,
     },
 }
 
-/// Why a mail is written.
+/// The reason why a mail is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
-    /// The first finding about this output, as far as is known.
+    /// The first known finding about this output.
     First,
-    /// It differs in other files, or in another way, than before.
+    /// Other files differ than before, or they differ in another way.
     Changed,
-    /// The same as before, in another derivation: the change has not fixed it.
+    /// The same finding for a changed derivation: the change has not fixed it.
     AnotherDerivation,
-    /// The same as before, and `repeat-after` has passed.
+    /// The same finding, and `repeat-after` has passed.
     Again {
-        /// Findings in between that were not mailed.
+        /// The number of findings in between that were not mailed.
         unmailed: u64,
     },
-    /// Nothing is remembered: no `state` grant.
+    /// There is no history, because the `state` grant is missing.
     NoState,
 }
 
-/// Decides about `finding`, given what is known.
+/// Decides about `finding`, given the record of its output.
 pub fn decide(known: Option<&Record>, finding: &Finding, repeat_after: Duration) -> Decision {
     let Some(known) = known else {
         return Decision::Mail { reason: Reason::First };
@@ -98,7 +98,7 @@ pub fn decide(known: Option<&Record>, finding: &Finding, repeat_after: Duration)
     }
 }
 
-/// The record after `finding` was mailed.
+/// Returns the record after `finding` was mailed.
 pub fn mailed(finding: &Finding) -> Record {
     Record {
         event: finding.id.clone(),
@@ -110,12 +110,12 @@ pub fn mailed(finding: &Finding) -> Record {
     }
 }
 
-/// Under which key the record of this output is kept.
+/// Returns the key of this output's record.
 pub fn output_key(finding: &Finding) -> String {
     bounded(format!("output/{}/{}", finding.name, finding.output))
 }
 
-/// Under which key the first mail about a package is kept, for threading.
+/// Returns the key of the first mail about a package, which is used for threading.
 pub fn thread_key(package: &str) -> String {
     bounded(format!("thread/{package}"))
 }
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn one_mail_a_change() {
+    fn each_change_is_mailed_once() {
         let window = Duration::from_secs(1);
         let first = finding("1", 10_000, "a");
         let record = mailed(&first);
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn values_make_no_new_finding() {
+    fn a_finding_with_other_values_is_the_same_finding() {
         let with = |previous: &str| {
             let mut finding = finding("1", 0, "a");
             finding.differences[0].previous = previous.into();

@@ -1,8 +1,8 @@
-//! The HTML part of a mail: one self-contained page without images, scripts or links, readable on a
-//! phone, in dark mode, and in readers that drop the style sheet.
+//! The HTML part of a mail: one self-contained page without images, scripts or links. It is
+//! readable on a phone, in dark mode, and in readers that ignore the style sheet.
 //!
-//! Everything in a report comes from a build and is hostile. [`Page`] takes mark-up only as
-//! literals of this file and escapes whatever else it is given, so nothing can be forgotten.
+//! All values in a report come from a build and are not trusted. [`Page`] accepts mark-up only as
+//! literals of this file, and escapes all other text.
 
 use crate::report::{Example, Report, Section};
 use crate::value::{Row, Side};
@@ -12,13 +12,13 @@ use crate::value::{Row, Side};
 struct Page(String);
 
 impl Page {
-    /// Mark-up, from this file.
+    /// Appends mark-up of this file.
     fn markup(&mut self, markup: &'static str) -> &mut Self {
         self.0.push_str(markup);
         self
     }
 
-    /// Text, escaped for elements and for quoted attributes.
+    /// Appends text, escaped for elements and for quoted attributes.
     fn text(&mut self, text: &str) -> &mut Self {
         for c in text.chars() {
             match c {
@@ -33,7 +33,7 @@ impl Page {
         self
     }
 
-    /// Prose: text in which words between back-ticks are set as code.
+    /// Appends prose, in which words between back-ticks are set as code.
     fn prose(&mut self, prose: &str) -> &mut Self {
         for (index, part) in prose.split('`').enumerate() {
             if index.is_multiple_of(2) {
@@ -46,7 +46,8 @@ impl Page {
     }
 }
 
-/// Light by default; readers that know dark mode take the second set of colours.
+/// The head of the page. Colours are light by default; readers that support dark mode use the
+/// second set.
 const HEAD: &str = r#"<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -115,7 +116,7 @@ li { margin: 0 0 6px; }
 </style>
 <title>"#;
 
-/// The report as one HTML page.
+/// Renders the report as an HTML page.
 pub fn render(report: &Report) -> String {
     let Report {
         subject,
@@ -187,7 +188,7 @@ fn section(page: &mut Page, section: &Section) {
         example(page, one);
     }
     if !names.is_empty() && !examples.is_empty() {
-        page.markup("<p class=\"what\">All of them:</p>\n");
+        page.markup("<p class=\"what\">All files:</p>\n");
     }
     for (directory, names) in names {
         page.markup("<p class=\"names\">");

@@ -1,10 +1,10 @@
-//! A bundled plugin: one readable mail when two builds of an output gave different results.
+//! A bundled plugin that sends a mail when two builds of an output have different results.
 //!
-//! The host calls it for each event of the diff hook. [`mod@finding`] is what the hook found,
-//! [`history`] decides whether there is anything new to say, [`groups`] puts files together by what
-//! their differences look like ([`cause`]), [`report`] says it, [`text`] and [`html`] lay it out,
-//! [`handle`] joins these. All of it is plain Rust, tested without a host; only
-//! this file knows the SDK.
+//! The host calls it for each event of the diff hook, which is converted into a [`mod@finding`].
+//! [`history`] decides whether to send a mail. [`groups`] groups files by the kind of their
+//! differences ([`cause`]), [`report`] writes the contents, and [`text`] and [`html`] lay them out.
+//! [`handle`] connects these steps. Only this file uses the SDK, so everything else is tested
+//! without a host.
 
 pub mod cause;
 pub mod finding;
@@ -40,7 +40,6 @@ hookrun_sdk::plugin! {
     config_schema: settings::SCHEMA,
 }
 
-/// The host's capabilities.
 struct Host;
 
 impl Memory for Host {
@@ -69,14 +68,14 @@ impl Mailer for Host {
     }
 }
 
-/// The host's event as this plugin works with it.
+/// Converts the host's event.
 fn finding(event: diff::Event) -> Finding {
     let detail = |name: &str| {
         event.details.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
     };
     let incomplete = detail("incomplete");
     let (user, command, nix) = (detail("user"), detail("command"), detail("nix-version"));
-    let unknown = || "the comparison did not end".to_owned();
+    let unknown = || "the comparison was not completed".to_owned();
     Finding {
         id: event.id,
         time_ms: event.time_ms,

@@ -1,5 +1,5 @@
-//! A finding -> what is to be said about it, in words and without any mark-up. [`crate::text`] and
-//! [`crate::html`] only lay it out, so both parts of a mail say the same.
+//! Converts a finding into the contents of a mail, as text without mark-up. [`crate::text`] and
+//! [`crate::html`] only lay it out, so both parts of a mail have the same contents.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,67 +11,68 @@ use crate::groups::{Group, Kind, groups};
 use crate::history::Reason;
 use crate::value::{Row, Value, rows};
 
-/// Longest name, word or sentence of a build in a mail, in characters.
+/// The longest name, word or sentence of a build in a mail, in characters.
 const MAX_WORD: usize = 240;
-/// Longest path, as Linux has it.
+/// The longest path, which is that of Linux.
 const MAX_PATH: usize = 4096;
-/// Longest value on one line.
+/// The longest value on one line, in characters.
 const MAX_VALUE: usize = 160;
-/// Longest name in the subject: the host refuses headers of 500 bytes, and readers cut at about 70.
+/// The longest name in the subject: the host refuses headers of 500 bytes, and readers cut at about
+/// 70 characters.
 const MAX_SUBJECT_NAME: usize = 80;
-/// Longest command, in characters.
+/// The longest command, in characters.
 const MAX_COMMAND: usize = 320;
-/// Characters of file names in one mail.
+/// The maximum number of characters for file names in one mail.
 const MAX_NAMES: usize = 60_000;
-/// Examples of one group whose files look alike.
+/// The number of examples for a group whose files are alike.
 const EXAMPLES: usize = 1;
-/// Examples of a group whose files need not look alike.
+/// The number of examples for a group whose files may be unlike.
 const EXAMPLES_OF_UNLIKE: usize = 3;
 
-/// All that a mail says.
+/// The contents of a mail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// The subject without prefix.
+    /// The subject without the prefix.
     pub subject: String,
-    /// What happened, in one sentence.
+    /// The summary, in one sentence.
     pub summary: String,
-    /// What to know besides: why this mail comes now.
+    /// The reason why the mail is sent again, if it is.
     pub note: Option<String>,
     /// Names and values.
     pub facts: Vec<(&'static str, String)>,
-    /// `3 files differ`.
+    /// The heading, such as `3 files differ`.
     pub heading: String,
-    /// How much differs in all, and how far the comparison went.
+    /// How much differs in total, and how much was compared.
     pub compared: Vec<String>,
-    /// The files, by what they look like.
+    /// The files, grouped by the kind of their differences.
     pub sections: Vec<Section>,
-    /// What to do next.
+    /// Suggested next steps.
     pub steps: Vec<Step>,
-    /// What the reader must not conclude.
+    /// Limits of the information in this mail.
     pub caveats: Vec<String>,
-    /// Why this mail came.
+    /// The reason why the reader gets this mail.
     pub footer: String,
 }
 
-/// Files that look alike.
+/// A group of files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Section {
-    /// `38 files: a number that changes`.
+    /// The title, such as `38 files: a number that changes`.
     pub title: String,
     /// What usually helps.
     pub advice: Option<&'static str>,
-    /// Files that are shown.
+    /// The files that are shown.
     pub examples: Vec<Example>,
-    /// All files of the section, if not all of them are shown: directory and names.
+    /// The names of all files of the section by directory, unless all of them are shown.
     pub names: Vec<(String, Vec<String>)>,
-    /// What is not even named.
+    /// The number of files that are not named, as text.
     pub more: Option<String>,
 }
 
 /// One file that differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Example {
-    /// Relative to the output.
+    /// The path relative to the output.
     pub path: String,
     /// How much of it differs.
     pub extent: Option<String>,
@@ -82,22 +83,22 @@ pub struct Example {
 /// One way in which a file differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// What differs: `line 2`, `byte 708 (0x2c4)`, `mode: 0444 -> 0555`.
+    /// What differs, such as `line 2`, `byte 708 (0x2c4)` and `mode: 0444 -> 0555`.
     pub what: String,
-    /// Both sides.
+    /// The rows of both sides.
     pub rows: Vec<Row>,
 }
 
-/// One thing to do.
+/// A suggested step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// What it gives.
+    /// The purpose.
     pub what: String,
     /// The command.
     pub command: String,
 }
 
-/// What is to be said about `finding`, with at most `max_examples` files shown.
+/// Returns the contents of a mail about `finding`, with at most `max_examples` files shown.
 pub fn report(
     finding: &Finding,
     reason: &Reason,
@@ -115,7 +116,7 @@ pub fn report(
     Report {
         subject: format!("not reproducible: {}", visible(&finding.title(), MAX_SUBJECT_NAME)),
         summary: format!(
-            "{name} is not reproducible: two builds of {output} gave different results."
+            "{name} is not reproducible: two builds of {output} had different results."
         ),
         note: note(reason),
         facts: facts(finding),
@@ -155,7 +156,7 @@ fn section(
 ) -> Section {
     let files = group.files.len();
     let wanted = match group.kind {
-        // Each is shown by its name.
+        // These files are only named.
         Kind::Unseen => 0,
         Kind::Cause(Cause::Presence) if files > 1 => 0,
         Kind::Cause(_) | Kind::Mode => EXAMPLES,
@@ -182,7 +183,7 @@ fn section(
     }
 }
 
-/// What the files of a group have in common, and what usually helps.
+/// Returns what the files of a group have in common, and the advice.
 const fn described(kind: Kind) -> (&'static str, Option<&'static str>) {
     match kind {
         Kind::Cause(cause) => (cause.looks_like(), Some(cause.advice())),
@@ -191,12 +192,14 @@ const fn described(kind: Kind) -> (&'static str, Option<&'static str>) {
         Kind::Mode => (
             "the executable bit",
             Some(
-                "Set the mode in the build (`install -m`, `chmod`), not by what the umask or the order of steps leaves.",
+                "Set the mode in the build (`install -m`, `chmod`), so that it does not depend on the umask or the order of steps.",
             ),
         ),
         Kind::Type => ("the type of file", None),
         Kind::Other => ("something else", None),
-        Kind::Unseen => ("contents, not shown for lack of space", None),
+        Kind::Unseen => {
+            ("contents that are not shown, because there are too many differences", None)
+        }
     }
 }
 
@@ -204,7 +207,7 @@ fn shown_path(path: &str) -> String {
     if path.is_empty() { "(the output itself)".to_owned() } else { visible(path, MAX_PATH) }
 }
 
-/// The names of a group's files by directory, and how many are left out.
+/// Returns the names of a group's files by directory, and the number of files that are left out.
 fn names(
     group: &Group<'_>,
     finding: &Finding,
@@ -241,7 +244,7 @@ fn example(path: &str, differences: &[&Difference], finding: &Finding) -> Exampl
     let mut changes: Vec<Change> =
         differences.iter().map(|difference| change(difference)).collect();
     let sizes = all.iter().filter(|difference| difference.kind == "size");
-    // Else it is shown as what it is.
+    // Other kinds of difference have their own section.
     if !differences.iter().any(|difference| difference.kind == "size") {
         changes.extend(sizes.map(|difference| change(difference)));
     }
@@ -257,7 +260,7 @@ fn example(path: &str, differences: &[&Difference], finding: &Finding) -> Exampl
     Example { path: shown_path(path), extent: extent(&all), changes }
 }
 
-/// How much of one file differs.
+/// Returns how much of one file differs.
 fn extent(all: &[&Difference]) -> Option<String> {
     let first =
         all.iter().find(|difference| difference.details.contains_key("differing-places"))?;
@@ -277,7 +280,7 @@ fn extent(all: &[&Difference]) -> Option<String> {
     Some(format!("{at_least}{amount} {verb}{places}"))
 }
 
-/// How much differs in all files together.
+/// Returns how much differs in all files together.
 fn extent_of_all(finding: &Finding) -> Option<String> {
     let (mut lines, mut bytes, mut at_least) = (0_u64, 0_u64, finding.incomplete.is_some());
     for difference in &finding.differences {
@@ -302,7 +305,7 @@ fn extent_of_all(finding: &Finding) -> Option<String> {
     let at_least = if at_least { "at least " } else { "" };
     (!parts.is_empty()).then(|| {
         let verb = if lines.saturating_add(bytes) == 1 { "differs" } else { "differ" };
-        format!("In all, {at_least}{} {verb}.", parts.join(" and "))
+        format!("In total, {at_least}{} {verb}.", parts.join(" and "))
     })
 }
 
@@ -310,17 +313,17 @@ fn note(reason: &Reason) -> Option<String> {
     match reason {
         Reason::First | Reason::NoState => None,
         Reason::Changed => Some(
-            "It differs in other files, or in another way, than in the mail before.".to_owned(),
+            "Other files differ than in the previous mail, or they differ in another way.".to_owned(),
         ),
         Reason::AnotherDerivation => Some(
-            "The derivation has changed since the mail before, and its result differs in the same way."
+            "The derivation has changed since the previous mail, but its result differs in the same way."
                 .to_owned(),
         ),
         Reason::Again { unmailed: 0 } => {
-            Some("It differs in the same way as in the mail before.".to_owned())
+            Some("It differs in the same way as in the previous mail.".to_owned())
         }
         Reason::Again { unmailed } => Some(format!(
-            "It differs in the same way as in the mail before; {} in between {} not mailed.",
+            "It differs in the same way as in the previous mail; {} since then {} not mailed.",
             counted(*unmailed, "finding", "findings"),
             if *unmailed == 1 { "was" } else { "were" }
         )),
@@ -354,9 +357,9 @@ fn compared(finding: &Finding) -> String {
         size(finding.compared_bytes)
     );
     match &finding.incomplete {
-        None => format!("{seen}: everything there is."),
+        None => format!("{seen}, which is everything."),
         Some(why) => format!(
-            "{seen}, which is not everything: {}. There may be more.",
+            "{seen}, which is not everything: {}. There may be more differences.",
             visible(why, MAX_WORD)
         ),
     }
@@ -418,13 +421,13 @@ fn of_type(value: &str) -> String {
     if value.is_empty() { String::new() } else { format!(" ({})", visible(value, MAX_VALUE)) }
 }
 
-/// Returns whether it is the result of the check, which the next garbage collection removes.
+/// Returns whether the path is the result of `--check`, which the next garbage collection removes.
 fn is_check(path: &str) -> bool {
     path.strip_suffix(".check").is_some()
 }
 
 fn steps(finding: &Finding) -> Vec<Step> {
-    // A command that is cut is of no use.
+    // A command that is cut off is useless.
     let word = |path: &str| shell_word(&visible(path, usize::MAX));
     let check =
         [&finding.current_path, &finding.previous_path].into_iter().find(|path| is_check(path));
@@ -437,7 +440,7 @@ fn steps(finding: &Finding) -> Vec<Step> {
         });
     }
     steps.push(Step {
-        what: "See what differs inside the files.".to_owned(),
+        what: "Compare the contents of the files.".to_owned(),
         command: format!(
             "diffoscope {} {}",
             word(&finding.previous_path),
@@ -445,7 +448,7 @@ fn steps(finding: &Finding) -> Vec<Step> {
         ),
     });
     steps.push(Step {
-        what: "Build it once more and compare, keeping the build directory if it differs."
+        what: "Build it again and compare. `-K` keeps the build directory if the results differ."
             .to_owned(),
         command: format!("nix-build --check -K {}", word(&finding.drv_path)),
     });
@@ -454,28 +457,28 @@ fn steps(finding: &Finding) -> Vec<Step> {
 
 fn caveats(finding: &Finding) -> Vec<String> {
     let mut caveats = vec![
-        "Nix stops at the first output that differs, so other outputs of this derivation were perhaps not compared (Lix compares all)."
+        "Nix stops at the first output that differs, so other outputs of this derivation may differ as well (Lix compares all outputs)."
             .to_owned(),
     ];
     if finding.files().keys().len() == 0 {
         caveats.push(
-            "Nix found that the two results have different hashes; what differs was not found here, within the bounds of the comparison."
+            "Nix found different hashes for the two results. hookrun found no difference within the limits of its comparison."
                 .to_owned(),
         );
     }
-    caveats.push("What a difference looks like is a guess from a few lines or bytes.".to_owned());
+    caveats.push("The kind of each difference is a guess from a few lines or bytes.".to_owned());
     caveats
 }
 
 fn footer(reason: &Reason, repeat_after: Duration) -> String {
     let repeat = match reason {
         Reason::NoState => {
-            "Each finding is mailed; with `state = true` in the plugin's grant, the same finding is mailed once.".to_owned()
+            "Every finding is mailed; with `state = true` in the plugin's grant, the same finding is mailed once.".to_owned()
         }
-        _ if repeat_after.is_zero() => "Each finding is mailed; `repeat-after` sets a pause.".to_owned(),
+        _ if repeat_after.is_zero() => "Every finding is mailed; set `repeat-after` to a longer time to change this.".to_owned(),
         _ => format!("The same finding is not mailed again for {} (`repeat-after`).", duration(repeat_after)),
     };
     format!(
-        "Sent by hookrun's plugin email-on-nondeterminism, because its `to` names you. {repeat}"
+        "Sent by hookrun's plugin email-on-nondeterminism, because you are listed in its `to`. {repeat}"
     )
 }

@@ -1,30 +1,30 @@
-//! The plugin's configuration: `[plugins.NAME.config]`. The host has checked it against
-//! `schema.json`; what a schema cannot say is checked here.
+//! The plugin's configuration, `[plugins.NAME.config]`. The host validates it with `schema.json`;
+//! this file checks what a schema cannot express.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
-/// The JSON schema of the configuration, for the plugin's metadata.
+/// The JSON schema of the configuration, which is part of the plugin's metadata.
 pub const SCHEMA: &str = include_str!("schema.json");
 
-/// A week: whoever fixes a package does not need to hear daily that it is not fixed yet.
+/// One week. A daily mail would not help somebody who already works on the package.
 const REPEAT_AFTER: &str = "7days";
-/// More contents are not read in a mail.
+/// Readers do not read more examples in one mail.
 const MAX_DIFFERENCES: usize = 20;
 
-/// The configuration, checked.
+/// The checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Who gets the mail.
+    /// The recipients.
     pub to: Vec<String>,
-    /// What the subject begins with.
+    /// The beginning of the subject.
     pub subject_prefix: String,
-    /// The same finding is not mailed again before this time.
+    /// The time before the same finding is mailed again.
     pub repeat_after: Duration,
     /// The name of the mail transport.
     pub transport: String,
-    /// Files of which contents are shown in one mail.
+    /// The number of files whose contents are shown in one mail.
     pub max_differences: usize,
 }
 
@@ -53,13 +53,13 @@ impl Default for OneOrMany {
 }
 
 impl Settings {
-    /// Reads the `config` table.
+    /// Parses the `config` table.
     ///
     /// # Errors
-    /// A sentence that names the key and the line to write.
+    /// Returns a message that names the key and the line to write.
     pub fn parse(json: &str) -> Result<Self, String> {
         let raw: Raw = serde_json::from_str(json)
-            .map_err(|error| format!("the configuration of this plugin is wrong: {error}"))?;
+            .map_err(|error| format!("the configuration of this plugin is not valid: {error}"))?;
         let Raw { to, subject_prefix, repeat_after, transport, max_differences } = raw;
         let to = match to {
             OneOrMany::One(one) => vec![one],
@@ -67,7 +67,8 @@ impl Settings {
         };
         if to.is_empty() {
             return Err(
-                "nobody is to be written to; write `to = [\"builds@example.org\"]` in this plugin's `config`".to_owned()
+                "`to` is empty; write `to = [\"builds@example.org\"]` in this plugin's `config`"
+                    .to_owned(),
             );
         }
         let repeat_after = repeat_after.unwrap_or_else(|| REPEAT_AFTER.to_owned());
@@ -89,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn defaults_and_errors() {
+    fn missing_keys_have_defaults_and_invalid_ones_are_errors() {
         let settings = Settings::parse(r#"{"to": "ann@example.org"}"#).unwrap();
         assert_eq!(settings.to, ["ann@example.org"]);
         assert_eq!(settings.repeat_after, Duration::from_hours(7 * 24));

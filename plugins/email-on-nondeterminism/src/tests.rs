@@ -32,7 +32,7 @@ fn difference(
     }
 }
 
-/// A finding with one of everything, and some hostility.
+/// Returns a finding with one difference of each kind, and with hostile names.
 fn finding() -> Finding {
     Finding {
         id: "019a0000-0000-7000-8000-000000000001".into(),
@@ -87,16 +87,16 @@ fn finding() -> Finding {
 }
 
 #[test]
-fn text_of_a_mail() {
+fn the_text_part_of_a_mail() {
     let mail = compose(&finding(), &settings(), &Reason::First, None);
     insta::assert_snapshot!(format!("Subject: {}\n\n{}", mail.subject, mail.text));
 }
 
 #[test]
-fn text_of_a_mail_with_less_to_say() {
+fn the_text_part_of_an_incomplete_finding() {
     let finding = Finding {
         differences: vec![difference("", "content", "", "", None)],
-        incomplete: Some("the comparison reached its time of 1s 500ms".into()),
+        incomplete: Some("the comparison reached its time limit of 1s 500ms".into()),
         output: String::new(),
         compared_files: 1,
         compared_bytes: 1,
@@ -107,16 +107,16 @@ fn text_of_a_mail_with_less_to_say() {
 }
 
 #[test]
-fn html_of_a_mail() {
+fn the_html_part_of_a_mail() {
     let mail = compose(&finding(), &settings(), &Reason::First, None);
     let (_, body) = mail.html.split_once("</style>").unwrap();
     insta::assert_snapshot!(body);
 }
 
-/// Writes the page where a browser can open it: `HOOKRUN_WRITE_SAMPLE=/tmp/mail.html cargo nextest
-/// run sample`.
+/// Writes the page to a file that a browser can open: `HOOKRUN_WRITE_SAMPLE=/tmp/mail.html cargo
+/// nextest run sample`.
 #[test]
-fn a_sample_for_the_eye() {
+fn a_sample_page_is_rendered() {
     if let Some(path) = std::env::var_os("HOOKRUN_WRITE_SAMPLE") {
         std::fs::write(path, compose(&finding(), &settings(), &Reason::First, None).html).unwrap();
     }
@@ -165,14 +165,14 @@ fn a_package_that_was_changed_and_still_differs_is_mailed_again() {
     };
     host.handle(&repaired);
     assert_eq!(host.sent(), 2);
-    let note = "The derivation has changed since the mail before";
+    let note = "The derivation has changed since the previous mail";
     assert!(host.sent.borrow()[1].text.contains(note), "{}", host.sent.borrow()[1].text);
     host.handle(&Finding { id: "c".into(), ..repaired });
     assert_eq!(host.sent(), 2, "known now");
 }
 
 #[test]
-fn packages() {
+fn a_package_name_ends_before_the_version() {
     for (name, package) in [
         ("hello-2.12", "hello"),
         ("gtk+3-doc", "gtk+3-doc"),
@@ -255,7 +255,7 @@ fn later(days: u64, id: &str) -> Finding {
 }
 
 #[test]
-fn a_story_with_state() {
+fn with_state_each_change_is_mailed_once() {
     let host = Host::default();
     let said = [
         host.handle(&later(0, "a")),
@@ -308,10 +308,10 @@ fn a_full_store_makes_room() {
     let host = Host::default();
     host.handle(&Finding { name: "old-1".into(), ..later(0, "a") });
     host.room.set(Some(2));
-    // The record of old-1 is older than `repeat-after`; there is no room for another thread.
+    // The record of old-1 is older than `repeat-after`. There is no room for another thread.
     assert_eq!(
         host.handle(&Finding { name: "new-1".into(), ..later(30, "b") }),
-        "mailed 1 recipient about new-1 (out), and could not remember it: it is Limit"
+        "mailed 1 recipient about new-1 (out); the finding could not be recorded and will be mailed again: it is Limit"
     );
     assert!(
         host.store.borrow().contains_key("output/new-1/out")
@@ -321,7 +321,7 @@ fn a_full_store_makes_room() {
 }
 
 #[test]
-fn an_odd_record_counts_as_none() {
+fn a_malformed_record_counts_as_none() {
     let host = Host::default();
     host.set("output/hello-2.12/out", b"{").unwrap();
     host.handle(&finding());
@@ -329,10 +329,10 @@ fn an_odd_record_counts_as_none() {
 }
 
 proptest! {
-    /// Whatever a build names its files, the mail is bounded, its subject is one line, and no
-    /// mark-up comes from the build.
+    /// Checks that, whatever the names of files, the mail has a limited size, its subject is one
+    /// line, and it contains no mark-up from the build.
     #[test]
-    fn hostile_findings(
+    fn mails_about_hostile_findings_are_bounded_and_escaped(
         texts in proptest::collection::vec("(?s:.{0,40})|[<>&\"'`/a-z=]{0,40}", 8),
         kind in "content|size|mode|link-target|only-in-current|(?s:.{0,8})",
         offset in proptest::option::of(any::<u64>()),
@@ -382,13 +382,13 @@ fn refusal_of(recipient: &str, transient: bool, reason: &str) -> Refusal {
 }
 
 #[test]
-fn a_recipient_that_is_refused_for_now_is_tried_again_and_the_others_are_not_told_twice() {
+fn a_temporarily_refused_recipient_is_tried_again_without_a_second_mail_to_others() {
     let host = Host::default();
     host.refused.replace(vec![refusal_of("b@example.org", true, "450 greylisted")]);
     assert_eq!(
         host.handle(&later(0, "a")),
         "mailed 0 of 1 recipient about hello-2.12 (out); refused: b@example.org (450 greylisted); \
-         those that were refused for now are tried again"
+         recipients with a temporary refusal are tried again"
     );
     host.refused.replace(Vec::new());
     host.handle(&later(0, "a"));
@@ -398,7 +398,7 @@ fn a_recipient_that_is_refused_for_now_is_tried_again_and_the_others_are_not_tol
 }
 
 #[test]
-fn a_recipient_that_is_refused_for_good_is_named() {
+fn a_permanently_refused_recipient_is_named() {
     let host = Host::default();
     host.refused.replace(vec![refusal_of("gone@example.org", false, "550 no such user")]);
     assert_eq!(

@@ -7,10 +7,10 @@ use unicode_width::UnicodeWidthStr as _;
 use crate::report::{Example, Report, Section};
 use crate::value::{Row, Side};
 
-/// Where prose is broken; paths and commands never are, so that they can be copied.
+/// The width of prose. Paths and commands are not broken, so that they can be copied.
 const WIDTH: usize = 78;
 
-/// The report as plain text.
+/// Renders the report as plain text.
 pub fn render(report: &Report) -> String {
     let mut text = String::new();
     // Writing into a String cannot fail.
@@ -55,7 +55,7 @@ fn write(text: &mut String, report: &Report) -> std::fmt::Result {
     for caveat in caveats {
         writeln!(text, "{}", wrapped(caveat, ""))?;
     }
-    // The signature mark: readers fold what follows.
+    // The separator of the signature, which mail readers hide or fold.
     writeln!(text, "\n-- \n{}", wrapped(footer, ""))
 }
 
@@ -78,7 +78,7 @@ fn write_section(text: &mut String, section: &Section) -> std::fmt::Result {
         }
     }
     if !names.is_empty() {
-        writeln!(text, "{}", if examples.is_empty() { "" } else { "\n    All of them:" })?;
+        writeln!(text, "{}", if examples.is_empty() { "" } else { "\n    All files:" })?;
     }
     for (directory, names) in names {
         let names = names.iter().map(String::as_str);
@@ -94,7 +94,7 @@ fn write_section(text: &mut String, section: &Section) -> std::fmt::Result {
     Ok(())
 }
 
-/// Both sides under each other, and below each a line that points at what differs.
+/// Writes both sides below each other, each with a line that marks the differing characters.
 fn write_rows(text: &mut String, rows: &[Row]) -> std::fmt::Result {
     for (index, row) in rows.iter().enumerate() {
         let line: String = row.pieces.iter().map(|piece| piece.text.as_str()).collect();
@@ -108,7 +108,7 @@ fn write_rows(text: &mut String, rows: &[Row]) -> std::fmt::Result {
             .collect();
         let before = row.offset.map(|offset| format!("{offset:08x}  ")).unwrap_or_default();
         writeln!(text, "        {:<8}  {before}{line}", row.side.label())?;
-        // The marks of two rows that differ in the same place are the same.
+        // If two rows differ in the same columns, only one line of marks is written.
         let next = rows.get(index + 1);
         let same = next.is_some_and(|next| row.side == Side::Previous && same_marks(row, next));
         if !same && marks.contains('^') {
@@ -134,12 +134,12 @@ fn same_marks(row: &Row, next: &Row) -> bool {
     next.side == Side::Current && trimmed(row) == trimmed(next)
 }
 
-/// `prose` in lines of [`WIDTH`] characters, each after `indent`.
+/// Wraps `prose` into lines of [`WIDTH`] characters, each after `indent`.
 fn wrapped(prose: &str, indent: &str) -> String {
     filled(prose.split(' '), indent)
 }
 
-/// The same of words that are not broken, whatever they hold.
+/// Wraps words that must not be broken.
 fn filled<'a>(words: impl Iterator<Item = &'a str>, indent: &str) -> String {
     let mut text = String::from(indent);
     let mut length = indent.width();

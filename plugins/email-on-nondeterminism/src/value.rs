@@ -1,31 +1,31 @@
-//! The two values of a difference, taken apart: lines of text or rows of bytes, with the part that
-//! differs marked. Pure.
+//! Parses the two values of a difference into lines of text or rows of bytes, and marks the parts
+//! that differ. Pure.
 
 use crate::format::visible;
 
-/// Longest line that is shown, in characters.
+/// The longest line that is shown, in characters.
 const MAX_LINE: usize = 260;
 
-/// What the host shows of one side.
+/// The value of one side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Value {
-    /// Lines of text, with their ends.
+    /// Lines of text, with their line ends.
     Text {
-        /// Whether something was left out before.
+        /// Whether text before it was left out.
         cut_before: bool,
         /// The text.
         text: String,
-        /// Whether something was left out after.
+        /// Whether text after it was left out.
         cut_after: bool,
     },
     /// Bytes.
     Bytes(Vec<u8>),
-    /// A word of another kind.
+    /// A value of another kind.
     Other(String),
 }
 
 impl Value {
-    /// Reads a value of contents, by the rules of the interface.
+    /// Parses a value of contents by the rules of the interface.
     pub fn parse(shown: &str) -> Self {
         let (cut_before, rest) =
             shown.strip_prefix("...").map_or((false, shown), |rest| (true, rest));
@@ -47,7 +47,7 @@ impl Value {
         bytes.map_or_else(|| Self::Other(shown.to_owned()), Self::Bytes)
     }
 
-    /// As text, for patterns.
+    /// Returns the value as text, for pattern matching.
     pub fn text(&self) -> String {
         match self {
             Self::Text { text, .. } | Self::Other(text) => text.clone(),
@@ -56,7 +56,7 @@ impl Value {
     }
 }
 
-/// Bytes as the text column of a hexadecimal listing has them.
+/// Returns bytes as in the text column of a hexadecimal listing.
 pub fn printable(bytes: &[u8]) -> String {
     bytes
         .iter()
@@ -83,7 +83,7 @@ fn unescaped(quoted: &str) -> String {
     text
 }
 
-/// The parts of two texts that differ, as byte ranges: all between the common beginning and the
+/// Returns the ranges of two texts that differ: everything between the common beginning and the
 /// common end.
 pub fn changed(previous: &str, current: &str) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
     let start: usize = previous
@@ -107,25 +107,25 @@ pub fn changed(previous: &str, current: &str) -> (std::ops::Range<usize>, std::o
 /// A piece of a line, and whether it differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
-    /// Fit to be shown.
+    /// The text, safe to be shown.
     pub text: String,
     /// Whether it differs from the other side.
     pub marked: bool,
 }
 
-/// Which side a row is of.
+/// The side of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// The previous result.
     Previous,
-    /// The current one.
+    /// The current result.
     Current,
-    /// The same in both.
+    /// Both, because they are the same.
     Both,
 }
 
 impl Side {
-    /// The label.
+    /// Returns the label.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Previous => "previous",
@@ -138,15 +138,15 @@ impl Side {
 /// One row of an example.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    /// Whose it is.
+    /// The side.
     pub side: Side,
-    /// Where the row's bytes begin, if it is bytes.
+    /// The offset of the row's first byte, for bytes.
     pub offset: Option<u64>,
-    /// What it holds.
+    /// The contents.
     pub pieces: Vec<Piece>,
 }
 
-/// The rows that show two values. `from` is where the bytes begin that are shown.
+/// Returns the rows that show two values. `from` is the offset of the first byte that is shown.
 pub fn rows(previous: &Value, current: &Value, from: u64) -> Vec<Row> {
     match (previous, current) {
         (Value::Bytes(a), Value::Bytes(b)) => byte_rows(a, b, from),
@@ -157,7 +157,7 @@ pub fn rows(previous: &Value, current: &Value, from: u64) -> Vec<Row> {
 fn text_rows(previous: &Value, current: &Value) -> Vec<Row> {
     let (a, b) = (lines(previous), lines(current));
     let mut rows = Vec::new();
-    // A difference of line ends alone would not be seen.
+    // A difference only in line ends would not be visible.
     let ends = a.iter().zip(&b).any(|(a, b)| a != b && a.trim_end() == b.trim_end());
     let line = |side: Side, line: &str, other: Option<&String>| {
         let shown = if ends { line } else { line.trim_end_matches('\n') };
@@ -189,7 +189,7 @@ fn nothing(side: Side) -> Row {
     Row { side, offset: None, pieces: vec![Piece { text, marked: false }] }
 }
 
-/// The lines of a value, with three dots where it was cut.
+/// Returns the lines of a value, with three dots where it was cut.
 fn lines(value: &Value) -> Vec<String> {
     match value {
         Value::Text { cut_before, text, cut_after } => {
@@ -206,7 +206,7 @@ fn lines(value: &Value) -> Vec<String> {
     }
 }
 
-/// The line with the range marked. Long lines are shown from a little before the range.
+/// Returns the line with the range marked. A long line begins shortly before the range.
 fn pieces(line: &str, marked: std::ops::Range<usize>) -> Vec<Piece> {
     let part = |range: std::ops::Range<usize>, marked: bool, limit: usize| Piece {
         text: visible(line.get(range).unwrap_or_default(), limit),
@@ -222,9 +222,9 @@ fn pieces(line: &str, marked: std::ops::Range<usize>) -> Vec<Piece> {
     .collect()
 }
 
-/// Bytes in one row.
+/// The number of bytes in one row.
 pub const ROW: usize = 8;
-/// Rows that are the same on both sides, shown before the first that differs, and after the last.
+/// The number of equal rows that are shown before the first and after the last one that differs.
 const BEFORE: usize = 2;
 const AFTER: usize = 1;
 
@@ -251,7 +251,7 @@ fn byte_rows(previous: &[u8], current: &[u8], from: u64) -> Vec<Row> {
     rows
 }
 
-/// `62 75 69 6c 64 2d 69 64  build-id`
+/// Returns a row of a hexadecimal listing, such as `62 75 69 6c 64 2d 69 64 build-id`.
 fn listing(own: &[u8], other: &[u8]) -> Vec<Piece> {
     let differs = |index: usize| own.get(index) != other.get(index);
     let mut pieces: Vec<Piece> = Vec::new();
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_stand_beside_their_text() {
+    fn bytes_are_shown_beside_their_text() {
         let (a, b) = ("62 75 69 6c 74 20 31 39 3a 34 37 00", "62 75 69 6c 74 20 31 39 3a 34 38 00");
         insta::assert_snapshot!(shown(a, b, 8), @r"
         both 62 75 69 6c 74 20 31 39  built 19

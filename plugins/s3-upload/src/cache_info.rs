@@ -1,15 +1,15 @@
-//! `nix-cache-info`: for which store directory a cache is, and how it wants to be used.
+//! The file `nix-cache-info`, which contains the store directory of a cache and hints for its use.
 
 use std::fmt::Write as _;
 
-/// Its name.
+/// The key of the object.
 pub(crate) const KEY: &str = "nix-cache-info";
-/// As Nix writes it.
+/// The content type that Nix uses.
 pub(crate) const CONTENT_TYPE: &str = "text/x-nix-cache-info";
-/// It has three short lines.
+/// A limit for the file, which has three short lines.
 pub(crate) const MAX_LENGTH: u64 = 64 << 10;
 
-/// The text for a new cache.
+/// Returns the text for a new cache.
 pub(crate) fn new(store_dir: &str, priority: Option<u32>, want_mass_query: bool) -> String {
     let mut text = format!("StoreDir: {store_dir}\n");
     if want_mass_query {
@@ -21,11 +21,11 @@ pub(crate) fn new(store_dir: &str, priority: Option<u32>, want_mass_query: bool)
     text
 }
 
-/// Is the cache with this text for `store_dir`? A cache that does not say is (Nix
-/// `BinaryCacheStore::init`).
+/// Checks that the cache with this text is for `store_dir`. A cache without `StoreDir` is accepted
+/// (Nix `BinaryCacheStore::init`).
 ///
 /// # Errors
-/// A fragment that says what it is for.
+/// Returns a part of a message that names both directories.
 pub(crate) fn check(text: &str, store_dir: &str) -> Result<(), String> {
     let said = text
         .lines()
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_accepted() {
+    fn a_new_cache_info_is_accepted() {
         let text = new("/nix/store", Some(30), true);
         assert_eq!(text, "StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 30\n");
         assert_eq!(check(&text, "/nix/store"), Ok(()));

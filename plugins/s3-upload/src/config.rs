@@ -1,4 +1,4 @@
-//! `[plugins.NAME.config]`, as the schema beside this file describes it.
+//! The table `[plugins.NAME.config]`, which the schema beside this file describes.
 
 use serde::Deserialize;
 
@@ -6,40 +6,37 @@ use serde::Deserialize;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) struct Config {
-    /// The object store.
+    /// The name of the object store.
     pub bucket: String,
-    /// How NARs are stored.
     #[serde(default)]
     pub compression: Compression,
-    /// At which level.
     #[serde(default)]
     pub level: Option<i32>,
     #[serde(default)]
     key: Option<Keys>,
-    /// Paths with a signature by one of these keys are left out.
+    /// Names of keys; paths with a signature by one of them are not uploaded.
     #[serde(default)]
     pub skip_signed_by: Vec<String>,
-    /// Whether to upload the closure of the outputs as well.
+    /// Whether to also upload the closure of the outputs.
     #[serde(default = "yes")]
     pub closure: bool,
-    /// For a new cache.
+    /// `Priority` of a new cache.
     #[serde(default)]
     pub priority: Option<u32>,
-    /// For a new cache.
+    /// `WantMassQuery` of a new cache.
     #[serde(default = "yes")]
     pub want_mass_query: bool,
 }
 
-/// The formats, as in a narinfo.
+/// The compression formats, as named in a narinfo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compression {
-    /// As it is.
     None,
-    /// Fast to write and to read: the default.
+    /// Fast to write and to read; the default.
     #[default]
     Zstd,
-    /// Smaller and slower; what `nix copy` writes.
+    /// Smaller and slower; `nix copy` uses it by default.
     Xz,
 }
 
@@ -55,7 +52,8 @@ fn yes() -> bool {
 }
 
 impl Config {
-    /// The keys that sign, if the configuration says; else all that are granted do.
+    /// Returns the keys that sign, if the configuration names them. Otherwise all granted keys
+    /// sign.
     pub(crate) fn keys(&self) -> Option<Vec<String>> {
         self.key.as_ref().map(|keys| match keys {
             Keys::One(key) => vec![key.clone()],
@@ -83,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_and_keys() {
+    fn missing_keys_have_defaults() {
         let config = parse(r#"{"bucket": "cache"}"#);
         assert!(config.closure && config.want_mass_query);
         assert_eq!(

@@ -1,10 +1,10 @@
-//! A post-build plugin that uploads what was built, and what it needs, to a binary cache in an
-//! object store.
+//! A post-build plugin that uploads outputs and their closures to a binary cache in an object
+//! store.
 //!
-//! Per event: the paths of the closure, without what a named key signed and without what the cache
-//! has; then, some hundred paths at a time, the NARs and after them the narinfos, which make the
-//! paths visible, references before referrers. Signatures are made by the host. All of it may be
-//! repeated at any point: what is done is found in the cache.
+//! For each event it takes the closure, without the paths that a named key has signed and those
+//! that the cache already has. It then uploads some hundred paths at a time: first the NARs, then
+//! the narinfos, which make the paths visible, references before referrers. The host makes the
+//! signatures. Every step can be repeated, because the cache shows what is already done.
 //!
 //! ```toml
 //! [plugins.cache]
@@ -38,10 +38,11 @@ use hookrun_sdk::{
 use crate::config::Config;
 use crate::plan::Tally;
 
-/// Paths that are looked for, or uploaded, in one go. The host works on many of them at once, and
-/// what is done of them is done: an attempt that is cut off loses less than this.
+/// The number of paths that are looked up or uploaded in one call. The host works on many of them
+/// concurrently. An interrupted attempt loses at most one batch.
 const BATCH: usize = 256;
-/// Bytes of narinfos in one call: of a path with thousands of references there are hundreds of KiB.
+/// The maximum size of the narinfos in one call. The narinfo of a path with thousands of references
+/// has hundreds of KiB.
 const MAX_NARINFOS: usize = 2 << 20;
 /// The directory of the NARs in the cache.
 const NARS: &str = "nar";
@@ -55,10 +56,10 @@ impl PostBuild for Upload {
         let outputs: Vec<String> = event.outputs.iter().map(|output| output.path.clone()).collect();
         let valid = infos(&outputs)?;
         if valid.is_empty() {
-            // Collected before a grant or a root took effect, or a build whose result was not kept.
-            // No retry brings it back.
+            // The outputs were collected before a grant or a root took effect, or the build's
+            // result was not kept. A retry cannot help.
             return Ok(Outcome::new(format!(
-                "nothing to upload: no output of {} is valid any more",
+                "nothing to upload: no output of {} is valid any longer",
                 event.name
             )));
         }
@@ -88,19 +89,19 @@ impl PostBuild for Upload {
                 let done = tally.uploaded;
                 Failure::from(error.context(format!("after {done} of {total} paths, {path}")))
             })?;
-            log::debug(format!("{} of {total} paths are uploaded", tally.uploaded));
+            log::debug(format!("{} of {total} paths were uploaded", tally.uploaded));
         }
         if tally.unsigned > 0 {
             log::warn(
-                "uploaded without a signature; grant `signing = [\"NAME\"]`, or readers must trust the cache itself",
+                "uploaded without a signature; grant `signing = [\"NAME\"]`, or clients must trust the cache itself",
             );
         }
         Ok(tally.outcome())
     }
 }
 
-/// What the database says of `paths`, without those that are not valid. The infos of some paths
-/// with many references are too much for one call: then it takes two.
+/// Returns the information about `paths`, without those that are not valid. If the information
+/// about paths with many references does not fit into one call, it is split.
 fn infos(paths: &[String]) -> Result<Vec<PathInfo>, Error> {
     match nix_store::path_infos(paths) {
         Err(error) if error.kind == ErrorKind::Limit && paths.len() > 1 => {
@@ -113,8 +114,8 @@ fn infos(paths: &[String]) -> Result<Vec<PathInfo>, Error> {
     }
 }
 
-/// Which of `paths` are to be uploaded, in their order: without what a key to be skipped signed,
-/// and what the cache has.
+/// Returns those of `paths` to upload, in the same order: not signed by a key in `skip-signed-by`,
+/// and not in the cache.
 fn wanted(
     store: &ObjectStore,
     config: &Config,
@@ -139,7 +140,8 @@ fn wanted(
     Ok(missing)
 }
 
-/// A new cache gets its `nix-cache-info`; the one that is there must be for our store directory.
+/// Writes the `nix-cache-info` of a new cache, and checks that an existing one has the same store
+/// directory.
 fn check_cache_info(store: &ObjectStore, config: &Config, store_dir: &str) -> Result<(), Failure> {
     if let Some(text) = store.get(cache_info::KEY, cache_info::MAX_LENGTH)? {
         return cache_info::check(&String::from_utf8_lossy(&text), store_dir).map_err(|what| {
@@ -153,7 +155,7 @@ fn check_cache_info(store: &ObjectStore, config: &Config, store_dir: &str) -> Re
     Ok(store.put(cache_info::KEY, cache_info::CONTENT_TYPE, text.as_bytes())?)
 }
 
-/// Where paths go, and how.
+/// The destination of paths, and the form in which they are stored.
 struct Cache {
     store: ObjectStore,
     config: Config,
@@ -162,8 +164,8 @@ struct Cache {
 }
 
 impl Cache {
-    /// Uploads `paths`, which are in order, references first. What fails comes with the path it
-    /// failed at; all before it are uploaded.
+    /// Uploads `paths`, which are sorted with references first. An error names the path that
+    /// failed; all paths before it are uploaded.
     fn upload(&self, paths: &[String], tally: &mut Tally) -> Result<(), (String, Error)> {
         let at = |path: Option<&String>| {
             let path = path.cloned().unwrap_or_default();
@@ -172,7 +174,7 @@ impl Cache {
         let infos = infos(paths).map_err(at(paths.first()))?;
         if let Some(gone) = paths.iter().find(|path| infos.iter().all(|info| info.path != **path)) {
             let error = Error::permanent(
-                "it is not valid in the Nix store any more; it was garbage-collected",
+                "it is not valid in the Nix store any longer; it was garbage-collected",
             );
             return Err((gone.clone(), error));
         }
@@ -185,7 +187,7 @@ impl Cache {
         self.publish(&stored, tally).map_err(at(paths.first()))?;
         match sent.failure {
             Some(error) => {
-                // What is gone does not come back.
+                // A path that was collected does not come back.
                 let error = match error.kind {
                     ErrorKind::NotFound => Error::permanent(error.message),
                     _ => error,
@@ -209,8 +211,8 @@ impl Cache {
             let mut bytes = 0;
             for index in level {
                 let Some((info, stored)) = stored.get(index) else { continue };
-                // Ours replaces one of the same name: that may be of a former key, and one that
-                // does not hold is of no use to readers.
+                // A new signature replaces an old one by the same key name, which may be of a
+                // former key. Clients cannot use an invalid signature.
                 let others = info
                     .signatures
                     .iter()

@@ -1,21 +1,21 @@
-//! The narinfo of a path and the names of its objects (Nix `NarInfo::to_string`, same from 2.8 to
-//! 2.35).
+//! The narinfo of a path and the names of its objects (as Nix's `NarInfo::to_string`, which is the
+//! same from 2.8 to 2.35).
 
 use std::fmt::Write as _;
 
 use hookrun_sdk::nix_store::PathInfo;
 use hookrun_sdk::object_store::{Compression, StoredNar};
 
-/// As Nix writes it.
+/// The content type that Nix uses.
 pub(crate) const CONTENT_TYPE: &str = "text/x-nix-narinfo";
 
-/// `<hash part of the store path>.narinfo`.
+/// Returns the key of the narinfo: `<hash part of the store path>.narinfo`.
 pub(crate) fn key(path: &str) -> String {
     let base = base(path);
     format!("{}.narinfo", base.split_once('-').map_or(base, |(hash, _)| hash))
 }
 
-/// The text.
+/// Returns the text of the narinfo.
 pub(crate) fn text(
     store_dir: &str,
     info: &PathInfo,
@@ -36,7 +36,7 @@ pub(crate) fn text(
         stored.nar_size,
         references.join(" "),
     );
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     if let Some(deriver) = &info.deriver {
         let _ = writeln!(text, "Deriver: {}", base(deriver));
     }
@@ -59,7 +59,7 @@ mod tests {
     use crate::plan::tests::info;
 
     #[test]
-    fn names() {
+    fn keys_are_named_after_the_hash_part() {
         assert_eq!(
             key("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-hello-2.12"),
             "00bgd045z0d4icpbc2yyz4gx48ak44la.narinfo"
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_in_nixs_order() {
+    fn lines_are_in_the_order_of_nix() {
         let mut info = info("/s/b-1", &["/s/a-1", "/s/b-1"]);
         info.deriver = Some("/s/d-1.drv".into());
         info.ca = Some("fixed:r:sha256:x".into());

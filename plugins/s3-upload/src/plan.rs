@@ -1,13 +1,12 @@
-//! What is to be uploaded, in which order, and the words for what was done: decisions without a
-//! host.
+//! Decides which paths to upload and in which order, and formats the result. Pure.
 
 use std::collections::{BTreeMap, HashMap};
 
 use hookrun_sdk::Outcome;
 use hookrun_sdk::nix_store::PathInfo;
 
-/// The paths without those that one of the keys `skip` signed, which are counted in `signed` by
-/// key.
+/// Returns the paths that none of the keys in `skip` has signed. The others are counted in `signed`
+/// by key.
 pub(crate) fn not_signed_by(
     infos: Vec<PathInfo>,
     skip: &[String],
@@ -23,17 +22,18 @@ pub(crate) fn not_signed_by(
     wanted
 }
 
-/// Has the path a signature that says it is by `key`? Nix verified those of paths it substituted.
+/// Returns whether the path has a signature with the name of `key`. Nix has verified the signatures
+/// of paths that it substituted.
 pub(crate) fn is_signed_by(info: &PathInfo, key: &str) -> bool {
     info.signatures.iter().any(|signature| names(signature, key))
 }
 
-/// Returns whether the signature names `key`.
+/// Returns whether the signature has the name of `key`.
 pub(crate) fn names(signature: &str, key: &str) -> bool {
     signature.split_once(':').is_some_and(|(name, _)| name == key)
 }
 
-/// A few paths, each after those of them that it refers to.
+/// Sorts a few paths so that each comes after its references.
 pub(crate) fn references_first(mut infos: Vec<PathInfo>) -> Vec<PathInfo> {
     let mut ordered: Vec<PathInfo> = Vec::with_capacity(infos.len());
     while !infos.is_empty() {
@@ -42,15 +42,15 @@ pub(crate) fn references_first(mut infos: Vec<PathInfo>) -> Vec<PathInfo> {
                 .iter()
                 .any(|path| *path != info.path && infos.iter().any(|other| other.path == *path))
         };
-        // Nix admits no cycles; one would be cut at its first path.
+        // Nix allows no cycles. If there is one, it is cut at its first path.
         let next = infos.iter().position(|info| !waits(info)).unwrap_or(0);
         ordered.push(infos.remove(next));
     }
     ordered
 }
 
-/// Which of `infos`, which are in order, may become visible together, by index: each is in a level
-/// behind those of all that it refers to.
+/// Returns levels of `infos` (by index) that may become visible together. The references of a path
+/// are in earlier levels. `infos` are sorted with references first.
 pub(crate) fn levels<'a>(infos: impl Iterator<Item = &'a PathInfo>) -> Vec<Vec<usize>> {
     let mut levels: Vec<Vec<usize>> = Vec::new();
     let mut level_of: HashMap<&str, usize> = HashMap::new();
@@ -69,27 +69,27 @@ pub(crate) fn levels<'a>(infos: impl Iterator<Item = &'a PathInfo>) -> Vec<Vec<u
     levels
 }
 
-/// What was done.
+/// Counts of an upload.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    /// Paths uploaded.
+    /// The number of uploaded paths.
     pub uploaded: usize,
-    /// Their bytes as stored.
+    /// The stored size of the uploaded paths, in bytes.
     pub file_bytes: u64,
-    /// Their bytes as NARs.
+    /// The NAR size of the uploaded paths, in bytes.
     pub nar_bytes: u64,
-    /// Paths the cache had.
+    /// The number of paths that the cache already had.
     pub present: usize,
-    /// Paths left out, by the key that signed them.
+    /// The number of skipped paths for each key that has signed them.
     pub signed: BTreeMap<String, usize>,
-    /// Outputs that are not valid any more.
+    /// The number of outputs that are not valid any longer.
     pub invalid: usize,
-    /// Paths uploaded that nobody has signed and that need a signature.
+    /// The number of uploaded paths that need a signature and have none.
     pub unsigned: usize,
 }
 
 impl Tally {
-    /// In words and figures.
+    /// Returns the outcome with message and values.
     pub(crate) fn outcome(&self) -> Outcome {
         let Self { uploaded, file_bytes, nar_bytes, present, signed, invalid, unsigned: _ } = self;
         let mut parts = vec![match uploaded {
@@ -102,7 +102,7 @@ impl Tally {
         }
         parts.extend(signed.iter().map(|(key, count)| format!("{count} signed by {key}")));
         if *invalid > 0 {
-            parts.push(format!("{invalid} not valid any more"));
+            parts.push(format!("{invalid} not valid any longer"));
         }
         Outcome::new(parts.join(", "))
             .detail("uploaded", uploaded)
@@ -113,7 +113,7 @@ impl Tally {
     }
 }
 
-/// `1.2 MiB`.
+/// Formats a size, such as `1.2 MiB`.
 pub(crate) fn size(bytes: u64) -> String {
     bytesize::ByteSize(bytes).display().iec().to_string()
 }
@@ -137,7 +137,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_a_named_key_signed_is_left_out() {
+    fn paths_signed_by_a_named_key_are_skipped() {
         let mut signed = info("/s/a", &[]);
         signed.signatures = vec!["other-1:x".into(), "cache.nixos.org-1:y".into()];
         let mut by_key = BTreeMap::new();
@@ -150,7 +150,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn outputs_alone_are_put_in_order() {
+    fn references_come_before_referrers() {
         let infos = vec![
             info("/s/dev", &["/s/out", "/s/libc"]),
             info("/s/out", &["/s/out", "/s/lib"]),
@@ -179,7 +179,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn messages() {
+    fn the_outcome_has_counts_and_sizes() {
         let mut tally =
             Tally { uploaded: 3, file_bytes: 1_258_300, present: 5, ..Tally::default() };
         tally.signed.insert("cache.nixos.org-1".into(), 12);
@@ -189,12 +189,12 @@ pub(crate) mod tests {
         );
         assert_eq!(
             Tally { present: 1, invalid: 1, ..Tally::default() }.outcome().message,
-            "uploaded nothing, 1 present, 1 not valid any more"
+            "uploaded nothing, 1 present, 1 not valid any longer"
         );
     }
 
     #[test]
-    fn sizes() {
+    fn sizes_are_formatted() {
         assert_eq!(
             [0, 1023, 1024, 1536, 1 << 20, 5 << 30, u64::MAX].map(size)[..4],
             ["0 B", "1023 B", "1.0 KiB", "1.5 KiB"]

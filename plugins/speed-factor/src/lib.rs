@@ -20,7 +20,7 @@
 //! `machine=URI` (build there if the machine fits), `seconds=N` (the duration at factor 1, until
 //! there is a history).
 //!
-//! The rule is a pure function: the same question has the same answer.
+//! The rule is a pure function: equal questions have equal answers.
 
 mod balanced;
 mod options;

@@ -1,10 +1,10 @@
-//! The `config` table.
+//! The plugin's `config` table.
 
 /// The plugin's configuration.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Options {
-    /// The speed of this machine. Without it, other machines come first.
+    /// The speed of this machine. Without it, other machines are preferred.
     pub local_speed_factor: Option<f64>,
     /// Features whose machines are kept free for derivations that require them.
     pub keep_free: Vec<String>,

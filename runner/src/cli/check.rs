@@ -10,7 +10,7 @@ use super::output::{self, Format};
 use super::{CliError, Context, sandbox};
 use crate::doctor::secrets;
 use crate::supervise::needs;
-use crate::supervise::tryout::{self, Tried, TriedAs};
+use crate::supervise::tryout::{self, Trial, TrialOutcome};
 use hookrun_capability::{Finding, Services};
 use hookrun_config::{Config, KeyError, SecretFile};
 use hookrun_host::wall::{Identity, Wall};
@@ -21,18 +21,18 @@ use hookrun_nix::layout::{self, Directory, Repaired, Use};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Loads every plugin, reads every key and password, opens the settings of every object store, and
-tries whether the user that runs plugins can write where they write. Sends nothing without --live.
+checks that the user that runs plugins can write to their directories. Sends nothing without --live.
 Run it as the user that runs the worker.
 
-Exit code 0: everything is valid. 3: the configuration is wrong. 4: the environment is wrong, such
-as a directory that cannot be written, or a server that does not answer.
+Exit code 0: everything is valid. 3: the configuration is not valid. 4: the environment has a
+problem, such as a directory that cannot be written, or a server that does not answer.
 
 Examples:
   hookrun check --config ./hookrun.toml
-  hookrun check --live         also talk to object stores and mail servers")]
+  hookrun check --live         also test object stores and mail servers")]
 pub(super) struct Args {
-    /// Also write, read and remove a small object in every object store, and log in to every SMTP
-    /// server, as the user that runs plugins
+    /// Also test servers as the user that runs plugins: write, read and remove a small object in
+    /// every object store, and log in to every SMTP server
     #[arg(long)]
     live: bool,
     /// The output format
@@ -47,7 +47,7 @@ pub(super) struct TryArgs {
     pub(super) live: bool,
 }
 
-/// One thing that is wrong.
+/// A problem that was found.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Problem {
@@ -60,7 +60,7 @@ struct Problem {
 #[serde(rename_all = "kebab-case")]
 struct Report {
     config: String,
-    /// What is valid, one line each.
+    /// The parts that are valid, one line each.
     good: Vec<String>,
     problems: Vec<Problem>,
 }
@@ -99,12 +99,12 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
 }
 
 fn all(context: &Context, config: &Config, live: bool, report: &mut Report) {
-    // Without a state directory, services would report the same problem in other words.
+    // Without a state directory, services would report the same problem again.
     let state = state(context, report);
     if state {
         services(context, config, report);
     }
-    // Without the user that guests run as, nothing below can be tried.
+    // The following checks run as the user that guests run as.
     if let Err(message) = needs::identity(config) {
         report.problems.push(Problem { exit: Exit::Configuration, message });
         return;
@@ -120,21 +120,21 @@ fn all(context: &Context, config: &Config, live: bool, report: &mut Report) {
     plugins(context, config, report);
 }
 
-/// What the user that runs plugins can and cannot use.
+/// Checks which services the user that runs plugins can use.
 fn as_plugins(context: &Context, config: &Config, live: bool, report: &mut Report) {
     match tryout::try_all(&context.dirs, live) {
         Ok(tried) => {
-            for Tried { keys, message, outcome } in tried {
+            for Trial { keys, message, outcome } in tried {
                 let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
                 let error = || config.error(&keys, message.as_str()).to_string();
                 let exit = match outcome {
-                    TriedAs::Good => {
+                    TrialOutcome::Good => {
                         report.good.push(message);
                         continue;
                     }
-                    TriedAs::Warning => Exit::Done,
-                    TriedAs::Failed => Exit::Configuration,
-                    TriedAs::Unreachable => Exit::Environment,
+                    TrialOutcome::Warning => Exit::Done,
+                    TrialOutcome::Failed => Exit::Configuration,
+                    TrialOutcome::Unreachable => Exit::Environment,
                 };
                 report.problems.push(Problem { exit, message: error() });
             }
@@ -143,8 +143,8 @@ fn as_plugins(context: &Context, config: &Config, live: bool, report: &mut Repor
     }
 }
 
-/// Checks the plugins, last: guest code is mapped in this process, though not run, so from then on
-/// it can open nothing.
+/// Checks the plugins. This must be the last check, because guest code is mapped in this process
+/// (but not run), and after that no file can be opened.
 fn plugins(context: &Context, config: &Config, report: &mut Report) {
     let host = Host::new(&context.dirs, Compiler::Contained(config.worker.user.clone()));
     let wrong =
@@ -239,7 +239,7 @@ fn state(context: &Context, report: &mut Report) -> bool {
 
 fn tempfile_in(directory: &Path) -> std::io::Result<()> {
     let directory = Directory::open(directory, Use::Add)?;
-    // Others may add to the spool: this is a name that nobody can have taken.
+    // Other users may add files to the spool, so the name must be unique.
     let name = format!(".check-{}", uuid::Uuid::new_v4());
     drop(directory.create(name.as_bytes(), 0o600)?);
     directory.remove(name.as_bytes())

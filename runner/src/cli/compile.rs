@@ -35,9 +35,9 @@ pub(super) struct Args {
 #[serde(rename_all = "kebab-case")]
 struct Compiled {
     plugin: String,
-    /// `found`, `compiled`, `not-kept` or `failed`.
+    /// One of `found`, `compiled`, `not-kept` and `failed`.
     result: &'static str,
-    /// Why it was not kept, or what is wrong.
+    /// The reason why the result was not stored, or the error.
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
 }

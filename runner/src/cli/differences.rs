@@ -1,14 +1,14 @@
-//! What a comparison of two builds found, as `hookrun log` and `hookrun queue show` print it.
+//! Formats the differences between two builds for `hookrun log` and `hookrun queue show`.
 
 use std::fmt::Write as _;
 
 use super::output::{Style, printable, styled};
 use hookrun_nix::evidence::{Difference, Evidence};
 
-/// Differences that are listed one by one where nobody asked for all of them.
+/// The number of differences that are listed without `--verbose`.
 pub(super) const SOME: usize = 5;
 
-/// Lines about the first `most` differences, each indented by four blanks.
+/// Returns lines about the first `most` differences, each indented by four blanks.
 pub(super) fn text(evidence: &Evidence, most: usize, colours: bool) -> String {
     let mut text = String::new();
     for difference in evidence.differences.iter().take(most) {
@@ -78,10 +78,10 @@ mod tests {
             differs: the output itself, type; previous "a"; current "b\u{202e}"
             and 1 more: hookrun log --verbose
         "#);
-        evidence.incomplete = Some("the time was over".to_owned());
+        evidence.incomplete = Some("the time limit was reached".to_owned());
         insta::assert_snapshot!(text(&evidence, 9, false).lines().skip(3).collect::<Vec<_>>().join("\n"), @r#"
             differs: doc, only-in-previous; previous "a"
-            the comparison is incomplete: the time was over
+            the comparison is incomplete: the time limit was reached
         "#);
     }
 }

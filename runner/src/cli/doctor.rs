@@ -1,4 +1,4 @@
-//! `hookrun doctor`: checks whether this Nix calls hookrun, and whether that works.
+//! `hookrun doctor`: checks whether the installed Nix calls hookrun, and whether hookrun works.
 
 use std::fmt::Write as _;
 
@@ -13,11 +13,12 @@ use hookrun_nix::exit_code::Exit;
 #[command(after_help = "\
 Examines the Nix found in PATH and the quirks of its version, the settings that make it call
 hookrun, users, groups and permissions, the modes of secret files, the sandbox and the worker.
-Changes nothing and builds nothing. Run it as root to see what the daemon sees. `hookrun check` tries
-what the configuration names (plugins, keys, stores), and `hookrun builders check` tries machines.
+Changes nothing and builds nothing. Run it as root to check the settings of the daemon. `hookrun
+check` checks the configuration with its plugins, keys and stores, and `hookrun builders check`
+checks machines.
 
-Exit code 0: nothing is wrong. 1: something is wrong, each with the line to write. 4: there is no
-Nix.
+Exit code 0: no problems were found. 1: there are problems, each with the line to write. 4: Nix is
+not installed.
 
 Example:
   sudo hookrun doctor")]
@@ -66,9 +67,9 @@ fn text(findings: &[Finding], colours: bool) -> String {
     }
     let wrong = findings.iter().filter(|finding| finding.level == Level::Problem).count();
     let verdict = match wrong {
-        0 => styled("nothing is wrong", Style::Good, colours),
-        1 => styled("1 thing is wrong", Style::Bad, colours),
-        count => styled(&format!("{count} things are wrong"), Style::Bad, colours),
+        0 => styled("no problems found", Style::Good, colours),
+        1 => styled("1 problem found", Style::Bad, colours),
+        count => styled(&format!("{count} problems found"), Style::Bad, colours),
     };
     let _ = writeln!(text, "\n{verdict}");
     text

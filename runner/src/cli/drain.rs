@@ -1,5 +1,5 @@
-//! `hookrun drain`, `hookrun daemon` and the worker that a hook starts: the queue's worker with the
-//! plugins of the configuration.
+//! `hookrun drain`, `hookrun daemon` and the worker that a hook starts. All run the queue's worker
+//! with the plugins of the configuration.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -20,8 +20,9 @@ use hookrun_queue::{spawn, spool, waiter};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Takes all events and runs every due task. If another worker runs, waits until it has done so. Waiting tasks stay in the queue. Ends on SIGINT
-and SIGTERM; what runs then is run again later.
+Takes all events and runs every due task. If another worker runs, this command waits until that
+worker has done so. Waiting tasks stay in the queue. Ends on SIGINT and SIGTERM; interrupted tasks
+run again later.
 
 Exit code 0: all tasks are done. 1: tasks are dead, lost, refused or waiting.
 
@@ -36,7 +37,7 @@ pub(super) struct DrainArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Stops on SIGTERM and SIGINT; the queue is durable, so what runs then is done again later.
+Stops on SIGTERM and SIGINT. The queue is durable, so interrupted tasks run again later.
 
 Example:
   hookrun daemon          in a systemd unit: see examples/systemd/hookrun.service")]
@@ -44,15 +45,15 @@ pub(super) struct DaemonArgs {}
 
 #[derive(Debug, clap::Args)]
 pub(super) struct WorkerArgs {
-    /// Leave when idle
+    /// Exit when idle
     #[arg(long)]
     spawned: bool,
-    /// Do not work: start a worker when a build user hands something over
+    /// Run no tasks; start a worker when a build user hands over an event
     #[arg(long, conflicts_with = "spawned")]
     waits: bool,
 }
 
-/// The summary as `--format json` prints it.
+/// The summary, as `--format json` prints it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Report<'a> {
@@ -70,8 +71,8 @@ pub(super) fn drain(context: &Context, args: &DrainArgs) -> Result<Exit, CliErro
     let progress = Progress::new(std::io::stderr().is_terminal());
     let mut summary = loop {
         match work(context, Mode::Drain, &mut |notice| progress.show(&notice)) {
-            // The work is done by the worker that runs; when it leaves before the queue is empty,
-            // this one goes on.
+            // The running worker does the work. If it exits before the queue is empty, this process
+            // continues.
             Err(Stop::Held(_)) => {
                 if wait_for_other(context)? {
                     break Summary::default();
@@ -83,7 +84,7 @@ pub(super) fn drain(context: &Context, args: &DrainArgs) -> Result<Exit, CliErro
     };
     progress.finish();
     summary.open = open_tasks(context)?;
-    // What has become due since the worker looked has waited too.
+    // Tasks that became due after the worker's last check count as waiting.
     summary.open.waiting += summary.open.due;
     match args.format {
         Format::Json => output::json(&report(&summary))?,
@@ -129,17 +130,17 @@ pub(super) fn worker(context: &Context, args: &WorkerArgs) -> Result<Exit, CliEr
             }
             Ok(Exit::Done)
         }
-        // Two hooks may start a worker at the same time; one of them serves both.
+        // If two hooks start a worker at the same time, one worker serves both.
         Ok(_) | Err(Stop::Held(_)) => Ok(Exit::Done),
         Err(Stop::Failed(error)) => Err(error),
     }
 }
 
-/// Why a worker did not work.
+/// The reason why a worker did not run.
 enum Stop {
-    /// Another one runs.
+    /// Another worker runs.
     Held(LockError),
-    /// It could not.
+    /// The worker failed.
     Failed(CliError),
 }
 
@@ -158,18 +159,18 @@ impl From<Stop> for CliError {
     }
 }
 
-/// How often a running worker's progress is looked at.
+/// The interval at which the progress of a running worker is checked.
 const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
 
-/// Waits while another worker works. True: it has done all that can be done now, or this process is
-/// asked to end. False: it has left.
+/// Waits while another worker runs. Returns true if it has done everything that can be done now, or
+/// if this process was asked to stop; false if it has exited before.
 fn wait_for_other(context: &Context) -> Result<bool, CliError> {
     runtime()?.block_on(async {
-        // The worker in this process has taken the signals over, so that they end nothing by
-        // themselves any more.
+        // The worker in this process has installed signal handlers, so signals no longer end the
+        // process by themselves.
         let mut stop = std::pin::pin!(worker::asked_to_stop().map_err(CliError::environment)?);
         while lock::is_held(&context.dirs.worker_lock()) {
-            // The spool first: an event that leaves it is in the journal already.
+            // The spool is read first, because an event that leaves it is already in the journal.
             let spooled = spool::depth(&context.dirs);
             let open = Journal::open_read_only(&context.dirs).and_then(|journal| {
                 journal.map(|journal| journal.open_tasks(now_ms())).transpose()
@@ -179,7 +180,7 @@ fn wait_for_other(context: &Context) -> Result<bool, CliError> {
                     let Open { due, running, .. } = open.unwrap_or_default();
                     due > 0 || running > 0
                 }
-                // The worker notices, and begins another one.
+                // The worker notices the damage and starts a new journal.
                 Err(error) if error.is_damage() => true,
                 Err(error) => return Err(CliError::environment(error)),
             };
@@ -195,8 +196,8 @@ fn wait_for_other(context: &Context) -> Result<bool, CliError> {
     })
 }
 
-/// The worker reads pipes and writes its journal; guests run in other processes. With more threads
-/// they would only wake each other.
+/// Returns a runtime with a single thread. The worker reads pipes and writes its journal, and
+/// guests run in other processes, so more threads would only wake each other.
 fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -204,7 +205,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
         .map_err(CliError::environment)
 }
 
-/// How many tasks are open; none without a journal.
+/// Returns the number of open tasks; none without a journal.
 pub(super) fn open_tasks(context: &Context) -> Result<Open, CliError> {
     match Journal::open_read_only(&context.dirs).map_err(CliError::environment)? {
         Some(journal) => journal.open_tasks(now_ms()).map_err(CliError::environment),
@@ -218,7 +219,7 @@ fn work(
     observer: &mut (dyn FnMut(Notice<'_>) + Send),
 ) -> Result<Summary, Stop> {
     let config = context.config()?;
-    // Somebody waits for a drain.
+    // A user waits for a drain.
     if mode != Mode::Drain {
         worker::lower_priority(config.worker.priority);
     }
@@ -235,7 +236,7 @@ fn work(
     })
 }
 
-/// One line on standard error for what a journal of a service should have.
+/// Prints one line to standard error, for the log of the service.
 fn say(notice: &Notice<'_>) {
     match notice {
         Notice::Began { .. } | Notice::Took { .. } => {}
@@ -264,7 +265,7 @@ fn text(summary: &Summary) -> String {
     let mut parts = vec![format!("{taken} {} taken", if *taken == 1 { "event" } else { "events" })];
     parts.extend(attempts.iter().map(|(class, count)| format!("{count} {class}")));
     if *rejected > 0 {
-        parts.push(format!("{rejected} spool files set aside (hookrun status says where)"));
+        parts.push(format!("{rejected} spool files were rejected (see `hookrun status`)"));
     }
     let mut left = Vec::new();
     if open.running > 0 {
@@ -277,13 +278,13 @@ fn text(summary: &Summary) -> String {
         left.push(format!("{} waiting{}", open.waiting, next.unwrap_or_default()));
     }
     if open.refused > 0 {
-        left.push(format!("{} refused (hookrun status says why)", open.refused));
+        left.push(format!("{} refused (see `hookrun status`)", open.refused));
     }
     if open.dead > 0 {
-        left.push(format!("{} dead (hookrun log --outcome dead)", open.dead));
+        left.push(format!("{} dead (see `hookrun log --outcome dead`)", open.dead));
     }
     if open.lost > 0 {
-        left.push(format!("{} lost (hookrun log --outcome dead)", open.lost));
+        left.push(format!("{} lost (see `hookrun log --outcome dead`)", open.lost));
     }
     let taken = parts.join(", ");
     if left.is_empty() {
@@ -293,7 +294,7 @@ fn text(summary: &Summary) -> String {
     }
 }
 
-/// Lines for attempts, and on a terminal a bar below them.
+/// Prints a line for each attempt, and on a terminal a progress bar below them.
 struct Progress {
     bar: Option<ProgressBar>,
 }
@@ -320,7 +321,7 @@ impl Progress {
                     bar.set_message(format!("{plugin} on {}", printable(event.name())));
                 }
                 Notice::Ended { .. } => {
-                    // Tasks of earlier workers were not counted when they were taken.
+                    // The total does not include tasks of earlier workers.
                     if bar.length().is_none_or(|length| bar.position() >= length) {
                         bar.inc_length(1);
                     }

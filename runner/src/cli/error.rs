@@ -1,4 +1,4 @@
-//! Errors of commands: an exit code and one line that ends in the fix.
+//! Errors of commands: an exit code, and one line that ends with the fix.
 
 use hookrun_config::ConfigError;
 use hookrun_nix::exit_code::Exit;
@@ -8,35 +8,35 @@ use hookrun_nix::exit_code::Exit;
 pub struct CliError {
     /// The exit code.
     pub exit: Exit,
-    /// The chain of causes; the outermost says what was tried.
+    /// The chain of causes. The outermost one names the operation.
     pub source: anyhow::Error,
 }
 
 impl CliError {
-    /// An error of the environment: no Nix, no permission, no space.
+    /// Returns an error of the environment: no Nix, no permission, no space.
     pub fn environment(source: impl Into<anyhow::Error>) -> Self {
         Self { exit: Exit::Environment, source: source.into() }
     }
 
-    /// An error in the command line.
+    /// Returns an error in the command line.
     pub fn usage(message: impl Into<String>) -> Self {
         Self { exit: Exit::Usage, source: anyhow::Error::msg(message.into()) }
     }
 
-    /// An error in the configuration.
+    /// Returns an error in the configuration.
     pub fn configuration(message: impl Into<String>) -> Self {
         Self { exit: Exit::Configuration, source: anyhow::Error::msg(message.into()) }
     }
 
-    /// A defect of hookrun.
+    /// Returns an error that is a defect of hookrun.
     pub fn internal(source: impl Into<anyhow::Error>) -> Self {
         Self { exit: Exit::Internal, source: source.into() }
     }
 }
 
 impl std::fmt::Display for CliError {
-    /// One line: the causes joined by colons, without those that the text before them tells
-    /// already; what is on several lines folded.
+    /// Writes one line: the causes joined by colons, without those that the preceding text already
+    /// contains. Line breaks are replaced.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut text = String::new();
         for cause in self.source.chain() {
@@ -58,7 +58,7 @@ impl From<ConfigError> for CliError {
 }
 
 impl CliError {
-    /// Whether the reader of our output has gone, as `head` does, which is not an error.
+    /// Returns whether the reader of the output has exited, as `head` does. This is not an error.
     pub fn is_broken_pipe(&self) -> bool {
         self.source
             .chain()

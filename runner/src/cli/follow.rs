@@ -1,33 +1,33 @@
-//! The journal as it grows, for `hookrun log --follow`: new attempts, also when a worker sets a
-//! damaged journal aside and begins another.
+//! Follows the journal for `hookrun log --follow`: returns new attempts, also if a worker replaces
+//! a damaged journal.
 //!
-//! It looks at SQLite's `data_version` a few times a second, which costs a read of shared memory: a
-//! watch of the directory would report every write of the log, and would have to be made again for
+//! It reads SQLite's `data_version` a few times per second, which costs a read of shared memory. A
+//! watch of the directory would report every write of the log, and would have to be renewed for
 //! each new file.
 
 use hookrun_nix::dirs::Dirs;
 use hookrun_queue::journal::{self, AttemptRow, FileId, Journal, JournalError, LogFilter};
 
-/// Gives attempts that were not there at the last look.
+/// Returns the attempts that are new since the last call.
 pub(super) struct Follower {
     dirs: Dirs,
     filter: LogFilter,
-    /// Open while the file is the one that it was opened as.
+    /// The journal, open as long as the file is the same.
     journal: Option<Journal>,
     file: Option<FileId>,
     version: Option<i64>,
-    /// The newest row that was looked at.
+    /// The number of the newest row that was read.
     seen: i64,
 }
 
 impl Follower {
-    /// Follows what `filter` admits; its `limit` counts for what is there already, which
-    /// [`Follower::first`] gives.
+    /// Returns a follower of the attempts that `filter` admits. Its `limit` applies only to
+    /// [`Follower::first`].
     pub(super) fn new(dirs: &Dirs, filter: LogFilter) -> Self {
         Self { dirs: dirs.clone(), filter, journal: None, file: None, version: None, seen: 0 }
     }
 
-    /// What is there already; none without a journal.
+    /// Returns the attempts that already exist; none without a journal.
     ///
     /// # Errors
     /// The journal cannot be read.
@@ -38,11 +38,11 @@ impl Follower {
         rows
     }
 
-    /// What has come since the last look. A journal that cannot be read just now (it is being set
-    /// aside, or made) has nothing new.
+    /// Returns the attempts since the last call. If the journal cannot be read at the moment (it is
+    /// being replaced or created), there are none.
     pub(super) fn next(&mut self) -> Vec<AttemptRow> {
         self.look(None).unwrap_or_else(|_| {
-            // Opened anew at the next look, and read on from where this one was.
+            // The next call opens the journal again and continues at this row.
             self.journal = None;
             self.version = None;
             Vec::new()
@@ -54,7 +54,7 @@ impl Follower {
         if file != self.file {
             self.journal = None;
             self.version = None;
-            // A new journal has rows of its own from 1 on.
+            // A new journal numbers its rows from 1.
             if file.is_some() {
                 self.seen = 0;
             }
@@ -71,9 +71,9 @@ impl Follower {
         if self.version == Some(version) {
             return Ok(Vec::new());
         }
-        // Before the rows: what comes in between is found at the next look by its number.
+        // Read before the rows, so that rows added in between are found by the next call.
         let newest = journal.newest_attempt()?;
-        // Row numbers are given again once the newest rows are forgotten.
+        // SQLite reuses row numbers after the newest rows were deleted.
         let after = self.seen.min(newest);
         let rows = journal.log(&LogFilter { after: Some(after), limit, ..self.filter.clone() })?;
         self.seen = rows.last().map_or(newest, |row| row.id.max(newest));
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
     use hookrun_nix::event::{Event, HookEvent, PostBuild};
     use hookrun_nix::outcome::{Outcome, RunReport};
-    use hookrun_queue::journal::{Attempt, Ended, Incoming, Task};
+    use hookrun_queue::journal::{Attempt, EndedAttempt, Incoming, Task};
     use hookrun_queue::retry::Next;
 
     fn attempt(journal: &mut Journal, name: &str, done: bool) {
@@ -109,7 +109,7 @@ mod tests {
         let report = RunReport::from(outcome);
         let attempt = Attempt { event: &event.id, plugin: "cache", number, start_ms: 2, end_ms: 3 };
         let next = if done { Next::Done } else { Next::Dead };
-        let ended = Ended { attempt, report: &report, next, age_ms: 1 };
+        let ended = EndedAttempt { attempt, report: &report, next, age_ms: 1 };
         journal.step(&[ended], &[], 3).unwrap();
     }
 
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn new_attempts_once_each_and_those_of_a_journal_that_takes_the_place() {
+    fn each_new_attempt_is_returned_once_also_after_the_journal_was_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let dirs = Dirs { config: directory.path().join("c"), state: directory.path().to_owned() };
         let mut follower =
@@ -127,7 +127,11 @@ mod tests {
         let (mut journal, _) = Journal::open(&dirs).unwrap();
         attempt(&mut journal, "a", true);
         attempt(&mut journal, "b", false);
-        assert_eq!(names(follower.next()), ["a", "b"], "the limit is for what was there");
+        assert_eq!(
+            names(follower.next()),
+            ["a", "b"],
+            "the limit applies only to existing attempts"
+        );
         assert!(follower.next().is_empty());
         attempt(&mut journal, "c", true);
         assert_eq!(names(follower.next()), ["c"]);

@@ -1,11 +1,12 @@
-//! The command line as clap knows it, with help texts that wrap once: in the source their
-//! paragraphs are wrapped at the source's width, and clap wraps them again at the terminal's.
+//! The command line for clap, with help texts that are wrapped once. In the source, paragraphs are
+//! wrapped at the width of the source; here they are joined, and clap wraps them at the width of
+//! the terminal.
 
 use clap::{Command, CommandFactory as _};
 
 use super::Cli;
 
-/// The command line with all its subcommands.
+/// Returns the command line with all its subcommands.
 pub(super) fn command() -> Command {
     reflow_all(Cli::command())
 }
@@ -24,11 +25,11 @@ fn reflow_all(command: Command) -> Command {
 pub(super) enum Block {
     /// A paragraph or a heading, on one line.
     Paragraph(String),
-    /// Indented lines, as they are.
+    /// Indented lines, which are not changed.
     Verbatim(Vec<String>),
 }
 
-/// The parts of a help text, in order.
+/// Splits a help text into its parts.
 pub(super) fn blocks(text: &str) -> Vec<Block> {
     let mut blocks: Vec<Block> = Vec::new();
     let mut continues = false;
@@ -84,7 +85,7 @@ mod tests {
         );
     }
 
-    /// Every command of the command line, its help as a terminal with so many columns shows it.
+    /// Returns the help of every command, as a terminal with this number of columns shows it.
     fn all_helps(command: &Command, columns: usize) -> Vec<String> {
         let own = command.clone().term_width(columns).render_long_help().to_string();
         let below = command.get_subcommands().flat_map(|below| all_helps(below, columns));

@@ -1,4 +1,5 @@
-//! `hookrun inspect`: who a plugin is, what it wants, what it has, and which line decides.
+//! `hookrun inspect`: shows the identity of a plugin, the capabilities that it wants and has, and
+//! the configuration lines that decide them.
 
 use std::fmt::Write as _;
 
@@ -17,7 +18,8 @@ use hookrun_nix::exit_code::Exit;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-PLUGIN is the name of a plugin in the configuration, a file, or `bundled:NAME`. Reads the plugin; does not run it.
+PLUGIN is the name of a plugin in the configuration, a file, or `bundled:NAME`. Reads the plugin;
+does not run it.
 
 Examples:
   hookrun inspect cache
@@ -37,35 +39,35 @@ struct Report {
     version: String,
     description: String,
     source: String,
-    /// SHA-256, hexadecimal.
+    /// The SHA-256 digest, in hexadecimal.
     digest: String,
     bytes: usize,
-    /// What it exports.
+    /// The hooks that the plugin exports.
     hooks: Vec<String>,
-    /// What the configuration lets it serve; all of `hooks` unless it names some.
+    /// The hooks that the plugin serves; all of `hooks` unless the configuration lists some.
     serves: Vec<String>,
-    /// In which order its tasks run.
+    /// The order in which its tasks run.
     order: TaskOrder,
     order_decided_by: Decision,
     imports: Vec<String>,
-    /// Where the plugin's table is; none for a plugin that is in no configuration.
-    configured_in: Option<Place>,
+    /// The line of the plugin's table; none for a plugin that is not configured.
+    configured_in: Option<ConfigLine>,
     capabilities: Vec<CapabilityRow>,
     limits: Vec<LimitRow>,
     config_keys: Vec<ConfigKey>,
-    /// Why it would not load.
+    /// The reason why the plugin does not load.
     problem: Option<String>,
 }
 
 /// A line of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Place {
+struct ConfigLine {
     file: String,
     line: Option<usize>,
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for ConfigLine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.line {
             Some(line) => write!(f, "{}:{line}", self.file),
@@ -74,19 +76,19 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// Who decided something, and where.
+/// The source of a decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "by", rename_all = "kebab-case")]
 enum Decision {
-    /// What hookrun gives everybody, or the default.
+    /// Always granted, or the default.
     Hookrun,
     /// A line of the configuration.
-    Configuration(Place),
-    /// The configuration, by having no such line in the table that is here.
-    NoLine(Place),
-    /// The plugin's metadata does not ask for it.
+    Configuration(ConfigLine),
+    /// A table of the configuration that has no such line.
+    NoLine(ConfigLine),
+    /// The plugin, whose metadata does not want it.
     Plugin,
-    /// The plugin is in no configuration.
+    /// Nothing, because the plugin is not configured.
     Nobody,
 }
 
@@ -108,7 +110,7 @@ struct CapabilityRow {
     name: &'static str,
     /// `no`, `optional`, `required`, or a scope.
     wanted: &'static str,
-    /// Names, or a scope, or `yes`; nothing for what is not granted.
+    /// Names, a scope, or `yes`; empty if it is not granted.
     granted: Vec<String>,
     effective: Vec<String>,
     decided_by: Decision,
@@ -118,7 +120,7 @@ struct CapabilityRow {
 #[serde(rename_all = "kebab-case")]
 struct LimitRow {
     key: &'static str,
-    /// Bytes, milliseconds or pieces.
+    /// The unit: bytes, milliseconds or items.
     unit: &'static str,
     value: u64,
     default: u64,
@@ -175,9 +177,9 @@ fn gather(subject: &Subject, host: &Host) -> Result<Report, CliError> {
     })
 }
 
-/// The line of `keys`, or of the nearest table above.
-fn place(config: &Config, keys: &[&str]) -> Place {
-    Place { file: config.path.display().to_string(), line: config.line_of(keys) }
+/// Returns the line of `keys`, or of the nearest table above.
+fn place(config: &Config, keys: &[&str]) -> ConfigLine {
+    ConfigLine { file: config.path.display().to_string(), line: config.line_of(keys) }
 }
 
 fn capabilities(
@@ -186,8 +188,8 @@ fn capabilities(
     wants: &Wants,
     configured: bool,
 ) -> Vec<CapabilityRow> {
-    // A plugin outside of a configuration is granted what it wants to see whether it loads; nobody
-    // has granted it anything.
+    // A plugin that is not configured gets what it wants, only to find out whether it loads. The
+    // report shows no grants for it.
     let grant = if configured { plugin.grant.clone() } else { Grant::default() };
     let effective = Effective::of(wants, &grant);
     let always = |name| CapabilityRow {
@@ -320,7 +322,7 @@ fn text(report: &Report, colours: bool) -> String {
     text
 }
 
-/// What it exports, and what of that is served if it is not all.
+/// Formats the exported hooks, and the served ones if they are fewer.
 fn hooks(report: &Report) -> String {
     let all = report.hooks.join(", ");
     if report.serves == report.hooks {
@@ -370,7 +372,7 @@ hooks = ["diff"]
             }
         };
         let report = gather(&subject, &host).unwrap();
-        // What changes with every build of the plugin.
+        // The digest changes with every build of the plugin.
         assert_eq!(report.digest.len(), 64);
         Report {
             digest: "DIGEST".to_owned(),

@@ -11,11 +11,11 @@ use hookrun_nix::exit_code::Exit;
 use hookrun_nix::outcome::Class;
 use hookrun_queue::journal::{AttemptRow, EndedAs, LogFilter, TaskState};
 
-/// How often `--follow` looks for new attempts: soon enough for a person, and next to nothing for
-/// the machine.
+/// The interval of `--follow`: short enough for users, and cheap for the machine.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// The words of `--outcome`: the classes of an attempt, and `dead` for dead letters and lost tasks.
+/// The values of `--outcome`: the classes of an attempt, and `dead` for dead letters and lost
+/// tasks.
 const OUTCOMES: [&str; 10] = [
     "done",
     "transient",
@@ -38,10 +38,11 @@ Examples:
   hookrun log --all --format json             everything, for a program
   hookrun log --follow --plugin cache         new attempts, until Ctrl-C
 
-With --follow, --format json prints one JSON object per line. If a worker begins a new journal, its
-attempts follow.
+With --follow, --format json prints one JSON object per line. If a worker starts a new journal, the
+attempts in it are shown as well.
 
-Exit code 2: no such plugin. 4: the journal cannot be read, such as another user's.")]
+Exit code 2: the plugin does not exist. 4: the journal cannot be read, for example because it
+belongs to another user.")]
 pub(super) struct Args {
     /// Show only derivations whose name or store path contains TEXT
     #[arg(long, value_name = "TEXT")]
@@ -49,8 +50,8 @@ pub(super) struct Args {
     /// Show only attempts of this plugin
     #[arg(long, value_name = "NAME")]
     plugin: Option<String>,
-    /// Show only attempts that ended so; `failed` is all but `done`, `dead` is all of dead letters
-    /// and lost tasks
+    /// Show only attempts with this outcome; `failed` is every outcome except `done`, and `dead`
+    /// shows all attempts of dead letters and lost tasks
     #[arg(long, value_parser = OUTCOMES)]
     outcome: Option<String>,
     /// Show only attempts that ended since: 2h or 3d ago, a date, or a time such as
@@ -104,7 +105,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         return Ok(Exit::Done);
     }
     loop {
-        // Ctrl-C ends the process, as it ends `tail -f`: there is nothing to put back.
+        // Ctrl-C ends the process, as for `tail -f`. There is nothing to clean up.
         std::thread::sleep(LOOK);
         let rows = follower.next();
         match args.format {
@@ -114,7 +115,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     }
 }
 
-/// Each row as one line of JSON.
+/// Prints each row as one line of JSON.
 fn lines(rows: &[AttemptRow]) -> Result<(), CliError> {
     rows.iter().try_for_each(output::json_line)
 }
@@ -128,7 +129,7 @@ fn is_last(rows: &[AttemptRow], row: &AttemptRow) -> bool {
 fn text(rows: &[AttemptRow], verbose: bool, colours: bool) -> String {
     let mut text = String::new();
     for row in rows {
-        // An attempt as a line of its own, its message below: messages end in the fix and are long.
+        // Each attempt has a line of its own, with its message below, because messages are long.
         let _ = write!(
             text,
             "{}  {}  {}  {}",
@@ -159,10 +160,8 @@ fn text(rows: &[AttemptRow], verbose: bool, colours: bool) -> String {
                 let _ = writeln!(text, "    lost");
             }
             (TaskState::Dead, _) if row.class != Class::Done && is_last(rows, row) => {
-                let _ = writeln!(
-                    text,
-                    "    dead letter: not tried again, unless `hookrun queue retry` says so"
-                );
+                let _ =
+                    writeln!(text, "    dead letter; to try it again, run `hookrun queue retry`");
             }
             (TaskState::Refused, _) => {
                 let _ = writeln!(
@@ -191,7 +190,7 @@ fn details(text: &mut String, row: &AttemptRow, colours: bool) {
     if let Some(usage) = &row.usage {
         let _ = writeln!(
             text,
-            "    used {} of memory, {} host calls ({} across the border), {} of log",
+            "    used {} of memory, {} host calls ({} transferred), {} of log",
             output::bytes(usage.memory),
             usage.host_calls,
             output::bytes(usage.host_bytes),

@@ -1,5 +1,5 @@
-//! The manual pages: what clap knows of each command, with the examples as they are, and for
-//! hookrun(1) what no help text has room for.
+//! Writes the manual pages. Each contains the help of a command and its examples; hookrun(1) also
+//! has sections that no help text contains.
 
 use std::io;
 use std::path::Path;
@@ -10,28 +10,30 @@ use clap_mangen::roff::{Roff, bold, roman};
 
 use super::help::{self, Block, blocks};
 
-/// What hookrun(1) has and no help text: headings, and paragraphs or verbatim lines below them.
+/// Additional sections of hookrun(1): headings, each followed by paragraphs or verbatim lines.
 const MORE: &[(&str, &str)] = &[
     (
         "HOOKS",
         "\
-Nix calls a hook as the program that a setting in nix.conf names, without a shell. The links
-hookrun-post-build, hookrun-diff and hookrun-build-hook to the program hookrun say which hook it is;
-`hookrun hook NAME` does the same where arguments can be given.
+Nix runs the program that a setting in nix.conf names, without a shell. The links
+hookrun-post-build, hookrun-diff and hookrun-build-hook to the program hookrun determine the hook by
+their names; `hookrun hook NAME` does the same if the setting can contain arguments.
 
-post-build-hook: called after each successful build, by the Nix that builds: as root under a daemon,
-else as the caller. No arguments. The environment has DRV_PATH (the store path of the derivation) and
-OUT_PATHS (those of its outputs, separated by blanks; empty in Nix 2.8.0, where hookrun reads them
-from the derivation). The exit code is 0, unless a plugin with `gate = true` fails the build.
+post-build-hook: called after each successful build, by the Nix that builds: as root with a daemon,
+otherwise as the caller. There are no arguments. The environment contains DRV_PATH (the store path
+of the derivation) and OUT_PATHS (those of its outputs, separated by blanks; empty in Nix 2.8.0,
+where hookrun reads them from the derivation). The exit code is 0, unless a plugin with `gate =
+true` fails the build.
 
-diff-hook: called when a build differs from the one before (`nix-build --check`), if `run-diff-hook =
-true`, as the build user. Four arguments: the previous result, the current one, the derivation, the
-build directory. One line on standard output, which Nix shows. The exit code is 0.
+diff-hook: called as the build user when a build differs from the previous one (`nix-build
+--check`), if `run-diff-hook = true`. There are four arguments: the previous result, the current
+result, the derivation, and the build directory. The hook writes one line to standard output, which
+Nix shows. The exit code is 0.
 
-build-hook: called once for each Nix command or client that builds. One argument: Nix's verbosity.
-Standard input carries Nix's settings, and then for each derivation a line `try WILLING SYSTEM
-DRV-PATH FEATURES`. The answer on standard error is one of `# accept`, `# decline`,
-`# postpone` and `# decline-permanently`. After `# accept` hookrun writes the machine's store URI,
+build-hook: called once for each Nix command or client that builds. The only argument is Nix's
+verbosity. Standard input contains Nix's settings, and then for each derivation a line `try WILLING
+SYSTEM DRV-PATH FEATURES`. The answer on standard error is one of `# accept`, `# decline`, `#
+postpone` and `# decline-permanently`. After `# accept` hookrun writes the machine's store URI,
 reads the inputs and outputs to copy, and runs Nix's own build-remote for that machine.",
     ),
     (
@@ -47,7 +49,7 @@ reads the inputs and outputs to copy, and runs Nix's own build-remote for that m
         "  HOOKRUN_CONFIG       the configuration file, as --config
   HOOKRUN_STATE_DIR    the directory of queue and journal, as --state-dir
   NO_COLOR             if set, no colours
-  TMPDIR               where `hookrun ci` and `hookrun demo` make their directories
+  TMPDIR               the parent of the directories of `hookrun ci` and `hookrun demo`
   NIX_CONFIG, NIX_STORE_DIR, NIX_STATE_DIR, NIX_CONF_DIR, NIX_REMOTE    as Nix uses them",
     ),
 ];
@@ -92,7 +94,7 @@ fn page(command: &Command, man: &Man, is_root: bool) -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// The text after the options of a command's help, sorted into the sections of a manual page
+/// The text after the options of a command's help, sorted into sections of a manual page
 /// (man-pages(7)).
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Sections {
@@ -112,7 +114,7 @@ impl Sections {
             let is_exit = matches!(&block, Block::Paragraph(text) if text.starts_with("Exit code"));
             in_examples = is_heading || (in_examples && matches!(block, Block::Verbatim(_)));
             match block {
-                // The section's own heading says that.
+                // The heading of the section replaces this one.
                 Block::Paragraph(text) if text == "Example:" || text == "Examples:" => {}
                 block if in_examples => sections.examples.push(block),
                 block if is_exit => sections.exit.push(block),
@@ -137,7 +139,7 @@ fn body(blocks: &[Block]) -> Roff {
     for block in blocks {
         roff.control("PP", []);
         match block {
-            // `name: what it is` with the name in bold.
+            // Writes `name: description` with the name in bold.
             Block::Paragraph(text) => match text.split_once(": ") {
                 Some((name, rest)) if !name.contains(' ') => {
                     roff.text([bold(name), roman(format!(": {rest}"))]);
@@ -193,7 +195,7 @@ mod tests {
             ".SH EXAMPLES",
             "DRV_PATH",
             "OUT_PATHS",
-            "Four arguments",
+            "four arguments",
             "decline\\-permanently",
         ] {
             assert!(main.contains(part), "`{part}` is not in\n{main}");

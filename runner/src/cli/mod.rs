@@ -1,7 +1,8 @@
-//! The command line: arguments -> a plan -> the library -> an exit code. One file a command.
+//! The command line: parses the arguments, runs a command of its own file, and returns an exit
+//! code.
 //!
-//! Data goes to standard output, everything else to standard error. Hooks do not come through here:
-//! [`crate::role`] knows them before an argument parser is touched.
+//! Data goes to standard output, everything else to standard error. Hooks are not handled here:
+//! [`crate::role`] recognises them before any argument parser runs.
 
 mod builders;
 mod check;
@@ -47,14 +48,14 @@ use hookrun_nix::terminal::stamp;
 
 const EXAMPLES: &str = "\
 Examples:
-  hookrun demo                      run the main job on real Nix, in a private store
+  hookrun demo                      show the main functions with real Nix, in a private store
   hookrun check                     validate the configuration and load every plugin
   hookrun test ./my-plugin.wasm     run a plugin on sample events
-  hookrun status                    show what runs, what waits and what failed
+  hookrun status                    show running, waiting and failed tasks
   hookrun log --outcome dead        show the dead letters and their reasons
   hookrun queue retry --dead        retry the dead letters
-  hookrun ci -- nix build           report this command's builds, wait for their uploads
-  hookrun sync --since 3d           hand over what no hook reported
+  hookrun ci -- nix build           run a command, and wait for the uploads of its builds
+  hookrun sync --since 3d           queue valid paths that no hook reported
 
 In nix.conf (the name of the link says which hook it is):
   post-build-hook = /usr/lib/hookrun/hookrun-post-build
@@ -62,8 +63,9 @@ In nix.conf (the name of the link says which hook it is):
   run-diff-hook   = true
   build-hook      = /usr/lib/hookrun/hookrun-build-hook
 
-Exit code 0: done. 1: the thing tested or awaited failed. 2: usage. 3: configuration. 4: environment.
-70: internal error. `hookrun ci` returns the command's own code if the command failed.";
+Exit code 0: success. 1: the tested or awaited operation failed. 2: usage. 3: configuration. 4:
+environment. 70: internal error. `hookrun ci` returns the exit code of the command if the command
+failed.";
 
 /// One host for Nix's post-build-hook, diff-hook and build-hook, with sandboxed plugins.
 #[derive(Debug, Parser)]
@@ -82,23 +84,24 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the main job on real Nix in a private store: upload, substitution, mail, builder choice
+    /// Show the main functions with real Nix in a private store: upload, substitution, mail,
+    /// builder choice
     Demo(demo::Args),
     /// Run a plugin on sample events, with in-memory capabilities and the limits of real runs
     Test(test::Args),
-    /// Validate the configuration, load every plugin, and try its secrets and services
+    /// Validate the configuration, load every plugin, and check its secrets and services
     Check(check::Args),
-    /// Check whether this Nix calls hookrun: versions, settings, users, permissions
+    /// Check whether the installed Nix calls hookrun: versions, settings, users, permissions
     Doctor(doctor::Args),
-    /// Compile the plugins ahead of time, because hooks never compile
+    /// Compile the plugins ahead of time, because hooks do not compile
     Compile(compile::Args),
     /// Run all due tasks, then exit
     Drain(drain::DrainArgs),
-    /// Run tasks until told to stop (for a service)
+    /// Run tasks until stopped, as a service
     Daemon(drain::DaemonArgs),
-    /// End the worker that runs; its attempts run again later
+    /// End the running worker; its attempts run again later
     Stop(stop::Args),
-    /// Show what runs, what waits and what failed
+    /// Show running, waiting and failed tasks
     Status(status::Args),
     /// Show attempts and their outcomes
     Log(log::Args),
@@ -108,9 +111,9 @@ enum Command {
     /// Inspect the machines that build for this one, and the policy that chooses between them
     #[command(subcommand)]
     Builders(builders::Command),
-    /// Run one command with hooks, and wait for what plugins do with its builds
+    /// Run a command with hooks, and wait for the tasks of its builds
     Ci(ci::Args),
-    /// Hand over valid paths that no hook reported
+    /// Queue valid paths that no hook reported
     Sync(sync::Args),
     /// Show a plugin's identity, hooks, capabilities and limits
     Inspect(inspect::Args),
@@ -126,23 +129,23 @@ enum Command {
     /// The process that runs plugins for a worker or a build hook
     #[command(hide = true)]
     Runner,
-    /// A hook that `hookrun ci` set
+    /// A hook that `hookrun ci` has set
     #[command(hide = true)]
     CiHook(ci::HookArgs),
     /// The process that tries services for `hookrun check`
     #[command(hide = true, name = tryout::COMMAND)]
     TryServices(check::TryArgs),
-    /// The contained compiler
+    /// The contained process that compiles a plugin
     #[command(hide = true, name = compiler::COMMAND)]
     CompileOne(compiler::Order),
-    /// What a component is, found out by a contained process
+    /// The contained process that examines a component
     #[command(hide = true, name = examine::COMMAND)]
     ExamineOne(contain::Bounds),
 }
 
 impl Command {
-    /// Does a configuration matter that was named and is not there? Not where it comes over a pipe,
-    /// or none is read.
+    /// Returns whether it is an error if the named configuration file does not exist. It is not an
+    /// error for commands that get the configuration over a pipe, or that read none.
     fn needs_configuration(&self) -> bool {
         !matches!(
             self,
@@ -156,8 +159,7 @@ impl Command {
         )
     }
 
-    /// Returns whether this command only reads what is in the state directory, or speaks to who
-    /// works there.
+    /// Returns whether this command only reads the state directory, or communicates with its worker.
     fn reads_the_state_directory(&self) -> bool {
         matches!(
             self,
@@ -170,7 +172,7 @@ impl Command {
         )
     }
 
-    /// Returns whether files of this command get the modes of [`layout`] whatever the umask.
+    /// Returns whether files of this command get the modes of [`layout`], whatever the umask is.
     fn fills_the_state_directory(&self) -> bool {
         matches!(
             self,
@@ -187,8 +189,8 @@ impl Command {
 /// Documented here for `--help`; [`crate::role`] acts on it before this parser runs.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Only Nix calls this: it sets the environment and the arguments. `man hookrun` describes what each hook
-expects.")]
+Only Nix calls this: it sets the environment and the arguments. `man hookrun` describes what each
+hook expects.")]
 struct HookArgs {
     /// The hook
     #[arg(value_parser = ["post-build", "diff", "build-hook"])]
@@ -198,11 +200,11 @@ struct HookArgs {
     arguments: Vec<OsString>,
 }
 
-/// What every command needs to know.
+/// The values that every command needs.
 #[derive(Debug, Clone)]
 struct Context {
     dirs: Dirs,
-    /// Did the user name the state directory? Then it has to be there.
+    /// Whether the user named the state directory, which must exist in that case.
     state_is_chosen: bool,
     /// Whether the user chose the configuration, by `--config` or `HOOKRUN_CONFIG`.
     config_is_chosen: bool,
@@ -213,13 +215,13 @@ impl Context {
         Ok(Config::in_force(&self.dirs)?)
     }
 
-    /// Where commands that take a plugin look for its configuration.
+    /// Returns the files in which commands look for the configuration of a plugin.
     fn files(&self) -> Files<'_> {
         Files { config: &self.dirs.config, chosen: self.config_is_chosen, directory: Path::new("") }
     }
 }
 
-/// Parses `args` (without the program's name), runs the command and says how it ended.
+/// Parses `args` (without the program's name), runs the command, and returns its exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
     let args = std::iter::once(OsString::from("hookrun")).chain(args);
     let parsed = help::command()
@@ -256,7 +258,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Ok(exit) => exit,
         Err(error) if error.is_broken_pipe() || error.exit == Exit::Done => Exit::Done,
         Err(error) => {
-            // Nothing is left to do when standard error is gone too.
+            // Nothing can be reported if standard error is closed.
             let _ = writeln!(
                 std::io::stderr(),
                 "{}error: {}",
@@ -306,7 +308,7 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
     }
 }
 
-/// The runtime of commands that run plugins. Hooks never come here.
+/// Returns the runtime of commands that run plugins. Hooks do not use it.
 fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::environment)
 }

@@ -11,7 +11,7 @@ use super::CliError;
 pub(super) use hookrun_nix::terminal::printable;
 use hookrun_nix::terminal::printable_json;
 
-/// `--format`.
+/// The value of `--format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub(super) enum Format {
     /// For users.
@@ -32,13 +32,14 @@ pub(super) fn json_line(value: &impl Serialize) -> Result<(), CliError> {
     print(&format!("{}\n", printable_json(&text)))
 }
 
-/// `value` as one JSON document that ends in a line feed, safe to show on a terminal.
+/// Returns `value` as one JSON document that ends with a line feed and is safe to show on a
+/// terminal.
 pub(super) fn json_text(value: &impl Serialize) -> Result<String, CliError> {
     let text = serde_json::to_string_pretty(value).map_err(CliError::internal)?;
     Ok(format!("{}\n", printable_json(&text)))
 }
 
-/// Prints `text` as it is.
+/// Prints `text` unchanged.
 pub(super) fn print(text: &str) -> Result<(), CliError> {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
@@ -63,7 +64,7 @@ pub(super) enum Style {
     Strong,
 }
 
-/// `text` in `style`, if there are colours.
+/// Returns `text` in `style`, if colours are used.
 pub(super) fn styled(text: &str, style: Style, colours: bool) -> String {
     // Select Graphic Rendition, ECMA-48 section 8.3.117.
     let code = match style {
@@ -77,7 +78,7 @@ pub(super) fn styled(text: &str, style: Style, colours: bool) -> String {
     if colours { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
 }
 
-/// The style of an outcome's or a task state's word.
+/// Returns the style for an outcome or a task state.
 pub(super) fn style_of(word: &str) -> Style {
     match word {
         "done" | "ok" => Style::Good,
@@ -89,18 +90,18 @@ pub(super) fn style_of(word: &str) -> Style {
     }
 }
 
-/// Two blanks are between two columns.
+/// The number of blanks between two columns.
 const GAP: usize = 2;
-/// A column is not made narrower than this to fit a terminal.
+/// The minimum width of a column that is narrowed to fit a terminal.
 const NARROWEST: usize = 6;
 
-/// Rows in columns; the last column is not padded. On a terminal a row takes one line: what does
-/// not fit is cut off.
+/// Formats rows in columns. The last column is not padded. On a terminal a row takes one line, and
+/// the rest is cut off.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
     table_within(rows, terminal_width())
 }
 
-/// Columns of the terminal that is standard output, if it is one.
+/// Returns the width of the terminal, if standard output is one.
 fn terminal_width() -> Option<usize> {
     let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
     Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
@@ -129,8 +130,8 @@ fn table_within(rows: &[Vec<String>], limit: Option<usize>) -> String {
     text
 }
 
-/// Makes the widest columns narrower until a row fits into `limit`, but not the first one, whose
-/// names and ids people type.
+/// Narrows the widest columns until a row fits into `limit`. The first column keeps its width,
+/// because users type its names and ids.
 fn narrow(widths: &mut [usize], limit: usize) {
     let gaps = GAP.saturating_mul(widths.len().saturating_sub(1));
     loop {
@@ -143,8 +144,8 @@ fn narrow(widths: &mut [usize], limit: usize) {
     }
 }
 
-/// Returns the first `limit` columns of a text, the last of them `…` if there is more. Escape
-/// sequences of [`styled`] are kept, so that a colour still ends.
+/// Returns the first `limit` columns of a text; the last of them is `…` if there is more. Escape
+/// sequences of [`styled`] are kept, so that colours end.
 fn cut(text: &str, limit: usize) -> String {
     if width(text) <= limit {
         return text.to_owned();
@@ -172,7 +173,7 @@ fn width(text: &str) -> usize {
     anstream::adapter::strip_str(text).map(UnicodeWidthStr::width).sum()
 }
 
-/// The fields of a log line: ` key=value` each.
+/// Formats the fields of a log line, each as ` key=value`.
 pub(super) fn fields(fields: &[(String, String)]) -> String {
     fields.iter().fold(String::new(), |mut text, (key, value)| {
         let _ = write!(text, " {}={}", printable(key), printable(value));
@@ -180,7 +181,7 @@ pub(super) fn fields(fields: &[(String, String)]) -> String {
     })
 }
 
-/// A time in milliseconds since 1970, as local time.
+/// Formats a time in milliseconds since 1970 as local time.
 pub(super) fn time(ms: u64) -> String {
     i64::try_from(ms).ok().and_then(chrono::DateTime::from_timestamp_millis).map_or_else(
         || ms.to_string(),
@@ -188,13 +189,13 @@ pub(super) fn time(ms: u64) -> String {
     )
 }
 
-/// A duration in milliseconds in its two largest units: `2h 5m`, `310ms`.
+/// Formats a duration in milliseconds in its two largest units, such as `2h 5m` and `310ms`.
 pub(super) fn duration(ms: u64) -> String {
     let text = humantime::format_duration(std::time::Duration::from_millis(ms)).to_string();
     text.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
-/// Bytes as people read them.
+/// Formats a number of bytes with a unit.
 pub(super) fn bytes(count: u64) -> String {
     bytesize::ByteSize(count).display().iec().to_string()
 }
@@ -217,7 +218,7 @@ mod tests {
 
     #[test]
     fn rows_are_cut_to_the_width_of_the_terminal_but_not_their_first_column() {
-        let message = "a message that ends in the fix and is long";
+        let message = "a long message that names the value and ends with the fix";
         let rows = vec![
             vec!["event".into(), "state".into(), "last".into()],
             vec![

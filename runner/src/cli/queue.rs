@@ -1,4 +1,4 @@
-//! `hookrun queue`: tasks one by one, beside a worker that runs.
+//! `hookrun queue`: shows and changes individual tasks, also while a worker runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -16,16 +16,16 @@ use hookrun_nix::event::{Event, HookEvent, Origin, now_ms};
 use hookrun_nix::exit_code::Exit;
 use hookrun_nix::layout::{Directory, Use};
 use hookrun_queue::journal::{
-    AttemptRow, Journal, LogFilter, Open, OpenBreaker, Selection, TaskRow, TaskState,
+    AttemptRow, Journal, LogFilter, Open, OpenBreaker, TaskRow, TaskSelection, TaskState,
 };
 use hookrun_queue::{lock, roots, spool};
 
-/// How often progress is looked at.
+/// The interval at which progress is checked.
 const LOOK: Duration = Duration::from_millis(100);
-/// The fewest characters of an event's id in a list: the time. What happened in the same
-/// millisecond is told apart by more of them.
+/// The minimum number of characters of an event's id in a list, which are its time. More are shown
+/// for events of the same millisecond.
 const SHORT_ID: usize = 13;
-/// Ids that a message names.
+/// The number of ids that a message names.
 const SHOWN_IDS: usize = 5;
 
 #[derive(Debug, clap::Subcommand)]
@@ -58,8 +58,8 @@ pub(super) struct Which {
 }
 
 impl Which {
-    fn selection(&self) -> Selection {
-        Selection {
+    fn selection(&self) -> TaskSelection {
+        TaskSelection {
             events: self.events.clone(),
             plugin: self.plugin.clone(),
             derivation: self.derivation.clone(),
@@ -99,12 +99,13 @@ pub(super) struct ShowArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-At least one event or option has to select tasks. A running worker applies the change at once. `retry` begins the attempts of a task anew,
-and closes the circuit breakers of the plugins that it selects. Exit code 1: nothing was changed.
+At least one event or option must select tasks. A running worker applies the change immediately.
+`retry` starts the count of attempts again, and closes the circuit breakers of the selected plugins.
+Exit code 1: nothing was changed.
 
 Examples:
   hookrun queue retry --dead                   dead letters and lost tasks
-  hookrun queue retry --plugin cache           all tasks of this plugin, waiting ones included
+  hookrun queue retry --plugin cache           all tasks of this plugin, including waiting ones
   hookrun queue drop 0192f3a1-7c7e")]
 pub(super) struct ChangeArgs {
     #[command(flatten)]
@@ -116,7 +117,8 @@ pub(super) struct ChangeArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit code 0: all tasks are done. 1: tasks are dead, lost or refused, or the timeout has passed. 4: there is work and no worker.
+Exit code 0: all tasks are done. 1: tasks are dead, lost or refused, or the timeout has passed. 4:
+there is work and no worker.
 
 Examples:
   hookrun queue wait
@@ -157,7 +159,7 @@ fn list(context: &Context, args: &ListArgs) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
-/// How much of each event's id has to be shown so that it means no other.
+/// For each event's id, the number of characters that make it unique.
 struct ShortIds(BTreeMap<String, usize>);
 
 impl ShortIds {
@@ -209,7 +211,7 @@ fn table(tasks: &[TaskRow], ids: &ShortIds, colours: bool) -> String {
     output::table(&rows)
 }
 
-/// The derivation's name, and who told of it where that was no hook.
+/// Returns the derivation's name, and the source of the event if it was not a hook.
 fn name(task: &TaskRow) -> String {
     if task.event.origin == Origin::Hook.as_str() {
         task.event.name.clone()
@@ -218,7 +220,7 @@ fn name(task: &TaskRow) -> String {
     }
 }
 
-/// The state's word, with the time for what waits.
+/// Returns the state of the task, with the remaining time if it waits.
 fn state(task: &TaskRow) -> String {
     match (task.state, task.not_before_ms) {
         (TaskState::Waiting, Some(when)) if when > now_ms() => {
@@ -231,7 +233,7 @@ fn state(task: &TaskRow) -> String {
 /// One event, as `--format json` prints it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Shown {
+struct EventReport {
     event: Option<Event>,
     tasks: Vec<TaskRow>,
     attempts: Vec<AttemptRow>,
@@ -240,7 +242,7 @@ struct Shown {
 fn show(context: &Context, args: &ShowArgs) -> Result<Exit, CliError> {
     let Some(journal) = state_dir::journal(context)? else {
         return Err(CliError::environment(anyhow::anyhow!(
-            "there is no journal yet; a worker makes it, such as `hookrun drain`"
+            "there is no journal yet; run `hookrun drain` to create it"
         )));
     };
     let mut tasks = journal.tasks().map_err(CliError::environment)?;
@@ -252,7 +254,7 @@ fn show(context: &Context, args: &ShowArgs) -> Result<Exit, CliError> {
     let mut attempts = journal.log(&LogFilter::default()).map_err(CliError::environment)?;
     attempts.retain(|attempt| attempt.event.id == id);
     let shown =
-        Shown { event: journal.event(&id).map_err(CliError::environment)?, tasks, attempts };
+        EventReport { event: journal.event(&id).map_err(CliError::environment)?, tasks, attempts };
     match args.format {
         Format::Json => output::json(&shown)?,
         Format::Text => output::print(&text(&id, &shown, output::colours()))?,
@@ -260,12 +262,12 @@ fn show(context: &Context, args: &ShowArgs) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
-fn text(id: &str, shown: &Shown, colours: bool) -> String {
+fn text(id: &str, shown: &EventReport, colours: bool) -> String {
     let mut text = format!("{}\n", styled(id, Style::Strong, colours));
     if let Some(event) = &shown.event {
         let _ = writeln!(
             text,
-            "{} of {} at {}, told by {}",
+            "{} of {} at {}, reported by {}",
             event.kind(),
             printable(event.drv_path()),
             output::time(event.time_ms),
@@ -301,11 +303,11 @@ enum Change {
     Drop,
 }
 
-/// What `retry` and `drop` did, as `--format json` prints it.
+/// The result of `retry` and `drop`, as `--format json` prints it.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Changed {
-    /// The tasks that were changed, as they were before.
+    /// The changed tasks, as they were before.
     tasks: Vec<TaskRow>,
     /// Plugins whose circuit breaker was closed.
     closed_breakers: Vec<String>,
@@ -315,7 +317,7 @@ struct Changed {
 
 fn change(context: &Context, args: &ChangeArgs, change: Change) -> Result<Exit, CliError> {
     let selection = args.which.selection();
-    if selection == Selection::default() {
+    if selection == TaskSelection::default() {
         return Err(CliError::usage(
             "no tasks selected: name events, or write --dead, --plugin NAME or --derivation TEXT (`hookrun queue list` shows them)".to_owned(),
         ));
@@ -364,17 +366,18 @@ fn told(changed: &Changed, change: Change) -> String {
     }
     if text.is_empty() {
         text.push_str(match change {
-            Change::Retry => "no tasks: none of these is dead, lost, refused or waiting\n",
-            Change::Drop => "no tasks: none of these is dead, lost, refused, due or waiting\n",
+            Change::Retry => "no matching task is dead, lost, refused or waiting\n",
+            Change::Drop => "no matching task is dead, lost, refused, due or waiting\n",
         });
     } else if change == Change::Retry && !changed.worker {
-        text.push_str("no worker runs: `hookrun drain` does them now, or the next hook's worker\n");
+        text.push_str("no worker runs; run `hookrun drain` to run the tasks now, or wait for the worker that the next hook starts\n");
     }
     text
 }
 
-/// Each beginning of an id has to mean one event: what is changed is not meant by chance.
-fn unambiguous(selection: &Selection, tasks: &[TaskRow]) -> Result<(), CliError> {
+/// Checks that each beginning of an id matches only one event, so that no other event is changed by
+/// mistake.
+fn unambiguous(selection: &TaskSelection, tasks: &[TaskRow]) -> Result<(), CliError> {
     for event in &selection.events {
         let ids: BTreeSet<&str> = tasks
             .iter()
@@ -386,7 +389,7 @@ fn unambiguous(selection: &Selection, tasks: &[TaskRow]) -> Result<(), CliError>
     Ok(())
 }
 
-/// The one event whose id begins with `beginning`.
+/// Returns the only event whose id begins with `beginning`.
 fn one_event<'a>(beginning: &str, ids: &BTreeSet<&'a str>) -> Result<&'a str, CliError> {
     match ids.iter().collect::<Vec<_>>().as_slice() {
         [] => Err(CliError::usage(format!(
@@ -394,18 +397,18 @@ fn one_event<'a>(beginning: &str, ids: &BTreeSet<&'a str>) -> Result<&'a str, Cl
         ))),
         [one] => Ok(one),
         many => Err(CliError::usage(format!(
-            "{} events begin with `{beginning}`, such as {}; write more of the id",
+            "{} events begin with `{beginning}`, such as {}; write more characters of the id",
             many.len(),
             many.iter().take(SHOWN_IDS).map(|id| **id).collect::<Vec<_>>().join(", ")
         ))),
     }
 }
 
-/// Closes the open breakers of the selected plugins: the operator asks for an attempt after a fix,
-/// or to try again.
+/// Closes the open circuit breakers of the selected plugins, because the operator asks for an
+/// attempt now.
 fn close_breakers(
     journal: &mut Journal,
-    selection: &Selection,
+    selection: &TaskSelection,
     tasks: &[TaskRow],
 ) -> Result<Vec<String>, CliError> {
     let mut closed = Vec::new();
@@ -419,20 +422,20 @@ fn close_breakers(
     Ok(closed)
 }
 
-/// True if the task is tried again.
+/// Makes a task due again. Returns whether it was changed.
 fn revive(journal: &mut Journal, task: &TaskRow) -> Result<bool, CliError> {
     let (event, plugin) = (task.event.id.as_str(), task.plugin.as_str());
     let changed = journal.revive(event, plugin, now_ms()).map_err(CliError::environment)?;
     if changed && let Some(event) = journal.event(event).map_err(CliError::environment)? {
-        // They may have gone, by the bounds on roots. If the outputs went after them, the task is
-        // lost, and says so.
+        // The roots may have been removed because of their limits. If the outputs were collected
+        // too, the task is lost and reports that.
         let made = roots::make(&event);
         journal.rooted(&event.id, made).map_err(CliError::environment)?;
     }
     Ok(changed)
 }
 
-/// True if the task is gone.
+/// Removes a task. Returns whether it was removed.
 fn discard(journal: &mut Journal, task: &TaskRow) -> Result<bool, CliError> {
     let (event, plugin) = (task.event.id.as_str(), task.plugin.as_str());
     let (changed, unrooted) =
@@ -443,23 +446,24 @@ fn discard(journal: &mut Journal, task: &TaskRow) -> Result<bool, CliError> {
     Ok(changed)
 }
 
-/// The worker watches the spool, not the journal: its times are set. No file is made there, where
-/// anybody may have put a link under any name.
+/// Wakes the worker by setting the times of the spool directory, because the worker watches the
+/// spool and not the journal. No file is created there, because other users may have created links
+/// with any name.
 fn wake(context: &Context) {
     let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
     let times = Timestamps { last_access: now, last_modification: now };
-    // If that fails, the worker looks by itself within half a minute.
+    // If that fails, the worker checks within half a minute.
     let _woken = Directory::open(&context.dirs.spool(), Use::List)
         .and_then(|spool| rustix::fs::futimens(&spool, &times));
 }
 
-/// What there is to wait for.
+/// The state of the tasks that `wait` waits for.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Left {
+struct RemainingTasks {
     /// Whether all tasks have ended.
     finished: bool,
-    /// Events that no worker has taken.
+    /// The number of events that no worker has taken.
     spooled: u64,
     due: u64,
     waiting: u64,
@@ -470,9 +474,9 @@ struct Left {
     next_ms: Option<u64>,
 }
 
-impl Left {
+impl RemainingTasks {
     fn look(context: &Context) -> Result<Self, CliError> {
-        // The spool first: an event that leaves it is in the journal already.
+        // The spool is read first, because an event that leaves it is already in the journal.
         let spooled = spool::depth(&context.dirs) as u64;
         let Open { due, waiting, running, refused, dead, lost, next_ms } = open_tasks(context)?;
         let finished = spooled + due + waiting + running == 0;
@@ -487,7 +491,7 @@ impl Left {
         self.refused + self.dead + self.lost > 0
     }
 
-    /// The state words of what did not end well, with their numbers.
+    /// Formats the states of unsuccessful tasks with their numbers.
     fn failures(&self) -> String {
         let counts = [(self.dead, "dead"), (self.lost, "lost"), (self.refused, "refused")];
         let counts = counts.iter().filter(|(count, _)| *count > 0);
@@ -498,7 +502,7 @@ impl Left {
 fn wait(context: &Context, args: &WaitArgs) -> Result<Exit, CliError> {
     let begun = Instant::now();
     let bar = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
-    let end = |left: &Left, exit: Exit, verdict: String| {
+    let end = |left: &RemainingTasks, exit: Exit, verdict: String| {
         if let Some(bar) = &bar {
             bar.finish_and_clear();
         }
@@ -509,14 +513,14 @@ fn wait(context: &Context, args: &WaitArgs) -> Result<Exit, CliError> {
         Ok(exit)
     };
     loop {
-        let left = Left::look(context)?;
+        let left = RemainingTasks::look(context)?;
         if left.finished && left.failed() {
             let verdict =
                 format!("not all tasks are done: {}; see `hookrun status`\n", left.failures());
             return end(&left, Exit::Failed, verdict);
         }
         if left.finished {
-            return end(&left, Exit::Done, "nothing is left to do\n".to_owned());
+            return end(&left, Exit::Done, "all tasks are done\n".to_owned());
         }
         let open = left.open();
         if args.timeout.is_some_and(|timeout| begun.elapsed() >= timeout) {
@@ -527,7 +531,7 @@ fn wait(context: &Context, args: &WaitArgs) -> Result<Exit, CliError> {
         }
         if !lock::is_held(&context.dirs.worker_lock()) && !has_come(context)? {
             let message = format!(
-                "{open} tasks or events are left and no worker runs; run `hookrun drain`, or start the service"
+                "{open} tasks or events are left, but no worker runs; run `hookrun drain`, or start the service"
             );
             return Err(CliError::environment(anyhow::Error::msg(message)));
         }
@@ -544,12 +548,12 @@ fn wait(context: &Context, args: &WaitArgs) -> Result<Exit, CliError> {
     }
 }
 
-/// A worker that a hook has started needs a moment to take its lock. True: it runs now, or has done
-/// everything meanwhile.
+/// Waits for a worker that a hook has started, which needs a moment to take its lock. Returns
+/// whether it runs, or has done everything meanwhile.
 fn has_come(context: &Context) -> Result<bool, CliError> {
     for _ in 0..20 {
         std::thread::sleep(LOOK);
-        if lock::is_held(&context.dirs.worker_lock()) || Left::look(context)?.finished {
+        if lock::is_held(&context.dirs.worker_lock()) || RemainingTasks::look(context)?.finished {
             return Ok(true);
         }
     }

@@ -1,29 +1,30 @@
-//! What `status` and `check` report about the sandbox of guests.
+//! Formats the state of the sandbox for `status` and `check`.
 
 use crate::supervise::needs;
 use hookrun_config::Config;
 use hookrun_host::wall::{self, Identity, User};
 
-/// Describes the user that guests run as when this user runs the worker.
+/// Describes the user that guests run as when the current user runs the worker.
 pub(super) fn guests(config: Option<&Config>) -> String {
     match config.map(needs::identity) {
         Some(Ok(Identity::User(User { name, uid, .. }))) => format!("{name} (uid {uid})"),
-        Some(Err(_)) => "no user: `user` under [worker] is wrong".to_owned(),
+        Some(Err(_)) => "no user, because `user` under [worker] is not valid".to_owned(),
         Some(Ok(Identity::Powerless)) | None => {
             let is_root = rustix::process::geteuid().is_root();
-            let better = if is_root { "; better `user = \"hookrun\"` under [worker]" } else { "" };
+            let better =
+                if is_root { "; recommended: `user = \"hookrun\"` under [worker]" } else { "" };
             format!("{}{better}", wall::powerless())
         }
     }
 }
 
-/// Returns what is wrong with the sandbox, each with the fix.
+/// Returns the parts of the sandbox that are missing, each with the fix.
 pub(super) fn problems(config: &Config) -> Vec<String> {
     let mut problems: Vec<String> = needs::identity(config).err().into_iter().collect();
     let fix = if config.worker.require_sandbox {
-        "nothing runs, because of `require-sandbox = true`"
+        "no plugin runs, because of `require-sandbox = true`"
     } else {
-        "plugins run nevertheless"
+        "plugins run without it"
     };
     problems.extend(wall::missing().into_iter().map(|lack| format!("sandbox: {lack} ({fix})")));
     problems

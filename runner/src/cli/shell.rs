@@ -35,7 +35,7 @@ pub(super) fn manual(args: &ManArgs) -> Result<Exit, CliError> {
         .and_then(|()| man::write(&args.directory))
         .with_context(|| {
             format!(
-                "cannot write manual pages to {}; name a directory you may write to",
+                "cannot write manual pages to {}; name a directory that you may write to",
                 args.directory.display()
             )
         })

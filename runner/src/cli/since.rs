@@ -1,14 +1,14 @@
-//! `--since` of `hookrun log` and `hookrun sync`: a point in time as people write it.
+//! The value of `--since` in `hookrun log` and `hookrun sync`: a point in time.
 
 use chrono::{DateTime, Local, NaiveDate, NaiveTime, TimeZone as _};
 
 use hookrun_nix::event::now_ms;
 
-/// Milliseconds since 1970 of `text`: a duration before now (`90s`, `2h`, `3d`), a time as RFC 3339
-/// writes it (`2026-11-23T06:00:00+01:00`), or a local date (`2026-11-23`).
+/// Returns the time in milliseconds since 1970: a duration before now (`90s`, `2h`, `3d`), a time
+/// in RFC 3339 (`2026-11-23T06:00:00+01:00`), or a local date (`2026-11-23`).
 ///
 /// # Errors
-/// It is none of these.
+/// The text has none of these forms.
 pub(super) fn parse(text: &str) -> Result<u64, String> {
     parse_at(text, now_ms())
 }
@@ -25,7 +25,7 @@ fn parse_at(text: &str, now_ms: u64) -> Result<u64, String> {
             Local.from_local_datetime(&date.and_time(NaiveTime::MIN)).earliest()
         });
     match time {
-        // What lies before 1970 is before everything.
+        // Times before 1970 count as 1970.
         Some(time) => Ok(u64::try_from(time.timestamp_millis()).unwrap_or(0)),
         None => Err(
             "not a time; write `2h` or `3d`, a date such as 2026-11-23, or 2026-11-23T06:00:00Z"
@@ -54,7 +54,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_breaks_it(text in ".{0,40}", now in any::<u64>()) {
+        fn any_text_is_accepted_or_refused(text in ".{0,40}", now in any::<u64>()) {
             let _ = parse_at(&text, now);
         }
     }

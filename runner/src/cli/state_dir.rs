@@ -1,6 +1,6 @@
-//! The state directory that a command reads: is it there, and may this user read the journal in it?
-//! Without these questions a command that reads would take somebody else's queue, or a mistyped
-//! name, for an empty one.
+//! Checks the state directory that a command reads: whether it exists, and whether this user may
+//! read its journal. Without these checks, another user's queue or a mistyped name would look like
+//! an empty queue.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
@@ -13,14 +13,14 @@ use hookrun_nix::dirs::SYSTEM_STATE;
 use hookrun_queue::journal::Journal;
 use hookrun_queue::{guard, lock};
 
-/// The longest that a first look into the state directory may take: a busy disk takes seconds.
+/// The time limit for the first access to the state directory; a busy disk takes seconds.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Checks that the file system of the state directory answers. If it does not, no signal ends a
-/// process that looks at it; so another one does.
+/// process that accesses it, so another process does this.
 ///
 /// # Errors
-/// It does not answer in time.
+/// The file system does not answer in time.
 pub(super) fn answers(context: &Context) -> Result<(), CliError> {
     let dirs = &context.dirs;
     // Nothing that takes longer the more there is: anybody may fill the spool.
@@ -32,26 +32,25 @@ pub(super) fn answers(context: &Context) -> Result<(), CliError> {
     };
     match guard::ends_within(ANSWERS_WITHIN, look) {
         Ok(false) => Err(CliError::environment(anyhow::anyhow!(
-            "the file system of {} did not answer in {} s; see that its disk or server works, and \
-             that it is not frozen (`fsfreeze --unfreeze`)",
+            "the file system of {} did not answer in {} s; check that its disk or server works, and that it is not frozen (`fsfreeze --unfreeze`)",
             dirs.state.display(),
             ANSWERS_WITHIN.as_secs()
         ))),
-        // Without another process it is tried without a bound.
+        // If no other process can be started, the access has no time limit.
         Ok(true) | Err(_) => Ok(()),
     }
 }
 
-/// Opens the journal for reading; none if nothing is recorded yet.
+/// Opens the journal for reading; returns none if nothing is recorded yet.
 ///
 /// # Errors
-/// The state directory that was named is not there, or this user may not read it.
+/// The named state directory does not exist, or this user may not read it.
 pub(super) fn journal(context: &Context) -> Result<Option<Journal>, CliError> {
     check(context)?;
     Journal::open_read_only(&context.dirs).map_err(CliError::environment)
 }
 
-/// Checks that there is a state directory and that this user may read it.
+/// Checks that the state directory exists and that this user may read it.
 ///
 /// # Errors
 /// As [`journal`].
@@ -79,7 +78,7 @@ pub(super) fn check(context: &Context) -> Result<(), CliError> {
         Err(error) => return wrong(denied(state, &error)),
         Ok(_) => {}
     }
-    // Without permission to search the directory, a journal in it looks as if it were not there.
+    // Without permission to search the directory, a journal in it seems not to exist.
     let journal = context.dirs.journal();
     match std::fs::read_dir(&journal) {
         Err(error) if error.kind() != ErrorKind::NotFound => wrong(denied(&journal, &error)),
@@ -101,11 +100,11 @@ fn denied(directory: &Path, error: &std::io::Error) -> String {
     )
 }
 
-/// A plugin that a filter names has to be in the configuration, or to have been there: the journal
-/// still has its tasks.
+/// Checks the plugin name of a filter: the plugin must be configured, or the journal must have
+/// tasks of it.
 ///
 /// # Errors
-/// Usage, with the names that are known.
+/// A usage error that lists the known names.
 pub(super) fn known_plugin(
     context: &Context,
     journal: Option<&Journal>,
@@ -116,7 +115,7 @@ pub(super) fn known_plugin(
         Some(journal) => journal.plugins().map_err(CliError::environment)?,
         None => Vec::new(),
     };
-    // The journal is shown even if the configuration is broken.
+    // The journal is shown even if the configuration is not valid.
     known.extend(context.config().into_iter().flat_map(|config| config.plugins.into_keys()));
     known.sort();
     known.dedup();

@@ -1,4 +1,4 @@
-//! `hookrun status`: shows what runs, what waits, what failed, and what is wrong.
+//! `hookrun status`: shows running, waiting and failed tasks, and problems.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
@@ -16,16 +16,16 @@ use hookrun_queue::journal::{OpenBreaker, PluginCounts, PluginRecord, Roots, Tas
 use hookrun_queue::worker::Running;
 use hookrun_queue::{health, lock, spool};
 
-/// Dead letters that are shown one by one; `hookrun log --outcome dead` has all.
+/// The number of dead letters that are shown; `hookrun log --outcome dead` shows all.
 const SHOWN_DEAD: usize = 5;
-/// Reasons of set-aside files that are shown one by one, the newest.
+/// The number of newest rejected files whose reasons are shown.
 const SHOWN_REASONS: usize = 3;
-/// How far back a plugin's successes and failures are counted.
+/// The period for which a plugin's successes and failures are counted.
 const RECENT: Duration = Duration::from_hours(24);
-/// The shortest time between two looks: a look counts all tasks.
+/// The shortest interval, because each screen counts all tasks.
 const SHORTEST: Duration = Duration::from_millis(100);
-/// Home, and clear what is below (ECMA-48 sections 8.3.21 and 8.3.39): what was there stays on the
-/// screen when the command is ended.
+/// Moves the cursor home and clears the screen below (ECMA-48 sections 8.3.21 and 8.3.39). The last
+/// contents stay on the screen when the command ends.
 const REDRAW: &str = "\u{1b}[H\u{1b}[J";
 
 #[derive(Debug, clap::Args)]
@@ -37,25 +37,25 @@ Examples:
 
 With --watch, --format json prints one JSON object per line.
 
-Exit code 0, whatever the state is; a program reads `problems`.")]
+The exit code is 0, whatever the state is; programs can read `problems`.")]
 pub(super) struct Args {
     /// The output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
-    /// Repeat: on a terminal in place, else one block after the other
+    /// Repeat; on a terminal the output is replaced, otherwise it is appended
     #[arg(long, short)]
     watch: bool,
-    /// With --watch: the time between two screens, such as 500ms or 10s; at least 100ms
+    /// With --watch: the interval, such as 500ms or 10s; at least 100ms
     #[arg(long, value_name = "TIME", value_parser = interval, default_value = "2s", requires = "watch")]
     interval: Duration,
 }
 
-/// One plugin: its tasks, and how its newest attempts went.
+/// A plugin with its tasks and its recent attempts.
 #[derive(Debug, Serialize)]
 struct Plugin {
     #[serde(flatten)]
     counts: PluginCounts,
-    /// Of the last 24 hours.
+    /// The attempts of the last 24 hours.
     #[serde(flatten)]
     record: PluginRecord,
 }
@@ -66,47 +66,49 @@ struct Plugin {
 struct Status {
     config: String,
     config_is_embedded: bool,
-    /// Where it comes from, if not from its file.
+    /// The origin of the configuration, if it is not its file.
     #[serde(skip)]
     config_origin: &'static str,
     state: String,
-    /// The worker's process, if one runs; 0 where its number is not visible from here.
+    /// The process id of the running worker; 0 if it is not visible from here.
     worker: Option<i32>,
-    /// Its version.
+    /// The version of the worker.
     worker_version: Option<String>,
-    /// The worker in words.
+    /// The state of the worker, as text.
     #[serde(skip)]
     worker_is: String,
-    /// Who guests run as when this user's worker runs them.
+    /// The user that guests run as when the current user runs the worker.
     guests: String,
-    /// Events that no worker has taken yet.
+    /// The number of events that no worker has taken yet.
     spooled: usize,
-    /// Spool files that were set aside.
+    /// The number of rejected spool files.
     rejected: usize,
-    /// Milliseconds since Nix called the hook for the oldest task that has not ended.
+    /// The age of the oldest task that has not ended, counted from the call of the hook, in
+    /// milliseconds.
     oldest_age_ms: Option<u64>,
-    /// When the worker last took up a change of configuration, plugins or secrets; milliseconds
-    /// since 1970.
+    /// The time when the worker last applied a change of configuration, plugins or secrets, in
+    /// milliseconds since 1970.
     refreshed_ms: Option<u64>,
-    /// What keeps the outputs of unfinished events and dead letters from the garbage collector.
+    /// The roots that protect the outputs of unfinished events and dead letters from the garbage
+    /// collector.
     roots: Roots,
     plugins: Vec<Plugin>,
-    /// Plugins whose tasks wait together because what they need seems to be down.
+    /// Plugins whose circuit breaker is open.
     breakers: Vec<OpenBreaker>,
-    /// Uploads that are under way.
+    /// Uploads in progress.
     transfers: Vec<Upload>,
     dead: Vec<TaskRow>,
-    /// What somebody should look at, each with the fix.
+    /// Problems, each with the fix.
     problems: Vec<String>,
 }
 
-/// An upload that is under way.
+/// An upload in progress.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Upload {
     #[serde(flatten)]
     transfer: Transfer,
-    /// On average since it began.
+    /// The average rate since it began.
     bytes_per_second: u64,
 }
 
@@ -147,7 +149,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     }
 }
 
-/// A time between two looks.
+/// Parses the value of `--interval`.
 fn interval(text: &str) -> Result<Duration, String> {
     let interval = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if interval < SHORTEST {
@@ -177,7 +179,7 @@ fn gather(context: &Context) -> Result<Status, CliError> {
         }
         Err(error) => {
             problems
-                .push(format!("{error} (builds go on and events are kept, but no plugin runs)"));
+                .push(format!("{error} (builds continue and events are kept, but no plugin runs)"));
             false
         }
     };
@@ -214,10 +216,9 @@ fn gather(context: &Context) -> Result<Status, CliError> {
     if status.rejected > 0 {
         let place = dirs.rejected();
         let files = counted(status.rejected, "spool file was", "spool files were");
-        status.problems.push(format!(
-            "{files} set aside; the reasons are in {}, the newest:",
-            place.display()
-        ));
+        status
+            .problems
+            .push(format!("{files} rejected; the reasons are in {}, the newest:", place.display()));
         status.problems.extend(newest_reasons(&place));
     }
     if let Some(said) = running.and_then(|running| running.said) {
@@ -258,7 +259,8 @@ fn gather(context: &Context) -> Result<Status, CliError> {
             status.problems.extend(messages);
         }
         Ok(None) => {}
-        // Another user's journal is not a defect of the queue; the rest of the picture still holds.
+        // The journal of another user is not a problem of the queue. The rest of the status is
+        // still valid.
         Err(error) => status.problems.push(error.to_string()),
     }
     if let (Some(start), None) = (start, status.worker)
@@ -276,25 +278,25 @@ fn gather(context: &Context) -> Result<Status, CliError> {
     Ok(status)
 }
 
-/// The worker in words; `waiter` is the process that starts one for build users.
+/// Describes the worker. `waiter` is the process that starts one for build users.
 fn worker_is(running: Option<&Running>, waiter: Option<i32>) -> String {
     match (running, waiter) {
         (Some(running), _) => running.to_string(),
         (None, Some(pid)) => {
-            format!("does not run (hooks start it; for build users process {pid} does)")
+            format!("does not run (hooks start it; process {pid} starts it for build users)")
         }
         (None, None) => "does not run".to_owned(),
     }
 }
 
-/// Why the newest set-aside files were: each has its reason beside it in a file of its own.
+/// Returns the reasons of the newest rejected files. Each has a file with its reason beside it.
 fn newest_reasons(directory: &Path) -> Vec<String> {
     let entries =
         std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut files: Vec<PathBuf> = entries
         .filter(|path| path.extension().is_some_and(|extension| extension == "reason"))
         .collect();
-    // Their names begin with the time.
+    // The names begin with the time.
     files.sort();
     let reasons = files.iter().rev().filter_map(|file| std::fs::read_to_string(file).ok());
     reasons.filter_map(|text| text.lines().next().map(str::to_owned)).take(SHOWN_REASONS).collect()
@@ -322,7 +324,7 @@ fn text(status: &Status, colours: bool) -> String {
         let dead = match dead_count {
             0 => String::new(),
             count => {
-                format!(", of these {count} of dead letters ({})", bytesize::ByteSize(dead_bytes))
+                format!(", {count} of them for dead letters ({})", bytesize::ByteSize(dead_bytes))
             }
         };
         let _ = writeln!(text, "{}{count} ({bytes}){dead}", label("roots"));
@@ -369,8 +371,7 @@ fn text(status: &Status, colours: bool) -> String {
         let next = output::duration(until_ms.saturating_sub(now));
         let _ = writeln!(
             text,
-            "\n{}: the service that {plugin} needs is down since {since}: {}; next try in {next} (failed tries: {trips}); to try \
-             now: hookrun queue retry --plugin {plugin}",
+            "\n{}: the service that {plugin} needs has been down since {since}: {}; next attempt in {next} (failed attempts: {trips}); to try now, run `hookrun queue retry --plugin {plugin}`",
             styled("waits", Style::Warning, colours),
             printable(message),
         );
@@ -378,7 +379,7 @@ fn text(status: &Status, colours: bool) -> String {
     if !status.dead.is_empty() {
         let _ = writeln!(
             text,
-            "\n{} (all: hookrun log --outcome dead)",
+            "\n{} (to see all, run `hookrun log --outcome dead`)",
             styled("dead letters and lost tasks", Style::Bad, colours)
         );
         for task in &status.dead {
@@ -394,7 +395,7 @@ fn text(status: &Status, colours: bool) -> String {
         }
     }
     if !status.problems.is_empty() {
-        let _ = writeln!(text, "\n{}", styled("to look at", Style::Bad, colours));
+        let _ = writeln!(text, "\n{}", styled("problems", Style::Bad, colours));
         for problem in &status.problems {
             let _ = writeln!(text, "  {}", printable(problem));
         }
@@ -402,7 +403,7 @@ fn text(status: &Status, colours: bool) -> String {
     text
 }
 
-/// A plugin's line of the table.
+/// Returns the row of a plugin.
 fn row(plugin: &Plugin, now: u64, colours: bool) -> Vec<String> {
     let Plugin { counts, record } = plugin;
     let PluginCounts {
@@ -446,7 +447,7 @@ fn row(plugin: &Plugin, now: u64, colours: bool) -> Vec<String> {
     ]
 }
 
-/// Milliseconds without a part of a second, where that is enough to know.
+/// Rounds milliseconds down to full seconds.
 const fn seconds(ms: u64) -> u64 {
     if ms < 1000 { ms } else { ms / 1000 * 1000 }
 }

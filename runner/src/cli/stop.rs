@@ -8,17 +8,17 @@ use super::{CliError, Context, output};
 use hookrun_nix::exit_code::Exit;
 use hookrun_queue::lock;
 
-/// How long a worker may take to end: it ends its running attempts, which count as interrupted.
+/// The time for a worker to end, including its running attempts, which count as interrupted.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often it is looked for.
+/// The interval at which the process is checked.
 const PAUSE: Duration = Duration::from_millis(20);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Attempts that run are interrupted and run again later; nothing is lost. Where a service manager or a
-hook starts the worker, it may start again: stop the service, or remove the hooks from nix.conf, first.
+Running attempts are interrupted and run again later; nothing is lost. A service manager or a hook
+may start the worker again, so first stop the service, or remove the hooks from nix.conf.
 
-Exit code 0: no worker runs now. 4: it does not end, or belongs to another user.
+Exit code 0: no worker runs now. 4: the worker does not end, or belongs to another user.
 
 Examples:
   hookrun stop
@@ -27,12 +27,12 @@ pub(super) struct Args {}
 
 pub(super) fn run(context: &Context, _args: &Args) -> Result<Exit, CliError> {
     let mut ended = 0;
-    // The process that waits goes first, because it starts workers.
+    // The waiting process is ended first, because it starts workers.
     for path in [context.dirs.waiter_lock(), context.dirs.worker_lock()] {
         let Some(holder) = lock::holder(&path) else { continue };
         let unseen = || {
             CliError::environment(anyhow::anyhow!(
-                "{} is held by a process that cannot be seen from here; run this where it runs",
+                "{} is locked by a process that is not visible from here; run this command in the container or namespace of that process",
                 path.display()
             ))
         };
@@ -46,8 +46,7 @@ pub(super) fn run(context: &Context, _args: &Args) -> Result<Exit, CliError> {
         while lock::is_held(&path) {
             if Instant::now() >= end {
                 return Err(CliError::environment(anyhow::anyhow!(
-                    "process {holder} has not ended in {} s; end it with `kill -9 {holder}`: \
-                     nothing is lost, its attempts run again",
+                    "process {holder} has not ended within {} s; run `kill -9 {holder}` (nothing is lost, and its attempts run again)",
                     PATIENCE.as_secs()
                 )));
             }

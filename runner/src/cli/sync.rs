@@ -1,9 +1,9 @@
-//! `hookrun sync`: valid paths that no hook reported, handed over as if one had: what was
-//! substituted, what was built before hookrun was there, what a hook could not keep. Nix never
-//! calls a hook again for a path that is valid.
+//! `hookrun sync`: queues valid paths that no hook reported: substituted paths, paths from before
+//! hookrun was installed, and paths whose event could not be stored. Nix never calls a hook again
+//! for a path that is valid.
 //!
-//! Reads Nix's database and the journal, writes to the spool as hooks do. `hookrun ci` uses
-//! [`enqueue`] where a daemon ignores a user's hooks.
+//! It reads Nix's database and the journal, and writes to the spool as hooks do. `hookrun ci` uses
+//! [`enqueue`] if a daemon ignores the user's hooks.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -34,43 +34,43 @@ use hookrun_system::process::describe_end;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-At least one path or option has to select paths. Each derivation becomes one event, with its selected outputs. For each plugin that takes
-built paths the journal is asked which it has or had already: these are left out (`hookrun queue retry` is for them). Paths without a derivation,
-such as sources, are left out too.
+At least one path or option must select paths. Each derivation becomes one event, with its selected
+outputs. For each plugin that takes built paths, paths that are already in the journal are skipped
+(use `hookrun queue retry` for them). Paths without a derivation, such as sources, are skipped too.
 
-Exit code 0: everything was handed over, now or before. 1: a named path has no derivation.
+Exit code 0: all paths were queued, now or before. 1: a named path has no derivation.
 
 Examples:
-  hookrun sync --dry-run --since 3d            show what would be handed over
-  hookrun sync --since 2026-11-01 --built      what was built here since then
+  hookrun sync --dry-run --since 3d            show what would be queued
+  hookrun sync --since 2026-11-01 --built      paths that were built here since then
   hookrun sync ./result                        this path
   hookrun sync nixpkgs#hello                   this installable
-  hookrun sync --all --name '!*-source'        everything that is valid
+  hookrun sync --all --name '!*-source'        all valid paths except for sources
   hookrun sync --all --plugin cache2           fill a second cache")]
 pub(super) struct Args {
     /// Store paths, links to them, derivations, or installables as `nix path-info` takes them
     #[arg(value_name = "PATH")]
     paths: Vec<OsString>,
-    /// Only what became valid since then: 2h or 3d ago, a date, or a time such as
+    /// Only paths that became valid since this time: 2h or 3d ago, a date, or a time such as
     /// 2026-11-23T06:00:00Z
     #[arg(long, value_name = "TIME", value_parser = since::parse)]
     since: Option<u64>,
     /// Only paths whose name matches this pattern with * and ?; a leading ! inverts the pattern
     #[arg(long, value_name = "GLOB")]
     name: Option<String>,
-    /// Only what was built here, not what was substituted or copied
+    /// Only paths that were built here, and not substituted or copied
     #[arg(long)]
     built: bool,
     /// All valid paths
     #[arg(long)]
     all: bool,
-    /// Hand over to this plugin only
+    /// Queue the paths for this plugin only
     #[arg(long, value_name = "NAME")]
     plugin: Option<String>,
-    /// Also hand over what the journal already has
+    /// Also queue paths that are already in the journal
     #[arg(long)]
     force: bool,
-    /// Show what would be handed over, and do nothing
+    /// Show what would be queued, and change nothing
     #[arg(long, short = 'n')]
     dry_run: bool,
     /// The output format
@@ -78,47 +78,47 @@ pub(super) struct Args {
     format: Format,
 }
 
-/// Which paths are meant. All that is set has to hold.
+/// Selects paths. All conditions that are set must hold.
 #[derive(Debug, Default)]
-pub(super) struct Wanted {
-    /// Valid since then; milliseconds since 1970.
+pub(super) struct PathSelection {
+    /// The path became valid at this time or later, in milliseconds since 1970.
     pub(super) since_ms: Option<u64>,
-    /// A pattern as in a plugin's filter.
+    /// The name matches this pattern, as in a plugin's filter.
     pub(super) name: Option<String>,
-    /// Built here.
+    /// The path was built here.
     pub(super) built: bool,
-    /// These paths.
+    /// The path is one of these.
     pub(super) only: Option<BTreeSet<String>>,
-    /// For this plugin; none: for all that take them.
+    /// The plugin to queue the paths for; none for all plugins that want them.
     pub(super) plugin: Option<String>,
 }
 
-/// What is done with them.
+/// Options for [`enqueue`].
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Mode {
-    /// Also those that the journal knows.
+pub(super) struct Options {
+    /// Also queue paths that are in the journal.
     pub(super) force: bool,
-    /// Nothing.
+    /// Change nothing.
     pub(super) dry_run: bool,
 }
 
-/// What came of it, as `--format json` prints it.
+/// The result, as `--format json` prints it.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Report {
-    /// Events handed over, or that would be.
+    /// The number of events that were queued, or would be.
     pub(super) enqueued: usize,
-    /// Their derivations.
+    /// The derivations of these events.
     derivations: Vec<String>,
-    /// Their outputs.
+    /// The outputs of these events.
     paths: Vec<String>,
-    /// For how many of these events each plugin was named, because others have theirs already.
+    /// The number of events that name only this plugin, because others already have the paths.
     only_for: BTreeMap<String, usize>,
-    /// Paths that every plugin has that wants them.
+    /// The number of paths that every plugin already has.
     known: usize,
-    /// Paths that no plugin's filter admits.
+    /// The number of paths that no plugin's filter admits.
     unwanted: usize,
-    /// Paths without a derivation.
+    /// The number of paths without a derivation.
     without_derivation: usize,
 }
 
@@ -136,7 +136,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let nix = NixDirs::from_env();
     let only = if args.paths.is_empty() { None } else { Some(named(&args.paths, &nix)?) };
     let named = only.is_some();
-    let wanted = Wanted {
+    let wanted = PathSelection {
         since_ms: args.since,
         name: args.name.clone(),
         built: args.built,
@@ -153,7 +153,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let report = enqueue(
         &context.dirs,
         &wanted,
-        Mode { force: args.force, dry_run: args.dry_run },
+        Options { force: args.force, dry_run: args.dry_run },
         &mut |progress| {
             if let Some(bar) = &bar {
                 bar.set_length(progress.of as u64);
@@ -173,7 +173,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     Ok(if named && report.without_derivation > 0 { Exit::Failed } else { Exit::Done })
 }
 
-/// How far it is.
+/// Called with the progress.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Progress<'a> {
     done: usize,
@@ -181,16 +181,16 @@ pub(super) struct Progress<'a> {
     name: &'a str,
 }
 
-/// Hands over the wanted paths that the journal does not know, one event for each derivation,
-/// oldest first.
+/// Queues the selected paths that are not in the journal, as one event for each derivation, oldest
+/// first.
 ///
 /// # Errors
-/// The database or the journal cannot be read, or an event can be put nowhere: then those before it
-/// are kept.
+/// The database or the journal cannot be read, or an event cannot be written. In that case earlier
+/// events are kept.
 pub(super) fn enqueue(
     dirs: &Dirs,
-    wanted: &Wanted,
-    mode: Mode,
+    wanted: &PathSelection,
+    mode: Options,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Report, CliError> {
     let nix = NixDirs::from_env();
@@ -202,7 +202,7 @@ pub(super) fn enqueue(
     let mut report = Report::default();
     let plan = plan(registered, wanted, &takers, &nix.store.to_string_lossy(), &mut report);
     let of = plan.len();
-    for (done, Planned { drv_path, paths, plugins }) in plan.into_iter().enumerate() {
+    for (done, PlannedEvent { drv_path, paths, plugins }) in plan.into_iter().enumerate() {
         progress(Progress { done, of, name: derivation_name(&drv_path) });
         let built =
             PostBuild { outputs: outputs(&nix, &drv_path, &paths), drv_path: drv_path.clone() };
@@ -212,23 +212,23 @@ pub(super) fn enqueue(
             ..Event::now(HookEvent::PostBuild(built))
         };
         if !mode.dry_run {
-            // Before the event, as hooks do it.
+            // Roots are created before the event is written, as in hooks.
             roots::make(&event);
             match spool::put(dirs, &event) {
                 Ok(Place::Spool) => {}
                 Ok(Place::Fallback { path, reason }) => {
                     roots::remove(&event);
-                    // Nobody waits here, so nothing has to be kept somewhere else.
+                    // The command reports the error, so a fallback directory is not used.
                     let _gone = std::fs::remove_file(path);
                     return Err(CliError::environment(anyhow!(
-                        "{reason}; {done} of {of} events are handed over"
+                        "{reason}; {done} of {of} events were queued"
                     )));
                 }
                 Err(error) => {
                     roots::remove(&event);
                     return Err(CliError::environment(
                         anyhow::Error::new(error)
-                            .context(format!("{done} of {of} events are handed over")),
+                            .context(format!("{done} of {of} events were queued")),
                     ));
                 }
             }
@@ -248,15 +248,15 @@ pub(super) fn enqueue(
     Ok(report)
 }
 
-/// A plugin that takes post-build events, and the outputs that it has or had already.
-struct Taker {
+/// A plugin that takes post-build events, and the outputs that it already has.
+struct PluginPaths {
     name: String,
     filter: Filter,
     known: BTreeSet<String>,
 }
 
-/// The plugins that a path may be handed over to: the one called `only`, or all.
-fn takers(dirs: &Dirs, only: Option<&str>, force: bool) -> Result<Vec<Taker>, CliError> {
+/// Returns the plugins that may get paths: the one named `only`, or all.
+fn takers(dirs: &Dirs, only: Option<&str>, force: bool) -> Result<Vec<PluginPaths>, CliError> {
     let config = Config::in_force(dirs)?;
     let journal = Journal::open_read_only(dirs).map_err(CliError::environment)?;
     let plugins = supervisor::queued(&config, dirs, HookKind::PostBuild);
@@ -270,12 +270,12 @@ fn takers(dirs: &Dirs, only: Option<&str>, force: bool) -> Result<Vec<Taker>, Cl
         )));
     }
     if plugins.is_empty() {
-        // Nobody takes them yet: the journal keeps them for a plugin that comes.
+        // The journal also keeps events without a plugin, for plugins that are added later.
         let known = match &journal {
             Some(journal) if !force => journal.outputs(None).map_err(CliError::environment)?,
             _ => BTreeSet::new(),
         };
-        return Ok(vec![Taker { name: String::new(), filter: Filter::default(), known }]);
+        return Ok(vec![PluginPaths { name: String::new(), filter: Filter::default(), known }]);
     }
     let meant = plugins.into_iter().filter(|plugin| only.is_none_or(|only| plugin.name == only));
     meant
@@ -286,34 +286,34 @@ fn takers(dirs: &Dirs, only: Option<&str>, force: bool) -> Result<Vec<Taker>, Cl
                 }
                 _ => BTreeSet::new(),
             };
-            Ok(Taker { name: plugin.name.clone(), filter: plugin.filter.clone(), known })
+            Ok(PluginPaths { name: plugin.name.clone(), filter: plugin.filter.clone(), known })
         })
         .collect()
 }
 
-/// An event to be.
+/// An event to be written.
 #[derive(Debug, PartialEq, Eq)]
-struct Planned {
+struct PlannedEvent {
     drv_path: String,
     paths: Vec<String>,
-    /// The plugins it is for; none: all that want it.
+    /// The plugins that it is for; empty for all that want it.
     plugins: Vec<String>,
 }
 
-/// The events to be, those first whose first output became valid first. Outputs of one derivation
-/// that are for the same plugins are one event.
+/// Returns the events, in the order in which their first outputs became valid. Outputs of one
+/// derivation that are for the same plugins form one event.
 fn plan(
     registered: Vec<Registered>,
-    wanted: &Wanted,
-    takers: &[Taker],
+    wanted: &PathSelection,
+    takers: &[PluginPaths],
     store: &str,
     report: &mut Report,
-) -> Vec<Planned> {
+) -> Vec<PlannedEvent> {
     let filter = Filter { name: wanted.name.clone(), max_nar_size: None };
-    let mut plan: Vec<Planned> = Vec::new();
+    let mut plan: Vec<PlannedEvent> = Vec::new();
     let mut places: HashMap<(String, Vec<String>), usize> = HashMap::new();
     for Registered { path, deriver, ultimate } in registered {
-        let Wanted { since_ms: _, name: _, built, only, plugin: _ } = wanted;
+        let PathSelection { since_ms: _, name: _, built, only, plugin: _ } = wanted;
         let meant = filter.admits_name(derivation_name(&path))
             && (ultimate || !built)
             && only.as_ref().is_none_or(|only| only.contains(&path))
@@ -328,8 +328,8 @@ fn plan(
             report.without_derivation += 1;
             continue;
         };
-        // Those that would take it, and of these the ones that do not have it.
-        let admitting: Vec<&Taker> = takers
+        // The plugins whose filters admit the path, and those of them that do not have it.
+        let admitting: Vec<&PluginPaths> = takers
             .iter()
             .filter(|taker| taker.filter.admits_name(derivation_name(&deriver)))
             .collect();
@@ -351,7 +351,7 @@ fn plan(
         let place = *places.entry((deriver.clone(), plugins.clone())).or_insert(plan.len());
         match plan.get_mut(place) {
             Some(planned) => planned.paths.push(path),
-            None => plan.push(Planned { drv_path: deriver, paths: vec![path], plugins }),
+            None => plan.push(PlannedEvent { drv_path: deriver, paths: vec![path], plugins }),
         }
     }
     plan
@@ -361,7 +361,7 @@ fn is_derivation(path: &str) -> bool {
     Path::new(path).extension().is_some_and(|extension| extension == "drv")
 }
 
-/// The outputs with their names: as the derivation says, or else as their paths do.
+/// Returns the outputs with their names, from the derivation or else from their paths.
 fn outputs(nix: &NixDirs, drv_path: &str, paths: &[String]) -> Vec<Output> {
     let by_derivation = hookrun_nix::outputs_of(nix, drv_path, MAX_SIZE).unwrap_or_default();
     let name = |path: &String| {
@@ -378,7 +378,7 @@ fn outputs(nix: &NixDirs, drv_path: &str, paths: &[String]) -> Vec<Output> {
     outputs
 }
 
-/// The store paths that arguments mean.
+/// Returns the store paths that the arguments name.
 fn named(arguments: &[OsString], nix: &NixDirs) -> Result<BTreeSet<String>, CliError> {
     let database = Database::open(nix).map_err(CliError::environment)?;
     let mut found = BTreeSet::new();
@@ -406,7 +406,7 @@ fn named(arguments: &[OsString], nix: &NixDirs) -> Result<BTreeSet<String>, CliE
     Ok(found)
 }
 
-/// The store path that a file system path is, or leads to; none if it is something else.
+/// Returns the store path to which a file system path leads; none if it is not one.
 fn store_path(argument: &OsStr, nix: &NixDirs) -> Option<String> {
     let store = nix.store.to_string_lossy();
     let within = |path: &Path| {
@@ -419,7 +419,7 @@ fn store_path(argument: &OsStr, nix: &NixDirs) -> Option<String> {
         .or_else(|| within(&std::fs::canonicalize(PathBuf::from(argument)).ok()?))
 }
 
-/// What Nix makes of an installable.
+/// Asks Nix for the store paths of an installable.
 fn installable(argument: &OsStr) -> Result<Vec<String>, CliError> {
     let output = nix::command("nix")
         .args(["--extra-experimental-features", "nix-command flakes", "path-info"])
@@ -455,7 +455,7 @@ fn text(report: &Report, dry_run: bool) -> String {
         text,
         "{} {events} {}",
         report.enqueued,
-        if dry_run { "would be handed over" } else { "handed over" }
+        if dry_run { "would be queued" } else { "handed over" }
     );
     for (plugin, count) in &report.only_for {
         let _ = write!(text, ", {count} for {plugin} only");
@@ -463,12 +463,13 @@ fn text(report: &Report, dry_run: bool) -> String {
     if report.known > 0 {
         let _ = write!(
             text,
-            ", {} in the journal already (--force takes them too)",
+            ", {} already in the journal (--force includes them)",
             counted(report.known)
         );
     }
     if report.unwanted > 0 {
-        let _ = write!(text, ", {} that no plugin's filter admits", counted(report.unwanted));
+        let _ =
+            write!(text, ", {} excluded by the filters of all plugins", counted(report.unwanted));
     }
     if report.without_derivation > 0 {
         let _ = write!(text, ", {} without a derivation", counted(report.without_derivation));
@@ -495,19 +496,19 @@ mod tests {
         }
     }
 
-    fn planned(wanted: &Wanted, known: &[&str]) -> (Vec<String>, Report) {
+    fn planned(wanted: &PathSelection, known: &[&str]) -> (Vec<String>, Report) {
         planned_for(wanted, &[taker("cache", None, known)])
     }
 
-    fn taker(name: &str, filter: Option<&str>, known: &[&str]) -> Taker {
-        Taker {
+    fn taker(name: &str, filter: Option<&str>, known: &[&str]) -> PluginPaths {
+        PluginPaths {
             name: name.to_owned(),
             filter: Filter { name: filter.map(str::to_owned), max_nar_size: None },
             known: known.iter().map(|name| path(name)).collect(),
         }
     }
 
-    fn planned_for(wanted: &Wanted, takers: &[Taker]) -> (Vec<String>, Report) {
+    fn planned_for(wanted: &PathSelection, takers: &[PluginPaths]) -> (Vec<String>, Report) {
         let registered = vec![
             row("a", Some("a"), true),
             row("a-dev", Some("a"), true),
@@ -517,7 +518,7 @@ mod tests {
         ];
         let mut report = Report::default();
         let plan = plan(registered, wanted, takers, "/nix/store", &mut report);
-        let shown = |Planned { drv_path, paths, plugins }: Planned| {
+        let shown = |PlannedEvent { drv_path, paths, plugins }: PlannedEvent| {
             let plugins = if plugins.is_empty() { "all".to_owned() } else { plugins.join("+") };
             format!("{} {} {plugins}", derivation_name(&drv_path), paths.len())
         };
@@ -525,45 +526,45 @@ mod tests {
     }
 
     #[test]
-    fn one_event_for_each_derivation() {
-        let (plan, report) = planned(&Wanted::default(), &[]);
+    fn each_derivation_becomes_one_event() {
+        let (plan, report) = planned(&PathSelection::default(), &[]);
         assert_eq!(plan, ["a 2 all", "b 1 all"]);
-        assert_eq!(
-            report.without_derivation, 1,
-            "the source; derivations themselves are nothing to report"
-        );
+        assert_eq!(report.without_derivation, 1, "the source; derivations are not reported");
     }
 
     #[test]
     fn unselected_and_known_paths_are_left_out() {
-        let plan = |wanted: Wanted, known: &[&str]| planned(&wanted, known).0;
+        let plan = |wanted: PathSelection, known: &[&str]| planned(&wanted, known).0;
         assert_eq!(
-            plan(Wanted::default(), &["a", "b"]),
+            plan(PathSelection::default(), &["a", "b"]),
             ["a 1 all"],
             "an output that nobody reported"
         );
-        assert_eq!(plan(Wanted { built: true, ..Wanted::default() }, &[]), ["a 2 all"]);
         assert_eq!(
-            plan(Wanted { name: Some("!*-dev".into()), ..Wanted::default() }, &[]),
+            plan(PathSelection { built: true, ..PathSelection::default() }, &[]),
+            ["a 2 all"]
+        );
+        assert_eq!(
+            plan(PathSelection { name: Some("!*-dev".into()), ..PathSelection::default() }, &[]),
             ["a 1 all", "b 1 all"]
         );
         assert_eq!(
-            plan(Wanted { only: Some([path("b")].into()), ..Wanted::default() }, &[]),
+            plan(PathSelection { only: Some([path("b")].into()), ..PathSelection::default() }, &[]),
             ["b 1 all"]
         );
     }
 
     #[test]
-    fn each_plugin_gets_what_it_lacks() {
+    fn each_plugin_gets_the_paths_that_it_lacks() {
         let takers = [
             taker("first", None, &["a", "a-dev"]),
             taker("second", None, &["a-dev"]),
             taker("third", Some("b"), &[]),
         ];
-        let (plan, report) = planned_for(&Wanted::default(), &takers);
+        let (plan, report) = planned_for(&PathSelection::default(), &takers);
         assert_eq!(plan, ["a 1 second", "b 1 all"]);
         assert_eq!((report.known, report.unwanted), (1, 0));
-        let for_third = Wanted { plugin: Some("third".into()), ..Wanted::default() };
+        let for_third = PathSelection { plugin: Some("third".into()), ..PathSelection::default() };
         let (plan, report) = planned_for(&for_third, &takers[2..]);
         assert_eq!(plan, ["b 1 third"], "also where it is the only one");
         assert_eq!(report.unwanted, 2);

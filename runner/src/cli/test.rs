@@ -1,4 +1,4 @@
-//! `hookrun test`: a plugin on sample events.
+//! `hookrun test`: runs a plugin on sample events.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -17,13 +17,16 @@ use hookrun_nix::outcome::Usage;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-PLUGIN is a file, `bundled:NAME`, or the name of a configured plugin. The configuration is that of --config or HOOKRUN_CONFIG, else `hookrun.toml`
-in the working directory, else (for a name) that of the system. A configuration that has the file as a `source` gives the plugin its `config`,
-grants and limits. A plugin that is in no configuration is granted everything it wants: the object store `cache`, the signing key
-`cache.example.org-1`, the mail transport `default`, all HTTP requests; its `config` comes from the examples of its schema. All services are in
-memory: nothing is sent and nothing is kept.
+PLUGIN is a file, `bundled:NAME`, or the name of a configured plugin. The configuration is that of
+--config or HOOKRUN_CONFIG, else `hookrun.toml` in the working directory, else (for a name) that of
+the system. A configuration that has the file as a `source` gives the plugin its `config`, grants
+and limits. A plugin that is not configured is granted everything that it wants: the object store
+`cache`, the signing key `cache.example.org-1`, the mail transport `default`, all HTTP requests; its
+`config` comes from the examples of its schema. All services are in memory: nothing is sent and
+nothing is kept.
 
-Exit code 0: every hook of the plugin ended well on its samples. 1: one did not, or the plugin does not load.
+Exit code 0: every hook of the plugin succeeded on its samples. 1: a hook failed, or the plugin does
+not load.
 
 Examples:
   hookrun test target/wasm32-wasip2/release/announce.wasm
@@ -71,8 +74,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let failed =
         |message: String| CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) };
     let ready = testing::prepare(&subject, &host).map_err(failed)?;
-    // Services are in memory: from here on this process needs nothing of the machine but its native
-    // code.
+    // Services are in memory, so from here on this process needs nothing but its native code.
     testing::wall().raise().map_err(CliError::environment)?;
     let (plugin, runs) =
         super::runtime()?.block_on(testing::run(&subject, ready, &context.dirs)).map_err(failed)?;
@@ -102,22 +104,22 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
             } else {
                 styled("failed", Style::Bad, colours)
             };
-            let _ = writeln!(text, "\n{verdict}: {count} of {} runs ended well", runs.len());
+            let _ = writeln!(text, "\n{verdict}: {count} of {} runs succeeded", runs.len());
             output::print(&text)?;
         }
     }
     Ok(if passed { Exit::Done } else { Exit::Failed })
 }
 
-/// Prints what was not used, and why.
+/// Prints the configurations that were not used, and the reason.
 pub(super) fn print_notes(subject: &Subject) {
     for note in &subject.notes {
-        // Nothing is left to do when standard error is gone.
+        // Nothing can be reported if standard error is closed.
         let _ = writeln!(std::io::stderr(), "note: {}", printable(note));
     }
 }
 
-/// The exit code for a plugin that cannot be found.
+/// Returns the exit code for a plugin that cannot be found.
 pub(super) fn subject_error(error: SubjectError) -> CliError {
     let exit = match &error {
         SubjectError::Missing { .. } | SubjectError::NoFile(_) | SubjectError::Option(_) => {
@@ -161,7 +163,7 @@ fn show(run: &TestRun, limits: &Limits, colours: bool) -> String {
     text
 }
 
-/// What a run used, beside its limits.
+/// Formats the resources that a run used, with their limits.
 fn card(hook: HookKind, usage: &Usage, limits: &Limits) -> Vec<String> {
     let Usage {
         wall,
@@ -178,13 +180,13 @@ fn card(hook: HookKind, usage: &Usage, limits: &Limits) -> Vec<String> {
     let of = |limit: Limit, used: String| format!("{used} of {}", limit.show(limits.get(limit)));
     let time =
         if hook == HookKind::BuilderSelection { Limit::SelectionTime } else { Limit::WallTime };
-    // WASI's are the language runtime's doing, and say little to its user.
+    // Calls of WASI come from the language runtime and tell the author little.
     let calls = calls.iter().filter(|(name, _)| !name.starts_with("wasi:"));
     let calls: Vec<String> = calls.map(|(name, count)| format!("{name} {count}x")).collect();
     let mut card = vec![
         format!("{} (started in {})", of(time, micros(wall)), micros(start)),
         format!(
-            "memory {}, host calls {}, WASI calls {}, across the border {}, log {}",
+            "memory {}, host calls {}, WASI calls {}, transferred {}, log {}",
             of(Limit::Memory, output::bytes(*memory)),
             of(Limit::HostCalls, host_calls.to_string()),
             of(Limit::WasiCalls, wasi_calls.to_string()),

@@ -1,5 +1,5 @@
-# What `hookrun demo` builds. There is no nixpkgs: /bin/sh and its built-in commands are all there
-# is.
+# The derivations that `hookrun demo` builds. There is no nixpkgs, only /bin/sh and its built-in
+# commands.
 let
   script = name: attributes: text: derivation ({
     inherit name;
@@ -8,13 +8,13 @@ let
     args = [ "-c" text ];
   } // attributes);
 in rec {
-  # A dependency, and what depends on it: two builds, two events, two uploads.
+  # A dependency and a derivation that uses it: two builds, two events, two uploads.
   greeting = script "greeting" { } "echo hello > $out";
   letter = script "letter" { inherit greeting; } "read word < $greeting; echo \"$word, Nix (from $greeting)\" > $out";
 
-  # Another result with every build.
+  # A different result in every build.
   dice = script "dice" { } "read number < /proc/sys/kernel/random/uuid; echo $number > $out";
 
-  # For builders.
+  # The derivation for the builders.
   parcel = script "parcel" { } "echo built on a builder > $out";
 }

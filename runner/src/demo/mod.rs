@@ -1,8 +1,8 @@
-//! `hookrun demo`: the main job on real Nix, in a private store that touches nothing of the user's.
+//! `hookrun demo`: shows the main functions with real Nix, in a private store that does not affect
+//! the user's own.
 //!
-//! Called by the command line only. Each step drives the machine's own Nix with this very program
-//! as its hooks, shows what Nix said and what hookrun did, and checks the result by what is on the
-//! disk, never by what was printed.
+//! Called only by the command line. Each step runs the installed Nix with this program as its
+//! hooks, shows the output of Nix and hookrun, and checks the result on disk.
 
 pub mod private_nix;
 mod show;
@@ -21,35 +21,36 @@ use stage::Stage;
 /// How the demo is to run.
 #[derive(Debug, Clone, Default)]
 pub struct DemoOptions {
-    /// Where to work; must not exist or be empty. By default a new directory below the temporary
-    /// directory.
+    /// The working directory, which must not exist or must be empty. By default, a new directory
+    /// below the temporary directory.
     pub dir: Option<PathBuf>,
-    /// Remove the directory at the end instead of leaving it for a look around.
+    /// Remove the directory at the end instead of keeping it for inspection.
     pub remove: bool,
 }
 
-/// How a step ended.
+/// The result of a step.
 pub(crate) enum Verdict {
-    /// It worked: what was seen on the disk.
+    /// The step succeeded, with the observed result.
     Works(String),
-    /// It did not: what was expected and what was there.
+    /// The step failed, with the expected and the observed result.
     Broken(String),
-    /// It cannot be done by this user on this machine: why, and what would be needed.
+    /// The step is not possible for this user on this machine, with the reason and the requirement.
     Impossible(String),
 }
 
-/// Runs all steps. [`Exit::Failed`] if one did not work; [`Exit::Environment`] if one could not be
-/// tried.
+/// Runs all steps. Returns [`Exit::Failed`] if one failed, and [`Exit::Environment`] if one was not
+/// possible.
 ///
 /// # Errors
-/// There is no Nix, or the private one cannot be made; all such errors are the environment's.
+/// Nix is not installed, or the private Nix cannot be created. All these errors are errors of the
+/// environment.
 pub fn run(options: &DemoOptions) -> Result<Exit> {
     let version = private_nix::nix_version()?;
     let directory = working_directory(options)?;
     let show = Show::for_stdout();
     show.title(&format!("hookrun demo: real Nix ({version}) in {}", directory.display()));
     show.plain(
-        "Store, state and configuration are private to this directory; nothing below /nix and nothing of yours is touched.",
+        "Store, state and configuration are in this directory; /nix and your own files are not changed.",
     );
     let mut stage = Stage::make(&directory, show)?;
 
@@ -91,8 +92,9 @@ fn working_directory(options: &DemoOptions) -> Result<PathBuf> {
     let (directory, made) = match &options.dir {
         Some(directory) => (directory.clone(), std::fs::create_dir_all(directory)),
         None => {
-            // Short: Nix puts sockets below it. Programs of this user run in it, so it must be new:
-            // in this place anybody may have made one of any name.
+            // The path is short, because Nix creates sockets below it. Programs run in it as this
+            // user, so the name must be new: other users may have created any other name in the
+            // temporary directory.
             let id = uuid::Uuid::new_v4().simple().to_string();
             let name = format!("hookrun-demo-{}", id.get(..8).unwrap_or(&id));
             let directory = std::env::temp_dir().join(name);
@@ -101,7 +103,10 @@ fn working_directory(options: &DemoOptions) -> Result<PathBuf> {
         }
     };
     made.with_context(|| {
-        format!("cannot make {}; name a directory you may write to with --dir", directory.display())
+        format!(
+            "cannot create {}; name a directory that you may write to with --dir",
+            directory.display()
+        )
     })?;
     let directory = std::fs::canonicalize(&directory)
         .with_context(|| format!("cannot find {}", directory.display()))?;

@@ -1,9 +1,9 @@
-//! A private Nix: store, state, log and configuration in one directory, nothing below `/nix` and
-//! nothing of the user's touched.
+//! A private Nix, with store, state, log and configuration in one directory. It changes nothing
+//! below `/nix` and nothing of the user's.
 //!
-//! `hookrun demo` and the end-to-end tests work in one. It is the machine's own Nix program with
-//! `NIX_STORE_DIR` and its companions set; there is no nixpkgs and no network, and derivations run
-//! `/bin/sh` with its built-in commands only. It must never use a substituter, a user's
+//! `hookrun demo` and the end-to-end tests use it. It is the installed Nix program with
+//! `NIX_STORE_DIR` and related variables set. There is no nixpkgs and no network, and derivations
+//! use only `/bin/sh` and its built-in commands. It must never use a substituter, a user's
 //! configuration or the machine's daemon.
 
 use std::ffi::{OsStr, OsString};
@@ -19,34 +19,33 @@ use hookrun_system::process::describe_end;
 
 use hookrun_queue::spawn::{PROGRAM, THIN_PROGRAM};
 
-/// How long a daemon may take until it listens. It takes milliseconds; a machine under load some
-/// more.
+/// The time for a daemon to start listening. It takes milliseconds, or more on a busy machine.
 const DAEMON_START: Duration = Duration::from_secs(30);
-/// Between two attempts to reach a starting daemon.
+/// The time between two attempts to connect to a starting daemon.
 const DAEMON_POLL: Duration = Duration::from_millis(20);
-/// What a chroot build needs of the host for `/bin/sh`: the shell, its loader and its libraries
-/// (`/usr/lib` where `/lib` is a link to it).
+/// The parts of the host that a chroot build needs for `/bin/sh`: the shell, its loader and its
+/// libraries (`/usr/lib` if `/lib` is a link to it).
 const SHELL_AND_LIBRARIES: [&str; 6] =
     ["/bin", "/usr/bin", "/lib", "/lib64", "/usr/lib", "/usr/lib64"];
-/// Lines of nix.conf, for one process; known since 2.4.
+/// The variable with lines of nix.conf for one process, known since Nix 2.4.
 const NIX_CONFIG: &str = "NIX_CONFIG";
-/// Users' locks of the machine's own Nix; see [`PrivateNix::share_build_users`].
+/// The directory with the locks on build users of the machine's own Nix; see
+/// [`PrivateNix::share_build_users`].
 const SYSTEM_USER_POOL: &str = "/nix/var/nix/userpool";
 
-/// The version of the Nix in `PATH`, such as `nix-build (Nix) 2.8.0`.
+/// Returns the version of the Nix in `PATH`, such as `nix-build (Nix) 2.8.0`.
 ///
 /// # Errors
-/// There is none: names the program and the command that installs it.
+/// Nix is not installed; the error names the program and the command that installs it.
 pub fn nix_version() -> Result<String> {
     let output = match Command::new("nix-build").arg("--version").output() {
         Ok(output) => output,
         Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
-            "there is no `nix-build` in PATH; on Debian or Ubuntu run `apt-get install -y nix-bin` as root, elsewhere install \
-             Nix as https://nixos.org/download says"
+            "there is no `nix-build` in PATH; on Debian or Ubuntu run `apt-get install -y nix-bin` as root, elsewhere follow https://nixos.org/download"
         ),
         Err(error) => {
             return Err(error)
-                .context("`nix-build --version` does not start; check the Nix in PATH");
+                .context("`nix-build --version` cannot be started; check the Nix in PATH");
         }
     };
     if !output.status.success() {
@@ -67,22 +66,22 @@ pub struct PrivateNix {
 }
 
 impl PrivateNix {
-    /// Makes the directories in `root` and a first `nix.conf`: single-user, no substituters, no
-    /// sandbox.
+    /// Creates the directories in `root` and a first `nix.conf`: single-user, without substituters
+    /// and sandbox.
     ///
     /// `root` should be short (a Unix socket below it must stay under 108 bytes) and reachable for
     /// build users.
     ///
     /// # Errors
-    /// A directory or the file cannot be made.
+    /// A directory or the file cannot be created.
     pub fn create(root: &Path) -> Result<Self> {
         let nix = Self { root: root.to_owned(), settings: Vec::new(), variables: Vec::new() };
         for directory in ["store", "var", "log", "etc", "home", "tmp"] {
             let directory = root.join(directory);
             std::fs::create_dir_all(&directory)
-                .with_context(|| format!("cannot make {}", directory.display()))?;
+                .with_context(|| format!("cannot create {}", directory.display()))?;
         }
-        // Build users make their scratch directories here.
+        // Build users create their build directories here.
         set_mode(&root.join("tmp"), 0o1777)?;
         let mut nix = nix;
         for (name, value) in [
@@ -90,10 +89,10 @@ impl PrivateNix {
             ("substituters", ""),
             ("build-users-group", ""),
             ("experimental-features", "nix-command"),
-            // The store goes when the demo or the test ends: durability would only cost time.
+            // The store is removed at the end of the demo or test, so durability is not needed.
             ("fsync-metadata", "false"),
-            // Every derivation here takes milliseconds; the default of 5 s between two attempts
-            // would be all one waits for.
+            // Derivations here take milliseconds, so the default interval of 5 s would dominate the
+            // time.
             ("build-poll-interval", "1"),
         ] {
             nix.set_line(name, value);
@@ -104,27 +103,27 @@ impl PrivateNix {
         Ok(nix)
     }
 
-    /// The directory of it all.
+    /// Returns the root directory.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// `NIX_STORE_DIR`.
+    /// Returns the value of `NIX_STORE_DIR`.
     pub fn store_dir(&self) -> PathBuf {
         self.root.join("store")
     }
 
-    /// `NIX_STATE_DIR`.
+    /// Returns the value of `NIX_STATE_DIR`.
     pub fn state_dir(&self) -> PathBuf {
         self.root.join("var")
     }
 
-    /// `NIX_CONF_DIR`.
+    /// Returns the value of `NIX_CONF_DIR`.
     pub fn conf_dir(&self) -> PathBuf {
         self.root.join("etc")
     }
 
-    /// Sets one line of `nix.conf`. A daemon that runs already does not see it.
+    /// Sets one line of `nix.conf`. A daemon that is already running does not read it.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -146,13 +145,13 @@ impl PrivateNix {
         std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Sets a variable for Nix and what it starts.
+    /// Sets an environment variable for Nix and its child processes.
     pub fn set_variable(&mut self, name: &str, value: impl AsRef<OsStr>) {
         self.variables.retain(|(known, _)| known != name);
         self.variables.push((name.into(), value.as_ref().to_owned()));
     }
 
-    /// The variables that make a Nix program use this Nix, and those of
+    /// Returns the variables that make a Nix program use this Nix, and those of
     /// [`PrivateNix::set_variable`].
     pub fn variables(&self) -> Vec<(OsString, OsString)> {
         let mut variables: Vec<(OsString, OsString)> = [
@@ -173,8 +172,8 @@ impl PrivateNix {
             .iter()
             .find(|(name, _)| name == NIX_CONFIG)
             .map(|(_, value)| value.clone());
-        // Nix 2.25 to 2.33 forget what nix.conf says of it (`nix/main.cc` sets the default after
-        // the file was read; NixOS/nix#15083).
+        // Nix 2.25 to 2.33 ignore the line in nix.conf (`nix/main.cc` sets the default after it has
+        // read the file; NixOS/nix#15083).
         let build_hook =
             self.settings.iter().find(|(name, value)| name == "build-hook" && !value.is_empty());
         let build_hook =
@@ -186,8 +185,7 @@ impl PrivateNix {
         variables
     }
 
-    /// A command that sees this Nix and nothing else: the caller's environment is dropped but for
-    /// `PATH`.
+    /// Returns a command that uses this Nix. The caller's environment is cleared except for `PATH`.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command.env_clear();
@@ -198,29 +196,30 @@ impl PrivateNix {
         command
     }
 
-    /// A command that works on a second store: `directory`, which has the same store paths at
-    /// another place on the disk and is made on first use.
+    /// Returns a command that uses a second store in `directory`. It has the same store paths at
+    /// another place on the disk, and is created on first use.
     pub fn command_on_store(&self, directory: &Path, program: impl AsRef<OsStr>) -> Command {
         let mut command = self.command(program);
         command.env("NIX_REMOTE", directory);
         command
     }
 
-    /// Where a path of this store lies in the second store `directory`.
+    /// Returns the place of a path of this store in the second store `directory`.
     pub fn path_in_store(directory: &Path, store_path: &Path) -> PathBuf {
-        // Nix keeps the objects of a store with a root in `nix/store` below it, whatever the store
-        // directory is called (local-fs-store.hh, `realStoreDir`).
+        // Nix stores the objects of a store with a root in `nix/store` below the root, whatever the
+        // store directory is (local-fs-store.hh, `realStoreDir`).
         directory.join("nix/store").join(store_path.file_name().unwrap_or_default())
     }
 
-    /// A key pair as `nix-store --generate-binary-cache-key` makes it: `NAME.secret` and
-    /// `NAME.public` in `directory`. Gives the secret key's file and the public key's text.
+    /// Generates a key pair with `nix-store --generate-binary-cache-key`, as `NAME.secret` and
+    /// `NAME.public` in `directory`. Returns the file of the secret key and the text of the public
+    /// key.
     ///
     /// # Errors
     /// Nix fails, or the files cannot be written.
     pub fn generate_key(&self, directory: &Path, name: &str) -> Result<(PathBuf, String)> {
         std::fs::create_dir_all(directory)
-            .with_context(|| format!("cannot make {}", directory.display()))?;
+            .with_context(|| format!("cannot create {}", directory.display()))?;
         let (secret, public) =
             (directory.join(format!("{name}.secret")), directory.join(format!("{name}.public")));
         let output = self
@@ -228,7 +227,7 @@ impl PrivateNix {
             .args(["--generate-binary-cache-key", name])
             .args([&secret, &public])
             .output()
-            .context("`nix-store` does not start")?;
+            .context("`nix-store` cannot be started")?;
         if !output.status.success() {
             bail!(
                 "`nix-store --generate-binary-cache-key` {}",
@@ -241,9 +240,9 @@ impl PrivateNix {
         Ok((secret, public.trim().to_owned()))
     }
 
-    /// A line for `builders`: a machine that is a second store on this host. No ssh is involved:
-    /// Nix runs the host `localhost` by `bash -c`, and the rest is what a real `ssh://` builder
-    /// does. Needs root and mount namespaces.
+    /// Returns a line of a machines file for a second store on this host. It needs no ssh, because
+    /// Nix runs the host `localhost` with `bash -c`; the rest is the same as for a real `ssh://`
+    /// builder. It needs root and mount namespaces.
     pub fn local_machine(directory: &Path, max_jobs: u32, speed_factor: f32) -> String {
         format!(
             "ssh://localhost?remote-store={} {} - {max_jobs} {speed_factor}",
@@ -252,22 +251,23 @@ impl PrivateNix {
         )
     }
 
-    /// Builds run as members of `group` from now on. Needs root.
+    /// Makes builds run as members of `group`. Needs root.
     ///
-    /// The users are shared with every other Nix on the machine that knows the group, and Nix kills
-    /// all processes of a user when it takes it. So the locks on the users have to be shared too:
-    /// with the machine's Nix where there is one, else with the other private ones, in `pool`.
+    /// Every Nix on the machine that uses the group shares its users, and Nix kills all processes
+    /// of a user before it uses it. So the locks on the users must be shared too: with the
+    /// machine's Nix if there is one, else with other private ones, in `pool`.
     ///
     /// # Errors
-    /// The group is not there, or a directory cannot be changed.
+    /// The group does not exist, or a directory cannot be changed.
     pub fn share_build_users(&mut self, group: &str, pool: &Path) -> Result<()> {
         let system = Path::new(SYSTEM_USER_POOL);
         let pool = if system.is_dir() { system } else { pool };
-        std::fs::create_dir_all(pool).with_context(|| format!("cannot make {}", pool.display()))?;
+        std::fs::create_dir_all(pool)
+            .with_context(|| format!("cannot create {}", pool.display()))?;
         let link = self.state_dir().join("userpool");
         match std::os::unix::fs::symlink(pool, &link) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(error).with_context(|| format!("cannot make {}", link.display()));
+                return Err(error).with_context(|| format!("cannot create {}", link.display()));
             }
             _ => {}
         }
@@ -275,7 +275,7 @@ impl PrivateNix {
             .arg(group)
             .arg(self.store_dir())
             .output()
-            .context("`chgrp` does not start")?;
+            .context("`chgrp` cannot be started")?;
         if !changed.status.success() {
             bail!(
                 "`chgrp {group}` {}",
@@ -286,20 +286,18 @@ impl PrivateNix {
         self.set("build-users-group", group)
     }
 
-    /// Starts a `nix-daemon`, waits until it listens, and has later commands use it.
+    /// Starts a `nix-daemon`, waits until it listens, and makes later commands use it.
     ///
     /// # Errors
-    /// It does not start or ends at once: with what it wrote.
+    /// The daemon cannot be started, or it exits; the error contains its output.
     pub fn start_daemon(&mut self) -> Result<Daemon> {
         let log_path = self.root.join("daemon.log");
         let log = std::fs::File::create(&log_path)
-            .with_context(|| format!("cannot make {}", log_path.display()))?;
-        let mut child = self
-            .command("nix-daemon")
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("`nix-daemon` does not start; on Debian it is in the package nix-bin")?;
+            .with_context(|| format!("cannot create {}", log_path.display()))?;
+        let mut child =
+            self.command("nix-daemon").stdout(log.try_clone()?).stderr(log).spawn().context(
+                "`nix-daemon` cannot be started; on Debian it is in the package nix-bin",
+            )?;
         let socket = self.state_dir().join("daemon-socket/socket");
         let deadline = Instant::now() + DAEMON_START;
         while UnixStream::connect(&socket).is_err() {
@@ -321,11 +319,11 @@ impl PrivateNix {
     }
 }
 
-/// A running `nix-daemon`; ends when dropped.
+/// A running `nix-daemon`, which is ended when this value is dropped.
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
-    /// What it writes, and what hooks write to standard error.
+    /// The file with its output, and with the standard error of hooks.
     pub log: PathBuf,
 }
 
@@ -336,15 +334,15 @@ impl Drop for Daemon {
     }
 }
 
-/// The system type that Nix calls this machine, such as `x86_64-linux`.
+/// Returns Nix's system type of this machine, such as `x86_64-linux`.
 pub fn nix_system() -> String {
-    // Nix writes 32-bit x86 as `i686`, Rust as `x86`; all others agree.
+    // Nix writes 32-bit x86 as `i686`, Rust as `x86`; all other names are the same.
     let machine = if std::env::consts::ARCH == "x86" { "i686" } else { std::env::consts::ARCH };
     format!("{machine}-linux")
 }
 
-/// The directories of [`SHELL_AND_LIBRARIES`] that are here; the system's store where `/bin/sh`
-/// comes from it (NixOS).
+/// Returns the directories of [`SHELL_AND_LIBRARIES`] that exist; the system's store if it contains
+/// `/bin/sh` (NixOS).
 fn sandbox_paths() -> Vec<String> {
     let shell_in_store =
         std::fs::canonicalize("/bin/sh").is_ok_and(|shell| shell.starts_with("/nix/store"));
@@ -353,15 +351,15 @@ fn sandbox_paths() -> Vec<String> {
     paths.iter().filter(|path| Path::new(path).exists()).map(|path| (*path).to_owned()).collect()
 }
 
-/// Puts the program `hookrun`, and `hookrun-hook` if it is beside it, into `directory`, which build
-/// users can reach (a target directory below /root they cannot), with a link for each hook. Returns
-/// the path of `hookrun` there.
+/// Installs the program `hookrun`, and `hookrun-hook` if it is in the same directory, into
+/// `directory`, which build users can reach (unlike a target directory below /root), with a link
+/// for each hook. Returns the path of the installed `hookrun`.
 ///
 /// # Errors
-/// A program cannot be linked or copied, or a link cannot be made.
+/// A program cannot be linked or copied, or a link cannot be created.
 pub fn install_hookrun(program: &Path, directory: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(directory)
-        .with_context(|| format!("cannot make {}", directory.display()))?;
+        .with_context(|| format!("cannot create {}", directory.display()))?;
     let installed = directory.join(PROGRAM);
     link_or_copy(program, &installed)?;
     let thin = program.with_file_name(THIN_PROGRAM);
@@ -376,7 +374,7 @@ pub fn install_hookrun(program: &Path, directory: &Path) -> Result<PathBuf> {
     for (role, target) in links {
         let link = directory.join(role);
         std::os::unix::fs::symlink(target, &link)
-            .with_context(|| format!("cannot make {}", link.display()))?;
+            .with_context(|| format!("cannot create {}", link.display()))?;
     }
     Ok(installed)
 }
@@ -399,10 +397,10 @@ pub fn set_mode(path: &Path, mode: u32) -> Result<()> {
         .with_context(|| format!("cannot set the mode of {}", path.display()))
 }
 
-/// Removes a directory tree with read-only directories in it, as Nix's stores are.
+/// Removes a directory tree that contains read-only directories, as Nix's stores do.
 ///
 /// # Errors
-/// The first thing that cannot be removed.
+/// The error of the first entry that cannot be removed.
 pub fn remove_tree(root: &Path) -> io::Result<()> {
     make_writable(root)?;
     std::fs::remove_dir_all(root)
@@ -413,7 +411,7 @@ fn make_writable(directory: &Path) -> io::Result<()> {
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(mode | 0o700))?;
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
-        // `file_type` does not follow links: what they point at is not ours.
+        // `file_type` does not follow links, so their targets are kept.
         if entry.file_type()?.is_dir() {
             make_writable(&entry.path())?;
         }
@@ -440,14 +438,14 @@ mod tests {
     }
 
     #[test]
-    fn a_second_store_keeps_names() {
+    fn a_second_store_has_the_same_names() {
         let path =
             PrivateNix::path_in_store(Path::new("/second"), Path::new("/lab/store/abc-name"));
         assert_eq!(path, Path::new("/second/nix/store/abc-name"));
     }
 
     #[test]
-    fn the_build_hook_is_a_variable_too() {
+    fn the_build_hook_is_also_set_in_the_environment() {
         let directory = tempfile::tempdir().unwrap();
         let mut nix = PrivateNix::create(directory.path()).unwrap();
         let variable = |nix: &PrivateNix| {

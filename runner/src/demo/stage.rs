@@ -1,5 +1,5 @@
-//! What all steps of the demo work in: the private Nix, hookrun's configuration and state in it,
-//! and commands that are shown before they run.
+//! The environment of the demo's steps: the private Nix, with hookrun's configuration and state,
+//! and functions that print commands before they run them.
 
 use std::fmt::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -11,37 +11,32 @@ use anyhow::{Context as _, Result, bail};
 use super::private_nix::{PrivateNix, install_hookrun, set_mode};
 use super::show::Show;
 
-/// The name of the signing key.
 const KEY: &str = "hookrun-demo-1";
-/// The derivations.
+/// The derivations that the demo builds.
 const EXPRESSION: &str = include_str!("demo.nix");
 
-/// The private Nix, hookrun in it, and how to print.
+/// The private Nix with hookrun, and the way to print.
 pub(super) struct Stage {
-    /// The Nix.
     pub(super) nix: PrivateNix,
-    /// The output format.
     pub(super) show: Show,
-    /// The public half of the signing key, as `trusted-public-keys` wants it.
+    /// The public signing key, in the form of `trusted-public-keys`.
     pub(super) public_key: String,
-    /// What an earlier step built and uploaded, for the step that takes it back.
+    /// The path that an earlier step built and uploaded, for the step that substitutes it.
     pub(super) uploaded: Option<PathBuf>,
 }
 
-/// What a command said.
-pub(super) struct Said {
-    /// How it ended.
+/// The output of a command.
+pub(super) struct CommandOutput {
     pub(super) status: ExitStatus,
     /// Standard output, without the last line break.
     pub(super) stdout: String,
-    /// Standard error.
     pub(super) stderr: String,
 }
 
 impl Stage {
-    /// Makes the private Nix, the key and hookrun's configuration.
+    /// Creates the private Nix, the key and hookrun's configuration.
     pub(super) fn make(directory: &Path, show: Show) -> Result<Self> {
-        // Build users have to reach what is in it.
+        // Build users must be able to reach the files in it.
         set_mode(directory, 0o755)?;
         let mut nix = PrivateNix::create(directory)?;
         let program = std::env::current_exe().context("cannot find the path of this program")?;
@@ -61,18 +56,18 @@ impl Stage {
         Ok(stage)
     }
 
-    /// A path in the demo's directory.
+    /// Returns a path in the demo's directory.
     pub(super) fn path(&self, relative: &str) -> PathBuf {
         self.nix.root().join(relative)
     }
 
-    /// The binary cache.
+    /// Returns the directory of the binary cache.
     pub(super) fn cache(&self) -> PathBuf {
         self.path("cache")
     }
 
-    /// Shows the command line and runs it.
-    pub(super) fn run(&self, command: &mut Command) -> Result<Said> {
+    /// Prints the command line and runs it.
+    pub(super) fn run(&self, command: &mut Command) -> Result<CommandOutput> {
         let remote =
             command.get_envs().find(|(name, _)| *name == "NIX_REMOTE").and_then(|(_, value)| value);
         let remote = remote
@@ -82,18 +77,18 @@ impl Stage {
         Self::quietly(command)
     }
 
-    fn quietly(command: &mut Command) -> Result<Said> {
+    fn quietly(command: &mut Command) -> Result<CommandOutput> {
         let output =
-            command.output().with_context(|| format!("`{}` does not start", line(command)))?;
-        Ok(Said {
+            command.output().with_context(|| format!("`{}` cannot be started", line(command)))?;
+        Ok(CommandOutput {
             status: output.status,
             stdout: String::from_utf8_lossy(&output.stdout).trim_end().to_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         })
     }
 
-    /// `nix-build` of an attribute of demo.nix; its words are shown.
-    pub(super) fn build(&self, attribute: &str, arguments: &[&str]) -> Result<Said> {
+    /// Runs `nix-build` for an attribute of demo.nix, and prints its output.
+    pub(super) fn build(&self, attribute: &str, arguments: &[&str]) -> Result<CommandOutput> {
         let mut command = self.nix.command("nix-build");
         command.args(["demo.nix", "--no-out-link", "-A", attribute]).args(arguments);
         let said = self.run(&mut command)?;
@@ -102,15 +97,15 @@ impl Stage {
         Ok(said)
     }
 
-    /// `hookrun` in the demo's environment, with its words shown.
-    pub(super) fn hookrun(&self, arguments: &[&str]) -> Result<Said> {
+    /// Runs `hookrun` in the demo's environment, and prints its output.
+    pub(super) fn hookrun(&self, arguments: &[&str]) -> Result<CommandOutput> {
         let said = self.run(self.nix.command(self.path("bin/hookrun")).args(arguments))?;
         self.show.hookrun(&said.stderr);
         self.show.hookrun(&said.stdout);
         Ok(said)
     }
 
-    /// Waits until every task has ended, whoever runs them; shown only if one did not end well.
+    /// Waits until every task has ended. The output is printed only if a task did not succeed.
     pub(super) fn drain(&self) -> Result<()> {
         let said = Self::quietly(self.nix.command(self.path("bin/hookrun")).arg("drain"))?;
         if !said.status.success() {
@@ -118,7 +113,7 @@ impl Stage {
             self.show.hookrun(&said.stderr);
             self.show.hookrun(&said.stdout);
             bail!(
-                "`hookrun drain` {}; `hookrun log` in {} tells more",
+                "`hookrun drain` {}; for the reason, run `hookrun log` in {}",
                 ended(said.status),
                 self.nix.root().display()
             );
@@ -126,7 +121,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Waits until no worker holds the state directory, so that it can be removed.
+    /// Waits until no worker uses the state directory, so that it can be removed.
     pub(super) fn wait_for_worker(&self) {
         let lock = self.path("state/worker.lock");
         for _ in 0..WORKER_POLLS {
@@ -137,9 +132,9 @@ impl Stage {
         }
     }
 
-    /// The variables of the demo as a shell reads them.
+    /// Returns the variables of the demo as a shell script.
     fn environment_file(&self) -> String {
-        let mut text = "# `. ./env` makes a shell see the demo's Nix and its hookrun.\n".to_owned();
+        let mut text = "# Run `. ./env` to use the demo's Nix and hookrun in a shell.\n".to_owned();
         for (name, value) in self.nix.variables() {
             let _ = writeln!(
                 text,
@@ -156,7 +151,7 @@ impl Stage {
         text
     }
 
-    /// What there is to see now.
+    /// Prints which files to look at.
     pub(super) fn where_to_look(&self) {
         let show = self.show;
         println!();
@@ -173,23 +168,23 @@ impl Stage {
                 .collect::<Vec<_>>();
             show.plain(&format!("   {what}: {}", places.join(", ")));
         }
-        show.plain("   In a shell of its own:");
+        show.plain("   To continue in another shell:");
         show.command(&format!("cd {} && . ./env", quoted(&self.nix.root().display().to_string())));
         for line in ["hookrun status", "hookrun log", "nix-build demo.nix -A dice --check"] {
             show.command(line);
         }
-        show.plain("   Stores are read-only; to remove all of it:");
+        show.plain("   To remove the directory, which contains read-only stores:");
         let root = quoted(&self.nix.root().display().to_string());
         show.command(&format!("chmod -R u+w {root} && rm -rf {root}"));
     }
 }
 
-/// Attempts to see the worker gone, and the time between them: together a minute, and a worker
-/// leaves a second after its last task.
+/// The number of checks whether the worker has exited, and the time between them. Together they are
+/// one minute; a worker exits one second after its last task.
 const WORKER_POLLS: u32 = 1200;
 const WORKER_POLL: std::time::Duration = std::time::Duration::from_millis(50);
 
-/// hookrun's configuration in the demo.
+/// Returns hookrun's configuration in the demo.
 fn configuration(directory: &Path, secret: &Path) -> String {
     format!(
         r#"# The configuration of `hookrun demo`.
@@ -232,7 +227,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// How a process ended, in words.
+/// Describes how a process ended.
 pub(super) fn ended(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("ended with exit code {code}"),
@@ -241,7 +236,7 @@ pub(super) fn ended(status: ExitStatus) -> String {
     }
 }
 
-/// The command line as one would type it.
+/// Returns the command line as a user would type it.
 fn line(command: &Command) -> String {
     let program = Path::new(command.get_program())
         .file_name()
@@ -252,7 +247,7 @@ fn line(command: &Command) -> String {
     std::iter::once(program).chain(words).collect::<Vec<_>>().join(" ")
 }
 
-/// Quotes a word for a shell, to be shown.
+/// Quotes a word for a shell, for display.
 fn quoted(word: &str) -> String {
     shlex::try_quote(word).unwrap_or(word.into()).into_owned()
 }

@@ -1,4 +1,4 @@
-//! Turns [`Facts`] into sentences, each with the line to write. Pure.
+//! Turns [`Facts`] into findings, each with the line to write. Pure.
 
 use serde::Serialize;
 
@@ -10,30 +10,30 @@ use hookrun_nix::versions::{
 };
 use hookrun_queue::spawn::THIN_PROGRAM;
 
-/// How much a finding matters.
+/// The importance of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// Works.
+    /// It works.
     Good,
-    /// Worth knowing.
+    /// It works, but the user may want to change it.
     Note,
-    /// Something does not work.
+    /// It does not work.
     Problem,
 }
 
-/// One sentence about this machine.
+/// A statement about this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// How much it matters.
+    /// The importance.
     pub level: Level,
-    /// The subject, in a word or two.
+    /// The subject, in one or two words.
     pub about: &'static str,
-    /// A lower-case fragment that ends in the fix, if there is something to do.
+    /// A lower-case sentence without a period, which ends with the fix if there is one.
     pub text: String,
 }
 
-/// Returns the findings, in the order of a build.
+/// Returns the findings, in the order in which a build meets them.
 pub fn examine(facts: &Facts) -> Vec<Finding> {
     let mut say = Say(Vec::new());
     match &facts.nix {
@@ -51,7 +51,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
         say.problem(
             "daemon",
             format!(
-                "the running nix-daemon read {} before its last change; restart it: `systemctl restart nix-daemon`",
+                "the running nix-daemon has read {} before its last change; run `systemctl restart nix-daemon`",
                 facts.nix_conf.display()
             ),
         );
@@ -86,8 +86,8 @@ impl Say {
     }
 }
 
-/// `write `post-build-hook = /usr/lib/hookrun/hookrun-post-build` in /etc/nix/nix.conf and restart
-/// nix-daemon`
+/// Returns the fix for a setting, such as `write `post-build-hook =
+/// /usr/lib/hookrun/hookrun-post-build` in /etc/nix/nix.conf and restart nix-daemon`.
 fn write(facts: &Facts, setting: &str, link: &str) -> String {
     format!(
         "write `{setting} = {}` in {} and restart nix-daemon",
@@ -106,8 +106,7 @@ fn post_build(say: &mut Say, facts: &Facts, nix: &NixFacts) {
             if nix.has(EMPTY_OUT_PATHS) {
                 say.note(
                     about,
-                    "Nix 2.8.0 does not tell the hook which outputs were built; hookrun reads them from the derivation, so there is \
-                     nothing to do"
+                    "Nix 2.8.0 passes no outputs to the hook; hookrun reads them from the derivation, so there is nothing to do"
                         .to_owned(),
                 );
             }
@@ -116,10 +115,16 @@ fn post_build(say: &mut Say, facts: &Facts, nix: &NixFacts) {
             say.problem(about, format!("it is not set, so nothing is uploaded; {}", fix()));
         }
         Hook::Other(text) => {
-            say.problem(about, format!("it is `{text}`, which is not hookrun; {}", fix()));
+            say.problem(
+                about,
+                format!("it is `{text}`, which is not hookrun; to change that, {}", fix()),
+            );
         }
         Hook::Unusable(text, why) => {
-            say.problem(about, format!("it is `{text}`, and {why}: every build fails; {}", fix()));
+            say.problem(
+                about,
+                format!("it is `{text}`, but {why}, so every build fails; {}", fix()),
+            );
         }
     }
 }
@@ -150,7 +155,7 @@ fn diff(say: &mut Say, facts: &Facts, nix: &NixFacts) {
         (Hook::Unset, false) => say.note(
             about,
             format!(
-                "it is not set, so builds that differ are not reported; {}, and `run-diff-hook = true`",
+                "it is not set, so builds that differ are not reported; set `run-diff-hook = true`, and {}",
                 write(facts, about, "hookrun-diff")
             ),
         ),
@@ -159,7 +164,7 @@ fn diff(say: &mut Say, facts: &Facts, nix: &NixFacts) {
             format!("it is `{text}`, which is not hookrun; to change that, {}", write(facts, about, "hookrun-diff")),
         ),
         (Hook::Unusable(text, why), _) => {
-            say.problem(about, format!("it is `{text}`, and {why}; {}", write(facts, about, "hookrun-diff")));
+            say.problem(about, format!("it is `{text}`, but {why}; {}", write(facts, about, "hookrun-diff")));
         }
     }
 }
@@ -226,7 +231,7 @@ fn build_hook(say: &mut Say, facts: &Facts, nix: &NixFacts) {
         Hook::Unusable(text, why) => say.problem(
             about,
             format!(
-                "it is `{text}`, and {why}: no build leaves this machine; {}",
+                "it is `{text}`, but {why}, so all builds stay on this machine; {}",
                 write(facts, about, "hookrun-build-hook")
             ),
         ),
@@ -248,14 +253,16 @@ fn machines(say: &mut Say, nix: &NixFacts) {
                 .to_owned(),
         ),
         0 => {}
-        1 => say.good(about, "1 machine; `hookrun builders check` tries it".to_owned()),
-        count => say.good(about, format!("{count} machines; `hookrun builders check` tries them")),
+        1 => say.good(about, "1 machine; run `hookrun builders check` to test it".to_owned()),
+        count => {
+            say.good(about, format!("{count} machines; run `hookrun builders check` to test them"));
+        }
     }
     if nix.fractions && whole && !is_hookrun {
         say.problem(
             about,
             format!(
-                "a speed factor is a fraction, which {} {} refuses; write whole numbers, or make hookrun the build hook",
+                "a speed factor is a fraction, which {} {} refuses; write whole numbers, or set hookrun as the build hook",
                 if nix.flavour == Flavour::Lix { "Lix" } else { "Nix" },
                 nix.version
             ),
@@ -272,17 +279,17 @@ fn users(say: &mut Say, facts: &Facts, nix: &NixFacts) {
                 "the group `{group}` has no members; add some: `useradd --system --groups {group} --gid {group} nixbld1`"
             ),
         ),
-        Some((group, Some(count))) => say.good(about, format!("{count} in the group `{group}`")),
+        Some((group, Some(count))) => say.good(about, format!("{count} members of the group `{group}`")),
         Some((group, None)) => say.problem(
             about,
             format!(
-                "there is no group `{group}`; make it (`groupadd --system {group}`) or correct `build-users-group` in {}",
+                "there is no group `{group}`; run `groupadd --system {group}`, or correct `build-users-group` in {}",
                 facts.nix_conf.display()
             ),
         ),
         None if matches!(nix.diff_hook, Hook::Hookrun(_)) && !facts.root => say.note(
             about,
-            "there are none, and a Nix without build users that is not root cannot start a diff hook".to_owned(),
+            "there are none, and without build users only root's Nix can start a diff hook".to_owned(),
         ),
         None => {}
     }
@@ -293,21 +300,19 @@ fn hookrun(say: &mut Say, facts: &Facts) {
         Some(error) => {
             say.problem(
                 "configuration",
-                format!("{error} (builds go on and events are kept, but no plugin runs)"),
+                format!("{error} (builds continue and events are kept, but no plugin runs)"),
             );
         }
         None if facts.config_is_embedded => say.note(
             "configuration",
             format!(
-                "there is no {}, so the built-in configuration is used: mails about builds that \
-                 differ into a maildir, and no uploads; docs/configuration.md describes \
-                 the file",
+                "there is no {}, so the built-in configuration is used, which writes mails about builds that differ into a maildir and uploads nothing; docs/configuration.md describes the file",
                 facts.config.display()
             ),
         ),
         None => say.good(
             "configuration",
-            format!("{}; `hookrun check` tries what it names", facts.config.display()),
+            format!("{}; run `hookrun check` to validate it", facts.config.display()),
         ),
     }
     for problem in &facts.secrets {
@@ -328,7 +333,7 @@ fn hookrun(say: &mut Say, facts: &Facts) {
             let fix = if start == Start::Service {
                 "run `systemctl restart hookrun`"
             } else {
-                "it makes way for the new one when nothing runs"
+                "the new version replaces it when no task runs"
             };
             say.note(about, format!("{running}; {fix}"));
         }
@@ -345,8 +350,7 @@ fn hookrun(say: &mut Say, facts: &Facts) {
             if diff && facts.root && !facts.waiter_runs {
                 say.note(
                     about,
-                    "the diff hook runs as a build user and cannot start it: what it hands over waits until a post-build hook has been \
-                     called since the machine started; where that is too late, run `systemctl enable --now hookrun.path`"
+                    "the diff hook runs as a build user and cannot start it, so its events wait until the first post-build hook after a restart of the machine; if that is too late, run `systemctl enable --now hookrun.path`"
                         .to_owned(),
                 );
             }
@@ -355,24 +359,24 @@ fn hookrun(say: &mut Say, facts: &Facts) {
             let state = facts
                 .service
                 .as_deref()
-                .map(|state| format!(" (systemd says `{state}`)"))
+                .map(|state| format!(" (systemd reports `{state}`)"))
                 .unwrap_or_default();
             say.problem(
                 about,
-                format!("`start = \"service\"`, but none runs{state}: events wait; run `systemctl enable --now hookrun`"),
+                format!("`start = \"service\"`, but no worker runs{state}, so events wait; run `systemctl enable --now hookrun`"),
             );
         }
         (Start::None, None) => {
             say.note(
                 about,
-                "`start = \"none\"`: events wait until somebody runs `hookrun drain`".to_owned(),
+                "`start = \"none\"`, so events wait until you run `hookrun drain`".to_owned(),
             );
         }
     }
     if !facts.root {
         say.note(
             "this user",
-            "is not root, and sees its own settings of Nix; run `sudo hookrun doctor` for the daemon's".to_owned(),
+            "is not root, so these are its own settings of Nix; run `sudo hookrun doctor` for those of the daemon".to_owned(),
         );
     }
 }

@@ -19,9 +19,9 @@ use hookrun_queue::spawn::{self, THIN_PROGRAM};
 use hookrun_queue::worker::Running;
 use hookrun_queue::{health, lock, spool};
 
-/// How long systemd may take to answer.
+/// The time for systemd to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Largest nix.conf that is read.
+/// The largest nix.conf that is read.
 const MAX_CONF: u64 = 1 << 20;
 
 /// Gathers all facts.
@@ -40,7 +40,7 @@ pub fn facts(dirs: &Dirs) -> Facts {
     let worker = Running::find(dirs);
     let mut spool =
         if root { unreachable_for_build_users(dirs, group.as_deref()) } else { unwritable(dirs) };
-    // The same verdict as that of `hookrun status`.
+    // The same check as in `hookrun status`.
     spool.extend(health::check(dirs, worker.is_some()).problems);
     Facts {
         root,
@@ -135,7 +135,7 @@ fn members(group: &uzers::Group) -> usize {
     group.members().len()
 }
 
-/// What a hook's setting names.
+/// Finds out which program the setting of a hook names.
 pub(crate) fn hook(nix: &Installed, name: &str) -> Hook {
     let setting = nix.settings.get(name).cloned().unwrap_or_default();
     let text = setting.value.trim();
@@ -143,10 +143,11 @@ pub(crate) fn hook(nix: &Installed, name: &str) -> Hook {
     if text.is_empty() || text == setting.default.trim() {
         return Hook::Unset;
     }
-    // `build-hook` takes arguments; the others are the name of a program, blanks included.
+    // `build-hook` takes arguments; the values of other hooks are the name of a program, including
+    // blanks.
     let words = text.split_ascii_whitespace().next().filter(|_| name == "build-hook");
     let program = Path::new(words.unwrap_or(text));
-    // Nix looks up a bare name in its PATH.
+    // Nix looks up a name without slashes in its PATH.
     let in_path = if text.contains('/') { None } else { installed::in_path(text) };
     let program = in_path.as_deref().unwrap_or(program);
     let found = match std::fs::metadata(program) {
@@ -192,7 +193,8 @@ fn faster(nix: &Installed, name: &str) -> Option<String> {
     }
 }
 
-/// A link to this very program, or a file of its name: another release of it, or a link to one.
+/// Returns whether the program is a link to this program, or a file with its name, such as another
+/// release or a link to one.
 fn is_hookrun(program: &Path) -> bool {
     let named = |path: &Path| {
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("hookrun"))
@@ -202,14 +204,14 @@ fn is_hookrun(program: &Path) -> bool {
     own.as_deref() == Some(&target) || named(program) || named(&target)
 }
 
-/// The last value of a setting in a nix.conf, `include`s not followed.
+/// Returns the last value of a setting in a nix.conf. `include`s are not followed.
 fn in_file(path: &Path, name: &str) -> Option<String> {
     let length = std::fs::metadata(path).ok()?.len();
     let text = (length <= MAX_CONF).then(|| std::fs::read_to_string(path).ok()).flatten()?;
     setting_of(&text, name)
 }
 
-/// The last value of a setting in the text of a nix.conf.
+/// Returns the last value of a setting in the text of a nix.conf.
 fn setting_of(text: &str, name: &str) -> Option<String> {
     let value = |line: &str| {
         let line = line.split_once('#').map_or(line, |(before, _)| before);
@@ -219,7 +221,8 @@ fn setting_of(text: &str, name: &str) -> Option<String> {
     text.lines().filter_map(value).next_back()
 }
 
-/// Returns whether the file was changed after a running nix-daemon started. A daemon reads it once.
+/// Returns whether the file was changed after a running nix-daemon had started. A daemon reads it
+/// once.
 fn daemon_is_older(nix_conf: &Path) -> bool {
     let Ok(changed) = std::fs::metadata(nix_conf).and_then(|found| found.modified()) else {
         return false;
@@ -227,7 +230,7 @@ fn daemon_is_older(nix_conf: &Path) -> bool {
     let started = |entry: std::fs::DirEntry| {
         let directory: PathBuf = entry.path();
         let comm = std::fs::read_to_string(directory.join("comm")).ok()?;
-        // A child for a client has its parent's settings, and its own start is later.
+        // A child for a client has its parent's settings, but started later.
         (comm.trim_end() == "nix-daemon")
             .then(|| std::fs::metadata(&directory).and_then(|found| found.modified()).ok())
             .flatten()
@@ -237,7 +240,7 @@ fn daemon_is_older(nix_conf: &Path) -> bool {
     oldest.is_some_and(|started| started < changed)
 }
 
-/// Asks systemd for the state of the service, where there is a systemd.
+/// Asks systemd for the state of the service, if there is a systemd.
 fn service() -> Option<String> {
     if !Path::new("/run/systemd/system").exists() {
         return None;
@@ -248,7 +251,7 @@ fn service() -> Option<String> {
     (!state.is_empty()).then_some(state)
 }
 
-/// Why a plain user cannot write to the spool, with the fix.
+/// Returns why a plain user cannot write to the spool, with the fix.
 fn unwritable(dirs: &Dirs) -> Vec<String> {
     let spool = dirs.spool();
     let nearest = spool.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
@@ -257,7 +260,7 @@ fn unwritable(dirs: &Dirs) -> Vec<String> {
     can.err()
         .map(|error| {
             format!(
-                "{} cannot be written by this user ({error}); set HOOKRUN_STATE_DIR to a directory of this user's, or run as its owner",
+                "{} cannot be written by this user ({error}); set HOOKRUN_STATE_DIR to a directory of this user, or run as its owner",
                 nearest.display()
             )
         })
@@ -265,7 +268,8 @@ fn unwritable(dirs: &Dirs) -> Vec<String> {
         .collect()
 }
 
-/// The directories above root's spool as a build user sees them, whose diff hook writes there.
+/// Returns which directories above root's spool build users cannot pass. Their diff hooks write
+/// into the spool.
 fn unreachable_for_build_users(dirs: &Dirs, group: Option<&str>) -> Vec<String> {
     let gid = group.and_then(uzers::get_group_by_name).map(|group| group.gid());
     let mut problems = Vec::new();
@@ -275,7 +279,7 @@ fn unreachable_for_build_users(dirs: &Dirs, group: Option<&str>) -> Vec<String> 
         let shift = if Some(found.gid()) == gid { 3 } else { 0 };
         if (mode >> shift) & 0o1 == 0 {
             problems.push(format!(
-                "{0} has mode {mode:04o}, so build users cannot reach the spool and a diff hook hands over to a fallback directory; run \
+                "{0} has mode {mode:04o}, so build users cannot reach the spool, and diff hooks write to a fallback directory; run \
                  `chmod {1:04o} {0}`",
                 path.display(),
                 mode | 0o111

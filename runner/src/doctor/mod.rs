@@ -1,8 +1,8 @@
-//! Finds out whether this Nix calls hookrun, and whether that works. `hookrun doctor` gathers facts
-//! about Nix, its configuration, users and directories ([`gather`]) and turns them into findings
-//! ([`findings`]), each with the line to write and where.
+//! Finds out whether the installed Nix calls hookrun, and whether hookrun works. `hookrun doctor`
+//! gathers facts about Nix, its configuration, users and directories ([`gather`]), and turns them
+//! into findings ([`findings`]), each with the line to write and its file.
 //!
-//! Nothing is changed and nothing is built.
+//! It changes nothing and builds nothing.
 
 pub mod findings;
 pub mod gather;
@@ -16,48 +16,48 @@ use std::path::PathBuf;
 use hookrun_nix::installed::{Flavour, Version};
 use hookrun_queue::worker::Running;
 
-/// Facts about this machine. [`findings`] decides what they mean.
+/// Facts about this machine, which [`findings`] interprets.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Facts {
     /// Whether this process is root.
     pub root: bool,
-    /// The Nix of this machine, or why it cannot be asked.
+    /// The Nix of this machine, or the reason why it cannot be asked.
     pub nix: Result<NixFacts, String>,
-    /// The file that the daemon reads.
+    /// The nix.conf that the daemon reads.
     pub nix_conf: PathBuf,
-    /// The value of `build-hook` in that file, whatever Nix makes of it.
+    /// The value of `build-hook` in that file, which Nix may ignore.
     pub build_hook_in_file: Option<String>,
     /// Whether `nix.conf` was changed after the running daemon read it.
     pub daemon_is_older: bool,
-    /// What is wrong with hookrun's configuration.
+    /// The error in hookrun's configuration.
     pub config_error: Option<String>,
-    /// The file of that configuration.
+    /// The file of hookrun's configuration.
     pub config: PathBuf,
-    /// `[worker] start`.
+    /// The value of `[worker] start`.
     pub start: hookrun_config::Start,
-    /// The worker that runs.
+    /// The running worker.
     pub worker: Option<Running>,
-    /// Whether a process waits to start one for build users.
+    /// Whether a process waits for build users, to start a worker for them.
     pub waiter_runs: bool,
-    /// What `systemctl is-active hookrun` says, where there is a systemd.
+    /// The output of `systemctl is-active hookrun`, if there is a systemd.
     pub service: Option<String>,
-    /// Whether the built-in configuration is used, because there is no file.
+    /// Whether the built-in configuration is used, because the file does not exist.
     pub config_is_embedded: bool,
     /// Events and due tasks that wait although no worker runs, with the fix.
     pub stalled: Option<String>,
-    /// Secrets that others can read or replace; each with its fix.
+    /// Secrets that other users can read or replace, each with the fix.
     pub secrets: Vec<String>,
-    /// What is wrong with the wall round guests, and with `worker.user`; each with its fix.
+    /// Problems of the sandbox and of `worker.user`, each with the fix.
     pub sandbox: Vec<String>,
     /// The state directory.
     pub state: PathBuf,
-    /// Why a build user cannot reach the spool; each with its fix.
+    /// Reasons why a build user cannot reach the spool, each with the fix.
     pub spool: Vec<String>,
-    /// The directory of this program, where links to it would be.
+    /// The directory of this program, in which the links to it are.
     pub links: PathBuf,
 }
 
-/// A Nix.
+/// Facts about a Nix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NixFacts {
     /// The output of `nix --version`.
@@ -66,37 +66,38 @@ pub struct NixFacts {
     pub flavour: Flavour,
     /// Its version.
     pub version: Version,
-    /// What `post-build-hook` is.
+    /// The program in `post-build-hook`.
     pub post_build_hook: Hook,
-    /// What to do to have `hookrun-hook` as `post-build-hook`, if it is installed and not used.
+    /// The change that makes `hookrun-hook` the `post-build-hook`, if it is installed and not used.
     pub faster_post_build_hook: Option<String>,
-    /// What `diff-hook` is.
+    /// The program in `diff-hook`.
     pub diff_hook: Hook,
-    /// The same for `diff-hook`.
+    /// The change that makes `hookrun-hook` the `diff-hook`, if it is installed and not used.
     pub faster_diff_hook: Option<String>,
-    /// `run-diff-hook`.
+    /// The value of `run-diff-hook`.
     pub run_diff_hook: bool,
-    /// What `build-hook` is.
+    /// The program in `build-hook`.
     pub build_hook: Hook,
-    /// Machines in `builders`.
+    /// The number of machines in `builders`.
     pub machines: usize,
-    /// What is wrong with those machines.
+    /// Problems of these machines.
     pub machine_warnings: Vec<String>,
-    /// One of them has a fraction as speed factor.
+    /// Whether a machine has a fraction as its speed factor.
     pub fractions: bool,
-    /// `build-users-group`, and how many members it has; none if there is no such group.
+    /// The value of `build-users-group`, and the number of its members; none if there is no such
+    /// group.
     pub build_users: Option<(String, Option<usize>)>,
 }
 
-/// What a hook's setting names.
+/// The program in the setting of a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hook {
-    /// Nothing, or Nix's own.
+    /// No program, or Nix's own.
     Unset,
-    /// hookrun, as this text.
+    /// hookrun, with the text of the setting.
     Hookrun(String),
-    /// Another program, as this text.
+    /// Another program, with the text of the setting.
     Other(String),
-    /// A file that is not there, or cannot be executed: the text and why.
+    /// A file that does not exist or cannot be executed: the text and the reason.
     Unusable(String, String),
 }

@@ -1,5 +1,5 @@
-//! Secrets that other users can read or replace: modes and owners of the files that the
-//! configuration names.
+//! Finds secrets that other users can read or replace, by the modes and owners of the files that
+//! the configuration names.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -9,9 +9,9 @@ use hookrun_config::{Config, SecretFile};
 /// The bits of a mode that chmod(1) sets.
 const PERMISSIONS: u32 = 0o7777;
 
-/// Returns the files with secrets that others can read or replace, each with one line that says so
-/// and ends in the fix. Files that do not exist are left out: whoever reads them reports that.
-/// Asked as the user that runs the worker.
+/// Returns the files with secrets that other users can read or replace, each with one line that
+/// ends with the fix. Files that do not exist are left out, because the code that reads them
+/// reports that. Must be called as the user that runs the worker.
 pub fn exposed(config: &Config) -> Vec<(SecretFile, String)> {
     let me = rustix::process::geteuid().as_raw();
     let exposed = |secret: SecretFile| {
@@ -23,11 +23,11 @@ pub fn exposed(config: &Config) -> Vec<(SecretFile, String)> {
     config.secret_files().into_iter().filter_map(exposed).collect()
 }
 
-/// What is wrong with a file with a secret that user `me` reads.
+/// Returns the problem of a file with a secret that user `me` reads.
 fn judge(path: &Path, mode: u32, owner: u32, group: u32, me: u32) -> Option<String> {
     let shown = path.display();
     let is_foreign = owner != 0 && owner != me;
-    // A group of root's has no members who could not read it anyway.
+    // Members of root's group could read the file in any case.
     let is_open = mode & 0o007 != 0 || (mode & 0o070 != 0 && group != 0);
     let chown = format!("chown {me}: {shown}");
     let chmod = format!("chmod 600 {shown}");

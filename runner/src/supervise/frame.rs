@@ -1,5 +1,5 @@
-//! Messages on a pipe: the length as four bytes, least significant first, then JSON. Both ends are
-//! hookrun of the same build.
+//! Messages on a pipe: the length in four bytes, little-endian, then JSON. Both ends are hookrun of
+//! the same build.
 
 use std::io::{self, Read, Write};
 
@@ -7,11 +7,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-/// The longest message: an event, or the report of a run with all its log lines, each far below.
+/// The maximum length of a message. Events, and reports of runs with all log lines, are far
+/// shorter.
 const MAX: usize = 64 << 20;
 
-/// Bytes that are read from a pipe at once, as many as it holds (pipe(7)): with many short runs
-/// each read brings several messages.
+/// The number of bytes that are read from a pipe at once, which is its capacity (pipe(7)). With
+/// many short runs each read returns several messages.
 pub(super) const BUFFER: usize = 64 << 10;
 
 fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
@@ -24,7 +25,7 @@ fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A message that is longer than [`MAX`]. Nothing of it was sent: the pipe is in step.
+/// A message longer than [`MAX`]. None of it was sent, so the pipe can still be used.
 #[derive(Debug, thiserror::Error)]
 #[error("a message has {0} bytes, more than the limit of {MAX}")]
 struct TooLong(usize);
@@ -44,7 +45,7 @@ pub(super) fn write(to: &mut impl Write, message: &impl Serialize) -> io::Result
     to.flush()
 }
 
-/// The next message; none at the end.
+/// Receives one message; returns none at the end.
 pub(super) fn read<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Option<T>> {
     let mut prefix = [0; 4];
     match from.read_exact(&mut prefix) {
@@ -56,7 +57,7 @@ pub(super) fn read<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Opti
     Ok(Some(serde_json::from_slice(&body)?))
 }
 
-/// As [`write()`].
+/// Like [`write()`], asynchronously.
 pub(super) async fn send(
     to: &mut (impl AsyncWrite + Unpin),
     message: &impl Serialize,
@@ -65,7 +66,7 @@ pub(super) async fn send(
     to.flush().await
 }
 
-/// As [`read()`].
+/// Like [`read()`], asynchronously.
 pub(super) async fn receive<T: DeserializeOwned>(
     from: &mut (impl AsyncRead + Unpin),
 ) -> io::Result<Option<T>> {
@@ -113,7 +114,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_bytes_are_answered(bytes: Vec<u8>) {
+        fn any_bytes_are_a_message_or_an_error(bytes: Vec<u8>) {
             let _answered = read::<String>(&mut bytes.as_slice());
         }
     }

@@ -1,5 +1,5 @@
-//! What the wall of a runner lets through: from the grants of its plugins, and nothing else. And
-//! the directories it writes in, made and given to its user beforehand.
+//! Computes the permissions of a runner's sandbox from the grants of its plugins. Also creates the
+//! directories that it writes to, and gives them to its user.
 
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt as _;
@@ -15,15 +15,15 @@ use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::layout;
 
-/// Mode of a directory that the runner's user writes in, and of what is missing above it.
+/// The mode of a directory that the runner's user writes to, and of missing directories above it.
 const DIRECTORY_MODE: u32 = 0o700;
 const PARENT_MODE: u32 = 0o755;
 
-/// Name resolution over TCP, for long answers (RFC 7766).
+/// The port for name resolution over TCP, which long answers need (RFC 7766).
 const DNS: u16 = 53;
 
-/// What resolving names reads (resolv.conf(5), nsswitch.conf(5), gai.conf(5)); links into other
-/// places included.
+/// The files that name resolution reads (resolv.conf(5), nsswitch.conf(5), gai.conf(5)), including
+/// the targets of links.
 const NAMES: [&str; 8] = [
     "/etc/resolv.conf",
     "/etc/hosts",
@@ -34,7 +34,7 @@ const NAMES: [&str; 8] = [
     "/run/systemd/resolve",
     "/run/NetworkManager",
 ];
-/// Where distributions keep the certificate authorities they trust.
+/// The places where distributions keep trusted certificate authorities.
 const AUTHORITIES: [&str; 8] = [
     "/etc/ssl/certs",
     "/etc/ssl/cert.pem",
@@ -54,11 +54,11 @@ const AUTHORITY_VARIABLES: [&str; 3] = ["SSL_CERT_FILE", "SSL_CERT_DIR", "NIX_SS
 const PROXY_VARIABLES: [&str; 6] =
     ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
 
-/// Who guests run as: the user of the configuration where this process is root, else whoever runs
-/// it, without capabilities.
+/// Returns the user that guests run as: the user in the configuration if this process is root, else
+/// the current user, without capabilities.
 ///
 /// # Errors
-/// There is no such user; names the line.
+/// The user does not exist; the error names the line.
 pub fn identity(config: &Config) -> Result<Identity, String> {
     match &config.worker.user {
         Some(name) if rustix::process::geteuid().is_root() => User::find(name)
@@ -68,7 +68,8 @@ pub fn identity(config: &Config) -> Result<Identity, String> {
     }
 }
 
-/// The wall of a process that runs plugins with these capabilities on events of the Nix in `nix`.
+/// Returns the sandbox of a process that runs plugins with these capabilities on events of the Nix
+/// in `nix`.
 pub fn wall(
     effective: &[&Effective],
     services: &Services,
@@ -78,7 +79,7 @@ pub fn wall(
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Wall {
     let mut wall = Wall::closed(identity);
-    // Native code is mapped behind the wall.
+    // Native code is mapped inside the sandbox.
     wall.read.insert(dirs.artifacts());
     if effective.iter().any(|effective| effective.nix_store != StoreScope::None) {
         let store = nix.real_store.as_ref().unwrap_or(&nix.store);
@@ -98,32 +99,33 @@ pub fn wall(
         wall.read.extend(
             AUTHORITY_VARIABLES.iter().filter_map(|name| variable(name)).map(PathBuf::from),
         );
-        // The authorities of a NixOS system are links into the store.
+        // On NixOS the certificate authorities are links into the store.
         wall.read.insert(PathBuf::from("/etc/static/ssl"));
         wall.read.extend(nix_certificates());
     }
     wall
 }
 
-/// Where a link to the authorities leads, if into a store: that path alone, not the store.
+/// Returns the target of a link to the certificate authorities if it is in a store: only this path,
+/// not the store.
 fn nix_certificates() -> Option<PathBuf> {
     std::fs::canonicalize("/etc/ssl/certs/ca-certificates.crt").ok()
 }
 
-/// `http://proxy:3128` -> 3128.
+/// Returns the port of a proxy, such as 3128 for `http://proxy:3128`.
 fn proxy_port(url: &OsString) -> Option<u16> {
     let text = url.to_str()?;
     let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     Url::parse(&with_scheme).ok()?.port_or_known_default()
 }
 
-/// Makes the directories that a process behind `wall` writes in, for its user. Those below
-/// hookrun's own state are given to that user with all they hold; those that somebody named are
-/// only made where they are missing. Parents stay root's, so that the user cannot change what a
-/// name means while root acts on it.
+/// Creates the directories that a process in `wall` writes to. Those below hookrun's own state are
+/// given to its user with all their contents; those that the configuration names are only created
+/// if they are missing. Parents stay root's, so that the user cannot replace a directory while root
+/// uses it.
 ///
 /// # Errors
-/// One of them cannot be made or given; names it and the command that does it.
+/// A directory cannot be created or given to the user; the error contains the command that does it.
 pub fn make_directories(wall: &Wall, dirs: &Dirs) -> Result<(), String> {
     let user = match &wall.identity {
         Identity::User(user) => Some(user),
@@ -135,7 +137,7 @@ pub fn make_directories(wall: &Wall, dirs: &Dirs) -> Result<(), String> {
             let whose =
                 user.map(|user| format!(" && chown -R {} {shown}", user.name)).unwrap_or_default();
             format!(
-                "{shown} cannot be made ready for the user that runs plugins ({error}); `mkdir -p {shown}{whose}`"
+                "{shown} cannot be prepared for the user that runs plugins ({error}); run `mkdir -p {shown}{whose}`"
             )
         };
         let made = make(directory).map_err(failed)?;
@@ -152,8 +154,9 @@ pub fn make_directories(wall: &Wall, dirs: &Dirs) -> Result<(), String> {
     Ok(())
 }
 
-/// Why this process cannot write in the directories of a service, with the fix. Asked behind the
-/// wall: as the user that runs plugins. A directory that is not there yet is made by the worker.
+/// Returns why this process cannot write to the directories of a service, with the fix. Called
+/// inside the sandbox, so as the user that runs plugins. A directory that does not exist yet is
+/// created by the worker.
 pub fn unwritable(what: &str, name: &str, needs: &SandboxNeeds) -> Option<String> {
     use rustix::fs::Access;
     needs.directories.iter().find_map(|directory| {
@@ -163,16 +166,15 @@ pub fn unwritable(what: &str, name: &str, needs: &SandboxNeeds) -> Option<String
                 let shown = directory.display();
                 let user = rustix::process::geteuid().as_raw();
                 Some(format!(
-                    "{what} `{name}`: {shown} cannot be written by uid {user}, which runs plugins \
-                     ({error}); `chown -R {user} {shown}`"
+                    "{what} `{name}`: {shown} cannot be written by uid {user}, which runs plugins ({error}); run `chown -R {user} {shown}`"
                 ))
             }
         }
     })
 }
 
-/// Makes `directory` (0700) and its missing parents (0755), in a directory that nobody but this
-/// user and root can change. Returns whether it was missing.
+/// Creates `directory` (0700) and its missing parents (0755), in a directory that only this user
+/// and root can change. Returns whether it was missing.
 fn make(directory: &Path) -> std::io::Result<bool> {
     if directory.is_dir() {
         return Ok(false);
@@ -191,8 +193,8 @@ fn make(directory: &Path) -> std::io::Result<bool> {
     Ok(true)
 }
 
-/// Gives what root made before there was a user to the user. Looks at nothing that is not root's,
-/// so that nobody can have planted it.
+/// Gives files that root created before `user` was configured to the user. Skips everything that
+/// does not belong to root, because another user may have created it.
 fn adopt(path: &Path, user: &User) -> std::io::Result<()> {
     let found = std::fs::symlink_metadata(path)?;
     if found.uid() != 0 {
@@ -203,7 +205,7 @@ fn adopt(path: &Path, user: &User) -> std::io::Result<()> {
             adopt(&entry?.path(), user)?;
         }
     }
-    // Files with more names than one are somebody else's too.
+    // A file with several hard links may be another user's.
     if found.is_dir() || found.nlink() == 1 {
         std::os::unix::fs::lchown(path, Some(user.uid), Some(user.gid))?;
     }

@@ -1,8 +1,8 @@
-//! A plugin as the policy of builder selection: in a process of its own, which can open no file and
-//! reach no network. The session, which may be root and starts Nix's own hook, maps no guest code.
+//! Runs a plugin as the policy of builder selection, in its own process without access to files and
+//! network. The session, which may be root and starts Nix's own hook, maps no guest code.
 //!
-//! The plugin's state, which the other process cannot open, travels with the question and back with
-//! the answer.
+//! The other process cannot open the plugin's state, so the state is sent with the question and
+//! returned with the answer.
 
 use std::io::BufReader;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::frame;
 use super::process::how;
-use super::protocol::{COMMAND, Purpose, Question, Setup, Word};
+use super::protocol::{COMMAND, FromRunner, Purpose, Question, Setup};
 use hookrun_builders::{Candidate, Decision, LocalMachine, Machine, Policy, PolicyError};
 use hookrun_capability::state::{Pairs, Stores};
 use hookrun_config::{Config, Limit, Plugin};
@@ -22,13 +22,13 @@ use hookrun_queue::spawn;
 use hookrun_system::child::Preparation;
 use hookrun_system::process;
 
-/// How long finding out which plugin chooses, and compiling it, may take while Nix waits: within
-/// the deadline of the policy, with time left to start it and to ask it. Both are done once for
-/// each plugin; the bundled policy takes a third of it on a busy machine.
+/// The time to find and compile the policy while Nix is blocked. It is shorter than the deadline of
+/// the policy, so that there is time to start and to ask it. Both steps are needed once for each
+/// plugin; the bundled policy takes a third of this time on a busy machine.
 const PREPARE_TIME: Duration = Duration::from_millis(1500);
 
-/// May a plugin of `config` choose builders? One whose configuration does not list its hooks may:
-/// which it serves is found out when it is asked ([`chooser`]).
+/// Returns whether a plugin of `config` may be a policy. A plugin without a configured list of
+/// hooks may be one; [`chooser`] finds out which hooks it serves.
 pub fn may_choose(config: &Config) -> bool {
     config.plugins.values().any(may_serve)
 }
@@ -37,12 +37,12 @@ fn may_serve(plugin: &Plugin) -> bool {
     plugin.hooks.is_empty() || plugin.hooks.contains(&HookKind::BuilderSelection)
 }
 
-/// The plugin that chooses builders: the first by name that serves the hook. What is known of one
-/// whose configuration does not list its hooks is looked up; if that is nothing, it is found out,
-/// and one that cannot be read is left to `hookrun check`.
+/// Returns the policy: the first plugin by name that serves the hook. If the configuration does not
+/// list its hooks, a stored verdict is used, or the plugin is examined. A plugin that cannot be
+/// read is skipped; `hookrun check` reports it.
 ///
 /// # Errors
-/// There is none, or it is not known in time.
+/// There is no policy, or it is not known in time.
 fn chooser<'a>(config: &'a Config, host: &Host) -> Result<&'a Plugin, PolicyError> {
     let serves = |exports: &[HookKind]| exports.contains(&HookKind::BuilderSelection);
     let mut unknown = None;
@@ -67,16 +67,16 @@ fn chooser<'a>(config: &'a Config, host: &Host) -> Result<&'a Plugin, PolicyErro
         }
     }
     let Some((plugin, why)) = unknown else { return Err(PolicyError::Nobody) };
-    // Else the next hook tries again; `hookrun check` says what is wrong.
+    // If this fails, the next hook tries again, and `hookrun check` reports the error.
     let _started = spawn::detached(&Dirs::from_env(), &["compile", plugin.name.as_str()]);
     Err(PolicyError::Unready(why.to_string()))
 }
 
-/// Asks a plugin. Made and used on the policy's own thread: the session never waits for it longer
-/// than the policy's deadline.
+/// A policy in its own process. It is created and used on the policy's own thread, so the session
+/// never waits longer than the policy's deadline.
 pub struct PluginPolicy {
     name: String,
-    /// Where the plugin's state is, if it has one, and how many bytes it may have.
+    /// The store of the plugin's state, if it has one, and its size limit in bytes.
     state: Option<(Stores, u64)>,
     process: Mutex<Process>,
 }
@@ -89,23 +89,23 @@ struct Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may hang.
+        // The process may hang, so it is killed.
         let _ended = self.child.kill().and_then(|()| self.child.wait());
     }
 }
 
 impl PluginPolicy {
-    /// Starts a process for the plugin of `config` that chooses builders.
+    /// Starts a process for the policy of `config`.
     ///
     /// # Errors
-    /// There is none, or it does not load; the text ends in the fix.
+    /// There is no policy, or it does not load; the text ends with the fix.
     pub fn load(config: &Config) -> Result<Box<dyn Policy>, PolicyError> {
         let dirs = Dirs::from_env();
         let until = Instant::now() + PREPARE_TIME;
         let compiler = Compiler::Within(config.worker.user.clone(), until);
         let plugin = chooser(config, &Host::new(&dirs, compiler))?;
         let (name, allowed) = (plugin.name.clone(), plugin.limits.get(Limit::StateBytes));
-        // One that does not want it does not get at it.
+        // A plugin that does not want its state does not get it.
         let state = plugin.grant.state.then(|| (Stores::durable(dirs.policy_state()), allowed));
         let setup =
             Setup::new(config, &dirs, NixDirs::from_env(), vec![name.clone()], Purpose::Policy);
@@ -121,21 +121,21 @@ impl Process {
         };
         let mut command = process::this_program();
         command.arg(COMMAND).current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
-        // It dies with this thread, which lives as long as the session, also when the session is
-        // killed.
+        // The process ends with this thread, which lives as long as the session, also if the
+        // session is killed.
         let preparation = Preparation { dies_with_parent: true, ..Preparation::default() };
         let mut child = preparation.add_to(&mut command).spawn().map_err(|error| {
             failed(std::io::Error::other(process::describe_start(&command, &error)))
         })?;
-        let gone = || failed(std::io::Error::other("its pipes are gone"));
+        let gone = || failed(std::io::Error::other("it has no pipes"));
         let input = child.stdin.take().ok_or_else(gone)?;
         let output = child.stdout.take().ok_or_else(gone)?;
         let mut process = Self { child, input, output: BufReader::new(output) };
         let answer = frame::write(&mut process.input, setup)
-            .and_then(|()| frame::read::<Word>(&mut process.output));
+            .and_then(|()| frame::read::<FromRunner>(&mut process.output));
         match answer {
-            Ok(Some(Word::Ready(..))) => Ok(process),
-            Ok(Some(Word::Unwalled(reason))) => Err(reason),
+            Ok(Some(FromRunner::Ready(..))) => Ok(process),
+            Ok(Some(FromRunner::Unwalled(reason))) => Err(reason),
             Ok(Some(_) | None) | Err(_) => Err(failed(process.ended())),
         }
     }
@@ -147,13 +147,13 @@ impl Process {
         let answer =
             frame::write(&mut self.input, question).and_then(|()| frame::read(&mut self.output));
         match answer {
-            Ok(Some(Word::Selected { decision, state })) => Ok((decision, state)),
+            Ok(Some(FromRunner::Selected { decision, state })) => Ok((decision, state)),
             _ => Err(self.ended()),
         }
     }
 
-    /// Describes how the process ended, which has closed its pipe. A process that is ending keeps
-    /// its exit status when it is killed.
+    /// Describes how the process ended after it closed its pipe. A process that has already exited
+    /// keeps its exit status when it is killed.
     fn ended(&mut self) -> std::io::Error {
         let ended = self.child.kill().and_then(|()| self.child.wait());
         std::io::Error::other(how(ended))
@@ -176,10 +176,12 @@ impl Policy for PluginPolicy {
         let question = Question::Select { candidate, machines, local, state: &before };
         let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
         let (decision, after) = process.ask(&question).map_err(|error| {
-            PolicyError::Unavailable(format!("the process that runs the policy is gone ({error})"))
+            PolicyError::Unavailable(format!(
+                "the process that runs the policy has ended ({error})"
+            ))
         })?;
         if let Some((stores, allowed)) = &self.state {
-            // The other process has seen to it, unless it was taken over.
+            // The other process checks this too, but a guest may have taken it over.
             let size: u64 = after.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum();
             if size > *allowed {
                 return Err(PolicyError::Failed(Limit::StateBytes.reached(

@@ -1,8 +1,8 @@
-//! A runner, seen from the supervisor: its process, its pipes, and the runs it was given.
+//! A runner as the supervisor sees it: its process, its pipes, and its runs.
 //!
-//! What it says is bounded and checked: it may have been taken over. A runner that dies with one
-//! run in it was ended by that run. With several nobody knows by which: the supervisor runs each of
-//! them again alone, and only then it counts.
+//! Its messages are limited and checked, because a guest may have taken it over. If a runner dies
+//! with only one run, that run ended it. With several runs the cause is not known: the supervisor
+//! repeats each of them alone, and only then counts the attempt.
 
 use std::collections::{BTreeMap, HashMap};
 use std::process::Stdio;
@@ -14,7 +14,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::oneshot;
 
 use super::frame;
-use super::protocol::{COMMAND, Order, Setup, Word};
+use super::protocol::{COMMAND, FromRunner, Setup, ToRunner};
 use hookrun_capability::Services;
 use hookrun_config::Config;
 use hookrun_nix::event::Event;
@@ -22,31 +22,30 @@ use hookrun_nix::outcome::Transfer;
 use hookrun_nix::outcome::{Outcome, RunReport, Trouble};
 use hookrun_system::process::describe_start;
 
-/// Uploads of one runner that are shown; more are not believed to be there.
+/// The maximum number of uploads of one runner that are shown.
 const MAX_TRANSFERS: usize = 64;
-/// Longest path or name of a store in them, in bytes (`PATH_MAX`).
+/// The maximum length of a path or store name in them, in bytes (`PATH_MAX`).
 const MAX_NAME: usize = 4096;
 
-/// Why there is no runner.
+/// The reason why there is no runner.
 pub(super) enum NoRunner {
-    /// It cannot be had until the operator fixes something.
+    /// It cannot be started until the operator fixes something.
     Refused(String),
-    /// It did not get as far; the next one may.
+    /// It ended during its set-up; the next one may work.
     Died(String),
 }
 
-/// One runner.
 pub(super) struct Runner {
     input: tokio::sync::Mutex<ChildStdin>,
     next: AtomicU64,
     runs: Arc<Runs>,
     /// The plugins that it cannot use, each with the reason.
     problems: BTreeMap<String, String>,
-    /// The uploads that are under way, as it last said.
+    /// The uploads in progress, according to its last message.
     transfers: Mutex<Vec<Transfer>>,
 }
 
-/// A run that ended with the runner's process.
+/// A run that ended because the runner's process ended.
 pub(super) struct Death {
     /// How the process ended.
     pub(super) how: String,
@@ -54,7 +53,7 @@ pub(super) struct Death {
     pub(super) alone: bool,
 }
 
-/// The runs of one runner; none once it is gone.
+/// The runs of one runner; none after it has ended.
 type Runs = Mutex<Option<HashMap<u64, oneshot::Sender<Result<RunReport, Death>>>>>;
 
 impl Runner {
@@ -65,16 +64,16 @@ impl Runner {
     ) -> Result<Arc<Self>, NoRunner> {
         let died = |error: std::io::Error| NoRunner::Died(format!("it cannot be started: {error}"));
         let mut child = spawn().map_err(died)?;
-        let gone = || died(std::io::Error::other("its pipes are gone"));
+        let gone = || died(std::io::Error::other("it has no pipes"));
         let mut input = child.stdin.take().ok_or_else(gone)?;
         let mut output =
             BufReader::with_capacity(frame::BUFFER, child.stdout.take().ok_or_else(gone)?);
         let answer = match frame::send(&mut input, setup).await {
-            Ok(()) => frame::receive::<Word>(&mut output).await,
+            Ok(()) => frame::receive::<FromRunner>(&mut output).await,
             Err(error) => Err(error),
         };
         let problems = match answer {
-            Ok(Some(Word::Ready(raised, problems))) => {
+            Ok(Some(FromRunner::Ready(raised, problems))) => {
                 tracing::debug!(
                     identity = raised.identity,
                     missing = raised.missing.join("; "),
@@ -82,13 +81,13 @@ impl Runner {
                 );
                 problems
             }
-            Ok(Some(Word::Unwalled(reason))) => return Err(NoRunner::Refused(reason)),
+            Ok(Some(FromRunner::Unwalled(reason))) => return Err(NoRunner::Refused(reason)),
             Ok(Some(_) | None) => return Err(NoRunner::Died(how(child.wait().await))),
             Err(error) => {
-                // A process that is ending keeps its exit status when it is killed.
+                // A process that has already exited keeps its exit status when it is killed.
                 let _killed = child.start_kill();
                 let how = how(child.wait().await);
-                return Err(NoRunner::Died(format!("{how} while it was set up: {error}")));
+                return Err(NoRunner::Died(format!("{how} during its set-up: {error}")));
             }
         };
         let runner = Arc::new(Self {
@@ -101,7 +100,7 @@ impl Runner {
         let (runs, weak) = (Arc::clone(&runner.runs), Arc::downgrade(&runner));
         tokio::spawn(async move {
             let reason = listen(&mut output, &runs, &weak, &config, &services).await;
-            // After a message that cannot be parsed, nothing more is read.
+            // Nothing can be read after a message that cannot be parsed.
             let _ended = child.start_kill();
             let ended = child.wait().await;
             let message = reason.unwrap_or_else(|| how(ended));
@@ -110,22 +109,22 @@ impl Runner {
         Ok(runner)
     }
 
-    /// The plugins that it cannot use, each with the reason.
+    /// Returns the plugins that it cannot use, each with the reason.
     pub(super) fn problems(&self) -> &BTreeMap<String, String> {
         &self.problems
     }
 
-    /// The uploads that are under way in it.
+    /// Returns its uploads in progress.
     pub(super) fn transfers(&self) -> Vec<Transfer> {
         self.transfers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns whether it still runs.
+    /// Returns whether the process is running.
     pub(super) fn is_alive(&self) -> bool {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    /// Has it run a plugin on an event.
+    /// Runs a plugin on an event.
     pub(super) async fn run(
         self: &Arc<Self>,
         plugin: &str,
@@ -136,10 +135,14 @@ impl Runner {
         let (report, reported) = oneshot::channel();
         match self.runs.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             Some(runs) => drop(runs.insert(id, report)),
-            None => return Err(gone("it is gone")),
+            None => return Err(gone("it has ended")),
         }
-        let order =
-            Order::Run { id, plugin: plugin.to_owned(), event: Box::new(event.clone()), attempt };
+        let order = ToRunner::Run {
+            id,
+            plugin: plugin.to_owned(),
+            event: Box::new(event.clone()),
+            attempt,
+        };
         match frame::send(&mut *self.input.lock().await, &order).await {
             Ok(()) => {}
             Err(error) if frame::is_too_long(&error) => {
@@ -154,7 +157,7 @@ impl Runner {
             }
             Err(error) => return Err(gone(&error.to_string())),
         }
-        reported.await.unwrap_or_else(|_| Err(gone("it is gone")))
+        reported.await.unwrap_or_else(|_| Err(gone("it has ended")))
     }
 
     fn forget(&self, id: u64) {
@@ -173,7 +176,7 @@ fn spawn() -> std::io::Result<Child> {
     })
 }
 
-/// Hears a runner out until it ends; gives a reason if it is the supervisor that ends it.
+/// Reads messages of a runner until it ends. Returns a reason if the supervisor has to end it.
 async fn listen(
     output: &mut BufReader<ChildStdout>,
     runs: &Runs,
@@ -183,7 +186,7 @@ async fn listen(
 ) -> Option<String> {
     loop {
         match frame::receive(output).await {
-            Ok(Some(Word::Ended { id, report })) => {
+            Ok(Some(FromRunner::Ended { id, report })) => {
                 let waiting = runs
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
@@ -194,7 +197,7 @@ async fn listen(
                     let _told = waiting.send(Ok(*report));
                 }
             }
-            Ok(Some(Word::Transfers(mut transfers))) => {
+            Ok(Some(FromRunner::Transfers(mut transfers))) => {
                 let is_short = |text: &str| text.len() <= MAX_NAME;
                 transfers.retain(|transfer| is_short(&transfer.path) && is_short(&transfer.store));
                 transfers.truncate(MAX_TRANSFERS);
@@ -202,7 +205,7 @@ async fn listen(
                     *runner.transfers.lock().unwrap_or_else(PoisonError::into_inner) = transfers;
                 }
             }
-            Ok(Some(Word::Mail { id, mail })) => {
+            Ok(Some(FromRunner::Mail { id, mail })) => {
                 let (services, runner) = (services.clone(), runner.clone());
                 let plugin = config.plugins.get(&mail.plugin).cloned();
                 tokio::spawn(async move {
@@ -213,17 +216,19 @@ async fn listen(
                         )),
                     };
                     if let Some(runner) = runner.upgrade() {
-                        // A runner that is gone is noticed by who listens to it.
+                        // The reader of its messages notices a runner that has ended.
                         let _told = frame::send(
                             &mut *runner.input.lock().await,
-                            &Order::Mailed { id, result },
+                            &ToRunner::Mailed { id, result },
                         )
                         .await;
                     }
                 });
             }
-            Ok(Some(Word::Ready(..) | Word::Unwalled(_) | Word::Selected { .. })) => {
-                return Some("it said what it should not".to_owned());
+            Ok(Some(
+                FromRunner::Ready(..) | FromRunner::Unwalled(_) | FromRunner::Selected { .. },
+            )) => {
+                return Some("it sent a message that is not allowed".to_owned());
             }
             Ok(None) => return None,
             Err(error) => return Some(format!("its message cannot be parsed: {error}")),
@@ -231,7 +236,7 @@ async fn listen(
     }
 }
 
-/// Nobody waits for ever: every run of a runner that is gone has its report.
+/// Ends all runs of a runner that has ended, so that none waits for ever.
 fn end(runs: &Runs, message: &str) {
     let waiting = runs.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
     let alone = waiting.len() == 1;
@@ -240,7 +245,7 @@ fn end(runs: &Runs, message: &str) {
     }
 }
 
-/// The process ended before the run began.
+/// Returns the result for a run that did not begin because the process ended.
 fn gone(how: &str) -> Death {
     Death { how: how.to_owned(), alone: false }
 }
@@ -251,28 +256,28 @@ pub(super) fn how(ended: std::io::Result<std::process::ExitStatus>) -> String {
 }
 
 impl Death {
-    /// The report of the run. If it was alone, it is what ended the process, which is a defect of
-    /// the plugin as a trap is; if not, it is not counted.
+    /// Returns the report of the run. If it was the only one, it ended the process, which counts as
+    /// a trap of the plugin. Otherwise the attempt is not counted.
     pub(super) fn report(self) -> RunReport {
         let Self { how, alone } = self;
         if alone {
             let message = format!(
-                "the process that runs plugins died in this run ({how}); lower `memory` under [plugins.NAME.limits], or look into the kernel's log"
+                "the process that runs plugins died in this run ({how}); lower `memory` under [plugins.NAME.limits], or read the kernel's log"
             );
             return Outcome::Trapped { message }.into();
         }
         let message = format!(
-            "the process that runs plugins died ({how}) while it ran this and other tasks; each of them is run again alone"
+            "the process that runs plugins died ({how}) while it ran this task and others; each of them runs again alone"
         );
         let outcome = Outcome::Failed { message, transient: true, retry_after_ms: None };
         RunReport { trouble: Trouble::Neighbour, ..outcome.into() }
     }
 }
 
-/// There was no process for the run; the next attempt may have one.
+/// Returns the report of a run without a process. The next attempt may have one.
 pub(super) fn no_process(how: &str) -> RunReport {
     let message = format!(
-        "the process that runs plugins cannot be used ({how}); it is tried again; look into the worker's and the kernel's log"
+        "the process that runs plugins cannot be used ({how}); the task is tried again; read the log of the worker and of the kernel"
     );
     let outcome = Outcome::Failed { message, transient: true, retry_after_ms: None };
     RunReport { trouble: Trouble::Event, ..outcome.into() }

@@ -1,4 +1,4 @@
-//! What supervisor and runner say to each other.
+//! The messages between supervisor and runner.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,30 +17,29 @@ use hookrun_nix::event::{Event, NixDirs};
 use hookrun_nix::outcome::RunReport;
 use hookrun_nix::outcome::Transfer;
 
-/// The hidden command of a runner.
+/// The name of a runner's hidden command.
 pub(super) const COMMAND: &str = "runner";
 
-/// The first message to a runner: all it needs to know.
+/// The first message to a runner, with everything that it needs.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Setup {
     config: PathBuf,
     text: String,
     pub(super) dirs: Dirs,
-    /// The Nix whose events it gets.
+    /// The Nix of its events.
     pub(super) nix: NixDirs,
-    /// The plugins it runs.
     pub(super) plugins: Vec<String>,
     pub(super) purpose: Purpose,
-    /// How long its plugins may take to get ready; no longer than their limits where it is none.
+    /// The time for its plugins to become ready; if there is none, only their limits apply.
     pub(super) patience: Option<Duration>,
 }
 
-/// What a runner is for.
+/// The purpose of a runner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Purpose {
-    /// Tasks of the queue: its plugins' services are let through its wall.
+    /// Tasks of the queue. The sandbox allows the services of its plugins.
     Queue,
-    /// Builder selection: nothing is.
+    /// Builder selection. The sandbox allows nothing.
     Policy,
 }
 
@@ -63,25 +62,26 @@ impl Setup {
         }
     }
 
-    /// The same for somebody who waits only until then.
+    /// Limits the time for its plugins to become ready.
     pub(super) fn until(self, until: Instant) -> Self {
         Self { patience: Some(until.saturating_duration_since(Instant::now())), ..self }
     }
 
-    /// The configuration, as the supervisor read it.
+    /// Parses the configuration that the supervisor has read.
     pub(super) fn config(&self) -> Result<Config, ConfigError> {
         Config::parse(&self.config, &self.text)
     }
 }
 
-/// To a runner.
+/// A message to a runner.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Order {
+pub(super) enum ToRunner {
     /// Run a plugin on an event.
     Run { id: u64, plugin: String, event: Box<Event>, attempt: u32 },
-    /// What became of a message for a program.
+    /// The result of a message that was given to a program.
     Mailed { id: u64, result: Result<(), CapabilityError> },
-    /// Ask the policy. Its plugin's state comes along, because it can open no file.
+    /// Asks the policy. The message contains its plugin's state, because the runner can open no
+    /// file.
     Select {
         candidate: Box<Candidate>,
         machines: Vec<Machine>,
@@ -90,7 +90,8 @@ pub(super) enum Order {
     },
 }
 
-/// [`Order::Select`] as it is sent: there may be thousands of machines, and none is copied.
+/// [`ToRunner::Select`] with borrowed contents. There may be thousands of machines, so they are not
+/// copied.
 #[derive(Debug, Serialize)]
 pub(super) enum Question<'a> {
     Select {
@@ -101,14 +102,14 @@ pub(super) enum Question<'a> {
     },
 }
 
-/// From a runner.
+/// A message from a runner.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Word {
-    /// The wall stands. Plugins that cannot be used are named, with the reason.
+pub(super) enum FromRunner {
+    /// The sandbox is active. Contains the plugins that cannot be used, with the reasons.
     Ready(Raised, BTreeMap<String, String>),
-    /// It does not, and nothing will run: why.
+    /// The sandbox could not be activated, so nothing will run. Contains the reason.
     Unwalled(String),
-    /// The uploads that are under way.
+    /// The uploads in progress.
     Transfers(Vec<Transfer>),
     /// A run ended.
     Ended { id: u64, report: Box<RunReport> },

@@ -1,10 +1,11 @@
-//! The runner: a process that reads what its plugins need, gives up what it is not to have, and
-//! runs guests until its supervisor closes the pipe. Started by [`super::supervisor`] and
-//! [`super::policy`] as a hidden command; knows no queue.
+//! The runner: a process that reads what its plugins need, drops all privileges that they do not
+//! need, and runs guests until its supervisor closes the pipe. [`super::supervisor`] and
+//! [`super::policy`] start it as a hidden command. It knows nothing about the queue.
 //!
-//! In this order, and on one thread up to the wall: set-up from the pipe, plugins read and compiled
-//! (by a contained child), secrets read, directories made, wall; then native code is mapped and
-//! threads are started.
+//! It does the following in this order, with a single thread until the sandbox is active: it reads
+//! the set-up from the pipe, reads the plugins (and has a contained child compile them), reads the
+//! secrets, creates directories, and enters the sandbox. After that it maps native code and starts
+//! threads.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,7 +21,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
 use super::needs;
-use super::protocol::{Order, Purpose, Setup, Word};
+use super::protocol::{FromRunner, Purpose, Setup, ToRunner};
 use super::{frame, protocol};
 use hookrun_builders::PolicyError;
 use hookrun_capability::grants::Effective;
@@ -36,33 +37,33 @@ use hookrun_nix::outcome::{Outcome, RunReport};
 use hookrun_queue::spawn;
 use hookrun_queue::worker::defect;
 
-/// How often the supervisor is told of uploads that are under way.
+/// The interval at which the supervisor is told about uploads in progress.
 const TRANSFERS: Duration = Duration::from_secs(1);
 
-/// A plugin at a stage, or why it cannot be used: one line with the fix.
+/// A plugin at a stage, or the reason why it cannot be used, with the fix.
 type OrReason<T> = Result<T, String>;
 
-/// Plugins whose code is open and whose secrets are read, before the wall.
+/// Plugins with open code and with secrets, before the sandbox.
 pub struct Readied {
     plugins: BTreeMap<String, OrReason<ReadyPlugin>>,
-    /// Those that nobody has compiled, where the host does not.
+    /// The plugins that are not compiled, if this host does not compile.
     uncompiled: Vec<String>,
     services: Services,
     config: Config,
-    /// Does it use its services? A policy does not, whatever it is granted.
+    /// Whether it uses its services. A policy does not, whatever its grants are.
     used: bool,
 }
 
 /// Plugins that can run.
 pub struct Running {
     plugins: BTreeMap<String, OrReason<LinkedPlugin>>,
-    /// Those that are still to be compiled.
+    /// The plugins that are still to be compiled.
     uncompiled: Vec<String>,
     services: Services,
 }
 
 impl Readied {
-    /// Reads the plugins called `names`, and the secrets they use if `secrets`.
+    /// Reads the plugins called `names`, and their secrets if `secrets` is set.
     pub fn new(
         config: Config,
         services: Services,
@@ -86,8 +87,8 @@ impl Readied {
                 });
                 let held = ready.and_then(|ready| {
                     if secrets {
-                        // Put right by the operator, not by time: the task is kept, instead of
-                        // failing until it is given up.
+                        // The operator has to fix this, so the task is kept and does not run out of
+                        // attempts.
                         services.hold_secrets(name, ready.artifact().effective()).map_err(
                             |KeyError { keys, message }| {
                                 let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
@@ -103,28 +104,28 @@ impl Readied {
         Self { plugins, uncompiled, services, config, used: secrets }
     }
 
-    /// Has what is not compiled compiled by a process of its own, so that the next hook finds it.
-    /// Before the wall.
-    pub fn compile_for_the_next(&self, dirs: &Dirs) {
+    /// Starts a process that compiles the remaining plugins, for the next hook. Must be called
+    /// before the sandbox is entered.
+    pub fn compile_for_next_hook(&self, dirs: &Dirs) {
         if !self.uncompiled.is_empty() {
             let arguments: Vec<&str> =
                 ["compile"].into_iter().chain(self.uncompiled.iter().map(String::as_str)).collect();
-            // Else the next hook tries again; `hookrun check` says what is wrong.
+            // If this fails, the next hook tries again, and `hookrun check` reports the error.
             let _started = spawn::detached(dirs, &arguments);
         }
     }
 
-    /// What the usable plugins have.
+    /// Returns the effective capabilities of the usable plugins.
     pub fn effective(&self) -> Vec<&Effective> {
         self.plugins.values().flatten().map(|ready| ready.artifact().effective()).collect()
     }
 
-    /// What they have behind them.
+    /// Returns the services of the plugins.
     pub fn services(&self) -> &Services {
         &self.services
     }
 
-    /// Maps and links them: behind the wall.
+    /// Maps and links the plugins. Must be called inside the sandbox.
     pub fn link(self) -> Running {
         let Self { plugins, uncompiled, services, config, used } = self;
         let link = |ready: ReadyPlugin| ready.link(&config).map_err(|error| error.to_string());
@@ -144,8 +145,8 @@ impl Readied {
     }
 }
 
-/// Can this process write where the plugin's services do? Asked behind the wall: as the user it is
-/// now.
+/// Checks that this process can write to the directories of the plugin's services. Called inside
+/// the sandbox, so as the user of the guests.
 fn writable(services: &Services, effective: &Effective) -> Result<(), String> {
     let stores = effective
         .object_store
@@ -159,10 +160,10 @@ fn writable(services: &Services, effective: &Effective) -> Result<(), String> {
 }
 
 impl Running {
-    /// The plugin called `name`.
+    /// Returns the plugin called `name`.
     ///
     /// # Errors
-    /// Why it cannot be used.
+    /// The reason why it cannot be used.
     pub fn get(&self, name: &str) -> Result<&LinkedPlugin, String> {
         match self.plugins.get(name) {
             Some(Ok(linked)) => Ok(linked),
@@ -173,7 +174,7 @@ impl Running {
         }
     }
 
-    /// The plugins that cannot be used, each with the reason.
+    /// Returns the plugins that cannot be used, each with the reason.
     pub fn problems(&self) -> BTreeMap<String, String> {
         let problem = |(name, plugin): (&String, &OrReason<LinkedPlugin>)| {
             Some((name.clone(), plugin.as_ref().err()?.clone()))
@@ -181,7 +182,7 @@ impl Running {
         self.plugins.iter().filter_map(problem).collect()
     }
 
-    /// What the plugins have behind them.
+    /// Returns the services of the plugins.
     pub fn services(&self) -> &Services {
         &self.services
     }
@@ -200,13 +201,13 @@ impl Running {
     }
 }
 
-/// A runner's life. Standard input and output are the pipes.
+/// Runs the runner process. Standard input and output are the pipes.
 pub fn main() -> Exit {
     hookrun_system::signals::unblock();
     match life() {
         Ok(()) => Exit::Done,
         Err(error) => {
-            // To the worker's log.
+            // The message goes to the worker's log.
             hookrun_nix::terminal::say(&format!("the process that runs plugins ends: {error}"));
             Exit::Internal
         }
@@ -218,15 +219,15 @@ fn life() -> io::Result<()> {
     let Some(setup) = frame::read::<Setup>(&mut input)? else { return Ok(()) };
     let (running, raised) = match behind_wall(&setup) {
         Ok(behind) => behind,
-        Err(reason) => return frame::write(&mut output, &Word::Unwalled(reason)),
+        Err(reason) => return frame::write(&mut output, &FromRunner::Unwalled(reason)),
     };
-    frame::write(&mut output, &Word::Ready(raised, running.problems()))?;
+    frame::write(&mut output, &FromRunner::Ready(raised, running.problems()))?;
     drop((input, output));
     match setup.purpose {
         Purpose::Queue => {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-            // On a thread of the runtime's: a run then begins where its order was read, and no
-            // thread wakes another for it.
+            // Messages are read on a thread of the runtime, so that a run starts on the thread that
+            // read its order, and no other thread has to be woken.
             runtime.block_on(async {
                 tokio::spawn(serve(Arc::new(running))).await.map_err(io::Error::other)?
             })
@@ -238,7 +239,7 @@ fn life() -> io::Result<()> {
     }
 }
 
-/// Everything up to the wall and just behind it.
+/// Prepares everything before the sandbox, enters it, and links the plugins.
 fn behind_wall(setup: &Setup) -> Result<(Running, Raised), String> {
     let mut config = setup.config().map_err(|error| error.to_string())?;
     // The secrets of other plugins are not read here.
@@ -257,7 +258,7 @@ fn behind_wall(setup: &Setup) -> Result<(Running, Raised), String> {
     let host = Host::new(&setup.dirs, compiler);
     let readied =
         Readied::new(config, services, &host, &setup.plugins, setup.purpose == Purpose::Queue);
-    readied.compile_for_the_next(&setup.dirs);
+    readied.compile_for_next_hook(&setup.dirs);
     let wall = match setup.purpose {
         Purpose::Queue => queue_wall(&readied, setup, identity)?,
         Purpose::Policy => Wall::closed(identity).reading(setup.dirs.artifacts()),
@@ -295,8 +296,8 @@ fn pipes() -> io::Result<(BufReader<pipe::Receiver>, Output)> {
     ))
 }
 
-/// Runs what the supervisor orders, all at once (it bounds how much that is), until it closes the
-/// pipe.
+/// Runs what the supervisor orders until it closes the pipe. All runs are concurrent; the
+/// supervisor limits their number.
 async fn serve(running: Arc<Running>) -> io::Result<()> {
     let (mut input, output) = pipes()?;
     let mails: Mails = Arc::default();
@@ -305,33 +306,34 @@ async fn serve(running: Arc<Running>) -> io::Result<()> {
     tokio::spawn(report_transfers(Arc::clone(&running), Arc::clone(&output)));
     while let Some(order) = frame::receive(&mut input).await? {
         match order {
-            Order::Run { id, plugin, event, attempt } => {
+            ToRunner::Run { id, plugin, event, attempt } => {
                 let (running, output) = (Arc::clone(&running), Arc::clone(&output));
                 tokio::spawn(async move {
-                    // A defect of hookrun ends this run only, and its task hears of it.
+                    // A panic is a defect of hookrun. It ends only this run, and its task gets a
+                    // report.
                     let run = AssertUnwindSafe(running.run(&plugin, &event, attempt));
                     let report = run.catch_unwind().await.unwrap_or_else(|_| defect());
-                    // Without a supervisor nobody wants to know; the loop above ends then.
+                    // Without a supervisor the loop above ends.
                     let _told = tell(&output, id, report).await;
                 });
             }
-            Order::Mailed { id, result } => {
+            ToRunner::Mailed { id, result } => {
                 let answer = mails.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
                 if let Some(answer) = answer {
                     // The run may have ended meanwhile.
                     let _told = answer.send(result);
                 }
             }
-            Order::Select { .. } => {
+            ToRunner::Select { .. } => {
                 return Err(io::Error::other("an order for a policy, a defect of hookrun"));
             }
         }
     }
-    // Guests that still run have nobody to report to.
+    // Runs that are still active have no supervisor to report to.
     std::process::exit(0)
 }
 
-/// Tells the supervisor of the uploads that are under way, when that has changed.
+/// Tells the supervisor about uploads in progress when they change.
 async fn report_transfers(running: Arc<Running>, output: Output) {
     let mut reported = Vec::new();
     loop {
@@ -339,8 +341,8 @@ async fn report_transfers(running: Arc<Running>, output: Output) {
         let transfers = running.services().object_stores().transfers();
         if transfers != reported {
             reported.clone_from(&transfers);
-            let word = Word::Transfers(transfers);
-            // Without a supervisor nobody wants to know.
+            let word = FromRunner::Transfers(transfers);
+            // Without a supervisor there is nothing left to report.
             if frame::send(&mut *output.lock().await, &word).await.is_err() {
                 return;
             }
@@ -348,22 +350,21 @@ async fn report_transfers(running: Arc<Running>, output: Output) {
     }
 }
 
-/// Tells how a run ended, in any case: a report that is too long for the pipe has no log and
-/// another outcome.
+/// Reports how a run ended. If the report is too long for the pipe, it is replaced by one without a
+/// log and with another outcome.
 async fn tell(output: &Output, id: u64, report: RunReport) -> io::Result<()> {
     let mut output = output.lock().await;
-    let mut word = Word::Ended { id, report: Box::new(report) };
+    let mut word = FromRunner::Ended { id, report: Box::new(report) };
     match frame::send(&mut *output, &word).await {
         Err(error) if frame::is_too_long(&error) => {
-            if let Word::Ended { report, .. } = &mut word {
+            if let FromRunner::Ended { report, .. } = &mut word {
                 report.log.clear();
                 report.usage.calls.clear();
                 report.usage.denied.clear();
                 report.outcome = Outcome::LimitReached {
                     limit: Limit::OutputBytes.key().to_owned(),
                     message: format!(
-                        "what the run said and logged is too long to be kept ({error}); lower `output-bytes` and `log-bytes` under \
-                         [plugins.NAME.limits], and have the plugin say less"
+                        "the result and the log of the run are too long to store ({error}); lower `output-bytes` and `log-bytes` under [plugins.NAME.limits], or make the plugin return less"
                     ),
                 };
             }
@@ -382,7 +383,7 @@ async fn forward_mail(mut delegated: UnboundedReceiver<Delegated>, mails: Mails,
     while let Some((mail, answer)) = delegated.recv().await {
         id += 1;
         mails.lock().unwrap_or_else(PoisonError::into_inner).insert(id, answer);
-        let sent = frame::send(&mut *output.lock().await, &Word::Mail { id, mail }).await;
+        let sent = frame::send(&mut *output.lock().await, &FromRunner::Mail { id, mail }).await;
         let Err(error) = sent else { continue };
         // Without an answer the run learns that the supervisor is gone.
         let answer = mails.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
@@ -393,15 +394,13 @@ async fn forward_mail(mut delegated: UnboundedReceiver<Delegated>, mails: Mails,
     }
 }
 
-/// Answers the session's questions one by one.
+/// Answers the questions of the session one after the other.
 async fn answer(running: &Running, setup: &Setup) -> io::Result<()> {
     let (mut input, output) = pipes()?;
     let name = setup.plugins.first().map(String::as_str).unwrap_or_default();
     while let Some(order) = frame::receive(&mut input).await? {
-        let Order::Select { candidate, machines, local, state } = order else {
-            return Err(io::Error::other(
-                "an order that is none for a policy, a defect of hookrun",
-            ));
+        let ToRunner::Select { candidate, machines, local, state } = order else {
+            return Err(io::Error::other("an order that is not for a policy, a defect of hookrun"));
         };
         let word = select(running, name, &candidate, &machines, &local, state).await;
         frame::send(&mut *output.lock().await, &word).await?;
@@ -416,7 +415,7 @@ async fn select(
     machines: &[hookrun_builders::Machine],
     local: &hookrun_builders::LocalMachine,
     state: Pairs,
-) -> protocol::Word {
+) -> protocol::FromRunner {
     let stores = running.services().state();
     stores.fill(name, state);
     let decision = match running.get(name) {
@@ -426,8 +425,8 @@ async fn select(
         }
         Err(reason) => Err(PolicyError::Unavailable(reason)),
     };
-    // A store in memory can be read.
-    Word::Selected { decision, state: stores.load(name).unwrap_or_default() }
+    // A store in memory can always be read.
+    FromRunner::Selected { decision, state: stores.load(name).unwrap_or_default() }
 }
 
 #[cfg(test)]
@@ -435,15 +434,15 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_report_that_is_too_long_for_the_pipe_ends_its_run_all_the_same() {
+    async fn a_report_that_is_too_long_for_the_pipe_still_ends_its_run() {
         let (sender, mut receiver) = pipe::pipe().unwrap();
         let output: Output = Arc::new(tokio::sync::Mutex::new(sender));
-        // Six bytes each as JSON.
+        // Each of these characters takes six bytes in JSON.
         let message = "\u{1}".repeat(12 << 20);
         let report = RunReport::from(Outcome::Done { message, details: Vec::new() });
         tell(&output, 7, report).await.unwrap();
-        let word = frame::receive::<Word>(&mut receiver).await.unwrap();
-        let Some(Word::Ended { id: 7, report }) = word else { panic!("{word:?}") };
+        let word = frame::receive::<FromRunner>(&mut receiver).await.unwrap();
+        let Some(FromRunner::Ended { id: 7, report }) = word else { panic!("{word:?}") };
         assert_eq!(report.outcome.class().as_str(), "limit");
         assert!(report.outcome.message().contains("lower `output-bytes`"));
     }

@@ -1,9 +1,9 @@
-//! The queue's [`Executor`]: hands tasks to runners and takes the outcomes back.
+//! The queue's [`Executor`]: passes tasks to runners and returns their outcomes.
 //!
-//! There is one runner for each Nix whose events come, because its wall lets the files of one store
-//! through. When the configuration, a plugin or a secret changes on disk, new runners are started
-//! beside the old ones and take over if they can use every plugin that worked before; a run in
-//! flight ends where it began.
+//! There is one runner for each Nix that has events, because a sandbox allows the files of only one
+//! store. When the configuration, a plugin or a secret changes on disk, new runners are started
+//! beside the old ones. They take over if they can use every plugin that worked before. Active runs
+//! end in the runner in which they began.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -23,49 +23,49 @@ use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::{Event, HookEvent, HookKind, NixDirs};
 use hookrun_nix::outcome::Transfer;
 use hookrun_nix::outcome::{Outcome, RunReport, Trouble};
-use hookrun_queue::journal::Wanted;
+use hookrun_queue::journal::NewTask;
 use hookrun_queue::outputs;
 use hookrun_queue::worker::{Executor, Refreshed};
 
-/// Runners that are kept: a machine has one Nix, and a test a few.
+/// The maximum number of runners. A machine usually has one Nix; tests use a few.
 const MAX_RUNNERS: usize = 4;
 
-/// The plugins of one configuration, in processes of their own.
+/// The plugins of one configuration, in their own processes.
 pub struct Supervisor {
     dirs: Dirs,
     current: RwLock<Arc<Current>>,
     runners: tokio::sync::Mutex<Runners>,
-    /// Plugin and event of runs that were in a process that died, until they have ended.
+    /// Plugin and event of each run that was in a process that died, until the run has ended.
     suspects: Mutex<BTreeSet<(String, String)>>,
     alone: tokio::sync::Mutex<()>,
-    seen: Mutex<Seen>,
+    seen: Mutex<FileStates>,
 }
 
 type Runners = BTreeMap<NixDirs, Arc<Runner>>;
 
-/// One configuration, and what its plugins said about themselves when it was read.
+/// A configuration, and the metadata of its plugins at the time when it was read.
 struct Current {
     config: Config,
     plugins: BTreeMap<String, Entry>,
-    /// Starts programs for runners.
+    /// The services that start programs for runners.
     services: Services,
 }
 
 struct Entry {
     settings: Plugin,
-    /// The hooks it serves; none: it cannot be read, and may serve any.
+    /// The hooks that the plugin serves; none if it cannot be read, so that it may serve any.
     hooks: Option<Vec<HookKind>>,
     order: TaskOrder,
 }
 
-/// What the last look at the files found.
-struct Seen {
+/// The state of the files at the last check.
+struct FileStates {
     stamps: Vec<Stamp>,
     problems: Vec<String>,
 }
 
 impl Current {
-    /// Reads what every plugin says about itself. Starts nothing.
+    /// Reads the metadata of every plugin. Starts nothing.
     fn new(config: Config, dirs: &Dirs) -> Self {
         let host = Host::new(dirs, Compiler::Contained(config.worker.user.clone()));
         let mut plugins = BTreeMap::new();
@@ -83,7 +83,7 @@ impl Current {
         Self { config, plugins, services }
     }
 
-    /// Keeps the configuration for when its file is away.
+    /// Stores the configuration for the case that its file is missing.
     fn keep(&self, dirs: &Dirs) {
         if let Err(error) = self.config.keep(dirs) {
             tracing::warn!(
@@ -101,9 +101,9 @@ impl Current {
 }
 
 impl Supervisor {
-    /// Reads what every plugin says about itself. Starts nothing.
+    /// Reads the metadata of every plugin. Starts nothing.
     pub fn new(config: Config, dirs: &Dirs) -> Self {
-        let seen = Seen { stamps: stamps(&config), problems: Vec::new() };
+        let seen = FileStates { stamps: stamps(&config), problems: Vec::new() };
         let current = Current::new(config, dirs);
         current.keep(dirs);
         Self {
@@ -116,17 +116,17 @@ impl Supervisor {
         }
     }
 
-    /// Compiles, on a thread of its own, what is configured and not compiled yet: policies and
-    /// gates too, which no runner of the queue uses and whose hooks do not wait long for a
-    /// compiler. Removes what is left of plugins of earlier configurations.
+    /// Compiles all configured plugins that are not compiled yet, on a separate thread. This
+    /// includes policies and gates, which no runner of the queue uses and whose hooks do not wait
+    /// long for a compiler. Removes files of plugins of earlier configurations.
     pub fn compile_all(&self) {
         let (current, dirs) = (self.current(), self.dirs.clone());
         let body = move || {
             let compiler = Compiler::Contained(current.config.worker.user.clone());
-            // What is wrong is told by who uses the plugin.
+            // Errors are reported where the plugin is used.
             let _ready = Host::new(&dirs, compiler).prepare_all(&current.config);
         };
-        // Without a thread each is compiled when it is used.
+        // Without a thread, each plugin is compiled when it is used.
         let _started = std::thread::Builder::new().name("compile".to_owned()).spawn(body);
     }
 
@@ -134,7 +134,7 @@ impl Supervisor {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The runner for events of `nix`, started if there is none.
+    /// Returns the runner for events of `nix`, and starts one if necessary.
     async fn runner(&self, nix: &NixDirs) -> Result<Arc<Runner>, NoRunner> {
         let mut runners = self.runners.lock().await;
         if let Some(runner) = runners.get(nix).filter(|runner| runner.is_alive()) {
@@ -142,7 +142,7 @@ impl Supervisor {
         }
         runners.remove(nix);
         if runners.len() >= MAX_RUNNERS {
-            // It ends with its last run.
+            // The removed runner ends with its last run.
             runners.pop_first();
         }
         let runner = self.current().start_runner(&self.dirs, nix).await?;
@@ -150,13 +150,13 @@ impl Supervisor {
         Ok(runner)
     }
 
-    /// Runs a plugin in a runner, or alone in one of its own if it was in a process that died.
+    /// Runs a plugin in a runner, or alone in its own runner if it was in a process that died.
     async fn run_in_runner(&self, plugin: &str, event: &Event, attempt: u32) -> RunReport {
         let run = (plugin.to_owned(), event.id.clone());
         let suspects = || self.suspects.lock().unwrap_or_else(PoisonError::into_inner);
         let is_suspect = suspects().contains(&run);
-        // One at a time: who does not fit into the memory beside others does not fit beside another
-        // suspect, either.
+        // One suspect at a time: a run that does not fit into memory beside others does not fit
+        // beside another suspect either.
         let _alone = if is_suspect { Some(self.alone.lock().await) } else { None };
         let runner = if is_suspect {
             self.current().start_runner(&self.dirs, &event.nix).await
@@ -180,10 +180,10 @@ impl Supervisor {
         }
     }
 
-    /// Takes up what has changed on disk, if it is right.
+    /// Applies changes on disk, if they are valid.
     async fn look(&self) -> Refreshed {
         let current = self.current();
-        // There may have been no state directory when this process started.
+        // The state directory may not have existed when this process started.
         current.keep(&self.dirs);
         let stamps = stamps(&current.config);
         {
@@ -197,17 +197,14 @@ impl Supervisor {
             Ok(config) if config.embedded && !current.config.embedded => Refreshed {
                 changed: false,
                 problems: vec![format!(
-                    "{} is not there; the worker goes on with the configuration of before; put the file back, or make it empty to go on \
-                     without one",
+                    "{} does not exist, so the worker keeps the previous configuration; restore the file, or create an empty one to run without a configuration",
                     self.dirs.config.display()
                 )],
             },
             Ok(config) => self.replace(&current, Current::new(config, &self.dirs)).await,
             Err(error) => Refreshed {
                 changed: false,
-                problems: vec![format!(
-                    "{error}; the worker goes on with the configuration of before"
-                )],
+                problems: vec![format!("{error}; the worker keeps the previous configuration")],
             },
         };
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -219,8 +216,7 @@ impl Supervisor {
         refreshed
     }
 
-    /// Puts `next` in the place of `current`, unless a plugin that a runner can use now could not
-    /// be used then.
+    /// Replaces `current` by `next`, unless a plugin that works now would stop working.
     async fn replace(&self, current: &Current, next: Current) -> Refreshed {
         let alive: Runners = {
             let runners = self.runners.lock().await;
@@ -237,7 +233,7 @@ impl Supervisor {
                 Ok(runner) => runner,
                 Err(NoRunner::Refused(reason) | NoRunner::Died(reason)) => {
                     let problem = format!(
-                        "the change of the configuration cannot be taken up: {reason}; the worker goes on as before"
+                        "the new configuration cannot be applied: {reason}; the worker keeps the previous one"
                     );
                     return Refreshed { changed: false, problems: vec![problem] };
                 }
@@ -273,7 +269,7 @@ impl Executor for Supervisor {
         self.current().config.worker.clone()
     }
 
-    fn wanted(&self, event: &Event) -> Vec<Wanted> {
+    fn wanted(&self, event: &Event) -> Vec<NewTask> {
         let current = self.current();
         let wants = |entry: &&Entry| {
             (event.plugins.is_empty() || event.plugins.contains(&entry.settings.name))
@@ -281,7 +277,7 @@ impl Executor for Supervisor {
                 && admits(&entry.settings, event)
         };
         let mut reached = None;
-        let wanted = |entry: &Entry| Wanted {
+        let wanted = |entry: &Entry| NewTask {
             plugin: entry.settings.name.clone(),
             after: (entry.order == TaskOrder::DependenciesFirst)
                 .then(|| reached.get_or_insert_with(|| reaches(event)).clone()),
@@ -336,7 +332,7 @@ impl Executor for Supervisor {
                 None => self.run_in_runner(plugin, event, attempt).await,
             };
             match (missing, &report.outcome) {
-                // What is left was done, and that is not all there was.
+                // The existing outputs were handled, but some outputs are missing.
                 (Some(missing), Outcome::Done { .. }) if event.seen_valid => {
                     RunReport { outcome: lost(event, &missing), ..report }
                 }
@@ -346,7 +342,7 @@ impl Executor for Supervisor {
     }
 
     fn transfers(&self) -> Vec<Transfer> {
-        // While a runner is started, nothing is shown for a moment.
+        // While a runner is being started, no uploads are shown.
         let Ok(runners) = self.runners.try_lock() else { return Vec::new() };
         let alive = runners.values().filter(|runner| runner.is_alive());
         alive.flat_map(|runner| runner.transfers()).collect()
@@ -361,7 +357,7 @@ impl Executor for Supervisor {
     }
 }
 
-/// The report of a run that cannot begin, because no output of the event is valid.
+/// Returns the report of a run that cannot begin, because no output of the event is valid.
 fn cannot_begin(event: &Event, missing: &(usize, String)) -> Option<RunReport> {
     let count = event.output_paths().len();
     if missing.0 < count {
@@ -371,8 +367,7 @@ fn cannot_begin(event: &Event, missing: &(usize, String)) -> Option<RunReport> {
         return Some(lost(event, missing).into());
     }
     let message = format!(
-        "no output of {} is valid in the Nix store with the database below {}: it may not have been copied there yet, or the build was for a \
-         store with another root of which Nix did not tell its hook; name that store by the setting `store` of Nix 2.4 or later",
+        "no output of {} is valid in the Nix store with the database below {}: it may not have been copied there yet, or the build used a store with another root that Nix did not report to the hook; set that store with the setting `store` of Nix 2.4 or later",
         event.drv_path(),
         event.nix.state.display(),
     );
@@ -387,7 +382,7 @@ fn lost(event: &Event, (count, first): &(usize, String)) -> Outcome {
     };
     Outcome::Lost {
         message: format!(
-            "{first}{more} is not valid in the Nix store any more; build {} again and run `hookrun queue retry {id}`, or remove the task with \
+            "{first}{more} is not valid in the Nix store any longer; build {} again and run `hookrun queue retry {id}`, or remove the task with \
              `hookrun queue drop {id}`",
             event.drv_path(),
             id = event.id,
@@ -395,15 +390,15 @@ fn lost(event: &Event, (count, first): &(usize, String)) -> Outcome {
     }
 }
 
-/// Does the queue run the plugin? A gate has run inside the hook, where it can refuse; running it
-/// again could change nothing.
+/// Returns whether the queue runs the plugin. A gate runs inside the hook, where it can refuse a
+/// build, so running it again would have no effect.
 fn is_queued(settings: &Plugin) -> bool {
     let for_queue = settings.hooks.is_empty()
         || settings.hooks.iter().any(|hook| *hook != HookKind::BuilderSelection);
     for_queue && !settings.gate
 }
 
-/// The plugins that the queue gives events of this hook to.
+/// Returns the plugins that get events of this hook from the queue.
 pub fn queued<'a>(config: &'a Config, dirs: &Dirs, hook: HookKind) -> Vec<&'a Plugin> {
     let host = Host::new(dirs, Compiler::Contained(config.worker.user.clone()));
     let hooks_of = |settings: &Plugin| {
@@ -415,8 +410,8 @@ pub fn queued<'a>(config: &'a Config, dirs: &Dirs, hook: HookKind) -> Vec<&'a Pl
     config.plugins.values().filter(takes).collect()
 }
 
-/// Does the plugin serve this hook? One that cannot be read may have any that the configuration
-/// does not exclude.
+/// Returns whether the plugin serves this hook. A plugin that cannot be read may serve every hook
+/// that the configuration does not exclude.
 pub fn serves(settings: &Plugin, hooks: Option<&[HookKind]>, hook: HookKind) -> bool {
     (settings.hooks.is_empty() || settings.hooks.contains(&hook))
         && hooks.is_none_or(|hooks| hooks.contains(&hook))
@@ -428,8 +423,8 @@ pub fn admits(settings: &Plugin, event: &Event) -> bool {
         && settings.filter.max_nar_size.is_none_or(|max| nar_size(event) <= max)
 }
 
-/// The size of all valid outputs together, in bytes; 0 if Nix's database does not tell, so that no
-/// event is lost for it.
+/// Returns the total size of all valid outputs in bytes; 0 if Nix's database cannot be read, so
+/// that no event is lost.
 fn nar_size(event: &Event) -> u64 {
     let HookEvent::PostBuild(build) = &event.hook else { return 0 };
     let paths: Vec<String> = build.outputs.iter().map(|output| output.path.clone()).collect();
@@ -437,18 +432,18 @@ fn nar_size(event: &Event) -> u64 {
     infos.map_or(0, |infos| infos.into_iter().flatten().map(|info| info.nar_size).sum())
 }
 
-/// What the event's outputs reach; nothing if Nix's database does not tell, so that no event waits
-/// for ever for it.
+/// Returns the closure of the event's outputs; nothing if Nix's database cannot be read, so that no
+/// event waits for ever.
 fn reaches(event: &Event) -> Vec<String> {
     let outputs: Vec<String> = event.output_paths().into_iter().map(ToOwned::to_owned).collect();
     let closure = Database::open(&event.nix).and_then(|database| database.closure(&outputs));
     closure.into_iter().flatten().filter(|path| !outputs.contains(path)).collect()
 }
 
-/// A file, as it was when it was looked at: size, time, device and number.
+/// The state of a file: size, time, device and inode number.
 type Stamp = (PathBuf, Option<(u64, SystemTime, u64, u64)>);
 
-/// All files that the configuration comes from or names.
+/// Returns the state of all files that the configuration consists of or names.
 fn stamps(config: &Config) -> Vec<Stamp> {
     config
         .files()

@@ -1,5 +1,5 @@
-//! Can the user that runs plugins use the services of the configuration? `hookrun check` asks a
-//! process of its own, which goes behind the same wall as a runner and tries them there.
+//! Tests whether the user that runs plugins can use the services of the configuration. `hookrun
+//! check` starts a process that enters the same sandbox as a runner and tries them there.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -18,47 +18,47 @@ use hookrun_nix::event::NixDirs;
 use hookrun_nix::exit_code::Exit;
 use hookrun_system::process::describe_start;
 
-/// The hidden command of that process.
+/// The name of the hidden command of that process.
 pub const COMMAND: &str = "try-services";
-/// One service may take this long to answer in all.
+/// The time limit for one service.
 const LIVE_LIMIT: Duration = Duration::from_mins(1);
 
-/// What became of one service.
+/// The result for one service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Tried {
-    /// The keys of the configuration to look at.
+pub struct Trial {
+    /// The keys of the configuration that the result is about.
     pub keys: Vec<String>,
-    /// One line; of a failure, with the fix.
+    /// One line, which ends with the fix if the service failed.
     pub message: String,
-    /// How it went.
-    pub outcome: TriedAs,
+    /// The outcome of the trial.
+    pub outcome: TrialOutcome,
 }
 
-/// How a trial went.
+/// The outcome of a trial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum TriedAs {
-    /// It can be used.
+pub enum TrialOutcome {
+    /// The service can be used.
     Good,
-    /// It can be used, and something is worth knowing.
+    /// The service can be used, but there is a warning.
     Warning,
-    /// It cannot be used as it is configured.
+    /// The service cannot be used with this configuration.
     Failed,
-    /// Its server does not answer, or not now.
+    /// The server does not answer, or not at the moment.
     Unreachable,
 }
 
-/// Tries all services of the configuration in a process of its own; with `live` their servers as
-/// well.
+/// Tries all services of the configuration in a separate process, and with `live` also their
+/// servers.
 ///
 /// # Errors
-/// The process cannot be started, or cannot put up its sandbox.
-pub fn try_all(dirs: &Dirs, live: bool) -> Result<Vec<Tried>, String> {
+/// The process cannot be started, or cannot enter its sandbox.
+pub fn try_all(dirs: &Dirs, live: bool) -> Result<Vec<Trial>, String> {
     let failed = |error: &dyn std::fmt::Display| format!("services cannot be tried ({error})");
     let mut command = hookrun_system::process::this_program();
     command.arg("--state-dir").arg(&dirs.state);
-    // A configuration that is named has to be there.
+    // A named configuration must exist.
     if dirs.config.exists() {
         command.arg("--config").arg(&dirs.config);
     }
@@ -66,7 +66,7 @@ pub fn try_all(dirs: &Dirs, live: bool) -> Result<Vec<Tried>, String> {
     let output = command.stderr(Stdio::inherit()).output().map_err(|error| {
         failed(&format!("the process cannot be started: {}", describe_start(&command, &error)))
     })?;
-    serde_json::from_slice::<Result<Vec<Tried>, String>>(&output.stdout)
+    serde_json::from_slice::<Result<Vec<Trial>, String>>(&output.stdout)
         .map_err(|error| {
             failed(&if output.status.success() {
                 format!("the answer of the process cannot be parsed: {error}")
@@ -77,7 +77,7 @@ pub fn try_all(dirs: &Dirs, live: bool) -> Result<Vec<Tried>, String> {
         .map_err(|error| failed(&error))
 }
 
-/// The life of that process. Standard output is the pipe.
+/// Runs that process. Standard output is the pipe.
 pub fn child(dirs: &Dirs, live: bool) -> Exit {
     let tried = Config::in_force(dirs)
         .map_err(|error| error.to_string())
@@ -88,18 +88,18 @@ pub fn child(dirs: &Dirs, live: bool) -> Exit {
     }
 }
 
-/// Collects what was tried.
+/// The results so far.
 #[derive(Default)]
-struct Trials(Vec<Tried>);
+struct Trials(Vec<Trial>);
 
 impl Trials {
-    fn add(&mut self, keys: [&str; 3], outcome: TriedAs, message: String) {
+    fn add(&mut self, keys: [&str; 3], outcome: TrialOutcome, message: String) {
         let keys = keys.map(str::to_owned).to_vec();
-        self.0.push(Tried { keys, message, outcome });
+        self.0.push(Trial { keys, message, outcome });
     }
 }
 
-fn trials(config: &Config, dirs: &Dirs, live: bool) -> Result<Vec<Tried>, String> {
+fn trials(config: &Config, dirs: &Dirs, live: bool) -> Result<Vec<Trial>, String> {
     let services = Services::new(config, dirs);
     let identity = needs::identity(config)?;
     let mut trials = Trials::default();
@@ -108,9 +108,9 @@ fn trials(config: &Config, dirs: &Dirs, live: bool) -> Result<Vec<Tried>, String
         let needs = services.object_stores().needs_of(name);
         if let Some(directory) = needs.missing_directory(dirs) {
             let message = missing_store(name, directory, &identity);
-            trials.add(["object-stores", name, "url"], TriedAs::Failed, message);
+            trials.add(["object-stores", name, "url"], TrialOutcome::Failed, message);
         } else if services.object_stores().hold(name).is_ok() {
-            // What is wrong with the settings is for the caller to say.
+            // The caller reports errors in the settings.
             stores.insert(name.clone());
         }
     }
@@ -126,7 +126,7 @@ fn trials(config: &Config, dirs: &Dirs, live: bool) -> Result<Vec<Tried>, String
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let nix = NixDirs::from_env();
     let wall = needs::wall(&[&effective], &services, dirs, &nix, identity, variable);
-    // As a worker does: what is below the state directory belongs to the user that runs plugins.
+    // As in a worker, directories below the state directory belong to the user that runs plugins.
     let mut own = wall.clone();
     own.write.retain(|directory| directory.starts_with(&dirs.state));
     needs::make_directories(&own, dirs)?;
@@ -149,35 +149,35 @@ fn missing_store(name: &str, directory: &Path, identity: &Identity) -> String {
         Identity::Powerless => String::new(),
     };
     format!(
-        "object store `{name}`: the directory {shown} is not there; run `install -d{owner} {shown}`"
+        "object store `{name}`: the directory {shown} does not exist; run `install -d{owner} {shown}`"
     )
 }
 
-/// Asks behind the wall: as the user that runs plugins.
+/// Checks the directories inside the sandbox, as the user that runs plugins.
 fn writable(config: &Config, services: &Services, stores: &BTreeSet<String>, trials: &mut Trials) {
     for name in stores {
         let needs = services.object_stores().needs_of(name);
         if let Some(message) = needs::unwritable("object store", name, &needs) {
-            trials.add(["object-stores", name, "url"], TriedAs::Failed, message);
+            trials.add(["object-stores", name, "url"], TrialOutcome::Failed, message);
         }
     }
     for (name, settings) in &config.mail {
         let needs = services.mail().needs_of(name);
         if let Some(message) = needs::unwritable("mail transport", name, &needs) {
-            trials.add(["mail", name, "directory"], TriedAs::Failed, message);
+            trials.add(["mail", name, "directory"], TrialOutcome::Failed, message);
         }
         let program = settings.program.as_deref().unwrap_or(Path::new("/usr/sbin/sendmail"));
         if settings.transport == MailTransport::Sendmail && !program.exists() {
             let message = format!(
-                "mail transport `{name}`: there is no program {}; install it, or name another by `program`",
+                "mail transport `{name}`: the program {} does not exist; install it, or name another in `program`",
                 program.display()
             );
-            trials.add(["mail", name, "program"], TriedAs::Failed, message);
+            trials.add(["mail", name, "program"], TrialOutcome::Failed, message);
         }
     }
 }
 
-/// Talks to the servers, to all at the same time.
+/// Connects to all servers at the same time.
 async fn servers(
     config: &Config,
     services: &Services,
@@ -190,10 +190,10 @@ async fn servers(
         let tried = within(services.object_stores().try_out(name)).await;
         let (outcome, message) = match tried {
             Ok(None) => (
-                TriedAs::Good,
+                TrialOutcome::Good,
                 format!("object store {name}: an object was written, read and removed"),
             ),
-            Ok(Some(warning)) => (TriedAs::Warning, warning),
+            Ok(Some(warning)) => (TrialOutcome::Warning, warning),
             Err(error) => failed(error),
         };
         (["object-stores", name, "url"], outcome, message)
@@ -202,9 +202,9 @@ async fn servers(
     let mails = smtp.map(|(name, settings)| async move {
         let (outcome, message) = match within(services.mail().log_in(name)).await {
             Ok(()) if settings.username.is_none() => {
-                (TriedAs::Good, format!("mail {name}: the server answers"))
+                (TrialOutcome::Good, format!("mail {name}: the server answers"))
             }
-            Ok(()) => (TriedAs::Good, format!("mail {name}: the server takes this login")),
+            Ok(()) => (TrialOutcome::Good, format!("mail {name}: the server accepts this login")),
             Err(error) => failed(error),
         };
         (["mail", name, "url"], outcome, message)
@@ -219,10 +219,10 @@ async fn servers(
     }
 }
 
-fn failed(error: CapabilityError) -> (TriedAs, String) {
+fn failed(error: CapabilityError) -> (TrialOutcome, String) {
     let outcome = match error.kind {
-        ErrorKind::Transient => TriedAs::Unreachable,
-        _ => TriedAs::Failed,
+        ErrorKind::Transient => TrialOutcome::Unreachable,
+        _ => TrialOutcome::Failed,
     };
     (outcome, error.message)
 }

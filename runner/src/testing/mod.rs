@@ -1,8 +1,8 @@
-//! `hookrun test`: a plugin runs on sample events, with the engine, the limits and the grants of
-//! the real thing and with services that keep everything in memory.
+//! `hookrun test`: runs a plugin on sample events, with the real engine, limits and grants, and
+//! with services that keep everything in memory.
 //!
-//! Nothing leaves the process and nothing is read from the machine's Nix store: what a plugin did
-//! is in the [`TestRun`].
+//! Nothing is sent, and nothing is read from the machine's Nix store. The effects of a plugin are
+//! in the [`TestRun`].
 
 mod policy;
 mod samples;
@@ -22,35 +22,35 @@ use hookrun_nix::dirs::{self, Dirs};
 use hookrun_nix::event::HookKind;
 use hookrun_nix::outcome::{Outcome, RunReport};
 
-/// Objects of one store that are listed; a sample upload has a dozen.
+/// The maximum number of listed objects of one store; a sample upload has about a dozen.
 const MAX_LISTED: u32 = 1000;
-/// Characters of a request's body that are shown; enough to see what it is.
+/// The number of characters of a request's body that are shown.
 const MAX_SHOWN_BODY: usize = 200;
 
 /// A question for a policy.
 #[derive(Debug, Clone)]
 pub struct Question {
-    /// In words.
+    /// A description of the situation.
     pub what: &'static str,
-    /// The derivation to place.
+    /// The derivation to build.
     pub candidate: Candidate,
-    /// The machines that can take it.
+    /// The machines that can build it.
     pub machines: Vec<Machine>,
     /// This machine.
     pub local: LocalMachine,
 }
 
-/// One run on one sample.
+/// The result of running a plugin on one sample.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct TestRun {
-    /// Which hook was called.
+    /// The hook that was called.
     pub hook: HookKind,
-    /// The sample, in words.
+    /// A description of the sample.
     pub sample: &'static str,
-    /// How it ended, what it used, what it logged.
+    /// The outcome, the used resources, and the log.
     pub report: RunReport,
-    /// What it did to the services, in words.
+    /// The effects on the services, as text.
     pub effects: Vec<String>,
 }
 
@@ -61,10 +61,11 @@ impl TestRun {
     }
 }
 
-/// Reads, checks and compiles the subject's plugin. What follows is done behind a wall.
+/// Reads, checks and compiles the subject's plugin. The following steps are done inside the
+/// sandbox.
 ///
 /// # Errors
-/// It does not load: one line with the fix.
+/// The plugin does not load; the error is one line with the fix.
 pub fn prepare(subject: &Subject, host: &Host) -> Result<ReadyPlugin, String> {
     let ready =
         host.prepare(&subject.plugin, &subject.config).map_err(|error| subject.explain(error))?;
@@ -72,15 +73,15 @@ pub fn prepare(subject: &Subject, host: &Host) -> Result<ReadyPlugin, String> {
     Ok(ready)
 }
 
-/// The wall of a process that runs a prepared plugin: it reads nothing but native code.
+/// Returns the sandbox of a process that runs a prepared plugin: it can read only native code.
 pub fn wall() -> Wall {
     Wall::closed(Identity::Powerless).reading(dirs::test_artifacts())
 }
 
-/// Runs every hook that the subject serves on its samples.
+/// Runs all hooks that the subject serves on their samples.
 ///
 /// # Errors
-/// The plugin does not load: one line with the fix.
+/// The plugin does not load; the error is one line with the fix.
 pub async fn run(
     subject: &Subject,
     ready: ReadyPlugin,
@@ -94,7 +95,7 @@ pub async fn run(
         }
         match samples::event(hook) {
             Some(event) => {
-                // Services of its own for each run: a sample does not depend on the one before.
+                // Each run has its own services, so that samples do not depend on each other.
                 let services = Services::in_memory(&subject.config, dirs);
                 let report = plugin.run_event(&services, &event, 1).await;
                 let effects = effects(subject, &services).await;
@@ -115,7 +116,8 @@ pub async fn run(
     Ok((plugin, runs))
 }
 
-/// A policy's answer as a run: an answer that the build hook would not take is a failure.
+/// Asks a policy and returns the result as a run. A decision that the build hook would refuse is a
+/// failure.
 async fn ask(
     plugin: &LinkedPlugin,
     subject: &Subject,
@@ -147,7 +149,7 @@ async fn ask(
     TestRun { hook: HookKind::BuilderSelection, sample: what, report, effects }
 }
 
-/// What is in the services after a run.
+/// Returns the contents of the services after a run.
 async fn effects(subject: &Subject, services: &Services) -> Vec<String> {
     let mut effects = Vec::new();
     for store in &subject.plugin.grant.object_store {
@@ -175,7 +177,7 @@ async fn effects(subject: &Subject, services: &Services) -> Vec<String> {
     effects
 }
 
-/// The Subject of a composed message, unfolded (RFC 5322 section 2.2.3).
+/// Returns the subject of a composed message, unfolded (RFC 5322 section 2.2.3).
 fn subject_line(raw: &[u8]) -> String {
     let text = String::from_utf8_lossy(raw);
     let mut lines =

@@ -1,5 +1,5 @@
-//! A plugin as a [`Policy`] in this process, with services that keep everything in memory: for
-//! simulations, which ask it thousands of times. The process has put up its wall before
+//! Runs a plugin as a [`Policy`] in this process, with services in memory. Simulations use it,
+//! because they ask a policy thousands of times. The process must have entered its sandbox before
 //! ([`super::prepare`]).
 
 use tokio::runtime::Runtime;
@@ -12,7 +12,7 @@ use hookrun_host::{LinkedPlugin, ReadyPlugin};
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::HookKind;
 
-/// A plugin that is asked here.
+/// A policy in this process.
 pub struct PolicyHere {
     plugin: LinkedPlugin,
     services: Services,
@@ -23,7 +23,7 @@ impl PolicyHere {
     /// Maps the subject's plugin.
     ///
     /// # Errors
-    /// It does not load, or it is not a policy: one line with the fix.
+    /// The plugin does not load, or it is not a policy; the error is one line with the fix.
     pub fn new(subject: &Subject, ready: ReadyPlugin, dirs: &Dirs) -> Result<Self, String> {
         let plugin = ready.link(&subject.config).map_err(|error| subject.explain(error))?;
         if !plugin.hooks().contains(&HookKind::BuilderSelection) {

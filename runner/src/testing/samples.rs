@@ -1,5 +1,5 @@
-//! The sample events of `hookrun test`: one build, one difference, and questions that a policy
-//! should have an answer to.
+//! The sample events of `hookrun test`: one build, one difference, and several questions for a
+//! policy.
 
 use super::Question;
 use hookrun_builders::{Candidate, LocalMachine, Machine};
@@ -8,12 +8,13 @@ use hookrun_nix::caller::Caller;
 use hookrun_nix::event::{Diff, Event, FORMAT, HookEvent, HookKind, NixDirs, Origin, PostBuild};
 use hookrun_nix::evidence::{Difference, Evidence};
 
-/// Samples have one time and one id, so that two runs of a test say the same: 2025-01-01T12:00:00Z.
+/// The time of all samples, 2025-01-01T12:00:00Z. It is fixed, so that two runs of a test have the
+/// same output.
 const TIME_MS: u64 = 1_735_732_800_000;
 const ID: &str = "01941fd6-4c00-7000-8000-000000000001";
 const HOST: &str = "builder.example.org";
 
-/// The sample event of a hook that is spooled.
+/// Returns the sample event of a hook that uses the spool.
 pub(super) fn event(hook: HookKind) -> Option<Event> {
     let (drv_path, outputs) = Sample::built();
     let hook = match hook {
@@ -53,7 +54,7 @@ fn caller() -> Caller {
     }
 }
 
-/// Every kind of difference, and one path that tests an author's escaping.
+/// Returns every kind of difference, with one path that needs escaping.
 fn evidence() -> Evidence {
     let difference = |path: &str, kind: &str, previous: &str, current: &str, offset| Difference {
         path: path.to_owned(),
@@ -84,7 +85,7 @@ fn evidence() -> Evidence {
     }
 }
 
-/// Questions for a policy.
+/// Returns the questions for a policy.
 pub(super) fn questions() -> Vec<Question> {
     let candidate = |name: &str, features: &[&str]| Candidate {
         drv_path: format!("{STORE_DIR}/2c3k0d1bfkvzvmr9b4xv0yqsxl1a6z4w-{name}.drv"),
@@ -122,7 +123,7 @@ pub(super) fn questions() -> Vec<Question> {
             local: local(true, false),
         },
         Question {
-            what: "the only machine has failed lately",
+            what: "the only machine has failed recently",
             candidate: candidate("linux-6.12", &["big-parallel"]),
             machines: vec![machine("ssh://fast", 8, 0, 4.0, false)],
             local: local(true, true),

@@ -1,5 +1,5 @@
-//! What `hookrun test` tests: a plugin of a configuration as it stands there, or a file (or bundled
-//! plugin) that no configuration names, with everything it wants granted from in-memory services.
+//! The subject of `hookrun test`: a configured plugin, or a file (or bundled plugin) that is not
+//! configured and gets all grants that it wants, with services in memory.
 
 use std::path::{Path, PathBuf};
 
@@ -11,48 +11,47 @@ use hookrun_host::examine::{Sample, SampleConfig, Verdict};
 use hookrun_host::{Component, Host, PluginError, bundled};
 use hookrun_nix::event::HookKind;
 
-/// The services that a plugin outside of a configuration is offered, by the names that the bundled
-/// plugins' examples use. Documented in the help of `hookrun test`.
+/// The names of the services for a plugin that is not configured. The examples of the bundled
+/// plugins use the same names, and the help of `hookrun test` documents them.
 const OBJECT_STORE: &str = "cache";
 const SIGNING_KEY: &str = "cache.example.org-1";
 const MAIL: &str = "default";
-/// Stands for a file in messages about a configuration that was made for the test.
+/// The name that messages use instead of a file for a configuration that was made for the test.
 const SAMPLE: &str = "sample configuration";
-/// The configuration of a working directory.
+/// The configuration file in a working directory.
 const HERE: &str = "hookrun.toml";
 
-/// A plugin to test, and the configuration it stands in.
+/// A plugin to test, and its configuration.
 #[derive(Debug)]
 pub struct Subject {
-    /// The plugin.
+    /// The plugin to test.
     pub plugin: Plugin,
-    /// Its configuration.
+    /// The configuration that contains the plugin.
     pub config: Config,
-    /// Where `config` comes from.
+    /// The origin of `config`.
     pub origin: Origin,
-    /// Sentences about what was not used, and why.
+    /// Notes about configurations that were not used, with the reason.
     pub notes: Vec<String>,
 }
 
-/// Where the configuration of a subject comes from.
+/// The origin of a subject's configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// A file, or the configuration that hookrun has without a file.
+    /// A file, or the built-in configuration.
     Configured,
-    /// Made for the test: sample services, and grants for everything that the plugin wants.
+    /// Made for the test, with sample services, and grants for everything that the plugin wants.
     Samples(SampleConfig),
 }
 
-/// Which configuration files to look into.
+/// The configuration files to search.
 #[derive(Debug, Clone)]
 pub struct Files<'a> {
     /// The configuration of this process.
     pub config: &'a Path,
-    /// True if a person chose it, by `--config` or `HOOKRUN_CONFIG`; then it has to exist, and no
-    /// other file is looked at.
+    /// Whether the user chose it, by `--config` or `HOOKRUN_CONFIG`. In that case it must exist,
+    /// and no other file is read.
     pub chosen: bool,
-    /// The working directory, whose `hookrun.toml` is looked at first; empty for that of the
-    /// process.
+    /// The working directory, whose `hookrun.toml` is read first; empty for that of the process.
     pub directory: &'a Path,
 }
 
@@ -67,28 +66,28 @@ pub struct Changes<'a> {
     pub limits: &'a [String],
 }
 
-/// Why there is nothing to test.
+/// The reason why there is nothing to test.
 #[derive(Debug, thiserror::Error)]
 pub enum SubjectError {
-    /// Neither a file, nor bundled, nor configured.
+    /// The name is not a file, a bundled plugin or a configured plugin.
     #[error("there is no file `{name}`, {looked}; write a path, `bundled:NAME` ({}) or the name of a configured plugin", hookrun_config::bundled::NAMES.join(", "))]
     Missing {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// Where a plugin of this name was looked for.
+        /// The places where the plugin was looked for.
         looked: String,
     },
-    /// A path that leads nowhere.
+    /// The path does not exist.
     #[error(
         "there is no file `{0}`; build it with `cargo build --release --target wasm32-wasip2`, from a crate with `crate-type = [\"cdylib\"]`"
     )]
     NoFile(String),
-    /// It cannot be read or examined.
+    /// The plugin cannot be read or examined.
     #[error("plugin {source_name}: {reason}")]
     Unreadable {
         /// The file or bundled name.
         source_name: String,
-        /// A fragment that ends in the fix.
+        /// The rest of the message, which ends with the fix.
         reason: String,
     },
     /// The file is not a plugin.
@@ -96,34 +95,33 @@ pub enum SubjectError {
     NoPlugin {
         /// The file or bundled name.
         source_name: String,
-        /// A fragment that ends in the fix.
+        /// The rest of the message, which ends with the fix.
         reason: String,
     },
-    /// The configuration is wrong.
+    /// The configuration is not valid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// An option is wrong, or does not fit the plugin.
+    /// An option is not valid, or does not fit the plugin.
     #[error("{0}")]
     Option(String),
-    /// What was denied is required.
+    /// A denied capability is required.
     #[error(
-        "plugin `{plugin}` does not load without {capabilities}, as its metadata says (`Want::Required`); deny what it wants optionally only, or make it optional in the plugin"
+        "plugin `{plugin}` does not load without {capabilities}, as its metadata says (`Want::Required`); deny only optional capabilities, or make it optional in the plugin"
     )]
     DeniedRequired {
         /// The plugin's name.
         plugin: String,
-        /// In words.
+        /// The capabilities, as text.
         capabilities: String,
     },
 }
 
 impl Subject {
-    /// Finds what `name` names: a file or a bundled plugin, with the configuration that has it as a
-    /// `source` if one has; else the name of a configured plugin.
+    /// Finds the plugin called `name`: a file or a bundled plugin, with the configuration that has
+    /// it as a `source` if there is one; else a configured plugin of this name.
     ///
     /// # Errors
-    /// There is no such plugin, a configuration that was looked at is wrong, or the changes do not
-    /// fit the plugin.
+    /// There is no such plugin, a configuration is not valid, or the changes do not fit the plugin.
     pub fn find(
         name: &str,
         files: &Files<'_>,
@@ -151,7 +149,7 @@ impl Subject {
         Ok(subject)
     }
 
-    /// A plugin of a configuration.
+    /// Returns a configured plugin.
     fn of_name(name: &str, files: &Files<'_>) -> Result<Self, SubjectError> {
         let mut looked = Vec::new();
         for (path, exists) in files.candidates() {
@@ -168,8 +166,8 @@ impl Subject {
         Err(SubjectError::Missing { name: name.to_owned(), looked: looked.join(", ") })
     }
 
-    /// A file or a bundled plugin. Of the system's configuration, which may not even be readable,
-    /// nothing is used unless it was chosen.
+    /// Returns a file or a bundled plugin. The system's configuration, which may not be readable,
+    /// is used only if the user chose it.
     fn of_source(
         name: &str,
         source: &PluginSource,
@@ -205,8 +203,8 @@ impl Subject {
         Self { plugin, config, origin: Origin::Configured, notes: Vec::new() }
     }
 
-    /// A plugin outside of a configuration: what it wants is granted, and its configuration comes
-    /// from its schema.
+    /// Returns a plugin that is not configured: it gets all grants that it wants, and its
+    /// configuration comes from its schema.
     fn with_everything(
         name: &str,
         mut notes: Vec<String>,
@@ -234,8 +232,8 @@ impl Subject {
             .chars()
             .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' })
             .collect();
-        // A policy gets less than it may want; a plugin that is more than a policy is tested as
-        // what it is besides, with all its grants.
+        // A policy may have fewer grants than other plugins. A plugin that also serves other hooks
+        // is tested as one of those, with all its grants.
         let mut grant = everything(&metadata.wants, &config);
         let mut hooks = Vec::new();
         if description.exports == [HookKind::BuilderSelection] {
@@ -246,8 +244,7 @@ impl Subject {
             hooks = description.exports;
             hooks.retain(|hook| *hook != HookKind::BuilderSelection);
             notes.push(
-                "the hook `builder-selection` is not tested: a policy may not have the other grants; test it by a table with \
-                 `hooks = [\"builder-selection\"]` in hookrun.toml"
+                "the hook `builder-selection` is not tested: a policy may not have the other grants; to test it, write a table with `hooks = [\"builder-selection\"]` in hookrun.toml"
                     .to_owned(),
             );
         }
@@ -268,7 +265,7 @@ impl Subject {
         Ok(Self { plugin, config, origin: Origin::Samples(from), notes })
     }
 
-    /// Where the plugin's configuration comes from, for people.
+    /// Describes the origin of the plugin's configuration.
     pub fn configuration(&self) -> String {
         match self.origin {
             Origin::Configured if self.config.embedded => "the built-in configuration".to_owned(),
@@ -295,7 +292,7 @@ impl Subject {
     pub fn explain(&self, error: PluginError) -> String {
         match (self.origin, error) {
             (Origin::Samples(_), PluginError::Table(ConfigError { message, .. })) => format!(
-                "{message}; set a key by `--set 'KEY = VALUE'`, give the schema an example, or write a [plugins.NAME] table with this \
+                "{message}; set a key with `--set 'KEY = VALUE'`, add an example to the schema, or write a [plugins.NAME] table with this \
                  `source` in {HERE}"
             ),
             (Origin::Samples(_), PluginError::Config(ConfigError { message, .. })) => message,
@@ -303,16 +300,16 @@ impl Subject {
         }
     }
 
-    /// The component, and what is found out about it.
+    /// Returns the component and the result of its examination.
     ///
     /// # Errors
-    /// It cannot be read, or is not a plugin.
+    /// The file cannot be read, or is not a plugin.
     pub fn examine(&self, host: &Host) -> Result<(Component, Verdict), SubjectError> {
         let source = &self.plugin.source;
         examine(host, &source.to_string(), source, &self.plugin.config)
     }
 
-    /// Takes grants away.
+    /// Removes grants.
     fn deny(&mut self, capabilities: &[String], host: &Host) -> Result<(), SubjectError> {
         if capabilities.is_empty() {
             return Ok(());
@@ -354,7 +351,7 @@ impl Subject {
         for line in lines {
             let (key, value) = line.split_once('=').ok_or_else(|| {
                 SubjectError::Option(format!(
-                    "--limit `{line}` is not `LIMIT=VALUE`; write it as `wall-time=2s`"
+                    "--limit `{line}` is not `LIMIT=VALUE`; write for example `wall-time=2s`"
                 ))
             })?;
             let (key, value) = (key.trim(), value.trim().trim_matches('"'));
@@ -393,14 +390,14 @@ impl Subject {
 }
 
 impl Files<'_> {
-    /// The configurations to look at, in this order, and whether each exists.
+    /// Returns the configuration files to search, in order, with whether each exists.
     fn candidates(&self) -> Vec<(PathBuf, bool)> {
         let here = if self.chosen { None } else { self.here() };
         let last = (self.config.to_owned(), self.config.exists());
         here.map(|path| (path, true)).into_iter().chain([last]).collect()
     }
 
-    /// `hookrun.toml` of the working directory, if there is one.
+    /// Returns `hookrun.toml` of the working directory, if it exists.
     fn here(&self) -> Option<PathBuf> {
         Some(self.directory.join(HERE)).filter(|path| path.is_file())
     }
@@ -417,7 +414,7 @@ impl Files<'_> {
     }
 }
 
-/// Returns a grant of all that is wanted, with the names of the sample configuration.
+/// Returns a grant of everything that is wanted, with the names of the sample configuration.
 fn everything(wants: &Wants, config: &Config) -> Grant {
     let mut grant = Grant::default();
     for capability in Capability::ALL {
@@ -430,7 +427,7 @@ fn everything(wants: &Wants, config: &Config) -> Grant {
     grant
 }
 
-/// Puts `new` into `value`: tables key by key, anything else as a whole.
+/// Merges `new` into `value`: tables key by key, all other values as a whole.
 fn merge(value: &mut serde_json::Value, new: serde_json::Value) {
     match (value, new) {
         (serde_json::Value::Object(table), serde_json::Value::Object(new)) => {
@@ -442,7 +439,7 @@ fn merge(value: &mut serde_json::Value, new: serde_json::Value) {
     }
 }
 
-/// True if both name the same component.
+/// Returns whether both name the same component.
 fn same(one: &PluginSource, other: &PluginSource) -> bool {
     match (one, other) {
         (PluginSource::File(one), PluginSource::File(other)) => {

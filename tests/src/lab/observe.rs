@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use hookrun_builders::history::{BuildRow, Record, Selection};
+use hookrun_builders::history::{BuildRow, Record, RowSelection};
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::{Diff, Event, HookEvent, NixDirs, Output, PostBuild};
 use hookrun_nix::evidence::{Difference, Evidence};
@@ -12,7 +12,7 @@ use rustix::process::Pid;
 use super::{Attempt, Scene, journal};
 
 /// More than any test records.
-const ALL: Selection<'static> = Selection::Last(1000);
+const ALL: RowSelection<'static> = RowSelection::Last(1000);
 
 impl Scene {
     /// Returns the attempts that `hookrun log` lists, oldest first.
@@ -78,7 +78,7 @@ impl Scene {
     /// Returns the last build of the record of builder selection.
     #[track_caller]
     pub fn last_build(&self) -> BuildRow {
-        self.builder_record().builds(Selection::Last(1)).unwrap().remove(0)
+        self.builder_record().builds(RowSelection::Last(1)).unwrap().remove(0)
     }
 
     /// Returns the configuration file and the state directory of this scene.

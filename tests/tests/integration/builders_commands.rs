@@ -124,7 +124,7 @@ fn list_explain_trace_and_render_show_the_builds_of_each_machine() {
         machines[0].contains("builders/fast") && !machines.concat().contains("127.0.0.1"),
         "{rendered}"
     );
-    assert!(rendered.contains("# left out: "), "{rendered}");
+    assert!(rendered.contains("# omitted: "), "{rendered}");
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn render_refuses_to_overwrite_its_source() {
     scene
         .hookrun(&["builders", "render", "--machines", &all, "--output", &all])
         .expect_exit(2)
-        .expect_stderr("machines that are left out would be lost");
+        .expect_stderr("omitted machines would be lost");
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn doctor_finds_broken_settings_and_no_fault_in_the_lab() {
     has(
         &all,
         &format!(
-            "problem post-build-hook: it is `{}`, and there is no such file: every build fails",
+            "problem post-build-hook: it is `{}`, but there is no such file, so every build fails",
             missing.display()
         ),
     );

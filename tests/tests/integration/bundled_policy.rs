@@ -1,7 +1,7 @@
 //! The bundled policy with real Nix: forty builds on four machines with features, one of them
 //! behind a real sshd, and the local machine as a candidate.
 
-use hookrun_builders::history::{BuildRow, Outcome, Selection};
+use hookrun_builders::history::{BuildRow, Outcome, RowSelection};
 use hookrun_tests::lab::{ConfigFile, Need, PluginTable, Ran, Scene, Script, Sshd, require, toml};
 use toml::Table;
 
@@ -27,7 +27,7 @@ fn part(name: &str) -> Script {
 /// On a busy machine the time for an answer, or for compiling at the first use, may be too short, and
 /// then the rule of Nix decides. `cargo xtask bench` measures both.
 fn by_policy(scene: &Scene) -> usize {
-    let decisions = scene.builder_record().decisions(Selection::Last(1000)).unwrap();
+    let decisions = scene.builder_record().decisions(RowSelection::Last(1000)).unwrap();
     let is_late = |by: &str| by.contains("did not answer within") || by.contains("compile");
     let (policy, others): (Vec<_>, Vec<_>) =
         decisions.into_iter().partition(|decision| decision.decided_by == "policy");
@@ -48,7 +48,7 @@ fn builds_on_a_fresh_state_directory_are_chosen_by_the_bundled_policy_as_soon_as
     let scene = scene.derivations(&names, part).derivations(&later, part);
     let scene = scene.derivation("all", Script::naming(names.iter().map(String::as_str)));
     scene.build_with("all", &["--max-jobs", "0"]).expect_success();
-    let decisions = scene.builder_record().decisions(Selection::Last(1000)).unwrap().len();
+    let decisions = scene.builder_record().decisions(RowSelection::Last(1000)).unwrap().len();
     assert!(decisions > names.len(), "{decisions}");
     if by_policy(&scene) == decisions {
         return;
@@ -97,7 +97,7 @@ fn forty_builds_are_distributed_over_four_machines_by_their_features() {
         ran.account()
     );
 
-    let decisions = scene.builder_record().decisions(Selection::Last(100)).unwrap();
+    let decisions = scene.builder_record().decisions(RowSelection::Last(100)).unwrap();
     assert!(
         decisions.len() >= 41 && decisions.iter().all(|decision| decision.decided_by == "policy"),
         "{decisions:#?}"
@@ -171,7 +171,7 @@ fn short_builds_stay_on_a_fast_local_machine_while_it_has_a_slot() {
     scene.hookrun(&["compile"]).expect_success();
     let ran = scene.build_with("step-3", &["--max-jobs", "1"]).expect_success();
     assert_eq!(announced(&ran), 0, "{}", ran.account());
-    let reasons = scene.builder_record().decisions(Selection::Last(10)).unwrap();
+    let reasons = scene.builder_record().decisions(RowSelection::Last(10)).unwrap();
     assert!(
         reasons.iter().all(|decision| decision.reason.contains("this machine should finish it")),
         "{reasons:#?}"

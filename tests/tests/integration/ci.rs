@@ -69,7 +69,7 @@ fn ci_exits_with_the_code_of_the_command_or_with_that_of_unfinished_tasks() {
     scene
         .hookrun(&["ci", "--", scene.path("missing").to_str().unwrap()])
         .expect_exit(127)
-        .expect_stderr("does not start");
+        .expect_stderr("cannot be started");
     scene.hookrun(&["ci", "--", "/bin/sh", "-c", "kill -TERM $$"]).expect_exit(143);
     scene.set_config(&toml! { worker.strat = 1 });
     scene
@@ -176,7 +176,7 @@ fn the_post_build_hook_of_the_user_is_called_as_well() {
     let ran = ci(&scene, &[], "alpha").expect_success();
     assert!(
         ran.stderr
-            .contains(&format!("post-build-hook = {own} of your configuration is called as well")),
+            .contains(&format!("post-build-hook = {own} of your configuration is also called")),
         "{}",
         ran.account()
     );
@@ -218,7 +218,7 @@ fn ci_finds_builds_that_no_hook_reported_in_the_database() {
     let mut words = vec!["ci", "--", "env", "-u", "NIX_CONFIG", "nix-build"];
     words.extend(build.get_args().map(|word| word.to_str().unwrap()));
     let ran = scene.hookrun(&words).expect_success();
-    assert!(ran.stderr.contains("no hook was called for what was built"), "{}", ran.account());
+    assert!(ran.stderr.contains("no hook was called for the built paths"), "{}", ran.account());
     assert!(ran.stderr.contains("2 found in Nix's database; keeper: 2 done"), "{}", ran.account());
 }
 
@@ -329,7 +329,7 @@ fn sync_queues_builds_that_no_hook_reported() {
     scene
         .hookrun(&["sync", "--since", "1h"])
         .expect_success()
-        .expect_stdout("1 event handed over, 1 path in the journal already");
+        .expect_stdout("1 event handed over, 1 path already in the journal");
     scene.drain().expect_success();
     scene.expect_tasks(&["alpha keeper done", "beta keeper done"]);
     scene.hookrun(&["sync", "--all"]).expect_success().expect_stdout("0 events");

@@ -48,7 +48,7 @@ fn a_machine_that_is_lost_during_a_build_is_replaced() {
     let scene = machine(scene, "good", 2, 1, GOOD).derivation("alpha", taking(3.0));
     let ran = build(&scene, "alpha").expect_success();
     assert!(scene.on_builder("good", &ran.path()));
-    let ran = ran.expect_stderr("is lost (unexpected end-of-file); it goes on to ssh://");
+    let ran = ran.expect_stderr("is lost (unexpected end-of-file); it moves to ssh://");
     assert!(!ran.account().contains("error:"), "{}", ran.account());
     let build = scene.last_build();
     assert_eq!((build.outcome, build.moves.len()), (Some(Outcome::Built), 1), "{build:?}");
@@ -68,7 +68,7 @@ fn a_machine_that_is_lost_while_inputs_are_copied_is_replaced() {
     scene.build_with("input", &["--builders", "", "--max-jobs", "1"]).expect_success();
     let ran = build(&scene, "alpha").expect_success();
     assert!(scene.on_builder("good", &ran.path()));
-    ran.expect_stderr("; it goes on to ssh://");
+    ran.expect_stderr("; it moves to ssh://");
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn a_full_local_disk_does_not_count_against_a_machine() {
     let command = scene.build_command("large", &["--max-jobs", "0"]);
     let ran = with_small(&scene.path("store"), "8m", &command)
         .expect_failure()
-        .expect_stderr("this machine cannot store what was built: ");
+        .expect_stderr("this machine cannot store the outputs: ");
     assert!(!ran.account().contains("is lost"), "{}", ran.account());
     let build = scene.last_build();
     assert_eq!((build.outcome, build.moves.len()), (Some(Outcome::Failed), 0), "{build:?}");

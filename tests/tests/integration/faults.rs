@@ -136,7 +136,7 @@ fn a_full_disk_loses_no_event() {
         ran.account()
     );
     assert!(
-        ran.stdout.contains("events that the spool could not hold are in"),
+        ran.stdout.contains("events that could not be written to the spool are in"),
         "the status names the fallback: {}",
         ran.account()
     );
@@ -210,7 +210,7 @@ fn a_directory_without_permission_loses_no_event() {
     };
     let shown = hookrun(&["status"])
         .expect_success()
-        .expect_stdout("events that the spool could not hold are in");
+        .expect_stdout("events that could not be written to the spool are in");
     assert!(shown.stdout.contains("has mode 0500"), "{}", shown.account());
     // The worker repairs the mode.
     hookrun(&["drain"]).expect_success();
@@ -235,7 +235,7 @@ fn tasks_run_after_the_clock_is_set_back_by_an_hour() {
     wait_for("both are done, not in an hour", || {
         scene.tasks() == ["alpha keeper done", "beta keeper done"]
     });
-    scene.hookrun(&["status"]).expect_success().expect_silent_about("to look at");
+    scene.hookrun(&["status"]).expect_success().expect_silent_about("problems");
 }
 
 #[test]
@@ -308,7 +308,7 @@ fn a_worker_continues_after_its_spool_was_removed() {
     scene.hookrun(&["status"]).expect_success().expect_stdout("is gone while a worker runs");
     scene.build("beta").expect_success();
     wait_for("beta is done", || scene.tasks() == ["alpha keeper done", "beta keeper done"]);
-    scene.hookrun(&["status"]).expect_success().expect_silent_about("to look at");
+    scene.hookrun(&["status"]).expect_success().expect_silent_about("problems");
 }
 
 #[test]
@@ -349,7 +349,9 @@ fn wrong_modes_lose_no_event_and_are_repaired() {
         scene.check("chance").expect_failure();
         let kept = format!("is kept in {}", fallback.0.first().unwrap().display());
         assert!(scene.daemon_log().contains(&kept), "{}", scene.daemon_log());
-        scene.hookrun(&["status"]).expect_stdout("events that the spool could not hold are in");
+        scene
+            .hookrun(&["status"])
+            .expect_stdout("events that could not be written to the spool are in");
         let repaired = scene.hookrun(&["check"]).expect_success();
         assert!(repaired.stderr.contains(&shown), "{}", repaired.account());
         scene.hookrun(&["status"]).expect_silent_about("has mode");
@@ -375,7 +377,7 @@ fn modes_do_not_depend_on_the_umask() {
         }
     }
     scene.drain().expect_success();
-    scene.hookrun(&["status"]).expect_success().expect_silent_about("to look at");
+    scene.hookrun(&["status"]).expect_success().expect_silent_about("problems");
     let artifacts = scene.state_dir().join("artifacts");
     let entries = || std::fs::read_dir(&artifacts).unwrap().map(|entry| entry.unwrap().path());
     assert!(entries().count() > 0);

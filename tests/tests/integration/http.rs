@@ -169,7 +169,11 @@ async fn a_secret_is_read_once_before_the_first_request() {
     assert_eq!(keys, ["http-credentials", "c", "token-file"]);
     assert!(message.contains("cannot be read"), "{message}");
     let done = sandbox.run_with(&config, services).await;
-    assert!(done.answer().contains("the host's configuration is incomplete"), "{}", done.answer());
+    assert!(
+        done.answer().contains("the configuration of hookrun is incomplete"),
+        "{}",
+        done.answer()
+    );
     assert_eq!(server.seen().len(), 1);
 }
 
@@ -195,7 +199,7 @@ async fn requests_without_a_grant_are_refused_with_the_line_to_write() {
     for answer in done.answers() {
         assert!(
             answer.starts_with("Denied: ")
-                && answer.ends_with("the log of this run has the line to write"),
+                && answer.ends_with("the log of this run contains the line to write"),
             "{answer}"
         );
     }

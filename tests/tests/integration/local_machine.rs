@@ -1,7 +1,7 @@
 //! Builder selection with this machine as a candidate, with real Nix: builds that become ready
 //! together, times of local builds, and inputs that a machine has already.
 
-use hookrun_builders::history::{Outcome, Selection};
+use hookrun_builders::history::{Outcome, RowSelection};
 use hookrun_tests::lab::{ConfigFile, Need, PluginTable, Scene, Script, require, toml};
 
 /// A scene with one builder of four slots and this speed factor of the local machine.
@@ -48,14 +48,14 @@ fn the_policy_knows_the_times_of_local_builds() {
     // The next session records the end of the first build.
     scene.build_with("pkg-2", &["--max-jobs", "2"]).expect_success();
     let system =
-        scene.builder_record().decisions(Selection::Last(1)).unwrap().remove(0).candidate.system;
+        scene.builder_record().decisions(RowSelection::Last(1)).unwrap().remove(0).candidate.system;
     let past =
         scene.builder_record().past_local("pkg", &system).unwrap().expect("the build was local");
     assert_eq!(past.count, 1);
     assert!(past.median_seconds >= 1.4, "{past:?}");
     let scene = scene.derivation("pkg-3", package(0.1, 3));
     scene.build_with("pkg-3", &["--max-jobs", "2"]).expect_success();
-    let reason = scene.builder_record().decisions(Selection::Last(1)).unwrap().remove(0).reason;
+    let reason = scene.builder_record().decisions(RowSelection::Last(1)).unwrap().remove(0).reason;
     assert!(reason.starts_with("this machine should finish it in "), "{reason}");
     assert!(
         !reason.starts_with("this machine should finish it in 6.7 s"),
@@ -76,7 +76,7 @@ fn the_policy_knows_which_inputs_a_machine_has() {
     scene.build_with("input", &["--builders", "", "--max-jobs", "1"]).expect_success();
     scene.build_with("first", &["--max-jobs", "0"]).expect_success();
     scene.build_with("second", &["--max-jobs", "0"]).expect_success();
-    let decisions = scene.builder_record().decisions(Selection::Last(2)).unwrap();
+    let decisions = scene.builder_record().decisions(RowSelection::Last(2)).unwrap();
     let [second, first] = decisions.as_slice() else { panic!("{decisions:#?}") };
     assert!(first.candidate.input_bytes.unwrap() >= 4 << 20, "{first:?}");
     assert_eq!(first.machines[0].missing_bytes, None, "nothing is known of the machine");

@@ -47,7 +47,7 @@ fn a_store_that_is_missing_or_that_plugins_cannot_write_is_an_error_of_check() {
         .hookrun(&["check"])
         .expect_exit(3)
         .expect_stderr(&format!("hookrun.toml:{line}: object store `cache`: the directory"))
-        .expect_stderr(&format!("is not there; run `install -d {}`", store.display()));
+        .expect_stderr(&format!("does not exist; run `install -d {}`", store.display()));
     assert!(!store.exists(), "a check does not create the directory");
     std::fs::create_dir(&store).unwrap();
     scene.hookrun(&["check"]).expect_success().expect_stdout("ok  object store cache: file://");
@@ -144,7 +144,7 @@ fn check_live_logs_in_to_mail_servers() {
     scene
         .hookrun(&["check", "--live"])
         .expect_success()
-        .expect_stdout("ok  mail default: the server takes this login");
+        .expect_stdout("ok  mail default: the server accepts this login");
     assert!(server.delivered_now().is_empty(), "nothing is sent");
     configure("wrong");
     scene.hookrun(&["check"]).expect_success();
@@ -184,7 +184,7 @@ fn status_and_doctor_report_events_without_a_worker() {
     {
         let scene = with_waiting_events(start);
         let status = scene.hookrun(&["status"]).expect_success();
-        assert!(status.stdout.contains("to look at"), "{}", status.account());
+        assert!(status.stdout.contains("problems"), "{}", status.account());
         let json = scene.hookrun(&["status", "--format", "json"]).expect_success();
         let json: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
         let problems: Vec<&str> =
@@ -212,7 +212,7 @@ fn status_and_doctor_agree_about_the_spool() {
         scene.hookrun(&["doctor"]).expect_exit(1).expect_stdout(problem);
     };
     set_mode(&spool, 0o777);
-    agree("has mode 0777, so anybody may remove events of others");
+    agree("has mode 0777, so every user may remove events of others");
     set_mode(&spool, 0o1733);
     std::os::unix::fs::chown(&spool, Some(NOBODY), None).unwrap();
     agree(&format!("belongs to uid {NOBODY}"));

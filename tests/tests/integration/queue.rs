@@ -51,7 +51,7 @@ fn a_dead_letter_is_listed_shown_and_retried() {
     scene.drain().expect_success();
     scene.hookrun(&["queue", "list"]).expect_success().expect_stdout("no tasks");
     scene.hookrun(&["queue", "list", "--all"]).expect_success().expect_stdout("done");
-    scene.hookrun(&["queue", "wait"]).expect_success().expect_stdout("nothing is left to do");
+    scene.hookrun(&["queue", "wait"]).expect_success().expect_stdout("all tasks are done");
     scene.hookrun(&["queue", "retry", "--dead"]).expect_exit(1);
 }
 
@@ -156,7 +156,7 @@ fn a_dead_letter_keeps_its_outputs_and_is_lost_without_them() {
     scene.drain().expect_exit(1).expect_stdout("in the queue: 1 dead");
     scene.drain().expect_exit(1);
     scene.hookrun(&["queue", "wait"]).expect_exit(1).expect_stdout("1 dead");
-    scene.hookrun(&["status"]).expect_success().expect_stdout("of these 1 of dead letters");
+    scene.hookrun(&["status"]).expect_success().expect_stdout("1 of them for dead letters");
     scene.nix("nix-store", &["--gc"]).expect_success();
     assert!(output.exists(), "the root of a dead letter keeps its output");
     // The limits on roots remove them like this.

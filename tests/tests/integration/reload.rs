@@ -73,7 +73,7 @@ fn a_changed_configuration_is_used_unless_it_is_broken() {
     let problem = wait_until("a problem in the status", || problems(&scene).pop());
     assert!(
         problem.contains(":1: ")
-            && problem.ends_with("; the worker goes on with the configuration of before"),
+            && problem.ends_with("; the worker keeps the previous configuration"),
         "{problem}"
     );
     scene.build("gamma").expect_success();

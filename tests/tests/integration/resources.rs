@@ -135,13 +135,13 @@ fn resources_of_a_killed_command_are_free_again() {
             let ran = scene.hookrun(&["builders", "explain", "short"]);
             (
                 ran.stdout
-                    .contains("not enough licence is free of all machines together (1/1 taken)"),
+                    .contains("not enough licence is free on all machines together (1/1 taken)"),
                 ran,
             )
         };
         wait_for("the decision about the second", || waits().0);
         let (_, explained) = waits();
-        explained.expect_stdout("answer to Nix: accept: it waits for a slot");
+        explained.expect_stdout("reply to Nix: accept: it waits for a slot");
         long.kill().unwrap();
         long.wait().unwrap();
         short.join().unwrap().expect_success();

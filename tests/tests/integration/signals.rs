@@ -9,7 +9,7 @@ mod stage;
 use std::collections::BTreeMap;
 
 use hookrun_builders::choice::health::Probe;
-use hookrun_builders::history::{Outcome, Record, Selection};
+use hookrun_builders::history::{Outcome, Record, RowSelection};
 use hookrun_tests::lab::{answers, build_hook, wait_for};
 
 use conversation::{Conversation, is_gone, slot_of};
@@ -78,8 +78,9 @@ fn interrupt_at_every_stage(interruption: Interruption) {
             conversation.nix.wait().unwrap();
         }
         let record = Record::read(&conversation.builders()).unwrap();
-        let builds =
-            record.as_ref().map_or(Vec::new(), |record| record.builds(Selection::Last(9)).unwrap());
+        let builds = record
+            .as_ref()
+            .map_or(Vec::new(), |record| record.builds(RowSelection::Last(9)).unwrap());
         let outcomes: Vec<_> = builds.iter().map(|build| build.outcome).collect();
         let expected = if stage.is_delegated() { &[Some(Outcome::Abandoned)][..] } else { &[] };
         assert_eq!(outcomes, expected, "{at}: {builds:?}");
@@ -147,7 +148,7 @@ fn a_hook_that_gets_sigterm_ends_its_processes_although_nix_does_not_read() {
     let builds = Record::read(&conversation.builders())
         .unwrap()
         .unwrap()
-        .builds(Selection::Last(9))
+        .builds(RowSelection::Last(9))
         .unwrap();
     assert!(
         matches!(&builds[..], [build] if build.outcome == Some(Outcome::Abandoned)),

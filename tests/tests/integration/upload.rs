@@ -239,7 +239,7 @@ fn paths_that_others_signed_and_paths_that_are_gone_are_not_uploaded() {
     assert!(report.outcome.message().ends_with(", 1 signed by other-1"), "{report:?}");
     let event = scene.build_event("gamma");
     scene.nix("nix-store", &["--gc"]).expect_success();
-    expect_done(&run(&scene, &event), "nothing to upload: no output of gamma is valid any more");
+    expect_done(&run(&scene, &event), "nothing to upload: no output of gamma is valid any longer");
 }
 
 #[test]

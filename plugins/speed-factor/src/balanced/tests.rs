@@ -1,4 +1,4 @@
-//! A table of questions with their decisions, and what holds for every decision.
+//! A table of questions with their decisions, and properties of every decision.
 
 use hookrun_sdk::builder_selection::Action;
 use proptest::prelude::*;
@@ -226,7 +226,7 @@ proptest! {
                 }
             }
             Action::Local => prop_assert!(able && willing),
-            other => prop_assert!(false, "{:?}: this rule always decides", other),
+            other => prop_assert!(false, "{:?}: this rule always names machines or this machine", other),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The build hook as a process: descriptors, configuration, session, exit code.
 //!
-//! Nix gets its answers even if the configuration or hookrun itself is faulty.
+//! Nix gets its answers even if the configuration is not valid or hookrun has a defect.
 
 use std::io::BufReader;
 use std::os::fd::AsFd as _;
@@ -24,14 +24,14 @@ use hookrun_nix::selection::PolicyError;
 pub struct Setup {
     /// `[builders]`.
     pub builders: config::Builders,
-    /// Makes the policy. None: Nix's own rule chooses.
+    /// Creates the policy; none if Nix's own rule chooses.
     pub policy: Option<PolicyFactory>,
 }
 
 impl Setup {
     /// Reads the configuration of this installation. `may_choose` returns whether a plugin may be
-    /// the policy, and `policy` makes it, within the policy's deadline. Without one, Nix's own rule
-    /// chooses.
+    /// the policy, and `policy` creates it, within the policy's deadline. Without a policy, Nix's
+    /// own rule chooses.
     pub fn load<C, F>(may_choose: C, policy: F) -> Self
     where
         C: FnOnce(&Config) -> bool,
@@ -88,10 +88,10 @@ pub fn main(verbosity: u64, setup: impl FnOnce() -> Setup) -> Exit {
     }));
     match ended {
         Ok(End::Closed | End::Built(0)) => Exit::Done,
-        // After a panic an open question is answered, and a running build is lost.
+        // After a panic an open question is answered, and a running build fails.
         Ok(End::Built(1)) | Err(_) => Exit::Failed,
         // Up to Nix 2.28 the exit code of a build hook has a meaning (100: permanent failure, 101:
-        // time-out), so it is passed on.
+        // timeout), so it is passed on.
         Ok(End::Built(code)) => std::process::exit(i32::from(code)),
     }
 }

@@ -1,4 +1,4 @@
-//! Builder selection: what answers Nix's `build-hook`.
+//! Builder selection: answers Nix's `build-hook`.
 //!
 //! Nix offers a derivation (a [`Candidate`]). This crate finds the machines that can build it, asks
 //! a [`Policy`], and delegates to the build hook that Nix ships, so that the transport stays Nix's
@@ -8,13 +8,13 @@
 //! The modules follow the phases of a session:
 //!
 //! * [`hook`]: the process. [`session`]: the conversation with Nix.
-//! * [`protocol`]: what Nix and a hook say to each other.
-//! * [`choice`]: where a candidate is built.
-//! * [`slots`]: slots of machines and what builds take besides, and who gets them.
-//! * [`run`]: Nix's own hook, failover, builds that are left to this machine, the end.
-//! * [`history`]: what is remembered of machines and builds.
-//! * [`ssh`]: connections that builds share. [`probe`]: can a machine really build for us?
-//! * `private`: whose files all these are.
+//! * [`protocol`]: the messages between Nix and a build hook.
+//! * [`choice`]: decides where a candidate is built.
+//! * [`slots`]: slots and other resources of machines, and their assignment to builds.
+//! * [`run`]: Nix's own hook, failover, builds on this machine, and shutdown.
+//! * [`history`]: the history of machines and builds.
+//! * [`ssh`]: connections that builds share. [`probe`]: tests whether a machine can build.
+//! * `private`: the ownership of all these files.
 
 pub mod choice;
 pub mod history;

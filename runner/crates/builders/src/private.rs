@@ -3,8 +3,8 @@
 //! the file of a session can act for that session.
 //!
 //! Directories have mode 0700 and files 0600, independent of the umask and of what an earlier
-//! release created. What belongs to another user is not used: builds then go on without history.
-//! Other users see nothing of it; `hookrun builders` is run as the owner.
+//! release created. Files of another user are not used, and builds continue without history. Other
+//! users cannot read anything, so `hookrun builders` must be run as the owner.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
-/// Mode of directories.
+/// The mode of directories.
 const DIRECTORY: Mode = Mode::RWXU;
-/// Mode of files.
+/// The mode of files.
 const FILE: Mode = Mode::RUSR.union(Mode::WUSR);
-/// Interval between attempts to take a lock that another session holds.
+/// The interval between attempts to take a lock that another session holds.
 const TRY_EVERY: Duration = Duration::from_millis(2);
 
 /// Opens a directory that only this user may enter, and creates it if there is none.
@@ -27,7 +27,7 @@ const TRY_EVERY: Duration = Duration::from_millis(2);
 /// It cannot be created, or belongs to another user.
 pub(crate) fn directory(path: &Path) -> io::Result<OwnedFd> {
     if let Some(parent) = path.parent() {
-        // The state directory is used by other parts of hookrun too.
+        // Other parts of hookrun use the state directory too.
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
     }
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
@@ -66,7 +66,7 @@ pub(crate) fn is_own(found: &rustix::fs::Stat) -> bool {
 /// # Errors
 /// It cannot be created, is not a regular file, or belongs to another user.
 pub(crate) fn file(directory: &OwnedFd, name: &str, more: OFlags) -> io::Result<OwnedFd> {
-    // Do not wait for a FIFO in its place.
+    // Opening does not block on a FIFO in its place.
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::openat(directory, name, flags | OFlags::NONBLOCK | more, FILE)?;
     let found = rustix::fs::fstat(&file)?;

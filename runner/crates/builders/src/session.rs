@@ -1,10 +1,10 @@
-//! The conversation with Nix: settings, then one `try` after the other until one is accepted
-//! (contract of `HookInstance` and `build-remote.cc`, 2.3 to 2.35).
+//! The conversation with Nix: settings, then one `try` after the other until one is accepted (the
+//! protocol of `HookInstance` and `build-remote.cc`, 2.3 to 2.35).
 //!
-//! Effects come in through [`StockHook`], the two streams and the directories, so that a test can
-//! end or change the conversation at any byte. On every way out of [`Session::run`], each candidate
-//! was answered exactly once. [`decide`](crate::choice::decide) finds the answer; what follows an
-//! accept is [`crate::run::delegate`].
+//! Effects are passed in ([`StockHook`], the two streams and the directories), so that a test can
+//! end or change the conversation at any byte. However [`Session::run`] ends, each candidate was
+//! answered exactly once. [`decide`](crate::choice::decide) finds the answer, and
+//! [`crate::run::delegate`] contains the steps after an accept.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::{Read, Write};
@@ -30,31 +30,31 @@ use hookrun_config as config;
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::machines;
 
-/// How often the ends of local builds are recorded. The next question waits meanwhile.
+/// The interval at which the ends of local builds are recorded. The next question waits meanwhile.
 const SETTLE_EVERY: Duration = Duration::from_secs(2);
 
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// Nix has no more questions, or cannot be understood.
+    /// Nix has no more questions, or its messages cannot be read.
     Closed,
     /// A build was delegated and ended with this exit code.
     Built(u8),
 }
 
-/// One session.
+/// A session.
 pub struct Session<'a, R, W> {
-    /// Nix's requests.
+    /// The requests of Nix.
     pub input: R,
-    /// Our replies.
+    /// The replies to Nix.
     pub reply: W,
     /// The stream that Nix reads.
     pub nix: BorrowedFd<'a>,
     /// Nix's own hook.
     pub stock: &'a mut dyn StockHook,
-    /// The policy. None: Nix's own rule chooses.
+    /// The policy; none if Nix's own rule chooses.
     pub policy: Option<PolicyThread>,
-    /// Nix's directories, as its environment names them.
+    /// Nix's directories according to its environment.
     pub nix_dirs: NixDirs,
     /// [`Dirs::builders`](hookrun_nix::dirs::Dirs::builders).
     pub builders: PathBuf,
@@ -62,7 +62,7 @@ pub struct Session<'a, R, W> {
     pub options: config::Builders,
 }
 
-/// What is set up once Nix has sent its settings.
+/// The values that follow from the settings of Nix.
 struct Opened {
     nix_dirs: NixDirs,
     queue: Queue,
@@ -70,8 +70,8 @@ struct Opened {
     pool: Pool,
 }
 
-/// A build that Nix was told is accepted.
-struct Taken<'r> {
+/// A build whose accept was sent to Nix.
+struct AcceptedRequest<'r> {
     accepted: Accepted,
     request: &'r Request,
     inputs: Inputs,
@@ -116,10 +116,10 @@ impl<R: Read, W: Write> Session<'_, R, W> {
                         return End::Closed;
                     };
                     // Nix blocks on writing these until they are read, so all of them are read
-                    // first. If they do not come, Nix has ended or sends something else: the build
-                    // cannot go on, and dropping it ends it.
+                    // first. If they do not arrive, Nix has exited or sends something else. The
+                    // build cannot continue, and dropping it ends it.
                     let Ok(inputs) = Inputs::read(&mut self.input) else { return End::Built(1) };
-                    let taken = Taken { accepted: *accepted, request: &request, inputs };
+                    let taken = AcceptedRequest { accepted: *accepted, request: &request, inputs };
                     let Self { stock, policy, nix, .. } = self;
                     return End::Built(opened.delegate(taken, stock, policy, nix, reply));
                 }
@@ -172,17 +172,17 @@ impl<R: Read, W: Write> Session<'_, R, W> {
 }
 
 impl Opened {
-    /// Carries out an accepted build. Returns the exit code for Nix.
+    /// Runs an accepted build. Returns the exit code for Nix.
     fn delegate(
         mut self,
-        Taken { accepted, request, inputs }: Taken<'_>,
+        AcceptedRequest { accepted, request, inputs }: AcceptedRequest<'_>,
         stock: &mut dyn StockHook,
         mut policy: Option<PolicyThread>,
         nix: BorrowedFd<'_>,
         reply: &mut dyn Write,
     ) -> u8 {
         self.history.save();
-        // The policy's process is not kept for a build that waits or runs.
+        // The policy's process is not needed for a build that waits or runs.
         if let Some(policy) = &mut policy {
             policy.stop();
         }
@@ -213,11 +213,11 @@ impl Opened {
     }
 }
 
-/// Ends a conversation that cannot go on with a message; Nix then builds without a hook.
+/// Ends a conversation that cannot continue with a message. Nix then builds without a hook.
 fn give_up<W: Write>(mut pending: Pending<'_, W>, why: &str) -> End {
     pending.message(
         Level::Warn,
-        &format!("cannot follow Nix ({why}); this command goes on without builder selection"),
+        &format!("cannot read the messages of Nix ({why}); this command continues without builder selection"),
     );
     let _ = pending.decline_permanently();
     End::Closed

@@ -1,5 +1,5 @@
-//! Runs a program of Nix with bounds on its time and its output. Used by commands that look at Nix
-//! or at machines, and by the build hook if it needs the version of Nix.
+//! Runs a program of Nix with limits on its time and output. Commands that examine Nix or machines
+//! use it, and the build hook if it needs the version of Nix.
 
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt as _;
@@ -8,29 +8,30 @@ use std::time::{Duration, Instant};
 
 use hookrun_system::process::describe_start;
 
-/// Most bytes kept of each of a program's two streams; `nix show-config --json` has 100 KiB.
+/// The maximum number of bytes that are kept of each output stream; `nix show-config --json` has
+/// 100 KiB.
 const MAX_OUTPUT: u64 = 4 << 20;
-/// How often a program is asked whether it ended.
+/// The interval at which the program is checked.
 const TICK: Duration = Duration::from_millis(10);
 
-/// What a program said, and how it ended.
+/// The output of a program, and how it ended.
 #[derive(Debug)]
-pub struct Said {
+pub struct ProgramOutput {
     /// Standard output.
     pub stdout: String,
     /// Standard error.
     pub stderr: String,
-    /// How it ended.
+    /// The exit status.
     pub status: ExitStatus,
-    /// How long it took.
+    /// The duration.
     pub took: Duration,
 }
 
-/// Runs `command` in a process group of its own, which is killed as a whole after `limit`.
+/// Runs `command` in its own process group, which is killed after `limit`.
 ///
 /// # Errors
-/// It cannot be started (names the program), or (`TimedOut`) it did not end in time.
-pub fn run(command: &mut Command, limit: Duration) -> io::Result<Said> {
+/// The program cannot be started (the error names it), or (`TimedOut`) it did not end in time.
+pub fn run(command: &mut Command, limit: Duration) -> io::Result<ProgramOutput> {
     let begun = Instant::now();
     let mut child = command
         .stdin(Stdio::null())
@@ -51,7 +52,7 @@ pub fn run(command: &mut Command, limit: Duration) -> io::Result<Said> {
         if begun.elapsed() >= limit {
             let group = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
             if let Some(group) = group {
-                // ssh and what it started end too.
+                // This also ends ssh and its children.
                 let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
             }
             child.wait()?;
@@ -63,13 +64,13 @@ pub fn run(command: &mut Command, limit: Duration) -> io::Result<Said> {
         std::thread::sleep(TICK);
     };
     let took = begun.elapsed();
-    // A process left behind may keep a pipe open: what has come by now has to do.
+    // A remaining process may keep a pipe open, so only the output so far is used.
     let text = |stream: Option<std::sync::mpsc::Receiver<String>>| {
         stream
             .and_then(|stream| stream.recv_timeout(Duration::from_secs(1)).ok())
             .unwrap_or_default()
     };
-    Ok(Said { stdout: text(stdout), stderr: text(stderr), status, took })
+    Ok(ProgramOutput { stdout: text(stdout), stderr: text(stderr), status, took })
 }
 
 fn collect(mut stream: impl Read + Send + 'static) -> std::sync::mpsc::Receiver<String> {
@@ -78,7 +79,7 @@ fn collect(mut stream: impl Read + Send + 'static) -> std::sync::mpsc::Receiver<
         let mut bytes = Vec::new();
         let _ = stream.by_ref().take(MAX_OUTPUT).read_to_end(&mut bytes);
         let _ = send.send(String::from_utf8_lossy(&bytes).into_owned());
-        // What is too much is read and dropped, so that nobody waits for a full pipe.
+        // Further output is read and dropped, so that the program does not block on a full pipe.
         let _ = io::copy(&mut stream, &mut io::sink());
     });
     receive

@@ -1,9 +1,9 @@
-//! Finds out which command and user called Nix, and which Nix it is, as far as a hook can see. Only
-//! for reports; no decision depends on it.
+//! Finds out which command and user called Nix, and the version of that Nix, as far as a hook can
+//! see it. The result is used only in reports, never for a decision.
 //!
-//! A hook's parent is the Nix that builds: the command itself, or a process of the daemon, which
-//! writes its client's number into its own first argument (`daemon.cc` of Nix 2.3 and later, for a
-//! daemon that was started as `nix-daemon --daemon`).
+//! The parent of a hook is the Nix that builds. It is either the command itself or a process of the
+//! daemon, which writes the process id of its client into its own first argument (`daemon.cc` of
+//! Nix 2.3 and later, for a daemon that was started as `nix-daemon --daemon`).
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -13,29 +13,29 @@ use hookrun_system::process::{self, arguments_of};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
-/// Longest command that is kept, in characters.
+/// The longest command that is kept, in characters.
 const MAX_COMMAND: usize = 300;
-/// Longest version that is kept, in characters.
+/// The longest version that is kept, in characters.
 const MAX_VERSION: usize = 60;
-/// Between two looks at a program that has not ended.
+/// The interval at which a program is checked.
 const PAUSE: Duration = Duration::from_millis(2);
-/// Words in the name of a setting or argument whose value is a secret.
+/// Words in the names of settings and arguments whose values are secret.
 const SECRET: [&str; 5] = ["token", "secret", "password", "passwd", "key"];
 
-/// Who had Nix build.
+/// The user and the command that called Nix.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct Caller {
-    /// The user's name, or number.
+    /// The user's name, or its number.
     pub user: Option<String>,
     /// The command, without values that may be secret.
     pub command: Option<String>,
-    /// What the Nix that built calls itself, such as `2.8.0`.
+    /// The version that Nix reports, such as `2.8.0`.
     pub nix: Option<String>,
 }
 
 impl Caller {
-    /// The one behind the Nix that called this hook, which is `nix`. Takes at most `patience`.
+    /// Finds the caller of the Nix that called this hook, which is `nix`. Takes at most `patience`.
     pub fn find(nix: Option<Pid>, patience: Duration) -> Self {
         let Some(parent) = nix.map(|pid| pid.as_raw_nonzero().get()) else {
             return Self::default();
@@ -43,7 +43,7 @@ impl Caller {
         let of_parent = arguments_of(parent);
         let by = match client_of(&of_parent) {
             Some(client) => Some((client, arguments_of(client))),
-            // The daemon does not say for whom it builds.
+            // The daemon does not tell for which client it builds.
             None if is_daemon(&of_parent) => None,
             None => Some((parent, of_parent.clone())),
         };
@@ -63,7 +63,7 @@ fn is_daemon(arguments: &[String]) -> bool {
     arguments.first().is_some_and(|program| base(program) == "nix-daemon")
 }
 
-/// The client of a process of the daemon.
+/// Returns the client of a process of the daemon.
 fn client_of(arguments: &[String]) -> Option<i32> {
     match arguments {
         [_, client] if is_daemon(arguments) => client.parse().ok(),
@@ -88,7 +88,7 @@ fn user_of(pid: i32) -> Option<String> {
     Some(name.unwrap_or_else(|| format!("uid {uid}")))
 }
 
-/// The command as it would be typed, on one line, without secrets.
+/// Returns the command as a user would type it, on one line and without secrets.
 fn shown(arguments: &[String]) -> String {
     let mut words: Vec<String> = Vec::new();
     let (mut names_secret, mut named) = (false, 0_u8);
@@ -119,7 +119,7 @@ fn shown(arguments: &[String]) -> String {
     }
 }
 
-/// A word for a POSIX shell, on one line.
+/// Quotes a word for a POSIX shell, on one line.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/.-_+=:,%@^#~".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -130,12 +130,12 @@ fn quoted(word: &str) -> String {
     }
 }
 
-/// The program that a process runs: what the kernel says, or what its first argument leads to.
+/// Returns the program that a process runs, from the kernel or from its first argument.
 fn program_of(pid: i32, arguments: &[String]) -> Option<PathBuf> {
     if let Some(program) = process::program_of(pid) {
         return Some(program);
     }
-    // Another user's.
+    // The process belongs to another user.
     let name = arguments.first()?;
     if name.starts_with('/') {
         return Some(PathBuf::from(name));
@@ -147,7 +147,8 @@ fn program_of(pid: i32, arguments: &[String]) -> Option<PathBuf> {
         .find(|program| program.is_file())
 }
 
-/// `/nix/store/<hash>-nix-2.18.1/bin/nix` -> `2.18.1`; else what the program says.
+/// Returns the version in the store path, such as `2.18.1` in
+/// `/nix/store/<hash>-nix-2.18.1/bin/nix`, or else the version that the program reports.
 fn version(program: &Path, patience: Duration) -> Option<String> {
     let program = std::fs::canonicalize(program).ok()?;
     if !base(&program.to_string_lossy()).starts_with("nix") {
@@ -168,7 +169,7 @@ fn version(program: &Path, patience: Duration) -> Option<String> {
     Some(version.chars().filter(|c| !c.is_control()).take(MAX_VERSION).collect())
 }
 
-/// What `program --version` says, if it ends in time.
+/// Returns the output of `program --version`, if it ends in time.
 fn said(program: &Path, patience: Duration) -> Option<String> {
     let deadline = Instant::now().checked_add(patience)?;
     let mut child = super::command(program)
@@ -191,7 +192,7 @@ fn said(program: &Path, patience: Duration) -> Option<String> {
     }
     let mut says = String::new();
     let mut stdout = child.stdout.take()?;
-    // A line fits into the pipe.
+    // One line fits into the pipe.
     std::io::Read::read_to_string(&mut stdout, &mut says).ok()?;
     Some(says)
 }

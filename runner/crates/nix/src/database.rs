@@ -1,10 +1,10 @@
-//! Reads Nix's database of valid paths, `<state>/db/db.sqlite`. The worker looks up events'
-//! outputs, plugins use it through `nix-store` and `signing`. The host signs only what this
-//! database contains about a path.
+//! Reads Nix's database of valid paths, `<state>/db/db.sqlite`. The worker looks up the outputs of
+//! events in it, and plugins use it through `nix-store` and `signing`. The host signs only data of
+//! this database.
 //!
 //! The schema is internal to Nix but has been the same since schema 10 (Nix 1.12 to 2.35;
 //! `libstore/schema.sql`, `ca` since 7, `sigs` since 9). Reading it needs no daemon and no root,
-//! and takes about a millisecond. It works within a diff hook, where the daemon refuses the user.
+//! and takes about a millisecond. It works inside a diff hook, where the daemon refuses the user.
 //! This module never writes and never runs Nix.
 
 mod dependents;
@@ -22,93 +22,91 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Statement, Transac
 use super::derivation::Derivation;
 use crate::event::NixDirs;
 
-/// How long a reader waits for a writer's checkpoint. Readers of a write-ahead log are not blocked
-/// by writers otherwise.
+/// The time that a reader waits for a writer's checkpoint. Otherwise writers do not block readers
+/// of a write-ahead log.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The most paths in one closure. A large NixOS system has about 10,000.
+/// The maximum number of paths in one closure. A large NixOS system has about 10,000.
 pub const MAX_CLOSURE: usize = 200_000;
 
-/// What Nix's database says about one valid path.
+/// The information in Nix's database about a valid path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathInfo {
-    /// Full store path.
+    /// The full store path.
     pub path: String,
-    /// `sha256:` and 52 characters of Nix base32.
+    /// The hash of the NAR: `sha256:` and 52 characters in Nix's base32.
     pub nar_hash: String,
-    /// Bytes.
+    /// The size of the NAR in bytes.
     pub nar_size: u64,
-    /// Full store paths, sorted; a self reference is included.
+    /// Full store paths, sorted, including a reference to the path itself.
     pub references: Vec<String>,
-    /// Full store path of the `.drv`; it need not be valid.
+    /// The full store path of the `.drv` file, which need not be valid.
     pub deriver: Option<String>,
-    /// `name:base64`.
+    /// Signatures of the form `name:base64`.
     pub signatures: Vec<String>,
     /// The content address.
     pub ca: Option<String>,
-    /// Whether it was built on this machine.
+    /// Whether the path was built on this machine.
     pub ultimate: bool,
-    /// Seconds since 1970.
+    /// The time of registration, in seconds since 1970.
     pub registration_time: u64,
 }
 
-/// A valid path, as much of it as tells whether it is meant.
+/// A valid path with the values that are needed to select it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registered {
-    /// Full store path.
+    /// The full store path.
     pub path: String,
-    /// Full store path of the `.drv`; it need not be valid.
+    /// The full store path of the `.drv` file, which need not be valid.
     pub deriver: Option<String>,
-    /// Whether it was built on this machine.
+    /// Whether the path was built on this machine.
     pub ultimate: bool,
 }
 
-/// Why the database gave no answer.
+/// The reason why the database gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
     /// There is no database.
     #[error("no Nix database at {}; set NIX_STATE_DIR to the state directory of the Nix that called", path.display())]
     Missing {
-        /// Where it was looked for.
+        /// The expected path of the database.
         path: PathBuf,
     },
-    /// It cannot be opened.
+    /// The database cannot be opened.
     #[error("Nix's database {} cannot be opened ({error}); the user that runs hookrun needs read access to it and to the files beside it", path.display())]
     Open {
-        /// The database.
+        /// The path of the database.
         path: PathBuf,
-        /// What SQLite says.
+        /// The error of SQLite.
         #[source]
         error: rusqlite::Error,
     },
     /// A query failed.
     #[error("Nix's database {} cannot be read ({error})", path.display())]
     Query {
-        /// The database.
+        /// The path of the database.
         path: PathBuf,
-        /// What SQLite says.
+        /// The error of SQLite.
         #[source]
         error: rusqlite::Error,
     },
-    /// A row does not have the shape that is expected.
+    /// A row does not have the expected form.
     #[error(
-        "Nix's database says of `{store_path}` that {reason}; check it with `nix-store --verify`"
+        "the entry of `{store_path}` in Nix's database is not valid: {reason}; check it with `nix-store --verify`"
     )]
     Row {
-        /// The path it is about.
+        /// The store path of the row.
         store_path: String,
-        /// What is odd.
+        /// The problem.
         reason: String,
     },
-    /// A closure is over [`MAX_CLOSURE`].
-    #[error(
-        "a closure has more than {MAX_CLOSURE} paths, which is the most that hookrun takes at once"
-    )]
+    /// A closure has more than [`MAX_CLOSURE`] paths.
+    #[error("a closure has more than {MAX_CLOSURE} paths, the limit of hookrun")]
     TooLarge,
 }
 
-/// Nix's database, open for reading. Cheap to open: open one for each question, so that nothing is
-/// stale.
+/// Nix's database, open for reading. Opening it is cheap, so open it again for each question to get
+/// current data.
 #[derive(Debug)]
 pub struct Database {
     connection: Connection,
@@ -119,12 +117,12 @@ impl Database {
     /// Opens the database of the Nix with these directories.
     ///
     /// # Errors
-    /// If there is none or it cannot be opened.
+    /// The database does not exist, or it cannot be opened.
     pub fn open(dirs: &NixDirs) -> Result<Self, DatabaseError> {
         Self::open_within(dirs, BUSY_TIMEOUT)
     }
 
-    /// The same where a lock of another process is waited for only so long.
+    /// Opens the database, and waits at most `patience` for a lock of another process.
     ///
     /// # Errors
     /// As [`Database::open`].
@@ -137,11 +135,11 @@ impl Database {
             return Err(DatabaseError::Missing { path: path.to_owned() });
         }
         match Self::try_open(path, false, patience) {
-            // A reader without write access to the directory can join a write-ahead log that is
-            // there, but cannot make one (https://www.sqlite.org/wal.html, "Read-Only Databases").
-            // Without a log, or with an empty one, nobody is writing and the file alone is the
-            // whole truth. With a log that cannot be read, the newest paths would be missing: that
-            // stays an error.
+            // A reader without write access to the directory can use an existing write-ahead log,
+            // but cannot create one (https://www.sqlite.org/wal.html, "Read-Only Databases"). If
+            // there is no log, or an empty one, nobody is writing, and the file contains all data.
+            // If there is a log that cannot be read, the newest paths would be missing, so that
+            // remains an error.
             Err(error) if !has_log(path) => Self::try_open(path, true, patience).map_err(|_| error),
             result => result,
         }
@@ -155,15 +153,15 @@ impl Database {
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(uri, flags)?;
         connection.busy_timeout(patience)?;
-        // SQLite opens nothing before the first statement.
+        // SQLite opens the file only with the first statement.
         connection.query_row("select 1 from ValidPaths limit 1", [], |_| Ok(())).optional()?;
         Ok(Self { connection, path: path.to_owned() })
     }
 
-    /// What is known of `paths`, in their order; none for one that is not valid.
+    /// Returns information about `paths`, in the same order; none for a path that is not valid.
     ///
     /// # Errors
-    /// If the database cannot be read or says something odd.
+    /// The database cannot be read, or a row is not valid.
     pub fn path_infos(&self, paths: &[String]) -> Result<Vec<Option<PathInfo>>, DatabaseError> {
         let mut infos = Vec::with_capacity(paths.len());
         self.each_info(paths, &mut |info| {
@@ -173,11 +171,11 @@ impl Database {
         Ok(infos)
     }
 
-    /// Gives what is known of `paths` to `take`, one after another in their order; none for one
-    /// that is not valid. All of it is of one state of the database.
+    /// Passes information about each of `paths` to `take`, in the same order; none for a path that
+    /// is not valid. All of it is from the same snapshot of the database.
     ///
     /// # Errors
-    /// As [`Database::path_infos`], and those of `take`, which end it.
+    /// As for [`Database::path_infos`], and errors of `take`, which end the loop.
     pub fn each_info<E: From<DatabaseError>>(
         &self,
         paths: &[String],
@@ -187,11 +185,11 @@ impl Database {
         paths.iter().try_for_each(|path| take(snapshot.path_info(path)?))
     }
 
-    /// All valid paths, or those registered at `since` (seconds since 1970) or later; the earliest
-    /// registered first.
+    /// Returns all valid paths, or those registered at `since` (seconds since 1970) or later,
+    /// sorted by the time of registration.
     ///
     /// # Errors
-    /// As [`Database::path_infos`].
+    /// As for [`Database::path_infos`].
     pub fn registered(&self, since: Option<u64>) -> Result<Vec<Registered>, DatabaseError> {
         let read = || {
             let mut statement = self.connection.prepare(
@@ -211,11 +209,11 @@ impl Database {
         read().map_err(|error| self.query(error))
     }
 
-    /// The paths of everything that `roots` reach, each once, references before referrers. A root
-    /// that is not valid is left out.
+    /// Returns the closure of `roots`, each path once, references before referrers. Roots that are
+    /// not valid are left out.
     ///
     /// # Errors
-    /// As [`Database::path_infos`], and if there are more than [`MAX_CLOSURE`] paths.
+    /// As for [`Database::path_infos`], or there are more than [`MAX_CLOSURE`] paths.
     pub fn closure(&self, roots: &[String]) -> Result<Vec<String>, DatabaseError> {
         let failed = |error| self.query(error);
         let transaction = self.connection.unchecked_transaction().map_err(failed)?;
@@ -229,8 +227,8 @@ impl Database {
             let rows = references_of.query_map([id], |row| row.get(0)).map_err(failed)?;
             rows.collect::<Result<_, _>>().map_err(failed)
         };
-        // Depth first, each path after all that it refers to. Nix admits no cycles; if one were
-        // there, it would be cut where it closes.
+        // Depth first: each path comes after its references. Nix allows no cycles; if there is one,
+        // it is cut.
         let mut ordered = Vec::new();
         let mut entered = HashSet::new();
         for root in roots {
@@ -254,12 +252,12 @@ impl Database {
         Ok(ordered)
     }
 
-    /// The outputs of `derivation` that are known: by its text, by `DerivationOutputs`, or
-    /// (content-addressed outputs of the resolved derivation) as the valid path that names it as
-    /// its deriver. In the derivation's order; those that nobody knows are left out.
+    /// Returns the known outputs of `derivation`: from its text, from `DerivationOutputs`, or (for
+    /// content-addressed outputs of the resolved derivation) the valid path that names it as its
+    /// deriver. They are in the order of the derivation; unknown outputs are left out.
     ///
     /// # Errors
-    /// As [`Database::path_infos`].
+    /// As for [`Database::path_infos`].
     pub fn outputs(&self, derivation: &Derivation) -> Result<Vec<(String, String)>, DatabaseError> {
         let mut known: BTreeMap<String, String> = BTreeMap::new();
         if derivation.outputs.iter().any(|output| output.path.is_none()) {
@@ -279,7 +277,7 @@ impl Database {
             .collect())
     }
 
-    /// Output names and paths, the likeliest first.
+    /// Returns names and paths of outputs, the most probable first.
     fn registered_outputs(
         &self,
         derivation: &Derivation,
@@ -290,7 +288,7 @@ impl Database {
         )?;
         let rows = statement.query_map([&derivation.path], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let mut outputs: Vec<(String, String)> = rows.collect::<Result<_, _>>()?;
-        // Newest first: a rebuild of an impure derivation makes a new path.
+        // Newest first, because a rebuild of an impure derivation creates a new path.
         let mut statement =
             transaction.prepare("select path from ValidPaths where deriver = ?1 order by registrationTime desc, id desc")?;
         for path in statement.query_map([&derivation.path], |row| row.get::<_, String>(0))? {
@@ -302,7 +300,7 @@ impl Database {
         Ok(outputs)
     }
 
-    /// One state of the database, whatever is registered or collected meanwhile.
+    /// Returns a snapshot of the database, which later registrations and collections do not change.
     fn snapshot(&self) -> Result<Snapshot<'_>, DatabaseError> {
         let open = || {
             let transaction = self.connection.unchecked_transaction()?;
@@ -346,7 +344,7 @@ impl Snapshot<'_> {
         let nar_hash = NixHash::parse(&hash)
             .ok()
             .filter(|parsed| parsed.algorithm() == HashAlgorithm::Sha256)
-            .ok_or_else(|| odd(format!("its hash is `{hash}`")))?;
+            .ok_or_else(|| odd(format!("the hash is `{hash}`")))?;
         let rows = self.references.query_map([id], |row| row.get(0)).map_err(query)?;
         let mut references: Vec<String> = rows.collect::<Result<_, _>>().map_err(query)?;
         references.sort();
@@ -354,7 +352,7 @@ impl Snapshot<'_> {
             path: path.to_owned(),
             nar_hash: nar_hash.to_nix_nixbase32_string(),
             nar_size: u64::try_from(nar_size.unwrap_or(0))
-                .map_err(|_| odd("its size is negative".into()))?,
+                .map_err(|_| odd("the size is negative".into()))?,
             references,
             deriver: deriver.filter(|deriver| !deriver.is_empty()),
             signatures: sigs.unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
@@ -377,7 +375,7 @@ pub fn file_uri(path: &Path, immutable: bool) -> String {
     format!("file:{}?mode=ro{}", uri_path(path), if immutable { "&immutable=1" } else { "" })
 }
 
-/// A path as it stands in a `file:` URI (<https://www.sqlite.org/uri.html>).
+/// Escapes a path for a `file:` URI (<https://www.sqlite.org/uri.html>).
 fn uri_path(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt as _;
     path.as_os_str().as_bytes().iter().fold(String::new(), |mut uri, byte| {

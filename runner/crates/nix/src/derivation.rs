@@ -1,9 +1,9 @@
-//! Reads a derivation from its `.drv` file: its outputs and its builder. The hooks need what Nix
-//! did not tell them (Nix 2.8.0 passes an empty `OUT_PATHS`), and plugins see it through
-//! `nix-store.derivation`.
+//! Reads a derivation from its `.drv` file: its outputs and its builder. Hooks need it for what Nix
+//! does not pass to them (Nix 2.8.0 passes an empty `OUT_PATHS`), and plugins read derivations
+//! through `nix-store.derivation`.
 //!
-//! The file is text in ATerm form, parsed by the `nix-derivation` crate. It is read as a whole, so
-//! its size is bounded. It is untrusted input, because every user may write derivations. This
+//! The file is text in ATerm form, parsed by the `nix-derivation` crate. It is read completely, so
+//! its size is limited. It is untrusted input, because every user may write derivations. This
 //! module uses neither Nix nor its database.
 
 use std::io::Read as _;
@@ -14,99 +14,99 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::event::NixDirs;
 
-/// The largest `.drv` that is read. The largest of Nixpkgs have some hundred KiB; Nix itself has no
-/// bound.
+/// The largest `.drv` file that is read. The largest of Nixpkgs have some hundred KiB; Nix itself
+/// has no limit.
 pub const MAX_SIZE: u64 = 32 << 20;
 
-/// The largest that a hook reads. In memory a derivation takes up to fourteen times its size, and
-/// any user can write one. What the hook does not learn from it, the worker finds.
+/// The largest `.drv` file that a hook reads. In memory a derivation takes up to fourteen times its
+/// size, and any user can write one. The worker reads larger ones.
 pub const MAX_SIZE_IN_HOOK: u64 = 2 << 20;
 
-/// What a `.drv` file says.
+/// The contents of a `.drv` file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Derivation {
-    /// Full store path of the `.drv`.
+    /// The full store path of the `.drv` file.
     pub path: String,
-    /// The name: that of the store path, without `.drv`.
+    /// The name, which is that of the store path without `.drv`.
     pub name: String,
-    /// `x86_64-linux`, ..., or `builtin`.
+    /// The system, such as `x86_64-linux`, or `builtin`.
     pub system: String,
-    /// The program that builds.
+    /// The program that builds the derivation.
     pub builder: String,
-    /// By output name.
+    /// The outputs, sorted by name.
     pub outputs: Vec<DerivationOutput>,
-    /// The environment by name, with `__json` for structured attributes; values that are not UTF-8
-    /// are left out.
+    /// The environment by name, with `__json` for structured attributes. Variables whose values are
+    /// not UTF-8 are left out.
     pub env: Vec<(String, String)>,
 }
 
 /// One output of a derivation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DerivationOutput {
-    /// `out`, `dev`, ...
+    /// The name, such as `out` or `dev`.
     pub name: String,
-    /// Full store path; none where it is known only after the build (floating content-addressed,
-    /// impure and deferred outputs). Then [`super::database::Database::outputs`] may know it.
+    /// The full store path; none if it is known only after the build (floating content-addressed,
+    /// impure and deferred outputs). [`super::database::Database::outputs`] may know it then.
     pub path: Option<String>,
-    /// The name that the output's store path has after its hash: `hello-2.12-dev`.
+    /// The part of the output's store path after the hash, such as `hello-2.12-dev`.
     pub path_name: String,
 }
 
-/// Why a derivation could not be read.
+/// The reason why a derivation could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum DerivationError {
     /// The path is not `<store dir>/<hash>-<name>.drv`.
     #[error("`{}` is not a derivation ({reason}); a derivation's path is <store directory>/<hash>-<name>.drv", path.display())]
     Path {
-        /// What was given.
+        /// The given path.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem with it.
         reason: String,
     },
     /// The file cannot be read.
     #[error("derivation {} cannot be read ({error}){}", path.display(), hint(error))]
     Read {
-        /// The `.drv`.
+        /// The `.drv` file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         #[source]
         error: std::io::Error,
     },
-    /// The file is larger than the reader allows.
-    #[error("derivation {} has more than {} MiB, which is the most that is read here", path.display(), most >> 20)]
+    /// The file is larger than the caller allows.
+    #[error("derivation {} has more than {} MiB, which is the limit here", path.display(), most >> 20)]
     TooLarge {
-        /// The `.drv`.
+        /// The `.drv` file.
         path: PathBuf,
-        /// The most bytes.
+        /// The limit in bytes.
         most: u64,
     },
-    /// The text is not that of a derivation.
+    /// The text is not a derivation.
     #[error("derivation {} cannot be parsed ({error}); check it with `nix-store --verify-path {}`", path.display(), path.display())]
     Parse {
-        /// The `.drv`.
+        /// The `.drv` file.
         path: PathBuf,
-        /// What the parser says.
+        /// The error of the parser.
         #[source]
         error: nix_derivation::Error,
     },
 }
 
 impl Derivation {
-    /// Reads the derivation at `path`, a full store path. The store directory is the one that
-    /// `path` is in.
+    /// Reads the derivation at `path`, a full store path. The store directory is the parent of
+    /// `path`.
     ///
     /// # Errors
-    /// If `path` is not that of a derivation, or the file cannot be read, is over [`MAX_SIZE`], or
-    /// does not parse.
+    /// `path` is not the path of a derivation, or the file cannot be read, is larger than
+    /// [`MAX_SIZE`], or cannot be parsed.
     pub fn read(path: &Path) -> Result<Self, DerivationError> {
         Self::read_file(path, path, MAX_SIZE)
     }
 
-    /// Reads the derivation at `path`, a full store path, in the store of `dirs`, which may have
+    /// Reads the derivation at `path`, a full store path in the store of `dirs`, which may have
     /// another root. `most` is [`MAX_SIZE`] or [`MAX_SIZE_IN_HOOK`].
     ///
     /// # Errors
-    /// As [`Derivation::read`], and if the file is over `most`.
+    /// As for [`Derivation::read`], or the file is larger than `most`.
     pub fn read_in(dirs: &NixDirs, path: &str, most: u64) -> Result<Self, DerivationError> {
         Self::read_file(Path::new(path), &dirs.real_path(path), most)
     }
@@ -114,13 +114,13 @@ impl Derivation {
     fn read_file(path: &Path, file: &Path, most: u64) -> Result<Self, DerivationError> {
         let (store_dir, store_path) = split(path)?;
         let read = |error: std::io::Error| DerivationError::Read { path: path.to_owned(), error };
-        // Store paths of derivations are regular files. NOFOLLOW and NONBLOCK: whatever else lies
-        // there neither leads elsewhere nor makes the hook wait.
+        // Store paths of derivations are regular files. NOFOLLOW and NONBLOCK make sure that a link
+        // is not followed and a FIFO does not block the hook.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file =
             rustix::fs::open(file, flags, Mode::empty()).map_err(|error| read(error.into()))?;
         let file = std::fs::File::from(file);
-        // In one read, and one that finds the end.
+        // One read gets the contents, and a second one finds the end.
         let size = file.metadata().map_err(read)?.len().min(most);
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
         file.take(most + 1).read_to_end(&mut bytes).map_err(read)?;
@@ -133,28 +133,28 @@ impl Derivation {
     /// Parses the text of the derivation whose full store path is `path`.
     ///
     /// # Errors
-    /// As [`Derivation::read`].
+    /// As for [`Derivation::read`].
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, DerivationError> {
         let (store_dir, store_path) = split(path)?;
         parse(path, &store_dir, &store_path, bytes)
     }
 
-    /// The path of the output called `name`, if it is known before the build.
+    /// Returns the path of the output called `name`, if it is known before the build.
     pub fn output_path(&self, name: &str) -> Option<&str> {
         self.outputs.iter().find(|output| output.name == name)?.path.as_deref()
     }
 }
 
-/// What a reader of a message about a failed read should know.
+/// Returns a hint for the message about a failed read.
 fn hint(error: &std::io::Error) -> &'static str {
     if error.kind() == std::io::ErrorKind::NotFound {
         "; it was garbage-collected, or it is in another store: see `NIX_STORE_DIR`"
     } else {
-        "; a derivation is a regular file that anyone may read"
+        "; a derivation is a regular file that all users may read"
     }
 }
 
-/// The store directory and the store path that `path` consists of.
+/// Splits `path` into the store directory and the store path.
 fn split(path: &Path) -> Result<(StoreDir, StorePath), DerivationError> {
     let wrong = |reason: String| DerivationError::Path { path: path.to_owned(), reason };
     let text = path.to_str().ok_or_else(|| wrong("it is not UTF-8".into()))?;
@@ -217,14 +217,14 @@ fn parse(
 mod tests {
     use super::*;
 
-    // Written by Nix 2.8.0 with NIX_STORE_DIR=/srv/exp/store, hashes kept as they came.
+    // Written by Nix 2.8.0 with NIX_STORE_DIR=/srv/exp/store, with unchanged hashes.
     const TWO_OUTPUTS: &str = r#"Derive([("dev","/srv/exp/store/cvar8nqq71gb8af77ichz56mh6f9hd65-b-1.0-dev","",""),("out","/srv/exp/store/h7vfijp7wiaxzqw9rx3rhqqv1h7vf29d-b-1.0","","")],[("/srv/exp/store/ycphy79j1z9kwi7v5rwqz1xz32rp0h5d-a-1.0.drv",["out"])],[],"x86_64-linux","/bin/sh",["-c","echo $a > $out; echo $out $dev > $dev"],[("builder","/bin/sh"),("name","b-1.0"),("system","x86_64-linux")])"#;
     const FLOATING: &str = r#"Derive([("out","","r:sha256","")],[],[],"x86_64-linux","/bin/sh",[],[("__json","{\"x\":[1,2]}"),("out","/1rz4g4znpzjwh1xymhjpm42vipw92pr73vdgl6xs1hycac8kf2n9")])"#;
     const FIXED: &str = r#"Derive([("out","/nix/store/r8bawbzz3s5g1hdxgg8i9pliy92w9hg3-fo-1.0","sha256","87428fc522803d31065e7bce3cf03fe475096631e5e07bbd7a0fde60c4cf25c7")],[],[],"x86_64-linux","/bin/sh",[],[])"#;
     const DRV: &str = "/srv/exp/store/3gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv";
 
     #[test]
-    fn outputs_of_another_store_directory() {
+    fn outputs_have_paths_in_the_store_directory_of_the_derivation() {
         let derivation = Derivation::parse(Path::new(DRV), TWO_OUTPUTS.as_bytes()).unwrap();
         assert_eq!(derivation.name, "b-1.0");
         assert_eq!(derivation.system, "x86_64-linux");
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_read_and_what_is_wrong_is_said() {
+    fn a_file_is_read_and_errors_name_the_problem() {
         let store = tempfile::tempdir().unwrap();
         let drv = store.path().join("3gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv");
         std::fs::write(&drv, FLOATING).unwrap();
@@ -292,7 +292,7 @@ mod tests {
         .collect();
         insta::assert_snapshot!(errors.join("\n"), @r#"
         derivation /store/3gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv cannot be parsed (ATerm parse error at byte 7: expected "["); check it with `nix-store --verify-path /store/3gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv`
-        derivation /store/4gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv cannot be read (Too many levels of symbolic links (os error 40)); a derivation is a regular file that anyone may read
+        derivation /store/4gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv cannot be read (Too many levels of symbolic links (os error 40)); a derivation is a regular file that all users may read
         derivation /store/5gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv cannot be read (No such file or directory (os error 2)); it was garbage-collected, or it is in another store: see `NIX_STORE_DIR`
         `/store/5gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0` is not a derivation (its name does not end in .drv); a derivation's path is <store directory>/<hash>-<name>.drv
         `3gznakr0mcgnal5daqsbpbqb6yrl2hx0-b-1.0.drv` is not a derivation (it is not absolute); a derivation's path is <store directory>/<hash>-<name>.drv
@@ -309,10 +309,10 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Any text, and any cut or changed derivation, ends in a value or an error, never in a
-        /// panic.
+        /// Checks that any text, and any cut or changed derivation, results in a value or an error,
+        /// never in a panic.
         #[test]
-        fn any_text(bytes: Vec<u8>, cut in 0..TWO_OUTPUTS.len(), byte: u8) {
+        fn any_text_is_parsed_or_refused(bytes: Vec<u8>, cut in 0..TWO_OUTPUTS.len(), byte: u8) {
             let _ = Derivation::parse(Path::new(DRV), &bytes);
             let mut changed = TWO_OUTPUTS.as_bytes().to_vec();
             let _ = Derivation::parse(Path::new(DRV), &changed[..cut]);

@@ -1,9 +1,9 @@
 //! Reads the four arguments that Nix passes to its diff hook (since 2.3): the previous result, the
-//! current one, the derivation, the build directory.
+//! current result, the derivation, and the build directory.
 //!
-//! The thin hook calls this as the build user. With `--check` the current result ends in `.check`;
-//! in rounds of `repeat` (up to Nix 2.12) the previous one does. The build directory is ignored:
-//! with a sandbox it is not accessible.
+//! The diff hook calls this as the build user. With `--check` the current result ends in `.check`;
+//! in rounds of `repeat` (up to Nix 2.12) the previous one does. The build directory is ignored,
+//! because it is not accessible if Nix uses its sandbox.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -12,13 +12,13 @@ use crate::event::{NixDirs, Output};
 
 use super::{is_store_path, output_name_from_path};
 
-/// The ending that Nix gives the result that it does not register.
+/// The suffix that Nix gives to the result that it does not register.
 const CHECK: &str = ".check";
 
-/// The call, checked.
+/// A checked call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
-    /// Full store path of the derivation.
+    /// The full store path of the derivation.
     pub drv_path: String,
     /// The output that differs.
     pub output: Output,
@@ -26,18 +26,17 @@ pub struct Call {
     pub previous: String,
     /// The current result.
     pub current: String,
-    /// Where the files of the store are, if it has another root: Nix names the results by their
-    /// place there, and the derivation by its store path.
+    /// The directory with the files of the store, if the store has another root. In that case Nix
+    /// names the results by their real paths, and the derivation by its store path.
     pub real_store: Option<PathBuf>,
 }
 
-/// Why Nix's call gives no event.
+/// The reason why a call of Nix gives no event.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DiffError {
-    /// Not four arguments.
+    /// There are not four arguments.
     #[error(
-        "the diff hook takes four arguments (previous result, current result, derivation, build directory), and got {0}; \
-         Nix calls it so since 2.3"
+        "the diff hook takes four arguments (previous result, current result, derivation, build directory), but got {0}; Nix passes them since 2.3"
     )]
     Arguments(usize),
     /// An argument is not in the store.
@@ -45,18 +44,18 @@ pub enum DiffError {
         "`{path}` is not a store path below {store}; set NIX_STORE_DIR for both Nix and hookrun"
     )]
     NotInStore {
-        /// What was given.
+        /// The argument.
         path: String,
         /// The store directory.
         store: String,
     },
 }
 
-/// The call that Nix's arguments give. `derivation` reads the outputs that the derivation knows;
-/// where it does not tell, the output's name comes from its path.
+/// Returns the call for Nix's arguments. `derivation` returns the outputs of a derivation; if it
+/// does not know the output, the name is taken from the path.
 ///
 /// # Errors
-/// If the arguments are not Nix's.
+/// The arguments are not those of Nix.
 pub fn read<E>(
     arguments: &[OsString],
     dirs: &NixDirs,
@@ -85,7 +84,7 @@ pub fn read<E>(
     };
     let (previous, current, drv_path) =
         (store_path(previous)?, store_path(current)?, store_path(drv_path)?);
-    // An output's own name may end in `.check`; the derivation knows.
+    // The name of an output may itself end in `.check`, so the derivation decides.
     let known = derivation(&drv_path).unwrap_or_default();
     let known = known.into_iter().find(|output| output.path == previous || output.path == current);
     let output = known.unwrap_or_else(|| {
@@ -99,7 +98,7 @@ pub fn read<E>(
     Ok(Call { drv_path, output, previous, current, real_store })
 }
 
-/// The store directory below a root.
+/// Returns the store directory below a root.
 fn in_root(store: &Path) -> &Path {
     store.strip_prefix("/").unwrap_or(store)
 }
@@ -135,12 +134,12 @@ mod tests {
                 (DEV, check.as_str())
             );
             let repeated = call(&[&check, DEV, DRV, "/tmp/x"], derivation).unwrap();
-            assert_eq!(repeated.output, checked.output, "`repeat` has them the other way round");
+            assert_eq!(repeated.output, checked.output, "`repeat` passes them in the other order");
         }
     }
 
     #[test]
-    fn a_store_with_another_root() {
+    fn a_store_with_another_root_is_recognised() {
         let real = |path: &str| format!("/srv/root{path}");
         let check = format!("{DEV}.check");
         let call = call(&[&real(DEV), &real(&check), DRV, "/tmp/x"], None).unwrap();
@@ -149,8 +148,8 @@ mod tests {
     }
 
     #[test]
-    fn calls_that_give_no_event() {
-        insta::assert_snapshot!(call(&[OUT], None).unwrap_err(), @"the diff hook takes four arguments (previous result, current result, derivation, build directory), and got 1; Nix calls it so since 2.3");
+    fn invalid_calls_are_refused() {
+        insta::assert_snapshot!(call(&[OUT], None).unwrap_err(), @"the diff hook takes four arguments (previous result, current result, derivation, build directory), but got 1; Nix passes them since 2.3");
         insta::assert_snapshot!(call(&[OUT, "/etc", DRV, "/tmp"], None).unwrap_err(), @"`/etc` is not a store path below /nix/store; set NIX_STORE_DIR for both Nix and hookrun");
     }
 }

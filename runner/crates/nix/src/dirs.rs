@@ -1,33 +1,33 @@
-//! Where hookrun keeps its configuration and its state.
+//! The directories of hookrun's configuration and state.
 //!
 //! A system installation (root, or a build user called by root's Nix) uses `/etc/hookrun` and
-//! `/var/lib/hookrun`; a user without root, with a home, uses the XDG directories. `HOOKRUN_CONFIG`
-//! and `HOOKRUN_STATE_DIR` override.
+//! `/var/lib/hookrun`. A user without root who has a home directory uses the XDG directories.
+//! `HOOKRUN_CONFIG` and `HOOKRUN_STATE_DIR` override both.
 
 use std::path::{Path, PathBuf};
 
-/// The configuration of a system installation.
+/// The configuration file of a system installation.
 pub const SYSTEM_CONFIG: &str = "/etc/hookrun/hookrun.toml";
-/// The state of a system installation.
+/// The state directory of a system installation.
 pub const SYSTEM_STATE: &str = "/var/lib/hookrun";
 
-/// What a system installation keeps only until the machine stops.
+/// The directory for files that a system installation needs only until the machine stops.
 pub const SYSTEM_RUNTIME: &str = "/run/hookrun";
 
-/// Where root keeps what can be made again.
+/// Root's cache directory.
 const SYSTEM_CACHE: &str = "/var/cache";
 
 /// The directories of one installation.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Dirs {
-    /// The configuration file; it need not exist.
+    /// The configuration file, which need not exist.
     pub config: PathBuf,
-    /// The state directory; it need not exist.
+    /// The state directory, which need not exist.
     pub state: PathBuf,
 }
 
 impl Dirs {
-    /// The directories for this process: from the environment, or from who runs it.
+    /// Returns the directories for this process, from the environment or from its user.
     pub fn from_env() -> Self {
         let var = |name: &str| {
             std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
@@ -51,49 +51,50 @@ impl Dirs {
         }
     }
 
-    /// Events handed over by hooks; see `hookrun_queue::spool`.
+    /// Returns the directory of events handed over by hooks; see `hookrun_queue::spool`.
     pub fn spool(&self) -> PathBuf {
         self.state.join("spool")
     }
 
-    /// Spool files that were set aside, with the reason.
+    /// Returns the directory of rejected spool files and their reasons.
     pub fn rejected(&self) -> PathBuf {
         self.state.join("rejected")
     }
 
-    /// The journal's directory (0700); the database is `journal.sqlite` in it.
+    /// Returns the directory of the journal (0700), which contains the database `journal.sqlite`.
     pub fn journal(&self) -> PathBuf {
         self.state.join("journal")
     }
 
-    /// Plugins compiled ahead of time (0700).
+    /// Returns the directory of compiled plugins (0700).
     pub fn artifacts(&self) -> PathBuf {
         self.state.join("artifacts")
     }
 
-    /// What was found out about plugins without running them (0700).
+    /// Returns the directory of examination results of plugins (0700).
     pub fn verdicts(&self) -> PathBuf {
         self.state.join("verdicts")
     }
 
-    /// The `state` capability's stores (0700), one file a plugin.
+    /// Returns the directory of the capability `state` (0700), with one file per plugin.
     pub fn plugin_state(&self) -> PathBuf {
         self.state.join("plugin-state")
     }
 
-    /// The same for policies of builder selection, whose session writes them: no other user may.
+    /// Returns the directory of the state of policies. Their session writes it, and no other user
+    /// may.
     pub fn policy_state(&self) -> PathBuf {
         self.state.join("policy-state")
     }
 
-    /// Load, health and history of builders.
+    /// Returns the directory of load, health and history of builders.
     pub fn builders(&self) -> PathBuf {
         self.state.join("builders")
     }
 
-    /// Shared ssh connections to builders (0700): below `/run` or `$XDG_RUNTIME_DIR`, whose paths
-    /// are short and which are empty after a start; below the state directory if that was chosen,
-    /// or if there is neither.
+    /// Returns the directory of shared ssh connections to builders (0700). It is below `/run` or
+    /// `$XDG_RUNTIME_DIR`, whose paths are short and which are empty after a start of the machine;
+    /// or below the state directory if the user chose that, or if there is neither.
     pub fn connections(&self) -> PathBuf {
         let user = || {
             std::env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty()).map(PathBuf::from)
@@ -108,59 +109,60 @@ impl Dirs {
         runtime.unwrap_or_else(|| self.state.join("run")).join("ssh")
     }
 
-    /// Where a mail transport without a setting keeps its maildir.
+    /// Returns the directory of the maildir for a mail transport without a setting.
     pub fn maildir(&self, transport: &str) -> PathBuf {
         self.state.join("mail").join(transport)
     }
 
-    /// Who has which mail already.
+    /// Returns the directory that records which recipient has which mail.
     pub fn mail_progress(&self) -> PathBuf {
         self.state.join("mail-progress")
     }
 
-    /// Where an object store without a URL keeps its objects.
+    /// Returns the directory of an object store without a URL.
     pub fn object_store(&self, name: &str) -> PathBuf {
         self.state.join("object-stores").join(name)
     }
 
-    /// Uploads in several parts that are under way (0700).
+    /// Returns the directory of multipart uploads in progress (0700).
     pub fn uploads(&self) -> PathBuf {
         self.state.join("uploads")
     }
 
-    /// Locked by the one worker.
+    /// Returns the file that the worker locks.
     pub fn worker_lock(&self) -> PathBuf {
         self.state.join("worker.lock")
     }
 
-    /// Locked by the one process that waits for what build users hand over.
+    /// Returns the file that is locked by the process that waits for events of build users.
     pub fn waiter_lock(&self) -> PathBuf {
         self.state.join("waiter.lock")
     }
 
-    /// What the running worker says about itself.
+    /// Returns the file with the status of the running worker.
     pub fn worker_state(&self) -> PathBuf {
         self.state.join("worker.json")
     }
 
-    /// The configuration that a worker last took up, for when its file is away.
+    /// Returns the file with the last configuration that a worker applied, which is used while the
+    /// configuration file is missing.
     pub fn last_config(&self) -> PathBuf {
         self.state.join("last-config.json")
     }
 
-    /// What a detached worker writes in place of standard error.
+    /// Returns the file to which a detached worker writes instead of standard error.
     pub fn worker_log(&self) -> PathBuf {
         self.state.join("worker.log")
     }
 }
 
-/// Plugins under test, compiled: in the user's cache directory, so that no test touches what an
-/// installation has (0700).
+/// Returns the directory of compiled plugins under test (0700). It is in the user's cache
+/// directory, so that tests do not change an installation.
 pub fn test_artifacts() -> PathBuf {
     test_cache().join("test-artifacts")
 }
 
-/// What was found out about plugins under test (0700).
+/// Returns the directory of examination results of plugins under test (0700).
 pub fn test_verdicts() -> PathBuf {
     test_cache().join("test-verdicts")
 }
@@ -170,7 +172,7 @@ fn test_cache() -> PathBuf {
         |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let root = rustix::process::geteuid().is_root();
     let cache = variable("XDG_CACHE_HOME").unwrap_or_else(|| match variable("HOME") {
-        // With sudo the home may be another user's.
+        // With sudo, the home directory may be another user's.
         _ if root => PathBuf::from(SYSTEM_CACHE),
         Some(home) => home.join(".cache"),
         None => std::env::temp_dir()
@@ -179,10 +181,10 @@ fn test_cache() -> PathBuf {
     cache.join("hookrun")
 }
 
-/// Is the nearest directory that is there this user's own, or one that it may write? If not, this
-/// is a build user called by root's Nix: it has no home of its own (`/var/empty` and the like) and
-/// inherits root's variables. Whether it can reach the system's spool is not asked: if it cannot,
-/// the fallback is still that of the system.
+/// Returns whether the nearest existing directory belongs to this user or is writable for it. If
+/// not, this is a build user called by root's Nix, which has no home directory (`/var/empty` and
+/// similar) and inherits root's variables. Whether it can reach the system's spool does not matter:
+/// if it cannot, the system's fallback is used.
 fn is_own(directory: &Path) -> bool {
     use rustix::fs::Access;
     let there = directory.ancestors().find_map(|path| Some((path, rustix::fs::stat(path).ok()?)));
@@ -197,10 +199,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_home_that_is_not_there_is_judged_by_what_is_above() {
+    fn a_missing_home_is_judged_by_its_nearest_parent() {
         let dir = tempfile::tempdir().unwrap();
         assert!(is_own(&dir.path().join("a/b/c")));
-        // The root directory, as for a build user without a home.
+        // The root directory is the home of a build user.
         let root = rustix::process::getuid().is_root();
         assert_eq!(is_own(Path::new("/there-is-no-such-directory/a")), root);
     }

@@ -2,7 +2,7 @@
 //!
 //! A hook writes an event to the spool, and a worker reads it, possibly one of a later release. So
 //! the format carries [`FORMAT`], and readers refuse a format that they do not know. Builder
-//! selection is answered at once and never spooled; its question is
+//! selection is answered immediately and does not use the spool; its question is
 //! [`crate::selection::Candidate`].
 
 use std::path::{Path, PathBuf};
@@ -13,52 +13,54 @@ use serde::{Deserialize, Serialize};
 use crate::caller::Caller;
 use crate::evidence::Evidence;
 
-/// Version of the serialised form.
+/// The version of the serialised form.
 pub const FORMAT: u32 = 1;
 
-/// One event.
+/// An event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Event {
-    /// [`FORMAT`] of the writer.
+    /// The [`FORMAT`] of the writer.
     pub format: u32,
-    /// Unique and sortable by time: a UUID version 7 (RFC 9562), in its hyphenated form.
+    /// The unique id, which is sortable by time: a UUID version 7 (RFC 9562) in its hyphenated
+    /// form.
     pub id: String,
-    /// Milliseconds since 1970 when the hook was called.
+    /// The time when the hook was called, in milliseconds since 1970.
     pub time_ms: u64,
     /// The machine's host name.
     pub host: String,
     /// The directories of the Nix that called.
     pub nix: NixDirs,
-    /// Who told of it. Releases that did not write it knew hooks only, but for `hookrun sync`.
+    /// The source of the event. Releases that did not write it had only hooks and `hookrun sync`.
     #[serde(default)]
     pub origin: Origin,
-    /// Who had Nix build, where it was looked for.
+    /// The caller of Nix, if it was looked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub caller: Option<Caller>,
-    /// The plugins that it is for; none: for all that want it.
+    /// The plugins that the event is for; empty for all that want it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plugins: Vec<String>,
     /// Whether the outputs were valid when the worker took the event.
     #[serde(default)]
     pub seen_valid: bool,
-    /// What happened.
+    /// The call of the hook.
     pub hook: HookEvent,
 }
 
-/// Who told of an event. A label for people: plugins are not told, and nothing is decided by it.
+/// The source of an event. It is shown to users; plugins do not get it, and no decision depends on
+/// it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Origin {
     /// Nix called the hook.
     #[default]
     Hook,
-    /// `hookrun sync`, or `hookrun ci` at its end, found the outputs valid and untold of.
+    /// `hookrun sync`, or `hookrun ci` at its end, found outputs that were valid and not reported.
     Sync,
 }
 
 impl Origin {
-    /// The word used in lists and in JSON.
+    /// Returns the word used in lists and in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Hook => "hook",
@@ -67,56 +69,57 @@ impl Origin {
     }
 }
 
-/// What happened, per hook.
+/// The call of a hook.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum HookEvent {
     /// A derivation was built.
     PostBuild(PostBuild),
-    /// Two builds of one output differ.
+    /// Two builds of the same output differ.
     Diff(Diff),
 }
 
-/// A derivation was built: the post-build hook's `DRV_PATH` and `OUT_PATHS`.
+/// A derivation that was built: `DRV_PATH` and `OUT_PATHS` of the post-build hook.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PostBuild {
-    /// Full store path of the `.drv`.
+    /// The full store path of the `.drv` file.
     pub drv_path: String,
-    /// Its outputs, from `OUT_PATHS` and from the derivation itself (Nix 2.8.0 passes an empty
-    /// `OUT_PATHS`). Empty where neither tells, as for content-addressed outputs: the worker asks
-    /// Nix's database.
+    /// The outputs, from `OUT_PATHS` and from the derivation itself (Nix 2.8.0 passes an empty
+    /// `OUT_PATHS`). If neither names any, as for content-addressed outputs, it is empty, and the
+    /// worker asks Nix's database.
     pub outputs: Vec<Output>,
 }
 
-/// Two builds of one output differ: the diff hook's four arguments, and what a comparison found.
+/// Two different builds of the same output: the four arguments of the diff hook, and the result of
+/// the comparison.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Diff {
-    /// Full store path of the `.drv`.
+    /// The full store path of the `.drv` file.
     pub drv_path: String,
-    /// The output that differs; `name` is empty where the derivation does not tell.
+    /// The output that differs; `name` is empty if the derivation does not contain it.
     pub output: Output,
     /// Argument 1: the previous result (registered with `--check`).
     pub previous: String,
     /// Argument 2: the current result (`.check` with `--check`).
     pub current: String,
-    /// What differs.
+    /// The differences.
     pub evidence: Evidence,
 }
 
-/// One output of a derivation.
+/// An output of a derivation.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Output {
-    /// `out`, `dev`, ...; empty if unknown.
+    /// The name, such as `out` or `dev`; empty if unknown.
     pub name: String,
-    /// Full store path.
+    /// The full store path.
     pub path: String,
 }
 
-/// Where the Nix that called keeps its things. Nix's own variables, as the hook inherited them, or
-/// Nix's defaults.
+/// The directories of the Nix that called, from its environment variables as the hook inherited
+/// them, or Nix's defaults.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct NixDirs {
@@ -126,14 +129,14 @@ pub struct NixDirs {
     pub state: PathBuf,
     /// `NIX_CONF_DIR`, by default `/etc/nix`.
     pub conf: PathBuf,
-    /// Where the files of `store` are, in a store with another root (`--store ROOT`, `store =
-    /// local?root=ROOT`); none: in `store`.
+    /// The directory with the files of `store`, in a store with another root (`--store ROOT`,
+    /// `store = local?root=ROOT`); none if it is `store`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub real_store: Option<PathBuf>,
 }
 
 impl NixDirs {
-    /// These directories, in a store without another root.
+    /// Returns these directories, for a store without another root.
     pub fn new(
         store: impl Into<PathBuf>,
         state: impl Into<PathBuf>,
@@ -143,7 +146,7 @@ impl NixDirs {
         Self { store, state, conf, real_store: None }
     }
 
-    /// The directories as this process's environment names them.
+    /// Returns the directories in this process's environment.
     pub fn from_env() -> Self {
         let dir = |name: &str, default: &str| {
             std::env::var_os(name)
@@ -157,7 +160,7 @@ impl NixDirs {
         )
     }
 
-    /// Where the files of a store path are.
+    /// Returns the path of a store path's files.
     pub fn real_path(&self, store_path: &str) -> PathBuf {
         let below = self.real_store.as_ref().and_then(|real| {
             Some(real.join(Path::new(store_path).strip_prefix(&self.store).ok()?))
@@ -167,7 +170,8 @@ impl NixDirs {
 }
 
 impl Event {
-    /// An event that happens now, on this machine, in the Nix that called.
+    /// Returns an event with the current time, this machine, and the directories of the Nix that
+    /// called.
     pub fn now(hook: HookEvent) -> Self {
         Self {
             format: FORMAT,
@@ -183,7 +187,7 @@ impl Event {
         }
     }
 
-    /// Full store path of the derivation.
+    /// Returns the full store path of the derivation.
     pub fn drv_path(&self) -> &str {
         match &self.hook {
             HookEvent::PostBuild(event) => &event.drv_path,
@@ -191,12 +195,12 @@ impl Event {
         }
     }
 
-    /// The derivation's name: its store path without directory, hash and `.drv`.
+    /// Returns the derivation's name: its store path without directory, hash and `.drv`.
     pub fn name(&self) -> &str {
         derivation_name(self.drv_path())
     }
 
-    /// The valid outputs it speaks of. The results of `--check` are none.
+    /// Returns the valid outputs of the event. Results of `--check` are not valid outputs.
     pub fn output_paths(&self) -> Vec<&str> {
         match &self.hook {
             HookEvent::PostBuild(event) => {
@@ -206,7 +210,7 @@ impl Event {
         }
     }
 
-    /// Which hook this is.
+    /// Returns the hook of the event.
     pub fn kind(&self) -> HookKind {
         match &self.hook {
             HookEvent::PostBuild(_) => HookKind::PostBuild,
@@ -228,10 +232,10 @@ pub enum HookKind {
 }
 
 impl HookKind {
-    /// All of them.
+    /// All hooks.
     pub const ALL: [Self; 3] = [Self::PostBuild, Self::Diff, Self::BuilderSelection];
 
-    /// The word used in configuration, metadata and messages.
+    /// Returns the word used in configuration, metadata and messages.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::PostBuild => "post-build",
@@ -247,8 +251,8 @@ impl std::fmt::Display for HookKind {
     }
 }
 
-/// `/nix/store/<hash>-hello-2.12.drv` -> `hello-2.12`; what does not look like that comes back as
-/// it is.
+/// Returns the name in a derivation's store path, such as `hello-2.12` for
+/// `/nix/store/<hash>-hello-2.12.drv`. Other text is returned unchanged.
 pub fn derivation_name(drv_path: &str) -> &str {
     let base = drv_path.rsplit('/').next().unwrap_or(drv_path);
     let base = base.strip_suffix(".drv").unwrap_or(base);
@@ -258,7 +262,7 @@ pub fn derivation_name(drv_path: &str) -> &str {
     }
 }
 
-/// Milliseconds since 1970; 0 on a clock before that.
+/// Returns the time in milliseconds since 1970; 0 if the clock is before that.
 pub fn now_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -1,18 +1,18 @@
-//! The documented exit codes. Every command returns one of these; hooks that Nix calls return 0
-//! whatever happens (a `gate` plugin excepted).
+//! The documented exit codes. Every command returns one of these. Hooks that Nix calls always
+//! return 0, except for plugins with `gate = true`.
 
 /// A documented exit code of `hookrun`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// Done: 0.
     Done,
-    /// The thing tested or awaited failed: 1.
+    /// The tested or awaited operation failed: 1.
     Failed,
     /// The command line is wrong: 2.
     Usage,
     /// The configuration is wrong: 3.
     Configuration,
-    /// The environment is: no Nix, no permission, no space. 4.
+    /// The environment is wrong (no Nix, no permission, no space): 4.
     Environment,
     /// A defect of hookrun: 70 (`EX_SOFTWARE` of sysexits.h).
     Internal,
@@ -21,7 +21,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// The number.
+    /// Returns the number.
     pub const fn code(self) -> u8 {
         match self {
             Self::Done => 0,

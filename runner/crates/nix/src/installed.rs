@@ -1,8 +1,8 @@
-//! Finds the Nix of this machine: its program, version and settings, as it reports them itself. For
-//! `hookrun doctor` and `hookrun builders`.
+//! Finds the Nix of this machine: its program, and the version and settings that it reports. Used
+//! by `hookrun doctor` and `hookrun builders`.
 //!
-//! Nix prints all settings with their values, including secrets; only those that are named here are
-//! kept.
+//! Nix prints all settings with their values, including secrets. Only the settings that are listed
+//! here are kept.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::bounded;
 
-/// How long Nix may take to say what it is.
+/// The time for Nix to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The settings that are kept.
@@ -34,17 +34,17 @@ pub const KEPT: [&str; 15] = [
     "trusted-users",
 ];
 
-/// Whose Nix it is.
+/// The implementation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Flavour {
-    /// NixOS/nix, or a distribution of it with its protocol.
+    /// NixOS/nix, or a distribution of it with the same protocol.
     Nix,
     /// Lix.
     Lix,
 }
 
-/// Major, minor, patch.
+/// A version: major, minor, patch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 pub struct Version(pub u32, pub u32, pub u32);
 
@@ -55,52 +55,52 @@ impl fmt::Display for Version {
     }
 }
 
-/// One setting.
+/// A setting.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Setting {
-    /// Its value, as nix.conf would have it.
+    /// The value, as in nix.conf.
     pub value: String,
-    /// What it is without a line in any nix.conf.
+    /// The value without a line in any nix.conf.
     pub default: String,
 }
 
-/// A Nix.
+/// An installed Nix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Installed {
     /// The program `nix`.
     pub program: PathBuf,
-    /// What it calls itself, in full.
+    /// The full output of `nix --version`.
     pub says: String,
-    /// Whose it is.
+    /// The implementation.
     pub flavour: Flavour,
     /// Its version.
     pub version: Version,
-    /// Its settings, for this user.
+    /// Its settings for this user.
     pub settings: BTreeMap<String, Setting>,
 }
 
-/// Why there is no Nix to look at.
+/// The reason why there is no Nix to examine.
 #[derive(Debug, thiserror::Error)]
 pub enum NixError {
-    /// Not in `PATH`.
+    /// There is no `nix` in `PATH`.
     #[error(
         "there is no program `nix` in PATH; install Nix, or add the directory of its programs to PATH"
     )]
     Missing,
-    /// It cannot be asked.
+    /// The program does not answer.
     #[error("`{} {arguments}` {problem}", program.display())]
     Mute {
         /// The program.
         program: PathBuf,
-        /// What it was asked.
+        /// The arguments.
         arguments: String,
-        /// What it did instead of answering.
+        /// What happened instead of an answer.
         problem: String,
     },
 }
 
 impl Installed {
-    /// The `nix` in `PATH`, asked for its version and its settings.
+    /// Finds the `nix` in `PATH`, and asks for its version and settings.
     ///
     /// # Errors
     /// There is none, or it does not answer.
@@ -110,13 +110,13 @@ impl Installed {
         let (flavour, version) = identify(&says).ok_or_else(|| NixError::Mute {
             program: program.clone(),
             arguments: "--version".to_owned(),
-            problem: format!("says `{says}`, which is not a version that hookrun knows"),
+            problem: format!("printed `{says}`, which is not a version that hookrun knows"),
         })?;
         let json = settings_json(&program, version)?;
         Ok(Self { program, says, flavour, version, settings: kept(&json) })
     }
 
-    /// A setting's value; empty if this Nix has no such setting.
+    /// Returns the value of a setting; empty if this Nix has no such setting.
     pub fn setting(&self, name: &str) -> &str {
         self.settings.get(name).map(|setting| setting.value.as_str()).unwrap_or_default()
     }
@@ -128,7 +128,7 @@ impl Installed {
     }
 }
 
-/// The first executable of this name in `PATH`.
+/// Returns the first executable of this name in `PATH`.
 pub fn in_path(name: &str) -> Option<PathBuf> {
     let executable = |program: &PathBuf| {
         program.is_file()
@@ -139,8 +139,8 @@ pub fn in_path(name: &str) -> Option<PathBuf> {
         .find(executable)
 }
 
-/// Whose Nix, and which version, by what `nix --version` says: `nix (Nix) 2.8.0`, `nix (Lix, like
-/// Nix) 2.91.1`, `nix (Determinate Nix 3.8.2) 2.30.1`.
+/// Parses the output of `nix --version`: `nix (Nix) 2.8.0`, `nix (Lix, like Nix) 2.91.1`, `nix
+/// (Determinate Nix 3.8.2) 2.30.1`.
 pub fn identify(says: &str) -> Option<(Flavour, Version)> {
     let flavour = if says.contains("Lix") { Flavour::Lix } else { Flavour::Nix };
     let mut numbers = says
@@ -153,8 +153,8 @@ pub fn identify(says: &str) -> Option<(Flavour, Version)> {
     Some((flavour, Version(major, minor, patch)))
 }
 
-/// All settings as JSON. `show-config` became `config show` in 2.20; both are experimental from 2.4
-/// on.
+/// Returns all settings as JSON. `show-config` became `config show` in 2.20; both are experimental
+/// since 2.4.
 fn settings_json(program: &Path, version: Version) -> Result<String, NixError> {
     let experimental: &[&str] = if version >= Version(2, 4, 0) {
         &["--extra-experimental-features", "nix-command"]
@@ -179,8 +179,8 @@ fn ask(program: &Path, arguments: &[&str]) -> Result<String, NixError> {
         problem,
     };
     let mut command = Command::new(program);
-    // Not through `nix::command`: the settings of the environment are what is asked about. Nothing
-    // is built.
+    // `nix::command` is not used, because it removes the settings of the environment, which are
+    // wanted here. Nothing is built.
     command.args(arguments).env(super::NESTED, "1").env_remove("DRV_PATH").env_remove("OUT_PATHS");
     let said = bounded::run(&mut command, PATIENCE).map_err(|error| mute(error.to_string()))?;
     if said.status.success() {
@@ -190,7 +190,7 @@ fn ask(program: &Path, arguments: &[&str]) -> Result<String, NixError> {
     Err(mute(hookrun_system::process::describe_end(said.status, last)))
 }
 
-/// The settings that are kept, of Nix's JSON.
+/// Returns the settings to keep from Nix's JSON.
 fn kept(json: &str) -> BTreeMap<String, Setting> {
     let all: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
     let setting = |name: &&str| {
@@ -249,7 +249,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_words(says: String, json: String) {
+        fn any_words_are_identified_or_refused(says: String, json: String) {
             let _ = identify(&says);
             let _ = kept(&json);
         }

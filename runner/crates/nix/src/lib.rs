@@ -1,7 +1,7 @@
 //! The interfaces of Nix to its hooks, the start of Nix programs, and the types that all other
 //! crates share.
 //!
-//! Facts about Nix's behaviour are cited where they are used, with file and version.
+//! Comments cite facts about Nix with file and version.
 //!
 //! * [`role`]: which hook a process is, or the command line.
 //! * Nix's formats: [`post_build`], [`diff`], [`wire`] (input of the hooks), [`derivation`],
@@ -12,9 +12,9 @@
 //!   the result of a plugin's run. [`selection`]: the question to a policy and its answer.
 //! * [`dirs`]: the places of files. [`layout`]: their owners and modes. [`process`]: signals and
 //!   file descriptors. [`sqlite`]: versions of databases. [`terminal`]: escapes text from outside.
-//!   [`exit_code`]: exit codes of all commands.
+//!   [`exit_code`]: exit codes of all commands. [`shared`]: strings and lists with several owners.
 
-// Standard output belongs to commands, and Nix reads the standard error of hooks:
+// Standard output belongs to commands, and Nix reads the standard error of hooks, so only
 // `hookrun_nix::terminal::say` writes there.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
@@ -47,21 +47,21 @@ use std::process::Command;
 
 use crate::event::{NixDirs, Output};
 
-/// Set in the environment of every program that hookrun starts: a hook that finds it was called by
-/// a Nix below hookrun.
+/// The variable that hookrun sets for every program that it starts. A hook that finds it was called
+/// by a Nix that hookrun started.
 pub const NESTED: &str = "HOOKRUN_NESTED";
 
-/// What the hooks find in their environment and no child may inherit: a Nix below would hand the
-/// *outer* `DRV_PATH` to its own hooks (Nix adds its variables only where none is: seen with
-/// 2.8.0), and `NIX_CONFIG` holds every setting, access tokens included, and names the hook again.
+/// Variables of hooks that no child may inherit. A Nix below would pass the *outer* `DRV_PATH` to
+/// its own hooks, because Nix sets its variables only if they are not set (seen with 2.8.0).
+/// `NIX_CONFIG` contains every setting, including access tokens and the hook itself.
 pub const HOOK_VARIABLES: [&str; 3] = ["DRV_PATH", "OUT_PATHS", "NIX_CONFIG"];
 
-/// Settings that keep a Nix from calling hooks again. Sent on to a daemon as overrides, where the
-/// user is trusted.
+/// Settings that prevent a Nix from calling hooks again. If the user is trusted, they are sent to a
+/// daemon as overrides.
 const NO_HOOKS: &str = "post-build-hook =\nrun-diff-hook = false\n";
 
-/// A command for `program` that does not lead back into hookrun: use it for every Nix that hookrun
-/// starts.
+/// Returns a command for `program` that does not call hookrun again. Use it for every Nix that
+/// hookrun starts.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     scrub(&mut command);
@@ -69,8 +69,8 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Takes what a hook was told out of the environment of a child, and marks the child as started by
-/// hookrun.
+/// Removes the variables of a hook from the environment of a child, and marks the child as started
+/// by hookrun.
 pub fn scrub(command: &mut Command) -> &mut Command {
     for name in HOOK_VARIABLES {
         command.env_remove(name);
@@ -78,7 +78,7 @@ pub fn scrub(command: &mut Command) -> &mut Command {
     command.env(NESTED, "1")
 }
 
-/// Returns whether a Nix that hookrun started has started this process.
+/// Returns whether this process was started by a Nix that hookrun started.
 pub fn is_nested() -> bool {
     std::env::var_os(NESTED).is_some_and(|value| !value.is_empty())
 }
@@ -90,14 +90,14 @@ pub fn stdin_is_pipe() -> bool {
     })
 }
 
-/// Length of the hash part of a store path's name.
+/// The length of the hash part of a store path's name.
 const HASH_LENGTH: usize = 32;
-/// Longest name after the hash that Nix accepts (`StorePath::MaxPathLen`).
+/// The longest name after the hash that Nix accepts (`StorePath::MaxPathLen`).
 const MAX_NAME_LENGTH: usize = 211;
 
-/// Is `path` a store path: `<store_dir>/<hash>-<name>`, and nothing below it? The rule of Nix's
-/// `StorePath` (2.8 `libstore/path.cc`): 32 characters of Nix's base 32, a dash, then letters,
-/// digits and `+-._?=`, not longer than 211.
+/// Returns whether `path` is a store path, `<store_dir>/<hash>-<name>`, and not a path below one.
+/// This is the rule of Nix's `StorePath` (2.8 `libstore/path.cc`): 32 characters of Nix's base 32,
+/// a dash, then at most 211 letters, digits and `+-._?=`.
 pub fn is_store_path(store_dir: &str, path: &str) -> bool {
     let base = path.strip_prefix(store_dir).and_then(|rest| rest.strip_prefix('/'));
     let Some((hash, name)) = base.and_then(|base| base.split_at_checked(HASH_LENGTH)) else {
@@ -112,9 +112,9 @@ pub fn is_store_path(store_dir: &str, path: &str) -> bool {
         })
 }
 
-/// The output's name as its path tells it, for when the derivation does not: `<hash>-<name>` is
-/// `out` and `<hash>-<name>-dev` is `dev` (Nix's `outputPathName`). None if the path belongs to
-/// another derivation.
+/// Returns the output's name according to its path, for use if the derivation does not contain it:
+/// `<hash>-<name>` is `out` and `<hash>-<name>-dev` is `dev` (Nix's `outputPathName`). Returns none
+/// if the path belongs to another derivation.
 pub fn output_name_from_path<'a>(drv_path: &str, output_path: &'a str) -> Option<&'a str> {
     let name = crate::event::derivation_name(drv_path);
     match crate::event::derivation_name(output_path).strip_prefix(name)? {
@@ -123,11 +123,11 @@ pub fn output_name_from_path<'a>(drv_path: &str, output_path: &'a str) -> Option
     }
 }
 
-/// The outputs of the derivation at `drv_path` whose paths are known, by name. The file may have
-/// `most` bytes.
+/// Returns the outputs of the derivation at `drv_path` whose paths are known, by name. The file may
+/// have at most `most` bytes.
 ///
 /// # Errors
-/// If the derivation cannot be read; see [`derivation::Derivation::read_in`].
+/// The derivation cannot be read; see [`derivation::Derivation::read_in`].
 pub fn outputs_of(
     dirs: &NixDirs,
     drv_path: &str,
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn children_do_not_inherit_what_a_hook_was_told() {
+    fn children_do_not_inherit_the_variables_of_a_hook() {
         let command = command("nix-store");
         let env: Vec<_> = command.get_envs().collect();
         assert!(

@@ -1,12 +1,12 @@
 //! The machines of the `builders` setting and of machines files, all eight columns, read as the
 //! calling Nix reads them (`libstore/machines.cc`, 2.3 to 2.35).
 //!
-//! What Nix accepts is read as Nix reads it. Where Nix would give up on the whole command, the
-//! machine that cannot be read is left out with one warning that names file, line and column; it
-//! must never cost the others, let alone the build.
+//! What Nix accepts is read as Nix reads it. If Nix would fail the whole command, only the machine
+//! that cannot be read is left out, with one warning that names file, line and column. Other
+//! machines and the build are not affected.
 //!
-//! Versions differ in few places ([`Reading`]). The version is asked for only if the text has such
-//! a place, because asking starts a program while Nix waits.
+//! Versions differ in few places ([`Reading`]). The version is requested only if the text has such
+//! a place, because that starts a program while Nix is blocked.
 
 mod entry;
 
@@ -18,12 +18,12 @@ use entry::machine;
 
 use super::installed::{Flavour, Version};
 
-/// How deep `@file` may lead to `@file`: Nix has no bound and overflows its stack on a cycle.
+/// The maximum depth of `@file` in `@file`. Nix has no limit, and overflows its stack on a cycle.
 const MAX_DEPTH: usize = 64;
-/// Most files that are read for one text, so that files that include each other under several names
-/// end.
+/// The maximum number of files for one text, so that files that include each other under several
+/// names end.
 const MAX_FILES: usize = 1024;
-/// The column of each field, from 1, as Nix's manual counts.
+/// The name of each column, as in Nix's manual, which counts from 1.
 const COLUMNS: [&str; 8] = [
     "store URI",
     "systems",
@@ -35,26 +35,26 @@ const COLUMNS: [&str; 8] = [
     "public host key",
 ];
 
-/// How a Nix reads machines: the places where versions differ.
+/// How a version of Nix reads machines, in the places where versions differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reading {
-    /// True: a comment ends with its line, and blanks may precede `@`. False: a comment also ends
-    /// at the next `;`, and an entry with blanks before `@` is a machine.
+    /// If true, a comment ends with its line, and blanks may precede `@`. If false, a comment also
+    /// ends at the next `;`, and an entry with blanks before `@` is a machine.
     whole_line_comments: bool,
-    /// True: numbers and host keys are checked. False: a number ends at the first character that is
-    /// not a digit, and any word is a host key.
+    /// If true, numbers and host keys are checked. If false, a number ends at the first character
+    /// that is not a digit, and any word is a host key.
     strict: bool,
-    /// True: every word is a host name except `auto`, `daemon`, `local` and words with `/`. False:
-    /// every word is one except those that contain `://` or begin with `auto`, `local`, `remote` or
-    /// `/`.
+    /// If true, every word is a host name except `auto`, `daemon`, `local` and words with `/`. If
+    /// false, every word is one except those that contain `://` or begin with `auto`, `local`,
+    /// `remote` or `/`.
     bare_hosts: bool,
 }
 
 impl Reading {
-    /// The reading of the newest Nix.
+    /// The rules of the newest Nix.
     pub const NEWEST: Self = Self { whole_line_comments: true, strict: true, bare_hosts: true };
 
-    /// The reading of this Nix.
+    /// Returns the rules of this Nix.
     pub fn of((flavour, version): (Flavour, Version)) -> Self {
         Self {
             // Lix reads as Nix 2.18.
@@ -65,7 +65,7 @@ impl Reading {
     }
 }
 
-/// One machine: a line with its defaults filled in.
+/// A machine: one line with defaults filled in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MachineLine {
     /// Column 1, with `ssh://` in front of a bare name.
@@ -76,7 +76,7 @@ pub struct MachineLine {
     pub ssh_key: Option<String>,
     /// Column 4.
     pub max_jobs: u32,
-    /// Column 5. Nix 2.19 and older know only whole numbers.
+    /// Column 5, the speed factor. Nix 2.19 and older know only whole numbers.
     pub speed_factor: f64,
     /// Column 6, sorted, each once.
     pub supported_features: Vec<String>,
@@ -94,7 +94,7 @@ impl MachineLine {
             && self.mandatory_features.iter().all(|mandatory| features.contains(mandatory))
     }
 
-    /// All features it has, columns 6 and 7: the former first.
+    /// Returns all features, those of column 6 before those of column 7.
     pub fn features(&self) -> impl Iterator<Item = &String> {
         let more = self
             .mandatory_features
@@ -103,14 +103,15 @@ impl MachineLine {
         self.supported_features.iter().chain(more)
     }
 
-    /// The one line that offers just this machine to Nix's own hook. The speed factor is left out:
-    /// with one machine it decides nothing, and a fraction is an error for Nix 2.19 and older.
+    /// Returns a line that offers only this machine to Nix's own hook. The speed factor is left
+    /// out, because it has no effect with one machine, and a fraction is an error for Nix 2.19 and
+    /// older.
     pub fn line_for_stock_hook(&self) -> String {
         self.render("-")
     }
 
     fn render(&self, speed_factor: &str) -> String {
-        // A lone dash is Nix's word for nothing; one that is an element gets a comma in front,
+        // A single dash means an empty column. An element that is a dash gets a comma before it,
         // which adds no element.
         let column = |joined: String| if joined == "-" { format!(",{joined}") } else { joined };
         let list = |features: &[String]| {
@@ -138,22 +139,22 @@ impl fmt::Display for MachineLine {
     }
 }
 
-/// The machines, and a warning for each that was left out.
+/// The machines, and a warning for each one that was left out.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Machines {
-    /// In the order of the text.
+    /// The machines in the order of the text.
     pub machines: Vec<MachineLine>,
-    /// Lower-case fragments that end in the fix.
+    /// Warnings in lower case, which end with the fix.
     pub warnings: Vec<String>,
 }
 
-/// Reads the `builders` setting as the newest Nix does; `this_system` is the default of column 2.
+/// Reads the `builders` setting as the newest Nix does. `this_system` is the default of column 2.
 pub fn parse(builders: &str, this_system: &str) -> Machines {
     parse_as(builders.as_bytes(), this_system, || None)
 }
 
-/// Reads the `builders` setting as the Nix of `version` does, which is asked for only if it
-/// matters; the newest if it is not known.
+/// Reads the `builders` setting as the Nix of `version` does. The version is requested only if it
+/// matters; if it is not known, it is the newest.
 pub fn parse_as(
     builders: &[u8],
     this_system: &str,
@@ -168,8 +169,8 @@ pub fn parse_as(
     }
 }
 
-/// Reads the `builders` setting, with `@file` read by `read`. The second value says whether another
-/// version may read it differently.
+/// Reads the `builders` setting, with files in `@file` read by `read`. The second value is whether
+/// another version may read it differently.
 pub fn parse_with(
     builders: &[u8],
     this_system: &str,
@@ -195,9 +196,9 @@ struct Parser<'a> {
     differs: bool,
     this_system: &'a str,
     found: Machines,
-    /// The files being read, outermost first.
+    /// The files that are being read, outermost first.
     open: Vec<PathBuf>,
-    /// How many were read.
+    /// The number of files that were read.
     files: usize,
 }
 
@@ -212,7 +213,7 @@ fn trimmed(text: &[u8]) -> &[u8] {
     text.get(start..end).unwrap_or_default()
 }
 
-/// `text` up to its comment.
+/// Returns `text` up to its comment.
 fn uncommented(text: &[u8]) -> &[u8] {
     text.split(|byte| *byte == b'#').next().unwrap_or_default()
 }
@@ -242,8 +243,7 @@ impl Parser<'_> {
             self.warn(
                 line,
                 &format!(
-                    "`{shown}` is read as a machine, because this Nix includes a file only where \
-                     `@` comes first; remove the blanks before it"
+                    "`{shown}` is read as a machine, because this Nix includes a file only if `@` is the first character; remove the blanks before it"
                 ),
             );
         }
@@ -255,7 +255,7 @@ impl Parser<'_> {
             Err((column, problem)) => {
                 let name = COLUMNS.get(column).copied().unwrap_or_default();
                 let problem =
-                    format!("column {} ({name}): {problem}; the machine is left out", column + 1);
+                    format!("column {} ({name}): {problem}; the machine is ignored", column + 1);
                 self.warn(line, &problem);
             }
         }
@@ -267,13 +267,13 @@ impl Parser<'_> {
             self.warn(
                 line,
                 &format!(
-                    "`@{shown}` includes itself or is more than {MAX_DEPTH} files deep; remove it"
+                    "`@{shown}` includes itself or is nested more than {MAX_DEPTH} files deep; remove it"
                 ),
             );
             return;
         }
         if self.files >= MAX_FILES {
-            self.warn(line, &format!("`@{shown}` is not read: it is file number {}, and at most {MAX_FILES} are read; merge some of them", self.files + 1));
+            self.warn(line, &format!("`@{shown}` is ignored: it is file number {}, and the limit is {MAX_FILES} files; merge some of them", self.files + 1));
             return;
         }
         self.files += 1;

@@ -1,10 +1,9 @@
 //! A store path as a NAR, written in one pass: read, hashed, compared with Nix's database,
-//! compressed, hashed again and handed to a writer. Called from a blocking thread by
+//! compressed, hashed again and passed to a writer. Called from a blocking thread by
 //! `hookrun_capability::object_store`.
 //!
-//! Memory does not depend on the path's size. Nothing is trusted to be what the database says until
-//! the last byte: a caller must not publish what it was given before [`write()`] returns without an
-//! error.
+//! Memory does not depend on the size of the path. The hash is known only after the last byte, so a
+//! caller must not publish the data before [`write()`] returns without an error.
 
 mod encode;
 
@@ -17,32 +16,34 @@ use sha2::{Digest as _, Sha256};
 
 pub use self::encode::EncodeError;
 
-/// NARs from this size on are compressed with zstd on several threads; below, starting threads
-/// costs more than it gives.
+/// The size from which on NARs are compressed by several zstd threads. For smaller ones, starting
+/// threads costs more than it saves.
 const PARALLEL_FROM: u64 = 32 << 20;
-/// The most zstd threads for one NAR. Each holds a job of some MiB, and others upload beside us.
+/// The maximum number of zstd threads for one NAR. Each uses some MiB, and other uploads run at the
+/// same time.
 const MAX_THREADS: usize = 4;
-/// zstd's own default.
+/// The default level of zstd.
 const ZSTD_LEVEL: i32 = 3;
-/// xz's own default, and Nix's.
+/// The default level of xz and of Nix.
 const XZ_LEVEL: u32 = 6;
-/// zstd levels on offer. From 20 on the reader needs more memory than it may have (`--ultra`).
+/// The supported zstd levels. From 20 on, readers need more memory than they may have (`--ultra`).
 pub const ZSTD_LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
-/// xz levels on offer.
+/// The supported xz levels.
 pub const XZ_LEVELS: std::ops::RangeInclusive<i32> = 0..=9;
-/// What is gathered before the next stage is called. The encoder writes 8-byte words.
+/// The number of bytes that are collected before the next stage is called. The encoder writes words
+/// of 8 bytes.
 const BUFFER: usize = 128 << 10;
-/// Stands in the name of every compressed object. Raised whenever the same NAR at the same level
-/// would become other bytes (a test notices that), so that no object is ever replaced by different
-/// bytes under the same name.
+/// The version of the encoder, which is part of the name of every compressed object. It must be
+/// raised when the same NAR at the same level would result in different bytes (a test detects
+/// that), so that no object is ever replaced by different bytes under the same name.
 const ENCODER: u32 = 1;
 
 const MIB: u64 = 1 << 20;
 
-/// How a NAR is compressed: a format with a level that this format has.
+/// A compression: a format with a valid level of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// As it is.
+    /// No compression.
     None,
     /// zstd at a level of [`ZSTD_LEVELS`].
     Zstd(i32),
@@ -51,10 +52,10 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// The format called `format` as in a narinfo, at `level` or its default.
+    /// Returns the format called `format` as in a narinfo, at `level` or its default.
     ///
     /// # Errors
-    /// A fragment that says what is known.
+    /// A message that lists the known values.
     pub fn parse(format: &str, level: Option<i32>) -> Result<Self, String> {
         let within = |levels: std::ops::RangeInclusive<i32>| match level {
             Some(level) if !levels.contains(&level) => Err(format!(
@@ -74,9 +75,9 @@ impl Compression {
         }
     }
 
-    /// The name of the object that a NAR with this hash becomes: by the hash of what is inside,
-    /// which is known before the first byte is sent, and by everything that decides which bytes
-    /// the compressor makes of it.
+    /// Returns the name of the object for a NAR with this hash. It contains the hash of the
+    /// contents, which is known before the first byte is sent, and everything that determines the
+    /// compressed bytes.
     pub fn object_name(self, nar_hash: &str) -> String {
         let hash = nar_hash.strip_prefix("sha256:").unwrap_or(nar_hash);
         match self {
@@ -86,9 +87,9 @@ impl Compression {
         }
     }
 
-    /// About the most memory that compressing `size` bytes takes.
+    /// Returns the approximate maximum memory for compressing `size` bytes.
     pub fn memory(self, size: u64) -> u64 {
-        // zstd: measured; each thread has tables and a job of its own. xz: the table of xz(1).
+        // zstd: measured; each thread has its own tables and job. xz: the table in xz(1).
         let most = match self {
             Self::None => 0,
             Self::Zstd(level) => {
@@ -105,18 +106,18 @@ impl Compression {
                 by_level.get(index).copied().unwrap_or(674) * MIB
             }
         };
-        // Tables that a small NAR does not fill are never touched.
+        // A small NAR does not touch all memory of the tables.
         most.min((4 * MIB).saturating_add(size.saturating_mul(12)))
     }
 }
 
-/// zstd's threads for one large NAR.
+/// Returns the number of zstd threads for one large NAR.
 fn threads() -> u32 {
     let machine = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     u32::try_from(machine.min(MAX_THREADS)).unwrap_or(1)
 }
 
-/// Where the serialisation comes from.
+/// The source of a serialisation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// A store path in the file system.
@@ -125,40 +126,40 @@ pub enum Source {
     Bytes(Arc<[u8]>),
 }
 
-/// What the database says that the serialisation must be.
+/// The values in Nix's database that the serialisation must have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expected {
-    /// Full store path.
+    /// The full store path.
     pub path: String,
-    /// `sha256:` and Nix base32.
+    /// The hash: `sha256:` and Nix's base32.
     pub nar_hash: String,
-    /// Bytes.
+    /// The size in bytes.
     pub nar_size: u64,
 }
 
-/// What was written.
+/// The written data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
-    /// Of the bytes written, `sha256:` and Nix base32.
+    /// The hash of the written bytes: `sha256:` and Nix's base32.
     pub file_hash: String,
-    /// Bytes written.
+    /// The number of written bytes.
     pub file_size: u64,
 }
 
-/// Why a NAR was not written whole.
+/// The reason why a NAR was not written completely.
 #[derive(Debug, thiserror::Error)]
 pub enum NarError {
-    /// The path is not what the database says.
+    /// The path differs from Nix's database.
     #[error(
         "store path {path} is corrupt: {reason}; run `nix-store --verify-path {path}`, and `nix-store --repair-path {path}` as root"
     )]
     Corrupt {
         /// The store path.
         path: String,
-        /// What differs.
+        /// The difference.
         reason: String,
     },
-    /// The path is not there any more.
+    /// The path does not exist any longer.
     #[error("store path {path} is gone; it was garbage-collected after its build")]
     Gone {
         /// The store path.
@@ -169,27 +170,27 @@ pub enum NarError {
     Read {
         /// The store path.
         path: String,
-        /// What the encoder says.
+        /// The error of the encoder.
         #[source]
         error: EncodeError,
     },
-    /// The reader of the stream went away, or a compressor failed.
+    /// The reader of the stream has closed it, or a compressor failed.
     #[error("the NAR of {path} could not be passed on ({error})")]
     Write {
         /// The store path.
         path: String,
-        /// What the writer says.
+        /// The error of the writer.
         #[source]
         error: io::Error,
     },
 }
 
-/// Writes the NAR of `source` to `out`, compressed, and compares it with `expected`. `out` has had
-/// everything, flushed, when this returns without an error; after an error it has had some part of
-/// it.
+/// Writes the compressed NAR of `source` to `out`, and compares it with `expected`. If it returns
+/// without an error, `out` has received all data, and has been flushed. After an error it has
+/// received a part.
 ///
 /// # Errors
-/// If the path is gone, unreadable, or not what `expected` says, or `out` fails.
+/// The path does not exist, cannot be read or differs from `expected`, or `out` fails.
 pub fn write(
     source: &Source,
     expected: &Expected,
@@ -215,25 +216,25 @@ pub fn write(
     Ok(Written { file_hash: hash, file_size: size })
 }
 
-/// The hash and the size of a NAR's bytes, for made-up stores.
+/// Returns hash and size of a NAR's bytes, for sample stores.
 pub fn hash(bytes: &[u8]) -> (String, u64) {
     (nix_hash(Sha256::digest(bytes).into()), bytes.len() as u64)
 }
 
 fn zstd_encoder<W: Write>(out: W, level: i32, size: u64) -> io::Result<zstd::Encoder<'static, W>> {
     let mut encoder = zstd::Encoder::new(out, level)?;
-    // Lets zstd fit its tables to small NARs, and readers their buffers.
+    // Lets zstd adapt its tables to small NARs, and readers their buffers.
     encoder.set_pledged_src_size(Some(size))?;
     encoder.include_contentsize(true)?;
     encoder.include_checksum(true)?;
-    // With one thread too: the bytes must not depend on the machine's number of processors.
+    // Also with one thread, because the bytes must not depend on the number of processors.
     if size >= PARALLEL_FROM {
         encoder.multithread(threads())?;
     }
     Ok(encoder)
 }
 
-/// Sends the whole NAR into `next`, and gives it back only if it was what `expected` says.
+/// Writes the whole NAR to `next`, and returns it only if the NAR was as `expected`.
 fn feed<W: Write>(source: &Source, expected: &Expected, next: W) -> Result<W, NarError> {
     let path = || expected.path.clone();
     let mut nar = io::BufWriter::with_capacity(BUFFER, Counting::new(next, expected.nar_size));
@@ -248,7 +249,7 @@ fn feed<W: Write>(source: &Source, expected: &Expected, next: W) -> Result<W, Na
             EncodeError::Write(_) if counting.too_long => NarError::Corrupt {
                 path: path(),
                 reason: format!(
-                    "its NAR has more than the {} bytes that Nix's database says",
+                    "its NAR has more than the {} bytes in Nix's database",
                     expected.nar_size
                 ),
             },
@@ -263,13 +264,13 @@ fn feed<W: Write>(source: &Source, expected: &Expected, next: W) -> Result<W, Na
     Ok(next)
 }
 
-/// Hashes and counts what goes through, up to a limit.
+/// Hashes and counts the written bytes, up to a limit.
 struct Counting<W> {
     next: W,
     hash: Sha256,
     size: u64,
     limit: u64,
-    /// Whether more was written than the limit.
+    /// Whether more bytes than the limit were written.
     too_long: bool,
 }
 
@@ -286,9 +287,9 @@ impl<W: Write> Counting<W> {
         let Self { next, hash, size, .. } = self;
         let hash = nix_hash(hash.finalize().into());
         let reason = if size != expected.nar_size {
-            format!("its NAR has {size} bytes, and Nix's database says {}", expected.nar_size)
+            format!("its NAR has {size} bytes, but {} in Nix's database", expected.nar_size)
         } else if hash != expected.nar_hash {
-            format!("its NAR hash is {hash}, and Nix's database says {}", expected.nar_hash)
+            format!("its NAR hash is {hash}, but {} in Nix's database", expected.nar_hash)
         } else {
             return Ok(next);
         };
@@ -310,7 +311,7 @@ impl<W: Write> Write for Counting<W> {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // The stages below are flushed by being finished: flushing a compressor in between would
+        // The stages below are flushed when they are finished. Flushing a compressor earlier would
         // end a block.
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! The result of a plugin's run: outcome, use and log. Shared by the plugin host, the queue, the
-//! commands and builder selection.
+//! The result of a plugin's run: outcome, used resources and log. Shared by the plugin host, the
+//! queue, the commands and builder selection.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,57 +12,56 @@ use serde::{Deserialize, Serialize};
 pub enum Outcome {
     /// The plugin returned a result.
     Done {
-        /// Its sentence.
+        /// The message of the plugin.
         message: String,
-        /// Its figures.
+        /// Its values by name.
         details: Vec<(String, String)>,
     },
     /// The plugin returned a failure.
     Failed {
-        /// Its sentence.
+        /// The message of the plugin.
         message: String,
         /// Whether a retry may help.
         transient: bool,
-        /// Not before this many milliseconds.
+        /// The shortest time before the next attempt, in milliseconds.
         retry_after_ms: Option<u64>,
     },
-    /// The plugin trapped: a defect in it. Not retried more often than a transient failure, and it
-    /// may pass.
+    /// The plugin trapped, which is a defect of the plugin. It may be temporary, so it is retried a
+    /// few times.
     Trapped {
-        /// What the engine says, with the guest's stack.
+        /// The message of the engine, with the guest's stack.
         message: String,
     },
     /// A limit ended the run.
     LimitReached {
         /// The key of the limit in the configuration, such as `memory`.
         limit: String,
-        /// Names limit, use, key and the line to write.
+        /// A message with the limit, the used value, the key and the line to write.
         message: String,
     },
-    /// It cannot be done any more: the event's outputs were collected or removed.
+    /// The task cannot run any longer, because the event's outputs were collected or removed.
     Lost {
-        /// Names what is gone.
+        /// A message that names the missing outputs.
         message: String,
     },
-    /// The operator has to fix something: the plugin does not load, its grants or its
-    /// configuration are wrong, or a service refuses credentials. The task is kept, the attempt is
-    /// not counted, and it runs again when configuration, plugin or secrets change, and every few
-    /// minutes.
+    /// The operator has to fix something: the plugin does not load, its grants or its configuration
+    /// are wrong, or a service refuses credentials. The task is kept and the attempt is not
+    /// counted. It runs again when configuration, plugin or secrets change, and every few minutes.
     Refused {
-        /// Ends in the fix.
+        /// The message, which ends with the fix.
         message: String,
     },
 }
 
-/// The class of an attempt: how its run ended, or that it did not end.
+/// The class of an attempt: how its run ended, or why it did not end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Class {
     /// [`Outcome::Done`].
     Done,
-    /// [`Outcome::Failed`], and a retry may help.
+    /// [`Outcome::Failed`]; a retry may help.
     Transient,
-    /// [`Outcome::Failed`], and a retry does not help.
+    /// [`Outcome::Failed`]; a retry does not help.
     Permanent,
     /// [`Outcome::Trapped`].
     Trapped,
@@ -139,7 +138,7 @@ impl Outcome {
         }
     }
 
-    /// The sentence.
+    /// Returns the message.
     pub fn message(&self) -> &str {
         match self {
             Self::Done { message, .. }
@@ -152,35 +151,36 @@ impl Outcome {
     }
 }
 
-/// What a run used, to set beside its limits.
+/// The resources that a run used, for comparison with its limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Usage {
     /// Wall time of the run, without loading.
     #[serde(rename = "wall-ms", alias = "wall", with = "as_ms")]
     pub wall: Duration,
-    /// Time to have the plugin ready: artifact mapped (or compiled), instance made.
+    /// The time to prepare the plugin: to map (or compile) the artifact and to create the instance.
     #[serde(rename = "prepare-ms", alias = "start", with = "as_ms")]
     pub start: Duration,
-    /// Highest size of the linear memories, in bytes.
+    /// The highest total size of the linear memories, in bytes.
     pub memory: u64,
-    /// Host calls made, those of WASI apart.
+    /// The number of host calls, without those of WASI.
     pub host_calls: u64,
-    /// Calls of WASI: clocks, random numbers, polls, streams.
+    /// The number of calls of WASI: clocks, random numbers, polls, streams.
     #[serde(default)]
     pub wasi_calls: u64,
-    /// Bytes that crossed the border in host calls, both ways.
+    /// The number of bytes transferred in host calls, in both directions.
     pub host_bytes: u64,
-    /// Bytes of log messages.
+    /// The size of the log messages, in bytes.
     pub log_bytes: u64,
-    /// Host calls by `interface.function`, those of WASI included.
+    /// The number of host calls by `interface.function`, including those of WASI.
     pub calls: BTreeMap<String, u64>,
-    /// Host calls refused for want of a grant, by `interface.function`.
+    /// The number of host calls that were refused because no grant covers them, by
+    /// `interface.function`.
     pub denied: BTreeMap<String, u64>,
 }
 
-/// A duration as a number of milliseconds. Seconds and nanoseconds, which journals may hold from
-/// before, are read as well.
+/// Serialises a duration as a number of milliseconds. The earlier form with seconds and nanoseconds
+/// can also be read.
 mod as_ms {
     use std::time::Duration;
 
@@ -205,7 +205,7 @@ mod as_ms {
     }
 }
 
-/// One message a plugin logged.
+/// A message that a plugin logged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct LogLine {
@@ -218,47 +218,47 @@ pub struct LogLine {
     pub fields: Vec<(String, String)>,
 }
 
-/// All there is to say about one run.
+/// The complete result of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RunReport {
     /// How it ended.
     pub outcome: Outcome,
-    /// What it used.
+    /// The resources that it used.
     pub usage: Usage,
-    /// What it logged.
+    /// The messages that it logged.
     pub log: Vec<LogLine>,
-    /// Did it do something that lasts, such as storing an object? If it failed all the same, the
-    /// attempt is not counted: the next one has less to do.
+    /// Whether it did something permanent, such as storing an object. If it failed nevertheless,
+    /// the attempt is not counted, because the next one has less to do.
     #[serde(default)]
     pub progress: bool,
-    /// If it failed: whose trouble that is.
+    /// The part that caused a failure.
     #[serde(default)]
     pub trouble: Trouble,
 }
 
-/// Whose trouble it is that a run failed.
+/// The part that caused the failure of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Trouble {
-    /// That of the service which the plugin needs, for all that is known.
+    /// The service that the plugin needs, as far as is known.
     #[default]
     Service,
-    /// The event's own: it says nothing about the service.
+    /// The event. The failure says nothing about the service.
     Event,
-    /// Another run's, or the process's in which both were: it says nothing about this run, which is
-    /// not counted.
+    /// Another run in the same process, or the process. The failure says nothing about this run, so
+    /// the attempt is not counted.
     Neighbour,
 }
 
 impl RunReport {
-    /// A run that could not begin.
+    /// Returns the report of a run that could not begin.
     pub fn refused(message: impl Into<String>) -> Self {
         Outcome::Refused { message: message.into() }.into()
     }
 }
 
-/// A run that used and logged nothing.
+/// Returns the report of a run that used and logged nothing.
 impl From<Outcome> for RunReport {
     fn from(outcome: Outcome) -> Self {
         Self {
@@ -271,7 +271,7 @@ impl From<Outcome> for RunReport {
     }
 }
 
-/// One upload that is under way.
+/// An upload in progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Transfer {
@@ -279,11 +279,11 @@ pub struct Transfer {
     pub path: String,
     /// The object store's name in the configuration.
     pub store: String,
-    /// Bytes that the service has taken, compressed.
+    /// The number of compressed bytes that the service has accepted.
     pub bytes: u64,
-    /// Size of the NAR, before compression.
+    /// The size of the NAR before compression.
     pub nar_size: u64,
-    /// When it began; milliseconds since 1970.
+    /// The time when it began, in milliseconds since 1970.
     pub since_ms: u64,
 }
 

@@ -1,18 +1,18 @@
 //! Reads what Nix passes to its post-build hook: `DRV_PATH` and `OUT_PATHS` in the environment.
 //!
-//! The thin hook calls this. It never reads standard input (below `nix-store --serve` that is the
-//! client's protocol stream) and never looks at `NIX_CONFIG` (it holds secrets).
+//! The post-build hook calls this. It never reads standard input (below `nix-store --serve` that is
+//! the client's protocol stream) and never reads `NIX_CONFIG` (which contains secrets).
 
 use crate::event::{NixDirs, Output, PostBuild};
 
 use super::{is_store_path, output_name_from_path};
 
-/// Why Nix's call gives no event.
+/// The reason why a call of Nix gives no event.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PostBuildError {
     /// There is no `DRV_PATH`.
     #[error(
-        "DRV_PATH is not set: only Nix calls this; to try it, run it as post-build-hook of `nix-build`"
+        "DRV_PATH is not set, because only Nix calls this hook; to try it, set it as post-build-hook of `nix-build`"
     )]
     NoDerivation,
     /// `DRV_PATH` is not in the store.
@@ -20,23 +20,23 @@ pub enum PostBuildError {
         "DRV_PATH `{path}` is not a store path below {store}; set NIX_STORE_DIR for both Nix and hookrun"
     )]
     NotInStore {
-        /// What it says.
+        /// The value of `DRV_PATH`.
         path: String,
         /// The store directory.
         store: String,
     },
 }
 
-/// The event that Nix's two variables and the derivation give. `OUT_PATHS` alone does not do: it is
-/// empty in Nix 2.8.0, holds only the wanted outputs in 2.8.1 to 2.15, is empty under `--check` in
-/// 2.30.0 to 2.32.2, and never says the outputs' names. The derivation alone does not do either: it
-/// does not know where floating content-addressed outputs are, and may be out of reach in a store
-/// with another root. `derivation` reads the outputs that the derivation knows. Where nobody knows
-/// any (a content-addressed build with 2.8.0), the event is without outputs: the worker, which may
-/// read Nix's database, finds them.
+/// Returns the event for Nix's two variables and the derivation. `OUT_PATHS` alone is not enough:
+/// it is empty in Nix 2.8.0, contains only the wanted outputs in 2.8.1 to 2.15, is empty with
+/// `--check` in 2.30.0 to 2.32.2, and never contains the outputs' names. The derivation alone is
+/// not enough either: it does not contain the paths of floating content-addressed outputs, and may
+/// not be readable in a store with another root. `derivation` returns the outputs that the
+/// derivation contains. If no output is known (a content-addressed build with 2.8.0), the event has
+/// no outputs, and the worker finds them in Nix's database.
 ///
 /// # Errors
-/// If the call is not Nix's.
+/// The variables are not those of Nix.
 pub fn read<E>(
     drv_path: Option<String>,
     out_paths: &str,
@@ -60,10 +60,10 @@ pub fn read<E>(
     Ok(PostBuild { drv_path, outputs })
 }
 
-/// The event of this process's environment.
+/// Returns the event for this process's environment.
 ///
 /// # Errors
-/// As [`read`].
+/// As for [`read`].
 pub fn from_env(dirs: &NixDirs) -> Result<PostBuild, PostBuildError> {
     let text =
         |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
@@ -105,15 +105,19 @@ mod tests {
         assert_eq!(
             call(&format!("{DEV} {OUT}"), Ok(Vec::new())),
             Ok(both.clone()),
-            "floating: only Nix knows"
+            "floating: only Nix knows the path"
         );
-        assert_eq!(call(&format!("{DEV} {OUT}"), Err("gone")), Ok(both), "names from the paths");
+        assert_eq!(
+            call(&format!("{DEV} {OUT}"), Err("gone")),
+            Ok(both),
+            "the names are taken from the paths"
+        );
         assert_eq!(
             call("", Ok(Vec::new())),
             Ok(Vec::new()),
-            "2.8.0, content-addressed: nobody knows"
+            "2.8.0, content-addressed: no path is known"
         );
-        assert_eq!(call("", Err("gone")), Ok(Vec::new()), "the worker looks for them");
+        assert_eq!(call("", Err("gone")), Ok(Vec::new()), "the worker finds them");
         assert_eq!(
             call("/etc/passwd relative", Ok(outputs(&[("out", OUT)]))),
             Ok(outputs(&[("out", OUT)]))
@@ -121,11 +125,11 @@ mod tests {
     }
 
     #[test]
-    fn calls_that_give_no_event() {
+    fn invalid_calls_are_refused() {
         let error = |drv: Option<&str>| {
             read(drv.map(Into::into), "", &dirs(), |_| Err("it cannot be read")).unwrap_err()
         };
-        insta::assert_snapshot!(error(None), @"DRV_PATH is not set: only Nix calls this; to try it, run it as post-build-hook of `nix-build`");
+        insta::assert_snapshot!(error(None), @"DRV_PATH is not set, because only Nix calls this hook; to try it, set it as post-build-hook of `nix-build`");
         insta::assert_snapshot!(error(Some("/etc/passwd")), @"DRV_PATH `/etc/passwd` is not a store path below /nix/store; set NIX_STORE_DIR for both Nix and hookrun");
     }
 }

@@ -1,57 +1,59 @@
-//! The question to a policy and its answer. Mirrors `plugin-sdk/wit/builder-selection-0.1.0`, so
-//! that the plugin host only copies fields.
+//! The question to a policy and its answer. Has the same fields as
+//! `plugin-sdk/wit/builder-selection-0.1.0`, so that the plugin host only copies them.
 
 use serde::{Deserialize, Serialize};
 
 /// Builds that ended well, as this machine remembers them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct PastBuilds {
-    /// How many.
+    /// The number of builds.
     pub count: u32,
-    /// Median duration in seconds, transfers not counted.
+    /// The median duration in seconds, without transfers.
     pub median_seconds: f64,
 }
 
-/// The derivation to place.
+/// The derivation to build.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Candidate {
-    /// Full store path of the `.drv`.
+    /// The full store path of the `.drv` file.
     pub drv_path: String,
     /// The derivation's name, as in its store path without `.drv`.
     pub name: String,
-    /// Its package name: `pname` of its environment, or its name up to the version.
+    /// The package name: `pname` in the derivation's environment, or else the name up to the
+    /// version.
     pub pname: String,
-    /// Its version; empty where it has none.
+    /// The version; empty if there is none.
     pub version: String,
-    /// `x86_64-linux`, ..., or [`BUILTIN`].
+    /// The system, such as `x86_64-linux`, or [`BUILTIN`].
     pub system: String,
-    /// The system features it requires, sorted.
+    /// The required system features, sorted.
     pub required_features: Vec<String>,
-    /// Whether Nix builds it itself.
+    /// Whether the builder is built into Nix.
     pub builtin: bool,
-    /// Whether its hash is known before the build.
+    /// Whether the output hash is fixed in the derivation.
     pub fixed_output: bool,
     /// Whether `preferLocalBuild` is set.
     pub prefer_local: bool,
-    /// The words of `hookrunHints` in its environment.
+    /// The words of `hookrunHints` in the derivation's environment.
     pub hints: Vec<(String, String)>,
-    /// Seconds that builds of this package name took, on a machine of speed factor 1.
+    /// The expected duration in seconds on a machine with speed factor 1, from past builds of this
+    /// package name.
     pub expected_seconds: Option<f64>,
-    /// Size of its inputs with all they need, where that is known.
+    /// The size of the closure of the inputs in bytes, if known.
     pub input_bytes: Option<u64>,
-    /// How many derivations stand one after another behind this one, where that is known.
+    /// The length of the longest chain of derivations that depend on this one, if known.
     pub dependents_depth: Option<u32>,
-    /// More, by name.
+    /// Additional values by name.
     pub details: Vec<(String, String)>,
 }
 
-/// The system of derivations that any Nix can build (`builtin:fetchurl` and the like).
+/// The system of derivations that every Nix can build (`builtin:fetchurl` and others).
 pub const BUILTIN: &str = "builtin";
 
-/// A machine that can take the candidate: its system and features fit.
+/// A machine whose system and features allow it to build the candidate.
 ///
-/// On its way to the process of a policy what is not known takes no room: there may be thousands of
-/// machines.
+/// Unknown values are left out when it is sent to the process of a policy, because there may be
+/// thousands of machines.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Machine {
@@ -59,9 +61,9 @@ pub struct Machine {
     pub uri: String,
     /// Builds at once (column 4).
     pub slots: u32,
-    /// Slots that are busy now.
+    /// The number of busy slots.
     pub load: u32,
-    /// Column 5.
+    /// The speed factor (column 5).
     pub speed_factor: f64,
     /// Column 6.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -71,28 +73,28 @@ pub struct Machine {
     pub mandatory_features: Vec<String>,
     /// False after recent failures to connect.
     pub healthy: bool,
-    /// How long a connection took lately, in milliseconds.
+    /// The time that a recent connection took, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect_ms: Option<u32>,
     /// Builds of this package name on this machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub past: Option<PastBuilds>,
-    /// For busy slots whose build has an expected duration: seconds until it should end, the
-    /// soonest first.
+    /// For each busy slot whose build has an expected duration: the seconds until the expected end,
+    /// in ascending order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub busy_seconds: Vec<f64>,
-    /// Size of the inputs that are not on that machine yet, where that is known.
+    /// The size of the inputs that are not on the machine yet, in bytes, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing_bytes: Option<u64>,
-    /// Bytes a second that copies to it reached lately.
+    /// The transfer rate of recent copies to the machine, in bytes per second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_per_second: Option<f64>,
-    /// More, by name.
+    /// Additional values by name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<(String, String)>,
 }
 
-/// A machine as a line with nothing but a URI describes it: one slot, idle, factor 1.
+/// Returns a machine as a line with only a URI describes it: one slot, idle, factor 1.
 impl Default for Machine {
     fn default() -> Self {
         Self {
@@ -120,44 +122,45 @@ impl Machine {
     }
 }
 
-/// This machine: what it can do, and what waits on it.
+/// The machine on which Nix runs.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct LocalMachine {
-    /// Whether it can build the candidate at all (system, features, `max-jobs` above 0).
+    /// Whether it can build the candidate (system, features, and `max-jobs` greater than 0).
     pub able: bool,
-    /// Whether a local build slot is free now.
+    /// Whether Nix reports a free local slot.
     pub willing: bool,
-    /// `max-jobs`.
+    /// The value of `max-jobs`.
     pub slots: u32,
-    /// How fast it is, on the scale of column 5; none: nobody said.
+    /// The speed, on the scale of column 5; none if it is not configured.
     pub speed_factor: Option<f64>,
     /// Builds of this package name on this machine.
     pub past: Option<PastBuilds>,
-    /// Builds of all Nix commands on this machine that wait in hookrun for a machine.
+    /// The number of builds, of all Nix commands on this machine, that wait in hookrun for a
+    /// machine.
     pub waiting: u32,
-    /// Builds that the calling Nix command was told to do on this machine, and that run or are
-    /// about to start.
+    /// The number of builds that the calling Nix command was told to do on this machine, and that
+    /// run or are about to start.
     pub running: u32,
-    /// Whether the calling Nix divides load by speed factor as whole numbers (2.19 and older).
+    /// Whether the calling Nix divides the load by the speed factor as whole numbers (2.19 and
+    /// older).
     pub whole_speed_factors: bool,
-    /// More, by name.
+    /// Additional values by name.
     pub details: Vec<(String, String)>,
 }
 
-/// The answer of a policy.
+/// The decision of a policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
-    /// What to do.
+    /// The action.
     pub action: Action,
     /// The reason, in one sentence for users.
     pub reason: String,
-    /// The longest to wait before the question is asked again, in milliseconds; none: as long as it
-    /// takes.
+    /// The longest time before the policy is asked again, in milliseconds; none for no limit.
     pub ask_again_ms: Option<u64>,
 }
 
 impl Decision {
-    /// Without a bound on waiting.
+    /// Returns a decision without a limit on waiting.
     pub fn new(action: Action, reason: impl Into<String>) -> Self {
         Self { action, reason: reason.into(), ask_again_ms: None }
     }
@@ -173,12 +176,12 @@ pub enum Action {
     Local,
     /// Ask again later. Nix does so after `build-poll-interval`, 5 s by default.
     Postpone,
-    /// No opinion: Nix builds here if it can.
+    /// No preference: Nix builds on this machine if it can.
     Decline,
 }
 
 impl Action {
-    /// The word of the interface.
+    /// Returns the word in the interface.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Machines(_) => "machines",
@@ -188,7 +191,7 @@ impl Action {
         }
     }
 
-    /// From the word of the interface; `machines` counts only for that word.
+    /// Parses the word in the interface. `machines` is used only with that word.
     ///
     /// # Errors
     /// A word that is none of the four.
@@ -199,31 +202,31 @@ impl Action {
             "postpone" => Ok(Self::Postpone),
             "decline" => Ok(Self::Decline),
             _ => Err(PolicyError::Invalid(format!(
-                "action `{word}` is none of `machines`, `local`, `postpone`, `decline`"
+                "action `{word}` is not one of `machines`, `local`, `postpone` and `decline`"
             ))),
         }
     }
 }
 
-/// Why a policy gave no usable answer. Every text is a lower-case fragment.
+/// The reason why a policy gave no usable answer. Each text is in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
 pub enum PolicyError {
-    /// The policy could not be had: no configuration, no plugin, wrong grants.
+    /// The policy is not available: no configuration, no plugin, or wrong grants.
     #[error("{0}")]
     Unavailable(String),
-    /// No plugin of the configuration is a policy. Nothing is wrong, so nobody is told.
+    /// No configured plugin is a policy. This is not an error, so it is not reported.
     #[error("no plugin serves `builder-selection`")]
     Nobody,
-    /// It is still being compiled. Nothing is wrong, so nobody is told.
+    /// The policy is still being compiled. This is not an error, so it is not reported.
     #[error("{0}")]
     Unready(String),
-    /// It failed, trapped or hit a limit.
+    /// The policy failed, trapped or reached a limit.
     #[error("{0}")]
     Failed(String),
-    /// It answered something that cannot be done.
+    /// The answer cannot be carried out.
     #[error("invalid answer: {0}")]
     Invalid(String),
-    /// It did not answer in time.
+    /// The policy did not answer in time.
     #[error("it did not answer within {0:?}")]
     TimedOut(std::time::Duration),
 }
@@ -233,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machine_is_written_short_and_read_whole() {
+    fn unknown_values_of_a_machine_are_not_written() {
         let plain = Machine { uri: "ssh://m".into(), ..Machine::default() };
         let known = Machine {
             slots: 4,

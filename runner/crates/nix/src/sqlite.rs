@@ -28,14 +28,14 @@ pub fn version(connection: &Connection) -> rusqlite::Result<usize> {
     Ok(usize::try_from(version).unwrap_or(usize::MAX))
 }
 
-/// Brings a database to the newest version. The migration with index n leads from version n to
-/// n + 1. All of them run in one transaction, so other processes may do the same at the same time.
+/// Migrates a database to the newest version. The migration with index n leads from version n to n
+/// + 1. All of them run in one transaction, so other processes may do the same at the same time.
 ///
 /// # Errors
 /// A later release wrote the database, or SQLite reports an error.
 pub fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<(), MigrationError> {
     let newest = migrations.len();
-    // Most connections find the newest version and need no lock.
+    // Usually the database has the newest version, so no lock is needed.
     if version(connection)? == newest {
         return Ok(());
     }

@@ -1,4 +1,4 @@
-//! Store URIs of stores on this machine whose directories are not Nix's usual ones: `/srv/root`,
+//! URIs of stores on this machine with directories other than Nix's defaults: `/srv/root`,
 //! `local?root=/srv/root`, `local?real=...&state=...` (Nix's `LocalFSStoreConfig`).
 
 use std::ffi::OsStr;
@@ -6,19 +6,20 @@ use std::path::{Path, PathBuf};
 
 use crate::event::NixDirs;
 
-/// A local store that is not where Nix's variables say; what is not set is as usual.
+/// A local store with other directories than Nix's variables name. Directories that are not set are
+/// the usual ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LocalStore {
-    /// The store directory that the paths name.
+    /// The store directory in store paths.
     pub store: Option<PathBuf>,
-    /// Where its files are.
+    /// The directory of its files.
     pub real: Option<PathBuf>,
     /// Nix's state directory.
     pub state: Option<PathBuf>,
 }
 
 impl LocalStore {
-    /// The store that `uri` names, if it is a local one with directories of its own.
+    /// Returns the store that `uri` names, if it is a local one with other directories.
     pub fn parse(uri: &str) -> Option<Self> {
         let (base, query) = uri.split_once('?').unwrap_or((uri, ""));
         let path = base.strip_prefix("local://").unwrap_or(base);
@@ -35,14 +36,15 @@ impl LocalStore {
         let below = |relative: &str| root.as_ref().map(|root| root.join(relative));
         let found = Self {
             store: parameter("store"),
-            // Whatever the store directory is called (Nix: `rootDir + "/nix/store"`).
+            // Independent of the store directory (Nix: `rootDir + "/nix/store"`).
             real: parameter("real").or_else(|| below("nix/store")),
             state: parameter("state").or_else(|| below("nix/var/nix")),
         };
         (found != Self::default()).then_some(found)
     }
 
-    /// The directories of a Nix that works on this store, where they are otherwise `usual`.
+    /// Returns the directories of a Nix that uses this store; those that are not set are taken from
+    /// `usual`.
     pub fn dirs(self, usual: NixDirs) -> NixDirs {
         let store = self.store.unwrap_or(usual.store);
         NixDirs {
@@ -54,9 +56,9 @@ impl LocalStore {
     }
 }
 
-/// The directories of the Nix that called a hook: those of its environment, or of the store that
-/// the setting `store` names. Nix 2.4 and later hand all settings over in `NIX_CONFIG`, of which
-/// nothing else is read: it holds secrets.
+/// Returns the directories of the Nix that called a hook: those of its environment, or of the store
+/// in the setting `store`. Nix 2.4 and later pass all settings in `NIX_CONFIG`. No other setting is
+/// read, because it contains secrets.
 pub fn of_caller() -> NixDirs {
     let usual = NixDirs::from_env();
     let settings = std::env::var_os("NIX_CONFIG");
@@ -67,19 +69,19 @@ pub fn of_caller() -> NixDirs {
         .map_or(usual.clone(), |store| store.dirs(usual))
 }
 
-/// The value of `store` in the text of `NIX_CONFIG`.
+/// Returns the value of `store` in the text of `NIX_CONFIG`.
 fn store_setting(settings: &OsStr) -> Option<String> {
     let settings = settings.to_string_lossy();
     let values = settings.lines().filter_map(|line| {
         let (name, value) = line.split_once('=')?;
         (name.trim() == "store").then(|| value.trim().to_owned())
     });
-    // As Nix does it: the last one counts.
+    // The last value counts, as in Nix.
     values.fold(None, |_, value| Some(value))
 }
 
-/// The root of its own that Nix gives a user without root on a machine without `/nix/var/nix` and
-/// without a daemon (since 2.5, `openFromNonUri` in `libstore/store-api.cc`).
+/// Returns the private root that Nix uses for a user without root on a machine without
+/// `/nix/var/nix` and without a daemon (since 2.5, `openFromNonUri` in `libstore/store-api.cc`).
 fn own_root(usual: &NixDirs, store: Option<&str>) -> Option<LocalStore> {
     let chosen =
         ["NIX_STORE_DIR", "NIX_STATE_DIR"].iter().any(|name| std::env::var_os(name).is_some());
@@ -105,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn local_stores_with_directories_of_their_own() {
+    fn local_stores_with_other_directories_are_recognised() {
         let usual = || NixDirs::new("/nix/store", "/nix/var/nix", "/etc/nix");
         let shown = |uri: &str| {
             LocalStore::parse(uri).map(|store| {
@@ -133,7 +135,7 @@ mod tests {
         assert_eq!(
             shown("local?store=/gnu/store").as_deref(),
             Some("/gnu/store  /nix/var/nix"),
-            "its files are where it says"
+            "`real` takes precedence"
         );
         for uri in [
             "",
@@ -149,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn the_store_of_all_the_settings() {
+    fn the_store_is_found_among_all_settings() {
         let settings = "allow-dirty = true\nstore = local?root=/a=b\nsubstituters = x\n";
         assert_eq!(store_setting(OsStr::new(settings)).as_deref(), Some("local?root=/a=b"));
         assert_eq!(store_setting(OsStr::new("access-tokens = store = x\n")), None);

@@ -1,32 +1,32 @@
-//! Differences between versions of Nix and of Lix that hookrun handles, in one table.
+//! The differences between versions of Nix and of Lix that hookrun handles, in one table.
 //! docs/nix-versions.md explains the same rows to users; a test compares the two.
 //!
-//! Most code needs no version, because the caller shows by what it sends which rule it follows;
-//! then `handled_in` names that code. Only code that asks `hookrun doctor`'s question, "what would
-//! this Nix do?", calls [`Quirk::applies_to`].
+//! Most code needs no version, because the data that the caller sends show which rule it follows;
+//! `handled_in` names that code. Only code that predicts what an installed Nix does, such as
+//! `hookrun doctor`, calls [`Quirk::applies_to`].
 
 use crate::installed::{Flavour, Version};
 
 /// A difference between versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quirk {
-    /// The versions, as the first column of the document has them.
+    /// The versions, as in the first column of the document.
     pub versions: &'static str,
-    /// Of Nix: the first version that has it, and the first that does not have it any more.
+    /// For Nix: the first version that has it, and the first later version that does not.
     nix: Option<(Version, Version)>,
-    /// The same of Lix; none also where nobody has looked.
+    /// The same for Lix; also none if it was not checked.
     lix: Option<(Version, Version)>,
-    /// What differs, as the second column of the document has it.
+    /// The difference, as in the second column of the document.
     pub difference: &'static str,
-    /// The file in the source of Nix or Lix that has it.
+    /// The file in the source of Nix or Lix that contains it.
     pub source: &'static str,
     /// The module that handles it.
     pub handled_in: &'static str,
 }
 
-/// Before all versions.
+/// A version before all others.
 const FIRST: Version = Version(0, 0, 0);
-/// After all versions.
+/// A version after all others.
 const LAST: Version = Version(u32::MAX, 0, 0);
 const ALL: Option<(Version, Version)> = Some((FIRST, LAST));
 
@@ -51,7 +51,7 @@ pub const EMPTY_OUT_PATHS: Quirk = Quirk {
     handled_in: "hookrun_nix::post_build",
 };
 
-/// `OUT_PATHS` has only the outputs that were asked for.
+/// `OUT_PATHS` contains only the outputs that the command asked for.
 pub const PARTIAL_OUT_PATHS: Quirk = Quirk {
     versions: "2.8.1 to 2.15",
     nix: Some((Version(2, 8, 1), Version(2, 16, 0))),
@@ -91,7 +91,7 @@ pub const IGNORES_BUILD_HOOK: Quirk = Quirk {
     handled_in: "hookrun's doctor, ci and demo",
 };
 
-/// Lix speaks Cap'n Proto with its build hook.
+/// Lix uses Cap'n Proto for its build hook.
 pub const LIX_PROTOCOL: Quirk = Quirk {
     versions: "Lix 2.94 and later",
     nix: None,
@@ -123,7 +123,7 @@ pub const OLD_MACHINES_SYNTAX: Quirk = Quirk {
     handled_in: "hookrun_nix::machines",
 };
 
-/// Slot files are named by the store URI as it was written.
+/// The names of slot files contain the store URI as it was written.
 pub const PLAIN_SLOT_NAMES: Quirk = Quirk {
     versions: "2.22 and earlier",
     nix: Some((FIRST, Version(2, 23, 0))),
@@ -164,7 +164,7 @@ pub const KILLS_THE_HOOK: Quirk = Quirk {
     handled_in: "the shutdown of sessions in hookrun-builders",
 };
 
-/// The daemon tells whether it trusts the client.
+/// The daemon reports whether it trusts the client.
 pub const TELLS_TRUST: Quirk = Quirk {
     versions: "2.16 and later",
     nix: Some((Version(2, 16, 0), LAST)),
@@ -174,7 +174,7 @@ pub const TELLS_TRUST: Quirk = Quirk {
     handled_in: "`hookrun ci`",
 };
 
-/// All of them, in the order of the document.
+/// All quirks, in the order of the document.
 pub const QUIRKS: [Quirk; 13] = [
     EMPTY_OUT_PATHS,
     PARTIAL_OUT_PATHS,

@@ -2,50 +2,50 @@
 //! unchanged from 2.3 to 2.35): an integer is 8 bytes, little endian; a string is its length, its
 //! bytes, and zero bytes up to a multiple of 8; a list is its count and that many strings.
 //!
-//! Reads from a process that may die or be replaced by something else at any byte: every length is
-//! capped, memory grows only with bytes that have arrived, and every failure is a value.
+//! The other process may end, or be replaced, at any byte. So every length is limited, memory grows
+//! only with bytes that have arrived, and every failure is an error value.
 
 use std::io::{self, Read, Write};
 
 /// The unit of lengths and padding.
 const WORD: usize = 8;
-/// Longest string: settings such as `trusted-users` are short, but nothing bounds `builders` or a
-/// netrc-like value.
+/// The longest string. Settings such as `trusted-users` are short, but Nix has no limit for
+/// `builders`.
 pub const MAX_STRING: u64 = 16 << 20;
-/// The most bytes of a list, and of all settings, together: the closure of a system's inputs has a
-/// few MiB.
+/// The maximum total size of a list, and of all settings, in bytes. The closure of a system's
+/// inputs has a few MiB.
 pub const MAX_TOTAL: u64 = 16 << 20;
-/// Most strings in a list: inputs of one derivation, of which the largest known closures have some
-/// 100,000.
+/// The maximum number of strings in a list: the inputs of one derivation, of which the largest
+/// known closures have about 100,000.
 pub const MAX_LIST: u64 = 4 << 20;
-/// Bytes taken from the reader at once, so that a length alone allocates nothing.
+/// The number of bytes that are read at once, so that a length alone allocates nothing.
 const CHUNK: u64 = 64 << 10;
 
-/// Why a value could not be read.
+/// The reason why a value could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// The other side closed the stream inside a value.
+    /// The other side closed the stream within a value.
     #[error("the stream ended inside {0}")]
     Eof(&'static str),
     /// The stream cannot be read.
     #[error("cannot read {what}: {source}")]
     Io {
-        /// What was being read.
+        /// The value that was being read.
         what: &'static str,
         /// Why not.
         source: io::Error,
     },
-    /// A length or count beyond its cap: not Nix, or not in step.
-    #[error("{what} has length {length}, more than {cap}")]
+    /// A length or count over its limit: the other side is not Nix, or the stream is out of step.
+    #[error("{what} has length {length}, more than the limit of {cap}")]
     TooLong {
-        /// What was being read.
+        /// The value that was being read.
         what: &'static str,
         /// The length.
         length: u64,
-        /// The cap.
+        /// The limit.
         cap: u64,
     },
-    /// Padding that is not zero: not in step.
+    /// Padding that is not zero: the stream is out of step.
     #[error("{0} is padded with bytes that are not zero")]
     Padding(&'static str),
 }
@@ -53,7 +53,7 @@ pub enum WireError {
 /// Reads an integer; `None` if the stream ended before its first byte.
 ///
 /// # Errors
-/// The stream ends inside it or cannot be read.
+/// The stream ends within it or cannot be read.
 pub fn read_u64_or_eof(from: &mut impl Read, what: &'static str) -> Result<Option<u64>, WireError> {
     let mut bytes = [0; WORD];
     let mut filled = 0;
@@ -72,7 +72,7 @@ pub fn read_u64_or_eof(from: &mut impl Read, what: &'static str) -> Result<Optio
 /// Reads an integer.
 ///
 /// # Errors
-/// The stream ends before or inside it, or cannot be read.
+/// The stream ends before or within it, or cannot be read.
 pub fn read_u64(from: &mut impl Read, what: &'static str) -> Result<u64, WireError> {
     read_u64_or_eof(from, what)?.ok_or(WireError::Eof(what))
 }
@@ -80,7 +80,7 @@ pub fn read_u64(from: &mut impl Read, what: &'static str) -> Result<u64, WireErr
 /// Reads a string; `None` if the stream ended before its first byte.
 ///
 /// # Errors
-/// The stream ends inside it, the length is over [`MAX_STRING`], or the padding is not zero.
+/// The stream ends within it, the length is over [`MAX_STRING`], or the padding is not zero.
 pub fn read_bytes_or_eof(
     from: &mut impl Read,
     what: &'static str,
@@ -112,7 +112,7 @@ pub fn read_bytes_or_eof(
 /// Reads a string.
 ///
 /// # Errors
-/// As [`read_bytes_or_eof`], and the stream ends before it.
+/// As for [`read_bytes_or_eof`], or the stream ends before it.
 pub fn read_bytes(from: &mut impl Read, what: &'static str) -> Result<Vec<u8>, WireError> {
     read_bytes_or_eof(from, what)?.ok_or(WireError::Eof(what))
 }
@@ -120,7 +120,7 @@ pub fn read_bytes(from: &mut impl Read, what: &'static str) -> Result<Vec<u8>, W
 /// Reads a list of strings.
 ///
 /// # Errors
-/// As [`read_bytes`], and the count is over [`MAX_LIST`].
+/// As for [`read_bytes`], or the count is over [`MAX_LIST`].
 pub fn read_list(from: &mut impl Read, what: &'static str) -> Result<Vec<Vec<u8>>, WireError> {
     let count = read_u64(from, what)?;
     if count > MAX_LIST {
@@ -135,10 +135,10 @@ pub fn read_list(from: &mut impl Read, what: &'static str) -> Result<Vec<Vec<u8>
     Ok(list)
 }
 
-/// Adds a string to the bytes that were read together.
+/// Adds a string to the total number of bytes that were read.
 ///
 /// # Errors
-/// They are more than [`MAX_TOTAL`].
+/// The total is more than [`MAX_TOTAL`].
 pub fn add_to(total: &mut u64, bytes: &[u8], what: &'static str) -> Result<(), WireError> {
     *total = total.saturating_add(bytes.len() as u64);
     if *total > MAX_TOTAL {
@@ -196,8 +196,8 @@ mod tests {
     fn lengths_are_capped_before_anything_is_allocated() {
         let mut huge = u64::MAX.to_le_bytes().to_vec();
         huge.extend_from_slice(b"abc");
-        insta::assert_snapshot!(read_bytes(&mut huge.as_slice(), "a setting").unwrap_err(), @"a setting has length 18446744073709551615, more than 16777216");
-        insta::assert_snapshot!(read_list(&mut huge.as_slice(), "the inputs").unwrap_err(), @"the inputs has length 18446744073709551615, more than 4194304");
+        insta::assert_snapshot!(read_bytes(&mut huge.as_slice(), "a setting").unwrap_err(), @"a setting has length 18446744073709551615, more than the limit of 16777216");
+        insta::assert_snapshot!(read_list(&mut huge.as_slice(), "the inputs").unwrap_err(), @"the inputs has length 18446744073709551615, more than the limit of 4194304");
         let short = MAX_STRING.to_le_bytes();
         insta::assert_snapshot!(read_bytes(&mut short.as_slice(), "a setting").unwrap_err(), @"the stream ended inside a setting");
     }
@@ -210,7 +210,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn both_ways(list in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..8), number: u64) {
+        fn written_values_are_read_back(list in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..8), number: u64) {
             let mut out = Vec::new();
             write_list(&mut out, &list).unwrap();
             write_u64(&mut out, number).unwrap();
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_long_strings_is_not_kept() {
+    fn a_list_of_long_strings_is_refused() {
         let count = MAX_TOTAL / MAX_STRING + 1;
         let mut bytes = Vec::new();
         write_u64(&mut bytes, count).unwrap();

@@ -12,14 +12,14 @@ use super::retry;
 use hookrun_config::Retry;
 use hookrun_nix::outcome::{Outcome, RunReport, Trouble};
 
-/// Failures in a row that open a breaker: as many as can be in flight when a service goes down, and
-/// one more.
+/// The number of failures in a row that open a breaker: one more than can usually be in progress
+/// when a service goes down.
 pub const THRESHOLD: u32 = 5;
 
 /// The breaker of one plugin.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Breaker {
-    /// Transient failures since the last sign of life.
+    /// The number of transient failures since the last success.
     failures: u32,
     open: Option<OpenSince>,
 }
@@ -28,40 +28,40 @@ pub struct Breaker {
 struct OpenSince {
     since_ms: u64,
     until_ms: u64,
-    /// Tries that failed.
+    /// The number of failed attempts while it is open.
     trips: u32,
-    /// Whether a try is running.
+    /// Whether a test attempt is running.
     trying: bool,
 }
 
-/// What may be started.
+/// Which tasks may start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// Anything.
+    /// All tasks.
     All,
-    /// One task, as a try.
+    /// One task, as a test.
     One,
-    /// Nothing, until then or until the try has ended.
+    /// No task, until this time or until the test has ended.
     Nothing {
-        /// Milliseconds since 1970.
+        /// The time, in milliseconds since 1970.
         until_ms: u64,
     },
 }
 
-/// What an ended attempt says about the service.
+/// What an attempt shows about the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sign {
-    /// It answers.
+    /// The service answers.
     Life,
-    /// It seems to be down.
+    /// The service seems to be down.
     Trouble,
     /// Nothing: the attempt ended for another reason, or was given back.
     Nothing,
 }
 
 impl Sign {
-    /// What this attempt says. One that stored something and failed then has met a service that
-    /// works, if not for long.
+    /// Returns what this attempt shows. An attempt that stored something before it failed has
+    /// reached a service that works at least temporarily.
     pub fn of(report: &RunReport) -> Self {
         if report.trouble != Trouble::Service {
             return Self::Nothing;
@@ -78,26 +78,26 @@ impl Sign {
     }
 }
 
-/// What an ended attempt did to the breaker.
+/// The effect of an attempt on the breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// Nothing that has to be kept.
+    /// No change that has to be stored.
     None,
-    /// It opened, or a try has failed.
+    /// The breaker opened, or a test failed.
     Open {
-        /// When it opened.
+        /// The time when it opened.
         since_ms: u64,
-        /// When the next try is.
+        /// The time of the next test.
         until_ms: u64,
-        /// Tries that have failed.
+        /// The number of failed tests.
         trips: u32,
     },
-    /// It closed.
+    /// The breaker closed.
     Closed,
 }
 
 impl Breaker {
-    /// A breaker that was open when the worker before ended.
+    /// Returns a breaker that was open when the previous worker ended.
     pub fn reopened(since_ms: u64, until_ms: u64, trips: u32) -> Self {
         Self {
             failures: THRESHOLD,
@@ -110,7 +110,7 @@ impl Breaker {
         self.open.is_some()
     }
 
-    /// What may be started now.
+    /// Returns which tasks may start now.
     pub fn admits(&self, now_ms: u64) -> Admission {
         match self.open {
             None => Admission::All,
@@ -119,7 +119,7 @@ impl Breaker {
         }
     }
 
-    /// A task was started. True: it is the try of an open breaker.
+    /// Records that a task was started. Returns whether it is the test of an open breaker.
     pub fn began(&mut self) -> bool {
         if let Some(open) = &mut self.open {
             open.trying = true;
@@ -127,7 +127,7 @@ impl Breaker {
         self.open.is_some()
     }
 
-    /// An attempt ended. `random` is as for [`retry::delay`].
+    /// Records that an attempt ended. `random` is as for [`retry::delay`].
     pub fn ended(
         &mut self,
         sign: Sign,
@@ -146,7 +146,8 @@ impl Breaker {
                 let trips = match self.open {
                     Some(open) if was_try => open.trips.saturating_add(1),
                     None if self.failures >= THRESHOLD => 0,
-                    // Begun before it opened, and says nothing new; or one of few.
+                    // The attempt began before the breaker opened and shows nothing new, or there
+                    // were few failures.
                     Some(_) | None => return Change::None,
                 };
                 let since_ms = self.open.map_or(now_ms, |open| open.since_ms);
@@ -158,7 +159,7 @@ impl Breaker {
                 Change::Open { since_ms, until_ms, trips }
             }
             Sign::Nothing => {
-                // The next task is a try as good as this one.
+                // Another task can be the test.
                 if let Some(open) = self.open.as_mut().filter(|_| was_try) {
                     open.trying = false;
                 }
@@ -167,7 +168,7 @@ impl Breaker {
         }
     }
 
-    /// The clock was set back: an open breaker tries now.
+    /// Makes an open breaker test now, because the clock was set back.
     pub fn clock_was_set(&mut self, now_ms: u64) {
         if let Some(open) = &mut self.open {
             open.until_ms = open.until_ms.min(now_ms);
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn the_breaker_opens_tries_and_closes() {
+    fn the_breaker_opens_tests_and_closes() {
         let mut breaker = Breaker::default();
         for _ in 1..THRESHOLD {
             assert_eq!(breaker.ended(Sign::Trouble, false, 1000, &retry(), 1.0), Change::None);
@@ -198,7 +199,7 @@ mod tests {
         assert_eq!(
             breaker.ended(Sign::Trouble, false, 1001, &retry(), 1.0),
             Change::None,
-            "in flight when it opened"
+            "it was running when the breaker opened"
         );
         assert_eq!(breaker.admits(16_999), Admission::Nothing { until_ms: 17_000 });
         assert_eq!(breaker.admits(17_000), Admission::One);
@@ -212,7 +213,7 @@ mod tests {
         assert_eq!(tripped, Change::Open { since_ms: 1000, until_ms: 52_000, trips: 1 });
         assert!(breaker.began());
         assert_eq!(breaker.ended(Sign::Nothing, true, 52_000, &retry(), 1.0), Change::None);
-        assert_eq!(breaker.admits(52_000), Admission::One, "a try that told nothing is made again");
+        assert_eq!(breaker.admits(52_000), Admission::One, "an inconclusive test is repeated");
         assert_eq!(breaker.ended(Sign::Life, true, 53_000, &retry(), 1.0), Change::Closed);
         assert_eq!(breaker, Breaker::default());
     }
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_success_between_keeps_it_closed() {
+    fn a_success_in_between_keeps_it_closed() {
         let mut breaker = Breaker::default();
         for _ in 0..20 {
             assert_eq!(breaker.ended(Sign::Trouble, false, 1, &retry(), 1.0), Change::None);
@@ -245,7 +246,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_open_breaker_always_tries_again(outcomes in proptest::collection::vec((0..3_u8, any::<bool>(), 0.0..1.0), 0..60)) {
+        fn an_open_breaker_always_tests_again(outcomes in proptest::collection::vec((0..3_u8, any::<bool>(), 0.0..1.0), 0..60)) {
             let (mut breaker, mut now) = (Breaker::default(), 0);
             for (kind, was_try, random) in outcomes {
                 if breaker.admits(now) == Admission::One {
@@ -259,8 +260,8 @@ mod tests {
                 breaker.ended(sign, was_try, now, &retry(), random);
                 now += 1000;
             }
-            // Whatever was before: once no try is in flight, the next comes within the longest
-            // delay.
+            // Whatever happened before: if no test is running, the next one comes within the
+            // longest delay.
             breaker.ended(Sign::Nothing, true, now, &retry(), 1.0);
             let stuck = matches!(breaker.admits(now + 900_000), Admission::Nothing { .. });
             prop_assert!(!stuck);

@@ -9,45 +9,45 @@ use sha2::{Digest as _, Sha256};
 
 use hookrun_nix::event::{Event, FORMAT};
 
-/// Version of the first line.
+/// The version in the first line.
 const VERSION: &str = "1";
-/// First word of a spool file.
+/// The first word of a spool file.
 const MAGIC: &str = "hookrun-event";
 
-/// The largest spool file that is read. The largest that hooks write, 100 differences with the
-/// longest paths, is under 3 MiB.
+/// The largest spool file that is read. The largest one that hooks write is less than 3 MiB: 100
+/// differences with the longest paths.
 pub const MAX_SIZE: u64 = 4 << 20;
 
-/// Why a file is not an event.
+/// The reason why a file is not an event.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeError {
-    /// No first line, or another one.
+    /// The first line is missing or malformed.
     #[error("it does not begin with `{MAGIC} {VERSION} sha256:...`")]
     Header,
-    /// Written by a later release.
+    /// A later release wrote the file.
     #[error(
-        "it has version {0}, and this hookrun reads version {VERSION}; a newer hookrun wrote it: run that one"
+        "it has version {0}, but this hookrun reads version {VERSION}; install the newer hookrun that wrote it"
     )]
     Version(String),
-    /// Cut short or changed.
+    /// The file was truncated or changed.
     #[error(
-        "its checksum is wrong; it was cut short by a crash before the hook returned, or changed"
+        "its checksum is wrong; it was truncated by a crash before the hook returned, or changed"
     )]
     Checksum,
-    /// Not an event.
-    #[error("it holds no event ({0})")]
+    /// The contents are not an event.
+    #[error("it does not contain an event ({0})")]
     Json(String),
-    /// Written by a later release.
+    /// A later release wrote the event.
     #[error(
-        "its event has format {0}, and this hookrun reads format {FORMAT}; a newer hookrun wrote it: run that one"
+        "its event has format {0}, but this hookrun reads format {FORMAT}; install the newer hookrun that wrote it"
     )]
     Format(u32),
 }
 
-/// The bytes of a spool file.
+/// Returns the bytes of a spool file.
 ///
 /// # Errors
-/// If the event has no JSON form: a directory that is not UTF-8.
+/// The event cannot be written as JSON, because a directory is not UTF-8.
 pub fn seal(event: &Event) -> Result<Vec<u8>, serde_json::Error> {
     let json = serde_json::to_vec(event)?;
     let mut bytes = format!("{MAGIC} {VERSION} sha256:{}\n", digest(&json)).into_bytes();
@@ -55,10 +55,10 @@ pub fn seal(event: &Event) -> Result<Vec<u8>, serde_json::Error> {
     Ok(bytes)
 }
 
-/// The event in the bytes of a spool file.
+/// Returns the event in the bytes of a spool file.
 ///
 /// # Errors
-/// What is wrong with them.
+/// The bytes are not an event, for the returned reason.
 pub fn open(bytes: &[u8]) -> Result<Event, EnvelopeError> {
     let end = bytes.iter().position(|byte| *byte == b'\n').ok_or(EnvelopeError::Header)?;
     let (header, json) = bytes.split_at(end);
@@ -74,7 +74,7 @@ pub fn open(bytes: &[u8]) -> Result<Event, EnvelopeError> {
     if checksum.strip_prefix("sha256:") != Some(&digest(json)) {
         return Err(EnvelopeError::Checksum);
     }
-    // The format first: a later one need not have the shape of this one.
+    // The format is checked first, because an event of a later format may have other fields.
     let wrong = |error: serde_json::Error| EnvelopeError::Json(error.to_string());
     let Versioned { format } = serde_json::from_slice(json).map_err(wrong)?;
     if format != FORMAT {
@@ -83,7 +83,7 @@ pub fn open(bytes: &[u8]) -> Result<Event, EnvelopeError> {
     serde_json::from_slice(json).map_err(wrong)
 }
 
-/// Of an event of any release.
+/// The fields that an event of every release has.
 #[derive(serde::Deserialize)]
 struct Versioned {
     format: u32,
@@ -109,15 +109,15 @@ mod tests {
         let text = String::from_utf8(sealed.clone()).unwrap();
         let error = |text: &str| open(text.as_bytes()).unwrap_err().to_string();
         insta::assert_snapshot!(error(""), @"it does not begin with `hookrun-event 1 sha256:...`");
-        insta::assert_snapshot!(error(&text.replace("event 1 ", "event 2 ")), @"it has version 2, and this hookrun reads version 1; a newer hookrun wrote it: run that one");
-        insta::assert_snapshot!(error(&text.replace("hello", "hellp")), @"its checksum is wrong; it was cut short by a crash before the hook returned, or changed");
+        insta::assert_snapshot!(error(&text.replace("event 1 ", "event 2 ")), @"it has version 2, but this hookrun reads version 1; install the newer hookrun that wrote it");
+        insta::assert_snapshot!(error(&text.replace("hello", "hellp")), @"its checksum is wrong; it was truncated by a crash before the hook returned, or changed");
         let later = seal(&Event { format: 7, ..event }).unwrap();
-        insta::assert_snapshot!(open(&later).unwrap_err(), @"its event has format 7, and this hookrun reads format 1; a newer hookrun wrote it: run that one");
+        insta::assert_snapshot!(open(&later).unwrap_err(), @"its event has format 7, but this hookrun reads format 1; install the newer hookrun that wrote it");
     }
 
     proptest! {
         #[test]
-        fn a_file_cut_short_anywhere_is_recognised(at in any::<prop::sample::Index>()) {
+        fn a_truncated_file_is_recognised(at in any::<prop::sample::Index>()) {
             let sealed = seal(&post_build("hello-1.0")).unwrap();
             prop_assert!(open(&sealed[..at.index(sealed.len())]).is_err());
         }

@@ -1,6 +1,6 @@
 //! Finds problems of the spool, for `hookrun status` and `hookrun doctor`. Changes nothing.
 //!
-//! Facts and judgement are separate: [`Look`] holds what the system reports, and [`judge`] is a
+//! Facts and judgement are separate: [`Look`] contains what the system reports, and [`judge`] is a
 //! pure function of it.
 
 use std::os::unix::fs::MetadataExt as _;
@@ -14,42 +14,43 @@ use hookrun_config::Start;
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::layout;
 
-/// Below this much space for ordinary users a spool counts as full soon: a few thousand events, and
-/// the journal beside it.
+/// If ordinary users have less space than this, the spool will soon be full: a few thousand events,
+/// and the journal beside it.
 const LITTLE_SPACE: u64 = 16 << 20;
-/// Below this many free inodes likewise: an event is a file.
+/// If there are fewer free inodes than this, the spool will soon be full, because each event is a
+/// file.
 const FEW_INODES: u64 = 1000;
 
-/// What the system says about one spool.
+/// Facts about a spool.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Look {
-    /// Type and permissions; none: there is nothing.
+    /// The type and permissions; none if it does not exist.
     mode: Option<u32>,
     owner: u32,
-    /// Why its entries cannot be listed, if so.
+    /// The error when its entries were listed.
     unlistable: Option<rustix::io::Errno>,
-    /// Bytes that ordinary users may still write.
+    /// The space that ordinary users may still use, in bytes.
     free: Option<u64>,
-    /// Inodes that are left; none where the file system has no fixed number.
+    /// The number of free inodes; none if the file system has no fixed number.
     inodes: Option<u64>,
     read_only: bool,
 }
 
-/// The spool and the places beside it.
+/// The state of the spool and of the fallback directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
-    /// Could the spool be listed? If not, nobody here knows how many events wait.
+    /// Whether the spool could be listed. If not, the number of waiting events is not known.
     pub listed: bool,
-    /// Events in fallback directories.
+    /// The number of events in fallback directories.
     pub elsewhere: usize,
-    /// One line for each thing that is wrong, with the fix.
+    /// One line for each problem, with the fix.
     pub problems: Vec<String>,
 }
 
-/// A worker that a hook starts has this long to appear before its absence is a problem.
+/// The time for a worker that a hook has started to appear, before its absence is a problem.
 const WORKER_START: Duration = Duration::from_secs(30);
 
-/// What is wrong if no worker runs although `waiting` events and due tasks wait, the oldest of them
+/// Returns the problem if no worker runs although `waiting` events and due tasks wait, the oldest
 /// for `age`; with the fix.
 pub fn stalled(start: Start, waiting: u64, age: Duration) -> Option<String> {
     let what = match waiting {
@@ -59,23 +60,22 @@ pub fn stalled(start: Start, waiting: u64, age: Duration) -> Option<String> {
     };
     match start {
         Start::Service => Some(format!(
-            "{what} and no worker runs, although `start = \"service\"`; run `systemctl enable --now \
-             hookrun`, or once `hookrun drain`"
+            "{what}, but no worker runs, although `start = \"service\"`; run `systemctl enable --now hookrun`, or run `hookrun drain` once"
         )),
         Start::None => Some(format!(
-            "{what} and no worker runs, because `start = \"none\"`; run `hookrun drain`"
+            "{what}, but no worker runs, because `start = \"none\"`; run `hookrun drain`"
         )),
-        // A hook starts one, which takes a moment.
+        // A hook has started one, which takes a moment.
         Start::Spawn if age < WORKER_START => None,
         Start::Spawn => Some(format!(
-            "{what} since {} and no worker runs; run `hookrun drain`, or wait for the next hook, \
+            "{what} since {}, but no worker runs; run `hookrun drain`, or wait for the next hook, \
              which starts a worker",
             humantime::format_duration(Duration::from_secs(age.as_secs()))
         )),
     }
 }
 
-/// Looks at the spool of `dirs` and at the fallback directories; `worker`: one runs.
+/// Checks the spool of `dirs` and the fallback directories. `worker` is whether one runs.
 pub fn check(dirs: &Dirs, worker: bool) -> Health {
     let spool = dirs.spool();
     let seen = look(&spool);
@@ -84,7 +84,7 @@ pub fn check(dirs: &Dirs, worker: bool) -> Health {
     let elsewhere = elsewhere(dirs);
     problems.extend(elsewhere.iter().map(|(directory, count)| {
         format!(
-            "events that the spool could not hold are in {}: {count}; the worker takes them from there",
+            "{count} events that could not be written to the spool are in {}; the worker takes them from there",
             directory.display()
         )
     }));
@@ -92,7 +92,7 @@ pub fn check(dirs: &Dirs, worker: bool) -> Health {
     Health { listed: seen.unlistable.is_none(), elsewhere, problems }
 }
 
-/// The fallback directories that have events, and how many.
+/// Returns the fallback directories that contain events, with their number.
 pub fn elsewhere(dirs: &Dirs) -> Vec<(PathBuf, usize)> {
     let directories = layout::fallbacks(dirs).into_iter().chain(layout::own_fallbacks(dirs));
     directories
@@ -104,7 +104,7 @@ pub fn elsewhere(dirs: &Dirs) -> Vec<(PathBuf, usize)> {
         .collect()
 }
 
-/// How many events are in fallback directories.
+/// Returns the number of events in fallback directories.
 pub fn waiting_elsewhere(dirs: &Dirs) -> usize {
     elsewhere(dirs).iter().map(|(_, count)| count).sum()
 }
@@ -114,7 +114,7 @@ fn look(spool: &Path) -> Look {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let unlistable = found.as_ref().filter(|found| found.is_dir());
     let unlistable = unlistable.and_then(|_| rustix::fs::open(spool, flags, Mode::empty()).err());
-    // Where nothing is yet, the file system that it will be on.
+    // If it does not exist yet, the file system of its nearest parent is examined.
     let place = spool.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let system = rustix::fs::statvfs(place).ok();
     Look {
@@ -132,33 +132,33 @@ fn judge(spool: &Path, look: &Look, me: u32, worker: bool) -> Vec<String> {
     let shown = spool.display();
     let mut problems = Vec::new();
     match mode {
-        // Before the first event that is how it is.
+        // Before the first event, the spool does not exist.
         None if !worker => {}
         None => problems.push(format!(
-            "the spool {shown} is gone while a worker runs: somebody removed it, with what was in it; the next hook of its owner makes it again"
+            "the spool {shown} was removed while a worker runs, and its events are lost; the next hook of its owner creates it again, and `hookrun sync` queues what was built"
         )),
-        // What is wrong with it, `layout` says.
+        // `layout` reports a wrong mode.
         Some(_) => {}
     }
     if let Some(error) = unlistable {
         problems.push(if *owner == me {
             format!("the spool {shown} cannot be read ({error}); run `chmod u+rwx {shown}`")
         } else {
-            format!("only uid {owner}, the owner of {shown}, can see how many events wait there; run this command as that user")
+            format!("only uid {owner}, the owner of {shown}, can count the events there; run this command as that user")
         });
     }
     if *read_only {
         problems.push(format!(
-            "the file system of {shown} is mounted read-only, and hooks cannot hand over there; mount it writable, or set HOOKRUN_STATE_DIR to another directory"
+            "the file system of {shown} is mounted read-only, so hooks cannot hand over events; mount it writable, or set HOOKRUN_STATE_DIR to another directory"
         ));
     } else if free.is_some_and(|free| free < LITTLE_SPACE) {
         let free = bytesize::ByteSize(free.unwrap_or_default()).display().iec().to_string();
         problems.push(format!(
-            "the file system of {shown} has {free} left, too little for events and the journal; make space there"
+            "the file system of {shown} has {free} left, which is too little for events and the journal; make space there"
         ));
     } else if let Some(left) = inodes.filter(|left| *left < FEW_INODES) {
         problems
-            .push(format!("the file system of {shown} has {left} free inodes, and every event needs one; remove files there"));
+            .push(format!("the file system of {shown} has {left} free inodes, but every event needs one; remove files there"));
     }
     problems
 }
@@ -185,7 +185,7 @@ mod tests {
         assert_eq!(
             seen(&Look { free: Some(u64::MAX), ..Look::default() }, 0, false),
             "",
-            "nothing has happened yet"
+            "no event was handed over yet"
         );
     }
 
@@ -204,13 +204,13 @@ mod tests {
     }
 
     #[test]
-    fn events_that_wait_without_a_worker_are_a_problem_with_a_fix() {
+    fn events_that_wait_without_a_worker_are_reported_with_the_fix() {
         let minute = Duration::from_mins(1);
         assert_eq!(stalled(Start::Service, 0, minute), None);
         assert_eq!(stalled(Start::Spawn, 2, Duration::from_secs(1)), None, "it is being started");
-        insta::assert_snapshot!(stalled(Start::Service, 1, Duration::ZERO).unwrap(), @r#"1 event or task waits and no worker runs, although `start = "service"`; run `systemctl enable --now hookrun`, or once `hookrun drain`"#);
-        insta::assert_snapshot!(stalled(Start::None, 2, Duration::ZERO).unwrap(), @r#"2 events or tasks wait and no worker runs, because `start = "none"`; run `hookrun drain`"#);
-        insta::assert_snapshot!(stalled(Start::Spawn, 2, 2 * minute).unwrap(), @"2 events or tasks wait since 2m and no worker runs; run `hookrun drain`, or wait for the next hook, which starts a worker");
+        insta::assert_snapshot!(stalled(Start::Service, 1, Duration::ZERO).unwrap(), @r#"1 event or task waits, but no worker runs, although `start = "service"`; run `systemctl enable --now hookrun`, or run `hookrun drain` once"#);
+        insta::assert_snapshot!(stalled(Start::None, 2, Duration::ZERO).unwrap(), @r#"2 events or tasks wait, but no worker runs, because `start = "none"`; run `hookrun drain`"#);
+        insta::assert_snapshot!(stalled(Start::Spawn, 2, 2 * minute).unwrap(), @"2 events or tasks wait since 2m, but no worker runs; run `hookrun drain`, or wait for the next hook, which starts a worker");
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //!   keeps the process that Nix waits for away from file systems.
 //! * [`spool`]: the directory of those files; a rename commits one. [`envelope`]: their format.
 //!   [`trust`]: whose files are accepted.
-//! * [`outputs`]: finds the outputs of an event in Nix's database. [`roots`]: keeps them from the
-//!   garbage collector while their tasks last.
+//! * [`outputs`]: finds the outputs of an event in Nix's database. [`roots`]: protects them from
+//!   the garbage collector while tasks of the event are open.
 //! * [`spawn`]: starts a detached worker when none runs. [`lock`]: allows one worker only.
 //!   [`waiter`]: starts a worker for events of build users. [`arrivals`]: watches the spool.
 //! * [`journal`]: the worker's database of events, tasks and attempts. [`retry`]: when a task is
@@ -13,10 +13,9 @@
 //! * [`health`]: findings about the spool for `hookrun status`.
 //! * [`worker`]: takes events from the spool into the journal, and runs the tasks.
 //!
-//! The hooks use the modules above the journal and none below, and take no lock that another hook
-//! may hold.
+//! Hooks use only the modules above the journal, and take no lock that another hook may hold.
 
-// Standard output belongs to commands, and Nix reads the standard error of hooks:
+// Standard output belongs to commands, and Nix reads the standard error of hooks, so only
 // `hookrun_nix::terminal::say` writes there.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 

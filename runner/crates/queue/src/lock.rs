@@ -1,9 +1,9 @@
 //! The lock that allows one worker: a lock on a file, held for the worker's lifetime.
 //!
-//! It is a record lock (fcntl), not flock(2): a hook can ask who holds it without taking it. So 100
-//! hooks that ask do not keep a worker from starting, and the answer names the process. The kernel
-//! releases the lock with the process, so no stale lock remains. A record lock is also released
-//! when its process closes any descriptor of the file, so only this module opens it.
+//! It is a record lock (fcntl), not flock(2), so a hook can find out who holds it without taking
+//! it: 100 hooks that ask do not prevent a worker from starting, and the result names the process.
+//! The kernel releases the lock with the process, so no stale lock remains. A record lock is also
+//! released when its process closes any descriptor of the file, so only this module opens it.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -11,22 +11,22 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::{Flock, FlockType};
 
-/// See the module.
+/// The mode of the lock file. Other users could otherwise hold a lock on it.
 const MODE: u32 = 0o600;
 
-/// Held while a worker runs.
+/// The lock, held while a worker runs.
 #[derive(Debug)]
 pub struct WorkerLock {
     _file: OwnedFd,
 }
 
-/// Why the lock was not taken.
+/// The reason why the lock was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another worker runs.
     #[error("a worker already runs{}; `hookrun status` shows it", pid.map(|pid| format!(" (process {pid})")).unwrap_or_default())]
     Held {
-        /// Its process, where it is visible from here.
+        /// The process id of the worker, if it is visible from here.
         pid: Option<i32>,
     },
     /// The file cannot be opened.
@@ -34,7 +34,7 @@ pub enum LockError {
     Io {
         /// The lock file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         #[source]
         error: std::io::Error,
     },
@@ -44,14 +44,14 @@ impl WorkerLock {
     /// Takes the lock, if no other process holds it.
     ///
     /// # Errors
-    /// If another worker runs, or the file cannot be opened or locked.
+    /// Another worker runs, or the file cannot be opened or locked.
     pub fn take(path: &Path) -> Result<Self, LockError> {
         let io =
             |error: rustix::io::Errno| LockError::Io { path: path.to_owned(), error: error.into() };
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let mode = hookrun_system::stat::mode(MODE);
         let file = rustix::fs::open(path, flags, mode).map_err(io)?;
-        // It may be of an earlier release, or of a process with another umask.
+        // The file may be of an earlier release, or of a process with another umask.
         if hookrun_system::stat::mode_of(&rustix::fs::fstat(&file).map_err(io)?) & 0o777 != MODE {
             rustix::fs::fchmod(&file, mode).map_err(io)?;
         }
@@ -65,13 +65,14 @@ impl WorkerLock {
     }
 }
 
-/// Does a worker hold the lock? Asks, and takes nothing. No file, or one that this user may not
-/// read: no.
+/// Returns whether a worker holds the lock, without taking it. If the file does not exist or this
+/// user may not read it, the result is false.
 pub fn is_held(path: &Path) -> bool {
     holder(path).is_some()
 }
 
-/// The process that holds the lock; 0 where it is not visible from here (another PID namespace).
+/// Returns the process that holds the lock; 0 if it is not visible from here (another PID
+/// namespace).
 pub fn holder(path: &Path) -> Option<i32> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::open(path, flags, Mode::empty()).ok()?;
@@ -80,7 +81,8 @@ pub fn holder(path: &Path) -> Option<i32> {
         .map(|lock| lock.pid.map_or(0, rustix::process::Pid::as_raw_pid))
 }
 
-/// May this user see who holds the lock? If there is no file, nobody holds it.
+/// Returns whether this user can find out who holds the lock. If the file does not exist, nobody
+/// holds it.
 pub fn can_be_seen(path: &Path) -> bool {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     !matches!(
@@ -101,10 +103,10 @@ mod tests {
 
     use super::*;
 
-    /// Not a test: the other process of the one below, which holds the lock until its standard
-    /// input ends.
+    /// The other process of the next test, which holds the lock until its standard input ends. It
+    /// is not a test itself.
     #[test]
-    #[ignore = "run by `only_one_worker_holds_the_lock` as another process"]
+    #[ignore = "started by `only_one_worker_holds_the_lock` as another process"]
     fn other_process() {
         let path = std::env::var_os("LOCK_FILE").expect("run by `only_one_worker_holds_the_lock`");
         let _lock = WorkerLock::take(Path::new(&path)).unwrap();
@@ -133,7 +135,7 @@ mod tests {
         );
         other.kill().unwrap();
         other.wait().unwrap();
-        assert!(!is_held(&path), "a lock does not outlive its process");
+        assert!(!is_held(&path), "the lock is released with its process");
         WorkerLock::take(&path).unwrap();
     }
 }

@@ -1,19 +1,18 @@
-//! Looks up an event's outputs in Nix's database, which a hook cannot or does not do: which are
-//! valid, and which outputs there are if neither Nix nor the derivation named them.
+//! Looks up an event's outputs in Nix's database, which hooks do not read: the valid outputs, and
+//! all outputs if neither Nix nor the derivation named them.
 
 use hookrun_nix::database::{Database, DatabaseError};
 use hookrun_nix::derivation::{Derivation, MAX_SIZE};
 use hookrun_nix::event::{Event, HookEvent, Output};
 
-/// The event as the worker takes it: with the outputs that are valid now. One of which none is
-/// valid stays as the hook handed it over: a remote build is reported before its outputs are
-/// copied.
+/// Returns the event with the outputs that are valid now. If none is valid, the event is not
+/// changed, because a remote build is reported before its outputs are copied.
 pub fn settled(event: Event) -> Event {
     let HookEvent::PostBuild(build) = &event.hook else { return event };
     if event.seen_valid {
         return event;
     }
-    // Without an answer of the database nothing is known.
+    // If the database cannot be read, the event is not changed.
     let Ok(valid) = valid(&event, build.outputs.clone()) else { return event };
     if valid.is_empty() {
         return event;
@@ -25,8 +24,8 @@ pub fn settled(event: Event) -> Event {
     Event { seen_valid: true, ..event }
 }
 
-/// How many of the event's outputs are not valid any more, and the first of them; none if all of
-/// them are, or if the database does not tell.
+/// Returns the number of the event's outputs that are not valid any longer, and the first of them;
+/// none if all are valid, or if the database cannot be read.
 pub fn missing(event: &Event) -> Option<(usize, String)> {
     let HookEvent::PostBuild(build) = &event.hook else { return None };
     let valid = valid(event, build.outputs.clone()).ok()?;
@@ -38,7 +37,7 @@ pub fn missing(event: &Event) -> Option<(usize, String)> {
     Some((1 + gone.count(), first))
 }
 
-/// Those of `outputs` that are valid, or those that the database knows where there are none.
+/// Returns the valid ones of `outputs`; if `outputs` is empty, those that the database knows.
 fn valid(event: &Event, outputs: Vec<Output>) -> Result<Vec<Output>, DatabaseError> {
     let database = Database::open(&event.nix)?;
     let outputs = if outputs.is_empty() { known(&database, event)? } else { outputs };

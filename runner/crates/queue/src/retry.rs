@@ -5,78 +5,79 @@ use std::time::Duration;
 use hookrun_config::Retry;
 use hookrun_nix::outcome::{Outcome, Trouble};
 
-/// Attempts of a task that traps or reaches a limit. It is the plugin or its limit that is wrong,
-/// and rarely passes; but a limit on time may have met a slow moment.
+/// The number of attempts of a task that traps or reaches a limit. Usually the plugin or its limit
+/// is wrong, but a time limit may also be reached on a busy machine.
 pub const ATTEMPTS_OF_DEFECTS: u32 = 3;
 
-/// The longest wait that a plugin may ask for: the event's outputs stay rooted in Nix's store as
-/// long as a task of it is open.
+/// The longest wait that a plugin may request. The event's outputs keep their roots as long as a
+/// task of it is open.
 pub const LONGEST_WAIT: Duration = Duration::from_hours(7 * 24);
 
-/// A refused task is tried again after this time even if nothing has changed that hookrun can see:
-/// credentials may have been corrected at the service. Shorter if the plugin's `max-delay` is.
+/// A refused task is tried again after this time even if hookrun sees no change, because the
+/// credentials may have been corrected at the service. It is shorter if the plugin's `max-delay`
+/// is.
 pub const REFUSED_DELAY: Duration = Duration::from_mins(5);
 
-/// What becomes of a task after an attempt.
+/// The next step of a task after an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// It ended well.
+    /// The task succeeded.
     Done,
-    /// It failed for good: a dead letter.
+    /// The task failed permanently: a dead letter.
     Dead,
-    /// It cannot be done any more.
+    /// The task cannot run any longer.
     Lost,
-    /// The operator has to fix something. No attempts are spent on waiting: it is tried again when
+    /// The operator has to fix something. The attempt is not counted. The task runs again when
     /// configuration or secrets change, and every few minutes.
     Refused {
-        /// Not before this time has passed, if nothing changes.
+        /// The time after which it is tried again if nothing changes.
         after: Duration,
     },
-    /// It is tried again.
+    /// The task is tried again.
     Retry {
-        /// Not before this time has passed.
+        /// The shortest time before the next attempt.
         after: Duration,
     },
-    /// It is tried again, and this attempt is not counted.
+    /// The task is tried again, and this attempt is not counted.
     Again {
-        /// Not before this time has passed.
+        /// The shortest time before the next attempt.
         after: Duration,
-        /// Why it is not counted.
+        /// The reason why it is not counted.
         why: Uncounted,
     },
 }
 
-/// Why an attempt is not counted.
+/// The reason why an attempt is not counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Uncounted {
     /// The service that the plugin needs is down for all its tasks ([`super::breaker`]).
     Outage,
     /// The attempt did a part of the work.
     Progress,
-    /// The process that ran it ended for a reason that need not be this run's.
+    /// The process of the run ended, perhaps because of another run.
     Neighbour,
 }
 
-/// How a task stands when an attempt of it has ended.
+/// The state of a task when an attempt has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Standing {
-    /// Attempts made, this one included.
+pub struct AttemptState {
+    /// The number of attempts, including this one.
     pub attempts: u32,
-    /// How long it has been tried for, as [`age`] counts.
+    /// The time for which it has been tried, as counted by [`age`].
     pub age: Duration,
     /// Whether the plugin's breaker is open.
     pub outage: bool,
-    /// Whether the attempt made lasting progress.
+    /// Whether the attempt made permanent progress.
     pub progress: bool,
-    /// What a failure says about the service, the event or other runs.
+    /// The part that caused a failure.
     pub trouble: Trouble,
 }
 
-/// What comes after an attempt that ended with `outcome`. `random`, from 0 to 1, spreads tasks that
-/// failed together: see [`delay`]. It is never shorter than what the plugin asked for, up to
-/// [`LONGEST_WAIT`].
-pub fn next(outcome: &Outcome, standing: Standing, retry: &Retry, random: f64) -> Next {
-    let Standing { attempts, age, outage, progress, trouble } = standing;
+/// Returns the next step after an attempt that ended with `outcome`. `random`, from 0 to 1, spreads
+/// tasks that failed together: see [`delay`]. The delay is never shorter than the plugin requested,
+/// up to [`LONGEST_WAIT`].
+pub fn next(outcome: &Outcome, standing: AttemptState, retry: &Retry, random: f64) -> Next {
+    let AttemptState { attempts, age, outage, progress, trouble } = standing;
     let (allowed, asked) = match outcome {
         Outcome::Done { .. } => return Next::Done,
         Outcome::Refused { .. } => return Next::Refused { after: refused_delay(retry) },
@@ -89,10 +90,10 @@ pub fn next(outcome: &Outcome, standing: Standing, retry: &Retry, random: f64) -
             (retry.attempts.min(ATTEMPTS_OF_DEFECTS), Duration::ZERO)
         }
     };
-    // Not counted: what an attempt has stored, the next one does not store again. A trap is counted
-    // all the same: it comes again where it came.
+    // An attempt with progress is not counted, because the next one does not repeat the work. A
+    // trap is counted nevertheless, because it would occur again in the same place.
     let progress = progress && !matches!(outcome, Outcome::Trapped { .. });
-    // After progress the failures in a row begin anew.
+    // After progress, the number of failures in a row starts again.
     let after = delay(retry, if progress { 1 } else { attempts }, random).max(asked);
     if trouble == Trouble::Neighbour {
         return Next::Again { after: retry.min_delay, why: Uncounted::Neighbour };
@@ -112,21 +113,22 @@ pub fn next(outcome: &Outcome, standing: Standing, retry: &Retry, random: f64) -
     }
 }
 
-/// What counts towards `give-up-after` at the end of an attempt: what counted at the end of the one
-/// before, the time since then and the time it took. No stretch counts for more than a quarter of
-/// `give-up-after`: a clock that is far ahead, or a machine that was off, gives nothing up.
+/// Returns the time that counts towards `give-up-after` at the end of an attempt: the time that
+/// counted before, the time since then, and the duration of the attempt. No period counts for more
+/// than a quarter of `give-up-after`, so that no task is given up because the clock is far ahead or
+/// the machine was off.
 pub fn age(retry: &Retry, before: Duration, since_last: Duration, took: Duration) -> Duration {
     let most = retry.give_up_after / 4;
     before.saturating_add(since_last.min(most)).saturating_add(took.min(most))
 }
 
-/// The wait until a refused task is tried again if nothing changes.
+/// Returns the time until a refused task is tried again if nothing changes.
 pub fn refused_delay(retry: &Retry) -> Duration {
     retry.max_delay.min(REFUSED_DELAY)
 }
 
-/// The wait after `failures` failures in a row: between half and all of a delay that doubles with
-/// each, at most `max_delay`.
+/// Returns the delay after `failures` failures in a row: between half and all of a delay that
+/// doubles with each failure, at most `max_delay`.
 pub fn delay(retry: &Retry, failures: u32, random: f64) -> Duration {
     let doublings = failures.saturating_sub(1);
     let full = 2_u32
@@ -149,7 +151,7 @@ mod tests {
     fn next(outcome: &Outcome, attempts: u32, retry: &Retry, random: f64) -> Next {
         super::next(
             outcome,
-            Standing {
+            AttemptState {
                 attempts,
                 age: Duration::ZERO,
                 outage: false,
@@ -174,16 +176,20 @@ mod tests {
         let delays: Vec<_> =
             (1..=6).map(|attempts| after(next(&transient(None), attempts, &retry, 1.0))).collect();
         assert_eq!(delays, [Some(1000), Some(2000), Some(4000), Some(5000), Some(5000), None]);
-        assert_eq!(after(next(&transient(None), 3, &retry, 0.0)), Some(2000), "half, with no luck");
+        assert_eq!(
+            after(next(&transient(None), 3, &retry, 0.0)),
+            Some(2000),
+            "half with the smallest random number"
+        );
         assert_eq!(
             after(next(&transient(Some(60_000)), 1, &retry, 0.5)),
             Some(60_000),
-            "the plugin knows better"
+            "the plugin requests a longer delay"
         );
         assert_eq!(
             after(next(&transient(Some(u64::MAX)), 1, &retry, 0.5)),
             Some(604_800_000),
-            "but not for centuries"
+            "the requested delay is limited"
         );
         let message = String::new;
         let trap = Outcome::Trapped { message: message() };
@@ -207,10 +213,10 @@ mod tests {
     }
 
     #[test]
-    fn in_an_outage_attempts_are_free_and_time_is_not() {
+    fn in_an_outage_attempts_are_not_counted_but_time_is() {
         let retry = Retry::default();
         let at = |attempts, age, outcome: &Outcome| {
-            let standing = Standing {
+            let standing = AttemptState {
                 attempts,
                 age,
                 outage: true,
@@ -230,16 +236,21 @@ mod tests {
         );
         assert_eq!(at(1, retry.give_up_after, &transient(None)), Next::Dead);
         let trap = Outcome::Trapped { message: String::new() };
-        assert_eq!(at(3, Duration::ZERO, &trap), Next::Dead, "a trap is the plugin's own");
+        assert_eq!(at(3, Duration::ZERO, &trap), Next::Dead, "a trap is not caused by the service");
         assert_eq!(at(1, retry.give_up_after, &trap), Next::Retry { after: second });
     }
 
     #[test]
-    fn failures_of_the_event_are_told_from_those_of_the_service() {
+    fn failures_caused_by_the_event_are_counted_in_an_outage() {
         let retry = Retry::default();
         let at = |attempts, trouble| {
-            let standing =
-                Standing { attempts, age: Duration::ZERO, outage: true, progress: false, trouble };
+            let standing = AttemptState {
+                attempts,
+                age: Duration::ZERO,
+                outage: true,
+                progress: false,
+                trouble,
+            };
             super::next(&transient(None), standing, &retry, 1.0)
         };
         let after = retry.min_delay;
@@ -247,12 +258,12 @@ mod tests {
             at(retry.attempts, Trouble::Neighbour),
             Next::Again { after, why: Uncounted::Neighbour }
         );
-        assert_eq!(at(1, Trouble::Event), Next::Retry { after }, "counted, outage or not");
+        assert_eq!(at(1, Trouble::Event), Next::Retry { after }, "counted also in an outage");
         assert_eq!(at(retry.attempts, Trouble::Event), Next::Dead);
     }
 
     #[test]
-    fn a_clock_that_is_far_ahead_gives_nothing_up() {
+    fn no_task_is_given_up_because_the_clock_is_far_ahead() {
         let retry = Retry::default();
         let day = Duration::from_hours(24);
         let ahead = age(&retry, Duration::ZERO, 1000 * day, 1000 * day);
@@ -268,10 +279,10 @@ mod tests {
     }
 
     #[test]
-    fn progress_is_not_counted_and_is_not_endless() {
+    fn attempts_with_progress_are_not_counted_until_the_time_is_over() {
         let retry = Retry::default();
         let at = |age, outcome: &Outcome| {
-            let standing = Standing {
+            let standing = AttemptState {
                 attempts: retry.attempts,
                 age,
                 outage: false,
@@ -290,7 +301,7 @@ mod tests {
         assert_eq!(at(Duration::ZERO, &Outcome::Trapped { message: message() }), Next::Dead);
         let permanent =
             Outcome::Failed { message: message(), transient: false, retry_after_ms: None };
-        assert_eq!(at(Duration::ZERO, &permanent), Next::Dead, "the plugin says so");
+        assert_eq!(at(Duration::ZERO, &permanent), Next::Dead, "the plugin reports it");
     }
 
     proptest! {

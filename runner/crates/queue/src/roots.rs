@@ -1,10 +1,10 @@
 //! Garbage-collector roots for the outputs of queued events: symbolic links below Nix's `gcroots`.
 //!
-//! The hook makes them before it commits the event, because the build keeps its own roots only
+//! The hook creates them before it commits the event, because the build keeps its own roots only
 //! while it runs. The worker removes them when the last task of the event has ended. When it takes
-//! an event, it makes roots again that a crash has lost. Names are derived from the event's id, so
-//! no list of them is needed. Results of `--check` are not rooted: they are not valid paths, and a
-//! root would not keep them.
+//! an event, it creates roots again that a crash has lost. Names are derived from the event's id,
+//! so no list of them is needed. Results of `--check` are not rooted: they are not valid paths, and
+//! a root would not keep them.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
@@ -14,15 +14,14 @@ use std::time::{Duration, SystemTime};
 use hookrun_nix::event::Event;
 use hookrun_nix::layout;
 
-/// The directory of hookrun's roots, below `gcroots` or a user's own part of it.
+/// The name of the directory of hookrun's roots, below `gcroots` or below a user's own part of it.
 const DIRECTORY: &str = "hookrun";
-/// Its mode: Nix of other users lists roots.
+/// The mode of the directory. The Nix of other users must be able to list roots.
 const DIRECTORY_MODE: u32 = 0o755;
 
-/// Makes the roots of an event that are not there yet, where this user may: root and the owner of a
-/// single-user installation below `gcroots`, other users below `gcroots/per-user/$USER`. Gives how
-/// many of the event's outputs are rooted; those that are not may be collected before their tasks
-/// run.
+/// Creates the missing roots of an event, where this user may: root and the owner of a single-user
+/// installation below `gcroots`, other users below `gcroots/per-user/$USER`. Returns the number of
+/// outputs that have roots. The others may be collected before their tasks run.
 pub fn make(event: &Event) -> usize {
     let outputs = event.output_paths();
     if outputs.is_empty() {
@@ -36,7 +35,7 @@ pub fn make(event: &Event) -> usize {
 }
 
 fn make_in(directory: &Path, event: &Event, outputs: &[&str]) -> usize {
-    // The worker may know the outputs otherwise than the hook did.
+    // The worker may know other outputs than the hook did.
     let there: Vec<PathBuf> = (0..)
         .map(|number| std::fs::read_link(directory.join(link_name(&event.id, number))))
         .map_while(Result::ok)
@@ -51,7 +50,7 @@ fn make_in(directory: &Path, event: &Event, outputs: &[&str]) -> usize {
         let link = directory.join(link_name(&event.id, number));
         let result = symlink(output, &link).or_else(|error| {
             if error.kind() == std::io::ErrorKind::NotFound {
-                // Whatever the umask of who calls Nix is.
+                // The mode does not depend on the umask of the user who called Nix.
                 layout::make(directory, DIRECTORY_MODE)?;
                 symlink(output, &link)
             } else {
@@ -60,7 +59,7 @@ fn make_in(directory: &Path, event: &Event, outputs: &[&str]) -> usize {
         });
         match result {
             Ok(()) => (made, number) = (made + 1, number + 1),
-            // What stops one stops all.
+            // An error for one root applies to all.
             Err(_) => break,
         }
     }
@@ -72,9 +71,9 @@ pub fn remove(event: &Event) {
     remove_by_id(&event.nix.state, &event.id);
 }
 
-/// The ids of the events that have roots which are older than `age`, below the directories of one
-/// Nix: made by a hook that was killed before it handed over, or left by a worker that was killed
-/// before it removed them, unless the event is open.
+/// Returns the ids of events with roots that are older than `age`, for one Nix. Unless the event is
+/// open, they belong to a hook that was killed before it handed over the event, or to a worker that
+/// was killed before it removed them.
 pub fn ids(nix_state: &Path, age: Duration) -> BTreeSet<String> {
     let now = SystemTime::now();
     let old = |entry: &std::fs::DirEntry| {
@@ -101,7 +100,7 @@ pub fn remove_by_id(nix_state: &Path, id: &str) {
     }
 }
 
-/// How many roots there are below the directories of one Nix.
+/// Returns the number of roots for one Nix.
 pub fn count(nix_state: &Path) -> usize {
     candidates(nix_state)
         .iter()
@@ -110,11 +109,11 @@ pub fn count(nix_state: &Path) -> usize {
         .count()
 }
 
-/// Where roots may be, the best first.
+/// Returns the directories for roots, in order of preference.
 fn candidates(nix_state: &Path) -> Vec<PathBuf> {
     let gcroots = nix_state.join("gcroots");
     let mut directories = vec![gcroots.join(DIRECTORY)];
-    // A user's own directory, made by Nix for those that use profiles.
+    // A user's own directory, which Nix creates for users of profiles.
     if let Some(user) = std::env::var_os("USER")
         .filter(|user| !user.is_empty() && !rustix::process::getuid().is_root())
     {
@@ -152,6 +151,6 @@ mod tests {
         remove(&event);
         assert_eq!(count(state.path()), 0);
         event.nix.state = state.path().join("nowhere");
-        assert_eq!(make(&event), 0, "no Nix there: no root, no error");
+        assert_eq!(make(&event), 0, "without a Nix there is no root and no error");
     }
 }

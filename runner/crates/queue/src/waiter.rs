@@ -1,9 +1,9 @@
 //! Starts a worker when a build user hands over an event.
 //!
 //! The diff hook runs as a build user, who cannot start root's worker. So a worker that root's hook
-//! has started leaves this process behind when it has no more work. The process is small, without
-//! the engine, and sleeps until a build user's file arrives in the spool. Then it starts a worker,
-//! which later leaves the next such process behind. It also ends when the spool is removed.
+//! has started leaves this process behind when it has no more work. It is a small process without
+//! the engine, which sleeps until a build user's file arrives in the spool. Then it starts a
+//! worker, which later leaves the next such process behind. It also ends when the spool is removed.
 
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -17,8 +17,7 @@ use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::HookKind;
 use hookrun_nix::layout::{Directory, Use};
 
-/// Leaves one behind, if the configuration wants what only a build user hands over, and nothing but
-/// a hook starts the worker.
+/// Starts such a process if a plugin takes events of build users and only hooks start workers.
 ///
 /// # Errors
 /// The program cannot be started.
@@ -31,15 +30,15 @@ pub fn leave_behind(dirs: &Dirs, config: &Config) -> std::io::Result<()> {
 }
 
 fn wants(config: &Config) -> bool {
-    // Without `hooks` a plugin has those of its metadata, which is not read here.
+    // A plugin without `hooks` has those of its metadata, which is not read here.
     let diff = |plugin: &Plugin| plugin.hooks.is_empty() || plugin.hooks.contains(&HookKind::Diff);
     config.worker.start == Start::Spawn && config.plugins.values().any(diff)
 }
 
-/// Waits, starts a worker, and returns; at once if another one waits.
+/// Waits, starts a worker, and returns. Returns immediately if another such process runs.
 ///
 /// # Errors
-/// One line.
+/// An error message on one line.
 pub fn run(dirs: &Dirs) -> Result<(), String> {
     let _lock = match WorkerLock::take(&dirs.waiter_lock()) {
         Ok(lock) => lock,
@@ -60,7 +59,7 @@ pub fn run(dirs: &Dirs) -> Result<(), String> {
                 .is_ok_and(|stat| trust.owner(stat.st_uid, stat.st_gid) == Ok(Owner::BuildUser))
     };
     let open = |number: usize| Directory::open(directories.get(number)?, Use::List).ok();
-    // What came before it was watched.
+    // Files that arrived before the directories were watched.
     let mut found = (0..directories.len())
         .filter_map(open)
         .any(|directory| directory.names().any(|name| is_of_build_user(&directory, &name)));
@@ -73,15 +72,15 @@ pub fn run(dirs: &Dirs) -> Result<(), String> {
         if arrived.gone {
             return Ok(());
         }
-        // Too much at once is not root's: a worker sorts it out.
+        // If there are too many files at once, they are not root's, and a worker handles them.
         found = arrived.more
             || arrived.files.iter().any(|(number, name)| {
                 open(*number).is_some_and(|directory| is_of_build_user(&directory, name))
             });
-        // A worker that runs has seen it.
+        // A running worker has noticed the file.
         found &= !lock::is_held(&dirs.worker_lock());
     }
-    // The configuration may have changed for days.
+    // The configuration may have changed since this process started.
     let config = Config::in_force(dirs).map_err(|error| error.to_string())?;
     if wants(&config) && spool::depth(dirs) + super::health::waiting_elsewhere(dirs) > 0 {
         spawn::successor(dirs, spawn::SPAWNED)

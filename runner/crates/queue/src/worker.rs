@@ -2,11 +2,12 @@
 //!
 //! Called by `hookrun drain`, `hookrun daemon` and the worker that a hook starts. Only one runs at
 //! a time ([`super::lock`]). It may be killed at any instruction: an event is in the journal before
-//! its spool file is removed, and an interrupted attempt is made again. It knows only the names of
+//! its spool file is removed, and an interrupted attempt is repeated. It knows only the names of
 //! plugins: an [`Executor`] runs them.
 //!
-//! This file contains the loop. `lifecycle`: the lock, and errors that can pass. `intake`: from the
-//! spool into the journal. `step`: attempts end and begin. `upkeep`: regular maintenance.
+//! This file contains the loop. `lifecycle` contains the lock and the handling of temporary errors,
+//! `intake` the way from the spool into the journal, `step` the start and end of attempts, and
+//! `upkeep` the regular maintenance.
 
 mod clock;
 mod executor;
@@ -50,19 +51,20 @@ use service::Service;
 pub use state_file::{Running, WorkerState};
 use watch::Watch;
 
-/// The spool, the journal and the files of plugins are looked at this often even if nobody reports
-/// a change: watching may fail, and clocks may be set.
+/// The interval at which the spool, the journal and the files of plugins are checked even if no
+/// change is reported, because watching may fail and clocks may be set.
 const SAFETY_POLL: Duration = Duration::from_secs(30);
-/// How long runs may still take once the worker is asked to stop. The queue is durable; systemd
-/// kills after 90 s.
+/// The time for running attempts to end after a request to stop. The queue is durable, and systemd
+/// kills the service after 90 s.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
-/// Changes of files within this time are taken up together: an installation writes more than one.
+/// Changes of files within this time are applied together, because an installation writes several
+/// files.
 const SETTLE: Duration = Duration::from_millis(200);
 
-/// How often it is written down how far uploads are.
+/// The interval at which the progress of uploads is stored.
 const TRANSFERS: Duration = Duration::from_secs(2);
 
-/// While many run, those that end within this time are written down together.
+/// While many attempts run, those that end within this time are recorded together.
 const GATHER: Duration = Duration::from_millis(2);
 
 struct Worker<'a> {
@@ -79,42 +81,43 @@ struct Worker<'a> {
     said_of_rejected: intake::Lines,
     watch: Watch,
     state: WorkerState,
-    /// A look at the executor's files, while it lasts.
+    /// A check of the executor's files, while it runs.
     refreshing: Option<BoxFuture<'static, Refreshed>>,
     runs: JoinSet<RunReport>,
     running: HashMap<Id, Run>,
-    /// Runs in flight, by plugin.
+    /// The number of running attempts by plugin.
     in_flight: BTreeMap<String, usize>,
-    /// Runs that have ended and are not written down yet.
+    /// Attempts that have ended and are not recorded yet.
     ended: Vec<(Run, RunReport)>,
-    /// Plugins that may have tasks that are due.
+    /// Plugins that may have due tasks.
     due: BTreeSet<String>,
-    /// Tasks read ahead, by plugin.
+    /// Tasks that were read ahead, by plugin.
     ready: BTreeMap<String, VecDeque<Task>>,
     breakers: BTreeMap<String, Breaker>,
-    /// Events of refused tasks that run as a try for all refused ones of their plugin, by plugin.
+    /// For each plugin, the event whose refused task is tested for all its refused tasks.
     tries: BTreeMap<String, String>,
     /// The latest time that was seen.
     latest_ms: u64,
     upkeep_ms: u64,
     refresh_ms: u64,
     idle_since: Option<u64>,
-    /// When the uploads under way were last looked at.
+    /// The time when the uploads in progress were last read.
     transfers_seen: Instant,
     service: Service,
     stopped: bool,
 }
 
-/// A run in flight.
+/// A running attempt.
 #[derive(Debug)]
 struct Run {
     task: Task,
     number: u32,
     start_ms: u64,
-    /// What counted towards `give-up-after` before it, and when the attempt before it ended.
+    /// The time that counted towards `give-up-after` before it, and the time when the previous
+    /// attempt ended.
     age_ms: u64,
     last_ms: Option<u64>,
-    /// Whether an open breaker waits for it.
+    /// Whether it is the test of an open breaker.
     is_try: bool,
 }
 
@@ -135,7 +138,7 @@ impl<'a> Worker<'a> {
         let interrupted = journal.resume(now)?;
         if interrupted > 0 {
             observer(Notice::Warning(&format!(
-                "{interrupted} attempts of the worker before did not end; they are made again"
+                "{interrupted} attempts of the previous worker were interrupted and are repeated"
             )));
         }
         journal.readmit(None)?;
@@ -180,7 +183,7 @@ impl<'a> Worker<'a> {
             breakers,
             tries: BTreeMap::new(),
             latest_ms: now,
-            // Due when what is in the spool now is taken.
+            // Due after the current contents of the spool were taken.
             upkeep_ms: now.saturating_sub(millis(upkeep::INTERVAL)),
             refresh_ms: now,
             idle_since: None,
@@ -204,7 +207,7 @@ impl<'a> Worker<'a> {
         if let Some(error) = error {
             let poll = SAFETY_POLL.as_secs();
             self.warn(&format!(
-                "the spool cannot be watched ({error}), and is looked at every {poll} s; raise fs.inotify.max_user_watches"
+                "the spool cannot be watched ({error}) and is checked every {poll} s; raise fs.inotify.max_user_watches"
             ));
         }
     }
@@ -224,7 +227,8 @@ impl<'a> Worker<'a> {
     ) -> Result<(), WorkerError> {
         self.match_unwanted()?;
         self.look()?;
-        // However much is in the spool: a service manager does not wait for long.
+        // The service is ready even if the spool is full, because a service manager does not wait
+        // for long.
         self.service.ready();
         loop {
             if self.now_ms().saturating_sub(self.latest_ms) >= millis(SAFETY_POLL) {
@@ -243,13 +247,13 @@ impl<'a> Worker<'a> {
             self.service.alive(self.in_flight.values().sum());
             let clock = Arc::clone(&self.options.clock);
             if sleep.is_zero() {
-                // Each file that is taken is a change of the spool, so that something is always
-                // ready below: runs and signals have their turn here.
+                // Each file that is taken changes the spool, so one of the branches below is always
+                // ready. Yield here, so that runs and signals are handled as well.
                 tokio::task::yield_now().await;
             }
             tokio::select! {
-                // Who asks it to stop comes first, however much there is to do. Runs that ended
-                // while others of these came are found by the turn.
+                // A request to stop comes first, however much work there is. Other runs that ended
+                // meanwhile are found by `turn`.
                 biased;
                 () = stop.as_mut() => {
                     self.stopped = true;
@@ -281,8 +285,8 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// What is looked at now and then. Commands read the journal's file, of which this process may
-    /// have all it needs in memory.
+    /// Performs the regular checks. Commands read the journal's file, but this process may have all
+    /// its pages in memory, so the file is verified.
     fn poll(&mut self) -> Result<(), WorkerError> {
         if self.journal.is_in_place() {
             self.journal.verify()?;
@@ -290,7 +294,7 @@ impl<'a> Worker<'a> {
         self.look()
     }
 
-    /// What is looked at now and then, and when something came into the spool.
+    /// Performs the checks that are also needed when files arrived in the spool.
     fn look(&mut self) -> Result<(), WorkerError> {
         let now = self.now_ms();
         if now.saturating_add(upkeep::CLOCK_SLACK_MS) < self.latest_ms {
@@ -316,14 +320,14 @@ impl<'a> Worker<'a> {
         self.try_refused(now)?;
         self.due = self.journal.due_plugins(now)?.into_iter().collect();
         if now.saturating_sub(self.refresh_ms) >= millis(SAFETY_POLL) {
-            // What nobody reported.
+            // Finds changes that were not reported.
             self.refresh_after(Duration::ZERO);
         }
         Ok(())
     }
 
-    /// A worker that a hook started makes way for the new program when nothing runs; for another
-    /// one somebody else has to.
+    /// Ends a worker that a hook has started if its program was replaced and no attempt runs. Other
+    /// workers must be restarted by the operator.
     fn notice_upgrade(&mut self) {
         if self.summary.replaced || !spawn::is_replaced() {
             return;
@@ -337,8 +341,8 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Upkeep, if it is due. It waits for events that are being taken, whose roots it must not take
-    /// for orphans, but not for ever.
+    /// Performs maintenance, if it is due. It waits while events are being taken, because their
+    /// roots must not count as orphans, but only for a limited time.
     fn keep_up(&mut self) -> Result<(), WorkerError> {
         let now = self.now_ms();
         let intervals = if self.reader.has_more() { 2 } else { 1 };
@@ -379,7 +383,7 @@ impl<'a> Worker<'a> {
             let again = self.journal.readmit(None)?;
             self.tries.clear();
             self.warn(&format!(
-                "configuration or plugins have changed and are taken up; {again} refused tasks may run again"
+                "the new configuration or plugins were applied; {again} refused tasks may run again"
             ));
             self.state.refreshed_ms = self.now_ms();
             self.match_unwanted()?;
@@ -392,7 +396,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Writes down how far uploads are, now and then while tasks run.
+    /// Stores the progress of uploads at intervals while tasks run.
     fn show_transfers(&mut self) {
         let transfers = if self.in_flight.is_empty() {
             Vec::new()
@@ -408,7 +412,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// How long there is nothing to do; none: the worker is to end.
+    /// Returns the time without work; none if the worker is to end.
     fn pause(&mut self) -> Result<Option<Duration>, WorkerError> {
         let now = self.now_ms();
         let mut sleep = SAFETY_POLL.min(self.service.interval());
@@ -419,7 +423,7 @@ impl<'a> Worker<'a> {
                 Mode::Drain => !can_run,
                 Mode::Daemon => false,
                 Mode::Spawned { idle_exit } => {
-                    // A refused one is tried now and then.
+                    // Refused tasks are tested at intervals.
                     let idle = open.due == 0 && open.waiting == 0 && open.refused == 0;
                     let since = idle.then(|| *self.idle_since.get_or_insert(now));
                     self.idle_since = since;
@@ -430,7 +434,8 @@ impl<'a> Worker<'a> {
                     left == Some(Duration::ZERO) || self.summary.replaced
                 }
             };
-            // Once more into the spool: the last look may be older than the last event.
+            // The spool is checked once more, because an event may have arrived after the last
+            // check.
             if ended {
                 self.reader.look_again();
                 if self.take_some()? == 0 && !self.reader.has_more() {
@@ -451,7 +456,7 @@ impl<'a> Worker<'a> {
         Ok(Some(sleep.max(Duration::from_millis(1))))
     }
 
-    /// Lets what runs end, for a while, and gives the rest back.
+    /// Waits for running attempts for a limited time, and gives the others back.
     async fn stop(&mut self) -> Result<(), WorkerError> {
         self.service.stopping();
         let limit = Instant::now() + self.options.stop_limit;
@@ -474,7 +479,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The future's value, if there is one.
+/// Waits for the future's value; for ever if there is no future.
 async fn or_never<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
     match future {
         Some(future) => future.await,
@@ -482,7 +487,8 @@ async fn or_never<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
     }
 }
 
-/// The report of a run that ended in a defect of hookrun itself. It is retried as a trap is.
+/// Returns the report of a run that ended because of a defect of hookrun. It is retried like a
+/// trap.
 pub fn defect() -> RunReport {
     let message =
         "an internal error of hookrun ended the run; please report it with the worker's log"

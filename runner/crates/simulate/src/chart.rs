@@ -1,4 +1,4 @@
-//! A comparison as text for a terminal, without colours.
+//! Formats a comparison as text for a terminal, without colours.
 
 use super::compare::{Comparison, STOCK};
 
@@ -7,7 +7,7 @@ const WIDTH: usize = 60;
 /// Steps of one eighth (Unicode block elements).
 const LEVELS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-/// Returns the table of figures: rows of cells, of which the first is the head.
+/// Returns the table of figures as rows of cells, of which the first is the header.
 pub fn table(comparison: &Comparison) -> Vec<Vec<String>> {
     let head = [
         "",
@@ -45,7 +45,7 @@ pub fn table(comparison: &Comparison) -> Vec<Vec<String>> {
     rows
 }
 
-/// Returns how much of each machine each rule used, in the first trace.
+/// Returns the use of each machine by each rule, in the first trace.
 pub fn machines(comparison: &Comparison) -> Vec<Vec<String>> {
     let head = ["machine", "slots", "factor"].map(ToOwned::to_owned).into_iter();
     let mut rows: Vec<Vec<String>> =
@@ -94,7 +94,7 @@ pub fn busy(spans: &[(f64, f64)], end: f64, buckets: usize) -> Vec<f64> {
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "`as` saturates; a share is from 0 to 1"
+    reason = "`as` saturates, and a share is between 0 and 1"
 )]
 fn level(share: f64) -> char {
     let index = if share > 0.0 { ((share * 8.0).round() as usize).clamp(1, 8) } else { 0 };
@@ -106,12 +106,12 @@ fn as_float(number: usize) -> f64 {
     number as f64
 }
 
-/// Formats a duration as `1h 5m`, `5m 10s`, `9.5s`.
+/// Formats a duration, such as `1h 5m`, `5m 10s` and `9.5s`.
 pub fn duration(seconds: f64) -> String {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "`as` saturates; times are from 0 on"
+        reason = "`as` saturates, and times are not negative"
     )]
     let whole = seconds.round() as u64;
     match whole {

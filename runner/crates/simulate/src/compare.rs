@@ -16,9 +16,9 @@ pub const STOCK: &str = "Nix's own rule";
 /// The results of all rules.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
-    /// Number of traces.
+    /// The number of traces.
     pub traces: usize,
-    /// Number of derivations of the first trace.
+    /// The number of derivations in the first trace.
     pub derivations: usize,
     /// The machines of the first trace.
     pub machines: Vec<MachineOf>,
@@ -31,54 +31,54 @@ pub struct Comparison {
 /// A machine of the first trace.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MachineOf {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Number of builds at once.
+    /// The number of concurrent builds.
     pub slots: u32,
-    /// The speed factor of the machines file.
+    /// The speed factor in the machines file.
     pub speed_factor: f64,
 }
 
 /// The bound that no rule can beat.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Bound {
-    /// Median over the traces.
+    /// The median over the traces, in seconds.
     pub makespan_s: f64,
-    /// The bound of each trace over Nix's rule.
+    /// The bound of each trace divided by the makespan of Nix's rule.
     pub over_stock: Spread,
     #[serde(skip)]
     ratios: Vec<f64>,
 }
 
 impl Bound {
-    /// The bound of each trace over Nix's rule.
+    /// Returns the bound of each trace divided by the makespan of Nix's rule.
     pub fn ratios(&self) -> &[f64] {
         &self.ratios
     }
 }
 
-/// One rule's figures.
+/// The figures of one rule.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RuleFigures {
     /// The plugin, or [`STOCK`].
     pub name: String,
-    /// Median over the traces: when the last build ended.
+    /// The makespan in seconds, as a median over the traces.
     pub makespan_s: f64,
-    /// The makespan of each trace over that of Nix's rule.
+    /// The makespan of each trace divided by that of Nix's rule.
     pub over_stock: Spread,
-    /// Over the lower bound.
+    /// The makespan of each trace divided by the lower bound.
     pub over_bound: Spread,
-    /// Median over the traces: how long a build waited from ready to started, on average.
+    /// The average time of a build from ready to started in seconds, as a median over the traces.
     pub waited_s: f64,
-    /// Median over the traces: slot-seconds held over slot-seconds there were.
+    /// The used part of all slot-seconds, as a median over the traces.
     pub used: f64,
-    /// Median over the traces: seconds of transfer in all.
+    /// The total time of transfers in seconds, as a median over the traces.
     pub transfer_s: f64,
-    /// Derivations of all traces that fit on no machine.
+    /// The number of derivations, in all traces, that fit on no machine.
     pub never: usize,
-    /// By machine of the first trace: its builds, and how much of its slots was held.
+    /// For each machine of the first trace, its number of builds and the used part of its slots.
     pub by_machine: Vec<(u32, f64)>,
-    /// What went wrong with the policy; Nix's rule answered instead.
+    /// The error of the policy; Nix's rule was used instead.
     pub problem: Option<String>,
     #[serde(skip)]
     ratios: Vec<f64>,
@@ -87,12 +87,12 @@ pub struct RuleFigures {
 }
 
 impl RuleFigures {
-    /// The bound of each trace over Nix's rule.
+    /// Returns the makespan of each trace divided by that of Nix's rule.
     pub fn ratios(&self) -> &[f64] {
         &self.ratios
     }
 
-    /// How the first trace went.
+    /// Returns the result of the first trace.
     pub const fn first(&self) -> &Played {
         &self.first
     }
@@ -108,13 +108,14 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Computes it from these values.
+    /// Computes the distribution of these values.
     pub fn of(values: &[f64]) -> Self {
         Self { median: quantile(values, 50), p90: quantile(values, 90) }
     }
 }
 
-/// Returns the nearest rank. The median of an even number of values is the mean of the middle two.
+/// Returns a quantile by nearest rank. The median of an even number of values is the mean of the
+/// middle two.
 pub fn quantile(values: &[f64], percent: usize) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,6 +1,6 @@
-//! Simulates a trace: derivations become ready, are placed, hold a slot for transfer, work and copy
-//! back, and then make their dependents ready. It works with discrete events, without a clock and
-//! I/O. A [`Rule`] makes all choices.
+//! Simulates a trace: derivations become ready, are assigned to machines, hold a slot for transfer,
+//! work and copy back, and then make their dependents ready. It works with discrete events, without
+//! a clock and I/O. A [`Rule`] makes all choices.
 //!
 //! A rule sees what a host could know ([`View`]): the speed factor of the machines file and what
 //! was learned from earlier builds. The real speed of a machine and the real work of a build are
@@ -18,7 +18,7 @@ use hookrun_config::Resources;
 /// at multiples of this time.
 pub const POLL_INTERVAL: f64 = 5.0;
 
-/// Places builds.
+/// Assigns builds to machines.
 pub trait Rule {
     /// Called when Nix offers `id`; there may be no free slot. The answer is final unless it is
     /// [`Placement::Postpone`].
@@ -43,19 +43,19 @@ pub enum Placement {
 /// The result of a simulation.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Played {
-    /// When the last build ended.
+    /// The time when the last build ended, in seconds.
     pub makespan: f64,
-    /// Time from ready to started of each derivation that was built.
+    /// The time from ready to started of each derivation that was built, in seconds.
     pub waits: Vec<f64>,
-    /// Slot-seconds by machine.
+    /// The used slot-seconds by machine.
     pub busy: Vec<f64>,
-    /// Builds by machine.
+    /// The number of builds by machine.
     pub builds: Vec<u32>,
-    /// Seconds of transfer, of all builds.
+    /// The total time of transfers, in seconds.
     pub transfer: f64,
-    /// Derivations that fit on no machine, or depend on such.
+    /// The number of derivations that fit on no machine, or depend on one that does not.
     pub never: usize,
-    /// Times in which a slot was held: from, to.
+    /// The periods in which a slot was held: start and end.
     pub spans: Vec<(f64, f64)>,
 }
 
@@ -67,8 +67,8 @@ enum Event {
     Poll,
 }
 
-/// Ordered by time, and at the same time in the order in which they were created, so that a trace
-/// has one result.
+/// A future event. Events are ordered by time, and at the same time in the order of creation, so
+/// that a trace has one result.
 struct Due {
     at: f64,
     order: u64,
@@ -97,7 +97,7 @@ struct Player<'a, R: ?Sized> {
     rule: &'a mut R,
     due: BinaryHeap<Reverse<Due>>,
     made: u64,
-    /// Number of dependencies that are not built, by derivation.
+    /// The number of dependencies that are not built, by derivation.
     missing: Vec<usize>,
     dependents: Vec<Vec<usize>>,
     ready_at: Vec<f64>,
@@ -108,7 +108,7 @@ struct Player<'a, R: ?Sized> {
     done: usize,
 }
 
-/// Simulates `trace` with `rule` and the resources that builds take besides a slot.
+/// Simulates `trace` with `rule` and the resources besides slots.
 pub fn play<R: Rule + ?Sized>(trace: &Trace, limits: &Resources, rule: &mut R) -> Played {
     let (dependents, depth) = behind(trace);
     let machines = trace.machines.len();
@@ -205,7 +205,7 @@ impl<R: Rule + ?Sized> Player<'_, R> {
             Placement::Waits(None) => {}
             Placement::Waits(Some(within)) => self.at(self.view.now + within, Event::Again(id)),
             Placement::Postpone => {
-                // Nothing runs and nothing fits, so this will never change.
+                // No build runs and none fits, so this will never change.
                 if !(0..self.view.machines()).any(|machine| self.view.fits(machine, id)) {
                     return;
                 }
@@ -256,7 +256,7 @@ impl<R: Rule + ?Sized> Player<'_, R> {
         self.at(now + duration, Event::Done { machine, id });
     }
 
-    /// Gives free slots of `machine` to builds that wait.
+    /// Assigns free slots of `machine` to waiting builds.
     fn hand_on(&mut self, machine: usize) {
         while self.view.free(machine)
             && let Some(next) = self.rule.freed(&self.view, machine)

@@ -16,17 +16,18 @@ const MAX_OUT_MB: f64 = 2000.0;
 /// Share of package names that were built before, and the error of their known durations.
 const HISTORY_KNOWN: f64 = 0.85;
 const HISTORY_SIGMA: f64 = 0.35;
-/// Mean of the exponential number of dependencies beside the first.
+/// The mean of the exponential number of dependencies besides the first.
 const MORE_DEPENDENCIES: f64 = 2.5;
-/// Share of dependencies that are among the first [`CORE`] of all ids (compilers, shells, ...).
+/// The share of dependencies that are among the first [`CORE`] of all ids (compilers, shells, ...).
 const AMONG_CORE: f64 = 0.35;
 const CORE: f64 = 0.01;
-/// Share that are neighbours, at an exponential distance with the mean [`NEAR`] of all ids.
+/// The share of dependencies that are neighbours, at an exponential distance with the mean [`NEAR`]
+/// of all ids.
 const AMONG_NEIGHBOURS: f64 = 0.40;
 const NEAR: f64 = 0.08;
-/// The larger fleet.
+/// The number of machines of the larger fleet.
 const FIFTY: u32 = 50;
-/// Speeds of its machines, all with the same probability.
+/// The speeds of its machines, all with the same probability.
 const SPEEDS: [f64; 4] = [1.0, 1.0, 2.0, 4.0];
 
 /// Machines for a generated trace.
@@ -134,7 +135,7 @@ fn rounded(value: f64) -> f64 {
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "small numbers from 0 on; `as` saturates"
+    reason = "`as` saturates, and the numbers are small and not negative"
 )]
 fn floor(value: f64) -> usize {
     value as usize

@@ -44,7 +44,7 @@ struct Waiting {
     depth: u32,
     expected: Option<f64>,
     arrived: u64,
-    /// The time of that, in seconds.
+    /// The time of the last question, in seconds.
     since: f64,
     command: String,
     machines: Vec<usize>,
@@ -69,7 +69,7 @@ impl Waiting {
 }
 
 impl<'a> Queued<'a> {
-    /// Returns whether the resources of `build` are left on `machine` and not kept for an older
+    /// Returns whether the resources of `build` are free on `machine` and not kept for an older
     /// one.
     fn may_have(&self, view: &View<'_>, build: &Waiting, machine: usize) -> bool {
         let name = view.name(machine).unwrap_or_default();
@@ -82,13 +82,13 @@ impl<'a> Queued<'a> {
         view.has_room(machine, &build.takes) && !self.waiting.iter().any(|older| gives_way(&older))
     }
 
-    /// Starts with an empty queue.
+    /// Returns a rule with an empty queue.
     pub fn new(policy: &'a dyn Policy) -> Self {
         Self { policy, waiting: Vec::new(), arrived: 0, problem: None }
     }
 }
 
-/// Returns what a policy sees of a build in the simulation.
+/// Returns a build as a policy gets it in the simulation.
 pub fn question(
     view: &View<'_>,
     id: usize,
@@ -158,7 +158,7 @@ fn seconds(ms: u64) -> f64 {
 
 impl Rule for Queued<'_> {
     fn offered(&mut self, view: &View<'_>, id: usize) -> Placement {
-        // If it is asked again, it keeps its place.
+        // A build that is asked about again keeps its place.
         let before = self.waiting.iter().position(|waiting| waiting.id == id);
         let before = before
             .map(|place| self.waiting.swap_remove(place))

@@ -1,13 +1,13 @@
 //! A comparison as an SVG image: slots in use over time in the first trace, and, with several
-//! traces, the makespan of every trace over that of Nix's rule. Plain SVG 1.1 without scripts, on
-//! white, readable in grey.
+//! traces, the makespan of every trace divided by that of Nix's rule. Plain SVG 1.1 without
+//! scripts, on white, readable in grey.
 
 use std::fmt::Write as _;
 
 use super::chart::{busy, duration};
 use super::compare::{Comparison, STOCK};
 
-/// Sizes in pixels. Names of rules are left of [`LEFT`].
+/// Sizes in pixels. Names of rules are to the left of [`LEFT`].
 const WIDTH: f64 = 860.0;
 const LEFT: f64 = 190.0;
 const RIGHT: f64 = 30.0;
@@ -15,7 +15,7 @@ const STRIP: f64 = 74.0;
 const DOTS: f64 = 34.0;
 const TOP: f64 = 64.0;
 const GAP: f64 = 58.0;
-/// Number of steps of a curve.
+/// The number of steps of a curve.
 const STEPS: usize = 240;
 /// Blue, orange, green, purple and brown of the Okabe-Ito palette, which colour-blind people can
 /// distinguish. Grey is Nix's rule.

@@ -1,9 +1,9 @@
 //! Build traces: JSON lines that describe machines, derivations to build, and their durations.
 //! Written by `hookrun builders trace` and by the generator, read by `hookrun builders simulate`.
 //!
-//! The first line is the header; lines of machines and derivations follow in any order, and keys
-//! that are not known are ignored, so that traces of newer versions can be read.
-//! `docs/build-traces.md` describes the format.
+//! The first line is the header; lines of machines and derivations follow in any order, and unknown
+//! keys are ignored, so that traces of newer versions can be read. `docs/build-traces.md` describes
+//! the format.
 
 use std::io::{BufRead, Write};
 
@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 
 /// The version of the format that is written, and the newest that is read.
 pub const VERSION: u32 = 1;
-/// Largest number of derivations in one trace. All of Nixpkgs has a tenth of it.
+/// The largest number of derivations in one trace. Nixpkgs has a tenth of it.
 const MAX_DERIVATIONS: usize = 1 << 20;
-/// Largest number of machines in one trace.
+/// The largest number of machines in one trace.
 const MAX_MACHINES: usize = 1 << 16;
-/// Default speed of transfers: a network of 1 Gbit/s.
+/// The default transfer rate: a network of 1 Gbit/s.
 pub const DEFAULT_MB_PER_S: f64 = 100.0;
 
 /// A consistent trace: ids are 0, 1, 2, ..., dependencies come before their dependents, and times
@@ -38,7 +38,7 @@ pub struct Header {
     /// The seed of the generator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
-    /// Number of derivations that follow.
+    /// The number of derivations that follow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<usize>,
     /// The name of the fleet.
@@ -55,24 +55,24 @@ impl Default for Header {
 /// A machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TraceMachine {
-    /// Its name, or its store URI.
+    /// The name, or the store URI.
     pub name: String,
-    /// Number of builds at once.
+    /// The number of concurrent builds.
     pub slots: u32,
-    /// The speed factor of the machines file.
+    /// The speed factor in the machines file.
     pub speed_factor: f64,
     /// The real speed of one slot: a build of `work_s` runs `work_s / speed` seconds.
     pub speed: f64,
-    /// Speed of transfers to it and from it, for each build.
+    /// The transfer rate to and from it, for each build.
     #[serde(default = "default_mb_per_s")]
     pub mb_per_s: f64,
-    /// The systems that it builds for. Empty: all.
+    /// The systems that it builds for; empty for all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub systems: Vec<String>,
-    /// Supported features.
+    /// The supported features.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub features: Vec<String>,
-    /// Mandatory features.
+    /// The mandatory features.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mandatory_features: Vec<String>,
 }
@@ -82,7 +82,8 @@ fn default_mb_per_s() -> f64 {
 }
 
 impl TraceMachine {
-    /// Returns whether it can build this, as [`hookrun_nix::machines::MachineLine::fits`].
+    /// Returns whether it can build this derivation, like
+    /// [`hookrun_nix::machines::MachineLine::fits`].
     pub fn fits(&self, derivation: &TraceDerivation) -> bool {
         let known = |feature: &String| {
             self.features.contains(feature) || self.mandatory_features.contains(feature)
@@ -102,37 +103,37 @@ impl TraceMachine {
     }
 }
 
-/// A derivation that was built, or is to be.
+/// A derivation to build.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct TraceDerivation {
-    /// From 0 on, without gaps.
+    /// The id: 0, 1, 2 and so on, without gaps.
     pub id: usize,
-    /// Package name.
+    /// The package name.
     pub pname: String,
-    /// Ids of derivations that must be built first; all are smaller.
+    /// The ids of derivations that must be built first; all are smaller.
     #[serde(default)]
     pub deps: Vec<usize>,
-    /// Seconds on a machine of speed 1.
+    /// The duration in seconds on a machine of speed 1.
     pub work_s: f64,
-    /// Size of the outputs in 10^6 bytes.
+    /// The size of the outputs in units of 10^6 bytes.
     #[serde(default)]
     pub out_mb: f64,
     /// The duration that a host could know: a median for this package name at speed 1.
     #[serde(default)]
     pub history_s: Option<f64>,
-    /// The build is not offered before this time.
+    /// The time in seconds before which the build is not offered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_s: Option<f64>,
     /// Its system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system: Option<String>,
-    /// The features it requires.
+    /// The required features.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub features: Vec<String>,
     /// The Nix command that asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
-    /// Whether it may be built where Nix runs.
+    /// Whether it may be built on the machine on which Nix runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_ok: Option<bool>,
 }
@@ -145,13 +146,13 @@ enum Line {
     Drv(TraceDerivation),
 }
 
-/// Why a trace cannot be used: the line and what is wrong with it.
+/// The reason why a trace cannot be used: the line and the problem.
 #[derive(Debug, thiserror::Error)]
 #[error("line {line}: {problem}")]
 pub struct TraceError {
     /// The number of the line, from 1.
     pub line: usize,
-    /// A fragment.
+    /// The problem, as a part of a message.
     pub problem: String,
 }
 
@@ -175,7 +176,7 @@ impl Trace {
                 .map_err(|error| wrong(format!("is not JSON ({error})")))?;
             let kind = value.get("type").and_then(serde_json::Value::as_str).unwrap_or_default();
             if !matches!(kind, "trace" | "machine" | "drv") {
-                // A type of a newer version.
+                // A type of line that a newer version has added.
                 continue;
             }
             let line: Line =
@@ -183,7 +184,7 @@ impl Trace {
             match (line, &header) {
                 (Line::Trace(found), None) if found.version == 0 || found.version > VERSION => {
                     return Err(wrong(format!(
-                        "version {} is not known; this hookrun reads version {VERSION}",
+                        "version {} is not supported; this hookrun reads version {VERSION}",
                         found.version
                     )));
                 }
@@ -191,11 +192,13 @@ impl Trace {
                 (_, None) => {
                     let first = r#"{"type":"trace","version":1}"#;
                     return Err(wrong(format!(
-                        "the first line has to be the header, such as `{first}`"
+                        "the first line must be the header, such as `{first}`"
                     )));
                 }
                 (Line::Trace(_), Some(_)) => {
-                    return Err(wrong("a second header; a file holds one trace".to_owned()));
+                    return Err(wrong(
+                        "a second header; a file must contain only one trace".to_owned(),
+                    ));
                 }
                 (Line::Machine(machine), Some(_)) => {
                     check_machine(&machine).map_err(wrong)?;
@@ -208,18 +211,18 @@ impl Trace {
             }
             if derivations.len() > MAX_DERIVATIONS || machines.len() > MAX_MACHINES {
                 return Err(wrong(format!(
-                    "more than {MAX_DERIVATIONS} derivations or {MAX_MACHINES} machines; cut the trace"
+                    "more than {MAX_DERIVATIONS} derivations or {MAX_MACHINES} machines; shorten the trace"
                 )));
             }
         }
         let header = header.ok_or(TraceError {
             line: 1,
-            problem: "there is no header; the file is empty".to_owned(),
+            problem: "the file is empty; the first line must be the header".to_owned(),
         })?;
         Ok(Self { header, machines, derivations: in_order(derivations)? })
     }
 
-    /// Writes it.
+    /// Writes the trace.
     ///
     /// # Errors
     /// `to` cannot be written.
@@ -242,14 +245,14 @@ fn in_order(
     for (expected, (line, derivation)) in derivations.iter().enumerate() {
         if derivation.id != expected {
             let problem = format!(
-                "id {} where {expected} is next; ids are 0, 1, 2, ..., each once",
+                "id {} instead of {expected}; ids must be 0, 1, 2, ..., each once",
                 derivation.id
             );
             return Err(TraceError { line: *line, problem });
         }
         if let Some(late) = derivation.deps.iter().find(|dep| **dep >= expected) {
             let problem = format!(
-                "depends on {late}, which is not before {expected}; ids of dependencies are smaller"
+                "depends on {late}, which does not come before {expected}; ids of dependencies must be smaller"
             );
             return Err(TraceError { line: *line, problem });
         }
@@ -261,7 +264,7 @@ fn check_machine(machine: &TraceMachine) -> Result<(), String> {
     let TraceMachine { name, slots: _, speed_factor, speed, mb_per_s, .. } = machine;
     for (key, value) in [("speed_factor", speed_factor), ("speed", speed), ("mb_per_s", mb_per_s)] {
         if !value.is_finite() || *value <= 0.0 {
-            return Err(format!("machine {name}: {key} is {value}; a number over 0 is needed"));
+            return Err(format!("machine {name}: {key} is {value}; write a number greater than 0"));
         }
     }
     Ok(())
@@ -278,7 +281,7 @@ fn check_derivation(derivation: &TraceDerivation) -> Result<(), String> {
     for (key, value) in times {
         if let Some(value) = value.filter(|value| !value.is_finite() || **value < 0.0) {
             return Err(format!(
-                "derivation {pname}: {key} is {value}; a number from 0 on is needed"
+                "derivation {pname}: {key} is {value}; write a number that is not negative"
             ));
         }
     }
@@ -342,7 +345,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read_without_a_panic(text: String, cut in 0..EXAMPLE.len(), byte in 0u8..128) {
+        fn any_text_is_read_or_refused(text: String, cut in 0..EXAMPLE.len(), byte in 0u8..128) {
             let _ = Trace::read(text.as_bytes());
             let mut changed = EXAMPLE.as_bytes().to_vec();
             let _ = Trace::read(&changed[..cut]);

@@ -1,4 +1,4 @@
-//! What a rule may read during a simulation: what a host could know at that time.
+//! The data that a rule may read during a simulation: what a host could know at that time.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use super::trace::{Trace, TraceDerivation, TraceMachine};
 use hookrun_builders::slots::reservations::Account;
 use hookrun_config::{Amounts, Resources};
 
-/// What a rule may read.
+/// The data that a rule may read.
 pub struct View<'a> {
     /// The trace. Rules must not read `work_s`, `speed`, and the `out_mb` of derivations that are
     /// not built.
@@ -17,9 +17,9 @@ pub struct View<'a> {
     pub(super) there: Vec<Vec<bool>>,
     /// The longest chain of dependents, by derivation.
     pub(super) depth: &'a [u32],
-    /// What builds take besides a slot.
+    /// The configured resources besides slots.
     pub(super) limits: &'a Resources,
-    /// How much of these resources is taken.
+    /// The used amounts of these resources.
     pub(super) account: Account<'a>,
 }
 
@@ -67,24 +67,24 @@ impl View<'_> {
         machine.fits(derivation) && self.limits.never(&machine.name, &self.takes(id)).is_none()
     }
 
-    /// Returns the resources that it takes besides a slot.
+    /// Returns the resources that it needs besides a slot.
     pub fn takes(&self, id: usize) -> Amounts {
-        // In most cases nothing is limited.
+        // Usually nothing is limited.
         let features = self.trace.derivations.get(id).filter(|_| !self.limits.is_empty());
         features.map(|derivation| self.limits.takes(&derivation.features)).unwrap_or_default()
     }
 
-    /// Returns whether enough of them is left on `machine`.
+    /// Returns whether `machine` has enough of them left.
     pub fn has_room(&self, machine: usize, takes: &Amounts) -> bool {
         self.name(machine).is_some_and(|name| self.account.short(name, takes).is_none())
     }
 
-    /// Returns how much of each limited resource is taken.
+    /// Returns the used amounts of each limited resource.
     pub const fn account(&self) -> &Account<'_> {
         &self.account
     }
 
-    /// Its name.
+    /// The name.
     pub fn name(&self, machine: usize) -> Option<&str> {
         self.trace.machines.get(machine).map(|machine| machine.name.as_str())
     }
@@ -94,7 +94,7 @@ impl View<'_> {
         self.machine(machine).is_some_and(|machine| machine.load < machine.slots)
     }
 
-    /// Returns what is known of a derivation.
+    /// Returns the known facts about a derivation.
     pub fn derivation(&self, id: usize) -> Option<DerivationView<'_>> {
         let TraceDerivation { pname, history_s, system, features, command, .. } =
             self.trace.derivations.get(id)?;
@@ -136,7 +136,7 @@ impl View<'_> {
         count
     }
 
-    /// Returns the seconds until builds with an expected duration should end, the soonest first.
+    /// Returns the seconds until builds with an expected duration should end, in ascending order.
     pub fn busy_seconds(&self, machine: usize) -> Vec<f64> {
         let (Some(running), Some(factor)) =
             (self.running.get(machine), self.trace.machines.get(machine).map(|m| m.speed_factor))
@@ -157,32 +157,32 @@ impl View<'_> {
 /// A machine as a host knows it.
 #[derive(Debug, Clone, Copy)]
 pub struct MachineView<'a> {
-    /// Its name.
+    /// The name.
     pub name: &'a str,
-    /// Number of builds at once.
+    /// The number of concurrent builds.
     pub slots: u32,
-    /// Number of running builds.
+    /// The number of running builds.
     pub load: u32,
-    /// The speed factor of the machines file.
+    /// The speed factor in the machines file.
     pub speed_factor: f64,
-    /// The measured speed of transfers.
+    /// The measured transfer rate.
     pub mb_per_s: f64,
-    /// Supported features.
+    /// The supported features.
     pub features: &'a [String],
-    /// Mandatory features.
+    /// The mandatory features.
     pub mandatory_features: &'a [String],
 }
 
 /// A derivation as a host knows it.
 #[derive(Debug, Clone, Copy)]
 pub struct DerivationView<'a> {
-    /// Package name.
+    /// The package name.
     pub pname: &'a str,
-    /// Seconds at speed factor 1.
+    /// The expected duration in seconds at speed factor 1.
     pub expected: Option<f64>,
     /// Its system.
     pub system: Option<&'a str>,
-    /// Required features.
+    /// The required features.
     pub features: &'a [String],
     /// The Nix command that asked.
     pub command: Option<&'a str>,

@@ -1,4 +1,4 @@
-//! `hookrun builders check`: builds something tiny on each machine.
+//! `hookrun builders check`: builds a small derivation on each machine.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -9,21 +9,20 @@ use super::super::output::{self, Format, Style, printable, styled};
 use super::super::{CliError, Context};
 use super::fleet::{Listed, Machines};
 use hookrun_builders::probe::findings::{Finding, examine};
-use hookrun_builders::probe::{Prober, Seen, Tried};
+use hookrun_builders::probe::{ProbeResult, Prober, TestBuild};
 use hookrun_builders::slots::reservations;
 use hookrun_nix::exit_code::Exit;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Connects to every machine, asks for its systems and features, and builds something tiny for each
-system that its line claims, with all features that it claims, through Nix's own build hook. All
-machines are tried at once, each step within --timeout. Run it as the user that runs nix-daemon
-(root), because that user's keys and known hosts are used. The resources of the configuration are
-compared with the machines as well. What was built stays in both stores until the next garbage
-collection.
+Connects to every machine, asks for its systems and features, and runs a small build for each system
+in its line, with all features in its line, through Nix's own build hook. All machines are checked
+at the same time, each step within --timeout. Run it as the user that runs nix-daemon (root),
+because that user's keys and known hosts are used. The resources of the configuration are compared
+with the machines as well. The outputs stay in both stores until the next garbage collection.
 
-Exit code 0: all machines can build. 1: a machine cannot, with the line to write and where. 4: there
-is no Nix, or no machine.
+Exit code 0: all machines can build. 1: a machine cannot; the output contains the line to write and
+its file. 4: there is no Nix, or no machine.
 
 Example:
   sudo hookrun builders check")]
@@ -43,35 +42,36 @@ pub(in crate::cli) struct Args {
 #[serde(rename_all = "kebab-case")]
 struct Checked {
     machine: String,
-    /// How long it took to connect, a process of Nix included; none: it cannot be reached.
+    /// The time to connect, including the start of a Nix process; none if the machine cannot be
+    /// reached.
     connect_ms: Option<u64>,
-    /// Its Nix, where it says so.
+    /// The machine's version of Nix, if it reports one.
     nix_version: Option<String>,
-    /// Whether it trusts this user, if it says so.
+    /// Whether the machine trusts this user, if it reports that.
     trusted: Option<bool>,
-    /// What it says it is.
+    /// The system type that the machine reports.
     system: Option<String>,
     features: Vec<String>,
-    /// A build for each system that is claimed.
+    /// One build for each system in the machines file.
     builds: Vec<Build>,
     findings: Vec<Finding>,
 }
 
-/// A build that was tried.
+/// A test build.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Build {
     system: String,
     features: Vec<String>,
-    /// How long it took; none: it failed, and `findings` says why.
+    /// The duration; none if the build failed, and `findings` contains the reason.
     duration_ms: Option<u64>,
 }
 
 impl Checked {
-    fn new(seen: Seen, findings: Vec<Finding>) -> Self {
+    fn new(seen: ProbeResult, findings: Vec<Finding>) -> Self {
         let reached = seen.reached.ok();
         let (system, features) = seen.is.map(|is| (is.system, is.features)).unzip();
-        let build = |tried: Tried| Build {
+        let build = |tried: TestBuild| Build {
             system: tried.system,
             features: tried.features,
             duration_ms: tried.result.ok(),

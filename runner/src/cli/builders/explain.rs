@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 use super::super::output::{self, Format, Style, printable, styled};
 use super::super::{CliError, Context};
 use super::measured::{self, in_style};
-use hookrun_builders::history::{BuildRow, DecisionRow, Selection, Verdict};
+use hookrun_builders::history::{BuildRow, DecisionRow, RowSelection, Verdict};
 use hookrun_nix::exit_code::Exit;
 
-/// The column of inputs to send follows that of the speed factor.
+/// The index of the column after which the bytes to send are shown.
 const TO_SEND_AFTER: usize = 3;
-/// Decisions that a name is looked for in.
+/// The number of decisions that are searched for a name.
 const SEARCHED: u32 = 2000;
 
 #[derive(Debug, clap::Args)]
@@ -30,7 +30,8 @@ pub(in crate::cli) struct Args {
     format: Format,
 }
 
-/// A decision and its builds, as `--format json` prints them; no decision where none is recorded.
+/// A decision and its builds, as `--format json` prints them; `decision` is none if none is
+/// recorded.
 #[derive(Debug, Default, serde::Serialize)]
 struct Explained {
     decision: Option<DecisionRow>,
@@ -52,27 +53,26 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     Err(CliError {
         exit: Exit::Failed,
         source: anyhow::anyhow!(
-            "no decision about `{}` is recorded; hookrun's build hook records them: run `hookrun \
-             doctor` to see whether Nix calls it, then build something",
+            "no decision about `{}` is recorded; hookrun's build hook records them: run `hookrun doctor` to check that Nix calls it, then build something",
             args.derivation
         ),
     })
 }
 
-/// The newest decision about `wanted`, and the builds that followed from it.
+/// Returns the newest decision about `wanted`, and the builds that followed.
 fn find(context: &Context, wanted: &str) -> Result<Explained, CliError> {
     let Some(record) = measured::record(context)? else { return Ok(Explained::default()) };
     let of = |selection| record.decisions(selection).map_err(CliError::environment);
     let decision = match wanted {
-        "last" => of(Selection::Last(1))?.into_iter().next(),
-        path if path.starts_with('/') => of(Selection::Derivation(path))?.into_iter().next(),
-        name => of(Selection::Last(SEARCHED))?
+        "last" => of(RowSelection::Last(1))?.into_iter().next(),
+        path if path.starts_with('/') => of(RowSelection::Derivation(path))?.into_iter().next(),
+        name => of(RowSelection::Last(SEARCHED))?
             .into_iter()
             .find(|decision| decision.candidate.name.starts_with(name)),
     };
     let Some(decision) = decision else { return Ok(Explained::default()) };
     let mut builds = record
-        .builds(Selection::Derivation(&decision.candidate.drv_path))
+        .builds(RowSelection::Derivation(&decision.candidate.drv_path))
         .map_err(CliError::environment)?;
     builds.retain(|build| build.command == decision.command);
     Ok(Explained { decision: Some(decision), builds })
@@ -118,7 +118,7 @@ fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
     known.push(format!("this machine had {} free slot", if *local_willing { "a" } else { "no" }));
     let _ = writeln!(text, "  {}", printable(&known.join("; ")));
     let _ = writeln!(text, "  {} decided: {action}, {}", printable(decided_by), printable(reason));
-    let _ = writeln!(text, "  answer to Nix: {}", printable(answer));
+    let _ = writeln!(text, "  reply to Nix: {}", printable(answer));
     if !machines.is_empty() {
         let sent = machines.iter().any(|verdict| verdict.missing_bytes.is_some());
         let mut head = vec!["machine", "load", "factor", "rank", ""];

@@ -1,5 +1,5 @@
-//! Which machines there are, for all commands of `hookrun builders`: those of the setting
-//! `builders` as Nix reports it, or of a file.
+//! The machines for all commands of `hookrun builders`: those in the setting `builders` of Nix, or
+//! those in a file.
 
 use std::path::{Path, PathBuf};
 
@@ -11,19 +11,19 @@ use hookrun_nix::machines::{self, MachineLine};
 /// `--machines`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Machines {
-    /// Read this machines file instead of what the setting `builders` of Nix names
+    /// Read this machines file instead of the machines in Nix's setting `builders`
     #[arg(long, value_name = "FILE")]
     pub(super) machines: Option<PathBuf>,
 }
 
-/// The machines and the Nix that uses them.
+/// The machines, and the Nix that uses them.
 pub(super) struct Listed {
     pub(super) nix: Installed,
     pub(super) machines: Vec<MachineLine>,
 }
 
 impl Listed {
-    /// Asks Nix, and reads the file if one is named. Lines that cannot be read are told on standard
+    /// Asks Nix, and reads the file if one is named. Reports lines that cannot be read on standard
     /// error.
     pub(super) fn find(args: &Machines) -> Result<Self, CliError> {
         let nix = Installed::find().map_err(CliError::environment)?;
@@ -40,7 +40,7 @@ impl Listed {
         Ok(Self { nix, machines: found.machines })
     }
 
-    /// As [`Listed::some`]; a program that reads JSON gets an empty list first.
+    /// Like [`Listed::some`], but prints an empty list first for a program that reads JSON.
     pub(super) fn some_or_empty_json(self, format: Format) -> Result<Self, CliError> {
         if format == Format::Json && self.machines.is_empty() {
             output::json(&[(); 0])?;
@@ -48,18 +48,17 @@ impl Listed {
         self.some()
     }
 
-    /// There has to be one.
+    /// Returns an error if there are no machines.
     pub(super) fn some(self) -> Result<Self, CliError> {
         if self.machines.is_empty() {
-            let message = "there are no machines: the setting `builders` of Nix names none; write them into /etc/nix/machines, one a line, or name \
-                           a file with --machines FILE";
+            let message = "there are no machines: the setting `builders` of Nix names none; write them into /etc/nix/machines, one per line, or name a file with --machines FILE";
             return Err(CliError::environment(anyhow::Error::msg(message)));
         }
         Ok(self)
     }
 }
 
-/// The text of a file the user names.
+/// Reads a file that the user names.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, CliError> {
     std::fs::read(path).map_err(|error| {
         CliError::environment(

@@ -10,18 +10,18 @@ use super::super::{CliError, Context};
 use super::fleet::{Listed, Machines};
 use super::measured;
 use hookrun_builders::choice::health::{Standing, standing};
-use hookrun_builders::history::{BuildRow, MachineHealth, Outcome, Selection, now_ms};
-use hookrun_builders::slots::reservations::{Account, Left};
+use hookrun_builders::history::{BuildRow, MachineHealth, Outcome, RowSelection, now_ms};
+use hookrun_builders::slots::reservations::{Account, ResourceUse};
 use hookrun_builders::slots::slot_files::SlotFiles;
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::exit_code::Exit;
 use hookrun_nix::machines::MachineLine;
 
-/// The time that throughput is counted over.
+/// The period over which the throughput is counted.
 const LATELY: Duration = Duration::from_hours(24);
-/// The column of what is counted besides slots follows that of the slots.
+/// The index of the column after which counted resources are shown.
 const RESOURCES_AFTER: usize = 2;
-/// How often `--watch` looks again.
+/// The interval of `--watch`.
 const WATCH: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
@@ -52,20 +52,20 @@ struct Row {
     slots: u32,
     load: u32,
     speed_factor: f64,
-    /// `good`, `unknown`, `due` (failed, and may be tried again) or `out`.
+    /// `good`, `unknown`, `due` (failed, but may be tried again) or `out`.
     state: &'static str,
-    /// While it is out: for so many more milliseconds.
+    /// The remaining time for which the machine is out.
     out_ms: Option<u64>,
     failures: u32,
     last_error: Option<String>,
     connect_ms: Option<u32>,
-    /// What builds take of it besides slots, as the configuration counts it.
-    resources: Vec<Left>,
-    /// Builds of the last day that ended well.
+    /// Counted resources besides slots, as configured.
+    resources: Vec<ResourceUse>,
+    /// The number of successful builds in the last day.
     built: usize,
-    /// And those that did not.
+    /// The number of failed builds in the last day.
     not_built: usize,
-    /// Their median duration.
+    /// The median duration of the successful builds.
     median_ms: Option<u64>,
 }
 
@@ -79,7 +79,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         match args.format {
             Format::Json => output::json(&rows)?,
             Format::Text => {
-                // Home, and clear to the end (ECMA-48, CUP and ED).
+                // Moves the cursor home and clears to the end of the screen (ECMA-48, CUP and ED).
                 let clear = if args.watch { "\u{1b}[H\u{1b}[J" } else { "" };
                 output::print(&format!("{clear}{}", text(&rows, output::colours())))?;
             }
@@ -91,7 +91,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     }
 }
 
-/// Where Nix keeps its slot files: with the store.
+/// Returns the state directory of Nix, which contains the slot files. It depends on the store.
 fn state_dir(store: &str) -> std::path::PathBuf {
     hookrun_builders::protocol::settings::state_dir_of(store)
         .unwrap_or_else(|| NixDirs::from_env().state)
@@ -107,7 +107,9 @@ fn rows(
     let (health, builds) = match measured::record(context)? {
         Some(record) => (
             record.machines().map_err(CliError::environment)?,
-            record.builds(Selection::Last(measured::LOOKED_AT)).map_err(CliError::environment)?,
+            record
+                .builds(RowSelection::Last(measured::LOOKED_AT))
+                .map_err(CliError::environment)?,
         ),
         None => Default::default(),
     };
@@ -215,9 +217,10 @@ fn text(rows: &[Row], colours: bool) -> String {
         cells.push(line);
     }
     let mut text = output::table(&cells);
-    // The same in each row.
+    // Shared resources are the same in each row.
     for left in rows.first().into_iter().flat_map(|row| &row.resources).filter(|left| left.shared) {
-        let _ = writeln!(text, "shared by all: {} {}", printable(&left.name), left.ratio());
+        let _ =
+            writeln!(text, "shared by all machines: {} {}", printable(&left.name), left.ratio());
     }
     text
 }
@@ -252,7 +255,8 @@ mod tests {
             .map(|(index, line)| row(line, 1, known.get(index), &[], now))
             .collect();
         insta::assert_snapshot!(text(&rows, false));
-        let left = |name: &str, shared| Left { name: name.to_owned(), taken: 1, total: 2, shared };
+        let left =
+            |name: &str, shared| ResourceUse { name: name.to_owned(), taken: 1, total: 2, shared };
         for (index, row) in rows.iter_mut().enumerate() {
             row.resources.extend((index == 1).then(|| left("gpu", false)));
             row.resources.push(left("licence", true));

@@ -1,4 +1,4 @@
-//! What `hookrun builders` reads from the record of builder selection.
+//! Reads the history of builder selection for `hookrun builders`.
 
 use std::collections::BTreeMap;
 
@@ -7,27 +7,28 @@ use serde_json::Value;
 use super::super::{CliError, Context};
 use hookrun_builders::choice::health::{Standing, standing};
 use hookrun_builders::history::render::Knowledge;
-use hookrun_builders::history::{BuildRow, Outcome, Record, Selection, now_ms};
+use hookrun_builders::history::{BuildRow, Outcome, Record, RowSelection, now_ms};
 
-/// Builds that are looked at, newest first: enough for weeks, little enough for a moment.
+/// The number of newest builds that are read: enough for weeks, and read in a moment.
 pub(super) const LOOKED_AT: u32 = 5000;
 
-/// The record; none if no session has written one.
+/// Opens the history; returns none if no session has written one.
 pub(super) fn record(context: &Context) -> Result<Option<Record>, CliError> {
     Record::read(&context.dirs.builders()).map_err(CliError::environment)
 }
 
-/// What is known of each machine, by URI.
+/// Returns the known facts about each machine, by URI.
 pub(super) fn knowledge(context: &Context) -> Result<BTreeMap<String, Knowledge>, CliError> {
     let Some(record) = record(context)? else { return Ok(BTreeMap::new()) };
     let now = now_ms();
     let mut knowledge: BTreeMap<String, Knowledge> = BTreeMap::new();
     for (uri, health) in record.machines().map_err(CliError::environment)? {
-        let out = matches!(standing(Some(&health), now), Standing::Out { .. })
-            .then(|| health.last_error.clone().unwrap_or_else(|| "it failed lately".to_owned()));
+        let out = matches!(standing(Some(&health), now), Standing::Out { .. }).then(|| {
+            health.last_error.clone().unwrap_or_else(|| "it has failed recently".to_owned())
+        });
         knowledge.insert(uri, Knowledge { out, ..Knowledge::default() });
     }
-    let builds = record.builds(Selection::Last(LOOKED_AT)).map_err(CliError::environment)?;
+    let builds = record.builds(RowSelection::Last(LOOKED_AT)).map_err(CliError::environment)?;
     for (uri, (builds, factor)) in measured(&builds) {
         let known = knowledge.entry(uri).or_default();
         known.builds = builds;
@@ -36,9 +37,9 @@ pub(super) fn knowledge(context: &Context) -> Result<BTreeMap<String, Knowledge>
     Ok(knowledge)
 }
 
-/// How fast machines are, from packages that were built on several: for each build the time that
-/// the package takes at factor 1 (a median over all its builds) over the time it took; of those the
-/// median. Packages built in one place say nothing.
+/// Returns the measured speed of machines, from packages that were built on several of them. For
+/// each build it divides the median time of the package at factor 1 by the time of the build; the
+/// result is the median of these ratios. Packages that were built on only one machine are ignored.
 fn measured(builds: &[BuildRow]) -> BTreeMap<String, (u32, f64)> {
     let mut packages: BTreeMap<(&str, &str), Vec<&BuildRow>> = BTreeMap::new();
     for build in builds.iter().filter(|build| {
@@ -77,18 +78,18 @@ pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     Some(f64::midpoint(*upper, *lower))
 }
 
-/// Milliseconds as a whole number; none for what is not a time.
+/// Returns milliseconds as a whole number; none for a negative or undefined duration.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "`as` saturates; durations are from 0 on"
+    reason = "`as` saturates, and durations are not negative"
 )]
 pub(super) fn whole_ms(ms: f64) -> Option<u64> {
     ms.is_finite().then_some(ms.round() as u64)
 }
 
-/// A record of builder selection in the style of all JSON that commands print: keys in kebab case,
-/// durations in milliseconds. The record itself is stored in another style.
+/// Converts a record of the history to the style of all JSON output: keys in kebab case, durations
+/// in milliseconds. The stored form has another style.
 pub(super) fn in_style(record: &impl serde::Serialize) -> Result<Value, CliError> {
     serde_json::to_value(record).map(restyled).map_err(CliError::internal)
 }

@@ -17,15 +17,15 @@ use hookrun_nix::exit_code::Exit;
 pub(super) enum Command {
     /// List the machines: slots, load, health, last error, builds
     List(list::Args),
-    /// Explain why a machine was chosen, and the others were not
+    /// Explain why a machine was chosen and others were not
     Explain(explain::Args),
-    /// Build something tiny on each machine to see whether it works
+    /// Build a small derivation on each machine to check that it works
     Check(check::Args),
     /// Simulate a trace of builds with Nix's own rule and with policies
     Simulate(simulate::Args),
     /// Write a machines file for a Nix that does not call hookrun's build hook
     Render(render::Args),
-    /// Export recorded builds, or generate some, as a trace (JSON lines)
+    /// Export recorded or generated builds as a trace (JSON lines)
     Trace(trace::Args),
 }
 

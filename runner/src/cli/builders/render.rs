@@ -11,15 +11,15 @@ use super::fleet::{Listed, Machines};
 use hookrun_builders::history::render::{Knowledge, render};
 use hookrun_nix::exit_code::Exit;
 
-/// Mode of the file, less the umask: every user's Nix may read it.
+/// The mode of the file before the umask is applied. Every user's Nix may read it.
 const MODE: u32 = 0o666;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 For Lix 2.94 and later, and for Nix 2.25 to 2.33 where `build-hook` cannot be set: writes what
 hookrun knows into a file that Nix's own rule reads. Machines that failed recently become comments,
-the fastest come first, and speed factors are measured where enough builds are recorded. They are whole
-numbers for a Nix that takes no others. Run it from a timer, every few minutes.
+the fastest come first, and speed factors are measured where enough builds are recorded. They are
+whole numbers for a Nix that takes no others. Run it from a timer, every few minutes.
 
 Examples:
   hookrun builders render --machines /etc/nix/machines.all --output /etc/nix/machines
@@ -30,7 +30,7 @@ pub(in crate::cli) struct Args {
     /// Write to this file, atomically [default: standard output]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Write speed factors as whole numbers, whatever the Nix found here takes
+    /// Write speed factors as whole numbers, even if the installed Nix accepts fractions
     #[arg(long)]
     whole_speed_factors: bool,
 }
@@ -41,7 +41,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         && std::fs::canonicalize(from).ok() == std::fs::canonicalize(to).ok()
     {
         return Err(CliError::usage(
-            "--output and --machines name the same file, and machines that are left out would be lost; use two files",
+            "--output and --machines name the same file, and omitted machines would be lost; use two files",
         ));
     }
     let knowledge = super::measured::knowledge(context)?;
@@ -58,7 +58,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         })
         .count();
     if out > 0 {
-        eprintln!("{out} of {} machines are left out", machines.len());
+        eprintln!("{out} of {} machines are omitted", machines.len());
     }
     Ok(Exit::Done)
 }
@@ -70,7 +70,7 @@ fn write(path: &Path, text: &str) -> Result<(), CliError> {
             anyhow::Error::new(error).context(format!("cannot write {}", path.display())),
         )
     };
-    // Under a name that nobody can make before, and with the mode that a new file would have.
+    // The temporary name cannot be guessed, and the mode is that of any new file.
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let written = tempfile::Builder::new()
         .permissions(std::fs::Permissions::from_mode(MODE))

@@ -21,28 +21,29 @@ use hookrun_simulate::compare::{Comparison, compare};
 use hookrun_simulate::trace::{DEFAULT_MB_PER_S, Trace, TraceMachine};
 use hookrun_simulate::{chart, svg};
 
-/// The policy that is played if none is named.
+/// The policy that is simulated if none is named.
 const DEFAULT_POLICY: &str = "bundled:speed-factor";
-/// Machines that are listed one by one.
+/// The number of machines that are listed individually.
 const SHOWN_MACHINES: usize = 12;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Every rule builds the same trace. A rule sees what a host can know: speed factors and past durations,
-but not how long a build will take. Nix's own rule postpones a build when no slot is free, and is
-asked again at the next multiple of 5 s. With a policy, hookrun's queue hands a free slot on at once.
-The lower bound is the larger of two values: all work divided by all slots, and the longest chain on
-the fastest machine, without transfers. A rule cannot always reach it.
+Every rule builds the same trace. A rule sees what a host can know: speed factors and past
+durations, but not how long a build will take. Nix's own rule postpones a build when no slot is
+free, and is asked again at the next multiple of 5 s. With a policy, hookrun's queue assigns a free
+slot immediately. The lower bound is the larger of two values: the total work divided by the total
+capacity, and the longest chain on the fastest machine, without transfers. A rule cannot always
+reach it.
 
-With --trace, the resources under [builders.machine-resources] and its neighbours count for policies.
-Nix's own rule does not know them, so it may build more at once than there is memory for.
+With --trace, the resources in [builders.machine-resources] and related tables count for policies.
+Nix's own rule does not know them, so it may run more builds at once than the memory allows.
 
 Examples:
   hookrun builders simulate --generate 1,500,four --seeds 20
   hookrun builders simulate --trace trace.jsonl --machines /etc/nix/machines --svg out.svg
   hookrun builders simulate --trace trace.jsonl --policy bundled:speed-factor --policy ./mine.wasm")]
 pub(in crate::cli) struct Args {
-    /// A trace, as `hookrun builders trace` writes it
+    /// A trace file written by `hookrun builders trace`
     #[arg(
         long,
         value_name = "FILE",
@@ -50,27 +51,27 @@ pub(in crate::cli) struct Args {
         conflicts_with = "generate"
     )]
     trace: Option<PathBuf>,
-    /// A generated trace: seed, number of derivations, fleet (`four` or `fifty` machines)
+    /// Generate a trace: seed, number of derivations, fleet (`four` or `fifty` machines)
     #[arg(long, value_name = "SEED,NODES,FLEET")]
     generate: Option<Generated>,
-    /// With --generate: the number of traces, with seeds from SEED on
+    /// With --generate: the number of traces; the first has the seed SEED
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..), requires = "generate")]
     seeds: u16,
-    /// Use the machines of this machines file of Nix instead of the trace's. Their real speed is
-    /// taken to be their speed factor
+    /// Use the machines of this machines file instead of those in the trace. Their speed factors
+    /// count as their true speeds
     #[arg(long, value_name = "FILE")]
     machines: Option<PathBuf>,
     /// A policy to simulate: a plugin of the configuration, a file, or `bundled:NAME`; may be
     /// repeated [default: bundled:speed-factor]
     #[arg(long, value_name = "PLUGIN")]
     policy: Vec<String>,
-    /// A line of the policies' `config`, such as `keep-free = []`; may be repeated
+    /// Set a key of the policies' `config`, such as `keep-free = []`; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Divide load by speed factor as whole numbers, as Nix 2.19 and older do
+    /// Divide the load by the speed factor as whole numbers, as Nix 2.19 and older do
     #[arg(long)]
     whole_speed_factors: bool,
-    /// Write a picture to this file
+    /// Write a chart to this file
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
     /// The output format
@@ -81,7 +82,7 @@ pub(in crate::cli) struct Args {
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let traces = traces(args)?;
     let limits = limits(context, args, &traces)?;
-    // Opened now: no file can be once guest code is mapped.
+    // Opened now, because no file can be opened once guest code is mapped.
     let picture =
         args.svg.as_deref().map(|path| create(path).map(|file| (path, file))).transpose()?;
     let policies = policies(context, args)?;
@@ -135,8 +136,8 @@ fn traces(args: &Args) -> Result<Vec<Trace>, CliError> {
     Ok(traces)
 }
 
-/// What builds take besides a slot: of a recorded trace, as the configuration says. A generated one
-/// has machines of its own.
+/// Returns the resources that builds need besides a slot: for a recorded trace, those of the
+/// configuration. A generated trace has its own machines and no resources.
 fn limits(context: &Context, args: &Args, traces: &[Trace]) -> Result<Resources, CliError> {
     if args.trace.is_none() {
         return Ok(Resources::default());
@@ -147,7 +148,7 @@ fn limits(context: &Context, args: &Args, traces: &[Trace]) -> Result<Resources,
     };
     for uri in limits.machines.keys().filter(|uri| !known(uri)) {
         eprintln!(
-            "warning: [builders.machine-resources.\"{}\"] counts for nothing: no machine has this name here",
+            "warning: [builders.machine-resources.\"{}\"] has no effect: no machine has this name",
             printable(uri)
         );
     }
@@ -175,7 +176,7 @@ fn machines_of(path: &Path) -> Result<Vec<MachineLine>, CliError> {
     Ok(found.machines)
 }
 
-/// A line of a machines file, with what the trace knows of a machine of that name.
+/// Returns a machine of a machines file, with the values of the trace's machine of that name.
 fn as_in_trace(line: &MachineLine, known: &[TraceMachine]) -> TraceMachine {
     let known = known.iter().find(|machine| line.uri == machine.name);
     TraceMachine {
@@ -190,7 +191,7 @@ fn as_in_trace(line: &MachineLine, known: &[TraceMachine]) -> TraceMachine {
     }
 }
 
-/// The policies, mapped behind a wall round this process.
+/// Loads the policies. This process enters the sandbox first.
 fn policies(context: &Context, args: &Args) -> Result<Vec<(String, PolicyHere)>, CliError> {
     let names: Vec<&str> = if args.policy.is_empty() {
         vec![DEFAULT_POLICY]
@@ -264,7 +265,7 @@ fn text(comparison: &Comparison, args: &Args, colours: bool) -> String {
     for rule in &comparison.rules {
         if let Some(problem) = &rule.problem {
             let line = format!(
-                "{} gave no answer ({problem}); Nix's own rule answered instead",
+                "{} gave no answer ({problem}); Nix's own rule was used instead",
                 rule.name
             );
             let _ = writeln!(text, "\n{}", styled(&printable(&line), Style::Bad, colours));
@@ -272,7 +273,7 @@ fn text(comparison: &Comparison, args: &Args, colours: bool) -> String {
         if rule.never > 0 {
             let _ = writeln!(
                 text,
-                "{}: {} derivations fit on no machine, or wait for such",
+                "{}: {} derivations fit on no machine, or depend on such derivations",
                 printable(&rule.name),
                 rule.never
             );

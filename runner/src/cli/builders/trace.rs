@@ -1,10 +1,10 @@
-//! `hookrun builders trace`: exports recorded builds, or generates some, in the format that
-//! `simulate` reads.
+//! `hookrun builders trace`: exports recorded or generated builds in the format that `simulate`
+//! reads.
 
 use super::super::{CliError, Context, output};
 use super::fleet::{Listed, Machines};
 use super::measured;
-use hookrun_builders::history::{BuildRow, Selection};
+use hookrun_builders::history::{BuildRow, RowSelection};
 use hookrun_nix::database::Database;
 use hookrun_nix::derivation::MAX_SIZE;
 use hookrun_nix::event::NixDirs;
@@ -28,13 +28,13 @@ pub(in crate::cli) struct Args {
     /// Export the newest N builds
     #[arg(long, value_name = "N", default_value_t = measured::LOOKED_AT)]
     last: u32,
-    /// Generate builds that look like building packages instead: seed, number of derivations, fleet
+    /// Generate random builds that resemble packages instead: seed, number of derivations, fleet
     /// (`four` or `fifty` machines)
     #[arg(long, value_name = "SEED,NODES,FLEET", conflicts_with_all = ["machines", "last"])]
     generate: Option<Generated>,
 }
 
-/// `1,500,four`.
+/// The value of `--generate`, such as `1,500,four`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Generated {
     pub(super) seed: u64,
@@ -42,7 +42,7 @@ pub(super) struct Generated {
     pub(super) fleet: Fleet,
 }
 
-/// Most derivations that are generated; Nixpkgs has a tenth.
+/// The maximum number of generated derivations; Nixpkgs has a tenth of that.
 const MAX_NODES: usize = 1 << 20;
 
 impl std::str::FromStr for Generated {
@@ -87,12 +87,12 @@ fn recorded(context: &Context, args: &Args) -> Result<Trace, CliError> {
         let message = "no build is recorded yet; hookrun's build hook records them (see `hookrun doctor`), or use --generate 1,500,four";
         return Err(CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) });
     };
-    let builds = record.builds(Selection::Last(args.last)).map_err(CliError::environment)?;
+    let builds = record.builds(RowSelection::Last(args.last)).map_err(CliError::environment)?;
     let health = record.machines().map_err(CliError::environment)?;
     Ok(export(&builds, &machines, &health, &from_nix(&builds)))
 }
 
-/// References and sizes, as far as the derivations are still there.
+/// Returns references and sizes of the derivations that still exist.
 fn from_nix(builds: &[BuildRow]) -> FromNix {
     let mut found = FromNix::default();
     let Ok(database) = Database::open(&NixDirs::from_env()) else { return found };

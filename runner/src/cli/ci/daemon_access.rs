@@ -1,6 +1,6 @@
 //! Finds out whether the Nix that builds uses the hooks of this user. That depends on where it
-//! builds: in the process that the command starts, or in a daemon, which obeys trusted users only
-//! and ignores others silently (Nix 2.8 to 2.35, `daemon.cc`).
+//! builds: in the process that the command starts, or in a daemon. A daemon accepts the setting
+//! only from trusted users and ignores it silently for others (Nix 2.8 to 2.35, `daemon.cc`).
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use rustix::fs::Access;
 use hookrun_nix as nix;
 use hookrun_nix::event::NixDirs;
 
-/// Where builds happen.
+/// The process in which Nix builds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DaemonAccess {
     /// In the process of the command: hooks run as this user.
@@ -21,29 +21,29 @@ pub(super) enum DaemonAccess {
     },
 }
 
-/// What `find` looks at.
-struct Place<'a> {
-    /// `NIX_REMOTE`.
+/// The facts that decide where Nix builds.
+struct StoreFacts<'a> {
+    /// The value of `NIX_REMOTE`.
     remote: &'a str,
     state_writable: bool,
     socket: bool,
 }
 
-/// Nix's rule for the store `auto` (2.8 to 2.35, `store-api.cc`): the files, if they may be
-/// written; else the daemon, if there is one. True: the daemon.
-fn through_daemon(place: &Place<'_>) -> bool {
+/// Returns whether Nix uses the daemon for the store `auto` (Nix 2.8 to 2.35, `store-api.cc`): it
+/// uses the files if it may write them, else the daemon if there is one.
+fn through_daemon(place: &StoreFacts<'_>) -> bool {
     match place.remote {
         "" | "auto" => !place.state_writable && place.socket,
         remote => remote == "daemon" || remote.starts_with("unix:"),
     }
 }
 
-/// Looks where the Nix with these directories builds for this process.
+/// Finds out where the Nix with these directories builds for this process.
 pub(super) fn find(dirs: &NixDirs) -> DaemonAccess {
     let socket = std::env::var_os("NIX_DAEMON_SOCKET_PATH")
         .map_or_else(|| dirs.state.join("daemon-socket/socket"), std::path::PathBuf::from);
     let remote = std::env::var("NIX_REMOTE").unwrap_or_default();
-    let place = Place {
+    let place = StoreFacts {
         remote: &remote,
         state_writable: rustix::fs::access(&dirs.state, Access::READ_OK | Access::WRITE_OK).is_ok(),
         socket: Path::new(&socket).exists(),
@@ -56,7 +56,7 @@ pub(super) fn find(dirs: &NixDirs) -> DaemonAccess {
     DaemonAccess::Daemon { trusted }
 }
 
-/// Asks the daemon, which answers from Nix 2.16 on.
+/// Asks the daemon, which reports this since Nix 2.16.
 fn daemon_says() -> Option<bool> {
     let output = nix::command("nix")
         .args(["--extra-experimental-features", "nix-command", "store", "ping", "--json"])
@@ -66,15 +66,15 @@ fn daemon_says() -> Option<bool> {
     said(&output.stdout)
 }
 
-/// `{"trusted": 1, "url": "daemon", ...}`; a boolean in some versions.
+/// Parses `{"trusted": 1, "url": "daemon", ...}`; some versions use a boolean.
 fn said(json: &[u8]) -> Option<bool> {
     let value: serde_json::Value = serde_json::from_slice(json).ok()?;
     let trusted = value.get("trusted")?;
     trusted.as_bool().or_else(|| trusted.as_i64().map(|number| number != 0))
 }
 
-/// Reads `trusted-users` where the daemon does not answer: its own configuration may differ, but
-/// usually is the same file.
+/// Looks for the user in `trusted-users`, if the daemon does not answer. The daemon's own
+/// configuration may differ, but usually it is the same file.
 fn configuration_says() -> bool {
     let output = nix::command("nix")
         .args(["--extra-experimental-features", "nix-command", "show-config", "--json"])
@@ -99,7 +99,8 @@ fn trusted_users(json: &[u8]) -> Vec<String> {
     users.into_iter().flatten().filter_map(|user| user.as_str().map(str::to_owned)).collect()
 }
 
-/// Nix's rule (`matchUser` of `nix-daemon.cc`): a name, `@` and a group, or everybody.
+/// Returns whether the user is listed, by Nix's rule (`matchUser` in `nix-daemon.cc`): a name, `@`
+/// and a group, or `*`.
 fn is_listed(users: &[String], name: &str, groups: &[String]) -> bool {
     users.iter().any(|user| match user.strip_prefix('@') {
         Some(group) => groups.iter().any(|known| known == group),
@@ -114,9 +115,9 @@ mod tests {
     #[test]
     fn direct_and_daemon_builds_are_told_apart() {
         let daemon = |remote, state_writable, socket| {
-            through_daemon(&Place { remote, state_writable, socket })
+            through_daemon(&StoreFacts { remote, state_writable, socket })
         };
-        assert!(!daemon("", true, true), "root works on the files itself");
+        assert!(!daemon("", true, true), "root writes the files itself");
         assert!(daemon("", false, true));
         assert!(!daemon("auto", false, false));
         assert!(daemon("daemon", true, true));

@@ -1,9 +1,9 @@
 //! The hooks of one command: three small scripts, and the lines of `NIX_CONFIG` that name them.
 //!
-//! Scripts, because a hook has no arguments and a daemon's hooks inherit the daemon's environment:
-//! which queue is meant has to stand in the hook itself. A daemon runs it as root; to hand over to
-//! the queue of another user it becomes that user first, so that nothing in that user's directories
-//! is written as root.
+//! Scripts are needed because a hook has no arguments and a daemon's hooks inherit the daemon's
+//! environment, so the hook itself must name the queue. A daemon runs it as root. To hand over to
+//! the queue of another user, it becomes that user first, so that it writes nothing as root into
+//! that user's directories.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -23,52 +23,53 @@ use hookrun_nix::dirs::Dirs;
 use hookrun_nix::exit_code::Exit;
 use hookrun_nix::layout;
 
-/// Build users and a daemon's root reach what is below; nobody else lists it.
+/// Lets build users and root's daemon reach the files below, and lets nobody else list them.
 const REACHABLE: u32 = 0o711;
-/// Mode of a spool that build users hand over to, as in a system installation; see
-/// [`hookrun_queue::spool`].
+/// The mode of a spool for build users, as in a system installation; see [`hookrun_queue::spool`].
 const SHARED_SPOOL: u32 = 0o1733;
 
-/// The hidden command that a hook's script runs.
+/// The hidden command that the script of a hook runs.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct HookArgs {
-    /// Become this user, as root
+    /// Become this user, if running as root
     #[arg(long, value_name = "UID:GID")]
     owner: String,
     /// post-build, diff or build-hook
     hook: String,
-    /// What Nix passes
+    /// The arguments that Nix passes
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
 }
 
-/// Plays a hook with the directories of `dirs`. Never fails a build by itself.
+/// Runs a hook with the directories of `dirs`. It never fails a build itself.
 pub(in crate::cli) fn hook(dirs: &Dirs, args: &HookArgs) -> Exit {
     let mut command = hookrun_system::process::this_program();
     command.args(["hook", &args.hook]).args(&args.arguments);
     command.env("HOOKRUN_STATE_DIR", &dirs.state);
-    // Without a file the default holds there, too.
+    // Without a file, the default applies there too.
     if !is_away(&dirs.config) {
         command.env("HOOKRUN_CONFIG", &dirs.config);
     }
-    // A build hook works for Nix itself: slot files, keys of root.
+    // A build hook works for Nix itself, with Nix's slot files and root's keys.
     let ready =
         if args.hook == "build-hook" { Ok(()) } else { become_owner(&mut command, &args.owner) };
     let error = match ready {
         // Returns only if it fails.
-        Ok(()) => anyhow::Error::from(command.exec()).context("the hook does not start"),
+        Ok(()) => anyhow::Error::from(command.exec()).context("the hook cannot be started"),
         Err(error) => error,
     };
-    super::say(&format!("{error:#}; this build is not reported"));
+    super::say(&format!(
+        "{error:#}; the event of this build is lost, run `hookrun sync` to queue it"
+    ));
     if args.hook == "build-hook" {
-        // Without an answer Nix would fail the build; if it is gone, it needs none.
+        // Without a reply, Nix would fail the build. If Nix has exited, it needs no reply.
         let _answered = writeln!(std::io::stderr(), "# decline-permanently");
     }
     Exit::Done
 }
 
-/// Root becomes `owner` (`uid:gid`), with that user's name and home in the environment of
-/// `command`.
+/// Changes from root to `owner` (`uid:gid`), and sets that user's name and home in the environment
+/// of `command`.
 fn become_owner(command: &mut Command, owner: &str) -> Result<()> {
     let ids = owner
         .split_once(':')
@@ -85,24 +86,25 @@ fn become_owner(command: &mut Command, owner: &str) -> Result<()> {
         .with_context(|| format!("cannot become uid {uid}"))
 }
 
-/// The directory of one `hookrun ci`.
+/// The working directory of one `hookrun ci`.
 #[derive(Debug)]
 pub(super) struct WorkDirectory {
     path: PathBuf,
 }
 
-/// Hooks that are ready for a command.
+/// Hooks that were installed for a command.
 #[derive(Debug)]
 pub(super) struct Installed {
-    /// `NIX_CONFIG` for the command.
+    /// The value of `NIX_CONFIG` for the command.
     pub(super) nix_config: OsString,
 }
 
-/// Where the directory may be, in this order, if `TMPDIR` cannot be used.
+/// Other places for the directory, in this order, if `TMPDIR` cannot be used.
 const OTHER_PLACES: [&str; 2] = ["/tmp", "/var/tmp"];
 
 impl WorkDirectory {
-    /// Makes it in `TMPDIR`, or in another temporary directory if Nix could not start a hook there.
+    /// Creates the directory in `TMPDIR`, or in another temporary directory if Nix could not start
+    /// a hook there.
     pub(super) fn create() -> Result<Self> {
         let preferred = std::path::absolute(std::env::temp_dir())?;
         let places = std::iter::once(preferred.clone())
@@ -119,7 +121,7 @@ impl WorkDirectory {
         match failed {
             Some((path, error)) => Err(error).with_context(|| {
                 format!(
-                    "cannot make {}; set TMPDIR to a directory you may write to",
+                    "cannot create {}; set TMPDIR to a directory that you may write to",
                     path.display()
                 )
             }),
@@ -131,10 +133,10 @@ impl WorkDirectory {
         }
     }
 
-    /// A state directory of its own in it.
+    /// Creates a private state directory in it.
     pub(super) fn private_state(&self) -> Result<PathBuf> {
         let state = self.path.join("state");
-        make(&state).with_context(|| format!("cannot make {}", state.display()))?;
+        make(&state).with_context(|| format!("cannot create {}", state.display()))?;
         Ok(state)
     }
 
@@ -152,12 +154,12 @@ impl WorkDirectory {
         let daemon = matches!(reach, DaemonAccess::Daemon { .. });
         if build_hook && daemon && !root {
             return Err(CliError::usage(
-                "--build-hook needs root where a daemon builds: it runs as root and reads this configuration; set `build-hook` in /etc/nix/nix.conf instead",
+                "--build-hook needs root with a Nix daemon, because the hook would run as root with this configuration; set `build-hook` in /etc/nix/nix.conf instead",
             ));
         }
         if diff && daemon && !root && !private {
             return Err(CliError::usage(
-                "--diff-hook needs --private where a daemon builds: build users cannot reach this user's state directory",
+                "--diff-hook needs --private with a Nix daemon, because build users cannot reach this user's state directory",
             ));
         }
         if diff && daemon && !root {
@@ -165,7 +167,7 @@ impl WorkDirectory {
             let made = layout::make_spool(&spool).and_then(|()| {
                 std::fs::set_permissions(&spool, std::fs::Permissions::from_mode(SHARED_SPOOL))
             });
-            made.with_context(|| format!("cannot make {}", spool.display()))
+            made.with_context(|| format!("cannot create {}", spool.display()))
                 .map_err(CliError::environment)?;
         }
         let mut lines = String::new();
@@ -209,15 +211,15 @@ impl WorkDirectory {
         Ok(path)
     }
 
-    /// Removes it all.
+    /// Removes the directory.
     pub(super) fn remove(&self) {
-        // What cannot be removed from a temporary directory, its owner clears away.
+        // Remains in a temporary directory are removed by the system.
         let _gone = std::fs::remove_dir_all(&self.path);
     }
 }
 
-/// Can Nix start a hook in this directory? In its settings `#` begins a comment and blanks separate
-/// words, without any way to quote them.
+/// Returns whether Nix can start a hook in this directory. In Nix's settings `#` begins a comment
+/// and blanks separate words, and there is no quoting.
 fn can_hold_hooks(directory: &Path) -> bool {
     let is_one_word =
         |text: &str| !text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#');
@@ -227,12 +229,13 @@ fn can_hold_hooks(directory: &Path) -> bool {
 
 fn make(path: &Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new().mode(0o700).create(path)?;
-    // Not subject to the umask.
+    // `set_permissions` is not subject to the umask.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(REACHABLE))
 }
 
-/// A hook as a script; `own` is a hook of the user's, called after ours and like Nix would. A
-/// program that the daemon does not see (another mount namespace) does not fail the build.
+/// Returns the script of a hook. `own` is a hook of the user's configuration, which is called after
+/// hookrun's, as Nix would call it. If the daemon cannot see the program (another mount namespace),
+/// the build does not fail.
 fn script(
     program: &Path,
     dirs: &Dirs,
@@ -245,7 +248,7 @@ fn script(
         "{program} --config {config} --state-dir {state} ci-hook --owner {owner} {hook} \"$@\""
     );
     let answer = if hook == "build-hook" { "echo '# decline-permanently' >&2\n" } else { "" };
-    // Without another hook to call, ours takes the place of the shell: Nix's signals then go to it.
+    // If no other hook is called, hookrun replaces the shell, so that it receives Nix's signals.
     let (call, last) = match own {
         Some(own) => {
             (format!("{ours} || exit"), format!("exec {} \"$@\"", quoted(Path::new(own))?))
@@ -254,14 +257,16 @@ fn script(
     };
     Ok(format!(
         "#!/bin/sh\nif [ -x {program} ]; then\n  {call}\nelse\n  \
-         echo \"hookrun: \"{program}\" is not there for the Nix that builds; this build is not reported\" >&2\n\
+         echo \"hookrun: \"{program}\" cannot be run by the Nix that builds; this build is not reported\" >&2\n\
          fi\n{answer}{last}\n"
     ))
 }
 
 /// Quotes `path` as one word of a POSIX shell.
 fn quoted(path: &Path) -> Result<String> {
-    let Some(text) = path.to_str() else { bail!("{} is not UTF-8; move it", path.display()) };
+    let Some(text) = path.to_str() else {
+        bail!("{} is not UTF-8; use a directory with another name", path.display())
+    };
     Ok(shlex::try_quote(text)?.into_owned())
 }
 

@@ -2,10 +2,10 @@
 //! unfinished work in the exit code.
 //!
 //! The hooks are set through `NIX_CONFIG` of the command ([`hooks`]), which Nix sends on to a
-//! daemon that trusts the user. Another daemon would ignore them silently: [`daemon_access`] finds
-//! that out beforehand, and built paths are then looked up in Nix's database. Workers are those
-//! that hooks start too, so nothing is left running when this process is killed. The command keeps
-//! its own standard streams: all messages go to standard error.
+//! daemon that trusts the user. A daemon that does not trust the user ignores them silently.
+//! [`daemon_access`] detects this beforehand, and built paths are then read from Nix's database.
+//! The workers are the same as those that hooks start, so they exit by themselves when this process
+//! is killed. The command keeps its own standard streams: all messages go to standard error.
 
 mod daemon_access;
 mod hooks;
@@ -30,7 +30,7 @@ pub(super) use hooks::{HookArgs, hook};
 
 use self::daemon_access::DaemonAccess;
 use self::hooks::Installed;
-use self::idle_timeout::{IdleTimeout, Seen, Verdict};
+use self::idle_timeout::{IdleTimeout, QueueState, WaitDecision};
 use self::own_hooks::OwnHooks;
 use self::summary::Summary;
 use super::output::printable;
@@ -44,47 +44,48 @@ use hookrun_queue::journal::Journal;
 use hookrun_queue::worker::Executor as _;
 use hookrun_queue::{health, lock, spawn, spool};
 
-/// How often progress is looked at.
+/// The interval at which progress is checked.
 const LOOK: Duration = Duration::from_millis(200);
-/// A worker that was started has this long to take its lock before another is started.
+/// The time for a started worker to take its lock, before another one is started.
 const WORKER_START: Duration = Duration::from_secs(5);
-/// How long a worker may take to leave a private state directory: as long as its runs may take once
-/// it is asked to stop, and some more.
+/// The time for a worker to release a private state directory: the time that its runs have after a
+/// request to stop, plus some.
 const WORKER_STOP: Duration = Duration::from_secs(15);
-/// What shells return for a command that is not there, and for one that a signal ended
-/// (POSIX.1-2024, XCU 2.8.2).
+/// The exit codes of shells for a command that does not exist, and for one that was ended by a
+/// signal (POSIX.1-2024, XCU 2.8.2).
 const NOT_FOUND: u8 = 127;
 const SIGNALLED: i32 = 128;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Every build of CMD is handed over; workers run beside it. After CMD has ended, hookrun waits for the
-rest while there is progress: an event is taken, or a task ends or runs. Events stay in the queue, so
-the next worker goes on with what is unfinished. A post-build-hook or diff-hook of your own
-configuration is called as well.
+Every build of CMD becomes an event, and workers run while CMD runs. After CMD has ended, hookrun
+waits for the remaining tasks while there is progress: an event is taken, or a task ends or runs.
+Unfinished tasks stay in the queue for the next worker. A post-build-hook or diff-hook of your own
+configuration is also called.
 
-A Nix daemon takes hooks from users in `trusted-users` only. For other users, and where no hook was
-called, hookrun hands over what was built meanwhile according to Nix's database.
+A Nix daemon accepts hooks only from users in `trusted-users`. For other users, and if no hook was
+called, hookrun queues the paths that were built meanwhile according to Nix's database.
 
-Exit code: CMD's own if it failed (128 plus the signal's number if a signal ended it, 127 if it does
-not exist). 1: an event or task is unfinished, dead, refused or set aside. 0: everything is done. 3:
-the configuration is wrong, and CMD was not run.
+Exit code: that of CMD if it failed (128 plus the number of the signal that ended it, 127 if it does
+not exist). 1: a task is unfinished, dead or refused, or an event was rejected. 0: everything is
+done. 3: the configuration is not valid, and CMD was not run.
 
 Examples:
   hookrun ci -- nix-build -A everything
   hookrun ci --wait-idle 20m --report summary.json -- nix build .#checks
   hookrun ci --private --diff-hook -- nix-build --check -A hello")]
 pub(super) struct Args {
-    /// Also report builds that differ (`nix-build --check`): set run-diff-hook and diff-hook
+    /// Also report builds with different results (`nix-build --check`): set run-diff-hook and
+    /// diff-hook
     #[arg(long)]
     diff_hook: bool,
     /// Also choose builders: set build-hook
     #[arg(long)]
     build_hook: bool,
-    /// Use a queue of this command's own, in a directory that is removed when everything is done
+    /// Use a queue for this command only, in a directory that is removed when everything is done
     #[arg(long)]
     private: bool,
-    /// Stop waiting after this time without progress; 0s: do not wait
+    /// Stop waiting after this time without progress; with 0s, do not wait
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "5m")]
     wait_idle: Duration,
     /// Also write the summary as JSON to FILE
@@ -101,19 +102,19 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    // A configuration that is wrong should be known before an hour of building.
+    // Report an invalid configuration now, not after an hour of building.
     let config = context.config()?;
     let work = hooks::WorkDirectory::create().map_err(CliError::environment)?;
     let mut dirs = context.dirs.clone();
     if args.private {
         dirs.state = work.private_state().map_err(CliError::environment)?;
     }
-    // Hooks run in another directory.
+    // Hooks run in another working directory.
     for path in [&mut dirs.config, &mut dirs.state] {
         *path = std::path::absolute(&*path)?;
     }
     let reach = daemon_access::find(&NixDirs::from_env());
-    // A daemon that does not trust this user calls no other hooks than before.
+    // A daemon that does not trust this user still calls the hooks of its own configuration.
     let own = if reach == (DaemonAccess::Daemon { trusted: false }) {
         OwnHooks::default()
     } else {
@@ -134,7 +135,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         std::fs::write(path, super::output::json_text(&summary)?)
             .with_context(|| {
                 format!(
-                    "cannot write the summary to {}; name a file you may write to",
+                    "cannot write the summary to {}; name a file that you may write to",
                     path.display()
                 )
             })
@@ -145,7 +146,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
             work.remove();
         } else {
             say(&format!(
-                "the queue is kept: hookrun --state-dir {} drain goes on with it",
+                "the queue is kept; to continue with it, run `hookrun --state-dir {} drain`",
                 session.dirs.state.display()
             ));
         }
@@ -155,12 +156,12 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     Ok(summary.exit())
 }
 
-/// One line on standard error, where the command writes too.
+/// Prints one line to standard error, which the command also uses.
 fn say(message: &str) {
     hookrun_nix::terminal::say(&printable(message));
 }
 
-/// The queue that this command's events go to.
+/// The queue for the events of this command.
 struct Session {
     dirs: Dirs,
     begun_ms: u64,
@@ -180,8 +181,7 @@ impl Session {
         };
         if reach == (DaemonAccess::Daemon { trusted: false }) {
             say(
-                "the Nix daemon ignores the hooks of this user, who is not in `trusted-users`; what was built is looked up in Nix's database \
-                 afterwards. For hooks, add the user to `trusted-users` in /etc/nix/nix.conf and restart nix-daemon, or set post-build-hook there",
+                "the Nix daemon ignores the hooks of this user, who is not in `trusted-users`; built paths are read from Nix's database afterwards. To use hooks, add the user to `trusted-users` in /etc/nix/nix.conf and restart nix-daemon, or set post-build-hook there",
             );
         }
         let mut summary = Summary { state: self.dirs.state.clone(), ..Summary::default() };
@@ -192,7 +192,7 @@ impl Session {
         {
             Ok(child) => exit_code(wait_for(child, &mut signals, &mut workers).await?),
             Err(error) => {
-                say(&format!("`{}` does not start ({error})", program.to_string_lossy()));
+                say(&format!("`{}` cannot be started ({error})", program.to_string_lossy()));
                 i32::from(NOT_FOUND)
             }
         };
@@ -201,16 +201,16 @@ impl Session {
         if without_hooks || (summary.events == 0 && summary.spooled == 0) {
             match self.look_up() {
                 Ok(found) => summary.found_afterwards = found,
-                // Without hooks there is nothing else to go by; else maybe no Nix was used at all.
+                // Without hooks, the database is the only source. Otherwise the command may not
+                // have used Nix.
                 Err(error) if without_hooks => {
-                    say(&format!("what was built cannot be looked up: {error}"));
+                    say(&format!("the built paths cannot be read from Nix's database: {error}"));
                 }
                 Err(_) => {}
             }
             if summary.found_afterwards > 0 && !without_hooks {
                 say(
-                    "no hook was called for what was built, so it is taken from Nix's database; does the command set hooks of its own, or \
-                     run Nix in another environment, as sudo does?",
+                    "no hook was called for the built paths, so they are taken from Nix's database; check whether the command sets its own hooks, or runs Nix in another environment, as sudo does",
                 );
             }
         }
@@ -234,8 +234,8 @@ impl Session {
             let seen = self.look(summary)?;
             let verdict = patience.step(seen, look.elapsed());
             look = Instant::now();
-            summary.finished = verdict == Verdict::Finished;
-            if verdict != Verdict::Wait {
+            summary.finished = verdict == WaitDecision::Finished;
+            if verdict != WaitDecision::Wait {
                 break;
             }
             if let Some(bar) = &bar {
@@ -250,7 +250,7 @@ impl Session {
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 _ = signals.next() => {
-                    say("interrupted: not waiting any longer; unfinished tasks stay in the queue");
+                    say("interrupted; unfinished tasks stay in the queue");
                     break;
                 }
             }
@@ -262,21 +262,21 @@ impl Session {
         Ok(())
     }
 
-    /// Hands over what Nix's database says was built since the command began; returns how many
-    /// events that were.
+    /// Hands over the paths that were built since the command began, according to Nix's database.
+    /// Returns the number of events.
     fn look_up(&self) -> Result<usize, CliError> {
-        // Nix registers with whole seconds.
-        let wanted = sync::Wanted {
+        // Nix stores times in whole seconds.
+        let wanted = sync::PathSelection {
             since_ms: Some(self.begun_ms / 1000 * 1000),
             built: true,
-            ..sync::Wanted::default()
+            ..sync::PathSelection::default()
         };
-        let report = sync::enqueue(&self.dirs, &wanted, sync::Mode::default(), &mut |_| {})?;
+        let report = sync::enqueue(&self.dirs, &wanted, sync::Options::default(), &mut |_| {})?;
         Ok(report.enqueued)
     }
 
-    /// Events of this command that a plugin of `config` wants and that became no task, because the
-    /// worker that took them had another configuration.
+    /// Returns the number of events of this command that a plugin of `config` wants and that became
+    /// no task, because the worker that took them had another configuration.
     fn forgotten(&self, config: &Config) -> Result<usize, CliError> {
         let Some(journal) = Journal::open_read_only(&self.dirs).map_err(CliError::environment)?
         else {
@@ -290,15 +290,15 @@ impl Session {
         Ok(events.iter().filter(|event| !plugins.wanted(event).is_empty()).count())
     }
 
-    /// Looks at the state of this command's events.
-    fn look(&self, summary: &mut Summary) -> Result<Seen, CliError> {
-        // The spool first: an event that leaves it is in the journal already.
+    /// Reads the state of this command's events.
+    fn look(&self, summary: &mut Summary) -> Result<QueueState, CliError> {
+        // The spool is read first, because an event that leaves it is already in the journal.
         summary.spooled = self.spooled();
         if let Some(journal) = Journal::open_read_only(&self.dirs).map_err(CliError::environment)? {
             (summary.events, summary.plugins) =
                 journal.since(self.begun_ms, now_ms()).map_err(CliError::environment)?;
         }
-        Ok(Seen {
+        Ok(QueueState {
             spooled: summary.spooled as u64,
             open: summary.count(|plugin| plugin.due + plugin.waiting + plugin.running),
             due: summary.count(|plugin| plugin.due),
@@ -308,13 +308,14 @@ impl Session {
         })
     }
 
-    /// Events in the spool and in the fallback directories.
+    /// Returns the number of events in the spool and in the fallback directories.
     fn spooled(&self) -> usize {
         let elsewhere = health::elsewhere(&self.dirs);
         spool::depth(&self.dirs) + elsewhere.iter().map(|(_, count)| count).sum::<usize>()
     }
 
-    /// Bytes of the outputs of this command's events; none if Nix's database does not tell.
+    /// Returns the size of the outputs of this command's events; none if Nix's database cannot be
+    /// read.
     fn output_bytes(&self) -> Option<u64> {
         let journal = Journal::open_read_only(&self.dirs).ok()??;
         let paths: Vec<String> = journal.outputs(Some(self.begun_ms)).ok()?.into_iter().collect();
@@ -325,14 +326,14 @@ impl Session {
         Some(infos.iter().flatten().map(|info| info.nar_size).sum())
     }
 
-    /// Ends the worker of a private queue; true once it has left.
+    /// Ends the worker of a private queue. Returns whether it has exited.
     fn stop_worker(&self) -> bool {
         let path = self.dirs.worker_lock();
         let begun = Instant::now();
         let mut asked = false;
         while let Some(pid) = lock::holder(&path) {
             if !asked && let Some(pid) = Pid::from_raw(pid) {
-                // It may be gone by now.
+                // The worker may have exited already.
                 let _asked = rustix::process::kill_process(pid, Signal::TERM);
                 asked = true;
             }
@@ -345,15 +346,15 @@ impl Session {
     }
 }
 
-/// Starts a worker while there is work, whatever `start` the configuration has: nobody else may do
-/// so here.
+/// Starts a worker while there is work, whatever `start` in the configuration is, because nobody
+/// else starts one for this queue.
 struct Workers<'a> {
     session: &'a Session,
     started: Option<Instant>,
 }
 
 impl Workers<'_> {
-    fn ensure(&mut self, seen: &Seen) {
+    fn ensure(&mut self, seen: &QueueState) {
         let work = seen.spooled + seen.due > 0;
         let dirs = &self.session.dirs;
         let starting = self.started.is_some_and(|started| started.elapsed() < WORKER_START);
@@ -372,7 +373,7 @@ impl Workers<'_> {
     }
 }
 
-/// Signals that are handed on to the command.
+/// Signals that are passed on to the command.
 struct Signals {
     all: Vec<(Signal, tokio::signal::unix::Signal)>,
     /// Whether the terminal sends SIGINT and SIGQUIT to the command as well.
@@ -407,7 +408,7 @@ impl Signals {
     }
 }
 
-/// Waits for the command, hands it the signals that this process gets, and keeps a worker at work.
+/// Waits for the command, passes signals on to it, and keeps a worker running.
 async fn wait_for(
     mut child: Child,
     signals: &mut Signals,
@@ -417,17 +418,17 @@ async fn wait_for(
         tokio::select! {
             status = child.wait() => return status.map_err(CliError::environment),
             signal = signals.next() => {
-                // The terminal's own go to all processes in the foreground; twice would look like
-                // an impatient person to Nix.
+                // The terminal sends its signals to all processes in the foreground. Nix would
+                // treat a second one as a request to abort at once.
                 let sent_already = signals.terminal && [Signal::INT, Signal::QUIT].contains(&signal);
                 if !sent_already && let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
-                    // It may be gone by now.
+                    // The command may have exited already.
                     let _sent = rustix::process::kill_process(pid, signal);
                 }
             }
             () = tokio::time::sleep(LOOK) => {
                 let spooled = workers.session.spooled() as u64;
-                workers.ensure(&Seen { spooled, ..Seen::default() });
+                workers.ensure(&QueueState { spooled, ..QueueState::default() });
             }
         }
     }

@@ -1,6 +1,6 @@
-//! The hooks that the user's configuration of Nix names already. Nix has one hook of each kind, so
-//! those of `hookrun ci` take their place for the command; what can be called as well is called
-//! from there, and all that is replaced is named.
+//! The hooks that the user's configuration of Nix already sets. Nix has only one hook of each kind,
+//! so the hooks of `hookrun ci` replace them for the command. Hooks that can be called as well are
+//! called from there; the others are named in a message.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::doctor::gather::hook;
 use hookrun_nix::dirs::{Dirs, SYSTEM_STATE};
 use hookrun_nix::installed::Installed;
 
-/// The hooks that the command would have without us.
+/// The hooks that the user's configuration sets.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct OwnHooks {
     /// The program of `post-build-hook`, to be called as well.
@@ -21,7 +21,8 @@ pub(super) struct OwnHooks {
 }
 
 impl OwnHooks {
-    /// Asks the Nix in `PATH`, with `NIX_CONFIG` as it is. A Nix that does not answer has none.
+    /// Asks the Nix in `PATH`, with the current `NIX_CONFIG`. If Nix does not answer, there are
+    /// none.
     pub(super) fn find(dirs: &Dirs, diff: bool, build_hook: bool) -> Self {
         let Ok(nix) = Installed::find() else { return Self::default() };
         let named = |setting: &str| hook(&nix, setting);
@@ -46,16 +47,16 @@ impl OwnHooks {
         own
     }
 
-    /// The program to call as well, if there is one; whatever else is replaced is noted.
+    /// Returns the program to call as well, if there is one; adds a note about a hook that is
+    /// replaced.
     fn replaced(&mut self, setting: &str, hook: &Hook, state: &Path) -> Option<String> {
         match hook {
             Hook::Unset => None,
             Hook::Other(text) => {
-                self.notes
-                    .push(format!("{setting} = {text} of your configuration is called as well"));
+                self.notes.push(format!("{setting} = {text} of your configuration is also called"));
                 Some(text.clone())
             }
-            // The same queue: there is nothing to tell.
+            // The hook uses the same queue, so there is nothing to report.
             Hook::Hookrun(_) if state == Path::new(SYSTEM_STATE) => None,
             Hook::Hookrun(text) => {
                 self.notes.push(format!(
@@ -99,8 +100,8 @@ mod tests {
         let notes =
             [own.notes, OwnHooks::of(home, &hookrun, &missing, &Hook::Unset).notes].concat();
         insta::assert_snapshot!(notes.join("\n"), @"
-        post-build-hook = /own post of your configuration is called as well
-        diff-hook = /own-diff of your configuration is called as well
+        post-build-hook = /own post of your configuration is also called
+        diff-hook = /own-diff of your configuration is also called
         build-hook = /own-build is not called for this command, because --build-hook takes its place
         post-build-hook = /lib/hookrun-post-build is not called for this command: its builds go to the queue in /home/a/state
         diff-hook = /gone of your configuration is not called for this command: there is no such file

@@ -13,32 +13,33 @@ use hookrun_queue::journal::PluginCounts;
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Summary {
-    /// What the command returned; 128 and the signal's number if one ended it.
+    /// The exit code of the command; 128 plus the number of the signal that ended it.
     pub(super) command_exit: i32,
-    /// Events handed over since the command began.
+    /// The number of events since the command began.
     pub(super) events: u64,
-    /// Of these, found in Nix's database because the daemon ignores this user's hooks.
+    /// The number of these that were found in Nix's database, because the daemon ignores this
+    /// user's hooks.
     pub(super) found_afterwards: usize,
-    /// Bytes of their outputs, as Nix's database counts them.
+    /// The size of their outputs in bytes, according to Nix's database.
     pub(super) output_bytes: Option<u64>,
-    /// Events that no worker has taken.
+    /// The number of events that no worker has taken.
     pub(super) spooled: usize,
-    /// Tasks of these events.
+    /// The counts of tasks for each plugin.
     pub(super) plugins: Vec<PluginCounts>,
-    /// Events that a plugin wants and that became no task.
+    /// The number of events that a plugin wants and that became no task.
     pub(super) forgotten: usize,
-    /// Spool files that were set aside meanwhile.
+    /// The number of spool files that were rejected meanwhile.
     pub(super) set_aside: usize,
-    /// Whether nothing is left that could still be done.
+    /// Whether no task is left that could still run.
     pub(super) finished: bool,
-    /// Where the queue is.
+    /// The state directory.
     pub(super) state: PathBuf,
-    /// Milliseconds that were spent waiting after the command had ended.
+    /// The time spent waiting after the command had ended, in milliseconds.
     pub(super) waited_ms: u64,
 }
 
 impl Summary {
-    /// The sum over all plugins.
+    /// Returns the sum over all plugins.
     pub(super) fn count(&self, of: impl Fn(&PluginCounts) -> u64) -> u64 {
         self.plugins.iter().map(of).sum()
     }
@@ -51,7 +52,7 @@ impl Summary {
         self.count(|plugin| plugin.refused)
     }
 
-    /// Whether nothing failed and nothing is left.
+    /// Returns whether nothing failed and nothing is left.
     pub(super) fn all_done(&self) -> bool {
         self.finished
             && self.dead() == 0
@@ -60,7 +61,7 @@ impl Summary {
             && self.set_aside == 0
     }
 
-    /// The exit code: the command's, or what is left.
+    /// Returns the exit code: the command's, or else 1 if work is left or failed.
     pub(super) fn exit(&self) -> Exit {
         match u8::try_from(self.command_exit) {
             Ok(0) if self.all_done() => Exit::Done,
@@ -71,7 +72,7 @@ impl Summary {
 }
 
 impl std::fmt::Display for Summary {
-    /// One line.
+    /// Formats the summary as one line.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Summary {
             command_exit,
@@ -133,18 +134,17 @@ impl std::fmt::Display for Summary {
         if *forgotten > 0 {
             let _ = write!(
                 text,
-                "; {forgotten} went to no plugin, because the worker had another configuration: \
-                 `hookrun sync --force` hands them over again"
+                "; {forgotten} reached no plugin, because the worker had another configuration; run `hookrun sync --force` to queue them again"
             );
         }
         if *set_aside > 0 {
-            let _ = write!(text, "; spool files set aside: {set_aside}, see `hookrun status`");
+            let _ = write!(text, "; {set_aside} rejected, see `hookrun status`");
         }
         if *waited_ms >= 1000 {
             let _ = write!(text, "; waited {}", output::duration(waited_ms / 1000 * 1000));
         }
         if !finished {
-            text.push_str("; unfinished tasks stay in the queue: see `hookrun queue list`");
+            text.push_str("; unfinished tasks stay in the queue, see `hookrun queue list`");
         }
         if self.dead() + self.refused() > 0 {
             text.push_str("; for the reasons see `hookrun log --outcome failed`");
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_exit_code_is_the_commands_or_tells_of_unfinished_work() {
+    fn the_exit_code_is_that_of_the_command_or_reports_unfinished_work() {
         let summary = |command_exit, finished, dead, refused| {
             let plugins = vec![PluginCounts {
                 plugin: "cache".to_owned(),
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(summary(0, true, 0, 1).exit(), Exit::Failed);
         assert_eq!(summary(100, false, 1, 0).exit(), Exit::Command(100));
         insta::assert_snapshot!(summary(0, true, 0, 0).to_string(), @"3 events; cache: 2 done");
-        insta::assert_snapshot!(summary(100, false, 1, 0).to_string(), @"3 events; cache: 2 done, 1 dead; unfinished tasks stay in the queue: see `hookrun queue list`; for the reasons see `hookrun log --outcome failed`; the command failed (100)");
+        insta::assert_snapshot!(summary(100, false, 1, 0).to_string(), @"3 events; cache: 2 done, 1 dead; unfinished tasks stay in the queue, see `hookrun queue list`; for the reasons see `hookrun log --outcome failed`; the command failed (100)");
         let nothing_done = |forgotten, set_aside| Summary {
             events: 2,
             finished: true,
@@ -190,7 +190,7 @@ mod tests {
         assert_eq!(nothing_done(1, 0).exit(), Exit::Failed);
         assert_eq!(nothing_done(0, 1).exit(), Exit::Failed);
         insta::assert_snapshot!(nothing_done(0, 0).to_string(), @"2 events; no plugin of the configuration takes them");
-        insta::assert_snapshot!(nothing_done(1, 1).to_string(), @"2 events; 1 went to no plugin, because the worker had another configuration: `hookrun sync --force` hands them over again; spool files set aside: 1, see `hookrun status`");
+        insta::assert_snapshot!(nothing_done(1, 1).to_string(), @"2 events; 1 reached no plugin, because the worker had another configuration; run `hookrun sync --force` to queue them again; 1 rejected, see `hookrun status`");
         insta::assert_snapshot!(Summary { finished: true, ..Summary::default() }.to_string(), @"no build was reported");
     }
 }

@@ -1,5 +1,5 @@
-//! Step 4: two builders, one faster; the policy plugin chooses, Nix's own `build-remote` builds
-//! there.
+//! Step 4: there are two builders, one faster than the other. The policy plugin chooses one, and
+//! Nix's own `build-remote` builds there.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,10 +9,10 @@ use anyhow::{Context as _, Result};
 use crate::demo::Verdict;
 use crate::demo::private_nix::PrivateNix;
 use crate::demo::stage::{Stage, ended};
-use hookrun_builders::history::{Record, Selection};
+use hookrun_builders::history::{Record, RowSelection};
 use hookrun_system::process::describe_end;
 
-/// Builds on one of two stores that stand for machines, and looks in which of them the path is.
+/// Builds on one of two stores that represent machines, and checks which of them has the path.
 pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     if let Some(why) = impossible() {
         return Ok(Verdict::Impossible(why));
@@ -20,13 +20,14 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     let machines = [("slow", 1.0), ("fast", 4.0)]
         .map(|(name, speed_factor)| (stage.path("builders").join(name), speed_factor));
     std::fs::create_dir_all(stage.path("builders"))
-        .context("cannot make the builders' directory")?;
+        .context("cannot create the builders' directory")?;
     let lines = machines
         .each_ref()
         .map(|(store, speed_factor)| PrivateNix::local_machine(store, 1, *speed_factor));
-    // Hooks do not compile. A service's worker has done it long before; here it is said.
+    // Hooks do not compile plugins. The worker of a service would have compiled the policy already;
+    // here the command does it.
     stage.hookrun(&["compile"])?;
-    // `--max-jobs 0`: not here.
+    // `--max-jobs 0` prevents a local build.
     let said = stage.build("parcel", &["--max-jobs", "0", "--builders", &lines.join(" ; ")])?;
     if !said.status.success() {
         return Ok(Verdict::Broken(format!("`nix-build` {}", ended(said.status))));
@@ -38,12 +39,12 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
             "built on the fast machine: {fast}; on the slow one: {slow}"
         )));
     }
-    let record =
-        Record::read(&stage.path("state/builders")).context("cannot read what was decided")?;
+    let record = Record::read(&stage.path("state/builders"))
+        .context("cannot read the recorded decisions")?;
     let decided = record
-        .map(|record| record.decisions(Selection::Last(1)))
+        .map(|record| record.decisions(RowSelection::Last(1)))
         .transpose()
-        .context("cannot read what was decided")?;
+        .context("cannot read the recorded decisions")?;
     match decided.as_deref().and_then(<[_]>::first) {
         Some(decision) if decision.decided_by == "policy" => Ok(Verdict::Works(
             "built on the machine with speed factor 4, as the policy chose, and copied back".into(),
@@ -53,17 +54,17 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
             decision.decided_by
         ))),
         None => Ok(Verdict::Broken(
-            "hookrun was not asked: Nix has chosen by itself; run `hookrun doctor`".to_owned(),
+            "Nix did not call hookrun and chose the machine itself; run `hookrun doctor`"
+                .to_owned(),
         )),
     }
 }
 
-/// Why builders cannot be had here.
+/// Returns why this step is not possible here.
 fn impossible() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some(
-            "the two machines are second stores on this host, which Nix builds for in a chroot, and only root may; run the demo as \
-             root"
+            "the two machines are second stores on this host, for which Nix builds in a chroot, and that needs root; run the demo as root"
                 .into(),
         );
     }
@@ -71,12 +72,12 @@ fn impossible() -> Option<String> {
     match tried {
         Ok(output) if output.status.success() => None,
         Ok(output) => Some(format!(
-            "the two machines are second stores on this host, which Nix builds for in a chroot, and that needs mount namespaces \
+            "the two machines are second stores on this host, for which Nix builds in a chroot, and that needs mount namespaces \
              (`unshare --mount` {}); in a container, allow them (CAP_SYS_ADMIN, for example `docker run --privileged`)",
             describe_end(output.status, &String::from_utf8_lossy(&output.stderr))
         )),
         Err(error) => Some(format!(
-            "whether mount namespaces work cannot be told without `unshare` ({error}); install util-linux"
+            "`unshare` cannot be started ({error}), so mount namespaces cannot be tested; install util-linux"
         )),
     }
 }

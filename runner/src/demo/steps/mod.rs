@@ -10,23 +10,22 @@ use anyhow::Result;
 use super::Verdict;
 use super::stage::Stage;
 
-/// One step.
 pub(super) struct Step {
-    /// What it shows.
+    /// The title, which says what the step shows.
     pub(super) title: &'static str,
-    /// Shows it. An error is a step that does not work.
+    /// Runs the step. An error means that the step failed.
     pub(super) run: fn(&mut Stage) -> Result<Verdict>,
 }
 
-/// All of them, in order.
+/// All steps, in order.
 pub(super) const ALL: [Step; 4] = [
     Step { title: "post-build-hook: what Nix builds is uploaded, signed", run: upload::run },
     Step {
-        title: "an empty second store takes it back, signatures required",
+        title: "an empty second store substitutes it, with signatures required",
         run: substitute::run,
     },
     Step {
-        title: "diff-hook: a second build differs, and a mail says how",
+        title: "diff-hook: a second build differs, and a mail describes the difference",
         run: nondeterminism::run,
     },
     Step { title: "build-hook: a policy chooses the builder", run: builders::run },

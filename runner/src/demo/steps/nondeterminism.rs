@@ -1,5 +1,5 @@
-//! Step 3: a derivation that gives another result with every build is built again with `--check`;
-//! Nix calls hookrun as its diff-hook, and a mail appears.
+//! Step 3: a derivation that has a different result in every build is built again with `--check`.
+//! Nix calls hookrun as its diff-hook, and hookrun writes a mail.
 
 use std::path::Path;
 
@@ -8,10 +8,10 @@ use anyhow::{Context as _, Result};
 use crate::demo::Verdict;
 use crate::demo::stage::{Stage, ended};
 
-/// Builds twice, waits for the worker, and shows the mail.
+/// Builds twice, waits for the worker, and prints the mail.
 pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     if !rustix::process::geteuid().is_root() {
-        // Before it starts a diff-hook, Nix drops supplementary groups, which only root may
+        // Before Nix starts a diff-hook, it drops supplementary groups, which needs root
         // (libutil/util.cc, runProgram2).
         return Ok(Verdict::Impossible(
             "a Nix that does not run as root cannot start a diff-hook (`setgroups failed: Operation not permitted`); run the demo \
@@ -26,7 +26,7 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     let second = stage.build("dice", &["--check"])?;
     if second.status.success() || !second.stderr.contains("may not be deterministic") {
         return Ok(Verdict::Broken(
-            "Nix should have said that the derivation may not be deterministic".into(),
+            "Nix did not report that the derivation may not be deterministic".into(),
         ));
     }
     stage.drain()?;
@@ -37,11 +37,11 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     stage.show.command(&format!("cat {}", mail.display()));
     let message = std::fs::read_to_string(&mail)
         .with_context(|| format!("cannot read {}", mail.display()))?;
-    // The HTML part says the same again, for a mail program.
+    // The HTML part has the same contents.
     stage.show.file(message.split("Content-Type: text/html").next().unwrap_or(&message));
     stage.show.plain("(and an HTML part)");
     Ok(Verdict::Works(format!(
-        "a mail is in {}; Nix's own verdict is unchanged",
+        "a mail is in {}; the result of Nix is unchanged",
         maildir.display()
     )))
 }

@@ -1,21 +1,21 @@
-//! Step 2: an empty second store, trusting the demo's key and nothing else, takes the path back
-//! from the cache; with another key it refuses.
+//! Step 2: an empty second store that trusts only the demo's key substitutes the path from the
+//! cache. With another key it refuses the path.
 
 use anyhow::Result;
 
 use crate::demo::Verdict;
 use crate::demo::private_nix::PrivateNix;
-use crate::demo::stage::{Said, Stage, ended};
+use crate::demo::stage::{CommandOutput, Stage, ended};
 
-/// Substitutes twice: with a stranger's key, then with the right one.
+/// Substitutes twice: with an unrelated key, then with the right one.
 pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     let Some(path) = stage.uploaded.clone() else {
-        return Ok(Verdict::Broken("there is nothing to take back; see step 1".into()));
+        return Ok(Verdict::Broken("step 1 uploaded no path".into()));
     };
     let (_, stranger) = stage.nix.generate_key(&stage.path("keys"), "stranger-1")?;
     let second = stage.path("second");
     let cache = format!("file://{}", stage.cache().display());
-    let realise = |key: &str| -> Result<Said> {
+    let realise = |key: &str| -> Result<CommandOutput> {
         let mut command = stage.nix.command_on_store(&second, "nix-store");
         command.arg("--realise").arg(&path).args(["--option", "substituters", &cache]);
         command.args(["--option", "require-sigs", "true", "--option", "trusted-public-keys", key]);
@@ -27,7 +27,7 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     let here = PrivateNix::path_in_store(&second, &path);
     let refused = realise(&stranger)?;
     if refused.status.success() || here.exists() {
-        return Ok(Verdict::Broken("Nix took the path with a key that did not sign it".into()));
+        return Ok(Verdict::Broken("Nix accepted the path with a key that did not sign it".into()));
     }
     let taken = realise(&stage.public_key)?;
     if !taken.status.success() {
@@ -40,6 +40,7 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     stage.show.command(&format!("cat {}", here.display()));
     stage.show.file(&String::from_utf8_lossy(&copy));
     Ok(Verdict::Works(
-        "refused with a stranger's key, taken with the right one, the same bytes".into(),
+        "refused with an unrelated key, accepted with the right one, and the contents are the same"
+            .into(),
     ))
 }

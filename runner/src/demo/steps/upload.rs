@@ -1,5 +1,5 @@
-//! Step 1: two derivations are built; for each, Nix calls hookrun, whose worker uploads the output
-//! with a signature.
+//! Step 1: two derivations are built. Nix calls hookrun for each, and its worker uploads the signed
+//! output.
 
 use std::path::{Path, PathBuf};
 
@@ -20,10 +20,7 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
 
     let narinfo = stage.cache().join(format!("{}.narinfo", hash_part(&letter)));
     let Ok(text) = std::fs::read_to_string(&narinfo) else {
-        return Ok(Verdict::Broken(format!(
-            "there should be {}, and there is not",
-            narinfo.display()
-        )));
+        return Ok(Verdict::Broken(format!("{} does not exist", narinfo.display())));
     };
     stage.show.command(&format!("cat {}", narinfo.display()));
     stage.show.file(&text);
@@ -35,7 +32,7 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     Ok(Verdict::Works(format!("both outputs are in {}, signed by {key}", stage.cache().display())))
 }
 
-/// `/store/<hash>-name` -> `<hash>`: what a binary cache files a path under.
+/// Returns the hash part of a store path, which is the name of its narinfo in a binary cache.
 fn hash_part(store_path: &Path) -> String {
     let base = store_path.file_name().unwrap_or_default().to_string_lossy();
     base.split('-').next().unwrap_or_default().to_owned()

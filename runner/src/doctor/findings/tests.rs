@@ -1,4 +1,4 @@
-//! [`super`]: machines as they are found, and what is said of them.
+//! Tests of [`super`] with the facts of several machines.
 
 use super::*;
 use hookrun_queue::worker::{Running, WorkerState};
@@ -61,7 +61,7 @@ fn told(facts: &Facts) -> String {
     examine(facts).iter().map(line).collect()
 }
 
-/// What is not good.
+/// Returns the findings that are not good, as text.
 fn bad(facts: &Facts) -> String {
     let line = |Finding { level, about, text }: Finding| {
         (level != Level::Good).then(|| format!("{level:?} {about}: {text}\n"))

@@ -74,5 +74,5 @@ fn directories_are_made_in_safe_places_only() {
     let error = make_directories(&wall, &dirs)
         .unwrap_err()
         .replace(&directory.path().display().to_string(), "DIR");
-    insta::assert_snapshot!(error, @"DIR/open/store cannot be made ready for the user that runs plugins (DIR/open can be changed by other users); `mkdir -p DIR/open/store`");
+    insta::assert_snapshot!(error, @"DIR/open/store cannot be prepared for the user that runs plugins (DIR/open can be changed by other users); run `mkdir -p DIR/open/store`");
 }

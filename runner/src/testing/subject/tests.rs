@@ -59,7 +59,7 @@ fn a_file_has_the_configuration_that_names_it() {
     assert_eq!(subject.plugin.limits.get(Limit::Memory), 32 << 20);
     assert_eq!(subject.plugin.grant, Grant::default());
 
-    // A chosen file is the only one that is looked at.
+    // If a file was chosen, no other is read.
     std::fs::write(directory.path("chosen.toml"), ONE.replace("mine", "chosen")).unwrap();
     let subject =
         directory.find(&directory.path("upload.wasm"), Some("chosen.toml"), &NOTHING).unwrap();
@@ -77,9 +77,9 @@ fn a_configuration_without_the_file_is_named_as_not_used() {
 }
 
 #[test]
-fn without_a_configuration_there_are_samples_and_no_file_is_named() {
+fn without_a_configuration_samples_are_used_and_no_file_is_named() {
     let directory = Directory::new(None);
-    // Not looked at: the file was not chosen.
+    // This file was not chosen, so it is not read.
     std::fs::write(directory.path("system.toml"), "[pluggins]\n").unwrap();
     let subject = directory.find(&directory.path("upload.wasm"), None, &NOTHING).unwrap();
     assert_eq!(subject.notes, [""; 0]);
@@ -90,7 +90,7 @@ fn without_a_configuration_there_are_samples_and_no_file_is_named() {
         message: "plugin `x`: config: \"to\" is a required property; add it (known keys: to)"
             .into(),
     };
-    insta::assert_snapshot!(subject.explain(PluginError::Table(error.clone())), @r#"plugin `x`: config: "to" is a required property; add it (known keys: to); set a key by `--set 'KEY = VALUE'`, give the schema an example, or write a [plugins.NAME] table with this `source` in hookrun.toml"#);
+    insta::assert_snapshot!(subject.explain(PluginError::Table(error.clone())), @r#"plugin `x`: config: "to" is a required property; add it (known keys: to); set a key with `--set 'KEY = VALUE'`, add an example to the schema, or write a [plugins.NAME] table with this `source` in hookrun.toml"#);
     insta::assert_snapshot!(subject.explain(PluginError::Config(error)), @r#"plugin `x`: config: "to" is a required property; add it (known keys: to)"#);
 }
 
@@ -125,8 +125,8 @@ fn a_subject_that_cannot_be_tested_is_refused_with_the_reason() {
     };
     insta::assert_snapshot!(with(&["bucket = cache"], &[], &[]), @"--set `bucket = cache` is not `key = value` as in TOML (string values must be quoted, expected literal string); put quotes around strings");
     insta::assert_snapshot!(with(&[], &["mail"], &[]), @"`--deny mail` changes nothing: plugin `s3-upload` does not want `mail`; remove the option");
-    insta::assert_snapshot!(with(&[], &["object-store", "nix-store"], &[]), @"plugin `s3-upload` does not load without `object-store`, `nix-store`, as its metadata says (`Want::Required`); deny what it wants optionally only, or make it optional in the plugin");
-    insta::assert_snapshot!(with(&[], &[], &["memory"]), @"--limit `memory` is not `LIMIT=VALUE`; write it as `wall-time=2s`");
+    insta::assert_snapshot!(with(&[], &["object-store", "nix-store"], &[]), @"plugin `s3-upload` does not load without `object-store`, `nix-store`, as its metadata says (`Want::Required`); deny only optional capabilities, or make it optional in the plugin");
+    insta::assert_snapshot!(with(&[], &[], &["memory"]), @"--limit `memory` is not `LIMIT=VALUE`; write for example `wall-time=2s`");
     insta::assert_snapshot!(with(&[], &[], &["memroy=2MiB"]), @"--limit: there is no limit `memroy`; did you mean `memory`?");
     insta::assert_snapshot!(with(&[], &[], &["memory=much"]), @r#"--limit: `memory` must be a size such as "128MiB", and is "much""#);
 }

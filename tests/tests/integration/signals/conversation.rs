@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
 
 use hookrun_builders::slots::sessions::{self, SessionState};
-use hookrun_builders::slots::slot_files::{Slot, SlotFiles, Taken};
+use hookrun_builders::slots::slot_files::{Slot, SlotFiles, SlotResult};
 use hookrun_tests::lab::{Ran, build_hook, hookrun_program, wait_until};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
@@ -132,8 +132,8 @@ pub(super) fn slot_of(directory: &tempfile::TempDir) -> Slot {
     let files = SlotFiles::below(&directory.path().join("nix-state"));
     // A program that another thread of this process starts has our files open for a moment.
     wait_until("the slot is free", || match files.take(MACHINE, 1) {
-        Taken::Slot(slot) => Some(slot),
-        Taken::Full | Taken::Unknown => None,
+        SlotResult::Slot(slot) => Some(slot),
+        SlotResult::Full | SlotResult::Unknown => None,
     })
 }
 

@@ -1,5 +1,5 @@
-//! What is known of one candidate, collected once, before the policy is asked: the derivation, this
-//! machine, how the build would wait, and how the machines stand.
+//! The facts about one candidate, collected once before the policy is asked: the derivation, this
+//! machine, the wait of the build, and the health of the machines.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,18 +15,19 @@ use hookrun_nix::database::Database;
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::selection::{Candidate, LocalMachine};
 
-/// How long to wait for a lock on Nix's database. Nix is blocked meanwhile, and the result is
+/// The time to wait for a lock on Nix's database. Nix is blocked meanwhile, and the result is
 /// optional.
 const DATABASE_PATIENCE: Duration = Duration::from_millis(200);
-/// Number of paths read to find the inputs of a build. Most closures have some hundreds; reading
-/// this many takes some milliseconds.
+/// The number of paths that are read to find the inputs of a build. Most closures have some
+/// hundreds; reading this many takes some milliseconds.
 const MOST_INPUTS: usize = 5000;
-/// Number of the largest inputs that are looked for on machines. Nearly all bytes are in a few.
+/// The number of the largest inputs that are looked for on machines. They contain nearly all bytes.
 const LARGEST_INPUTS: usize = 64;
-/// With more machines than this, inputs are not looked for: it would take longer than it saves.
+/// The number of machines up to which inputs are looked for; with more it would take longer than it
+/// saves.
 const MOST_COMPARED: usize = 500;
-/// Number of derivations read to find those that depend on one. Reading this many takes some
-/// milliseconds, while Nix is blocked.
+/// The number of derivations that are read to find those that depend on one. Reading this many
+/// takes some milliseconds, while Nix is blocked.
 const MOST_DEPENDENTS: usize = 2000;
 
 /// A candidate that has no answer yet.
@@ -34,22 +35,22 @@ pub(crate) struct OpenCandidate<'r> {
     pub(crate) request: &'r Request,
     pub(crate) candidate: Candidate,
     pub(crate) local: LocalMachine,
-    /// Whether a local build would start at once.
+    /// Whether a local build would start immediately.
     pub(crate) begins_here: bool,
     pub(crate) waiting: Waiting,
     pub(crate) standings: Standings,
-    /// Its inputs, and where they are.
+    /// Its inputs, and the machines that have them.
     pub(crate) present: Present,
     /// The file that Nix keeps locked while it builds the derivation.
     pub(crate) lock: Option<String>,
-    /// Machines that did not take it, with the reason.
+    /// Machines that did not take the build, with the reason.
     pub(crate) skipped: BTreeMap<String, String>,
     /// Machines that turned out to be full. They are not asked again for this candidate.
     pub(crate) full: Vec<String>,
 }
 
 impl<'r> OpenCandidate<'r> {
-    /// Collects what is known of the derivation that `request` names. Nix is blocked meanwhile.
+    /// Collects the facts about the derivation in `request`. Nix is blocked meanwhile.
     pub(crate) fn of(
         request: &'r Request,
         pool: &Pool,
@@ -97,7 +98,7 @@ impl<'r> OpenCandidate<'r> {
         let fitting = pool.fitting(&candidate);
         let lines = fitting.iter().filter_map(|index| pool.machines.get(*index));
         let standings = Standings::of(lines, history);
-        // To a machine that fetches inputs from its own substituters nothing has to be sent.
+        // Nothing has to be sent to a machine that fetches inputs from its own substituters.
         let can_tell = !pool.settings.builders_use_substitutes() && fitting.len() <= MOST_COMPARED;
         let inputs = inputs.filter(|_| can_tell).unwrap_or_default();
         let present = Present::of(inputs, history);

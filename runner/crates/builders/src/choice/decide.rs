@@ -1,5 +1,5 @@
-//! Decides where a candidate goes: asks the policy, takes a slot, and connects if the result has to
-//! be known before the answer.
+//! Decides where a candidate is built: asks the policy, takes a slot, and connects if the result
+//! must be known before the answer.
 //!
 //! Accepting before connecting saves Nix the wait, but rules out a local build. So it is done only
 //! for builds that this machine cannot do ([`is_safe`]), and only if the configuration allows it
@@ -25,51 +25,51 @@ use crate::history::{History, now_ms};
 use crate::protocol::reply::{Level, Pending};
 use crate::protocol::request::Request;
 use crate::run::delegate::{Accepted, First};
-use crate::run::driver::{Connected, Driven, Driver, Found, Refusal, Slotted, Stage};
+use crate::run::driver::{Connected, DriveResult, Driver, Refusal, SlotSearch, Slotted, Stage};
 use crate::run::failover::{Failover, Ranking};
 use crate::run::local_builds;
 use crate::run::stock::StockHook;
-use crate::slots::reservations::Hold;
+use crate::slots::reservations::Allocation;
 use crate::slots::wait::{PATIENCE, Queue, Turn};
 use hookrun_config as config;
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::machines::MachineLine;
 use hookrun_nix::selection::{Action, Decision, Machine};
 
-/// Number of machines that a message about a build names.
+/// The number of machines that a message about a build names.
 const SHOWN: usize = 5;
-/// Number of the best machines that are checked for a free slot before all are: there may be
-/// thousands, and most often one of the first has a slot.
+/// The number of the best machines that are checked for a free slot before all are. There may be
+/// thousands, and usually one of the first has a slot.
 const LOOKED_AT_FIRST: usize = 16;
 /// A derivation that a policy has postponed for this long waits in the queue instead, or is built
 /// on this machine.
 const LONGEST_POSTPONED: Duration = Duration::from_mins(10);
-/// The same while a machine that fits is out, for which the policy may be waiting.
+/// The same time while a machine that fits is out, because the policy may be waiting for it.
 const LONGEST_POSTPONED_WITH_MACHINES_OUT: Duration = Duration::from_secs(10);
 
 /// The answer to a candidate.
 pub(crate) enum Answer {
-    /// It goes to a machine, now or when one is free.
+    /// The build goes to a machine, now or when a slot is free.
     Accepted(Box<Accepted>),
-    /// Nix builds it on this machine, if it can.
-    Declined(Why),
+    /// Nix builds on this machine, if it can.
+    Declined(NotAccepted),
     /// Nix asks again later.
-    Postponed(Why),
+    Postponed(NotAccepted),
     /// There are no machines: Nix does not ask again in this command.
     Never,
 }
 
-/// Why a candidate is not accepted.
-pub(crate) enum Why {
-    /// So it was decided.
+/// The reason why a candidate is not accepted.
+pub(crate) enum NotAccepted {
+    /// The decision.
     Decided,
     SlotsTaken,
-    /// Nix's own hook fails on this machine; why.
+    /// Nix's own hook fails on this machine, with the reason.
     HookFails(String),
 }
 
 impl Answer {
-    /// The text on record.
+    /// Returns the text for the record.
     fn text(&self) -> String {
         match self {
             Self::Accepted(accepted) => match accepted.first {
@@ -77,14 +77,18 @@ impl Answer {
                 First::Slot { .. } => "accept, before connecting".to_owned(),
                 First::Queue => "accept: it waits for a slot".to_owned(),
             },
-            Self::Declined(Why::Decided) => "decline".to_owned(),
-            Self::Declined(Why::SlotsTaken) => {
+            Self::Declined(NotAccepted::Decided) => "decline".to_owned(),
+            Self::Declined(NotAccepted::SlotsTaken) => {
                 "decline: every slot is taken, and this machine is free".to_owned()
             }
-            Self::Declined(Why::HookFails(why)) => format!("decline: {}", cannot_start(why)),
-            Self::Postponed(Why::Decided) => "postpone".to_owned(),
-            Self::Postponed(Why::SlotsTaken) => "postpone: every slot is taken".to_owned(),
-            Self::Postponed(Why::HookFails(why)) => format!("postpone: {}", cannot_start(why)),
+            Self::Declined(NotAccepted::HookFails(why)) => {
+                format!("decline: {}", cannot_start(why))
+            }
+            Self::Postponed(NotAccepted::Decided) => "postpone".to_owned(),
+            Self::Postponed(NotAccepted::SlotsTaken) => "postpone: every slot is taken".to_owned(),
+            Self::Postponed(NotAccepted::HookFails(why)) => {
+                format!("postpone: {}", cannot_start(why))
+            }
             Self::Never => "decline-permanently".to_owned(),
         }
     }
@@ -104,7 +108,7 @@ fn cannot_start(why: &str) -> String {
     format!("this machine cannot start remote builds: {why}")
 }
 
-/// Decides where candidates go.
+/// Decides where candidates are built.
 pub(crate) struct Decider<'a> {
     pub(crate) pool: &'a mut Pool,
     pub(crate) history: &'a mut History,
@@ -116,19 +120,19 @@ pub(crate) struct Decider<'a> {
 }
 
 impl Decider<'_> {
-    /// Decides where one candidate goes. Every answer but [`Answer::Never`] is recorded.
+    /// Decides where one candidate is built. Every answer except [`Answer::Never`] is recorded.
     pub(crate) fn decide<W: Write>(
         mut self,
         request: &Request,
         pending: &mut Pending<'_, W>,
     ) -> Answer {
-        // As Nix's own hook; no policy can change it.
+        // This is the answer of Nix's own hook, and no policy can change it.
         if self.pool.machines.is_empty() {
             return Answer::Never;
         }
         let mut case =
             OpenCandidate::of(request, self.pool, self.history, self.queue, self.nix_dirs);
-        // Each round but the last takes at least one machine out.
+        // Each round except the last removes at least one machine.
         loop {
             case = match self.round(case, pending) {
                 ControlFlow::Break(answer) => return answer,
@@ -137,7 +141,7 @@ impl Decider<'_> {
         }
     }
 
-    /// Asks the policy and tries its machines. Goes on when a machine has refused.
+    /// Asks the policy and tries its machines. Continues when a machine has refused.
     fn round<'r, W: Write>(
         &mut self,
         case: OpenCandidate<'r>,
@@ -151,7 +155,7 @@ impl Decider<'_> {
                 decided_by: DecidedBy::StockRule(None),
                 decision: Decision::new(Action::Decline, "no machine can take it"),
             };
-            let answer = Answer::Declined(Why::Decided);
+            let answer = Answer::Declined(NotAccepted::Decided);
             return ControlFlow::Break(self.record(case, decided, None, Vec::new(), answer));
         }
         let past = self.history.past(&case.candidate.pname, &case.candidate.system);
@@ -169,19 +173,19 @@ impl Decider<'_> {
                 return self.go(case, &fitting, offered, decided, &chosen, pending);
             }
             Action::Local | Action::Decline => {
-                let text = format!("{name} is left to this machine: {reason}");
+                let text = format!("{name} is built on this machine: {reason}");
                 pending.message(Level::Talkative, &text);
-                Answer::Declined(Why::Decided)
+                Answer::Declined(NotAccepted::Decided)
             }
             Action::Postpone => {
                 pending.message(Level::Talkative, &format!("{name} waits: {reason}"));
-                Answer::Postponed(Why::Decided)
+                Answer::Postponed(NotAccepted::Decided)
             }
         };
         ControlFlow::Break(self.record(case, decided, Some(offered), Vec::new(), answer))
     }
 
-    /// Asks the policy, and overrules an answer that would keep the build waiting for ever.
+    /// Asks the policy, and overrides an answer that would make the build wait for ever.
     fn ask<W: Write>(
         &mut self,
         case: &OpenCandidate<'_>,
@@ -194,8 +198,8 @@ impl Decider<'_> {
         if let Some(text) = tell {
             pending.message(Level::Warn, &text);
         }
-        self.not_for_ever(&mut decided, case, &offered.machines);
-        Self::not_without_answer(&mut decided, case);
+        self.override_long_postponing(&mut decided, case, &offered.machines);
+        Self::use_all_if_none_is_named(&mut decided, case);
         decided
     }
 
@@ -218,23 +222,25 @@ impl Decider<'_> {
             format!("{name} goes to {}: {}", Self::in_order(&ranked), decided.decision.reason);
         pending.message(Level::Talkative, &text);
         let first = match self.drive(&mut case, fitting, &mut failover, pending) {
-            Driven::Connected(connected) => Ok(First::Connected(connected)),
-            Driven::Ended(NotConnected::Early(machine, hold)) => Ok(First::Slot { machine, hold }),
-            Driven::Ended(NotConnected::Refused) => return ControlFlow::Continue(case),
-            Driven::Ended(NotConnected::Full) if self.may_queue(&case, &decided) => {
+            DriveResult::Connected(connected) => Ok(First::Connected(connected)),
+            DriveResult::Ended(NotConnected::Early(machine, hold)) => {
+                Ok(First::Slot { machine, hold })
+            }
+            DriveResult::Ended(NotConnected::Refused) => return ControlFlow::Continue(case),
+            DriveResult::Ended(NotConnected::Full) if self.may_queue(&case, &decided) => {
                 Ok(First::Queue)
             }
-            Driven::Ended(NotConnected::Full) => {
+            DriveResult::Ended(NotConnected::Full) => {
                 let OpenCandidate { candidate, local, .. } = &case;
                 let stock = StockRule::without_machine(candidate, fitting.len(), local);
                 Err(match stock.action {
-                    Action::Postpone => Answer::Postponed(Why::SlotsTaken),
-                    _ => Answer::Declined(Why::SlotsTaken),
+                    Action::Postpone => Answer::Postponed(NotAccepted::SlotsTaken),
+                    _ => Answer::Declined(NotAccepted::SlotsTaken),
                 })
             }
-            Driven::Here(why) => {
+            DriveResult::Here(why) => {
                 pending.message(Level::Error, &format!("{name}: {}", cannot_start(&why)));
-                Err(Answer::Declined(Why::HookFails(why)))
+                Err(Answer::Declined(NotAccepted::HookFails(why)))
             }
         };
         let answer = match first {
@@ -279,7 +285,7 @@ impl Decider<'_> {
         fitting: &[usize],
         failover: &mut Failover,
         pending: &mut Pending<'_, W>,
-    ) -> Driven<NotConnected> {
+    ) -> DriveResult<NotConnected> {
         let Pool { settings, machines, failed, .. } = &mut *self.pool;
         let (candidate, request) = (case.candidate.clone(), case.request);
         let mut stage = BeforeAccept {
@@ -318,8 +324,8 @@ impl Decider<'_> {
             && case.local.waiting < self.options.max_waiting
     }
 
-    /// Overrules a policy that postpones for too long.
-    fn not_for_ever(
+    /// Overrides a policy that postpones for too long.
+    fn override_long_postponing(
         &mut self,
         decided: &mut Decided,
         case: &OpenCandidate<'_>,
@@ -352,9 +358,9 @@ impl Decider<'_> {
     }
 
     /// Uses all machines that fit if the decision names none and the build would fail or wait for
-    /// ever: the policy declines a build that this machine cannot do, or postpones one after a
-    /// machine has refused; or Nix's rule finds every slot taken.
-    fn not_without_answer(decided: &mut Decided, case: &OpenCandidate<'_>) {
+    /// ever. This is the case if the policy declines a build that this machine cannot do, or
+    /// postpones one after a machine has refused, or if Nix's rule finds every slot taken.
+    fn use_all_if_none_is_named(decided: &mut Decided, case: &OpenCandidate<'_>) {
         let by_policy = matches!(decided.decided_by, DecidedBy::Policy);
         let reason = match decided.decision.action {
             Action::Decline if !case.local.able => "this machine cannot build it",
@@ -381,17 +387,23 @@ impl Decider<'_> {
             .soonest_seconds(offered.machines.iter().map(|machine| machine.uri.as_str()))
             .unwrap_or(0);
         let reason = format!(
-            "all machines that fit have failed lately, the first is tried again in {soonest} s; built here"
+            "all machines that fit have failed recently; the first is tried again in {soonest} s, and the build runs on this machine"
         );
         pending.message(Level::Talkative, &format!("{}: {reason}", case.candidate.name));
         let decided = Decided {
             decided_by: DecidedBy::Health,
             decision: Decision::new(Action::Local, reason),
         };
-        self.record(case, decided, Some(offered), Vec::new(), Answer::Declined(Why::Decided))
+        self.record(
+            case,
+            decided,
+            Some(offered),
+            Vec::new(),
+            Answer::Declined(NotAccepted::Decided),
+        )
     }
 
-    /// Records the answer and how it came about.
+    /// Records the answer and the decision.
     fn record(
         &mut self,
         case: OpenCandidate<'_>,
@@ -426,8 +438,8 @@ impl Decider<'_> {
     }
 }
 
-/// The search for a machine before the accept: Nix is blocked, so it takes only what is free now,
-/// and asks the policy again after a refusal.
+/// The search for a machine before the accept. Nix is blocked, so it takes only free slots, and
+/// asks the policy again after a refusal.
 struct BeforeAccept<'s, 'r, 'w, W: Write> {
     case: &'s mut OpenCandidate<'r>,
     /// Indexes of the machines that fit.
@@ -440,10 +452,10 @@ struct BeforeAccept<'s, 'r, 'w, W: Write> {
     pending: &'s mut Pending<'w, W>,
 }
 
-/// Why a candidate has no connected machine.
+/// The reason why a candidate has no connected machine.
 enum NotConnected {
     /// It need not be connected to yet.
-    Early(String, Hold),
+    Early(String, Allocation),
     Full,
     /// A machine has refused.
     Refused,
@@ -456,7 +468,7 @@ impl<W: Write> Stage for BeforeAccept<'_, '_, '_, W> {
         &mut self,
         failover: &mut Failover,
         _: &mut History,
-    ) -> ControlFlow<NotConnected, Found> {
+    ) -> ControlFlow<NotConnected, SlotSearch> {
         let health_read_ms = now_ms();
         match self.turn(failover.next()) {
             None | Some(Turn::Wait { .. }) => ControlFlow::Break(NotConnected::Full),
@@ -464,10 +476,10 @@ impl<W: Write> Stage for BeforeAccept<'_, '_, '_, W> {
                 ControlFlow::Break(NotConnected::Early(machine, hold))
             }
             Some(Turn::Yours(machine, hold)) => {
-                ControlFlow::Continue(Found::Slot(Slotted { machine, hold, health_read_ms }))
+                ControlFlow::Continue(SlotSearch::Slot(Slotted { machine, hold, health_read_ms }))
             }
             Some(Turn::Unusable(machine, why)) => {
-                ControlFlow::Continue(Found::Unusable(machine, why))
+                ControlFlow::Continue(SlotSearch::Unusable(machine, why))
             }
         }
     }
@@ -501,7 +513,7 @@ impl<W: Write> Stage for BeforeAccept<'_, '_, '_, W> {
 }
 
 impl<W: Write> BeforeAccept<'_, '_, '_, W> {
-    /// Takes a slot on one of `open` that has not said that it is full. Returns `None` if there is
+    /// Takes a slot on one of `open` that has not reported to be full. Returns `None` if there is
     /// no such machine.
     fn turn(&self, open: &[String]) -> Option<Turn> {
         let mut turn = None;
@@ -520,7 +532,7 @@ impl<W: Write> BeforeAccept<'_, '_, '_, W> {
     }
 
     /// Returns whether nothing is lost by accepting before connecting.
-    fn is_early(&self, machine: &str, hold: &Hold, failover: &Failover) -> bool {
+    fn is_early(&self, machine: &str, hold: &Allocation, failover: &Failover) -> bool {
         let others = failover.groups().flatten().any(|uri| uri != machine);
         let OpenCandidate { local, standings, .. } = &*self.case;
         self.early_accept
@@ -533,8 +545,9 @@ fn joined(uris: &[String], with: &str) -> String {
     uris.iter().map(String::as_str).collect::<Vec<_>>().join(with)
 }
 
-/// Returns whether nothing is lost by accepting a build before connecting to a machine with this
-/// standing. `able`: this machine can build it. `others`: it may also go to another machine.
+/// Returns whether accepting a build before connecting to a machine with this standing loses
+/// nothing. `able` is whether this machine can build it, and `others` whether it may also go to
+/// another machine.
 ///
 /// A build that this machine can do is never accepted early, not even if the machine has just
 /// answered: if all machines failed then, Nix would no longer build it here.

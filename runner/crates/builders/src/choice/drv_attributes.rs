@@ -1,6 +1,6 @@
-//! Attributes of a derivation that help a policy: package name and version, whether its hash is
-//! known, and hints of its author. They are read from the `.drv` between Nix's question and the
-//! answer.
+//! Attributes of a derivation that help a policy: package name and version, whether its output hash
+//! is fixed, and hints of its author. They are read from the `.drv` file between Nix's question and
+//! the answer.
 //!
 //! A `.drv` that cannot be read (because it is in a store with another root, or damaged) is not an
 //! error: the policy gets fewer attributes.
@@ -13,12 +13,12 @@ use hookrun_nix::selection::{BUILTIN, Candidate};
 /// as words separated by blanks (`primops.cc`, `coerceToString` with `coerceMore`), so
 /// `hookrunHints = [ "long" "seconds=600" ];` and one string are the same.
 pub(crate) const HINTS: &str = "hookrunHints";
-/// Number of hints that are read of one derivation.
+/// The number of hints that are read from one derivation.
 const MAX_HINTS: usize = 32;
-/// Length of the longest hint, in characters.
+/// The length of the longest hint, in characters.
 const MAX_HINT: usize = 256;
 
-/// Returns `candidate` with the attributes of its `.drv` in the store of `nix_dirs`, and the
+/// Returns `candidate` with the attributes of its `.drv` file in the store of `nix_dirs`, and the
 /// derivation.
 pub(crate) fn described(
     candidate: Candidate,
@@ -28,7 +28,7 @@ pub(crate) fn described(
     (with(candidate, derivation.as_ref()), derivation)
 }
 
-/// Returns `candidate` with the attributes of `derivation`, or with what its name says.
+/// Returns `candidate` with the attributes of `derivation`, or with those that its name contains.
 pub(crate) fn with(mut candidate: Candidate, derivation: Option<&Derivation>) -> Candidate {
     candidate.builtin = candidate.system == BUILTIN;
     let (pname, version) = package_name(&candidate.name);
@@ -46,7 +46,7 @@ pub(crate) fn with(mut candidate: Candidate, derivation: Option<&Derivation>) ->
     candidate
 }
 
-/// Returns name and version as `DrvName` (`libstore/names.cc`) divides them: the version begins
+/// Splits a name into name and version as `DrvName` (`libstore/names.cc`) does: the version begins
 /// after the first dash that is not followed by a letter.
 pub(crate) fn package_name(name: &str) -> (&str, &str) {
     let begins = |(index, _): &(usize, &str)| {
@@ -61,7 +61,7 @@ pub(crate) fn package_name(name: &str) -> (&str, &str) {
     }
 }
 
-/// The words of a hint: `long` or `seconds=600`.
+/// Parses hints, which have the form `long` or `seconds=600`.
 fn hints(text: &str) -> Vec<(String, String)> {
     let hint = |word: &str| match word.split_once('=') {
         Some((name, value)) => (name.to_owned(), value.to_owned()),
@@ -74,7 +74,7 @@ fn hints(text: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The environment, or the structured attributes where there are some.
+/// The environment, or the structured attributes if there are any.
 struct Attributes<'a> {
     derivation: &'a Derivation,
     structured: Option<serde_json::Value>,
@@ -87,7 +87,7 @@ impl<'a> Attributes<'a> {
         Self { derivation, structured: json.and_then(|json| serde_json::from_str(json).ok()) }
     }
 
-    /// An attribute as Nix would put it into an environment.
+    /// Returns an attribute as Nix would write it into an environment.
     fn text(&self, name: &str) -> Option<String> {
         match &self.structured {
             Some(attributes) => attributes.get(name).map(words),
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_and_structured_attributes_say_the_same() {
+    fn attributes_and_structured_attributes_are_equivalent() {
         let env = [
             ("pname", "hello"),
             ("version", "2.12"),
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_file_the_name_says_what_it_can() {
+    fn without_a_file_the_attributes_come_from_the_name() {
         let there_is_none = Candidate {
             name: "a-1".to_owned(),
             drv_path: "/nowhere/a-1.drv".to_owned(),
@@ -200,7 +200,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_hints_and_names(text: String, name: String) {
+        fn any_hints_and_names_are_accepted(text: String, name: String) {
             prop_assert!(hints(&text).len() <= MAX_HINTS);
             let (pname, version) = package_name(&name);
             prop_assert!(pname.len() + version.len() <= name.len());

@@ -1,5 +1,5 @@
-//! Why each machine was or was not taken, for the record. Computed after Nix has its answer,
-//! because there may be thousands of machines.
+//! The reason why each machine was or was not taken, for the record. Computed after Nix has its
+//! answer, because there may be thousands of machines.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use hookrun_config::Resources;
 use hookrun_nix::machines::MachineLine;
 use hookrun_nix::selection::{Candidate, Machine};
 
-/// Everything that led to an answer.
+/// The data for an explanation.
 #[derive(Debug)]
 pub(crate) struct Explanation {
     /// The Nix process that asked.
@@ -19,9 +19,9 @@ pub(crate) struct Explanation {
     /// Whether this machine had a free slot.
     pub(crate) local_willing: bool,
     pub(crate) machines: Arc<Vec<MachineLine>>,
-    /// What builds take besides a slot.
+    /// The configured resources besides slots.
     pub(crate) limits: Resources,
-    /// The machines that were offered. None: no policy and no rule was asked.
+    /// The machines that were offered; none if neither a policy nor a rule was asked.
     pub(crate) offered: Option<Offered>,
     pub(crate) standings: Standings,
     /// Machines that did not take the build, with the reason.
@@ -113,7 +113,7 @@ impl Explanation {
                 _ if !standings.is_usable(&line.uri) => standings.why_not(&line.uri),
                 _ if let Some((left, _)) = short(line) => left.why(),
                 (Some(machine), Some(_)) if !machine.has_free_slot() => "full".to_owned(),
-                (_, Some(_)) => "another was better or had its slot first".to_owned(),
+                (_, Some(_)) => "another machine was better or had a free slot first".to_owned(),
                 (Some(machine), None) if !machine.has_free_slot() => {
                     "full, and not chosen".to_owned()
                 }
@@ -135,7 +135,7 @@ impl Explanation {
     }
 }
 
-/// Returns why a machine does not fit.
+/// Returns the reason why a machine does not fit.
 fn misfit(line: &MachineLine, candidate: &Candidate) -> String {
     let missing: Vec<&str> = candidate
         .required_features
@@ -147,13 +147,13 @@ fn misfit(line: &MachineLine, candidate: &Candidate) -> String {
         .map(String::as_str)
         .collect();
     if !line.fits(&candidate.system, &[]) && line.mandatory_features.is_empty() {
-        format!("it builds {}, not {}", line.systems.join(", "), candidate.system)
+        format!("it builds for {}, not for {}", line.systems.join(", "), candidate.system)
     } else if !missing.is_empty() {
         format!("it lacks the features {}", missing.join(", "))
     } else if line.systems.contains(&candidate.system) {
         let mandatory: Vec<&str> = line.mandatory_features.iter().map(String::as_str).collect();
         format!("it is kept for derivations that require {}", mandatory.join(", "))
     } else {
-        format!("it builds {}, not {}", line.systems.join(", "), candidate.system)
+        format!("it builds for {}, not for {}", line.systems.join(", "), candidate.system)
     }
 }

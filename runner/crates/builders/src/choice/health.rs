@@ -1,10 +1,10 @@
-//! Whether a machine may be used, may be tried by one build, or is out until later. Pure; the facts
-//! are in [`crate::history`].
+//! Decides whether a machine may be used, may be tried by one build, or is out until later. Pure;
+//! the facts are in [`crate::history`].
 //!
 //! A machine that failed is out for a time that doubles with each failure in a row, with jitter, up
-//! to a bound. Then one session (a lock, [`Probe`]) sends its build there; all others go on without
-//! it until that one has an answer. A machine that answers is in again at once, and for
-//! [`PROVEN_FOR`] a build may be accepted before it is connected to.
+//! to a limit. Then one session (with the lock [`Probe`]) sends its build there, and all others
+//! continue without the machine until that session has an answer. A machine that answers is used
+//! again immediately, and for [`PROVEN_FOR`] a build may be accepted before it is connected to.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,34 +15,35 @@ use rustix::fs::OFlags;
 use crate::history::MachineHealth;
 use crate::private;
 
-/// The longest time that a machine is out, before jitter. A machine that is back is noticed within
-/// this time, if there are builds.
+/// The longest time that a machine is out, before jitter. A machine that works again is noticed
+/// within this time, if there are builds.
 pub const LONGEST_OUT: Duration = Duration::from_mins(5);
-/// How long after an answer of a machine a build may be accepted before connecting to it.
+/// The time after an answer of a machine during which a build may be accepted before connecting to
+/// it.
 pub const PROVEN_FOR: Duration = Duration::from_secs(90);
-/// Random share of the time, in both directions, so that sessions of many hosts do not come back to
-/// one machine at once.
+/// The random part of the time, in both directions, so that sessions of many hosts do not return to
+/// one machine at the same time.
 const JITTER: f64 = 0.25;
 /// The directory of the probes' locks, below [`Dirs::builders`](hookrun_nix::dirs::Dirs::builders).
 const PROBES: &str = "probes";
 
-/// What may be done with a machine.
+/// The state of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
     /// It answered recently.
     Proven,
-    /// Nothing is known of it, or its last answer is old.
+    /// The machine is unknown, or its last answer is old.
     Unknown,
-    /// It failed, and its time is over: one build may try it.
+    /// It failed, and its time is over, so one build may try it.
     Due,
-    /// It failed; not before this many milliseconds.
+    /// It failed, and may be tried after this time.
     Out {
-        /// From now.
+        /// The time from now, in milliseconds.
         ms: u64,
     },
 }
 
-/// Returns the standing of a machine at `now_ms`.
+/// Returns the state of a machine at `now_ms`.
 pub fn standing(health: Option<&MachineHealth>, now_ms: u64) -> Standing {
     let Some(health) = health else { return Standing::Unknown };
     match (health.failures, health.retry_ms, health.succeeded_ms) {
@@ -60,8 +61,8 @@ pub fn standing(health: Option<&MachineHealth>, now_ms: u64) -> Standing {
     }
 }
 
-/// Returns how long a machine is out after so many failures in a row: `first`, twice that, and so
-/// on. `chance` is a random number from 0 to 1.
+/// Returns the time that a machine is out after this number of failures in a row: `first`, twice
+/// that, and so on. `chance` is a random number from 0 to 1.
 pub fn time_out(failures: u32, first: Duration, chance: f64) -> Duration {
     let doubled =
         first.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
@@ -81,8 +82,8 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Takes it, if no other session has it. If the lock file cannot be used, every session may try
-    /// the machine; otherwise a machine that is back would never be noticed.
+    /// Takes the right, if no other session has it. If the lock file cannot be used, every session
+    /// may try the machine; otherwise a machine that works again would never be noticed.
     pub fn take(builders: &Path, machine: &str) -> Option<Self> {
         let name = blake3::hash(machine.as_bytes()).to_hex();
         let file = private::directory(builders)
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn standings() {
+    fn a_failed_machine_is_out_then_due_then_proven() {
         let at = |health: &MachineHealth| standing(Some(health), 1_000_000);
         assert_eq!(standing(None, 1), Standing::Unknown);
         assert_eq!(at(&health(0, None, None)), Standing::Unknown);
@@ -124,12 +125,15 @@ mod tests {
         drop(first);
         assert!(Probe::take(directory.path(), "ssh://m").is_some());
         let nowhere = Path::new("/proc/nowhere");
-        assert!(Probe::take(nowhere, "ssh://m").is_some(), "without a lock every session may");
+        assert!(
+            Probe::take(nowhere, "ssh://m").is_some(),
+            "without a lock every session may try it"
+        );
     }
 
     proptest! {
         #[test]
-        fn time_outs_grow_and_have_a_bound(failures in 1u32..200, first in 1u64..600, chance in 0.0f64..1.0) {
+        fn the_time_out_doubles_up_to_a_limit(failures in 1u32..200, first in 1u64..600, chance in 0.0f64..1.0) {
             let first = Duration::from_secs(first);
             let out = time_out(failures, first, chance);
             prop_assert!(out >= first.mul_f64(0.74));

@@ -1,12 +1,11 @@
 //! Chooses where a candidate is built.
 //!
-//! * [`candidate`]: all that is known of one candidate; [`drv_attributes`]: what its derivation
-//!   says.
-//! * [`pool`]: the machines of a session. [`health`]: whether a machine may be used.
-//! * [`policy`]: the trait, and the rule of Nix itself. [`policy_thread`]: asks it, within a time
-//!   limit.
-//! * [`decide`]: from a candidate to an answer. [`explanation`]: why each machine was or was not
-//!   taken.
+//! * [`candidate`]: the facts about one candidate. [`drv_attributes`]: the attributes of its
+//!   derivation.
+//! * [`pool`]: the machines of a session. [`health`]: decides whether a machine may be used.
+//! * [`policy`]: the trait, and the rule of Nix itself. [`policy_thread`]: asks a policy, within a
+//!   time limit.
+//! * [`decide`]: finds the answer to a candidate. [`explanation`]: the reasons for it.
 
 pub(crate) mod candidate;
 pub(crate) mod decide;

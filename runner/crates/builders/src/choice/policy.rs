@@ -10,13 +10,13 @@ use hookrun_nix::selection::{
 
 /// Chooses where to build.
 pub trait Policy: Send {
-    /// Called once per candidate, with at least one machine that can build it; full machines are
-    /// included. Runs on a thread of its own that lives as long as the session. If the answer takes
-    /// longer than the policy's deadline, it is dropped and the policy is not asked again. Must not
-    /// print, because standard output is the reply to Nix.
+    /// Ranks the machines. Called once per candidate, with at least one machine that can build it;
+    /// full machines are included. It runs on a separate thread that lives as long as the session.
+    /// If the answer takes longer than the policy's deadline, it is dropped and the policy is not
+    /// asked again. It must not print, because standard output is the reply to Nix.
     ///
     /// # Errors
-    /// On any error the session prints one line and uses [`StockRule`].
+    /// After any error the session prints one line and uses [`StockRule`].
     fn select(
         &self,
         candidate: &Candidate,
@@ -28,14 +28,14 @@ pub trait Policy: Send {
 /// The shortest time before a policy is asked again, in milliseconds. Without it, a policy that
 /// asks for 0 would keep a processor busy.
 const SOONEST_ASK_AGAIN_MS: u64 = 1000;
-/// Number of machines that a message lists. A fleet has hundreds.
+/// The number of machines that a message lists. A fleet has hundreds.
 const MAX_SHOWN: usize = 5;
 
-/// Checks an answer against what was asked, and removes repeated machines from it.
+/// Checks an answer against the question, and removes repeated machines from it.
 ///
 /// # Errors
-/// A machine that was not offered, no machine at all, or `local` where this machine cannot build
-/// the candidate.
+/// The answer names a machine that was not offered, or no machine, or `local` although this machine
+/// cannot build the candidate.
 pub fn checked(
     decision: Decision,
     machines: &[Machine],
@@ -94,11 +94,11 @@ fn shown(machines: &[Machine]) -> String {
 /// list; only machines with a free slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StockRule {
-    /// How the calling Nix divides.
+    /// The arithmetic of the calling Nix.
     pub division: Division,
 }
 
-/// How load is divided by speed factor.
+/// The arithmetic for dividing the load by the speed factor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Division {
     /// Nix 2.19 and older: factors are unsigned integers (0 counts as 1), and so is the quotient.
@@ -125,7 +125,7 @@ impl StockRule {
         all
     }
 
-    /// Returns what Nix's hook would do.
+    /// Returns the decision of Nix's hook.
     pub fn decide(
         self,
         candidate: &Candidate,
@@ -159,7 +159,7 @@ impl StockRule {
         .then(a.load.cmp(&b.load))
     }
 
-    /// Returns what Nix's hook answers when no machine is free: `postpone` if there is a machine
+    /// Returns the answer of Nix's hook if no machine is free: `postpone` if there is a machine
     /// that fits and this machine cannot build right now, else `decline`. `fitting` is the number
     /// of machines that fit and have not failed.
     pub fn without_machine(
@@ -194,7 +194,7 @@ impl Policy for StockRule {
     }
 }
 
-/// The factor as Nix 2.19 and older hold it.
+/// Converts the factor to the type in Nix 2.19 and older.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -289,7 +289,7 @@ mod tests {
         insta::assert_snapshot!(message(checked(decision(machines_of(&["c"])), &machines, &able)), @"invalid answer: machine `c` was not offered; offered: `a`, `b`");
         insta::assert_snapshot!(message(checked(decision(machines_of(&[])), &machines, &able)), @"invalid answer: action `machines` without a machine; name one of `a`, `b`, or answer `decline`");
         insta::assert_snapshot!(message(checked(decision(Action::Local), &machines, &LocalMachine::default())), @"invalid answer: action `local`, but this machine cannot build the derivation (`able` is false)");
-        insta::assert_snapshot!(Action::from_word("wait", Vec::new()).unwrap_err().to_string(), @"invalid answer: action `wait` is none of `machines`, `local`, `postpone`, `decline`");
+        insta::assert_snapshot!(Action::from_word("wait", Vec::new()).unwrap_err().to_string(), @"invalid answer: action `wait` is not one of `machines`, `local`, `postpone` and `decline`");
     }
 
     /// `build-remote.cc` of 2.8 and of 2.26, line by line.
@@ -298,7 +298,7 @@ mod tests {
         clippy::cast_sign_loss,
         clippy::cast_precision_loss,
         clippy::float_cmp,
-        reason = "what the C++ does"
+        reason = "the behaviour of the C++ code"
     )]
     fn model(division: Division, machines: &[Machine]) -> Option<usize> {
         let mut best: Option<usize> = None;

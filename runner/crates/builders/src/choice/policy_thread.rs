@@ -1,5 +1,5 @@
-//! Asks the policy on a thread of its own, within a time limit, so that a policy that hangs or
-//! panics costs only its own answer.
+//! Asks the policy on a separate thread, within a time limit, so that a policy that hangs or panics
+//! loses only its own answer.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -9,11 +9,11 @@ use crate::choice::policy::{Policy, checked};
 use hookrun_nix::selection::PolicyError;
 use hookrun_nix::selection::{Candidate, Decision, LocalMachine, Machine};
 
-/// How long a policy may take for one candidate, loading included. The whole Nix command is blocked
-/// meanwhile.
+/// The time limit of a policy for one candidate, including loading. The whole Nix command is
+/// blocked meanwhile.
 pub const DEADLINE: Duration = Duration::from_secs(2);
 
-/// Makes the policy, on its thread, when it is first asked and when it is asked after a stop.
+/// Creates the policy, on its thread, when it is first asked and when it is asked after a stop.
 pub type PolicyFactory = Arc<dyn Fn() -> Result<Box<dyn Policy>, PolicyError> + Send + Sync>;
 
 type Question = (Candidate, Arc<[Machine]>, LocalMachine);
@@ -33,7 +33,7 @@ enum State {
 }
 
 impl PolicyThread {
-    /// Makes the policy when it is first asked.
+    /// Returns a policy that is created when it is first asked.
     pub fn new(factory: PolicyFactory, deadline: Duration) -> Self {
         Self { factory, deadline, state: State::Stopped }
     }
@@ -45,10 +45,10 @@ impl PolicyThread {
         }
     }
 
-    /// Returns its checked answer.
+    /// Asks the policy, and returns its checked answer.
     ///
     /// # Errors
-    /// There is no usable answer. A policy that could not be made, panicked or did not answer in
+    /// There is no usable answer. A policy that could not be created, panicked or did not answer in
     /// time is not asked again.
     pub fn ask(
         &mut self,
@@ -64,7 +64,7 @@ impl PolicyThread {
             State::Broken(error) => return Err(error.clone()),
             State::Stopped => return Err(gone()),
         };
-        // A thread that has ended may have left an answer that says why.
+        // A thread that has ended may have left an answer with the reason.
         let _asked = questions.send((candidate.clone(), Arc::clone(machines), local.clone()));
         let answer = answers.recv_timeout(self.deadline);
         match answer {
@@ -118,7 +118,7 @@ fn start(factory: PolicyFactory) -> State {
     match std::thread::Builder::new().name("policy".to_owned()).spawn(body) {
         Ok(_) => State::Running(questions, answers),
         Err(error) => {
-            State::Broken(PolicyError::Failed(format!("it cannot be given a thread ({error})")))
+            State::Broken(PolicyError::Failed(format!("its thread cannot be started ({error})")))
         }
     }
 }
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn good_answers_pass() {
+    fn valid_answers_are_returned() {
         let mut thread = PolicyThread::new(
             Arc::new(|| Ok(Box::new(StockRule::default()) as Box<dyn Policy>)),
             DEADLINE,
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_ones_are_errors() {
+    fn invalid_answers_are_errors() {
         let hang = || loop {
             std::thread::park();
         };

@@ -1,5 +1,5 @@
-//! The machines of one session: which fit a candidate, how they stand, how the policy sees them,
-//! and what it decided.
+//! The machines of one session: which of them fit a candidate, their health, their state as a
+//! policy gets it, and the decision.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -12,8 +12,8 @@ use crate::choice::policy_thread::PolicyThread;
 use crate::history::History;
 use crate::history::{MachineHealth, Past, now_ms};
 use crate::protocol::settings::Settings;
-use crate::slots::reservations::{Account, Left};
-use crate::slots::sessions::{self, Activity, Wanted};
+use crate::slots::reservations::{Account, ResourceUse};
+use crate::slots::sessions::{self, Activity, WantedMachine};
 use crate::slots::slot_files::SlotFiles;
 use hookrun_config::Resources;
 use hookrun_nix::database::Inputs;
@@ -21,7 +21,7 @@ use hookrun_nix::machines::MachineLine;
 use hookrun_nix::selection::PolicyError;
 use hookrun_nix::selection::{Candidate, Decision, LocalMachine, Machine};
 
-/// What follows from the settings of one session.
+/// The values that follow from the settings of one session.
 pub(crate) struct Pool {
     pub(crate) settings: Settings,
     /// All machines. Shared, because there may be thousands.
@@ -29,25 +29,25 @@ pub(crate) struct Pool {
     pub(crate) slot_files: SlotFiles,
     /// Indexes of machines that failed in this session.
     pub(crate) failed: BTreeSet<usize>,
-    /// Derivations that the policy has postponed in this session, and since when, in milliseconds
-    /// since 1970.
+    /// Derivations that the policy has postponed in this session, each with the first time, in
+    /// milliseconds since 1970.
     pub(crate) postponed: HashMap<String, u64>,
     /// Whether the failure of the policy was reported.
     pub(crate) told: bool,
-    /// What builds take besides a slot.
+    /// The configured resources besides slots.
     pub(crate) limits: Resources,
 }
 
-/// The inputs of a build, and how much of them each machine has.
+/// The inputs of a build, and the part of them that each machine has.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Present {
     pub(crate) inputs: Inputs,
-    /// Bytes of the largest inputs, by store URI. Machines of which nothing is known are missing.
+    /// The size of the largest inputs on each machine, by store URI. Unknown machines are missing.
     on: BTreeMap<String, u64>,
 }
 
 impl Present {
-    /// Looks up where `inputs` are.
+    /// Looks up which machines have `inputs`.
     pub(crate) fn of(inputs: Inputs, history: &mut History) -> Self {
         let on = if inputs.largest.is_empty() {
             BTreeMap::new()
@@ -57,25 +57,25 @@ impl Present {
         Self { inputs, on }
     }
 
-    /// Returns the bytes that this machine does not have. Small inputs are assumed to be where the
-    /// large ones are.
+    /// Returns the number of bytes that this machine does not have. Small inputs are assumed to be
+    /// where the large ones are.
     fn missing(&self, uri: &str) -> Option<u64> {
         let largest: u64 = self.inputs.largest.iter().map(|(_, size)| size).sum();
         self.on.get(uri).map(|present| largest.saturating_sub(*present))
     }
 }
 
-/// Machines as a policy sees them.
+/// Machines as a policy gets them.
 #[derive(Debug)]
 pub(crate) struct Offered {
-    /// In the order of the setting `builders`. Shared with the policy's thread.
+    /// The machines in the order of the setting `builders`. Shared with the policy's thread.
     pub(crate) machines: Arc<[Machine]>,
-    /// Machines that have a free slot but lack another resource that the build takes, with their
+    /// Machines that have a free slot but lack another resource that the build needs, with their
     /// busy slots. They are offered as full.
-    pub(crate) short: HashMap<String, (Left, u32)>,
+    pub(crate) short: HashMap<String, (ResourceUse, u32)>,
 }
 
-/// How machines stand for one candidate.
+/// The health of machines for one candidate.
 #[derive(Debug)]
 pub(crate) struct Standings {
     health: BTreeMap<String, MachineHealth>,
@@ -96,7 +96,7 @@ impl Standings {
         let mut by_uri = HashMap::new();
         let mut probes = BTreeMap::new();
         for line in machines {
-            // There may be thousands, and of most nothing is known.
+            // There may be thousands of machines, and most of them are unknown.
             let Some(known) = health.get(line.uri.as_str()) else { continue };
             let found = standing(Some(known), now);
             if found == Standing::Due
@@ -127,7 +127,7 @@ impl Standings {
         self.probes.get_mut(uri)?.take()
     }
 
-    /// Returns the seconds until the first of `uris` is tried again.
+    /// Returns the number of seconds until the first of `uris` is tried again.
     pub(crate) fn soonest_seconds<'a>(&self, uris: impl Iterator<Item = &'a str>) -> Option<u64> {
         let out = uris.filter_map(|uri| match self.standing(uri) {
             Standing::Out { ms } => Some(ms.div_ceil(1000)),
@@ -139,34 +139,34 @@ impl Standings {
     /// Returns why the machine may not be used.
     pub(crate) fn why_not(&self, uri: &str) -> String {
         let Some(health) = self.health.get(uri) else { return "out".to_owned() };
-        let why = health.last_error.as_deref().unwrap_or("no reason known");
+        let why = health.last_error.as_deref().unwrap_or("the reason is not known");
         match self.standing(uri) {
             Standing::Out { ms } => {
                 format!(
-                    "out for {} s more after {} failures in a row: {why}",
+                    "out for {} more s after {} failures in a row: {why}",
                     ms.div_ceil(1000),
                     health.failures
                 )
             }
-            _ => format!("another build tries whether it is back: {why}"),
+            _ => format!("another build is testing whether it works again: {why}"),
         }
     }
 }
 
-/// A decision, and who made it.
+/// A decision, and its origin.
 #[derive(Debug)]
 pub(crate) struct Decided {
     pub(crate) decided_by: DecidedBy,
     pub(crate) decision: Decision,
 }
 
-/// Who made a decision. Displays as the text on record.
+/// The origin of a decision. Displayed as the text for the record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum DecidedBy {
     Policy,
-    /// The rule of Nix; with the policy's error where the policy gave no answer.
+    /// Nix's rule, with the policy's error if the policy gave no answer.
     StockRule(Option<PolicyError>),
-    /// The health of the machines: all of them are out.
+    /// The health of the machines, because all of them are out.
     Health,
 }
 
@@ -195,7 +195,7 @@ impl Pool {
         self.machines.iter().enumerate().filter(fits).map(|(index, _)| index).collect()
     }
 
-    /// Copies what is needed to ask the policy again after an accept.
+    /// Copies the values that are needed to ask the policy again after an accept.
     #[must_use]
     pub(crate) fn clone_for_asking(&self) -> Self {
         Self {
@@ -209,7 +209,7 @@ impl Pool {
         }
     }
 
-    /// Returns the machines at `fitting` with their load, as a policy sees them.
+    /// Returns the machines at `fitting` with their load, as a policy gets them.
     pub(crate) fn offered(
         &self,
         candidate: &Candidate,
@@ -306,12 +306,12 @@ impl Pool {
     }
 }
 
-/// Returns those of `uris` that are among `machines`, with their slots. Of two lines with one URI
-/// the first counts.
+/// Returns those of `uris` that are among `machines`, with their slots. If two lines have the same
+/// URI, the first counts.
 pub(crate) fn wanted<'a>(
     machines: impl Iterator<Item = &'a MachineLine>,
     uris: &[String],
-) -> Vec<Wanted> {
+) -> Vec<WantedMachine> {
     let mut slots: HashMap<&str, Option<u32>> =
         uris.iter().map(|uri| (uri.as_str(), None)).collect();
     let mut unknown = slots.len();
@@ -320,13 +320,14 @@ pub(crate) fn wanted<'a>(
             *slots = Some(line.max_jobs);
             unknown -= 1;
         }
-        // There may be thousands of machines, and a few wanted.
+        // There may be thousands of machines, but only a few wanted ones.
         if unknown == 0 {
             break;
         }
     }
-    let wanted =
-        |uri: &String| Some(Wanted { machine: uri.clone(), slots: (*slots.get(uri.as_str())?)? });
+    let wanted = |uri: &String| {
+        Some(WantedMachine { machine: uri.clone(), slots: (*slots.get(uri.as_str())?)? })
+    };
     uris.iter().filter_map(wanted).collect()
 }
 

@@ -1,5 +1,5 @@
-//! Statements about builds that were left to this machine: those that may still run, and the
-//! durations of the others.
+//! Statements about builds on this machine: those that may still run, and the durations of the
+//! others.
 
 use rusqlite::params;
 
@@ -8,26 +8,26 @@ use super::write::signed;
 use super::{Record, RecordError};
 use hookrun_nix::selection::{Candidate, PastBuilds};
 
-/// Number of past builds of one package name that are read, newest first.
+/// The number of past builds of one package name that are read, newest first.
 const PAST_BUILDS: i64 = 32;
-/// Number of open builds that are read, newest first: more than any machine runs at once.
+/// The number of open builds that are read, newest first; more than any machine runs at once.
 const OPEN: i64 = 512;
-/// Time in milliseconds after which the end of a build is no longer expected. Nix does not report
-/// builds that failed.
+/// The time in milliseconds after which the end of a build is no longer expected. Nix does not
+/// report builds that failed.
 const GIVEN_UP_AFTER_MS: u64 = 2 * 24 * 60 * 60 * 1000;
 
 /// A build that was left to this machine and is not known to have ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalBuild {
-    /// Full store path of the `.drv`.
+    /// The full store path of the `.drv` file.
     pub drv_path: String,
     /// The Nix process that asked.
     pub command: String,
-    /// The file that Nix keeps locked while it builds. Empty: not known.
+    /// The file that Nix keeps locked while it builds; empty if it is not known.
     pub lock: String,
-    /// When Nix got the answer.
+    /// The time when Nix got the answer.
     pub declined_ms: u64,
-    /// Whether this machine had a free slot, so that the build started at once.
+    /// Whether this machine had a free slot, so that the build started immediately.
     pub willing: bool,
 }
 
@@ -52,7 +52,7 @@ impl Record {
     /// Returns the builds that are not known to have ended, newest first.
     ///
     /// # Errors
-    /// If the database cannot be read.
+    /// The database cannot be read.
     pub fn open_local(&self, now_ms: u64) -> Result<Vec<LocalBuild>, RecordError> {
         let query = || -> Result<Vec<LocalBuild>, rusqlite::Error> {
             let mut statement = self.connection.prepare_cached(
@@ -92,7 +92,7 @@ impl Record {
         )
     }
 
-    /// Records that the build is not done here after all.
+    /// Records that the build does not run on this machine after all.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -103,10 +103,10 @@ impl Record {
         )
     }
 
-    /// Returns how long builds of `pname` took here.
+    /// Returns the durations of builds of `pname` on this machine.
     ///
     /// # Errors
-    /// If the database cannot be read.
+    /// The database cannot be read.
     pub fn past_local(&self, pname: &str, system: &str) -> Result<Option<PastBuilds>, RecordError> {
         let query = || -> Result<Vec<f64>, rusqlite::Error> {
             let mut statement = self.connection.prepare_cached(

@@ -1,12 +1,12 @@
-//! What is remembered about machines and builds.
+//! The history of machines and builds.
 //!
-//! [`History`] is a session's access: it opens the database ([`Record`]) when it is first needed
-//! and closes it while a build waits or runs. It helps and never hurts: what cannot be read is
-//! unknown, what cannot be written is forgotten.
+//! [`History`] is a session's access: it opens the database ([`Record`]) when it is first needed,
+//! and closes it while a build waits or runs. Errors never affect a build: data that cannot be read
+//! counts as unknown, and data that cannot be written is dropped.
 //!
 //! [`Record`] is the database: [`rows`] are its types, [`read`] and [`mod@write`] its statements,
 //! [`local_builds`] and [`paths_on_machines`] those of two tables. [`render`] makes a machines file
-//! from what is known.
+//! from it.
 
 mod local_builds;
 mod paths_on_machines;
@@ -24,28 +24,28 @@ use crate::choice::health;
 use hookrun_nix::selection::{Candidate, PastBuilds};
 
 pub use local_builds::LocalBuild;
-pub use read::Selection;
+pub use read::RowSelection;
 pub use record::{BUILDS_KEPT, DECISIONS_KEPT, KEPT_FOR, Record, RecordError};
 pub use rows::{
     BuildRow, DecisionRow, MachineHealth, Move, NewBuild, Outcome, Past, Verdict, now_ms,
 };
-pub use write::Ended;
+pub use write::BuildEnd;
 
-/// Makes a row of an answer, once Nix has it.
+/// Creates the row of an answer, after Nix has it.
 pub type Explain = Box<dyn FnOnce() -> DecisionRow>;
 
-/// A session's access to what is remembered.
+/// A session's access to the history.
 pub struct History {
     /// [`Dirs::builders`](hookrun_nix::dirs::Dirs::builders).
     directory: PathBuf,
-    /// How long a machine is out after its first failure.
+    /// The time for which a machine is out after its first failure.
     retry_after: Duration,
     state: State,
     /// Whether Nix is no longer blocked on this session.
     has_time: bool,
-    /// Answers that are given or about to be, and are not written yet.
+    /// Answers that are not written yet.
     unsaved: Vec<Explain>,
-    /// Builds left to this machine by these answers.
+    /// Builds on this machine that follow from these answers.
     unsaved_local: Vec<(Candidate, LocalBuild)>,
 }
 
@@ -53,12 +53,12 @@ pub struct History {
 enum State {
     Closed,
     Open(Record),
-    /// It could not be opened, and is not tried again.
+    /// The database could not be opened, and is not tried again.
     Unusable,
 }
 
 impl History {
-    /// Uses the database in `directory`.
+    /// Returns a history with the database in `directory`.
     pub fn new(directory: PathBuf, retry_after: Duration) -> Self {
         Self {
             directory,
@@ -75,7 +75,7 @@ impl History {
         &self.directory
     }
 
-    /// Writes what is unsaved and closes the database. The next use opens it again.
+    /// Writes unsaved data and closes the database. The next use opens it again.
     pub fn close(&mut self) {
         self.save();
         if let State::Open(_) = self.state {
@@ -88,7 +88,7 @@ impl History {
         self.has_time = true;
         match &self.state {
             State::Open(record) => record.allow_slow_writes(),
-            // It may have been busy.
+            // The database may have been busy.
             State::Unusable => self.state = State::Closed,
             State::Closed => {}
         }
@@ -103,7 +103,7 @@ impl History {
         }
         let State::Open(record) = &mut self.state else { return T::default() };
         let result = act(record);
-        // Nix is blocked: one wait for others is enough for one session.
+        // Nix is blocked, so a session waits only once for others.
         if !self.has_time && result.as_ref().is_err_and(RecordError::is_busy) {
             self.state = State::Unusable;
         }
@@ -150,7 +150,7 @@ impl History {
     }
 
     /// Records how a build ended.
-    pub fn ended(&mut self, id: Option<i64>, ended: &Ended<'_>) {
+    pub fn ended(&mut self, id: Option<i64>, ended: &BuildEnd<'_>) {
         if let Some(id) = id {
             self.with(|record| record.end_build(id, ended));
             crate::run::shutdown::closed();
@@ -162,7 +162,7 @@ impl History {
         self.unsaved.push(explain);
     }
 
-    /// Writes what was decided. To be called after Nix has its answer.
+    /// Writes the kept answers. Must be called after Nix has its answer.
     pub fn save(&mut self) {
         for explain in std::mem::take(&mut self.unsaved) {
             self.with(|record| record.decided(&explain()));
@@ -172,17 +172,17 @@ impl History {
         }
     }
 
-    /// Returns how long builds of this package took on this machine.
+    /// Returns the durations of this package's builds on this machine.
     pub fn past_local(&mut self, pname: &str, system: &str) -> Option<PastBuilds> {
         self.with(|record| record.past_local(pname, system))
     }
 
-    /// Keeps a build that is left to this machine for [`History::save`].
+    /// Keeps a build on this machine for [`History::save`].
     pub fn left_here(&mut self, candidate: Candidate, build: LocalBuild) {
         self.unsaved_local.push((candidate, build));
     }
 
-    /// Returns the builds left to this machine that are not known to have ended.
+    /// Returns the builds on this machine that are not known to have ended.
     pub fn open_local(&mut self) -> Vec<LocalBuild> {
         self.with(|record| record.open_local(now_ms()))
     }
@@ -192,9 +192,9 @@ impl History {
         self.with(|record| record.end_local(drv_path, ended_ms, seconds));
     }
 
-    /// Records that the build goes to a machine after all.
+    /// Records that the build goes to another machine after all.
     pub fn not_here(&mut self, drv_path: &str) {
-        // Most were never left to this machine, and reading blocks no other session.
+        // Most builds were never on this machine, and reading blocks no other session.
         if self.open_local().iter().any(|build| build.drv_path == drv_path) {
             self.with(|record| record.not_local(drv_path));
         }
@@ -205,12 +205,13 @@ impl History {
         self.with(|record| record.record_paths_on(machine, paths, now_ms()));
     }
 
-    /// Returns how many bytes of `paths` are on each machine of which something is known, by URI.
+    /// Returns for each known machine, by URI, how many bytes of `paths` it has.
     pub fn bytes_present(&mut self, paths: &[(String, u64)]) -> BTreeMap<String, u64> {
         self.with(|record| record.bytes_present(paths, now_ms()))
     }
 
-    /// Records that the derivation is postponed. Returns since when, in milliseconds since 1970.
+    /// Records that the derivation is postponed. Returns the first time, in milliseconds since
+    /// 1970.
     pub fn postponed(&mut self, drv_path: &str) -> Option<u64> {
         self.with(|record| record.postponed(drv_path, now_ms()).map(Some))
     }
@@ -221,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_written_is_forgotten() {
+    fn data_that_cannot_be_written_is_dropped() {
         let mut history = History::new(PathBuf::from("/proc/nowhere"), Duration::from_secs(1));
         history.answered("ssh://m", Duration::ZERO);
         history.failed("ssh://m", "x", now_ms());
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_there_after_a_rest() {
+    fn written_data_can_be_read_after_closing() {
         let directory = tempfile::tempdir().unwrap();
         let mut history = History::new(directory.path().to_owned(), Duration::from_secs(10));
         history.failed("ssh://m", "x", now_ms());

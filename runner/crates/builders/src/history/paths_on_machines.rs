@@ -1,5 +1,5 @@
-//! Statements about store paths on machines, as far as builds have copied them there. This is an
-//! estimate, because machines collect garbage too.
+//! Statements about store paths on machines, as far as builds have copied them there. The result is
+//! an estimate, because machines collect garbage too.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use rusqlite::params;
 use super::write::signed;
 use super::{Record, RecordError};
 
-/// Time in milliseconds after which a path may have been deleted from a machine.
+/// The time in milliseconds after which a path may have been deleted from a machine.
 const BELIEVED_FOR_MS: u64 = 14 * 24 * 60 * 60 * 1000;
 
 impl Record {
@@ -39,11 +39,11 @@ impl Record {
         write(&mut self.connection).map_err(|error| self.failed(error))
     }
 
-    /// Returns how many bytes of `paths` (with their sizes) are on each machine, by URI. Machines
-    /// of which nothing is known are missing.
+    /// Returns for each machine, by URI, how many bytes of `paths` (with their sizes) it has.
+    /// Unknown machines are missing.
     ///
     /// # Errors
-    /// If the database cannot be read.
+    /// The database cannot be read.
     pub fn bytes_present(
         &self,
         paths: &[(String, u64)],

@@ -1,4 +1,4 @@
-//! Questions to the record.
+//! Queries of the record.
 
 use std::collections::BTreeMap;
 
@@ -9,26 +9,26 @@ use super::{Record, RecordError};
 use crate::slots::sessions::Command;
 use hookrun_nix::selection::PastBuilds;
 
-/// Past builds of one package name that are looked at, newest first: older ones tell of other
-/// versions.
+/// The number of past builds of one package name that are read, newest first. Older builds are of
+/// other versions.
 const PAST_BUILDS: i64 = 32;
-/// Why a build was abandoned whose session could not say so.
+/// The reason of a build whose session was killed before it could record one.
 const KILLED: &str = "Nix and the build hook were killed";
 
-/// Which rows are wanted.
+/// Selects rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Selection<'a> {
-    /// The newest, so many.
+pub enum RowSelection<'a> {
+    /// The newest rows, up to this number.
     Last(u32),
-    /// All of the derivation with this store path.
+    /// All rows of the derivation with this store path.
     Derivation(&'a str),
 }
 
 impl Record {
-    /// Health of every machine that was ever tried, by URI.
+    /// Returns the health of every machine that was ever tried, by URI.
     ///
     /// # Errors
-    /// If the database cannot be read.
+    /// The database cannot be read.
     pub fn machines(&self) -> Result<BTreeMap<String, MachineHealth>, RecordError> {
         let query = || -> Result<BTreeMap<String, MachineHealth>, rusqlite::Error> {
             let mut statement = self.connection.prepare_cached(
@@ -51,10 +51,10 @@ impl Record {
         query().map_err(|error| self.failed(error))
     }
 
-    /// Past durations of `pname` on `system`.
+    /// Returns past durations of `pname` on `system`.
     ///
     /// # Errors
-    /// If the database cannot be read.
+    /// The database cannot be read.
     pub fn past(&self, pname: &str, system: &str) -> Result<Past, RecordError> {
         let query = || -> Result<Vec<(String, f64, f64)>, rusqlite::Error> {
             let mut statement = self.connection.prepare_cached(
@@ -68,11 +68,11 @@ impl Record {
         Ok(past(&query().map_err(|error| self.failed(error))?))
     }
 
-    /// Builds, newest first.
+    /// Returns builds, newest first.
     ///
     /// # Errors
-    /// If the database cannot be read.
-    pub fn builds(&self, selection: Selection<'_>) -> Result<Vec<BuildRow>, RecordError> {
+    /// The database cannot be read.
+    pub fn builds(&self, selection: RowSelection<'_>) -> Result<Vec<BuildRow>, RecordError> {
         let (condition, limit, drv_path) = conditions(selection);
         let query = || -> Result<Vec<BuildRow>, rusqlite::Error> {
             let mut statement = self.connection.prepare_cached(&format!(
@@ -85,11 +85,11 @@ impl Record {
         query().map_err(|error| self.failed(error))
     }
 
-    /// Decisions, newest first.
+    /// Returns decisions, newest first.
     ///
     /// # Errors
-    /// If the database cannot be read.
-    pub fn decisions(&self, selection: Selection<'_>) -> Result<Vec<DecisionRow>, RecordError> {
+    /// The database cannot be read.
+    pub fn decisions(&self, selection: RowSelection<'_>) -> Result<Vec<DecisionRow>, RecordError> {
         let (condition, limit, drv_path) = conditions(selection);
         let query = || -> Result<Vec<String>, rusqlite::Error> {
             let mut statement = self.connection.prepare_cached(&format!(
@@ -103,10 +103,10 @@ impl Record {
     }
 }
 
-fn conditions(selection: Selection<'_>) -> (&'static str, i64, &str) {
+fn conditions(selection: RowSelection<'_>) -> (&'static str, i64, &str) {
     match selection {
-        Selection::Last(count) => ("?2 = ''", i64::from(count), ""),
-        Selection::Derivation(drv_path) => ("drv_path = ?2", -1, drv_path),
+        RowSelection::Last(count) => ("?2 = ''", i64::from(count), ""),
+        RowSelection::Derivation(drv_path) => ("drv_path = ?2", -1, drv_path),
     }
 }
 
@@ -117,7 +117,7 @@ fn build(row: &Row<'_>) -> Result<BuildRow, rusqlite::Error> {
     let moves: String = row.get(16)?;
     let features: Option<String> = row.get(17)?;
     let command: String = row.get(5)?;
-    // A session that was killed has written nothing more. None of them outlives its Nix.
+    // A killed session has written no outcome. No session outlives its Nix.
     let killed = outcome.is_none() && Command::is_gone(&command);
     let (outcome, why) =
         if killed { (Some(Outcome::Abandoned), Some(KILLED.to_owned())) } else { (outcome, None) };
@@ -145,12 +145,12 @@ fn build(row: &Row<'_>) -> Result<BuildRow, rusqlite::Error> {
     })
 }
 
-/// A count that SQLite keeps signed.
+/// Reads a count, which SQLite stores as a signed number.
 fn time(row: &Row<'_>, index: usize) -> Result<Option<u64>, rusqlite::Error> {
     Ok(row.get::<_, Option<i64>>(index)?.and_then(|value| u64::try_from(value).ok()))
 }
 
-/// Medians of (machine, seconds, speed factor).
+/// Returns medians of (machine, seconds, speed factor).
 fn past(builds: &[(String, f64, f64)]) -> Past {
     let expected_seconds =
         median(builds.iter().map(|(_, seconds, factor)| seconds * factor).collect());

@@ -1,10 +1,10 @@
-//! What is remembered about machines: health, history, decisions. One SQLite database,
+//! The database with the history of machines: health, builds, decisions. It is one SQLite database,
 //! `builders.sqlite` in [`Dirs::builders`](hookrun_nix::dirs::Dirs::builders).
 //!
 //! It is SQLite with a write-ahead log, because many sessions write at once without a worker, each
 //! opens it only for some milliseconds, and any may be killed at any instruction. It is not synced:
-//! a power failure loses some statistics, never a build. Everything has a bound:
-//! [`BUILDS_KEPT`], [`DECISIONS_KEPT`], [`KEPT_FOR`].
+//! a power failure loses some statistics, never a build. Everything is limited: [`BUILDS_KEPT`],
+//! [`DECISIONS_KEPT`], [`KEPT_FOR`].
 //!
 //! Sessions write ([`Record::open`]); `hookrun builders` and the policy's past durations read:
 //!
@@ -17,13 +17,13 @@
 //! * [`Record::builds`]: [`BuildRow`](super::BuildRow)s, newest first: all of one derivation, or a
 //!   number of them.
 //! * [`Record::decisions`]: [`DecisionRow`](super::DecisionRow)s, in the same way.
-//! * [`Record::open_local`], [`Record::past_local`]: builds that were left to this machine.
+//! * [`Record::open_local`], [`Record::past_local`]: builds on this machine.
 //!   [`Record::bytes_present`]: the paths on machines.
 //!
-//! Who waits and who builds right now is not here but in [`crate::slots::sessions::live`], because
-//! that ends with its process.
+//! Waiting and running builds are not here but in [`crate::slots::sessions::live`], because they
+//! end with their processes.
 //!
-//! Errors must not affect a build: a session treats every error as "nothing is known".
+//! Errors must not affect a build: a session treats every error as an empty history.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,36 +33,36 @@ use rusqlite::{Connection, OpenFlags};
 
 use crate::private;
 
-/// The database's name in its directory.
+/// The name of the database in its directory.
 const FILE: &str = "builders.sqlite";
 /// The migrations from each version to the next.
 const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
-/// How long a session waits for the write of another one, which takes less than a millisecond. Nix
-/// is blocked meanwhile.
+/// The time that a session waits for the write of another one, which takes less than a millisecond.
+/// Nix is blocked meanwhile.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(500);
-/// The same for a session whose build is accepted: Nix is no longer blocked, and what is not
-/// written is lost.
+/// The same time for a session whose build is accepted. Nix is no longer blocked, and data that is
+/// not written is lost.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Number of builds that are kept.
+/// The number of builds that are kept.
 pub const BUILDS_KEPT: i64 = 20_000;
-/// Number of decisions that are kept.
+/// The number of decisions that are kept.
 pub const DECISIONS_KEPT: i64 = 2_000;
-/// Builds and machines that were not seen for this long are deleted.
+/// The time after which builds and machines that were not seen again are deleted.
 pub const KEPT_FOR: Duration = Duration::from_hours(180 * 24);
 
-/// Why the database cannot be used.
+/// The reason why the database cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// SQLite or the file system reports an error.
     #[error("{} cannot be used ({error}); make its directory writable for the user that Nix builds as, or delete it: builder history then starts over", path.display())]
     Sqlite {
-        /// The database.
+        /// The path of the database.
         path: PathBuf,
         /// The error of SQLite.
         #[source]
         error: rusqlite::Error,
     },
-    /// Its directory cannot be created.
+    /// The directory cannot be created.
     #[error("{} cannot be created ({error}); make the state directory writable for the user that Nix builds as", path.display())]
     Io {
         /// The directory.
@@ -71,18 +71,18 @@ pub enum RecordError {
         #[source]
         error: std::io::Error,
     },
-    /// It belongs to another user.
+    /// The database belongs to another user.
     #[error("{} may only be read by its owner, the user that Nix builds as; run this command as that user, for instance with sudo", path.display())]
     Forbidden {
         /// The directory.
         path: PathBuf,
     },
-    /// Written by a later release.
-    #[error("{} has version {version}, and this hookrun knows up to {}; a newer hookrun wrote it: run that one", path.display(), MIGRATIONS.len())]
+    /// A later release wrote the database.
+    #[error("{} has version {version}, but this hookrun reads versions up to {}; install the newer hookrun that wrote it", path.display(), MIGRATIONS.len())]
     Newer {
-        /// The database.
+        /// The path of the database.
         path: PathBuf,
-        /// Its `user_version`.
+        /// The database's `user_version`.
         version: usize,
     },
 }
@@ -98,7 +98,7 @@ impl RecordError {
     }
 }
 
-/// The database, open.
+/// The open database.
 #[derive(Debug)]
 pub struct Record {
     pub(crate) connection: Connection,
@@ -106,11 +106,11 @@ pub struct Record {
 }
 
 impl Record {
-    /// Opens it for writing, and creates it if there is none. A damaged one is deleted, because it
-    /// holds only statistics.
+    /// Opens the database for writing, and creates it if necessary. A damaged one is deleted,
+    /// because it contains only statistics.
     ///
     /// # Errors
-    /// It cannot be opened or created, or a later release wrote it.
+    /// The database cannot be opened or created, or a later release wrote it.
     pub fn open(directory: &Path) -> Result<Self, RecordError> {
         private::directory(directory)
             .map_err(|error| RecordError::Io { path: directory.to_owned(), error })?;
@@ -130,7 +130,7 @@ impl Record {
         let failed = |error| RecordError::Sqlite { path: path.to_owned(), error };
         let mut connection = Connection::open(path).map_err(failed)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
-        // A power failure may take the last transactions, never the file
+        // A power failure may lose the last transactions, but never the file
         // (https://www.sqlite.org/pragma.html#pragma_synchronous).
         connection
             .execute_batch("pragma journal_mode = wal; pragma synchronous = normal;")
@@ -144,10 +144,10 @@ impl Record {
         Ok(Self { connection, path: path.to_owned() })
     }
 
-    /// Opens it for reading. Returns `None` if there is none.
+    /// Opens the database for reading. Returns `None` if it does not exist.
     ///
     /// # Errors
-    /// It cannot be read, or a later release wrote it.
+    /// The database cannot be read, or a later release wrote it.
     pub fn read(directory: &Path) -> Result<Option<Self>, RecordError> {
         let path = directory.join(FILE);
         match path.symlink_metadata() {
@@ -158,9 +158,8 @@ impl Record {
             Err(_) => return Ok(None),
         }
         let failed = |error| RecordError::Sqlite { path: path.clone(), error };
-        // Another user cannot make the files beside it that a write-ahead log needs. Where there is
-        // no log, the file is the whole truth (https://www.sqlite.org/wal.html, "Read-Only
-        // Databases").
+        // Another user cannot create the files that a write-ahead log needs. If there is no log,
+        // the file contains all data (https://www.sqlite.org/wal.html, "Read-Only Databases").
         let connection = match connect_read_only(&path, false) {
             Err(error) => connect_read_only(&path, true).map_err(|_| failed(error))?,
             Ok(connection) => connection,
@@ -190,7 +189,7 @@ fn connect_read_only(path: &Path, immutable: bool) -> Result<Connection, rusqlit
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(uri, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    // SQLite opens nothing before the first statement.
+    // SQLite opens the file only with the first statement.
     sqlite::version(&connection)?;
     Ok(connection)
 }

@@ -1,29 +1,29 @@
-//! Makes a machines file from what is known of machines: order, speed factors, and machines that
-//! are left out. For `hookrun builders render`. Pure.
+//! Makes a machines file from the history: order, speed factors, and omitted machines. Used by
+//! `hookrun builders render`. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use hookrun_nix::machines::MachineLine;
 
-/// Number of builds from which on a measured factor is used instead of the written one.
+/// The number of builds from which on a measured factor is used instead of the written one.
 const ENOUGH_BUILDS: u32 = 10;
-/// How far a measured factor may be from the written one, in both directions: two machines give few
-/// measurements.
+/// The maximum ratio between a measured factor and the written one, in both directions, because two
+/// machines give few measurements.
 const MOST_CHANGE: f64 = 4.0;
 
-/// What is known of one machine.
+/// The known facts about one machine.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Knowledge {
-    /// Why it is left out, if it is, as a fragment.
+    /// The reason why the machine is omitted, if it is.
     pub out: Option<String>,
-    /// Successful builds of packages that were built on other machines too.
+    /// The number of successful builds of packages that were built on other machines too.
     pub builds: u32,
-    /// Their speed on the scale of column 5, as a median over packages.
+    /// The measured speed on the scale of column 5, as a median over packages.
     pub measured_factor: Option<f64>,
 }
 
-/// Returns the text of a machines file. If all machines failed, none is left out.
+/// Returns the text of a machines file. If all machines have failed, none is omitted.
 pub fn render(
     machines: &[MachineLine],
     knowledge: &BTreeMap<String, Knowledge>,
@@ -33,11 +33,11 @@ pub fn render(
     let known = |line: &MachineLine| knowledge.get(line.uri.as_str()).unwrap_or(&nothing);
     let all_out = machines.iter().all(|line| known(line).out.is_some());
     let mut text =
-        "# Written by `hookrun builders render`. What is changed here is lost: change the file it was made from.\n"
+        "# Written by `hookrun builders render`. Changes here are lost; change the original file instead.\n"
             .to_owned();
     let mut lines: Vec<(f64, &MachineLine)> =
         machines.iter().map(|line| (factor(line, known(line)), line)).collect();
-    // Nix takes the first of equals; a stable order keeps the rest as it was.
+    // If machines are equal, Nix uses the first one. A stable sort keeps their order.
     lines.sort_by(|(a, _), (b, _)| b.total_cmp(a));
     let lowest = lines.iter().map(|(factor, _)| *factor).fold(f64::INFINITY, f64::min);
     for (factor, line) in lines {
@@ -49,10 +49,10 @@ pub fn render(
         let line_as_it_is_now = MachineLine { speed_factor: shown, ..line.clone() };
         match &known(line).out {
             Some(why) if !all_out => {
-                // Nix divides at semicolons before it looks for comments (`parseBuilderLines`,
+                // Nix splits at semicolons before it looks for comments (`parseBuilderLines`,
                 // `libstore/machines.cc`).
                 let why = hookrun_nix::terminal::printable(why).replace(';', ",");
-                let _ = writeln!(text, "# left out: {why}\n# {line_as_it_is_now}");
+                let _ = writeln!(text, "# omitted: {why}\n# {line_as_it_is_now}");
             }
             _ => {
                 let _ = writeln!(text, "{line_as_it_is_now}");
@@ -80,7 +80,7 @@ mod tests {
     use hookrun_nix::machines;
 
     #[test]
-    fn order_factors_and_who_is_left_out() {
+    fn machines_are_sorted_and_failed_ones_are_omitted() {
         let text = "ssh://a - - 2 1 ; ssh://b x86_64-linux /key 4 2 kvm ; ssh://c - - 1 0.5 ; ssh://d - - 1 2";
         let machines = machines::parse(text, "x86_64-linux").machines;
         let known = |out: Option<&str>, builds, measured_factor| Knowledge {

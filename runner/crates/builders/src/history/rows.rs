@@ -13,38 +13,38 @@ pub fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The known health of one machine. [`crate::choice::health`] decides what follows from it.
+/// The known health of one machine. [`crate::choice::health`] interprets it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct MachineHealth {
-    /// Store URI.
+    /// The store URI.
     pub machine: String,
-    /// Failures since it last answered.
+    /// The number of failures since it last answered.
     pub failures: u32,
-    /// The last failure, a lower-case fragment.
+    /// The last failure, in lower case.
     pub last_error: Option<String>,
     /// The time of the last failure.
     pub failed_ms: Option<u64>,
-    /// It is not tried again before this time.
+    /// The time before which it is not tried again.
     pub retry_ms: Option<u64>,
-    /// When it last answered.
+    /// The time when it last answered.
     pub succeeded_ms: Option<u64>,
-    /// How long that answer took, in milliseconds.
+    /// The duration of that answer, in milliseconds.
     pub connect_ms: Option<u32>,
-    /// Recent speed of copies to it.
+    /// The rate of recent copies to it, in bytes per second.
     pub bytes_per_second: Option<f64>,
 }
 
-/// How a delegated build ended.
+/// The outcome of a delegated build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// Its outputs are here.
+    /// The outputs are on this machine.
     Built,
     /// The build itself failed, or ended in a way that is not understood.
     Failed,
-    /// No machine was left to go to.
+    /// No machine was left for it.
     Lost,
-    /// Nix went away.
+    /// Nix has exited.
     Abandoned,
 }
 
@@ -52,7 +52,7 @@ impl Outcome {
     /// All variants.
     pub const ALL: [Self; 4] = [Self::Built, Self::Failed, Self::Lost, Self::Abandoned];
 
-    /// The word in the database.
+    /// Returns the word in the database.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Built => "built",
@@ -63,118 +63,118 @@ impl Outcome {
     }
 }
 
-/// A machine that a build was taken away from.
+/// A machine that lost a build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Move {
-    /// Its store URI.
+    /// The store URI.
     pub machine: String,
-    /// Why, a lower-case fragment.
+    /// The reason, in lower case.
     pub why: String,
 }
 
 /// A build that a session has accepted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewBuild<'a> {
-    /// What is built.
+    /// The derivation.
     pub candidate: &'a Candidate,
-    /// Which Nix process asked; see [`crate::slots::sessions::Command`].
+    /// The Nix process that asked; see [`crate::slots::sessions::Command`].
     pub command: &'a str,
-    /// The first choice, by URI.
+    /// The URI of the first machine.
     pub machine: &'a str,
-    /// When Nix got the answer.
+    /// The time when Nix got the answer.
     pub accepted_ms: u64,
 }
 
 /// A delegated build.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BuildRow {
-    /// Number of the row; a later build has a higher one.
+    /// The number of the row; later builds have higher ones.
     pub id: i64,
-    /// Full store path of the `.drv`.
+    /// The full store path of the `.drv` file.
     pub drv_path: String,
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Its package name.
+    /// The package name.
     pub pname: String,
     /// Its system.
     pub system: String,
-    /// The features it required. Empty for builds of earlier releases.
+    /// The required features; empty for builds of earlier releases.
     pub required_features: Vec<String>,
     /// The Nix process that asked.
     pub command: String,
-    /// Store URI of the machine it ended on.
+    /// The store URI of the last machine.
     pub machine: String,
-    /// That machine's speed factor then.
+    /// The speed factor of that machine at the time.
     pub speed_factor: f64,
-    /// When Nix was told that it is accepted.
+    /// The time when Nix was told that it is accepted.
     pub accepted_ms: u64,
-    /// How long it then waited for a slot.
+    /// The time that it waited for a slot.
     pub waited_ms: Option<u64>,
-    /// When the machine had its inputs.
+    /// The time when the machine had the inputs.
     pub started_ms: Option<u64>,
-    /// When it ended. None: it runs, or its session was killed.
+    /// The time when it ended; none if it runs or its session was killed.
     pub ended_ms: Option<u64>,
-    /// How long it was built, copies not counted.
+    /// The duration of the build in seconds, without copies.
     pub seconds: Option<f64>,
-    /// How it ended.
+    /// The outcome.
     pub outcome: Option<Outcome>,
     /// The reason, if it did not succeed.
     pub detail: Option<String>,
-    /// Size of its inputs with all they need.
+    /// The size of the closure of its inputs, in bytes.
     pub input_bytes: Option<u64>,
-    /// Machines it was taken away from, in order.
+    /// The machines that lost it, in order.
     pub moves: Vec<Move>,
 }
 
 /// Past durations of one package name on one system.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Past {
-    /// Median seconds at speed factor 1, over all machines.
+    /// The median duration in seconds at speed factor 1, over all machines.
     pub expected_seconds: Option<f64>,
-    /// By store URI.
+    /// The past builds by store URI.
     pub machines: BTreeMap<String, PastBuilds>,
 }
 
 /// One machine in a decision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// Store URI.
+    /// The store URI.
     pub machine: String,
-    /// Slots, and how many were busy.
+    /// The number of slots.
     pub slots: u32,
-    /// Busy slots.
+    /// The number of busy slots.
     pub load: u32,
-    /// Column 5.
+    /// The speed factor (column 5).
     pub speed_factor: f64,
-    /// Bytes of inputs that would have to be sent there, where that was known.
+    /// The size of the inputs to send, in bytes, if it was known.
     #[serde(default)]
     pub missing_bytes: Option<u64>,
-    /// Its place in the policy's ranking, from 1.
+    /// The rank in the policy's decision, from 1.
     pub rank: Option<u32>,
-    /// Whether it was taken.
+    /// Whether it was chosen.
     pub taken: bool,
-    /// Why it was or was not taken, a lower-case fragment.
+    /// The reason why it was or was not chosen, in lower case.
     pub reason: String,
 }
 
-/// One answer to Nix, and how it came about.
+/// One answer to Nix, with the reasons for it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DecisionRow {
     /// The time of the answer.
     pub at_ms: u64,
-    /// The derivation, as the policy saw it.
+    /// The derivation, as the policy got it.
     pub candidate: Candidate,
     /// The Nix process that asked.
     pub command: String,
     /// Whether this machine had a free slot (`willing`).
     pub local_willing: bool,
-    /// Who decided: `policy`, or `Nix's rule` and why.
+    /// The origin of the decision: `policy`, or `Nix's rule` with the reason.
     pub decided_by: String,
-    /// `machines`, `local`, `postpone` or `decline`, as decided.
+    /// The action of the decision: `machines`, `local`, `postpone` or `decline`.
     pub action: String,
-    /// The reason in the policy's words.
+    /// The reason in the decision.
     pub reason: String,
-    /// The answer to Nix: `accept`, `decline` or `postpone`, and details.
+    /// The answer to Nix: `accept`, `decline` or `postpone`, with details.
     pub answer: String,
     /// All machines, in the order of the setting `builders`.
     pub machines: Vec<Verdict>,

@@ -49,7 +49,7 @@ create table postponed (
     last_ms integer not null
 ) without rowid;
 
--- Builds that were left to this machine.
+-- Builds on this machine.
 create table local_builds (
     drv_path text primary key,
     pname text not null,

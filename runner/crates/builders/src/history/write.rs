@@ -1,41 +1,41 @@
-//! Statements with which sessions write. Each call is one transaction.
+//! Statements for sessions. Each call is one transaction.
 
 use rusqlite::{OptionalExtension as _, params};
 
 use super::rows::{DecisionRow, MachineHealth, Move, NewBuild, Outcome};
 use super::{BUILDS_KEPT, DECISIONS_KEPT, KEPT_FOR, Record, RecordError};
 
-/// Old rows are deleted once in this number of builds.
+/// The number of builds after which old rows are deleted.
 const CLEAN_EVERY: i64 = 256;
-/// Time in milliseconds without being postponed after which a derivation counts as new.
+/// The time in milliseconds after which a postponed derivation counts as new.
 const POSTPONED_APART_MS: u64 = 120_000;
-/// Weight of the newest copy in the average of speeds.
+/// The weight of the newest copy in the average of transfer rates.
 const NEWEST_SPEED: f64 = 0.3;
-/// Longest message kept.
+/// The longest message that is kept.
 const MAX_ERROR: usize = 1000;
 
-/// How a build ended.
+/// The end of a build.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Ended<'a> {
-    /// Store URI of the last machine.
+pub struct BuildEnd<'a> {
+    /// The store URI of the last machine.
     pub machine: &'a str,
-    /// Its speed factor.
+    /// The speed factor of that machine.
     pub speed_factor: f64,
-    /// How long it waited for a slot.
+    /// The time that it waited for a slot.
     pub waited_ms: u64,
-    /// When the last machine had the inputs.
+    /// The time when the last machine had the inputs.
     pub started_ms: Option<u64>,
-    /// When it ended.
+    /// The time when it ended.
     pub ended_ms: u64,
-    /// Duration of the build without copies.
+    /// The duration of the build in seconds, without copies.
     pub seconds: Option<f64>,
-    /// How it ended.
+    /// The outcome.
     pub outcome: Outcome,
     /// The reason, if it did not succeed.
     pub detail: Option<&'a str>,
-    /// Size of the inputs.
+    /// The size of the inputs.
     pub input_bytes: Option<u64>,
-    /// Machines that it was taken away from.
+    /// The machines that lost it.
     pub moves: &'a [Move],
 }
 
@@ -59,7 +59,7 @@ impl Record {
 
     /// Records that the machine failed in an attempt that began at `began_ms`. An attempt that
     /// began before the last answer is ignored; one that began before the last failure counts as
-    /// the same failure. `retry_ms` returns, for the number of failures, when to try again.
+    /// the same failure. `retry_ms` maps the number of failures to the time of the next attempt.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -102,7 +102,7 @@ impl Record {
         write(&mut self.connection).map_err(|error| self.failed(error))
     }
 
-    /// Records the speed of a copy to the machine.
+    /// Records the transfer rate of a copy to the machine.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -144,8 +144,8 @@ impl Record {
     ///
     /// # Errors
     /// If the database cannot be written.
-    pub fn end_build(&self, id: i64, ended: &Ended<'_>) -> Result<(), RecordError> {
-        let Ended {
+    pub fn end_build(&self, id: i64, ended: &BuildEnd<'_>) -> Result<(), RecordError> {
+        let BuildEnd {
             machine,
             speed_factor,
             waited_ms,
@@ -188,7 +188,7 @@ impl Record {
         )
     }
 
-    /// Records an answer and how it came about.
+    /// Records an answer and the decision.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -203,7 +203,8 @@ impl Record {
         self.execute("delete from decisions where id <= ?1", params![id - DECISIONS_KEPT])
     }
 
-    /// Records that the derivation is postponed. Returns since when, in milliseconds since 1970.
+    /// Records that the derivation is postponed. Returns the first time, in milliseconds since
+    /// 1970.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -255,7 +256,7 @@ pub(crate) fn signed(value: u64) -> i64 {
 }
 
 impl MachineHealth {
-    /// Returns the health of a machine of which nothing is known.
+    /// Returns the health of an unknown machine.
     pub fn unknown(machine: &str) -> Self {
         Self { machine: machine.to_owned(), ..Self::default() }
     }

@@ -3,24 +3,25 @@
 
 use serde::Serialize;
 
-use super::understand::Trouble;
-use super::{Is, Reached, Seen, Tried};
+use super::understand::BuildFailure;
+use super::{Is, ProbeResult, Reached, TestBuild};
 
-/// Connections that take longer are reported: Nix is blocked for this time, for each derivation.
+/// The time in milliseconds from which on a connection is reported as slow, because Nix is blocked
+/// for each derivation.
 const SLOW_MS: u64 = 2000;
 
-/// One sentence about one machine.
+/// A statement about a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// Whether something does not work.
     pub problem: bool,
-    /// A lower-case fragment that ends in the fix, if there is something to do.
+    /// A lower-case sentence without a period, which ends with the fix if there is one.
     pub text: String,
 }
 
-/// Returns the findings about a machine. `user` is the user that this process logs in as if the URI
+/// Returns the findings about a machine. `user` is the user of this process, who is used if the URI
 /// names none.
-pub fn examine(seen: &Seen, user: &str) -> Vec<Finding> {
+pub fn examine(seen: &ProbeResult, user: &str) -> Vec<Finding> {
     let host = Host::of(&seen.machine, user);
     let mut say = Vec::new();
     let mut add = |problem: bool, text: String| say.push(Finding { problem, text });
@@ -34,7 +35,7 @@ pub fn examine(seen: &Seen, user: &str) -> Vec<Finding> {
                 version.as_ref().map(|version| format!(", Nix {version}")).unwrap_or_default();
             add(false, format!("answers in {ms} ms{version}"));
             if *ms > SLOW_MS {
-                add(false, "slow to connect: Nix stands still for that long for each build; look at DNS and at `UseDNS` of its sshd".to_owned());
+                add(false, "slow to connect, and Nix is blocked for this time for each build; check DNS and `UseDNS` of its sshd".to_owned());
             }
             if *trusted == Some(false) {
                 add(true, host.trust());
@@ -45,7 +46,7 @@ pub fn examine(seen: &Seen, user: &str) -> Vec<Finding> {
         lacks(&mut add, seen, is, &host);
     }
     let mut privileged = true;
-    for Tried { system, features, result } in &seen.builds {
+    for TestBuild { system, features, result } in &seen.builds {
         let with = if features.is_empty() {
             String::new()
         } else {
@@ -53,12 +54,12 @@ pub fn examine(seen: &Seen, user: &str) -> Vec<Finding> {
         };
         match result {
             Ok(ms) => add(false, format!("builds for {system}{with} ({ms} ms)")),
-            Err(Trouble::NotPrivileged) if privileged => {
+            Err(BuildFailure::NotPrivileged) if privileged => {
                 privileged = false;
                 add(true, host.trust());
             }
-            Err(Trouble::NotPrivileged) => {}
-            Err(Trouble::Lacks(is)) => {
+            Err(BuildFailure::NotPrivileged) => {}
+            Err(BuildFailure::Lacks(is)) => {
                 let missing: Vec<&str> = missing(features, is).collect();
                 if missing.is_empty() {
                     add(true, host.platform(system, is));
@@ -66,15 +67,14 @@ pub fn examine(seen: &Seen, user: &str) -> Vec<Finding> {
                     add(true, host.features(&missing, is));
                 }
             }
-            Err(Trouble::TooLong) => add(
+            Err(BuildFailure::TooLong) => add(
                 true,
                 format!(
-                    "a build for {system}{with} did not end in time; are all its slots busy (`hookrun builders list`)? otherwise try it by hand: \
-                     `nix-build` with `--max-jobs 0 --builders '{}'`",
+                    "a build for {system}{with} did not end in time; check whether all slots are busy (`hookrun builders list`), or run `nix-build` with `--max-jobs 0 --builders '{}'`",
                     seen.line
                 ),
             ),
-            Err(Trouble::Other(why)) => {
+            Err(BuildFailure::Other(why)) => {
                 add(true, format!("a build for {system}{with} failed: {why}; {}", host.try_it()));
             }
         }
@@ -83,7 +83,7 @@ pub fn examine(seen: &Seen, user: &str) -> Vec<Finding> {
 }
 
 /// Returns the features of the line that the machine does not have.
-fn lacks(add: &mut dyn FnMut(bool, String), seen: &Seen, is: &Is, host: &Host) {
+fn lacks(add: &mut dyn FnMut(bool, String), seen: &ProbeResult, is: &Is, host: &Host) {
     let claimed: Vec<String> = seen.line.features().cloned().collect();
     let lacking: Vec<&str> = missing(&claimed, is).collect();
     if !lacking.is_empty() {
@@ -98,7 +98,7 @@ fn lacks(add: &mut dyn FnMut(bool, String), seen: &Seen, is: &Is, host: &Host) {
     if !unclaimed.is_empty() {
         add(
             false,
-            format!("also has {}, which column 6 of its line does not claim", unclaimed.join(", ")),
+            format!("also has {}, which column 6 of its line does not list", unclaimed.join(", ")),
         );
     }
 }
@@ -107,12 +107,12 @@ fn missing<'a>(features: &'a [String], is: &'a Is) -> impl Iterator<Item = &'a s
     features.iter().filter(|feature| !is.features.contains(feature)).map(String::as_str)
 }
 
-/// How findings name a machine.
+/// The names of a machine in findings.
 struct Host {
-    /// `on builder`
+    /// The place, such as `on builder`.
     on: String,
     user: String,
-    /// The destination of ssh, if the machine is reached by ssh.
+    /// The destination for ssh, if the machine is reached by ssh.
     ssh: Option<String>,
 }
 
@@ -178,9 +178,9 @@ mod tests {
     use super::*;
     use hookrun_nix::machines;
 
-    fn seen(line: &str) -> Seen {
+    fn seen(line: &str) -> ProbeResult {
         let line = machines::parse(line, "x86_64-linux").machines.remove(0);
-        Seen {
+        ProbeResult {
             machine: line.uri.clone(),
             line,
             reached: Ok(Reached { ms: 350, version: Some("2.26.3".to_owned()), trusted: None }),
@@ -192,8 +192,8 @@ mod tests {
         }
     }
 
-    fn tried(system: &str, features: &[&str], result: Result<u64, Trouble>) -> Tried {
-        Tried {
+    fn tried(system: &str, features: &[&str], result: Result<u64, BuildFailure>) -> TestBuild {
+        TestBuild {
             system: system.to_owned(),
             features: features.iter().map(|feature| (*feature).to_owned()).collect(),
             result,
@@ -201,59 +201,59 @@ mod tests {
     }
 
     #[test]
-    fn sentences() {
+    fn findings_name_the_line_to_write() {
         let line = "ssh-ng://nix@m1 x86_64-linux,aarch64-linux - 4 2 benchmark,kvm";
         let is = seen(line).is.unwrap();
         let machines = [
             (
                 "unreachable",
-                Seen {
+                ProbeResult {
                     reached: Err("failed to start SSH connection to 'm1'".to_owned()),
                     ..seen(line)
                 },
             ),
             (
                 "not a host",
-                Seen { reached: Err("no such store".to_owned()), ..seen("/srv/builder") },
+                ProbeResult { reached: Err("no such store".to_owned()), ..seen("/srv/builder") },
             ),
             (
                 "works",
-                Seen {
+                ProbeResult {
                     builds: vec![tried("x86_64-linux", &["benchmark"], Ok(800))],
                     ..seen("ssh://m2 - - 1 1 benchmark")
                 },
             ),
             (
                 "untrusted",
-                Seen {
+                ProbeResult {
                     is: None,
                     builds: vec![
-                        tried("x86_64-linux", &[], Err(Trouble::NotPrivileged)),
-                        tried("aarch64-linux", &[], Err(Trouble::NotPrivileged)),
+                        tried("x86_64-linux", &[], Err(BuildFailure::NotPrivileged)),
+                        tried("aarch64-linux", &[], Err(BuildFailure::NotPrivileged)),
                     ],
                     ..seen(line)
                 },
             ),
             (
                 "claims too much",
-                Seen {
+                ProbeResult {
                     builds: vec![
                         tried("x86_64-linux", &["benchmark"], Ok(700)),
-                        tried("aarch64-linux", &[], Err(Trouble::Lacks(is))),
+                        tried("aarch64-linux", &[], Err(BuildFailure::Lacks(is))),
                     ],
                     ..seen(line)
                 },
             ),
             (
                 "slow and busy",
-                Seen {
+                ProbeResult {
                     reached: Ok(Reached { ms: 4100, version: None, trusted: Some(false) }),
                     builds: vec![
-                        tried("x86_64-linux", &[], Err(Trouble::TooLong)),
+                        tried("x86_64-linux", &[], Err(BuildFailure::TooLong)),
                         tried(
                             "x86_64-linux",
                             &[],
-                            Err(Trouble::Other(
+                            Err(BuildFailure::Other(
                                 "writing to file: No space left on device".to_owned(),
                             )),
                         ),

@@ -1,11 +1,11 @@
-//! Checks whether machines can really build, for `hookrun builders check`. It connects to each
-//! machine, asks for its system and features, and runs a tiny build in the same way as real builds
-//! (through Nix's own build hook with this one machine), so that the same errors appear.
+//! Checks whether machines can build, for `hookrun builders check`. It connects to each machine,
+//! asks for its system and features, and runs a small build in the same way as real builds (through
+//! Nix's own build hook with this one machine), so that the same errors appear.
 //!
 //! * [`understand`]: parses the messages of Nix. [`findings`]: findings, each with the line to
-//!   write and on which machine. Both pure.
-//! * This file: the effects. All are bounded in time, and change nothing but a tiny path in both
-//!   stores, which has no garbage collector root.
+//!   write and its machine. Both pure.
+//! * This file contains the effects. All have a time limit, and they change nothing except for a
+//!   small path in both stores, which has no garbage-collector root.
 
 pub mod findings;
 pub mod understand;
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use understand::{Trouble, trouble};
+use understand::{BuildFailure, trouble};
 
 use hookrun_nix::bounded;
 use hookrun_nix::installed::{Flavour, Installed, Version};
@@ -27,14 +27,14 @@ use hookrun_system::process::describe_end;
 /// A feature that no machine has. A build that requires it fails at once, with a message that names
 /// the system and features of the machine.
 const NO_SUCH_FEATURE: &str = "hookrun-probe";
-/// Number of machines that are checked at the same time.
+/// The number of machines that are checked at the same time.
 const AT_ONCE: usize = 32;
 /// The release that added `nix store ping --json`.
 const PING_AS_JSON: Version = Version(2, 15, 0);
 
 /// The results for one machine.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Seen {
+pub struct ProbeResult {
     /// Its line.
     #[serde(skip)]
     pub line: MachineLine,
@@ -45,7 +45,7 @@ pub struct Seen {
     /// The system and features that it reports.
     pub is: Option<Is>,
     /// A build for each system of its line.
-    pub builds: Vec<Tried>,
+    pub builds: Vec<TestBuild>,
 }
 
 /// A store that answers.
@@ -55,11 +55,11 @@ pub struct Reached {
     pub ms: u64,
     /// The version of its Nix, if it reports one.
     pub version: Option<String>,
-    /// Whether it trusts us, if it reports that.
+    /// Whether it trusts this user, if it reports that.
     pub trusted: Option<bool>,
 }
 
-/// System and features of a machine.
+/// The system and the features of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Is {
     /// Its system.
@@ -68,15 +68,15 @@ pub struct Is {
     pub features: Vec<String>,
 }
 
-/// A build that was tried.
+/// A test build.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Tried {
+pub struct TestBuild {
     /// The system.
     pub system: String,
     /// The required features.
     pub features: Vec<String>,
     /// The time in milliseconds, or the error.
-    pub result: Result<u64, Trouble>,
+    pub result: Result<u64, BuildFailure>,
 }
 
 /// Checks machines.
@@ -86,13 +86,13 @@ pub struct Prober<'a> {
     pub nix: &'a Installed,
     /// The longest time for one step with one machine.
     pub limit: Duration,
-    /// Makes builds unique, together with the index of the machine.
+    /// A text that makes builds unique, together with the index of the machine.
     pub nonce: String,
 }
 
 impl Prober<'_> {
     /// Checks `machines`, many at once. The results are in their order.
-    pub fn all(&self, machines: &[MachineLine]) -> Vec<Seen> {
+    pub fn all(&self, machines: &[MachineLine]) -> Vec<ProbeResult> {
         let next = Mutex::new(0..machines.len());
         let seen = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
@@ -113,11 +113,11 @@ impl Prober<'_> {
         seen.into_iter().map(|(_, seen)| seen).collect()
     }
 
-    fn one(&self, line: &MachineLine, index: usize) -> Seen {
+    fn one(&self, line: &MachineLine, index: usize) -> ProbeResult {
         // Two lines may name one machine. If their builds were the same, one would wait for the
         // other, or fail because of it.
         let nonce = format!("{}-{index}", self.nonce);
-        let mut seen = Seen {
+        let mut seen = ProbeResult {
             line: line.clone(),
             machine: line.uri.clone(),
             reached: self.reach(line),
@@ -134,16 +134,16 @@ impl Prober<'_> {
         let nothing: Vec<String> =
             mandatory.iter().cloned().chain([NO_SUCH_FEATURE.to_owned()]).collect();
         match self.build(line, &nonce, &first, &nothing) {
-            Err(Trouble::Lacks(is)) => seen.is = Some(is),
-            Err(trouble @ Trouble::NotPrivileged) => {
-                seen.builds.push(Tried {
+            Err(BuildFailure::Lacks(is)) => seen.is = Some(is),
+            Err(trouble @ BuildFailure::NotPrivileged) => {
+                seen.builds.push(TestBuild {
                     system: first,
                     features: mandatory,
                     result: Err(trouble),
                 });
                 return seen;
             }
-            // Other errors show in the real builds.
+            // Other errors appear in the real builds.
             Err(_) | Ok(_) => {}
         }
         let systems = if line.systems.is_empty() { vec![first] } else { line.systems.clone() };
@@ -151,10 +151,10 @@ impl Prober<'_> {
             let ask = |is: Option<&Is>| {
                 let features = if index == 0 { able(line, is) } else { mandatory.clone() };
                 let result = self.build(line, &nonce, &system, &features);
-                Tried { system: system.clone(), features, result }
+                TestBuild { system: system.clone(), features, result }
             };
             let mut tried = ask(seen.is.as_ref());
-            if let (None, Err(Trouble::Lacks(is))) = (&seen.is, &tried.result) {
+            if let (None, Err(BuildFailure::Lacks(is))) = (&seen.is, &tried.result) {
                 seen.is = Some(is.clone());
                 tried = ask(seen.is.as_ref());
             }
@@ -201,7 +201,7 @@ impl Prober<'_> {
         nonce: &str,
         system: &str,
         features: &[String],
-    ) -> Result<u64, Trouble> {
+    ) -> Result<u64, BuildFailure> {
         let mut command = Command::new(self.nix.program.with_file_name("nix-build"));
         let mut claimed = line.clone();
         // The stock hook checks the line, so the line here claims what the build requires.
@@ -211,8 +211,8 @@ impl Prober<'_> {
         self.quiet(&mut command, Some(&claimed.line_for_stock_hook()));
         command.args(["--no-out-link", "--expr", &expression(nonce, system, features)]);
         let said = bounded::run(&mut command, self.limit).map_err(|error| match error.kind() {
-            std::io::ErrorKind::TimedOut => Trouble::TooLong,
-            _ => Trouble::Other(error.to_string()),
+            std::io::ErrorKind::TimedOut => BuildFailure::TooLong,
+            _ => BuildFailure::Other(error.to_string()),
         })?;
         if said.status.success() {
             Ok(u64::try_from(said.took.as_millis()).unwrap_or(u64::MAX))
@@ -223,9 +223,9 @@ impl Prober<'_> {
         }
     }
 
-    /// Returns arguments that switch off our hooks, substitutes and colours, and make `builders`
-    /// the only place to build. They are not in the environment, because a machine that is reached
-    /// without ssh (`ssh://localhost`) would inherit that.
+    /// Adds arguments that switch off hooks, substitutes and colours, and make `builders` the only
+    /// place to build. They are not in the environment, because a machine that is reached without
+    /// ssh (`ssh://localhost`) would inherit it.
     fn quiet(&self, command: &mut Command, builders: Option<&str>) {
         hookrun_nix::scrub(command);
         let mut option = |name: &str, value: &str| {

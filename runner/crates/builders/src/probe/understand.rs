@@ -8,26 +8,26 @@ use serde::Serialize;
 use super::Is;
 use crate::run::stock_output::without_colours;
 
-/// Why a build did not happen.
+/// The reason why a test build failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Trouble {
-    /// The user that we log in as is not trusted there.
+pub enum BuildFailure {
+    /// The machine does not trust the user of the connection.
     NotPrivileged,
-    /// The machine lacks the system or the features; those that it has.
+    /// The machine lacks the system or the features. Contains those that it has.
     Lacks(Is),
-    /// It did not end in time.
+    /// The build did not end in time.
     TooLong,
     /// Another error, as Nix reports it.
     Other(String),
 }
 
 /// Parses the messages of a failed build that required this system and these features.
-pub fn trouble(status: ExitStatus, messages: &str, asked: &Is) -> Trouble {
+pub fn trouble(status: ExitStatus, messages: &str, asked: &Is) -> BuildFailure {
     let text = errors(messages);
     // `libstore/daemon.cc`, `wopBuildDerivation`: a user who is not trusted.
     if text.contains("you are not privileged to build") {
-        return Trouble::NotPrivileged;
+        return BuildFailure::NotPrivileged;
     }
     // `LocalDerivationGoal::startBuilder`: "a 'X' with features {..} is required to build '..', but
     // I am a 'Y' with features {..}"; from 2.29 on "Required system: 'X' with features {..}" and
@@ -38,21 +38,21 @@ pub fn trouble(status: ExitStatus, messages: &str, asked: &Is) -> Trouble {
         .last()
         && (text.contains("is required to build") || text.contains("Current system:"))
     {
-        return Trouble::Lacks(is);
+        return BuildFailure::Lacks(is);
     }
     // From 2.34 on: "Reason: platform mismatch" with "Current system: 'Y'", "Reason: missing system
-    // features" with "Available features: {..}". What is not reported is as required.
+    // features" with "Available features: {..}". Values that are not reported are as required.
     let (current, available) =
         (after(&text, "Current system: '", '\''), after(&text, "Available features: {", '}'));
     if current.is_some() || available.is_some() {
         let features = available.map_or_else(|| asked.features.clone(), names);
-        return Trouble::Lacks(Is {
+        return BuildFailure::Lacks(Is {
             system: current.unwrap_or(&asked.system).to_owned(),
             features,
         });
     }
     let silent = || format!("`nix-build` {}", describe_end(status, ""));
-    Trouble::Other(last_error(messages).unwrap_or_else(silent))
+    BuildFailure::Other(last_error(messages).unwrap_or_else(silent))
 }
 
 /// Returns Nix's own errors, without output of ssh or a program before them and without lines of a
@@ -149,13 +149,13 @@ mod tests {
 
     use super::*;
 
-    fn is(system: &str, features: &[&str]) -> Trouble {
+    fn is(system: &str, features: &[&str]) -> BuildFailure {
         let features = features.iter().map(|feature| (*feature).to_owned()).collect();
-        Trouble::Lacks(Is { system: system.to_owned(), features })
+        BuildFailure::Lacks(Is { system: system.to_owned(), features })
     }
 
     /// Parses the messages of a machine that was asked for features that it lacks.
-    fn trouble(messages: &str) -> Trouble {
+    fn trouble(messages: &str) -> BuildFailure {
         super::trouble(
             ExitStatus::from_raw(1 << 8),
             messages,
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_2_34() {
+    fn refusals_of_2_34_are_understood() {
         let failed = "building '/nix/store/x.drv' on 'ssh://m'...\nerror: build of '/nix/store/x.drv' on 'ssh://m' failed: Cannot build \
                       '/nix/store/x.drv'.\n       Reason: ";
         let local = "error: Cannot build '/nix/store/x.drv'.\n       Reason: builder failed with exit code 1.\n       Output paths:\n         \
@@ -190,12 +190,12 @@ mod tests {
                    'aarch64-linux' with features {}\n       Current system: 'x86_64-linux' with features {kvm}\n";
         assert_eq!(trouble(new), is("x86_64-linux", &["kvm"]));
         let untrusted = "error: you are not privileged to build derivations\nerror: build of '/nix/store/x.drv' failed\n";
-        assert_eq!(trouble(untrusted), Trouble::NotPrivileged);
+        assert_eq!(trouble(untrusted), BuildFailure::NotPrivileged);
         let refused = "cannot build on 'ssh://m': error: failed to start SSH connection to 'm'\nerror: unable to start any build; either \
                        increase '--max-jobs' or enable remote builds.\n";
         assert_eq!(
             trouble(refused),
-            Trouble::Other(
+            BuildFailure::Other(
                 "cannot build on 'ssh://m': error: failed to start SSH connection to 'm'"
                     .to_owned()
             )
@@ -209,7 +209,7 @@ mod tests {
             ["you are not privileged to build derivations", "Current system: 'riscv64-linux'"]
         {
             let said = format!("{words}\n{failed}       last 1 log lines:\n       > {words}\n");
-            assert!(matches!(trouble(&said), Trouble::Other(_)), "{said}");
+            assert!(matches!(trouble(&said), BuildFailure::Other(_)), "{said}");
         }
     }
 
@@ -247,7 +247,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_words(text: String) {
+        fn any_messages_are_parsed(text: String) {
             let _ = (trouble(&text), hello(&text));
         }
     }

@@ -1,7 +1,7 @@
-//! What Nix and a build hook say to each other.
+//! The messages between Nix and a build hook.
 //!
-//! [`settings`] come first, then one [`request`] after the other; [`reply`] is the one answer to
-//! each, as a type that must be used up.
+//! [`settings`] come first, then any number of [`request`]s. [`reply`] is the answer to each, as a
+//! type that must be used.
 
 pub mod reply;
 pub mod request;

@@ -1,9 +1,9 @@
 //! The one answer to a candidate, as a type that is consumed by answering.
 //!
 //! Nix waits without a time limit for a line that starts with `# `, and aborts the whole command if
-//! the hook dies first. A [`Pending`] means that Nix is owed an answer: each way to answer consumes
-//! it, and dropping it, by an early return or a panic, answers `# decline-permanently`, which makes
-//! Nix go on without a build hook.
+//! the hook exits before it. While a [`Pending`] exists, an answer is due. Each way to answer
+//! consumes it. Dropping it, by an early return or a panic, answers `# decline-permanently`, and
+//! Nix continues without a build hook.
 
 use std::io::{self, Write};
 
@@ -24,16 +24,16 @@ pub enum Level {
     Chatty = 5,
 }
 
-/// Nix is owed exactly one answer.
+/// An answer to Nix that is due.
 #[derive(Debug)]
-#[must_use = "Nix is owed an answer"]
+#[must_use = "Nix waits for the answer"]
 pub struct Pending<'a, W: Write> {
-    /// Taken by the answer.
+    /// The stream; taken by the answer.
     reply: Option<&'a mut W>,
 }
 
 impl<'a, W: Write> Pending<'a, W> {
-    /// Starts a question: Nix is owed an answer from now on.
+    /// Starts a question, whose answer is due from now on.
     pub fn new(reply: &'a mut W) -> Self {
         Self { reply: Some(reply) }
     }
@@ -41,7 +41,7 @@ impl<'a, W: Write> Pending<'a, W> {
     /// Answers that the machine `name` builds it. Returns the stream for further messages.
     ///
     /// # Errors
-    /// Nix is gone.
+    /// Nix has exited.
     pub fn accept(mut self, name: &[u8]) -> io::Result<&'a mut W> {
         let mut answer = b"# accept\n".to_vec();
         answer.extend(name.iter().filter(|byte| **byte != b'\n'));
@@ -51,26 +51,26 @@ impl<'a, W: Write> Pending<'a, W> {
         Ok(reply)
     }
 
-    /// Answers that Nix builds here, now or when a slot is free.
+    /// Answers that Nix builds on this machine, now or when a slot is free.
     ///
     /// # Errors
-    /// Nix is gone.
+    /// Nix has exited.
     pub fn decline(self) -> io::Result<()> {
         self.answer(b"# decline\n")
     }
 
-    /// Answers that Nix is to ask again later.
+    /// Answers that Nix should ask again later.
     ///
     /// # Errors
-    /// Nix is gone.
+    /// Nix has exited.
     pub fn postpone(self) -> io::Result<()> {
         self.answer(b"# postpone\n")
     }
 
-    /// Answers that Nix is not to ask again in this command.
+    /// Answers that Nix should not ask again in this command.
     ///
     /// # Errors
-    /// Nix is gone.
+    /// Nix has exited.
     pub fn decline_permanently(self) -> io::Result<()> {
         self.answer(DECLINE_PERMANENTLY)
     }
@@ -126,7 +126,7 @@ pub fn message(level: Level, text: &str) -> Vec<u8> {
     foreign(level, &format!("hookrun: {text}"))
 }
 
-/// The same for text that is not from hookrun.
+/// Returns a log message with text that is not from hookrun.
 pub fn foreign(level: Level, text: &str) -> Vec<u8> {
     let json = serde_json::json!({ "action": "msg", "level": level as u8, "msg": printable(text) });
     format!("@nix {json}\n").into_bytes()
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_answers() {
+    fn a_panic_answers_the_question() {
         let mut reply = Vec::new();
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let _pending = Pending::new(&mut reply);

@@ -1,5 +1,5 @@
-//! One `try` of Nix: the derivation it offers, and, once a machine has accepted, what that machine
-//! needs.
+//! One `try` of Nix: the derivation that it offers, and the data that Nix sends to the machine
+//! after an accept.
 
 use std::io::{self, Read, Write};
 
@@ -7,21 +7,21 @@ use hookrun_nix::event::derivation_name;
 use hookrun_nix::selection::Candidate;
 use hookrun_nix::wire::{self, WireError};
 
-/// The word that opens a request.
+/// The word that begins a request.
 const TRY: &[u8] = b"try";
 
-/// What came instead of a request.
+/// The error of reading a request.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     /// The stream is malformed or ends early.
     #[error(transparent)]
     Wire(#[from] WireError),
     /// A word other than `try`.
-    #[error("Nix said `{0}` where hookrun knows only `try`")]
+    #[error("Nix sent `{0}` instead of `try`")]
     Word(String),
 }
 
-/// One `try`, kept so that it can be repeated byte for byte.
+/// One `try`, stored so that it can be repeated byte for byte.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     am_willing: u64,
@@ -31,7 +31,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// Reads one; `None` if the stream ended before it.
+    /// Reads a request; `None` if the stream ended before it.
     ///
     /// # Errors
     /// The stream is malformed or ends early.
@@ -50,7 +50,7 @@ impl Request {
         }))
     }
 
-    /// Writes it again.
+    /// Writes the request again.
     ///
     /// # Errors
     /// `to` cannot be written.
@@ -62,12 +62,12 @@ impl Request {
         wire::write_list(to, &self.required_features)
     }
 
-    /// Has this machine a slot free right now?
+    /// Returns whether this machine has a free slot.
     pub const fn am_willing(&self) -> bool {
         self.am_willing != 0
     }
 
-    /// Returns the derivation as a policy sees it.
+    /// Returns the derivation as a policy gets it.
     pub fn candidate(&self) -> Candidate {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let drv_path = text(&self.drv_path);
@@ -81,8 +81,8 @@ impl Request {
     }
 }
 
-/// What Nix sends after an accept: the closure of the inputs, and the outputs that it wants. It is
-/// kept, so that it can be sent to a second machine.
+/// The data that Nix sends after an accept: the closure of the inputs, and the wanted outputs. It
+/// is stored, so that it can be sent to a second machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inputs {
     paths: Vec<Vec<u8>>,
@@ -90,7 +90,7 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Reads them.
+    /// Reads the inputs.
     ///
     /// # Errors
     /// The stream is malformed or ends early.
@@ -101,7 +101,7 @@ impl Inputs {
         })
     }
 
-    /// Writes them again.
+    /// Writes the inputs again.
     ///
     /// # Errors
     /// `to` cannot be written.
@@ -113,7 +113,7 @@ impl Inputs {
 
 #[cfg(test)]
 impl Request {
-    /// For tests.
+    /// Returns a request for tests.
     pub(crate) fn of(name: &str, system: &str, features: &[&str], willing: bool) -> Self {
         Self {
             am_willing: u64::from(willing),
@@ -127,7 +127,7 @@ impl Request {
 
 #[cfg(test)]
 impl Inputs {
-    /// For tests.
+    /// Returns inputs for tests.
     pub(crate) fn of(paths: &[&str]) -> Self {
         let bytes = |text: &&str| text.as_bytes().to_vec();
         Self { paths: paths.iter().map(bytes).collect(), wanted_outputs: vec![b"out".to_vec()] }

@@ -1,7 +1,7 @@
-//! The settings of Nix, which it sends to a build hook first; some of them are secrets.
+//! The settings of Nix, which it sends to a build hook first. Some of them are secrets.
 //!
-//! They are kept unchanged and in order, to be repeated to Nix's own hook. Values that this file
-//! does not name are not available to anything else: `Debug` shows only names.
+//! They are kept unchanged and in order, to be repeated to Nix's own hook. Only values that this
+//! file names are available to other code, and `Debug` shows only names.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -19,7 +19,7 @@ use hookrun_nix::wire::{self, WireError};
 const BUILDERS: &str = "builders";
 /// Evaluator settings that Nix 2.20 added, the release that made speed factors fractions.
 const SINCE_2_20: [&str; 2] = ["max-call-depth", "debugger-on-trace"];
-/// Largest number of settings that is read. Nix 2.34 sends 122.
+/// The largest number of settings that is read. Nix 2.34 sends 122.
 const MAX_SETTINGS: usize = 4096;
 
 /// The settings of the Nix that called.
@@ -29,7 +29,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads them. Returns `None` if the stream ended before the first.
+    /// Reads the settings. Returns `None` if the stream ended before the first.
     ///
     /// # Errors
     /// The stream is malformed or ends early.
@@ -52,7 +52,7 @@ impl Settings {
         Ok(Some(Self { entries }))
     }
 
-    /// Writes them with `builders` set to one line.
+    /// Writes the settings, with `builders` set to one line.
     ///
     /// # Errors
     /// `to` cannot be written.
@@ -63,7 +63,7 @@ impl Settings {
             replaced |= is_builders;
             write_setting(to, name, if is_builders { builders.as_bytes() } else { value })?;
         }
-        // Lix 2.92 and 2.93 leave out settings with their default value.
+        // Lix 2.92 and 2.93 omit settings with their default value.
         if !replaced {
             write_setting(to, BUILDERS.as_bytes(), builders.as_bytes())?;
         }
@@ -114,8 +114,8 @@ impl Settings {
         let platform = system == BUILTIN
             || system == self.system()
             || self.words("extra-platforms").is_some_and(|platforms| platforms.contains(system));
-        // Without the setting (Lix leaves out defaults) Nix's default, except for what depends on
-        // the machine.
+        // If the setting is missing (Lix omits defaults), Nix's default is used, except for values
+        // that depend on the machine.
         let known = self.words("system-features").unwrap_or_else(|| {
             ["benchmark", "big-parallel", "nixos-test"].map(ToOwned::to_owned).into()
         });
@@ -185,7 +185,7 @@ fn own_system() -> String {
 
 #[cfg(test)]
 impl Settings {
-    /// For tests.
+    /// Returns settings for tests.
     pub(crate) fn of(entries: &[(&str, &str)]) -> Self {
         Self {
             entries: entries
@@ -195,7 +195,7 @@ impl Settings {
         }
     }
 
-    /// For tests: as Nix sends them.
+    /// Returns the bytes that Nix sends, for tests.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let builders = String::from_utf8(self.builders().to_vec()).unwrap();
@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn repeated_with_one_machine() {
+    fn settings_are_repeated_with_one_machine() {
         let settings = Settings::of(&[
             ("access-tokens", "github.com=s3cret"),
             ("builders", "@/etc/nix/machines"),
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_this_machine_can_build() {
+    fn this_machine_builds_its_systems_and_features() {
         let settings = Settings::of(&[
             ("system", "x86_64-linux"),
             ("extra-platforms", "i686-linux"),
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn stores_elsewhere() {
+    fn directories_of_other_stores_are_recognised() {
         let usual = NixDirs::new("/nix/store", "/nix/var/nix", "/etc/nix");
         let dirs = |store: &str| Settings::of(&[("store", store)]).dirs_of_store(&usual);
         assert_eq!((dirs("auto"), dirs("daemon")), (usual.clone(), usual.clone()));
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn divides_as_the_version_does() {
+    fn the_load_is_divided_as_in_the_version() {
         assert_eq!(Settings::of(&[("cores", "1")]).division(), Division::Integer);
         assert_eq!(Settings::of(&[("max-call-depth", "10000")]).division(), Division::Float);
     }

@@ -1,5 +1,5 @@
-//! An accepted build: it waits for a slot, goes to a machine, and if that one is lost, to the next,
-//! until it is built, has failed, or no machine is left.
+//! An accepted build: it waits for a slot, goes to a machine, and if that machine is lost, to
+//! another one, until it succeeds, fails, or no machine is left.
 //!
 //! Nix has already sent what a machine needs and waits for the end of this process, so the only
 //! replies left are messages and the exit code. Each move is reported in one line.
@@ -14,31 +14,31 @@ use std::time::{Duration, Instant};
 use crate::choice::drv_attributes::described;
 use crate::choice::health::{Probe, Standing, standing};
 use crate::choice::pool::{self, Present};
-use crate::history::{Ended, History, Move, NewBuild, Outcome, now_ms};
+use crate::history::{BuildEnd, History, Move, NewBuild, Outcome, now_ms};
 use crate::protocol::reply::{self, Level};
 use crate::protocol::request::{Inputs, Request};
 use crate::protocol::settings::Settings;
-use crate::run::driver::{Connected, Driven, Driver, Found, Refusal, Slotted, Stage};
+use crate::run::driver::{Connected, DriveResult, Driver, Refusal, SlotSearch, Slotted, Stage};
 use crate::run::failover::{Failover, Ranking};
 use crate::run::stock::{Report, StockHook};
-use crate::run::stock_output::{Ending, Timing};
+use crate::run::stock_output::{DelegationOutcome, Timing};
 use crate::slots::live_file::LiveFile;
-use crate::slots::reservations::Hold;
-use crate::slots::sessions::{Activity, Wanted};
+use crate::slots::reservations::Allocation;
+use crate::slots::sessions::{Activity, WantedMachine};
 use crate::slots::slot_files::SlotFiles;
 use crate::slots::wait::{Queue, Waited, Waiting};
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::machines::MachineLine;
 use hookrun_nix::selection::Candidate;
 
-/// A wait is reported when it takes longer than this. Most do not.
+/// The time from which on a wait is reported. Most waits are shorter.
 const TOLD_AFTER: Duration = Duration::from_secs(1);
-/// Pause before a machine that is full although we hold its slot is tried again: a hook that was
-/// killed needs some time to end.
+/// The pause before a machine is tried again that is full although this session has its slot. A
+/// hook that was killed needs some time to end.
 const FULL_PAUSE: Duration = Duration::from_millis(100);
-/// Number of such attempts after which there must be another reason.
+/// The number of such attempts after which there must be another reason.
 const MOST_FULL: u32 = 20;
-/// How often the health of machines is read while a build waits for them.
+/// The interval at which the health of machines is read while a build waits for them.
 const HEALTH_EVERY: Duration = Duration::from_secs(2);
 
 /// Where an accepted build begins.
@@ -46,7 +46,7 @@ pub(crate) enum First {
     /// On a machine that has accepted.
     Connected(Connected),
     /// On a machine that is not connected to yet.
-    Slot { machine: String, hold: Hold },
+    Slot { machine: String, hold: Allocation },
     /// On the machine that has a slot free first.
     Queue,
 }
@@ -66,13 +66,12 @@ pub(crate) struct Accepted {
     pub(crate) present: Present,
 }
 
-/// Ranks the machines for an accepted build again, without those that were tried. Also returns the
-/// longest wait before it is to be called again
-/// ([`Question::ask`](crate::run::failover::Question::ask)).
+/// Ranks the remaining machines for an accepted build again. Also returns the longest time before
+/// it is called again ([`Question::ask`](crate::run::failover::Question::ask)).
 pub(crate) type AskAgain<'a> =
     &'a mut dyn FnMut(&mut History, &BTreeSet<String>) -> (Ranking, Option<Duration>);
 
-/// What is needed to carry out an accepted build.
+/// The values that are needed for an accepted build.
 pub(crate) struct Delegation<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) machines: &'a [MachineLine],
@@ -90,7 +89,7 @@ pub(crate) struct Delegation<'a> {
 }
 
 impl Delegation<'_> {
-    /// Carries it out. Returns the exit code for Nix.
+    /// Runs the build. Returns the exit code for Nix.
     pub(crate) fn run(self, accepted: Accepted, inputs: &Inputs, reply: &mut dyn Write) -> u8 {
         let Accepted { candidate, failover, first, probe, waiting, ask_again, name, present } =
             accepted;
@@ -102,7 +101,7 @@ impl Delegation<'_> {
             accepted_ms: waiting.since_ms,
         });
         history.allow_slow_writes();
-        // Nix may have been told to build it here, and has asked again.
+        // Nix may have been told earlier to build it here, and has asked again.
         history.not_here(&candidate.drv_path);
         let (connected, slot) = match first {
             First::Connected(connected) => (Some(connected), None),
@@ -146,7 +145,7 @@ impl Delegation<'_> {
     }
 }
 
-/// An accepted build on its way.
+/// The state of an accepted build.
 struct Run<'a> {
     driver: Driver<'a>,
     stage: AfterAccept<'a>,
@@ -157,7 +156,7 @@ struct Run<'a> {
     slot_files: &'a SlotFiles,
 }
 
-/// What is known at the end of a build.
+/// The known facts at the end of a build.
 struct Progress {
     id: Option<i64>,
     machine: String,
@@ -176,12 +175,12 @@ impl Run<'_> {
             let connected = match connected.take() {
                 Some(connected) => connected,
                 None => match self.driver.drive(&mut self.failover, &mut self.stage) {
-                    Driven::Connected(connected) => connected,
-                    Driven::Here(why) => {
+                    DriveResult::Connected(connected) => connected,
+                    DriveResult::Here(why) => {
                         return self.failed_here(&format!("cannot start remote builds: {why}"));
                     }
-                    Driven::Ended(NoMachine::Left) => return self.nowhere(),
-                    Driven::Ended(NoMachine::NixGone) => return self.nix_gone(),
+                    DriveResult::Ended(NoMachine::Left) => return self.nowhere(),
+                    DriveResult::Ended(NoMachine::NixGone) => return self.nix_gone(),
                 },
             };
             if let ControlFlow::Break(code) = self.build(connected) {
@@ -190,9 +189,9 @@ impl Run<'_> {
         }
     }
 
-    /// Builds on a machine that has accepted. Goes on if that machine is lost.
+    /// Builds on a machine that has accepted. Continues if that machine is lost.
     fn build(&mut self, Connected { machine, hold, build }: Connected) -> ControlFlow<u8> {
-        // The machine is back, if it was out.
+        // The machine works again, if it was out.
         drop(self.stage.probe.take());
         self.driver.history.close();
         let began_ms = now_ms();
@@ -203,22 +202,22 @@ impl Run<'_> {
             self.slot_files.forget(&line, slot);
         }
         let why = match ending {
-            Ending::Built => {
+            DelegationOutcome::Built => {
                 write(self.stage.reply, &held.concat());
                 self.record_paths(&machine);
                 return ControlFlow::Break(self.end(Outcome::Built, None, 0));
             }
-            Ending::NixGone => return ControlFlow::Break(self.nix_gone()),
-            Ending::Failed(why) => {
+            DelegationOutcome::NixGone => return ControlFlow::Break(self.nix_gone()),
+            DelegationOutcome::Failed(why) => {
                 write(self.stage.reply, &held.concat());
                 return ControlFlow::Break(self.end(Outcome::Failed, Some(&why), code));
             }
-            Ending::Here(why) => {
+            DelegationOutcome::Here(why) => {
                 write(self.stage.reply, &held.concat());
                 write(self.stage.reply, &closing);
                 return ControlFlow::Break(self.failed_here(&why));
             }
-            Ending::Lost(why) => why,
+            DelegationOutcome::Lost(why) => why,
         };
         write(self.stage.reply, &closing);
         self.failover.lost(&machine);
@@ -230,7 +229,7 @@ impl Run<'_> {
         }
     }
 
-    /// Records that the inputs and the outputs of the build are on its machine now.
+    /// Records that the machine of the build has its inputs and outputs now.
     fn record_paths(&mut self, machine: &str) {
         let (_, derivation) = described(self.driver.candidate.clone(), self.nix_dirs);
         let outputs = derivation
@@ -242,13 +241,13 @@ impl Run<'_> {
     }
 
     fn nix_gone(&mut self) -> u8 {
-        self.end(Outcome::Abandoned, Some("Nix is gone"), 1)
+        self.end(Outcome::Abandoned, Some("Nix has exited"), 1)
     }
 
-    /// This machine has failed; the other one is not at fault.
+    /// Ends the build because this machine has failed and not the other one.
     fn failed_here(&mut self, why: &str) -> u8 {
         let (name, machine) = (&self.driver.candidate.name, &self.stage.progress.machine);
-        let text = format!("{name}: this machine {why} (machine {machine} is not to blame)");
+        let text = format!("{name}: this machine {why} (machine {machine} is not the cause)");
         say(self.stage.reply, Level::Error, &text);
         self.end(Outcome::Failed, Some(&format!("this machine {why}")), 1)
     }
@@ -260,9 +259,9 @@ impl Run<'_> {
         let each = each.join("; ");
         let text = if self.failover.is_the_build() {
             let lost = moves.len();
-            format!("{name} has lost {lost} machines and is not tried on another: {each}")
+            format!("{name} has lost {lost} machines and is not tried on another one: {each}")
         } else {
-            format!("{name} was taken, and no machine is left to build it: {each}")
+            format!("{name} was accepted, but no machine is left to build it: {each}")
         };
         say(self.stage.reply, Level::Error, &text);
         self.end(Outcome::Lost, Some(&each), 1)
@@ -278,7 +277,7 @@ impl Run<'_> {
             now.saturating_sub(u64::try_from(instant.elapsed().as_millis()).unwrap_or(u64::MAX))
         };
         let timing = progress.timing;
-        let ended = Ended {
+        let ended = BuildEnd {
             machine: &progress.machine,
             speed_factor,
             waited_ms: u64::try_from(progress.waited.as_millis()).unwrap_or(u64::MAX),
@@ -298,7 +297,7 @@ impl Run<'_> {
     }
 }
 
-/// The search for a machine after the accept: it waits for a slot, and goes on after a refusal.
+/// The search for a machine after the accept. It waits for a slot, and continues after a refusal.
 struct AfterAccept<'a> {
     queue: &'a Queue,
     machines: &'a [MachineLine],
@@ -311,24 +310,24 @@ struct AfterAccept<'a> {
     /// See [`Slotted::health_read_ms`].
     health_read_ms: u64,
     /// Held since before the accept.
-    slot: Option<(String, Hold)>,
+    slot: Option<(String, Allocation)>,
     /// The right to try a machine that had failed.
     probe: Option<Probe>,
-    /// How often a machine was full although it had a slot.
+    /// The number of times that a machine was full although this session had a slot.
     full: u32,
-    /// Why the last machine does not have the build. Reported with the next one, so that each move
-    /// is one line.
+    /// The reason why the last machine does not have the build. It is reported together with the
+    /// next machine, so that each move is one line.
     lost: Option<String>,
     /// Tells other sessions that this one builds.
     building: Option<LiveFile>,
     progress: Progress,
 }
 
-/// Why an accepted build has no machine.
+/// The reason why an accepted build has no machine.
 enum NoMachine {
-    /// None is left.
+    /// No machine is left.
     Left,
-    /// Nobody reads our replies.
+    /// Nix does not read replies any longer.
     NixGone,
 }
 
@@ -339,7 +338,7 @@ impl Stage for AfterAccept<'_> {
         &mut self,
         failover: &mut Failover,
         history: &mut History,
-    ) -> ControlFlow<NoMachine, Found> {
+    ) -> ControlFlow<NoMachine, SlotSearch> {
         self.building = None;
         let (machine, hold) = match self.slot.take() {
             Some(slot) => slot,
@@ -350,7 +349,7 @@ impl Stage for AfterAccept<'_> {
                 match self.wait(failover, history) {
                     Waited::Turn(machine, hold) => break (machine, hold),
                     Waited::Unusable(machine, why) => {
-                        return ControlFlow::Continue(Found::Unusable(machine, why));
+                        return ControlFlow::Continue(SlotSearch::Unusable(machine, why));
                     }
                     Waited::NixGone => return ControlFlow::Break(NoMachine::NixGone),
                     Waited::TimeOver => self.rank(failover, history),
@@ -358,7 +357,7 @@ impl Stage for AfterAccept<'_> {
             },
         };
         let health_read_ms = self.health_read_ms;
-        ControlFlow::Continue(Found::Slot(Slotted { machine, hold, health_read_ms }))
+        ControlFlow::Continue(SlotSearch::Slot(Slotted { machine, hold, health_read_ms }))
     }
 
     fn begin(&mut self, line: &MachineLine) {
@@ -372,7 +371,7 @@ impl Stage for AfterAccept<'_> {
         let name = &self.candidate.name;
         match self.lost.take() {
             Some(lost) => {
-                say(self.reply, Level::Warn, &format!("{name}: {lost}; it goes on to {machine}"));
+                say(self.reply, Level::Warn, &format!("{name}: {lost}; it moves to {machine}"));
             }
             None if !shown => say(self.reply, Level::Info, &format!("{name} goes to {machine}")),
             None => {}
@@ -387,7 +386,7 @@ impl Stage for AfterAccept<'_> {
         // Only a hook that is just being killed can hold what is ours; or, without a slot of ours,
         // another Nix was faster.
         if self.full >= MOST_FULL {
-            return Some("it is full although it has a free slot".to_owned());
+            return Some("it reports to be full although it has a free slot".to_owned());
         }
         self.full += 1;
         std::thread::sleep(FULL_PAUSE);
@@ -418,7 +417,7 @@ impl Stage for AfterAccept<'_> {
 }
 
 impl AfterAccept<'_> {
-    /// Ranks the machines that are left as the policy does now.
+    /// Ranks the remaining machines with the policy's current answer.
     fn rank(&mut self, failover: &mut Failover, history: &mut History) {
         let (ranking, ask_again) = (self.ask_policy)(history, failover.tried());
         failover.rank(ranking);
@@ -428,7 +427,7 @@ impl AfterAccept<'_> {
     fn wait(&mut self, failover: &Failover, history: &mut History) -> Waited {
         let began = Instant::now();
         let mut read_ms = now_ms();
-        let mut read: Option<(Instant, Vec<Wanted>)> = None;
+        let mut read: Option<(Instant, Vec<WantedMachine>)> = None;
         let Candidate { system, required_features, .. } = self.candidate;
         let fitting: Vec<&MachineLine> =
             self.machines.iter().filter(|line| line.fits(system, required_features)).collect();
@@ -445,7 +444,7 @@ impl AfterAccept<'_> {
         let mut shown = WaitActivity::default();
         let until = self.ask_again.map(|within| began + within);
         let (waiting, reply) = (&self.waiting, &mut *self.reply);
-        let mut tell = |machines: &[Wanted], others: usize| {
+        let mut tell = |machines: &[WantedMachine], others: usize| {
             if began.elapsed() >= TOLD_AFTER {
                 shown.begin(reply, waiting, machines, others);
             }
@@ -458,12 +457,16 @@ impl AfterAccept<'_> {
     }
 }
 
-/// The machines to wait for: the first group with machines that are not out, without those that
-/// are; all machines if they all are out.
-fn usable(history: &mut History, machines: &[&MachineLine], failover: &Failover) -> Vec<Wanted> {
+/// Returns the machines to wait for: the first group with machines that are not out, without those
+/// that are; all machines if all are out.
+fn usable(
+    history: &mut History,
+    machines: &[&MachineLine],
+    failover: &Failover,
+) -> Vec<WantedMachine> {
     let known = history.machines();
     let now = now_ms();
-    let is_inside = |wanted: &Wanted| {
+    let is_inside = |wanted: &WantedMachine| {
         !matches!(standing(known.get(wanted.machine.as_str()), now), Standing::Out { .. })
     };
     let wanted_of = |group: &Vec<String>| pool::wanted(machines.iter().copied(), group);
@@ -477,8 +480,8 @@ fn usable(history: &mut History, machines: &[&MachineLine], failover: &Failover)
     failover.groups().flat_map(wanted_of).collect()
 }
 
-/// A line of Nix's own hook for a Nix that has its answer and accepts only messages from now on:
-/// the output of ssh becomes one.
+/// Converts a line of Nix's own hook after the accept, when Nix accepts only messages: output of
+/// ssh becomes a message.
 fn relayed(line: &[u8]) -> Cow<'_, [u8]> {
     let text = String::from_utf8_lossy(line);
     if line.starts_with(b"@nix ") || text.trim().is_empty() {
@@ -490,13 +493,13 @@ fn relayed(line: &[u8]) -> Cow<'_, [u8]> {
 /// The activity that shows that a build waits.
 #[derive(Default)]
 struct WaitActivity {
-    /// For which machines; none: nothing is shown.
+    /// The names of the machines; nothing is shown if there are none.
     names: Option<String>,
 }
 
 impl WaitActivity {
-    /// The activity's number. Like Nix (`logging.cc`, `Activity`), it has the process in the upper
-    /// half.
+    /// Returns the number of the activity. As in Nix (`logging.cc`, `Activity`), the upper half is
+    /// the process id.
     fn id() -> u64 {
         u64::from(std::process::id()) << 32
     }
@@ -505,7 +508,7 @@ impl WaitActivity {
         &mut self,
         reply: &mut dyn Write,
         waiting: &Waiting,
-        machines: &[Wanted],
+        machines: &[WantedMachine],
         others: usize,
     ) {
         let names: Vec<&str> = machines.iter().map(|wanted| wanted.machine.as_str()).collect();
@@ -540,7 +543,7 @@ fn say(reply: &mut dyn Write, level: Level, text: &str) {
     write(reply, &reply::message(level, text));
 }
 
-/// Ignores errors: that Nix is gone is noticed elsewhere.
+/// Writes to Nix and ignores errors; other code notices if Nix has exited.
 fn write(reply: &mut dyn Write, bytes: &[u8]) {
     let _ = reply.write_all(bytes).and_then(|()| reply.flush());
 }

@@ -1,6 +1,6 @@
-//! Gets a machine for a build: takes a slot, offers the build, and goes on to the next machine when
-//! one is full or refuses. Used before the accept by [`decide`](crate::choice::decide) and after it
-//! by [`delegate`](crate::run::delegate); what differs between the two is a [`Stage`].
+//! Finds a machine for a build: takes a slot, offers the build, and continues with the next machine
+//! if one is full or refuses. [`decide`](crate::choice::decide) uses it before the accept, and
+//! [`delegate`](crate::run::delegate) after it; a [`Stage`] contains the differences.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -10,15 +10,15 @@ use crate::protocol::request::Request;
 use crate::protocol::settings::Settings;
 use crate::run::failover::Failover;
 use crate::run::stock::{Build, Offer, StockHook, Target};
-use crate::slots::reservations::Hold;
+use crate::slots::reservations::Allocation;
 use hookrun_nix::machines::MachineLine;
 use hookrun_nix::selection::Candidate;
 
-/// A machine with what is held of it.
+/// A machine with its held resources.
 pub(crate) struct Slotted {
     /// Store URI.
     pub(crate) machine: String,
-    pub(crate) hold: Hold,
+    pub(crate) hold: Allocation,
     /// When the health of machines was read before this one was chosen, in milliseconds since
     /// 1970. Failures recorded before this time were known then; later ones count as the same
     /// failure as ours.
@@ -30,46 +30,46 @@ pub(crate) struct Connected {
     /// Store URI.
     pub(crate) machine: String,
     /// What is held of it.
-    pub(crate) hold: Hold,
+    pub(crate) hold: Allocation,
     /// The hook, waiting for the inputs.
     pub(crate) build: Box<dyn Build>,
 }
 
-/// What a [`Stage`] found when it looked for a slot.
-pub(crate) enum Found {
+/// The result of a [`Stage`]'s search for a slot.
+pub(crate) enum SlotSearch {
     Slot(Slotted),
     /// This machine has a slot and cannot be used; why.
     Unusable(String, String),
 }
 
-/// Why a machine does not take the build.
+/// The reason why a machine does not take the build.
 pub(crate) enum Refusal {
-    /// It was not connected to: what the build needs besides a slot cannot be reserved.
+    /// It was not connected to, because a resource besides the slot cannot be reserved.
     Unusable(String),
     /// It could not be reached, or did not accept.
     Failed(String),
 }
 
-/// How the driver ended.
-pub(crate) enum Driven<E> {
+/// The result of the driver.
+pub(crate) enum DriveResult<E> {
     Connected(Connected),
-    /// Nix's own hook fails on this machine; why.
+    /// Nix's own hook fails on this machine, with the reason.
     Here(String),
     /// The stage has ended the search.
     Ended(E),
 }
 
-/// What differs before and after the accept.
+/// The steps that differ before and after the accept.
 pub(crate) trait Stage {
-    /// Why there is no machine.
+    /// The reason why there is no machine.
     type End;
 
-    /// Takes a slot on one of the machines that are left ([`Failover::next`]).
+    /// Takes a slot on one of the remaining machines ([`Failover::next`]).
     fn slot(
         &mut self,
         failover: &mut Failover,
         history: &mut History,
-    ) -> ControlFlow<Self::End, Found>;
+    ) -> ControlFlow<Self::End, SlotSearch>;
 
     /// Called before the build is offered to `line`.
     fn begin(&mut self, line: &MachineLine);
@@ -81,7 +81,8 @@ pub(crate) trait Stage {
     /// any more, or `None` to go on.
     fn full(&mut self, machine: &str) -> Option<String>;
 
-    /// Called when a machine does not take the build, or was lost. It is out of `failover` by then.
+    /// Called when a machine does not take the build, or was lost. It has been removed from
+    /// `failover` by then.
     fn refused(
         &mut self,
         machine: &str,
@@ -102,21 +103,21 @@ pub(crate) struct Driver<'a> {
 }
 
 impl Driver<'_> {
-    /// Goes through the machines until one has accepted or `stage` ends the search.
+    /// Tries the machines until one has accepted or `stage` ends the search.
     pub(crate) fn drive<S: Stage>(
         &mut self,
         failover: &mut Failover,
         stage: &mut S,
-    ) -> Driven<S::End> {
+    ) -> DriveResult<S::End> {
         loop {
             let slotted = match stage.slot(failover, self.history) {
-                ControlFlow::Break(end) => return Driven::Ended(end),
-                ControlFlow::Continue(Found::Slot(slotted)) => slotted,
-                ControlFlow::Continue(Found::Unusable(machine, why)) => {
+                ControlFlow::Break(end) => return DriveResult::Ended(end),
+                ControlFlow::Continue(SlotSearch::Slot(slotted)) => slotted,
+                ControlFlow::Continue(SlotSearch::Unusable(machine, why)) => {
                     failover.refused(&machine);
                     let refusal = Refusal::Unusable(why);
                     match stage.refused(&machine, refusal, failover, self.history) {
-                        ControlFlow::Break(end) => return Driven::Ended(end),
+                        ControlFlow::Break(end) => return DriveResult::Ended(end),
                         ControlFlow::Continue(()) => continue,
                     }
                 }
@@ -124,9 +125,9 @@ impl Driver<'_> {
             let Slotted { machine, hold, health_read_ms } = slotted;
             let why = match self.offer(&machine, &hold, stage) {
                 Offer::Accepted(build) => {
-                    return Driven::Connected(Connected { machine, hold, build });
+                    return DriveResult::Connected(Connected { machine, hold, build });
                 }
-                Offer::Here(why) => return Driven::Here(why),
+                Offer::Here(why) => return DriveResult::Here(why),
                 Offer::Full => match stage.full(&machine) {
                     None => continue,
                     Some(why) => why,
@@ -139,12 +140,12 @@ impl Driver<'_> {
             if let ControlFlow::Break(end) =
                 stage.refused(&machine, refusal, failover, self.history)
             {
-                return Driven::Ended(end);
+                return DriveResult::Ended(end);
             }
         }
     }
 
-    fn offer<S: Stage>(&mut self, machine: &str, hold: &Hold, stage: &mut S) -> Offer {
+    fn offer<S: Stage>(&mut self, machine: &str, hold: &Allocation, stage: &mut S) -> Offer {
         let Some(line) = self.line(machine) else {
             return Offer::Failed("no line of the setting `builders` fits".to_owned());
         };

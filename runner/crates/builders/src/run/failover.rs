@@ -1,5 +1,5 @@
 //! The machines that a build may still go to, before and after the accept. A ranking is a
-//! preference: a machine that the policy left out is used when those that it named are lost or
+//! preference: machines that the policy did not name are used if those that it named are lost or
 //! refuse.
 //!
 //! [`Failover`] is pure. [`Failover::next`] returns the machines to use now:
@@ -24,13 +24,13 @@ use crate::history::History;
 use hookrun_nix::database::Inputs;
 use hookrun_nix::selection::{Action, Candidate, Decision, LocalMachine, Machine};
 
-/// Number of machines that one build may lose.
+/// The number of machines that one build may lose.
 pub(crate) const MOST_LOST: usize = 3;
 
 /// The machines of one build, by URI.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Failover {
-    /// Not tried yet, in the order of use.
+    /// Machines that were not tried yet, in the order of use.
     untried: Ranking,
     /// Lost once.
     again: Vec<String>,
@@ -78,7 +78,7 @@ impl Ranking {
 }
 
 impl Failover {
-    /// Starts with a build that was not offered to any machine.
+    /// Returns the state of a build that was not offered to any machine yet.
     pub(crate) const fn to(ranking: Ranking) -> Self {
         Self { untried: ranking, again: Vec::new(), tried: BTreeSet::new(), lost: 0 }
     }
@@ -139,7 +139,7 @@ impl Failover {
 
 /// A question to the policy about a build that was accepted.
 pub(crate) struct Question<'a> {
-    /// The machines, as they were when it was accepted.
+    /// The machines at the time of the accept.
     pub(crate) pool: Pool,
     pub(crate) policy: Option<&'a mut PolicyThread>,
     pub(crate) candidate: &'a Candidate,
@@ -148,7 +148,7 @@ pub(crate) struct Question<'a> {
 
 impl Question<'_> {
     /// Asks the policy without the machines that were `tried`. Returns the ranking, and the longest
-    /// wait before the policy is to be asked again. A policy without an answer chooses no machine.
+    /// time before the policy is asked again. A policy without an answer chooses no machine.
     pub(crate) fn ask(
         &mut self,
         history: &mut History,
@@ -165,7 +165,7 @@ impl Question<'_> {
         let present = Present::of((*inputs).clone(), history);
         let Offered { machines, .. } =
             pool.offered(candidate, &fitting, &standings, &past, &present, history.directory());
-        // After the accept this machine cannot build it any more.
+        // After the accept this machine cannot build it any longer.
         let local = LocalMachine::default();
         let decision = policy.as_mut().filter(|_| !machines.is_empty()).and_then(|policy| {
             let decision = policy.ask(candidate, &machines, &local);
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_machine_comes_back_after_all_others_and_only_once() {
+    fn a_lost_machine_is_tried_again_once_after_all_others() {
         let mut failover = Failover::to(ranking(&["a"], &["b"], &[]));
         failover.lost("a");
         assert_eq!(failover.next(), texts(&["b"]));
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_answer_never_brings_back_a_machine_that_was_tried() {
+    fn a_new_answer_does_not_restore_tried_machines() {
         let mut failover = Failover::to(ranking(&["a", "b"], &["c"], &[]));
         failover.refused("a");
         failover.rank(ranking(&["a", "c"], &["b"], &[]));
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_answer_the_last_one_stays() {
+    fn without_an_answer_the_last_ranking_is_kept() {
         let mut failover = Failover::to(ranking(&["a", "b", "d"], &["c"], &[]));
         failover.refused("a");
         failover.rank(ranking(&[], &["c", "b"], &["d"]));

@@ -1,10 +1,10 @@
-//! Builds that are left to this machine: how many of them run, and how long they took.
+//! Builds on this machine: the number of running ones, and their durations.
 //!
 //! Nix does not tell a build hook what it builds itself. A build runs while Nix holds a lock on its
 //! outputs (`libstore`, `PathLocks`), which it takes before it asks the hook and keeps until the
 //! build has ended. The end of a build is in Nix's database, and more exactly in its log.
 //!
-//! Errors are ignored: what cannot be read is not counted.
+//! Errors are ignored: a build that cannot be examined is not counted.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,10 @@ use hookrun_nix::derivation::Derivation;
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::selection::Candidate;
 
-/// Number of bytes of the machine's locks that are read. A lock takes some 70 bytes.
+/// The number of bytes of the machine's locks that are read. A lock takes about 70 bytes.
 const MAX_LOCKS: u64 = 4 << 20;
 
-/// Number of times that a missing lock is looked for. The kernel returns its list in pieces
+/// The number of times that a missing lock is looked for. The kernel returns its list in pieces
 /// (`fs/seq_file.c`), and a lock is missed if others end between two of them.
 const LOOKS: usize = 3;
 
@@ -34,7 +34,8 @@ pub fn lock_of(derivation: &Derivation, nix_dirs: &NixDirs) -> Option<String> {
     Some(nix_dirs.real_path(&(locked + ".lock")).to_string_lossy().into_owned())
 }
 
-/// Returns how many of the builds that `command` was told to do here run or are about to start.
+/// Returns the number of builds that `command` was told to do on this machine, and that run or are
+/// about to start.
 pub fn running(history: &mut History, command: &str, except: &str) -> u32 {
     let open = history.open_local();
     let files = open.iter().filter(|build| {
@@ -55,9 +56,8 @@ pub fn running(history: &mut History, command: &str, except: &str) -> u32 {
     u32::try_from(all - unlocked.len()).unwrap_or(u32::MAX)
 }
 
-/// Returns device and inode of every file that is locked by flock(2): `1: FLOCK  ADVISORY  WRITE
-/// 1234 fe:00:5678 0 EOF`. The line of a process that waits for a lock has an arrow after the
-/// number.
+/// Returns device and inode of every file that is locked by flock(2): `1: FLOCK ADVISORY WRITE 1234
+/// fe:00:5678 0 EOF`. In the line of a process that waits for a lock, an arrow follows the number.
 pub fn locked(locks: &str) -> Vec<(u64, u64)> {
     let file = |line: &str| {
         let mut words = line.split_ascii_whitespace().skip(1);
@@ -73,7 +73,7 @@ pub fn locked(locks: &str) -> Vec<(u64, u64)> {
     locks.lines().filter_map(file).collect()
 }
 
-/// Keeps in `history` that Nix is told to build `candidate` here.
+/// Records in `history` that Nix is told to build `candidate` on this machine.
 pub fn left(
     history: &mut History,
     candidate: &Candidate,
@@ -91,8 +91,8 @@ pub fn left(
     history.left_here(candidate.clone(), build);
 }
 
-/// Records which of them have ended, and how long they took. This takes some milliseconds and must
-/// not be called while Nix waits for an answer.
+/// Records which of these builds have ended, and their durations. This takes some milliseconds and
+/// must not be called while Nix waits for an answer.
 pub fn settle(history: &mut History, nix_dirs: &NixDirs) {
     let open = history.open_local();
     if open.is_empty() {
@@ -103,7 +103,7 @@ pub fn settle(history: &mut History, nix_dirs: &NixDirs) {
     for build in open {
         let Ok(Some(registered)) = database.built_here(&build.drv_path) else { continue };
         let registered_ms = registered.saturating_mul(1000);
-        // Times are whole seconds, rounded down. An earlier time is that of a previous build.
+        // Times are whole seconds, rounded down. An earlier time belongs to a previous build.
         if registered_ms.saturating_add(1000) <= build.declined_ms {
             continue;
         }
@@ -125,7 +125,7 @@ fn log_dir(nix_dirs: &NixDirs) -> PathBuf {
     }
 }
 
-/// Returns when the log of a build was last written, which is at its end
+/// Returns the time when the log of a build was last written, which is its end
 /// (`DerivationGoal::openLogFile`: `drvs/<2>/<rest>.drv`, with or without `.bz2`).
 fn log_ended(logs: &Path, drv_path: &str) -> Option<u64> {
     let name = drv_path.rsplit('/').next()?;
@@ -192,11 +192,7 @@ mod tests {
             rustix::fs::flock(file, exclusive).unwrap();
         }
         assert_eq!(running(&mut history, "7-1", ""), 2);
-        assert_eq!(
-            running(&mut history, "7-1", "/s/a.drv"),
-            1,
-            "the one that is asked about does not run"
-        );
+        assert_eq!(running(&mut history, "7-1", "/s/a.drv"), 1, "the excepted one does not count");
         assert_eq!(running(&mut history, "8-1", ""), 0, "of another command");
     }
 }

@@ -1,11 +1,11 @@
-//! Carries out what was decided: Nix's own hook, failover, builds of this machine, the end.
+//! Carries out decisions: Nix's own hook, failover, builds on this machine, and shutdown.
 //!
-//! * [`failover`]: which machines are left for a build. [`driver`]: goes through them, before and
-//!   after the accept. [`delegate`]: what follows an accept.
+//! * [`failover`]: the remaining machines of a build. [`driver`]: tries them, before and after the
+//!   accept. [`delegate`]: the steps after an accept.
 //! * [`stock`]: Nix's own hook as a process; [`stock_program`] finds it, [`stock_names`] restores
 //!   the machine's name in its output, [`stock_output`] tells from its output how the build ended.
-//! * [`local_builds`]: builds that are left to this machine.
-//! * [`shutdown`]: what happens on SIGTERM. [`descendants`]: the processes to end then.
+//! * [`local_builds`]: builds on this machine.
+//! * [`shutdown`]: the handling of SIGTERM. [`descendants`]: the processes to end in that case.
 
 pub(crate) mod delegate;
 pub(crate) mod descendants;

@@ -1,11 +1,11 @@
-//! Ends this process when it gets SIGTERM (which Nix sends from 2.35 on, half a second before
-//! SIGKILL), SIGINT or SIGHUP. Nix gets the answer that it is owed, all child processes end, and a
-//! build that was accepted is closed in the database. No failure of a machine is recorded, and no
+//! Ends this process when it gets SIGTERM (which Nix sends since 2.35, half a second before
+//! SIGKILL), SIGINT or SIGHUP. If an answer to Nix is due, it is given. All child processes end,
+//! and an accepted build is closed in the database. No failure of a machine is recorded, and no
 //! other machine is tried.
 //!
-//! [`watch`] is called once by the hook's process ([`crate::hook`]); The session writes to Nix
-//! through [`Replies`], so that it is always known whether an answer is owed. It never waits for
-//! Nix, which may no longer read.
+//! [`watch`] is called once by the hook's process ([`crate::hook`]). The session writes to Nix
+//! through [`Replies`], so that it is always known whether an answer is due. It never waits for
+//! Nix, which may not read any longer.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd as _;
@@ -18,27 +18,27 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::history::{Record, now_ms};
 use crate::run::descendants::end_descendants;
 
-/// The answer to a Nix that is owed one: it goes on without the hook.
+/// The answer that is given if one is due. Nix continues without the hook.
 const LAST_ANSWER: &[u8] = b"# decline-permanently\n";
-/// Prefix of an answer.
+/// The prefix of an answer.
 const ANSWER: &[u8] = b"# ";
-/// The answer after which there is no further one in this process.
+/// The answer after which this process gives no further one.
 const TAKEN: &[u8] = b"# accept\n";
-/// How long to wait for a Nix that does not read. Normally its pipe accepts a write at once.
+/// The time to wait for a Nix that does not read. Normally its pipe accepts a write immediately.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 static ANSWERS: Answers = Answers { stage: Mutex::new(Stage::Owed), changed: Condvar::new() };
-/// The accepted build: the directory of the database, and its number there.
+/// The accepted build: the directory of the database, and its number in it.
 static BUILD: Mutex<Option<(PathBuf, i64)>> = Mutex::new(None);
 
 /// The stage of the conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// Nix is owed an answer, or may be, because it may be writing a question.
+    /// An answer is due, or may be due because Nix may be writing a question.
     Owed,
-    /// It is being given.
+    /// An answer is being written.
     BeingGiven,
-    /// There is no further one.
+    /// The last answer was given.
     LastGiven,
     /// The process was asked to end.
     Ending,
@@ -56,8 +56,8 @@ impl Answers {
         self.stage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Called before the session writes `words`. Returns `None` if it must not write any more, and
-    /// `Some(true)` if `words` are an answer.
+    /// Called before the session writes `words`. Returns `None` if it must not write any longer,
+    /// and `Some(true)` if `words` are an answer.
     fn begin(&self, words: &[u8]) -> Option<bool> {
         let mut stage = self.stage();
         match *stage {
@@ -80,8 +80,8 @@ impl Answers {
         self.changed.notify_all();
     }
 
-    /// Stops the session from writing. Returns whether Nix is owed an answer. Waits at most
-    /// `patience` for an answer that is being written.
+    /// Stops the session from writing. Returns whether an answer is due. Waits at most `patience`
+    /// for an answer that is being written.
     fn end(&self, patience: Duration) -> bool {
         let waited = self
             .changed
@@ -101,9 +101,9 @@ pub(crate) struct Replies;
 
 impl Write for Replies {
     fn write(&mut self, words: &[u8]) -> io::Result<usize> {
-        let Some(is_answer) = ANSWERS.begin(words) else { stand_still() };
-        // An answer is shorter than PIPE_BUF (but for a machine's name of more than 4 KiB), so it
-        // is written whole or not at all (pipe(7)).
+        let Some(is_answer) = ANSWERS.begin(words) else { park_forever() };
+        // An answer is shorter than PIPE_BUF (except for a machine's name of more than 4 KiB), so
+        // it is written completely or not at all (pipe(7)).
         let written = io::stderr().write(words);
         if is_answer {
             ANSWERS.given(words);
@@ -116,32 +116,32 @@ impl Write for Replies {
     }
 }
 
-/// Handles signals that ask this process to end, as described [above](self). To be called before
+/// Handles signals that ask this process to end, as described [above](self). Must be called before
 /// any thread is started.
 pub(crate) fn watch() {
     hookrun_system::signals::when_told_to_end(end);
 }
 
-/// Remembers an accepted build, which is closed if the process is asked to end.
+/// Stores an accepted build, which is closed if the process is asked to end.
 pub(crate) fn taken(builders: &Path, id: i64) {
     *build() = Some((builders.to_owned(), id));
 }
 
-/// Called when its end is recorded.
+/// Called when the end of the build was recorded.
 pub(crate) fn closed() {
     *build() = None;
 }
 
-/// Stops this thread if the process was asked to end, because the output of its children is then a
+/// Stops this thread if the process was asked to end, because the output of its children is a
 /// consequence of that.
-pub(crate) fn stand_still_if_ending() {
+pub(crate) fn park_if_ending() {
     if ANSWERS.is_ending() {
-        stand_still();
+        park_forever();
     }
 }
 
 /// Parks this thread until the process ends, which is soon.
-fn stand_still() -> ! {
+fn park_forever() -> ! {
     loop {
         std::thread::park();
     }
@@ -154,12 +154,12 @@ fn build() -> MutexGuard<'static, Option<(PathBuf, i64)>> {
 /// Runs on the thread that waits for signals.
 fn end() {
     if ANSWERS.end(PATIENCE) && is_writable() {
-        // Not through `io::stderr`, because the session may hold its lock.
+        // `io::stderr` is not used, because the session may hold its lock.
         let _ = rustix::io::write(rustix::stdio::stderr(), LAST_ANSWER);
     }
     end_descendants(std::process::id());
     if let Some((builders, id)) = build().take() {
-        // The database holds only statistics: an error is ignored.
+        // The database contains only statistics, so errors are ignored.
         let _ = Record::open(&builders)
             .and_then(|record| record.abandon(id, "the build hook was asked to end", now_ms()));
     }
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_owed_until_the_last_is_given() {
+    fn an_answer_is_due_until_the_last_is_given() {
         for (said, owed) in [
             (&[][..], true),
             (&[&b"@nix {}\n"[..]][..], true),
@@ -213,13 +213,13 @@ mod tests {
             assert_eq!(
                 (say(&answers, b"# decline\n"), say(&answers, b"x\n")),
                 (None, None),
-                "nothing more is said"
+                "nothing more is written"
             );
         }
     }
 
     #[test]
-    fn an_answer_that_is_being_given_is_waited_for() {
+    fn the_end_waits_for_an_answer_that_is_being_written() {
         let answers = answers();
         assert_eq!(answers.begin(b"# decline\n"), Some(true));
         assert!(!answers.end(Duration::ZERO), "Nix does not read");

@@ -1,5 +1,5 @@
-//! Delegation to Nix's own build hook: `build-remote` of the very Nix that called, with one machine
-//! to choose from.
+//! Delegates to Nix's own build hook: `build-remote` of the Nix that called, with one machine to
+//! choose from.
 //!
 //! The stock hook connects, copies, builds and copies back. This file starts it, reads its answer
 //! within a time limit, and then relays bytes. After the accept it changes only the machine's name
@@ -19,7 +19,9 @@ use crate::protocol::settings::Settings;
 use crate::run::descendants::{descendants, end_descendants};
 use crate::run::shutdown;
 use crate::run::stock_names::Names;
-use crate::run::stock_output::{Ending, OutputClassifier, Timing, is_about_machine, plain};
+use crate::run::stock_output::{
+    DelegationOutcome, OutputClassifier, Timing, is_about_machine, plain,
+};
 use crate::run::stock_program::StockProgram;
 use crate::slots::slot_files::Slot;
 use crate::ssh::{Connections, Sharing};
@@ -28,7 +30,7 @@ use hookrun_nix::machines::MachineLine;
 use hookrun_nix::process;
 use hookrun_system::process::describe_start;
 
-/// Nix's own build hook, started for one machine.
+/// Nix's own build hook for one machine.
 pub trait StockHook {
     /// Offers `request` to the machine of `target`. Passes lines that are not an answer to `relay`
     /// as they arrive.
@@ -50,7 +52,7 @@ pub trait StockHook {
 /// The machine to offer a build to.
 #[derive(Debug, Clone, Copy)]
 pub struct Target<'a> {
-    /// Its line.
+    /// The line of the machine.
     pub machine: &'a MachineLine,
     /// The slot that this process holds. Without one, Nix's own hook takes one itself.
     pub slot: Option<&'a Slot>,
@@ -62,51 +64,52 @@ pub enum Offer {
     Accepted(Box<dyn Build>),
     /// It has no slot free: another Nix was faster.
     Full,
-    /// The machine cannot be used; why, as a lower-case fragment.
+    /// The machine cannot be used, with the reason in lower case.
     Failed(String),
-    /// Nix's own hook failed on this machine before it tried the other one; why, as a lower-case
-    /// fragment.
+    /// Nix's own hook failed on this machine before it tried the other one, with the reason in
+    /// lower case.
     Here(String),
 }
 
 /// An accepted build.
 pub trait Build {
-    /// Sends the inputs, relays the output of the hook until its end, and returns how it ended.
+    /// Sends the inputs, relays the output of the hook until its end, and returns the result.
     fn run(self: Box<Self>, inputs: &Inputs, reply: &mut dyn Write) -> Report;
 }
 
-/// How an accepted build ended.
+/// The result of an accepted build.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
-    /// What it means.
-    pub ending: Ending,
+    /// The outcome.
+    pub ending: DelegationOutcome,
     /// The hook's exit code.
     pub code: u8,
     /// Errors that were not relayed, unchanged.
     pub held: Vec<Vec<u8>>,
-    /// Messages that end the activities that are still open.
+    /// Messages that end open activities.
     pub closing: Vec<u8>,
-    /// When things began.
+    /// The times at which stages began.
     pub timing: Timing,
 }
 
-/// Length of the longest line before the answer. The longest known one is a list of all machines.
+/// The length of the longest line before the answer. The longest known one is a list of all
+/// machines.
 const MAX_LINE: usize = 4 << 20;
-/// How often to check whether a child has ended although its standard error is still open (ssh may
-/// keep it open).
+/// The interval at which to check whether a child has ended although its standard error is still
+/// open (ssh may keep it open).
 const REAP_EVERY: Duration = Duration::from_millis(250);
-/// Number of bytes relayed at once: the capacity of a pipe on Linux.
+/// The number of bytes that are relayed at once: the capacity of a pipe on Linux.
 const CHUNK: usize = 64 << 10;
 /// The build hook of the installed Nix.
 #[derive(Debug)]
 pub(crate) struct InstalledHook {
     /// The program to start.
     pub(crate) program: StockProgram,
-    /// How long a machine may take to answer.
+    /// The time for a machine to answer.
     pub(crate) deadline: Duration,
     /// Variables that are added to its environment.
     pub(crate) variables: Vec<(OsString, OsString)>,
-    /// Connections that builds share. None: each build has its own.
+    /// Connections that builds share; none if each build has its own.
     pub(crate) sharing: Option<Sharing>,
 }
 
@@ -130,7 +133,7 @@ impl StockHook for InstalledHook {
             .write(&mut words, &line.line_for_stock_hook())
             .and_then(|()| request.write(&mut words));
         let connections = self.sharing.as_ref().and_then(|sharing| sharing.of(&target.machine.uri));
-        shutdown::stand_still_if_ending();
+        shutdown::park_if_ending();
         let mut running = match Running::start(self, connections.clone()) {
             Ok(running) => running,
             Err(error) => {
@@ -143,7 +146,7 @@ impl StockHook for InstalledHook {
         running.tell(words);
         running.machine.clone_from(&target.machine.uri);
         let offer = running.answer(Instant::now() + self.deadline, self.deadline, relay);
-        shutdown::stand_still_if_ending();
+        shutdown::park_if_ending();
         if let (Offer::Failed(_), Some(connections)) = (&offer, connections) {
             connections.retire();
         }
@@ -151,10 +154,10 @@ impl StockHook for InstalledHook {
     }
 }
 
-/// A running stock hook. Dropping this ends it, with everything that it started.
+/// A running stock hook. Dropping it ends the hook and all its children.
 struct Running {
     child: Child,
-    /// Feeds the thread that writes its standard input. Dropping this closes the input.
+    /// The channel to the thread that writes its standard input. Dropping it closes the input.
     feed: Option<Sender<Vec<u8>>>,
     stderr: ChildStderr,
     /// Bytes that were read and not processed yet.
@@ -177,13 +180,13 @@ impl Running {
         // Nix's own hook writes nothing to its standard output. Nix would take a line that a
         // wrapper writes there for an answer, so it is dropped.
         command.stdin(Stdio::piped()).stderr(Stdio::piped()).stdout(Stdio::null());
-        let mut child = process::bequeath(&mut command)
+        let mut child = process::inherit_hook_descriptors(&mut command)
             .spawn()
             .map_err(|error| io::Error::other(describe_start(&command, &error)))?;
         let (Some(mut stdin), Some(stderr)) = (child.stdin.take(), child.stderr.take()) else {
             return Err(io::ErrorKind::BrokenPipe.into());
         };
-        // A thread of its own, so that a child that does not read cannot delay the deadline or the
+        // A separate thread, so that a child that does not read cannot delay the deadline or the
         // relay.
         let (feed, words) = mpsc::channel::<Vec<u8>>();
         let write = move || words.into_iter().try_for_each(|bytes| stdin.write_all(&bytes));
@@ -202,7 +205,7 @@ impl Running {
 
     fn tell(&self, bytes: Vec<u8>) {
         if let Some(feed) = &self.feed {
-            // That a child has ended is noticed at its standard error.
+            // The end of a child is noticed on its standard error.
             let _ = feed.send(bytes);
         }
     }
@@ -212,7 +215,7 @@ impl Running {
         let mut complaints = Complaints::default();
         loop {
             let line = match self.line(until) {
-                Ok(Some(line)) => self.names.as_people_say(&line).into_owned(),
+                Ok(Some(line)) => self.names.with_own_name(&line).into_owned(),
                 Ok(None) => {
                     return complaints
                         .without_answer(&format!("{} without an answer", self.how_ended()));
@@ -221,25 +224,27 @@ impl Running {
                     return self.no_answer(complaints, patience);
                 }
                 Err(error) => {
-                    return complaints.without_answer(&format!("cannot be understood ({error})"));
+                    return complaints
+                        .without_answer(&format!("sent an answer that cannot be read ({error})"));
                 }
             };
             match line.strip_prefix(b"# ".as_slice()) {
                 Some(b"accept\n") => {
                     return match self.line(until) {
-                        // The name that it gives the machine is not needed.
+                        // The name of the machine is not needed.
                         Ok(Some(_)) => {
                             complaints.lines.iter().for_each(|line| relay(line));
                             Offer::Accepted(Box::new(self))
                         }
                         Ok(None) => complaints
                             .without_answer(&format!("{} within its answer", self.how_ended())),
-                        Err(error) => {
-                            complaints.without_answer(&format!("cannot be understood ({error})"))
-                        }
+                        Err(error) => complaints.without_answer(&format!(
+                            "sent an answer that cannot be read ({error})"
+                        )),
                     };
                 }
-                // The machine is full, or cannot be reached: then there was a message before.
+                // The machine is full, or cannot be reached; in the second case there was a message
+                // before.
                 Some(b"postpone\n" | b"decline\n") => {
                     return complaints.of_machine().map_or(Offer::Full, Offer::Failed);
                 }
@@ -256,7 +261,7 @@ impl Running {
         }
     }
 
-    /// Describes the end of the hook, which has closed its standard error.
+    /// Describes how the hook ended after it closed its standard error.
     fn how_ended(&mut self) -> String {
         // A process that has closed its last stream is about to end.
         let ended = hookrun_system::process::ends_within(&mut self.child, REAP_EVERY);
@@ -269,8 +274,8 @@ impl Running {
         }
     }
 
-    /// Called when the time is over. A hook that has not started ssh waits for something on this
-    /// machine, such as a lock on Nix's database.
+    /// Returns the result after the time limit. A hook that has not started ssh waits for something
+    /// on this machine, such as a lock on Nix's database.
     fn no_answer(&self, complaints: Complaints, patience: Duration) -> Offer {
         let within = format!("no answer within {patience:?} (`connect-timeout` in `[builders]`)");
         let by_ssh = self.machine.starts_with("ssh://") || self.machine.starts_with("ssh-ng://");
@@ -279,7 +284,7 @@ impl Running {
             && i32::try_from(self.child.id()).map(descendants).is_ok_and(|found| found.is_empty())
         {
             return Offer::Here(format!(
-                "Nix's own build hook has not begun to connect: {within}; is Nix's database locked?"
+                "Nix's own build hook has not begun to connect: {within}; check whether Nix's database is locked"
             ));
         }
         Offer::Failed(complaints.of_machine().unwrap_or(within))
@@ -347,7 +352,7 @@ impl Running {
             } else if patience.is_zero() {
                 return self.relay_lines(listener, reply, true);
             } else if self.child.try_wait()?.is_some() {
-                // All that it wrote before its end is in the pipe now.
+                // Everything that it wrote before its end is in the pipe now.
                 patience = Duration::ZERO;
             }
         }
@@ -366,7 +371,7 @@ impl Running {
         let heard = std::mem::replace(&mut self.buffer, rest);
         let now = Instant::now();
         for line in heard.split_inclusive(|byte| *byte == b'\n') {
-            let line = self.names.as_people_say(line);
+            let line = self.names.with_own_name(line);
             if listener.line(&line, now) {
                 reply.write_all(&line)?;
             }
@@ -387,20 +392,25 @@ impl Build for Running {
             let status = self.child.wait();
             self.ended = true;
             match status {
-                // After a signal there is no code; Nix reports all failures of the hook in the
-                // same way.
+                // After a signal there is no code. Nix reports all failures of the hook in the same
+                // way.
                 Ok(status) => {
                     let code = status.code().and_then(|code| u8::try_from(code).ok());
                     (listener.ending(status), code.unwrap_or(1))
                 }
-                Err(error) => (Ending::Here(format!("has lost Nix's own build hook ({error})")), 1),
+                Err(error) => (
+                    DelegationOutcome::Here(format!(
+                        "cannot wait for Nix's own build hook ({error})"
+                    )),
+                    1,
+                ),
             }
         } else {
-            // Nix no longer reads, so it would not learn about the end of the build.
-            (Ending::NixGone, 1)
+            // Nix does not read any longer, so it would not notice the end of the build.
+            (DelegationOutcome::NixGone, 1)
         };
-        shutdown::stand_still_if_ending();
-        if let (Ending::Lost(_), Some(connections)) = (&ending, &self.connections) {
+        shutdown::park_if_ending();
+        if let (DelegationOutcome::Lost(_), Some(connections)) = (&ending, &self.connections) {
             connections.retire();
         }
         let (held, timing) = (listener.held().to_vec(), listener.timing());
@@ -411,9 +421,9 @@ impl Build for Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if !self.ended {
-            // Nix starts ssh so that it survives its parent (`dieWithParent = false`), and an ssh
-            // that still tries to connect would keep descriptor 4 open, which Nix takes for a build
-            // that goes on.
+            // Nix starts ssh so that it survives its parent (`dieWithParent = false`). An ssh that
+            // still tries to connect would keep descriptor 4 open, so Nix would assume that the
+            // build continues.
             end_descendants(self.child.id());
             let _ = self.child.kill();
             let _ = self.child.wait();
@@ -421,7 +431,8 @@ impl Drop for Running {
     }
 }
 
-/// Number of the last lines of ssh that are reported for a machine that cannot be reached.
+/// The number of lines of ssh that are reported for a machine that cannot be reached; these are the
+/// last ones.
 const SSH_LINES: usize = 3;
 
 /// Errors and warnings of the stock hook before its answer, held back until it is known whether
@@ -430,13 +441,13 @@ const SSH_LINES: usize = 3;
 struct Complaints {
     /// The error about the machine.
     machine: Option<String>,
-    /// Its first error that is not about the machine.
+    /// The first error that is not about the machine.
     error: Option<String>,
     /// The first warning.
     warning: Option<String>,
-    /// The last lines that are not from Nix. For `ssh-ng://` the output of ssh comes separately.
+    /// The last lines that are not from Nix. With `ssh-ng://` the output of ssh is separate.
     ssh: Vec<String>,
-    /// All messages unchanged, for a machine that is used nevertheless.
+    /// All messages, unchanged, for a machine that is used nevertheless.
     lines: Vec<Vec<u8>>,
 }
 
@@ -469,7 +480,7 @@ impl Complaints {
         true
     }
 
-    /// Returns the error about the machine, with the reason that ssh gives.
+    /// Returns the error about the machine, with the reason from ssh.
     fn of_machine(self) -> Option<String> {
         let why = self.machine?;
         let said = self.ssh.into_iter().filter(|line| !why.contains(line.as_str()));
@@ -477,8 +488,9 @@ impl Complaints {
         Some(if said.is_empty() { why } else { format!("{why}: {said}") })
     }
 
-    /// Returns the result for a hook that has `done` this instead of answering. The cause is not
-    /// the machine: about a machine that it cannot use the hook prints an error, and declines.
+    /// Returns the result for a hook that has `done` this instead of answering. The machine is not
+    /// the cause, because the hook prints an error about a machine that it cannot use, and
+    /// declines.
     fn without_answer(self, done: &str) -> Offer {
         if self.machine.is_some() {
             return self.of_machine().map_or(Offer::Full, Offer::Failed);

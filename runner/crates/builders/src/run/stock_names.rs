@@ -9,25 +9,26 @@ use crate::slots::slot_files::forms;
 /// The names that the hook may use for the machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Names {
-    of_hook: Vec<Vec<u8>>,
-    of_people: Vec<u8>,
+    hook_name: Vec<Vec<u8>>,
+    own_name: Vec<u8>,
 }
 
 impl Names {
-    /// The hook knows the machine as `of_hook`; its own name is `of_people`.
-    pub(crate) fn of(of_hook: &str, of_people: &str) -> Self {
-        if of_hook == of_people {
+    /// Returns the names of a machine that the hook knows as `hook_name`, and whose own name is
+    /// `own_name`.
+    pub(crate) fn of(hook_name: &str, own_name: &str) -> Self {
+        if hook_name == own_name {
             return Self::default();
         }
-        // From Nix 2.23 on the parameters are sorted in messages.
-        let of_hook = forms(of_hook).into_iter().map(String::into_bytes).collect();
-        Self { of_hook, of_people: of_people.as_bytes().to_vec() }
+        // Since Nix 2.23 the parameters are sorted in messages.
+        let hook_name = forms(hook_name).into_iter().map(String::into_bytes).collect();
+        Self { hook_name, own_name: own_name.as_bytes().to_vec() }
     }
 
     /// Returns the line with the machine's own name.
-    pub(crate) fn as_people_say<'l>(&self, line: &'l [u8]) -> Cow<'l, [u8]> {
-        self.of_hook.iter().fold(Cow::Borrowed(line), |line, name| {
-            match replaced(&line, name, &self.of_people) {
+    pub(crate) fn with_own_name<'l>(&self, line: &'l [u8]) -> Cow<'l, [u8]> {
+        self.hook_name.iter().fold(Cow::Borrowed(line), |line, name| {
+            match replaced(&line, name, &self.own_name) {
                 Some(renamed) => Cow::Owned(renamed),
                 None => line,
             }
@@ -61,7 +62,7 @@ mod tests {
         let own = "ssh://m?remote-store=/b";
         let names = Names::of("ssh://m?remote-store=/b&path-info-cache-size=65536", own);
         let said = |line: &str| {
-            String::from_utf8(names.as_people_say(line.as_bytes()).into_owned()).unwrap()
+            String::from_utf8(names.with_own_name(line.as_bytes()).into_owned()).unwrap()
         };
         for line in [
             "build on 'ssh://m?remote-store=/b&path-info-cache-size=65536' failed",
@@ -71,6 +72,6 @@ mod tests {
         }
         assert_eq!(said("nothing"), "nothing");
         assert_eq!(said(""), "");
-        assert!(matches!(Names::of(own, own).as_people_say(b"x"), Cow::Borrowed(b"x")));
+        assert!(matches!(Names::of(own, own).with_own_name(b"x"), Cow::Borrowed(b"x")));
     }
 }

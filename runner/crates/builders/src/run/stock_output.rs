@@ -33,11 +33,11 @@ use serde_json::Value;
 
 use crate::slots::slot_files::forms;
 
-/// Prefix of a message of a logger (`logging.cc`, `makeJSONLogger`).
+/// The prefix of a message of a logger (`logging.cc`, `makeJSONLogger`).
 const JSON: &[u8] = b"@nix ";
-/// Length of the longest JSON line that is parsed. Longer ones are only relayed.
+/// The length of the longest JSON line that is parsed. Longer ones are only relayed.
 const LONGEST: usize = 1 << 20;
-/// Largest number of errors that are held back.
+/// The largest number of errors that are held back.
 const MOST_HELD: usize = 64;
 /// `actUnknown`, the type of the hook's own activities.
 const UNKNOWN: u64 = 0;
@@ -45,8 +45,8 @@ const UNKNOWN: u64 = 0;
 const COPY_PATH: u64 = 100;
 /// `resProgress`.
 const PROGRESS: u64 = 105;
-/// Beginnings of exceptions that mean the end of a connection, or a peer that does not speak Nix's
-/// protocol; lower case.
+/// The beginnings, in lower case, of exceptions that mean the end of a connection, or a peer that
+/// does not use Nix's protocol.
 const LOST: [&str; 13] = [
     "unexpected end-of-file",
     "unexpected eof",
@@ -81,7 +81,7 @@ const FULL: [Errno; 2] = [Errno::NOSPC, Errno::DQUOT];
 /// Errors of system calls that mean a missing permission.
 const FORBIDDEN: [Errno; 3] = [Errno::ACCESS, Errno::PERM, Errno::ROFS];
 /// Messages of a machine that refuses to build for this user, or cannot build such a derivation,
-/// whatever the machines file says: the beginning, and a text that follows; lower case.
+/// whatever the machines file contains: the beginning, and a text that follows; in lower case.
 const REFUSED: [(&str, &str); 7] = [
     ("you are not privileged to build", ""),
     ("unable to start any build", ""),
@@ -94,7 +94,7 @@ const REFUSED: [(&str, &str); 7] = [
     ("cannot build '", "'. reason: platform mismatch"),
     ("cannot build '", "'. reason: local builds are disabled"),
 ];
-/// Error texts of other systems than this one (musl, macOS).
+/// Error texts of other systems (musl, macOS).
 const ELSEWHERE: [(&str, Errno); 5] = [
     ("Operation timed out", Errno::TIMEDOUT),
     ("Host is unreachable", Errno::HOSTUNREACH),
@@ -102,48 +102,49 @@ const ELSEWHERE: [(&str, Errno); 5] = [
     ("Quota exceeded", Errno::DQUOT),
     ("Disc quota exceeded", Errno::DQUOT),
 ];
-/// Error numbers of Linux end here.
+/// The error numbers of Linux.
 const ERRNOS: std::ops::RangeInclusive<i32> = 1..=133;
 
-/// How a delegated build ended.
+/// The outcome of a delegated build.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ending {
-    /// It succeeded.
+pub enum DelegationOutcome {
+    /// The build succeeded.
     Built,
-    /// The build failed, or ended in a way that is not understood; why, as a lower-case fragment.
+    /// The build failed, or ended in a way that is not understood, with the reason in lower case.
     Failed(String),
-    /// Its machine was lost, or refused to build; why, as a lower-case fragment.
+    /// The machine was lost, or refused to build, with the reason in lower case.
     Lost(String),
-    /// This machine failed; what it could not do and why, to follow "this machine".
+    /// This machine failed. The text continues "this machine", with the failed operation and the
+    /// reason.
     Here(String),
-    /// The Nix that called no longer reads our replies.
+    /// The Nix that called does not read replies any longer.
     NixGone,
 }
 
-/// When things began.
+/// The times at which stages began.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Timing {
-    /// The inputs are being copied.
+    /// The start of copying the inputs.
     pub copying: Option<Instant>,
-    /// They are there.
+    /// The time when the machine had the inputs.
     pub started: Option<Instant>,
-    /// The outputs are being copied back.
+    /// The start of copying the outputs back.
     pub built: Option<Instant>,
-    /// Bytes copied to the machine.
+    /// The number of bytes copied to the machine.
     pub bytes: u64,
 }
 
 impl Timing {
-    /// Returns how long it was built, if that is known.
+    /// Returns the duration of the build, if it is known.
     pub fn building(&self) -> Option<Duration> {
         self.built?.checked_duration_since(self.started?)
     }
 
-    /// Returns the speed of the copy of the inputs, in bytes per second.
+    /// Returns the transfer rate of the inputs, in bytes per second.
     #[expect(clippy::cast_precision_loss, reason = "a speed need not be exact")]
     pub fn bytes_per_second(&self) -> Option<f64> {
         let seconds = self.started?.checked_duration_since(self.copying?)?.as_secs_f64();
-        // For less data the time is mostly latency.
+        // For less data, the time is mostly latency.
         (self.bytes > 1 << 20 && seconds > 0.0).then(|| self.bytes as f64 / seconds)
     }
 }
@@ -151,9 +152,9 @@ impl Timing {
 /// Classifies the output of one build.
 #[derive(Debug, Default)]
 pub struct OutputClassifier {
-    /// The hook's process.
+    /// The process id of the hook.
     process: u32,
-    /// The machine's names, in quotes.
+    /// The names of the machine, in quotes.
     machine: Vec<String>,
     /// Exceptions, as plain text.
     errors: Vec<Exception>,
@@ -165,12 +166,12 @@ pub struct OutputClassifier {
     open: BTreeSet<u64>,
     /// The activity that copies the inputs.
     inputs: Option<u64>,
-    /// Paths that are being copied to the machine, and how many bytes of them are there.
+    /// Paths that are being copied to the machine, and the number of bytes that it has of each.
     copies: BTreeMap<u64, u64>,
     timing: Timing,
 }
 
-/// What may have ended the hook.
+/// An exception that may have ended the hook.
 #[derive(Debug)]
 struct Exception {
     /// Whether it is certainly from the hook.
@@ -179,13 +180,13 @@ struct Exception {
 }
 
 impl OutputClassifier {
-    /// Classifies the output of the hook with this process number, which builds on `machine`.
+    /// Returns a classifier for the hook with this process id, which builds on `machine`.
     pub fn of(process: u32, machine: &str) -> Self {
         let machine = forms(machine).into_iter().map(|form| format!("'{form}'")).collect();
         Self { process, machine, ..Self::default() }
     }
 
-    /// Reads a line. Returns whether it is to be passed on now.
+    /// Reads a line. Returns whether to pass it on now.
     pub fn line(&mut self, line: &[u8], now: Instant) -> bool {
         let Some(json) = line.strip_prefix(JSON).filter(|json| json.len() <= LONGEST) else {
             return true;
@@ -235,9 +236,9 @@ impl OutputClassifier {
         }
     }
 
-    /// Returns whether this activity is one of the hook. Nix numbers them from its process number,
-    /// shifted by 32 bits (`logging.cc`); for a hook behind a script of another process, the text
-    /// ends with the machine.
+    /// Returns whether this activity is one of the hook. Nix numbers them from its process id,
+    /// shifted by 32 bits (`logging.cc`). If the hook was started by a script, which is another
+    /// process, the text ends with the machine.
     fn is_own(&self, id: u64, text: &str) -> bool {
         id >> 32 == u64::from(self.process) || self.machine.iter().any(|name| text.ends_with(name))
     }
@@ -265,66 +266,69 @@ impl OutputClassifier {
         &self.held
     }
 
-    /// Returns when each stage began.
+    /// Returns the time at which each stage began.
     pub const fn timing(&self) -> Timing {
         self.timing
     }
 
-    /// Returns messages that end the activities that a lost hook has left open.
+    /// Returns messages that end the activities of a lost hook.
     pub fn close_activities(&mut self) -> Vec<u8> {
         let ids = std::mem::take(&mut self.open).into_iter().rev();
         ids.flat_map(|id| format!("@nix {{\"action\":\"stop\",\"id\":{id}}}\n").into_bytes())
             .collect()
     }
 
-    /// Returns the meaning of the end of the hook's process.
-    pub fn ending(&self, status: ExitStatus) -> Ending {
+    /// Returns the outcome for the end of the hook's process.
+    pub fn ending(&self, status: ExitStatus) -> DelegationOutcome {
         if status.code().is_none() {
-            return Ending::Here(format!(
-                "has lost Nix's own build hook, which ended with {status}"
+            return DelegationOutcome::Here(format!(
+                "cannot continue, because Nix's own build hook ended with {status}"
             ));
         }
         if status.success() {
-            return Ending::Built;
+            return DelegationOutcome::Built;
         }
         let Some(error) = self.exception() else {
-            return Ending::Failed(format!("Nix's own build hook {}", describe_end(status, "")));
+            return DelegationOutcome::Failed(format!(
+                "Nix's own build hook {}",
+                describe_end(status, "")
+            ));
         };
         if let Some(why) = failed_build(error) {
             let lost = !is_failed_builder(why) && (is_refusal(why) || is_full(why));
             return if lost {
-                Ending::Lost(why.to_owned())
+                DelegationOutcome::Lost(why.to_owned())
             } else {
-                Ending::Failed(why.to_owned())
+                DelegationOutcome::Failed(why.to_owned())
             };
         }
         if is_end_of_connection(error) {
-            return Ending::Lost(error.to_owned());
+            return DelegationOutcome::Lost(error.to_owned());
         }
         if self.fetching && is_of_system(error) {
-            return here("cannot store what was built", error);
+            return here("cannot store the outputs", error);
         }
         if is_of_system(error) && is_lock_of_hook(error) {
             return here("cannot begin the build", error);
         }
         if is_refusal(error) || is_full(error) {
-            return Ending::Lost(error.to_owned());
+            return DelegationOutcome::Lost(error.to_owned());
         }
-        Ending::Failed(error.to_owned())
+        DelegationOutcome::Failed(error.to_owned())
     }
 }
 
 /// Returns a problem of this machine, with its fix.
-fn here(cannot: &str, error: &str) -> Ending {
+fn here(cannot: &str, error: &str) -> DelegationOutcome {
     let number = errno(error);
     let fix = if is_full(error) {
-        "; make room in the Nix store and in Nix's state directory, then build again"
+        "; free space in the Nix store and in Nix's state directory, then build again"
     } else if number.is_some_and(|number| FORBIDDEN.contains(&number)) {
         "; make the Nix store and Nix's state directory writable for the user that Nix builds as"
     } else {
         ""
     };
-    Ending::Here(format!("{cannot}: {error}{fix}"))
+    DelegationOutcome::Here(format!("{cannot}: {error}{fix}"))
 }
 
 /// Returns the reason in the message of `build-remote.cc` for a build that failed on the machine.
@@ -385,7 +389,7 @@ fn is_sqlite(error: &str, text: &str) -> bool {
     is_error || (text.is_empty() && is_busy)
 }
 
-/// Returns the number of the system error whose text the message ends with.
+/// Returns the number of the system error with which the message ends.
 fn errno(message: &str) -> Option<Errno> {
     static TEXTS: LazyLock<BTreeMap<String, Errno>> = LazyLock::new(|| {
         let here = ERRNOS.map(|number| {
@@ -441,7 +445,7 @@ pub(crate) fn is_about_machine(message: &str) -> bool {
     message.strip_prefix("error: ").unwrap_or(&message).starts_with("cannot build on '")
 }
 
-/// Returns a message of Nix as one plain line, without colours, line ends and the name of the
+/// Returns a message of Nix as one plain line, without colours, line breaks and the name of the
 /// machine.
 pub(crate) fn plain(text: &str) -> String {
     let line = without_colours(text).split_whitespace().collect::<Vec<_>>().join(" ");

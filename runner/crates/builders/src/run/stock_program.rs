@@ -1,4 +1,4 @@
-//! Finds the program of Nix's own build hook: that of the Nix that called.
+//! Finds the program of Nix's own build hook, which belongs to the Nix that called.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -9,11 +9,11 @@ use hookrun_nix::bounded;
 use hookrun_nix::installed::{Flavour, Version, identify};
 use hookrun_system::process;
 
-/// How long `nix --version` may take. It takes 25 ms, and the whole command waits for it.
+/// The time limit of `nix --version`. It takes 25 ms, and the whole command waits for it.
 const VERSION_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The names of the one binary that is also `build-remote`. Other programs (nix-eval-jobs, Hydra)
-/// only use Nix's library.
+/// The names of the binary that is also `build-remote`. Other programs (nix-eval-jobs, Hydra) only
+/// use Nix's library.
 const NIX_PROGRAMS: [&str; 13] = [
     "nix",
     "nix-build",
@@ -30,7 +30,7 @@ const NIX_PROGRAMS: [&str; 13] = [
     "build-remote",
 ];
 
-/// The stock hook as a program.
+/// The program of the stock hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct StockProgram {
     program: PathBuf,
@@ -39,12 +39,12 @@ pub(crate) struct StockProgram {
 }
 
 impl StockProgram {
-    /// Finds that of the Nix that called this process, or else the `nix` in `PATH`.
+    /// Returns the program of the Nix that called this process, or else of the `nix` in `PATH`.
     pub(crate) fn of_caller(verbosity: u64) -> Self {
         let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
         let is_nix = |pid: &i32| {
             let target = process::program_of(*pid)?;
-            // A Nix that was upgraded while it runs has this suffix.
+            // The name of a Nix that was upgraded while it runs has this suffix.
             let name = target.file_name()?.to_str()?.trim_end_matches(process::DELETED).to_owned();
             NIX_PROGRAMS.contains(&name.as_str()).then_some(())
         };
@@ -87,7 +87,7 @@ impl StockProgram {
         said.status.success().then(|| identify(said.stdout.trim())).flatten()
     }
 
-    /// Any program, for tests.
+    /// Returns any program, for tests.
     #[cfg(test)]
     pub(crate) fn other(program: &str, arguments: &[&str]) -> Self {
         Self {

@@ -1,10 +1,10 @@
-//! Small files that count for as long as the process that created them lives: the sessions
+//! Small files that are valid as long as the process that created them lives: sessions
 //! ([`crate::slots::sessions`]) and their reservations ([`crate::slots::reservations`]).
 //!
-//! A file counts while it is locked (`flock`). The kernel drops the lock when the process ends, in
-//! whatever way, so a dead session frees its place; its file is deleted by the next session that
-//! reads the directory. A file is locked before it gets its name, so no other process sees an
-//! unlocked file of a living one.
+//! A file is valid while it is locked (`flock`). The kernel releases the lock when the process
+//! ends, however it ends, so a dead session frees its place. The next session that reads the
+//! directory deletes its file. A file is locked before it gets its name, so no other process sees
+//! an unlocked file of a living one.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read as _, Write as _};
@@ -20,22 +20,23 @@ use serde::de::DeserializeOwned;
 use crate::history::now_ms;
 use crate::private;
 
-/// Suffix of the name of a finished file.
+/// The suffix of the name of a complete file.
 const SUFFIX: &str = ".json";
-/// Size of the largest file that is read. A waiting session names each machine that it waits for.
+/// The size of the largest file that is read. A waiting session names each machine that it waits
+/// for.
 const MAX_SIZE: u64 = 1 << 20;
 
-/// A file of this process. It is deleted when this is dropped.
+/// A file of this process. It is deleted when this value is dropped.
 #[derive(Debug)]
 pub struct LiveFile {
-    /// Held locked.
+    /// The locked file.
     _file: OwnedFd,
     directory: OwnedFd,
     name: OsString,
 }
 
 impl LiveFile {
-    /// Creates one with `content` in `directory`, which is created too.
+    /// Creates a file with `content` in `directory`, which is created if necessary.
     ///
     /// # Errors
     /// The directory cannot be written.
@@ -75,7 +76,7 @@ impl Drop for LiveFile {
 }
 
 /// Returns the files of living processes in `directory`, with their names, and deletes those of
-/// dead ones. What cannot be read is left out, and so is a directory of another user.
+/// dead ones. Files that cannot be read, and directories of other users, are left out.
 pub(crate) fn living<T: DeserializeOwned>(directory: &Path) -> Vec<(OsString, T)> {
     let builders = directory.parent().map(private::opened);
     let (Some(Ok(_)), Ok(directory)) = (builders, private::opened(directory)) else {
@@ -95,7 +96,7 @@ fn read<T: DeserializeOwned>(directory: &OwnedFd, name: &OsStr) -> Option<T> {
     if !private::is_own(&rustix::fs::fstat(&file).ok()?) {
         return None;
     }
-    // A shared lock, so that two readers do not take each other for the owner.
+    // A shared lock, so that readers do not mistake each other for the owner.
     if rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
         let _gone = rustix::fs::unlinkat(directory, name, AtFlags::empty());
         return None;
@@ -110,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_of_living_processes_count_and_others_are_deleted() {
+    fn files_of_living_processes_are_valid_and_others_are_deleted() {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().join("below");
         assert!(living::<u32>(&place).is_empty());
@@ -124,7 +125,7 @@ mod tests {
         assert_eq!(numbers(), [1, 2]);
         drop(two);
         assert_eq!(numbers(), [1]);
-        // As if its process had been killed: the lock goes, the file stays.
+        // The process was killed: the lock is released, and the file remains.
         let left = place.join("left.json");
         std::fs::copy(place.join(one.name()), &left).unwrap();
         std::fs::write(place.join("not-ours"), "x").unwrap();

@@ -1,9 +1,10 @@
-//! Slots of machines, and who gets them.
+//! Slots of machines, and their assignment to builds.
 //!
-//! * [`slot_files`]: Nix's own lock files: how many slots are busy, and taking one.
-//! * [`reservations`]: what builds take besides a slot (memory, GPUs, licences).
-//! * [`live_file`]: files that count while their process lives. [`sessions`]: who waits and builds.
-//! * [`wait`]: waits for a slot; [`order`] says whose turn it is, [`watch`] wakes.
+//! * [`slot_files`]: Nix's own lock files: counts busy slots, and takes a slot.
+//! * [`reservations`]: resources besides slots (memory, GPUs, licences).
+//! * [`live_file`]: files that are valid while their process lives. [`sessions`]: waiting and
+//!   running builds.
+//! * [`wait`]: waits for a slot. [`order`]: assigns free slots. [`watch`]: wakes waiting sessions.
 
 pub(crate) mod live_file;
 pub mod order;

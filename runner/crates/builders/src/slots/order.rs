@@ -1,5 +1,5 @@
-//! Assigns free slots to waiting builds. Pure: every session computes the same from the same files,
-//! and takes its own slot.
+//! Assigns free slots to waiting builds. Pure: every session computes the same result from the same
+//! files, and takes its own slot.
 //!
 //! The command with the fewest running builds comes first. Within a command it is the build with
 //! the longest chain of dependents, then the one with the longest expected duration (an unknown one
@@ -9,30 +9,30 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use crate::slots::reservations::Account;
-use crate::slots::sessions::{Command, Wanted};
+use crate::slots::sessions::{Command, WantedMachine};
 use hookrun_config::Amounts;
 
-/// Time in milliseconds after which resources are kept free for a build that waits for them:
-/// younger builds that take some of the same go elsewhere or wait. With a shorter time, each large
-/// build would idle a machine; without it, small builds would overtake a large one for ever.
+/// The time in milliseconds after which resources are kept free for a build that waits for them, so
+/// that younger builds that need the same resources go elsewhere or wait. With a shorter time, each
+/// large build would idle a machine; without it, small builds would overtake a large one for ever.
 const KEPT_FREE_AFTER_MS: u64 = 5 * 60 * 1000;
 
 /// A build that waits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ticket {
-    /// Unique among the tickets.
+    /// The name, which is unique among the tickets.
     pub name: std::ffi::OsString,
     /// The Nix process that asked.
     pub command: Command,
-    /// Where it may go, the best first.
-    pub wanted: Vec<Wanted>,
-    /// Length of the longest chain of derivations that depend on it.
+    /// The machines that it may go to, best first.
+    pub wanted: Vec<WantedMachine>,
+    /// The length of the longest chain of derivations that depend on it.
     pub depth: Option<u32>,
-    /// Expected duration at speed factor 1.
+    /// The expected duration at speed factor 1.
     pub expected_seconds: Option<f64>,
-    /// Start of the wait, in milliseconds since 1970.
+    /// The start of the wait, in milliseconds since 1970.
     pub since_ms: u64,
-    /// What it takes besides a slot.
+    /// The resources that it needs besides a slot.
     pub takes: Amounts,
 }
 
@@ -48,12 +48,13 @@ impl Ticket {
         account: &Account<'_>,
         now_ms: u64,
     ) -> bool {
-        let has_slot = |wanted: &&Wanted| free.get(&wanted.machine).is_some_and(|slots| *slots > 0);
+        let has_slot =
+            |wanted: &&WantedMachine| free.get(&wanted.machine).is_some_and(|slots| *slots > 0);
         let with_slot = self.wanted.iter().filter(has_slot).map(|wanted| wanted.machine.as_str());
         waits_for_resources(&self.takes, now_ms.saturating_sub(self.since_ms), with_slot, account)
     }
 
-    /// Returns whether the resources that it would take on `machine` are kept free for `older`.
+    /// Returns whether the resources that it needs on `machine` are kept free for `older`.
     fn gives_way(&self, older: &Self, machine: &str, account: &Account<'_>) -> bool {
         (older.since_ms, &older.name) < (self.since_ms, &self.name)
             && older.wants(machine)
@@ -61,8 +62,8 @@ impl Ticket {
     }
 }
 
-/// Returns whether a build that takes so much waits only for resources, and has done so for long.
-/// `with_slot` are the machines it wants that have a free slot.
+/// Returns whether a build that needs these resources has waited for them only, and for a long
+/// time. `with_slot` are its machines that have a free slot.
 pub fn waits_for_resources<'m>(
     takes: &Amounts,
     waited_ms: u64,
@@ -96,8 +97,8 @@ pub fn shared_out(
             .filter(|ticket| ticket.is_kept_for(&free, &account, now_ms))
             .collect();
         let placeable = order.iter().enumerate().filter_map(|(place, (index, ticket))| {
-            let has_room = |wanted: &&Wanted| {
-                let Wanted { machine, .. } = wanted;
+            let has_room = |wanted: &&WantedMachine| {
+                let WantedMachine { machine, .. } = wanted;
                 free.get(machine).is_some_and(|slots| *slots > 0)
                     && account.short(machine, &ticket.takes).is_none()
                     && !kept_for.iter().any(|older| ticket.gives_way(older, machine, &account))
@@ -105,7 +106,7 @@ pub fn shared_out(
             let machine = ticket.wanted.iter().find(has_room)?.machine.clone();
             Some((running.get(&ticket.command).copied().unwrap_or(0), place, *index, machine))
         });
-        // The first in order among the commands with the fewest builds.
+        // The first one in order among the commands with the fewest builds.
         let Some((_, place, index, machine)) =
             placeable.min_by_key(|(count, place, ..)| (*count, *place))
         else {
@@ -145,7 +146,7 @@ mod tests {
             command: Command { pid: command, started: 0 },
             wanted: machines
                 .iter()
-                .map(|machine| Wanted { machine: (*machine).into(), slots: 9 })
+                .map(|machine| WantedMachine { machine: (*machine).into(), slots: 9 })
                 .collect(),
             depth: None,
             expected_seconds: None,
@@ -158,7 +159,7 @@ mod tests {
         slots.iter().map(|(machine, slots)| ((*machine).into(), *slots)).collect()
     }
 
-    /// `name machine` of each share.
+    /// Formats each assignment as `name machine`.
     fn shares(tickets: &[Ticket], slots: &[(&str, u32)]) -> Vec<String> {
         let none = Resources::default();
         let shares = shared_out(tickets, free(slots), Account::of(&none, []), BTreeMap::new(), 0);
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_behind_it_then_the_longest_then_the_oldest() {
+    fn builds_are_sorted_by_dependents_then_duration_then_age() {
         let tickets = [
             Ticket { since_ms: 5, ..ticket("old", 1, &["m"]) },
             Ticket { since_ms: 6, expected_seconds: Some(9.0), ..ticket("long", 1, &["m"]) },
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_machine_with_a_slot() {
+    fn the_first_machine_with_a_free_slot_is_used() {
         let tickets =
             [ticket("a", 1, &["full", "m"]), ticket("b", 1, &["m", "n"]), ticket("c", 1, &["m"])];
         assert_eq!(shares(&tickets, &[("full", 0), ("m", 1), ("n", 1)]), ["a m", "b n"]);
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_build_is_not_passed_for_ever() {
+    fn a_large_build_is_not_overtaken_for_ever() {
         let amounts = |gpus: u64| Amounts::from_iter([("gpu".to_owned(), gpus)]);
         let limits = Resources {
             machines: BTreeMap::from([("m".to_owned(), amounts(4))]),
@@ -229,7 +230,11 @@ mod tests {
             shares.iter().map(|(index, _)| tickets[*index].name.display().to_string()).collect()
         };
         assert_eq!(names(at(1000)), ["small", "plain"]);
-        assert_eq!(names(at(KEPT_FREE_AFTER_MS)), ["plain"], "what takes nothing of it goes on");
+        assert_eq!(
+            names(at(KEPT_FREE_AFTER_MS)),
+            ["plain"],
+            "builds that need none of it continue"
+        );
         let idle = shared_out(
             &tickets,
             free(&[("m", 9)]),
@@ -242,7 +247,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_slot_twice_and_none_left_over(
+        fn each_slot_is_assigned_once_and_none_is_left(
             tickets in prop::collection::vec(
                 (0u32..4, prop::collection::vec(0usize..4, 0..4), prop::option::of(0u32..5), prop::option::of(0.0f64..9.0), 0u64..3),
                 0..12,
@@ -285,7 +290,7 @@ mod tests {
             }
             for (index, ticket) in tickets.iter().enumerate() {
                 let takes = ticket.takes.get("gpu").unwrap_or(0);
-                let no_room = |wanted: &Wanted| left[&wanted.machine] == 0 || resources_left[wanted.machine.as_str()] < takes;
+                let no_room = |wanted: &WantedMachine| left[&wanted.machine] == 0 || resources_left[wanted.machine.as_str()] < takes;
                 prop_assert!(given.contains(&index) || ticket.wanted.iter().all(no_room), "left over");
             }
         }

@@ -1,9 +1,9 @@
-//! Resources that running builds take besides a slot, such as memory, GPUs and licences, as
-//! `[builders.machine-resources]` and its neighbours say ([`hookrun_config::Resources`]).
+//! Resources that running builds use besides a slot, such as memory, GPUs and licences, as
+//! configured by `[builders.machine-resources]` and related tables ([`hookrun_config::Resources`]).
 //!
-//! A session that gets a slot also reserves what its build takes, in a file that counts for as long
-//! as the session lives ([`crate::slots::live_file`]), while it holds the lock of the queue. So
-//! nothing is assigned twice, and a session that dies frees its resources. Builds that Nix's own
+//! A session that gets a slot also reserves the resources of its build, in a file that is valid as
+//! long as the session lives ([`crate::slots::live_file`]), while it holds the lock of the queue.
+//! So nothing is assigned twice, and a session that dies frees its resources. Builds that Nix's own
 //! hook starts without hookrun are not counted.
 
 use std::collections::BTreeMap;
@@ -23,28 +23,28 @@ const RESERVED: &str = "reserved";
 /// The resources of one build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reserved {
-    /// Store URI.
+    /// The store URI.
     pub machine: String,
-    /// Only resources that are limited there.
+    /// The amounts of the resources that are limited there.
     pub takes: Amounts,
 }
 
 /// A slot with the resources of a build, held from before the session connects until the build
 /// ends. They are freed when this is dropped.
 #[derive(Debug)]
-pub struct Hold {
+pub struct Allocation {
     /// Declared first so that it is dropped before `slot`: a session that is woken by the slot must
     /// find these resources free.
     _reserved: Option<LiveFile>,
-    /// The slot. None: only Nix's own hook can take it.
+    /// The slot; none if only Nix's own hook can take it.
     pub slot: Option<Slot>,
 }
 
-impl Hold {
-    /// Reserves what a build takes on `machine` besides `slot`.
+impl Allocation {
+    /// Reserves the resources of a build on `machine` besides `slot`.
     ///
     /// # Errors
-    /// Returns why it cannot be reserved, as a lower-case fragment.
+    /// The reason why they cannot be reserved, in lower case.
     pub fn of(
         slot: Option<Slot>,
         machine: &str,
@@ -63,7 +63,7 @@ impl Hold {
         let held = LiveFile::make(&directory(builders), &reserved).map_err(|error: io::Error| {
             let directory = directory(builders);
             format!(
-                "{} cannot be reserved there: {}: {error}; the directory must be writable for the user that Nix builds as",
+                "{} cannot be reserved there: {}: {error}; make the directory writable for the user that Nix builds as",
                 reserved.takes,
                 directory.display()
             )
@@ -79,18 +79,18 @@ pub fn directory(builders: &Path) -> PathBuf {
 
 /// The current state of one resource of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Left {
-    /// Its name.
+pub struct ResourceUse {
+    /// The name.
     pub name: String,
-    /// The amount that builds take.
+    /// The amount in use.
     pub taken: u64,
-    /// The whole amount.
+    /// The total amount.
     pub total: u64,
     /// Whether all machines share it.
     pub shared: bool,
 }
 
-/// How much is taken of each limited resource.
+/// The amounts in use of each limited resource.
 #[derive(Debug, Clone)]
 pub struct Account<'a> {
     limits: &'a Resources,
@@ -116,10 +116,10 @@ impl<'a> Account<'a> {
     }
 
     /// Returns the first resource of which `machine` has too little for such a build.
-    pub fn short(&self, machine: &str, takes: &Amounts) -> Option<Left> {
+    pub fn short(&self, machine: &str, takes: &Amounts) -> Option<ResourceUse> {
         self.limits.limited(machine, takes).find_map(|(name, amount, total, shared)| {
             let taken = self.taken(machine, name, shared);
-            (amount > total.saturating_sub(taken)).then(|| Left {
+            (amount > total.saturating_sub(taken)).then(|| ResourceUse {
                 name: name.to_owned(),
                 taken,
                 total,
@@ -157,9 +157,9 @@ impl<'a> Account<'a> {
     }
 
     /// Returns the resources of `machine` and the shared ones.
-    pub fn of_machine(&self, machine: &str) -> Vec<Left> {
+    pub fn of_machine(&self, machine: &str) -> Vec<ResourceUse> {
         let own = self.limits.machines.get(machine).into_iter().flat_map(Amounts::iter);
-        let left = |name: &str, total: u64, shared: bool| Left {
+        let left = |name: &str, total: u64, shared: bool| ResourceUse {
             name: name.to_owned(),
             taken: self.taken(machine, name, shared),
             total,
@@ -175,15 +175,15 @@ impl<'a> Account<'a> {
     }
 }
 
-impl Left {
-    /// Formats it as `1/2`.
+impl ResourceUse {
+    /// Formats the amounts, such as `1/2`.
     pub fn ratio(&self) -> String {
         format!("{}/{}", show(self.taken), show(self.total))
     }
 
-    /// Returns why there is no room for one more build, as a lower-case fragment.
+    /// Returns why there is no room for another build, in lower case.
     pub fn why(&self) -> String {
-        let place = if self.shared { "of all machines together" } else { "there" };
+        let place = if self.shared { "on all machines together" } else { "there" };
         format!("not enough {} is free {place} ({} taken)", self.name, self.ratio())
     }
 }
@@ -198,7 +198,7 @@ pub fn useless(limits: &Resources, machines: &[MachineLine]) -> Vec<(Option<Stri
             .map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
         found.push((
             None,
-            format!("[builders.machine-resources.\"{uri}\"] limits nothing: no machine has this store URI{hint}"),
+            format!("[builders.machine-resources.\"{uri}\"] has no effect: no machine has this store URI{hint}"),
         ));
     }
     for feature in limits
@@ -216,7 +216,7 @@ pub fn useless(limits: &Resources, machines: &[MachineLine]) -> Vec<(Option<Stri
         if having.peek().is_none() {
             found.push((
                 None,
-                format!("[builders.feature-resources.{feature}] limits nothing: no machine has the feature `{feature}`"),
+                format!("[builders.feature-resources.{feature}] has no effect: no machine has the feature `{feature}`"),
             ));
         }
         for line in having {
@@ -225,7 +225,7 @@ pub fn useless(limits: &Resources, machines: &[MachineLine]) -> Vec<(Option<Stri
                 found.push((
                     Some(line.uri.clone()),
                     format!(
-                        "no build that requires `{feature}` can go there: {why}; raise it, or take the feature off its line"
+                        "no build that requires `{feature}` can go there: {why}; raise the amount, or remove the feature from its line"
                     ),
                 ));
             }
@@ -265,14 +265,14 @@ mod tests {
     }
 
     #[test]
-    fn what_features_take_adds_up() {
+    fn amounts_of_features_are_added() {
         assert_eq!(takes(&[]).to_string(), "memory 1.0 GiB");
         assert_eq!(takes(&["cuda"]).to_string(), "gpu 1, memory 1.0 GiB");
         assert_eq!(takes(&["big", "cuda", "unknown"]).to_string(), "gpu 2, memory 6.0 GiB");
     }
 
     #[test]
-    fn what_is_taken_is_not_assigned_again() {
+    fn used_resources_are_not_assigned_again() {
         let limits = limits();
         let mut account = Account::of(&limits, []);
         let big = takes(&["big"]);
@@ -290,7 +290,7 @@ mod tests {
         );
         account.take("ssh://other", &takes(&["matlab"]));
         let why = account.short("ssh://m", &takes(&["matlab"])).unwrap().why();
-        assert_eq!(why, "not enough licence is free of all machines together (1/1 taken)");
+        assert_eq!(why, "not enough licence is free on all machines together (1/1 taken)");
         assert!(
             account.compete("ssh://m", &takes(&[]), &big)
                 && !account.compete("ssh://other", &takes(&[]), &big)
@@ -308,21 +308,22 @@ mod tests {
     }
 
     #[test]
-    fn a_reservation_counts_while_it_is_held() {
+    fn a_reservation_is_valid_while_it_is_held() {
         let (limits, directory) = (limits(), tempfile::tempdir().unwrap());
-        let hold = || Hold::of(None, "ssh://m", &takes(&["big"]), &limits, directory.path());
+        let hold = || Allocation::of(None, "ssh://m", &takes(&["big"]), &limits, directory.path());
         let short =
             || Account::now(&limits, directory.path()).short("ssh://m", &takes(&["big"])).is_some();
         let held = hold().unwrap();
         assert!(short());
         drop(held);
         assert!(!short());
-        // What is not limited leaves no file.
+        // Resources without a limit create no file.
         let _held =
-            Hold::of(None, "ssh://other", &takes(&["big"]), &limits, directory.path()).unwrap();
+            Allocation::of(None, "ssh://other", &takes(&["big"]), &limits, directory.path())
+                .unwrap();
         assert_eq!(std::fs::read_dir(super::directory(directory.path())).unwrap().count(), 0);
         let refused =
-            Hold::of(None, "ssh://m", &takes(&["big"]), &limits, Path::new("/proc/nowhere"))
+            Allocation::of(None, "ssh://m", &takes(&["big"]), &limits, Path::new("/proc/nowhere"))
                 .unwrap_err();
         assert!(
             refused.starts_with(

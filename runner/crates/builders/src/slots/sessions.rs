@@ -1,5 +1,5 @@
-//! The builds that wait and run right now: one small file for each session that has accepted a
-//! build, which counts for as long as the session lives ([`crate::slots::live_file`]).
+//! Waiting and running builds: one small file for each session that has accepted a build, which is
+//! valid as long as the session lives ([`crate::slots::live_file`]).
 //!
 //! Sessions write; `hookrun builders list` and the policy's busy times read ([`live`]).
 
@@ -17,17 +17,17 @@ use hookrun_config::Amounts;
 /// The directory, below [`Dirs::builders`](hookrun_nix::dirs::Dirs::builders).
 const SESSIONS: &str = "sessions";
 
-/// A Nix process that asks. Slots are shared out between these. Its start time makes it unique.
+/// A Nix process that asks. Slots are shared between these. Its start time makes it unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Command {
-    /// The process.
+    /// The process id.
     pub pid: u32,
-    /// When it was started ([`process::started`]); 0 where that is not known.
+    /// The time when it was started ([`process::started`]); 0 if it is not known.
     pub started: u64,
 }
 
 impl Command {
-    /// The parent of this process.
+    /// Returns the parent of this process.
     pub fn of_parent() -> Self {
         let pid = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
         let started = process::started(pid).map_or(0, |started| started.time);
@@ -44,7 +44,7 @@ impl Command {
             None | Some((_, 0, _)) => false,
             // A zombie has ended.
             Some((_, start, Some(now))) => now.time != start || now.is_zombie,
-            // It has ended, or processes of other users are hidden (proc(5), `hidepid`).
+            // The process has ended, or processes of other users are hidden (proc(5), `hidepid`).
             Some((pid, ..)) => rustix::process::Pid::from_raw(pid).is_some_and(|pid| {
                 rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH)
             }),
@@ -60,19 +60,19 @@ impl fmt::Display for Command {
 
 /// A machine that a build may go to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Wanted {
+pub struct WantedMachine {
     /// Store URI.
     pub machine: String,
     /// Number of builds at once.
     pub slots: u32,
 }
 
-/// What a session does.
+/// The current activity of a session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Activity {
     /// It waits for a slot on one of these machines, the best first.
-    Waiting(Vec<Wanted>),
+    Waiting(Vec<WantedMachine>),
     /// It has a slot on this machine, by URI.
     Building(String),
 }
@@ -80,24 +80,24 @@ pub enum Activity {
 /// A session that has accepted a build.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SessionState {
-    /// Its process.
+    /// The process id.
     pub pid: u32,
     /// The Nix process that asked.
     pub command: Command,
-    /// Full store path of the `.drv`.
+    /// The full store path of the `.drv` file.
     pub drv_path: String,
     /// The derivation's name.
     pub name: String,
-    /// Length of the longest chain of derivations that depend on it.
+    /// The length of the longest chain of derivations that depend on it.
     pub depth: Option<u32>,
-    /// Expected duration on its machine, or at speed factor 1 while it waits.
+    /// The expected duration on its machine, or at speed factor 1 while it waits.
     pub expected_seconds: Option<f64>,
-    /// Start of the wait or of the build, in milliseconds since 1970.
+    /// The start of the wait or of the build, in milliseconds since 1970.
     pub since_ms: u64,
-    /// What it takes besides a slot.
+    /// The resources that it uses besides a slot.
     #[serde(default)]
     pub takes: Amounts,
-    /// What it does.
+    /// Its activity.
     pub activity: Activity,
 }
 
@@ -106,7 +106,7 @@ pub fn directory(builders: &Path) -> PathBuf {
     builders.join(SESSIONS)
 }
 
-/// Tells other sessions, until the returned file is dropped.
+/// Announces a session to others, until the returned file is dropped.
 ///
 /// # Errors
 /// The directory cannot be written.
@@ -119,7 +119,7 @@ pub fn live(directory: &Path) -> Vec<SessionState> {
     named(directory).into_iter().map(|(_, live)| live).collect()
 }
 
-/// The same, with the names of the files.
+/// Like [`live`], with the names of the files.
 pub(crate) fn named(directory: &Path) -> Vec<(OsString, SessionState)> {
     live_file::living(directory)
 }
@@ -138,7 +138,10 @@ mod tests {
             expected_seconds: None,
             since_ms: 1,
             takes: Amounts::default(),
-            activity: Activity::Waiting(vec![Wanted { machine: "ssh://m".into(), slots: 2 }]),
+            activity: Activity::Waiting(vec![WantedMachine {
+                machine: "ssh://m".into(),
+                slots: 2,
+            }]),
         }
     }
 
@@ -156,14 +159,14 @@ mod tests {
         assert_eq!(names, ["one", "two"]);
         drop(two);
         assert_eq!(live(&sessions), [session("one")]);
-        // As an earlier release wrote it.
+        // The form that an earlier release wrote.
         let mut earlier = serde_json::to_value(session("earlier")).unwrap();
         earlier.as_object_mut().unwrap().remove("takes");
         assert_eq!(serde_json::from_value::<SessionState>(earlier).unwrap(), session("earlier"));
     }
 
     #[test]
-    fn a_command_is_one_process() {
+    fn a_command_is_a_process_with_its_start_time() {
         let command = Command::of_parent();
         assert!(command.pid > 0);
         assert_eq!(command, Command::of_parent());

@@ -1,15 +1,15 @@
-//! The slots of machines, as lock files of Nix's own build hook: how many are busy, and taking one.
-//! Builds started by other Nix processes count too.
+//! The slots of machines, as lock files of Nix's own build hook: counts busy slots, and takes one.
+//! Builds of other Nix processes count too.
 //!
-//! `build-remote.cc` keeps one file for each slot,
-//! `<state directory>/current-load/<store URI with _ for />-<number>`, and holds an exclusive
-//! `flock` on it while it builds. [`SlotFiles::loads`] tries each lock without waiting and lets go
-//! at once: it never creates a file, never blocks, and counts what it cannot read as free, because
-//! the stock hook takes the real lock and has the last word.
+//! `build-remote.cc` keeps one file for each slot, `<state directory>/current-load/<store URI with
+//! _ for />-<number>`, and holds an exclusive `flock` on it while it builds. [`SlotFiles::loads`]
+//! tries each lock without waiting and releases it immediately. It never creates a file, never
+//! blocks, and counts a slot that it cannot read as free, because the stock hook takes the real
+//! lock and decides.
 //!
 //! A session holds its slot itself ([`SlotFiles::take`]), from before it connects until it ends, so
 //! that no other session and no other Nix can take it in between. Nix's own hook, which the session
-//! then starts, needs a slot too. It gets one of another name, by a URI with the same meaning
+//! then starts, needs a slot too. It gets one with another name, by a URI with the same meaning
 //! ([`Slot::line`]).
 
 use std::collections::HashSet;
@@ -27,24 +27,24 @@ use hookrun_nix::machines::MachineLine;
 const CURRENT_LOAD: &str = "current-load";
 /// Locked by the stock hook while it tries slots and chooses.
 const MAIN_LOCK: &str = "main-lock";
-/// Number of slots that are checked for one machine; a larger column 4 is a mistake.
+/// The number of slots that are checked for one machine. A larger column 4 is a mistake.
 const MAX_SLOTS: u32 = 4096;
-/// How long to wait for a stock hook that is choosing, because it would take a lock held by this
-/// check for a build. After this time slots are checked anyway, because a choice takes less than a
+/// The time to wait for a stock hook that is choosing, because it would mistake a lock held by this
+/// check for a build. After this time slots are checked anyway; a choice takes less than a
 /// millisecond for each machine.
 const MAIN_LOCK_PATIENCE: Duration = Duration::from_millis(20);
 
 /// A parameter that every store accepts since Nix 2.0 (`libstore/store-api.hh`) and that has no
 /// effect on a hook, which asks for each path once.
 const NEUTRAL: &str = "path-info-cache-size";
-/// Its default. The number of the slot is added to it, so that the other name is as exclusive as
-/// the slot.
+/// The default of that parameter. The number of the slot is added to it, so that the other name is
+/// as exclusive as the slot.
 const NEUTRAL_DEFAULT: u32 = 65536;
 /// The longest name of a file on Linux (`NAME_MAX`).
 const MAX_NAME: usize = 255;
-/// Suffix of the longest name that Nix's own hook makes from a URI.
+/// The suffix of the longest name that Nix's own hook makes from a URI.
 const UPLOAD_LOCK: &str = ".upload-lock";
-/// URIs up to this length stay short enough, whatever is added.
+/// The length up to which a URI is short enough, whatever is added.
 const SHORT_URI: usize = 150;
 
 /// The slot files of one Nix.
@@ -54,14 +54,15 @@ pub struct SlotFiles {
 }
 
 impl SlotFiles {
-    /// The slot files below Nix's state directory.
+    /// Returns the slot files below Nix's state directory.
     pub fn below(state_dir: &Path) -> Self {
         Self { directory: state_dir.join(CURRENT_LOAD) }
     }
 
-    /// Busy slots of each of `machines` (store URI and number of slots), in their order.
+    /// Returns the number of busy slots of each of `machines` (store URI and number of slots), in
+    /// the same order.
     pub fn loads<'a>(&self, machines: impl IntoIterator<Item = (&'a str, u32)>) -> Vec<u32> {
-        let _quiet = self.while_nobody_chooses();
+        let _quiet = self.lock_against_choosing();
         let there = self.names();
         if !there.iter().any(|name| may_be_slot(name.as_encoded_bytes())) {
             return machines.into_iter().map(|_| 0).collect();
@@ -69,7 +70,7 @@ impl SlotFiles {
         machines.into_iter().map(|(uri, slots)| self.load(uri, slots, &there)).collect()
     }
 
-    /// Returns the names in the directory. Of thousands of machines few have files, and reading the
+    /// Returns the names in the directory. Few of thousands of machines have files, and reading the
     /// directory is cheaper than thousands of attempts to open one.
     fn names(&self) -> HashSet<OsString> {
         let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
@@ -88,13 +89,13 @@ impl SlotFiles {
 
     /// Blocks stock hooks that would choose during the check. The lock is shared, so that checks do
     /// not block each other.
-    fn while_nobody_chooses(&self) -> Option<OwnedFd> {
+    fn lock_against_choosing(&self) -> Option<OwnedFd> {
         self.main_lock(FlockOperation::NonBlockingLockShared)
     }
 
-    /// Blocks stock hooks and checks, whose locks would look like builds to a session that takes a
-    /// slot.
-    pub(crate) fn while_nobody_looks(&self) -> Option<OwnedFd> {
+    /// Blocks stock hooks and checks, because a session that takes a slot would mistake their locks
+    /// for builds.
+    pub(crate) fn lock_against_checks(&self) -> Option<OwnedFd> {
         self.main_lock(FlockOperation::NonBlockingLockExclusive)
     }
 
@@ -119,8 +120,8 @@ impl SlotFiles {
 
     fn load(&self, uri: &str, slots: u32, there: &HashSet<OsString>) -> u32 {
         let by_nix = self.busy(&file_names(uri), slots, there);
-        // A session holds one, and Nix's own hook, which it has started, the other: not always with
-        // the same number.
+        // A session holds one of them, and Nix's own hook, which it has started, the other, not
+        // always with the same number.
         own_name(uri).map_or(by_nix, |own| by_nix.max(self.busy(&[own], slots, there)))
     }
 
@@ -132,8 +133,8 @@ impl SlotFiles {
                 .filter(|name| there.contains(OsStr::new(name)))
                 .filter_map(|name| self.open(&name))
                 .collect();
-            // The stock hook opens (and so creates) all slots from 0 up whenever it considers a
-            // machine: after the first one that is missing there is none.
+            // The stock hook opens (and so creates) all slots from 0 upwards when it considers a
+            // machine, so there are none after the first missing one.
             if files.is_empty() {
                 break;
             }
@@ -169,8 +170,8 @@ pub(crate) fn forms(uri: &str) -> Vec<String> {
     forms
 }
 
-/// Returns whether [`normalised`] certainly changes nothing, as for nearly all of what may be
-/// thousands of machines.
+/// Returns whether [`normalised`] certainly changes nothing. This is true for nearly all machines,
+/// and there may be thousands.
 fn is_normal(uri: &str) -> bool {
     let (base, query) =
         uri.split_once('?').map_or((uri, None), |(base, query)| (base, Some(query)));
@@ -182,8 +183,8 @@ fn is_normal(uri: &str) -> bool {
     base.contains("://") && query.is_none_or(sorted)
 }
 
-/// `StoreReference::render(StoreReference::parse(uri))` (`libstore/store-reference.cc`, 2.23):
-/// scheme, authority, and sorted parameters.
+/// Returns `StoreReference::render(StoreReference::parse(uri))` (`libstore/store-reference.cc`,
+/// 2.23): scheme, authority, and sorted parameters.
 fn normalised(uri: &str) -> String {
     let (base, query) =
         uri.split_once('?').map_or((uri, None), |(base, query)| (base, Some(query)));
@@ -208,48 +209,50 @@ fn normalised(uri: &str) -> String {
 pub struct Slot {
     _files: Vec<OwnedFd>,
     number: u32,
-    /// Whether Nix's own hook takes a slot of another name beside it.
+    /// Whether Nix's own hook takes a slot with another name beside it.
     renames: bool,
 }
 
 /// The result of [`SlotFiles::take`].
 #[derive(Debug)]
-pub enum Taken {
+pub enum SlotResult {
     /// The slot.
     Slot(Slot),
     /// All slots are busy.
     Full,
-    /// The lock files cannot be used, so only Nix's own hook can find out.
+    /// The lock files cannot be used, so only Nix's own hook can take a slot.
     Unknown,
 }
 
 impl SlotFiles {
     /// Takes a free slot of `uri`.
-    pub fn take(&self, uri: &str, slots: u32) -> Taken {
+    pub fn take(&self, uri: &str, slots: u32) -> SlotResult {
         if self.make().is_err() {
-            return Taken::Unknown;
+            return SlotResult::Unknown;
         }
-        let _quiet = self.while_nobody_looks();
+        let _quiet = self.lock_against_checks();
         let own = own_name(uri);
         let renames = own.is_none();
         if !renames && self.load_now(uri, slots) >= slots {
-            return Taken::Full;
+            return SlotResult::Full;
         }
         let names = own.map_or_else(|| file_names(uri), |own| vec![own]);
         for number in 0..slots {
             let lock = |name: &String| self.lock(&format!("{name}-{number}"));
             match names.iter().map(lock).collect::<io::Result<Option<Vec<OwnedFd>>>>() {
-                Ok(Some(files)) => return Taken::Slot(Slot { _files: files, number, renames }),
+                Ok(Some(files)) => {
+                    return SlotResult::Slot(Slot { _files: files, number, renames });
+                }
                 Ok(None) => {}
-                Err(_) => return Taken::Unknown,
+                Err(_) => return SlotResult::Unknown,
             }
         }
-        Taken::Full
+        SlotResult::Full
     }
 
     /// Returns `None` if the lock is held.
     fn lock(&self, name: &str) -> io::Result<Option<OwnedFd>> {
-        // As `openLockFile` (`libutil`, pathlocks) opens it.
+        // The same flags as in `openLockFile` (`libutil`, pathlocks).
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file =
             rustix::fs::open(self.directory().join(name), flags, Mode::from_raw_mode(0o600))?;
@@ -260,7 +263,7 @@ impl SlotFiles {
         }
     }
 
-    /// Removes the lock files that Nix's own hook made for [`Slot::line`].
+    /// Removes the lock files that Nix's own hook created for [`Slot::line`].
     pub fn forget(&self, machine: &MachineLine, slot: &Slot) {
         if !slot.renames {
             return;
@@ -274,8 +277,8 @@ impl SlotFiles {
 }
 
 impl Slot {
-    /// Returns the machine for Nix's own hook: under the other name and with one slot, if the URI
-    /// has room for it.
+    /// Returns the machine for Nix's own hook: with the other name and one slot, if the URI has
+    /// room for it.
     pub fn line(&self, machine: &MachineLine) -> MachineLine {
         if self.renames {
             MachineLine { uri: self.uri(&machine.uri), max_jobs: 1, ..machine.clone() }
@@ -295,8 +298,8 @@ fn renamed(uri: &str, number: u32) -> String {
     format!("{uri}{separator}{NEUTRAL}={}", u64::from(NEUTRAL_DEFAULT) + u64::from(number))
 }
 
-/// Returns the name of hookrun's own lock files, without the number, for a machine whose URI leaves
-/// no room for another parameter in a file name, or has that parameter already.
+/// Returns the name of hookrun's own lock files, without the number, for a machine whose URI has no
+/// room for another parameter in a file name, or has that parameter already.
 pub(crate) fn own_name(uri: &str) -> Option<String> {
     let has_room = || {
         let fits = |name: &String| name.len() + UPLOAD_LOCK.len() <= MAX_NAME;
@@ -347,7 +350,7 @@ mod tests {
         );
         assert_eq!(read_dir(&directory).unwrap().count(), before);
 
-        // Nothing stays locked.
+        // No slot stays locked.
         let free = File::open(directory.join("ssh:__m-0")).unwrap();
         rustix::fs::flock(&free, FlockOperation::NonBlockingLockExclusive).unwrap();
         let main = File::open(directory.join(MAIN_LOCK)).unwrap();
@@ -399,23 +402,23 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let files = SlotFiles::below(state.path());
         let take = |slots| files.take("ssh://m", slots);
-        let Taken::Slot(first) = take(2) else { unreachable!() };
-        let Taken::Slot(second) = take(2) else { unreachable!() };
-        assert!(matches!(take(2), Taken::Full));
+        let SlotResult::Slot(first) = take(2) else { unreachable!() };
+        let SlotResult::Slot(second) = take(2) else { unreachable!() };
+        assert!(matches!(take(2), SlotResult::Full));
         assert_eq!(files.loads([("ssh://m", 2)]), [2], "as others see it");
         assert_eq!((first.number, second.number), (0, 1));
         drop(first);
         assert_eq!(files.loads([("ssh://m", 2)]), [1]);
-        let Taken::Slot(again) = take(2) else { unreachable!() };
+        let SlotResult::Slot(again) = take(2) else { unreachable!() };
         assert_eq!(again.number, 0);
         assert!(matches!(
             SlotFiles::below(std::path::Path::new("/proc/nowhere")).take("ssh://m", 1),
-            Taken::Unknown
+            SlotResult::Unknown
         ));
     }
 
-    /// A URI as long as the name of an upload lock allows, one that has the parameter already, and
-    /// one that is only just too long.
+    /// Returns a URI as long as the name of an upload lock allows, one that has the parameter
+    /// already, and one that is only slightly too long.
     fn without_room() -> [String; 3] {
         let long = |length: usize| format!("ssh://m?ssh-key=/{}", "k".repeat(length - 17));
         [long(MAX_NAME - UPLOAD_LOCK.len()), "ssh://m?path-info-cache-size=1".to_owned(), long(212)]
@@ -426,12 +429,12 @@ mod tests {
         for uri in without_room() {
             let state = tempfile::tempdir().unwrap();
             let files = SlotFiles::below(state.path());
-            let Taken::Slot(first) = files.take(&uri, 2) else { panic!("no slot of {uri}") };
+            let SlotResult::Slot(first) = files.take(&uri, 2) else { panic!("no slot of {uri}") };
             assert_eq!(first.line(&line(&uri)), line(&uri));
-            let Taken::Slot(second) = files.take(&uri, 2) else { panic!("no slot of {uri}") };
-            assert!(matches!(files.take(&uri, 2), Taken::Full));
+            let SlotResult::Slot(second) = files.take(&uri, 2) else { panic!("no slot of {uri}") };
+            assert!(matches!(files.take(&uri, 2), SlotResult::Full));
             assert_eq!(files.loads([(uri.as_str(), 2)]), [2], "before Nix's own hook has begun");
-            // Nix's own hook takes the first slot that it finds, which may be another.
+            // Nix's own hook takes the first slot that it finds, which may be another one.
             let by_nix = |number: u32| {
                 let name = format!("{}-{number}", file_names(&uri)[0]);
                 files.lock(&name).unwrap().unwrap()
@@ -443,14 +446,14 @@ mod tests {
             drop(second);
             // Other commands build without hookrun.
             let _other = by_nix(1);
-            assert!(matches!(files.take(&uri, 2), Taken::Full));
+            assert!(matches!(files.take(&uri, 2), SlotResult::Full));
             drop(of_second);
-            assert!(matches!(files.take(&uri, 2), Taken::Slot(_)));
+            assert!(matches!(files.take(&uri, 2), SlotResult::Slot(_)));
         }
     }
 
     #[test]
-    fn names_fit_whatever_the_length() {
+    fn file_names_fit_for_uris_of_any_length() {
         for length in 20..300 {
             let uri = format!("/{}", "d".repeat(length));
             let longest = file_names(&renamed(&uri, u32::MAX))
@@ -462,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn another_name_for_the_same_machine() {
+    fn the_other_name_means_the_same_machine() {
         let slot = Slot { _files: Vec::new(), number: 3, renames: true };
         let renamed = slot.line(&line("ssh://m"));
         assert_eq!(

@@ -1,11 +1,11 @@
 //! The queue of builds that wait for a slot, shared by the sessions of all Nix commands on this
 //! machine.
 //!
-//! There is no coordinator. Each session announces what it waits for ([`sessions`]). Whenever
-//! something ends, each session computes, one at a time, which build gets which slot ([`order`]),
-//! and takes its own ([`SlotFiles::take`]). A session that dies frees its place and its slot,
-//! because the kernel drops its locks. A waiting session is one small process that sleeps; it has
-//! no plugin and no database open.
+//! There is no coordinator. Each session announces what it waits for ([`sessions`]). Whenever a
+//! build ends, each session computes, one at a time, which build gets which slot ([`order`]), and
+//! takes its own ([`SlotFiles::take`]). A session that dies frees its place and its slot, because
+//! the kernel releases its locks. A waiting session is a small sleeping process without an open
+//! plugin or database.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -20,55 +20,55 @@ use crate::history::now_ms;
 use crate::private;
 use crate::slots::live_file::LiveFile;
 use crate::slots::order::{self, Ticket};
-use crate::slots::reservations::{self, Account, Hold};
-use crate::slots::sessions::{self, Activity, Command, SessionState, Wanted};
+use crate::slots::reservations::{self, Account, Allocation};
+use crate::slots::sessions::{self, Activity, Command, SessionState, WantedMachine};
 use crate::slots::slot_files::SlotFiles;
-use crate::slots::slot_files::{Slot, Taken};
+use crate::slots::slot_files::{Slot, SlotResult};
 use crate::slots::watch::{Watch, Woken};
 use hookrun_config::{Amounts, Resources};
 
-/// File that is locked while one session computes and takes.
+/// The file that is locked while one session computes and takes a slot.
 const LOCK: &str = "queue.lock";
-/// How long a session waits for the others while Nix is blocked. Each of them needs some
+/// The time that a session waits for the others while Nix is blocked. Each of them needs some
 /// milliseconds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
-/// The same for a build that is accepted.
+/// The same time for a build that is accepted.
 const LONG_PATIENCE: Duration = Duration::from_secs(5);
-/// The name of a ticket that is not announced yet; a real one has a number in front.
+/// The name of a ticket that is not announced yet. Names of announced tickets begin with a number.
 const NOT_ANNOUNCED: &str = "~";
 
-/// A build that waits: its session has accepted it, or is about to.
+/// A waiting build, whose session has accepted it or is about to.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Waiting {
     pub(crate) drv_path: String,
     pub(crate) name: String,
-    /// Length of the longest chain of derivations that depend on it.
+    /// The length of the longest chain of derivations that depend on it.
     pub(crate) depth: Option<u32>,
-    /// Expected duration at speed factor 1.
+    /// The expected duration at speed factor 1.
     pub(crate) expected_seconds: Option<f64>,
-    /// Start of the wait, in milliseconds since 1970.
+    /// The start of the wait, in milliseconds since 1970.
     pub(crate) since_ms: u64,
-    /// What it takes besides a slot.
+    /// The resources that it needs besides a slot.
     pub(crate) takes: Amounts,
 }
 
-/// Whose turn it is.
+/// The result of looking for a slot.
 #[derive(Debug)]
 pub(crate) enum Turn {
     /// The build gets this machine; the slot is held from now on.
-    Yours(String, Hold),
+    Yours(String, Allocation),
     /// This machine has a slot but cannot be used; why, as a lower-case fragment.
     Unusable(String, String),
     Wait {
-        /// Builds that wait for the same machines.
+        /// The number of other builds that wait for the same machines.
         others: usize,
     },
 }
 
-/// How a wait ended.
+/// The result of a wait.
 #[derive(Debug)]
 pub(crate) enum Waited {
-    Turn(String, Hold),
+    Turn(String, Allocation),
     /// This machine has a slot but cannot be used; why.
     Unusable(String, String),
     /// The Nix that called no longer reads our replies.
@@ -87,7 +87,7 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// The queue whose files are in `builders`, for the command that this session belongs to.
+    /// Returns the queue whose files are in `builders`, for the command of this session.
     pub(crate) fn new(
         builders: &Path,
         slot_files: SlotFiles,
@@ -97,7 +97,7 @@ impl Queue {
         Self { builders: builders.to_owned(), slot_files, command, limits }
     }
 
-    /// What builds take besides a slot.
+    /// Returns the configured resources besides slots.
     pub(crate) const fn limits(&self) -> &Resources {
         &self.limits
     }
@@ -107,13 +107,13 @@ impl Queue {
         self.command
     }
 
-    /// Returns the number of builds of all commands that wait.
+    /// Returns the number of waiting builds of all commands.
     pub(crate) fn waiting(&self) -> usize {
         let live = sessions::live(&sessions::directory(&self.builders));
         live.iter().filter(|live| matches!(live.activity, Activity::Waiting(_))).count()
     }
 
-    /// Tells the other sessions what this one does.
+    /// Announces the activity of this session to the others.
     pub(crate) fn announce(&self, waiting: &Waiting, activity: Activity) -> Option<LiveFile> {
         let Waiting { drv_path, name, depth, expected_seconds, since_ms, takes } = waiting.clone();
         let command = self.command;
@@ -128,19 +128,19 @@ impl Queue {
             takes,
             activity,
         };
-        // Without it the other sessions know less, but the slot file still counts.
+        // If this fails, the other sessions know less, but the slot file still counts.
         sessions::announce(&sessions::directory(&self.builders), &live).ok()
     }
 
     /// Takes a slot for `waiting` on one of `wanted`, if it is its turn among all builds that wait.
     ///
-    /// Sessions do so one at a time. If another one holds the lock for longer than `patience`, two
-    /// may try to take the same slot, and one of them tries again. Other resources must not be
-    /// assigned twice, so a build that takes some of them waits.
+    /// Sessions do this one at a time. If another one holds the lock for longer than `patience`,
+    /// two may try to take the same slot, and one of them tries again. Other resources must not be
+    /// assigned twice, so a build that needs some of them waits.
     pub(crate) fn turn(
         &self,
         waiting: &Waiting,
-        wanted: &[Wanted],
+        wanted: &[WantedMachine],
         own: Option<&LiveFile>,
         patience: Duration,
     ) -> Turn {
@@ -208,10 +208,10 @@ impl Queue {
                 .find(|wanted| wanted.machine == machine)
                 .map_or(1, |wanted| wanted.slots);
             let slot = match self.slot_files.take(&machine, slots) {
-                Taken::Slot(slot) => Some(slot),
-                Taken::Unknown => None,
+                SlotResult::Slot(slot) => Some(slot),
+                SlotResult::Unknown => None,
                 // Another Nix was faster.
-                Taken::Full => {
+                SlotResult::Full => {
                     free.insert(machine, 0);
                     continue;
                 }
@@ -220,17 +220,22 @@ impl Queue {
         }
     }
 
-    /// The same if no other build waits. There may be thousands of machines, and most often the
-    /// first has a slot.
-    fn first_with_room(&self, waiting: &Waiting, wanted: &[Wanted], account: &Account<'_>) -> Turn {
-        for Wanted { machine, slots } in wanted {
+    /// Returns the first machine with room, if no other build waits. There may be thousands of
+    /// machines, and usually the first has a slot.
+    fn first_with_room(
+        &self,
+        waiting: &Waiting,
+        wanted: &[WantedMachine],
+        account: &Account<'_>,
+    ) -> Turn {
+        for WantedMachine { machine, slots } in wanted {
             if account.short(machine, &waiting.takes).is_some() {
                 continue;
             }
             match self.slot_files.take(machine, *slots) {
-                Taken::Slot(slot) => return self.hold(Some(slot), machine, waiting),
+                SlotResult::Slot(slot) => return self.hold(Some(slot), machine, waiting),
                 // The slot files cannot be locked, but seem to be free.
-                Taken::Unknown
+                SlotResult::Unknown
                     if self
                         .slot_files
                         .loads([(machine.as_str(), *slots)])
@@ -239,35 +244,35 @@ impl Queue {
                 {
                     return self.hold(None, machine, waiting);
                 }
-                Taken::Unknown | Taken::Full => {}
+                SlotResult::Unknown | SlotResult::Full => {}
             }
         }
         Turn::Wait { others: 0 }
     }
 
     fn hold(&self, slot: Option<Slot>, machine: &str, waiting: &Waiting) -> Turn {
-        match Hold::of(slot, machine, &waiting.takes, &self.limits, &self.builders) {
+        match Allocation::of(slot, machine, &waiting.takes, &self.limits, &self.builders) {
             Ok(hold) => Turn::Yours(machine.to_owned(), hold),
             Err(why) => Turn::Unusable(machine.to_owned(), why),
         }
     }
 
     /// Waits for its turn, at most until `until`. `wanted` may change meanwhile, because machines
-    /// fail and come back. Calls `told` with what it waits for: first, after `tell_after`, and each
-    /// time that it has looked.
+    /// fail and recover. Calls `told` with the machines that it waits for: first after
+    /// `tell_after`, and then after each check.
     pub(crate) fn wait(
         &self,
         waiting: &Waiting,
-        wanted: &mut dyn FnMut() -> Vec<Wanted>,
+        wanted: &mut dyn FnMut() -> Vec<WantedMachine>,
         until: Option<Instant>,
         tell_after: Duration,
         nix: BorrowedFd<'_>,
-        told: &mut dyn FnMut(&[Wanted], usize),
+        told: &mut dyn FnMut(&[WantedMachine], usize),
     ) -> Waited {
         let tell = Instant::now() + tell_after;
         let mut machines = wanted();
         let mut session = self.announce(waiting, Activity::Waiting(machines.clone()));
-        // Watch before the first look, so that no change is missed in between.
+        // The watch begins before the first check, so that no change is missed.
         let sessions = sessions::directory(&self.builders);
         let reserved = reservations::directory(&self.builders);
         let mut watched = vec![self.slot_files.directory(), &sessions];
@@ -304,7 +309,9 @@ impl Queue {
     /// Returns the free slots of all machines that builds wait for.
     fn free(&self, tickets: &[Ticket]) -> BTreeMap<String, u32> {
         let mut slots: BTreeMap<&String, u32> = BTreeMap::new();
-        for Wanted { machine, slots: count } in tickets.iter().flat_map(|ticket| &ticket.wanted) {
+        for WantedMachine { machine, slots: count } in
+            tickets.iter().flat_map(|ticket| &ticket.wanted)
+        {
             let known = slots.entry(machine).or_default();
             *known = (*known).max(*count);
         }
@@ -325,12 +332,12 @@ impl Queue {
     }
 }
 
-/// The lock that lets one session at a time compute and take.
+/// The lock that lets one session at a time compute and take a slot.
 #[derive(Debug)]
 enum OneAtATime {
-    /// By this session, while this is kept.
+    /// Held by this session, while this value is kept.
     Taken { _lock: OwnedFd },
-    /// By another session, for longer than this one may wait.
+    /// Held by another session, for longer than this one may wait.
     Busy,
     /// The lock cannot be used, because `builders/` cannot be written.
     Unusable,

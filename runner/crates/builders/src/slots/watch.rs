@@ -1,10 +1,10 @@
-//! Wakes a waiting session when a slot may be free, when another session has ended, or when Nix is
-//! gone.
+//! Wakes a waiting session when a slot may be free, when another session has ended, or when Nix has
+//! exited.
 //!
 //! A slot is freed by closing a file that was open for writing, which inotify(7) reports as
-//! `IN_CLOSE_WRITE`; the file of a session is too. The kernel reports it just before it drops the
-//! lock (`__fput` in Linux 6.x), so the woken session looks again a little later. Without inotify,
-//! and on network file systems, sessions look at intervals.
+//! `IN_CLOSE_WRITE`; the file of a session is too. The kernel reports it just before it releases
+//! the lock (`__fput` in Linux 6.x), so the woken session checks again shortly afterwards. Without
+//! inotify, and on network file systems, sessions check at intervals.
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -13,19 +13,20 @@ use std::time::Duration;
 use hookrun_system::closings::Closings;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// Times after an event at which to look again. At the last one the lock is certainly dropped.
+/// The times after an event at which to check again. At the last one the lock is certainly
+/// released.
 const AFTER_A_SIGN: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(25)];
-/// Interval without an event.
+/// The interval without an event.
 const NOW_AND_THEN: Duration = Duration::from_secs(5);
-/// Interval without inotify.
+/// The interval without inotify.
 const WITHOUT_SIGNS: Duration = Duration::from_millis(500);
 
-/// Why [`Watch::next`] returned.
+/// The reason why [`Watch::next`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Woken {
-    /// Look again.
+    /// Check again.
     Look,
-    /// The Nix that called no longer reads our replies.
+    /// The Nix that called does not read replies any longer.
     NixGone,
 }
 
@@ -33,17 +34,17 @@ pub(crate) enum Woken {
 #[derive(Debug)]
 pub(crate) struct Watch {
     closings: Option<Closings>,
-    /// Number of looks that are left after the last event.
+    /// The number of checks that remain after the last event.
     owed: usize,
 }
 
 impl Watch {
-    /// Watches these directories. Those that cannot be watched are read at intervals.
+    /// Watches these directories. Those that cannot be watched are checked at intervals.
     pub(crate) fn on(directories: &[&Path]) -> Self {
         Self { closings: Closings::new(directories), owed: 0 }
     }
 
-    /// Waits until it is time to look, at most `within`.
+    /// Waits until the next check is due, at most `within`.
     pub(crate) fn next(&mut self, nix: BorrowedFd<'_>, within: Duration) -> Woken {
         let owed = AFTER_A_SIGN
             .len()
@@ -71,7 +72,7 @@ impl Watch {
         }
         let signed = fds.get(1).is_some_and(|fd| fd.revents().contains(PollFlags::IN));
         self.owed = self.owed.saturating_sub(1);
-        // Events that come meanwhile are read with the next one.
+        // Events that arrive meanwhile are read with the next one.
         let may_be_free = |closings: &Closings| closings.any(crate::slots::slot_files::may_be_slot);
         if signed && self.closings.as_ref().is_some_and(may_be_free) {
             self.owed = AFTER_A_SIGN.len();
@@ -87,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nix_that_is_gone_is_noticed() {
+    fn the_end_of_nix_is_noticed() {
         let (reader, writer) = std::io::pipe().unwrap();
         let mut watch = Watch::on(&[]);
         assert_eq!(watch.next(writer.as_fd(), Duration::from_millis(1)), Woken::Look);
@@ -97,7 +98,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn a_closed_slot_wakes() {
+    fn a_closed_slot_wakes_the_session() {
         let directory = tempfile::tempdir().unwrap();
         let (_reader, writer) = std::io::pipe().unwrap();
         let slot = std::fs::File::create(directory.path().join("ssh:__m-0")).unwrap();
@@ -106,7 +107,7 @@ mod tests {
         let waking = std::thread::spawn(move || drop(slot));
         assert_eq!(watch.next(writer.as_fd(), Duration::from_mins(1)), Woken::Look);
         waking.join().unwrap();
-        assert!(watch.owed > 0, "woken by the sign, after {:?}", start.elapsed());
+        assert!(watch.owed > 0, "woken by the event, after {:?}", start.elapsed());
         watch.next(writer.as_fd(), Duration::from_mins(1));
         watch.next(writer.as_fd(), Duration::from_mins(1));
         assert_eq!(watch.owed, 0);

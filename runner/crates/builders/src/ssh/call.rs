@@ -8,22 +8,22 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
-/// Options of ssh with a value (`ssh.c` of 9.2 to 10.2).
+/// The options of ssh that take a value (`ssh.c` of 9.2 to 10.2).
 const WITH_VALUE: &[u8] = b"bceilmopBDEFIJLOPQRSwW";
-/// Options without a value that do not affect sharing.
+/// The options without a value that do not affect sharing.
 const PLAIN: &[u8] = b"1246akqxCKTvy";
-/// Options with a value that exclude sharing: a log file, forwardings, a control command or socket,
-/// questions.
+/// The options with a value that exclude sharing: a log file, forwardings, a control command or
+/// socket, queries.
 const ALONE: &[u8] = b"EDLROQSwW";
 
 /// A command to run on a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Call {
-    /// Options, each with its value in one word, without `-v`.
+    /// The options, each with its value in one word, without `-v`.
     pub options: Vec<OsString>,
-    /// `user@host` or `host`.
+    /// The destination: `user@host` or `host`.
     pub host: OsString,
-    /// The command as ssh sends it.
+    /// The command, as ssh sends it.
     pub command: Vec<u8>,
 }
 
@@ -45,8 +45,8 @@ impl Call {
         })
     }
 
-    /// Returns the arguments of an ssh that starts with these options. Of each option the first
-    /// value counts.
+    /// Returns the arguments of an ssh with these options. If an option is repeated, ssh uses its
+    /// first value.
     pub(super) fn arguments<'a>(
         &'a self,
         first: &'a [OsString],
@@ -155,10 +155,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_words(words in proptest::collection::vec("-{0,2}[a-zA-Z1-9@=. ]{0,6}", 0..8)) {
+        fn any_arguments_are_parsed_or_left_to_ssh(words in proptest::collection::vec("-{0,2}[a-zA-Z1-9@=. ]{0,6}", 0..8)) {
             let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
             if let Some(call) = Call::parse(&words) {
-                // Repeated, they say the same.
+                // The parsed call is parsed to the same result again.
                 let again: Vec<OsString> =
                     call.arguments(&[]).map(OsStr::to_owned).chain(["--".into(), OsString::from_vec(call.command.clone())]).collect();
                 let again = Call::parse(&again);

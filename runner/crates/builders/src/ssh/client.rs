@@ -1,9 +1,9 @@
 //! The program that Nix starts as `ssh`: it opens a session over a shared connection if possible,
-//! and otherwise becomes the real ssh, in the same process and with the same arguments.
+//! and otherwise executes the real ssh with the same arguments.
 //!
 //! It prints `started` if Nix waits for that, runs as long as the session, and ends with its exit
-//! code. It never waits longer than a connection of its own would take, and needs only its
-//! environment: if anything is missing, the real ssh is run.
+//! code. It never waits longer than a new connection would take. It needs only its environment; if
+//! anything is missing, the real ssh is run.
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -20,7 +20,7 @@ use super::{MASTERS, PATH, PROGRAM, SEARCH_PATH, real_ssh};
 use hookrun_nix::exit_code::Exit;
 use hookrun_nix::process;
 
-/// Exit code of ssh for its own errors (`ssh(1)`).
+/// The exit code of ssh for its own errors (`ssh(1)`).
 const FAILED: u8 = 255;
 
 /// Runs as `ssh`.
@@ -49,7 +49,7 @@ struct Ssh {
 }
 
 impl Ssh {
-    /// Restores the environment that it would have without hookrun.
+    /// Returns the command with the environment that it would have without hookrun.
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.arg0("ssh");
@@ -93,9 +93,9 @@ impl Ssh {
                         .write_all(b"started\n")
                         .and_then(|()| std::io::stdout().flush());
                 }
-                // The master has its own copies now. Nix must see the end of these when the session
-                // ends.
-                process::let_go_of_standard_streams();
+                // The master has its own copies now. Nix must see the end of these streams when the
+                // session ends.
+                process::release_standard_streams();
                 let code = running.wait().and_then(|code| u8::try_from(code).ok());
                 Some(code.unwrap_or(FAILED))
             }

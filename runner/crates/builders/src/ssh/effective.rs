@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 /// The command that Nix has ssh run when it is connected (`libstore/ssh.cc`, since 2.17). OpenSSH
 /// does not run it for a session over a shared connection.
 const STARTED: &[u8] = b"echo started";
-/// Options that must have this value. With any other one the call needs an ssh of its own.
+/// Options that must have these values. With any other value the call needs its own ssh.
 const USUAL: [(&[u8], &[&[u8]]); 10] = [
     // Users who have configured sharing themselves keep their configuration.
     (b"controlpath", &[b"none"]),
@@ -27,18 +27,18 @@ const USUAL: [(&[u8], &[&[u8]]); 10] = [
 ];
 /// Forwardings, each of which belongs to one connection.
 const FORWARDINGS: [&[u8]; 3] = [b"localforward", b"remoteforward", b"dynamicforward"];
-/// Name of the file to which Nix writes a machine's public host key, each time in another
+/// The name of the file to which Nix writes a machine's public host key, each time in another
 /// directory.
 const HOST_KEY_FILE: &str = "/host-key";
 
 /// A call that may share a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Effective {
-    /// Calls with the same key may share one.
+    /// The key. Calls with the same key may share a connection.
     pub key: String,
     /// Whether Nix waits for `started`.
     pub started: bool,
-    /// The variables of `environment` that go to the host, `NAME=value`.
+    /// The variables that are sent to the host, as `NAME=value`.
     pub environment: Vec<Vec<u8>>,
 }
 
@@ -52,7 +52,7 @@ impl Effective {
     ) -> Option<Self> {
         let mut key = Sha256::new();
         key.update(program.as_os_str().as_bytes());
-        // The agent that is asked for signatures.
+        // The agent that signs.
         if let Some((_, agent)) = environment.iter().find(|(name, _)| name == "SSH_AUTH_SOCK") {
             key.update(agent.as_bytes());
         }
@@ -114,8 +114,8 @@ fn assignment(name: &OsStr, value: &OsStr) -> Vec<u8> {
     text.into_vec()
 }
 
-/// Returns what identifies a file with known host keys: its name, or its content if Nix wrote it
-/// for this call.
+/// Adds the identity of a file with known host keys to the key: its name, or its contents if Nix
+/// wrote it for this call.
 fn known_hosts(file: &[u8], key: &mut Sha256) {
     key.update(b" ");
     let path = Path::new(OsStr::from_bytes(file));
@@ -181,7 +181,7 @@ mod tests {
             "remotecommand top",
             "permitlocalcommand yes\nlocalcommand xmessage",
         ] {
-            // Some options are printed twice: both count.
+            // Some options are printed twice, and both count.
             assert_eq!(of(&format!("{USUAL_ANSWER}{line}\n"), &[]), None, "{line}");
         }
     }
@@ -213,7 +213,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_answer(said in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn any_output_of_ssh_is_parsed(said in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Effective::of(&said, &[], Path::new("ssh"));
         }
 

@@ -21,18 +21,19 @@ use super::call::Call;
 use super::mux::{Client, MuxError, Running, Session};
 use hookrun_nix::process;
 
-/// Seconds that a connection is kept without a session. A build that starts later connects again.
+/// The number of seconds that a connection is kept without a session. A later build connects again.
 const KEPT: u32 = 60;
-/// How long a master on this machine may take to greet. One that takes longer is stopped or hangs.
+/// The time for a master on this machine to send its greeting. A master that takes longer is
+/// stopped or hangs.
 const GREETING: Duration = Duration::from_secs(1);
-/// How long a session may take to open: a round trip and the start of a shell. If it takes longer,
-/// the call connects again.
+/// The time for a session to open: a round trip and the start of a shell. If it takes longer, the
+/// call connects again.
 const OPENING: Duration = Duration::from_secs(3);
-/// How long to wait for another call that connects. After that this call connects itself.
+/// The time to wait for another call that connects. After that this call connects itself.
 const OTHERS: Duration = Duration::from_secs(5);
-/// How often to check whether it has connected.
+/// The interval at which to check whether it has connected.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// Largest number of connections to a machine. sshd allows 10 sessions in each (`MaxSessions`).
+/// The largest number of connections to a machine. sshd allows 10 sessions in each (`MaxSessions`).
 const MOST: usize = 16;
 /// Number of hexadecimal digits of the random part of a socket's name.
 const RANDOM_DIGITS: usize = 8;
@@ -46,11 +47,11 @@ const LONGEST_NAME: usize = 1 + 16 + 1 + RANDOM_DIGITS + 17;
 /// The result of asking for a shared session.
 #[derive(Debug)]
 pub(super) enum Shared {
-    /// It is open.
+    /// An open session.
     Running(Running),
-    /// The machine cannot be reached; the output of ssh, and its exit code.
+    /// The machine cannot be reached. Contains the output of ssh, and its exit code.
     Unreachable(Vec<u8>, i32),
-    /// There is none, but a connection of its own may work.
+    /// There is no session, but a new connection may work.
     Alone,
 }
 
@@ -61,10 +62,10 @@ pub(super) struct Masters {
 }
 
 impl Masters {
-    /// Uses this directory, and creates it if there is none.
+    /// Opens this directory, and creates it if necessary.
     ///
     /// # Errors
-    /// It cannot be created, belongs to another user, or is open to others.
+    /// The directory cannot be created, belongs to another user, or is open to others.
     pub(super) fn open(directory: &Path) -> io::Result<Self> {
         private_directory(directory)?;
         if directory.as_os_str().len() + LONGEST_NAME > LONGEST_PATH || !is_plain(directory) {
@@ -75,14 +76,14 @@ impl Masters {
         Ok(Self { directory: directory.to_owned() })
     }
 
-    /// Makes sure that no connection of this machine is used again.
+    /// Makes sure that no connection to this machine is used again.
     pub(super) fn retire_all(&self) {
         for socket in self.sockets("") {
             let _ = std::fs::remove_file(socket);
         }
     }
 
-    /// Returns the sockets of a key, the oldest name first.
+    /// Returns the sockets of a key, sorted by name.
     fn sockets(&self, key: &str) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
         let is_socket = |entry: &std::fs::DirEntry| {
@@ -118,7 +119,7 @@ impl Masters {
                 return Shared::Alone;
             };
             match lock.try_lock() {
-                // Another call may have made one before the lock was taken.
+                // Another call may have made a connection before the lock was taken.
                 Ok(()) if self.sockets(key).iter().any(|socket| !tried.contains(socket)) => {}
                 Ok(()) if tried.len() >= MOST => return Shared::Alone,
                 Ok(()) => match self.connect(key, program(), call) {
@@ -168,10 +169,11 @@ impl Masters {
         let Ok(mut said) = self.nameless_file() else { return Err(Shared::Alone) };
         let Ok(stderr) = said.try_clone() else { return Err(Shared::Alone) };
         command.args(call.arguments(&options(&socket)));
-        // A file, not a pipe: its end does not depend on the processes that inherit it.
+        // A file instead of a pipe, because its end does not depend on the processes that inherit
+        // it.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).current_dir("/");
-        // Until it has connected it dies with this process; then it goes to the background (`-f`).
-        let Ok(status) = process::dies_with_us(&mut command).status() else {
+        // Until it has connected it ends with this process; then it goes to the background (`-f`).
+        let Ok(status) = process::end_with_parent(&mut command).status() else {
             return Err(Shared::Alone);
         };
         let mut words = Vec::new();
@@ -205,12 +207,12 @@ impl Masters {
     }
 }
 
-/// Options of a master, before all others.
+/// Returns the options of a master, which come before all others.
 fn options(socket: &Path) -> Vec<OsString> {
     let mut path = OsString::from("-oControlPath=");
     path.push(socket);
     let kept = format!("-oControlPersist={KEPT}");
-    // No session of its own, and no output.
+    // The master has no session and no output.
     ["-f", "-N", "-oControlMaster=yes", "-oPermitLocalCommand=no", &kept]
         .into_iter()
         .map(OsString::from)
@@ -226,7 +228,7 @@ fn plain_lines(words: &[u8]) -> Vec<u8> {
     plain
 }
 
-/// Returns whether the error of ssh is about the sharing and not about the machine (texts of mux.c
+/// Returns whether the error of ssh is about the sharing and not about the machine (texts in mux.c
 /// and misc.c, 9.2).
 fn is_about_sharing(words: &[u8]) -> bool {
     let words = String::from_utf8_lossy(words);
@@ -317,7 +319,7 @@ mod tests {
         };
         assert_eq!((words.as_slice(), code), (&b"no route\n"[..], 255));
         assert!(matches!(ask(&masters, "echo ControlPath too long >&2; exit 255"), Shared::Alone));
-        assert!(matches!(ask(&masters, "exit 0"), Shared::Alone), "it has made no socket");
+        assert!(matches!(ask(&masters, "exit 0"), Shared::Alone), "it has created no socket");
     }
 
     #[test]
@@ -333,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wait_for_another_call_that_connects_is_bounded() {
+    fn the_wait_for_another_connecting_call_is_limited() {
         let directory = tempfile::tempdir().unwrap();
         let masters = Masters::open(&directory.path().join("m")).unwrap();
         let lock = File::create(directory.path().join("m/k.lock")).unwrap();

@@ -1,8 +1,9 @@
 //! The ssh of Nix's own hook: its options, and shared connections.
 //!
-//! Its options make it give up on a machine that does not answer, and notice one that disappears
-//! during a build, which would otherwise take hours. If connections are shared, a link to hookrun
-//! ([`client`]) comes first in `PATH`, which uses a connection that an earlier build has made.
+//! Its options make it give up on a machine that does not answer, and notice a machine that
+//! disappears during a build, which would otherwise take hours. If connections are shared, a link
+//! to hookrun ([`client`]) comes first in `PATH`; it uses a connection that an earlier build has
+//! made.
 
 pub mod client;
 
@@ -21,32 +22,33 @@ use hookrun_config as config;
 use hookrun_nix::dirs::Dirs;
 use masters::{Masters, private_directory};
 
-/// Options for every ssh that Nix starts. Nix splits it at blanks up to 2.33, and later as a shell
-/// does (`libstore/ssh.cc`).
+/// The variable with options for every ssh that Nix starts. Nix splits it at blanks up to 2.33, and
+/// later as a shell does (`libstore/ssh.cc`).
 const VARIABLE: &str = "NIX_SSHOPTS";
-/// Seconds between two signs of life; ssh gives up after three that are not answered
-/// (`ServerAliveCountMax`).
+/// The number of seconds between two keep-alive messages; ssh gives up after three without an
+/// answer (`ServerAliveCountMax`).
 const ALIVE_EVERY: u32 = 15;
 /// The search path of programs.
 const PATH: &str = "PATH";
-/// For [`client`]: the real ssh.
+/// The variable with the real ssh, for [`client`].
 const PROGRAM: &str = "HOOKRUN_SSH_PROGRAM";
-/// For [`client`]: `PATH` without us.
+/// The variable with the original `PATH`, for [`client`].
 const SEARCH_PATH: &str = "HOOKRUN_SSH_PATH";
-/// For [`client`]: the directory of the machine's connections.
+/// The variable with the directory of the machine's connections, for [`client`].
 const MASTERS: &str = "HOOKRUN_SSH_MASTERS";
-/// The name by which Nix starts it, and the name of the link.
+/// The name by which Nix starts ssh, and the name of the link.
 const SSH: &str = "ssh";
 /// Number of hexadecimal digits in the name of a machine's directory. Two machines may share one: it only
 /// determines which connections are retired together.
 const MACHINE_DIGITS: usize = 8;
 
-/// Returns variables for Nix's own hook.
+/// Returns the variables for Nix's own hook.
 pub fn variables(options: &config::Builders) -> Vec<(OsString, OsString)> {
     vec![(VARIABLE.into(), with_options(std::env::var_os(VARIABLE).unwrap_or_default(), options))]
 }
 
-/// Adds options after those of the user: ssh uses the first value of an option (`ssh_config(5)`).
+/// Adds options after those of the user, because ssh uses the first value of an option
+/// (`ssh_config(5)`).
 fn with_options(mut words: OsString, options: &config::Builders) -> OsString {
     let seconds = options.connect_timeout.as_secs().max(1);
     words.push(format!(" -oConnectTimeout={seconds} -oServerAliveInterval={ALIVE_EVERY}"));
@@ -64,7 +66,7 @@ pub struct Sharing {
 /// Shared connections to one machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connections {
-    /// For Nix's own hook.
+    /// Variables for Nix's own hook.
     pub variables: Vec<(OsString, OsString)>,
     masters: Masters,
 }
@@ -140,8 +142,8 @@ fn is_by_ssh(uri: &str) -> bool {
     host.is_some_and(|host| host.split(['?', '/']).next() != Some("localhost"))
 }
 
-/// Returns the first ssh in `search_path` that is not hookrun. Ignores relative entries, which name
-/// another directory when used elsewhere.
+/// Returns the first ssh in `search_path` that is not hookrun. Relative entries are ignored,
+/// because they depend on the working directory.
 fn real_ssh(search_path: &OsStr) -> Option<PathBuf> {
     let us = std::env::current_exe().and_then(std::fs::canonicalize).ok()?;
     let is_real = |program: &PathBuf| {
@@ -166,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn which_machines_are_reached_by_ssh() {
+    fn machines_with_an_ssh_uri_are_reached_by_ssh() {
         for uri in ["ssh://m", "ssh-ng://root@m?x=y", "ssh://localhost:22", "ssh://root@localhost"]
         {
             assert!(is_by_ssh(uri), "{uri}");

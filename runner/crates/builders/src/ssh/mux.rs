@@ -3,7 +3,7 @@
 //!
 //! ssh itself cannot be the client: it does not run `LocalCommand` for a shared session, although
 //! Nix waits for its output, and it waits without limit for a connection that hangs. This client
-//! gives up in time, and reports when the session is open.
+//! has time limits, and reports when the session is open.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -21,31 +21,29 @@ const PERMISSION_DENIED: u32 = 0x8000_0002;
 const FAILURE: u32 = 0x8000_0003;
 const EXIT_MESSAGE: u32 = 0x8000_0004;
 const SESSION_OPENED: u32 = 0x8000_0006;
-/// No escape character (`mux.c`).
+/// The value for "no escape character" (`mux.c`).
 const NO_ESCAPE: u32 = u32::MAX;
-/// The only request of a client of ours.
+/// The number of the only request that this client sends.
 const REQUEST: u32 = 1;
-/// Length of the longest packet that is read. The longest useful one contains a reason.
+/// The length of the longest packet that is read. The longest useful one contains a reason.
 const MAX_PACKET: u32 = 256 << 10;
 
-/// Why there is no session.
+/// The reason why there is no session.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum MuxError {
     /// The connection works but accepts no further session (`MaxSessions` of its sshd,
     /// `sshd_config(5)`).
     #[error("no further session over this connection ({0})")]
     Refused(String),
-    /// The master does not answer in time, or not in this protocol.
+    /// The master does not answer in time, or uses another protocol.
     #[error("{0}")]
     Io(#[from] io::Error),
 }
 
-/// The command to run.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Session<'a> {
-    /// The command.
     pub command: &'a [u8],
-    /// `NAME=value`.
+    /// Variables as `NAME=value`.
     pub environment: &'a [Vec<u8>],
 }
 
@@ -57,7 +55,7 @@ pub(super) struct Client {
 
 /// A reply of a master.
 #[derive(Debug, PartialEq, Eq)]
-enum Said {
+enum MuxReply {
     Hello(u32),
     Opened,
     No(String),
@@ -66,7 +64,7 @@ enum Said {
 }
 
 impl Client {
-    /// Connects to the socket of a master, which has to greet within this time.
+    /// Connects to the socket of a master, which must send its greeting within this time.
     ///
     /// # Errors
     /// No master listens, or it does not answer in this protocol.
@@ -75,7 +73,7 @@ impl Client {
         let until = Instant::now() + patience;
         client.send(&packet(HELLO, |out| put_u32(out, VERSION)))?;
         match client.receive(Some(until))? {
-            Some(Said::Hello(VERSION)) => Ok(client),
+            Some(MuxReply::Hello(VERSION)) => Ok(client),
             other => {
                 Err(io::Error::other(format!("not a greeting of version {VERSION} ({other:?})")))
             }
@@ -85,7 +83,8 @@ impl Client {
     /// Opens a session with these three streams, within this time.
     ///
     /// # Errors
-    /// It is refused, or there is no answer in time, in which case the connection may be dead.
+    /// The session is refused, or there is no answer in time, in which case the connection may be
+    /// dead.
     pub(super) fn open(
         mut self,
         session: Session<'_>,
@@ -99,8 +98,8 @@ impl Client {
         }
         loop {
             match self.receive(Some(until))? {
-                Some(Said::Opened) => return Ok(Running { client: self }),
-                Some(Said::No(why)) => return Err(MuxError::Refused(why)),
+                Some(MuxReply::Opened) => return Ok(Running { client: self }),
+                Some(MuxReply::No(why)) => return Err(MuxError::Refused(why)),
                 Some(_) => {}
                 None => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
             }
@@ -126,7 +125,7 @@ impl Client {
         Ok(())
     }
 
-    fn receive(&mut self, until: Option<Instant>) -> io::Result<Option<Said>> {
+    fn receive(&mut self, until: Option<Instant>) -> io::Result<Option<MuxReply>> {
         let mut length = [0; 4];
         if !self.read(&mut length, until)? {
             return Ok(None);
@@ -176,9 +175,9 @@ impl Running {
     /// Waits for its end. Returns the exit code of the command, if there is one.
     pub(super) fn wait(mut self) -> Option<u32> {
         let mut code = None;
-        // The code comes before the last output is written, the end of the stream after it.
+        // The code arrives before the last output is written, and the end of the stream after it.
         while let Ok(Some(said)) = self.client.receive(None) {
-            if let Said::Exit(number) = said {
+            if let MuxReply::Exit(number) = said {
                 code = Some(number);
             }
         }
@@ -191,12 +190,12 @@ fn put_u32(out: &mut Vec<u8>, number: u32) {
 }
 
 fn put_string(out: &mut Vec<u8>, text: &[u8]) {
-    // What comes from an argument or the environment is much shorter (ARG_MAX).
+    // Texts from arguments and the environment are much shorter (ARG_MAX).
     put_u32(out, u32::try_from(text.len()).unwrap_or(u32::MAX));
     out.extend_from_slice(text);
 }
 
-/// Makes a packet: its length, its type, and what `fill` adds.
+/// Makes a packet: its length, its type, and the data that `fill` adds.
 fn packet(kind: u32, fill: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut body = Vec::new();
     put_u32(&mut body, kind);
@@ -224,7 +223,7 @@ fn request(Session { command, environment }: Session<'_>) -> Vec<u8> {
     })
 }
 
-fn understand(packet: &[u8]) -> Said {
+fn understand(packet: &[u8]) -> MuxReply {
     let mut rest = packet;
     let mut number = || {
         let (number, after) = rest.split_first_chunk::<4>()?;
@@ -232,17 +231,19 @@ fn understand(packet: &[u8]) -> Said {
         Some(u32::from_be_bytes(*number))
     };
     let said = match number() {
-        Some(HELLO) => number().map(Said::Hello),
-        Some(SESSION_OPENED) => number().map(|_| Said::Opened),
-        Some(EXIT_MESSAGE) => number().and_then(|_| number()).map(Said::Exit),
+        Some(HELLO) => number().map(MuxReply::Hello),
+        Some(SESSION_OPENED) => number().map(|_| MuxReply::Opened),
+        Some(EXIT_MESSAGE) => number().and_then(|_| number()).map(MuxReply::Exit),
         Some(PERMISSION_DENIED | FAILURE) => {
             let (_, length) = (number(), number().unwrap_or(0));
             let length = usize::try_from(length).unwrap_or(usize::MAX);
-            Some(Said::No(String::from_utf8_lossy(rest.get(..length).unwrap_or(rest)).into_owned()))
+            Some(MuxReply::No(
+                String::from_utf8_lossy(rest.get(..length).unwrap_or(rest)).into_owned(),
+            ))
         }
         _ => None,
     };
-    said.unwrap_or(Said::Other)
+    said.unwrap_or(MuxReply::Other)
 }
 
 #[cfg(test)]
@@ -257,7 +258,8 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(50);
     const LONG: Duration = Duration::from_mins(1);
 
-    /// A master that answers each packet with the next of `answers`, then closes; what it read.
+    /// Returns a master that answers each packet with the next of `answers`, then closes. Its
+    /// result is the received data.
     fn master(
         answers: Vec<Vec<u8>>,
         closes: bool,
@@ -274,7 +276,7 @@ mod tests {
             if closes {
                 stream.shutdown(std::net::Shutdown::Write).unwrap();
             }
-            // A client that has heard enough resets the connection.
+            // A client that has received enough resets the connection.
             let _ = stream.read_to_end(&mut read);
             read
         };
@@ -310,13 +312,13 @@ mod tests {
         assert_eq!(ran, Ok(Some(3)));
         let mut expected = hello();
         expected.extend(request(Session { command: b"true", environment: &[b"A=b".to_vec()] }));
-        // A byte for each descriptor.
+        // One byte for each descriptor.
         expected.extend([0; 3]);
         assert_eq!(read, expected);
     }
 
     #[test]
-    fn a_master_that_refuses_is_silent_or_speaks_another_protocol_is_an_error() {
+    fn a_master_that_refuses_or_is_silent_or_uses_another_protocol_is_an_error() {
         let refusal = packet(FAILURE, |out| {
             put_u32(out, REQUEST);
             put_string(out, b"Session open refused by peer");
@@ -342,7 +344,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_packet(bytes in proptest::collection::vec(any::<u8>(), 0..64), kind in 0_u32..12) {
+        fn any_packet_is_parsed_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..64), kind in 0_u32..12) {
             let _ = understand(&bytes);
             let mut packet = (0x8000_0000 | kind).to_be_bytes().to_vec();
             packet.extend(bytes);

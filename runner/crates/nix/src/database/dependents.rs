@@ -1,16 +1,16 @@
-//! What waits behind a derivation: derivations in the store that need it and are not built.
+//! Finds derivations in the store that depend on a derivation and are not built yet.
 
 use std::collections::HashSet;
 
 use super::{Database, DatabaseError};
 
 impl Database {
-    /// How many derivations stand one after another behind the derivation `drv_path`: the longest
-    /// chain of derivations that need it and have an output that is not valid. Looks at `most` of
-    /// them, and then says how far it came.
+    /// Returns the length of the longest chain of derivations that depend on `drv_path` and have an
+    /// output that is not valid. At most `most` derivations are examined; the result is then the
+    /// depth that was reached.
     ///
     /// # Errors
-    /// If the database cannot be read.
+    /// The database cannot be read.
     pub fn dependents_depth(&self, drv_path: &str, most: usize) -> Result<u32, DatabaseError> {
         let count = || -> Result<u32, rusqlite::Error> {
             let transaction = self.connection.unchecked_transaction()?;
@@ -25,8 +25,8 @@ impl Database {
                 .query_map([drv_path], |row| row.get(0))?
                 .collect::<Result<_, _>>()?;
             let (mut depth, mut seen) = (0, 0);
-            // Level by level: a derivation that is in several counts in the last, which is the end
-            // of its longest chain.
+            // Level by level. A derivation that is in several levels counts in the last one, which
+            // is the end of its longest chain.
             loop {
                 let mut next = HashSet::new();
                 for id in level {

@@ -1,23 +1,24 @@
-//! What a build needs: the closure of its inputs, by size.
+//! Computes the closure of a build's inputs with its size.
 
 use super::{Database, DatabaseError};
 
 /// The closure of a derivation's inputs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Inputs {
-    /// Bytes of all of them, as NARs.
+    /// The total size as NARs, in bytes.
     pub bytes: u64,
-    /// The largest, with their sizes, the largest first.
+    /// The largest paths with their sizes, in descending order.
     pub largest: Vec<(String, u64)>,
 }
 
 impl Database {
-    /// What the derivation `drv_path` needs to be built, as far as it is valid: its sources and all
-    /// outputs of the derivations it depends on (it may not need all of these), with what they
-    /// refer to. Looks at `most` paths; `None` if there are more. Names the `largest`.
+    /// Returns the valid paths that the derivation `drv_path` needs to be built: its sources and
+    /// all outputs of the derivations that it depends on (even if it does not need all of them),
+    /// with their closures. Returns `None` if these are more than `most` paths. Names the `largest`
+    /// paths.
     ///
     /// # Errors
-    /// If the database cannot be read.
+    /// The database cannot be read.
     pub fn inputs(
         &self,
         drv_path: &str,
@@ -55,11 +56,11 @@ impl Database {
         read().map_err(|error| self.query(error))
     }
 
-    /// When the outputs of `drv_path` were registered as built on this machine, in seconds since
-    /// 1970. None: they are not.
+    /// Returns the time when the outputs of `drv_path` were registered as built on this machine, in
+    /// seconds since 1970; `None` if they were not.
     ///
     /// # Errors
-    /// If the database cannot be read.
+    /// The database cannot be read.
     pub fn built_here(&self, drv_path: &str) -> Result<Option<u64>, DatabaseError> {
         let read = || {
             let mut statement = self.connection.prepare_cached(

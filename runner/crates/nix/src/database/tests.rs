@@ -4,7 +4,7 @@ use rusqlite::params;
 
 use super::*;
 
-/// A database as Nix's `libstore/schema.sql` (2.8) makes it, without Nix.
+/// Creates a database as Nix's `libstore/schema.sql` (2.8) does, without Nix.
 fn database(dir: &Path) -> Connection {
     let connection = Connection::open(dir.join("db.sqlite")).unwrap();
     connection
@@ -66,7 +66,7 @@ fn uncheckpointed_changes_of_a_writer_are_read() {
 }
 
 #[test]
-fn odd_directory_names_and_missing_databases() {
+fn unusual_directory_names_and_missing_databases_are_handled() {
     let dir = tempfile::tempdir().unwrap();
     let odd = dir.path().join("a?b%41#c");
     std::fs::create_dir(&odd).unwrap();
@@ -87,7 +87,7 @@ fn a_row_with_another_hash_is_an_error_not_a_guess() {
         .unwrap();
     let database = Database::open_file(&dir.path().join("db.sqlite"), BUSY_TIMEOUT).unwrap();
     let error = database.path_infos(&["/s/a".into()]).unwrap_err().to_string();
-    insta::assert_snapshot!(error, @"Nix's database says of `/s/a` that its hash is `md5:900150983cd24fb0d6963f7d28e17f72`; check it with `nix-store --verify`");
+    insta::assert_snapshot!(error, @"the entry of `/s/a` in Nix's database is not valid: the hash is `md5:900150983cd24fb0d6963f7d28e17f72`; check it with `nix-store --verify`");
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn outputs_come_from_the_text_then_the_database_then_the_deriver() {
     );
 }
 
-/// Against the real thing: what Nix itself says of its own store.
+/// Compares the results with those of Nix for its own store.
 #[test]
 fn results_equal_those_of_nix_store() {
     let dir = tempfile::tempdir().unwrap();
@@ -132,8 +132,9 @@ fn results_equal_those_of_nix_store() {
             .env("NIX_USER_CONF_FILES", "/dev/null")
             .env("HOME", &root)
             .output();
-        let output =
-            output.expect("nix-store starts; on Debian `apt-get install nix-bin` brings it");
+        let output = output.expect(
+            "nix-store can be started; on Debian install it with `apt-get install nix-bin`",
+        );
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
@@ -154,16 +155,17 @@ proptest::proptest! {
     // Each case is a database on disk.
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(16))]
 
-    /// Any graph: every path once, and every reference before its referrer where the graph has no
-    /// cycle.
+    /// Checks for any graph that each path comes once, and each reference before its referrer if
+    /// the graph has no cycle.
     #[test]
-    fn any_graph(edges in proptest::collection::vec((0_i64..12, 0_i64..12), 0..40), root in 0_i64..12) {
+    fn a_closure_has_each_path_once_and_references_first(edges in proptest::collection::vec((0_i64..12, 0_i64..12), 0..40), root in 0_i64..12) {
         let name = |n: i64| format!("/s/{n:02}");
         let dir = tempfile::tempdir().unwrap();
         let connection = database(dir.path());
         let mut references_of = BTreeMap::new();
         for n in 0..12 {
-            // Only from larger to smaller, or to itself: no cycle.
+            // References only from larger to smaller numbers, or to itself, so that there is no
+            // cycle.
             let references: BTreeSet<i64> = edges
                 .iter()
                 .filter(|(from, to)| *from == n && to <= from)
@@ -190,7 +192,7 @@ proptest::proptest! {
 fn the_depth_of_dependents_is_counted() {
     let dir = tempfile::tempdir().unwrap();
     let connection = database(dir.path());
-    // a <- b <- d, a <- c <- d, d <- e: b, c and d are to be built, e is built already.
+    // a <- b <- d, a <- c <- d, d <- e: b, c and d are not built yet, e is.
     for (id, name, references) in
         [(1, "a", &[][..]), (2, "b", &[1]), (3, "c", &[1]), (4, "d", &[2, 3]), (5, "e", &[4])]
     {
@@ -209,5 +211,5 @@ fn the_depth_of_dependents_is_counted() {
     assert_eq!(depth("/s/b.drv", 100), 1);
     assert_eq!(depth("/s/d.drv", 100), 0);
     assert_eq!(depth("/s/gone.drv", 100), 0);
-    assert_eq!(depth("/s/a.drv", 1), 1, "it looks no further");
+    assert_eq!(depth("/s/a.drv", 1), 1, "the search ends at the limit");
 }

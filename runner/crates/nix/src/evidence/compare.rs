@@ -1,10 +1,10 @@
-//! Compares two trees in the store: what differs, bounded in time, memory, bytes, files and number
-//! of differences.
+//! Compares two trees in the store, with limits on time, memory, bytes, files and the number of
+//! differences.
 //!
-//! Called by the diff hook as the build user, in the build's critical path: Nix waits, and kills
-//! with SIGKILL. So the comparison ends at its deadline and says what it did not see. Symbolic
-//! links are compared, never followed, and nothing but regular files is opened. What counts is what
-//! a NAR holds: type, executable bit, contents, link target.
+//! Called by the diff hook as the build user while Nix is blocked, so the comparison ends at its
+//! deadline and names the limit that was reached. Symbolic links are compared, never followed, and
+//! only regular files are opened. It compares what a NAR contains: type, executable bit, contents,
+//! link target.
 
 mod contents;
 mod entry;
@@ -19,29 +19,29 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, FileType};
 
 use self::entry::{
-    Listing, Place, Side, Sides, cost, list, open_directory, stat, target, type_name,
+    Listing, Location, Side, Sides, cost, list, open_directory, stat, target, type_name,
 };
 use super::{Difference, Evidence};
 
-/// When a comparison ends without having seen everything.
+/// The limits of a comparison.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// Wall time.
     pub time: Duration,
-    /// Bytes read of each side.
+    /// The number of bytes read of each side.
     pub bytes: u64,
-    /// Files, directories and links.
+    /// The number of files, directories and links.
     pub files: u64,
-    /// Differences kept.
+    /// The number of differences that are kept.
     pub differences: usize,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
         Self {
-            // Of the hook's cap of two seconds; the rest is for handing over.
+            // A part of the hook's limit of two seconds; the rest is for handing over the event.
             time: Duration::from_millis(1250),
-            // More than a disk gives in that time.
+            // More than a disk can read in that time.
             bytes: 16 << 30,
             files: 1_000_000,
             // With [`MAX_VALUES`] and [`MAX_PATHS`] the event stays under 1 MiB.
@@ -54,17 +54,17 @@ impl Default for Bounds {
 const MAX_PATHS: usize = 256 << 10;
 /// Longest value of a difference in bytes. Link targets may have 4096.
 const MAX_VALUE: usize = 512;
-/// Longest path of a difference in bytes (`PATH_MAX`).
+/// The longest path of a difference in bytes (`PATH_MAX`).
 const MAX_PATH: usize = 4096;
 
-/// Bytes that the names of directories may take which are being compared: 300,000 of usual length.
-/// More cannot be compared in the time of a hook.
+/// The maximum size of the names in the directories that are being compared, in bytes: 300,000
+/// names of usual length. More cannot be compared in the time of a hook.
 const HELD: usize = 24 << 20;
-/// Directories below each other, whatever may be open.
+/// The maximum depth of directories, whatever the limit of open files is.
 const MOST_LEVELS: usize = 2000;
 
-/// What differs between the trees `previous` and `current`, sorted by path. Never fails: what
-/// cannot be read makes the evidence incomplete.
+/// Compares the trees `previous` and `current`, and returns the differences sorted by path. Never
+/// fails: a file that cannot be read makes the evidence incomplete.
 pub fn compare(previous: &Path, current: &Path, bounds: Bounds) -> Evidence {
     let deadline = Instant::now().checked_add(bounds.time);
     let mut comparison = Comparison {
@@ -78,7 +78,7 @@ pub fn compare(previous: &Path, current: &Path, bounds: Bounds) -> Evidence {
         values: 0,
         paths: 0,
     };
-    // The end of the walk is in `incomplete`.
+    // `incomplete` contains the reason if the walk ended early.
     let _ended = comparison.walk();
     let mut evidence = comparison.found;
     evidence
@@ -87,42 +87,41 @@ pub fn compare(previous: &Path, current: &Path, bounds: Bounds) -> Evidence {
     evidence
 }
 
-/// A bound was reached; which one is in the evidence.
-struct Ended;
+/// A limit was reached, which the evidence names.
+struct BoundReached;
 
 struct Comparison<'a> {
     bounds: Bounds,
     deadline: Option<Instant>,
-    /// The directories that are being compared, each below the one before.
+    /// The directories that are being compared, each one below the previous one.
     levels: Vec<Level>,
     most_levels: usize,
     roots: Sides<&'a Path>,
-    /// What the names in `levels` take; see [`HELD`].
+    /// The size of the names in `levels`; see [`HELD`].
     held: usize,
     found: Evidence,
-    /// Bytes of values so far.
+    /// The size of the values so far, in bytes.
     values: usize,
-    /// Bytes of paths so far.
+    /// The size of the paths so far, in bytes.
     paths: usize,
 }
 
-/// A directory that both trees have. It is held by descriptor and has only the names in it, so that
-/// what is held does not grow with the length of paths.
+/// A directory that both trees have. It contains an open descriptor and names without paths, so
+/// that the memory needed does not grow with the length of the paths.
 struct Level {
     directories: Rc<Sides<OwnedFd>>,
-    /// Its own name; empty for the trees themselves.
+    /// The directory's name; empty for the trees themselves.
     name: Box<OsStr>,
-    /// What both have and is still to compare, last first.
+    /// The common names that are still to be compared, in reverse order.
     names: Vec<Box<OsStr>>,
 }
 
 impl Comparison<'_> {
-    /// Compares the names of each directory in their order, so that the result is the same each
-    /// time.
-    fn walk(&mut self) -> Result<(), Ended> {
+    /// Compares the names of each directory in order, so that the result is always the same.
+    fn walk(&mut self) -> Result<(), BoundReached> {
         let roots = Sides {
-            previous: Place { directory: CWD, name: self.roots.previous },
-            current: Place { directory: CWD, name: self.roots.current },
+            previous: Location { directory: CWD, name: self.roots.previous },
+            current: Location { directory: CWD, name: self.roots.current },
         };
         self.look(OsStr::new(""), roots)?;
         while let Some(level) = self.levels.last_mut() {
@@ -133,16 +132,22 @@ impl Comparison<'_> {
             let directories = Rc::clone(&level.directories);
             self.held = self.held.saturating_sub(cost(&name));
             let places = Sides {
-                previous: Place { directory: directories.previous.as_fd(), name: Path::new(&name) },
-                current: Place { directory: directories.current.as_fd(), name: Path::new(&name) },
+                previous: Location {
+                    directory: directories.previous.as_fd(),
+                    name: Path::new(&name),
+                },
+                current: Location {
+                    directory: directories.current.as_fd(),
+                    name: Path::new(&name),
+                },
             };
             self.look(&name, places)?;
         }
         Ok(())
     }
 
-    /// Compares one thing; a directory becomes the next level.
-    fn look(&mut self, name: &OsStr, places: Sides<Place<'_>>) -> Result<(), Ended> {
+    /// Compares one entry. A directory becomes the next level.
+    fn look(&mut self, name: &OsStr, places: Sides<Location<'_>>) -> Result<(), BoundReached> {
         self.check_bounds()?;
         self.found.compared_files += 1;
         let entries = match places.map(stat) {
@@ -162,8 +167,8 @@ impl Comparison<'_> {
         match kind {
             FileType::Directory => self.enter(name, places),
             FileType::Symlink => match places.map(target) {
-                // As bytes: paths that differ in slashes only are equal as `Path`, and not to a
-                // NAR.
+                // Compared as bytes: paths that differ only in slashes are equal as `Path`, but
+                // differ in a NAR.
                 Ok(Sides { previous, current }) if previous != current => {
                     self.differ(name, "link-target", text(&previous), text(&current), None)
                 }
@@ -174,15 +179,17 @@ impl Comparison<'_> {
                 }
             },
             FileType::RegularFile => self.files(name, places, &entries),
-            // Nix's store holds nothing else.
+            // Nix's store contains no other types.
             _ => Ok(()),
         }
     }
 
-    fn enter(&mut self, name: &OsStr, places: Sides<Place<'_>>) -> Result<(), Ended> {
+    fn enter(&mut self, name: &OsStr, places: Sides<Location<'_>>) -> Result<(), BoundReached> {
         if self.levels.len() >= self.most_levels {
             let most = self.most_levels;
-            self.incomplete(|| format!("the comparison reached its {most} directories in depth"));
+            self.incomplete(|| {
+                format!("the comparison reached its limit of {most} nested directories")
+            });
             return Ok(());
         }
         let directories = match places.map(open_directory) {
@@ -192,7 +199,7 @@ impl Comparison<'_> {
                 return Ok(());
             }
         };
-        // Half for each side.
+        // One half for each side.
         let room = HELD.saturating_sub(self.held) / 2;
         let deadline = self.deadline;
         let listed = Sides { previous: &directories.previous, current: &directories.current }
@@ -212,7 +219,7 @@ impl Comparison<'_> {
         if !(listings.previous.is_whole && listings.current.is_whole) {
             self.check_bounds()?;
             let size = HELD >> 20;
-            self.incomplete(|| format!("the comparison reached its {size} MiB of names"));
+            self.incomplete(|| format!("the comparison reached its limit of {size} MiB of names"));
         }
         let names = self.merge(listings)?;
         self.held += names.iter().map(|name| cost(name)).sum::<usize>();
@@ -222,8 +229,8 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    /// Reports what only one side has; returns what both have, the last first.
-    fn merge(&mut self, listings: Sides<Listing>) -> Result<Vec<Box<OsStr>>, Ended> {
+    /// Reports entries that only one side has. Returns the common names in reverse order.
+    fn merge(&mut self, listings: Sides<Listing>) -> Result<Vec<Box<OsStr>>, BoundReached> {
         let Sides { previous, current } = listings;
         let mut both = Vec::new();
         let mut others = current.names;
@@ -253,7 +260,7 @@ impl Comparison<'_> {
     fn is_there(&self, name: &OsStr, side: impl Fn(&Sides<OwnedFd>) -> &OwnedFd) -> bool {
         self.levels.last().is_some_and(|level| {
             let place =
-                Place { directory: side(&level.directories).as_fd(), name: Path::new(name) };
+                Location { directory: side(&level.directories).as_fd(), name: Path::new(name) };
             stat(place).is_ok()
         })
     }
@@ -265,15 +272,15 @@ impl Comparison<'_> {
         previous: String,
         current: String,
         offset: Option<u64>,
-    ) -> Result<(), Ended> {
+    ) -> Result<(), BoundReached> {
         if self.found.differences.len() >= self.bounds.differences {
-            return Err(self.end(&format!("more than {} differences", self.bounds.differences)));
+            return Err(self.end(&format!("limit of {} differences", self.bounds.differences)));
         }
         let path = self.relative(name);
         self.values += previous.len() + current.len();
         self.paths += path.len();
         if self.paths > MAX_PATHS {
-            return Err(self.end(&format!("more than {} KiB of file names", MAX_PATHS >> 10)));
+            return Err(self.end(&format!("limit of {} KiB of file names", MAX_PATHS >> 10)));
         }
         self.found.differences.push(Difference {
             path,
@@ -286,7 +293,7 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    /// The path of something in the directory that is compared, relative to the trees.
+    /// Returns the path of an entry in the compared directory, relative to the trees.
     fn relative(&self, name: &OsStr) -> String {
         let mut path = Vec::new();
         for part in self.levels.iter().map(|level| &*level.name).chain([name]) {
@@ -294,7 +301,7 @@ impl Comparison<'_> {
                 path.push(b'/');
             }
             path.extend_from_slice(part.as_bytes());
-            // No more of it is shown.
+            // Only the beginning is shown.
             if path.len() > MAX_PATH {
                 break;
             }
@@ -302,7 +309,7 @@ impl Comparison<'_> {
         truncated(&String::from_utf8_lossy(&path), MAX_PATH)
     }
 
-    /// Goes on: other files may tell more.
+    /// Notes that a file cannot be read, and continues with other files.
     fn unreadable(&mut self, name: &OsStr, (side, error): &(Side, std::io::Error)) {
         let root = match side {
             Side::Previous => self.roots.previous,
@@ -315,31 +322,30 @@ impl Comparison<'_> {
         });
     }
 
-    /// Notes why something was not seen, of several the first.
+    /// Notes the first reason why the comparison is incomplete.
     fn incomplete(&mut self, why: impl FnOnce() -> String) {
         if self.found.incomplete.is_none() {
             self.found.incomplete = Some(why());
         }
     }
 
-    fn check_bounds(&mut self) -> Result<(), Ended> {
+    fn check_bounds(&mut self) -> Result<(), BoundReached> {
         if self.deadline.is_none_or(|deadline| Instant::now() >= deadline) {
-            return Err(
-                self.end(&format!("its time of {}", humantime::format_duration(self.bounds.time)))
-            );
+            return Err(self
+                .end(&format!("time limit of {}", humantime::format_duration(self.bounds.time))));
         }
         if self.found.compared_files >= self.bounds.files {
-            return Err(self.end(&format!("its {} files", self.bounds.files)));
+            return Err(self.end(&format!("limit of {} files", self.bounds.files)));
         }
         if self.found.compared_bytes >= self.bounds.bytes && self.found.compared_bytes > 0 {
-            return Err(self.end(&format!("its {} bytes", self.bounds.bytes)));
+            return Err(self.end(&format!("limit of {} bytes", self.bounds.bytes)));
         }
         Ok(())
     }
 
-    fn end(&mut self, bound: &str) -> Ended {
-        self.found.incomplete = Some(format!("the comparison reached {bound}"));
-        Ended
+    fn end(&mut self, bound: &str) -> BoundReached {
+        self.found.incomplete = Some(format!("the comparison reached its {bound}"));
+        BoundReached
     }
 }
 

@@ -1,77 +1,77 @@
-//! Two pieces of a file that differ -> what is shown of them: whole lines of text, or rows of
-//! bytes, at the first few places, and how much differs in all. Pure.
+//! Selects what is shown of two pieces of a file that differ: whole lines of text or rows of bytes
+//! at the first few places, and how much differs in total. Pure.
 
 use std::fmt::Write as _;
 
-/// Bytes of each side that are looked at, from a little before the first difference.
+/// The number of bytes of each side that are examined, from shortly before the first difference.
 pub const WINDOW: usize = 512 << 10;
-/// How far before the first difference its line may begin.
+/// The maximum distance from the beginning of the line to the first difference.
 pub const BEFORE: usize = 4096;
 
-/// Lines of each side that are compared.
+/// The number of lines of each side that are compared.
 const MAX_LINES: usize = 20_000;
-/// Lines that may have been inserted or removed in one place.
+/// The number of lines that may have been inserted or removed in one place.
 const LOOK_AHEAD: usize = 16;
-/// Lines of one side shown of one place.
+/// The number of lines of one side that are shown for one place.
 const SHOWN_LINES: usize = 3;
-/// Bytes of a line shown before and after its first difference.
+/// The number of bytes of a line that are shown before and after its first difference.
 const LINE_BEFORE: usize = 100;
 const LINE_AFTER: usize = 140;
-/// A cut is moved by so many bytes at most, to the end of a word.
+/// The maximum distance by which a cut is moved to the end of a word.
 const WORD: usize = 24;
-/// Bytes are shown in rows.
+/// The number of bytes in a row.
 const ROW: usize = 8;
-/// Equal bytes between two places that are shown as one.
+/// The number of equal bytes between two places that are still shown as one.
 const GAP: usize = 16;
 
-/// What both sides of a file hold from `start` on. They are equal before `at`.
+/// The contents of both sides of a file from `start` on. They are equal before `at`.
 #[derive(Debug, Clone, Copy)]
 pub struct Pieces<'a> {
-    /// The previous result's bytes.
+    /// The bytes of the previous result.
     pub previous: &'a [u8],
-    /// The current result's bytes.
+    /// The bytes of the current result.
     pub current: &'a [u8],
-    /// Where both pieces begin in the file.
+    /// The offset in the file at which both pieces begin.
     pub start: u64,
-    /// The first difference, within the pieces.
+    /// The position of the first difference in the pieces.
     pub at: usize,
-    /// Whether both reach the end of their file.
+    /// Whether both pieces reach the end of their files.
     pub whole: bool,
 }
 
-/// One place that differs.
+/// A place that differs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Excerpt {
-    /// The first byte that differs there, in the previous result.
+    /// The offset of the first byte that differs, in the previous result.
     pub offset: u64,
-    /// Where the bytes that are shown begin, if it is bytes.
+    /// The offset of the first byte that is shown, for bytes.
     pub from: Option<u64>,
-    /// Lines before the one that differs, counted from the beginning of the pieces, if it is text.
+    /// The number of lines before the one that differs, from the beginning of the pieces, for text.
     pub lines_before: Option<u64>,
-    /// What the previous result has: text in quotation marks, or bytes in hexadecimal.
+    /// The value in the previous result: text in quotation marks, or bytes in hexadecimal.
     pub previous: String,
-    /// The same of the current result.
+    /// The value in the current result, in the same form.
     pub current: String,
 }
 
-/// What differs in two pieces of a file.
+/// The differences between two pieces of a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Contents {
     /// The first places.
     pub excerpts: Vec<Excerpt>,
-    /// Places that differ.
+    /// The number of places that differ.
     pub places: u64,
-    /// Lines that differ, in text.
+    /// The number of lines that differ, for text.
     pub lines: Option<u64>,
-    /// Bytes that differ, in bytes of the same length.
+    /// The number of bytes that differ, for bytes of the same length.
     pub bytes: Option<u64>,
-    /// There may be more than was counted.
+    /// Whether there may be more than was counted.
     pub at_least: bool,
-    /// The same lines in another order.
+    /// Whether both have the same lines in a different order.
     pub reordered: bool,
 }
 
-/// Looks at `pieces`; shows at most `most` places.
+/// Compares `pieces`, and shows at most `most` places.
 pub fn look(pieces: Pieces<'_>, most: usize) -> Contents {
     if is_text(pieces.previous) && is_text(pieces.current) {
         text(pieces, most)
@@ -80,7 +80,8 @@ pub fn look(pieces: Pieces<'_>, most: usize) -> Contents {
     }
 }
 
-/// UTF-8 without control characters but those of text. The ends may cut a character.
+/// Returns whether the bytes are UTF-8 text without control characters other than white space. The
+/// ends may cut a character.
 fn is_text(bytes: &[u8]) -> bool {
     let seen = bytes.get(..bytes.len().min(8 << 10)).unwrap_or_default();
     // A piece may begin in the middle of a character.
@@ -96,7 +97,7 @@ fn is_text(bytes: &[u8]) -> bool {
     valid && !seen.iter().any(control)
 }
 
-/// One place: lines of the previous and of the current side.
+/// A place that differs: lines of the previous and of the current side.
 struct Hunk {
     previous: std::ops::Range<usize>,
     current: std::ops::Range<usize>,
@@ -121,7 +122,7 @@ fn text(pieces: Pieces<'_>, most: usize) -> Contents {
     let mut excerpts = Vec::new();
     let mut offset = begin;
     let mut seen = 0;
-    // Of the same lines in another order one place says as much as several.
+    // If the same lines are in a different order, one place tells as much as several.
     let most = if reordered { most.min(1) } else { most };
     for hunk in hunks.iter().take(most) {
         offset +=
@@ -151,19 +152,19 @@ fn text(pieces: Pieces<'_>, most: usize) -> Contents {
     }
 }
 
-/// The lines from `begin` on, with their ends.
+/// Returns the lines from `begin` on, with their line ends.
 fn lines(bytes: &[u8], begin: usize) -> Vec<&[u8]> {
     let rest = bytes.get(begin..).unwrap_or_default();
     rest.split_inclusive(|byte| *byte == b'\n').take(MAX_LINES).collect()
 }
 
-/// The number of line ends.
+/// Returns the number of line ends.
 pub fn count_lines(bytes: &[u8]) -> u64 {
     bytes.split(|byte| *byte == b'\n').skip(1).count() as u64
 }
 
-/// Where two lists of lines differ. Finds the way back after up to [`LOOK_AHEAD`] lines that only
-/// one side has; what is further apart is taken for lines that changed.
+/// Returns the places where two lists of lines differ. After up to [`LOOK_AHEAD`] lines that only
+/// one side has, it finds the common lines again; other lines count as changed.
 fn hunks(left: &[&[u8]], right: &[&[u8]]) -> Vec<Hunk> {
     let mut hunks: Vec<Hunk> = Vec::new();
     let (mut i, mut j) = (0, 0);
@@ -188,10 +189,10 @@ fn hunks(left: &[&[u8]], right: &[&[u8]]) -> Vec<Hunk> {
     hunks
 }
 
-/// How many lines to skip on each side until both are the same again.
+/// Returns how many lines to skip on each side until both are equal again.
 fn resume(left: &[&[u8]], right: &[&[u8]]) -> (usize, usize) {
     for distance in 1..=LOOK_AHEAD {
-        // A line that changed is likelier than one that was moved.
+        // A changed line is more probable than a moved one.
         if distance.is_multiple_of(2) {
             let half = distance / 2;
             let both = left.get(half).zip(right.get(half));
@@ -209,7 +210,8 @@ fn resume(left: &[&[u8]], right: &[&[u8]]) -> (usize, usize) {
     (left.len().min(1), right.len().min(1))
 }
 
-/// Do both sides go on with the same two lines? One alone may be blank, or a bracket.
+/// Returns whether both sides continue with the same two lines. A single equal line may be blank or
+/// a bracket.
 fn same(left: &[&[u8]], i: usize, right: &[&[u8]], j: usize) -> bool {
     match (left.get(i), right.get(j)) {
         (Some(a), Some(b)) => a == b && left.get(i + 1) == right.get(j + 1),
@@ -218,8 +220,8 @@ fn same(left: &[&[u8]], i: usize, right: &[&[u8]], j: usize) -> bool {
     }
 }
 
-/// Text in quotation marks, with what is before and after the byte `at`; three dots outside of them
-/// where a line is cut.
+/// Returns text in quotation marks around the byte `at`, with three dots outside of them where a
+/// line is cut.
 fn quoted(bytes: &[u8], at: usize) -> String {
     if bytes.is_empty() {
         return String::new();
@@ -234,7 +236,7 @@ fn quoted(bytes: &[u8], at: usize) -> String {
     if text.len() - to <= WORD {
         to = text.len();
     }
-    // Not in the middle of a word.
+    // The cut is not in the middle of a word.
     if from > 0 {
         let near = text.get(from..).and_then(|rest| rest.find(char::is_whitespace));
         from = near
@@ -261,7 +263,7 @@ fn quoted(bytes: &[u8], at: usize) -> String {
 
 fn bytes(pieces: Pieces<'_>, most: usize) -> Contents {
     let Pieces { previous, current, start, at, whole } = pieces;
-    // After an insertion every byte is at another place.
+    // After an insertion, every byte has another position.
     let aligned = previous.len() == current.len();
     let mut places: Vec<std::ops::Range<usize>> = Vec::new();
     let mut differing = 0_u64;
@@ -280,7 +282,7 @@ fn bytes(pieces: Pieces<'_>, most: usize) -> Contents {
     }
     let rows = if most > 1 { 6 } else { 3 };
     let excerpts = places.iter().take(most).map(|place| {
-        // A row before, so that what the bytes belong to can be seen; rows begin at multiples.
+        // One row before the difference shows the context. Rows begin at multiples of their size.
         let misaligned = usize::try_from(start % ROW as u64).unwrap_or(0);
         let row = (place.start + misaligned) / ROW * ROW;
         let from = (row.saturating_sub(2 * ROW)).saturating_sub(misaligned);
@@ -308,7 +310,7 @@ fn hex<'a>(bytes: impl Iterator<Item = &'a u8>) -> String {
     let mut shown = String::new();
     for byte in bytes {
         let gap = if shown.is_empty() { "" } else { " " };
-        // Writing into a String cannot fail.
+        // Writing to a string cannot fail.
         let _ = write!(shown, "{gap}{byte:02x}");
     }
     shown

@@ -1,40 +1,43 @@
-//! What differs between two builds of one output: two trees compared, bounded in time and bytes.
+//! The differences between two builds of one output: compares two trees, with limits on time and
+//! bytes.
 
 pub mod compare;
 pub mod excerpt;
 
 use serde::{Deserialize, Serialize};
 
-/// What a comparison found.
+/// The result of a comparison.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Evidence {
     /// The differences, sorted by path.
     pub differences: Vec<Difference>,
-    /// Why the comparison did not see everything, if it did not: which bound ended it.
+    /// The limit that ended the comparison before everything was compared, if there was one.
     pub incomplete: Option<String>,
-    /// Files compared.
+    /// The number of files compared.
     pub compared_files: u64,
-    /// Bytes read of each side.
+    /// The number of bytes read of each side.
     pub compared_bytes: u64,
 }
 
-/// How one file differs. A file whose contents differ in several places has several of them.
+/// How one file differs. A file whose contents differ in several places has several values of this
+/// type.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Difference {
-    /// Relative to the output; empty for the output itself. Bytes that are not UTF-8 are shown as
-    /// U+FFFD.
+    /// The path relative to the output; empty for the output itself. Bytes that are not UTF-8 are
+    /// replaced by U+FFFD.
     pub path: String,
-    /// `type`, `size`, `mode`, `link-target`, `content`, `only-in-previous` or `only-in-current`.
+    /// The kind: `type`, `size`, `mode`, `link-target`, `content`, `only-in-previous` or
+    /// `only-in-current`.
     pub kind: String,
     /// The value in the previous result, as text.
     pub previous: String,
     /// The value in the current result, as text.
     pub current: String,
-    /// The first byte that differs, for regular files.
+    /// The offset of the first byte that differs, for regular files.
     pub offset: Option<u64>,
-    /// More, by name: see `difference.details` in `diff.wit`.
+    /// Additional values by name: see `difference.details` in `diff.wit`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<(String, String)>,
 }

@@ -1,5 +1,6 @@
-//! A directory held by its descriptor: what is done in it does not depend on what its path leads to
-//! by then. Another user may swap a path for a symbolic link between a check and an act.
+//! A directory that is held by its descriptor, so that operations in it do not depend on the target
+//! of its path. Another user may replace a path by a symbolic link between a check and an
+//! operation.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -11,16 +12,16 @@ use hookrun_system::descriptor::LOCATE;
 use hookrun_system::directory as system;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 
-/// What a directory is opened for.
+/// The purpose for which a directory is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
-    /// Adding to it, without the right to list it.
+    /// Adding entries, without the right to list them.
     Add,
-    /// Listing it as well.
+    /// Listing entries as well.
     List,
 }
 
-/// An open directory. A clone is the same descriptor.
+/// An open directory. A clone has the same descriptor.
 #[derive(Debug, Clone)]
 pub struct Directory {
     descriptor: Arc<OwnedFd>,
@@ -31,40 +32,40 @@ impl Directory {
     /// Opens the directory at `path`, which must not be a symbolic link.
     ///
     /// # Errors
-    /// What the system says; `ENOTDIR` for a symbolic link.
+    /// The error of the system; `ENOTDIR` for a symbolic link.
     pub fn open(path: &Path, purpose: Use) -> rustix::io::Result<Self> {
         let descriptor = rustix::fs::open(path, flags(purpose), Mode::empty())?;
         Ok(Self { descriptor: Arc::new(descriptor), path: path.to_owned() })
     }
 
-    /// Where it was opened; for messages.
+    /// Returns the path at which it was opened, for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Type, owner and mode of the directory itself.
+    /// Returns type, owner and mode of the directory itself.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system.
     pub fn stat(&self) -> rustix::io::Result<Stat> {
         rustix::fs::fstat(&self.descriptor)
     }
 
-    /// Type, owner and mode of an entry; a symbolic link is not followed.
+    /// Returns type, owner and mode of an entry. A symbolic link is not followed.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system.
     pub fn stat_of(&self, name: &[u8]) -> rustix::io::Result<Stat> {
         rustix::fs::statat(&self.descriptor, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// Opens a regular file for reading, and returns what the open file is. Neither a symbolic link
-    /// is followed, nor a FIFO waited for, nor a device opened.
+    /// Opens a regular file for reading, and returns its status. Symbolic links are not followed,
+    /// and FIFOs and devices are not opened.
     ///
     /// # Errors
-    /// What the system says; `EINVAL` if it is not a regular file.
+    /// The error of the system; `EINVAL` if it is not a regular file.
     pub fn read(&self, name: &[u8]) -> rustix::io::Result<(File, Stat)> {
-        // Opening a device can have effects, so its type is asked before.
+        // Opening a device can have effects, so its type is checked before.
         regular(self.stat_of(name)?)?;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file = rustix::fs::openat(&self.descriptor, name, flags, Mode::empty())?;
@@ -75,7 +76,7 @@ impl Directory {
     /// Opens a directory in this one, which must not be a symbolic link.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system.
     pub fn below(&self, name: &[u8]) -> rustix::io::Result<Self> {
         use std::os::unix::ffi::OsStrExt as _;
         let descriptor =
@@ -84,24 +85,24 @@ impl Directory {
         Ok(Self { descriptor: Arc::new(descriptor), path })
     }
 
-    /// Makes a file that must not be there yet, with exactly this mode.
+    /// Creates a file that must not exist yet, with exactly this mode.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system.
     pub fn create(&self, name: &[u8], mode: u32) -> rustix::io::Result<File> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let mode = hookrun_system::stat::mode(mode);
         let file = rustix::fs::openat(&self.descriptor, name, flags, mode)?;
-        // The umask takes bits away from a new file.
+        // The umask removes bits from the mode of a new file.
         rustix::fs::fchmod(&file, mode)?;
         Ok(File::from(file))
     }
 
-    /// Renames an entry into a directory, which may be this one.
+    /// Renames an entry into a directory, which may be the same one.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system.
     pub fn rename(&self, from: &[u8], into: &Self, to: &[u8]) -> std::io::Result<()> {
         let (from, to) = (CString::new(from)?, CString::new(to)?);
         system::rename(self.as_fd(), &from, into.as_fd(), &to)
@@ -110,7 +111,7 @@ impl Directory {
     /// Removes an entry that is not a directory.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system.
     pub fn remove(&self, name: &[u8]) -> std::io::Result<()> {
         system::remove(self.as_fd(), &CString::new(name)?)
     }
@@ -118,12 +119,12 @@ impl Directory {
     /// Removes an empty directory.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system.
     pub fn remove_directory(&self, name: &[u8]) -> std::io::Result<()> {
         system::remove_directory(self.as_fd(), &CString::new(name)?)
     }
 
-    /// The names in it, without `.` and `..`.
+    /// Returns the names of its entries, without `.` and `..`.
     pub fn names(&self) -> impl Iterator<Item = Vec<u8>> + use<> {
         let entries = rustix::fs::Dir::read_from(&self.descriptor).into_iter().flatten();
         let names =
@@ -161,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_that_is_swapped_after_opening_changes_nothing() {
+    fn a_path_that_is_replaced_after_opening_has_no_effect() {
         let dir = tempfile::tempdir().unwrap();
         let (ours, theirs) = (dir.path().join("ours"), dir.path().join("theirs"));
         for path in [&ours, &theirs] {

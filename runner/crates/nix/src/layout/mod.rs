@@ -1,8 +1,7 @@
-//! Owner and mode of every directory and file that hookrun keeps: the one place that makes them,
-//! says what is wrong with them, and sets them right. SECURITY.md has the same table with the
-//! reasons.
+//! Owner and mode of every directory and file of hookrun. Only this module creates them, checks
+//! them, and corrects them. SECURITY.md has the same table with the reasons.
 //!
-//! Modes are set explicitly: what a process inherits as its umask is somebody else's choice.
+//! Modes are set explicitly, because a process inherits an arbitrary umask.
 
 mod directory;
 
@@ -17,29 +16,29 @@ pub use directory::{Directory, Use};
 
 use crate::dirs::{Dirs, SYSTEM_RUNTIME, SYSTEM_STATE};
 
-/// What others than the owner may do with an entry of a system installation. In an installation of
-/// a plain user they may do nothing with any of them.
+/// The access of users other than the owner to an entry of a system installation. In an
+/// installation of a plain user they have no access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Access {
-    /// Directory: anybody may add, nobody may list, only the owner of a file removes it. Build
-    /// users hand over events of the diff hook.
+    /// Directory: everybody may add files, nobody may list them, and only the owner of a file may
+    /// remove it. Build users hand over events of the diff hook in it.
     Add,
-    /// Directory: anybody may pass through and list.
+    /// Directory: everybody may pass through and list.
     Pass,
-    /// Directory or file: nobody but the owner.
+    /// Directory or file: only the owner has access.
     Nothing,
 }
 
-/// Who owns an entry.
+/// The owner of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Owner {
     /// The owner of the state directory: root, or the plain user.
     Installation,
-    /// `[worker] user`, where there is one.
+    /// `[worker] user`, if it is set.
     Plugins,
 }
 
-/// A directory or file of the state directory.
+/// A directory or file in the state directory.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     name: &'static str,
@@ -58,9 +57,9 @@ const fn file(name: &'static str) -> Entry {
 
 /// The state directory itself.
 const STATE: Entry = directory("", Access::Pass);
-/// The spool, and each fallback.
+/// The spool, and each fallback directory.
 const SPOOL: Entry = directory("spool", Access::Add);
-/// The whole table. What is in `builders` belongs to builder selection, which makes it likewise.
+/// All entries. Builder selection creates the contents of `builders` in the same way.
 const ENTRIES: [Entry; 18] = [
     STATE,
     SPOOL,
@@ -82,28 +81,29 @@ const ENTRIES: [Entry; 18] = [
     file("last-config.json"),
 ];
 
-/// Mode of a directory that is its owner's alone.
+/// The mode of a directory that only its owner can access.
 const PRIVATE: u32 = 0o700;
-/// Permissions, without the type of the file.
+/// The permission bits, without the type of the file.
 const PERMISSIONS: u32 = 0o7777;
-/// Bits of a mode by which others than owner and group write.
+/// The bits of a mode that let group and others write.
 const OTHERS_WRITE: u32 = 0o022;
-/// Bits of a mode for others than the owner.
+/// The bits of a mode for group and others.
 const OTHERS: u32 = 0o077;
-/// The bit by which only the owner of a file removes it from a directory.
+/// The bit that lets only the owner of a file remove it from a directory.
 const STICKY: u32 = 0o1000;
 /// The umask of hookrun's own processes: files are readable unless they are made private.
 const UMASK: u32 = 0o022;
-/// Where the last fallback of a user who is not root lies. It survives a restart of the machine,
-/// unlike /tmp (FHS 3.0, 5.15).
+/// The parent of the last fallback of a user who is not root. Unlike /tmp, it survives a restart of
+/// the machine (FHS 3.0, 5.15).
 const COMMON_PARENT: &str = "/var/tmp";
-/// How its name begins; the user's number and a hash follow.
+/// The prefix of that fallback's name; the user's number and a hash follow.
 const OWN_PREFIX: &str = "hookrun-spool-";
-/// Names looked at in the common directory, where anybody may make any number.
+/// The number of names that are read in the common directory, in which every user may create any
+/// number.
 const MOST_LISTED: usize = 100_000;
 
 impl Entry {
-    /// The mode that it is made with.
+    /// Returns the mode of a new entry.
     fn mode(self, system: bool) -> u32 {
         match (self.kind, self.access, system) {
             (FileType::Directory, Access::Add, true) => 0o1733,
@@ -113,60 +113,60 @@ impl Entry {
         }
     }
 
-    /// Returns whether this mode allows what the entry is for, and no more.
+    /// Returns whether this mode allows what the entry needs, and no more.
     fn admits(self, mode: u32, own_group: bool, system: bool) -> bool {
         let wanted = self.mode(system);
         match self.access {
-            // A group of build users in place of everybody is the operator's choice.
+            // The operator may choose a group of build users instead of everybody.
             Access::Add if system => mode == wanted || (own_group && mode == 0o1730),
             Access::Pass if system => {
                 mode & 0o700 == 0o700
                     && mode & OTHERS_WRITE == 0
                     && (mode & 0o001 != 0 || (own_group && mode & 0o010 != 0))
             }
-            // As `hookrun ci --private` makes it, for build users.
+            // `hookrun ci --private` creates this for build users.
             Access::Add if mode == 0o1733 => true,
             _ => mode & 0o700 == wanted & 0o700 && mode & OTHERS == 0,
         }
     }
 }
 
-/// Something that has another owner, mode or type than the table says.
+/// An entry with another owner, mode or type than in the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wrong {
     /// The entry.
     pub path: PathBuf,
-    /// What is wrong, and the command that sets it right.
+    /// The problem, and the command that corrects it.
     pub message: String,
     entry: &'static str,
     repair: Option<Repair>,
 }
 
-/// What became of something that was wrong.
+/// The result of correcting an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repaired {
-    /// What it was, and the command that sets it right if this user could not.
+    /// The problem, and the command that corrects it if this user could not.
     pub message: String,
     /// Whether it is correct now.
     pub done: bool,
 }
 
-/// What sets an entry right.
+/// The change that corrects an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Repair {
     owner: Option<u32>,
     mode: Option<u32>,
 }
 
-/// Sets the umask of this process, before it has threads.
+/// Sets the umask of this process. Must be called before it has threads.
 pub fn set_umask() {
     rustix::process::umask(hookrun_system::stat::mode(UMASK));
 }
 
-/// Makes a directory of the table and the directories above it, where they are missing.
+/// Creates a spool directory, and the missing directories above it.
 ///
 /// # Errors
-/// What the system says.
+/// The error of the system.
 pub fn make_spool(spool: &Path) -> std::io::Result<()> {
     let system = rustix::process::geteuid().is_root();
     if let Some(parent) = spool.parent() {
@@ -175,14 +175,15 @@ pub fn make_spool(spool: &Path) -> std::io::Result<()> {
     make(spool, SPOOL.mode(system))
 }
 
-/// Makes what hooks need before any worker runs: the state directory, the spool, its fallbacks; and
-/// sets right what is there. Returns what was set right, and what could not be.
+/// Creates the directories that hooks need before any worker runs (the state directory, the spool
+/// and its fallbacks), and corrects existing ones. Returns what was corrected and what could not
+/// be.
 ///
 /// # Errors
-/// The spool cannot be made.
+/// The spool cannot be created.
 pub fn prepare(dirs: &Dirs) -> std::io::Result<Vec<Repaired>> {
     make_spool(&dirs.spool())?;
-    // A file system without room says so when it is needed.
+    // If the file system has no space, the error is reported when the directory is needed.
     let _made = make(&dirs.rejected(), PRIVATE);
     if rustix::process::geteuid().is_root() {
         for fallback in fallbacks(dirs).into_iter().filter(|path| {
@@ -194,14 +195,14 @@ pub fn prepare(dirs: &Dirs) -> std::io::Result<Vec<Repaired>> {
     Ok(repair(dirs))
 }
 
-/// Makes a directory with exactly this mode, if there is none.
+/// Creates a directory with exactly this mode, if it does not exist.
 ///
 /// # Errors
-/// What the system says.
+/// The error of the system.
 pub fn make(path: &Path, mode: u32) -> std::io::Result<()> {
     match std::fs::DirBuilder::new().mode(mode & 0o700).create(path) {
-        // By descriptor: nothing else can have come under the name in a directory that is only
-        // ours, and a link in another is not followed.
+        // The mode is set by descriptor. In a private directory nobody else can have replaced the
+        // entry, and in others a link is not followed.
         Ok(()) => {
             let made = Directory::open(path, Use::List)?;
             Ok(rustix::fs::fchmod(&made, hookrun_system::stat::mode(mode))?)
@@ -211,10 +212,10 @@ pub fn make(path: &Path, mode: u32) -> std::io::Result<()> {
     }
 }
 
-/// Makes a directory and all that are missing above it with this mode.
+/// Creates a directory and all missing directories above it with this mode.
 ///
 /// # Errors
-/// What the system says.
+/// The error of the system.
 pub fn make_all(path: &Path, mode: u32) -> std::io::Result<()> {
     match make(path, mode) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -226,11 +227,11 @@ pub fn make_all(path: &Path, mode: u32) -> std::io::Result<()> {
     }
 }
 
-/// Makes a directory that is its owner's alone, and the directories above it with the mode of the
-/// state directory, where they are missing.
+/// Creates a directory that only its owner can access, and the missing directories above it with the
+/// mode of the state directory.
 ///
 /// # Errors
-/// What the system says.
+/// The error of the system.
 pub fn make_own(path: &Path) -> std::io::Result<()> {
     if let Some(parent) = path.parent() {
         make_all(parent, STATE.mode(rustix::process::geteuid().is_root()))?;
@@ -238,9 +239,9 @@ pub fn make_own(path: &Path) -> std::io::Result<()> {
     make(path, PRIVATE)
 }
 
-/// Where events go when the spool of these directories cannot be written, the best first: beside
-/// the state directory, where only its owner can make anything; then, for a system installation, in
-/// memory, which is another file system and is lost when the machine stops.
+/// Returns the directories for events if the spool cannot be written, in order of preference: one
+/// beside the state directory, where only its owner can create entries; then, for a system
+/// installation, one in memory, which is another file system and is lost when the machine stops.
 pub fn fallbacks(dirs: &Dirs) -> Vec<PathBuf> {
     let mut beside = dirs.state.clone().into_os_string();
     beside.push("-fallback");
@@ -248,13 +249,13 @@ pub fn fallbacks(dirs: &Dirs) -> Vec<PathBuf> {
     vec![PathBuf::from(beside), memory]
 }
 
-/// The last fallback of a user who is not root and can make none of [`fallbacks`]: that user's own
-/// directory in a place where everybody may make one.
+/// Returns the last fallback of a user who is not root and can create none of [`fallbacks`]: the
+/// user's own directory in a place where every user may create one.
 pub fn own_fallback(dirs: &Dirs, uid: u32) -> PathBuf {
     Path::new(COMMON_PARENT).join(format!("{OWN_PREFIX}{uid}-{}", short_hash(&dirs.state)))
 }
 
-/// The directories at [`own_fallback`] that are there, of all users.
+/// Returns the existing directories at [`own_fallback`] of all users.
 pub fn own_fallbacks(dirs: &Dirs) -> Vec<PathBuf> {
     use std::os::unix::ffi::OsStrExt as _;
     let end = format!("-{}", short_hash(&dirs.state));
@@ -269,14 +270,14 @@ pub fn own_fallbacks(dirs: &Dirs) -> Vec<PathBuf> {
     paths.collect()
 }
 
-/// Tells several installations on one machine apart.
+/// Returns a hash that distinguishes several installations on one machine.
 fn short_hash(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt as _;
     let [a, b, c, d, ..] = <[u8; 32]>::from(Sha256::digest(path.as_os_str().as_bytes()));
     format!("{a:02x}{b:02x}{c:02x}{d:02x}")
 }
 
-/// Returns whether this path is in the place where every user may make a directory.
+/// Returns whether this path is in the directory where every user may create entries.
 pub fn is_in_common(path: &Path) -> bool {
     path.parent() == Some(Path::new(COMMON_PARENT))
 }
@@ -291,7 +292,7 @@ pub fn is_shared_by_root(stat: &Stat) -> bool {
     stat.st_uid == 0 && (mode_of(stat) & OTHERS_WRITE == 0 || mode_of(stat) & STICKY != 0)
 }
 
-/// What is wrong with owner, mode or type of what is there.
+/// Returns the existing entries with a wrong owner, mode or type.
 pub fn examine(dirs: &Dirs) -> Vec<Wrong> {
     let Ok(state) = rustix::fs::stat(&dirs.state) else { return Vec::new() };
     let owner = state.st_uid;
@@ -305,27 +306,30 @@ pub fn examine(dirs: &Dirs) -> Vec<Wrong> {
 }
 
 fn look(entry: &Entry, path: &Path, owner: u32) -> Option<Wrong> {
-    // The state directory may be a link, which its parent's owner made.
+    // The state directory may be a link, created by the owner of its parent.
     let flags = if entry.name.is_empty() { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
     let stat = rustix::fs::statat(rustix::fs::CWD, path, flags).ok()?;
     judge(*entry, path, &stat, owner)
 }
 
-/// What is wrong with one entry.
+/// Returns the problem of one entry.
 fn judge(entry: Entry, path: &Path, stat: &Stat, owner: u32) -> Option<Wrong> {
     let (shown, kind) = (path.display().to_string(), FileType::from_raw_mode(stat.st_mode));
     let wrong = |message: String, repair: Option<Repair>| {
         Some(Wrong { path: path.to_owned(), message, entry: entry.name, repair })
     };
     if kind == FileType::Symlink {
-        let what = "is a symbolic link, which neither hooks nor worker follow";
-        let fix = "put the directory itself there, or a bind mount, or set HOOKRUN_STATE_DIR";
+        let what = "is a symbolic link, which hooks and worker do not follow";
+        let fix = "replace it by a directory or a bind mount, or set HOOKRUN_STATE_DIR";
         return wrong(format!("{shown} {what}; {fix}"), None);
     }
     if kind != entry.kind {
         let expected =
             if entry.kind == FileType::Directory { "a directory" } else { "a regular file" };
-        return wrong(format!("{shown} is not {expected}; move it away, it is made again"), None);
+        return wrong(
+            format!("{shown} is not {expected}; move it away, and hookrun creates it again"),
+            None,
+        );
     }
     let system = owner == 0;
     let (mode, wanted) = (mode_of(stat) & PERMISSIONS, entry.mode(system));
@@ -349,7 +353,7 @@ fn judge(entry: Entry, path: &Path, stat: &Stat, owner: u32) -> Option<Wrong> {
     wrong(format!("{shown} {}; run `{}`", parts.join(" and "), commands.join(" && ")), Some(repair))
 }
 
-/// What a wrong mode leads to.
+/// Describes the consequence of a wrong mode.
 fn harm(entry: Entry, mode: u32, system: bool) -> &'static str {
     let others_write = mode & OTHERS_WRITE != 0;
     match entry.access {
@@ -357,26 +361,26 @@ fn harm(entry: Entry, mode: u32, system: bool) -> &'static str {
             "so its owner cannot use it"
         }
         Access::Add if system && others_write && mode & STICKY == 0 => {
-            "so anybody may remove events of others"
+            "so every user may remove events of others"
         }
         Access::Add if system && !others_write => {
-            "so build users cannot hand over what diff hooks find"
+            "so diff hooks, which run as build users, cannot hand over events"
         }
-        Access::Add if others_write => "so others may add and remove events",
+        Access::Add if others_write => "so other users may add and remove events",
         Access::Pass if system && !others_write => {
-            "so build users and plugins cannot reach what is in it"
+            "so build users and plugins cannot reach its contents"
         }
-        _ if others_write => "so others may change it",
-        _ => "so others may look into it",
+        _ if others_write => "so other users may change it",
+        _ => "so other users may read it",
     }
 }
 
-/// Sets right what [`examine`] finds, where this user may. Returns one line for each.
+/// Corrects what [`examine`] finds, if this user may. Returns one line for each entry.
 pub fn repair(dirs: &Dirs) -> Vec<Repaired> {
     let repaired = examine(dirs).into_iter().map(|wrong| match set_right(&wrong) {
         Ok(true) => {
             let (what, _) = wrong.message.split_once("; run `").unwrap_or((&wrong.message, ""));
-            Repaired { message: format!("{what}; this is set right now"), done: true }
+            Repaired { message: format!("{what}; this is corrected now"), done: true }
         }
         Ok(false) => Repaired { message: wrong.message, done: false },
         Err(error) => Repaired { message: format!("{} ({error})", wrong.message), done: false },
@@ -384,7 +388,7 @@ pub fn repair(dirs: &Dirs) -> Vec<Repaired> {
     repaired.collect()
 }
 
-/// True if it could be.
+/// Corrects an entry. Returns whether it was possible.
 fn set_right(wrong: &Wrong) -> rustix::io::Result<bool> {
     let Some(Repair { owner, mode }) = wrong.repair else { return Ok(false) };
     let nofollow = if wrong.entry.is_empty() { OFlags::empty() } else { OFlags::NOFOLLOW };
@@ -392,7 +396,7 @@ fn set_right(wrong: &Wrong) -> rustix::io::Result<bool> {
     let open = rustix::fs::open(&wrong.path, flags, Mode::empty())?;
     let stat = rustix::fs::fstat(&open)?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink > 1 {
-        // It is another file as well.
+        // The file has another name as well.
         return Ok(false);
     }
     if let Some(owner) = owner {

@@ -14,10 +14,10 @@ fn mode(path: &Path) -> u32 {
     std::fs::symlink_metadata(path).unwrap().mode() & PERMISSIONS
 }
 
-/// One entry of root's installation with another mode or owner.
-#[expect(unsafe_code, reason = "rustix has no other way to make a `Stat`")]
+/// Returns the problem of an entry of root's installation with this mode and owner.
+#[expect(unsafe_code, reason = "rustix has no other way to create a `Stat`")]
 fn seen(entry: Entry, mode: u32, uid: u32) -> String {
-    // SAFETY: all zeros are a valid `stat`, which holds numbers only.
+    // SAFETY: a `stat` consists of integers, so all zeros are a valid value.
     let mut stat: Stat = unsafe { std::mem::zeroed() };
     stat.st_mode = entry.kind.as_raw_mode() | hookrun_system::stat::mode(mode).as_raw_mode();
     stat.st_uid = uid;
@@ -63,7 +63,7 @@ fn stat_of_a_file() -> Stat {
 }
 
 #[test]
-fn wrong_modes_are_set_right() {
+fn wrong_modes_are_corrected() {
     let dir = tempfile::tempdir().unwrap();
     let dirs = dirs(&dir);
     assert_eq!(prepare(&dirs).unwrap(), []);
@@ -86,7 +86,7 @@ fn wrong_modes_are_set_right() {
 }
 
 #[test]
-fn a_link_in_place_of_the_spool_is_named_and_left() {
+fn a_link_in_place_of_the_spool_is_reported_and_kept() {
     let dir = tempfile::tempdir().unwrap();
     let dirs = dirs(&dir);
     std::fs::create_dir(&dirs.state).unwrap();
@@ -99,7 +99,7 @@ fn a_link_in_place_of_the_spool_is_named_and_left() {
 }
 
 #[test]
-fn what_is_made_has_its_mode() {
+fn new_entries_have_the_mode_of_the_table() {
     let dir = tempfile::tempdir().unwrap();
     make(&dir.path().join("a"), 0o1733).unwrap();
     assert_eq!(mode(&dir.path().join("a")), 0o1733);

@@ -79,20 +79,20 @@ fn included_files_are_read() {
     ssh://m2 x86_64-linux - 1 1 - - -
     ");
     insta::assert_snapshot!(found.warnings.join("\n"), @r"
-    /etc/nix/more:1: column 5 (speed factor): `-2` is not a speed factor; write a number over 0 such as `2`; the machine is left out
-    /etc/nix/more:2: `@/etc/nix/machines` includes itself or is more than 64 files deep; remove it
-    /etc/nix/machines:4: column 4 (maximum number of jobs): `many` is not a number of jobs; write a whole number such as `4`; the machine is left out
-    setting `builders`:1: column 8 (public host key): it is not base64; write the output of `base64 -w0` on the machine's public host key; the machine is left out
+    /etc/nix/more:1: column 5 (speed factor): `-2` is not a valid speed factor; write a number greater than 0 such as `2`; the machine is ignored
+    /etc/nix/more:2: `@/etc/nix/machines` includes itself or is nested more than 64 files deep; remove it
+    /etc/nix/machines:4: column 4 (maximum number of jobs): `many` is not a valid number of jobs; write a whole number such as `4`; the machine is ignored
+    setting `builders`:1: column 8 (public host key): it is not base64; write the output of `base64 -w0` on the machine's public host key; the machine is ignored
     setting `builders`:2: `@/secret` cannot be read (permission denied); make it readable or remove it
-    setting `builders`:3: column 1 (store URI): a store URI is needed, such as `ssh://builder`; the machine is left out
+    setting `builders`:3: column 1 (store URI): a store URI is needed, such as `ssh://builder`; the machine is ignored
     ");
 }
 
-/// As the version before.
+/// The same machines as in the previous version.
 const SAME: Option<&[&str]> = Some(&["same"]);
 
-/// Each row: a text, and the machines (URI, jobs, speed factor) that each Nix has read from it;
-/// `None` where Nix gives up on the whole command.
+/// Each row has a text, and the machines (URI, jobs, speed factor) that each Nix reads from it;
+/// `None` if Nix fails the whole command.
 #[test]
 fn each_version_reads_as_its_source_says() {
     type Read = Option<&'static [&'static str]>;
@@ -181,7 +181,7 @@ fn the_version_is_asked_for_only_if_it_matters() {
 }
 
 #[test]
-fn bytes_that_are_no_text_cost_one_machine_at_most() {
+fn bytes_that_are_not_text_affect_only_their_machine() {
     let text = b"m1 # B\xfcro\nm2 - /k\xe9y\nm3 - - 2";
     let mut read = |_: &Path| -> io::Result<Vec<u8>> { Ok(text.to_vec()) };
     let (found, _) = parse_with(b"@/etc/nix/machines", "x86_64-linux", Reading::NEWEST, &mut read);
@@ -189,7 +189,7 @@ fn bytes_that_are_no_text_cost_one_machine_at_most() {
         lines(&found),
         ["ssh://m1 x86_64-linux - 1 1 - - -", "ssh://m3 x86_64-linux - 2 1 - - -"]
     );
-    insta::assert_snapshot!(found.warnings.join("\n"), @"/etc/nix/machines:2: column 3 (ssh key file): it is not UTF-8; write it in UTF-8; the machine is left out");
+    insta::assert_snapshot!(found.warnings.join("\n"), @"/etc/nix/machines:2: column 3 (ssh key file): it is not UTF-8; write it in UTF-8; the machine is ignored");
 }
 
 #[test]
@@ -257,7 +257,7 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn both_ways(machines in prop::collection::vec(any_machine(), 0..4), separator in prop_oneof![Just("\n"), Just(";"), Just(" ; # x\n")]) {
+    fn a_written_line_is_read_back(machines in prop::collection::vec(any_machine(), 0..4), separator in prop_oneof![Just("\n"), Just(";"), Just(" ; # x\n")]) {
         let text = machines.iter().map(ToString::to_string).collect::<Vec<_>>().join(separator);
         let found = parse_files(&text, &[]);
         prop_assert_eq!(found.warnings.len(), 0);
@@ -269,7 +269,7 @@ proptest! {
     }
 
     #[test]
-    fn any_text_gives_one_line_machines(text in "[ -~\n\t]{0,200}") {
+    fn machines_of_any_text_have_one_line(text in "[ -~\n\t]{0,200}") {
         for machine in parse_files(&text, &[]).machines {
             let line = machine.line_for_stock_hook();
             prop_assert!(!line.contains(['\n', ';', '#']));

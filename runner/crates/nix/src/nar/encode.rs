@@ -1,9 +1,9 @@
-//! A file system tree as a NAR (Nix `libutil/archive.cc`, `dump`).
+//! Encodes a file system tree as a NAR (Nix `libutil/archive.cc`, `dump`).
 //!
-//! The walk is iterative and holds one directory open at a time, whatever the depth: like Nix, it
-//! has no bound on the depth of a tree. A child is opened relative to its directory, without
-//! following a symlink, and the way back up (`..`) must lead to the directory that was left.
-//! Memory is the names of the directories on the way from the root to the current one.
+//! The walk is iterative and keeps one directory open at a time, so like Nix it has no limit on the
+//! depth of a tree. A child is opened relative to its directory, without following a symlink, and
+//! `..` must lead back to the directory that was left. Memory grows with the names in the
+//! directories on the path from the root to the current one.
 
 use std::ffi::{CString, OsStr};
 use std::io::{self, Read as _, Write};
@@ -14,30 +14,30 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-/// What opening a node needs: it is read, no symlink is followed, and a FIFO is not waited for.
+/// The flags for opening a node: it is read, symlinks are not followed, and a FIFO does not block.
 const FLAGS: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::NONBLOCK)
     .union(OFlags::NOCTTY)
     .union(OFlags::CLOEXEC);
-/// Bytes read from a file at once.
+/// The number of bytes that are read from a file at once.
 const CHUNK: usize = 64 << 10;
 
-/// Why a tree was not encoded whole.
+/// The reason why a tree was not encoded completely.
 #[derive(Debug, thiserror::Error)]
 pub enum EncodeError {
-    /// Something that is neither a regular file, a directory nor a symlink.
+    /// A file that is not a regular file, a directory or a symlink.
     #[error("{} is neither a regular file, a directory nor a symlink", .0.display())]
     Unsupported(PathBuf),
-    /// Something else was there at the second look.
+    /// A file was replaced between two accesses.
     #[error("{} changed while it was read", .0.display())]
     Changed(PathBuf),
     /// The tree cannot be read.
     #[error("{}: {error}", path.display())]
     Read {
-        /// What cannot be read.
+        /// The path that cannot be read.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         #[source]
         error: io::Error,
     },
@@ -46,20 +46,20 @@ pub enum EncodeError {
     Write(io::Error),
 }
 
-/// A directory on the way to the current node.
+/// A directory on the path to the current node.
 struct Level {
-    /// Its own name; that of the root is empty.
+    /// Its name; empty for the root.
     name: CString,
     device: u64,
     inode: u64,
-    /// The entries that are not written yet, the last of them first.
+    /// The entries that are not written yet, in reverse order.
     left: Vec<CString>,
 }
 
 /// Writes the NAR of the tree at `root`.
 ///
 /// # Errors
-/// The tree cannot be read, changes meanwhile, holds something that a NAR cannot, or the writer
+/// The tree cannot be read, changes meanwhile, contains something that a NAR cannot, or the writer
 /// fails.
 pub(super) fn encode(mut out: impl Write, root: &Path) -> Result<(), EncodeError> {
     let out = &mut out;
@@ -101,8 +101,8 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Writes the node `name` of `directory`: the whole of it, or the beginning of a directory,
-    /// which is then returned.
+    /// Writes the node `name` of `directory`: a complete file or symlink, or the beginning of a
+    /// directory, which is then returned.
     fn node(
         &mut self,
         out: &mut impl Write,
@@ -143,7 +143,7 @@ impl Walk<'_> {
             return Err(EncodeError::Changed(self.path(Some(name))));
         }
         token(out, b"regular")?;
-        // As Nix tells it: the owner's bit.
+        // Nix uses the owner's bit.
         if found.st_mode & 0o100 != 0 {
             token(out, b"executable")?;
             token(out, b"")?;
@@ -173,7 +173,7 @@ impl Walk<'_> {
         padding(out, size)
     }
 
-    /// Opens the directory `name` and reads what is in it.
+    /// Opens the directory `name` and reads its entries.
     fn enter(&mut self, directory: BorrowedFd<'_>, name: &CString) -> Result<OwnedFd, EncodeError> {
         let (entered, found) = self.open(directory, name, FLAGS | OFlags::DIRECTORY)?;
         let mut left = Vec::new();
@@ -192,7 +192,7 @@ impl Walk<'_> {
         Ok(entered)
     }
 
-    /// Goes back to the directory that holds `current`; none: `current` is the root.
+    /// Returns to the parent of `current`; returns none if `current` is the root.
     fn leave(&mut self, current: &OwnedFd) -> Result<Option<OwnedFd>, EncodeError> {
         self.levels.pop();
         let Some(level) = self.levels.last() else { return Ok(None) };
@@ -213,7 +213,7 @@ impl Walk<'_> {
         let opened = rustix::fs::openat(directory, name, flags, Mode::empty())
             .and_then(|file| rustix::fs::fstat(&file).map(|found| (file, found)));
         opened.map_err(|errno| match errno {
-            // It was something else a moment ago.
+            // The type has changed since the last check.
             Errno::LOOP | Errno::NOTDIR | Errno::NXIO => {
                 EncodeError::Changed(self.path(Some(name)))
             }
@@ -221,7 +221,7 @@ impl Walk<'_> {
         })
     }
 
-    /// The path of the current directory, or of `name` in it.
+    /// Returns the path of the current directory, or of `name` in it.
     fn path(&self, name: Option<&std::ffi::CStr>) -> PathBuf {
         let mut path = self.root.to_owned();
         if self.levels.is_empty() {
@@ -249,7 +249,7 @@ fn token(out: &mut impl Write, word: &[u8]) -> Result<(), EncodeError> {
     padding(out, size)
 }
 
-/// Everything in a NAR fills whole words of 8 bytes.
+/// Pads to a multiple of 8 bytes, as all parts of a NAR are.
 fn padding(out: &mut impl Write, size: u64) -> Result<(), EncodeError> {
     let missing = usize::try_from(size.wrapping_neg() % 8).unwrap_or(0);
     out.write_all([0; 8].get(..missing).unwrap_or_default()).map_err(EncodeError::Write)
@@ -290,7 +290,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
         std::fs::create_dir(&root).unwrap();
-        // Deeper than the longest path that the kernel takes at once.
+        // Deeper than the longest path that the kernel accepts.
         let mut here = rustix::fs::open(&root, OFlags::DIRECTORY, Mode::empty()).unwrap();
         let depth = 3000;
         for _ in 0..depth {
@@ -302,7 +302,7 @@ mod tests {
         encode(&mut nar, &root).unwrap();
         let count = |word: &[u8]| nar.windows(word.len()).filter(|part| *part == word).count();
         assert_eq!((count(b"directory"), count(b"symlink")), (depth + 1, 1));
-        // Parentheses are balanced: of 16 bytes each, a length and the character.
+        // Parentheses are balanced. Each takes 16 bytes: a length and the character.
         let parenthesis =
             |character: u8| count(&[1, 0, 0, 0, 0, 0, 0, 0, character, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(parenthesis(b'('), parenthesis(b')'));

@@ -1,4 +1,5 @@
-//! What the worker asks and says while it runs tasks: which are due, which begin, how they ended.
+//! The worker's queries and changes while it runs tasks: which tasks are due, which begin, and how
+//! they ended.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,79 +12,80 @@ use crate::retry::Next;
 use hookrun_nix::event::Event;
 use hookrun_nix::outcome::RunReport;
 
-/// A task that is to run.
+/// A task to run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Task {
     /// The plugin's name in the configuration.
     pub plugin: String,
-    /// The event.
+    /// The event that the plugin handles.
     pub event: Event,
 }
 
-/// In which order due tasks are given.
+/// The order in which due tasks are returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// As Nix called the hooks.
+    /// In the order in which Nix called the hooks.
     Oldest,
-    /// Those that may run longest first: after a failure a task comes after those that were not
-    /// tried since.
+    /// Those first that have been due for the longest time, so a failed task comes after tasks that
+    /// were not tried since.
     LongestDue,
 }
 
-/// One attempt, as the worker knows it.
+/// An attempt, as the worker knows it.
 #[derive(Debug, Clone, Copy)]
 pub struct Attempt<'a> {
     /// The event's id.
     pub event: &'a str,
     /// The plugin's name.
     pub plugin: &'a str,
-    /// 1 for the first.
+    /// The number of the attempt, from 1.
     pub number: u32,
-    /// When it began.
+    /// The time when it began.
     pub start_ms: u64,
-    /// When it ended.
+    /// The time when it ended.
     pub end_ms: u64,
 }
 
-/// An attempt that ended, and what comes next.
+/// An attempt that ended, with the next step of its task.
 #[derive(Debug, Clone, Copy)]
-pub struct Ended<'a> {
+pub struct EndedAttempt<'a> {
     /// The attempt.
     pub attempt: Attempt<'a>,
-    /// How it ended.
+    /// The result of the run.
     pub report: &'a RunReport,
-    /// What comes next.
+    /// The next step.
     pub next: Next,
-    /// What counts towards `give-up-after`, this attempt included.
+    /// The time that counts towards `give-up-after`, including this attempt.
     pub age_ms: u64,
 }
 
 /// An attempt that begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Begun {
-    /// 1 for the first.
+pub struct StartedAttempt {
+    /// The number of the attempt, from 1.
     pub number: u32,
-    /// What counted towards `give-up-after` when the last attempt ended.
+    /// The time that counted towards `give-up-after` when the last attempt ended.
     pub age_ms: u64,
-    /// When the last attempt ended; none before the first, and if the task was refused since.
+    /// The time when the last attempt ended; none before the first one, and if the task was refused
+    /// since.
     pub last_ms: Option<u64>,
 }
 
-/// A task that was due and cannot be run: its row is damaged.
+/// A due task that cannot run, because its row is damaged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
     /// The event's id.
     pub event: String,
-    /// What is wrong with it.
+    /// The problem.
     pub reason: String,
 }
 
-/// Bytes of events that are read ahead at once; one is read however large it is.
+/// The size of the events that are read ahead, in bytes. One event is read whatever its size is.
 const READ_AHEAD_BYTES: usize = 1 << 20;
 
 impl Journal {
-    /// What a worker does when it starts: attempts that the worker before did not end are written
-    /// down as interrupted and count as made. Gives the number of interrupted attempts.
+    /// Called when a worker starts: records attempts that the previous worker did not end as
+    /// interrupted, and counts them. Returns their number.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -100,7 +102,7 @@ impl Journal {
                  message = 'the worker ended during this attempt', updated_ms = ?1 WHERE state = 'running'",
                 [sql_time(now_ms)],
             )?;
-            // A damaged number or word would keep its task from ever running.
+            // A damaged number or word would prevent its task from ever running.
             transaction.execute(
                 "UPDATE tasks SET not_before_ms = 0, attempts = 0, age_ms = 0, last_ms = NULL, updated_ms = ?1
                  WHERE typeof(not_before_ms) <> 'integer' OR typeof(attempts) <> 'integer' OR typeof(age_ms) <> 'integer'
@@ -116,10 +118,10 @@ impl Journal {
         })
     }
 
-    /// Lets one refused task of each plugin but `running` run as a try for all of them, if its
-    /// plugin's refused tasks were to be tried again by now: the one that was tried longest ago.
-    /// The others wait for `delay` more, so that a service that refuses credentials is not asked
-    /// for every task. Gives plugin and event of the tries.
+    /// Makes one refused task of each plugin except `running` due, if it is time to test the
+    /// plugin's refused tasks: the one that was tried longest ago. The others wait for another
+    /// `delay`, so that a service that refuses credentials is not asked for every task. Returns
+    /// plugin and event of the tests.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -162,8 +164,8 @@ impl Journal {
         Ok(tries)
     }
 
-    /// Tasks that were refused may run again, those of one plugin or all: the configuration, a
-    /// plugin or a secret has changed, or a try has succeeded. Gives how many there were.
+    /// Makes refused tasks due, of one plugin or of all, because the configuration, a plugin or a
+    /// secret has changed, or a test has succeeded. Returns their number.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -177,8 +179,8 @@ impl Journal {
         })
     }
 
-    /// Forgets events that ended longer than `keep` ago, with their attempts. Dead letters stay
-    /// until somebody decides.
+    /// Removes events that ended longer than `keep` ago, with their attempts. Dead letters stay
+    /// until the operator decides.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -193,8 +195,8 @@ impl Journal {
         })
     }
 
-    /// Forgets ended events of each user but root and `own` beyond so many, the oldest first, dead
-    /// letters included: a build user can hand over any number.
+    /// Removes the oldest ended events of each user except root and `own` beyond `most`, including
+    /// dead letters, because a build user can hand over any number.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -237,8 +239,7 @@ impl Journal {
         })
     }
 
-    /// Up to `limit` tasks of one plugin that may run now, and beside them those whose event cannot
-    /// be read.
+    /// Returns up to `limit` due tasks of one plugin, and those whose events cannot be read.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -279,8 +280,7 @@ impl Journal {
         })
     }
 
-    /// The plugins that have a task that may run now. Looks at one row a plugin, however many there
-    /// are.
+    /// Returns the plugins that have a due task. Reads only one row per plugin.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -300,7 +300,7 @@ impl Journal {
         })
     }
 
-    /// When the first of the tasks that wait may run, or a refused one is tried again.
+    /// Returns the time when the first waiting task may run, or a refused one is tested.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -312,19 +312,19 @@ impl Journal {
         })
     }
 
-    /// One step of the worker, in one transaction: writes down how attempts ended, and marks tasks
-    /// as running. For each that ended: was it the event's last open task, so that its roots may
-    /// go? For each that is to begin: its attempt, or none if somebody has removed it or given it
-    /// another time since it was read.
+    /// Performs one step of the worker in one transaction: records how attempts ended, and marks
+    /// tasks as running. Returns for each ended attempt whether it was the event's last open task,
+    /// so that its roots may be removed; and for each task to begin its attempt, or none if the
+    /// task was removed or rescheduled since it was read.
     ///
     /// # Errors
-    /// SQLite reports an error; then nothing of it was done.
+    /// SQLite reports an error; in that case nothing was changed.
     pub fn step(
         &mut self,
-        ended: &[Ended<'_>],
+        ended: &[EndedAttempt<'_>],
         begin: &[Task],
         now_ms: u64,
-    ) -> Result<(Vec<bool>, Vec<Option<Begun>>), JournalError> {
+    ) -> Result<(Vec<bool>, Vec<Option<StartedAttempt>>), JournalError> {
         self.write(|transaction| {
             let ended = ended
                 .iter()
@@ -338,8 +338,8 @@ impl Journal {
         })
     }
 
-    /// A task can never be done: it is lost, for `message`. The second value: that was the event's
-    /// last open task.
+    /// Makes a task lost, with `message` as the reason. The second value is whether it was the
+    /// event's last open task.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -357,12 +357,12 @@ impl Journal {
             )?;
             unblock(transaction, event, plugin)?;
             end_event(transaction, event, now_ms)?;
-            // Nobody can tell any more which they are; the next sweep finds them.
+            // The roots cannot be determined any longer; the next sweep finds them.
             transaction.execute("UPDATE events SET rooted = 0 WHERE id = ?1", [event]).map(drop)
         })
     }
 
-    /// Takes a running task back, as if this attempt had not been begun: the worker stops.
+    /// Resets a running task as if this attempt had not begun, because the worker stops.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -392,7 +392,7 @@ fn begin_one(
     transaction: &Transaction<'_>,
     task: &Task,
     now_ms: u64,
-) -> rusqlite::Result<Option<Begun>> {
+) -> rusqlite::Result<Option<StartedAttempt>> {
     transaction
         .prepare_cached(
             "UPDATE tasks SET state = 'running', attempts = attempts + 1, updated_ms = ?3
@@ -400,15 +400,15 @@ fn begin_one(
         )?
         .query_row(params![task.event.id, task.plugin, sql_time(now_ms)], |row| {
             let (number, age_ms) = (query::number(row, 0)?, query::count(row, 1)?);
-            Ok(Begun { number, age_ms, last_ms: query::time(row, 2)? })
+            Ok(StartedAttempt { number, age_ms, last_ms: query::time(row, 2)? })
         })
         .optional()
 }
 
-/// True if the event's roots may go: it has ended, and nothing of it is dead. Refused tasks are
-/// open.
-fn finish(transaction: &Transaction<'_>, ended: &Ended<'_>) -> rusqlite::Result<bool> {
-    let Ended { attempt, report, next, age_ms } = *ended;
+/// Returns whether the event's roots may be removed: the event has ended, and none of its tasks is
+/// dead. Refused tasks are open.
+fn finish(transaction: &Transaction<'_>, ended: &EndedAttempt<'_>) -> rusqlite::Result<bool> {
+    let EndedAttempt { attempt, report, next, age_ms } = *ended;
     let Attempt { event, plugin, number, start_ms, end_ms } = attempt;
     let (state, not_before_ms, uncounted) = match next {
         Next::Done => (Stored::Done, 0, 0),
@@ -462,7 +462,7 @@ fn finish(transaction: &Transaction<'_>, ended: &Ended<'_>) -> rusqlite::Result<
     }
 }
 
-/// Tasks that waited for this one, and for no other any more, may run.
+/// Makes tasks due that waited for this task and for no other.
 pub(super) fn unblock(
     transaction: &Transaction<'_>,
     event: &str,
@@ -484,8 +484,8 @@ pub(super) fn unblock(
     Ok(())
 }
 
-/// Ends an event that has no open task; true if its roots may go. A dead letter keeps them: it may
-/// be tried again.
+/// Ends an event that has no open task. Returns whether its roots may be removed. A dead letter
+/// keeps them, because it may be tried again.
 pub(super) fn end_event(
     transaction: &Transaction<'_>,
     event: &str,

@@ -1,28 +1,28 @@
-//! Open breakers outlive the worker: the next one does not begin by asking a dead service for every
-//! task.
+//! Stores open circuit breakers, so that the next worker does not start by trying every task with a
+//! service that is down.
 
 use rusqlite::params;
 
 use super::{Journal, JournalError, query, sql_time};
 
-/// An open breaker, as the journal keeps it.
+/// An open breaker, as the journal stores it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct OpenBreaker {
     /// The plugin's name in the configuration.
     pub plugin: String,
-    /// When it opened; milliseconds since 1970.
+    /// The time when it opened, in milliseconds since 1970.
     pub since_ms: u64,
-    /// When the next task is tried.
+    /// The time of the next test.
     pub until_ms: u64,
-    /// Tries that failed since it opened.
+    /// The number of failed tests since it opened.
     pub trips: u32,
-    /// The last failure's sentence.
+    /// The message of the last failure.
     pub message: String,
 }
 
 impl Journal {
-    /// The open breakers.
+    /// Returns the open breakers.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -44,7 +44,7 @@ impl Journal {
         })
     }
 
-    /// Keeps an open breaker.
+    /// Stores an open breaker.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -58,8 +58,9 @@ impl Journal {
         })
     }
 
-    /// A breaker has closed. What failed while it was open may run now, in the order of its events:
-    /// the service is back. True if it was open.
+    /// Removes a breaker that has closed. Tasks that failed while it was open become due in the
+    /// order of their events, because the service is available again. Returns whether the breaker
+    /// was open.
     ///
     /// # Errors
     /// SQLite reports an error.

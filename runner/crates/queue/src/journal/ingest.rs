@@ -1,4 +1,4 @@
-//! Events come into the journal, each with its tasks, in one transaction.
+//! Adds events with their tasks to the journal, in one transaction.
 
 use rusqlite::{OptionalExtension as _, Transaction, params};
 use serde::Serialize as _;
@@ -6,68 +6,68 @@ use serde::Serialize as _;
 use super::{Journal, JournalError, query, sql_count, sql_time};
 use hookrun_nix::event::{Event, HookEvent};
 
-/// An event that is to be taken.
+/// An event to take.
 #[derive(Debug)]
 pub struct Incoming<'a> {
     /// The event.
     pub event: &'a Event,
-    /// The uid that handed it over.
+    /// The uid of the user who handed it over.
     pub uid: u32,
-    /// The plugins that want it.
-    pub plugins: Vec<Wanted>,
-    /// How many of its outputs are rooted.
+    /// The tasks to create.
+    pub plugins: Vec<NewTask>,
+    /// The number of its outputs that have roots.
     pub rooted: usize,
 }
 
-/// A plugin that wants an event.
+/// A task to create for an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
-    /// Its name in the configuration.
+pub struct NewTask {
+    /// The plugin's name in the configuration.
     pub plugin: String,
-    /// For a plugin that wants dependencies first: the store paths that the event's outputs reach.
-    /// Tasks of the same plugin whose events have one of these as an output come before this one.
+    /// For a plugin that wants dependencies first: the closure of the event's outputs. Tasks of the
+    /// same plugin whose events have one of these paths as an output run before this one.
     pub after: Option<Vec<String>>,
 }
 
-impl From<&str> for Wanted {
+impl From<&str> for NewTask {
     fn from(plugin: &str) -> Self {
         Self { plugin: plugin.to_owned(), after: None }
     }
 }
 
-/// What became of an event that the worker took.
+/// The result of taking an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Taken {
-    /// It is in the journal, with so many tasks.
+pub enum IngestResult {
+    /// It was added to the journal, with this number of tasks.
     New(usize),
-    /// An earlier event that says the same has not ended; that one stands for both.
+    /// An equal event that has not ended exists, and is used for both.
     Merged(String),
-    /// It was in the journal before.
+    /// It is already in the journal.
     Known {
         /// Whether its tasks have ended.
         ended: bool,
     },
 }
 
-/// What one user has in the journal that has not ended.
+/// The unfinished events of one user in the journal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Share {
-    /// Events.
+    /// The number of events.
     pub events: u64,
-    /// Their bytes.
+    /// Their total size in bytes.
     pub bytes: u64,
 }
 
 impl Journal {
-    /// Takes events. Durable when it returns: then the spool files may go.
+    /// Takes events. They are durable when it returns, so that the spool files may be removed.
     ///
     /// # Errors
-    /// SQLite reports an error; then nothing was taken.
+    /// SQLite reports an error; in that case nothing was taken.
     pub fn take(
         &mut self,
         events: &[Incoming<'_>],
         now_ms: u64,
-    ) -> Result<Vec<Taken>, JournalError> {
+    ) -> Result<Vec<IngestResult>, JournalError> {
         self.synchronous("FULL")?;
         let taken = self.write(|transaction| {
             events.iter().map(|incoming| take_one(transaction, incoming, now_ms)).collect()
@@ -76,7 +76,7 @@ impl Journal {
         taken
     }
 
-    /// Up to `limit` events that nobody wanted, in order, those after `after`.
+    /// Returns up to `limit` events that no plugin wanted, sorted by id, with ids after `after`.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -91,10 +91,10 @@ impl Journal {
         })
     }
 
-    /// Events that nobody wanted are wanted now.
+    /// Adds tasks to events that no plugin wanted before.
     ///
     /// # Errors
-    /// SQLite reports an error; then nothing was changed.
+    /// SQLite reports an error; in that case nothing was changed.
     pub fn want(&mut self, events: &[Incoming<'_>], now_ms: u64) -> Result<(), JournalError> {
         self.write(|transaction| {
             for Incoming { event, uid: _, plugins, rooted } in events {
@@ -116,7 +116,7 @@ impl Journal {
         })
     }
 
-    /// What was noted under `name`.
+    /// Returns the value that is stored under `name`.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -129,7 +129,7 @@ impl Journal {
         })
     }
 
-    /// Notes `value` under `name`.
+    /// Stores `value` under `name`.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -144,7 +144,7 @@ impl Journal {
         })
     }
 
-    /// What a user has in the journal that has not ended.
+    /// Returns the unfinished events of a user in the journal.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -173,7 +173,7 @@ fn take_one(
     transaction: &Transaction<'_>,
     incoming: &Incoming<'_>,
     now_ms: u64,
-) -> rusqlite::Result<Taken> {
+) -> rusqlite::Result<IngestResult> {
     let Incoming { event, uid, plugins, rooted } = incoming;
     let json = |value: Result<String, serde_json::Error>| {
         value.map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
@@ -183,10 +183,11 @@ fn take_one(
         .query_row([&event.id], |row| row.get(0))
         .optional()?;
     if let Some(ended) = known {
-        return Ok(Taken::Known { ended });
+        return Ok(IngestResult::Known { ended });
     }
     let same = json(same(event))?;
-    // One that has a task for each plugin that wants this one: plugins may have come since.
+    // An equal event counts only if it has a task for each plugin that wants this one, because
+    // plugins may have been added since.
     let names: Vec<&str> = plugins.iter().map(|wanted| wanted.plugin.as_str()).collect();
     let earlier: Option<String> = transaction
         .prepare_cached(
@@ -212,7 +213,7 @@ fn take_one(
             event.drv_path(),
             same,
             earlier,
-            // Of an event that ends at once the roots go at once.
+            // The roots of an event without tasks are removed immediately.
             if ended.is_some() { 0 } else { sql_count(*rooted) },
             uid,
             ended,
@@ -220,16 +221,16 @@ fn take_one(
             earlier.is_none() && plugins.is_empty(),
         ])?;
     if let Some(earlier) = earlier {
-        return Ok(Taken::Merged(earlier));
+        return Ok(IngestResult::Merged(earlier));
     }
     make_tasks(transaction, event, plugins, now_ms)?;
-    Ok(Taken::New(plugins.len()))
+    Ok(IngestResult::New(plugins.len()))
 }
 
 fn make_tasks(
     transaction: &Transaction<'_>,
     event: &Event,
-    plugins: &[Wanted],
+    plugins: &[NewTask],
     now_ms: u64,
 ) -> rusqlite::Result<()> {
     let json = |value: Result<String, serde_json::Error>| {
@@ -238,7 +239,7 @@ fn make_tasks(
     let mut statement = transaction.prepare_cached(
         "INSERT INTO tasks (event, plugin, state, updated_ms) VALUES (?1, ?2, ?3, ?4)",
     )?;
-    for Wanted { plugin, after } in plugins {
+    for NewTask { plugin, after } in plugins {
         let blocked = match after {
             Some(paths) => {
                 wait_for(transaction, event, plugin, &json(serde_json::to_string(paths))?)?
@@ -262,7 +263,8 @@ fn make_tasks(
     Ok(())
 }
 
-/// Notes which open tasks of the plugin come first; true if there is one. `paths` is a JSON list.
+/// Records which open tasks of the plugin run first. Returns whether there is one. `paths` is a
+/// JSON list.
 fn wait_for(
     transaction: &Transaction<'_>,
     event: &Event,
@@ -281,7 +283,7 @@ fn wait_for(
     Ok(noted > 0)
 }
 
-/// What two events have in common that say the same: hook, store, derivation and outputs, and for
+/// Returns a string that is equal for equal events: hook, store, derivation and outputs, and for
 /// the diff hook the evidence.
 fn same(event: &Event) -> Result<String, serde_json::Error> {
     let mut text = Vec::new();

@@ -1,14 +1,14 @@
 //! The worker's database: events, tasks, attempts (SQLite, `schema.sql`).
 //!
-//! Written by the one worker; `hookrun status` and `hookrun log` read it at the same time
-//! (write-ahead log). The worker may be killed at any instruction: an event's row and its tasks
-//! come in one transaction that is synced before the spool file goes, and the id is the key, so an
-//! event that is seen twice is taken once. What an attempt gave is synced later: if it is lost, the
-//! attempt is made again, which plugins must bear anyway.
+//! Only the worker writes it; `hookrun status` and `hookrun log` read it at the same time
+//! (write-ahead log). The worker may be killed at any instruction. An event and its tasks are
+//! written in one transaction, which is synced before the spool file is removed; the id is the key,
+//! so an event that is read twice is taken once. The result of an attempt is synced later. If it is
+//! lost, the attempt is repeated, which plugins must tolerate in any case.
 //!
-//! [`open`](Journal::open): made, migrated, checked. [`take`](Journal::take): events come in.
-//! [`step`](Journal::step): tasks begin and end. The files beside this one hold one of these each;
-//! `query` answers the commands, `operator` makes the changes of `hookrun queue`.
+//! [`open`](Journal::open) creates, migrates and checks the database. [`take`](Journal::take) adds
+//! events. [`step`](Journal::step) begins and ends tasks. Each file of this module contains one of
+//! these steps; `query` is for the commands, and `operator` for the changes of `hookrun queue`.
 
 mod attempts;
 mod breakers;
@@ -24,57 +24,58 @@ use std::time::Duration;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-pub use attempts::{Attempt, Begun, Ended, Order, Task, Unreadable};
+pub use attempts::{Attempt, EndedAttempt, Order, StartedAttempt, Task, Unreadable};
 pub use breakers::OpenBreaker;
-pub use ingest::{Incoming, Share, Taken, Wanted};
+pub use ingest::{Incoming, IngestResult, NewTask, Share};
 pub use open::Damage;
-pub use operator::Selection;
+pub use operator::TaskSelection;
 pub use query::{
     AttemptRow, EndedAs, EventRef, FileId, LogFilter, PluginCounts, PluginRecord, TaskRow, file_id,
 };
 pub use roots::Roots;
 pub use state::TaskState;
 
-/// The database's name in [`Dirs::journal`](hookrun_nix::dirs::Dirs::journal).
+/// The name of the database in [`Dirs::journal`](hookrun_nix::dirs::Dirs::journal).
 const FILE: &str = "journal.sqlite";
 /// The migrations from each version to the next.
 const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
-/// How long a statement waits for another process's lock: readers never block the worker for long.
+/// The time that a statement waits for another process's lock. Readers never block the worker for
+/// long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why the journal cannot be used.
+/// The reason why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// SQLite or the file system says no.
+    /// SQLite or the file system reports an error.
     #[error("the journal {} cannot be used ({error}); {}", path.display(), fix(error))]
     Sqlite {
-        /// The database.
+        /// The path of the database.
         path: PathBuf,
         /// The error of SQLite.
         #[source]
         error: rusqlite::Error,
     },
-    /// Its directory cannot be made, or a damaged one cannot be set aside.
-    #[error("the journal {} cannot be made ({error}); make its directory writable for the user that runs the worker", path.display())]
+    /// The directory cannot be created, or a damaged journal cannot be renamed.
+    #[error("the journal {} cannot be created ({error}); make its directory writable for the user that runs the worker", path.display())]
     Io {
-        /// The database.
+        /// The path of the database.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         #[source]
         error: std::io::Error,
     },
-    /// Written by a later release.
-    #[error("the journal {} has version {version}, and this hookrun knows up to {}; a newer hookrun wrote it: run that one", path.display(), MIGRATIONS.len())]
+    /// A later release wrote the journal.
+    #[error("the journal {} has version {version}, but this hookrun reads versions up to {}; install the newer hookrun that wrote it", path.display(), MIGRATIONS.len())]
     Newer {
-        /// The database.
+        /// The path of the database.
         path: PathBuf,
-        /// Its `user_version`.
+        /// The database's `user_version`.
         version: usize,
     },
 }
 
 impl JournalError {
-    /// Returns whether the file is damaged, so that a new journal has to replace it.
+    /// Returns whether the file is damaged, so that it must be replaced by a new journal.
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Sqlite { error, .. } => open::is_damage(error),
@@ -83,33 +84,34 @@ impl JournalError {
     }
 }
 
-/// What to do about an error of SQLite.
+/// Returns the fix for an error of SQLite.
 fn fix(error: &rusqlite::Error) -> &'static str {
     match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::DiskFull) => "make space there",
         _ if open::is_damage(error) => {
-            "run `hookrun drain`: it sets the file aside and goes on with what can be read of it"
+            "run `hookrun drain`, which renames the file and continues with the events that can be read"
         }
-        _ => "its directory must be writable for the user that runs the worker",
+        _ => "make its directory writable for the user that runs the worker",
     }
 }
 
-/// How many tasks are open.
+/// The numbers of open and failed tasks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Open {
-    /// May run now.
+    /// Tasks that may run now.
     pub due: u64,
-    /// Wait for their time, for another task, or until their plugin's service is available again.
+    /// Tasks that wait for their time, for another task, or until their plugin's service is
+    /// available again.
     pub waiting: u64,
-    /// Running.
+    /// Running tasks.
     pub running: u64,
-    /// Kept until the operator fixes something.
+    /// Tasks that are kept until the operator fixes something.
     pub refused: u64,
     /// Dead letters.
     pub dead: u64,
-    /// Cannot be done any more.
+    /// Tasks that cannot run any longer.
     pub lost: u64,
-    /// When the first of those that wait may run.
+    /// The time when the first waiting task may run.
     pub next_ms: Option<u64>,
 }
 
@@ -120,17 +122,17 @@ impl Open {
     }
 }
 
-/// The journal, open.
+/// The open journal.
 #[derive(Debug)]
 pub struct Journal {
     connection: Connection,
     path: PathBuf,
-    /// Device and number of the file, for the one that writes.
+    /// Device and inode of the file, if this connection writes.
     inode: Option<(u64, u64)>,
 }
 
 impl Journal {
-    /// How many tasks are open, and when the next may run.
+    /// Returns the numbers of open tasks, and the time when the next one may run.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -185,7 +187,7 @@ impl Journal {
     }
 }
 
-/// SQLite's integers are signed.
+/// Converts a time, because SQLite's integers are signed.
 fn sql_time(ms: u64) -> i64 {
     i64::try_from(ms).unwrap_or(i64::MAX)
 }

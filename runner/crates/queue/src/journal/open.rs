@@ -10,23 +10,23 @@ use hookrun_nix::event::Event;
 use hookrun_nix::layout;
 use hookrun_nix::sqlite::{self, MigrationError};
 
-/// A journal that could not be used any more, and what was left of it.
+/// A journal that could not be used any longer, and what could be read of it.
 #[derive(Debug, Default, PartialEq)]
 pub struct Damage {
-    /// What happened, where the old one is, and what was lost; one line.
+    /// One line: the reason, the new name of the old file, and what was lost.
     pub notice: String,
-    /// Events that had not ended and could still be read: to be taken again. Their tasks begin
-    /// anew.
+    /// Unfinished events that could still be read. They are taken again, and their tasks start from
+    /// the beginning.
     pub salvaged: Vec<Event>,
 }
 
 impl Journal {
-    /// Opens the journal for the worker: made if it is not there, brought to the newest version,
-    /// checked. A damaged one is set aside and a new one begun; then the second value says so, and
-    /// gives what could be read of the old one.
+    /// Opens the journal for the worker: creates it if necessary, migrates it to the newest
+    /// version, and checks it. A damaged journal is renamed and replaced by a new one; then the
+    /// second value contains what could be read of the old one.
     ///
     /// # Errors
-    /// If it cannot be opened or made, or a later release wrote it.
+    /// The journal cannot be opened or created, or a later release wrote it.
     pub fn open(dirs: &Dirs) -> Result<(Self, Option<Damage>), JournalError> {
         let path = dirs.journal().join(FILE);
         let io = |error| JournalError::Io { path: path.clone(), error };
@@ -40,11 +40,11 @@ impl Journal {
         }
     }
 
-    /// Opens a new journal in the place of one that turned out to be damaged while it was used,
-    /// however well it looks when it is opened.
+    /// Replaces a journal that turned out to be damaged while it was used, even if it can be
+    /// opened.
     ///
     /// # Errors
-    /// As [`Journal::open`].
+    /// As for [`Journal::open`].
     pub fn open_anew(dirs: &Dirs, reason: &str) -> Result<(Self, Option<Damage>), JournalError> {
         Self::begin_anew(&dirs.journal().join(FILE), reason)
     }
@@ -55,27 +55,27 @@ impl Journal {
         let journal = Self::open_checked(path)?;
         let salvaged = salvage_file(&aside);
         let notice = format!(
-            "the journal was damaged ({reason}) and is set aside as {}; a new one is begun with the {} unfinished events that could be \
-             read; `hookrun sync` finds what is missing",
+            "the journal was damaged ({reason}) and was renamed to {}; a new one was started with the {} unfinished events that could be read; run `hookrun sync` to queue missing ones",
             aside.display(),
             salvaged.len(),
         );
         Ok((journal, Some(Damage { notice, salvaged })))
     }
 
-    /// Opens the journal for reading, beside a worker; none if there is none yet.
+    /// Opens the journal for reading, also while a worker runs; returns none if it does not exist
+    /// yet.
     ///
     /// # Errors
-    /// If it cannot be opened, or has another version.
+    /// The journal cannot be opened, or has another version.
     pub fn open_read_only(dirs: &Dirs) -> Result<Option<Self>, JournalError> {
         Self::open_beside(dirs, OpenFlags::SQLITE_OPEN_READ_ONLY)
     }
 
-    /// Opens the journal that is there to change tasks in it, beside a worker; none if there is
-    /// none yet.
+    /// Opens the existing journal for changing tasks, also while a worker runs; returns none if it
+    /// does not exist yet.
     ///
     /// # Errors
-    /// If it cannot be opened for writing, or has another version.
+    /// The journal cannot be opened for writing, or has another version.
     pub fn open_to_change(dirs: &Dirs) -> Result<Option<Self>, JournalError> {
         let journal = Self::open_beside(dirs, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         if let Some(journal) = &journal {
@@ -95,7 +95,7 @@ impl Journal {
         let connection = Connection::open_with_flags(&path, flags).map_err(sqlite)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(sqlite)?;
         match sqlite::version(&connection).map_err(sqlite)? {
-            // The worker is about to create it.
+            // The worker is creating it.
             0 => Ok(None),
             version if version > MIGRATIONS.len() => Err(JournalError::Newer { path, version }),
             _ => Ok(Some(Self { connection, path, inode: None })),
@@ -115,8 +115,8 @@ impl Journal {
         Ok(Self { connection, path: path.to_owned(), inode: inode(path) })
     }
 
-    /// Is the file that is open still the one under its name? SQLite would write on into a file
-    /// that somebody has removed.
+    /// Returns whether the open file still has its name. SQLite would continue to write to a file
+    /// that was removed.
     pub fn is_in_place(&self) -> bool {
         inode(&self.path) == self.inode
     }
@@ -124,7 +124,7 @@ impl Journal {
     /// Checks that the file can still be opened as a journal.
     ///
     /// # Errors
-    /// It is not, or SQLite cannot read it.
+    /// The file is not a journal any longer, or SQLite cannot read it.
     pub fn verify(&self) -> Result<(), JournalError> {
         let look = || {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
@@ -135,19 +135,19 @@ impl Journal {
         look().map(drop).map_err(|error| JournalError::Sqlite { path: self.path.clone(), error })
     }
 
-    /// The events that have not ended: for another journal, when this one's file is gone.
+    /// Returns the unfinished events, for another journal if this one's file was removed.
     pub fn salvage(&self) -> Vec<Event> {
         salvage(&self.connection)
     }
 }
 
-/// Device and number of a file.
+/// Returns device and inode of a file.
 fn inode(path: &Path) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt as _;
     std::fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
-/// Moves a damaged database and what belongs to it out of the way; gives its new name.
+/// Renames a damaged database and the files that belong to it; returns the new name.
 fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
     let aside = path.with_added_extension(format!("damaged-{}", hookrun_nix::event::now_ms()));
     std::fs::rename(path, &aside)?;
@@ -167,18 +167,19 @@ fn salvage_file(path: &Path) -> Vec<Event> {
         .unwrap_or_default()
 }
 
-/// Row by row, up to the first that cannot be read, from both ends: damage is mostly in one place.
+/// Reads row by row from both ends, up to the first row that cannot be read, because damage is
+/// usually in one place.
 fn salvage(connection: &Connection) -> Vec<Event> {
     let mut found = std::collections::BTreeMap::new();
     for order in ["ASC", "DESC"] {
-        // Dead letters with roots may still be done.
+        // Dead letters with roots may still be retried.
         let sql = format!(
             "SELECT body FROM events WHERE ended_ms IS NULL OR rooted > 0 ORDER BY id {order}"
         );
         let Ok(mut statement) = connection.prepare(&sql) else { continue };
         let Ok(mut rows) = statement.query([]) else { continue };
         while let Ok(Some(row)) = rows.next() {
-            // One event that cannot be read costs no other.
+            // An event that cannot be read does not affect others.
             if let Ok(event) = query::json::<Event>(row, 0) {
                 found.insert(event.id.clone(), event);
             }
@@ -187,8 +188,8 @@ fn salvage(connection: &Connection) -> Vec<Event> {
     found.into_values().collect()
 }
 
-/// Pages in the write-ahead log before they go into the database, 16 MiB: a page that changes with
-/// every event goes there seldom.
+/// The number of pages in the write-ahead log before a checkpoint, 16 MiB, so that a page that
+/// changes with every event is seldom written to the database.
 const CHECKPOINT_PAGES: u32 = 4096;
 
 /// Configures a connection that writes, and checks the database.

@@ -1,8 +1,7 @@
-//! Changes that the operator makes in the journal while a worker runs: dead letters are retried or
-//! removed.
+//! Changes by the operator while a worker runs: dead letters and others are retried or removed.
 //!
-//! Only tasks are touched that no worker holds: dead, lost, refused, and those that wait.
-//! One transaction each, so that nothing is half done.
+//! Changes only tasks that no worker runs: dead, lost, refused and waiting ones. Each change is one
+//! transaction, so it is done completely or not at all.
 
 use rusqlite::params;
 
@@ -11,20 +10,20 @@ use super::query::TaskRow;
 use super::{Journal, JournalError, TaskState, query, sql_count, sql_time};
 use hookrun_nix::event::Event;
 
-/// Which tasks are meant. All that is set has to hold.
+/// Selects tasks. All conditions that are set must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Selection {
-    /// Beginnings of event ids; none: all events.
+pub struct TaskSelection {
+    /// Prefixes of event ids; empty for all events.
     pub events: Vec<String>,
     /// The plugin's name.
     pub plugin: Option<String>,
-    /// Part of the derivation's name or store path.
+    /// A part of the derivation's name or store path.
     pub derivation: Option<String>,
-    /// States; none: all.
+    /// The states; empty for all.
     pub states: Vec<TaskState>,
 }
 
-impl Selection {
+impl TaskSelection {
     /// Returns whether the task is selected.
     pub fn has(&self, task: &TaskRow) -> bool {
         let Self { events, plugin, derivation, states } = self;
@@ -36,8 +35,8 @@ impl Selection {
 }
 
 impl Journal {
-    /// Gives a dead, lost or refused task all its attempts again, and one that waits its time now.
-    /// The event is open again. False if the task is none of these any more.
+    /// Makes a dead, lost, refused or waiting task due, with a new count of attempts if it was not
+    /// waiting. The event is open again. Returns false if the task has another state by now.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -57,7 +56,8 @@ impl Journal {
         })
     }
 
-    /// The event has so many roots: it has been opened again, and they were made again.
+    /// Records the number of roots of an event that was opened again and whose roots were created
+    /// again.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -73,7 +73,7 @@ impl Journal {
     }
 
     /// Removes a task that is dead, lost, refused, due or waiting; its attempts stay in the log. A
-    /// running task is left alone. The second value: nothing needs the event's roots any more.
+    /// running task is not changed. The second value is whether the event's roots may be removed.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -97,10 +97,11 @@ impl Journal {
         })
     }
 
-    /// The event called `id`, as the hook handed it over.
+    /// Returns the event called `id`, as the hook handed it over; none if it does not exist or
+    /// cannot be read.
     ///
     /// # Errors
-    /// SQLite reports an error; none if there is none, or it cannot be read.
+    /// SQLite reports an error.
     pub fn event(&self, id: &str) -> Result<Option<Event>, JournalError> {
         self.read(|connection| {
             let mut rows = connection.prepare("SELECT body FROM events WHERE id = ?1")?;
@@ -113,13 +114,13 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::{Attempt, Ended, Incoming, Order, Task};
+    use crate::journal::{Attempt, EndedAttempt, Incoming, Order, Task};
     use crate::retry::Next;
     use crate::tests::post_build;
     use hookrun_nix::dirs::Dirs;
     use hookrun_nix::outcome::{Outcome, RunReport};
 
-    /// A journal with one task that has been given up.
+    /// Returns a journal with one dead letter.
     fn with_a_dead_letter() -> (tempfile::TempDir, Dirs, Event) {
         let directory = tempfile::tempdir().unwrap();
         let dirs = Dirs { config: directory.path().join("c"), state: directory.path().to_owned() };
@@ -136,7 +137,7 @@ mod tests {
             Outcome::Failed { message: "no".to_owned(), transient: false, retry_after_ms: None };
         let report = RunReport::from(outcome);
         let attempt = Attempt { event: &event.id, plugin: "cache", number, start_ms: 2, end_ms: 3 };
-        let ended = Ended { attempt, report: &report, next: Next::Dead, age_ms: 1 };
+        let ended = EndedAttempt { attempt, report: &report, next: Next::Dead, age_ms: 1 };
         assert_eq!(journal.step(&[ended], &[], 3).unwrap().0, [false], "it keeps its roots");
         (directory, dirs, event)
     }
@@ -155,11 +156,11 @@ mod tests {
         let (_directory, dirs, event) = with_a_dead_letter();
         let mut journal = Journal::open_to_change(&dirs).unwrap().unwrap();
         assert!(journal.revive(&event.id, "cache", 10).unwrap());
-        assert!(!journal.revive(&event.id, "cache", 10).unwrap(), "it may run already");
+        assert!(!journal.revive(&event.id, "cache", 10).unwrap(), "it is due already");
         assert_eq!(due(&journal).len(), 1);
         assert_eq!(journal.event(&event.id).unwrap(), Some(event.clone()));
-        assert_eq!(begin(&mut journal, &event, 11), 1, "all attempts are there again");
-        assert!(!journal.revive(&event.id, "cache", 12).unwrap(), "what runs is not touched");
+        assert_eq!(begin(&mut journal, &event, 11), 1, "the count of attempts starts again");
+        assert!(!journal.revive(&event.id, "cache", 12).unwrap(), "running tasks are not changed");
         assert_eq!(journal.discard(&event.id, "cache", 12).unwrap(), (false, false));
     }
 

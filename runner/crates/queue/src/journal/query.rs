@@ -1,4 +1,4 @@
-//! What `hookrun status` and `hookrun log` ask the journal.
+//! Queries of the journal for `hookrun status` and `hookrun log`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,46 +11,49 @@ use hookrun_nix::event::{Event, HookEvent, now_ms};
 use hookrun_nix::evidence::Evidence;
 use hookrun_nix::outcome::{Class, LogLine, Usage};
 
-/// The tasks of one plugin, counted.
+/// The number of tasks of one plugin in each state.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PluginCounts {
-    /// Its name in the configuration.
+    /// The plugin's name in the configuration.
     pub plugin: String,
-    /// May run now.
+    /// Tasks that may run now.
     pub due: u64,
-    /// Wait for their time, for another task, or until the plugin's service is available again.
+    /// Tasks that wait for their time, for another task, or until the plugin's service is available
+    /// again.
     pub waiting: u64,
-    /// Running.
+    /// Running tasks.
     pub running: u64,
-    /// Ended well.
+    /// Tasks that succeeded.
     pub done: u64,
     /// Dead letters.
     pub dead: u64,
-    /// Cannot be done any more.
+    /// Tasks that cannot run any longer.
     pub lost: u64,
-    /// Kept until the operator fixes something.
+    /// Tasks that are kept until the operator fixes something.
     pub refused: u64,
-    /// When Nix called the hook for the oldest that has not ended; milliseconds since 1970.
+    /// The time when Nix called the hook for the oldest task that has not ended, in milliseconds
+    /// since 1970.
     pub oldest_ms: Option<u64>,
-    /// When the first of those that wait may run.
+    /// The time when the first waiting task may run.
     pub next_ms: Option<u64>,
 }
 
-/// The column with who told of an event, from its body: events of earlier releases do not say, and
-/// came from hooks for all that is known.
+/// The expression for the source of an event, from its body. Events of earlier releases do not
+/// contain it, and count as events of hooks.
 const ORIGIN: &str =
     "coalesce(CASE WHEN json_valid(body) THEN json_extract(body, '$.origin') END, 'hook')";
 
-/// The state of a task in the word that all commands use, from the columns of `tasks`. `?1` is the
-/// time. Tasks of a plugin with an open breaker wait, whatever their own time is.
+/// The expression for the state of a task, in the word that all commands use, from the columns of
+/// `tasks`. `?1` is the time. Tasks of a plugin with an open breaker wait, whatever their own time
+/// is.
 const STATE: &str = "CASE tasks.state
      WHEN 'pending' THEN CASE WHEN tasks.not_before_ms > ?1 OR EXISTS
          (SELECT 1 FROM breakers WHERE breakers.plugin = tasks.plugin) THEN 'waiting' ELSE 'due' END
      WHEN 'blocked' THEN 'waiting'
      ELSE tasks.state END";
 
-/// When a task may run next, as far as anybody knows.
+/// The expression for the time when a task may run next, as far as it is known.
 const NEXT: &str = "CASE tasks.state
      WHEN 'pending' THEN nullif(max(tasks.not_before_ms, coalesce(
          (SELECT until_ms FROM breakers WHERE breakers.plugin = tasks.plugin), 0)), 0)
@@ -65,7 +68,7 @@ pub struct EventRef {
     pub id: String,
     /// `post-build` or `diff`.
     pub kind: String,
-    /// What reported the event: `hook` or `sync`.
+    /// The source of the event: `hook` or `sync`.
     pub origin: String,
     /// The derivation's name.
     pub name: String,
@@ -96,25 +99,25 @@ pub struct TaskRow {
     pub event: EventRef,
     /// The plugin's name in the configuration.
     pub plugin: String,
-    /// Its state.
+    /// The state of the task.
     pub state: TaskState,
-    /// Attempts begun.
+    /// The number of attempts that have begun.
     pub attempts: u32,
-    /// When it may run next.
+    /// The time when it may run next.
     pub not_before_ms: Option<u64>,
-    /// Class of the last attempt.
+    /// The class of the last attempt.
     pub class: Option<Class>,
-    /// Sentence of the last attempt.
+    /// The message of the last attempt.
     pub message: Option<String>,
-    /// When it last changed.
+    /// The time when it last changed.
     pub updated_ms: u64,
 }
 
-/// One attempt, for people.
+/// An attempt, as commands show it.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct AttemptRow {
-    /// Its row: later attempts have greater ones.
+    /// The number of its row, which is greater for later attempts.
     #[serde(skip)]
     pub id: i64,
     /// Its event.
@@ -122,78 +125,78 @@ pub struct AttemptRow {
     pub event: EventRef,
     /// The plugin's name in the configuration.
     pub plugin: String,
-    /// 1 for the first.
+    /// The number of the attempt, from 1.
     pub number: u32,
-    /// When it began.
+    /// The time when it began.
     pub start_ms: u64,
-    /// When it ended.
+    /// The time when it ended.
     pub end_ms: u64,
-    /// How it ended.
+    /// The class of the attempt.
     pub class: Class,
-    /// Its sentence.
+    /// The message of the attempt.
     pub message: String,
-    /// The state of the task now.
+    /// The current state of the task.
     pub state: TaskState,
-    /// When the task may run again.
+    /// The time when the task may run again.
     pub not_before_ms: Option<u64>,
-    /// What it used; none if it was interrupted.
+    /// The resources that it used; none if it was interrupted.
     pub usage: Option<Usage>,
-    /// What the plugin logged.
+    /// The messages that the plugin logged.
     pub log: Vec<LogLine>,
-    /// Of a diff event: what the comparison found.
+    /// For a diff event: the result of the comparison.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evidence: Option<Evidence>,
 }
 
-/// How an attempt that is asked for ended.
+/// The outcome of the selected attempts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EndedAs {
-    /// With this class.
+    /// Attempts with this class.
     Class(Class),
-    /// With any class but `done`.
+    /// Attempts with any class except `done`.
     Failed,
-    /// Its task is a dead letter or lost.
+    /// Attempts of dead letters and lost tasks.
     Dead,
 }
 
-/// What a plugin's newest attempts gave.
+/// The results of a plugin's newest attempts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PluginRecord {
-    /// Attempts that ended well in the time asked for.
+    /// The number of successful attempts in the selected time.
     pub succeeded: u64,
-    /// Attempts that did not; those that a worker's end cut short do not count.
+    /// The number of failed attempts, without those that the end of a worker interrupted.
     pub failed: u64,
-    /// When an attempt last ended well.
+    /// The time of the last successful attempt.
     pub last_success_ms: Option<u64>,
 }
 
-/// A journal's file: device and inode. Another one stands for another journal.
+/// The device and inode of a journal's file. Another file is another journal.
 pub type FileId = (u64, u64);
 
-/// Attempts that [`Journal::records`] looks at, the newest, so that it takes no longer the more
-/// there are.
+/// The number of newest attempts that [`Journal::records`] reads, so that its time does not grow
+/// with the journal.
 const RECORD_ROWS: i64 = 20_000;
 
-/// Which attempts are asked for.
+/// Selects attempts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LogFilter {
-    /// Part of the derivation's name or store path.
+    /// A part of the derivation's name or store path.
     pub derivation: Option<String>,
     /// The plugin's name.
     pub plugin: Option<String>,
-    /// How they ended.
+    /// The outcome.
     pub outcome: Option<EndedAs>,
-    /// Ended since then; milliseconds since 1970.
+    /// The attempt ended at this time or later, in milliseconds since 1970.
     pub since_ms: Option<u64>,
-    /// Rows after this one.
+    /// The row comes after this one.
     pub after: Option<i64>,
-    /// The newest so many; all, if none.
+    /// The number of newest attempts; none for all.
     pub limit: Option<usize>,
 }
 
 impl Journal {
-    /// The tasks of every plugin that has any, counted.
+    /// Returns the numbers of tasks of every plugin that has any.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -201,8 +204,8 @@ impl Journal {
         self.counts_of(None, now_ms)
     }
 
-    /// How many events were handed over since `since_ms`, and their tasks, counted by plugin. An
-    /// event that stands for one of them counts in its place.
+    /// Returns the number of events that were handed over since `since_ms`, and the numbers of
+    /// their tasks by plugin. If an event was merged into an earlier one, that one counts instead.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -221,8 +224,8 @@ impl Journal {
         Ok((events, self.counts_of(Some(since_ms), now_ms)?))
     }
 
-    /// The events handed over since `since_ms` that no plugin was given, neither themselves nor an
-    /// earlier event that says the same. Those that this release cannot read are left out.
+    /// Returns the events handed over since `since_ms` that no plugin got, and no earlier equal
+    /// event either. Events that this release cannot read are left out.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -277,8 +280,8 @@ impl Journal {
         })
     }
 
-    /// The store paths of outputs that post-build events told of, of all or of those handed over
-    /// since `since_ms`. An event that this release cannot read tells none.
+    /// Returns the store paths of the outputs in post-build events, in all of them or in those
+    /// handed over since `since_ms`. Events that this release cannot read are left out.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -290,8 +293,8 @@ impl Journal {
         })
     }
 
-    /// The outputs of the events that this plugin has, had or is to have: those with a task of it
-    /// that can still be done or was.
+    /// Returns the outputs of the events for which this plugin has a task that was done or can
+    /// still be done.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -305,7 +308,8 @@ impl Journal {
         })
     }
 
-    /// The tasks in one of these states, such as `dead`, those that changed last first.
+    /// Returns the tasks in one of these states, such as `dead`, starting with those that changed
+    /// last.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -322,7 +326,7 @@ impl Journal {
         )
     }
 
-    /// All tasks, oldest event first.
+    /// Returns all tasks, sorted by the time of their events.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -353,7 +357,8 @@ impl Journal {
         })
     }
 
-    /// The attempts that the filter admits, oldest first, with the state of their tasks now.
+    /// Returns the attempts that the filter admits, oldest first, with the current state of their
+    /// tasks.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -395,7 +400,7 @@ impl Journal {
                     message: text(row, 9)?,
                     state: TaskState::from_query(&text(row, 10)?),
                     not_before_ms: time(row, 11)?,
-                    // What cannot be read is not shown; the attempt is.
+                    // If the value cannot be read, the attempt is shown without it.
                     usage: if class == Class::Interrupted { None } else { json(row, 12).ok() },
                     log: json(row, 13).unwrap_or_default(),
                     class,
@@ -408,7 +413,7 @@ impl Journal {
         })
     }
 
-    /// What the newest attempts of every plugin gave, counted from `since_ms` on.
+    /// Returns the results of the newest attempts of every plugin, counted from `since_ms`.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -429,7 +434,7 @@ impl Journal {
         })
     }
 
-    /// The plugins that have tasks or attempts.
+    /// Returns the plugins that have tasks or attempts.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -442,7 +447,7 @@ impl Journal {
         })
     }
 
-    /// The row of the newest attempt; 0 if there is none.
+    /// Returns the row of the newest attempt; 0 if there is none.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -452,7 +457,7 @@ impl Journal {
         })
     }
 
-    /// A number that changes when another process has changed the journal
+    /// Returns a number that changes when another process has changed the journal
     /// (<https://www.sqlite.org/pragma.html#pragma_data_version>).
     ///
     /// # Errors
@@ -462,7 +467,8 @@ impl Journal {
     }
 }
 
-/// What the comparison of a diff event found; none if this release cannot read the event.
+/// Returns the result of the comparison in a diff event; none if this release cannot read the
+/// event.
 fn evidence(body: &str) -> Option<Evidence> {
     match serde_json::from_str(body) {
         Ok(Event { hook: HookEvent::Diff(diff), .. }) => Some(diff.evidence),
@@ -470,22 +476,21 @@ fn evidence(body: &str) -> Option<Evidence> {
     }
 }
 
-/// The journal's file as it is now; none if there is none.
+/// Returns the identity of the journal's file; none if it does not exist.
 pub fn file_id(dirs: &Dirs) -> Option<FileId> {
     use std::os::unix::fs::MetadataExt as _;
     std::fs::metadata(dirs.journal().join(FILE)).ok().map(|found| (found.dev(), found.ino()))
 }
 
-/// The event whose JSON is in column `body`, if it can be read and is the one called as column `id`
-/// says.
+/// Returns the event in the JSON of column `body`, if it can be read and has the id of column `id`.
 pub(super) fn event(row: &Row<'_>, body: usize, id: usize) -> Result<Event, String> {
     let event: Event = json(row, body).map_err(|error| error.to_string())?;
     let id = text(row, id).map_err(|error| error.to_string())?;
     if event.id == id { Ok(event) } else { Err(format!("it is that of {}", event.id)) }
 }
 
-/// The outputs that the events in the first column tell of. An event that this release cannot read
-/// tells none.
+/// Returns the outputs of the events in the first column. Events that this release cannot read are
+/// left out.
 fn output_paths(mut bodies: rusqlite::Rows<'_>) -> rusqlite::Result<BTreeSet<String>> {
     let mut paths = BTreeSet::new();
     while let Some(row) = bodies.next()? {
@@ -496,10 +501,10 @@ fn output_paths(mut bodies: rusqlite::Rows<'_>) -> rusqlite::Result<BTreeSet<Str
     Ok(paths)
 }
 
-// Values are taken as they are: a damaged one is shown as well as it can be, and costs no other
-// row.
+// Values are read without checks: a damaged one is shown as far as possible, and does not affect
+// other rows.
 
-/// A count or a time that is never negative; 0 for a value that is not a number.
+/// Returns a count or a time, which is never negative; 0 for a value that is not a number.
 pub(super) fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     Ok(time(row, column)?.unwrap_or(0))
 }
@@ -515,7 +520,7 @@ pub(super) fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>
     })
 }
 
-/// The bytes of a text; none of a value that is not text.
+/// Returns the bytes of a text; none for a value that is not text.
 pub(super) fn bytes<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<&'a [u8]> {
     Ok(match row.get_ref(column)? {
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes,
@@ -523,7 +528,7 @@ pub(super) fn bytes<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<&'a
     })
 }
 
-/// A damaged class is shown as unreadable.
+/// Parses a class. A damaged one becomes unreadable.
 fn read_class(word: &str) -> Class {
     Class::from_word(word).unwrap_or(Class::Unreadable)
 }

@@ -1,28 +1,28 @@
-//! Which events have garbage-collector roots, how old they are and how large: those that have not
-//! ended, and those with a dead letter.
+//! The garbage-collector roots of events, with their age and size. Unfinished events and events
+//! with a dead letter have roots.
 
 use rusqlite::{OptionalExtension as _, params};
 
 use super::{Journal, JournalError, query, sql_count, sql_time};
 use hookrun_nix::event::{Event, NixDirs};
 
-/// All roots together.
+/// The sum of all roots.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Roots {
-    /// Roots.
+    /// The number of roots.
     pub count: u64,
-    /// Bytes of what they keep, without what that refers to; a root whose size is not known yet
-    /// counts as nothing.
+    /// The size of the rooted paths in bytes, without their closures. Roots of unknown size are not
+    /// included.
     pub bytes: u64,
-    /// How many of these are there for dead letters only.
+    /// The number of roots that exist only for dead letters.
     pub dead_count: u64,
-    /// Bytes of what those keep.
+    /// The size of their paths in bytes.
     pub dead_bytes: u64,
 }
 
 impl Journal {
-    /// Up to `limit` events with roots whose size nobody has found out yet.
+    /// Returns up to `limit` events with roots of unknown size.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -37,10 +37,10 @@ impl Journal {
         })
     }
 
-    /// The events with roots that are older than `taken_before_ms`, or with which all newer ones
-    /// are larger than `max_size` bytes together; the first value says which: true, too old. For
-    /// the size dead letters come after everything that has not ended, so that they cost it no
-    /// root.
+    /// Returns the events whose roots are older than `taken_before_ms`, or which together with all
+    /// newer ones exceed `max_size` bytes. The first value is whether the roots are too old. For
+    /// the size, dead letters come after all unfinished events, so that they do not take roots from
+    /// them.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -63,7 +63,7 @@ impl Journal {
         })
     }
 
-    /// The stores of events with roots.
+    /// Returns the stores of events with roots.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -76,7 +76,7 @@ impl Journal {
         })
     }
 
-    /// All roots together.
+    /// Returns the sum of all roots.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -100,7 +100,7 @@ impl Journal {
         })
     }
 
-    /// Sizes that were found out, by event id.
+    /// Stores measured sizes by event id.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -114,7 +114,7 @@ impl Journal {
         })
     }
 
-    /// The roots of an event are gone, and its tasks are not.
+    /// Records that the roots of an event were removed while it still has tasks.
     ///
     /// # Errors
     /// SQLite reports an error.
@@ -127,8 +127,8 @@ impl Journal {
         })
     }
 
-    /// Is something of the event still to be done or to be tried again, so that it has roots? None:
-    /// it is not in the journal.
+    /// Returns whether the event has roots, because a task is open or can be retried; none if the
+    /// event is not in the journal.
     ///
     /// # Errors
     /// SQLite reports an error.

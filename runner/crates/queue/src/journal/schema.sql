@@ -21,7 +21,7 @@ CREATE INDEX events_unended ON events (same) WHERE ended_ms IS NULL;
 CREATE INDEX events_time ON events (time_ms);
 CREATE INDEX events_uid ON events (uid);
 CREATE INDEX events_unwanted ON events (id) WHERE unwanted = 1;
--- Dead letters keep their roots: `rooted` is above 0 while there are any, even after the event has ended.
+-- Dead letters keep their roots: `rooted` is the number of roots, even after the event has ended.
 CREATE INDEX events_rooted ON events (id) WHERE rooted > 0;
 
 -- One task for each event and plugin.
@@ -58,7 +58,7 @@ CREATE TABLE waits_for (
 ) WITHOUT ROWID;
 CREATE INDEX waits_for_event ON waits_for (event, plugin);
 
--- Outputs of open events, on which later events may have to wait.
+-- Outputs of open events. Tasks of later events may wait for them.
 CREATE TABLE outputs (
     path  TEXT NOT NULL,
     event TEXT NOT NULL REFERENCES events (id) ON DELETE CASCADE,
@@ -66,12 +66,13 @@ CREATE TABLE outputs (
 ) WITHOUT ROWID;
 CREATE INDEX outputs_event ON outputs (event);
 
--- Plugins with an open circuit breaker: their tasks wait, and one at a time is tried. No row: the breaker is closed.
+-- Plugins with an open circuit breaker: their tasks wait, and one at a time is tried. A closed
+-- breaker has no row.
 CREATE TABLE breakers (
     plugin    TEXT    NOT NULL PRIMARY KEY,
     since_ms  INTEGER NOT NULL,               -- when it opened
     until_ms  INTEGER NOT NULL,               -- when the next task may be tried
-    trips     INTEGER NOT NULL,               -- failed tries since it opened
+    trips     INTEGER NOT NULL,               -- failed tests since it opened
     message   TEXT    NOT NULL                -- of the last failure
 ) WITHOUT ROWID;
 
@@ -90,7 +91,7 @@ CREATE TABLE attempts (
 );
 CREATE INDEX attempts_event ON attempts (event, plugin);
 
--- Single values: `matched` is the configuration that the unwanted events were last matched against.
+-- Single values: `matched` is the configuration against which unwanted events were last matched.
 CREATE TABLE notes (
     name  TEXT NOT NULL PRIMARY KEY,
     value TEXT NOT NULL

@@ -1,11 +1,11 @@
-//! The states of tasks, as words of the database and of the commands.
+//! The states of tasks, as words in the database and in commands.
 
 use std::fmt;
 
 use rusqlite::ToSql;
 use rusqlite::types::ToSqlOutput;
 
-/// A task's state in the column `tasks.state`, as far as the code writes it.
+/// A task's state in the column `tasks.state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stored {
     Pending,
@@ -35,13 +35,13 @@ pub enum TaskState {
     Due,
     /// Waits for its time, for another task, or for its plugin's circuit breaker.
     Waiting,
-    /// Runs.
+    /// Running.
     Running,
     /// Ended successfully.
     Done,
     /// Failed for the last time: a dead letter.
     Dead,
-    /// Cannot be done: its outputs or its event are gone.
+    /// Cannot run any longer, because its outputs or its event are gone.
     Lost,
     /// Kept until the operator fixes something.
     Refused,
@@ -64,8 +64,8 @@ impl TaskState {
         }
     }
 
-    /// Parses a word of a query. A damaged state counts as due: the worker makes such a task
-    /// pending when it starts.
+    /// Parses a word of a query. A damaged state counts as due, because the worker makes such a
+    /// task pending when it starts.
     pub(super) fn from_query(word: &str) -> Self {
         match word {
             "waiting" => Self::Waiting,

@@ -22,7 +22,7 @@ impl Scene {
         Self { dir, dirs, journal }
     }
 
-    /// Another worker, after something happened to the file.
+    /// Returns another worker, after a change of the file.
     fn reopen(self, meanwhile: impl FnOnce(&Path)) -> (Self, Option<Damage>) {
         let Self { dir, dirs, journal } = self;
         drop(journal);
@@ -31,11 +31,11 @@ impl Scene {
         (Self { dir, dirs, journal }, notice)
     }
 
-    fn take(&mut self, event: &Event, plugins: &[&str]) -> Taken {
-        self.take_wanted(event, plugins.iter().map(|plugin| Wanted::from(*plugin)).collect())
+    fn take(&mut self, event: &Event, plugins: &[&str]) -> IngestResult {
+        self.take_wanted(event, plugins.iter().map(|plugin| NewTask::from(*plugin)).collect())
     }
 
-    fn take_wanted(&mut self, event: &Event, plugins: Vec<Wanted>) -> Taken {
+    fn take_wanted(&mut self, event: &Event, plugins: Vec<NewTask>) -> IngestResult {
         self.journal
             .take(&[Incoming { event, uid: 0, plugins, rooted: 1 }], 1000)
             .unwrap()
@@ -53,14 +53,14 @@ impl Scene {
     }
 
     fn attempt(&mut self, event: &Event, plugin: &str, outcome: Outcome, next: Next) -> bool {
-        // Whatever it waited for.
+        // The task may run whatever it was waiting for.
         let number = self.begin(event, plugin, 1_000_000).unwrap();
         let log = vec![LogLine { level: "info".into(), message: "said".into(), fields: vec![] }];
         let report =
             RunReport { usage: Usage { memory: 65536, ..Usage::default() }, log, ..outcome.into() };
         let attempt = Attempt { event: &event.id, plugin, number, start_ms: 2000, end_ms: 2500 };
         self.journal
-            .step(&[Ended { attempt, report: &report, next, age_ms: 0 }], &[], 2500)
+            .step(&[EndedAttempt { attempt, report: &report, next, age_ms: 0 }], &[], 2500)
             .unwrap()
             .0
             .remove(0)
@@ -89,11 +89,11 @@ fn failed() -> Outcome {
 fn an_event_is_taken_tried_and_ended() {
     let mut scene = Scene::new();
     let event = post_build("hello-1.0");
-    assert_eq!(scene.take(&event, &["cache", "mail"]), Taken::New(2));
+    assert_eq!(scene.take(&event, &["cache", "mail"]), IngestResult::New(2));
     assert_eq!(
         scene.take(&event, &["cache", "mail"]),
-        Taken::Known { ended: false },
-        "the worker was killed before the spool file went"
+        IngestResult::Known { ended: false },
+        "the worker was killed before it removed the spool file"
     );
     assert_eq!(scene.journal.due_plugins(1000).unwrap(), ["cache", "mail"]);
     assert_eq!(
@@ -112,7 +112,7 @@ fn an_event_is_taken_tried_and_ended() {
     assert_eq!(scene.journal.due_plugins(3500).unwrap(), ["cache", "mail"]);
     assert!(!scene.attempt(&event, "mail", done(), Next::Done));
     assert!(scene.attempt(&event, "cache", done(), Next::Done), "the last task ends the event");
-    assert_eq!(scene.take(&event, &[]), Taken::Known { ended: true });
+    assert_eq!(scene.take(&event, &[]), IngestResult::Known { ended: true });
 
     let rows = scene
         .journal
@@ -183,7 +183,7 @@ fn attempts_are_filtered_and_tasks_are_counted() {
         ("beta", Some("no answer"))
     );
     let reader = Journal::open_read_only(&scene.dirs).unwrap().unwrap();
-    assert_eq!(reader.counts(3000).unwrap(), counts, "beside the worker");
+    assert_eq!(reader.counts(3000).unwrap(), counts, "while the worker runs");
 }
 
 #[test]
@@ -191,14 +191,18 @@ fn equal_events_are_merged() {
     let mut scene = Scene::new();
     let (first, second, third) = (post_build("a"), post_build("a"), post_build("a"));
     scene.take(&first, &["cache"]);
-    assert_eq!(scene.take(&second, &["cache"]), Taken::Merged(first.id.clone()));
-    assert_eq!(scene.take(&post_build("b"), &["cache"]), Taken::New(1));
+    assert_eq!(scene.take(&second, &["cache"]), IngestResult::Merged(first.id.clone()));
+    assert_eq!(scene.take(&post_build("b"), &["cache"]), IngestResult::New(1));
     scene.attempt(&first, "cache", done(), Next::Done);
-    assert_eq!(scene.take(&third, &["cache"]), Taken::New(1), "built again, later: asked again");
+    assert_eq!(
+        scene.take(&third, &["cache"]),
+        IngestResult::New(1),
+        "a later build is a new event"
+    );
 }
 
 #[test]
-fn a_worker_that_was_killed_costs_one_attempt() {
+fn an_attempt_of_a_killed_worker_is_counted() {
     let mut scene = Scene::new();
     let event = post_build("a");
     scene.take(&event, &["cache", "mail", "other"]);
@@ -218,7 +222,11 @@ fn a_worker_that_was_killed_costs_one_attempt() {
     assert_eq!((scene.journal.resume(5000).unwrap(), scene.journal.readmit(None).unwrap()), (1, 1));
     assert_eq!(states(&scene), ["pending", "pending", "pending"]);
     assert_eq!(scene.begin(&event, "cache", 6000), Some(2));
-    assert_eq!(scene.begin(&event, "other", 6000), Some(1), "given back, not spent");
+    assert_eq!(
+        scene.begin(&event, "other", 6000),
+        Some(1),
+        "the attempt was given back and not counted"
+    );
     let rows = scene
         .journal
         .log(&LogFilter {
@@ -233,7 +241,7 @@ fn a_worker_that_was_killed_costs_one_attempt() {
 }
 
 #[test]
-fn old_events_are_forgotten_and_dead_letters_are_not() {
+fn old_events_are_removed_and_dead_letters_are_kept() {
     let mut scene = Scene::new();
     let (ended, dead, open) = (post_build("a"), post_build("b"), post_build("c"));
     for event in [&ended, &dead, &open] {
@@ -250,7 +258,7 @@ fn old_events_are_forgotten_and_dead_letters_are_not() {
 }
 
 #[test]
-fn a_build_user_keeps_so_many_ended_events_and_root_all() {
+fn ended_events_of_build_users_are_limited_and_those_of_root_are_not() {
     const BUILD_USER: u32 = 30001;
     let mut scene = Scene::new();
     let names = |scene: &Scene| -> Vec<String> {
@@ -259,12 +267,16 @@ fn a_build_user_keeps_so_many_ended_events_and_root_all() {
     };
     for (uid, name) in [(0, "root-1"), (0, "root-2"), (BUILD_USER, "a"), (BUILD_USER, "b")] {
         let event = diff(name);
-        let plugins = vec![Wanted::from("mail")];
+        let plugins = vec![NewTask::from("mail")];
         scene.journal.take(&[Incoming { event: &event, uid, plugins, rooted: 0 }], 1000).unwrap();
         assert_eq!(scene.journal.share(BUILD_USER).unwrap().events, u64::from(uid == BUILD_USER));
         scene.attempt(&event, "mail", done(), Next::Done);
     }
-    assert_eq!(scene.journal.share(BUILD_USER).unwrap(), Share::default(), "ended ones count not");
+    assert_eq!(
+        scene.journal.share(BUILD_USER).unwrap(),
+        Share::default(),
+        "ended events do not count"
+    );
     assert_eq!(scene.journal.forget_beyond(1, 0).unwrap(), 1);
     let mut left = names(&scene);
     left.sort();
@@ -272,17 +284,17 @@ fn a_build_user_keeps_so_many_ended_events_and_root_all() {
 }
 
 #[test]
-fn a_damaged_journal_is_set_aside() {
+fn a_damaged_journal_is_replaced() {
     let scene = Scene::new();
-    let damage = "this is no database, but it is long enough to be read as one".repeat(99);
+    let damage = "this is not a database, but it is long enough to be read as one".repeat(99);
     let (mut scene, notice) = scene.reopen(|file| std::fs::write(file, damage).unwrap());
     let Damage { notice, salvaged } = notice.unwrap();
     assert!(
-        notice.starts_with("the journal was damaged (file is not a database) and is set aside as "),
+        notice.starts_with("the journal was damaged (file is not a database) and was renamed to "),
         "{notice}"
     );
     assert_eq!(salvaged, []);
-    assert_eq!(scene.take(&post_build("a"), &["cache"]), Taken::New(1));
+    assert_eq!(scene.take(&post_build("a"), &["cache"]), IngestResult::New(1));
     let aside = std::fs::read_dir(scene.dirs.journal())
         .unwrap()
         .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().contains("damaged"));
@@ -290,7 +302,7 @@ fn a_damaged_journal_is_set_aside() {
 }
 
 #[test]
-fn what_can_be_read_of_a_damaged_journal_is_taken_again() {
+fn readable_events_of_a_damaged_journal_are_taken_again() {
     let mut scene = Scene::new();
     let events: Vec<Event> = (0..400).map(|number| post_build(&format!("a{number}"))).collect();
     for event in &events {
@@ -324,7 +336,7 @@ fn tasks_wait_for_the_tasks_of_their_dependencies() {
     let after = |events: &[&Event]| {
         let paths =
             events.iter().flat_map(|event| event.output_paths()).map(ToOwned::to_owned).collect();
-        vec![Wanted { plugin: "cache".into(), after: Some(paths) }]
+        vec![NewTask { plugin: "cache".into(), after: Some(paths) }]
     };
     scene.take_wanted(&lib, after(&[]));
     scene.take_wanted(&app, after(&[&lib]));
@@ -335,25 +347,29 @@ fn tasks_wait_for_the_tasks_of_their_dependencies() {
         Open { due: 2, waiting: 1, ..Open::default() }
     );
     scene.attempt(&lib, "cache", failed(), Next::Retry { after: Duration::from_secs(9) });
-    assert_eq!(scene.due("cache", 2500), ["other"], "it waits for another attempt, too");
+    assert_eq!(scene.due("cache", 2500), ["other"], "it also waits for another attempt");
     assert_eq!(scene.begin(&lib, "cache", 11_500), Some(2));
     let attempt =
         Attempt { event: &lib.id, plugin: "cache", number: 2, start_ms: 0, end_ms: 12_000 };
     let report = RunReport::from(done());
     scene
         .journal
-        .step(&[Ended { attempt, report: &report, next: Next::Done, age_ms: 0 }], &[], 12_000)
+        .step(
+            &[EndedAttempt { attempt, report: &report, next: Next::Done, age_ms: 0 }],
+            &[],
+            12_000,
+        )
         .unwrap();
     assert_eq!(scene.due("cache", 12_000), ["app", "other"]);
-    // Of one that nobody waits for any more.
+    // The task for which no other waits any longer.
     let later = post_build("later");
     scene.take_wanted(&later, after(&[&lib, &app]));
     scene.journal.discard(&app.id, "cache", 1).unwrap();
-    assert_eq!(scene.due("cache", 12_000), ["other", "later"], "what is dropped blocks nobody");
+    assert_eq!(scene.due("cache", 12_000), ["other", "later"], "a dropped task blocks no other");
 }
 
 #[test]
-fn what_was_removed_meanwhile_does_not_begin() {
+fn a_task_that_was_removed_meanwhile_does_not_begin() {
     let mut scene = Scene::new();
     let event = post_build("a");
     scene.take(&event, &["cache"]);
@@ -364,7 +380,7 @@ fn what_was_removed_meanwhile_does_not_begin() {
 }
 
 #[test]
-fn uncounted_attempts_and_a_clock_that_was_set_back() {
+fn attempts_are_uncounted_and_rescheduled_after_the_clock_was_set_back() {
     let mut scene = Scene::new();
     let event = post_build("a");
     scene.take(&event, &["cache"]);
@@ -381,7 +397,7 @@ fn uncounted_attempts_and_a_clock_that_was_set_back() {
     let next = Next::Again { after: Duration::from_mins(5), why: Uncounted::Outage };
     scene
         .journal
-        .step(&[Ended { attempt, report: &report, next, age_ms: 0 }], &[], 2 * hour)
+        .step(&[EndedAttempt { attempt, report: &report, next, age_ms: 0 }], &[], 2 * hour)
         .unwrap();
     assert_eq!(scene.journal.next_due(2 * hour).unwrap(), Some(2 * hour + 300_000));
     assert_eq!(scene.journal.clock_was_set(2 * hour, 5000).unwrap(), 0);
@@ -395,7 +411,7 @@ fn uncounted_attempts_and_a_clock_that_was_set_back() {
 }
 
 #[test]
-fn a_breaker_outlives_its_worker_and_a_person_closes_it() {
+fn an_open_breaker_survives_the_worker_until_the_operator_closes_it() {
     let mut scene = Scene::new();
     let event = post_build("a");
     scene.take(&event, &["cache"]);
@@ -416,7 +432,7 @@ fn a_breaker_outlives_its_worker_and_a_person_closes_it() {
     let (mut scene, _) = scene.reopen(|_| ());
     assert_eq!(scene.journal.breakers().unwrap(), std::slice::from_ref(&breaker));
     scene.journal.close_breaker("cache", 1500).unwrap();
-    assert_eq!(scene.due("cache", 1500), ["a"], "at once, when it closes");
+    assert_eq!(scene.due("cache", 1500), ["a"], "immediately after it closes");
     scene.attempt(&event, "cache", failed(), Next::Dead);
     scene.journal.keep_breaker(&breaker).unwrap();
     assert!(scene.journal.revive(&event.id, "cache", 4000).unwrap());
@@ -453,7 +469,7 @@ fn shares_of_users_and_roots_are_counted() {
 }
 
 #[test]
-fn bounds_on_the_age_and_size_of_roots() {
+fn roots_are_limited_by_age_and_size() {
     let mut scene = Scene::new();
     let events = ["old", "mid", "unknown", "new"].map(post_build);
     for (event, taken_ms) in events.iter().zip([100, 700, 800, 900]) {
@@ -480,7 +496,7 @@ fn bounds_on_the_age_and_size_of_roots() {
 }
 
 #[test]
-fn a_journal_of_a_later_release_is_left_alone() {
+fn a_journal_of_a_later_release_is_refused() {
     let scene = Scene::new();
     scene.journal.connection.pragma_update(None, "user_version", 9).unwrap();
     for error in
@@ -491,13 +507,13 @@ fn a_journal_of_a_later_release_is_left_alone() {
             .to_string()
             .replace(&scene.dirs.state.display().to_string(), "STATE");
         insta::allow_duplicates! {
-            insta::assert_snapshot!(error, @"the journal STATE/journal/journal.sqlite has version 9, and this hookrun knows up to 1; a newer hookrun wrote it: run that one");
+            insta::assert_snapshot!(error, @"the journal STATE/journal/journal.sqlite has version 9, but this hookrun reads versions up to 1; install the newer hookrun that wrote it");
         }
     }
 }
 
 #[test]
-fn who_told_of_an_event_and_events_of_releases_that_did_not_say() {
+fn the_source_of_an_event_is_stored_and_is_a_hook_if_missing() {
     let mut scene = Scene::new();
     let old = post_build("old");
     let synced = Event { origin: Origin::Sync, ..post_build("synced") };
@@ -507,7 +523,7 @@ fn who_told_of_an_event_and_events_of_releases_that_did_not_say() {
     scene.attempt(&synced, "cache", done(), Next::Done);
     let (scene, _) = scene.reopen(|path| {
         let journal = rusqlite::Connection::open(path).unwrap();
-        // As such a release wrote it.
+        // The form that an earlier release wrote.
         let written = "UPDATE events SET body = json_remove(body, '$.origin') WHERE id = ?1";
         assert_eq!(journal.execute(written, [&old.id]).unwrap(), 1);
     });
@@ -523,14 +539,14 @@ fn who_told_of_an_event_and_events_of_releases_that_did_not_say() {
 }
 
 #[test]
-fn dead_letters_keep_their_roots_and_give_way_to_what_is_open() {
+fn roots_of_dead_letters_are_released_before_those_of_open_tasks() {
     let mut scene = Scene::new();
     let (dead, open, done_one) = (post_build("dead"), post_build("open"), post_build("done"));
     for event in [&dead, &open, &done_one] {
         scene.take(event, &["cache"]);
     }
-    assert!(scene.attempt(&done_one, "cache", done(), Next::Done), "its roots may go");
-    assert!(!scene.attempt(&dead, "cache", failed(), Next::Dead), "its roots stay");
+    assert!(scene.attempt(&done_one, "cache", done(), Next::Done), "its roots may be removed");
+    assert!(!scene.attempt(&dead, "cache", failed(), Next::Dead), "its roots are kept");
     scene.journal.measured(&[(dead.id.clone(), 70), (open.id.clone(), 60)]).unwrap();
     assert_eq!(
         scene.journal.roots().unwrap(),
@@ -546,22 +562,22 @@ fn dead_letters_keep_their_roots_and_give_way_to_what_is_open() {
         .collect();
     assert_eq!(beyond, ["dead"]);
     assert!(scene.journal.revive(&dead.id, "cache", 3000).unwrap());
-    assert!(scene.attempt(&dead, "cache", done(), Next::Done), "now they may go");
+    assert!(scene.attempt(&dead, "cache", done(), Next::Done), "now they may be removed");
     assert_eq!(scene.journal.roots().unwrap().count, 1);
 }
 
 #[test]
-fn what_is_lost_is_a_state_of_its_own_and_can_be_tried_again() {
+fn a_lost_task_can_be_retried() {
     let mut scene = Scene::new();
     let event = post_build("a");
     scene.take(&event, &["cache"]);
-    let lost = Outcome::Lost { message: "it is gone".into() };
-    assert!(scene.attempt(&event, "cache", lost, Next::Lost), "there is nothing to keep");
+    let lost = Outcome::Lost { message: "it was removed".into() };
+    assert!(scene.attempt(&event, "cache", lost, Next::Lost), "no roots are needed");
     let open = scene.journal.open_tasks(3000).unwrap();
     assert_eq!((open.lost, open.dead, open.failed()), (1, 0, true));
     let row = scene.journal.tasks().unwrap().remove(0);
     assert_eq!((row.state.as_str(), row.class), ("lost", Some(Class::Lost)));
-    assert!(scene.journal.outputs_for("cache").unwrap().is_empty(), "`sync` may hand it over");
+    assert!(scene.journal.outputs_for("cache").unwrap().is_empty(), "`sync` may queue it");
     assert!(scene.journal.revive(&event.id, "cache", 3000).unwrap());
     assert_eq!(scene.due("cache", 3000), ["a"]);
 }
@@ -586,14 +602,14 @@ fn tasks_of_a_plugin_with_an_open_breaker_wait_in_every_view() {
     assert_eq!((counts.due, counts.waiting, counts.next_ms), (0, 1, Some(until_ms)));
     let row = scene.journal.tasks().unwrap().remove(0);
     assert_eq!((row.state.as_str(), row.not_before_ms), ("waiting", Some(until_ms)));
-    assert!(scene.journal.revive(&event.id, "cache", 3000).unwrap(), "`queue retry` means it");
+    assert!(scene.journal.revive(&event.id, "cache", 3000).unwrap(), "`queue retry` selects it");
     assert!(scene.journal.close_breaker("cache", 3000).unwrap());
     assert!(!scene.journal.close_breaker("cache", 3000).unwrap(), "it is closed");
     assert_eq!(scene.journal.open_tasks(3000).unwrap().due, 1);
 }
 
 #[test]
-fn one_event_that_cannot_be_read_costs_no_other() {
+fn an_unreadable_event_does_not_affect_others() {
     let mut scene = Scene::new();
     let (bad, good) = (post_build("bad"), post_build("good"));
     scene.take(&bad, &["cache"]);
@@ -603,20 +619,20 @@ fn one_event_that_cannot_be_read_costs_no_other() {
         let written = "UPDATE events SET body = CAST(x'7b22ff' AS TEXT), name = CAST(x'ff' AS TEXT) WHERE id = ?1";
         assert_eq!(journal.execute(written, [&bad.id]).unwrap(), 1);
     });
-    assert_eq!(damage, None, "the file as a whole is right");
+    assert_eq!(damage, None, "the file itself is valid");
     let (tasks, unreadable) = scene.journal.due("cache", 3000, 9, Order::Oldest).unwrap();
     assert_eq!(tasks, [Task { plugin: "cache".into(), event: good.clone() }]);
     assert_eq!(unreadable[0].event, bad.id);
     scene.journal.lose(&bad.id, "cache", &unreadable[0].reason, 3000).unwrap();
     assert_eq!(scene.due("cache", 3000), ["good"]);
-    // One that says that it is another.
+    // An event with another id than its row.
     let other = post_build("other");
     scene.take(&other, &["cache"]);
     let written = "UPDATE events SET body = replace(body, ?1, ?2) WHERE id = ?1";
     scene.journal.connection.execute(written, [&other.id, &good.id]).unwrap();
     let (_, unreadable) = scene.journal.due("cache", 3000, 9, Order::Oldest).unwrap();
     assert_eq!(unreadable[0].event, other.id);
-    scene.journal.lose(&other.id, "cache", "it is another", 3000).unwrap();
+    scene.journal.lose(&other.id, "cache", "the id differs", 3000).unwrap();
     let rows = scene.journal.tasks().unwrap();
     assert_eq!((rows[0].state.as_str(), rows[0].event.name.as_str()), ("lost", "\u{fffd}"));
     // Nothing that looks at all events stumbles over it.
@@ -627,20 +643,24 @@ fn one_event_that_cannot_be_read_costs_no_other() {
 }
 
 #[test]
-fn events_that_nobody_wanted_are_kept_and_can_be_wanted_later() {
+fn events_that_no_plugin_wants_are_kept_for_later_plugins() {
     let mut scene = Scene::new();
     let (early, dropped) = (post_build("early"), post_build("dropped"));
-    assert_eq!(scene.take(&early, &[]), Taken::New(0));
+    assert_eq!(scene.take(&early, &[]), IngestResult::New(0));
     scene.take(&dropped, &["cache"]);
     scene.attempt(&dropped, "cache", failed(), Next::Dead);
     scene.journal.discard(&dropped.id, "cache", 3000).unwrap();
     assert_eq!(
         scene.journal.unwanted("", 9).unwrap(),
         std::slice::from_ref(&early),
-        "and not what was dropped"
+        "dropped tasks are not included"
     );
     let again = post_build("early");
-    assert_eq!(scene.take(&again, &[]), Taken::New(0), "it says the same, and nobody wants it");
+    assert_eq!(
+        scene.take(&again, &[]),
+        IngestResult::New(0),
+        "it is equal, and no plugin wants it"
+    );
     let incoming = |event| Incoming { event, uid: 0, plugins: vec!["cache".into()], rooted: 1 };
     scene.journal.want(&[incoming(&early), incoming(&early)], 4000).unwrap();
     assert_eq!(scene.due("cache", 4000), ["early"]);
@@ -655,8 +675,8 @@ fn an_event_is_not_merged_into_one_without_a_task_for_its_plugin() {
     scene.take(&first, &["cache"]);
     assert_eq!(
         scene.take(&post_build("a"), &["cache", "second"]),
-        Taken::New(2),
-        "the plugin came since"
+        IngestResult::New(2),
+        "the plugin was added since"
     );
-    assert_eq!(scene.take(&post_build("a"), &["cache"]), Taken::Merged(first.id));
+    assert_eq!(scene.take(&post_build("a"), &["cache"]), IngestResult::Merged(first.id));
 }

@@ -1,59 +1,59 @@
-//! Whose files are looked at next.
+//! Decides which files are read next.
 //!
-//! Anybody may add to the spool of a system installation. So files of root and of the worker's own
-//! user come first, and the rest of the time is shared by the build users, one file of each in
-//! turn: whoever adds ten thousand waits for ten thousand, and others do not. Everything that
-//! cannot be an event has one turn as well. Of one user's files the oldest come first, since ids
-//! sort by time.
+//! Every user may add files to the spool of a system installation. So files of root and of the
+//! worker's own user come first, and build users share the rest of the time, one file of each in
+//! turn: a user who adds ten thousand files delays only their own. All files that cannot be events
+//! share one turn as well. For each user the oldest files come first, because ids sort by time.
 //!
-//! Only so many names are kept of each user; the others are found by the next listing. Pure: it
-//! reads no directory.
+//! Only a limited number of names is kept for each user; the next listing finds the others. Pure:
+//! it reads no directory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-/// Names kept of those that are trusted. Names are at most 255 bytes (`NAME_MAX`), an event's 36:
-/// this is 8 MiB for events and 20 MiB at worst.
+/// The number of names kept of trusted users. Names have at most 255 bytes (`NAME_MAX`), and those
+/// of events 36, so this is 8 MiB for events and 20 MiB at most.
 pub(super) const MOST: usize = 65_536;
-/// Names kept of each other user: more than are looked at between two listings.
+/// The number of names kept of each other user, which is more than are read between two listings.
 pub(super) const MOST_EACH: usize = 2048;
-/// Users whose names are kept.
+/// The number of users whose names are kept.
 const MOST_USERS: usize = 256;
-/// Of so many files one is another user's, if both have some.
+/// One in this many files belongs to another user, if both trusted and other users have files.
 const TURNS: u32 = 4;
 
-/// A name found in a directory. Ids sort by time and come first: the oldest is the least, in
-/// whichever directory it is.
+/// A name found in a directory. Ids come first and sort by time, so the oldest is the smallest,
+/// whatever its directory is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Listed {
     /// The file's name.
     pub(super) name: Vec<u8>,
-    /// The directory's place among the reader's.
+    /// The index of the directory in the reader.
     pub(super) directory: usize,
 }
 
-/// The names to look at.
+/// The names to read.
 #[derive(Debug)]
 pub(super) struct Queue {
     most: usize,
     most_each: usize,
     trusted: BTreeSet<Listed>,
     others: BTreeMap<u32, BTreeSet<Listed>>,
-    /// The user whose turn was last.
+    /// The user who had the last turn.
     last: u32,
     turn: u32,
-    /// Whether there were more than are kept.
+    /// Whether there were more names than are kept.
     more: bool,
 }
 
 impl Queue {
-    /// Keeps `most` names of those that are trusted, and `most_each` of each other user.
+    /// Returns a queue that keeps `most` names of trusted users, and `most_each` of each other
+    /// user.
     pub(super) fn new(most: usize, most_each: usize) -> Self {
         let (trusted, others) = (BTreeSet::new(), BTreeMap::new());
         Self { most, most_each, trusted, others, last: 0, turn: 0, more: false }
     }
 
-    /// Adds a name; `user` is none for those that are trusted.
+    /// Adds a name; `user` is none for trusted users.
     pub(super) fn add(&mut self, listed: Listed, user: Option<u32>) {
         let (names, most) = match user {
             None => (&mut self.trusted, self.most),
@@ -72,7 +72,7 @@ impl Queue {
         }
     }
 
-    /// The next name.
+    /// Removes and returns the next name.
     pub(super) fn pop(&mut self) -> Option<Listed> {
         self.turn = (self.turn + 1) % TURNS;
         let trusted_first = self.turn != 0 || self.others.is_empty();
@@ -82,7 +82,7 @@ impl Queue {
         self.pop_other().or_else(|| self.trusted.pop_first())
     }
 
-    /// The next name of those that are trusted.
+    /// Removes and returns the next name of a trusted user.
     pub(super) fn pop_trusted(&mut self) -> Option<Listed> {
         self.trusted.pop_first()
     }
@@ -100,7 +100,7 @@ impl Queue {
         listed
     }
 
-    /// Forgets the names of a user.
+    /// Removes the names of a user.
     pub(super) fn forget(&mut self, user: u32) {
         self.others.remove(&user);
     }
@@ -110,7 +110,7 @@ impl Queue {
         self.trusted.is_empty() && self.others.is_empty()
     }
 
-    /// Returns whether there were more than are kept since the last call.
+    /// Returns whether there were more names than are kept since the last call.
     pub(super) fn take_more(&mut self) -> bool {
         std::mem::take(&mut self.more)
     }
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn trusted_files_come_first_and_others_in_turn() {
+    fn trusted_files_come_first_and_other_users_take_turns() {
         let mut queue = Queue::new(100, 100);
         for name in ["1", "2", "3", "4", "5", "6"] {
             queue.add(listed(name), None);
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_with_many_names_takes_no_others_place() {
+    fn a_user_with_many_names_does_not_displace_others() {
         let mut queue = Queue::new(100, 2);
         for number in 0..50 {
             queue.add(listed(&format!("!{number:02}")), Some(4242));
@@ -158,7 +158,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn of_one_user_the_oldest_are_kept_and_come_first(
+        fn the_oldest_names_of_a_user_are_kept_and_come_first(
             names in proptest::collection::btree_set("[a-z]{1,3}", 0..40),
             most in 1..30_usize,
         ) {

@@ -1,15 +1,15 @@
-//! The worker's side of the spool: which files are events, and what becomes of the others.
+//! The worker's side of the spool: decides which files are events, and moves the others away.
 //!
-//! The directories are listed once, and then worked through a batch at a time, so that a full spool
-//! costs as much for each of its files as an empty one. A long listing takes several scans, which
-//! take root's events as soon as they are found. What comes meanwhile is told by name
-//! ([`Reader::came`]) or found by the next listing, which [`Reader::look_again`] asks for. Between
-//! two batches anything may happen to the directories: a name that is gone is passed over, and
-//! whatever a name stands for is looked at when its turn comes. A name leaves the spool when it was
-//! looked at, or is ignored from then on; so listing after listing comes to an end.
+//! The directories are listed once and then processed in batches, so that each file costs the same
+//! in a full spool as in an empty one. A long listing takes several scans, which take root's events
+//! as soon as they are found. Files that arrive meanwhile are reported by name ([`Reader::came`]) or
+//! found by the next listing, which [`Reader::look_again`] requests. The directories may change
+//! between two batches: names that do not exist any longer are skipped, and each name is examined
+//! when its turn comes. After that it has left the spool or is ignored, so the listings come to an
+//! end.
 //!
-//! Directories are held by descriptor, and everything is done relative to it: other users may
-//! change what a path means.
+//! Directories are held by descriptor and all operations are relative to it, because other users
+//! may change the target of a path.
 
 use std::collections::BTreeSet;
 use std::io::Read as _;
@@ -20,35 +20,34 @@ use hookrun_system::stat::mode_of;
 use rustix::fs::{FileType, Stat};
 
 use super::listing::{self, Listed, Queue};
-use super::rejected::{Fate, Rejected};
+use super::rejected::{RejectResult, Rejected};
 use crate::envelope;
 use crate::trust::{Owner, Trust};
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::Event;
 use hookrun_nix::layout::{self, Directory, Use};
 
-/// A file of a trusted owner that still has no final name after this long was left by a hook that
-/// was killed.
+/// The time after which an incomplete file of a trusted owner counts as left by a killed hook.
 pub(super) const ABANDONED: Duration = Duration::from_hours(1);
-/// The same for others, who may leave any number of them: a hook takes two seconds.
+/// The same time for other users, who may leave any number of files. A hook takes two seconds.
 const ABANDONED_BY_OTHERS: Duration = Duration::from_mins(1);
-/// A batch ends with the file that makes it larger than this. An event is a few KiB, and 4 MiB at
-/// most.
+/// The size at which a batch ends. An event usually has a few KiB, and at most 4 MiB.
 const BATCH_BYTES: u64 = 16 << 20;
-/// Names that one scan finds, if there are more: so long does an event of root wait that is told
-/// by name meanwhile.
+/// The number of names that one scan lists. It limits the time that an event of root, which is
+/// reported by name meanwhile, waits for a long listing.
 const LISTED_AT_ONCE: usize = 16_384;
-/// Files that are left where they are because they can be neither taken nor moved.
+/// The number of files that are ignored because they can neither be taken nor moved.
 const MOST_IGNORED: usize = 10_000;
-/// Hooks make files that their owner can write. Files of the Nix store are root's too, with
-/// contents of a user's choice, and cannot be written. Where `fs.protected_hardlinks` is off, a
-/// user may link one, have Nix delete the other name, and move the link here.
+/// The bit that lets the owner write. Hooks create files that their owner can write. Files of the
+/// Nix store also belong to root and have contents that a user chose, but nobody can write them.
+/// If `fs.protected_hardlinks` is off, a user may link such a file, have Nix delete the other name,
+/// and move the link here.
 const OWNER_WRITES: u32 = 0o200;
-/// The share of everything that cannot be an event, whoever owns it: a plain user may own files as
-/// any number of users (subuid(5)). No user has this number.
+/// The user number for the turn of all files that cannot be events. They share one turn, because a
+/// plain user may own files under many uids (subuid(5)). No user has this number.
 const NO_EVENTS: u32 = u32::MAX;
 
-/// A file of the spool, taken for an event.
+/// An event that was read from the spool.
 #[derive(Debug)]
 pub struct Spooled {
     directory: Directory,
@@ -57,33 +56,33 @@ pub struct Spooled {
     pub event: Event,
     /// The file's owner.
     pub uid: u32,
-    /// Whether that is root or the worker's own user.
+    /// Whether the owner is root or the worker's own user.
     pub is_trusted: bool,
     /// The file's size.
     pub bytes: u64,
 }
 
 impl Spooled {
-    /// Where it was found; for messages.
+    /// Returns the path of the file, for messages.
     pub fn path(&self) -> PathBuf {
         self.directory.path().join(&self.event.id)
     }
 
-    /// Removes the file, once the event is in the journal.
+    /// Removes the file, after the event was added to the journal.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system.
     pub fn remove(&self) -> std::io::Result<()> {
         self.directory.remove(self.event.id.as_bytes())
     }
 }
 
-/// What a look at some files of the spool found.
+/// The result of reading some files of the spool.
 #[derive(Debug, Default)]
 pub struct Scan {
-    /// Events; of each owner the oldest first.
+    /// The events, the oldest of each owner first.
     pub events: Vec<Spooled>,
-    /// Files set aside: the reason, naming the file.
+    /// The reasons for rejected files, with their names.
     pub rejected: Vec<String>,
 }
 
@@ -91,9 +90,9 @@ pub struct Scan {
 #[derive(Debug)]
 struct Source {
     path: PathBuf,
-    /// The user whose it must be, for a directory in a place where everybody may make one.
+    /// The required owner, for a directory in a place where every user may create one.
     owner: Option<u32>,
-    /// As it was when it was listed.
+    /// The open directory, at the time when it was listed.
     open: Option<Directory>,
 }
 
@@ -102,33 +101,33 @@ impl Source {
         let directory = Directory::open(&self.path, Use::List).ok()?;
         let is_right = match self.owner {
             Some(uid) => directory.stat().is_ok_and(|stat| layout::is_of_user_alone(&stat, uid)),
-            // Whose files are in it, their owners tell.
+            // Its files are checked by their owners.
             None => true,
         };
         is_right.then_some(directory)
     }
 }
 
-/// The reading side.
+/// Reads the spool and its fallback directories.
 #[derive(Debug)]
 pub struct Reader {
     sources: Vec<Source>,
     rejected: Rejected,
     trust: Trust,
     ignored: BTreeSet<Listed>,
-    /// Users whose files are left where they are for now.
+    /// Users whose files are not taken for now.
     held_back: BTreeSet<u32>,
-    /// Found and not looked at yet.
+    /// Names that were found and not read yet.
     queue: Queue,
-    /// Whether the directories are to be listed after all of that.
+    /// Whether the directories must be listed again after that.
     again: bool,
-    /// A listing that has begun.
+    /// The listing in progress.
     listing: Option<Listing>,
-    /// Names looked at in one scan.
+    /// The number of names that one scan lists.
     at_once: usize,
 }
 
-/// How far a listing is.
+/// A listing in progress.
 struct Listing {
     directory: usize,
     names: Box<dyn Iterator<Item = Vec<u8>> + Send>,
@@ -141,7 +140,8 @@ impl std::fmt::Debug for Listing {
 }
 
 impl Reader {
-    /// Reads the spool of `dirs` and its fallbacks, those of users that `trust` believes included.
+    /// Returns a reader of the spool of `dirs` and its fallbacks, including those of the users that
+    /// `trust` accepts.
     pub fn new(dirs: &Dirs, trust: Trust) -> Self {
         let source = |path: PathBuf, owner: Option<u32>| Source { path, owner, open: None };
         let common = layout::fallbacks(dirs).into_iter().map(|path| source(path, None));
@@ -162,34 +162,32 @@ impl Reader {
         }
     }
 
-    /// The directories that hooks put events into, to be watched.
+    /// Returns the directories into which hooks write events, so that they can be watched.
     pub fn directories(&self) -> impl Iterator<Item = &Path> {
         self.sources.iter().map(|source| source.path.as_path())
     }
 
-    /// Something may have come since the directories were listed: they are listed once more, after
-    /// what was found is looked at.
+    /// Requests another listing after the known names were read, because files may have arrived.
     pub fn look_again(&mut self) {
         self.again = true;
         self.held_back.clear();
     }
 
-    /// A file came into the directory with this number.
+    /// Adds a file that arrived in the directory with this index.
     pub fn came(&mut self, directory: usize, name: Vec<u8>) {
         let open = self.sources.get(directory).and_then(|source| source.open.clone());
         let Some(open) = open else { return self.again = true };
         self.add(&open, directory, name);
     }
 
-    /// Is there something to look at? If not, [`scan`](Self::scan) finds nothing before
+    /// Returns whether there are names to read. If not, [`scan`](Self::scan) finds nothing before
     /// [`look_again`](Self::look_again).
     pub fn has_more(&self) -> bool {
         self.again || self.listing.is_some() || !self.queue.is_empty()
     }
 
-    /// Looks at the next files, `limit` at most: takes what is an event, and sets aside what is
-    /// none. The caller removes, rejects or ignores each that was taken before the next call, or
-    /// holds back its user.
+    /// Reads the next files, at most `limit`: returns events, and moves other files away. Before
+    /// the next call, the caller must remove, reject or ignore each event, or hold back its user.
     pub fn scan(&mut self, limit: usize) -> Scan {
         if self.queue.is_empty() && self.again && self.listing.is_none() {
             self.again = false;
@@ -217,9 +215,9 @@ impl Reader {
                 Err(reason) => {
                     let (shown, fate) = self.rejected.set_aside(&directory, &listed.name, &reason);
                     match fate {
-                        Fate::Gone => scan.rejected.push(shown),
-                        Fate::Smaller => self.again = true,
-                        Fate::Stays => {
+                        RejectResult::Gone => scan.rejected.push(shown),
+                        RejectResult::Smaller => self.again = true,
+                        RejectResult::Stays => {
                             self.ignore_name(listed);
                             scan.rejected.push(shown);
                         }
@@ -230,7 +228,7 @@ impl Reader {
         scan
     }
 
-    /// Looks at a file no more: it can be neither removed nor set aside.
+    /// Ignores a file from now on, because it can neither be removed nor moved.
     pub fn ignore(&mut self, spooled: &Spooled) {
         let name = spooled.event.id.clone().into_bytes();
         self.ignore_name(Listed { name, directory: spooled.number });
@@ -245,13 +243,13 @@ impl Reader {
         }
     }
 
-    /// Leaves the files of a user where they are until the next listing is asked for.
+    /// Leaves the files of a user in place until the next listing is requested.
     pub fn hold_back(&mut self, uid: u32) {
         self.held_back.insert(uid);
         self.queue.forget(uid);
     }
 
-    /// Opens the first directory that is there, from this number on.
+    /// Opens the first directory that exists, from this index on.
     fn open(&mut self, first: usize) -> Option<Listing> {
         for (number, source) in self.sources.iter_mut().enumerate().skip(first) {
             source.open = source.open();
@@ -262,7 +260,7 @@ impl Reader {
         None
     }
 
-    /// Finds some more of the names in all directories.
+    /// Continues the listing with the next names.
     fn list(&mut self) {
         for _ in 0..self.at_once {
             let Some(listing) = &mut self.listing else { return };
@@ -284,11 +282,11 @@ impl Reader {
         }
     }
 
-    /// Adds a name, if it is to be looked at.
+    /// Adds a name, unless it is ignored.
     fn add(&mut self, open: &Directory, directory: usize, name: Vec<u8>) {
         let Ok(stat) = open.stat_of(&name) else { return };
         let is_trusted = self.is_trusted(&stat);
-        // Of those in the making there may be any number; they must not take the place of events.
+        // There may be any number of incomplete files, which must not displace events.
         if is_unfinished(&name) && is_in_the_making(&stat, is_trusted) {
             return;
         }
@@ -300,7 +298,7 @@ impl Reader {
         }
     }
 
-    /// The user whose share of the time a file takes; none for those that come first.
+    /// Returns the user whose turn a file uses; none for trusted users, who come first.
     fn share(&self, stat: &Stat) -> Option<u32> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Some(NO_EVENTS);
@@ -316,7 +314,7 @@ impl Reader {
         self.trust.owner(stat.st_uid, stat.st_gid) == Ok(Owner::Trusted)
     }
 
-    /// The event in one file; none if it is not to be looked at (yet, or any more).
+    /// Reads the event in one file; returns none if the file is to be skipped now.
     fn read(&self, directory: &Directory, listed: &Listed) -> Result<Option<Spooled>, String> {
         let name = listed.name.as_slice();
         let unreadable = |error: &dyn std::fmt::Display| format!("it cannot be read ({error})");
@@ -337,20 +335,23 @@ impl Reader {
             Err(error) => return Err(unreadable(&error)),
         };
         if stat.st_nlink > 1 {
-            return Err(format!("it has {} hard links; an event file has one", stat.st_nlink));
+            return Err(format!(
+                "it has {} hard links, but an event file must have one",
+                stat.st_nlink
+            ));
         }
         let owner = self.trust.owner(stat.st_uid, stat.st_gid)?;
         if mode_of(&stat) & OWNER_WRITES == 0 {
             return Err("its owner cannot write it; hooks write files with mode 0644".into());
         }
-        // One byte more, so that the end is found without another buffer.
+        // One byte more, so that the end is found without another read.
         let size = u64::try_from(stat.st_size).unwrap_or(0).min(envelope::MAX_SIZE);
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
         let read = file.take(envelope::MAX_SIZE + 1).read_to_end(&mut bytes);
         read.map_err(|error| unreadable(&error))?;
         if bytes.len() as u64 > envelope::MAX_SIZE {
             return Err(format!(
-                "it has more than {} MiB, the most that an event has",
+                "it has more than {} MiB, the limit of an event",
                 envelope::MAX_SIZE >> 20
             ));
         }
@@ -380,7 +381,7 @@ fn is_in_the_making(stat: &Stat, is_trusted: bool) -> bool {
     let limit = if is_trusted { ABANDONED } else { ABANDONED_BY_OTHERS };
     let modified = Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    // Its owner may have set the time to any year.
+    // The owner may have set any time.
     FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
         && now.abs_diff(modified) <= limit
 }

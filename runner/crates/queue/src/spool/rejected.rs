@@ -1,8 +1,8 @@
-//! Spool files that were no events: kept with their reason, within bounds.
+//! Rejected spool files, which are kept with their reasons, in limited number and size.
 //!
-//! Anybody may add to the spool of a system installation, so what is kept of it must not fill the
-//! disk: beyond [`MAX_FILES`] files or [`MAX_BYTES`] bytes only the line with the reason is kept,
-//! in a log of bounded size.
+//! Every user may add files to the spool of a system installation, so rejected files must not fill
+//! the disk. Beyond [`MAX_FILES`] files or [`MAX_BYTES`] bytes, only the reason is recorded, in a
+//! log of limited size.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -13,31 +13,31 @@ use rustix::fs::{FileType, OFlags, RenameFlags};
 use hookrun_nix::layout::{self, Directory, Use};
 use hookrun_nix::terminal::printable;
 
-/// Files that are kept.
+/// The maximum number of files that are kept.
 const MAX_FILES: usize = 1000;
-/// Their bytes.
+/// The maximum total size of the files, in bytes.
 const MAX_BYTES: u64 = 64 << 20;
-/// Where the reasons of further files go.
+/// The log with the reasons of further files.
 const LOG: &str = "more.log";
-/// The log before.
+/// The previous log.
 const OLD_LOG: &str = "more.log.1";
-/// The log is begun anew at this size; one old one is kept.
+/// The size at which a new log is started; one old log is kept.
 const MAX_LOG: u64 = 1 << 20;
-/// How the file beside a kept one ends.
+/// The suffix of the file with the reason.
 const REASON: &str = ".reason";
-/// Characters kept of a file's name.
+/// The number of characters that are kept of a file's name.
 const MAX_NAME: usize = 64;
-/// Names tried for a file, if others are taken.
+/// The number of names that are tried for a file if others exist.
 const MAX_TRIES: u32 = 10_000;
-/// Entries of a directory that are removed at once.
+/// The number of entries of a directory that are removed in one call.
 const MAX_EMPTIED: usize = 256;
-/// What is kept is counted again after this long: people remove files.
+/// The time after which the files are counted again, because users remove files.
 const COUNTED_FOR: Duration = Duration::from_mins(1);
 
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
-/// How many files were set aside and are kept. Each has its reason beside it.
+/// Returns the number of rejected files that are kept. Each has a file with its reason.
 pub fn count(directory: &Path) -> usize {
     Directory::open(directory, Use::List)
         .map_or(0, |directory| directory.names().filter(|name| is_kept(name)).count())
@@ -49,16 +49,16 @@ fn is_kept(name: &[u8]) -> bool {
 
 /// What happened to a file that is not an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
-    /// It is out of the way.
+pub(super) enum RejectResult {
+    /// It was moved or removed.
     Gone,
-    /// A large directory, of which a part is removed. The rest is next.
+    /// It is a large directory, of which a part was removed. The rest follows in the next call.
     Smaller,
-    /// It can be neither moved nor removed.
+    /// It can neither be moved nor removed.
     Stays,
 }
 
-/// The directory of what is set aside.
+/// The directory of rejected files.
 #[derive(Debug)]
 pub(super) struct Rejected {
     path: PathBuf,
@@ -78,30 +78,38 @@ impl Rejected {
         Self { path, counted: None }
     }
 
-    /// Moves a file of `from` here, with its reason. Returns the reason as it may be shown, and
-    /// what became of the file.
+    /// Moves a file of `from` to this directory, with its reason. Returns the printable reason, and
+    /// what happened to the file.
     pub(super) fn set_aside(
         &mut self,
         from: &Directory,
         name: &[u8],
         reason: &str,
-    ) -> (String, Fate) {
-        // The name is anybody's choice, words of the file are in the reason, and both are shown on
-        // terminals.
+    ) -> (String, RejectResult) {
+        // Every user can choose the name, the reason may contain words of the file, and both are
+        // shown on terminals.
         let path = from.path().join(String::from_utf8_lossy(name).as_ref());
         let reason = printable(&format!("{}: {reason}", path.display()));
         match self.keep(from, name, &reason) {
             Ok(fate) => (reason, fate),
             Err(error) => {
                 self.counted = None;
-                (format!("{reason}; and it cannot be set aside ({error}): remove it"), Fate::Stays)
+                (
+                    format!("{reason}; it cannot be moved away ({error}), so remove it"),
+                    RejectResult::Stays,
+                )
             }
         }
     }
 
-    fn keep(&mut self, from: &Directory, name: &[u8], reason: &str) -> std::io::Result<Fate> {
+    fn keep(
+        &mut self,
+        from: &Directory,
+        name: &[u8],
+        reason: &str,
+    ) -> std::io::Result<RejectResult> {
         let stat = match from.stat_of(name) {
-            Err(rustix::io::Errno::NOENT) => return Ok(Fate::Gone),
+            Err(rustix::io::Errno::NOENT) => return Ok(RejectResult::Gone),
             result => result?,
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
@@ -119,7 +127,7 @@ impl Rejected {
         let mut beside =
             counted.directory.create(format!("{kept}{REASON}").as_bytes(), FILE_MODE)?;
         beside.write_all(format!("{reason}\n").as_bytes())?;
-        Ok(Fate::Gone)
+        Ok(RejectResult::Gone)
     }
 
     fn counted(&mut self) -> std::io::Result<&mut Counted> {
@@ -145,33 +153,34 @@ impl Rejected {
 }
 
 impl Counted {
-    /// Removes what is not kept, and notes the reason.
+    /// Removes a file that is not kept, and records the reason.
     fn remove(
         &self,
         from: &Directory,
         name: &[u8],
         kind: FileType,
         reason: &str,
-    ) -> std::io::Result<Fate> {
+    ) -> std::io::Result<RejectResult> {
         let is_gone = match kind {
             FileType::Directory => remove_directory(from, name)?,
             _ => from.remove(name).map(|()| true)?,
         };
         if !is_gone {
-            return Ok(Fate::Smaller);
+            return Ok(RejectResult::Smaller);
         }
         note(&self.directory, reason)?;
-        Ok(Fate::Gone)
+        Ok(RejectResult::Gone)
     }
 
-    /// Moves the file under a name that nothing here has yet; none if it can only be removed.
+    /// Moves the file to a name that does not exist here yet; returns none if it can only be
+    /// removed.
     fn take(
         &self,
         from: &Directory,
         name: &[u8],
         kind: FileType,
     ) -> std::io::Result<Option<String>> {
-        // Of the name what cannot confuse a terminal.
+        // Only characters that are safe on a terminal are kept in the name.
         let plain: String = String::from_utf8_lossy(name)
             .chars()
             .map(|c| if c.is_ascii_graphic() { c } else { '_' })
@@ -200,7 +209,7 @@ impl Counted {
         let flags = RenameFlags::NOREPLACE;
         match rustix::fs::renameat_with(from, name, &self.directory, target, flags) {
             Ok(()) => Ok(true),
-            // From a fallback on another file system.
+            // The file comes from a fallback on another file system.
             Err(rustix::io::Errno::XDEV) if kind == FileType::RegularFile => {
                 let (file, _) = from.read(name)?;
                 let mut copy = self.directory.create(target.as_bytes(), FILE_MODE)?;
@@ -209,7 +218,7 @@ impl Counted {
                 Ok(true)
             }
             Err(rustix::io::Errno::XDEV) => Ok(false),
-            // A file system without this flag. Nobody else makes files here.
+            // The file system does not support this flag. Nobody else creates files here.
             Err(rustix::io::Errno::INVAL) => match self.directory.stat_of(target.as_bytes()) {
                 Err(rustix::io::Errno::NOENT) => {
                     from.rename(name, &self.directory, target.as_bytes()).map(|()| true)
@@ -237,8 +246,9 @@ fn note(directory: &Directory, reason: &str) -> std::io::Result<()> {
     std::fs::File::from(log).write_all(format!("{reason}\n").as_bytes())
 }
 
-/// Removes a directory with what is in it, or some of that: false if something is left. Directories
-/// below it are moved up into `from`, so that neither depth nor size takes memory or descriptors.
+/// Removes a directory with its contents, or a part of them; returns false if something is left.
+/// Nested directories are moved up into `from`, so that neither depth nor size needs memory or
+/// descriptors.
 fn remove_directory(from: &Directory, name: &[u8]) -> std::io::Result<bool> {
     let (mut names, mut room) = (vec![name.to_vec()], MAX_EMPTIED);
     while let Some(name) = names.pop() {
@@ -268,7 +278,7 @@ fn remove_directory(from: &Directory, name: &[u8]) -> std::io::Result<bool> {
     Ok(true)
 }
 
-/// Is the directory gone? False if something is in it.
+/// Returns whether the directory was removed; false if it is not empty.
 fn removed(result: std::io::Result<()>) -> std::io::Result<bool> {
     match result {
         Ok(()) => Ok(true),
@@ -304,7 +314,7 @@ mod tests {
             let path = self.spool.path().join(name);
             File::create(&path).unwrap().set_len(size).unwrap();
             let (reason, fate) = self.rejected.set_aside(&self.spool, name.as_bytes(), "odd");
-            assert!(fate == Fate::Gone && reason.ends_with(": odd"), "{reason}");
+            assert!(fate == RejectResult::Gone && reason.ends_with(": odd"), "{reason}");
             assert!(!path.exists());
         }
 
@@ -314,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_bounds_only_reasons_are_kept() {
+    fn beyond_the_limits_only_reasons_are_kept() {
         let mut scene = Scene::new();
         scene.set_aside("first", MAX_BYTES);
         assert_eq!(scene.kept(), 1);
@@ -325,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_one_millisecond_and_one_plain_name_do_not_replace_each_other() {
+    fn files_with_equal_time_and_printable_name_do_not_replace_each_other() {
         let mut scene = Scene::new();
         for number in 0..50 {
             let other = char::from_u32(0x100 + number).unwrap();
@@ -335,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn no_character_that_a_terminal_obeys_is_in_a_reason() {
+    fn reasons_contain_only_printable_characters() {
         let mut scene = Scene::new();
         let name = "a\u{7f}\u{9b}\u{2028}\u{202e}\u{1b}";
         std::fs::write(scene.spool.path().join(name), "").unwrap();

@@ -35,7 +35,7 @@ impl Scene {
 }
 
 #[test]
-fn what_is_put_is_found_in_order() {
+fn events_are_found_in_order() {
     let mut scene = Scene::new();
     let events: Vec<Event> = ["a", "b", "c"].map(post_build).into();
     for event in events.iter().rev() {
@@ -50,7 +50,7 @@ fn what_is_put_is_found_in_order() {
 }
 
 #[test]
-fn what_is_no_event_is_set_aside_and_in_nobodys_way() {
+fn files_that_are_not_events_are_rejected_and_delay_no_event() {
     let mut scene = Scene::new();
     let good = post_build("good");
     put(&scene.dirs, &good).unwrap();
@@ -77,12 +77,12 @@ fn what_is_no_event_is_set_aside_and_in_nobodys_way() {
     .abandoned: it was never completed; its hook was killed
     0-directory: it is not a regular file
     0-fifo: it is not a regular file
-    0-hard: it has 2 hard links; an event file has one
-    0-large: it has more than 4 MiB, the most that an event has
+    0-hard: it has 2 hard links, but an event file must have one
+    0-large: it has more than 4 MiB, the limit of an event
     0-link: it is not a regular file
     0-odd\n\u{1b}[31m: it does not begin with `hookrun-event 1 sha256:...`
     0-renamed: its name is not the id of its event
-    0-short: it has 2 hard links; an event file has one
+    0-short: it has 2 hard links, but an event file must have one
     ");
     scene.reader.look_again();
     let again = scene.reader.scan(100);
@@ -90,9 +90,9 @@ fn what_is_no_event_is_set_aside_and_in_nobodys_way() {
 }
 
 #[test]
-fn a_spool_that_cannot_be_written_is_not_the_end() {
+fn a_fallback_is_used_if_the_spool_cannot_be_written() {
     let mut scene = Scene::new();
-    // A file in place of the state directory stops root as well.
+    // A file in place of the state directory is an obstacle for root as well.
     std::fs::create_dir_all(scene.dirs.state.parent().unwrap()).unwrap();
     std::fs::write(&scene.dirs.state, "").unwrap();
     let event = post_build("a");
@@ -106,9 +106,9 @@ fn a_spool_that_cannot_be_written_is_not_the_end() {
 }
 
 #[test]
-fn a_fallback_that_somebody_else_made_is_not_used() {
+fn a_fallback_of_another_user_is_not_used() {
     if !rustix::process::geteuid().is_root() {
-        // Another user's directory cannot be made then; `attack.rs` has real users.
+        // Another user's directory can only be created as root; `attack.rs` uses real users.
         return;
     }
     let scene = Scene::new();

@@ -1,19 +1,19 @@
-//! The worker's clock: time and waiting. A test replaces it to let a day pass at once.
+//! The worker's clock: time and waiting. Tests replace it to simulate a day in a moment.
 
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-/// A clock. The worker waits for one thing at a time.
+/// A clock. The worker waits for one time at once.
 pub trait Clock: Send + Sync {
-    /// Milliseconds since 1970. May go backwards: somebody may set it.
+    /// Returns the time in milliseconds since 1970. It may go backwards when the clock is set.
     fn now_ms(&self) -> u64;
 
-    /// Ready after `duration`.
+    /// Waits for `duration`.
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()>;
 }
 
-/// The machine's clock.
+/// The clock of the machine.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 

@@ -2,7 +2,7 @@
 
 use futures_util::future::BoxFuture;
 
-use crate::journal::Wanted;
+use crate::journal::NewTask;
 use hookrun_config::{self as config, Retry};
 use hookrun_nix::event::Event;
 use hookrun_nix::outcome::RunReport;
@@ -10,20 +10,22 @@ use hookrun_nix::outcome::Transfer;
 
 /// Runs plugins for the worker. The worker calls it from one task and awaits several runs at once.
 pub trait Executor: Send + Sync + 'static {
-    /// How the worker works. Asked again after each [`Executor::refresh`] that changed something.
+    /// Returns the settings of the worker. Called again after each [`Executor::refresh`] that
+    /// changed something.
     fn settings(&self) -> config::Worker;
 
-    /// The plugins that are to get this event. Called for each event when it is taken; if there are
-    /// none, again when [`Executor::wants`] has changed.
-    fn wanted(&self, event: &Event) -> Vec<Wanted>;
+    /// Returns the tasks to create for this event. Called for each event when it is taken; if there
+    /// are none, called again when [`Executor::wants`] has changed.
+    fn wanted(&self, event: &Event) -> Vec<NewTask>;
 
-    /// A text that changes whenever [`Executor::wanted`] may answer otherwise than before.
+    /// Returns a text that changes whenever the result of [`Executor::wanted`] may change.
     fn wants(&self) -> String;
 
-    /// How a plugin is retried. Called after each failed attempt.
+    /// Returns the retry settings of a plugin. Called after each failed attempt.
     fn retry(&self, plugin: &str) -> Retry;
 
-    /// Returns the limit of concurrent runs of a plugin; none: as many as there are slots.
+    /// Returns the limit of concurrent runs of a plugin; none if only the number of slots limits
+    /// them.
     fn concurrency(&self, plugin: &str) -> Option<usize>;
 
     /// Runs a plugin on an event; `attempt` counts from 1. It must end by itself (the plugin's
@@ -37,24 +39,23 @@ pub trait Executor: Send + Sync + 'static {
         attempt: u32,
     ) -> BoxFuture<'a, RunReport>;
 
-    /// The uploads that are under way in the runs. Called now and then while tasks run.
+    /// Returns the uploads in progress. Called at intervals while tasks run.
     fn transfers(&self) -> Vec<Transfer> {
         Vec::new()
     }
 
-    /// The files that all this comes from: configuration, plugins, secrets.
+    /// Returns the files that the executor was made from: configuration, plugins, secrets.
     fn files(&self) -> Vec<std::path::PathBuf>;
 
-    /// Looks at those files, and takes up what has changed and is right: for the runs that begin
-    /// after it.
+    /// Checks those files, and applies valid changes to the runs that begin later.
     fn refresh(&self) -> BoxFuture<'_, Refreshed>;
 }
 
-/// What a look at the files of an [`Executor`] found.
+/// The result of checking the files of an [`Executor`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Refreshed {
     /// Whether something changed.
     pub changed: bool,
-    /// Changes that cannot be taken up, each with the fix; what was before goes on.
+    /// Changes that cannot be applied, each with the fix. The previous state stays in use.
     pub problems: Vec<String>,
 }

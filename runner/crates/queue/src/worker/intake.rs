@@ -3,19 +3,20 @@
 use std::collections::BTreeMap;
 
 use super::{Notice, Worker, WorkerError};
-use crate::journal::{Incoming, Share, Taken};
+use crate::journal::{Incoming, IngestResult, Share};
 use crate::spool::{self, Spooled};
 use crate::{outputs, roots};
 use hookrun_config as config;
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::Event;
 
-/// Lines about files that were set aside, in a minute: anybody can cause any number.
+/// The number of messages about rejected files in a minute. Every user can cause any number of
+/// rejected files.
 const LINES: u32 = 20;
-/// See [`LINES`].
+/// The period of [`LINES`].
 const LINES_IN_MS: u64 = 60_000;
 
-/// How many such lines there were.
+/// Counts these messages.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     since_ms: u64,
@@ -42,16 +43,17 @@ impl Lines {
     }
 }
 
-/// Files looked at in one turn, and so events taken in one transaction: enough to share its sync,
-/// few enough to start the first soon.
+/// The number of files that are read in one turn and taken in one transaction: enough to share its
+/// sync, and few enough to start the first task soon.
 pub(super) const BATCH: usize = 256;
-/// The note of the journal that says what the unwanted events were last matched against.
+/// The name under which the journal stores the configuration that unwanted events were last matched
+/// against.
 const MATCHED: &str = "matched";
 
 impl Worker<'_> {
-    /// Takes the next events of the spool into the journal, if there are more; gives how many. One
-    /// batch a turn of the worker: meanwhile runs end and begin, the service manager hears that all
-    /// is well, and who asks the worker to stop is heard.
+    /// Takes the next events of the spool into the journal, if there are any; returns their number.
+    /// There is one batch in each turn of the worker, so that in between runs end and begin, the
+    /// service manager is notified, and a request to stop is handled.
     pub(super) fn take_some(&mut self) -> Result<usize, WorkerError> {
         if !self.reader.has_more() {
             return Ok(0);
@@ -73,24 +75,24 @@ impl Worker<'_> {
     fn set_aside(&mut self, reason: &str) {
         self.summary.rejected += 1;
         if self.said_of_rejected.may_say() {
-            self.warn(&format!("set aside: {reason}"));
+            self.warn(&format!("rejected: {reason}"));
         }
     }
 
-    /// Says how many lines were left out, when their minute is over.
+    /// Reports the number of omitted messages, when their minute is over.
     pub(super) fn say_left_out(&mut self) {
         let left_out = self.said_of_rejected.take_left_out(self.now_ms());
         if left_out > 0 {
             let place = self.dirs.rejected();
             self.warn(&format!(
-                "{left_out} more files were set aside; the reasons are in {}",
+                "{left_out} more files were rejected; the reasons are in {}",
                 place.display()
             ));
         }
     }
 
-    /// Leaves in the spool what is more than a build user may have unfinished in the journal: a
-    /// build must not fill the disk. It is taken when there is room again.
+    /// Leaves events in the spool that exceed a build user's limit of unfinished events, so that a
+    /// build cannot fill the disk. They are taken when other events have ended.
     fn within_shares(&mut self, events: Vec<Spooled>) -> Result<Vec<Spooled>, WorkerError> {
         let mut shares: BTreeMap<u32, Share> = BTreeMap::new();
         let mut within = Vec::with_capacity(events.len());
@@ -133,7 +135,7 @@ impl Worker<'_> {
                 event,
                 uid: spooled.uid,
                 plugins: self.executor.wanted(event),
-                // Roots that a crash lost, or that the hook might not make, are made here.
+                // Creates roots that a crash has lost, or that the hook was not allowed to create.
                 rooted: roots::make(event),
             })
             .collect();
@@ -144,23 +146,28 @@ impl Worker<'_> {
         for (spooled, taken) in events.iter().zip(&taken) {
             let event = &spooled.event;
             match taken {
-                Taken::New(tasks) => {
+                IngestResult::New(tasks) => {
                     self.summary.taken += 1;
                     (self.observer)(Notice::Took { event, tasks: *tasks });
                 }
-                Taken::Merged(into) => {
+                IngestResult::Merged(into) => {
                     self.summary.taken += 1;
                     (self.observer)(Notice::Merged { event, into });
                 }
-                Taken::Known { .. } => {}
+                IngestResult::Known { .. } => {}
             }
-            if matches!(taken, Taken::New(0) | Taken::Merged(_) | Taken::Known { ended: true }) {
+            if matches!(
+                taken,
+                IngestResult::New(0)
+                    | IngestResult::Merged(_)
+                    | IngestResult::Known { ended: true }
+            ) {
                 roots::remove(event);
             }
             match spooled.remove() {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     (self.observer)(Notice::Warning(&format!(
-                        "{} is in the journal and cannot be removed ({error}); remove it",
+                        "{} is in the journal, but the file cannot be removed ({error}); remove it",
                         spooled.path().display()
                     )));
                     self.reader.ignore(spooled);
@@ -171,9 +178,8 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Matches the events that nobody wanted again, if the configuration that they were matched
-    /// against has changed since. An event whose outputs have been collected meanwhile stays as it
-    /// is.
+    /// Matches unwanted events again, if the configuration has changed since they were last
+    /// matched. Events whose outputs were collected meanwhile are not changed.
     pub(super) fn match_unwanted(&mut self) -> Result<(), WorkerError> {
         let wants = self.executor.wants();
         if self.journal.note(MATCHED)?.as_ref() == Some(&wants) {
@@ -205,20 +211,22 @@ impl Worker<'_> {
         }
         self.journal.set_note(MATCHED, &wants)?;
         if count > 0 {
-            self.warn(&format!("{count} earlier events that no plugin wanted are wanted now"));
+            self.warn(&format!(
+                "{count} earlier events without a plugin were queued for the new configuration"
+            ));
         }
         Ok(())
     }
 
-    /// Puts the unfinished events of a journal whose file is gone into the spool again, for whoever
-    /// works next.
+    /// Writes the unfinished events of a journal whose file was removed into the spool again, for
+    /// the next worker.
     pub(super) fn hand_over_again(&mut self) {
         let events = self.journal.salvage();
         hand_over_again(&self.dirs, &events, self.observer);
     }
 }
 
-/// Puts events into the spool again. Their tasks begin anew.
+/// Writes events into the spool again. Their tasks start from the beginning.
 pub(super) fn hand_over_again(
     dirs: &Dirs,
     events: &[Event],
@@ -234,7 +242,7 @@ pub(super) fn hand_over_again(
     }
 }
 
-/// What is over, if so much is too much.
+/// Returns which limit is exceeded, if there is one.
 fn over(share: Share, settings: &config::Worker) -> Option<String> {
     let config::Worker { max_events_per_user: events, max_bytes_per_user: bytes, .. } = settings;
     let (what, key) = if share.events > *events {
@@ -245,8 +253,7 @@ fn over(share: Share, settings: &config::Worker) -> Option<String> {
         return None;
     };
     Some(format!(
-        "has {what}, as many as a build user may have; its others wait in the spool until some have \
-         ended; `{key}` under [worker] allows more"
+        "has {what}, the limit of a build user; further events wait in the spool until some have ended; to allow more, raise `{key}` under [worker]"
     ))
 }
 
@@ -255,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_of_rejected_files_is_a_few_lines_a_minute() {
+    fn messages_about_rejected_files_are_limited_per_minute() {
         let mut lines = Lines::default();
         assert_eq!(lines.take_left_out(100_000), 0);
         assert_eq!((0..1000).filter(|_| lines.may_say()).count(), 20);

@@ -1,5 +1,5 @@
-//! Starts and ends a worker: takes the lock, runs the loop, and runs it again after errors that can
-//! pass, such as a full disk.
+//! Starts and ends a worker: takes the lock, runs the loop, and runs it again after temporary
+//! errors such as a full disk.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,17 +15,18 @@ use crate::spool;
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::layout;
 
-/// A service whose journal cannot be written (a full disk) tries again after this long.
+/// The time after which a service tries again if its journal cannot be written, for example because
+/// the disk is full.
 const JOURNAL_PAUSE: Duration = Duration::from_secs(10);
 
-/// Journals that one worker sets aside because they are damaged.
+/// The number of damaged journals that one worker replaces.
 const MAX_SET_ASIDE: u32 = 3;
 
-/// Runs a worker until its mode says it is done or `stop` is ready.
+/// Runs a worker until it is done, as its mode defines, or `stop` is ready.
 ///
 /// # Errors
-/// If another worker runs, or the state directory or the journal cannot be used. A worker in
-/// [`Mode::Daemon`] goes on when the journal cannot be written for a while or is removed.
+/// Another worker runs, or the state directory or the journal cannot be used. A worker in
+/// [`Mode::Daemon`] continues if the journal is removed or cannot be written for some time.
 pub async fn run(
     dirs: &Dirs,
     executor: Arc<dyn Executor>,
@@ -50,7 +51,7 @@ pub async fn run(
                 .await;
         begun |= !matches!(result, Err(WorkerError::Lock(_) | WorkerError::State { .. }));
         match result {
-            // Whoever asked it to stop asks once. What a damaged journal held is in the spool
+            // A stop is requested only once. The events of a damaged journal are in the spool
             // again.
             Err(WorkerError::Journal(error))
                 if error.is_damage() && stopped.load(Ordering::Acquire) =>
@@ -60,12 +61,12 @@ pub async fn run(
             Err(error) if stopped.load(Ordering::Acquire) => return Err(error),
             Ok(Shift::Over) => return Ok(summary),
             Ok(Shift::Again) => {}
-            // What the hooks' next worker has taken over meanwhile.
+            // A worker of a hook has taken over meanwhile.
             Err(WorkerError::Lock(LockError::Held { .. })) if begun && !daemon => {
                 return Ok(summary);
             }
-            // The next shift begins with another journal. Not for ever: where one after the other
-            // is damaged, the disk is.
+            // The next shift starts with another journal. The number is limited: if journals are
+            // damaged again and again, the disk is defective.
             Err(WorkerError::Journal(error)) if error.is_damage() && set_aside < MAX_SET_ASIDE => {
                 set_aside += 1;
                 damage = Some(error.to_string());
@@ -73,7 +74,7 @@ pub async fn run(
             Err(error @ WorkerError::Gone { .. }) => observer(Notice::Warning(&error.to_string())),
             Err(error) if daemon && begun => {
                 observer(Notice::Warning(&format!(
-                    "{error}; tried again in {} s",
+                    "{error}; trying again in {} s",
                     JOURNAL_PAUSE.as_secs()
                 )));
                 tokio::select! {
@@ -86,13 +87,13 @@ pub async fn run(
     }
 }
 
-/// How a [`shift`] ended.
+/// The result of a [`shift`].
 enum Shift {
     Over,
     Again,
 }
 
-/// From taking the lock to leaving it.
+/// Runs a worker from taking the lock to releasing it.
 async fn shift(
     dirs: &Dirs,
     executor: &Arc<dyn Executor>,
@@ -125,15 +126,16 @@ async fn shift(
     let stopped = worker.stopped;
     drop(worker);
     drop(lock);
-    // A hook may have handed over while the lock was held, and so have started no other worker.
+    // A hook may have handed over an event while the lock was held, and therefore started no other
+    // worker.
     let again = !stopped && matches!(options.mode, Mode::Spawned { .. }) && spool::depth(dirs) > 0;
     Ok(if again { Shift::Again } else { Shift::Over })
 }
 
-/// Ready when the process is asked to end: SIGTERM or SIGINT.
+/// Returns a future that is ready when the process is asked to end, by SIGTERM or SIGINT.
 ///
 /// # Errors
-/// If the signals cannot be waited for.
+/// The signal handlers cannot be installed.
 pub fn asked_to_stop() -> std::io::Result<impl Future<Output = ()> + Send> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;

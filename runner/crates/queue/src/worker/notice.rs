@@ -4,24 +4,23 @@ use crate::retry::{Next, Uncounted};
 use hookrun_nix::event::Event;
 use hookrun_nix::outcome::RunReport;
 
-/// Something happened that a log or a progress bar wants to know.
+/// A message for a log or a progress bar.
 #[derive(Debug)]
 pub enum Notice<'a> {
-    /// Something to look at: a file was set aside, the journal was damaged, the spool cannot be
-    /// watched.
+    /// A problem: a file was rejected, the journal was damaged, or the spool cannot be watched.
     Warning(&'a str),
-    /// An event was taken, with so many tasks.
+    /// An event was taken, with this number of tasks.
     Took {
         /// The event.
         event: &'a Event,
-        /// Its tasks.
+        /// The number of its tasks.
         tasks: usize,
     },
-    /// An event was taken that says what an earlier one says.
+    /// An event was merged into an earlier equal event.
     Merged {
         /// The event.
         event: &'a Event,
-        /// The earlier one's id.
+        /// The id of the earlier event.
         into: &'a str,
     },
     /// An attempt begins.
@@ -30,7 +29,7 @@ pub enum Notice<'a> {
         event: &'a Event,
         /// The plugin's name.
         plugin: &'a str,
-        /// 1 for the first.
+        /// The number of the attempt, from 1.
         attempt: u32,
     },
     /// An attempt ended.
@@ -39,11 +38,11 @@ pub enum Notice<'a> {
         event: &'a Event,
         /// The plugin's name.
         plugin: &'a str,
-        /// 1 for the first.
+        /// The number of the attempt, from 1.
         attempt: u32,
-        /// How.
+        /// The result of the run.
         report: &'a RunReport,
-        /// What comes next.
+        /// The next step of the task.
         next: Next,
     },
 }
@@ -79,14 +78,14 @@ impl std::fmt::Display for Notice<'_> {
                     Next::Dead => write!(f, "; dead letter"),
                     Next::Lost => write!(f, "; lost"),
                     Next::Refused { .. } => {
-                        write!(f, "; kept, and tried again after that is fixed")
+                        write!(f, "; kept, and tried again after the fix")
                     }
                     Next::Retry { after } => write!(f, "; retry in {:.1} s", after.as_secs_f64()),
                     Next::Again { why: Uncounted::Outage, .. } => {
                         write!(f, "; not counted: its service is unavailable")
                     }
                     Next::Again { why: Uncounted::Neighbour, .. } => {
-                        write!(f, "; not counted: it is run again alone")
+                        write!(f, "; not counted: it runs again alone")
                     }
                     Next::Again { after, why: Uncounted::Progress } => write!(
                         f,

@@ -9,33 +9,33 @@ use super::{Clock, STOP_LIMIT, SystemClock};
 use crate::journal::{JournalError, Open};
 use crate::lock::LockError;
 
-/// When the worker ends.
+/// The condition for a worker to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// When nothing can run now.
+    /// No task can run now.
     Drain,
-    /// When it is told to.
+    /// The worker is asked to stop.
     Daemon,
-    /// When nothing has been open for this long. Tasks that wait for their time are open.
+    /// No task has been open for this time. Waiting tasks are open.
     Spawned {
-        /// How long.
+        /// The time without an open task.
         idle_exit: Duration,
     },
 }
 
-/// How the worker works.
+/// The options of a worker.
 #[derive(Clone)]
 pub struct Options {
-    /// When it ends.
+    /// The condition for it to end.
     pub mode: Mode,
-    /// How long runs may still take once it is asked to stop; [`STOP_LIMIT`].
+    /// The time for running attempts to end after a request to stop; usually [`STOP_LIMIT`].
     pub stop_limit: Duration,
-    /// What time it is.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
 }
 
 impl Options {
-    /// On this machine's clock.
+    /// Returns options with the machine's clock.
     pub fn new(mode: Mode) -> Self {
         Self { mode, stop_limit: STOP_LIMIT, clock: Arc::new(SystemClock) }
     }
@@ -44,19 +44,19 @@ impl Options {
 /// What a worker did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Events taken from the spool.
+    /// The number of events taken from the spool.
     pub taken: u64,
-    /// Spool files set aside.
+    /// The number of rejected spool files.
     pub rejected: u64,
-    /// Attempts by class.
+    /// The number of attempts by class.
     pub attempts: BTreeMap<Class, u64>,
-    /// What is left.
+    /// The remaining tasks.
     pub open: Open,
     /// Whether the worker's program was replaced while it ran.
     pub replaced: bool,
 }
 
-/// Why the worker did not run or could not go on.
+/// The reason why the worker did not run or could not continue.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     /// Another worker runs, or the lock cannot be taken.
@@ -65,18 +65,18 @@ pub enum WorkerError {
     /// The journal cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// Somebody has removed the journal while the worker ran.
-    #[error("the journal {} was removed or replaced while the worker ran; its unfinished events are handed over again", path.display())]
+    /// The journal was removed while the worker ran.
+    #[error("the journal {} was removed or replaced while the worker ran; its unfinished events were queued again", path.display())]
     Gone {
-        /// Its directory.
+        /// The directory of the journal.
         path: std::path::PathBuf,
     },
-    /// The state directory cannot be made.
-    #[error("{} cannot be made ({error}); run the worker as root, or set HOOKRUN_STATE_DIR to a directory that you may write", path.display())]
+    /// The state directory cannot be created.
+    #[error("{} cannot be created ({error}); run the worker as root, or set HOOKRUN_STATE_DIR to a directory that you may write to", path.display())]
     State {
-        /// The spool.
+        /// The path of the spool.
         path: std::path::PathBuf,
-        /// What the system says.
+        /// The error of the system.
         #[source]
         error: std::io::Error,
     },

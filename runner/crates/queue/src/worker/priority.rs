@@ -6,7 +6,8 @@
 use hookrun_config::Priority;
 use hookrun_system::process::{self, Scheduling};
 
-/// The nice value of a low priority, of -20 to 19. Half of the way down from 0.
+/// The nice value of the low priority, in the range from -20 to 19: half of the way from 0 to the
+/// lowest priority.
 const NICE: i32 = 10;
 
 /// Lowers the priority of this process, which has one thread; never raises it.
@@ -18,7 +19,7 @@ pub fn lower(priority: Priority) {
     };
     if rustix::process::getpriority_process(None).is_ok_and(|nice| nice < NICE) {
         let _set = rustix::process::setpriority_process(None, NICE);
-        // Of the session only if it is the worker's own.
+        // The session's priority is changed only if the session is the worker's own.
         if process::leads_session() {
             process::lower_session(NICE);
         }

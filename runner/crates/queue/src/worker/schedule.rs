@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 
-/// A plugin with tasks that are due.
+/// A plugin with due tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ready<'a> {
     /// The name of the plugin.
     pub(super) plugin: &'a str,
-    /// Its runs at once, as the configuration and its breaker have it.
+    /// The maximum number of its concurrent runs, from the configuration and its breaker.
     pub(super) most: usize,
 }
 
-/// The plugin that may start a run now: of those with a due task the one with the fewest runs in
-/// flight, so that a slow or busy plugin does not keep the others waiting. Where more than one may
-/// run at once, no plugin takes the last free place but one that has none: so a plugin whose runs
-/// all hang leaves one place to the others.
+/// Returns the plugin that may start a run now: of those with a due task the one with the fewest
+/// runs, so that a slow plugin does not delay others. If several runs are allowed, only a plugin
+/// without a run may take the last free slot, so that a plugin whose runs all hang leaves one slot
+/// for others.
 pub(super) fn next_plugin<'a>(
     due: impl Iterator<Item = Ready<'a>>,
     running: &BTreeMap<String, usize>,
@@ -44,11 +44,11 @@ mod tests {
         assert_eq!(next(&[a, b], &[], 4), Some("a"));
         assert_eq!(next(&[a, b], &[("a", 1)], 4), Some("b"));
         assert_eq!(next(&[a], &[("a", 2)], 4), Some("a"));
-        assert_eq!(next(&[a], &[("a", 3)], 4), None, "the last place is for others");
+        assert_eq!(next(&[a], &[("a", 3)], 4), None, "the last slot is for others");
         assert_eq!(next(&[a, b], &[("a", 3)], 4), Some("b"));
         assert_eq!(next(&[a], &[], 1), Some("a"));
         assert_eq!(next(&[a], &[("a", 1)], 2), None);
-        assert_eq!(next(&[("a", 1)], &[("a", 1)], 9), None, "its own bound");
+        assert_eq!(next(&[("a", 1)], &[("a", 1)], 9), None, "its own limit");
         assert_eq!(next(&[("a", 0), b], &[("b", 2)], 9), Some("b"), "its breaker is open");
     }
 }

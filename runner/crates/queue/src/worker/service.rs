@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::SAFETY_POLL;
 
-/// What systemd wants to know of a service (sd_notify(3)); nothing where nobody asks.
+/// Notifies systemd about the service (sd_notify(3)). Does nothing if there is no service manager.
 #[derive(Debug)]
 pub(super) struct Service {
     /// Whether this is the service's main process.
@@ -16,34 +16,35 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// `on`: this process is the service.
+    /// Returns a notifier; `on` is whether this process is the service.
     pub(super) fn new(on: bool) -> Self {
         Self { on, watchdog: sd_notify::watchdog_enabled().filter(|_| on), said: None }
     }
 
     fn say(&self, state: &[sd_notify::NotifyState<'_>]) {
         if self.on {
-            // A manager that does not listen has to do without.
+            // If the manager does not listen, the notification is dropped.
             let _said = sd_notify::notify(state);
         }
     }
 
-    /// It works from here.
+    /// Reports that the service is ready.
     pub(super) fn ready(&self) {
         self.say(&[sd_notify::NotifyState::Ready]);
     }
 
-    /// It was asked to end.
+    /// Reports that the service is stopping.
     pub(super) fn stopping(&self) {
         self.say(&[sd_notify::NotifyState::Stopping]);
     }
 
-    /// How often the watchdog wants to hear something: twice within its time, as systemd advises.
+    /// Returns the interval of watchdog notifications: half of the watchdog's time, as systemd
+    /// recommends.
     pub(super) fn interval(&self) -> Duration {
         self.watchdog.map_or(SAFETY_POLL, |watchdog| watchdog / 2)
     }
 
-    /// The worker's loop turns, and so many tasks run.
+    /// Reports that the worker's loop is alive, and the number of running tasks.
     pub(super) fn alive(&mut self, running: usize) {
         let half = self.interval() / 2;
         let due = self

@@ -1,4 +1,4 @@
-//! The state of the running worker for `hookrun status`: a small file, replaced as a whole on
+//! The state of the running worker for `hookrun status`, in a small file that is replaced on
 //! changes.
 //!
 //! It is valid only while the process that it names holds the worker's lock.
@@ -13,42 +13,43 @@ use crate::{lock, spawn};
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::outcome::Transfer;
 
-/// The worker, by itself.
+/// The state of a worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct WorkerState {
-    /// Its process.
+    /// The process id.
     pub pid: u32,
     /// Its version.
     pub version: String,
-    /// Its priority beside builds.
+    /// The priority relative to builds.
     pub priority: String,
-    /// When it started; milliseconds since 1970.
+    /// The time when it started, in milliseconds since 1970.
     pub started_ms: u64,
-    /// When it last took up a change of configuration, plugins or secrets; 0: not since it started.
+    /// The time when it last applied a change of configuration, plugins or secrets; 0 if it has not
+    /// since it started.
     pub refreshed_ms: u64,
-    /// What somebody should look at, each with the fix: a change that could not be taken up, a
-    /// spool that cannot be watched.
+    /// Problems, each with the fix: a change that could not be applied, or a spool that cannot be
+    /// watched.
     pub problems: Vec<String>,
-    /// The same, of the worker's own program.
+    /// The problem of the worker's own program.
     pub own_problem: Option<String>,
-    /// The uploads that are under way.
+    /// The uploads in progress.
     pub transfers: Vec<Transfer>,
 }
 
-/// The worker that runs, as others see it.
+/// The running worker, as other processes see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Running {
-    /// Its process; 0 where its number is not visible from here.
+    /// The process id; 0 if it is not visible from here.
     pub pid: i32,
-    /// What it said; none if it said nothing yet.
+    /// The state that it has written; none if it has not written one yet.
     pub said: Option<WorkerState>,
     /// Whether its program was replaced since it started.
     pub is_replaced: bool,
 }
 
 impl Running {
-    /// The worker that runs on these directories, if this user can see one.
+    /// Returns the worker that runs on these directories, if this user can see one.
     pub fn find(dirs: &Dirs) -> Option<Self> {
         let pid = lock::holder(&dirs.worker_lock())?;
         let program = hookrun_system::process::program_of(pid);
@@ -77,11 +78,11 @@ impl std::fmt::Display for Running {
     }
 }
 
-/// Longer is none of ours.
+/// A longer file was not written by hookrun.
 const MAX_SIZE: u64 = 1 << 20;
 
 impl WorkerState {
-    /// What the worker that is process `pid` said; none if it said nothing yet.
+    /// Reads the state of the worker with the process id `pid`; none if it has not written one yet.
     pub fn of(dirs: &Dirs, pid: i32) -> Option<Self> {
         use std::io::Read as _;
         let mut text = String::new();
@@ -94,10 +95,10 @@ impl WorkerState {
         (i64::from(state.pid) == i64::from(pid)).then_some(state)
     }
 
-    /// Writes it.
+    /// Writes the file.
     ///
     /// # Errors
-    /// What the system says; then the file is as it was.
+    /// The error of the system; in that case the file is not changed.
     pub fn write(&self, dirs: &Dirs) -> std::io::Result<()> {
         let path = dirs.worker_state();
         let temporary = path.with_added_extension("new");
@@ -108,7 +109,7 @@ impl WorkerState {
 
 fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut options = std::fs::OpenOptions::new();
-    // Only for people who may see the journal.
+    // Only users who may read the journal may read this file.
     options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
     options.open(path)?.write_all(bytes)
 }

@@ -1,5 +1,5 @@
-//! One step of the worker: in one transaction of the journal, attempts that have ended are recorded
-//! and others begin.
+//! One step of the worker: records attempts that have ended, and begins others, in one transaction
+//! of the journal.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::panic::AssertUnwindSafe;
@@ -13,17 +13,16 @@ use tokio::task::{Id, JoinError};
 use super::schedule::{self, Ready};
 use super::{GATHER, Notice, Run, Worker, WorkerError, defect};
 use crate::breaker::{Admission, Breaker, Change, Sign};
-use crate::journal::{Attempt, Ended, OpenBreaker, Order, Task, Unreadable};
-use crate::retry::{self, Next, Standing};
+use crate::journal::{Attempt, EndedAttempt, OpenBreaker, Order, Task, Unreadable};
+use crate::retry::{self, AttemptState, Next};
 use crate::roots;
 use hookrun_nix::outcome::RunReport;
 
-/// Tasks of one plugin read ahead from the journal.
+/// The number of tasks of one plugin that are read ahead from the journal.
 const READ_AHEAD: usize = 64;
 
 impl Worker<'_> {
-    /// Writes down what has ended, and starts runs until there are as many as may be or no task is
-    /// due.
+    /// Records what has ended, and starts runs until the limit is reached or no task is due.
     pub(super) fn turn(&mut self) -> Result<(), WorkerError> {
         while let Some(ended) = self.runs.try_join_next_with_id() {
             self.ended(ended);
@@ -37,9 +36,9 @@ impl Worker<'_> {
         }
     }
 
-    /// After a run has ended: those that end soon share its turn, and so its transaction, until a
-    /// quarter of what ran has ended: the others keep the runner busy meanwhile. With up to four in
-    /// flight nothing is waited for.
+    /// Waits for a moment after a run has ended, so that other runs that end soon share its
+    /// transaction, until a quarter of the runs have ended. The remaining runs keep the runner busy
+    /// meanwhile. With up to four runs there is no waiting.
     pub(super) async fn gather(&mut self) {
         let mut over = self.options.clock.sleep(GATHER);
         while self.ended.len().saturating_mul(3) < self.running.len() {
@@ -51,7 +50,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Notes a run that has ended.
+    /// Adds a run that has ended.
     pub(super) fn ended(&mut self, ended: Result<(Id, RunReport), JoinError>) {
         let (id, report) = ended.unwrap_or_else(|error| (error.id(), defect()));
         if let Some(run) = self.running.remove(&id) {
@@ -66,7 +65,7 @@ impl Worker<'_> {
         }
     }
 
-    /// The tasks whose turn it is. What is chosen counts as in flight from here.
+    /// Chooses the tasks to start. They count as running from here on.
     fn choose(&mut self) -> Result<Vec<Task>, WorkerError> {
         let now = self.now_ms();
         let most = self.settings.concurrency.max(1);
@@ -89,7 +88,7 @@ impl Worker<'_> {
                     *self.in_flight.entry(plugin).or_default() += 1;
                     chosen.push(task);
                 }
-                // What was read is in the journal as it was until this turn is settled.
+                // The journal does not contain the changes of this turn yet.
                 None if already => exhausted.push(plugin),
                 None => drop(self.due.remove(&plugin)),
             }
@@ -97,11 +96,11 @@ impl Worker<'_> {
         Ok(chosen)
     }
 
-    /// Runs at once that the plugin's bound and its breaker allow.
+    /// Returns the number of runs that the plugin's limit and its breaker allow.
     fn places(&self, plugin: &str, bound: usize, now_ms: u64) -> usize {
         match self.breakers.get(plugin).map_or(Admission::All, |breaker| breaker.admits(now_ms)) {
             Admission::All => bound,
-            // Beside what was in flight when it opened.
+            // One run, besides those that were running when the breaker opened.
             Admission::One => {
                 self.in_flight.get(plugin).copied().unwrap_or(0).saturating_add(1).min(bound)
             }
@@ -120,7 +119,7 @@ impl Worker<'_> {
                 return Ok(None);
             }
             self.ready.remove(plugin);
-            // Not always the same one: it may be the only one that fails.
+            // Another task each time, because one task may be the only one that fails.
             return Ok(self.read_due(plugin, 1, Order::LongestDue, now_ms)?.pop());
         }
         if !already && self.ready.get(plugin).is_none_or(VecDeque::is_empty) {
@@ -130,8 +129,8 @@ impl Worker<'_> {
         Ok(self.ready.get_mut(plugin).and_then(VecDeque::pop_front))
     }
 
-    /// Due tasks of a plugin. Those whose event cannot be read are lost, and the next ones come in
-    /// their place.
+    /// Reads due tasks of a plugin. Tasks whose events cannot be read are lost, and the next ones
+    /// are read instead.
     fn read_due(
         &mut self,
         plugin: &str,
@@ -143,8 +142,7 @@ impl Worker<'_> {
             let (tasks, unreadable) = self.journal.due(plugin, now_ms, limit, order)?;
             for Unreadable { event, reason } in &unreadable {
                 let message = format!(
-                    "its event cannot be read ({reason}): the journal was damaged there; `hookrun sync` finds what is valid and was not \
-                     handed over, and `hookrun queue drop {event}` removes it"
+                    "its event cannot be read ({reason}), because the journal is damaged; run `hookrun sync` to queue missing paths, and `hookrun queue drop {event}` to remove the task"
                 );
                 self.journal.lose(event, plugin, &message, now_ms)?;
                 self.warn(&format!("{plugin} on event {event}: {message}"));
@@ -155,17 +153,17 @@ impl Worker<'_> {
         }
     }
 
-    /// Writes down what has ended and that `begin` begins, and starts that.
+    /// Records what has ended and that the tasks in `begin` begin, and starts them.
     pub(super) fn settle(&mut self, begin: &[Task]) -> Result<(), WorkerError> {
         let now = self.now_ms();
         let ended = std::mem::take(&mut self.ended);
         let mut changes = Vec::new();
         let next: Vec<(Next, u64)> =
             ended.iter().map(|(run, report)| self.judge(run, report, now, &mut changes)).collect();
-        let rows: Vec<Ended<'_>> = ended
+        let rows: Vec<EndedAttempt<'_>> = ended
             .iter()
             .zip(&next)
-            .map(|((run, report), (next, age_ms))| Ended {
+            .map(|((run, report), (next, age_ms))| EndedAttempt {
                 attempt: attempt(run, now),
                 report,
                 next: *next,
@@ -178,7 +176,7 @@ impl Worker<'_> {
             if last {
                 roots::remove(event);
             }
-            // Another task may be due now: this one again, or one that waited for it.
+            // Another task may be due now: the same one again, or one that waited for it.
             self.due.insert(plugin.clone());
             *self.summary.attempts.entry(report.outcome.class()).or_default() += 1;
             (self.observer)(Notice::Ended { event, plugin, attempt: *number, report, next: *next });
@@ -203,14 +201,14 @@ impl Worker<'_> {
                     };
                     self.start(run);
                 }
-                // Somebody has removed it, or given it another time.
+                // The task was removed or rescheduled meanwhile.
                 None => self.not_begun(&task.plugin),
             }
         }
         Ok(())
     }
 
-    /// Lets refused tasks run whose time for a try has come.
+    /// Starts refused tasks whose time for a test has come.
     pub(super) fn try_refused(&mut self, now_ms: u64) -> Result<(), WorkerError> {
         let executor = &self.executor;
         let delay = |plugin: &str| retry::refused_delay(&executor.retry(plugin));
@@ -225,7 +223,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Lets all refused tasks of a plugin run if this run was a try for them and the service has
+    /// Makes all refused tasks of a plugin due, if this run was a test for them and the service has
     /// answered.
     fn note_try(&mut self, run: &Run, report: &RunReport) -> Result<(), WorkerError> {
         let Task { plugin, event } = &run.task;
@@ -252,8 +250,8 @@ impl Worker<'_> {
         }
     }
 
-    /// What comes after an attempt, and what counts towards `give-up-after` now; changes of
-    /// breakers are added to `changes`.
+    /// Returns the next step after an attempt, and the time that counts towards `give-up-after`
+    /// now. Changes of breakers are added to `changes`.
     fn judge(
         &mut self,
         run: &Run,
@@ -270,7 +268,7 @@ impl Worker<'_> {
             Duration::from_millis(run.last_ms.map_or(0, |last| run.start_ms.saturating_sub(last))),
             Duration::from_millis(now.saturating_sub(run.start_ms)),
         );
-        let standing = Standing {
+        let standing = AttemptState {
             attempts: run.number,
             age,
             outage: breaker.is_open(),
@@ -298,8 +296,7 @@ impl Worker<'_> {
             Change::Open { since_ms, until_ms, trips } => {
                 if trips == 0 {
                     self.warn(&format!(
-                        "{plugin}: its service seems to be unavailable ({message}); its tasks wait, one at a time is tried, and \
-                         no attempt is counted"
+                        "{plugin}: its service seems to be unavailable ({message}); its tasks wait while one at a time is tried, and attempts are not counted"
                     ));
                 }
                 self.ready.remove(&plugin);
@@ -343,7 +340,7 @@ impl Worker<'_> {
         Ok(self.journal.due_plugins(now_ms)?.iter().any(admitted))
     }
 
-    /// When the first open breaker of a plugin with due tasks tries again.
+    /// Returns the time of the next test of the first open breaker with due tasks.
     pub(super) fn next_try(&self, now_ms: u64) -> Result<Option<u64>, WorkerError> {
         if !self.breakers.values().any(Breaker::is_open) {
             return Ok(None);
@@ -357,7 +354,7 @@ impl Worker<'_> {
         Ok(times.min())
     }
 
-    /// Somebody has asked for another attempt, and so closed a breaker in the journal.
+    /// Closes breakers that the operator has closed in the journal by asking for another attempt.
     pub(super) fn forget_closed_breakers(&mut self) -> Result<(), WorkerError> {
         if self.breakers.values().any(Breaker::is_open) {
             let open = self.journal.breakers()?;

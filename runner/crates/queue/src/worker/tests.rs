@@ -7,7 +7,7 @@ use futures_util::future::FutureExt as _;
 
 use super::*;
 use crate::journal::LogFilter;
-use crate::journal::{Open, Wanted};
+use crate::journal::{NewTask, Open};
 use crate::roots;
 use crate::spool;
 use crate::tests::{diff, post_build};
@@ -15,10 +15,10 @@ use hookrun_config::Retry;
 use hookrun_nix::event::{Event, HookKind};
 use hookrun_nix::outcome::{Class, Transfer};
 
-/// Plugins `cache` (post-build) and `mail` (diff), answering from a script.
+/// The plugins `cache` (post-build) and `mail` (diff), with scripted results.
 #[derive(Default)]
 struct Script {
-    /// The answers of `cache`, first first; after the last: done.
+    /// The results of `cache` in order; after the last one, every run is done.
     answers: Mutex<VecDeque<Answer>>,
     ran: Mutex<Vec<(String, String, u32)>>,
     at_once: AtomicUsize,
@@ -28,7 +28,7 @@ struct Script {
 
 enum Answer {
     Outcome(Outcome),
-    /// With progress.
+    /// A result with progress.
     Progress(Outcome),
     Panic,
     Hang,
@@ -47,7 +47,7 @@ impl Executor for Script {
         config::Worker { concurrency: 2, ..config::Worker::default() }
     }
 
-    fn wanted(&self, event: &Event) -> Vec<Wanted> {
+    fn wanted(&self, event: &Event) -> Vec<NewTask> {
         match event.kind() {
             HookKind::PostBuild => vec!["cache".into()],
             _ => vec!["mail".into()],
@@ -109,7 +109,7 @@ impl Executor for Script {
     }
 }
 
-/// Waits a thousandth of the time.
+/// A clock that waits for a thousandth of the time.
 struct Hasty;
 
 impl Clock for Hasty {
@@ -191,7 +191,7 @@ impl Scene {
         (summary, notices)
     }
 
-    /// With a clock on which half a minute is short.
+    /// Runs with a clock on which half a minute is short.
     fn run_with_polls(
         &self,
         mode: Mode,
@@ -200,7 +200,7 @@ impl Scene {
         self.run_by(Arc::new(Hasty), mode, stop)
     }
 
-    /// Until nothing is open: what waits for its time is waited for.
+    /// Runs until no task is open, including waiting tasks.
     fn run_until_idle(&self) -> (Summary, Vec<String>) {
         self.run(Mode::Spawned { idle_exit: Duration::ZERO }, std::future::pending())
     }
@@ -248,7 +248,7 @@ fn failures_are_retried_until_they_are_dead_letters() {
 }
 
 #[test]
-fn drain_does_not_wait_for_what_is_not_due() {
+fn drain_does_not_wait_for_tasks_that_are_not_due() {
     let later = Outcome::Failed {
         message: "busy".into(),
         transient: true,
@@ -261,7 +261,7 @@ fn drain_does_not_wait_for_what_is_not_due() {
 }
 
 #[test]
-fn a_panic_is_a_trap_and_the_others_go_on() {
+fn a_panic_counts_as_a_trap_and_other_tasks_continue() {
     let scene = Scene::new((0..3).map(|_| Answer::Panic));
     scene.put(&post_build("a"));
     scene.put(&diff("b"));
@@ -284,9 +284,9 @@ fn refused_tasks_keep_their_roots_and_run_when_the_next_worker_starts() {
 }
 
 #[test]
-fn refused_tasks_are_tried_one_at_a_time_until_one_is_not() {
+fn refused_tasks_are_tested_one_at_a_time_until_one_succeeds() {
     let refused = || Answer::Outcome(Outcome::Refused { message: "wrong password".into() });
-    // Three are refused, then five tries, and the next one is not refused.
+    // Three tasks are refused, then five tests, and the next one is not refused.
     let scene = Scene::new((0..8).map(|_| refused()));
     for name in ["a", "b", "c"] {
         scene.put(&post_build(name));
@@ -320,7 +320,7 @@ fn attempts_that_made_progress_are_not_counted() {
 }
 
 #[test]
-fn asked_to_stop_it_gives_back_what_does_not_end() {
+fn a_stopped_worker_gives_back_attempts_that_do_not_end() {
     let scene = Scene::new([Answer::Hang]);
     scene.put(&post_build("a"));
     let script = Arc::clone(&scene.script);
@@ -341,7 +341,7 @@ fn asked_to_stop_it_gives_back_what_does_not_end() {
 }
 
 #[test]
-fn one_plugin_does_not_take_every_place() {
+fn one_plugin_does_not_take_every_slot() {
     let scene = Scene::new([]);
     for number in 0..20 {
         scene.put(&post_build(&format!("a{number}")));
@@ -355,12 +355,12 @@ fn one_plugin_does_not_take_every_place() {
 }
 
 #[test]
-fn an_event_that_comes_while_it_runs_is_taken() {
+fn an_event_that_arrives_while_the_worker_runs_is_taken() {
     let scene = Scene::new([]);
     let script = Arc::clone(&scene.script);
     let dirs = scene.dirs.clone();
     let stop = async move {
-        // The worker is at work by now: this is polled in its loop.
+        // The worker runs now, because its loop polls this future.
         spool::put(&dirs, &post_build("late")).unwrap();
         while script.ran.lock().unwrap().is_empty() {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -371,7 +371,7 @@ fn an_event_that_comes_while_it_runs_is_taken() {
 }
 
 #[test]
-fn a_journal_that_is_removed_under_the_worker_loses_nothing() {
+fn no_event_is_lost_if_the_journal_is_removed() {
     let scene = Scene::new([Answer::Outcome(transient()), Answer::Hang]);
     scene.put(&post_build("a"));
     let (script, dirs) = (Arc::clone(&scene.script), scene.dirs.clone());
@@ -380,7 +380,7 @@ fn a_journal_that_is_removed_under_the_worker_loses_nothing() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         std::fs::remove_dir_all(&dirs.state).unwrap();
-        // Hooks make the spool again; the worker sees that it is another one.
+        // Hooks create the spool again, and the worker notices that it is another directory.
         spool::put(&dirs, &post_build("b")).unwrap();
         while script.ran.lock().unwrap().len() < 4 {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -406,7 +406,7 @@ fn a_journal_that_is_removed_under_the_worker_loses_nothing() {
 }
 
 #[test]
-fn a_journal_that_is_overwritten_under_the_worker_is_begun_anew() {
+fn a_journal_that_is_overwritten_is_replaced() {
     let scene = Scene::new([Answer::Outcome(transient()), Answer::Hang]);
     scene.put(&post_build("a"));
     let (script, dirs) = (Arc::clone(&scene.script), scene.dirs.clone());
@@ -417,7 +417,7 @@ fn a_journal_that_is_overwritten_under_the_worker_is_begun_anew() {
         let file = dirs.journal().join("journal.sqlite");
         let garbage = vec![0x55; 1 << 16];
         std::fs::write(&file, &garbage).unwrap();
-        // The log as well: else SQLite has all it needs there.
+        // The log is overwritten too, because otherwise SQLite would restore the file from it.
         std::fs::write(file.with_extension("sqlite-wal"), &garbage).unwrap();
         spool::put(&dirs, &post_build("b")).unwrap();
         while !script.ran.lock().unwrap().iter().any(|(_, name, _)| name == "b") {
@@ -437,7 +437,7 @@ fn a_journal_that_is_overwritten_under_the_worker_is_begun_anew() {
 }
 
 #[test]
-fn an_event_that_cannot_be_read_is_lost_and_the_others_run() {
+fn a_task_with_an_unreadable_event_is_lost_and_others_run() {
     let refused = Outcome::Refused { message: "no grant".into() };
     let scene = Scene::new([Answer::Outcome(refused)]);
     scene.put(&post_build("bad"));
@@ -456,12 +456,12 @@ fn an_event_that_cannot_be_read_is_lost_and_the_others_run() {
 }
 
 #[test]
-fn a_full_spool_keeps_neither_its_tasks_nor_who_stops_the_worker_waiting() {
+fn a_full_spool_delays_neither_its_tasks_nor_a_request_to_stop() {
     const EVENTS: usize = 8 * intake::BATCH;
     let scene = Scene::new([]);
     hookrun_nix::layout::make_spool(&scene.dirs.spool()).unwrap();
     for number in 0..EVENTS {
-        // Without the syncs of a hook.
+        // Written without the sync of a hook.
         let event = post_build(&format!("a{number}"));
         std::fs::write(scene.dirs.spool().join(&event.id), crate::envelope::seal(&event).unwrap())
             .unwrap();
@@ -487,7 +487,7 @@ fn a_full_spool_keeps_neither_its_tasks_nor_who_stops_the_worker_waiting() {
 }
 
 #[test]
-fn uploads_under_way_are_written_down_for_status() {
+fn uploads_in_progress_are_stored_for_status() {
     let scene = Scene::new([Answer::Hang]);
     let transfer = Transfer {
         path: "/nix/store/a".into(),

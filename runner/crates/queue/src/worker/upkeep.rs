@@ -1,4 +1,4 @@
-//! Regular maintenance by the worker: removes old history, bounds and sweeps roots, and notices
+//! Regular maintenance by the worker: removes old history, limits and sweeps roots, and notices
 //! that the clock was set back.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,17 +10,17 @@ use hookrun_config as config;
 use hookrun_nix::database::Database;
 use hookrun_nix::event::{Event, NixDirs};
 
-/// How often.
+/// The interval of maintenance.
 pub(super) const INTERVAL: Duration = Duration::from_mins(10);
-/// Events measured at once.
+/// The number of events that are measured in one step.
 const BATCH: usize = 1000;
-/// A root without an open event is left alone for so long: its hook may be about to hand the event
-/// over.
+/// The age up to which a root without an open event is kept, because its hook may be about to hand
+/// over the event.
 const ORPHAN_AGE: Duration = Duration::from_hours(1);
-/// A clock that is behind what it showed before by more than this was set back.
+/// The clock was set back if it is behind an earlier time by more than this.
 pub(super) const CLOCK_SLACK_MS: u64 = 5_000;
 
-/// Does all of it; gives what somebody should know.
+/// Performs all maintenance; returns messages for the log.
 pub(super) fn run(
     journal: &mut Journal,
     settings: &config::Worker,
@@ -33,14 +33,12 @@ pub(super) fn run(
     let mut notices = bound_roots(journal, settings, now_ms)?;
     let swept = sweep(journal, settings.roots_max_age)?;
     if swept > 0 {
-        notices.push(format!(
-            "the roots of {swept} events that nothing waits for any more were removed"
-        ));
+        notices.push(format!("the roots of {swept} events without open tasks were removed"));
     }
     Ok(notices)
 }
 
-/// Sizes of rooted outputs, from Nix's database.
+/// Stores the sizes of rooted outputs, from Nix's database.
 fn measure(journal: &mut Journal) -> Result<(), JournalError> {
     loop {
         let events = journal.unmeasured(BATCH)?;
@@ -59,7 +57,7 @@ fn measure(journal: &mut Journal) -> Result<(), JournalError> {
                 let infos = database.as_ref()?.path_infos(&paths).ok()?;
                 Some(infos.into_iter().flatten().map(|info| info.nar_size).sum())
             };
-            // What the database does not tell counts as nothing.
+            // Unknown sizes count as 0.
             let sizes: Vec<(String, u64)> =
                 events.iter().map(|event| (event.id.clone(), size(event).unwrap_or(0))).collect();
             journal.measured(&sizes)?;
@@ -67,8 +65,8 @@ fn measure(journal: &mut Journal) -> Result<(), JournalError> {
     }
 }
 
-/// Roots beyond the bounds on age and size go, the oldest first. The tasks stay: what is not
-/// collected is still done.
+/// Removes roots beyond the limits on age and size, the oldest first. The tasks stay, and run if
+/// their outputs are not collected.
 fn bound_roots(
     journal: &mut Journal,
     settings: &config::Worker,
@@ -81,18 +79,19 @@ fn bound_roots(
         journal.unrooted(&event.id)?;
     }
     let old = beyond.iter().filter(|(too_old, _)| *too_old).count();
-    let counts =
-        [(old, "roots-max-age", "too long"), (beyond.len() - old, "roots-max-size", "too much")];
+    let counts = [
+        (old, "roots-max-age", "they are too old"),
+        (beyond.len() - old, "roots-max-size", "they are too large"),
+    ];
     let notice = |(count, key, why): (usize, &str, &str)| {
         format!(
-            "the outputs of {count} unfinished events were kept from the garbage collector for {why} and no longer are; raise `{key}` under \
-             [worker], or see with `hookrun queue list` what they wait for"
+            "the outputs of {count} unfinished events are no longer protected from the garbage collector ({why}); raise `{key}` under [worker], or run `hookrun queue list` to see why they wait"
         )
     };
     Ok(counts.into_iter().filter(|(count, ..)| *count > 0).map(notice).collect())
 }
 
-/// Roots that a killed hook or a killed worker left.
+/// Removes roots that a killed hook or worker has left.
 fn sweep(journal: &Journal, max_age: Duration) -> Result<usize, JournalError> {
     let mut stores: BTreeSet<NixDirs> = journal.rooted_stores()?.into_iter().collect();
     stores.insert(NixDirs::from_env());
@@ -102,7 +101,8 @@ fn sweep(journal: &Journal, max_age: Duration) -> Result<usize, JournalError> {
         for id in roots::ids(&nix.state, ORPHAN_AGE) {
             let orphan = match journal.is_rooted(&id)? {
                 Some(rooted) => !rooted,
-                // Of a hook that is about to hand it over, or of another installation.
+                // The root belongs to a hook that is about to hand over the event, or to another
+                // installation.
                 None => ancient.contains(&id),
             };
             if orphan {

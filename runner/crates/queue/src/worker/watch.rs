@@ -1,8 +1,8 @@
 //! Watches files while a worker runs: the spool, and the files that its executor was made from.
 //!
 //! Watching can fail or miss changes (behind a symbolic link in a parent directory, or on a network
-//! file system), so the worker also looks at everything from time to time. Changes are flags: one
-//! flag stands for any number of changes.
+//! file system), so the worker also checks everything at intervals. Changes are flags: one flag
+//! represents any number of changes.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -17,18 +17,18 @@ use tokio::sync::Notify;
 use crate::arrivals::{Arrivals, Arrived};
 use hookrun_nix::dirs::Dirs;
 
-/// Watches directories, and tells what changed.
+/// Watches directories, and reports changes.
 #[derive(Debug)]
 pub(super) struct Watch {
     flags: Arc<Flags>,
-    /// None where nothing can be watched.
+    /// None if nothing can be watched.
     watcher: Option<notify::RecommendedWatcher>,
     arrivals: Option<AsyncFd<Descriptor>>,
     spool: PathBuf,
     directories: BTreeSet<PathBuf>,
 }
 
-/// tokio wants a number.
+/// Implements `AsRawFd`, which tokio requires.
 #[derive(Debug)]
 struct Descriptor(Arrivals);
 
@@ -48,17 +48,17 @@ struct Flags {
 /// What has changed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Changed {
-    /// What came: the number of the directory, and the file's name.
+    /// Files that arrived: the index of the directory, and the file's name.
     pub(super) arrived: Vec<(usize, Vec<u8>)>,
-    /// The spool is to be listed.
+    /// Whether the spool must be listed.
     pub(super) spool: bool,
-    /// A file beside one of those that are watched, or that one.
+    /// Whether a watched file, or another file in its directory, has changed.
     pub(super) files: bool,
 }
 
 impl Watch {
-    /// Watches the directories that hooks put events into, the spool first; the second value says
-    /// why it cannot be.
+    /// Watches the directories into which hooks write events, the spool first. The second value is
+    /// the error if they cannot be watched.
     pub(super) fn new<'a>(
         dirs: &Dirs,
         directories: impl Iterator<Item = &'a Path>,
@@ -66,7 +66,7 @@ impl Watch {
         let flags = Arc::new(Flags::default());
         let (theirs, spool) = (Arc::clone(&flags), dirs.spool());
         let made = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // What cannot be understood may be anything.
+            // An event that cannot be interpreted may be any change.
             let (spool, files) = event.map_or((true, true), |event| {
                 let read = matches!(
                     event.kind,
@@ -100,17 +100,17 @@ impl Watch {
         (watch, error)
     }
 
-    /// Watches the spool that is there now, if it is another one; an error if it cannot be watched.
+    /// Watches the current spool, if it was replaced; returns an error if it cannot be watched.
     pub(super) fn follow_spool(&mut self) -> Option<String> {
         let arrivals = self.arrivals.as_mut()?;
         arrivals.get_mut().0.follow().err().map(|error| error.to_string())
     }
 
-    /// Watches the directories of these files, and no others but the one that the spool is in: a
-    /// spool that somebody removes comes again there.
+    /// Watches the directories of these files, and the parent of the spool, because a removed spool
+    /// is created again there. Stops watching all others.
     pub(super) fn follow(&mut self, files: &[PathBuf]) {
         let Some(watcher) = self.watcher.as_mut() else { return };
-        // The directory and not the file: editors and package managers put a new file in its place.
+        // The directory and not the file, because editors and package managers replace files.
         let files = files.iter().chain(std::iter::once(&self.spool));
         let wanted: BTreeSet<PathBuf> =
             files.filter_map(|file| file.parent().map(Path::to_owned)).collect();
@@ -118,13 +118,13 @@ impl Watch {
             let _ended = watcher.unwatch(gone);
         }
         for new in wanted.difference(&self.directories) {
-            // Looked at now and then anyway.
+            // Unwatched directories are checked at intervals.
             let _watched = watcher.watch(new, notify::RecursiveMode::NonRecursive);
         }
         self.directories = wanted;
     }
 
-    /// Ready when something has changed.
+    /// Waits until something has changed.
     pub(super) async fn changed(&mut self) -> Changed {
         let Self { flags, arrivals, .. } = self;
         loop {
@@ -144,16 +144,16 @@ impl Watch {
     }
 }
 
-#[expect(unsafe_code, reason = "tokio's contract, kept below")]
+#[expect(unsafe_code, reason = "tokio's contract, see the comment below")]
 fn asynchronous(arrivals: Arrivals) -> std::io::Result<AsyncFd<Descriptor>> {
-    // SAFETY: the descriptor belongs to the value that is handed over, which keeps it open and
-    // never exchanges it for another.
+    // SAFETY: the descriptor belongs to the value that is passed, which keeps it open and never
+    // replaces it.
     let registered =
         unsafe { AsyncFd::register_with_interest(Descriptor(arrivals), Interest::READABLE) };
     registered.map_err(std::io::Error::from)
 }
 
-/// Ready when something came into the spool.
+/// Waits until a file arrives in the spool.
 async fn arrived(arrivals: &mut Option<AsyncFd<Descriptor>>) -> Arrived {
     let Some(arrivals) = arrivals else { return std::future::pending().await };
     loop {
@@ -161,7 +161,7 @@ async fn arrived(arrivals: &mut Option<AsyncFd<Descriptor>>) -> Arrived {
             return std::future::pending().await;
         };
         let arrived = ready.get_inner_mut().0.look();
-        // All of it was read: the kernel says when there is more.
+        // Everything was read, so the next event of the kernel is awaited.
         ready.clear_ready();
         if arrived != Arrived::default() {
             return arrived;

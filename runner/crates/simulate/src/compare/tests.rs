@@ -1,5 +1,5 @@
-//! [`super`] and what it stands on: small traces whose outcome can be worked out by hand, and what
-//! holds for every generated one.
+//! Tests of [`super`] with small traces whose results can be computed by hand, and of properties of
+//! every generated trace.
 
 use proptest::prelude::*;
 
@@ -10,7 +10,7 @@ use hookrun_builders::choice::policy::Policy;
 use hookrun_nix::selection::PolicyError;
 use hookrun_nix::selection::{Action, Candidate, Decision, LocalMachine, Machine};
 
-/// Every machine, the free ones first, as Nix ranks them: what the queue alone is worth.
+/// Names every machine, free ones first, in Nix's order, to measure the effect of the queue alone.
 struct Eager;
 
 impl Policy for Eager {
@@ -33,7 +33,7 @@ impl Policy for Eager {
     }
 }
 
-/// No policy at all.
+/// A policy that always fails.
 struct Broken;
 
 impl Policy for Broken {
@@ -43,7 +43,7 @@ impl Policy for Broken {
         _: &[Machine],
         _: &LocalMachine,
     ) -> Result<Decision, PolicyError> {
-        Err(PolicyError::Failed("told to fail".to_owned()))
+        Err(PolicyError::Failed("deliberate failure".to_owned()))
     }
 }
 
@@ -53,7 +53,7 @@ fn trace(machines: &str, derivations: &[&str]) -> Trace {
     Trace::read(text.as_bytes()).unwrap()
 }
 
-/// Nothing is limited but slots.
+/// Returns no resources besides slots.
 fn nothing() -> Resources {
     Resources::default()
 }
@@ -62,8 +62,8 @@ const ONE_SLOT: &str =
     r#"{"type":"machine","name":"m","slots":1,"speed_factor":2,"speed":2,"mb_per_s":10}"#;
 
 #[test]
-fn worked_out_by_hand() {
-    // Two builds of 12 s at speed 2: the second is postponed at 0 and asked again at 5, 10, ...
+fn small_traces_have_the_computed_results() {
+    // Two builds of 12 s at speed 2: the second one is postponed at 0 and asked again at 5, 10, ...
     let two = trace(
         ONE_SLOT,
         &[
@@ -81,11 +81,12 @@ fn worked_out_by_hand() {
     assert_eq!(
         makespans,
         [16.0, 12.0],
-        "6 s, then idle until 10, then 6 s; and without the idle time"
+        "6 s, idle until 10 s, and 6 s; with the queue there is no idle time"
     );
     assert!((compared.bound.makespan_s - 12.0).abs() < 1e-9);
 
-    // Transfer: inputs that are not there, and the outputs back; what was built there is there.
+    // Transfers: missing inputs, and the outputs back. Outputs built on the machine are not
+    // transferred again.
     let other =
         r#"{"type":"machine","name":"n","slots":1,"speed_factor":1,"speed":1,"mb_per_s":10}"#;
     let chain = trace(
@@ -97,7 +98,7 @@ fn worked_out_by_hand() {
         ],
     );
     let played = play(&chain, &nothing(), &mut Stock::default());
-    // a: 1 s + 10 s back = 11 on m. b: on m, its input is there, 1 s. c: on n: 10 s + 100 s.
+    // a: 1 s + 10 s back = 11 s on m. b: on m, which has its input, 1 s. c: on n: 10 s + 100 s.
     assert_eq!(
         (played.makespan, played.transfer, played.builds.clone()),
         (121.0, 20.0, vec![2, 1])
@@ -105,7 +106,7 @@ fn worked_out_by_hand() {
 }
 
 #[test]
-fn what_fits_nowhere_is_counted_and_does_not_hang() {
+fn derivations_that_fit_nowhere_are_counted() {
     let odd = trace(
         ONE_SLOT,
         &[
@@ -122,20 +123,21 @@ fn what_fits_nowhere_is_counted_and_does_not_hang() {
 }
 
 #[test]
-fn a_policy_that_fails_is_told_and_replaced() {
+fn a_policy_that_fails_is_reported_and_replaced() {
     let compared = compare(
         &[generate(1, 50, Fleet::Four)],
         StockRule::default(),
         &nothing(),
         &[("broken".to_owned(), &Broken)],
     );
-    assert_eq!(compared.rules[1].problem.as_deref(), Some("told to fail"));
+    assert_eq!(compared.rules[1].problem.as_deref(), Some("deliberate failure"));
     assert_eq!(compared.rules[1].never, 0);
 }
 
 #[test]
 fn commands_share_slots() {
-    // Two commands: one with many builds first, one with two. Whoever has had fewer is next.
+    // Two commands: one with many builds first, one with two. The command with fewer builds is
+    // next.
     let drv = |id: usize, command: &str| {
         format!(r#"{{"type":"drv","id":{id},"pname":"p{id}","work_s":20,"command":"{command}"}}"#)
     };
@@ -146,12 +148,12 @@ fn commands_share_slots() {
     let (mut from, last) = (played.spans.clone(), played.makespan);
     from.sort_by(|a, b| a.0.total_cmp(&b.0));
     assert_eq!((from.len(), last), (10, 100.0), "no slot is idle");
-    // waits are in the order of starting: the second command's two builds are the second and the
-    // fourth.
+    // The waits are in the order of starting: the second command's two builds are the second and
+    // the fourth.
     assert_eq!(played.waits.len(), 10);
 }
 
-/// Four slots and two GPUs on `m`, and one licence for all machines.
+/// Returns four slots and two GPUs on `m`, and one licence for all machines.
 fn limits() -> Resources {
     let text = "
         [builders.machine-resources.\"ssh://m\"]
@@ -173,7 +175,7 @@ fn limits() -> Resources {
 const FOUR_SLOTS: &str = r#"{"type":"machine","name":"ssh://m","slots":4,"speed_factor":1,"speed":1,"features":["cuda","large","matlab"]}
 {"type":"machine","name":"ssh://n","slots":4,"speed_factor":1,"speed":1,"features":["matlab"]}"#;
 
-/// Derivations that take `seconds` each and require one feature.
+/// Returns derivations that take `seconds` each and require one feature.
 fn requiring(features: &[(&str, u32)]) -> Trace {
     let line = |(id, (feature, seconds)): (usize, &(&str, u32))| {
         format!(
@@ -185,7 +187,7 @@ fn requiring(features: &[(&str, u32)]) -> Trace {
 }
 
 #[test]
-fn what_builds_take_besides_a_slot() {
+fn resources_besides_slots_are_counted() {
     let makespan = |features: &[(&str, u32)]| {
         play(&requiring(features), &limits(), &mut Queued::new(&Eager)).makespan
     };
@@ -197,7 +199,7 @@ fn what_builds_take_besides_a_slot() {
     assert_eq!(
         makespans,
         [20.0, 30.0, 10.0],
-        "two at once; one at once on whichever machine; these take nothing of the same"
+        "two at a time; one at a time on any machine; no common resource"
     );
     let compared = compare(
         &[requiring(&[("cuda", 10); 4])],
@@ -206,34 +208,34 @@ fn what_builds_take_besides_a_slot() {
         &[("queue".to_owned(), &Eager)],
     );
     let makespans: Vec<f64> = compared.rules.iter().map(|rule| rule.makespan_s).collect();
-    assert_eq!(makespans, [10.0, 20.0], "Nix knows nothing of it");
+    assert_eq!(makespans, [10.0, 20.0], "Nix does not know resources");
     let mut small = limits();
     small.machines.get_mut("ssh://m").unwrap().0.insert("gpu".to_owned(), 1);
     assert_eq!(
         play(&requiring(&[("large", 10)]), &small, &mut Queued::new(&Eager)).never,
         1,
-        "no machine has so much"
+        "no machine has this amount"
     );
 }
 
 #[test]
-fn a_large_build_is_not_passed_for_ever() {
-    // Two small ones run, a large one waits, and a small one comes whenever one has ended.
+fn a_large_build_is_not_overtaken_for_ever() {
+    // Two small builds run, a large one waits, and a small one arrives whenever one has ended.
     let mut features = vec![("cuda", 100), ("cuda", 130), ("large", 1000)];
     features.extend([("cuda", 150); 8]);
     let played = play(&requiring(&features), &limits(), &mut Queued::new(&Eager));
-    // Small ones begin at 100, 130, 250 and 280; from 300 s on what is free is kept, and the last
-    // of these ends at 430.
+    // Small builds begin at 100, 130, 250 and 280 s. From 300 s on free resources are kept, and the
+    // last small build ends at 430 s.
     assert!(played.spans.contains(&(430.0, 1430.0)), "{:?}", played.spans);
     assert_eq!(
         played.spans.iter().filter(|(from, _)| *from >= 1430.0).count(),
         4,
-        "and the others after it"
+        "the others run after it"
     );
 }
 
 #[test]
-fn figures_and_pictures() {
+fn a_comparison_has_figures_and_a_chart() {
     let traces: Vec<Trace> = (1..=3).map(|seed| generate(seed, 60, Fleet::Four)).collect();
     let compared =
         compare(&traces, StockRule::default(), &nothing(), &[("<queue & co>".to_owned(), &Eager)]);
@@ -259,10 +261,10 @@ fn quantiles_are_nearest_ranks() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// No rule beats the bound, everything is built once, no machine has more builds at once than
-    /// slots, and no dependency is late.
+    /// Checks that no rule beats the bound, everything is built once, no machine has more builds
+    /// than slots, and no dependency is late.
     #[test]
-    fn every_schedule_is_possible(seed: u64, nodes in 1usize..200, fifty: bool) {
+    fn every_schedule_is_valid(seed: u64, nodes in 1usize..200, fifty: bool) {
         let trace = generate(seed, nodes, if fifty { Fleet::Fifty } else { Fleet::Four });
         for played in [play(&trace, &nothing(), &mut Stock::default()), play(&trace, &nothing(), &mut Queued::new(&Eager))] {
             prop_assert_eq!((played.never, played.waits.len()), (0, nodes));

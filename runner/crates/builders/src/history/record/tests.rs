@@ -21,7 +21,7 @@ fn built(record: &Record, name: &str, machine: &str, seconds: f64, speed_factor:
         accepted_ms: 1000,
     };
     let id = record.begin_build(&new).unwrap();
-    let ended = Ended {
+    let ended = BuildEnd {
         machine,
         speed_factor,
         waited_ms: 5,
@@ -37,13 +37,13 @@ fn built(record: &Record, name: &str, machine: &str, seconds: f64, speed_factor:
 }
 
 #[test]
-fn nothing_there_is_nothing_known() {
+fn a_missing_database_is_an_empty_history() {
     let directory = tempfile::tempdir().unwrap();
     assert!(Record::read(directory.path()).unwrap().is_none());
-    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "reading makes nothing");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "reading creates no file");
     std::fs::write(
         directory.path().join(FILE),
-        "no database at all, but long enough to be looked at",
+        "this is not a database, but it is long enough to be read as one",
     )
     .unwrap();
     assert!(Record::read(directory.path()).is_err());
@@ -52,7 +52,7 @@ fn nothing_there_is_nothing_known() {
 }
 
 #[test]
-fn health() {
+fn failures_and_answers_change_the_health() {
     let directory = tempfile::tempdir().unwrap();
     let mut record = Record::open(directory.path()).unwrap();
     let retry = |failures: u32| 100 * u64::from(failures);
@@ -62,7 +62,7 @@ fn health() {
     assert_eq!(
         (of(&record).failures, of(&record).retry_ms),
         (1, Some(100)),
-        "two attempts at once are one failure"
+        "two concurrent attempts count as one failure"
     );
     record.machine_failed("ssh://m", "hangs", 30, 40, retry).unwrap();
     assert_eq!((of(&record).failures, of(&record).last_error.as_deref()), (2, Some("hangs")));
@@ -78,14 +78,18 @@ fn health() {
         connect_ms: Some(12),
         bytes_per_second: None,
     };
-    assert_eq!(of(&record), expected, "an attempt older than the last answer says nothing");
+    assert_eq!(
+        of(&record),
+        expected,
+        "an attempt that began before the last answer does not count"
+    );
     record.machine_copied("ssh://m", 1000.0).unwrap();
     record.machine_copied("ssh://m", 2000.0).unwrap();
     assert!((of(&record).bytes_per_second.unwrap() - 1300.0).abs() < 0.1);
 }
 
 #[test]
-fn history_and_medians() {
+fn medians_are_computed_from_past_builds() {
     let directory = tempfile::tempdir().unwrap();
     let record = Record::open(directory.path()).unwrap();
     for seconds in [10.0, 30.0, 20.0] {
@@ -99,20 +103,20 @@ fn history_and_medians() {
     assert_eq!(past.machines["ssh://fast"], PastBuilds { count: 1, median_seconds: 5.0 });
     assert_eq!(record.past("hello", "riscv64-linux").unwrap(), Past::default());
     let reader = Record::read(directory.path()).unwrap().unwrap();
-    let rows = reader.builds(Selection::Last(2)).unwrap();
+    let rows = reader.builds(RowSelection::Last(2)).unwrap();
     assert_eq!(rows.iter().map(|row| row.pname.as_str()).collect::<Vec<_>>(), ["other", "hello"]);
     assert_eq!(
         (rows[0].waited_ms, rows[0].outcome, rows[0].moves.len()),
         (Some(5), Some(Outcome::Built), 1)
     );
     assert_eq!(
-        reader.builds(Selection::Derivation(&candidate("hello").drv_path)).unwrap().len(),
+        reader.builds(RowSelection::Derivation(&candidate("hello").drv_path)).unwrap().len(),
         4
     );
 }
 
 #[test]
-fn decisions_are_a_ring() {
+fn only_the_newest_decisions_are_kept() {
     let directory = tempfile::tempdir().unwrap();
     let record = Record::open(directory.path()).unwrap();
     for number in 0..DECISIONS_KEPT + 5 {
@@ -138,23 +142,27 @@ fn decisions_are_a_ring() {
         };
         record.decided(&row).unwrap();
     }
-    let rows = record.decisions(Selection::Last(u32::MAX)).unwrap();
+    let rows = record.decisions(RowSelection::Last(u32::MAX)).unwrap();
     assert_eq!(rows.len(), usize::try_from(DECISIONS_KEPT).unwrap());
     assert_eq!(rows[0].at_ms, u64::try_from(DECISIONS_KEPT).unwrap() + 4);
 }
 
 #[test]
-fn postponed_since() {
+fn the_first_time_of_postponing_is_kept() {
     let directory = tempfile::tempdir().unwrap();
     let record = Record::open(directory.path()).unwrap();
     assert_eq!(record.postponed("a", 1_000_000).unwrap(), 1_000_000);
     assert_eq!(record.postponed("a", 1_060_000).unwrap(), 1_000_000);
     assert_eq!(record.postponed("b", 1_060_000).unwrap(), 1_060_000);
-    assert_eq!(record.postponed("a", 1_500_000).unwrap(), 1_500_000, "long ago is another time");
+    assert_eq!(
+        record.postponed("a", 1_500_000).unwrap(),
+        1_500_000,
+        "after a long time it counts as new"
+    );
 }
 
 #[test]
-fn many_write_at_once() {
+fn many_sessions_write_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
     std::thread::scope(|scope| {
@@ -168,5 +176,8 @@ fn many_write_at_once() {
             });
         }
     });
-    assert_eq!(Record::open(path).unwrap().builds(Selection::Last(u32::MAX)).unwrap().len(), 160);
+    assert_eq!(
+        Record::open(path).unwrap().builds(RowSelection::Last(u32::MAX)).unwrap().len(),
+        160
+    );
 }

@@ -4,7 +4,8 @@ fn machine() -> MachineLine {
     hookrun_nix::machines::parse("ssh://m x86_64-linux", "x86_64-linux").machines.remove(0)
 }
 
-/// Offers to a shell script in place of the stock hook; the answer, and what was relayed.
+/// Offers a build to a shell script instead of the stock hook. Returns the answer, and the relayed
+/// lines.
 fn offer(script: &str) -> (Offer, String) {
     offer_within(script, Duration::from_secs(20))
 }
@@ -34,7 +35,7 @@ fn failure(script: &str) -> String {
 const REFUSED: &str = r#"@nix {"action":"msg","level":0,"msg":"\u001b[31;1merror:\u001b[0m cannot build on '\u001b[35;1mssh://m\u001b[0m': error: failed to start SSH connection to 'm': ssh:\n connection refused"}"#;
 
 #[test]
-fn answers_of_the_stock_hook() {
+fn answers_of_the_stock_hook_are_understood() {
     assert_eq!(failure("echo '# postpone' >&2"), "full");
     assert_eq!(failure("echo '# decline' >&2"), "full");
     assert_eq!(
@@ -67,8 +68,8 @@ fn answers_of_the_stock_hook() {
 }
 
 #[test]
-fn what_ssh_says_is_told_with_a_machine_that_cannot_be_used() {
-    // For ssh-ng:// it comes beside the messages, for ssh:// in them.
+fn the_output_of_ssh_is_reported_with_an_unusable_machine() {
+    // With ssh-ng:// it is separate from the messages, with ssh:// it is part of them.
     let script = format!(
         "echo 'Warning: x' >&2; echo 'Host key verification failed.' >&2; cat >&2 <<'X'\n{REFUSED}\nX\necho '# decline' >&2"
     );
@@ -79,29 +80,29 @@ fn what_ssh_says_is_told_with_a_machine_that_cannot_be_used() {
 }
 
 #[test]
-fn a_hook_that_fails_before_it_speaks_of_the_machine_says_nothing_against_it() {
+fn a_hook_that_fails_before_it_names_the_machine_is_not_a_failure_of_it() {
     let full = r#"@nix {"action":"msg","level":0,"msg":"error: x","raw_msg":"opening lock file '/nix/var/nix/db/big-lock': No space left on device"}"#;
     assert_eq!(
         failure(&format!("cat >&2 <<'X'\n{full}\nX\nexit 1")),
         "here: opening lock file '/nix/var/nix/db/big-lock': No space left on device"
     );
-    // It has not started an ssh when its time is over.
+    // The script does not start ssh within its time limit.
     let (offer, _) = offer_within("exec sleep 1000", Duration::from_millis(500));
     assert!(matches!(&offer, Offer::Here(why) if why.contains("has not begun to connect")));
 }
 
 #[test]
-fn its_standard_output_is_not_heard() {
+fn the_standard_output_of_the_hook_is_ignored() {
     let (offer, relayed) = offer("echo '# accept'; echo m; echo x; echo '# decline' >&2");
     assert!(matches!(offer, Offer::Full));
     assert_eq!(relayed, "");
 }
 
 #[test]
-fn a_machine_that_does_not_answer_is_given_up_with_all_it_started() {
+fn a_machine_that_does_not_answer_is_given_up_and_its_processes_end() {
     let directory = tempfile::tempdir().unwrap();
     let pid = directory.path().join("pid");
-    // The grandchild stands for an ssh that tries to connect for ever.
+    // The grandchild represents an ssh that tries to connect for ever.
     let script = format!("sleep 1000 & echo $! > {}; wait", pid.display());
     let (offer, _) = offer_within(&script, Duration::from_millis(500));
     assert!(
@@ -110,8 +111,8 @@ fn a_machine_that_does_not_answer_is_given_up_with_all_it_started() {
     let pid = std::fs::read_to_string(pid).unwrap();
     let stat = format!("/proc/{}/stat", pid.trim());
     let state = || std::fs::read_to_string(&stat).unwrap_or_default();
-    // Killed it is; on a busy machine it may still have to be scheduled to end. A limit for hangs;
-    // nothing is measured.
+    // The process was killed, but on a busy machine it may take time to end. This is a limit for
+    // hangs, not a measurement.
     let deadline = std::time::Instant::now() + Duration::from_secs(30);
     while !(state().is_empty() || state().contains(") Z ")) {
         assert!(std::time::Instant::now() < deadline, "still there: {}", state());
@@ -120,7 +121,7 @@ fn a_machine_that_does_not_answer_is_given_up_with_all_it_started() {
 }
 
 #[test]
-fn a_program_that_is_not_there() {
+fn a_missing_program_is_reported() {
     let directory = tempfile::tempdir().unwrap();
     let missing = directory.path().join("nix").display().to_string();
     let program = StockProgram::other(&missing, &[]);
@@ -144,7 +145,7 @@ fn a_program_that_is_not_there() {
 }
 
 #[test]
-fn a_build_is_carried_byte_for_byte() {
+fn a_build_is_relayed_byte_for_byte() {
     let directory = tempfile::tempdir().unwrap();
     let heard = directory.path().join("heard");
     let script = format!(
@@ -159,7 +160,7 @@ fn a_build_is_carried_byte_for_byte() {
     let inputs = Inputs::of(&["/nix/store/x", "/nix/store/y"]);
     let report = build.run(&inputs, &mut reply);
     assert_eq!(report.code, 7);
-    assert!(matches!(report.ending, Ending::Failed(_)), "{:?}", report.ending);
+    assert!(matches!(report.ending, DelegationOutcome::Failed(_)), "{:?}", report.ending);
     assert_eq!(reply, b"log \xff line\n# accept\nno end");
 
     let mut expected = Vec::new();
@@ -171,26 +172,26 @@ fn a_build_is_carried_byte_for_byte() {
 }
 
 #[test]
-fn the_end_of_the_hook_is_the_end_even_if_something_keeps_its_standard_error() {
+fn a_build_ends_with_the_hook_even_if_its_standard_error_stays_open() {
     let (offer, _) =
         offer("printf '# accept\\nm\\n' >&2; cat > /dev/null; echo last >&2; sleep 5 & exit 0");
     let Offer::Accepted(build) = offer else { unreachable!("not accepted") };
     let mut reply = Vec::new();
-    assert_eq!(build.run(&Inputs::of(&[]), &mut reply).ending, Ending::Built);
+    assert_eq!(build.run(&Inputs::of(&[]), &mut reply).ending, DelegationOutcome::Built);
     assert_eq!(reply, b"last\n");
 }
 
 #[test]
-fn plain_words() {
+fn messages_become_plain_text() {
     assert_eq!(plain("\u{1b}[31;1merror:\u{1b}[0m a\n  b"), "a b");
     assert_eq!(plain("cannot build on 'ssh://m': error: gone"), "gone");
     assert_eq!(plain("odd \u{1b}"), "odd");
 }
 
 #[test]
-fn the_other_name_is_never_seen_and_the_last_error_is_held() {
+fn the_other_name_is_replaced_and_the_last_error_is_held_back() {
     let state = tempfile::tempdir().unwrap();
-    let crate::slots::slot_files::Taken::Slot(slot) =
+    let crate::slots::slot_files::SlotResult::Slot(slot) =
         crate::slots::slot_files::SlotFiles::below(state.path()).take("ssh://m", 1)
     else {
         unreachable!("a free slot");
@@ -219,6 +220,6 @@ exit 1"
     let mut reply = Vec::new();
     let report = build.run(&Inputs::of(&[]), &mut reply);
     assert_eq!(reply, b"ssh://m and ssh://m\n");
-    assert_eq!(report.ending, Ending::Lost("unexpected end-of-file".to_owned()));
+    assert_eq!(report.ending, DelegationOutcome::Lost("unexpected end-of-file".to_owned()));
     assert_eq!(report.held.len(), 1);
 }

@@ -4,10 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The hook's process number.
+/// The process id of the hook.
 const PROCESS: u32 = 7034;
 
-/// As Nix 2.8 says it.
+/// Returns an error as Nix 2.8 writes it.
 fn error(text: &str) -> String {
     let json = serde_json::json!({
         "action": "msg", "level": 0, "msg": format!("\u{1b}[31;1merror:\u{1b}[0m {text}"), "raw_msg": text, "line": null,
@@ -15,7 +15,7 @@ fn error(text: &str) -> String {
     format!("@nix {json}\n")
 }
 
-fn ending(lines: &[String], code: Option<i32>) -> Ending {
+fn ending(lines: &[String], code: Option<i32>) -> DelegationOutcome {
     let mut listener = OutputClassifier::of(PROCESS, "ssh://m");
     for line in lines {
         listener.line(line.as_bytes(), Instant::now());
@@ -33,11 +33,13 @@ fn status(code: Option<i32>) -> ExitStatus {
 const FAILED: &str = "build of '\u{1b}[35;1m/nix/store/x-a.drv\u{1b}[0m' on '\u{1b}[35;1mssh://m\u{1b}[0m' failed: builder for '/nix/store/x-a.drv' failed with exit code 3";
 
 #[test]
-fn builds_that_fail_and_machines_that_are_lost() {
-    assert_eq!(ending(&[], Some(0)), Ending::Built);
+fn failed_builds_and_lost_machines_are_distinguished() {
+    assert_eq!(ending(&[], Some(0)), DelegationOutcome::Built);
     assert_eq!(
         ending(&[error(FAILED)], Some(1)),
-        Ending::Failed("builder for '/nix/store/x-a.drv' failed with exit code 3".to_owned())
+        DelegationOutcome::Failed(
+            "builder for '/nix/store/x-a.drv' failed with exit code 3".to_owned()
+        )
     );
     for lost in [
         "unexpected end-of-file",
@@ -47,11 +49,15 @@ fn builds_that_fail_and_machines_that_are_lost() {
         "'nix-store --serve' protocol mismatch from 'm', got 'hello'",
         "you are not privileged to build input-addressed derivations",
     ] {
-        assert_eq!(ending(&[error(lost)], Some(1)), Ending::Lost(lost.to_owned()), "{lost}");
+        assert_eq!(
+            ending(&[error(lost)], Some(1)),
+            DelegationOutcome::Lost(lost.to_owned()),
+            "{lost}"
+        );
     }
     let unfit = "build of '/nix/store/x-a.drv' on 'ssh://m' failed: a 'riscv64-linux' with features {} is required to build '/nix/store/x-a.drv', but I am a 'x86_64-linux' with features {}";
-    assert!(matches!(ending(&[error(unfit)], Some(1)), Ending::Lost(_)));
-    // As it comes: in lines.
+    assert!(matches!(ending(&[error(unfit)], Some(1)), DelegationOutcome::Lost(_)));
+    // In several lines, as it arrives.
     for reason in [
         "required system or feature not available\n       Required system: 'riscv64-linux' with features {}",
         "missing system features\n       Required features: {quantum}\n       Available features: {benchmark, kvm}",
@@ -61,36 +67,39 @@ fn builds_that_fail_and_machines_that_are_lost() {
         let unfit = format!(
             "build of '/nix/store/x-a.drv' on 'ssh://m' failed: Cannot build '/nix/store/x-a.drv'.\n       Reason: {reason}"
         );
-        assert!(matches!(ending(&[error(&unfit)], Some(1)), Ending::Lost(_)), "{reason}");
+        assert!(
+            matches!(ending(&[error(&unfit)], Some(1)), DelegationOutcome::Lost(_)),
+            "{reason}"
+        );
     }
 }
 
 #[test]
-fn what_nobody_understands_is_a_failure() {
+fn an_unknown_error_is_a_failure() {
     assert_eq!(
         ending(&[error("path '/x' is not valid")], Some(1)),
-        Ending::Failed("path '/x' is not valid".to_owned())
+        DelegationOutcome::Failed("path '/x' is not valid".to_owned())
     );
-    assert!(matches!(ending(&[], Some(1)), Ending::Failed(_)));
-    // Both: the build is known to have failed.
+    assert!(matches!(ending(&[], Some(1)), DelegationOutcome::Failed(_)));
+    // The build is known to have failed.
     assert!(matches!(
         ending(&[error("unexpected end-of-file"), error(FAILED)], Some(1)),
-        Ending::Failed(_)
+        DelegationOutcome::Failed(_)
     ));
-    // The words of a remote daemon, or of the build, are no exceptions.
+    // Messages of a remote daemon or of the build are not exceptions.
     let said = r#"@nix {"action":"msg","level":0,"msg":"unexpected end-of-file"}"#.to_owned();
-    assert!(matches!(ending(&[said], Some(1)), Ending::Failed(_)));
+    assert!(matches!(ending(&[said], Some(1)), DelegationOutcome::Failed(_)));
     let injected =
         r#"@nix {"action":"msg","level":0,"msg":"error: unexpected end-of-file"}"#.to_owned();
-    assert!(matches!(ending(&[injected, error(FAILED)], Some(1)), Ending::Failed(_)));
+    assert!(matches!(ending(&[injected, error(FAILED)], Some(1)), DelegationOutcome::Failed(_)));
     let log =
         r#"@nix {"action":"result","fields":["error: unexpected end-of-file"],"id":1,"type":101}"#
             .to_owned();
-    assert!(matches!(ending(&[log], Some(1)), Ending::Failed(_)));
+    assert!(matches!(ending(&[log], Some(1)), DelegationOutcome::Failed(_)));
 }
 
 #[test]
-fn errors_are_held_and_activities_closed() {
+fn errors_are_held_back_and_activities_are_closed() {
     let mut listener = OutputClassifier::of(PROCESS, "ssh://m");
     let now = Instant::now();
     let at = |seconds| now + Duration::from_secs(seconds);
@@ -125,7 +134,7 @@ fn errors_are_held_and_activities_closed() {
 
 proptest! {
     #[test]
-    fn any_bytes_may_come(lines in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 0..20), code in 0i32..3) {
+    fn any_bytes_are_classified(lines in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 0..20), code in 0i32..3) {
         let mut listener = OutputClassifier::default();
         for line in lines {
             let mut json = b"@nix ".to_vec();
@@ -133,17 +142,17 @@ proptest! {
             listener.line(&line, Instant::now());
             listener.line(&json, Instant::now());
         }
-        prop_assert_eq!(listener.ending(status(Some(code))) == Ending::Built, code == 0);
-        let blames = matches!(listener.ending(status(Some(code))), Ending::Lost(_) | Ending::Here(_));
-        prop_assert!(!blames, "without an exception nobody is to blame");
+        prop_assert_eq!(listener.ending(status(Some(code))) == DelegationOutcome::Built, code == 0);
+        let blames = matches!(listener.ending(status(Some(code))), DelegationOutcome::Lost(_) | DelegationOutcome::Here(_));
+        prop_assert!(!blames, "without an exception the cause is not known");
     }
 }
 
 #[test]
-fn a_full_disk_of_the_machine_is_not_the_builds_failure() {
+fn a_full_disk_of_the_machine_is_not_a_failure_of_the_build() {
     let end = |why: &str| {
         let words = format!("build of '/nix/store/x.drv' on 'ssh://m' failed: {why}");
-        matches!(ending(&[error(&words)], Some(1)), Ending::Lost(_))
+        matches!(ending(&[error(&words)], Some(1)), DelegationOutcome::Lost(_))
     };
     assert!(end("error: writing to file '/nix/store/a/b': No space left on device"));
     assert!(end(
@@ -157,7 +166,7 @@ fn a_full_disk_of_the_machine_is_not_the_builds_failure() {
     ));
 }
 
-/// What builds print at their end, as Nix quotes it, up to 2.28 and from 2.29 on.
+/// Returns the end of a build's log as Nix quotes it, up to 2.28 and since 2.29.
 fn quoted(log: &str) -> [String; 2] {
     let drv = "/nix/store/x-a.drv";
     [
@@ -171,7 +180,7 @@ fn quoted(log: &str) -> [String; 2] {
 }
 
 #[test]
-fn words_of_a_build_say_nothing_about_its_machine() {
+fn the_log_of_a_build_does_not_count() {
     let lines = [
         "configure: error: libfoo 2.0 is required to build this package",
         "you are not privileged to build derivations",
@@ -187,20 +196,26 @@ fn words_of_a_build_say_nothing_about_its_machine() {
             for text in
                 [format!("build of '/nix/store/x-a.drv' on 'ssh://m' failed: {quoted}"), quoted]
             {
-                assert!(matches!(ending(&[error(&text)], Some(1)), Ending::Failed(_)), "{text}");
+                assert!(
+                    matches!(ending(&[error(&text)], Some(1)), DelegationOutcome::Failed(_)),
+                    "{text}"
+                );
             }
         }
         let printed =
             serde_json::json!({"action": "msg", "level": 0, "msg": format!("error: {line}")});
         let printed = format!("@nix {printed}\n");
-        assert!(matches!(ending(&[printed, error(FAILED)], Some(1)), Ending::Failed(_)), "{line}");
+        assert!(
+            matches!(ending(&[printed, error(FAILED)], Some(1)), DelegationOutcome::Failed(_)),
+            "{line}"
+        );
     }
-    // A name that a build has chosen, in what the machine's Nix says.
+    // A name that the build has chosen, in a message of the machine's Nix.
     let named = "build of '/nix/store/x-a.drv' on 'ssh://m' failed: file '/nix/store/x-a/writing: No space left on device' has an unsupported type";
-    assert!(matches!(ending(&[error(named)], Some(1)), Ending::Failed(_)));
+    assert!(matches!(ending(&[error(named)], Some(1)), DelegationOutcome::Failed(_)));
 }
 
-/// The beginning of an activity.
+/// Returns the beginning of an activity.
 fn begins(id: u64, kind: u64, text: &str) -> String {
     let json =
         serde_json::json!({"action": "start", "id": id, "level": 4, "type": kind, "text": text});
@@ -208,43 +223,53 @@ fn begins(id: u64, kind: u64, text: &str) -> String {
 }
 
 #[test]
-fn what_fails_while_outputs_are_stored_is_this_machines_trouble() {
+fn failures_to_store_outputs_are_problems_of_this_machine() {
     let own = u64::from(PROCESS) << 32 | 5;
     let copies = || begins(own, 0, "copying outputs from 'ssh://m'");
     for (why, fix) in [
-        ("writing to file: No space left on device", "make room"),
-        ("writing to file '/nix/store/a': Disk quota exceeded", "make room"),
+        ("writing to file: No space left on device", "free space"),
+        ("writing to file '/nix/store/a': Disk quota exceeded", "free space"),
         (
             "executing SQLite statement 'x': database or disk is full (in '/nix/var/nix/db/db.sqlite')",
-            "make room",
+            "free space",
         ),
         ("SQLite database '/nix/var/nix/db/db.sqlite' is busy", ""),
         ("creating directory '/nix/store/a': Permission denied", "writable"),
         ("changing modes of '/nix/store/a': Read-only file system", "writable"),
     ] {
-        let Ending::Here(said) = ending(&[copies(), error(why)], Some(1)) else {
+        let DelegationOutcome::Here(said) = ending(&[copies(), error(why)], Some(1)) else {
             panic!("{why}: not this machine")
         };
-        assert!(said.starts_with("cannot store what was built: ") && said.contains(fix), "{said}");
+        assert!(said.starts_with("cannot store the outputs: ") && said.contains(fix), "{said}");
     }
     for lost in ["unexpected end-of-file", "writing to file: Broken pipe"] {
-        assert_eq!(ending(&[copies(), error(lost)], Some(1)), Ending::Lost(lost.to_owned()));
+        assert_eq!(
+            ending(&[copies(), error(lost)], Some(1)),
+            DelegationOutcome::Lost(lost.to_owned())
+        );
     }
-    // An output that the machine does not have is a build that failed there.
+    // If the machine does not have an output, the build failed there.
     let absent = error("path '/nix/store/x-a' is not valid");
-    assert!(matches!(ending(&[copies(), absent], Some(1)), Ending::Failed(_)));
-    // A build may begin activities of the type of downloads, and a machine its own ones.
+    assert!(matches!(ending(&[copies(), absent], Some(1)), DelegationOutcome::Failed(_)));
+    // A build may begin activities of the type of downloads, and a machine may begin its own.
     for other in [
         begins(own, 101, "copying outputs from 'ssh://m'"),
         begins(9 << 32, 0, "copying outputs from 'ssh://third'"),
     ] {
         let full = error("writing to file: No space left on device");
-        assert!(matches!(ending(&[other, full], Some(1)), Ending::Lost(_)));
+        assert!(matches!(ending(&[other, full], Some(1)), DelegationOutcome::Lost(_)));
     }
     let lock = "opening lock file '/nix/var/nix/current-load/ssh:__m.upload-lock': No space left on device";
-    assert!(matches!(ending(&[error(lock)], Some(1)), Ending::Here(_)));
-    let Ending::Here(killed) = ending(&[], None) else { panic!("it was killed on this machine") };
-    assert_eq!(killed, "has lost Nix's own build hook, which ended with signal: 9 (SIGKILL)");
-    let Ending::Failed(silent) = ending(&[], Some(3)) else { panic!("it gave no reason") };
+    assert!(matches!(ending(&[error(lock)], Some(1)), DelegationOutcome::Here(_)));
+    let DelegationOutcome::Here(killed) = ending(&[], None) else {
+        panic!("it was killed on this machine")
+    };
+    assert_eq!(
+        killed,
+        "cannot continue, because Nix's own build hook ended with signal: 9 (SIGKILL)"
+    );
+    let DelegationOutcome::Failed(silent) = ending(&[], Some(3)) else {
+        panic!("it gave no reason")
+    };
     assert_eq!(silent, "Nix's own build hook ended with exit status: 3 and without a message");
 }

@@ -1,4 +1,4 @@
-//! One answer to each question, and which.
+//! Tests that each question has exactly one answer, and which one.
 
 use super::*;
 use hookrun_nix::selection::Action;
@@ -6,7 +6,7 @@ use hookrun_nix::selection::Action;
 #[test]
 fn a_dead_machine_is_skipped_in_one_request() {
     let (end, reply, offers) =
-        Story::machines("dead - - 1 9;good").asks(&here("a")).inputs().play();
+        Conversation::machines("dead - - 1 9;good").asks(&here("a")).inputs().play();
     assert_eq!(end, End::Built(0));
     assert_eq!(offers, ["ssh://dead", "ssh://good"]);
     insta::assert_snapshot!(reply, @r#"
@@ -23,31 +23,32 @@ fn a_dead_machine_is_skipped_in_one_request() {
 
 #[test]
 fn a_machine_that_failed_stays_out_for_the_session() {
-    let (_, reply, offers) = Story::machines("dead").asks(&here("a")).asks(&here("b")).play();
+    let (_, reply, offers) =
+        Conversation::machines("dead").asks(&here("a")).asks(&here("b")).play();
     assert_eq!(offers, ["ssh://dead"]);
     assert_eq!(answers(&reply), ["# decline", "# decline"]);
 }
 
 #[test]
-fn all_dead_is_a_decline_and_a_plain_line() {
+fn if_all_machines_are_dead_the_build_is_declined_with_a_message() {
     let other = Request::of("a", "aarch64-linux", &["kvm"], false);
     let (end, reply, _) =
-        Story::machines("dead1 aarch64-linux - - - kvm;dead2 aarch64-linux - - - kvm;good")
+        Conversation::machines("dead1 aarch64-linux - - - kvm;dead2 aarch64-linux - - - kvm;good")
             .asks(&other)
             .play();
     assert_eq!(end, End::Closed);
     assert_eq!(
         answers(&reply),
         ["# decline"],
-        "so that Nix says itself that it cannot build, and does not wait"
+        "so that Nix reports itself that it cannot build, and does not wait"
     );
     insta::assert_snapshot!(reply.lines().rev().nth(1).unwrap(), @r#"@nix {"action":"msg","level":1,"msg":"hookrun: no machine can take a (aarch64-linux, kvm): of 3, 2 cannot be used and 1 do not fit"}"#);
 }
 
 #[test]
-fn full_machines() {
+fn full_machines_postpone_the_build() {
     let answer = |willing: bool| {
-        let (_, reply, _) = Story::machines("full;dead")
+        let (_, reply, _) = Conversation::machines("full;dead")
             .asks(&Request::of("a", "x86_64-linux", &[], willing))
             .play();
         answers(&reply).concat()
@@ -57,8 +58,8 @@ fn full_machines() {
 }
 
 #[test]
-fn no_machine_at_all() {
-    let (end, reply, _) = Story::machines("# none").asks(&here("a")).asks(&here("b")).play();
+fn without_machines_the_build_is_declined_permanently() {
+    let (end, reply, _) = Conversation::machines("# none").asks(&here("a")).asks(&here("b")).play();
     assert_eq!((end, reply.as_str()), (End::Closed, "# decline-permanently\n"));
 }
 
@@ -66,7 +67,7 @@ fn no_machine_at_all() {
 fn the_policy_decides() {
     let decided = |select: Select| {
         let (_, reply, offers) =
-            Story::machines("m1;m2 - - 1 4").policy(select).asks(&here("a")).play();
+            Conversation::machines("m1;m2 - - 1 4").policy(select).asks(&here("a")).play();
         format!("{} {}", answers(&reply).join(" "), offers.join(" "))
     };
     assert_eq!(
@@ -89,7 +90,7 @@ fn a_policy_that_fails_is_replaced_by_the_rule_of_nix_with_one_line() {
         |_| panic!("defect"),
     ];
     for select in selects {
-        let story = Story::machines("full;m1 - - 1 4").policy(select).asks(&Request::of(
+        let story = Conversation::machines("full;m1 - - 1 4").policy(select).asks(&Request::of(
             "a",
             "riscv64-linux",
             &[],
@@ -104,8 +105,9 @@ fn a_policy_that_fails_is_replaced_by_the_rule_of_nix_with_one_line() {
 }
 
 #[test]
-fn lines_that_are_wrong_cost_only_themselves() {
-    let (end, reply, _) = Story::machines("bad - - many;good").asks(&here("a")).inputs().play();
+fn an_invalid_line_affects_only_its_machine() {
+    let (end, reply, _) =
+        Conversation::machines("bad - - many;good").asks(&here("a")).inputs().play();
     assert_eq!(end, End::Built(0));
     assert!(reply.contains("column 4"), "{reply}");
 }

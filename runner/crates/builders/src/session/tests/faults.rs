@@ -1,22 +1,23 @@
-//! Whatever goes wrong with the conversation or inside, each question has one answer.
+//! Tests that each question has one answer, whatever fails in the conversation or inside.
 
 use super::*;
 
 #[test]
 fn a_panic_inside_still_answers() {
     let mut reply = Vec::new();
-    let story = Story::machines("panic").asks(&here("a"));
+    let story = Conversation::machines("panic").asks(&here("a"));
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        Place::new().session(&story.bytes, &mut reply, &mut Scripted::default(), None, false)
+        TestHost::new().session(&story.bytes, &mut reply, &mut Scripted::default(), None, false)
     }));
     assert!(result.is_err());
     assert_eq!(answers(&String::from_utf8(reply).unwrap()), ["# decline-permanently"]);
 }
 
-/// A conversation with a dead machine, a full one, one that is not there, and a build.
-fn recorded() -> (Story, Vec<usize>) {
-    let mut story =
-        Story::machines("dead x86_64-linux - 4 2 kvm;full x86_64-linux;m1 aarch64-linux - 1 1 big");
+/// Returns a conversation with a dead machine, a full one, a missing one, and a build.
+fn recorded() -> (Conversation, Vec<usize>) {
+    let mut story = Conversation::machines(
+        "dead x86_64-linux - 4 2 kvm;full x86_64-linux;m1 aarch64-linux - 1 1 big",
+    );
     let mut ends = vec![story.bytes.len()];
     for request in [
         here("a"),
@@ -33,21 +34,21 @@ fn recorded() -> (Story, Vec<usize>) {
 }
 
 #[test]
-fn the_stream_may_end_at_every_byte() {
+fn each_question_is_answered_if_the_stream_ends_at_any_byte() {
     let (story, ends) = recorded();
     for cut in 0..=story.bytes.len() {
         let (_, reply, _) = play(&story.bytes[..cut], None);
         let whole = ends.iter().filter(|end| **end <= cut).count();
         let asked = whole.saturating_sub(1);
-        // A question that was begun is answered too; nobody reads it. After the accept there are no
-        // questions.
+        // A question that was begun is answered too, although nobody reads the answer. After the
+        // accept there are no questions.
         let begun = usize::from(cut > 0 && asked < 5 && !ends.contains(&cut));
         assert_eq!(answers(&reply).len(), asked + begun, "cut at {cut}: {reply}");
     }
 }
 
 #[test]
-fn every_byte_may_be_garbage() {
+fn each_question_is_answered_if_any_byte_is_garbage() {
     let (story, _) = recorded();
     for index in 0..story.bytes.len() {
         for garbage in [0x00, 0x01, 0x7f, 0xff] {
@@ -55,14 +56,15 @@ fn every_byte_may_be_garbage() {
             bytes[index] = garbage;
             let (_, reply, _) = play(&bytes, None);
             let count = answers(&reply).len();
-            // Five questions, and at most one more that the garbage makes of the inputs.
+            // There are five questions, and at most one more that the garbage makes from the
+            // inputs.
             assert!((1..=6).contains(&count), "{garbage:#x} at {index}: {reply}");
         }
     }
 }
 
 #[test]
-fn nix_may_go_away_at_every_write() {
+fn the_session_ends_if_nix_exits_at_any_write() {
     struct Closing(usize);
     impl Write for Closing {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -77,27 +79,27 @@ fn nix_may_go_away_at_every_write() {
     for writes in 0..40 {
         for early_accept in [false, true] {
             let mut stock = Scripted::default();
-            Place::new().session(&story.bytes, Closing(writes), &mut stock, None, early_accept);
+            TestHost::new().session(&story.bytes, Closing(writes), &mut stock, None, early_accept);
         }
     }
 }
 
 #[test]
-fn a_policy_that_hangs_is_not_waited_for() {
+fn the_session_does_not_wait_for_a_policy_that_hangs() {
     let hang: Select = |_| loop {
         std::thread::park();
     };
-    let story = Story::machines("m1").asks(&here("a")).inputs();
-    let place = Place { deadline: Duration::from_millis(50), ..Place::new() };
+    let story = Conversation::machines("m1").asks(&here("a")).inputs();
+    let place = TestHost { deadline: Duration::from_millis(50), ..TestHost::new() };
     let (end, reply, _) = place.play(&story.bytes, Some(hang), false);
     assert_eq!(end, End::Built(0));
     assert!(reply.contains("it did not answer within 50ms"), "{reply}");
 }
 
-/// Every session of a thousand has its faults at random: garbage, an early end, a reader that goes
-/// away, machines of all kinds.
+/// Runs a thousand sessions with random faults: garbage, an early end, a reader that exits,
+/// machines of all kinds.
 #[test]
-fn a_thousand_sessions_with_faults() {
+fn a_thousand_sessions_with_random_faults_answer_each_question() {
     use rand::{RngExt as _, SeedableRng as _};
     struct Failing(Vec<u8>, usize);
     impl Write for Failing {
@@ -112,7 +114,7 @@ fn a_thousand_sessions_with_faults() {
     }
     const KINDS: [&str; 5] = ["dead", "full", "lost", "bad", "good"];
     let mut random = rand::rngs::SmallRng::seed_from_u64(1);
-    let place = Place::new();
+    let place = TestHost::new();
     for session in 0..1000 {
         let machines: Vec<String> = (0..random.random_range(1..4))
             .map(|number| format!("{}{number}", KINDS[random.random_range(0..5)]))
@@ -131,14 +133,14 @@ fn a_thousand_sessions_with_faults() {
         }
         let writes = if fault == 2 { random.random_range(0..20) } else { usize::MAX };
         let mut reply = Failing(Vec::new(), writes);
-        // Memory is kept from one to the next, so that health plays its part; but a full machine
-        // must not be waited for.
+        // The history is kept from one session to the next, so that the health of machines matters.
+        // A full machine must not be waited for.
         let early_accept = !machines.iter().any(|machine| machine.starts_with("full"));
         place.session(&story.bytes, &mut reply, &mut Scripted::default(), None, early_accept);
         let text = String::from_utf8_lossy(&reply.0).into_owned();
-        // One question; garbage may make a second one of the inputs, an early end none at all. One
-        // answer. Where it was no accept, what follows the question is not understood, which ends
-        // the session.
+        // There is one question. Garbage may turn the inputs into a second one, and an early end
+        // may leave none. There is one answer. If it is not an accept, the data after the question
+        // cannot be read, which ends the session.
         let answers = answers(&text);
         let (first, rest) =
             answers.split_first().map_or((None, &[][..]), |(first, rest)| (Some(*first), rest));

@@ -1,5 +1,5 @@
-//! Sessions played against machines that do what their URI says ([`Scripted`]): a [`Story`] of what
-//! Nix says, played at a [`Place`] where slots and memory are.
+//! Sessions played against machines that do what their URI says ([`Scripted`]): a [`Conversation`] of what
+//! Nix says, played at a [`TestHost`] where slots and memory are.
 
 mod answers;
 mod delegated;
@@ -16,26 +16,26 @@ use crate::choice::policy::Policy;
 use crate::choice::policy_thread::PolicyFactory;
 use crate::history::Record;
 use crate::run::stock::{Build, Offer, Report, Target};
-use crate::run::stock_output::{Ending, Timing};
+use crate::run::stock_output::{DelegationOutcome, Timing};
 use hookrun_nix::selection::PolicyError;
 use hookrun_nix::selection::{Candidate, Decision, LocalMachine, Machine};
 
-/// Plays the machines: what each does is in its URI.
+/// Plays the machines. The URI of each machine determines what it does.
 #[derive(Default)]
 struct Scripted {
     offers: Vec<String>,
 }
 
-struct ScriptedBuild(Ending);
+struct ScriptedBuild(DelegationOutcome);
 
 impl Build for ScriptedBuild {
     fn run(self: Box<Self>, inputs: &Inputs, reply: &mut dyn Write) -> Report {
         let mut bytes = Vec::new();
         inputs.write(&mut bytes).unwrap();
         let written = reply.write_all(b"log\n");
-        let built = self.0 == Ending::Built;
+        let built = self.0 == DelegationOutcome::Built;
         let code = if built { 0 } else { 56 };
-        let ending = if written.is_err() { Ending::NixGone } else { self.0 };
+        let ending = if written.is_err() { DelegationOutcome::NixGone } else { self.0 };
         Report {
             ending,
             code,
@@ -61,17 +61,17 @@ impl StockHook for Scripted {
             "dead" => Offer::Failed("connection refused".to_owned()),
             "full" => Offer::Full,
             "here" => Offer::Here("Nix's database is locked".to_owned()),
-            "disk" => Offer::Accepted(Box::new(ScriptedBuild(Ending::Here(
-                "cannot store what was built: No space left on device".to_owned(),
+            "disk" => Offer::Accepted(Box::new(ScriptedBuild(DelegationOutcome::Here(
+                "cannot store the outputs: No space left on device".to_owned(),
             )))),
             "panic" => panic!("defect"),
-            "lost" => Offer::Accepted(Box::new(ScriptedBuild(Ending::Lost(
+            "lost" => Offer::Accepted(Box::new(ScriptedBuild(DelegationOutcome::Lost(
                 "unexpected end-of-file".to_owned(),
             )))),
-            "bad" => {
-                Offer::Accepted(Box::new(ScriptedBuild(Ending::Failed("exit code 3".to_owned()))))
-            }
-            _ => Offer::Accepted(Box::new(ScriptedBuild(Ending::Built))),
+            "bad" => Offer::Accepted(Box::new(ScriptedBuild(DelegationOutcome::Failed(
+                "exit code 3".to_owned(),
+            )))),
+            _ => Offer::Accepted(Box::new(ScriptedBuild(DelegationOutcome::Built))),
         }
     }
 }
@@ -91,12 +91,12 @@ impl Policy for Fixed {
     }
 }
 
-struct Story {
+struct Conversation {
     bytes: Vec<u8>,
     policy: Option<Select>,
 }
 
-impl Story {
+impl Conversation {
     fn machines(builders: &str) -> Self {
         let settings = Settings::of(&[
             ("builders", builders),
@@ -128,21 +128,21 @@ impl Story {
 }
 
 /// Where the slot files and the memory of a story are.
-struct Place {
+struct TestHost {
     directory: tempfile::TempDir,
     builders: PathBuf,
-    /// How long a policy may take; none of these hurries on a busy machine.
+    /// The time limit of a policy, which is long enough for a busy machine.
     deadline: Duration,
 }
 
-impl Place {
+impl TestHost {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let builders = directory.path().join("builders");
         Self { directory, builders, deadline: Duration::from_mins(1) }
     }
 
-    /// Where nothing can be remembered.
+    /// Returns a place without a history.
     fn forgetful() -> Self {
         Self { builders: PathBuf::from("/proc/nowhere"), ..Self::new() }
     }
@@ -190,25 +190,25 @@ impl Place {
 }
 
 fn play(bytes: &[u8], policy: Option<Select>) -> (End, String, Vec<String>) {
-    Place::forgetful().play(bytes, policy, false)
+    TestHost::forgetful().play(bytes, policy, false)
 }
 
 fn here(name: &str) -> Request {
     Request::of(name, "x86_64-linux", &[], true)
 }
 
-/// The answers alone.
+/// Returns only the answers.
 fn answers(reply: &str) -> Vec<&str> {
     reply.lines().filter(|line| line.starts_with("# ")).collect()
 }
 
-/// Cannot be built here.
+/// Returns a request that cannot be built on this machine.
 fn elsewhere(name: &str) -> Request {
     Request::of(name, "aarch64-linux", &[], false)
 }
 
-fn far(machines: &[&str]) -> Story {
+fn far(machines: &[&str]) -> Conversation {
     let lines: Vec<String> =
         machines.iter().map(|machine| format!("{machine} aarch64-linux")).collect();
-    Story::machines(&lines.join(";")).asks(&elsewhere("a")).inputs()
+    Conversation::machines(&lines.join(";")).asks(&elsewhere("a")).inputs()
 }

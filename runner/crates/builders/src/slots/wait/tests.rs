@@ -14,19 +14,19 @@ fn waiting(name: &str, depth: u32) -> Waiting {
     }
 }
 
-fn wanted(machine: &str, slots: u32) -> Vec<Wanted> {
-    vec![Wanted { machine: machine.into(), slots }]
+fn wanted(machine: &str, slots: u32) -> Vec<WantedMachine> {
+    vec![WantedMachine { machine: machine.into(), slots }]
 }
 
-/// One GPU on each of two machines, one of which is not named.
+/// Returns one GPU on each of two machines, one of which is not named.
 fn limits() -> Resources {
     let text = "[builders.machine-resources.\"ssh://m\"]\ngpu = 2\n[builders.feature-resources.cuda]\ngpu = 1";
     hookrun_config::Config::parse(Path::new("/etc/hookrun.toml"), text).unwrap().builders.resources
 }
 
-struct Place(tempfile::TempDir);
+struct TestDirectory(tempfile::TempDir);
 
-impl Place {
+impl TestDirectory {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("builders")).unwrap();
@@ -45,8 +45,8 @@ impl Place {
 }
 
 #[test]
-fn a_free_slot_is_taken_at_once() {
-    let place = Place::new();
+fn a_free_slot_is_taken_immediately() {
+    let place = TestDirectory::new();
     let queue = place.queue(1);
     let Turn::Yours(machine, slot) =
         queue.turn(&waiting("a", 0), &wanted("ssh://m", 1), None, PATIENCE)
@@ -66,8 +66,8 @@ fn a_free_slot_is_taken_at_once() {
 }
 
 #[test]
-fn who_waits_for_more_goes_first() {
-    let place = Place::new();
+fn the_build_with_more_dependents_goes_first() {
+    let place = TestDirectory::new();
     let queue = place.queue(1);
     let deep =
         queue.announce(&waiting("deep", 9), Activity::Waiting(wanted("ssh://m", 1))).unwrap();
@@ -89,11 +89,12 @@ fn who_waits_for_more_goes_first() {
     );
 }
 
-/// More sessions than slots: each gets one in the end, and never more at once than there are.
+/// Runs more sessions than slots: each gets a slot in the end, and there are never more builds than
+/// slots.
 #[test]
 fn never_more_builds_than_slots() {
     const SLOTS: u32 = 3;
-    let place = Place::new();
+    let place = TestDirectory::new();
     let (busy, most) = (AtomicU32::new(0), AtomicU32::new(0));
     let (_reader, nix) = std::io::pipe().unwrap();
     std::thread::scope(|scope| {
@@ -121,15 +122,16 @@ fn never_more_builds_than_slots() {
 }
 
 #[test]
-fn waiting_ends_when_nix_goes_or_time_is_over() {
-    let place = Place::new();
+fn waiting_ends_when_nix_exits_or_the_time_is_over() {
+    let place = TestDirectory::new();
     let queue = place.queue(1);
     let Turn::Yours(..) = queue.turn(&waiting("a", 0), &wanted("ssh://m", 0), None, PATIENCE)
     else {
         let (reader, nix) = std::io::pipe().unwrap();
         let mut machines = || wanted("ssh://m", 0);
         let mut heard = Vec::new();
-        let mut told = |machines: &[Wanted], others: usize| heard.push((machines.to_vec(), others));
+        let mut told =
+            |machines: &[WantedMachine], others: usize| heard.push((machines.to_vec(), others));
         let soon = Instant::now() + Duration::from_millis(20);
         let over = queue.wait(
             &waiting("a", 0),
@@ -151,8 +153,8 @@ fn waiting_ends_when_nix_goes_or_time_is_over() {
             &mut |_, _| {},
         );
         assert!(matches!(gone, Waited::NixGone));
-        assert_eq!(queue.waiting(), 0, "nobody waits any more");
+        assert_eq!(queue.waiting(), 0, "no build waits any longer");
         return;
     };
-    unreachable!("a machine without slots has none");
+    unreachable!("a machine without slots has no free slot");
 }

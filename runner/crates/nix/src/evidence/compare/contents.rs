@@ -6,8 +6,8 @@ use std::io::Read;
 use std::os::unix::fs::FileExt as _;
 
 use super::super::excerpt::{self, Contents, Pieces};
-use super::entry::{Entry, Place, Side, Sides, open_file};
-use super::{Comparison, Ended};
+use super::entry::{Entry, Location, Side, Sides, open_file};
+use super::{BoundReached, Comparison};
 
 /// Places shown of one file whose contents differ, as long as values take less than
 /// [`MANY_VALUES`]; then one.
@@ -25,9 +25,9 @@ impl Comparison<'_> {
     pub(super) fn files(
         &mut self,
         name: &OsStr,
-        places: Sides<Place<'_>>,
+        places: Sides<Location<'_>>,
         entries: &Sides<Entry>,
-    ) -> Result<(), Ended> {
+    ) -> Result<(), BoundReached> {
         let Sides { previous, current } = entries;
         if previous.executable != current.executable {
             // As Nix's store has them: 0444, or 0555 with the executable bit.
@@ -62,7 +62,7 @@ impl Comparison<'_> {
         &mut self,
         mut left: impl Read,
         mut right: impl Read,
-    ) -> Result<std::io::Result<Option<u64>>, Ended> {
+    ) -> Result<std::io::Result<Option<u64>>, BoundReached> {
         let (mut a, mut b) = (Vec::new(), Vec::new());
         let mut offset = 0_u64;
         loop {
@@ -92,7 +92,13 @@ impl Comparison<'_> {
 
     /// Reports contents that differ first at the byte `at`. What cannot be read again is named
     /// without its contents.
-    fn contents(&mut self, name: &OsStr, left: &File, right: &File, at: u64) -> Result<(), Ended> {
+    fn contents(
+        &mut self,
+        name: &OsStr,
+        left: &File,
+        right: &File,
+        at: u64,
+    ) -> Result<(), BoundReached> {
         let places = match self.values {
             values if values < MANY_VALUES => PLACES,
             values if values < MAX_VALUES => 1,
@@ -102,7 +108,7 @@ impl Comparison<'_> {
         let Some(found) = found.filter(|found| !found.contents.excerpts.is_empty()) else {
             return self.differ(name, "content", String::new(), String::new(), Some(at));
         };
-        let Found { contents, first_line } = found;
+        let FileDifference { contents, first_line } = found;
         let mut totals = totals(&contents);
         for excerpt in contents.excerpts {
             let line = first_line.zip(excerpt.lines_before).map(|(first, before)| first + before);
@@ -122,14 +128,14 @@ impl Comparison<'_> {
 }
 
 /// What was seen on a closer look at a file.
-struct Found {
+struct FileDifference {
     contents: Contents,
     /// The number of the line at which the look begins.
     first_line: Option<u64>,
 }
 
 /// Reads a bounded part of both files again, from a little before the byte `at`.
-fn look(left: &File, right: &File, at: u64, places: usize) -> std::io::Result<Found> {
+fn look(left: &File, right: &File, at: u64, places: usize) -> std::io::Result<FileDifference> {
     let start = at.saturating_sub(excerpt::BEFORE as u64);
     let (a, b) = (read_at(left, start, excerpt::WINDOW)?, read_at(right, start, excerpt::WINDOW)?);
     let pieces = Pieces {
@@ -142,7 +148,7 @@ fn look(left: &File, right: &File, at: u64, places: usize) -> std::io::Result<Fo
     let contents = excerpt::look(pieces, places);
     let numbered = contents.lines.is_some() && start <= MAX_NUMBERED;
     let first_line = if numbered { Some(lines_before(left, start)? + 1) } else { None };
-    Ok(Found { contents, first_line })
+    Ok(FileDifference { contents, first_line })
 }
 
 fn read_at(file: &File, start: u64, length: usize) -> std::io::Result<Vec<u8>> {

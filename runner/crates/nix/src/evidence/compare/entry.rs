@@ -10,12 +10,12 @@ use std::time::Instant;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, openat, statat};
 
-/// Bytes that a name takes besides its own.
+/// The bytes of memory that a name needs in addition to its own length.
 pub(super) const NODE: usize = 64;
-/// Names that are listed between two looks at the clock.
+/// The number of names that are listed between two checks of the deadline.
 const LOOK_AT_THE_CLOCK: usize = 4096;
 
-/// Something of each of the two trees.
+/// One value for each of the two trees.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sides<T> {
     pub(super) previous: T,
@@ -23,7 +23,7 @@ pub(super) struct Sides<T> {
 }
 
 impl<T> Sides<T> {
-    /// The same of both; or the error of the first for which it fails.
+    /// Applies `act` to both values, and returns the error of the first one for which it fails.
     pub(super) fn map<U, E>(
         self,
         mut act: impl FnMut(T) -> Result<U, E>,
@@ -41,28 +41,28 @@ pub(super) enum Side {
     Current,
 }
 
-/// Where something is: relative to the directory that is compared, or a whole tree.
+/// The location of an entry: a name relative to an open directory.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct Location<'a> {
     pub(super) directory: BorrowedFd<'a>,
     pub(super) name: &'a Path,
 }
 
-/// One thing in a tree, as far as a NAR tells.
+/// The properties of an entry that a NAR contains.
 pub(super) struct Entry {
     pub(super) kind: FileType,
     pub(super) executable: bool,
     pub(super) size: u64,
 }
 
-/// What is in a directory.
+/// The contents of a directory.
 pub(super) struct Listing {
     pub(super) names: BTreeMap<Box<OsStr>, FileType>,
-    /// Whether this list is complete.
+    /// Whether `names` is complete.
     pub(super) is_whole: bool,
 }
 
-pub(super) fn stat(place: Place<'_>) -> std::io::Result<Entry> {
+pub(super) fn stat(place: Location<'_>) -> std::io::Result<Entry> {
     let stat: Stat = statat(place.directory, place.name, AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(Entry {
         kind: FileType::from_raw_mode(stat.st_mode),
@@ -72,17 +72,17 @@ pub(super) fn stat(place: Place<'_>) -> std::io::Result<Entry> {
     })
 }
 
-pub(super) fn target(place: Place<'_>) -> std::io::Result<Vec<u8>> {
+pub(super) fn target(place: Location<'_>) -> std::io::Result<Vec<u8>> {
     Ok(rustix::fs::readlinkat(place.directory, place.name, Vec::new())?.into_bytes())
 }
 
-pub(super) fn open_file(place: Place<'_>) -> std::io::Result<File> {
+pub(super) fn open_file(place: Location<'_>) -> std::io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     Ok(File::from(openat(place.directory, place.name, flags, Mode::empty())?))
 }
 
 /// A symbolic link in place of the directory is not followed.
-pub(super) fn open_directory(place: Place<'_>) -> std::io::Result<OwnedFd> {
+pub(super) fn open_directory(place: Location<'_>) -> std::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::DIRECTORY;
     Ok(openat(place.directory, place.name, flags, Mode::empty())?)
 }

@@ -41,12 +41,12 @@ fn found(left: &Node, right: &Node, bounds: Bounds) -> Evidence {
     compare(&dir.path().join("a"), &dir.path().join("b"), bounds)
 }
 
-/// No bound on time, so that a slow machine changes nothing.
+/// Returns limits without a time limit, so that the speed of the machine does not matter.
 fn unbounded() -> Bounds {
     Bounds { time: Duration::from_hours(1), differences: usize::MAX, ..Bounds::default() }
 }
 
-/// What differs, by the definition: the kinds at each path.
+/// Computes the differences by definition: the kinds at each path.
 fn model(left: &Node, right: &Node, path: &Path, into: &mut Vec<(String, &'static str)>) {
     let mut add = |kind| into.push((path.to_string_lossy().into_owned(), kind));
     match (left, right) {
@@ -111,13 +111,13 @@ proptest! {
     }
 
     #[test]
-    fn finds_what_the_definition_finds(left in tree(), right in tree()) {
+    fn differences_are_those_of_the_definition(left in tree(), right in tree()) {
         let evidence = found(&left, &right, unbounded());
         let mut expected = Vec::new();
         model(&left, &right, Path::new(""), &mut expected);
         expected.sort();
         let mut kinds: Vec<_> = evidence.differences.iter().map(|d| (d.path.clone(), d.kind.as_str())).collect();
-        // One for each place.
+        // Several places of one file count once.
         kinds.dedup();
         prop_assert_eq!(kinds, expected);
     }
@@ -185,7 +185,7 @@ fn several_places_of_one_file_are_several_differences_with_one_total() {
 }
 
 #[test]
-fn the_same_lines_in_another_order_are_named_so() {
+fn the_same_lines_in_another_order_are_recognised() {
     let evidence = found(&file("one\ntwo\nthree\n"), &file("two\nthree\none\n"), unbounded());
     assert!(details(&evidence.differences[0]).contains(&("order", "lines")));
 }
@@ -219,14 +219,14 @@ fn bounds_end_the_comparison_and_are_named() {
     let with = |bounds: Bounds| found(&left, &right, bounds);
     let few = with(Bounds { differences: 3, ..unbounded() });
     assert_eq!(few.differences.len(), 3);
-    insta::assert_snapshot!(few.incomplete.unwrap(), @"the comparison reached more than 3 differences");
-    insta::assert_snapshot!(with(Bounds { files: 4, ..unbounded() }).incomplete.unwrap(), @"the comparison reached its 4 files");
-    insta::assert_snapshot!(with(Bounds { bytes: 4, ..unbounded() }).incomplete.unwrap(), @"the comparison reached its 4 bytes");
-    insta::assert_snapshot!(with(Bounds { time: Duration::ZERO, ..unbounded() }).incomplete.unwrap(), @"the comparison reached its time of 0s");
+    insta::assert_snapshot!(few.incomplete.unwrap(), @"the comparison reached its limit of 3 differences");
+    insta::assert_snapshot!(with(Bounds { files: 4, ..unbounded() }).incomplete.unwrap(), @"the comparison reached its limit of 4 files");
+    insta::assert_snapshot!(with(Bounds { bytes: 4, ..unbounded() }).incomplete.unwrap(), @"the comparison reached its limit of 4 bytes");
+    insta::assert_snapshot!(with(Bounds { time: Duration::ZERO, ..unbounded() }).incomplete.unwrap(), @"the comparison reached its time limit of 0s");
 }
 
 #[test]
-fn a_tree_that_is_gone_makes_it_incomplete() {
+fn a_missing_tree_makes_the_evidence_incomplete() {
     let directory = tempfile::tempdir().unwrap();
     let (a, b) = (directory.path().join("a"), directory.path().join("b"));
     let evidence = compare(&a, &b, unbounded());
@@ -237,7 +237,7 @@ fn a_tree_that_is_gone_makes_it_incomplete() {
     );
 }
 
-/// A directory with this many names, which are all links to one file.
+/// Creates a directory with this many names, which are all links to one file.
 fn many_names(path: &Path, count: usize) {
     std::fs::create_dir(path).unwrap();
     std::fs::write(path.join("0"), "same").unwrap();
@@ -253,7 +253,7 @@ fn more_names_than_are_held_make_it_incomplete_and_nothing_else() {
     many_names(&left, 20_000);
     many_names(&right, 20_000);
     std::fs::remove_file(right.join("17")).unwrap();
-    let directory = |path: &Path| open_directory(Place { directory: CWD, name: path }).unwrap();
+    let directory = |path: &Path| open_directory(Location { directory: CWD, name: path }).unwrap();
     let listed = list(&directory(&left), 1000 * (NODE + 5), None).unwrap();
     assert!(!listed.is_whole && listed.names.len() < 2000, "{}", listed.names.len());
     let evidence = compare(&left, &right, unbounded());
@@ -264,13 +264,13 @@ fn more_names_than_are_held_make_it_incomplete_and_nothing_else() {
 }
 
 #[test]
-fn a_tree_deeper_than_descriptors_reach_is_compared_as_far_as_they_do() {
+fn a_tree_is_compared_down_to_the_limit_of_descriptors() {
     let dir = tempfile::tempdir().unwrap();
-    // Relative to the directory before: the whole path would be too long.
+    // Relative to the parent directory, because the whole path would be too long.
     let make = |name: &str, end: &str| {
         fn mkdir(above: &OwnedFd, name: &str) -> OwnedFd {
             rustix::fs::mkdirat(above, name, Mode::RWXU).unwrap();
-            open_directory(Place { directory: above.as_fd(), name: Path::new(name) }).unwrap()
+            open_directory(Location { directory: above.as_fd(), name: Path::new(name) }).unwrap()
         }
         let mut directory = OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
         directory = mkdir(&directory, name);
@@ -283,5 +283,5 @@ fn a_tree_deeper_than_descriptors_reach_is_compared_as_far_as_they_do() {
     make("b", "two");
     let evidence = compare(&dir.path().join("a"), &dir.path().join("b"), unbounded());
     let incomplete = evidence.incomplete.unwrap();
-    assert!(incomplete.contains("directories in depth"), "{incomplete}");
+    assert!(incomplete.contains("nested directories"), "{incomplete}");
 }

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Both as whole files, looked at from their beginning.
+/// Compares two whole files from their beginning.
 fn look(previous: &[u8], current: &[u8], most: usize) -> Contents {
     let at = previous.iter().zip(current).take_while(|(a, b)| a == b).count();
     super::look(Pieces { previous, current, start: 0, at, whole: true }, most)
@@ -43,11 +43,11 @@ fn several_places_are_counted_and_the_first_are_shown() {
 }
 
 #[test]
-fn the_same_lines_in_another_order_are_known_as_such() {
+fn the_same_lines_in_another_order_are_recognised() {
     assert!(look(b"a\nb\nc\nd\n", b"c\na\nd\nb\n", 3).reordered);
     assert!(!look(b"a\nb\nc\nd\n", b"c\na\nd\nd\n", 3).reordered);
     let cut = Pieces { previous: b"a\nb\n", current: b"b\na\n", start: 0, at: 0, whole: false };
-    assert!(!super::look(cut, 3).reordered, "the rest was not seen");
+    assert!(!super::look(cut, 3).reordered, "the rest was not examined");
 }
 
 #[test]
@@ -82,8 +82,8 @@ fn bytes_of_another_length_are_not_counted() {
 }
 
 proptest! {
-    /// Whatever a build writes: at most so many excerpts, each of them bounded, and the first one
-    /// at or before the first difference's line.
+    /// Checks for any contents that the number and size of excerpts are limited, and that the first
+    /// one is at or before the line of the first difference.
     #[test]
     fn what_is_shown_is_bounded(
         previous in proptest::collection::vec(any::<u8>(), 0..600),

@@ -6,31 +6,31 @@ use super::*;
 use crate::spool::put;
 use crate::tests::post_build;
 
-/// What hooks, and others, do to the spool between two batches.
+/// A change of the spool between two batches.
 #[derive(Debug, Clone)]
-enum Deed {
-    /// A hook hands over.
+enum SpoolChange {
+    /// A hook writes an event.
     Put(u8),
     /// A user writes a file that is not an event.
     Junk(u8),
-    /// A hook is about to hand over.
+    /// A hook begins to write an event.
     Unfinished(u8),
-    /// Somebody removes an event.
+    /// Another process removes an event.
     Remove(u8),
-    /// The worker is told that something came.
+    /// The worker is notified that a file arrived.
     Tell,
     /// The worker takes a batch.
     Scan(usize),
 }
 
-fn deed() -> impl Strategy<Value = Deed> {
+fn deed() -> impl Strategy<Value = SpoolChange> {
     prop_oneof![
-        3 => any::<u8>().prop_map(Deed::Put),
-        1 => any::<u8>().prop_map(Deed::Junk),
-        1 => any::<u8>().prop_map(Deed::Unfinished),
-        1 => any::<u8>().prop_map(Deed::Remove),
-        1 => Just(Deed::Tell),
-        3 => (1..5_usize).prop_map(Deed::Scan),
+        3 => any::<u8>().prop_map(SpoolChange::Put),
+        1 => any::<u8>().prop_map(SpoolChange::Junk),
+        1 => any::<u8>().prop_map(SpoolChange::Unfinished),
+        1 => any::<u8>().prop_map(SpoolChange::Remove),
+        1 => Just(SpoolChange::Tell),
+        3 => (1..5_usize).prop_map(SpoolChange::Scan),
     ]
 }
 
@@ -38,7 +38,7 @@ struct Scene {
     _dir: tempfile::TempDir,
     dirs: Dirs,
     reader: Reader,
-    /// Ids and how often they were taken.
+    /// Ids, and how often each was taken.
     taken: BTreeMap<String, usize>,
     rejected: usize,
 }
@@ -63,7 +63,7 @@ impl Scene {
         std::fs::write(self.dirs.spool().join(name), "odd").unwrap();
     }
 
-    /// As the worker does: what is taken is unlinked.
+    /// Removes taken events, as the worker does.
     fn scan(&mut self, limit: usize) {
         let before = self.names().len();
         let scan = self.reader.scan(limit);
@@ -77,7 +77,7 @@ impl Scene {
         assert!(self.names().len() <= before);
     }
 
-    /// Until the reader says that there is no more.
+    /// Scans until the reader has no more names.
     fn scan_all(&mut self, limit: usize) {
         let mut batches = 0;
         while self.reader.has_more() {
@@ -97,7 +97,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn each_file_is_taken_once_or_set_aside_once(
+    fn each_file_is_taken_or_rejected_once(
         start in proptest::collection::btree_set(any::<u8>(), 0..20),
         deeds in proptest::collection::vec(deed(), 0..40),
         most in 1..9_usize,
@@ -112,24 +112,24 @@ proptest! {
         for deed in deeds {
             let there = |scene: &Scene, name: &str| scene.dirs.spool().join(name).exists();
             match deed {
-                Deed::Put(number) if !there(&scene, &format!("{number:036}")) => {
+                SpoolChange::Put(number) if !there(&scene, &format!("{number:036}")) => {
                     *put.entry(scene.put(number)).or_default() += 1;
                 }
-                Deed::Junk(number) if !there(&scene, &format!("{number:036}-odd")) => {
+                SpoolChange::Junk(number) if !there(&scene, &format!("{number:036}-odd")) => {
                     scene.write(&format!("{number:036}-odd"));
                     junk += 1;
                 }
-                Deed::Unfinished(number) => {
+                SpoolChange::Unfinished(number) => {
                     scene.write(&format!(".{number:036}-begun"));
                     unfinished.insert(format!(".{number:036}-begun"));
                 }
-                Deed::Remove(number) if there(&scene, &format!("{number:036}")) => {
+                SpoolChange::Remove(number) if there(&scene, &format!("{number:036}")) => {
                     std::fs::remove_file(scene.dirs.spool().join(format!("{number:036}"))).unwrap();
                     put.entry(format!("{number:036}")).and_modify(|count| *count -= 1);
                 }
-                Deed::Tell => scene.reader.look_again(),
-                Deed::Scan(limit) => scene.scan(limit),
-                Deed::Put(_) | Deed::Junk(_) | Deed::Remove(_) => {}
+                SpoolChange::Tell => scene.reader.look_again(),
+                SpoolChange::Scan(limit) => scene.scan(limit),
+                SpoolChange::Put(_) | SpoolChange::Junk(_) | SpoolChange::Remove(_) => {}
             }
         }
         scene.reader.look_again();
@@ -141,7 +141,7 @@ proptest! {
     }
 
     #[test]
-    fn what_was_there_when_it_began_is_found_without_being_told(count in 0..40_u8, most in 1..9_usize, limit in 1..9_usize) {
+    fn existing_files_are_found_without_a_notification(count in 0..40_u8, most in 1..9_usize, limit in 1..9_usize) {
         let mut scene = Scene::new(most);
         let ids: BTreeMap<String, usize> = (0..count).map(|number| (scene.put(number), 1)).collect();
         scene.scan_all(limit);
@@ -156,9 +156,9 @@ proptest! {
 }
 
 #[test]
-fn an_event_that_is_told_does_not_wait_for_a_long_listing() {
+fn a_notified_event_does_not_wait_for_a_long_listing() {
     if !rustix::process::geteuid().is_root() {
-        // Only root makes files of others.
+        // Only root can create files of other users.
         return;
     }
     let mut scene = Scene::new(3);
@@ -177,7 +177,7 @@ fn an_event_that_is_told_does_not_wait_for_a_long_listing() {
 }
 
 #[test]
-fn names_in_the_making_do_not_keep_events_out() {
+fn incomplete_files_do_not_displace_events() {
     let mut scene = Scene::new(2);
     for number in 0..5 {
         scene.write(&format!(".{number}"));
@@ -188,9 +188,9 @@ fn names_in_the_making_do_not_keep_events_out() {
 }
 
 #[test]
-fn what_cannot_be_moved_is_looked_at_once() {
+fn a_file_that_cannot_be_moved_is_read_once() {
     let mut scene = Scene::new(1);
-    // In place of the directory for what is set aside.
+    // A file in place of the directory for rejected files.
     std::fs::write(scene.dirs.rejected(), "").unwrap();
     scene.write("000-odd");
     scene.put(1);
@@ -221,7 +221,7 @@ fn the_oldest_of_all_directories_is_first() {
 }
 
 #[test]
-fn what_came_is_taken_without_a_listing() {
+fn a_notified_file_is_taken_without_a_listing() {
     let mut scene = Scene::new(10);
     scene.scan_all(10);
     let id = scene.put(1);
@@ -232,7 +232,7 @@ fn what_came_is_taken_without_a_listing() {
 }
 
 #[test]
-fn unfinished_files_from_another_century_are_removed() {
+fn incomplete_files_with_times_in_the_future_are_removed() {
     let mut scene = Scene::new(10);
     scene.write(".later");
     let file = std::fs::File::open(scene.dirs.spool().join(".later")).unwrap();
@@ -241,7 +241,7 @@ fn unfinished_files_from_another_century_are_removed() {
     assert_eq!((scene.rejected, scene.names().len()), (1, 0));
 }
 
-/// A place in a directory where everybody may make one.
+/// Tests a fallback in a directory where every user may create one.
 #[test]
 fn a_directory_of_another_owner_is_not_read() {
     let mut scene = Scene::new(10);

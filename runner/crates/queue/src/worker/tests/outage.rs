@@ -1,4 +1,4 @@
-//! A service that is down for a day, on a clock that does not wait.
+//! A service that is down for a day, with a simulated clock.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, FutureExt as _};
 
 use super::super::*;
-use crate::journal::{Incoming, Wanted};
+use crate::journal::{Incoming, NewTask};
 use crate::tests::post_build;
 use hookrun_config::Retry;
 use hookrun_nix::event::Event;
@@ -16,7 +16,7 @@ const HOUR_MS: u64 = 3_600_000;
 /// The service is available again at this time.
 const END_OF_OUTAGE: u64 = 24 * HOUR_MS;
 
-/// Time passes only when everybody waits.
+/// A clock that advances only when all tasks wait.
 struct Simulated(Arc<AtomicU64>);
 
 impl Clock for Simulated {
@@ -27,7 +27,7 @@ impl Clock for Simulated {
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
         let now = Arc::clone(&self.0);
         async move {
-            // Whoever else is ready comes first.
+            // Lets other futures that are ready run first.
             for _ in 0..16 {
                 tokio::task::yield_now().await;
             }
@@ -37,7 +37,7 @@ impl Clock for Simulated {
     }
 }
 
-/// A plugin whose service is down until a day has passed.
+/// A plugin whose service is down for a day.
 struct Outage {
     now: Arc<AtomicU64>,
     attempts_down: AtomicU64,
@@ -52,7 +52,7 @@ impl Executor for Outage {
         config::Worker::default()
     }
 
-    fn wanted(&self, _event: &Event) -> Vec<Wanted> {
+    fn wanted(&self, _event: &Event) -> Vec<NewTask> {
         vec!["cache".into()]
     }
 
@@ -102,8 +102,8 @@ impl Executor for Outage {
     }
 }
 
-/// What a day without its service does to `count` tasks: how many attempts were made meanwhile, and
-/// in which order they were done.
+/// Runs `count` tasks through a day without the service. Returns the number of attempts during that
+/// day, and the order in which the tasks were done.
 fn a_day_down(count: usize) -> (u64, Vec<String>, Vec<String>) {
     let dir = tempfile::tempdir().unwrap();
     let dirs = Dirs { config: dir.path().join("none"), state: dir.path().to_owned() };
@@ -141,7 +141,8 @@ fn a_day_down(count: usize) -> (u64, Vec<String>, Vec<String>) {
     (outage.attempts_down.load(Ordering::SeqCst), done, ids)
 }
 
-/// The probe comes first, then all in the order of their events, but for what is in flight at once.
+/// Checks that the probe comes first, and then all tasks in the order of their events, except for
+/// those that run concurrently.
 fn assert_in_order(done: &[String], ids: &[String]) {
     let concurrency = config::Worker::default().concurrency;
     for (place, id) in done.iter().enumerate().skip(1) {
@@ -157,7 +158,10 @@ fn assert_in_order(done: &[String], ids: &[String]) {
 fn one_task_survives_a_day() {
     let (attempts, done, ids) = a_day_down(1);
     assert_eq!(done, ids);
-    assert!((96..300).contains(&attempts), "about one every quarter of an hour: {attempts}");
+    assert!(
+        (96..300).contains(&attempts),
+        "about one attempt every quarter of an hour: {attempts}"
+    );
 }
 
 #[test]
@@ -168,7 +172,8 @@ fn many_tasks_survive_a_day_and_are_done_in_order() {
     assert_in_order(&done, &ids);
 }
 
-/// `cargo nextest run --run-ignored all -E 'test(a_hundred_thousand)'`: takes half a minute.
+/// Takes half a minute; run it with `cargo nextest run --run-ignored all -E
+/// 'test(a_hundred_thousand)'`.
 #[test]
 #[ignore = "takes half a minute; run by `cargo xtask crash`"]
 fn a_hundred_thousand_tasks_survive_a_day() {
