@@ -95,7 +95,7 @@ fn status_reports_problems_of_the_spool() {
     std::fs::write(spool.join("forged"), "not an event").unwrap();
     scene.drain();
     let shown =
-        scene.hookrun(&["status"]).expect_success().expect_stdout("1 spool file was set aside");
+        scene.hookrun(&["status"]).expect_success().expect_stdout("1 spool file was rejected");
     assert!(shown.stdout.contains("forged: it does not begin with"), "{}", shown.account());
 }
 
