@@ -1,29 +1,33 @@
 //! `cargo xtask bench`: ratios of a release build on this machine, each taken in one run with its
 //! yardstick.
 //!
-//! * the thin post-build hook with its state on tmpfs against `sh -c true`: what hookrun adds to
-//!   starting a process;
+//! * the thin post-build hook (`hookrun-hook`) with its state on tmpfs against `sh -c true`: what
+//!   hookrun adds to starting a process;
 //! * the same on disk against `dd conv=fsync` of 1 KiB: what it adds to making one small file
 //!   durable;
 //! * an inline (`gate`) plugin with a warm artifact cache against `sh -c true`;
 //! * the queue under load (`bench/queue.rs`), and hooks that real Nix calls at once
 //!   (`bench/from_nix.rs`);
+//! * whole builds with and without hookrun (`bench/builds.rs`);
+//! * large paths in the diff hook and in uploads (`bench/paths.rs`);
 //! * builds placed by the bundled policy against Nix's own rule, simulated
 //!   (`bench/builders_sim.rs`).
 //!
 //! But for `from_nix` the hook is called as Nix calls it, on a derivation written here.
 
 mod builders_sim;
+mod builds;
 mod from_nix;
+mod paths;
 mod queue;
+mod table;
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+use self::table::Table;
 use crate::machine::{self, Need};
 use crate::process::{CommandExt as _, cargo, target_directory};
 
@@ -48,6 +52,9 @@ pub(crate) struct Options {
     /// Only this part.
     #[arg(long, value_enum)]
     part: Option<Part>,
+    /// Write the ratios into docs/performance.json, with which later runs are compared.
+    #[arg(long)]
+    record: bool,
     /// Generated traces of each kind, for `builders-sim`.
     #[arg(long, default_value_t = 20)]
     seeds: u16,
@@ -60,16 +67,20 @@ enum Part {
     Hooks,
     /// The worker, and hooks at once.
     Queue,
+    /// Whole builds of real Nix.
+    Builds,
+    /// Trees that differ, and the upload of a large path.
+    Paths,
     /// The bundled policy in the simulator, against Nix's own rule.
     BuildersSim,
 }
 
-/// Runs before the measured ones, which fill caches and the artifact cache.
-const WARM_UP: usize = 10;
+/// Runs of a command that takes seconds.
+const LONG_RUNS: usize = 20;
 /// The thin hook on tmpfs: at most this many times a shell.
-const AIM_TMPFS: f64 = 1.5;
+const AIM_TMPFS: f64 = 1.25;
 /// The thin hook on disk: at most this many times a small file made durable.
-const AIM_DISK: f64 = 1.3;
+const AIM_DISK: f64 = 1.2;
 /// An inline plugin: at most this many times its yardstick.
 const AIM_INLINE: f64 = 5.0;
 
@@ -185,47 +196,59 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             options.tmpfs.display()
         );
     }
-    let mut table = format!("{:<52} {:>10} {:>10} {:>8}  aim\n", "", "median", "p99", "ratio");
+    let mut table = Table::new();
+    let hook = program.with_file_name("hookrun-hook");
+    if !hook.is_file() {
+        bail!("there is no {}; put it beside hookrun", hook.display());
+    }
     if wanted(Part::Hooks) {
-        hooks(&mut table, &program, options, &disk)?;
+        hooks(&mut table, &hook, &program, options)?;
     }
     if wanted(Part::Queue) {
         machine::prepare(Need::Nix)?;
-        queue::many_hooks(&mut table, &program, &Place::make(&disk, "many", THIN)?)?;
-        from_nix::many_hooks(&mut table, &program, &disk)?;
+        queue::many_hooks(&mut table, &hook, &Place::make(&disk, "many", THIN)?)?;
+        from_nix::many_hooks(&mut table, &hook, &disk)?;
         let trivial = queue::trivial(&guest(&target_directory()?, "greedy")?);
-        queue::worker(
-            &mut table,
-            &program,
-            &Place::make(&disk, "queue", &trivial)?,
-            options.events,
-        )?;
+        let place = Place::make(&disk, "queue", &trivial)?;
+        queue::worker(&mut table.notes, &program, &place, options.events)?;
     }
-    print!("{table}");
+    if wanted(Part::Builds) {
+        machine::prepare(Need::Nix)?;
+        builds::compare(&mut table, &program, &disk, LONG_RUNS.min(options.runs))?;
+    }
+    if wanted(Part::Paths) {
+        machine::prepare(Need::Nix)?;
+        paths::differences(&mut table, &hook, &disk, LONG_RUNS.min(options.runs))?;
+        paths::upload(&mut table, &program, &disk, LONG_RUNS.min(options.runs))?;
+    }
+    table.print(options.record)?;
     if wanted(Part::BuildersSim) {
         builders_sim::run(&program, options.seeds)?;
     }
     Ok(())
 }
 
-/// Lines about one hook at a time.
-fn hooks(table: &mut String, program: &Path, options: &Options, disk: &Path) -> Result<()> {
+/// Rows about one hook at a time.
+fn hooks(table: &mut Table, hook: &Path, program: &Path, options: &Options) -> Result<()> {
     let shell = || {
         let mut command = Command::new("sh");
         command.args(["-c", "true"]);
         command
     };
+    let runs = options.runs;
     let place = Place::make(&options.tmpfs, "thin", THIN)?;
-    compare(
-        table,
-        options.runs,
-        AIM_TMPFS,
+    table.compare(
+        runs,
         ("sh -c true", &shell),
-        ("thin hook, state on tmpfs", &|| place.hook(program)),
+        &[
+            (("thin hook, state on tmpfs", &|| place.hook(hook)), Some(AIM_TMPFS)),
+            (("the same by hookrun itself", &|| place.hook(program)), None),
+        ],
     )?;
-    expect_spooled(&place, options.runs)?;
+    expect_spooled(&place, 2 * runs)?;
 
-    let place = Place::make(disk, "disk", THIN)?;
+    let disk = options.disk.clone().map_or_else(target_directory, Ok)?;
+    let place = Place::make(&disk, "disk", THIN)?;
     let file = place.directory.join("1k");
     let dd = || {
         let mut command = Command::new("dd");
@@ -233,91 +256,30 @@ fn hooks(table: &mut String, program: &Path, options: &Options, disk: &Path) -> 
         command.arg(format!("of={}", file.display()));
         command
     };
-    compare(
-        table,
-        options.runs,
-        AIM_DISK,
+    table.compare(
+        runs,
         ("dd conv=fsync of 1 KiB", &dd),
-        ("thin hook, state on disk", &|| place.hook(program)),
+        &[(("thin hook, state on disk", &|| place.hook(hook)), Some(AIM_DISK))],
     )?;
-    expect_spooled(&place, options.runs)?;
+    expect_spooled(&place, runs)?;
 
     let place =
         Place::make(&options.tmpfs, "inline", &inline(&guest(&target_directory()?, "good")?))?;
     place.hookrun(program, "compile").run()?;
-    compare(
-        table,
-        options.runs,
-        AIM_INLINE,
+    table.compare(
+        runs,
         ("sh -c true", &shell),
-        ("inline plugin, warm artifact", &|| place.hook(program)),
-    )?;
-
-    Ok(())
+        &[(("gate plugin, compiled", &|| place.hook(hook)), Some(AIM_INLINE))],
+    )
 }
 
 /// A hook that does nothing would be fast.
 fn expect_spooled(place: &Place, runs: usize) -> Result<()> {
-    let (spooled, wanted) = (place.spooled(), runs + WARM_UP);
+    let (spooled, wanted) = (place.spooled(), runs);
     if spooled < wanted {
         bail!(
             "{wanted} hooks ran and {spooled} events are in the spool; the figures would mean nothing"
         );
     }
     Ok(())
-}
-
-type Named<'a> = (&'a str, &'a dyn Fn() -> Command);
-
-/// Runs both in turn, so that both see the same machine, and adds two lines to the table.
-fn compare(
-    table: &mut String,
-    runs: usize,
-    aim: f64,
-    yardstick: Named<'_>,
-    subject: Named<'_>,
-) -> Result<()> {
-    let mut times: [Vec<Duration>; 2] = [Vec::new(), Vec::new()];
-    for run in 0..WARM_UP + runs {
-        for (times, (name, command)) in times.iter_mut().zip([yardstick, subject]) {
-            let mut command = command();
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            let begin = Instant::now();
-            let status = command.status().with_context(|| format!("{name} does not start"))?;
-            let time = begin.elapsed();
-            if !status.success() {
-                bail!("{name} failed ({status}); run it by hand to see why");
-            }
-            if run >= WARM_UP {
-                times.push(time);
-            }
-        }
-    }
-    let [base, hook] = times.map(Figures::of);
-    let ratio = hook.median / base.median;
-    let verdict = if ratio <= aim { "met" } else { "MISSED" };
-    writeln!(table, "{:<52} {:>7.2} ms {:>7.2} ms", yardstick.0, base.median, base.p99)?;
-    writeln!(
-        table,
-        "{:<52} {:>7.2} ms {:>7.2} ms {ratio:>7.2}x  at most {aim}x: {verdict}",
-        subject.0, hook.median, hook.p99
-    )?;
-    Ok(())
-}
-
-/// Milliseconds.
-struct Figures {
-    median: f64,
-    p99: f64,
-}
-
-impl Figures {
-    fn of(mut times: Vec<Duration>) -> Self {
-        times.sort_unstable();
-        let at = |percent: usize| {
-            let index = (times.len() * percent / 100).min(times.len().saturating_sub(1));
-            times.get(index).map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
-        };
-        Self { median: at(50), p99: at(99) }
-    }
 }

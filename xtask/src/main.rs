@@ -77,7 +77,7 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Demo { arguments } => {
             machine::prepare(Need::Nix)?;
-            process::build_workspace()?;
+            process::build_programs()?;
             Command::new(process::target_directory()?.join("debug/hookrun"))
                 .arg("demo")
                 .args(arguments)

@@ -97,6 +97,11 @@ pub(crate) fn build_workspace() -> Result<()> {
     cargo().args(["build", "--workspace"]).run()
 }
 
+/// Builds the two programs and nothing else.
+pub(crate) fn build_programs() -> Result<()> {
+    cargo().args(["build", "--package", "hookrun"]).run()
+}
+
 /// Returns the directory of the repository.
 pub(crate) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))

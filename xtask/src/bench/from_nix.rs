@@ -2,7 +2,6 @@
 //! one build that waits for a sign, so that all builds end, and all hooks begin, together. A line
 //! of shell around the hook takes the time; `sh -c true` in its place is the yardstick.
 
-use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Figures;
+use super::table::{Figures, Of, Table};
 
 /// Commands at once, each with one build.
 const AT_ONCE: usize = 100;
@@ -23,17 +22,13 @@ const BUILDS: &str = r#"{ run, number, place }: derivation {
 }
 "#;
 
-/// Lines about many hooks of real Nix at once; everything is made in a directory below `parent`.
-pub(super) fn many_hooks(table: &mut String, program: &Path, parent: &Path) -> Result<()> {
-    let nix = Nix::make(parent)?;
+/// A row about many hooks of real Nix at once; everything is made in a directory below `parent`.
+pub(super) fn many_hooks(table: &mut Table, hook: &Path, parent: &Path) -> Result<()> {
+    let nix = Nix::make(parent, "nix")?;
     let shell = nix.times("shell", "sh -c true")?;
-    let hook = nix.times("hook", &format!("{} hook post-build", program.display()))?;
-    for (name, figures) in [
-        ("sh -c true, 100 at once from real Nix", &shell),
-        ("thin hook, 100 at once from real Nix", &hook),
-    ] {
-        writeln!(table, "{name:<52} {:>7.2} ms {:>7.2} ms", figures.median, figures.p99)?;
-    }
+    let hooks = nix.times("hook", &format!("{} hook post-build", hook.display()))?;
+    let name = format!("thin hook, {AT_ONCE} at once from real Nix");
+    table.add(Of::P99, (&name, &hooks), ("sh -c true", &shell), None);
     let spooled = std::fs::read_dir(nix.directory.join("state/spool")).map_or(0, Iterator::count);
     if spooled < AT_ONCE {
         bail!(
@@ -44,8 +39,8 @@ pub(super) fn many_hooks(table: &mut String, program: &Path, parent: &Path) -> R
 }
 
 /// A private Nix.
-struct Nix {
-    directory: PathBuf,
+pub(super) struct Nix {
+    pub(super) directory: PathBuf,
 }
 
 impl Drop for Nix {
@@ -57,9 +52,9 @@ impl Drop for Nix {
 }
 
 impl Nix {
-    fn make(parent: &Path) -> Result<Self> {
-        let nix =
-            Self { directory: parent.join(format!("hookrun-bench-{}-nix", std::process::id())) };
+    pub(super) fn make(parent: &Path, name: &str) -> Result<Self> {
+        let directory = parent.join(format!("hookrun-bench-{}-{name}", std::process::id()));
+        let nix = Self { directory };
         for name in ["store", "var", "log", "etc", "home", "times"] {
             std::fs::create_dir_all(nix.directory.join(name))?;
         }
@@ -80,7 +75,7 @@ impl Nix {
         Ok(nix)
     }
 
-    fn command(&self, program: &str) -> Command {
+    pub(super) fn command(&self, program: &str) -> Command {
         let path = |name: &str| self.directory.join(name);
         let mut command = Command::new(program);
         command
@@ -97,6 +92,20 @@ impl Nix {
         command
     }
 
+    /// Makes a hook of a line of shell, and returns its path.
+    pub(super) fn script(&self, name: &str, line: &str) -> Result<PathBuf> {
+        let path = self.directory.join(name);
+        write_program(&path, &format!("#!/bin/sh\n{line}\n"))?;
+        Ok(path)
+    }
+
+    /// Makes a link to a program, and returns its path.
+    pub(super) fn link(&self, program: &Path, name: &str) -> Result<PathBuf> {
+        let path = self.directory.join(name);
+        std::os::unix::fs::symlink(program, &path)?;
+        Ok(path)
+    }
+
     /// How long `hook` took in each of the builds, as the shell that starts it sees it.
     fn times(&self, run: &str, hook: &str) -> Result<Figures> {
         let (script, times) = (self.directory.join(run), self.directory.join("times").join(run));
@@ -106,8 +115,7 @@ impl Nix {
              echo $((${{end/[.,]/}} - ${{begin/[.,]/}})) > {}/$$\nexit $code\n",
             times.display()
         );
-        std::fs::write(&script, text)?;
-        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+        write_program(&script, &text)?;
         let mut builds = (0..AT_ONCE)
             .map(|number| self.build(run, number, &script))
             .collect::<Result<Vec<Child>>>()?;
@@ -165,4 +173,10 @@ impl Nix {
             .stderr(Stdio::null());
         command.spawn().context("`nix-build` does not start")
     }
+}
+
+fn write_program(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;
+    Ok(())
 }
