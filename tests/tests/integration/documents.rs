@@ -79,7 +79,7 @@ rm -rf /var/lib/hookrun /var/lib/hookrun-fallback /etc/hookrun /etc/nix /usr/lib
 mkdir -p "$HOME/.cargo/bin" /etc/nix
 cargo() {
     [ "$*" = "install --locked --path runner" ] || { echo "unexpected: cargo $*" >&2; return 1; }
-    cp "$HOOKRUN_PROGRAM" "$HOME/.cargo/bin/hookrun"
+    cp "$HOOKRUN_PROGRAM" "$HOOKRUN_PROGRAM-hook" "$HOME/.cargo/bin"
 }
 rustup() { [ "$*" = "target add wasm32-wasip2" ]; }
 systemctl() {

@@ -305,7 +305,7 @@ fn a_worker_continues_after_its_spool_was_removed() {
     scene.build("alpha").expect_success();
     wait_for("alpha is done", || scene.tasks() == ["alpha keeper done"]);
     std::fs::remove_dir_all(scene.state_dir().join("spool")).unwrap();
-    scene.hookrun(&["status"]).expect_success().expect_stdout("is gone while a worker runs");
+    scene.hookrun(&["status"]).expect_success().expect_stdout("was removed while a worker runs");
     scene.build("beta").expect_success();
     wait_for("beta is done", || scene.tasks() == ["alpha keeper done", "beta keeper done"]);
     scene.hookrun(&["status"]).expect_success().expect_silent_about("problems");

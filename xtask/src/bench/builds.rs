@@ -26,12 +26,7 @@ in builtins.genList leaf count
 "#;
 
 /// Lines about whole builds; everything is made in a directory below `parent`.
-pub(super) fn compare(
-    table: &mut Table,
-    program: &Path,
-    parent: &Path,
-    runs: usize,
-) -> Result<()> {
+pub(super) fn compare(table: &mut Table, program: &Path, parent: &Path, runs: usize) -> Result<()> {
     let nix = Nix::make(parent, "builds")?;
     std::fs::write(nix.directory.join("many.nix"), BUILD)?;
     let hook = program.with_file_name("hookrun-hook");

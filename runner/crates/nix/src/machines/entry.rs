@@ -27,7 +27,12 @@ pub(super) fn machine(
         Some(text) => text.parse().or_else(|_| {
             *differs = true;
             leading_number(text).filter(|_| !reading.strict).ok_or_else(|| {
-                (3, format!("`{text}` is not a number of jobs; write a whole number such as `4`"))
+                (
+                    3,
+                    format!(
+                        "`{text}` is not a valid number of jobs; write a whole number such as `4`"
+                    ),
+                )
             })
         })?,
     };
@@ -38,7 +43,8 @@ pub(super) fn machine(
                 *differs = true;
                 let number = leading_number(text).filter(|_| !reading.strict);
                 number.map(|number| f64::from(number.max(1))).ok_or_else(|| {
-                    let what = "is not a speed factor; write a number over 0 such as `2`";
+                    let what =
+                        "is not a valid speed factor; write a number greater than 0 such as `2`";
                     (4, format!("`{text}` {what}"))
                 })
             },

@@ -104,9 +104,9 @@ fn what_is_not_as_the_database_says_is_an_error() {
     .collect();
     insta::assert_snapshot!(errors.join("\n"), @r"
     store path /s/gone is gone; it was garbage-collected after its build
-    store path /s/root is corrupt: its NAR has 800472 bytes, and Nix's database says 800473; run `nix-store --verify-path /s/root`, and `nix-store --repair-path /s/root` as root
-    store path /s/root is corrupt: its NAR has more than the 800471 bytes that Nix's database says; run `nix-store --verify-path /s/root`, and `nix-store --repair-path /s/root` as root
-    store path /s/root is corrupt: its NAR hash is sha256:0i9j8n2nly8384cdrdqc1jyirnwdnxfx44fhyykzcffj5wipva8x, and Nix's database says sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73; run `nix-store --verify-path /s/root`, and `nix-store --repair-path /s/root` as root
+    store path /s/root is corrupt: its NAR has 800472 bytes, but 800473 in Nix's database; run `nix-store --verify-path /s/root`, and `nix-store --repair-path /s/root` as root
+    store path /s/root is corrupt: its NAR has more than the 800471 bytes in Nix's database; run `nix-store --verify-path /s/root`, and `nix-store --repair-path /s/root` as root
+    store path /s/root is corrupt: its NAR hash is sha256:0i9j8n2nly8384cdrdqc1jyirnwdnxfx44fhyykzcffj5wipva8x, but sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73 in Nix's database; run `nix-store --verify-path /s/root`, and `nix-store --repair-path /s/root` as root
     ");
 }
 
