@@ -180,7 +180,7 @@ fn a_finding_is_mailed_without_a_service_after_the_worker_has_left() {
     // Twice, since each worker leaves another process that waits.
     for number in 1..=2 {
         wait_for("the worker has left", || held("waiter.lock") && !held("worker.lock"));
-        scene.hookrun(&["status"]).expect_success().expect_stdout("for build users process");
+        scene.hookrun(&["status"]).expect_success().expect_stdout("starts it for build users");
         scene.check("tree").expect_failure().expect_stderr("may not be deterministic");
         wait_for("the finding is handled", || scene.attempts().len() == number);
     }

@@ -116,7 +116,7 @@ fn retry_runs_a_task_that_waits_for_its_next_attempt() {
     scene
         .hookrun(&["queue", "retry", "--plugin", "keeper"])
         .expect_success()
-        .expect_stdout("no worker runs: `hookrun drain`");
+        .expect_stdout("no worker runs; run `hookrun drain`");
     scene.drain().expect_success();
     assert_eq!(scene.tasks().last().map(String::as_str), Some("alpha keeper done"));
 }
@@ -274,7 +274,7 @@ fn sync_hands_events_to_a_plugin_that_was_added_later() {
     scene
         .hookrun(&["sync", "--all", "--built", "--name", "alpha"])
         .expect_success()
-        .expect_stdout("0 events handed over, 1 path in the journal already");
+        .expect_stdout("0 events handed over, 1 path already in the journal");
     // A build that no hook reported, for one of the plugins.
     scene.build("beta").expect_success();
     for file in scene.spooled() {
