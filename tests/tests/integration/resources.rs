@@ -124,7 +124,7 @@ fn resources_of_a_killed_command_are_free_again() {
     let mut long = scene.build_command("long", &["--max-jobs", "0"]);
     let mut long = long.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let list = || scene.hookrun(&["builders", "list"]).expect_success().stdout;
-    wait_for("a build with the licence", || list().contains("shared by all: licence 1/1"));
+    wait_for("a build with the licence", || list().contains("shared by all machines: licence 1/1"));
     let text = list();
     assert_eq!(text.matches("gpu 0/1").count(), 2, "{text}");
 
@@ -146,7 +146,7 @@ fn resources_of_a_killed_command_are_free_again() {
         long.wait().unwrap();
         short.join().unwrap().expect_success();
     });
-    wait_for("an idle fleet", || list().contains("shared by all: licence 0/1"));
+    wait_for("an idle fleet", || list().contains("shared by all machines: licence 0/1"));
 }
 
 #[test]
