@@ -184,8 +184,8 @@ async fn calls_without_a_grant_are_refused_with_the_line_to_write() {
 fn a_plugin_that_does_not_load_names_the_line_to_write() {
     let sandbox = Sandbox::new();
     insta::assert_snapshot!(sandbox.refused("good", ""), @r#"ROOT/hookrun.toml:1: plugin `x`: it wants `state` and has no grant for that; write `state = true` under [plugins.x.grant] in ROOT/hookrun.toml (there is no such table yet)"#);
-    insta::assert_snapshot!(sandbox.refused("good", "grant = { state = true }\nconfig = { greetin = 'hi' }"), @r#"ROOT/hookrun.toml:4: plugin `x`: config: Additional properties are not allowed ('greetin' was unexpected); change it (known keys: fail, greeting)"#);
-    insta::assert_snapshot!(sandbox.refused("good", "grant = { state = true }\n[plugins.x.config]\nfail = 1"), @r#"ROOT/hookrun.toml:5: plugin `x`: config.fail: 1 is not one of "transient" or "permanent"; change it (known keys: fail, greeting)"#);
+    insta::assert_snapshot!(sandbox.refused("good", "grant = { state = true }\nconfig = { greetin = 'hi' }"), @r#"ROOT/hookrun.toml:4: plugin `x`: config.greetin: unknown key; change or remove it (known keys: fail, greeting)"#);
+    insta::assert_snapshot!(sandbox.refused("good", "grant = { state = true }\n[plugins.x.config]\nfail = 1"), @r#"ROOT/hookrun.toml:5: plugin `x`: config.fail: 1 is not one of "transient", "permanent"; change it"#);
 
     let config =
         Config::parse(&sandbox.dirs.config, "[plugins.x]\nsource = 'none.wasm'\n").unwrap();

@@ -22,8 +22,6 @@ use hookrun_nix::event::HookKind;
 
 /// The largest component that is read; the largest known toolchain (Python) makes 18 MiB.
 const MAX_COMPONENT: u64 = 256 << 20;
-/// How jsonschema 0.4x ends a message about a missing key.
-const MISSING_KEY: &str = "is a required property";
 
 /// A plugin that was read and checked: it is a component, it has the hooks, it accepts its
 /// configuration, and everything it wants is granted.
@@ -57,9 +55,7 @@ impl Artifact {
         if let Some(Violation { keys: at, message }) = violation {
             let at: Vec<&str> =
                 ["config"].into_iter().chain(at.iter().map(String::as_str)).collect();
-            let known = known_keys(&keys);
-            let fix = if message.ends_with(MISSING_KEY) { "add" } else { "change" };
-            let message = format!("{}: {message}; {fix} it{known}", at.join("."));
+            let message = format!("{}: {message}", at.join("."));
             return Err(PluginError::Table(plugin_error(config, name, &at, &message)));
         }
         let policy = hooks.contains(&HookKind::BuilderSelection);
@@ -223,12 +219,6 @@ fn hooks(plugin: &config::Plugin, description: &Description) -> Result<Vec<HookK
             .to_owned());
     }
     Ok(hooks)
-}
-
-/// `; known keys: a, b`, if the schema names its keys.
-fn known_keys(keys: &[ConfigKey]) -> String {
-    let keys: Vec<&str> = keys.iter().map(|key| key.key.as_str()).collect();
-    if keys.is_empty() { String::new() } else { format!(" (known keys: {})", keys.join(", ")) }
 }
 
 /// What is missing, and the lines to write where the table of the grants is, or where it has to be.

@@ -22,7 +22,7 @@ use super::examine::Examined;
 /// Of the form of the files and of what is found out: another number with each change of either, so
 /// that nothing of before is believed. Not the version of hookrun: a gate that nobody has examined
 /// again would stop the first build after each upgrade.
-const FORMAT: &str = "hookrun-verdict-1";
+const FORMAT: &str = "hookrun-verdict-2";
 /// The largest file that is read.
 const MAX_LENGTH: u64 = 2 << 20;
 

@@ -87,11 +87,11 @@ fn without_a_configuration_samples_are_used_and_no_file_is_named() {
     let error = ConfigError {
         path: subject.config.path.clone(),
         line: None,
-        message: "plugin `x`: config: \"to\" is a required property; add it (known keys: to)"
+        message: "plugin `x`: config: the required key \"to\" is missing; add it (known keys: to)"
             .into(),
     };
-    insta::assert_snapshot!(subject.explain(PluginError::Table(error.clone())), @r#"plugin `x`: config: "to" is a required property; add it (known keys: to); set a key with `--set 'KEY = VALUE'`, add an example to the schema, or write a [plugins.NAME] table with this `source` in hookrun.toml"#);
-    insta::assert_snapshot!(subject.explain(PluginError::Config(error)), @r#"plugin `x`: config: "to" is a required property; add it (known keys: to)"#);
+    insta::assert_snapshot!(subject.explain(PluginError::Table(error.clone())), @r#"plugin `x`: config: the required key "to" is missing; add it (known keys: to); set a key with `--set 'KEY = VALUE'`, add an example to the schema, or write a [plugins.NAME] table with this `source` in hookrun.toml"#);
+    insta::assert_snapshot!(subject.explain(PluginError::Config(error)), @r#"plugin `x`: config: the required key "to" is missing; add it (known keys: to)"#);
 }
 
 #[test]
