@@ -167,8 +167,8 @@ fn allowed_dependencies() -> BTreeMap<String, BTreeSet<String>> {
         .collect()
 }
 
-/// Returns the dependencies between crates of the workspace, without those that test programs.
-fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+/// Returns what Cargo says of the packages whose manifest is below one of these directories.
+fn packages_below(directories: &[&str]) -> Vec<serde_json::Value> {
     let metadata = Command::new("cargo")
         .args(["metadata", "--no-deps", "--offline", "--locked", "--format-version", "1"])
         .current_dir(repository())
@@ -176,20 +176,48 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
         .unwrap();
     assert!(metadata.status.success(), "{}", String::from_utf8_lossy(&metadata.stderr));
     let metadata: serde_json::Value = serde_json::from_slice(&metadata.stdout).unwrap();
+    let root = format!("{}/", metadata["workspace_root"].as_str().unwrap());
+    let is_below = |package: &&serde_json::Value| {
+        let manifest = package["manifest_path"].as_str().unwrap();
+        let manifest = manifest.strip_prefix(&root).unwrap();
+        directories.iter().any(|directory| manifest.starts_with(directory))
+    };
+    metadata["packages"].as_array().unwrap().iter().filter(is_below).cloned().collect()
+}
+
+/// Returns the dependencies between crates of the workspace, without those that test programs.
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
-    let packages = metadata["packages"].as_array().unwrap().iter();
     // Test crates may depend on all crates.
-    let packages = packages.filter(|package| {
-        let manifest = text(&package["manifest_path"]);
-        ["/runner/", "/plugin-sdk/", "/plugins/"].iter().any(|part| manifest.contains(part))
-    });
-    packages
+    packages_below(&["runner/", "plugin-sdk/", "plugins/"])
+        .iter()
         .map(|package| {
             let ours = package["dependencies"].as_array().unwrap().iter();
             let ours = ours.filter(|dependency| dependency["path"].is_string());
             (text(&package["name"]), ours.map(|dependency| text(&dependency["name"])).collect())
         })
         .collect()
+}
+
+#[test]
+fn dependencies_md_has_a_row_for_each_direct_dependency_and_no_other() {
+    if !require(Need::Program("cargo")) {
+        return;
+    }
+    let text = document::read("docs/dependencies.md");
+    let rows: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    let mut direct = BTreeSet::new();
+    for package in packages_below(&["runner/"]) {
+        for dependency in package["dependencies"].as_array().unwrap() {
+            if dependency["kind"].is_null() && dependency["path"].is_null() {
+                direct.insert(dependency["name"].as_str().unwrap().to_owned());
+            }
+        }
+    }
+    assert!(direct.len() > 40, "{direct:?}");
+    // In order, and each once.
+    assert_eq!(rows, direct.iter().collect::<Vec<_>>(), "the table and the Cargo.toml files");
 }
 
 #[test]
