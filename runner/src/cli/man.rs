@@ -16,8 +16,10 @@ const MORE: &[(&str, &str)] = &[
         "HOOKS",
         "\
 Nix runs the program that a setting in nix.conf names, without a shell. The links
-hookrun-post-build, hookrun-diff and hookrun-build-hook to the program hookrun determine the hook by
-their names; `hookrun hook NAME` does the same if the setting can contain arguments.
+hookrun-post-build and hookrun-diff to the program hookrun-hook, and hookrun-build-hook to hookrun,
+determine the hook by their names; `hookrun hook NAME` does the same if the setting can contain
+arguments. hookrun-hook is small, because every build waits for these two hooks, and needs hookrun
+in its directory. A link to hookrun works for all three.
 
 post-build-hook: called after each successful build, by the Nix that builds: as root with a daemon,
 otherwise as the caller. There are no arguments. The environment contains DRV_PATH (the store path
