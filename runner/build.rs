@@ -1,5 +1,5 @@
-//! Flags for the linker of the two programs. A hook is a process of milliseconds, and a good part of
-//! them is the loader's.
+//! Flags for the linker of the two programs. A hook is a process of milliseconds, and a good part
+//! of them is the loader's.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -34,9 +34,9 @@ fn main() {
 
 /// Returns the flags that link a program statically, if the static libraries are installed.
 ///
-/// The feature `crt-static` of rustc would apply to `hookrun` too, which needs the dynamic C library
-/// for name look-up. So rustc names dynamic libraries, and the linker finds scripts of their names,
-/// which name the archives.
+/// The feature `crt-static` of rustc would apply to `hookrun` too, which needs the dynamic C
+/// library for name look-up. So rustc names dynamic libraries, and the linker finds scripts of
+/// their names, which name the archives.
 fn static_flags(directory: &Path) -> Option<[String; 2]> {
     let scripts = directory.join("static");
     std::fs::create_dir_all(&scripts).ok()?;

@@ -12,7 +12,8 @@ use crate::process::{CommandExt as _, cargo, repository, target_directory};
 const COMPLETIONS: [(&str, &str); 3] =
     [("bash", "hookrun.bash"), ("zsh", "_hookrun"), ("fish", "hookrun.fish")];
 
-/// Builds the release and puts the programs, completions, man pages, examples and licences together.
+/// Builds the release and puts the programs, completions, man pages, examples and licences
+/// together.
 pub(crate) fn run() -> Result<()> {
     machine::prepare(Need::Compiler)?;
     cargo().args(["build", "--release", "--package", "hookrun"]).run()?;

@@ -159,7 +159,8 @@ impl Command {
         )
     }
 
-    /// Returns whether this command only reads the state directory, or communicates with its worker.
+    /// Returns whether this command only reads the state directory, or communicates with its
+    /// worker.
     fn reads_the_state_directory(&self) -> bool {
         matches!(
             self,

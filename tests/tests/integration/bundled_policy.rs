@@ -23,9 +23,9 @@ fn part(name: &str) -> Script {
     Script::new(format!("echo log of {name}; /bin/sleep 0.2; echo {name} > $out"))
 }
 
-/// Counts the decisions of the policy, and fails if another decision is not because of a late answer.
-/// On a busy machine the time for an answer, or for compiling at the first use, may be too short, and
-/// then the rule of Nix decides. `cargo xtask bench` measures both.
+/// Counts the decisions of the policy, and fails if another decision is not because of a late
+/// answer. On a busy machine the time for an answer, or for compiling at the first use, may be too
+/// short, and then the rule of Nix decides. `cargo xtask bench` measures both.
 fn by_policy(scene: &Scene) -> usize {
     let decisions = scene.builder_record().decisions(RowSelection::Last(1000)).unwrap();
     let is_late = |by: &str| by.contains("did not answer within") || by.contains("compile");

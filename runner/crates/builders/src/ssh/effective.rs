@@ -103,8 +103,8 @@ impl Effective {
     }
 }
 
-/// Number of hexadecimal digits of a key: enough that two configurations of one user never have the same, and
-/// few, because the path of a socket is short (`unix(7)`).
+/// Number of hexadecimal digits of a key: enough that two configurations of one user never have the
+/// same, and few, because the path of a socket is short (`unix(7)`).
 const KEY_DIGITS: usize = 16;
 
 fn assignment(name: &OsStr, value: &OsStr) -> Vec<u8> {

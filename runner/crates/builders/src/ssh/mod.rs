@@ -38,8 +38,8 @@ const SEARCH_PATH: &str = "HOOKRUN_SSH_PATH";
 const MASTERS: &str = "HOOKRUN_SSH_MASTERS";
 /// The name by which Nix starts ssh, and the name of the link.
 const SSH: &str = "ssh";
-/// Number of hexadecimal digits in the name of a machine's directory. Two machines may share one: it only
-/// determines which connections are retired together.
+/// Number of hexadecimal digits in the name of a machine's directory. Two machines may share one:
+/// it only determines which connections are retired together.
 const MACHINE_DIGITS: usize = 8;
 
 /// Returns the variables for Nix's own hook.

@@ -227,8 +227,8 @@ pub fn make_all(path: &Path, mode: u32) -> std::io::Result<()> {
     }
 }
 
-/// Creates a directory that only its owner can access, and the missing directories above it with the
-/// mode of the state directory.
+/// Creates a directory that only its owner can access, and the missing directories above it with
+/// the mode of the state directory.
 ///
 /// # Errors
 /// The error of the system.

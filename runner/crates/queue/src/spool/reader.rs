@@ -2,8 +2,8 @@
 //!
 //! The directories are listed once and then processed in batches, so that each file costs the same
 //! in a full spool as in an empty one. A long listing takes several scans, which take root's events
-//! as soon as they are found. Files that arrive meanwhile are reported by name ([`Reader::came`]) or
-//! found by the next listing, which [`Reader::look_again`] requests. The directories may change
+//! as soon as they are found. Files that arrive meanwhile are reported by name ([`Reader::came`])
+//! or found by the next listing, which [`Reader::look_again`] requests. The directories may change
 //! between two batches: names that do not exist any longer are skipped, and each name is examined
 //! when its turn comes. After that it has left the spool or is ignored, so the listings come to an
 //! end.

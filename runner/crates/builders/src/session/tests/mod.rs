@@ -1,5 +1,5 @@
-//! Sessions played against machines that do what their URI says ([`Scripted`]): a [`Conversation`] of what
-//! Nix says, played at a [`TestHost`] where slots and memory are.
+//! Sessions played against machines that do what their URI says ([`Scripted`]): a [`Conversation`]
+//! of what Nix says, played at a [`TestHost`] where slots and memory are.
 
 mod answers;
 mod delegated;

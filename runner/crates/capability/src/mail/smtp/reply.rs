@@ -95,8 +95,8 @@ impl Reply {
     }
 
     /// Returns whether the operator has to fix it: the name that is given in EHLO (504 from
-    /// Postfix), a missing or wrong login (530, 534, 535) or missing encryption (523, 530, 538). The
-    /// codes are those of RFC 4954 section 6 and RFC 3207 section 4.
+    /// Postfix), a missing or wrong login (530, 534, 535) or missing encryption (523, 530, 538).
+    /// The codes are those of RFC 4954 section 6 and RFC 3207 section 4.
     pub const fn is_for_the_operator(&self) -> bool {
         matches!(self.code, 504 | 523 | 530 | 534 | 535 | 538)
     }
