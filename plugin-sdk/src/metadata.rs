@@ -51,7 +51,7 @@ impl Want {
     }
 }
 
-/// Defines [`Wants`](crate::Wants) from one row for each capability.
+/// Defines [`Wants`] from one row for each capability.
 macro_rules! wants {
     ($($(#[$doc:meta])* $field:ident: $wanted:ident = $key:literal,)+) => {
         /// What a plugin wants. Start from [`Wants::NOTHING`].

@@ -12,7 +12,7 @@
 //!   the result of a plugin's run. [`selection`]: the question to a policy and its answer.
 //! * [`dirs`]: the places of files. [`layout`]: their owners and modes. [`process`]: signals and
 //!   file descriptors. [`sqlite`]: versions of databases. [`terminal`]: escapes text from outside.
-//!   [`exit_code`]: exit codes of all commands. [`shared`]: strings and lists with several owners.
+//!   [`exit_code`]: exit codes of all commands.
 
 // Standard output belongs to commands, and Nix reads the standard error of hooks, so only
 // `hookrun_nix::terminal::say` writes there.

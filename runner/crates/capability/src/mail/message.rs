@@ -15,7 +15,7 @@ pub struct Message {
     pub in_reply_to: Option<String>,
 }
 
-/// A message that was taken by a capturing [`Mailer`] instead of being sent.
+/// A message that was taken by a capturing [`Mailer`](super::Mailer) instead of being sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Captured {
     /// The transport's name in the configuration.
