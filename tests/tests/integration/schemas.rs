@@ -117,7 +117,7 @@ fn a_schema_with_the_most_patterns_that_are_allowed_is_checked_within_bounds() {
     let scene = scene(&large_patterns());
     bounded(&scene, &["check"]).expect_success().expect_stdout("plugin hostile: crafted");
     // Less memory than the schema takes.
-    let less = BOUNDS.replace("400000", "60000");
+    let less = BOUNDS.replace("400000", "25000");
     let mut check = within(&less, &scene.hookrun_command(&["inspect", "hostile"]));
     check.env("XDG_CACHE_HOME", scene.path("another-cache"));
     Ran::of(&mut check).expect_exit(3).expect_stderr("takes more than 256 MiB of memory to check");
