@@ -1,9 +1,9 @@
 //! The configuration that a worker last used, kept in the state directory.
 //!
-//! A deployment tool may replace `hookrun.toml` in two steps, and a file system may come late.
-//! While the file is away, the last configuration stays in force, also for the next worker: events
-//! that arrive meanwhile must not be matched against the built-in configuration. An empty file
-//! means that there was no configuration.
+//! A deployment tool may replace `hookrun.toml` in two steps, and a file system may be mounted late.
+//! While the file is missing, the last configuration stays in force, also for the next worker:
+//! events that arrive meanwhile must not be matched against the built-in configuration. An empty
+//! `hookrun.toml` is a valid configuration without plugins.
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{Config, ConfigError};
 use hookrun_nix::dirs::Dirs;
 
-/// The file that is kept: the text, and the path that it was read from.
+/// The stored copy: the text, and the path that it was read from.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Last {
@@ -29,24 +29,23 @@ pub struct Text {
     pub path: PathBuf,
     /// The text itself.
     pub text: String,
-    /// Why it comes from there.
     origin: Origin,
 }
 
 /// Where the configuration of an installation comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Origin {
-    /// Its file.
+    /// The configuration file.
     File,
-    /// The copy of what a worker last used, because the file is away.
+    /// The copy of the configuration that a worker last used; the file is missing.
     Last,
     /// [`super::EMBEDDED`], because there never was a file.
     Embedded,
 }
 
 impl Text {
-    /// Reads the configuration of an installation: its file, or what a worker last used if the file
-    /// is away, or [`super::EMBEDDED`] if there never was one.
+    /// Reads the configuration of an installation: its file, or the copy that a worker last used
+    /// if the file is missing, or [`super::EMBEDDED`] if there is no copy.
     ///
     /// # Errors
     /// The file cannot be read, or `HOOKRUN_CONFIG` names a file that does not exist.
@@ -115,7 +114,7 @@ impl Config {
         Text::in_force(dirs)?.parse()
     }
 
-    /// Keeps it as the one that a worker used last. A configuration that is in no file is not kept.
+    /// Stores the configuration as the last one that a worker used, if it was read from its file.
     ///
     /// # Errors
     /// The error of the system; the file that was kept before is unchanged.
@@ -135,12 +134,12 @@ impl Config {
         std::fs::rename(&temporary, &path)
     }
 
-    /// Returns the words after its path that say where it comes from; empty if that is its file.
+    /// Returns a note about the source, to print after the path; empty if the file was read.
     pub fn origin(&self) -> &'static str {
         if self.is_last {
-            " (not there: the last one that a worker took up goes on; put it back, or make it an empty file to go on without it)"
+            " (missing: the last configuration that a worker used stays in force; restore the file, or create an empty one to use no plugins)"
         } else if self.embedded {
-            " (not there: the built-in one)"
+            " (missing: the built-in configuration is used)"
         } else {
             ""
         }
@@ -164,7 +163,7 @@ pub fn named_is_there() -> Result<(), ConfigError> {
     }
 }
 
-/// As [`named_is_there`], for a path that `who` names.
+/// Checks that `path`, which the option or variable `who` names, exists.
 ///
 /// # Errors
 /// The file does not exist.
@@ -176,7 +175,7 @@ pub fn must_be_there(path: &Path, who: &str) -> Result<(), ConfigError> {
         path: path.to_owned(),
         line: None,
         message: format!(
-            "is not there, and {who} names it; correct the path, put the file there, or leave {who} out for the default"
+            "does not exist, but {who} names it; correct the path, create the file, or omit {who} to use the default file"
         ),
     })
 }
@@ -204,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_away_leaves_the_last_configuration_in_force() {
+    fn a_missing_file_leaves_the_last_configuration_in_force() {
         let directory = tempfile::tempdir().unwrap();
         let dirs =
             Dirs { config: directory.path().join("hookrun.toml"), state: directory.path().into() };

@@ -1,4 +1,4 @@
-//! Whether a schema is well-formed: each keyword has a value of the right kind, and each pattern
+//! Checks that a schema is well-formed: each keyword has a value of the right type, and each pattern
 //! compiles.
 
 use std::collections::HashMap;
@@ -8,11 +8,11 @@ use serde_json::{Number, Value};
 
 use super::shown;
 
-/// Bytes of one compiled pattern; a pattern for a store path has some thousands.
+/// Maximum size of a compiled pattern in bytes; a pattern for a store path takes a few thousand.
 const MAX_PATTERN: usize = 1 << 20;
 
-/// The drafts that a schema may name. Their keywords have the same meaning in all of them, but for
-/// `items` as a list, which drafts before 2020-12 have.
+/// The supported drafts. All keywords have the same meaning in each of them, except for `items` as a
+/// list, which only drafts before 2020-12 allow.
 const DRAFTS: [&str; 4] = [
     "json-schema.org/draft/2020-12/schema",
     "json-schema.org/draft/2019-09/schema",
@@ -35,7 +35,7 @@ pub(super) struct Malformed {
 }
 
 impl<'a> Checked<'a> {
-    /// Checks a schema whose references end, within few steps and levels.
+    /// Checks a schema. Its references must be finite, and its size and depth within limits.
     pub(super) fn new(root: &'a Value) -> Result<Self, Malformed> {
         let mut checked = Self { root, patterns: HashMap::new() };
         checked.schema(root, "")?;
@@ -86,11 +86,13 @@ impl<'a> Checked<'a> {
             }
             "multipleOf" => must(is_above_zero(value), "a number above 0"),
             "minLength" | "maxLength" | "minItems" | "maxItems" | "minContains" | "maxContains"
-            | "minProperties" | "maxProperties" => must(is_count(value), "a whole number from 0"),
-            "required" => must(is_names(value), "a list of different strings"),
+            | "minProperties" | "maxProperties" => {
+                must(is_count(value), "a whole number of at least 0")
+            }
+            "required" => must(is_names(value), "a list of unique strings"),
             "dependentRequired" => must(
                 value.as_object().is_some_and(|keys| keys.values().all(is_names)),
-                "an object of lists of different strings",
+                "an object of lists of unique strings",
             ),
             "pattern" => match value {
                 Value::String(pattern) => self.pattern(pattern, at),
@@ -170,7 +172,7 @@ impl<'a> Checked<'a> {
 /// Compiles a regular expression of ECMAScript.
 fn compiled(pattern: &str) -> Result<Regex, String> {
     let translated = jsonschema_regex::to_rust_regex(pattern).map_err(|()| "its syntax".to_owned());
-    // The translation does not say what is wrong; the compiler does.
+    // A failed translation has no reason, so the error of the regex compiler is reported.
     let text = translated.as_deref().unwrap_or(pattern);
     let regex = RegexBuilder::new(text).size_limit(MAX_PATTERN).build();
     let regex = regex.map_err(|error| match error {

@@ -1,7 +1,7 @@
 //! Compares a value with a well-formed schema, and describes the first difference.
 //!
-//! `format`, `contentEncoding`, `contentMediaType` and `contentSchema` describe and are not
-//! checked, as draft 2020-12 has it.
+//! `format`, `contentEncoding`, `contentMediaType` and `contentSchema` are annotations and are not
+//! checked, as in draft 2020-12.
 
 use std::cmp::Ordering;
 
@@ -10,9 +10,9 @@ use serde_json::{Map, Number, Value};
 use super::check::Checked;
 use super::shown;
 
-/// Alternatives of a schema, and values and keys that are allowed, in one message.
+/// Maximum number of alternatives, allowed values and known keys in one message.
 const MAX_LISTED: usize = 20;
-/// How far a quotient of fractions may be from a whole number: the rounding of their division.
+/// Maximum distance of a quotient from a whole number, because division rounds.
 const ROUNDING: f64 = 1e-9;
 
 /// A difference between a value and its schema.
@@ -21,7 +21,7 @@ pub(super) struct Difference {
     /// The keys that lead to the value.
     pub(super) keys: Vec<String>,
     pub(super) problem: String,
-    /// What the user does about it.
+    /// The fix, as an instruction.
     pub(super) fix: String,
 }
 
@@ -51,7 +51,7 @@ impl Place<'_> {
     }
 }
 
-/// The first difference.
+/// Returns the first difference.
 pub(super) fn difference(checked: &Checked<'_>, value: &Value) -> Option<Difference> {
     Validator { checked }.compare(checked.root, value, &Place::TOP).err()
 }
@@ -140,15 +140,18 @@ impl Validator<'_> {
         let found = items.iter().filter(|item| self.allows(schema, item)).count();
         if let Some(limit) = above(keywords, "maxContains", found) {
             return place.differs(format!(
-                "{} contains more than {limit} items of the required form",
+                "{} contains more than {limit} items that match the required schema",
                 shown(value)
             ));
         }
         let least = keywords.get("minContains").cloned().unwrap_or_else(|| Value::from(1));
         match least.as_number() {
-            Some(limit) if compare(&Number::from(found), limit) == Ordering::Less => place.differs(
-                format!("{} contains fewer than {limit} items of the required form", shown(value)),
-            ),
+            Some(limit) if compare(&Number::from(found), limit) == Ordering::Less => {
+                place.differs(format!(
+                    "{} contains fewer than {limit} items that match the required schema",
+                    shown(value)
+                ))
+            }
             _ => Ok(()),
         }
     }
@@ -249,12 +252,12 @@ impl Validator<'_> {
             && self.number_of_matches(schemas, value, place)? > 1
         {
             return place.differs(format!(
-                "{} matches more than one of the forms of which exactly one is allowed",
+                "{} matches more than one alternative, but must match exactly one",
                 shown(value)
             ));
         }
         if keywords.get("not").is_some_and(|schema| self.allows(schema, value)) {
-            return place.differs(format!("{} is excluded", shown(value)));
+            return place.differs(format!("{} is not allowed", shown(value)));
         }
         if let Some(condition) = keywords.get("if") {
             let branch = if self.allows(condition, value) { "then" } else { "else" };
@@ -285,7 +288,7 @@ impl Validator<'_> {
         if problems.len() < schemas.len() {
             return Ok(schemas.len() - problems.len());
         }
-        // The alternative that fits down to one of its keys is the one that was meant.
+        // The alternative that fails at the deepest key is probably the intended one.
         let depth = |difference: &Difference| difference.keys.len();
         let deepest = problems.iter().map(depth).max().unwrap_or_default();
         if deepest > place.keys().len()
