@@ -1,11 +1,11 @@
-//! Flags for the linker of the two programs. A hook is a process of milliseconds, and a good part
-//! of them is the loader's.
+//! Sets linker flags of the two programs. A hook runs for a few milliseconds, and loading the
+//! program takes a large part of that time.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The libraries that rustc names for the C library and for unwinding, and their archives.
+/// Libraries that rustc links for the C library and for unwinding, each with its static archive.
 const ARCHIVES: [(&str, &str); 7] = [
     ("gcc_s", "libgcc_eh.a"),
     ("util", "libutil.a"),
@@ -72,7 +72,7 @@ fn links(directory: &Path, flags: &[&str]) -> bool {
         .is_ok_and(|output| output.status.success() && output.stderr.is_empty())
 }
 
-/// What rustc links with: by default `cc`, which links for this machine only.
+/// Returns the linker of rustc: by default `cc`, which links only for this machine.
 fn linker() -> OsString {
     std::env::var_os("RUSTC_LINKER").unwrap_or_else(|| "cc".into())
 }

@@ -2,9 +2,9 @@
 //! build.
 //!
 //! Called by [`crate::role`] after the event has been handed over, so that other plugins get the
-//! event even if a gate is killed. Only here do guests run in a hook, and only here can a hook
-//! return anything other than 0. A gate that refuses, traps, reaches a limit or does not load fails
-//! the build. Other problems (no readable configuration) do not; `hookrun check` reports them.
+//! event even if a gate is killed. Only gates run inside the process of a hook. A gate that refuses,
+//! traps, reaches a limit or does not load fails the build. Other problems, such as an unreadable
+//! configuration, do not; `hookrun check` reports them.
 
 use crate::supervise::needs;
 use crate::supervise::runner::Readied;
@@ -103,7 +103,7 @@ fn refusal<'a>(
     Ok(())
 }
 
-/// One line on standard error, which Nix shows.
+/// Prints one line on standard error, which Nix shows.
 fn say(message: &str) {
     hookrun_nix::terminal::say(&hookrun_nix::terminal::printable(&message.replace('\n', " ")));
 }

@@ -1,20 +1,17 @@
-//! Plays the role of this process ([`hookrun_nix::role`]). Called first by [`crate::main`].
+//! Runs the role of this process ([`hookrun_nix::role`]). [`crate::main`] calls this first.
 
 use crate::supervise::policy::{self, PluginPolicy};
 use crate::{cli, gate};
 use hookrun_builders as builders;
-use hookrun_nix as nix;
 use hookrun_nix::exit_code::Exit;
 use hookrun_nix::role::Role;
 use hookrun_queue as queue;
 use hookrun_queue::guard::Ended;
 
-/// Finds the role and plays it.
+/// Determines the role of this process and runs it.
 pub fn run() -> Exit {
     match Role::of_this_process() {
-        // A build that hookrun itself started is not reported again.
-        Role::PostBuild | Role::Diff(_) if nix::is_nested() => Exit::Done,
-        // Only a plugin with `gate = true` may make this anything but 0.
+        // Only a gate can change the exit code.
         Role::PostBuild => gate::run(&queue::hand_over::post_build()),
         Role::Gate(arguments) => gate::run(&Ended::inherited(&arguments)),
         Role::Diff(arguments) => {

@@ -1,16 +1,17 @@
 //! `hookrun-hook`: the post-build hook and the diff hook in a small program.
 //!
-//! Every build pays for starting its hook, so this program has no engine, no async runtime and no
-//! command-line parser, and is linked statically where that is possible (`build.rs`). It is a part
-//! of `hookrun`, which must be in the same directory: hookrun-hook executes it for gates and for
-//! every other role, and starts it as the worker.
+//! Each build waits for its hook to start, so this program has no engine, async runtime or
+//! command-line parser, and is linked statically where that is possible (`build.rs`). `hookrun` must
+//! be in the same directory: hookrun-hook executes it for gates and for all other roles, and starts
+//! it as the worker.
 //!
-//! With glibc the program has the C entry point: what the standard library does before its own
-//! `main` (alternative signal stack, reading `/proc/self/maps`) would be a tenth of a hook's time.
+//! With glibc the program uses the C entry point, because the start-up code of the standard library
+//! (alternative signal stack, reading `/proc/self/maps`) takes a tenth of a hook's time.
 
 #![cfg_attr(target_env = "gnu", no_main)]
 
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::Command;
 
 use hookrun_nix::exit_code::Exit;
@@ -19,10 +20,10 @@ use hookrun_nix::terminal::say;
 use hookrun_queue::guard::Ended;
 use hookrun_queue::{hand_over, spawn};
 
-/// Called by the C library. The arguments are in [`std::env::args_os`], which glibc fills before.
+/// Called by the C library. The arguments are in [`std::env::args_os`], which glibc fills earlier.
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "exports the symbol that the C library calls")]
-// SAFETY: no other function of the program has this name, and it has the type that C wants.
+// SAFETY: no other function of the program has this name, and it has the type that C requires.
 #[unsafe(no_mangle)]
 extern "C" fn main(
     _count: std::ffi::c_int,
@@ -42,8 +43,6 @@ fn main() -> std::process::ExitCode {
 
 fn run() -> Exit {
     match Role::of_this_process() {
-        // A build that hookrun itself started is not reported again.
-        Role::PostBuild | Role::Diff(_) if hookrun_nix::is_nested() => Exit::Done,
         Role::PostBuild => gates(hand_over::post_build()),
         Role::Diff(arguments) => {
             hand_over::diff(&arguments);
@@ -53,15 +52,15 @@ fn run() -> Exit {
     }
 }
 
-/// Has `hookrun` run the gates, if there may be any.
+/// Executes `hookrun`, which runs the gates, if there may be any.
 fn gates(handed_over: Ended) -> Exit {
     if !handed_over.may_have_gate() {
         return Exit::Done;
     }
-    let program = spawn::hookrun_beside().unwrap_or_else(|| spawn::PROGRAM.into());
+    let program = hookrun();
     let error = handed_over.exec_gates(&program);
     say(&format!(
-        "the build is stopped: a plugin may have `gate = true`, and {} cannot be executed ({error}); \
+        "the build fails: {} cannot be executed ({error}), and a plugin may have `gate = true`; \
          install hookrun in the directory of {}",
         program.display(),
         spawn::THIN_PROGRAM,
@@ -69,16 +68,21 @@ fn gates(handed_over: Ended) -> Exit {
     Exit::Failed
 }
 
+/// Returns the path of `hookrun`: in the directory of this program, whatever the name of this one.
+fn hookrun() -> PathBuf {
+    std::env::current_exe().unwrap_or_default().with_file_name(spawn::PROGRAM)
+}
+
 /// Becomes `hookrun`, with the same name and arguments.
 fn everything_else() -> Exit {
-    let program = spawn::hookrun_beside().unwrap_or_else(|| spawn::PROGRAM.into());
+    let program = hookrun();
     let mut argv = std::env::args_os();
     let mut command = Command::new(&program);
     command.arg0(argv.next().unwrap_or_else(|| spawn::PROGRAM.into())).args(argv);
     let error = command.exec();
     say(&format!(
-        "{} cannot be executed ({error}); {} has the post-build hook and the diff hook only, and \
-         needs hookrun in its directory for everything else",
+        "{} cannot be executed ({error}); install hookrun in the directory of {}, which contains \
+         only the post-build hook and the diff hook",
         program.display(),
         spawn::THIN_PROGRAM,
     ));

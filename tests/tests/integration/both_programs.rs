@@ -1,5 +1,5 @@
-//! `hookrun-hook` behaves as `hookrun` does for each of Nix's calls, and can do nothing without it
-//! that `hookrun` has to do.
+//! `hookrun-hook` and `hookrun` behave in the same way for each call of Nix. Without `hookrun`,
+//! `hookrun-hook` writes events and reports that `hookrun` is missing.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
@@ -9,9 +9,9 @@ use std::process::Command;
 
 use hookrun::demo::private_nix::install_hookrun;
 use hookrun_tests::guests;
-use hookrun_tests::lab::hookrun_program;
+use hookrun_tests::lab::{hookrun_program, wait_for};
 
-/// A hash part as store paths have it; nothing is looked up by it.
+/// The hash part of a store path; any value works.
 const HASH: &str = "00bgd045z0d4icpbc2yyz4gx48ak44la";
 
 /// Directories of one installation, with a store of one derivation.
@@ -68,7 +68,7 @@ impl Installation {
         command
     }
 
-    /// What a command did: exit code, both streams, and the events that it left.
+    /// Runs a command, and returns its exit code, both output streams, and the events it wrote.
     fn account(&self, command: &mut Command) -> String {
         let output = command.output().unwrap();
         let mut account = format!("{}\n", output.status);
@@ -114,7 +114,7 @@ fn events(spool: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Has both programs do the same, each in an installation of its own, and returns what both did.
+/// Runs a call with both programs, each in its own installation, and compares the results.
 #[track_caller]
 fn both(configuration: &str, call: impl Fn(&Installation, &str) -> Command) -> String {
     let account = |program: &str| {
@@ -155,7 +155,7 @@ fn both_hand_over_a_build() {
 }
 
 #[test]
-fn both_hand_over_a_difference_and_tell_it() {
+fn both_write_the_event_of_a_difference_and_print_it() {
     let account = both(SERVICE, diff);
     assert!(
         account.contains("1 difference, file in out of one; details: hookrun log"),
@@ -183,7 +183,7 @@ fn both_ignore_a_build_that_hookrun_started() {
 }
 
 #[test]
-fn both_tell_of_a_call_that_is_not_nix_s() {
+fn both_report_a_call_with_wrong_arguments() {
     let account =
         both(SERVICE, |installation, program| installation.command(program, "hookrun-post-build"));
     assert!(account.starts_with("exit status: 0\n") && account.contains("DRV_PATH"), "{account}");
@@ -196,7 +196,7 @@ fn both_tell_of_a_call_that_is_not_nix_s() {
 }
 
 #[test]
-fn both_keep_an_event_elsewhere_if_the_spool_cannot_take_it() {
+fn both_write_to_a_fallback_directory_if_the_spool_is_not_writable() {
     let account = both(SERVICE, |installation, program| {
         // A file is where the state directory should be.
         std::fs::write(installation.path("state"), "").unwrap();
@@ -205,11 +205,11 @@ fn both_keep_an_event_elsewhere_if_the_spool_cannot_take_it() {
         command
     });
     assert!(account.starts_with("exit status: 0\n"), "{account}");
-    assert!(account.contains("hookrun: "), "{account}");
+    assert!(account.contains("is kept in @state-fallback/ID"), "{account}");
 }
 
 #[test]
-fn both_tell_of_a_configuration_that_keeps_the_worker_from_starting() {
+fn both_report_a_configuration_error_that_prevents_a_worker() {
     let account = both("[worker]\nstrat = 1\n", post_build);
     assert!(
         account.contains("no worker was started (@hookrun.toml:2: unknown key `strat`"),
@@ -243,7 +243,7 @@ fn both_run_a_gate() {
 }
 
 #[test]
-fn both_serve_every_other_role() {
+fn both_serve_the_command_line_and_the_build_hook() {
     let version = both(SERVICE, |installation, program| {
         let mut command = installation.command(program, "hookrun");
         command.arg("--version");
@@ -265,18 +265,27 @@ fn the_small_program_starts_hookrun_as_the_worker() {
     let installation = Installation::new("");
     let mut command = post_build(&installation, "hookrun-hook");
     assert_eq!(installation.account(&mut command).lines().next(), Some("exit status: 0"));
-    let is_taken = || events(&installation.path("state/spool")).is_empty();
-    let wait_until = std::time::Instant::now() + std::time::Duration::from_mins(1);
-    while !is_taken() {
-        assert!(std::time::Instant::now() < wait_until, "no worker has taken the event");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    wait_for("a worker takes the event", || events(&installation.path("state/spool")).is_empty());
     let stop = installation.command("hookrun", "hookrun").arg("stop").output().unwrap();
     assert!(stop.status.success(), "{stop:?}");
 }
 
 #[test]
-fn the_small_program_alone_hands_over_and_says_what_it_needs() {
+fn a_copy_of_the_small_program_under_another_name_finds_hookrun_beside_it() {
+    let installation = Installation::new("");
+    let copy = installation.path("bin/copied-hook");
+    std::fs::copy(installation.path("bin/hookrun-hook"), &copy).unwrap();
+    let version = installation.command("copied-hook", "x").arg("--version").output().unwrap();
+    assert!(String::from_utf8_lossy(&version.stdout).starts_with("hookrun "), "{version:?}");
+    let account = installation.account(&mut post_build(&installation, "copied-hook"));
+    assert_eq!(account.lines().take(3).collect::<Vec<_>>(), ["exit status: 0", "---", "---"]);
+    wait_for("a worker takes the event", || events(&installation.path("state/spool")).is_empty());
+    let stop = installation.command("hookrun", "hookrun").arg("stop").output().unwrap();
+    assert!(stop.status.success(), "{stop:?}");
+}
+
+#[test]
+fn hookrun_hook_alone_writes_the_event_and_names_the_missing_program() {
     let alone = |configuration: &str, call: fn(&Installation, &str) -> Command| {
         let installation = Installation::new(configuration);
         std::fs::remove_file(installation.path("bin/hookrun")).unwrap();

@@ -243,6 +243,15 @@ impl HookKind {
             Self::BuilderSelection => "builder-selection",
         }
     }
+
+    /// Returns the setting of Nix that names the hook.
+    pub const fn setting(self) -> &'static str {
+        match self {
+            Self::PostBuild => "post-build-hook",
+            Self::Diff => "diff-hook",
+            Self::BuilderSelection => "build-hook",
+        }
+    }
 }
 
 impl std::fmt::Display for HookKind {

@@ -8,9 +8,8 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 
-/// Link names that select a role. Nix starts all three hooks with the link's own name as
-/// argv\[0\]: Nix 2.8 to 2.34, `post-build-hook` and `diff-hook` with the text of the setting,
-/// `build-hook` with its last component.
+/// Link names that select a role. In Nix 2.8 to 2.34, argv\[0\] of `post-build-hook` and
+/// `diff-hook` is the value of the setting; for `build-hook` it is the last component of that.
 const LINKS: [(&[u8], Hook); 3] = [
     (b"hookrun-post-build", Hook::PostBuild),
     (b"hookrun-diff", Hook::Diff),
@@ -41,7 +40,7 @@ enum Hook {
     Selection,
 }
 
-/// What this process is.
+/// The role of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
     /// Nix's `post-build-hook`; all it needs is in the environment.
@@ -58,11 +57,11 @@ pub enum Role {
     Gate(Vec<OsString>),
     /// The ssh of Nix's own build hook, which hookrun started, with its arguments.
     Ssh(Vec<OsString>),
-    /// A person or a script.
+    /// A command that a user or a script runs.
     CommandLine,
 }
 
-/// What the decision looks at.
+/// The input of the decision.
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
     /// argv, with argv\[0\].
@@ -80,7 +79,7 @@ impl Role {
         Self::of(Call {
             argv: &argv,
             drv_path: std::env::var_os("DRV_PATH").is_some_and(|path| !path.is_empty()),
-            // One number is the only case that needs to know.
+            // Only a call with a single argument depends on this.
             stdin_is_pipe: argv.len() == 2 && crate::stdin_is_pipe(),
         })
     }
@@ -123,7 +122,7 @@ impl Hook {
         match self {
             Self::PostBuild => Role::PostBuild,
             Self::Diff => Role::Diff(arguments.to_vec()),
-            // Nix appends the verbosity to whatever words the setting has.
+            // Nix appends the verbosity to the words of the setting.
             Self::Selection => Role::BuildHook {
                 verbosity: arguments
                     .last()
@@ -195,7 +194,7 @@ mod tests {
         assert_eq!(
             role(&["hookrun", "3"], false, false),
             Role::CommandLine,
-            "a number, but nobody speaks on a pipe"
+            "a number, but standard input is not a pipe"
         );
         assert_eq!(role(&["hookrun", "+3"], false, true), Role::CommandLine);
     }

@@ -30,17 +30,18 @@ use ended::{Frames, Kind};
 use super::{envelope, spool};
 use hookrun_config::Text;
 use hookrun_nix::dirs::Dirs;
+use hookrun_nix::event::HookKind;
 use hookrun_nix::terminal::say;
 use hookrun_system::descriptor::close_range;
 use hookrun_system::process::fork;
 
 /// The longest that a hook may take, in all.
 pub const CAP: Duration = Duration::from_secs(2);
-/// Bytes passed on at once. A pipe that poll(2) calls writable takes so many without blocking
-/// (`PIPE_BUF`).
+/// Bytes forwarded at once: a pipe that poll(2) reports as writable accepts this many without
+/// blocking (`PIPE_BUF`).
 const PASSED_ON: usize = 4096;
 
-/// How often the exit of a process is looked for: first without pauses, because it takes
+/// Number of checks for the exit of a process. The first ones have no pause, because an exit takes
 /// microseconds on an idle machine.
 const REAP_TRIES: u32 = 60;
 const REAP_YIELDS: u32 = 50;
@@ -49,8 +50,7 @@ const REAP_PAUSE: Duration = Duration::from_micros(100);
 const FIRST_OTHER: u32 = 3;
 
 /// The reason why a hook that still runs is stopped.
-const HANGS: &str =
-    "was stopped: a file system did not answer in time (check the one of the state directory)";
+const HANGS: &str = "was stopped: a file system did not answer in time (check the file system of the state directory)";
 
 /// Progress of one event, sent by the working process as one byte. The bytes are read when the
 /// process has ended or its time is over.
@@ -67,40 +67,40 @@ pub struct Teller {
 }
 
 impl Teller {
-    /// An event, as it is known by now, sealed. A later one replaces it.
+    /// Stores the sealed event. A later call replaces it.
     pub fn event(&mut self, sealed: &[u8]) {
         self.frames.add(Kind::Event, sealed);
     }
 
-    /// A configuration that may have a gate.
+    /// Stores a configuration that may have a gate.
     pub fn configuration(&mut self, text: &Text) {
         if let Ok(json) = serde_json::to_vec(text) {
             self.frames.add(Kind::Configuration, &json);
         }
     }
 
-    /// The event is about to be written.
+    /// Reports that the event is about to be written.
     pub fn writing(&mut self) {
         self.tell(WRITING);
     }
 
-    /// The event is durable.
+    /// Reports that the event is durable.
     pub fn kept(&mut self) {
         self.tell(KEPT);
     }
 
     fn tell(&mut self, what: u8) {
         if let Some(pipe) = &mut self.pipe {
-            // The other process may have left: it waits for two seconds only.
+            // The other process may have exited: it waits for at most two seconds.
             let _told = pipe.write_all(&[what]);
         }
     }
 }
 
-/// Has `work` done by another process, and returns within [`CAP`]. An event that is not written
-/// after `patience` is written elsewhere as well. Must be called before this process has another
-/// thread.
-pub fn run(hook: &'static str, patience: Duration, work: impl FnOnce(&mut Teller)) -> Ended {
+/// Runs `work` in another process, and returns within [`CAP`] if that process can be created. An
+/// event that is not written after `patience` is also written to fallback directories. Must be
+/// called before this process has a second thread.
+pub fn run(hook: HookKind, patience: Duration, work: impl FnOnce(&mut Teller)) -> Ended {
     let begun = Instant::now();
     match split() {
         Ok(Side::Works(mut teller)) => {
@@ -111,7 +111,7 @@ pub fn run(hook: &'static str, patience: Duration, work: impl FnOnce(&mut Teller
             leave();
         }
         Ok(Side::Waits(watch)) => watch.run(hook, begun, patience),
-        // No process is to be had: the work is done here, without a bound on its time.
+        // No process can be created: the work is done here, without a time limit.
         Err(_) => match Frames::new() {
             Ok(frames) => {
                 let mut teller = Teller { pipe: None, frames };
@@ -120,7 +120,9 @@ pub fn run(hook: &'static str, patience: Duration, work: impl FnOnce(&mut Teller
             }
             Err(error) => {
                 say(&format!(
-                    "{hook} cannot start its work ({error}); run `hookrun sync` to hand over what was built"
+                    "{} cannot create its shared memory ({error}), so its event is lost; {}",
+                    hook.setting(),
+                    recovery(hook)
                 ));
                 Ended::nothing()
             }
@@ -128,19 +130,19 @@ pub fn run(hook: &'static str, patience: Duration, work: impl FnOnce(&mut Teller
     }
 }
 
-/// Has `work` done by another process, and returns whether that ended within `patience`. One that
-/// sleeps in the kernel, in a file system that does not answer, is left behind; it has none of this
-/// process's descriptors. Must be called before this process has another thread.
+/// Runs `work` in another process, and returns whether it ended within `patience`. A process that
+/// hangs in a file system is abandoned; it has none of this process's descriptors. Must be called
+/// before this process has a second thread.
 ///
 /// # Errors
-/// There is no process to be had.
+/// No process can be created.
 pub fn ends_within(patience: Duration, work: impl FnOnce()) -> io::Result<bool> {
     let end = Instant::now() + patience;
     let (read, held) = pipe()?;
     let nowhere: OwnedFd = File::options().read(true).write(true).open("/dev/null")?.into();
     let Some(process) = fork()? else {
         if detach([held.as_fd()], &nowhere, &nowhere).is_ok() {
-            // What is wrong is for the one who asks to say.
+            // The caller reports the failure.
             let _panicked = std::panic::catch_unwind(AssertUnwindSafe(work));
         }
         leave()
@@ -155,11 +157,12 @@ pub fn ends_within(patience: Duration, work: impl FnOnce()) -> io::Result<bool> 
 }
 
 /// Does `work`, and writes one line if it panics. Returns whether it did not.
-fn safely(hook: &'static str, work: impl FnOnce()) -> bool {
+fn safely(hook: HookKind, work: impl FnOnce()) -> bool {
     std::panic::set_hook(Box::new(move |panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         say(&format!(
-            "{hook} failed with an internal error ({place}); the build is not affected; please report this"
+            "{} failed with an internal error ({place}); the build is not affected; please report this",
+            hook.setting()
         ));
     }));
     std::panic::catch_unwind(AssertUnwindSafe(work)).is_ok()
@@ -167,9 +170,9 @@ fn safely(hook: &'static str, work: impl FnOnce()) -> bool {
 
 /// Ends a process that was forked.
 fn leave() -> ! {
-    // Nobody may be listening.
+    // The reader may have closed its end.
     let _shown = io::stdout().flush();
-    // What would run at an ordinary exit belongs to the process that was forked from.
+    // Exit handlers belong to the parent process, so they are skipped.
     hookrun_system::process::end_now(0)
 }
 
@@ -179,7 +182,7 @@ enum Side {
     Waits(Watch),
 }
 
-/// A pipe that is closed on exec: its reading end and its writing end.
+/// Creates a close-on-exec pipe, and returns its reading and its writing end.
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = io::pipe()?;
     Ok((read.into(), write.into()))
@@ -207,25 +210,24 @@ fn split() -> io::Result<Side> {
     Ok(Side::Works(Teller { pipe: Some(File::from(tell)), frames }))
 }
 
-/// Leaves the session of Nix's hook, which is killed as a whole when the client goes, and its
-/// descriptors, and keeps these.
+/// Starts a new session and closes all descriptors except for `kept`. Nix kills the session of its
+/// hook when the client disconnects.
 fn detach<const N: usize>(
     kept: [BorrowedFd<'_>; N],
     output: &OwnedFd,
     errors: &OwnedFd,
 ) -> io::Result<()> {
-    // A new process leads no group, so it may.
+    // A forked process is not a group leader, so `setsid` succeeds.
     let _session = rustix::process::setsid();
     rustix::stdio::dup2_stdout(output)?;
     rustix::stdio::dup2_stderr(errors)?;
-    // Dropped here, before all are closed.
+    // This descriptor is dropped before `close_range` could close it.
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     let mut kept = kept.map(|kept| u32::try_from(kept.as_raw_fd()).unwrap_or(u32::MAX));
     kept.sort_unstable();
     let mut first = FIRST_OTHER;
     for kept in kept {
-        // Where the kernel cannot do it Nix's descriptors stay open here, as they would without a
-        // second process.
+        // If the kernel does not support this, Nix's descriptors stay open in this process.
         close_range(first, kept.saturating_sub(1));
         first = kept.saturating_add(1);
     }
@@ -233,37 +235,37 @@ fn detach<const N: usize>(
     Ok(())
 }
 
-/// For descriptors that [`detach`] has closed.
+/// Prevents a second close of descriptors that [`detach`] has closed.
 fn forget(closed: impl IntoIterator<Item = OwnedFd>) {
     closed.into_iter().for_each(std::mem::forget);
 }
 
-/// What the working process prints, and where it goes.
+/// An output stream of the working process, and the stream that it is forwarded to.
 struct Stream {
     from: Option<OwnedFd>,
     to: BorrowedFd<'static>,
 }
 
-/// The process that waits.
+/// State of the process that Nix waits for.
 struct Watch {
     /// The one that works.
     process: Pid,
     control: OwnedFd,
     streams: [Stream; 2],
     frames: Frames,
-    /// What was read from the control pipe.
+    /// Bytes read from the control pipe.
     said: Vec<u8>,
 }
 
 impl Watch {
-    fn run(mut self, hook: &str, begun: Instant, patience: Duration) -> Ended {
+    fn run(mut self, hook: HookKind, begun: Instant, patience: Duration) -> Ended {
         let cap = begun + CAP;
         let mut works = self.listen((begun + patience).min(cap));
         if works && (self.has_said(KEPT) || self.frames.last(Kind::Event).is_none()) {
-            // What is left of the time is its own: the event is kept, or is not known yet.
+            // The event is durable or not known yet, so the process may use the remaining time.
             works = self.listen(cap);
         }
-        let why = if works { HANGS } else { "ended early, by a crash or a lack of memory" };
+        let why = if works { HANGS } else { "ended early (it crashed or ran out of memory)" };
         if !self.has_said(KEPT) && (works || !self.has_said(DONE)) {
             let rescued = self.rescue(cap);
             let line = last_words(hook, why, rescued.as_deref());
@@ -286,7 +288,7 @@ impl Watch {
     fn listen(&mut self, end: Instant) -> bool {
         let works = loop {
             let printed = self.streams.iter().filter_map(|stream| stream.from.as_ref());
-            // Of the control pipe only its end is waited for.
+            // Wait only for the end of the control pipe, not for its bytes.
             let mut ready: Vec<PollFd<'_>> =
                 std::iter::once(PollFd::new(&self.control, PollFlags::empty()))
                     .chain(printed.map(|from| PollFd::new(from, PollFlags::IN)))
@@ -307,7 +309,7 @@ impl Watch {
         works
     }
 
-    /// What the working process has printed by now.
+    /// Forwards the available output of the working process.
     fn pass_on(&mut self, end: Instant) {
         let mut buffer = [0; PASSED_ON];
         for stream in &mut self.streams {
@@ -324,7 +326,7 @@ impl Watch {
     fn rescue(&self, end: Instant) -> Option<PathBuf> {
         let sealed = self.frames.last(Kind::Event)?;
         let (read, tell) = pipe().ok()?;
-        // A spool that was being written to does not answer; another one may.
+        // If the write to the spool has begun, the spool does not answer: skip it.
         let skipped = usize::from(self.has_said(WRITING));
         for number in skipped..=spool::MOST_PLACES {
             match fork() {
@@ -336,7 +338,7 @@ impl Watch {
         drop(tell);
         let mut ready = [PollFd::new(&read, PollFlags::IN)];
         let mut path = [0; PASSED_ON];
-        // Each tells its path in one write, or nothing.
+        // Each process writes its path in one write, or writes nothing.
         let size = (wait(&mut ready, end) > 0).then(|| take(&read, &mut path)).flatten()?;
         let path = path.get(..size).filter(|path| !path.is_empty())?;
         let path = path.split(|byte| *byte == 0).next().unwrap_or_default();
@@ -344,8 +346,8 @@ impl Watch {
     }
 }
 
-/// Takes the exit of a process that has closed its pipe and so is about to end. If this does not,
-/// whoever takes over the orphans of this system does.
+/// Reaps a process that has closed its pipe and is about to end. If it does not end soon enough,
+/// init reaps it.
 fn reap(process: Pid) {
     for attempt in 0..REAP_TRIES {
         let waited = rustix::process::waitpid(Some(process), WaitOptions::NOHANG);
@@ -384,13 +386,23 @@ fn rescuer(tell: &OwnedFd, sealed: &[u8], number: usize) -> ! {
     leave()
 }
 
+/// Returns what makes up for a lost event.
+pub(crate) fn recovery(hook: HookKind) -> &'static str {
+    match hook {
+        HookKind::Diff => "repeat the check of the build, such as `nix-build --check`",
+        HookKind::PostBuild | HookKind::BuilderSelection => {
+            "run `hookrun sync` to queue what was built"
+        }
+    }
+}
+
 /// Formats the message about a hook whose work did not end.
-fn last_words(hook: &str, why: &str, rescued: Option<&std::path::Path>) -> String {
+fn last_words(hook: HookKind, why: &str, rescued: Option<&std::path::Path>) -> String {
     let what = match rescued {
         Some(path) => format!("its event is kept in {}", path.display()),
-        None => "its event may be lost; run `hookrun sync` to hand over what was built".to_owned(),
+        None => format!("its event may be lost; {}", recovery(hook)),
     };
-    format!("hookrun: {hook} {why}; {what}\n")
+    format!("hookrun: {} {why}; {what}\n", hook.setting())
 }
 
 /// Waits until one of them is ready, or until `end`; returns how many are.
@@ -405,11 +417,11 @@ fn wait(ready: &mut [PollFd<'_>], end: Instant) -> usize {
     }
 }
 
-/// Reads what there is; none: nothing yet.
+/// Reads the available bytes; `None` if there are none yet, 0 at the end.
 fn take(from: &OwnedFd, buffer: &mut [u8]) -> Option<usize> {
     let mut ready = [PollFd::new(from, PollFlags::IN)];
     match poll(&mut ready, Some(&Timespec::default())) {
-        // The end counts as ready too.
+        // The end of the pipe is reported as ready, too.
         Ok(1) => Some(rustix::io::read(from, buffer).unwrap_or(0)),
         _ => None,
     }
@@ -425,7 +437,7 @@ fn pass_on(to: BorrowedFd<'_>, mut bytes: &[u8], end: Instant) {
         match rustix::io::write(to, part) {
             Ok(size) => bytes = bytes.get(size..).unwrap_or_default(),
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
-            // Nobody is listening.
+            // The reader has closed its end.
             Err(_) => return,
         }
     }
@@ -437,14 +449,14 @@ mod tests {
 
     #[test]
     fn a_hook_that_is_stopped_says_where_its_event_is() {
-        insta::assert_snapshot!(last_words("post-build-hook", HANGS, None));
+        insta::assert_snapshot!(last_words(HookKind::PostBuild, HANGS, None));
         let path = std::path::Path::new("/var/lib/hookrun-fallback/1");
-        insta::assert_snapshot!(last_words("diff-hook", HANGS, Some(path)));
+        insta::assert_snapshot!(last_words(HookKind::Diff, HANGS, Some(path)));
     }
 
     #[test]
     fn a_panic_ends_the_work_and_nothing_else() {
-        safely("post-build-hook", || panic!("inside"));
+        safely(HookKind::PostBuild, || panic!("inside"));
         // For the other tests of this process.
         drop(std::panic::take_hook());
     }

@@ -1,9 +1,9 @@
 //! The thin hooks: from Nix's call to a durable file in the spool.
 //!
 //! The program's `role` module calls them. They load no plugin, read no secret, open no socket and
-//! take no lock that another hook holds. In every case Nix sees exit code 0 within
-//! [`CAP`](super::guard::CAP): the work is done in a separate process ([`super::guard`]), and
-//! errors and panics become one line.
+//! take no lock that another hook holds. The work is done in a separate process
+//! ([`super::guard`]), so that the hook exits 0 within [`CAP`](super::guard::CAP) in spite of errors
+//! and panics, which print one line. If no process can be created, the time has no limit.
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -17,24 +17,27 @@ use hookrun_nix as nix;
 use hookrun_nix::caller::Caller;
 use hookrun_nix::derivation::MAX_SIZE_IN_HOOK;
 use hookrun_nix::dirs::Dirs;
-use hookrun_nix::event::{Diff, Event, HookEvent, NixDirs};
+use hookrun_nix::event::{Diff, Event, HookEvent, HookKind, NixDirs};
 use hookrun_nix::evidence::Evidence;
 use hookrun_nix::evidence::compare::{Bounds, compare};
 use hookrun_nix::terminal::say;
 
-/// An event that the spool has not taken by then goes elsewhere as well.
+/// Time after which an event that is not yet in the spool is also written to fallback directories.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// The same for an event that a comparison comes before.
+/// The same for the diff hook, which compares two trees first.
 const PATIENCE_WITH_DIFF: Duration = Duration::from_millis(1500);
-/// After a comparison that took longer, nobody looks for who called.
+/// If the comparison took longer than this, the caller is not determined.
 const CALLER_BEFORE: Duration = Duration::from_secs(1);
-/// How long looking for who called may take.
+/// The time limit for determining the caller.
 const CALLER_TIME: Duration = Duration::from_millis(200);
 
-/// Nix's post-build hook. Standard output stays empty. Plugins that may fail the build run on its
-/// event after this.
+/// Runs the post-build hook. It writes nothing to standard output. Gates run after it returns.
 pub fn post_build() -> Ended {
-    guard::run("post-build-hook", PATIENCE, |teller| {
+    // A build that hookrun itself started is not reported again.
+    if nix::is_nested() {
+        return Ended::nothing();
+    }
+    guard::run(HookKind::PostBuild, PATIENCE, |teller| {
         let nix_dirs = nix::store_uri::of_caller();
         let event = match nix::post_build::from_env(&nix_dirs) {
             Ok(event) => Event { nix: nix_dirs, ..Event::now(HookEvent::PostBuild(event)) },
@@ -44,10 +47,13 @@ pub fn post_build() -> Ended {
     })
 }
 
-/// Nix's diff hook. What it writes to standard output Nix shows to the user, on exit code 0.
+/// Runs the diff hook. Nix shows its standard output to the user if it exits 0.
 pub fn diff(arguments: &[OsString]) {
+    if nix::is_nested() {
+        return;
+    }
     let (begun, parent) = (Instant::now(), rustix::process::getppid());
-    guard::run("diff-hook", PATIENCE_WITH_DIFF, |teller| {
+    guard::run(HookKind::Diff, PATIENCE_WITH_DIFF, |teller| {
         let mut nix_dirs = NixDirs::from_env();
         let derivation = |path: &str| nix::outputs_of(&nix_dirs, path, MAX_SIZE_IN_HOOK);
         let call = match nix::diff::read(arguments, &nix_dirs, derivation) {
@@ -58,10 +64,10 @@ pub fn diff(arguments: &[OsString]) {
         nix_dirs.real_store = real_store;
         let (old, new) = (nix_dirs.real_path(&previous), nix_dirs.real_path(&current));
         if !rustix::process::geteuid().is_root() {
-            // A build user speaks of this machine's own store only; plugins get the evidence.
+            // A build user may report only on the store of this machine; plugins get the evidence.
             nix_dirs.real_store = None;
         }
-        // What is known if the comparison does not end.
+        // The event to keep if the comparison does not end.
         let evidence = Evidence {
             incomplete: Some("the comparison did not end in time".to_owned()),
             ..Evidence::default()
@@ -78,12 +84,12 @@ pub fn diff(arguments: &[OsString]) {
             event.caller = Some(Caller::find(parent, CALLER_TIME));
         }
         let kept = hand_over(teller, &event);
-        // Nobody may be listening.
+        // The reader may have closed its end.
         let _shown = writeln!(std::io::stdout(), "hookrun: {}", summary(&event, kept));
     });
 }
 
-/// Roots, the event, the worker; true if the event is kept.
+/// Creates roots, writes the event and starts a worker. Returns whether the event was written.
 fn hand_over(teller: &mut Teller, event: &Event) -> bool {
     let sealed = match envelope::seal(event) {
         Ok(sealed) => sealed,
@@ -104,13 +110,14 @@ fn hand_over(teller: &mut Teller, event: &Event) -> bool {
         Ok(Place::Spool) => {}
         Ok(Place::Fallback { path, reason }) => {
             say(&format!(
-                "{reason}; the event of {} is kept in {} and will be found there",
+                "{reason}; the event of {} is kept in {}, where the worker will find it",
                 event.name(),
                 path.display()
             ));
         }
         Err(error) => {
-            say(&format!("the event of {} is lost: {error}", event.drv_path()));
+            let recovery = guard::recovery(event.kind());
+            say(&format!("the event of {} is lost: {error}; {recovery}", event.drv_path()));
             roots::remove(event);
             return false;
         }
@@ -135,7 +142,10 @@ fn follow_up(teller: &mut Teller, dirs: &Dirs, event: &Event) {
     }
     let started = text.map_err(|error| error.to_string());
     if may_start && let Err(error) = started.and_then(|text| spawn::if_wanted(dirs, &text)) {
-        say(&format!("no worker was started ({error}); the event of {} is kept", event.name()));
+        say(&format!(
+            "no worker was started ({error}); the event of {} waits in the spool",
+            event.name()
+        ));
     }
 }
 
@@ -147,7 +157,7 @@ fn summary(event: &Event, kept: bool) -> String {
     files.dedup();
     let more = if diff.evidence.incomplete.is_some() { "at least " } else { "" };
     let what = match files.as_slice() {
-        [] => "differences were not found in the time there was".to_owned(),
+        [] => "no difference was found within the time limit".to_owned(),
         [""] => "1 difference".to_owned(),
         [file] => format!("{more}1 difference, {}", file.escape_debug()),
         [first, ..] => format!("{more}{} differences, first {}", files.len(), first.escape_debug()),
@@ -184,6 +194,6 @@ mod tests {
         insta::assert_snapshot!(line(&[""], false, true), @"1 difference in out of hello-1.0; details: hookrun log");
         insta::assert_snapshot!(line(&["bin/a", "bin/a", "lib/b"], false, true), @"2 differences, first bin/a in out of hello-1.0; details: hookrun log");
         insta::assert_snapshot!(line(&["a"], true, false), @"at least 1 difference, a in out of hello-1.0; not recorded, see standard error");
-        insta::assert_snapshot!(line(&[], true, true), @"differences were not found in the time there was in out of hello-1.0; details: hookrun log");
+        insta::assert_snapshot!(line(&[], true, true), @"no difference was found within the time limit in out of hello-1.0; details: hookrun log");
     }
 }

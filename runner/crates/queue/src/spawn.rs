@@ -1,9 +1,9 @@
 //! Starts a detached worker from a hook, if the configuration asks for it and none runs.
 //!
 //! The thin hooks call this after the event is in the spool. Nix waits until all processes have
-//! closed its hook's standard output and error, kills the hook's process group when the client
-//! goes, and asks the kernel to kill the hook with it. So the worker gets a session of its own and
-//! none of the hook's descriptors; the parent-death signal is not inherited over fork (prctl(2)).
+//! closed its hook's standard output and error. It kills the hook's process group when the client
+//! disconnects, and sets a parent-death signal for the hook. So the worker gets its own session and
+//! none of the hook's descriptors. fork(2) does not inherit the parent-death signal (prctl(2)).
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -28,12 +28,12 @@ pub const SPAWNED: &str = "--spawned";
 pub const WAITS: &str = "--waits";
 /// The arguments of a worker that a hook starts; a hidden command, not for people.
 pub const ARGUMENTS: [&str; 2] = ["worker", SPAWNED];
-/// The worker's log is begun anew at this size; one old one is kept.
+/// The worker's log is rotated at this size; one old log is kept.
 const MAX_LOG_SIZE: u64 = 1 << 20;
 
 /// Returns whether no worker runs and this user may write the journal.
 pub fn may_start(dirs: &Dirs) -> bool {
-    // The cheapest first: mostly a worker runs already.
+    // The cheapest check is first: usually a worker already runs.
     !lock::is_held(&dirs.worker_lock()) && may_write_journal(dirs)
 }
 
@@ -47,13 +47,15 @@ pub fn if_wanted(dirs: &Dirs, text: &Text) -> Result<(), String> {
             Some(program) => {
                 format!("{} cannot be started ({error}); install it there", program.display())
             }
-            None => format!("cannot start hookrun ({error})"),
+            None => {
+                format!("hookrun cannot be started ({error}); run `hookrun drain` to run the tasks")
+            }
         }),
         Start::Service | Start::None => Ok(()),
     }
 }
 
-/// Not so for build users, whose events wait for the next worker.
+/// Build users may not; their events wait for the next worker.
 fn may_write_journal(dirs: &Dirs) -> bool {
     let writable =
         |path: &std::path::Path| rustix::fs::access(path, Access::WRITE_OK | Access::EXEC_OK);
@@ -67,8 +69,8 @@ fn start(dirs: &Dirs) -> std::io::Result<()> {
     detached(dirs, &ARGUMENTS)
 }
 
-/// Starts a process like this one, in which `hookrun worker` has another flag: on the same
-/// directories, however they were named.
+/// Starts `hookrun worker` with the arguments of this process, but with another flag. The other
+/// arguments stay, so that it uses the same directories.
 ///
 /// # Errors
 /// The program cannot be started.
@@ -81,8 +83,8 @@ pub fn successor(dirs: &Dirs, flag: &str) -> std::io::Result<()> {
     detached(dirs, &arguments)
 }
 
-/// Starts `hookrun` with `arguments` and nothing of this process: no standard streams but the
-/// worker's log, no descriptors, no session.
+/// Starts a detached `hookrun` with `arguments`: in a new session, without inherited descriptors,
+/// and with the worker's log as standard error.
 ///
 /// # Errors
 /// The program cannot be started.
@@ -103,12 +105,12 @@ pub fn detached(dirs: &Dirs, arguments: &[impl AsRef<OsStr>]) -> std::io::Result
         Err(_) => command.stderr(Stdio::null()),
     };
     let preparation = Preparation { session: true, closes_others: true, ..Preparation::default() };
-    // Not waited for: this process ends first, and init takes the worker.
+    // This process does not wait for the worker; init reaps it.
     preparation.add_to(&mut command).spawn().map(drop)
 }
 
-/// Begins the worker's log anew if it is too long and this process writes it. Its processes share
-/// one descriptor that appends, so the file is copied and emptied, not renamed.
+/// Rotates the worker's log if it is too long and is standard error of this process. Several
+/// processes append through one descriptor, so the file is copied and truncated, not renamed.
 pub fn bound_log(dirs: &Dirs) {
     use std::os::unix::fs::MetadataExt as _;
     let path = dirs.worker_log();
@@ -119,7 +121,7 @@ pub fn bound_log(dirs: &Dirs) {
     };
     let is_ours = hookrun_system::stat::identity_of(&open) == (named.dev(), named.ino());
     if is_ours && named.len() > MAX_LOG_SIZE && std::fs::copy(&path, old_log(&path)).is_ok() {
-        // Else it is too long for a while.
+        // If this fails, the log stays too long until the next attempt.
         let _emptied = rustix::fs::ftruncate(rustix::stdio::stderr(), 0);
     }
 }
@@ -128,32 +130,31 @@ fn old_log(path: &Path) -> PathBuf {
     path.with_added_extension("1")
 }
 
-/// The name of the small program that has the thin hooks only. It executes [`PROGRAM`] for
-/// everything else.
+/// The name of the small program with the thin hooks. It executes [`PROGRAM`] for all other roles.
 pub const THIN_PROGRAM: &str = "hookrun-hook";
 /// The name of the program with all roles, in the same directory.
 pub const PROGRAM: &str = "hookrun";
 
-/// The program with all roles, if this process runs the small one.
-pub fn hookrun_beside() -> Option<PathBuf> {
+/// Returns the path of [`PROGRAM`] if this process runs [`THIN_PROGRAM`].
+fn hookrun_beside() -> Option<PathBuf> {
     let own = rustix::process::getpid().as_raw_nonzero().get();
     beside(&process::program_of(own)?)
 }
 
-/// The program with all roles beside a program, if that is the small one.
+/// Returns the path of [`PROGRAM`] in the directory of `program`, if that is [`THIN_PROGRAM`].
 pub fn beside(program: &Path) -> Option<PathBuf> {
     let name = program.file_name()?.to_str()?;
     let name = name.strip_suffix(process::DELETED).unwrap_or(name);
     (name == THIN_PROGRAM).then(|| program.with_file_name(PROGRAM))
 }
 
-/// Has the program that this process runs been replaced by another one of its name? A program that
-/// was only removed has no successor: starting one would start the same program again, for ever.
+/// Returns whether another file now has the name of the running program. False if the program was
+/// only removed: a new process would then be the same program, in an endless loop.
 pub fn is_replaced() -> bool {
     replacement().is_some()
 }
 
-/// The program that now has the name of the one that runs.
+/// Returns the file that has replaced the running program.
 fn replacement() -> Option<PathBuf> {
     let own = rustix::process::getpid().as_raw_nonzero().get();
     successor_of(&process::program_of(own)?)
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_configuration_is_one_line_and_starts_nothing() {
+    fn a_configuration_error_is_one_line_and_starts_no_worker() {
         let dir = tempfile::tempdir().unwrap();
         let dirs = Dirs { config: dir.path().join("hookrun.toml"), state: dir.path().to_owned() };
         std::fs::write(&dirs.config, "[worker]\nstrat = 1\n").unwrap();

@@ -1,5 +1,5 @@
-//! What the work of a thin hook leaves for the process that Nix waits for, in memory that both
-//! share: the event, and a configuration that may have a gate.
+//! Shared memory between the working process of a thin hook and the process that Nix waits for. It
+//! contains the event, and the configuration if that may have a gate.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -13,13 +13,12 @@ use std::process::Command;
 use hookrun_config::Text;
 use hookrun_nix::role::GATE;
 
-/// What the working process leaves for the other one, in memory that both share: a list of frames.
-/// The last one of each kind counts. A frame is its kind (one byte), the length of its content
-/// (64 bits, little-endian) and its content.
+/// A list of frames in shared memory. The last frame of each kind is valid. A frame consists of its
+/// kind (one byte), the length of its content (64 bits, little-endian) and its content.
 #[derive(Debug)]
 pub(super) struct Frames(pub(super) File);
 
-/// What a frame has.
+/// The content of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// An event, sealed.
@@ -40,7 +39,7 @@ impl Frames {
         let mut frame = vec![kind as u8];
         frame.extend((content.len() as u64).to_le_bytes());
         frame.extend(content);
-        // Without memory there is no rescue, and the gates read the configuration themselves.
+        // If memory is short, no fallback copy is written, and gates read the configuration file.
         let _added = self.0.write_all(&frame);
     }
 
@@ -55,7 +54,7 @@ impl Frames {
             let [kind, length @ ..] = header;
             let length = u64::from_le_bytes(length);
             at += HEADER as u64;
-            // The process died while it added this one.
+            // The process ended while it wrote this frame.
             if length > size.saturating_sub(at) {
                 return last;
             }
@@ -71,7 +70,7 @@ impl Frames {
     }
 }
 
-/// How the work of a hook ended.
+/// The result of the work of a hook.
 #[derive(Debug)]
 pub struct Ended {
     pub(super) frames: Option<Frames>,
@@ -81,24 +80,25 @@ pub struct Ended {
     pub(super) is_complete: bool,
 }
 
-/// The argument of `hookrun hook gate` that says whether the hook's work ended in time.
+/// Arguments of `hookrun hook gate`: the work of the hook ended in time, or did not.
 const IN_TIME: &str = "in-time";
 const LATE: &str = "late";
 
 impl Ended {
-    /// The event, sealed; none if there was none.
+    /// Returns the sealed event, if there is one.
     pub fn event(&self) -> Option<Vec<u8>> {
         self.frames.as_ref()?.last(Kind::Event)
     }
 
-    /// The configuration, if it may have a gate.
+    /// Returns the configuration, if it may have a gate.
     pub fn configuration(&self) -> Option<Text> {
         serde_json::from_slice(&self.frames.as_ref()?.last(Kind::Configuration)?).ok()
     }
 
     /// Returns whether a gate may have to run on the event.
     pub fn may_have_gate(&self) -> bool {
-        self.event().is_some() && (!self.is_complete || self.configuration().is_some())
+        // Usually the work was done and there is no gate: then the event is not read.
+        (!self.is_complete || self.configuration().is_some()) && self.event().is_some()
     }
 
     /// Replaces this process with `program`, which runs the gates. Returns only if that fails.
@@ -123,7 +123,8 @@ impl Ended {
         Self { frames: file.map(Frames), in_time: time == IN_TIME, is_complete: false }
     }
 
-    pub(super) fn nothing() -> Self {
+    /// The end of a hook that had nothing to do.
+    pub(crate) fn nothing() -> Self {
         Self { frames: None, in_time: true, is_complete: true }
     }
 }
@@ -141,7 +142,7 @@ mod tests {
         frames.add(Kind::Configuration, b"text");
         assert_eq!(frames.last(Kind::Event).as_deref(), Some(b"another".as_slice()));
         assert_eq!(frames.last(Kind::Configuration).as_deref(), Some(b"text".as_slice()));
-        // The process died while it wrote this one.
+        // The process ended while it wrote this frame.
         frames.0.write_all(&[Kind::Event as u8]).unwrap();
         frames.0.write_all(&9_u64.to_le_bytes()).unwrap();
         frames.0.write_all(b"begun").unwrap();
