@@ -51,7 +51,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
         say.problem(
             "daemon",
             format!(
-                "the running nix-daemon has read {} before its last change; run `systemctl restart nix-daemon`",
+                "the running nix-daemon read {} before its last change; run `systemctl restart nix-daemon`",
                 facts.nix_conf.display()
             ),
         );
@@ -112,7 +112,7 @@ fn post_build(say: &mut Say, facts: &Facts, nix: &NixFacts) {
             }
         }
         Hook::Unset => {
-            say.problem(about, format!("it is not set, so nothing is uploaded; {}", fix()));
+            say.problem(about, format!("it is not set, so plugins receive no builds; {}", fix()));
         }
         Hook::Other(text) => {
             say.problem(
@@ -129,10 +129,10 @@ fn post_build(say: &mut Say, facts: &Facts, nix: &NixFacts) {
     }
 }
 
-/// Advises the small program, where it is installed and not used.
+/// Recommends [`THIN_PROGRAM`] if it is installed and not used.
 fn slow(say: &mut Say, about: &'static str, fix: Option<&String>) {
     if let Some(fix) = fix {
-        say.note(about, format!("{THIN_PROGRAM} does the same in less time; {fix}"));
+        say.note(about, format!("{THIN_PROGRAM} is faster as this hook; {fix}"));
     }
 }
 
@@ -289,7 +289,7 @@ fn users(say: &mut Say, facts: &Facts, nix: &NixFacts) {
         ),
         None if matches!(nix.diff_hook, Hook::Hookrun(_)) && !facts.root => say.note(
             about,
-            "there are none, and without build users only root's Nix can start a diff hook".to_owned(),
+            "there are none, so Nix runs the diff hook only as root; build through nix-daemon, or set `build-users-group`".to_owned(),
         ),
         None => {}
     }
@@ -350,7 +350,7 @@ fn hookrun(say: &mut Say, facts: &Facts) {
             if diff && facts.root && !facts.waiter_runs {
                 say.note(
                     about,
-                    "the diff hook runs as a build user and cannot start it, so its events wait until the first post-build hook after a restart of the machine; if that is too late, run `systemctl enable --now hookrun.path`"
+                    "the diff hook runs as a build user and cannot start it, so after a reboot its events wait for the first post-build hook; if that is too late, install hookrun.service and hookrun.path (docs/install.md) and run `systemctl enable --now hookrun.path`"
                         .to_owned(),
                 );
             }
@@ -363,7 +363,7 @@ fn hookrun(say: &mut Say, facts: &Facts) {
                 .unwrap_or_default();
             say.problem(
                 about,
-                format!("`start = \"service\"`, but no worker runs{state}, so events wait; run `systemctl enable --now hookrun`"),
+                format!("`start = \"service\"`, but no worker runs{state}, so events wait; install hookrun.service (docs/install.md) if it is missing, and run `systemctl enable --now hookrun`"),
             );
         }
         (Start::None, None) => {

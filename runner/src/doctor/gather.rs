@@ -19,7 +19,7 @@ use hookrun_queue::spawn::{self, THIN_PROGRAM};
 use hookrun_queue::worker::Running;
 use hookrun_queue::{health, lock, spool};
 
-/// The time for systemd to answer.
+/// The time limit for an answer of systemd.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The largest nix.conf that is read.
 const MAX_CONF: u64 = 1 << 20;
@@ -159,7 +159,10 @@ pub(crate) fn hook(nix: &Installed, name: &str) -> Hook {
             return Hook::Unusable(text.to_owned(), format!("it cannot be examined ({error})"));
         }
     };
-    if !found.is_file() || found.mode() & 0o111 == 0 {
+    if !found.is_file() {
+        return Hook::Unusable(text.to_owned(), "it is not a regular file".to_owned());
+    }
+    if found.mode() & 0o111 == 0 {
         return Hook::Unusable(
             text.to_owned(),
             format!("it cannot be executed; run `chmod 755 {}`", program.display()),
@@ -177,7 +180,7 @@ pub(crate) fn hook(nix: &Installed, name: &str) -> Hook {
     }
 }
 
-/// What to do to have `hookrun-hook` as a hook, if it is beside the program that is the hook now.
+/// Returns how to set `hookrun-hook` as the hook, if it is installed beside the current hook.
 fn faster(nix: &Installed, name: &str) -> Option<String> {
     let Hook::Hookrun(text) = hook(nix, name) else { return None };
     let target = std::fs::canonicalize(&text).ok()?;
@@ -189,7 +192,11 @@ fn faster(nix: &Installed, name: &str) -> Option<String> {
         Some(format!("run `ln -sfn {} {text}`", thin.display()))
     } else {
         let file = NixDirs::from_env().conf.join("nix.conf");
-        Some(format!("write `{name} = {}` in {}", thin.display(), file.display()))
+        Some(format!(
+            "write `{name} = {}` in {} and restart nix-daemon",
+            thin.display(),
+            file.display()
+        ))
     }
 }
 

@@ -75,7 +75,7 @@ fn the_small_program_is_advised_where_it_is_installed() {
     nix.faster_diff_hook = Some("run `ln -sfn /a/hookrun-hook /a/hookrun-diff`".to_owned());
     insta::assert_snapshot!(
         bad(&facts(nix)).lines().last().unwrap(),
-        @"Note diff-hook: hookrun-hook does the same in less time; run `ln -sfn /a/hookrun-hook /a/hookrun-diff`"
+        @"Note diff-hook: hookrun-hook is faster as this hook; run `ln -sfn /a/hookrun-hook /a/hookrun-diff`"
     );
 }
 
