@@ -1,11 +1,11 @@
-//! `cargo xtask bench`: ratios of a release build on this machine, each taken in one run with its
-//! yardstick.
+//! `cargo xtask bench`: measures a release build on this machine. Most figures are ratios to a
+//! yardstick that is measured in the same run.
 //!
 //! * the thin post-build hook (`hookrun-hook`) with its state on tmpfs against `sh -c true`: what
 //!   hookrun adds to starting a process;
 //! * the same on disk against `dd conv=fsync` of 1 KiB: what it adds to making one small file
 //!   durable;
-//! * an inline (`gate`) plugin with a warm artifact cache against `sh -c true`;
+//! * a compiled gate plugin against `sh -c true`;
 //! * the queue under load (`bench/queue.rs`), and hooks that real Nix calls at once
 //!   (`bench/from_nix.rs`);
 //! * whole builds with and without hookrun (`bench/builds.rs`);
@@ -13,7 +13,8 @@
 //! * builds placed by the bundled policy against Nix's own rule, simulated
 //!   (`bench/builders_sim.rs`).
 //!
-//! But for `from_nix` the hook is called as Nix calls it, on a derivation written here.
+//! Except in `from_nix` and `builds`, this program calls the hook as Nix does, on a small derivation
+//! that it writes.
 
 mod builders_sim;
 mod builds;
@@ -84,7 +85,7 @@ const AIM_DISK: f64 = 1.2;
 /// An inline plugin: at most this many times its yardstick.
 const AIM_INLINE: f64 = 5.0;
 
-/// A hash part as store paths have it; nothing is looked up by it.
+/// The hash part of a store path; any value works.
 const HASH: &str = "00bgd045z0d4icpbc2yyz4gx48ak44la";
 
 /// A state directory of its own with a configuration, and a store with one derivation.
@@ -146,9 +147,9 @@ impl Drop for Place {
     }
 }
 
-/// No worker beside the measured process: it would take its turn on the processor.
+/// A configuration in which hooks start no worker, which would use processor time.
 const THIN: &str = "[worker]\nstart = \"service\"\n";
-/// A gate that is content: the guest of the tests that does everything right.
+/// Returns a configuration with a gate that accepts each build.
 fn inline(guest: &Path) -> String {
     format!(
         "[worker]\nstart = \"service\"\n[plugins.gate]\nsource = \"{}\"\nhooks = [\"post-build\"]\ngate = true\n\
@@ -273,12 +274,12 @@ fn hooks(table: &mut Table, hook: &Path, program: &Path, options: &Options) -> R
     )
 }
 
-/// A hook that does nothing would be fast.
+/// Checks that each hook wrote its event; a hook that fails may be faster.
 fn expect_spooled(place: &Place, runs: usize) -> Result<()> {
     let (spooled, wanted) = (place.spooled(), runs);
     if spooled < wanted {
         bail!(
-            "{wanted} hooks ran and {spooled} events are in the spool; the figures would mean nothing"
+            "{wanted} hooks ran and {spooled} events are in the spool; the measurement is not valid"
         );
     }
     Ok(())

@@ -25,7 +25,7 @@ let leaf = number: derivation {
 in builtins.genList leaf count
 "#;
 
-/// Lines about whole builds; everything is made in a directory below `parent`.
+/// Adds rows about whole builds; everything is made in a directory below `parent`.
 pub(super) fn compare(table: &mut Table, program: &Path, parent: &Path, runs: usize) -> Result<()> {
     let nix = Nix::make(parent, "builds")?;
     std::fs::write(nix.directory.join("many.nix"), BUILD)?;

@@ -13,7 +13,7 @@ use super::table::{Figures, Of, Table};
 
 /// Commands at once, each with one build.
 const AT_ONCE: usize = 100;
-/// Builds that have not begun by then do not begin.
+/// Time limit for all builds to begin.
 const PATIENCE: Duration = Duration::from_mins(5);
 
 const BUILDS: &str = r#"{ run, number, place }: derivation {
@@ -32,7 +32,7 @@ pub(super) fn many_hooks(table: &mut Table, hook: &Path, parent: &Path) -> Resul
     let spooled = std::fs::read_dir(nix.directory.join("state/spool")).map_or(0, Iterator::count);
     if spooled < AT_ONCE {
         bail!(
-            "{AT_ONCE} hooks ran and {spooled} events are in the spool; the figures would mean nothing"
+            "{AT_ONCE} hooks ran and {spooled} events are in the spool; the measurement is not valid"
         );
     }
     Ok(())
@@ -106,7 +106,7 @@ impl Nix {
         Ok(path)
     }
 
-    /// How long `hook` took in each of the builds, as the shell that starts it sees it.
+    /// Returns the run times of `hook` in the builds, as measured by the shell that starts it.
     fn times(&self, run: &str, hook: &str) -> Result<Figures> {
         let (script, times) = (self.directory.join(run), self.directory.join("times").join(run));
         std::fs::create_dir_all(&times)?;

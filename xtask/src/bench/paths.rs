@@ -1,7 +1,7 @@
 //! Large paths: the comparison of two trees by the diff hook, and the upload of one large path.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::Command;
 
@@ -103,7 +103,7 @@ pub(super) fn upload(table: &mut Table, program: &Path, parent: &Path, runs: usi
     let mut times = [Vec::new(), Vec::new()];
     for run in 0..WARM_UP + runs {
         for cache in [&ours, &theirs] {
-            // Nothing of the run before is there.
+            // Remove the results of the previous run.
             let _gone = std::fs::remove_dir_all(cache);
             std::fs::create_dir_all(cache)?;
         }
@@ -133,18 +133,12 @@ pub(super) fn upload(table: &mut Table, program: &Path, parent: &Path, runs: usi
 /// Writes bytes that compress by about a half: each second block is zero.
 fn noise(file: &mut File, size: usize) -> Result<()> {
     const BLOCK: usize = 64 << 10;
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut block = vec![0; BLOCK];
-    for number in 0..size / BLOCK {
-        for chunk in block.chunks_exact_mut(8) {
-            // xorshift
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            let word = if number % 2 == 0 { state } else { 0 };
-            chunk.copy_from_slice(&word.to_le_bytes());
-        }
+    let mut random = File::open("/dev/urandom").context("cannot open /dev/urandom")?;
+    let (mut block, zeros) = (vec![0; BLOCK], vec![0; BLOCK]);
+    for _ in 0..size / (2 * BLOCK) {
+        random.read_exact(&mut block)?;
         file.write_all(&block).context("cannot write a large file")?;
+        file.write_all(&zeros).context("cannot write a large file")?;
     }
     Ok(())
 }

@@ -26,12 +26,12 @@ const AIM_AT_ONCE: f64 = 1.5;
 const AIM_EVENTS: f64 = 5000.0;
 /// Memory of an idle worker (both processes), at most, in MiB.
 const AIM_IDLE: f64 = 30.0;
-/// A worker that is not ready by then does not come.
+/// Time limit for a worker to become ready.
 const PATIENCE: Duration = Duration::from_mins(5);
 /// Clock ticks a second in /proc (`getconf CLK_TCK`; always 100 on Linux).
 const TICKS: f64 = 100.0;
 
-/// Calls `AT_ONCE` of the command at a time; the times of all calls.
+/// Runs `AT_ONCE` commands in parallel, `ROUNDS` times each. Returns the times of all calls.
 fn at_once(command: &(dyn Fn() -> Command + Sync)) -> Result<Figures> {
     let times = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..AT_ONCE)
@@ -74,7 +74,7 @@ pub(super) fn many_hooks(table: &mut Table, hook: &Path, place: &Place) -> Resul
     let (spooled, wanted) = (place.spooled(), AT_ONCE * ROUNDS);
     if spooled < wanted {
         bail!(
-            "{wanted} hooks ran and {spooled} events are in the spool; the figures would mean nothing"
+            "{wanted} hooks ran and {spooled} events are in the spool; the measurement is not valid"
         );
     }
     Ok(())
@@ -100,8 +100,7 @@ pub(super) fn worker(
     std::fs::create_dir_all(place.directory.join("var/gcroots"))?;
     fill(program, place, events)?;
     let (before, begin) = (processor_seconds()?, Instant::now());
-    let mut drain =
-        place.hookrun(program, "drain").stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let mut drain = place.hookrun(program, "drain").stdout(Stdio::null()).spawn()?;
     let mut most = 0.0_f64;
     while drain.try_wait()?.is_none() {
         most = most.max(highest(drain.id()));
@@ -109,10 +108,7 @@ pub(super) fn worker(
     }
     let (wall, processor) = (begin.elapsed().as_secs_f64(), processor_seconds()? - before);
     if !drain.wait()?.success() || place.spooled() > 0 {
-        bail!(
-            "hookrun drain did not end well; run it by hand in {} to see why",
-            place.directory.display()
-        );
+        bail!("`hookrun drain` failed or left events in the spool");
     }
     let count = f64::from(u32::try_from(events)?);
     let rate = count / processor;
@@ -151,14 +147,14 @@ pub(super) fn worker(
         if daemon.begin.elapsed() > PATIENCE {
             bail!("the spool is not empty after {} s", PATIENCE.as_secs());
         }
-        // A look at a full directory costs something itself.
+        // Listing a full directory takes time, so it is not done more often.
         std::thread::sleep(Duration::from_millis(250));
     }
     let (taken, processor) =
         (daemon.begin.elapsed().as_secs_f64(), own_processor_seconds(daemon.child.id()));
     writeln!(table, "{:<52} {taken:>7.2} s", "until the spool is empty")?;
     writeln!(table, "{:<52} {processor:>7.2} s", "processor time of the worker until then")?;
-    // What it took is in the journal now, and few of it are done.
+    // The events are now in the journal, and few tasks are done.
     drop(daemon);
     let tasks = due(program, place)?;
     let daemon = Daemon::start(program, place)?;
@@ -198,14 +194,14 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Waits until the worker tells its service manager something; the time since it was started.
+    /// Waits for a matching message to the service manager. Returns the time since the start.
     fn hear(&self, what: impl Fn(&str) -> bool) -> Result<Duration> {
         let mut message = [0; 4096];
         loop {
             let length = self
                 .listener
                 .recv(&mut message)
-                .context("the worker does not say what was waited for")?;
+                .context("the worker did not send the expected message")?;
             if message
                 .get(..length)
                 .and_then(|said| std::str::from_utf8(said).ok())
@@ -276,7 +272,7 @@ fn own_processor_seconds(pid: u32) -> f64 {
     fields.filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / TICKS
 }
 
-/// How many tasks are to be run.
+/// Returns the number of due tasks.
 fn due(program: &Path, place: &Place) -> Result<u64> {
     let status: serde_json::Value =
         serde_json::from_str(&place.hookrun(program, "status").args(["--format", "json"]).read()?)?;

@@ -1,5 +1,5 @@
-//! The table of ratios: each row has its yardstick beside it, both measured in turn in one run. A
-//! run is compared with the last recorded one (`docs/performance.json`).
+//! The table of results: each row has a measured command and a yardstick from the same run, and is
+//! compared with the last recorded run (`docs/performance.json`).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -151,7 +151,7 @@ impl Table {
     }
 }
 
-/// How long a command takes. Fails if it fails.
+/// Returns the run time of a command, or an error if the command fails.
 pub(super) fn time(name: &str, command: &mut Command) -> Result<Duration> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let begin = Instant::now();
