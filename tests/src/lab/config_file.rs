@@ -80,7 +80,7 @@ impl ConfigFile {
         self.set("http-credentials", name, table)
     }
 
-    /// Adds the tables of another file. Where both have a key, the value of the other file counts.
+    /// Adds the tables of another file. If both have a key, the value of the other file is used.
     pub fn and(mut self, other: impl Into<Self>) -> Self {
         merge(&mut self.0, other.into().0);
         self
@@ -165,7 +165,7 @@ impl PluginTable {
         self
     }
 
-    /// Lets the plugin wait for an hour between two of three attempts.
+    /// Sets three attempts, one hour apart.
     pub fn retry_hourly(self) -> Self {
         self.retry("attempts", 3).retry("min-delay", "1h").retry("max-delay", "1h")
     }
@@ -198,7 +198,7 @@ impl fmt::Display for ConfigFile {
     }
 }
 
-/// The file of tests that have one plugin, `x`.
+/// Creates a file with one plugin, named `x`. Unlike [`ConfigFile::new`], it does not set `start`.
 impl From<PluginTable> for ConfigFile {
     fn from(table: PluginTable) -> Self {
         Self::default().plugin("x", table)
@@ -216,7 +216,7 @@ fn with(mut table: Table, key: &str, value: impl Serialize) -> Table {
     table
 }
 
-/// The table `key`, which is made where it is missing.
+/// Returns the table `key`, and creates it if it is missing.
 fn table_in<'a>(table: &'a mut Table, key: &str) -> &'a mut Table {
     let value = table.entry(key).or_insert_with(|| Value::Table(Table::new()));
     value.as_table_mut().unwrap()

@@ -1,5 +1,5 @@
-//! What other users of the machine, and builds, may try with the files that they share with
-//! hookrun. SECURITY.md has the table of those files.
+//! Attacks by other users of the machine, and by builds, on files that they share with hookrun.
+//! SECURITY.md lists these files.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -20,14 +20,14 @@ use hookrun_tests::lab::{
 const STRANGER: u32 = 4242;
 /// A build user of `auto-allocate-uids`, who needs no entry in /etc/passwd.
 const BUILD_USER: u32 = 0x3400_0001;
-/// Longer than anything here takes.
+/// Time limit for each wait.
 const PATIENCE: Duration = Duration::from_mins(2);
 /// An event of root may wait this long behind other users' files.
 const SOON: Duration = Duration::from_secs(10);
 /// Files of a flood.
 const FILES: usize = 5000;
 const HASH: &str = "00bgd045z0d4icpbc2yyz4gx48ak44la";
-/// Nobody starts a worker.
+/// A configuration in which hooks start no worker.
 const CONFIG: &str = "[worker]\nstart = \"none\"\npriority = \"normal\"\n";
 
 fn scene() -> Scene {
@@ -172,7 +172,7 @@ fn a_stranger_who_makes_a_fallback_first_takes_no_event() {
 }
 
 #[test]
-fn a_build_user_who_swaps_its_fallback_for_a_link_moves_nothing_of_roots() {
+fn a_fallback_that_a_build_user_replaces_by_a_link_is_not_followed() {
     if !require(Need::Root) {
         return;
     }
@@ -301,7 +301,7 @@ fn directories_beyond_those_that_are_kept_are_removed_with_what_is_in_them() {
 }
 
 #[test]
-fn what_is_no_file_in_the_spool_blocks_nobody() {
+fn entries_other_than_regular_files_in_the_spool_delay_no_event() {
     if !require(Need::Root) {
         return;
     }
@@ -467,7 +467,7 @@ fn a_large_derivation_costs_a_hook_neither_memory_nor_its_event() {
 }
 
 #[test]
-fn a_comparison_that_dies_leaves_an_event_that_says_so() {
+fn an_interrupted_comparison_leaves_an_incomplete_event() {
     if !require(Need::Root) {
         return;
     }
@@ -504,7 +504,7 @@ fn files_that_are_set_aside_at_the_same_time_are_all_kept() {
 }
 
 #[test]
-fn what_a_stranger_puts_where_roots_fallback_might_be_is_not_touched() {
+fn files_of_another_user_at_the_path_of_a_fallback_are_not_touched() {
     if !require(Need::Root) {
         return;
     }
@@ -600,7 +600,7 @@ fn commands_of_root_follow_no_link_in_the_spool() {
 }
 
 #[test]
-fn a_worker_that_runs_retries_at_once_when_it_is_asked_to() {
+fn queue_retry_wakes_a_running_worker() {
     if !require(Need::Root) {
         return;
     }
@@ -739,7 +739,7 @@ fn no_other_user_can_open_a_file_below_the_state_directory() {
 }
 
 #[test]
-fn links_that_the_plugins_user_makes_lead_nowhere() {
+fn links_made_by_the_plugin_user_are_not_followed() {
     if !require(Need::Root) {
         return;
     }
@@ -821,7 +821,7 @@ fn roots_and_their_directory_are_closed_to_others_whatever_the_umask() {
 }
 
 #[test]
-fn a_file_of_roots_that_no_hook_wrote_is_no_event() {
+fn a_file_of_root_that_no_hook_wrote_is_rejected() {
     if !require(Need::Root) {
         return;
     }

@@ -119,6 +119,12 @@ fn the_first_configuration_of_the_readme_works_as_printed() {
         .expect("the page restarts the daemon");
     let nix_conf = blocks(&text).into_iter().find(|block| block.language == "ini").unwrap().text;
     steps.insert(restart, Step::File { path: "/etc/nix/nix.conf".to_owned(), text: nix_conf });
+    // The page says in which directory the programs were built.
+    let install = steps.iter().position(
+        |step| matches!(step, Step::Command { line, .. } if line.starts_with("for program")),
+    );
+    let built = Step::Command { line: "cd \"$HOME/.cargo/bin\"".to_owned(), output: Vec::new() };
+    steps.insert(install.expect("the page installs the programs"), built);
     // The secret that a user types.
     for step in &mut steps {
         if let Step::Command { line, .. } = step
